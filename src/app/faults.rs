@@ -1,0 +1,33 @@
+//! Paths that break a worker on purpose (`--faults`): for tests, demonstrations and trials of one's alerts.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+/// What `/fault/` offers.
+pub(super) const NAMES: [&str; 6] = ["exit", "panic", "segv", "hang", "leak", "random"];
+
+/// Does what `name` says; returns what to answer if the worker is still there to answer.
+#[expect(clippy::panic, reason = "a panic is what was asked for")]
+pub(super) fn commit(name: &str) -> Option<String> {
+    match name {
+        "exit" => std::process::exit(42),
+        "panic" => panic!("asked for by /fault/panic"),
+        "segv" => {
+            // Sent, not caused: the effect on the process is the same, and no memory is touched.
+            let me = std::process::id().to_string();
+            let _ = std::process::Command::new("kill").args(["-SEGV", &me]).status();
+            Some("no kill command here\n".to_string())
+        }
+        "hang" => {
+            std::thread::sleep(Duration::from_secs(3600));
+            Some("slept for an hour on the event loop\n".to_string())
+        }
+        "leak" => {
+            std::mem::forget(vec![1u8; 16 << 20]);
+            Some("leaked 16 MiB\n".to_string())
+        }
+        // Not a fault, but proof that there is none: different in every worker.
+        "random" => Some(format!("{:016x}\n", RandomState::new().hash_one(0))),
+        _ => None,
+    }
+}

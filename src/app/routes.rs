@@ -1,0 +1,158 @@
+//! Paths of the built-in application.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::body::Repeated;
+use super::{Options, faults};
+use crate::Worker;
+
+type Answer = Response<Either<Full<Bytes>, Repeated>>;
+
+const LIST: &str = "\
+/             which process answered
+/cluster      every worker, as JSON
+/healthz      200 while this worker lives
+/readyz       200 while it accepts, 503 while it drains
+/sleep/{ms}   waits without working, up to 3600000
+/fib/{n}      works without waiting, on the event loop, up to 50
+/bytes/{n}    a body of n bytes, up to 1073741824
+/echo         POST: the body comes back
+";
+
+/// The longest `/sleep`, in milliseconds: an hour.
+const LONGEST_SLEEP: u64 = 3_600_000;
+/// The largest `/fib`: half a minute of one core.
+const LARGEST_FIB: u64 = 50;
+/// The largest `/bytes`: 1 GiB.
+const LARGEST_BODY: u64 = 1 << 30;
+
+/// The application in one worker.
+pub(super) struct Routes {
+    worker: Worker,
+    options: Options,
+    /// The answer of `/`, made once.
+    who: Bytes,
+}
+
+impl Routes {
+    pub(super) fn new(worker: Worker, options: Options) -> Routes {
+        let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
+        Routes { worker, options, who }
+    }
+
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        if request.uri().path() == "/echo" {
+            return match *request.method() {
+                Method::POST | Method::PUT => self.echo(request).await,
+                _ => not_allowed("POST, PUT"),
+            };
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return not_allowed("GET, HEAD");
+        }
+        let path = request.uri().path();
+        let (name, argument) = match path[1.min(path.len())..].split_once('/') {
+            Some((name, argument)) => (name, Some(argument)),
+            None => (&path[1.min(path.len())..], None),
+        };
+        match (name, argument) {
+            ("", None) => text(StatusCode::OK, self.who.clone()),
+            ("cluster", None) => self.cluster(),
+            ("healthz", None) => text(StatusCode::OK, "ok\n"),
+            ("readyz", None) if self.worker.is_draining() => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+            }
+            ("readyz", None) => text(StatusCode::OK, "ready\n"),
+            ("sleep", Some(n)) => match number(n, LONGEST_SLEEP) {
+                Ok(ms) => {
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
+                    text(StatusCode::OK, format!("slept for {ms} ms\n"))
+                }
+                Err(why) => why,
+            },
+            ("fib", Some(n)) => match number(n, LARGEST_FIB) {
+                Ok(n) => text(StatusCode::OK, format!("fib({n}) = {}\n", fib(n))),
+                Err(why) => why,
+            },
+            ("bytes", Some(n)) => match number(n, LARGEST_BODY) {
+                Ok(n) => Response::new(Either::Right(Repeated::new(n))),
+                Err(why) => why,
+            },
+            ("fault", Some(name)) if self.options.faults => match faults::commit(name) {
+                Some(done) => text(StatusCode::OK, done),
+                None => {
+                    let known = faults::NAMES.join(", ");
+                    text(StatusCode::NOT_FOUND, format!("no such fault; there are: {known}\n"))
+                }
+            },
+            _ => text(StatusCode::NOT_FOUND, format!("not found; there are:\n{LIST}")),
+        }
+    }
+
+    fn cluster(&self) -> Answer {
+        match serde_json::to_vec_pretty(&self.worker.cluster()) {
+            Ok(json) => {
+                let mut answer = text(StatusCode::OK, json);
+                let json = HeaderValue::from_static("application/json");
+                answer.headers_mut().insert(CONTENT_TYPE, json);
+                answer
+            }
+            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
+        }
+    }
+
+    async fn echo(&self, request: Request<Incoming>) -> Answer {
+        let limit = usize::try_from(self.options.max_body_size).unwrap_or(usize::MAX);
+        match Limited::new(request.into_body(), limit).collect().await {
+            Ok(body) => Response::new(Either::Left(Full::new(body.to_bytes()))),
+            Err(e) if e.is::<LengthLimitError>() => text(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body is larger than {limit} bytes (max-body-size)\n"),
+            ),
+            Err(e) => text(StatusCode::BAD_REQUEST, format!("cannot read the body: {e}\n")),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
+    *answer.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    answer.headers_mut().insert(CONTENT_TYPE, plain);
+    answer
+}
+
+fn not_allowed(methods: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {methods}\n"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+fn number(argument: &str, most: u64) -> Result<u64, Answer> {
+    match argument.parse() {
+        Ok(n) if n <= most => Ok(n),
+        _ => Err(text(StatusCode::BAD_REQUEST, format!("give a number from 0 to {most}\n"))),
+    }
+}
+
+/// The slow way, on purpose.
+fn fib(n: u64) -> u64 {
+    if n < 2 { n } else { fib(black_box(n - 1)) + fib(black_box(n - 2)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fibonacci_is_right() {
+        assert_eq!((0..10).map(fib).collect::<Vec<_>>(), [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]);
+    }
+}

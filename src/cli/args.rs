@@ -1,0 +1,236 @@
+//! argv to a verb and its flags: syntax only. The flags of a configuration come from the key table.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use crate::config::key::Key;
+use crate::config::keys::KEYS;
+use crate::config::raw::RawFlags;
+
+/// What the binary is asked to do.
+#[derive(Debug)]
+pub(super) enum Verb {
+    /// Run the server.
+    Serve(RawFlags),
+    /// Check the configuration and print it.
+    Check {
+        /// The same flags as those of `serve`.
+        flags: RawFlags,
+        /// For programs instead of people.
+        json: bool,
+    },
+}
+
+// One line a paragraph: clap wraps them at the width of the terminal.
+const VALUES: &str = "\
+DURATION is 30s, 500ms, 2m, 1h or a bare number of seconds. \
+SIZE is 16KiB, 1MiB or a bare number of bytes. BOOL is true or false.
+
+Every flag is also an environment variable (--graceful-timeout: PREFORK_GRACEFUL_TIMEOUT) and, \
+but for --config, a key of the TOML file (graceful-timeout = \"30s\"). \
+Flags win over the environment, and that wins over the file. \
+PORT, WEB_CONCURRENCY and RUST_LOG are honoured below PREFORK_BIND, PREFORK_WORKERS and PREFORK_LOG.";
+
+const SIGNALS: &str = "\
+Signals:
+  TERM, INT   stop gracefully; a second one stops now
+  QUIT        stop now";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  prefork serve --root ./public
+  prefork serve -b 0.0.0.0:8080 -w 4 --graceful-timeout 10s
+  prefork serve -c /etc/prefork.toml -b unix:/run/prefork.sock";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  prefork check -c /etc/prefork.toml
+  prefork check --json --workers 4";
+
+/// The whole command line, as data.
+pub(super) fn command() -> Command {
+    Command::new("prefork")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A prefork HTTP server: one primary process, and workers that share its port")
+        .max_term_width(100)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        // One line for each verb.
+        .subcommand(serve())
+        .subcommand(check())
+}
+
+fn serve() -> Command {
+    with_settings(Command::new("serve"))
+        .about("Run the server in the foreground until a signal stops it")
+        .after_help(format!("{VALUES}\n\n{SIGNALS}\n\n{SERVE_EXAMPLES}"))
+}
+
+fn check() -> Command {
+    let json = Arg::new("json")
+        .long("json")
+        .action(ArgAction::SetTrue)
+        .help_heading("General")
+        .help("Print a JSON object: key to value and source");
+    with_settings(Command::new("check"))
+        .about("Check the configuration and print every value with its source")
+        .arg(json)
+        .after_help(format!("{VALUES}\n\n{CHECK_EXAMPLES}"))
+}
+
+/// Adds the flags of a configuration: those of the key table and `--config`.
+fn with_settings(command: Command) -> Command {
+    let config = Arg::new("config")
+        .long("config")
+        .short('c')
+        .value_name("FILE")
+        .value_parser(value_parser!(PathBuf))
+        .help_heading("General")
+        .help("Read this TOML file [default: none]");
+    let help = Arg::new("help")
+        .long("help")
+        .short('h')
+        .action(ArgAction::Help)
+        .help_heading("General")
+        .help("Print this help");
+    command.disable_help_flag(true).args(KEYS.iter().map(flag)).arg(config).arg(help)
+}
+
+fn flag(key: &'static Key) -> Arg {
+    let default = Some(key.default_text()).filter(|text| !text.is_empty());
+    let arg = Arg::new(key.name)
+        .long(key.name)
+        .value_name(key.value_name())
+        .help_heading(key.group)
+        .help(format!("{} [default: {}]", key.help, default.as_deref().unwrap_or("none")))
+        .action(if key.is_list() { ArgAction::Append } else { ArgAction::Set });
+    let arg = match key.short {
+        Some(letter) => arg.short(letter),
+        None => arg,
+    };
+    match key.is_switch() {
+        true => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        false => arg,
+    }
+}
+
+/// Reads a command line; the error knows how to print itself, be it a mistake or a call for help.
+pub(super) fn parse(
+    argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<Verb, clap::Error> {
+    let matches = command().try_get_matches_from(argv)?;
+    match matches.subcommand() {
+        Some(("serve", matches)) => Ok(Verb::Serve(flags(matches))),
+        Some(("check", matches)) => {
+            Ok(Verb::Check { flags: flags(matches), json: matches.get_flag("json") })
+        }
+        // Cannot be reached while every verb of `command` has its arm above.
+        _ => Err(command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")),
+    }
+}
+
+fn flags(matches: &ArgMatches) -> RawFlags {
+    let said = |key: &Key| Some(matches.get_many::<String>(key.name)?.cloned().collect());
+    RawFlags {
+        config: matches.get_one::<PathBuf>("config").cloned(),
+        values: KEYS.iter().filter_map(|key| Some((key.name, said(key)?))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn serve_flags(line: &str) -> RawFlags {
+        match parse(line.split(' ')).expect(line) {
+            Verb::Serve(flags) => flags,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn clap_finds_no_fault() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn flags_are_the_key_table() {
+        for verb in command().get_subcommands() {
+            let keys = KEYS.iter().map(|key| key.name);
+            let mut wanted: Vec<&str> = keys.chain(["config", "help"]).collect();
+            if verb.get_name() == "check" {
+                wanted.push("json");
+            }
+            let mut flags: Vec<&str> = verb.get_arguments().filter_map(Arg::get_long).collect();
+            flags.sort_unstable();
+            wanted.sort_unstable();
+            assert_eq!(flags, wanted, "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn flags_keep_their_text() {
+        let flags =
+            serve_flags("prefork serve -b :1 --bind :2 -w 4 --http2=false --faults -c a.toml");
+        assert_eq!(flags.config, Some("a.toml".into()));
+        let said: Vec<_> = flags.values.iter().map(|(k, v)| (*k, v.join(" "))).collect();
+        let text = |value: &str| value.to_string();
+        assert_eq!(
+            said,
+            [
+                ("bind", text(":1 :2")),
+                ("faults", text("true")),
+                ("http2", text("false")),
+                ("workers", text("4"))
+            ]
+        );
+        assert!(serve_flags("prefork serve").values.is_empty());
+    }
+
+    #[test]
+    fn a_switch_does_not_swallow_the_next_word() {
+        let error = parse("prefork serve --http2 false".split(' ')).expect_err("stray word");
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
+    }
+
+    #[test]
+    fn mistakes_are_told_from_calls_for_help() {
+        for (line, kind) in [
+            ("prefork", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("prefork --help", ErrorKind::DisplayHelp),
+            ("prefork serve --help", ErrorKind::DisplayHelp),
+            ("prefork help serve", ErrorKind::DisplayHelp),
+            ("prefork --version", ErrorKind::DisplayVersion),
+            ("prefork run", ErrorKind::InvalidSubcommand),
+            ("prefork serve --worker 1", ErrorKind::UnknownArgument),
+            ("prefork serve -w 1 -w 2", ErrorKind::ArgumentConflict),
+        ] {
+            assert_eq!(parse(line.split(' ')).expect_err(line).kind(), kind, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_names_defaults_and_headings() {
+        let help = serve().render_long_help().to_string();
+        for text in [
+            "Listening:",
+            "Workers:",
+            "Stopping:",
+            "HTTP:",
+            "Built-in application:",
+            "General:",
+            "[default: 30s]",
+            "[default: 16KiB]",
+            "--graceful-timeout <DURATION>",
+            "--http2[=<BOOL>]",
+            "-w, --workers <N>",
+            "Signals:",
+            "Examples:",
+        ] {
+            assert!(help.contains(text), "{text} is not in\n{help}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The log of the binary: one record, one line, on stderr.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, Write};
+
+use log::Level;
+use nix::sys::stat::fstat;
+
+/// Installs the logger; `filter` was checked with the rest of the configuration.
+pub(super) fn init(filter: &str) {
+    let mut builder = env_logger::Builder::new();
+    builder.parse_filters(filter).target(env_logger::Target::Stderr);
+    if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) {
+        builder.format(|out, record| journal_line(out, record.level(), record.args()));
+    } else {
+        builder.format(|out, record| {
+            let now = out.timestamp_millis();
+            plain_line(out, &now, record.level(), record.args())
+        });
+    }
+    // Only fails if there is a logger already, and then that one was wanted.
+    let _ = builder.try_init();
+}
+
+/// For a reader of plain text, who wants to know when.
+fn plain_line(
+    out: &mut dyn Write,
+    now: &dyn fmt::Display,
+    level: Level,
+    text: &dyn fmt::Display,
+) -> io::Result<()> {
+    writeln!(out, "{now} {level:<5} {}", one_line(&text.to_string()))
+}
+
+/// For journald, which knows when and wants to know how bad (see sd-daemon(3)).
+fn journal_line(out: &mut dyn Write, level: Level, text: &dyn fmt::Display) -> io::Result<()> {
+    let priority = match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    writeln!(out, "<{priority}>{}", one_line(&text.to_string()))
+}
+
+/// Whether stderr is the stream that systemd announced as `DEVICE:INODE`: the variable alone is
+/// inherited by processes whose stderr went elsewhere.
+fn is_journal(announced: Option<&str>, stderr: Option<(u64, u64)>) -> bool {
+    let parse = |text: &str| {
+        let (device, inode) = text.split_once(':')?;
+        Some((device.parse::<u64>().ok()?, inode.parse::<u64>().ok()?))
+    };
+    matches!((announced.and_then(parse), stderr), (Some(a), Some(b)) if a == b)
+}
+
+fn stderr_identity() -> Option<(u64, u64)> {
+    fstat(io::stderr()).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// Escapes control characters, so that no text can begin a line of its own or steer a terminal.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c.is_control() {
+            true => safe.extend(c.escape_default()),
+            false => safe.push(c),
+        }
+    }
+    Cow::Owned(safe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_others_are_not() {
+        assert_eq!(
+            one_line("a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\0"),
+            r"a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\u{0}"
+        );
+        assert!(matches!(one_line("grüße \\ \"x\""), Cow::Borrowed("grüße \\ \"x\"")));
+    }
+
+    #[test]
+    fn lines_have_a_time_or_a_priority() {
+        let mut out = Vec::new();
+        plain_line(&mut out, &"2026-11-22T10:00:00.123Z", Level::Info, &"a\nb").expect("write");
+        for level in Level::iter() {
+            journal_line(&mut out, level, &"text").expect("write");
+        }
+        assert_eq!(
+            String::from_utf8(out).expect("UTF-8"),
+            "2026-11-22T10:00:00.123Z INFO  a\\nb\n<3>text\n<4>text\n<6>text\n<7>text\n<7>text\n"
+        );
+    }
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        assert!(is_journal(Some("9:12345"), Some((9, 12345))));
+        for (announced, stderr) in [
+            (Some("9:12345"), Some((9, 1))),
+            (Some("9:12345"), None),
+            (Some("nonsense"), Some((9, 12345))),
+            (Some("9:"), Some((9, 0))),
+            (None, Some((9, 12345))),
+        ] {
+            assert!(!is_journal(announced, stderr), "{announced:?}");
+        }
+        assert!(stderr_identity().is_some());
+    }
+}

@@ -1,0 +1,52 @@
+//! The face of the binary: verbs to functions to exit statuses. The library never imports it.
+
+mod args;
+mod check;
+mod logger;
+mod serve;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crate::error::{Result, exit};
+
+/// Runs the `prefork` command.
+pub fn main() -> ExitCode {
+    let verb = match args::parse(std::env::args_os()) {
+        Ok(verb) => verb,
+        Err(error) => return help_or_usage(&error),
+    };
+    let done = match verb {
+        args::Verb::Serve(flags) => serve::run(flags),
+        args::Verb::Check { flags, json } => check::run(flags, json),
+    };
+    done.unwrap_or_else(|error| {
+        complain(&error);
+        ExitCode::from(error.exit_status())
+    })
+}
+
+/// Prints what clap has to say. Only help and the version that were asked for are a success.
+fn help_or_usage(error: &clap::Error) -> ExitCode {
+    // Nobody is left to be told if this fails.
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK })
+}
+
+/// One line on stderr, whatever the text.
+fn complain(text: &dyn Display) {
+    // Nobody is left to be told if this fails.
+    let _ = writeln!(io::stderr(), "prefork: {}", logger::one_line(&text.to_string()));
+}
+
+/// Prints the answer of a verb. A reader that has seen enough (`| head`) is no failure.
+fn answer(text: &str) -> Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(crate::Error::system("write to standard output", error))
+        }
+        _ => Ok(ExitCode::from(exit::OK)),
+    }
+}

@@ -1,0 +1,159 @@
+//! The public door: a configuration and an application in, a supervised cluster out.
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
+use hyper::{Request, Response};
+
+use crate::config::Config;
+use crate::error::{Error, Result, exit};
+use crate::listener::ListenerSet;
+use crate::primary::Primary;
+use crate::supervisor::Outcome;
+use crate::sys;
+use crate::worker::{self, App, BoxError, Stream, Worker};
+
+/// A cluster of forked workers behind one listening socket.
+///
+/// ```no_run
+/// use http_body_util::Full;
+/// use hyper::body::{Bytes, Incoming};
+/// use hyper::{Request, Response, service::service_fn};
+/// use tokio_prefork::{Cluster, Config, Worker};
+///
+/// fn main() -> tokio_prefork::Result<std::process::ExitCode> {
+///     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
+///     Cluster::new(config).serve(|worker: Worker| async move {
+///         let pid = worker.pid();
+///         Ok(service_fn(move |_: Request<Incoming>| async move {
+///             let body = Full::new(Bytes::from(format!("Handled by PID {pid}\n")));
+///             Ok::<_, std::convert::Infallible>(Response::new(body))
+///         }))
+///     })
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use = "a cluster does nothing until it serves"]
+pub struct Cluster {
+    config: Config,
+}
+
+impl Cluster {
+    /// A cluster with this configuration.
+    pub fn new(config: Config) -> Cluster {
+        Cluster { config }
+    }
+
+    /// Loads data once, in the primary, after the sockets are bound and before the first fork: every worker,
+    /// the respawned ones too, shares its memory until somebody writes to it (copy-on-write).
+    ///
+    /// `load` runs in a thread of its own, which ends before the first fork. So what it leaves in
+    /// thread-local state, above all the keys of std's hash maps, is not the same in every worker. It must
+    /// not use tokio: a worker could not use tokio any more (see "Unix fork" in tokio's documentation).
+    pub fn preload<T, L>(self, load: L) -> Preloaded<L>
+    where
+        L: FnOnce() -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        Preloaded { cluster: self, load }
+    }
+
+    /// Forks the workers and supervises them until the cluster is told to stop. Returns in the primary only.
+    ///
+    /// `app` runs once in each worker, inside its runtime, and makes the service that answers the requests;
+    /// the worker is ready when it returns. Neither it nor the service needs to be `Send`. A tower or axum
+    /// service fits through `hyper_util::service::TowerToHyperService`.
+    ///
+    /// # Errors
+    /// The address cannot be bound, or the system refuses something at the start. What goes wrong later is
+    /// logged, survived if possible, and told by the exit status (see [`exit`](crate::exit)).
+    pub fn serve<A, F, S, B>(self, app: A) -> Result<ExitCode>
+    where
+        A: Fn(Worker) -> F + 'static,
+        F: Future<Output = Result<S>> + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+        S::Future: 'static,
+        S::Error: Into<BoxError> + 'static,
+        B: Body<Data = Bytes> + 'static,
+        B::Error: Into<BoxError>,
+    {
+        run(self.config, || Ok(worker::http_app(app)))
+    }
+
+    /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
+    /// is the connection's life; a draining worker waits for it up to the graceful timeout.
+    ///
+    /// # Errors
+    /// As [`Cluster::serve`].
+    pub fn serve_connections<A, F>(self, app: A) -> Result<ExitCode>
+    where
+        A: Fn(Worker, Stream) -> F + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        run(self.config, || Ok(worker::connection_app(app)))
+    }
+}
+
+/// A cluster that loads something before it forks; made by [`Cluster::preload`].
+#[derive(Debug)]
+#[must_use = "a cluster does nothing until it serves"]
+pub struct Preloaded<L> {
+    cluster: Cluster,
+    load: L,
+}
+
+impl<L> Preloaded<L> {
+    /// As [`Cluster::serve`], with what was loaded.
+    ///
+    /// # Errors
+    /// As [`Cluster::serve`], and what the loading function returned.
+    pub fn serve<T, A, F, S, B>(self, app: A) -> Result<ExitCode>
+    where
+        L: FnOnce() -> Result<T> + Send + 'static,
+        T: Send + 'static,
+        A: Fn(Worker, &'static T) -> F + 'static,
+        F: Future<Output = Result<S>> + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+        S::Future: 'static,
+        S::Error: Into<BoxError> + 'static,
+        B: Body<Data = Bytes> + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let load = self.load;
+        run(self.cluster.config, || {
+            let data = &*Box::leak(Box::new(load_in_thread(load)?));
+            Ok(worker::http_app(move |worker| app(worker, data)))
+        })
+    }
+}
+
+fn load_in_thread<T: Send + 'static>(
+    load: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let thread = std::thread::Builder::new()
+        .name("preload".to_string())
+        .spawn(load)
+        .map_err(|e| Error::system("start the preload thread", e))?;
+    let panicked = |_| Error::application("preload", "it panicked (see above)");
+    thread.join().map_err(panicked)?
+}
+
+/// The whole story: bind, load, fork and supervise.
+fn run(config: Config, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+    // Descriptors are connections; a limit that cannot be raised is met when it is reached.
+    if let Err(e) = sys::process::raise_open_files() {
+        log::warn!("cannot raise the limit on open files: {e}");
+    }
+    let listeners = ListenerSet::acquire(&config.bind, config.backlog)?;
+    let app = make()?;
+    let enter = move |seed| worker::enter(seed, &app);
+    let outcome = Primary::new(Rc::new(config), listeners, Box::new(enter))?.run()?;
+    Ok(ExitCode::from(match outcome {
+        Outcome::Stopped => exit::OK,
+        Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
+    }))
+}

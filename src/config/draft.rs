@@ -1,0 +1,63 @@
+//! The draft: all values, first the defaults, then overwritten by what was said, then checked.
+
+use std::path::PathBuf;
+
+use super::{Config, ConfigBuilder};
+use crate::error::{Error, Result};
+
+/// What the built-in application needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AppSettings {
+    /// The directory whose files are served, if any.
+    pub root: Option<PathBuf>,
+    /// Largest request body in bytes; beyond it, 413.
+    pub max_body_size: u64,
+    /// Whether the paths that crash or hang a worker on purpose are there.
+    pub faults: bool,
+}
+
+impl AppSettings {
+    /// 1 GiB.
+    const MAX_BODY_SIZE_MOST: u64 = 1 << 30;
+
+    fn check(self) -> Result<AppSettings> {
+        if self.max_body_size > AppSettings::MAX_BODY_SIZE_MOST {
+            return Err(Error::config(format!(
+                "max-body-size = {} is out of range: give 0 to 1GiB",
+                self.max_body_size
+            )));
+        }
+        Ok(self)
+    }
+}
+
+impl Default for AppSettings {
+    fn default() -> AppSettings {
+        AppSettings { root: None, max_body_size: 1 << 20, faults: false }
+    }
+}
+
+/// Values that are read, but not yet held against their bounds.
+#[derive(Debug, Clone)]
+pub(crate) struct Draft {
+    /// For the library.
+    pub config: Config,
+    /// For the built-in application.
+    pub app: AppSettings,
+    /// For the logger of the binary.
+    pub log: String,
+}
+
+impl Draft {
+    /// Checks every value against its bounds. Errors begin with `KEY = VALUE`.
+    pub(crate) fn check(self) -> Result<(Config, AppSettings, String)> {
+        let config = ConfigBuilder { config: self.config }.build()?;
+        Ok((config, self.app.check()?, self.log))
+    }
+}
+
+impl Default for Draft {
+    fn default() -> Draft {
+        Draft { config: Config::default(), app: AppSettings::default(), log: "info".to_string() }
+    }
+}

@@ -1,0 +1,135 @@
+//! What a key is: its names, its type, and how its value is read and printed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Workers;
+use super::draft::Draft;
+use super::said::{Problem, Said};
+use super::value;
+use crate::listener::ListenAddr;
+
+/// One thing an operator may set.
+pub(crate) struct Key {
+    /// The name in TOML; `--NAME` as a flag, `PREFORK_NAME` in the environment.
+    pub name: &'static str,
+    /// The flag's one-letter form.
+    pub short: Option<char>,
+    /// The heading under which the help has it.
+    pub group: &'static str,
+    /// Where the value goes, and with that its type.
+    pub field: Field,
+    /// Variables of other people's conventions, honoured below our own.
+    pub aliases: &'static [Alias],
+    /// One line without the default, which is printed after it.
+    pub help: &'static str,
+}
+
+/// A variable that others set (a platform, a habit), and how its text becomes ours.
+pub(crate) struct Alias {
+    /// The name of the variable.
+    pub var: &'static str,
+    /// From its text to the key's; the error says what is wrong with it.
+    pub convert: fn(&str) -> Result<String, String>,
+}
+
+/// The place of a value in the draft; its type decides how it is read and printed.
+pub(crate) enum Field {
+    /// One or more addresses.
+    Addresses(fn(&mut Draft) -> &mut Vec<ListenAddr>),
+    /// `auto` or a count.
+    Workers(fn(&mut Draft) -> &mut Workers),
+    /// A whole number.
+    Count(fn(&mut Draft) -> &mut u32),
+    /// A duration.
+    Duration(fn(&mut Draft) -> &mut Duration),
+    /// A number of bytes that is held in memory.
+    Size(fn(&mut Draft) -> &mut usize),
+    /// A number of bytes that goes by.
+    Length(fn(&mut Draft) -> &mut u64),
+    /// True or false.
+    Switch(fn(&mut Draft) -> &mut bool),
+    /// A directory that exists.
+    Directory(fn(&mut Draft) -> &mut Option<PathBuf>),
+    /// An `env_logger` filter.
+    Filter(fn(&mut Draft) -> &mut String),
+}
+
+impl Key {
+    /// Our own environment variable for it.
+    pub(crate) fn env_var(&self) -> String {
+        format!("PREFORK_{}", self.name.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Whether it takes several values.
+    pub(crate) fn is_list(&self) -> bool {
+        matches!(self.field, Field::Addresses(_))
+    }
+
+    /// Whether its flag stands for `true` when it has no value.
+    pub(crate) fn is_switch(&self) -> bool {
+        matches!(self.field, Field::Switch(_))
+    }
+
+    /// What the help calls the value.
+    pub(crate) fn value_name(&self) -> &'static str {
+        match self.field {
+            Field::Addresses(_) => "ADDRESS",
+            Field::Workers(_) | Field::Count(_) => "N",
+            Field::Duration(_) => "DURATION",
+            Field::Size(_) | Field::Length(_) => "SIZE",
+            Field::Switch(_) => "BOOL",
+            Field::Directory(_) => "DIR",
+            Field::Filter(_) => "FILTER",
+        }
+    }
+
+    /// Reads what was said into the draft. Bounds are checked later, over the whole draft.
+    pub(crate) fn apply(&self, draft: &mut Draft, said: &Said) -> Result<(), Problem> {
+        match self.field {
+            Field::Addresses(place) => *place(draft) = said.each(value::address)?,
+            Field::Workers(place) => *place(draft) = said.one(value::workers)?,
+            Field::Count(place) => *place(draft) = said.one(value::count)?,
+            Field::Duration(place) => *place(draft) = said.one(value::duration)?,
+            Field::Size(place) => {
+                *place(draft) = usize::try_from(said.one(value::size)?).unwrap_or(usize::MAX);
+            }
+            Field::Length(place) => *place(draft) = said.one(value::size)?,
+            Field::Switch(place) => {
+                *place(draft) = match said.is_from_file() {
+                    true => said.one(value::toml_switch)?,
+                    false => said.one(value::switch)?,
+                };
+            }
+            Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
+            Field::Filter(place) => *place(draft) = said.one(value::filter)?,
+        }
+        Ok(())
+    }
+
+    /// The draft's value in the form in which it can be given; empty if there is none.
+    ///
+    /// The draft is only read, but the one accessor of a [`Field`] is for both ways.
+    pub(crate) fn show(&self, draft: &mut Draft) -> String {
+        match self.field {
+            Field::Addresses(place) => {
+                place(draft).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            }
+            Field::Workers(place) => value::show_workers(*place(draft)),
+            Field::Count(place) => place(draft).to_string(),
+            Field::Duration(place) => value::show_duration(*place(draft)),
+            Field::Size(place) => value::show_size(*place(draft) as u64),
+            Field::Length(place) => value::show_size(*place(draft)),
+            Field::Switch(place) => place(draft).to_string(),
+            Field::Directory(place) => {
+                place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+            }
+            Field::Filter(place) => place(draft).clone(),
+        }
+    }
+
+    /// The default in the form in which it can be given; empty if there is none.
+    pub(crate) fn default_text(&self) -> String {
+        self.show(&mut Draft::default())
+    }
+}

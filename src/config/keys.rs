@@ -1,0 +1,147 @@
+//! Every key there is, once: this table drives the flags and their help, the environment, the TOML
+//! file and `prefork check`. A new key is one new row (and a [`Field`] if its type is new).
+
+use super::key::{Alias, Field, Key};
+use super::value;
+
+/// Headings of the help, in the order in which the table has them.
+mod group {
+    pub(super) const LISTENING: &str = "Listening";
+    pub(super) const WORKERS: &str = "Workers";
+    pub(super) const STOPPING: &str = "Stopping";
+    pub(super) const HTTP: &str = "HTTP";
+    pub(super) const APPLICATION: &str = "Built-in application";
+    pub(super) const GENERAL: &str = "General";
+}
+
+/// The table.
+pub(crate) static KEYS: &[Key] = &[
+    Key {
+        short: Some('b'),
+        aliases: &[Alias { var: "PORT", convert: value::port_to_bind }],
+        ..key(
+            "bind",
+            group::LISTENING,
+            Field::Addresses(|d| &mut d.config.bind),
+            "Listen here: HOST:PORT, :PORT, unix:PATH or fd://N (may be repeated)",
+        )
+    },
+    key(
+        "backlog",
+        group::LISTENING,
+        Field::Count(|d| &mut d.config.backlog),
+        "Connections the kernel queues before they are accepted",
+    ),
+    Key {
+        short: Some('w'),
+        aliases: &[Alias { var: "WEB_CONCURRENCY", convert: value::unchanged }],
+        ..key(
+            "workers",
+            group::WORKERS,
+            Field::Workers(|d| &mut d.config.workers),
+            "Worker processes: a number, or auto for one a core",
+        )
+    },
+    key(
+        "worker-connections",
+        group::WORKERS,
+        Field::Count(|d| &mut d.config.worker_connections),
+        "Open connections a worker takes before it leaves new ones to others",
+    ),
+    key(
+        "boot-timeout",
+        group::WORKERS,
+        Field::Duration(|d| &mut d.config.boot_timeout),
+        "How long a worker may take to get ready",
+    ),
+    key(
+        "boot-attempts",
+        group::WORKERS,
+        Field::Count(|d| &mut d.config.boot_attempts),
+        "Give up after so many failed rounds if no worker was ever ready",
+    ),
+    key(
+        "min-uptime",
+        group::WORKERS,
+        Field::Duration(|d| &mut d.config.min_uptime),
+        "A worker that dies sooner than this after it was ready is crash-looping",
+    ),
+    key(
+        "graceful-timeout",
+        group::STOPPING,
+        Field::Duration(|d| &mut d.config.graceful_timeout),
+        "How long a stopping worker may finish its requests",
+    ),
+    key(
+        "linger-timeout",
+        group::STOPPING,
+        Field::Duration(|d| &mut d.config.linger_timeout),
+        "How long a stopping worker keeps idle connections for late requests",
+    ),
+    key(
+        "header-timeout",
+        group::HTTP,
+        Field::Duration(|d| &mut d.config.header_timeout),
+        "How long a client may take to send a request head",
+    ),
+    key(
+        "keep-alive-timeout",
+        group::HTTP,
+        Field::Duration(|d| &mut d.config.keep_alive_timeout),
+        "How long a kept-alive connection may stay idle",
+    ),
+    key(
+        "max-header-size",
+        group::HTTP,
+        Field::Size(|d| &mut d.config.max_header_size),
+        "Largest request head, beyond it 431",
+    ),
+    key(
+        "pipeline-flush",
+        group::HTTP,
+        Field::Switch(|d| &mut d.config.pipeline_flush),
+        "Write the responses of pipelined requests together: faster, but buffers bodies",
+    ),
+    key(
+        "http2",
+        group::HTTP,
+        Field::Switch(|d| &mut d.config.http2),
+        "Accept HTTP/2 without TLS (prior knowledge)",
+    ),
+    key(
+        "root",
+        group::APPLICATION,
+        Field::Directory(|d| &mut d.app.root),
+        "Serve the files of this directory",
+    ),
+    key(
+        "max-body-size",
+        group::APPLICATION,
+        Field::Length(|d| &mut d.app.max_body_size),
+        "Largest request body, beyond it 413",
+    ),
+    key(
+        "faults",
+        group::APPLICATION,
+        Field::Switch(|d| &mut d.app.faults),
+        "Offer paths that crash or hang a worker on purpose, for trials only",
+    ),
+    Key {
+        aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],
+        ..key(
+            "log",
+            group::GENERAL,
+            Field::Filter(|d| &mut d.log),
+            "What to log: off, error, warn, info, debug, trace or MODULE=LEVEL,...",
+        )
+    },
+];
+
+const fn key(name: &'static str, group: &'static str, field: Field, help: &'static str) -> Key {
+    Key { name, short: None, group, field, aliases: &[], help }
+}
+
+/// The row with this name.
+pub(crate) fn find(name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.name == name)
+}

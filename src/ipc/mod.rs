@@ -1,0 +1,46 @@
+//! The words between the primary and one worker, over a SOCK_SEQPACKET pair made before the fork.
+//!
+//! One message is one datagram: a kind byte and a payload, at most [`frame::CAP`] bytes. Numbers are
+//! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is eighteen:
+//!
+//! ```text
+//! 01
+//! 81  30 75 00 00 00 00 00 00  e8 03 00 00 00 00 00 00  01
+//! ```
+//!
+//! The end of the channel is a message, too: for a worker it means that the primary is gone, for the primary
+//! that the worker is. Neither end trusts the other: what does not parse condemns the channel it came by.
+
+mod frame;
+mod primary_end;
+mod worker_end;
+
+use std::time::Duration;
+
+pub(crate) use primary_end::{Heard, PrimaryEnd};
+pub(crate) use worker_end::WorkerEnd;
+
+/// What a worker says to the primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ToPrimary {
+    /// It accepts connections from now on.
+    Ready,
+    /// It could not start; the text says why. It exits after this.
+    BootFailed(String),
+    /// It has begun to drain on its own account and wants a replacement.
+    Retiring,
+}
+
+/// What the primary says to a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ToWorker {
+    /// Stop accepting, finish what is open, then exit.
+    Drain {
+        /// When what is still open is cut off.
+        grace: Duration,
+        /// How long idle kept-alive connections stay open for a request that is on its way.
+        linger: Duration,
+        /// Nobody will listen any more: empty the accept queue first.
+        closing: bool,
+    },
+}

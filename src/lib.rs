@@ -1,0 +1,38 @@
+//! A prefork server: a *primary* process binds one SO_REUSEPORT listening socket, forks *workers* that each
+//! run a single-threaded tokio runtime with hyper, and supervises and respawns them. Node's cluster module,
+//! as real processes, in Rust. Linux only.
+//!
+//! Start with [`Cluster`]. The map of the house is in `ARCHITECTURE.md`; its invariants, absences first:
+//!
+//! - The primary has one thread and no async runtime, ever; a process that forks has one thread.
+//! - Nothing but `sys` is unsafe or names libc.
+//! - The supervisor makes no system call and never learns the time except as an argument.
+//! - A pid is forgotten the moment its exit is reported, and never signalled again.
+//! - A forked worker never returns into the primary's code, and never outlives it.
+//! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
+//! - Nothing waits for a peer without a deadline, and every queue has a bound.
+
+mod cluster;
+mod config;
+mod error;
+mod identity;
+mod ipc;
+mod listener;
+mod primary;
+mod scoreboard;
+mod seed;
+mod supervisor;
+mod sys;
+mod worker;
+
+mod app;
+#[doc(hidden)]
+pub mod cli;
+
+pub use cluster::{Cluster, Preloaded};
+pub use config::{Config, ConfigBuilder, Workers};
+pub use error::{Error, Result, exit};
+pub use identity::{Generation, Slot, WorkerId, WorkerTag};
+pub use listener::ListenAddr;
+pub use scoreboard::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
+pub use worker::{BoxError, Stream, Worker};

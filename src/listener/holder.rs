@@ -1,0 +1,112 @@
+//! Who holds an address: read from `/proc`, as far as our rights allow.
+
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
+
+/// A process that listens where we wanted to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pid: u32,
+    name: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}, {}", self.pid, self.name)
+    }
+}
+
+/// The process that listens on the port of `addr`, if `/proc` tells.
+pub(super) fn of_port(addr: SocketAddr) -> Option<Holder> {
+    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
+        .into_iter()
+        .filter_map(|table| fs::read_to_string(table).ok())
+        .flat_map(|table| listening_inodes(&table, addr))
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    // The oldest: a primary stands before its workers.
+    pids().into_iter().find(|pid| holds_any(*pid, &inodes)).and_then(named)
+}
+
+/// The process at the other end of a Unix socket.
+pub(super) fn of_peer(stream: &UnixStream) -> Option<Holder> {
+    let peer =
+        nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
+    named(u32::try_from(peer.pid()).ok()?)
+}
+
+/// Inodes of sockets in state LISTEN (0A) in a table like `/proc/net/tcp` that collide with `addr`.
+fn listening_inodes(table: &str, addr: SocketAddr) -> Vec<u64> {
+    let port = format!("{:04X}", addr.port());
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace();
+            let (ip, its_port) = fields.nth(1)?.split_once(':')?;
+            let state = fields.nth(1)?;
+            let inode = fields.nth(5)?.parse().ok()?;
+            (its_port == port && state == "0A" && collides(ip, addr.ip())).then_some(inode)
+        })
+        .collect()
+}
+
+/// Whether a listener on `hex` (as `/proc` prints it) stands in the way of `ip`.
+fn collides(hex: &str, ip: IpAddr) -> bool {
+    let any = hex.bytes().all(|b| b == b'0');
+    let same = match ip {
+        IpAddr::V4(v4) => hex.ends_with(&format!("{:08X}", u32::from(v4).swap_bytes())),
+        IpAddr::V6(v6) => {
+            let words = v6.octets();
+            let printed: String = words
+                .chunks_exact(4)
+                .map(|w| format!("{:02X}{:02X}{:02X}{:02X}", w[3], w[2], w[1], w[0]))
+                .collect();
+            hex == printed
+        }
+    };
+    any || same || ip.is_unspecified()
+}
+
+fn pids() -> Vec<u32> {
+    let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut pids: Vec<u32> =
+        dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+fn holds_any(pid: u32, sockets: &[String]) -> bool {
+    let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    fds.flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .any(|target| target.to_str().is_some_and(|t| sockets.iter().any(|s| s == t)))
+}
+
+fn named(pid: u32) -> Option<Holder> {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // A name is whatever its process chose: nothing of it may reach a terminal raw.
+    Some(Holder { pid, name: name.trim_end().escape_default().to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0
+   1: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0
+   2: 0100007F:0BB8 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4713 1 0 100 0
+";
+
+    #[test]
+    fn listeners_in_the_way_are_found_and_others_are_not() {
+        let find = |addr: &str| listening_inodes(TABLE, addr.parse().expect("address"));
+        assert_eq!(find("127.0.0.1:3000"), [4711]);
+        assert_eq!(find("0.0.0.0:3000"), [4711]);
+        assert_eq!(find("127.0.0.2:3000"), []);
+        assert_eq!(find("127.0.0.1:8080"), [4712]);
+    }
+}

@@ -1,0 +1,143 @@
+//! Where events come from: signals, worker channels, exits, and one deadline.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Instant;
+
+use super::{Child, Primary};
+use crate::error::{Error, Result};
+use crate::identity::WorkerId;
+use crate::ipc::{Heard, ToPrimary};
+use crate::supervisor::{Event, Intent};
+use crate::sys;
+use crate::sys::signal::Signal;
+
+/// The signals the primary handles. HUP, USR1, USR2, TTIN, TTOU and WINCH are caught so that they do not kill
+/// it by default; a terminal's hang-up or a resize is no reason to end a service.
+pub(super) const SIGNALS: [Signal; 10] = [
+    Signal::SIGCHLD,
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGWINCH,
+];
+
+/// Words taken from one channel in one turn: a flooding worker must not keep the others waiting.
+const WORDS_A_TURN: usize = 16;
+
+impl Primary {
+    /// The next thing that happened; waits for it.
+    pub(super) fn next_event(&mut self) -> Result<Event> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Ok(event);
+            }
+            self.wait().map_err(|e| Error::system("wait for signals and workers", e))?;
+        }
+    }
+
+    /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
+    /// if this process was stopped while the deadline passed.
+    fn wait(&mut self) -> std::io::Result<()> {
+        let deadline = self.supervisor.deadline();
+        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let open: Vec<WorkerId> = self
+            .children
+            .iter()
+            .filter(|(_, child)| child.channel.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        let ready = {
+            let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
+            let fds: Vec<BorrowedFd<'_>> =
+                self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).collect();
+            sys::poll::wait(&fds, timeout)?
+        };
+        for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+            if let Some(child) = self.children.get_mut(id) {
+                self.queue.extend(child.listen(WORDS_A_TURN));
+            }
+        }
+        if ready[0] {
+            self.heed_signals()?;
+        }
+        if deadline.is_some_and(|at| at <= Instant::now()) {
+            self.queue.push_back(Event::DeadlineReached);
+        }
+        Ok(())
+    }
+
+    fn heed_signals(&mut self) -> std::io::Result<()> {
+        for signal in self.signals.take()? {
+            match intent(signal) {
+                Some(intent) => {
+                    self.queue.push_back(Event::Asked { intent, by: signal.as_str().to_string() });
+                }
+                None if signal == Signal::SIGCHLD => self.reap(),
+                None => super::journal::ignored(signal),
+            }
+        }
+        Ok(())
+    }
+
+    /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business.
+    fn reap(&mut self) {
+        let ended: Vec<_> = self
+            .children
+            .iter()
+            .filter_map(|(id, child)| match sys::wait::reap(child.pid) {
+                Ok(status) => status.map(|status| (*id, status)),
+                Err(e) => {
+                    super::journal::cannot_reap(child.tag, &e);
+                    None
+                }
+            })
+            .collect();
+        for (worker, status) in ended {
+            // From here on the pid is nobody's.
+            let Some(mut child) = self.children.remove(&worker) else { continue };
+            self.queue.extend(child.listen(WORDS_A_TURN));
+            let served = self.board.retire(child.row).requests;
+            self.queue.push_back(Event::Exited { worker, status, served });
+        }
+    }
+}
+
+impl Child {
+    /// Up to `words` things the worker said.
+    fn listen(&mut self, words: usize) -> Vec<Event> {
+        let worker = self.tag.id;
+        let mut events = Vec::new();
+        for _ in 0..words {
+            let Some(channel) = &self.channel else { break };
+            let event = match channel.hear() {
+                Heard::Nothing => break,
+                Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
+                Heard::Word(ToPrimary::Retiring) => Event::Retiring { worker },
+                Heard::Word(ToPrimary::BootFailed(why)) => Event::BootFailed { worker, why },
+                Heard::End => {
+                    self.channel = None;
+                    Event::ChannelClosed { worker }
+                }
+                Heard::Garbage(why) => {
+                    self.channel = None;
+                    Event::Garbled { worker, why }
+                }
+            };
+            events.push(event);
+        }
+        events
+    }
+}
+
+fn intent(signal: Signal) -> Option<Intent> {
+    match signal {
+        Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
+        Signal::SIGQUIT => Some(Intent::StopNow),
+        _ => None,
+    }
+}

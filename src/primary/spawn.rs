@@ -1,0 +1,118 @@
+//! The choreography of a fork. In order: signals held back, channel made, fork; then the child gives up
+//! everything that is the primary's, takes what is its own, lets signals in again, and never comes back.
+//!
+//! What if the primary dies in between? The child asks who its parent is after it told the kernel to signal
+//! it (`die_with`), so it cannot miss the death. What if a signal comes? It is held back until the child has
+//! its own handlers; the primary's pipe is never written by a child.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use super::{Child, Primary};
+use crate::error::{Error, Result, exit};
+use crate::identity::WorkerTag;
+use crate::ipc::PrimaryEnd;
+use crate::scoreboard::RowIndex;
+use crate::seed::Seed;
+use crate::sys;
+use crate::sys::fork::Fork;
+use crate::sys::signal::{Blocked, Signal};
+use std::os::fd::OwnedFd;
+
+/// What the service manager says to the primary alone. A worker that had these could speak in its name.
+const PRIMARYS_OWN: [&str; 9] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "FDSTORE",
+    "MAINPID",
+];
+
+impl Primary {
+    /// Forks a worker and returns its pid; in the child it does not return.
+    pub(super) fn fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
+        let row = self.board.lease(tag).ok_or_else(|| {
+            Error::config("no free row on the scoreboard: too many workers are still finishing")
+        })?;
+        let forked = self.fork_into(tag, row);
+        if forked.is_err() {
+            self.board.retire(row);
+        }
+        forked
+    }
+
+    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex) -> Result<u32> {
+        let (ours, theirs) = sys::socket::message_pair()
+            .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
+        let primary = std::process::id();
+        let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
+        match sys::fork::fork()? {
+            Fork::Parent(pid) => {
+                let tag = WorkerTag { pid: Some(pid), ..tag };
+                let channel = Some(PrimaryEnd::new(ours));
+                self.children.insert(tag.id, Child { tag, pid, channel, row });
+                Ok(pid)
+            }
+            Fork::Child => {
+                drop(ours);
+                let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
+                sys::fork::exit_now(self.live_as_worker(tag, row, theirs, primary, blocked))
+            }
+        }
+    }
+
+    /// A whole worker's life, in the child. A panic here must not unwind into the primary's frames.
+    fn live_as_worker(
+        &mut self,
+        tag: WorkerTag,
+        row: RowIndex,
+        channel: OwnedFd,
+        primary: u32,
+        blocked: Blocked,
+    ) -> u8 {
+        let life = || match self.become_worker(tag, row, channel, primary, blocked) {
+            Ok(Some(seed)) => (self.entry)(seed),
+            Ok(None) => exit::OK,
+            Err(e) => {
+                log::error!("{tag} cannot start: {e}");
+                exit::OS
+            }
+        };
+        catch_unwind(AssertUnwindSafe(life)).unwrap_or(exit::FAILURE)
+    }
+
+    /// `None` if the primary is gone already.
+    fn become_worker(
+        &mut self,
+        tag: WorkerTag,
+        row: RowIndex,
+        channel: OwnedFd,
+        primary: u32,
+        blocked: Blocked,
+    ) -> Result<Option<Seed>> {
+        let grace = self.config.graceful_timeout.as_millis().div_ceil(1000) as u32;
+        let alive = sys::process::die_with(primary, grace + 1)
+            .map_err(|e| Error::system("tie the worker to its primary", e))?;
+        if !alive {
+            return Ok(None);
+        }
+        self.children.clear();
+        self.signals.close();
+        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
+        let terminate = sys::signal::flag(Signal::SIGTERM)
+            .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
+        let board = self.board.reader();
+        let row = self
+            .board
+            .give_up_all_but(row)
+            .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
+        let listeners = self.listeners.take_listeners();
+        drop(blocked);
+        let config = Rc::clone(&self.config);
+        Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
+    }
+}

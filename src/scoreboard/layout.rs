@@ -1,0 +1,81 @@
+//! Names of the atomic words of a page. A word has one writer: the process that owns the page.
+
+use std::sync::atomic::Ordering;
+
+use crate::sys::shm::{Page, WORDS};
+
+/// One 64-bit word of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(usize);
+
+/// What the owner of the page is doing: see `WorkerState`. In the primary's page 1 while stopping.
+pub(crate) const STATE: Word = Word(0);
+pub(crate) const ID: Word = Word(1);
+pub(crate) const SLOT: Word = Word(2);
+pub(crate) const GENERATION: Word = Word(3);
+pub(crate) const PID: Word = Word(4);
+/// Start time, milliseconds since 1970.
+pub(crate) const STARTED: Word = Word(5);
+/// The last time the event loop turned, milliseconds on the monotonic clock.
+pub(crate) const BEAT: Word = Word(6);
+/// Open connections.
+pub(crate) const OPEN: Word = Word(7);
+/// Requests being answered.
+pub(crate) const ACTIVE: Word = Word(8);
+/// The in-flight entry whose handler is running on the loop right now, plus one; 0 for none.
+pub(crate) const NOW: Word = Word(9);
+/// 1 while the worker takes new connections.
+pub(crate) const ACCEPTING: Word = Word(10);
+
+pub(crate) const ACCEPTED: Word = Word(16);
+pub(crate) const REQUESTS: Word = Word(17);
+/// Responses 1xx to 5xx: five words.
+pub(crate) const RESPONSES: Word = Word(18);
+pub(crate) const BYTES_IN: Word = Word(23);
+pub(crate) const BYTES_OUT: Word = Word(24);
+pub(crate) const PANICS: Word = Word(25);
+/// Connections refused or cut by a limit or a deadline.
+pub(crate) const CUT: Word = Word(26);
+
+/// Only in the primary's page: workers wanted, replacements forked, rows ever used.
+pub(crate) const WANTED: Word = Word(32);
+pub(crate) const RESTARTS: Word = Word(33);
+pub(crate) const ROWS: Word = Word(34);
+
+/// The counters that are kept when a worker dies: all from `ACCEPTED` to `CUT`.
+pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=CUT.0;
+
+/// In-flight entries fill the page from here on.
+pub(crate) const ENTRIES: usize = 64;
+/// Words of one in-flight entry: sequence, start, length, and 13 of text.
+pub(crate) const ENTRY: usize = 16;
+/// How many requests of a worker can be seen at once; the others are only counted.
+pub(crate) const ENTRY_COUNT: usize = (WORDS - ENTRIES) / ENTRY;
+/// Bytes of method and path that are kept.
+pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
+
+const _: () = assert!(CUT.0 < WANTED.0 && ROWS.0 < ENTRIES && ENTRY_COUNT == 28);
+
+impl Word {
+    pub(crate) const fn at(index: usize) -> Word {
+        Word(index)
+    }
+
+    pub(crate) const fn plus(self, by: usize) -> Word {
+        Word(self.0 + by)
+    }
+
+    pub(crate) fn load(self, page: &Page) -> u64 {
+        page[self.0].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn store(self, page: &Page, value: u64) {
+        page[self.0].store(value, Ordering::Relaxed);
+    }
+
+    /// Adds without a locked instruction: the page has one writer. Wraps rather than panics, as the old value
+    /// may be anything.
+    pub(crate) fn add(self, page: &Page, by: u64) {
+        self.store(page, self.load(page).wrapping_add(by));
+    }
+}

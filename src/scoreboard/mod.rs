@@ -1,0 +1,133 @@
+//! What every process may see without asking: one page of shared memory for each worker, and one for the
+//! primary.
+//!
+//! A worker writes its own page and can only read the others; the primary reads all and *believes nothing*
+//! it reads: no number from a page is ever an index, a length, a pid or a pointer to it, only a figure to
+//! show. (Apache's CVE-2019-0211, CVE-2012-0031 and CVE-2007-3304 are what happens otherwise.) Who a worker
+//! is, which row it has and whether it lives, the primary knows from its own memory.
+//!
+//! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
+//! they stay in the total, and the row is cleared for the next.
+
+mod inflight;
+mod layout;
+mod row;
+mod snapshot;
+
+use std::io;
+
+use crate::identity::WorkerTag;
+use crate::sys::shm::{self, Page, Pages, WritablePages};
+use layout::{
+    COUNTERS, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, WANTED, Word,
+};
+
+pub(crate) use inflight::Ticket;
+pub(crate) use row::{Meter, OwnRow, WorkerState};
+pub use snapshot::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
+
+/// The primary's page.
+const PRIMARY: usize = 0;
+
+/// Which row a worker writes. Known to the primary from its own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RowIndex(usize);
+
+/// The primary's side: leases rows, reads them, keeps the totals.
+pub(crate) struct Scoreboard {
+    writable: WritablePages,
+    readable: Pages,
+    /// Whether row `i + 1` has a worker.
+    leased: Vec<bool>,
+}
+
+/// Everybody's side: reads all rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader {
+    pages: Pages,
+}
+
+impl Scoreboard {
+    /// Shared memory for up to `rows` workers alive at the same time. Untouched rows cost nothing.
+    pub(crate) fn create(rows: usize) -> io::Result<Scoreboard> {
+        let (writable, readable) = shm::create(rows + 1)?;
+        let page = writable.page(PRIMARY);
+        PID.store(page, std::process::id().into());
+        STARTED.store(page, row::unix_ms());
+        Ok(Scoreboard { writable, readable, leased: vec![false; rows] })
+    }
+
+    /// A cleared row for a worker about to be forked; `None` when all are in use.
+    pub(crate) fn lease(&mut self, tag: WorkerTag) -> Option<RowIndex> {
+        let free = self.leased.iter().position(|leased| !leased)?;
+        self.leased[free] = true;
+        let row = free + 1;
+        self.writable.clear(row);
+        let page = self.writable.page(row);
+        ID.store(page, tag.id.0);
+        SLOT.store(page, tag.slot.0.into());
+        GENERATION.store(page, tag.generation.0);
+        STATE.store(page, WorkerState::Booting as u64);
+        let primary = self.writable.page(PRIMARY);
+        ROWS.store(primary, ROWS.load(primary).max(row as u64));
+        Some(RowIndex(row))
+    }
+
+    /// Takes the row of a dead worker back and returns its last counters, which stay in the total.
+    pub(crate) fn retire(&mut self, row: RowIndex) -> Counters {
+        let last = Counters::read(self.readable.page(row.0));
+        let totals = self.writable.page(PRIMARY);
+        for word in COUNTERS.map(Word::at) {
+            word.add(totals, word.load(self.readable.page(row.0)));
+        }
+        self.writable.clear(row.0);
+        self.leased[row.0 - 1] = false;
+        last
+    }
+
+    /// Publishes figures that only the primary knows, for all to see.
+    pub(crate) fn publish(&self, wanted: u32, restarts: u64, stopping: bool) {
+        let page = self.writable.page(PRIMARY);
+        WANTED.store(page, wanted.into());
+        RESTARTS.store(page, restarts);
+        STATE.store(page, u64::from(stopping));
+    }
+
+    /// The reading side, for workers.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader { pages: self.readable }
+    }
+
+    /// In a freshly forked worker: its own row, and no way to write any other.
+    pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<OwnRow> {
+        Ok(OwnRow::new(self.writable.keep_only(row.0)?))
+    }
+
+    #[cfg(test)]
+    fn pretend(&self, row: RowIndex, requests: u64) {
+        layout::REQUESTS.add(self.writable.page(row.0), requests);
+    }
+}
+
+impl Reader {
+    /// Everything on the board as plain data.
+    pub(crate) fn snapshot(&self) -> ClusterSnapshot {
+        let workers = self.rows().filter_map(WorkerSnapshot::read).collect();
+        ClusterSnapshot::read(self.pages.page(PRIMARY), workers)
+    }
+
+    /// How many connections the least loaded other worker has that could take a new one right now. Asked
+    /// before each accept: it reads a few words a row and allocates nothing.
+    pub(crate) fn least_open(&self, own: &OwnRow, now_ms: u64) -> Option<u64> {
+        self.rows()
+            .filter(|page| !own.is(page) && row::can_take_one(page, now_ms))
+            .map(|page| OPEN.load(page))
+            .min()
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {
+        // Only the primary can have written this number; the bound costs nothing all the same.
+        let used = ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1);
+        (PRIMARY + 1..=used as usize).map(|row| self.pages.page(row))
+    }
+}

@@ -1,0 +1,157 @@
+//! A worker's own row: the only page it can write.
+
+use std::cell::RefCell;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::inflight::{self, Entries, Ticket};
+use super::layout::{
+    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, OPEN, PANICS, PID, REQUESTS,
+    RESPONSES, STARTED, STATE,
+};
+use crate::sys::process::monotonic_ms;
+use crate::sys::shm::Page;
+
+/// A loop that has not turned for this long is not expected to take a connection soon. Three beats.
+const STALE_MS: u64 = 300;
+
+/// What a worker is doing, as it says itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkerState {
+    /// Forked, not ready.
+    Booting = 1,
+    /// Accepting and serving.
+    Serving = 2,
+    /// Finishing what is open.
+    Draining = 3,
+}
+
+/// The writing side of one row. Every method is a few plain stores; none can fail or block.
+pub(crate) struct OwnRow {
+    page: &'static Page,
+    entries: RefCell<Entries>,
+}
+
+impl OwnRow {
+    pub(super) fn new(page: &'static Page) -> OwnRow {
+        PID.store(page, std::process::id().into());
+        STARTED.store(page, unix_ms());
+        BEAT.store(page, monotonic_ms());
+        STATE.store(page, WorkerState::Booting as u64);
+        OwnRow { page, entries: RefCell::new(Entries::new()) }
+    }
+
+    pub(super) fn is(&self, page: &Page) -> bool {
+        // The two are different mappings of the same memory, so compare who stands in it.
+        PID.load(self.page) == PID.load(page)
+    }
+
+    pub(crate) fn state(&self, state: WorkerState) {
+        STATE.store(self.page, state as u64);
+    }
+
+    /// The loop turned at `now_ms`.
+    pub(crate) fn beat(&self, now_ms: u64) {
+        BEAT.store(self.page, now_ms);
+    }
+
+    /// Whether this worker takes new connections at the moment.
+    pub(crate) fn accepting(&self, yes: bool) {
+        ACCEPTING.store(self.page, u64::from(yes));
+    }
+
+    /// A connection was accepted.
+    pub(crate) fn opened(&self) {
+        ACCEPTED.add(self.page, 1);
+        OPEN.add(self.page, 1);
+    }
+
+    /// A connection is gone.
+    pub(crate) fn closed(&self) {
+        OPEN.add(self.page, u64::MAX);
+    }
+
+    /// A connection was cut by a limit or a deadline.
+    pub(crate) fn cut(&self) {
+        CUT.add(self.page, 1);
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> u64 {
+        OPEN.load(self.page)
+    }
+
+    /// What a connection needs of the row.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter { page: self.page }
+    }
+
+    /// Method and path of the request with this ticket, escaped.
+    pub(crate) fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
+        ticket.and_then(|ticket| inflight::read(self.page, ticket))
+    }
+
+    /// A handler panicked.
+    pub(crate) fn panicked(&self) {
+        PANICS.add(self.page, 1);
+    }
+
+    /// A request begins; its ticket names it in `running` and `finish`.
+    pub(crate) fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
+        REQUESTS.add(self.page, 1);
+        ACTIVE.add(self.page, 1);
+        self.entries.borrow_mut().begin(self.page, method, path, now_ms)
+    }
+
+    /// The handler of `ticket` runs now, until the next call.
+    pub(crate) fn running(&self, ticket: Option<Ticket>) {
+        Entries::running(self.page, ticket);
+    }
+
+    /// The head of a response with this status was produced.
+    pub(crate) fn responded(&self, status: u16) {
+        if let class @ 1..=5 = usize::from(status / 100) {
+            RESPONSES.plus(class - 1).add(self.page, 1);
+        }
+    }
+
+    /// The request is over, answered or not.
+    pub(crate) fn finish(&self, ticket: Option<Ticket>) {
+        ACTIVE.add(self.page, u64::MAX);
+        if let Some(ticket) = ticket {
+            self.entries.borrow_mut().finish(self.page, ticket);
+        }
+    }
+}
+
+/// Counts the bytes of a connection, and tells the time. May move to another thread with an upgraded connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Meter {
+    page: &'static Page,
+}
+
+impl Meter {
+    pub(crate) fn bytes_in(&self, n: usize) {
+        BYTES_IN.add(self.page, n as u64);
+    }
+
+    pub(crate) fn bytes_out(&self, n: usize) {
+        BYTES_OUT.add(self.page, n as u64);
+    }
+
+    /// The time of the last beat, in milliseconds on the monotonic clock: good to a tenth of a second, and
+    /// free of a system call.
+    pub(crate) fn now_ms(&self) -> u64 {
+        BEAT.load(self.page)
+    }
+}
+
+/// Whether the worker of `page` could take a new connection right now: it says so, and its loop turns.
+pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
+    ACCEPTING.load(page) == 1
+        && STATE.load(page) == WorkerState::Serving as u64
+        && now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
+}
+
+pub(super) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}

@@ -1,0 +1,215 @@
+//! The board as plain data: what `status`, metrics and the application may read.
+
+use serde::Serialize;
+
+use super::inflight;
+use super::layout::{
+    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, RESTARTS, SLOT, STARTED, STATE, WANTED,
+    Word,
+};
+use crate::sys::process::monotonic_ms;
+use crate::sys::shm::Page;
+
+/// The whole cluster at one moment, as its processes wrote it. Figures to show, not to rely on.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct ClusterSnapshot {
+    /// The primary's process id.
+    pub primary_pid: u64,
+    /// When the primary started, milliseconds since 1970.
+    pub started_ms: u64,
+    /// How many workers there should be.
+    pub workers_wanted: u64,
+    /// Workers forked in place of one that ended without being asked to.
+    pub restarts: u64,
+    /// Whether the cluster is stopping.
+    pub stopping: bool,
+    /// Sums over all workers, living and dead.
+    pub totals: Counters,
+    /// One entry for each living worker.
+    pub workers: Vec<WorkerSnapshot>,
+}
+
+/// One worker at one moment.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct WorkerSnapshot {
+    /// Its number, never used again.
+    pub id: u64,
+    /// Its place, `0..N`.
+    pub slot: u64,
+    /// The generation it belongs to.
+    pub generation: u64,
+    /// Its process id.
+    pub pid: u64,
+    /// `booting`, `serving` or `draining`.
+    pub state: &'static str,
+    /// When it started, milliseconds since 1970.
+    pub started_ms: u64,
+    /// How long ago its event loop last turned, in milliseconds.
+    pub beat_age_ms: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Requests being answered.
+    pub active: u64,
+    /// What it counted since it started.
+    pub counters: Counters,
+    /// The requests it is answering, oldest first; at most 28 of them.
+    pub serving: Vec<InFlight>,
+}
+
+/// One request that is being answered.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct InFlight {
+    /// Method and path, cut to 104 bytes; bytes outside printable ASCII are escaped.
+    pub request: String,
+    /// How long it has been running, in milliseconds.
+    pub age_ms: u64,
+    /// Whether its handler is on the event loop at this very moment.
+    pub on_loop: bool,
+}
+
+/// What is counted. A worker's counters are added to the total when it dies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Requests received.
+    pub requests: u64,
+    /// Responses by class: 1xx, 2xx, 3xx, 4xx, 5xx.
+    pub responses: [u64; 5],
+    /// Bytes read from clients.
+    pub bytes_in: u64,
+    /// Bytes written to clients.
+    pub bytes_out: u64,
+    /// Handlers that panicked.
+    pub panics: u64,
+    /// Connections cut by a limit or a deadline.
+    pub cut: u64,
+}
+
+impl Counters {
+    pub(super) fn read(page: &Page) -> Counters {
+        let mut words = COUNTERS.map(|i| Word::at(i).load(page));
+        let mut next = || words.next().unwrap_or(0);
+        Counters {
+            accepted: next(),
+            requests: next(),
+            responses: [next(), next(), next(), next(), next()],
+            bytes_in: next(),
+            bytes_out: next(),
+            panics: next(),
+            cut: next(),
+        }
+    }
+
+    pub(super) fn plus(&self, other: &Counters) -> Counters {
+        let mut responses = self.responses;
+        for (sum, more) in responses.iter_mut().zip(other.responses) {
+            *sum = sum.wrapping_add(more);
+        }
+        Counters {
+            accepted: self.accepted.wrapping_add(other.accepted),
+            requests: self.requests.wrapping_add(other.requests),
+            responses,
+            bytes_in: self.bytes_in.wrapping_add(other.bytes_in),
+            bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
+            panics: self.panics.wrapping_add(other.panics),
+            cut: self.cut.wrapping_add(other.cut),
+        }
+    }
+}
+
+impl ClusterSnapshot {
+    pub(super) fn read(primary: &Page, workers: Vec<WorkerSnapshot>) -> ClusterSnapshot {
+        let dead = Counters::read(primary);
+        ClusterSnapshot {
+            primary_pid: PID.load(primary),
+            started_ms: STARTED.load(primary),
+            workers_wanted: WANTED.load(primary),
+            restarts: RESTARTS.load(primary),
+            stopping: STATE.load(primary) == 1,
+            totals: workers.iter().fold(dead, |sum, worker| sum.plus(&worker.counters)),
+            workers,
+        }
+    }
+}
+
+impl WorkerSnapshot {
+    /// `None` for a row that is not in use.
+    pub(super) fn read(page: &Page) -> Option<WorkerSnapshot> {
+        let state = match STATE.load(page) {
+            0 => return None,
+            1 => "booting",
+            2 => "serving",
+            3 => "draining",
+            _ => "unknown",
+        };
+        let now = monotonic_ms();
+        let running = NOW.load(page);
+        let mut serving: Vec<InFlight> = inflight::read_all(page)
+            .into_iter()
+            .map(|(entry, start, request)| InFlight {
+                request,
+                age_ms: now.saturating_sub(start),
+                on_loop: running == entry as u64 + 1,
+            })
+            .collect();
+        serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+        Some(WorkerSnapshot {
+            id: ID.load(page),
+            slot: SLOT.load(page),
+            generation: GENERATION.load(page),
+            pid: PID.load(page),
+            state,
+            started_ms: STARTED.load(page),
+            beat_age_ms: now.saturating_sub(BEAT.load(page)),
+            connections: OPEN.load(page),
+            active: ACTIVE.load(page),
+            counters: Counters::read(page),
+            serving,
+        })
+    }
+
+    /// The request whose handler is on the event loop, if any: the culprit when the loop is frozen.
+    pub fn culprit(&self) -> Option<&InFlight> {
+        self.serving.iter().find(|request| request.on_loop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+    use crate::scoreboard::Scoreboard;
+
+    fn tag(id: u64) -> WorkerTag {
+        WorkerTag { id: WorkerId(id), slot: Slot(0), generation: Generation(1), pid: None }
+    }
+
+    #[test]
+    fn the_counters_of_the_dead_stay_in_the_total() {
+        let mut board = Scoreboard::create(2).expect("board");
+        let row = board.lease(tag(1)).expect("row");
+        let reader = board.reader();
+        board.pretend(row, 5);
+        assert_eq!(reader.snapshot().totals.requests, 5);
+        assert_eq!(board.retire(row).requests, 5);
+        assert_eq!(reader.snapshot().totals.requests, 5);
+        let row = board.lease(tag(2)).expect("row");
+        board.pretend(row, 2);
+        assert_eq!(reader.snapshot().totals.requests, 7);
+        assert_eq!(reader.snapshot().workers.len(), 1);
+        assert_eq!(reader.snapshot().workers[0].id, 2);
+    }
+
+    #[test]
+    fn rows_are_bounded_and_used_again() {
+        let mut board = Scoreboard::create(1).expect("board");
+        let row = board.lease(tag(1)).expect("row");
+        assert!(board.lease(tag(2)).is_none());
+        board.retire(row);
+        assert_eq!(board.lease(tag(3)), Some(row));
+    }
+}

@@ -1,0 +1,32 @@
+//! Seed: exactly what a worker is born with. Whatever crosses the fork crosses in here.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use crate::config::Config;
+use crate::identity::WorkerTag;
+use crate::listener::Listener;
+use crate::scoreboard::{OwnRow, Reader};
+
+/// What the primary hands to a freshly forked worker.
+pub(crate) struct Seed {
+    /// Who it is.
+    pub(crate) tag: WorkerTag,
+    /// The sockets it accepts from.
+    pub(crate) listeners: Vec<Listener>,
+    /// Its end of the channel to the primary.
+    pub(crate) channel: OwnedFd,
+    /// The one page it can write.
+    pub(crate) row: OwnRow,
+    /// All pages, to read.
+    pub(crate) board: Reader,
+    /// The configuration it was forked under.
+    pub(crate) config: Rc<Config>,
+    /// Set by SIGTERM sent to the worker itself: retire.
+    pub(crate) terminate: Arc<AtomicBool>,
+}
+
+/// What a worker does with its seed, ending in an exit status. Never returns to the primary's code.
+pub(crate) type Entry = Box<dyn Fn(Seed) -> u8>;

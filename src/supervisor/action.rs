@@ -1,0 +1,94 @@
+//! Everything the supervisor may want done. Meanings, not system calls: `primary` performs them.
+
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::identity::{WorkerId, WorkerTag};
+
+/// Something to do. Its failure, if it can fail, comes back as an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Fork a worker. Answered by `Forked` or `ForkFailed`.
+    Fork(WorkerTag),
+    /// Close the primary's listening sockets: the workers empty the queue, then nobody listens any more.
+    CloseListeners,
+    /// Tell a worker to stop accepting, finish what is open and exit.
+    Drain(WorkerId),
+    /// SIGKILL.
+    Kill(WorkerId),
+    /// Say what happened: to the log.
+    Report(Notice),
+    /// End the primary. The last action ever.
+    Exit(Outcome),
+}
+
+/// How the primary ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// As asked.
+    Stopped,
+    /// The workers never came up.
+    WorkersCannotBoot,
+}
+
+/// What is worth telling people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// A worker became ready, this long after its fork.
+    Ready { worker: WorkerTag, after: Duration },
+    /// All workers serve, for the first time or again.
+    AllReady { workers: u32 },
+    /// A fork failed; it will be tried again.
+    ForkFailed { worker: WorkerTag, why: String },
+    /// A worker said why it cannot start.
+    BootFailed { worker: WorkerTag, why: String },
+    /// A worker was not ready in time and is killed.
+    BootTimedOut { worker: WorkerTag, limit: Duration },
+    /// A worker wants to be replaced.
+    Retiring { worker: WorkerTag },
+    /// A worker's channel brought what no worker says; it is killed.
+    Condemned { worker: WorkerTag, why: String },
+    /// A draining worker did not finish in time and is killed.
+    GraceOver { worker: WorkerTag, limit: Duration },
+    /// A worker ended.
+    Exited(Exit),
+    /// Workers die young: the next one is forked after this delay.
+    CoolingDown { failures: u32, delay: Duration },
+    /// No worker ever came up and none will be tried any more.
+    GivingUp { failures: u32 },
+    /// A stop was asked for; so many workers have to finish.
+    Stopping { by: String, workers: usize },
+    /// A stop at once was asked for.
+    StoppingNow { by: String, workers: usize },
+    /// All workers are gone.
+    Stopped,
+}
+
+/// The end of a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub worker: WorkerTag,
+    pub status: ExitStatus,
+    pub cause: Cause,
+    /// From fork to exit.
+    pub uptime: Duration,
+    /// Requests, as its scoreboard row said.
+    pub served: u64,
+}
+
+/// Why a worker ended, as far as we know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It was told to leave, or asked to.
+    Asked,
+    /// We killed it: it did not become ready in time.
+    BootTimeout,
+    /// We killed it: it did not finish in time, or was told to go at once.
+    Stopped,
+    /// We killed it for what it said.
+    Condemned,
+    /// It ended before it was ready.
+    BeforeReady,
+    /// It ended by itself, or was killed by somebody else.
+    Unexpected,
+}

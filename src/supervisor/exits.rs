@@ -1,0 +1,122 @@
+//! What the end of a worker means, and what happens to those that do not end in time.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use super::action::{Action, Cause, Exit, Notice, Outcome};
+use super::{Phase, State, Supervisor};
+use crate::identity::WorkerId;
+
+/// Signal numbers that are the same on every Linux.
+const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+impl Supervisor {
+    pub(super) fn exited(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        status: ExitStatus,
+        served: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(member) = self.members.remove(&worker) else { return };
+        self.let_go(worker);
+        let cause = member.cause();
+        actions.push(Action::Report(Notice::Exited(Exit {
+            worker: member.tag,
+            status,
+            cause,
+            uptime: now.duration_since(member.born),
+            served,
+        })));
+        if self.stopping() {
+            return;
+        }
+        if cause != Cause::Asked {
+            self.restarts += 1;
+        }
+        let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
+        let at_fault = match cause {
+            Cause::Asked => false,
+            Cause::BootTimeout => true,
+            Cause::Condemned => young,
+            Cause::BeforeReady if by_somebody(status) => !self.backoff.forgive_kill(),
+            Cause::BeforeReady => true,
+            Cause::Unexpected | Cause::Stopped => young && !by_somebody(status),
+        };
+        if at_fault {
+            self.fault(now, actions);
+        } else {
+            self.backoff.trial_over(worker);
+        }
+    }
+
+    pub(super) fn fork_failed(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        why: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(member) = self.members.remove(&worker) else { return };
+        self.let_go(worker);
+        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why }));
+        if !self.stopping() {
+            self.fault(now, actions);
+        }
+    }
+
+    /// Kills what has had its time.
+    pub(super) fn overdue(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let late: Vec<WorkerId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.deadline().is_some_and(|deadline| deadline <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            let Some(member) = self.members.get(&id) else { continue };
+            let worker = member.tag;
+            let why = match member.state {
+                State::Booting { .. } => {
+                    let limit = self.policy.boot_timeout;
+                    actions.push(Action::Report(Notice::BootTimedOut { worker, limit }));
+                    Cause::BootTimeout
+                }
+                State::Draining { .. } => {
+                    let limit = self.policy.graceful_timeout;
+                    actions.push(Action::Report(Notice::GraceOver { worker, limit }));
+                    Cause::Stopped
+                }
+                State::Leaving { .. } => {
+                    let why = "it closed its channel and lives on".to_string();
+                    actions.push(Action::Report(Notice::Condemned { worker, why }));
+                    Cause::Condemned
+                }
+                State::Forking | State::Serving | State::Killed { .. } => continue,
+            };
+            self.kill(id, why, actions);
+        }
+    }
+
+    fn fault(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(delay) = self.backoff.fault(now) else { return };
+        let failures = self.backoff.failures();
+        if !self.ever_ready && failures >= self.policy.boot_attempts {
+            actions.push(Action::Report(Notice::GivingUp { failures }));
+            self.end(Outcome::WorkersCannotBoot, actions);
+        } else {
+            actions.push(Action::Report(Notice::CoolingDown { failures, delay }));
+        }
+        debug_assert!(self.phase != Phase::Done);
+    }
+}
+
+/// Whether a signal ended the worker that people and the OOM killer send, and programs do not send themselves.
+fn by_somebody(status: ExitStatus) -> bool {
+    matches!(status.signal(), Some(SIGKILL | SIGTERM | SIGINT | SIGHUP))
+}

@@ -1,0 +1,71 @@
+//! One worker process, from the decision to fork it to its reaping.
+//!
+//! | state | entered by | what ends it |
+//! |---|---|---|
+//! | `Forking` | action `Fork` | `Forked` -> `Booting`; `ForkFailed` -> gone |
+//! | `Booting` | `Forked` | `Ready` -> `Serving`; its deadline -> `Killed` |
+//! | `Serving` | `Ready` | `Retiring`, a stop -> `Draining`; its channel closes -> `Leaving` |
+//! | `Draining` | told or asked to leave | exits by itself; its deadline -> `Killed` |
+//! | `Leaving` | channel closed unasked | exits by itself; its deadline -> `Killed` |
+//! | `Killed` | action `Kill` | the kernel ends it |
+//!
+//! `Exited` ends each of them but `Forking`, at any time.
+
+use std::time::{Duration, Instant};
+
+use super::action::Cause;
+use crate::identity::WorkerTag;
+
+/// What a worker is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Forking,
+    Booting { deadline: Instant },
+    Serving,
+    Draining { deadline: Instant },
+    Leaving { deadline: Instant },
+    Killed { why: Cause },
+}
+
+/// One worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Member {
+    pub(crate) tag: WorkerTag,
+    pub(crate) state: State,
+    /// When its fork was decided.
+    pub(crate) born: Instant,
+    /// When it became ready, if it has been.
+    pub(crate) ready: Option<Instant>,
+}
+
+impl Member {
+    pub(super) fn new(tag: WorkerTag, now: Instant) -> Member {
+        Member { tag, state: State::Forking, born: now, ready: None }
+    }
+
+    /// When something has to be done about it, if nothing else happens.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Booting { deadline }
+            | State::Draining { deadline }
+            | State::Leaving { deadline } => Some(deadline),
+            State::Forking | State::Serving | State::Killed { .. } => None,
+        }
+    }
+
+    /// Why it ended, given that it has.
+    pub(super) fn cause(&self) -> Cause {
+        match self.state {
+            State::Killed { why } => why,
+            State::Draining { .. } => Cause::Asked,
+            State::Forking | State::Booting { .. } => Cause::BeforeReady,
+            State::Serving | State::Leaving { .. } if self.ready.is_some() => Cause::Unexpected,
+            State::Serving | State::Leaving { .. } => Cause::BeforeReady,
+        }
+    }
+
+    /// How long it had been ready.
+    pub(super) fn served_for(&self, now: Instant) -> Option<Duration> {
+        self.ready.map(|since| now.duration_since(since))
+    }
+}

@@ -1,0 +1,107 @@
+//! One process: its limits, its environment, its parent, and signals to it.
+
+use std::io;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::{Pid, getppid};
+
+use super::{cvt, libc};
+use crate::sys::signal::Signal;
+
+/// The signal the kernel sends to a worker whose primary died. Nothing else uses it in a service, and its
+/// handler checks that the primary is really gone.
+const ORPHANED: libc::c_int = libc::SIGPWR;
+
+static PRIMARY: AtomicI32 = AtomicI32::new(0);
+static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
+
+/// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
+pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+    Ok(nix::sys::signal::kill(Pid::from_raw(pid as i32), signal)?)
+}
+
+/// Makes the kernel end this process `grace_seconds` after its parent `primary` died, even if its event loop
+/// is frozen: PDEATHSIG, whose handler only arms `alarm(2)`. Returns `false` if the parent is already gone.
+///
+/// Without a loop that is frozen this never strikes: the worker sees the end of its channel and leaves.
+pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
+    PRIMARY.store(primary as i32, Ordering::Relaxed);
+    GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
+    // SAFETY: `arm_alarm` calls only async-signal-safe functions and touches only atomics.
+    unsafe { handle(ORPHANED, arm_alarm as *const () as libc::sighandler_t)? };
+    // SAFETY: the default action of SIGALRM ends the process, as wanted.
+    unsafe { handle(libc::SIGALRM, libc::SIG_DFL)? };
+    let mut open = SigSet::empty();
+    open.add(Signal::SIGPWR);
+    open.add(Signal::SIGALRM);
+    nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&open), None)?;
+    nix::sys::prctl::set_pdeathsig(Some(Signal::SIGPWR))?;
+    // The parent may have died before prctl: then nobody will send the signal, and getppid tells.
+    Ok(getppid().as_raw() == primary as i32)
+}
+
+extern "C" fn arm_alarm(_: libc::c_int) {
+    // SAFETY: getppid and alarm are async-signal-safe and cannot fail.
+    unsafe {
+        if libc::getppid() != PRIMARY.load(Ordering::Relaxed) {
+            libc::alarm(GRACE_SECONDS.load(Ordering::Relaxed));
+        }
+    }
+}
+
+/// # Safety
+/// `handler` is `SIG_DFL`, `SIG_IGN` or a handler that is async-signal-safe.
+unsafe fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
+    // SAFETY: an all-zero sigaction is a valid one: no flags, empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` is initialised, and the caller vouches for the handler.
+    cvt(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    Ok(())
+}
+
+/// Removes variables that speak to this process alone (the service manager's, above all) from the
+/// environment of a worker and of everything it starts.
+///
+/// Call it only in a process with one thread, as a freshly forked child is.
+pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) {
+    let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    for name in names.iter().filter(|name| name.to_str().is_some_and(&mut unwanted)) {
+        // SAFETY: by this function's contract no other thread can read the environment meanwhile.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
+/// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and
+/// the usual soft limit of 1024 exists for programs that use `select`.
+pub(crate) fn raise_open_files() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
+
+/// The process that forked this one.
+pub(crate) fn parent() -> u32 {
+    getppid().as_raw() as u32
+}
+
+/// Milliseconds on the monotonic clock, the same for every process of this machine.
+pub(crate) fn monotonic_ms() -> u64 {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+        Ok(now) => now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000,
+        Err(_) => 0,
+    }
+}
+
+/// Eight bytes that no other process got: from the kernel, never from a generator that fork copied.
+pub(crate) fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is valid for its eight bytes; for up to 256 bytes getrandom is all or nothing.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if got == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
+}

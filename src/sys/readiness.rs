@@ -1,0 +1,14 @@
+//! Descriptors in a tokio runtime. The one place of this room that knows tokio; only workers come here.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Registers `fd` with the current runtime, to wait until it is readable.
+pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and stays the same open file until it is dropped, which `AsyncFd` does
+    // only after it has deregistered the number.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}

@@ -1,0 +1,120 @@
+//! Memory that outlives a fork: pages shared by all processes, each writable by one of them only.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Bytes of a page; one process owns one.
+pub(crate) const PAGE: usize = 4096;
+/// The same in 64-bit words.
+pub(crate) const WORDS: usize = PAGE / 8;
+
+/// One page as everybody sees it: words that change under the reader's eyes.
+pub(crate) type Page = [AtomicU64; WORDS];
+
+/// Pages for reading, by every process. The mapping can not be made writable again (`F_SEAL_FUTURE_WRITE`).
+#[derive(Clone, Copy)]
+pub(crate) struct Pages {
+    base: NonNull<Page>,
+    count: usize,
+}
+
+/// All pages for writing. Only the primary keeps this; a worker gives it up for one page.
+pub(crate) struct WritablePages {
+    base: NonNull<Page>,
+    count: usize,
+}
+
+/// Makes `count` zeroed pages that every process forked from now on will share.
+pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages)> {
+    let memory =
+        memfd_create("prefork-scoreboard", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    nix::unistd::ftruncate(&memory, (count * PAGE) as i64)?;
+    let writable = map(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    // Sealed after the writable mapping: nobody can shrink the memory under a reader (that would be SIGBUS
+    // for the primary), and no later mapping of it can be, or become, writable.
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
+    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
+    let readable = map(&memory, count, ProtFlags::PROT_READ)?;
+    Ok((WritablePages { base: writable, count }, Pages { base: readable, count }))
+}
+
+fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonNull<Page>> {
+    let length = NonZeroUsize::new(count * PAGE).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: a fresh shared mapping of a memfd that is exactly `length` long, at an address of the kernel's
+    // choice: it overlaps nothing.
+    let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, memory, 0) }?;
+    Ok(base.cast())
+}
+
+impl Pages {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Page `index`.
+    pub(crate) fn page(&self, index: usize) -> &'static Page {
+        assert!(index < self.count, "page {index} of {}", self.count);
+        // SAFETY: inside the mapping (checked), which is never unmapped; all words are atomics, and any
+        // bit pattern is a valid one, whatever other processes write.
+        unsafe { self.base.add(index).as_ref() }
+    }
+}
+
+impl WritablePages {
+    /// Page `index`, for the primary to write. The caller keeps no reference across a fork.
+    pub(crate) fn page(&self, index: usize) -> &Page {
+        assert!(index < self.count, "page {index} of {}", self.count);
+        // SAFETY: inside the mapping (checked), which lives as long as `self`; the words are atomics.
+        unsafe { self.base.add(index).as_ref() }
+    }
+
+    /// Zeroes page `index`.
+    pub(crate) fn clear(&self, index: usize) {
+        for word in self.page(index) {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
+    /// through `self` afterwards.
+    pub(crate) fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
+        assert!(index < self.count, "page {index} of {}", self.count);
+        let after = self.count - index - 1;
+        self.count = 0;
+        // SAFETY: both ranges lie inside the mapping made by `create`. No reference into them is left, as
+        // those that `page` gives out borrow `self`, and a count of 0 lets none be made again.
+        unsafe {
+            if index > 0 {
+                munmap(self.base.cast(), index * PAGE)?;
+            }
+            if after > 0 {
+                munmap(self.base.add(index + 1).cast(), after * PAGE)?;
+            }
+            Ok(self.base.add(index).as_ref())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_mapping_writes_the_other_reads() {
+        let (mut writable, readable) = create(3).expect("create");
+        writable.page(1)[7].store(42, Ordering::Relaxed);
+        assert_eq!(readable.page(1)[7].load(Ordering::Relaxed), 42);
+        let own = writable.keep_only(1).expect("keep");
+        own[8].store(43, Ordering::Relaxed);
+        assert_eq!(readable.page(1)[8].load(Ordering::Relaxed), 43);
+        assert_eq!(readable.page(0)[8].load(Ordering::Relaxed), 0);
+    }
+}

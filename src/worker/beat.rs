@@ -1,0 +1,49 @@
+//! The worker's pulse: ten times a second it writes the time, tends the connections and looks for a SIGTERM.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::conn::Limits;
+use super::state::State;
+
+/// The resolution of all connection timeouts.
+const BEAT: Duration = Duration::from_millis(100);
+
+pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
+    let mut beats = tokio::time::interval(BEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        let now = State::exact_ms();
+        state.row.beat(now);
+        if terminate.swap(false, Ordering::Relaxed) {
+            log::info!("{} got SIGTERM itself", state.tag);
+            state.retire();
+        }
+        let limits = Limits::new(&state.config, state.drain.order());
+        let cut = state.conns.borrow().tend(now, &limits);
+        for _ in 0..cut {
+            state.row.cut();
+        }
+        if cut > 0 && state.drain.order().is_some() {
+            report_cut(&state, cut);
+        }
+    }
+}
+
+/// Names what did not finish in time.
+fn report_cut(state: &State, cut: usize) {
+    let serving = state.board.snapshot();
+    let requests: Vec<String> = serving
+        .workers
+        .iter()
+        .filter(|worker| worker.id == state.tag.id.0)
+        .flat_map(|worker| &worker.serving)
+        .map(|r| format!("{} (for {:.1} s)", r.request, r.age_ms as f64 / 1000.0))
+        .collect();
+    let named =
+        if requests.is_empty() { String::new() } else { format!(": {}", requests.join(", ")) };
+    log::warn!("{} cut {cut} connections at the graceful timeout{named}", state.tag);
+}

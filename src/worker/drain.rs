@@ -1,0 +1,63 @@
+//! Draining: stop accepting, finish, and a deadline after which what is left is cut.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::sys::process::monotonic_ms;
+
+/// What was ordered, in milliseconds on the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Order {
+    /// What is still open then is cut.
+    pub(super) deadline_ms: u64,
+    /// A connection that has been idle for this long may be closed.
+    pub(super) linger_ms: u64,
+    /// Nobody will listen any more: empty the accept queue first.
+    pub(super) closing: bool,
+}
+
+impl Order {
+    pub(super) fn new(grace: Duration, linger: Duration, closing: bool) -> Order {
+        let deadline_ms = monotonic_ms() + grace.as_millis() as u64;
+        Order { deadline_ms, linger_ms: linger.as_millis() as u64, closing }
+    }
+}
+
+/// Whether this worker drains, for all who want to know.
+#[derive(Default)]
+pub(super) struct Drain {
+    order: Cell<Option<Order>>,
+    begun: Notify,
+}
+
+impl Drain {
+    /// Returns `false` if it had begun before; the primary's death still shortens it.
+    pub(super) fn begin(&self, order: Order) -> bool {
+        let first = self.order.get().is_none();
+        let order = match self.order.get() {
+            None => order,
+            Some(earlier) => Order {
+                deadline_ms: earlier.deadline_ms.min(order.deadline_ms),
+                linger_ms: earlier.linger_ms.min(order.linger_ms),
+                closing: earlier.closing,
+            },
+        };
+        self.order.set(Some(order));
+        self.begun.notify_waiters();
+        first
+    }
+
+    pub(super) fn order(&self) -> Option<Order> {
+        self.order.get()
+    }
+
+    /// Resolves once it has begun.
+    pub(super) async fn begun(&self) {
+        let begun = self.begun.notified();
+        if self.order.get().is_none() {
+            begun.await;
+        }
+    }
+}

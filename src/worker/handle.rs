@@ -1,0 +1,66 @@
+//! Worker: what the application sees of the worker it runs in.
+
+use std::fmt;
+use std::rc::Rc;
+
+use super::state::State;
+use crate::config::Config;
+use crate::identity::{Generation, Slot, WorkerId};
+use crate::scoreboard::ClusterSnapshot;
+
+/// The worker this code runs in. Cheap to clone; stays in its process and thread.
+#[derive(Clone)]
+pub struct Worker(pub(super) Rc<State>);
+
+impl Worker {
+    /// Its number, which only grows from worker to worker and is never used again.
+    pub fn id(&self) -> WorkerId {
+        self.0.tag.id
+    }
+
+    /// Its place among the workers, `0..N`; a replacement has the same.
+    pub fn slot(&self) -> Slot {
+        self.0.tag.slot
+    }
+
+    /// The generation it belongs to, which grows with each reload.
+    pub fn generation(&self) -> Generation {
+        self.0.tag.generation
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    /// The configuration it was forked under.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// What all processes of the cluster wrote on the scoreboard, at this moment.
+    pub fn cluster(&self) -> ClusterSnapshot {
+        self.0.board.snapshot()
+    }
+
+    /// Whether it has stopped accepting and finishes what is open.
+    pub fn is_draining(&self) -> bool {
+        self.0.drain.order().is_some()
+    }
+
+    /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
+    pub async fn draining(&self) {
+        self.0.drain.begun().await;
+    }
+
+    /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
+    pub fn retire(&self) {
+        self.0.retire();
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Worker({})", self.0.tag)
+    }
+}

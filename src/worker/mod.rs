@@ -1,0 +1,175 @@
+//! One worker: a forked process with its own single-threaded tokio runtime.
+//!
+//! `enter` is the whole life: build the runtime, boot the application, say READY, accept and serve, drain,
+//! and an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
+
+mod accept;
+mod answer;
+mod beat;
+mod conn;
+mod drain;
+mod framing;
+mod handle;
+mod inbox;
+mod serve;
+mod state;
+mod stream;
+mod wire;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result, exit};
+use crate::identity::WorkerTag;
+use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::scoreboard::WorkerState;
+use crate::seed::Seed;
+use accept::{Accepted, Acceptor};
+pub use answer::BoxError;
+use bytes::Bytes;
+pub use handle::Worker;
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
+use hyper::{Request, Response};
+use state::State;
+pub use stream::Stream;
+
+type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+
+/// What a worker does with its connections, made by the application when it has booted.
+pub(crate) struct Handler {
+    handle: Rc<dyn Fn(Accepted)>,
+    client_speaks_first: bool,
+}
+
+/// The application as a worker runs it: boots, and gives a handler.
+pub(crate) type App = Box<dyn Fn(Worker) -> LocalFuture<Result<Handler>>>;
+
+/// An application that answers HTTP requests.
+pub(crate) fn http_app<A, F, S, B>(app: A) -> App
+where
+    A: Fn(Worker) -> F + 'static,
+    F: Future<Output = Result<S>> + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Future: 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
+    Box::new(move |worker| {
+        let state = Rc::clone(&worker.0);
+        let booting = app(worker);
+        Box::pin(async move {
+            let service = Rc::new(booting.await?);
+            let handle = move |accepted| {
+                let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
+                tokio::task::spawn_local(serving);
+            };
+            Ok(Handler { handle: Rc::new(handle), client_speaks_first: true })
+        })
+    })
+}
+
+/// An application that takes connections as they are.
+pub(crate) fn connection_app<A, F>(app: A) -> App
+where
+    A: Fn(Worker, Stream) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let app = Rc::new(app);
+    Box::new(move |worker| {
+        let app = Rc::clone(&app);
+        Box::pin(async move {
+            let handle = move |accepted: Accepted| {
+                let Accepted { stream, entry, guard, .. } = accepted;
+                // The application alone knows when such a connection is idle: only the deadline ends it.
+                entry.conn.request_begun(worker.0.now_ms());
+                let task = tokio::task::spawn_local(app(worker.clone(), stream));
+                tokio::task::spawn_local(serve::until_cut(entry, guard, task));
+            };
+            Ok(Handler { handle: Rc::new(handle), client_speaks_first: false })
+        })
+    })
+}
+
+/// A worker's life, from its seed to its exit status.
+pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
+    let tag = seed.tag;
+    let life = || -> Result<u8> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default())
+            .map_err(|e| Error::system("build the worker's runtime", e))?;
+        runtime.block_on(live(seed, app))
+    };
+    life().unwrap_or_else(|e| {
+        log::error!("{tag} {e}");
+        e.exit_status()
+    })
+}
+
+async fn live(seed: Seed, app: &App) -> Result<u8> {
+    let Seed { tag, listeners, channel, row, board, config, terminate } = seed;
+    let channel = WorkerEnd::new(channel)
+        .map_err(|e| Error::system("register the channel to the primary", e))?;
+    let state = Rc::new(State {
+        tag,
+        config,
+        row,
+        board,
+        channel,
+        drain: drain::Drain::default(),
+        conns: RefCell::default(),
+        room: Notify::new(),
+        fresh: Cell::new(0),
+        acceptors: Cell::new(listeners.len()),
+    });
+    tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
+    tokio::task::spawn_local(beat::beat(Rc::clone(&state), terminate));
+    let handler = tokio::select! {
+        booted = app(Worker(Rc::clone(&state))) => match booted {
+            Ok(handler) => handler,
+            Err(e) => return Ok(boot_failed(&state, &e)),
+        },
+        // Told to leave before it was ready: there is nothing to finish.
+        () = state.drain.begun() => return Ok(exit::OK),
+    };
+    for listener in listeners {
+        let acceptor = Acceptor::new(Rc::clone(&state), listener, handler.client_speaks_first)
+            .map_err(|e| Error::system("register a listening socket", e))?;
+        tokio::task::spawn_local(acceptor.run(Rc::clone(&handler.handle)));
+    }
+    state.row.state(WorkerState::Serving);
+    say(&state, &ToPrimary::Ready, tag)?;
+    drained(&state).await;
+    Ok(exit::OK)
+}
+
+fn boot_failed(state: &State, error: &Error) -> u8 {
+    // If the primary cannot be told, the exit status says it all the same.
+    let _ = state.channel.send(&ToPrimary::BootFailed(error.to_string()));
+    exit::WORKERS_CANNOT_BOOT
+}
+
+fn say(state: &State, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
+    state
+        .channel
+        .send(word)
+        .map_err(|e| Error::system(format!("tell the primary that {tag} is ready"), e))
+}
+
+/// Resolves when the worker was told to leave and nothing is open any more.
+async fn drained(state: &State) {
+    state.drain.begun().await;
+    loop {
+        let gone = state.room.notified();
+        if state.acceptors.get() == 0 && state.conns.borrow().is_empty() {
+            return;
+        }
+        gone.await;
+    }
+}

@@ -1,0 +1,158 @@
+//! One HTTP connection from its first bytes to its close.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Incoming};
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::accept::{Accepted, Guard};
+use super::answer::{BoxError, Context, answer};
+use super::conn::{Entry, Phase, Told};
+use super::state::State;
+use super::wire::{Leftover, Wire, close_politely};
+
+/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Serves `accepted` with the application `app` until it ends.
+pub(super) async fn serve<S, B>(state: Rc<State>, app: Rc<S>, accepted: Accepted)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Future: 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
+    let Accepted { stream, first, entry, guard } = accepted;
+    let http2 = state.config.http2 && first.starts_with(PREFACE);
+    let wire = Wire::new(stream, first, Arc::clone(&entry.conn), state.row.meter());
+    let leftover = wire.leftover();
+    let ctx = Rc::new(Context {
+        app,
+        state: Rc::clone(&state),
+        conn: Arc::clone(&entry.conn),
+        recent: wire.recent(),
+    });
+    let service = service_fn(move |request| answer(Rc::clone(&ctx), request));
+    let io = TokioIo::new(wire);
+    if http2 {
+        serve_http2(&state, &entry, io, service).await;
+    } else {
+        let connection = http1_builder(&state).serve_connection(io, service).with_upgrades();
+        run(&entry, connection).await;
+    }
+    finish(&state, &entry, &leftover).await;
+    drop(guard);
+}
+
+fn http1_builder(state: &State) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // The worker tends the timeouts itself (see `conn`).
+        .header_read_timeout(None)
+        .max_buf_size(state.config.max_header_size.max(64 * 1024))
+        .max_header_size(state.config.max_header_size)
+        .pipeline_flush(state.config.pipeline_flush);
+    builder
+}
+
+async fn serve_http2<S, B>(state: &State, entry: &Entry, io: TokioIo<Wire>, service: S)
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
+    S::Future: 'static,
+    B: Body<Data = Bytes, Error = BoxError> + 'static,
+{
+    let connection = http2::Builder::new(OnThisThread)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(state.config.keep_alive_timeout)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_header_list_size(u32::try_from(state.config.max_header_size).unwrap_or(u32::MAX))
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let mut going = false;
+    let goodbye = poll_fn(|cx| {
+        if !going && (state.drain.order().is_some() || entry.conn.told() != Told::Nothing) {
+            going = true;
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.as_mut().poll(cx)
+    });
+    run(entry, goodbye).await;
+}
+
+/// Drives a connection until it ends or is cut. Its errors are the client's: a request that breaks off, a
+/// reset, bytes that are no HTTP; hyper has answered what can be answered.
+async fn run<E: std::fmt::Display>(entry: &Entry, connection: impl Future<Output = Result<(), E>>) {
+    let mut connection = pin!(connection);
+    let outcome = poll_fn(|cx| {
+        entry.watch(cx.waker());
+        if entry.conn.told() == Told::Cut && !entry.conn.upgraded() {
+            return Poll::Ready(Ok(()));
+        }
+        connection.as_mut().poll(cx)
+    });
+    if let Err(e) = outcome.await {
+        log::debug!("connection ended: {e}");
+    }
+}
+
+/// Closes what hyper left of the connection, without hurting a response that is still on its way.
+async fn finish(state: &State, entry: &Entry, leftover: &Leftover) {
+    let left = leftover.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(stream) = left else { return };
+    if entry.conn.told() == Told::Cut {
+        return;
+    }
+    entry.conn.enter(Phase::Closing, state.now_ms());
+    let mut closing = pin!(close_politely(stream));
+    poll_fn(|cx| {
+        entry.watch(cx.waker());
+        match entry.conn.told() {
+            Told::Cut => Poll::Ready(()),
+            Told::Nothing | Told::Finish => closing.as_mut().poll(cx),
+        }
+    })
+    .await;
+}
+
+/// Ends a connection of the lower door with its task, or its task when it is cut.
+pub(super) async fn until_cut(entry: Rc<Entry>, guard: Guard, task: tokio::task::JoinHandle<()>) {
+    let abort = task.abort_handle();
+    let mut task = pin!(task);
+    poll_fn(|cx| {
+        entry.watch(cx.waker());
+        match entry.conn.told() {
+            Told::Cut => {
+                abort.abort();
+                Poll::Ready(())
+            }
+            // A panic has been reported by the panic hook; it costs this connection.
+            Told::Nothing | Told::Finish => task.as_mut().poll(cx).map(|_| ()),
+        }
+    })
+    .await;
+    drop(guard);
+}
+
+/// Runs HTTP/2 streams on this thread: handlers need not be `Send`.
+#[derive(Clone, Copy)]
+struct OnThisThread;
+
+impl<F: Future<Output: 'static> + 'static> Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

@@ -1,0 +1,75 @@
+//! What the tasks of one worker share. One thread, so plain `Rc` and `Cell`.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use tokio::sync::Notify;
+
+use super::conn::Registry;
+use super::drain::{Drain, Order};
+use crate::config::Config;
+use crate::identity::WorkerTag;
+use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::scoreboard::{OwnRow, Reader, WorkerState};
+use crate::sys;
+
+/// One worker.
+pub(super) struct State {
+    pub(super) tag: WorkerTag,
+    pub(super) config: Rc<Config>,
+    pub(super) row: OwnRow,
+    pub(super) board: Reader,
+    pub(super) channel: WorkerEnd,
+    pub(super) drain: Drain,
+    /// Every open connection.
+    pub(super) conns: RefCell<Registry>,
+    /// Rung when a connection is gone, and when one that was accepted sent its first bytes.
+    pub(super) room: Notify,
+    /// Accepted connections that have not sent anything yet and still hold up accepting.
+    pub(super) fresh: Cell<usize>,
+    /// Listening sockets that are still accepted from.
+    pub(super) acceptors: Cell<usize>,
+}
+
+impl State {
+    /// Begins to drain on our own account and asks for a replacement.
+    pub(super) fn retire(&self) {
+        if self.drain.order().is_some() {
+            return;
+        }
+        // A primary that cannot be told is gone or stuck; leaving is right all the same.
+        if let Err(e) = self.channel.send(&ToPrimary::Retiring) {
+            log::warn!("{} cannot tell the primary that it retires: {e}", self.tag);
+        }
+        self.begin_drain(Order::new(
+            self.config.graceful_timeout,
+            self.config.linger_timeout,
+            false,
+        ));
+    }
+
+    /// Stops accepting from now on; the first order counts.
+    pub(super) fn begin_drain(&self, order: Order) {
+        if self.drain.begin(order) {
+            self.row.state(WorkerState::Draining);
+            self.row.accepting(false);
+            self.conns.borrow().wake_all();
+        }
+    }
+
+    /// Whether another worker that could take a connection right now has fewer than we have.
+    pub(super) fn others_are_freer(&self) -> bool {
+        let own = self.row.open();
+        own > 0 && self.board.least_open(&self.row, State::exact_ms()).is_some_and(|n| n < own)
+    }
+
+    /// The time as of the last beat: good to a tenth of a second, and free.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.row.meter().now_ms()
+    }
+
+    /// Milliseconds on the monotonic clock, exactly.
+    pub(super) fn exact_ms() -> u64 {
+        sys::process::monotonic_ms()
+    }
+}
