@@ -106,7 +106,7 @@ mod tests {
         let find = |addr: &str| listening_inodes(TABLE, addr.parse().expect("address"));
         assert_eq!(find("127.0.0.1:3000"), [4711]);
         assert_eq!(find("0.0.0.0:3000"), [4711]);
-        assert_eq!(find("127.0.0.2:3000"), []);
+        assert_eq!(find("127.0.0.2:3000"), Vec::<u64>::new());
         assert_eq!(find("127.0.0.1:8080"), [4712]);
     }
 }

@@ -66,7 +66,8 @@ fn exited(exit: &Exit) {
     let how = how(*status);
     let life = format!("up {}, {served} requests", Span(*uptime));
     match cause {
-        Cause::Asked => log::info!("{worker} left as asked ({how}; {life})"),
+        Cause::Asked if status.success() => log::info!("{worker} left as asked ({life})"),
+        Cause::Asked => log::error!("{worker} died while it was leaving: {how} ({life})"),
         Cause::Stopped => log::warn!("{worker} was killed by the primary ({life})"),
         Cause::BootTimeout => log::error!("{worker} was killed: never ready ({life})"),
         Cause::Condemned => log::error!("{worker} was killed for what it said ({life})"),
@@ -110,6 +111,7 @@ impl Display for Span {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let seconds = self.0.as_secs_f64();
         match seconds {
+            s if s < 0.01 => write!(f, "{:.1} ms", s * 1000.0),
             s if s < 1.0 => write!(f, "{:.0} ms", s * 1000.0),
             s if s < 120.0 => write!(f, "{} s", (s * 10.0).round() / 10.0),
             s if s < 7200.0 => write!(f, "{:.0} min", s / 60.0),
@@ -134,7 +136,7 @@ mod tests {
         let span = |ms| Span(Duration::from_millis(ms)).to_string();
         assert_eq!(
             [span(4), span(2500), span(30_000), span(180_000), span(7_200_000)],
-            ["4 ms", "2.5 s", "30 s", "3 min", "2 h"]
+            ["4.0 ms", "2.5 s", "30 s", "3 min", "2 h"]
         );
     }
 }

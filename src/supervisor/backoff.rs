@@ -95,7 +95,8 @@ impl Backoff {
     /// A worker is ready. `min_uptime` is how long it has to live to prove the loop over.
     pub(super) fn ready(&mut self, now: Instant, min_uptime: Duration) {
         self.kills = 0;
-        if self.failures > 0 {
+        // Not during a delay: among many workers that all die young, one is always about to be ready.
+        if matches!(self.stage, Stage::Trying { .. } | Stage::Proving { .. }) {
             self.stage = Stage::Proving { until: now + min_uptime };
         }
     }
@@ -113,11 +114,13 @@ impl Backoff {
         }
     }
 
-    /// A worker died young. Returns the delay if this begins a new round; deaths during a round's delay
-    /// belong to it.
-    pub(super) fn fault(&mut self, now: Instant) -> Option<Duration> {
-        if matches!(self.stage, Stage::Waiting { .. }) {
-            return None;
+    /// A worker died young. Returns the delay if this begins a new round; deaths during a round's delay, and
+    /// those of others than the trial, belong to it.
+    pub(super) fn fault(&mut self, now: Instant, worker: WorkerId) -> Option<Duration> {
+        match self.stage {
+            Stage::Waiting { .. } => return None,
+            Stage::Trying { trial } if trial != worker => return None,
+            _ => {}
         }
         self.failures += 1;
         let delay = self.delay();
@@ -151,14 +154,15 @@ mod tests {
     fn delays_double_up_to_the_maximum_and_are_spread() {
         let (mut backoff, mut now) = (backoff(), Instant::now());
         for full in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 15_000, 15_000] {
-            let delay = backoff.fault(now).expect("a new round").as_millis();
+            let delay = backoff.fault(now, WorkerId(1)).expect("a new round").as_millis();
             assert!(delay <= full && delay >= full * 3 / 4, "{delay} of {full}");
             now = backoff.deadline().expect("waiting");
             backoff.tick(now);
         }
-        let other = Backoff::new(Duration::from_secs(1), Duration::from_secs(1), 2).fault(now);
+        let other =
+            Backoff::new(Duration::from_secs(1), Duration::from_secs(1), 2).fault(now, WorkerId(1));
         assert_ne!(
-            Backoff::new(Duration::from_secs(1), Duration::from_secs(1), 1).fault(now),
+            Backoff::new(Duration::from_secs(1), Duration::from_secs(1), 1).fault(now, WorkerId(1)),
             other
         );
     }
@@ -166,15 +170,15 @@ mod tests {
     #[test]
     fn deaths_during_the_delay_belong_to_the_round() {
         let (mut backoff, now) = (backoff(), Instant::now());
-        assert!(backoff.fault(now).is_some());
-        assert!(backoff.fault(now).is_none());
+        assert!(backoff.fault(now, WorkerId(1)).is_some());
+        assert!(backoff.fault(now, WorkerId(1)).is_none());
         assert_eq!(backoff.failures(), 1);
     }
 
     #[test]
     fn after_the_delay_one_is_tried_and_if_it_lives_all_is_forgotten() {
         let (mut backoff, now) = (backoff(), Instant::now());
-        backoff.fault(now);
+        backoff.fault(now, WorkerId(1));
         assert_eq!(backoff.allowance(), Allowance::None);
         let now = now + Duration::from_millis(100);
         backoff.tick(now);

@@ -27,7 +27,8 @@ pub(crate) enum Event {
     Exited { worker: WorkerId, status: ExitStatus, served: u64 },
     /// Somebody asked for something.
     Asked { intent: Intent, by: String },
-    /// The time that `Supervisor::deadline` named has come.
+    /// The time that `Supervisor::deadline` named has come. Reported only after everything that was waiting by
+    /// then: a primary that was stopped for a while must not kill for words that it has not read.
     DeadlineReached,
 }
 

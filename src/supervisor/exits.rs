@@ -24,7 +24,7 @@ impl Supervisor {
         actions: &mut Vec<Action>,
     ) {
         let Some(member) = self.members.remove(&worker) else { return };
-        self.let_go(worker);
+        let held = self.let_go(worker);
         let cause = member.cause();
         actions.push(Action::Report(Notice::Exited(Exit {
             worker: member.tag,
@@ -33,23 +33,22 @@ impl Supervisor {
             uptime: now.duration_since(member.born),
             served,
         })));
-        if self.stopping() {
+        if self.stopping() || !held {
+            // No replacement is wanted, or it retired and was replaced long ago.
             return;
         }
-        if cause != Cause::Asked {
-            self.restarts += 1;
-        }
+        self.restarts += 1;
         let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
         let at_fault = match cause {
-            Cause::Asked => false,
+            Cause::Asked | Cause::Stopped => false,
             Cause::BootTimeout => true,
             Cause::Condemned => young,
             Cause::BeforeReady if by_somebody(status) => !self.backoff.forgive_kill(),
             Cause::BeforeReady => true,
-            Cause::Unexpected | Cause::Stopped => young && !by_somebody(status),
+            Cause::Unexpected => young && !by_somebody(status),
         };
         if at_fault {
-            self.fault(now, actions);
+            self.fault(now, worker, actions);
         } else {
             self.backoff.trial_over(worker);
         }
@@ -62,11 +61,14 @@ impl Supervisor {
         why: String,
         actions: &mut Vec<Action>,
     ) {
+        if self.members.get(&worker).is_none_or(|member| member.state != State::Forking) {
+            return;
+        }
         let Some(member) = self.members.remove(&worker) else { return };
         self.let_go(worker);
         actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why }));
         if !self.stopping() {
-            self.fault(now, actions);
+            self.fault(now, worker, actions);
         }
     }
 
@@ -103,8 +105,8 @@ impl Supervisor {
         }
     }
 
-    fn fault(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Some(delay) = self.backoff.fault(now) else { return };
+    pub(super) fn fault(&mut self, now: Instant, worker: WorkerId, actions: &mut Vec<Action>) {
+        let Some(delay) = self.backoff.fault(now, worker) else { return };
         let failures = self.backoff.failures();
         if !self.ever_ready && failures >= self.policy.boot_attempts {
             actions.push(Action::Report(Notice::GivingUp { failures }));

@@ -1,1 +1,216 @@
+//! What holds after every event, whatever the workers do. The simulated world asserts it at each step, over
+//! the real state of the supervisor and over what the world itself remembers.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Instant;
+
+use super::backoff::Allowance;
+use super::{Action, Event, Notice, Phase, State, Supervisor};
+use crate::identity::WorkerId;
+
+/// What the world remembers, kept apart from what the supervisor believes.
+#[derive(Debug, Default)]
+pub(super) struct Laws {
+    /// Forks that were asked for and not answered.
+    outstanding: BTreeSet<WorkerId>,
+    alive: BTreeSet<WorkerId>,
+    drained: BTreeSet<WorkerId>,
+    killed: BTreeSet<WorkerId>,
+    last_id: u64,
+    listeners_closed: bool,
+    exited: bool,
+}
+
+/// What was so before the event.
+#[derive(Debug)]
+pub(super) struct Before {
+    phase: Phase,
+    allowance: Allowance,
+    backoff: Option<Instant>,
+    restarts: u64,
+}
+
+/// What is told when a law is broken; written only then.
+struct Story<'a> {
+    before: &'a Before,
+    event: &'a Event,
+    actions: &'a [Action],
+    mind: &'a Supervisor,
+}
+
+impl fmt::Display for Story<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Story { before, event, actions, mind } = self;
+        write!(f, "{before:#?}, then {event:?}, gave {actions:#?} and {mind:#?}")
+    }
+}
+
+impl Laws {
+    pub(super) fn before(&self, mind: &Supervisor) -> Before {
+        Before {
+            phase: mind.phase,
+            allowance: mind.backoff.allowance(),
+            backoff: mind.backoff.deadline(),
+            restarts: mind.restarts(),
+        }
+    }
+
+    pub(super) fn check(
+        &mut self,
+        before: &Before,
+        now: Instant,
+        mind: &Supervisor,
+        event: &Event,
+        actions: &[Action],
+    ) {
+        let story = &Story { before, event, actions, mind };
+        self.hear(event);
+        assert!(!self.exited || actions.is_empty(), "Exit is the last action: {story}");
+        for action in actions {
+            self.obey(action, mind, story);
+        }
+        self.members_are_those_that_exist(mind, story);
+        slots_are_held_once(mind, story);
+        phases_go_one_way(before, mind, story);
+        delays_are_kept(before, now, event, actions, story);
+        self.something_is_awaited(mind, story);
+        if *event == Event::DeadlineReached {
+            let moved = mind.deadline().is_none_or(|deadline| deadline > now);
+            assert!(moved, "a deadline that has come is dealt with: {story}");
+        }
+        let restarted = mind.restarts() - before.restarts;
+        assert!(restarted <= 1, "one event ends one worker: {story}");
+    }
+
+    fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Forked { worker, .. } => {
+                self.alive.extend(self.outstanding.take(worker));
+            }
+            Event::ForkFailed { worker, .. } => drop(self.outstanding.remove(worker)),
+            Event::Exited { worker, .. } => {
+                self.outstanding.remove(worker);
+                self.alive.remove(worker);
+            }
+            _ => {}
+        }
+    }
+
+    fn obey(&mut self, action: &Action, mind: &Supervisor, story: &Story<'_>) {
+        match action {
+            Action::Fork(tag) => {
+                assert!(!mind.stopping(), "no fork once stopping: {story}");
+                assert!(tag.id.0 > self.last_id, "ids only grow: {story}");
+                assert!(tag.pid.is_none() && tag.slot.0 < mind.wanted(), "a plain tag: {story}");
+                self.last_id = tag.id.0;
+                self.outstanding.insert(tag.id);
+            }
+            Action::CloseListeners => {
+                assert!(mind.stopping() && !self.listeners_closed, "closed once, to stop: {story}");
+                self.listeners_closed = true;
+            }
+            Action::Drain(worker) => {
+                assert!(self.listeners_closed, "nobody listens when all drain: {story}");
+                assert!(self.alive.contains(worker), "only the living are drained: {story}");
+                assert!(!self.killed.contains(worker), "the killed are not drained: {story}");
+                assert!(self.drained.insert(*worker), "nobody is drained twice: {story}");
+            }
+            Action::Kill(worker) => {
+                assert!(self.alive.contains(worker), "only the living are killed: {story}");
+                assert!(self.killed.insert(*worker), "nobody is killed twice: {story}");
+            }
+            Action::Report(Notice::AllReady { workers }) => {
+                let serving = mind.members.values().filter(|m| m.state == State::Serving).count();
+                assert_eq!(serving, *workers as usize, "all means all: {story}");
+            }
+            Action::Report(_) => {}
+            Action::Exit(_) => {
+                assert!(!self.exited && mind.phase == Phase::Done, "one end: {story}");
+                assert!(
+                    self.alive.is_empty() && self.outstanding.is_empty(),
+                    "nobody left: {story}"
+                );
+                self.exited = true;
+            }
+        }
+    }
+
+    fn members_are_those_that_exist(&self, mind: &Supervisor, story: &Story<'_>) {
+        let exist: BTreeSet<WorkerId> = self.alive.union(&self.outstanding).copied().collect();
+        let members: BTreeSet<WorkerId> = mind.members.keys().copied().collect();
+        assert_eq!(members, exist, "members are the living and the awaited: {story}");
+        for (id, member) in &mind.members {
+            let outstanding = self.outstanding.contains(id);
+            assert_eq!(member.state == State::Forking, outstanding, "forks are known: {story}");
+            let killed = matches!(member.state, State::Killed { .. });
+            assert_eq!(killed, self.killed.contains(id), "kills are known: {story}");
+        }
+    }
+
+    /// Whoever waits waits for something that comes: an answer, a deadline, or the kernel.
+    fn something_is_awaited(&self, mind: &Supervisor, story: &Story<'_>) {
+        if mind.phase == Phase::Done {
+            return assert!(self.exited, "the end is announced: {story}");
+        }
+        let someone = !self.alive.is_empty() || !self.outstanding.is_empty();
+        assert!(someone || mind.deadline().is_some(), "there is something to wait for: {story}");
+        assert_ne!(mind.backoff.allowance(), Allowance::One, "who may be tried is tried: {story}");
+        if mind.stopping() || mind.slots.iter().all(Option::is_some) {
+            return;
+        }
+        let trial = mind
+            .members
+            .values()
+            .any(|member| !matches!(member.state, State::Serving | State::Draining { .. }));
+        let delay = mind.backoff.deadline().is_some();
+        assert!(trial || delay, "an empty slot waits for a delay or for a trial: {story}");
+    }
+}
+
+fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
+    assert_eq!(mind.slots.len(), mind.wanted() as usize, "a slot for each: {story}");
+    let mut holders = BTreeSet::new();
+    for (slot, holder) in mind.slots.iter().enumerate() {
+        let Some(holder) = holder else { continue };
+        assert!(holders.insert(*holder), "a worker holds one slot: {story}");
+        let member = mind.members.get(holder);
+        let slot_of_tag = member.map(|member| member.tag.slot.0 as usize);
+        assert_eq!(slot_of_tag, Some(slot), "a holder exists and knows its slot: {story}");
+    }
+    // This bounds the members: as many as wanted, and those that are on their way out. Forks are held
+    // by a slot too, so that there is never a second one for it.
+    for (id, member) in &mind.members {
+        let leaves = matches!(member.state, State::Draining { .. } | State::Killed { .. });
+        assert!(holders.contains(id) || leaves, "who holds no slot leaves: {story}");
+    }
+}
+
+fn phases_go_one_way(before: &Before, mind: &Supervisor, story: &Story<'_>) {
+    let rank = |phase: Phase| match phase {
+        Phase::Booting => 0,
+        Phase::Running => 1,
+        Phase::Stopping => 2,
+        Phase::Ending(_) => 3,
+        Phase::Done => 4,
+    };
+    assert!(rank(before.phase) <= rank(mind.phase), "phases go one way: {story}");
+}
+
+/// During a delay nothing is forked, whatever happens; and during a trial only a worker that gets ready
+/// opens the door to more than one.
+fn delays_are_kept(
+    before: &Before,
+    now: Instant,
+    event: &Event,
+    actions: &[Action],
+    story: &Story<'_>,
+) {
+    let forks = actions.iter().filter(|action| matches!(action, Action::Fork(_))).count();
+    if before.allowance == Allowance::None {
+        let waits = before.backoff.is_some_and(|until| now < until);
+        assert!(!waits || forks == 0, "a delay is kept: {story}");
+        let ready = matches!(event, Event::Ready { .. });
+        assert!(ready || forks <= 1, "one is tried at a time: {story}");
+    }
+}

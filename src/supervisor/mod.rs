@@ -107,10 +107,8 @@ impl Supervisor {
                 self.exited(now, worker, status, served, &mut actions);
             }
             Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
-            Event::DeadlineReached => {}
+            Event::DeadlineReached => self.overdue(now, &mut actions),
         }
-        // Deadlines are looked at after every event: a busy primary must not miss them.
-        self.overdue(now, &mut actions);
         self.fill_slots(now, &mut actions);
         self.finish(&mut actions);
         actions
@@ -145,6 +143,9 @@ impl Supervisor {
         let boot = now + self.policy.boot_timeout;
         let stopping = self.stopping();
         let Some(member) = self.members.get_mut(&worker) else { return };
+        if member.state != State::Forking {
+            return;
+        }
         member.tag.pid = Some(pid);
         member.state = State::Booting { deadline: boot };
         if stopping {
@@ -184,9 +185,13 @@ impl Supervisor {
         if matches!(member.state, State::Booting { .. } | State::Serving) {
             member.state =
                 State::Draining { deadline: now + self.policy.graceful_timeout + LAST_MOMENT };
+            let never_ready = member.ready.is_none();
             actions.push(Action::Report(Notice::Retiring { worker: member.tag }));
-            self.backoff.trial_over(worker);
             self.let_go(worker);
+            if never_ready {
+                // Its replacement may well do the same.
+                self.fault(now, worker, actions);
+            }
         }
     }
 
@@ -252,11 +257,11 @@ impl Supervisor {
 
     /// SIGKILL, once, to a process that exists and has not been reaped.
     fn kill(&mut self, worker: WorkerId, why: Cause, actions: &mut Vec<Action>) {
-        if let Some(member) = self.members.get_mut(&worker) {
-            if !matches!(member.state, State::Forking | State::Killed { .. }) {
-                member.state = State::Killed { why };
-                actions.push(Action::Kill(worker));
-            }
+        if let Some(member) = self.members.get_mut(&worker)
+            && !matches!(member.state, State::Forking | State::Killed { .. })
+        {
+            member.state = State::Killed { why };
+            actions.push(Action::Kill(worker));
         }
     }
 
@@ -264,13 +269,14 @@ impl Supervisor {
         self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
     }
 
-    fn let_go(&mut self, worker: WorkerId) {
-        for slot in &mut self.slots {
-            if *slot == Some(worker) {
-                *slot = None;
-                self.complete = false;
-            }
-        }
+    /// Empties the slot that the worker holds; whether it held one.
+    fn let_go(&mut self, worker: WorkerId) -> bool {
+        let Some(slot) = self.slots.iter_mut().find(|slot| **slot == Some(worker)) else {
+            return false;
+        };
+        *slot = None;
+        self.complete = false;
+        true
     }
 
     /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
