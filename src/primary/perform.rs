@@ -30,6 +30,8 @@ impl Primary {
                 }
             }
             Action::Report(notice) => journal::record(&notice),
+            // Nobody asks with a ticket yet.
+            Action::Answer { .. } => {}
             Action::Exit(outcome) => return Some(outcome),
         }
         None

@@ -7,7 +7,7 @@ use super::{Child, Primary};
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary};
-use crate::supervisor::{Event, Intent};
+use crate::supervisor::{Asker, Event, Intent};
 use crate::sys;
 use crate::sys::signal::Signal;
 
@@ -75,7 +75,8 @@ impl Primary {
         for signal in self.signals.take()? {
             match intent(signal) {
                 Some(intent) => {
-                    self.queue.push_back(Event::Asked { intent, by: signal.as_str().to_string() });
+                    let by = Asker::nameless(signal.as_str());
+                    self.queue.push_back(Event::Asked { intent, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
                 None => super::journal::ignored(signal),

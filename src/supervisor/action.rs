@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Kill(WorkerId),
     /// Say what happened: to the log.
     Report(Notice),
+    /// Tell whoever asked with this ticket how it went: what was done, or why not.
+    Answer { ticket: u64, outcome: Result<String, String> },
     /// End the primary. The last action ever.
     Exit(Outcome),
 }

@@ -26,17 +26,47 @@ pub(crate) enum Event {
     /// The worker was reaped. From now on its pid means nothing. `served` is what its scoreboard row said.
     Exited { worker: WorkerId, status: ExitStatus, served: u64 },
     /// Somebody asked for something.
-    Asked { intent: Intent, by: String },
+    Asked { intent: Intent, by: Asker },
     /// The time that `Supervisor::deadline` named has come. Reported only after everything that was waiting by
     /// then: a primary that was stopped for a while must not kill for words that it has not read.
     DeadlineReached,
 }
 
-/// What can be asked of the cluster, by a signal or an operator.
+/// What can be asked of the cluster, by a signal, an operator or the application. Decided once, whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intent {
     /// Finish what is open, then end. Asked a second time: end now.
     Stop,
     /// End now.
     StopNow,
+    /// Read the configuration again and replace every worker, one by one.
+    Reload,
+    /// So many workers from now on.
+    Scale(Scale),
+    /// Become the binary that now stands at our path.
+    Upgrade,
+}
+
+/// How many workers are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scale {
+    To(u32),
+    Up(u32),
+    Down(u32),
+}
+
+/// Who asked, and whether they wait for an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// As it stands in the log: `SIGHUP`, `control uid=0 pid=4711`.
+    pub who: String,
+    /// Answered exactly once by `Action::Answer`, when the outcome is known.
+    pub ticket: Option<u64>,
+}
+
+impl Asker {
+    /// Somebody who does not wait.
+    pub(crate) fn nameless(who: impl Into<String>) -> Asker {
+        Asker { who: who.into(), ticket: None }
+    }
 }

@@ -124,7 +124,7 @@ impl Laws {
                 let serving = mind.members.values().filter(|m| m.state == State::Serving).count();
                 assert_eq!(serving, *workers as usize, "all means all: {story}");
             }
-            Action::Report(_) => {}
+            Action::Report(_) | Action::Answer { .. } => {}
             Action::Exit(_) => {
                 assert!(!self.exited && mind.phase == Phase::Done, "one end: {story}");
                 assert!(

@@ -9,6 +9,7 @@
 //! still finishes what it has open.
 
 mod action;
+mod asked;
 mod backoff;
 mod event;
 mod exits;
@@ -28,7 +29,7 @@ use crate::config::Policy;
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 pub(crate) use action::{Action, Cause, Exit, Notice, Outcome};
 use backoff::{Allowance, Backoff};
-pub(crate) use event::{Event, Intent};
+pub(crate) use event::{Asker, Event, Intent, Scale};
 pub(crate) use member::{Member, State};
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
@@ -67,8 +68,6 @@ pub(crate) struct Supervisor {
     next_id: u64,
     /// Whether any worker ever was ready.
     ever_ready: bool,
-    /// Whether `AllReady` was said since a slot was last empty.
-    complete: bool,
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
 }
@@ -85,7 +84,6 @@ impl Supervisor {
             generation: Generation(1),
             next_id: 1,
             ever_ready: false,
-            complete: false,
             restarts: 0,
         }
     }
@@ -166,8 +164,7 @@ impl Supervisor {
         actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
         self.backoff.ready(now, self.policy.min_uptime);
         let serving = self.slots.iter().flatten().filter(|id| self.serves(**id)).count();
-        if serving == self.slots.len() && !self.complete {
-            self.complete = true;
+        if self.phase == Phase::Booting && serving == self.slots.len() {
             self.phase = Phase::Running;
             actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
         }
@@ -209,52 +206,6 @@ impl Supervisor {
         self.kill(worker, Cause::Condemned, actions);
     }
 
-    fn asked(&mut self, now: Instant, intent: Intent, by: String, actions: &mut Vec<Action>) {
-        let workers = self.members.len();
-        let again = self.phase == Phase::Stopping;
-        match (self.phase, intent) {
-            (Phase::Done | Phase::Ending(_), _) => {}
-            (Phase::Booting | Phase::Running, Intent::Stop) => {
-                self.phase = Phase::Stopping;
-                actions.push(Action::Report(Notice::Stopping { by, workers }));
-                actions.push(Action::CloseListeners);
-                self.stop_all(now, actions);
-            }
-            (Phase::Stopping, Intent::Stop) | (_, Intent::StopNow) => {
-                let by = if again { format!("{by}, the second request") } else { by };
-                actions.push(Action::Report(Notice::StoppingNow { by, workers }));
-                self.end(Outcome::Stopped, actions);
-            }
-        }
-    }
-
-    /// Workers that serve drain; one that never was ready has nothing to finish and may not listen yet.
-    fn stop_all(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
-        let ids: Vec<WorkerId> = self.members.keys().copied().collect();
-        for id in ids {
-            let Some(member) = self.members.get_mut(&id) else { continue };
-            match member.state {
-                State::Serving => {
-                    member.state = State::Draining { deadline };
-                    actions.push(Action::Drain(id));
-                }
-                State::Booting { .. } => self.kill(id, Cause::Stopped, actions),
-                State::Forking | State::Draining { .. } => {}
-                State::Leaving { .. } | State::Killed { .. } => {}
-            }
-        }
-    }
-
-    /// Kills everybody; `finish` exits when the last one is reaped.
-    fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
-        self.phase = Phase::Ending(outcome);
-        let ids: Vec<WorkerId> = self.members.keys().copied().collect();
-        for id in ids {
-            self.kill(id, Cause::Stopped, actions);
-        }
-    }
-
     /// SIGKILL, once, to a process that exists and has not been reaped.
     fn kill(&mut self, worker: WorkerId, why: Cause, actions: &mut Vec<Action>) {
         if let Some(member) = self.members.get_mut(&worker)
@@ -275,7 +226,6 @@ impl Supervisor {
             return false;
         };
         *slot = None;
-        self.complete = false;
         true
     }
 

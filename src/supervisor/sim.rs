@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::laws::Laws;
-use super::{Action, Event, Intent, Notice, Outcome, State, Supervisor};
+use super::{Action, Asker, Event, Intent, Notice, Outcome, State, Supervisor};
 use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
 pub(super) use lives::{Deed, Dice, Life, SIGKILL, SIGSEGV, code, ms, signal};
@@ -152,7 +152,7 @@ impl World {
     }
 
     pub(super) fn ask(&mut self, intent: Intent) {
-        self.tell(Event::Asked { intent, by: "SIGTERM".to_string() });
+        self.tell(Event::Asked { intent, by: Asker::nameless("SIGTERM") });
     }
 
     pub(super) fn ask_in(&mut self, time: Duration, intent: Intent) {
@@ -206,7 +206,7 @@ impl World {
             Action::Kill(worker) => {
                 self.plan(ms(1), Happening::Does(*worker, Deed::End(signal(SIGKILL))));
             }
-            Action::Report(_) | Action::CloseListeners => {}
+            Action::Report(_) | Action::Answer { .. } | Action::CloseListeners => {}
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
         self.log.push((self.now - self.began, action));

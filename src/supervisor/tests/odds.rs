@@ -66,7 +66,7 @@ fn situation(phase: usize, state: usize) -> (World, WorkerId) {
 
 fn events(worker: WorkerId) -> Vec<Event> {
     let exits = [code(0), code(1), signal(SIGKILL), signal(SIGSEGV)];
-    let asked = |intent| Event::Asked { intent, by: "a test".to_string() };
+    let asked = |intent| Event::Asked { intent, by: Asker::nameless("a test") };
     let mut events = vec![
         Event::Started,
         Event::Forked { worker, pid: 2 },

@@ -1,0 +1,48 @@
+//! Copy-on-write: the primary loads a table of 64 MiB once, before it forks, and all workers look things up
+//! in the same memory. `/` says how much of its memory this worker has for itself and how much it shares.
+//!
+//! ```text
+//! cargo run --example preload -- 127.0.0.1:3000
+//! curl http://127.0.0.1:3000/ http://127.0.0.1:3000/123
+//! ```
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use tokio_prefork::{Cluster, Config};
+
+/// 8 Mi numbers of 8 bytes each.
+const ENTRIES: u64 = 8 << 20;
+
+fn main() -> tokio_prefork::Result<ExitCode> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
+    let config = Config::builder().listen(&address)?.build()?;
+    let load = || Ok((0..ENTRIES).map(|n| n.wrapping_mul(n)).collect::<Vec<u64>>());
+    Cluster::new(config).preload(load).serve(|worker, table: &'static Vec<u64>| async move {
+        Ok(service_fn(move |request: Request<Incoming>| {
+            let text = match request.uri().path()[1..].parse::<usize>() {
+                Ok(n) => format!("{:?}\n", table.get(n)),
+                Err(_) => format!("pid {}: {}\n", worker.pid(), memory()),
+            };
+            async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
+        }))
+    })
+}
+
+/// What `/proc` says about the memory of this process.
+fn memory() -> String {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let sum = |names: [&str; 2]| -> u64 {
+        let lines = rollup.lines().filter_map(|line| line.split_once(':'));
+        let wanted = lines.filter(|(name, _)| names.contains(name));
+        wanted.filter_map(|(_, size)| size.trim().strip_suffix(" kB")?.parse::<u64>().ok()).sum()
+    };
+    let private = sum(["Private_Clean", "Private_Dirty"]);
+    let shared = sum(["Shared_Clean", "Shared_Dirty"]);
+    format!("private {private} KiB, shared {shared} KiB")
+}

@@ -1,0 +1,47 @@
+//! Any protocol: `serve_connections` hands out accepted connections as they are, before anything is read. The
+//! server greets first, then sends back every line, and says goodbye when its worker is told to finish.
+//!
+//! ```text
+//! cargo run --example tcp_echo -- 127.0.0.1:3000
+//! nc 127.0.0.1 3000
+//! ```
+
+use std::io;
+use std::process::ExitCode;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio_prefork::{Cluster, Config, Stream, Worker};
+
+/// A line longer than this ends the connection: a client must not fill our memory.
+const LONGEST_LINE: u64 = 64 * 1024;
+
+fn main() -> tokio_prefork::Result<ExitCode> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
+    let config = Config::builder().listen(&address)?.build()?;
+    Cluster::new(config).serve_connections(|worker, stream| async move {
+        if let Err(e) = echo(&worker, stream).await {
+            log::info!("pid {}: {e}", worker.pid());
+        }
+    })
+}
+
+async fn echo(worker: &Worker, stream: Stream) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    stream.write_all(format!("echo from pid {}\n", worker.pid()).as_bytes()).await?;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let mut limited = (&mut stream).take(LONGEST_LINE);
+        tokio::select! {
+            read = limited.read_until(b'\n', &mut line) => match read? {
+                0 => return Ok(()),
+                _ if !line.ends_with(b"\n") && line.len() as u64 == LONGEST_LINE => {
+                    return Err(io::Error::other("the line is too long"));
+                }
+                _ => stream.write_all(&line).await?,
+            },
+            () = worker.draining() => return stream.write_all(b"goodbye\n").await,
+        }
+    }
+}

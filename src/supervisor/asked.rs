@@ -1,0 +1,86 @@
+//! What people ask for: each intent decided once, whoever asks.
+
+use std::time::Instant;
+
+use super::action::{Action, Cause, Notice, Outcome};
+use super::event::{Asker, Intent};
+use super::{LAST_MOMENT, Phase, State, Supervisor};
+use crate::identity::WorkerId;
+
+impl Supervisor {
+    pub(super) fn asked(
+        &mut self,
+        now: Instant,
+        intent: Intent,
+        by: Asker,
+        actions: &mut Vec<Action>,
+    ) {
+        match intent {
+            Intent::Stop if self.stopping() => self.stop_now(by, true, actions),
+            Intent::Stop => self.stop(now, by, actions),
+            Intent::StopNow => self.stop_now(by, false, actions),
+            Intent::Reload | Intent::Scale(_) | Intent::Upgrade => {
+                by.refuse("this is not supported yet", actions);
+            }
+        }
+    }
+
+    /// Workers that serve drain; one that never was ready has nothing to finish and may not listen yet.
+    fn stop(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+        self.phase = Phase::Stopping;
+        let workers = self.members.len();
+        actions.push(Action::Report(Notice::Stopping { by: by.who.clone(), workers }));
+        actions.push(Action::CloseListeners);
+        by.confirm(format!("stopping: {workers} workers finish what is open"), actions);
+        let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
+        let ids: Vec<WorkerId> = self.members.keys().copied().collect();
+        for id in ids {
+            let Some(member) = self.members.get_mut(&id) else { continue };
+            match member.state {
+                State::Serving => {
+                    member.state = State::Draining { deadline };
+                    actions.push(Action::Drain(id));
+                }
+                State::Booting { .. } => self.kill(id, Cause::Stopped, actions),
+                State::Forking | State::Draining { .. } => {}
+                State::Leaving { .. } | State::Killed { .. } => {}
+            }
+        }
+    }
+
+    fn stop_now(&mut self, by: Asker, again: bool, actions: &mut Vec<Action>) {
+        if matches!(self.phase, Phase::Ending(_) | Phase::Done) {
+            return by.confirm("stopping already".to_string(), actions);
+        }
+        let workers = self.members.len();
+        let who = if again { format!("{}, the second request", by.who) } else { by.who.clone() };
+        actions.push(Action::Report(Notice::StoppingNow { by: who, workers }));
+        by.confirm(format!("stopping now: {workers} workers are killed"), actions);
+        self.end(Outcome::Stopped, actions);
+    }
+
+    /// Kills everybody; `finish` exits when the last one is reaped.
+    pub(super) fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
+        self.phase = Phase::Ending(outcome);
+        let ids: Vec<WorkerId> = self.members.keys().copied().collect();
+        for id in ids {
+            self.kill(id, Cause::Stopped, actions);
+        }
+    }
+}
+
+impl Asker {
+    /// Tells those who wait that it is done.
+    pub(super) fn confirm(self, what: String, actions: &mut Vec<Action>) {
+        if let Some(ticket) = self.ticket {
+            actions.push(Action::Answer { ticket, outcome: Ok(what) });
+        }
+    }
+
+    /// Tells those who wait that it is not, and why.
+    pub(super) fn refuse(self, why: impl Into<String>, actions: &mut Vec<Action>) {
+        if let Some(ticket) = self.ticket {
+            actions.push(Action::Answer { ticket, outcome: Err(why.into()) });
+        }
+    }
+}
