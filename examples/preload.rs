@@ -26,7 +26,7 @@ fn main() -> tokio_prefork::Result<ExitCode> {
     Cluster::new(config).preload(load).serve(|worker, table: &'static Vec<u64>| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let text = match request.uri().path()[1..].parse::<usize>() {
-                Ok(n) => format!("{:?}\n", table.get(n)),
+                Ok(n) => table.get(n).map_or("not in the table\n".into(), |v| format!("{v}\n")),
                 Err(_) => format!("pid {}: {}\n", worker.pid(), memory()),
             };
             async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }

@@ -1,0 +1,228 @@
+//! A load generator: a few threads, each with its share of the connections on one epoll. It keeps `depth`
+//! requests on the way on each connection and looks at no more of a response than it must.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::fail;
+
+const KEEP: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+const CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+
+/// What kind of load.
+#[derive(Clone, Copy)]
+pub struct Plan {
+    pub connections: usize,
+    pub threads: usize,
+    /// Requests on the way at the same time on each connection.
+    pub depth: usize,
+    /// A new connection for each request.
+    pub close: bool,
+}
+
+/// What happened so far.
+#[derive(Default)]
+pub struct Counts {
+    /// Responses with status 200, complete.
+    pub answered: AtomicU64,
+    /// Requests whose connection ended before their response was complete.
+    pub failed: AtomicU64,
+    /// Connections that were refused.
+    pub refused: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// A load that runs until it is stopped.
+pub struct Load {
+    pub counts: Arc<Counts>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    pub fn start(addr: SocketAddr, plan: Plan) -> Load {
+        let counts = Arc::new(Counts::default());
+        let run = |thread: usize| {
+            let counts = Arc::clone(&counts);
+            let share = (plan.connections + plan.threads - 1 - thread) / plan.threads;
+            std::thread::spawn(move || Client::new(addr, plan, share, &counts).run())
+        };
+        let threads = (0..plan.threads).map(run).collect();
+        Load { counts, threads }
+    }
+
+    pub fn answered(&self) -> u64 {
+        self.counts.answered.load(Relaxed)
+    }
+
+    /// Stops it, and returns answered, failed and refused. What is on the way then does not count.
+    pub fn stop(self) -> (u64, u64, u64) {
+        self.counts.stop.store(true, Relaxed);
+        for thread in self.threads {
+            if thread.join().is_err() {
+                fail("a thread of the load generator panicked");
+            }
+        }
+        let counts = &self.counts;
+        (counts.answered.load(Relaxed), counts.failed.load(Relaxed), counts.refused.load(Relaxed))
+    }
+}
+
+/// One thread's connections.
+struct Client<'a> {
+    addr: SocketAddr,
+    plan: Plan,
+    counts: &'a Counts,
+    epoll: Epoll,
+    conns: Vec<Option<Conn>>,
+    /// The requests of one connection, as often as they fit on the way.
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+struct Conn {
+    stream: TcpStream,
+    /// Requests on the way.
+    waiting: usize,
+    /// Bytes of the response that has begun.
+    have: usize,
+    /// Length of a response, learnt from the first: one process answers all of a connection's requests, so
+    /// they are all of the same length.
+    length: usize,
+    /// The first response as far as it has come.
+    first: Vec<u8>,
+}
+
+/// What became of a connection after a read.
+enum After {
+    Open,
+    Over,
+    Broken,
+}
+
+impl<'a> Client<'a> {
+    fn new(addr: SocketAddr, plan: Plan, share: usize, counts: &'a Counts) -> Client<'a> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
+            .unwrap_or_else(|e| fail(format_args!("epoll: {e}")));
+        let request = if plan.close { CLOSE.to_vec() } else { KEEP.repeat(plan.depth) };
+        let conns = (0..share).map(|_| None).collect();
+        Client { addr, plan, counts, epoll, conns, request, buffer: vec![0; 64 * 1024] }
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 64];
+        let tick = EpollTimeout::from(20u8);
+        while !self.counts.stop.load(Relaxed) {
+            for key in 0..self.conns.len() {
+                if self.conns[key].is_none() {
+                    self.connect(key);
+                }
+            }
+            let ready = self.epoll.wait(&mut events, tick).unwrap_or(0);
+            for event in &events[..ready] {
+                self.turn(event.data() as usize);
+            }
+        }
+    }
+
+    fn connect(&mut self, key: usize) {
+        let connect = || -> std::io::Result<TcpStream> {
+            let mut stream = TcpStream::connect(self.addr)?;
+            stream.set_nodelay(true)?;
+            // The kernel's buffer is empty and holds more than this: it is written at once and whole.
+            stream.write_all(&self.request)?;
+            stream.set_nonblocking(true)?;
+            let interest = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
+            self.epoll.add(&stream, interest)?;
+            Ok(stream)
+        };
+        match connect() {
+            Ok(stream) => {
+                let waiting = if self.plan.close { 1 } else { self.plan.depth };
+                let (have, length, first) = (0, 0, Vec::new());
+                self.conns[key] = Some(Conn { stream, waiting, have, length, first });
+            }
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                self.counts.refused.fetch_add(1, Relaxed);
+            }
+            Err(_) => {
+                self.counts.failed.fetch_add(1, Relaxed);
+            }
+        }
+    }
+
+    /// Reads what a connection has, and sends a request for each response that is complete.
+    fn turn(&mut self, key: usize) {
+        let Some(conn) = &mut self.conns[key] else { return };
+        let (answered, after) = conn.read(&mut self.buffer, self.plan.close);
+        self.counts.answered.fetch_add(answered as u64, Relaxed);
+        conn.waiting -= answered.min(conn.waiting);
+        let mut over = !matches!(after, After::Open);
+        if !over && answered > 0 && !self.plan.close {
+            over = conn.stream.write_all(&self.request[..answered * KEEP.len()]).is_err();
+            conn.waiting += answered;
+        }
+        if over {
+            self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
+            // Closing it takes it off the epoll.
+            self.conns[key] = None;
+        }
+    }
+}
+
+impl Conn {
+    /// How many responses became complete, and what is left of the connection.
+    fn read(&mut self, buffer: &mut [u8], until_end: bool) -> (usize, After) {
+        let n = match self.stream.read(buffer) {
+            Ok(0) if until_end && is_complete(&self.first) => return (1, After::Over),
+            Ok(0) => return (0, After::Broken),
+            Ok(n) => n,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return (0, After::Open);
+            }
+            Err(_) => return (0, After::Broken),
+        };
+        if until_end {
+            self.first.extend_from_slice(&buffer[..n]);
+            return (0, After::Open);
+        }
+        // Whatever else the server may say has another length; where a response begins, look.
+        if self.have == 0 && n >= 12 && self.length > 0 && !is_ok(buffer) {
+            fail("the server did not answer with 200");
+        }
+        if self.length == 0 {
+            self.first.extend_from_slice(&buffer[..n]);
+            let Some(length) = response_length(&self.first) else { return (0, After::Open) };
+            self.length = length;
+            self.have = self.first.len();
+        } else {
+            self.have += n;
+        }
+        let complete = self.have / self.length;
+        self.have %= self.length;
+        (complete, After::Open)
+    }
+}
+
+fn is_ok(response: &[u8]) -> bool {
+    response.starts_with(b"HTTP/1.1 200")
+}
+
+fn is_complete(response: &[u8]) -> bool {
+    response_length(response) == Some(response.len())
+}
+
+/// Length of head and body, once the head has come.
+fn response_length(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    if !is_ok(bytes) {
+        fail(format_args!("unexpected answer: {}", String::from_utf8_lossy(&bytes[..head])));
+    }
+    let text = std::str::from_utf8(&bytes[..head]).ok()?.to_ascii_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length:"))?;
+    Some(head + length.trim().parse::<usize>().ok()?)
+}

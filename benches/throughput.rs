@@ -1,0 +1,194 @@
+//! `GET /` of `prefork serve -w 2` beside a plain hyper server with one thread per core, in one run.
+//!
+//! ```text
+//! cargo bench --bench throughput                      64 kept connections, one request at a time on each
+//! cargo bench --bench throughput -- --close           a new connection for each request
+//! cargo bench --bench throughput -- --pipeline        16 requests at a time, without and with pipeline-flush
+//! ```
+//!
+//! `--rounds N` and `--seconds S` say how often and how long (8 and 1.5). The two servers take turns, in the
+//! order a b, b a, a b and so on, as a machine's speed drifts; the ratio is the median over these pairs. The
+//! client takes its share of the same cores, so requests per second flatter whoever is slower: CPU time per
+//! request, of the server's processes alone, is the honest figure.
+
+mod support;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use socket2::{Domain, Socket, Type};
+use support::load::{Load, Plan};
+use support::process::Server;
+use support::{argument, fail, given, median};
+use tokio::runtime::{Builder, LocalOptions};
+
+/// Workers of the one server, threads of the other.
+const WORKERS: usize = 2;
+const CONNECTIONS: usize = 64;
+const DEPTH: usize = 16;
+/// How long a load runs before it is measured.
+const WARM_UP: Duration = Duration::from_millis(250);
+
+/// The argument that turns this program into the server to compare with.
+const PEER: &str = "--peer";
+
+fn main() {
+    if given(PEER) {
+        return peer(given("--pipeline-flush"));
+    }
+    // `cargo bench` says so; `cargo test --benches` does not, and only wants to see that it works.
+    let trial = !given("--bench");
+    let rounds: usize = argument("--rounds", if trial { 1 } else { 8 });
+    let seconds: f64 = argument("--seconds", if trial { 0.1 } else { 1.5 });
+    if !(1..=1000).contains(&rounds) || !(0.05..=600.0).contains(&seconds) {
+        fail("give 1 to 1000 rounds of 0.05 to 600 seconds");
+    }
+    let depth = if given("--pipeline") { DEPTH } else { 1 };
+    let close = given("--close");
+    if close && depth > 1 {
+        fail("a connection that closes after one request cannot pipeline: give one of the two");
+    }
+    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close };
+    let length = Duration::from_secs_f64(seconds);
+    let how = if close { "a new one for each request" } else { "kept alive" };
+    println!(
+        "{CONNECTIONS} connections ({how}), depth {depth}, {rounds} rounds of {seconds} s each"
+    );
+    for flush in [false, true].into_iter().take(if depth > 1 { 2 } else { 1 }) {
+        compare(plan, flush, rounds, length);
+    }
+}
+
+/// One round of one server.
+#[derive(Clone, Copy)]
+struct Round {
+    rps: f64,
+    /// Microseconds of the server's CPU time for each request.
+    cpu: f64,
+}
+
+/// Both servers in turns, and the table.
+fn compare(plan: Plan, flush: bool, rounds: usize, length: Duration) {
+    let mut prefork = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    prefork.args(["serve", "-b", "127.0.0.1:0", "-w", &WORKERS.to_string()]);
+    let this = std::env::current_exe().unwrap_or_else(|e| fail(format_args!("who am I: {e}")));
+    let mut threads = Command::new(this);
+    threads.arg(PEER);
+    if flush {
+        prefork.arg("--pipeline-flush");
+        threads.arg("--pipeline-flush");
+    }
+    let servers = [
+        Server::start(&mut prefork, "workers serve", |_| {}),
+        Server::start(&mut threads, "listening on", |_| {}),
+    ];
+    let names = ["prefork", "threads"].map(|name| match flush {
+        true => format!("{name} --pipeline-flush"),
+        false => name.to_string(),
+    });
+    println!("\nround  server                    requests/s  CPU us/request");
+    let mut all: [Vec<Round>; 2] = Default::default();
+    for round in 0..rounds {
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for which in order {
+            let result = measure(&servers[which], plan, length);
+            println!(
+                "{:>5}  {:24}  {:>10.0}  {:>14.2}",
+                round + 1,
+                names[which],
+                result.rps,
+                result.cpu
+            );
+            all[which].push(result);
+        }
+    }
+    for (name, rounds) in names.iter().zip(&all) {
+        summary(name, "requests/s", 0, rounds.iter().map(|round| round.rps));
+        summary(name, "CPU us/request", 2, rounds.iter().map(|round| round.cpu));
+    }
+    let pairs = || all[0].iter().zip(&all[1]);
+    summary("prefork / threads", "requests/s", 2, pairs().map(|(a, b)| a.rps / b.rps));
+    summary("prefork / threads", "CPU us/request", 2, pairs().map(|(a, b)| a.cpu / b.cpu));
+}
+
+fn summary(name: &str, unit: &str, digits: usize, values: impl Iterator<Item = f64>) {
+    let values: Vec<f64> = values.collect();
+    let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let median = median(&values);
+    println!(
+        "{name:24}  {unit:14}  median {median:.digits$}  ({least:.digits$} to {most:.digits$})"
+    );
+}
+
+fn measure(server: &Server, plan: Plan, length: Duration) -> Round {
+    let load = Load::start(server.addr, plan);
+    std::thread::sleep(WARM_UP);
+    let (begun, cpu, answered) = (Instant::now(), server.cpu_us(), load.answered());
+    std::thread::sleep(length);
+    let answered = load.answered() - answered;
+    let (cpu, took) = (server.cpu_us() - cpu, begun.elapsed());
+    let (_, failed, refused) = load.stop();
+    if answered == 0 || failed + refused > 0 {
+        fail(format_args!("{answered} answers, {failed} failures and {refused} refusals"));
+    }
+    Round { rps: answered as f64 / took.as_secs_f64(), cpu: cpu / answered as f64 }
+}
+
+/// The server to compare with: hyper on one current-thread runtime per core, each with a SO_REUSEPORT socket
+/// of its own; no timeouts, no counters, nothing but the same answer.
+fn peer(flush: bool) {
+    let mut addr = SocketAddr::from(([127, 0, 0, 1], 0));
+    for _ in 0..WORKERS {
+        let socket = bind(addr).unwrap_or_else(|e| fail(format_args!("cannot bind {addr}: {e}")));
+        addr = socket.local_addr().unwrap_or(addr);
+        std::thread::spawn(move || serve(socket, flush));
+    }
+    eprintln!("listening on http://{addr}");
+    // Whoever started us holds the other end: we live as long as it does.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+}
+
+fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+fn serve(socket: std::net::TcpListener, flush: bool) {
+    let text = Bytes::from(format!("Handled by PID {}\n", std::process::id()));
+    let answer = move |_: Request<Incoming>| {
+        let mut response = Response::new(Full::new(text.clone()));
+        let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+        async move { Ok::<_, Infallible>(response) }
+    };
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = runtime.unwrap_or_else(|e| fail(format_args!("no runtime: {e}")));
+    runtime.block_on(async move {
+        let listener = tokio::net::TcpListener::from_std(socket);
+        let listener = listener.unwrap_or_else(|e| fail(format_args!("no listener: {e}")));
+        loop {
+            let Ok((stream, _)) = listener.accept().await else { continue };
+            let mut http = http1::Builder::new();
+            http.header_read_timeout(None).pipeline_flush(flush);
+            let connection =
+                http.serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
+            tokio::task::spawn_local(connection);
+        }
+    });
+}

@@ -1,0 +1,156 @@
+//! Listening: where, and what happens if that is impossible.
+
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+
+use nix::unistd::Uid;
+
+use crate::support::command::Builder;
+use crate::support::{Address, Client, Server};
+
+#[test]
+fn a_second_start_on_the_same_port_is_refused_and_told_who_has_it() {
+    let server = Server::start(2);
+    let ended = Server::builder().bind([server.address().to_string()]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    let address = server.address();
+    let (pid, taken) = (server.pid(), "address already in use");
+    let text = format!("prefork: cannot bind {address}: {taken} (held by pid {pid}, prefork)\n");
+    assert!(ended.err.ends_with(&text), "{}", ended.err);
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_named() {
+    // Set aside for documentation (RFC 5737): no machine has it.
+    let ended = Server::builder().bind(["192.0.2.1:0"]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    let text = "cannot bind 192.0.2.1:0: no interface of this machine has this address";
+    assert!(ended.err.contains(text), "{}", ended.err);
+}
+
+#[test]
+fn if_one_of_several_addresses_is_taken_none_is_served() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = taken.local_addr().map(|addr| (addr, taken)).expect("address");
+    let builder = Server::builder();
+    let path = builder.dir().join("socket");
+    let ended = builder.bind([format!("unix:{}", path.display()), taken.0.to_string()]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_privileged_port_is_refused_with_a_hint() {
+    let free = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if free.is_ok_and(|text| text.trim().parse().is_ok_and(|port: u16| port <= 81)) {
+        return eprintln!("every port is free here: nothing to see");
+    }
+    let mut builder = Server::builder().bind(["127.0.0.1:81"]);
+    if Uid::effective().is_root() {
+        const NOBODY: u32 = 65534;
+        builder = builder.user(NOBODY);
+    }
+    let ended = builder.run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(ended.err.contains("permission denied: ports below 1024 need root"), "{}", ended.err);
+}
+
+#[test]
+fn all_addresses_means_both_families() {
+    for bind in ["[::]:0", ":0"] {
+        let server = Server::builder().bind([bind]).start();
+        for host in ["127.0.0.1", "[::1]"] {
+            let address = format!("{host}:{}", server.port()).parse().expect("address");
+            let mut client = Client::connect(&Address::Tcp(address)).expect("connect");
+            assert_eq!(client.get("/").expect("answer").status, 200, "{bind} {host}");
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn several_addresses_are_served() {
+    let builder = Server::builder();
+    let path = format!("unix:{}", builder.dir().join("socket").display());
+    let server = builder.bind(["127.0.0.1:0", "[::1]:0", &path]).start();
+    assert_eq!(server.addresses().len(), 3);
+    for address in server.addresses() {
+        let mut client = Client::connect(address).expect("connect");
+        assert_eq!(client.get("/").expect("answer").status, 200, "{address}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_unix_socket_is_served_and_its_file_removed() {
+    let builder = Server::builder();
+    let path = builder.dir().join("socket");
+    // Left by a process that was killed.
+    drop(UnixListener::bind(&path).expect("bind"));
+    let server = builder.bind([format!("unix:{}", path.display())]).start();
+    assert_eq!(server.address(), &Address::Unix(path.clone()));
+    assert_eq!(server.get("/").status, 200);
+    let again = Server::builder().bind([format!("unix:{}", path.display())]).run();
+    assert_eq!(again.status, Some(69), "{}", again.err);
+    assert!(again.err.contains(&format!("held by pid {}", server.pid())), "{}", again.err);
+    assert_eq!(server.get("/").status, 200);
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    server.wait_log("stopped");
+    assert!(
+        !path.exists()
+            || crate::support::wait::try_for(|| (!path.exists()).then_some(())).is_some()
+    );
+    server.finish(0);
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_left_alone() {
+    let builder = Server::builder();
+    let path = std::env::temp_dir().join(format!("prefork-it-data-{}", std::process::id()));
+    std::fs::write(&path, "data").expect("write");
+    let ended = builder.bind([format!("unix:{}", path.display())]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(ended.err.contains("is not a socket"), "{}", ended.err);
+    assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
+    std::fs::remove_file(&path).expect("remove");
+}
+
+#[test]
+fn an_inherited_socket_is_served_and_stays_open_for_its_owner() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let copy = listener.try_clone().expect("copy");
+    let server = Server::builder()
+        .script(r#"exec "$0" "$@" 3<&0 </dev/null"#)
+        .stdin(copy.into())
+        .bind(["fd://3"])
+        .start();
+    assert_eq!(server.address(), &Address::Tcp(address));
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+    // It was ours and goes on listening.
+    assert!(std::net::TcpStream::connect(address).is_ok());
+    drop(listener);
+}
+
+#[test]
+fn a_descriptor_that_is_no_listener_is_refused() {
+    for (script, why) in [
+        (r#"exec "$0" "$@" 3<&-"#, "descriptor 3 was not passed to this process"),
+        (r#"exec "$0" "$@" 3</dev/null"#, "is not a listening stream socket"),
+    ] {
+        let ended = Server::builder().script(script).bind(["fd://3"]).run();
+        assert_eq!(ended.status, Some(69), "{}", ended.err);
+        assert!(ended.err.contains(why), "{}", ended.err);
+    }
+}
+
+#[test]
+fn a_program_of_ones_own_is_refused_the_same_way() {
+    let server = Server::start(1);
+    let ended = Builder::program("not-send").bind([server.address().to_string()]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    server.stop();
+}

@@ -1,0 +1,168 @@
+//! From the start to the first requests, and what a worker is made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::support::command::Builder;
+use crate::support::{Address, Client, Server, process, wait};
+
+#[test]
+fn the_start_is_told_in_a_line_for_each_thing() {
+    let server = Server::start(2);
+    let log = server.log();
+    let texts: Vec<&str> = log.lines().map(|l| l.split_once(" INFO  ").expect("INFO").1).collect();
+    let pid = server.pid();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(texts.len(), 5, "{log}");
+    assert_eq!(texts[0], format!("prefork {version}: primary pid={pid}, 2 workers"));
+    assert_eq!(texts[1], format!("listening on http://{}", server.address()));
+    let mut workers: Vec<&str> = texts[2..4].to_vec();
+    workers.sort_unstable();
+    let pids = server.worker_pids();
+    for (i, text) in workers.iter().enumerate() {
+        let tags =
+            pids.iter().map(|p| format!("worker={} slot={i} gen=1 pid={p} ready after ", i + 1));
+        assert!(tags.into_iter().any(|tag| text.starts_with(&tag)), "{text:?}");
+    }
+    assert_eq!(texts[4], format!("all 2 workers serve; stop with Ctrl-C or kill -TERM {pid}"));
+    server.stop();
+}
+
+#[test]
+fn every_connection_is_answered_and_every_worker_answers() {
+    let server = Server::start(4);
+    let mut held = Vec::new();
+    let mut seen = BTreeSet::new();
+    for _ in 0..64 {
+        let mut client = server.connect();
+        seen.insert(client.get("/").expect("answer").pid());
+        held.push(client);
+    }
+    assert_eq!(seen, server.worker_pids().into_iter().collect());
+    drop(held);
+    server.stop();
+}
+
+#[test]
+fn a_started_server_is_healthy_and_ready() {
+    let server = Server::start(1);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    server.stop();
+}
+
+/// What a descriptor is, without its number or inode.
+fn kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
+    let mut kinds = BTreeMap::new();
+    for (_, target) in descriptors.iter().filter(|(number, _)| *number > 2) {
+        // The number after `socket:` is this one's own; an anonymous inode's name is what it is.
+        let kind = if target.starts_with("socket:") { "socket" } else { target };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
+#[test]
+fn a_worker_has_its_own_descriptors_and_no_others() {
+    let builder = Server::builder().workers(3);
+    let path = format!("unix:{}", builder.dir().join("socket").display());
+    let server = builder.bind(["127.0.0.1:0", &path]).start().allow(&["died: killed by SIGKILL"]);
+    // A replacement is forked by a primary that has more open than at the start.
+    process::send(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
+    server.wait_replaced(1);
+    let of_primary = process::descriptors(server.pid());
+    let mut channels = BTreeSet::new();
+    for pid in server.worker_pids() {
+        let own = process::descriptors(pid);
+        // Two listeners and the channel; tokio's two epoll instances and its waker.
+        let wanted = BTreeMap::from([
+            ("anon_inode:[eventpoll]", 2),
+            ("anon_inode:[eventfd]", 1),
+            ("socket", 3),
+        ]);
+        assert_eq!(kinds(&own), wanted, "{own:?}");
+        let is_shared = |target: &String| of_primary.iter().any(|(_, theirs)| theirs == target);
+        let sockets = own.iter().map(|(_, t)| t).filter(|target| target.starts_with("socket:"));
+        let (shared, private): (Vec<_>, Vec<_>) = sockets.partition(|target| is_shared(target));
+        assert_eq!((shared.len(), private.len()), (2, 1), "{own:?}");
+        channels.insert(private[0].clone());
+    }
+    assert_eq!(channels.len(), 3, "each has a channel of its own");
+    server.stop();
+}
+
+#[test]
+fn primary_and_workers_have_one_thread_each() {
+    let server = Server::start(2);
+    // The runtime starts its threads, if any, when there is something to do.
+    assert_eq!(server.get("/sleep/1").status, 200);
+    for pid in server.worker_pids().into_iter().chain([server.pid()]) {
+        assert_eq!(process::stat(pid).expect("it lives").threads, 1, "{pid}");
+    }
+    server.stop();
+}
+
+#[test]
+fn workers_do_not_share_the_keys_of_their_hash_maps() {
+    let server = Server::with(2, &["--faults"]);
+    let mut first = BTreeMap::new();
+    let mut held = Vec::new();
+    // Keys that were copied by fork would give the same numbers in the same order.
+    wait::until("both workers", || {
+        let mut client = server.connect();
+        let pid = client.get("/").expect("pid").pid();
+        first.entry(pid).or_insert_with(|| {
+            let mut draw = || client.get("/fault/random").expect("number").text().to_string();
+            (0..8).map(|_| draw()).collect::<Vec<_>>()
+        });
+        held.push(client);
+        first.len() == 2
+    });
+    let numbers: BTreeSet<&String> = first.values().flatten().collect();
+    assert_eq!(numbers.len(), 16, "{first:?}");
+    server.stop();
+}
+
+#[test]
+fn a_worker_does_not_see_what_the_service_manager_told_the_primary() {
+    let mut builder = Builder::program("environment").workers(1).env("KEPT", "yes");
+    for (name, value) in [
+        // Nobody listens there: what cannot be told must not matter.
+        ("NOTIFY_SOCKET", "/nonexistent/notify"),
+        ("LISTEN_FDNAMES", "http"),
+        ("WATCHDOG_USEC", "3000000000"),
+        ("WATCHDOG_PID", "1"),
+        ("LISTEN_FDS", "1"),
+        ("LISTEN_PID", "1"),
+    ] {
+        builder = builder.env(name, value);
+    }
+    let server = builder.start();
+    let answer = server.get("/");
+    let names: Vec<&str> =
+        answer.text().lines().filter_map(|l| l.split_once('=')).map(|p| p.0).collect();
+    assert!(names.contains(&"KEPT"), "{names:?}");
+    let foreign = |name: &&str| {
+        ["NOTIFY_", "LISTEN_", "WATCHDOG_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    assert_eq!(names.into_iter().find(foreign), None);
+    server.stop();
+}
+
+#[test]
+fn closed_standard_streams_are_filled_before_a_socket_can_land_there() {
+    let builder = Server::builder().workers(1).script(r#"exec "$0" "$@" <&- >&- 2>&-"#);
+    let path = builder.dir().join("socket");
+    let mut server = builder.bind([format!("unix:{}", path.display())]).spawn();
+    // There is no log to wait for.
+    let address = Address::Unix(path);
+    let answer = wait::until_some("an answer", || Client::connect(&address).ok()?.get("/").ok());
+    for pid in [server.pid(), answer.pid()] {
+        let descriptors = process::descriptors(pid);
+        for number in 0..=2 {
+            assert_eq!(descriptors[number as usize], (number, "/dev/null".to_string()), "{pid}");
+        }
+    }
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(server.wait_exit().success());
+}

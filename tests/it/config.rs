@@ -1,0 +1,123 @@
+//! Being told wrong things, and saying what was understood.
+
+use crate::support::Server;
+use crate::support::command::Builder;
+
+/// The status and the error of `prefork serve` with these arguments only.
+fn serve(args: &[&str]) -> (Option<i32>, String) {
+    let ended = Builder::verb("serve").args(args).run();
+    (ended.status, ended.err)
+}
+
+#[test]
+fn an_unknown_flag_is_a_usage_error_with_the_nearest_one() {
+    let (status, err) = serve(&["--wrokers", "2"]);
+    assert_eq!(status, Some(64), "{err}");
+    assert!(err.contains("--workers"), "{err}");
+}
+
+#[test]
+fn no_verb_and_a_wrong_verb_are_usage_errors() {
+    for verb in ["", "sevre"] {
+        let ended = Builder::verb(verb).run();
+        assert_eq!(ended.status, Some(64), "{}", ended.err);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for verb in ["--help", "--version"] {
+        let ended = Builder::verb(verb).run();
+        assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{verb}");
+        assert!(ended.out.contains("prefork"), "{}", ended.out);
+    }
+}
+
+#[test]
+fn bad_values_are_named_with_their_source() {
+    for (args, text) in [
+        (["--workers", "0"], r#"--workers = "0" is out of range"#),
+        (["--workers", "many"], r#"--workers = "many" "#),
+        (["--bind", "nonsense"], r#"--bind = "nonsense" is not an address"#),
+        (["--graceful-timeout", "soon"], r#"--graceful-timeout = "soon" "#),
+        (["--max-header-size", "1"], "max-header-size"),
+        (["--root", "/nonexistent"], r#"--root = "/nonexistent" cannot be read"#),
+        (["--config", "/nonexistent"], "cannot read /nonexistent"),
+    ] {
+        let (status, err) = serve(&args);
+        assert_eq!(status, Some(78), "{err}");
+        assert!(err.starts_with("prefork: ") && err.contains(text), "{text}: {err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn a_bad_variable_is_named() {
+    let ended = Builder::verb("serve").env("WEB_CONCURRENCY", "many").run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("WEB_CONCURRENCY"), "{}", ended.err);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
+    let builder = Builder::verb("serve");
+    std::fs::write(builder.dir().join("a.toml"), "workers = 2\nbnid = \":1\"\n").expect("write");
+    let ended = builder.args(["--config", "a.toml"]).run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    let text = "a.toml:2: unknown key \"bnid\" (did you mean \"bind\"?)";
+    assert!(ended.err.contains(text), "{}", ended.err);
+}
+
+#[test]
+fn nothing_is_left_behind_by_a_start_that_fails() {
+    let builder = Builder::verb("serve");
+    let socket = builder.dir().join("socket");
+    let args = ["--bind", "unix:socket", "--bind", "192.0.2.1:0"];
+    let ended = builder.args(args).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn check_says_every_value_and_where_it_is_from() {
+    let builder = Builder::verb("check").env("PORT", "8080");
+    std::fs::write(builder.dir().join("a.toml"), "backlog = 10\nworkers = 3\n").expect("write");
+    let ended = builder.args(["--config", "a.toml", "--workers", "2"]).run();
+    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""));
+    let rows: Vec<Vec<&str>> =
+        ended.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    for row in [
+        ["KEY", "VALUE", "SOURCE"],
+        ["bind", "0.0.0.0:8080", "PORT"],
+        ["backlog", "10", "a.toml:1"],
+        ["workers", "2", "--workers"],
+        ["graceful-timeout", "30s", "default"],
+    ] {
+        assert!(rows.iter().any(|r| r[..] == row), "{row:?} is not in\n{}", ended.out);
+    }
+}
+
+#[test]
+fn check_speaks_json_too() {
+    let ended = Builder::verb("check").args(["--json", "--workers", "2"]).run();
+    assert_eq!(ended.status, Some(0), "{}", ended.err);
+    let json: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!(json["workers"]["value"], "2");
+    assert_eq!(json["workers"]["source"], "--workers");
+}
+
+#[test]
+fn check_finds_the_errors_that_serve_finds() {
+    for args in [["--workers", "0"], ["--bind", "nonsense"], ["--root", "/nonexistent"]] {
+        let check = Builder::verb("check").args(args).run();
+        assert_eq!((check.status, check.err), serve(&args));
+    }
+}
+
+#[test]
+fn variables_of_the_platform_are_honoured() {
+    let server = Server::builder().workers(0).env("WEB_CONCURRENCY", "3").spawn();
+    server.wait_log("all 3 workers serve");
+    assert_eq!(server.worker_pids().len(), 3);
+    server.stop();
+}

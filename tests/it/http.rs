@@ -1,0 +1,214 @@
+//! HTTP as it is meant to be.
+
+use crate::support::load::Load;
+use crate::support::{Client, Failure, Server};
+
+#[test]
+fn one_connection_carries_many_requests() {
+    let server = Server::start(2);
+    let mut client = server.connect();
+    let first = client.get("/").expect("answer");
+    assert_eq!((first.status, first.version.as_str()), (200, "HTTP/1.1"));
+    assert_eq!(first.text(), format!("Handled by PID {}\n", first.pid()));
+    for _ in 0..20 {
+        assert_eq!(client.get("/").expect("answer").pid(), first.pid());
+    }
+    drop(client);
+    server.stop();
+}
+
+/// Three requests in one piece; the answers come in their order.
+fn answers_in_order(client: &mut Client) {
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+    let all = [get("/bytes/3"), get("/sleep/20"), get("/nowhere"), get("/")].concat();
+    client.send(all).expect("send");
+    assert_eq!(client.read().expect("first").text(), "000");
+    assert_eq!(client.read().expect("second").text(), "slept for 20 ms\n");
+    assert_eq!(client.read().expect("third").status, 404);
+    assert!(client.read().expect("fourth").text().starts_with("Handled by PID "));
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    for flag in ["--pipeline-flush=false", "--pipeline-flush=true"] {
+        let server = Server::with(1, &[flag]);
+        let mut client = server.connect();
+        (0..3).for_each(|_| answers_in_order(&mut client));
+        server.stop();
+    }
+}
+
+#[test]
+fn many_pipelined_requests_do_not_starve_other_connections() {
+    let server = Server::with(1, &["--pipeline-flush"]);
+    let mut greedy = server.connect();
+    let requests = "GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(2_000);
+    greedy.send(requests).expect("send");
+    assert_eq!(server.get("/healthz").status, 200);
+    for _ in 0..2_000 {
+        assert_eq!(greedy.read().expect("answer").status, 200);
+    }
+    drop(greedy);
+    server.stop();
+}
+
+#[test]
+fn a_body_comes_back_however_it_was_framed() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    assert_eq!(client.post("/echo", b"sized").expect("answer").text(), "sized");
+    let chunked = "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n";
+    assert_eq!(client.ask(chunked).expect("answer").text(), "chunked");
+    let large = vec![b'x'; 1 << 20];
+    assert_eq!(client.post("/echo", &large).expect("answer").body, large);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_large_response_arrives_whole() {
+    let server = Server::start(1);
+    assert_eq!(server.get("/bytes/5000000").body.len(), 5_000_000);
+    let mut client = server.connect();
+    client
+        .send("GET /bytes/5000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .expect("send");
+    assert_eq!(client.read().expect("answer").body.len(), 5_000_000);
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.stop();
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_gets_it() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    let head =
+        "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+    assert_eq!(client.ask(head).expect("go on").status, 100);
+    assert_eq!(client.ask("body").expect("answer").text(), "body");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn http_1_0_is_answered_and_closed() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    let answer = client.ask("GET / HTTP/1.0\r\n\r\n").expect("answer");
+    assert_eq!((answer.status, answer.version.as_str()), (200, "HTTP/1.0"));
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.stop();
+}
+
+#[test]
+fn a_client_that_asks_to_close_is_answered_and_closed() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    assert_eq!(client.ask(request).expect("answer").status, 200);
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.stop();
+}
+
+#[test]
+fn head_has_the_headers_of_get_and_no_body() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    let length = client.get("/").expect("answer").header("content-length").map(str::to_string);
+    client.send("HEAD / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    let head = client.read_head().expect("answer");
+    assert_eq!((head.status, head.header("content-length").map(str::to_string)), (200, length));
+    // What follows is the next response, not a body.
+    assert_eq!(client.get("/healthz").expect("answer").text(), "ok\n");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn what_there_is_not_is_answered_with_what_there_is() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    for path in ["/nowhere", "/sleep", "/cluster/x", "/fault/exit", "//", "/%2e%2e"] {
+        let answer = client.get(path).expect("answer");
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.text().contains("/sleep/{ms}"), "{path}");
+    }
+    for path in ["/sleep/x", "/sleep/3600001", "/fib/51", "/bytes/-1", "/bytes/1073741825"] {
+        assert_eq!(client.get(path).expect("answer").status, 400, "{path}");
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_method_that_is_not_allowed_is_told_which_are() {
+    let server = Server::start(1);
+    let mut client = server.connect();
+    let answer = client.post("/", b"x").expect("answer");
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")));
+    let answer = client.get("/echo").expect("answer");
+    assert_eq!((answer.status, answer.header("allow")), (405, Some("POST, PUT")));
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_body_beyond_the_limit_is_refused() {
+    let server = Server::with(1, &["--max-body-size", "1KiB"]);
+    assert_eq!(server.connect().post("/echo", &[b'x'; 1024]).expect("answer").status, 200);
+    let answer = server.connect().post("/echo", &[b'x'; 1025]).expect("answer");
+    assert_eq!(answer.status, 413);
+    assert!(answer.text().contains("max-body-size"), "{}", answer.text());
+    server.stop();
+}
+
+#[test]
+fn a_panic_costs_its_own_request_and_nothing_else() {
+    let server = Server::with(1, &["--faults"]).allow(&["panicked"]);
+    let pid = server.worker_pids()[0];
+    let mut client = server.connect();
+    assert_eq!(client.get("/fault/panic").expect("answer").status, 500);
+    assert_eq!(client.get("/").expect("the connection lives").pid(), pid);
+    assert_eq!(server.worker_pids(), [pid]);
+    let log = server.wait_log("the handler of GET /fault/panic panicked");
+    assert!(log.ends_with("panicked: asked for by /fault/panic"), "{log}");
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn http2_with_prior_knowledge_is_spoken() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let server = Server::start(1);
+    let mut client = server.connect();
+    client.send([PREFACE, EMPTY_SETTINGS].concat()).expect("send");
+    let frame = client.read_exactly(9).expect("a frame");
+    assert_eq!(frame[3], 4, "the first frame is SETTINGS: {frame:?}");
+    drop(client);
+    server.stop();
+
+    let server = Server::with(1, &["--http2=false"]);
+    let mut client = server.connect();
+    let answer = client.ask(PREFACE);
+    let refused = match &answer {
+        Ok(response) => response.status >= 400,
+        Err(failure) => matches!(failure, Failure::Closed | Failure::Reset),
+    };
+    assert!(refused, "{answer:?}");
+    server.stop();
+}
+
+#[test]
+fn keep_alive_load_is_answered_without_a_failure() {
+    let server = Server::start(2);
+    let gets = Load::keep_alive(server.address(), 4).start();
+    let posts = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    gets.wait_answered(500);
+    posts.wait_answered(100);
+    for tally in [gets.stop(), posts.stop()] {
+        assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    }
+    server.stop();
+}

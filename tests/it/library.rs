@@ -1,0 +1,149 @@
+//! What a program of one's own can do with the library, seen from outside.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Server, process, wait};
+
+/// `pid by loads place sum`, as the program `preload` says it.
+fn loaded(server: &Server) -> Vec<String> {
+    server.get("/").text().split(' ').map(str::to_string).collect()
+}
+
+#[test]
+fn what_is_preloaded_is_loaded_once_and_shared_by_all_workers() {
+    let server = Builder::program("preload").workers(2).start().allow(&["killed by SIGKILL"]);
+    let before = loaded(&server);
+    assert_eq!(before[1..3], [server.pid().to_string(), "1".to_string()], "{before:?}");
+    assert_eq!(before[4], (7u64 * (4 << 20)).to_string());
+    // A replacement has it too, at the same place: it was not loaded again.
+    let pid: u32 = before[0].parse().expect("pid");
+    process::send(pid, Signal::SIGKILL);
+    server.wait_replaced(1);
+    let after = loaded(&server);
+    assert_ne!(after[0], before[0]);
+    assert_eq!(after[1..], before[1..]);
+    server.stop();
+}
+
+/// Kilobytes of memory that a process shares with nobody.
+fn private_kb(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn preloaded_memory_is_not_copied_when_it_is_read() {
+    let server = Builder::program("preload").workers(2).start();
+    // Each answer reads all 32 MiB.
+    let pid: u32 = loaded(&server)[0].parse().expect("pid");
+    let private = private_kb(pid);
+    assert!(private < 16 << 10, "{private} kB of its own");
+    server.stop();
+}
+
+#[test]
+fn a_preload_that_fails_is_told_and_nothing_is_forked() {
+    for (program, why) in
+        [("preload-fails", "load: the disk is gone"), ("preload-panics", "preload: it panicked")]
+    {
+        let ended = Builder::program(program).run();
+        assert_eq!(ended.status, Some(70), "{}", ended.err);
+        assert!(ended.err.contains(why), "{}", ended.err);
+        assert!(!ended.err.contains("worker="), "{}", ended.err);
+    }
+}
+
+#[test]
+fn a_process_with_a_second_thread_is_not_forked() {
+    let ended = Builder::program("preload-leaves-a-thread").args(["boot-attempts=2"]).run();
+    assert_ne!(ended.status, Some(0), "{}", ended.err);
+    for piece in [
+        "cannot fork: this process has 2 threads (",
+        "left-running",
+        "join those that preload starts",
+    ] {
+        assert!(ended.err.contains(piece), "{piece}: {}", ended.err);
+    }
+    assert!(!ended.err.contains(" ready after "), "{}", ended.err);
+}
+
+#[test]
+fn handlers_need_not_be_send() {
+    let server = Builder::program("not-send").workers(1).start();
+    let mut client = server.connect();
+    let pid = server.worker_pids()[0];
+    for n in 1..=3 {
+        let answer = client.get("/").expect("answer");
+        assert_eq!(answer.text(), format!("{n} by PID {pid}"));
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn an_axum_application_is_served() {
+    let server = Builder::program("axum").workers(2).start();
+    let answer = server.get("/hello/world");
+    assert!(answer.text().starts_with("hello world, from PID "), "{}", answer.text());
+    assert!(server.worker_pids().contains(&answer.pid()));
+    assert_eq!(server.get("/nowhere").status, 404);
+    server.stop();
+}
+
+/// Reads up to and with the end of a line.
+fn line(client: &mut crate::support::Client) -> String {
+    let mut text = String::new();
+    while !text.ends_with('\n') {
+        let byte = client.read_exactly(1).expect("a line");
+        text.push(byte[0] as char);
+    }
+    text
+}
+
+#[test]
+fn connections_of_another_protocol_are_served() {
+    let server =
+        Builder::program("connections").workers(2).args(["graceful-timeout-ms=20000"]).start();
+    let mut client = server.connect();
+    // The server speaks first.
+    assert!(line(&mut client).starts_with("hello from "));
+    client.send("ping\n").expect("send");
+    assert_eq!(line(&mut client), "ping\n");
+    // A stop lets the connection finish.
+    server.signal(Signal::SIGTERM);
+    server.wait_log("stopping (SIGTERM)");
+    client.send("still there?\n").expect("send");
+    assert_eq!(line(&mut client), "still there?\n");
+    client.send("bye\n").expect("send");
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.finish(0);
+}
+
+#[test]
+fn connections_of_another_protocol_are_cut_at_the_graceful_timeout() {
+    let server =
+        Builder::program("connections").workers(1).args(["graceful-timeout-ms=500"]).start();
+    let mut client = server.connect();
+    assert!(line(&mut client).starts_with("hello from "));
+    server.signal(Signal::SIGTERM);
+    client.read_to_end().expect("an end");
+    server.finish(0);
+}
+
+#[test]
+fn a_worker_that_retires_is_replaced_and_nobody_is_turned_away() {
+    let server = Builder::program("retiring").workers(2).start();
+    let load = crate::support::load::Load::keep_alive(server.address(), 4).start();
+    // Every third request of a worker ends its life.
+    server.wait_log_times("retires and is replaced", 10);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    wait::until("the replacements", || server.worker_pids().len() == 2);
+    let pids: BTreeSet<u32> = server.worker_pids().into_iter().collect();
+    assert!(pids.contains(&server.get("/").pid()) || server.count_log("retires") > 10);
+    server.stop();
+}

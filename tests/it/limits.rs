@@ -1,0 +1,79 @@
+//! Running out of things.
+
+use crate::support::{Client, Server, process, wait};
+
+/// Connections that have been used once and are kept, and some that nobody can take.
+fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..kept).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    clients
+}
+
+#[test]
+fn a_worker_without_descriptors_waits_for_one_and_does_not_spin() {
+    let limited = r#"ulimit -n 40; exec "$0" "$@""#;
+    let server = Server::builder().workers(1).script(limited).start().allow(&["cannot accept on"]);
+    let mut clients = exhaust(&server, 60);
+    server.wait_log("cannot accept on");
+    let pid = server.worker_pids()[0];
+    let share = process::share_of_a_core(pid);
+    assert!(share < 0.5, "it uses {share} of a core while it waits");
+    // Those that it has are served meanwhile.
+    assert_eq!(clients[0].read().expect("answer").pid(), pid);
+    assert_eq!(clients[0].get("/healthz").expect("answer").status, 200);
+    // As they leave, those that wait take their places.
+    for mut client in clients.drain(..).skip(1) {
+        assert_eq!(client.read().expect("answer").pid(), pid);
+    }
+    assert_eq!(server.get("/").pid(), pid);
+    server.stop();
+}
+
+#[test]
+fn running_out_of_descriptors_is_told_but_not_again_and_again() {
+    let limited = r#"ulimit -n 40; exec "$0" "$@""#;
+    let server = Server::builder().workers(1).script(limited).start().allow(&["cannot accept on"]);
+    let clients = exhaust(&server, 60);
+    server.wait_log("cannot accept on");
+    wait::measure_for(std::time::Duration::from_secs(1));
+    let lines = server.count_log("cannot accept on");
+    assert!(lines <= 3, "{lines} lines in a second, for one thing");
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_worker_takes_no_more_connections_than_it_may() {
+    let server = Server::with(1, &["--worker-connections", "2"]);
+    let (mut first, mut second) = (server.connect(), server.connect());
+    assert_eq!(first.get("/").expect("answer").status, 200);
+    assert_eq!(second.get("/").expect("answer").status, 200);
+    // This one waits in the kernel's queue.
+    let mut third = server.connect();
+    third.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    for _ in 0..20 {
+        let cluster = first.get("/cluster").expect("answer").json();
+        assert_eq!(cluster["workers"][0]["connections"], 2);
+    }
+    drop(second);
+    assert_eq!(third.read().expect("its turn has come").text(), "ok\n");
+    drop((first, third));
+    server.stop();
+}
+
+#[test]
+fn connections_that_one_worker_may_not_take_go_to_the_other() {
+    let server = Server::with(2, &["--worker-connections", "4"]);
+    let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();
+    let mut pids: Vec<u32> =
+        clients.iter_mut().map(|client| client.get("/").expect("answer").pid()).collect();
+    pids.sort_unstable();
+    let mut workers = server.worker_pids();
+    workers.sort_unstable();
+    assert_eq!(pids.chunks(4).map(|half| half[0]).collect::<Vec<_>>(), workers);
+    assert!(pids.chunks(4).all(|half| half.iter().all(|pid| *pid == half[0])), "{pids:?}");
+    drop(clients);
+    server.stop();
+}

@@ -1,0 +1,29 @@
+//! Integration tests: the real binary, started, watched and stopped.
+//!
+//! Each test starts a server of its own on port 0 and waits for conditions, never for times. A test that
+//! fails keeps the directory of its server and prints where it is. `tests/programs` has the small clusters
+//! for what the built-in application cannot show; `cargo test` builds them, and for `cargo test --test it`
+//! alone there is `cargo build --example test_programs`.
+//!
+//! Heavier runs are the same tests with more: `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
+//! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3).
+//! Those variables are for the tests; the servers they start do not see them.
+
+mod support;
+
+mod abuse;
+mod bind;
+mod boot;
+mod config;
+mod crash_loop;
+mod frozen;
+mod http;
+mod library;
+mod limits;
+mod orphan;
+mod respawn;
+mod rooms;
+mod scoreboard;
+mod static_files;
+mod stop;
+mod tidy;

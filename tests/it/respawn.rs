@@ -1,0 +1,133 @@
+//! The death of workers: told, and made good, without a client being turned away.
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::Load;
+use crate::support::{Failure, Server, amount, process, wait};
+
+/// The line about the death of the worker `pid`.
+#[track_caller]
+fn obituary(server: &Server, pid: u32) -> String {
+    wait::until_some(&format!("the death of {pid} in the log"), || {
+        let log = server.log();
+        let told = |line: &&str| line.contains(&format!(" pid={pid} died: "));
+        log.lines().find(told).map(str::to_string)
+    })
+}
+
+#[test]
+fn a_killed_worker_is_replaced_and_its_death_is_told() {
+    let server = Server::start(2).allow(&["died: killed by SIGKILL"]);
+    let victim = server.get("/").pid();
+    process::send(victim, Signal::SIGKILL);
+    let line = obituary(&server, victim);
+    assert!(line.contains("killed by SIGKILL (up "), "{line}");
+    assert!(line.ends_with(", 1 requests)") || line.ends_with(", 1 request)"), "{line}");
+    server.wait_replaced(1);
+    let pids = server.worker_pids();
+    assert!(pids.len() == 2 && !pids.contains(&victim), "{pids:?}");
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_replacement_takes_over_the_slot_but_not_the_number() {
+    let server = Server::start(1).allow(&["died: killed by SIGKILL"]);
+    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    server.wait_replaced(1);
+    let pid = server.worker_pids()[0];
+    server.wait_log(&format!("worker=2 slot=0 gen=1 pid={pid} ready after "));
+    server.stop();
+}
+
+#[test]
+fn a_segmentation_fault_is_named_and_costs_its_own_request() {
+    let server = Server::with(2, &["--faults"]).allow(&["died: killed by SIGSEGV"]);
+    let mut client = server.connect();
+    let pid = client.get("/").expect("pid").pid();
+    let failure = client.get("/fault/segv").expect_err("nobody is left to answer");
+    assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    assert!(obituary(&server, pid).contains("died: killed by SIGSEGV"));
+    server.wait_replaced(1);
+    server.stop();
+}
+
+#[test]
+fn an_exit_without_being_asked_is_named_and_made_good() {
+    let server = Server::with(2, &["--faults"]).allow(&["died: exit status 42"]);
+    let mut client = server.connect();
+    let pid = client.get("/").expect("pid").pid();
+    let failure = client.get("/fault/exit").expect_err("nobody is left to answer");
+    assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    assert!(obituary(&server, pid).contains("died: exit status 42"));
+    server.wait_replaced(1);
+    assert!(process::zombies(server.pid()).is_empty());
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_gets_sigterm_is_replaced_before_it_leaves() {
+    let server = Server::start(2);
+    let pid = server.worker_pids()[0];
+    process::send(pid, Signal::SIGTERM);
+    server.wait_log(&format!("pid={pid} retires and is replaced"));
+    server.wait_log(&format!("pid={pid} left as asked"));
+    server.wait_replaced(1);
+    assert!(!server.worker_pids().contains(&pid));
+    server.stop();
+}
+
+#[test]
+fn when_all_workers_die_at_once_nobody_is_refused() {
+    let rounds = amount("PREFORK_MASSACRES", 10);
+    let server = Server::start(2).allow(&["died: killed by SIGKILL"]);
+    let clients = 4;
+    let load = Load::new_connections(server.address(), clients).start();
+    for round in 1..=rounds {
+        load.wait_answered(4);
+        for pid in server.worker_pids() {
+            process::send(pid, Signal::SIGKILL);
+        }
+        server.wait_replaced(2 * round);
+    }
+    load.wait_answered(20);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    // Each client had at most one request under way when its worker died.
+    assert!(tally.failures() <= (rounds * clients) as u64, "{tally:?}");
+    assert!(
+        tally.failed.keys().all(|f| matches!(f, Failure::Reset | Failure::Closed)),
+        "{tally:?}"
+    );
+    server.stop();
+}
+
+#[test]
+fn a_storm_of_kills_costs_no_more_than_what_was_under_way() {
+    let kills = amount("PREFORK_STORM", 40);
+    let (workers, clients) = (4, 8);
+    let server = Server::start(workers).allow(&["died: killed by SIGKILL"]);
+    let load = Load::keep_alive(server.address(), clients).start();
+    for kill in 0..kills {
+        load.wait_answered(8);
+        // The oldest of those that are ready: a worker that boots is another test's matter.
+        server.wait_replaced(kill);
+        let pids = server.worker_pids();
+        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+    }
+    server.wait_log_times("died: killed by SIGKILL", kills);
+    server.wait_replaced(kills);
+    load.wait_answered(50);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= (kills * clients) as u64, "{tally:?}");
+    assert!(
+        tally.failed.keys().all(|f| matches!(f, Failure::Reset | Failure::Closed)),
+        "{tally:?}"
+    );
+    let cluster = server.cluster();
+    assert_eq!(cluster["restarts"], kills as u64);
+    assert_eq!(cluster["workers"].as_array().map(Vec::len), Some(workers));
+    assert!(process::zombies(server.pid()).is_empty());
+    server.stop();
+}

@@ -1,0 +1,132 @@
+//! The rooms of the house, and who may import whom.
+
+use crate::support::source::{File, sources};
+use crate::tidy::none;
+
+/// Rooms (and single files before their rooms) with what each may import from the crate.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("identity", &[]),
+    ("sys", &["error"]),
+    ("config", &["error", "listener", "identity"]),
+    ("supervisor", &["identity", "config::Policy"]),
+    ("listener", &["error", "sys", "config", "identity", "systemd", "upgrade"]),
+    ("ipc", &["error", "sys", "config", "identity"]),
+    ("scoreboard", &["error", "sys", "config", "identity"]),
+    ("systemd", &["error", "sys", "config", "identity"]),
+    ("upgrade", &["error", "sys", "config", "identity"]),
+    ("pool", &["error", "sys", "config", "identity"]),
+    ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard"]),
+    ("seed", &["listener", "ipc", "scoreboard", "config", "identity", "error"]),
+    (
+        "worker",
+        &["error", "identity", "config", "seed", "ipc", "scoreboard", "pool", "listener", "sys"],
+    ),
+    (
+        "primary",
+        &[
+            "error",
+            "identity",
+            "config",
+            "seed",
+            "ipc",
+            "scoreboard",
+            "listener",
+            "sys",
+            "supervisor",
+            "control",
+            "systemd",
+            "upgrade",
+        ],
+    ),
+    (
+        "cluster",
+        &[
+            "error",
+            "identity",
+            "config",
+            "listener",
+            "primary",
+            "worker",
+            "supervisor",
+            "sys",
+            "control",
+            "systemd",
+            "upgrade",
+            "seed",
+            "scoreboard",
+        ],
+    ),
+];
+
+#[test]
+fn rooms_import_only_what_they_may() {
+    let mut found = Vec::new();
+    for file in sources(&["src"]) {
+        let room = file.room();
+        let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == room) else {
+            let free = ["lib", "main", "cli", "app"].contains(&room);
+            found.extend(
+                (!free).then(|| format!("{}: say in tidy.rs what it may import", file.name)),
+            );
+            continue;
+        };
+        for (number, path) in file.crate_paths() {
+            let fits = |may: &&&str| path == **may || path.starts_with(&format!("{may}::"));
+            let own = path.split("::").next() == Some(room);
+            // Items of the crate's root are the public interface: everybody's.
+            let public = path.starts_with(char::is_uppercase);
+            if !own && !public && !allowed.iter().any(|may| fits(&may)) {
+                found.push(format!("{}:{number} crate::{path}", file.name));
+            }
+        }
+    }
+    none("imports that are not in the table", found);
+}
+
+#[test]
+fn the_built_in_application_uses_the_public_interface_only() {
+    let root = sources(&["src/lib.rs"]).remove(0).lines.join("\n");
+    let public = |name: &str| {
+        let exports = root.split("pub use ").skip(1).filter_map(|rest| rest.split(';').next());
+        exports.flat_map(|e| e.split(|c: char| !c.is_alphanumeric())).any(|word| word == name)
+    };
+    let mut found = Vec::new();
+    for file in sources(&["src/app"]) {
+        for (number, path) in file.crate_paths() {
+            let first = path.split("::").next().unwrap_or_default();
+            if !public(first) {
+                found.push(format!("{}:{number} crate::{path}", file.name));
+            }
+        }
+    }
+    none("not public", found);
+}
+
+#[test]
+fn only_main_imports_the_command_line() {
+    let files = sources(&["src"]);
+    let others = files.iter().filter(|f| !["cli", "main"].contains(&f.room()));
+    let found = others.flat_map(|file| {
+        let paths = file.crate_paths().into_iter().filter(|(_, path)| path.starts_with("cli"));
+        paths.map(|(number, _)| format!("{}:{number}", file.name)).collect::<Vec<_>>()
+    });
+    none("only main.rs may import cli", found.collect());
+}
+
+#[test]
+fn tokio_and_hyper_stay_where_requests_are_served() {
+    let may = |file: &File| {
+        ["worker", "pool", "probe", "cluster", "app"].contains(&file.room())
+            || ["src/ipc/worker_end.rs", "src/sys/readiness.rs", "src/lib.rs"]
+                .contains(&file.name.as_str())
+            || file.room() == "cli"
+    };
+    let files = sources(&["src"]);
+    let found = files.iter().filter(|file| !may(file)).flat_map(|file| {
+        ["tokio::", "hyper::", "hyper_util::", "tower_http::"]
+            .into_iter()
+            .flat_map(|c| file.mentions(c))
+    });
+    none("the primary has no async runtime", found.collect());
+}

@@ -1,0 +1,182 @@
+//! Stopping: politely, and without losing what is under way; at once, when asked again.
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::load::Load;
+use crate::support::{Client, Failure, Server, amount, process};
+
+/// Sends a request that takes that long, and waits until it is being answered.
+#[track_caller]
+fn begin(server: &Server, path: &str) -> Client {
+    let mut client = server.connect();
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
+    server.wait_in_flight(path);
+    client
+}
+
+#[test]
+fn an_idle_server_stops_at_once_and_with_status_0() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let server = Server::start(2);
+        let idle = server.connect();
+        server.signal(signal);
+        server.wait_log(&format!("stopping ({signal})"));
+        drop(idle);
+        let log = server.finish(0);
+        assert_eq!(log.matches("left as asked").count(), 2, "{log}");
+        assert!(log.ends_with("stopped\n"), "{log}");
+    }
+}
+
+#[test]
+fn a_request_in_flight_is_answered_during_a_stop() {
+    let server = Server::start(2);
+    let mut client = begin(&server, "/sleep/700");
+    server.signal(Signal::SIGTERM);
+    let answer = client.read().expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "slept for 700 ms\n"));
+    assert!(answer.closes(), "{answer:?}");
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.finish(0);
+}
+
+#[test]
+fn a_kept_connection_is_told_to_close_with_its_next_response() {
+    // Long enough for the slowest machine: the request comes after the stop and before the end of this.
+    let server = Server::with(2, &["--linger-timeout", "25s"]);
+    let mut client = server.connect();
+    assert!(!client.get("/").expect("answer").closes());
+    server.signal(Signal::SIGTERM);
+    server.wait_log("stopping (SIGTERM)");
+    // The order reaches the worker a moment later than the log reaches us: until then it answers as ever.
+    let answers = std::iter::from_fn(|| Some(client.get("/").expect("an answer")));
+    assert!(answers.take(100_000).any(|answer| answer.closes()));
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.finish(0);
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_the_linger_timeout() {
+    let server = Server::with(1, &["--linger-timeout", "300ms"]);
+    let mut client = server.connect();
+    client.get("/").expect("answer");
+    server.signal(Signal::SIGTERM);
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.finish(0);
+}
+
+#[test]
+fn a_draining_server_says_that_it_is_not_ready() {
+    let server = Server::with(1, &["--linger-timeout", "25s"]);
+    let mut client = server.connect();
+    assert_eq!(client.get("/readyz").expect("answer").status, 200);
+    server.signal(Signal::SIGTERM);
+    let answers = std::iter::from_fn(|| Some(client.get("/readyz").expect("an answer")));
+    let last = answers.take(100_000).find(|answer| answer.closes()).expect("the last one");
+    assert_eq!(last.status, 503);
+    server.finish(0);
+}
+
+#[test]
+fn nothing_is_lost_when_a_busy_server_stops() {
+    for _ in 0..amount("PREFORK_STOPS", 3) {
+        // No client is ever idle for as long as this, even on a busy machine.
+        let server = Server::with(2, &["--linger-timeout", "20s"]);
+        let load =
+            Load::keep_alive(server.address(), 8).posting().thinking().until_refused().start();
+        load.wait_answered(100);
+        server.signal(Signal::SIGTERM);
+        let tally = load.join();
+        assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+        server.finish(0);
+    }
+}
+
+#[test]
+fn new_connections_are_answered_until_the_last_one_is_refused() {
+    for _ in 0..amount("PREFORK_STOPS", 3) {
+        let server = Server::start(2);
+        let load = Load::new_connections(server.address(), 4).until_refused().start();
+        load.wait_answered(50);
+        server.signal(Signal::SIGTERM);
+        let tally = load.join();
+        assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+        server.finish(0);
+    }
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let server = Server::start(2);
+    let mut client = begin(&server, "/sleep/600000");
+    server.signal(Signal::SIGTERM);
+    server.wait_log("stopping (SIGTERM)");
+    server.signal(Signal::SIGINT);
+    let failure = client.read().expect_err("it was not finished");
+    assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    let log = server.finish(0);
+    assert!(log.contains("stopping now (SIGINT"), "{log}");
+}
+
+#[test]
+fn sigquit_stops_at_once() {
+    let server = Server::start(2);
+    let mut client = begin(&server, "/sleep/600000");
+    server.signal(Signal::SIGQUIT);
+    let failure = client.read().expect_err("it was not finished");
+    assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    let log = server.finish(0);
+    assert!(log.contains("stopping now (SIGQUIT"), "{log}");
+}
+
+#[test]
+fn the_graceful_timeout_cuts_what_is_left_and_names_it() {
+    let server = Server::with(2, &["--graceful-timeout", "1s"]);
+    let mut client = begin(&server, "/sleep/600000");
+    server.signal(Signal::SIGTERM);
+    let failure = client.read().expect_err("it was cut");
+    assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    let log = server.finish(0);
+    let cut = log.lines().find(|line| line.contains(" cut ")).expect("a line about it");
+    assert!(cut.contains("at the graceful timeout: GET /sleep/600000 (for "), "{cut}");
+}
+
+#[test]
+fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
+    let server = Server::with(2, &["--graceful-timeout", "1s"]);
+    let _client = begin(&server, "/fib/50");
+    server.signal(Signal::SIGTERM);
+    let log = server.finish(0);
+    assert!(log.contains("did not finish within 1 s (graceful-timeout), killing it"), "{log}");
+    assert!(log.contains("was killed by the primary"), "{log}");
+}
+
+#[test]
+fn a_stopped_worker_does_not_hold_up_the_stop_for_ever() {
+    let server = Server::with(2, &["--graceful-timeout", "1s"]);
+    process::send(server.worker_pids()[0], Signal::SIGSTOP);
+    server.stop();
+}
+
+#[test]
+fn a_long_poll_can_end_itself_when_the_worker_drains() {
+    let server = Builder::program("waiting").workers(2).start();
+    let mut client = begin(&server, "/poll");
+    server.signal(Signal::SIGTERM);
+    let answer = client.read().expect("an answer");
+    assert_eq!((answer.text(), answer.closes()), ("goodbye", true));
+    server.finish(0);
+}
+
+#[test]
+fn signals_without_a_meaning_end_nobody() {
+    let server = Server::start(2);
+    for signal in [Signal::SIGWINCH, Signal::SIGPIPE, Signal::SIGCHLD] {
+        server.signal(signal);
+    }
+    let mut client = server.connect();
+    assert_eq!(client.get("/").expect("answer").status, 200);
+    assert_eq!(server.worker_pids().len(), 2);
+    server.stop();
+}

@@ -1,0 +1,205 @@
+//! What is started, and with what.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::server::{Server, create_log};
+use super::wait;
+
+/// A server to be started, on port 0 of the loopback address unless it is told otherwise.
+pub struct Builder {
+    program: PathBuf,
+    /// Runs before the program, as a shell script that ends with `exec "$0" "$@"`.
+    script: Option<&'static str>,
+    verb: Vec<OsString>,
+    binds: Vec<String>,
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    workers: usize,
+    stdin: Option<OwnedFd>,
+    user: Option<u32>,
+    dir: TempDir,
+}
+
+/// How a command that was not to stay ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Builder {
+    /// `prefork serve`.
+    pub fn serve() -> Builder {
+        Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "serve")
+    }
+
+    /// One of the programs in `tests/programs`, an example of this package: built by `cargo test`, and by
+    /// `cargo build --example test_programs` for `cargo test --test it`.
+    pub fn program(name: &str) -> Builder {
+        let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
+        let path = bin.with_file_name("examples").join("test_programs");
+        assert!(path.exists(), "run: cargo build --example test_programs");
+        Builder::new(path, name)
+    }
+
+    /// `prefork VERB`, for verbs that end by themselves.
+    pub fn verb(verb: &str) -> Builder {
+        let mut builder = Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);
+        builder.binds.clear();
+        builder.workers = 0;
+        builder
+    }
+
+    fn new(program: PathBuf, verb: &str) -> Builder {
+        Builder {
+            program,
+            script: None,
+            verb: vec![verb.into()],
+            binds: vec!["127.0.0.1:0".to_string()],
+            args: Vec::new(),
+            env: Vec::new(),
+            workers: 2,
+            stdin: None,
+            user: None,
+            dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
+        }
+    }
+
+    pub fn workers(mut self, workers: usize) -> Builder {
+        self.workers = workers;
+        self
+    }
+
+    /// Instead of port 0 of the loopback address.
+    pub fn bind<S: Into<String>>(mut self, addresses: impl IntoIterator<Item = S>) -> Builder {
+        self.binds = addresses.into_iter().map(Into::into).collect();
+        self
+    }
+
+    pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Builder {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Builder {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// A shell script that ends with `exec "$0" "$@"` and starts the program.
+    pub fn script(mut self, script: &'static str) -> Builder {
+        self.script = Some(script);
+        self
+    }
+
+    /// Open as descriptor 0 when the script begins.
+    pub fn stdin(mut self, fd: OwnedFd) -> Builder {
+        self.stdin = Some(fd);
+        self
+    }
+
+    /// As this user, and with a copy of the program that the user can reach.
+    pub fn user(mut self, uid: u32) -> Builder {
+        use std::os::unix::fs::PermissionsExt;
+        let copy = self.dir.path().join("program");
+        fs::copy(&self.program, &copy).expect("copy");
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        self.program = copy;
+        self.user = Some(uid);
+        self
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&mut self) -> Command {
+        let mut command = match self.script {
+            Some(script) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(script).arg(&self.program);
+                shell
+            }
+            None => Command::new(&self.program),
+        };
+        command.args(&self.verb);
+        command.args(self.binds.iter().flat_map(|addr| ["--bind", addr]));
+        if self.workers > 0 {
+            command.args(["--workers", &self.workers.to_string()]);
+        }
+        command.args(&self.args).current_dir(self.dir.path());
+        for (name, _) in std::env::vars_os() {
+            if is_heard(&name.to_string_lossy()) {
+                command.env_remove(name);
+            }
+        }
+        command.envs(self.env.drain(..));
+        command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
+        if let Some(uid) = self.user {
+            command.uid(uid).gid(uid);
+        }
+        command
+    }
+
+    /// Starts it and waits until all workers serve.
+    #[track_caller]
+    pub fn start(self) -> Server {
+        self.spawn().ready()
+    }
+
+    /// Starts it, and leaves it to the test to wait for something.
+    #[track_caller]
+    pub fn spawn(mut self) -> Server {
+        let mut command = self.command();
+        command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
+        let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        Server::new(child, self.dir, self.workers)
+    }
+
+    /// Runs something that ends by itself.
+    #[track_caller]
+    pub fn run(mut self) -> Ended {
+        let mut command = self.command();
+        let (out, err) = (self.dir.path().join("out"), self.dir.path().join("err"));
+        let create = |path: &Path| fs::File::create(path).expect("output file");
+        command.stdout(create(&out)).stderr(create(&err));
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+        let status = wait::try_for(|| child.try_wait().expect("our own child"));
+        if status.is_none() {
+            // It was to end and did not: it must not stay.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let status =
+            status.unwrap_or_else(|| panic!("{command:?} goes on:\n{}", read(err.clone())));
+        Ended { status: status.code(), out: read(out), err: read(err) }
+    }
+}
+
+/// Whether a variable of the environment would change what the server does, or what it says.
+fn is_heard(name: &str) -> bool {
+    const HEARD: [&str; 12] = [
+        "PORT",
+        "WEB_CONCURRENCY",
+        "RUST_LOG",
+        "RUST_BACKTRACE",
+        "RUST_LIB_BACKTRACE",
+        "JOURNAL_STREAM",
+        "NOTIFY_SOCKET",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+    ];
+    HEARD.contains(&name) || name.starts_with("PREFORK_")
+}

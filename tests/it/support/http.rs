@@ -1,0 +1,263 @@
+//! A blocking HTTP/1 client that does nothing on its own: no retry, no redirect, no pool. It sends the bytes
+//! it is given, and tells the ways in which a request can fail apart.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::wait::DEADLINE;
+
+/// How long an answer may take from a worker that does nothing else. Longer than any busy machine needs, and
+/// shorter than what blocks a worker in these tests.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Why there is no response.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// Nobody listens.
+    Refused,
+    /// The connection was reset.
+    Reset,
+    /// The connection ended before the first byte of a response.
+    Closed,
+    /// The connection ended within a response.
+    ClosedEarly,
+    /// Nothing came for as long as a test may take.
+    TimedOut,
+    /// What came is not HTTP.
+    Malformed(String),
+    Other(String),
+}
+
+/// One response, read to its end.
+#[derive(Debug, Clone)]
+pub struct Response {
+    pub version: String,
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+/// One connection.
+pub struct Client {
+    socket: Socket,
+    /// Read but not yet used.
+    buffer: Vec<u8>,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(addr) => addr.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Failure::Refused,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Failure::TimedOut,
+            _ => Failure::Other(error.to_string()),
+        }
+    }
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the body is text")
+    }
+
+    /// Whether this is the last response on its connection.
+    pub fn closes(&self) -> bool {
+        self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+    }
+
+    /// The pid in the body of `/`.
+    pub fn pid(&self) -> u32 {
+        let number = self.text().trim_end().rsplit(' ').next();
+        number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no pid in {self:?}"))
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).expect("the body is JSON")
+    }
+}
+
+impl Client {
+    pub fn connect(to: &Address) -> Result<Client, Failure> {
+        let (domain, addr) = match to {
+            Address::Tcp(addr) => (Domain::for_address(*addr), SockAddr::from(*addr)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let socket = Socket::new(domain, Type::STREAM, None)?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.set_write_timeout(Some(DEADLINE))?;
+        socket.connect(&addr)?;
+        if domain != Domain::UNIX {
+            socket.set_tcp_nodelay(true)?;
+        }
+        Ok(Client { socket, buffer: Vec::new() })
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
+        Ok(self.socket.write_all(bytes.as_ref())?)
+    }
+
+    pub fn get(&mut self, path: &str) -> Result<Response, Failure> {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))?;
+        self.read()
+    }
+
+    pub fn post(&mut self, path: &str, body: &[u8]) -> Result<Response, Failure> {
+        let length = body.len();
+        let mut request =
+            format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n")
+                .into_bytes();
+        request.extend_from_slice(body);
+        self.send(request)?;
+        self.read()
+    }
+
+    /// Sends `request` and reads one response.
+    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Result<Response, Failure> {
+        self.send(request)?;
+        self.read()
+    }
+
+    /// Nothing more will be sent; responses may still come.
+    pub fn finish_sending(&self) {
+        self.socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
+    }
+
+    /// Whether the server has closed the connection, or reset it, as far as is known now.
+    pub fn is_closed(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match recv(self.socket.as_raw_fd(), &mut [0], flags) {
+            Ok(n) => n == 0,
+            Err(e) => e != Errno::EAGAIN,
+        }
+    }
+
+    /// Reads until the server closes, and returns what came before.
+    pub fn read_to_end(&mut self) -> Result<Vec<u8>, Failure> {
+        while self.fill()? {}
+        Ok(std::mem::take(&mut self.buffer))
+    }
+
+    /// Reads exactly `n` bytes.
+    pub fn read_exactly(&mut self, n: usize) -> Result<Vec<u8>, Failure> {
+        while self.buffer.len() < n {
+            if !self.fill()? {
+                return Err(Failure::ClosedEarly);
+            }
+        }
+        Ok(self.buffer.drain(..n).collect())
+    }
+
+    /// The next response. 1xx are responses of their own.
+    pub fn read(&mut self) -> Result<Response, Failure> {
+        self.read_response(false)
+    }
+
+    /// The response to a HEAD request, which has no body whatever its headers say.
+    pub fn read_head(&mut self) -> Result<Response, Failure> {
+        self.read_response(true)
+    }
+
+    /// The next response, if it comes within a few seconds: from a process that may be frozen, it does not.
+    pub fn soon(&mut self) -> Result<Response, Failure> {
+        self.socket.set_read_timeout(Some(SOON))?;
+        let outcome = self.read();
+        self.socket.set_read_timeout(Some(DEADLINE))?;
+        outcome
+    }
+
+    fn read_response(&mut self, bodiless: bool) -> Result<Response, Failure> {
+        let head = self.read_through(b"\r\n\r\n")?;
+        let mut response = parse_head(&head)?;
+        if bodiless || response.status < 200 || matches!(response.status, 204 | 304) {
+            return Ok(response);
+        }
+        response.body = if response.header("transfer-encoding") == Some("chunked") {
+            self.read_chunks()?
+        } else if let Some(length) = response.header("content-length") {
+            let length = length.parse().map_err(|_| Failure::Malformed(length.to_string()))?;
+            self.read_exactly(length)?
+        } else {
+            self.read_to_end()?
+        };
+        Ok(response)
+    }
+
+    fn read_chunks(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.read_through(b"\r\n")?;
+            let size = String::from_utf8_lossy(&line).trim_end().to_string();
+            let size =
+                usize::from_str_radix(&size, 16).map_err(|_| Failure::Malformed(size.clone()))?;
+            let chunk = self.read_exactly(size + 2)?;
+            if size == 0 {
+                return Ok(body);
+            }
+            body.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    fn read_through(&mut self, end: &[u8]) -> Result<Vec<u8>, Failure> {
+        loop {
+            let found = self.buffer.windows(end.len()).position(|window| window == end);
+            if let Some(at) = found {
+                return Ok(self.buffer.drain(..at + end.len()).collect());
+            }
+            if !self.fill()? {
+                let untouched = self.buffer.is_empty();
+                return Err(if untouched { Failure::Closed } else { Failure::ClosedEarly });
+            }
+        }
+    }
+
+    /// Reads once; `false` at the end.
+    fn fill(&mut self) -> Result<bool, Failure> {
+        let mut piece = [0; 64 * 1024];
+        let n = self.socket.read(&mut piece)?;
+        self.buffer.extend_from_slice(&piece[..n]);
+        Ok(n > 0)
+    }
+}
+
+fn parse_head(head: &[u8]) -> Result<Response, Failure> {
+    let text = String::from_utf8_lossy(head);
+    let malformed = || Failure::Malformed(text.to_string());
+    let mut lines = text.trim_end().split("\r\n");
+    let mut first = lines.next().unwrap_or_default().splitn(3, ' ');
+    let version = first.next().filter(|v| v.starts_with("HTTP/1.")).ok_or_else(malformed)?;
+    let status = first.next().and_then(|s| s.parse().ok()).ok_or_else(malformed)?;
+    let headers = lines
+        .map(|line| line.split_once(':').ok_or_else(malformed))
+        .map(|pair| pair.map(|(name, value)| (name.to_lowercase(), value.trim().to_string())))
+        .collect::<Result<_, _>>()?;
+    Ok(Response { version: version.to_string(), status, headers, body: Vec::new() })
+}

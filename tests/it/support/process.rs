@@ -1,0 +1,90 @@
+//! Other processes, as `/proc` shows them.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::wait;
+
+/// One line of `/proc/PID/stat`, as far as we need it.
+#[derive(Debug, Clone)]
+pub struct Stat {
+    pub state: char,
+    pub parent: u32,
+    /// User and system time in clock ticks (a hundredth of a second).
+    pub ticks: u64,
+    pub threads: u32,
+}
+
+/// `None` if there is no such process.
+pub fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in parentheses and may contain anything, parentheses too.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    Some(Stat {
+        state: fields[0].chars().next()?,
+        parent: fields[1].parse().ok()?,
+        ticks: fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?,
+        threads: fields[17].parse().ok()?,
+    })
+}
+
+/// Whether the process has ended. A zombie has: who should reap it may be slow, or PID 1 of a sandbox.
+pub fn is_gone(pid: u32) -> bool {
+    stat(pid).is_none_or(|stat| matches!(stat.state, 'Z' | 'X'))
+}
+
+/// The children of a process with their states, by pid.
+fn all_children(parent: u32) -> Vec<(u32, char)> {
+    let entries = fs::read_dir("/proc").expect("/proc");
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let mut found: Vec<(u32, char)> = pids
+        .filter_map(|pid| stat(pid).filter(|s| s.parent == parent).map(|s| (pid, s.state)))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// The living children of a process.
+pub fn children(parent: u32) -> Vec<u32> {
+    all_children(parent).into_iter().filter(|(_, state)| *state != 'Z').map(|c| c.0).collect()
+}
+
+/// The dead children that nobody has asked about yet.
+pub fn zombies(parent: u32) -> Vec<u32> {
+    all_children(parent).into_iter().filter(|(_, state)| *state == 'Z').map(|c| c.0).collect()
+}
+
+/// What each descriptor of a process refers to, as `/proc` prints it.
+pub fn descriptors(pid: u32) -> Vec<(i32, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
+    let mut found: Vec<(i32, String)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// Sends a signal; a process that is gone already is fine.
+pub fn send(pid: u32, signal: Signal) {
+    match kill(Pid::from_raw(pid.try_into().expect("pid")), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+        Err(e) => panic!("cannot send {signal} to {pid}: {e}"),
+    }
+}
+
+/// How much of one core the process uses: 1.0 is all of it.
+pub fn share_of_a_core(pid: u32) -> f64 {
+    let span = Duration::from_secs(1);
+    let ticks = || stat(pid).expect("it lives").ticks;
+    let before = ticks();
+    wait::measure_for(span);
+    (ticks() - before) as f64 / 100.0 / span.as_secs_f64()
+}

@@ -1,0 +1,176 @@
+//! The rules of the house that a compiler does not know: how long things may be, and what must not be said
+//! where. Who may import whom stands in `rooms.rs`; how the source is read, in `support/source.rs`.
+
+use crate::support::source::{File, sources};
+
+/// Lines of a file.
+const FILE: usize = 300;
+/// Lines of a function, with its signature and braces.
+const FUNCTION: usize = 70;
+
+#[track_caller]
+pub fn none(what: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
+}
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut found = Vec::new();
+    for file in sources(&["src", "tests"]) {
+        if file.lines.len() > FILE {
+            found.push(format!("{} has {} lines, not {FILE}", file.name, file.lines.len()));
+        }
+        let long = file.functions().into_iter().filter(|f| f.lines > FUNCTION);
+        found.extend(
+            long.map(|f| format!("{}:{} {} has {} lines", file.name, f.at, f.name, f.lines)),
+        );
+    }
+    none("too long", found);
+}
+
+#[test]
+fn unsafe_and_libc_stay_in_sys() {
+    let mut found = Vec::new();
+    for file in sources(&["src"]).iter().filter(|file| file.room() != "sys") {
+        found.extend(file.mentions("unsafe"));
+        found.extend(file.mentions("libc::"));
+    }
+    none("only src/sys may", found);
+}
+
+#[test]
+fn every_unsafe_says_why_it_is_safe() {
+    let mut found = Vec::new();
+    for file in sources(&["src"]) {
+        for (number, _) in file.code().filter(|(_, code)| {
+            ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+                .iter()
+                .any(|u| code.contains(u))
+        }) {
+            // The reason stands above the statement, which may have begun a few lines before.
+            let above = &file.lines[number.saturating_sub(8)..number];
+            let says =
+                |line: &String| line.contains("// SAFETY: ") || line.contains("/// # Safety");
+            if !above.iter().any(says) {
+                found.push(format!("{}:{number}", file.name));
+            }
+        }
+    }
+    none("no SAFETY comment", found);
+}
+
+#[test]
+fn the_supervisor_is_pure() {
+    const IMPURE: [&str; 12] = [
+        "Instant::now",
+        "SystemTime",
+        "std::env",
+        "std::fs",
+        "std::io",
+        "std::net",
+        "std::thread",
+        "log::",
+        "println!",
+        "nix::",
+        "tokio",
+        "rand",
+    ];
+    let files = sources(&["src/supervisor"]);
+    let files = files.iter().filter(|file| !file.is_test());
+    none(
+        "the supervisor only thinks",
+        files.flat_map(|file| IMPURE.iter().flat_map(|word| file.mentions(word))).collect(),
+    );
+}
+
+#[test]
+fn nothing_unfinished_is_left_in_the_source() {
+    // Put together here, so that this file passes its own test.
+    let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X:"], ["db", "g!("], ["to", "do!("]];
+    let mut words: Vec<String> = words.iter().map(|parts| parts.concat()).collect();
+    words.push(["unimple", "mented!("].concat());
+    let mut found = Vec::new();
+    for file in sources(&["src", "tests"]) {
+        for (number, line) in file.lines.iter().enumerate() {
+            if words.iter().any(|word| line.contains(word)) {
+                found.push(format!("{}:{} {}", file.name, number + 1, line.trim()));
+            }
+        }
+    }
+    none("unfinished", found);
+}
+
+#[test]
+fn nothing_unwraps_outside_of_tests() {
+    let files = sources(&["src"]);
+    let files = files.iter().filter(|file| !file.is_test());
+    none("say what to do instead", files.flat_map(|file| file.mentions(".unwrap()")).collect());
+}
+
+#[test]
+fn tests_wait_for_conditions_and_are_not_switched_off_without_a_reason() {
+    let (sleep, ignored) = (["thread::", "sleep"].concat(), ["#[ign", "ore]"].concat());
+    let mut found = Vec::new();
+    for file in sources(&["src", "tests"]) {
+        found.extend(file.all_mentions(&ignored));
+        if file.is_test() || file.name.starts_with("tests/") {
+            found.extend(file.all_mentions(&sleep));
+        }
+    }
+    none("in tests", found);
+}
+
+/// The variants of an enum, which rustfmt has laid out.
+fn variants(file: &str, name: &str) -> Vec<String> {
+    let file = sources(&[file]).remove(0);
+    let begin = file.lines.iter().position(|line| line.contains(&format!("enum {name} {{")));
+    let body = file.lines[begin.expect(name) + 1..].iter().take_while(|line| *line != "}");
+    let names = body.filter_map(|line| {
+        let rest = line.strip_prefix("    ").filter(|rest| rest.starts_with(char::is_uppercase))?;
+        rest.split(|c: char| !c.is_alphanumeric()).next().map(str::to_string)
+    });
+    names.collect()
+}
+
+#[test]
+fn every_event_and_action_is_tested() {
+    let files = sources(&["src/supervisor"]);
+    let tests: Vec<&File> = files.iter().filter(|file| file.is_test()).collect();
+    let mut found = Vec::new();
+    for (file, name) in [("event", "Event"), ("event", "Intent"), ("action", "Action")] {
+        for variant in variants(&format!("src/supervisor/{file}.rs"), name) {
+            let full = format!("{name}::{variant}");
+            if !tests.iter().any(|t| t.lines.iter().any(|line| line.contains(&full))) {
+                found.push(full);
+            }
+        }
+    }
+    none("in no test of the supervisor", found);
+}
+
+#[test]
+fn every_key_is_documented() {
+    let table = sources(&["src/config/keys.rs"]).remove(0);
+    let mut keys = Vec::new();
+    for pair in table.lines.windows(2) {
+        if pair[0].trim_end().ends_with("key(") {
+            keys.extend(pair[1].trim().strip_prefix('"').and_then(|rest| rest.split('"').next()));
+        }
+    }
+    assert!(keys.len() > 15, "the table is read wrongly: {keys:?}");
+    let root = env!("CARGO_MANIFEST_DIR");
+    let example = std::fs::read_to_string(format!("{root}/systemd/prefork.toml")).expect("example");
+    let has_line = |key: &str| {
+        example.lines().any(|line| line.trim_start_matches('#').starts_with(&format!("{key} = ")))
+    };
+    let mut found: Vec<String> = keys
+        .iter()
+        .filter(|key| !has_line(key))
+        .map(|key| format!("{key}: systemd/prefork.toml"))
+        .collect();
+    if let Ok(readme) = std::fs::read_to_string(format!("{root}/README.md")) {
+        let missing = keys.iter().filter(|key| !readme.contains(**key));
+        found.extend(missing.map(|key| format!("{key}: README.md")));
+    }
+    none("undocumented keys", found);
+}
