@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::process::ExitCode;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -12,7 +11,7 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::ListenerSet;
-use crate::primary::Primary;
+use crate::primary::{Primary, Reread};
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::worker::{self, App, BoxError, Stream, Worker};
@@ -36,16 +35,24 @@ use crate::worker::{self, App, BoxError, Stream, Worker};
 ///     })
 /// }
 /// ```
-#[derive(Debug)]
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Cluster {
     config: Config,
+    reread: Reread,
 }
 
 impl Cluster {
     /// A cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
-        Cluster { config }
+        let same = config.clone();
+        Cluster { config, reread: Box::new(move || Ok(same.clone())) }
+    }
+
+    /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
+    /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
+    pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
+        self.reread = Box::new(read);
+        self
     }
 
     /// Loads data once, in the primary, after the sockets are bound and before the first fork: every worker,
@@ -81,7 +88,7 @@ impl Cluster {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        run(self.config, || Ok(worker::http_app(app)))
+        self.run(|| Ok(worker::http_app(app)))
     }
 
     /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
@@ -94,12 +101,29 @@ impl Cluster {
         A: Fn(Worker, Stream) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
-        run(self.config, || Ok(worker::connection_app(app)))
+        self.run(|| Ok(worker::connection_app(app)))
+    }
+}
+
+impl Cluster {
+    /// The whole story: bind, load, fork and supervise.
+    fn run(self, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+        // Descriptors are connections; a limit that cannot be raised is met when it is reached.
+        if let Err(e) = sys::process::raise_open_files() {
+            log::warn!("cannot raise the limit on open files: {e}");
+        }
+        let listeners = ListenerSet::acquire(&self.config.bind, self.config.backlog)?;
+        let app = make()?;
+        let enter = Box::new(move |seed| worker::enter(seed, &app));
+        let outcome = Primary::new(self.config, self.reread, listeners, enter)?.run()?;
+        Ok(ExitCode::from(match outcome {
+            Outcome::Stopped => exit::OK,
+            Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
+        }))
     }
 }
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].
-#[derive(Debug)]
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Preloaded<L> {
     cluster: Cluster,
@@ -124,7 +148,7 @@ impl<L> Preloaded<L> {
         B::Error: Into<BoxError>,
     {
         let load = self.load;
-        run(self.cluster.config, || {
+        self.cluster.run(|| {
             let data = &*Box::leak(Box::new(load_in_thread(load)?));
             Ok(worker::http_app(move |worker| app(worker, data)))
         })
@@ -140,20 +164,4 @@ fn load_in_thread<T: Send + 'static>(
         .map_err(|e| Error::system("start the preload thread", e))?;
     let panicked = |_| Error::application("preload", "it panicked (see above)");
     thread.join().map_err(panicked)?
-}
-
-/// The whole story: bind, load, fork and supervise.
-fn run(config: Config, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
-    // Descriptors are connections; a limit that cannot be raised is met when it is reached.
-    if let Err(e) = sys::process::raise_open_files() {
-        log::warn!("cannot raise the limit on open files: {e}");
-    }
-    let listeners = ListenerSet::acquire(&config.bind, config.backlog)?;
-    let app = make()?;
-    let enter = move |seed| worker::enter(seed, &app);
-    let outcome = Primary::new(Rc::new(config), listeners, Box::new(enter))?.run()?;
-    Ok(ExitCode::from(match outcome {
-        Outcome::Stopped => exit::OK,
-        Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
-    }))
 }

@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::identity::WorkerTag;
-use crate::supervisor::{Cause, Exit, Notice};
+use crate::supervisor::{Cause, Exit, Limit, Notice};
 use crate::sys::signal::Signal;
 
 pub(super) fn starting(workers: u32, locals: &[String]) {
@@ -44,6 +44,37 @@ pub(super) fn record(notice: &Notice) {
             Span(*limit)
         ),
         Notice::Exited(exit) => exited(exit),
+        Notice::Reloading { by } => log::info!("reloading ({by})"),
+        Notice::Reloaded { generation, workers } => {
+            log::info!("reloaded: {workers} workers of generation {generation} serve");
+        }
+        Notice::ReloadFailed { why } => {
+            log::error!("reload failed, the old workers serve on: {why}")
+        }
+        Notice::RollingBack { to } => log::warn!("rolling back to generation {to}"),
+        Notice::Scaled { by, from, to } => log::info!("{to} workers wanted, {from} were ({by})"),
+        Notice::Refused { by, why } => log::warn!("{by} refused: {why}"),
+        Notice::Recycling { worker, limit } => {
+            log::info!("{worker} is replaced: {}", reached(*limit))
+        }
+        Notice::OverMemory { worker, memory, limit } => log::error!(
+            "{worker} uses {}, more than {} (max-rss-hard), killing it",
+            Bytes(*memory),
+            Bytes(*limit)
+        ),
+        Notice::Stalled { worker, since, serving } => {
+            log::warn!(
+                "{worker} has not turned its event loop for {}{}",
+                Span(*since),
+                in_(serving)
+            );
+        }
+        Notice::Recovered { worker, after } => {
+            log::info!("{worker} turns its event loop again after {}", Span(*after));
+        }
+        Notice::Frozen { worker, since, serving } => {
+            log::error!("{worker} frozen for {}{}, killing it", Span(*since), in_(serving));
+        }
         Notice::CoolingDown { failures, delay } => {
             log::warn!("workers die young ({failures} in a row): next try in {}", Span(*delay))
         }
@@ -71,6 +102,9 @@ fn exited(exit: &Exit) {
         Cause::Stopped => log::warn!("{worker} was killed by the primary ({life})"),
         Cause::BootTimeout => log::error!("{worker} was killed: never ready ({life})"),
         Cause::Condemned => log::error!("{worker} was killed for what it said ({life})"),
+        Cause::Frozen => log::error!("{worker} was killed: frozen ({how}; {life})"),
+        Cause::Memory => log::error!("{worker} was killed: too much memory ({life})"),
+        Cause::Superseded => log::info!("{worker} was killed: not wanted any more ({life})"),
         Cause::BeforeReady => log::error!("{worker} died before it was ready: {how} ({life})"),
         Cause::Unexpected => log::error!("{worker} died: {how} ({life})"),
     }
@@ -84,8 +118,37 @@ pub(super) fn cannot_reap(worker: WorkerTag, why: &dyn Display) {
     log::error!("{worker} cannot be waited for: {why}");
 }
 
-pub(super) fn cannot_kill(worker: WorkerTag, why: &dyn Display) {
-    log::error!("{worker} cannot be killed: {why}");
+pub(super) fn cannot_signal(worker: WorkerTag, signal: Signal, why: &dyn Display) {
+    log::error!("{worker} cannot be sent {}: {why}", signal.as_str());
+}
+
+pub(super) fn opened(local: &str) {
+    log::info!("listening on {local}, too");
+}
+
+pub(super) fn closed(local: &str) {
+    log::info!("not listening on {local} any more");
+}
+
+fn reached(limit: Limit) -> String {
+    match limit {
+        Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
+        Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
+        Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
+    }
+}
+
+fn in_(serving: &Option<String>) -> String {
+    serving.as_ref().map(|request| format!(" in {request}")).unwrap_or_default()
+}
+
+/// A number of bytes as people read it.
+struct Bytes(u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
+    }
 }
 
 pub(super) fn cannot_tell(worker: WorkerTag, why: &dyn Display) {

@@ -1,7 +1,9 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
 mod journal;
+mod observe;
 mod perform;
+mod reread;
 mod sources;
 mod spawn;
 
@@ -9,9 +11,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, Workers};
 use crate::error::{Error, Result};
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
 use crate::listener::ListenerSet;
 use crate::scoreboard::{RowIndex, Scoreboard};
@@ -19,6 +21,9 @@ use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+
+/// Reads the configuration again, for a reload.
+pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -32,7 +37,10 @@ struct Child {
 
 /// Everything the primary process owns.
 pub(crate) struct Primary {
-    config: Rc<Config>,
+    /// What workers of each generation are forked under; the last is the newest.
+    configs: BTreeMap<Generation, Rc<Config>>,
+    /// Reads the configuration again.
+    reread: Reread,
     supervisor: Supervisor,
     signals: SignalPipe,
     listeners: ListenerSet,
@@ -45,18 +53,23 @@ pub(crate) struct Primary {
 
 impl Primary {
     /// Ready to run: signals are caught from here on.
-    pub(crate) fn new(config: Rc<Config>, listeners: ListenerSet, entry: Entry) -> Result<Primary> {
+    pub(crate) fn new(
+        config: Config,
+        reread: Reread,
+        listeners: ListenerSet,
+        entry: Entry,
+    ) -> Result<Primary> {
         let policy = config.policy();
-        // Twice the workers: each may have a predecessor that is still finishing.
-        let rows = 2 * policy.workers as usize + 8;
-        let board = Scoreboard::create(rows)
+        // Twice the workers there can ever be: each may have a predecessor that is still finishing.
+        let board = Scoreboard::create(2 * Workers::MAX as usize)
             .map_err(|e| Error::system("create the scoreboard in shared memory", e))?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         journal::starting(policy.workers, &listeners.locals());
         Ok(Primary {
-            config,
+            configs: BTreeMap::from([(Generation(1), Rc::new(config))]),
+            reread,
             supervisor: Supervisor::new(policy, seed),
             signals,
             listeners,
@@ -79,6 +92,11 @@ impl Primary {
                 }
             }
         }
+    }
+
+    /// The configuration of the newest generation, whose timeouts are in force.
+    fn newest_config(&self) -> Option<&Rc<Config>> {
+        self.configs.values().next_back()
     }
 
     fn publish(&self) {

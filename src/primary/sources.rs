@@ -7,7 +7,7 @@ use super::{Child, Primary};
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary};
-use crate::supervisor::{Asker, Event, Intent};
+use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::signal::Signal;
 
@@ -139,6 +139,9 @@ fn intent(signal: Signal) -> Option<Intent> {
     match signal {
         Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
         Signal::SIGQUIT => Some(Intent::StopNow),
+        Signal::SIGHUP => Some(Intent::Reload),
+        Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
+        Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
         _ => None,
     }
 }

@@ -6,7 +6,6 @@
 //! its own handlers; the primary's pipe is never written by a child.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
 use super::{Child, Primary};
 use crate::error::{Error, Result, exit};
@@ -94,7 +93,11 @@ impl Primary {
         primary: u32,
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
-        let grace = self.config.graceful_timeout.as_millis().div_ceil(1000) as u32;
+        let config = self.configs.get(&tag.generation).cloned();
+        let config = config.ok_or_else(|| {
+            Error::config(format!("no configuration for generation {}", tag.generation))
+        })?;
+        let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
         let alive = sys::process::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
         if !alive {
@@ -110,9 +113,8 @@ impl Primary {
             .board
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
-        let listeners = self.listeners.take_listeners();
+        let listeners = self.listeners.take_named(&config.bind);
         drop(blocked);
-        let config = Rc::clone(&self.config);
         Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
     }
 }

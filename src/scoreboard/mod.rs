@@ -24,6 +24,7 @@ use layout::{
 
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
+pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
 
 /// The primary's page.
@@ -91,6 +92,11 @@ impl Scoreboard {
         WANTED.store(page, wanted.into());
         RESTARTS.store(page, restarts);
         STATE.store(page, u64::from(stopping));
+    }
+
+    /// The little that watching a worker takes.
+    pub(crate) fn glance(&self, row: RowIndex) -> Glance {
+        Glance::read(self.readable.page(row.0))
     }
 
     /// The reading side, for workers.

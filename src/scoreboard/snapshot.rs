@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, RESTARTS, SLOT, STARTED, STATE, WANTED,
-    Word,
+    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, REQUESTS, RESTARTS, SLOT, STARTED,
+    STATE, WANTED, Word,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -137,6 +137,38 @@ impl ClusterSnapshot {
     }
 }
 
+/// What watching a worker takes.
+pub(crate) struct Glance {
+    pub(crate) beat: u64,
+    pub(crate) requests: u64,
+    /// The request whose handler is on the event loop, else the oldest one.
+    pub(crate) serving: Option<InFlight>,
+}
+
+impl Glance {
+    pub(super) fn read(page: &Page) -> Glance {
+        let mut serving = read_serving(page, monotonic_ms());
+        let culprit = serving.iter().position(|request| request.on_loop).unwrap_or(0);
+        let serving = (culprit < serving.len()).then(|| serving.swap_remove(culprit));
+        Glance { beat: BEAT.load(page), requests: REQUESTS.load(page), serving }
+    }
+}
+
+/// The requests of a page, oldest first.
+fn read_serving(page: &Page, now: u64) -> Vec<InFlight> {
+    let running = NOW.load(page);
+    let mut serving: Vec<InFlight> = inflight::read_all(page)
+        .into_iter()
+        .map(|(entry, start, request)| InFlight {
+            request,
+            age_ms: now.saturating_sub(start),
+            on_loop: running == entry as u64 + 1,
+        })
+        .collect();
+    serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+    serving
+}
+
 impl WorkerSnapshot {
     /// `None` for a row that is not in use.
     pub(super) fn read(page: &Page) -> Option<WorkerSnapshot> {
@@ -148,16 +180,7 @@ impl WorkerSnapshot {
             _ => "unknown",
         };
         let now = monotonic_ms();
-        let running = NOW.load(page);
-        let mut serving: Vec<InFlight> = inflight::read_all(page)
-            .into_iter()
-            .map(|(entry, start, request)| InFlight {
-                request,
-                age_ms: now.saturating_sub(start),
-                on_loop: running == entry as u64 + 1,
-            })
-            .collect();
-        serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+        let serving = read_serving(page, now);
         Some(WorkerSnapshot {
             id: ID.load(page),
             slot: SLOT.load(page),

@@ -2,6 +2,7 @@
 
 use std::process::ExitStatus;
 
+use crate::config::Policy;
 use crate::identity::WorkerId;
 
 /// Something happened. Reported by `primary`, in the order it was learned.
@@ -30,6 +31,25 @@ pub(crate) enum Event {
     /// The time that `Supervisor::deadline` named has come. Reported only after everything that was waiting by
     /// then: a primary that was stopped for a while must not kill for words that it has not read.
     DeadlineReached,
+    /// The configuration was read again and its sockets are open; or why not. Answers `ReadConfig`.
+    ConfigRead { outcome: Result<Policy, String> },
+    /// What the workers' pages and processes looked like. Answers `Look`.
+    Observed { vitals: Vec<Vitals> },
+}
+
+/// One worker seen from outside. The worker itself wrote most of it, so these are figures to compare with
+/// limits, never to index or compute with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Vitals {
+    pub worker: WorkerId,
+    /// Changes as long as its event loop turns.
+    pub beat: u64,
+    /// Requests since it started.
+    pub requests: u64,
+    /// Resident memory in bytes; `None` if it was not asked for or cannot be read.
+    pub memory: Option<u64>,
+    /// What its event loop is working on, if anything.
+    pub serving: Option<String>,
 }
 
 /// What can be asked of the cluster, by a signal, an operator or the application. Decided once, whoever asks.

@@ -33,21 +33,34 @@ impl Supervisor {
             uptime: now.duration_since(member.born),
             served,
         })));
-        if self.stopping() || !held {
-            // No replacement is wanted, or it retired and was replaced long ago.
+        let killed = by_somebody(status);
+        if self.stopping() {
+            return;
+        }
+        if self.is_successor(worker) {
+            let why = format!("{} {}", member.tag, member.complaint.unwrap_or(status.to_string()));
+            // A kill from outside says nothing about the successor: another is tried.
+            let retry = killed && self.backoff.forgive_kill();
+            return self.successor_lost(now, worker, &why, retry, actions);
+        }
+        if !held {
+            // It retired or was dismissed, and was replaced long ago.
             return;
         }
         self.restarts += 1;
         let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
         let at_fault = match cause {
-            Cause::Asked | Cause::Stopped => false,
+            Cause::Asked | Cause::Stopped | Cause::Superseded => false,
             Cause::BootTimeout => true,
-            Cause::Condemned => young,
-            Cause::BeforeReady if by_somebody(status) => !self.backoff.forgive_kill(),
+            Cause::Condemned | Cause::Frozen | Cause::Memory => young,
+            Cause::BeforeReady if killed => !self.backoff.forgive_kill(),
             Cause::BeforeReady => true,
-            Cause::Unexpected => young && !by_somebody(status),
+            Cause::Unexpected => young && !killed,
         };
-        if at_fault {
+        if at_fault && self.is_new(member.tag.generation) {
+            let why = format!("{} died young: {status}", member.tag);
+            self.fail_roll(&why, actions);
+        } else if at_fault {
             self.fault(now, worker, actions);
         } else {
             self.backoff.trial_over(worker);
@@ -66,8 +79,13 @@ impl Supervisor {
         }
         let Some(member) = self.members.remove(&worker) else { return };
         self.let_go(worker);
-        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why }));
-        if !self.stopping() {
+        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why: why.clone() }));
+        if self.stopping() {
+            return;
+        }
+        if self.is_successor(worker) {
+            self.successor_lost(now, worker, &why, false, actions);
+        } else {
             self.fault(now, worker, actions);
         }
     }
@@ -99,6 +117,7 @@ impl Supervisor {
                     actions.push(Action::Report(Notice::Condemned { worker, why }));
                     Cause::Condemned
                 }
+                State::Aborted { .. } => Cause::Frozen,
                 State::Forking | State::Serving | State::Killed { .. } => continue,
             };
             self.kill(id, why, actions);

@@ -14,6 +14,9 @@ mod backoff;
 mod event;
 mod exits;
 mod member;
+mod rolling;
+mod scaling;
+mod watch;
 
 #[cfg(test)]
 mod laws;
@@ -27,10 +30,12 @@ use std::time::{Duration, Instant};
 
 use crate::config::Policy;
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
-pub(crate) use action::{Action, Cause, Exit, Notice, Outcome};
+pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
 use backoff::{Allowance, Backoff};
-pub(crate) use event::{Asker, Event, Intent, Scale};
+pub(crate) use event::{Asker, Event, Intent, Scale, Vitals};
 pub(crate) use member::{Member, State};
+use rolling::Roll;
+use watch::Watch;
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -59,29 +64,58 @@ pub(crate) enum Phase {
 pub(crate) struct Supervisor {
     policy: Policy,
     phase: Phase,
-    /// Who holds slot `i`.
-    slots: Vec<Option<WorkerId>>,
+    /// `places[i]` is slot `i`.
+    places: Vec<Place>,
     /// Every worker that exists or is being forked.
     members: BTreeMap<WorkerId, Member>,
     backoff: Backoff,
+    /// The reload under way.
+    roll: Option<Roll>,
+    /// Those who asked for another reload meanwhile: one more serves them all.
+    waiting: Vec<Asker>,
+    /// The generation that is wanted.
     generation: Generation,
+    /// The last one that was tried; it only grows.
+    last_generation: Generation,
     next_id: u64,
     /// Whether any worker ever was ready.
     ever_ready: bool,
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
+    watch: Watch,
+}
+
+/// One slot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// Who serves it, or is about to.
+    holder: Option<WorkerId>,
+    /// Who takes over when it is ready, if a replacement is under way.
+    successor: Option<WorkerId>,
+    /// What the next worker of this slot is forked as.
+    generation: Generation,
+}
+
+impl Place {
+    fn new(generation: Generation) -> Place {
+        Place { holder: None, successor: None, generation }
+    }
 }
 
 impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
     pub(crate) fn new(policy: Policy, seed: u64) -> Supervisor {
         Supervisor {
-            slots: vec![None; policy.workers as usize],
+            places: vec![Place::new(Generation(1)); policy.workers as usize],
             backoff: Backoff::new(policy.backoff_first, policy.backoff_max, seed),
+            watch: Watch::new(seed),
             policy,
+            roll: None,
+            waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
             generation: Generation(1),
+            last_generation: Generation(1),
             next_id: 1,
             ever_ready: false,
             restarts: 0,
@@ -93,7 +127,7 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => {}
+            Event::Started => self.keep_watch(now),
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -105,8 +139,14 @@ impl Supervisor {
                 self.exited(now, worker, status, served, &mut actions);
             }
             Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
-            Event::DeadlineReached => self.overdue(now, &mut actions),
+            Event::ConfigRead { outcome } => self.config_read(outcome, &mut actions),
+            Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
+            Event::DeadlineReached => {
+                self.overdue(now, &mut actions);
+                self.look(now, &mut actions);
+            }
         }
+        self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
         self.finish(&mut actions);
         actions
@@ -115,11 +155,12 @@ impl Supervisor {
     /// When `DeadlineReached` should be reported, if nothing else happens before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let members = self.members.values().filter_map(Member::deadline);
-        let backoff = match self.phase {
-            Phase::Booting | Phase::Running => self.backoff.deadline(),
-            Phase::Stopping | Phase::Ending(_) | Phase::Done => None,
+        let others = match self.phase {
+            Phase::Booting | Phase::Running => [self.backoff.deadline(), self.watch.deadline()],
+            Phase::Stopping => [None, self.watch.deadline()],
+            Phase::Ending(_) | Phase::Done => [None, None],
         };
-        members.chain(backoff).min()
+        members.chain(others.into_iter().flatten()).min()
     }
 
     /// How many workers there should be.
@@ -138,18 +179,23 @@ impl Supervisor {
     }
 
     fn forked(&mut self, now: Instant, worker: WorkerId, pid: u32, actions: &mut Vec<Action>) {
-        let boot = now + self.policy.boot_timeout;
-        let stopping = self.stopping();
+        let deadline = now + self.policy.boot_timeout;
         let Some(member) = self.members.get_mut(&worker) else { return };
         if member.state != State::Forking {
             return;
         }
         member.tag.pid = Some(pid);
-        member.state = State::Booting { deadline: boot };
-        if stopping {
-            // Decided before the stop, forked after it.
+        member.state = State::Booting { deadline };
+        // Decided before a stop, or before its slot was given to another; forked after it.
+        if self.stopping() {
             self.kill(worker, Cause::Stopped, actions);
+        } else if !self.is_wanted(worker) {
+            self.kill(worker, Cause::Superseded, actions);
         }
+    }
+
+    fn is_wanted(&self, worker: WorkerId) -> bool {
+        self.places.iter().any(|p| p.holder == Some(worker) || p.successor == Some(worker))
     }
 
     fn ready(&mut self, now: Instant, worker: WorkerId, actions: &mut Vec<Action>) {
@@ -163,15 +209,17 @@ impl Supervisor {
         let after = now.duration_since(member.born);
         actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
         self.backoff.ready(now, self.policy.min_uptime);
-        let serving = self.slots.iter().flatten().filter(|id| self.serves(**id)).count();
-        if self.phase == Phase::Booting && serving == self.slots.len() {
+        self.succeed(now, worker, actions);
+        let serving = self.places.iter().filter_map(|p| p.holder).filter(|id| self.serves(*id));
+        if self.phase == Phase::Booting && serving.count() == self.places.len() {
             self.phase = Phase::Running;
             actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
         }
     }
 
     fn boot_failed(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        if let Some(member) = self.members.get(&worker) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.complaint = Some(why.clone());
             actions.push(Action::Report(Notice::BootFailed { worker: member.tag, why }));
         }
     }
@@ -185,8 +233,11 @@ impl Supervisor {
             let never_ready = member.ready.is_none();
             actions.push(Action::Report(Notice::Retiring { worker: member.tag }));
             self.let_go(worker);
-            if never_ready {
-                // Its replacement may well do the same.
+            // If it never was ready its replacement may well do the same.
+            if self.is_successor(worker) {
+                let why = format!("worker={worker} retired before it was ready");
+                self.successor_lost(now, worker, &why, false, actions);
+            } else if never_ready {
                 self.fault(now, worker, actions);
             }
         }
@@ -222,10 +273,10 @@ impl Supervisor {
 
     /// Empties the slot that the worker holds; whether it held one.
     fn let_go(&mut self, worker: WorkerId) -> bool {
-        let Some(slot) = self.slots.iter_mut().find(|slot| **slot == Some(worker)) else {
+        let Some(place) = self.places.iter_mut().find(|place| place.holder == Some(worker)) else {
             return false;
         };
-        *slot = None;
+        place.holder = None;
         true
     }
 
@@ -235,22 +286,39 @@ impl Supervisor {
             return;
         }
         self.backoff.tick(now);
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].is_some() {
+        for slot in 0..self.places.len() {
+            let Place { holder, successor, generation } = self.places[slot];
+            if holder.is_some() || successor.is_some() || self.is_crowded(slot) {
                 continue;
             }
             if self.backoff.allowance() == Allowance::None {
                 return;
             }
-            let id = WorkerId(self.next_id);
-            self.next_id += 1;
-            let generation = self.generation;
-            let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
-            self.members.insert(id, Member::new(tag, now));
-            self.slots[slot] = Some(id);
+            let id = self.fork(now, slot, generation, actions);
+            self.places[slot].holder = Some(id);
             self.backoff.forked(id);
-            actions.push(Action::Fork(tag));
         }
+    }
+
+    /// Two workers of a slot at a time: one that still finishes, and its replacement. A worker that retires as
+    /// soon as it is ready would otherwise pile up predecessors.
+    fn is_crowded(&self, slot: usize) -> bool {
+        self.members.values().filter(|member| member.tag.slot.0 as usize == slot).count() >= 2
+    }
+
+    fn fork(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        generation: Generation,
+        actions: &mut Vec<Action>,
+    ) -> WorkerId {
+        let id = WorkerId(self.next_id);
+        self.next_id += 1;
+        let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
+        self.members.insert(id, Member::new(tag, now, self.watch.spread()));
+        actions.push(Action::Fork(tag));
+        id
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {

@@ -85,9 +85,10 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
-/// The process that forked this one.
-pub(crate) fn parent() -> u32 {
-    getppid().as_raw() as u32
+/// Bytes of a page of memory.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf only reads.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// Milliseconds on the monotonic clock, the same for every process of this machine.
