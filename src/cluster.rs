@@ -1,6 +1,7 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use bytes::Bytes;
@@ -11,9 +12,11 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::ListenerSet;
-use crate::primary::{Primary, Reread};
+use crate::primary::{self, Primary, Reread};
+use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
+use crate::upgrade::{self, Inherited, Launcher, Manifest};
 use crate::worker::{self, App, BoxError, Stream, Worker};
 
 /// A cluster of forked workers behind one listening socket.
@@ -106,20 +109,63 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// The whole story: bind, load, fork and supervise.
+    /// The whole story: bind or take over, load, fork and supervise.
     fn run(self, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+        let launcher = Launcher::of_this_process()?;
+        let left = match Inherited::take()? {
+            Some(Inherited::Proof { manifest, answer }) => {
+                return Ok(self.show_fitness(&manifest, &answer, make));
+            }
+            Some(Inherited::Manifest(manifest)) => Some(manifest),
+            None => None,
+        };
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
-        let listeners = ListenerSet::acquire(&self.config.bind, self.config.backlog)?;
+        let listeners = self.listeners(left.as_ref())?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
-        let outcome = Primary::new(self.config, self.reread, listeners, enter)?.run()?;
-        Ok(ExitCode::from(match outcome {
+        let primary = Primary::new(self.config, self.reread, listeners, enter, launcher, left)?;
+        Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,
             Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
         }))
+    }
+
+    /// The sockets of the image before this one, and those that only our configuration names.
+    fn listeners(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
+        let mut set = ListenerSet::default();
+        for passed in left.into_iter().flat_map(|manifest| &manifest.listeners) {
+            let fd = sys::fd::adopt(passed.fd).map_err(|e| {
+                Error::system(format!("take over the socket of {}", passed.addr), e)
+            })?;
+            set.inherit(passed.addr.parse()?, fd)?;
+        }
+        set.open_missing(&self.config.bind, self.config.backlog)?;
+        Ok(set)
+    }
+
+    /// As a child of the primary that wants to become this binary: does all that can fail before it does so,
+    /// and tells it how that went.
+    fn show_fitness(
+        self,
+        manifest: &Manifest,
+        answer: &OwnedFd,
+        make: impl FnOnce() -> Result<App>,
+    ) -> ExitCode {
+        let unblocked =
+            sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
+        let outcome =
+            unblocked.and_then(|()| self.listeners(Some(manifest))).and_then(|mut listeners| {
+                listeners.disown_files();
+                drop(listeners);
+                let app = make()?;
+                let enter: Entry = Box::new(move |seed| worker::enter(seed, &app));
+                primary::prove(self.config, &enter)
+            });
+        upgrade::answer(answer, &outcome);
+        ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
 }
 

@@ -23,6 +23,7 @@ mod scoreboard;
 mod seed;
 mod supervisor;
 mod sys;
+mod upgrade;
 mod worker;
 
 mod app;

@@ -7,6 +7,7 @@ use crate::app::{self, Options};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::upgrade;
 use crate::{Config, ListenAddr};
 
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
@@ -40,6 +41,10 @@ fn configure(settings: Settings) -> Result<Config> {
 fn tidy_descriptors(bind: &[ListenAddr]) -> Result<()> {
     sys::fd::fill_standard_streams()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
+    if upgrade::is_inherited() {
+        // Our own image before this one has left nothing open by accident.
+        return Ok(());
+    }
     let passed: Vec<i32> = bind
         .iter()
         .filter_map(|addr| match addr {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,21 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
         }
         ListenAddr::Fd(number) => (take_over(addr, *number)?, None),
     };
+    Ok((listening(addr, socket)?, file))
+}
+
+/// Takes over a socket that was made for `addr` by another image of this process, with its file.
+pub(super) fn inherit(addr: &ListenAddr, fd: OwnedFd) -> Result<(Listener, Option<SocketFile>)> {
+    let file = match addr {
+        ListenAddr::Unix(path) => std::fs::symlink_metadata(path)
+            .ok()
+            .map(|meta| SocketFile { path: path.clone(), inode: meta.ino() }),
+        ListenAddr::Tcp(_) | ListenAddr::Fd(_) => None,
+    };
+    Ok((listening(addr, Socket::from(fd))?, file))
+}
+
+fn listening(addr: &ListenAddr, socket: Socket) -> Result<Listener> {
     // Shared by all processes that inherit the socket: O_NONBLOCK belongs to the open file description.
     socket
         .set_nonblocking(true)
@@ -41,7 +57,7 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
         (None, Some(path)) => format!("unix:{}", path.display()),
         (None, None) => addr.to_string(),
     };
-    Ok((Listener { addr: addr.clone(), local, socket }, file))
+    Ok(Listener { addr: addr.clone(), local, socket })
 }
 
 /// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
@@ -136,6 +152,13 @@ fn take_over(addr: &ListenAddr, number: i32) -> Result<Socket> {
         return Err(Error::bind(addr, "the descriptor is not a listening stream socket"));
     }
     Ok(socket)
+}
+
+impl SocketFile {
+    /// Somebody else removes it.
+    pub(super) fn disown(mut self) {
+        self.path = PathBuf::new();
+    }
 }
 
 impl Drop for SocketFile {

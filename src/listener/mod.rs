@@ -7,7 +7,7 @@ mod addr;
 mod bind;
 mod holder;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::Socket;
 
@@ -35,11 +35,12 @@ pub(crate) struct ListenerSet {
 }
 
 impl ListenerSet {
-    /// Binds or takes over every address; all of them or none.
-    pub(crate) fn acquire(addrs: &[ListenAddr], backlog: u32) -> Result<ListenerSet> {
-        let mut set = ListenerSet::default();
-        set.open_missing(addrs, backlog)?;
-        Ok(set)
+    /// Takes over sockets that the image before this one listened on.
+    pub(crate) fn inherit(&mut self, addr: ListenAddr, fd: OwnedFd) -> Result<()> {
+        let (listener, file) = bind::inherit(&addr, fd)?;
+        self.files.extend(file.map(|file| (addr, file)));
+        self.listeners.push(listener);
+        Ok(())
     }
 
     /// Opens those of `addrs` that are not open yet, all of them or none; returns their names.
@@ -68,6 +69,11 @@ impl ListenerSet {
         closed.map(|listener| listener.local).collect()
     }
 
+    /// Leaves the files of Unix sockets to somebody else.
+    pub(crate) fn disown_files(&mut self) {
+        self.files.drain(..).for_each(|(_, file)| file.disown());
+    }
+
     /// Closes our share in every socket.
     pub(crate) fn close_all(&mut self) {
         self.listeners.clear();
@@ -91,8 +97,8 @@ impl ListenerSet {
     }
 }
 
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

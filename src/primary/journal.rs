@@ -17,6 +17,13 @@ pub(super) fn starting(workers: u32, locals: &[String]) {
     log::info!("listening on {}", locals.join(", "));
 }
 
+pub(super) fn succeeding(workers: usize, locals: &[String]) {
+    let version = env!("CARGO_PKG_VERSION");
+    let pid = std::process::id();
+    log::info!("prefork {version}: primary pid={pid}, took over {workers} workers");
+    log::info!("listening on {}", locals.join(", "));
+}
+
 /// One line for one notice.
 pub(super) fn record(notice: &Notice) {
     match notice {
@@ -52,6 +59,9 @@ pub(super) fn record(notice: &Notice) {
             log::error!("reload failed, the old workers serve on: {why}")
         }
         Notice::RollingBack { to } => log::warn!("rolling back to generation {to}"),
+        Notice::Proving { by } => log::info!("upgrade ({by}): trying the new binary"),
+        Notice::TakingOver => log::info!("the new binary is fit: this process becomes it"),
+        Notice::UpgradeFailed { why } => log::error!("upgrade failed, nothing has changed: {why}"),
         Notice::Scaled { by, from, to } => log::info!("{to} workers wanted, {from} were ({by})"),
         Notice::Refused { by, why } => log::warn!("{by} refused: {why}"),
         Notice::Recycling { worker, limit } => {

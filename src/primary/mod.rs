@@ -6,6 +6,8 @@ mod perform;
 mod reread;
 mod sources;
 mod spawn;
+mod trial;
+mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -21,6 +23,9 @@ use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use crate::upgrade::{Launcher, Manifest, Proof};
+
+pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
@@ -49,6 +54,11 @@ pub(crate) struct Primary {
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
+    launcher: Launcher,
+    /// The new binary that is being tried.
+    proof: Option<Proof>,
+    /// How often this process has become a new image.
+    upgrades: u64,
 }
 
 impl Primary {
@@ -58,6 +68,8 @@ impl Primary {
         reread: Reread,
         listeners: ListenerSet,
         entry: Entry,
+        launcher: Launcher,
+        left: Option<Manifest>,
     ) -> Result<Primary> {
         let policy = config.policy();
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
@@ -66,18 +78,43 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        journal::starting(policy.workers, &listeners.locals());
-        Ok(Primary {
-            configs: BTreeMap::from([(Generation(1), Rc::new(config))]),
+        let config = Rc::new(config);
+        let (supervisor, configs) = match &left {
+            None => {
+                journal::starting(policy.workers, &listeners.locals());
+                (Supervisor::new(policy, seed), BTreeMap::from([(Generation(1), config)]))
+            }
+            Some(manifest) => {
+                let adopted = upgrade::adopted(manifest);
+                journal::succeeding(manifest.workers.len(), &listeners.locals());
+                let before = adopted.generation;
+                let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
+                // Should the new generation fail, the old one's slots are forked from what there is.
+                let configs = [(before, Rc::clone(&config)), (Generation(before.0 + 1), config)];
+                (mind, BTreeMap::from(configs))
+            }
+        };
+        let mut primary = Primary {
+            configs,
             reread,
-            supervisor: Supervisor::new(policy, seed),
+            supervisor,
             signals,
             listeners,
             board,
             children: BTreeMap::new(),
             queue: VecDeque::from([Event::Started]),
             entry,
-        })
+            launcher,
+            proof: None,
+            upgrades: 0,
+        };
+        if let Some(manifest) = &left {
+            primary.adopt(manifest)?;
+            // Those that died during the exec were reported to nobody, or to a mask that held it back.
+            primary.reap();
+        }
+        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))?;
+        Ok(primary)
     }
 
     /// The only loop: wait, decide, perform.

@@ -26,6 +26,9 @@ impl Primary {
                 let event = self.read_config(generation);
                 self.queue.push_back(event);
             }
+            Action::Prove => self.prove(),
+            Action::StopProof => self.stop_proof(),
+            Action::TakeOver => self.take_over(),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::Look { memory } => {
                 let event = self.observe(memory);

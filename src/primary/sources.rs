@@ -53,14 +53,25 @@ impl Primary {
             .collect();
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
-            let fds: Vec<BorrowedFd<'_>> =
-                self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).collect();
+            let proof = self.proof.iter().map(AsFd::as_fd);
+            let fds: Vec<BorrowedFd<'_>> = self
+                .signals
+                .fd()
+                .into_iter()
+                .chain(channels.map(AsFd::as_fd))
+                .chain(proof)
+                .collect();
             sys::poll::wait(&fds, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
                 self.queue.extend(child.listen(WORDS_A_TURN));
             }
+        }
+        if let Some(proof) =
+            self.proof.as_mut().filter(|_| ready.get(open.len() + 1) == Some(&true))
+        {
+            proof.listen();
         }
         if ready[0] {
             self.heed_signals()?;
@@ -86,7 +97,11 @@ impl Primary {
     }
 
     /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business.
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
+        if let Some(Ok(Some(status))) = self.proof.as_ref().map(|proof| sys::wait::reap(proof.pid))
+        {
+            self.proof_ended(status);
+        }
         let ended: Vec<_> = self
             .children
             .iter()
@@ -140,6 +155,7 @@ fn intent(signal: Signal) -> Option<Intent> {
         Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
         Signal::SIGQUIT => Some(Intent::StopNow),
         Signal::SIGHUP => Some(Intent::Reload),
+        Signal::SIGUSR2 => Some(Intent::Upgrade),
         Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
         Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
         _ => None,

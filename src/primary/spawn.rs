@@ -104,6 +104,7 @@ impl Primary {
             return Ok(None);
         }
         self.children.clear();
+        self.proof = None;
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)

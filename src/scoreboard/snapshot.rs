@@ -1,6 +1,6 @@
 //! The board as plain data: what `status`, metrics and the application may read.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::inflight;
 use super::layout::{
@@ -71,7 +71,7 @@ pub struct InFlight {
 }
 
 /// What is counted. A worker's counters are added to the total when it dies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Counters {
     /// Connections accepted.
@@ -102,6 +102,16 @@ impl Counters {
             bytes_out: next(),
             panics: next(),
             cut: next(),
+        }
+    }
+
+    /// Adds all to the counters of a page. Wraps: a worker may have written anything.
+    pub(super) fn add_to(&self, page: &Page) {
+        let Counters { accepted, requests, responses, bytes_in, bytes_out, panics, cut } = *self;
+        let [r1, r2, r3, r4, r5] = responses;
+        let values = [accepted, requests, r1, r2, r3, r4, r5, bytes_in, bytes_out, panics, cut];
+        for (word, value) in COUNTERS.zip(values) {
+            Word::at(word).add(page, value);
         }
     }
 
@@ -138,6 +148,7 @@ impl ClusterSnapshot {
 }
 
 /// What watching a worker takes.
+#[derive(Default)]
 pub(crate) struct Glance {
     pub(crate) beat: u64,
     pub(crate) requests: u64,

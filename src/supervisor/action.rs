@@ -22,6 +22,13 @@ pub(crate) enum Action {
     ReadConfig(Generation),
     /// Workers of these generations are what is wanted; configurations and sockets of others may go.
     KeepGenerations(Vec<Generation>),
+    /// Start the binary at our path as a child that shows whether it can take over. Answered by `Proved` or
+    /// `NotProved`.
+    Prove,
+    /// That child is not wanted any more. Its end is not reported.
+    StopProof,
+    /// Become the new binary. Answered by `NotProved` if that fails; else by nobody, as we are no more.
+    TakeOver,
     /// Read all workers' vital signs, with their memory if asked. Answered by `Observed`.
     Look { memory: bool },
     /// Say what happened: to the log.
@@ -76,6 +83,12 @@ pub(crate) enum Notice {
     RollingBack { to: Generation },
     /// The number of workers was changed.
     Scaled { by: String, from: u32, to: u32 },
+    /// An upgrade was asked for; the new binary is being tried.
+    Proving { by: String },
+    /// The new binary is fit; this process becomes it.
+    TakingOver,
+    /// The upgrade failed; everything is as before.
+    UpgradeFailed { why: String },
     /// A request that is not fulfilled, by somebody who does not wait for an answer.
     Refused { by: String, why: String },
     /// A worker has reached one of its limits and is replaced.

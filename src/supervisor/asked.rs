@@ -21,7 +21,7 @@ impl Supervisor {
             Intent::StopNow => self.stop_now(by, false, actions),
             Intent::Reload => self.reload(by, actions),
             Intent::Scale(scale) => self.scale(now, scale, by, actions),
-            Intent::Upgrade => by.refuse("this is not supported yet", actions),
+            Intent::Upgrade => self.upgrade(now, by, actions),
         }
     }
 

@@ -1,9 +1,10 @@
 //! Everything that can happen to the primary, and who reports it.
 
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use crate::config::Policy;
-use crate::identity::WorkerId;
+use crate::identity::{Generation, WorkerId, WorkerTag};
 
 /// Something happened. Reported by `primary`, in the order it was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +34,10 @@ pub(crate) enum Event {
     DeadlineReached,
     /// The configuration was read again and its sockets are open; or why not. Answers `ReadConfig`.
     ConfigRead { outcome: Result<Policy, String> },
+    /// The new binary has shown that it can take over. Answers `Prove`.
+    Proved,
+    /// The new binary cannot take over, or did not when it should; everything is as before.
+    NotProved { why: String },
     /// What the workers' pages and processes looked like. Answers `Look`.
     Observed { vitals: Vec<Vitals> },
 }
@@ -73,6 +78,25 @@ pub(crate) enum Scale {
     To(u32),
     Up(u32),
     Down(u32),
+}
+
+/// What the image before this one left to its successor.
+#[derive(Debug, Clone)]
+pub(crate) struct Adopted {
+    pub generation: Generation,
+    pub next_id: u64,
+    pub restarts: u64,
+    pub workers_wanted: u32,
+    pub members: Vec<AdoptedMember>,
+}
+
+/// A worker that was forked by the image before this one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdoptedMember {
+    pub tag: WorkerTag,
+    pub age: Duration,
+    /// Whether it serves; otherwise it is on its way out.
+    pub serving: bool,
 }
 
 /// Who asked, and whether they wait for an answer.

@@ -13,6 +13,7 @@ mod asked;
 mod backoff;
 mod event;
 mod exits;
+mod handoff;
 mod member;
 mod rolling;
 mod scaling;
@@ -32,7 +33,8 @@ use crate::config::Policy;
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
 use backoff::{Allowance, Backoff};
-pub(crate) use event::{Asker, Event, Intent, Scale, Vitals};
+pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
+use handoff::Handoff;
 pub(crate) use member::{Member, State};
 use rolling::Roll;
 use watch::Watch;
@@ -71,6 +73,8 @@ pub(crate) struct Supervisor {
     backoff: Backoff,
     /// The reload under way.
     roll: Option<Roll>,
+    /// The upgrade under way.
+    handoff: Option<Handoff>,
     /// Those who asked for another reload meanwhile: one more serves them all.
     waiting: Vec<Asker>,
     /// The generation that is wanted.
@@ -111,6 +115,7 @@ impl Supervisor {
             watch: Watch::new(seed),
             policy,
             roll: None,
+            handoff: None,
             waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
@@ -127,7 +132,10 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => self.keep_watch(now),
+            Event::Started => {
+                self.keep_watch(now);
+                self.renew_drains(&mut actions);
+            }
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -140,12 +148,15 @@ impl Supervisor {
             }
             Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
             Event::ConfigRead { outcome } => self.config_read(outcome, &mut actions),
+            Event::Proved => self.proved(&mut actions),
+            Event::NotProved { why } => self.not_proved(&why, &mut actions),
             Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
             Event::DeadlineReached => {
                 self.overdue(now, &mut actions);
                 self.look(now, &mut actions);
             }
         }
+        self.tend_proof(now, &mut actions);
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
         self.finish(&mut actions);
@@ -160,7 +171,8 @@ impl Supervisor {
             Phase::Stopping => [None, self.watch.deadline()],
             Phase::Ending(_) | Phase::Done => [None, None],
         };
-        members.chain(others.into_iter().flatten()).min()
+        let proof = self.handoff.as_ref().map(Handoff::deadline);
+        members.chain(others.into_iter().flatten()).chain(proof).min()
     }
 
     /// How many workers there should be.
@@ -171,6 +183,27 @@ impl Supervisor {
     /// Workers forked in place of one that ended unasked.
     pub(crate) fn restarts(&self) -> u64 {
         self.restarts
+    }
+
+    /// What the image after this one has to know of the workers and of ourselves.
+    pub(crate) fn leave(&self, now: Instant) -> Adopted {
+        let members = self
+            .members
+            .values()
+            .filter(|member| member.state != State::Forking)
+            .map(|member| AdoptedMember {
+                tag: member.tag,
+                age: now.duration_since(member.born),
+                serving: member.state == State::Serving && self.is_wanted(member.tag.id),
+            })
+            .collect();
+        Adopted {
+            generation: self.generation,
+            next_id: self.next_id,
+            restarts: self.restarts,
+            workers_wanted: self.policy.workers,
+            members,
+        }
     }
 
     /// Whether the cluster is on its way out.

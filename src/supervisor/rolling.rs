@@ -29,14 +29,17 @@ pub(super) enum Roll {
 /// What a reload that fails goes back to.
 #[derive(Debug)]
 pub(super) struct Before {
-    policy: Policy,
-    generation: Generation,
+    pub(super) policy: Policy,
+    pub(super) generation: Generation,
 }
 
 impl Supervisor {
     pub(super) fn reload(&mut self, by: Asker, actions: &mut Vec<Action>) {
         if self.stopping() {
             return by.refuse("the cluster is stopping", actions);
+        }
+        if self.handoff.is_some() {
+            return by.refuse("an upgrade is under way, which replaces all workers", actions);
         }
         if self.roll.is_some() {
             // Those who do not wait are served by the same one more.
