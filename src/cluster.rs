@@ -12,7 +12,8 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::ListenerSet;
-use crate::primary::{self, Primary, Reread};
+use crate::pid_file::PidFile;
+use crate::primary::{self, Files, Primary, Reread};
 use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
@@ -123,10 +124,12 @@ impl Cluster {
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
+        let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose()?;
         let listeners = self.listeners(left.as_ref())?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
-        let primary = Primary::new(self.config, self.reread, listeners, enter, launcher, left)?;
+        let files = Files { listeners, pid_file };
+        let primary = Primary::new(self.config, self.reread, files, enter, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,
             Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,

@@ -18,6 +18,7 @@ mod error;
 mod identity;
 mod ipc;
 mod listener;
+mod pid_file;
 mod primary;
 mod scoreboard;
 mod seed;

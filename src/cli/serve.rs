@@ -33,7 +33,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
 /// The cluster's configuration with the application's options attached, so that a reload changes both.
 fn configure(settings: Settings) -> Result<Config> {
     let AppSettings { root, max_body_size, faults } = settings.app;
-    settings.config.rebuild().attach(Options { root, max_body_size, faults }).build()
+    settings.config.rebuild().titles(true).attach(Options { root, max_body_size, faults }).build()
 }
 
 /// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in

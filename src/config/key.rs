@@ -51,6 +51,8 @@ pub(crate) enum Field {
     Switch(fn(&mut Draft) -> &mut bool),
     /// A directory that exists.
     Directory(fn(&mut Draft) -> &mut Option<PathBuf>),
+    /// A file that may be made.
+    File(fn(&mut Draft) -> &mut Option<PathBuf>),
     /// An `env_logger` filter.
     Filter(fn(&mut Draft) -> &mut String),
 }
@@ -80,6 +82,7 @@ impl Key {
             Field::Size(_) | Field::Length(_) => "SIZE",
             Field::Switch(_) => "BOOL",
             Field::Directory(_) => "DIR",
+            Field::File(_) => "FILE",
             Field::Filter(_) => "FILTER",
         }
     }
@@ -102,6 +105,7 @@ impl Key {
                 };
             }
             Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
+            Field::File(place) => *place(draft) = Some(said.one(value::file)?),
             Field::Filter(place) => *place(draft) = said.one(value::filter)?,
         }
         Ok(())
@@ -121,7 +125,7 @@ impl Key {
             Field::Size(place) => value::show_size(*place(draft) as u64),
             Field::Length(place) => value::show_size(*place(draft)),
             Field::Switch(place) => place(draft).to_string(),
-            Field::Directory(place) => {
+            Field::Directory(place) | Field::File(place) => {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
             Field::Filter(place) => place(draft).clone(),

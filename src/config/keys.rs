@@ -175,6 +175,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::Switch(|d| &mut d.app.faults),
         "Offer paths that crash or hang a worker on purpose, for trials only",
     ),
+    key(
+        "pid-file",
+        group::GENERAL,
+        Field::File(|d| &mut d.config.pid_file),
+        "Write the primary's pid to this file",
+    ),
     Key {
         aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],
         ..key(

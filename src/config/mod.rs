@@ -17,6 +17,7 @@ mod value;
 use std::any::Any;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -130,6 +131,12 @@ pub struct Config {
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,
+    /// Where the primary writes its pid, for others to read: mode 0644, locked while it runs, removed at its
+    /// end. Default: none.
+    pub pid_file: Option<PathBuf>,
+    /// Show `prefork: primary` and `prefork: worker 3 (gen 2)` as command lines. Default: off; the `prefork`
+    /// command turns it on.
+    pub titles: bool,
     attached: Attached,
 }
 
@@ -201,6 +208,8 @@ impl Default for Config {
             worker_connections: 10_000,
             pipeline_flush: false,
             http2: true,
+            pid_file: None,
+            titles: false,
             attached: Attached::default(),
         }
     }
@@ -247,6 +256,8 @@ impl ConfigBuilder {
         worker_connections: u32,
         pipeline_flush: bool,
         http2: bool,
+        pid_file: Option<PathBuf>,
+        titles: bool,
     }
 
     /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of

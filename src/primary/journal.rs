@@ -132,6 +132,10 @@ pub(super) fn cannot_signal(worker: WorkerTag, signal: Signal, why: &dyn Display
     log::error!("{worker} cannot be sent {}: {why}", signal.as_str());
 }
 
+pub(super) fn no_title(why: &dyn Display) {
+    log::debug!("cannot set the process title: {why}");
+}
+
 pub(super) fn opened(local: &str) {
     log::info!("listening on {local}, too");
 }

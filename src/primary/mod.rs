@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
 use crate::listener::ListenerSet;
+use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
@@ -40,6 +41,12 @@ struct Child {
     row: RowIndex,
 }
 
+/// What the primary has in the file system, besides its log.
+pub(crate) struct Files {
+    pub(crate) listeners: ListenerSet,
+    pub(crate) pid_file: Option<PidFile>,
+}
+
 /// Everything the primary process owns.
 pub(crate) struct Primary {
     /// What workers of each generation are forked under; the last is the newest.
@@ -49,6 +56,8 @@ pub(crate) struct Primary {
     supervisor: Supervisor,
     signals: SignalPipe,
     listeners: ListenerSet,
+    /// Removed when the primary ends.
+    pid_file: Option<PidFile>,
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
     /// Events that are known but not yet handled, oldest first.
@@ -66,12 +75,16 @@ impl Primary {
     pub(crate) fn new(
         config: Config,
         reread: Reread,
-        listeners: ListenerSet,
+        files: Files,
         entry: Entry,
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
+        let Files { listeners, pid_file } = files;
         let policy = config.policy();
+        if config.titles {
+            sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
+        }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let board = Scoreboard::create(2 * Workers::MAX as usize)
             .map_err(|e| Error::system("create the scoreboard in shared memory", e))?;
@@ -100,6 +113,7 @@ impl Primary {
             supervisor,
             signals,
             listeners,
+            pid_file,
             board,
             children: BTreeMap::new(),
             queue: VecDeque::from([Event::Started]),

@@ -105,6 +105,13 @@ impl Primary {
         }
         self.children.clear();
         self.proof = None;
+        if let Some(pid_file) = self.pid_file.take() {
+            pid_file.disown();
+        }
+        if config.titles {
+            let title = format!("prefork: worker {} (gen {})", tag.id, tag.generation);
+            sys::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
+        }
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)
