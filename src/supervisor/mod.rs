@@ -112,7 +112,7 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => self.keep_watch(now),
+            Event::Started => {}
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -133,6 +133,7 @@ impl Supervisor {
         }
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.keep_watch(now);
         self.finish(&mut actions);
         actions
     }
