@@ -36,7 +36,10 @@ PORT, WEB_CONCURRENCY and RUST_LOG are honoured below PREFORK_BIND, PREFORK_WORK
 const SIGNALS: &str = "\
 Signals:
   TERM, INT   stop gracefully; a second one stops now
-  QUIT        stop now";
+  QUIT        stop now
+  HUP         reload: replace the workers one by one
+  TTIN, TTOU  one worker more, one less
+  USR2        upgrade to the binary that now stands at the same path";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:

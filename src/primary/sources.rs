@@ -1,18 +1,19 @@
 //! Where events come from: signals, worker channels, exits, and one deadline.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::{Child, Primary};
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary};
-use crate::supervisor::{Asker, Event, Intent};
+use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
+use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
-/// The signals the primary handles. HUP, USR1, USR2, TTIN, TTOU and WINCH are caught so that they do not kill
-/// it by default; a terminal's hang-up or a resize is no reason to end a service.
+/// The signals the primary handles. USR1 and WINCH are caught so that they do not kill it by default or
+/// disturb it: a terminal's resize is no reason to do anything to a service.
 pub(super) const SIGNALS: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
@@ -53,9 +54,9 @@ impl Primary {
             .collect();
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
-            let fds: Vec<BorrowedFd<'_>> =
-                self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).collect();
-            sys::poll::wait(&fds, timeout)?
+            let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd));
+            let watched: Vec<Watch<'_>> = fds.map(Watch::read).collect();
+            sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
@@ -139,6 +140,10 @@ fn intent(signal: Signal) -> Option<Intent> {
     match signal {
         Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
         Signal::SIGQUIT => Some(Intent::StopNow),
+        Signal::SIGHUP => Some(Intent::Reload),
+        Signal::SIGUSR2 => Some(Intent::Upgrade),
+        Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
+        Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
         _ => None,
     }
 }
