@@ -21,6 +21,7 @@ mod listener;
 mod primary;
 mod scoreboard;
 mod seed;
+mod socket_file;
 mod supervisor;
 mod sys;
 mod worker;

@@ -85,6 +85,13 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// How a process stands in a message, if it exists: `pid 812, nginx`.
+pub(crate) fn describe(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // A name is whatever its process chose: nothing of it may reach a terminal raw.
+    Some(format!("pid {pid}, {}", name.trim_end().escape_default()))
+}
+
 /// The process that forked this one.
 pub(crate) fn parent() -> u32 {
     getppid().as_raw() as u32
