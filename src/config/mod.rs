@@ -3,6 +3,7 @@
 //! Two steps, kept apart: `raw` is what was *said* (flags, environment, file; each value remembers its
 //! source), [`Config`] is what it *means*: every value present and within its bounds.
 
+mod control;
 mod draft;
 mod environment;
 mod file;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
+pub use control::ControlSocket;
 pub(crate) use policy::Policy;
 
 /// How many workers to fork.
@@ -94,6 +96,8 @@ pub struct Config {
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,
+    /// Where the primary answers `prefork status` and the like. Default: [`ControlSocket::Off`].
+    pub control: ControlSocket,
 }
 
 impl Config {
@@ -132,6 +136,7 @@ impl Default for Config {
             worker_connections: 10_000,
             pipeline_flush: false,
             http2: true,
+            control: ControlSocket::Off,
         }
     }
 }
@@ -169,6 +174,7 @@ impl ConfigBuilder {
         worker_connections: u32,
         pipeline_flush: bool,
         http2: bool,
+        control: ControlSocket,
     }
 
     /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH` or `fd://N`.
