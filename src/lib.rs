@@ -14,6 +14,7 @@
 
 mod cluster;
 mod config;
+mod control;
 mod error;
 mod identity;
 mod ipc;
@@ -22,6 +23,7 @@ mod primary;
 mod scoreboard;
 mod seed;
 mod socket_file;
+mod span;
 mod supervisor;
 mod sys;
 mod worker;

@@ -19,6 +19,7 @@ use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use journal::Journal;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -41,6 +42,7 @@ pub(crate) struct Primary {
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
+    journal: Journal,
 }
 
 impl Primary {
@@ -54,7 +56,8 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        journal::starting(policy.workers, &listeners.locals());
+        let mut journal = Journal::default();
+        journal.starting(policy.workers, &listeners.locals());
         Ok(Primary {
             config,
             supervisor: Supervisor::new(policy, seed),
@@ -64,6 +67,7 @@ impl Primary {
             children: BTreeMap::new(),
             queue: VecDeque::from([Event::Started]),
             entry,
+            journal,
         })
     }
 

@@ -1,6 +1,6 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
-use super::{Primary, journal};
+use super::Primary;
 use crate::identity::WorkerId;
 use crate::ipc::ToWorker;
 use crate::supervisor::{Action, Event, Outcome};
@@ -23,13 +23,13 @@ impl Primary {
             }
             Action::Drain(worker) => self.drain(worker),
             Action::Kill(worker) => {
-                if let Some(child) = self.children.get(&worker) {
-                    if let Err(e) = sys::process::kill(child.pid, Signal::SIGKILL) {
-                        journal::cannot_kill(child.tag, &e);
-                    }
+                if let Some(child) = self.children.get(&worker)
+                    && let Err(e) = sys::process::kill(child.pid, Signal::SIGKILL)
+                {
+                    self.journal.cannot_kill(child.tag, &e);
                 }
             }
-            Action::Report(notice) => journal::record(&notice),
+            Action::Report(notice) => self.journal.record(&notice),
             // Nobody asks with a ticket yet.
             Action::Answer { .. } => {}
             Action::Exit(outcome) => return Some(outcome),
@@ -46,7 +46,7 @@ impl Primary {
             closing: self.supervisor.stopping(),
         };
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
-            journal::cannot_tell(child.tag, &e);
+            self.journal.cannot_tell(child.tag, &e);
         }
     }
 }

@@ -80,7 +80,7 @@ impl Primary {
                     self.queue.push_back(Event::Asked { intent, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
-                None => super::journal::ignored(signal),
+                None => self.journal.ignored(signal),
             }
         }
         Ok(())
@@ -94,7 +94,7 @@ impl Primary {
             .filter_map(|(id, child)| match sys::wait::reap(child.pid) {
                 Ok(status) => status.map(|status| (*id, status)),
                 Err(e) => {
-                    super::journal::cannot_reap(child.tag, &e);
+                    self.journal.cannot_reap(child.tag, &e);
                     None
                 }
             })
