@@ -14,6 +14,7 @@ mod backoff;
 mod event;
 mod exits;
 mod member;
+mod view;
 
 #[cfg(test)]
 mod laws;
@@ -31,6 +32,7 @@ pub(crate) use action::{Action, Cause, Exit, Notice, Outcome};
 use backoff::{Allowance, Backoff};
 pub(crate) use event::{Asker, Event, Intent, Scale};
 pub(crate) use member::{Member, State};
+pub(crate) use view::{MemberView, View};
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
 const LEAVING: Duration = Duration::from_secs(1);
