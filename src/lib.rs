@@ -14,7 +14,7 @@
 
 mod cluster;
 mod config;
-mod control;
+pub mod control;
 mod error;
 mod identity;
 mod ipc;

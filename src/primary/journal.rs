@@ -2,11 +2,12 @@
 
 use std::fmt::Display;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use log::Level;
 
-use crate::control::Ledger;
+use crate::control::{Ledger, Reply};
 use crate::identity::WorkerTag;
 use crate::span::Span;
 use crate::supervisor::{Cause, Exit, Notice};
@@ -51,6 +52,24 @@ impl Journal {
         self.tell(warn(format!(
             "{worker} does not listen ({why}): it will be killed at its deadline"
         )));
+    }
+
+    pub(super) fn control_at(&mut self, path: &Path) {
+        log::debug!("control socket at {}", path.display());
+    }
+
+    pub(super) fn no_control(&mut self) {
+        log::debug!(
+            "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; --control PATH makes one"
+        );
+    }
+
+    pub(super) fn control_failed(&mut self, why: &dyn Display) {
+        self.tell(warn(format!("no control socket: {why} (--control off to do without)")));
+    }
+
+    pub(super) fn unheard(&mut self, reply: &Reply) {
+        log::debug!("nobody waits any more for the answer {reply:?}");
     }
 
     fn tell(&mut self, (level, text): Line) {

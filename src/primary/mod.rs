@@ -2,6 +2,7 @@
 
 mod journal;
 mod perform;
+mod requests;
 mod sources;
 mod spawn;
 
@@ -10,6 +11,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::config::Config;
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
@@ -43,6 +45,9 @@ pub(crate) struct Primary {
     queue: VecDeque<Event>,
     entry: Entry,
     journal: Journal,
+    /// `None` where nobody may ask.
+    control: Option<Server>,
+    started: Instant,
 }
 
 impl Primary {
@@ -58,6 +63,7 @@ impl Primary {
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
         journal.starting(policy.workers, &listeners.locals());
+        let control = requests::open(&config.control, &mut journal)?;
         Ok(Primary {
             config,
             supervisor: Supervisor::new(policy, seed),
@@ -68,6 +74,8 @@ impl Primary {
             queue: VecDeque::from([Event::Started]),
             entry,
             journal,
+            control,
+            started: Instant::now(),
         })
     }
 

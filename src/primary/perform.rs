@@ -30,9 +30,11 @@ impl Primary {
                 }
             }
             Action::Report(notice) => self.journal.record(&notice),
-            // Nobody asks with a ticket yet.
-            Action::Answer { .. } => {}
-            Action::Exit(outcome) => return Some(outcome),
+            Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
+            Action::Exit(outcome) => {
+                self.settle_control();
+                return Some(outcome);
+            }
         }
         None
     }

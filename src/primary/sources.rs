@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::{Child, Primary};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary};
@@ -44,8 +45,11 @@ impl Primary {
     /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
     /// if this process was stopped while the deadline passed.
     fn wait(&mut self) -> std::io::Result<()> {
+        self.settle_control();
         let deadline = self.supervisor.deadline();
-        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let control = self.control.as_ref();
+        let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -55,7 +59,8 @@ impl Primary {
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd));
-            let watched: Vec<Watch<'_>> = fds.map(Watch::read).collect();
+            let asking = control.into_iter().flat_map(Server::watched);
+            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
             sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
@@ -66,6 +71,7 @@ impl Primary {
         if ready[0] {
             self.heed_signals()?;
         }
+        self.attend_control(&ready[1 + open.len()..]);
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
         }
