@@ -18,7 +18,9 @@ use crate::sys::socket::{accept, is_exhaustion, peer};
 
 /// Clients at the same time.
 const CLIENTS: usize = 32;
-/// Of them, those who get every new event.
+/// Connections that may wait to be accepted: more than a flood brings in one turn.
+const BACKLOG: i32 = 1024;
+/// Of the clients, those who get every new event.
 const FOLLOWERS: usize = 8;
 /// Connections accepted in one turn: a flood must not keep the workers' words waiting.
 const ACCEPTS_A_TURN: usize = 16;
@@ -64,7 +66,7 @@ impl Server {
             return Err(fail(why.to_string()));
         }
         let (listener, file) =
-            SocketFile::bind(path, Some(0o600), CLIENTS as i32).map_err(|why| {
+            SocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| {
                 match why.starts_with("address already in use") {
                     true => fail(format!("{why}; choose another path with --control")),
                     false => fail(why),

@@ -148,3 +148,53 @@ impl WorkerStatus {
 fn millis(since: Instant, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(LARGEST)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::identity::{Generation, Slot, WorkerTag};
+
+    pub(crate) fn view_of(workers: u32) -> View {
+        let members = (0..workers).map(|n| {
+            let (id, slot) = (WorkerId(n.into()), Slot(n));
+            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None };
+            MemberView { tag, state: "booting", born: Instant::now() }
+        });
+        let members = members.collect();
+        View { phase: "booting", generation: Generation(1), wanted: workers, restarts: 0, members }
+    }
+
+    /// What a worker that has gone mad may write.
+    fn mad() -> WorkerSnapshot {
+        let request = InFlight { request: "x".repeat(416), age_ms: u64::MAX, on_loop: true };
+        WorkerSnapshot {
+            id: u64::MAX,
+            slot: u64::MAX,
+            generation: u64::MAX,
+            pid: 1,
+            state: "serving",
+            started_ms: u64::MAX,
+            beat_age_ms: u64::MAX,
+            connections: u64::MAX,
+            active: u64::MAX,
+            counters: Counters { requests: u64::MAX, ..Counters::default() },
+            serving: vec![request; 28],
+        }
+    }
+
+    #[test]
+    fn who_a_worker_is_comes_from_memory_and_its_figures_are_bounded() {
+        let totals = Counters { requests: u64::MAX, ..Counters::default() };
+        let around = Around { started: Instant::now(), listeners: vec![], totals };
+        let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
+        let worker = &status.workers[1];
+        assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
+        assert_eq!(worker.state, "booting");
+        assert_eq!((worker.connections, worker.counters.requests), (LARGEST, LARGEST));
+        assert_eq!((worker.serving[0].age_ms, status.totals.requests), (LARGEST, LARGEST));
+        let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
+        assert_eq!(listed, LISTED);
+        let bytes = super::super::Reply::Status(Box::new(status)).encode().len();
+        assert!(bytes < super::super::frame::REPLY_MAX / 2, "{bytes}");
+    }
+}
