@@ -104,7 +104,7 @@ fn lock_directory_of(path: &Path) -> Option<Flock<File>> {
 
 /// A socket file that nobody answers on was left by a process that was killed: it may go. One that answers is
 /// in use, and a file that is no socket is somebody's data, be it a link to a socket.
-fn remove_if_stale(path: &Path) -> Result<(), String> {
+pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
     let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
     if !meta.file_type().is_socket() {
         return Err("the path exists and is not a socket; remove it or choose another".to_string());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::server;
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::{socket_file, sys};
 
 /// Of the system; made by systemd (`RuntimeDirectory=prefork`) or by a primary that root started.
 const OF_THE_SYSTEM: &str = "/run/prefork";
@@ -23,10 +23,11 @@ pub(crate) fn of_this_process() -> Result<Option<PathBuf>> {
         made.map_err(|e| Error::system(format!("make the directory {}", directory.display()), e))?;
     }
     for (path, pid) in sockets_in(&directory) {
-        // The name tells whose it was: not even a start that is about to listen is taken for dead.
-        if sys::process::describe(pid).is_none() || pid == std::process::id() {
-            // Somebody else may have removed it, and one that stays does no harm.
-            let _ = std::fs::remove_file(path);
+        // Two witnesses: nobody answers, and there is no such process. A start that is about to listen has
+        // the one against it, a primary in another container that shares the directory the other.
+        if sys::process::describe(pid).is_none() {
+            // One that lives is not ours to judge, and one that stays does no harm.
+            let _ = socket_file::remove_if_stale(&path);
         }
     }
     Ok(Some(directory.join(file_name(std::process::id()))))
