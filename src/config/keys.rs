@@ -175,6 +175,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::Switch(|d| &mut d.app.faults),
         "Offer paths that crash or hang a worker on purpose, for trials only",
     ),
+    key(
+        "control",
+        group::GENERAL,
+        Field::Control(|d| &mut d.config.control),
+        "Socket for prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
+    ),
     Key {
         aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],
         ..key(

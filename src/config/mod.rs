@@ -3,6 +3,7 @@
 //! Two steps, kept apart: `raw` is what was *said* (flags, environment, file; each value remembers its
 //! source), [`Config`] is what it *means*: every value present and within its bounds.
 
+mod control;
 mod draft;
 mod environment;
 mod file;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
+pub use control::ControlSocket;
 pub(crate) use policy::Policy;
 
 /// How many workers to fork.
@@ -130,6 +132,8 @@ pub struct Config {
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,
+    /// Where the primary answers `prefork status` and the like. Default: [`ControlSocket::Off`].
+    pub control: ControlSocket,
     attached: Attached,
 }
 
@@ -201,6 +205,7 @@ impl Default for Config {
             worker_connections: 10_000,
             pipeline_flush: false,
             http2: true,
+            control: ControlSocket::Off,
             attached: Attached::default(),
         }
     }
@@ -247,6 +252,7 @@ impl ConfigBuilder {
         worker_connections: u32,
         pipeline_flush: bool,
         http2: bool,
+        control: ControlSocket,
     }
 
     /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of

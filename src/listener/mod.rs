@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use socket2::Socket;
 
 use crate::error::Result;
+use crate::socket_file::SocketFile;
 pub use addr::ListenAddr;
-pub(crate) use bind::SocketFile;
 
 /// One listening socket.
 #[derive(Debug)]

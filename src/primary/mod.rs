@@ -3,6 +3,7 @@
 mod journal;
 mod observe;
 mod perform;
+mod requests;
 mod reread;
 mod sources;
 mod spawn;
@@ -12,6 +13,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::config::{Config, Workers};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
@@ -21,6 +23,7 @@ use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use journal::Journal;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
@@ -49,6 +52,10 @@ pub(crate) struct Primary {
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
+    journal: Journal,
+    /// `None` where nobody may ask.
+    control: Option<Server>,
+    started: Instant,
 }
 
 impl Primary {
@@ -66,7 +73,9 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        journal::starting(policy.workers, &listeners.locals());
+        let mut journal = Journal::default();
+        journal.starting(policy.workers, &listeners.locals());
+        let control = requests::open(&config.control, &mut journal)?;
         Ok(Primary {
             configs: BTreeMap::from([(Generation(1), Rc::new(config))]),
             reread,
@@ -77,6 +86,9 @@ impl Primary {
             children: BTreeMap::new(),
             queue: VecDeque::from([Event::Started]),
             entry,
+            journal,
+            control,
+            started: Instant::now(),
         })
     }
 

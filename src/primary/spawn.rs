@@ -104,6 +104,8 @@ impl Primary {
             return Ok(None);
         }
         self.children.clear();
+        // Its file stays: it is the primary's.
+        self.control = None;
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)

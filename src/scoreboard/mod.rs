@@ -99,6 +99,11 @@ impl Scoreboard {
         Glance::read(self.readable.page(row.0))
     }
 
+    /// What the worker that has this row wrote there; `None` if it says that nobody uses it.
+    pub(crate) fn figures(&self, row: RowIndex) -> Option<WorkerSnapshot> {
+        WorkerSnapshot::read(self.readable.page(row.0))
+    }
+
     /// The reading side, for workers.
     pub(crate) fn reader(&self) -> Reader {
         Reader { pages: self.readable }

@@ -1,6 +1,6 @@
 //! The board as plain data: what `status`, metrics and the application may read.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::inflight;
 use super::layout::{
@@ -59,7 +59,7 @@ pub struct WorkerSnapshot {
 }
 
 /// One request that is being answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InFlight {
     /// Method and path, cut to 104 bytes; bytes outside printable ASCII are escaped.
@@ -71,7 +71,7 @@ pub struct InFlight {
 }
 
 /// What is counted. A worker's counters are added to the total when it dies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Counters {
     /// Connections accepted.
@@ -102,6 +102,19 @@ impl Counters {
             bytes_out: next(),
             panics: next(),
             cut: next(),
+        }
+    }
+
+    /// Each of them, or `most` where it is more.
+    pub(crate) fn at_most(self, most: u64) -> Counters {
+        Counters {
+            accepted: self.accepted.min(most),
+            requests: self.requests.min(most),
+            responses: self.responses.map(|n| n.min(most)),
+            bytes_in: self.bytes_in.min(most),
+            bytes_out: self.bytes_out.min(most),
+            panics: self.panics.min(most),
+            cut: self.cut.min(most),
         }
     }
 

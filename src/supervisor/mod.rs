@@ -17,6 +17,7 @@ mod member;
 mod places;
 mod rolling;
 mod scaling;
+mod view;
 mod watch;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub(crate) use event::{Asker, Event, Intent, Scale, Vitals};
 pub(crate) use member::{Member, State};
 use places::Place;
 use rolling::Roll;
+pub(crate) use view::{MemberView, View};
 use watch::Watch;
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
