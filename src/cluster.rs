@@ -139,11 +139,12 @@ impl Cluster {
     /// The sockets of the image before this one, and those that only our configuration names.
     fn listeners(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
         let mut set = ListenerSet::default();
-        for passed in left.into_iter().flat_map(|manifest| &manifest.listeners) {
+        let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
+        for (passed, owner) in passed {
             let fd = sys::fd::adopt(passed.fd).map_err(|e| {
                 Error::system(format!("take over the socket of {}", passed.addr), e)
             })?;
-            set.inherit(passed.addr.parse()?, fd)?;
+            set.inherit(passed.addr.parse()?, fd, owner)?;
         }
         set.open_missing(&self.config.bind, self.config.backlog)?;
         Ok(set)
@@ -160,8 +161,7 @@ impl Cluster {
         let unblocked =
             sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
         let outcome =
-            unblocked.and_then(|()| self.listeners(Some(manifest))).and_then(|mut listeners| {
-                listeners.disown_files();
+            unblocked.and_then(|()| self.listeners(Some(manifest))).and_then(|listeners| {
                 drop(listeners);
                 let app = make()?;
                 let enter: Entry = Box::new(move |seed| worker::enter(seed, &app));

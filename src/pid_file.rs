@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 pub(crate) struct PidFile {
     path: PathBuf,
     inode: u64,
+    /// Only this process removes it: a worker has a copy of this value, and no right to it.
+    owner: u32,
     /// Its lock is what counts: a file that was left by a killed process has none. The lock ends when nobody
     /// has the file open any more; workers close theirs.
     _locked: File,
@@ -45,7 +47,8 @@ impl PidFile {
             Ok(file.metadata()?.ino())
         };
         let inode = write().map_err(failed)?;
-        Ok(PidFile { path: path.to_path_buf(), inode, _locked: file })
+        let (path, owner) = (path.to_path_buf(), std::process::id());
+        Ok(PidFile { path, inode, owner, _locked: file })
     }
 }
 
@@ -59,16 +62,11 @@ fn held(path: &Path, file: &mut File) -> Error {
     )
 }
 
-impl PidFile {
-    /// Somebody else removes it: for a worker, which only closes it.
-    pub(crate) fn disown(mut self) {
-        self.path = PathBuf::new();
-    }
-}
-
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
+        let ours = self.owner == std::process::id()
+            && std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
+        if ours {
             // A file that stays is recognised as stale by the next start.
             let _ = std::fs::remove_file(&self.path);
         }

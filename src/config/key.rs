@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Workers;
+use super::control::{self, ControlSocket};
 use super::draft::Draft;
 use super::said::{Problem, Said};
 use super::value;
@@ -53,6 +54,8 @@ pub(crate) enum Field {
     Directory(fn(&mut Draft) -> &mut Option<PathBuf>),
     /// A file that may be made.
     File(fn(&mut Draft) -> &mut Option<PathBuf>),
+    /// A path, `auto` or `off`.
+    Control(fn(&mut Draft) -> &mut ControlSocket),
     /// An `env_logger` filter.
     Filter(fn(&mut Draft) -> &mut String),
 }
@@ -83,6 +86,7 @@ impl Key {
             Field::Switch(_) => "BOOL",
             Field::Directory(_) => "DIR",
             Field::File(_) => "FILE",
+            Field::Control(_) => "PATH",
             Field::Filter(_) => "FILTER",
         }
     }
@@ -106,6 +110,7 @@ impl Key {
             }
             Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
             Field::File(place) => *place(draft) = Some(said.one(value::file)?),
+            Field::Control(place) => *place(draft) = said.one(control::read)?,
             Field::Filter(place) => *place(draft) = said.one(value::filter)?,
         }
         Ok(())
@@ -128,6 +133,7 @@ impl Key {
             Field::Directory(place) | Field::File(place) => {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
+            Field::Control(place) => control::show(place(draft)),
             Field::Filter(place) => place(draft).clone(),
         }
     }

@@ -181,6 +181,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::File(|d| &mut d.config.pid_file),
         "Write the primary's pid to this file",
     ),
+    key(
+        "control",
+        group::GENERAL,
+        Field::Control(|d| &mut d.config.control),
+        "Socket for prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
+    ),
     Key {
         aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],
         ..key(

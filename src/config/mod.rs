@@ -3,6 +3,7 @@
 //! Two steps, kept apart: `raw` is what was *said* (flags, environment, file; each value remembers its
 //! source), [`Config`] is what it *means*: every value present and within its bounds.
 
+mod control;
 mod draft;
 mod environment;
 mod file;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
+pub use control::ControlSocket;
 pub(crate) use policy::Policy;
 
 /// How many workers to fork.
@@ -137,6 +139,8 @@ pub struct Config {
     /// Show `prefork: primary` and `prefork: worker 3 (gen 2)` as command lines. Default: off; the `prefork`
     /// command turns it on.
     pub titles: bool,
+    /// Where the primary answers `prefork status` and the like. Default: [`ControlSocket::Off`].
+    pub control: ControlSocket,
     attached: Attached,
 }
 
@@ -210,6 +214,7 @@ impl Default for Config {
             http2: true,
             pid_file: None,
             titles: false,
+            control: ControlSocket::Off,
             attached: Attached::default(),
         }
     }
@@ -258,6 +263,7 @@ impl ConfigBuilder {
         http2: bool,
         pid_file: Option<PathBuf>,
         titles: bool,
+        control: ControlSocket,
     }
 
     /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of

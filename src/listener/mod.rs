@@ -12,8 +12,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::Socket;
 
 use crate::error::Result;
+use crate::socket_file::SocketFile;
 pub use addr::ListenAddr;
-pub(crate) use bind::SocketFile;
 
 /// One listening socket.
 #[derive(Debug)]
@@ -35,9 +35,9 @@ pub(crate) struct ListenerSet {
 }
 
 impl ListenerSet {
-    /// Takes over sockets that the image before this one listened on.
-    pub(crate) fn inherit(&mut self, addr: ListenAddr, fd: OwnedFd) -> Result<()> {
-        let (listener, file) = bind::inherit(&addr, fd)?;
+    /// Takes over a socket that another image of process `owner` listened on.
+    pub(crate) fn inherit(&mut self, addr: ListenAddr, fd: OwnedFd, owner: u32) -> Result<()> {
+        let (listener, file) = bind::inherit(&addr, fd, owner)?;
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
         Ok(())
@@ -67,11 +67,6 @@ impl ListenerSet {
         self.files.retain(|(addr, _)| named.contains(&addr));
         let closed = self.listeners.extract_if(.., |listener| !named.contains(&&listener.addr));
         closed.map(|listener| listener.local).collect()
-    }
-
-    /// Leaves the files of Unix sockets to somebody else.
-    pub(crate) fn disown_files(&mut self) {
-        self.files.drain(..).for_each(|(_, file)| file.disown());
     }
 
     /// Closes our share in every socket.

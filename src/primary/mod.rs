@@ -3,6 +3,7 @@
 mod journal;
 mod observe;
 mod perform;
+mod requests;
 mod reread;
 mod sources;
 mod spawn;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::config::{Config, Workers};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
@@ -26,6 +28,7 @@ use crate::sys;
 use crate::sys::signal::SignalPipe;
 use crate::upgrade::{Launcher, Manifest, Proof};
 
+use journal::Journal;
 pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
@@ -68,6 +71,10 @@ pub(crate) struct Primary {
     proof: Option<Proof>,
     /// How often this process has become a new image.
     upgrades: u64,
+    journal: Journal,
+    /// `None` where nobody may ask.
+    control: Option<Server>,
+    started: Instant,
 }
 
 impl Primary {
@@ -91,22 +98,26 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
+        let mut journal = Journal::default();
         let config = Rc::new(config);
         let (supervisor, configs) = match &left {
             None => {
-                journal::starting(policy.workers, &listeners.locals());
-                (Supervisor::new(policy, seed), BTreeMap::from([(Generation(1), config)]))
+                journal.starting(policy.workers, &listeners.locals());
+                let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
+                (Supervisor::new(policy, seed), configs)
             }
             Some(manifest) => {
                 let adopted = upgrade::adopted(manifest);
-                journal::succeeding(manifest.workers.len(), &listeners.locals());
+                journal.succeeding(manifest.workers.len(), &listeners.locals());
                 let before = adopted.generation;
                 let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
                 // Should the new generation fail, the old one's slots are forked from what there is.
-                let configs = [(before, Rc::clone(&config)), (Generation(before.0 + 1), config)];
+                let after = Generation(before.0 + 1);
+                let configs = [(before, Rc::clone(&config)), (after, Rc::clone(&config))];
                 (mind, BTreeMap::from(configs))
             }
         };
+        let control = requests::open(&config.control, &mut journal)?;
         let mut primary = Primary {
             configs,
             reread,
@@ -121,6 +132,9 @@ impl Primary {
             launcher,
             proof: None,
             upgrades: 0,
+            journal,
+            control,
+            started: Instant::now(),
         };
         if let Some(manifest) = &left {
             primary.adopt(manifest)?;

@@ -1,6 +1,6 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
-use super::{Primary, journal};
+use super::Primary;
 use crate::identity::{Generation, WorkerId};
 use crate::ipc::ToWorker;
 use crate::supervisor::{Action, Event, Outcome};
@@ -34,10 +34,12 @@ impl Primary {
                 let event = self.observe(memory);
                 self.queue.push_back(event);
             }
-            Action::Report(notice) => journal::record(&notice),
-            // Nobody asks with a ticket yet.
-            Action::Answer { .. } => {}
-            Action::Exit(outcome) => return Some(outcome),
+            Action::Report(notice) => self.journal.record(&notice),
+            Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
+            Action::Exit(outcome) => {
+                self.settle_control();
+                return Some(outcome);
+            }
         }
         None
     }
@@ -51,10 +53,10 @@ impl Primary {
     }
 
     /// To a child that is not reaped yet: the pid is its own.
-    fn signal(&self, worker: WorkerId, signal: Signal) {
+    fn signal(&mut self, worker: WorkerId, signal: Signal) {
         let Some(child) = self.children.get(&worker) else { return };
         if let Err(e) = sys::process::kill(child.pid, signal) {
-            journal::cannot_signal(child.tag, signal, &e);
+            self.journal.cannot_signal(child.tag, signal, &e);
         }
     }
 
@@ -68,7 +70,7 @@ impl Primary {
             closing: self.supervisor.stopping() || self.loses_a_socket(child.tag.generation),
         };
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
-            journal::cannot_tell(child.tag, &e);
+            self.journal.cannot_tell(child.tag, &e);
         }
     }
 }

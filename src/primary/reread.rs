@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use super::{Primary, journal};
+use super::Primary;
 use crate::error::Result;
 use crate::identity::Generation;
 use crate::supervisor::Event;
@@ -21,7 +21,7 @@ impl Primary {
         let config = (self.reread)()?;
         let opened = self.listeners.open_missing(&config.bind, config.backlog)?;
         for local in opened {
-            journal::opened(&local);
+            self.journal.opened(&local);
         }
         let policy = config.policy();
         self.configs.insert(generation, Rc::new(config));
@@ -33,7 +33,7 @@ impl Primary {
         self.configs.retain(|generation, _| kept.contains(generation));
         let named: Vec<_> = self.configs.values().flat_map(|config| &config.bind).collect();
         for local in self.listeners.close_unnamed(&named) {
-            journal::closed(&local);
+            self.journal.closed(&local);
         }
     }
 }

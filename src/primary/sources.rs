@@ -1,18 +1,20 @@
 //! Where events come from: signals, worker channels, exits, and one deadline.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::{Child, Primary};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary};
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
+use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
-/// The signals the primary handles. HUP, USR1, USR2, TTIN, TTOU and WINCH are caught so that they do not kill
-/// it by default; a terminal's hang-up or a resize is no reason to end a service.
+/// The signals the primary handles. USR1 and WINCH are caught so that they do not kill it by default or
+/// disturb it: a terminal's resize is no reason to do anything to a service.
 pub(super) const SIGNALS: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
@@ -43,8 +45,11 @@ impl Primary {
     /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
     /// if this process was stopped while the deadline passed.
     fn wait(&mut self) -> std::io::Result<()> {
+        self.settle_control();
         let deadline = self.supervisor.deadline();
-        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let control = self.control.as_ref();
+        let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -54,28 +59,29 @@ impl Primary {
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
             let proof = self.proof.iter().map(AsFd::as_fd);
-            let fds: Vec<BorrowedFd<'_>> = self
-                .signals
-                .fd()
-                .into_iter()
-                .chain(channels.map(AsFd::as_fd))
-                .chain(proof)
-                .collect();
-            sys::poll::wait(&fds, timeout)?
+            let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
+            let asking = control.into_iter().flat_map(Server::watched);
+            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
+            sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
                 self.queue.extend(child.listen(WORDS_A_TURN));
             }
         }
-        if let Some(proof) =
-            self.proof.as_mut().filter(|_| ready.get(open.len() + 1) == Some(&true))
+        let mut others = &ready[1 + open.len()..];
+        if let Some(proof) = &mut self.proof
+            && others.split_off_first() == Some(&true)
         {
             proof.listen();
         }
+        let asked = others.to_vec();
+        // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {
             self.heed_signals()?;
         }
+        self.attend_control(&asked);
+
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
         }
@@ -90,7 +96,7 @@ impl Primary {
                     self.queue.push_back(Event::Asked { intent, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
-                None => super::journal::ignored(signal),
+                None => self.journal.ignored(signal),
             }
         }
         Ok(())
@@ -108,7 +114,7 @@ impl Primary {
             .filter_map(|(id, child)| match sys::wait::reap(child.pid) {
                 Ok(status) => status.map(|status| (*id, status)),
                 Err(e) => {
-                    super::journal::cannot_reap(child.tag, &e);
+                    self.journal.cannot_reap(child.tag, &e);
                     None
                 }
             })

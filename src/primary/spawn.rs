@@ -105,13 +105,13 @@ impl Primary {
         }
         self.children.clear();
         self.proof = None;
-        if let Some(pid_file) = self.pid_file.take() {
-            pid_file.disown();
-        }
+        self.pid_file = None;
         if config.titles {
             let title = format!("prefork: worker {} (gen {})", tag.id, tag.generation);
             sys::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
         }
+        // Its file stays: it is the primary's.
+        self.control = None;
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)

@@ -12,6 +12,7 @@ use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
 use crate::sys;
 use crate::sys::fork::Fork;
+use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
@@ -74,7 +75,7 @@ fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
             Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),
             Heard::Nothing => {
                 // A signal may end the wait early; the one who started us keeps the real deadline.
-                let ready = sys::poll::wait(&[channel.as_fd()], Some(limit))
+                let ready = sys::poll::wait(&[Watch::read(channel.as_fd())], Some(limit))
                     .map_err(|e| Error::system("wait for the trial worker", e))?;
                 if !ready[0] {
                     return Err(failed("boot-timeout".to_string()));

@@ -142,6 +142,11 @@ impl Scoreboard {
         self.page(row).map(Glance::read).unwrap_or_default()
     }
 
+    /// What the worker that has this row wrote there; `None` if it says that nobody uses it.
+    pub(crate) fn figures(&self, row: RowIndex) -> Option<WorkerSnapshot> {
+        self.page(row).and_then(WorkerSnapshot::read)
+    }
+
     /// The reading side, for workers.
     pub(crate) fn reader(&self) -> Reader {
         Reader { pages: self.readable }

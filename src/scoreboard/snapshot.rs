@@ -59,7 +59,7 @@ pub struct WorkerSnapshot {
 }
 
 /// One request that is being answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InFlight {
     /// Method and path, cut to 104 bytes; bytes outside printable ASCII are escaped.
@@ -112,6 +112,19 @@ impl Counters {
         let values = [accepted, requests, r1, r2, r3, r4, r5, bytes_in, bytes_out, panics, cut];
         for (word, value) in COUNTERS.zip(values) {
             Word::at(word).add(page, value);
+        }
+    }
+
+    /// Each of them, or `most` where it is more.
+    pub(crate) fn at_most(self, most: u64) -> Counters {
+        Counters {
+            accepted: self.accepted.min(most),
+            requests: self.requests.min(most),
+            responses: self.responses.map(|n| n.min(most)),
+            bytes_in: self.bytes_in.min(most),
+            bytes_out: self.bytes_out.min(most),
+            panics: self.panics.min(most),
+            cut: self.cut.min(most),
         }
     }
 

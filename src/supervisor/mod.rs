@@ -15,8 +15,10 @@ mod event;
 mod exits;
 mod handoff;
 mod member;
+mod places;
 mod rolling;
 mod scaling;
+mod view;
 mod watch;
 
 #[cfg(test)]
@@ -30,13 +32,15 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::config::Policy;
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::identity::{Generation, WorkerId};
 pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
-use backoff::{Allowance, Backoff};
+use backoff::Backoff;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
 use handoff::Handoff;
 pub(crate) use member::{Member, State};
+use places::Place;
 use rolling::Roll;
+pub(crate) use view::{MemberView, View};
 use watch::Watch;
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
@@ -89,23 +93,6 @@ pub(crate) struct Supervisor {
     watch: Watch,
 }
 
-/// One slot.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
-    /// Who serves it, or is about to.
-    holder: Option<WorkerId>,
-    /// Who takes over when it is ready, if a replacement is under way.
-    successor: Option<WorkerId>,
-    /// What the next worker of this slot is forked as.
-    generation: Generation,
-}
-
-impl Place {
-    fn new(generation: Generation) -> Place {
-        Place { holder: None, successor: None, generation }
-    }
-}
-
 impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
     pub(crate) fn new(policy: Policy, seed: u64) -> Supervisor {
@@ -132,10 +119,7 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => {
-                self.keep_watch(now);
-                self.renew_drains(&mut actions);
-            }
+            Event::Started => self.renew_drains(&mut actions),
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -159,6 +143,7 @@ impl Supervisor {
         self.tend_proof(now, &mut actions);
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.keep_watch(now);
         self.finish(&mut actions);
         actions
     }
@@ -225,10 +210,6 @@ impl Supervisor {
         } else if !self.is_wanted(worker) {
             self.kill(worker, Cause::Superseded, actions);
         }
-    }
-
-    fn is_wanted(&self, worker: WorkerId) -> bool {
-        self.places.iter().any(|p| p.holder == Some(worker) || p.successor == Some(worker))
     }
 
     fn ready(&mut self, now: Instant, worker: WorkerId, actions: &mut Vec<Action>) {
@@ -298,60 +279,6 @@ impl Supervisor {
             member.state = State::Killed { why };
             actions.push(Action::Kill(worker));
         }
-    }
-
-    fn serves(&self, worker: WorkerId) -> bool {
-        self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
-    }
-
-    /// Empties the slot that the worker holds; whether it held one.
-    fn let_go(&mut self, worker: WorkerId) -> bool {
-        let Some(place) = self.places.iter_mut().find(|place| place.holder == Some(worker)) else {
-            return false;
-        };
-        place.holder = None;
-        true
-    }
-
-    /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
-    fn fill_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping() {
-            return;
-        }
-        self.backoff.tick(now);
-        for slot in 0..self.places.len() {
-            let Place { holder, successor, generation } = self.places[slot];
-            if holder.is_some() || successor.is_some() || self.is_crowded(slot) {
-                continue;
-            }
-            if self.backoff.allowance() == Allowance::None {
-                return;
-            }
-            let id = self.fork(now, slot, generation, actions);
-            self.places[slot].holder = Some(id);
-            self.backoff.forked(id);
-        }
-    }
-
-    /// Two workers of a slot at a time: one that still finishes, and its replacement. A worker that retires as
-    /// soon as it is ready would otherwise pile up predecessors.
-    fn is_crowded(&self, slot: usize) -> bool {
-        self.members.values().filter(|member| member.tag.slot.0 as usize == slot).count() >= 2
-    }
-
-    fn fork(
-        &mut self,
-        now: Instant,
-        slot: usize,
-        generation: Generation,
-        actions: &mut Vec<Action>,
-    ) -> WorkerId {
-        let id = WorkerId(self.next_id);
-        self.next_id += 1;
-        let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
-        self.members.insert(id, Member::new(tag, now, self.watch.spread()));
-        actions.push(Action::Fork(tag));
-        id
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::action::{Action, Cause, Limit, Notice};
 use super::event::Vitals;
 use super::{Phase, State, Supervisor};
+use crate::config::Policy;
 use crate::identity::WorkerId;
 
 /// How often workers are looked at. A stall is noticed this much late at most.
@@ -24,6 +25,8 @@ const RECYCLE_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Watch {
     next: Option<Instant>,
+    /// A look was asked for and is not answered yet.
+    looking: bool,
     last: Option<Instant>,
     /// No worker is recycled before.
     pause: Option<Instant>,
@@ -33,7 +36,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(seed: u64) -> Watch {
-        Watch { next: None, last: None, pause: None, spread: seed }
+        Watch { next: None, looking: false, last: None, pause: None, spread: seed }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -53,16 +56,18 @@ impl Supervisor {
     pub(super) fn look(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.watch.next.is_some_and(|next| next <= now) {
             self.watch.next = None;
+            self.watch.looking = true;
             let memory = self.policy.max_rss.is_some() || self.policy.max_rss_hard.is_some();
             actions.push(Action::Look { memory });
         }
     }
 
-    /// Begins to look, as soon as there is somebody to see.
+    /// Sees to it that a look is due as long as there is something to look for, and one at a time. Asked after
+    /// every event, since a reload may bring limits where there were none.
     pub(super) fn keep_watch(&mut self, now: Instant) {
-        if self.watch.next.is_none() {
-            self.watch.next = Some(now + INTERVAL);
-        }
+        let next = self.watch.next.unwrap_or(now + INTERVAL);
+        let watchful = self.policy.is_watchful() && !self.watch.looking;
+        self.watch.next = watchful.then_some(next);
     }
 
     /// No worker is recycled for a while: the last try failed.
@@ -76,10 +81,13 @@ impl Supervisor {
         vitals: Vec<Vitals>,
         actions: &mut Vec<Action>,
     ) {
+        if !self.watch.looking {
+            return;
+        }
+        self.watch.looking = false;
         let awake = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
         let awake = awake.min(2 * INTERVAL);
         self.watch.last = Some(now);
-        self.keep_watch(now);
         let mut worn = None;
         for one in vitals {
             self.feel_pulse(now, awake, &one, actions);
@@ -180,5 +188,14 @@ impl Supervisor {
         }
         let generation = self.places[slot].generation;
         self.places[slot].successor = Some(self.fork(now, slot, generation, actions));
+    }
+}
+
+impl Policy {
+    /// Whether anything is asked for that needs looks at the workers.
+    pub(super) fn is_watchful(&self) -> bool {
+        let stalls = self.stall_warn.is_some() || self.stall_timeout.is_some();
+        let memory = self.max_rss.is_some() || self.max_rss_hard.is_some();
+        stalls || memory || self.max_requests.is_some() || self.max_lifetime.is_some()
     }
 }

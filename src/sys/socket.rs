@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, accept4, recv, recvmsg, send, socketpair,
+    AddressFamily, MsgFlags, SockFlag, SockType, accept4, getsockopt, recv, recvmsg, send,
+    socketpair, sockopt,
 };
 
 /// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
@@ -61,6 +62,33 @@ pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
 /// Reads what is there, without waiting. 0 is the end.
 pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
+}
+
+/// Writes what there is room for, without waiting and without SIGPIPE.
+pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
+}
+
+/// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// 0 if the process is not visible from here (another pid namespace).
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+}
+
+/// Who is at the other end of `socket`.
+pub(crate) fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(Peer { pid: u32::try_from(credentials.pid()).unwrap_or(0), uid: credentials.uid() })
+}
+
+impl Peer {
+    /// `pid 812, nginx`, if it still exists.
+    pub(crate) fn process(self) -> Option<String> {
+        super::process::describe(self.pid)
+    }
 }
 
 /// Whether an accept failed because the process or the system has run out of something, and will fail again.
