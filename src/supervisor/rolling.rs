@@ -33,6 +33,15 @@ pub(super) struct Before {
     generation: Generation,
 }
 
+/// Where a successor may be forked.
+enum Room {
+    /// Beside the worker that holds the slot, if any does.
+    Beside,
+    /// Only if that worker leaves first.
+    Instead,
+    None,
+}
+
 impl Supervisor {
     pub(super) fn reload(&mut self, by: Asker, actions: &mut Vec<Action>) {
         if self.stopping() {
@@ -92,23 +101,48 @@ impl Supervisor {
             return self.rolled(now, target, actions);
         }
         for slot in todo {
-            let under_way = self.places.iter().filter(|place| place.successor.is_some()).count();
-            if self.places[slot].successor.is_some() {
+            let taken = self.places[slot].successor.is_some() || self.is_crowded(slot);
+            if taken || self.is_coming(slot, target) {
                 continue;
             }
-            let surge = self.policy.surge as usize;
-            if under_way >= surge.max(1) + self.policy.max_unavailable as usize {
-                return;
-            }
-            if under_way >= surge || self.is_crowded(slot) {
-                // Beyond the surge, only by doing without the predecessor.
-                if self.policy.max_unavailable == 0 {
-                    continue;
-                }
-                self.dismiss_holder(now, slot, actions);
+            match self.room(slot) {
+                Room::Beside => {}
+                Room::Instead => self.dismiss_holder(now, slot, actions),
+                Room::None => continue,
             }
             self.places[slot].successor = Some(self.fork(now, slot, target, actions));
         }
+    }
+
+    /// Where a successor for the slot may go now.
+    fn room(&self, slot: usize) -> Room {
+        let unavailable = self.policy.max_unavailable as usize;
+        // A reload must be able to go on somehow.
+        let surge = (self.policy.surge as usize).max(usize::from(unavailable == 0));
+        let succeeding = || self.places.iter().filter(|place| place.successor.is_some());
+        let beside = succeeding().filter(|place| place.holder.is_some()).count();
+        let missing = (0..self.places.len())
+            .filter(|other| *other != slot)
+            .filter(|other| !self.places[*other].holder.is_some_and(|id| self.serves(id)))
+            .count();
+        if succeeding().count() >= surge + unavailable {
+            Room::None
+        } else if self.places[slot].holder.is_none() || beside < surge {
+            Room::Beside
+        } else if missing < unavailable {
+            Room::Instead
+        } else {
+            Room::None
+        }
+    }
+
+    /// Whether the slot is held by a worker of `generation` that boots: it needs no successor.
+    fn is_coming(&self, slot: usize, generation: Generation) -> bool {
+        let holder = self.places[slot].holder.and_then(|id| self.members.get(&id));
+        holder.is_some_and(|holder| {
+            let boots = matches!(holder.state, State::Forking | State::Booting { .. });
+            boots && holder.tag.generation == generation
+        })
     }
 
     fn is_rolled(&self, slot: usize, target: Generation) -> bool {
