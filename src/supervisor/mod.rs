@@ -73,6 +73,8 @@ pub(crate) struct Supervisor {
     backoff: Backoff,
     /// The reload under way.
     roll: Option<Roll>,
+    /// New workers that somebody killed since it began to roll.
+    roll_kills: u32,
     /// Those who asked for another reload meanwhile: one more serves them all.
     waiting: Vec<Asker>,
     /// The generation that is wanted.
@@ -96,6 +98,7 @@ impl Supervisor {
             watch: Watch::new(seed),
             policy,
             roll: None,
+            roll_kills: 0,
             waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
@@ -234,7 +237,8 @@ impl Supervisor {
     }
 
     fn garbled(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        let Some(member) = self.members.get(&worker) else { return };
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        member.complaint.get_or_insert_with(|| why.clone());
         actions.push(Action::Report(Notice::Condemned { worker: member.tag, why }));
         self.kill(worker, Cause::Condemned, actions);
     }

@@ -15,6 +15,9 @@ use super::{LAST_MOMENT, State, Supervisor};
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId};
 
+/// Kills from outside that a reload puts up with.
+const FORGIVEN_KILLS: u32 = 3;
+
 /// A reload under way.
 #[derive(Debug)]
 pub(super) enum Roll {
@@ -79,6 +82,7 @@ impl Supervisor {
                 let workers = policy.workers;
                 self.policy = Policy { workers: self.policy.workers, ..policy };
                 let target = self.last_generation;
+                self.roll_kills = 0;
                 self.roll = Some(Roll::Rolling { target, workers, before, askers });
             }
             Err(why) => self.roll_failed(why, askers, actions),
@@ -190,6 +194,14 @@ impl Supervisor {
     /// Whether workers of `generation` are those that a reload under way brings.
     pub(super) fn is_new(&self, generation: Generation) -> bool {
         matches!(&self.roll, Some(Roll::Rolling { target, .. }) if *target == generation)
+    }
+
+    /// Somebody killed a worker that was to succeed another, or soon after it had. Returns whether that is
+    /// still forgiven. Counted over the whole reload: where the OOM killer takes each new worker the moment
+    /// it serves, the reload has to end too.
+    pub(super) fn forgive_successor(&mut self) -> bool {
+        self.roll_kills += 1;
+        self.roll_kills <= FORGIVEN_KILLS
     }
 
     /// A successor will not come, and why; another may be tried if `retry`.
