@@ -46,7 +46,7 @@ impl Supervisor {
         }
         if !held {
             // It retired or was dismissed, and was replaced long ago.
-            return;
+            return self.backoff.trial_over(worker);
         }
         self.restarts += 1;
         let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
@@ -63,6 +63,7 @@ impl Supervisor {
         }
         if at_fault && self.is_new(member.tag.generation) {
             let why = format!("{} died young: {status}", member.tag);
+            self.backoff.trial_over(worker);
             self.fail_roll(&why, actions);
         } else if at_fault {
             self.fault(now, worker, actions);
