@@ -136,6 +136,7 @@ impl Supervisor {
         }
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.all_ready(&mut actions);
         self.keep_watch(now);
         self.finish(&mut actions);
         actions
@@ -195,8 +196,10 @@ impl Supervisor {
         actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
         self.backoff.ready(now, self.policy.min_uptime);
         self.succeed(now, worker, actions);
-        let serving = self.places.iter().filter_map(|p| p.holder).filter(|id| self.serves(*id));
-        if self.phase == Phase::Booting && serving.count() == self.places.len() {
+    }
+
+    fn all_ready(&mut self, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Booting && self.is_whole() {
             self.phase = Phase::Running;
             actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
         }
