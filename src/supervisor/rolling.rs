@@ -83,6 +83,9 @@ impl Supervisor {
                 self.policy = Policy { workers: self.policy.workers, ..policy };
                 let target = self.last_generation;
                 self.roll_kills = 0;
+                // What replaces a worn worker is of the old generation: not worth the wait, and its failure
+                // would be none of the reload.
+                self.kill_successors(actions);
                 self.roll = Some(Roll::Rolling { target, workers, before, askers });
             }
             Err(why) => self.roll_failed(why, askers, actions),
@@ -234,10 +237,9 @@ impl Supervisor {
                 for place in &mut self.places {
                     place.generation = before.generation;
                 }
-                let taken = self
-                    .members
-                    .values()
-                    .any(|m| m.tag.generation == target && m.state == State::Serving);
+                // Ready or not: it would become ready after we said that nothing has changed.
+                let holders = self.places.iter().filter_map(|p| self.members.get(&p.holder?));
+                let taken = holders.into_iter().any(|holder| holder.tag.generation == target);
                 if taken {
                     actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
                     self.roll = Some(Roll::Back { why: why.to_string(), askers });
@@ -317,6 +319,9 @@ impl Supervisor {
     fn keep_generations(&self, actions: &mut Vec<Action>) {
         let mut kept: Vec<Generation> =
             self.places.iter().map(|place| place.generation).chain([self.generation]).collect();
+        // Workers of two generations serve if going back has failed, and may be told to drain by theirs.
+        let workers = self.places.iter().flat_map(|place| [place.holder, place.successor]);
+        kept.extend(workers.flatten().filter_map(|id| Some(self.members.get(&id)?.tag.generation)));
         kept.sort_unstable();
         kept.dedup();
         actions.push(Action::KeepGenerations(kept));
