@@ -2,7 +2,8 @@
 //!
 //! A frozen loop is told by its beat, a number that changes as long as the loop turns. Time counts against it
 //! only as far as *we* were awake to see it: when the primary was stopped, or the machine suspended, one long
-//! gap between two looks counts as one short one. So nobody is killed for a beat that nobody could see.
+//! gap between two looks counts as one short one, and brings no verdict: the workers may have been stopped with
+//! us. So nobody is killed for a beat that nobody could see.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ use crate::identity::WorkerId;
 
 /// How often workers are looked at. A stall is noticed this much late at most.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// A longer gap between two looks was slept through.
+const ASLEEP: Duration = Duration::from_secs(1);
 
 /// How long a worker may take to dump core after SIGABRT before it is killed.
 const DUMPING: Duration = Duration::from_secs(2);
@@ -85,12 +89,11 @@ impl Supervisor {
             return;
         }
         self.watch.looking = false;
-        let awake = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
-        let awake = awake.min(2 * INTERVAL);
+        let gap = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
         self.watch.last = Some(now);
         let mut worn = None;
         for one in vitals {
-            self.feel_pulse(now, awake, &one, actions);
+            self.feel_pulse(now, gap, &one, actions);
             self.weigh(&one, actions);
             worn = worn.or_else(|| self.is_worn(now, &one).map(|limit| (one.worker, limit)));
         }
@@ -102,7 +105,7 @@ impl Supervisor {
     fn feel_pulse(
         &mut self,
         now: Instant,
-        awake: Duration,
+        gap: Duration,
         seen: &Vitals,
         actions: &mut Vec<Action>,
     ) {
@@ -112,16 +115,19 @@ impl Supervisor {
             return;
         }
         let (worker, pulse) = (member.tag, &mut member.pulse);
-        if pulse.beat != seen.beat {
+        if pulse.beat != Some(seen.beat) {
             if pulse.reported {
                 actions.push(Action::Report(Notice::Recovered { worker, after: pulse.still }));
             }
-            pulse.beat = seen.beat;
+            pulse.beat = Some(seen.beat);
             pulse.still = Duration::ZERO;
             pulse.reported = false;
             return;
         }
-        pulse.still += awake;
+        pulse.still += gap.min(ASLEEP);
+        if gap > ASLEEP {
+            return;
+        }
         let (since, serving) = (pulse.still, seen.serving.clone());
         if limit.is_some_and(|limit| since >= limit) {
             member.state = State::Aborted { deadline: now + DUMPING };
