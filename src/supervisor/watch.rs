@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Cause, Limit, Notice};
+use super::backoff::Allowance;
 use super::event::Vitals;
 use super::{Phase, State, Supervisor};
 use crate::config::Policy;
@@ -152,8 +153,10 @@ impl Supervisor {
     /// The limit that the worker has reached, if it is one that serves.
     fn is_worn(&self, now: Instant, seen: &Vitals) -> Option<Limit> {
         let member = self.members.get(&seen.worker)?;
-        let held = self.places.iter().any(|place| place.holder == Some(seen.worker));
-        if member.state != State::Serving || !held {
+        let slot = self.places.iter().position(|place| place.holder == Some(seen.worker))?;
+        // One that is worn as soon as it serves would be replaced for ever, as fast as it boots.
+        let proven = member.served_for(now).is_some_and(|time| time >= self.policy.min_uptime);
+        if member.state != State::Serving || self.is_crowded(slot) || !proven {
             return None;
         }
         let share = 1.0 - member.spread / 5.0;
@@ -183,7 +186,7 @@ impl Supervisor {
         };
         let busy = self.phase != Phase::Running
             || self.roll.is_some()
-            || self.is_crowded(slot)
+            || self.backoff.allowance() != Allowance::All
             || self.places.iter().any(|place| place.successor.is_some())
             || self.watch.pause.is_some_and(|until| now < until);
         if busy {
