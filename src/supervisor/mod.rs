@@ -17,6 +17,7 @@ mod member;
 mod places;
 mod rolling;
 mod scaling;
+mod succession;
 mod watch;
 
 #[cfg(test)]
