@@ -50,8 +50,8 @@ pub(crate) struct Member {
 /// The event loop of a worker as it was seen the last times.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pulse {
-    /// The last beat.
-    pub(super) beat: u64,
+    /// The last beat, if it was looked at.
+    pub(super) beat: Option<u64>,
     /// For how long that beat has been the last, as far as we were awake to see it.
     pub(super) still: Duration,
     /// Whether it was reported.

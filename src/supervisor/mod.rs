@@ -18,6 +18,7 @@ mod member;
 mod places;
 mod rolling;
 mod scaling;
+mod succession;
 mod view;
 mod watch;
 
@@ -79,6 +80,8 @@ pub(crate) struct Supervisor {
     roll: Option<Roll>,
     /// The upgrade under way.
     handoff: Option<Handoff>,
+    /// New workers that somebody killed since it began to roll.
+    roll_kills: u32,
     /// Those who asked for another reload meanwhile: one more serves them all.
     waiting: Vec<Asker>,
     /// The generation that is wanted.
@@ -103,6 +106,7 @@ impl Supervisor {
             policy,
             roll: None,
             handoff: None,
+            roll_kills: 0,
             waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
@@ -143,6 +147,7 @@ impl Supervisor {
         self.tend_proof(now, &mut actions);
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.all_ready(&mut actions);
         self.keep_watch(now);
         self.finish(&mut actions);
         actions
@@ -224,8 +229,10 @@ impl Supervisor {
         actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
         self.backoff.ready(now, self.policy.min_uptime);
         self.succeed(now, worker, actions);
-        let serving = self.places.iter().filter_map(|p| p.holder).filter(|id| self.serves(*id));
-        if self.phase == Phase::Booting && serving.count() == self.places.len() {
+    }
+
+    fn all_ready(&mut self, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Booting && self.is_whole() {
             self.phase = Phase::Running;
             actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
         }
@@ -266,7 +273,8 @@ impl Supervisor {
     }
 
     fn garbled(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        let Some(member) = self.members.get(&worker) else { return };
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        member.complaint.get_or_insert_with(|| why.clone());
         actions.push(Action::Report(Notice::Condemned { worker: member.tag, why }));
         self.kill(worker, Cause::Condemned, actions);
     }

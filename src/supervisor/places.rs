@@ -42,12 +42,21 @@ impl Supervisor {
         true
     }
 
+    /// Whether every place is served.
+    pub(super) fn is_whole(&self) -> bool {
+        self.places.iter().filter_map(|p| p.holder).filter(|id| self.serves(*id)).count()
+            == self.places.len()
+    }
+
     /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
     pub(super) fn fill_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if self.stopping() {
             return;
         }
         self.backoff.tick(now);
+        if self.is_whole() {
+            return self.backoff.whole(now, self.policy.min_uptime);
+        }
         for slot in 0..self.places.len() {
             let Place { holder, successor, generation } = self.places[slot];
             if holder.is_some() || successor.is_some() || self.is_crowded(slot) {

@@ -9,11 +9,15 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause, Notice};
+use super::action::{Action, Notice};
 use super::event::Asker;
-use super::{LAST_MOMENT, State, Supervisor};
+use super::succession::Room;
+use super::{State, Supervisor};
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId};
+
+/// Kills from outside that a reload puts up with.
+const FORGIVEN_KILLS: u32 = 3;
 
 /// A reload under way.
 #[derive(Debug)]
@@ -73,6 +77,10 @@ impl Supervisor {
                 let workers = policy.workers;
                 self.policy = Policy { workers: self.policy.workers, ..policy };
                 let target = self.last_generation;
+                self.roll_kills = 0;
+                // What replaces a worn worker is of the old generation: not worth the wait, and its failure
+                // would be none of the reload.
+                self.kill_successors(actions);
                 self.roll = Some(Roll::Rolling { target, workers, before, askers });
             }
             Err(why) => self.roll_failed(why, askers, actions),
@@ -95,20 +103,14 @@ impl Supervisor {
             return self.rolled(now, target, actions);
         }
         for slot in todo {
-            let under_way = self.places.iter().filter(|place| place.successor.is_some()).count();
-            if self.places[slot].successor.is_some() {
+            let taken = self.places[slot].successor.is_some() || self.is_crowded(slot);
+            if taken || self.is_coming(slot, target) {
                 continue;
             }
-            let surge = self.policy.surge as usize;
-            if under_way >= surge.max(1) + self.policy.max_unavailable as usize {
-                return;
-            }
-            if under_way >= surge || self.is_crowded(slot) {
-                // Beyond the surge, only by doing without the predecessor.
-                if self.policy.max_unavailable == 0 {
-                    continue;
-                }
-                self.dismiss_holder(now, slot, actions);
+            match self.room(slot) {
+                Room::Beside => {}
+                Room::Instead => self.dismiss_holder(now, slot, actions),
+                Room::None => continue,
             }
             self.places[slot].successor = Some(self.fork(now, slot, target, actions));
         }
@@ -122,43 +124,17 @@ impl Supervisor {
             })
     }
 
-    /// A worker is ready: if it was to succeed another, it does.
-    pub(super) fn succeed(&mut self, now: Instant, worker: WorkerId, actions: &mut Vec<Action>) {
-        let Some(slot) = self.places.iter().position(|p| p.successor == Some(worker)) else {
-            return;
-        };
-        self.dismiss_holder(now, slot, actions);
-        let generation = self.members.get(&worker).map_or(self.generation, |m| m.tag.generation);
-        let place = &mut self.places[slot];
-        place.successor = None;
-        place.holder = Some(worker);
-        place.generation = generation;
-    }
-
-    /// Tells the worker that holds the slot to leave.
-    pub(super) fn dismiss_holder(&mut self, now: Instant, slot: usize, actions: &mut Vec<Action>) {
-        let Some(worker) = self.places[slot].holder.take() else { return };
-        let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        match member.state {
-            State::Serving => {
-                member.state = State::Draining { deadline };
-                actions.push(Action::Drain(worker));
-            }
-            State::Booting { .. } => self.kill(worker, Cause::Superseded, actions),
-            // A fork that comes back now belongs to nobody: see `forked`.
-            State::Forking | State::Draining { .. } | State::Leaving { .. } => {}
-            State::Aborted { .. } | State::Killed { .. } => {}
-        }
-    }
-
-    pub(super) fn is_successor(&self, worker: WorkerId) -> bool {
-        self.places.iter().any(|place| place.successor == Some(worker))
-    }
-
     /// Whether workers of `generation` are those that a reload under way brings.
     pub(super) fn is_new(&self, generation: Generation) -> bool {
         matches!(&self.roll, Some(Roll::Rolling { target, .. }) if *target == generation)
+    }
+
+    /// Somebody killed a worker that was to succeed another, or soon after it had. Returns whether that is
+    /// still forgiven. Counted over the whole reload: where the OOM killer takes each new worker the moment
+    /// it serves, the reload has to end too.
+    pub(super) fn forgive_successor(&mut self) -> bool {
+        self.roll_kills += 1;
+        self.roll_kills <= FORGIVEN_KILLS
     }
 
     /// A successor will not come, and why; another may be tried if `retry`.
@@ -191,10 +167,9 @@ impl Supervisor {
                 for place in &mut self.places {
                     place.generation = before.generation;
                 }
-                let taken = self
-                    .members
-                    .values()
-                    .any(|m| m.tag.generation == target && m.state == State::Serving);
+                // Ready or not: it would become ready after we said that nothing has changed.
+                let holders = self.places.iter().filter_map(|p| self.members.get(&p.holder?));
+                let taken = holders.into_iter().any(|holder| holder.tag.generation == target);
                 if taken {
                     actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
                     self.roll = Some(Roll::Back { why: why.to_string(), askers });
@@ -208,14 +183,6 @@ impl Supervisor {
                 self.roll_failed(why, askers, actions);
             }
             reading => self.roll = reading,
-        }
-    }
-
-    fn kill_successors(&mut self, actions: &mut Vec<Action>) {
-        let successors: Vec<WorkerId> =
-            self.places.iter_mut().filter_map(|place| place.successor.take()).collect();
-        for worker in successors {
-            self.kill(worker, Cause::Superseded, actions);
         }
     }
 
@@ -274,6 +241,9 @@ impl Supervisor {
     fn keep_generations(&self, actions: &mut Vec<Action>) {
         let mut kept: Vec<Generation> =
             self.places.iter().map(|place| place.generation).chain([self.generation]).collect();
+        // Workers of two generations serve if going back has failed, and may be told to drain by theirs.
+        let workers = self.places.iter().flat_map(|place| [place.holder, place.successor]);
+        kept.extend(workers.flatten().filter_map(|id| Some(self.members.get(&id)?.tag.generation)));
         kept.sort_unstable();
         kept.dedup();
         actions.push(Action::KeepGenerations(kept));

@@ -3,11 +3,12 @@
 
 mod loops;
 mod odds;
+mod whims;
 
 use std::time::Duration;
 
 use super::sim::{Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
-use super::{Action, Asker, Cause, Event, Intent, Notice, Outcome, Phase};
+use super::{Action, Asker, Cause, Event, Intent, Notice, Outcome, Phase, Scale};
 use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
 
@@ -20,6 +21,14 @@ fn policy(workers: u32) -> Policy {
         boot_attempts: 5,
         backoff_first: ms(100),
         backoff_max: ms(2_000),
+        surge: 1,
+        max_unavailable: 0,
+        max_requests: None,
+        max_rss: None,
+        max_rss_hard: None,
+        max_lifetime: None,
+        stall_warn: None,
+        stall_timeout: None,
     }
 }
 

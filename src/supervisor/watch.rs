@@ -2,11 +2,13 @@
 //!
 //! A frozen loop is told by its beat, a number that changes as long as the loop turns. Time counts against it
 //! only as far as *we* were awake to see it: when the primary was stopped, or the machine suspended, one long
-//! gap between two looks counts as one short one. So nobody is killed for a beat that nobody could see.
+//! gap between two looks counts as one short one, and brings no verdict: the workers may have been stopped with
+//! us. So nobody is killed for a beat that nobody could see.
 
 use std::time::{Duration, Instant};
 
 use super::action::{Action, Cause, Limit, Notice};
+use super::backoff::Allowance;
 use super::event::Vitals;
 use super::{Phase, State, Supervisor};
 use crate::config::Policy;
@@ -14,6 +16,9 @@ use crate::identity::WorkerId;
 
 /// How often workers are looked at. A stall is noticed this much late at most.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// A longer gap between two looks was slept through.
+const ASLEEP: Duration = Duration::from_secs(1);
 
 /// How long a worker may take to dump core after SIGABRT before it is killed.
 const DUMPING: Duration = Duration::from_secs(2);
@@ -85,12 +90,11 @@ impl Supervisor {
             return;
         }
         self.watch.looking = false;
-        let awake = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
-        let awake = awake.min(2 * INTERVAL);
+        let gap = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
         self.watch.last = Some(now);
         let mut worn = None;
         for one in vitals {
-            self.feel_pulse(now, awake, &one, actions);
+            self.feel_pulse(now, gap, &one, actions);
             self.weigh(&one, actions);
             worn = worn.or_else(|| self.is_worn(now, &one).map(|limit| (one.worker, limit)));
         }
@@ -102,7 +106,7 @@ impl Supervisor {
     fn feel_pulse(
         &mut self,
         now: Instant,
-        awake: Duration,
+        gap: Duration,
         seen: &Vitals,
         actions: &mut Vec<Action>,
     ) {
@@ -112,16 +116,19 @@ impl Supervisor {
             return;
         }
         let (worker, pulse) = (member.tag, &mut member.pulse);
-        if pulse.beat != seen.beat {
+        if pulse.beat != Some(seen.beat) {
             if pulse.reported {
                 actions.push(Action::Report(Notice::Recovered { worker, after: pulse.still }));
             }
-            pulse.beat = seen.beat;
+            pulse.beat = Some(seen.beat);
             pulse.still = Duration::ZERO;
             pulse.reported = false;
             return;
         }
-        pulse.still += awake;
+        pulse.still += gap.min(ASLEEP);
+        if gap > ASLEEP {
+            return;
+        }
         let (since, serving) = (pulse.still, seen.serving.clone());
         if limit.is_some_and(|limit| since >= limit) {
             member.state = State::Aborted { deadline: now + DUMPING };
@@ -146,8 +153,10 @@ impl Supervisor {
     /// The limit that the worker has reached, if it is one that serves.
     fn is_worn(&self, now: Instant, seen: &Vitals) -> Option<Limit> {
         let member = self.members.get(&seen.worker)?;
-        let held = self.places.iter().any(|place| place.holder == Some(seen.worker));
-        if member.state != State::Serving || !held {
+        let slot = self.places.iter().position(|place| place.holder == Some(seen.worker))?;
+        // One that is worn as soon as it serves would be replaced for ever, as fast as it boots.
+        let proven = member.served_for(now).is_some_and(|time| time >= self.policy.min_uptime);
+        if member.state != State::Serving || self.is_crowded(slot) || !proven {
             return None;
         }
         let share = 1.0 - member.spread / 5.0;
@@ -177,7 +186,7 @@ impl Supervisor {
         };
         let busy = self.phase != Phase::Running
             || self.roll.is_some()
-            || self.is_crowded(slot)
+            || self.backoff.allowance() != Allowance::All
             || self.places.iter().any(|place| place.successor.is_some())
             || self.watch.pause.is_some_and(|until| now < until);
         if busy {

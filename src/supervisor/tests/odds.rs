@@ -132,7 +132,7 @@ fn every_state_of_a_worker_is_among_the_situations() {
     assert_eq!(seen, ["Booting", "Draining", "Forking", "Killed", "Leaving", "Serving"]);
 }
 
-fn policies() -> impl Strategy<Value = Policy> {
+pub(super) fn policies() -> impl Strategy<Value = Policy> {
     let times = (1..5_000u64, 0..5_000u64, 0..3_000u64, 1..500u64, 1..20u64);
     (1..=8u32, 1..=6u32, times).prop_map(|(workers, boot_attempts, times)| {
         let (boot, graceful, uptime, first, factor) = times;
@@ -144,14 +144,15 @@ fn policies() -> impl Strategy<Value = Policy> {
             boot_attempts,
             backoff_first: ms(first),
             backoff_max: ms(first * factor),
+            ..policy(workers)
         }
     })
 }
 
-/// Steps it takes at most to end: each worker has a few words left and an exit.
-const STEPS_TO_END: usize = 20;
+/// Steps it takes at most to end: each worker has a few words left and an exit, and there are some looks.
+const STEPS_TO_END: usize = 60;
 
-fn end_in_bounds(world: &mut World, intent: Intent) {
+pub(super) fn end_in_bounds(world: &mut World, intent: Intent) {
     world.ask(intent);
     let members = world.mind.members.len();
     world.drive_bounded(STEPS_TO_END * (members + 1));
@@ -161,7 +162,7 @@ fn end_in_bounds(world: &mut World, intent: Intent) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(256) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_worlds_keep_the_laws_and_end_when_asked(
