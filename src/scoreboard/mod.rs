@@ -19,7 +19,8 @@ use std::io;
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{
-    COUNTERS, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, WANTED, Word,
+    COUNTERS, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED,
+    Word,
 };
 
 pub(crate) use inflight::Ticket;
@@ -32,6 +33,17 @@ const PRIMARY: usize = 0;
 /// Which row a worker writes. Known to the primary from its own memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct RowIndex(usize);
+
+/// How busy a worker is, as it says itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Load {
+    /// Its loop has not turned for a while, or it does not serve.
+    pub(crate) stale: bool,
+    /// Connections it has open.
+    pub(crate) open: u64,
+    /// Connections of others that it has ever taken.
+    pub(crate) taken_over: u64,
+}
 
 /// The primary's side: leases rows, reads them, keeps the totals.
 pub(crate) struct Scoreboard {
@@ -85,6 +97,16 @@ impl Scoreboard {
         last
     }
 
+    /// What a worker says of its load.
+    pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
+        let page = self.readable.page(row.0);
+        Load {
+            stale: !row::serves(page, now_ms),
+            open: OPEN.load(page),
+            taken_over: TAKEN_OVER.load(page),
+        }
+    }
+
     /// Publishes figures that only the primary knows, for all to see.
     pub(crate) fn publish(&self, wanted: u32, restarts: u64, stopping: bool) {
         let page = self.writable.page(PRIMARY);
@@ -123,6 +145,11 @@ impl Reader {
             .filter(|page| !own.is(page) && row::can_take_one(page, now_ms))
             .map(|page| OPEN.load(page))
             .min()
+    }
+
+    /// Whether there is another worker that could go on with our connections.
+    pub(crate) fn others_serve(&self, own: &OwnRow, now_ms: u64) -> bool {
+        self.rows().any(|page| !own.is(page) && row::serves(page, now_ms))
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {

@@ -88,6 +88,10 @@ pub struct Counters {
     pub panics: u64,
     /// Connections cut by a limit or a deadline.
     pub cut: u64,
+    /// Connections sent to another worker while this one was draining.
+    pub handed_over: u64,
+    /// Connections taken over from another worker.
+    pub taken_over: u64,
 }
 
 impl Counters {
@@ -102,6 +106,8 @@ impl Counters {
             bytes_out: next(),
             panics: next(),
             cut: next(),
+            handed_over: next(),
+            taken_over: next(),
         }
     }
 
@@ -118,6 +124,8 @@ impl Counters {
             bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
             panics: self.panics.wrapping_add(other.panics),
             cut: self.cut.wrapping_add(other.cut),
+            handed_over: self.handed_over.wrapping_add(other.handed_over),
+            taken_over: self.taken_over.wrapping_add(other.taken_over),
         }
     }
 }
