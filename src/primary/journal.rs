@@ -92,6 +92,10 @@ pub(super) fn cannot_tell(worker: WorkerTag, why: &dyn Display) {
     log::warn!("{worker} does not listen ({why}): it will be killed at its deadline");
 }
 
+pub(super) fn lost_connections(count: u64, why: &str) {
+    log::warn!("closed {count} connections so far that were to be handed over: {why}");
+}
+
 fn how(status: ExitStatus) -> String {
     let core = if status.core_dumped() { ", core dumped" } else { "" };
     match (status.code(), status.signal()) {

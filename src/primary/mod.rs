@@ -2,6 +2,7 @@
 
 mod journal;
 mod perform;
+mod relay;
 mod sources;
 mod spawn;
 
@@ -19,6 +20,7 @@ use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use relay::Relay;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -28,6 +30,18 @@ struct Child {
     /// `None` once it was closed by either side.
     channel: Option<PrimaryEnd>,
     row: RowIndex,
+    /// Connections of others that it was sent.
+    sent: u64,
+    /// It leaves: it is sent no more, and has been told so.
+    released: bool,
+    /// It has sent connections itself, and may do so faster than they can be passed on.
+    sends: bool,
+}
+
+impl Child {
+    fn new(tag: WorkerTag, pid: u32, channel: PrimaryEnd, row: RowIndex) -> Child {
+        Child { tag, pid, channel: Some(channel), row, sent: 0, released: false, sends: false }
+    }
 }
 
 /// Everything the primary process owns.
@@ -38,6 +52,7 @@ pub(crate) struct Primary {
     listeners: ListenerSet,
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
+    relay: Relay,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -62,6 +77,7 @@ impl Primary {
             listeners,
             board,
             children: BTreeMap::new(),
+            relay: Relay::default(),
             queue: VecDeque::from([Event::Started]),
             entry,
         })

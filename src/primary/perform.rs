@@ -39,11 +39,13 @@ impl Primary {
 
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
-        let Some(child) = self.children.get(&worker) else { return };
+        let Some(child) = self.children.get_mut(&worker) else { return };
+        child.released = true;
         let order = ToWorker::Drain {
             grace: self.config.graceful_timeout,
             linger: self.config.linger_timeout,
             closing: self.supervisor.stopping(),
+            hand_over: self.config.hand_over && !self.supervisor.stopping(),
         };
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
             journal::cannot_tell(child.tag, &e);

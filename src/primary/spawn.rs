@@ -8,6 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
+use super::relay::Relay;
 use super::{Child, Primary};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
@@ -53,8 +54,8 @@ impl Primary {
         match sys::fork::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
-                let channel = Some(PrimaryEnd::new(ours));
-                self.children.insert(tag.id, Child { tag, pid, channel, row });
+                let channel = PrimaryEnd::new(ours);
+                self.children.insert(tag.id, Child::new(tag, pid, channel, row));
                 Ok(pid)
             }
             Fork::Child => {
@@ -101,6 +102,7 @@ impl Primary {
             return Ok(None);
         }
         self.children.clear();
+        self.relay = Relay::default();
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)

@@ -216,7 +216,8 @@ impl Supervisor {
         }
     }
 
-    fn serves(&self, worker: WorkerId) -> bool {
+    /// Whether the worker accepts and is not about to leave.
+    pub(crate) fn serves(&self, worker: WorkerId) -> bool {
         self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
     }
 
