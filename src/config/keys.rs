@@ -128,6 +128,12 @@ pub(crate) static KEYS: &[Key] = &[
         "How long a stopping worker keeps idle connections for late requests",
     ),
     key(
+        "hand-over",
+        group::STOPPING,
+        Field::Switch(|d| &mut d.config.hand_over),
+        "A worker that is replaced hands its idle connections to another one",
+    ),
+    key(
         "header-timeout",
         group::HTTP,
         Field::Duration(|d| &mut d.config.header_timeout),

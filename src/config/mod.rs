@@ -90,6 +90,9 @@ pub struct Config {
     /// How long a stopping worker keeps an idle kept-alive connection open, so that a request which
     /// is already on its way is answered instead of reset. Default: 1 s.
     pub linger_timeout: Duration,
+    /// A worker that leaves while others go on serving hands its kept-alive HTTP/1.1 connections to
+    /// them, between two requests, instead of closing them. Default: on.
+    pub hand_over: bool,
     /// How long a worker may take from fork to READY. Default: 30 s.
     pub boot_timeout: Duration,
     /// A worker that dies sooner than this after READY counts towards a crash loop. Default: 1 s.
@@ -195,6 +198,7 @@ impl Default for Config {
             backlog: 4096,
             graceful_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(1),
+            hand_over: true,
             boot_timeout: Duration::from_secs(30),
             min_uptime: Duration::from_secs(1),
             boot_attempts: 5,
@@ -244,6 +248,7 @@ impl ConfigBuilder {
         backlog: u32,
         graceful_timeout: Duration,
         linger_timeout: Duration,
+        hand_over: bool,
         boot_timeout: Duration,
         min_uptime: Duration,
         boot_attempts: u32,

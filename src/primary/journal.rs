@@ -224,6 +224,10 @@ impl Display for Bytes {
     }
 }
 
+pub(super) fn lost_connections(count: u64, why: &str) {
+    log::warn!("closed {count} connections so far that were to be handed over: {why}");
+}
+
 fn how(status: ExitStatus) -> String {
     let core = if status.core_dumped() { ", core dumped" } else { "" };
     match (status.code(), status.signal()) {

@@ -3,6 +3,7 @@
 mod journal;
 mod observe;
 mod perform;
+mod relay;
 mod requests;
 mod reread;
 mod sources;
@@ -33,6 +34,7 @@ pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
+use relay::Relay;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -42,6 +44,18 @@ struct Child {
     /// `None` once it was closed by either side.
     channel: Option<PrimaryEnd>,
     row: RowIndex,
+    /// Connections of others that it was sent.
+    sent: u64,
+    /// It leaves: it is sent no more, and has been told so.
+    released: bool,
+    /// It has sent connections itself, and may do so faster than they can be passed on.
+    sends: bool,
+}
+
+impl Child {
+    fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
+        Child { tag, pid, channel, row, sent: 0, released: false, sends: false }
+    }
 }
 
 /// What the primary has in the file system, besides its log.
@@ -63,6 +77,7 @@ pub(crate) struct Primary {
     pid_file: Option<PidFile>,
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
+    relay: Relay,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -127,6 +142,7 @@ impl Primary {
             pid_file,
             board,
             children: BTreeMap::new(),
+            relay: Relay::default(),
             queue: VecDeque::from([Event::Started]),
             entry,
             launcher,

@@ -62,13 +62,17 @@ impl Primary {
 
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
+        let Some(config) = self.newest_config().cloned() else { return };
         let Some(child) = self.children.get(&worker) else { return };
-        let Some(config) = self.newest_config() else { return };
+        let stopping = self.supervisor.stopping();
         let order = ToWorker::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
-            closing: self.supervisor.stopping() || self.loses_a_socket(child.tag.generation),
+            closing: stopping || self.loses_a_socket(child.tag.generation),
+            hand_over: config.hand_over && !stopping,
         };
+        let Some(child) = self.children.get_mut(&worker) else { return };
+        child.released = true;
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
             self.journal.cannot_tell(child.tag, &e);
         }

@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::relay::Relay;
 use super::{Child, Primary};
 use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
-use crate::ipc::{Heard, ToPrimary};
+use crate::ipc::{Heard, ToPrimary, ToWorker};
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::poll::Watch;
@@ -31,6 +32,9 @@ pub(super) const SIGNALS: [Signal; 10] = [
 /// Words taken from one channel in one turn: a flooding worker must not keep the others waiting.
 const WORDS_A_TURN: usize = 16;
 
+/// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
+const LAST_WORDS: usize = 4096;
+
 impl Primary {
     /// The next thing that happened; waits for it.
     pub(super) fn next_event(&mut self) -> Result<Event> {
@@ -47,13 +51,17 @@ impl Primary {
     fn wait(&mut self) -> std::io::Result<()> {
         self.settle_control();
         let deadline = self.supervisor.deadline();
+        let now = Instant::now();
+        self.relay(now);
+        let full = self.relay.is_full();
         let control = self.control.as_ref();
         let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
-        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let until = next.map(|at| at.saturating_duration_since(now));
+        let timeout = until.into_iter().chain(self.relay.pause()).min();
         let open: Vec<WorkerId> = self
             .children
             .iter()
-            .filter(|(_, child)| child.channel.is_some())
+            .filter(|(_, child)| child.channel.is_some() && !(full && child.sends))
             .map(|(id, _)| *id)
             .collect();
         let ready = {
@@ -66,7 +74,7 @@ impl Primary {
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
-                self.queue.extend(child.listen(WORDS_A_TURN));
+                self.queue.extend(child.listen(WORDS_A_TURN, &mut self.relay));
             }
         }
         let mut others = &ready[1 + open.len()..];
@@ -122,7 +130,7 @@ impl Primary {
         for (worker, status) in ended {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
-            self.queue.extend(child.listen(WORDS_A_TURN));
+            self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }
@@ -130,8 +138,8 @@ impl Primary {
 }
 
 impl Child {
-    /// Up to `words` things the worker said.
-    fn listen(&mut self, words: usize) -> Vec<Event> {
+    /// Up to `words` things the worker said. Connections it sends go to `relay`.
+    fn listen(&mut self, words: usize, relay: &mut Relay) -> Vec<Event> {
         let worker = self.tag.id;
         let mut events = Vec::new();
         for _ in 0..words {
@@ -139,7 +147,23 @@ impl Child {
             let event = match channel.hear() {
                 Heard::Nothing => break,
                 Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
-                Heard::Word(ToPrimary::Retiring) => Event::Retiring { worker },
+                Heard::Word(ToPrimary::Retiring) => {
+                    // If its channel is full, it leaves without having heard this.
+                    let _ = channel.send(&ToWorker::Released);
+                    self.released = true;
+                    Event::Retiring { worker }
+                }
+                Heard::Connection(fd, unread) => {
+                    self.sends = true;
+                    relay.take_in(fd, unread, Instant::now());
+                    continue;
+                }
+                Heard::LostConnection => {
+                    relay.lose(1, "no descriptor left (raise LimitNOFILE)");
+                    continue;
+                }
+                // TRAVEL comes as `Connection`.
+                Heard::Word(ToPrimary::Travel(_)) => continue,
                 Heard::Word(ToPrimary::BootFailed(why)) => Event::BootFailed { worker, why },
                 Heard::End => {
                     self.channel = None;

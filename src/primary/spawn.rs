@@ -7,6 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::relay::Relay;
 use super::{Child, Primary};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
@@ -52,8 +53,8 @@ impl Primary {
         match sys::fork::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
-                let channel = Some(PrimaryEnd::new(ours));
-                self.children.insert(tag.id, Child { tag, pid, channel, row });
+                let channel = PrimaryEnd::new(ours);
+                self.children.insert(tag.id, Child::new(tag, pid, Some(channel), row));
                 Ok(pid)
             }
             Fork::Child => {
@@ -112,6 +113,7 @@ impl Primary {
         }
         // Its file stays: it is the primary's.
         self.control = None;
+        self.relay = Relay::default();
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)

@@ -70,6 +70,9 @@ fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
         match channel.hear() {
             Heard::Word(ToPrimary::Ready) => return Ok(()),
             Heard::Word(ToPrimary::BootFailed(why)) => reason = Some(why),
+            Heard::Connection(..) | Heard::LostConnection | Heard::Word(ToPrimary::Travel(_)) => {
+                return Err(failed("it hands over connections".to_string()));
+            }
             Heard::Word(ToPrimary::Retiring) => return Err(failed("it retires".to_string())),
             Heard::Garbage(why) => return Err(failed(why)),
             Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),

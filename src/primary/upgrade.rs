@@ -121,12 +121,9 @@ impl Primary {
                 .map(sys::fd::adopt)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
-            let child = Child {
-                tag: tag(worker),
-                pid: worker.pid,
-                channel: channel.map(PrimaryEnd::new),
-                row: RowIndex::Inherited(worker.row),
-            };
+            let row = RowIndex::Inherited(worker.row);
+            let channel = channel.map(PrimaryEnd::new);
+            let child = Child::new(tag(worker), worker.pid, channel, row);
             self.children.insert(WorkerId(worker.id), child);
         }
         Ok(())

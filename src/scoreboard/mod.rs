@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
-use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, WANTED};
+use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
@@ -36,6 +36,17 @@ pub(crate) enum RowIndex {
     Own(usize),
     /// On the board of the image before this one.
     Inherited(usize),
+}
+
+/// How busy a worker is, as it says itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Load {
+    /// Its loop has not turned for a while, or it does not serve.
+    pub(crate) stale: bool,
+    /// Connections it has open.
+    pub(crate) open: u64,
+    /// Connections of others that it has ever taken.
+    pub(crate) taken_over: u64,
 }
 
 /// The primary's side: leases rows, reads them, keeps the totals.
@@ -142,6 +153,15 @@ impl Scoreboard {
         self.page(row).map(Glance::read).unwrap_or_default()
     }
 
+    /// What a worker says of its load.
+    pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
+        self.page(row).map_or(Load::default(), |page| Load {
+            stale: !row::serves(page, now_ms),
+            open: OPEN.load(page),
+            taken_over: TAKEN_OVER.load(page),
+        })
+    }
+
     /// What the worker that has this row wrote there; `None` if it says that nobody uses it.
     pub(crate) fn figures(&self, row: RowIndex) -> Option<WorkerSnapshot> {
         self.page(row).and_then(WorkerSnapshot::read)
@@ -183,6 +203,11 @@ impl Reader {
             .filter(|page| !own.is(page) && row::can_take_one(page, now_ms))
             .map(|page| OPEN.load(page))
             .min()
+    }
+
+    /// Whether there is another worker that could go on with our connections.
+    pub(crate) fn others_serve(&self, own: &OwnRow, now_ms: u64) -> bool {
+        self.rows().any(|page| !own.is(page) && row::serves(page, now_ms))
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {

@@ -72,6 +72,7 @@ pub struct InFlight {
 
 /// What is counted. A worker's counters are added to the total when it dies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Counters {
     /// Connections accepted.
@@ -88,6 +89,10 @@ pub struct Counters {
     pub panics: u64,
     /// Connections cut by a limit or a deadline.
     pub cut: u64,
+    /// Connections sent to another worker while this one was draining.
+    pub handed_over: u64,
+    /// Connections taken over from another worker.
+    pub taken_over: u64,
 }
 
 impl Counters {
@@ -102,14 +107,29 @@ impl Counters {
             bytes_out: next(),
             panics: next(),
             cut: next(),
+            handed_over: next(),
+            taken_over: next(),
         }
     }
 
     /// Adds all to the counters of a page. Wraps: a worker may have written anything.
     pub(super) fn add_to(&self, page: &Page) {
-        let Counters { accepted, requests, responses, bytes_in, bytes_out, panics, cut } = *self;
-        let [r1, r2, r3, r4, r5] = responses;
-        let values = [accepted, requests, r1, r2, r3, r4, r5, bytes_in, bytes_out, panics, cut];
+        let [r1, r2, r3, r4, r5] = self.responses;
+        let values = [
+            self.accepted,
+            self.requests,
+            r1,
+            r2,
+            r3,
+            r4,
+            r5,
+            self.bytes_in,
+            self.bytes_out,
+            self.panics,
+            self.cut,
+            self.handed_over,
+            self.taken_over,
+        ];
         for (word, value) in COUNTERS.zip(values) {
             Word::at(word).add(page, value);
         }
@@ -125,6 +145,8 @@ impl Counters {
             bytes_out: self.bytes_out.min(most),
             panics: self.panics.min(most),
             cut: self.cut.min(most),
+            handed_over: self.handed_over.min(most),
+            taken_over: self.taken_over.min(most),
         }
     }
 
@@ -141,6 +163,8 @@ impl Counters {
             bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
             panics: self.panics.wrapping_add(other.panics),
             cut: self.cut.wrapping_add(other.cut),
+            handed_over: self.handed_over.wrapping_add(other.handed_over),
+            taken_over: self.taken_over.wrapping_add(other.taken_over),
         }
     }
 }

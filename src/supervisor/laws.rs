@@ -149,7 +149,11 @@ impl Laws {
             Action::Answer { ticket, .. } => {
                 assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
             }
-            Action::Report(_) | Action::ReadConfig(_) => {}
+            Action::Report(_)
+            | Action::ReadConfig(_)
+            | Action::Prove
+            | Action::StopProof
+            | Action::TakeOver => {}
             Action::KeepGenerations(_) | Action::Look { .. } => {}
             Action::Exit(_) => {
                 assert!(self.tickets.is_empty(), "everybody is answered in the end: {story}");

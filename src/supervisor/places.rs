@@ -29,7 +29,7 @@ impl Supervisor {
         self.places.iter().any(|p| p.holder == Some(worker) || p.successor == Some(worker))
     }
 
-    pub(super) fn serves(&self, worker: WorkerId) -> bool {
+    pub(crate) fn serves(&self, worker: WorkerId) -> bool {
         self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
     }
 

@@ -26,7 +26,12 @@ impl World {
                 let vitals = self.look(*memory);
                 self.plan(ms(0), Happening::Sees(vitals));
             }
-            Action::Report(_) | Action::Answer { .. } | Action::KeepGenerations(_) => {}
+            Action::Report(_)
+            | Action::Answer { .. }
+            | Action::KeepGenerations(_)
+            | Action::Prove
+            | Action::StopProof
+            | Action::TakeOver => {}
             Action::CloseListeners => {}
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
