@@ -28,7 +28,7 @@ type File = Box<dyn FnMut(&Policy, &mut Dice) -> (Duration, Result<Policy, Strin
 enum Happening {
     ForkReturns(WorkerId),
     Does(WorkerId, Deed),
-    Asks(Intent, Option<u64>),
+    Asks(Intent),
     ReadsConfig,
     Sees(Vec<Vitals>),
 }
@@ -171,7 +171,7 @@ impl World {
     }
 
     pub(super) fn ask_in(&mut self, time: Duration, intent: Intent) {
-        self.plan(time, Happening::Asks(intent, None));
+        self.plan(time, Happening::Asks(intent));
     }
 
     /// Somebody asks who waits for the answer. After the end nobody is there to be asked.
@@ -180,10 +180,6 @@ impl World {
             let by = Asker { who: "control".to_string(), ticket: Some(ticket) };
             self.tell(Event::Asked { intent, by });
         }
-    }
-
-    pub(super) fn request_in(&mut self, time: Duration, ticket: u64, intent: Intent) {
-        self.plan(time, Happening::Asks(intent, Some(ticket)));
     }
 
     /// Stops every process of the group for so long, the primary and its workers.

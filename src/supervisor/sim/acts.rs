@@ -66,8 +66,7 @@ impl World {
 
     pub(super) fn happens(&mut self, happening: Happening) {
         match happening {
-            Happening::Asks(intent, None) => self.ask(intent),
-            Happening::Asks(intent, Some(ticket)) => self.request(ticket, intent),
+            Happening::Asks(intent) => self.ask(intent),
             Happening::ReadsConfig => {
                 if let Some(outcome) = self.read.take() {
                     self.tell(Event::ConfigRead { outcome });

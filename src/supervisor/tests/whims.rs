@@ -47,7 +47,7 @@ fn obey(world: &mut World, number: u64, whim: Whim) {
         Whim::Sleep(time) => return world.stop_primary(ms(time)),
         Whim::Suspend(time) => return world.suspend(ms(time)),
     };
-    if number % 2 == 0 { world.request(number, intent) } else { world.ask(intent) }
+    if number.is_multiple_of(2) { world.request(number, intent) } else { world.ask(intent) }
 }
 
 fn limits() -> impl Strategy<Value = Policy> {
