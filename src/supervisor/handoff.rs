@@ -50,7 +50,10 @@ impl Supervisor {
                     member.ready = Some(now - one.age);
                     place.holder = Some(one.tag.id);
                 }
-                None => member.state = State::Draining { deadline },
+                None => {
+                    member.state = State::Draining { deadline };
+                    mind.untold.push(one.tag.id);
+                }
             }
             mind.members.insert(one.tag.id, member);
         }
@@ -61,9 +64,8 @@ impl Supervisor {
     }
 
     /// Workers that the image before this one had told to leave, or had not got to know, are told again.
-    pub(super) fn renew_drains(&self, actions: &mut Vec<Action>) {
-        let leaving = |member: &&Member| matches!(member.state, State::Draining { .. });
-        actions.extend(self.members.values().filter(leaving).map(|m| Action::Drain(m.tag.id)));
+    pub(super) fn renew_drains(&mut self, actions: &mut Vec<Action>) {
+        actions.extend(std::mem::take(&mut self.untold).into_iter().map(Action::Drain));
     }
 
     pub(super) fn upgrade(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {

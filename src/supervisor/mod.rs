@@ -78,6 +78,8 @@ pub(crate) struct Supervisor {
     backoff: Backoff,
     /// The reload under way.
     roll: Option<Roll>,
+    /// Workers of the image before this one that are to be told to leave.
+    untold: Vec<WorkerId>,
     /// The upgrade under way.
     handoff: Option<Handoff>,
     /// New workers that somebody killed since it began to roll.
@@ -105,6 +107,7 @@ impl Supervisor {
             watch: Watch::new(seed),
             policy,
             roll: None,
+            untold: Vec::new(),
             handoff: None,
             roll_kills: 0,
             waiting: Vec::new(),

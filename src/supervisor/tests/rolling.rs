@@ -196,10 +196,3 @@ fn stop_wins_over_reload() {
         }
     }
 }
-
-#[test]
-fn an_upgrade_is_refused_and_says_so() {
-    let mut world = reloadable(policy(1), |_, _| None);
-    world.request(1, Intent::Upgrade);
-    assert_eq!(refusal(&world), "this is not supported yet");
-}
