@@ -1,8 +1,8 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -12,9 +12,12 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::ListenerSet;
-use crate::primary::Primary;
+use crate::pid_file::PidFile;
+use crate::primary::{self, Files, Primary, Reread};
+use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
+use crate::upgrade::{self, Inherited, Launcher, Manifest};
 use crate::worker::{self, App, BoxError, Stream, Worker};
 
 /// A cluster of forked workers behind one listening socket.
@@ -36,16 +39,24 @@ use crate::worker::{self, App, BoxError, Stream, Worker};
 ///     })
 /// }
 /// ```
-#[derive(Debug)]
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Cluster {
     config: Config,
+    reread: Reread,
 }
 
 impl Cluster {
     /// A cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
-        Cluster { config }
+        let same = config.clone();
+        Cluster { config, reread: Box::new(move || Ok(same.clone())) }
+    }
+
+    /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
+    /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
+    pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
+        self.reread = Box::new(read);
+        self
     }
 
     /// Loads data once, in the primary, after the sockets are bound and before the first fork: every worker,
@@ -81,7 +92,7 @@ impl Cluster {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        run(self.config, || Ok(worker::http_app(app)))
+        self.run(|| Ok(worker::http_app(app)))
     }
 
     /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
@@ -94,12 +105,74 @@ impl Cluster {
         A: Fn(Worker, Stream) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
-        run(self.config, || Ok(worker::connection_app(app)))
+        self.run(|| Ok(worker::connection_app(app)))
+    }
+}
+
+impl Cluster {
+    /// The whole story: bind or take over, load, fork and supervise.
+    fn run(self, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+        let launcher = Launcher::of_this_process()?;
+        let left = match Inherited::take()? {
+            Some(Inherited::Proof { manifest, answer }) => {
+                return Ok(self.show_fitness(&manifest, &answer, make));
+            }
+            Some(Inherited::Manifest(manifest)) => Some(manifest),
+            None => None,
+        };
+        // Descriptors are connections; a limit that cannot be raised is met when it is reached.
+        if let Err(e) = sys::process::raise_open_files() {
+            log::warn!("cannot raise the limit on open files: {e}");
+        }
+        let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        let listeners = self.listeners(left.as_ref())?;
+        let app = make()?;
+        let enter = Box::new(move |seed| worker::enter(seed, &app));
+        let files = Files { listeners, pid_file };
+        let primary = Primary::new(self.config, self.reread, files, enter, launcher, left)?;
+        Ok(ExitCode::from(match primary.run()? {
+            Outcome::Stopped => exit::OK,
+            Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
+        }))
+    }
+
+    /// The sockets of the image before this one, and those that only our configuration names.
+    fn listeners(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
+        let mut set = ListenerSet::default();
+        let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
+        for (passed, owner) in passed {
+            let fd = sys::fd::adopt(passed.fd).map_err(|e| {
+                Error::system(format!("take over the socket of {}", passed.addr), e)
+            })?;
+            set.inherit(passed.addr.parse()?, fd, owner)?;
+        }
+        set.open_missing(&self.config.bind, self.config.backlog)?;
+        Ok(set)
+    }
+
+    /// As a child of the primary that wants to become this binary: does all that can fail before it does so,
+    /// and tells it how that went.
+    fn show_fitness(
+        self,
+        manifest: &Manifest,
+        answer: &OwnedFd,
+        make: impl FnOnce() -> Result<App>,
+    ) -> ExitCode {
+        let unblocked =
+            sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
+        let outcome =
+            unblocked.and_then(|()| self.listeners(Some(manifest))).and_then(|listeners| {
+                drop(listeners);
+                let app = make()?;
+                let enter: Entry = Box::new(move |seed| worker::enter(seed, &app));
+                primary::prove(self.config, &enter)
+            });
+        upgrade::answer(answer, &outcome);
+        ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
 }
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].
-#[derive(Debug)]
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Preloaded<L> {
     cluster: Cluster,
@@ -124,7 +197,7 @@ impl<L> Preloaded<L> {
         B::Error: Into<BoxError>,
     {
         let load = self.load;
-        run(self.cluster.config, || {
+        self.cluster.run(|| {
             let data = &*Box::leak(Box::new(load_in_thread(load)?));
             Ok(worker::http_app(move |worker| app(worker, data)))
         })
@@ -140,20 +213,4 @@ fn load_in_thread<T: Send + 'static>(
         .map_err(|e| Error::system("start the preload thread", e))?;
     let panicked = |_| Error::application("preload", "it panicked (see above)");
     thread.join().map_err(panicked)?
-}
-
-/// The whole story: bind, load, fork and supervise.
-fn run(config: Config, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
-    // Descriptors are connections; a limit that cannot be raised is met when it is reached.
-    if let Err(e) = sys::process::raise_open_files() {
-        log::warn!("cannot raise the limit on open files: {e}");
-    }
-    let listeners = ListenerSet::acquire(&config.bind, config.backlog)?;
-    let app = make()?;
-    let enter = move |seed| worker::enter(seed, &app);
-    let outcome = Primary::new(Rc::new(config), listeners, Box::new(enter))?.run()?;
-    Ok(ExitCode::from(match outcome {
-        Outcome::Stopped => exit::OK,
-        Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
-    }))
 }

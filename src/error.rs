@@ -2,6 +2,7 @@
 //!
 //! Every text names the operation and the object, in lower case, and where there is one, what to do next.
 
+use std::path::Path;
 use std::{fmt, io};
 
 /// What the library's fallible calls return.
@@ -26,6 +27,14 @@ pub(crate) enum Kind {
     /// A system call that failed: the operation with its object, and the cause.
     #[error("cannot {what}: {source}")]
     System { what: String, source: io::Error },
+    /// Nobody at the control socket.
+    #[error(
+        "nobody answers at {path} ({why}): start one with `prefork serve`, or name its --control PATH"
+    )]
+    Unreachable { path: String, why: String },
+    /// A running primary did not do what it was asked.
+    #[error("{0}")]
+    Refused(String),
     /// What the application's own code said.
     #[error("{what}: {why}")]
     Application { what: &'static str, why: String },
@@ -35,11 +44,11 @@ pub(crate) enum Kind {
 pub mod exit {
     /// Stopped as asked.
     pub const OK: u8 = 0;
-    /// The primary itself failed (a bug or a system call that should not fail).
+    /// The primary itself failed (a bug or a system call that should not fail), or refused what it was asked.
     pub const FAILURE: u8 = 1;
     /// The command line is wrong.
     pub const USAGE: u8 = 64;
-    /// An address cannot be bound, or is taken (`EX_UNAVAILABLE`).
+    /// An address cannot be bound, or is taken, or nobody answers at it (`EX_UNAVAILABLE`).
     pub const UNAVAILABLE: u8 = 69;
     /// The workers cannot boot (`EX_SOFTWARE`).
     pub const WORKERS_CANNOT_BOOT: u8 = 70;
@@ -62,6 +71,14 @@ impl Error {
         Kind::System { what: what.into(), source: source.into() }.into()
     }
 
+    pub(crate) fn unreachable(path: &Path, why: impl fmt::Display) -> Error {
+        Kind::Unreachable { path: path.display().to_string(), why: why.to_string() }.into()
+    }
+
+    pub(crate) fn refused(why: impl Into<String>) -> Error {
+        Kind::Refused(why.into()).into()
+    }
+
     /// An error of the application: what it was doing, and why that failed.
     pub fn application(what: &'static str, why: impl fmt::Display) -> Error {
         Kind::Application { what, why: why.to_string() }.into()
@@ -71,7 +88,8 @@ impl Error {
     pub fn exit_status(&self) -> u8 {
         match *self.0 {
             Kind::Config(_) => exit::CONFIG,
-            Kind::Bind { .. } => exit::UNAVAILABLE,
+            Kind::Bind { .. } | Kind::Unreachable { .. } => exit::UNAVAILABLE,
+            Kind::Refused(_) => exit::FAILURE,
             Kind::Fork(_) | Kind::System { .. } => exit::OS,
             Kind::Application { .. } => exit::WORKERS_CANNOT_BOOT,
         }

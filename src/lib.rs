@@ -14,15 +14,20 @@
 
 mod cluster;
 mod config;
+pub mod control;
 mod error;
 mod identity;
 mod ipc;
 mod listener;
+mod pid_file;
 mod primary;
 mod scoreboard;
 mod seed;
+mod socket_file;
+mod span;
 mod supervisor;
 mod sys;
+mod upgrade;
 mod worker;
 
 mod app;
@@ -30,7 +35,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;

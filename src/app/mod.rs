@@ -9,7 +9,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use hyper::service::service_fn;
+use http_body_util::Either;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper_util::service::TowerToHyperService;
 use tower_http::services::ServeDir;
 
 use crate::{Cluster, Config, Result};
@@ -26,26 +30,23 @@ pub(crate) struct Options {
     pub(crate) faults: bool,
 }
 
-/// Runs the built-in application.
-pub(crate) fn serve(config: Config, options: Options) -> Result<ExitCode> {
-    let cluster = Cluster::new(config);
-    if options.faults {
-        log::warn!("--faults is on: anybody who reaches the port can crash or hang a worker");
-    }
-    if let Some(root) = options.root {
-        log::info!("serving the files of {}", root.display());
-        return cluster.serve(move |_| {
-            let files = ServeDir::new(&root);
-            async move { Ok(hyper_util::service::TowerToHyperService::new(files)) }
-        });
-    }
-    cluster.serve(move |worker| {
-        let routes = Rc::new(Routes::new(worker, options.clone()));
-        async move {
-            Ok(service_fn(move |request| {
-                let routes = Rc::clone(&routes);
-                async move { Ok::<_, std::convert::Infallible>(routes.answer(request).await) }
-            }))
-        }
+/// Runs the built-in application. Its options are attached to the configuration.
+pub(crate) fn serve(
+    config: Config,
+    reread: impl Fn() -> Result<Config> + 'static,
+) -> Result<ExitCode> {
+    Cluster::new(config).reload_with(reread).serve(|worker| async move {
+        let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
+        let files = options.root.as_ref().map(|root| TowerToHyperService::new(ServeDir::new(root)));
+        let routes = Rc::new(Routes::new(worker, options));
+        Ok(service_fn(move |request: Request<Incoming>| {
+            let (files, routes) = (files.clone(), Rc::clone(&routes));
+            async move {
+                match files {
+                    Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
+                    None => Ok(routes.answer(request).await.map(Either::Left)),
+                }
+            }
+        }))
     })
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::ctl::{self, Call};
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
 use crate::config::raw::RawFlags;
@@ -21,6 +22,8 @@ pub(super) enum Verb {
         /// For programs instead of people.
         json: bool,
     },
+    /// Ask a running primary.
+    Ask(Call),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -36,7 +39,10 @@ PORT, WEB_CONCURRENCY and RUST_LOG are honoured below PREFORK_BIND, PREFORK_WORK
 const SIGNALS: &str = "\
 Signals:
   TERM, INT   stop gracefully; a second one stops now
-  QUIT        stop now";
+  QUIT        stop now
+  HUP         reload: replace the workers one by one
+  TTIN, TTOU  one worker more, one less
+  USR2        upgrade to the binary that now stands at the same path";
 
 const SERVE_EXAMPLES: &str = "\
 Examples:
@@ -60,6 +66,7 @@ pub(super) fn command() -> Command {
         // One line for each verb.
         .subcommand(serve())
         .subcommand(check())
+        .subcommands(ctl::commands())
 }
 
 fn serve() -> Command {
@@ -126,9 +133,14 @@ pub(super) fn parse(
         Some(("check", matches)) => {
             Ok(Verb::Check { flags: flags(matches), json: matches.get_flag("json") })
         }
-        // Cannot be reached while every verb of `command` has its arm above.
-        _ => Err(command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")),
+        Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
+        None => Err(unknown_verb()),
     }
+}
+
+/// Cannot be reached while every verb of `command` has its arm above.
+fn unknown_verb() -> clap::Error {
+    command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")
 }
 
 fn flags(matches: &ArgMatches) -> RawFlags {
@@ -158,7 +170,8 @@ mod tests {
 
     #[test]
     fn flags_are_the_key_table() {
-        for verb in command().get_subcommands() {
+        let settings = |verb: &&Command| ["serve", "check"].contains(&verb.get_name());
+        for verb in command().get_subcommands().filter(settings) {
             let keys = KEYS.iter().map(|key| key.name);
             let mut wanted: Vec<&str> = keys.chain(["config", "help"]).collect();
             if verb.get_name() == "check" {

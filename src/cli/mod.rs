@@ -2,8 +2,10 @@
 
 mod args;
 mod check;
+mod ctl;
 mod logger;
 mod serve;
+mod status;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -20,6 +22,7 @@ pub fn main() -> ExitCode {
     let done = match verb {
         args::Verb::Serve(flags) => serve::run(flags),
         args::Verb::Check { flags, json } => check::run(flags, json),
+        args::Verb::Ask(call) => ctl::run(call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);
@@ -40,13 +43,18 @@ fn complain(text: &dyn Display) {
     let _ = writeln!(io::stderr(), "prefork: {}", logger::one_line(&text.to_string()));
 }
 
-/// Prints the answer of a verb. A reader that has seen enough (`| head`) is no failure.
+/// Prints the answer of a verb.
 fn answer(text: &str) -> Result<ExitCode> {
+    print(text)?;
+    Ok(ExitCode::from(exit::OK))
+}
+
+/// Prints to standard output; `false` when its reader has seen enough (`| head`), which is no failure.
+fn print(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(crate::Error::system("write to standard output", error))
-        }
-        _ => Ok(ExitCode::from(exit::OK)),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(crate::Error::system("write to standard output", error)),
     }
 }

@@ -3,25 +3,37 @@
 use std::process::ExitCode;
 
 use super::logger;
-use crate::ListenAddr;
 use crate::app::{self, Options};
-use crate::config::raw::{Inputs, RawFlags};
+use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::upgrade;
+use crate::{Config, ListenAddr};
 
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
-    let settings = Inputs::of_process(flags).resolve()?;
+    let inputs = Inputs::of_process(flags);
+    let settings = inputs.resolve()?;
     tidy_descriptors(&settings.config.bind)?;
     logger::init(&settings.log);
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
-    let options = Options {
-        root: settings.app.root,
-        max_body_size: settings.app.max_body_size,
-        faults: settings.app.faults,
-    };
-    app::serve(settings.config, options)
+    if settings.app.faults {
+        log::warn!("--faults is on: anybody who reaches the port can crash or hang a worker");
+    }
+    app::serve(configure(settings)?, move || {
+        let settings = inputs.resolve()?;
+        for warning in &settings.warnings {
+            log::warn!("{warning}");
+        }
+        configure(settings)
+    })
+}
+
+/// The cluster's configuration with the application's options attached, so that a reload changes both.
+fn configure(settings: Settings) -> Result<Config> {
+    let AppSettings { root, max_body_size, faults } = settings.app;
+    settings.config.rebuild().titles(true).attach(Options { root, max_body_size, faults }).build()
 }
 
 /// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in
@@ -29,6 +41,10 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
 fn tidy_descriptors(bind: &[ListenAddr]) -> Result<()> {
     sys::fd::fill_standard_streams()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
+    if upgrade::is_inherited() {
+        // Our own image before this one has left nothing open by accident.
+        return Ok(());
+    }
     let passed: Vec<i32> = bind
         .iter()
         .filter_map(|addr| match addr {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Config, ConfigBuilder};
+use super::{Config, ConfigBuilder, ControlSocket};
 use crate::error::{Error, Result};
 
 /// What the built-in application needs to know.
@@ -58,6 +58,7 @@ impl Draft {
 
 impl Default for Draft {
     fn default() -> Draft {
-        Draft { config: Config::default(), app: AppSettings::default(), log: "info".to_string() }
+        let config = Config { control: ControlSocket::Auto, ..Config::default() };
+        Draft { config, app: AppSettings::default(), log: "info".to_string() }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub(crate) const CONFIG_VAR: &str = "PREFORK_CONFIG";
 
 /// Variables that begin like ours, mean something to us, and are no key.
-const NOT_KEYS: &[&str] = &[CONFIG_VAR];
+const NOT_KEYS: &[&str] = &["PREFORK_PROOF", "PREFORK_MANIFEST", CONFIG_VAR];
 
 /// The variables that are set; an empty one counts as unset.
 pub(super) struct Environment(BTreeMap<String, String>);

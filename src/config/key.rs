@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Workers;
+use super::control::{self, ControlSocket};
 use super::draft::Draft;
 use super::said::{Problem, Said};
 use super::value;
@@ -51,6 +52,10 @@ pub(crate) enum Field {
     Switch(fn(&mut Draft) -> &mut bool),
     /// A directory that exists.
     Directory(fn(&mut Draft) -> &mut Option<PathBuf>),
+    /// A file that may be made.
+    File(fn(&mut Draft) -> &mut Option<PathBuf>),
+    /// A path, `auto` or `off`.
+    Control(fn(&mut Draft) -> &mut ControlSocket),
     /// An `env_logger` filter.
     Filter(fn(&mut Draft) -> &mut String),
 }
@@ -80,6 +85,8 @@ impl Key {
             Field::Size(_) | Field::Length(_) => "SIZE",
             Field::Switch(_) => "BOOL",
             Field::Directory(_) => "DIR",
+            Field::File(_) => "FILE",
+            Field::Control(_) => "PATH",
             Field::Filter(_) => "FILTER",
         }
     }
@@ -102,6 +109,8 @@ impl Key {
                 };
             }
             Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
+            Field::File(place) => *place(draft) = Some(said.one(value::file)?),
+            Field::Control(place) => *place(draft) = said.one(control::read)?,
             Field::Filter(place) => *place(draft) = said.one(value::filter)?,
         }
         Ok(())
@@ -121,9 +130,10 @@ impl Key {
             Field::Size(place) => value::show_size(*place(draft) as u64),
             Field::Length(place) => value::show_size(*place(draft)),
             Field::Switch(place) => place(draft).to_string(),
-            Field::Directory(place) => {
+            Field::Directory(place) | Field::File(place) => {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
+            Field::Control(place) => control::show(place(draft)),
             Field::Filter(place) => place(draft).clone(),
         }
     }

@@ -8,6 +8,7 @@ use super::value;
 mod group {
     pub(super) const LISTENING: &str = "Listening";
     pub(super) const WORKERS: &str = "Workers";
+    pub(super) const RELOADING: &str = "Reloading";
     pub(super) const STOPPING: &str = "Stopping";
     pub(super) const HTTP: &str = "HTTP";
     pub(super) const APPLICATION: &str = "Built-in application";
@@ -67,6 +68,54 @@ pub(crate) static KEYS: &[Key] = &[
         "A worker that dies sooner than this after it was ready is crash-looping",
     ),
     key(
+        "max-requests",
+        group::WORKERS,
+        Field::Count(|d| &mut d.config.max_requests),
+        "Replace a worker after so many requests, less up to a fifth; 0 is never",
+    ),
+    key(
+        "max-rss",
+        group::WORKERS,
+        Field::Length(|d| &mut d.config.max_rss),
+        "Replace a worker that uses more memory than this; 0 is never",
+    ),
+    key(
+        "max-rss-hard",
+        group::WORKERS,
+        Field::Length(|d| &mut d.config.max_rss_hard),
+        "Kill and replace a worker that uses more memory than this; 0 is never",
+    ),
+    key(
+        "max-lifetime",
+        group::WORKERS,
+        Field::Duration(|d| &mut d.config.max_lifetime),
+        "Replace a worker of this age, less up to a fifth; 0 is never",
+    ),
+    key(
+        "stall-warn",
+        group::WORKERS,
+        Field::Duration(|d| &mut d.config.stall_warn),
+        "Name the request when an event loop has not turned for this long; 0 is never",
+    ),
+    key(
+        "stall-timeout",
+        group::WORKERS,
+        Field::Duration(|d| &mut d.config.stall_timeout),
+        "Kill and replace a worker whose event loop has not turned for this long; 0 is never",
+    ),
+    key(
+        "reload-surge",
+        group::RELOADING,
+        Field::Count(|d| &mut d.config.reload_surge),
+        "Workers a reload starts beyond the wanted number at a time; 0 is a quarter",
+    ),
+    key(
+        "reload-max-unavailable",
+        group::RELOADING,
+        Field::Count(|d| &mut d.config.reload_max_unavailable),
+        "Workers that may be missing during a reload",
+    ),
+    key(
         "graceful-timeout",
         group::STOPPING,
         Field::Duration(|d| &mut d.config.graceful_timeout),
@@ -77,6 +126,12 @@ pub(crate) static KEYS: &[Key] = &[
         group::STOPPING,
         Field::Duration(|d| &mut d.config.linger_timeout),
         "How long a stopping worker keeps idle connections for late requests",
+    ),
+    key(
+        "hand-over",
+        group::STOPPING,
+        Field::Switch(|d| &mut d.config.hand_over),
+        "A worker that is replaced hands its idle connections to another one",
     ),
     key(
         "header-timeout",
@@ -125,6 +180,18 @@ pub(crate) static KEYS: &[Key] = &[
         group::APPLICATION,
         Field::Switch(|d| &mut d.app.faults),
         "Offer paths that crash or hang a worker on purpose, for trials only",
+    ),
+    key(
+        "pid-file",
+        group::GENERAL,
+        Field::File(|d| &mut d.config.pid_file),
+        "Write the primary's pid to this file",
+    ),
+    key(
+        "control",
+        group::GENERAL,
+        Field::Control(|d| &mut d.config.control),
+        "Socket for prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
     ),
     Key {
         aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],

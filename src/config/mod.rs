@@ -3,6 +3,7 @@
 //! Two steps, kept apart: `raw` is what was *said* (flags, environment, file; each value remembers its
 //! source), [`Config`] is what it *means*: every value present and within its bounds.
 
+mod control;
 mod draft;
 mod environment;
 mod file;
@@ -14,12 +15,17 @@ pub(crate) mod raw;
 mod said;
 mod value;
 
+use std::any::Any;
+use std::fmt;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
+pub use control::ControlSocket;
 pub(crate) use policy::Policy;
 
 /// How many workers to fork.
@@ -58,6 +64,16 @@ impl Workers {
     }
 }
 
+/// Settings of the application that travel with a configuration, so that a reload changes both or neither.
+#[derive(Clone, Default)]
+struct Attached(Option<Rc<dyn Any>>);
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Attached" } else { "None" })
+    }
+}
+
 /// The configuration of a cluster. Made by [`Config::builder`]; every field has a default.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -74,12 +90,38 @@ pub struct Config {
     /// How long a stopping worker keeps an idle kept-alive connection open, so that a request which
     /// is already on its way is answered instead of reset. Default: 1 s.
     pub linger_timeout: Duration,
+    /// A worker that leaves while others go on serving hands its kept-alive HTTP/1.1 connections to
+    /// them, between two requests, instead of closing them. Default: on.
+    pub hand_over: bool,
     /// How long a worker may take from fork to READY. Default: 30 s.
     pub boot_timeout: Duration,
     /// A worker that dies sooner than this after READY counts towards a crash loop. Default: 1 s.
     pub min_uptime: Duration,
     /// Failed rounds before any worker was ever ready, after which the primary gives up. Default: 5.
     pub boot_attempts: u32,
+    /// Workers that a reload may start beyond the wanted number, at a time. 0 stands for a quarter of the
+    /// workers, rounded up. Default: 0.
+    pub reload_surge: u32,
+    /// Workers that may be missing during a reload: those are stopped before their successors start, which
+    /// saves memory and costs capacity. Default: 0.
+    pub reload_max_unavailable: u32,
+    /// A worker is replaced after so many requests, less up to a fifth, so that not all are at the same time.
+    /// 0: never. Default: 0.
+    pub max_requests: u32,
+    /// A worker that uses more resident memory than this, in bytes, is replaced when it has finished what is
+    /// open. 0: never. Default: 0.
+    pub max_rss: u64,
+    /// A worker that uses more resident memory than this, in bytes, is killed and replaced. 0: never.
+    /// Default: 0.
+    pub max_rss_hard: u64,
+    /// A worker is replaced at this age, less up to a fifth. 0: never. Default: 0.
+    pub max_lifetime: Duration,
+    /// An event loop that has not turned for this long is logged with the request it is working on. 0: never.
+    /// Default: 1 s.
+    pub stall_warn: Duration,
+    /// A worker whose event loop has not turned for this long is killed and replaced. 0: never.
+    /// Default: 30 s.
+    pub stall_timeout: Duration,
     /// How long a client may take to send a request head. Default: 10 s.
     pub header_timeout: Duration,
     /// How long a kept-alive connection may stay idle. Default: 65 s (longer than the 60 s of common
@@ -94,6 +136,15 @@ pub struct Config {
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,
+    /// Where the primary writes its pid, for others to read: mode 0644, locked while it runs, removed at its
+    /// end. Default: none.
+    pub pid_file: Option<PathBuf>,
+    /// Show `prefork: primary` and `prefork: worker 3 (gen 2)` as command lines. Default: off; the `prefork`
+    /// command turns it on.
+    pub titles: bool,
+    /// Where the primary answers `prefork status` and the like. Default: [`ControlSocket::Off`].
+    pub control: ControlSocket,
+    attached: Attached,
 }
 
 impl Config {
@@ -102,15 +153,39 @@ impl Config {
         ConfigBuilder { config: Config::default() }
     }
 
+    /// What the application attached with [`ConfigBuilder::attach`], if it is of this type.
+    pub fn attached<T: 'static>(&self) -> Option<&T> {
+        self.attached.0.as_ref()?.downcast_ref()
+    }
+
+    /// Back to a builder, to change a configuration.
+    pub fn rebuild(self) -> ConfigBuilder {
+        ConfigBuilder { config: self }
+    }
+
     pub(crate) fn policy(&self) -> Policy {
+        let workers = self.workers.resolve();
+        let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
+        let number = |n: u64| Some(n).filter(|n| *n > 0);
         Policy {
-            workers: self.workers.resolve(),
+            workers,
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
             min_uptime: self.min_uptime,
             boot_attempts: self.boot_attempts,
             backoff_first: Duration::from_millis(100),
             backoff_max: Duration::from_secs(15),
+            surge: match self.reload_surge {
+                0 => workers.div_ceil(4),
+                n => n,
+            },
+            max_unavailable: self.reload_max_unavailable,
+            max_requests: number(self.max_requests.into()),
+            max_rss: number(self.max_rss),
+            max_rss_hard: number(self.max_rss_hard),
+            max_lifetime: duration(self.max_lifetime),
+            stall_warn: duration(self.stall_warn),
+            stall_timeout: duration(self.stall_timeout),
         }
     }
 }
@@ -123,15 +198,28 @@ impl Default for Config {
             backlog: 4096,
             graceful_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(1),
+            hand_over: true,
             boot_timeout: Duration::from_secs(30),
             min_uptime: Duration::from_secs(1),
             boot_attempts: 5,
+            reload_surge: 0,
+            reload_max_unavailable: 0,
+            max_requests: 0,
+            max_rss: 0,
+            max_rss_hard: 0,
+            max_lifetime: Duration::ZERO,
+            stall_warn: Duration::from_secs(1),
+            stall_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(65),
             max_header_size: 16 * 1024,
             worker_connections: 10_000,
             pipeline_flush: false,
             http2: true,
+            pid_file: None,
+            titles: false,
+            control: ControlSocket::Off,
+            attached: Attached::default(),
         }
     }
 }
@@ -160,15 +248,34 @@ impl ConfigBuilder {
         backlog: u32,
         graceful_timeout: Duration,
         linger_timeout: Duration,
+        hand_over: bool,
         boot_timeout: Duration,
         min_uptime: Duration,
         boot_attempts: u32,
+        reload_surge: u32,
+        reload_max_unavailable: u32,
+        max_requests: u32,
+        max_rss: u64,
+        max_rss_hard: u64,
+        max_lifetime: Duration,
+        stall_warn: Duration,
+        stall_timeout: Duration,
         header_timeout: Duration,
         keep_alive_timeout: Duration,
         max_header_size: usize,
         worker_connections: u32,
         pipeline_flush: bool,
         http2: bool,
+        pid_file: Option<PathBuf>,
+        titles: bool,
+        control: ControlSocket,
+    }
+
+    /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of
+    /// the new configuration to the new workers.
+    pub fn attach<T: 'static>(mut self, settings: T) -> ConfigBuilder {
+        self.config.attached = Attached(Some(Rc::new(settings)));
+        self
     }
 
     /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH` or `fd://N`.
@@ -195,6 +302,9 @@ impl ConfigBuilder {
             ("linger-timeout", c.linger_timeout, Duration::ZERO),
             ("boot-timeout", c.boot_timeout, Duration::from_millis(1)),
             ("min-uptime", c.min_uptime, Duration::ZERO),
+            ("max-lifetime", c.max_lifetime, Duration::ZERO),
+            ("stall-warn", c.stall_warn, Duration::ZERO),
+            ("stall-timeout", c.stall_timeout, Duration::ZERO),
             ("header-timeout", c.header_timeout, Duration::from_millis(1)),
             ("keep-alive-timeout", c.keep_alive_timeout, Duration::from_millis(1)),
         ] {

@@ -19,4 +19,21 @@ pub(crate) struct Policy {
     pub backoff_first: Duration,
     /// The longest delay between two rounds.
     pub backoff_max: Duration,
+    /// How many workers beyond the wanted number a reload may start at a time. At least 1, or
+    /// `max_unavailable` is.
+    pub surge: u32,
+    /// How many workers may be missing during a reload.
+    pub max_unavailable: u32,
+    /// A worker is replaced after about so many requests. `None`: never.
+    pub max_requests: Option<u64>,
+    /// A worker with more resident memory than this is replaced.
+    pub max_rss: Option<u64>,
+    /// A worker with more resident memory than this is killed.
+    pub max_rss_hard: Option<u64>,
+    /// A worker is replaced when it is about that old.
+    pub max_lifetime: Option<Duration>,
+    /// An event loop that has not turned for this long is reported. `None`: never.
+    pub stall_warn: Option<Duration>,
+    /// An event loop that has not turned for this long is killed. `None`: never.
+    pub stall_timeout: Option<Duration>,
 }

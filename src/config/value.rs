@@ -122,6 +122,13 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
 }
 
 /// What `env_logger` would only warn about (and then ignore) is an error here.
+pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+    match text {
+        "" => Err("is empty: give the path of a file".to_string()),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
 pub(super) fn filter(text: &str) -> Result<String, String> {
     let (directives, pattern) = text.split_once('/').unwrap_or((text, ""));
     let level_is_known = |directive: &str| match directive.split_once('=') {

@@ -2,15 +2,21 @@
 
 use std::time::Duration;
 
-use super::{ToPrimary, ToWorker};
+use super::{ToPrimary, ToWorker, Unread};
 
-/// The largest message in bytes. Longer text is cut when it is encoded.
-pub(crate) const CAP: usize = 4096;
+/// The largest message in bytes: a connection with all the unread bytes it may have.
+pub(crate) const CAP: usize = 1 + Unread::MOST;
+
+/// The longest text in bytes; what is longer is cut when it is encoded.
+const TEXT: usize = 4095;
 
 const READY: u8 = 0x01;
 const BOOT_FAILED: u8 = 0x02;
 const RETIRING: u8 = 0x03;
+const TRAVEL: u8 = 0x04;
 const DRAIN: u8 = 0x81;
+const ARRIVE: u8 = 0x82;
+const RELEASED: u8 = 0x83;
 
 /// Why a message is not one of ours.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,9 +34,10 @@ impl ToPrimary {
             ToPrimary::Retiring => vec![RETIRING],
             ToPrimary::BootFailed(why) => {
                 let mut bytes = vec![BOOT_FAILED];
-                bytes.extend(why.bytes().take(CAP - 1));
+                bytes.extend(why.bytes().take(TEXT));
                 bytes
             }
+            ToPrimary::Travel(unread) => with_unread(TRAVEL, unread),
         }
     }
 
@@ -41,6 +48,10 @@ impl ToPrimary {
             [BOOT_FAILED, why @ ..] => {
                 Ok(ToPrimary::BootFailed(String::from_utf8_lossy(why).into_owned()))
             }
+            [TRAVEL, unread @ ..] => {
+                let unread = Unread::new(unread.to_vec());
+                unread.map(ToPrimary::Travel).ok_or(Garbled::Length(bytes.len()))
+            }
             [READY | RETIRING, ..] | [] => Err(Garbled::Length(bytes.len())),
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
@@ -50,13 +61,16 @@ impl ToPrimary {
 impl ToWorker {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
-            ToWorker::Drain { grace, linger, closing } => {
+            ToWorker::Drain { grace, linger, closing, hand_over } => {
                 let mut bytes = vec![DRAIN];
                 bytes.extend(in_millis(*grace).to_le_bytes());
                 bytes.extend(in_millis(*linger).to_le_bytes());
                 bytes.push(u8::from(*closing));
+                bytes.push(u8::from(*hand_over));
                 bytes
             }
+            ToWorker::Arrive(unread) => with_unread(ARRIVE, unread),
+            ToWorker::Released => vec![RELEASED],
         }
     }
 
@@ -67,17 +81,31 @@ impl ToWorker {
                 let (grace, rest) = rest.split_first_chunk().ok_or(wrong_length)?;
                 let (linger, rest) =
                     rest.split_first_chunk().ok_or(Garbled::Length(bytes.len()))?;
-                let [closing @ (0 | 1)] = rest else { return Err(Garbled::Length(bytes.len())) };
+                let [closing @ (0 | 1), hand_over @ (0 | 1)] = rest else {
+                    return Err(Garbled::Length(bytes.len()));
+                };
                 Ok(ToWorker::Drain {
                     grace: Duration::from_millis(u64::from_le_bytes(*grace)),
                     linger: Duration::from_millis(u64::from_le_bytes(*linger)),
                     closing: *closing == 1,
+                    hand_over: *hand_over == 1,
                 })
             }
+            [ARRIVE, unread @ ..] => {
+                Unread::new(unread.to_vec()).map(ToWorker::Arrive).ok_or(wrong_length)
+            }
+            [RELEASED] => Ok(ToWorker::Released),
+            [RELEASED, ..] => Err(wrong_length),
             [] => Err(wrong_length),
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
     }
+}
+
+fn with_unread(kind: u8, unread: &Unread) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(unread.as_ref());
+    bytes
 }
 
 fn in_millis(duration: Duration) -> u64 {
@@ -95,32 +123,49 @@ mod tests {
         let drain = ToWorker::Drain {
             grace: Duration::from_secs(30),
             linger: Duration::from_secs(1),
-            closing: true,
+            closing: false,
+            hand_over: true,
         };
         assert_eq!(
             drain.encode(),
-            [0x81, 0x30, 0x75, 0, 0, 0, 0, 0, 0, 0xe8, 0x03, 0, 0, 0, 0, 0, 0, 1]
+            [0x81, 0x30, 0x75, 0, 0, 0, 0, 0, 0, 0xe8, 0x03, 0, 0, 0, 0, 0, 0, 0, 1]
         );
+        let unread = Unread::new(b"GE".to_vec()).expect("short enough");
+        assert_eq!(ToPrimary::Travel(unread.clone()).encode(), [0x04, b'G', b'E']);
+        assert_eq!(ToWorker::Arrive(unread).encode(), [0x82, b'G', b'E']);
     }
 
     #[test]
-    fn a_long_reason_is_cut_to_the_cap() {
+    fn what_is_long_is_bounded() {
         let bytes = ToPrimary::BootFailed("x".repeat(2 * CAP)).encode();
-        assert_eq!(bytes.len(), CAP);
+        assert_eq!(bytes.len(), 1 + TEXT);
+        let most = Unread::new(vec![b'x'; Unread::MOST]).expect("the most");
+        assert_eq!(ToPrimary::Travel(most).encode().len(), CAP);
+        assert_eq!(Unread::new(vec![b'x'; Unread::MOST + 1]), None);
+        let long = vec![TRAVEL; CAP + 1];
+        assert_eq!(ToPrimary::decode(&long), Err(Garbled::Length(CAP + 1)));
     }
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(why in ".{0,100}", grace: u32, linger: u32, closing: bool) {
-            for word in [ToPrimary::Ready, ToPrimary::Retiring, ToPrimary::BootFailed(why)] {
+        fn what_is_encoded_is_decoded(
+            why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, hand_over: bool,
+        ) {
+            let unread = Unread::new(unread).expect("short enough");
+            let travel = ToPrimary::Travel(unread.clone());
+            let failed = ToPrimary::BootFailed(why);
+            for word in [ToPrimary::Ready, ToPrimary::Retiring, failed, travel] {
                 prop_assert_eq!(ToPrimary::decode(&word.encode()), Ok(word));
             }
             let drain = ToWorker::Drain {
                 grace: Duration::from_millis(grace.into()),
                 linger: Duration::from_millis(linger.into()),
                 closing,
+                hand_over,
             };
-            prop_assert_eq!(ToWorker::decode(&drain.encode()), Ok(drain));
+            for word in [drain, ToWorker::Arrive(unread), ToWorker::Released] {
+                prop_assert_eq!(ToWorker::decode(&word.encode()), Ok(word));
+            }
         }
 
         #[test]

@@ -1,12 +1,15 @@
 //! The words between the primary and one worker, over a SOCK_SEQPACKET pair made before the fork.
 //!
 //! One message is one datagram: a kind byte and a payload, at most [`frame::CAP`] bytes. Numbers are
-//! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is eighteen:
+//! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is nineteen:
 //!
 //! ```text
 //! 01
-//! 81  30 75 00 00 00 00 00 00  e8 03 00 00 00 00 00 00  01
+//! 81  30 75 00 00 00 00 00 00  e8 03 00 00 00 00 00 00  00 01
 //! ```
+//!
+//! TRAVEL (04) and ARRIVE (82) hand a client's connection from one worker to another: its descriptor comes with
+//! the message (SCM_RIGHTS), the bytes that were received but not yet understood are the payload.
 //!
 //! The end of the channel is a message, too: for a worker it means that the primary is gone, for the primary
 //! that the worker is. Neither end trusts the other: what does not parse condemns the channel it came by.
@@ -18,7 +21,7 @@ mod worker_end;
 use std::time::Duration;
 
 pub(crate) use primary_end::{Heard, PrimaryEnd};
-pub(crate) use worker_end::WorkerEnd;
+pub(crate) use worker_end::{Order, WorkerEnd};
 
 /// What a worker says to the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub(crate) enum ToPrimary {
     BootFailed(String),
     /// It has begun to drain on its own account and wants a replacement.
     Retiring,
+    /// Here is a connection between two requests; somebody else may go on with it. A descriptor comes with it.
+    Travel(Unread),
 }
 
 /// What the primary says to a worker.
@@ -42,5 +47,35 @@ pub(crate) enum ToWorker {
         linger: Duration,
         /// Nobody will listen any more: empty the accept queue first.
         closing: bool,
+        /// Connections that stand between two requests may be sent to the primary for another worker.
+        hand_over: bool,
     },
+    /// Go on with this connection. A descriptor comes with it.
+    Arrive(Unread),
+    /// The answer to RETIRING: no connection is sent after this.
+    Released,
+}
+
+/// The bytes of a travelling connection that were received and not yet understood. Nearly always none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unread(Vec<u8>);
+
+impl Unread {
+    /// So many at most.
+    pub(crate) const MOST: usize = 16 * 1024;
+
+    /// `None` if they are too many.
+    pub(crate) fn new(bytes: Vec<u8>) -> Option<Unread> {
+        (bytes.len() <= Unread::MOST).then_some(Unread(bytes))
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+impl AsRef<[u8]> for Unread {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }

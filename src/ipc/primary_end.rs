@@ -4,14 +4,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::frame::CAP;
-use super::{ToPrimary, ToWorker};
-use crate::sys::socket::{Received, receive_message, send_message};
+use super::{ToPrimary, ToWorker, Unread};
+use crate::sys::socket::{Passed, Received, receive_message, send_message};
 
 /// What listening to a worker brought.
 #[derive(Debug)]
 pub(crate) enum Heard {
     /// A word.
     Word(ToPrimary),
+    /// A connection to be passed on: the descriptor that came with TRAVEL.
+    Connection(OwnedFd, Unread),
+    /// A connection that could not be received, as we are out of descriptors.
+    LostConnection,
     /// Nothing more for now.
     Nothing,
     /// The worker has closed its end: it is dead, or as good as.
@@ -32,21 +36,34 @@ impl PrimaryEnd {
     /// Sends `word` without waiting. A worker that has not read its channel until it is full gets
     /// `WouldBlock`: it is frozen, and its deadline will find it.
     pub(crate) fn send(&self, word: &ToWorker) -> io::Result<()> {
-        send_message(&self.0, &word.encode())
+        send_message(&self.0, &word.encode(), None)
     }
 
-    /// The next word, if there is one.
+    /// Sends `word` and a duplicate of `fd` without waiting.
+    pub(crate) fn send_with(&self, word: &ToWorker, fd: BorrowedFd<'_>) -> io::Result<()> {
+        send_message(&self.0, &word.encode(), Some(fd))
+    }
+
+    /// The next word, if there is one. A descriptor that came with any other word than TRAVEL is closed.
     pub(crate) fn hear(&self) -> Heard {
         let mut buffer = [0u8; CAP];
-        match receive_message(&self.0, &mut buffer) {
-            Ok(Received::Message(n)) => match ToPrimary::decode(&buffer[..n]) {
-                Ok(word) => Heard::Word(word),
-                Err(garbled) => Heard::Garbage(garbled.to_string()),
-            },
-            Ok(Received::Truncated) => Heard::Garbage(format!("a message over {CAP} bytes")),
-            Ok(Received::End) => Heard::End,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Heard::Nothing,
-            Err(e) => Heard::Garbage(e.to_string()),
+        let (length, passed) = match receive_message(&self.0, &mut buffer) {
+            Ok(Received::Message(length, passed)) => (length, passed),
+            Ok(Received::Truncated) => {
+                return Heard::Garbage(format!("a message over {CAP} bytes"));
+            }
+            Ok(Received::End) => return Heard::End,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Err(e) => return Heard::Garbage(e.to_string()),
+        };
+        match (ToPrimary::decode(&buffer[..length]), passed) {
+            (Ok(ToPrimary::Travel(unread)), Passed::One(fd)) => Heard::Connection(fd, unread),
+            (Ok(ToPrimary::Travel(_)), Passed::Lost) => Heard::LostConnection,
+            (Ok(ToPrimary::Travel(_)), Passed::None) => {
+                Heard::Garbage("a connection without a descriptor".to_string())
+            }
+            (Ok(word), _) => Heard::Word(word),
+            (Err(garbled), _) => Heard::Garbage(garbled.to_string()),
         }
     }
 }
@@ -54,5 +71,28 @@ impl PrimaryEnd {
 impl AsFd for PrimaryEnd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::socket::message_pair;
+
+    #[test]
+    fn a_connection_needs_a_descriptor_and_other_words_do_not_get_one() {
+        let (ours, theirs) = message_pair().expect("pair");
+        let end = PrimaryEnd::new(ours);
+        let travel = ToPrimary::Travel(Unread::new(b"GET".to_vec()).expect("short")).encode();
+        send_message(&theirs, &travel, Some(theirs.as_fd())).expect("send");
+        let heard = end.hear();
+        assert!(matches!(&heard, Heard::Connection(_, u) if u.as_ref() == b"GET"), "{heard:?}");
+        send_message(&theirs, &ToPrimary::Ready.encode(), Some(theirs.as_fd())).expect("send");
+        let heard = end.hear();
+        assert!(matches!(heard, Heard::Word(ToPrimary::Ready)), "{heard:?}");
+        send_message(&theirs, &travel, None).expect("send");
+        let heard = end.hear();
+        assert!(matches!(heard, Heard::Garbage(_)), "{heard:?}");
+        assert!(matches!(end.hear(), Heard::Nothing));
     }
 }

@@ -1,14 +1,24 @@
 //! The worker's end: the same words on tokio.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
-use super::{ToPrimary, ToWorker};
-use crate::sys::readiness::readable;
-use crate::sys::socket::{Received, receive_message, send_message};
+use super::{ToPrimary, ToWorker, Unread};
+use crate::sys::readiness::both;
+use crate::sys::socket::{Passed, Received, receive_message, send_message};
+
+/// What the primary wants.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// A word.
+    Word(ToWorker),
+    /// Go on with this connection.
+    Take(OwnedFd, Unread),
+}
 
 /// The worker's end of its channel to the primary. Made inside the worker's runtime.
 #[derive(Debug)]
@@ -17,24 +27,42 @@ pub(crate) struct WorkerEnd(AsyncFd<OwnedFd>);
 impl WorkerEnd {
     /// Registers the descriptor with the current runtime.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<WorkerEnd> {
-        Ok(WorkerEnd(readable(fd)?))
+        Ok(WorkerEnd(both(fd)?))
     }
 
     /// Sends `word` without waiting.
     pub(crate) fn send(&self, word: &ToPrimary) -> io::Result<()> {
-        send_message(self.0.get_ref(), &word.encode())
+        send_message(self.0.get_ref(), &word.encode(), None)
     }
 
-    /// The next word; `None` when the primary is gone, or speaks so that we cannot understand it, which is
-    /// the same to us.
-    pub(crate) async fn hear(&self) -> Option<ToWorker> {
-        let mut buffer = [0u8; CAP];
+    /// Sends `word` and a duplicate of `fd`, waiting for room in the channel as long as it takes.
+    pub(crate) async fn send_with(&self, word: &ToPrimary, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let bytes = word.encode();
+        let send = |channel: &OwnedFd| send_message(channel, &bytes, Some(fd));
+        self.0.async_io(Interest::WRITABLE, send).await
+    }
+
+    /// What the primary says next; `None` when it is gone, or speaks so that we cannot understand it, which is
+    /// the same to us. A descriptor that comes with any other word than ARRIVE is closed.
+    pub(crate) async fn hear(&self) -> Option<Order> {
+        let mut buffer = vec![0u8; CAP];
         loop {
             let mut ready = self.0.readable().await.ok()?;
-            match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
-                Ok(Ok(Received::Message(n))) => return ToWorker::decode(&buffer[..n]).ok(),
-                Ok(Ok(Received::Truncated | Received::End) | Err(_)) => return None,
-                Err(_would_block) => {}
+            let (length, passed) =
+                match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
+                    Ok(Ok(Received::Message(length, passed))) => (length, passed),
+                    Ok(Ok(Received::Truncated | Received::End) | Err(_)) => return None,
+                    Err(_would_block) => continue,
+                };
+            match (ToWorker::decode(&buffer[..length]).ok()?, passed) {
+                (ToWorker::Arrive(unread), Passed::One(fd)) => {
+                    return Some(Order::Take(fd, unread));
+                }
+                // We are out of descriptors: the kernel has closed this connection.
+                (ToWorker::Arrive(_), _) => {
+                    log::error!("a connection was lost: no descriptor left")
+                }
+                (word, _) => return Some(Order::Word(word)),
             }
         }
     }

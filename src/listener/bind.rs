@@ -1,23 +1,15 @@
-//! Binding: socket options, the guard against a second start, and the files of Unix sockets.
+//! Binding: socket options and the guard against a second start.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{ListenAddr, Listener, holder};
 use crate::error::{Error, Result};
+use crate::socket_file::SocketFile;
 use crate::sys;
-
-/// The file of a Unix socket that we made; removed on drop, if it is still ours.
-#[derive(Debug)]
-pub(crate) struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
 
 /// Makes or takes over the listening socket of `addr`.
 pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<SocketFile>)> {
@@ -25,11 +17,29 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
     let (socket, file) = match addr {
         ListenAddr::Tcp(tcp) => (bind_tcp(*tcp, backlog)?, None),
         ListenAddr::Unix(path) => {
-            let (socket, file) = bind_unix(addr, path, backlog)?;
+            let (socket, file) =
+                SocketFile::bind(path, None, backlog).map_err(|why| Error::bind(addr, why))?;
             (socket, Some(file))
         }
         ListenAddr::Fd(number) => (take_over(addr, *number)?, None),
     };
+    Ok((listening(addr, socket)?, file))
+}
+
+/// Takes over a socket that was made for `addr` by another image of process `owner`, with its file.
+pub(super) fn inherit(
+    addr: &ListenAddr,
+    fd: OwnedFd,
+    owner: u32,
+) -> Result<(Listener, Option<SocketFile>)> {
+    let file = match addr {
+        ListenAddr::Unix(path) => SocketFile::inherit(path, owner),
+        ListenAddr::Tcp(_) | ListenAddr::Fd(_) => None,
+    };
+    Ok((listening(addr, Socket::from(fd))?, file))
+}
+
+fn listening(addr: &ListenAddr, socket: Socket) -> Result<Listener> {
     // Shared by all processes that inherit the socket: O_NONBLOCK belongs to the open file description.
     socket
         .set_nonblocking(true)
@@ -41,7 +51,7 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
         (None, Some(path)) => format!("unix:{}", path.display()),
         (None, None) => addr.to_string(),
     };
-    Ok((Listener { addr: addr.clone(), local, socket }, file))
+    Ok(Listener { addr: addr.clone(), local, socket })
 }
 
 /// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
@@ -84,46 +94,6 @@ fn explain(error: &io::Error, addr: SocketAddr) -> String {
     }
 }
 
-fn bind_unix(addr: &ListenAddr, path: &Path, backlog: i32) -> Result<(Socket, SocketFile)> {
-    remove_if_stale(addr, path)?;
-    let bind = || -> io::Result<(Socket, SocketFile)> {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.bind(&SockAddr::unix(path)?)?;
-        socket.listen(backlog)?;
-        let inode = std::fs::symlink_metadata(path)?.ino();
-        Ok((socket, SocketFile { path: path.to_path_buf(), inode }))
-    };
-    bind().map_err(|e| Error::bind(addr, e))
-}
-
-/// A socket file that nobody answers on was left by a process that was killed: it may go. One that answers is
-/// in use, and a file that is no socket is somebody's data.
-fn remove_if_stale(addr: &ListenAddr, path: &Path) -> Result<()> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !meta.file_type().is_socket() {
-        return Err(Error::bind(
-            addr,
-            "the path exists and is not a socket; remove it or choose another",
-        ));
-    }
-    match UnixStream::connect(path) {
-        Ok(peer) => Err(Error::bind(
-            addr,
-            match holder::of_peer(&peer) {
-                Some(holder) => format!("address already in use (held by {holder})"),
-                None => "address already in use".to_string(),
-            },
-        )),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|e| Error::bind(addr, format!("cannot remove the stale socket file: {e}"))),
-        // A full queue means that somebody listens.
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::bind(addr, "address already in use"))
-        }
-        Err(e) => Err(Error::bind(addr, format!("cannot tell whether it is in use: {e}"))),
-    }
-}
-
 /// A socket that our parent opened: it must be a listening stream socket, and is otherwise left as it is.
 fn take_over(addr: &ListenAddr, number: i32) -> Result<Socket> {
     let fd = sys::fd::adopt(number).map_err(|e| {
@@ -136,16 +106,6 @@ fn take_over(addr: &ListenAddr, number: i32) -> Result<Socket> {
         return Err(Error::bind(addr, "the descriptor is not a listening stream socket"));
     }
     Ok(socket)
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
-        if ours {
-            // Nothing can be done about a failure, and the next start recognises the file as stale.
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -174,18 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_socket_file_is_replaced_and_a_live_one_left_alone() {
+    fn a_unix_socket_that_is_in_use_is_refused_by_name() {
         let dir = tempfile::tempdir().expect("dir");
-        let path = dir.path().join("s");
-        let addr: ListenAddr = format!("unix:{}", path.display()).parse().expect("address");
-        drop(std::os::unix::net::UnixListener::bind(&path).expect("stale"));
-        let (_live, file) = acquire(&addr, 16).expect("replaces the stale one");
+        let text = format!("unix:{}", dir.path().join("s").display());
+        let addr: ListenAddr = text.parse().expect("address");
+        let _live = acquire(&addr, 16).expect("bind");
         let error = acquire(&addr, 16).expect_err("taken").to_string();
-        assert!(error.contains("already in use (held by pid "), "{error}");
-        drop(file);
-        assert!(!path.exists());
-        std::fs::write(&path, "data").expect("write");
-        assert!(acquire(&addr, 16).is_err());
-        assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
+        assert!(
+            error.starts_with(&format!("cannot bind {text}: address already in use")),
+            "{error}"
+        );
     }
 }

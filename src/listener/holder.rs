@@ -1,25 +1,12 @@
 //! Who holds an address: read from `/proc`, as far as our rights allow.
 
-use std::fmt;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::net::UnixStream;
 
-/// A process that listens where we wanted to.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Holder {
-    pid: u32,
-    name: String,
-}
+use crate::sys::process;
 
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}, {}", self.pid, self.name)
-    }
-}
-
-/// The process that listens on the port of `addr`, if `/proc` tells.
-pub(super) fn of_port(addr: SocketAddr) -> Option<Holder> {
+/// The process that listens on the port of `addr`, if `/proc` tells: `pid 812, nginx`.
+pub(super) fn of_port(addr: SocketAddr) -> Option<String> {
     let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
         .into_iter()
         .filter_map(|table| fs::read_to_string(table).ok())
@@ -27,14 +14,7 @@ pub(super) fn of_port(addr: SocketAddr) -> Option<Holder> {
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     // The oldest: a primary stands before its workers.
-    pids().into_iter().find(|pid| holds_any(*pid, &inodes)).and_then(named)
-}
-
-/// The process at the other end of a Unix socket.
-pub(super) fn of_peer(stream: &UnixStream) -> Option<Holder> {
-    let peer =
-        nix::sys::socket::getsockopt(stream, nix::sys::socket::sockopt::PeerCredentials).ok()?;
-    named(u32::try_from(peer.pid()).ok()?)
+    pids().into_iter().find(|pid| holds_any(*pid, &inodes)).and_then(process::describe)
 }
 
 /// Inodes of sockets in state LISTEN (0A) in a table like `/proc/net/tcp` that collide with `addr`.
@@ -83,12 +63,6 @@ fn holds_any(pid: u32, sockets: &[String]) -> bool {
     fds.flatten()
         .filter_map(|fd| fs::read_link(fd.path()).ok())
         .any(|target| target.to_str().is_some_and(|t| sockets.iter().any(|s| s == t)))
-}
-
-fn named(pid: u32) -> Option<Holder> {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    // A name is whatever its process chose: nothing of it may reach a terminal raw.
-    Some(Holder { pid, name: name.trim_end().escape_default().to_string() })
 }
 
 #[cfg(test)]

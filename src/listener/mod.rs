@@ -7,13 +7,13 @@ mod addr;
 mod bind;
 mod holder;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::Socket;
 
 use crate::error::Result;
+use crate::socket_file::SocketFile;
 pub use addr::ListenAddr;
-pub(crate) use bind::SocketFile;
 
 /// One listening socket.
 #[derive(Debug)]
@@ -31,24 +31,59 @@ pub(crate) struct Listener {
 pub(crate) struct ListenerSet {
     pub(crate) listeners: Vec<Listener>,
     /// Files of Unix sockets we made, removed when the primary drops this. Never crosses into a worker.
-    files: Vec<SocketFile>,
+    files: Vec<(ListenAddr, SocketFile)>,
 }
 
 impl ListenerSet {
-    /// Binds or takes over every address; all of them or none.
-    pub(crate) fn acquire(addrs: &[ListenAddr], backlog: u32) -> Result<ListenerSet> {
-        let mut set = ListenerSet::default();
-        for addr in addrs {
-            let (listener, file) = bind::acquire(addr, backlog)?;
-            set.listeners.push(listener);
-            set.files.extend(file);
-        }
-        Ok(set)
+    /// Takes over a socket that another image of process `owner` listened on.
+    pub(crate) fn inherit(&mut self, addr: ListenAddr, fd: OwnedFd, owner: u32) -> Result<()> {
+        let (listener, file) = bind::inherit(&addr, fd, owner)?;
+        self.files.extend(file.map(|file| (addr, file)));
+        self.listeners.push(listener);
+        Ok(())
     }
 
-    /// In a freshly forked worker: the sockets, without the duty to remove files.
-    pub(crate) fn take_listeners(&mut self) -> Vec<Listener> {
-        std::mem::take(&mut self.listeners)
+    /// Opens those of `addrs` that are not open yet, all of them or none; returns their names.
+    pub(crate) fn open_missing(
+        &mut self,
+        addrs: &[ListenAddr],
+        backlog: u32,
+    ) -> Result<Vec<String>> {
+        let mut opened = Vec::new();
+        for addr in addrs.iter().filter(|addr| !self.has(addr)) {
+            opened.push(bind::acquire(addr, backlog)?);
+        }
+        let names = opened.iter().map(|(listener, _)| listener.local.clone()).collect();
+        for (listener, file) in opened {
+            self.files.extend(file.map(|file| (listener.addr.clone(), file)));
+            self.listeners.push(listener);
+        }
+        Ok(names)
+    }
+
+    /// Closes our share in all sockets that are not among `named`; returns their names. What workers hold of
+    /// them they close when they have emptied the queue.
+    pub(crate) fn close_unnamed(&mut self, named: &[&ListenAddr]) -> Vec<String> {
+        self.files.retain(|(addr, _)| named.contains(&addr));
+        let closed = self.listeners.extract_if(.., |listener| !named.contains(&&listener.addr));
+        closed.map(|listener| listener.local).collect()
+    }
+
+    /// Closes our share in every socket.
+    pub(crate) fn close_all(&mut self) {
+        self.listeners.clear();
+    }
+
+    /// In a freshly forked worker: the sockets that its configuration names, without the duty to remove
+    /// files; the others are closed.
+    pub(crate) fn take_named(&mut self, named: &[ListenAddr]) -> Vec<Listener> {
+        let mut taken = std::mem::take(&mut self.listeners);
+        taken.retain(|listener| named.contains(&listener.addr));
+        taken
+    }
+
+    fn has(&self, addr: &ListenAddr) -> bool {
+        self.listeners.iter().any(|listener| listener.addr == *addr)
     }
 
     /// The addresses as the kernel has them.
@@ -57,8 +92,8 @@ impl ListenerSet {
     }
 }
 
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

@@ -1,95 +1,231 @@
-//! The only log lines of the primary: one for each thing worth telling.
+//! What the primary tells: one line for each thing worth telling, to the log and to the ledger.
 
 use std::fmt::Display;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
-use std::time::Duration;
 
+use log::Level;
+
+use crate::control::{Ledger, Reply};
 use crate::identity::WorkerTag;
-use crate::supervisor::{Cause, Exit, Notice};
+use crate::span::Span;
+use crate::supervisor::{Cause, Exit, Limit, Notice};
 use crate::sys::signal::Signal;
 
-pub(super) fn starting(workers: u32, locals: &[String]) {
-    let version = env!("CARGO_PKG_VERSION");
-    let pid = std::process::id();
-    let plural = if workers == 1 { "worker" } else { "workers" };
-    log::info!("prefork {version}: primary pid={pid}, {workers} {plural}");
-    log::info!("listening on {}", locals.join(", "));
+/// A line, and how bad it is.
+type Line = (Level, String);
+
+/// The only one in the primary who logs, and the keeper of the ledger.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    pub(super) ledger: Ledger,
 }
 
-/// One line for one notice.
-pub(super) fn record(notice: &Notice) {
+impl Journal {
+    /// One line for one notice.
+    pub(super) fn record(&mut self, notice: &Notice) {
+        self.tell(line(notice));
+    }
+
+    pub(super) fn starting(&mut self, workers: u32, locals: &[String]) {
+        let version = env!("CARGO_PKG_VERSION");
+        let pid = std::process::id();
+        let plural = if workers == 1 { "worker" } else { "workers" };
+        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers} {plural}")));
+        self.tell(info(format!("listening on {}", locals.join(", "))));
+    }
+
+    pub(super) fn succeeding(&mut self, workers: usize, locals: &[String]) {
+        let version = env!("CARGO_PKG_VERSION");
+        let pid = std::process::id();
+        self.tell(info(format!(
+            "prefork {version}: primary pid={pid}, took over {workers} workers"
+        )));
+        self.tell(info(format!("listening on {}", locals.join(", "))));
+    }
+
+    pub(super) fn ignored(&mut self, signal: Signal) {
+        log::debug!("{} ignored", signal.as_str());
+    }
+
+    pub(super) fn cannot_reap(&mut self, worker: WorkerTag, why: &dyn Display) {
+        self.tell(error(format!("{worker} cannot be waited for: {why}")));
+    }
+
+    pub(super) fn cannot_signal(&mut self, worker: WorkerTag, signal: Signal, why: &dyn Display) {
+        self.tell(error(format!("{worker} cannot be sent {}: {why}", signal.as_str())));
+    }
+
+    pub(super) fn opened(&mut self, local: &str) {
+        self.tell(info(format!("listening on {local}, too")));
+    }
+
+    pub(super) fn closed(&mut self, local: &str) {
+        self.tell(info(format!("not listening on {local} any more")));
+    }
+
+    pub(super) fn cannot_tell(&mut self, worker: WorkerTag, why: &dyn Display) {
+        self.tell(warn(format!(
+            "{worker} does not listen ({why}): it will be killed at its deadline"
+        )));
+    }
+
+    pub(super) fn control_at(&mut self, path: &Path) {
+        log::debug!("control socket at {}", path.display());
+    }
+
+    pub(super) fn no_control(&mut self) {
+        log::debug!(
+            "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; --control PATH makes one"
+        );
+    }
+
+    pub(super) fn control_failed(&mut self, why: &dyn Display) {
+        self.tell(warn(format!("no control socket: {why} (--control off to do without)")));
+    }
+
+    pub(super) fn unheard(&mut self, reply: &Reply) {
+        log::debug!("nobody waits any more for the answer {reply:?}");
+    }
+
+    fn tell(&mut self, (level, text): Line) {
+        log::log!(level, "{text}");
+        self.ledger.append(level, text);
+    }
+}
+
+pub(super) fn no_title(why: &dyn Display) {
+    log::debug!("cannot set the process title: {why}");
+}
+
+fn info(text: String) -> Line {
+    (Level::Info, text)
+}
+
+fn warn(text: String) -> Line {
+    (Level::Warn, text)
+}
+
+fn error(text: String) -> Line {
+    (Level::Error, text)
+}
+
+/// How a notice is told.
+fn line(notice: &Notice) -> Line {
     match notice {
-        Notice::Ready { worker, after } => log::info!("{worker} ready after {}", Span(*after)),
-        Notice::AllReady { workers } => {
-            log::info!(
-                "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
-                std::process::id()
-            );
-        }
-        Notice::ForkFailed { worker, why } => log::error!("{worker} could not be forked: {why}"),
-        Notice::BootFailed { worker, why } => log::error!("{worker} cannot boot: {why}"),
-        Notice::BootTimedOut { worker, limit } => {
-            log::error!(
-                "{worker} was not ready within {} (boot-timeout), killing it",
-                Span(*limit)
-            );
-        }
-        Notice::Retiring { worker } => log::info!("{worker} retires and is replaced"),
+        Notice::Ready { worker, after } => info(format!("{worker} ready after {}", Span(*after))),
+        Notice::AllReady { workers } => info(format!(
+            "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
+            std::process::id()
+        )),
+        Notice::ForkFailed { worker, why } => error(format!("{worker} could not be forked: {why}")),
+        Notice::BootFailed { worker, why } => error(format!("{worker} cannot boot: {why}")),
+        Notice::BootTimedOut { worker, limit } => error(format!(
+            "{worker} was not ready within {} (boot-timeout), killing it",
+            Span(*limit)
+        )),
+        Notice::Retiring { worker } => info(format!("{worker} retires and is replaced")),
         Notice::Condemned { worker, why } => {
-            log::error!("{worker} is not to be trusted ({why}), killing it")
+            error(format!("{worker} is not to be trusted ({why}), killing it"))
         }
-        Notice::GraceOver { worker, limit } => log::warn!(
+        Notice::GraceOver { worker, limit } => warn(format!(
             "{worker} did not finish within {} (graceful-timeout), killing it",
             Span(*limit)
-        ),
+        )),
         Notice::Exited(exit) => exited(exit),
-        Notice::CoolingDown { failures, delay } => {
-            log::warn!("workers die young ({failures} in a row): next try in {}", Span(*delay))
+        Notice::Reloading { by } => info(format!("reloading ({by})")),
+        Notice::Reloaded { generation, workers } => {
+            info(format!("reloaded: {workers} workers of generation {generation} serve"))
         }
-        Notice::GivingUp { failures } => log::error!(
+        Notice::ReloadFailed { why } => {
+            error(format!("reload failed, the old workers serve on: {why}"))
+        }
+        Notice::RollingBack { to } => warn(format!("rolling back to generation {to}")),
+        Notice::Proving { by } => info(format!("upgrade ({by}): trying the new binary")),
+        Notice::TakingOver => info("the new binary is fit: this process becomes it".to_string()),
+        Notice::UpgradeFailed { why } => {
+            error(format!("upgrade failed, nothing has changed: {why}"))
+        }
+        Notice::Scaled { by, from, to } => info(format!("{to} workers wanted, {from} were ({by})")),
+        Notice::Refused { by, why } => warn(format!("{by} refused: {why}")),
+        Notice::Recycling { worker, limit } => {
+            info(format!("{worker} is replaced: {}", reached(*limit)))
+        }
+        Notice::OverMemory { worker, memory, limit } => error(format!(
+            "{worker} uses {}, more than {} (max-rss-hard), killing it",
+            Bytes(*memory),
+            Bytes(*limit)
+        )),
+        Notice::Stalled { worker, since, serving } => warn(format!(
+            "{worker} has not turned its event loop for {}{}",
+            Span(*since),
+            in_(serving)
+        )),
+        Notice::Recovered { worker, after } => {
+            info(format!("{worker} turns its event loop again after {}", Span(*after)))
+        }
+        Notice::Frozen { worker, since, serving } => {
+            error(format!("{worker} frozen for {}{}, killing it", Span(*since), in_(serving)))
+        }
+        Notice::CoolingDown { failures, delay } => {
+            warn(format!("workers die young ({failures} in a row): next try in {}", Span(*delay)))
+        }
+        Notice::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
-        ),
+        )),
         Notice::Stopping { by, workers } => {
-            log::info!("stopping ({by}): {workers} workers finish what is open");
+            info(format!("stopping ({by}): {workers} workers finish what is open"))
         }
         Notice::StoppingNow { by, workers } => {
-            log::info!("stopping now ({by}): killing {workers} workers")
+            info(format!("stopping now ({by}): killing {workers} workers"))
         }
-        Notice::Stopped => log::info!("stopped"),
+        Notice::Stopped => info("stopped".to_string()),
     }
 }
 
 /// The death of a worker, once: who, how, how old, how much work, and what follows from it.
-fn exited(exit: &Exit) {
+fn exited(exit: &Exit) -> Line {
     let Exit { worker, status, cause, uptime, served } = exit;
     let how = how(*status);
     let life = format!("up {}, {served} requests", Span(*uptime));
     match cause {
-        Cause::Asked if status.success() => log::info!("{worker} left as asked ({life})"),
-        Cause::Asked => log::error!("{worker} died while it was leaving: {how} ({life})"),
-        Cause::Stopped => log::warn!("{worker} was killed by the primary ({life})"),
-        Cause::BootTimeout => log::error!("{worker} was killed: never ready ({life})"),
-        Cause::Condemned => log::error!("{worker} was killed for what it said ({life})"),
-        Cause::BeforeReady => log::error!("{worker} died before it was ready: {how} ({life})"),
-        Cause::Unexpected => log::error!("{worker} died: {how} ({life})"),
+        Cause::Asked if status.success() => info(format!("{worker} left as asked ({life})")),
+        Cause::Asked => error(format!("{worker} died while it was leaving: {how} ({life})")),
+        Cause::Stopped => warn(format!("{worker} was killed by the primary ({life})")),
+        Cause::BootTimeout => error(format!("{worker} was killed: never ready ({life})")),
+        Cause::Condemned => error(format!("{worker} was killed for what it said ({life})")),
+        Cause::Frozen => error(format!("{worker} was killed: frozen ({how}; {life})")),
+        Cause::Memory => error(format!("{worker} was killed: too much memory ({life})")),
+        Cause::Superseded => info(format!("{worker} was killed: not wanted any more ({life})")),
+        Cause::BeforeReady => error(format!("{worker} died before it was ready: {how} ({life})")),
+        Cause::Unexpected => error(format!("{worker} died: {how} ({life})")),
     }
 }
 
-pub(super) fn ignored(signal: Signal) {
-    log::debug!("{} ignored", signal.as_str());
+fn reached(limit: Limit) -> String {
+    match limit {
+        Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
+        Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
+        Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
+    }
 }
 
-pub(super) fn cannot_reap(worker: WorkerTag, why: &dyn Display) {
-    log::error!("{worker} cannot be waited for: {why}");
+fn in_(serving: &Option<String>) -> String {
+    serving.as_ref().map(|request| format!(" in {request}")).unwrap_or_default()
 }
 
-pub(super) fn cannot_kill(worker: WorkerTag, why: &dyn Display) {
-    log::error!("{worker} cannot be killed: {why}");
+/// A number of bytes as people read it.
+struct Bytes(u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
+    }
 }
 
-pub(super) fn cannot_tell(worker: WorkerTag, why: &dyn Display) {
-    log::warn!("{worker} does not listen ({why}): it will be killed at its deadline");
+pub(super) fn lost_connections(count: u64, why: &str) {
+    log::warn!("closed {count} connections so far that were to be handed over: {why}");
 }
 
 fn how(status: ExitStatus) -> String {
@@ -104,22 +240,6 @@ fn how(status: ExitStatus) -> String {
     }
 }
 
-/// A duration as people read it: `4 ms`, `2.5 s`, `3 min`.
-struct Span(Duration);
-
-impl Display for Span {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seconds = self.0.as_secs_f64();
-        match seconds {
-            s if s < 0.01 => write!(f, "{:.1} ms", s * 1000.0),
-            s if s < 1.0 => write!(f, "{:.0} ms", s * 1000.0),
-            s if s < 120.0 => write!(f, "{} s", (s * 10.0).round() / 10.0),
-            s if s < 7200.0 => write!(f, "{:.0} min", s / 60.0),
-            s => write!(f, "{:.0} h", s / 3600.0),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,14 +249,5 @@ mod tests {
         assert_eq!(how(ExitStatus::from_raw(3 << 8)), "exit status 3");
         assert_eq!(how(ExitStatus::from_raw(9)), "killed by SIGKILL");
         assert_eq!(how(ExitStatus::from_raw(11 | 0x80)), "killed by SIGSEGV, core dumped");
-    }
-
-    #[test]
-    fn spans_are_readable() {
-        let span = |ms| Span(Duration::from_millis(ms)).to_string();
-        assert_eq!(
-            [span(4), span(2500), span(30_000), span(180_000), span(7_200_000)],
-            ["4.0 ms", "2.5 s", "30 s", "3 min", "2 h"]
-        );
     }
 }

@@ -1,24 +1,40 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
 mod journal;
+mod observe;
 mod perform;
+mod relay;
+mod requests;
+mod reread;
 mod sources;
 mod spawn;
+mod trial;
+mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, Workers};
+use crate::control::Server;
 use crate::error::{Error, Result};
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
 use crate::listener::ListenerSet;
+use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use crate::upgrade::{Launcher, Manifest, Proof};
+
+use journal::Journal;
+pub(crate) use trial::prove;
+
+/// Reads the configuration again, for a reload.
+pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
+use relay::Relay;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -28,43 +44,121 @@ struct Child {
     /// `None` once it was closed by either side.
     channel: Option<PrimaryEnd>,
     row: RowIndex,
+    /// Connections of others that it was sent.
+    sent: u64,
+    /// It leaves: it is sent no more, and has been told so.
+    released: bool,
+    /// It has sent connections itself, and may do so faster than they can be passed on.
+    sends: bool,
+}
+
+impl Child {
+    fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
+        Child { tag, pid, channel, row, sent: 0, released: false, sends: false }
+    }
+}
+
+/// What the primary has in the file system, besides its log.
+pub(crate) struct Files {
+    pub(crate) listeners: ListenerSet,
+    pub(crate) pid_file: Option<PidFile>,
 }
 
 /// Everything the primary process owns.
 pub(crate) struct Primary {
-    config: Rc<Config>,
+    /// What workers of each generation are forked under; the last is the newest.
+    configs: BTreeMap<Generation, Rc<Config>>,
+    /// Reads the configuration again.
+    reread: Reread,
     supervisor: Supervisor,
     signals: SignalPipe,
     listeners: ListenerSet,
+    /// Removed when the primary ends.
+    pid_file: Option<PidFile>,
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
+    relay: Relay,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
+    launcher: Launcher,
+    /// The new binary that is being tried.
+    proof: Option<Proof>,
+    /// How often this process has become a new image.
+    upgrades: u64,
+    journal: Journal,
+    /// `None` where nobody may ask.
+    control: Option<Server>,
+    started: Instant,
 }
 
 impl Primary {
     /// Ready to run: signals are caught from here on.
-    pub(crate) fn new(config: Rc<Config>, listeners: ListenerSet, entry: Entry) -> Result<Primary> {
+    pub(crate) fn new(
+        config: Config,
+        reread: Reread,
+        files: Files,
+        entry: Entry,
+        launcher: Launcher,
+        left: Option<Manifest>,
+    ) -> Result<Primary> {
+        let Files { listeners, pid_file } = files;
         let policy = config.policy();
-        // Twice the workers: each may have a predecessor that is still finishing.
-        let rows = 2 * policy.workers as usize + 8;
-        let board = Scoreboard::create(rows)
+        if config.titles {
+            sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
+        }
+        // Twice the workers there can ever be: each may have a predecessor that is still finishing.
+        let board = Scoreboard::create(2 * Workers::MAX as usize)
             .map_err(|e| Error::system("create the scoreboard in shared memory", e))?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        journal::starting(policy.workers, &listeners.locals());
-        Ok(Primary {
-            config,
-            supervisor: Supervisor::new(policy, seed),
+        let mut journal = Journal::default();
+        let config = Rc::new(config);
+        let (supervisor, configs) = match &left {
+            None => {
+                journal.starting(policy.workers, &listeners.locals());
+                let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
+                (Supervisor::new(policy, seed), configs)
+            }
+            Some(manifest) => {
+                let adopted = upgrade::adopted(manifest);
+                journal.succeeding(manifest.workers.len(), &listeners.locals());
+                let before = adopted.generation;
+                let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
+                // Should the new generation fail, the old one's slots are forked from what there is.
+                let after = Generation(before.0 + 1);
+                let configs = [(before, Rc::clone(&config)), (after, Rc::clone(&config))];
+                (mind, BTreeMap::from(configs))
+            }
+        };
+        let control = requests::open(&config.control, &mut journal)?;
+        let mut primary = Primary {
+            configs,
+            reread,
+            supervisor,
             signals,
             listeners,
+            pid_file,
             board,
             children: BTreeMap::new(),
+            relay: Relay::default(),
             queue: VecDeque::from([Event::Started]),
             entry,
-        })
+            launcher,
+            proof: None,
+            upgrades: 0,
+            journal,
+            control,
+            started: Instant::now(),
+        };
+        if let Some(manifest) = &left {
+            primary.adopt(manifest)?;
+            // Those that died during the exec were reported to nobody, or to a mask that held it back.
+            primary.reap();
+        }
+        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))?;
+        Ok(primary)
     }
 
     /// The only loop: wait, decide, perform.
@@ -79,6 +173,11 @@ impl Primary {
                 }
             }
         }
+    }
+
+    /// The configuration of the newest generation, whose timeouts are in force.
+    fn newest_config(&self) -> Option<&Rc<Config>> {
+        self.configs.values().next_back()
     }
 
     fn publish(&self) {

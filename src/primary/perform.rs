@@ -1,7 +1,7 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
-use super::{Primary, journal};
-use crate::identity::WorkerId;
+use super::Primary;
+use crate::identity::{Generation, WorkerId};
 use crate::ipc::ToWorker;
 use crate::supervisor::{Action, Event, Outcome};
 use crate::sys;
@@ -18,35 +18,63 @@ impl Primary {
                 };
                 self.queue.push_back(event);
             }
-            Action::CloseListeners => {
-                self.listeners.take_listeners();
-            }
+            Action::CloseListeners => self.listeners.close_all(),
             Action::Drain(worker) => self.drain(worker),
-            Action::Kill(worker) => {
-                if let Some(child) = self.children.get(&worker) {
-                    if let Err(e) = sys::process::kill(child.pid, Signal::SIGKILL) {
-                        journal::cannot_kill(child.tag, &e);
-                    }
-                }
+            Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),
+            Action::Kill(worker) => self.signal(worker, Signal::SIGKILL),
+            Action::ReadConfig(generation) => {
+                let event = self.read_config(generation);
+                self.queue.push_back(event);
             }
-            Action::Report(notice) => journal::record(&notice),
-            // Nobody asks with a ticket yet.
-            Action::Answer { .. } => {}
-            Action::Exit(outcome) => return Some(outcome),
+            Action::Prove => self.prove(),
+            Action::StopProof => self.stop_proof(),
+            Action::TakeOver => self.take_over(),
+            Action::KeepGenerations(kept) => self.keep_generations(&kept),
+            Action::Look { memory } => {
+                let event = self.observe(memory);
+                self.queue.push_back(event);
+            }
+            Action::Report(notice) => self.journal.record(&notice),
+            Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
+            Action::Exit(outcome) => {
+                self.settle_control();
+                return Some(outcome);
+            }
         }
         None
     }
 
+    /// Whether workers of `generation` listen where the newest configuration does not.
+    fn loses_a_socket(&self, generation: Generation) -> bool {
+        let Some((old, new)) = self.configs.get(&generation).zip(self.newest_config()) else {
+            return false;
+        };
+        old.bind.iter().any(|addr| !new.bind.contains(addr))
+    }
+
+    /// To a child that is not reaped yet: the pid is its own.
+    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+        let Some(child) = self.children.get(&worker) else { return };
+        if let Err(e) = sys::process::kill(child.pid, signal) {
+            self.journal.cannot_signal(child.tag, signal, &e);
+        }
+    }
+
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
+        let Some(config) = self.newest_config().cloned() else { return };
         let Some(child) = self.children.get(&worker) else { return };
+        let stopping = self.supervisor.stopping();
         let order = ToWorker::Drain {
-            grace: self.config.graceful_timeout,
-            linger: self.config.linger_timeout,
-            closing: self.supervisor.stopping(),
+            grace: config.graceful_timeout,
+            linger: config.linger_timeout,
+            closing: stopping || self.loses_a_socket(child.tag.generation),
+            hand_over: config.hand_over && !stopping,
         };
+        let Some(child) = self.children.get_mut(&worker) else { return };
+        child.released = true;
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
-            journal::cannot_tell(child.tag, &e);
+            self.journal.cannot_tell(child.tag, &e);
         }
     }
 }

@@ -1,18 +1,21 @@
 //! Where events come from: signals, worker channels, exits, and one deadline.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::relay::Relay;
 use super::{Child, Primary};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
-use crate::ipc::{Heard, ToPrimary};
-use crate::supervisor::{Asker, Event, Intent};
+use crate::ipc::{Heard, ToPrimary, ToWorker};
+use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
+use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
-/// The signals the primary handles. HUP, USR1, USR2, TTIN, TTOU and WINCH are caught so that they do not kill
-/// it by default; a terminal's hang-up or a resize is no reason to end a service.
+/// The signals the primary handles. USR1 and WINCH are caught so that they do not kill it by default or
+/// disturb it: a terminal's resize is no reason to do anything to a service.
 pub(super) const SIGNALS: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
@@ -29,6 +32,9 @@ pub(super) const SIGNALS: [Signal; 10] = [
 /// Words taken from one channel in one turn: a flooding worker must not keep the others waiting.
 const WORDS_A_TURN: usize = 16;
 
+/// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
+const LAST_WORDS: usize = 4096;
+
 impl Primary {
     /// The next thing that happened; waits for it.
     pub(super) fn next_event(&mut self) -> Result<Event> {
@@ -43,28 +49,47 @@ impl Primary {
     /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
     /// if this process was stopped while the deadline passed.
     fn wait(&mut self) -> std::io::Result<()> {
+        self.settle_control();
         let deadline = self.supervisor.deadline();
-        let timeout = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        self.relay(now);
+        let full = self.relay.is_full();
+        let control = self.control.as_ref();
+        let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
+        let until = next.map(|at| at.saturating_duration_since(now));
+        let timeout = until.into_iter().chain(self.relay.pause()).min();
         let open: Vec<WorkerId> = self
             .children
             .iter()
-            .filter(|(_, child)| child.channel.is_some())
+            .filter(|(_, child)| child.channel.is_some() && !(full && child.sends))
             .map(|(id, _)| *id)
             .collect();
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
-            let fds: Vec<BorrowedFd<'_>> =
-                self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).collect();
-            sys::poll::wait(&fds, timeout)?
+            let proof = self.proof.iter().map(AsFd::as_fd);
+            let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
+            let asking = control.into_iter().flat_map(Server::watched);
+            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
+            sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
-                self.queue.extend(child.listen(WORDS_A_TURN));
+                self.queue.extend(child.listen(WORDS_A_TURN, &mut self.relay));
             }
         }
+        let mut others = &ready[1 + open.len()..];
+        if let Some(proof) = &mut self.proof
+            && others.split_off_first() == Some(&true)
+        {
+            proof.listen();
+        }
+        let asked = others.to_vec();
+        // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {
             self.heed_signals()?;
         }
+        self.attend_control(&asked);
+
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
         }
@@ -79,21 +104,25 @@ impl Primary {
                     self.queue.push_back(Event::Asked { intent, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
-                None => super::journal::ignored(signal),
+                None => self.journal.ignored(signal),
             }
         }
         Ok(())
     }
 
     /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business.
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
+        if let Some(Ok(Some(status))) = self.proof.as_ref().map(|proof| sys::wait::reap(proof.pid))
+        {
+            self.proof_ended(status);
+        }
         let ended: Vec<_> = self
             .children
             .iter()
             .filter_map(|(id, child)| match sys::wait::reap(child.pid) {
                 Ok(status) => status.map(|status| (*id, status)),
                 Err(e) => {
-                    super::journal::cannot_reap(child.tag, &e);
+                    self.journal.cannot_reap(child.tag, &e);
                     None
                 }
             })
@@ -101,7 +130,7 @@ impl Primary {
         for (worker, status) in ended {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
-            self.queue.extend(child.listen(WORDS_A_TURN));
+            self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }
@@ -109,8 +138,8 @@ impl Primary {
 }
 
 impl Child {
-    /// Up to `words` things the worker said.
-    fn listen(&mut self, words: usize) -> Vec<Event> {
+    /// Up to `words` things the worker said. Connections it sends go to `relay`.
+    fn listen(&mut self, words: usize, relay: &mut Relay) -> Vec<Event> {
         let worker = self.tag.id;
         let mut events = Vec::new();
         for _ in 0..words {
@@ -118,7 +147,23 @@ impl Child {
             let event = match channel.hear() {
                 Heard::Nothing => break,
                 Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
-                Heard::Word(ToPrimary::Retiring) => Event::Retiring { worker },
+                Heard::Word(ToPrimary::Retiring) => {
+                    // If its channel is full, it leaves without having heard this.
+                    let _ = channel.send(&ToWorker::Released);
+                    self.released = true;
+                    Event::Retiring { worker }
+                }
+                Heard::Connection(fd, unread) => {
+                    self.sends = true;
+                    relay.take_in(fd, unread, Instant::now());
+                    continue;
+                }
+                Heard::LostConnection => {
+                    relay.lose(1, "no descriptor left (raise LimitNOFILE)");
+                    continue;
+                }
+                // TRAVEL comes as `Connection`.
+                Heard::Word(ToPrimary::Travel(_)) => continue,
                 Heard::Word(ToPrimary::BootFailed(why)) => Event::BootFailed { worker, why },
                 Heard::End => {
                     self.channel = None;
@@ -139,6 +184,10 @@ fn intent(signal: Signal) -> Option<Intent> {
     match signal {
         Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
         Signal::SIGQUIT => Some(Intent::StopNow),
+        Signal::SIGHUP => Some(Intent::Reload),
+        Signal::SIGUSR2 => Some(Intent::Upgrade),
+        Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
+        Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
         _ => None,
     }
 }

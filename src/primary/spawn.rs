@@ -6,8 +6,8 @@
 //! its own handlers; the primary's pipe is never written by a child.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 
+use super::relay::Relay;
 use super::{Child, Primary};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
@@ -53,8 +53,8 @@ impl Primary {
         match sys::fork::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
-                let channel = Some(PrimaryEnd::new(ours));
-                self.children.insert(tag.id, Child { tag, pid, channel, row });
+                let channel = PrimaryEnd::new(ours);
+                self.children.insert(tag.id, Child::new(tag, pid, Some(channel), row));
                 Ok(pid)
             }
             Fork::Child => {
@@ -94,13 +94,26 @@ impl Primary {
         primary: u32,
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
-        let grace = self.config.graceful_timeout.as_millis().div_ceil(1000) as u32;
+        let config = self.configs.get(&tag.generation).cloned();
+        let config = config.ok_or_else(|| {
+            Error::config(format!("no configuration for generation {}", tag.generation))
+        })?;
+        let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
         let alive = sys::process::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
         if !alive {
             return Ok(None);
         }
         self.children.clear();
+        self.proof = None;
+        self.pid_file = None;
+        if config.titles {
+            let title = format!("prefork: worker {} (gen {})", tag.id, tag.generation);
+            sys::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
+        }
+        // Its file stays: it is the primary's.
+        self.control = None;
+        self.relay = Relay::default();
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)
@@ -110,9 +123,8 @@ impl Primary {
             .board
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
-        let listeners = self.listeners.take_listeners();
+        let listeners = self.listeners.take_named(&config.bind);
         drop(blocked);
-        let config = Rc::clone(&self.config);
         Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
     }
 }

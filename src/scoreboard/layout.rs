@@ -36,14 +36,18 @@ pub(crate) const BYTES_OUT: Word = Word(24);
 pub(crate) const PANICS: Word = Word(25);
 /// Connections refused or cut by a limit or a deadline.
 pub(crate) const CUT: Word = Word(26);
+/// Connections sent to another worker while draining.
+pub(crate) const HANDED_OVER: Word = Word(27);
+/// Connections taken over from another worker.
+pub(crate) const TAKEN_OVER: Word = Word(28);
 
 /// Only in the primary's page: workers wanted, replacements forked, rows ever used.
 pub(crate) const WANTED: Word = Word(32);
 pub(crate) const RESTARTS: Word = Word(33);
 pub(crate) const ROWS: Word = Word(34);
 
-/// The counters that are kept when a worker dies: all from `ACCEPTED` to `CUT`.
-pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=CUT.0;
+/// The counters that are kept when a worker dies: all from `ACCEPTED` to `TAKEN_OVER`.
+pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TAKEN_OVER.0;
 
 /// In-flight entries fill the page from here on.
 pub(crate) const ENTRIES: usize = 64;
@@ -54,7 +58,7 @@ pub(crate) const ENTRY_COUNT: usize = (WORDS - ENTRIES) / ENTRY;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
-const _: () = assert!(CUT.0 < WANTED.0 && ROWS.0 < ENTRIES && ENTRY_COUNT == 28);
+const _: () = assert!(TAKEN_OVER.0 < WANTED.0 && ROWS.0 < ENTRIES && ENTRY_COUNT == 28);
 
 impl Word {
     pub(crate) const fn at(index: usize) -> Word {

@@ -15,28 +15,48 @@ mod row;
 mod snapshot;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
-use layout::{
-    COUNTERS, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, WANTED, Word,
-};
+use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
+pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
 
 /// The primary's page.
 const PRIMARY: usize = 0;
 
 /// Which row a worker writes. Known to the primary from its own memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RowIndex(usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowIndex {
+    /// On our board.
+    Own(usize),
+    /// On the board of the image before this one.
+    Inherited(usize),
+}
+
+/// How busy a worker is, as it says itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Load {
+    /// Its loop has not turned for a while, or it does not serve.
+    pub(crate) stale: bool,
+    /// Connections it has open.
+    pub(crate) open: u64,
+    /// Connections of others that it has ever taken.
+    pub(crate) taken_over: u64,
+}
 
 /// The primary's side: leases rows, reads them, keeps the totals.
 pub(crate) struct Scoreboard {
     writable: WritablePages,
     readable: Pages,
+    /// The memory of the pages, for the image after this one. `None` in a worker.
+    memory: Option<OwnedFd>,
+    /// What workers write that were forked by the image before this one.
+    inherited: Option<Pages>,
     /// Whether row `i + 1` has a worker.
     leased: Vec<bool>,
 }
@@ -50,11 +70,12 @@ pub(crate) struct Reader {
 impl Scoreboard {
     /// Shared memory for up to `rows` workers alive at the same time. Untouched rows cost nothing.
     pub(crate) fn create(rows: usize) -> io::Result<Scoreboard> {
-        let (writable, readable) = shm::create(rows + 1)?;
+        let (writable, readable, memory) = shm::create(rows + 1)?;
         let page = writable.page(PRIMARY);
         PID.store(page, std::process::id().into());
         STARTED.store(page, row::unix_ms());
-        Ok(Scoreboard { writable, readable, leased: vec![false; rows] })
+        let (memory, inherited) = (Some(memory), None);
+        Ok(Scoreboard { writable, readable, memory, inherited, leased: vec![false; rows] })
     }
 
     /// A cleared row for a worker about to be forked; `None` when all are in use.
@@ -70,19 +91,53 @@ impl Scoreboard {
         STATE.store(page, WorkerState::Booting as u64);
         let primary = self.writable.page(PRIMARY);
         ROWS.store(primary, ROWS.load(primary).max(row as u64));
-        Some(RowIndex(row))
+        Some(RowIndex::Own(row))
     }
 
     /// Takes the row of a dead worker back and returns its last counters, which stay in the total.
     pub(crate) fn retire(&mut self, row: RowIndex) -> Counters {
-        let last = Counters::read(self.readable.page(row.0));
-        let totals = self.writable.page(PRIMARY);
-        for word in COUNTERS.map(Word::at) {
-            word.add(totals, word.load(self.readable.page(row.0)));
+        let Some(page) = self.page(row) else { return Counters::default() };
+        let last = Counters::read(page);
+        last.add_to(self.writable.page(PRIMARY));
+        if let RowIndex::Own(row) = row {
+            self.writable.clear(row);
+            self.leased[row - 1] = false;
         }
-        self.writable.clear(row.0);
-        self.leased[row.0 - 1] = false;
         last
+    }
+
+    /// Goes on where the image before this one stopped: its totals, its start, and the rows of its workers.
+    pub(crate) fn succeed(
+        &mut self,
+        memory: &OwnedFd,
+        totals: &Counters,
+        started_ms: u64,
+    ) -> io::Result<()> {
+        self.inherited = Some(shm::inherit(memory)?);
+        let page = self.writable.page(PRIMARY);
+        totals.add_to(page);
+        STARTED.store(page, started_ms);
+        Ok(())
+    }
+
+    /// The memory of the pages, which the next image reads.
+    pub(crate) fn memory(&self) -> Option<&OwnedFd> {
+        self.memory.as_ref()
+    }
+
+    /// What dead workers counted, and when all this began (milliseconds since 1970).
+    pub(crate) fn totals(&self) -> (Counters, u64) {
+        let page = self.readable.page(PRIMARY);
+        (Counters::read(page), STARTED.load(page))
+    }
+
+    fn page(&self, row: RowIndex) -> Option<&'static Page> {
+        match row {
+            RowIndex::Own(row) => Some(self.readable.page(row)),
+            RowIndex::Inherited(row) => {
+                self.inherited.filter(|pages| row < pages.count()).map(|pages| pages.page(row))
+            }
+        }
     }
 
     /// Publishes figures that only the primary knows, for all to see.
@@ -93,6 +148,25 @@ impl Scoreboard {
         STATE.store(page, u64::from(stopping));
     }
 
+    /// The little that watching a worker takes.
+    pub(crate) fn glance(&self, row: RowIndex) -> Glance {
+        self.page(row).map(Glance::read).unwrap_or_default()
+    }
+
+    /// What a worker says of its load.
+    pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
+        self.page(row).map_or(Load::default(), |page| Load {
+            stale: !row::serves(page, now_ms),
+            open: OPEN.load(page),
+            taken_over: TAKEN_OVER.load(page),
+        })
+    }
+
+    /// What the worker that has this row wrote there; `None` if it says that nobody uses it.
+    pub(crate) fn figures(&self, row: RowIndex) -> Option<WorkerSnapshot> {
+        self.page(row).and_then(WorkerSnapshot::read)
+    }
+
     /// The reading side, for workers.
     pub(crate) fn reader(&self) -> Reader {
         Reader { pages: self.readable }
@@ -100,12 +174,18 @@ impl Scoreboard {
 
     /// In a freshly forked worker: its own row, and no way to write any other.
     pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<OwnRow> {
-        Ok(OwnRow::new(self.writable.keep_only(row.0)?))
+        self.memory = None;
+        match row {
+            RowIndex::Own(row) => Ok(OwnRow::new(self.writable.keep_only(row)?)),
+            // A worker that we fork has a row of ours.
+            RowIndex::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
+        }
     }
 
     #[cfg(test)]
     fn pretend(&self, row: RowIndex, requests: u64) {
-        layout::REQUESTS.add(self.writable.page(row.0), requests);
+        let RowIndex::Own(row) = row else { return };
+        layout::REQUESTS.add(self.writable.page(row), requests);
     }
 }
 
@@ -123,6 +203,11 @@ impl Reader {
             .filter(|page| !own.is(page) && row::can_take_one(page, now_ms))
             .map(|page| OPEN.load(page))
             .min()
+    }
+
+    /// Whether there is another worker that could go on with our connections.
+    pub(crate) fn others_serve(&self, own: &OwnRow, now_ms: u64) -> bool {
+        self.rows().any(|page| !own.is(page) && row::serves(page, now_ms))
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {

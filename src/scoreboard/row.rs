@@ -5,8 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
-    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, OPEN, PANICS, PID, REQUESTS,
-    RESPONSES, STARTED, STATE,
+    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, OPEN, PANICS, PID,
+    REQUESTS, RESPONSES, STARTED, STATE, TAKEN_OVER,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -63,6 +63,17 @@ impl OwnRow {
     pub(crate) fn opened(&self) {
         ACCEPTED.add(self.page, 1);
         OPEN.add(self.page, 1);
+    }
+
+    /// A connection was taken over from another worker.
+    pub(crate) fn taken_over(&self) {
+        TAKEN_OVER.add(self.page, 1);
+        OPEN.add(self.page, 1);
+    }
+
+    /// A connection was sent to another worker; `closed` is told as for any other.
+    pub(crate) fn handed_over(&self) {
+        HANDED_OVER.add(self.page, 1);
     }
 
     /// A connection is gone.
@@ -147,8 +158,12 @@ impl Meter {
 
 /// Whether the worker of `page` could take a new connection right now: it says so, and its loop turns.
 pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
-    ACCEPTING.load(page) == 1
-        && STATE.load(page) == WorkerState::Serving as u64
+    ACCEPTING.load(page) == 1 && serves(page, now_ms)
+}
+
+/// Whether the worker of `page` serves, full or not, and its loop turns.
+pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
+    STATE.load(page) == WorkerState::Serving as u64
         && now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
 }
 

@@ -1,11 +1,11 @@
 //! The board as plain data: what `status`, metrics and the application may read.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, RESTARTS, SLOT, STARTED, STATE, WANTED,
-    Word,
+    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, REQUESTS, RESTARTS, SLOT, STARTED,
+    STATE, WANTED, Word,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -59,7 +59,7 @@ pub struct WorkerSnapshot {
 }
 
 /// One request that is being answered.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InFlight {
     /// Method and path, cut to 104 bytes; bytes outside printable ASCII are escaped.
@@ -71,7 +71,8 @@ pub struct InFlight {
 }
 
 /// What is counted. A worker's counters are added to the total when it dies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Counters {
     /// Connections accepted.
@@ -88,6 +89,10 @@ pub struct Counters {
     pub panics: u64,
     /// Connections cut by a limit or a deadline.
     pub cut: u64,
+    /// Connections sent to another worker while this one was draining.
+    pub handed_over: u64,
+    /// Connections taken over from another worker.
+    pub taken_over: u64,
 }
 
 impl Counters {
@@ -102,6 +107,46 @@ impl Counters {
             bytes_out: next(),
             panics: next(),
             cut: next(),
+            handed_over: next(),
+            taken_over: next(),
+        }
+    }
+
+    /// Adds all to the counters of a page. Wraps: a worker may have written anything.
+    pub(super) fn add_to(&self, page: &Page) {
+        let [r1, r2, r3, r4, r5] = self.responses;
+        let values = [
+            self.accepted,
+            self.requests,
+            r1,
+            r2,
+            r3,
+            r4,
+            r5,
+            self.bytes_in,
+            self.bytes_out,
+            self.panics,
+            self.cut,
+            self.handed_over,
+            self.taken_over,
+        ];
+        for (word, value) in COUNTERS.zip(values) {
+            Word::at(word).add(page, value);
+        }
+    }
+
+    /// Each of them, or `most` where it is more.
+    pub(crate) fn at_most(self, most: u64) -> Counters {
+        Counters {
+            accepted: self.accepted.min(most),
+            requests: self.requests.min(most),
+            responses: self.responses.map(|n| n.min(most)),
+            bytes_in: self.bytes_in.min(most),
+            bytes_out: self.bytes_out.min(most),
+            panics: self.panics.min(most),
+            cut: self.cut.min(most),
+            handed_over: self.handed_over.min(most),
+            taken_over: self.taken_over.min(most),
         }
     }
 
@@ -118,6 +163,8 @@ impl Counters {
             bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
             panics: self.panics.wrapping_add(other.panics),
             cut: self.cut.wrapping_add(other.cut),
+            handed_over: self.handed_over.wrapping_add(other.handed_over),
+            taken_over: self.taken_over.wrapping_add(other.taken_over),
         }
     }
 }
@@ -137,6 +184,39 @@ impl ClusterSnapshot {
     }
 }
 
+/// What watching a worker takes.
+#[derive(Default)]
+pub(crate) struct Glance {
+    pub(crate) beat: u64,
+    pub(crate) requests: u64,
+    /// The request whose handler is on the event loop, else the oldest one.
+    pub(crate) serving: Option<InFlight>,
+}
+
+impl Glance {
+    pub(super) fn read(page: &Page) -> Glance {
+        let mut serving = read_serving(page, monotonic_ms());
+        let culprit = serving.iter().position(|request| request.on_loop).unwrap_or(0);
+        let serving = (culprit < serving.len()).then(|| serving.swap_remove(culprit));
+        Glance { beat: BEAT.load(page), requests: REQUESTS.load(page), serving }
+    }
+}
+
+/// The requests of a page, oldest first.
+fn read_serving(page: &Page, now: u64) -> Vec<InFlight> {
+    let running = NOW.load(page);
+    let mut serving: Vec<InFlight> = inflight::read_all(page)
+        .into_iter()
+        .map(|(entry, start, request)| InFlight {
+            request,
+            age_ms: now.saturating_sub(start),
+            on_loop: running == entry as u64 + 1,
+        })
+        .collect();
+    serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+    serving
+}
+
 impl WorkerSnapshot {
     /// `None` for a row that is not in use.
     pub(super) fn read(page: &Page) -> Option<WorkerSnapshot> {
@@ -148,16 +228,7 @@ impl WorkerSnapshot {
             _ => "unknown",
         };
         let now = monotonic_ms();
-        let running = NOW.load(page);
-        let mut serving: Vec<InFlight> = inflight::read_all(page)
-            .into_iter()
-            .map(|(entry, start, request)| InFlight {
-                request,
-                age_ms: now.saturating_sub(start),
-                on_loop: running == entry as u64 + 1,
-            })
-            .collect();
-        serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+        let serving = read_serving(page, now);
         Some(WorkerSnapshot {
             id: ID.load(page),
             slot: SLOT.load(page),

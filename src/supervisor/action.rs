@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::{Generation, WorkerId, WorkerTag};
 
 /// Something to do. Its failure, if it can fail, comes back as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,23 @@ pub(crate) enum Action {
     CloseListeners,
     /// Tell a worker to stop accepting, finish what is open and exit.
     Drain(WorkerId),
+    /// SIGABRT: a chance to leave a core dump that shows where it is stuck.
+    Abort(WorkerId),
     /// SIGKILL.
     Kill(WorkerId),
+    /// Read the configuration again, for workers of this generation. Answered by `ConfigRead`.
+    ReadConfig(Generation),
+    /// Workers of these generations are what is wanted; configurations and sockets of others may go.
+    KeepGenerations(Vec<Generation>),
+    /// Start the binary at our path as a child that shows whether it can take over. Answered by `Proved` or
+    /// `NotProved`.
+    Prove,
+    /// That child is not wanted any more. Its end is not reported.
+    StopProof,
+    /// Become the new binary. Answered by `NotProved` if that fails; else by nobody, as we are no more.
+    TakeOver,
+    /// Read all workers' vital signs, with their memory if asked. Answered by `Observed`.
+    Look { memory: bool },
     /// Say what happened: to the log.
     Report(Notice),
     /// Tell whoever asked with this ticket how it went: what was done, or why not.
@@ -58,12 +73,51 @@ pub(crate) enum Notice {
     CoolingDown { failures: u32, delay: Duration },
     /// No worker ever came up and none will be tried any more.
     GivingUp { failures: u32 },
+    /// A reload was asked for.
+    Reloading { by: String },
+    /// The reload is done: all workers are of this generation.
+    Reloaded { generation: Generation, workers: usize },
+    /// The reload failed; the workers of before serve on.
+    ReloadFailed { why: String },
+    /// The workers that had been replaced are being replaced by those of before.
+    RollingBack { to: Generation },
+    /// The number of workers was changed.
+    Scaled { by: String, from: u32, to: u32 },
+    /// An upgrade was asked for; the new binary is being tried.
+    Proving { by: String },
+    /// The new binary is fit; this process becomes it.
+    TakingOver,
+    /// The upgrade failed; everything is as before.
+    UpgradeFailed { why: String },
+    /// A request that is not fulfilled, by somebody who does not wait for an answer.
+    Refused { by: String, why: String },
+    /// A worker has reached one of its limits and is replaced.
+    Recycling { worker: WorkerTag, limit: Limit },
+    /// A worker is over its hard memory limit and is killed.
+    OverMemory { worker: WorkerTag, memory: u64, limit: u64 },
+    /// A worker's event loop has not turned for a while.
+    Stalled { worker: WorkerTag, since: Duration, serving: Option<String> },
+    /// It turns again.
+    Recovered { worker: WorkerTag, after: Duration },
+    /// A worker's event loop has not turned for too long; it is aborted, then killed.
+    Frozen { worker: WorkerTag, since: Duration, serving: Option<String> },
     /// A stop was asked for; so many workers have to finish.
     Stopping { by: String, workers: usize },
     /// A stop at once was asked for.
     StoppingNow { by: String, workers: usize },
     /// All workers are gone.
     Stopped,
+}
+
+/// The limit that a recycled worker has reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// `max-requests`: it has answered so many.
+    Requests(u64),
+    /// `max-rss`: it uses so many bytes.
+    Memory(u64),
+    /// `max-lifetime`: it is that old.
+    Lifetime(Duration),
 }
 
 /// The end of a worker.
@@ -89,6 +143,12 @@ pub(crate) enum Cause {
     Stopped,
     /// We killed it for what it said.
     Condemned,
+    /// We aborted or killed it: its event loop was frozen.
+    Frozen,
+    /// We killed it: it used too much memory.
+    Memory,
+    /// We killed it: the reload it belonged to was given up, or another took its place.
+    Superseded,
     /// It ended before it was ready.
     BeforeReady,
     /// It ended by itself, or was killed by somebody else.

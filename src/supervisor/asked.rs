@@ -19,9 +19,9 @@ impl Supervisor {
             Intent::Stop if self.stopping() => self.stop_now(by, true, actions),
             Intent::Stop => self.stop(now, by, actions),
             Intent::StopNow => self.stop_now(by, false, actions),
-            Intent::Reload | Intent::Scale(_) | Intent::Upgrade => {
-                by.refuse("this is not supported yet", actions);
-            }
+            Intent::Reload => self.reload(by, actions),
+            Intent::Scale(scale) => self.scale(now, scale, by, actions),
+            Intent::Upgrade => self.upgrade(now, by, actions),
         }
     }
 
@@ -43,7 +43,7 @@ impl Supervisor {
                 }
                 State::Booting { .. } => self.kill(id, Cause::Stopped, actions),
                 State::Forking | State::Draining { .. } => {}
-                State::Leaving { .. } | State::Killed { .. } => {}
+                State::Leaving { .. } | State::Aborted { .. } | State::Killed { .. } => {}
             }
         }
     }

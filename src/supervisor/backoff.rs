@@ -58,6 +58,15 @@ impl Backoff {
         self.failures
     }
 
+    /// The worker whose fate decides.
+    #[cfg(test)]
+    pub(super) fn trial(&self) -> Option<WorkerId> {
+        match self.stage {
+            Stage::Trying { trial } => Some(trial),
+            _ => None,
+        }
+    }
+
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::Waiting { until } | Stage::Proving { until } => Some(until),
@@ -111,6 +120,14 @@ impl Backoff {
     pub(super) fn trial_over(&mut self, worker: WorkerId) {
         if self.stage == (Stage::Trying { trial: worker }) {
             self.stage = Stage::Due;
+        }
+    }
+
+    /// Every place is served: by workers of a reload that mended the loop, or since there are fewer places. So
+    /// there is nobody to be tried, and if nothing fails until `min_uptime` is over, all is forgotten.
+    pub(super) fn whole(&mut self, now: Instant, min_uptime: Duration) {
+        if matches!(self.stage, Stage::Waiting { .. } | Stage::Due) {
+            self.stage = Stage::Proving { until: now + min_uptime };
         }
     }
 

@@ -1,8 +1,10 @@
 //! Everything that can happen to the primary, and who reports it.
 
 use std::process::ExitStatus;
+use std::time::Duration;
 
-use crate::identity::WorkerId;
+use crate::config::Policy;
+use crate::identity::{Generation, WorkerId, WorkerTag};
 
 /// Something happened. Reported by `primary`, in the order it was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +32,29 @@ pub(crate) enum Event {
     /// The time that `Supervisor::deadline` named has come. Reported only after everything that was waiting by
     /// then: a primary that was stopped for a while must not kill for words that it has not read.
     DeadlineReached,
+    /// The configuration was read again and its sockets are open; or why not. Answers `ReadConfig`.
+    ConfigRead { outcome: Result<Policy, String> },
+    /// The new binary has shown that it can take over. Answers `Prove`.
+    Proved,
+    /// The new binary cannot take over, or did not when it should; everything is as before.
+    NotProved { why: String },
+    /// What the workers' pages and processes looked like. Answers `Look`.
+    Observed { vitals: Vec<Vitals> },
+}
+
+/// One worker seen from outside. The worker itself wrote most of it, so these are figures to compare with
+/// limits, never to index or compute with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Vitals {
+    pub worker: WorkerId,
+    /// Changes as long as its event loop turns.
+    pub beat: u64,
+    /// Requests since it started.
+    pub requests: u64,
+    /// Resident memory in bytes; `None` if it was not asked for or cannot be read.
+    pub memory: Option<u64>,
+    /// What its event loop is working on, if anything.
+    pub serving: Option<String>,
 }
 
 /// What can be asked of the cluster, by a signal, an operator or the application. Decided once, whoever asks.
@@ -53,6 +78,25 @@ pub(crate) enum Scale {
     To(u32),
     Up(u32),
     Down(u32),
+}
+
+/// What the image before this one left to its successor.
+#[derive(Debug, Clone)]
+pub(crate) struct Adopted {
+    pub generation: Generation,
+    pub next_id: u64,
+    pub restarts: u64,
+    pub workers_wanted: u32,
+    pub members: Vec<AdoptedMember>,
+}
+
+/// A worker that was forked by the image before this one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdoptedMember {
+    pub tag: WorkerTag,
+    pub age: Duration,
+    /// Whether it serves; otherwise it is on its way out.
+    pub serving: bool,
 }
 
 /// Who asked, and whether they wait for an answer.

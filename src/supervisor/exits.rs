@@ -1,11 +1,12 @@
 //! What the end of a worker means, and what happens to those that do not end in time.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
 use super::action::{Action, Cause, Exit, Notice, Outcome};
-use super::{Phase, State, Supervisor};
+use super::{Member, Phase, State, Supervisor};
 use crate::identity::WorkerId;
 
 /// Signal numbers that are the same on every Linux.
@@ -33,21 +34,38 @@ impl Supervisor {
             uptime: now.duration_since(member.born),
             served,
         })));
-        if self.stopping() || !held {
-            // No replacement is wanted, or it retired and was replaced long ago.
+        let killed = by_somebody(status);
+        if self.stopping() {
             return;
+        }
+        if self.is_successor(worker) {
+            let why = format!("{}: {}", member.tag, member.complaint.unwrap_or(status.to_string()));
+            // A kill from outside says nothing about the successor: another is tried.
+            let retry = cause == Cause::BeforeReady && killed && self.forgive_successor();
+            return self.successor_lost(now, worker, &why, retry, actions);
+        }
+        if !held {
+            // It retired or was dismissed, and was replaced long ago.
+            return self.backoff.trial_over(worker);
         }
         self.restarts += 1;
         let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
-        let at_fault = match cause {
-            Cause::Asked | Cause::Stopped => false,
+        let mut at_fault = match cause {
+            Cause::Asked | Cause::Stopped | Cause::Superseded => false,
             Cause::BootTimeout => true,
-            Cause::Condemned => young,
-            Cause::BeforeReady if by_somebody(status) => !self.backoff.forgive_kill(),
+            Cause::Condemned | Cause::Frozen | Cause::Memory => young,
+            Cause::BeforeReady if killed => !self.backoff.forgive_kill(),
             Cause::BeforeReady => true,
-            Cause::Unexpected => young && !by_somebody(status),
+            Cause::Unexpected => young && !killed,
         };
-        if at_fault {
+        if young && killed && self.is_new(member.tag.generation) {
+            at_fault |= !self.forgive_successor();
+        }
+        if at_fault && self.is_new(member.tag.generation) {
+            let why = format!("{} died young: {status}", member.tag);
+            self.backoff.trial_over(worker);
+            self.fail_roll(&why, actions);
+        } else if at_fault {
             self.fault(now, worker, actions);
         } else {
             self.backoff.trial_over(worker);
@@ -66,8 +84,13 @@ impl Supervisor {
         }
         let Some(member) = self.members.remove(&worker) else { return };
         self.let_go(worker);
-        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why }));
-        if !self.stopping() {
+        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why: why.clone() }));
+        if self.stopping() {
+            return;
+        }
+        if self.is_successor(worker) {
+            self.successor_lost(now, worker, &why, false, actions);
+        } else {
             self.fault(now, worker, actions);
         }
     }
@@ -87,6 +110,7 @@ impl Supervisor {
                 State::Booting { .. } => {
                     let limit = self.policy.boot_timeout;
                     actions.push(Action::Report(Notice::BootTimedOut { worker, limit }));
+                    complain(&mut self.members, id, format!("was not ready within {limit:?}"));
                     Cause::BootTimeout
                 }
                 State::Draining { .. } => {
@@ -99,6 +123,7 @@ impl Supervisor {
                     actions.push(Action::Report(Notice::Condemned { worker, why }));
                     Cause::Condemned
                 }
+                State::Aborted { .. } => Cause::Frozen,
                 State::Forking | State::Serving | State::Killed { .. } => continue,
             };
             self.kill(id, why, actions);
@@ -115,6 +140,13 @@ impl Supervisor {
             actions.push(Action::Report(Notice::CoolingDown { failures, delay }));
         }
         debug_assert!(self.phase != Phase::Done);
+    }
+}
+
+/// Our own reason to kill a worker says more than the signal; but not more than what the worker said.
+fn complain(members: &mut BTreeMap<WorkerId, Member>, worker: WorkerId, why: String) {
+    if let Some(member) = members.get_mut(&worker) {
+        member.complaint.get_or_insert(why);
     }
 }
 

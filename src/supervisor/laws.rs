@@ -1,13 +1,17 @@
 //! What holds after every event, whatever the workers do. The simulated world asserts it at each step, over
-//! the real state of the supervisor and over what the world itself remembers.
+//! the real state of the supervisor and over what the world itself remembers. What concerns reloads and the
+//! watch is in `rolls` and `looks`.
+
+mod looks;
+mod rolls;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
 use super::backoff::Allowance;
-use super::{Action, Event, Notice, Phase, State, Supervisor};
-use crate::identity::WorkerId;
+use super::{Action, Event, Notice, Phase, Place, State, Supervisor};
+use crate::identity::{WorkerId, WorkerTag};
 
 /// What the world remembers, kept apart from what the supervisor believes.
 #[derive(Debug, Default)]
@@ -20,6 +24,10 @@ pub(super) struct Laws {
     last_id: u64,
     listeners_closed: bool,
     exited: bool,
+    /// Who waits for an answer.
+    tickets: BTreeSet<u64>,
+    rolls: rolls::Rolls,
+    looks: looks::Looks,
 }
 
 /// What was so before the event.
@@ -66,14 +74,18 @@ impl Laws {
     ) {
         let story = &Story { before, event, actions, mind };
         self.hear(event);
+        self.looks.hear(now, event);
         assert!(!self.exited || actions.is_empty(), "Exit is the last action: {story}");
         for action in actions {
             self.obey(action, mind, story);
+            self.looks.obey(action, mind, story);
         }
+        self.looks.check(now, mind, story);
+        self.rolls.check(mind, event, actions, story);
         self.members_are_those_that_exist(mind, story);
         slots_are_held_once(mind, story);
         phases_go_one_way(before, mind, story);
-        delays_are_kept(before, now, event, actions, story);
+        delays_are_kept(before, now, mind, event, actions, story);
         self.something_is_awaited(mind, story);
         if *event == Event::DeadlineReached {
             let moved = mind.deadline().is_none_or(|deadline| deadline > now);
@@ -93,6 +105,10 @@ impl Laws {
                 self.outstanding.remove(worker);
                 self.alive.remove(worker);
             }
+            Event::Asked { by, .. } => {
+                let news = by.ticket.is_none_or(|ticket| self.tickets.insert(ticket));
+                assert!(news, "the test gives each ticket once");
+            }
             _ => {}
         }
     }
@@ -111,7 +127,8 @@ impl Laws {
                 self.listeners_closed = true;
             }
             Action::Drain(worker) => {
-                assert!(self.listeners_closed, "nobody listens when all drain: {story}");
+                let closed = self.listeners_closed || !mind.stopping();
+                assert!(closed, "nobody listens when all drain: {story}");
                 assert!(self.alive.contains(worker), "only the living are drained: {story}");
                 assert!(!self.killed.contains(worker), "the killed are not drained: {story}");
                 assert!(self.drained.insert(*worker), "nobody is drained twice: {story}");
@@ -121,11 +138,25 @@ impl Laws {
                 assert!(self.killed.insert(*worker), "nobody is killed twice: {story}");
             }
             Action::Report(Notice::AllReady { workers }) => {
-                let serving = mind.members.values().filter(|m| m.state == State::Serving).count();
-                assert_eq!(serving, *workers as usize, "all means all: {story}");
+                let all = mind.places.len() == *workers as usize;
+                let serve = mind.places.iter().all(|place| place.is_served(mind));
+                assert!(all && serve, "all means all: {story}");
             }
-            Action::Report(_) | Action::Answer { .. } => {}
+            Action::Abort(worker) => {
+                assert!(self.alive.contains(worker), "only the living are aborted: {story}");
+                assert!(!self.killed.contains(worker), "the killed are not aborted: {story}");
+            }
+            Action::Answer { ticket, .. } => {
+                assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
+            }
+            Action::Report(_)
+            | Action::ReadConfig(_)
+            | Action::Prove
+            | Action::StopProof
+            | Action::TakeOver => {}
+            Action::KeepGenerations(_) | Action::Look { .. } => {}
             Action::Exit(_) => {
+                assert!(self.tickets.is_empty(), "everybody is answered in the end: {story}");
                 assert!(!self.exited && mind.phase == Phase::Done, "one end: {story}");
                 assert!(
                     self.alive.is_empty() && self.outstanding.is_empty(),
@@ -155,34 +186,45 @@ impl Laws {
         }
         let someone = !self.alive.is_empty() || !self.outstanding.is_empty();
         assert!(someone || mind.deadline().is_some(), "there is something to wait for: {story}");
-        assert_ne!(mind.backoff.allowance(), Allowance::One, "who may be tried is tried: {story}");
-        if mind.stopping() || mind.slots.iter().all(Option::is_some) {
+        let empty = mind.places.iter().enumerate().any(|(slot, place)| {
+            place.holder.is_none() && place.successor.is_none() && !mind.is_crowded(slot)
+        });
+        if mind.stopping() || !empty {
             return;
         }
-        let trial = mind
-            .members
-            .values()
-            .any(|member| !matches!(member.state, State::Serving | State::Draining { .. }));
+        let allowance = mind.backoff.allowance();
+        assert_eq!(allowance, Allowance::None, "who may be tried is tried: {story}");
+        let trial = mind.backoff.trial().is_some_and(|trial| mind.members.contains_key(&trial));
         let delay = mind.backoff.deadline().is_some();
         assert!(trial || delay, "an empty slot waits for a delay or for a trial: {story}");
     }
 }
 
+impl Place {
+    fn is_served(&self, mind: &Supervisor) -> bool {
+        self.holder.is_some_and(|id| mind.serves(id))
+    }
+}
+
 fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
-    assert_eq!(mind.slots.len(), mind.wanted() as usize, "a slot for each: {story}");
+    assert_eq!(mind.places.len(), mind.wanted() as usize, "a slot for each: {story}");
     let mut holders = BTreeSet::new();
-    for (slot, holder) in mind.slots.iter().enumerate() {
+    let of_slot = |(slot, place): (usize, &Place)| [(slot, place.holder), (slot, place.successor)];
+    for (slot, holder) in mind.places.iter().enumerate().flat_map(of_slot) {
         let Some(holder) = holder else { continue };
-        assert!(holders.insert(*holder), "a worker holds one slot: {story}");
-        let member = mind.members.get(holder);
+        assert!(holders.insert(holder), "a worker holds one slot, or succeeds in one: {story}");
+        let member = mind.members.get(&holder);
         let slot_of_tag = member.map(|member| member.tag.slot.0 as usize);
         assert_eq!(slot_of_tag, Some(slot), "a holder exists and knows its slot: {story}");
     }
-    // This bounds the members: as many as wanted, and those that are on their way out. Forks are held
-    // by a slot too, so that there is never a second one for it.
     for (id, member) in &mind.members {
-        let leaves = matches!(member.state, State::Draining { .. } | State::Killed { .. });
-        assert!(holders.contains(id) || leaves, "who holds no slot leaves: {story}");
+        let stays = matches!(member.state, State::Booting { .. } | State::Serving);
+        assert!(holders.contains(id) || !stays, "who holds no slot leaves: {story}");
+    }
+    // This bounds the processes, whatever becomes of them.
+    for slot in mind.members.values().map(|member| member.tag.slot) {
+        let crowd = mind.members.values().filter(|member| member.tag.slot == slot).count();
+        assert!(crowd <= 2, "two of a slot at a time: {story}");
     }
 }
 
@@ -197,16 +239,18 @@ fn phases_go_one_way(before: &Before, mind: &Supervisor, story: &Story<'_>) {
     assert!(rank(before.phase) <= rank(mind.phase), "phases go one way: {story}");
 }
 
-/// During a delay nothing is forked, whatever happens; and during a trial only a worker that gets ready
-/// opens the door to more than one.
+/// During a delay nothing is forked, whatever happens, but successors: if they die too, the reload is over.
+/// And during a trial only a worker that gets ready opens the door to more than one.
 fn delays_are_kept(
     before: &Before,
     now: Instant,
+    mind: &Supervisor,
     event: &Event,
     actions: &[Action],
     story: &Story<'_>,
 ) {
-    let forks = actions.iter().filter(|action| matches!(action, Action::Fork(_))).count();
+    let holds = |tag: &WorkerTag| mind.places.iter().any(|place| place.holder == Some(tag.id));
+    let forks = actions.iter().filter(|a| matches!(a, Action::Fork(tag) if holds(tag))).count();
     if before.allowance == Allowance::None {
         let waits = before.backoff.is_some_and(|until| now < until);
         assert!(!waits || forks == 0, "a delay is kept: {story}");

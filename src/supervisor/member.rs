@@ -7,6 +7,7 @@
 //! | `Serving` | `Ready` | `Retiring`, a stop -> `Draining`; its channel closes -> `Leaving` |
 //! | `Draining` | told or asked to leave | exits by itself; its deadline -> `Killed` |
 //! | `Leaving` | channel closed unasked | exits by itself; its deadline -> `Killed` |
+//! | `Aborted` | action `Abort` | dumps core; its deadline -> `Killed` |
 //! | `Killed` | action `Kill` | the kernel ends it |
 //!
 //! `Exited` ends each of them but `Forking`, at any time.
@@ -24,6 +25,7 @@ pub(crate) enum State {
     Serving,
     Draining { deadline: Instant },
     Leaving { deadline: Instant },
+    Aborted { deadline: Instant },
     Killed { why: Cause },
 }
 
@@ -36,11 +38,30 @@ pub(crate) struct Member {
     pub(crate) born: Instant,
     /// When it became ready, if it has been.
     pub(crate) ready: Option<Instant>,
+    /// Why it cannot start, in its own words.
+    pub(super) complaint: Option<String>,
+    /// What we know of its event loop.
+    pub(super) pulse: Pulse,
+    /// Where its share of the recycling limits lies: 0 is the whole limit, 1 is four fifths of it. Workers
+    /// that started together should not end together.
+    pub(super) spread: f64,
+}
+
+/// The event loop of a worker as it was seen the last times.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Pulse {
+    /// The last beat, if it was looked at.
+    pub(super) beat: Option<u64>,
+    /// For how long that beat has been the last, as far as we were awake to see it.
+    pub(super) still: Duration,
+    /// Whether it was reported.
+    pub(super) reported: bool,
 }
 
 impl Member {
-    pub(super) fn new(tag: WorkerTag, now: Instant) -> Member {
-        Member { tag, state: State::Forking, born: now, ready: None }
+    pub(super) fn new(tag: WorkerTag, now: Instant, spread: f64) -> Member {
+        let (ready, complaint, pulse) = (None, None, Pulse::default());
+        Member { tag, state: State::Forking, born: now, ready, complaint, pulse, spread }
     }
 
     /// When something has to be done about it, if nothing else happens.
@@ -48,7 +69,8 @@ impl Member {
         match self.state {
             State::Booting { deadline }
             | State::Draining { deadline }
-            | State::Leaving { deadline } => Some(deadline),
+            | State::Leaving { deadline }
+            | State::Aborted { deadline } => Some(deadline),
             State::Forking | State::Serving | State::Killed { .. } => None,
         }
     }
@@ -57,6 +79,7 @@ impl Member {
     pub(super) fn cause(&self) -> Cause {
         match self.state {
             State::Killed { why } => why,
+            State::Aborted { .. } => Cause::Frozen,
             State::Draining { .. } => Cause::Asked,
             State::Forking | State::Booting { .. } => Cause::BeforeReady,
             State::Serving | State::Leaving { .. } if self.ready.is_some() => Cause::Unexpected,

@@ -13,7 +13,14 @@ mod asked;
 mod backoff;
 mod event;
 mod exits;
+mod handoff;
 mod member;
+mod places;
+mod rolling;
+mod scaling;
+mod succession;
+mod view;
+mod watch;
 
 #[cfg(test)]
 mod laws;
@@ -26,11 +33,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::config::Policy;
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
-pub(crate) use action::{Action, Cause, Exit, Notice, Outcome};
-use backoff::{Allowance, Backoff};
-pub(crate) use event::{Asker, Event, Intent, Scale};
+use crate::identity::{Generation, WorkerId};
+pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
+use backoff::Backoff;
+pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
+use handoff::Handoff;
 pub(crate) use member::{Member, State};
+use places::Place;
+use rolling::Roll;
+pub(crate) use view::{MemberView, View};
+use watch::Watch;
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -59,29 +71,50 @@ pub(crate) enum Phase {
 pub(crate) struct Supervisor {
     policy: Policy,
     phase: Phase,
-    /// Who holds slot `i`.
-    slots: Vec<Option<WorkerId>>,
+    /// `places[i]` is slot `i`.
+    places: Vec<Place>,
     /// Every worker that exists or is being forked.
     members: BTreeMap<WorkerId, Member>,
     backoff: Backoff,
+    /// The reload under way.
+    roll: Option<Roll>,
+    /// Workers of the image before this one that are to be told to leave.
+    untold: Vec<WorkerId>,
+    /// The upgrade under way.
+    handoff: Option<Handoff>,
+    /// New workers that somebody killed since it began to roll.
+    roll_kills: u32,
+    /// Those who asked for another reload meanwhile: one more serves them all.
+    waiting: Vec<Asker>,
+    /// The generation that is wanted.
     generation: Generation,
+    /// The last one that was tried; it only grows.
+    last_generation: Generation,
     next_id: u64,
     /// Whether any worker ever was ready.
     ever_ready: bool,
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
+    watch: Watch,
 }
 
 impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
     pub(crate) fn new(policy: Policy, seed: u64) -> Supervisor {
         Supervisor {
-            slots: vec![None; policy.workers as usize],
+            places: vec![Place::new(Generation(1)); policy.workers as usize],
             backoff: Backoff::new(policy.backoff_first, policy.backoff_max, seed),
+            watch: Watch::new(seed),
             policy,
+            roll: None,
+            untold: Vec::new(),
+            handoff: None,
+            roll_kills: 0,
+            waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
             generation: Generation(1),
+            last_generation: Generation(1),
             next_id: 1,
             ever_ready: false,
             restarts: 0,
@@ -93,7 +126,7 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => {}
+            Event::Started => self.renew_drains(&mut actions),
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -105,9 +138,20 @@ impl Supervisor {
                 self.exited(now, worker, status, served, &mut actions);
             }
             Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
-            Event::DeadlineReached => self.overdue(now, &mut actions),
+            Event::ConfigRead { outcome } => self.config_read(outcome, &mut actions),
+            Event::Proved => self.proved(&mut actions),
+            Event::NotProved { why } => self.not_proved(&why, &mut actions),
+            Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
+            Event::DeadlineReached => {
+                self.overdue(now, &mut actions);
+                self.look(now, &mut actions);
+            }
         }
+        self.tend_proof(now, &mut actions);
+        self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.all_ready(&mut actions);
+        self.keep_watch(now);
         self.finish(&mut actions);
         actions
     }
@@ -115,11 +159,13 @@ impl Supervisor {
     /// When `DeadlineReached` should be reported, if nothing else happens before.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let members = self.members.values().filter_map(Member::deadline);
-        let backoff = match self.phase {
-            Phase::Booting | Phase::Running => self.backoff.deadline(),
-            Phase::Stopping | Phase::Ending(_) | Phase::Done => None,
+        let others = match self.phase {
+            Phase::Booting | Phase::Running => [self.backoff.deadline(), self.watch.deadline()],
+            Phase::Stopping => [None, self.watch.deadline()],
+            Phase::Ending(_) | Phase::Done => [None, None],
         };
-        members.chain(backoff).min()
+        let proof = self.handoff.as_ref().map(Handoff::deadline);
+        members.chain(others.into_iter().flatten()).chain(proof).min()
     }
 
     /// How many workers there should be.
@@ -132,23 +178,45 @@ impl Supervisor {
         self.restarts
     }
 
+    /// What the image after this one has to know of the workers and of ourselves.
+    pub(crate) fn leave(&self, now: Instant) -> Adopted {
+        let members = self
+            .members
+            .values()
+            .filter(|member| member.state != State::Forking)
+            .map(|member| AdoptedMember {
+                tag: member.tag,
+                age: now.duration_since(member.born),
+                serving: member.state == State::Serving && self.is_wanted(member.tag.id),
+            })
+            .collect();
+        Adopted {
+            generation: self.generation,
+            next_id: self.next_id,
+            restarts: self.restarts,
+            workers_wanted: self.policy.workers,
+            members,
+        }
+    }
+
     /// Whether the cluster is on its way out.
     pub(crate) fn stopping(&self) -> bool {
         !matches!(self.phase, Phase::Booting | Phase::Running)
     }
 
     fn forked(&mut self, now: Instant, worker: WorkerId, pid: u32, actions: &mut Vec<Action>) {
-        let boot = now + self.policy.boot_timeout;
-        let stopping = self.stopping();
+        let deadline = now + self.policy.boot_timeout;
         let Some(member) = self.members.get_mut(&worker) else { return };
         if member.state != State::Forking {
             return;
         }
         member.tag.pid = Some(pid);
-        member.state = State::Booting { deadline: boot };
-        if stopping {
-            // Decided before the stop, forked after it.
+        member.state = State::Booting { deadline };
+        // Decided before a stop, or before its slot was given to another; forked after it.
+        if self.stopping() {
             self.kill(worker, Cause::Stopped, actions);
+        } else if !self.is_wanted(worker) {
+            self.kill(worker, Cause::Superseded, actions);
         }
     }
 
@@ -163,15 +231,19 @@ impl Supervisor {
         let after = now.duration_since(member.born);
         actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
         self.backoff.ready(now, self.policy.min_uptime);
-        let serving = self.slots.iter().flatten().filter(|id| self.serves(**id)).count();
-        if self.phase == Phase::Booting && serving == self.slots.len() {
+        self.succeed(now, worker, actions);
+    }
+
+    fn all_ready(&mut self, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Booting && self.is_whole() {
             self.phase = Phase::Running;
             actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
         }
     }
 
     fn boot_failed(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        if let Some(member) = self.members.get(&worker) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.complaint = Some(why.clone());
             actions.push(Action::Report(Notice::BootFailed { worker: member.tag, why }));
         }
     }
@@ -185,8 +257,11 @@ impl Supervisor {
             let never_ready = member.ready.is_none();
             actions.push(Action::Report(Notice::Retiring { worker: member.tag }));
             self.let_go(worker);
-            if never_ready {
-                // Its replacement may well do the same.
+            // If it never was ready its replacement may well do the same.
+            if self.is_successor(worker) {
+                let why = format!("worker={worker} retired before it was ready");
+                self.successor_lost(now, worker, &why, false, actions);
+            } else if never_ready {
                 self.fault(now, worker, actions);
             }
         }
@@ -201,7 +276,8 @@ impl Supervisor {
     }
 
     fn garbled(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        let Some(member) = self.members.get(&worker) else { return };
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        member.complaint.get_or_insert_with(|| why.clone());
         actions.push(Action::Report(Notice::Condemned { worker: member.tag, why }));
         self.kill(worker, Cause::Condemned, actions);
     }
@@ -213,43 +289,6 @@ impl Supervisor {
         {
             member.state = State::Killed { why };
             actions.push(Action::Kill(worker));
-        }
-    }
-
-    fn serves(&self, worker: WorkerId) -> bool {
-        self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
-    }
-
-    /// Empties the slot that the worker holds; whether it held one.
-    fn let_go(&mut self, worker: WorkerId) -> bool {
-        let Some(slot) = self.slots.iter_mut().find(|slot| **slot == Some(worker)) else {
-            return false;
-        };
-        *slot = None;
-        true
-    }
-
-    /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
-    fn fill_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping() {
-            return;
-        }
-        self.backoff.tick(now);
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].is_some() {
-                continue;
-            }
-            if self.backoff.allowance() == Allowance::None {
-                return;
-            }
-            let id = WorkerId(self.next_id);
-            self.next_id += 1;
-            let generation = self.generation;
-            let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
-            self.members.insert(id, Member::new(tag, now));
-            self.slots[slot] = Some(id);
-            self.backoff.forked(id);
-            actions.push(Action::Fork(tag));
         }
     }
 

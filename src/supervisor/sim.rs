@@ -1,26 +1,36 @@
 //! A fake world with virtual time: children that behave as their [`Life`] says (see `lives`), a kernel that forks and
-//! kills, and a primary that can be stopped for a while. The laws are asserted after every event.
+//! kills, a configuration that can be read again, and a primary that can be stopped for a while. The laws are
+//! asserted after every event.
 
+mod acts;
 mod lives;
+mod views;
 
 use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::laws::Laws;
-use super::{Action, Asker, Event, Intent, Notice, Outcome, State, Supervisor};
+use super::{Action, Asker, Event, Intent, Outcome, Supervisor, Vitals};
 use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
-pub(super) use lives::{Deed, Dice, Life, SIGKILL, SIGSEGV, code, ms, signal};
+use lives::Child;
+pub(super) use lives::{Deed, Dice, Life, SIGABRT, SIGKILL, SIGSEGV, code, ms, signal};
 
 /// Decides how the worker with this tag will live.
 type Fate = Box<dyn FnMut(WorkerTag, &mut Dice) -> Life>;
+
+/// What is in the configuration's file: how long it takes to read it, and what comes of that. It is given the
+/// policy in force.
+type File = Box<dyn FnMut(&Policy, &mut Dice) -> (Duration, Result<Policy, String>)>;
 
 #[derive(Debug)]
 enum Happening {
     ForkReturns(WorkerId),
     Does(WorkerId, Deed),
     Asks(Intent),
+    ReadsConfig,
+    Sees(Vec<Vitals>),
 }
 
 pub(super) struct World {
@@ -35,11 +45,14 @@ pub(super) struct World {
     laws: Laws,
     dice: Dice,
     fate: Fate,
+    pub(super) file: File,
+    /// What a configuration that is being read says.
+    read: Option<Result<Policy, String>>,
     /// By time, and in the order in which they were planned.
     plan: BTreeMap<(Instant, usize), Happening>,
     planned: usize,
     forking: BTreeMap<WorkerId, Life>,
-    children: BTreeMap<WorkerId, Life>,
+    children: BTreeMap<WorkerId, Child>,
 }
 
 impl World {
@@ -59,6 +72,8 @@ impl World {
             laws: Laws::default(),
             dice: Dice(seed),
             fate: Box::new(fate),
+            file: Box::new(|policy, _| (ms(5), Ok(policy.clone()))),
+            read: None,
             plan: BTreeMap::new(),
             planned: 0,
             forking: BTreeMap::new(),
@@ -74,7 +89,7 @@ impl World {
                     for (after, deed) in &life.deeds {
                         self.plan(*after, Happening::Does(*worker, *deed));
                     }
-                    self.children.insert(*worker, life);
+                    self.children.insert(*worker, Child::new(life, self.now));
                 }
             }
             Event::ForkFailed { worker, .. } => drop(self.forking.remove(worker)),
@@ -159,100 +174,37 @@ impl World {
         self.plan(time, Happening::Asks(intent));
     }
 
+    /// Somebody asks who waits for the answer. After the end nobody is there to be asked.
+    pub(super) fn request(&mut self, ticket: u64, intent: Intent) {
+        if self.exit.is_none() {
+            let by = Asker { who: "control".to_string(), ticket: Some(ticket) };
+            self.tell(Event::Asked { intent, by });
+        }
+    }
+
+    /// Stops every process of the group for so long, the primary and its workers.
+    pub(super) fn suspend(&mut self, time: Duration) {
+        let workers: Vec<WorkerId> = self.children.keys().copied().collect();
+        for worker in workers {
+            self.does(worker, Deed::Freeze);
+            // It is scheduled again a moment after the primary is.
+            self.plan(time + ms(30), Happening::Does(worker, Deed::Thaw));
+        }
+        self.stop_primary(time);
+    }
+
+    /// The worker does this now.
+    pub(super) fn make(&mut self, worker: u64, deed: Deed) {
+        self.happens(Happening::Does(WorkerId(worker), deed));
+    }
+
     /// The worker ends now.
     pub(super) fn end(&mut self, worker: u64, status: ExitStatus) {
-        self.happens(Happening::Does(WorkerId(worker), Deed::End(status)));
-    }
-
-    /// The ids of the workers that serve, in the order of their slots.
-    pub(super) fn serving(&self) -> Vec<u64> {
-        let serves = |id: &&WorkerId| self.mind.members[*id].state == State::Serving;
-        self.mind.slots.iter().flatten().filter(serves).map(|id| id.0).collect()
-    }
-
-    /// When each fork was decided.
-    pub(super) fn forks(&self) -> Vec<Duration> {
-        let forks = self.log.iter().filter(|(_, action)| matches!(action, Action::Fork(_)));
-        forks.map(|(at, _)| *at).collect()
-    }
-
-    /// The moments of an action.
-    pub(super) fn times(&self, wanted: &Action) -> Vec<Duration> {
-        self.log.iter().filter(|(_, action)| action == wanted).map(|(at, _)| *at).collect()
-    }
-
-    /// What was said that `pick` finds interesting.
-    pub(super) fn said<T>(&self, pick: impl Fn(&Notice) -> Option<T>) -> Vec<T> {
-        let notices = self.log.iter().filter_map(|(_, action)| match action {
-            Action::Report(notice) => pick(notice),
-            _ => None,
-        });
-        notices.collect()
+        self.make(worker, Deed::End(status));
     }
 
     fn plan(&mut self, after: Duration, happening: Happening) {
         self.planned += 1;
         self.plan.insert((self.now + after, self.planned), happening);
-    }
-
-    fn perform(&mut self, action: Action) {
-        match &action {
-            Action::Fork(tag) => {
-                let life = (self.fate)(*tag, &mut self.dice);
-                self.plan(life.fork, Happening::ForkReturns(tag.id));
-                self.forking.insert(tag.id, life);
-            }
-            Action::Drain(worker) => self.drain(*worker),
-            Action::Kill(worker) => {
-                self.plan(ms(1), Happening::Does(*worker, Deed::End(signal(SIGKILL))));
-            }
-            Action::Report(_) | Action::Answer { .. } | Action::CloseListeners => {}
-            Action::Exit(outcome) => self.exit = Some(*outcome),
-        }
-        self.log.push((self.now - self.began, action));
-    }
-
-    fn drain(&mut self, worker: WorkerId) {
-        if let Some(time) = self.children.get(&worker).and_then(|life| life.drain) {
-            self.plan(time, Happening::Does(worker, Deed::End(code(0))));
-        }
-    }
-
-    fn happens(&mut self, happening: Happening) {
-        match happening {
-            Happening::Asks(intent) => self.ask(intent),
-            Happening::ForkReturns(worker) => match self.forking.get(&worker) {
-                Some(life) if life.fork_fails => {
-                    self.tell(Event::ForkFailed { worker, why: "EAGAIN".to_string() });
-                }
-                Some(_) => self.tell(Event::Forked { worker, pid: 1000 + worker.0 as u32 }),
-                None => {}
-            },
-            Happening::Does(worker, deed) if self.children.contains_key(&worker) => {
-                self.does(worker, deed);
-            }
-            // It is dead already.
-            Happening::Does(..) => {}
-        }
-    }
-
-    fn does(&mut self, worker: WorkerId, deed: Deed) {
-        match deed {
-            Deed::SayReady => self.tell(Event::Ready { worker }),
-            Deed::SayBootFailed => self.tell(Event::BootFailed { worker, why: "no".to_string() }),
-            Deed::Retire => {
-                self.tell(Event::Retiring { worker });
-                self.drain(worker);
-            }
-            Deed::CloseChannel => self.tell(Event::ChannelClosed { worker }),
-            Deed::Garble => self.tell(Event::Garbled { worker, why: "noise".to_string() }),
-            Deed::End(status) => {
-                // The kernel closes a dead child's channel; which of both is learned first is open.
-                if self.dice.below(2) == 0 {
-                    self.tell(Event::ChannelClosed { worker });
-                }
-                self.tell(Event::Exited { worker, status, served: 7 });
-            }
-        }
     }
 }

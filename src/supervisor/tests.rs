@@ -1,15 +1,21 @@
 //! Stories: what an operator sees of a cluster, told in events and actions. Crash loops have a page of their
-//! own, and so has everything that is tried at random.
+//! own, and so have reloads, scaling, the watch, and everything that is tried at random.
 
 mod loops;
 mod odds;
+mod pairs;
+mod rolling;
+mod scaling;
+mod setbacks;
+mod watching;
+mod whims;
 
 use std::time::Duration;
 
 use super::sim::{Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
-use super::{Action, Asker, Cause, Event, Intent, Notice, Outcome, Phase};
+use super::{Action, Asker, Cause, Event, Intent, Limit, Notice, Outcome, Phase, Scale, Vitals};
 use crate::config::Policy;
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::{Generation, WorkerId, WorkerTag};
 
 fn policy(workers: u32) -> Policy {
     Policy {
@@ -20,6 +26,14 @@ fn policy(workers: u32) -> Policy {
         boot_attempts: 5,
         backoff_first: ms(100),
         backoff_max: ms(2_000),
+        surge: 1,
+        max_unavailable: 0,
+        max_requests: None,
+        max_rss: None,
+        max_rss_hard: None,
+        max_lifetime: None,
+        stall_warn: None,
+        stall_timeout: None,
     }
 }
 

@@ -7,16 +7,54 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-/// Waits until one of `fds` is readable or hung up, or `timeout` has passed (`None`: for ever). Returns one
+/// What is waited for. The end of the connection is always noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Something to read, or somebody to accept.
+    Read,
+    /// Room to write.
+    Write,
+    /// Nothing but the end.
+    End,
+}
+
+/// A descriptor and what is waited for on it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Watch<'fd> {
+    fd: BorrowedFd<'fd>,
+    interest: Interest,
+}
+
+impl<'fd> Watch<'fd> {
+    /// Waits for `interest` on `fd`.
+    pub(crate) fn new(fd: BorrowedFd<'fd>, interest: Interest) -> Watch<'fd> {
+        Watch { fd, interest }
+    }
+
+    /// Waits for something to read on `fd`.
+    pub(crate) fn read(fd: BorrowedFd<'fd>) -> Watch<'fd> {
+        Watch::new(fd, Interest::Read)
+    }
+}
+
+/// Waits until one of `watched` is ready or hung up, or `timeout` has passed (`None`: for ever). Returns one
 /// flag for each descriptor. A signal that interrupts the wait is a normal return with no flag set.
-pub(crate) fn wait(fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+pub(crate) fn wait(watched: &[Watch<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut polled: Vec<PollFd<'_>> =
-        fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        watched.iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest))).collect();
     match nix::poll::poll(&mut polled, in_millis(timeout)) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(e) => return Err(e.into()),
     }
     Ok(polled.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect())
+}
+
+fn flags(interest: Interest) -> PollFlags {
+    match interest {
+        Interest::Read => PollFlags::POLLIN,
+        Interest::Write => PollFlags::POLLOUT,
+        Interest::End => PollFlags::empty(),
+    }
 }
 
 /// Rounded up: a timer that fires a little early would make the loop spin until its deadline.
@@ -41,8 +79,20 @@ mod tests {
         let (quiet, _keep) = UnixStream::pair().expect("pair");
         let (ready, mut peer) = UnixStream::pair().expect("pair");
         peer.write_all(b"x").expect("write");
-        let flags = wait(&[quiet.as_fd(), ready.as_fd()], None).expect("poll");
-        assert_eq!(flags, [false, true]);
+        let watched = [Watch::read(quiet.as_fd()), Watch::read(ready.as_fd())];
+        assert_eq!(wait(&watched, None).expect("poll"), [false, true]);
+    }
+
+    #[test]
+    fn each_interest_is_its_own_and_the_end_is_always_seen() {
+        let (socket, mut peer) = UnixStream::pair().expect("pair");
+        peer.write_all(b"x").expect("write");
+        let now = Some(Duration::ZERO);
+        let all = [Interest::Read, Interest::Write, Interest::End];
+        let watched = all.map(|interest| Watch::new(socket.as_fd(), interest));
+        assert_eq!(wait(&watched, now).expect("poll"), [true, true, false]);
+        drop(peer);
+        assert_eq!(wait(&watched, now).expect("poll"), [true, true, true]);
     }
 
     #[test]

@@ -85,9 +85,17 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
-/// The process that forked this one.
-pub(crate) fn parent() -> u32 {
-    getppid().as_raw() as u32
+/// Bytes of a page of memory.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: sysconf only reads.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// How a process stands in a message, if it exists: `pid 812, nginx`.
+pub(crate) fn describe(pid: u32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    // A name is whatever its process chose: nothing of it may reach a terminal raw.
+    Some(format!("pid {pid}, {}", name.trim_end().escape_default()))
 }
 
 /// Milliseconds on the monotonic clock, the same for every process of this machine.

@@ -31,8 +31,8 @@ pub(crate) struct WritablePages {
     count: usize,
 }
 
-/// Makes `count` zeroed pages that every process forked from now on will share.
-pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages)> {
+/// Makes `count` zeroed pages that every process forked from now on will share, and the memory behind them.
+pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
     let memory =
         memfd_create("prefork-scoreboard", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     nix::unistd::ftruncate(&memory, (count * PAGE) as i64)?;
@@ -42,7 +42,19 @@ pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages)> {
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
     let readable = map(&memory, count, ProtFlags::PROT_READ)?;
-    Ok((WritablePages { base: writable, count }, Pages { base: readable, count }))
+    Ok((WritablePages { base: writable, count }, Pages { base: readable, count }, memory))
+}
+
+/// Pages that another program of this process made, for reading.
+pub(crate) fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
+    let length = usize::try_from(nix::sys::stat::fstat(memory)?.st_size).unwrap_or(0);
+    let seals = fcntl(memory, FcntlArg::F_GET_SEALS)?;
+    // Unsealed memory could be made shorter under us, and reading behind its end is SIGBUS.
+    if length == 0 || length % PAGE != 0 || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let count = length / PAGE;
+    Ok(Pages { base: map(memory, count, ProtFlags::PROT_READ)?, count })
 }
 
 fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonNull<Page>> {
@@ -109,12 +121,15 @@ mod tests {
 
     #[test]
     fn what_one_mapping_writes_the_other_reads() {
-        let (mut writable, readable) = create(3).expect("create");
+        let (mut writable, readable, memory) = create(3).expect("create");
         writable.page(1)[7].store(42, Ordering::Relaxed);
         assert_eq!(readable.page(1)[7].load(Ordering::Relaxed), 42);
         let own = writable.keep_only(1).expect("keep");
         own[8].store(43, Ordering::Relaxed);
         assert_eq!(readable.page(1)[8].load(Ordering::Relaxed), 43);
         assert_eq!(readable.page(0)[8].load(Ordering::Relaxed), 0);
+        let inherited = inherit(&memory).expect("inherit");
+        assert_eq!(inherited.count(), 3);
+        assert_eq!(inherited.page(1)[8].load(Ordering::Relaxed), 43);
     }
 }

@@ -1,12 +1,22 @@
 //! Socket pairs whose messages keep their boundaries.
 
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, accept4, recv, recvmsg, send, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, getsockopt, recv, send,
+    sendmsg, socketpair, sockopt,
 };
+use socket2::{Domain, SockRef, Type};
+
+use super::libc;
+
+/// Bytes for the control message that carries one descriptor. The padding at its end has room for a second
+/// one: so every descriptor that comes is looked for, and what is too many is closed.
+// SAFETY: computes a number from a number.
+const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
 
 /// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
 /// end of one side is seen by the other.
@@ -15,38 +25,137 @@ pub(crate) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
-/// Sends one message, whole or not at all. `WouldBlock` when the peer does not read.
-pub(crate) fn send_message(fd: impl AsFd, message: &[u8]) -> io::Result<()> {
+/// Sends one message, and with it a duplicate of `passed`: both or nothing. `WouldBlock` when the peer does not
+/// read, or when too many descriptors are under way.
+pub(crate) fn send_message(
+    fd: impl AsFd,
+    message: &[u8],
+    passed: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    send(fd.as_fd().as_raw_fd(), message, flags)?;
-    Ok(())
+    let number = passed.map(|fd| [fd.as_raw_fd()]);
+    let control = number.as_ref().map(|number| [ControlMessage::ScmRights(number)]);
+    let control = control.as_ref().map_or(&[][..], |control| &control[..]);
+    match sendmsg::<()>(fd.as_fd().as_raw_fd(), &[IoSlice::new(message)], control, flags, None) {
+        Ok(_) => Ok(()),
+        Err(Errno::ETOOMANYREFS) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// What one receive brought.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Received {
-    /// A message of this many bytes.
-    Message(usize),
+    /// A message of this many bytes, and what came with it.
+    Message(usize, Passed),
     /// A message longer than the buffer; its rest is lost.
     Truncated,
     /// The peer has closed its end, or died.
     End,
 }
 
+/// The descriptor that came with a message.
+#[derive(Debug)]
+pub(crate) enum Passed {
+    /// None was sent.
+    None,
+    /// The first one; any others were closed.
+    One(OwnedFd),
+    /// There was one, but this process or the system has no room for it.
+    Lost,
+}
+
 /// Receives one message into `buffer`. `WouldBlock` when there is none.
 pub(crate) fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut slices = [IoSliceMut::new(buffer)];
+    let mut reset = false;
     loop {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        return match recvmsg::<()>(fd.as_fd().as_raw_fd(), &mut slices, None, flags) {
-            Ok(got) if got.flags.contains(MsgFlags::MSG_TRUNC) => Ok(Received::Truncated),
+        return match receive(fd.as_fd(), buffer) {
+            Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(Received::Truncated),
             // SOCK_SEQPACKET has empty messages too, but we never send one: empty is the end.
-            Ok(got) if got.bytes == 0 => Ok(Received::End),
-            Ok(got) => Ok(Received::Message(got.bytes)),
-            Err(Errno::EINTR) => continue,
-            Err(Errno::ECONNRESET) => Ok(Received::End),
-            Err(e) => Err(e.into()),
+            Ok((0, _, _)) => Ok(Received::End),
+            Ok((length, flags, first)) => Ok(Received::Message(
+                length,
+                match first {
+                    Some(first) => Passed::One(first),
+                    None if flags & libc::MSG_CTRUNC != 0 => Passed::Lost,
+                    None => Passed::None,
+                },
+            )),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // The peer died with something of ours unread. That is told once, before what it said last.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !reset => {
+                reset = true;
+                continue;
+            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(Received::End),
+            Err(e) => Err(e),
         };
+    }
+}
+
+/// One `recvmsg`: the length, the flags, and the first descriptor that came.
+///
+/// By hand, as nix does not let one look at the control messages when there was no room for all of them, and
+/// what arrived before the room was used up would stay open for ever.
+fn receive(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+) -> io::Result<(usize, libc::c_int, Option<OwnedFd>)> {
+    #[repr(align(8))]
+    struct Control([MaybeUninit<u8>; CONTROL]);
+    let mut control = Control([MaybeUninit::uninit(); CONTROL]);
+    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of zero.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut slice;
+    header.msg_iovlen = 1;
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = CONTROL;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the header points to one slice and one control buffer, both exclusively ours, alive, and of the
+    // lengths given.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
+    let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
+    let mut first = None;
+    // SAFETY: the kernel has filled the control buffer and set its length in the header.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !at.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return only headers that lie within the filled, aligned buffer.
+        let message = unsafe { &*at };
+        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: computes a number from a number.
+            let bytes = message.cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize;
+            for i in 0..bytes / size_of::<RawFd>() {
+                // SAFETY: the kernel wrote `bytes` bytes of descriptors after this header and has just opened
+                // them for us; each is read, and so owned, once.
+                let one = unsafe {
+                    let numbers = libc::CMSG_DATA(at).cast::<RawFd>();
+                    OwnedFd::from_raw_fd(numbers.add(i).read_unaligned())
+                };
+                first.get_or_insert(one);
+            }
+        }
+        // SAFETY: as for CMSG_FIRSTHDR.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
+    }
+    Ok((length, header.msg_flags, first))
+}
+
+/// Whether `fd`, which another process sent, is a Unix socket and not a TCP one; an error if it is neither. Asks
+/// the kernel rather than the sender. Makes sure that it does not block.
+pub(crate) fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
+    let socket = SockRef::from(&fd);
+    let known = match socket.domain()? {
+        Domain::UNIX => Some(true),
+        Domain::IPV4 | Domain::IPV6 => Some(false),
+        _ => None,
+    };
+    match known {
+        Some(unix) if socket.r#type()? == Type::STREAM => {
+            socket.set_nonblocking(true)?;
+            Ok(unix)
+        }
+        _ => Err(io::Error::other("not a stream socket")),
     }
 }
 
@@ -63,6 +172,33 @@ pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
+/// Writes what there is room for, without waiting and without SIGPIPE.
+pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
+}
+
+/// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// 0 if the process is not visible from here (another pid namespace).
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+}
+
+/// Who is at the other end of `socket`.
+pub(crate) fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(Peer { pid: u32::try_from(credentials.pid()).unwrap_or(0), uid: credentials.uid() })
+}
+
+impl Peer {
+    /// `pid 812, nginx`, if it still exists.
+    pub(crate) fn process(self) -> Option<String> {
+        super::process::describe(self.pid)
+    }
+}
+
 /// Whether an accept failed because the process or the system has run out of something, and will fail again.
 pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
@@ -74,18 +210,81 @@ pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
 
     #[test]
     fn messages_keep_their_boundaries_and_the_end_is_seen() {
         let (a, b) = message_pair().expect("pair");
-        send_message(&a, b"one").expect("send");
-        send_message(&a, b"three").expect("send");
+        send_message(&a, b"one", None).expect("send");
+        send_message(&a, b"three", None).expect("send");
         let mut buffer = [0; 4];
-        assert_eq!(receive_message(&b, &mut buffer).expect("first"), Received::Message(3));
-        assert_eq!(receive_message(&b, &mut buffer).expect("too long"), Received::Truncated);
+        let got = receive_message(&b, &mut buffer).expect("first");
+        assert!(matches!(got, Received::Message(3, Passed::None)), "{got:?}");
+        let got = receive_message(&b, &mut buffer).expect("too long");
+        assert!(matches!(got, Received::Truncated), "{got:?}");
         let none = receive_message(&b, &mut buffer).expect_err("empty");
         assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
         drop(a);
-        assert_eq!(receive_message(&b, &mut buffer).expect("end"), Received::End);
+        let got = receive_message(&b, &mut buffer).expect("end");
+        assert!(matches!(got, Received::End), "{got:?}");
+    }
+
+    #[test]
+    fn a_descriptor_arrives_with_its_message_and_close_on_exec() {
+        let (a, b) = message_pair().expect("pair");
+        let (near, mut far) = UnixStream::pair().expect("connection");
+        send_message(&a, b"take", Some(near.as_fd())).expect("send");
+        drop(near);
+        let mut buffer = [0; 8];
+        let got = receive_message(&b, &mut buffer).expect("receive");
+        let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFD).expect("flags");
+        assert_eq!(flags, nix::fcntl::FdFlag::FD_CLOEXEC.bits());
+        assert!(is_unix_stream(&fd).expect("kind"));
+        drop(fd);
+        // No duplicate is left anywhere, or this would wait for ever.
+        assert_eq!(far.read(&mut buffer).expect("the end"), 0);
+    }
+
+    #[test]
+    fn descriptors_that_are_too_many_are_closed() {
+        for count in [2, 3, 40] {
+            let (a, b) = message_pair().expect("pair");
+            let (near, mut far) = UnixStream::pair().expect("connection");
+            let numbers = vec![near.as_raw_fd(); count];
+            let control = [ControlMessage::ScmRights(&numbers)];
+            let slice = [IoSlice::new(b"take")];
+            sendmsg::<()>(a.as_raw_fd(), &slice, &control, MsgFlags::empty(), None).expect("send");
+            drop(near);
+            let mut buffer = [0; 8];
+            let got = receive_message(&b, &mut buffer).expect("receive");
+            let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
+            drop(fd);
+            assert_eq!(far.read(&mut buffer).expect("the end"), 0);
+        }
+    }
+
+    #[test]
+    fn the_last_words_of_the_dead_are_heard() {
+        let (a, b) = message_pair().expect("pair");
+        send_message(&a, b"unread", None).expect("send");
+        send_message(&b, b"last", None).expect("send");
+        drop(b);
+        let mut buffer = [0; 8];
+        let got = receive_message(&a, &mut buffer).expect("receive");
+        assert!(matches!(got, Received::Message(4, Passed::None)), "{got:?}");
+        let got = receive_message(&a, &mut buffer).expect("end");
+        assert!(matches!(got, Received::End), "{got:?}");
+    }
+
+    #[test]
+    fn what_is_no_connection_is_known() {
+        let file = std::fs::File::open("/dev/null").expect("open");
+        assert!(is_unix_stream(&file).is_err());
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        assert!(is_unix_stream(&udp).is_err());
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        assert!(!is_unix_stream(&tcp).expect("a stream"));
     }
 }

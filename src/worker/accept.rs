@@ -18,7 +18,7 @@ use bytes::Bytes;
 use socket2::Domain;
 use tokio::io::unix::AsyncFd;
 
-use super::conn::Entry;
+use super::registry::Entry;
 use super::state::State;
 use super::stream::Stream;
 use crate::listener::Listener;
@@ -45,6 +45,14 @@ pub(super) struct Accepted {
 pub(super) struct Guard {
     state: Rc<State>,
     entry: Rc<Entry>,
+}
+
+impl Guard {
+    /// For a connection that was just accepted or taken over.
+    pub(super) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
+        state.conns.borrow_mut().add(entry);
+        Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
+    }
 }
 
 impl Drop for Guard {
@@ -151,9 +159,8 @@ impl Acceptor {
         let state = &self.state;
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Some(Bytes::new()) };
         let entry = Entry::new(state.now_ms());
-        state.conns.borrow_mut().add(&entry);
         state.row.opened();
-        let guard = Guard { state: Rc::clone(state), entry: Rc::clone(&entry) };
+        let guard = Guard::new(state, &entry);
         let stream = match Stream::new(fd, self.unix) {
             Ok(stream) => stream,
             Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
@@ -205,9 +212,8 @@ impl Acceptor {
         while let Ok(fd) = sys::socket::accept(self.socket.get_ref()) {
             let first = first_bytes(&fd).unwrap_or_default();
             let entry = Entry::new(State::exact_ms());
-            state.conns.borrow_mut().add(&entry);
             state.row.opened();
-            let guard = Guard { state: Rc::clone(state), entry: Rc::clone(&entry) };
+            let guard = Guard::new(state, &entry);
             if let Ok(stream) = Stream::new(fd, self.unix) {
                 handle(Accepted { stream, first, entry, guard });
             }

@@ -14,12 +14,14 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
 
 use super::conn::Conn;
+use super::edge::{Edge, Framing, head_length};
 use super::framing;
 use super::state::State;
-use super::wire::Recent;
+use super::wire::{Recent, is_beginning};
 use crate::scoreboard::Ticket;
 
 /// An error of a handler or a body.
@@ -39,27 +41,50 @@ struct Serving {
     conn: Arc<Conn>,
     recent: Recent,
     ticket: Option<Ticket>,
+    framing: Framing,
 }
 
 impl Serving {
-    fn begin<S, B>(ctx: &Context<S>, request: &Request<B>) -> Serving {
+    fn begin<S>(ctx: &Context<S>, request: &Request<Incoming>) -> Serving {
         let now = ctx.state.now_ms();
+        let framing = framing_of(ctx, request);
         ctx.conn.request_begun(now);
+        if request.extensions().get::<OnUpgrade>().is_some() {
+            // hyper keeps more about it than can be handed over.
+            ctx.conn.root();
+        }
         let ticket = ctx.state.row.begin(request.method().as_str(), request.uri().path(), now);
         let (state, conn) = (Rc::clone(&ctx.state), Arc::clone(&ctx.conn));
-        Serving { state, conn, recent: Arc::clone(&ctx.recent), ticket }
+        Serving { state, conn, recent: Arc::clone(&ctx.recent), ticket, framing }
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.state.row.finish(self.ticket);
-        self.conn.request_over(self.state.now_ms());
+        let (received, tail) = self.conn.progress();
+        let edge = Edge::of(self.framing, received, tail);
+        self.conn.request_over(edge, self.state.now_ms());
         // Idle connections are many: they keep no more than a small buffer each.
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.clear();
+        let end = self.framing.end().filter(|end| edge == Edge::Exact && *end <= received);
+        match end.and_then(|end| usize::try_from(end).ok()) {
+            // What is there of the next request is looked at again.
+            Some(end) if recent.len() as u64 == received => drop(recent.drain(..end)),
+            _ => recent.clear(),
+        }
+        self.conn.count_from(recent.len() as u64);
         recent.shrink_to(1024);
     }
+}
+
+/// Where the body of this request will end.
+fn framing_of<S>(ctx: &Context<S>, request: &Request<Incoming>) -> Framing {
+    let recent = ctx.recent.lock().unwrap_or_else(PoisonError::into_inner);
+    // Bytes that are there may belong to the last request, if its end is not known.
+    let known = ctx.conn.edge() != Edge::Unknown && is_beginning(&recent, ctx.conn.progress().0);
+    let head = if known { head_length(&recent) } else { None };
+    Framing { head, body: request.body().size_hint().exact() }
 }
 
 /// Answers `request` with the application's response, or with ours if it may not or cannot.
@@ -78,6 +103,9 @@ where
     if closes(&request) {
         ctx.conn.set_peer_done();
     }
+    if !stays_open(&request) {
+        ctx.conn.root();
+    }
     let raw = || ctx.recent.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut response = match framing::fault(&request, raw) {
         Some(why) => refusal(StatusCode::BAD_REQUEST, why),
@@ -89,8 +117,14 @@ where
     let status = response.status();
     if status == StatusCode::SWITCHING_PROTOCOLS {
         ctx.conn.set_upgraded();
-    } else if ctx.state.drain.order().is_some() && version < Version::HTTP_2 {
+    } else if version < Version::HTTP_2 && ctx.state.says_close(&ctx.conn) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let ends_with_connection =
+        version < Version::HTTP_11 && response.body().size_hint().exact().is_none();
+    if response.headers().contains_key(CONNECTION) || ends_with_connection {
+        // Most likely it says `close`: after that no other worker should wait for a request.
+        ctx.conn.root();
     }
     ctx.state.row.responded(status.as_u16());
     // The books are closed when the body is: the closure lives as long as it.
@@ -150,6 +184,12 @@ fn panicked<S>(ctx: &Context<S>, ticket: Option<Ticket>, panic: &(dyn Any + Send
 fn closes(request: &Request<Incoming>) -> bool {
     let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
     request.body().is_end_stream() && request.headers().get(CONNECTION).is_some_and(asks)
+}
+
+/// Whether an older client wants to go on after this request, which a newer one always does.
+fn stays_open(request: &Request<Incoming>) -> bool {
+    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+    request.version() > Version::HTTP_10 || request.headers().get(CONNECTION).is_some_and(asks)
 }
 
 fn refusal<B>(status: StatusCode, why: &'static str) -> Response<Either<B, Full<Bytes>>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::conn::Limits;
+use super::limits::Limits;
 use super::state::State;
 
 /// The resolution of all connection timeouts.
@@ -22,8 +22,12 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.retire();
         }
-        let limits = Limits::new(&state.config, state.drain.order());
+        let limits = Limits::new(&state.config, state.drain.order(), now);
         let cut = state.conns.borrow().tend(now, &limits);
+        if state.hands_over() {
+            // A worker that can take them may have come only now.
+            state.conns.borrow().wake_all();
+        }
         for _ in 0..cut {
             state.row.cut();
         }

@@ -1,4 +1,4 @@
-//! One connection as the worker sees it, and the table of all of them.
+//! One connection as the worker sees it.
 //!
 //! hyper has no idle timeout of its own, arms its header timeout only with a timer (one allocation a request),
 //! and closes idle connections without looking whether a request is on its way. So the worker watches: `Wire`
@@ -6,14 +6,9 @@
 //! phases with limits. A connection whose time is up is told so by its order; what that means stands in
 //! `Wire::poll_read`.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::task::Waker;
 
-use crate::config::Config;
-use crate::worker::drain::Order;
+use crate::worker::edge::{self, Edge};
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +54,17 @@ pub(super) struct Conn {
     upgraded: AtomicBool,
     /// The last write did not go through: the peer reads slowly.
     blocked: AtomicBool,
+    /// Bytes received since the end of the last request, as far as it is known, and the last eight of all.
+    received: AtomicU64,
+    tail: AtomicU64,
+    /// hyper has written out everything, the end of the last response included.
+    flushed: AtomicBool,
+    /// What is known of the end of the last request: an `Edge`.
+    edge: AtomicU8,
+    /// Must stay with this worker until it is closed.
+    rooted: AtomicBool,
+    /// hyper lets go of the socket now and must not shut it down.
+    leaving: AtomicBool,
 }
 
 impl Conn {
@@ -71,6 +77,12 @@ impl Conn {
             peer_done: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            tail: AtomicU64::new(0),
+            flushed: AtomicBool::new(true),
+            edge: AtomicU8::new(Edge::Exact as u8),
+            rooted: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
         }
     }
 
@@ -89,19 +101,32 @@ impl Conn {
         self.since_ms.store(now_ms, Relaxed);
     }
 
-    /// Bytes arrived.
-    pub(super) fn received(&self, now_ms: u64) {
+    /// These bytes arrived.
+    pub(super) fn received(&self, bytes: &[u8], now_ms: u64) {
         if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
             self.enter(Phase::Head, now_ms);
         }
+        self.received.fetch_add(bytes.len() as u64, Relaxed);
+        self.tail.store(edge::with_tail(self.tail.load(Relaxed), bytes), Relaxed);
+    }
+
+    /// How many bytes came since they were last counted anew, and the last eight of all.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.tail.load(Relaxed))
     }
 
     /// Bytes were written, or could not be.
     pub(super) fn sent(&self, blocked: bool, now_ms: u64) {
         self.blocked.store(blocked, Relaxed);
+        self.flushed.store(false, Relaxed);
         if self.phase() == Phase::Idle {
             self.since_ms.store(now_ms, Relaxed);
         }
+    }
+
+    /// hyper flushes only what it has written out to the last byte.
+    pub(super) fn flushed(&self) {
+        self.flushed.store(true, Relaxed);
     }
 
     pub(super) fn request_begun(&self, now_ms: u64) {
@@ -109,10 +134,17 @@ impl Conn {
         self.enter(Phase::Busy, now_ms);
     }
 
-    pub(super) fn request_over(&self, now_ms: u64) {
+    pub(super) fn request_over(&self, edge: Edge, now_ms: u64) {
+        self.edge.store(edge as u8, Relaxed);
+        self.flushed.store(false, Relaxed);
         if self.requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Busy {
             self.enter(Phase::Idle, now_ms);
         }
+    }
+
+    /// Counts anew: so many bytes of the next request are there already.
+    pub(super) fn count_from(&self, bytes: u64) {
+        self.received.store(bytes, Relaxed);
     }
 
     pub(super) fn told(&self) -> Told {
@@ -143,164 +175,49 @@ impl Conn {
         self.upgraded.store(true, Relaxed);
     }
 
-    /// What this connection has to be told at `now_ms`, if anything.
-    fn judge(&self, now_ms: u64, limits: &Limits) -> Option<Told> {
-        let age = now_ms.saturating_sub(self.since_ms.load(Relaxed));
-        if limits.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
-            return Some(Told::Cut);
-        }
-        match self.phase() {
-            Phase::Head if age >= limits.header_ms => Some(Told::Finish),
-            Phase::Fresh if age >= limits.header_ms.min(limits.idle_ms) => Some(Told::Finish),
-            Phase::Idle if age >= limits.idle_ms && !self.blocked.load(Relaxed) => {
-                Some(Told::Finish)
-            }
-            Phase::Closing if age >= LINGER_MS => Some(Told::Cut),
-            Phase::Fresh | Phase::Head | Phase::Busy | Phase::Idle | Phase::Closing => None,
-        }
-    }
-}
-
-/// How long we read on after we closed our side, at most.
-const LINGER_MS: u64 = 2000;
-
-/// The limits in force, in milliseconds.
-pub(super) struct Limits {
-    header_ms: u64,
-    idle_ms: u64,
-    deadline_ms: Option<u64>,
-}
-
-impl Limits {
-    pub(super) fn new(config: &Config, drain: Option<Order>) -> Limits {
-        let keep_alive = config.keep_alive_timeout.as_millis() as u64;
-        Limits {
-            header_ms: config.header_timeout.as_millis() as u64,
-            idle_ms: drain.map_or(keep_alive, |order| order.linger_ms.min(keep_alive)),
-            deadline_ms: drain.map(|order| order.deadline_ms),
-        }
-    }
-}
-
-/// One entry of the table: the state, and how to wake the task that serves it.
-pub(super) struct Entry {
-    pub(super) conn: Arc<Conn>,
-    waker: RefCell<Option<Waker>>,
-    key: Cell<usize>,
-}
-
-impl Entry {
-    pub(super) fn new(now_ms: u64) -> Rc<Entry> {
-        let conn = Arc::new(Conn::new(now_ms));
-        Rc::new(Entry { conn, waker: RefCell::new(None), key: Cell::new(0) })
-    }
-
-    /// Called by the serving task in each poll.
-    pub(super) fn watch(&self, waker: &Waker) {
-        let mut slot = self.waker.borrow_mut();
-        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            *slot = Some(waker.clone());
+    pub(super) fn edge(&self) -> Edge {
+        match self.edge.load(Relaxed) {
+            0 => Edge::Unknown,
+            1 => Edge::Drained,
+            _ => Edge::Exact,
         }
     }
 
-    fn wake(&self) {
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
-    }
-}
-
-/// All open connections of the worker.
-#[derive(Default)]
-pub(super) struct Registry {
-    entries: Vec<Rc<Entry>>,
-}
-
-impl Registry {
-    pub(super) fn add(&mut self, entry: &Rc<Entry>) {
-        entry.key.set(self.entries.len());
-        self.entries.push(Rc::clone(entry));
+    /// From now on the connection stays with this worker.
+    pub(super) fn root(&self) {
+        self.rooted.store(true, Relaxed);
     }
 
-    pub(super) fn remove(&mut self, entry: &Entry) {
-        let key = entry.key.get();
-        self.entries.swap_remove(key);
-        if let Some(moved) = self.entries.get(key) {
-            moved.key.set(key);
-        }
+    /// Whether it may be handed to another worker, now or when its request is over.
+    pub(super) fn can_travel(&self) -> bool {
+        let stays = self.rooted.load(Relaxed) || self.upgraded() || self.peer_done();
+        !stays && self.edge() != Edge::Unknown
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// Whether it may be handed to another worker now: it stands between two requests, as far as can be seen
+    /// from here, and nothing waits to be written.
+    pub(super) fn may_travel(&self) -> bool {
+        matches!(self.phase(), Phase::Fresh | Phase::Idle)
+            && self.told() == Told::Nothing
+            && self.flushed.load(Relaxed)
+            && self.can_travel()
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving.load(Relaxed)
     }
 
-    pub(super) fn wake_all(&self) {
-        self.entries.iter().for_each(|entry| entry.wake());
+    pub(super) fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Relaxed);
     }
 
-    /// Tells every connection whose time is up. Returns how many were cut.
-    pub(super) fn tend(&self, now_ms: u64, limits: &Limits) -> usize {
-        let mut cut = 0;
-        for entry in &self.entries {
-            let Some(verdict) = entry.conn.judge(now_ms, limits) else { continue };
-            if verdict as u8 > entry.conn.told() as u8 {
-                entry.conn.tell(verdict);
-                entry.wake();
-                cut += usize::from(verdict == Told::Cut && entry.conn.phase() != Phase::Closing);
-            }
-        }
-        cut
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn limits(drain: Option<Order>) -> Limits {
-        Limits::new(&Config::default(), drain)
+    /// How long nothing has happened in this phase.
+    pub(super) fn age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.since_ms.load(Relaxed))
     }
 
-    #[test]
-    fn each_phase_has_its_limit() {
-        let conn = Conn::new(0);
-        assert_eq!(conn.judge(9_999, &limits(None)), None);
-        assert_eq!(conn.judge(10_000, &limits(None)), Some(Told::Finish));
-        conn.received(10_000);
-        assert_eq!(conn.judge(19_999, &limits(None)), None);
-        assert_eq!(conn.judge(20_000, &limits(None)), Some(Told::Finish));
-        conn.request_begun(20_000);
-        assert_eq!(conn.judge(1_000_000, &limits(None)), None);
-        conn.request_over(20_000);
-        assert_eq!(conn.judge(84_999, &limits(None)), None);
-        assert_eq!(conn.judge(85_000, &limits(None)), Some(Told::Finish));
-    }
-
-    #[test]
-    fn draining_shortens_idleness_and_has_an_end() {
-        let order = Order { deadline_ms: 30_000, linger_ms: 1000, closing: false };
-        let conn = Conn::new(0);
-        conn.request_begun(0);
-        assert_eq!(conn.judge(29_999, &limits(Some(order))), None);
-        assert_eq!(conn.judge(30_000, &limits(Some(order))), Some(Told::Cut));
-        conn.request_over(5_000);
-        assert_eq!(conn.judge(5_999, &limits(Some(order))), None);
-        assert_eq!(conn.judge(6_000, &limits(Some(order))), Some(Told::Finish));
-    }
-
-    #[test]
-    fn the_table_forgets_what_is_gone() {
-        let mut table = Registry::default();
-        let entries: Vec<_> = (0..3).map(|_| Entry::new(0)).collect();
-        entries.iter().for_each(|entry| table.add(entry));
-        table.remove(&entries[0]);
-        table.remove(&entries[2]);
-        assert_eq!(table.len(), 1);
-        table.remove(&entries[1]);
-        assert!(table.is_empty());
+    /// Whether the peer reads slowly.
+    pub(super) fn blocked(&self) -> bool {
+        self.blocked.load(Relaxed)
     }
 }

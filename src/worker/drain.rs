@@ -16,12 +16,20 @@ pub(super) struct Order {
     pub(super) linger_ms: u64,
     /// Nobody will listen any more: empty the accept queue first.
     pub(super) closing: bool,
+    /// Connections that stand between two requests go to another worker, if there is one.
+    pub(super) hand_over: bool,
 }
 
 impl Order {
-    pub(super) fn new(grace: Duration, linger: Duration, closing: bool) -> Order {
+    pub(super) fn new(grace: Duration, linger: Duration, closing: bool, hand_over: bool) -> Order {
         let deadline_ms = monotonic_ms() + grace.as_millis() as u64;
-        Order { deadline_ms, linger_ms: linger.as_millis() as u64, closing }
+        Order { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
+    }
+
+    /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
+    /// them. Shortly before the end they are told to close like all others.
+    pub(super) fn patient(&self, now_ms: u64) -> bool {
+        self.hand_over && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }
 }
 
@@ -30,6 +38,8 @@ impl Order {
 pub(super) struct Drain {
     order: Cell<Option<Order>>,
     begun: Notify,
+    /// The primary sends no more connections.
+    released: Cell<bool>,
 }
 
 impl Drain {
@@ -42,11 +52,21 @@ impl Drain {
                 deadline_ms: earlier.deadline_ms.min(order.deadline_ms),
                 linger_ms: earlier.linger_ms.min(order.linger_ms),
                 closing: earlier.closing,
+                hand_over: earlier.hand_over && order.hand_over,
             },
         };
         self.order.set(Some(order));
         self.begun.notify_waiters();
         first
+    }
+
+    /// The primary has said that it sends no more connections, or is gone.
+    pub(super) fn release(&self) {
+        self.released.set(true);
+    }
+
+    pub(super) fn released(&self) -> bool {
+        self.released.get()
     }
 
     pub(super) fn order(&self) -> Option<Order> {

@@ -5,18 +5,30 @@ use std::time::Duration;
 
 use super::drain::Order;
 use super::state::State;
-use crate::ipc::ToWorker;
+use super::travel;
+use crate::ipc::{Order as Wanted, ToWorker};
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
 /// its primary. Idle connections are closed at once, as nobody is left to serve them later.
 pub(super) async fn obey(state: Rc<State>) {
-    while let Some(word) = state.channel.hear().await {
-        match word {
-            ToWorker::Drain { grace, linger, closing } => {
-                state.begin_drain(Order::new(grace, linger, closing));
+    while let Some(wanted) = state.channel.hear().await {
+        match wanted {
+            Wanted::Word(ToWorker::Drain { grace, linger, closing, hand_over }) => {
+                release(&state);
+                state.begin_drain(Order::new(grace, linger, closing, hand_over));
             }
+            Wanted::Take(fd, unread) => travel::arrive(&state, fd, unread),
+            // ARRIVE comes as `Take`.
+            Wanted::Word(ToWorker::Released | ToWorker::Arrive(_)) => release(&state),
         }
     }
+    release(&state);
     log::warn!("{} has lost its primary: finishing what is in flight, then leaving", state.tag);
-    state.begin_drain(Order::new(state.config.graceful_timeout, Duration::ZERO, false));
+    state.begin_drain(Order::new(state.config.graceful_timeout, Duration::ZERO, false, false));
+}
+
+/// No connection comes after this.
+fn release(state: &State) {
+    state.drain.release();
+    state.room.notify_waiters();
 }

@@ -8,18 +8,23 @@ mod answer;
 mod beat;
 mod conn;
 mod drain;
+mod edge;
 mod framing;
 mod handle;
 mod inbox;
+mod limits;
+mod registry;
 mod serve;
 mod state;
 mod stream;
+mod travel;
 mod wire;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -96,6 +101,9 @@ where
     })
 }
 
+/// How long a worker with nothing to do waits to hear that no connection is on its way to it.
+const RELEASE: Duration = Duration::from_secs(1);
+
 /// A worker's life, from its seed to its exit status.
 pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
     let tag = seed.tag;
@@ -127,6 +135,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         room: Notify::new(),
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
+        handle: OnceCell::new(),
     });
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
     tokio::task::spawn_local(beat::beat(Rc::clone(&state), terminate));
@@ -138,6 +147,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         // Told to leave before it was ready: there is nothing to finish.
         () = state.drain.begun() => return Ok(exit::OK),
     };
+    let _ = state.handle.set(Rc::clone(&handler.handle));
     for listener in listeners {
         let acceptor = Acceptor::new(Rc::clone(&state), listener, handler.client_speaks_first)
             .map_err(|e| Error::system("register a listening socket", e))?;
@@ -162,14 +172,19 @@ fn say(state: &State, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
         .map_err(|e| Error::system(format!("tell the primary that {tag} is ready"), e))
 }
 
-/// Resolves when the worker was told to leave and nothing is open any more.
+/// Resolves when the worker was told to leave and nothing is open any more, nor on its way to it.
 async fn drained(state: &State) {
     state.drain.begun().await;
     loop {
         let gone = state.room.notified();
-        if state.acceptors.get() == 0 && state.conns.borrow().is_empty() {
+        let empty = state.acceptors.get() == 0 && state.conns.borrow().is_empty();
+        if empty && state.drain.released() {
             return;
         }
-        gone.await;
+        let waited = tokio::time::timeout(RELEASE, gone).await;
+        if empty && waited.is_err() {
+            // The primary is stuck. Waiting longer would not bring anything.
+            return;
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! One HTTP connection from its first bytes to its close.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::task::Poll;
@@ -17,8 +17,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::accept::{Accepted, Guard};
 use super::answer::{BoxError, Context, answer};
-use super::conn::{Entry, Phase, Told};
+use super::conn::{Phase, Told};
+use super::edge::Edge;
+use super::registry::Entry;
 use super::state::State;
+use super::stream::Stream;
+use super::travel::{self, Departure};
 use super::wire::{Leftover, Wire, close_politely};
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
@@ -36,26 +40,98 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let Accepted { stream, first, entry, guard } = accepted;
+    let Accepted { mut stream, mut first, entry, guard } = accepted;
+    while let Some((left, unread)) = serve_on(&state, &app, &entry, stream, first).await {
+        match travel::depart(&state, left, unread).await {
+            Departure::Gone => break,
+            // It goes on here, as if it had never been thought of.
+            Departure::Stays(stays, unread) => (stream, first) = (stays, unread),
+        }
+        entry.conn.root();
+    }
+    drop(guard);
+}
+
+/// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
+/// returned, with what was received of the next request.
+async fn serve_on<S, B>(
+    state: &Rc<State>,
+    app: &Rc<S>,
+    entry: &Entry,
+    stream: Stream,
+    first: Bytes,
+) -> Option<(Stream, Bytes)>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + 'static,
+    S::Future: 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<BoxError>,
+{
     let http2 = state.config.http2 && first.starts_with(PREFACE);
     let wire = Wire::new(stream, first, Arc::clone(&entry.conn), state.row.meter());
     let leftover = wire.leftover();
     let ctx = Rc::new(Context {
-        app,
-        state: Rc::clone(&state),
+        app: Rc::clone(app),
+        state: Rc::clone(state),
         conn: Arc::clone(&entry.conn),
         recent: wire.recent(),
     });
     let service = service_fn(move |request| answer(Rc::clone(&ctx), request));
     let io = TokioIo::new(wire);
     if http2 {
-        serve_http2(&state, &entry, io, service).await;
-    } else {
-        let connection = http1_builder(&state).serve_connection(io, service).with_upgrades();
-        run(&entry, connection).await;
+        serve_http2(state, entry, io, service).await;
+    } else if let Some(parts) = serve_http1(state, entry, io, service).await {
+        return Some(parts);
     }
-    finish(&state, &entry, &leftover).await;
-    drop(guard);
+    finish(state, entry, &leftover).await;
+    None
+}
+
+/// The socket, if it is to go to another worker.
+async fn serve_http1<S, B>(
+    state: &State,
+    entry: &Entry,
+    io: TokioIo<Wire>,
+    service: S,
+) -> Option<(Stream, Bytes)>
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
+    S::Future: 'static,
+    B: Body<Data = Bytes, Error = BoxError> + 'static,
+{
+    let mut connection = http1_builder(state).serve_connection(io, service).with_upgrades();
+    let mut leaves = false;
+    let ending = poll_fn(|cx| {
+        let mut outcome = Pin::new(&mut connection).poll(cx);
+        if outcome.is_pending() && entry.conn.may_travel() && state.hands_over() {
+            // hyper alone knows whether it is between two requests: if so, it ends at once.
+            entry.conn.set_leaving(true);
+            Pin::new(&mut connection).graceful_shutdown();
+            outcome = Pin::new(&mut connection).poll(cx);
+            entry.conn.set_leaving(false);
+            leaves = matches!(outcome, Poll::Ready(Ok(())));
+            if !leaves {
+                // If not, it ends with this request.
+                entry.conn.root();
+            }
+        }
+        outcome
+    });
+    run(entry, ending).await;
+    if !leaves {
+        return None;
+    }
+    let parts = connection.into_parts()?;
+    let (stream, first) = parts.io.into_inner().into_parts()?;
+    let unread =
+        if first.is_empty() { parts.read_buf } else { [parts.read_buf, first].concat().into() };
+    if entry.conn.edge() == Edge::Drained && !unread.is_empty() {
+        // These may be chunks that hyper did not get to: nobody can say where the next request begins.
+        finish_stream(state, entry, stream).await;
+        return None;
+    }
+    Some((stream, unread))
 }
 
 fn http1_builder(state: &State) -> http1::Builder {
@@ -112,7 +188,12 @@ async fn run<E: std::fmt::Display>(entry: &Entry, connection: impl Future<Output
 /// Closes what hyper left of the connection, without hurting a response that is still on its way.
 async fn finish(state: &State, entry: &Entry, leftover: &Leftover) {
     let left = leftover.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(stream) = left else { return };
+    if let Some(stream) = left {
+        finish_stream(state, entry, stream).await;
+    }
+}
+
+async fn finish_stream(state: &State, entry: &Entry, stream: Stream) {
     if entry.conn.told() == Told::Cut {
         return;
     }

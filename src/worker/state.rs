@@ -1,12 +1,14 @@
 //! What the tasks of one worker share. One thread, so plain `Rc` and `Cell`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::conn::Registry;
+use super::accept::Accepted;
+use super::conn::Conn;
 use super::drain::{Drain, Order};
+use super::registry::Registry;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
@@ -29,6 +31,8 @@ pub(super) struct State {
     pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
     pub(super) acceptors: Cell<usize>,
+    /// What is done with a connection, once the application has booted.
+    pub(super) handle: OnceCell<Rc<dyn Fn(Accepted)>>,
 }
 
 impl State {
@@ -45,7 +49,19 @@ impl State {
             self.config.graceful_timeout,
             self.config.linger_timeout,
             false,
+            self.config.hand_over,
         ));
+    }
+
+    /// Whether connections are to be handed over and there is somebody who serves.
+    pub(super) fn hands_over(&self) -> bool {
+        self.drain.order().is_some_and(|order| order.hand_over)
+            && self.board.others_serve(&self.row, State::exact_ms())
+    }
+
+    /// Whether the client has to be told that this connection ends with its response.
+    pub(super) fn says_close(&self, conn: &Conn) -> bool {
+        self.drain.order().is_some_and(|order| !(order.patient(self.now_ms()) && conn.can_travel()))
     }
 
     /// Stops accepting from now on; the first order counts.

@@ -28,6 +28,14 @@ impl Stream {
         })
     }
 
+    /// Takes the socket back from the runtime, to be given away.
+    pub(super) fn into_fd(self) -> io::Result<OwnedFd> {
+        Ok(match self {
+            Stream::Tcp(stream) => stream.into_std()?.into(),
+            Stream::Unix(stream) => stream.into_std()?.into(),
+        })
+    }
+
     /// Resolves when there is something to read, or the peer is gone.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match self {

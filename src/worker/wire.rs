@@ -22,6 +22,11 @@ pub(super) type Leftover = Arc<Mutex<Option<Stream>>>;
 /// What was received last, as it came.
 pub(super) type Recent = Arc<Mutex<Vec<u8>>>;
 
+/// Whether these are the first bytes of all the `received` ones.
+pub(super) fn is_beginning(recent: &[u8], received: u64) -> bool {
+    recent.len() as u64 == received.min(KEPT as u64)
+}
+
 /// What hyper reads from and writes to.
 pub(super) struct Wire {
     /// `None` only while being dropped.
@@ -56,12 +61,23 @@ impl Wire {
 
     fn note_received(&self, bytes: &[u8]) {
         self.meter.bytes_in(bytes.len());
-        self.conn.received(self.meter.now_ms());
+        self.conn.received(bytes, self.meter.now_ms());
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.is_empty() {
+            // A head is at the beginning.
+            recent.extend_from_slice(&bytes[..bytes.len().min(KEPT)]);
+            return;
+        }
         if recent.len() + bytes.len() > KEPT {
             recent.clear();
         }
-        recent.extend_from_slice(&bytes[bytes.len().saturating_sub(KEPT)..]);
+        // Never quite full, by which it can be told from a beginning.
+        recent.extend_from_slice(&bytes[bytes.len().saturating_sub(KEPT - 1)..]);
+    }
+
+    /// The socket and what nobody has read, when hyper has let go of it.
+    pub(super) fn into_parts(mut self) -> Option<(Stream, Bytes)> {
+        Some((self.stream.take()?, std::mem::take(&mut self.first)))
     }
 
     fn note_sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -140,11 +156,21 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_flush(cx)
+        let this = self.get_mut();
+        let outcome = this.stream()?.poll_flush(cx);
+        if let Poll::Ready(Ok(())) = &outcome {
+            this.conn.flushed();
+        }
+        outcome
     }
 
+    /// A connection that travels goes on in another worker.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.conn.leaving() {
+            return Poll::Ready(Ok(()));
+        }
+        this.stream()?.poll_shutdown(cx)
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+pub(crate) const SIGABRT: i32 = 6;
 pub(crate) const SIGKILL: i32 = 9;
 pub(crate) const SIGSEGV: i32 = 11;
 
@@ -44,6 +45,13 @@ pub(crate) enum Deed {
     Retire,
     CloseChannel,
     Garble,
+    /// Its event loop turns no more.
+    Freeze,
+    /// It turns again.
+    Thaw,
+    /// It has finished what was open.
+    Finish,
+    /// However it comes: nobody is too frozen to die.
     End(ExitStatus),
 }
 
@@ -57,12 +65,75 @@ pub(crate) struct Life {
     pub(crate) deeds: Vec<(Duration, Deed)>,
     /// How long it takes to drain; a wedged one never does.
     pub(crate) drain: Option<Duration>,
+    /// How long it takes to die of SIGABRT; one that was stopped does not.
+    pub(crate) abort: Option<Duration>,
+    /// Requests a second.
+    pub(crate) rate: u64,
+    /// Memory at first, and what is added each second.
+    pub(crate) memory: (u64, u64),
+}
+
+/// A process of the simulated world.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) life: Life,
+    born: Instant,
+    /// Since when its loop has stood still.
+    frozen: Option<Instant>,
+    /// For how long it had before.
+    lost: Duration,
+}
+
+impl Child {
+    pub(crate) fn new(life: Life, born: Instant) -> Child {
+        Child { life, born, frozen: None, lost: ms(0) }
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    pub(crate) fn can(&self, deed: Deed) -> bool {
+        !self.is_frozen() || matches!(deed, Deed::Thaw | Deed::End(_))
+    }
+
+    pub(crate) fn freeze(&mut self, freeze: bool, now: Instant) {
+        let since = self.frozen.take();
+        self.lost += since.map_or(ms(0), |since| now - since);
+        self.frozen = freeze.then_some(now);
+    }
+
+    /// For how long its loop has turned.
+    fn active(&self, now: Instant) -> Duration {
+        self.frozen.unwrap_or(now) - self.born - self.lost
+    }
+
+    /// Its loop turns every 100 ms, busy or not.
+    pub(crate) fn beat(&self, now: Instant) -> u64 {
+        self.active(now).as_millis() as u64 / 100
+    }
+
+    pub(crate) fn requests(&self, now: Instant) -> u64 {
+        self.active(now).as_millis() as u64 * self.life.rate / 1000
+    }
+
+    pub(crate) fn memory(&self, now: Instant) -> u64 {
+        self.life.memory.0 + self.active(now).as_millis() as u64 * self.life.memory.1 / 1000
+    }
 }
 
 impl Life {
     /// Is there and never says a word.
     pub(crate) fn hanging() -> Life {
-        Life { fork: ms(0), fork_fails: false, deeds: Vec::new(), drain: Some(ms(20)) }
+        Life {
+            fork: ms(0),
+            fork_fails: false,
+            deeds: Vec::new(),
+            drain: Some(ms(20)),
+            abort: Some(ms(200)),
+            rate: 100,
+            memory: (1_000, 0),
+        }
     }
 
     /// Is ready after 10 ms and serves for ever.
@@ -91,6 +162,16 @@ impl Life {
         Life { drain: None, ..self }
     }
 
+    /// SIGABRT does not end it.
+    pub(crate) fn stopped(self) -> Life {
+        Life { abort: None, ..self }
+    }
+
+    /// Uses so much memory at first, and so much more each second.
+    pub(crate) fn heavy(self, memory: u64, growth: u64) -> Life {
+        Life { memory: (memory, growth), ..self }
+    }
+
     /// Anything that can befall a worker, and `ready` in ten of them do get ready.
     pub(crate) fn random(dice: &mut Dice, ready: u64) -> Life {
         if dice.below(12) == 0 {
@@ -103,11 +184,23 @@ impl Life {
         }
         let ends = [code(0), code(1), signal(SIGSEGV), signal(SIGKILL), signal(15)];
         let end = Deed::End(ends[dice.below(5) as usize]);
-        let others =
-            [end, end, Deed::Retire, Deed::CloseChannel, Deed::Garble, Deed::SayBootFailed];
+        let others = [
+            end,
+            end,
+            Deed::Retire,
+            Deed::CloseChannel,
+            Deed::Garble,
+            Deed::SayBootFailed,
+            Deed::Freeze,
+            Deed::Thaw,
+        ];
         for _ in 0..dice.below(4) {
             let at = if dice.below(3) == 0 { dice.below(boot + 1) } else { dice.below(8000) };
-            life = life.and(at, others[dice.below(6) as usize]);
+            life = life.and(at, others[dice.below(8) as usize]);
+        }
+        life = life.heavy(dice.below(2_000), dice.below(200));
+        if dice.below(3) == 0 {
+            life = life.stopped();
         }
         if dice.below(4) == 0 { life.wedged() } else { life }
     }

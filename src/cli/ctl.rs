@@ -1,0 +1,237 @@
+//! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: what is asked of a running primary.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::logger::one_line;
+use super::{answer, print, status};
+use crate::control::{self, Change, Client};
+use crate::error::{Error, Result, exit};
+
+/// How often `status --watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// A question or an order, and the socket if it was named.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Call {
+    control: Option<PathBuf>,
+    verb: Verb,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verb {
+    Status { json: bool, watch: bool },
+    Reload { wait: bool },
+    Scale(Change),
+    Stop { now: bool },
+    Upgrade,
+    Events { follow: bool, json: bool },
+}
+
+/// One subcommand for each verb.
+pub(super) fn commands() -> Vec<Command> {
+    let workers = Arg::new("workers")
+        .value_name("N|+N|-N")
+        .required(true)
+        .allow_hyphen_values(true)
+        .value_parser(change)
+        .help("So many workers, or so many more or fewer");
+    [
+        Command::new("status")
+            .about("Show the workers of a running primary and what they serve")
+            .arg(switch("json", "Print a JSON object"))
+            .arg(switch("watch", "Look again every second").conflicts_with("json")),
+        Command::new("reload")
+            .about("Replace all workers one by one, without a pause in service")
+            .arg(switch("no-wait", "Return when it has begun")),
+        Command::new("scale").about("Change the number of workers").arg(workers),
+        Command::new("stop")
+            .about("Stop gracefully and wait for the end; a second stop stops now")
+            .arg(switch("now", "Kill the workers, finish nothing")),
+        Command::new("upgrade").about("Become the binary that now stands at the same path"),
+        Command::new("events")
+            .about("Print what happened lately: the last thousand lines of the primary's log")
+            .arg(switch("follow", "Go on with what happens").short('f'))
+            .arg(switch("json", "Print one JSON object a line")),
+    ]
+    .map(|command| command.arg(socket()))
+    .into()
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+}
+
+fn socket() -> Arg {
+    Arg::new("control")
+        .long("control")
+        .value_name("PATH")
+        .env("PREFORK_CONTROL")
+        .value_parser(value_parser!(PathBuf))
+        .help("The control socket [default: the one in the runtime directory]")
+}
+
+/// `4`, `+1` or `-1`.
+fn change(text: &str) -> Result<Change, String> {
+    let signed = text.starts_with(['+', '-']);
+    let change = match signed {
+        true => text.parse().ok().filter(|by| *by != 0).map(Change::By),
+        false => text.parse().ok().filter(|to| *to != 0).map(Change::To),
+    };
+    change.ok_or("give a number of workers, or +1 or -1".to_string())
+}
+
+/// Reads the words after one of our verbs; `None` if it is none of ours.
+pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
+    let flag = |name: &str| matches.get_flag(name);
+    let verb = match name {
+        "status" => Verb::Status { json: flag("json"), watch: flag("watch") },
+        "reload" => Verb::Reload { wait: !flag("no-wait") },
+        "scale" => Verb::Scale(*matches.get_one("workers")?),
+        "stop" => Verb::Stop { now: flag("now") },
+        "upgrade" => Verb::Upgrade,
+        "events" => Verb::Events { follow: flag("follow"), json: flag("json") },
+        _ => return None,
+    };
+    Some(Call { control: matches.get_one::<PathBuf>("control").cloned(), verb })
+}
+
+pub(super) fn run(call: Call) -> Result<ExitCode> {
+    if let Verb::Status { watch: true, .. } = call.verb {
+        return watch(&call);
+    }
+    let mut client = find(call.control)?;
+    let done = match call.verb {
+        Verb::Status { json, .. } => {
+            let status = client.status()?;
+            return answer(&match json {
+                true => status.to_json() + "\n",
+                false => status::table(&status),
+            });
+        }
+        Verb::Events { follow, json } => return events(client, follow, json),
+        Verb::Stop { now } => return stop(client, now),
+        Verb::Reload { wait: true } => client.reload()?,
+        Verb::Reload { wait: false } => client.reload_without_waiting()?,
+        Verb::Scale(Change::To(workers)) => client.scale_to(workers)?,
+        Verb::Scale(Change::By(workers)) => client.scale_by(workers)?,
+        Verb::Upgrade => client.upgrade()?,
+    };
+    answer(&line(&done))
+}
+
+/// Connects anew each time, so that it outlives restarts of the server as long as the path stays.
+fn watch(call: &Call) -> Result<ExitCode> {
+    loop {
+        let status = find(call.control.clone())?.status()?;
+        // Home, the table, and nothing below it: no flicker.
+        let table = status::table(&status).replace('\n', "\x1b[K\n");
+        if !print(&format!("\x1b[H{table}\x1b[J"))? {
+            return Ok(ExitCode::from(exit::OK));
+        }
+        std::thread::sleep(WATCH);
+    }
+}
+
+fn stop(mut client: Client, now: bool) -> Result<ExitCode> {
+    let said = client.stop(now)?;
+    answer(&line(&said))?;
+    client.wait_for_the_end()?;
+    answer("stopped\n")
+}
+
+fn events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
+    for event in client.events(follow, 0)? {
+        let event = event?;
+        let seen = print(&match json {
+            true => event.to_json() + "\n",
+            false => status::event(&event),
+        })?;
+        if !seen {
+            break;
+        }
+    }
+    Ok(ExitCode::from(exit::OK))
+}
+
+fn line(text: &str) -> String {
+    format!("{}\n", one_line(text))
+}
+
+/// The socket that was named, or the only one that somebody answers on.
+fn find(named: Option<PathBuf>) -> Result<Client> {
+    // What the variable says to `serve` may be no path.
+    let named = named.filter(|path| path != "auto" && path != "off");
+    if let Some(path) = named {
+        return Client::connect(path);
+    }
+    let candidates = control::candidates();
+    let mut refused = None;
+    let mut alive = Vec::new();
+    for (path, pid) in candidates {
+        match Client::connect(&path) {
+            Ok(client) => alive.push((client, path, pid)),
+            Err(e) => refused = Some(e),
+        }
+    }
+    match alive.len() {
+        0 => Err(refused.unwrap_or_else(|| {
+            let place = control::runtime_directory();
+            Error::unreachable(&place.join("prefork-*.sock"), "there is no such socket")
+        })),
+        1 => Ok(alive.remove(0).0),
+        _ => {
+            let list = alive.into_iter().map(|(mut client, path, pid)| {
+                let on = client.status().map_or(String::new(), |s| s.listeners.join(" "));
+                format!("{} (pid {pid}, {on})", path.display())
+            });
+            let list = list.collect::<Vec<_>>().join(", ");
+            Err(Error::refused(format!("several primaries run: name one with --control: {list}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{self, Verb as Any};
+
+    fn call(line: &str) -> Call {
+        match args::parse(line.split(' ')).expect(line) {
+            Any::Ask(call) => call,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_verb_is_read() {
+        for (line, verb) in [
+            ("prefork status", Verb::Status { json: false, watch: false }),
+            ("prefork status --json", Verb::Status { json: true, watch: false }),
+            ("prefork reload --no-wait", Verb::Reload { wait: false }),
+            ("prefork scale 4", Verb::Scale(Change::To(4))),
+            ("prefork scale +1", Verb::Scale(Change::By(1))),
+            ("prefork scale -1", Verb::Scale(Change::By(-1))),
+            ("prefork stop --now", Verb::Stop { now: true }),
+            ("prefork upgrade", Verb::Upgrade),
+            ("prefork events -f --json", Verb::Events { follow: true, json: true }),
+        ] {
+            assert_eq!(call(line).verb, verb, "{line}");
+        }
+        let named = call("prefork scale -2 --control /run/x.sock");
+        assert_eq!(
+            (named.control, named.verb),
+            (Some("/run/x.sock".into()), Verb::Scale(Change::By(-2)))
+        );
+    }
+
+    #[test]
+    fn what_is_no_number_of_workers_is_refused() {
+        for text in ["0", "+0", "-0", "+", "many", "1.5", "99999999999", ""] {
+            assert!(change(text).is_err(), "{text}");
+        }
+    }
+}

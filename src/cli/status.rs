@@ -1,0 +1,165 @@
+//! A status and events as people read them.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::logger::one_line;
+use crate::control::{Event, Status, WorkerStatus};
+use crate::span::Span;
+
+/// Longest part of a request line in the table.
+const REQUEST: usize = 60;
+
+const HEAD: [&str; 11] =
+    ["ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "SERVING"];
+
+/// A header and a line for each worker.
+pub(super) fn table(status: &Status) -> String {
+    let primary = &status.primary;
+    let serving = status.workers.iter().filter(|worker| worker.state == "serving").count();
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = writeln!(
+        text,
+        "prefork {}: primary pid={} {}, up {}, generation {}, {serving} of {} workers serve, \
+         {} restarts, {} requests",
+        one_line(&primary.version),
+        primary.pid,
+        one_line(&primary.phase),
+        span(primary.uptime_ms),
+        primary.generation,
+        primary.workers_wanted,
+        primary.restarts,
+        status.totals.requests,
+    );
+    let listeners = status.listeners.join(", ");
+    let listeners = if listeners.is_empty() { "nothing any more" } else { &listeners };
+    let _ = writeln!(text, "listening on {}\n", one_line(listeners));
+    let rows: Vec<[String; 11]> =
+        std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
+    for row in &rows {
+        let mut line = String::new();
+        for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
+            // Words to the left, numbers to the right.
+            let _ = match name {
+                "STATE" | "SERVING" => write!(line, "{cell:<width$}  "),
+                _ => write!(line, "{cell:>width$}  "),
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(worker: &WorkerStatus) -> [String; 11] {
+    [
+        worker.id.to_string(),
+        worker.slot.to_string(),
+        worker.generation.to_string(),
+        worker.pid.map_or("-".to_string(), |pid| pid.to_string()),
+        one_line(&worker.state).into_owned(),
+        span(worker.uptime_ms),
+        worker.connections.to_string(),
+        worker.active.to_string(),
+        worker.counters.requests.to_string(),
+        worker.beat_age_ms.map_or("-".to_string(), span),
+        serving(worker),
+    ]
+}
+
+/// The request that holds the event loop, or else the oldest one, and how many others there are.
+fn serving(worker: &WorkerStatus) -> String {
+    let on_loop = worker.serving.iter().find(|request| request.on_loop);
+    let Some(shown) = on_loop.or(worker.serving.first()) else { return "-".to_string() };
+    let mut text: String = one_line(&shown.request).chars().take(REQUEST).collect();
+    let _ = write!(text, " ({}", span(shown.age_ms));
+    if shown.on_loop {
+        text.push_str(", on the event loop");
+    }
+    match worker.active.saturating_sub(1) {
+        0 => text.push(')'),
+        others => {
+            let _ = write!(text, ") +{others}");
+        }
+    }
+    text
+}
+
+fn span(ms: u64) -> String {
+    if ms < 1000 {
+        return format!("{ms} ms");
+    }
+    Span(Duration::from_millis(ms)).to_string()
+}
+
+/// An event as a line of the log.
+pub(super) fn event(event: &Event) -> String {
+    let Event { time_ms, level, text, .. } = event;
+    format!("{} {:<5} {}\n", utc(*time_ms), level.to_ascii_uppercase(), one_line(text))
+}
+
+/// `2026-11-22T10:00:00.123Z`. Days to a date after Howard Hinnant's `civil_from_days`: years begin in March,
+/// so that the leap day is the last of its year.
+fn utc(ms: u64) -> String {
+    let (days, ms_of_day) = (ms / 86_400_000 + 719_468, ms % 86_400_000);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (seconds, millis) = (ms_of_day / 1000, ms_of_day % 1000);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{Reply, Status};
+
+    fn status() -> Status {
+        let reply = include_str!("status_sample.json");
+        match Reply::decode(reply.as_bytes()) {
+            Ok(Reply::Status(status)) => *status,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_table_has_a_header_and_a_line_a_worker() {
+        assert_eq!(
+            table(&status()),
+            "prefork 0.1.0: primary pid=4711 running, up 3 min, generation 2, 1 of 2 workers serve, \
+             5 restarts, 105 requests\n\
+             listening on http://127.0.0.1:3000\n\
+             \n\
+             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
+             3     0    2  4712  serving  3 min     2       2       100  50 ms  \
+             GET /spin (12 s, on the event loop) +1\n \
+             4     1    2     -  forking   0 ms     0       0         0      -  -\n"
+        );
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        let mut status = status();
+        status.workers[0].serving[0].request = "GET /\u{1b}[2J".to_string();
+        status.listeners = vec!["\u{9b}".to_string()];
+        let text = table(&status);
+        assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text}");
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(utc(1_795_341_600_123), "2026-11-22T10:00:00.123Z");
+        assert_eq!(utc(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
+    }
+}

@@ -1,0 +1,100 @@
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use log::Level;
+
+use super::*;
+use crate::control::status::tests::view_of;
+use crate::control::{Around, Asked, Ledger, Server};
+use crate::error::exit;
+use crate::scoreboard::Counters;
+use crate::sys;
+
+/// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
+fn primary(path: PathBuf) -> JoinHandle<()> {
+    let mut server = Server::bind(&path).expect("bind");
+    std::thread::spawn(move || {
+        let mut ledger = Ledger::default();
+        ledger.append(Level::Info, "started".to_string());
+        let mut stopping = false;
+        while !stopping {
+            server.settle(&ledger, Instant::now());
+            let watched: Vec<_> = server.watched().collect();
+            let ready = sys::poll::wait(&watched, Some(Duration::from_secs(10))).expect("poll");
+            let now = Instant::now();
+            for Asked { ticket, request, .. } in server.attend(&ready, now) {
+                let reply = match request {
+                    Request::Status {} => Reply::Status(Box::new(Status::of(
+                        &view_of(3),
+                        Around { started: now, listeners: vec![], totals: Counters::default() },
+                        now,
+                        |_| None,
+                    ))),
+                    Request::Events { follow, since } => {
+                        server.stream(ticket, follow, since, &ledger, now);
+                        continue;
+                    }
+                    Request::Reload { .. } => Reply::Refused("worker 4 cannot boot".to_string()),
+                    other => Reply::Done(format!("{other:?}")),
+                };
+                stopping = matches!(&reply, Reply::Done(what) if what.starts_with("Stop"));
+                server.reply(ticket, &reply, now);
+                ledger.append(Level::Info, "answered".to_string());
+            }
+        }
+        server.settle(&ledger, Instant::now());
+    })
+}
+
+#[test]
+fn every_question_has_its_answer_on_one_connection() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let thread = primary(path.clone());
+    let mut client = Client::connect(&path).expect("connect");
+    let status = client.status().expect("status");
+    assert_eq!((status.workers.len(), status.primary.pid), (3, std::process::id()));
+    let error = client.reload().expect_err("refused");
+    assert_eq!(
+        (error.to_string(), error.exit_status()),
+        ("worker 4 cannot boot".into(), exit::FAILURE)
+    );
+    assert_eq!(client.scale_to(4).expect("scale"), "Scale(To(4))");
+    assert_eq!(client.scale_by(-1).expect("scale"), "Scale(By(-1))");
+    assert_eq!(client.scale_to(0).expect_err("range").exit_status(), exit::FAILURE);
+    assert_eq!(client.upgrade().expect("upgrade"), "Upgrade");
+
+    let kept = Client::connect(&path).and_then(|c| c.events(false, 0)).expect("events");
+    let kept: Vec<String> = kept.map(|event| event.expect("event").text).collect();
+    assert_eq!((kept.len(), kept[0].as_str()), (6, "started"));
+    let mut follow = Client::connect(&path).and_then(|c| c.events(true, 5)).expect("events");
+    assert_eq!(follow.next().map(|event| event.expect("event").sequence), Some(6));
+
+    assert_eq!(client.stop(true).expect("stop"), "Stop { now: true }");
+    client.wait_for_the_end().expect("the end");
+    thread.join().expect("primary");
+    let last = follow.map(|event| event.expect("event").sequence).last();
+    assert_eq!(last, Some(7));
+    assert!(!path.exists());
+}
+
+#[test]
+fn where_nobody_answers_is_told_with_the_path_and_what_to_do() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let error = Client::connect(&path).expect_err("nobody");
+    assert_eq!(error.exit_status(), exit::UNAVAILABLE);
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("nobody answers at {}", path.display())), "{text}");
+    assert!(text.contains("start one with `prefork serve`"), "{text}");
+}
+
+#[test]
+fn an_end_before_the_answer_is_told() {
+    let (stream, peer) = UnixStream::pair().expect("pair");
+    let mut client = Client { stream, path: "p".into(), patience: PATIENCE };
+    drop(peer);
+    let text = client.status().expect_err("end").to_string();
+    assert_eq!(text, "the primary at p closed the connection before it answered");
+}

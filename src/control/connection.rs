@@ -1,0 +1,160 @@
+//! One client of the control socket: a request comes in, a reply goes out, nothing ever blocks.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::frame::{self, Incoming, REQUEST_MAX};
+use super::protocol::Reply;
+use crate::sys::poll::{Interest, Watch};
+use crate::sys::socket::{read_now, write_now};
+
+/// How long a client may take to send a request, or to make room for a reply.
+pub(super) const IDLE: Duration = Duration::from_secs(5);
+
+/// What a client is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// We read its request.
+    Asking,
+    /// It waits for the answer to its request.
+    Waiting {
+        ticket: u64,
+        /// Whether it waits until the thing is done, or only until it has begun.
+        patient: bool,
+        /// Whether, after the answer, it waits for our end.
+        last: bool,
+    },
+    /// It gets events: from the one after `after` on, up to `until`, or for ever.
+    Streaming { after: u64, until: Option<u64> },
+    /// It knows that we stop, and waits for our end.
+    Staying,
+    /// It is gone, or as good as.
+    Gone,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: OwnedFd,
+    /// As it stands in the log: `control uid=0 pid=4711`.
+    pub(super) who: String,
+    pub(super) state: State,
+    incoming: Incoming,
+    outgoing: Vec<u8>,
+    /// Since when we wait for a request, or for room to write. Bytes of a half request do not count: who sends
+    /// one byte a second is silent, too.
+    since: Instant,
+}
+
+impl Connection {
+    pub(super) fn new(socket: OwnedFd, who: String, now: Instant) -> Connection {
+        let incoming = Incoming::new(REQUEST_MAX);
+        Connection { socket, who, state: State::Asking, incoming, outgoing: Vec::new(), since: now }
+    }
+
+    pub(super) fn watch(&self) -> Watch<'_> {
+        let interest = match self.state {
+            _ if !self.outgoing.is_empty() => Interest::Write,
+            State::Asking => Interest::Read,
+            _ => Interest::End,
+        };
+        Watch::new(self.as_fd(), interest)
+    }
+
+    /// When it has been silent for too long.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let waits_for_it = self.state == State::Asking || !self.outgoing.is_empty();
+        waits_for_it.then(|| self.since + IDLE)
+    }
+
+    /// Since when no request came from it; `None` if it has every right to be silent.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        (self.state == State::Asking && self.outgoing.is_empty()).then_some(self.since)
+    }
+
+    /// Bytes that wait for room.
+    pub(super) fn unsent(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// What `watch` waited for has come. A complete request is returned.
+    pub(super) fn attend(&mut self, now: Instant) -> Option<Vec<u8>> {
+        match self.state {
+            _ if !self.outgoing.is_empty() => self.flush(now),
+            State::Asking => return self.read(),
+            _ => self.state = State::Gone,
+        }
+        None
+    }
+
+    /// Replies; the rest of what does not fit now is written when there is room.
+    pub(super) fn send(&mut self, reply: &Reply, now: Instant) {
+        if self.outgoing.is_empty() {
+            self.since = now;
+        }
+        self.outgoing.extend_from_slice(&frame::encode(&reply.encode()));
+        self.flush(now);
+    }
+
+    /// Says why, as far as there is room, and goes.
+    pub(super) fn dismiss(&mut self, why: String, now: Instant) {
+        // Half a reply may be on its way already; then there is no room for another.
+        if self.outgoing.is_empty() {
+            self.send(&Reply::Refused(why), now);
+        }
+        self.state = State::Gone;
+    }
+
+    fn flush(&mut self, now: Instant) {
+        while !self.outgoing.is_empty() {
+            match write_now(&self.socket, &self.outgoing) {
+                Ok(n) => {
+                    self.outgoing.drain(..n);
+                    self.since = now;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.outgoing.clear();
+                    self.state = State::Gone;
+                }
+            }
+        }
+        self.outgoing.shrink_to(4096);
+    }
+
+    fn read(&mut self) -> Option<Vec<u8>> {
+        let mut buffer = [0u8; 4096];
+        loop {
+            let wanted = match self.incoming.wanted() {
+                Ok(0) => return Some(self.incoming.take()),
+                Ok(wanted) => wanted.min(buffer.len()),
+                Err(long) => {
+                    let frame::TooLong { claimed, max } = long;
+                    let why =
+                        format!("a request of {claimed} bytes is too long: send {max} at most");
+                    self.dismiss(why, self.since);
+                    return None;
+                }
+            };
+            match read_now(&self.socket, &mut buffer[..wanted]) {
+                Ok(0) => self.state = State::Gone,
+                Ok(n) => {
+                    self.incoming.push(&buffer[..n]);
+                    continue;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => self.state = State::Gone,
+            }
+            return None;
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,268 @@
+//! The primary's end: non-blocking, bounded in everything, a guest in the primary's poll loop.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use socket2::Socket;
+
+use super::connection::{Connection, State};
+use super::ledger::Ledger;
+use super::protocol::{Reply, Request};
+use crate::error::{Error, Result};
+use crate::socket_file::SocketFile;
+use crate::sys::poll::{Interest, Watch};
+use crate::sys::socket::{accept, is_exhaustion, peer};
+
+/// Clients at the same time.
+const CLIENTS: usize = 32;
+/// Connections that may wait to be accepted: more than a flood brings in one turn.
+const BACKLOG: i32 = 1024;
+/// Of the clients, those who get every new event.
+const FOLLOWERS: usize = 8;
+/// Connections accepted in one turn: a flood must not keep the workers' words waiting.
+const ACCEPTS_A_TURN: usize = 16;
+/// Bytes of events that may wait for one follower; the rest waits in the ledger.
+const EVENTS_AHEAD: usize = 64 * 1024;
+/// How long no client is accepted when the process is out of descriptors.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The control socket and its clients.
+#[derive(Debug)]
+pub(crate) struct Server {
+    // Declared before the clients, so that the file is gone when they see the end.
+    file: SocketFile,
+    listener: Socket,
+    /// By a number that grows with each arrival.
+    clients: BTreeMap<u64, Connection>,
+    /// The last number given to a client or a request.
+    last: u64,
+    paused_until: Option<Instant>,
+}
+
+/// A request that wants an answer.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    /// Names the request in `reply` and `stream`.
+    pub(crate) ticket: u64,
+    pub(crate) who: String,
+    pub(crate) request: Request,
+}
+
+impl Server {
+    /// Listens at `path`, for root and the own user only.
+    pub(crate) fn bind(path: &Path) -> Result<Server> {
+        let name = format!("control socket {}", path.display());
+        let fail = |why: String| Error::bind(&name, why);
+        let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let directory = directory.unwrap_or(Path::new("."));
+        let meta = std::fs::metadata(directory)
+            .map_err(|e| fail(format!("its directory {}: {e}", directory.display())))?;
+        if meta.mode() & 0o1002 == 0o0002 {
+            // Anybody could put a socket of their own in its place.
+            let why = "everybody may rename files in its directory: choose another with --control";
+            return Err(fail(why.to_string()));
+        }
+        let (listener, file) =
+            SocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| {
+                match why.starts_with("address already in use") {
+                    true => fail(format!("{why}; choose another path with --control")),
+                    false => fail(why),
+                }
+            })?;
+        listener
+            .set_nonblocking(true)
+            .map_err(|e| Error::system(format!("make the {name} non-blocking"), e))?;
+        let clients = BTreeMap::new();
+        Ok(Server { file, listener, clients, last: 0, paused_until: None })
+    }
+
+    /// Where it listens.
+    pub(crate) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// What to wait for; `attend` takes the flags in this order.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = Watch<'_>> {
+        let interest = match self.paused_until {
+            Some(_) => Interest::End,
+            None => Interest::Read,
+        };
+        let listener = Watch::new(self.listener.as_fd(), interest);
+        std::iter::once(listener).chain(self.clients.values().map(Connection::watch))
+    }
+
+    /// When `settle` has something to do, if nothing else happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let clients = self.clients.values().filter_map(Connection::deadline);
+        clients.chain(self.paused_until).min()
+    }
+
+    /// Looks after everybody whose flag is set, and returns what they ask for.
+    pub(crate) fn attend(&mut self, ready: &[bool], now: Instant) -> Vec<Asked> {
+        let mut asked = Vec::new();
+        let mut flags = ready.iter();
+        let somebody_new = flags.next() == Some(&true);
+        for (client, _) in self.clients.values_mut().zip(flags).filter(|(_, ready)| **ready) {
+            let Some(bytes) = client.attend(now) else { continue };
+            match Request::decode(&bytes) {
+                Ok(request) => {
+                    self.last += 1;
+                    let patient = !matches!(request, Request::Reload { wait: false });
+                    let last = matches!(request, Request::Stop { .. });
+                    client.state = State::Waiting { ticket: self.last, patient, last };
+                    asked.push(Asked { ticket: self.last, who: client.who.clone(), request });
+                }
+                Err(why) => client.send(&Reply::Refused(why), now),
+            }
+        }
+        if somebody_new {
+            self.accept(now);
+        }
+        self.forget_the_gone();
+        asked
+    }
+
+    /// Answers the request with this ticket; whether anybody was there to hear it.
+    pub(crate) fn reply(&mut self, ticket: u64, reply: &Reply, now: Instant) -> bool {
+        let Some(client) = self.client_with(ticket) else { return false };
+        client.state = match client.state {
+            State::Waiting { last: true, .. } if !matches!(reply, Reply::Refused(_)) => {
+                State::Staying
+            }
+            _ => State::Asking,
+        };
+        client.send(reply, now);
+        true
+    }
+
+    /// Answers the request with this ticket with the events after `since`.
+    pub(crate) fn stream(
+        &mut self,
+        ticket: u64,
+        follow: bool,
+        since: u64,
+        ledger: &Ledger,
+        now: Instant,
+    ) {
+        let follows = |c: &&Connection| matches!(c.state, State::Streaming { until: None, .. });
+        if follow && self.clients.values().filter(follows).count() >= FOLLOWERS {
+            let why = format!("{FOLLOWERS} clients follow the events already: try again later");
+            self.reply(ticket, &Reply::Refused(why), now);
+        } else if let Some(client) = self.client_with(ticket) {
+            let after = since.clamp(ledger.first() - 1, ledger.last());
+            let until = (!follow).then(|| ledger.last());
+            client.state = State::Streaming { after, until };
+        }
+    }
+
+    /// To be called before each wait: sends the news, and lets go of those who are too slow.
+    pub(crate) fn settle(&mut self, ledger: &Ledger, now: Instant) {
+        self.paused_until = self.paused_until.filter(|until| *until > now);
+        for client in self.clients.values_mut() {
+            if let State::Waiting { patient: false, .. } = client.state {
+                client.state = State::Asking;
+                let begun = "begun; `prefork events` tells how it goes".to_string();
+                client.send(&Reply::Done(begun), now);
+            }
+            feed(client, ledger, now);
+            if client.deadline().is_some_and(|at| at <= now) {
+                client.dismiss("nothing was asked for 5 s".to_string(), now);
+            }
+        }
+        self.forget_the_gone();
+    }
+
+    fn accept(&mut self, now: Instant) {
+        for _ in 0..ACCEPTS_A_TURN {
+            let socket = match accept(&self.listener) {
+                Ok(socket) => socket,
+                Err(e) => {
+                    if is_exhaustion(&e) {
+                        self.paused_until = Some(now + PAUSE);
+                    }
+                    return;
+                }
+            };
+            let Ok(peer) = peer(&socket) else { continue };
+            let who = format!("control uid={} pid={}", peer.uid, peer.pid);
+            let mut client = Connection::new(socket, who, now);
+            if let Err(why) = may_ask(peer.uid, own_uid()) {
+                client.dismiss(why, now);
+            } else if self.make_room(now) {
+                self.last += 1;
+                self.clients.insert(self.last, client);
+            } else {
+                let why = format!("{CLIENTS} clients wait for answers already: try again later");
+                client.dismiss(why, now);
+            }
+        }
+    }
+
+    /// Room for one more client, if need be in place of the one that has been silent for longest. Who waits
+    /// for an answer is never sent away.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.clients.len() < CLIENTS {
+            return true;
+        }
+        let silent = self.clients.iter().filter_map(|(id, c)| Some((c.silent_since()?, *id)));
+        let Some((_, id)) = silent.min() else { return false };
+        if let Some(mut client) = self.clients.remove(&id) {
+            client.dismiss("nothing was asked, and others want to ask".to_string(), now);
+        }
+        true
+    }
+
+    fn client_with(&mut self, wanted: u64) -> Option<&mut Connection> {
+        self.clients
+            .values_mut()
+            .find(|c| matches!(c.state, State::Waiting { ticket, .. } if ticket == wanted))
+    }
+
+    fn forget_the_gone(&mut self) {
+        self.clients.retain(|_, client| client.state != State::Gone);
+    }
+}
+
+/// Sends a client the events that it has not got, as far as there is room.
+fn feed(client: &mut Connection, ledger: &Ledger, now: Instant) {
+    let State::Streaming { after, until } = client.state else { return };
+    if after + 1 < ledger.first() {
+        return client.dismiss("too slow: events were lost; ask again".to_string(), now);
+    }
+    let mut sent = after;
+    for entry in ledger.after(after).take_while(|e| until.is_none_or(|last| e.sequence <= last)) {
+        if client.unsent() > EVENTS_AHEAD || client.state == State::Gone {
+            break;
+        }
+        client.send(&Reply::Event(entry.into()), now);
+        sent = entry.sequence;
+    }
+    if client.state == State::Gone {
+        return;
+    }
+    client.state = State::Streaming { after: sent, until };
+    if let Some(last) = until.filter(|last| *last <= sent) {
+        client.state = State::Asking;
+        client.send(&Reply::LastEvent(last), now);
+    }
+}
+
+/// Who may ask: root, and the user that the primary runs as.
+fn may_ask(uid: u32, own: u32) -> Result<(), String> {
+    match uid == 0 || uid == own {
+        true => Ok(()),
+        false => Err(format!("uid {uid} may not ask: only root and uid {own} may")),
+    }
+}
+
+/// The effective user of this process.
+pub(super) fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

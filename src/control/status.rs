@@ -1,0 +1,200 @@
+//! The answer to `status`: what the primary knows from its own memory, with the figures of the scoreboard
+//! beside it.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::WorkerId;
+use crate::scoreboard::{Counters, InFlight, WorkerSnapshot};
+use crate::supervisor::{MemberView, View};
+
+/// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
+const LISTED: usize = 2048;
+
+/// The largest whole number that every JSON reader keeps exactly. A figure beyond it is garbage anyway.
+const LARGEST: u64 = (1 << 53) - 1;
+
+/// The cluster at one moment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The primary itself.
+    pub primary: PrimaryStatus,
+    /// Addresses that are listened on; none while the cluster stops.
+    pub listeners: Vec<String>,
+    /// Sums over all workers, living and dead.
+    pub totals: Counters,
+    /// Every worker that exists or is being forked, oldest first.
+    pub workers: Vec<WorkerStatus>,
+}
+
+/// The primary at one moment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PrimaryStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// The version of this crate that it runs.
+    pub version: String,
+    /// How long it has been running.
+    pub uptime_ms: u64,
+    /// `booting`, `running`, `stopping` or `ending`.
+    pub phase: String,
+    /// The generation that new workers belong to.
+    pub generation: u64,
+    /// How many workers there should be.
+    pub workers_wanted: u32,
+    /// Workers forked in place of one that ended without being asked to.
+    pub restarts: u64,
+}
+
+/// One worker at one moment. Who it is and its state are the primary's word; the figures are the worker's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerStatus {
+    /// Its number, never used again.
+    pub id: u64,
+    /// Its place, `0..N`.
+    pub slot: u32,
+    /// The generation it belongs to.
+    pub generation: u64,
+    /// Its process id, once it is forked.
+    pub pid: Option<u32>,
+    /// `forking`, `booting`, `serving`, `draining`, `leaving` or `killed`.
+    pub state: String,
+    /// How long ago its fork was decided.
+    pub uptime_ms: u64,
+    /// How long ago its event loop last turned; none before it has a loop.
+    pub beat_age_ms: Option<u64>,
+    /// Open connections.
+    pub connections: u64,
+    /// Requests being answered.
+    pub active: u64,
+    /// What it counted since it started.
+    pub counters: Counters,
+    /// The requests it is answering, oldest first; not always all of them.
+    pub serving: Vec<InFlight>,
+}
+
+/// What the primary has to say of itself.
+pub(crate) struct Around {
+    pub(crate) started: Instant,
+    pub(crate) listeners: Vec<String>,
+    pub(crate) totals: Counters,
+}
+
+impl Status {
+    /// Puts together what is known with what is only written somewhere. `figures` reads a worker's row, found
+    /// by the primary's own memory; nothing in it is more than a number to show.
+    pub(crate) fn of(
+        view: &View,
+        around: Around,
+        now: Instant,
+        figures: impl Fn(WorkerId) -> Option<WorkerSnapshot>,
+    ) -> Status {
+        let mut room = LISTED;
+        let workers = view.members.iter().map(|member| {
+            let mut worker = WorkerStatus::of(member, now, figures(member.tag.id));
+            worker.serving.truncate(room);
+            room -= worker.serving.len();
+            worker
+        });
+        let workers = workers.collect();
+        let primary = PrimaryStatus {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            uptime_ms: millis(around.started, now),
+            phase: view.phase.to_string(),
+            generation: view.generation.0,
+            workers_wanted: view.wanted,
+            restarts: view.restarts,
+        };
+        let totals = around.totals.at_most(LARGEST);
+        Status { primary, listeners: around.listeners, totals, workers }
+    }
+}
+
+impl WorkerStatus {
+    fn of(member: &MemberView, now: Instant, figures: Option<WorkerSnapshot>) -> WorkerStatus {
+        let tag = member.tag;
+        let mut worker = WorkerStatus {
+            id: tag.id.0,
+            slot: tag.slot.0,
+            generation: tag.generation.0,
+            pid: tag.pid,
+            state: member.state.to_string(),
+            uptime_ms: millis(member.born, now),
+            beat_age_ms: None,
+            connections: 0,
+            active: 0,
+            counters: Counters::default(),
+            serving: Vec::new(),
+        };
+        if let Some(figures) = figures {
+            worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
+            worker.connections = figures.connections.min(LARGEST);
+            worker.active = figures.active.min(LARGEST);
+            worker.counters = figures.counters.at_most(LARGEST);
+            worker.serving = figures.serving;
+            for request in &mut worker.serving {
+                request.age_ms = request.age_ms.min(LARGEST);
+            }
+        }
+        worker
+    }
+}
+
+fn millis(since: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(LARGEST)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::identity::{Generation, Slot, WorkerTag};
+
+    pub(crate) fn view_of(workers: u32) -> View {
+        let members = (0..workers).map(|n| {
+            let (id, slot) = (WorkerId(n.into()), Slot(n));
+            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None };
+            MemberView { tag, state: "booting", born: Instant::now() }
+        });
+        let members = members.collect();
+        View { phase: "booting", generation: Generation(1), wanted: workers, restarts: 0, members }
+    }
+
+    /// What a worker that has gone mad may write.
+    fn mad() -> WorkerSnapshot {
+        let request = InFlight { request: "x".repeat(416), age_ms: u64::MAX, on_loop: true };
+        WorkerSnapshot {
+            id: u64::MAX,
+            slot: u64::MAX,
+            generation: u64::MAX,
+            pid: 1,
+            state: "serving",
+            started_ms: u64::MAX,
+            beat_age_ms: u64::MAX,
+            connections: u64::MAX,
+            active: u64::MAX,
+            counters: Counters { requests: u64::MAX, ..Counters::default() },
+            serving: vec![request; 28],
+        }
+    }
+
+    #[test]
+    fn who_a_worker_is_comes_from_memory_and_its_figures_are_bounded() {
+        let totals = Counters { requests: u64::MAX, ..Counters::default() };
+        let around = Around { started: Instant::now(), listeners: vec![], totals };
+        let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
+        let worker = &status.workers[1];
+        assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
+        assert_eq!(worker.state, "booting");
+        assert_eq!((worker.connections, worker.counters.requests), (LARGEST, LARGEST));
+        assert_eq!((worker.serving[0].age_ms, status.totals.requests), (LARGEST, LARGEST));
+        let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
+        assert_eq!(listed, LISTED);
+        let bytes = super::super::Reply::Status(Box::new(status)).encode().len();
+        assert!(bytes < super::super::frame::REPLY_MAX / 2, "{bytes}");
+    }
+}

@@ -1,0 +1,34 @@
+//! What workers look like from outside.
+
+use super::Primary;
+use crate::supervisor::{Event, Vitals};
+
+impl Primary {
+    /// Vital signs of every worker, as one event.
+    pub(super) fn observe(&self, memory: bool) -> Event {
+        let vitals = self
+            .children
+            .iter()
+            .map(|(worker, child)| {
+                let seen = self.board.glance(child.row);
+                let memory = if memory { resident_bytes(child.pid) } else { None };
+                let serving = seen.serving.map(|r| r.request);
+                Vitals {
+                    worker: *worker,
+                    beat: seen.beat,
+                    requests: seen.requests,
+                    memory,
+                    serving,
+                }
+            })
+            .collect();
+        Event::Observed { vitals }
+    }
+}
+
+/// Resident memory of a process: the second field of `/proc/PID/statm`, in pages.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * crate::sys::process::page_size())
+}

@@ -1,0 +1,89 @@
+//! The other side of a proof: a worker is forked and has to become ready; then both are thrown away.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::error::{Error, Result, exit};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
+use crate::scoreboard::Scoreboard;
+use crate::seed::{Entry, Seed};
+use crate::sys;
+use crate::sys::fork::Fork;
+use crate::sys::poll::Watch;
+use crate::sys::signal::Signal;
+
+/// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
+pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
+    let tag = WorkerTag { id: WorkerId(0), slot: Slot(0), generation: Generation(0), pid: None };
+    let failed = |what: &str| {
+        let what = what.to_string();
+        move |e: std::io::Error| Error::system(what, e)
+    };
+    let mut board = Scoreboard::create(1).map_err(failed("create a scoreboard"))?;
+    let row = board.lease(tag).ok_or_else(|| Error::config("no row for the trial worker"))?;
+    let limit = config.boot_timeout;
+    let (ours, theirs) = sys::socket::message_pair().map_err(failed("make a channel"))?;
+    let primary = std::process::id();
+    match sys::fork::fork()? {
+        Fork::Parent(pid) => {
+            drop(theirs);
+            // Open until the worker is killed: its end would make the worker drain, and say so.
+            let channel = PrimaryEnd::new(ours);
+            let outcome = await_ready(&channel, limit);
+            let _ = sys::process::kill(pid, Signal::SIGKILL);
+            while matches!(sys::wait::reap(pid), Ok(None)) {
+                std::thread::yield_now();
+            }
+            outcome
+        }
+        Fork::Child => {
+            drop(ours);
+            let live = || -> Result<u8> {
+                sys::process::die_with(primary, 1)
+                    .map_err(failed("tie the worker to the trial"))?;
+                let terminate =
+                    sys::signal::flag(Signal::SIGTERM).map_err(failed("catch SIGTERM"))?;
+                let reader = board.reader();
+                let row = board.give_up_all_but(row).map_err(failed("keep one page"))?;
+                Ok(entry(Seed {
+                    tag,
+                    listeners: Vec::new(),
+                    channel: theirs,
+                    row,
+                    board: reader,
+                    config: Rc::new(config),
+                    terminate,
+                }))
+            };
+            sys::fork::exit_now(live().unwrap_or(exit::OS))
+        }
+    }
+}
+
+fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
+    let failed = |why: String| Error::application("the trial worker did not become ready", why);
+    let mut reason = None;
+    loop {
+        match channel.hear() {
+            Heard::Word(ToPrimary::Ready) => return Ok(()),
+            Heard::Word(ToPrimary::BootFailed(why)) => reason = Some(why),
+            Heard::Connection(..) | Heard::LostConnection | Heard::Word(ToPrimary::Travel(_)) => {
+                return Err(failed("it hands over connections".to_string()));
+            }
+            Heard::Word(ToPrimary::Retiring) => return Err(failed("it retires".to_string())),
+            Heard::Garbage(why) => return Err(failed(why)),
+            Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),
+            Heard::Nothing => {
+                // A signal may end the wait early; the one who started us keeps the real deadline.
+                let ready = sys::poll::wait(&[Watch::read(channel.as_fd())], Some(limit))
+                    .map_err(|e| Error::system("wait for the trial worker", e))?;
+                if !ready[0] {
+                    return Err(failed("boot-timeout".to_string()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The hands' side of an upgrade: what is left to the new image, and taking it over from an old one.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use super::{Child, Primary};
+use crate::error::{Error, Result};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::ipc::PrimaryEnd;
+use crate::scoreboard::RowIndex;
+use crate::supervisor::{Adopted, AdoptedMember, Event};
+use crate::sys;
+use crate::sys::signal::{Blocked, Signal};
+use crate::upgrade::{Manifest, PassedListener, PassedWorker};
+
+impl Primary {
+    /// Starts the new binary as a child that shows whether it can take over.
+    pub(super) fn prove(&mut self) {
+        let outcome =
+            self.leave().and_then(|manifest| self.launcher.prove(&manifest, &self.descriptors()));
+        match outcome {
+            Ok(proof) => self.proof = Some(proof),
+            Err(e) => self.queue.push_back(Event::NotProved { why: e.to_string() }),
+        }
+    }
+
+    /// The child is not wanted any more. It is ours and not reaped yet, so the pid is its own.
+    pub(super) fn stop_proof(&mut self) {
+        if let Some(proof) = &self.proof {
+            let _ = sys::process::kill(proof.pid, Signal::SIGKILL);
+        }
+    }
+
+    /// The child has ended; its verdict, unless it was stopped, in which case nobody waits for it.
+    pub(super) fn proof_ended(&mut self, status: ExitStatus) {
+        let Some(proof) = self.proof.take() else { return };
+        self.queue.push_back(match proof.verdict(status) {
+            Ok(()) => Event::Proved,
+            Err(why) => Event::NotProved { why },
+        });
+    }
+
+    /// Becomes the new binary. Signals that come meanwhile wait for its handlers.
+    pub(super) fn take_over(&mut self) {
+        let outcome = || -> Result<Error> {
+            let manifest = self.leave()?;
+            let _blocked = Blocked::all()
+                .map_err(|e| Error::system("hold back signals for the upgrade", e))?;
+            Ok(self.launcher.take_over(&manifest, &self.descriptors()))
+        };
+        let (Ok(error) | Err(error)) = outcome();
+        self.queue.push_back(Event::NotProved { why: error.to_string() });
+    }
+
+    fn leave(&self) -> Result<Manifest> {
+        let mind = self.supervisor.leave(Instant::now());
+        let memory =
+            self.board.memory().ok_or_else(|| Error::config("no scoreboard to pass on"))?;
+        let (totals, started_ms) = self.board.totals();
+        let serving = |id| mind.members.iter().any(|m| m.tag.id == id && m.serving);
+        let age =
+            |id| mind.members.iter().find(|m| m.tag.id == id).map_or(Duration::ZERO, |m| m.age);
+        let workers = self.children.iter().map(|(id, child)| {
+            let RowIndex::Own(row) = child.row else {
+                return Err(Error::config(
+                    "workers of the image before this one are still finishing; try again when they are gone",
+                ));
+            };
+            Ok(PassedWorker {
+                id: id.0,
+                slot: child.tag.slot.0,
+                generation: child.tag.generation.0,
+                pid: child.pid,
+                row,
+                channel_fd: child.channel.as_ref().map(sys::exec::number),
+                age_ms: age(*id).as_millis() as u64,
+                serving: serving(*id),
+            })
+        });
+        let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
+            addr: listener.addr.to_string(),
+            fd: sys::exec::number(listener),
+        });
+        Ok(Manifest {
+            version: Manifest::VERSION,
+            pid: std::process::id(),
+            started_ms,
+            upgrades: self.upgrades,
+            generation: mind.generation.0,
+            next_id: mind.next_id,
+            restarts: mind.restarts,
+            workers_wanted: mind.workers_wanted,
+            totals,
+            listeners: listeners.collect(),
+            workers: workers.collect::<Result<Vec<_>>>()?,
+            board_fd: sys::exec::number(memory),
+        })
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.listeners.listeners.iter().map(AsFd::as_fd);
+        let channels = self.children.values().filter_map(|child| child.channel.as_ref());
+        listeners
+            .chain(channels.map(AsFd::as_fd))
+            .chain(self.board.memory().map(AsFd::as_fd))
+            .collect()
+    }
+
+    /// Takes over the workers, channels and counters that another image left.
+    pub(super) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
+        let memory = sys::fd::adopt(manifest.board_fd)
+            .map_err(|e| Error::system("take over the scoreboard", e))?;
+        self.board
+            .succeed(&memory, &manifest.totals, manifest.started_ms)
+            .map_err(|e| Error::system("read the scoreboard of the image before this one", e))?;
+        self.upgrades = manifest.upgrades + 1;
+        for worker in &manifest.workers {
+            let channel = worker
+                .channel_fd
+                .map(sys::fd::adopt)
+                .transpose()
+                .map_err(|e| Error::system("take over the channel of a worker", e))?;
+            let row = RowIndex::Inherited(worker.row);
+            let channel = channel.map(PrimaryEnd::new);
+            let child = Child::new(tag(worker), worker.pid, channel, row);
+            self.children.insert(WorkerId(worker.id), child);
+        }
+        Ok(())
+    }
+}
+
+/// What the supervisor has to know of a manifest.
+pub(super) fn adopted(manifest: &Manifest) -> Adopted {
+    let members = manifest.workers.iter().map(|worker| AdoptedMember {
+        tag: tag(worker),
+        age: Duration::from_millis(worker.age_ms),
+        serving: worker.serving,
+    });
+    Adopted {
+        generation: Generation(manifest.generation),
+        next_id: manifest.next_id,
+        restarts: manifest.restarts,
+        workers_wanted: manifest.workers_wanted,
+        members: members.collect(),
+    }
+}
+
+fn tag(worker: &PassedWorker) -> WorkerTag {
+    WorkerTag {
+        id: WorkerId(worker.id),
+        slot: Slot(worker.slot),
+        generation: Generation(worker.generation),
+        pid: Some(worker.pid),
+    }
+}

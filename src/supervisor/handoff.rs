@@ -1,0 +1,122 @@
+//! Upgrade in place as the mind sees it: a proof, then the end of this image; or a beginning with workers that
+//! are there already.
+
+use std::time::{Duration, Instant};
+
+use super::action::{Action, Notice};
+use super::event::{Adopted, Asker};
+use super::rolling::{Before, Roll};
+use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor};
+use crate::config::Policy;
+use crate::identity::Generation;
+
+/// The new binary's start before its workers boot: loading the program, reading the configuration.
+const STARTING: Duration = Duration::from_secs(5);
+
+/// A new binary that is being tried.
+#[derive(Debug)]
+pub(super) struct Handoff {
+    deadline: Instant,
+    askers: Vec<Asker>,
+}
+
+impl Handoff {
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
+
+impl Supervisor {
+    /// A cluster whose workers were forked by the image before this one. They are rolled over to our own
+    /// generation at once; should that fail they serve on.
+    pub(crate) fn adopt(policy: Policy, seed: u64, now: Instant, left: Adopted) -> Supervisor {
+        let mut mind = Supervisor::new(policy.clone(), seed);
+        let workers = policy.workers;
+        mind.phase = Phase::Running;
+        mind.ever_ready = true;
+        mind.generation = left.generation;
+        mind.last_generation = Generation(left.generation.0 + 1);
+        mind.next_id = left.next_id;
+        mind.restarts = left.restarts;
+        mind.policy.workers = left.workers_wanted;
+        mind.places = vec![Place::new(left.generation); left.workers_wanted as usize];
+        let deadline = now + policy.graceful_timeout + LAST_MOMENT;
+        for one in left.members {
+            let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
+            let place = mind.places.get_mut(one.tag.slot.0 as usize);
+            match place.filter(|place| one.serving && place.holder.is_none()) {
+                Some(place) => {
+                    member.state = State::Serving;
+                    member.ready = Some(now - one.age);
+                    place.holder = Some(one.tag.id);
+                }
+                None => {
+                    member.state = State::Draining { deadline };
+                    mind.untold.push(one.tag.id);
+                }
+            }
+            mind.members.insert(one.tag.id, member);
+        }
+        let before = Box::new(Before { policy: mind.policy.clone(), generation: left.generation });
+        let target = mind.last_generation;
+        mind.roll = Some(Roll::Rolling { target, workers, before, askers: Vec::new() });
+        mind
+    }
+
+    /// Workers that the image before this one had told to leave, or had not got to know, are told again.
+    pub(super) fn renew_drains(&mut self, actions: &mut Vec<Action>) {
+        actions.extend(std::mem::take(&mut self.untold).into_iter().map(Action::Drain));
+    }
+
+    pub(super) fn upgrade(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+        if let Some(handoff) = &mut self.handoff {
+            return handoff.askers.push(by);
+        }
+        let refusal = match self.phase {
+            _ if self.stopping() => Some("the cluster is stopping"),
+            Phase::Booting => Some("the workers have not all been ready yet"),
+            _ if self.roll.is_some() => Some("a reload is under way; ask again when it is done"),
+            _ => None,
+        };
+        if let Some(why) = refusal {
+            actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
+            return by.refuse(why, actions);
+        }
+        actions.push(Action::Report(Notice::Proving { by: by.who.clone() }));
+        actions.push(Action::Prove);
+        let deadline = now + self.policy.boot_timeout + STARTING;
+        self.handoff = Some(Handoff { deadline, askers: vec![by] });
+    }
+
+    pub(super) fn proved(&mut self, actions: &mut Vec<Action>) {
+        let Some(handoff) = &mut self.handoff else { return };
+        // Whoever waits cannot be told by an image that is no more.
+        for asker in std::mem::take(&mut handoff.askers) {
+            asker.confirm("the new binary is fit and takes over now".to_string(), actions);
+        }
+        actions.push(Action::Report(Notice::TakingOver));
+        actions.push(Action::TakeOver);
+    }
+
+    pub(super) fn not_proved(&mut self, why: &str, actions: &mut Vec<Action>) {
+        let Some(handoff) = self.handoff.take() else { return };
+        actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
+        for asker in handoff.askers {
+            asker.refuse(why, actions);
+        }
+    }
+
+    /// Gives up a proof that takes too long, or that a stop has overtaken.
+    pub(super) fn tend_proof(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let Some(handoff) = &self.handoff else { return };
+        let why = if self.stopping() {
+            "the cluster is stopping".to_string()
+        } else if handoff.deadline <= now {
+            "the new binary was not ready in time (boot-timeout) and was killed".to_string()
+        } else {
+            return;
+        };
+        actions.push(Action::StopProof);
+        self.not_proved(&why, actions);
+    }
+}

@@ -1,0 +1,251 @@
+//! Replacing workers that serve by others that are proved first: reloads, and single replacements.
+//!
+//! A *successor* is forked beside the worker that holds a slot and takes the slot over when it is ready; only
+//! then is its predecessor told to leave. So what fails leaves things as they were.
+//!
+//! A reload asks for the configuration, then succeeds slot by slot, a few at a time, to the new generation. If
+//! any successor fails, those under way are killed, and slots that were already taken over are rolled back to
+//! the old generation in the same manner. Reloads asked for meanwhile are served by one more, afterwards.
+
+use std::time::Instant;
+
+use super::action::{Action, Notice};
+use super::event::Asker;
+use super::succession::Room;
+use super::{State, Supervisor};
+use crate::config::Policy;
+use crate::identity::{Generation, WorkerId};
+
+/// Kills from outside that a reload puts up with.
+const FORGIVEN_KILLS: u32 = 3;
+
+/// A reload under way.
+#[derive(Debug)]
+pub(super) enum Roll {
+    /// The configuration is being read.
+    Reading { askers: Vec<Asker> },
+    /// Slots are being taken over by workers of `target`.
+    Rolling { target: Generation, workers: u32, before: Box<Before>, askers: Vec<Asker> },
+    /// The slots that had been taken over go back to the generation of before.
+    Back { why: String, askers: Vec<Asker> },
+}
+
+/// What a reload that fails goes back to.
+#[derive(Debug)]
+pub(super) struct Before {
+    pub(super) policy: Policy,
+    pub(super) generation: Generation,
+}
+
+impl Supervisor {
+    pub(super) fn reload(&mut self, by: Asker, actions: &mut Vec<Action>) {
+        if self.stopping() {
+            return by.refuse("the cluster is stopping", actions);
+        }
+        if self.handoff.is_some() {
+            return by.refuse("an upgrade is under way, which replaces all workers", actions);
+        }
+        if self.roll.is_some() {
+            // Those who do not wait are served by the same one more.
+            if by.ticket.is_some() || self.waiting.is_empty() {
+                self.waiting.push(by);
+            }
+            return;
+        }
+        actions.push(Action::Report(Notice::Reloading { by: by.who.clone() }));
+        self.begin_reload(vec![by], actions);
+    }
+
+    fn begin_reload(&mut self, askers: Vec<Asker>, actions: &mut Vec<Action>) {
+        self.last_generation = Generation(self.last_generation.0 + 1);
+        actions.push(Action::ReadConfig(self.last_generation));
+        self.roll = Some(Roll::Reading { askers });
+    }
+
+    pub(super) fn config_read(
+        &mut self,
+        outcome: Result<Policy, String>,
+        actions: &mut Vec<Action>,
+    ) {
+        let reading = self.roll.take_if(|roll| matches!(roll, Roll::Reading { .. }));
+        let Some(Roll::Reading { askers }) = reading else { return };
+        match outcome {
+            Ok(policy) => {
+                let before = Before { policy: self.policy.clone(), generation: self.generation };
+                let before = Box::new(before);
+                // The number of workers changes when the reload has succeeded.
+                let workers = policy.workers;
+                self.policy = Policy { workers: self.policy.workers, ..policy };
+                let target = self.last_generation;
+                self.roll_kills = 0;
+                // What replaces a worn worker is of the old generation: not worth the wait, and its failure
+                // would be none of the reload.
+                self.kill_successors(actions);
+                self.roll = Some(Roll::Rolling { target, workers, before, askers });
+            }
+            Err(why) => self.roll_failed(why, askers, actions),
+        }
+    }
+
+    /// Goes on with the reload as far as it can, after whatever has happened.
+    pub(super) fn roll_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.stopping() {
+            return self.give_up_roll(actions);
+        }
+        let target = match &self.roll {
+            Some(Roll::Rolling { target, .. }) => *target,
+            Some(Roll::Back { .. }) => self.generation,
+            Some(Roll::Reading { .. }) | None => return,
+        };
+        let todo: Vec<usize> =
+            (0..self.places.len()).filter(|slot| !self.is_rolled(*slot, target)).collect();
+        if todo.is_empty() {
+            return self.rolled(now, target, actions);
+        }
+        for slot in todo {
+            let taken = self.places[slot].successor.is_some() || self.is_crowded(slot);
+            if taken || self.is_coming(slot, target) {
+                continue;
+            }
+            match self.room(slot) {
+                Room::Beside => {}
+                Room::Instead => self.dismiss_holder(now, slot, actions),
+                Room::None => continue,
+            }
+            self.places[slot].successor = Some(self.fork(now, slot, target, actions));
+        }
+    }
+
+    fn is_rolled(&self, slot: usize, target: Generation) -> bool {
+        let place = &self.places[slot];
+        place.successor.is_none()
+            && place.holder.and_then(|id| self.members.get(&id)).is_some_and(|holder| {
+                holder.tag.generation == target && holder.state == State::Serving
+            })
+    }
+
+    /// Whether workers of `generation` are those that a reload under way brings.
+    pub(super) fn is_new(&self, generation: Generation) -> bool {
+        matches!(&self.roll, Some(Roll::Rolling { target, .. }) if *target == generation)
+    }
+
+    /// Somebody killed a worker that was to succeed another, or soon after it had. Returns whether that is
+    /// still forgiven. Counted over the whole reload: where the OOM killer takes each new worker the moment
+    /// it serves, the reload has to end too.
+    pub(super) fn forgive_successor(&mut self) -> bool {
+        self.roll_kills += 1;
+        self.roll_kills <= FORGIVEN_KILLS
+    }
+
+    /// A successor will not come, and why; another may be tried if `retry`.
+    pub(super) fn successor_lost(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        why: &str,
+        retry: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        for place in &mut self.places {
+            place.successor.take_if(|successor| *successor == worker);
+        }
+        if self.roll.is_none() {
+            // It was to replace a worn worker, which serves on.
+            self.pause_recycling(now);
+        } else if !retry {
+            self.fail_roll(why, actions);
+        }
+    }
+
+    /// The reload has failed: back to what was before.
+    pub(super) fn fail_roll(&mut self, why: &str, actions: &mut Vec<Action>) {
+        match self.roll.take() {
+            Some(Roll::Rolling { target, before, askers, .. }) => {
+                self.kill_successors(actions);
+                self.policy = Policy { workers: self.policy.workers, ..before.policy };
+                self.generation = before.generation;
+                for place in &mut self.places {
+                    place.generation = before.generation;
+                }
+                // Ready or not: it would become ready after we said that nothing has changed.
+                let holders = self.places.iter().filter_map(|p| self.members.get(&p.holder?));
+                let taken = holders.into_iter().any(|holder| holder.tag.generation == target);
+                if taken {
+                    actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
+                    self.roll = Some(Roll::Back { why: why.to_string(), askers });
+                } else {
+                    self.roll_failed(why.to_string(), askers, actions);
+                }
+            }
+            Some(Roll::Back { why: first, askers }) => {
+                let why = format!("{first}; and going back failed too: {why}");
+                self.kill_successors(actions);
+                self.roll_failed(why, askers, actions);
+            }
+            reading => self.roll = reading,
+        }
+    }
+
+    fn rolled(&mut self, now: Instant, target: Generation, actions: &mut Vec<Action>) {
+        match self.roll.take() {
+            Some(Roll::Rolling { askers, workers: wanted, .. }) => {
+                self.generation = target;
+                let workers = self.places.len();
+                let what = format!("reloaded: {workers} workers of generation {target} serve");
+                actions.push(Action::Report(Notice::Reloaded { generation: target, workers }));
+                for asker in askers {
+                    asker.confirm(what.clone(), actions);
+                }
+                self.keep_generations(actions);
+                self.resize(now, wanted, "the new configuration", actions);
+                self.next_reload(actions);
+            }
+            Some(Roll::Back { why, askers }) => self.roll_failed(why, askers, actions),
+            reading => self.roll = reading,
+        }
+    }
+
+    fn roll_failed(&mut self, why: String, askers: Vec<Asker>, actions: &mut Vec<Action>) {
+        actions.push(Action::Report(Notice::ReloadFailed { why: why.clone() }));
+        for asker in askers {
+            asker.refuse(why.clone(), actions);
+        }
+        self.keep_generations(actions);
+        self.next_reload(actions);
+    }
+
+    fn next_reload(&mut self, actions: &mut Vec<Action>) {
+        let askers = std::mem::take(&mut self.waiting);
+        if let Some(first) = askers.first() {
+            actions.push(Action::Report(Notice::Reloading { by: first.who.clone() }));
+            self.begin_reload(askers, actions);
+        }
+    }
+
+    /// A stop always wins.
+    fn give_up_roll(&mut self, actions: &mut Vec<Action>) {
+        let askers = match self.roll.take() {
+            Some(
+                Roll::Reading { askers } | Roll::Rolling { askers, .. } | Roll::Back { askers, .. },
+            ) => askers,
+            None => Vec::new(),
+        };
+        for asker in askers.into_iter().chain(std::mem::take(&mut self.waiting)) {
+            asker.refuse("the cluster is stopping", actions);
+        }
+        for place in &mut self.places {
+            place.successor = None;
+        }
+    }
+
+    fn keep_generations(&self, actions: &mut Vec<Action>) {
+        let mut kept: Vec<Generation> =
+            self.places.iter().map(|place| place.generation).chain([self.generation]).collect();
+        // Workers of two generations serve if going back has failed, and may be told to drain by theirs.
+        let workers = self.places.iter().flat_map(|place| [place.holder, place.successor]);
+        kept.extend(workers.flatten().filter_map(|id| Some(self.members.get(&id)?.tag.generation)));
+        kept.sort_unstable();
+        kept.dedup();
+        actions.push(Action::KeepGenerations(kept));
+    }
+}

@@ -1,0 +1,118 @@
+//! What the world does: the kernel on behalf of the primary, and the children of their own accord.
+
+use super::super::{Action, Event, Vitals};
+use super::{Deed, Happening, SIGABRT, SIGKILL, World, code, ms, signal};
+use crate::identity::WorkerId;
+
+impl World {
+    pub(super) fn perform(&mut self, action: Action) {
+        match &action {
+            Action::Fork(tag) => {
+                let life = (self.fate)(*tag, &mut self.dice);
+                self.plan(life.fork, Happening::ForkReturns(tag.id));
+                self.forking.insert(tag.id, life);
+            }
+            Action::Drain(worker) => self.drain(*worker),
+            Action::Kill(worker) => {
+                self.plan(ms(1), Happening::Does(*worker, Deed::End(signal(SIGKILL))));
+            }
+            Action::Abort(worker) => self.abort(*worker),
+            Action::ReadConfig(_) => {
+                let (after, outcome) = (self.file)(&self.mind.policy, &mut self.dice);
+                self.read = Some(outcome);
+                self.plan(after, Happening::ReadsConfig);
+            }
+            Action::Look { memory } => {
+                let vitals = self.look(*memory);
+                self.plan(ms(0), Happening::Sees(vitals));
+            }
+            Action::Report(_)
+            | Action::Answer { .. }
+            | Action::KeepGenerations(_)
+            | Action::Prove
+            | Action::StopProof
+            | Action::TakeOver => {}
+            Action::CloseListeners => {}
+            Action::Exit(outcome) => self.exit = Some(*outcome),
+        }
+        self.log.push((self.now - self.began, action));
+    }
+
+    fn drain(&mut self, worker: WorkerId) {
+        if let Some(time) = self.children.get(&worker).and_then(|child| child.life.drain) {
+            self.plan(time, Happening::Does(worker, Deed::Finish));
+        }
+    }
+
+    fn abort(&mut self, worker: WorkerId) {
+        // A process that is stopped does not get the signal before it goes on.
+        if let Some(child) = self.children.get(&worker)
+            && let Some(time) = child.life.abort
+        {
+            self.plan(time, Happening::Does(worker, Deed::End(signal(SIGABRT))));
+        }
+    }
+
+    fn look(&self, memory: bool) -> Vec<Vitals> {
+        let seen = self.children.iter().map(|(worker, child)| Vitals {
+            worker: *worker,
+            beat: child.beat(self.now),
+            requests: child.requests(self.now),
+            memory: memory.then(|| child.memory(self.now)),
+            serving: child.is_frozen().then(|| "GET /fib/50".to_string()),
+        });
+        seen.collect()
+    }
+
+    pub(super) fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Asks(intent) => self.ask(intent),
+            Happening::ReadsConfig => {
+                if let Some(outcome) = self.read.take() {
+                    self.tell(Event::ConfigRead { outcome });
+                }
+            }
+            Happening::Sees(vitals) => self.tell(Event::Observed { vitals }),
+            Happening::ForkReturns(worker) => match self.forking.get(&worker) {
+                Some(life) if life.fork_fails => {
+                    self.tell(Event::ForkFailed { worker, why: "EAGAIN".to_string() });
+                }
+                Some(_) => self.tell(Event::Forked { worker, pid: 1000 + worker.0 as u32 }),
+                None => {}
+            },
+            Happening::Does(worker, deed) => {
+                // It may be dead by now; and one that is frozen does nothing by itself.
+                let able = self.children.get(&worker).is_some_and(|child| child.can(deed));
+                if able {
+                    self.does(worker, deed);
+                }
+            }
+        }
+    }
+
+    pub(super) fn does(&mut self, worker: WorkerId, deed: Deed) {
+        match deed {
+            Deed::SayReady => self.tell(Event::Ready { worker }),
+            Deed::SayBootFailed => self.tell(Event::BootFailed { worker, why: "no".to_string() }),
+            Deed::Retire => {
+                self.tell(Event::Retiring { worker });
+                self.drain(worker);
+            }
+            Deed::CloseChannel => self.tell(Event::ChannelClosed { worker }),
+            Deed::Freeze | Deed::Thaw => {
+                if let Some(child) = self.children.get_mut(&worker) {
+                    child.freeze(deed == Deed::Freeze, self.now);
+                }
+            }
+            Deed::Finish => self.does(worker, Deed::End(code(0))),
+            Deed::Garble => self.tell(Event::Garbled { worker, why: "noise".to_string() }),
+            Deed::End(status) => {
+                // The kernel closes a dead child's channel; which of both is learned first is open.
+                if self.dice.below(2) == 0 {
+                    self.tell(Event::ChannelClosed { worker });
+                }
+                self.tell(Event::Exited { worker, status, served: 7 });
+            }
+        }
+    }
+}

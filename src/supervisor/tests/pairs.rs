@@ -1,0 +1,206 @@
+//! All pairs of what the cluster may be in and what may happen to it. What is asserted at every step of these
+//! is in `laws`.
+
+use std::ops::Range;
+
+use super::super::State;
+use super::*;
+
+/// The states a worker can be brought into.
+const STATES: [fn(&mut World, WorkerId); 9] = [
+    |_, _| {},
+    |world, worker| world.tell(Event::Forked { worker, pid: 1 }),
+    serve,
+    |world, worker| {
+        serve(world, worker);
+        world.tell(Event::Retiring { worker });
+    },
+    |world, worker| {
+        serve(world, worker);
+        world.tell(Event::ChannelClosed { worker });
+    },
+    |world, worker| {
+        serve(world, worker);
+        world.tell(Event::Garbled { worker, why: String::new() });
+    },
+    |world, worker| {
+        world.tell(Event::Forked { worker, pid: 1 });
+        world.run(ms(10_000));
+    },
+    |world, worker| {
+        serve(world, worker);
+        world.tell(Event::Exited { worker, status: code(1), served: 0 });
+    },
+    |world, worker| {
+        serve(world, worker);
+        world.make(worker.0, Deed::Freeze);
+        while !matches!(world.mind.members[&worker].state, State::Aborted { .. }) {
+            world.step();
+        }
+    },
+];
+
+/// The phases and reloads the cluster can be brought into: left before any worker was ready, once all were, in a
+/// stop, at the end; while the configuration is read, while workers are replaced, while they are brought back.
+const PHASES: [fn(&mut World); 7] = [
+    |_| {},
+    |_| {},
+    |world| world.ask(Intent::Stop),
+    |world| world.ask(Intent::StopNow),
+    |world| world.request(1, Intent::Reload),
+    |world| {
+        world.request(1, Intent::Reload);
+        world.tell(Event::ConfigRead { outcome: Ok(policy(3)) });
+    },
+    |world| {
+        world.request(1, Intent::Reload);
+        world.tell(Event::ConfigRead { outcome: Ok(policy(3)) });
+        let successors = |world: &World| {
+            world.mind.places.iter().filter_map(|p| p.successor).collect::<Vec<_>>()
+        };
+        for successor in successors(world) {
+            serve(world, successor);
+        }
+        for worker in successors(world) {
+            world.tell(Event::ForkFailed { worker, why: String::new() });
+        }
+    },
+];
+
+fn serve(world: &mut World, worker: WorkerId) {
+    world.tell(Event::Forked { worker, pid: 1 });
+    world.tell(Event::Ready { worker });
+}
+
+/// Two workers in the hands of the test: their forks take a year and they do nothing by themselves. The
+/// first is in the given state, and so is the cluster.
+fn situation(phase: usize, state: usize) -> (World, WorkerId) {
+    let year = 365 * 24 * 3600 * 1000;
+    let policy = Policy { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..policy(2) };
+    let mut world =
+        World::new(policy, 1, move |_, _| Life::hanging().wedged().stopped().forked_after(year))
+            .start();
+    world.file = Box::new(move |policy, _| (ms(year), Ok(policy.clone())));
+    let mut worker = WorkerId(1);
+    if phase > 0 {
+        serve(&mut world, WorkerId(1));
+        serve(&mut world, WorkerId(2));
+        assert_eq!(world.mind.phase, Phase::Running);
+        world.run(ms(2_000));
+        world.tell(Event::Exited { worker, status: signal(SIGKILL), served: 0 });
+        worker = WorkerId(3);
+    }
+    STATES[state](&mut world, worker);
+    PHASES[phase](&mut world);
+    (world, worker)
+}
+
+/// What may be told of the worker; requests wait for an answer by `ticket`.
+fn events(worker: WorkerId, ticket: u64) -> Vec<Event> {
+    let exits = [code(0), code(1), signal(SIGKILL), signal(SIGSEGV)];
+    let asked = |intent| {
+        let by = Asker { who: "a test".to_string(), ticket: Some(ticket) };
+        Event::Asked { intent, by }
+    };
+    let seen = |memory| {
+        let vitals = Vitals { worker, beat: 7, requests: 1 << 40, memory, serving: None };
+        Event::Observed { vitals: vec![vitals] }
+    };
+    let mut events = vec![
+        Event::Started,
+        Event::Forked { worker, pid: 2 },
+        Event::ForkFailed { worker, why: String::new() },
+        Event::Ready { worker },
+        Event::BootFailed { worker, why: String::new() },
+        Event::Retiring { worker },
+        Event::ChannelClosed { worker },
+        Event::Garbled { worker, why: String::new() },
+        asked(Intent::Stop),
+        asked(Intent::StopNow),
+        asked(Intent::Reload),
+        asked(Intent::Scale(Scale::Up(1))),
+        asked(Intent::Scale(Scale::Down(1))),
+        asked(Intent::Upgrade),
+        seen(None),
+        seen(Some(u64::MAX)),
+        Event::ConfigRead { outcome: Ok(policy(1)) },
+        Event::ConfigRead { outcome: Err(String::new()) },
+        Event::DeadlineReached,
+    ];
+    events.extend(exits.map(|status| Event::Exited { worker, status, served: 0 }));
+    events
+}
+
+#[test]
+fn any_two_events_in_any_situation_keep_the_laws_and_the_cluster_can_still_stop() {
+    any_two_events(0..4);
+}
+
+#[test]
+fn any_two_events_in_any_stage_of_a_reload_keep_the_laws_and_the_cluster_can_still_stop() {
+    any_two_events(4..PHASES.len());
+}
+
+fn any_two_events(phases: Range<usize>) {
+    let kinds = events(WorkerId(1), 0).len();
+    for (phase, state) in phases.flat_map(|p| (0..STATES.len()).map(move |s| (p, s))) {
+        for script in 0..kinds.pow(2) {
+            let (mut world, worker) = situation(phase, state);
+            for (ticket, index) in [(10, script % kinds), (20, script / kinds)] {
+                // Words of the worker itself, of one that is to succeed one, and of one that nobody knows.
+                let successor = world.mind.places.iter().find_map(|place| place.successor);
+                let workers = [worker, successor.unwrap_or(worker), WorkerId(99)];
+                for (worker, ticket) in workers.into_iter().zip(ticket..) {
+                    if world.exit.is_none() {
+                        world.now += ms(300);
+                        world.tell(events(worker, ticket).swap_remove(index));
+                    }
+                }
+            }
+            end(&mut world);
+        }
+    }
+}
+
+#[test]
+fn every_stage_of_a_reload_is_among_the_situations() {
+    let name = |phase| {
+        let (world, _) = situation(phase, 2);
+        format!("{:?}", world.mind.roll).split(' ').next().map(str::to_string)
+    };
+    let stages: Vec<_> = (3..PHASES.len()).filter_map(name).collect();
+    assert_eq!(stages, ["None", "Some(Reading", "Some(Rolling", "Some(Back"]);
+}
+
+/// Asks for an end and answers whatever is still open.
+fn end(world: &mut World) {
+    world.ask(Intent::StopNow);
+    let forking: Vec<WorkerId> = world
+        .mind
+        .members
+        .iter()
+        .filter(|(_, member)| member.state == State::Forking)
+        .map(|(id, _)| *id)
+        .collect();
+    for worker in forking {
+        world.tell(Event::ForkFailed { worker, why: String::new() });
+    }
+    world.drive_bounded(100);
+    assert!(world.exit.is_some());
+}
+
+#[test]
+fn every_state_of_a_worker_is_among_the_situations() {
+    let name = |state: State| format!("{state:?}").split(' ').next().map(str::to_string);
+    let mut seen: Vec<_> = (0..STATES.len())
+        .filter_map(|state| {
+            let (world, worker) = situation(1, state);
+            world.mind.members.get(&worker).map(|member| name(member.state))
+        })
+        .flatten()
+        .collect();
+    seen.sort();
+    seen.dedup();
+    let states = ["Aborted", "Booting", "Draining", "Forking", "Killed", "Leaving", "Serving"];
+    assert_eq!(seen, states);
+}

@@ -1,0 +1,142 @@
+//! Exactly what crosses an exec. Written by the old image, read by the new one, which may be older or newer:
+//! unknown fields are skipped, missing ones are an error, and the versions say whether both mean the same.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::scoreboard::Counters;
+
+/// Changes when a field changes its meaning. Another number is refused while the old image still serves.
+const VERSION: u32 = 1;
+
+/// The largest manifest in bytes: 2048 workers need less than a quarter of it.
+pub(super) const CAP: usize = 1 << 20;
+
+/// What the old image leaves to the new one. Descriptors are numbers that stay open over the exec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    pub version: u32,
+    /// The one whose children the workers are. A manifest is good for this process only.
+    pub pid: u32,
+    pub started_ms: u64,
+    /// How often this process has become a new image.
+    pub upgrades: u64,
+    pub generation: u64,
+    pub next_id: u64,
+    pub restarts: u64,
+    /// Set by hand since the configuration was read, or what that said.
+    pub workers_wanted: u32,
+    /// Counted by workers that are dead.
+    pub totals: Counters,
+    pub listeners: Vec<PassedListener>,
+    pub workers: Vec<PassedWorker>,
+    /// The scoreboard that the passed workers write.
+    pub board_fd: i32,
+}
+
+/// A listening socket and the address by which the configuration knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedListener {
+    pub addr: String,
+    pub fd: i32,
+}
+
+/// A living worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedWorker {
+    pub id: u64,
+    pub slot: u32,
+    pub generation: u64,
+    pub pid: u32,
+    pub row: usize,
+    /// `None` if the worker has closed it.
+    pub channel_fd: Option<i32>,
+    pub age_ms: u64,
+    /// Whether it serves; otherwise it is on its way out.
+    pub serving: bool,
+}
+
+impl Manifest {
+    pub(crate) const VERSION: u32 = VERSION;
+
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        let bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::system("write the upgrade manifest", std::io::Error::from(e)))?;
+        if bytes.len() > CAP {
+            return Err(Error::config("the upgrade manifest is too large: too many workers"));
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Manifest> {
+        let broken =
+            |why: String| Error::config(format!("the upgrade manifest is unusable: {why}"));
+        let manifest: Manifest =
+            serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
+        if manifest.version != VERSION {
+            let theirs = manifest.version;
+            return Err(broken(format!("it is of version {theirs}, this binary reads {VERSION}")));
+        }
+        Ok(manifest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            version: VERSION,
+            pid: 4711,
+            started_ms: 1,
+            upgrades: 0,
+            generation: 2,
+            next_id: 5,
+            restarts: 1,
+            workers_wanted: 2,
+            totals: Counters::default(),
+            listeners: vec![PassedListener { addr: "127.0.0.1:3000".to_string(), fd: 3 }],
+            workers: vec![PassedWorker {
+                id: 4,
+                slot: 1,
+                generation: 2,
+                pid: 4712,
+                row: 2,
+                channel_fd: Some(7),
+                age_ms: 10,
+                serving: true,
+            }],
+            board_fd: 5,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let manifest = manifest();
+        let read = Manifest::decode(&manifest.encode().expect("encode")).expect("decode");
+        assert_eq!(read, manifest);
+    }
+
+    #[test]
+    fn another_version_is_refused_and_named() {
+        let bytes = Manifest { version: 99, ..manifest() }.encode().expect("encode");
+        let error = Manifest::decode(&bytes).expect_err("refused").to_string();
+        assert!(error.contains("of version 99, this binary reads 1"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            let _ = Manifest::decode(&bytes);
+        }
+
+        #[test]
+        fn a_truncated_manifest_is_refused(cut in 0usize..300) {
+            let bytes = manifest().encode().expect("encode");
+            let cut = cut.min(bytes.len() - 1);
+            prop_assert!(Manifest::decode(&bytes[..cut]).is_err());
+        }
+    }
+}

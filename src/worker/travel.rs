@@ -1,0 +1,84 @@
+//! Connections that go from one worker to another: a draining worker hands its idle ones over, through the
+//! primary, to one that goes on serving, and the client notices nothing.
+//!
+//! What arrives at the socket meanwhile waits in the kernel and travels with it; what hyper has read already
+//! goes along as bytes. A connection that cannot be sent is served on here and drained like any other. One that
+//! is sent to a worker that dies before it takes it dies with that worker: there is no other copy of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::accept::{Accepted, Guard};
+use super::conn::Phase;
+use super::registry::Entry;
+use super::state::State;
+use super::stream::Stream;
+use crate::ipc::{ToPrimary, Unread};
+use crate::sys;
+
+/// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What became of a connection that was to be handed over.
+pub(super) enum Departure {
+    /// It is on its way, or broken.
+    Gone,
+    /// It could not be sent.
+    Stays(Stream, Bytes),
+}
+
+/// Sends a connection to the primary, for another worker.
+pub(super) async fn depart(state: &State, stream: Stream, unread: Bytes) -> Departure {
+    let Some(travelling) = Unread::new(unread.to_vec()) else {
+        return Departure::Stays(stream, unread);
+    };
+    let unix = matches!(stream, Stream::Unix(_));
+    let fd = match stream.into_fd() {
+        Ok(fd) => fd,
+        Err(e) => return broken(state, &e),
+    };
+    let word = ToPrimary::Travel(travelling);
+    let sent = tokio::time::timeout(PATIENCE, state.channel.send_with(&word, fd.as_fd())).await;
+    match sent {
+        Ok(Ok(())) => {
+            state.row.handed_over();
+            return Departure::Gone;
+        }
+        Ok(Err(e)) => log::debug!("{} cannot hand a connection over: {e}", state.tag),
+        Err(_) => {
+            log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
+        }
+    }
+    match Stream::new(fd, unix) {
+        Ok(stream) => Departure::Stays(stream, unread),
+        Err(e) => broken(state, &e),
+    }
+}
+
+fn broken(state: &State, error: &std::io::Error) -> Departure {
+    log::warn!("{} lost a connection on its way out of the event loop: {error}", state.tag);
+    Departure::Gone
+}
+
+/// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
+/// new one would have to wait; a worker that has begun to drain meanwhile sends it on.
+pub(super) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
+    let Some(handle) = state.handle.get() else {
+        return log::warn!("{} was sent a connection before it was ready", state.tag);
+    };
+    let unix = match sys::socket::is_unix_stream(&fd) {
+        Ok(unix) => unix,
+        Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
+    };
+    let entry = Entry::new(state.now_ms());
+    entry.conn.enter(Phase::Idle, state.now_ms());
+    state.row.taken_over();
+    let guard = Guard::new(state, &entry);
+    match Stream::new(fd, unix) {
+        Ok(stream) => handle(Accepted { stream, first: unread.into_bytes().into(), entry, guard }),
+        Err(e) => log::warn!("{} cannot take a connection over: {e}", state.tag),
+    }
+}
