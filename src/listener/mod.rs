@@ -9,7 +9,7 @@ mod holder;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use socket2::Socket;
+use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
 use crate::socket_file::SocketFile;
@@ -32,6 +32,29 @@ pub(crate) struct ListenerSet {
     pub(crate) listeners: Vec<Listener>,
     /// Files of Unix sockets we made, removed when the primary drops this. Never crosses into a worker.
     files: Vec<(ListenAddr, SocketFile)>,
+}
+
+/// Lets every TCP segment pass but a SYN without ACK: byte 13 of the header holds the flags.
+/// `ldb [13]; and #0x12; jeq #0x02, drop, pass; drop: ret #0; pass: ret #-1`.
+const NO_NEWCOMERS: [SockFilter; 5] = [
+    SockFilter::new(0x30, 0, 0, 13),
+    SockFilter::new(0x54, 0, 0, 0x12),
+    SockFilter::new(0x15, 0, 1, 0x02),
+    SockFilter::new(0x06, 0, 0, 0),
+    SockFilter::new(0x06, 0, 0, u32::MAX),
+];
+
+impl Listener {
+    /// Nobody can queue here any more; who is in the queue stays in it. Without this, a connection that is
+    /// made between a worker's last look at the queue and its close would be reset. A SYN that is dropped now
+    /// is repeated after a second, and refused then. A socket that somebody passed to us goes on listening.
+    fn refuse_newcomers(&self) {
+        // Where that is refused, a rare reset remains.
+        let _ = match self.addr {
+            ListenAddr::Tcp(_) => self.socket.attach_filter(&NO_NEWCOMERS),
+            ListenAddr::Unix(_) | ListenAddr::Fd(_) => Ok(()),
+        };
+    }
 }
 
 impl ListenerSet {
@@ -66,12 +89,12 @@ impl ListenerSet {
     pub(crate) fn close_unnamed(&mut self, named: &[&ListenAddr]) -> Vec<String> {
         self.files.retain(|(addr, _)| named.contains(&addr));
         let closed = self.listeners.extract_if(.., |listener| !named.contains(&&listener.addr));
-        closed.map(|listener| listener.local).collect()
+        closed.inspect(Listener::refuse_newcomers).map(|listener| listener.local).collect()
     }
 
-    /// Closes our share in every socket.
+    /// Ends our share in every socket, for ever; the workers empty the queues and end theirs.
     pub(crate) fn close_all(&mut self) {
-        self.listeners.clear();
+        self.listeners.drain(..).for_each(|listener| listener.refuse_newcomers());
     }
 
     /// In a freshly forked worker: the sockets that its configuration names, without the duty to remove

@@ -33,6 +33,9 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 /// After so many wasted waits in a row politeness rests for the longest time, 2^6 connections.
 const MOST_WASTED: u32 = 6;
 
+/// So many times in a row a listener may be ready with nobody to accept.
+const MOST_IDLE: u32 = 1000;
+
 /// A connection that was accepted, with what it sent already.
 pub(super) struct Accepted {
     pub(super) stream: Stream,
@@ -73,6 +76,8 @@ pub(super) struct Acceptor {
     client_speaks_first: bool,
     wasted: u32,
     rest: u32,
+    /// Whether it was told that descriptors have run out, and none came free since.
+    exhausted: bool,
 }
 
 impl Acceptor {
@@ -84,7 +89,16 @@ impl Acceptor {
         let unix = listener.socket.domain()? == Domain::UNIX;
         let socket = sys::readiness::readable(listener.socket.into())?;
         let name = listener.local;
-        Ok(Acceptor { state, socket, name, unix, client_speaks_first, wasted: 0, rest: 0 })
+        Ok(Acceptor {
+            state,
+            socket,
+            name,
+            unix,
+            client_speaks_first,
+            wasted: 0,
+            rest: 0,
+            exhausted: false,
+        })
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
@@ -106,6 +120,7 @@ impl Acceptor {
 
     async fn accept_all(&mut self, handle: &Rc<dyn Fn(Accepted)>) {
         let state = Rc::clone(&self.state);
+        let mut idle = 0;
         loop {
             self.wait_for_room().await;
             let Ok(mut ready) = self.socket.readable().await else { return };
@@ -117,10 +132,22 @@ impl Acceptor {
             drop(ready);
             self.learn(waited, outcome.is_ok());
             match outcome {
-                Ok(Ok(fd)) => self.take(fd, handle).await,
+                Ok(Ok(fd)) => {
+                    self.exhausted = false;
+                    self.take(fd, handle).await;
+                }
                 Ok(Err(e)) => self.endure(&e).await,
-                Err(_would_block) => {}
+                Err(_would_block) => {
+                    // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
+                    // it must not take the loop from the rest.
+                    idle += 1;
+                    if idle > MOST_IDLE {
+                        tokio::time::sleep(EXHAUSTED).await;
+                    }
+                    continue;
+                }
             }
+            idle = 0;
         }
     }
 
@@ -166,7 +193,11 @@ impl Acceptor {
             Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
         };
         match first {
-            Some(first) => handle(Accepted { stream, first, entry, guard }),
+            Some(first) => {
+                handle(Accepted { stream, first, entry, guard });
+                // Its first turn comes before our next accept: what a handler holds up is left to others.
+                tokio::task::yield_now().await;
+            }
             None => self.await_first(stream, entry, guard, Rc::clone(handle)),
         }
     }
@@ -183,25 +214,29 @@ impl Acceptor {
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
             let spoke = tokio::time::timeout(MOMENT, stream.readable()).await;
-            state.fresh.set(state.fresh.get() - 1);
-            state.room.notify_waiters();
             let first = spoke.ok().and_then(|_| first_bytes(&stream)).unwrap_or_default();
             handle(Accepted { stream, first, entry, guard });
+            state.fresh.set(state.fresh.get() - 1);
+            state.room.notify_waiters();
         });
     }
 
     /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
     /// Anything else concerns the one connection that is gone.
-    async fn endure(&self, error: &io::Error) {
+    async fn endure(&mut self, error: &io::Error) {
         if !sys::socket::is_exhaustion(error) {
-            return log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
+            log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
+            // An error that stays (a listener that somebody shut down) must not take the loop from the rest.
+            return tokio::task::yield_now().await;
         }
-        log::error!(
-            "{} cannot accept on {}: {error}; waiting for connections to close (raise LimitNOFILE or lower \
-             worker-connections)",
-            self.state.tag,
-            self.name
-        );
+        if !std::mem::replace(&mut self.exhausted, true) {
+            log::error!(
+                "{} cannot accept on {}: {error}; waiting for connections to close (raise LimitNOFILE or lower \
+                 worker-connections)",
+                self.state.tag,
+                self.name
+            );
+        }
         self.state.row.accepting(false);
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
     }
@@ -210,7 +245,10 @@ impl Acceptor {
     fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
         while let Ok(fd) = sys::socket::accept(self.socket.get_ref()) {
-            let first = first_bytes(&fd).unwrap_or_default();
+            let first = match self.client_speaks_first {
+                true => first_bytes(&fd).unwrap_or_default(),
+                false => Bytes::new(),
+            };
             let entry = Entry::new(State::exact_ms());
             state.row.opened();
             let guard = Guard::new(state, &entry);
@@ -222,7 +260,7 @@ impl Acceptor {
 }
 
 /// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
-fn first_bytes(fd: impl std::os::fd::AsFd) -> Option<Bytes> {
+pub(super) fn first_bytes(fd: impl std::os::fd::AsFd) -> Option<Bytes> {
     let mut buffer = [0u8; 4096];
     match sys::socket::read_now(fd, &mut buffer) {
         Ok(n) if n > 0 => Some(Bytes::copy_from_slice(&buffer[..n])),
