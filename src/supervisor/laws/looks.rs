@@ -59,6 +59,8 @@ impl Looks {
     }
 
     pub(super) fn check(&self, now: Instant, mind: &Supervisor, story: &Story<'_>) {
+        let idle = mind.watch.deadline().is_none();
+        assert!(idle || !self.outstanding, "no look while one is unanswered: {story}");
         let over = matches!(mind.phase, Phase::Ending(_) | Phase::Done);
         if mind.policy.is_watchful() && !self.outstanding && !over {
             let soon = mind.deadline().is_some_and(|at| at <= now + INTERVAL);

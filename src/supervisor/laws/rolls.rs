@@ -76,6 +76,10 @@ impl Rolls {
                 let may = serving + mind.policy.max_unavailable as usize >= mind.places.len();
                 assert!(succeeded || may, "nobody is missed for a reload: {story}");
             }
+            Action::Report(Notice::Recycling { .. }) => {
+                let calm = mind.backoff.allowance() == super::Allowance::All;
+                assert!(calm, "nobody is recycled in a crash loop: {story}");
+            }
             Action::Report(Notice::Reloaded { generation, .. }) => {
                 assert!(*generation == mind.generation, "the new one is in force: {story}");
                 self.mixed = false;
@@ -95,6 +99,13 @@ fn successors_are_members_and_few(mind: &Supervisor, story: &Story<'_>) {
     assert!(surplus <= surge, "no more than the surge: {story}");
     let successors: Vec<_> = mind.places.iter().filter_map(|place| place.successor).collect();
     assert!(successors.is_empty() || !mind.stopping(), "a stop needs no successors: {story}");
+    for place in mind.places.iter().filter(|place| place.successor.is_some()) {
+        let of = |id: Option<super::WorkerId>| id.and_then(|id| mind.members.get(&id));
+        let Some((holder, successor)) = of(place.holder).zip(of(place.successor)) else { continue };
+        let same = holder.tag.generation == successor.tag.generation;
+        let boots = matches!(holder.state, State::Forking | State::Booting { .. });
+        assert!(!same || !boots, "nobody succeeds one that is coming: {story}");
+    }
     let settled = matches!(mind.roll, None | Some(Roll::Reading { .. }));
     assert!(!settled || successors.len() <= 1, "one is recycled at a time: {story}");
     for successor in successors {
