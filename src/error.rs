@@ -2,7 +2,9 @@
 //!
 //! Every text names the operation and the object, in lower case, and where there is one, what to do next.
 
+use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::{fmt, io};
 
 /// What the library's fallible calls return.
@@ -84,6 +86,15 @@ impl Error {
         Kind::Application { what, why: why.to_string() }.into()
     }
 
+    /// Tells the error on stderr in one line, and gives the status to exit with:
+    /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`.
+    pub fn report(&self) -> ExitCode {
+        // Nobody is left to be told if this fails.
+        let _ =
+            writeln!(io::stderr(), "prefork: {}", self.to_string().replace(char::is_control, " "));
+        ExitCode::from(self.exit_status())
+    }
+
     /// The status a process that ends with this error should exit with (see [`exit`]).
     pub fn exit_status(&self) -> u8 {
         match *self.0 {
@@ -103,8 +114,9 @@ impl From<Kind> for Error {
 }
 
 impl fmt::Debug for Error {
+    /// As `Display`: this is what people see when `main` returns the error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Error({:?})", self.0)
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -70,20 +70,20 @@ impl Routes {
                 text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
             }
             ("readyz", None) => text(StatusCode::OK, "ready\n"),
-            ("sleep", Some(n)) => match number(n, LONGEST_SLEEP) {
-                Ok(ms) => {
+            ("sleep", Some(n)) => match n.parse() {
+                Ok(ms @ 0..=LONGEST_SLEEP) => {
                     tokio::time::sleep(Duration::from_millis(ms)).await;
                     text(StatusCode::OK, format!("slept for {ms} ms\n"))
                 }
-                Err(why) => why,
+                _ => out_of_range(LONGEST_SLEEP),
             },
-            ("fib", Some(n)) => match number(n, LARGEST_FIB) {
-                Ok(n) => text(StatusCode::OK, format!("fib({n}) = {}\n", fib(n))),
-                Err(why) => why,
+            ("fib", Some(n)) => match n.parse() {
+                Ok(n @ 0..=LARGEST_FIB) => text(StatusCode::OK, format!("fib({n}) = {}\n", fib(n))),
+                _ => out_of_range(LARGEST_FIB),
             },
-            ("bytes", Some(n)) => match number(n, LARGEST_BODY) {
-                Ok(n) => Response::new(Either::Right(Repeated::new(n))),
-                Err(why) => why,
+            ("bytes", Some(n)) => match n.parse() {
+                Ok(n @ 0..=LARGEST_BODY) => Response::new(Either::Right(Repeated::new(n))),
+                _ => out_of_range(LARGEST_BODY),
             },
             ("fault", Some(name)) if self.options.faults => match faults::commit(name) {
                 Some(done) => text(StatusCode::OK, done),
@@ -135,11 +135,8 @@ fn not_allowed(methods: &'static str) -> Answer {
     answer
 }
 
-fn number(argument: &str, most: u64) -> Result<u64, Answer> {
-    match argument.parse() {
-        Ok(n) if n <= most => Ok(n),
-        _ => Err(text(StatusCode::BAD_REQUEST, format!("give a number from 0 to {most}\n"))),
-    }
+fn out_of_range(most: u64) -> Answer {
+    text(StatusCode::BAD_REQUEST, format!("give a number from 0 to {most}\n"))
 }
 
 /// The slow way, on purpose.

@@ -51,8 +51,6 @@ pub(crate) struct Settings {
     pub app: AppSettings,
     /// The filter of the logger.
     pub log: String,
-    /// The configuration file, if there is one.
-    pub file: Option<PathBuf>,
     /// Every key in the order of the table.
     pub origins: Vec<Origin>,
     /// What is odd, but no reason to refuse.
@@ -119,8 +117,7 @@ pub(crate) fn resolve(
     });
     let origins = origins.collect();
     let (config, app, log) = draft.check().map_err(|error| blame(error, &heard))?;
-    let file = file.map(|(path, _)| path);
-    Ok(Settings { config, app, log, file, origins, warnings: env.warnings() })
+    Ok(Settings { config, app, log, origins, warnings: env.warnings() })
 }
 
 /// The checks of the whole draft begin their errors with `KEY = `: with that, the source is found.

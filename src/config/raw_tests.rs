@@ -51,7 +51,6 @@ fn each_layer_covers_the_ones_below() {
         assert_eq!(source(&settings, "graceful-timeout"), grace, "{mask}");
         let seconds: u64 = grace[..grace.find('s').expect("s")].parse().expect("number");
         assert_eq!(settings.config.graceful_timeout, Duration::from_secs(seconds));
-        assert_eq!(settings.file.is_some(), mask & 1 != 0);
     }
 }
 

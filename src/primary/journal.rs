@@ -188,7 +188,7 @@ fn line(notice: &Notice) -> Line {
 fn exited(exit: &Exit) -> Line {
     let Exit { worker, status, cause, uptime, served } = exit;
     let how = how(*status);
-    let life = format!("up {}, {served} requests", Span(*uptime));
+    let life = format!("up {}, {}", Span(*uptime), count(*served, "request"));
     match cause {
         Cause::Asked if status.success() => info(format!("{worker} left as asked ({life})")),
         Cause::Asked => error(format!("{worker} died while it was leaving: {how} ({life})")),
@@ -201,6 +201,12 @@ fn exited(exit: &Exit) -> Line {
         Cause::BeforeReady => error(format!("{worker} died before it was ready: {how} ({life})")),
         Cause::Unexpected => error(format!("{worker} died: {how} ({life})")),
     }
+}
+
+/// `1 request`, `2 requests`.
+fn count(n: u64, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{plural}")
 }
 
 fn reached(limit: Limit) -> String {

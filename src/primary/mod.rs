@@ -175,9 +175,9 @@ impl Primary {
         }
     }
 
-    /// The configuration of the newest generation, whose timeouts are in force.
-    fn newest_config(&self) -> Option<&Rc<Config>> {
-        self.configs.values().next_back()
+    /// The configuration of the workers that are wanted now: in a reload the new one, unless it is given up.
+    fn config_in_force(&self) -> Option<&Rc<Config>> {
+        self.configs.get(&self.supervisor.wanted_generation())
     }
 
     fn publish(&self) {

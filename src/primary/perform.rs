@@ -44,9 +44,9 @@ impl Primary {
         None
     }
 
-    /// Whether workers of `generation` listen where the newest configuration does not.
+    /// Whether workers of `generation` listen where the configuration in force does not.
     fn loses_a_socket(&self, generation: Generation) -> bool {
-        let Some((old, new)) = self.configs.get(&generation).zip(self.newest_config()) else {
+        let Some((old, new)) = self.configs.get(&generation).zip(self.config_in_force()) else {
             return false;
         };
         old.bind.iter().any(|addr| !new.bind.contains(addr))
@@ -62,7 +62,7 @@ impl Primary {
 
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
-        let Some(config) = self.newest_config().cloned() else { return };
+        let Some(config) = self.config_in_force().cloned() else { return };
         let Some(child) = self.children.get(&worker) else { return };
         let stopping = self.supervisor.stopping();
         let order = ToWorker::Drain {

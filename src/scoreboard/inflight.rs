@@ -80,7 +80,7 @@ fn read_entry(page: &Page, entry: usize) -> Option<(u64, String)> {
             chunk.copy_from_slice(&word(entry, 3 + i).load(page).to_le_bytes());
         }
         fence(Ordering::Acquire);
-        if before % 2 == 0 && word(entry, 0).load(page) == before {
+        if before.is_multiple_of(2) && word(entry, 0).load(page) == before {
             let length = usize::try_from(length).unwrap_or(TEXT).min(TEXT);
             return Some((start, escape(&bytes[..length])));
         }

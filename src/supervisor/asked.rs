@@ -1,11 +1,15 @@
 //! What people ask for: each intent decided once, whoever asks.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::action::{Action, Cause, Notice, Outcome};
 use super::event::{Asker, Intent};
 use super::{LAST_MOMENT, Phase, State, Supervisor};
 use crate::identity::WorkerId;
+
+/// Requests to stop that come closer together than this are one. `timeout` and some shells and init programs
+/// signal a process and then its group.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl Supervisor {
     pub(super) fn asked(
@@ -16,6 +20,10 @@ impl Supervisor {
         actions: &mut Vec<Action>,
     ) {
         match intent {
+            // A signal to the whole process group may reach us twice; a person's second one comes later.
+            Intent::Stop if self.stop_began.is_some_and(|at| now.duration_since(at) < AGAIN) => {
+                by.confirm("stopping already".to_string(), actions);
+            }
             Intent::Stop if self.stopping() => self.stop_now(by, true, actions),
             Intent::Stop => self.stop(now, by, actions),
             Intent::StopNow => self.stop_now(by, false, actions),
@@ -28,6 +36,7 @@ impl Supervisor {
     /// Workers that serve drain; one that never was ready has nothing to finish and may not listen yet.
     fn stop(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
         self.phase = Phase::Stopping;
+        self.stop_began = Some(now);
         let workers = self.members.len();
         actions.push(Action::Report(Notice::Stopping { by: by.who.clone(), workers }));
         actions.push(Action::CloseListeners);

@@ -93,6 +93,8 @@ pub(crate) struct Supervisor {
     next_id: u64,
     /// Whether any worker ever was ready.
     ever_ready: bool,
+    /// When the graceful stop was asked for.
+    stop_began: Option<Instant>,
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
     watch: Watch,
@@ -117,6 +119,7 @@ impl Supervisor {
             last_generation: Generation(1),
             next_id: 1,
             ever_ready: false,
+            stop_began: None,
             restarts: 0,
         }
     }

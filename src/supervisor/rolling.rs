@@ -38,6 +38,14 @@ pub(super) struct Before {
 }
 
 impl Supervisor {
+    /// The generation that all workers should be of.
+    pub(crate) fn wanted_generation(&self) -> Generation {
+        match &self.roll {
+            Some(Roll::Rolling { target, .. }) => *target,
+            Some(Roll::Reading { .. } | Roll::Back { .. }) | None => self.generation,
+        }
+    }
+
     pub(super) fn reload(&mut self, by: Asker, actions: &mut Vec<Action>) {
         if self.stopping() {
             return by.refuse("the cluster is stopping", actions);

@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::accept::{Accepted, Guard};
+use super::accept::{Accepted, Guard, first_bytes};
 use super::answer::{BoxError, Context, answer};
 use super::conn::{Phase, Told};
 use super::edge::Edge;
@@ -41,6 +41,9 @@ where
     B::Error: Into<BoxError>,
 {
     let Accepted { mut stream, mut first, entry, guard } = accepted;
+    if first.is_empty() && state.config.http2 {
+        first = first_words(&state, &entry, &stream).await;
+    }
     while let Some((left, unread)) = serve_on(&state, &app, &entry, stream, first).await {
         match travel::depart(&state, left, unread).await {
             Departure::Gone => break,
@@ -50,6 +53,21 @@ where
         entry.conn.root();
     }
     drop(guard);
+}
+
+/// What a client says first, which tells HTTP/2 from HTTP/1. Given up when the worker has other plans with the
+/// connection.
+async fn first_words(state: &State, entry: &Entry, stream: &Stream) -> Bytes {
+    let mut readable = pin!(stream.readable());
+    poll_fn(|cx| {
+        entry.watch(cx.waker());
+        if entry.conn.told() != Told::Nothing || state.drain.order().is_some() {
+            return Poll::Ready(());
+        }
+        readable.as_mut().poll(cx).map(|_| ())
+    })
+    .await;
+    first_bytes(stream).unwrap_or_default()
 }
 
 /// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
@@ -187,8 +205,10 @@ async fn run<E: std::fmt::Display>(entry: &Entry, connection: impl Future<Output
 
 /// Closes what hyper left of the connection, without hurting a response that is still on its way.
 async fn finish(state: &State, entry: &Entry, leftover: &Leftover) {
-    let left = leftover.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(stream) = left {
+    if entry.conn.upgraded() {
+        // The application has it: it counts as open until that lets go of it, or the deadline comes.
+        unless_cut(entry, leftover.left()).await;
+    } else if let Some(stream) = leftover.take() {
         finish_stream(state, entry, stream).await;
     }
 }
@@ -198,12 +218,17 @@ async fn finish_stream(state: &State, entry: &Entry, stream: Stream) {
         return;
     }
     entry.conn.enter(Phase::Closing, state.now_ms());
-    let mut closing = pin!(close_politely(stream));
+    unless_cut(entry, close_politely(stream)).await;
+}
+
+/// Waits for `end`, unless the connection is cut before.
+async fn unless_cut(entry: &Entry, end: impl Future<Output = ()>) {
+    let mut end = pin!(end);
     poll_fn(|cx| {
         entry.watch(cx.waker());
         match entry.conn.told() {
             Told::Cut => Poll::Ready(()),
-            Told::Nothing | Told::Finish => closing.as_mut().poll(cx),
+            Told::Nothing | Told::Finish => end.as_mut().poll(cx),
         }
     })
     .await;

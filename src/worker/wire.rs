@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 
 use super::conn::{Conn, Told};
 use super::stream::Stream;
@@ -17,7 +18,25 @@ use crate::scoreboard::Meter;
 const KEPT: usize = 16 * 1024;
 
 /// Where a socket is left when hyper has finished with it, so that it can be closed politely.
-pub(super) type Leftover = Arc<Mutex<Option<Stream>>>;
+#[derive(Clone, Default)]
+pub(super) struct Leftover(Arc<(Mutex<Option<Stream>>, Notify)>);
+
+impl Leftover {
+    /// The socket, if it was left.
+    pub(super) fn take(&self) -> Option<Stream> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Resolves when nobody uses the connection any more, be it hyper or, after an upgrade, the application.
+    pub(super) async fn left(&self) {
+        self.0.1.notified().await;
+    }
+
+    fn leave(&self, stream: Option<Stream>) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = stream;
+        self.0.1.notify_one();
+    }
+}
 
 /// What was received last, as it came.
 pub(super) type Recent = Arc<Mutex<Vec<u8>>>;
@@ -52,7 +71,7 @@ impl Wire {
     }
 
     pub(super) fn leftover(&self) -> Leftover {
-        Arc::clone(&self.leftover)
+        self.leftover.clone()
     }
 
     pub(super) fn recent(&self) -> Recent {
@@ -178,9 +197,8 @@ impl Drop for Wire {
     /// Closing a socket that has unread bytes resets it, and a reset can overtake the last response. So the
     /// socket is left for `close_politely`, unless the peer is through or the application has it.
     fn drop(&mut self) {
-        if !self.conn.peer_done() && !self.conn.upgraded() {
-            *self.leftover.lock().unwrap_or_else(PoisonError::into_inner) = self.stream.take();
-        }
+        let polite = !self.conn.peer_done() && !self.conn.upgraded();
+        self.leftover.leave(self.stream.take().filter(|_| polite));
     }
 }
 
