@@ -126,9 +126,7 @@ fn line(notice: &Notice) -> Line {
             Span(*limit)
         )),
         Notice::Retiring { worker } => info(format!("{worker} retires and is replaced")),
-        Notice::Condemned { worker, why } => {
-            error(format!("{worker} is not to be trusted ({why}), killing it"))
-        }
+        Notice::Condemned { worker, why } => error(format!("{worker} is condemned, killed: {why}")),
         Notice::GraceOver { worker, limit } => warn(format!(
             "{worker} did not finish within {} (graceful-timeout), killing it",
             Span(*limit)

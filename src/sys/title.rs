@@ -27,14 +27,13 @@ struct PrctlMmMap {
     exe_fd: u32,
 }
 
-/// Shows `title` as command line, and its first 15 bytes as name. The program's own view of its arguments stays
-/// as it is: the kernel is pointed to other memory instead of that memory being overwritten.
+/// Shows `title` as command line. The short name stays, so that `pgrep` finds the program by it; and so does the
+/// program's own view of its arguments: the kernel is pointed to other memory, none is overwritten.
 ///
 /// # Errors
-/// The kernel may be built without CHECKPOINT_RESTORE; then only the name is set.
+/// The kernel may be built without CHECKPOINT_RESTORE.
 pub(crate) fn set(title: &str) -> io::Result<()> {
     let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
-    nix::sys::prctl::set_name(&text)?;
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // Field 2 is a name that may contain anything; what follows its last parenthesis starts with field 3.
     let fields: Vec<&str> =

@@ -1,0 +1,141 @@
+//! From values to a checked configuration.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::{Attached, Config, ControlSocket, Workers};
+use crate::error::{Error, Result};
+use crate::listener::ListenAddr;
+
+/// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct ConfigBuilder {
+    pub(super) config: Config,
+}
+
+macro_rules! setters {
+    ($($name:ident: $type:ty),* $(,)?) => {$(
+        #[doc = concat!("Sets [`Config::", stringify!($name), "`].")]
+        pub fn $name(mut self, value: $type) -> ConfigBuilder {
+            self.config.$name = value;
+            self
+        }
+    )*};
+}
+
+impl ConfigBuilder {
+    setters! {
+        bind: Vec<ListenAddr>,
+        workers: Workers,
+        backlog: u32,
+        graceful_timeout: Duration,
+        linger_timeout: Duration,
+        hand_over: bool,
+        boot_timeout: Duration,
+        min_uptime: Duration,
+        boot_attempts: u32,
+        reload_surge: u32,
+        reload_max_unavailable: u32,
+        max_requests: u32,
+        max_rss: u64,
+        max_rss_hard: u64,
+        max_lifetime: Duration,
+        stall_warn: Duration,
+        stall_timeout: Duration,
+        header_timeout: Duration,
+        keep_alive_timeout: Duration,
+        max_header_size: usize,
+        worker_connections: u32,
+        pipeline_flush: bool,
+        http2: bool,
+        pid_file: Option<PathBuf>,
+        titles: bool,
+        control: ControlSocket,
+    }
+
+    /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of
+    /// the new configuration to the new workers.
+    pub fn attach<T: 'static>(mut self, settings: T) -> ConfigBuilder {
+        self.config.attached = Attached(Some(Rc::new(settings)));
+        self
+    }
+
+    /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH` or `fd://N`.
+    pub fn listen(mut self, addr: &str) -> Result<ConfigBuilder> {
+        self.config.bind = vec![addr.parse()?];
+        Ok(self)
+    }
+
+    /// Checks every value against its bounds.
+    pub fn build(self) -> Result<Config> {
+        let c = self.config;
+        if c.bind.is_empty() {
+            return Err(Error::config("no address to listen on: give at least one bind"));
+        }
+        if let Some(twice) = c.bind.iter().enumerate().find(|(i, a)| c.bind[..*i].contains(a)) {
+            return Err(Error::config(format!("bind = {} is given twice", twice.1)));
+        }
+        in_range("backlog", c.backlog.into(), 1, 65_535)?;
+        in_range("boot-attempts", c.boot_attempts.into(), 1, 1_000)?;
+        in_range("max-header-size", c.max_header_size as u64, 8 * 1024, 1024 * 1024)?;
+        in_range("worker-connections", c.worker_connections.into(), 1, 1_000_000)?;
+        for (name, value, least) in [
+            ("graceful-timeout", c.graceful_timeout, Duration::ZERO),
+            ("linger-timeout", c.linger_timeout, Duration::ZERO),
+            ("boot-timeout", c.boot_timeout, Duration::from_millis(1)),
+            ("min-uptime", c.min_uptime, Duration::ZERO),
+            ("max-lifetime", c.max_lifetime, Duration::ZERO),
+            ("stall-warn", c.stall_warn, Duration::ZERO),
+            ("stall-timeout", c.stall_timeout, Duration::ZERO),
+            ("header-timeout", c.header_timeout, Duration::from_millis(1)),
+            ("keep-alive-timeout", c.keep_alive_timeout, Duration::from_millis(1)),
+        ] {
+            duration_in_range(name, value, least)?;
+        }
+        Ok(c)
+    }
+}
+
+/// Longer than any sensible wait, short enough that no deadline arithmetic overflows.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn in_range(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(format!("{name} = {value} is out of range: give {least} to {most}")))
+}
+
+fn duration_in_range(name: &str, value: Duration, least: Duration) -> Result<()> {
+    if (least..=LONGEST).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(format!("{name} = {value:?} is out of range: give {least:?} to {LONGEST:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        Config::builder().build().expect("defaults");
+    }
+
+    #[test]
+    fn bounds_are_named() {
+        let error = Config::builder().backlog(0).build().expect_err("0 is out of range");
+        assert_eq!(error.to_string(), "backlog = 0 is out of range: give 1 to 65535");
+        assert_eq!(error.exit_status(), crate::error::exit::CONFIG);
+        assert!(Workers::count(0).is_err());
+        assert!(Workers::count(Workers::MAX + 1).is_err());
+    }
+
+    #[test]
+    fn the_same_address_twice_is_refused() {
+        let twice = vec![ListenAddr::default(), ListenAddr::default()];
+        assert!(Config::builder().bind(twice).build().is_err());
+    }
+}

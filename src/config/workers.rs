@@ -1,0 +1,41 @@
+//! The number of workers.
+
+use std::num::NonZeroU32;
+
+use crate::error::{Error, Result};
+
+/// How many workers to fork.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Workers {
+    /// One for each core this process may use: the affinity mask and the cgroup's CPU quota
+    /// (rounded down, at least one) both count.
+    #[default]
+    Auto,
+    /// Exactly so many, from 1 to [`Workers::MAX`].
+    Count(NonZeroU32),
+}
+
+impl Workers {
+    /// The largest accepted number of workers. The scoreboard has room for twice as many.
+    pub const MAX: u32 = 1024;
+
+    /// `count` workers; an error outside `1..=`[`Workers::MAX`].
+    pub fn count(count: u32) -> Result<Workers> {
+        match NonZeroU32::new(count) {
+            Some(n) if count <= Workers::MAX => Ok(Workers::Count(n)),
+            _ => Err(Error::config(format!(
+                "workers = {count} is out of range: give 1 to {}, or auto",
+                Workers::MAX
+            ))),
+        }
+    }
+
+    /// The number itself, asking the system where it is [`Workers::Auto`].
+    pub fn resolve(self) -> u32 {
+        match self {
+            Workers::Count(n) => n.get(),
+            Workers::Auto => std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1).min(Workers::MAX)),
+        }
+    }
+}
