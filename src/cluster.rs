@@ -12,6 +12,7 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::listener::ListenerSet;
+use crate::log_file;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Files, Primary, Reread};
 use crate::seed::Entry;
@@ -120,6 +121,9 @@ impl Cluster {
             Some(Inherited::Manifest(manifest)) => Some(manifest),
             None => None,
         };
+        if let Some(path) = &self.config.log_file {
+            log_file::redirect_to(path)?;
+        }
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");

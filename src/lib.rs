@@ -19,6 +19,7 @@ mod error;
 mod identity;
 mod ipc;
 mod listener;
+mod log_file;
 mod pid_file;
 mod primary;
 mod scoreboard;

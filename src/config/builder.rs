@@ -51,6 +51,7 @@ impl ConfigBuilder {
         pipeline_flush: bool,
         http2: bool,
         pid_file: Option<PathBuf>,
+        log_file: Option<PathBuf>,
         titles: bool,
         control: ControlSocket,
     }

@@ -188,6 +188,12 @@ pub(crate) static KEYS: &[Key] = &[
         "Write the primary's pid to this file",
     ),
     key(
+        "log-file",
+        group::GENERAL,
+        Field::File(|d| &mut d.config.log_file),
+        "Append the log to this file instead of standard error; SIGUSR1 reopens it",
+    ),
+    key(
         "control",
         group::GENERAL,
         Field::Control(|d| &mut d.config.control),

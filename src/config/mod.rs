@@ -105,6 +105,9 @@ pub struct Config {
     /// Where the primary writes its pid, for others to read: mode 0644, locked while it runs, removed at its
     /// end. Default: none.
     pub pid_file: Option<PathBuf>,
+    /// Append the log, and whatever else is printed to standard error, to this file; SIGUSR1 opens it anew after
+    /// it was renamed. Default: none, the log goes to standard error.
+    pub log_file: Option<PathBuf>,
     /// Show `prefork: primary` and `prefork: worker 3 (gen 2)` as command lines. Default: off; the `prefork`
     /// command turns it on.
     pub titles: bool,
@@ -183,6 +186,7 @@ impl Default for Config {
             pipeline_flush: false,
             http2: true,
             pid_file: None,
+            log_file: None,
             titles: false,
             control: ControlSocket::Off,
             attached: Attached::default(),

@@ -17,6 +17,7 @@ const TRAVEL: u8 = 0x04;
 const DRAIN: u8 = 0x81;
 const ARRIVE: u8 = 0x82;
 const RELEASED: u8 = 0x83;
+const LOG: u8 = 0x84;
 
 /// Why a message is not one of ours.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,7 @@ impl ToWorker {
             }
             ToWorker::Arrive(unread) => with_unread(ARRIVE, unread),
             ToWorker::Released => vec![RELEASED],
+            ToWorker::Log => vec![LOG],
         }
     }
 
@@ -95,7 +97,8 @@ impl ToWorker {
                 Unread::new(unread.to_vec()).map(ToWorker::Arrive).ok_or(wrong_length)
             }
             [RELEASED] => Ok(ToWorker::Released),
-            [RELEASED, ..] => Err(wrong_length),
+            [LOG] => Ok(ToWorker::Log),
+            [RELEASED | LOG, ..] => Err(wrong_length),
             [] => Err(wrong_length),
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
@@ -163,7 +166,7 @@ mod tests {
                 closing,
                 hand_over,
             };
-            for word in [drain, ToWorker::Arrive(unread), ToWorker::Released] {
+            for word in [drain, ToWorker::Arrive(unread), ToWorker::Released, ToWorker::Log] {
                 prop_assert_eq!(ToWorker::decode(&word.encode()), Ok(word));
             }
         }

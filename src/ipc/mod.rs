@@ -54,6 +54,8 @@ pub(crate) enum ToWorker {
     Arrive(Unread),
     /// The answer to RETIRING: no connection is sent after this.
     Released,
+    /// Write the log to this file from now on. A descriptor comes with it.
+    Log,
 }
 
 /// The bytes of a travelling connection that were received and not yet understood. Nearly always none.

@@ -18,6 +18,8 @@ pub(crate) enum Order {
     Word(ToWorker),
     /// Go on with this connection.
     Take(OwnedFd, Unread),
+    /// Write the log here.
+    Log(OwnedFd),
 }
 
 /// The worker's end of its channel to the primary. Made inside the worker's runtime.
@@ -43,7 +45,7 @@ impl WorkerEnd {
     }
 
     /// What the primary says next; `None` when it is gone, or speaks so that we cannot understand it, which is
-    /// the same to us. A descriptor that comes with any other word than ARRIVE is closed.
+    /// the same to us. A descriptor that comes with a word that has none is closed.
     pub(crate) async fn hear(&self) -> Option<Order> {
         let mut buffer = vec![0u8; CAP];
         loop {
@@ -57,6 +59,10 @@ impl WorkerEnd {
             match (ToWorker::decode(&buffer[..length]).ok()?, passed) {
                 (ToWorker::Arrive(unread), Passed::One(fd)) => {
                     return Some(Order::Take(fd, unread));
+                }
+                (ToWorker::Log, Passed::One(fd)) => return Some(Order::Log(fd)),
+                (ToWorker::Log, _) => {
+                    log::error!("the log goes on in the old file: no descriptor left");
                 }
                 // We are out of descriptors: the kernel has closed this connection.
                 (ToWorker::Arrive(_), _) => {

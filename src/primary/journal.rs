@@ -57,6 +57,14 @@ impl Journal {
         self.tell(error(format!("{worker} cannot be sent {}: {why}", signal.as_str())));
     }
 
+    pub(super) fn log_reopened(&mut self, path: &Path) {
+        self.tell(info(format!("log reopened: {}", path.display())));
+    }
+
+    pub(super) fn log_stays(&mut self, why: &dyn Display) {
+        self.tell(error(format!("the log goes on in the old file: {why}")));
+    }
+
     pub(super) fn opened(&mut self, local: &str) {
         self.tell(info(format!("listening on {local}, too")));
     }

@@ -1,8 +1,11 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
+use std::os::fd::AsFd;
+
 use super::Primary;
 use crate::identity::{Generation, WorkerId};
 use crate::ipc::ToWorker;
+use crate::log_file;
 use crate::supervisor::{Action, Event, Outcome};
 use crate::sys;
 use crate::sys::signal::Signal;
@@ -42,6 +45,23 @@ impl Primary {
             }
         }
         None
+    }
+
+    /// The log file was renamed: opens it anew, with our rights, for everybody.
+    pub(super) fn reopen_log(&mut self) {
+        let path = self.config_in_force().and_then(|config| config.log_file.clone());
+        let Some(path) = path else { return self.journal.ignored(Signal::SIGUSR1) };
+        let file = match log_file::redirect_to(&path) {
+            Ok(file) => file,
+            Err(e) => return self.journal.log_stays(&e),
+        };
+        self.journal.log_reopened(&path);
+        for child in self.children.values() {
+            let Some(channel) = &child.channel else { continue };
+            if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
+                self.journal.cannot_tell(child.tag, &e);
+            }
+        }
     }
 
     /// Whether workers of `generation` listen where the configuration in force does not.

@@ -14,8 +14,8 @@ use crate::sys;
 use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
-/// The signals the primary handles. USR1 and WINCH are caught so that they do not kill it by default or
-/// disturb it: a terminal's resize is no reason to do anything to a service.
+/// The signals the primary handles. WINCH is caught so that it does not disturb it: a terminal's resize is no
+/// reason to do anything to a service.
 pub(super) const SIGNALS: [Signal; 10] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
@@ -104,6 +104,7 @@ impl Primary {
                     self.queue.push_back(Event::Asked { intent, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
+                None if signal == Signal::SIGUSR1 => self.reopen_log(),
                 None => self.journal.ignored(signal),
             }
         }

@@ -1,7 +1,7 @@
 //! File descriptors by number: what the parent left open, and what must not stay so.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
@@ -31,6 +31,13 @@ pub(crate) fn fill_standard_streams() -> io::Result<()> {
             cvt(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
         }
     }
+    Ok(())
+}
+
+/// Makes `file` the standard error of this process: what anybody prints there goes into it from now on.
+pub(crate) fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
+    // SAFETY: dup2 replaces what descriptor 2 stands for in one step; nobody owns that number.
+    cvt(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use super::drain::Order;
 use super::state::State;
 use super::travel;
 use crate::ipc::{Order as Wanted, ToWorker};
+use crate::sys;
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
 /// its primary. Idle connections are closed at once, as nobody is left to serve them later.
@@ -18,8 +19,15 @@ pub(super) async fn obey(state: Rc<State>) {
                 state.begin_drain(Order::new(grace, linger, closing, hand_over));
             }
             Wanted::Take(fd, unread) => travel::arrive(&state, fd, unread),
-            // ARRIVE comes as `Take`.
-            Wanted::Word(ToWorker::Released | ToWorker::Arrive(_)) => release(&state),
+            Wanted::Log(file) => {
+                if let Err(e) = sys::fd::replace_stderr(&file) {
+                    log::error!("{} cannot write to the reopened log: {e}", state.tag);
+                }
+            }
+            // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
+            Wanted::Word(ToWorker::Released | ToWorker::Arrive(_) | ToWorker::Log) => {
+                release(&state);
+            }
         }
     }
     release(&state);
