@@ -67,6 +67,10 @@ pub struct WorkerStatus {
     pub uptime_ms: u64,
     /// How long ago its event loop last turned; none before it has a loop.
     pub beat_age_ms: Option<u64>,
+    /// How late its event loop turned, counted by powers of two of a millisecond: up to 1, up to 2, up to 4, ...
+    /// The 16th entry has all the rest.
+    #[serde(default)]
+    pub loop_lag: [u64; 16],
     /// Open connections.
     pub connections: u64,
     /// Requests being answered.
@@ -126,6 +130,7 @@ impl WorkerStatus {
             state: member.state.to_string(),
             uptime_ms: millis(member.born, now),
             beat_age_ms: None,
+            loop_lag: [0; 16],
             connections: 0,
             active: 0,
             counters: Counters::default(),
@@ -133,6 +138,7 @@ impl WorkerStatus {
         };
         if let Some(figures) = figures {
             worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
+            worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
             worker.connections = figures.connections.min(LARGEST);
             worker.active = figures.active.min(LARGEST);
             worker.counters = figures.counters.at_most(LARGEST);
@@ -175,6 +181,7 @@ pub(super) mod tests {
             state: "serving",
             started_ms: u64::MAX,
             beat_age_ms: u64::MAX,
+            loop_lag: [u64::MAX; 16],
             connections: u64::MAX,
             active: u64::MAX,
             counters: Counters { requests: u64::MAX, ..Counters::default() },

@@ -49,6 +49,10 @@ pub(crate) const ROWS: Word = Word(34);
 /// The counters that are kept when a worker dies: all from `ACCEPTED` to `TAKEN_OVER`.
 pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TAKEN_OVER.0;
 
+/// How late the event loop turned, counted by powers of two: up to 1 ms, 2 ms, 4 ms, ... and the rest.
+pub(crate) const LAG: Word = Word(40);
+pub(crate) const LAG_BUCKETS: usize = 16;
+
 /// In-flight entries fill the page from here on.
 pub(crate) const ENTRIES: usize = 64;
 /// Words of one in-flight entry: sequence, start, length, and 13 of text.
@@ -58,7 +62,12 @@ pub(crate) const ENTRY_COUNT: usize = (WORDS - ENTRIES) / ENTRY;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
-const _: () = assert!(TAKEN_OVER.0 < WANTED.0 && ROWS.0 < ENTRIES && ENTRY_COUNT == 28);
+const _: () = assert!(
+    TAKEN_OVER.0 < WANTED.0
+        && ROWS.0 < LAG.0
+        && LAG.0 + LAG_BUCKETS <= ENTRIES
+        && ENTRY_COUNT == 28
+);
 
 impl Word {
     pub(crate) const fn at(index: usize) -> Word {

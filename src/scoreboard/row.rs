@@ -1,12 +1,12 @@
 //! A worker's own row: the only page it can write.
 
 use std::cell::RefCell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
-    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, OPEN, PANICS, PID,
-    REQUESTS, RESPONSES, STARTED, STATE, TAKEN_OVER,
+    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, LAG_BUCKETS,
+    OPEN, PANICS, PID, REQUESTS, RESPONSES, STARTED, STATE, TAKEN_OVER,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -52,6 +52,14 @@ impl OwnRow {
     /// The loop turned at `now_ms`.
     pub(crate) fn beat(&self, now_ms: u64) {
         BEAT.store(self.page, now_ms);
+    }
+
+    /// The loop turned so much later than it wanted to.
+    pub(crate) fn lagged(&self, late: Duration) {
+        let millis = late.as_millis().max(1) as u64;
+        // 1 ms is bucket 0; what is between two powers of two belongs to the larger.
+        let bucket = millis.next_power_of_two().trailing_zeros() as usize;
+        LAG.plus(bucket.min(LAG_BUCKETS - 1)).add(self.page, 1);
     }
 
     /// Whether this worker takes new connections at the moment.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, COUNTERS, GENERATION, ID, NOW, OPEN, PID, REQUESTS, RESTARTS, SLOT, STARTED,
-    STATE, WANTED, Word,
+    ACTIVE, BEAT, COUNTERS, GENERATION, ID, LAG, LAG_BUCKETS, NOW, OPEN, PID, REQUESTS, RESTARTS,
+    SLOT, STARTED, STATE, WANTED, Word,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -48,6 +48,9 @@ pub struct WorkerSnapshot {
     pub started_ms: u64,
     /// How long ago its event loop last turned, in milliseconds.
     pub beat_age_ms: u64,
+    /// How late its event loop turned, ten times a second, counted by powers of two: up to 1 ms, up to 2 ms, up
+    /// to 4 ms, ... The 16th entry has all the rest.
+    pub loop_lag: [u64; LAG_BUCKETS],
     /// Open connections.
     pub connections: u64,
     /// Requests being answered.
@@ -237,6 +240,7 @@ impl WorkerSnapshot {
             state,
             started_ms: STARTED.load(page),
             beat_age_ms: now.saturating_sub(BEAT.load(page)),
+            loop_lag: std::array::from_fn(|bucket| LAG.plus(bucket).load(page)),
             connections: OPEN.load(page),
             active: ACTIVE.load(page),
             counters: Counters::read(page),

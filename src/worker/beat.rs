@@ -15,7 +15,8 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
     let mut beats = tokio::time::interval(BEAT);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        beats.tick().await;
+        let due = beats.tick().await;
+        state.row.lagged(due.elapsed());
         let now = State::exact_ms();
         state.row.beat(now);
         if terminate.swap(false, Ordering::Relaxed) {
