@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ToPrimary, ToWorker, Unread};
+use super::{HandOver, ToPrimary, ToWorker, Unread};
 
 /// The largest message in bytes: a connection with all the unread bytes it may have.
 pub(crate) const CAP: usize = 1 + Unread::MOST;
@@ -67,7 +67,7 @@ impl ToWorker {
                 bytes.extend(in_millis(*grace).to_le_bytes());
                 bytes.extend(in_millis(*linger).to_le_bytes());
                 bytes.push(u8::from(*closing));
-                bytes.push(u8::from(*hand_over));
+                bytes.push(*hand_over as u8);
                 bytes
             }
             ToWorker::Arrive(unread) => with_unread(ARRIVE, unread),
@@ -83,14 +83,18 @@ impl ToWorker {
                 let (grace, rest) = rest.split_first_chunk().ok_or(wrong_length)?;
                 let (linger, rest) =
                     rest.split_first_chunk().ok_or(Garbled::Length(bytes.len()))?;
-                let [closing @ (0 | 1), hand_over @ (0 | 1)] = rest else {
+                let [closing @ (0 | 1), hand_over] = rest else {
                     return Err(Garbled::Length(bytes.len()));
                 };
                 Ok(ToWorker::Drain {
                     grace: Duration::from_millis(u64::from_le_bytes(*grace)),
                     linger: Duration::from_millis(u64::from_le_bytes(*linger)),
                     closing: *closing == 1,
-                    hand_over: *hand_over == 1,
+                    hand_over: match hand_over {
+                        0 => HandOver::Never,
+                        1 => HandOver::WhenOthersServe,
+                        _ => HandOver::Now,
+                    },
                 })
             }
             [ARRIVE, unread @ ..] => {
@@ -127,7 +131,7 @@ mod tests {
             grace: Duration::from_secs(30),
             linger: Duration::from_secs(1),
             closing: false,
-            hand_over: true,
+            hand_over: HandOver::WhenOthersServe,
         };
         assert_eq!(
             drain.encode(),
@@ -152,7 +156,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(
-            why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, hand_over: bool,
+            why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, now: bool,
         ) {
             let unread = Unread::new(unread).expect("short enough");
             let travel = ToPrimary::Travel(unread.clone());
@@ -164,7 +168,7 @@ mod tests {
                 grace: Duration::from_millis(grace.into()),
                 linger: Duration::from_millis(linger.into()),
                 closing,
-                hand_over,
+                hand_over: if now { HandOver::Now } else { HandOver::Never },
             };
             for word in [drain, ToWorker::Arrive(unread), ToWorker::Released, ToWorker::Log] {
                 prop_assert_eq!(ToWorker::decode(&word.encode()), Ok(word));

@@ -47,8 +47,8 @@ pub(crate) enum ToWorker {
         linger: Duration,
         /// Nobody will listen any more: empty the accept queue first.
         closing: bool,
-        /// Connections that stand between two requests may be sent to the primary for another worker.
-        hand_over: bool,
+        /// Whether connections that stand between two requests are sent to the primary for another worker.
+        hand_over: HandOver,
     },
     /// Go on with this connection. A descriptor comes with it.
     Arrive(Unread),
@@ -56,6 +56,18 @@ pub(crate) enum ToWorker {
     Released,
     /// Write the log to this file from now on. A descriptor comes with it.
     Log,
+}
+
+/// Whether a draining worker sends its connections away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HandOver {
+    /// They stay, and are told to close.
+    Never,
+    /// As soon as the scoreboard says that somebody serves. Until then they are served as if nothing was.
+    WhenOthersServe,
+    /// At once: the primary knows that somebody serves. The worker may not see that: it looks at the scoreboard
+    /// it was born with, and another image of the primary has another one.
+    Now,
 }
 
 /// The bytes of a travelling connection that were received and not yet understood. Nearly always none.

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use super::Primary;
 use crate::identity::{Generation, WorkerId};
-use crate::ipc::ToWorker;
+use crate::ipc::{HandOver, ToWorker};
 use crate::log_file;
 use crate::supervisor::{Action, Event, Outcome};
 use crate::sys;
@@ -45,6 +45,10 @@ impl Primary {
             }
         }
         None
+    }
+
+    fn somebody_else_serves(&self, leaving: WorkerId) -> bool {
+        self.children.keys().any(|id| *id != leaving && self.supervisor.serves(*id))
     }
 
     /// The log file was renamed: opens it anew, with our rights, for everybody.
@@ -89,7 +93,11 @@ impl Primary {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
             closing: stopping || self.loses_a_socket(child.tag.generation),
-            hand_over: config.hand_over && !stopping,
+            hand_over: match config.hand_over && !stopping {
+                false => HandOver::Never,
+                true if self.somebody_else_serves(worker) => HandOver::Now,
+                true => HandOver::WhenOthersServe,
+            },
         };
         let Some(child) = self.children.get_mut(&worker) else { return };
         child.released = true;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::ipc::HandOver;
 use crate::sys::process::monotonic_ms;
 
 /// What was ordered, in milliseconds on the monotonic clock.
@@ -17,11 +18,16 @@ pub(super) struct Order {
     /// Nobody will listen any more: empty the accept queue first.
     pub(super) closing: bool,
     /// Connections that stand between two requests go to another worker, if there is one.
-    pub(super) hand_over: bool,
+    pub(super) hand_over: HandOver,
 }
 
 impl Order {
-    pub(super) fn new(grace: Duration, linger: Duration, closing: bool, hand_over: bool) -> Order {
+    pub(super) fn new(
+        grace: Duration,
+        linger: Duration,
+        closing: bool,
+        hand_over: HandOver,
+    ) -> Order {
         let deadline_ms = monotonic_ms() + grace.as_millis() as u64;
         Order { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
     }
@@ -29,7 +35,8 @@ impl Order {
     /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
     /// them. Shortly before the end they are told to close like all others.
     pub(super) fn patient(&self, now_ms: u64) -> bool {
-        self.hand_over && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
+        self.hand_over != HandOver::Never
+            && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }
 }
 
@@ -52,7 +59,11 @@ impl Drain {
                 deadline_ms: earlier.deadline_ms.min(order.deadline_ms),
                 linger_ms: earlier.linger_ms.min(order.linger_ms),
                 closing: earlier.closing,
-                hand_over: earlier.hand_over && order.hand_over,
+                hand_over: match earlier.hand_over {
+                    HandOver::Never => HandOver::Never,
+                    // The primary has learned more since.
+                    _ => order.hand_over,
+                },
             },
         };
         self.order.set(Some(order));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::drain::Order;
 use super::state::State;
 use super::travel;
-use crate::ipc::{Order as Wanted, ToWorker};
+use crate::ipc::{HandOver, Order as Wanted, ToWorker};
 use crate::sys;
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
@@ -32,7 +32,12 @@ pub(super) async fn obey(state: Rc<State>) {
     }
     release(&state);
     log::warn!("{} has lost its primary: finishing what is in flight, then leaving", state.tag);
-    state.begin_drain(Order::new(state.config.graceful_timeout, Duration::ZERO, false, false));
+    state.begin_drain(Order::new(
+        state.config.graceful_timeout,
+        Duration::ZERO,
+        false,
+        HandOver::Never,
+    ));
 }
 
 /// No connection comes after this.

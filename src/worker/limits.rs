@@ -53,6 +53,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::HandOver;
     use crate::worker::edge::Edge;
 
     fn limits(drain: Option<Order>) -> Limits {
@@ -76,8 +77,12 @@ mod tests {
 
     #[test]
     fn draining_shortens_idleness_and_has_an_end() {
-        let order =
-            Order { deadline_ms: 30_000, linger_ms: 1000, closing: false, hand_over: false };
+        let order = Order {
+            deadline_ms: 30_000,
+            linger_ms: 1000,
+            closing: false,
+            hand_over: HandOver::Never,
+        };
         let conn = Conn::new(0);
         conn.request_begun(0);
         assert_eq!(limits(Some(order)).judge(&conn, 29_999), None);
@@ -89,7 +94,12 @@ mod tests {
 
     #[test]
     fn what_can_travel_is_kept_until_it_can() {
-        let order = Order { deadline_ms: 90_000, linger_ms: 1000, closing: false, hand_over: true };
+        let order = Order {
+            deadline_ms: 90_000,
+            linger_ms: 1000,
+            closing: false,
+            hand_over: HandOver::Now,
+        };
         let conn = Conn::new(0);
         conn.request_begun(0);
         assert!(!conn.may_travel());

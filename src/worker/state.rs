@@ -11,7 +11,7 @@ use super::drain::{Drain, Order};
 use super::registry::Registry;
 use crate::config::Config;
 use crate::identity::WorkerTag;
-use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::scoreboard::{OwnRow, Reader, WorkerState};
 use crate::sys;
 
@@ -45,18 +45,23 @@ impl State {
         if let Err(e) = self.channel.send(&ToPrimary::Retiring) {
             log::warn!("{} cannot tell the primary that it retires: {e}", self.tag);
         }
-        self.begin_drain(Order::new(
-            self.config.graceful_timeout,
-            self.config.linger_timeout,
-            false,
-            self.config.hand_over,
-        ));
+        let hand_over = match self.config.hand_over {
+            true => HandOver::WhenOthersServe,
+            false => HandOver::Never,
+        };
+        let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
+        self.begin_drain(Order::new(grace, linger, false, hand_over));
     }
 
     /// Whether connections are to be handed over and there is somebody who serves.
     pub(super) fn hands_over(&self) -> bool {
-        self.drain.order().is_some_and(|order| order.hand_over)
-            && self.board.others_serve(&self.row, State::exact_ms())
+        match self.drain.order().map(|order| order.hand_over) {
+            Some(HandOver::Now) => true,
+            Some(HandOver::WhenOthersServe) => {
+                self.board.others_serve(&self.row, State::exact_ms())
+            }
+            Some(HandOver::Never) | None => false,
+        }
     }
 
     /// Whether the client has to be told that this connection ends with its response.
@@ -69,8 +74,9 @@ impl State {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
-            self.conns.borrow().wake_all();
         }
+        // A later order may say more about where connections can go.
+        self.conns.borrow().wake_all();
     }
 
     /// Whether another worker that could take a connection right now has fewer than we have.
