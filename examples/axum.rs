@@ -28,7 +28,11 @@ async fn hello(State(process): State<Process>, Path(name): Path<String>) -> Stri
     format!("hello {name} from pid {}\n", process.pid)
 }
 
-fn main() -> tokio_prefork::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| error.report())
+}
+
+fn run() -> tokio_prefork::Result<ExitCode> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;

@@ -15,7 +15,11 @@ use tokio_prefork::{Cluster, Config, Stream, Worker};
 /// A line longer than this ends the connection: a client must not fill our memory.
 const LONGEST_LINE: u64 = 64 * 1024;
 
-fn main() -> tokio_prefork::Result<ExitCode> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| error.report())
+}
+
+fn run() -> tokio_prefork::Result<ExitCode> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;

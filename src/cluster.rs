@@ -29,7 +29,11 @@ use crate::worker::{self, App, BoxError, Stream, Worker};
 /// use hyper::{Request, Response, service::service_fn};
 /// use tokio_prefork::{Cluster, Config, Worker};
 ///
-/// fn main() -> tokio_prefork::Result<std::process::ExitCode> {
+/// fn main() -> std::process::ExitCode {
+///     run().unwrap_or_else(|error| error.report())
+/// }
+///
+/// fn run() -> tokio_prefork::Result<std::process::ExitCode> {
 ///     let config = Config::builder().listen("127.0.0.1:3000")?.build()?;
 ///     Cluster::new(config).serve(|worker: Worker| async move {
 ///         let pid = worker.pid();
