@@ -31,17 +31,16 @@ impl Journal {
     pub(super) fn starting(&mut self, workers: u32, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
-        let plural = if workers == 1 { "worker" } else { "workers" };
-        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers} {plural}")));
+        let workers = count(workers.into(), "worker");
+        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers}")));
         self.tell(info(format!("listening on {}", locals.join(", "))));
     }
 
     pub(super) fn succeeding(&mut self, workers: usize, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
-        self.tell(info(format!(
-            "prefork {version}: primary pid={pid}, took over {workers} workers"
-        )));
+        let workers = count(workers as u64, "worker");
+        self.tell(info(format!("prefork {version}: primary pid={pid}, took over {workers}")));
         self.tell(info(format!("listening on {}", locals.join(", "))));
     }
 
@@ -63,6 +62,10 @@ impl Journal {
 
     pub(super) fn log_stays(&mut self, why: &dyn Display) {
         self.tell(error(format!("the log goes on in the old file: {why}")));
+    }
+
+    pub(super) fn takes_a_restart(&mut self, key: &str) {
+        self.tell(warn(format!("{key} has changed in the configuration: that takes a restart")));
     }
 
     pub(super) fn opened(&mut self, local: &str) {
@@ -180,11 +183,12 @@ fn line(notice: &Notice) -> Line {
         Notice::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
         )),
-        Notice::Stopping { by, workers } => {
-            info(format!("stopping ({by}): {workers} workers finish what is open"))
-        }
+        Notice::Stopping { by, workers } => info(format!(
+            "stopping ({by}): {} to finish what is open",
+            count(*workers as u64, "worker")
+        )),
         Notice::StoppingNow { by, workers } => {
-            info(format!("stopping now ({by}): killing {workers} workers"))
+            info(format!("stopping now ({by}): killing {}", count(*workers as u64, "worker")))
         }
         Notice::Stopped => info("stopped".to_string()),
     }

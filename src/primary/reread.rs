@@ -6,6 +6,7 @@
 use std::rc::Rc;
 
 use super::Primary;
+use crate::config::Config;
 use crate::error::Result;
 use crate::identity::Generation;
 use crate::supervisor::Event;
@@ -19,6 +20,7 @@ impl Primary {
 
     fn prepare(&mut self, generation: Generation) -> Result<crate::config::Policy> {
         let config = (self.reread)()?;
+        self.warn_of_the_fixed(&config);
         let opened = self.listeners.open_missing(&config.bind, config.backlog)?;
         for local in opened {
             self.journal.opened(&local);
@@ -26,6 +28,20 @@ impl Primary {
         let policy = config.policy();
         self.configs.insert(generation, Rc::new(config));
         Ok(policy)
+    }
+
+    /// Some things are made once, at the start.
+    fn warn_of_the_fixed(&mut self, config: &Config) {
+        let Some(old) = self.config_in_force().cloned() else { return };
+        for (key, same) in [
+            ("control", config.control == old.control),
+            ("pid-file", config.pid_file == old.pid_file),
+            ("log-file", config.log_file == old.log_file),
+        ] {
+            if !same {
+                self.journal.takes_a_restart(key);
+            }
+        }
     }
 
     /// Forgets the configurations of all other generations, and the sockets that only they named.

@@ -186,6 +186,7 @@ impl Supervisor {
         };
         let busy = self.phase != Phase::Running
             || self.roll.is_some()
+            || self.handoff.is_some()
             || self.backoff.allowance() != Allowance::All
             || self.places.iter().any(|place| place.successor.is_some())
             || self.watch.pause.is_some_and(|until| now < until);

@@ -47,8 +47,7 @@ pub(crate) enum Inherited {
 impl Launcher {
     /// Remembers path, arguments and environment. To be called before anything changes them.
     pub(crate) fn of_this_process() -> Result<Launcher> {
-        let path = std::env::current_exe()
-            .map_err(|e| Error::system("find the path of this program", e))?;
+        let path = own_path().map_err(|e| Error::system("find the path of this program", e))?;
         let ours = |name: &OsString| name == PROOF || name == MANIFEST;
         let env = std::env::vars_os().filter(|(name, _)| !ours(name)).collect();
         Ok(Launcher { path, args: std::env::args_os().collect(), env })
@@ -104,6 +103,19 @@ impl Launcher {
         let error = sys::exec::exec(&self.path, &self.args, &env);
         Error::system(format!("execute {}", self.path.display()), error)
     }
+}
+
+/// The path we were called by if it leads to this program, as it may go over a link that is pointed to a new
+/// version later; otherwise the one that the kernel knows.
+fn own_path() -> io::Result<PathBuf> {
+    let real = std::env::current_exe()?;
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let called = called.filter(|path| path.components().count() > 1);
+    let called = called.and_then(|path| std::path::absolute(path).ok());
+    Ok(match called {
+        Some(path) if path.canonicalize().is_ok_and(|found| found == real) => path,
+        Some(_) | None => real,
+    })
 }
 
 fn seal(manifest: &Manifest) -> Result<OwnedFd> {

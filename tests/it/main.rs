@@ -6,7 +6,8 @@
 //! alone there is `cargo build --example test_programs`.
 //!
 //! Heavier runs are the same tests with more: `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
-//! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3).
+//! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
+//! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! Those variables are for the tests; the servers they start do not see them.
 
 mod support;
@@ -15,15 +16,27 @@ mod abuse;
 mod bind;
 mod boot;
 mod config;
+mod control;
+mod control_abuse;
 mod crash_loop;
 mod frozen;
+mod handover;
 mod http;
 mod library;
 mod limits;
 mod orphan;
+mod pid_file;
+mod recycle;
+mod reload;
+mod reload_fails;
 mod respawn;
 mod rooms;
+mod scale;
 mod scoreboard;
 mod static_files;
 mod stop;
 mod tidy;
+mod titles;
+mod upgrade;
+mod upgrade_fails;
+mod watchdog;

@@ -1,10 +1,12 @@
 //! Stopping: politely, and without losing what is under way; at once, when asked again.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
 use crate::support::load::Load;
-use crate::support::{Client, Failure, Server, amount, process};
+use crate::support::{Client, Failure, Server, amount, process, wait};
 
 /// Sends a request that takes that long, and waits until it is being answered.
 #[track_caller]
@@ -112,11 +114,27 @@ fn a_second_signal_stops_at_once() {
     let mut client = begin(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
     server.wait_log("stopping (SIGTERM)");
+    // Two within 100 ms count as one.
+    wait::until_past(Instant::now(), Duration::from_millis(150));
     server.signal(Signal::SIGINT);
     let failure = client.read().expect_err("it was not finished");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
     let log = server.finish(0);
     assert!(log.contains("stopping now (SIGINT"), "{log}");
+}
+
+#[test]
+fn two_signals_at_the_same_moment_are_one() {
+    let server = Server::start(2);
+    let mut client = begin(&server, "/sleep/700");
+    // Both wait for the primary when it goes on.
+    server.signal(Signal::SIGSTOP);
+    server.signal(Signal::SIGTERM);
+    server.signal(Signal::SIGINT);
+    server.signal(Signal::SIGCONT);
+    assert_eq!(client.read().expect("an answer").status, 200);
+    let log = server.finish(0);
+    assert!(!log.contains("stopping now"), "{log}");
 }
 
 #[test]

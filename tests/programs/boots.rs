@@ -54,11 +54,17 @@ pub(super) fn hangs(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// Workers boot unless the file `broken` exists.
+/// Workers boot unless the file `broken` exists; never if `stuck` does, and not at once if `slow` does.
 pub(super) fn fails_if_broken(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|worker: Worker| async move {
         if std::path::Path::new("broken").exists() {
             return Err(Error::application("read the settings", "they are broken"));
+        }
+        if std::path::Path::new("stuck").exists() {
+            std::future::pending::<()>().await;
+        }
+        if std::path::Path::new("slow").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         }
         Ok(text(move || format!("Handled by PID {}\n", worker.pid())))
     })

@@ -22,6 +22,8 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     workers: usize,
+    /// Whether a flag says how many workers there are to be.
+    tells_workers: bool,
     stdin: Option<OwnedFd>,
     user: Option<u32>,
     dir: TempDir,
@@ -67,6 +69,7 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             workers: 2,
+            tells_workers: true,
             stdin: None,
             user: None,
             dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
@@ -76,6 +79,24 @@ impl Builder {
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = workers;
         self
+    }
+
+    /// With this text as configuration file, which has the addresses and says that there are `workers` workers.
+    pub fn config(mut self, workers: usize, text: &str) -> Builder {
+        fs::write(self.dir.path().join("prefork.toml"), text).expect("write");
+        self.binds.clear();
+        self.workers = workers;
+        self.tells_workers = false;
+        self.args(["--config", "prefork.toml"])
+    }
+
+    /// With a control socket, at [`Server::control`].
+    pub fn control(self) -> Builder {
+        let path = self.dir.path().join("control").display().to_string();
+        match self.verb[0] == "serve" {
+            true => self.args(["--control", &path]),
+            false => self.args([format!("control={path}")]),
+        }
     }
 
     /// Instead of port 0 of the loopback address.
@@ -109,11 +130,19 @@ impl Builder {
     /// As this user, and with a copy of the program that the user can reach.
     pub fn user(mut self, uid: u32) -> Builder {
         use std::os::unix::fs::PermissionsExt;
-        let copy = self.dir.path().join("program");
-        fs::copy(&self.program, &copy).expect("copy");
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        self.program = copy;
         self.user = Some(uid);
+        self.copied()
+    }
+
+    /// From a copy of the program, `program` in the server's directory.
+    pub fn copied(mut self) -> Builder {
+        let copy = self.dir.path().join("program");
+        // Not by ourselves: a process that another test forks meanwhile would hold the copy open for writing
+        // for a moment, and what is open for writing cannot be executed.
+        let cp = Command::new("cp").arg(&self.program).arg(&copy).status().expect("cp");
+        assert!(cp.success());
+        self.program = copy;
         self
     }
 
@@ -132,7 +161,7 @@ impl Builder {
         };
         command.args(&self.verb);
         command.args(self.binds.iter().flat_map(|addr| ["--bind", addr]));
-        if self.workers > 0 {
+        if self.workers > 0 && self.tells_workers {
             command.args(["--workers", &self.workers.to_string()]);
         }
         command.args(&self.args).current_dir(self.dir.path());
@@ -141,6 +170,8 @@ impl Builder {
                 command.env_remove(name);
             }
         }
+        // No socket of a test belongs into the runtime directory of the machine.
+        command.env("PREFORK_CONTROL", "off");
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.user {
@@ -187,7 +218,9 @@ impl Builder {
 
 /// Whether a variable of the environment would change what the server does, or what it says.
 fn is_heard(name: &str) -> bool {
-    const HEARD: [&str; 12] = [
+    const HEARD: [&str; 14] = [
+        "RUNTIME_DIRECTORY",
+        "XDG_RUNTIME_DIR",
         "PORT",
         "WEB_CONCURRENCY",
         "RUST_LOG",

@@ -33,6 +33,8 @@ pub struct Running {
 pub struct Tally {
     pub ok: u64,
     pub refused: u64,
+    /// Connections that the server ended between two requests, or said that it would.
+    pub ended: u64,
     /// Requests that were sent and not answered as they should, by kind.
     pub failed: BTreeMap<Failure, u64>,
 }
@@ -89,7 +91,11 @@ impl Load {
         let mut turn = number;
         while !stop.load(Relaxed) && Instant::now() < give_up {
             // A connection that the server has ended between requests is no failure if we see it in time.
-            let open = kept.take().filter(|client| !client.is_closed());
+            let open = kept.take().filter(|client| {
+                let closed = client.is_closed();
+                tally.ended += u64::from(closed);
+                !closed
+            });
             let mut client = match open.map_or_else(|| Client::connect(&self.to), Ok) {
                 Ok(client) => client,
                 Err(Failure::Refused) if self.until_refused => break,
@@ -107,6 +113,7 @@ impl Load {
                 Ok(response) => {
                     tally.ok += 1;
                     answered.fetch_add(1, Relaxed);
+                    tally.ended += u64::from(self.keep_alive && response.closes());
                     kept = (self.keep_alive && !response.closes()).then_some(client);
                 }
                 Err(failure) => *tally.failed.entry(failure).or_default() += 1,
@@ -157,6 +164,7 @@ impl Running {
             let tally = thread.join().expect("a client panicked");
             sum.ok += tally.ok;
             sum.refused += tally.refused;
+            sum.ended += tally.ended;
             for (failure, count) in tally.failed {
                 *sum.failed.entry(failure).or_default() += count;
             }

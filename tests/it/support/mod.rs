@@ -2,6 +2,7 @@
 //! that end.
 
 pub mod command;
+pub mod control;
 pub mod http;
 pub mod load;
 pub mod process;

@@ -72,6 +72,24 @@ pub fn descriptors(pid: u32) -> Vec<(i32, String)> {
     found
 }
 
+/// The socket that listens on a TCP port, as `descriptors` shows it.
+pub fn listening_socket(port: u16) -> Option<String> {
+    let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let wanted = format!(":{port:04X}");
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // 0A is LISTEN.
+        let listens = fields.get(1)?.ends_with(&wanted) && *fields.get(3)? == "0A";
+        listens.then(|| format!("socket:[{}]", fields[9]))
+    })
+}
+
+/// What `ps` shows as command line.
+pub fn title(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " ")
+}
+
 /// Sends a signal; a process that is gone already is fine.
 pub fn send(pid: u32, signal: Signal) {
     match kill(Pid::from_raw(pid.try_into().expect("pid")), signal) {

@@ -39,6 +39,11 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     until_some(what, || holds().then_some(()));
 }
 
+/// Until so long after `begun`: for what the server itself tells apart by time.
+pub fn until_past(begun: Instant, span: Duration) {
+    until("the passing of time", || begun.elapsed() > span);
+}
+
 /// The passing of time itself, for what is measured per second. Not a way to wait for anything.
 pub fn measure_for(span: Duration) {
     let end = Instant::now() + span;

@@ -1,0 +1,215 @@
+//! The control socket: what operators ask, and what they are told.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Failure, Server, process, wait};
+
+#[track_caller]
+fn start() -> Server {
+    Server::builder().control().start()
+}
+
+#[test]
+fn status_shows_every_worker() {
+    let server = Server::builder().workers(3).control().start();
+    assert_eq!(server.get("/").status, 200);
+    let status = server.status();
+    let pids = status["workers"].as_array().expect("list").iter();
+    let mut pids: Vec<u64> = pids.map(|w| w["pid"].as_u64().expect("pid")).collect();
+    pids.sort_unstable();
+    let children: Vec<u64> = server.worker_pids().into_iter().map(u64::from).collect();
+    assert_eq!(pids, children);
+    assert_eq!(status["primary"]["pid"], server.pid());
+    assert_eq!(status["primary"]["phase"], "running");
+    assert_eq!(status["listeners"][0], format!("http://{}", server.address()));
+    assert_eq!(status["totals"]["requests"], 1);
+    let table = server.order(&["status"]);
+    let first = format!("primary pid={} running, up ", server.pid());
+    assert!(table.contains(&first) && table.contains("3 of 3 workers serve"), "{table}");
+    for pid in children {
+        let row = table.lines().find(|line| line.contains(&format!(" {pid} ")));
+        assert!(row.is_some_and(|row| row.contains("serving")), "{pid}\n{table}");
+    }
+    server.stop();
+}
+
+#[test]
+fn status_shows_what_is_being_served() {
+    let server = start();
+    let mut client = server.connect();
+    client.send("GET /sleep/600000?a=b HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    let row = wait::until_some("the request in the table", || {
+        let table = server.order(&["status"]);
+        table.lines().find(|line| line.contains("GET /sleep/600000")).map(str::to_string)
+    });
+    assert!(row.contains("serving"), "{row}");
+    server.signal(Signal::SIGQUIT);
+    server.finish(0);
+}
+
+#[test]
+fn the_socket_is_for_its_owner_only_whatever_the_umask_and_gone_at_the_end() {
+    let builder = Server::builder().control().script("umask 0; exec \"$0\" \"$@\"");
+    let server = builder.start();
+    let path = server.control();
+    let meta = std::fs::metadata(&path).expect("socket");
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o7777, 0o600);
+    let dir = server.dir().to_path_buf();
+    server.signal(Signal::SIGTERM);
+    wait::until("the end of the socket", || !path.exists());
+    let left = std::fs::read_dir(&dir).expect("dir").flatten().map(|entry| entry.file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["log"]);
+    server.finish(0);
+}
+
+#[test]
+fn workers_have_no_part_in_it() {
+    let server = start().allow(&["died: killed by SIGKILL"]);
+    // Clients that are there when a worker is forked.
+    let clients: Vec<_> =
+        (0..3).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
+    server.status();
+    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    server.wait_replaced(1);
+    for pid in server.worker_pids() {
+        let own = process::descriptors(pid);
+        let sockets = own.iter().filter(|(_, target)| target.starts_with("socket:")).count();
+        // The listener, and the channel to the primary.
+        assert_eq!(sockets, 2, "{own:?}");
+    }
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_frozen_worker_and_many_silent_clients_do_not_keep_status_waiting() {
+    let server = start();
+    let frozen = server.worker_pids()[0];
+    process::send(frozen, Signal::SIGSTOP);
+    let silent: Vec<_> =
+        (0..200).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
+    for _ in 0..5 {
+        assert_eq!(server.status()["workers"].as_array().map(Vec::len), Some(2));
+    }
+    drop(silent);
+    process::send(frozen, Signal::SIGCONT);
+    server.stop();
+}
+
+#[test]
+fn a_path_that_is_in_use_is_refused_with_the_pid_of_its_holder() {
+    let server = start();
+    let path = server.control().display().to_string();
+    let second = Server::builder().args(["--control", &path]).run();
+    assert_eq!(second.status, Some(69), "{}", second.err);
+    assert!(second.err.contains(&format!("held by pid {}", server.pid())), "{}", second.err);
+    assert_eq!(server.status()["primary"]["pid"], server.pid());
+    server.stop();
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let mut server = start();
+    let pids = server.worker_pids();
+    server.kill_primary();
+    assert!(server.control().exists());
+    wait::until("the end of the orphans", || pids.iter().all(|pid| process::is_gone(*pid)));
+    let path = server.control().display().to_string();
+    let again = Server::builder().args(["--control", &path]).start();
+    assert_eq!(server.status()["primary"]["pid"], again.pid());
+    again.stop();
+}
+
+#[test]
+fn a_file_that_is_no_socket_is_refused_and_kept() {
+    let builder = Server::builder();
+    let (file, link) = (builder.dir().join("file"), builder.dir().join("link"));
+    std::fs::write(&file, "data").expect("write");
+    std::os::unix::fs::symlink(&file, &link).expect("link");
+    for path in [&file, &link] {
+        let ended = Server::builder().args(["--control".into(), path.clone()]).run();
+        assert_eq!(ended.status, Some(69), "{}", ended.err);
+        assert!(ended.err.contains("is not a socket"), "{}", ended.err);
+    }
+    assert_eq!(std::fs::read_to_string(&file).expect("kept"), "data");
+    assert!(link.is_symlink());
+}
+
+#[test]
+fn stop_returns_when_the_port_is_free() {
+    let server = start();
+    let mut client = server.connect();
+    client.send("GET /sleep/500 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    server.wait_in_flight("/sleep/500");
+    let said = server.order(&["stop"]);
+    assert!(said.starts_with("stopping: 2 workers") && said.ends_with("stopped\n"), "{said}");
+    assert_eq!(server.try_get("/").err(), Some(Failure::Refused));
+    let address = server.address().to_string();
+    assert_eq!(client.read().expect("it was finished").status, 200);
+    server.finish(0);
+    Server::builder().bind([address]).start().stop();
+}
+
+#[test]
+fn stop_now_finishes_nothing() {
+    let server = start();
+    let mut client = server.connect();
+    client.send("GET /sleep/600000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    server.wait_in_flight("/sleep/600000");
+    server.order(&["stop", "--now"]);
+    assert!(client.read().is_err());
+    server.finish(0);
+}
+
+#[test]
+fn events_are_the_lines_of_the_log() {
+    let server = start();
+    server.order(&["reload"]);
+    let events = server.order(&["events", "--json"]);
+    let log = server.log();
+    let mut sequence = 0;
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(log.contains(event["text"].as_str().expect("text")), "{event}");
+        sequence += 1;
+        assert_eq!(event["sequence"], sequence);
+    }
+    let text = server.order(&["events"]);
+    for piece in ["primary pid=", "all 2 workers serve", "reloading (control", "generation 2"] {
+        assert!(text.contains(piece), "{piece}: {text}");
+    }
+    server.stop();
+}
+
+#[test]
+fn events_are_followed_to_the_end() {
+    let server = start();
+    std::thread::scope(|scope| {
+        let following = scope.spawn(|| server.ask(&["events", "--follow"]));
+        server.order(&["reload"]);
+        server.order(&["stop"]);
+        let ended = following.join().expect("the verb");
+        assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""));
+        for piece in ["workers of generation 2 serve", "stopping (control", " stopped\n"] {
+            assert!(ended.out.contains(piece), "{piece}: {}", ended.out);
+        }
+    });
+    server.finish(0);
+}
+
+#[test]
+fn nobody_there_is_told_apart_from_a_refusal() {
+    let builder = Builder::verb("status");
+    let path = builder.dir().join("nobody").display().to_string();
+    for verb in ["status", "reload", "stop", "upgrade", "events"] {
+        let ended = Builder::verb(verb).args(["--control", &path]).run();
+        assert_eq!((ended.status, ended.out.as_str()), (Some(69), ""), "{}", ended.err);
+        assert!(ended.err.contains(&path), "{}", ended.err);
+        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+    }
+}

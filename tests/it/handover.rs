@@ -1,0 +1,168 @@
+//! The hand-over of idle connections: a reload closes none of them.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::Load;
+use crate::support::{Client, Server, amount, process, wait};
+
+/// Reloads, and waits until the old workers are gone.
+#[track_caller]
+fn reload(server: &Server, generation: usize) -> Vec<u32> {
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(generation);
+    server.wait_others(old.len(), &old)
+}
+
+#[test]
+fn idle_connections_live_through_reloads_and_hold_up_nobody() {
+    // A worker that only waited for them to end would wait for longer than this test.
+    let server = Server::with(2, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
+    let count = amount("PREFORK_IDLE", 64);
+    let mut idle: Vec<Client> = (0..count).map(|_| server.connect()).collect();
+    for client in &mut idle {
+        assert_eq!(client.get("/").expect("answer").status, 200);
+    }
+    // These have never asked for anything.
+    idle.extend((0..8).map(|_| server.connect()));
+    for round in 0..3 {
+        // The old ones are gone, though nothing was asked meanwhile.
+        reload(&server, 2 + 2 * round);
+        assert_eq!(idle.iter().filter(|client| client.is_closed()).count(), 0);
+        let new = reload(&server, 3 + 2 * round);
+        for client in &mut idle {
+            let answer = client.get("/").expect("an answer");
+            assert!(new.contains(&answer.pid()) && !answer.closes(), "{answer:?}");
+        }
+    }
+    let totals = server.cluster()["totals"].clone();
+    assert!(totals["handed_over"].as_u64() >= Some(count as u64), "{totals}");
+    assert_eq!(totals["handed_over"], totals["taken_over"]);
+    drop(idle);
+    server.stop();
+}
+
+#[test]
+fn clients_who_think_are_never_closed_by_a_reload() {
+    let server = Server::start(2);
+    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
+    for generation in 2..7 {
+        load.wait_answered(20);
+        server.signal(Signal::SIGHUP);
+        server.wait_generation(generation);
+    }
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused, tally.ended), (0, 0, 0), "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn without_it_idle_connections_are_closed_after_the_linger_timeout() {
+    let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "300ms"]);
+    let mut idle = server.connect();
+    idle.get("/").expect("answer");
+    reload(&server, 2);
+    assert_eq!(idle.read_to_end(), Ok(Vec::new()));
+    assert_eq!(server.cluster()["totals"]["handed_over"], 0);
+    server.stop();
+}
+
+#[test]
+fn without_it_a_kept_connection_is_told_to_close() {
+    let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "25s"]);
+    let mut client = server.connect();
+    let old = client.get("/").expect("answer").pid();
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    let answers = std::iter::from_fn(|| Some(client.get("/").expect("an answer")));
+    let last = answers.take(100_000).find(|answer| answer.closes()).expect("the last one");
+    assert_eq!(last.pid(), old);
+    assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    server.stop();
+}
+
+/// Sends sixteen requests at a time, and reads sixteen answers, until told to stop.
+fn pipeline(server: &Server, number: usize, stop: &AtomicBool, batches: &AtomicUsize) {
+    let mut client = server.connect();
+    while !stop.load(Relaxed) {
+        let bodies: Vec<String> = (0..16).map(|n| format!("client {number}, {n}")).collect();
+        let all = bodies.iter().map(|body| {
+            let length = body.len();
+            format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}")
+        });
+        client.send(all.collect::<String>()).expect("send");
+        for body in &bodies {
+            let answer = client.read().expect("an answer to each");
+            assert_eq!((answer.status, answer.text()), (200, body.as_str()));
+            assert!(!answer.closes());
+        }
+        batches.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn pipelined_requests_are_all_answered_in_order() {
+    let server = Server::start(2);
+    let (stop, batches) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let (server, stop, batches) = (&server, &stop, &batches);
+        let begin = |number| scope.spawn(move || pipeline(server, number, stop, batches));
+        let clients: Vec<_> = (0..4).map(begin).collect();
+        for generation in 2..8 {
+            let goal = batches.load(Relaxed) + 8;
+            let failed = || clients.iter().any(|client| client.is_finished());
+            wait::until("batches", || batches.load(Relaxed) >= goal || failed());
+            server.signal(Signal::SIGHUP);
+            server.wait_generation(generation);
+        }
+        stop.store(true, Relaxed);
+    });
+    server.stop();
+}
+
+#[test]
+fn a_slow_reader_gets_everything_and_keeps_its_connection() {
+    let server = Server::start(2);
+    let size = 40 << 20;
+    let mut slow: Vec<Client> = (0..4).map(|_| server.connect()).collect();
+    for client in &mut slow {
+        client.send(format!("GET /bytes/{size} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
+    }
+    server.wait_in_flight("/bytes/");
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    for client in &mut slow {
+        let answer = client.read().expect("all of it");
+        assert_eq!((answer.status, answer.body.len()), (200, size));
+        assert!(!answer.closes());
+    }
+    let new = server.wait_others(2, &old);
+    for client in &mut slow {
+        assert!(new.contains(&client.get("/").expect("an answer").pid()));
+    }
+    server.stop();
+}
+
+#[test]
+fn a_frozen_worker_loses_nothing_that_another_hands_over() {
+    let server = Server::with(3, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
+    let mut clients: Vec<Client> = (0..60).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        assert_eq!(client.get("/").expect("answer").status, 200);
+    }
+    let workers = server.worker_pids();
+    let (leaving, frozen) = (workers[0], workers[1]);
+    process::send(frozen, Signal::SIGSTOP);
+    process::send(leaving, Signal::SIGTERM);
+    server.wait_others(3, &[leaving]);
+    // Those that went to the frozen one are answered when it goes on.
+    process::send(frozen, Signal::SIGCONT);
+    for client in &mut clients {
+        assert_ne!(client.get("/").expect("an answer").pid(), leaving);
+    }
+    drop(clients);
+    server.stop();
+}

@@ -1,0 +1,60 @@
+//! The pid file: written for others, locked while the primary lives, and removed by it.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Server, process, wait};
+
+#[test]
+fn it_has_the_pid_of_the_primary_and_is_removed_at_the_end() {
+    let server = Server::with(1, &["--pid-file", "pid"]);
+    let path = server.dir().join("pid");
+    assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
+    server.signal(Signal::SIGTERM);
+    wait::until("the end of the file", || !path.exists());
+    server.finish(0);
+}
+
+#[test]
+fn a_second_server_is_refused_and_changes_nothing() {
+    let server = Server::with(1, &["--pid-file", "pid"]);
+    let path = server.dir().join("pid");
+    let second = Server::builder().args(["--pid-file".into(), path.clone()]).run();
+    assert_eq!(second.status, Some(69), "{}", second.err);
+    let holder = format!("held by a running process (pid {})", server.pid());
+    assert!(second.err.contains(&holder), "{}", second.err);
+    assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
+    assert_eq!(server.get("/").status, 200);
+    // The death of a worker does not touch it, nor does a reload.
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    assert!(path.exists());
+    server.stop();
+}
+
+#[test]
+fn a_stale_file_is_replaced() {
+    let mut server = Server::with(1, &["--pid-file", "pid"]);
+    let pids = server.worker_pids();
+    let path = server.dir().join("pid");
+    server.kill_primary();
+    wait::until("the end of the orphans", || pids.iter().all(|pid| process::is_gone(*pid)));
+    assert!(path.exists());
+    let again = Server::builder().args(["--pid-file".into(), path.clone()]).start();
+    assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", again.pid()));
+    again.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_file() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = taken.local_addr().expect("address").to_string();
+    let holder = Server::start(1);
+    let path = holder.dir().join("pid");
+    let ended = Server::builder().bind([address]).args(["--pid-file".into(), path.clone()]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(!path.exists());
+    holder.stop();
+}

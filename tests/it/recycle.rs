@@ -1,0 +1,68 @@
+//! Workers that are replaced because they are worn: requests, age, memory.
+
+use crate::support::load::Load;
+use crate::support::{Server, wait};
+
+#[test]
+fn workers_are_replaced_after_so_many_requests_one_at_a_time_and_nobody_notices() {
+    let server = Server::with(2, &["--max-requests", "50", "--min-uptime", "100ms"]);
+    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
+    server.wait_log_times("(max-requests)", 3);
+    server.wait_replaced(3);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused, tally.ended), (0, 0, 0), "{tally:?}");
+    let mut under_way = 0;
+    for line in server.log().lines().skip_while(|line| !line.contains("all 2 workers serve")) {
+        if line.contains(" is replaced: it has answered ") {
+            under_way += 1;
+        } else if line.contains(" ready after ") {
+            under_way -= 1;
+        }
+        assert!((0..=1).contains(&under_way), "{line}\n{}", server.log());
+    }
+    assert_eq!(server.cluster()["restarts"], 0);
+    server.stop();
+}
+
+#[test]
+fn workers_are_replaced_at_a_certain_age() {
+    let server = Server::with(2, &["--max-lifetime", "1s", "--min-uptime", "100ms"]);
+    let old = server.worker_pids();
+    server.wait_log_times(" old (max-lifetime)", 2);
+    wait::until("others", || old.iter().all(|pid| !server.worker_pids().contains(pid)));
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_uses_much_memory_is_replaced_and_loses_nothing() {
+    let server = Server::with(2, &["--faults", "--max-rss", "100MiB", "--min-uptime", "100ms"]);
+    let mut client = server.connect();
+    let old = client.get("/").expect("answer").pid();
+    for _ in 0..10 {
+        assert_eq!(client.get("/fault/leak").expect("answer").status, 200);
+    }
+    server.wait_log(" MiB (max-rss)");
+    server.wait_others(2, &[old]);
+    // The connection has moved.
+    assert_ne!(client.get("/").expect("an answer").pid(), old);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_uses_far_too_much_memory_is_killed_and_replaced() {
+    let server = Server::with(2, &["--faults", "--max-rss-hard", "100MiB"])
+        .allow(&["(max-rss-hard), killing it", "was killed: too much memory"]);
+    let mut client = server.connect();
+    let pid = client.get("/").expect("answer").pid();
+    // It may be killed in the middle of this.
+    let leaks = (0..10).take_while(|_| client.get("/fault/leak").is_ok()).count();
+    assert!(leaks > 2, "{leaks}");
+    let line = server.wait_log("(max-rss-hard), killing it");
+    assert!(line.contains(&format!(" pid={pid} uses ")), "{line}");
+    server.wait_log("was killed: too much memory");
+    server.wait_replaced(1);
+    server.wait_others(2, &[pid]);
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}

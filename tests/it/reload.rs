@@ -1,0 +1,187 @@
+//! Reloads: every worker is replaced, the configuration is read again, and no client notices.
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::load::Load;
+use crate::support::{Address, Client, Failure, Server, amount, wait};
+
+#[test]
+fn a_hangup_replaces_every_worker() {
+    let server = Server::start(3);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_log("reloading (SIGHUP)");
+    server.wait_generation(2);
+    let new = server.wait_others(3, &old);
+    assert!(new.contains(&server.get("/").pid()));
+    let cluster = server.cluster();
+    let all_new = |w: &serde_json::Value| w["generation"] == 2 && w["state"] == "serving";
+    assert!(cluster["workers"].as_array().expect("list").iter().all(all_new), "{cluster}");
+    assert_eq!(cluster["restarts"], 0);
+    let log = server.stop();
+    assert_eq!(log.matches("left as asked").count(), 6, "{log}");
+}
+
+#[test]
+fn the_verb_returns_when_all_are_replaced() {
+    let server = Server::builder().control().start();
+    let old = server.worker_pids();
+    let said = server.order(&["reload"]);
+    assert!(said.contains("2 workers of generation 2"), "{said}");
+    let status = server.status();
+    assert_eq!(status["primary"]["generation"], 2);
+    let serving = status["workers"].as_array().expect("list").iter();
+    let serving: Vec<_> = serving.filter(|w| w["state"] == "serving").collect();
+    assert!(serving.len() == 2 && serving.iter().all(|w| w["generation"] == 2), "{status}");
+    server.wait_others(2, &old);
+    let said = server.order(&["reload", "--no-wait"]);
+    assert!(said.contains("begun"), "{said}");
+    server.wait_generation(3);
+    let log = server.stop();
+    assert_eq!(log.matches("reloading (control uid=").count(), 2, "{log}");
+}
+
+#[test]
+fn the_number_of_workers_is_read_again() {
+    let server = Server::builder().config(1, "bind = ['127.0.0.1:0']\nworkers = 1\n").start();
+    for (generation, workers) in [(2, 3), (3, 2)] {
+        let old = server.worker_pids();
+        let text = format!("bind = ['127.0.0.1:0']\nworkers = {workers}\n");
+        std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+        server.signal(Signal::SIGHUP);
+        server.wait_generation(generation);
+        server.wait_others(workers, &old);
+        assert_eq!(server.get("/").status, 200);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_new_address_opens_and_one_that_is_gone_closes() {
+    let both = "workers = 2\nbind = ['127.0.0.1:0', 'unix:socket']\n";
+    let one = "workers = 2\nbind = ['127.0.0.1:0']\n";
+    let server = Server::builder().config(2, one).start();
+    let path = server.dir().join("socket");
+    let unix = Address::Unix(path.clone());
+    let write = |text| std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+    write(both);
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    server.wait_log("socket, too");
+    assert_eq!(Client::connect(&unix).and_then(|mut c| c.get("/")).expect("answer").status, 200);
+    assert_eq!(server.get("/").status, 200, "the first one is still open");
+    let old = server.worker_pids();
+    write(one);
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(3);
+    server.wait_log("socket any more");
+    server.wait_others(2, &old);
+    assert_eq!(Client::connect(&unix).err(), Some(Failure::Refused));
+    assert!(!path.exists());
+    assert_eq!(server.get("/").status, 200, "the first one is still open");
+    server.stop();
+}
+
+#[test]
+fn a_port_that_is_gone_refuses_and_loses_nobody() {
+    let both = "workers = 2\nbind = ['127.0.0.1:0', '127.0.0.2:0']\n";
+    let server = Server::builder().config(2, both).start();
+    let gone = server.addresses()[1].clone();
+    let load = Load::new_connections(&gone, 4).until_refused().start();
+    load.wait_answered(20);
+    let text = "workers = 2\nbind = ['127.0.0.1:0']\n";
+    std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    let tally = load.join();
+    assert_eq!(tally.failures(), 0, "{tally:?}");
+    assert_eq!(Client::connect(&gone).err(), Some(Failure::Refused));
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_storm_of_hangups_is_a_few_reloads() {
+    let server = Builder::program("boot-fails-if-broken").control().start();
+    std::fs::write(server.dir().join("slow"), "").expect("write");
+    for _ in 0..30 {
+        server.signal(Signal::SIGHUP);
+    }
+    server.wait_log("reloading (SIGHUP)");
+    // Comes after all that was asked for before.
+    server.order(&["reload"]);
+    let rollouts = server.count_log(" workers of generation ");
+    assert!((1..=3).contains(&rollouts), "{rollouts}");
+    let status = wait::until_some("two workers only", || {
+        Some(server.status()).filter(|s| s["workers"].as_array().map(Vec::len) == Some(2))
+    });
+    let generation = &status["primary"]["generation"];
+    for worker in status["workers"].as_array().expect("list") {
+        assert_eq!((&worker["generation"], &worker["state"]), (generation, &"serving".into()));
+    }
+    server.stop();
+}
+
+/// Reloads again and again while clients are at work.
+#[track_caller]
+fn reload_under(server: &Server, load: &Load) {
+    let load = load.start();
+    for generation in 2..2 + amount("PREFORK_RELOADS", 10) {
+        load.wait_answered(24);
+        server.signal(Signal::SIGHUP);
+        server.wait_generation(generation);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
+
+#[test]
+fn reloads_lose_no_request_on_kept_connections() {
+    let server = Server::start(2);
+    reload_under(&server, &Load::keep_alive(server.address(), 8).posting().thinking());
+    server.stop();
+}
+
+#[test]
+fn reloads_lose_no_new_connection() {
+    let server = Server::start(2);
+    reload_under(&server, &Load::new_connections(server.address(), 4));
+    server.stop();
+}
+
+#[test]
+fn reloads_lose_nothing_without_hand_over() {
+    // No client is ever idle for as long as this, even on a busy machine.
+    let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "20s"]);
+    reload_under(&server, &Load::keep_alive(server.address(), 8).posting().thinking());
+    server.stop();
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_reload_is_a_good_end() {
+    for _ in 0..3 {
+        let server = Builder::program("boot-fails-if-broken").start();
+        std::fs::write(server.dir().join("slow"), "").expect("write");
+        server.signal(Signal::SIGHUP);
+        wait::until("a worker that boots", || server.worker_pids().len() > 2);
+        server.signal(Signal::SIGTERM);
+        let log = server.finish(0);
+        assert!(!log.contains("of generation 2 serve"), "{log}");
+    }
+}
+
+#[test]
+fn who_waits_for_a_reload_is_told_of_the_stop() {
+    let server = Builder::program("boot-fails-if-broken").control().start();
+    std::fs::write(server.dir().join("slow"), "").expect("write");
+    let why = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.refused(&["reload"], 1));
+        server.wait_log("reloading (control ");
+        server.signal(Signal::SIGTERM);
+        waiting.join().expect("the verb")
+    });
+    assert!(why.contains("the cluster is stopping"), "{why}");
+    server.finish(0);
+}

@@ -1,0 +1,28 @@
+//! What `ps` shows.
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Server, process, wait};
+
+/// The titles of all workers, once each has its own.
+#[track_caller]
+fn wait_titles(server: &Server, wanted: &[&str]) {
+    wait::until(&format!("{wanted:?}"), || {
+        let mut titles: Vec<_> = server.worker_pids().into_iter().map(process::title).collect();
+        titles.sort();
+        titles == wanted
+    });
+}
+
+#[test]
+fn primary_and_workers_are_named_and_numbered() {
+    let server = Server::builder().copied().start();
+    assert_eq!(process::title(server.pid()), "prefork: primary");
+    wait_titles(&server, &["prefork: worker 1 (gen 1)", "prefork: worker 2 (gen 1)"]);
+    server.signal(Signal::SIGHUP);
+    wait_titles(&server, &["prefork: worker 3 (gen 2)", "prefork: worker 4 (gen 2)"]);
+    server.signal(Signal::SIGUSR2);
+    wait_titles(&server, &["prefork: worker 5 (gen 3)", "prefork: worker 6 (gen 3)"]);
+    assert_eq!(process::title(server.pid()), "prefork: primary");
+    server.stop();
+}

@@ -1,0 +1,163 @@
+//! Upgrades that cannot be: the old binary serves on with the same workers, and the reason is told.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Server, process, wait};
+
+/// Runs a script in the server's directory, where the program is. Not by ourselves, as what a process of
+/// another test holds open for writing for a moment cannot be executed.
+#[track_caller]
+fn shell(server: &Server, script: &str) {
+    let status = Command::new("sh").args(["-ec", script]).current_dir(server.dir()).status();
+    assert!(status.expect("sh").success(), "{script}");
+}
+
+/// A server of which the binary can be replaced; a good one stays beside it.
+#[track_caller]
+fn start(args: &[&str]) -> Server {
+    let server = Server::builder().copied().control().args(args).start();
+    shell(&server, "cp program good");
+    server.allow(&["upgrade failed, nothing has changed: "])
+}
+
+/// Puts what `script` makes as `new` in the program's place.
+#[track_caller]
+fn replace(server: &Server, script: &str) {
+    shell(server, &format!("{script}; rm -rf program; if [ -e new ]; then mv new program; fi"));
+}
+
+/// Asks for an upgrade that fails, and sees that nothing has changed; the reason.
+#[track_caller]
+fn fails(server: &Server) -> String {
+    let (pids, descriptors) = (server.worker_pids(), process::descriptors(server.pid()).len());
+    let before = server.count_log("upgrade failed, nothing has changed: ");
+    let why = server.refused(&["upgrade"], 1);
+    assert_eq!(server.count_log("upgrade failed, nothing has changed: "), before + 1);
+    assert_eq!(server.worker_pids(), pids);
+    assert!(pids.contains(&server.get("/").pid()));
+    wait::until("as many descriptors as before", || {
+        process::descriptors(server.pid()).len() == descriptors
+    });
+    why
+}
+
+/// The good binary is back, and an upgrade to it works.
+#[track_caller]
+fn recovers(server: &Server) {
+    replace(server, "cp good new");
+    let old = server.worker_pids();
+    server.order(&["upgrade"]);
+    server.wait_generation(2);
+    server.wait_others(2, &old);
+    assert_eq!(server.get("/").status, 200);
+}
+
+#[test]
+fn a_binary_that_is_none_changes_nothing() {
+    let server = start(&[]);
+    for (script, why) in [
+        (":", "No such file"),
+        ("cp good new; chmod 644 new", "Permission denied"),
+        (": > new; chmod 755 new", "program"),
+        ("echo 'not a program' > new; chmod 755 new", "program"),
+        ("mkdir new", "Permission denied"),
+        ("head -c 4000 good > new; chmod 755 new", ""),
+        ("printf '#!/nonexistent/interpreter\\n' > new; chmod 755 new", "No such file"),
+    ] {
+        replace(&server, script);
+        let said = fails(&server);
+        assert!(said.contains(why), "{script}: {said}");
+    }
+    recovers(&server);
+    server.stop();
+}
+
+#[test]
+fn a_binary_that_ends_before_it_is_ready_changes_nothing() {
+    let server = start(&[]);
+    for script in [
+        "printf '#!/bin/sh\\nexit 1\\n' > new; chmod 755 new",
+        "printf '#!/bin/sh\\nexit 0\\n' > new; chmod 755 new",
+        "printf '#!/bin/sh\\nkill -SEGV $$\\n' > new; chmod 755 new",
+        "cp /bin/false new",
+        "cp /bin/true new",
+    ] {
+        replace(&server, script);
+        let said = fails(&server);
+        assert!(said.contains("the new binary ended before it was ready"), "{script}: {said}");
+    }
+    recovers(&server);
+    server.stop();
+}
+
+const HANGS: &str = "printf '#!/bin/sh\\necho $$ > trial\\nexec sleep 600\\n' > new; chmod 755 new";
+
+/// The pid of the binary that hangs, once it does.
+#[track_caller]
+fn trial(server: &Server) -> u32 {
+    wait::until_some("the trial", || {
+        std::fs::read_to_string(server.dir().join("trial")).ok()?.trim().parse().ok()
+    })
+}
+
+#[test]
+fn a_binary_that_hangs_is_killed_at_the_boot_timeout() {
+    let server = start(&["--boot-timeout", "1s"]);
+    replace(&server, HANGS);
+    let said = fails(&server);
+    assert!(said.contains("was not ready in time (boot-timeout)"), "{said}");
+    assert!(process::is_gone(trial(&server)));
+    recovers(&server);
+    server.stop();
+}
+
+#[test]
+fn a_binary_whose_configuration_is_wrong_changes_nothing() {
+    let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
+    let server = Server::builder().config(2, text).copied().control().start();
+    let server = server.allow(&["upgrade failed, nothing has changed: "]);
+    std::fs::write(server.dir().join("prefork.toml"), "workers = many\n").expect("write");
+    fails(&server);
+    std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+    server.order(&["upgrade"]);
+    server.wait_generation(2);
+    server.stop();
+}
+
+#[test]
+fn a_stop_during_the_trial_is_a_good_end() {
+    let mut server = start(&[]);
+    replace(&server, HANGS);
+    server.signal(Signal::SIGUSR2);
+    server.wait_log("upgrade (SIGUSR2): trying the new binary");
+    let trial = trial(&server);
+    let mut client = server.connect();
+    assert_eq!(client.get("/").expect("answer").status, 200);
+    drop(client);
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.wait_exit().code(), Some(0));
+    wait::until("the end of the trial", || process::is_gone(trial));
+    let log = server.log();
+    assert!(log.ends_with("stopped\n"), "{log}");
+    assert!(log.contains("upgrade failed, nothing has changed: the cluster is stopping"), "{log}");
+}
+
+#[test]
+fn a_reload_during_the_trial_is_refused_and_a_death_is_made_good() {
+    let server = start(&[]).allow(&["died: killed by SIGKILL"]);
+    replace(&server, HANGS);
+    server.signal(Signal::SIGUSR2);
+    let trial = trial(&server);
+    let said = server.refused(&["reload"], 1);
+    assert!(said.contains("an upgrade is under way"), "{said}");
+    let pid = server.get("/").pid();
+    process::send(pid, Signal::SIGKILL);
+    server.wait_replaced(1);
+    assert_eq!(server.get("/").status, 200);
+    process::send(trial, Signal::SIGKILL);
+    server
+        .wait_log("upgrade failed, nothing has changed: the new binary ended before it was ready");
+    server.stop();
+}

@@ -1,0 +1,101 @@
+//! Event loops that do not turn: warned about, ended, and never mistaken.
+
+use std::process::{Child, Command};
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::Load;
+use crate::support::{Server, process};
+
+const WATCHED: [&str; 5] = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "2s"];
+
+/// A process that does nothing, as fast as it can.
+struct Busy(Child);
+
+impl Busy {
+    fn new() -> Busy {
+        Busy(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_handler_that_blocks_is_named_and_its_worker_replaced() {
+    for path in ["/fault/hang", "/fib/50"] {
+        let server = Server::with(2, &WATCHED).allow(&["frozen for ", "was killed: frozen"]);
+        let mut client = server.connect();
+        let pid = client.get("/").expect("answer").pid();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
+        let warned = server.wait_log(" has not turned its event loop for ");
+        assert!(warned.contains(&format!(" pid={pid} ")), "{warned}");
+        assert!(warned.contains(&format!(" in GET {path}")), "{warned}");
+        let killed = server.wait_log(", killing it");
+        assert!(killed.contains(&format!(" pid={pid} frozen for ")), "{killed}");
+        assert!(killed.contains(&format!(" in GET {path}")), "{killed}");
+        assert!(client.read().is_err(), "nobody is left to answer");
+        let dead = server.wait_log("was killed: frozen");
+        assert!(dead.contains("killed by SIGABRT"), "{dead}");
+        server.wait_replaced(1);
+        server.wait_others(2, &[pid]);
+        server.stop();
+    }
+}
+
+#[test]
+fn a_stopped_worker_is_killed_and_replaced() {
+    let server = Server::with(2, &WATCHED).allow(&["frozen for ", "was killed: frozen"]);
+    let pid = server.worker_pids()[0];
+    process::send(pid, Signal::SIGSTOP);
+    let warned = server.wait_log(" has not turned its event loop for ");
+    assert!(warned.contains(&format!(" pid={pid} ")), "{warned}");
+    server.wait_log("was killed: frozen");
+    server.wait_replaced(1);
+    server.wait_others(2, &[pid]);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_goes_on_in_time_is_told_of_and_kept() {
+    let server = Server::with(2, &["--stall-warn", "600ms", "--stall-timeout", "100s"]);
+    let workers = server.worker_pids();
+    process::send(workers[0], Signal::SIGSTOP);
+    server.wait_log(" has not turned its event loop for ");
+    process::send(workers[0], Signal::SIGCONT);
+    server.wait_log(" turns its event loop again after ");
+    assert_eq!(server.worker_pids(), workers);
+    server.stop();
+}
+
+#[test]
+fn a_primary_that_slept_kills_nobody() {
+    let server = Server::with(2, &["--stall-timeout", "2s"]);
+    let workers = server.worker_pids();
+    server.signal(Signal::SIGSTOP);
+    // Workers need no primary to serve.
+    assert_eq!(server.get("/sleep/3000").status, 200);
+    server.signal(Signal::SIGCONT);
+    // It looks at them more than once.
+    assert_eq!(server.get("/sleep/1500").status, 200);
+    assert_eq!(server.worker_pids(), workers);
+    server.stop();
+}
+
+#[test]
+fn a_busy_machine_kills_nobody() {
+    let server = Server::with(2, &["--stall-timeout", "2s"]);
+    let workers = server.worker_pids();
+    let load = Load::keep_alive(server.address(), 4).start();
+    let busy = [Busy::new(), Busy::new()];
+    assert_eq!(server.get("/sleep/4000").status, 200);
+    drop(busy);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    assert_eq!(server.worker_pids(), workers);
+    server.stop();
+}
