@@ -38,12 +38,15 @@ impl Supervisor {
         let workers = policy.workers;
         mind.phase = Phase::Running;
         mind.ever_ready = true;
-        mind.generation = left.generation;
-        mind.last_generation = Generation(left.generation.0 + 1);
+        // Whatever is forked from now on is of this image, also where the roll fails: of the one that had
+        // forked the old workers nothing is left to go back to.
+        let ours = Generation(left.generation.0 + 1);
+        mind.generation = ours;
+        mind.last_generation = ours;
         mind.next_id = left.next_id;
         mind.restarts = left.restarts;
         mind.policy.workers = left.workers_wanted;
-        mind.places = vec![Place::new(left.generation); left.workers_wanted as usize];
+        mind.places = vec![Place::new(ours); left.workers_wanted as usize];
         let deadline = now + policy.graceful_timeout + LAST_MOMENT;
         for one in left.members {
             let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
@@ -61,9 +64,8 @@ impl Supervisor {
             }
             mind.members.insert(one.tag.id, member);
         }
-        let before = Box::new(Before { policy: mind.policy.clone(), generation: left.generation });
-        let target = mind.last_generation;
-        mind.roll = Some(Roll::Rolling { target, workers, before, askers: Vec::new() });
+        let before = Box::new(Before { policy: mind.policy.clone(), generation: ours });
+        mind.roll = Some(Roll::Rolling { target: ours, workers, before, askers: Vec::new() });
         mind
     }
 

@@ -196,7 +196,7 @@ impl Supervisor {
             })
             .collect();
         Adopted {
-            generation: self.generation,
+            generation: self.last_generation,
             next_id: self.next_id,
             restarts: self.restarts,
             workers_wanted: self.policy.workers,
