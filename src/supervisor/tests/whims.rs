@@ -121,7 +121,9 @@ proptest! {
             let life = Life::hanging().forked_after(dice.below(20));
             match bad {
                 // Not always: where a new image lost old workers, none but these can follow them.
-                Some(bad) if tag.generation.0 == bad && dice.below(2) == 0 => life.and(dice.below(200), Deed::End(code(1))),
+                Some(bad) if tag.generation.0 == bad && dice.below(2) == 0 => {
+                    life.and(dice.below(200), Deed::End(code(1)))
+                }
                 _ => life.and(0, Deed::SayReady).heavy(dice.below(1_000), 0),
             }
         })
