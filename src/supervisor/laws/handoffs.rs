@@ -17,6 +17,8 @@ pub(super) struct Handoffs {
     proving: Option<Instant>,
     proved: bool,
     taking_over: bool,
+    /// Adopted workers that a new image has to tell to leave, as nobody may have told them.
+    untold: Vec<WorkerId>,
 }
 
 /// What a failed upgrade must not change.
@@ -70,6 +72,10 @@ impl Handoffs {
             }
             _ => {}
         }
+        for worker in std::mem::take(&mut self.untold) {
+            let told = actions.contains(&Action::Drain(worker));
+            assert!(told, "who is to leave is told so at the start: {story}");
+        }
         for action in actions {
             self.obey(now, action, mind, story);
         }
@@ -109,6 +115,8 @@ impl Handoffs {
     pub(super) fn adopted(&mut self, mind: &Supervisor, left: &Adopted, now: Instant) {
         assert!(self.taking_over, "nobody else is followed: {mind:#?}");
         *self = Handoffs::default();
+        let leaving = left.members.iter().filter(|one| !one.serving);
+        self.untold = leaving.map(|one| one.tag.id).collect();
         let grown = mind.next_id >= left.next_id && mind.last_generation > left.generation;
         assert!(grown, "numbers only grow: {left:?}, {mind:#?}");
         assert!(mind.restarts >= left.restarts, "counters only grow: {left:?}, {mind:#?}");
