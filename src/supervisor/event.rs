@@ -83,6 +83,7 @@ pub(crate) enum Scale {
 /// What the image before this one left to its successor.
 #[derive(Debug, Clone)]
 pub(crate) struct Adopted {
+    /// The last one that was tried, even if in vain: workers of it may live, and numbers only grow.
     pub generation: Generation,
     pub next_id: u64,
     pub restarts: u64,

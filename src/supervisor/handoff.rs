@@ -13,15 +13,19 @@ use crate::identity::Generation;
 /// The new binary's start before its workers boot: loading the program, reading the configuration.
 const STARTING: Duration = Duration::from_secs(5);
 
+/// What those who asked for an upgrade are told.
+const TAKES_OVER: &str = "the new binary is fit and takes over now";
+
 /// A new binary that is being tried.
 #[derive(Debug)]
 pub(super) struct Handoff {
-    deadline: Instant,
+    /// Until when it has to be proved; `None` once it is, and only the exec is still to come.
+    deadline: Option<Instant>,
     askers: Vec<Asker>,
 }
 
 impl Handoff {
-    pub(super) fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 }
@@ -34,12 +38,15 @@ impl Supervisor {
         let workers = policy.workers;
         mind.phase = Phase::Running;
         mind.ever_ready = true;
-        mind.generation = left.generation;
-        mind.last_generation = Generation(left.generation.0 + 1);
+        // Whatever is forked from now on is of this image, also where the roll fails: of the one that had
+        // forked the old workers nothing is left to go back to.
+        let ours = Generation(left.generation.0 + 1);
+        mind.generation = ours;
+        mind.last_generation = ours;
         mind.next_id = left.next_id;
         mind.restarts = left.restarts;
         mind.policy.workers = left.workers_wanted;
-        mind.places = vec![Place::new(left.generation); left.workers_wanted as usize];
+        mind.places = vec![Place::new(ours); left.workers_wanted as usize];
         let deadline = now + policy.graceful_timeout + LAST_MOMENT;
         for one in left.members {
             let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
@@ -57,9 +64,8 @@ impl Supervisor {
             }
             mind.members.insert(one.tag.id, member);
         }
-        let before = Box::new(Before { policy: mind.policy.clone(), generation: left.generation });
-        let target = mind.last_generation;
-        mind.roll = Some(Roll::Rolling { target, workers, before, askers: Vec::new() });
+        let before = Box::new(Before { policy: mind.policy.clone(), generation: ours });
+        mind.roll = Some(Roll::Rolling { target: ours, workers, before, askers: Vec::new() });
         mind
     }
 
@@ -69,8 +75,13 @@ impl Supervisor {
     }
 
     pub(super) fn upgrade(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
-        if let Some(handoff) = &mut self.handoff {
-            return handoff.askers.push(by);
+        match &mut self.handoff {
+            // Whoever waited now would wait for an image that is about to be no more.
+            Some(Handoff { deadline: None, .. }) => {
+                return by.confirm(TAKES_OVER.to_string(), actions);
+            }
+            Some(handoff) => return handoff.askers.push(by),
+            None => {}
         }
         let refusal = match self.phase {
             _ if self.stopping() => Some("the cluster is stopping"),
@@ -84,15 +95,19 @@ impl Supervisor {
         }
         actions.push(Action::Report(Notice::Proving { by: by.who.clone() }));
         actions.push(Action::Prove);
-        let deadline = now + self.policy.boot_timeout + STARTING;
+        let deadline = Some(now + self.policy.boot_timeout + STARTING);
         self.handoff = Some(Handoff { deadline, askers: vec![by] });
     }
 
     pub(super) fn proved(&mut self, actions: &mut Vec<Action>) {
         let Some(handoff) = &mut self.handoff else { return };
+        // Proved once, whatever is said twice; and proved in time, however late it is heard.
+        if handoff.deadline.take().is_none() {
+            return;
+        }
         // Whoever waits cannot be told by an image that is no more.
         for asker in std::mem::take(&mut handoff.askers) {
-            asker.confirm("the new binary is fit and takes over now".to_string(), actions);
+            asker.confirm(TAKES_OVER.to_string(), actions);
         }
         actions.push(Action::Report(Notice::TakingOver));
         actions.push(Action::TakeOver);
@@ -106,17 +121,25 @@ impl Supervisor {
         }
     }
 
-    /// Gives up a proof that takes too long, or that a stop has overtaken.
-    pub(super) fn tend_proof(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Some(handoff) = &self.handoff else { return };
-        let why = if self.stopping() {
-            "the cluster is stopping".to_string()
-        } else if handoff.deadline <= now {
-            "the new binary was not ready in time (boot-timeout) and was killed".to_string()
-        } else {
-            return;
-        };
+    /// Gives up a proof that takes too long. Judged only when a deadline is reported: by then everything that
+    /// was waiting has been heard, and the verdict may have been among it.
+    pub(super) fn proof_overdue(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let deadline = self.handoff.as_ref().and_then(Handoff::deadline);
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            let why = "the new binary was not ready in time (boot-timeout) and was killed";
+            self.stop_proof(why, actions);
+        }
+    }
+
+    /// A stop always wins.
+    pub(super) fn give_up_proof(&mut self, actions: &mut Vec<Action>) {
+        if self.stopping() && self.handoff.is_some() {
+            self.stop_proof("the cluster is stopping", actions);
+        }
+    }
+
+    fn stop_proof(&mut self, why: &str, actions: &mut Vec<Action>) {
         actions.push(Action::StopProof);
-        self.not_proved(&why, actions);
+        self.not_proved(why, actions);
     }
 }

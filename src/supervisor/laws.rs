@@ -1,7 +1,8 @@
 //! What holds after every event, whatever the workers do. The simulated world asserts it at each step, over
 //! the real state of the supervisor and over what the world itself remembers. What concerns reloads and the
-//! watch is in `rolls` and `looks`.
+//! watch is in `rolls`, `handoffs` and `looks`.
 
+mod handoffs;
 mod looks;
 mod rolls;
 
@@ -10,7 +11,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::backoff::Allowance;
-use super::{Action, Event, Notice, Phase, Place, State, Supervisor};
+use super::{Action, Adopted, Event, LAST_MOMENT, Notice, Phase, Place, State, Supervisor};
 use crate::identity::{WorkerId, WorkerTag};
 
 /// What the world remembers, kept apart from what the supervisor believes.
@@ -26,6 +27,7 @@ pub(super) struct Laws {
     exited: bool,
     /// Who waits for an answer.
     tickets: BTreeSet<u64>,
+    handoffs: handoffs::Handoffs,
     rolls: rolls::Rolls,
     looks: looks::Looks,
 }
@@ -37,6 +39,7 @@ pub(super) struct Before {
     allowance: Allowance,
     backoff: Option<Instant>,
     restarts: u64,
+    standing: handoffs::Standing,
 }
 
 /// What is told when a law is broken; written only then.
@@ -61,6 +64,7 @@ impl Laws {
             allowance: mind.backoff.allowance(),
             backoff: mind.backoff.deadline(),
             restarts: mind.restarts(),
+            standing: handoffs::Standing::of(mind),
         }
     }
 
@@ -82,6 +86,7 @@ impl Laws {
         }
         self.looks.check(now, mind, story);
         self.rolls.check(mind, event, actions, story);
+        self.handoffs.check(now, mind, event, actions, story);
         self.members_are_those_that_exist(mind, story);
         slots_are_held_once(mind, story);
         phases_go_one_way(before, mind, story);
@@ -93,6 +98,32 @@ impl Laws {
         }
         let restarted = mind.restarts() - before.restarts;
         assert!(restarted <= 1, "one event ends one worker: {story}");
+    }
+
+    /// Whether workers of several generations may serve for now.
+    pub(super) fn are_mixed(&self) -> bool {
+        self.rolls.are_mixed()
+    }
+
+    /// The image was followed by another, with these workers alive. It says to them once more what its predecessor
+    /// may have said.
+    pub(super) fn adopted(
+        &mut self,
+        mind: &Supervisor,
+        left: &Adopted,
+        alive: BTreeSet<WorkerId>,
+        now: Instant,
+    ) {
+        assert!(self.tickets.is_empty(), "nobody waits for an image that is no more: {left:?}");
+        self.handoffs.adopted(mind, left, now);
+        self.rolls.adopted(mind);
+        self.looks = looks::Looks::default();
+        self.outstanding.clear();
+        self.drained.clear();
+        self.killed.clear();
+        self.alive = alive;
+        let members: BTreeSet<WorkerId> = mind.members.keys().copied().collect();
+        assert_eq!(members, self.alive, "the living are known: {left:?}, {mind:#?}");
     }
 
     fn hear(&mut self, event: &Event) {
@@ -149,11 +180,8 @@ impl Laws {
             Action::Answer { ticket, .. } => {
                 assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
             }
-            Action::Report(_)
-            | Action::ReadConfig(_)
-            | Action::Prove
-            | Action::StopProof
-            | Action::TakeOver => {}
+            Action::Report(_) | Action::ReadConfig(_) => {}
+            Action::Prove | Action::StopProof | Action::TakeOver => {}
             Action::KeepGenerations(_) | Action::Look { .. } => {}
             Action::Exit(_) => {
                 assert!(self.tickets.is_empty(), "everybody is answered in the end: {story}");

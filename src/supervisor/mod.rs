@@ -148,10 +148,11 @@ impl Supervisor {
             Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
             Event::DeadlineReached => {
                 self.overdue(now, &mut actions);
+                self.proof_overdue(now, &mut actions);
                 self.look(now, &mut actions);
             }
         }
-        self.tend_proof(now, &mut actions);
+        self.give_up_proof(&mut actions);
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
         self.all_ready(&mut actions);
@@ -168,7 +169,7 @@ impl Supervisor {
             Phase::Stopping => [None, self.watch.deadline()],
             Phase::Ending(_) | Phase::Done => [None, None],
         };
-        let proof = self.handoff.as_ref().map(Handoff::deadline);
+        let proof = self.handoff.as_ref().and_then(Handoff::deadline);
         members.chain(others.into_iter().flatten()).chain(proof).min()
     }
 
@@ -195,7 +196,7 @@ impl Supervisor {
             })
             .collect();
         Adopted {
-            generation: self.generation,
+            generation: self.last_generation,
             next_id: self.next_id,
             restarts: self.restarts,
             workers_wanted: self.policy.workers,

@@ -178,7 +178,8 @@ impl Supervisor {
                 // Ready or not: it would become ready after we said that nothing has changed.
                 let holders = self.places.iter().filter_map(|p| self.members.get(&p.holder?));
                 let taken = holders.into_iter().any(|holder| holder.tag.generation == target);
-                if taken {
+                // What an adoption brings in has nothing behind it: what serves of it stays.
+                if taken && before.generation != target {
                     actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
                     self.roll = Some(Roll::Back { why: why.to_string(), askers });
                 } else {

@@ -3,6 +3,7 @@
 //! asserted after every event.
 
 mod acts;
+mod image;
 mod lives;
 mod views;
 
@@ -14,6 +15,8 @@ use super::laws::Laws;
 use super::{Action, Asker, Event, Intent, Outcome, Supervisor, Vitals};
 use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
+pub(super) use image::Binary;
+use image::{Moment, Trial};
 use lives::Child;
 pub(super) use lives::{Deed, Dice, Life, SIGABRT, SIGKILL, SIGSEGV, code, ms, signal};
 
@@ -31,6 +34,7 @@ enum Happening {
     Asks(Intent),
     ReadsConfig,
     Sees(Vec<Vitals>),
+    Upgrades(Moment),
 }
 
 pub(super) struct World {
@@ -46,6 +50,11 @@ pub(super) struct World {
     dice: Dice,
     fate: Fate,
     pub(super) file: File,
+    pub(super) binary: image::File,
+    /// The upgrade under way.
+    trial: Option<Trial>,
+    /// How many images there have been before this one.
+    pub(super) images: u32,
     /// What a configuration that is being read says.
     read: Option<Result<Policy, String>>,
     /// By time, and in the order in which they were planned.
@@ -73,6 +82,9 @@ impl World {
             dice: Dice(seed),
             fate: Box::new(fate),
             file: Box::new(|policy, _| (ms(5), Ok(policy.clone()))),
+            binary: Box::new(|policy, _| Binary::fit(policy)),
+            trial: None,
+            images: 0,
             read: None,
             plan: BTreeMap::new(),
             planned: 0,
@@ -86,12 +98,10 @@ impl World {
         match &event {
             Event::Forked { worker, .. } => {
                 if let Some(life) = self.forking.remove(worker) {
-                    for (after, deed) in &life.deeds {
-                        self.plan(*after, Happening::Does(*worker, *deed));
-                    }
-                    self.children.insert(*worker, Child::new(life, self.now));
+                    self.born(*worker, life);
                 }
             }
+            Event::NotProved { .. } => self.trial = None,
             Event::ForkFailed { worker, .. } => drop(self.forking.remove(worker)),
             Event::Exited { worker, .. } => {
                 self.forking.remove(worker);
@@ -151,7 +161,7 @@ impl World {
         while next(self).is_some_and(|at| at <= end) {
             self.step();
         }
-        self.now = end;
+        self.now = self.now.max(end);
     }
 
     /// A cluster at the moment when it has begun and all forks have returned.

@@ -1,6 +1,8 @@
 //! Stories: what an operator sees of a cluster, told in events and actions. Crash loops have a page of their
 //! own, and so have reloads, scaling, the watch, and everything that is tried at random.
 
+mod adoption;
+mod handoff;
 mod loops;
 mod odds;
 mod pairs;
@@ -12,7 +14,7 @@ mod whims;
 
 use std::time::Duration;
 
-use super::sim::{Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
+use super::sim::{Binary, Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
 use super::{Action, Asker, Cause, Event, Intent, Limit, Notice, Outcome, Phase, Scale, Vitals};
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId, WorkerTag};

@@ -14,6 +14,7 @@ pub(super) struct Rolls {
     /// The one that was asked for last.
     asked: Generation,
     /// A reload failed, and going back failed too: for once, workers of two generations serve.
+    /// Or they were adopted, and the new ones have not replaced them all yet, or could not.
     mixed: bool,
 }
 
@@ -54,6 +55,21 @@ impl Rolls {
         }
     }
 
+    /// Whether workers of several generations may serve for now.
+    pub(super) fn are_mixed(&self) -> bool {
+        self.mixed
+    }
+
+    /// A new image has its own configuration, and the workers of before need none.
+    pub(super) fn adopted(&mut self, mind: &Supervisor) {
+        let ours = mind.generation;
+        assert!(ours > self.asked, "generations only grow: {mind:#?}");
+        let adopted = mind.members.values().map(|member| member.tag.generation);
+        self.kept = adopted.chain([ours]).collect();
+        self.asked = ours;
+        self.mixed = true;
+    }
+
     fn obey(&mut self, action: &Action, mind: &Supervisor, story: &Story<'_>) {
         match action {
             Action::ReadConfig(generation) => {
@@ -68,7 +84,8 @@ impl Rolls {
             Action::Fork(tag) => {
                 assert!(self.kept.contains(&tag.generation), "a fork has its config: {story}");
             }
-            Action::Drain(worker) if !mind.stopping() => {
+            // Whom a new image tells to leave at its start served no slot.
+            Action::Drain(worker) if !mind.stopping() && *story.event != Event::Started => {
                 let slot = mind.members.get(worker).map(|member| member.tag.slot.0 as usize);
                 let place = slot.and_then(|slot| mind.places.get(slot));
                 let succeeded = place.is_none_or(|place| place.is_served(mind));

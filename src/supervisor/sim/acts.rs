@@ -26,12 +26,10 @@ impl World {
                 let vitals = self.look(*memory);
                 self.plan(ms(0), Happening::Sees(vitals));
             }
-            Action::Report(_)
-            | Action::Answer { .. }
-            | Action::KeepGenerations(_)
-            | Action::Prove
-            | Action::StopProof
-            | Action::TakeOver => {}
+            Action::Prove => self.prove(),
+            Action::StopProof => self.stop_proof(),
+            Action::TakeOver => self.take_over(),
+            Action::Report(_) | Action::Answer { .. } | Action::KeepGenerations(_) => {}
             Action::CloseListeners => {}
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
@@ -72,6 +70,7 @@ impl World {
                     self.tell(Event::ConfigRead { outcome });
                 }
             }
+            Happening::Upgrades(moment) => self.upgrades(moment),
             Happening::Sees(vitals) => self.tell(Event::Observed { vitals }),
             Happening::ForkReturns(worker) => match self.forking.get(&worker) {
                 Some(life) if life.fork_fails => {

@@ -64,4 +64,9 @@ impl World {
             _ => None,
         })
     }
+
+    /// Whether a reload or an upgrade is under way.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.mind.roll.is_some() || self.mind.handoff.is_some()
+    }
 }

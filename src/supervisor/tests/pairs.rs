@@ -41,8 +41,9 @@ const STATES: [fn(&mut World, WorkerId); 9] = [
 ];
 
 /// The phases and reloads the cluster can be brought into: left before any worker was ready, once all were, in a
-/// stop, at the end; while the configuration is read, while workers are replaced, while they are brought back.
-const PHASES: [fn(&mut World); 7] = [
+/// stop, at the end; while the configuration is read, while workers are replaced, while they are brought back; while
+/// a new binary is proved, before it takes over, after that, and when one of its own workers serves.
+const PHASES: [fn(&mut World); 11] = [
     |_| {},
     |_| {},
     |world| world.ask(Intent::Stop),
@@ -65,7 +66,25 @@ const PHASES: [fn(&mut World); 7] = [
             world.tell(Event::ForkFailed { worker, why: String::new() });
         }
     },
+    |world| world.request(1, Intent::Upgrade),
+    |world| {
+        world.request(1, Intent::Upgrade);
+        world.tell(Event::Proved);
+    },
+    adopt,
+    |world| {
+        adopt(world);
+        if let Some(successor) = world.mind.places.iter().find_map(|place| place.successor) {
+            serve(world, successor);
+        }
+    },
 ];
+
+fn adopt(world: &mut World) {
+    world.request(1, Intent::Upgrade);
+    world.tell(Event::Proved);
+    world.become_new(policy(3), ms(10), 0);
+}
 
 fn serve(world: &mut World, worker: WorkerId) {
     world.tell(Event::Forked { worker, pid: 1 });
@@ -81,6 +100,11 @@ fn situation(phase: usize, state: usize) -> (World, WorkerId) {
         World::new(policy, 1, move |_, _| Life::hanging().wedged().stopped().forked_after(year))
             .start();
     world.file = Box::new(move |policy, _| (ms(year), Ok(policy.clone())));
+    world.binary = Box::new(move |policy, _| Binary {
+        exec: (ms(year), ms(0), Ok(policy.clone())),
+        proof: None,
+        toll: 0,
+    });
     let mut worker = WorkerId(1);
     if phase > 0 {
         serve(&mut world, WorkerId(1));
@@ -125,6 +149,8 @@ fn events(worker: WorkerId, ticket: u64) -> Vec<Event> {
         seen(Some(u64::MAX)),
         Event::ConfigRead { outcome: Ok(policy(1)) },
         Event::ConfigRead { outcome: Err(String::new()) },
+        Event::Proved,
+        Event::NotProved { why: String::new() },
         Event::DeadlineReached,
     ];
     events.extend(exits.map(|status| Event::Exited { worker, status, served: 0 }));
@@ -138,7 +164,12 @@ fn any_two_events_in_any_situation_keep_the_laws_and_the_cluster_can_still_stop(
 
 #[test]
 fn any_two_events_in_any_stage_of_a_reload_keep_the_laws_and_the_cluster_can_still_stop() {
-    any_two_events(4..PHASES.len());
+    any_two_events(4..7);
+}
+
+#[test]
+fn any_two_events_in_any_stage_of_an_upgrade_keep_the_laws_and_the_cluster_can_still_stop() {
+    any_two_events(7..PHASES.len());
 }
 
 fn any_two_events(phases: Range<usize>) {
@@ -168,7 +199,7 @@ fn every_stage_of_a_reload_is_among_the_situations() {
         let (world, _) = situation(phase, 2);
         format!("{:?}", world.mind.roll).split(' ').next().map(str::to_string)
     };
-    let stages: Vec<_> = (3..PHASES.len()).filter_map(name).collect();
+    let stages: Vec<_> = (3..7).filter_map(name).collect();
     assert_eq!(stages, ["None", "Some(Reading", "Some(Rolling", "Some(Back"]);
 }
 

@@ -102,6 +102,7 @@ proptest! {
             let outcome = if dice.below(4) == 0 { Err("no".to_string()) } else { Ok(policy) };
             (dice.millis(100), outcome)
         });
+        world.binary = Box::new(Binary::random);
         let mut world = world.start();
         for (number, (wait, whim)) in whims.into_iter().enumerate() {
             world.run(ms(wait));
@@ -119,25 +120,31 @@ proptest! {
         let mut world = World::new(policy, seed, move |tag, dice| {
             let life = Life::hanging().forked_after(dice.below(20));
             match bad {
-                Some(bad) if tag.generation.0 == bad => life.and(dice.below(200), Deed::End(code(1))),
+                // Not always: where a new image lost old workers, none but these can follow them.
+                Some(bad) if tag.generation.0 == bad && dice.below(2) == 0 => {
+                    life.and(dice.below(200), Deed::End(code(1)))
+                }
                 _ => life.and(0, Deed::SayReady).heavy(dice.below(1_000), 0),
             }
         })
         .start();
+        world.binary = Box::new(Binary::random);
         for (number, (wait, whim)) in whims.into_iter().enumerate() {
             world.run(ms(wait));
             obey(&mut world, number as u64, whim);
         }
         // Each reload waits for the boot of each worker, and for its predecessor's predecessor to drain.
         let mut patience = 200;
-        while world.mind.roll.is_some() || world.serving().len() < world.mind.places.len() {
+        while world.is_changing() || world.serving().len() < world.mind.places.len() {
             world.run(ms(1_000));
             patience -= 1;
             prop_assert!(patience > 0, "{:#?}", world.mind);
         }
         prop_assert_eq!(world.serving().len(), world.mind.places.len());
         let generations = world.generations();
-        prop_assert!(generations.iter().all(|g| *g == world.mind.generation.0));
+        // The old serve on where those of a new image could not replace them all.
+        let same = generations.iter().all(|g| *g == world.mind.generation.0);
+        prop_assert!(same || world.is_mixed(), "{:#?}", world.mind);
         end_in_bounds(&mut world, Intent::Stop);
     }
 }

@@ -1,0 +1,166 @@
+//! Upgrades in the simulated world: a binary that is tried as a child, and the moment in which the primary becomes it.
+
+use std::time::Duration;
+
+use super::super::{Action, AdoptedMember, Event, State, Supervisor};
+use super::lives::Child;
+use super::{Dice, Happening, World, code, ms};
+use crate::config::Policy;
+use crate::identity::WorkerTag;
+
+/// What stands at the primary's path, decided anew each time it is tried. It is given the policy in force.
+pub(crate) type File = Box<dyn FnMut(&Policy, &mut Dice) -> Binary>;
+
+/// How a new binary behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Binary {
+    /// How long it takes to prove itself, and what comes of it; `None` if it hangs.
+    pub(crate) proof: Option<(Duration, Result<(), String>)>,
+    /// How long until the primary gets to it, how long the exec takes, and what the new image's configuration
+    /// says; or why the exec fails.
+    pub(crate) exec: (Duration, Duration, Result<Policy, String>),
+    /// One in so many workers dies while the exec takes its time; 0 if none does.
+    pub(crate) toll: u64,
+}
+
+impl Binary {
+    /// Is fit, and takes over with this policy.
+    pub(crate) fn fit(policy: &Policy) -> Binary {
+        let exec = (ms(0), ms(20), Ok(policy.clone()));
+        Binary { proof: Some((ms(50), Ok(()))), exec, toll: 0 }
+    }
+
+    /// Anything that can come of an upgrade.
+    pub(crate) fn random(policy: &Policy, dice: &mut Dice) -> Binary {
+        let workers = if dice.below(3) == 0 { 1 + dice.below(8) as u32 } else { policy.workers };
+        let policy = Policy { workers, surge: dice.below(3) as u32, ..policy.clone() };
+        let verdict = if dice.below(5) == 0 { Err("unfit".to_string()) } else { Ok(()) };
+        let outcome = if dice.below(5) == 0 { Err("EACCES".to_string()) } else { Ok(policy) };
+        Binary {
+            proof: (dice.below(6) > 0).then(|| (dice.millis(3_000), verdict)),
+            exec: (dice.millis(2) * 50, dice.millis(200), outcome),
+            toll: dice.below(4),
+        }
+    }
+}
+
+/// The upgrade under way, as the primary's hands know it.
+#[derive(Debug)]
+pub(super) struct Trial {
+    number: usize,
+    binary: Binary,
+    stopped: bool,
+}
+
+/// A moment of the upgrade with this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    Proof(usize),
+    Exec(usize),
+}
+
+impl World {
+    pub(super) fn prove(&mut self) {
+        let binary = (self.binary)(&self.mind.policy, &mut self.dice);
+        let number = self.planned;
+        if let Some((after, _)) = &binary.proof {
+            self.plan(*after, Happening::Upgrades(Moment::Proof(number)));
+        }
+        self.trial = Some(Trial { number, binary, stopped: false });
+    }
+
+    /// The child may have finished a moment before it is killed; then its verdict comes though nobody waits for it.
+    /// One that hung dies now.
+    pub(super) fn stop_proof(&mut self) {
+        let Some(trial) = &mut self.trial else { return };
+        trial.stopped = true;
+        if self.dice.below(2) == 0 {
+            trial.binary.proof = Some((ms(0), Err("killed".to_string())));
+        }
+        let number = trial.number;
+        self.plan(ms(1), Happening::Upgrades(Moment::Proof(number)));
+    }
+
+    pub(super) fn take_over(&mut self) {
+        let Some(trial) = &self.trial else { return };
+        let (wait, number) = (trial.binary.exec.0, trial.number);
+        self.plan(wait, Happening::Upgrades(Moment::Exec(number)));
+    }
+
+    /// Moments of an upgrade that was given up for another are nobody's: the hands tell them apart.
+    pub(super) fn upgrades(&mut self, moment: Moment) {
+        let Some(trial) = &self.trial else { return };
+        let (number, stopped, binary) = (trial.number, trial.stopped, trial.binary.clone());
+        match (moment, binary.proof, binary.exec) {
+            (Moment::Proof(n), Some((_, verdict)), _) if n == number => self.tell(match verdict {
+                Ok(()) => Event::Proved,
+                Err(why) => Event::NotProved { why },
+            }),
+            (Moment::Exec(n), _, (_, time, outcome)) if n == number && !stopped => match outcome {
+                Ok(policy) => self.become_new(policy, time, binary.toll),
+                Err(why) => self.tell(Event::NotProved { why }),
+            },
+            _ => {}
+        }
+    }
+
+    /// The old image ends here; the workers live on, but for those that die while the exec takes its time.
+    pub(crate) fn become_new(&mut self, policy: Policy, time: Duration, toll: u64) {
+        let mut left = self.mind.leave(self.now);
+        // The hands fork at once: what the old image had asked for is there by now, or was never heard of.
+        for (id, life) in std::mem::take(&mut self.forking) {
+            let Some(member) = self.mind.members.get(&id).filter(|_| !life.fork_fails) else {
+                continue;
+            };
+            let tag = WorkerTag { pid: Some(1000 + id.0 as u32), ..member.tag };
+            left.members.push(AdoptedMember { tag, age: ms(0), serving: false });
+            self.born(id, life);
+        }
+        // What the old image had asked for itself is no more; what people and workers do goes on.
+        self.plan
+            .retain(|_, happening| matches!(happening, Happening::Does(..) | Happening::Asks(_)));
+        self.trial = None;
+        let workers: Vec<_> = self.children.keys().copied().collect();
+        for worker in workers {
+            if toll > 0 && self.dice.below(toll) == 0 {
+                let ends = [code(0), code(1), super::signal(super::SIGKILL)];
+                let end = super::Deed::End(ends[self.dice.below(3) as usize]);
+                self.plan(ms(0), Happening::Does(worker, end));
+            }
+        }
+        self.now += time;
+        let seed = self.dice.below(u64::MAX);
+        self.mind = Supervisor::adopt(policy, seed, self.now, left.clone());
+        self.images += 1;
+        let alive = self.children.keys().copied().collect();
+        self.laws.adopted(&self.mind, &left, alive, self.now);
+        self.tell(Event::Started);
+    }
+
+    /// The members that were told to leave by their image, or by the one before it.
+    pub(crate) fn leaving(&self) -> Vec<u64> {
+        let drains = |state| matches!(state, State::Draining { .. });
+        let members = self.mind.members.iter().filter(|(_, member)| drains(member.state));
+        members.map(|(id, _)| id.0).collect()
+    }
+
+    /// Whether workers of several generations may serve, as going back or following an image has failed.
+    pub(crate) fn is_mixed(&self) -> bool {
+        self.laws.are_mixed()
+    }
+
+    /// What was done for upgrades, in its order.
+    pub(crate) fn upgrade_steps(&self) -> Vec<Action> {
+        let ours = |action: &&Action| {
+            matches!(action, Action::Prove | Action::StopProof | Action::TakeOver)
+        };
+        self.log.iter().map(|(_, action)| action).filter(ours).cloned().collect()
+    }
+
+    pub(super) fn born(&mut self, worker: crate::identity::WorkerId, life: super::Life) {
+        for (after, deed) in &life.deeds {
+            self.plan(*after, Happening::Does(worker, *deed));
+        }
+        self.children.insert(worker, Child::new(life, self.now));
+    }
+}

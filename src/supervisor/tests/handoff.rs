@@ -1,0 +1,239 @@
+//! Stories of upgrades in place: what is proved takes over and rolls, and what fails changes nothing.
+
+use super::rolling::{refusal, reloads};
+use super::*;
+
+const UPGRADE: [Action; 2] = [Action::Prove, Action::TakeOver];
+
+fn failures(world: &World) -> Vec<String> {
+    world.said(|notice| match notice {
+        Notice::UpgradeFailed { why } => Some(why.clone()),
+        _ => None,
+    })
+}
+
+/// Nothing is different from what it was before the upgrade of three workers of generation 1.
+fn unchanged(world: &World) {
+    assert_eq!((world.serving(), world.generations()), (vec![1, 2, 3], vec![1; 3]));
+    assert_eq!((world.images, world.is_changing(), world.mind.deadline()), (0, false, None));
+    assert_eq!((world.mind.generation, world.forks().len()), (Generation(1), 3));
+}
+
+/// A new binary that is fit, whose configuration wants so many workers, and whose exec is so deadly.
+pub(super) fn fit(world: &mut World, workers: u32, toll: u64) {
+    world.binary = Box::new(move |policy, _| {
+        let (wait, time, _) = Binary::fit(policy).exec;
+        let exec = (wait, time, Ok(Policy { workers, ..policy.clone() }));
+        Binary { exec, toll, ..Binary::fit(policy) }
+    });
+}
+
+/// Goes on to the moment when the new image has begun.
+pub(super) fn until_adopted(world: &mut World) {
+    let images = world.images;
+    while world.images == images {
+        assert!(world.step(), "the new image never began");
+    }
+}
+
+#[test]
+fn an_upgrade_that_is_proved_takes_over_and_rolls() {
+    let mut world = proven(3);
+    world.request(7, Intent::Upgrade);
+    until_adopted(&mut world);
+    let done = "the new binary is fit and takes over now".to_string();
+    assert_eq!(world.answers(), [(7, Ok(done))]);
+    assert_eq!((world.upgrade_steps(), world.images), (UPGRADE.to_vec(), 1));
+    // The old ones serve until each is replaced.
+    assert_eq!((world.serving(), world.mind.phase), (vec![1, 2, 3], Phase::Running));
+    world.drive();
+    assert_eq!((world.serving(), world.generations()), (vec![4, 5, 6], vec![2; 3]));
+    assert_eq!(ends(&world), [1, 2, 3].map(|id| (id, Cause::Asked)));
+    assert_eq!((reloads(&world), world.kept()), (vec!["3 of 2".to_string()], Some(vec![2])));
+    assert!(failures(&world).is_empty() && world.mind.restarts() == 0);
+}
+
+#[test]
+fn an_upgrade_follows_an_upgrade() {
+    let mut world = proven(2);
+    for number in 1..=4 {
+        world.request(number, Intent::Upgrade);
+        world.drive();
+        assert_eq!(world.generations(), [1 + number; 2]);
+    }
+    assert_eq!((world.images, world.serving()), (4, vec![9, 10]));
+}
+
+#[test]
+fn a_binary_that_is_unfit_changes_nothing() {
+    let mut world = proven(3);
+    world.binary = Box::new(|policy, _| Binary {
+        proof: Some((ms(30), Err("it is of another libc".to_string()))),
+        ..Binary::fit(policy)
+    });
+    world.request(1, Intent::Upgrade);
+    world.drive();
+    assert_eq!(refusal(&world), "it is of another libc");
+    assert_eq!(failures(&world), ["it is of another libc"]);
+    assert_eq!(world.upgrade_steps(), [Action::Prove]);
+    unchanged(&world);
+}
+
+#[test]
+fn a_binary_that_hangs_is_stopped_at_its_deadline() {
+    let mut world = proven(3);
+    world.binary = Box::new(|policy, _| Binary { proof: None, ..Binary::fit(policy) });
+    world.request(1, Intent::Upgrade);
+    world.drive();
+    // boot-timeout, and five seconds for all that comes before a worker boots.
+    assert_eq!(world.times(&Action::StopProof), [ms(5_000 + 10_000 + 5_000)]);
+    assert!(refusal(&world).contains("not ready in time"), "{}", refusal(&world));
+    assert_eq!((failures(&world).len(), world.upgrade_steps().len()), (1, 2));
+    unchanged(&world);
+    // And another may be tried.
+    world.binary = Box::new(|policy, _| Binary::fit(policy));
+    world.request(2, Intent::Upgrade);
+    world.drive();
+    assert_eq!((world.generations(), world.images), (vec![2; 3], 1));
+}
+
+#[test]
+fn a_verdict_that_waited_while_the_primary_slept_counts() {
+    let mut world = proven(3);
+    world.request(1, Intent::Upgrade);
+    world.stop_primary(ms(60_000));
+    world.drive();
+    assert_eq!((world.upgrade_steps(), world.generations()), (UPGRADE.to_vec(), vec![2; 3]));
+    // Also if something else is heard before it.
+    let mut world = proven(3);
+    world.request(1, Intent::Upgrade);
+    world.now += ms(60_000);
+    world.tell(Event::Retiring { worker: WorkerId(2) });
+    assert!(world.answers().is_empty());
+    world.tell(Event::Proved);
+    world.drive();
+    assert_eq!((world.upgrade_steps(), world.images), (UPGRADE.to_vec(), 1));
+}
+
+#[test]
+fn a_verdict_that_comes_after_the_proof_was_stopped_is_nobodys() {
+    for verdict in [Event::Proved, Event::NotProved { why: "killed".to_string() }] {
+        let mut world = proven(3);
+        world.binary = Box::new(|policy, _| Binary { proof: None, ..Binary::fit(policy) });
+        world.request(1, Intent::Upgrade);
+        world.run(ms(15_000));
+        assert_eq!(world.answers().len(), 1);
+        world.tell(verdict);
+        world.drive();
+        assert_eq!((failures(&world).len(), world.upgrade_steps().len()), (1, 2));
+        unchanged(&world);
+    }
+}
+
+#[test]
+fn an_exec_that_fails_changes_nothing() {
+    let mut world = proven(3);
+    world.binary = Box::new(|policy, _| Binary {
+        exec: (ms(5), ms(0), Err("EACCES".to_string())),
+        ..Binary::fit(policy)
+    });
+    world.request(1, Intent::Upgrade);
+    world.run(ms(52));
+    // Proved and not yet executed: who asks now is answered now, and another verdict changes nothing.
+    world.request(2, Intent::Upgrade);
+    world.tell(Event::Proved);
+    assert_eq!(world.answers().len(), 2);
+    world.drive();
+    assert_eq!(
+        (failures(&world), world.upgrade_steps()),
+        (vec!["EACCES".into()], UPGRADE.to_vec())
+    );
+    unchanged(&world);
+}
+
+#[test]
+fn all_who_ask_during_a_proof_are_served_by_it() {
+    for fit in [true, false] {
+        let mut world = proven(2);
+        let verdict = if fit { Ok(()) } else { Err("unfit".to_string()) };
+        world.binary = Box::new(move |policy, _| Binary {
+            proof: Some((ms(100), verdict.clone())),
+            ..Binary::fit(policy)
+        });
+        for ticket in 0..5 {
+            world.request(ticket, Intent::Upgrade);
+            world.ask(Intent::Upgrade);
+            world.run(ms(10));
+        }
+        world.drive();
+        assert_eq!(world.times(&Action::Prove), [ms(5_000)]);
+        let answers = world.answers().into_iter().map(|(ticket, said)| (ticket, said.is_ok()));
+        assert_eq!(answers.collect::<Vec<_>>(), (0..5).map(|t| (t, fit)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_stop_overtakes_a_proof() {
+    // While it is proved, while it hangs, and between its proof and the exec.
+    for (after, hangs) in [(0, false), (49, false), (12_000, true), (52, false)] {
+        for intent in [Intent::Stop, Intent::StopNow] {
+            let mut world = proven(3);
+            world.binary = Box::new(move |policy, _| Binary {
+                proof: Some((ms(50), Ok(()))).filter(|_| !hangs),
+                exec: (ms(5), ms(20), Ok(policy.clone())),
+                toll: 0,
+            });
+            world.request(1, Intent::Upgrade);
+            world.run(ms(after));
+            world.request(2, intent);
+            assert_eq!(world.times(&Action::StopProof), [ms(5_000 + after)]);
+            world.request(3, Intent::Upgrade);
+            world.drive();
+            assert_eq!((world.exit, world.images), (Some(Outcome::Stopped), 0));
+            assert_eq!((world.answers().len(), failures(&world).len()), (3, 2));
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_is_refused_while_a_reload_runs() {
+    let mut world = proven(2);
+    world.request(1, Intent::Reload);
+    for ticket in 2..6 {
+        world.request(ticket, Intent::Upgrade);
+        world.run(ms(7));
+    }
+    world.drive();
+    let refused = world.answers().iter().filter(|(_, said)| said.is_err()).count();
+    assert_eq!((refused, world.answers().len(), world.images), (4, 5, 0));
+    assert_eq!(world.generations(), [2, 2]);
+}
+
+#[test]
+fn an_upgrade_is_refused_before_all_have_been_ready() {
+    let mut world = cluster(2, |_| None);
+    world.request(1, Intent::Upgrade);
+    assert!(refusal(&world).contains("not all been ready"));
+    assert!(world.upgrade_steps().is_empty());
+}
+
+#[test]
+fn what_is_asked_during_an_upgrade_is_refused_done_or_queued() {
+    let mut world = proven(2);
+    world.request(1, Intent::Upgrade);
+    world.request(2, Intent::Reload);
+    assert!(refusal(&world).contains("an upgrade is under way"));
+    world.request(3, Intent::Scale(Scale::Up(1)));
+    assert!(world.answers()[1].1.is_ok());
+    fit(&mut world, 2, 0);
+    until_adopted(&mut world);
+    // The new workers are rolled in: that is a reload like any other.
+    world.request(4, Intent::Reload);
+    world.request(5, Intent::Upgrade);
+    world.request(6, Intent::Scale(Scale::Up(1)));
+    world.drive();
+    let answers: Vec<_> = world.answers().into_iter().map(|(t, said)| (t, said.is_ok())).collect();
+    let expected = [(2, false), (3, true), (1, true), (5, false), (6, false), (4, true)];
+    assert_eq!(answers, expected);
+    assert_eq!((world.images, world.generations()), (1, vec![3, 3]), "as the configuration says");
+}
