@@ -84,6 +84,10 @@ pub(crate) struct Primary {
     launcher: Launcher,
     /// The new binary that is being tried.
     proof: Option<Proof>,
+    /// Those that were killed, until they are reaped.
+    stopped_proofs: Vec<u32>,
+    /// To become the new binary as soon as nothing is left to be dealt with.
+    taking_over: bool,
     /// How often this process has become a new image.
     upgrades: u64,
     journal: Journal,
@@ -147,6 +151,8 @@ impl Primary {
             entry,
             launcher,
             proof: None,
+            stopped_proofs: Vec::new(),
+            taking_over: false,
             upgrades: 0,
             journal,
             control,

@@ -31,7 +31,7 @@ impl Primary {
             }
             Action::Prove => self.prove(),
             Action::StopProof => self.stop_proof(),
-            Action::TakeOver => self.take_over(),
+            Action::TakeOver => self.taking_over = true,
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::Look { memory } => {
                 let event = self.observe(memory);

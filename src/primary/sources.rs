@@ -42,6 +42,10 @@ impl Primary {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
+            if self.taking_over {
+                self.take_over();
+                continue;
+            }
             self.wait().map_err(|e| Error::system("wait for signals and workers", e))?;
         }
     }
@@ -66,7 +70,7 @@ impl Primary {
             .collect();
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
-            let proof = self.proof.iter().map(AsFd::as_fd);
+            let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
             let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
@@ -78,7 +82,7 @@ impl Primary {
             }
         }
         let mut others = &ready[1 + open.len()..];
-        if let Some(proof) = &mut self.proof
+        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.is_open())
             && others.split_off_first() == Some(&true)
         {
             proof.listen();
@@ -96,7 +100,7 @@ impl Primary {
         Ok(())
     }
 
-    fn heed_signals(&mut self) -> std::io::Result<()> {
+    pub(super) fn heed_signals(&mut self) -> std::io::Result<()> {
         for signal in self.signals.take()? {
             match intent(signal) {
                 Some(intent) => {
@@ -117,6 +121,7 @@ impl Primary {
         {
             self.proof_ended(status);
         }
+        self.stopped_proofs.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
         let ended: Vec<_> = self
             .children
             .iter()

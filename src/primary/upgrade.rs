@@ -25,14 +25,18 @@ impl Primary {
         }
     }
 
-    /// The child is not wanted any more. It is ours and not reaped yet, so the pid is its own.
+    /// The child is not wanted any more: its verdict, if it is known already, is dropped, and its end is not
+    /// reported, or it would count for the next one. It is ours and not reaped yet, so the pid is its own.
     pub(super) fn stop_proof(&mut self) {
-        if let Some(proof) = &self.proof {
+        self.taking_over = false;
+        self.queue.retain(|event| !matches!(event, Event::Proved | Event::NotProved { .. }));
+        if let Some(proof) = self.proof.take() {
             let _ = sys::process::kill(proof.pid, Signal::SIGKILL);
+            self.stopped_proofs.push(proof.pid);
         }
     }
 
-    /// The child has ended; its verdict, unless it was stopped, in which case nobody waits for it.
+    /// The child has ended; its verdict.
     pub(super) fn proof_ended(&mut self, status: ExitStatus) {
         let Some(proof) = self.proof.take() else { return };
         self.queue.push_back(match proof.verdict(status) {
@@ -41,15 +45,24 @@ impl Primary {
         });
     }
 
-    /// Becomes the new binary. Signals that come meanwhile wait for its handlers.
+    /// Becomes the new binary, once all that was learned is dealt with: a stop, a worker's last word or its end
+    /// would be lost with this image. Signals that come from here on wait for the handlers of the new one.
     pub(super) fn take_over(&mut self) {
-        let outcome = || -> Result<Error> {
-            let manifest = self.leave()?;
+        let mut outcome = || -> Result<Option<Error>> {
             let _blocked = Blocked::all()
                 .map_err(|e| Error::system("hold back signals for the upgrade", e))?;
-            Ok(self.launcher.take_over(&manifest, &self.descriptors()))
+            self.heed_signals().map_err(|e| Error::system("read the last signals", e))?;
+            if !self.queue.is_empty() {
+                return Ok(None);
+            }
+            let manifest = self.leave()?;
+            Ok(Some(self.launcher.take_over(&manifest, &self.descriptors())))
         };
-        let (Ok(error) | Err(error)) = outcome();
+        let error = match outcome() {
+            Ok(None) => return,
+            Ok(Some(error)) | Err(error) => error,
+        };
+        self.taking_over = false;
         self.queue.push_back(Event::NotProved { why: error.to_string() });
     }
 

@@ -20,6 +20,12 @@ pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
+pub(crate) fn nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// Opens `/dev/null` in place of any of 0, 1 and 2 that is closed, so that no socket of ours ever lands
 /// there and receives what somebody prints.
 pub(crate) fn fill_standard_streams() -> io::Result<()> {

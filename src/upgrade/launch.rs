@@ -33,6 +33,8 @@ pub(crate) struct Launcher {
 pub(crate) struct Proof {
     pub(crate) pid: u32,
     reader: io::PipeReader,
+    /// It has closed its end; the pipe would be readable for ever.
+    closed: bool,
     said: Vec<u8>,
 }
 
@@ -60,8 +62,10 @@ impl Launcher {
         // The child has our handlers until it has become the new binary, which lets signals in itself.
         let _blocked = Blocked::all().map_err(|e| failed("hold back signals for", e))?;
         let (reader, writer) = io::pipe().map_err(|e| failed("make a pipe to", e))?;
+        // What the child started may outlive it with the pipe in its hands; that must not hold us up.
+        sys::fd::nonblocking(&reader).map_err(|e| failed("make a pipe to", e))?;
         match sys::fork::fork()? {
-            Fork::Parent(pid) => Ok(Proof { pid, reader, said: Vec::new() }),
+            Fork::Parent(pid) => Ok(Proof { pid, reader, closed: false, said: Vec::new() }),
             Fork::Child => {
                 let value = format!("{},{}", sealed.as_raw_fd(), writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), writer.as_fd()];
@@ -124,11 +128,17 @@ fn seal(manifest: &Manifest) -> Result<OwnedFd> {
 }
 
 impl Proof {
+    /// Whether it may still say something.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed
+    }
+
     /// Takes in what the child has said so far; never blocks for long, as the child's end is a pipe that was
     /// reported readable.
     pub(crate) fn listen(&mut self) {
         let mut buffer = [0u8; 1024];
         if let Ok(n) = self.reader.read(&mut buffer) {
+            self.closed = n == 0;
             let room = LONGEST_REASON.saturating_sub(self.said.len());
             self.said.extend_from_slice(&buffer[..n.min(room)]);
         }
@@ -136,7 +146,7 @@ impl Proof {
 
     /// What it comes to, once the child is dead.
     pub(crate) fn verdict(mut self, status: std::process::ExitStatus) -> Result<(), String> {
-        // All that was written is in the pipe, and its other end is closed.
+        // All that was written is in the pipe. The error of an end that is still open elsewhere is none of ours.
         let _ = self.reader.by_ref().take(LONGEST_REASON as u64).read_to_end(&mut self.said);
         let said = String::from_utf8_lossy(&self.said);
         match said.trim() {
