@@ -60,10 +60,10 @@ fn a_binary_that_is_none_changes_nothing() {
     for (script, why) in [
         (":", "No such file"),
         ("cp good new; chmod 644 new", "Permission denied"),
-        (": > new; chmod 755 new", "program"),
-        ("echo 'not a program' > new; chmod 755 new", "program"),
+        (": > new; chmod 755 new", "Exec format error"),
+        ("echo 'not a program' > new; chmod 755 new", "Exec format error"),
         ("mkdir new", "Permission denied"),
-        ("head -c 4000 good > new; chmod 755 new", ""),
+        ("head -c 4000 good > new; chmod 755 new", "ended before it was ready"),
         ("printf '#!/nonexistent/interpreter\\n' > new; chmod 755 new", "No such file"),
     ] {
         replace(&server, script);
