@@ -175,6 +175,7 @@ impl Primary {
             self.publish();
             for action in actions {
                 if let Some(outcome) = self.perform(action) {
+                    self.bury_proofs();
                     return Ok(outcome);
                 }
             }

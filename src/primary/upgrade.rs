@@ -36,6 +36,14 @@ impl Primary {
         }
     }
 
+    /// Waits for those that were killed: nobody else would.
+    pub(super) fn bury_proofs(&mut self) {
+        while !self.stopped_proofs.is_empty() {
+            self.stopped_proofs.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
+            std::thread::yield_now();
+        }
+    }
+
     /// The child has ended; its verdict.
     pub(super) fn proof_ended(&mut self, status: ExitStatus) {
         let Some(proof) = self.proof.take() else { return };

@@ -110,7 +110,11 @@ impl Supervisor {
                 State::Booting { .. } => {
                     let limit = self.policy.boot_timeout;
                     actions.push(Action::Report(Notice::BootTimedOut { worker, limit }));
-                    complain(&mut self.members, id, format!("was not ready within {limit:?}"));
+                    complain(
+                        &mut self.members,
+                        id,
+                        format!("was not ready within {limit:?} (boot-timeout)"),
+                    );
                     Cause::BootTimeout
                 }
                 State::Draining { .. } => {

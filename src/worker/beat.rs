@@ -50,5 +50,6 @@ fn report_cut(state: &State, cut: usize) {
         .collect();
     let named =
         if requests.is_empty() { String::new() } else { format!(": {}", requests.join(", ")) };
-    log::warn!("{} cut {cut} connections at the graceful timeout{named}", state.tag);
+    let plural = if cut == 1 { "" } else { "s" };
+    log::warn!("{} cut {cut} connection{plural} at the graceful timeout{named}", state.tag);
 }

@@ -128,7 +128,7 @@ fn a_binary_whose_configuration_is_wrong_changes_nothing() {
 
 #[test]
 fn a_stop_during_the_trial_is_a_good_end() {
-    let mut server = start(&[]);
+    let server = start(&[]);
     replace(&server, HANGS);
     server.signal(Signal::SIGUSR2);
     server.wait_log("upgrade (SIGUSR2): trying the new binary");
@@ -137,9 +137,8 @@ fn a_stop_during_the_trial_is_a_good_end() {
     assert_eq!(client.get("/").expect("answer").status, 200);
     drop(client);
     server.signal(Signal::SIGTERM);
-    assert_eq!(server.wait_exit().code(), Some(0));
-    wait::until("the end of the trial", || process::is_gone(trial));
-    let log = server.log();
+    let log = server.finish(0);
+    assert!(process::is_gone(trial), "the trial is reaped before the end");
     assert!(log.ends_with("stopped\n"), "{log}");
     assert!(log.contains("upgrade failed, nothing has changed: the cluster is stopping"), "{log}");
 }

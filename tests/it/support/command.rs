@@ -52,6 +52,18 @@ impl Builder {
         Builder::new(path, name)
     }
 
+    /// One of the examples of this package, on port 0; built like the programs.
+    pub fn example(name: &str) -> Builder {
+        let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
+        let path = bin.with_file_name("examples").join(name);
+        assert!(path.exists(), "run: cargo build --examples");
+        let mut builder = Builder::new(path, "127.0.0.1:0");
+        builder.binds.clear();
+        builder.tells_workers = false;
+        builder.workers = std::thread::available_parallelism().map_or(1, usize::from);
+        builder
+    }
+
     /// `prefork VERB`, for verbs that end by themselves.
     pub fn verb(verb: &str) -> Builder {
         let mut builder = Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);

@@ -54,10 +54,16 @@ impl Server {
     pub(super) fn ready(mut self) -> Server {
         self.wait_all_ready();
         let log = self.log();
+        self.find_addresses(&log);
+        self
+    }
+
+    /// Learns from `log` where it listens.
+    #[track_caller]
+    pub fn find_addresses(&mut self, log: &str) {
         let line = log.lines().find_map(|line| line.split_once("listening on "));
         let names = line.unwrap_or_else(|| panic!("no address in the log")).1;
         self.addresses = names.split(", ").map(parse_address).collect();
-        self
     }
 
     /// These pieces of text may stand in ERROR lines.
