@@ -14,9 +14,9 @@ use crate::sys;
 use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
 
-/// The signals the primary handles. WINCH is caught so that it does not disturb it: a terminal's resize is no
-/// reason to do anything to a service.
-pub(super) const SIGNALS: [Signal; 10] = [
+/// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
+/// is no reason to do anything to a service, and nobody here sets an alarm.
+pub(super) const SIGNALS: [Signal; 11] = [
     Signal::SIGCHLD,
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -27,6 +27,7 @@ pub(super) const SIGNALS: [Signal; 10] = [
     Signal::SIGTTIN,
     Signal::SIGTTOU,
     Signal::SIGWINCH,
+    Signal::SIGALRM,
 ];
 
 /// Words taken from one channel in one turn: a flooding worker must not keep the others waiting.
