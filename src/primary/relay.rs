@@ -46,6 +46,10 @@ impl Relay {
         self.waiting.push_back(Parcel { fd, word: ToWorker::Arrive(unread), since: now });
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= MOST
     }

@@ -43,7 +43,8 @@ impl Primary {
             if let Some(event) = self.queue.pop_front() {
                 return Ok(event);
             }
-            if self.taking_over {
+            // Connections on their way would be closed by the exec: they are delivered first.
+            if self.taking_over && self.relay.is_empty() {
                 self.take_over();
                 continue;
             }
