@@ -125,14 +125,13 @@ impl Cluster {
             Some(Inherited::Manifest(manifest)) => Some(manifest),
             None => None,
         };
-        if let Some(path) = &self.config.log_file {
-            log_file::redirect_to(path)?;
-        }
+        self.redirect_log().or_else(|e| forgive(e, left.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
-        let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose()?;
+        let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose();
+        let pid_file = pid_file.or_else(|e| forgive(e, left.is_some()).map(|()| None))?;
         let listeners = self.listeners(left.as_ref())?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
@@ -142,6 +141,10 @@ impl Cluster {
             Outcome::Stopped => exit::OK,
             Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
         }))
+    }
+
+    fn redirect_log(&self) -> Result<()> {
+        self.config.log_file.as_deref().map_or(Ok(()), |path| log_file::redirect_to(path).map(drop))
     }
 
     /// The sockets of the image before this one, and those that only our configuration names.
@@ -178,6 +181,15 @@ impl Cluster {
         upgrade::answer(answer, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
+}
+
+/// What stops a start does not stop a service that was taken over: there is no way back from an exec.
+fn forgive(error: Error, taken_over: bool) -> Result<()> {
+    if !taken_over {
+        return Err(error);
+    }
+    log::error!("{error}; going on without");
+    Ok(())
 }
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].

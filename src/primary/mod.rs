@@ -126,17 +126,18 @@ impl Primary {
                 (Supervisor::new(policy, seed), configs)
             }
             Some(manifest) => {
-                let adopted = upgrade::adopted(manifest);
                 journal.succeeding(manifest.workers.len(), &listeners.locals());
-                let before = adopted.generation;
-                let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
-                // Should the new generation fail, the old one's slots are forked from what there is.
-                let after = Generation(before.0 + 1);
-                let configs = [(before, Rc::clone(&config)), (after, Rc::clone(&config))];
-                (mind, BTreeMap::from(configs))
+                upgrade::go_on(manifest, policy, seed, &config)
             }
         };
-        let control = requests::open(&config.control, &mut journal)?;
+        let control = match requests::open(&config.control, &mut journal) {
+            // There is no way back from an exec: what was taken over serves on, without a control socket.
+            Err(e) if left.is_some() => {
+                journal.control_failed(&e);
+                None
+            }
+            opened => opened?,
+        };
         let mut primary = Primary {
             configs,
             reread,

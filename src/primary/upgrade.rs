@@ -1,15 +1,18 @@
 //! The hands' side of an upgrade: what is left to the new image, and taking it over from an old one.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Child, Primary};
+use crate::config::{Config, Policy};
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
 use crate::scoreboard::RowIndex;
-use crate::supervisor::{Adopted, AdoptedMember, Event};
+use crate::supervisor::{Adopted, AdoptedMember, Event, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
 use crate::upgrade::{Manifest, PassedListener, PassedWorker};
@@ -151,8 +154,23 @@ impl Primary {
     }
 }
 
+/// A supervisor that goes on where the image before this one stopped, and what it forks workers under.
+pub(super) fn go_on(
+    manifest: &Manifest,
+    policy: Policy,
+    seed: u64,
+    config: &Rc<Config>,
+) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
+    let adopted = adopted(manifest);
+    let before = adopted.generation;
+    let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
+    // Should the new generation fail, the old one's slots are forked from what there is.
+    let configs = [before, Generation(before.0 + 1)].map(|each| (each, Rc::clone(config)));
+    (mind, BTreeMap::from(configs))
+}
+
 /// What the supervisor has to know of a manifest.
-pub(super) fn adopted(manifest: &Manifest) -> Adopted {
+fn adopted(manifest: &Manifest) -> Adopted {
     let members = manifest.workers.iter().map(|worker| AdoptedMember {
         tag: tag(worker),
         age: Duration::from_millis(worker.age_ms),
