@@ -42,6 +42,13 @@ pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     Ok(getppid().as_raw() == primary as i32)
 }
 
+/// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns
+/// `false` if the parent is already gone. For processes that hold nothing of anybody.
+pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {
+    nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL))?;
+    Ok(getppid().as_raw() == parent as i32)
+}
+
 extern "C" fn arm_alarm(_: libc::c_int) {
     // SAFETY: getppid and alarm are async-signal-safe and cannot fail.
     unsafe {

@@ -64,9 +64,13 @@ impl Launcher {
         let (reader, writer) = io::pipe().map_err(|e| failed("make a pipe to", e))?;
         // What the child started may outlive it with the pipe in its hands; that must not hold us up.
         sys::fd::nonblocking(&reader).map_err(|e| failed("make a pipe to", e))?;
+        let primary = std::process::id();
         match sys::fork::fork()? {
             Fork::Parent(pid) => Ok(Proof { pid, reader, closed: false, said: Vec::new() }),
             Fork::Child => {
+                if !matches!(sys::process::killed_with(primary), Ok(true)) {
+                    sys::fork::exit_now(exit::OS);
+                }
                 let value = format!("{},{}", sealed.as_raw_fd(), writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), writer.as_fd()];
                 let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
