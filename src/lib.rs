@@ -36,7 +36,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::{Attached, Config, ControlSocket, Workers};
+use super::{Attached, Config, ControlSocket, Dispatch, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
@@ -30,6 +30,7 @@ impl ConfigBuilder {
         bind: Vec<ListenAddr>,
         workers: Workers,
         backlog: u32,
+        dispatch: Dispatch,
         graceful_timeout: Duration,
         linger_timeout: Duration,
         hand_over: bool,

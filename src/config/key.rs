@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Workers;
 use super::control::{self, ControlSocket};
 use super::draft::Draft;
 use super::said::{Problem, Said};
 use super::value;
+use super::{Dispatch, Workers};
 use crate::listener::ListenAddr;
 
 /// One thing an operator may set.
@@ -40,6 +40,8 @@ pub(crate) enum Field {
     Addresses(fn(&mut Draft) -> &mut Vec<ListenAddr>),
     /// `auto` or a count.
     Workers(fn(&mut Draft) -> &mut Workers),
+    /// A policy's name.
+    Dispatch(fn(&mut Draft) -> &mut Dispatch),
     /// A whole number.
     Count(fn(&mut Draft) -> &mut u32),
     /// A duration.
@@ -81,6 +83,7 @@ impl Key {
         match self.field {
             Field::Addresses(_) => "ADDRESS",
             Field::Workers(_) | Field::Count(_) => "N",
+            Field::Dispatch(_) => "POLICY",
             Field::Duration(_) => "DURATION",
             Field::Size(_) | Field::Length(_) => "SIZE",
             Field::Switch(_) => "BOOL",
@@ -96,6 +99,7 @@ impl Key {
         match self.field {
             Field::Addresses(place) => *place(draft) = said.each(value::address)?,
             Field::Workers(place) => *place(draft) = said.one(value::workers)?,
+            Field::Dispatch(place) => *place(draft) = said.one(str::parse)?,
             Field::Count(place) => *place(draft) = said.one(value::count)?,
             Field::Duration(place) => *place(draft) = said.one(value::duration)?,
             Field::Size(place) => {
@@ -125,6 +129,7 @@ impl Key {
                 place(draft).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             }
             Field::Workers(place) => value::show_workers(*place(draft)),
+            Field::Dispatch(place) => place(draft).to_string(),
             Field::Count(place) => place(draft).to_string(),
             Field::Duration(place) => value::show_duration(*place(draft)),
             Field::Size(place) => value::show_size(*place(draft) as u64),

@@ -33,6 +33,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::Count(|d| &mut d.config.backlog),
         "Connections the kernel queues before they are accepted",
     ),
+    key(
+        "dispatch",
+        group::LISTENING,
+        Field::Dispatch(|d| &mut d.config.dispatch),
+        "Who gets the next connection: shared, round-robin, reuseport, least-conn or ip-hash",
+    ),
     Key {
         short: Some('w'),
         aliases: &[Alias { var: "WEB_CONCURRENCY", convert: value::unchanged }],

@@ -5,6 +5,7 @@
 
 mod builder;
 mod control;
+mod dispatch;
 mod draft;
 mod environment;
 mod file;
@@ -27,6 +28,7 @@ use crate::listener::ListenAddr;
 
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
+pub use dispatch::Dispatch;
 pub(crate) use policy::Policy;
 pub use workers::Workers;
 
@@ -51,6 +53,8 @@ pub struct Config {
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is
     /// that cap's own default since Linux 5.4.
     pub backlog: u32,
+    /// Who gets the next connection. Default: [`Dispatch::Shared`].
+    pub dispatch: Dispatch,
     /// How long a stopping worker may go on serving before it is cut off. Default: 30 s.
     pub graceful_timeout: Duration,
     /// How long a stopping worker keeps an idle kept-alive connection open, so that a request which
@@ -165,6 +169,7 @@ impl Default for Config {
             bind: vec![ListenAddr::default()],
             workers: Workers::Auto,
             backlog: 4096,
+            dispatch: Dispatch::Shared,
             graceful_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(1),
             hand_over: true,
