@@ -28,6 +28,8 @@ pub struct Counters {
     pub handed_over: u64,
     /// Connections taken over from another worker.
     pub taken_over: u64,
+    /// Connections refused with 503, as they had waited in the queue for longer than `max-queue-wait`.
+    pub shed: u64,
 }
 
 impl Counters {
@@ -44,6 +46,7 @@ impl Counters {
             cut: next(),
             handed_over: next(),
             taken_over: next(),
+            shed: next(),
         }
     }
 
@@ -64,6 +67,7 @@ impl Counters {
             self.cut,
             self.handed_over,
             self.taken_over,
+            self.shed,
         ];
         for (word, value) in COUNTERS.zip(values) {
             Word::at(word).add(page, value);
@@ -82,6 +86,7 @@ impl Counters {
             cut: self.cut.min(most),
             handed_over: self.handed_over.min(most),
             taken_over: self.taken_over.min(most),
+            shed: self.shed.min(most),
         }
     }
 
@@ -100,6 +105,7 @@ impl Counters {
             cut: self.cut.wrapping_add(other.cut),
             handed_over: self.handed_over.wrapping_add(other.handed_over),
             taken_over: self.taken_over.wrapping_add(other.taken_over),
+            shed: self.shed.wrapping_add(other.shed),
         }
     }
 }

@@ -9,6 +9,7 @@
 //! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
 //! they stay in the total, and the row is cleared for the next.
 
+mod buckets;
 mod counters;
 mod inflight;
 mod layout;
@@ -22,6 +23,7 @@ use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
+pub(crate) use buckets::{BUCKETS, quantile};
 pub use counters::Counters;
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};

@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::buckets::BUCKETS;
 use super::counters::Counters;
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, GENERATION, ID, LAG, LAG_BUCKETS, NOW, OPEN, PID, REQUESTS, RESTARTS, SLOT,
+    ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
     STARTED, STATE, WANTED,
 };
 use crate::sys::process::monotonic_ms;
@@ -51,14 +52,17 @@ pub struct WorkerSnapshot {
     pub beat_age_ms: u64,
     /// How late its event loop turned, ten times a second, counted by powers of two: up to 1 ms, up to 2 ms, up
     /// to 4 ms, ... The 16th entry has all the rest.
-    pub loop_lag: [u64; LAG_BUCKETS],
+    pub loop_lag: [u64; BUCKETS],
+    /// How long connections waited in the kernel's queue before they were accepted, counted in the same way.
+    /// Unix sockets do not tell.
+    pub queue_wait: [u64; BUCKETS],
     /// Open connections.
     pub connections: u64,
     /// Requests being answered.
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
-    /// The requests it is answering, oldest first; at most 28 of them.
+    /// The requests it is answering, oldest first; at most 27 of them.
     pub serving: Vec<InFlight>,
 }
 
@@ -143,6 +147,7 @@ impl WorkerSnapshot {
             started_ms: STARTED.load(page),
             beat_age_ms: now.saturating_sub(BEAT.load(page)),
             loop_lag: std::array::from_fn(|bucket| LAG.plus(bucket).load(page)),
+            queue_wait: std::array::from_fn(|bucket| QUEUE_WAIT.plus(bucket).load(page)),
             connections: OPEN.load(page),
             active: ACTIVE.load(page),
             counters: Counters::read(page),
