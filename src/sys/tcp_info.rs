@@ -88,7 +88,11 @@ mod tests {
         let (_silent, mut early, mut late, gone) = (connect(), connect(), connect(), connect());
         early.write_all(b"at once").expect("write");
         let connected = Instant::now();
-        let pass = |span| while connected.elapsed() < span {};
+        let pass = |span| {
+            while connected.elapsed() < span {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        };
         pass(Duration::from_millis(200));
         late.write_all(b"later").expect("write");
         drop(gone);

@@ -3,7 +3,8 @@
 //! them would make those behind them wait just as long.
 //!
 //! The kernel counts from the handshake, so it does not matter who took the connection out of the queue, nor by
-//! which way it came to this worker. Unix sockets do not tell, and are never refused.
+//! which way it came to this worker. Unix sockets do not tell, and are never refused. Nor are those that a stop
+//! takes out of the queue before it is closed.
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
