@@ -186,7 +186,7 @@ impl Acceptor {
     async fn take(&self, fd: OwnedFd, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
         let Some(fd) = waited::admit(state, fd, self.unix, self.client_speaks_first) else {
-            // What was refused closes before the next one is taken: shedding takes no more than serving.
+            // Its close has its first turn before our next accept, so a queue full of these does not hold the loop.
             return tokio::task::yield_now().await;
         };
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Some(Bytes::new()) };
