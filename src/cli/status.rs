@@ -4,11 +4,14 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::logger::one_line;
-use crate::control::{Event, Status, WorkerStatus};
+use crate::control::{Event, QueueWait, Status, WorkerStatus};
 use crate::span::Span;
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
+
+/// The largest bound of a wait in milliseconds; what is larger stands for the rest.
+const LONGEST_WAIT: u64 = 1 << 14;
 
 const HEAD: [&str; 11] =
     ["ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "SERVING"];
@@ -32,9 +35,12 @@ pub(super) fn table(status: &Status) -> String {
         primary.restarts,
         status.totals.requests,
     );
-    let listeners = status.listeners.join(", ");
-    let listeners = if listeners.is_empty() { "nothing any more" } else { &listeners };
-    let _ = writeln!(text, "listening on {}\n", one_line(listeners));
+    let _ = writeln!(text, "listening on {}", listeners(status));
+    let (wait, shed) = (&status.queue_wait, status.totals.shed);
+    if wait.connections > 0 || shed > 0 {
+        let _ = writeln!(text, "{}", waits(wait, shed));
+    }
+    text.push('\n');
     let rows: Vec<[String; 11]> =
         std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
@@ -52,6 +58,35 @@ pub(super) fn table(status: &Status) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The addresses, with how many connections wait to be accepted where that is known.
+fn listeners(status: &Status) -> String {
+    if status.listeners.is_empty() {
+        return "nothing any more".to_string();
+    }
+    let all = status.listeners.iter().map(|name| {
+        let mut text = one_line(name).into_owned();
+        for queue in status.queues.iter().filter(|queue| queue.listener == *name) {
+            let _ = write!(text, " ({} of {} queued)", queue.depth, queue.limit);
+        }
+        text
+    });
+    all.collect::<Vec<_>>().join(", ")
+}
+
+/// How long connections waited to be accepted, in bounds.
+fn waits(wait: &QueueWait, shed: u64) -> String {
+    let bound = |ms: Option<u64>| match ms {
+        None => "-".to_string(),
+        Some(ms) if ms > LONGEST_WAIT => format!("over {}", span(LONGEST_WAIT)),
+        Some(ms) => span(ms),
+    };
+    let [half, most, all] = [wait.p50_ms, wait.p99_ms, wait.max_ms].map(bound);
+    let connections = wait.connections;
+    format!(
+        "waited to be accepted: p50 {half}, p99 {most}, longest {all} ({connections} connections), {shed} shed"
+    )
 }
 
 fn row(worker: &WorkerStatus) -> [String; 11] {
@@ -144,6 +179,29 @@ mod tests {
              GET /spin (12 s, on the event loop) +1\n \
              4     1    2     -  forking   0 ms     0       0         0      -  -\n"
         );
+    }
+
+    #[test]
+    fn queues_and_waits_are_shown_where_they_are_known() {
+        let mut status = status();
+        let queues = r#"[{"listener":"http://127.0.0.1:3000","depth":3,"limit":4096}]"#;
+        status.queues = serde_json::from_str(queues).expect("queues");
+        status.listeners.push("unix:/run/a".to_string());
+        status.totals.shed = 5;
+        let wait = r#"{"connections":9,"p50_ms":1,"p99_ms":4096,"max_ms":32768}"#;
+        status.queue_wait = serde_json::from_str(wait).expect("waits");
+        let text = table(&status);
+        let lines: Vec<&str> = text.lines().skip(1).take(3).collect();
+        assert_eq!(
+            lines,
+            [
+                "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a",
+                "waited to be accepted: p50 1 ms, p99 4.1 s, longest over 16.4 s (9 connections), 5 shed",
+                ""
+            ]
+        );
+        status.queue_wait = QueueWait::default();
+        assert!(table(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ impl ConfigBuilder {
         bind: Vec<ListenAddr>,
         workers: Workers,
         backlog: u32,
+        max_queue_wait: Duration,
         dispatch: Dispatch,
         graceful_timeout: Duration,
         linger_timeout: Duration,
@@ -84,6 +85,7 @@ impl ConfigBuilder {
         in_range("max-header-size", c.max_header_size as u64, 8 * 1024, 1024 * 1024)?;
         in_range("worker-connections", c.worker_connections.into(), 1, 1_000_000)?;
         for (name, value, least) in [
+            ("max-queue-wait", c.max_queue_wait, Duration::ZERO),
             ("graceful-timeout", c.graceful_timeout, Duration::ZERO),
             ("linger-timeout", c.linger_timeout, Duration::ZERO),
             ("boot-timeout", c.boot_timeout, Duration::from_millis(1)),

@@ -34,6 +34,12 @@ pub(crate) static KEYS: &[Key] = &[
         "Connections the kernel queues before they are accepted",
     ),
     key(
+        "max-queue-wait",
+        group::LISTENING,
+        Field::Duration(|d| &mut d.config.max_queue_wait),
+        "Answer 503 to a connection that waited for longer before it was accepted; 0 is never",
+    ),
+    key(
         "dispatch",
         group::LISTENING,
         Field::Dispatch(|d| &mut d.config.dispatch),

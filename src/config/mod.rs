@@ -53,6 +53,10 @@ pub struct Config {
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is
     /// that cap's own default since Linux 5.4.
     pub backlog: u32,
+    /// A TCP connection that waited in that queue for longer gets a 503 with `Retry-After` at once, in a step of a
+    /// kernel tick (1 to 10 ms). Not in clusters of [`Cluster::serve_connections`](crate::Cluster::serve_connections),
+    /// which get every connection. 0: never. Default: 0.
+    pub max_queue_wait: Duration,
     /// Who gets the next connection. Default: [`Dispatch::Shared`].
     pub dispatch: Dispatch,
     /// How long a stopping worker may go on serving before it is cut off. Default: 30 s.
@@ -169,6 +173,7 @@ impl Default for Config {
             bind: vec![ListenAddr::default()],
             workers: Workers::Auto,
             backlog: 4096,
+            max_queue_wait: Duration::ZERO,
             dispatch: Dispatch::Shared,
             graceful_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(1),

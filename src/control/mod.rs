@@ -34,6 +34,7 @@ mod frame;
 mod ledger;
 mod place;
 mod protocol;
+mod queue;
 mod server;
 mod status;
 
@@ -42,6 +43,7 @@ pub(crate) use ledger::Ledger;
 pub(crate) use place::{candidates, of_this_process, runtime_directory};
 pub use protocol::Event;
 pub(crate) use protocol::{Change, Reply, Request};
+pub use queue::{QueueStatus, QueueWait};
 pub(crate) use server::{Asked, Server};
 pub(crate) use status::Around;
 pub use status::{PrimaryStatus, Status, WorkerStatus};

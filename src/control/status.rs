@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::queue::{QueueStatus, QueueWait};
 use crate::identity::WorkerId;
-use crate::scoreboard::{Counters, InFlight, WorkerSnapshot};
+use crate::scoreboard::{BUCKETS, Counters, InFlight, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
 const LISTED: usize = 2048;
 
 /// The largest whole number that every JSON reader keeps exactly. A figure beyond it is garbage anyway.
-const LARGEST: u64 = (1 << 53) - 1;
+pub(super) const LARGEST: u64 = (1 << 53) - 1;
 
 /// The cluster at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +24,12 @@ pub struct Status {
     pub primary: PrimaryStatus,
     /// Addresses that are listened on; none while the cluster stops.
     pub listeners: Vec<String>,
+    /// How many connections wait to be accepted, for each listening TCP socket.
+    #[serde(default)]
+    pub queues: Vec<QueueStatus>,
+    /// How long connections waited to be accepted.
+    #[serde(default)]
+    pub queue_wait: QueueWait,
     /// Sums over all workers, living and dead.
     pub totals: Counters,
     /// Every worker that exists or is being forked, oldest first.
@@ -70,7 +77,10 @@ pub struct WorkerStatus {
     /// How late its event loop turned, counted by powers of two of a millisecond: up to 1, up to 2, up to 4, ...
     /// The 16th entry has all the rest.
     #[serde(default)]
-    pub loop_lag: [u64; 16],
+    pub loop_lag: [u64; BUCKETS],
+    /// How long connections waited in the kernel's queue before it accepted them, counted in the same way.
+    #[serde(default)]
+    pub queue_wait: [u64; BUCKETS],
     /// Open connections.
     pub connections: u64,
     /// Requests being answered.
@@ -85,6 +95,7 @@ pub struct WorkerStatus {
 pub(crate) struct Around {
     pub(crate) started: Instant,
     pub(crate) listeners: Vec<String>,
+    pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
 }
 
@@ -104,7 +115,7 @@ impl Status {
             room -= worker.serving.len();
             worker
         });
-        let workers = workers.collect();
+        let workers: Vec<WorkerStatus> = workers.collect();
         let primary = PrimaryStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -115,7 +126,9 @@ impl Status {
             restarts: view.restarts,
         };
         let totals = around.totals.at_most(LARGEST);
-        Status { primary, listeners: around.listeners, totals, workers }
+        let queue_wait = QueueWait::of(&workers);
+        let Around { listeners, queues, .. } = around;
+        Status { primary, listeners, queues, queue_wait, totals, workers }
     }
 }
 
@@ -130,7 +143,8 @@ impl WorkerStatus {
             state: member.state.to_string(),
             uptime_ms: millis(member.born, now),
             beat_age_ms: None,
-            loop_lag: [0; 16],
+            loop_lag: [0; BUCKETS],
+            queue_wait: [0; BUCKETS],
             connections: 0,
             active: 0,
             counters: Counters::default(),
@@ -139,6 +153,7 @@ impl WorkerStatus {
         if let Some(figures) = figures {
             worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
             worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
+            worker.queue_wait = figures.queue_wait.map(|n| n.min(LARGEST));
             worker.connections = figures.connections.min(LARGEST);
             worker.active = figures.active.min(LARGEST);
             worker.counters = figures.counters.at_most(LARGEST);
@@ -181,24 +196,26 @@ pub(super) mod tests {
             state: "serving",
             started_ms: u64::MAX,
             beat_age_ms: u64::MAX,
-            loop_lag: [u64::MAX; 16],
+            loop_lag: [u64::MAX; BUCKETS],
+            queue_wait: [u64::MAX; BUCKETS],
             connections: u64::MAX,
             active: u64::MAX,
             counters: Counters { requests: u64::MAX, ..Counters::default() },
-            serving: vec![request; 28],
+            serving: vec![request; 27],
         }
     }
 
     #[test]
     fn who_a_worker_is_comes_from_memory_and_its_figures_are_bounded() {
         let totals = Counters { requests: u64::MAX, ..Counters::default() };
-        let around = Around { started: Instant::now(), listeners: vec![], totals };
+        let around = Around { started: Instant::now(), listeners: vec![], queues: vec![], totals };
         let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
         assert_eq!(worker.state, "booting");
         assert_eq!((worker.connections, worker.counters.requests), (LARGEST, LARGEST));
         assert_eq!((worker.serving[0].age_ms, status.totals.requests), (LARGEST, LARGEST));
+        assert_eq!((worker.queue_wait[15], status.queue_wait.connections), (LARGEST, LARGEST));
         let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
         assert_eq!(listed, LISTED);
         let bytes = super::super::Reply::Status(Box::new(status)).encode().len();

@@ -13,6 +13,7 @@ use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
 use crate::socket_file::SocketFile;
+use crate::sys::{self, tcp_info::Queue};
 pub use addr::ListenAddr;
 
 /// One listening socket.
@@ -112,6 +113,12 @@ impl ListenerSet {
     /// The addresses as the kernel has them.
     pub(crate) fn locals(&self) -> Vec<String> {
         self.listeners.iter().map(|l| l.local.clone()).collect()
+    }
+
+    /// How full the queue of each TCP socket is, with its address. Unix sockets do not tell.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = (String, Queue)> + '_ {
+        let told = |l: &Listener| Some((l.local.clone(), sys::tcp_info::queue(&l.socket).ok()?));
+        self.listeners.iter().filter_map(told)
     }
 }
 

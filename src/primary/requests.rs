@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Primary;
 use super::journal::Journal;
 use crate::config::ControlSocket;
-use crate::control::{self, Around, Asked, Change, Reply, Request, Server, Status};
+use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Server, Status};
 use crate::error::Result;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 
@@ -96,9 +96,11 @@ impl Primary {
 
     /// From memory and the scoreboard: no worker is asked, so none can make it slow.
     fn status(&self, now: Instant) -> Status {
+        let queues = self.listeners.queues();
         let around = Around {
             started: self.started,
             listeners: self.listeners.locals(),
+            queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.board.reader().snapshot().totals,
         };
         Status::of(&self.supervisor.view(), around, now, |id| {

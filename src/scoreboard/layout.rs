@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::buckets::BUCKETS;
 use crate::sys::shm::{Page, WORDS};
 
 /// One 64-bit word of a page.
@@ -40,34 +41,34 @@ pub(crate) const CUT: Word = Word(26);
 pub(crate) const HANDED_OVER: Word = Word(27);
 /// Connections taken over from another worker.
 pub(crate) const TAKEN_OVER: Word = Word(28);
+/// Connections that were refused as they had waited for too long.
+pub(crate) const SHED: Word = Word(29);
 
 /// Only in the primary's page: workers wanted, replacements forked, rows ever used.
 pub(crate) const WANTED: Word = Word(32);
 pub(crate) const RESTARTS: Word = Word(33);
 pub(crate) const ROWS: Word = Word(34);
 
-/// The counters that are kept when a worker dies: all from `ACCEPTED` to `TAKEN_OVER`.
-pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TAKEN_OVER.0;
+/// The counters that are kept when a worker dies: all from `ACCEPTED` to `SHED`.
+pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=SHED.0;
 
-/// How late the event loop turned, counted by powers of two: up to 1 ms, 2 ms, 4 ms, ... and the rest.
+/// How late the event loop turned, in `BUCKETS` words.
 pub(crate) const LAG: Word = Word(40);
-pub(crate) const LAG_BUCKETS: usize = 16;
 
-/// In-flight entries fill the page from here on.
+/// How long connections waited in the kernel's queue, in `BUCKETS` words at the end of the page.
+pub(crate) const QUEUE_WAIT: Word = Word(WORDS - BUCKETS);
+
+/// In-flight entries fill the page from here on, up to `QUEUE_WAIT`.
 pub(crate) const ENTRIES: usize = 64;
 /// Words of one in-flight entry: sequence, start, length, and 13 of text.
 pub(crate) const ENTRY: usize = 16;
 /// How many requests of a worker can be seen at once; the others are only counted.
-pub(crate) const ENTRY_COUNT: usize = (WORDS - ENTRIES) / ENTRY;
+pub(crate) const ENTRY_COUNT: usize = (QUEUE_WAIT.0 - ENTRIES) / ENTRY;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
-const _: () = assert!(
-    TAKEN_OVER.0 < WANTED.0
-        && ROWS.0 < LAG.0
-        && LAG.0 + LAG_BUCKETS <= ENTRIES
-        && ENTRY_COUNT == 28
-);
+const _: () =
+    assert!(SHED.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 27);
 
 impl Word {
     pub(crate) const fn at(index: usize) -> Word {

@@ -9,6 +9,8 @@
 //! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
 //! they stay in the total, and the row is cleared for the next.
 
+mod buckets;
+mod counters;
 mod inflight;
 mod layout;
 mod row;
@@ -21,10 +23,12 @@ use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
+pub(crate) use buckets::{BUCKETS, quantile};
+pub use counters::Counters;
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
 pub(crate) use snapshot::Glance;
-pub use snapshot::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
+pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};
 
 /// The primary's page.
 const PRIMARY: usize = 0;

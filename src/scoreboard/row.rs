@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::buckets::bucket_of;
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
-    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, LAG_BUCKETS,
-    OPEN, PANICS, PID, REQUESTS, RESPONSES, STARTED, STATE, TAKEN_OVER,
+    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, OPEN, PANICS,
+    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, STARTED, STATE, TAKEN_OVER,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -56,10 +57,7 @@ impl OwnRow {
 
     /// The loop turned so much later than it wanted to.
     pub(crate) fn lagged(&self, late: Duration) {
-        let millis = late.as_millis().max(1) as u64;
-        // 1 ms is bucket 0; what is between two powers of two belongs to the larger.
-        let bucket = millis.next_power_of_two().trailing_zeros() as usize;
-        LAG.plus(bucket.min(LAG_BUCKETS - 1)).add(self.page, 1);
+        LAG.plus(bucket_of(millis(late))).add(self.page, 1);
     }
 
     /// Whether this worker takes new connections at the moment.
@@ -71,6 +69,16 @@ impl OwnRow {
     pub(crate) fn opened(&self) {
         ACCEPTED.add(self.page, 1);
         OPEN.add(self.page, 1);
+    }
+
+    /// A connection waited in the kernel's queue for so long.
+    pub(crate) fn waited(&self, span: Duration) {
+        QUEUE_WAIT.plus(bucket_of(millis(span))).add(self.page, 1);
+    }
+
+    /// A connection was refused, as it had waited for too long.
+    pub(crate) fn shed(&self) {
+        SHED.add(self.page, 1);
     }
 
     /// A connection was taken over from another worker.
@@ -173,6 +181,10 @@ pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
 pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
     STATE.load(page) == WorkerState::Serving as u64
         && now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn unix_ms() -> u64 {

@@ -2,10 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::buckets::BUCKETS;
+use super::counters::Counters;
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, COUNTERS, GENERATION, ID, LAG, LAG_BUCKETS, NOW, OPEN, PID, REQUESTS, RESTARTS,
-    SLOT, STARTED, STATE, WANTED, Word,
+    ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
+    STARTED, STATE, WANTED,
 };
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -50,14 +52,17 @@ pub struct WorkerSnapshot {
     pub beat_age_ms: u64,
     /// How late its event loop turned, ten times a second, counted by powers of two: up to 1 ms, up to 2 ms, up
     /// to 4 ms, ... The 16th entry has all the rest.
-    pub loop_lag: [u64; LAG_BUCKETS],
+    pub loop_lag: [u64; BUCKETS],
+    /// How long connections waited in the kernel's queue before they were accepted, counted in the same way.
+    /// Unix sockets do not tell.
+    pub queue_wait: [u64; BUCKETS],
     /// Open connections.
     pub connections: u64,
     /// Requests being answered.
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
-    /// The requests it is answering, oldest first; at most 28 of them.
+    /// The requests it is answering, oldest first; at most 27 of them.
     pub serving: Vec<InFlight>,
 }
 
@@ -71,105 +76,6 @@ pub struct InFlight {
     pub age_ms: u64,
     /// Whether its handler is on the event loop at this very moment.
     pub on_loop: bool,
-}
-
-/// What is counted. A worker's counters are added to the total when it dies.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-#[non_exhaustive]
-pub struct Counters {
-    /// Connections accepted.
-    pub accepted: u64,
-    /// Requests received.
-    pub requests: u64,
-    /// Responses by class: 1xx, 2xx, 3xx, 4xx, 5xx.
-    pub responses: [u64; 5],
-    /// Bytes read from clients.
-    pub bytes_in: u64,
-    /// Bytes written to clients.
-    pub bytes_out: u64,
-    /// Handlers that panicked.
-    pub panics: u64,
-    /// Connections cut by a limit or a deadline.
-    pub cut: u64,
-    /// Connections sent to another worker while this one was draining.
-    pub handed_over: u64,
-    /// Connections taken over from another worker.
-    pub taken_over: u64,
-}
-
-impl Counters {
-    pub(super) fn read(page: &Page) -> Counters {
-        let mut words = COUNTERS.map(|i| Word::at(i).load(page));
-        let mut next = || words.next().unwrap_or(0);
-        Counters {
-            accepted: next(),
-            requests: next(),
-            responses: [next(), next(), next(), next(), next()],
-            bytes_in: next(),
-            bytes_out: next(),
-            panics: next(),
-            cut: next(),
-            handed_over: next(),
-            taken_over: next(),
-        }
-    }
-
-    /// Adds all to the counters of a page. Wraps: a worker may have written anything.
-    pub(super) fn add_to(&self, page: &Page) {
-        let [r1, r2, r3, r4, r5] = self.responses;
-        let values = [
-            self.accepted,
-            self.requests,
-            r1,
-            r2,
-            r3,
-            r4,
-            r5,
-            self.bytes_in,
-            self.bytes_out,
-            self.panics,
-            self.cut,
-            self.handed_over,
-            self.taken_over,
-        ];
-        for (word, value) in COUNTERS.zip(values) {
-            Word::at(word).add(page, value);
-        }
-    }
-
-    /// Each of them, or `most` where it is more.
-    pub(crate) fn at_most(self, most: u64) -> Counters {
-        Counters {
-            accepted: self.accepted.min(most),
-            requests: self.requests.min(most),
-            responses: self.responses.map(|n| n.min(most)),
-            bytes_in: self.bytes_in.min(most),
-            bytes_out: self.bytes_out.min(most),
-            panics: self.panics.min(most),
-            cut: self.cut.min(most),
-            handed_over: self.handed_over.min(most),
-            taken_over: self.taken_over.min(most),
-        }
-    }
-
-    pub(super) fn plus(&self, other: &Counters) -> Counters {
-        let mut responses = self.responses;
-        for (sum, more) in responses.iter_mut().zip(other.responses) {
-            *sum = sum.wrapping_add(more);
-        }
-        Counters {
-            accepted: self.accepted.wrapping_add(other.accepted),
-            requests: self.requests.wrapping_add(other.requests),
-            responses,
-            bytes_in: self.bytes_in.wrapping_add(other.bytes_in),
-            bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
-            panics: self.panics.wrapping_add(other.panics),
-            cut: self.cut.wrapping_add(other.cut),
-            handed_over: self.handed_over.wrapping_add(other.handed_over),
-            taken_over: self.taken_over.wrapping_add(other.taken_over),
-        }
-    }
 }
 
 impl ClusterSnapshot {
@@ -241,6 +147,7 @@ impl WorkerSnapshot {
             started_ms: STARTED.load(page),
             beat_age_ms: now.saturating_sub(BEAT.load(page)),
             loop_lag: std::array::from_fn(|bucket| LAG.plus(bucket).load(page)),
+            queue_wait: std::array::from_fn(|bucket| QUEUE_WAIT.plus(bucket).load(page)),
             connections: OPEN.load(page),
             active: ACTIVE.load(page),
             counters: Counters::read(page),

@@ -21,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 use super::registry::Entry;
 use super::state::State;
 use super::stream::Stream;
+use super::waited;
 use crate::listener::Listener;
 use crate::sys;
 
@@ -184,6 +185,10 @@ impl Acceptor {
     /// Hands one connection on, with what it has sent already.
     async fn take(&self, fd: OwnedFd, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
+        let Some(fd) = waited::admit(state, fd, self.unix, self.client_speaks_first) else {
+            // Its close has its first turn before our next accept, so a queue full of these does not hold the loop.
+            return tokio::task::yield_now().await;
+        };
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Some(Bytes::new()) };
         let entry = Entry::new(state.now_ms());
         state.row.opened();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::limits::Limits;
 use super::state::State;
+use super::waited;
 
 /// The resolution of all connection timeouts.
 const BEAT: Duration = Duration::from_millis(100);
@@ -23,6 +24,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.retire();
         }
+        waited::report(&state, now);
         let limits = Limits::new(&state.config, state.drain.order(), now);
         let cut = state.conns.borrow().tend(now, &limits);
         if state.hands_over() {

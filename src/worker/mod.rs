@@ -19,6 +19,7 @@ mod serve;
 mod state;
 mod stream;
 mod travel;
+mod waited;
 mod wire;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -137,6 +138,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
         handle: OnceCell::new(),
+        shedding: waited::Shedding::default(),
     });
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
     tokio::task::spawn_local(beat::beat(Rc::clone(&state), terminate));

@@ -9,6 +9,7 @@ use super::accept::Accepted;
 use super::conn::Conn;
 use super::drain::{Drain, Order};
 use super::registry::Registry;
+use super::waited::Shedding;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) acceptors: Cell<usize>,
     /// What is done with a connection, once the application has booted.
     pub(super) handle: OnceCell<Rc<dyn Fn(Accepted)>>,
+    /// Connections that were refused and not reported yet.
+    pub(super) shedding: Shedding,
 }
 
 impl State {

@@ -28,6 +28,7 @@ mod limits;
 mod log_file;
 mod orphan;
 mod pid_file;
+mod queue;
 mod recycle;
 mod reload;
 mod reload_fails;

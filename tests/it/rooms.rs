@@ -24,7 +24,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("seed", &["listener", "ipc", "scoreboard", "config", "identity", "error"]),
     (
         "worker",
-        &["error", "identity", "config", "seed", "ipc", "scoreboard", "pool", "listener", "sys"],
+        &[
+            "error",
+            "identity",
+            "config",
+            "seed",
+            "ipc",
+            "scoreboard",
+            "pool",
+            "listener",
+            "sys",
+            "span",
+        ],
     ),
     (
         "primary",

@@ -79,6 +79,10 @@ fn told(words: impl Iterator<Item = String>) -> Result<Told> {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.graceful_timeout(limit);
                     }
+                    "max-queue-wait-ms" => {
+                        let limit = Duration::from_millis(number()?.into());
+                        builder = builder.max_queue_wait(limit);
+                    }
                     "control" => {
                         builder = builder.control(ControlSocket::Path(value.into()));
                     }

@@ -1,0 +1,224 @@
+//! Connections that wait to be accepted: how many, for how long, and when that is too long.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::command::Builder;
+use crate::support::{Address, Client, Server, process, wait};
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// Two workers on these addresses and, after them, a Unix socket.
+#[track_caller]
+fn start(addresses: &[&str], args: &[&str]) -> Server {
+    let builder = Server::builder();
+    let unix = format!("unix:{}", builder.dir().join("socket").display());
+    let all = addresses.iter().map(ToString::to_string).chain([unix]);
+    builder.bind(all.collect::<Vec<_>>()).args(args.to_vec()).control().start()
+}
+
+/// Stops all workers, and returns when the last of them stands still.
+fn freeze(server: &Server) -> Vec<u32> {
+    let pids = server.worker_pids();
+    pids.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    wait::until("all workers to stand still", || {
+        pids.iter().all(|pid| process::stat(*pid).is_some_and(|stat| stat.state == 'T'))
+    });
+    pids
+}
+
+fn thaw(pids: &[u32]) {
+    pids.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+}
+
+fn connect(to: &Address) -> Client {
+    Client::connect(to).unwrap_or_else(|e| panic!("cannot connect: {e:?}"))
+}
+
+/// How many of `workers` (of a status or of `/cluster`) counted in each bucket.
+fn waits(workers: &Value) -> Vec<u64> {
+    let workers = workers.as_array().expect("workers");
+    let counts =
+        |bucket: usize| workers.iter().filter_map(move |w| w["queue_wait"][bucket].as_u64());
+    (0..16).map(|bucket| counts(bucket).sum()).collect()
+}
+
+/// Lets connections queue up for a while before workers that are frozen go on.
+fn let_wait(span: Duration) {
+    wait::until_past(Instant::now(), span);
+}
+
+#[test]
+fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
+    let server = start(&["127.0.0.1:0", "127.0.0.2:0"], &["--backlog", "64"]);
+    let pids = freeze(&server);
+    let first = connect(&server.addresses()[0]);
+    let mut others: Vec<Client> = (0..5).map(|_| connect(&server.addresses()[1])).collect();
+    let queues = |status: &Value| {
+        let queues = status["queues"].as_array().cloned().expect("queues");
+        queues.iter().map(|q| (q["listener"].clone(), q["depth"].clone())).collect::<Vec<_>>()
+    };
+    let names = server.status()["listeners"].clone();
+    let depths = |a: u64, b: u64| vec![(names[0].clone(), a.into()), (names[1].clone(), b.into())];
+    // The Unix socket does not tell, so it is not there.
+    assert_eq!(queues(&server.status()), depths(1, 5));
+    assert_eq!(server.status()["queues"][1]["limit"], 64);
+    let table = server.order(&["status"]);
+    let [a, b] = [&names[0], &names[1]].map(|name| name.as_str().expect("a name"));
+    let line = format!("listening on {a} (1 of 64 queued), {b} (5 of 64 queued), unix:");
+    assert!(table.contains(&line), "{table}");
+    thaw(&pids);
+    for client in &mut others {
+        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+    }
+    wait::until("the queues to be empty", || queues(&server.status()) == depths(0, 0));
+    drop(first);
+    server.stop();
+}
+
+#[test]
+fn each_wait_is_counted_in_the_bucket_of_its_time() {
+    let server = start(&["127.0.0.1:0"], &[]);
+    let status = server.status();
+    assert_eq!(waits(&status["workers"]), [0; 16]);
+    assert_eq!(status["queue_wait"]["p50_ms"], Value::Null);
+    assert!(!server.order(&["status"]).contains("waited"));
+    let begun = Instant::now();
+    let pids = freeze(&server);
+    let mut silent: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+    let mut early: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+    early.iter_mut().for_each(|client| client.send(REQUEST).expect("send"));
+    // It waits as well, and nobody can know for how long.
+    let mut unix = connect(&server.addresses()[1]);
+    let_wait(Duration::from_millis(600));
+    // What a client sends meanwhile must not make its wait look shorter.
+    silent[0].send(REQUEST).expect("send");
+    thaw(&pids);
+    for client in &mut early {
+        assert_eq!(client.read().expect("an answer").status, 200);
+    }
+    for client in silent[1..].iter_mut().chain([&mut unix]) {
+        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+    }
+    assert_eq!(silent[0].read().expect("an answer").status, 200);
+    let most = begun.elapsed();
+    let status = server.status();
+    let counts = waits(&status["workers"]);
+    // More than 512 ms, and no more than what all of this took.
+    let last = (10..16).find(|bucket| Duration::from_millis(1 << bucket) >= most).unwrap_or(15);
+    assert_eq!(counts[10..=last].iter().sum::<u64>(), 6, "{counts:?} in {most:?}");
+    assert_eq!(counts.iter().sum::<u64>(), 6, "{counts:?}");
+    assert_eq!(status["queue_wait"]["connections"], 6);
+    assert!(status["queue_wait"]["p50_ms"].as_u64() >= Some(1024), "{status}");
+    assert!(server.order(&["status"]).contains("(6 connections), 0 shed"));
+    // The one that asks has waited, too, but not for long.
+    let cluster = server.cluster();
+    assert!(waits(&cluster["workers"]).iter().sum::<u64>() >= 7, "{cluster}");
+    server.stop();
+}
+
+/// How many refusals the log has told of.
+fn logged(server: &Server) -> usize {
+    let log = server.log();
+    let counts = log.lines().filter_map(|line| {
+        line.split_once(" answered 503 to ")?.1.split(' ').next()?.parse::<usize>().ok()
+    });
+    counts.sum()
+}
+
+#[test]
+fn who_waited_too_long_is_told_so_at_once_and_everybody_else_is_served() {
+    let server = start(&["127.0.0.1:0"], &["--max-queue-wait", "1s"]);
+    let mut kept = server.connect();
+    assert_eq!(kept.get("/").expect("an answer").status, 200);
+    let pids = freeze(&server);
+    kept.send(REQUEST).expect("send");
+    let mut unix = connect(&server.addresses()[1]);
+    unix.send(REQUEST).expect("send");
+    let mut late: Vec<Client> = (0..20).map(|_| server.connect()).collect();
+    // Some have said nothing yet, some have asked, some have sent more than anybody will read.
+    let body = vec![b'x'; 30_000];
+    let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    for client in &mut late[5..] {
+        client.send(REQUEST).expect("send");
+    }
+    for client in &mut late[10..] {
+        client.send(&head).expect("send");
+        client.send(&body).expect("send");
+    }
+    let_wait(Duration::from_millis(1300));
+    thaw(&pids);
+    for client in &mut late {
+        let refused = client.read().expect("a response");
+        assert_eq!(refused.status, 503);
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        assert!(refused.closes());
+        // The end, and not a reset.
+        assert_eq!(client.read_to_end().expect("the end"), b"");
+    }
+    assert_eq!(kept.read().expect("kept alive").status, 200);
+    assert_eq!(kept.get("/").expect("kept alive").status, 200);
+    assert_eq!(unix.read().expect("over the Unix socket").status, 200);
+    for _ in 0..5 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    let status = server.status();
+    assert_eq!(status["totals"]["shed"], 20, "{status}");
+    assert!(server.order(&["status"]).contains(", 20 shed\n"));
+    assert_eq!(server.cluster()["totals"]["shed"], 20);
+    wait::until("all of them in the log", || logged(&server) == 20);
+    server.stop();
+}
+
+/// Clients that never close what is closed on them are dropped after a while, and hold nobody up until then.
+#[test]
+fn who_was_refused_and_stays_is_dropped() {
+    let server = Server::builder().args(["--max-queue-wait", "500ms"]).control().start();
+    let pids = freeze(&server);
+    let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
+    let_wait(Duration::from_millis(800));
+    thaw(&pids);
+    wait::until("all to be refused", || server.status()["totals"]["shed"] == 10);
+    assert_eq!(server.get("/").status, 200);
+    wait::until("them to be dropped", || {
+        let status = server.status();
+        let workers = status["workers"].as_array().expect("workers");
+        workers.iter().all(|worker| worker["connections"] == 0)
+    });
+    assert_eq!(server.status()["totals"]["cut"], 0);
+    drop(late);
+    server.stop();
+}
+
+#[test]
+fn without_a_bound_nobody_is_refused() {
+    let server = Server::start(2);
+    let pids = freeze(&server);
+    let mut late: Vec<Client> = (0..5).map(|_| server.connect()).collect();
+    let_wait(Duration::from_millis(500));
+    thaw(&pids);
+    for client in &mut late {
+        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+    }
+    let log = server.stop();
+    assert!(!log.contains("503"), "{log}");
+}
+
+#[test]
+fn connections_that_are_no_http_are_counted_and_never_refused() {
+    let server = Builder::program("connections").args(["max-queue-wait-ms=100"]).control().start();
+    let pids = freeze(&server);
+    let mut late: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+    let_wait(Duration::from_millis(600));
+    thaw(&pids);
+    for client in &mut late {
+        assert_eq!(client.read_exactly(11).expect("a greeting"), b"hello from ");
+    }
+    let status = server.status();
+    assert_eq!(waits(&status["workers"])[10..].iter().sum::<u64>(), 3, "{status}");
+    assert_eq!(status["totals"]["shed"], 0);
+    drop(late);
+    server.stop();
+}
