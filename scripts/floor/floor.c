@@ -6,8 +6,8 @@
  *
  * reuseport  a SO_REUSEPORT socket for each worker, opened and kept by the parent
  * shared     one socket for all, waited for with EPOLLEXCLUSIVE, one accept for each wake-up
- * hasty      close at once after the answer; otherwise politely, as prefork does: shutdown, then wait for the
- *            client's end, since closing with unread bytes would reset the connection
+ * hasty      close without a shutdown before; otherwise shut down and close, as prefork does for a client that
+ *            has said that this request is its last
  *
  * The parent prints the address, replaces workers that die, and ends them and itself when its standard input
  * ends, or on SIGTERM or SIGINT. */
@@ -37,7 +37,6 @@
 struct conn {
     int have;    /* bytes of a head that has begun */
     int watched; /* on the epoll */
-    int closing; /* we have said all: wait for the client's end */
     char buf[HEAD_MAX];
 };
 
@@ -81,7 +80,7 @@ static int wants_close(char *head, int length) {
 }
 
 static void drop(int fd) {
-    conns[fd].have = conns[fd].watched = conns[fd].closing = 0;
+    conns[fd].have = conns[fd].watched = 0;
     close(fd); /* which takes it off the epoll */
 }
 
@@ -94,20 +93,6 @@ static void watch(int fd) {
         drop(fd);
 }
 
-/* We have said all: say so, and close when the client has, too. */
-static void end_politely(int fd) {
-    char rest[HEAD_MAX];
-    if (hasty || shutdown(fd, SHUT_WR) != 0) {
-        drop(fd);
-        return;
-    }
-    conns[fd].closing = 1;
-    if (recv(fd, rest, sizeof rest, 0) < 0 && errno == EAGAIN)
-        watch(fd);
-    else
-        drop(fd);
-}
-
 /* One recv, and an answer for each head that is complete. */
 static void turn(int fd) {
     struct conn *c = &conns[fd];
@@ -116,7 +101,7 @@ static void turn(int fd) {
         watch(fd);
         return;
     }
-    if (n <= 0 || c->closing) {
+    if (n <= 0) {
         drop(fd);
         return;
     }
@@ -132,7 +117,9 @@ static void turn(int fd) {
             return;
         }
         if (close_after) {
-            end_politely(fd);
+            if (!hasty)
+                shutdown(fd, SHUT_WR);
+            drop(fd);
             return;
         }
     }
@@ -246,5 +233,7 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < workers; i++)
         kill(pids[i], SIGKILL);
+    while (wait(NULL) > 0) {
+    }
     return 0;
 }

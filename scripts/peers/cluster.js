@@ -14,17 +14,12 @@ if (cluster.isPrimary) {
   }
   cluster.schedulingPolicy = policy === 'rr' ? cluster.SCHED_RR : cluster.SCHED_NONE;
   let listening = 0;
-  let port = 0;
-  // The first worker draws the port, the others join it.
-  const spawn = () => cluster.fork({ PEER_PORT: port });
   cluster.on('listening', (_, address) => {
-    port = address.port;
     listening += 1;
-    if (listening < workers) spawn();
-    if (listening === workers) console.error(`listening on http://127.0.0.1:${port}`);
+    if (listening === workers) console.error(`listening on http://127.0.0.1:${address.port}`);
   });
-  cluster.on('exit', () => { if (listening >= workers) spawn(); });
-  spawn();
+  cluster.on('exit', () => cluster.fork());
+  for (let i = 0; i < workers; i += 1) cluster.fork();
   const end = () => {
     for (const worker of Object.values(cluster.workers)) worker.process.kill('SIGKILL');
     process.exit(0);
@@ -39,5 +34,6 @@ if (cluster.isPrimary) {
     response.end(body);
   });
   server.keepAliveTimeout = 300_000;
-  server.listen({ port: Number(process.env.PEER_PORT), host: '127.0.0.1', backlog: 4096 });
+  // In a cluster, all workers that ask for port 0 get the same one.
+  server.listen({ port: 0, host: '127.0.0.1', backlog: 4096 });
 }
