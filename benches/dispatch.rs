@@ -111,7 +111,7 @@ fn main() {
     let (mut policies, mut peers) = (text("--policies"), text("--peers"));
     if trial {
         policies.get_or_insert("shared".into());
-        peers.get_or_insert("floor".into());
+        peers.get_or_insert("floor,hyper-threads".into());
     }
     let number = |name: &str, most: usize| {
         let number: usize = argument(name, 0);
