@@ -14,7 +14,9 @@
 //! reloads   --count reloads, one after the other, under 64 clients
 //! ```
 //!
-//! `--workers N` and `--clients N` change the numbers above. Peers are `floor` (raw epoll in C, see
+//! `--workers N` and `--clients N` change the numbers above. In `cost`, `kills` and `reloads` a client sends a
+//! moment after it has connected, as over a network; `--at-once` sends at once, which is kind to servers that
+//! accept early. Peers are `floor` (raw epoll in C, see
 //! scripts/floor), `floor-shared`, `floor-hasty`, `hyper-threads`, `nginx`, `nginx-reuseport`, `node-rr` and
 //! `node-none`; those that are not installed are left out, and `none` leaves out all.
 //!
@@ -57,7 +59,7 @@ const WHATS: [(&str, Measure); 7] = [
     ("reloads", storm::reloads),
 ];
 
-const SWITCHES: [&str; 3] = ["--bench", "--json", "--keep-alive"];
+const SWITCHES: [&str; 4] = ["--bench", "--json", "--keep-alive", "--at-once"];
 const VALUED: [&str; 10] = [
     "--policies",
     "--peers",
@@ -162,6 +164,11 @@ fn understood(trial: bool) -> Vec<Measure> {
         fail(format_args!("say what to measure: {}", known()));
     }
     if whats.is_empty() { WHATS.map(|(_, what)| what).to_vec() } else { whats }
+}
+
+/// Whether clients connect first and send when the loop comes round again, as wrk does.
+fn apart() -> bool {
+    !given("--at-once")
 }
 
 /// Silent connections and many clients need more than the usual 1024.

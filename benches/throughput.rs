@@ -44,7 +44,7 @@ fn main() {
     if close && depth > 1 {
         fail("a connection that closes after one request cannot pipeline: give one of the two");
     }
-    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close };
+    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close, apart: false };
     let length = Duration::from_secs_f64(seconds);
     let how = if close { "a new one for each request" } else { "kept alive" };
     println!(

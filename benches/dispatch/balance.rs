@@ -31,18 +31,20 @@ pub fn measure(asked: &Asked) -> Outcome {
         ["most", "fewest"].map(|which| format!("{workers}_{how}_{which}"))
     });
     let title = format!(
-        "Balance: {clients} kept connections, most/fewest on a worker, worst of {} rounds ({few} and {many} workers)",
+        "Balance: {clients} kept connections, most/fewest on a worker, worst of {} rounds",
         asked.rounds
     );
     Outcome {
         title,
         names: names.collect(),
-        columns: vec![
-            column("few, one by one", 0, Show::Spread(0)),
-            column("few, burst", 0, Show::Spread(2)),
-            column("many, one by one", 0, Show::Spread(4)),
-            column("many, burst", 0, Show::Spread(6)),
-        ],
+        columns: settings
+            .iter()
+            .enumerate()
+            .map(|(n, (workers, burst))| {
+                let how = if *burst { "in a burst" } else { "one by one" };
+                column(format!("{workers} workers, {how}"), 0, Show::Spread(2 * n))
+            })
+            .collect(),
         all,
     }
 }

@@ -7,7 +7,7 @@ use crate::support::contestant::{Contestant, Ground};
 use crate::support::given;
 use crate::support::load::{Load, Plan};
 use crate::support::report::{Show, column};
-use crate::{Asked, Outcome};
+use crate::{Asked, Outcome, apart};
 
 /// How long a load runs before it is measured.
 const WARM_UP: Duration = Duration::from_millis(250);
@@ -15,7 +15,7 @@ const WARM_UP: Duration = Duration::from_millis(250);
 pub fn measure(asked: &Asked) -> Outcome {
     let (workers, clients) = (asked.workers.unwrap_or(2), asked.clients.unwrap_or(64));
     let close = !given("--keep-alive");
-    let plan = Plan { connections: clients, threads: 2, depth: 1, close };
+    let plan = Plan { connections: clients, threads: 2, depth: 1, close, apart: apart() };
     let rounds = Rounds { count: asked.rounds, with_floor: true };
     let all = contest::run(
         &asked.ground,

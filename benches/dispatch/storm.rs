@@ -13,15 +13,23 @@ use crate::support::contestant::{Contestant, Ground, Running};
 use crate::support::load::{Load, Plan};
 use crate::support::report::{Show, column};
 use crate::support::{argument, fail};
-use crate::{Asked, Outcome};
+use crate::{Asked, Outcome, apart};
 
 /// How long the load runs before and after.
 const CALM: Duration = Duration::from_millis(250);
 /// How long one reload may take.
 const RELOAD: Duration = Duration::from_secs(30);
 
-const NAMES: [&str; 7] =
-    ["done", "answered", "failed", "refused", "failed_each", "over_1_s", "worst_ms"];
+const NAMES: [&str; 8] = [
+    "done",
+    "answered",
+    "failed",
+    "refused",
+    "failed_each",
+    "over_1_s",
+    "worst_ms",
+    "requests_per_s",
+];
 
 pub fn kills(asked: &Asked) -> Outcome {
     let count: u32 = argument("--count", if asked.trial { 3 } else { 50 });
@@ -64,7 +72,7 @@ fn storm(
     happens: impl Fn(&Running) -> Result<u32, String>,
 ) -> Outcome {
     let (workers, clients) = (asked.workers.unwrap_or(4), asked.clients.unwrap_or(64));
-    let plan = Plan { connections: clients, threads: 2, depth: 1, close: true };
+    let plan = Plan { connections: clients, threads: 2, depth: 1, close: true, apart: apart() };
     let all = asked.rounds(can, |ground, who| one(ground, who, workers, plan, &happens));
     Outcome {
         title: format!(
@@ -74,6 +82,7 @@ fn storm(
         columns: vec![
             column("done", 0, Show::Total(0)),
             column("answered", 0, Show::Total(1)),
+            column("requests/s", 0, Show::Median(7)),
             column("failed", 0, Show::Total(2)),
             column("failed each", 2, Show::Median(4)),
             column("refused", 0, Show::Total(3)),
@@ -92,11 +101,12 @@ fn one(
     happens: &impl Fn(&Running) -> Result<u32, String>,
 ) -> Result<Vec<f64>, String> {
     let running = ground.start(who, workers)?;
-    let load = Load::start(running.server.addr, plan);
+    let (begun, load) = (Instant::now(), Load::start(running.server.addr, plan));
     std::thread::sleep(CALM);
     let done = happens(&running);
     std::thread::sleep(CALM);
     let counts = Arc::clone(&load.counts);
+    let took = begun.elapsed().as_secs_f64();
     let (answered, failed, refused) = load.stop();
     let done = f64::from(done?);
     if done == 0.0 {
@@ -105,7 +115,16 @@ fn one(
     let late = counts.late.load(Relaxed) as f64;
     let worst = counts.worst_us.load(Relaxed) as f64 / 1000.0;
     let (failed, refused) = (failed as f64, refused as f64);
-    Ok(vec![done, answered as f64, failed, refused, failed / done, late, worst])
+    Ok(vec![
+        done,
+        answered as f64,
+        failed,
+        refused,
+        failed / done,
+        late,
+        worst,
+        answered as f64 / took,
+    ])
 }
 
 /// Whether there was a worker to kill.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::contestant::{Contestant, Ground};
 use crate::support::probe;
-use crate::support::report::{Column, Show, column};
+use crate::support::report::{Show, column};
 use crate::{Asked, Outcome};
 
 /// A pause in which all workers fall asleep again.
@@ -29,30 +29,18 @@ pub fn measure(asked: &Asked) -> Outcome {
     let names = numbers.iter().flat_map(|workers| {
         ["per_connection", "without_idle", "idle_per_s"].map(|name| format!("{workers}_{name}"))
     });
-    let titles = match numbers.as_slice() {
-        [_] => vec!["switches", "less idle ones", "idle, per s"],
-        _ => vec![
-            "4",
-            "4, less idle ones",
-            "4 idle, per s",
-            "8",
-            "8, less idle ones",
-            "8 idle, per s",
-            "16",
-            "16, less idle ones",
-            "16 idle, per s",
-        ],
-    };
-    let columns: Vec<Column> = titles
-        .into_iter()
-        .enumerate()
-        .map(|(n, title)| column(title, if n % 3 == 2 { 0 } else { 1 }, Show::Median(n)))
-        .collect();
+    let columns = numbers.iter().enumerate().flat_map(|(n, workers)| {
+        [
+            column(format!("{workers} workers"), 1, Show::Median(3 * n)),
+            column("less idle ones", 1, Show::Median(3 * n + 1)),
+            column("idle, per s", 0, Show::Median(3 * n + 2)),
+        ]
+    });
     let title = format!(
         "Wake-ups: voluntary context switches of all processes per accepted connection, {connections} \
-         connections one after the other, {numbers:?} idle workers"
+         connections one after the other"
     );
-    Outcome { title, names: names.collect(), columns, all }
+    Outcome { title, names: names.collect(), columns: columns.collect(), all }
 }
 
 /// Switches per connection, the same without those that would have happened anyway, and these per second.

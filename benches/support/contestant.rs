@@ -256,7 +256,7 @@ fn nginx_config(home: &Path, port: u16, reuseport: bool, workers: usize) -> Stri
     let temp = kinds.map(temp).join(" ");
     format!(
         "{user} daemon off; worker_processes {workers}; worker_rlimit_nofile 16384;
-        pid {home}/pid; error_log stderr error;
+        pid {home}/pid; error_log stderr emerg;
         events {{ worker_connections 8192; }}
         http {{
             access_log off; keepalive_timeout 300s; keepalive_requests 1000000000; tcp_nodelay on; {temp}

@@ -29,6 +29,9 @@ pub struct Plan {
     pub depth: usize,
     /// A new connection for each request.
     pub close: bool,
+    /// Send on a new connection only after looking at all others: as over a network, the server may see a
+    /// connection before its request. Otherwise both come at once, which is kind to the server.
+    pub apart: bool,
 }
 
 /// What happened so far.
@@ -96,8 +99,10 @@ struct Client<'a> {
 
 struct Conn {
     stream: TcpStream,
-    /// When it sent last.
+    /// When it connected or, after the first response, sent last.
     sent: Instant,
+    /// Whether the first request is still to be sent.
+    mute: bool,
     /// Requests on the way.
     waiting: usize,
     /// Bytes of the response that has begun.
@@ -176,18 +181,29 @@ impl<'a> Client<'a> {
         let connect = || -> std::io::Result<TcpStream> {
             let mut stream = TcpStream::connect(self.addr)?;
             stream.set_nodelay(true)?;
-            // The kernel's buffer is empty and holds more than this: it is written at once and whole.
-            stream.write_all(&self.request)?;
+            let mut interest = EpollFlags::EPOLLOUT;
+            if !self.plan.apart {
+                // The kernel's buffer is empty and holds more than this: it is written at once and whole.
+                stream.write_all(&self.request)?;
+                interest = EpollFlags::EPOLLIN;
+            }
             stream.set_nonblocking(true)?;
-            let interest = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
-            self.epoll.add(&stream, interest)?;
+            self.epoll.add(&stream, EpollEvent::new(interest, key as u64))?;
             Ok(stream)
         };
         match connect() {
             Ok(stream) => {
                 let waiting = if self.plan.close { 1 } else { self.plan.depth };
                 let (have, length, first) = (0, 0, Vec::new());
-                self.conns[key] = Some(Conn { stream, sent, waiting, have, length, first });
+                self.conns[key] = Some(Conn {
+                    stream,
+                    sent,
+                    mute: self.plan.apart,
+                    waiting,
+                    have,
+                    length,
+                    first,
+                });
             }
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
                 self.counts.refused.fetch_add(1, Relaxed);
@@ -201,6 +217,15 @@ impl<'a> Client<'a> {
     /// Reads what a connection has, and sends a request for each response that is complete.
     fn turn(&mut self, key: usize) {
         let Some(conn) = &mut self.conns[key] else { return };
+        if std::mem::take(&mut conn.mute) {
+            let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
+            if self.epoll.modify(&conn.stream, &mut readable).is_ok()
+                && conn.stream.write_all(&self.request).is_ok()
+            {
+                return;
+            }
+            // Reading finds out what is wrong.
+        }
         let (answered, after) = conn.read(&mut self.buffer, self.plan.close);
         self.counts.answered.fetch_add(answered as u64, Relaxed);
         conn.waiting -= answered.min(conn.waiting);

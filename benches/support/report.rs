@@ -19,20 +19,20 @@ pub enum Show {
 
 /// One column of the table.
 pub struct Column {
-    pub title: &'static str,
+    pub title: String,
     pub digits: usize,
     pub show: Show,
 }
 
 /// Short for a column.
-pub const fn column(title: &'static str, digits: usize, show: Show) -> Column {
-    Column { title, digits, show }
+pub fn column(title: impl Into<String>, digits: usize, show: Show) -> Column {
+    Column { title: title.into(), digits, show }
 }
 
 /// The table of what was measured.
 pub fn table(title: &str, columns: &[Column], all: &[Series]) -> String {
     let mut rows = vec![vec![String::from("server")]];
-    rows[0].extend(columns.iter().map(|column| column.title.to_string()));
+    rows[0].extend(columns.iter().map(|column| column.title.clone()));
     for series in all {
         let cells = columns.iter().map(|column| column.cell(series));
         rows.push(std::iter::once(series.who.title()).chain(cells).collect());
