@@ -29,8 +29,8 @@ pub struct Plan {
     pub depth: usize,
     /// A new connection for each request.
     pub close: bool,
-    /// Send on a new connection only after looking at all others: as over a network, the server may see a
-    /// connection before its request. Otherwise both come at once, which is kind to the server.
+    /// Send on a new connection only after looking at the others: as over a network, the server may see it
+    /// before its request. Otherwise both come at once, which is kind to the server.
     pub apart: bool,
 }
 
@@ -149,11 +149,8 @@ impl<'a> Client<'a> {
                 self.give_up(PATIENCE);
             }
         }
-        // What would have come later still was late already.
-        self.counts.late.fetch_add(self.waited(LATE).count() as u64, Relaxed);
-        if let Some(longest) = self.conns.iter().flatten().map(|conn| conn.sent.elapsed()).max() {
-            self.counts.worst_us.fetch_max(longest.as_micros() as u64, Relaxed);
-        }
+        // Whoever still waits has waited for at least so long.
+        self.conns.iter().flatten().for_each(|conn| self.note(conn.sent.elapsed()));
     }
 
     /// Connections whose requests wait for longer than `limit`.
