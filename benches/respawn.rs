@@ -101,7 +101,7 @@ fn storm(kills: u32, interval: Duration, workers: u32, loaded: bool) {
     command.args(["serve", "-b", "127.0.0.1:0", "-w", &workers.to_string()]);
     let server =
         Server::start(&mut command, "workers serve", move |line| tell(&heard, |s| s.hear(line)));
-    let plan = Plan { connections: 64, threads: 2, depth: 1, close: false };
+    let plan = Plan { connections: 64, threads: 2, depth: 1, close: false, apart: false };
     let load = loaded.then(|| Load::start(server.addr, plan));
     std::thread::sleep(Duration::from_millis(250));
     let begun = Instant::now();

@@ -13,23 +13,13 @@
 
 mod support;
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
-use socket2::{Domain, Socket, Type};
 use support::load::{Load, Plan};
+use support::peer::{self, PEER};
 use support::process::Server;
 use support::{argument, fail, given, median};
-use tokio::runtime::{Builder, LocalOptions};
 
 /// Workers of the one server, threads of the other.
 const WORKERS: usize = 2;
@@ -38,12 +28,9 @@ const DEPTH: usize = 16;
 /// How long a load runs before it is measured.
 const WARM_UP: Duration = Duration::from_millis(250);
 
-/// The argument that turns this program into the server to compare with.
-const PEER: &str = "--peer";
-
 fn main() {
     if given(PEER) {
-        return peer(given("--pipeline-flush"));
+        return peer::run(WORKERS, given("--pipeline-flush"));
     }
     // `cargo bench` says so; `cargo test --benches` does not, and only wants to see that it works.
     let trial = !given("--bench");
@@ -57,7 +44,7 @@ fn main() {
     if close && depth > 1 {
         fail("a connection that closes after one request cannot pipeline: give one of the two");
     }
-    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close };
+    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close, apart: false };
     let length = Duration::from_secs_f64(seconds);
     let how = if close { "a new one for each request" } else { "kept alive" };
     println!(
@@ -142,53 +129,4 @@ fn measure(server: &Server, plan: Plan, length: Duration) -> Round {
         fail(format_args!("{answered} answers, {failed} failures and {refused} refusals"));
     }
     Round { rps: answered as f64 / took.as_secs_f64(), cpu: cpu / answered as f64 }
-}
-
-/// The server to compare with: hyper on one current-thread runtime per core, each with a SO_REUSEPORT socket
-/// of its own; no timeouts, no counters, nothing but the same answer.
-fn peer(flush: bool) {
-    let mut addr = SocketAddr::from(([127, 0, 0, 1], 0));
-    for _ in 0..WORKERS {
-        let socket = bind(addr).unwrap_or_else(|e| fail(format_args!("cannot bind {addr}: {e}")));
-        addr = socket.local_addr().unwrap_or(addr);
-        std::thread::spawn(move || serve(socket, flush));
-    }
-    eprintln!("listening on http://{addr}");
-    // Whoever started us holds the other end: we live as long as it does.
-    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-}
-
-fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_tcp_nodelay(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(4096)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-fn serve(socket: std::net::TcpListener, flush: bool) {
-    let text = Bytes::from(format!("Handled by PID {}\n", std::process::id()));
-    let answer = move |_: Request<Incoming>| {
-        let mut response = Response::new(Full::new(text.clone()));
-        let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(CONTENT_TYPE, plain);
-        async move { Ok::<_, Infallible>(response) }
-    };
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    let runtime = runtime.unwrap_or_else(|e| fail(format_args!("no runtime: {e}")));
-    runtime.block_on(async move {
-        let listener = tokio::net::TcpListener::from_std(socket);
-        let listener = listener.unwrap_or_else(|e| fail(format_args!("no listener: {e}")));
-        loop {
-            let Ok((stream, _)) = listener.accept().await else { continue };
-            let mut http = http1::Builder::new();
-            http.header_read_timeout(None).pipeline_flush(flush);
-            let connection =
-                http.serve_connection(TokioIo::new(stream), service_fn(answer.clone()));
-            tokio::task::spawn_local(connection);
-        }
-    });
 }

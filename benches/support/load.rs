@@ -6,13 +6,19 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use super::fail;
 
-const KEEP: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
-const CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+pub const KEEP: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+pub const CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+
+/// Nobody should have to wait for so long.
+const LATE: Duration = Duration::from_secs(1);
+/// A request that waited for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What kind of load.
 #[derive(Clone, Copy)]
@@ -23,6 +29,9 @@ pub struct Plan {
     pub depth: usize,
     /// A new connection for each request.
     pub close: bool,
+    /// Send on a new connection only after looking at the others: as over a network, the server may see it
+    /// before its request. Otherwise both come at once, which is kind to the server.
+    pub apart: bool,
 }
 
 /// What happened so far.
@@ -34,6 +43,10 @@ pub struct Counts {
     pub failed: AtomicU64,
     /// Connections that were refused.
     pub refused: AtomicU64,
+    /// Requests that waited longer than [`LATE`], answered or not.
+    pub late: AtomicU64,
+    /// The longest that a request waited, in microseconds.
+    pub worst_us: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -86,6 +99,10 @@ struct Client<'a> {
 
 struct Conn {
     stream: TcpStream,
+    /// When it connected or, after the first response, sent last.
+    sent: Instant,
+    /// Whether the first request is still to be sent.
+    mute: bool,
     /// Requests on the way.
     waiting: usize,
     /// Bytes of the response that has begun.
@@ -116,6 +133,7 @@ impl<'a> Client<'a> {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); 64];
         let tick = EpollTimeout::from(20u8);
+        let mut looked = Instant::now();
         while !self.counts.stop.load(Relaxed) {
             for key in 0..self.conns.len() {
                 if self.conns[key].is_none() {
@@ -126,25 +144,63 @@ impl<'a> Client<'a> {
             for event in &events[..ready] {
                 self.turn(event.data() as usize);
             }
+            if looked.elapsed() > LATE {
+                looked = Instant::now();
+                self.give_up(PATIENCE);
+            }
+        }
+        // Whoever still waits has waited for at least so long.
+        self.conns.iter().flatten().for_each(|conn| self.note(conn.sent.elapsed()));
+    }
+
+    /// Connections whose requests wait for longer than `limit`.
+    fn waited(&self, limit: Duration) -> impl Iterator<Item = usize> {
+        let conns = self.conns.iter().enumerate();
+        conns.filter_map(move |(key, conn)| (conn.as_ref()?.sent.elapsed() > limit).then_some(key))
+    }
+
+    fn give_up(&mut self, limit: Duration) {
+        for key in self.waited(limit).collect::<Vec<_>>() {
+            if let Some(conn) = self.conns[key].take() {
+                self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
+                self.note(conn.sent.elapsed());
+            }
         }
     }
 
+    fn note(&self, waited: Duration) {
+        self.counts.worst_us.fetch_max(waited.as_micros() as u64, Relaxed);
+        self.counts.late.fetch_add(u64::from(waited > LATE), Relaxed);
+    }
+
     fn connect(&mut self, key: usize) {
+        let sent = Instant::now();
         let connect = || -> std::io::Result<TcpStream> {
             let mut stream = TcpStream::connect(self.addr)?;
             stream.set_nodelay(true)?;
-            // The kernel's buffer is empty and holds more than this: it is written at once and whole.
-            stream.write_all(&self.request)?;
+            let mut interest = EpollFlags::EPOLLOUT;
+            if !self.plan.apart {
+                // The kernel's buffer is empty and holds more than this: it is written at once and whole.
+                stream.write_all(&self.request)?;
+                interest = EpollFlags::EPOLLIN;
+            }
             stream.set_nonblocking(true)?;
-            let interest = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
-            self.epoll.add(&stream, interest)?;
+            self.epoll.add(&stream, EpollEvent::new(interest, key as u64))?;
             Ok(stream)
         };
         match connect() {
             Ok(stream) => {
                 let waiting = if self.plan.close { 1 } else { self.plan.depth };
                 let (have, length, first) = (0, 0, Vec::new());
-                self.conns[key] = Some(Conn { stream, waiting, have, length, first });
+                self.conns[key] = Some(Conn {
+                    stream,
+                    sent,
+                    mute: self.plan.apart,
+                    waiting,
+                    have,
+                    length,
+                    first,
+                });
             }
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
                 self.counts.refused.fetch_add(1, Relaxed);
@@ -158,18 +214,32 @@ impl<'a> Client<'a> {
     /// Reads what a connection has, and sends a request for each response that is complete.
     fn turn(&mut self, key: usize) {
         let Some(conn) = &mut self.conns[key] else { return };
+        if std::mem::take(&mut conn.mute) {
+            let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
+            if self.epoll.modify(&conn.stream, &mut readable).is_ok()
+                && conn.stream.write_all(&self.request).is_ok()
+            {
+                return;
+            }
+            // Reading finds out what is wrong.
+        }
         let (answered, after) = conn.read(&mut self.buffer, self.plan.close);
         self.counts.answered.fetch_add(answered as u64, Relaxed);
         conn.waiting -= answered.min(conn.waiting);
         let mut over = !matches!(after, After::Open);
+        let sent = conn.sent;
         if !over && answered > 0 && !self.plan.close {
             over = conn.stream.write_all(&self.request[..answered * KEEP.len()]).is_err();
             conn.waiting += answered;
+            conn.sent = Instant::now();
         }
         if over {
             self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
             // Closing it takes it off the epoll.
             self.conns[key] = None;
+        }
+        if over || answered > 0 {
+            self.note(sent.elapsed());
         }
     }
 }
@@ -208,7 +278,7 @@ impl Conn {
     }
 }
 
-fn is_ok(response: &[u8]) -> bool {
+pub fn is_ok(response: &[u8]) -> bool {
     response.starts_with(b"HTTP/1.1 200")
 }
 
@@ -217,7 +287,7 @@ fn is_complete(response: &[u8]) -> bool {
 }
 
 /// Length of head and body, once the head has come.
-fn response_length(bytes: &[u8]) -> Option<usize> {
+pub fn response_length(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     if !is_ok(bytes) {
         fail(format_args!("unexpected answer: {}", String::from_utf8_lossy(&bytes[..head])));

@@ -2,12 +2,19 @@
 
 #![allow(dead_code, reason = "each bench uses its own part of this")]
 
+pub mod cleanup;
+pub mod contest;
+pub mod contestant;
 pub mod load;
+pub mod peer;
+pub mod probe;
 pub mod process;
+pub mod report;
 
 /// Stops the bench with a sentence: there is nobody to handle the error.
 pub fn fail(why: impl std::fmt::Display) -> ! {
     eprintln!("bench: {why}");
+    cleanup::all();
     std::process::exit(1);
 }
 
