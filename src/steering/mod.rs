@@ -122,8 +122,9 @@ impl Steering {
         match self.rung {
             Rung::Kernel(_) => "ebpf",
             Rung::Odds(_) => "cbpf-weights",
-            Rung::Sticky(_) => "ip-hash",
-            Rung::Hash => "hash",
+            // Without a reason not to be.
+            Rung::Sticky(_) if self.reason.is_none() => "ip-hash",
+            Rung::Sticky(_) | Rung::Hash => "hash",
         }
     }
 
@@ -132,7 +133,8 @@ impl Steering {
         self.reason.as_deref()
     }
 
-    /// Whether `slot` may be chosen. An error means that all stays as it was, and the next call tries again.
+    /// Whether `slot` may be chosen. An error means that another one chooses as before;
+    /// the next refresh tries again.
     pub(crate) fn set_health(
         &mut self,
         slot: Slot,

@@ -105,10 +105,10 @@ impl Kernel {
 }
 
 fn refused(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => format!("{error}: it needs CAP_BPF when it starts"),
-        _ => format!("the kernel refuses: {error}"),
+    if bpf::is_unprivileged(error) {
+        return format!("{error}: it takes CAP_BPF at the start");
     }
+    format!("the kernel refuses: {error}")
 }
 
 fn in_brackets(text: &str) -> String {

@@ -163,7 +163,7 @@ pub(crate) fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refus
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
-    if error.raw_os_error() == Some(libc::EPERM) {
+    if is_unprivileged(&error) {
         return Err(Refusal { error, verifier: String::new() });
     }
     match try_load(name, program, 1) {
@@ -238,6 +238,11 @@ fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<
     Ok(())
 }
 
+/// Whether the kernel would not even look at what was asked, for lack of a privilege.
+pub(crate) fn is_unprivileged(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
 /// How many established connections wait in the queue of `listener`.
 pub(crate) fn queue_length(listener: impl AsFd) -> io::Result<u32> {
     // SAFETY: all zeroes is a valid tcp_info.
@@ -269,4 +274,15 @@ pub(crate) fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
     }
     made
+}
+
+/// Drops all capabilities of the calling thread, and of no other.
+#[cfg(test)]
+pub(crate) fn drop_capabilities() -> io::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3, and the calling thread.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let none = [0_u32; 6];
+    // SAFETY: a header, and two sets of three words, as this version has; both are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) };
+    cvt(result as libc::c_int).map(drop)
 }
