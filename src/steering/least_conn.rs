@@ -4,8 +4,9 @@
 //! ```text
 //! desk: one value          bank: one value for 32 slots, each with two seats
 //!   0  how often the hash chose       page (slot * 2 + seat):
-//!  32  slot 0: healthy, seat,           0  open connections, as its worker says
-//!              selected, number         8  connections it has accepted
+//!   8  a number that no slot has        0  open connections, as its worker says
+//!  32  slot 0: healthy, seat,           8  connections it has accepted
+//!              selected, number
 //!  64  slot 1 ...
 //! ```
 //!
@@ -33,6 +34,9 @@ pub(super) const MOST: usize = 1024;
 /// Words of the desk: before the first slot, and of each.
 pub(super) const HEAD_WORDS: usize = 4;
 pub(super) const SLOT_WORDS: usize = 4;
+/// The first words: how often the hash chose, and the number of a slot that no group has.
+pub(super) const BY_HASH: usize = 0;
+pub(super) const NOBODY: usize = 1;
 /// The words of a slot at the desk.
 pub(super) const HEALTHY: usize = 0;
 pub(super) const SEAT: usize = 1;
@@ -57,7 +61,9 @@ const TEMPORARY: Reg = Reg(0);
 const PAGES: Reg = Reg(1);
 const PLACE: Reg = Reg(2);
 const TURN: Reg = Reg(3);
+/// A page, and then what it says.
 const PAGE_OF_SLOT: Reg = Reg(4);
+const SAYS_OPEN: Reg = Reg(4);
 const SECOND: Reg = Reg(5);
 const CONTEXT: Reg = Reg(6);
 const BEST_SLOT: Reg = Reg(7);
@@ -78,7 +84,8 @@ pub(super) fn program(slots: usize, tables: &Tables<'_>) -> Option<Vec<Instructi
     a.register(Op::Move, CHANCE, Reg(0));
     // Worse than any; and a slot that no group has.
     a.number(Op::Move, BEST, -1);
-    a.number(Op::Move, BEST_SLOT, -1);
+    a.value(PLACE, tables.desk, i32::from(bytes(NOBODY)));
+    a.load64(BEST_SLOT, PLACE, 0);
     let mut first = 0;
     for bank in tables.banks {
         let here = (slots - first).min(BANK);
@@ -96,20 +103,23 @@ pub(super) fn program(slots: usize, tables: &Tables<'_>) -> Option<Vec<Instructi
 
 /// Looks at `count` slots, and keeps the best so far.
 fn scan(a: &mut Assembler, count: usize) {
-    let (turn, next) = (a.label(), a.label());
+    let (turn, next, seated) = (a.label(), a.label(), a.label());
     let (waiting, open, rank) = (a.label(), a.label(), a.label());
     let cap = CAP as i32;
     a.number(Op::Move, TURN, 0);
     a.place(turn);
     a.load64(TEMPORARY, PLACE, bytes(HEALTHY));
     a.jump_if(TEMPORARY, If::Equal, 0, next);
-    a.load64(PAGE_OF_SLOT, PLACE, bytes(SEAT));
-    a.number(Op::And, PAGE_OF_SLOT, 1);
-    a.number(Op::Shl, PAGE_OF_SLOT, PAGE.trailing_zeros() as i32);
-    a.register(Op::Add, PAGE_OF_SLOT, PAGES);
+    // The offset is a number and not a register: without CAP_PERFMON the verifier wants it so.
+    a.load64(SECOND, PLACE, bytes(SEAT));
+    a.register(Op::Move, PAGE_OF_SLOT, PAGES);
+    a.jump_if(SECOND, If::Equal, 0, seated);
+    a.number(Op::Add, PAGE_OF_SLOT, PAGE as i32);
+    a.place(seated);
+    a.load64(SECOND, PAGE_OF_SLOT, bytes(ACCEPTED));
+    a.load64(SAYS_OPEN, PAGE_OF_SLOT, bytes(OPEN));
     // Selected and not accepted: from -cap to +cap if it makes sense, and +cap if not. Below 0 is 0.
     a.load64(TEMPORARY, PLACE, bytes(SELECTED));
-    a.load64(SECOND, PAGE_OF_SLOT, bytes(ACCEPTED));
     a.register(Op::Sub, TEMPORARY, SECOND);
     a.number(Op::Add, TEMPORARY, cap);
     a.jump_if(TEMPORARY, If::AtMost, 2 * cap, waiting);
@@ -119,11 +129,10 @@ fn scan(a: &mut Assembler, count: usize) {
     a.jump_if(TEMPORARY, If::SignedAtLeast, 0, open);
     a.number(Op::Move, TEMPORARY, 0);
     a.place(open);
-    a.load64(SECOND, PAGE_OF_SLOT, bytes(OPEN));
-    a.jump_if(SECOND, If::AtMost, cap, rank);
-    a.number(Op::Move, SECOND, cap);
+    a.jump_if(SAYS_OPEN, If::AtMost, cap, rank);
+    a.number(Op::Move, SAYS_OPEN, cap);
     a.place(rank);
-    a.register(Op::Add, TEMPORARY, SECOND);
+    a.register(Op::Add, TEMPORARY, SAYS_OPEN);
     // The load in the upper half, a random number in the lower.
     a.number(Op::Shl, TEMPORARY, 32);
     a.number32(Op::Mul, CHANCE, 1_664_525);
@@ -159,7 +168,7 @@ fn choose(a: &mut Assembler, tables: &Tables<'_>) {
     a.number(Op::Move, Reg(0), SK_PASS);
     a.exit();
     a.place(nobody);
-    a.value(Reg(1), tables.desk, 0);
+    a.value(Reg(1), tables.desk, i32::from(bytes(BY_HASH)));
     a.number(Op::Move, Reg(2), 1);
     a.atomic_add64(Reg(1), 0, Reg(2));
     a.number(Op::Move, Reg(0), SK_PASS);

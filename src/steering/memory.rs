@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::drift::{Drift, Look};
 use super::least_conn::{
-    ACCEPTED, BANK, HEAD_WORDS, HEALTHY, MOST, NUMBER, OPEN, SEAT, SEATS, SELECTED, SLOT_WORDS,
+    ACCEPTED, BANK, BY_HASH, HEAD_WORDS, HEALTHY, MOST, NOBODY, NUMBER, OPEN, SEAT, SEATS,
+    SELECTED, SLOT_WORDS,
 };
 use super::{Lease, SlotMeter};
 use crate::identity::Slot;
@@ -63,6 +64,7 @@ impl Memory {
     pub(super) fn create(slots: usize) -> io::Result<Memory> {
         let desk = Shared::create("prefork_desk", DESK_PAGES)?;
         let mut memory = Memory { desk, banks: Vec::new(), slots: Vec::new(), serial: 0 };
+        memory.desk.pages.page(0)[NOBODY].store(u32::MAX.into(), Relaxed);
         memory.grow(slots)?;
         Ok(memory)
     }
@@ -91,7 +93,7 @@ impl Memory {
 
     /// How often no slot was healthy and the hash chose.
     pub(super) fn by_hash(&self) -> u64 {
-        self.desk.pages.page(0)[0].load(Relaxed)
+        self.desk.pages.page(0)[BY_HASH].load(Relaxed)
     }
 
     /// A cleared page of `slot` for a worker about to be forked.

@@ -33,6 +33,8 @@
 mod classic;
 mod drift;
 mod ebpf;
+#[cfg(test)]
+mod fallback_tests;
 mod ip_hash;
 mod least_conn;
 mod memory;

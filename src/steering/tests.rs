@@ -1,7 +1,7 @@
 //! The programs on real sockets of the loopback. Who may not load a program of the extended machine sees the fallback
 //! instead, in each of these tests.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -11,23 +11,23 @@ use super::rung::{Kernel, Rung};
 use super::*;
 
 /// Sockets of one address, as many as there are slots.
-struct Sockets {
+pub(super) struct Sockets {
     address: SocketAddr,
     all: Vec<TcpListener>,
 }
 
 impl Sockets {
-    fn open(count: usize) -> Sockets {
+    pub(super) fn open(count: usize) -> Sockets {
         Sockets::open_at((Ipv4Addr::LOCALHOST, 0).into(), count)
     }
 
-    fn open_at(address: SocketAddr, count: usize) -> Sockets {
+    pub(super) fn open_at(address: SocketAddr, count: usize) -> Sockets {
         let mut sockets = Sockets { address, all: Vec::new() };
         sockets.grow(count, 1024);
         sockets
     }
 
-    fn grow(&mut self, count: usize, backlog: i32) {
+    pub(super) fn grow(&mut self, count: usize, backlog: i32) {
         for _ in 0..count {
             let socket =
                 Socket::new(Domain::for_address(self.address), Type::STREAM, None).expect("socket");
@@ -44,22 +44,22 @@ impl Sockets {
         }
     }
 
-    fn group(&self) -> Group<'_> {
+    pub(super) fn group(&self) -> Group<'_> {
         Group(self.all.iter().map(AsFd::as_fd).collect())
     }
 
-    fn connect(&self, count: usize) -> Vec<TcpStream> {
+    pub(super) fn connect(&self, count: usize) -> Vec<TcpStream> {
         (0..count).map(|_| TcpStream::connect(self.address).expect("connect")).collect()
     }
 
     /// Takes all that waits; how many each slot had.
-    fn accept(&self) -> Vec<usize> {
+    pub(super) fn accept(&self) -> Vec<usize> {
         let take = |listener: &TcpListener| std::iter::from_fn(|| listener.accept().ok()).count();
         self.all.iter().map(take).collect()
     }
 
     /// Which slot a client from this address comes to.
-    fn slot_of(&self, source: IpAddr, to: IpAddr) -> u32 {
+    pub(super) fn slot_of(&self, source: IpAddr, to: IpAddr) -> u32 {
         let client =
             Socket::new(Domain::for_address(SocketAddr::new(source, 0)), Type::STREAM, None)
                 .expect("client");
@@ -69,7 +69,7 @@ impl Sockets {
     }
 }
 
-fn all_healthy(steering: &mut Steering, groups: &[Group<'_>]) {
+pub(super) fn all_healthy(steering: &mut Steering, groups: &[Group<'_>]) {
     for slot in 0..slots(groups) {
         steering.set_health(Slot(slot as u32), true, groups).expect("health");
     }
@@ -309,7 +309,7 @@ fn all_slots_pass_the_verifier() {
         banks: &numbers,
         sockets: sockets.as_raw_fd(),
     };
-    for slots in [0, 1, 4, 32, 33, 64, 1024] {
+    for slots in [0, 1, 4, 32, 33, 64, 500, 993, 1024] {
         let program = least_conn::program(slots, &tables).expect("it fits");
         println!("{slots} slots: {} instructions, {}", program.len(), bpf::verify(&program));
         bpf::load("prefork_test", &program).expect("the verifier takes it");

@@ -27,9 +27,12 @@ pub(super) fn differ(old: &[u32], new: &[u32]) -> bool {
     let total = |weights: &[u32]| weights.iter().map(|w| u64::from(*w)).sum::<u64>();
     let (old_total, new_total) = (total(old), total(new));
     let shares = |(was, is): (&u32, &u32)| {
+        if (*was == 0) != (*is == 0) {
+            return true;
+        }
         // Over the common denominator.
         let (was, is) = (u64::from(*was) * new_total, u64::from(*is) * old_total);
-        (was == 0) != (is == 0) || was.abs_diff(is) * 8 > was
+        was.abs_diff(is) * 8 > was
     };
     old.len() != new.len() || old.iter().zip(new).any(shares)
 }
@@ -102,6 +105,8 @@ mod tests {
         assert!(differ(&[1000, 1000], &[1000, 500]));
         assert!(differ(&[1000, 1000], &[1000, 0]));
         assert!(differ(&[1, 0], &[1, 1]));
+        assert!(differ(&[0, 0], &[1, 1]));
+        assert!(differ(&[1, 1], &[0, 0]));
         assert!(differ(&[1000], &[1000, 1000]));
         assert!(!differ(&[0, 0], &[0, 0]));
     }

@@ -168,7 +168,8 @@ pub(crate) fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refus
     }
     match try_load(name, program, 1) {
         (Ok(fd), _) => Ok(fd),
-        (Err(error), log) => Err(Refusal { error, verifier: last_words(&log) }),
+        // The first error is the reason: the second may be that the log was too long.
+        (Err(_), log) => Err(Refusal { error, verifier: last_words(&log) }),
     }
 }
 
@@ -276,13 +277,13 @@ pub(crate) fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
     made
 }
 
-/// Drops all capabilities of the calling thread, and of no other.
+/// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
 #[cfg(test)]
-pub(crate) fn drop_capabilities() -> io::Result<()> {
-    // _LINUX_CAPABILITY_VERSION_3, and the calling thread.
+pub(crate) fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
     let header: [u32; 2] = [0x2008_0522, 0];
-    let none = [0_u32; 6];
+    let kept = [low, low, 0, high, high, 0];
     // SAFETY: a header, and two sets of three words, as this version has; both are only read.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) };
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const kept) };
     cvt(result as libc::c_int).map(drop)
 }
