@@ -21,6 +21,7 @@ pub(super) enum If {
     AtLeast = 0x30,
     NotEqual = 0x50,
     SignedAtLeast = 0x70,
+    Below = 0xa0,
     AtMost = 0xb0,
 }
 
@@ -42,12 +43,14 @@ const IS_MAP: u8 = 1;
 const IS_VALUE: u8 = 2;
 
 /// Helpers of the kernel.
+pub(super) const MAP_LOOKUP_ELEM: i32 = 1;
 pub(super) const GET_PRANDOM_U32: i32 = 7;
 pub(super) const SK_SELECT_REUSEPORT: i32 = 82;
 
 const DOUBLE: u8 = 0x18;
 const LOAD_64: u8 = 0x79;
 const STORE_32: u8 = 0x63;
+const STORE_64: u8 = 0x7b;
 const ATOMIC_ADD_64: u8 = 0xdb;
 const WIDE: u8 = 0x07;
 const NARROW: u8 = 0x04;
@@ -103,6 +106,10 @@ impl Assembler {
 
     pub(super) fn store32(&mut self, base: Reg, offset: i16, from: Reg) {
         self.emit(STORE_32, base, from, offset, 0);
+    }
+
+    pub(super) fn store64(&mut self, base: Reg, offset: i16, from: Reg) {
+        self.emit(STORE_64, base, from, offset, 0);
     }
 
     /// Adds `from` to memory, whole even if others do the same at the same time.
@@ -174,8 +181,10 @@ fn line(at: usize, instruction: &Instruction, second: i32) -> String {
         DOUBLE => format!("r{to} = map[fd {immediate}][0]+{second}"),
         LOAD_64 => format!("r{to} = *(u64 *)(r{from} {offset:+})"),
         STORE_32 => format!("*(u32 *)(r{to} {offset:+}) = r{from}"),
+        STORE_64 => format!("*(u64 *)(r{to} {offset:+}) = r{from}"),
         ATOMIC_ADD_64 => format!("lock *(u64 *)(r{to} {offset:+}) += r{from}"),
         CALL => match immediate {
+            MAP_LOOKUP_ELEM => "call bpf_map_lookup_elem#1".to_string(),
             GET_PRANDOM_U32 => "call bpf_get_prandom_u32#7".to_string(),
             SK_SELECT_REUSEPORT => "call bpf_sk_select_reuseport#82".to_string(),
             other => format!("call #{other}"),
@@ -198,6 +207,7 @@ fn condition(code: u8) -> &'static str {
         c if c == If::AtLeast as u8 => ">=",
         c if c == If::NotEqual as u8 => "!=",
         c if c == If::SignedAtLeast as u8 => "s>=",
+        c if c == If::Below as u8 => "<",
         c if c == If::AtMost as u8 => "<=",
         _ => "?",
     }

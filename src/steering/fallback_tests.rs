@@ -27,17 +27,14 @@ fn unprivileged(test: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn one_capability_is_enough_for_the_kernels_program() {
-    let allowed = bpf::create_memory("prefork_test", 4096).is_ok();
+    let allowed = bpf::create_memory("prefork_test", 4096, 1).is_ok();
     // CAP_BPF is number 39.
     with_capabilities(0, 1 << (39 - 32), move || {
-        for slots in [1, 2, 3, 4, 6, 8, 16, 32] {
+        for slots in [1, 4, 32, 70] {
             let sockets = Sockets::open(slots);
             let groups = [sockets.group()];
             let mut steering = Steering::start(Dispatch::LeastConn, &groups);
             let reason = steering.reason().map(str::to_string);
-            if let super::rung::Rung::Kernel(k) = &steering.rung {
-                println!("{slots} {}", bpf::verify(&k.program));
-            }
             assert_eq!(steering.rung() == "ebpf", allowed, "{slots}: {reason:?}");
             all_healthy(&mut steering, &groups);
             let clients = sockets.connect(2 * slots);
@@ -200,6 +197,6 @@ fn programs_are_written_down_for_people() {
     assert!(!lines.contains("unknown") && !lines.contains('?'), "{lines}");
     if steering.rung() == "ebpf" {
         assert!(lines.contains("call bpf_sk_select_reuseport#82"), "{lines}");
-        assert!(lines.contains("lock *(u64 *)(r1 +16) += r2"), "{lines}");
+        assert!(lines.contains("lock *(u64 *)(r0 +16) += r1"), "{lines}");
     }
 }

@@ -11,16 +11,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::drift::{Drift, Look};
 use super::least_conn::{
-    ACCEPTED, BANK, BY_HASH, HEAD_WORDS, HEALTHY, MOST, NOBODY, NUMBER, OPEN, SEAT, SEATS,
-    SELECTED, SLOT_WORDS,
+    ACCEPTED, BANK, BANK_PAGES, HEALTHY, NUMBER, OPEN, PLACE_WORDS, PLACES, SEAT, SEATS, SELECTED,
+    place,
 };
 use super::{Lease, SlotMeter};
 use crate::identity::Slot;
 use crate::sys::bpf;
 use crate::sys::shm::{self, PAGE, Page, WORDS, WritablePages};
 
-const DESK_PAGES: usize = ((HEAD_WORDS + MOST * SLOT_WORDS) * 8).div_ceil(PAGE);
-const BANK_PAGES: usize = BANK * SEATS;
+const PLACE_BYTES: usize = PLACE_WORDS * 8;
 
 /// All of it, as the primary has it.
 pub(super) struct Memory {
@@ -46,10 +45,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn create(name: &str, count: usize) -> io::Result<Shared> {
-        let bytes = count * PAGE;
-        let map = bpf::with_locked_memory(2 * bytes as u64, || bpf::create_memory(name, bytes))?;
-        Ok(Shared { pages: shm::share(&map, count)?, map })
+    fn create(name: &str, bytes: usize, entries: usize) -> io::Result<Shared> {
+        let (count, pages) = (entries as u32, (entries * bytes).div_ceil(PAGE));
+        let room = 2 * (pages * PAGE) as u64;
+        let map = bpf::with_locked_memory(room, || bpf::create_memory(name, bytes, count))?;
+        Ok(Shared { pages: shm::share(&map, pages)?, map })
     }
 }
 
@@ -62,9 +62,8 @@ impl Drop for Shared {
 
 impl Memory {
     pub(super) fn create(slots: usize) -> io::Result<Memory> {
-        let desk = Shared::create("prefork_desk", DESK_PAGES)?;
+        let desk = Shared::create("prefork_desk", PLACE_BYTES, PLACES)?;
         let mut memory = Memory { desk, banks: Vec::new(), slots: Vec::new(), serial: 0 };
-        memory.desk.pages.page(0)[NOBODY].store(u32::MAX.into(), Relaxed);
         memory.grow(slots)?;
         Ok(memory)
     }
@@ -72,10 +71,10 @@ impl Memory {
     /// Room for `slots` slots; nothing happens to those that are there.
     pub(super) fn grow(&mut self, slots: usize) -> io::Result<()> {
         while self.banks.len() * BANK < slots {
-            self.banks.push(Shared::create("prefork_pages", BANK_PAGES)?);
+            self.banks.push(Shared::create("prefork_pages", BANK_PAGES * PAGE, 1)?);
         }
         for slot in self.slots.len()..slots {
-            self.word(slot, NUMBER).store(slot as u64, Relaxed);
+            self.word(slot, NUMBER).store(place(slot) as u64, Relaxed);
             self.slots.push(Seats::default());
         }
         Ok(())
@@ -93,7 +92,7 @@ impl Memory {
 
     /// How often no slot was healthy and the hash chose.
     pub(super) fn by_hash(&self) -> u64 {
-        self.desk.pages.page(0)[BY_HASH].load(Relaxed)
+        self.desk.pages.page(0)[SELECTED].load(Relaxed)
     }
 
     /// A cleared page of `slot` for a worker about to be forked.
@@ -171,7 +170,7 @@ impl Memory {
     }
 
     fn word(&self, slot: usize, word: usize) -> &AtomicU64 {
-        let at = HEAD_WORDS + slot * SLOT_WORDS + word;
+        let at = place(slot) * PLACE_WORDS + word;
         &self.desk.pages.page(at / WORDS)[at % WORDS]
     }
 

@@ -38,7 +38,7 @@ impl Kernel {
         let memory = Memory::create(slots).map_err(said)?;
         let table = |_: &Group<'_>| {
             bpf::with_locked_memory(1 << 16, || {
-                bpf::create_sockets("prefork_sockets", least_conn::MOST as u32)
+                bpf::create_sockets("prefork_sockets", least_conn::PLACES as u32)
             })
         };
         let tables = groups.iter().map(table).collect::<io::Result<_>>().map_err(said)?;
@@ -59,7 +59,7 @@ impl Kernel {
         let mut programs = Vec::new();
         for (table, group) in self.tables.iter().zip(groups) {
             for (slot, socket) in group.0.iter().enumerate().take(slots).skip(self.slots) {
-                patiently(|| bpf::put_socket(table, slot as u32, *socket))
+                patiently(|| bpf::put_socket(table, least_conn::place(slot) as u32, *socket))
                     .map_err(|e| format!("cannot enter the socket of slot {slot}: {e}"))?;
             }
             let tables = least_conn::Tables { desk, banks: &banks, sockets: table.as_raw_fd() };
@@ -99,7 +99,7 @@ impl Kernel {
         let Some(table) = self.tables.get(number) else { return };
         for slot in 0..group.0.len() {
             // Not in there, or never entered: just what is wanted.
-            let _ = bpf::remove_socket(table, slot as u32);
+            let _ = bpf::remove_socket(table, least_conn::place(slot) as u32);
         }
     }
 }

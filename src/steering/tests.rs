@@ -2,7 +2,7 @@
 //! instead, in each of these tests.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
@@ -80,7 +80,7 @@ pub(super) fn all_healthy(steering: &mut Steering, groups: &[Group<'_>]) {
 fn in_kernel(groups: &[Group<'_>]) -> Option<Steering> {
     let mut steering = Steering::start(Dispatch::LeastConn, groups);
     all_healthy(&mut steering, groups);
-    let allowed = bpf::create_memory("prefork_test", 4096).is_ok();
+    let allowed = bpf::create_memory("prefork_test", 4096, 1).is_ok();
     let (rung, reason) = (steering.rung(), steering.reason());
     assert_eq!(rung, if allowed { "ebpf" } else { "cbpf-weights" }, "{reason:?}");
     assert_eq!(reason.is_none(), allowed, "{reason:?}");
@@ -238,7 +238,7 @@ fn a_worker_counts_on_its_own_page_and_has_no_other() {
     let lease = steering.lease(Slot(0));
     steering.hold(lease);
     // As after a fork; the program stays where it is attached.
-    let meter = steering.give_up_all_but(lease).expect("give up");
+    let mut meter = steering.give_up_all_but(lease).expect("give up");
     (0..10).for_each(|_| meter.opened());
     let clients = sockets.connect(10);
     assert_eq!(sockets.accept(), [0, 10]);
@@ -246,6 +246,9 @@ fn a_worker_counts_on_its_own_page_and_has_no_other() {
     let more = sockets.connect(10);
     assert_eq!(sockets.accept(), [10, 0]);
     (0..10).for_each(|_| meter.accepted());
+    // One that leaves says nothing any more.
+    meter.leave();
+    (0..5).for_each(|_| meter.opened());
     let even = sockets.connect(2);
     assert_eq!(sockets.accept(), [1, 1]);
     drop((clients, more, even));
@@ -295,14 +298,14 @@ fn the_next_image_steers_the_same_sockets() {
 
 #[test]
 fn all_slots_pass_the_verifier() {
-    let desk = match bpf::create_memory("prefork_test", 9 * 4096) {
+    let desk = match bpf::create_memory("prefork_test", 32, 1025) {
         Err(e) => return assert!(bpf::is_unprivileged(&e), "{e}"),
         Ok(desk) => desk,
     };
-    let sockets = bpf::create_sockets("prefork_test", 1024).expect("table");
-    let bank = || bpf::create_memory("prefork_test", 64 * 4096).expect("bank");
+    let sockets = bpf::create_sockets("prefork_test", 1025).expect("table");
+    let bank =
+        || bpf::create_memory("prefork_test", least_conn::BANK_PAGES * 4096, 1).expect("bank");
     let banks: Vec<_> = (0..32).map(|_| bank()).collect();
-    use std::os::fd::AsRawFd;
     let numbers: Vec<i32> = banks.iter().map(AsRawFd::as_raw_fd).collect();
     let tables = least_conn::Tables {
         desk: desk.as_raw_fd(),
@@ -319,7 +322,7 @@ fn all_slots_pass_the_verifier() {
 
 #[test]
 fn the_verifiers_refusal_is_told() {
-    if bpf::create_memory("prefork_test", 4096).is_err() {
+    if bpf::create_memory("prefork_test", 4096, 1).is_err() {
         return;
     }
     let mut a = ebpf::Assembler::default();

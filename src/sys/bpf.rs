@@ -125,10 +125,10 @@ fn create(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Memory that a program and this process share: zeroed, one value of `bytes` bytes. See
-/// [`super::shm::share`] for this side of it.
-pub(crate) fn create_memory(name: &str, bytes: usize) -> io::Result<OwnedFd> {
-    create(MAP_TYPE_ARRAY, bytes, 1, MMAPABLE, name)
+/// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
+/// another, zeroed. See [`super::shm::share`] for this side of it.
+pub(crate) fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<OwnedFd> {
+    create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)
 }
 
 /// A table of `entries` listening sockets, all empty.
