@@ -17,6 +17,7 @@
 //!   one that takes the slot's connections: [`Steering::hold`] and, once it serves, [`Steering::set_health`].
 //!   When it was reaped: [`Steering::retire`]. A worker that drains calls [`SlotMeter::leave`].
 //! - Frozen, draining, full or dead: `set_health(.., false)`. Its queue is not touched: others may empty it.
+//! - After a change of the groups: [`Steering::group_grew`] for more slots, [`Steering::regroup`] for other addresses.
 //! - [`Steering::refresh`] once a second, with what is known of all slots' loads.
 //! - [`Steering::release`] before an exec that keeps the sockets: the next image starts anew.
 //!
@@ -197,6 +198,20 @@ impl Steering {
         Ok(())
     }
 
+    /// There are other listening addresses than before, or in another order: steers those. Workers and their pages go
+    /// on. An error leaves some of them to the kernel's hash; the next call tries again.
+    pub(crate) fn regroup(&mut self, groups: &[Group<'_>]) -> Result<()> {
+        let slots = slots(groups);
+        let done = match &mut self.rung {
+            Rung::Kernel(kernel) => kernel.regroup(slots, groups),
+            Rung::Odds(odds) => odds.regroup(groups).map_err(|e| e.to_string()),
+            Rung::Sticky(sticky) => sticky.regroup(groups).map_err(|e| e.to_string()),
+            Rung::Hash => Ok(()),
+        };
+        self.healthy.resize(slots.max(self.healthy.len()), false);
+        done.map_err(|why| Error::refused(format!("cannot steer all listening addresses: {why}")))
+    }
+
     /// A page for the worker that is about to be forked for `slot`.
     pub(crate) fn lease(&mut self, slot: Slot) -> Lease {
         match &mut self.rung {
@@ -233,14 +248,10 @@ impl Steering {
     /// Leaves the choice to the kernel's hash, and lets go of the sockets, so that another image may steer. If that
     /// does not come to pass, start again.
     pub(crate) fn release(mut self, groups: &[Group<'_>]) {
-        for (number, group) in groups.iter().enumerate() {
-            // What fails here is mended by whoever starts next: it detaches, and waits for the sockets.
-            if let Some(socket) = group.0.first() {
-                let _ = bpf::detach(*socket);
-            }
-            if let Rung::Kernel(kernel) = &mut self.rung {
-                kernel.let_go(number, group);
-            }
+        // What fails here is mended by whoever starts next: it detaches, and waits for the sockets.
+        groups.iter().filter_map(|g| g.0.first()).for_each(|socket| drop(bpf::detach(*socket)));
+        if let Rung::Kernel(kernel) = &mut self.rung {
+            kernel.let_go();
         }
     }
 

@@ -26,7 +26,8 @@ pub(super) struct Kernel {
     pub(super) memory: Memory,
     /// The sockets, by group. As large as can be from the start: a socket can not move to another table.
     tables: Vec<OwnedFd>,
-    /// How many slots the tables, and the programs, know.
+    /// How many slots the tables know, and how many the programs.
+    entered: usize,
     slots: usize,
     /// Of the first group.
     pub(super) program: Vec<Instruction>,
@@ -34,34 +35,39 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) fn start(slots: usize, groups: &[Group<'_>]) -> Result<Kernel, String> {
-        let said = |e: io::Error| refused(&e);
-        let memory = Memory::create(slots).map_err(said)?;
-        let table = |_: &Group<'_>| {
-            bpf::with_locked_memory(1 << 16, || {
-                bpf::create_sockets("prefork_sockets", least_conn::PLACES as u32)
-            })
-        };
-        let tables = groups.iter().map(table).collect::<io::Result<_>>().map_err(said)?;
-        let mut kernel = Kernel { memory, tables, slots: 0, program: Vec::new() };
-        let grown = kernel.grow(slots, groups);
-        if grown.is_err() {
+        let memory = Memory::create(slots).map_err(|e| refused(&e))?;
+        let (tables, program) = (Vec::new(), Vec::new());
+        let mut kernel = Kernel { memory, tables, entered: 0, slots: 0, program };
+        if let Err(why) = kernel.regroup(slots, groups) {
             // Not half: what some groups have already is taken back.
-            groups.iter().enumerate().for_each(|(number, group)| kernel.let_go(number, group));
+            kernel.let_go();
             groups.iter().filter_map(|g| g.0.first()).for_each(|s| drop(bpf::detach(*s)));
+            return Err(why);
         }
-        grown.map(|()| kernel)
+        Ok(kernel)
+    }
+
+    /// New tables, for other groups than before. While they are filled, the hash chooses.
+    pub(super) fn regroup(&mut self, slots: usize, groups: &[Group<'_>]) -> Result<(), String> {
+        let (name, places) = ("prefork_sockets", least_conn::PLACES as u32);
+        let table = |_: &Group<'_>| {
+            // Eight bytes a place, and what the kernel needs besides.
+            bpf::with_locked_memory(1 << 16, || bpf::create_sockets(name, places))
+        };
+        let tables =
+            groups.iter().map(table).collect::<io::Result<_>>().map_err(|e| refused(&e))?;
+        self.let_go();
+        self.tables = tables;
+        self.grow(slots, groups)
     }
 
     /// Programs for so many slots, in place of those before.
     pub(super) fn grow(&mut self, slots: usize, groups: &[Group<'_>]) -> Result<(), String> {
         self.memory.grow(slots).map_err(|e| refused(&e))?;
+        self.enter(slots, groups)?;
         let (desk, banks) = self.memory.maps();
         let mut programs = Vec::new();
-        for (table, group) in self.tables.iter().zip(groups) {
-            for (slot, socket) in group.0.iter().enumerate().take(slots).skip(self.slots) {
-                patiently(|| bpf::put_socket(table, least_conn::place(slot) as u32, *socket))
-                    .map_err(|e| format!("cannot enter the socket of slot {slot}: {e}"))?;
-            }
+        for table in &self.tables {
             let tables = least_conn::Tables { desk, banks: &banks, sockets: table.as_raw_fd() };
             let program = least_conn::program(slots, &tables)
                 .ok_or_else(|| format!("{slots} slots are more than {}", least_conn::MOST))?;
@@ -77,10 +83,40 @@ impl Kernel {
             bpf::attach(*socket, loaded).map_err(|e| format!("cannot attach the program: {e}"))?;
         }
         self.slots = slots;
-        if let Some((_, program)) = programs.into_iter().next() {
-            self.program = program;
-        }
+        self.program = programs.into_iter().next().map(|(_, program)| program).unwrap_or_default();
         Ok(())
+    }
+
+    /// Enters the sockets of new slots into the tables: all or none.
+    fn enter(&mut self, slots: usize, groups: &[Group<'_>]) -> Result<(), String> {
+        let before = self.entered;
+        for (table, group) in self.tables.iter().zip(groups) {
+            for (slot, socket) in group.0.iter().enumerate().take(slots).skip(before) {
+                let index = least_conn::place(slot) as u32;
+                let entered = patiently(|| bpf::put_socket(table, index, *socket));
+                entered.map_err(|e| {
+                    self.empty(before, slots);
+                    format!("cannot enter the socket of slot {slot}: {e}")
+                })?;
+            }
+        }
+        self.entered = slots;
+        Ok(())
+    }
+
+    fn empty(&self, from: usize, to: usize) {
+        for table in &self.tables {
+            for slot in from..to {
+                // Not in there, or gone with its socket: just what is wanted.
+                let _ = bpf::remove_socket(table, least_conn::place(slot) as u32);
+            }
+        }
+    }
+
+    /// Empties the tables, so that the sockets may enter others.
+    pub(super) fn let_go(&mut self) {
+        self.empty(0, self.entered);
+        self.entered = 0;
     }
 
     /// Makes what is counted as waiting true again.
@@ -91,15 +127,6 @@ impl Kernel {
             // A socket that does not tell has nothing to add.
             let queued = || sockets.map(|s| u64::from(bpf::queue_length(s).unwrap_or(0))).sum();
             self.memory.correct(slot, open, queued);
-        }
-    }
-
-    /// Empties the table of one group, so that its sockets may enter another.
-    pub(super) fn let_go(&mut self, number: usize, group: &Group<'_>) {
-        let Some(table) = self.tables.get(number) else { return };
-        for slot in 0..group.0.len() {
-            // Not in there, or never entered: just what is wanted.
-            let _ = bpf::remove_socket(table, least_conn::place(slot) as u32);
         }
     }
 }
@@ -155,6 +182,10 @@ impl Odds {
         (self.weights, self.program) = (weights, program);
         Ok(())
     }
+
+    pub(super) fn regroup(&self, groups: &[Group<'_>]) -> io::Result<()> {
+        attach(groups, &self.program)
+    }
 }
 
 /// By the client's address.
@@ -198,6 +229,10 @@ impl Sticky {
             (self.live, self.program) = (live, program);
         }
         Ok(why)
+    }
+
+    pub(super) fn regroup(&self, groups: &[Group<'_>]) -> io::Result<()> {
+        attach(groups, &self.program)
     }
 }
 

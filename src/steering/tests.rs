@@ -282,6 +282,43 @@ fn a_successor_starts_with_nothing_and_a_death_leaves_nothing() {
 }
 
 #[test]
+fn addresses_come_and_go() {
+    let (one, other) = (Sockets::open(3), Sockets::open(3));
+    let Some(mut steering) = in_kernel(&[one.group()]) else { return };
+    kernel(&mut steering).memory.pretend(1, 0, 100, 0);
+    steering.regroup(&[other.group(), one.group()]).expect("two");
+    let clients = [one.connect(10), other.connect(10)];
+    let got: Vec<usize> = one.accept().iter().zip(other.accept()).map(|(a, b)| a + b).collect();
+    assert_eq!(got, [10, 0, 10]);
+    drop((clients, one));
+    let more = {
+        steering.regroup(&[other.group()]).expect("one");
+        other.connect(10)
+    };
+    assert_eq!(other.accept(), [5, 0, 5]);
+    drop(more);
+}
+
+#[test]
+fn what_could_not_be_added_can_be_tried_again() {
+    let mut sockets = Sockets::open(2);
+    let Some(mut steering) = in_kernel(&[sockets.group()]) else { return };
+    // Not a socket that listens in this group.
+    let wrong = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let mut all = sockets.group();
+    all.0.push(wrong.as_fd());
+    let error = steering.group_grew(&[all]).expect_err("no group").to_string();
+    assert!(error.contains("the socket of slot 2"), "{error}");
+    sockets.grow(2, 64);
+    let groups = [sockets.group()];
+    steering.group_grew(&groups).expect("grow");
+    all_healthy(&mut steering, &groups);
+    let clients = sockets.connect(8);
+    assert_eq!(sockets.accept(), [2; 4]);
+    drop(clients);
+}
+
+#[test]
 fn the_next_image_steers_the_same_sockets() {
     let sockets = Sockets::open(3);
     let groups = [sockets.group()];
