@@ -34,8 +34,6 @@
 mod classic;
 mod drift;
 mod ebpf;
-#[cfg(test)]
-mod fallback_tests;
 mod ip_hash;
 mod least_conn;
 mod memory;

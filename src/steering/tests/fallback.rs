@@ -4,7 +4,6 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use super::tests::{Sockets, all_healthy};
 use super::*;
 
 /// Runs `test` in a thread that has at most these capabilities.
