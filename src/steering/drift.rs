@@ -1,7 +1,7 @@
 //! How the number of connections that were chosen for a slot, but not accepted, is kept true. Pure.
 //!
-//! The program counts each first packet it chooses a slot for. Not every one becomes a connection: handshakes
-//! fail, a flood of SYNs has none, and with SYN cookies a handshake is counted twice. So what is *selected* drifts
+//! The program counts each SYN it chooses a slot for. Not every one becomes a connection: handshakes
+//! fail, a flood of SYNs has none, and with SYN cookies the last packet chooses again, maybe another slot. So what is *selected* drifts
 //! ahead of what is *accepted* plus what is queued. Nothing tells which of the surplus will never come, and which
 //! are handshakes under way; but the former stay. So the primary looks once a second, and takes away what was
 //! surplus at two looks in a row: the smaller of both. With long handshakes all the time, that takes away some of them

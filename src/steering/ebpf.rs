@@ -48,6 +48,7 @@ pub(super) const GET_PRANDOM_U32: i32 = 7;
 pub(super) const SK_SELECT_REUSEPORT: i32 = 82;
 
 const DOUBLE: u8 = 0x18;
+const LOAD_8: u8 = 0x71;
 const LOAD_64: u8 = 0x79;
 const STORE_32: u8 = 0x63;
 const STORE_64: u8 = 0x7b;
@@ -98,6 +99,10 @@ impl Assembler {
     /// 64 bits: `to op= from`.
     pub(super) fn register(&mut self, op: Op, to: Reg, from: Reg) {
         self.emit(WIDE | X | op as u8, to, from, 0, 0);
+    }
+
+    pub(super) fn load8(&mut self, to: Reg, base: Reg, offset: i16) {
+        self.emit(LOAD_8, to, base, offset, 0);
     }
 
     pub(super) fn load64(&mut self, to: Reg, base: Reg, offset: i16) {
@@ -179,6 +184,7 @@ fn line(at: usize, instruction: &Instruction, second: i32) -> String {
     match code {
         DOUBLE if from == IS_MAP => format!("r{to} = map[fd {immediate}]"),
         DOUBLE => format!("r{to} = map[fd {immediate}][0]+{second}"),
+        LOAD_8 => format!("r{to} = *(u8 *)(r{from} {offset:+})"),
         LOAD_64 => format!("r{to} = *(u64 *)(r{from} {offset:+})"),
         STORE_32 => format!("*(u32 *)(r{to} {offset:+}) = r{from}"),
         STORE_64 => format!("*(u64 *)(r{to} {offset:+}) = r{from}"),

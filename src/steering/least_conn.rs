@@ -10,7 +10,7 @@
 //!
 //! The load of a slot is what its worker has open, and what was selected but not accepted. The first is capped;
 //! the second is capped from both sides, and nonsense counts as the heaviest load. Among equals a random number
-//! decides, drawn anew for each slot.
+//! decides, drawn anew for each slot. Only a packet that asks for a connection counts as selected.
 //!
 //! Why it is written as it is: the verifier walks through a loop turn by turn, and remembers at each instruction
 //! the states it has seen. As long as it knows nothing precise of what was chosen so far, the ways through a turn
@@ -49,6 +49,13 @@ pub(super) const OPEN: usize = 0;
 pub(super) const ACCEPTED: usize = 1;
 
 const SK_PASS: i32 = 1;
+/// The first words of the context.
+const DATA: usize = 0;
+const DATA_END: usize = 1;
+/// In the TCP header.
+const TCP_FLAGS: i16 = 13;
+const SYN: i32 = 0x02;
+const ACK: i32 = 0x10;
 
 /// Where the program finds its tables, by descriptor.
 pub(super) struct Tables<'a> {
@@ -179,6 +186,16 @@ fn choose(a: &mut Assembler, tables: &Tables<'_>) {
     a.number(Op::Move, SCRATCH, 0);
     a.store32(STACK, BEST_PLACE, SCRATCH);
     a.place(count);
+    // From the TCP header on. Stray packets of connections that are gone come here too, and are not counted.
+    a.load64(Reg(1), STACK, CONTEXT);
+    a.load64(Reg(2), Reg(1), bytes(DATA));
+    a.load64(Reg(3), Reg(1), bytes(DATA_END));
+    a.register(Op::Move, SCRATCH, Reg(2));
+    a.number(Op::Add, SCRATCH, i32::from(TCP_FLAGS) + 1);
+    a.jump_if_register(SCRATCH, If::Above, Reg(3), end);
+    a.load8(SCRATCH, Reg(2), TCP_FLAGS);
+    a.number(Op::And, SCRATCH, SYN | ACK);
+    a.jump_if(SCRATCH, If::NotEqual, SYN, end);
     look_up(a, tables, BEST_PLACE, end);
     a.number(Op::Move, Reg(1), 1);
     a.atomic_add64(FOUND, bytes(SELECTED), Reg(1));

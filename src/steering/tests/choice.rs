@@ -156,3 +156,46 @@ fn the_verifiers_refusal_is_told() {
     assert!(!bpf::is_unprivileged(&refusal.error), "{refusal:?}");
     assert!(refusal.verifier.contains("R3 !read_ok"), "{refusal:?}");
 }
+
+#[test]
+fn looks_while_connections_move_leave_no_error_behind() {
+    let sockets = Sockets::open(2);
+    let groups = [sockets.group()];
+    let Some(mut steering) = in_kernel(&groups) else { return };
+    for slot in [Slot(0), Slot(1)] {
+        let lease = steering.lease(slot);
+        steering.hold(lease);
+    }
+    let address = sockets.address;
+    let clients = std::thread::spawn(move || {
+        for _ in 0..500 {
+            drop(std::net::TcpStream::connect(address).expect("connect"));
+        }
+    });
+    let (mut now, mut accepted) = (Instant::now(), [0; 2]);
+    let mut look = |steering: &mut Steering| {
+        now += Duration::from_secs(1);
+        steering.refresh(now, &[], &groups).expect("refresh");
+    };
+    loop {
+        let done = clients.is_finished();
+        for (slot, count) in sockets.accept().into_iter().enumerate() {
+            look(&mut steering);
+            // Taken out of the queue before, and counted only now.
+            accepted[slot] += count as u64;
+            kernel(&mut steering).memory.pretend(slot, 0, 0, accepted[slot]);
+        }
+        if done {
+            break;
+        }
+    }
+    clients.join().expect("clients");
+    look(&mut steering);
+    look(&mut steering);
+    assert_eq!(accepted.iter().sum::<u64>(), 500);
+    for (slot, accepted) in accepted.iter().enumerate() {
+        assert_eq!(kernel(&mut steering).memory.selected(slot), *accepted, "slot {slot}");
+    }
+    // Both had their share, all the time: nobody was thought loaded for long.
+    assert!(accepted.iter().all(|n| *n > 100), "{accepted:?}");
+}
