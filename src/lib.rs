@@ -26,6 +26,7 @@ mod scoreboard;
 mod seed;
 mod socket_file;
 mod span;
+mod steering;
 mod supervisor;
 mod sys;
 mod upgrade;

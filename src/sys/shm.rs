@@ -45,6 +45,12 @@ pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)
     Ok((WritablePages { base: writable, count }, Pages { base: readable, count }, memory))
 }
 
+/// The first `count` pages of `memory`, which the caller has made that long and can not make shorter, for writing.
+pub(crate) fn share(memory: &OwnedFd, count: usize) -> io::Result<WritablePages> {
+    let base = map(memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    Ok(WritablePages { base, count })
+}
+
 /// Pages that another program of this process made, for reading.
 pub(crate) fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
     let length = usize::try_from(nix::sys::stat::fstat(memory)?.st_size).unwrap_or(0);
@@ -59,7 +65,7 @@ pub(crate) fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
 
 fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonNull<Page>> {
     let length = NonZeroUsize::new(count * PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-    // SAFETY: a fresh shared mapping of a memfd that is exactly `length` long, at an address of the kernel's
+    // SAFETY: a fresh shared mapping of memory that is at least `length` long, at an address of the kernel's
     // choice: it overlaps nothing.
     let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, memory, 0) }?;
     Ok(base.cast())
@@ -95,13 +101,24 @@ impl WritablePages {
         }
     }
 
+    /// Gives up all of them for good. Nothing can be reached through `self` afterwards.
+    pub(crate) fn give_up(&mut self) -> io::Result<()> {
+        let count = std::mem::take(&mut self.count);
+        if count > 0 {
+            // SAFETY: exactly the mapping made by `create` or `share`. No reference into it is left, as those that
+            // `page` gives out borrow `self`, and a count of 0 lets none be made again.
+            unsafe { munmap(self.base.cast(), count * PAGE)? };
+        }
+        Ok(())
+    }
+
     /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
     /// through `self` afterwards.
     pub(crate) fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
         assert!(index < self.count, "page {index} of {}", self.count);
         let after = self.count - index - 1;
         self.count = 0;
-        // SAFETY: both ranges lie inside the mapping made by `create`. No reference into them is left, as
+        // SAFETY: both ranges lie inside the mapping made by `create` or `share`. No reference into them is left, as
         // those that `page` gives out borrow `self`, and a count of 0 lets none be made again.
         unsafe {
             if index > 0 {

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pool", &["error", "sys", "config", "identity"]),
     ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard", "socket_file"]),
     ("seed", &["listener", "ipc", "scoreboard", "config", "identity", "error"]),
+    ("steering", &["error", "sys", "identity", "config::Dispatch"]),
     (
         "worker",
         &[

@@ -1,0 +1,193 @@
+//! The memory that workers, the primary and the program of `least-conn` share, and who may write what.
+//!
+//! The *desk* is the primary's and the program's: which slots are healthy, which seat counts, and how many
+//! connections were selected. A *page* is a worker's own: each slot has two seats, so that a successor does not count
+//! on the page of the holder it will replace. Banks of pages are added as slots are, and never moved: a worker
+//! forked long ago goes on writing where it always has.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::drift::{Drift, Look};
+use super::least_conn::{
+    ACCEPTED, BANK, BANK_PAGES, HEALTHY, NUMBER, OPEN, PLACE_WORDS, PLACES, SEAT, SEATS, SELECTED,
+    place,
+};
+use super::{Lease, SlotMeter};
+use crate::identity::Slot;
+use crate::sys::bpf;
+use crate::sys::shm::{self, PAGE, Page, WORDS, WritablePages};
+
+const PLACE_BYTES: usize = PLACE_WORDS * 8;
+
+/// All of it, as the primary has it.
+pub(super) struct Memory {
+    desk: Shared,
+    banks: Vec<Shared>,
+    slots: Vec<Seats>,
+    serial: u64,
+}
+
+/// What the primary knows of a slot's pages.
+#[derive(Default)]
+struct Seats {
+    /// Whose each is, by serial number.
+    taken: [Option<u64>; SEATS],
+    /// Which one counts.
+    holder: usize,
+    drift: Drift,
+}
+
+struct Shared {
+    map: OwnedFd,
+    pages: WritablePages,
+}
+
+impl Shared {
+    fn create(name: &str, bytes: usize, entries: usize) -> io::Result<Shared> {
+        let (count, pages) = (entries as u32, (entries * bytes).div_ceil(PAGE));
+        let room = 2 * (pages * PAGE) as u64;
+        let map = bpf::with_locked_memory(room, || bpf::create_memory(name, bytes, count))?;
+        Ok(Shared { pages: shm::share(&map, pages)?, map })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // It fails for no reason that could matter: the worst is some memory that stays.
+        let _ = self.pages.give_up();
+    }
+}
+
+impl Memory {
+    pub(super) fn create(slots: usize) -> io::Result<Memory> {
+        let desk = Shared::create("prefork_desk", PLACE_BYTES, PLACES)?;
+        let mut memory = Memory { desk, banks: Vec::new(), slots: Vec::new(), serial: 0 };
+        memory.grow(slots)?;
+        Ok(memory)
+    }
+
+    /// Room for `slots` slots; nothing happens to those that are there.
+    pub(super) fn grow(&mut self, slots: usize) -> io::Result<()> {
+        while self.banks.len() * BANK < slots {
+            self.banks.push(Shared::create("prefork_pages", BANK_PAGES * PAGE, 1)?);
+        }
+        for slot in self.slots.len()..slots {
+            self.word(slot, NUMBER).store(place(slot) as u64, Relaxed);
+            self.slots.push(Seats::default());
+        }
+        Ok(())
+    }
+
+    /// The descriptors of desk and banks, for the program.
+    pub(super) fn maps(&self) -> (i32, Vec<i32>) {
+        let banks = self.banks.iter().map(|bank| bank.map.as_raw_fd()).collect();
+        (self.desk.map.as_raw_fd(), banks)
+    }
+
+    pub(super) fn set_health(&self, slot: usize, healthy: bool) {
+        self.word(slot, HEALTHY).store(healthy.into(), Relaxed);
+    }
+
+    /// How often no slot was healthy and the hash chose.
+    pub(super) fn by_hash(&self) -> u64 {
+        self.desk.pages.page(0)[SELECTED].load(Relaxed)
+    }
+
+    /// A cleared page of `slot` for a worker about to be forked.
+    pub(super) fn lease(&mut self, slot: Slot) -> Lease {
+        let number = slot.0 as usize;
+        let Some(seats) = self.slots.get_mut(number) else { return Lease { slot, seat: None } };
+        self.serial += 1;
+        let free = (0..SEATS).find(|seat| seats.taken[*seat].is_none());
+        // If nobody has left, somebody drains: whoever drains has given up its page (`SlotMeter::leave`).
+        let seat = free.unwrap_or((seats.holder + 1) % SEATS);
+        seats.taken[seat] = Some(self.serial);
+        self.clear(number, seat);
+        Lease { slot, seat: Some((seat, self.serial)) }
+    }
+
+    /// From now on the page of this worker counts. What waits for the slot waits on.
+    pub(super) fn hold(&mut self, lease: Lease) {
+        let slot = lease.slot.0 as usize;
+        let Some(seat) = self.seat(lease) else { return };
+        let before = self.page(slot, self.slots[slot].holder)[ACCEPTED].load(Relaxed);
+        let after = self.page(slot, seat)[ACCEPTED].load(Relaxed);
+        self.word(slot, SELECTED).fetch_add(after.wrapping_sub(before), Relaxed);
+        self.word(slot, SEAT).store(seat as u64, Relaxed);
+        self.slots[slot].holder = seat;
+    }
+
+    /// Takes the page of a dead worker back. Its connections are gone with it.
+    pub(super) fn retire(&mut self, lease: Lease) {
+        let Some(seat) = self.seat(lease) else { return };
+        let slot = lease.slot.0 as usize;
+        self.slots[slot].taken[seat] = None;
+        // What it had accepted is not to be added to what waits.
+        let accepted = self.page(slot, seat)[ACCEPTED].load(Relaxed);
+        self.clear(slot, seat);
+        if self.slots[slot].holder == seat {
+            self.word(slot, SELECTED).fetch_sub(accepted, Relaxed);
+        }
+    }
+
+    /// The seat, if the lease is still good.
+    fn seat(&self, lease: Lease) -> Option<usize> {
+        let (seat, serial) = lease.seat?;
+        let taken = self.slots.get(lease.slot.0 as usize)?.taken[seat];
+        (taken == Some(serial)).then_some(seat)
+    }
+
+    /// Makes what waits for `slot` true again, given the length of its queue. `open` is what is known of a worker
+    /// that has no page: one that another image forked.
+    pub(super) fn correct(&mut self, slot: usize, open: u64, queued: impl FnOnce() -> u64) {
+        let seats = &self.slots[slot];
+        let accepted = match seats.taken[seats.holder] {
+            Some(_) => self.page(slot, seats.holder)[ACCEPTED].load(Relaxed),
+            None => open.min(super::CAP),
+        };
+        // In this order: see `drift`.
+        let queued = queued();
+        let selected = self.word(slot, SELECTED).load(Relaxed);
+        let by = self.slots[slot].drift.correct(Look { accepted, queued, selected });
+        self.word(slot, SELECTED).fetch_add(by, Relaxed);
+    }
+
+    /// In a worker: keeps its own page writable, and gives up everything else.
+    pub(super) fn give_up_all_but(mut self, lease: Lease) -> io::Result<SlotMeter> {
+        let Some(seat) = self.seat(lease) else { return Ok(SlotMeter::default()) };
+        let slot = lease.slot.0 as usize;
+        // Kept by this process until it ends; `keep_only` leaves nothing for `drop` to give up.
+        let page = self.banks[slot / BANK].pages.keep_only(slot % BANK * SEATS + seat)?;
+        Ok(SlotMeter { page: Some(page) })
+    }
+
+    fn clear(&self, slot: usize, seat: usize) {
+        let page = self.page(slot, seat);
+        page[OPEN].store(0, Relaxed);
+        page[ACCEPTED].store(0, Relaxed);
+    }
+
+    fn word(&self, slot: usize, word: usize) -> &AtomicU64 {
+        let at = place(slot) * PLACE_WORDS + word;
+        &self.desk.pages.page(at / WORDS)[at % WORDS]
+    }
+
+    fn page(&self, slot: usize, seat: usize) -> &Page {
+        self.banks[slot / BANK].pages.page(slot % BANK * SEATS + seat)
+    }
+
+    /// A meter in this process, and what was selected: the tests are primary and worker in one.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, slot: usize, seat: usize, open: u64, accepted: u64) {
+        let page = self.page(slot, seat);
+        page[OPEN].store(open, Relaxed);
+        page[ACCEPTED].store(accepted, Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(super) fn selected(&self, slot: usize) -> u64 {
+        self.word(slot, SELECTED).load(Relaxed)
+    }
+}

@@ -1,0 +1,53 @@
+//! What a worker tells the program of `least-conn`: plain writes to a page of its own, no system call.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::least_conn::{ACCEPTED, OPEN};
+use crate::identity::Slot;
+use crate::sys::shm::Page;
+
+/// A worker's page, from before its fork until it is reaped. The primary keeps one for each worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub(super) slot: Slot,
+    /// Seat and serial number; `None` where no page is needed.
+    pub(super) seat: Option<(usize, u64)>,
+}
+
+/// A worker's side. Where nobody reads it, it writes nothing.
+#[derive(Default)]
+pub(crate) struct SlotMeter {
+    pub(super) page: Option<&'static Page>,
+}
+
+impl SlotMeter {
+    /// A connection came out of the slot's own queue.
+    pub(crate) fn accepted(&self) {
+        // In this order: seen in between, the slot is more loaded than it is, and not less.
+        self.add(OPEN, 1);
+        self.add(ACCEPTED, 1);
+    }
+
+    /// A connection came on another way: handed over, or out of a sibling's queue.
+    pub(crate) fn opened(&self) {
+        self.add(OPEN, 1);
+    }
+
+    /// A connection is gone, whichever way it came.
+    pub(crate) fn closed(&self) {
+        self.add(OPEN, -1);
+    }
+
+    /// No longer takes connections: another worker counts for the slot, and this one writes nothing any more.
+    pub(crate) fn leave(&mut self) {
+        self.page = None;
+    }
+
+    fn add(&self, word: usize, by: i64) {
+        // Nobody else writes this page, so this needs not be one step.
+        if let Some(page) = self.page {
+            let before = page[word].load(Relaxed);
+            page[word].store(before.saturating_add_signed(by), Relaxed);
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Programs in the kernel that choose a socket of a reuseport group: bpf(2) and the socket options, by hand.
+//! There is no compiler and no object file: who calls this has the instructions.
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::{size_of, size_of_val};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use super::{cvt, libc};
+
+const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE_ELEM: libc::c_int = 2;
+const MAP_DELETE_ELEM: libc::c_int = 3;
+const PROG_LOAD: libc::c_int = 5;
+
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_REUSEPORT_SOCKARRAY: u32 = 20;
+const MMAPABLE: u32 = 1 << 10;
+const PROG_TYPE_SK_REUSEPORT: u32 = 21;
+
+/// `SO_DETACH_REUSEPORT_BPF`, since Linux 5.3.
+const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
+/// Bytes of the verifier's explanation that are kept.
+const LOG: usize = 1 << 16;
+
+/// An instruction of the extended machine, as the kernel reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Instruction {
+    pub(crate) code: u8,
+    /// The source register in the upper half, the destination in the lower.
+    pub(crate) registers: u8,
+    pub(crate) offset: i16,
+    pub(crate) immediate: i32,
+}
+
+/// An instruction of the classic machine, as the kernel reads it (`struct sock_filter`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct ClassicInstruction {
+    pub(crate) code: u16,
+    pub(crate) jump_true: u8,
+    pub(crate) jump_false: u8,
+    pub(crate) k: u32,
+}
+
+/// Why the kernel did not take a program.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: io::Error,
+    /// The last words of the verifier, on one line; empty if it was not even asked.
+    pub(crate) verifier: String,
+}
+
+// The kernel reads as many bytes as it is told of, and takes the rest of its union for zeroes.
+#[repr(C)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner_map: u32,
+    node: u32,
+    name: [u8; 16],
+}
+
+#[repr(C, align(8))]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C, align(8))]
+struct ProgLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// # Safety
+///
+/// Every address within `attributes` points to memory of the size that `command` says, writable where the
+/// kernel writes (the log), and alive during the call.
+unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+    let address: *const T = attributes;
+    // SAFETY: `attributes` is plain data of the size given; what it points to is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, address, size_of::<T>()) };
+    cvt(result as libc::c_int)
+}
+
+fn named(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+fn create(
+    kind: u32,
+    value_size: usize,
+    entries: u32,
+    flags: u32,
+    name: &str,
+) -> io::Result<OwnedFd> {
+    let value_size = u32::try_from(value_size).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (inner_map, node, name) = (0, 0, named(name));
+    let new = MapCreate { kind, key_size: 4, value_size, entries, flags, inner_map, node, name };
+    // SAFETY: no address is in there.
+    let fd = unsafe { bpf(MAP_CREATE, &new)? };
+    // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
+/// another, zeroed. See [`super::shm::share`] for this side of it.
+pub(crate) fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<OwnedFd> {
+    create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)
+}
+
+/// A table of `entries` listening sockets, all empty.
+pub(crate) fn create_sockets(name: &str, entries: u32) -> io::Result<OwnedFd> {
+    create(MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name)
+}
+
+/// Enters `socket`, which listens, at `index`. `ResourceBusy` while it is in another table; a table that has
+/// lost its last user lets go of its sockets a moment later.
+pub(crate) fn put_socket(table: &OwnedFd, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let value = socket.as_raw_fd() as u64;
+    let (key, value) = (&raw const index as u64, &raw const value as u64);
+    let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
+    // SAFETY: key and value point to the four and eight bytes that such a table has, which outlive the call.
+    unsafe { bpf(MAP_UPDATE_ELEM, &element)? };
+    Ok(())
+}
+
+/// Empties the place at `index`.
+pub(crate) fn remove_socket(table: &OwnedFd, index: u32) -> io::Result<()> {
+    let key = &raw const index as u64;
+    let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
+    // SAFETY: the key points to four bytes that outlive the call; no value is read.
+    unsafe { bpf(MAP_DELETE_ELEM, &element)? };
+    Ok(())
+}
+
+/// Has the kernel verify and take a program that selects sockets.
+pub(crate) fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refusal> {
+    // Most programs pass; only for one that does not are we interested in the reasons.
+    let error = match try_load(name, program, 0).0 {
+        Ok(fd) => return Ok(fd),
+        Err(error) => error,
+    };
+    if is_unprivileged(&error) {
+        return Err(Refusal { error, verifier: String::new() });
+    }
+    match try_load(name, program, 1) {
+        (Ok(fd), _) => Ok(fd),
+        // The first error is the reason: the second may be that the log was too long.
+        (Err(_), log) => Err(Refusal { error, verifier: last_words(&log) }),
+    }
+}
+
+/// What the verifier has to say about a program it takes: how much work it was.
+#[cfg(test)]
+pub(crate) fn verify(program: &[Instruction]) -> String {
+    // 4: statistics only.
+    last_words(&try_load("prefork_test", program, 4).1)
+}
+
+fn try_load(name: &str, program: &[Instruction], level: u32) -> (io::Result<OwnedFd>, Vec<u8>) {
+    let mut log = vec![0_u8; if level == 0 { 0 } else { LOG }];
+    let load = ProgLoad {
+        kind: PROG_TYPE_SK_REUSEPORT,
+        count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: level,
+        log_size: log.len() as u32,
+        log: if level == 0 { 0 } else { log.as_mut_ptr() as u64 },
+        kernel_version: 0,
+        flags: 0,
+        name: named(name),
+    };
+    // SAFETY: the instructions are as many as said, the license ends with a zero, and the log is exclusively
+    // ours and as long as said; all outlive the call.
+    let result = unsafe { bpf(PROG_LOAD, &load) };
+    // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
+    (result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }), log)
+}
+
+fn last_words(log: &[u8]) -> String {
+    let text = CStr::from_bytes_until_nul(log).unwrap_or_default().to_string_lossy();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(3)..].join("; ")
+}
+
+/// Lets `program` choose for the whole group of `socket`, in place of whatever chose before.
+pub(crate) fn attach(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
+    set(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
+}
+
+/// As [`attach`], with a classic program, which needs no privilege.
+pub(crate) fn attach_classic(
+    socket: BorrowedFd<'_>,
+    program: &[ClassicInstruction],
+) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let filter = program.as_ptr().cast_mut().cast();
+    set(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
+}
+
+/// Leaves the choice to the kernel's hash again. No error if nothing else has chosen.
+pub(crate) fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
+    match set(socket, SO_DETACH_REUSEPORT_BPF, &0) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+    let (address, size) = (&raw const *value, size_of_val(value) as libc::socklen_t);
+    let fd = socket.as_raw_fd();
+    // SAFETY: `value` is a plain number, or a sock_fprog whose instructions the caller's slice keeps alive and
+    // which the kernel only reads.
+    cvt(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, address.cast(), size) })?;
+    Ok(())
+}
+
+/// Whether the kernel would not even look at what was asked, for lack of a privilege.
+pub(crate) fn is_unprivileged(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
+/// How many established connections wait in the queue of `listener`.
+pub(crate) fn queue_length(listener: impl AsFd) -> io::Result<u32> {
+    // SAFETY: all zeroes is a valid tcp_info.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let (fd, address) = (listener.as_fd().as_raw_fd(), &raw mut info);
+    // SAFETY: the kernel writes at most `size` bytes into `info`.
+    let done = unsafe {
+        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address.cast(), &raw mut size)
+    };
+    cvt(done)?;
+    // For a listening socket this field means just that.
+    Ok(info.tcpi_unacked)
+}
+
+/// Runs `make` with room for `bytes` of locked memory, which is what maps counted as before Linux 5.11. Leaves
+/// the limit as it was.
+pub(crate) fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
+    let before = getrlimit(Resource::RLIMIT_MEMLOCK);
+    if let Ok((soft, hard)) = before {
+        let wanted = soft.saturating_add(bytes);
+        // Without the right to raise the hard limit, the soft one may still do.
+        if setrlimit(Resource::RLIMIT_MEMLOCK, wanted, hard.max(wanted)).is_err() {
+            let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard.min(wanted), hard);
+        }
+    }
+    let made = make();
+    if let Ok((soft, hard)) = before {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
+    }
+    made
+}
+
+/// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
+#[cfg(test)]
+pub(crate) fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let kept = [low, low, 0, high, high, 0];
+    // SAFETY: a header, and two sets of three words, as this version has; both are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const kept) };
+    cvt(result as libc::c_int).map(drop)
+}
