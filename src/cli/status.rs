@@ -34,7 +34,12 @@ pub(super) fn table(status: &Status) -> String {
     );
     let listeners = status.listeners.join(", ");
     let listeners = if listeners.is_empty() { "nothing any more" } else { &listeners };
-    let _ = writeln!(text, "listening on {}\n", one_line(listeners));
+    let dispatch = match one_line(&primary.dispatch) {
+        // An older primary does not say.
+        unknown if unknown.is_empty() => String::new(),
+        known => format!(", dispatch {known}"),
+    };
+    let _ = writeln!(text, "listening on {}{dispatch}\n", one_line(listeners));
     let rows: Vec<[String; 11]> =
         std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
@@ -137,7 +142,7 @@ mod tests {
             table(&status()),
             "prefork 0.1.0: primary pid=4711 running, up 3 min, generation 2, 1 of 2 workers serve, \
              5 restarts, 105 requests\n\
-             listening on http://127.0.0.1:3000\n\
+             listening on http://127.0.0.1:3000, dispatch reuseport\n\
              \n\
              ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
              3     0    2  4712  serving  3 min     2       2       100  50 ms  \

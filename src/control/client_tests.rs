@@ -27,7 +27,12 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                 let reply = match request {
                     Request::Status {} => Reply::Status(Box::new(Status::of(
                         &view_of(3),
-                        Around { started: now, listeners: vec![], totals: Counters::default() },
+                        Around {
+                            started: now,
+                            dispatch: "shared",
+                            listeners: vec![],
+                            totals: Counters::default(),
+                        },
                         now,
                         |_| None,
                     ))),

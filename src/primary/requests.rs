@@ -98,6 +98,7 @@ impl Primary {
     fn status(&self, now: Instant) -> Status {
         let around = Around {
             started: self.started,
+            dispatch: self.config_in_force().map_or("", |config| config.dispatch.name()),
             listeners: self.listeners.locals(),
             totals: self.board.reader().snapshot().totals,
         };

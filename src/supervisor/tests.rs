@@ -9,6 +9,7 @@ mod pairs;
 mod rolling;
 mod scaling;
 mod setbacks;
+mod slots;
 mod watching;
 mod whims;
 
@@ -22,6 +23,7 @@ use crate::identity::{Generation, WorkerId, WorkerTag};
 fn policy(workers: u32) -> Policy {
     Policy {
         workers,
+        socket_per_slot: false,
         boot_timeout: ms(10_000),
         graceful_timeout: ms(5_000),
         min_uptime: ms(1_000),
