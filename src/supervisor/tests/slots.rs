@@ -159,7 +159,8 @@ fn more_workers_wait_for_their_sockets_and_are_refused_without() {
     world.request(3, Intent::Scale(Scale::Up(1)));
     world.request(4, Intent::Stop);
     world.drive();
-    assert_eq!(world.answers()[2], (3, Err("the cluster is stopping".to_string())));
+    let third = world.answers().into_iter().find(|(ticket, _)| *ticket == 3);
+    assert_eq!(third, Some((3, Err("the cluster is stopping".to_string()))));
 }
 
 #[test]
@@ -208,7 +209,7 @@ fn a_new_image_goes_on_with_who_serves_what() {
     assert_eq!(adopted(&world), [(2, 1), (3, 2)]);
     world.request(1, Intent::Upgrade);
     world.run(ms(69));
-    assert_eq!((world.images, adopted(&world)), (0, vec![(2, 1), (3, 2)]));
+    assert_eq!((world.images, adopted(&world)), (1, vec![(2, 1), (3, 2)]));
     world.run(ms(1_000));
     assert_eq!((world.images, world.generations()), (1, vec![2, 2]));
     let adopters: std::collections::BTreeSet<u64> = adopted(&world).iter().map(|a| a.1).collect();
