@@ -90,8 +90,11 @@ impl Supervisor {
         self.adoption.deaf.retain(|worker, until| now < *until && serves(worker));
         self.pay_releases(actions);
         let (served, able) = (self.served_slots(), self.able_workers());
-        let served_again = self.adoption.adopters.extract_if(.., |slot, _| served.contains(slot));
-        actions.extend(served_again.map(|(slot, worker)| Action::Release { worker, slot }));
+        self.adoption.adopters.retain(|slot, worker| {
+            let back = served.contains(slot);
+            actions.extend(back.then_some(Action::Release { worker: *worker, slot: *slot }));
+            !back
+        });
         for slot in (0..self.adoption.sockets).map(Slot).filter(|slot| !served.contains(slot)) {
             let adopter = self.adoption.adopters.get(&slot).copied();
             if adopter.is_none_or(|adopter| !able.contains(&adopter)) {
@@ -144,10 +147,12 @@ impl Supervisor {
     /// Tells those who could not be told before.
     fn pay_releases(&mut self, actions: &mut Vec<Action>) {
         let Adoption { owed, deaf, adopters, .. } = &mut self.adoption;
-        for (worker, slot) in owed.extract_if(.., |(worker, _)| !deaf.contains_key(worker)) {
-            if adopters.get(&slot) != Some(&worker) {
-                actions.push(Action::Release { worker, slot });
+        owed.retain(|(worker, slot)| {
+            let hears = !deaf.contains_key(worker);
+            if hears && adopters.get(slot) != Some(worker) {
+                actions.push(Action::Release { worker: *worker, slot: *slot });
             }
-        }
+            !hears
+        });
     }
 }

@@ -23,7 +23,6 @@ use crate::identity::{Generation, WorkerId, WorkerTag};
 fn policy(workers: u32) -> Policy {
     Policy {
         workers,
-        socket_per_slot: false,
         boot_timeout: ms(10_000),
         graceful_timeout: ms(5_000),
         min_uptime: ms(1_000),
@@ -38,6 +37,7 @@ fn policy(workers: u32) -> Policy {
         max_lifetime: None,
         stall_warn: None,
         stall_timeout: None,
+        socket_per_slot: false,
     }
 }
 
