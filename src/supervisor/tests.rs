@@ -1,5 +1,4 @@
-//! Stories: what an operator sees of a cluster, told in events and actions. Crash loops have a page of their
-//! own, and so have reloads, scaling, the watch, and everything that is tried at random.
+//! Stories: what an operator sees of a cluster, told in events and actions. The larger subjects have pages of their own.
 
 mod adoption;
 mod handoff;
