@@ -11,6 +11,7 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
+use crate::identity::Slot;
 use crate::listener::ListenerSet;
 use crate::log_file;
 use crate::pid_file::PidFile;
@@ -132,7 +133,9 @@ impl Cluster {
         }
         let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose();
         let pid_file = pid_file.or_else(|e| forgive(e, left.is_some()).map(|()| None))?;
-        let listeners = self.listeners(left.as_ref())?;
+        let mut listeners = self.inherit(left.as_ref())?;
+        let slots = self.slots(left.as_ref());
+        listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
         let files = Files { listeners, pid_file };
@@ -147,18 +150,26 @@ impl Cluster {
         self.config.log_file.as_deref().map_or(Ok(()), |path| log_file::redirect_to(path).map(drop))
     }
 
-    /// The sockets of the image before this one, and those that only our configuration names.
-    fn listeners(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
+    /// The sockets of the image before this one.
+    fn inherit(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
         let mut set = ListenerSet::default();
         let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
         for (passed, owner) in passed {
             let fd = sys::fd::adopt(passed.fd).map_err(|e| {
                 Error::system(format!("take over the socket of {}", passed.addr), e)
             })?;
-            set.inherit(passed.addr.parse()?, fd, owner)?;
+            set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner)?;
         }
-        set.open_missing(&self.config.bind, self.config.backlog)?;
         Ok(set)
+    }
+
+    /// How many sockets each address needs, with `left` by the image before this one.
+    fn slots(&self, left: Option<&Manifest>) -> u32 {
+        let workers = self.config.policy().workers;
+        match self.config.dispatch.has_socket_per_slot() {
+            true => left.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
+            false => 1,
+        }
     }
 
     /// As a child of the primary that wants to become this binary: does all that can fail before it does so,
@@ -172,7 +183,9 @@ impl Cluster {
         let unblocked =
             sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
         let outcome =
-            unblocked.and_then(|()| self.listeners(Some(manifest))).and_then(|listeners| {
+            unblocked.and_then(|()| self.inherit(Some(manifest))).and_then(|mut listeners| {
+                let slots = self.slots(Some(manifest));
+                listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
                 let app = make()?;
                 let enter: Entry = Box::new(move |seed| worker::enter(seed, &app));

@@ -14,7 +14,7 @@ use crate::scoreboard::{OwnRow, Reader};
 pub(crate) struct Seed {
     /// Who it is.
     pub(crate) tag: WorkerTag,
-    /// The sockets it accepts from.
+    /// The sockets it accepts from: those of its slot, where each slot has its own.
     pub(crate) listeners: Vec<Listener>,
     /// Its end of the channel to the primary.
     pub(crate) channel: OwnedFd,

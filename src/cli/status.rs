@@ -35,7 +35,12 @@ pub(super) fn table(status: &Status) -> String {
         primary.restarts,
         status.totals.requests,
     );
-    let _ = writeln!(text, "listening on {}", listeners(status));
+    let dispatch = match one_line(&primary.dispatch) {
+        // An older primary does not say.
+        unknown if unknown.is_empty() => String::new(),
+        known => format!(", dispatch {known}"),
+    };
+    let _ = writeln!(text, "listening on {}{dispatch}", listeners(status));
     let (wait, shed) = (&status.queue_wait, status.totals.shed);
     if wait.connections > 0 || shed > 0 {
         let _ = writeln!(text, "{}", waits(wait, shed));
@@ -172,7 +177,7 @@ mod tests {
             table(&status()),
             "prefork 0.1.0: primary pid=4711 running, up 3 min, generation 2, 1 of 2 workers serve, \
              5 restarts, 105 requests\n\
-             listening on http://127.0.0.1:3000\n\
+             listening on http://127.0.0.1:3000, dispatch reuseport\n\
              \n\
              ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
              3     0    2  4712  serving  3 min     2       2       100  50 ms  \

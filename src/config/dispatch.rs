@@ -43,7 +43,6 @@ impl Dispatch {
     }
 
     /// Whether each slot has a listening socket of its own.
-    #[expect(dead_code, reason = "used when the sockets per slot are there")]
     pub(crate) fn has_socket_per_slot(self) -> bool {
         matches!(self, Dispatch::Reuseport | Dispatch::LeastConn | Dispatch::IpHash)
     }

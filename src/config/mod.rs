@@ -146,6 +146,7 @@ impl Config {
         let number = |n: u64| Some(n).filter(|n| *n > 0);
         Policy {
             workers,
+            socket_per_slot: self.dispatch.has_socket_per_slot(),
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
             min_uptime: self.min_uptime,

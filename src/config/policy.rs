@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(crate) struct Policy {
     /// How many workers should serve.
     pub workers: u32,
+    /// Whether each slot has listening sockets of its own.
+    pub socket_per_slot: bool,
     /// How long a worker may take from fork to READY before it is killed.
     pub boot_timeout: Duration,
     /// How long a draining worker may take before it is killed.

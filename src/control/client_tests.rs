@@ -29,6 +29,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                         &view_of(3),
                         Around {
                             started: now,
+                            dispatch: "shared",
                             listeners: vec![],
                             queues: vec![],
                             totals: Counters::default(),

@@ -52,6 +52,9 @@ pub struct PrimaryStatus {
     pub generation: u64,
     /// How many workers there should be.
     pub workers_wanted: u32,
+    /// The dispatch policy in force: `shared`, `reuseport`, ... Empty if the primary does not say.
+    #[serde(default)]
+    pub dispatch: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
 }
@@ -94,6 +97,7 @@ pub struct WorkerStatus {
 /// What the primary has to say of itself.
 pub(crate) struct Around {
     pub(crate) started: Instant,
+    pub(crate) dispatch: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
@@ -123,6 +127,7 @@ impl Status {
             phase: view.phase.to_string(),
             generation: view.generation.0,
             workers_wanted: view.wanted,
+            dispatch: around.dispatch.to_string(),
             restarts: view.restarts,
         };
         let totals = around.totals.at_most(LARGEST);
@@ -208,7 +213,13 @@ pub(super) mod tests {
     #[test]
     fn who_a_worker_is_comes_from_memory_and_its_figures_are_bounded() {
         let totals = Counters { requests: u64::MAX, ..Counters::default() };
-        let around = Around { started: Instant::now(), listeners: vec![], queues: vec![], totals };
+        let around = Around {
+            started: Instant::now(),
+            dispatch: "shared",
+            listeners: vec![],
+            queues: vec![],
+            totals,
+        };
         let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));

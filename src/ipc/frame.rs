@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{HandOver, ToPrimary, ToWorker, Unread};
+use crate::identity::Slot;
 
 /// The largest message in bytes: a connection with all the unread bytes it may have.
 pub(crate) const CAP: usize = 1 + Unread::MOST;
@@ -14,10 +15,13 @@ const READY: u8 = 0x01;
 const BOOT_FAILED: u8 = 0x02;
 const RETIRING: u8 = 0x03;
 const TRAVEL: u8 = 0x04;
+const NOT_ADOPTED: u8 = 0x05;
 const DRAIN: u8 = 0x81;
 const ARRIVE: u8 = 0x82;
 const RELEASED: u8 = 0x83;
 const LOG: u8 = 0x84;
+const ADOPT: u8 = 0x85;
+const GIVE_BACK: u8 = 0x86;
 
 /// Why a message is not one of ours.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +43,7 @@ impl ToPrimary {
                 bytes
             }
             ToPrimary::Travel(unread) => with_unread(TRAVEL, unread),
+            ToPrimary::NotAdopted(slot) => with_slot(NOT_ADOPTED, *slot),
         }
     }
 
@@ -53,6 +58,7 @@ impl ToPrimary {
                 let unread = Unread::new(unread.to_vec());
                 unread.map(ToPrimary::Travel).ok_or(Garbled::Length(bytes.len()))
             }
+            [NOT_ADOPTED, slot @ ..] => slot_of(slot).map(ToPrimary::NotAdopted),
             [READY | RETIRING, ..] | [] => Err(Garbled::Length(bytes.len())),
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
@@ -73,6 +79,12 @@ impl ToWorker {
             ToWorker::Arrive(unread) => with_unread(ARRIVE, unread),
             ToWorker::Released => vec![RELEASED],
             ToWorker::Log => vec![LOG],
+            ToWorker::Adopt { slot, closing } => {
+                let mut bytes = with_slot(ADOPT, *slot);
+                bytes.push(u8::from(*closing));
+                bytes
+            }
+            ToWorker::GiveBack(slot) => with_slot(GIVE_BACK, *slot),
         }
     }
 
@@ -102,7 +114,11 @@ impl ToWorker {
             }
             [RELEASED] => Ok(ToWorker::Released),
             [LOG] => Ok(ToWorker::Log),
-            [RELEASED | LOG, ..] => Err(wrong_length),
+            [ADOPT, slot @ .., closing @ (0 | 1)] => {
+                Ok(ToWorker::Adopt { slot: slot_of(slot)?, closing: *closing == 1 })
+            }
+            [GIVE_BACK, slot @ ..] => slot_of(slot).map(ToWorker::GiveBack),
+            [RELEASED | LOG | ADOPT, ..] => Err(wrong_length),
             [] => Err(wrong_length),
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
@@ -113,6 +129,17 @@ fn with_unread(kind: u8, unread: &Unread) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend(unread.as_ref());
     bytes
+}
+
+fn with_slot(kind: u8, slot: Slot) -> Vec<u8> {
+    let mut bytes = vec![kind];
+    bytes.extend(slot.0.to_le_bytes());
+    bytes
+}
+
+fn slot_of(bytes: &[u8]) -> Result<Slot, Garbled> {
+    let number = bytes.try_into().map_err(|_| Garbled::Length(bytes.len() + 1))?;
+    Ok(Slot(u32::from_le_bytes(number)))
 }
 
 fn in_millis(duration: Duration) -> u64 {
@@ -137,6 +164,9 @@ mod tests {
             drain.encode(),
             [0x81, 0x30, 0x75, 0, 0, 0, 0, 0, 0, 0xe8, 0x03, 0, 0, 0, 0, 0, 0, 0, 1]
         );
+        let adopt = ToWorker::Adopt { slot: Slot(2), closing: false };
+        assert_eq!(adopt.encode(), [0x85, 2, 0, 0, 0, 0]);
+        assert_eq!(ToWorker::GiveBack(Slot(2)).encode(), [0x86, 2, 0, 0, 0]);
         let unread = Unread::new(b"GE".to_vec()).expect("short enough");
         assert_eq!(ToPrimary::Travel(unread.clone()).encode(), [0x04, b'G', b'E']);
         assert_eq!(ToWorker::Arrive(unread).encode(), [0x82, b'G', b'E']);
@@ -161,7 +191,8 @@ mod tests {
             let unread = Unread::new(unread).expect("short enough");
             let travel = ToPrimary::Travel(unread.clone());
             let failed = ToPrimary::BootFailed(why);
-            for word in [ToPrimary::Ready, ToPrimary::Retiring, failed, travel] {
+            let refused = ToPrimary::NotAdopted(Slot(grace));
+            for word in [ToPrimary::Ready, ToPrimary::Retiring, failed, travel, refused] {
                 prop_assert_eq!(ToPrimary::decode(&word.encode()), Ok(word));
             }
             let drain = ToWorker::Drain {
@@ -170,7 +201,11 @@ mod tests {
                 closing,
                 hand_over: if now { HandOver::Now } else { HandOver::Never },
             };
-            for word in [drain, ToWorker::Arrive(unread), ToWorker::Released, ToWorker::Log] {
+            let slot = Slot(grace);
+            let adopt = ToWorker::Adopt { slot, closing };
+            let adoption = [adopt, ToWorker::GiveBack(slot)];
+            let others = [drain, ToWorker::Arrive(unread), ToWorker::Released, ToWorker::Log];
+            for word in others.into_iter().chain(adoption) {
                 prop_assert_eq!(ToWorker::decode(&word.encode()), Ok(word));
             }
         }

@@ -11,6 +11,9 @@
 //! TRAVEL (04) and ARRIVE (82) hand a client's connection from one worker to another: its descriptor comes with
 //! the message (SCM_RIGHTS), the bytes that were received but not yet understood are the payload.
 //!
+//! ADOPT (85) brings a listening socket of a slot whose own worker does not accept at the moment, GIVE_BACK (86) ends
+//! that: for slot 2, `85  02 00 00 00  00` and `86  02 00 00 00`.
+//!
 //! The end of the channel is a message, too: for a worker it means that the primary is gone, for the primary
 //! that the worker is. Neither end trusts the other: what does not parse condemns the channel it came by.
 
@@ -20,6 +23,7 @@ mod worker_end;
 
 use std::time::Duration;
 
+use crate::identity::Slot;
 pub(crate) use primary_end::{Heard, PrimaryEnd};
 pub(crate) use worker_end::{Order, WorkerEnd};
 
@@ -32,6 +36,8 @@ pub(crate) enum ToPrimary {
     BootFailed(String),
     /// It has begun to drain on its own account and wants a replacement.
     Retiring,
+    /// It cannot accept from the sockets of this slot that it was sent.
+    NotAdopted(Slot),
     /// Here is a connection between two requests; somebody else may go on with it. A descriptor comes with it.
     Travel(Unread),
 }
@@ -54,6 +60,11 @@ pub(crate) enum ToWorker {
     Arrive(Unread),
     /// The answer to RETIRING: no connection is sent after this.
     Released,
+    /// Accept from this socket of another slot as well; one that nobody listens on any more, only until its queue is
+    /// empty. A descriptor comes with it.
+    Adopt { slot: Slot, closing: bool },
+    /// Stop accepting from all sockets of this slot.
+    GiveBack(Slot),
     /// Write the log to this file from now on. A descriptor comes with it.
     Log,
 }

@@ -8,6 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
+use crate::identity::Slot;
 use crate::sys::readiness::both;
 use crate::sys::socket::{Passed, Received, receive_message, send_message};
 
@@ -18,6 +19,8 @@ pub(crate) enum Order {
     Word(ToWorker),
     /// Go on with this connection.
     Take(OwnedFd, Unread),
+    /// Accept from this socket of `slot`.
+    Adopt { fd: OwnedFd, slot: Slot, closing: bool },
     /// Write the log here.
     Log(OwnedFd),
 }
@@ -59,6 +62,9 @@ impl WorkerEnd {
             match (ToWorker::decode(&buffer[..length]).ok()?, passed) {
                 (ToWorker::Arrive(unread), Passed::One(fd)) => {
                     return Some(Order::Take(fd, unread));
+                }
+                (ToWorker::Adopt { slot, closing }, Passed::One(fd)) => {
+                    return Some(Order::Adopt { fd, slot, closing });
                 }
                 (ToWorker::Log, Passed::One(fd)) => return Some(Order::Log(fd)),
                 (ToWorker::Log, _) => {

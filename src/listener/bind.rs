@@ -8,6 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{ListenAddr, Listener, holder};
 use crate::error::{Error, Result};
+use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 use crate::sys;
 
@@ -23,12 +24,13 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
         }
         ListenAddr::Fd(number) => (take_over(addr, *number)?, None),
     };
-    Ok((listening(addr, socket)?, file))
+    Ok((listening(addr, Slot(0), socket)?, file))
 }
 
 /// Takes over a socket that was made for `addr` by another image of process `owner`, with its file.
 pub(super) fn inherit(
     addr: &ListenAddr,
+    slot: Slot,
     fd: OwnedFd,
     owner: u32,
 ) -> Result<(Listener, Option<SocketFile>)> {
@@ -36,10 +38,45 @@ pub(super) fn inherit(
         ListenAddr::Unix(path) => SocketFile::inherit(path, owner),
         ListenAddr::Tcp(_) | ListenAddr::Fd(_) => None,
     };
-    Ok((listening(addr, Socket::from(fd))?, file))
+    Ok((listening(addr, slot, Socket::from(fd))?, file))
 }
 
-fn listening(addr: &ListenAddr, socket: Socket) -> Result<Listener> {
+/// A listening socket of another process, which knows the address.
+pub(super) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
+    let socket = Socket::from(fd);
+    let local = socket.local_addr().ok().and_then(|local| local.as_socket());
+    let local = local.ok_or_else(|| Error::config("the socket of a slot is no TCP socket"))?;
+    listening(&ListenAddr::Tcp(local), slot, socket)
+}
+
+/// A further socket of the group of `first`, which does not listen yet: until then the kernel sends nobody there.
+pub(super) fn join(first: &Listener, slot: Slot) -> Result<Listener> {
+    let local = first.socket.local_addr().map(|local| local.as_socket());
+    let local = local.map_err(|e| Error::system(format!("read the name of {}", first.addr), e))?;
+    let bind = |addr: SocketAddr| -> io::Result<Socket> {
+        let socket = tcp(addr)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
+        Ok(socket)
+    };
+    let addr = local.ok_or_else(|| Error::config(format!("{} has no port", first.addr)))?;
+    let socket = bind(addr).map_err(|e| {
+        let why = format!("slot {slot} gets no socket of its own: {}", explain(&e, addr));
+        Error::bind(&first.addr, why)
+    })?;
+    listening(&first.addr, slot, socket)
+}
+
+/// From here on the kernel sends connections to it.
+pub(super) fn listen(joined: &Listener, backlog: u32) -> Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    joined
+        .socket
+        .listen(backlog)
+        .map_err(|e| Error::bind(&joined.addr, format!("slot {} cannot listen: {e}", joined.slot)))
+}
+
+fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> {
     // Shared by all processes that inherit the socket: O_NONBLOCK belongs to the open file description.
     socket
         .set_nonblocking(true)
@@ -51,7 +88,7 @@ fn listening(addr: &ListenAddr, socket: Socket) -> Result<Listener> {
         (None, Some(path)) => format!("unix:{}", path.display()),
         (None, None) => addr.to_string(),
     };
-    Ok(Listener { addr: addr.clone(), local, socket })
+    Ok(Listener { addr: addr.clone(), local, slot, socket })
 }
 
 /// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
@@ -59,22 +96,27 @@ fn listening(addr: &ListenAddr, socket: Socket) -> Result<Listener> {
 /// This way the bind itself is the guard, and the socket is a reuseport one from then on.
 fn bind_tcp(addr: SocketAddr, backlog: i32) -> Result<Socket> {
     let bind = || -> io::Result<Socket> {
-        let domain = Domain::for_address(addr);
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        if addr.is_ipv6() {
-            // [::] is dual stack whatever net.ipv6.bindv6only says; any other address is IPv6 anyway.
-            socket.set_only_v6(!addr.ip().is_unspecified())?;
-        }
-        // Lets us bind while connections of a former run are in TIME_WAIT, never beside a living listener.
-        socket.set_reuse_address(true)?;
-        // Inherited by every accepted connection: saves a system call for each.
-        socket.set_tcp_nodelay(true)?;
+        let socket = tcp(addr)?;
         socket.bind(&addr.into())?;
         socket.listen(backlog)?;
         socket.set_reuse_port(true)?;
         Ok(socket)
     };
     bind().map_err(|e| Error::bind(addr, explain(&e, addr)))
+}
+
+fn tcp(addr: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(addr);
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        // [::] is dual stack whatever net.ipv6.bindv6only says; any other address is IPv6 anyway.
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    // Lets us bind while connections of a former run are in TIME_WAIT, never beside a living listener.
+    socket.set_reuse_address(true)?;
+    // Inherited by every accepted connection: saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket)
 }
 
 fn explain(error: &io::Error, addr: SocketAddr) -> String {
@@ -131,6 +173,25 @@ mod tests {
         let error = acquire(&again, 16).expect_err("taken").to_string();
         let pid = std::process::id();
         assert!(error.contains(&format!("already in use (held by pid {pid}, ")), "{error}");
+    }
+
+    #[test]
+    fn a_further_socket_joins_and_no_second_start_does() {
+        let (first, _) = acquire(&loopback(), 128).expect("bind");
+        let joined = join(&first, Slot(1)).expect("join");
+        assert_eq!((joined.local.clone(), joined.slot), (first.local.clone(), Slot(1)));
+        assert!(!joined.socket.is_listener().expect("option"), "the kernel sends nobody there yet");
+        listen(&joined, 128).expect("listen");
+        let again = first.local.trim_start_matches("http://").parse().expect("address");
+        acquire(&again, 16).expect_err("taken");
+        // The kernel spreads: of 64 clients each of both gets some.
+        let addr = first.socket.local_addr().expect("name").as_socket().expect("tcp");
+        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(addr)).collect();
+        assert!(clients.iter().all(Result::is_ok));
+        let queued =
+            |l: &Listener| std::iter::from_fn(|| sys::socket::accept(&l.socket).ok()).count();
+        let (one, two) = (queued(&first), queued(&joined));
+        assert!(one > 0 && two > 0 && one + two == 64, "{one} and {two}");
     }
 
     #[test]

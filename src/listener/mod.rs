@@ -2,16 +2,24 @@
 //!
 //! Workers only inherit: the death of any of them loses no queued connection and refuses none. A listener's
 //! identity is its content, what the operator wrote as address; a descriptor number is a detail.
+//!
+//! Under a policy with sockets per slot a TCP address has a *group*: one SO_REUSEPORT socket for each slot, opened
+//! in the order of the slots, which is the order in which the kernel counts them. The first is the plain socket
+//! that guards the address. A group never shrinks while the address is listened on: closing one of its
+//! sockets would reset what is in its queue, and handshakes under way. Unix sockets, and sockets that were
+//! passed to us, have no group.
 
 mod addr;
 mod bind;
 mod holder;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
+use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 use crate::sys::{self, tcp_info::Queue};
 pub use addr::ListenAddr;
@@ -23,6 +31,8 @@ pub(crate) struct Listener {
     pub(crate) addr: ListenAddr,
     /// As the kernel has it: with the real port where 0 was asked for.
     pub(crate) local: String,
+    /// Which socket of its group this is; all but slot 0 are there for a policy with sockets per slot.
+    pub(crate) slot: Slot,
     /// Non-blocking, close-on-exec, listening.
     pub(crate) socket: Socket,
 }
@@ -46,6 +56,22 @@ const NO_NEWCOMERS: [SockFilter; 5] = [
 ];
 
 impl Listener {
+    /// In a worker: a socket of another slot that the primary has sent.
+    pub(crate) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
+        bind::adopted(fd, slot)
+    }
+
+    /// Whether all workers accept from it, whatever the policy.
+    pub(crate) fn is_everybodys(&self) -> bool {
+        !matches!(self.addr, ListenAddr::Tcp(_))
+    }
+
+    /// Whether a worker of `slot` is born with it; with one for each slot only if it is its own.
+    fn is_for(&self, slot: Slot, socket_per_slot: bool) -> bool {
+        let own = if socket_per_slot { slot } else { Slot(0) };
+        self.is_everybodys() || self.slot == own
+    }
+
     /// Nobody can queue here any more; who is in the queue stays in it. Without this, a connection that is
     /// made between a worker's last look at the queue and its close would be reset. A SYN that is dropped now
     /// is repeated after a second, and refused then. A socket that somebody passed to us goes on listening.
@@ -59,38 +85,93 @@ impl Listener {
 }
 
 impl ListenerSet {
-    /// Takes over a socket that another image of process `owner` listened on.
-    pub(crate) fn inherit(&mut self, addr: ListenAddr, fd: OwnedFd, owner: u32) -> Result<()> {
-        let (listener, file) = bind::inherit(&addr, fd, owner)?;
+    /// Takes over a socket that another image of process `owner` listened on. An image that knew no groups says
+    /// slot 0 of each of a group that it was passed: they get the next numbers.
+    pub(crate) fn inherit(
+        &mut self,
+        addr: ListenAddr,
+        slot: Slot,
+        fd: OwnedFd,
+        owner: u32,
+    ) -> Result<()> {
+        let slot = if self.has(&addr, slot) { Slot(self.group(&addr)) } else { slot };
+        let (listener, file) = bind::inherit(&addr, slot, fd, owner)?;
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
         Ok(())
     }
 
-    /// Opens those of `addrs` that are not open yet, all of them or none; returns their names.
+    /// Opens what is missing of `addrs`, with a socket for each of the first `slots` slots: all of it or nothing.
+    /// Returns the names of addresses that are new.
     pub(crate) fn open_missing(
         &mut self,
         addrs: &[ListenAddr],
         backlog: u32,
+        slots: u32,
     ) -> Result<Vec<String>> {
         let mut opened = Vec::new();
-        for addr in addrs.iter().filter(|addr| !self.has(addr)) {
+        for addr in addrs.iter().filter(|addr| !self.has(addr, Slot(0))) {
             opened.push(bind::acquire(addr, backlog)?);
+        }
+        // All are bound before the first one listens: a socket that is closed again after it has listened
+        // would reset whom the kernel has sent there.
+        let firsts = self.listeners.iter().chain(opened.iter().map(|(listener, _)| listener));
+        let mut joining = Vec::new();
+        for first in firsts.filter(|first| addrs.contains(&first.addr) && first.slot == Slot(0)) {
+            joining.extend(self.bind_rest(first, slots)?);
+        }
+        for listener in &joining {
+            bind::listen(listener, backlog)?;
         }
         let names = opened.iter().map(|(listener, _)| listener.local.clone()).collect();
         for (listener, file) in opened {
             self.files.extend(file.map(|file| (listener.addr.clone(), file)));
             self.listeners.push(listener);
         }
+        self.listeners.extend(joining);
         Ok(names)
     }
 
-    /// Closes our share in all sockets that are not among `named`; returns their names. What workers hold of
-    /// them they close when they have emptied the queue.
-    pub(crate) fn close_unnamed(&mut self, named: &[&ListenAddr]) -> Vec<String> {
+    /// Whether `open_missing` would find its addresses free, without a word to a client: new addresses are opened,
+    /// but no socket joins a group that is at work.
+    pub(crate) fn rehearse(
+        &mut self,
+        addrs: &[ListenAddr],
+        backlog: u32,
+        slots: u32,
+    ) -> Result<()> {
+        self.open_missing(addrs, backlog, 1)?;
+        let named = self.listeners.iter().filter(|first| addrs.contains(&first.addr));
+        for first in named.filter(|first| first.slot == Slot(0)) {
+            self.bind_rest(first, slots)?;
+        }
+        Ok(())
+    }
+
+    /// The sockets of the group of `first` that are missing, in their order, bound but not listening yet.
+    fn bind_rest(&self, first: &Listener, slots: u32) -> Result<Vec<Listener>> {
+        let missing = (1..slots).map(Slot).filter(|slot| !self.has(&first.addr, *slot));
+        let missing = missing.filter(|_| !first.is_everybodys());
+        missing.map(|slot| bind::join(first, slot)).collect()
+    }
+
+    /// For how many slots there are sockets: the size of the largest group; 0 where no address has one.
+    pub(crate) fn slots(&self) -> u32 {
+        let last = self.listeners.iter().map(|listener| listener.slot.0).max();
+        last.filter(|last| *last > 0).map_or(0, |last| last + 1)
+    }
+
+    /// The sockets that the worker of `slot` alone is born with.
+    pub(crate) fn of_slot(&self, slot: Slot) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(move |l| l.slot == slot && !l.is_everybodys())
+    }
+
+    /// Lets go of all sockets that are not among `named`. Nobody can queue there any more; who does already is
+    /// served by workers that hold them, or lost when the last share is dropped.
+    pub(crate) fn remove_unnamed(&mut self, named: &[&ListenAddr]) -> Vec<Listener> {
         self.files.retain(|(addr, _)| named.contains(&addr));
         let closed = self.listeners.extract_if(.., |listener| !named.contains(&&listener.addr));
-        closed.inspect(Listener::refuse_newcomers).map(|listener| listener.local).collect()
+        closed.inspect(Listener::refuse_newcomers).collect()
     }
 
     /// Ends our share in every socket, for ever; the workers empty the queues and end theirs.
@@ -98,21 +179,34 @@ impl ListenerSet {
         self.listeners.drain(..).for_each(|listener| listener.refuse_newcomers());
     }
 
-    /// In a freshly forked worker: the sockets that its configuration names, without the duty to remove
+    /// In a freshly forked worker: the sockets of its slot that its configuration names, without the duty to remove
     /// files; the others are closed.
-    pub(crate) fn take_named(&mut self, named: &[ListenAddr]) -> Vec<Listener> {
+    pub(crate) fn take_named(
+        &mut self,
+        named: &[ListenAddr],
+        slot: Slot,
+        socket_per_slot: bool,
+    ) -> Vec<Listener> {
         let mut taken = std::mem::take(&mut self.listeners);
-        taken.retain(|listener| named.contains(&listener.addr));
+        taken.retain(|l| named.contains(&l.addr) && l.is_for(slot, socket_per_slot));
         taken
     }
 
-    fn has(&self, addr: &ListenAddr) -> bool {
-        self.listeners.iter().any(|listener| listener.addr == *addr)
+    fn has(&self, addr: &ListenAddr, slot: Slot) -> bool {
+        self.listeners.iter().any(|listener| listener.addr == *addr && listener.slot == slot)
+    }
+
+    /// How many sockets the address has.
+    fn group(&self, addr: &ListenAddr) -> u32 {
+        let slots: BTreeSet<Slot> =
+            self.listeners.iter().filter(|l| l.addr == *addr).map(|l| l.slot).collect();
+        slots.len() as u32
     }
 
     /// The addresses as the kernel has them.
     pub(crate) fn locals(&self) -> Vec<String> {
-        self.listeners.iter().map(|l| l.local.clone()).collect()
+        let firsts = self.listeners.iter().filter(|listener| listener.slot == Slot(0));
+        firsts.map(|listener| listener.local.clone()).collect()
     }
 
     /// How full the queue of each TCP socket is, with its address. Unix sockets do not tell.

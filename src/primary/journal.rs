@@ -7,8 +7,9 @@ use std::process::ExitStatus;
 
 use log::Level;
 
+use crate::config::Dispatch;
 use crate::control::{Ledger, Reply};
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 use crate::span::Span;
 use crate::supervisor::{Cause, Exit, Limit, Notice};
 use crate::sys::signal::Signal;
@@ -28,19 +29,22 @@ impl Journal {
         self.tell(line(notice));
     }
 
-    pub(super) fn starting(&mut self, workers: u32, locals: &[String]) {
+    pub(super) fn starting(&mut self, workers: u32, by: Dispatch, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
         let workers = count(workers.into(), "worker");
-        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers}")));
+        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers}{}", unusual(by))));
         self.tell(info(format!("listening on {}", locals.join(", "))));
     }
 
-    pub(super) fn succeeding(&mut self, workers: usize, locals: &[String]) {
+    pub(super) fn succeeding(&mut self, workers: usize, by: Dispatch, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
         let workers = count(workers as u64, "worker");
-        self.tell(info(format!("prefork {version}: primary pid={pid}, took over {workers}")));
+        self.tell(info(format!(
+            "prefork {version}: primary pid={pid}, took over {workers}{}",
+            unusual(by)
+        )));
         self.tell(info(format!("listening on {}", locals.join(", "))));
     }
 
@@ -62,6 +66,10 @@ impl Journal {
 
     pub(super) fn log_stays(&mut self, why: &dyn Display) {
         self.tell(error(format!("the log goes on in the old file: {why}")));
+    }
+
+    pub(super) fn cannot_hand_slot(&mut self, worker: WorkerTag, slot: Slot, why: &dyn Display) {
+        log::debug!("{worker} cannot be told about slot {slot} ({why}): tried again");
     }
 
     pub(super) fn takes_a_restart(&mut self, key: &str) {
@@ -224,6 +232,14 @@ fn reached(limit: Limit) -> String {
         Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
         Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
         Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
+    }
+}
+
+/// The dispatch policy, where it is not the default.
+fn unusual(dispatch: Dispatch) -> String {
+    match dispatch == Dispatch::default() {
+        true => String::new(),
+        false => format!(", dispatch={dispatch}"),
     }
 }
 

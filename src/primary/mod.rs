@@ -6,6 +6,7 @@ mod perform;
 mod relay;
 mod requests;
 mod reread;
+mod slots;
 mod sources;
 mod spawn;
 mod trial;
@@ -121,13 +122,14 @@ impl Primary {
         let config = Rc::new(config);
         let (supervisor, configs) = match &left {
             None => {
-                journal.starting(policy.workers, &listeners.locals());
+                journal.starting(policy.workers, config.dispatch, &listeners.locals());
                 let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
                 (Supervisor::new(policy, seed), configs)
             }
             Some(manifest) => {
-                journal.succeeding(manifest.workers.len(), &listeners.locals());
-                upgrade::go_on(manifest, policy, seed, &config)
+                let workers = manifest.workers.len();
+                journal.succeeding(workers, config.dispatch, &listeners.locals());
+                upgrade::go_on(manifest, listeners.slots(), policy, seed, &config)
             }
         };
         let control = match requests::open(&config.control, &mut journal) {

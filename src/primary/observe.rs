@@ -6,6 +6,10 @@ use crate::supervisor::{Event, Vitals};
 impl Primary {
     /// Vital signs of every worker, as one event.
     pub(super) fn observe(&self, memory: bool) -> Event {
+        let most = |generation| {
+            let config = self.configs.get(&generation);
+            config.map_or(u64::MAX, |config| config.worker_connections.into())
+        };
         let vitals = self
             .children
             .iter()
@@ -18,6 +22,7 @@ impl Primary {
                     beat: seen.beat,
                     requests: seen.requests,
                     memory,
+                    full: seen.open >= most(child.tag.generation),
                     serving,
                 }
             })

@@ -21,6 +21,12 @@ impl Primary {
                 };
                 self.queue.push_back(event);
             }
+            Action::OpenSockets { slots } => {
+                let event = self.open_sockets(slots);
+                self.queue.push_back(event);
+            }
+            Action::Adopt { worker, slot } => self.adopt_slot(worker, slot),
+            Action::Release { worker, slot } => self.release_slot(worker, slot),
             Action::CloseListeners => self.listeners.close_all(),
             Action::Drain(worker) => self.drain(worker),
             Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),

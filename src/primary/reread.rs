@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::Primary;
 use crate::config::Config;
 use crate::error::Result;
-use crate::identity::Generation;
+use crate::identity::{Generation, Slot};
 use crate::supervisor::Event;
 
 impl Primary {
@@ -21,7 +21,10 @@ impl Primary {
     fn prepare(&mut self, generation: Generation) -> Result<crate::config::Policy> {
         let config = (self.reread)()?;
         self.warn_of_the_fixed(&config);
-        let opened = self.listeners.open_missing(&config.bind, config.backlog)?;
+        // For those that there are while it is under way, and those that it wants in the end.
+        let slots = config.policy().workers.max(self.supervisor.wanted());
+        let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
+        let opened = self.listeners.open_missing(&config.bind, config.backlog, slots)?;
         for local in opened {
             self.journal.opened(&local);
         }
@@ -48,8 +51,10 @@ impl Primary {
     pub(super) fn keep_generations(&mut self, kept: &[Generation]) {
         self.configs.retain(|generation, _| kept.contains(generation));
         let named: Vec<_> = self.configs.values().flat_map(|config| &config.bind).collect();
-        for local in self.listeners.close_unnamed(&named) {
-            self.journal.closed(&local);
+        let closed = self.listeners.remove_unnamed(&named);
+        for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
+            self.journal.closed(&listener.local);
         }
+        self.empty_groups(&closed);
     }
 }

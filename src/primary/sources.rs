@@ -170,6 +170,7 @@ impl Child {
                     relay.lose(1, "no descriptor left (raise LimitNOFILE)");
                     continue;
                 }
+                Heard::Word(ToPrimary::NotAdopted(slot)) => Event::AdoptFailed { worker, slot },
                 // TRAVEL comes as `Connection`.
                 Heard::Word(ToPrimary::Travel(_)) => continue,
                 Heard::Word(ToPrimary::BootFailed(why)) => Event::BootFailed { worker, why },

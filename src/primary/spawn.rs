@@ -123,7 +123,8 @@ impl Primary {
             .board
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
-        let listeners = self.listeners.take_named(&config.bind);
+        let per_slot = config.dispatch.has_socket_per_slot();
+        let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
         Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
     }

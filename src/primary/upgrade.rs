@@ -82,9 +82,9 @@ impl Primary {
         let memory =
             self.board.memory().ok_or_else(|| Error::config("no scoreboard to pass on"))?;
         let (totals, started_ms) = self.board.totals();
-        let serving = |id| mind.members.iter().any(|m| m.tag.id == id && m.serving);
-        let age =
-            |id| mind.members.iter().find(|m| m.tag.id == id).map_or(Duration::ZERO, |m| m.age);
+        let known = |id| mind.members.iter().find(|member| member.tag.id == id);
+        let serving = |id| known(id).is_some_and(|member| member.serving);
+        let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
         let workers = self.children.iter().map(|(id, child)| {
             let RowIndex::Own(row) = child.row else {
                 return Err(Error::config(
@@ -100,10 +100,13 @@ impl Primary {
                 channel_fd: child.channel.as_ref().map(sys::exec::number),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
+                own_socket: known(*id).is_some_and(|member| member.own_socket),
+                adopts: known(*id).map_or(Vec::new(), |m| m.adopts.iter().map(|s| s.0).collect()),
             })
         });
         let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
             addr: listener.addr.to_string(),
+            slot: listener.slot.0,
             fd: sys::exec::number(listener),
         });
         Ok(Manifest {
@@ -157,11 +160,12 @@ impl Primary {
 /// A supervisor that goes on where the image before this one stopped, and what it forks workers under.
 pub(super) fn go_on(
     manifest: &Manifest,
+    sockets: u32,
     policy: Policy,
     seed: u64,
     config: &Rc<Config>,
 ) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
-    let adopted = adopted(manifest);
+    let adopted = Adopted { sockets, ..adopted(manifest) };
     let before = adopted.generation;
     let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
     // Should the new generation fail, the old one's slots are forked from what there is.
@@ -175,12 +179,15 @@ fn adopted(manifest: &Manifest) -> Adopted {
         tag: tag(worker),
         age: Duration::from_millis(worker.age_ms),
         serving: worker.serving,
+        own_socket: worker.own_socket,
+        adopts: worker.adopts.iter().copied().map(Slot).collect(),
     });
     Adopted {
         generation: Generation(manifest.generation),
         next_id: manifest.next_id,
         restarts: manifest.restarts,
         workers_wanted: manifest.workers_wanted,
+        sockets: 0,
         members: members.collect(),
     }
 }

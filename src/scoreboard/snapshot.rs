@@ -98,6 +98,8 @@ impl ClusterSnapshot {
 pub(crate) struct Glance {
     pub(crate) beat: u64,
     pub(crate) requests: u64,
+    /// Open connections.
+    pub(crate) open: u64,
     /// The request whose handler is on the event loop, else the oldest one.
     pub(crate) serving: Option<InFlight>,
 }
@@ -107,7 +109,8 @@ impl Glance {
         let mut serving = read_serving(page, monotonic_ms());
         let culprit = serving.iter().position(|request| request.on_loop).unwrap_or(0);
         let serving = (culprit < serving.len()).then(|| serving.swap_remove(culprit));
-        Glance { beat: BEAT.load(page), requests: REQUESTS.load(page), serving }
+        let (beat, requests, open) = (BEAT.load(page), REQUESTS.load(page), OPEN.load(page));
+        Glance { beat, requests, open, serving }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::identity::{Generation, WorkerId, WorkerTag};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// Something to do. Its failure, if it can fail, comes back as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,12 @@ pub(crate) enum Action {
     Fork(WorkerTag),
     /// Close the primary's listening sockets: the workers empty the queue, then nobody listens any more.
     CloseListeners,
+    /// Open what is missing of the sockets of the first so many slots. Answered by `SocketsOpened`.
+    OpenSockets { slots: u32 },
+    /// Tell a worker to accept from the sockets of another slot as well. Answered by `AdoptFailed`, or not at all.
+    Adopt { worker: WorkerId, slot: Slot },
+    /// Tell it to stop that. Answered by `ReleaseFailed`, or not at all.
+    Release { worker: WorkerId, slot: Slot },
     /// Tell a worker to stop accepting, finish what is open and exit.
     Drain(WorkerId),
     /// SIGABRT: a chance to leave a core dump that shows where it is stuck.

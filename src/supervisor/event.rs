@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::config::Policy;
-use crate::identity::{Generation, WorkerId, WorkerTag};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// Something happened. Reported by `primary`, in the order it was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,12 @@ pub(crate) enum Event {
     DeadlineReached,
     /// The configuration was read again and its sockets are open; or why not. Answers `ReadConfig`.
     ConfigRead { outcome: Result<Policy, String> },
+    /// The sockets of the first so many slots are open, or why not. Answers `OpenSockets`.
+    SocketsOpened { slots: u32, outcome: Result<(), String> },
+    /// The worker does not serve the slot that it was to adopt: its channel is full, or it says so.
+    AdoptFailed { worker: WorkerId, slot: Slot },
+    /// The worker could not be told to stop serving the slot.
+    ReleaseFailed { worker: WorkerId, slot: Slot },
     /// The new binary has shown that it can take over. Answers `Prove`.
     Proved,
     /// The new binary cannot take over, or did not when it should; everything is as before.
@@ -53,6 +59,8 @@ pub(crate) struct Vitals {
     pub requests: u64,
     /// Resident memory in bytes; `None` if it was not asked for or cannot be read.
     pub memory: Option<u64>,
+    /// Whether it has all the connections it may have.
+    pub full: bool,
     /// What its event loop is working on, if anything.
     pub serving: Option<String>,
 }
@@ -88,16 +96,22 @@ pub(crate) struct Adopted {
     pub next_id: u64,
     pub restarts: u64,
     pub workers_wanted: u32,
+    /// Slots 0 to this have sockets; 0 where all workers share one.
+    pub sockets: u32,
     pub members: Vec<AdoptedMember>,
 }
 
 /// A worker that was forked by the image before this one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct AdoptedMember {
     pub tag: WorkerTag,
     pub age: Duration,
     /// Whether it serves; otherwise it is on its way out.
     pub serving: bool,
+    /// Whether it was born with the sockets of its slot, and not with a shared one.
+    pub own_socket: bool,
+    /// The slots whose sockets it accepts from besides.
+    pub adopts: Vec<Slot>,
 }
 
 /// Who asked, and whether they wait for an answer.

@@ -47,9 +47,13 @@ impl Supervisor {
         mind.restarts = left.restarts;
         mind.policy.workers = left.workers_wanted;
         mind.places = vec![Place::new(ours); left.workers_wanted as usize];
+        mind.adoption.sockets = left.sockets;
         let deadline = now + policy.graceful_timeout + LAST_MOMENT;
         for one in left.members {
             let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
+            member.own_socket = one.own_socket;
+            let adopts = one.adopts.iter().map(|slot| (*slot, one.tag.id));
+            mind.adoption.adopters.extend(adopts.filter(|_| one.serving));
             let place = mind.places.get_mut(one.tag.slot.0 as usize);
             match place.filter(|place| one.serving && place.holder.is_none()) {
                 Some(place) => {
@@ -105,6 +109,8 @@ impl Supervisor {
         if handoff.deadline.take().is_none() {
             return;
         }
+        self.refuse_scaling("an upgrade is under way; ask again when it is done", actions);
+        let Some(handoff) = &mut self.handoff else { return };
         // Whoever waits cannot be told by an image that is no more.
         for asker in std::mem::take(&mut handoff.askers) {
             asker.confirm(TAKES_OVER.to_string(), actions);

@@ -5,6 +5,7 @@
 mod handoffs;
 mod looks;
 mod rolls;
+mod slots;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -30,6 +31,7 @@ pub(super) struct Laws {
     handoffs: handoffs::Handoffs,
     rolls: rolls::Rolls,
     looks: looks::Looks,
+    slots: slots::Slots,
 }
 
 /// What was so before the event.
@@ -85,6 +87,7 @@ impl Laws {
             self.looks.obey(action, mind, story);
         }
         self.looks.check(now, mind, story);
+        self.slots.check(mind, event, actions, story);
         self.rolls.check(mind, event, actions, story);
         self.handoffs.check(now, mind, event, actions, story);
         self.members_are_those_that_exist(mind, story);
@@ -117,6 +120,7 @@ impl Laws {
         assert!(self.tickets.is_empty(), "nobody waits for an image that is no more: {left:?}");
         self.handoffs.adopted(mind, left, now);
         self.rolls.adopted(mind);
+        self.slots.adopted(left);
         self.looks = looks::Looks::default();
         self.outstanding.clear();
         self.drained.clear();
@@ -181,6 +185,7 @@ impl Laws {
                 assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
             }
             Action::Report(_) | Action::ReadConfig(_) => {}
+            Action::OpenSockets { .. } | Action::Adopt { .. } | Action::Release { .. } => {}
             Action::Prove | Action::StopProof | Action::TakeOver => {}
             Action::KeepGenerations(_) | Action::Look { .. } => {}
             Action::Exit(_) => {

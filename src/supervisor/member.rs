@@ -40,6 +40,10 @@ pub(crate) struct Member {
     pub(crate) ready: Option<Instant>,
     /// Why it cannot start, in its own words.
     pub(super) complaint: Option<String>,
+    /// Whether it was born with the sockets of its slot, and not with a shared one.
+    pub(super) own_socket: bool,
+    /// Whether it had all the connections it may have when it was last looked at.
+    pub(super) full: bool,
     /// What we know of its event loop.
     pub(super) pulse: Pulse,
     /// Where its share of the recycling limits lies: 0 is the whole limit, 1 is four fifths of it. Workers
@@ -54,6 +58,8 @@ pub(super) struct Pulse {
     pub(super) beat: Option<u64>,
     /// For how long that beat has been the last, as far as we were awake to see it.
     pub(super) still: Duration,
+    /// Whether whoever waits for it should not: see `watch::LATE`.
+    pub(super) late: bool,
     /// Whether it was reported.
     pub(super) reported: bool,
 }
@@ -61,7 +67,13 @@ pub(super) struct Pulse {
 impl Member {
     pub(super) fn new(tag: WorkerTag, now: Instant, spread: f64) -> Member {
         let (ready, complaint, pulse) = (None, None, Pulse::default());
-        Member { tag, state: State::Forking, born: now, ready, complaint, pulse, spread }
+        let (state, own_socket, full) = (State::Forking, false, false);
+        Member { tag, state, born: now, ready, complaint, own_socket, full, pulse, spread }
+    }
+
+    /// Whether it takes new connections now, as far as we know.
+    pub(super) fn is_able(&self) -> bool {
+        self.state == State::Serving && !self.pulse.late && !self.full
     }
 
     /// When something has to be done about it, if nothing else happens.

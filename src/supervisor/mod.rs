@@ -9,6 +9,7 @@
 //! still finishes what it has open.
 
 mod action;
+mod adoption;
 mod asked;
 mod backoff;
 mod event;
@@ -30,12 +31,13 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId};
 pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
+use adoption::Adoption;
 use backoff::Backoff;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
 use handoff::Handoff;
@@ -99,6 +101,9 @@ pub(crate) struct Supervisor {
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
     watch: Watch,
+    adoption: Adoption,
+    /// Who asked for another number of workers, in turn; the first one waits for its sockets.
+    scaling: VecDeque<(Scale, Asker)>,
 }
 
 impl Supervisor {
@@ -108,6 +113,8 @@ impl Supervisor {
             places: vec![Place::new(Generation(1)); policy.workers as usize],
             backoff: Backoff::new(policy.backoff_first, policy.backoff_max, seed),
             watch: Watch::new(seed),
+            adoption: Adoption::default(),
+            scaling: VecDeque::new(),
             policy,
             roll: None,
             untold: Vec::new(),
@@ -130,7 +137,10 @@ impl Supervisor {
     pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Started => self.renew_drains(&mut actions),
+            Event::Started => {
+                self.know_sockets(self.policy.workers);
+                self.renew_drains(&mut actions);
+            }
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
@@ -143,6 +153,11 @@ impl Supervisor {
             }
             Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
             Event::ConfigRead { outcome } => self.config_read(outcome, &mut actions),
+            Event::SocketsOpened { slots, outcome } => {
+                self.sockets_opened(now, slots, outcome, &mut actions);
+            }
+            Event::AdoptFailed { worker, slot } => self.adopt_failed(now, worker, slot),
+            Event::ReleaseFailed { worker, slot } => self.release_failed(now, worker, slot),
             Event::Proved => self.proved(&mut actions),
             Event::NotProved { why } => self.not_proved(&why, &mut actions),
             Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
@@ -153,8 +168,10 @@ impl Supervisor {
             }
         }
         self.give_up_proof(&mut actions);
+        self.give_up_scaling(&mut actions);
         self.roll_on(now, &mut actions);
         self.fill_slots(now, &mut actions);
+        self.tend_slots(now, &mut actions);
         self.all_ready(&mut actions);
         self.keep_watch(now);
         self.finish(&mut actions);
@@ -193,6 +210,8 @@ impl Supervisor {
                 tag: member.tag,
                 age: now.duration_since(member.born),
                 serving: member.state == State::Serving && self.is_wanted(member.tag.id),
+                own_socket: member.own_socket,
+                adopts: self.adopters().filter(|(_, w)| *w == member.tag.id).map(|a| a.0).collect(),
             })
             .collect();
         Adopted {
@@ -200,6 +219,7 @@ impl Supervisor {
             next_id: self.next_id,
             restarts: self.restarts,
             workers_wanted: self.policy.workers,
+            sockets: self.adoption.sockets,
             members,
         }
     }

@@ -87,7 +87,9 @@ impl Supervisor {
         let id = WorkerId(self.next_id);
         self.next_id += 1;
         let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
-        self.members.insert(id, Member::new(tag, now, self.watch.spread()));
+        let mut member = Member::new(tag, now, self.watch.spread());
+        member.own_socket = self.has_own_socket(generation);
+        self.members.insert(id, member);
         actions.push(Action::Fork(tag));
         id
     }

@@ -84,6 +84,7 @@ impl Supervisor {
                 // The number of workers changes when the reload has succeeded.
                 let workers = policy.workers;
                 self.policy = Policy { workers: self.policy.workers, ..policy };
+                self.know_sockets(workers.max(self.policy.workers));
                 let target = self.last_generation;
                 self.roll_kills = 0;
                 // What replaces a worn worker is of the old generation: not worth the wait, and its failure

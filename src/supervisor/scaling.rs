@@ -15,30 +15,83 @@ impl Supervisor {
         by: Asker,
         actions: &mut Vec<Action>,
     ) {
+        self.scaling.push_back((scale, by));
+        if self.scaling.len() == 1 {
+            self.scale_on(now, actions);
+        }
+    }
+
+    /// The sockets that the first one waits for are open, or cannot be.
+    pub(super) fn sockets_opened(
+        &mut self,
+        now: Instant,
+        slots: u32,
+        outcome: Result<(), String>,
+        actions: &mut Vec<Action>,
+    ) {
+        if outcome.is_ok() {
+            self.know_sockets(slots);
+        }
+        let Some((scale, by)) = self.scaling.pop_front() else { return };
+        match outcome.and_then(|()| self.scaled(scale)) {
+            Ok(to) if to <= slots => self.scale_to(now, to, by, actions),
+            // Opened for another number, which was asked for before this one.
+            Ok(_) => self.scaling.push_front((scale, by)),
+            Err(why) => refuse(by, why, actions),
+        }
+        self.scale_on(now, actions);
+    }
+
+    /// Does what was asked for, up to the first that has to wait for sockets.
+    fn scale_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        while let Some((scale, by)) = self.scaling.pop_front() {
+            match self.scaled(scale) {
+                Ok(to) if self.policy.socket_per_slot && to > self.policy.workers => {
+                    self.scaling.push_front((scale, by));
+                    return actions.push(Action::OpenSockets { slots: to });
+                }
+                Ok(to) => self.scale_to(now, to, by, actions),
+                Err(why) => refuse(by, why, actions),
+            }
+        }
+    }
+
+    /// How many workers that would be, or why it cannot be.
+    fn scaled(&self, scale: Scale) -> Result<u32, String> {
         let from = self.policy.workers;
         let to = match scale {
             Scale::To(n) => n,
             Scale::Up(n) => from.saturating_add(n),
             Scale::Down(n) => from.saturating_sub(n),
         };
-        let refusal = if self.stopping() {
-            Some("the cluster is stopping".to_string())
+        if self.stopping() {
+            Err("the cluster is stopping".to_string())
         } else if self.roll.is_some() {
-            Some("a reload is under way; ask again when it is done".to_string())
+            Err("a reload is under way; ask again when it is done".to_string())
         } else if !(1..=Workers::MAX).contains(&to) {
-            Some(format!("{to} workers are out of range: ask for 1 to {}", Workers::MAX))
+            Err(format!("{to} workers are out of range: ask for 1 to {}", Workers::MAX))
         } else {
-            None
-        };
-        if let Some(why) = refusal {
-            if by.ticket.is_none() {
-                let by = by.who.clone();
-                actions.push(Action::Report(Notice::Refused { by, why: why.clone() }));
-            }
-            return by.refuse(why, actions);
+            Ok(to)
         }
+    }
+
+    fn scale_to(&mut self, now: Instant, to: u32, by: Asker, actions: &mut Vec<Action>) {
+        let from = self.policy.workers;
         self.resize(now, to, &by.who, actions);
         by.confirm(format!("{to} workers are wanted, {from} were"), actions);
+    }
+
+    /// A stop always wins.
+    pub(super) fn give_up_scaling(&mut self, actions: &mut Vec<Action>) {
+        if self.stopping() {
+            self.refuse_scaling("the cluster is stopping", actions);
+        }
+    }
+
+    pub(super) fn refuse_scaling(&mut self, why: &str, actions: &mut Vec<Action>) {
+        for (_, by) in std::mem::take(&mut self.scaling) {
+            refuse(by, why.to_string(), actions);
+        }
     }
 
     /// From now on there are `to` slots. The workers of slots that are no more finish what they have open.
@@ -57,4 +110,12 @@ impl Supervisor {
         }
         self.places.resize(to as usize, Place::new(self.generation));
     }
+}
+
+fn refuse(by: Asker, why: String, actions: &mut Vec<Action>) {
+    if by.ticket.is_none() {
+        let by = by.who.clone();
+        actions.push(Action::Report(Notice::Refused { by, why: why.clone() }));
+    }
+    by.refuse(why, actions);
 }

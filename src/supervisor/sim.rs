@@ -34,6 +34,7 @@ enum Happening {
     Asks(Intent),
     ReadsConfig,
     Sees(Vec<Vitals>),
+    Tells(Event),
     Upgrades(Moment),
 }
 
@@ -55,6 +56,8 @@ pub(super) struct World {
     trial: Option<Trial>,
     /// How many images there have been before this one.
     pub(super) images: u32,
+    /// One in so many words about adoption finds a full channel; 0 if none does.
+    pub(super) deafness: u64,
     /// What a configuration that is being read says.
     read: Option<Result<Policy, String>>,
     /// By time, and in the order in which they were planned.
@@ -85,6 +88,7 @@ impl World {
             binary: Box::new(|policy, _| Binary::fit(policy)),
             trial: None,
             images: 0,
+            deafness: 0,
             read: None,
             plan: BTreeMap::new(),
             planned: 0,

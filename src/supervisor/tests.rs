@@ -1,5 +1,4 @@
-//! Stories: what an operator sees of a cluster, told in events and actions. Crash loops have a page of their
-//! own, and so have reloads, scaling, the watch, and everything that is tried at random.
+//! Stories: what an operator sees of a cluster, told in events and actions. The larger subjects have pages of their own.
 
 mod adoption;
 mod handoff;
@@ -9,6 +8,7 @@ mod pairs;
 mod rolling;
 mod scaling;
 mod setbacks;
+mod slots;
 mod watching;
 mod whims;
 
@@ -36,6 +36,7 @@ fn policy(workers: u32) -> Policy {
         max_lifetime: None,
         stall_warn: None,
         stall_timeout: None,
+        socket_per_slot: false,
     }
 }
 

@@ -17,6 +17,13 @@ use crate::identity::WorkerId;
 /// How often workers are looked at. A stall is noticed this much late at most.
 const INTERVAL: Duration = Duration::from_millis(500);
 
+/// How often where slots have sockets of their own. A worker beats as often.
+const CLOSELY: Duration = Duration::from_millis(100);
+
+/// A loop that has not turned for this long is late: if its slot has a socket, a sibling serves it meanwhile. With a
+/// beat and a look of 100 ms each, whoever waits behind a loop that froze is served within half a second.
+const LATE: Duration = Duration::from_millis(300);
+
 /// A longer gap between two looks was slept through.
 const ASLEEP: Duration = Duration::from_secs(1);
 
@@ -33,6 +40,8 @@ pub(super) struct Watch {
     /// A look was asked for and is not answered yet.
     looking: bool,
     last: Option<Instant>,
+    /// When memory was last looked at, which takes a file of each worker.
+    weighed: Option<Instant>,
     /// No worker is recycled before.
     pause: Option<Instant>,
     /// State of the generator of spreads.
@@ -41,7 +50,8 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(seed: u64) -> Watch {
-        Watch { next: None, looking: false, last: None, pause: None, spread: seed }
+        let (next, last, weighed, pause) = (None, None, None, None);
+        Watch { next, looking: false, last, weighed, pause, spread: seed }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -62,7 +72,12 @@ impl Supervisor {
         if self.watch.next.is_some_and(|next| next <= now) {
             self.watch.next = None;
             self.watch.looking = true;
-            let memory = self.policy.max_rss.is_some() || self.policy.max_rss_hard.is_some();
+            let limited = self.policy.max_rss.is_some() || self.policy.max_rss_hard.is_some();
+            let due = self.watch.weighed.is_none_or(|at| now.duration_since(at) >= INTERVAL);
+            let memory = limited && due;
+            if memory {
+                self.watch.weighed = Some(now);
+            }
             actions.push(Action::Look { memory });
         }
     }
@@ -70,8 +85,9 @@ impl Supervisor {
     /// Sees to it that a look is due as long as there is something to look for, and one at a time. Asked after
     /// every event, since a reload may bring limits where there were none.
     pub(super) fn keep_watch(&mut self, now: Instant) {
-        let next = self.watch.next.unwrap_or(now + INTERVAL);
-        let watchful = self.policy.is_watchful() && !self.watch.looking;
+        let closely = self.watches_slots();
+        let next = self.watch.next.unwrap_or(now + if closely { CLOSELY } else { INTERVAL });
+        let watchful = (closely || self.policy.is_watchful()) && !self.watch.looking;
         self.watch.next = watchful.then_some(next);
     }
 
@@ -94,6 +110,9 @@ impl Supervisor {
         self.watch.last = Some(now);
         let mut worn = None;
         for one in vitals {
+            if let Some(member) = self.members.get_mut(&one.worker) {
+                member.full = one.full;
+            }
             self.feel_pulse(now, gap, &one, actions);
             self.weigh(&one, actions);
             worn = worn.or_else(|| self.is_worn(now, &one).map(|limit| (one.worker, limit)));
@@ -122,13 +141,14 @@ impl Supervisor {
             }
             pulse.beat = Some(seen.beat);
             pulse.still = Duration::ZERO;
-            pulse.reported = false;
+            (pulse.reported, pulse.late) = (false, false);
             return;
         }
         pulse.still += gap.min(ASLEEP);
         if gap > ASLEEP {
             return;
         }
+        pulse.late = pulse.still >= LATE;
         let (since, serving) = (pulse.still, seen.serving.clone());
         if limit.is_some_and(|limit| since >= limit) {
             member.state = State::Aborted { deadline: now + DUMPING };

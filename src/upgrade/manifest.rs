@@ -38,6 +38,9 @@ pub(crate) struct Manifest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedListener {
     pub addr: String,
+    /// Which one of the group of this address.
+    #[serde(default)]
+    pub slot: u32,
     pub fd: i32,
 }
 
@@ -54,6 +57,12 @@ pub(crate) struct PassedWorker {
     pub age_ms: u64,
     /// Whether it serves; otherwise it is on its way out.
     pub serving: bool,
+    /// Whether it was born with the sockets of its slot.
+    #[serde(default)]
+    pub own_socket: bool,
+    /// Slots whose sockets it accepts from besides.
+    #[serde(default)]
+    pub adopts: Vec<u32>,
 }
 
 impl Manifest {
@@ -97,7 +106,10 @@ mod tests {
             restarts: 1,
             workers_wanted: 2,
             totals: Counters::default(),
-            listeners: vec![PassedListener { addr: "127.0.0.1:3000".to_string(), fd: 3 }],
+            listeners: vec![
+                PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 0, fd: 3 },
+                PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 1, fd: 4 },
+            ],
             workers: vec![PassedWorker {
                 id: 4,
                 slot: 1,
@@ -107,6 +119,8 @@ mod tests {
                 channel_fd: Some(7),
                 age_ms: 10,
                 serving: true,
+                own_socket: true,
+                adopts: vec![0],
             }],
             board_fd: 5,
         }
@@ -117,6 +131,21 @@ mod tests {
         let manifest = manifest();
         let read = Manifest::decode(&manifest.encode().expect("encode")).expect("decode");
         assert_eq!(read, manifest);
+    }
+
+    #[test]
+    fn an_image_that_knew_no_slots_is_followed() {
+        let mut json = serde_json::to_value(manifest()).expect("json");
+        for (list, fields) in [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts"])]
+        {
+            for one in json[list].as_array_mut().expect("a list") {
+                fields
+                    .iter()
+                    .for_each(|field| drop(one.as_object_mut().expect("map").remove(*field)));
+            }
+        }
+        let read = Manifest::decode(json.to_string().as_bytes()).expect("decode");
+        assert_eq!((read.listeners[1].slot, read.workers[0].own_socket), (0, false));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use socket2::Domain;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 
 use super::registry::Entry;
 use super::state::State;
@@ -67,14 +68,23 @@ impl Drop for Guard {
     }
 }
 
+/// How an acceptor works.
+pub(super) struct Manner {
+    /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
+    pub(super) client_speaks_first: bool,
+    /// Whether others wait on the same socket, who may come first.
+    pub(super) polite: bool,
+    /// Rung when it is to end before the worker drains.
+    pub(super) stop: Rc<Notify>,
+}
+
 /// Accepts from one listening socket until the worker drains. `handle` takes each connection.
 pub(super) struct Acceptor {
     state: Rc<State>,
     socket: AsyncFd<OwnedFd>,
     name: String,
     unix: bool,
-    /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
-    client_speaks_first: bool,
+    manner: Manner,
     wasted: u32,
     rest: u32,
     /// Whether it was told that descriptors have run out, and none came free since.
@@ -85,28 +95,21 @@ impl Acceptor {
     pub(super) fn new(
         state: Rc<State>,
         listener: Listener,
-        client_speaks_first: bool,
+        manner: Manner,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
         let socket = sys::readiness::readable(listener.socket.into())?;
         let name = listener.local;
-        Ok(Acceptor {
-            state,
-            socket,
-            name,
-            unix,
-            client_speaks_first,
-            wasted: 0,
-            rest: 0,
-            exhausted: false,
-        })
+        Ok(Acceptor { state, socket, name, unix, manner, wasted: 0, rest: 0, exhausted: false })
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
         let drain = Rc::clone(&self.state);
+        let stop = Rc::clone(&self.manner.stop);
         tokio::select! {
             biased;
             () = drain.drain.begun() => {}
+            () = stop.notified() => {}
             () = self.accept_all(&handle) => {}
         }
         if drain.drain.order().is_some_and(|order| order.closing) {
@@ -125,7 +128,7 @@ impl Acceptor {
         loop {
             self.wait_for_room().await;
             let Ok(mut ready) = self.socket.readable().await else { return };
-            let waited = self.rest == 0 && state.others_are_freer();
+            let waited = self.manner.polite && self.rest == 0 && state.others_are_freer();
             if waited {
                 tokio::time::sleep(MOMENT).await;
             }
@@ -185,11 +188,12 @@ impl Acceptor {
     /// Hands one connection on, with what it has sent already.
     async fn take(&self, fd: OwnedFd, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
-        let Some(fd) = waited::admit(state, fd, self.unix, self.client_speaks_first) else {
+        let Some(fd) = waited::admit(state, fd, self.unix, self.manner.client_speaks_first) else {
             // Its close has its first turn before our next accept, so a queue full of these does not hold the loop.
             return tokio::task::yield_now().await;
         };
-        let first = if self.client_speaks_first { first_bytes(&fd) } else { Some(Bytes::new()) };
+        let first =
+            if self.manner.client_speaks_first { first_bytes(&fd) } else { Some(Bytes::new()) };
         let entry = Entry::new(state.now_ms());
         state.row.opened();
         let guard = Guard::new(state, &entry);
@@ -247,10 +251,10 @@ impl Acceptor {
     }
 
     /// What is queued when the last listener closes would be reset: it is taken now.
-    fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>) {
+    pub(super) fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
         while let Ok(fd) = sys::socket::accept(self.socket.get_ref()) {
-            let first = match self.client_speaks_first {
+            let first = match self.manner.client_speaks_first {
                 true => first_bytes(&fd).unwrap_or_default(),
                 false => Bytes::new(),
             };

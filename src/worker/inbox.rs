@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::adopt;
 use super::drain::Order;
 use super::state::State;
 use super::travel;
@@ -24,6 +25,12 @@ pub(super) async fn obey(state: Rc<State>) {
                     log::error!("{} cannot write to the reopened log: {e}", state.tag);
                 }
             }
+            Wanted::Adopt { fd, slot, closing } => adopt::adopt(&state, slot, fd, closing),
+            Wanted::Word(ToWorker::Adopt { slot, .. }) => {
+                log::error!("{} cannot accept for slot {slot}: no descriptor left", state.tag);
+                adopt::refuse(&state, slot);
+            }
+            Wanted::Word(ToWorker::GiveBack(slot)) => adopt::give_back(&state, slot),
             // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
             Wanted::Word(ToWorker::Released | ToWorker::Arrive(_) | ToWorker::Log) => {
                 release(&state);
@@ -35,7 +42,8 @@ pub(super) async fn obey(state: Rc<State>) {
     state.begin_drain(Order::new(
         state.config.graceful_timeout,
         Duration::ZERO,
-        false,
+        // Nobody listens any more: what is in a queue would be reset.
+        true,
         HandOver::Never,
     ));
 }

@@ -4,6 +4,7 @@
 //! and an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
 
 mod accept;
+mod adopt;
 mod answer;
 mod beat;
 mod books;
@@ -35,7 +36,7 @@ use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::scoreboard::WorkerState;
 use crate::seed::Seed;
-use accept::{Accepted, Acceptor};
+use accept::{Accepted, Acceptor, Manner};
 pub use answer::BoxError;
 use bytes::Bytes;
 pub use handle::Worker;
@@ -137,7 +138,8 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         room: Notify::new(),
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
-        handle: OnceCell::new(),
+        adopted: RefCell::default(),
+        handler: OnceCell::new(),
         shedding: waited::Shedding::default(),
     });
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
@@ -150,9 +152,15 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         // Told to leave before it was ready: there is nothing to finish.
         () = state.drain.begun() => return Ok(exit::OK),
     };
-    let _ = state.handle.set(Rc::clone(&handler.handle));
+    let handler = state.handler.get_or_init(|| handler);
+    let per_slot = state.config.dispatch.has_socket_per_slot();
     for listener in listeners {
-        let acceptor = Acceptor::new(Rc::clone(&state), listener, handler.client_speaks_first)
+        let manner = Manner {
+            client_speaks_first: handler.client_speaks_first,
+            polite: listener.is_everybodys() || !per_slot,
+            stop: Rc::default(),
+        };
+        let acceptor = Acceptor::new(Rc::clone(&state), listener, manner)
             .map_err(|e| Error::system("register a listening socket", e))?;
         tokio::task::spawn_local(acceptor.run(Rc::clone(&handler.handle)));
     }

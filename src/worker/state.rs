@@ -5,7 +5,8 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::accept::Accepted;
+use super::Handler;
+use super::adopt::Adopted;
 use super::conn::Conn;
 use super::drain::{Drain, Order};
 use super::registry::Registry;
@@ -32,8 +33,10 @@ pub(super) struct State {
     pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
     pub(super) acceptors: Cell<usize>,
+    /// Those of other slots among them.
+    pub(super) adopted: RefCell<Vec<Adopted>>,
     /// What is done with a connection, once the application has booted.
-    pub(super) handle: OnceCell<Rc<dyn Fn(Accepted)>>,
+    pub(super) handler: OnceCell<Handler>,
     /// Connections that were refused and not reported yet.
     pub(super) shedding: Shedding,
 }

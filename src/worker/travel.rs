@@ -66,7 +66,7 @@ fn broken(state: &State, error: &std::io::Error) -> Departure {
 /// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
 /// new one would have to wait; a worker that has begun to drain meanwhile sends it on.
 pub(super) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
-    let Some(handle) = state.handle.get() else {
+    let Some(handle) = state.handler.get().map(|handler| &handler.handle) else {
         return log::warn!("{} was sent a connection before it was ready", state.tag);
     };
     let unix = match sys::socket::is_unix_stream(&fd) {

@@ -8,6 +8,7 @@
 //! Heavier runs are the same tests with more: `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
+//! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
 //! Those variables are for the tests; the servers they start do not see them.
 
 mod support;
@@ -33,6 +34,7 @@ mod recycle;
 mod reload;
 mod reload_fails;
 mod respawn;
+mod reuseport;
 mod rooms;
 mod scale;
 mod scoreboard;

@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tokio_prefork::{Config, ControlSocket, Error, Result, Workers};
+use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Result, Workers};
 
 /// What a program was told.
 pub struct Told {
@@ -82,6 +82,10 @@ fn told(words: impl Iterator<Item = String>) -> Result<Told> {
                     "max-queue-wait-ms" => {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.max_queue_wait(limit);
+                    }
+                    "dispatch" => {
+                        let policy = value.parse::<Dispatch>().map_err(|_| bad(other))?;
+                        builder = builder.dispatch(policy);
                     }
                     "control" => {
                         builder = builder.control(ControlSocket::Path(value.into()));

@@ -31,6 +31,21 @@ impl World {
             Action::TakeOver => self.take_over(),
             Action::Report(_) | Action::Answer { .. } | Action::KeepGenerations(_) => {}
             Action::CloseListeners => {}
+            Action::OpenSockets { slots } => {
+                let fails = self.dice.below(6) == 0;
+                let outcome = if fails { Err("EMFILE".to_string()) } else { Ok(()) };
+                let opened = Event::SocketsOpened { slots: *slots, outcome };
+                self.plan(ms(0), Happening::Tells(opened));
+            }
+            Action::Adopt { worker, slot } if self.is_deaf() => {
+                let failed = Event::AdoptFailed { worker: *worker, slot: *slot };
+                self.plan(ms(0), Happening::Tells(failed));
+            }
+            Action::Release { worker, slot } if self.is_deaf() => {
+                let failed = Event::ReleaseFailed { worker: *worker, slot: *slot };
+                self.plan(ms(0), Happening::Tells(failed));
+            }
+            Action::Adopt { .. } | Action::Release { .. } => {}
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
         self.log.push((self.now - self.began, action));
@@ -51,12 +66,18 @@ impl World {
         }
     }
 
+    /// Whether a channel is full.
+    fn is_deaf(&mut self) -> bool {
+        self.deafness > 0 && self.dice.below(self.deafness) == 0
+    }
+
     fn look(&self, memory: bool) -> Vec<Vitals> {
         let seen = self.children.iter().map(|(worker, child)| Vitals {
             worker: *worker,
             beat: child.beat(self.now),
             requests: child.requests(self.now),
             memory: memory.then(|| child.memory(self.now)),
+            full: child.is_full(),
             serving: child.is_frozen().then(|| "GET /fib/50".to_string()),
         });
         seen.collect()
@@ -71,6 +92,7 @@ impl World {
                 }
             }
             Happening::Upgrades(moment) => self.upgrades(moment),
+            Happening::Tells(event) => self.tell(event),
             Happening::Sees(vitals) => self.tell(Event::Observed { vitals }),
             Happening::ForkReturns(worker) => match self.forking.get(&worker) {
                 Some(life) if life.fork_fails => {
@@ -101,6 +123,11 @@ impl World {
             Deed::Freeze | Deed::Thaw => {
                 if let Some(child) = self.children.get_mut(&worker) {
                     child.freeze(deed == Deed::Freeze, self.now);
+                }
+            }
+            Deed::Fill | Deed::Empty => {
+                if let Some(child) = self.children.get_mut(&worker) {
+                    child.fill(deed == Deed::Fill);
                 }
             }
             Deed::Finish => self.does(worker, Deed::End(code(0))),

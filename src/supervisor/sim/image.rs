@@ -96,6 +96,10 @@ impl World {
                 Ok(()) => Event::Proved,
                 Err(why) => Event::NotProved { why },
             }),
+            // The hands deal with all that they know before.
+            (Moment::Exec(n), ..) if n == number && !self.mind.scaling.is_empty() => {
+                self.plan(ms(0), Happening::Upgrades(moment));
+            }
             (Moment::Exec(n), _, (_, time, outcome)) if n == number && !stopped => match outcome {
                 Ok(policy) => self.become_new(policy, time, binary.toll),
                 Err(why) => self.tell(Event::NotProved { why }),
@@ -113,7 +117,14 @@ impl World {
                 continue;
             };
             let tag = WorkerTag { pid: Some(1000 + id.0 as u32), ..member.tag };
-            left.members.push(AdoptedMember { tag, age: ms(0), serving: false });
+            let (own_socket, adopts) = (false, Vec::new());
+            left.members.push(AdoptedMember {
+                tag,
+                age: ms(0),
+                serving: false,
+                own_socket,
+                adopts,
+            });
             self.born(id, life);
         }
         // What the old image had asked for itself is no more; what people and workers do goes on.
@@ -129,6 +140,10 @@ impl World {
             }
         }
         self.now += time;
+        // It opens what it needs before it begins.
+        if policy.socket_per_slot {
+            left.sockets = left.sockets.max(policy.workers).max(left.workers_wanted);
+        }
         let seed = self.dice.below(u64::MAX);
         self.mind = Supervisor::adopt(policy, seed, self.now, left.clone());
         self.images += 1;

@@ -49,6 +49,10 @@ pub(crate) enum Deed {
     Freeze,
     /// It turns again.
     Thaw,
+    /// It has all the connections it may have.
+    Fill,
+    /// It has room again.
+    Empty,
     /// It has finished what was open.
     Finish,
     /// However it comes: nobody is too frozen to die.
@@ -82,11 +86,20 @@ pub(crate) struct Child {
     frozen: Option<Instant>,
     /// For how long it had before.
     lost: Duration,
+    full: bool,
 }
 
 impl Child {
     pub(crate) fn new(life: Life, born: Instant) -> Child {
-        Child { life, born, frozen: None, lost: ms(0) }
+        Child { life, born, frozen: None, lost: ms(0), full: false }
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    pub(crate) fn fill(&mut self, full: bool) {
+        self.full = full;
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

@@ -127,7 +127,8 @@ fn events(worker: WorkerId, ticket: u64) -> Vec<Event> {
         Event::Asked { intent, by }
     };
     let seen = |memory| {
-        let vitals = Vitals { worker, beat: 7, requests: 1 << 40, memory, serving: None };
+        let vitals =
+            Vitals { worker, beat: 7, requests: 1 << 40, memory, full: false, serving: None };
         Event::Observed { vitals: vec![vitals] }
     };
     let mut events = vec![

@@ -8,7 +8,7 @@ use super::*;
 
 /// What an operator may do in the middle of anything.
 #[derive(Debug, Clone, Copy)]
-enum Whim {
+pub(super) enum Whim {
     Reload,
     ScaleTo(u32),
     Up(u32),
@@ -20,7 +20,7 @@ enum Whim {
     Suspend(u64),
 }
 
-fn whims() -> impl Strategy<Value = Vec<(u64, Whim)>> {
+pub(super) fn whims() -> impl Strategy<Value = Vec<(u64, Whim)>> {
     let whim = prop_oneof![
         6 => Just(Whim::Reload),
         1 => (0..10u32).prop_map(Whim::ScaleTo),
@@ -34,7 +34,7 @@ fn whims() -> impl Strategy<Value = Vec<(u64, Whim)>> {
 }
 
 /// Every other request waits for its answer.
-fn obey(world: &mut World, number: u64, whim: Whim) {
+pub(super) fn obey(world: &mut World, number: u64, whim: Whim) {
     if world.exit.is_some() {
         return;
     }
@@ -50,7 +50,7 @@ fn obey(world: &mut World, number: u64, whim: Whim) {
     if number.is_multiple_of(2) { world.request(number, intent) } else { world.ask(intent) }
 }
 
-fn limits() -> impl Strategy<Value = Policy> {
+pub(super) fn limits() -> impl Strategy<Value = Policy> {
     use proptest::option::of;
     let stall = (of(500..3_000u64), of(1..8_000u64));
     let memory = (of(500..3_000u64), of(500..4_000u64));
@@ -69,7 +69,7 @@ fn limits() -> impl Strategy<Value = Policy> {
 }
 
 /// The limits of the second with the workers and times of the first.
-fn restrict(policy: Policy, limits: Policy) -> Policy {
+pub(super) fn restrict(policy: Policy, limits: Policy) -> Policy {
     Policy {
         workers: policy.workers,
         boot_timeout: policy.boot_timeout,

@@ -111,6 +111,11 @@ impl Builder {
         }
     }
 
+    /// Under another dispatch policy than the default.
+    pub fn dispatch(self, policy: &str) -> Builder {
+        self.args(["--dispatch", policy])
+    }
+
     /// Instead of port 0 of the loopback address.
     pub fn bind<S: Into<String>>(mut self, addresses: impl IntoIterator<Item = S>) -> Builder {
         self.binds = addresses.into_iter().map(Into::into).collect();
@@ -184,6 +189,9 @@ impl Builder {
         }
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
+        if let Ok(policy) = std::env::var("PREFORK_UNDER") {
+            command.env("PREFORK_DISPATCH", policy);
+        }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.user {

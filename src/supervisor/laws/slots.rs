@@ -1,0 +1,93 @@
+//! What holds for sockets of slots: nobody waits where somebody could serve, and no slot has two adopters.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{Action, Adopted, Event, State, Supervisor};
+use super::Story;
+use crate::identity::{Slot, WorkerId};
+
+/// Who was told to accept from which slot's sockets, and not told to stop.
+#[derive(Debug, Default)]
+pub(super) struct Slots(BTreeMap<Slot, BTreeSet<WorkerId>>);
+
+impl Slots {
+    pub(super) fn check(
+        &mut self,
+        mind: &Supervisor,
+        event: &Event,
+        actions: &[Action],
+        story: &Story<'_>,
+    ) {
+        if let Event::AdoptFailed { worker, slot } = event {
+            self.0.entry(*slot).or_default().remove(worker);
+        }
+        let serves = |worker: &WorkerId| {
+            mind.members.get(worker).is_some_and(|member| member.state == State::Serving)
+        };
+        for action in actions {
+            match action {
+                Action::Adopt { worker, slot } => {
+                    assert!(serves(worker), "who adopts serves: {story}");
+                    assert!(slot.0 < mind.adoption.sockets, "what is adopted is there: {story}");
+                    let news = self.0.entry(*slot).or_default().insert(*worker);
+                    assert!(news, "a slot is adopted once: {story}");
+                }
+                Action::Release { worker, slot } => {
+                    self.0.entry(*slot).or_default().remove(worker);
+                }
+                Action::OpenSockets { slots } => {
+                    assert!(mind.policy.socket_per_slot, "a shared socket is one: {story}");
+                    assert!(*slots > mind.wanted(), "for more workers than there are: {story}");
+                }
+                Action::Fork(tag) if mind.has_own_socket(tag.generation) => {
+                    let there = tag.slot.0 < mind.adoption.sockets;
+                    assert!(there, "a worker finds its socket: {story}");
+                }
+                _ => {}
+            }
+        }
+        if !mind.stopping() {
+            self.everybody_is_served(mind, &serves, story);
+        }
+    }
+
+    fn everybody_is_served(
+        &mut self,
+        mind: &Supervisor,
+        serves: &dyn Fn(&WorkerId) -> bool,
+        story: &Story<'_>,
+    ) {
+        self.0.values_mut().for_each(|adopters| adopters.retain(serves));
+        for (slot, adopters) in &self.0 {
+            assert!(adopters.len() <= 1, "one adopter for slot {slot}: {adopters:?}, {story}");
+            let known: BTreeSet<WorkerId> =
+                mind.adopters().filter(|one| one.0 == *slot).map(|one| one.1).collect();
+            assert_eq!(*adopters, known, "adopters are known: {story}");
+        }
+        let able = |id: &WorkerId| mind.members.get(id).is_some_and(|member| member.is_able());
+        let hears = |id: &&WorkerId| able(id) && !mind.adoption.deaf.contains_key(id);
+        if mind.members.keys().filter(hears).count() == 0 {
+            return;
+        }
+        for slot in (0..mind.adoption.sockets).map(Slot) {
+            let shared = slot == Slot(0);
+            let own = mind.members.iter().any(|(id, member)| {
+                let of_it = if member.own_socket { member.tag.slot == slot } else { shared };
+                of_it && able(id)
+            });
+            let adopted = self.0.get(&slot).is_some_and(|adopters| adopters.iter().any(able));
+            assert!(own || adopted, "nobody waits in slot {slot}: {story}");
+            assert!(!(own && adopted), "what its own worker serves is given back: {story}");
+        }
+    }
+
+    /// Another image goes on with what it was left.
+    pub(super) fn adopted(&mut self, left: &Adopted) {
+        self.0.clear();
+        for one in left.members.iter().filter(|one| one.serving) {
+            for slot in &one.adopts {
+                self.0.entry(*slot).or_default().insert(one.tag.id);
+            }
+        }
+    }
+}

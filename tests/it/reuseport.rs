@@ -1,0 +1,267 @@
+//! `--dispatch reuseport`: each slot has a socket of its own, and what waits there is served whatever becomes of its
+//! worker.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::http::Response;
+use crate::support::load::Load;
+use crate::support::{Client, Server, amount, process, wait};
+
+/// Longer than a slot waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
+const RELIEVED: Duration = Duration::from_secs(2);
+
+fn start(workers: usize) -> Server {
+    Server::builder().workers(workers).control().dispatch("reuseport").start()
+}
+
+/// New connections, each of which must be answered; the pids of who did.
+#[track_caller]
+fn answered_by(server: &Server, connections: usize) -> BTreeSet<u32> {
+    (0..connections).map(|_| server.get("/").pid()).collect()
+}
+
+/// How many sockets listen on the port.
+fn sockets(server: &Server) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let wanted = format!(":{:04X}", server.port());
+    let listens = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.len() > 3 && fields[1].ends_with(&wanted) && fields[3] == "0A"
+    };
+    table.lines().filter(listens).count()
+}
+
+/// One request on a connection of its own, which must be answered within a few seconds.
+#[track_caller]
+fn soon(server: &Server) -> Response {
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    client.soon().expect("an answer")
+}
+
+/// No connection was refused, and no request lost.
+#[track_caller]
+fn nothing_lost(load: crate::support::load::Running) {
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
+
+#[test]
+fn each_slot_has_a_socket_and_connections_reach_every_worker() {
+    let server = start(4);
+    server.wait_log("4 workers, dispatch=reuseport");
+    assert_eq!(sockets(&server), 4);
+    let workers: BTreeSet<u32> = server.worker_pids().into_iter().collect();
+    wait::until("an answer of each", || answered_by(&server, 16) == workers);
+    // A worker is born with its own, and no other.
+    for pid in workers {
+        let holds = |(_, target): &(i32, String)| target.starts_with("socket:");
+        let sockets = process::descriptors(pid).iter().filter(|fd| holds(fd)).count();
+        assert!(sockets <= 2 + 1, "its channel, its socket, and perhaps a connection: {sockets}");
+    }
+    assert_eq!(server.status()["primary"]["dispatch"], "reuseport");
+    assert!(server.order(&["status"]).contains(", dispatch reuseport"));
+    server.stop();
+}
+
+#[test]
+fn with_one_shared_socket_there_is_one() {
+    let server = Server::builder().workers(3).control().start();
+    assert_eq!((sockets(&server), server.count_log("dispatch=")), (1, 0));
+    assert_eq!(server.status()["primary"]["dispatch"], "shared");
+    server.stop();
+}
+
+#[test]
+fn nobody_waits_for_a_worker_that_cannot_come_back() {
+    let args = ["dispatch=reuseport"];
+    let server = Builder::program("boot-fails-if-broken").workers(3).args(args).start();
+    let server =
+        server.allow(&["killed by SIGKILL", "they are broken", "died before it was ready"]);
+    let broken = server.dir().join("broken");
+    std::fs::write(&broken, "").expect("write");
+    let workers = server.worker_pids();
+    process::send(workers[0], Signal::SIGKILL);
+    server.wait_log("(3 in a row)");
+    // A third of these are sent to the slot that nobody can be forked for.
+    let begun = Instant::now();
+    for _ in 0..60 {
+        assert_eq!(soon(&server).status, 200);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // And if the adopter goes too, the last one serves all.
+    process::send(workers[1], Signal::SIGKILL);
+    wait::until("its end", || process::is_gone(workers[1]));
+    for _ in 0..60 {
+        assert_eq!(soon(&server).status, 200);
+    }
+    std::fs::remove_file(&broken).expect("remove");
+    server.wait_replaced(2);
+    server.stop();
+}
+
+#[test]
+fn whoever_is_sent_to_a_stopped_worker_is_answered_soon() {
+    let server = start(3);
+    let stopped = server.worker_pids()[1];
+    process::send(stopped, Signal::SIGSTOP);
+    let mut clients: Vec<(Client, Instant)> = (0..48)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+            (client, Instant::now())
+        })
+        .collect();
+    for (client, since) in &mut clients {
+        let answer = client.soon().expect("an answer");
+        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
+    }
+    drop(clients);
+    // From now on at once.
+    assert!(!answered_by(&server, 30).contains(&stopped));
+    process::send(stopped, Signal::SIGCONT);
+    wait::until("its own again", || answered_by(&server, 8).contains(&stopped));
+    server.stop();
+}
+
+#[test]
+fn fewer_workers_and_more_again_lose_nothing() {
+    let server = start(4);
+    let load = Load::new_connections(server.address(), 4).start();
+    for _ in 0..2 {
+        load.wait_answered(24);
+        server.order(&["scale", "1"]);
+        server.wait_others(1, &[]);
+        // The sockets stay, and all are served by the one that is left.
+        assert_eq!(sockets(&server), 4);
+        load.wait_answered(24);
+        server.order(&["scale", "4"]);
+        server.wait_others(4, &[]);
+        assert_eq!(sockets(&server), 4);
+    }
+    server.order(&["scale", "6"]);
+    let workers: BTreeSet<u32> = server.wait_others(6, &[]).into_iter().collect();
+    assert_eq!(sockets(&server), 6);
+    wait::until("an answer of each", || answered_by(&server, 16) == workers);
+    nothing_lost(load);
+    server.stop();
+}
+
+#[test]
+fn reloads_lose_no_connection() {
+    let server = start(3);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    for _ in 0..amount("PREFORK_RELOADS", 5) {
+        load.wait_answered(24);
+        server.order(&["reload"]);
+    }
+    nothing_lost(load);
+    nothing_lost(kept);
+    assert_eq!(sockets(&server), 3);
+    server.stop();
+}
+
+#[test]
+fn upgrades_pass_all_sockets_on_and_lose_no_connection() {
+    let server = Server::builder().copied().workers(2).control().dispatch("reuseport").start();
+    server.order(&["scale", "4"]);
+    server.wait_others(4, &[]);
+    server.order(&["scale", "3"]);
+    server.wait_others(3, &[]);
+    let load = Load::new_connections(server.address(), 4).start();
+    for generation in 2..5 {
+        load.wait_answered(24);
+        let old = server.worker_pids();
+        server.signal(Signal::SIGUSR2);
+        server.wait_generation(generation);
+        server.wait_others(2, &old);
+        assert_eq!(sockets(&server), 4);
+    }
+    nothing_lost(load);
+    server.stop();
+}
+
+#[test]
+fn a_killed_worker_costs_at_most_what_it_had_begun() {
+    let server = start(4).allow(&["died: killed by SIGKILL"]);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kills = amount("PREFORK_STORM", 12);
+    for kill in 0..kills {
+        load.wait_answered(8);
+        process::send(server.worker_pids()[kill % 4], Signal::SIGKILL);
+        server.wait_replaced(kill + 1);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn a_stop_answers_everybody_who_is_in_any_queue() {
+    let server = start(4);
+    server.order(&["scale", "2"]);
+    let workers = server.wait_others(2, &[]);
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    let mut clients: Vec<Client> = (0..32).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    server.signal(Signal::SIGTERM);
+    server.wait_log("stopping (SIGTERM)");
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    for client in &mut clients {
+        assert_eq!(client.soon().expect("an answer").status, 200);
+    }
+    server.finish(0);
+}
+
+#[test]
+fn a_reload_changes_the_policy_and_loses_nothing() {
+    let text = |dispatch: &str, more: &str| {
+        format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = '{dispatch}'\n")
+    };
+    let server = Server::builder().config(3, &text("shared", "")).control().start();
+    let load = Load::new_connections(server.address(), 4).start();
+    let mut open = 1;
+    for dispatch in ["reuseport", "shared", "reuseport"] {
+        load.wait_answered(24);
+        let text = text(dispatch, "");
+        std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+        server.order(&["reload"]);
+        open = open.max(if dispatch == "shared" { 1 } else { 3 });
+        // What listens once goes on listening.
+        assert_eq!(sockets(&server), open);
+        assert_eq!(server.status()["primary"]["dispatch"], dispatch);
+        load.wait_answered(64);
+    }
+    nothing_lost(load);
+    server.stop();
+}
+
+#[test]
+fn an_address_that_is_gone_closes_all_its_sockets() {
+    let text =
+        |more: &str| format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = 'reuseport'\n");
+    let server = Server::builder().config(3, &text(", '127.0.0.2:0'")).control().start();
+    let gone = server.addresses()[1].clone();
+    assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);
+    // Two of its three sockets are served by an adopter of the address that stays.
+    server.order(&["scale", "1"]);
+    server.wait_others(1, &[]);
+    assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);
+    let load = Load::new_connections(server.address(), 2).start();
+    std::fs::write(server.dir().join("prefork.toml"), text("")).expect("write");
+    server.order(&["reload"]);
+    server.wait_log("not listening on http://127.0.0.2:");
+    wait::until("the last share dropped", || Client::connect(&gone).is_err());
+    nothing_lost(load);
+    server.stop();
+}
