@@ -3,12 +3,17 @@
 //! *Just in time*: a connection that has not sent anything yet holds up further accepting, for a moment. What
 //! waits, waits in the kernel's queue, where any worker can take it and none can lose it by dying.
 //!
-//! *Politely*: a worker that has more open connections than another one that could take the newcomer lets it
-//! go first, for a moment, and takes the connection if it is still there then. So connections spread evenly
-//! over one plain shared socket. Politeness that was wasted (nobody came) is not repeated for a while.
+//! *Politely*: the workers that share a socket stand in line, and a connection wakes the first of them that sleeps. Who
+//! has accepted goes to the end of the line, so the next connection is another's. Who has far fewer connections than
+//! others stands in the front: it is always woken, and those who were woken beside it let it go first, for a moment
+//! (see `manners`). So connections spread evenly over one plain shared socket, and nobody is woken in vain.
+//!
+//! A worker may be stopped or killed just when it was woken. The connection it was woken for is found by the next one
+//! that is woken, and by everybody at its next beat, a tenth of a second later.
 //!
 //! *Patiently*: out of file descriptors, it waits for one instead of asking again and again.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,22 +21,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::Domain;
-use tokio::io::unix::AsyncFd;
 
+use super::manners::{self, Manners, Patience};
 use super::registry::Entry;
 use super::state::State;
 use super::stream::Stream;
+use crate::config::Dispatch;
 use crate::listener::Listener;
+use crate::scoreboard::Other;
 use crate::sys;
+use crate::sys::readiness::{Door, Stance};
 
-/// How long a silent newcomer holds up accepting, and how long a polite worker waits. The timer's step.
+/// How long a silent newcomer holds up accepting, and how long another worker is waited for. The timer's step.
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// How long to wait when the process or the system is out of file descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(100);
-
-/// After so many wasted waits in a row politeness rests for the longest time, 2^6 connections.
-const MOST_WASTED: u32 = 6;
 
 /// So many times in a row a listener may be ready with nobody to accept.
 const MOST_IDLE: u32 = 1000;
@@ -62,6 +67,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.state.conns.borrow_mut().remove(&self.entry);
         self.state.row.closed();
+        self.state.note_closed();
         self.state.room.notify_waiters();
     }
 }
@@ -69,13 +75,15 @@ impl Drop for Guard {
 /// Accepts from one listening socket until the worker drains. `handle` takes each connection.
 pub(super) struct Acceptor {
     state: Rc<State>,
-    socket: AsyncFd<OwnedFd>,
+    door: Door,
     name: String,
     unix: bool,
+    /// Whether other workers accept from the same socket.
+    shared: bool,
     /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
-    wasted: u32,
-    rest: u32,
+    manners: RefCell<Manners>,
+    patience: Rc<RefCell<Patience>>,
     /// Whether it was told that descriptors have run out, and none came free since.
     exhausted: bool,
 }
@@ -87,18 +95,21 @@ impl Acceptor {
         client_speaks_first: bool,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
-        let socket = sys::readiness::readable(listener.socket.into())?;
-        let name = listener.local;
-        Ok(Acceptor {
+        let door = Door::new(listener.socket.into())?;
+        let shared = state.config.dispatch == Dispatch::Shared;
+        let acceptor = Acceptor {
             state,
-            socket,
-            name,
+            door,
+            name: listener.local,
             unix,
+            shared,
             client_speaks_first,
-            wasted: 0,
-            rest: 0,
+            manners: RefCell::default(),
+            patience: Rc::default(),
             exhausted: false,
-        })
+        };
+        acceptor.stand(Stance::InLine);
+        Ok(acceptor)
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
@@ -108,8 +119,11 @@ impl Acceptor {
             () = drain.drain.begun() => {}
             () = self.accept_all(&handle) => {}
         }
-        if drain.drain.order().is_some_and(|order| order.closing) {
-            self.empty_queue(&handle);
+        match drain.drain.order() {
+            Some(order) if order.closing => self.empty_queue(&handle, usize::MAX),
+            // We may have been woken for it, and nobody else.
+            _ if self.shared => self.empty_queue(&handle, 1),
+            _ => {}
         }
         let state = Rc::clone(&self.state);
         // Our share in the socket ends here; as long as anybody else has one, it goes on listening.
@@ -120,24 +134,40 @@ impl Acceptor {
 
     async fn accept_all(&mut self, handle: &Rc<dyn Fn(Accepted)>) {
         let state = Rc::clone(&self.state);
-        let mut idle = 0;
+        let (mut idle, mut took) = (0, false);
         loop {
             self.wait_for_room().await;
-            let Ok(mut ready) = self.socket.readable().await else { return };
-            let waited = self.rest == 0 && state.others_are_freer();
-            if waited {
-                tokio::time::sleep(MOMENT).await;
+            let ready = tokio::select! {
+                biased;
+                ready = self.door.readable() => match ready {
+                    Ok(ready) => Some(ready),
+                    Err(_) => return,
+                },
+                () = state.look.notified() => {
+                    self.choose_stance();
+                    if !self.shared || !self.door.has_connection() {
+                        continue;
+                    }
+                    // Whoever was woken for it does not take it.
+                    None
+                }
+            };
+            let first = self.let_first().await;
+            let outcome = self.door.accept(ready);
+            if let Some(first) = first {
+                let accepted = state.board.accepted(first.row, State::exact_ms());
+                self.manners.borrow_mut().learn(first, accepted);
             }
-            let outcome = ready.try_io(|socket| sys::socket::accept(socket.get_ref()));
-            drop(ready);
-            self.learn(waited, outcome.is_ok());
             match outcome {
-                Ok(Ok(fd)) => {
-                    self.exhausted = false;
+                Ok(Some(fd)) => {
+                    (self.exhausted, took) = (false, true);
                     self.take(fd, handle).await;
                 }
-                Ok(Err(e)) => self.endure(&e).await,
-                Err(_would_block) => {
+                Err(e) => self.endure(&e).await,
+                Ok(None) => {
+                    if std::mem::take(&mut took) {
+                        self.go_to_the_end();
+                    }
                     // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
                     // it must not take the loop from the rest.
                     idle += 1;
@@ -151,16 +181,58 @@ impl Acceptor {
         }
     }
 
-    /// Whether waiting was worth it: nobody took the connection, so we had to.
-    fn learn(&mut self, waited: bool, still_there: bool) {
-        match (waited, still_there) {
-            (true, true) => {
-                self.wasted = (self.wasted + 1).min(MOST_WASTED);
-                self.rest = (1 << self.wasted) - 2;
-            }
-            (true, false) => self.wasted = 0,
-            (false, _) => self.rest = self.rest.saturating_sub(1),
+    /// Takes a stance at a socket that others accept from, too.
+    fn stand(&self, stance: Stance) {
+        if !self.shared && stance != Stance::Away {
+            return;
         }
+        if let Err(e) = self.door.take(stance) {
+            // It is tried again at the next beat, and whenever a connection is closed.
+            log::warn!("{} cannot register {} with epoll: {e}", self.state.tag, self.name);
+        }
+    }
+
+    /// Lets the others be woken before us, if somebody has fewer connections.
+    fn go_to_the_end(&self) {
+        let own = self.state.row.open();
+        if self.door.stance() == Stance::Front {
+            self.choose_stance();
+        } else if self.state.others().any(|other| other.open < own) {
+            self.stand(Stance::InLine);
+        }
+    }
+
+    /// In the front or in line, as the others have far more connections or not.
+    fn choose_stance(&self) {
+        if !self.shared {
+            return;
+        }
+        let state = &self.state;
+        let others = state.others();
+        let front = manners::stands_in_front(state.row.open(), state.row.number(), others);
+        if front {
+            self.stand(Stance::Front);
+        } else if self.door.stance() != Stance::InLine {
+            self.stand(Stance::InLine);
+        }
+        // In the front there is nothing more to be noticed.
+        let most = state.others().map(|other| other.open).max().filter(|_| !front);
+        state.most_open.set(most.unwrap_or(0));
+    }
+
+    /// Lets another worker that has far fewer connections go first.
+    async fn let_first(&self) -> Option<Other> {
+        let state = &self.state;
+        if !self.shared || state.row.open() == 0 {
+            return None;
+        }
+        let first = self.manners.borrow_mut().let_first(state.row.open(), state.others())?;
+        if self.door.stance() == Stance::InLine {
+            // We do not sleep for want of connections: those that come now are for others.
+            self.stand(Stance::InLine);
+        }
+        tokio::time::sleep(MOMENT).await;
+        Some(first)
     }
 
     async fn wait_for_room(&self) {
@@ -171,11 +243,15 @@ impl Acceptor {
             let full = state.row.open() >= limit;
             state.row.accepting(!full);
             if full {
+                self.stand(Stance::Away);
                 rung.await;
             } else if state.fresh.get() > 0 {
                 // Its own moment passes, too, so this cannot wait for ever.
                 rung.await;
             } else {
+                if self.door.stance() == Stance::Away {
+                    self.stand(Stance::InLine);
+                }
                 return;
             }
         }
@@ -198,7 +274,10 @@ impl Acceptor {
                 // Its first turn comes before our next accept: what a handler holds up is left to others.
                 tokio::task::yield_now().await;
             }
-            None => self.await_first(stream, entry, guard, Rc::clone(handle)),
+            None if self.patience.borrow_mut().waits() => {
+                self.await_first(stream, entry, guard, Rc::clone(handle));
+            }
+            None => handle(Accepted { stream, first: Bytes::new(), entry, guard }),
         }
     }
 
@@ -210,10 +289,13 @@ impl Acceptor {
         guard: Guard,
         handle: Rc<dyn Fn(Accepted)>,
     ) {
-        let state = Rc::clone(&self.state);
+        let (state, patience) = (Rc::clone(&self.state), Rc::clone(&self.patience));
+        // Meanwhile connections are for others.
+        self.go_to_the_end();
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
             let spoke = tokio::time::timeout(MOMENT, stream.readable()).await;
+            patience.borrow_mut().learn(spoke.is_ok());
             let first = spoke.ok().and_then(|_| first_bytes(&stream)).unwrap_or_default();
             handle(Accepted { stream, first, entry, guard });
             state.fresh.set(state.fresh.get() - 1);
@@ -238,13 +320,15 @@ impl Acceptor {
             );
         }
         self.state.row.accepting(false);
+        self.stand(Stance::Away);
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
     }
 
-    /// What is queued when the last listener closes would be reset: it is taken now.
-    fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>) {
+    /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
+    fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>, most: usize) {
         let state = &self.state;
-        while let Ok(fd) = sys::socket::accept(self.socket.get_ref()) {
+        for _ in 0..most {
+            let Ok(fd) = sys::socket::accept(self.door.socket()) else { return };
             let first = match self.client_speaks_first {
                 true => first_bytes(&fd).unwrap_or_default(),
                 false => Bytes::new(),

@@ -13,6 +13,7 @@ mod framing;
 mod handle;
 mod inbox;
 mod limits;
+mod manners;
 mod registry;
 mod serve;
 mod state;
@@ -133,6 +134,8 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         drain: drain::Drain::default(),
         conns: RefCell::default(),
         room: Notify::new(),
+        look: Notify::new(),
+        most_open: Cell::new(0),
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
         handle: OnceCell::new(),
