@@ -22,18 +22,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use socket2::Domain;
 
-use super::manners::{self, Manners, Patience};
+use super::line::Line;
+use super::manners::Patience;
 use super::registry::Entry;
 use super::state::State;
 use super::stream::Stream;
-use crate::config::Dispatch;
 use crate::listener::Listener;
-use crate::scoreboard::Other;
 use crate::sys;
-use crate::sys::readiness::{Door, Stance};
 
 /// How long a silent newcomer holds up accepting, and how long another worker is waited for. The timer's step.
-const MOMENT: Duration = Duration::from_millis(1);
+pub(super) const MOMENT: Duration = Duration::from_millis(1);
 
 /// How long to wait when the process or the system is out of file descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -75,14 +73,11 @@ impl Drop for Guard {
 /// Accepts from one listening socket until the worker drains. `handle` takes each connection.
 pub(super) struct Acceptor {
     state: Rc<State>,
-    door: Door,
+    line: Line,
     name: String,
     unix: bool,
-    /// Whether other workers accept from the same socket.
-    shared: bool,
     /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
-    manners: RefCell<Manners>,
     patience: Rc<RefCell<Patience>>,
     /// Whether it was told that descriptors have run out, and none came free since.
     exhausted: bool,
@@ -95,21 +90,16 @@ impl Acceptor {
         client_speaks_first: bool,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
-        let door = Door::new(listener.socket.into())?;
-        let shared = state.config.dispatch == Dispatch::Shared;
-        let acceptor = Acceptor {
+        let line = Line::new(&state, listener.socket.into())?;
+        Ok(Acceptor {
             state,
-            door,
+            line,
             name: listener.local,
             unix,
-            shared,
             client_speaks_first,
-            manners: RefCell::default(),
             patience: Rc::default(),
             exhausted: false,
-        };
-        acceptor.stand(Stance::InLine);
-        Ok(acceptor)
+        })
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
@@ -122,7 +112,7 @@ impl Acceptor {
         match drain.drain.order() {
             Some(order) if order.closing => self.empty_queue(&handle, usize::MAX),
             // We may have been woken for it, and nobody else.
-            _ if self.shared => self.empty_queue(&handle, 1),
+            _ if self.line.is_shared() => self.empty_queue(&handle, 1),
             _ => {}
         }
         let state = Rc::clone(&self.state);
@@ -139,25 +129,19 @@ impl Acceptor {
             self.wait_for_room().await;
             let ready = tokio::select! {
                 biased;
-                ready = self.door.readable() => match ready {
+                ready = self.line.readable() => match ready {
                     Ok(ready) => Some(ready),
                     Err(_) => return,
                 },
                 () = state.look.notified() => {
-                    self.choose_stance();
-                    if !self.shared || !self.door.has_connection() {
+                    if !self.line.look_around() {
                         continue;
                     }
                     // Whoever was woken for it does not take it.
                     None
                 }
             };
-            let first = self.let_first().await;
-            let outcome = self.door.accept(ready);
-            if let Some(first) = first {
-                let accepted = state.board.accepted(first.row, State::exact_ms());
-                self.manners.borrow_mut().learn(first, accepted);
-            }
+            let outcome = self.line.accept(ready).await;
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
@@ -166,7 +150,7 @@ impl Acceptor {
                 Err(e) => self.endure(&e).await,
                 Ok(None) => {
                     if std::mem::take(&mut took) {
-                        self.go_to_the_end();
+                        self.line.go_to_the_end();
                     }
                     // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
                     // it must not take the loop from the rest.
@@ -181,60 +165,6 @@ impl Acceptor {
         }
     }
 
-    /// Takes a stance at a socket that others accept from, too.
-    fn stand(&self, stance: Stance) {
-        if !self.shared && stance != Stance::Away {
-            return;
-        }
-        if let Err(e) = self.door.take(stance) {
-            // It is tried again at the next beat, and whenever a connection is closed.
-            log::warn!("{} cannot register {} with epoll: {e}", self.state.tag, self.name);
-        }
-    }
-
-    /// Lets the others be woken before us, if somebody has fewer connections.
-    fn go_to_the_end(&self) {
-        let own = self.state.row.open();
-        if self.door.stance() == Stance::Front {
-            self.choose_stance();
-        } else if self.state.others().any(|other| other.open < own) {
-            self.stand(Stance::InLine);
-        }
-    }
-
-    /// In the front or in line, as the others have far more connections or not.
-    fn choose_stance(&self) {
-        if !self.shared {
-            return;
-        }
-        let state = &self.state;
-        let others = state.others();
-        let front = manners::stands_in_front(state.row.open(), state.row.number(), others);
-        if front {
-            self.stand(Stance::Front);
-        } else if self.door.stance() != Stance::InLine {
-            self.stand(Stance::InLine);
-        }
-        // In the front there is nothing more to be noticed.
-        let most = state.others().map(|other| other.open).max().filter(|_| !front);
-        state.most_open.set(most.unwrap_or(0));
-    }
-
-    /// Lets another worker that has far fewer connections go first.
-    async fn let_first(&self) -> Option<Other> {
-        let state = &self.state;
-        if !self.shared || state.row.open() == 0 {
-            return None;
-        }
-        let first = self.manners.borrow_mut().let_first(state.row.open(), state.others())?;
-        if self.door.stance() == Stance::InLine {
-            // We do not sleep for want of connections: those that come now are for others.
-            self.stand(Stance::InLine);
-        }
-        tokio::time::sleep(MOMENT).await;
-        Some(first)
-    }
-
     async fn wait_for_room(&self) {
         let state = &self.state;
         let limit = u64::from(state.config.worker_connections);
@@ -243,15 +173,13 @@ impl Acceptor {
             let full = state.row.open() >= limit;
             state.row.accepting(!full);
             if full {
-                self.stand(Stance::Away);
+                self.line.leave();
                 rung.await;
             } else if state.fresh.get() > 0 {
                 // Its own moment passes, too, so this cannot wait for ever.
                 rung.await;
             } else {
-                if self.door.stance() == Stance::Away {
-                    self.stand(Stance::InLine);
-                }
+                self.line.come_back();
                 return;
             }
         }
@@ -291,7 +219,7 @@ impl Acceptor {
     ) {
         let (state, patience) = (Rc::clone(&self.state), Rc::clone(&self.patience));
         // Meanwhile connections are for others.
-        self.go_to_the_end();
+        self.line.go_to_the_end();
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
             let spoke = tokio::time::timeout(MOMENT, stream.readable()).await;
@@ -320,7 +248,7 @@ impl Acceptor {
             );
         }
         self.state.row.accepting(false);
-        self.stand(Stance::Away);
+        self.line.leave();
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
     }
 
@@ -328,7 +256,7 @@ impl Acceptor {
     fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>, most: usize) {
         let state = &self.state;
         for _ in 0..most {
-            let Ok(fd) = sys::socket::accept(self.door.socket()) else { return };
+            let Ok(fd) = sys::socket::accept(self.line.socket()) else { return };
             let first = match self.client_speaks_first {
                 true => first_bytes(&fd).unwrap_or_default(),
                 false => Bytes::new(),

@@ -13,6 +13,7 @@ mod framing;
 mod handle;
 mod inbox;
 mod limits;
+mod line;
 mod manners;
 mod registry;
 mod serve;
