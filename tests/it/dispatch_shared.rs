@@ -76,7 +76,7 @@ fn wait_until_free(server: &Server) {
 fn open(server: &Server) -> Vec<u64> {
     let cluster = server.cluster();
     let workers = cluster["workers"].as_array().expect("workers");
-    workers.iter().map(|worker| worker["open"].as_u64().expect("a number")).collect()
+    workers.iter().map(|worker| worker["connections"].as_u64().expect("a number")).collect()
 }
 
 #[test]
