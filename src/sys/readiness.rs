@@ -74,6 +74,11 @@ impl Door {
         self.socket.readable().await
     }
 
+    /// Whether it can be stood in line at it.
+    pub(crate) fn lines_up(&self) -> bool {
+        self.place.is_some()
+    }
+
     /// Takes one connection out of the queue; `None` if there is none, which ends what `ready` announced.
     pub(crate) fn accept(
         &self,

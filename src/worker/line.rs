@@ -20,6 +20,8 @@ pub(super) struct Line {
     door: Door,
     /// Whether all workers accept from this socket.
     shared: bool,
+    /// Who has so many connections fewer is let go first.
+    apart: u64,
     manners: RefCell<Manners>,
 }
 
@@ -27,7 +29,17 @@ impl Line {
     pub(super) fn new(state: &Rc<State>, socket: OwnedFd) -> io::Result<Line> {
         let shared = state.config.dispatch == Dispatch::Shared;
         let door = Door::new(socket)?;
-        let line = Line { state: Rc::clone(state), door, shared, manners: RefCell::default() };
+        let lines_up = door.lines_up();
+        if shared && !lines_up {
+            log::debug!(
+                "{} is woken for every connection: /proc/self/fdinfo does not show tokio's epoll",
+                state.tag
+            );
+        }
+        // Without a line everybody is woken, so each one that has fewer connections can come.
+        let apart = if lines_up { manners::APART } else { 1 };
+        let manners = RefCell::default();
+        let line = Line { state: Rc::clone(state), door, shared, apart, manners };
         if shared {
             line.stand(Stance::InLine);
         }
@@ -67,7 +79,7 @@ impl Line {
             return None;
         }
         let own = self.state.row.open();
-        let first = self.manners.borrow_mut().let_first(own, self.state.others())?;
+        let first = self.manners.borrow_mut().let_first(own, self.apart, self.state.others())?;
         if self.door.stance() == Stance::InLine {
             // We do not sleep for want of connections: those that come now are for others.
             self.stand(Stance::InLine);

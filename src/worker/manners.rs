@@ -7,7 +7,8 @@
 use crate::scoreboard::Other;
 
 /// Who has so many connections more than another one waits for it, and who has so many fewer stands in the front.
-const APART: u64 = 2;
+/// In line those with one more are behind those with one less already.
+pub(super) const APART: u64 = 2;
 
 /// So many workers stand in the front at most.
 const FRONT: usize = 2;
@@ -48,17 +49,19 @@ pub(super) struct Manners {
 }
 
 impl Manners {
-    /// Whom to let go first, with `own` connections: the freest one that can be expected to come.
+    /// Whom to let go first, with `own` connections: the freest one that has at least `apart` fewer and can be
+    /// expected to come.
     pub(super) fn let_first(
         &mut self,
         own: u64,
+        apart: u64,
         others: impl Iterator<Item = Other>,
     ) -> Option<Other> {
-        if own < APART {
+        if own < apart {
             return None;
         }
         let mut freest: Option<Other> = None;
-        for other in others.filter(|other| other.open + APART <= own) {
+        for other in others.filter(|other| other.open + apart <= own) {
             let is_freer = freest.is_none_or(|freest| other.open < freest.open);
             if self.is_trusted(&other) && is_freer {
                 freest = Some(other);
@@ -136,7 +139,7 @@ mod tests {
         let mut manners = Manners::default();
         let mut first = |own, opens: [u64; 3]| {
             let others = opens.into_iter().enumerate().map(|(row, open)| other(row, open));
-            manners.let_first(own, others).map(|other| other.row)
+            manners.let_first(own, APART, others).map(|other| other.row)
         };
         assert_eq!(first(0, [0, 0, 0]), None);
         assert_eq!(first(1, [0, 0, 0]), None);
@@ -151,7 +154,7 @@ mod tests {
         let frozen = other(3, 0);
         let mut waits = 0;
         for _ in 0..1000 {
-            if let Some(first) = manners.let_first(10, [frozen, other(4, 9)].into_iter()) {
+            if let Some(first) = manners.let_first(10, APART, [frozen, other(4, 9)].into_iter()) {
                 waits += 1;
                 manners.learn(first, Some(frozen.accepted));
             }
@@ -166,7 +169,7 @@ mod tests {
         for _ in 0..2 {
             manners.learn(frozen, Some(frozen.accepted));
         }
-        let first = manners.let_first(10, [frozen, other(4, 5)].into_iter());
+        let first = manners.let_first(10, APART, [frozen, other(4, 5)].into_iter());
         assert_eq!(first, Some(other(4, 5)));
     }
 
@@ -177,11 +180,11 @@ mod tests {
         for _ in 0..10 {
             manners.learn(slow, Some(slow.accepted));
         }
-        assert_eq!(manners.let_first(10, [slow].into_iter()), None);
+        assert_eq!(manners.let_first(10, APART, [slow].into_iter()), None);
         let awake = Other { accepted: 101, ..slow };
-        assert_eq!(manners.let_first(10, [awake].into_iter()), Some(awake));
+        assert_eq!(manners.let_first(10, APART, [awake].into_iter()), Some(awake));
         manners.learn(awake, Some(102));
-        assert_eq!(manners.let_first(10, [awake].into_iter()), Some(awake));
+        assert_eq!(manners.let_first(10, APART, [awake].into_iter()), Some(awake));
         // Gone from the board: there is nothing to remember.
         manners.learn(awake, None);
         assert!(manners.doubts.is_empty());
