@@ -218,8 +218,7 @@ impl Acceptor {
         handle: Rc<dyn Fn(Accepted)>,
     ) {
         let (state, patience) = (Rc::clone(&self.state), Rc::clone(&self.patience));
-        // Meanwhile connections are for others.
-        self.line.go_to_the_end();
+        self.line.step_back();
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
             let spoke = tokio::time::timeout(MOMENT, stream.readable()).await;

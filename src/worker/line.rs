@@ -80,12 +80,16 @@ impl Line {
         }
         let own = self.state.row.open();
         let first = self.manners.borrow_mut().let_first(own, self.apart, self.state.others())?;
-        if self.door.stance() == Stance::InLine {
-            // We do not sleep for want of connections: those that come now are for others.
-            self.stand(Stance::InLine);
-        }
+        self.step_back();
         tokio::time::sleep(MOMENT).await;
         Some(first)
+    }
+
+    /// Does not sleep for want of connections in the next moment: those that come are for others.
+    pub(super) fn step_back(&self) {
+        if self.shared && self.door.stance() == Stance::InLine {
+            self.stand(Stance::InLine);
+        }
     }
 
     /// Is not woken until it comes back.
