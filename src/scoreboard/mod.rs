@@ -21,7 +21,9 @@ use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
-use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
+use layout::{
+    ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED,
+};
 
 pub(crate) use buckets::{BUCKETS, quantile};
 pub use counters::Counters;
@@ -51,6 +53,17 @@ pub(crate) struct Load {
     pub(crate) open: u64,
     /// Connections of others that it has ever taken.
     pub(crate) taken_over: u64,
+}
+
+/// Another worker, as it says itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Other {
+    /// Its place on the board.
+    pub(crate) row: usize,
+    /// Connections it has open.
+    pub(crate) open: u64,
+    /// Connections it has ever accepted.
+    pub(crate) accepted: u64,
 }
 
 /// The primary's side: leases rows, reads them, keeps the totals.
@@ -180,7 +193,7 @@ impl Scoreboard {
     pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<OwnRow> {
         self.memory = None;
         match row {
-            RowIndex::Own(row) => Ok(OwnRow::new(self.writable.keep_only(row)?)),
+            RowIndex::Own(row) => Ok(OwnRow::new(self.writable.keep_only(row)?, row - 1)),
             // A worker that we fork has a row of ours.
             RowIndex::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
         }
@@ -200,13 +213,23 @@ impl Reader {
         ClusterSnapshot::read(self.pages.page(PRIMARY), workers)
     }
 
-    /// How many connections the least loaded other worker has that could take a new one right now. Asked
-    /// before each accept: it reads a few words a row and allocates nothing.
-    pub(crate) fn least_open(&self, own: &OwnRow, now_ms: u64) -> Option<u64> {
-        self.rows()
-            .filter(|page| !own.is(page) && row::can_take_one(page, now_ms))
-            .map(|page| OPEN.load(page))
-            .min()
+    /// The other workers that could take a new connection right now, as far as they say. Asked before each accept:
+    /// it reads a few words a row and allocates nothing.
+    pub(crate) fn others(&self, own: &OwnRow, now_ms: u64) -> impl Iterator<Item = Other> {
+        let rows = self.rows().enumerate();
+        let others =
+            rows.filter(move |(row, page)| *row != own.number() && row::can_take_one(page, now_ms));
+        others.map(|(row, page)| Other {
+            row,
+            open: OPEN.load(page),
+            accepted: ACCEPTED.load(page),
+        })
+    }
+
+    /// How many connections the worker of a row of `others` has accepted, if it could still take one.
+    pub(crate) fn accepted(&self, row: usize, now_ms: u64) -> Option<u64> {
+        let page = self.rows().nth(row)?;
+        row::can_take_one(page, now_ms).then(|| ACCEPTED.load(page))
     }
 
     /// Whether there is another worker that could go on with our connections.

@@ -29,21 +29,27 @@ pub(crate) enum WorkerState {
 /// The writing side of one row. Every method is a few plain stores; none can fail or block.
 pub(crate) struct OwnRow {
     page: &'static Page,
+    number: usize,
     entries: RefCell<Entries>,
 }
 
 impl OwnRow {
-    pub(super) fn new(page: &'static Page) -> OwnRow {
+    pub(super) fn new(page: &'static Page, number: usize) -> OwnRow {
         PID.store(page, std::process::id().into());
         STARTED.store(page, unix_ms());
         BEAT.store(page, monotonic_ms());
         STATE.store(page, WorkerState::Booting as u64);
-        OwnRow { page, entries: RefCell::new(Entries::new()) }
+        OwnRow { page, number, entries: RefCell::new(Entries::new()) }
     }
 
     pub(super) fn is(&self, page: &Page) -> bool {
         // The two are different mappings of the same memory, so compare who stands in it.
         PID.load(self.page) == PID.load(page)
+    }
+
+    /// Which place on the board it has, from 0.
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
     pub(crate) fn state(&self, state: WorkerState) {

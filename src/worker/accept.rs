@@ -3,12 +3,17 @@
 //! *Just in time*: a connection that has not sent anything yet holds up further accepting, for a moment. What
 //! waits, waits in the kernel's queue, where any worker can take it and none can lose it by dying.
 //!
-//! *Politely*: a worker that has more open connections than another one that could take the newcomer lets it
-//! go first, for a moment, and takes the connection if it is still there then. So connections spread evenly
-//! over one plain shared socket. Politeness that was wasted (nobody came) is not repeated for a while.
+//! *Politely*: the workers that share a socket stand in line, and a connection wakes the first of them that sleeps. Who
+//! has accepted goes to the end of the line, so the next connection is another's. Who has far fewer connections than
+//! others stands in the front: it is always woken, and those who were woken beside it let it go first, for a moment
+//! (see `manners`). So connections spread evenly over one plain shared socket, and nobody is woken in vain.
+//!
+//! A worker may be stopped or killed just when it was woken. The connection it was woken for is found by the next one
+//! that is woken, and by everybody at its next beat, a tenth of a second later.
 //!
 //! *Patiently*: out of file descriptors, it waits for one instead of asking again and again.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,24 +21,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use socket2::Domain;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::registry::Entry;
+use super::line::Line;
+use super::manners::Patience;
+use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;
 use super::waited;
 use crate::listener::Listener;
 use crate::sys;
 
-/// How long a silent newcomer holds up accepting, and how long a polite worker waits. The timer's step.
-const MOMENT: Duration = Duration::from_millis(1);
+/// How long a silent newcomer holds up accepting, and how long another worker is waited for. The timer's step.
+pub(super) const MOMENT: Duration = Duration::from_millis(1);
+
+/// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
+/// not too far away.
+const HANDSHAKE: Duration = Duration::from_millis(50);
 
 /// How long to wait when the process or the system is out of file descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(100);
-
-/// After so many wasted waits in a row politeness rests for the longest time, 2^6 connections.
-const MOST_WASTED: u32 = 6;
 
 /// So many times in a row a listener may be ready with nobody to accept.
 const MOST_IDLE: u32 = 1000;
@@ -44,28 +51,6 @@ pub(super) struct Accepted {
     pub(super) first: Bytes,
     pub(super) entry: Rc<Entry>,
     pub(super) guard: Guard,
-}
-
-/// Keeps the connection in the worker's books; gone when this is dropped.
-pub(super) struct Guard {
-    state: Rc<State>,
-    entry: Rc<Entry>,
-}
-
-impl Guard {
-    /// For a connection that was just accepted or taken over.
-    pub(super) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
-        state.conns.borrow_mut().add(entry);
-        Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.state.conns.borrow_mut().remove(&self.entry);
-        self.state.row.closed();
-        self.state.room.notify_waiters();
-    }
 }
 
 /// How an acceptor works.
@@ -81,12 +66,11 @@ pub(super) struct Manner {
 /// Accepts from one listening socket until the worker drains. `handle` takes each connection.
 pub(super) struct Acceptor {
     state: Rc<State>,
-    socket: AsyncFd<OwnedFd>,
+    line: Line,
     name: String,
     unix: bool,
     manner: Manner,
-    wasted: u32,
-    rest: u32,
+    patience: Rc<RefCell<Patience>>,
     /// Whether it was told that descriptors have run out, and none came free since.
     exhausted: bool,
 }
@@ -98,9 +82,9 @@ impl Acceptor {
         manner: Manner,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
-        let socket = sys::readiness::readable(listener.socket.into())?;
-        let name = listener.local;
-        Ok(Acceptor { state, socket, name, unix, manner, wasted: 0, rest: 0, exhausted: false })
+        let line = Line::new(&state, listener.socket.into(), manner.polite)?;
+        let (name, patience) = (listener.local, Rc::default());
+        Ok(Acceptor { state, line, name, unix, manner, patience, exhausted: false })
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
@@ -112,8 +96,11 @@ impl Acceptor {
             () = stop.notified() => {}
             () = self.accept_all(&handle) => {}
         }
-        if drain.drain.order().is_some_and(|order| order.closing) {
-            self.empty_queue(&handle);
+        match drain.drain.order() {
+            Some(order) if order.closing => self.close(&handle).await,
+            // We may have been woken for it, and nobody else.
+            _ if self.line.is_shared() => self.empty_queue(&handle, 1),
+            _ => {}
         }
         let state = Rc::clone(&self.state);
         // Our share in the socket ends here; as long as anybody else has one, it goes on listening.
@@ -124,24 +111,34 @@ impl Acceptor {
 
     async fn accept_all(&mut self, handle: &Rc<dyn Fn(Accepted)>) {
         let state = Rc::clone(&self.state);
-        let mut idle = 0;
+        let (mut idle, mut took) = (0, false);
         loop {
             self.wait_for_room().await;
-            let Ok(mut ready) = self.socket.readable().await else { return };
-            let waited = self.manner.polite && self.rest == 0 && state.others_are_freer();
-            if waited {
-                tokio::time::sleep(MOMENT).await;
-            }
-            let outcome = ready.try_io(|socket| sys::socket::accept(socket.get_ref()));
-            drop(ready);
-            self.learn(waited, outcome.is_ok());
+            let ready = tokio::select! {
+                biased;
+                ready = self.line.readable() => match ready {
+                    Ok(ready) => Some(ready),
+                    Err(_) => return,
+                },
+                () = state.look.notified() => {
+                    if !self.line.look_around() {
+                        continue;
+                    }
+                    // Whoever was woken for it does not take it.
+                    None
+                }
+            };
+            let outcome = self.line.accept(ready).await;
             match outcome {
-                Ok(Ok(fd)) => {
-                    self.exhausted = false;
+                Ok(Some(fd)) => {
+                    (self.exhausted, took) = (false, true);
                     self.take(fd, handle).await;
                 }
-                Ok(Err(e)) => self.endure(&e).await,
-                Err(_would_block) => {
+                Err(e) => self.endure(&e).await,
+                Ok(None) => {
+                    if std::mem::take(&mut took) {
+                        self.line.go_to_the_end();
+                    }
                     // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
                     // it must not take the loop from the rest.
                     idle += 1;
@@ -155,18 +152,6 @@ impl Acceptor {
         }
     }
 
-    /// Whether waiting was worth it: nobody took the connection, so we had to.
-    fn learn(&mut self, waited: bool, still_there: bool) {
-        match (waited, still_there) {
-            (true, true) => {
-                self.wasted = (self.wasted + 1).min(MOST_WASTED);
-                self.rest = (1 << self.wasted) - 2;
-            }
-            (true, false) => self.wasted = 0,
-            (false, _) => self.rest = self.rest.saturating_sub(1),
-        }
-    }
-
     async fn wait_for_room(&self) {
         let state = &self.state;
         let limit = u64::from(state.config.worker_connections);
@@ -175,11 +160,13 @@ impl Acceptor {
             let full = state.row.open() >= limit;
             state.row.accepting(!full);
             if full {
+                self.line.leave();
                 rung.await;
             } else if state.fresh.get() > 0 {
                 // Its own moment passes, too, so this cannot wait for ever.
                 rung.await;
             } else {
+                self.line.come_back();
                 return;
             }
         }
@@ -207,7 +194,10 @@ impl Acceptor {
                 // Its first turn comes before our next accept: what a handler holds up is left to others.
                 tokio::task::yield_now().await;
             }
-            None => self.await_first(stream, entry, guard, Rc::clone(handle)),
+            None if self.patience.borrow_mut().waits() => {
+                self.await_first(stream, entry, guard, Rc::clone(handle));
+            }
+            None => handle(Accepted { stream, first: Bytes::new(), entry, guard }),
         }
     }
 
@@ -219,10 +209,12 @@ impl Acceptor {
         guard: Guard,
         handle: Rc<dyn Fn(Accepted)>,
     ) {
-        let state = Rc::clone(&self.state);
+        let (state, patience) = (Rc::clone(&self.state), Rc::clone(&self.patience));
+        self.line.step_back();
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
             let spoke = tokio::time::timeout(MOMENT, stream.readable()).await;
+            patience.borrow_mut().learn(spoke.is_ok());
             let first = spoke.ok().and_then(|_| first_bytes(&stream)).unwrap_or_default();
             handle(Accepted { stream, first, entry, guard });
             state.fresh.set(state.fresh.get() - 1);
@@ -247,13 +239,23 @@ impl Acceptor {
             );
         }
         self.state.row.accepting(false);
+        self.line.leave();
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
     }
 
-    /// What is queued when the last listener closes would be reset: it is taken now.
-    pub(super) fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>) {
+    /// The end of the socket: takes what is in its queue, and those who were in the middle of the handshake when it
+    /// was closed to newcomers.
+    async fn close(&self, handle: &Rc<dyn Fn(Accepted)>) {
+        self.empty_queue(handle, usize::MAX);
+        tokio::time::sleep(HANDSHAKE).await;
+        self.empty_queue(handle, usize::MAX);
+    }
+
+    /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
+    pub(super) fn empty_queue(&self, handle: &Rc<dyn Fn(Accepted)>, most: usize) {
         let state = &self.state;
-        while let Ok(fd) = sys::socket::accept(self.socket.get_ref()) {
+        for _ in 0..most {
+            let Ok(fd) = sys::socket::accept(self.line.socket()) else { return };
             let first = match self.manner.client_speaks_first {
                 true => first_bytes(&fd).unwrap_or_default(),
                 false => Bytes::new(),

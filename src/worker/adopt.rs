@@ -41,7 +41,7 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
     let acceptor = Acceptor::new(Rc::clone(state), listener, manner)
         .map_err(|e| Error::system("register a listening socket", e))?;
     if closing {
-        acceptor.empty_queue(&handler.handle);
+        acceptor.empty_queue(&handler.handle, usize::MAX);
         return Ok(());
     }
     log::debug!("{} accepts for slot {slot}, too", state.tag);

@@ -20,6 +20,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
         state.row.lagged(due.elapsed());
         let now = State::exact_ms();
         state.row.beat(now);
+        state.look.notify_waiters();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.retire();

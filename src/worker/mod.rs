@@ -15,6 +15,8 @@ mod framing;
 mod handle;
 mod inbox;
 mod limits;
+mod line;
+mod manners;
 mod registry;
 mod serve;
 mod state;
@@ -136,6 +138,8 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         drain: drain::Drain::default(),
         conns: RefCell::default(),
         room: Notify::new(),
+        look: Notify::new(),
+        most_open: Cell::new(0),
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
         adopted: RefCell::default(),

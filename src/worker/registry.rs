@@ -7,6 +7,7 @@ use std::task::Waker;
 
 use super::conn::{Conn, Phase, Told};
 use super::limits::Limits;
+use super::state::State;
 
 /// One entry of the table: the state, and how to wake the task that serves it.
 pub(super) struct Entry {
@@ -76,6 +77,29 @@ impl Registry {
             }
         }
         cut
+    }
+}
+
+/// Keeps the connection in the worker's books; gone when this is dropped.
+pub(super) struct Guard {
+    state: Rc<State>,
+    entry: Rc<Entry>,
+}
+
+impl Guard {
+    /// For a connection that was just accepted or taken over.
+    pub(super) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
+        state.conns.borrow_mut().add(entry);
+        Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.state.conns.borrow_mut().remove(&self.entry);
+        self.state.row.closed();
+        self.state.note_closed();
+        self.state.room.notify_waiters();
     }
 }
 

@@ -15,12 +15,12 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::accept::{Accepted, Guard, first_bytes};
+use super::accept::{Accepted, first_bytes};
 use super::answer::{BoxError, Context, answer};
 use super::books::Books;
 use super::conn::{Phase, Told};
 use super::edge::Edge;
-use super::registry::Entry;
+use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;
 use super::travel::{self, Departure};

@@ -14,7 +14,7 @@ use super::waited::Shedding;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
-use crate::scoreboard::{OwnRow, Reader, WorkerState};
+use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
 use crate::sys;
 
 /// One worker.
@@ -29,6 +29,10 @@ pub(super) struct State {
     pub(super) conns: RefCell<Registry>,
     /// Rung when a connection is gone, and when one that was accepted sent its first bytes.
     pub(super) room: Notify,
+    /// Rung when acceptors are to look after the others and the queue: at each beat, at the latest.
+    pub(super) look: Notify,
+    /// How many connections the busiest other worker had when an acceptor last looked.
+    pub(super) most_open: Cell<u64>,
     /// Accepted connections that have not sent anything yet and still hold up accepting.
     pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
@@ -85,10 +89,16 @@ impl State {
         self.conns.borrow().wake_all();
     }
 
-    /// Whether another worker that could take a connection right now has fewer than we have.
-    pub(super) fn others_are_freer(&self) -> bool {
-        let own = self.row.open();
-        own > 0 && self.board.least_open(&self.row, State::exact_ms()).is_some_and(|n| n < own)
+    /// The other workers that could take a connection right now.
+    pub(super) fn others(&self) -> impl Iterator<Item = Other> {
+        self.board.others(&self.row, State::exact_ms())
+    }
+
+    /// Rings the acceptors if we have far fewer connections now than others.
+    pub(super) fn note_closed(&self) {
+        if self.row.open() + 2 <= self.most_open.get() {
+            self.look.notify_waiters();
+        }
     }
 
     /// The time as of the last beat: good to a tenth of a second, and free.

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::accept::{Accepted, Guard};
+use super::accept::Accepted;
 use super::conn::Phase;
-use super::registry::Entry;
+use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;
 use crate::ipc::{ToPrimary, Unread};

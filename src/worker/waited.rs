@@ -11,9 +11,8 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::accept::Guard;
 use super::conn::Phase;
-use super::registry::Entry;
+use super::registry::{Entry, Guard};
 use super::serve;
 use super::state::State;
 use super::stream::Stream;

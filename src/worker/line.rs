@@ -1,0 +1,152 @@
+//! A worker's place among the others at a listening socket: in line, in the front, or away for a while.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use tokio::io::unix::AsyncFdReadyGuard;
+
+use super::accept::MOMENT;
+use super::manners::{self, Manners};
+use super::state::State;
+use crate::scoreboard::Other;
+use crate::sys::readiness::{Door, Stance};
+
+/// One listening socket, as this worker stands at it.
+pub(super) struct Line {
+    state: Rc<State>,
+    door: Door,
+    /// Whether all workers accept from this socket.
+    shared: bool,
+    /// Who has so many connections fewer is let go first.
+    apart: u64,
+    manners: RefCell<Manners>,
+}
+
+impl Line {
+    pub(super) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<Line> {
+        let door = Door::new(socket)?;
+        let lines_up = door.lines_up();
+        if shared && !lines_up {
+            log::debug!(
+                "{} is woken for every connection: /proc/self/fdinfo does not show tokio's epoll",
+                state.tag
+            );
+        }
+        // Without a line everybody is woken, so each one that has fewer connections can come.
+        let apart = if lines_up { manners::APART } else { 1 };
+        let manners = RefCell::default();
+        let line = Line { state: Rc::clone(state), door, shared, apart, manners };
+        if shared {
+            line.stand(Stance::InLine);
+        }
+        Ok(line)
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(super) fn socket(&self) -> &OwnedFd {
+        self.door.socket()
+    }
+
+    /// Resolves when there may be a connection.
+    pub(super) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+        self.door.readable().await
+    }
+
+    /// Takes one connection, when those who should have it have had their chance; `None` if there is none left.
+    pub(super) async fn accept(
+        &self,
+        ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
+    ) -> io::Result<Option<OwnedFd>> {
+        let first = self.let_first().await;
+        let outcome = self.door.accept(ready);
+        if let Some(first) = first {
+            let accepted = self.state.board.accepted(first.row, State::exact_ms());
+            self.manners.borrow_mut().learn(first, accepted);
+        }
+        outcome
+    }
+
+    /// Lets another worker that has far fewer connections go first.
+    async fn let_first(&self) -> Option<Other> {
+        if !self.shared {
+            return None;
+        }
+        let own = self.state.row.open();
+        let first = self.manners.borrow_mut().let_first(own, self.apart, self.state.others())?;
+        self.step_back();
+        tokio::time::sleep(MOMENT).await;
+        Some(first)
+    }
+
+    /// Does not sleep for want of connections in the next moment: those that come are for others.
+    pub(super) fn step_back(&self) {
+        if self.shared && self.door.stance() == Stance::InLine {
+            self.stand(Stance::InLine);
+        }
+    }
+
+    /// Is not woken until it comes back.
+    pub(super) fn leave(&self) {
+        self.stand(Stance::Away);
+    }
+
+    /// Is woken again, if it had left.
+    pub(super) fn come_back(&self) {
+        if self.door.stance() == Stance::Away {
+            self.stand(if self.shared { Stance::InLine } else { Stance::Front });
+        }
+    }
+
+    /// Lets the others be woken before us, if somebody has fewer connections.
+    pub(super) fn go_to_the_end(&self) {
+        if self.door.stance() != Stance::InLine {
+            return self.choose_stance();
+        }
+        let own = self.state.row.open();
+        let (mut freer, mut most) = (false, 0);
+        for other in self.state.others() {
+            freer |= other.open < own;
+            most = most.max(other.open);
+        }
+        self.state.most_open.set(most);
+        if freer {
+            self.stand(Stance::InLine);
+        }
+    }
+
+    /// Looks after the others. Whether there is a connection that whoever was woken for it has left.
+    pub(super) fn look_around(&self) -> bool {
+        self.choose_stance();
+        self.shared && self.door.has_connection()
+    }
+
+    /// In the front or in line, as others have far more connections or not.
+    fn choose_stance(&self) {
+        if !self.shared {
+            return self.come_back();
+        }
+        let state = &self.state;
+        let (own, row) = (state.row.open(), state.row.number());
+        let front = manners::stands_in_front(own, row, state.others());
+        if front {
+            self.stand(Stance::Front);
+        } else if self.door.stance() != Stance::InLine {
+            self.stand(Stance::InLine);
+        }
+        // In the front there is nothing more to be noticed.
+        let most = state.others().map(|other| other.open).max().filter(|_| !front);
+        state.most_open.set(most.unwrap_or(0));
+    }
+
+    fn stand(&self, stance: Stance) {
+        if let Err(e) = self.door.take(stance) {
+            // It is tried again at the next beat.
+            log::warn!("{} cannot register a listening socket with epoll: {e}", self.state.tag);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! `--dispatch shared`, the default: who gets a connection, who is woken for it, and who must not matter.
+//!
+//! Balance and delays depend on who is given a processor, and other tests run beside these. So each of them may try
+//! several times; without what is tested here no try comes near.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Client, Server, process, wait};
+
+/// How often something is tried.
+const TRIES: usize = 8;
+
+/// Connections in a test of balance.
+const MANY: usize = 64;
+
+/// Tries until `holds` says nothing against it.
+#[track_caller]
+fn in_one_of_several_tries(mut holds: impl FnMut() -> Result<(), String>) {
+    let mut complaints = Vec::new();
+    for _ in 0..TRIES {
+        match holds() {
+            Ok(()) => return,
+            Err(complaint) => complaints.push(complaint),
+        }
+    }
+    panic!("in no try: {complaints:?}");
+}
+
+/// A kept connection, and who serves it.
+type Held = (Client, u32);
+
+fn hold(server: &Server) -> Held {
+    let mut client = server.connect();
+    let pid = client.get("/").expect("an answer").pid();
+    (client, pid)
+}
+
+fn one_by_one(server: &Server) -> Vec<Held> {
+    (0..MANY).map(|_| hold(server)).collect()
+}
+
+fn in_a_burst(server: &Server) -> Vec<Held> {
+    let mut clients: Vec<Client> = (0..MANY).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    let answers = clients.into_iter().map(|mut client| {
+        let pid = client.read().expect("an answer").pid();
+        (client, pid)
+    });
+    answers.collect()
+}
+
+/// How many connections each of `workers` has.
+fn shares(held: &[Held], workers: &[u32]) -> BTreeMap<u32, usize> {
+    let count = |pid: &u32| held.iter().filter(|(_, by)| by == pid).count();
+    workers.iter().map(|pid| (*pid, count(pid))).collect()
+}
+
+fn at_most_apart(most: usize, shares: &BTreeMap<u32, usize>) -> Result<(), String> {
+    let (max, min) = (shares.values().max(), shares.values().min());
+    let apart = max.zip(min).map_or(0, |(max, min)| max - min);
+    if apart <= most { Ok(()) } else { Err(format!("{:?}", shares.values())) }
+}
+
+/// Waits until the workers have seen that their clients are gone.
+fn wait_until_free(server: &Server) {
+    wait::until("nothing open but the question", || open(server).iter().sum::<u64>() <= 1);
+}
+
+fn open(server: &Server) -> Vec<u64> {
+    let cluster = server.cluster();
+    let workers = cluster["workers"].as_array().expect("workers");
+    workers.iter().map(|worker| worker["connections"].as_u64().expect("a number")).collect()
+}
+
+#[test]
+fn connections_that_stay_are_spread_evenly() {
+    for workers in [2, 8] {
+        let server = Server::start(workers);
+        for open in [one_by_one, in_a_burst] {
+            in_one_of_several_tries(|| {
+                wait_until_free(&server);
+                at_most_apart(2, &shares(&open(&server), &server.worker_pids()))
+            });
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
+    let server = Server::start(4);
+    in_one_of_several_tries(|| {
+        wait_until_free(&server);
+        let mut held = one_by_one(&server);
+        let leaving = held[0].1;
+        let before = held.len();
+        held.retain(|(_, pid)| *pid != leaving);
+        let left = before - held.len();
+        wait::until("its clients are gone", || open(&server).iter().any(|open| *open <= 1));
+        held.extend((0..left).map(|_| hold(&server)));
+        at_most_apart(4, &shares(&held, &server.worker_pids()))
+    });
+    server.stop();
+}
+
+#[test]
+fn a_replacement_that_has_nothing_yet_gets_the_next_connections() {
+    let server = Server::start(3).allow(&["died: killed by SIGKILL"]);
+    let mut held: Vec<Held> = (0..30).map(|_| hold(&server)).collect();
+    let (dead, born) = (held[0].1, server.worker_pids());
+    process::send(dead, Signal::SIGKILL);
+    server.wait_replaced(1);
+    held.retain(|(_, pid)| *pid != dead);
+    let workers = server.worker_pids();
+    let fresh = workers.iter().find(|pid| !born.contains(pid)).expect("the replacement");
+    // Nobody counts what the dead one had.
+    in_one_of_several_tries(|| {
+        held.extend((0..4).map(|_| hold(&server)));
+        let shares = shares(&held, &workers);
+        if shares[fresh] >= 7 { Ok(()) } else { Err(format!("{shares:?}")) }
+    });
+    let others = held.len() - shares(&held, &workers)[fresh];
+    assert!(others < 20 + held.len() / 4, "{:?}", shares(&held, &workers));
+    server.stop();
+}
+
+/// How often these processes went to sleep by themselves.
+fn sleeps(pids: &[u32]) -> u64 {
+    let of_one = |pid: &u32| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|number| number.trim().parse().ok()).expect("a number")
+    };
+    pids.iter().map(of_one).sum()
+}
+
+#[test]
+fn a_connection_wakes_hardly_anybody() {
+    const CONNECTIONS: u32 = 500;
+    let server = Server::start(16);
+    let workers = server.worker_pids();
+    in_one_of_several_tries(|| {
+        let (before, begun) = (sleeps(&workers), Instant::now());
+        wait::measure_for(Duration::from_millis(500));
+        let idle = (sleeps(&workers) - before) as f64 / begun.elapsed().as_secs_f64();
+        let (before, begun) = (sleeps(&workers), Instant::now());
+        for _ in 0..CONNECTIONS {
+            server.get("/");
+        }
+        let beats = idle * begun.elapsed().as_secs_f64();
+        let each = ((sleeps(&workers) - before) as f64 - beats) / f64::from(CONNECTIONS);
+        // Were all woken, this would be 16.
+        if each <= 3.0 { Ok(()) } else { Err(format!("{each} wake-ups for a connection")) }
+    });
+    server.stop();
+}
+
+/// Milliseconds that each of `count` requests took, on a connection of its own; sorted.
+fn delays(server: &Server, count: usize) -> Vec<u128> {
+    let delay = || {
+        let begun = Instant::now();
+        server.get("/");
+        begun.elapsed().as_millis()
+    };
+    let mut delays: Vec<u128> = (0..count).map(|_| delay()).collect();
+    delays.sort_unstable();
+    delays
+}
+
+#[test]
+fn nobody_waits_for_a_free_worker_that_is_stopped() {
+    let server = Server::start(4);
+    let workers = server.worker_pids();
+    // The others have far more connections than the one that is stopped.
+    let mut held = one_by_one(&server);
+    let stopped = held[0].1;
+    held.retain(|(_, pid)| *pid != stopped);
+    in_one_of_several_tries(|| {
+        process::send(stopped, Signal::SIGSTOP);
+        let delays = delays(&server, 200);
+        process::send(stopped, Signal::SIGCONT);
+        // A beat is 100 ms. Only a stop between two instructions of an accept can cost that much, and once.
+        let late = delays.iter().filter(|delay| **delay >= 90).count();
+        if late <= 1 { Ok(()) } else { Err(format!("{late} waited: {:?}", &delays[190..])) }
+    });
+    assert_eq!(server.worker_pids(), workers);
+    server.stop();
+}
+
+#[test]
+fn whoever_is_stopped_keeps_no_connection_from_the_others() {
+    let server = Server::start(3);
+    let workers = server.worker_pids();
+    for round in 0..30 {
+        let stopped = workers[round % 3];
+        process::send(stopped, Signal::SIGSTOP);
+        wait::until("it stands", || process::stat(stopped).expect("it lives").state == 'T');
+        for _ in 0..10 {
+            assert_ne!(server.get("/").pid(), stopped, "round {round}");
+        }
+        process::send(stopped, Signal::SIGCONT);
+    }
+    server.stop();
+}
+
+#[test]
+fn full_workers_take_nothing_until_somebody_leaves() {
+    let server = Server::with(3, &["--worker-connections", "4"]);
+    let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
+    let mut next = server.connect();
+    next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    let (_, of) = held.swap_remove(5);
+    assert_eq!(next.read().expect("an answer").pid(), of, "who has room takes it");
+    server.stop();
+}
+
+#[test]
+fn a_flood_of_silent_connections_costs_the_others_little() {
+    let server = Server::start(2);
+    in_one_of_several_tries(|| {
+        let before = delays(&server, 400)[395];
+        let over = AtomicBool::new(false);
+        let during = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut silent = Vec::new();
+                let begun = Instant::now();
+                while !over.load(Ordering::Relaxed) {
+                    // 500 each second.
+                    while (silent.len() as u128) < begun.elapsed().as_millis() / 2 {
+                        silent.push(server.connect());
+                    }
+                    std::thread::park_timeout(Duration::from_millis(2));
+                }
+            });
+            let during = delays(&server, 400)[395];
+            over.store(true, Ordering::Relaxed);
+            during
+        });
+        // The clock of this test knows whole milliseconds.
+        if during <= 2 * (before + 1) { Ok(()) } else { Err(format!("{before} to {during} ms")) }
+    });
+    server.stop();
+}
