@@ -9,6 +9,7 @@ mod reread;
 mod sources;
 mod spawn;
 mod trial;
+mod turn;
 mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
