@@ -137,7 +137,8 @@ mod tests {
     fn what_the_worker_has_not_read_can_be_taken_back_and_is_nowhere_else() {
         let queue = Queue::new().expect("queue");
         let worker = queue.reading.try_clone().expect("copy");
-        let (all, mut far): (Vec<_>, Vec<_>) = [false, true, false].map(newcomer).into_iter().unzip();
+        let (all, mut far): (Vec<_>, Vec<_>) =
+            [false, true, false].map(newcomer).into_iter().unzip();
         assert_eq!(queue.put(all.iter()).expect("put"), 3);
         drop(all);
         let got = read(&worker).expect("read");

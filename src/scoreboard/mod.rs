@@ -19,7 +19,9 @@ use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
-use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
+use layout::{
+    BEAT, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED,
+};
 
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
@@ -43,6 +45,12 @@ pub(crate) enum RowIndex {
 pub(crate) struct Load {
     /// Its loop has not turned for a while, or it does not serve.
     pub(crate) stale: bool,
+    /// Its loop turns, whatever it does.
+    pub(crate) turns: bool,
+    /// It takes new connections at the moment, and its loop turns.
+    pub(crate) takes: bool,
+    /// The last time its loop turned.
+    pub(crate) beat: u64,
     /// Connections it has open.
     pub(crate) open: u64,
     /// Connections of others that it has ever taken.
@@ -157,6 +165,9 @@ impl Scoreboard {
     pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
         self.page(row).map_or(Load::default(), |page| Load {
             stale: !row::serves(page, now_ms),
+            turns: row::turns(page, now_ms),
+            takes: row::can_take_one(page, now_ms),
+            beat: BEAT.load(page),
             open: OPEN.load(page),
             taken_over: TAKEN_OVER.load(page),
         })

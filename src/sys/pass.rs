@@ -51,12 +51,7 @@ pub(crate) fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the first `parcels.len()` headers point to one slice and one control buffer each, all alive.
     let sent = unsafe {
-        libc::sendmmsg(
-            to.as_fd().as_raw_fd(),
-            headers.as_mut_ptr(),
-            parcels.len() as u32,
-            flags,
-        )
+        libc::sendmmsg(to.as_fd().as_raw_fd(), headers.as_mut_ptr(), parcels.len() as u32, flags)
     };
     match cvt(sent) {
         Ok(sent) => Ok(sent as usize),
@@ -95,7 +90,8 @@ mod tests {
     fn each_descriptor_comes_with_its_byte_in_order() {
         let (to, from) = message_pair().expect("pair");
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().expect("connection")).collect();
-        let parcels: Vec<_> = (7..).zip(&pairs).map(|(byte, pair)| (byte, pair.0.as_fd())).collect();
+        let parcels: Vec<_> =
+            (7..).zip(&pairs).map(|(byte, pair)| (byte, pair.0.as_fd())).collect();
         assert_eq!(send_each(&to, &parcels).expect("send"), 3);
         assert_eq!(unread(&from).expect("count"), 3);
         for (i, (_, far)) in pairs.iter().enumerate() {

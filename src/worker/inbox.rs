@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::drain::Order;
 use super::state::State;
 use super::travel;
+use crate::config::Dispatch;
 use crate::ipc::{HandOver, Order as Wanted, ToWorker};
 use crate::sys;
 
@@ -35,7 +36,8 @@ pub(super) async fn obey(state: Rc<State>) {
     state.begin_drain(Order::new(
         state.config.graceful_timeout,
         Duration::ZERO,
-        false,
+        // Nobody has accepted what is queued, and nobody else will.
+        state.config.dispatch == Dispatch::RoundRobin,
         HandOver::Never,
     ));
 }

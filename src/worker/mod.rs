@@ -7,6 +7,7 @@ mod accept;
 mod answer;
 mod beat;
 mod conn;
+mod dealt;
 mod drain;
 mod edge;
 mod framing;
@@ -36,6 +37,7 @@ use crate::seed::Seed;
 use accept::{Accepted, Acceptor};
 pub use answer::BoxError;
 use bytes::Bytes;
+use dealt::Taker;
 pub use handle::Worker;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
@@ -121,7 +123,7 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, row, board, config, terminate } = seed;
+    let Seed { tag, listeners, channel, queue, row, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let state = Rc::new(State {
@@ -134,7 +136,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         conns: RefCell::default(),
         room: Notify::new(),
         fresh: Cell::new(0),
-        acceptors: Cell::new(listeners.len()),
+        acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         handle: OnceCell::new(),
     });
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
@@ -148,10 +150,22 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         () = state.drain.begun() => return Ok(exit::OK),
     };
     let _ = state.handle.set(Rc::clone(&handler.handle));
+    let registering = |e| Error::system("register a listening socket", e);
+    let Handler { handle, client_speaks_first } = handler;
+    let listeners = match queue {
+        Some(queue) => {
+            let state = Rc::clone(&state);
+            let taker = Taker::new(state, queue, listeners, client_speaks_first, handle.clone())
+                .map_err(|e| Error::system("register the queue of connections", e))?;
+            tokio::task::spawn_local(taker.run());
+            Vec::new()
+        }
+        None => listeners,
+    };
     for listener in listeners {
-        let acceptor = Acceptor::new(Rc::clone(&state), listener, handler.client_speaks_first)
-            .map_err(|e| Error::system("register a listening socket", e))?;
-        tokio::task::spawn_local(acceptor.run(Rc::clone(&handler.handle)));
+        let acceptor =
+            Acceptor::new(Rc::clone(&state), listener, client_speaks_first).map_err(registering)?;
+        tokio::task::spawn_local(acceptor.run(Rc::clone(&handle)));
     }
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;

@@ -48,7 +48,8 @@ fn a_line_has_an_end() {
 }
 
 #[test]
-fn what_lies_too_long_is_moved_if_there_is_somebody_and_the_slow_one_is_passed_over_until_it_turns() {
+fn what_lies_too_long_is_moved_if_there_is_somebody_and_the_slow_one_is_passed_over_until_it_turns()
+{
     let (mut turn, now) = (Turn::default(), Instant::now());
     let (one, two) = (WorkerId(1), WorkerId(2));
     turn.see(one, true, 5, now);
@@ -175,7 +176,9 @@ impl World {
                 self.workers.remove(&id);
                 self.turn.forget(WorkerId(id));
             }
-            Happens::Freeze(which) => self.worker(which).into_iter().for_each(|w| w.1.frozen = true),
+            Happens::Freeze(which) => {
+                self.worker(which).into_iter().for_each(|w| w.1.frozen = true)
+            }
             Happens::Thaw(which) => self.worker(which).into_iter().for_each(|w| w.1.frozen = false),
             Happens::Take(which, count) => {
                 let Some((_, fake)) = self.worker(which).filter(|(_, fake)| !fake.frozen) else {
@@ -193,7 +196,8 @@ impl World {
 
     fn check(&self) {
         let lines = self.workers.values().flat_map(|fake| &fake.line);
-        let mut all: Vec<u32> = self.served.iter().chain(&self.held).chain(lines).copied().collect();
+        let mut all: Vec<u32> =
+            self.served.iter().chain(&self.held).chain(lines).copied().collect();
         all.sort_unstable();
         assert_eq!(all, (1..=self.accepted).collect::<Vec<_>>(), "lost, or there twice");
     }
