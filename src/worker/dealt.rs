@@ -155,8 +155,8 @@ impl Taker {
     fn tell_exhausted(&mut self) {
         if !std::mem::replace(&mut self.exhausted, true) {
             log::error!(
-                "{} cannot take connections: no descriptor left; waiting for connections to close (raise LimitNOFILE \
-                 or lower worker-connections)",
+                "{} cannot accept on its queue of connections: no descriptor left; waiting for connections to close \
+                 (raise LimitNOFILE or lower worker-connections)",
                 self.state.tag
             );
         }

@@ -184,6 +184,10 @@ impl Builder {
         }
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
+        // A run of all tests under another policy.
+        if let Some(policy) = std::env::var_os("IT_DISPATCH") {
+            command.env("PREFORK_DISPATCH", policy);
+        }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.user {
