@@ -33,6 +33,7 @@ mod reload;
 mod reload_fails;
 mod respawn;
 mod rooms;
+mod round_robin;
 mod scale;
 mod scoreboard;
 mod static_files;
