@@ -23,7 +23,7 @@ use crate::sys::poll::{Interest, Watch};
 const BATCH: usize = 64;
 
 /// When to look again for a worker that can take one: a worker does not say that it is no longer full.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// The same if all are only busy, and the kernel's word that a queue is down to a quarter did not help.
 const SOON: Duration = Duration::from_millis(1);
@@ -51,6 +51,8 @@ pub(super) struct Dealer {
     awaited: Awaited,
     /// The listening sockets at which somebody waits.
     ready: Vec<usize>,
+    /// Where to begin among those, so that none is always the last.
+    first: usize,
     /// The kernel said that there was room, and there was none.
     in_vain: bool,
     /// Not to accept before.
@@ -97,7 +99,11 @@ impl Dealer {
     fn accept(&mut self, listeners: &[Listener], now: Instant) {
         let room = self.turn.room().saturating_sub(self.held.len()).min(BATCH);
         let mut left = room;
-        for index in std::mem::take(&mut self.ready) {
+        let mut ready = std::mem::take(&mut self.ready);
+        self.first = self.first.wrapping_add(1);
+        let first = self.first.checked_rem(ready.len()).unwrap_or(0);
+        ready.rotate_left(first);
+        for index in ready {
             let Some(listener) = listeners.get(index) else { continue };
             let unix = listener.is_unix();
             while left > 0 {

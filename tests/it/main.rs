@@ -8,6 +8,7 @@
 //! Heavier runs are the same tests with more: `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
+//! `IT_DISPATCH` runs everything under another policy than `shared`.
 //! Those variables are for the tests; the servers they start do not see them.
 
 mod support;
@@ -34,6 +35,7 @@ mod reload_fails;
 mod respawn;
 mod rooms;
 mod round_robin;
+mod round_robin_changes;
 mod scale;
 mod scoreboard;
 mod static_files;
