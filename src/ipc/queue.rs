@@ -4,6 +4,7 @@
 //! ```text
 //! 00 + descriptor     a TCP connection
 //! 01 + descriptor     a connection over a Unix socket
+//! 02                  nothing; whether it is still there tells whether the worker reads
 //! ```
 //!
 //! A connection is in one message, and a message is read once: by the worker, whose connection it is then, or
@@ -16,11 +17,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys::pass;
-use crate::sys::socket::{Passed, Received, message_pair, receive_message};
+use crate::sys::socket::{Passed, Received, message_pair, receive_message, send_message};
 
 /// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
 /// woken when it is down to a quarter.
 const ROOM: usize = 16 * 1024;
+
+const PROBE: u8 = 2;
 
 /// A connection that nobody has begun to serve.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) enum Dealt {
     One(Newcomer),
     /// Nothing is there.
     Nothing,
+    /// What the primary puts in to see whether it is read.
+    Probe,
     /// There was one, but no descriptor was left for it.
     Lost,
     /// Nobody sends any more.
@@ -89,6 +94,12 @@ impl Queue {
         Ok(put)
     }
 
+    /// Puts in what the worker reads and forgets. If it does not, this is told by `waiting`.
+    pub(crate) fn probe(&self) {
+        // There is room, unless the worker has broken its queue, which comes out when it is dealt to.
+        let _ = send_message(&self.sending, &[PROBE], None);
+    }
+
     /// How many the worker has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
         // One byte each.
@@ -102,6 +113,7 @@ impl Queue {
             match read(&self.reading) {
                 Ok(Dealt::One(newcomer)) => back.push(newcomer),
                 Ok(Dealt::Lost) => lost += 1,
+                Ok(Dealt::Probe) => {}
                 Ok(Dealt::Nothing | Dealt::End) | Err(_) => return (back, lost),
             }
         }
@@ -115,6 +127,7 @@ pub(crate) fn read(reading: impl AsFd) -> io::Result<Dealt> {
         Ok(Received::Message(_, Passed::One(fd))) => {
             Dealt::One(Newcomer { fd, unix: byte[0] != 0 })
         }
+        Ok(Received::Message(_, Passed::None)) if byte[0] == PROBE => Dealt::Probe,
         Ok(Received::Message(..) | Received::Truncated) => Dealt::Lost,
         Ok(Received::End) => Dealt::End,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Dealt::Nothing,
@@ -144,10 +157,14 @@ mod tests {
         let got = read(&worker).expect("read");
         assert!(matches!(got, Dealt::One(Newcomer { unix: false, .. })), "{got:?}");
         assert_eq!(queue.waiting(), 2);
+        queue.probe();
+        assert_eq!(queue.waiting(), 3);
         let (back, lost) = queue.take_back();
         assert_eq!((back.len(), lost, queue.waiting()), (2, 0, 0));
         assert!(back[0].unix && !back[1].unix);
         drop((got, back));
+        queue.probe();
+        assert!(matches!(read(&worker).expect("read"), Dealt::Probe));
         // No copy is left anywhere, or this would wait for ever.
         far.iter_mut().for_each(|far| assert_eq!(far.read(&mut [0]).expect("the end"), 0));
     }

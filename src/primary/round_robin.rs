@@ -192,7 +192,7 @@ impl Primary {
                 true => load.turns,
                 false => load.takes && !child.released && self.supervisor.serves(*id),
             };
-            if turn.see(*id, able && child.channel.is_some(), load.beat, now) {
+            if turn.see(*id, able && child.channel.is_some(), now) {
                 turn.told(*id, queue.waiting(), now);
             }
         }
@@ -219,7 +219,8 @@ impl Primary {
         let Some(child) = self.children.get(&id) else { return };
         let Some(queue) = &child.queue else { return };
         self.dealer.take_back(queue);
-        self.dealer.turn.taken_back(id, self.board.glance(child.row).beat);
+        queue.probe();
+        self.dealer.turn.taken_back(id);
     }
 
     fn condemn(&mut self, id: WorkerId) {

@@ -3,7 +3,7 @@
 //! Each worker has a line of connections that were offered to it and that it has not taken yet; what is in it
 //! can be moved to somebody else's at any time. Turns are strict, in the order of worker ids, over all that
 //! have room. A worker that leaves a connection lying for [`PATIENCE`] while another one could take it loses
-//! what is in its line, counts as slow from then on, and is passed over until its loop has turned again.
+//! what is in its line. Instead it finds a probe there, and is passed over until it has read that.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -29,8 +29,8 @@ struct Line {
     waiting: usize,
     /// When the first of them became the first, as far as is known.
     since: Instant,
-    /// It let connections lie; its beat at that time.
-    slow: Option<u64>,
+    /// It let connections lie, and there is a probe in its line before all else.
+    slow: bool,
 }
 
 impl Line {
@@ -48,12 +48,11 @@ pub(super) struct Turn {
 
 impl Turn {
     /// How a worker looks right now. `true` if it was not known: then its line has to be looked at.
-    pub(super) fn see(&mut self, id: WorkerId, takes: bool, beat: u64, now: Instant) -> bool {
+    pub(super) fn see(&mut self, id: WorkerId, takes: bool, now: Instant) -> bool {
         let known = self.lines.contains_key(&id);
-        let new = Line { takes, waiting: 0, since: now, slow: None };
+        let new = Line { takes, waiting: 0, since: now, slow: false };
         let line = self.lines.entry(id).or_insert(new);
         line.takes = takes;
-        line.slow = line.slow.filter(|then| *then == beat);
         !known
     }
 
@@ -67,9 +66,12 @@ impl Turn {
         self.lines.retain(|id, _| alive(*id));
     }
 
-    /// So many are in the line of `id`, by the kernel's count.
-    pub(super) fn told(&mut self, id: WorkerId, waiting: usize, now: Instant) {
+    /// So many are in the line of `id`, by the kernel's count, with the probe.
+    pub(super) fn told(&mut self, id: WorkerId, count: usize, now: Instant) {
         let Some(line) = self.lines.get_mut(&id) else { return };
+        // The probe is the first to be read: as long as it is there, so is everything else.
+        line.slow = line.slow && count > line.waiting;
+        let waiting = count - usize::from(line.slow);
         if waiting < line.waiting {
             line.since = now;
         }
@@ -95,8 +97,8 @@ impl Turn {
 
     /// Slow workers are asked only if there are no others.
     fn tier(&self) -> fn(&Line) -> bool {
-        let quick = self.lines.values().any(|line| line.takes && line.slow.is_none());
-        if quick { |line| line.slow.is_none() } else { |_| true }
+        let quick = self.lines.values().any(|line| line.takes && !line.slow);
+        if quick { |line| !line.slow } else { |_| true }
     }
 
     /// How many connections there is room for.
@@ -106,13 +108,12 @@ impl Turn {
         open.map(|line| BOUND - line.waiting).sum()
     }
 
-    /// Those whose lines may be shorter than is known, if it is time to count them: all of them together, or
-    /// the order of turns would depend on who was counted.
+    /// Those whose lines are to be counted, as they may be shorter than is known: slow ones, and once one line
+    /// may be half full, all of them together, or the order of turns would depend on who was counted.
     pub(super) fn uncertain(&self) -> Vec<WorkerId> {
-        if !self.lines.values().any(|line| line.waiting >= BOUND / 2) {
-            return Vec::new();
-        }
-        self.lines.iter().filter(|(_, line)| line.waiting > 0).map(|(id, _)| *id).collect()
+        let all = self.lines.values().any(|line| line.waiting >= BOUND / 2);
+        let counted = self.lines.iter().filter(|(_, line)| line.slow || (all && line.waiting > 0));
+        counted.map(|(id, _)| *id).collect()
     }
 
     /// Those that could take connections but for their lines, which are full.
@@ -133,17 +134,16 @@ impl Turn {
     /// Whether what `id` has in its line should be somebody else's. Asked after `told`.
     pub(super) fn is_to_be_moved(&self, id: WorkerId, now: Instant) -> bool {
         let late = |line: &Line| line.waiting > 0 && (!line.takes || now >= line.since + PATIENCE);
-        let other = |(other, line): (&WorkerId, &Line)| {
-            *other != id && line.slow.is_none() && line.has_room()
-        };
+        let other =
+            |(other, line): (&WorkerId, &Line)| *other != id && !line.slow && line.has_room();
         self.lines.get(&id).is_some_and(late) && self.lines.iter().any(other)
     }
 
-    /// The line of `id` was emptied by us.
-    pub(super) fn taken_back(&mut self, id: WorkerId, beat: u64) {
+    /// The line of `id` was emptied by us, and a probe put in.
+    pub(super) fn taken_back(&mut self, id: WorkerId) {
         if let Some(line) = self.lines.get_mut(&id) {
             line.waiting = 0;
-            line.slow = Some(beat);
+            line.slow = true;
         }
     }
 

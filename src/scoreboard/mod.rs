@@ -19,9 +19,7 @@ use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
-use layout::{
-    BEAT, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED,
-};
+use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
 pub(crate) use inflight::Ticket;
 pub(crate) use row::{Meter, OwnRow, WorkerState};
@@ -49,8 +47,6 @@ pub(crate) struct Load {
     pub(crate) turns: bool,
     /// It takes new connections at the moment, and its loop turns.
     pub(crate) takes: bool,
-    /// The last time its loop turned.
-    pub(crate) beat: u64,
     /// Connections it has open.
     pub(crate) open: u64,
     /// Connections of others that it has ever taken.
@@ -167,7 +163,6 @@ impl Scoreboard {
             stale: !row::serves(page, now_ms),
             turns: row::turns(page, now_ms),
             takes: row::can_take_one(page, now_ms),
-            beat: BEAT.load(page),
             open: OPEN.load(page),
             taken_over: TAKEN_OVER.load(page),
         })

@@ -69,8 +69,15 @@ impl Taker {
             () = self.take_all() => state.drain.begun().await,
         }
         // All that the primary sent before it told us to leave.
-        while let Ok(Dealt::One(newcomer)) = read_dealt(self.queue.get_ref()) {
-            self.admit(newcomer, false);
+        loop {
+            match read_dealt(self.queue.get_ref()) {
+                Ok(Dealt::One(newcomer)) => {
+                    self.admit(newcomer, false);
+                }
+                Ok(Dealt::Lost) => self.lost(),
+                Ok(Dealt::Probe) => {}
+                Ok(Dealt::Nothing | Dealt::End) | Err(_) => break,
+            }
         }
         if state.drain.order().is_some_and(|order| order.closing) {
             self.empty_sockets();
@@ -95,7 +102,7 @@ impl Taker {
                     }
                 }
                 Dealt::Lost => self.lost(),
-                Dealt::Nothing => {}
+                Dealt::Nothing | Dealt::Probe => {}
                 // The end of the channel, which comes as well, says what to do.
                 Dealt::End => return,
             }
@@ -109,7 +116,7 @@ impl Taker {
                     self.admit(newcomer, false);
                 }
                 Dealt::Lost => self.lost(),
-                Dealt::Nothing => {}
+                Dealt::Nothing | Dealt::Probe => {}
                 Dealt::End => return,
             }
         }

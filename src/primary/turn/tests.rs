@@ -8,7 +8,7 @@ use super::*;
 
 fn all_take(turn: &mut Turn, ids: std::ops::RangeInclusive<u64>, now: Instant) {
     for id in ids {
-        turn.see(WorkerId(id), true, 0, now);
+        turn.see(WorkerId(id), true, now);
     }
 }
 
@@ -28,9 +28,9 @@ fn turns_are_strict_and_go_on_where_they_stopped() {
 fn who_cannot_take_is_passed_over_without_losing_the_order() {
     let (mut turn, now) = (Turn::default(), Instant::now());
     all_take(&mut turn, 1..=3, now);
-    turn.see(WorkerId(2), false, 0, now);
+    turn.see(WorkerId(2), false, now);
     assert_eq!(deal(&mut turn, 3, now), [1, 3, 1]);
-    turn.see(WorkerId(2), true, 0, now);
+    turn.see(WorkerId(2), true, now);
     assert_eq!(deal(&mut turn, 2, now), [2, 3]);
     turn.forget(WorkerId(1));
     assert_eq!(deal(&mut turn, 2, now), [2, 3]);
@@ -52,24 +52,28 @@ fn what_lies_too_long_is_moved_if_there_is_somebody_and_the_slow_one_is_passed_o
 {
     let (mut turn, now) = (Turn::default(), Instant::now());
     let (one, two) = (WorkerId(1), WorkerId(2));
-    turn.see(one, true, 5, now);
+    turn.see(one, true, now);
     assert_eq!(turn.next(now), Some(one));
     let late = now + PATIENCE;
     assert_eq!(turn.deadline(now), Some(late));
     assert_eq!(turn.overdue(late), [one]);
     assert!(!turn.is_to_be_moved(one, late), "nobody else is there");
     assert_eq!(turn.deadline(late), Some(late + AGAIN));
-    turn.see(two, true, 5, late);
+    turn.see(two, true, late);
     assert!(turn.is_to_be_moved(one, late));
-    turn.taken_back(one, 5);
-    turn.see(one, true, 5, late);
+    turn.taken_back(one);
     assert_eq!(deal(&mut turn, 2, late), [2, 2]);
+    assert_eq!(turn.uncertain(), [one]);
+    turn.told(one, 1, late);
     // Nobody else can: then it is asked all the same.
-    turn.see(two, false, 5, late);
-    assert_eq!(deal(&mut turn, 1, late), [1]);
-    turn.see(two, true, 5, late);
-    turn.see(one, true, 6, late);
-    assert_eq!(deal(&mut turn, 2, late), [2, 1]);
+    turn.see(two, false, late);
+    assert_eq!(deal(&mut turn, 2, late), [1, 1]);
+    turn.see(two, true, late);
+    turn.told(one, 3, late);
+    assert_eq!(deal(&mut turn, 1, late), [2]);
+    // The probe is read, and nothing else yet.
+    turn.told(one, 2, late);
+    assert_eq!(deal(&mut turn, 2, late), [1, 2]);
 }
 
 #[test]
@@ -89,7 +93,7 @@ fn what_lies_with_one_that_stopped_taking_is_moved_at_once() {
     let (mut turn, now) = (Turn::default(), Instant::now());
     all_take(&mut turn, 1..=2, now);
     deal(&mut turn, 2, now);
-    turn.see(WorkerId(1), false, 0, now);
+    turn.see(WorkerId(1), false, now);
     assert_eq!(turn.overdue(now), [WorkerId(1)]);
     assert!(turn.is_to_be_moved(WorkerId(1), now));
 }
@@ -98,8 +102,15 @@ fn what_lies_with_one_that_stopped_taking_is_moved_at_once() {
 #[derive(Debug, Default)]
 struct Fake {
     line: VecDeque<u32>,
+    /// There is a probe before all that.
+    probe: bool,
     frozen: bool,
-    beat: u64,
+}
+
+impl Fake {
+    fn count(&self) -> usize {
+        self.line.len() + usize::from(self.probe)
+    }
 }
 
 /// Connections are numbers; each must be served once, or be somewhere.
@@ -133,19 +144,20 @@ impl World {
 
     /// What the primary does in each turn of its loop.
     fn step(&mut self, arriving: u32, now: Instant) {
-        for (id, fake) in &self.workers {
-            self.turn.see(WorkerId(*id), true, fake.beat, now);
+        for id in self.workers.keys() {
+            self.turn.see(WorkerId(*id), true, now);
         }
         for id in self.turn.overdue(now) {
             let Some(fake) = self.workers.get_mut(&id.0) else { panic!("{id:?} is dead") };
-            self.turn.told(id, fake.line.len(), now);
+            self.turn.told(id, fake.count(), now);
             if self.turn.is_to_be_moved(id, now) {
                 fake.line.drain(..).rev().for_each(|one| self.held.push_front(one));
-                self.turn.taken_back(id, fake.beat);
+                fake.probe = true;
+                self.turn.taken_back(id);
             }
         }
         for id in self.turn.uncertain() {
-            self.turn.told(id, self.workers[&id.0].line.len(), now);
+            self.turn.told(id, self.workers[&id.0].count(), now);
         }
         let room = self.turn.room().saturating_sub(self.held.len());
         for _ in 0..arriving.min(room as u32) {
@@ -184,7 +196,7 @@ impl World {
                 let Some((_, fake)) = self.worker(which).filter(|(_, fake)| !fake.frozen) else {
                     return;
                 };
-                fake.beat += 1;
+                fake.probe &= count == 0;
                 let count = count.min(fake.line.len());
                 let taken: Vec<u32> = fake.line.drain(..count).collect();
                 self.served.extend(taken);
@@ -232,7 +244,7 @@ proptest! {
             now += PATIENCE;
             world.step(0, now);
             let fake = world.workers.get_mut(&id).expect("alive");
-            fake.beat += 1;
+            fake.probe = false;
             let taken: Vec<u32> = fake.line.drain(..).collect();
             world.served.extend(taken);
         }
