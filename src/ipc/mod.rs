@@ -73,7 +73,7 @@ pub(crate) enum HandOver {
 }
 
 /// The bytes of a travelling connection that were received and not yet understood. Nearly always none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Unread(Vec<u8>);
 
 impl Unread {

@@ -93,7 +93,7 @@ impl Primary {
     fn drain(&mut self, worker: WorkerId) {
         let Some(config) = self.config_in_force().cloned() else { return };
         let stopping = self.supervisor.stopping();
-        if !stopping && self.somebody_else_serves(worker) {
+        if !stopping && self.somebody_else_is_dealt_to(worker) {
             self.take_back(worker);
         }
         let Some(child) = self.children.get(&worker) else { return };

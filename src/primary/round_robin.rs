@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::turn::Turn;
 use super::{Child, Primary};
+use crate::config::Dispatch;
 use crate::identity::WorkerId;
-use crate::ipc::{Newcomer, Queue};
+use crate::ipc::{Newcomer, Queue, Unread};
 use crate::listener::Listener;
 use crate::supervisor::Event;
 use crate::sys;
@@ -172,11 +173,33 @@ impl Primary {
         for id in self.dealer.deal(&self.children, now) {
             self.condemn(id);
         }
-        if self.supervisor.stopping() && self.children.is_empty() {
-            let held = self.dealer.held.drain(..).count();
-            self.dealer.lose(held, "no worker is left to take them");
-        }
+        self.settle_held(now);
         self.await_next(now)
+    }
+
+    /// Sees to what is held and will never be dealt: at the end, or when a reload has changed the policy.
+    fn settle_held(&mut self, now: Instant) {
+        if self.supervisor.stopping() {
+            if self.children.is_empty() {
+                let held = self.dealer.held.drain(..).count();
+                self.dealer.lose(held, "no worker is left to take them");
+            }
+        } else if self.config_in_force().is_some_and(|c| c.dispatch != Dispatch::RoundRobin)
+            && !self.children.values().any(|child| child.queue.is_some() && !child.released)
+        {
+            // To workers that accept by themselves it comes as from another worker.
+            for newcomer in self.dealer.held.drain(..) {
+                self.relay.take_in(newcomer.fd, Unread::default(), now);
+            }
+        }
+    }
+
+    /// Whether what is taken back from `leaving` can go to another.
+    pub(super) fn somebody_else_is_dealt_to(&self, leaving: WorkerId) -> bool {
+        self.children.iter().any(|(id, child)| {
+            let dealt_to = child.queue.is_some() && !child.released;
+            *id != leaving && dealt_to && self.supervisor.serves(*id)
+        })
     }
 
     /// Who can take connections. At a stop those that finish take what is left, too: what they do not take

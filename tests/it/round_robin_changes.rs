@@ -44,6 +44,29 @@ fn a_reload_may_change_the_policy_there_and_back() {
 }
 
 #[test]
+fn what_the_last_one_dealt_to_has_left_is_served_under_the_new_policy() {
+    let text = |policy| {
+        format!(
+            "workers = 1\nbind = ['127.0.0.1:0']\ngraceful-timeout = '1s'\ndispatch = '{policy}'\n"
+        )
+    };
+    let server = Server::builder().config(1, &text("round-robin")).start();
+    let old = server.worker_pids()[0];
+    process::send(old, Signal::SIGSTOP);
+    let mut clients: Vec<Client> = (0..12).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    std::fs::write(server.dir().join("prefork.toml"), text("shared")).expect("write");
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    for client in &mut clients {
+        assert_ne!(client.read().expect("answer").pid(), old);
+    }
+    server.stop();
+}
+
+#[test]
 fn upgrades_lose_no_new_connection_and_leave_no_descriptor_behind() {
     let server = dealt(2).copied().start();
     let before = process::descriptors(server.pid()).len();
