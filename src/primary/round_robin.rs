@@ -98,12 +98,10 @@ impl Dealer {
 
     /// Takes as many out of the kernel's queues as there is room for.
     fn accept(&mut self, listeners: &[Listener], now: Instant) {
-        let room = self.turn.room().saturating_sub(self.held.len()).min(BATCH);
-        let mut left = room;
+        let mut left = self.turn.room().saturating_sub(self.held.len()).min(BATCH);
         let mut ready = std::mem::take(&mut self.ready);
         self.first = self.first.wrapping_add(1);
-        let first = self.first.checked_rem(ready.len()).unwrap_or(0);
-        ready.rotate_left(first);
+        ready.rotate_left(self.first.checked_rem(ready.len()).unwrap_or(0));
         for index in ready {
             let Some(listener) = listeners.get(index) else { continue };
             let unix = listener.is_unix();
@@ -119,8 +117,7 @@ impl Dealer {
                     Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => left -= 1,
                     Err(e) => {
                         self.rest = Some(now + REST);
-                        let told = std::mem::replace(&mut self.exhausted, true);
-                        if !told {
+                        if !std::mem::replace(&mut self.exhausted, true) {
                             super::journal::cannot_accept(&listener.local, &e);
                         }
                         return;
@@ -257,8 +254,8 @@ impl Primary {
         let dealer = &mut self.dealer;
         let (mut looks, full) = (Vec::new(), dealer.turn.full());
         let idle = self.listeners.listeners.is_empty() || self.taking_over;
-        looks.extend(dealer.turn.deadline(now).map(|at| at.saturating_duration_since(now)));
-        looks.extend(dealer.rest.map(|at| at.saturating_duration_since(now)));
+        let times = dealer.turn.deadline(now).into_iter().chain(dealer.rest);
+        looks.extend(times.map(|at| at.saturating_duration_since(now)));
         if dealer.turn.room() > 0 {
             if !idle && dealer.rest.is_none() {
                 dealer.awaited = Awaited::Newcomers;
@@ -289,7 +286,7 @@ impl Primary {
         }
     }
 
-    /// What came of it, with the flags of what `watched_for_dealing` named.
+    /// What came of it, in the order of `watched_for_dealing`.
     pub(super) fn dealt(&mut self, ready: &[bool]) {
         let which = ready.iter().enumerate().filter(|(_, ready)| **ready).map(|(index, _)| index);
         match self.dealer.awaited {

@@ -30,11 +30,13 @@ fn shares(clients: &mut [Client]) -> BTreeMap<u32, usize> {
 #[test]
 fn turns_are_strict() {
     let server = dealt(3).start();
-    let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
-    // A worker that the machine keeps from running for a while may lose a turn, but nobody gets two.
-    assert!(pids.windows(2).all(|two| two[0] != two[1]), "{pids:?}");
-    let each = |pid: &u32| pids.iter().filter(|one| *one == pid).count();
-    assert!(server.worker_pids().iter().all(|pid| (8..=12).contains(&each(pid))), "{pids:?}");
+    // A worker that the machine keeps from running for a while may lose a turn, but not each time.
+    wait::until("thirty turns in order", || {
+        let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
+        let mut order = pids[..3].to_vec();
+        order.sort_unstable();
+        order == server.worker_pids() && pids.iter().zip(&pids[3..]).all(|(one, next)| one == next)
+    });
     server.stop();
 }
 
@@ -42,19 +44,20 @@ fn turns_are_strict() {
 fn kept_connections_are_spread_evenly_one_by_one_and_in_a_burst() {
     for burst in [false, true] {
         let server = dealt(4).start();
-        let mut clients = Vec::new();
-        for _ in 0..64 {
-            let mut client = server.connect();
-            if !burst {
-                client.get("/").expect("answer");
+        // Unless the machine keeps a worker from running for a while, the first time.
+        wait::until("16 for each", || {
+            let mut clients = Vec::new();
+            for _ in 0..64 {
+                let mut client = server.connect();
+                if !burst {
+                    client.get("/").expect("answer");
+                }
+                clients.push(client);
             }
-            clients.push(client);
-        }
-        let shares = shares(&mut clients);
-        // 16 each, unless the machine kept a worker from running.
-        assert_eq!(shares.len(), 4, "{shares:?}");
-        assert!(shares.values().all(|share| (15..=17).contains(share)), "{shares:?}");
-        drop(clients);
+            let shares = shares(&mut clients);
+            assert!(shares.values().all(|share| (8..=24).contains(share)), "{shares:?}");
+            shares.len() == 4 && shares.values().all(|share| *share == 16)
+        });
         server.stop();
     }
 }
@@ -138,7 +141,8 @@ fn every_kind_of_socket_is_dealt_from() {
 
 #[test]
 fn a_storm_of_kills_refuses_nobody() {
-    let server = dealt(4).start().allow(&["died: killed by SIGKILL"]);
+    let deaths = ["died: killed by SIGKILL", "died before it was ready: killed by SIGKILL"];
+    let server = dealt(4).start().allow(&deaths);
     let load = Load::new_connections(server.address(), 8).start();
     let kills = amount("PREFORK_STORM", 40);
     for kill in 0..kills {
@@ -151,7 +155,7 @@ fn a_storm_of_kills_refuses_nobody() {
     assert_eq!(tally.refused, 0, "{tally:?}");
     // Only what a worker had begun dies with it.
     assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
-    server.wait_replaced(kills);
+    wait::until("four workers again", || server.worker_pids().len() == 4);
     server.stop();
 }
 
