@@ -101,7 +101,8 @@ impl Dealer {
         let mut left = self.turn.room().saturating_sub(self.held.len()).min(BATCH);
         let mut ready = std::mem::take(&mut self.ready);
         self.first = self.first.wrapping_add(1);
-        ready.rotate_left(self.first.checked_rem(ready.len()).unwrap_or(0));
+        let first = self.first.checked_rem(ready.len()).unwrap_or(0);
+        ready.rotate_left(first);
         for index in ready {
             let Some(listener) = listeners.get(index) else { continue };
             let unix = listener.is_unix();
