@@ -18,6 +18,8 @@ pub(crate) struct Seed {
     pub(crate) listeners: Vec<Listener>,
     /// Its end of the channel to the primary.
     pub(crate) channel: OwnedFd,
+    /// Where new connections come from, if the primary accepts them.
+    pub(crate) queue: Option<OwnedFd>,
     /// The one page it can write.
     pub(crate) row: OwnRow,
     /// All pages, to read.

@@ -19,12 +19,14 @@
 
 mod frame;
 mod primary_end;
+mod queue;
 mod worker_end;
 
 use std::time::Duration;
 
 use crate::identity::Slot;
 pub(crate) use primary_end::{Heard, PrimaryEnd};
+pub(crate) use queue::{Dealt, Newcomer, Queue, read as read_dealt};
 pub(crate) use worker_end::{Order, WorkerEnd};
 
 /// What a worker says to the primary.
@@ -82,7 +84,7 @@ pub(crate) enum HandOver {
 }
 
 /// The bytes of a travelling connection that were received and not yet understood. Nearly always none.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Unread(Vec<u8>);
 
 impl Unread {

@@ -72,6 +72,11 @@ impl Listener {
         self.is_everybodys() || self.slot == own
     }
 
+    /// Whether connections come over a Unix socket: see `bind::listening` for the names.
+    pub(crate) fn is_unix(&self) -> bool {
+        !self.local.starts_with("http://")
+    }
+
     /// Nobody can queue here any more; who is in the queue stays in it. Without this, a connection that is
     /// made between a worker's last look at the queue and its close would be reset. A SYN that is dropped now
     /// is repeated after a second, and refused then. A socket that somebody passed to us goes on listening.

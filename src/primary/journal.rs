@@ -260,6 +260,16 @@ pub(super) fn lost_connections(count: u64, why: &str) {
     log::warn!("closed {count} connections so far that were to be handed over: {why}");
 }
 
+pub(super) fn lost_newcomers(count: u64, why: &str) {
+    log::warn!("closed {count} new connections so far that nobody had begun to serve: {why}");
+}
+
+pub(super) fn cannot_accept(local: &str, why: &dyn Display) {
+    log::error!(
+        "cannot accept on {local}: {why}; trying again ten times a second (raise LimitNOFILE?)"
+    );
+}
+
 fn how(status: ExitStatus) -> String {
     let core = if status.core_dumped() { ", core dumped" } else { "" };
     match (status.code(), status.signal()) {

@@ -6,10 +6,12 @@ mod perform;
 mod relay;
 mod requests;
 mod reread;
+mod round_robin;
 mod slots;
 mod sources;
 mod spawn;
 mod trial;
+mod turn;
 mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +22,7 @@ use crate::config::{Config, Workers};
 use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, WorkerId, WorkerTag};
-use crate::ipc::PrimaryEnd;
+use crate::ipc::{PrimaryEnd, Queue};
 use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
@@ -36,6 +38,7 @@ pub(crate) use trial::prove;
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
 use relay::Relay;
+use round_robin::Dealer;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -45,6 +48,8 @@ struct Child {
     /// `None` once it was closed by either side.
     channel: Option<PrimaryEnd>,
     row: RowIndex,
+    /// New connections for it, if it is dealt to.
+    queue: Option<Queue>,
     /// Connections of others that it was sent.
     sent: u64,
     /// It leaves: it is sent no more, and has been told so.
@@ -55,7 +60,7 @@ struct Child {
 
 impl Child {
     fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
-        Child { tag, pid, channel, row, sent: 0, released: false, sends: false }
+        Child { tag, pid, channel, row, queue: None, sent: 0, released: false, sends: false }
     }
 }
 
@@ -79,6 +84,8 @@ pub(crate) struct Primary {
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
     relay: Relay,
+    /// New connections on their way to a worker.
+    dealer: Dealer,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -150,6 +157,7 @@ impl Primary {
             board,
             children: BTreeMap::new(),
             relay: Relay::default(),
+            dealer: Dealer::default(),
             queue: VecDeque::from([Event::Started]),
             entry,
             launcher,

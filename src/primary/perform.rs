@@ -1,6 +1,7 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use super::Primary;
 use crate::identity::{Generation, WorkerId};
@@ -27,7 +28,11 @@ impl Primary {
             }
             Action::Adopt { worker, slot } => self.adopt_slot(worker, slot),
             Action::Release { worker, slot } => self.release_slot(worker, slot),
-            Action::CloseListeners => self.listeners.close_all(),
+            Action::CloseListeners => {
+                self.listeners.close_all();
+                // What nobody has yet goes to the workers before they are told to finish.
+                self.deal(Instant::now());
+            }
             Action::Drain(worker) => self.drain(worker),
             Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),
             Action::Kill(worker) => self.signal(worker, Signal::SIGKILL),
@@ -93,8 +98,11 @@ impl Primary {
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
         let Some(config) = self.config_in_force().cloned() else { return };
-        let Some(child) = self.children.get(&worker) else { return };
         let stopping = self.supervisor.stopping();
+        if !stopping && self.somebody_else_is_dealt_to(worker) {
+            self.take_back(worker);
+        }
+        let Some(child) = self.children.get(&worker) else { return };
         let order = ToWorker::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,

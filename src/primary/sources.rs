@@ -59,11 +59,17 @@ impl Primary {
         let deadline = self.supervisor.deadline();
         let now = Instant::now();
         self.relay(now);
+        let dealing = self.deal(now);
+        if !self.queue.is_empty() {
+            return Ok(());
+        }
         let full = self.relay.is_full();
         let control = self.control.as_ref();
         let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
         let until = next.map(|at| at.saturating_duration_since(now));
-        let timeout = until.into_iter().chain(self.relay.pause()).min();
+        let timeout = until.into_iter().chain(self.relay.pause()).chain(dealing).min();
+        let newcomers = self.watched_for_dealing();
+        let for_dealing = newcomers.len();
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -75,7 +81,8 @@ impl Primary {
             let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
-            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
+            let watched: Vec<Watch<'_>> =
+                fds.map(Watch::read).chain(newcomers).chain(asking).collect();
             sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
@@ -89,7 +96,9 @@ impl Primary {
         {
             proof.listen();
         }
-        let asked = others.to_vec();
+        let (newcomers, asked) = others.split_at(for_dealing);
+        let asked = asked.to_vec();
+        self.dealt(newcomers);
         // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {
             self.heed_signals()?;
@@ -139,6 +148,7 @@ impl Primary {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
+            self.dealer.bury(worker, child.queue.take());
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }

@@ -8,16 +8,19 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::relay::Relay;
+use super::round_robin::Dealer;
 use super::{Child, Primary};
+use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
-use crate::ipc::PrimaryEnd;
+use crate::ipc::{PrimaryEnd, Queue};
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::signal::{Blocked, Signal};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 /// What the service manager says to the primary alone. A worker that had these could speak in its name.
 const PRIMARYS_OWN: [&str; 9] = [
@@ -31,6 +34,9 @@ const PRIMARYS_OWN: [&str; 9] = [
     "FDSTORE",
     "MAINPID",
 ];
+
+/// A worker's end of its channel, and of the queue of its connections.
+type Ends = (OwnedFd, Option<OwnedFd>);
 
 impl Primary {
     /// Forks a worker and returns its pid; in the child it does not return.
@@ -48,19 +54,26 @@ impl Primary {
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex) -> Result<u32> {
         let (ours, theirs) = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
+        let dealt_to = self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
+        let queue = dealt_to
+            .then(Queue::new)
+            .transpose()
+            .map_err(|e| Error::system(format!("make a queue of connections for {tag}"), e))?;
         let primary = std::process::id();
         let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
         match sys::fork::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
-                self.children.insert(tag.id, Child::new(tag, pid, Some(channel), row));
+                let child = Child { queue, ..Child::new(tag, pid, Some(channel), row) };
+                self.children.insert(tag.id, child);
                 Ok(pid)
             }
             Fork::Child => {
                 drop(ours);
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
-                sys::fork::exit_now(self.live_as_worker(tag, row, theirs, primary, blocked))
+                let ends = (theirs, queue.map(Queue::into_reader));
+                sys::fork::exit_now(self.live_as_worker(tag, row, ends, primary, blocked))
             }
         }
     }
@@ -70,11 +83,11 @@ impl Primary {
         &mut self,
         tag: WorkerTag,
         row: RowIndex,
-        channel: OwnedFd,
+        ends: Ends,
         primary: u32,
         blocked: Blocked,
     ) -> u8 {
-        let life = || match self.become_worker(tag, row, channel, primary, blocked) {
+        let life = || match self.become_worker(tag, row, ends, primary, blocked) {
             Ok(Some(seed)) => (self.entry)(seed),
             Ok(None) => exit::OK,
             Err(e) => {
@@ -90,14 +103,11 @@ impl Primary {
         &mut self,
         tag: WorkerTag,
         row: RowIndex,
-        channel: OwnedFd,
+        (channel, queue): Ends,
         primary: u32,
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
-        let config = self.configs.get(&tag.generation).cloned();
-        let config = config.ok_or_else(|| {
-            Error::config(format!("no configuration for generation {}", tag.generation))
-        })?;
+        let config = self.config_of(tag)?;
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
         let alive = sys::process::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
@@ -114,6 +124,7 @@ impl Primary {
         // Its file stays: it is the primary's.
         self.control = None;
         self.relay = Relay::default();
+        self.dealer = Dealer::default();
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)
@@ -126,6 +137,12 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
-        Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
+        Ok(Some(Seed { tag, listeners, channel, queue, row, board, config, terminate }))
+    }
+
+    fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {
+        self.configs.get(&tag.generation).cloned().ok_or_else(|| {
+            Error::config(format!("no configuration for generation {}", tag.generation))
+        })
     }
 }

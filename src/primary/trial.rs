@@ -56,6 +56,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     tag,
                     listeners: Vec::new(),
                     channel: theirs,
+                    queue: None,
                     row,
                     board: reader,
                     config: Rc::new(config),

@@ -10,12 +10,12 @@ use super::{Child, Primary};
 use crate::config::{Config, Policy};
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
-use crate::ipc::PrimaryEnd;
+use crate::ipc::{Newcomer, PrimaryEnd, Queue};
 use crate::scoreboard::RowIndex;
 use crate::supervisor::{Adopted, AdoptedMember, Event, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
-use crate::upgrade::{Manifest, PassedListener, PassedWorker};
+use crate::upgrade::{Manifest, PassedConnection, PassedListener, PassedWorker};
 
 impl Primary {
     /// Starts the new binary as a child that shows whether it can take over.
@@ -66,8 +66,15 @@ impl Primary {
             if !self.queue.is_empty() {
                 return Ok(None);
             }
-            let manifest = self.leave()?;
-            Ok(Some(self.launcher.take_over(&manifest, &self.descriptors())))
+            let mut manifest = self.leave()?;
+            let mut descriptors = self.descriptors();
+            // Not before: a child that is only tried would keep them open.
+            for newcomer in self.dealer.held() {
+                let fd = sys::exec::number(&newcomer.fd);
+                manifest.held.push(PassedConnection { fd, unix: newcomer.unix });
+                descriptors.push(newcomer.fd.as_fd());
+            }
+            Ok(Some(self.launcher.take_over(&manifest, &descriptors)))
         };
         let error = match outcome() {
             Ok(None) => return,
@@ -98,6 +105,7 @@ impl Primary {
                 pid: child.pid,
                 row,
                 channel_fd: child.channel.as_ref().map(sys::exec::number),
+                queue_fds: child.queue.as_ref().map(|queue| queue.ends().map(sys::exec::number)),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
                 own_socket: known(*id).is_some_and(|member| member.own_socket),
@@ -121,6 +129,7 @@ impl Primary {
             totals,
             listeners: listeners.collect(),
             workers: workers.collect::<Result<Vec<_>>>()?,
+            held: Vec::new(),
             board_fd: sys::exec::number(memory),
         })
     }
@@ -128,8 +137,10 @@ impl Primary {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let listeners = self.listeners.listeners.iter().map(AsFd::as_fd);
         let channels = self.children.values().filter_map(|child| child.channel.as_ref());
+        let queues = self.children.values().filter_map(|child| child.queue.as_ref());
         listeners
             .chain(channels.map(AsFd::as_fd))
+            .chain(queues.flat_map(Queue::ends))
             .chain(self.board.memory().map(AsFd::as_fd))
             .collect()
     }
@@ -150,11 +161,23 @@ impl Primary {
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
             let row = RowIndex::Inherited(worker.row);
             let channel = channel.map(PrimaryEnd::new);
-            let child = Child::new(tag(worker), worker.pid, channel, row);
+            let queue = worker.queue_fds.map(inherit_queue).transpose()?;
+            let child = Child { queue, ..Child::new(tag(worker), worker.pid, channel, row) };
             self.children.insert(WorkerId(worker.id), child);
+        }
+        for held in &manifest.held {
+            let fd = sys::fd::adopt(held.fd)
+                .map_err(|e| Error::system("take over a connection that was accepted", e))?;
+            self.dealer.inherit(Newcomer { fd, unix: held.unix });
         }
         Ok(())
     }
+}
+
+fn inherit_queue(ends: [i32; 2]) -> Result<Queue> {
+    let failed = |e| Error::system("take over the queue of a worker", e);
+    let [sending, reading] = ends.map(sys::fd::adopt);
+    Ok(Queue::inherit(sending.map_err(failed)?, reading.map_err(failed)?))
 }
 
 /// A supervisor that goes on where the image before this one stopped, and what it forks workers under.

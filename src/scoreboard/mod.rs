@@ -49,6 +49,10 @@ pub(crate) enum RowIndex {
 pub(crate) struct Load {
     /// Its loop has not turned for a while, or it does not serve.
     pub(crate) stale: bool,
+    /// Its loop turns, whatever it does.
+    pub(crate) turns: bool,
+    /// It takes new connections at the moment, and its loop turns.
+    pub(crate) takes: bool,
     /// Connections it has open.
     pub(crate) open: u64,
     /// Connections of others that it has ever taken.
@@ -174,6 +178,8 @@ impl Scoreboard {
     pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
         self.page(row).map_or(Load::default(), |page| Load {
             stale: !row::serves(page, now_ms),
+            turns: row::turns(page, now_ms),
+            takes: row::can_take_one(page, now_ms),
             open: OPEN.load(page),
             taken_over: TAKEN_OVER.load(page),
         })

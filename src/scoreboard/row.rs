@@ -185,8 +185,12 @@ pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
 
 /// Whether the worker of `page` serves, full or not, and its loop turns.
 pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
-    STATE.load(page) == WorkerState::Serving as u64
-        && now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
+    STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
+}
+
+/// Whether the loop of the worker of `page` turns.
+pub(super) fn turns(page: &Page, now_ms: u64) -> bool {
+    now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
 }
 
 fn millis(span: Duration) -> u64 {

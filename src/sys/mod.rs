@@ -9,6 +9,7 @@ pub(crate) mod bpf;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;
+pub(crate) mod pass;
 pub(crate) mod poll;
 pub(crate) mod process;
 pub(crate) mod readiness;

@@ -92,6 +92,11 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
     Ok(hard)
 }
 
+/// How many files this process may have open.
+pub(crate) fn open_files() -> io::Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+}
+
 /// Bytes of a page of memory.
 pub(crate) fn page_size() -> u64 {
     // SAFETY: sysconf only reads.

@@ -30,6 +30,9 @@ pub(crate) struct Manifest {
     pub totals: Counters,
     pub listeners: Vec<PassedListener>,
     pub workers: Vec<PassedWorker>,
+    /// Connections that were accepted and are in no worker's queue.
+    #[serde(default)]
+    pub held: Vec<PassedConnection>,
     /// The scoreboard that the passed workers write.
     pub board_fd: i32,
 }
@@ -44,6 +47,14 @@ pub(crate) struct PassedListener {
     pub fd: i32,
 }
 
+/// A connection that nobody has begun to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedConnection {
+    pub fd: i32,
+    /// Over a Unix socket, not TCP.
+    pub unix: bool,
+}
+
 /// A living worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedWorker {
@@ -54,6 +65,8 @@ pub(crate) struct PassedWorker {
     pub row: usize,
     /// `None` if the worker has closed it.
     pub channel_fd: Option<i32>,
+    /// Both ends of the queue of its new connections, the sending one first. `None` if it accepts itself.
+    pub queue_fds: Option<[i32; 2]>,
     pub age_ms: u64,
     /// Whether it serves; otherwise it is on its way out.
     pub serving: bool,
@@ -117,13 +130,24 @@ mod tests {
                 pid: 4712,
                 row: 2,
                 channel_fd: Some(7),
+                queue_fds: Some([8, 9]),
                 age_ms: 10,
                 serving: true,
                 own_socket: true,
                 adopts: vec![0],
             }],
+            held: vec![PassedConnection { fd: 10, unix: true }],
             board_fd: 5,
         }
+    }
+
+    #[test]
+    fn a_manifest_of_an_image_that_knew_no_queues_is_read() {
+        let mut value = serde_json::to_value(manifest()).expect("JSON");
+        value.as_object_mut().expect("object").remove("held");
+        value["workers"][0].as_object_mut().expect("object").remove("queue_fds");
+        let read = Manifest::decode(value.to_string().as_bytes()).expect("decode");
+        assert_eq!((read.held.len(), read.workers[0].queue_fds), (0, None));
     }
 
     #[test]

@@ -25,4 +25,4 @@ mod launch;
 mod manifest;
 
 pub(crate) use launch::{Inherited, Launcher, Proof, answer, is_inherited};
-pub(crate) use manifest::{Manifest, PassedListener, PassedWorker};
+pub(crate) use manifest::{Manifest, PassedConnection, PassedListener, PassedWorker};

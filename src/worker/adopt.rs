@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::accept::{Acceptor, Manner};
+use super::accept::Acceptor;
 use super::state::State;
 use crate::error::{Error, Result};
 use crate::identity::Slot;
@@ -33,21 +33,17 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
     let handler = state.handler.get();
     let handler = handler.ok_or_else(|| Error::config("the application has not booted yet"))?;
     let stop = Rc::new(Notify::new());
-    let manner = Manner {
-        client_speaks_first: handler.client_speaks_first,
-        polite: false,
-        stop: Rc::clone(&stop),
-    };
-    let acceptor = Acceptor::new(Rc::clone(state), listener, manner)
+    let newcomers = handler.newcomers(state);
+    let acceptor = Acceptor::new(state, listener, newcomers, false, Rc::clone(&stop))
         .map_err(|e| Error::system("register a listening socket", e))?;
     if closing {
-        acceptor.empty_queue(&handler.handle, usize::MAX);
+        acceptor.empty_queue(usize::MAX);
         return Ok(());
     }
     log::debug!("{} accepts for slot {slot}, too", state.tag);
     state.acceptors.set(state.acceptors.get() + 1);
     state.adopted.borrow_mut().push(Adopted { slot, stop });
-    tokio::task::spawn_local(acceptor.run(Rc::clone(&handler.handle)));
+    tokio::task::spawn_local(acceptor.run());
     Ok(())
 }
 

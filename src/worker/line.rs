@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use tokio::io::unix::AsyncFdReadyGuard;
 
-use super::accept::MOMENT;
 use super::manners::{self, Manners};
+use super::newcomer::MOMENT;
 use super::state::State;
 use crate::scoreboard::Other;
 use crate::sys::readiness::{Door, Stance};

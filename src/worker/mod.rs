@@ -9,6 +9,7 @@ mod answer;
 mod beat;
 mod books;
 mod conn;
+mod dealt;
 mod drain;
 mod edge;
 mod framing;
@@ -17,6 +18,7 @@ mod inbox;
 mod limits;
 mod line;
 mod manners;
+mod newcomer;
 mod registry;
 mod serve;
 mod state;
@@ -38,13 +40,15 @@ use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::scoreboard::WorkerState;
 use crate::seed::Seed;
-use accept::{Accepted, Acceptor, Manner};
+use accept::Acceptor;
 pub use answer::BoxError;
 use bytes::Bytes;
+use dealt::Taker;
 pub use handle::Worker;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
+use newcomer::{Accepted, Newcomers};
 use state::State;
 pub use stream::Stream;
 
@@ -54,6 +58,12 @@ type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 pub(crate) struct Handler {
     handle: Rc<dyn Fn(Accepted)>,
     client_speaks_first: bool,
+}
+
+impl Handler {
+    fn newcomers(&self, state: &Rc<State>) -> Newcomers {
+        Newcomers::new(state, self.client_speaks_first, &self.handle)
+    }
 }
 
 /// The application as a worker runs it: boots, and gives a handler.
@@ -126,7 +136,7 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, row, board, config, terminate } = seed;
+    let Seed { tag, listeners, channel, queue, row, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let state = Rc::new(State {
@@ -141,7 +151,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         look: Notify::new(),
         most_open: Cell::new(0),
         fresh: Cell::new(0),
-        acceptors: Cell::new(listeners.len()),
+        acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         adopted: RefCell::default(),
         handler: OnceCell::new(),
         shedding: waited::Shedding::default(),
@@ -157,16 +167,22 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         () = state.drain.begun() => return Ok(exit::OK),
     };
     let handler = state.handler.get_or_init(|| handler);
+    let listeners = match queue {
+        Some(queue) => {
+            let taker = Taker::new(&state, queue, listeners, handler.newcomers(&state))
+                .map_err(|e| Error::system("register the queue of connections", e))?;
+            tokio::task::spawn_local(taker.run());
+            Vec::new()
+        }
+        None => listeners,
+    };
     let per_slot = state.config.dispatch.has_socket_per_slot();
     for listener in listeners {
-        let manner = Manner {
-            client_speaks_first: handler.client_speaks_first,
-            polite: listener.is_everybodys() || !per_slot,
-            stop: Rc::default(),
-        };
-        let acceptor = Acceptor::new(Rc::clone(&state), listener, manner)
+        let polite = listener.is_everybodys() || !per_slot;
+        let newcomers = handler.newcomers(&state);
+        let acceptor = Acceptor::new(&state, listener, newcomers, polite, Rc::default())
             .map_err(|e| Error::system("register a listening socket", e))?;
-        tokio::task::spawn_local(acceptor.run(Rc::clone(&handler.handle)));
+        tokio::task::spawn_local(acceptor.run());
     }
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;

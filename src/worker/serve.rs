@@ -15,11 +15,11 @@ use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::accept::{Accepted, first_bytes};
 use super::answer::{BoxError, Context, answer};
 use super::books::Books;
 use super::conn::{Phase, Told};
 use super::edge::Edge;
+use super::newcomer::{Accepted, first_bytes};
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;

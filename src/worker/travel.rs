@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::accept::Accepted;
 use super::conn::Phase;
+use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;

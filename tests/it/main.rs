@@ -37,6 +37,8 @@ mod reload_fails;
 mod respawn;
 mod reuseport;
 mod rooms;
+mod round_robin;
+mod round_robin_changes;
 mod scale;
 mod scoreboard;
 mod static_files;

@@ -189,7 +189,8 @@ impl Builder {
         }
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
-        if let Ok(policy) = std::env::var("PREFORK_UNDER") {
+        // A run of all tests under another policy.
+        if let Some(policy) = std::env::var_os("PREFORK_UNDER") {
             command.env("PREFORK_DISPATCH", policy);
         }
         command.envs(self.env.drain(..));

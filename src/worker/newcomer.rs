@@ -1,0 +1,133 @@
+//! The first moments of a connection in a worker, by whichever way it came.
+//!
+//! Just in time: a newcomer that has not sent anything yet holds up the next, for a moment. What is not taken can be
+//! taken by others.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::manners::Patience;
+use super::registry::{Entry, Guard};
+use super::state::State;
+use super::stream::Stream;
+use super::waited;
+use crate::sys;
+
+/// How long a silent newcomer holds up the next, and how long a polite worker waits. The timer's step.
+pub(super) const MOMENT: Duration = Duration::from_millis(1);
+
+/// A connection that was accepted, with what it sent already.
+pub(super) struct Accepted {
+    pub(super) stream: Stream,
+    pub(super) first: Bytes,
+    pub(super) entry: Rc<Entry>,
+    pub(super) guard: Guard,
+}
+
+/// What became of a newcomer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It is served. Its first turn should come before the next one is taken: what a handler holds up is then left to
+    /// others.
+    Spoke,
+    /// It has sent nothing yet, and is waited for: `State::fresh` says for how long.
+    Awaited,
+    /// It has sent nothing yet, and is not waited for.
+    Silent,
+}
+
+/// Where an acceptor puts its connections.
+pub(super) struct Newcomers {
+    state: Rc<State>,
+    /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
+    client_speaks_first: bool,
+    patience: Rc<RefCell<Patience>>,
+    handle: Rc<dyn Fn(Accepted)>,
+}
+
+impl Newcomers {
+    pub(super) fn new(
+        state: &Rc<State>,
+        client_speaks_first: bool,
+        handle: &Rc<dyn Fn(Accepted)>,
+    ) -> Newcomers {
+        let (state, handle) = (Rc::clone(state), Rc::clone(handle));
+        Newcomers { state, client_speaks_first, patience: Rc::default(), handle }
+    }
+
+    /// Hands one connection on, with what it has sent already.
+    pub(super) fn take(&self, fd: OwnedFd, unix: bool) -> Taken {
+        let Some(fd) = waited::admit(&self.state, fd, unix, self.client_speaks_first) else {
+            // So a queue full of these does not hold the loop.
+            return Taken::Spoke;
+        };
+        let first = self.first_bytes(&fd);
+        let spoke = first.is_some();
+        let Some(accepted) = self.enter(fd, unix, first, self.state.now_ms()) else {
+            return Taken::Silent;
+        };
+        if spoke || !self.patience.borrow_mut().waits() {
+            (self.handle)(accepted);
+            return if spoke { Taken::Spoke } else { Taken::Silent };
+        }
+        self.await_first(accepted);
+        Taken::Awaited
+    }
+
+    /// Hands one connection on at once: there is no next one to hold up.
+    pub(super) fn take_last(&self, fd: OwnedFd, unix: bool) {
+        let first = self.first_bytes(&fd);
+        if let Some(accepted) = self.enter(fd, unix, first, State::exact_ms()) {
+            (self.handle)(accepted);
+        }
+    }
+
+    fn first_bytes(&self, fd: impl AsFd) -> Option<Bytes> {
+        if self.client_speaks_first { first_bytes(fd) } else { Some(Bytes::new()) }
+    }
+
+    /// Into the books with it.
+    fn enter(&self, fd: OwnedFd, unix: bool, first: Option<Bytes>, now: u64) -> Option<Accepted> {
+        let state = &self.state;
+        let entry = Entry::new(now);
+        state.row.opened();
+        let guard = Guard::new(state, &entry);
+        match Stream::new(fd, unix) {
+            Ok(stream) => Some(Accepted { stream, first: first.unwrap_or_default(), entry, guard }),
+            Err(e) => {
+                log::warn!("{} cannot serve a connection: {e}", state.tag);
+                None
+            }
+        }
+    }
+
+    /// Waits for a silent newcomer's first bytes beside the acceptor, which it holds up for a moment.
+    fn await_first(&self, mut accepted: Accepted) {
+        let (state, handle) = (Rc::clone(&self.state), Rc::clone(&self.handle));
+        let patience = Rc::clone(&self.patience);
+        state.fresh.set(state.fresh.get() + 1);
+        tokio::task::spawn_local(async move {
+            let spoke = tokio::time::timeout(MOMENT, accepted.stream.readable()).await;
+            patience.borrow_mut().learn(spoke.is_ok());
+            accepted.first =
+                spoke.ok().and_then(|_| first_bytes(&accepted.stream)).unwrap_or_default();
+            handle(accepted);
+            state.fresh.set(state.fresh.get() - 1);
+            state.room.notify_waiters();
+        });
+    }
+}
+
+/// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
+pub(super) fn first_bytes(fd: impl AsFd) -> Option<Bytes> {
+    let mut buffer = [0u8; 4096];
+    match sys::socket::read_now(fd, &mut buffer) {
+        Ok(n) if n > 0 => Some(Bytes::copy_from_slice(&buffer[..n])),
+        Ok(_) => Some(Bytes::new()),
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,212 @@
+//! `--dispatch round-robin`: the primary accepts and deals out, and nothing is lost with whoever dies, freezes
+//! or leaves.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::load::Load;
+use crate::support::{Address, Client, Server, amount, process, wait};
+
+const ROUND_ROBIN: [&str; 2] = ["--dispatch", "round-robin"];
+
+pub fn dealt(workers: usize) -> Builder {
+    Server::builder().workers(workers).args(ROUND_ROBIN)
+}
+
+/// How many of these connections each process serves.
+#[track_caller]
+fn shares(clients: &mut [Client]) -> BTreeMap<u32, usize> {
+    let mut shares = BTreeMap::new();
+    for client in clients {
+        *shares.entry(client.get("/").expect("answer").pid()).or_default() += 1;
+    }
+    shares
+}
+
+#[test]
+fn turns_are_strict() {
+    let server = dealt(3).start();
+    // A worker that the machine keeps from running for a while may lose a turn, but not each time.
+    wait::until("thirty turns in order", || {
+        let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
+        let mut order = pids[..3].to_vec();
+        order.sort_unstable();
+        order == server.worker_pids() && pids.iter().zip(&pids[3..]).all(|(one, next)| one == next)
+    });
+    server.stop();
+}
+
+#[test]
+fn kept_connections_are_spread_evenly_one_by_one_and_in_a_burst() {
+    for burst in [false, true] {
+        let server = dealt(4).start();
+        // Unless the machine keeps a worker from running for a while, the first time.
+        wait::until("16 for each", || {
+            let mut clients = Vec::new();
+            for _ in 0..64 {
+                let mut client = server.connect();
+                if !burst {
+                    client.get("/").expect("answer");
+                }
+                clients.push(client);
+            }
+            let shares = shares(&mut clients);
+            assert!(shares.values().all(|share| (8..=24).contains(share)), "{shares:?}");
+            shares.len() == 4 && shares.values().all(|share| *share == 16)
+        });
+        server.stop();
+    }
+}
+
+#[test]
+fn what_a_frozen_worker_was_offered_is_served_by_others() {
+    let server = dealt(4).start();
+    let frozen = server.worker_pids()[1];
+    process::send(frozen, Signal::SIGSTOP);
+    // At once, so that some are put into its queue before anybody can know.
+    let mut clients: Vec<Client> = (0..40).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    for client in &mut clients {
+        assert_ne!(client.soon().expect("no request waits for it").pid(), frozen);
+    }
+    for _ in 0..40 {
+        assert_ne!(server.get("/").pid(), frozen);
+    }
+    process::send(frozen, Signal::SIGCONT);
+    wait::until("its turn again", || server.get("/").pid() == frozen);
+    server.stop();
+}
+
+#[test]
+fn what_a_killed_worker_was_offered_is_served_by_others() {
+    let server = dealt(2).start().allow(&["died: killed by SIGKILL"]);
+    let workers = server.worker_pids();
+    // Neither takes anything, so the queues fill up.
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    let mut clients: Vec<Client> = (0..30).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGKILL));
+    for client in &mut clients {
+        assert!(!workers.contains(&client.read().expect("answer").pid()));
+    }
+    server.wait_replaced(2);
+    server.stop();
+}
+
+#[test]
+fn full_workers_are_passed_over_and_what_nobody_can_take_waits() {
+    let server = dealt(2).args(["--worker-connections", "2"]).start();
+    let mut clients: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+    assert_eq!(shares(&mut clients).len(), 2);
+    // Its turn would be with the one that has two.
+    let mut fourth = server.connect();
+    fourth.get("/").expect("answer");
+    clients.push(fourth);
+    let shares = shares(&mut clients);
+    assert!(shares.values().all(|share| *share == 2), "{shares:?}");
+    let mut waits = server.connect();
+    waits.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    assert_eq!(clients[0].get("/cluster").expect("answer").status, 200);
+    clients.pop();
+    assert_eq!(waits.read().expect("its turn has come").text(), "ok\n");
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn every_kind_of_socket_is_dealt_from() {
+    let builder = dealt(2);
+    let path = builder.dir().join("socket");
+    let unix = format!("unix:{}", path.display());
+    let server = builder.bind(["127.0.0.1:0", "[::1]:0", &unix]).start();
+    for address in server.addresses() {
+        let mut pids: Vec<u32> = (0..8)
+            .map(|_| Client::connect(address).and_then(|mut c| c.get("/")).expect("answer").pid())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        assert_eq!(pids.len(), 2, "{address}");
+    }
+    assert_eq!(server.addresses()[2], Address::Unix(path));
+    server.stop();
+}
+
+#[test]
+fn a_storm_of_kills_refuses_nobody() {
+    let deaths = ["died: killed by SIGKILL", "died before it was ready: killed by SIGKILL"];
+    let server = dealt(4).start().allow(&deaths);
+    let load = Load::new_connections(server.address(), 8).start();
+    let kills = amount("PREFORK_STORM", 40);
+    for kill in 0..kills {
+        load.wait_answered(40);
+        let pids = server.worker_pids();
+        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+    }
+    load.wait_answered(40);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    // Only what a worker had begun dies with it.
+    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    wait::until("four workers again", || server.worker_pids().len() == 4);
+    server.stop();
+}
+
+#[test]
+fn the_primary_answers_while_it_is_flooded() {
+    let server = dealt(2).control().start();
+    let base = process::descriptors(server.pid()).len();
+    let stop = Arc::new(AtomicBool::new(false));
+    let flood: Vec<_> = (0..2)
+        .map(|_| {
+            let (stop, to) = (Arc::clone(&stop), server.address().clone());
+            std::thread::spawn(move || {
+                let mut made = 0;
+                while !stop.load(Relaxed) {
+                    made += usize::from(Client::connect(&to).is_ok());
+                }
+                made
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(server.status()["primary"]["phase"], "running");
+    }
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    stop.store(true, Relaxed);
+    let made: usize = flood.into_iter().map(|one| one.join().expect("a client panicked")).sum();
+    assert!(made > 100, "{made} connections are no flood");
+    wait::until("as many descriptors as before", || {
+        process::descriptors(server.pid()).len() == base
+    });
+    server.stop();
+}
+
+#[test]
+fn a_primary_without_descriptors_rests_and_goes_on() {
+    // Enough to start with, and then a control client each takes one away.
+    let limited = r#"ulimit -n 40; exec "$0" "$@""#;
+    let server = dealt(1).control().script(limited).start().allow(&["cannot accept on", "control"]);
+    let base = process::descriptors(server.pid()).len();
+    let clients: Vec<_> = (base..40)
+        .map(|_| std::os::unix::net::UnixStream::connect(server.control()).expect("connect"))
+        .collect();
+    wait::until("no descriptor left", || process::descriptors(server.pid()).len() >= 40);
+    let mut waits = server.connect();
+    waits.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    server.wait_log("cannot accept on");
+    let share = process::share_of_a_core(server.pid());
+    assert!(share < 0.5, "it uses {share} of a core while it rests");
+    assert_eq!(server.count_log("cannot accept on"), 1);
+    drop(clients);
+    assert_eq!(waits.read().expect("answer").status, 200);
+    server.stop();
+}
