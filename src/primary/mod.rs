@@ -139,14 +139,7 @@ impl Primary {
                 upgrade::go_on(manifest, listeners.slots(), policy, seed, &config)
             }
         };
-        let control = match requests::open(&config.control, &mut journal) {
-            // There is no way back from an exec: what was taken over serves on, without a control socket.
-            Err(e) if left.is_some() => {
-                journal.control_failed(&e);
-                None
-            }
-            opened => opened?,
-        };
+        let control = requests::open(&config.control, left.is_some(), &mut journal)?;
         let mut primary = Primary {
             configs,
             reread,

@@ -9,22 +9,29 @@ use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, S
 use crate::error::Result;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 
-/// Opens the control socket. One that was named must work; one that was not is no reason to refuse to serve.
-pub(super) fn open(control: &ControlSocket, journal: &mut Journal) -> Result<Option<Server>> {
-    let server = match control {
+/// Opens the control socket. One that was named must work, unless something was `taken_over`: there is no way back
+/// from an exec. One that was not named is no reason to refuse to serve.
+pub(super) fn open(
+    control: &ControlSocket,
+    taken_over: bool,
+    journal: &mut Journal,
+) -> Result<Option<Server>> {
+    let (opened, must) = match control {
         ControlSocket::Off => return Ok(None),
-        ControlSocket::Path(path) => Server::bind(path)?,
-        ControlSocket::Auto => match auto() {
-            Ok(Some(server)) => server,
-            Ok(None) => {
-                journal.no_control();
-                return Ok(None);
-            }
-            Err(e) => {
-                journal.control_failed(&e);
-                return Ok(None);
-            }
-        },
+        ControlSocket::Path(path) => (Server::bind(path).map(Some), !taken_over),
+        ControlSocket::Auto => (auto(), false),
+    };
+    let server = match opened {
+        Ok(Some(server)) => server,
+        Ok(None) => {
+            journal.no_control();
+            return Ok(None);
+        }
+        Err(e) if must => return Err(e),
+        Err(e) => {
+            journal.control_failed(&e);
+            return Ok(None);
+        }
     };
     journal.control_at(server.path());
     Ok(Some(server))
