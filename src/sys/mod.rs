@@ -5,6 +5,7 @@
 //! happens to. What can be said with nix or socket2 without `unsafe` is said so, here or elsewhere.
 #![expect(unsafe_code, reason = "this is the one room that may touch the kernel by hand")]
 
+pub(crate) mod byte_lock;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;
@@ -16,6 +17,7 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod title;
 pub(crate) mod wait;
+pub(crate) mod words;
 
 use std::io;
 
