@@ -1,27 +1,15 @@
-//! One process does it, and if that dies, another.
-//!
-//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`sys::byte_lock`): at that very
-//! moment, for whatever reason, and not one moment before. No lease can run out while its holder is slow, and nobody
-//! has to watch anybody. Who waits does so in a thread that sleeps in the kernel: neither the event loop is
-//! blocked, nor is anything polled. There is at most one such thread for each role in a process.
+//! One process does it, and if that dies, another: what the application sees of a role. How it works: `role.rs`.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use super::members::{self, Members};
 use super::registry::{self, Thing};
+use super::role::{Here, Role, State};
 use crate::error::{Error, Result};
-use crate::sys::byte_lock::{ByteLocks, Waited};
-
-/// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait in.
-const AGAIN: Duration = Duration::from_millis(50);
-/// The waiting thread calls one function.
-const STACK: usize = 128 << 10;
+use crate::sys::byte_lock::ByteLocks;
 
 /// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
 ///
@@ -61,38 +49,6 @@ pub struct Lead {
     pid: u32,
 }
 
-struct Role {
-    name: &'static str,
-    locks: &'static ByteLocks,
-    byte: u64,
-    here: Mutex<Here>,
-}
-
-/// How the role stands in this process.
-#[derive(Debug)]
-struct Here {
-    /// Whose this is. A fork copies it and not the lock, so a child begins anew.
-    pid: u32,
-    state: State,
-    /// Those who wait in this process, by number.
-    waiting: Vec<(u64, Waker)>,
-    next: u64,
-}
-
-#[derive(Debug)]
-enum State {
-    /// Nobody here has the lock or waits for it.
-    Idle,
-    /// A thread sleeps in the kernel until the lock is ours.
-    Asleep,
-    /// The lock is ours, and the first of those who wait here may take it.
-    Offered,
-    /// Somebody here leads.
-    Led,
-    /// The kernel did not let us wait.
-    Failed(io::Error),
-}
-
 impl Leadership {
     /// Declares a role among the workers of this cluster, before it serves. An upgrade to a new binary
     /// begins anew: while old workers finish, one of them and one of the new may both lead. See
@@ -121,8 +77,7 @@ impl Leadership {
     }
 
     fn declare(name: &'static str, locks: &'static ByteLocks, byte: u64) -> Result<Leadership> {
-        let here = Here { pid: 0, state: State::Idle, waiting: Vec::new(), next: 0 };
-        let role = Leadership(Box::leak(Box::new(Role { name, locks, byte, here: here.into() })));
+        let role = Leadership(Box::leak(Box::new(Role::new(name, locks, byte))));
         registry::declare(name, Thing::Role(role))?;
         Ok(role)
     }
@@ -191,7 +146,7 @@ impl Wait {
                 Ok(true) => return Poll::Ready(Ok(self.take(&mut here))),
                 Ok(false) => {
                     self.wait(&mut here, context);
-                    if let Err(e) = self.role.sleep() {
+                    if let Err(e) = role.sleep() {
                         self.leave(&mut here);
                         return Poll::Ready(Err(role.refused(e)));
                     }
@@ -254,67 +209,6 @@ impl Drop for Lead {
         if here.pid == self.pid {
             self.role.0.let_go(&mut here);
         }
-    }
-}
-
-impl Leadership {
-    /// Starts the thread that waits. It ends with the lock, which belongs to the process and not to the thread.
-    fn sleep(self) -> io::Result<()> {
-        let role = self.0;
-        let thread = std::thread::Builder::new().name("leadership".to_string()).stack_size(STACK);
-        thread.spawn(move || role.wait_for_lock()).map(drop)
-    }
-}
-
-impl Role {
-    fn wait_for_lock(&self) {
-        let waited = loop {
-            match self.locks.lock(self.byte) {
-                Ok(Waited::Locked) => break Ok(()),
-                // The leader waits for a role of ours. That is no deadlock, as its loop goes on meanwhile.
-                Ok(Waited::Circle) => std::thread::park_timeout(AGAIN),
-                Err(e) => break Err(e),
-            }
-        };
-        let mut here = self.here();
-        match waited {
-            Ok(()) if here.waiting.is_empty() => self.let_go(&mut here),
-            Ok(()) => here.state = State::Offered,
-            Err(_) if here.waiting.is_empty() => here.state = State::Idle,
-            Err(e) => here.state = State::Failed(e),
-        }
-        here.wake_all();
-    }
-
-    /// Gives the role back to the kernel. Others in this process try again, beside the other processes.
-    fn let_go(&self, here: &mut Here) {
-        // The lock is ours and the file open: there is nothing that this could fail of, nor anything else to do.
-        if let Err(e) = self.locks.unlock(self.byte) {
-            log::error!("cannot resign from the role {:?}: {e}", self.name);
-        }
-        here.state = State::Idle;
-        here.wake_all();
-    }
-
-    /// How the role stands in this process, and in no other that it was forked from.
-    fn here(&self) -> MutexGuard<'_, Here> {
-        // Nothing panics with the lock held, except a foreign waker; the state is whole before it is called.
-        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
-        let pid = std::process::id();
-        if here.pid != pid {
-            *here = Here { pid, state: State::Idle, waiting: Vec::new(), next: 0 };
-        }
-        here
-    }
-
-    fn refused(&self, error: io::Error) -> Error {
-        Error::system(format!("wait for the role {:?}", self.name), error)
-    }
-}
-
-impl Here {
-    fn wake_all(&self) {
-        self.waiting.iter().for_each(|(_, waker)| waker.wake_by_ref());
     }
 }
 

@@ -53,6 +53,7 @@ mod leadership_tests;
 mod limiter;
 mod members;
 mod registry;
+mod role;
 mod stripes;
 
 pub use cache::{NotStored, SharedCache};
