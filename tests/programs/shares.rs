@@ -172,14 +172,21 @@ pub(super) fn roles(told: Told) -> Result<ExitCode> {
 /// Two workers each lead one role and then wait for the other's.
 pub(super) fn circle(told: Told) -> Result<ExitCode> {
     let roles = [Leadership::new("one")?, Leadership::new("two")?];
+    let waiting = SharedGauge::new("waiting")?;
     let (go, stop, _) = flags()?;
     Cluster::new(told.config).serve(move |worker: Worker| async move {
         let slot = worker.slot().0 as usize % 2;
+        // A replacement has nothing to do with it, or it could be the heir.
+        let first_two = worker.id().0 <= 2;
         tokio::task::spawn_local(async move {
+            if !first_two {
+                return;
+            }
             let first = roles[slot].lead().await;
             while roles[1 - slot].leader().is_none() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
+            let _waiting = waiting.hold(1);
             let second = roles[1 - slot].lead().await;
             std::future::pending::<()>().await;
             drop((first, second));
