@@ -42,8 +42,7 @@ impl SharedCounter {
         self.0.add([(0, by)]);
     }
 
-    /// The sum of all that was added by anybody. Two readings never go backwards for who does not add
-    /// between them more than 2^64.
+    /// The sum of all that was added by anybody. A later reading is never smaller, until the sum wraps.
     pub fn value(&self) -> u64 {
         self.0.sum(0)
     }

@@ -7,7 +7,8 @@ use super::registry::{self, Thing};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// A switch that every worker sees at once: maintenance mode, a feature, "the warm-up is done". Not set at first.
+/// A switch that every worker sees at once: maintenance mode, a feature, "the warm-up is done". Not set at
+/// first.
 ///
 /// ```
 /// use tokio_prefork::SharedFlag;

@@ -17,9 +17,9 @@ static FIRST_USE: Mutex<()> = Mutex::new(());
 
 /// The sum of what each living process says: open streams, jobs under way, bytes in a buffer.
 ///
-/// Each worker has a part of its own. What a worker said is forgotten at the moment of its death, so one that was
-/// killed with three streams open does not leave three streams behind for ever. Up to 1024 processes can have a
-/// part at the same time; what others say is not counted. Takes 64 bytes for each process.
+/// Each worker has a part of its own. What a worker said is forgotten at the moment of its death, so one that
+/// was killed with three streams open does not leave three streams behind for ever. Up to 1024 processes can
+/// have a part at the same time; what others say is not counted. Takes 64 bytes for each process.
 ///
 /// ```
 /// use tokio_prefork::SharedGauge;

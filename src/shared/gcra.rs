@@ -1,9 +1,9 @@
 //! The rule of the rate limiter, without a clock: a token bucket as one number (GCRA).
 //!
-//! The number is the *theoretical arrival time*: when the bucket would be full again if nobody asked any
-//! more. One token is one `interval` of time. Whoever takes a token moves it on by one interval, and may do so as
-//! long as it stays at most `burst` intervals ahead of now. So one word that only grows is the whole state,
-//! and one compare-and-swap takes tokens from all workers at once: nothing can be left half done.
+//! The number is the *theoretical arrival time*: when the bucket would be full again if nobody asked any more.
+//! One token is one `interval` of time. Whoever takes a token moves it on by one interval, and may do so as
+//! long as it stays at most `burst` intervals ahead of now. So one word that only grows is the whole state, and
+//! one compare-and-swap takes tokens from all workers at once: nothing can be left half done.
 
 use std::time::Duration;
 
@@ -33,11 +33,11 @@ impl Rule {
         Some(Rule { interval, ahead })
     }
 
-    /// What the state becomes if `n` tokens are taken now, or else how long to wait until they could be. `None` if
-    /// they never could: the bucket does not hold so many.
+    /// What the state becomes if `n` tokens are taken now, or else how long to wait until they could be. `None`
+    /// if they never could: the bucket does not hold so many.
     ///
-    /// The state must have been read before the clock. Then no honest state is more than `ahead` in the future; one
-    /// that is was written by a stray pointer, and counts as a bucket that is empty.
+    /// The state must have been read before the clock. Then no honest state is more than `ahead` in the future;
+    /// one that is was written by a stray pointer, and counts as a bucket that is empty.
     pub(super) fn take(self, state: u64, now: u64, n: u32) -> Option<Result<u64, Duration>> {
         let cost = self.interval.checked_mul(u64::from(n)).filter(|cost| *cost <= self.ahead)?;
         let limit = now.saturating_add(self.ahead);
@@ -120,8 +120,8 @@ mod tests {
             }
         }
 
-        /// Workers that read the state, stop for a while, read the clock, stop, and then swap, in any order: no window
-        /// of time admits more than the burst and what flows in.
+        /// Workers that read the state, stop for a while, read the clock, stop, and then swap, in any order: no
+        /// window of time admits more than the burst and what flows in.
         #[test]
         fn no_window_admits_too_many_however_workers_interleave(
             interval in 1..50u64,

@@ -13,9 +13,9 @@ const MOST_BOUNDS: usize = 256;
 
 /// Observations over all workers, the dead ones too, counted in buckets with fixed bounds.
 ///
-/// A bucket counts what is at most its bound and more than the bound before; one more bucket counts what is above them
-/// all. The number of observations is the sum of the buckets, so the two always agree; a worker that is killed
-/// in mid-update may be missing in [`HistogramSnapshot::sum`] with that one observation.
+/// A bucket counts what is at most its bound and more than the bound before; one more bucket counts what is
+/// above them all. The number of observations is the sum of the buckets, so the two always agree; a worker that
+/// is killed in mid-update may be missing in [`HistogramSnapshot::sum`] with that one observation.
 ///
 /// ```
 /// use tokio_prefork::SharedHistogram;
@@ -91,8 +91,8 @@ impl HistogramSnapshot {
         self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
-    /// The least bound that at least the share `q` (0 to 1) of the observations does not exceed. `None` if there were
-    /// none, or if it lies above all bounds.
+    /// The least bound that at least the share `q` (0 to 1) of the observations does not exceed. `None` if
+    /// there were none, or if it lies above all bounds.
     pub fn quantile(&self, q: f64) -> Option<u64> {
         let wanted = (q.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0);
         let mut below = 0.0;

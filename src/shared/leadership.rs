@@ -1,4 +1,5 @@
-//! One process does it, and if that dies, another: what the application sees of a role. How it works: `role.rs`.
+//! One process does it, and if that dies, another: what the application sees of a role. How it works:
+//! `role.rs`.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -13,9 +14,9 @@ use crate::sys::byte_lock::ByteLocks;
 
 /// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
 ///
-/// Each worker that is ready to take the role waits in [`lead`](Leadership::lead). When the leader dies, resigns or is
-/// replaced, the kernel wakes one of them. A leader that is frozen or stopped still leads, until the
-/// watchdog kills it: what does not die may yet go on with its work.
+/// Each worker that is ready to take the role waits in [`lead`](Leadership::lead). When the leader dies,
+/// resigns or is replaced, the kernel wakes one of them. A leader that is frozen or stopped still leads, until
+/// the watchdog kills it: what does not die may yet go on with its work.
 ///
 /// A worker that drains should resign, so that another leads while it still finishes requests:
 ///
@@ -50,9 +51,9 @@ pub struct Lead {
 }
 
 impl Leadership {
-    /// Declares a role among the workers of this cluster, before it serves. An upgrade to a new binary
-    /// begins anew: while old workers finish, one of them and one of the new may both lead. See
-    /// [`in_file`](Leadership::in_file) if that must not be.
+    /// Declares a role among the workers of this cluster, before it serves. An upgrade to a new binary begins
+    /// anew: the worker that proves it, and the new ones while old ones finish, know nothing of the old
+    /// leader, so two may lead for a while. See [`in_file`](Leadership::in_file) if that must not be.
     ///
     /// # Errors
     /// The name is taken or no name for a metric, this is a worker, or the system refuses memory for it.
@@ -62,9 +63,9 @@ impl Leadership {
         Leadership::declare(name, locks, byte)
     }
 
-    /// Declares a role among all processes of this machine that use the same name in the same file, over upgrades too.
-    /// The file is made if need be (mode 0600) and stays empty. It must be on a local file system, and nothing
-    /// else in this process may open it: closing it again would let go of the role.
+    /// Declares a role among all processes of this machine that use the same name in the same file, over
+    /// upgrades too. The file is made if need be (mode 0600) and stays empty. It must be on a local file
+    /// system, and nothing else in this process may open it: closing it again would let go of the role.
     ///
     /// # Errors
     /// As [`Leadership::new`], or the file cannot be had.
@@ -82,8 +83,9 @@ impl Leadership {
         Ok(role)
     }
 
-    /// Waits until this process has the role, and leads until the [`Lead`] is dropped. Within a process too, one at a
-    /// time leads. Can be dropped at any time, then it no longer waits. Needs no runtime in particular.
+    /// Waits until this process has the role, and leads until the [`Lead`] is dropped. Within a process too,
+    /// one at a time leads. Can be dropped at any time, then it no longer waits. Needs no runtime in
+    /// particular.
     ///
     /// # Errors
     /// The system refuses the thread that waits, or the lock.
@@ -92,8 +94,8 @@ impl Leadership {
         poll_fn(|context| wait.poll(context)).await
     }
 
-    /// Waits until this process has the role, does the work, and resigns. If the worker dies in between, another
-    /// begins from the start.
+    /// Waits until this process has the role, does the work, and resigns. If the worker dies in between,
+    /// another begins from the start.
     ///
     /// # Errors
     /// As [`Leadership::lead`]; then the work was not begun.

@@ -10,12 +10,13 @@ use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// A token bucket for the whole cluster. It never admits more than `burst + rate * t` calls of those that begin within
-/// any span `t`, however many workers ask, and admits all it may: nothing is divided among the workers.
+/// A token bucket for the whole cluster. Of the calls that begin and return within any span `t` it never
+/// admits more than `burst + rate * t`, however many workers ask, and it admits all that it may: nothing is
+/// divided among the workers.
 ///
-/// Its state is one atomic word, changed by one instruction, so a worker that is killed has taken its token or has not. What was
-/// admitted and refused is counted as `NAME_admitted` and `NAME_refused`. The time is the monotonic clock:
-/// setting the date changes nothing.
+/// Its state is one atomic word, changed by one instruction, so a worker that is killed has taken its token or
+/// has not. What was admitted and refused is counted as `NAME_admitted` and `NAME_refused`. The time is the
+/// monotonic clock: setting the date changes nothing.
 ///
 /// ```
 /// use std::time::Duration;
@@ -32,10 +33,10 @@ pub struct RateLimiter(&'static Buckets);
 
 /// A [`RateLimiter`] for each key, such as a client's address, in memory of a fixed size.
 ///
-/// A key has its bucket by its hash. Two keys may meet in the same one and then share its rate, so a key may get less than
-/// its rate but never more, and nobody can fill a table. Choose several times as many buckets as there are keys at
-/// the same time: with 16 times as many, a key shares its bucket in about 6 of 100 cases. The hash is keyed
-/// at random, the same in all workers, so that nobody can choose whom to meet.
+/// A key has its bucket by its hash. Two keys may meet in the same one and then share its rate, so a key may
+/// get less than its rate but never more, and nobody can fill a table. Choose several times as many buckets as
+/// there are keys at the same time: with 16 times as many, a key shares its bucket in about 6 of 100 cases. The
+/// hash is keyed at random, the same in all workers, so that nobody can choose whom to meet.
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,8 +67,8 @@ struct Buckets {
 }
 
 impl RateLimiter {
-    /// Declares a limiter of `rate` in each `per`, with up to `burst` at once, before the cluster serves. It begins
-    /// with a full bucket. The time between two tokens is rounded up to whole nanoseconds.
+    /// Declares a limiter of `rate` in each `per`, with up to `burst` at once, before the cluster serves. It
+    /// begins with a full bucket. The time between two tokens is rounded up to whole nanoseconds.
     ///
     /// # Errors
     /// A number is zero or a full bucket would take more than a hundred years; the name is taken or no name

@@ -1,9 +1,9 @@
 //! State that all workers share without sending messages: in shared memory, declared before the fork.
 //!
-//! A worker of this cluster is a process, so an ordinary counter, cache or limiter counts, caches or limits for that
-//! worker only. What is declared here, before [`Cluster::serve`](crate::Cluster::serve), every worker has: those of the
-//! start, and those that are forked later for a dead one, a reload or a larger `scale`. The handles are small and
-//! `Copy`; move them into the function that serves.
+//! A worker of this cluster is a process, so an ordinary counter, cache or limiter counts, caches or limits for
+//! that worker only. What is declared here, before [`Cluster::serve`](crate::Cluster::serve), every worker has:
+//! those of the start, and those that are forked later for a dead one, a reload or a larger `scale`. The
+//! handles are small and `Copy`; move them into the function that serves.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -28,16 +28,17 @@
 //! # }
 //! ```
 //!
-//! **What a death does.** A worker may be killed between any two instructions. Each change is one atomic instruction, or is
-//! made so that the survivors see that it was not finished. No lock of a dead worker holds up anybody.
+//! **What a death does.** A worker may be killed between any two instructions. Each change is one atomic
+//! instruction, or is made so that the survivors see that it was not finished. No lock of a dead worker holds
+//! up anybody.
 //!
-//! **What it does not protect from.** Unlike its own page of the scoreboard, this memory every worker can write. One
-//! that writes through wild pointers can make these figures wrong and values of a cache false; no figure
-//! is used as a length, an index or a pid without a check, so it can not crash the others through them.
+//! **What it does not protect from.** Unlike its own page of the scoreboard, this memory every worker can
+//! write. One that writes through wild pointers can make these figures wrong and values of a cache false; no
+//! figure is used as a length, an index or a pid without a check, so it can not crash the others through them.
 //!
-//! **An upgrade begins anew.** A new binary executed in place gets fresh memory: counters at zero, an empty cache, a full bucket.
-//! What must go on belongs in a store outside. A role that must not be had twice meanwhile can be tied to a
-//! file: [`Leadership::in_file`].
+//! **An upgrade begins anew.** A new binary executed in place gets fresh memory: counters at zero, an empty
+//! cache, a full bucket. What must go on belongs in a store outside. A role that must not be had twice
+//! meanwhile can be tied to a file: [`Leadership::in_file`].
 //!
 //! [`snapshot`] reads everything that was declared, by name.
 

@@ -1,9 +1,9 @@
 //! A role as it stands in this process, and the thread that waits for it.
 //!
-//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`sys::byte_lock`): at that very
-//! moment, for whatever reason, and not one moment before. No lease can run out while its holder is slow, and nobody
-//! has to watch anybody. Who waits does so in a thread that sleeps in the kernel: neither the event loop is
-//! blocked, nor is anything polled. There is at most one such thread for each role in a process.
+//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`sys::byte_lock`): at
+//! that very moment, for whatever reason, and not one moment before. No lease can run out while its holder is
+//! slow, and nobody has to watch anybody. Who waits does so in a thread that sleeps in the kernel: neither the
+//! event loop is blocked, nor is anything polled. There is at most one such thread for each role in a process.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,8 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::sys::byte_lock::{ByteLocks, Waited};
 
-/// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait in.
+/// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait
+/// in.
 const AGAIN: Duration = Duration::from_millis(50);
 /// The waiting thread calls one function.
 const STACK: usize = 128 << 10;
@@ -84,7 +85,8 @@ impl Role {
 
     /// Gives the role back to the kernel. Others in this process try again, beside the other processes.
     pub(super) fn let_go(&self, here: &mut Here) {
-        // The lock is ours and the file open: there is nothing that this could fail of, nor anything else to do.
+        // The lock is ours and the file open: there is nothing that this could fail of, nor anything else to
+        // do.
         if let Err(e) = self.locks.unlock(self.byte) {
             log::error!("cannot resign from the role {:?}: {e}", self.name);
         }

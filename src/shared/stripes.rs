@@ -1,10 +1,10 @@
 //! Sums that many processes add to without slowing each other down.
 //!
-//! A sum is kept in 32 *stripes*, each on cache lines of its own, and one adds to the stripe of the processor one runs on. So two
-//! workers that run at the same time rarely touch the same line. The processor and not the slot of the worker
-//! chooses, because state is declared before there are slots, and also because a dead worker then leaves
-//! nothing behind that is its own: the sum simply stays. If the kernel moves us in between, the sum is
-//! right all the same, as each addition is atomic.
+//! A sum is kept in 32 *stripes*, each on cache lines of its own, and one adds to the stripe of the processor
+//! one runs on. So two workers that run at the same time rarely touch the same line. The processor and not the
+//! slot of the worker chooses, because state is declared before there are slots, and also because a dead worker
+//! then leaves nothing behind that is its own: the sum simply stays. If the kernel moves us in between, the sum
+//! is right all the same, as each addition is atomic.
 //!
 //! All accesses are Relaxed: every word is a sum of its own, and no other memory is read because of it.
 

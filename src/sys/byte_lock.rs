@@ -1,10 +1,10 @@
 //! Locks that the kernel lets go of when their process dies: one for each byte of a file.
 //!
-//! These are POSIX record locks (`F_SETLK`), which belong to a *process*. The alternatives belong to an open file
-//! description, which a fork shares: every worker would have to open the file again, and a grandchild that
-//! inherited the description would hold the lock of a dead worker. Also, these tell who holds one (`F_GETLK`). Their known
-//! trap is that closing *any* descriptor of the file drops all locks of the process, so a file of ours is
-//! never closed. A lock is not inherited over fork.
+//! These are POSIX record locks (`F_SETLK`), which belong to a *process*. The alternatives belong to an open
+//! file description, which a fork shares: every worker would have to open the file again, and a grandchild that
+//! inherited the description would hold the lock of a dead worker. Also, these tell who holds one (`F_GETLK`).
+//! Their known trap is that closing *any* descriptor of the file drops all locks of the process, so a file of
+//! ours is never closed. A lock is not inherited over fork.
 
 use std::fs::OpenOptions;
 use std::io;

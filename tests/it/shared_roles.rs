@@ -63,6 +63,21 @@ fn a_leader_that_drains_resigns_and_one_of_the_new_workers_leads() {
 }
 
 #[test]
+fn a_role_in_a_file_is_one_for_all_clusters_and_outlives_each() {
+    let dir = tempfile::tempdir().expect("directory");
+    let file = format!("file={}", dir.path().join("cron").display());
+    let cluster = || Builder::program("shared-roles").workers(2).args([&file]).start();
+    let (first, second) = (cluster(), cluster());
+    let led = some_leader(&first, "cron");
+    assert!(first.worker_pids().contains(&led));
+    assert_eq!(leader(&second, "cron"), Some(led), "the other cluster waits, and knows for whom");
+    first.stop();
+    let next = wait::until_some("another leader", || leader(&second, "cron"));
+    assert!(second.worker_pids().contains(&next));
+    second.stop();
+}
+
+#[test]
 fn waiting_for_a_role_costs_no_processor_time() {
     let server = start("shared-roles", 2);
     let led = some_leader(&server, "cron");

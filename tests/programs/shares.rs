@@ -1,5 +1,5 @@
-//! Programs about state that all workers share. Each worker is busy with it beside answering `/stop`, which ends that
-//! in all of them, and anything else, which gives a snapshot in JSON.
+//! Programs about state that all workers share. Each worker is busy with it beside answering `/stop`, which
+//! ends that in all of them, and anything else, which gives a snapshot in JSON.
 
 use std::convert::Infallible;
 use std::fs::OpenOptions;
@@ -150,9 +150,12 @@ async fn look(leading: SharedGauge, alone: SharedCounter, together: SharedCounte
     }
 }
 
-/// Each worker is ready to lead, until it drains.
+/// Each worker is ready to lead, until it drains. `file=PATH` shares the role with other clusters.
 pub(super) fn roles(told: Told) -> Result<ExitCode> {
-    let role = Leadership::new("cron")?;
+    let role = match told.value("file") {
+        Ok(path) => Leadership::in_file("cron", path)?,
+        Err(_) => Leadership::new("cron")?,
+    };
     let leading = SharedGauge::new("leading")?;
     let alone = SharedCounter::new("alone")?;
     let together = SharedCounter::new("together")?;

@@ -22,15 +22,16 @@ const LARGEST: usize = 16 << 20;
 
 /// Bytes to bytes, for all workers, with expiry: what one worker has computed or fetched, the others have too.
 ///
-/// **Size.** `entries` (rounded up to a multiple of 8) entries are reserved, each with room for `bytes` bytes of key and
-/// value together. Room that was never used takes no memory; the most is about `entries * (bytes + 64)`. For large and small
-/// values make two caches.
+/// **Size.** `entries` (rounded up to a multiple of 8) entries are reserved, each with room for `bytes` bytes
+/// of key and value together, and takes about 64 bytes more. Room that was never used takes no memory. For
+/// large and small values make two caches.
 ///
 /// **Eviction.** A key has eight places by its hash. If all are taken by others, one that has expired gives
 /// way, or else one that was not read of late (CLOCK). So an entry may be evicted before the cache is full.
 ///
-/// **Death.** [`get`](SharedCache::get) never waits for a writer, alive or dead: an entry under change is a miss, and no mix of two
-/// values is ever returned. What a killed worker left half written is cleared by the next writer that comes by.
+/// **Death.** [`get`](SharedCache::get) never waits for a writer, alive or dead: an entry under change is a
+/// miss, and no mix of two values is ever returned. What a killed worker left half written is cleared by the
+/// next writer that comes by.
 ///
 /// What happens is counted as `NAME_hits`, `NAME_misses`, `NAME_evictions`, and `NAME_repairs`: half written
 /// entries that were cleared.
@@ -78,8 +79,8 @@ struct Inner {
 }
 
 impl SharedCache {
-    /// Declares a cache for so many entries, of up to `bytes` bytes of key and value together, before the cluster
-    /// serves.
+    /// Declares a cache for so many entries, of up to `bytes` bytes of key and value together, before the
+    /// cluster serves.
     ///
     /// # Errors
     /// A number is zero, or `bytes` more than 16 MiB; the name is taken or no name for a metric, this is a
@@ -116,8 +117,8 @@ impl SharedCache {
         self.get_at(key, sys::process::monotonic_ns())
     }
 
-    /// Stores a value, in place of what the key had, until `ttl` has passed, or for as long as there is room. Time in which the
-    /// machine sleeps does not count.
+    /// Stores a value, in place of what the key had, until `ttl` has passed, or for as long as there is room.
+    /// Time in which the machine sleeps does not count.
     ///
     /// # Errors
     /// See [`NotStored`].

@@ -1,7 +1,7 @@
 //! Eight entries, one of which a key is in or nowhere, and the lock of those who write them.
 //!
-//! The lock is one word: the owner (see `members`) or zero. Who finds an owner that is dead takes the lock over from it,
-//! clears what it had begun, and goes on. Readers do not look at the lock.
+//! The lock is one word: the owner (see `members`) or zero. Who finds an owner that is dead takes the lock over
+//! from it, clears what it had begun, and goes on. Readers do not look at the lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -112,8 +112,8 @@ impl Writing<'_> {
         self.set.slots().for_each(Slot::clear);
     }
 
-    /// Where a key goes: where it is; else where nothing is or what is there has expired; else the CLOCK decides, which passes
-    /// over what was read since it last came by.
+    /// Where a key goes: where it is; else where nothing is or what is there has expired; else the CLOCK
+    /// decides, which passes over what was read since it last came by.
     fn place(&self, hash: u64, key: &[u8], now: u64) -> (Slot<'_>, bool) {
         if let Some(same) = self.set.slots().find(|slot| slot.has(hash, key)) {
             return (same, false);
