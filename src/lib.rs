@@ -24,6 +24,7 @@ mod pid_file;
 mod primary;
 mod scoreboard;
 mod seed;
+pub mod shared;
 mod socket_file;
 mod span;
 mod steering;
@@ -42,4 +43,8 @@ pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
+pub use shared::{
+    KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
+    SharedHistogram,
+};
 pub use worker::{BoxError, Stream, Worker};

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "this is the one room that may touch the kernel by hand")]
 
 pub(crate) mod bpf;
+pub(crate) mod byte_lock;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;
@@ -19,6 +20,7 @@ pub(crate) mod socket;
 pub(crate) mod tcp_info;
 pub(crate) mod title;
 pub(crate) mod wait;
+pub(crate) mod words;
 
 use std::io;
 

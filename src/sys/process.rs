@@ -42,6 +42,11 @@ pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     Ok(getppid().as_raw() == primary as i32)
 }
 
+/// Whether this process was forked as a worker.
+pub(crate) fn is_worker() -> bool {
+    PRIMARY.load(Ordering::Relaxed) != 0
+}
+
 /// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns
 /// `false` if the parent is already gone. For processes that hold nothing of anybody.
 pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {
@@ -114,6 +119,14 @@ pub(crate) fn describe(pid: u32) -> Option<String> {
 pub(crate) fn monotonic_ms() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
         Ok(now) => now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000,
+        Err(_) => 0,
+    }
+}
+
+/// Nanoseconds on the monotonic clock, the same for every process of this machine.
+pub(crate) fn monotonic_ns() -> u64 {
+    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
+        Ok(now) => now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
         Err(_) => 0,
     }
 }

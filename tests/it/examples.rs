@@ -1,6 +1,7 @@
 //! What the examples promise in their first lines.
 
 use crate::support::command::Builder;
+use crate::support::wait;
 
 #[test]
 fn hello_counts_in_each_worker() {
@@ -40,5 +41,22 @@ fn preload_looks_up_and_tells_its_memory() {
     assert_eq!(server.get("/12").text(), "144\n");
     let told = server.get("/").text().to_string();
     assert!(told.contains("private") && told.contains("shared"), "{told}");
+    server.stop();
+}
+
+#[test]
+fn shared_state_is_shared() {
+    let server = Builder::example("shared_state").start();
+    assert_eq!(server.get("/fib/20").text(), "6765 (computed)\n");
+    // Whoever answers.
+    for _ in 0..10 {
+        assert_eq!(server.get("/fib/20").text(), "6765 (from the cache)\n");
+    }
+    let limited = (0..10).filter(|_| server.get("/limited").status == 429).count();
+    assert!((1..=5).contains(&limited), "{limited}");
+    wait::until("the leader ticks", || {
+        !server.get("/").text().contains("ticks: Counter { value: 0 }")
+    });
+    assert!(server.get("/").text().contains("leader: Some("));
     server.stop();
 }

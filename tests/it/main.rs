@@ -9,6 +9,7 @@
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
+//! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.
 
 mod support;
@@ -41,6 +42,8 @@ mod round_robin;
 mod round_robin_changes;
 mod scale;
 mod scoreboard;
+mod shared_roles;
+mod shared_state;
 mod static_files;
 mod stop;
 mod tidy;

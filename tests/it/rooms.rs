@@ -17,6 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("listener", &["error", "sys", "config", "identity", "systemd", "upgrade", "socket_file"]),
     ("ipc", &["error", "sys", "config", "identity"]),
     ("scoreboard", &["error", "sys", "config", "identity"]),
+    ("shared", &["error", "sys"]),
     ("systemd", &["error", "sys", "config", "identity"]),
     ("upgrade", &["error", "sys", "config", "identity", "scoreboard::Counters"]),
     ("pool", &["error", "sys", "config", "identity"]),

@@ -3,6 +3,7 @@
 
 mod boots;
 mod serves;
+mod shares;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -45,6 +46,12 @@ fn main() -> ExitCode {
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
         "waiting" => serves::waiting(told),
+        "shared-counter" => shares::counter(told),
+        "shared-limiter" => shares::limiter(told),
+        "shared-cache" => shares::cache(told),
+        "shared-roles" => shares::roles(told),
+        "shared-circle" => shares::circle(told),
+        "shared-too-late" => shares::too_late(told),
         _ => Err(Error::application("no such program", &name)),
     });
     done.unwrap_or_else(|e| {

@@ -1,0 +1,233 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::shared::members::Owner;
+
+const LONG_DEAD: u64 = 5 * 1024 + 1023;
+
+fn ns(ns: u64) -> Option<Duration> {
+    Some(Duration::from_nanos(ns))
+}
+
+#[test]
+fn a_value_is_there_until_it_expires() {
+    let cache = SharedCache::new("cache_expiry", 8, 64).expect("cache");
+    assert_eq!(cache.get_at(b"k", 100), None);
+    cache.insert_at(b"k", b"value", ns(50), 100).expect("stored");
+    assert_eq!(cache.get_at(b"k", 149).as_deref(), Some(&b"value"[..]));
+    assert_eq!(cache.get_at(b"k", 150), None);
+    cache.insert_at(b"k", b"", None, 150).expect("stored");
+    assert_eq!(cache.get_at(b"k", u64::MAX - 1).as_deref(), Some(&b""[..]));
+    assert_eq!((cache.0.hits.value(), cache.0.misses.value()), (2, 2));
+}
+
+#[test]
+fn what_is_too_large_is_refused_and_what_was_there_is_gone() {
+    let cache = SharedCache::new("cache_large", 8, 10).expect("cache");
+    assert_eq!(cache.insert(b"12345", b"12345", None), Ok(()));
+    assert_eq!(cache.insert(b"12345", b"123456", None), Err(NotStored::TooLarge));
+    assert_eq!(cache.get(b"12345"), None);
+    assert_eq!(cache.insert(&[0; 11], b"", None), Err(NotStored::TooLarge));
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn what_is_read_outlives_what_is_not() {
+    let cache = SharedCache::new("cache_clock", 8, 16).expect("cache");
+    for key in 0..8u8 {
+        cache.insert(&[key], &[key], None).expect("stored");
+    }
+    for new in 8..40u8 {
+        assert!(cache.get(&[3]).is_some(), "it was read after each insertion");
+        cache.insert(&[new], &[new], None).expect("stored");
+    }
+    assert_eq!((cache.len(), cache.capacity(), cache.0.evictions.value()), (8, 8, 32));
+    cache.clear().expect("cleared");
+    assert!(cache.is_empty());
+}
+
+#[test]
+fn an_entry_that_expired_gives_way_first() {
+    let cache = SharedCache::new("cache_first", 8, 16).expect("cache");
+    for key in 0..8u8 {
+        let ttl = if key == 5 { ns(10) } else { None };
+        cache.insert_at(&[key], &[key], ttl, 100).expect("stored");
+    }
+    cache.insert_at(b"new", b"", None, 110).expect("stored");
+    let left = (0..8u8).filter(|key| cache.get_at(&[*key], 110).is_some()).count();
+    assert_eq!((left, cache.0.evictions.value()), (7, 0));
+}
+
+#[test]
+fn what_a_dead_writer_left_is_a_miss_and_is_cleared_by_the_next_writer() {
+    let cache = SharedCache::new("cache_dead", 8, 64).expect("cache");
+    cache.insert(b"whole", b"stays", None).expect("stored");
+    cache.insert(b"torn", b"is lost", None).expect("stored");
+    let hash = cache.0.hasher.hash_one(b"torn".as_slice());
+    assert!(!cache.0.members.lives(Owner(LONG_DEAD)));
+    cache.set(hash).slots().find(|slot| slot.has(hash, b"torn")).expect("there").tear();
+    cache.set(hash).leave_with(LONG_DEAD);
+    assert_eq!(cache.get(b"torn"), None);
+    assert_eq!(cache.get(b"whole").as_deref(), Some(&b"stays"[..]));
+    cache.insert(b"new", b"fits", None).expect("the lock of the dead is no obstacle");
+    assert_eq!(cache.get(b"new").as_deref(), Some(&b"fits"[..]));
+    assert_eq!((cache.len(), cache.0.repairs.value()), (2, 1));
+}
+
+#[test]
+fn a_writer_that_lives_and_does_not_finish_is_not_waited_for_long() {
+    let cache = SharedCache::new("cache_busy", 8, 64).expect("cache");
+    cache.insert(b"k", b"old", None).expect("stored");
+    let own = cache.0.members.own().expect("a row");
+    cache.set(0).leave_with(own.0);
+    assert_eq!(cache.insert(b"k", b"new", None), Err(NotStored::Busy));
+    assert_eq!(cache.remove(b"k"), Err(NotStored::Busy));
+    assert_eq!(cache.get(b"k").as_deref(), Some(&b"old"[..]), "readers do not look at the lock");
+}
+
+#[test]
+fn garbage_in_the_memory_is_survived() {
+    let cache = SharedCache::new("cache_garbage", 16, 40).expect("cache");
+    for (i, word) in cache.0.words.iter().enumerate() {
+        word.store((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15), Ordering::Relaxed);
+    }
+    for key in 0..100u8 {
+        let _ = cache.get(&[key]);
+        let _ = cache.insert(&[key], &[key], None);
+        let _ = cache.remove(&[key]);
+    }
+    assert!(cache.len() <= 16);
+}
+
+#[test]
+fn numbers_without_sense_are_refused() {
+    for (entries, bytes) in [(0, 1), (1, 0), (1, LARGEST + 1), (usize::MAX, 1000)] {
+        let error = SharedCache::new("cache_bad", entries, bytes).expect_err("refused");
+        assert!(error.to_string().contains("\"cache_bad\""), "{error}");
+    }
+}
+
+/// A value that is of one piece if all its words are the same.
+fn value_of(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(1 + number as usize % 50)
+}
+
+fn is_whole(value: &[u8]) -> bool {
+    let Some(first) = value.first_chunk::<8>() else { return false };
+    value == value_of(u64::from_le_bytes(*first))
+}
+
+#[test]
+fn readers_never_see_a_mix_of_two_values() {
+    let cache = SharedCache::new("cache_mix", 8, 500).expect("cache");
+    let stop = AtomicBool::new(false);
+    let write = |from: u64| {
+        for number in (from..from + 4_000).chain([from]) {
+            let _ = cache.insert(&[(number % 4) as u8], &value_of(number), None);
+        }
+        stop.store(true, Ordering::Relaxed);
+    };
+    let read = || {
+        let mut seen = 0;
+        while !stop.load(Ordering::Relaxed) || seen == 0 {
+            for value in (0..4u8).filter_map(|key| cache.get(&[key])) {
+                assert!(is_whole(&value), "{value:?}");
+                seen += 1;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| write(1 << 20));
+        scope.spawn(|| write(1 << 40));
+        scope.spawn(read);
+        scope.spawn(read);
+    });
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Insert { key: u8, value: Vec<u8>, ttl: Option<u64> },
+    Get(u8),
+    Remove(u8),
+    Clear,
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let value = proptest::collection::vec(any::<u8>(), 0..40);
+    let ttl = proptest::option::of(1..100u64);
+    prop_oneof![
+        8 => (0..40u8, value, ttl).prop_map(|(key, value, ttl)| Step::Insert { key, value, ttl }),
+        8 => (0..40u8).prop_map(Step::Get),
+        2 => (0..40u8).prop_map(Step::Remove),
+        1 => Just(Step::Clear),
+        4 => (1..60u64).prop_map(Step::Wait),
+    ]
+}
+
+/// A key of varying length, so that values begin at all places.
+fn key_of(key: u8) -> Vec<u8> {
+    vec![key; 1 + usize::from(key) % 20]
+}
+
+/// Runs steps on a cache and on a map. The cache may have forgotten what the map knows only when something
+/// was evicted, and never knows anything else.
+fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut model: HashMap<u8, (Vec<u8>, u64)> = HashMap::new();
+    let (mut now, mut lost) = (1, 0);
+    cache.clear().expect("cleared");
+    let before = cache.0.evictions.value();
+    for step in steps {
+        match step {
+            Step::Insert { key, value, ttl } => {
+                let stored = cache.insert_at(&key_of(key), &value, ttl.and_then(ns), now);
+                let fits = key_of(key).len() + value.len() <= cache.0.bytes;
+                prop_assert_eq!(stored, if fits { Ok(()) } else { Err(NotStored::TooLarge) });
+                model.remove(&key);
+                if fits {
+                    model.insert(key, (value, ttl.map_or(u64::MAX, |ttl| now + ttl)));
+                }
+            }
+            Step::Get(key) => {
+                let known = model.get(&key).filter(|(_, expiry)| *expiry > now);
+                let found = cache.get_at(&key_of(key), now);
+                if found.is_none() && known.is_some() {
+                    model.remove(&key);
+                    lost += 1;
+                } else {
+                    prop_assert_eq!(found.as_ref(), known.map(|(value, _)| value));
+                }
+            }
+            Step::Remove(key) => {
+                let removed = cache.remove(&key_of(key)).expect("free");
+                prop_assert!(!removed || model.contains_key(&key));
+                model.remove(&key);
+            }
+            Step::Clear => {
+                cache.clear().expect("cleared");
+                model.clear();
+            }
+            Step::Wait(ns) => now += ns,
+        }
+        prop_assert!(cache.len_at(now) <= cache.capacity());
+        prop_assert!(lost <= cache.0.evictions.value() - before);
+    }
+    Ok(())
+}
+
+#[test]
+fn it_is_a_map_that_forgets() {
+    let small = SharedCache::new("cache_model_small", 16, 40).expect("cache");
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let steps = proptest::collection::vec(step(), 1..150);
+    runner.run(&steps, |steps| compare(small, steps)).expect("small");
+    assert!(small.0.evictions.value() > 0, "the small one was never full");
+    // Nine of forty keys never meet in one of 128 sets, so nothing may be lost.
+    let roomy = SharedCache::new("cache_model_roomy", 1024, 48).expect("cache");
+    runner.run(&steps, |steps| compare(roomy, steps)).expect("roomy");
+    assert_eq!(roomy.0.evictions.value(), 0);
+}
