@@ -4,14 +4,17 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::logger::one_line;
+use crate::PoolSnapshot;
 use crate::control::{Event, Status, WorkerStatus};
 use crate::span::Span;
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
 
-const HEAD: [&str; 11] =
-    ["ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "SERVING"];
+const HEAD: [&str; 12] = [
+    "ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "POOL",
+    "SERVING",
+];
 
 /// A header and a line for each worker.
 pub(super) fn table(status: &Status) -> String {
@@ -35,7 +38,7 @@ pub(super) fn table(status: &Status) -> String {
     let listeners = status.listeners.join(", ");
     let listeners = if listeners.is_empty() { "nothing any more" } else { &listeners };
     let _ = writeln!(text, "listening on {}\n", one_line(listeners));
-    let rows: Vec<[String; 11]> =
+    let rows: Vec<[String; 12]> =
         std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
@@ -44,7 +47,7 @@ pub(super) fn table(status: &Status) -> String {
         for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
             // Words to the left, numbers to the right.
             let _ = match name {
-                "STATE" | "SERVING" => write!(line, "{cell:<width$}  "),
+                "STATE" | "POOL" | "SERVING" => write!(line, "{cell:<width$}  "),
                 _ => write!(line, "{cell:>width$}  "),
             };
         }
@@ -54,7 +57,7 @@ pub(super) fn table(status: &Status) -> String {
     text
 }
 
-fn row(worker: &WorkerStatus) -> [String; 11] {
+fn row(worker: &WorkerStatus) -> [String; 12] {
     [
         worker.id.to_string(),
         worker.slot.to_string(),
@@ -66,8 +69,21 @@ fn row(worker: &WorkerStatus) -> [String; 11] {
         worker.active.to_string(),
         worker.counters.requests.to_string(),
         worker.beat_age_ms.map_or("-".to_string(), span),
+        pool(&worker.pool),
         serving(worker),
     ]
+}
+
+/// Busy threads of all, their utilisation, and what waits: `2/2 100% +15`.
+fn pool(pool: &PoolSnapshot) -> String {
+    if pool.threads == 0 {
+        return "-".to_string();
+    }
+    let mut text = format!("{}/{} {}%", pool.running, pool.threads, pool.utilisation);
+    if pool.depth > 0 {
+        let _ = write!(text, " +{}", pool.depth);
+    }
+    text
 }
 
 /// The request that holds the event loop, or else the oldest one, and how many others there are.
@@ -139,10 +155,10 @@ mod tests {
              5 restarts, 105 requests\n\
              listening on http://127.0.0.1:3000\n\
              \n\
-             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
-             3     0    2  4712  serving  3 min     2       2       100  50 ms  \
+             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  POOL        SERVING\n \
+             3     0    2  4712  serving  3 min     2       2       100  50 ms  1/1 97% +3  \
              GET /spin (12 s, on the event loop) +1\n \
-             4     1    2     -  forking   0 ms     0       0         0      -  -\n"
+             4     1    2     -  forking   0 ms     0       0         0      -  -           -\n"
         );
     }
 

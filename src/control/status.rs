@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::WorkerId;
-use crate::scoreboard::{Counters, InFlight, WorkerSnapshot};
+use crate::scoreboard::{Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
@@ -77,6 +77,9 @@ pub struct WorkerStatus {
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
+    /// Its CPU pool.
+    #[serde(default)]
+    pub pool: PoolSnapshot,
     /// The requests it is answering, oldest first; not always all of them.
     pub serving: Vec<InFlight>,
 }
@@ -134,6 +137,7 @@ impl WorkerStatus {
             connections: 0,
             active: 0,
             counters: Counters::default(),
+            pool: PoolSnapshot::default(),
             serving: Vec::new(),
         };
         if let Some(figures) = figures {
@@ -142,6 +146,7 @@ impl WorkerStatus {
             worker.connections = figures.connections.min(LARGEST);
             worker.active = figures.active.min(LARGEST);
             worker.counters = figures.counters.at_most(LARGEST);
+            worker.pool = figures.pool.at_most(LARGEST);
             worker.serving = figures.serving;
             for request in &mut worker.serving {
                 request.age_ms = request.age_ms.min(LARGEST);
@@ -185,8 +190,13 @@ pub(super) mod tests {
             connections: u64::MAX,
             active: u64::MAX,
             counters: Counters { requests: u64::MAX, ..Counters::default() },
-            serving: vec![request; 28],
+            pool: mad_pool(),
+            serving: vec![request; 24],
         }
+    }
+
+    fn mad_pool() -> PoolSnapshot {
+        PoolSnapshot { wait: [u64::MAX; 24], run: [u64::MAX; 24], ..PoolSnapshot::default() }
     }
 
     #[test]

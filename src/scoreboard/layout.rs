@@ -53,12 +53,15 @@ pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TAKEN_
 pub(crate) const LAG: Word = Word(40);
 pub(crate) const LAG_BUCKETS: usize = 16;
 
-/// In-flight entries fill the page from here on.
+/// In-flight entries fill the page from here to the block of the pool.
 pub(crate) const ENTRIES: usize = 64;
 /// Words of one in-flight entry: sequence, start, length, and 13 of text.
 pub(crate) const ENTRY: usize = 16;
 /// How many requests of a worker can be seen at once; the others are only counted.
-pub(crate) const ENTRY_COUNT: usize = (WORDS - ENTRIES) / ENTRY;
+pub(crate) const ENTRY_COUNT: usize = (POOL - ENTRIES) / ENTRY;
+/// The figures of the CPU pool, at the end of the page: see `pool.rs`.
+pub(crate) const POOL: usize = WORDS - POOL_WORDS;
+pub(crate) const POOL_WORDS: usize = 64;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
@@ -66,7 +69,7 @@ const _: () = assert!(
     TAKEN_OVER.0 < WANTED.0
         && ROWS.0 < LAG.0
         && LAG.0 + LAG_BUCKETS <= ENTRIES
-        && ENTRY_COUNT == 28
+        && ENTRY_COUNT == 24
 );
 
 impl Word {

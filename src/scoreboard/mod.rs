@@ -11,6 +11,7 @@
 
 mod inflight;
 mod layout;
+mod pool;
 mod row;
 mod snapshot;
 
@@ -22,6 +23,8 @@ use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED};
 
 pub(crate) use inflight::Ticket;
+pub use pool::PoolSnapshot;
+pub(crate) use pool::{Ending, PoolMeter};
 pub(crate) use row::{Meter, OwnRow, WorkerState};
 pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};

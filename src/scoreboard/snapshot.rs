@@ -7,6 +7,7 @@ use super::layout::{
     ACTIVE, BEAT, COUNTERS, GENERATION, ID, LAG, LAG_BUCKETS, NOW, OPEN, PID, REQUESTS, RESTARTS,
     SLOT, STARTED, STATE, WANTED, Word,
 };
+use super::pool::PoolSnapshot;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -57,7 +58,9 @@ pub struct WorkerSnapshot {
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
-    /// The requests it is answering, oldest first; at most 28 of them.
+    /// Its CPU pool.
+    pub pool: PoolSnapshot,
+    /// The requests it is answering, oldest first; at most 24 of them.
     pub serving: Vec<InFlight>,
 }
 
@@ -244,6 +247,7 @@ impl WorkerSnapshot {
             connections: OPEN.load(page),
             active: ACTIVE.load(page),
             counters: Counters::read(page),
+            pool: PoolSnapshot::read(page),
             serving,
         })
     }

@@ -14,6 +14,7 @@ pub(crate) mod readiness;
 pub(crate) mod shm;
 pub(crate) mod signal;
 pub(crate) mod socket;
+pub(crate) mod thread;
 pub(crate) mod title;
 pub(crate) mod wait;
 

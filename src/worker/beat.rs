@@ -19,6 +19,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
         state.row.lagged(due.elapsed());
         let now = State::exact_ms();
         state.row.beat(now);
+        state.pool.look();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.retire();

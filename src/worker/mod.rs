@@ -12,6 +12,7 @@ mod edge;
 mod framing;
 mod handle;
 mod inbox;
+mod jobs;
 mod limits;
 mod registry;
 mod serve;
@@ -124,6 +125,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     let Seed { tag, listeners, channel, row, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
+    let pool = jobs::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
         config,
@@ -135,6 +137,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         room: Notify::new(),
         fresh: Cell::new(0),
         acceptors: Cell::new(listeners.len()),
+        pool,
         handle: OnceCell::new(),
     });
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
@@ -156,6 +159,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
     drained(&state).await;
+    jobs::finish(&state).await;
     Ok(exit::OK)
 }
 

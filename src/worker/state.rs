@@ -12,6 +12,7 @@ use super::registry::Registry;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
+use crate::pool::Pool;
 use crate::scoreboard::{OwnRow, Reader, WorkerState};
 use crate::sys;
 
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
     pub(super) acceptors: Cell<usize>,
+    /// Where the application computes.
+    pub(super) pool: Pool,
     /// What is done with a connection, once the application has booted.
     pub(super) handle: OnceCell<Rc<dyn Fn(Accepted)>>,
 }

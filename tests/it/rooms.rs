@@ -19,7 +19,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("scoreboard", &["error", "sys", "config", "identity"]),
     ("systemd", &["error", "sys", "config", "identity"]),
     ("upgrade", &["error", "sys", "config", "identity", "scoreboard::Counters"]),
-    ("pool", &["error", "sys", "config", "identity"]),
+    ("pool", &["error", "sys", "scoreboard"]),
     ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard", "socket_file"]),
     ("seed", &["listener", "ipc", "scoreboard", "config", "identity", "error"]),
     (
