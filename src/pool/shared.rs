@@ -154,6 +154,11 @@ impl Shared {
         busy
     }
 
+    fn is_over(&self) -> bool {
+        let crew = self.lock();
+        crew.closed && crew.alive == 0
+    }
+
     /// Resolves when it is closed and all threads have ended.
     pub(super) async fn ended(&self) {
         loop {
@@ -161,11 +166,9 @@ impl Shared {
             let mut over = std::pin::pin!(over);
             // From here on no ring is missed.
             over.as_mut().enable();
-            let crew = self.lock();
-            if crew.closed && crew.alive == 0 {
+            if self.is_over() {
                 return;
             }
-            drop(crew);
             over.await;
         }
     }

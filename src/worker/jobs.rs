@@ -13,11 +13,12 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The pool as it was configured. Its threads start with the first job.
 pub(super) fn pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
-    let mut settings = Settings::default();
-    settings.threads = config.threads_of_pool();
-    settings.queue = config.pool_queue as usize;
-    settings.nice = config.pool_nice;
-    settings.newest_first = config.pool_newest_first;
+    let settings = Settings {
+        threads: config.threads_of_pool(),
+        queue: config.pool_queue as usize,
+        nice: config.pool_nice,
+        newest_first: config.pool_newest_first,
+    };
     Pool::with_meter(settings, tag.to_string(), row.pool())
 }
 

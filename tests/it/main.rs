@@ -28,6 +28,7 @@ mod limits;
 mod log_file;
 mod orphan;
 mod pid_file;
+mod pool;
 mod recycle;
 mod reload;
 mod reload_fails;
