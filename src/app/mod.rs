@@ -41,11 +41,24 @@ pub(crate) fn serve(
         let files = options.root.as_ref().map(|root| TowerToHyperService::new(ServeDir::new(root)));
         let routes = Rc::new(Routes::new(worker, options));
         Ok(service_fn(move |request: Request<Incoming>| {
-            let (files, routes) = (files.clone(), Rc::clone(&routes));
+            let at_once = if files.is_none() { routes.at_once(&request) } else { None };
+            let step = match at_once {
+                Some(answer) => Ok(answer),
+                None => Err({
+                    let (files, routes) = (files.clone(), Rc::clone(&routes));
+                    // Boxed, as hyper moves the future about.
+                    Box::pin(async move {
+                        match files {
+                            Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
+                            None => Ok(routes.answer(request).await.map(Either::Left)),
+                        }
+                    })
+                }),
+            };
             async move {
-                match files {
-                    Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
-                    None => Ok(routes.answer(request).await.map(Either::Left)),
+                match step {
+                    Ok(answer) => Ok(answer.map(Either::Left)),
+                    Err(later) => later.await,
                 }
             }
         }))

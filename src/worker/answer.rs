@@ -1,28 +1,25 @@
 //! One request: checked, counted, its handler run so that a panic costs this request alone.
+//!
+//! Written out as a future and a body, not as an `async fn`: this runs for every request, and what an `async fn`
+//! moves about cost more than all that is done here.
 
-use std::any::Any;
 use std::error::Error as StdError;
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
-use std::task::Poll;
+use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full};
-use hyper::body::{Body, Incoming};
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode, Version};
+use pin_project_lite::pin_project;
 
-use super::conn::Conn;
-use super::edge::{Edge, Framing, head_length};
-use super::framing;
-use super::state::State;
-use super::wire::{Recent, is_beginning};
-use crate::scoreboard::Ticket;
+use super::books::{Books, Serving};
+use super::framing::{self, Fields};
 
 /// An error of a handler or a body.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -30,166 +27,135 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// What all requests of one connection share.
 pub(super) struct Context<S> {
     pub(super) app: Rc<S>,
-    pub(super) state: Rc<State>,
-    pub(super) conn: Arc<Conn>,
-    pub(super) recent: Recent,
+    pub(super) books: Rc<Books>,
 }
 
-/// A request's place in the books, from its head to the end of its response.
-struct Serving {
-    state: Rc<State>,
-    conn: Arc<Conn>,
-    recent: Recent,
-    ticket: Option<Ticket>,
-    framing: Framing,
-}
-
-impl Serving {
-    fn begin<S>(ctx: &Context<S>, request: &Request<Incoming>) -> Serving {
-        let now = ctx.state.now_ms();
-        let framing = framing_of(ctx, request);
-        ctx.conn.request_begun(now);
-        if request.extensions().get::<OnUpgrade>().is_some() {
-            // hyper keeps more about it than can be handed over.
-            ctx.conn.root();
-        }
-        let ticket = ctx.state.row.begin(request.method().as_str(), request.uri().path(), now);
-        let (state, conn) = (Rc::clone(&ctx.state), Arc::clone(&ctx.conn));
-        Serving { state, conn, recent: Arc::clone(&ctx.recent), ticket, framing }
+pin_project! {
+    /// The response of one request, while it is made.
+    pub(super) struct Answering<F> {
+        // `None` once it went with the response.
+        serving: Option<Serving>,
+        version: Version,
+        #[pin]
+        step: Step<F>,
     }
 }
 
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.state.row.finish(self.ticket);
-        let (received, tail) = self.conn.progress();
-        let edge = Edge::of(self.framing, received, tail);
-        self.conn.request_over(edge, self.state.now_ms());
-        // Idle connections are many: they keep no more than a small buffer each.
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = self.framing.end().filter(|end| edge == Edge::Exact && *end <= received);
-        match end.and_then(|end| usize::try_from(end).ok()) {
-            // What is there of the next request is looked at again.
-            Some(end) if recent.len() as u64 == received => drop(recent.drain(..end)),
-            _ => recent.clear(),
-        }
-        self.conn.count_from(recent.len() as u64);
-        recent.shrink_to(1024);
+pin_project! {
+    #[project = StepNow]
+    enum Step<F> {
+        Handler { #[pin] future: F },
+        Refused { status: StatusCode, why: &'static str },
     }
 }
 
-/// Where the body of this request will end.
-fn framing_of<S>(ctx: &Context<S>, request: &Request<Incoming>) -> Framing {
-    let recent = ctx.recent.lock().unwrap_or_else(PoisonError::into_inner);
-    // Bytes that are there may belong to the last request, if its end is not known.
-    let known = ctx.conn.edge() != Edge::Unknown && is_beginning(&recent, ctx.conn.progress().0);
-    let head = if known { head_length(&recent) } else { None };
-    Framing { head, body: request.body().size_hint().exact() }
+pin_project! {
+    /// The body of a response. The books are closed when it is gone.
+    pub(super) struct Served<B> {
+        #[pin]
+        body: Either<B, Full<Bytes>>,
+        serving: Option<Serving>,
+    }
 }
+
+const PANICKED: &str = "the handler panicked";
 
 /// Answers `request` with the application's response, or with ours if it may not or cannot.
-pub(super) async fn answer<S, B>(
-    ctx: Rc<Context<S>>,
-    request: Request<Incoming>,
-) -> Result<Response<impl Body<Data = Bytes, Error = BoxError>>, BoxError>
-where
-    S: Service<Request<Incoming>, Response = Response<B>>,
-    S::Error: Into<BoxError>,
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    let serving = Serving::begin(&ctx, &request);
-    let version = request.version();
-    if closes(&request) {
-        ctx.conn.set_peer_done();
-    }
-    if !stays_open(&request) {
-        ctx.conn.root();
-    }
-    let raw = || ctx.recent.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut response = match framing::fault(&request, raw) {
-        Some(why) => refusal(StatusCode::BAD_REQUEST, why),
-        None => match contained(&ctx, serving.ticket, request).await {
-            Some(outcome) => outcome.map_err(Into::into)?.map(Either::Left),
-            None => refusal(StatusCode::INTERNAL_SERVER_ERROR, "the handler panicked"),
-        },
-    };
-    let status = response.status();
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        ctx.conn.set_upgraded();
-    } else if version < Version::HTTP_2 && ctx.state.says_close(&ctx.conn) {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    let ends_with_connection =
-        version < Version::HTTP_11 && response.body().size_hint().exact().is_none();
-    if response.headers().contains_key(CONNECTION) || ends_with_connection {
-        // Most likely it says `close`: after that no other worker should wait for a request.
-        ctx.conn.root();
-    }
-    ctx.state.row.responded(status.as_u16());
-    // The books are closed when the body is: the closure lives as long as it.
-    Ok(response.map(|body| {
-        body.map_err(move |e| {
-            let _ = &serving;
-            e
-        })
-    }))
-}
-
-/// Runs the handler, marked on the scoreboard whenever it has the loop. `None` if it panicked.
-async fn contained<S>(
-    ctx: &Context<S>,
-    ticket: Option<Ticket>,
-    request: Request<Incoming>,
-) -> Option<Result<S::Response, S::Error>>
+pub(super) fn answer<S>(ctx: &Context<S>, request: Request<Incoming>) -> Answering<S::Future>
 where
     S: Service<Request<Incoming>>,
 {
-    let row = &ctx.state.row;
-    let on_loop = |run: &mut dyn FnMut()| {
-        row.running(ticket);
-        let done = catch_unwind(AssertUnwindSafe(run));
-        row.running(None);
-        done.map_err(|panic| panicked(ctx, ticket, &*panic)).is_ok()
-    };
-    let mut request = Some(request);
-    let mut future = None;
-    if !on_loop(&mut || future = request.take().map(|r| ctx.app.call(r))) {
-        return None;
+    let conn = &ctx.books.conn;
+    let version = request.version();
+    let serving = ctx.books.begin(&request);
+    let fields = Fields::of(request.headers());
+    if fields.close && request.body().is_end_stream() {
+        // Nothing of the client can come any more.
+        conn.set_peer_done();
     }
-    let mut future = pin!(future?);
-    poll_fn(|cx| {
-        let mut polled = Poll::Pending;
-        if on_loop(&mut || polled = future.as_mut().poll(cx)) {
-            polled.map(Some)
-        } else {
-            Poll::Ready(None)
-        }
-    })
-    .await
+    // An older client does not go on after this request unless it says so; of an upgrade hyper keeps more than
+    // can be handed over.
+    let ends = version < Version::HTTP_11 && !fields.keep_alive;
+    if ends || request.extensions().get::<OnUpgrade>().is_some() {
+        conn.root();
+    }
+    let step = match framing::fault(&request, &fields, || ctx.books.recent().clone()) {
+        Some(why) => Step::Refused { status: StatusCode::BAD_REQUEST, why },
+        None => match serving.on_loop(|| ctx.app.call(request)) {
+            Some(future) => Step::Handler { future },
+            None => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
+        },
+    };
+    Answering { serving: Some(serving), version, step }
 }
 
-fn panicked<S>(ctx: &Context<S>, ticket: Option<Ticket>, panic: &(dyn Any + Send)) {
-    ctx.state.row.panicked();
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    let request = ctx.state.row.describe(ticket).unwrap_or_else(|| "a request".to_string());
-    log::error!("{} the handler of {request} panicked: {text}", ctx.state.tag);
+impl<F, B, E> Future for Answering<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+    E: Into<BoxError>,
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<Served<B>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        // Nobody asks again after the response.
+        let Some(serving) = this.serving.as_ref() else { return Poll::Pending };
+        let response = match this.step.project() {
+            StepNow::Handler { future } => match serving.on_loop(|| future.poll(cx)) {
+                Some(polled) => ready!(polled).map_err(Into::into)?.map(Either::Left),
+                None => refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED),
+            },
+            StepNow::Refused { status, why } => refusal(*status, why),
+        };
+        let response = finished(response, &serving.books, *this.version);
+        let serving = this.serving.take();
+        Poll::Ready(Ok(response.map(|body| Served { body, serving })))
+    }
 }
 
-/// Whether the client closes the connection after this request, so that nothing of it can come any more.
-fn closes(request: &Request<Incoming>) -> bool {
-    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"close");
-    request.body().is_end_stream() && request.headers().get(CONNECTION).is_some_and(asks)
+/// Says and remembers whether the connection ends with this response.
+fn finished<B: Body>(mut response: Response<B>, books: &Books, version: Version) -> Response<B> {
+    let Books { state, conn, .. } = books;
+    let status = response.status();
+    let mut says = response.headers().keys().any(|name| name == CONNECTION);
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        conn.set_upgraded();
+    } else if version < Version::HTTP_2 && state.says_close(conn) {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        says = true;
+    }
+    if says || (version < Version::HTTP_11 && response.body().size_hint().exact().is_none()) {
+        // Most likely it says `close`: after that no other worker should wait for a request.
+        conn.root();
+    }
+    state.row.responded(status.as_u16());
+    response
 }
 
-/// Whether an older client wants to go on after this request, which a newer one always does.
-fn stays_open(request: &Request<Incoming>) -> bool {
-    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
-    request.version() > Version::HTTP_10 || request.headers().get(CONNECTION).is_some_and(asks)
+impl<B> Body for Served<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 fn refusal<B>(status: StatusCode, why: &'static str) -> Response<Either<B, Full<Bytes>>> {

@@ -6,27 +6,57 @@
 //! looked at; only for requests with `Transfer-Encoding`, which are few. If the head cannot be found any
 //! more, hyper's safe behaviour remains.
 
-use hyper::header::{HOST, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, HOST, HeaderMap, HeaderName, TRANSFER_ENCODING};
 use hyper::{Method, Request, Version};
+
+/// What the header fields say that we have to know. Read in one go: most requests have few fields, and looking
+/// for each by its name costs more.
+#[derive(Debug, Default)]
+pub(super) struct Fields {
+    hosts: usize,
+    bad_host: bool,
+    encoded: bool,
+    /// The client asks for the end of the connection after this request.
+    pub(super) close: bool,
+    /// An older client asks that it goes on.
+    pub(super) keep_alive: bool,
+}
+
+impl Fields {
+    pub(super) fn of(headers: &HeaderMap) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in headers {
+            let is = |known: HeaderName| *name == known;
+            if is(HOST) {
+                fields.hosts += 1;
+                fields.bad_host |= !is_host(value.as_bytes());
+            } else if is(CONNECTION) {
+                fields.close |= value.as_bytes().eq_ignore_ascii_case(b"close");
+                fields.keep_alive |= value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+            } else if is(TRANSFER_ENCODING) {
+                fields.encoded = true;
+            }
+        }
+        fields
+    }
+}
 
 /// Why a request is answered with 400, whatever its handler would say.
 pub(super) fn fault<B>(
     request: &Request<B>,
+    fields: &Fields,
     recent: impl FnOnce() -> Vec<u8>,
 ) -> Option<&'static str> {
     if request.version() == Version::HTTP_2 {
         return None;
     }
-    let headers = request.headers();
-    let mut hosts = headers.get_all(HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(_), Some(_)) => return Some("more than one Host header"),
-        (None, _) if request.version() == Version::HTTP_11 => return Some("no Host header"),
-        (Some(host), None) if !is_host(host.as_bytes()) => return Some("malformed Host header"),
-        (_, None) => {}
-        (None, Some(_)) => {}
+    match fields.hosts {
+        0 if request.version() == Version::HTTP_11 => return Some("no Host header"),
+        1 if fields.bad_host => return Some("malformed Host header"),
+        0 | 1 => {}
+        _ => return Some("more than one Host header"),
     }
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if fields.encoded {
         let target = request.uri().path_and_query().map_or("*", |p| p.as_str());
         if has_both(&recent(), request.method(), target) {
             return Some("both Content-Length and Transfer-Encoding");
@@ -35,10 +65,21 @@ pub(super) fn fault<B>(
     None
 }
 
-/// No control characters, spaces, slashes or commas: what no host and port contains. May be empty (RFC 9110,
-/// section 7.2, for targets without an authority).
+/// What no host and port contains: control characters, spaces, slashes, commas and the like.
+const NO_HOST: [bool; 256] = {
+    let mut table = [true; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] =
+            matches!(byte, b'/' | b'\\' | b',' | b'@' | b'?' | b'#' | b'<' | b'>' | b'"');
+        byte += 1;
+    }
+    table
+};
+
+/// May be empty (RFC 9110, section 7.2, for targets without an authority).
 fn is_host(host: &[u8]) -> bool {
-    host.iter().all(|b| b.is_ascii_graphic() && !b"/\\,@?#<>\"".contains(b))
+    !host.iter().any(|b| NO_HOST[usize::from(*b)])
 }
 
 /// Whether among the raw bytes is a head for this method and target that has both headers.
@@ -93,7 +134,8 @@ mod tests {
             let builder = Request::get("/");
             host.map_or(Request::get("/"), |h| builder.header("host", h)).body(()).expect("request")
         };
-        assert_eq!(fault(&request(Some("x")), Vec::new), None);
-        assert_eq!(fault(&request(None), Vec::new), Some("no Host header"));
+        let fault = |r: &Request<()>| fault(r, &Fields::of(r.headers()), Vec::new);
+        assert_eq!(fault(&request(Some("x"))), None);
+        assert_eq!(fault(&request(None)), Some("no Host header"));
     }
 }

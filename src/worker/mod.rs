@@ -6,6 +6,7 @@
 mod accept;
 mod answer;
 mod beat;
+mod books;
 mod conn;
 mod drain;
 mod edge;

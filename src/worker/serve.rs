@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::accept::{Accepted, Guard, first_bytes};
 use super::answer::{BoxError, Context, answer};
+use super::books::Books;
 use super::conn::{Phase, Told};
 use super::edge::Edge;
 use super::registry::Entry;
@@ -89,13 +90,13 @@ where
     let http2 = state.config.http2 && first.starts_with(PREFACE);
     let wire = Wire::new(stream, first, Arc::clone(&entry.conn), state.row.meter());
     let leftover = wire.leftover();
-    let ctx = Rc::new(Context {
-        app: Rc::clone(app),
+    let books = Rc::new(Books {
         state: Rc::clone(state),
         conn: Arc::clone(&entry.conn),
         recent: wire.recent(),
     });
-    let service = service_fn(move |request| answer(Rc::clone(&ctx), request));
+    let ctx = Context { app: Rc::clone(app), books };
+    let service = service_fn(move |request| answer(&ctx, request));
     let io = TokioIo::new(wire);
     if http2 {
         serve_http2(state, entry, io, service).await;
