@@ -21,6 +21,7 @@ mod ipc;
 mod listener;
 mod log_file;
 mod pid_file;
+pub mod pool;
 mod primary;
 mod scoreboard;
 mod seed;
@@ -42,7 +43,7 @@ pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
-pub use scoreboard::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
+pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,

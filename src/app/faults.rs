@@ -4,7 +4,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// What `/fault/` offers.
-pub(super) const NAMES: [&str; 6] = ["exit", "panic", "segv", "hang", "leak", "random"];
+pub(super) const NAMES: [&str; 8] =
+    ["exit", "panic", "segv", "hang", "leak", "random", "job-panic", "job-hang"];
 
 /// Does what `name` says; returns what to answer if the worker is still there to answer.
 #[expect(clippy::panic, reason = "a panic is what was asked for")]
@@ -21,7 +22,7 @@ pub(super) fn commit(name: &str) -> Option<String> {
             Some(format!("still alive: {outcome:?}\n"))
         }
         "hang" => {
-            std::thread::sleep(Duration::from_secs(3600));
+            hang();
             Some("slept for an hour on the event loop\n".to_string())
         }
         "leak" => {
@@ -32,4 +33,15 @@ pub(super) fn commit(name: &str) -> Option<String> {
         "random" => Some(format!("{:016x}\n", RandomState::new().hash_one(0))),
         _ => None,
     }
+}
+
+/// A job that panics.
+#[expect(clippy::panic, reason = "a panic is what was asked for")]
+pub(super) fn panic_in_job() {
+    panic!("asked for by /fault/job-panic");
+}
+
+/// Blocks its thread, whatever happens, for an hour.
+pub(super) fn hang() {
+    std::thread::sleep(Duration::from_secs(3600));
 }

@@ -2,6 +2,7 @@
 //! server. It uses the public interface only, like any stranger's.
 
 mod body;
+mod compute;
 mod faults;
 mod routes;
 

@@ -1,17 +1,18 @@
 //! Paths of the built-in application.
 
-use std::hint::black_box;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::body::Repeated;
+use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::{Options, faults};
 use crate::Worker;
+use crate::pool::{PoolError, Task};
 
 type Answer = Response<Either<Full<Bytes>, Repeated>>;
 
@@ -21,15 +22,14 @@ const LIST: &str = "\
 /healthz      200 while this worker lives
 /readyz       200 while it accepts, 503 while it drains
 /sleep/{ms}   waits without working, up to 3600000
-/fib/{n}      works without waiting, on the event loop, up to 50
+/fib/{n}      works without waiting, in the pool, up to 50; ?on=loop: on the event loop
 /bytes/{n}    a body of n bytes, up to 1073741824
 /echo         POST: the body comes back
+/hash         POST: SHA-256 of the body, computed in the pool; ?rounds=n: hashed again, up to 100000000 times
 ";
 
 /// The longest `/sleep`, in milliseconds: an hour.
 const LONGEST_SLEEP: u64 = 3_600_000;
-/// The largest `/fib`: half a minute of one core.
-const LARGEST_FIB: u64 = 50;
 /// The largest `/bytes`: 1 GiB.
 const LARGEST_BODY: u64 = 1 << 30;
 
@@ -73,6 +73,12 @@ impl Routes {
                 _ => not_allowed("POST, PUT"),
             };
         }
+        if request.uri().path() == "/hash" {
+            return match *request.method() {
+                Method::POST | Method::PUT => self.hash(request).await,
+                _ => not_allowed("POST, PUT"),
+            };
+        }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return not_allowed("GET, HEAD");
         }
@@ -90,13 +96,19 @@ impl Routes {
                 _ => out_of_range(LONGEST_SLEEP),
             },
             ("fib", Some(n)) => match n.parse() {
-                Ok(n @ 0..=LARGEST_FIB) => text(StatusCode::OK, format!("fib({n}) = {}\n", fib(n))),
+                Ok(n @ 0..=LARGEST_FIB) => self.fib(n, request.uri().query()).await,
                 _ => out_of_range(LARGEST_FIB),
             },
             ("bytes", Some(n)) => match n.parse() {
                 Ok(n @ 0..=LARGEST_BODY) => Response::new(Either::Right(Repeated::new(n))),
                 _ => out_of_range(LARGEST_BODY),
             },
+            ("fault", Some("job-panic")) if self.options.faults => {
+                self.compute(faults::panic_in_job, |()| "still alive\n".to_string()).await
+            }
+            ("fault", Some("job-hang")) if self.options.faults => {
+                self.compute(faults::hang, |()| "slept for an hour in the pool\n".to_string()).await
+            }
             ("fault", Some(name)) if self.options.faults => match faults::commit(name) {
                 Some(done) => text(StatusCode::OK, done),
                 None => {
@@ -120,15 +132,67 @@ impl Routes {
         }
     }
 
+    async fn fib(&self, n: u64, query: Option<&str>) -> Answer {
+        let show = move |value| format!("fib({n}) = {value}\n");
+        match query {
+            None | Some("on=pool") => {
+                // Abandoned ones have no value, and nobody to tell.
+                self.compute(Fib(n), move |value| value.map_or(String::new(), show)).await
+            }
+            Some("on=loop") => text(StatusCode::OK, show(fib(n))),
+            Some(_) => text(StatusCode::BAD_REQUEST, "give on=pool or on=loop\n"),
+        }
+    }
+
+    async fn hash(&self, request: Request<Incoming>) -> Answer {
+        let rounds = match request.uri().query() {
+            None => Some(1),
+            Some(query) => query.strip_prefix("rounds=").and_then(|n| n.parse().ok()),
+        };
+        let Some(rounds @ 1..=MOST_ROUNDS) = rounds else {
+            return text(StatusCode::BAD_REQUEST, format!("give rounds=1 to {MOST_ROUNDS}\n"));
+        };
+        let mut body = Limited::new(request.into_body(), self.largest());
+        // The pieces as they came: putting them together would copy them.
+        let mut pieces = Vec::new();
+        while let Some(frame) = body.frame().await {
+            match frame.map(|frame| frame.into_data()) {
+                Ok(Ok(piece)) => pieces.push(piece),
+                // Trailers.
+                Ok(Err(_)) => {}
+                Err(e) => return self.bad_body(&*e),
+            }
+        }
+        self.compute(Hash { pieces, rounds }, |hash| hash.map_or(String::new(), |h| hex(&h))).await
+    }
+
+    /// Runs a task in the pool, and shows its result.
+    async fn compute<T: Task>(&self, task: T, show: impl FnOnce(T::Output) -> String) -> Answer {
+        match self.worker.pool().run(task).await {
+            Ok(value) => text(StatusCode::OK, show(value)),
+            Err(e) => refused(&e),
+        }
+    }
+
+    /// The largest body, in bytes.
+    fn largest(&self) -> usize {
+        usize::try_from(self.options.max_body_size).unwrap_or(usize::MAX)
+    }
+
     async fn echo(&self, request: Request<Incoming>) -> Answer {
-        let limit = usize::try_from(self.options.max_body_size).unwrap_or(usize::MAX);
-        match Limited::new(request.into_body(), limit).collect().await {
+        match Limited::new(request.into_body(), self.largest()).collect().await {
             Ok(body) => Response::new(Either::Left(Full::new(body.to_bytes()))),
-            Err(e) if e.is::<LengthLimitError>() => text(
+            Err(e) => self.bad_body(&*e),
+        }
+    }
+
+    fn bad_body(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Answer {
+        match error.is::<LengthLimitError>() {
+            true => text(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is larger than {limit} bytes (max-body-size)\n"),
+                format!("the body is larger than {} bytes (max-body-size)\n", self.largest()),
             ),
-            Err(e) => text(StatusCode::BAD_REQUEST, format!("cannot read the body: {e}\n")),
+            false => text(StatusCode::BAD_REQUEST, format!("cannot read the body: {error}\n")),
         }
     }
 }
@@ -151,17 +215,16 @@ fn out_of_range(most: u64) -> Answer {
     text(StatusCode::BAD_REQUEST, format!("give a number from 0 to {most}\n"))
 }
 
-/// The slow way, on purpose.
-fn fib(n: u64) -> u64 {
-    if n < 2 { n } else { fib(black_box(n - 1)) + fib(black_box(n - 2)) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fibonacci_is_right() {
-        assert_eq!((0..10).map(fib).collect::<Vec<_>>(), [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]);
+/// What a job that has no result means to the client.
+fn refused(error: &PoolError) -> Answer {
+    let status = match error {
+        PoolError::Panicked { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        PoolError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let mut answer = text(status, format!("{error}\n"));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
+    answer
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::logger::one_line;
+use crate::PoolSnapshot;
 use crate::control::{Event, QueueWait, Status, WorkerStatus};
 use crate::span::Span;
 
@@ -13,8 +14,10 @@ const REQUEST: usize = 60;
 /// The largest bound of a wait in milliseconds; what is larger stands for the rest.
 const LONGEST_WAIT: u64 = 1 << 14;
 
-const HEAD: [&str; 11] =
-    ["ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "SERVING"];
+const HEAD: [&str; 12] = [
+    "ID", "SLOT", "GEN", "PID", "STATE", "UP", "CONN", "ACTIVE", "REQUESTS", "BEAT", "POOL",
+    "SERVING",
+];
 
 /// A header and a line for each worker.
 pub(super) fn table(status: &Status) -> String {
@@ -46,7 +49,7 @@ pub(super) fn table(status: &Status) -> String {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
     text.push('\n');
-    let rows: Vec<[String; 11]> =
+    let rows: Vec<[String; 12]> =
         std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
@@ -55,7 +58,7 @@ pub(super) fn table(status: &Status) -> String {
         for ((cell, width), name) in row.iter().zip(&widths).zip(HEAD) {
             // Words to the left, numbers to the right.
             let _ = match name {
-                "STATE" | "SERVING" => write!(line, "{cell:<width$}  "),
+                "STATE" | "POOL" | "SERVING" => write!(line, "{cell:<width$}  "),
                 _ => write!(line, "{cell:>width$}  "),
             };
         }
@@ -94,7 +97,7 @@ fn waits(wait: &QueueWait, shed: u64) -> String {
     )
 }
 
-fn row(worker: &WorkerStatus) -> [String; 11] {
+fn row(worker: &WorkerStatus) -> [String; 12] {
     [
         worker.id.to_string(),
         worker.slot.to_string(),
@@ -106,8 +109,21 @@ fn row(worker: &WorkerStatus) -> [String; 11] {
         worker.active.to_string(),
         worker.counters.requests.to_string(),
         worker.beat_age_ms.map_or("-".to_string(), span),
+        pool(&worker.pool),
         serving(worker),
     ]
+}
+
+/// Busy threads of all, their utilisation, and what waits: `2/2 100% +15`.
+fn pool(pool: &PoolSnapshot) -> String {
+    if pool.threads == 0 {
+        return "-".to_string();
+    }
+    let mut text = format!("{}/{} {}%", pool.running, pool.threads, pool.utilisation);
+    if pool.depth > 0 {
+        let _ = write!(text, " +{}", pool.depth);
+    }
+    text
 }
 
 /// The request that holds the event loop, or else the oldest one, and how many others there are.
@@ -179,10 +195,10 @@ mod tests {
              5 restarts, 105 requests\n\
              listening on http://127.0.0.1:3000, dispatch reuseport\n\
              \n\
-             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  SERVING\n \
-             3     0    2  4712  serving  3 min     2       2       100  50 ms  \
+             ID  SLOT  GEN   PID  STATE       UP  CONN  ACTIVE  REQUESTS   BEAT  POOL        SERVING\n \
+             3     0    2  4712  serving  3 min     2       2       100  50 ms  1/1 97% +3  \
              GET /spin (12 s, on the event loop) +1\n \
-             4     1    2     -  forking   0 ms     0       0         0      -  -\n"
+             4     1    2     -  forking   0 ms     0       0         0      -  -           -\n"
         );
     }
 

@@ -50,6 +50,10 @@ impl ConfigBuilder {
         keep_alive_timeout: Duration,
         max_header_size: usize,
         worker_connections: u32,
+        pool_threads: u32,
+        pool_queue: u32,
+        pool_nice: u32,
+        pool_newest_first: bool,
         pipeline_flush: bool,
         http2: bool,
         pid_file: Option<PathBuf>,
@@ -84,6 +88,9 @@ impl ConfigBuilder {
         in_range("boot-attempts", c.boot_attempts.into(), 1, 1_000)?;
         in_range("max-header-size", c.max_header_size as u64, 8 * 1024, 1024 * 1024)?;
         in_range("worker-connections", c.worker_connections.into(), 1, 1_000_000)?;
+        in_range("pool-threads", c.pool_threads.into(), 0, 1_024)?;
+        in_range("pool-queue", c.pool_queue.into(), 0, 1_000_000)?;
+        in_range("pool-nice", c.pool_nice.into(), 0, 19)?;
         for (name, value, least) in [
             ("max-queue-wait", c.max_queue_wait, Duration::ZERO),
             ("graceful-timeout", c.graceful_timeout, Duration::ZERO),

@@ -8,6 +8,7 @@ use super::value;
 mod group {
     pub(super) const LISTENING: &str = "Listening";
     pub(super) const WORKERS: &str = "Workers";
+    pub(super) const POOL: &str = "CPU pool";
     pub(super) const RELOADING: &str = "Reloading";
     pub(super) const STOPPING: &str = "Stopping";
     pub(super) const HTTP: &str = "HTTP";
@@ -114,6 +115,30 @@ pub(crate) static KEYS: &[Key] = &[
         group::WORKERS,
         Field::Duration(|d| &mut d.config.stall_timeout),
         "Kill and replace a worker whose event loop has not turned for this long; 0 is never",
+    ),
+    key(
+        "pool-threads",
+        group::POOL,
+        Field::Count(|d| &mut d.config.pool_threads),
+        "Threads for work that computes, a worker; 0 is the cores shared among the workers",
+    ),
+    key(
+        "pool-queue",
+        group::POOL,
+        Field::Count(|d| &mut d.config.pool_queue),
+        "Jobs that may wait for a thread, a worker; beyond, they are refused",
+    ),
+    key(
+        "pool-nice",
+        group::POOL,
+        Field::Count(|d| &mut d.config.pool_nice),
+        "How much those threads give way to the event loops: 0 to 19",
+    ),
+    key(
+        "pool-newest-first",
+        group::POOL,
+        Field::Switch(|d| &mut d.config.pool_newest_first),
+        "While the queue is more than half full, run the newest job first",
     ),
     key(
         "reload-surge",

@@ -105,6 +105,18 @@ pub struct Config {
     pub max_header_size: usize,
     /// Open connections a worker accepts before it leaves new ones to the others. Default: 10 000.
     pub worker_connections: u32,
+    /// Threads of each worker's CPU pool. 0 stands for the cores this process may use, shared among the
+    /// workers, at least one. Default: 0.
+    pub pool_threads: u32,
+    /// Jobs that may wait in each worker's CPU pool; beyond, [`PoolError::Full`](crate::pool::PoolError).
+    /// Default: 256.
+    pub pool_queue: u32,
+    /// How much the threads of the CPU pool give way to the event loops, as a nice value from 0 to 19.
+    /// Default: 19.
+    pub pool_nice: u32,
+    /// While its queue is more than half full, a CPU pool runs the newest job first, as the callers of the
+    /// oldest have most likely given up. Default: off.
+    pub pool_newest_first: bool,
     /// Collect the responses of pipelined requests into one write: about 6 times the pipelined
     /// throughput, but a slow reader's whole body is then buffered in memory. Default: off.
     pub pipeline_flush: bool,
@@ -140,6 +152,17 @@ impl Config {
         ConfigBuilder { config: self }
     }
 
+    /// How many threads a worker's CPU pool has.
+    pub(crate) fn threads_of_pool(&self) -> usize {
+        match self.pool_threads as usize {
+            0 => share_of_cores(
+                std::thread::available_parallelism().map_or(1, usize::from),
+                self.workers.resolve() as usize,
+            ),
+            n => n,
+        }
+    }
+
     pub(crate) fn policy(&self) -> Policy {
         let workers = self.workers.resolve();
         let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
@@ -168,6 +191,11 @@ impl Config {
     }
 }
 
+/// The cores of one of so many workers, at least one.
+fn share_of_cores(cores: usize, workers: usize) -> usize {
+    (cores / workers.max(1)).max(1)
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -194,6 +222,10 @@ impl Default for Config {
             keep_alive_timeout: Duration::from_secs(65),
             max_header_size: 16 * 1024,
             worker_connections: 10_000,
+            pool_threads: 0,
+            pool_queue: 256,
+            pool_nice: 19,
+            pool_newest_first: false,
             pipeline_flush: false,
             http2: true,
             pid_file: None,
@@ -202,5 +234,18 @@ impl Default for Config {
             control: ControlSocket::Off,
             attached: Attached::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cores_are_shared_among_the_workers() {
+        let shares = [(2, 2), (8, 2), (8, 3), (2, 4), (1, 0)].map(|(c, w)| share_of_cores(c, w));
+        assert_eq!(shares, [1, 4, 2, 1, 1]);
+        let config = Config { pool_threads: 7, ..Config::default() };
+        assert_eq!(config.threads_of_pool(), 7);
     }
 }

@@ -4,7 +4,7 @@
 pub(crate) const REQUEST_MAX: usize = 64 * 1024;
 
 /// The longest reply that a client reads.
-pub(crate) const REPLY_MAX: usize = 8 * 1024 * 1024;
+pub(crate) const REPLY_MAX: usize = 16 * 1024 * 1024;
 
 const HEAD: usize = 4;
 

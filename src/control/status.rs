@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::{QueueStatus, QueueWait};
 use crate::identity::WorkerId;
-use crate::scoreboard::{BUCKETS, Counters, InFlight, WorkerSnapshot};
+use crate::scoreboard::{BUCKETS, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
@@ -90,6 +90,9 @@ pub struct WorkerStatus {
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
+    /// Its CPU pool.
+    #[serde(default)]
+    pub pool: PoolSnapshot,
     /// The requests it is answering, oldest first; not always all of them.
     pub serving: Vec<InFlight>,
 }
@@ -153,6 +156,7 @@ impl WorkerStatus {
             connections: 0,
             active: 0,
             counters: Counters::default(),
+            pool: PoolSnapshot::default(),
             serving: Vec::new(),
         };
         if let Some(figures) = figures {
@@ -162,6 +166,7 @@ impl WorkerStatus {
             worker.connections = figures.connections.min(LARGEST);
             worker.active = figures.active.min(LARGEST);
             worker.counters = figures.counters.at_most(LARGEST);
+            worker.pool = figures.pool.at_most(LARGEST);
             worker.serving = figures.serving;
             for request in &mut worker.serving {
                 request.age_ms = request.age_ms.min(LARGEST);
@@ -206,8 +211,13 @@ pub(super) mod tests {
             connections: u64::MAX,
             active: u64::MAX,
             counters: Counters { requests: u64::MAX, ..Counters::default() },
-            serving: vec![request; 27],
+            pool: mad_pool(),
+            serving: vec![request; 23],
         }
+    }
+
+    fn mad_pool() -> PoolSnapshot {
+        PoolSnapshot { wait: [u64::MAX; 24], run: [u64::MAX; 24], ..PoolSnapshot::default() }
     }
 
     #[test]

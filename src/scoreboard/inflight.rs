@@ -1,4 +1,4 @@
-//! What a worker is serving right now: method and path of up to 27 requests, readable while they change.
+//! What a worker is serving right now: method and path of up to 23 requests, readable while they change.
 //!
 //! Each entry is a small seqlock: its sequence word is odd while the owner writes. A reader that meets an odd
 //! or changing sequence tries again a few times and then leaves the entry out; it never waits for a worker

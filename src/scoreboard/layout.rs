@@ -55,8 +55,8 @@ pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=SHED.0
 /// How late the event loop turned, in `BUCKETS` words.
 pub(crate) const LAG: Word = Word(40);
 
-/// How long connections waited in the kernel's queue, in `BUCKETS` words at the end of the page.
-pub(crate) const QUEUE_WAIT: Word = Word(WORDS - BUCKETS);
+/// How long connections waited in the kernel's queue, in `BUCKETS` words before the block of the pool.
+pub(crate) const QUEUE_WAIT: Word = Word(POOL - BUCKETS);
 
 /// In-flight entries fill the page from here on, up to `QUEUE_WAIT`.
 pub(crate) const ENTRIES: usize = 64;
@@ -64,11 +64,14 @@ pub(crate) const ENTRIES: usize = 64;
 pub(crate) const ENTRY: usize = 16;
 /// How many requests of a worker can be seen at once; the others are only counted.
 pub(crate) const ENTRY_COUNT: usize = (QUEUE_WAIT.0 - ENTRIES) / ENTRY;
+/// The figures of the CPU pool, at the end of the page: see `pool.rs`.
+pub(crate) const POOL: usize = WORDS - POOL_WORDS;
+pub(crate) const POOL_WORDS: usize = 64;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
 const _: () =
-    assert!(SHED.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 27);
+    assert!(SHED.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 23);
 
 impl Word {
     pub(crate) const fn at(index: usize) -> Word {

@@ -13,6 +13,7 @@ mod buckets;
 mod counters;
 mod inflight;
 mod layout;
+mod pool;
 mod row;
 mod snapshot;
 
@@ -28,6 +29,8 @@ use layout::{
 pub(crate) use buckets::{BUCKETS, quantile};
 pub use counters::Counters;
 pub(crate) use inflight::Ticket;
+pub use pool::PoolSnapshot;
+pub(crate) use pool::{Ending, PoolMeter};
 pub(crate) use row::{Meter, OwnRow, WorkerState};
 pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};

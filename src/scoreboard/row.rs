@@ -9,6 +9,7 @@ use super::layout::{
     ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, OPEN, PANICS,
     PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, STARTED, STATE, TAKEN_OVER,
 };
+use super::pool::PoolMeter;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -116,6 +117,11 @@ impl OwnRow {
     /// What a connection needs of the row.
     pub(crate) fn meter(&self) -> Meter {
         Meter { page: self.page }
+    }
+
+    /// What the worker's CPU pool counts.
+    pub(crate) fn pool(&self) -> PoolMeter {
+        PoolMeter::of(self.page)
     }
 
     /// Method and path of the request with this ticket, escaped.

@@ -9,6 +9,7 @@ use super::layout::{
     ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
     STARTED, STATE, WANTED,
 };
+use super::pool::PoolSnapshot;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -62,7 +63,9 @@ pub struct WorkerSnapshot {
     pub active: u64,
     /// What it counted since it started.
     pub counters: Counters,
-    /// The requests it is answering, oldest first; at most 27 of them.
+    /// Its CPU pool.
+    pub pool: PoolSnapshot,
+    /// The requests it is answering, oldest first; at most 23 of them.
     pub serving: Vec<InFlight>,
 }
 
@@ -154,6 +157,7 @@ impl WorkerSnapshot {
             connections: OPEN.load(page),
             active: ACTIVE.load(page),
             counters: Counters::read(page),
+            pool: PoolSnapshot::read(page),
             serving,
         })
     }

@@ -18,6 +18,7 @@ pub(crate) mod shm;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod tcp_info;
+pub(crate) mod thread;
 pub(crate) mod title;
 pub(crate) mod wait;
 pub(crate) mod words;

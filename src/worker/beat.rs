@@ -21,6 +21,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
         let now = State::exact_ms();
         state.row.beat(now);
         state.look.notify_waiters();
+        state.pool.look();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.retire();

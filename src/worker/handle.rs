@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::state::State;
 use crate::config::Config;
 use crate::identity::{Generation, Slot, WorkerId};
+use crate::pool::Pool;
 use crate::scoreboard::ClusterSnapshot;
 
 /// The worker this code runs in. Cheap to clone; stays in its process and thread.
@@ -41,6 +42,46 @@ impl Worker {
     /// What all processes of the cluster wrote on the scoreboard, at this moment.
     pub fn cluster(&self) -> ClusterSnapshot {
         self.0.board.snapshot()
+    }
+
+    /// Threads for work that computes, so that the event loop goes on serving meanwhile. They start with the
+    /// first job (`pool-threads`, `pool-queue`, `pool-nice`); their figures stand in `prefork status`.
+    ///
+    /// A draining worker runs what was submitted, for up to `graceful-timeout`.
+    ///
+    /// ```no_run
+    /// use std::convert::Infallible;
+    ///
+    /// use http_body_util::Full;
+    /// use hyper::body::{Bytes, Incoming};
+    /// use hyper::{Request, Response, StatusCode, service::service_fn};
+    /// use tokio_prefork::{Cluster, Config, Worker, pool::PoolError};
+    ///
+    /// # fn run() -> tokio_prefork::Result<std::process::ExitCode> {
+    /// Cluster::new(Config::builder().build()?).serve(|worker: Worker| async move {
+    ///     Ok(service_fn(move |request: Request<Incoming>| {
+    ///         let worker = worker.clone();
+    ///         async move {
+    ///             let path = request.uri().path().to_string();
+    ///             // Moves to a thread; this connection waits, all others are served.
+    ///             let sum = worker.pool().run(move || path.bytes().map(u64::from).sum::<u64>());
+    ///             let (status, text) = match sum.await {
+    ///                 Ok(sum) => (StatusCode::OK, sum.to_string()),
+    ///                 Err(e @ PoolError::Full { .. }) => {
+    ///                     (StatusCode::SERVICE_UNAVAILABLE, e.to_string())
+    ///                 }
+    ///                 Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
+    ///             };
+    ///             let mut answer = Response::new(Full::new(Bytes::from(text)));
+    ///             *answer.status_mut() = status;
+    ///             Ok::<_, Infallible>(answer)
+    ///         }
+    ///     }))
+    /// })
+    /// # }
+    /// ```
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
     }
 
     /// Whether it has stopped accepting and finishes what is open.

@@ -15,6 +15,7 @@ mod edge;
 mod framing;
 mod handle;
 mod inbox;
+mod jobs;
 mod limits;
 mod line;
 mod manners;
@@ -139,6 +140,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     let Seed { tag, listeners, channel, queue, row, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
+    let pool = jobs::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
         config,
@@ -153,6 +155,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         fresh: Cell::new(0),
         acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         adopted: RefCell::default(),
+        pool,
         handler: OnceCell::new(),
         shedding: waited::Shedding::default(),
     });
@@ -187,6 +190,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
     drained(&state).await;
+    jobs::finish(&state).await;
     Ok(exit::OK)
 }
 

@@ -14,6 +14,7 @@ use super::waited::Shedding;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
+use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
 use crate::sys;
 
@@ -39,6 +40,8 @@ pub(super) struct State {
     pub(super) acceptors: Cell<usize>,
     /// Those of other slots among them.
     pub(super) adopted: RefCell<Vec<Adopted>>,
+    /// Where the application computes.
+    pub(super) pool: Pool,
     /// What is done with a connection, once the application has booted.
     pub(super) handler: OnceCell<Handler>,
     /// Connections that were refused and not reported yet.

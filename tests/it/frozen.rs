@@ -11,7 +11,7 @@ fn nobody_is_stuck_behind_a_handler_that_blocks() {
     // All of this is in the kernel's queue before anybody can take it.
     workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
     let mut blocking = server.connect();
-    blocking.send("GET /fib/50 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    blocking.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let mut others: Vec<_> = (0..40).map(|_| server.connect()).collect();
     for client in &mut others {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");

@@ -31,6 +31,7 @@ mod limits;
 mod log_file;
 mod orphan;
 mod pid_file;
+mod pool;
 mod queue;
 mod recycle;
 mod reload;

@@ -42,7 +42,7 @@ fn a_frozen_orphan_is_ended_by_the_kernel() {
     let pids = server.worker_pids();
     let mut client = server.connect();
     // Minutes of one core, on the event loop: nothing else happens in that worker.
-    client.send("GET /fib/50 HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
     wait_gone(&pids);

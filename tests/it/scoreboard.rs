@@ -82,7 +82,7 @@ fn a_request_in_flight_is_shown_with_its_path_and_age() {
 fn a_handler_that_blocks_its_loop_is_shown_as_the_culprit() {
     let server = Server::with(2, &["--graceful-timeout", "0s"]);
     let mut client = server.connect();
-    client.send("GET /fib/50 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     wait::until("it on the loop, and the pulse gone", || {
         let cluster = server.cluster();

@@ -27,11 +27,11 @@ impl Drop for Busy {
 
 #[test]
 fn a_handler_that_blocks_is_named_and_its_worker_replaced() {
-    for path in ["/fault/hang", "/fib/50"] {
+    for (path, query) in [("/fault/hang", ""), ("/fib/50", "?on=loop")] {
         let server = Server::with(2, &WATCHED).allow(&["frozen for ", "was killed: frozen"]);
         let mut client = server.connect();
         let pid = client.get("/").expect("answer").pid();
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
+        client.send(format!("GET {path}{query} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
         let warned = server.wait_log(" has not turned its event loop for ");
         assert!(warned.contains(&format!(" pid={pid} ")), "{warned}");
         assert!(warned.contains(&format!(" in GET {path}")), "{warned}");

@@ -1,0 +1,229 @@
+//! The CPU pool of the workers: `/fib` and `/hash` of the built-in application.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{Client, Failure, Server, process, wait};
+
+/// Half a minute of one core in a release build, and much longer in a debug build.
+const FOREVER: &str = "/fib/50";
+
+/// One worker with one thread in its pool, a short queue, and a control socket; a second to finish.
+fn start(queue: &str, args: &[&str]) -> Server {
+    start_with(queue, "1", "1s", args)
+}
+
+fn start_with(queue: &str, threads: &str, grace: &str, args: &[&str]) -> Server {
+    let pool = ["--pool-threads", threads, "--pool-queue", queue, "--graceful-timeout", grace];
+    Server::builder().workers(1).control().args(pool).args(args.iter().copied()).start()
+}
+
+fn begin(server: &Server, path: &str) -> Client {
+    let mut client = server.connect();
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
+    client
+}
+
+/// A figure of the first worker's pool.
+fn figure(server: &Server, name: &str) -> u64 {
+    let status = server.status();
+    status["workers"][0]["pool"][name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"))
+}
+
+#[track_caller]
+fn wait_figure(server: &Server, name: &str, value: u64) {
+    wait::until(&format!("{name} = {value}"), || figure(server, name) == value);
+}
+
+/// The threads of the worker's pool: id and nice value.
+fn threads(pid: u32) -> Vec<(u32, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
+    let found = tasks.filter_map(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(") ")?;
+        let nice = rest.split(' ').nth(16)?.parse().ok()?;
+        let id = task.file_name().to_str()?.parse().ok()?;
+        name.contains("(pool-").then_some((id, nice))
+    });
+    found.collect()
+}
+
+#[test]
+fn a_worker_serves_while_its_pool_computes() {
+    let server = start("8", &["--stall-warn", "600ms", "--stall-timeout", "2s"]);
+    let begun = Instant::now();
+    let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
+    wait_figure(&server, "depth", 2);
+    let mut client = server.connect();
+    while begun.elapsed() < Duration::from_secs(3) {
+        assert_eq!(client.get("/").expect("answer").status, 200);
+    }
+    let status = server.status();
+    let serving = status["workers"][0]["serving"].as_array().cloned().expect("requests");
+    assert_eq!(serving.iter().filter(|r| r["request"] == "GET /fib/50").count(), 3, "{status}");
+    assert!(serving.iter().all(|r| r["on_loop"] == false), "{status}");
+    drop(clients);
+    let log = server.stop();
+    assert!(!log.contains("has not turned its event loop"), "{log}");
+}
+
+#[test]
+fn a_full_queue_is_503_with_retry_after() {
+    let server = start("1", &[]);
+    let _runs = begin(&server, FOREVER);
+    wait_figure(&server, "running", 1);
+    let _waits = begin(&server, FOREVER);
+    wait_figure(&server, "depth", 1);
+    let refused = server.get("/fib/1");
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
+    assert!(refused.text().contains("the pool is full, 1 jobs wait: try again later"));
+    assert_eq!(server.get("/").status, 200);
+    assert_eq!(figure(&server, "rejected"), 1);
+    server.signal(Signal::SIGQUIT);
+    server.finish(0);
+}
+
+#[test]
+fn the_job_of_a_client_that_left_leaves_the_queue_or_stops() {
+    let server = start("8", &[]);
+    let runs = begin(&server, FOREVER);
+    wait_figure(&server, "running", 1);
+    let waits = [begin(&server, FOREVER), begin(&server, FOREVER)];
+    wait_figure(&server, "depth", 2);
+    drop(waits);
+    wait_figure(&server, "depth", 0);
+    assert_eq!((figure(&server, "running"), figure(&server, "cancelled")), (1, 2));
+    drop(runs);
+    // It looks at its cancel flag.
+    wait_figure(&server, "running", 0);
+    assert_eq!((figure(&server, "done"), figure(&server, "cancelled")), (0, 3));
+    server.stop();
+}
+
+#[test]
+fn a_draining_worker_finishes_what_runs_and_what_waits() {
+    // At the loop's priority: on a busy machine the other one may take for ever.
+    let server = start_with("8", "1", "25s", &["--pool-nice", "0"]);
+    let mut clients = [begin(&server, "/fib/36"), begin(&server, "/fib/30")];
+    wait::until("a job", || figure(&server, "running") + figure(&server, "done") > 0);
+    server.signal(Signal::SIGTERM);
+    let answers = clients.each_mut().map(|client| client.read().expect("an answer"));
+    assert_eq!(answers[0].text(), "fib(36) = 14930352\n");
+    assert_eq!(answers[1].text(), "fib(30) = 832040\n");
+    let log = server.finish(0);
+    assert!(!log.contains(" cut "), "{log}");
+}
+
+#[test]
+fn a_job_that_never_ends_does_not_keep_a_worker() {
+    let server = start("8", &["--faults"]);
+    let mut client = begin(&server, "/fault/job-hang");
+    wait_figure(&server, "running", 1);
+    let mut waits = begin(&server, "/fib/1");
+    wait_figure(&server, "depth", 1);
+    server.signal(Signal::SIGTERM);
+    for client in [&mut client, &mut waits] {
+        let failure = client.read().expect_err("it was cut");
+        assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
+    }
+    let log = server.finish(0);
+    assert!(log.contains(" cut 1 running job at the graceful timeout"), "{log}");
+    assert!(!log.contains("killing it"), "it left by itself: {log}");
+}
+
+#[test]
+fn an_orphan_with_a_job_that_never_ends_leaves() {
+    let mut server = start("8", &["--faults"]);
+    let pids = server.worker_pids();
+    let _client = begin(&server, "/fault/job-hang");
+    wait_figure(&server, "running", 1);
+    server.kill_primary();
+    wait::until("its end", || pids.iter().all(|pid| process::is_gone(*pid)));
+}
+
+#[test]
+fn a_job_that_panics_is_500_and_its_thread_is_replaced() {
+    let server = start("8", &["--faults"]).allow(&["asked for by /fault/job-panic", "panicked at"]);
+    let pid = server.worker_pids()[0];
+    assert_eq!(threads(pid), [], "none before the first job");
+    server.get("/fib/1");
+    let before = threads(pid);
+    assert_eq!(before.len(), 1);
+    let answer = server.get("/fault/job-panic");
+    assert_eq!(answer.status, 500, "{answer:?}");
+    assert!(answer.text().contains("panicked: asked for by /fault/job-panic"), "{answer:?}");
+    assert_eq!(server.get("/fib/10").text(), "fib(10) = 55\n");
+    wait::until("the old thread's end", || threads(pid).len() == 1);
+    assert_ne!(threads(pid)[0].0, before[0].0);
+    assert_eq!((figure(&server, "panicked"), figure(&server, "done")), (1, 2));
+    assert_eq!(server.worker_pids(), [pid]);
+    server.stop();
+}
+
+#[test]
+fn threads_of_the_pool_give_way_to_the_loop() {
+    let server = start_with("8", "3", "1s", &["--pool-nice", "12"]);
+    let pid = server.worker_pids()[0];
+    server.get("/fib/1");
+    wait::until("three threads", || threads(pid).len() == 3);
+    // Each lowers itself when it begins.
+    wait::until("their priority", || threads(pid).iter().all(|(_, nice)| *nice == 12));
+    server.stop();
+}
+
+#[test]
+fn status_shows_the_pool() {
+    let server = start("8", &[]);
+    assert!(server.order(&["status"]).contains("BEAT  POOL  SERVING"), "nothing to show yet");
+    server.get("/fib/1");
+    let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
+    wait_figure(&server, "depth", 2);
+    wait_figure(&server, "utilisation", 100);
+    let text = server.order(&["status"]);
+    assert!(text.contains("  1/1 100% +2  GET /fib/50 ("), "{text}");
+    let pool = server.status()["workers"][0]["pool"].clone();
+    let sum = |name: &str| {
+        let counts = pool[name].as_array().cloned().unwrap_or_default();
+        counts.iter().filter_map(Value::as_u64).sum::<u64>()
+    };
+    assert_eq!(
+        (&pool["threads"], &pool["capacity"], &pool["done"]),
+        (&1.into(), &8.into(), &1.into())
+    );
+    assert_eq!((sum("wait"), sum("run")), (2, 1), "{pool}");
+    assert_eq!(server.cluster()["workers"][0]["pool"]["depth"], 2);
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn where_fib_is_computed_can_be_said() {
+    let server = start("8", &[]);
+    for (path, in_pool) in [("/fib/20", 1), ("/fib/20?on=pool", 2), ("/fib/20?on=loop", 2)] {
+        assert_eq!(server.get(path).text(), "fib(20) = 6765\n");
+        assert_eq!(figure(&server, "done"), in_pool, "{path}");
+    }
+    assert_eq!(server.get("/fib/20?on=moon").status, 400);
+    server.stop();
+}
+
+#[test]
+fn a_body_is_hashed_in_the_pool() {
+    let server = start("8", &["--max-body-size", "300KiB"]);
+    let post = |path: &str, body: &[u8]| server.connect().post(path, body).expect("an answer");
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n";
+    assert_eq!(post("/hash", b"abc").text(), abc);
+    let twice = "4f8b42c22dd3729b519ba6f68d2da7cc5b2d606d05daed5ad5128cc03e6c6358\n";
+    assert_eq!(post("/hash?rounds=2", b"abc").text(), twice);
+    // Many pieces: as with sha256sum of so many zeros.
+    let zeros = "7818f5542a0404157573be6cffc0e0c8e68ce3c0f5d17d07ccdd9313fb700baf\n";
+    assert_eq!(post("/hash", &vec![0; 300 << 10]).text(), zeros);
+    assert_eq!(figure(&server, "done"), 3);
+    assert_eq!(post("/hash", &vec![0; (300 << 10) + 1]).status, 413);
+    assert_eq!(post("/hash?rounds=0", b"").status, 400);
+    assert_eq!(server.get("/hash").status, 405);
+    server.stop();
+}
