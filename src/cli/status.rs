@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a",
+                "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a, dispatch reuseport",
                 "waited to be accepted: p50 1 ms, p99 4.1 s, longest over 16.4 s (9 connections), 5 shed",
                 ""
             ]

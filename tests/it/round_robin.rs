@@ -55,7 +55,6 @@ fn kept_connections_are_spread_evenly_one_by_one_and_in_a_burst() {
                 clients.push(client);
             }
             let shares = shares(&mut clients);
-            assert!(shares.values().all(|share| (8..=24).contains(share)), "{shares:?}");
             shares.len() == 4 && shares.values().all(|share| *share == 16)
         });
         server.stop();
