@@ -27,6 +27,10 @@ use crate::sys;
 /// How long a silent newcomer holds up accepting, and how long a polite worker waits. The timer's step.
 const MOMENT: Duration = Duration::from_millis(1);
 
+/// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
+/// not too far away.
+const HANDSHAKE: Duration = Duration::from_millis(50);
+
 /// How long to wait when the process or the system is out of file descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -109,6 +113,9 @@ impl Acceptor {
             () = self.accept_all(&handle) => {}
         }
         if drain.drain.order().is_some_and(|order| order.closing) {
+            self.empty_queue(&handle);
+            // Those that were in the middle of the handshake when newcomers were shut out.
+            tokio::time::sleep(HANDSHAKE).await;
             self.empty_queue(&handle);
         }
         let state = Rc::clone(&self.state);
