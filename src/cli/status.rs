@@ -38,7 +38,8 @@ pub(super) fn table(status: &Status) -> String {
     let dispatch = match one_line(&primary.dispatch) {
         // An older primary does not say.
         unknown if unknown.is_empty() => String::new(),
-        known => format!(", dispatch {known}"),
+        known if primary.dispatch_rung.is_empty() => format!(", dispatch {known}"),
+        known => format!(", dispatch {known} ({})", one_line(&primary.dispatch_rung)),
     };
     let _ = writeln!(text, "listening on {}{dispatch}", listeners(status));
     let (wait, shed) = (&status.queue_wait, status.totals.shed);
@@ -187,6 +188,14 @@ mod tests {
     }
 
     #[test]
+    fn what_chooses_is_shown_where_a_policy_has_several_ways() {
+        let mut status = status();
+        status.primary.dispatch = "least-conn".to_string();
+        status.primary.dispatch_rung = "cbpf-weights".to_string();
+        assert!(table(&status).contains(", dispatch least-conn (cbpf-weights)\n"));
+    }
+
+    #[test]
     fn queues_and_waits_are_shown_where_they_are_known() {
         let mut status = status();
         let queues = r#"[{"listener":"http://127.0.0.1:3000","depth":3,"limit":4096}]"#;
@@ -200,7 +209,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a",
+                "listening on http://127.0.0.1:3000 (3 of 4096 queued), unix:/run/a, dispatch reuseport",
                 "waited to be accepted: p50 1 ms, p99 4.1 s, longest over 16.4 s (9 connections), 5 shed",
                 ""
             ]

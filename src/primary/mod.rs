@@ -9,6 +9,7 @@ mod reread;
 mod slots;
 mod sources;
 mod spawn;
+mod steer;
 mod trial;
 mod upgrade;
 
@@ -25,6 +26,7 @@ use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
+use crate::steering::Lease;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
@@ -36,6 +38,7 @@ pub(crate) use trial::prove;
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
 use relay::Relay;
+use steer::Steered;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -49,13 +52,15 @@ struct Child {
     sent: u64,
     /// It leaves: it is sent no more, and has been told so.
     released: bool,
+    /// Where it tells its load to whatever chooses among the slots, if anybody reads it.
+    lease: Option<Lease>,
     /// It has sent connections itself, and may do so faster than they can be passed on.
     sends: bool,
 }
 
 impl Child {
     fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
-        Child { tag, pid, channel, row, sent: 0, released: false, sends: false }
+        Child { tag, pid, channel, row, lease: None, sent: 0, released: false, sends: false }
     }
 }
 
@@ -79,6 +84,8 @@ pub(crate) struct Primary {
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
     relay: Relay,
+    /// `None` where no program chooses who gets a connection.
+    steering: Option<Steered>,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -150,6 +157,7 @@ impl Primary {
             board,
             children: BTreeMap::new(),
             relay: Relay::default(),
+            steering: None,
             queue: VecDeque::from([Event::Started]),
             entry,
             launcher,
@@ -166,6 +174,7 @@ impl Primary {
             // Those that died during the exec were reported to nobody, or to a mask that held it back.
             primary.reap();
         }
+        primary.tend_steering();
         sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))?;
         Ok(primary)
     }

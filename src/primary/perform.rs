@@ -27,6 +27,7 @@ impl Primary {
             }
             Action::Adopt { worker, slot } => self.adopt_slot(worker, slot),
             Action::Release { worker, slot } => self.release_slot(worker, slot),
+            Action::Steer { slot, worker } => self.steer(slot, worker),
             Action::CloseListeners => self.listeners.close_all(),
             Action::Drain(worker) => self.drain(worker),
             Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),
@@ -40,6 +41,7 @@ impl Primary {
             Action::TakeOver => self.taking_over = true,
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::Look { memory } => {
+                self.refresh_steering();
                 let event = self.observe(memory);
                 self.queue.push_back(event);
             }

@@ -139,6 +139,7 @@ impl Primary {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
+            self.bury_steered(worker, child.lease);
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }

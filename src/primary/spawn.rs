@@ -14,6 +14,7 @@ use crate::identity::WorkerTag;
 use crate::ipc::PrimaryEnd;
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
+use crate::steering::{Lease, SlotMeter};
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::signal::{Blocked, Signal};
@@ -38,14 +39,19 @@ impl Primary {
         let row = self.board.lease(tag).ok_or_else(|| {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
-        let forked = self.fork_into(tag, row);
+        // The worker has to be known to whatever chooses among the slots.
+        self.tend_steering();
+        let config = self.configs.get(&tag.generation).cloned();
+        let lease = config.and_then(|config| self.lease_page(tag.slot, &config));
+        let forked = self.fork_into(tag, row, lease);
         if forked.is_err() {
             self.board.retire(row);
+            self.bury_steered(tag.id, lease);
         }
         forked
     }
 
-    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex) -> Result<u32> {
+    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
         let (ours, theirs) = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
         let primary = std::process::id();
@@ -54,13 +60,20 @@ impl Primary {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
-                self.children.insert(tag.id, Child::new(tag, pid, Some(channel), row));
+                let child = Child { lease, ..Child::new(tag, pid, Some(channel), row) };
+                self.children.insert(tag.id, child);
                 Ok(pid)
             }
             Fork::Child => {
                 drop(ours);
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
-                sys::fork::exit_now(self.live_as_worker(tag, row, theirs, primary, blocked))
+                sys::fork::exit_now(self.live_as_worker(
+                    tag,
+                    (row, lease),
+                    theirs,
+                    primary,
+                    blocked,
+                ))
             }
         }
     }
@@ -69,12 +82,12 @@ impl Primary {
     fn live_as_worker(
         &mut self,
         tag: WorkerTag,
-        row: RowIndex,
+        pages: (RowIndex, Option<Lease>),
         channel: OwnedFd,
         primary: u32,
         blocked: Blocked,
     ) -> u8 {
-        let life = || match self.become_worker(tag, row, channel, primary, blocked) {
+        let life = || match self.become_worker(tag, pages, channel, primary, blocked) {
             Ok(Some(seed)) => (self.entry)(seed),
             Ok(None) => exit::OK,
             Err(e) => {
@@ -89,7 +102,7 @@ impl Primary {
     fn become_worker(
         &mut self,
         tag: WorkerTag,
-        row: RowIndex,
+        (row, lease): (RowIndex, Option<Lease>),
         channel: OwnedFd,
         primary: u32,
         blocked: Blocked,
@@ -123,9 +136,13 @@ impl Primary {
             .board
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
+        let meter = match self.steering.take().zip(lease) {
+            Some((steered, lease)) => steered.steering.give_up_all_but(lease)?,
+            None => SlotMeter::default(),
+        };
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
-        Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
+        Ok(Some(Seed { tag, listeners, channel, row, meter, board, config, terminate }))
     }
 }

@@ -67,6 +67,7 @@ impl Primary {
                 return Ok(None);
             }
             let manifest = self.leave()?;
+            self.end_steering();
             Ok(Some(self.launcher.take_over(&manifest, &self.descriptors())))
         };
         let error = match outcome() {
@@ -74,6 +75,7 @@ impl Primary {
             Ok(Some(error)) | Err(error) => error,
         };
         self.taking_over = false;
+        self.tend_steering();
         self.queue.push_back(Event::NotProved { why: error.to_string() });
     }
 

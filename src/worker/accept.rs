@@ -69,6 +69,8 @@ pub(super) struct Acceptor {
     line: Line,
     name: String,
     unix: bool,
+    /// Whether it is the socket of our own slot.
+    own: bool,
     manner: Manner,
     patience: Rc<RefCell<Patience>>,
     /// Whether it was told that descriptors have run out, and none came free since.
@@ -82,9 +84,10 @@ impl Acceptor {
         manner: Manner,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
+        let own = !listener.is_everybodys() && listener.slot == state.tag.slot;
         let line = Line::new(&state, listener.socket.into(), manner.polite)?;
         let (name, patience) = (listener.local, Rc::default());
-        Ok(Acceptor { state, line, name, unix, manner, patience, exhausted: false })
+        Ok(Acceptor { state, line, name, unix, own, manner, patience, exhausted: false })
     }
 
     pub(super) async fn run(mut self, handle: Rc<dyn Fn(Accepted)>) {
@@ -176,6 +179,7 @@ impl Acceptor {
     async fn take(&self, fd: OwnedFd, handle: &Rc<dyn Fn(Accepted)>) {
         let state = &self.state;
         let Some(fd) = waited::admit(state, fd, self.unix, self.manner.client_speaks_first) else {
+            self.count();
             // Its close has its first turn before our next accept, so a queue full of these does not hold the loop.
             return tokio::task::yield_now().await;
         };
@@ -184,6 +188,7 @@ impl Acceptor {
         let entry = Entry::new(state.now_ms());
         state.row.opened();
         let guard = Guard::new(state, &entry);
+        self.count();
         let stream = match Stream::new(fd, self.unix) {
             Ok(stream) => stream,
             Err(e) => return log::warn!("{} cannot serve a connection: {e}", state.tag),
@@ -198,6 +203,13 @@ impl Acceptor {
                 self.await_first(stream, entry, guard, Rc::clone(handle));
             }
             None => handle(Accepted { stream, first: Bytes::new(), entry, guard }),
+        }
+    }
+
+    /// A connection has left the queue; after `Guard`, which counts it as open.
+    fn count(&self) {
+        if self.own {
+            self.state.meter.accepted();
         }
     }
 
@@ -263,6 +275,7 @@ impl Acceptor {
             let entry = Entry::new(State::exact_ms());
             state.row.opened();
             let guard = Guard::new(state, &entry);
+            self.count();
             if let Ok(stream) = Stream::new(fd, self.unix) {
                 handle(Accepted { stream, first, entry, guard });
             }

@@ -126,13 +126,14 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, row, board, config, terminate } = seed;
+    let Seed { tag, listeners, channel, row, meter, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let state = Rc::new(State {
         tag,
         config,
         row,
+        meter,
         board,
         channel,
         drain: drain::Drain::default(),

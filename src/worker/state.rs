@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
+use crate::steering::SlotMeter;
 use crate::sys;
 
 /// One worker.
@@ -22,6 +23,8 @@ pub(super) struct State {
     pub(super) tag: WorkerTag,
     pub(super) config: Rc<Config>,
     pub(super) row: OwnRow,
+    /// Counts connections for whatever chooses among the slots.
+    pub(super) meter: SlotMeter,
     pub(super) board: Reader,
     pub(super) channel: WorkerEnd,
     pub(super) drain: Drain,
@@ -84,6 +87,7 @@ impl State {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
+            self.meter.leave();
         }
         // A later order may say more about where connections can go.
         self.conns.borrow().wake_all();
