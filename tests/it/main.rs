@@ -25,6 +25,8 @@ mod examples;
 mod frozen;
 mod handover;
 mod http;
+mod ip_hash;
+mod least_conn;
 mod library;
 mod limits;
 mod log_file;

@@ -1,0 +1,346 @@
+//! `--dispatch least-conn`: a program in the kernel picks the worker with the fewest connections, and where that is not
+//! allowed, chance with odds does.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::held::{Held, at_most_apart, hold, in_a_burst, in_one_of_several_tries};
+use crate::support::held::{one_by_one, shares};
+use crate::support::load::{Load, Running};
+use crate::support::{Client, Server, amount, process, wait};
+
+/// Connections in a test of balance.
+const MANY: usize = 64;
+
+/// Longer than anybody waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
+const RELIEVED: Duration = Duration::from_secs(2);
+
+const NOBODY: u32 = 65534;
+
+fn start(workers: usize) -> Server {
+    Server::builder().workers(workers).control().dispatch("least-conn").start()
+}
+
+/// What chooses, by the word of the primary.
+fn rung(server: &Server) -> String {
+    let status = server.status();
+    assert_eq!(status["primary"]["dispatch"], "least-conn");
+    status["primary"]["dispatch_rung"].as_str().expect("text").to_string()
+}
+
+/// Whether the kernel's program can be tested here.
+fn in_kernel(server: &Server) -> bool {
+    let rung = rung(server);
+    if rung != "ebpf" {
+        eprintln!("skipped: this user may not load a program ({rung})");
+    }
+    rung == "ebpf"
+}
+
+/// No connection was refused, and no request lost.
+#[track_caller]
+fn nothing_lost(load: Running) {
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
+
+/// Waits until the workers have seen that their clients are gone.
+fn wait_until_free(server: &Server) {
+    wait::until("nothing open", || {
+        let status = server.status();
+        let workers = status["workers"].as_array().expect("workers").clone();
+        workers.iter().all(|worker| worker["connections"] == 0)
+    });
+}
+
+/// After a change: who was sent to a worker that gave its place to another counts as waiting for two seconds at most.
+#[track_caller]
+fn is_even_again(server: &Server) {
+    wait::until("an even spread", || {
+        wait_until_free(server);
+        let shares = shares(&one_by_one(server, MANY), &server.worker_pids());
+        at_most_apart(2, &shares).is_ok()
+    });
+}
+
+#[test]
+fn connections_that_stay_are_spread_evenly() {
+    for workers in [2, 8] {
+        let server = start(workers);
+        if !in_kernel(&server) {
+            return server.stop().clear();
+        }
+        for open in [one_by_one, in_a_burst] {
+            in_one_of_several_tries(|| {
+                wait_until_free(&server);
+                at_most_apart(2, &shares(&open(&server, MANY), &server.worker_pids()))
+            });
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
+    let server = start(4);
+    if !in_kernel(&server) {
+        return server.stop().clear();
+    }
+    in_one_of_several_tries(|| {
+        wait_until_free(&server);
+        let mut held = one_by_one(&server, MANY);
+        let leaving = held[0].1;
+        held.retain(|(_, pid)| *pid != leaving);
+        let left = MANY - held.len();
+        wait::until("its clients are gone", || {
+            let status = server.status();
+            let workers = status["workers"].as_array().expect("workers").clone();
+            workers.iter().any(|worker| worker["connections"] == 0)
+        });
+        held.extend((0..left).map(|_| hold(&server)));
+        at_most_apart(2, &shares(&held, &server.worker_pids()))
+    });
+    server.stop();
+}
+
+#[test]
+fn the_rung_is_shown_and_said() {
+    let server = start(2);
+    let rung = rung(&server);
+    assert!(server.order(&["status"]).contains(&format!(", dispatch least-conn ({rung})")));
+    server.wait_log_times("least-conn: ", 1);
+    if rung == "ebpf" {
+        server.wait_log("least-conn: the kernel chooses the worker (ebpf)");
+    }
+    // A worker has no table of the program, and no socket of others.
+    for pid in server.worker_pids() {
+        let descriptors = process::descriptors(pid);
+        let tables = descriptors.iter().filter(|(_, target)| target.contains("bpf"));
+        assert_eq!(tables.count(), 0, "{descriptors:?}");
+    }
+    server.stop();
+}
+
+#[test]
+fn a_stopped_worker_gets_no_more_once_it_is_seen_and_nobody_waits_for_it() {
+    let server = start(4);
+    let stopped = server.worker_pids()[1];
+    process::send(stopped, Signal::SIGSTOP);
+    let mut clients: Vec<(Client, Instant)> = (0..48)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+            (client, Instant::now())
+        })
+        .collect();
+    for (client, since) in &mut clients {
+        let answer = client.soon().expect("an answer");
+        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
+    }
+    drop(clients);
+    // From now on at once: although it has fewer connections than all others.
+    let held: Vec<Held> = (0..60).map(|_| hold(&server)).collect();
+    let workers = server.worker_pids();
+    let shares = shares(&held, &workers);
+    assert_eq!(shares[&stopped], 0, "{shares:?}");
+    process::send(stopped, Signal::SIGCONT);
+    wait::until("its own again", || hold(&server).1 == stopped);
+    server.stop();
+}
+
+#[test]
+fn a_full_worker_is_passed_over() {
+    let args = ["--worker-connections", "4"];
+    let server = Server::builder().workers(3).control().dispatch("least-conn").args(args).start();
+    let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
+    let mut next = server.connect();
+    next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    let (_, of) = held.swap_remove(5);
+    assert_eq!(next.soon().expect("an answer").pid(), of, "who has room takes it");
+    server.stop();
+}
+
+#[test]
+fn killed_workers_refuse_nobody() {
+    let server = start(4).allow(&["died: killed by SIGKILL"]);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kills = amount("PREFORK_STORM", 12);
+    for kill in 0..kills {
+        load.wait_answered(8);
+        process::send(server.worker_pids()[kill % 4], Signal::SIGKILL);
+        server.wait_replaced(kill + 1);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn fewer_workers_and_more_again_lose_nothing_and_all_get_their_share() {
+    let server = start(4);
+    let load = Load::new_connections(server.address(), 4).start();
+    for workers in [1, 4, 8] {
+        load.wait_answered(24);
+        server.order(&["scale", &workers.to_string()]);
+        server.wait_others(workers, &[]);
+        load.wait_answered(24);
+    }
+    nothing_lost(load);
+    if in_kernel(&server) {
+        is_even_again(&server);
+    }
+    server.stop();
+}
+
+#[test]
+fn reloads_lose_no_connection_and_the_new_workers_share_evenly() {
+    let server = start(3);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    for _ in 0..amount("PREFORK_RELOADS", 5) {
+        load.wait_answered(24);
+        server.order(&["reload"]);
+    }
+    nothing_lost(load);
+    nothing_lost(kept);
+    if in_kernel(&server) {
+        is_even_again(&server);
+    }
+    server.stop();
+}
+
+#[test]
+fn upgrades_lose_no_connection_and_the_new_image_steers() {
+    let server = Server::builder().copied().workers(3).control().dispatch("least-conn").start();
+    let (before, load) = (rung(&server), Load::new_connections(server.address(), 4).start());
+    for generation in 2..4 {
+        load.wait_answered(24);
+        let old = server.worker_pids();
+        server.signal(Signal::SIGUSR2);
+        server.wait_generation(generation);
+        server.wait_others(3, &old);
+        assert_eq!(rung(&server), before);
+    }
+    nothing_lost(load);
+    if before == "ebpf" {
+        is_even_again(&server);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_reload_changes_the_policy_and_loses_nothing() {
+    let text = |dispatch: &str, more: &str| {
+        format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = '{dispatch}'\n")
+    };
+    let server = Server::builder().config(3, &text("shared", "")).control().start();
+    let load = Load::new_connections(server.address(), 4).start();
+    let two = ", '127.0.0.2:0'";
+    for (dispatch, more) in [
+        ("least-conn", ""),
+        ("least-conn", two),
+        ("ip-hash", two),
+        ("least-conn", ""),
+        ("reuseport", ""),
+        ("least-conn", ""),
+        ("shared", ""),
+    ] {
+        load.wait_answered(24);
+        std::fs::write(server.dir().join("prefork.toml"), text(dispatch, more)).expect("write");
+        server.order(&["reload"]);
+        let primary = &server.status()["primary"];
+        assert_eq!(primary["dispatch"], dispatch);
+        let steers = ["least-conn", "ip-hash"].contains(&dispatch);
+        assert_eq!(primary["dispatch_rung"] != "", steers, "{primary}");
+        load.wait_answered(48);
+    }
+    nothing_lost(load);
+    server.stop();
+}
+
+#[test]
+fn a_reload_that_fails_leaves_everything_as_it_was() {
+    let text =
+        |dispatch: &str| format!("bind = ['127.0.0.1:0']\nworkers = 3\ndispatch = '{dispatch}'\n");
+    let server = Server::builder().config(3, &text("least-conn")).control().start();
+    let (before, load) = (rung(&server), Load::new_connections(server.address(), 4).start());
+    std::fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
+    let server = server.allow(&["reload failed"]);
+    server.refused(&["reload"], 1);
+    assert_eq!(rung(&server), before);
+    nothing_lost(load);
+    server.stop();
+}
+
+#[test]
+fn without_the_privilege_chance_with_odds_serves_as_well() {
+    let mut builder = Server::builder().workers(3).dispatch("least-conn");
+    if nix::unistd::geteuid().is_root() {
+        let run = builder.dir().join("run");
+        std::fs::create_dir(&run).expect("directory");
+        std::os::unix::fs::chown(&run, Some(NOBODY), Some(NOBODY)).expect("chown");
+        builder = builder.user(NOBODY);
+    } else {
+        std::fs::create_dir(builder.dir().join("run")).expect("directory");
+    }
+    let control = builder.dir().join("run/control");
+    let control = control.to_str().expect("UTF-8").to_string();
+    let server = builder.args(["--control", &control]).start();
+    let server = server.allow(&["died: killed by SIGKILL"]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("status");
+    assert!(status.contains("CapEff:\t0000000000000000"), "no privilege: {status}");
+    let line = server.log();
+    let line = line.lines().find(|line| line.contains("least-conn: ")).expect("the line");
+    assert!(line.contains(" WARN ") && line.contains("CAP_BPF"), "{line}");
+    assert!(line.ends_with("; choosing by weights (cbpf-weights)"), "{line}");
+    let ask = |words: &[&str]| {
+        let socket = ["--control", &control];
+        let ended =
+            crate::support::command::Builder::verb(words[0]).args(&words[1..]).args(socket).run();
+        assert_eq!(ended.status, Some(0), "{}", ended.err);
+        ended.out
+    };
+    assert!(ask(&["status"]).contains(", dispatch least-conn (cbpf-weights)"));
+
+    let load = Load::new_connections(server.address(), 4).start();
+    load.wait_answered(24);
+    process::send(server.worker_pids()[0], Signal::SIGSTOP);
+    load.wait_answered(200);
+    process::send(server.worker_pids()[0], Signal::SIGCONT);
+    ask(&["scale", "5"]);
+    server.wait_others(5, &[]);
+    ask(&["reload"]);
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    // All have a chance.
+    let workers = server.worker_pids();
+    wait::until("an answer of each", || {
+        let held: Vec<Held> = one_by_one(&server, 40);
+        shares(&held, &workers).values().all(|share| *share > 0)
+    });
+    process::send(server.worker_pids()[1], Signal::SIGKILL);
+    server.wait_log("died: killed by SIGKILL");
+    for _ in 0..40 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    server.stop();
+}
+
+#[test]
+fn the_program_is_printed_without_loading_it() {
+    let print =
+        |args: &[&str]| crate::support::command::Builder::verb("dispatch-program").args(args).run();
+    let ended = print(&["--dispatch", "least-conn", "--workers", "4"]);
+    assert_eq!(ended.status, Some(0), "{}", ended.err);
+    assert!(ended.out.contains("least-conn (ebpf): "), "{}", ended.out);
+    assert!(ended.out.contains("call bpf_sk_select_reuseport"), "{}", ended.out);
+    assert!(ended.out.contains("least-conn (cbpf-weights): "), "{}", ended.out);
+    let ended = print(&["--dispatch", "shared"]);
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("loads no program"), "{}", ended.err);
+}
