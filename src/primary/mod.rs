@@ -169,14 +169,18 @@ impl Primary {
             control,
             started: Instant::now(),
         };
-        if let Some(manifest) = &left {
-            primary.adopt(manifest)?;
-            // Those that died during the exec were reported to nobody, or to a mask that held it back.
-            primary.reap();
-        }
-        primary.tend_steering();
-        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))?;
+        primary.begin(left.as_ref())?;
         Ok(primary)
+    }
+
+    fn begin(&mut self, left: Option<&Manifest>) -> Result<()> {
+        if let Some(manifest) = left {
+            self.adopt(manifest)?;
+            // Those that died during the exec were reported to nobody, or to a mask that held it back.
+            self.reap();
+        }
+        self.tend_steering();
+        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
     }
 
     /// The only loop: wait, decide, perform.

@@ -20,6 +20,7 @@ mod config;
 mod control;
 mod control_abuse;
 mod crash_loop;
+mod dispatch_rungs;
 mod dispatch_shared;
 mod examples;
 mod frozen;
