@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::listener::Listener;
 use crate::scoreboard::{OwnRow, Reader};
+use crate::steering::SlotMeter;
 
 /// What the primary hands to a freshly forked worker.
 pub(crate) struct Seed {
@@ -22,6 +23,8 @@ pub(crate) struct Seed {
     pub(crate) queue: Option<OwnedFd>,
     /// The one page it can write.
     pub(crate) row: OwnRow,
+    /// Where it counts connections for whatever chooses among the slots.
+    pub(crate) meter: SlotMeter,
     /// All pages, to read.
     pub(crate) board: Reader,
     /// The configuration it was forked under.

@@ -22,6 +22,8 @@ pub(super) enum Verb {
         /// For programs instead of people.
         json: bool,
     },
+    /// Print the programs that choose the worker for a connection.
+    Program(RawFlags),
     /// Ask a running primary.
     Ask(Call),
 }
@@ -55,6 +57,11 @@ Examples:
   prefork check -c /etc/prefork.toml
   prefork check --json --workers 4";
 
+const PROGRAM_EXAMPLES: &str = "\
+Examples:
+  prefork dispatch-program --dispatch least-conn --workers 4
+  prefork dispatch-program -c /etc/prefork.toml";
+
 /// The whole command line, as data.
 pub(super) fn command() -> Command {
     Command::new("prefork")
@@ -66,6 +73,7 @@ pub(super) fn command() -> Command {
         // One line for each verb.
         .subcommand(serve())
         .subcommand(check())
+        .subcommand(program())
         .subcommands(ctl::commands())
 }
 
@@ -85,6 +93,12 @@ fn check() -> Command {
         .about("Check the configuration and print every value with its source")
         .arg(json)
         .after_help(format!("{VALUES}\n\n{CHECK_EXAMPLES}"))
+}
+
+fn program() -> Command {
+    with_settings(Command::new("dispatch-program"))
+        .about("Print the program that would choose the worker for a connection in the kernel")
+        .after_help(format!("{VALUES}\n\n{PROGRAM_EXAMPLES}"))
 }
 
 /// Adds the flags of a configuration: those of the key table and `--config`.
@@ -133,6 +147,7 @@ pub(super) fn parse(
         Some(("check", matches)) => {
             Ok(Verb::Check { flags: flags(matches), json: matches.get_flag("json") })
         }
+        Some(("dispatch-program", matches)) => Ok(Verb::Program(flags(matches))),
         Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
@@ -170,7 +185,8 @@ mod tests {
 
     #[test]
     fn flags_are_the_key_table() {
-        let settings = |verb: &&Command| ["serve", "check"].contains(&verb.get_name());
+        let settings =
+            |verb: &&Command| ["serve", "check", "dispatch-program"].contains(&verb.get_name());
         for verb in command().get_subcommands().filter(settings) {
             let keys = KEYS.iter().map(|key| key.name);
             let mut wanted: Vec<&str> = keys.chain(["config", "help"]).collect();

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod ctl;
 mod logger;
+mod program;
 mod serve;
 mod status;
 
@@ -22,6 +23,7 @@ pub fn main() -> ExitCode {
     let done = match verb {
         args::Verb::Serve(flags) => serve::run(flags),
         args::Verb::Check { flags, json } => check::run(flags, json),
+        args::Verb::Program(flags) => program::run(flags),
         args::Verb::Ask(call) => ctl::run(call),
     };
     done.unwrap_or_else(|error| {

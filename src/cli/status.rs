@@ -41,7 +41,8 @@ pub(super) fn table(status: &Status) -> String {
     let dispatch = match one_line(&primary.dispatch) {
         // An older primary does not say.
         unknown if unknown.is_empty() => String::new(),
-        known => format!(", dispatch {known}"),
+        known if primary.dispatch_rung.is_empty() => format!(", dispatch {known}"),
+        known => format!(", dispatch {known} ({})", one_line(&primary.dispatch_rung)),
     };
     let _ = writeln!(text, "listening on {}{dispatch}", listeners(status));
     let (wait, shed) = (&status.queue_wait, status.totals.shed);
@@ -200,6 +201,14 @@ mod tests {
              GET /spin (12 s, on the event loop) +1\n \
              4     1    2     -  forking   0 ms     0       0         0      -  -           -\n"
         );
+    }
+
+    #[test]
+    fn what_chooses_is_shown_where_a_policy_has_several_ways() {
+        let mut status = status();
+        status.primary.dispatch = "least-conn".to_string();
+        status.primary.dispatch_rung = "cbpf-weights".to_string();
+        assert!(table(&status).contains(", dispatch least-conn (cbpf-weights)\n"));
     }
 
     #[test]

@@ -42,6 +42,11 @@ impl Dispatch {
         }
     }
 
+    /// Whether a program in the kernel chooses among the sockets of the slots.
+    pub(crate) fn chooses_in_kernel(self) -> bool {
+        matches!(self, Dispatch::LeastConn | Dispatch::IpHash)
+    }
+
     /// Whether each slot has a listening socket of its own.
     pub(crate) fn has_socket_per_slot(self) -> bool {
         matches!(self, Dispatch::Reuseport | Dispatch::LeastConn | Dispatch::IpHash)

@@ -30,6 +30,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                         Around {
                             started: now,
                             dispatch: "shared",
+                            rung: "",
                             listeners: vec![],
                             queues: vec![],
                             totals: Counters::default(),

@@ -55,6 +55,10 @@ pub struct PrimaryStatus {
     /// The dispatch policy in force: `shared`, `reuseport`, ... Empty if the primary does not say.
     #[serde(default)]
     pub dispatch: String,
+    /// What in the kernel chooses the worker, where a policy has several ways: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
+    /// Empty under other policies.
+    #[serde(default)]
+    pub dispatch_rung: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
 }
@@ -101,6 +105,7 @@ pub struct WorkerStatus {
 pub(crate) struct Around {
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
+    pub(crate) rung: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
@@ -131,6 +136,7 @@ impl Status {
             generation: view.generation.0,
             workers_wanted: view.wanted,
             dispatch: around.dispatch.to_string(),
+            dispatch_rung: around.rung.to_string(),
             restarts: view.restarts,
         };
         let totals = around.totals.at_most(LARGEST);
@@ -226,6 +232,7 @@ pub(super) mod tests {
         let around = Around {
             started: Instant::now(),
             dispatch: "shared",
+            rung: "",
             listeners: vec![],
             queues: vec![],
             totals,

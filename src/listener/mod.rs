@@ -13,7 +13,7 @@ mod addr;
 mod bind;
 mod holder;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{SockFilter, Socket};
@@ -169,6 +169,20 @@ impl ListenerSet {
     /// The sockets that the worker of `slot` alone is born with.
     pub(crate) fn of_slot(&self, slot: Slot) -> impl Iterator<Item = &Listener> {
         self.listeners.iter().filter(move |l| l.slot == slot && !l.is_everybodys())
+    }
+
+    /// The groups of those of `named` that have one, each with its sockets in the order of the slots.
+    pub(crate) fn groups(
+        &self,
+        named: &[ListenAddr],
+    ) -> impl Iterator<Item = (&ListenAddr, Vec<BorrowedFd<'_>>)> {
+        let firsts = self.listeners.iter().filter(|l| l.slot == Slot(0) && !l.is_everybodys());
+        firsts.filter(|first| named.contains(&first.addr)).map(|first| {
+            let group = self.listeners.iter().filter(|l| l.addr == first.addr);
+            let by_slot: BTreeMap<Slot, BorrowedFd<'_>> =
+                group.map(|l| (l.slot, l.as_fd())).collect();
+            (&first.addr, by_slot.into_values().collect())
+        })
     }
 
     /// Lets go of all sockets that are not among `named`. Nobody can queue there any more; who does already is

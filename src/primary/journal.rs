@@ -72,6 +72,15 @@ impl Journal {
         log::debug!("{worker} cannot be told about slot {slot} ({why}): tried again");
     }
 
+    /// What chooses among the slots, and whether it is the best of its policy.
+    pub(super) fn steering(&mut self, text: String, best: bool) {
+        self.tell(if best { info(text) } else { warn(text) });
+    }
+
+    pub(super) fn cannot_steer(&mut self, why: &dyn Display) {
+        self.tell(error(format!("{why}; the kernel's hash chooses meanwhile")));
+    }
+
     pub(super) fn takes_a_restart(&mut self, key: &str) {
         self.tell(warn(format!("{key} has changed in the configuration: that takes a restart")));
     }

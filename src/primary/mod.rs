@@ -10,6 +10,7 @@ mod round_robin;
 mod slots;
 mod sources;
 mod spawn;
+mod steer;
 mod trial;
 mod turn;
 mod upgrade;
@@ -27,6 +28,7 @@ use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
+use crate::steering::Lease;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
@@ -39,6 +41,7 @@ pub(crate) use trial::prove;
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
 use relay::Relay;
 use round_robin::Dealer;
+use steer::Steered;
 
 /// A living worker, as the kernel knows it.
 struct Child {
@@ -54,13 +57,25 @@ struct Child {
     sent: u64,
     /// It leaves: it is sent no more, and has been told so.
     released: bool,
+    /// Where it tells its load to whatever chooses among the slots, if anybody reads it.
+    lease: Option<Lease>,
     /// It has sent connections itself, and may do so faster than they can be passed on.
     sends: bool,
 }
 
 impl Child {
     fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
-        Child { tag, pid, channel, row, queue: None, sent: 0, released: false, sends: false }
+        Child {
+            tag,
+            pid,
+            channel,
+            row,
+            lease: None,
+            queue: None,
+            sent: 0,
+            released: false,
+            sends: false,
+        }
     }
 }
 
@@ -86,6 +101,8 @@ pub(crate) struct Primary {
     relay: Relay,
     /// New connections on their way to a worker.
     dealer: Dealer,
+    /// `None` where no program chooses who gets a connection.
+    steering: Option<Steered>,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -151,6 +168,7 @@ impl Primary {
             children: BTreeMap::new(),
             relay: Relay::default(),
             dealer: Dealer::default(),
+            steering: None,
             queue: VecDeque::from([Event::Started]),
             entry,
             launcher,
@@ -162,13 +180,18 @@ impl Primary {
             control,
             started: Instant::now(),
         };
-        if let Some(manifest) = &left {
-            primary.adopt(manifest)?;
-            // Those that died during the exec were reported to nobody, or to a mask that held it back.
-            primary.reap();
-        }
-        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))?;
+        primary.begin(left.as_ref())?;
         Ok(primary)
+    }
+
+    fn begin(&mut self, left: Option<&Manifest>) -> Result<()> {
+        if let Some(manifest) = left {
+            self.adopt(manifest)?;
+            // Those that died during the exec were reported to nobody, or to a mask that held it back.
+            self.reap();
+        }
+        self.tend_steering();
+        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
     }
 
     /// The only loop: wait, decide, perform.

@@ -28,6 +28,7 @@ impl Primary {
             }
             Action::Adopt { worker, slot } => self.adopt_slot(worker, slot),
             Action::Release { worker, slot } => self.release_slot(worker, slot),
+            Action::Steer { slot, worker } => self.steer(slot, worker),
             Action::CloseListeners => {
                 self.listeners.close_all();
                 // What nobody has yet goes to the workers before they are told to finish.
@@ -45,6 +46,7 @@ impl Primary {
             Action::TakeOver => self.taking_over = true,
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::Look { memory } => {
+                self.refresh_steering();
                 let event = self.observe(memory);
                 self.queue.push_back(event);
             }

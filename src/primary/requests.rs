@@ -107,6 +107,7 @@ impl Primary {
         let around = Around {
             started: self.started,
             dispatch: self.config_in_force().map_or("", |config| config.dispatch.name()),
+            rung: self.rung(),
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.board.reader().snapshot().totals,

@@ -56,5 +56,6 @@ impl Primary {
             self.journal.closed(&listener.local);
         }
         self.empty_groups(&closed);
+        self.tend_steering();
     }
 }

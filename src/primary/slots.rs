@@ -19,6 +19,7 @@ impl Primary {
             }
             None => Err("no configuration is in force".to_string()),
         };
+        self.tend_steering();
         Event::SocketsOpened { slots, outcome }
     }
 

@@ -149,6 +149,7 @@ impl Primary {
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
             self.dealer.bury(worker, child.queue.take());
+            self.bury_steered(worker, child.lease);
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }

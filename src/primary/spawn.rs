@@ -16,6 +16,7 @@ use crate::identity::WorkerTag;
 use crate::ipc::{PrimaryEnd, Queue};
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
+use crate::steering::{Lease, SlotMeter};
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::signal::{Blocked, Signal};
@@ -44,14 +45,19 @@ impl Primary {
         let row = self.board.lease(tag).ok_or_else(|| {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
-        let forked = self.fork_into(tag, row);
+        // The worker has to be known to whatever chooses among the slots.
+        self.tend_steering();
+        let config = self.configs.get(&tag.generation).cloned();
+        let lease = config.and_then(|config| self.lease_page(tag.slot, &config));
+        let forked = self.fork_into(tag, row, lease);
         if forked.is_err() {
             self.board.retire(row);
+            self.bury_steered(tag.id, lease);
         }
         forked
     }
 
-    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex) -> Result<u32> {
+    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
         let (ours, theirs) = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
         let dealt_to = self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
@@ -65,7 +71,7 @@ impl Primary {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
-                let child = Child { queue, ..Child::new(tag, pid, Some(channel), row) };
+                let child = Child { lease, queue, ..Child::new(tag, pid, Some(channel), row) };
                 self.children.insert(tag.id, child);
                 Ok(pid)
             }
@@ -73,7 +79,8 @@ impl Primary {
                 drop(ours);
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
                 let ends = (theirs, queue.map(Queue::into_reader));
-                sys::fork::exit_now(self.live_as_worker(tag, row, ends, primary, blocked))
+                let pages = (row, lease);
+                sys::fork::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
             }
         }
     }
@@ -82,12 +89,12 @@ impl Primary {
     fn live_as_worker(
         &mut self,
         tag: WorkerTag,
-        row: RowIndex,
+        pages: (RowIndex, Option<Lease>),
         ends: Ends,
         primary: u32,
         blocked: Blocked,
     ) -> u8 {
-        let life = || match self.become_worker(tag, row, ends, primary, blocked) {
+        let life = || match self.become_worker(tag, pages, ends, primary, blocked) {
             Ok(Some(seed)) => (self.entry)(seed),
             Ok(None) => exit::OK,
             Err(e) => {
@@ -102,7 +109,7 @@ impl Primary {
     fn become_worker(
         &mut self,
         tag: WorkerTag,
-        row: RowIndex,
+        (row, lease): (RowIndex, Option<Lease>),
         (channel, queue): Ends,
         primary: u32,
         blocked: Blocked,
@@ -134,10 +141,14 @@ impl Primary {
             .board
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
+        let meter = match self.steering.take().zip(lease) {
+            Some((steered, lease)) => steered.steering.give_up_all_but(lease)?,
+            None => SlotMeter::default(),
+        };
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
-        Ok(Some(Seed { tag, listeners, channel, queue, row, board, config, terminate }))
+        Ok(Some(Seed { tag, listeners, channel, queue, row, meter, board, config, terminate }))
     }
 
     fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {

@@ -10,6 +10,7 @@ use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
 use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
+use crate::steering::SlotMeter;
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::poll::Watch;
@@ -58,6 +59,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     channel: theirs,
                     queue: None,
                     row,
+                    meter: SlotMeter::default(),
                     board: reader,
                     config: Rc::new(config),
                     terminate,

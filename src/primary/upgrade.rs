@@ -67,6 +67,7 @@ impl Primary {
                 return Ok(None);
             }
             let mut manifest = self.leave()?;
+            self.end_steering();
             let mut descriptors = self.descriptors();
             // Not before: a child that is only tried would keep them open.
             for newcomer in self.dealer.held() {
@@ -81,6 +82,7 @@ impl Primary {
             Ok(Some(error)) | Err(error) => error,
         };
         self.taking_over = false;
+        self.tend_steering();
         self.queue.push_back(Event::NotProved { why: error.to_string() });
     }
 

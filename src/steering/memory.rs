@@ -5,6 +5,7 @@
 //! on the page of the holder it will replace. Banks of pages are added as slots are, and never moved: a worker
 //! forked long ago goes on writing where it always has.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -91,6 +92,7 @@ impl Memory {
     }
 
     /// How often no slot was healthy and the hash chose.
+    #[cfg(test)]
     pub(super) fn by_hash(&self) -> u64 {
         self.desk.pages.page(0)[SELECTED].load(Relaxed)
     }
@@ -160,7 +162,7 @@ impl Memory {
         let slot = lease.slot.0 as usize;
         // Kept by this process until it ends; `keep_only` leaves nothing for `drop` to give up.
         let page = self.banks[slot / BANK].pages.keep_only(slot % BANK * SEATS + seat)?;
-        Ok(SlotMeter { page: Some(page) })
+        Ok(SlotMeter { page: Cell::new(Some(page)) })
     }
 
     fn clear(&self, slot: usize, seat: usize) {

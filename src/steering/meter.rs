@@ -1,5 +1,6 @@
 //! What a worker tells the program of `least-conn`: plain writes to a page of its own, no system call.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::least_conn::{ACCEPTED, OPEN};
@@ -17,18 +18,17 @@ pub(crate) struct Lease {
 /// A worker's side. Where nobody reads it, it writes nothing.
 #[derive(Default)]
 pub(crate) struct SlotMeter {
-    pub(super) page: Option<&'static Page>,
+    pub(super) page: Cell<Option<&'static Page>>,
 }
 
 impl SlotMeter {
-    /// A connection came out of the slot's own queue.
+    /// A connection came out of the slot's own queue. If it is open, `opened` comes first: seen in between, the slot is
+    /// more loaded than it is, and not less.
     pub(crate) fn accepted(&self) {
-        // In this order: seen in between, the slot is more loaded than it is, and not less.
-        self.add(OPEN, 1);
         self.add(ACCEPTED, 1);
     }
 
-    /// A connection came on another way: handed over, or out of a sibling's queue.
+    /// A connection is open, whichever way it came: out of a queue, or handed over.
     pub(crate) fn opened(&self) {
         self.add(OPEN, 1);
     }
@@ -39,13 +39,13 @@ impl SlotMeter {
     }
 
     /// No longer takes connections: another worker counts for the slot, and this one writes nothing any more.
-    pub(crate) fn leave(&mut self) {
-        self.page = None;
+    pub(crate) fn leave(&self) {
+        self.page.set(None);
     }
 
     fn add(&self, word: usize, by: i64) {
         // Nobody else writes this page, so this needs not be one step.
-        if let Some(page) = self.page {
+        if let Some(page) = self.page.get() {
             let before = page[word].load(Relaxed);
             page[word].store(before.saturating_add_signed(by), Relaxed);
         }

@@ -26,10 +26,6 @@
 //!
 //! **Invariant: a worker's word bends its own load only.** What it writes is capped; who claims to be idle gets more
 //! connections, and nothing else.
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the primary steers as soon as there is a socket per slot")
-)]
 
 mod classic;
 mod drift;
@@ -38,6 +34,7 @@ mod ip_hash;
 mod least_conn;
 mod memory;
 mod meter;
+mod plan;
 mod rung;
 #[cfg(test)]
 mod tests;
@@ -51,6 +48,7 @@ use crate::error::{Error, Result};
 use crate::identity::Slot;
 use crate::sys::bpf;
 pub(crate) use meter::{Lease, SlotMeter};
+pub(crate) use plan::plans;
 use rung::{Kernel, Odds, Rung, Sticky};
 
 /// The most connections, open or waiting, that a slot is believed to have.
@@ -157,6 +155,11 @@ impl Steering {
         Ok(())
     }
 
+    /// Whether `refresh` would do anything now.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.look_at.is_none_or(|at| at <= now)
+    }
+
     /// Once a second (more often is free): tells the weights what loads are, and mends what the kernel's program counts.
     /// `loads` is by slot. An error means that all stays as it was.
     pub(crate) fn refresh(
@@ -165,7 +168,7 @@ impl Steering {
         loads: &[Load],
         groups: &[Group<'_>],
     ) -> Result<()> {
-        if self.look_at.is_some_and(|at| now < at) {
+        if !self.is_due(now) {
             return Ok(());
         }
         self.look_at = Some(now + LOOK);
@@ -256,6 +259,7 @@ impl Steering {
     }
 
     /// How many connections the hash had to place because no slot was healthy; `None` where nobody counts.
+    #[cfg(test)]
     pub(crate) fn by_hash(&self) -> Option<u64> {
         match &self.rung {
             Rung::Kernel(kernel) => Some(kernel.memory.by_hash()),
@@ -264,6 +268,7 @@ impl Steering {
     }
 
     /// The instructions of the program that is attached, a line each; of several groups, the first one's.
+    #[cfg(test)]
     pub(crate) fn listing(&self) -> Vec<String> {
         match &self.rung {
             Rung::Kernel(kernel) => ebpf::listing(&kernel.program),

@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Adopt { worker: WorkerId, slot: Slot },
     /// Tell it to stop that. Answered by `ReleaseFailed`, or not at all.
     Release { worker: WorkerId, slot: Slot },
+    /// This worker takes the connections of its slot now, or nobody does: for whatever chooses among the slots.
+    Steer { slot: Slot, worker: Option<WorkerId> },
     /// Tell a worker to stop accepting, finish what is open and exit.
     Drain(WorkerId),
     /// SIGABRT: a chance to leave a core dump that shows where it is stuck.

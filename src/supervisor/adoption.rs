@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::action::Action;
-use super::{State, Supervisor};
+use super::{Member, State, Supervisor};
 use crate::identity::{Generation, Slot, WorkerId};
 
 /// Who could not be told something is left alone for so long.
@@ -22,6 +22,8 @@ pub(super) struct Adoption {
     pub(super) adopters: BTreeMap<Slot, WorkerId>,
     /// Who is still to be told that it serves a slot no more: its channel was full.
     owed: BTreeSet<(WorkerId, Slot)>,
+    /// The own worker of each slot that has one that accepts, as it was said last.
+    steered: BTreeMap<Slot, WorkerId>,
     /// Whose channel was full, and until when they are not tried again.
     pub(super) deaf: BTreeMap<WorkerId, Instant>,
 }
@@ -58,6 +60,11 @@ impl Supervisor {
     /// Who accepts from which slot's sockets in place of their own worker.
     pub(crate) fn adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
         self.adoption.adopters.iter().map(|(slot, worker)| (*slot, *worker))
+    }
+
+    /// Who takes the connections of each slot as its own worker; slots where nobody does are not named.
+    pub(crate) fn steered(&self) -> &BTreeMap<Slot, WorkerId> {
+        &self.adoption.steered
     }
 
     /// The worker could not be told to serve the slot, or could not do it: another may.
@@ -102,12 +109,28 @@ impl Supervisor {
             }
         }
         self.even_out(&able, actions);
+        self.steer(actions);
     }
 
-    /// Slots whose own worker accepts. Workers without sockets of their own share those of slot 0.
+    /// Says who takes the connections of a slot, where that is another than before. Of several it is the youngest.
+    fn steer(&mut self, actions: &mut Vec<Action>) {
+        let able = self.members.values().filter(|member| member.is_able());
+        let own = able.map(|one| (one.own_slot(), one.tag.id));
+        let now: BTreeMap<Slot, WorkerId> =
+            own.filter(|(slot, _)| slot.0 < self.adoption.sockets).collect();
+        for slot in (0..self.adoption.sockets).map(Slot) {
+            let worker = now.get(&slot).copied();
+            if self.adoption.steered.get(&slot).copied() != worker {
+                actions.push(Action::Steer { slot, worker });
+            }
+        }
+        self.adoption.steered = now;
+    }
+
+    /// Slots whose own worker accepts.
     pub(super) fn served_slots(&self) -> BTreeSet<Slot> {
         let able = self.members.values().filter(|member| member.is_able());
-        able.map(|one| if one.own_socket { one.tag.slot } else { Slot(0) }).collect()
+        able.map(Member::own_slot).collect()
     }
 
     /// Workers that could serve another slot as well.

@@ -187,7 +187,7 @@ impl Laws {
             Action::Report(_) | Action::ReadConfig(_) => {}
             Action::OpenSockets { .. } | Action::Adopt { .. } | Action::Release { .. } => {}
             Action::Prove | Action::StopProof | Action::TakeOver => {}
-            Action::KeepGenerations(_) | Action::Look { .. } => {}
+            Action::KeepGenerations(_) | Action::Look { .. } | Action::Steer { .. } => {}
             Action::Exit(_) => {
                 assert!(self.tickets.is_empty(), "everybody is answered in the end: {story}");
                 assert!(!self.exited && mind.phase == Phase::Done, "one end: {story}");

@@ -15,7 +15,7 @@
 use std::time::{Duration, Instant};
 
 use super::action::Cause;
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,11 @@ impl Member {
     /// Whether it takes new connections now, as far as we know.
     pub(super) fn is_able(&self) -> bool {
         self.state == State::Serving && !self.pulse.late && !self.full
+    }
+
+    /// The slot whose sockets it was born with. Workers without sockets of their own share those of slot 0.
+    pub(super) fn own_slot(&self) -> Slot {
+        if self.own_socket { self.tag.slot } else { Slot(0) }
     }
 
     /// When something has to be done about it, if nothing else happens.

@@ -42,6 +42,8 @@ pub(super) struct Acceptor {
     line: Line,
     name: String,
     unix: bool,
+    /// Whether it is the socket of our own slot.
+    own: bool,
     newcomers: Newcomers,
     stop: Rc<Notify>,
     /// Whether it was told that descriptors have run out, and none came free since.
@@ -59,9 +61,10 @@ impl Acceptor {
         stop: Rc<Notify>,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
+        let own = !listener.is_everybodys() && listener.slot == state.tag.slot;
         let line = Line::new(state, listener.socket.into(), polite)?;
         let (state, name) = (Rc::clone(state), listener.local);
-        Ok(Acceptor { state, line, name, unix, newcomers, stop, exhausted: false })
+        Ok(Acceptor { state, line, name, unix, own, newcomers, stop, exhausted: false })
     }
 
     pub(super) async fn run(mut self) {
@@ -109,7 +112,9 @@ impl Acceptor {
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
-                    match self.newcomers.take(fd, self.unix) {
+                    let taken = self.newcomers.take(fd, self.unix);
+                    self.count();
+                    match taken {
                         Taken::Spoke => tokio::task::yield_now().await,
                         Taken::Awaited => self.line.step_back(),
                         Taken::Silent => {}
@@ -153,6 +158,13 @@ impl Acceptor {
         }
     }
 
+    /// A connection has left the queue; said after it was counted as open.
+    fn count(&self) {
+        if self.own {
+            self.state.meter.accepted();
+        }
+    }
+
     /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
     /// Anything else concerns the one connection that is gone.
     async fn endure(&mut self, error: &io::Error) {
@@ -187,6 +199,7 @@ impl Acceptor {
         for _ in 0..most {
             let Ok(fd) = sys::socket::accept(self.line.socket()) else { return };
             self.newcomers.take_last(fd, self.unix);
+            self.count();
         }
     }
 }

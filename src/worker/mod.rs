@@ -137,7 +137,7 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, queue, row, board, config, terminate } = seed;
+    let Seed { tag, listeners, channel, queue, row, meter, board, config, terminate } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let pool = jobs::pool(&config, &row, tag);
@@ -145,6 +145,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         tag,
         config,
         row,
+        meter,
         board,
         channel,
         drain: drain::Drain::default(),

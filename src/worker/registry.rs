@@ -90,6 +90,7 @@ impl Guard {
     /// For a connection that was just accepted or taken over.
     pub(super) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
         state.conns.borrow_mut().add(entry);
+        state.meter.opened();
         Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
     }
 }
@@ -98,6 +99,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.state.conns.borrow_mut().remove(&self.entry);
         self.state.row.closed();
+        self.state.meter.closed();
         self.state.note_closed();
         self.state.room.notify_waiters();
     }

@@ -16,6 +16,7 @@ use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
+use crate::steering::SlotMeter;
 use crate::sys;
 
 /// One worker.
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub(super) tag: WorkerTag,
     pub(super) config: Rc<Config>,
     pub(super) row: OwnRow,
+    /// Counts connections for whatever chooses among the slots.
+    pub(super) meter: SlotMeter,
     pub(super) board: Reader,
     pub(super) channel: WorkerEnd,
     pub(super) drain: Drain,
@@ -87,6 +90,7 @@ impl State {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
+            self.meter.leave();
         }
         // A later order may say more about where connections can go.
         self.conns.borrow().wake_all();

@@ -3,70 +3,18 @@
 //! Balance and delays depend on who is given a processor, and other tests run beside these. So each of them may try
 //! several times; without what is tested here no try comes near.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Client, Server, process, wait};
-
-/// How often something is tried.
-const TRIES: usize = 8;
+use crate::support::held::{Held, at_most_apart, hold, in_a_burst, in_one_of_several_tries};
+use crate::support::held::{one_by_one, shares};
+use crate::support::{Server, process, wait};
 
 /// Connections in a test of balance.
 const MANY: usize = 64;
-
-/// Tries until `holds` says nothing against it.
-#[track_caller]
-fn in_one_of_several_tries(mut holds: impl FnMut() -> Result<(), String>) {
-    let mut complaints = Vec::new();
-    for _ in 0..TRIES {
-        match holds() {
-            Ok(()) => return,
-            Err(complaint) => complaints.push(complaint),
-        }
-    }
-    panic!("in no try: {complaints:?}");
-}
-
-/// A kept connection, and who serves it.
-type Held = (Client, u32);
-
-fn hold(server: &Server) -> Held {
-    let mut client = server.connect();
-    let pid = client.get("/").expect("an answer").pid();
-    (client, pid)
-}
-
-fn one_by_one(server: &Server) -> Vec<Held> {
-    (0..MANY).map(|_| hold(server)).collect()
-}
-
-fn in_a_burst(server: &Server) -> Vec<Held> {
-    let mut clients: Vec<Client> = (0..MANY).map(|_| server.connect()).collect();
-    for client in &mut clients {
-        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-    }
-    let answers = clients.into_iter().map(|mut client| {
-        let pid = client.read().expect("an answer").pid();
-        (client, pid)
-    });
-    answers.collect()
-}
-
-/// How many connections each of `workers` has.
-fn shares(held: &[Held], workers: &[u32]) -> BTreeMap<u32, usize> {
-    let count = |pid: &u32| held.iter().filter(|(_, by)| by == pid).count();
-    workers.iter().map(|pid| (*pid, count(pid))).collect()
-}
-
-fn at_most_apart(most: usize, shares: &BTreeMap<u32, usize>) -> Result<(), String> {
-    let (max, min) = (shares.values().max(), shares.values().min());
-    let apart = max.zip(min).map_or(0, |(max, min)| max - min);
-    if apart <= most { Ok(()) } else { Err(format!("{:?}", shares.values())) }
-}
 
 /// Waits until the workers have seen that their clients are gone.
 fn wait_until_free(server: &Server) {
@@ -86,7 +34,7 @@ fn connections_that_stay_are_spread_evenly() {
         for open in [one_by_one, in_a_burst] {
             in_one_of_several_tries(|| {
                 wait_until_free(&server);
-                at_most_apart(2, &shares(&open(&server), &server.worker_pids()))
+                at_most_apart(2, &shares(&open(&server, MANY), &server.worker_pids()))
             });
         }
         server.stop();
@@ -98,7 +46,7 @@ fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
     let server = Server::start(4);
     in_one_of_several_tries(|| {
         wait_until_free(&server);
-        let mut held = one_by_one(&server);
+        let mut held = one_by_one(&server, MANY);
         let leaving = held[0].1;
         let before = held.len();
         held.retain(|(_, pid)| *pid != leaving);
@@ -179,7 +127,7 @@ fn nobody_waits_for_a_free_worker_that_is_stopped() {
     let server = Server::start(4);
     let workers = server.worker_pids();
     // The others have far more connections than the one that is stopped.
-    let mut held = one_by_one(&server);
+    let mut held = one_by_one(&server, MANY);
     let stopped = held[0].1;
     held.retain(|(_, pid)| *pid != stopped);
     in_one_of_several_tries(|| {

@@ -32,13 +32,14 @@ fn a_worker_counts_on_its_own_page_and_has_no_other() {
     let lease = steering.lease(Slot(0));
     steering.hold(lease);
     // As after a fork; the program stays where it is attached.
-    let mut meter = steering.give_up_all_but(lease).expect("give up");
+    let meter = steering.give_up_all_but(lease).expect("give up");
     (0..10).for_each(|_| meter.opened());
     let clients = sockets.connect(10);
     assert_eq!(sockets.accept(), [0, 10]);
     (0..10).for_each(|_| meter.closed());
     let more = sockets.connect(10);
     assert_eq!(sockets.accept(), [10, 0]);
+    (0..10).for_each(|_| meter.opened());
     (0..10).for_each(|_| meter.accepted());
     // One that leaves says nothing any more.
     meter.leave();

@@ -199,3 +199,23 @@ fn programs_are_written_down_for_people() {
         assert!(lines.contains("lock *(u64 *)(r0 +16) += r1"), "{lines}");
     }
 }
+
+#[test]
+fn what_is_printed_beforehand_is_what_is_loaded() {
+    /// Tables have other numbers when they are real.
+    fn without_numbers(lines: &[String]) -> Vec<&str> {
+        lines.iter().map(|line| line.split("map[fd").next().unwrap_or_default()).collect()
+    }
+    fn compare(policy: Dispatch) {
+        let sockets = Sockets::open(3);
+        let groups = [sockets.group()];
+        let mut steering = Steering::start(policy, &groups);
+        all_healthy(&mut steering, &groups);
+        let plan = plans(policy, 3).into_iter().find(|plan| plan.rung == steering.rung());
+        let planned = plan.expect("a plan of every rung but the hash").listing;
+        assert_eq!(without_numbers(&planned), without_numbers(&steering.listing()));
+    }
+    compare(Dispatch::LeastConn);
+    compare(Dispatch::IpHash);
+    unprivileged(|| compare(Dispatch::LeastConn));
+}

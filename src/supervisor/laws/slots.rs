@@ -8,7 +8,11 @@ use crate::identity::{Slot, WorkerId};
 
 /// Who was told to accept from which slot's sockets, and not told to stop.
 #[derive(Debug, Default)]
-pub(super) struct Slots(BTreeMap<Slot, BTreeSet<WorkerId>>);
+pub(super) struct Slots(BTreeMap<Slot, BTreeSet<WorkerId>>, Steered);
+
+/// Who was said to take the connections of which slot.
+#[derive(Debug, Default)]
+struct Steered(BTreeMap<Slot, WorkerId>);
 
 impl Slots {
     pub(super) fn check(
@@ -35,6 +39,7 @@ impl Slots {
                 Action::Release { worker, slot } => {
                     self.0.entry(*slot).or_default().remove(worker);
                 }
+                Action::Steer { slot, worker } => self.1.hear(mind, *slot, *worker, story),
                 Action::OpenSockets { slots } => {
                     assert!(mind.policy.socket_per_slot, "a shared socket is one: {story}");
                     assert!(*slots > mind.wanted(), "for more workers than there are: {story}");
@@ -48,6 +53,7 @@ impl Slots {
         }
         if !mind.stopping() {
             self.everybody_is_served(mind, &serves, story);
+            self.1.check(mind, story);
         }
     }
 
@@ -84,10 +90,36 @@ impl Slots {
     /// Another image goes on with what it was left.
     pub(super) fn adopted(&mut self, left: &Adopted) {
         self.0.clear();
+        self.1.0.clear();
         for one in left.members.iter().filter(|one| one.serving) {
             for slot in &one.adopts {
                 self.0.entry(*slot).or_default().insert(one.tag.id);
             }
         }
+    }
+}
+
+impl Steered {
+    fn hear(&mut self, mind: &Supervisor, slot: Slot, worker: Option<WorkerId>, story: &Story<'_>) {
+        assert!(slot.0 < mind.adoption.sockets, "what is steered to is there: {story}");
+        let before = match worker {
+            Some(worker) => self.0.insert(slot, worker),
+            None => self.0.remove(&slot),
+        };
+        assert!(before != worker, "what is said is news: {story}");
+    }
+
+    /// Connections are steered to workers that take them, and to all of those.
+    fn check(&self, mind: &Supervisor, story: &Story<'_>) {
+        for slot in (0..mind.adoption.sockets).map(Slot) {
+            let takes = |id: &WorkerId| {
+                mind.members.get(id).is_some_and(|one| one.is_able() && one.own_slot() == slot)
+            };
+            let anybody = mind.members.keys().any(takes);
+            let steered = self.0.get(&slot);
+            assert_eq!(steered.is_some(), anybody, "slot {slot} is steered to: {story}");
+            assert!(steered.is_none_or(takes), "whoever is steered to takes it: {story}");
+        }
+        assert_eq!(self.0, *mind.steered(), "what was said is known: {story}");
     }
 }

@@ -45,7 +45,7 @@ impl World {
                 let failed = Event::ReleaseFailed { worker: *worker, slot: *slot };
                 self.plan(ms(0), Happening::Tells(failed));
             }
-            Action::Adopt { .. } | Action::Release { .. } => {}
+            Action::Adopt { .. } | Action::Release { .. } | Action::Steer { .. } => {}
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
         self.log.push((self.now - self.began, action));

@@ -1,5 +1,7 @@
 //! Stories of sockets that each slot has of its own: whose worker does not accept is served by a sibling.
 
+mod steering;
+
 use proptest::prelude::*;
 
 use super::odds::{end_in_bounds, policies};

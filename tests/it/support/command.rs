@@ -24,6 +24,8 @@ pub struct Builder {
     workers: usize,
     /// Whether a flag says how many workers there are to be.
     tells_workers: bool,
+    /// Whether the configuration file says which dispatch policy there is to be.
+    tells_policy: bool,
     stdin: Option<OwnedFd>,
     user: Option<u32>,
     dir: TempDir,
@@ -82,6 +84,7 @@ impl Builder {
             env: Vec::new(),
             workers: 2,
             tells_workers: true,
+            tells_policy: false,
             stdin: None,
             user: None,
             dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
@@ -99,6 +102,7 @@ impl Builder {
         self.binds.clear();
         self.workers = workers;
         self.tells_workers = false;
+        self.tells_policy = text.contains("dispatch = ");
         self.args(["--config", "prefork.toml"])
     }
 
@@ -190,7 +194,9 @@ impl Builder {
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
         // A run of all tests under another policy.
-        if let Some(policy) = std::env::var_os("PREFORK_UNDER") {
+        if let Some(policy) = std::env::var_os("PREFORK_UNDER")
+            && !self.tells_policy
+        {
             command.env("PREFORK_DISPATCH", policy);
         }
         command.envs(self.env.drain(..));

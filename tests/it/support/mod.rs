@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod control;
+pub mod held;
 pub mod http;
 pub mod load;
 pub mod process;

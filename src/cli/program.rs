@@ -1,0 +1,57 @@
+//! `prefork dispatch-program`: what would be loaded into the kernel, without loading it.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use crate::config::raw::{Inputs, RawFlags};
+use crate::error::{Error, Result};
+use crate::steering;
+
+pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
+    let settings = Inputs::of_process(flags).resolve()?;
+    for warning in &settings.warnings {
+        super::complain(&format_args!("warning: {warning}"));
+    }
+    let (policy, slots) = (settings.config.dispatch, settings.config.policy().workers);
+    if !policy.chooses_in_kernel() {
+        return Err(Error::config(format!(
+            "dispatch {policy} loads no program: give --dispatch least-conn or --dispatch ip-hash"
+        )));
+    }
+    super::answer(&text(policy, slots))
+}
+
+fn text(policy: crate::Dispatch, slots: u32) -> String {
+    let mut text = String::new();
+    for plan in steering::plans(policy, slots) {
+        let (rung, lines) = (plan.rung, plan.listing.len());
+        // Writing to a string cannot fail.
+        let _ = match lines {
+            0 => writeln!(text, "{policy} ({rung}): none for {slots} workers, they are too many"),
+            _ => writeln!(text, "{policy} ({rung}): {lines} instructions for {slots} workers"),
+        };
+        for line in plan.listing {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dispatch;
+
+    #[test]
+    fn every_rung_has_its_program_and_the_hash_has_none() {
+        let least_conn = text(Dispatch::LeastConn, 4);
+        let heads: Vec<&str> =
+            least_conn.lines().filter(|line| line.contains(" instructions ")).collect();
+        assert_eq!(heads.len(), 2);
+        assert!(heads[0].starts_with("least-conn (ebpf): "), "{heads:?}");
+        assert!(least_conn.contains("call bpf_sk_select_reuseport#82"), "{least_conn}");
+        assert!(text(Dispatch::IpHash, 2).starts_with("ip-hash (ip-hash): "));
+        assert!(text(Dispatch::IpHash, 1024).contains("too many"));
+        assert_eq!(text(Dispatch::Shared, 2), "");
+    }
+}

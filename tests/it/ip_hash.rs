@@ -1,0 +1,154 @@
+//! `--dispatch ip-hash`: the same client comes to the same worker, as long as that takes connections.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use socket2::{Domain, Socket, Type};
+
+use crate::support::command::Builder;
+use crate::support::load::Load;
+use crate::support::{Address, Client, Server, process, wait};
+
+/// How many addresses clients have here: 127.0.1.1 and on.
+const CLIENTS: u8 = 48;
+
+/// Who answers a client with this address; within a few seconds.
+#[track_caller]
+fn answered(server: &Server, client: Ipv4Addr) -> u32 {
+    let Address::Tcp(to) = server.address() else { panic!("not TCP") };
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
+    socket.bind(&SocketAddr::from((client, 0)).into()).expect("bind");
+    socket.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+    socket.connect(&(*to).into()).expect("connect");
+    let mut stream = std::net::TcpStream::from(OwnedFd::from(socket));
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").expect("send");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    text.trim_end().rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect(&text)
+}
+
+fn clients() -> impl Iterator<Item = Ipv4Addr> {
+    (1..=CLIENTS).map(|last| Ipv4Addr::new(127, 0, 1, last))
+}
+
+/// Who answers each.
+#[track_caller]
+fn table(server: &Server) -> BTreeMap<Ipv4Addr, u32> {
+    clients().map(|client| (client, answered(server, client))).collect()
+}
+
+#[test]
+fn a_client_stays_with_its_worker_and_all_workers_have_some() {
+    let server = Server::builder().workers(4).control().dispatch("ip-hash").start();
+    let first = table(&server);
+    for _ in 0..3 {
+        assert_eq!(table(&server), first);
+    }
+    let workers = server.worker_pids();
+    assert!(workers.iter().all(|pid| first.values().any(|by| by == pid)), "{first:?}");
+    assert_eq!(server.status()["primary"]["dispatch_rung"], "ip-hash");
+    assert!(server.order(&["status"]).contains(", dispatch ip-hash (ip-hash)"));
+    server.stop();
+}
+
+#[test]
+fn clients_of_a_slot_without_worker_move_and_the_others_do_not() {
+    let args = ["dispatch=ip-hash"];
+    let server = Builder::program("boot-fails-if-broken").workers(4).args(args).start();
+    let server =
+        server.allow(&["killed by SIGKILL", "they are broken", "died before it was ready"]);
+    let before = table(&server);
+    let broken = server.dir().join("broken");
+    std::fs::write(&broken, "").expect("write");
+    let dead = before[&Ipv4Addr::new(127, 0, 1, 1)];
+    let born = server.worker_pids();
+    process::send(dead, Signal::SIGKILL);
+    server.wait_log("(3 in a row)");
+    let during = table(&server);
+    for (client, by) in &before {
+        let now = during[client];
+        assert!(if *by == dead { now != dead } else { now == *by }, "{client}: {by}, then {now}");
+    }
+    let heirs = during.iter().filter(|(client, _)| before[client] == dead);
+    let heirs: std::collections::BTreeSet<u32> = heirs.map(|(_, by)| *by).collect();
+    assert!(heirs.len() > 1, "its clients are spread over the others: {heirs:?}");
+    assert_eq!(table(&server), during, "and stay there");
+    // They come back when their slot has a worker again.
+    std::fs::remove_file(&broken).expect("remove");
+    server.wait_replaced(1);
+    let fresh = server.worker_pids().into_iter().find(|pid| !born.contains(pid)).expect("a worker");
+    let after: BTreeMap<Ipv4Addr, u32> = before
+        .iter()
+        .map(|(client, by)| (*client, if *by == dead { fresh } else { *by }))
+        .collect();
+    assert_eq!(table(&server), after);
+    server.stop();
+}
+
+#[test]
+fn clients_stay_with_their_slot_through_reload_scale_and_upgrade() {
+    let server = Server::builder().copied().workers(3).control().dispatch("ip-hash").start();
+    let slots = |server: &Server| -> BTreeMap<Ipv4Addr, u64> {
+        let status = server.status();
+        let workers = status["workers"].as_array().expect("workers").clone();
+        let slot = |pid: u32| {
+            let worker = workers.iter().find(|worker| worker["pid"] == pid);
+            worker.and_then(|worker| worker["slot"].as_u64()).expect("a slot")
+        };
+        table(server).into_iter().map(|(client, pid)| (client, slot(pid))).collect()
+    };
+    let before = slots(&server);
+    let load = Load::new_connections(server.address(), 2).start();
+    let old = server.worker_pids();
+    server.order(&["reload"]);
+    server.wait_others(3, &old);
+    assert_eq!(slots(&server), before);
+    server.order(&["scale", "5"]);
+    server.wait_others(5, &[]);
+    let five = slots(&server);
+    for (client, slot) in &five {
+        assert!(*slot > 2 || before[client] == *slot, "{client} moves to new slots only");
+    }
+    server.order(&["scale", "3"]);
+    server.wait_others(3, &[]);
+    assert_eq!(slots(&server), before);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(3);
+    server.wait_others(3, &old);
+    assert_eq!(slots(&server), before);
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn a_stopped_workers_clients_are_served_by_others() {
+    let server = Server::builder().workers(3).control().dispatch("ip-hash").start();
+    let before = table(&server);
+    let stopped = before[&Ipv4Addr::new(127, 0, 1, 1)];
+    process::send(stopped, Signal::SIGSTOP);
+    wait::until("its clients are elsewhere", || table(&server).values().all(|by| *by != stopped));
+    for (client, by) in table(&server) {
+        assert!(before[&client] == stopped || before[&client] == by, "{client}");
+    }
+    process::send(stopped, Signal::SIGCONT);
+    wait::until("all as before", || table(&server) == before);
+    server.stop();
+}
+
+#[test]
+fn ipv6_works_as_well() {
+    let server = Server::builder().workers(3).bind(["[::1]:0"]).dispatch("ip-hash").start();
+    let Ok(mut first) = Client::connect(server.address()) else { panic!("cannot connect") };
+    let by = first.get("/").expect("an answer").pid();
+    for _ in 0..20 {
+        assert_eq!(server.get("/").pid(), by);
+    }
+    server.stop();
+}

@@ -1,0 +1,213 @@
+//! `--dispatch least-conn`: a program in the kernel picks the worker with the fewest connections, and where that is not
+//! allowed, chance with odds does.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::held::{Held, at_most_apart, hold, in_a_burst, in_one_of_several_tries};
+use crate::support::held::{one_by_one, shares};
+use crate::support::load::{Load, Running};
+use crate::support::{Client, Server, amount, process, wait};
+
+/// Connections in a test of balance.
+const MANY: usize = 64;
+
+/// Longer than anybody waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
+const RELIEVED: Duration = Duration::from_secs(2);
+
+fn start(workers: usize) -> Server {
+    Server::builder().workers(workers).control().dispatch("least-conn").start()
+}
+
+/// What chooses, by the word of the primary.
+pub fn rung(server: &Server) -> String {
+    let status = server.status();
+    assert_eq!(status["primary"]["dispatch"], "least-conn");
+    status["primary"]["dispatch_rung"].as_str().expect("text").to_string()
+}
+
+/// Whether the kernel's program can be tested here.
+fn in_kernel(server: &Server) -> bool {
+    let rung = rung(server);
+    if rung != "ebpf" {
+        eprintln!("skipped: this user may not load a program ({rung})");
+    }
+    rung == "ebpf"
+}
+
+/// No connection was refused, and no request lost.
+#[track_caller]
+pub fn nothing_lost(load: Running) {
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
+
+/// Waits until the workers have seen that their clients are gone.
+fn wait_until_free(server: &Server) {
+    wait::until("nothing open", || {
+        let status = server.status();
+        let workers = status["workers"].as_array().expect("workers").clone();
+        workers.iter().all(|worker| worker["connections"] == 0)
+    });
+}
+
+/// After a change: who was sent to a worker that gave its place to another counts as waiting for two seconds at most.
+#[track_caller]
+fn is_even_again(server: &Server) {
+    wait::until("an even spread", || {
+        wait_until_free(server);
+        let shares = shares(&one_by_one(server, MANY), &server.worker_pids());
+        at_most_apart(2, &shares).is_ok()
+    });
+}
+
+#[test]
+fn connections_that_stay_are_spread_evenly() {
+    for workers in [2, 8] {
+        let server = start(workers);
+        if !in_kernel(&server) {
+            return drop(server.stop());
+        }
+        for open in [one_by_one, in_a_burst] {
+            in_one_of_several_tries(|| {
+                wait_until_free(&server);
+                at_most_apart(2, &shares(&open(&server, MANY), &server.worker_pids()))
+            });
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
+    let server = start(4);
+    if !in_kernel(&server) {
+        return drop(server.stop());
+    }
+    in_one_of_several_tries(|| {
+        wait_until_free(&server);
+        let mut held = one_by_one(&server, MANY);
+        let leaving = held[0].1;
+        held.retain(|(_, pid)| *pid != leaving);
+        let left = MANY - held.len();
+        wait::until("its clients are gone", || {
+            let status = server.status();
+            let workers = status["workers"].as_array().expect("workers").clone();
+            workers.iter().any(|worker| worker["connections"] == 0)
+        });
+        held.extend((0..left).map(|_| hold(&server)));
+        at_most_apart(2, &shares(&held, &server.worker_pids()))
+    });
+    server.stop();
+}
+
+#[test]
+fn a_stopped_worker_gets_no_more_once_it_is_seen_and_nobody_waits_for_it() {
+    let server = start(4);
+    let stopped = server.worker_pids()[1];
+    process::send(stopped, Signal::SIGSTOP);
+    let mut clients: Vec<(Client, Instant)> = (0..48)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+            (client, Instant::now())
+        })
+        .collect();
+    for (client, since) in &mut clients {
+        let answer = client.soon().expect("an answer");
+        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
+    }
+    drop(clients);
+    // From now on at once: although it has fewer connections than all others.
+    let held: Vec<Held> = (0..60).map(|_| hold(&server)).collect();
+    let workers = server.worker_pids();
+    let shares = shares(&held, &workers);
+    assert_eq!(shares[&stopped], 0, "{shares:?}");
+    process::send(stopped, Signal::SIGCONT);
+    wait::until("its own again", || hold(&server).1 == stopped);
+    server.stop();
+}
+
+#[test]
+fn a_full_worker_is_passed_over() {
+    let args = ["--worker-connections", "4"];
+    let server = Server::builder().workers(3).control().dispatch("least-conn").args(args).start();
+    let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
+    let mut next = server.connect();
+    next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    let (_, of) = held.swap_remove(5);
+    assert_eq!(next.soon().expect("an answer").pid(), of, "who has room takes it");
+    server.stop();
+}
+
+#[test]
+fn killed_workers_refuse_nobody() {
+    let server = start(4).allow(&["died: killed by SIGKILL"]);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kills = amount("PREFORK_STORM", 12);
+    for kill in 0..kills {
+        load.wait_answered(8);
+        process::send(server.worker_pids()[kill % 4], Signal::SIGKILL);
+        server.wait_replaced(kill + 1);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    server.stop();
+}
+
+#[test]
+fn fewer_workers_and_more_again_lose_nothing_and_all_get_their_share() {
+    let server = start(4);
+    let load = Load::new_connections(server.address(), 4).start();
+    for workers in [1, 4, 8] {
+        load.wait_answered(24);
+        server.order(&["scale", &workers.to_string()]);
+        server.wait_others(workers, &[]);
+        load.wait_answered(24);
+    }
+    nothing_lost(load);
+    if in_kernel(&server) {
+        is_even_again(&server);
+    }
+    server.stop();
+}
+
+#[test]
+fn reloads_lose_no_connection_and_the_new_workers_share_evenly() {
+    let server = start(3);
+    let load = Load::new_connections(server.address(), 4).start();
+    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    for _ in 0..amount("PREFORK_RELOADS", 5) {
+        load.wait_answered(24);
+        server.order(&["reload"]);
+    }
+    nothing_lost(load);
+    nothing_lost(kept);
+    if in_kernel(&server) {
+        is_even_again(&server);
+    }
+    server.stop();
+}
+
+#[test]
+fn upgrades_lose_no_connection_and_the_new_image_steers() {
+    let server = Server::builder().copied().workers(3).control().dispatch("least-conn").start();
+    let (before, load) = (rung(&server), Load::new_connections(server.address(), 4).start());
+    for generation in 2..4 {
+        load.wait_answered(24);
+        let old = server.worker_pids();
+        server.signal(Signal::SIGUSR2);
+        server.wait_generation(generation);
+        server.wait_others(3, &old);
+        assert_eq!(rung(&server), before);
+    }
+    nothing_lost(load);
+    if before == "ebpf" {
+        is_even_again(&server);
+    }
+    server.stop();
+}
