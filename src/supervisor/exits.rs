@@ -24,6 +24,13 @@ impl Supervisor {
         served: u64,
         actions: &mut Vec<Action>,
     ) {
+        if let Some(member) = self.members.get_mut(&worker)
+            && member.state == State::Forking
+        {
+            // It existed, then.
+            member.state = State::Booting { deadline: now };
+            actions.push(Action::Report(Notice::Forked { worker: member.tag }));
+        }
         self.say_disconnected(worker, actions);
         let Some(member) = self.members.remove(&worker) else { return };
         let held = self.let_go(worker);
