@@ -26,7 +26,21 @@ impl Journal {
         self.tell(line(notice));
     }
 
-    pub(super) fn starting(&mut self, workers: u32, by: Dispatch, locals: &[String]) {
+    /// With so many workers of the image before, if there was one.
+    pub(super) fn begins(
+        &mut self,
+        heirs: Option<usize>,
+        wanted: u32,
+        by: Dispatch,
+        at: &[String],
+    ) {
+        match heirs {
+            None => self.starting(wanted, by, at),
+            Some(heirs) => self.succeeding(heirs, by, at),
+        }
+    }
+
+    fn starting(&mut self, workers: u32, by: Dispatch, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
         let workers = count(workers.into(), "worker");
@@ -34,7 +48,7 @@ impl Journal {
         self.tell(info(format!("listening on {}", locals.join(", "))));
     }
 
-    pub(super) fn succeeding(&mut self, workers: usize, by: Dispatch, locals: &[String]) {
+    fn succeeding(&mut self, workers: usize, by: Dispatch, locals: &[String]) {
         let version = env!("CARGO_PKG_VERSION");
         let pid = std::process::id();
         let workers = count(workers as u64, "worker");

@@ -3,9 +3,11 @@
 use std::fmt::Display;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use log::Level;
 
+use crate::identity::WorkerTag;
 use crate::span::Span;
 use crate::supervisor::{Cause, Exit, Limit, Notice};
 use crate::sys::signal::Signal;
@@ -39,10 +41,7 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::Disconnecting { worker } => {
             info(format!("{worker} finishes and leaves for good; its slot stays empty"))
         }
-        Notice::NotRestarted { worker } => warn(format!(
-            "{worker} is not replaced, as the application wants it (on_restart): its slot stays empty until the next \
-             reload or scale"
-        )),
+        Notice::NotRestarted { worker } => not_restarted(worker),
         Notice::Ready { worker, after } => info(format!("{worker} ready after {}", Span(*after))),
         Notice::AllReady { workers } => info(format!(
             "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
@@ -50,16 +49,10 @@ pub(super) fn line(notice: &Notice) -> Line {
         )),
         Notice::ForkFailed { worker, why } => error(format!("{worker} could not be forked: {why}")),
         Notice::BootFailed { worker, why } => error(format!("{worker} cannot boot: {why}")),
-        Notice::BootTimedOut { worker, limit } => error(format!(
-            "{worker} was not ready within {} (boot-timeout), killing it",
-            Span(*limit)
-        )),
+        Notice::BootTimedOut { worker, limit } => boot_timed_out(worker, limit),
         Notice::Retiring { worker } => info(format!("{worker} retires and is replaced")),
         Notice::Condemned { worker, why } => error(format!("{worker} is condemned, killed: {why}")),
-        Notice::GraceOver { worker, limit } => warn(format!(
-            "{worker} did not finish within {} (graceful-timeout), killing it",
-            Span(*limit)
-        )),
+        Notice::GraceOver { worker, limit } => grace_over(worker, limit),
         Notice::Exited(exit) => exited(exit),
         Notice::Reloading { by } => info(format!("reloading ({by})")),
         Notice::Reloaded { generation, workers } => {
@@ -79,16 +72,8 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::Recycling { worker, limit } => {
             info(format!("{worker} is replaced: {}", reached(*limit)))
         }
-        Notice::OverMemory { worker, memory, limit } => error(format!(
-            "{worker} uses {}, more than {} (max-rss-hard), killing it",
-            Bytes(*memory),
-            Bytes(*limit)
-        )),
-        Notice::Stalled { worker, since, serving } => warn(format!(
-            "{worker} has not turned its event loop for {}{}",
-            Span(*since),
-            in_(serving)
-        )),
+        Notice::OverMemory { worker, memory, limit } => over_memory(worker, memory, limit),
+        Notice::Stalled { worker, since, serving } => stalled(worker, since, serving),
         Notice::Recovered { worker, after } => {
             info(format!("{worker} turns its event loop again after {}", Span(*after)))
         }
@@ -110,6 +95,33 @@ pub(super) fn line(notice: &Notice) -> Line {
         }
         Notice::Stopped => info("stopped".to_string()),
     }
+}
+
+fn not_restarted(worker: &WorkerTag) -> Line {
+    warn(format!(
+        "{worker} is not replaced, as the application wants it (on_restart): its slot stays empty until the next \
+             reload or scale"
+    ))
+}
+
+fn over_memory(worker: &WorkerTag, memory: &u64, limit: &u64) -> Line {
+    error(format!(
+        "{worker} uses {}, more than {} (max-rss-hard), killing it",
+        Bytes(*memory),
+        Bytes(*limit)
+    ))
+}
+
+fn stalled(worker: &WorkerTag, since: &Duration, serving: &Option<String>) -> Line {
+    warn(format!("{worker} has not turned its event loop for {}{}", Span(*since), in_(serving)))
+}
+
+fn boot_timed_out(worker: &WorkerTag, limit: &Duration) -> Line {
+    error(format!("{worker} was not ready within {} (boot-timeout), killing it", Span(*limit)))
+}
+
+fn grace_over(worker: &WorkerTag, limit: &Duration) -> Line {
+    warn(format!("{worker} did not finish within {} (graceful-timeout), killing it", Span(*limit)))
 }
 
 /// The death of a worker, once: who, how, how old, how much work, and what follows from it.

@@ -144,17 +144,14 @@ impl Primary {
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
         let config = Rc::new(config);
+        let heirs = left.as_ref().map(|manifest| manifest.workers.len());
+        journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
         let (mut supervisor, configs) = match &left {
             None => {
-                journal.starting(policy.workers, config.dispatch, &listeners.locals());
                 let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
                 (Supervisor::new(policy, seed), configs)
             }
-            Some(manifest) => {
-                let workers = manifest.workers.len();
-                journal.succeeding(workers, config.dispatch, &listeners.locals());
-                upgrade::go_on(manifest, listeners.slots(), policy, seed, &config)
-            }
+            Some(manifest) => upgrade::go_on(manifest, listeners.slots(), policy, seed, &config),
         };
         if hooks.on_restart.is_some() {
             supervisor.ask_before_restarts();

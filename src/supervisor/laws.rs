@@ -2,6 +2,7 @@
 //! the real state of the supervisor and over what the world itself remembers. What concerns reloads and the
 //! watch is in `rolls`, `handoffs` and `looks`.
 
+mod delays;
 mod handoffs;
 mod lives;
 mod looks;
@@ -15,7 +16,7 @@ use std::time::Instant;
 use super::backoff::Allowance;
 use super::places::Vacancy;
 use super::{Action, Adopted, Event, LAST_MOMENT, Notice, Phase, Place, State, Supervisor};
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::WorkerId;
 
 /// What the world remembers, kept apart from what the supervisor believes.
 #[derive(Debug, Default)]
@@ -97,7 +98,7 @@ impl Laws {
         self.members_are_those_that_exist(mind, story);
         slots_are_held_once(mind, story);
         phases_go_one_way(before, mind, story);
-        delays_are_kept(before, now, mind, event, actions, story);
+        delays::are_kept(before, now, mind, event, actions, story);
         self.something_is_awaited(mind, story);
         if *event == Event::DeadlineReached {
             let moved = mind.deadline().is_none_or(|deadline| deadline > now);
@@ -284,24 +285,4 @@ fn phases_go_one_way(before: &Before, mind: &Supervisor, story: &Story<'_>) {
         Phase::Done => 4,
     };
     assert!(rank(before.phase) <= rank(mind.phase), "phases go one way: {story}");
-}
-
-/// During a delay nothing is forked, whatever happens, but successors: if they die too, the reload is over.
-/// And during a trial only a worker that gets ready opens the door to more than one.
-fn delays_are_kept(
-    before: &Before,
-    now: Instant,
-    mind: &Supervisor,
-    event: &Event,
-    actions: &[Action],
-    story: &Story<'_>,
-) {
-    let holds = |tag: &WorkerTag| mind.places.iter().any(|place| place.holder == Some(tag.id));
-    let forks = actions.iter().filter(|a| matches!(a, Action::Fork(tag) if holds(tag))).count();
-    if before.allowance == Allowance::None {
-        let waits = before.backoff.is_some_and(|until| now < until);
-        assert!(!waits || forks == 0, "a delay is kept: {story}");
-        let ready = matches!(event, Event::Ready { .. });
-        assert!(ready || forks <= 1, "one is tried at a time: {story}");
-    }
 }

@@ -148,7 +148,6 @@ fn a_second_stop_is_stop_now() {
     let by = "SIGTERM, the second request".to_string();
     let now = Notice::StoppingNow { by, workers: 1 };
     assert_eq!(world.times(&Action::Report(now)), [ms(1_100)]);
-    // A third changes nothing.
     world.ask(Intent::Stop);
     world.ask(Intent::StopNow);
     world.drive();

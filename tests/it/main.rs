@@ -21,6 +21,7 @@ mod control;
 mod control_abuse;
 mod crash_loop;
 mod dispatch_shared;
+mod events;
 mod examples;
 mod frozen;
 mod handover;
