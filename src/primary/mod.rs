@@ -153,17 +153,8 @@ impl Primary {
             }
             Some(manifest) => upgrade::go_on(manifest, listeners.slots(), policy, seed, &config),
         };
-        if hooks.on_restart.is_some() {
-            supervisor.ask_before_restarts();
-        }
-        let control = match requests::open(&config.control, &mut journal) {
-            // There is no way back from an exec: what was taken over serves on, without a control socket.
-            Err(e) if left.is_some() => {
-                journal.control_failed(&e);
-                None
-            }
-            opened => opened?,
-        };
+        supervisor.ask_before_restarts(hooks.on_restart.is_some());
+        let control = requests::open(&config.control, left.is_some(), &mut journal)?;
         let mut primary = Primary {
             configs,
             reread,

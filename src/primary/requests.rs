@@ -10,7 +10,22 @@ use crate::error::Result;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 
 /// Opens the control socket. One that was named must work; one that was not is no reason to refuse to serve.
-pub(super) fn open(control: &ControlSocket, journal: &mut Journal) -> Result<Option<Server>> {
+/// There is no way back from an exec: what was taken over serves on, without one if need be.
+pub(super) fn open(
+    control: &ControlSocket,
+    taken_over: bool,
+    journal: &mut Journal,
+) -> Result<Option<Server>> {
+    match bind(control, journal) {
+        Err(e) if taken_over => {
+            journal.control_failed(&e);
+            Ok(None)
+        }
+        opened => opened,
+    }
+}
+
+fn bind(control: &ControlSocket, journal: &mut Journal) -> Result<Option<Server>> {
     let server = match control {
         ControlSocket::Off => return Ok(None),
         ControlSocket::Path(path) => Server::bind(path)?,

@@ -11,9 +11,9 @@ use super::{LAST_MOMENT, State, Supervisor};
 use crate::identity::{Slot, WorkerId};
 
 impl Supervisor {
-    /// From now on the application is asked before a worker that ended unasked is replaced.
-    pub(crate) fn ask_before_restarts(&mut self) {
-        self.asks_restart = true;
+    /// Whether the application is asked before a worker that ended unasked is replaced.
+    pub(crate) fn ask_before_restarts(&mut self, asks: bool) {
+        self.asks_restart = asks;
     }
 
     /// Somebody wants the worker to finish and leave for good.

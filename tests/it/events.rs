@@ -184,16 +184,9 @@ fn serving(server: &Server) -> Vec<u64> {
 #[test]
 fn a_cluster_without_workers_stops_as_well() {
     let server = start(1);
-    command(&server, &["disconnect 1", "scale 1"]);
-    // Whoever scales wants the number to be met.
-    wait_told(&server, 1, "exit");
-    let server = server;
-    wait_told(&server, 3, "listening");
-    command(&server, &["disconnect 3"]);
-    wait_told(&server, 3, "exit");
-    let workers = serving(&server);
-    let commands: Vec<String> = workers.iter().map(|id| format!("disconnect {id}")).collect();
-    assert!(!commands.is_empty());
+    assert_eq!(server.get("/disconnect").text(), "true");
+    assert_eq!(names(&wait_told(&server, 1, "exit")), WHOLE[..5]);
+    assert!(server.worker_pids().is_empty());
     server.stop();
 }
 

@@ -151,7 +151,7 @@ fn who_succeeds_a_worn_worker_is_not_wanted_when_that_one_leaves_for_good() {
 /// The application is asked, and wants one of so many not to be replaced.
 fn asking(workers: u32, vetoes: u64) -> World {
     let mut world = World::new(policy(workers), 1, |_, _| Life::serving());
-    world.mind.ask_before_restarts();
+    world.mind.ask_before_restarts(true);
     world.vetoes = vetoes;
     let mut world = world.start();
     world.run(ms(5_000));
@@ -221,7 +221,7 @@ proptest! {
             let at = dice.below(6_000);
             if dice.below(3) == 0 { life.and(at, Deed::Disconnect) } else { life }
         });
-        world.mind.ask_before_restarts();
+        world.mind.ask_before_restarts(true);
         world.vetoes = vetoes;
         world.binary = Box::new(Binary::random);
         let mut world = world.start();
