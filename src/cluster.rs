@@ -15,7 +15,10 @@ use crate::identity::Slot;
 use crate::listener::ListenerSet;
 use crate::log_file;
 use crate::pid_file::PidFile;
-use crate::primary::{self, Files, Primary, Reread};
+use crate::primary::{
+    self, Application, ClusterEvent, Files, Hooks, Primary, PrimaryHandle, Reread, Restart,
+    WorkerExit,
+};
 use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
@@ -49,19 +52,56 @@ use crate::worker::{self, App, BoxError, Stream, Worker};
 pub struct Cluster {
     config: Config,
     reread: Reread,
+    hooks: Hooks,
 }
 
 impl Cluster {
     /// A cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
-        Cluster { config, reread: Box::new(move || Ok(same.clone())) }
+        let reread = Box::new(move || Ok(same.clone()));
+        Cluster { config, reread, hooks: Hooks::default() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
     /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
         self.reread = Box::new(read);
+        self
+    }
+
+    /// Tells `hook` in the primary what happens: workers forked, online, listening, disconnected, gone, replaced, and
+    /// more; see [`ClusterEvent`] for the order that is promised. Several hooks are called in the order in which they
+    /// were added.
+    ///
+    /// It is called between two events, in the primary's only thread: nothing is supervised while it runs, so it
+    /// should return at once (the log names one that takes more than 100 ms). What it asks of the [`PrimaryHandle`]
+    /// is done after it has returned. A panic in it is logged, and it is called again for the next event. It must not
+    /// use tokio, nor leave a thread running: the primary could not fork any more.
+    ///
+    /// ```no_run
+    /// # use tokio_prefork::{Cluster, ClusterEvent, Config};
+    /// # fn run(config: Config) {
+    /// let cluster = Cluster::new(config).on_event(|primary, event| match event {
+    ///     ClusterEvent::Exit(exit) if exit.signal == Some(11) => primary.stop(),
+    ///     event => println!("{event}"),
+    /// });
+    /// # }
+    /// ```
+    pub fn on_event(
+        mut self,
+        hook: impl FnMut(&mut PrimaryHandle<'_>, &ClusterEvent) + 'static,
+    ) -> Cluster {
+        self.hooks.on_event.push(Box::new(hook));
+        self
+    }
+
+    /// Asks `hook` in the primary whether a worker that ended unasked is replaced. Without this each one is. The same
+    /// rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added counts.
+    ///
+    /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
+    pub fn on_restart(mut self, hook: impl FnMut(&WorkerExit) -> Restart + 'static) -> Cluster {
+        self.hooks.on_restart = Some(Box::new(hook));
         self
     }
 
@@ -139,7 +179,8 @@ impl Cluster {
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
         let files = Files { listeners, pid_file };
-        let primary = Primary::new(self.config, self.reread, files, enter, launcher, left)?;
+        let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
+        let primary = Primary::new(self.config, application, files, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,
             Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,

@@ -43,9 +43,11 @@ pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
+pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,
 };
+pub use supervisor::Limit;
 pub use worker::{BoxError, Stream, Worker};

@@ -49,6 +49,10 @@ pub(super) fn table(status: &Status) -> String {
     if wait.connections > 0 || shed > 0 {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
+    if !primary.vacant.is_empty() {
+        let slots: Vec<String> = primary.vacant.iter().map(u32::to_string).collect();
+        let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
+    }
     text.push('\n');
     let rows: Vec<[String; 12]> =
         std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();

@@ -61,6 +61,9 @@ pub struct PrimaryStatus {
     pub dispatch_rung: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
+    /// Slots that stay empty until the next reload or scale: their workers left for good, or are not to be replaced.
+    #[serde(default)]
+    pub vacant: Vec<u32>,
 }
 
 /// One worker at one moment. Who it is and its state are the primary's word; the figures are the worker's.
@@ -138,6 +141,7 @@ impl Status {
             dispatch: around.dispatch.to_string(),
             dispatch_rung: around.rung.to_string(),
             restarts: view.restarts,
+            vacant: view.vacant.iter().map(|slot| slot.0).collect(),
         };
         let totals = around.totals.at_most(LARGEST);
         let queue_wait = QueueWait::of(&workers);
@@ -198,7 +202,8 @@ pub(super) mod tests {
             MemberView { tag, state: "booting", born: Instant::now() }
         });
         let members = members.collect();
-        View { phase: "booting", generation: Generation(1), wanted: workers, restarts: 0, members }
+        let (generation, vacant) = (Generation(1), Vec::new());
+        View { phase: "booting", generation, wanted: workers, restarts: 0, vacant, members }
     }
 
     /// What a worker that has gone mad may write.

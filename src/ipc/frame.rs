@@ -16,6 +16,8 @@ const BOOT_FAILED: u8 = 0x02;
 const RETIRING: u8 = 0x03;
 const TRAVEL: u8 = 0x04;
 const NOT_ADOPTED: u8 = 0x05;
+const ONLINE: u8 = 0x06;
+const DISCONNECTING: u8 = 0x07;
 const DRAIN: u8 = 0x81;
 const ARRIVE: u8 = 0x82;
 const RELEASED: u8 = 0x83;
@@ -35,6 +37,8 @@ pub(crate) enum Garbled {
 impl ToPrimary {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
+            ToPrimary::Online => vec![ONLINE],
+            ToPrimary::Disconnecting => vec![DISCONNECTING],
             ToPrimary::Ready => vec![READY],
             ToPrimary::Retiring => vec![RETIRING],
             ToPrimary::BootFailed(why) => {
@@ -49,6 +53,8 @@ impl ToPrimary {
 
     pub(crate) fn decode(bytes: &[u8]) -> Result<ToPrimary, Garbled> {
         match bytes {
+            [ONLINE] => Ok(ToPrimary::Online),
+            [DISCONNECTING] => Ok(ToPrimary::Disconnecting),
             [READY] => Ok(ToPrimary::Ready),
             [RETIRING] => Ok(ToPrimary::Retiring),
             [BOOT_FAILED, why @ ..] => {
@@ -59,7 +65,9 @@ impl ToPrimary {
                 unread.map(ToPrimary::Travel).ok_or(Garbled::Length(bytes.len()))
             }
             [NOT_ADOPTED, slot @ ..] => slot_of(slot).map(ToPrimary::NotAdopted),
-            [READY | RETIRING, ..] | [] => Err(Garbled::Length(bytes.len())),
+            [READY | RETIRING | ONLINE | DISCONNECTING, ..] | [] => {
+                Err(Garbled::Length(bytes.len()))
+            }
             [kind, ..] => Err(Garbled::Kind(*kind)),
         }
     }

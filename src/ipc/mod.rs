@@ -32,12 +32,16 @@ pub(crate) use worker_end::{Order, WorkerEnd};
 /// What a worker says to the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ToPrimary {
+    /// Its runtime turns; the application boots now.
+    Online,
     /// It accepts connections from now on.
     Ready,
     /// It could not start; the text says why. It exits after this.
     BootFailed(String),
     /// It has begun to drain on its own account and wants a replacement.
     Retiring,
+    /// It has begun to drain on its own account and wants no replacement.
+    Disconnecting,
     /// It cannot accept from the sockets of this slot that it was sent.
     NotAdopted(Slot),
     /// Here is a connection between two requests; somebody else may go on with it. A descriptor comes with it.

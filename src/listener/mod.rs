@@ -228,6 +228,13 @@ impl ListenerSet {
         firsts.map(|listener| listener.local.clone()).collect()
     }
 
+    /// The same, to be read by programs.
+    pub(crate) fn addresses(&self) -> Vec<ListenAddr> {
+        let firsts = self.listeners.iter().filter(|listener| listener.slot == Slot(0));
+        let real = |l: &Listener| l.local.strip_prefix("http://").unwrap_or(&l.local).parse().ok();
+        firsts.map(|l| real(l).unwrap_or_else(|| l.addr.clone())).collect()
+    }
+
     /// How full the queue of each TCP socket is, with its address. Unix sockets do not tell.
     pub(crate) fn queues(&self) -> impl Iterator<Item = (String, Queue)> + '_ {
         let told = |l: &Listener| Some((l.local.clone(), sys::tcp_info::queue(&l.socket).ok()?));

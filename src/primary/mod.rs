@@ -1,7 +1,12 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
+mod events;
+mod handle;
+mod hooks;
 mod journal;
+mod lines;
 mod observe;
+mod oom;
 mod perform;
 mod relay;
 mod requests;
@@ -34,12 +39,17 @@ use crate::sys;
 use crate::sys::signal::SignalPipe;
 use crate::upgrade::{Launcher, Manifest, Proof};
 
+pub use events::{ClusterEvent, Reason, WorkerExit};
+pub use handle::{PrimaryHandle, WorkerInfo};
+pub(crate) use hooks::Hooks;
+pub use hooks::Restart;
 use journal::Journal;
+use oom::OomKills;
+use relay::Relay;
 pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
-use relay::Relay;
 use round_robin::Dealer;
 use steer::Steered;
 
@@ -85,6 +95,13 @@ pub(crate) struct Files {
     pub(crate) pid_file: Option<PidFile>,
 }
 
+/// What the application wants to be asked and told in the primary.
+pub(crate) struct Application {
+    pub(crate) entry: Entry,
+    pub(crate) reread: Reread,
+    pub(crate) hooks: Hooks,
+}
+
 /// Everything the primary process owns.
 pub(crate) struct Primary {
     /// What workers of each generation are forked under; the last is the newest.
@@ -106,6 +123,13 @@ pub(crate) struct Primary {
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
+    hooks: Hooks,
+    /// What the hooks have not been told yet, oldest first.
+    news: VecDeque<ClusterEvent>,
+    /// Why the last worker ended.
+    judged: Option<WorkerExit>,
+    oom_kills: OomKills,
+    stopping_told: bool,
     launcher: Launcher,
     /// The new binary that is being tried.
     proof: Option<Proof>,
@@ -125,12 +149,12 @@ impl Primary {
     /// Ready to run: signals are caught from here on.
     pub(crate) fn new(
         config: Config,
-        reread: Reread,
+        application: Application,
         files: Files,
-        entry: Entry,
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
+        let Application { entry, reread, hooks } = application;
         let Files { listeners, pid_file } = files;
         let policy = config.policy();
         if config.titles {
@@ -144,18 +168,16 @@ impl Primary {
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
         let config = Rc::new(config);
-        let (supervisor, configs) = match &left {
+        let heirs = left.as_ref().map(|manifest| manifest.workers.len());
+        journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
+        let (mut supervisor, configs) = match &left {
             None => {
-                journal.starting(policy.workers, config.dispatch, &listeners.locals());
                 let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
                 (Supervisor::new(policy, seed), configs)
             }
-            Some(manifest) => {
-                let workers = manifest.workers.len();
-                journal.succeeding(workers, config.dispatch, &listeners.locals());
-                upgrade::go_on(manifest, listeners.slots(), policy, seed, &config)
-            }
+            Some(manifest) => upgrade::go_on(manifest, listeners.slots(), policy, seed, &config),
         };
+        supervisor.ask_before_restarts(hooks.on_restart.is_some());
         let control = requests::open(&config.control, left.is_some(), &mut journal)?;
         let mut primary = Primary {
             configs,
@@ -171,6 +193,11 @@ impl Primary {
             steering: None,
             queue: VecDeque::from([Event::Started]),
             entry,
+            hooks,
+            news: VecDeque::new(),
+            judged: None,
+            oom_kills: OomKills::of_this_process(),
+            stopping_told: false,
             launcher,
             proof: None,
             stopped_proofs: Vec::new(),
@@ -200,11 +227,14 @@ impl Primary {
             let event = self.next_event()?;
             let actions = self.supervisor.handle(Instant::now(), event);
             self.publish();
+            let mut end = None;
             for action in actions {
-                if let Some(outcome) = self.perform(action) {
-                    self.bury_proofs();
-                    return Ok(outcome);
-                }
+                end = end.or(self.perform(action));
+            }
+            self.tell_hooks();
+            if let Some(outcome) = end {
+                self.bury_proofs();
+                return Ok(outcome);
             }
         }
     }

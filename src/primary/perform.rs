@@ -50,7 +50,11 @@ impl Primary {
                 let event = self.observe(memory);
                 self.queue.push_back(event);
             }
-            Action::Report(notice) => self.journal.record(&notice),
+            Action::AskRestart(exit) => self.ask_restart(&exit),
+            Action::Report(notice) => {
+                self.journal.record(&notice);
+                self.note(&notice);
+            }
             Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
             Action::Exit(outcome) => {
                 self.settle_control();

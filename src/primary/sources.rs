@@ -165,12 +165,16 @@ impl Child {
             let Some(channel) = &self.channel else { break };
             let event = match channel.hear() {
                 Heard::Nothing => break,
+                Heard::Word(ToPrimary::Online) => Event::Online { worker },
                 Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
-                Heard::Word(ToPrimary::Retiring) => {
+                Heard::Word(word @ (ToPrimary::Retiring | ToPrimary::Disconnecting)) => {
                     // If its channel is full, it leaves without having heard this.
                     let _ = channel.send(&ToWorker::Released);
                     self.released = true;
-                    Event::Retiring { worker }
+                    match word {
+                        ToPrimary::Disconnecting => Event::Disconnecting { worker },
+                        _ => Event::Retiring { worker },
+                    }
                 }
                 Heard::Connection(fd, unread) => {
                     self.sends = true;

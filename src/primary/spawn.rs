@@ -134,6 +134,7 @@ impl Primary {
         self.dealer = Dealer::default();
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
+        sys::process::add_env(self.supervisor.environment(tag.slot));
         let terminate = sys::signal::flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();

@@ -80,8 +80,11 @@ fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
             Heard::Connection(..) | Heard::LostConnection | Heard::Word(ToPrimary::Travel(_)) => {
                 return Err(failed("it hands over connections".to_string()));
             }
-            // It was sent none.
-            Heard::Word(ToPrimary::NotAdopted(_)) => {}
+            // It was sent no sockets.
+            Heard::Word(ToPrimary::Online | ToPrimary::NotAdopted(_)) => {}
+            Heard::Word(ToPrimary::Disconnecting) => {
+                return Err(failed("it disconnects".to_string()));
+            }
             Heard::Word(ToPrimary::Retiring) => return Err(failed("it retires".to_string())),
             Heard::Garbage(why) => return Err(failed(why)),
             Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),

@@ -132,6 +132,7 @@ impl Primary {
             listeners: listeners.collect(),
             workers: workers.collect::<Result<Vec<_>>>()?,
             held: Vec::new(),
+            environments: mind.environments.into_iter().map(|(slot, own)| (slot.0, own)).collect(),
             board_fd: sys::exec::number(memory),
         })
     }
@@ -213,6 +214,10 @@ fn adopted(manifest: &Manifest) -> Adopted {
         restarts: manifest.restarts,
         workers_wanted: manifest.workers_wanted,
         sockets: 0,
+        environments: {
+            let own = manifest.environments.iter();
+            own.map(|(slot, own)| (Slot(*slot), own.clone())).collect()
+        },
         members: members.collect(),
     }
 }

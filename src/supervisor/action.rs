@@ -39,6 +39,8 @@ pub(crate) enum Action {
     TakeOver,
     /// Read all workers' vital signs, with their memory if asked. Answered by `Observed`.
     Look { memory: bool },
+    /// Ask the application whether this worker is to be replaced. Answered by `RestartDecided`.
+    AskRestart(Exit),
     /// Say what happened: to the log.
     Report(Notice),
     /// Tell whoever asked with this ticket how it went: what was done, or why not.
@@ -59,6 +61,18 @@ pub(crate) enum Outcome {
 /// What is worth telling people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Notice {
+    /// A worker's process exists.
+    Forked { worker: WorkerTag },
+    /// It runs. Once, before it is ready.
+    Online { worker: WorkerTag },
+    /// Its channel is closed. Once for each that was forked, before its exit.
+    Disconnected { worker: WorkerTag },
+    /// It was ready once, is gone, and another is ready in its place. The last that is said of it.
+    Replaced { worker: WorkerId, by: WorkerTag },
+    /// It finishes what it has open and leaves; its slot stays empty.
+    Disconnecting { worker: WorkerTag },
+    /// The application does not want the worker replaced; its slot stays empty.
+    NotRestarted { worker: WorkerTag },
     /// A worker became ready, this long after its fork.
     Ready { worker: WorkerTag, after: Duration },
     /// All workers serve, for the first time or again.
@@ -119,7 +133,8 @@ pub(crate) enum Notice {
 
 /// The limit that a recycled worker has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
+#[non_exhaustive]
+pub enum Limit {
     /// `max-requests`: it has answered so many.
     Requests(u64),
     /// `max-rss`: it uses so many bytes.
@@ -134,10 +149,31 @@ pub(crate) struct Exit {
     pub worker: WorkerTag,
     pub status: ExitStatus,
     pub cause: Cause,
+    /// Why it was to leave, if it was.
+    pub leave: Option<Leave>,
+    /// What it said before, or was found to be wrong with it.
+    pub complaint: Option<String>,
     /// From fork to exit.
     pub uptime: Duration,
     /// Requests, as its scoreboard row said.
     pub served: u64,
+}
+
+/// Why a worker was to finish what it had open and leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// The cluster stops.
+    Stop,
+    /// There are fewer slots now.
+    Scale,
+    /// A reload or an upgrade has replaced it.
+    Reload,
+    /// It was replaced since it had reached this limit.
+    Recycle(Limit),
+    /// It asked to be replaced.
+    Retire,
+    /// It was told, or wanted, to leave for good.
+    Disconnect,
 }
 
 /// Why a worker ended, as far as we know.
@@ -147,8 +183,10 @@ pub(crate) enum Cause {
     Asked,
     /// We killed it: it did not become ready in time.
     BootTimeout,
-    /// We killed it: it did not finish in time, or was told to go at once.
+    /// We killed it: it was told to go at once.
     Stopped,
+    /// We killed it: it did not finish in time.
+    GraceOver,
     /// We killed it for what it said.
     Condemned,
     /// We aborted or killed it: its event loop was frozen.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Cause, Notice, Outcome};
+use super::action::{Action, Cause, Leave, Notice, Outcome};
 use super::event::{Asker, Intent};
 use super::{LAST_MOMENT, Phase, State, Supervisor};
 use crate::identity::WorkerId;
@@ -29,6 +29,7 @@ impl Supervisor {
             Intent::StopNow => self.stop_now(by, false, actions),
             Intent::Reload => self.reload(by, actions),
             Intent::Scale(scale) => self.scale(now, scale, by, actions),
+            Intent::Disconnect(worker) => self.disconnect(now, worker, by, actions),
             Intent::Upgrade => self.upgrade(now, by, actions),
         }
     }
@@ -48,6 +49,7 @@ impl Supervisor {
             match member.state {
                 State::Serving => {
                     member.state = State::Draining { deadline };
+                    member.leave = Some(Leave::Stop);
                     actions.push(Action::Drain(id));
                 }
                 State::Booting { .. } => self.kill(id, Cause::Stopped, actions),

@@ -15,12 +15,16 @@ pub(crate) enum Event {
     Forked { worker: WorkerId, pid: u32 },
     /// A fork that we asked for failed.
     ForkFailed { worker: WorkerId, why: String },
+    /// The worker's process runs and its channel works.
+    Online { worker: WorkerId },
     /// The worker accepts connections.
     Ready { worker: WorkerId },
     /// The worker says why it cannot start; its exit follows.
     BootFailed { worker: WorkerId, why: String },
     /// The worker drains on its own account and wants a replacement.
     Retiring { worker: WorkerId },
+    /// The worker drains on its own account and wants no replacement.
+    Disconnecting { worker: WorkerId },
     /// The worker closed its channel; its exit should follow.
     ChannelClosed { worker: WorkerId },
     /// The worker said something that is not one of its words.
@@ -40,6 +44,8 @@ pub(crate) enum Event {
     AdoptFailed { worker: WorkerId, slot: Slot },
     /// The worker could not be told to stop serving the slot.
     ReleaseFailed { worker: WorkerId, slot: Slot },
+    /// Whether the worker that ended is replaced. Answers `AskRestart`.
+    RestartDecided { worker: WorkerId, restart: bool },
     /// The new binary has shown that it can take over. Answers `Prove`.
     Proved,
     /// The new binary cannot take over, or did not when it should; everything is as before.
@@ -66,7 +72,7 @@ pub(crate) struct Vitals {
 }
 
 /// What can be asked of the cluster, by a signal, an operator or the application. Decided once, whoever asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Intent {
     /// Finish what is open, then end. Asked a second time: end now.
     Stop,
@@ -76,17 +82,24 @@ pub(crate) enum Intent {
     Reload,
     /// So many workers from now on.
     Scale(Scale),
+    /// This worker finishes what it has open, leaves, and is not replaced.
+    Disconnect(WorkerId),
     /// Become the binary that now stands at our path.
     Upgrade,
 }
 
 /// How many workers are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Scale {
     To(u32),
     Up(u32),
     Down(u32),
+    /// One more, under a number that was drawn before (`Supervisor::draw_id`), with variables of its own.
+    With(WorkerId, Environment),
 }
+
+/// Variables that the workers of one slot have besides those of the primary.
+pub(crate) type Environment = Vec<(String, String)>;
 
 /// What the image before this one left to its successor.
 #[derive(Debug, Clone)]
@@ -98,6 +111,8 @@ pub(crate) struct Adopted {
     pub workers_wanted: u32,
     /// Slots 0 to this have sockets; 0 where all workers share one.
     pub sockets: u32,
+    /// Of slots that have variables of their own.
+    pub environments: Vec<(Slot, Environment)>,
     pub members: Vec<AdoptedMember>,
 }
 

@@ -24,16 +24,30 @@ impl Supervisor {
         served: u64,
         actions: &mut Vec<Action>,
     ) {
+        if let Some(member) = self.members.get_mut(&worker)
+            && member.state == State::Forking
+        {
+            // It existed, then.
+            member.state = State::Booting { deadline: now };
+            actions.push(Action::Report(Notice::Forked { worker: member.tag }));
+        }
+        self.say_disconnected(worker, actions);
         let Some(member) = self.members.remove(&worker) else { return };
         let held = self.let_go(worker);
         let cause = member.cause();
-        actions.push(Action::Report(Notice::Exited(Exit {
+        let exit = Exit {
             worker: member.tag,
             status,
             cause,
+            leave: member.leave,
+            complaint: member.complaint.clone(),
             uptime: now.duration_since(member.born),
             served,
-        })));
+        };
+        actions.push(Action::Report(Notice::Exited(exit.clone())));
+        if let Some(by) = member.replaced_by {
+            actions.push(Action::Report(Notice::Replaced { worker, by }));
+        }
         let killed = by_somebody(status);
         if self.stopping() {
             return;
@@ -51,7 +65,7 @@ impl Supervisor {
         self.restarts += 1;
         let young = member.served_for(now).is_none_or(|uptime| uptime < self.policy.min_uptime);
         let mut at_fault = match cause {
-            Cause::Asked | Cause::Stopped | Cause::Superseded => false,
+            Cause::Asked | Cause::Stopped | Cause::GraceOver | Cause::Superseded => false,
             Cause::BootTimeout => true,
             Cause::Condemned | Cause::Frozen | Cause::Memory => young,
             Cause::BeforeReady if killed => !self.backoff.forgive_kill(),
@@ -70,6 +84,7 @@ impl Supervisor {
         } else {
             self.backoff.trial_over(worker);
         }
+        self.ask_restart(exit, actions);
     }
 
     pub(super) fn fork_failed(
@@ -120,7 +135,7 @@ impl Supervisor {
                 State::Draining { .. } => {
                     let limit = self.policy.graceful_timeout;
                     actions.push(Action::Report(Notice::GraceOver { worker, limit }));
-                    Cause::Stopped
+                    Cause::GraceOver
                 }
                 State::Leaving { .. } => {
                     let why = "it closed its channel and lives on".to_string();

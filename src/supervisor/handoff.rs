@@ -48,10 +48,16 @@ impl Supervisor {
         mind.policy.workers = left.workers_wanted;
         mind.places = vec![Place::new(ours); left.workers_wanted as usize];
         mind.adoption.sockets = left.sockets;
+        for (slot, environment) in left.environments {
+            if let Some(place) = mind.places.get_mut(slot.0 as usize) {
+                place.environment = environment;
+            }
+        }
         let deadline = now + policy.graceful_timeout + LAST_MOMENT;
         for one in left.members {
             let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
             member.own_socket = one.own_socket;
+            member.online = true;
             let adopts = one.adopts.iter().map(|slot| (*slot, one.tag.id));
             mind.adoption.adopters.extend(adopts.filter(|_| one.serving));
             let place = mind.places.get_mut(one.tag.slot.0 as usize);
@@ -60,6 +66,7 @@ impl Supervisor {
                     member.state = State::Serving;
                     member.ready = Some(now - one.age);
                     place.holder = Some(one.tag.id);
+                    place.last = Some(one.tag.id);
                 }
                 None => {
                     member.state = State::Draining { deadline };

@@ -2,7 +2,9 @@
 //! the real state of the supervisor and over what the world itself remembers. What concerns reloads and the
 //! watch is in `rolls`, `handoffs` and `looks`.
 
+mod delays;
 mod handoffs;
+mod lives;
 mod looks;
 mod rolls;
 mod slots;
@@ -12,8 +14,9 @@ use std::fmt;
 use std::time::Instant;
 
 use super::backoff::Allowance;
+use super::places::Vacancy;
 use super::{Action, Adopted, Event, LAST_MOMENT, Notice, Phase, Place, State, Supervisor};
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::WorkerId;
 
 /// What the world remembers, kept apart from what the supervisor believes.
 #[derive(Debug, Default)]
@@ -23,7 +26,7 @@ pub(super) struct Laws {
     alive: BTreeSet<WorkerId>,
     drained: BTreeSet<WorkerId>,
     killed: BTreeSet<WorkerId>,
-    last_id: u64,
+    ids: BTreeSet<WorkerId>,
     listeners_closed: bool,
     exited: bool,
     /// Who waits for an answer.
@@ -32,6 +35,7 @@ pub(super) struct Laws {
     rolls: rolls::Rolls,
     looks: looks::Looks,
     slots: slots::Slots,
+    lives: lives::Lives,
 }
 
 /// What was so before the event.
@@ -87,13 +91,14 @@ impl Laws {
             self.looks.obey(action, mind, story);
         }
         self.looks.check(now, mind, story);
+        self.lives.check(event, actions, story);
         self.slots.check(mind, event, actions, story);
         self.rolls.check(mind, event, actions, story);
         self.handoffs.check(now, mind, event, actions, story);
         self.members_are_those_that_exist(mind, story);
         slots_are_held_once(mind, story);
         phases_go_one_way(before, mind, story);
-        delays_are_kept(before, now, mind, event, actions, story);
+        delays::are_kept(before, now, mind, event, actions, story);
         self.something_is_awaited(mind, story);
         if *event == Event::DeadlineReached {
             let moved = mind.deadline().is_none_or(|deadline| deadline > now);
@@ -122,6 +127,7 @@ impl Laws {
         self.rolls.adopted(mind);
         self.slots.adopted(left);
         self.looks = looks::Looks::default();
+        self.lives.adopted(&alive);
         self.outstanding.clear();
         self.drained.clear();
         self.killed.clear();
@@ -152,9 +158,8 @@ impl Laws {
         match action {
             Action::Fork(tag) => {
                 assert!(!mind.stopping(), "no fork once stopping: {story}");
-                assert!(tag.id.0 > self.last_id, "ids only grow: {story}");
+                assert!(self.ids.insert(tag.id), "no id is used again: {story}");
                 assert!(tag.pid.is_none() && tag.slot.0 < mind.wanted(), "a plain tag: {story}");
-                self.last_id = tag.id.0;
                 self.outstanding.insert(tag.id);
             }
             Action::CloseListeners => {
@@ -173,8 +178,9 @@ impl Laws {
                 assert!(self.killed.insert(*worker), "nobody is killed twice: {story}");
             }
             Action::Report(Notice::AllReady { workers }) => {
-                let all = mind.places.len() == *workers as usize;
-                let serve = mind.places.iter().all(|place| place.is_served(mind));
+                let open = mind.places.iter().filter(|place| !place.is_closed());
+                let all = open.clone().count() == *workers as usize;
+                let serve = open.into_iter().all(|place| place.is_served(mind));
                 assert!(all && serve, "all means all: {story}");
             }
             Action::Abort(worker) => {
@@ -184,7 +190,7 @@ impl Laws {
             Action::Answer { ticket, .. } => {
                 assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
             }
-            Action::Report(_) | Action::ReadConfig(_) => {}
+            Action::Report(_) | Action::ReadConfig(_) | Action::AskRestart(_) => {}
             Action::OpenSockets { .. } | Action::Adopt { .. } | Action::Release { .. } => {}
             Action::Prove | Action::StopProof | Action::TakeOver => {}
             Action::KeepGenerations(_) | Action::Look { .. } | Action::Steer { .. } => {}
@@ -218,9 +224,14 @@ impl Laws {
             return assert!(self.exited, "the end is announced: {story}");
         }
         let someone = !self.alive.is_empty() || !self.outstanding.is_empty();
-        assert!(someone || mind.deadline().is_some(), "there is something to wait for: {story}");
+        let left = mind.places.iter().all(|place| place.vacancy != Vacancy::None);
+        assert!(
+            left || someone || mind.deadline().is_some(),
+            "there is something to wait for: {story}"
+        );
         let empty = mind.places.iter().enumerate().any(|(slot, place)| {
-            place.holder.is_none() && place.successor.is_none() && !mind.is_crowded(slot)
+            let empty = place.holder.is_none() && place.successor.is_none();
+            empty && place.vacancy == Vacancy::None && !mind.is_crowded(slot)
         });
         if mind.stopping() || !empty {
             return;
@@ -234,6 +245,10 @@ impl Laws {
 }
 
 impl Place {
+    fn is_closed(&self) -> bool {
+        self.vacancy == Vacancy::Closed && self.holder.is_none()
+    }
+
     fn is_served(&self, mind: &Supervisor) -> bool {
         self.holder.is_some_and(|id| mind.serves(id))
     }
@@ -270,24 +285,4 @@ fn phases_go_one_way(before: &Before, mind: &Supervisor, story: &Story<'_>) {
         Phase::Done => 4,
     };
     assert!(rank(before.phase) <= rank(mind.phase), "phases go one way: {story}");
-}
-
-/// During a delay nothing is forked, whatever happens, but successors: if they die too, the reload is over.
-/// And during a trial only a worker that gets ready opens the door to more than one.
-fn delays_are_kept(
-    before: &Before,
-    now: Instant,
-    mind: &Supervisor,
-    event: &Event,
-    actions: &[Action],
-    story: &Story<'_>,
-) {
-    let holds = |tag: &WorkerTag| mind.places.iter().any(|place| place.holder == Some(tag.id));
-    let forks = actions.iter().filter(|a| matches!(a, Action::Fork(tag) if holds(tag))).count();
-    if before.allowance == Allowance::None {
-        let waits = before.backoff.is_some_and(|until| now < until);
-        assert!(!waits || forks == 0, "a delay is kept: {story}");
-        let ready = matches!(event, Event::Ready { .. });
-        assert!(ready || forks <= 1, "one is tried at a time: {story}");
-    }
 }

@@ -14,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::Cause;
+use super::action::{Cause, Leave, Limit};
 use crate::identity::{Slot, WorkerTag};
 
 /// What a worker is doing.
@@ -40,6 +40,16 @@ pub(crate) struct Member {
     pub(crate) ready: Option<Instant>,
     /// Why it cannot start, in its own words.
     pub(super) complaint: Option<String>,
+    /// Why it is to leave, if it is.
+    pub(super) leave: Option<Leave>,
+    /// The limit that its successor was forked for.
+    pub(super) worn: Option<Limit>,
+    /// Whether it was said that it runs.
+    pub(super) online: bool,
+    /// Whether it was said that its channel is closed.
+    pub(super) disconnected: bool,
+    /// Who took its place before it was gone.
+    pub(super) replaced_by: Option<WorkerTag>,
     /// Whether it was born with the sockets of its slot, and not with a shared one.
     pub(super) own_socket: bool,
     /// Whether it had all the connections it may have when it was last looked at.
@@ -67,8 +77,22 @@ pub(super) struct Pulse {
 impl Member {
     pub(super) fn new(tag: WorkerTag, now: Instant, spread: f64) -> Member {
         let (ready, complaint, pulse) = (None, None, Pulse::default());
-        let (state, own_socket, full) = (State::Forking, false, false);
-        Member { tag, state, born: now, ready, complaint, own_socket, full, pulse, spread }
+        Member {
+            tag,
+            state: State::Forking,
+            born: now,
+            ready,
+            complaint,
+            leave: None,
+            worn: None,
+            online: false,
+            disconnected: false,
+            replaced_by: None,
+            own_socket: false,
+            full: false,
+            pulse,
+            spread,
+        }
     }
 
     /// Whether it takes new connections now, as far as we know.

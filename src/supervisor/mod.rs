@@ -20,6 +20,7 @@ mod places;
 mod rolling;
 mod scaling;
 mod succession;
+mod vacancy;
 mod view;
 mod watch;
 mod words;
@@ -36,7 +37,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId};
-pub(crate) use action::{Action, Cause, Exit, Limit, Notice, Outcome};
+pub use action::Limit;
+pub(crate) use action::{Action, Cause, Exit, Leave, Notice, Outcome};
 use adoption::Adoption;
 use backoff::Backoff;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
@@ -104,6 +106,8 @@ pub(crate) struct Supervisor {
     adoption: Adoption,
     /// Who asked for another number of workers, in turn; the first one waits for its sockets.
     scaling: VecDeque<(Scale, Asker)>,
+    /// Whether the application decides who is replaced.
+    asks_restart: bool,
 }
 
 impl Supervisor {
@@ -115,6 +119,7 @@ impl Supervisor {
             watch: Watch::new(seed),
             adoption: Adoption::default(),
             scaling: VecDeque::new(),
+            asks_restart: false,
             policy,
             roll: None,
             untold: Vec::new(),
@@ -143,10 +148,12 @@ impl Supervisor {
             }
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
+            Event::Online { worker } => self.online(worker, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
             Event::BootFailed { worker, why } => self.boot_failed(worker, why, &mut actions),
             Event::Retiring { worker } => self.retiring(now, worker, &mut actions),
-            Event::ChannelClosed { worker } => self.channel_closed(now, worker),
+            Event::Disconnecting { worker } => self.disconnecting(now, worker, &mut actions),
+            Event::ChannelClosed { worker } => self.channel_closed(now, worker, &mut actions),
             Event::Garbled { worker, why } => self.garbled(worker, why, &mut actions),
             Event::Exited { worker, status, served } => {
                 self.exited(now, worker, status, served, &mut actions);
@@ -158,6 +165,9 @@ impl Supervisor {
             }
             Event::AdoptFailed { worker, slot } => self.adopt_failed(now, worker, slot),
             Event::ReleaseFailed { worker, slot } => self.release_failed(now, worker, slot),
+            Event::RestartDecided { worker, restart } => {
+                self.restart_decided(worker, restart, &mut actions);
+            }
             Event::Proved => self.proved(&mut actions),
             Event::NotProved { why } => self.not_proved(&why, &mut actions),
             Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
@@ -220,6 +230,7 @@ impl Supervisor {
             restarts: self.restarts,
             workers_wanted: self.policy.workers,
             sockets: self.adoption.sockets,
+            environments: self.environments(),
             members,
         }
     }
@@ -229,40 +240,11 @@ impl Supervisor {
         !matches!(self.phase, Phase::Booting | Phase::Running)
     }
 
-    fn forked(&mut self, now: Instant, worker: WorkerId, pid: u32, actions: &mut Vec<Action>) {
-        let deadline = now + self.policy.boot_timeout;
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        if member.state != State::Forking {
-            return;
-        }
-        member.tag.pid = Some(pid);
-        member.state = State::Booting { deadline };
-        // Decided before a stop, or before its slot was given to another; forked after it.
-        if self.stopping() {
-            self.kill(worker, Cause::Stopped, actions);
-        } else if !self.is_wanted(worker) {
-            self.kill(worker, Cause::Superseded, actions);
-        }
-    }
-
-    fn ready(&mut self, now: Instant, worker: WorkerId, actions: &mut Vec<Action>) {
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        if !matches!(member.state, State::Booting { .. }) {
-            return;
-        }
-        member.state = State::Serving;
-        member.ready = Some(now);
-        self.ever_ready = true;
-        let after = now.duration_since(member.born);
-        actions.push(Action::Report(Notice::Ready { worker: member.tag, after }));
-        self.backoff.ready(now, self.policy.min_uptime);
-        self.succeed(now, worker, actions);
-    }
-
     fn all_ready(&mut self, actions: &mut Vec<Action>) {
-        if self.phase == Phase::Booting && self.is_whole() {
+        let workers = self.serving();
+        if self.phase == Phase::Booting && self.is_whole() && workers > 0 {
             self.phase = Phase::Running;
-            actions.push(Action::Report(Notice::AllReady { workers: self.policy.workers }));
+            actions.push(Action::Report(Notice::AllReady { workers }));
         }
     }
 

@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use super::action::Action;
 use super::backoff::Allowance;
+use super::event::Environment;
 use super::{Member, State, Supervisor};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// One slot.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Place {
     /// Who serves it, or is about to.
     pub(super) holder: Option<WorkerId>,
@@ -16,11 +17,38 @@ pub(super) struct Place {
     pub(super) successor: Option<WorkerId>,
     /// What the next worker of this slot is forked as.
     pub(super) generation: Generation,
+    /// Whether it stays empty for now.
+    pub(super) vacancy: Vacancy,
+    /// The last worker that was ready here and is to be replaced when it ends.
+    pub(super) last: Option<WorkerId>,
+    /// The number that its first worker gets, if it was drawn before.
+    pub(super) first: Option<WorkerId>,
+    /// What its workers have in their environment besides.
+    pub(super) environment: Environment,
+}
+
+/// Whether an empty slot is filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vacancy {
+    /// It is.
+    None,
+    /// The application was asked whether this worker is to be replaced.
+    Asked(WorkerTag),
+    /// Its worker left for good. A reload or somebody who scales fills it again.
+    Closed,
 }
 
 impl Place {
     pub(super) fn new(generation: Generation) -> Place {
-        Place { holder: None, successor: None, generation }
+        Place {
+            holder: None,
+            successor: None,
+            generation,
+            vacancy: Vacancy::None,
+            last: None,
+            first: None,
+            environment: Environment::new(),
+        }
     }
 }
 
@@ -42,10 +70,10 @@ impl Supervisor {
         true
     }
 
-    /// Whether every place is served.
+    /// Whether every place is served that is to be.
     pub(super) fn is_whole(&self) -> bool {
-        self.places.iter().filter_map(|p| p.holder).filter(|id| self.serves(*id)).count()
-            == self.places.len()
+        let served = |place: &Place| place.holder.is_some_and(|id| self.serves(id));
+        self.places.iter().all(|place| served(place) || place.vacancy == Vacancy::Closed)
     }
 
     /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
@@ -58,8 +86,10 @@ impl Supervisor {
             return self.backoff.whole(now, self.policy.min_uptime);
         }
         for slot in 0..self.places.len() {
-            let Place { holder, successor, generation } = self.places[slot];
-            if holder.is_some() || successor.is_some() || self.is_crowded(slot) {
+            let place = &self.places[slot];
+            let (taken, generation) =
+                (place.holder.or(place.successor).is_some(), place.generation);
+            if taken || place.vacancy != Vacancy::None || self.is_crowded(slot) {
                 continue;
             }
             if self.backoff.allowance() == Allowance::None {
@@ -77,6 +107,18 @@ impl Supervisor {
         self.members.values().filter(|member| member.tag.slot.0 as usize == slot).count() >= 2
     }
 
+    /// A number that no worker has had.
+    pub(crate) fn draw_id(&mut self) -> WorkerId {
+        let id = WorkerId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    /// What workers of this slot have in their environment besides.
+    pub(crate) fn environment(&self, slot: Slot) -> &[(String, String)] {
+        self.places.get(slot.0 as usize).map_or(&[], |place| &place.environment)
+    }
+
     pub(super) fn fork(
         &mut self,
         now: Instant,
@@ -84,8 +126,7 @@ impl Supervisor {
         generation: Generation,
         actions: &mut Vec<Action>,
     ) -> WorkerId {
-        let id = WorkerId(self.next_id);
-        self.next_id += 1;
+        let id = self.places[slot].first.take().unwrap_or_else(|| self.draw_id());
         let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
         let mut member = Member::new(tag, now, self.watch.spread());
         member.own_socket = self.has_own_socket(generation);

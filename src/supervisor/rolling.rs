@@ -9,10 +9,11 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Notice};
+use super::action::{Action, Leave, Notice};
 use super::event::Asker;
+use super::places::Vacancy;
 use super::succession::Room;
-use super::{State, Supervisor};
+use super::{Place, State, Supervisor};
 use crate::config::Policy;
 use crate::identity::{Generation, WorkerId};
 
@@ -112,13 +113,15 @@ impl Supervisor {
             return self.rolled(now, target, actions);
         }
         for slot in todo {
-            let taken = self.places[slot].successor.is_some() || self.is_crowded(slot);
+            let place = &self.places[slot];
+            let asked = matches!(place.vacancy, Vacancy::Asked(_));
+            let taken = place.successor.is_some() || self.is_crowded(slot) || asked;
             if taken || self.is_coming(slot, target) {
                 continue;
             }
             match self.room(slot) {
                 Room::Beside => {}
-                Room::Instead => self.dismiss_holder(now, slot, actions),
+                Room::Instead => self.dismiss_holder(now, slot, Leave::Reload, actions),
                 Room::None => continue,
             }
             self.places[slot].successor = Some(self.fork(now, slot, target, actions));
@@ -127,6 +130,10 @@ impl Supervisor {
 
     fn is_rolled(&self, slot: usize, target: Generation) -> bool {
         let place = &self.places[slot];
+        // Who left for good before this reload came to its slot is made up for by it; who did so since, is not.
+        if place.vacancy == Vacancy::Closed && place.holder.is_none() {
+            return place.successor.is_none() && place.generation == target;
+        }
         place.successor.is_none()
             && place.holder.and_then(|id| self.members.get(&id)).is_some_and(|holder| {
                 holder.tag.generation == target && holder.state == State::Serving
@@ -200,7 +207,8 @@ impl Supervisor {
         match self.roll.take() {
             Some(Roll::Rolling { askers, workers: wanted, .. }) => {
                 self.generation = target;
-                let workers = self.places.len();
+                let closed = |place: &&Place| place.vacancy == Vacancy::Closed;
+                let workers = self.places.len() - self.places.iter().filter(closed).count();
                 let what = format!("reloaded: {workers} workers of generation {target} serve");
                 actions.push(Action::Report(Notice::Reloaded { generation: target, workers }));
                 for asker in askers {

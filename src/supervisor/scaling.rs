@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause, Notice};
+use super::action::{Action, Cause, Leave, Notice};
 use super::event::{Asker, Scale};
 use super::{Place, Supervisor};
 use crate::config::Workers;
@@ -33,8 +33,8 @@ impl Supervisor {
             self.know_sockets(slots);
         }
         let Some((scale, by)) = self.scaling.pop_front() else { return };
-        match outcome.and_then(|()| self.scaled(scale)) {
-            Ok(to) if to <= slots => self.scale_to(now, to, by, actions),
+        match outcome.and_then(|()| self.scaled(&scale)) {
+            Ok(to) if to <= slots => self.scale_to(now, to, scale, by, actions),
             // Opened for another number, which was asked for before this one.
             Ok(_) => self.scaling.push_front((scale, by)),
             Err(why) => refuse(by, why, actions),
@@ -45,24 +45,25 @@ impl Supervisor {
     /// Does what was asked for, up to the first that has to wait for sockets.
     fn scale_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while let Some((scale, by)) = self.scaling.pop_front() {
-            match self.scaled(scale) {
+            match self.scaled(&scale) {
                 Ok(to) if self.policy.socket_per_slot && to > self.policy.workers => {
                     self.scaling.push_front((scale, by));
                     return actions.push(Action::OpenSockets { slots: to });
                 }
-                Ok(to) => self.scale_to(now, to, by, actions),
+                Ok(to) => self.scale_to(now, to, scale, by, actions),
                 Err(why) => refuse(by, why, actions),
             }
         }
     }
 
     /// How many workers that would be, or why it cannot be.
-    fn scaled(&self, scale: Scale) -> Result<u32, String> {
+    fn scaled(&self, scale: &Scale) -> Result<u32, String> {
         let from = self.policy.workers;
         let to = match scale {
-            Scale::To(n) => n,
-            Scale::Up(n) => from.saturating_add(n),
-            Scale::Down(n) => from.saturating_sub(n),
+            Scale::To(n) => *n,
+            Scale::Up(n) => from.saturating_add(*n),
+            Scale::Down(n) => from.saturating_sub(*n),
+            Scale::With(..) => from.saturating_add(1),
         };
         if self.stopping() {
             Err("the cluster is stopping".to_string())
@@ -75,9 +76,25 @@ impl Supervisor {
         }
     }
 
-    fn scale_to(&mut self, now: Instant, to: u32, by: Asker, actions: &mut Vec<Action>) {
+    fn scale_to(
+        &mut self,
+        now: Instant,
+        to: u32,
+        scale: Scale,
+        by: Asker,
+        actions: &mut Vec<Action>,
+    ) {
         let from = self.policy.workers;
         self.resize(now, to, &by.who, actions);
+        match scale {
+            Scale::With(id, environment) => {
+                if let Some(place) = self.places.last_mut() {
+                    (place.first, place.environment) = (Some(id), environment);
+                }
+            }
+            // Who asks for a number wants it to be met.
+            Scale::To(_) | Scale::Up(_) | Scale::Down(_) => self.reopen(),
+        }
         by.confirm(format!("{to} workers are wanted, {from} were"), actions);
     }
 
@@ -103,7 +120,7 @@ impl Supervisor {
         actions.push(Action::Report(Notice::Scaled { by: by.to_string(), from, to }));
         self.policy.workers = to;
         for slot in to as usize..self.places.len() {
-            self.dismiss_holder(now, slot, actions);
+            self.dismiss_holder(now, slot, Leave::Scale, actions);
             if let Some(successor) = self.places[slot].successor.take() {
                 self.kill(successor, Cause::Superseded, actions);
             }
@@ -112,7 +129,7 @@ impl Supervisor {
     }
 }
 
-fn refuse(by: Asker, why: String, actions: &mut Vec<Action>) {
+pub(super) fn refuse(by: Asker, why: String, actions: &mut Vec<Action>) {
     if by.ticket.is_none() {
         let by = by.who.clone();
         actions.push(Action::Report(Notice::Refused { by, why: why.clone() }));

@@ -58,6 +58,8 @@ pub(super) struct World {
     pub(super) images: u32,
     /// One in so many words about adoption finds a full channel; 0 if none does.
     pub(super) deafness: u64,
+    /// Of so many workers the application does not want one to be replaced; 0 if it wants all.
+    pub(super) vetoes: u64,
     /// What a configuration that is being read says.
     read: Option<Result<Policy, String>>,
     /// By time, and in the order in which they were planned.
@@ -89,6 +91,7 @@ impl World {
             trial: None,
             images: 0,
             deafness: 0,
+            vetoes: 0,
             read: None,
             plan: BTreeMap::new(),
             planned: 0,

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause};
+use super::action::{Action, Cause, Leave};
+use super::places::Vacancy;
 use super::{LAST_MOMENT, State, Supervisor};
 use crate::identity::{Generation, WorkerId};
 
@@ -52,22 +53,33 @@ impl Supervisor {
         let Some(slot) = self.places.iter().position(|p| p.successor == Some(worker)) else {
             return;
         };
-        self.dismiss_holder(now, slot, actions);
+        let holder = self.places[slot].holder.and_then(|id| self.members.get(&id));
+        let worn = holder.filter(|_| self.roll.is_none()).and_then(|holder| holder.worn);
+        let why = worn.map_or(Leave::Reload, Leave::Recycle);
+        self.dismiss_holder(now, slot, why, actions);
         let generation = self.members.get(&worker).map_or(self.generation, |m| m.tag.generation);
         let place = &mut self.places[slot];
         place.successor = None;
+        place.vacancy = Vacancy::None;
         place.holder = Some(worker);
         place.generation = generation;
     }
 
     /// Tells the worker that holds the slot to leave.
-    pub(super) fn dismiss_holder(&mut self, now: Instant, slot: usize, actions: &mut Vec<Action>) {
+    pub(super) fn dismiss_holder(
+        &mut self,
+        now: Instant,
+        slot: usize,
+        why: Leave,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(worker) = self.places[slot].holder.take() else { return };
         let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
         let Some(member) = self.members.get_mut(&worker) else { return };
         match member.state {
             State::Serving => {
                 member.state = State::Draining { deadline };
+                member.leave = Some(why);
                 actions.push(Action::Drain(worker));
             }
             State::Booting { .. } => self.kill(worker, Cause::Superseded, actions),

@@ -9,6 +9,7 @@ mod rolling;
 mod scaling;
 mod setbacks;
 mod slots;
+mod vacancies;
 mod watching;
 mod whims;
 
@@ -132,7 +133,7 @@ fn a_wedged_worker_is_killed_when_its_grace_is_over() {
         _ => None,
     });
     assert_eq!(over, [(1, ms(5_000))]);
-    assert_eq!(ends(&world), [(2, Cause::Asked), (1, Cause::Stopped)]);
+    assert_eq!(ends(&world), [(2, Cause::Asked), (1, Cause::GraceOver)]);
     assert_eq!(world.exit, Some(Outcome::Stopped));
 }
 
@@ -147,7 +148,6 @@ fn a_second_stop_is_stop_now() {
     let by = "SIGTERM, the second request".to_string();
     let now = Notice::StoppingNow { by, workers: 1 };
     assert_eq!(world.times(&Action::Report(now)), [ms(1_100)]);
-    // A third changes nothing.
     world.ask(Intent::Stop);
     world.ask(Intent::StopNow);
     world.drive();
@@ -221,7 +221,7 @@ fn a_retired_worker_that_does_not_finish_is_killed_when_its_grace_is_over() {
     let wedged = Life::serving().and(3_000, Deed::Retire).wedged();
     let mut world = cluster(2, move |id| (id == 1).then(|| wedged.clone()));
     world.drive();
-    assert_eq!((killed(&world, 1), ends(&world)), (vec![ms(9_000)], vec![(1, Cause::Stopped)]));
+    assert_eq!((killed(&world, 1), ends(&world)), (vec![ms(9_000)], vec![(1, Cause::GraceOver)]));
     assert_eq!((world.serving(), world.mind.restarts()), (vec![3, 2], 0));
 }
 

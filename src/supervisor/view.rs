@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Phase, State, Supervisor};
-use crate::identity::{Generation, WorkerTag};
+use crate::identity::{Generation, Slot, WorkerTag};
 
 /// The cluster as the primary knows it from its own memory.
 #[derive(Debug, Clone)]
@@ -13,6 +13,8 @@ pub(crate) struct View {
     /// How many workers there should be.
     pub(crate) wanted: u32,
     pub(crate) restarts: u64,
+    /// Slots that stay empty for now.
+    pub(crate) vacant: Vec<Slot>,
     /// Every worker that exists or is being forked, oldest first.
     pub(crate) members: Vec<MemberView>,
 }
@@ -42,6 +44,7 @@ impl Supervisor {
             generation: self.generation,
             wanted: self.wanted(),
             restarts: self.restarts,
+            vacant: self.vacant(),
             members: members.collect(),
         }
     }

@@ -213,7 +213,8 @@ impl Supervisor {
         if busy {
             return;
         }
-        if let Some(member) = self.members.get(&worker) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.worn = Some(limit);
             actions.push(Action::Report(Notice::Recycling { worker: member.tag, limit }));
         }
         let generation = self.places[slot].generation;

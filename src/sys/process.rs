@@ -87,6 +87,17 @@ pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) {
     }
 }
 
+/// Adds variables to the environment, or replaces those with the same names. Names are not empty and have no `=`;
+/// nothing has a NUL in it.
+///
+/// Call it only in a process with one thread, as a freshly forked child is.
+pub(crate) fn add_env(variables: &[(String, String)]) {
+    for (name, value) in variables {
+        // SAFETY: by this function's contract no other thread can read the environment meanwhile.
+        unsafe { std::env::set_var(name, value) };
+    }
+}
+
 /// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and
 /// the usual soft limit of 1024 exists for programs that use `select`.
 pub(crate) fn raise_open_files() -> io::Result<u64> {

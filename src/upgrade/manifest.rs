@@ -33,6 +33,9 @@ pub(crate) struct Manifest {
     /// Connections that were accepted and are in no worker's queue.
     #[serde(default)]
     pub held: Vec<PassedConnection>,
+    /// Slots whose workers have variables of their own.
+    #[serde(default)]
+    pub environments: Vec<(u32, Vec<(String, String)>)>,
     /// The scoreboard that the passed workers write.
     pub board_fd: i32,
 }
@@ -119,6 +122,7 @@ mod tests {
             restarts: 1,
             workers_wanted: 2,
             totals: Counters::default(),
+            environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
             listeners: vec![
                 PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 0, fd: 3 },
                 PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 1, fd: 4 },

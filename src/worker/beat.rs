@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::limits::Limits;
 use super::state::State;
 use super::waited;
+use crate::ipc::ToPrimary;
 
 /// The resolution of all connection timeouts.
 const BEAT: Duration = Duration::from_millis(100);
@@ -24,7 +25,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
         state.pool.look();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
-            state.retire();
+            state.leave(&ToPrimary::Retiring);
         }
         waited::report(&state, now);
         let limits = Limits::new(&state.config, state.drain.order(), now);

@@ -1,19 +1,36 @@
 //! Worker: what the application sees of the worker it runs in.
 
+use std::cell::RefCell;
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::state::State;
 use crate::config::Config;
 use crate::identity::{Generation, Slot, WorkerId};
+use crate::ipc::ToPrimary;
 use crate::pool::Pool;
 use crate::scoreboard::ClusterSnapshot;
+
+thread_local! {
+    /// The worker of this thread, while it lives.
+    static CURRENT: RefCell<Weak<State>> = const { RefCell::new(Weak::new()) };
+}
 
 /// The worker this code runs in. Cheap to clone; stays in its process and thread.
 #[derive(Clone)]
 pub struct Worker(pub(super) Rc<State>);
 
 impl Worker {
+    /// The worker this code runs in. `None` in the primary, and in threads other than the worker's own.
+    pub fn current() -> Option<Worker> {
+        CURRENT.with_borrow(Weak::upgrade).map(Worker)
+    }
+
+    /// From now on this thread is that worker's.
+    pub(super) fn enter(state: &Rc<State>) {
+        CURRENT.set(Rc::downgrade(state));
+    }
+
     /// Its number, which only grows from worker to worker and is never used again.
     pub fn id(&self) -> WorkerId {
         self.0.tag.id
@@ -94,9 +111,20 @@ impl Worker {
         self.0.drain.begun().await;
     }
 
+    /// Whether the primary can still be heard. Once it cannot, the worker finishes what is open and leaves.
+    pub fn is_connected(&self) -> bool {
+        self.0.connected.get()
+    }
+
+    /// Finish what is open, leave, and not be replaced: the slot stays empty until the next reload, or until somebody
+    /// scales. Does nothing when the worker is draining already.
+    pub fn disconnect(&self) {
+        self.0.leave(&ToPrimary::Disconnecting);
+    }
+
     /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
     pub fn retire(&self) {
-        self.0.retire();
+        self.0.leave(&ToPrimary::Retiring);
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) async fn obey(state: Rc<State>) {
             }
         }
     }
+    state.connected.set(false);
     release(&state);
     log::warn!("{} has lost its primary: finishing what is in flight, then leaving", state.tag);
     state.begin_drain(Order::new(

@@ -148,6 +148,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         meter,
         board,
         channel,
+        connected: Cell::new(true),
         drain: drain::Drain::default(),
         conns: RefCell::default(),
         room: Notify::new(),
@@ -160,6 +161,9 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         handler: OnceCell::new(),
         shedding: waited::Shedding::default(),
     });
+    Worker::enter(&state);
+    // If nobody hears it, the inbox learns that the primary is gone.
+    let _ = state.channel.send(&ToPrimary::Online);
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
     tokio::task::spawn_local(beat::beat(Rc::clone(&state), terminate));
     let handler = tokio::select! {

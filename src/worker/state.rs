@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) meter: SlotMeter,
     pub(super) board: Reader,
     pub(super) channel: WorkerEnd,
+    /// Whether the primary is there.
+    pub(super) connected: Cell<bool>,
     pub(super) drain: Drain,
     /// Every open connection.
     pub(super) conns: RefCell<Registry>,
@@ -52,14 +54,14 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Begins to drain on our own account and asks for a replacement.
-    pub(super) fn retire(&self) {
+    /// Begins to drain on our own account, and says so in this word.
+    pub(super) fn leave(&self, word: &ToPrimary) {
         if self.drain.order().is_some() {
             return;
         }
         // A primary that cannot be told is gone or stuck; leaving is right all the same.
-        if let Err(e) = self.channel.send(&ToPrimary::Retiring) {
-            log::warn!("{} cannot tell the primary that it retires: {e}", self.tag);
+        if let Err(e) = self.channel.send(word) {
+            log::warn!("{} cannot tell the primary that it leaves: {e}", self.tag);
         }
         let hand_over = match self.config.hand_over {
             true => HandOver::WhenOthersServe,

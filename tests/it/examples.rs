@@ -1,7 +1,9 @@
 //! What the examples promise in their first lines.
 
+use nix::sys::signal::Signal;
+
 use crate::support::command::Builder;
-use crate::support::wait;
+use crate::support::{process, wait};
 
 #[test]
 fn hello_counts_in_each_worker() {
@@ -11,6 +13,20 @@ fn hello_counts_in_each_worker() {
     let second = client.get("/").expect("answer").text().to_string();
     assert!(first.starts_with("hello 1 from pid "), "{first}");
     assert_eq!(second, first.replace("hello 1", "hello 2"), "one connection, one worker");
+    server.stop();
+}
+
+#[test]
+fn custom_primary_tells_what_happens_and_forks_again() {
+    let server = Builder::example("custom_primary").start().allow(&["killed by SIG"]);
+    assert_eq!(server.get("/").text(), "hello world\n");
+    let log = server.log();
+    assert!(log.contains("A worker is now connected to 127.0.0.1:"), "{log}");
+    let worker = server.worker_pids()[0];
+    process::send(worker, Signal::SIGKILL);
+    server.wait_log(&format!("worker {worker} died: Killed"));
+    server.wait_log("replaced");
+    assert_eq!(server.get("/").status, 200);
     server.stop();
 }
 

@@ -23,6 +23,7 @@ mod control_abuse;
 mod crash_loop;
 mod dispatch_rungs;
 mod dispatch_shared;
+mod events;
 mod examples;
 mod frozen;
 mod handover;

@@ -2,6 +2,7 @@
 //! fail, hang, preload, or speak no HTTP. `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
 mod boots;
+mod events;
 mod serves;
 mod shares;
 
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         "not-send" => serves::not_send(told),
         "axum" => serves::axum(told),
         "connections" => serves::connections(told),
+        "events" => events::events(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
         "waiting" => serves::waiting(told),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::rolling::Roll;
-use super::super::{Action, Event, Notice, State, Supervisor};
+use super::super::{Action, Event, Intent, Notice, State, Supervisor};
 use super::Story;
 use crate::identity::Generation;
 
@@ -85,7 +85,15 @@ impl Rolls {
                 assert!(self.kept.contains(&tag.generation), "a fork has its config: {story}");
             }
             // Whom a new image tells to leave at its start served no slot.
-            Action::Drain(worker) if !mind.stopping() && *story.event != Event::Started => {
+            // And whoever asks for a worker to leave wants it to be missed.
+            Action::Drain(worker)
+                if !mind.stopping()
+                    && *story.event != Event::Started
+                    && !matches!(
+                        story.event,
+                        Event::Asked { intent: Intent::Disconnect(_), .. }
+                    ) =>
+            {
                 let slot = mind.members.get(worker).map(|member| member.tag.slot.0 as usize);
                 let place = slot.and_then(|slot| mind.places.get(slot));
                 let succeeded = place.is_none_or(|place| place.is_served(mind));

@@ -46,6 +46,11 @@ impl World {
                 self.plan(ms(0), Happening::Tells(failed));
             }
             Action::Adopt { .. } | Action::Release { .. } | Action::Steer { .. } => {}
+            Action::AskRestart(exit) => {
+                let restart = self.vetoes == 0 || self.dice.below(self.vetoes) > 0;
+                let decided = Event::RestartDecided { worker: exit.worker.id, restart };
+                self.plan(ms(0), Happening::Tells(decided));
+            }
             Action::Exit(outcome) => self.exit = Some(*outcome),
         }
         self.log.push((self.now - self.began, action));
@@ -113,10 +118,15 @@ impl World {
 
     pub(super) fn does(&mut self, worker: WorkerId, deed: Deed) {
         match deed {
+            Deed::SayOnline => self.tell(Event::Online { worker }),
             Deed::SayReady => self.tell(Event::Ready { worker }),
             Deed::SayBootFailed => self.tell(Event::BootFailed { worker, why: "no".to_string() }),
             Deed::Retire => {
                 self.tell(Event::Retiring { worker });
+                self.drain(worker);
+            }
+            Deed::Disconnect => {
+                self.tell(Event::Disconnecting { worker });
                 self.drain(worker);
             }
             Deed::CloseChannel => self.tell(Event::ChannelClosed { worker }),

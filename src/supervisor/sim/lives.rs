@@ -40,9 +40,11 @@ impl Dice {
 /// What a child does of its own accord.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deed {
+    SayOnline,
     SayReady,
     SayBootFailed,
     Retire,
+    Disconnect,
     CloseChannel,
     Garble,
     /// Its event loop turns no more.
@@ -204,12 +206,13 @@ impl Life {
             Deed::CloseChannel,
             Deed::Garble,
             Deed::SayBootFailed,
+            Deed::SayOnline,
             Deed::Freeze,
             Deed::Thaw,
         ];
         for _ in 0..dice.below(4) {
             let at = if dice.below(3) == 0 { dice.below(boot + 1) } else { dice.below(8000) };
-            life = life.and(at, others[dice.below(8) as usize]);
+            life = life.and(at, others[dice.below(9) as usize]);
         }
         life = life.heavy(dice.below(2_000), dice.below(200));
         if dice.below(3) == 0 {

@@ -1,0 +1,75 @@
+//! The example of Node's documentation of its `cluster` module, line by line, and a little beyond: what the primary is
+//! told of its workers. Node's lines stand in the comments.
+//!
+//! ```text
+//! cargo run --example custom_primary -- 127.0.0.1:8000
+//! curl http://127.0.0.1:8000/
+//! kill -9 WORKER                 # a pid from the output: it is replaced
+//! ```
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+// import cluster from 'node:cluster';
+use tokio_prefork::{Cluster, ClusterEvent, Config};
+
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| error.report())
+}
+
+fn run() -> tokio_prefork::Result<ExitCode> {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8000".to_string());
+
+    // const numCPUs = availableParallelism();
+    // for (let i = 0; i < numCPUs; i++) { cluster.fork(); }
+    //   A worker for each core is the default, and the primary forks them.
+    let config = Config::builder().listen(&address)?.build()?;
+
+    // if (cluster.isPrimary) { console.log(`Primary ${process.pid} is running`);
+    //   What stands before `serve`, and what is given to `on_event`, runs in the primary.
+    eprintln!("Primary {} is running", std::process::id());
+
+    Cluster::new(config)
+        .on_event(|_primary, event| match event {
+            // cluster.on('listening', (worker, address) => {
+            //   console.log(`A worker is now connected to ${address.address}:${address.port}`);
+            // });
+            ClusterEvent::Listening { addresses, .. } => {
+                let address = addresses.first().map(ToString::to_string).unwrap_or_default();
+                eprintln!("A worker is now connected to {address}");
+            }
+            // cluster.on('exit', (worker, code, signal) => {
+            //   console.log(`worker ${worker.process.pid} died`);
+            // });
+            //   With a reason. Node's users fork again here; this primary does so by itself, unless
+            //   `on_restart` says no.
+            ClusterEvent::Exit(exit) => {
+                let pid = exit.worker.pid.unwrap_or_default();
+                eprintln!("worker {pid} died: {:?}", exit.reason);
+            }
+            ClusterEvent::Replaced { worker, by, .. } => {
+                eprintln!("worker {worker} is replaced by worker {}", by.id);
+            }
+            _ => {}
+        })
+        // } else {
+        //   What is given to `serve` runs in each worker.
+        .serve(|worker| async move {
+            // console.log(`Worker ${process.pid} started`);
+            eprintln!("Worker {} started", worker.pid());
+
+            // http.createServer((req, res) => {
+            //   res.writeHead(200);
+            //   res.end('hello world\n');
+            // }).listen(8000);
+            Ok(service_fn(|_: Request<Incoming>| async {
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello world\n"))))
+            }))
+            // }
+        })
+}

@@ -1,0 +1,197 @@
+//! How each thing that happens is told: a notice to a line. Pure.
+
+use std::fmt::Display;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use log::Level;
+
+use crate::identity::WorkerTag;
+use crate::span::Span;
+use crate::supervisor::{Cause, Exit, Limit, Notice};
+use crate::sys::signal::Signal;
+
+/// A line, and how bad it is.
+pub(super) type Line = (Level, String);
+
+fn debug(text: String) -> Line {
+    (Level::Debug, text)
+}
+
+pub(super) fn info(text: String) -> Line {
+    (Level::Info, text)
+}
+
+pub(super) fn warn(text: String) -> Line {
+    (Level::Warn, text)
+}
+
+pub(super) fn error(text: String) -> Line {
+    (Level::Error, text)
+}
+
+/// How a notice is told.
+pub(super) fn line(notice: &Notice) -> Line {
+    match notice {
+        Notice::Forked { worker } => debug(format!("{worker} forked")),
+        Notice::Online { worker } => debug(format!("{worker} runs")),
+        Notice::Disconnected { worker } => debug(format!("{worker} closed its channel")),
+        Notice::Replaced { worker, by } => debug(format!("{by} has replaced worker={worker}")),
+        Notice::Disconnecting { worker } => {
+            info(format!("{worker} finishes and leaves for good; its slot stays empty"))
+        }
+        Notice::NotRestarted { worker } => not_restarted(worker),
+        Notice::Ready { worker, after } => info(format!("{worker} ready after {}", Span(*after))),
+        Notice::AllReady { workers } => info(format!(
+            "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
+            std::process::id()
+        )),
+        Notice::ForkFailed { worker, why } => error(format!("{worker} could not be forked: {why}")),
+        Notice::BootFailed { worker, why } => error(format!("{worker} cannot boot: {why}")),
+        Notice::BootTimedOut { worker, limit } => boot_timed_out(worker, limit),
+        Notice::Retiring { worker } => info(format!("{worker} retires and is replaced")),
+        Notice::Condemned { worker, why } => error(format!("{worker} is condemned, killed: {why}")),
+        Notice::GraceOver { worker, limit } => grace_over(worker, limit),
+        Notice::Exited(exit) => exited(exit),
+        Notice::Reloading { by } => info(format!("reloading ({by})")),
+        Notice::Reloaded { generation, workers } => {
+            info(format!("reloaded: {workers} workers of generation {generation} serve"))
+        }
+        Notice::ReloadFailed { why } => {
+            error(format!("reload failed, the old workers serve on: {why}"))
+        }
+        Notice::RollingBack { to } => warn(format!("rolling back to generation {to}")),
+        Notice::Proving { by } => info(format!("upgrade ({by}): trying the new binary")),
+        Notice::TakingOver => info("the new binary is fit: this process becomes it".to_string()),
+        Notice::UpgradeFailed { why } => {
+            error(format!("upgrade failed, nothing has changed: {why}"))
+        }
+        Notice::Scaled { by, from, to } => info(format!("{to} workers wanted, {from} were ({by})")),
+        Notice::Refused { by, why } => warn(format!("{by} refused: {why}")),
+        Notice::Recycling { worker, limit } => {
+            info(format!("{worker} is replaced: {}", reached(*limit)))
+        }
+        Notice::OverMemory { worker, memory, limit } => over_memory(worker, memory, limit),
+        Notice::Stalled { worker, since, serving } => stalled(worker, since, serving),
+        Notice::Recovered { worker, after } => {
+            info(format!("{worker} turns its event loop again after {}", Span(*after)))
+        }
+        Notice::Frozen { worker, since, serving } => {
+            error(format!("{worker} frozen for {}{}, killing it", Span(*since), in_(serving)))
+        }
+        Notice::CoolingDown { failures, delay } => {
+            warn(format!("workers die young ({failures} in a row): next try in {}", Span(*delay)))
+        }
+        Notice::GivingUp { failures } => error(format!(
+            "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
+        )),
+        Notice::Stopping { by, workers } => info(format!(
+            "stopping ({by}): {} to finish what is open",
+            count(*workers as u64, "worker")
+        )),
+        Notice::StoppingNow { by, workers } => {
+            info(format!("stopping now ({by}): killing {}", count(*workers as u64, "worker")))
+        }
+        Notice::Stopped => info("stopped".to_string()),
+    }
+}
+
+fn not_restarted(worker: &WorkerTag) -> Line {
+    warn(format!(
+        "{worker} is not replaced, as the application wants it (on_restart): its slot stays empty until the next \
+             reload or scale"
+    ))
+}
+
+fn over_memory(worker: &WorkerTag, memory: &u64, limit: &u64) -> Line {
+    error(format!(
+        "{worker} uses {}, more than {} (max-rss-hard), killing it",
+        Bytes(*memory),
+        Bytes(*limit)
+    ))
+}
+
+fn stalled(worker: &WorkerTag, since: &Duration, serving: &Option<String>) -> Line {
+    warn(format!("{worker} has not turned its event loop for {}{}", Span(*since), in_(serving)))
+}
+
+fn boot_timed_out(worker: &WorkerTag, limit: &Duration) -> Line {
+    error(format!("{worker} was not ready within {} (boot-timeout), killing it", Span(*limit)))
+}
+
+fn grace_over(worker: &WorkerTag, limit: &Duration) -> Line {
+    warn(format!("{worker} did not finish within {} (graceful-timeout), killing it", Span(*limit)))
+}
+
+/// The death of a worker, once: who, how, how old, how much work, and what follows from it.
+fn exited(exit: &Exit) -> Line {
+    let Exit { worker, status, cause, uptime, served, .. } = exit;
+    let how = how(*status);
+    let life = format!("up {}, {}", Span(*uptime), count(*served, "request"));
+    match cause {
+        Cause::Asked if status.success() => info(format!("{worker} left as asked ({life})")),
+        Cause::Asked => error(format!("{worker} died while it was leaving: {how} ({life})")),
+        Cause::Stopped | Cause::GraceOver => {
+            warn(format!("{worker} was killed by the primary ({life})"))
+        }
+        Cause::BootTimeout => error(format!("{worker} was killed: never ready ({life})")),
+        Cause::Condemned => error(format!("{worker} was killed for what it said ({life})")),
+        Cause::Frozen => error(format!("{worker} was killed: frozen ({how}; {life})")),
+        Cause::Memory => error(format!("{worker} was killed: too much memory ({life})")),
+        Cause::Superseded => info(format!("{worker} was killed: not wanted any more ({life})")),
+        Cause::BeforeReady => error(format!("{worker} died before it was ready: {how} ({life})")),
+        Cause::Unexpected => error(format!("{worker} died: {how} ({life})")),
+    }
+}
+
+/// `1 request`, `2 requests`.
+pub(super) fn count(n: u64, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{plural}")
+}
+
+fn reached(limit: Limit) -> String {
+    match limit {
+        Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
+        Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
+        Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
+    }
+}
+
+fn in_(serving: &Option<String>) -> String {
+    serving.as_ref().map(|request| format!(" in {request}")).unwrap_or_default()
+}
+
+/// A number of bytes as people read it.
+struct Bytes(u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.1} MiB", self.0 as f64 / f64::from(1 << 20))
+    }
+}
+
+fn how(status: ExitStatus) -> String {
+    let core = if status.core_dumped() { ", core dumped" } else { "" };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("killed by {}{core}", signal.as_str()),
+            Err(_) => format!("killed by signal {number}{core}"),
+        },
+        (None, None) => "unknown status".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_status_is_told_by_name() {
+        assert_eq!(how(ExitStatus::from_raw(3 << 8)), "exit status 3");
+        assert_eq!(how(ExitStatus::from_raw(9)), "killed by SIGKILL");
+        assert_eq!(how(ExitStatus::from_raw(11 | 0x80)), "killed by SIGSEGV, core dumped");
+    }
+}

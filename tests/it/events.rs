@@ -1,0 +1,296 @@
+//! What the application in the primary is told and can do, on the public interface alone: the behaviour that Node's
+//! documentation of its cluster promises, and ours beyond it. `tests/programs/events.rs` is the application.
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Server, process, wait};
+
+fn start(workers: usize) -> Server {
+    let server = Builder::program("events").workers(workers).start();
+    server.allow(&["killed by SIG", "exit status", "died while it was leaving"])
+}
+
+/// What was told so far, a line for each event.
+fn told(server: &Server) -> Vec<String> {
+    let text = std::fs::read_to_string(server.dir().join("events")).expect("events");
+    text.lines().map(str::to_string).collect()
+}
+
+/// What was told of one worker, without its number.
+fn life(server: &Server, worker: u64) -> Vec<String> {
+    let lines = told(server).into_iter();
+    lines.filter_map(|l| l.strip_prefix(&format!("{worker} ")).map(str::to_string)).collect()
+}
+
+/// Waits until the last thing that is told of the worker begins so.
+#[track_caller]
+fn wait_told(server: &Server, worker: u64, last: &str) -> Vec<String> {
+    wait::until_some(&format!("{last:?} of worker {worker}"), || {
+        let life = life(server, worker);
+        life.last().is_some_and(|line| line.starts_with(last)).then_some(life)
+    })
+}
+
+/// Has the hook do these, by scaling up by one, and waits until it has.
+#[track_caller]
+fn command(server: &Server, commands: &[&str]) {
+    let file = server.dir().join("commands.new");
+    std::fs::write(&file, commands.join("\n")).expect("written");
+    std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
+    server.signal(Signal::SIGTTIN);
+    let last = commands.last().expect("a command");
+    wait::until(&format!("{last:?} done"), || did(server, last).is_some());
+}
+
+/// What came of a command.
+fn did(server: &Server, command: &str) -> Option<String> {
+    let lines = told(server).into_iter();
+    lines.rev().find_map(|l| l.strip_prefix(&format!("did {command}: ")).map(str::to_string))
+}
+
+/// The pid of a worker, from the log.
+#[track_caller]
+fn pid_of(server: &Server, worker: u64) -> u32 {
+    let line = server.wait_log(&format!("worker={worker} slot="));
+    let pid = line.split(" pid=").nth(1).and_then(|rest| rest.split(' ').next());
+    pid.and_then(|pid| pid.parse().ok()).expect("a pid")
+}
+
+/// The names of what was told of a worker; `exit` without what follows.
+fn names(life: &[String]) -> Vec<&str> {
+    life.iter().filter_map(|line| line.split(' ').next()).collect()
+}
+
+/// Waits until a request has reached a worker: its file says so.
+#[track_caller]
+fn wait_in_flight(server: &Server) {
+    let file = server.dir().join("waiting");
+    wait::until("a request that waits", || std::fs::remove_file(&file).is_ok());
+}
+
+const WHOLE: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "replaced"];
+
+#[test]
+fn every_way_to_end_is_told_once_and_in_order_with_its_reason() {
+    let server = start(1);
+    let _ = server.try_get("/exit/0");
+    let first = wait_told(&server, 1, "replaced");
+    wait_told(&server, 2, "listening");
+    let _ = server.try_get("/exit/42");
+    let second = wait_told(&server, 2, "replaced");
+    wait_told(&server, 3, "listening");
+    process::send(pid_of(&server, 3), Signal::SIGKILL);
+    let third = wait_told(&server, 3, "replaced");
+    wait_told(&server, 4, "listening");
+    process::send(pid_of(&server, 4), Signal::SIGABRT);
+    let fourth = wait_told(&server, 4, "replaced");
+    wait_told(&server, 5, "listening");
+    process::send(pid_of(&server, 5), Signal::SIGTERM);
+    let fifth = wait_told(&server, 5, "replaced");
+    for (life, exit) in [
+        (&first, "exit Some(0) None Exited asked=false"),
+        (&second, "exit Some(42) None Exited asked=false"),
+        (&third, "exit None Some(9) Killed asked=false"),
+        (&fourth, "exit None Some(6) Crashed asked=false"),
+        (&fifth, "exit Some(0) None Retired asked=true"),
+    ] {
+        assert_eq!((names(life), life[4].as_str()), (WHOLE.to_vec(), exit));
+    }
+    assert_eq!(first[5], "replaced 2");
+    server.stop();
+}
+
+#[test]
+fn who_is_disconnected_finishes_its_connections_and_is_not_replaced() {
+    let server = start(2);
+    let mut client = server.connect();
+    client.send("GET /poll HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+    wait_in_flight(&server);
+    command(&server, &["disconnect 1", "disconnect 2"]);
+    assert_eq!(client.soon().expect("answer").text(), "goodbye");
+    drop(client);
+    for worker in [1, 2] {
+        let life = wait_told(&server, worker, "exit");
+        assert_eq!(life[4], "exit Some(0) None Disconnected asked=true");
+        assert_eq!(names(&life), WHOLE[..5]);
+    }
+    // The one that was added to give the command serves alone.
+    wait_told(&server, 3, "listening");
+    assert_eq!(server.worker_pids().len(), 1);
+    // A reload fills the slots again; that is no replacement of those that left for good.
+    server.signal(Signal::SIGHUP);
+    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
+    wait::until("two new workers", || server.worker_pids().len() == 2);
+    for worker in [1, 2] {
+        assert_eq!(names(&life(&server, worker)), WHOLE[..5]);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_worker_can_disconnect_itself() {
+    let server = start(2);
+    assert_eq!(server.get("/disconnect").text(), "true");
+    let gone = wait::until_some("an end", || {
+        let lines = told(&server);
+        lines.iter().find(|line| line.contains(" exit ")).cloned()
+    });
+    assert!(gone.ends_with("exit Some(0) None Disconnected asked=true"), "{gone}");
+    assert_eq!(server.worker_pids().len(), 1);
+    assert_eq!(server.count_log(" ready after "), 2, "nobody took its place");
+    server.stop();
+}
+
+#[test]
+fn a_kill_before_a_disconnect_counts_and_after_it_both_do() {
+    let server = start(2);
+    command(&server, &["kill 1 9", "disconnect 1"]);
+    let life = wait_told(&server, 1, "exit");
+    // Which of both the primary learned first is open; the worker was killed all the same.
+    assert!(life[4].starts_with("exit None Some(9) Killed"), "{life:?}");
+    // This one has to wait for a connection, so the kill comes in the middle.
+    let mut client = server.connect();
+    client.send("GET /hang HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+    wait_in_flight(&server);
+    let ids = serving(&server);
+    let commands: Vec<String> = ids.iter().map(|id| format!("disconnect {id}")).collect();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    command(&server, &commands);
+    let hangs = wait::until_some("one that hangs", || {
+        let left: Vec<u64> = ids.iter().copied().filter(|id| life_len(&server, *id) < 5).collect();
+        (left.len() == 1).then(|| left[0])
+    });
+    command(&server, &[&format!("kill {hangs} 9")]);
+    let life = wait_told(&server, hangs, "exit");
+    assert_eq!(life[4], "exit None Some(9) Killed asked=true");
+    assert_eq!(names(&life), WHOLE[..5]);
+    server.stop();
+}
+
+fn life_len(server: &Server, worker: u64) -> usize {
+    life(server, worker).len()
+}
+
+/// The ids of workers that serve, as a hook sees them.
+#[track_caller]
+fn serving(server: &Server) -> Vec<u64> {
+    command(server, &["workers"]);
+    let workers = did(server, "workers").expect("told");
+    let serving = workers.split(' ').filter(|worker| worker.ends_with("/serving"));
+    serving.filter_map(|worker| worker.split('/').next()?.parse().ok()).collect()
+}
+
+#[test]
+fn a_cluster_without_workers_stops_as_well() {
+    let server = start(1);
+    assert_eq!(server.get("/disconnect").text(), "true");
+    assert_eq!(names(&wait_told(&server, 1, "exit")), WHOLE[..5]);
+    assert!(server.worker_pids().is_empty());
+    server.stop();
+}
+
+#[test]
+fn many_that_die_at_once_are_each_told_once() {
+    let server = start(8);
+    let pids = server.worker_pids();
+    assert_eq!(pids.len(), 8);
+    for pid in pids {
+        process::send(pid, Signal::SIGKILL);
+    }
+    for worker in 1..=8 {
+        assert_eq!(names(&wait_told(&server, worker, "replaced")), WHOLE);
+    }
+    let log = server.dir().to_path_buf();
+    let events = std::fs::read_to_string(log.join("events")).expect("events");
+    assert_eq!(events.lines().filter(|line| line.ends_with(" fork")).count(), 16);
+    server.stop();
+}
+
+#[test]
+fn the_real_addresses_are_told() {
+    let server = Builder::program("events").workers(1).args(["--bind", "unix:own.sock"]).start();
+    let line = &life(&server, 1)[2];
+    let addresses: Vec<String> = server
+        .addresses()
+        .iter()
+        .map(|address| match address {
+            crate::support::http::Address::Tcp(tcp) => tcp.to_string(),
+            crate::support::http::Address::Unix(path) => format!("unix:{}", path.display()),
+        })
+        .collect();
+    assert_eq!(*line, format!("listening {}", addresses.join(",")));
+    assert!(line.contains("unix:") && !line.contains(":0,"), "{line}");
+    server.stop();
+}
+
+#[test]
+fn a_worker_has_its_own_environment_and_so_has_who_replaces_it() {
+    let server = start(1);
+    command(&server, &["fork ROLE=mail HOME=/nowhere", "fork =x"]);
+    let forked = did(&server, "fork ROLE=mail HOME=/nowhere").expect("done");
+    let id: u64 = forked.strip_prefix("worker ").and_then(|id| id.parse().ok()).expect(&forked);
+    assert!(did(&server, "fork =x").expect("done").contains("is no variable"));
+    wait_told(&server, id, "listening");
+    let find = |server: &Server| {
+        wait::until_some("the worker with a role", || {
+            let answers: Vec<String> =
+                (0..20).map(|_| server.get("/env/ROLE").text().to_string()).collect();
+            answers.into_iter().find(|answer| answer.ends_with(" mail"))
+        })
+    };
+    let slot = find(&server);
+    process::send(pid_of(&server, id), Signal::SIGKILL);
+    wait_told(&server, id, "replaced");
+    assert_eq!(find(&server), slot);
+    server.stop();
+}
+
+#[test]
+fn the_application_can_leave_a_slot_empty_until_the_next_reload() {
+    let server = start(2);
+    std::fs::write(server.dir().join("veto"), "").expect("written");
+    process::send(pid_of(&server, 1), Signal::SIGKILL);
+    server.wait_log("is not replaced, as the application wants it (on_restart)");
+    assert_eq!(names(&life(&server, 1)), WHOLE[..5]);
+    assert_eq!(server.worker_pids().len(), 1);
+    server.signal(Signal::SIGHUP);
+    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
+    wait::until("two workers", || server.worker_pids().len() == 2);
+    server.stop();
+}
+
+#[test]
+fn a_hook_that_panics_or_is_slow_is_named_and_goes_on() {
+    let server = start(1).allow(&["on_event", "panicked at"]);
+    for file in ["panic", "slow"] {
+        std::fs::write(server.dir().join(file), "").expect("written");
+    }
+    process::send(pid_of(&server, 1), Signal::SIGKILL);
+    assert_eq!(names(&wait_told(&server, 1, "replaced")), WHOLE);
+    server.wait_log("the hook on_event panicked at");
+    server.wait_log("the hook has had enough");
+    server.wait_log("the hook on_event took");
+    server.stop();
+}
+
+#[test]
+fn a_hook_can_reload_scale_and_stop() {
+    let mut server = start(1);
+    command(&server, &["reload"]);
+    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
+    command(&server, &["scale 1", "stop"]);
+    assert_eq!(server.wait_exit().code(), Some(0));
+    let told = told(&server);
+    assert_eq!(told.iter().filter(|line| *line == "stopping").count(), 1);
+    let forks = told.iter().filter(|line| line.ends_with(" fork")).count();
+    let exits = told.iter().filter(|line| line.contains(" exit ")).count();
+    assert_eq!(forks, exits, "{told:?}");
+}
+
+#[test]
+fn a_worker_knows_itself_and_nobody_else_takes_itself_for_one() {
+    let server = start(1);
+    assert_eq!(server.get("/current").text(), "Some(WorkerId(1)) Ok(true) true outside None");
+    server.stop();
+}

@@ -1,0 +1,142 @@
+//! Programs about the hooks in the primary.
+
+use std::fs;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use tokio_prefork::{
+    BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, Restart, Result, Worker, WorkerExit,
+    WorkerId,
+};
+
+use super::Told;
+
+/// Writes a line for each event to the file `events`. When somebody scales, does what the lines of the file `commands`
+/// say. A file `veto` means that nobody is replaced, `panic` and `slow` make the hook do so, once.
+pub(super) fn events(told: Told) -> Result<ExitCode> {
+    let mut log = fs::File::create("events").map_err(|e| Error::application("events", e))?;
+    let hook = move |primary: &mut PrimaryHandle<'_>, event: &ClusterEvent| {
+        let line = line(event);
+        // A test reads it while it grows: each line at once.
+        let _ = log.write_all(format!("{line}\n").as_bytes());
+        if let ClusterEvent::Scaled { .. } = event
+            && let Ok(commands) = fs::read_to_string("commands")
+        {
+            let _ = fs::remove_file("commands");
+            for command in commands.lines() {
+                let said = obey(primary, command).unwrap_or_else(|e| e.to_string());
+                let _ = log.write_all(format!("did {command}: {said}\n").as_bytes());
+            }
+        }
+        provoke();
+    };
+    let outside = format!("outside {:?}", Worker::current());
+    Cluster::new(told.config).on_event(hook).on_restart(veto).serve(move |worker: Worker| {
+        let outside = outside.clone();
+        async move {
+            Ok(service_fn(move |request: Request<Incoming>| {
+                answer(worker.clone(), request.uri().path().to_string(), outside.clone())
+            }))
+        }
+    })
+}
+
+#[expect(clippy::panic, reason = "a panic is what this is about")]
+fn provoke() {
+    if fs::remove_file("slow").is_ok() {
+        let until = Instant::now() + Duration::from_millis(150);
+        while Instant::now() < until {
+            std::thread::yield_now();
+        }
+    }
+    if fs::remove_file("panic").is_ok() {
+        panic!("the hook has had enough");
+    }
+}
+
+fn veto(exit: &WorkerExit) -> Restart {
+    let wanted = fs::metadata("veto").is_err();
+    if wanted || exit.exited_after_disconnect { Restart::Yes } else { Restart::No }
+}
+
+fn line(event: &ClusterEvent) -> String {
+    match event {
+        ClusterEvent::Listening { worker, addresses, .. } => {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            format!("{} listening {}", worker.id, addresses.join(","))
+        }
+        ClusterEvent::Exit(exit) => {
+            let WorkerExit { worker, code, signal, reason, exited_after_disconnect, .. } = exit;
+            let asked = exited_after_disconnect;
+            format!("{} exit {code:?} {signal:?} {reason:?} asked={asked}", worker.id)
+        }
+        ClusterEvent::Replaced { worker, by, .. } => format!("{worker} replaced {}", by.id),
+        ClusterEvent::Fork { worker, .. } => format!("{} fork", worker.id),
+        ClusterEvent::Online { worker, .. } => format!("{} online", worker.id),
+        ClusterEvent::Disconnect { worker, .. } => format!("{} disconnect", worker.id),
+        other => other.to_string(),
+    }
+}
+
+fn obey(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String> {
+    let bad = || Error::application("command", command);
+    let words: Vec<&str> = command.split(' ').collect();
+    let number = |n: usize| words.get(n).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
+    match words[0] {
+        "kill" => primary.kill(WorkerId(number(1)?.into()), number(2)? as i32)?,
+        "disconnect" => primary.disconnect(WorkerId(number(1)?.into())),
+        "scale" => primary.scale(number(1)?),
+        "reload" => primary.reload(),
+        "stop" => primary.stop(),
+        "workers" => {
+            let workers = primary.workers();
+            let told =
+                workers.iter().map(|w| format!("{}/{}/{}", w.worker.id, w.worker.slot, w.state));
+            return Ok(told.collect::<Vec<_>>().join(" "));
+        }
+        "fork" => {
+            let pairs = words[1..].iter().map(|word| word.split_once('=').unwrap_or((word, "")));
+            return primary.fork_with(pairs).map(|id| format!("worker {id}"));
+        }
+        _ => return Err(bad()),
+    }
+    Ok("ok".to_string())
+}
+
+async fn answer(
+    worker: Worker,
+    path: String,
+    outside: String,
+) -> Result<Response<Full<Bytes>>, BoxError> {
+    let text = match path.split('/').skip(1).collect::<Vec<_>>()[..] {
+        ["exit", code] => std::process::exit(code.parse()?),
+        ["disconnect"] => {
+            Worker::current().ok_or("no worker here")?.disconnect();
+            format!("{}", worker.is_draining())
+        }
+        ["current"] => {
+            let here = Worker::current().map(|worker| worker.id());
+            let there = std::thread::spawn(|| Worker::current().is_none()).join();
+            format!("{here:?} {there:?} {} {outside}", worker.is_connected())
+        }
+        ["env", name] => {
+            format!("{} {}", worker.slot(), std::env::var(name).unwrap_or_default())
+        }
+        ["poll"] => {
+            fs::write("waiting", "")?;
+            worker.draining().await;
+            "goodbye".to_string()
+        }
+        ["hang"] => {
+            fs::write("waiting", "")?;
+            std::future::pending().await
+        }
+        _ => format!("{} {}", worker.id(), worker.pid()),
+    };
+    Ok(Response::new(Full::new(Bytes::from(text))))
+}
