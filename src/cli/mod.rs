@@ -1,6 +1,7 @@
 //! The face of the binary: verbs to functions to exit statuses. The library never imports it.
 
 mod args;
+mod bench;
 mod check;
 mod ctl;
 mod logger;
@@ -23,6 +24,7 @@ pub fn main() -> ExitCode {
         args::Verb::Serve(flags) => serve::run(flags),
         args::Verb::Check { flags, json } => check::run(flags, json),
         args::Verb::Ask(call) => ctl::run(call),
+        args::Verb::Bench(call) => bench::run(*call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -28,6 +28,7 @@ use crate::listener::ListenAddr;
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub(crate) use policy::Policy;
+pub(crate) use value::duration;
 pub use workers::Workers;
 
 /// Settings of the application that travel with a configuration, so that a reload changes both or neither.

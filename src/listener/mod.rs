@@ -14,6 +14,7 @@ use socket2::{SockFilter, Socket};
 use crate::error::Result;
 use crate::socket_file::SocketFile;
 pub use addr::ListenAddr;
+pub(crate) use holder::holders;
 
 /// One listening socket.
 #[derive(Debug)]
