@@ -108,7 +108,7 @@ pub(crate) fn run(plan: &Plan, mut watch: impl FnMut(Progress)) -> Result<Report
         }
     }
     let own = Cost::so_far().since(own);
-    Ok(Report::of(plan, &address, rounds, own, ended_early))
+    Ok(Report::of(plan, &address.listener, rounds, own, ended_early))
 }
 
 /// User and system time of this process, in seconds.

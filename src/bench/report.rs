@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::machine::Usage;
 use super::plan::Plan;
 use super::tally::{self, BIN, Failure, Tally};
-use super::target::Address;
 use super::{Cost, Round};
+use crate::ListenAddr;
 use crate::error::exit;
 
 /// Percentiles that are drawn: nine tenths of what is left, in steps.
@@ -165,7 +165,7 @@ pub(crate) struct Timeline {
 impl Report {
     pub(super) fn of(
         plan: &Plan,
-        address: &Address,
+        answers: &ListenAddr,
         mut rounds: Vec<Round>,
         own: Cost,
         ended_early: bool,
@@ -179,8 +179,8 @@ impl Report {
         let timeline = Timeline::of(&rounds);
         let usages = rounds.drain(..).filter_map(|round| round.usage);
         let target = match &plan.target.to_string() {
-            url if url.contains(&address.listener.to_string()) => url.clone(),
-            url => format!("{url} ({})", address.listener),
+            url if url.contains(&answers.to_string()) => url.clone(),
+            url => format!("{url} ({answers})"),
         };
         Report {
             version: env!("CARGO_PKG_VERSION"),
@@ -380,3 +380,7 @@ fn micros(nanos: u64) -> f64 {
 fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+pub(super) mod tests;

@@ -13,6 +13,7 @@
 mod support;
 
 mod abuse;
+mod bench;
 mod bind;
 mod boot;
 mod config;
