@@ -144,7 +144,7 @@ fn throughput(report: &Report) -> Option<String> {
 
 fn shares(report: &Report) -> Option<String> {
     let most = report.pids.first()?.requests.max(1) as f64;
-    let row = |p: &super::report::PidReport| {
+    let row = |p: &super::figures::PidReport| {
         let value = format!("{:.1} %, p99 {}", p.share * 100.0, time(p.p99));
         (p.pid.to_string(), p.requests as f64 / most, value)
     };

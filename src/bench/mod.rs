@@ -17,6 +17,7 @@
 //!
 //! Nothing is read from the target but its responses and, if it runs on this machine, `/proc`.
 
+mod figures;
 mod html;
 mod lane;
 mod machine;

@@ -99,7 +99,7 @@ impl Plan {
         if self.method == "CONNECT" {
             return Err("CONNECT makes a tunnel, which is no request to measure".to_string());
         }
-        for name in self.pids.iter().filter(|name| !is_token(name)) {
+        if let Some(name) = self.pids.as_ref().filter(|name| !is_token(name)) {
             return Err(format!("--pids {name:?} is no name of a header: give one as X-Pid"));
         }
         self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ListenAddr;
+use crate::bench::tally::Failure;
 use crate::bench::target::Target;
 
 /// One second: a thousand responses, one a microsecond slower than the other, two resets, one status 500.

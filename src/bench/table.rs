@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::report::{PidReport, Report};
+use super::figures::PidReport;
+use super::report::Report;
 use crate::span::Span;
 
 /// Processes that are listed.

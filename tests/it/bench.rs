@@ -153,7 +153,8 @@ fn statuses_and_timeouts_are_told_apart() {
     let short = ["-c", "2", "-d", "300ms", "--warm-up", "0"];
     let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
     assert!(count(&missing["statuses"]["4xx"]) > 0 && failures(&missing) == 0);
-    let slow = [&short[..], &["--timeout", "200ms", &url(&server, "/sleep/60000")]].concat();
+    let asleep = url(&server, "/sleep/60000");
+    let slow = [&short[..], &["--timeout", "200ms", &asleep]].concat();
     let slow = report(&slow, 69);
     assert!(count(&slow["failures"]["timed_out"]) >= 2, "{slow:#}");
     server.signal(Signal::SIGQUIT);

@@ -21,7 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("upgrade", &["error", "sys", "config", "identity", "scoreboard::Counters"]),
     ("pool", &["error", "sys", "config", "identity"]),
     ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard", "socket_file"]),
-    ("bench", &["error", "sys", "listener::holders"]),
+    ("bench", &["error", "sys", "span", "listener::holders"]),
     ("seed", &["listener", "ipc", "scoreboard", "config", "identity", "error"]),
     (
         "worker",
