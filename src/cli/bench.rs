@@ -24,9 +24,9 @@ answers.
 
 Examples:
   prefork bench http://127.0.0.1:3000/
-  prefork bench -c 256 -d 30s --rounds 3 --html report.html 127.0.0.1:3000
+  prefork bench -c 256 --duration 30s --rounds 3 --html report.html 127.0.0.1:3000
   prefork bench --rate 2000 http://127.0.0.1:3000/fib/20
-  prefork bench -X POST --data hello unix:/run/app.sock:/echo";
+  prefork bench -d hello unix:/run/app.sock:/echo";
 
 /// A run, and where its report goes.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ fn load() -> [Arg; 10] {
             .help("Requests per second that are due [default: none, a closed loop]"),
         switch("close", "Make a new connection for each request"),
         number("pipeline", ' ', "Requests on the way on each connection [default: 1]"),
-        span("duration", "How long to measure, up to 1h [default: 10s]").short('d'),
+        span("duration", "How long to measure, up to 1h [default: 10s]"),
         span("warm-up", "How long the load runs before anything counts [default: 1s]"),
         number("rounds", ' ', "How often to measure, with new connections each time [default: 1]"),
         span("timeout", "How long an answer may take [default: 5s]"),
@@ -95,7 +95,7 @@ fn request() -> [Arg; 5] {
             .value_name("NAME: VALUE")
             .action(ArgAction::Append)
             .help("A header; repeat it for several"),
-        Arg::new("data").long("data").value_name("TEXT").help("The body"),
+        Arg::new("data").long("data").short('d').value_name("TEXT").help("The body"),
         Arg::new("data-file")
             .long("data-file")
             .value_name("FILE")
@@ -219,4 +219,65 @@ fn line(progress: &Progress, rounds: usize) -> String {
         false => "waiting for what is on the way".to_string(),
     };
     format!("{round}{time}: {:.0} requests/s, {} failed", progress.per_second, progress.failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{self, Verb};
+
+    fn call(line: &str) -> Call {
+        match args::parse(line.split(' ')).expect(line) {
+            Verb::Bench(call) => *call,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_become_a_plan() {
+        let call = call(
+            "prefork bench -c 8 -t 1 -r 100 --duration 2s --warm-up 0 -H A:b -H C:d -d x --json h:1/a",
+        );
+        let plan = &call.plan;
+        assert_eq!((plan.connections, plan.threads, plan.rate), (8, 1, Some(100)));
+        assert_eq!((plan.duration, plan.warm_up), (Duration::from_secs(2), Duration::ZERO));
+        assert_eq!((plan.method.as_str(), plan.headers.len()), ("POST", 2));
+        assert_eq!(plan.body.as_deref(), Some(&b"x"[..]));
+        assert!(call.json && call.html.is_none());
+    }
+
+    #[test]
+    fn a_socket_takes_the_place_of_the_host() {
+        let plan = call("prefork bench --unix /run/a.sock http://name/uri").plan;
+        assert_eq!(plan.target.to_string(), "unix:/run/a.sock:/uri");
+        assert_eq!((plan.method.as_str(), plan.body), ("GET", None));
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "prefork bench",
+            "prefork bench https://h/",
+            "prefork bench -c 0 h",
+            "prefork bench --pipeline 2 --close h",
+            "prefork bench --data a --data-file b h",
+            "prefork bench --duration 2 x h",
+        ] {
+            assert!(args::parse(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_line_of_a_terminal_says_where_it_is() {
+        let mut progress = Progress {
+            round: 2,
+            elapsed: Duration::from_millis(1500),
+            whole: Duration::from_secs(11),
+            per_second: 1234.4,
+            failed: 3,
+        };
+        assert_eq!(line(&progress, 3), "round 2 of 3, 1.5 of 11.0 s: 1234 requests/s, 3 failed");
+        progress.elapsed = Duration::from_secs(12);
+        assert!(line(&progress, 1).starts_with("waiting for what is on the way: "));
+    }
 }

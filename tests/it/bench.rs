@@ -70,7 +70,7 @@ fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
     for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "2", "--pipeline", "4"]] {
         let server = Server::builder().control().start();
         let url = url(&server, "/");
-        let report = report(&[&["-d", "500ms", "--warm-up", "0", &url], more].concat(), 0);
+        let report = report(&[&["--duration", "500ms", "--warm-up", "0", &url], more].concat(), 0);
         assert_eq!(failures(&report), 0, "{report:#}");
         let status = server.status();
         let seen = by_pid(&report["pids"], |entry| count(&entry["requests"]));
@@ -92,7 +92,8 @@ fn a_unix_socket_is_a_target_too() {
     let path = builder.dir().join("web").display().to_string();
     let server = builder.bind([format!("unix:{path}")]).start();
     let url = format!("unix:{path}:/echo");
-    let report = report(&["-d", "200ms", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
+    let report =
+        report(&["--duration", "200ms", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
     assert_eq!((report["method"].as_str(), failures(&report)), (Some("POST"), 0));
     assert!(count(&report["statuses"]["2xx"]) > 0);
     assert_eq!(report["server"]["pid"], server.pid());
@@ -105,7 +106,7 @@ fn an_open_loop_shows_a_freeze_in_every_request_that_was_due() {
     let worker = server.worker_pids()[0];
     let rate = 200;
     let url = url(&server, "/");
-    let run = begin(&["--rate", "200", "-c", "4", "-d", "4s", "--warm-up", "0", &url]);
+    let run = begin(&["--rate", "200", "-c", "4", "--duration", "4s", "--warm-up", "0", &url]);
     wait_for_load(&server);
     process::send(worker, Signal::SIGSTOP);
     let frozen = std::time::Instant::now();
@@ -133,7 +134,7 @@ fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
     let server = Server::builder().control().start().allow(&["died"]);
     let victim = server.worker_pids()[0];
     let url = url(&server, "/sleep/20");
-    let run = begin(&["-c", "16", "-d", "2s", "--warm-up", "0", &url]);
+    let run = begin(&["-c", "16", "--duration", "2s", "--warm-up", "0", &url]);
     wait_for_load(&server);
     process::send(victim, Signal::SIGKILL);
     let (status, report) = end(run);
@@ -150,7 +151,7 @@ fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
 #[test]
 fn statuses_and_timeouts_are_told_apart() {
     let server = Server::builder().start();
-    let short = ["-c", "2", "-d", "300ms", "--warm-up", "0"];
+    let short = ["-c", "2", "--duration", "300ms", "--warm-up", "0"];
     let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
     assert!(count(&missing["statuses"]["4xx"]) > 0 && failures(&missing) == 0);
     let asleep = url(&server, "/sleep/60000");
@@ -177,7 +178,7 @@ fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
                 let _ = asked.then(|| stream.write_all(answer.as_bytes()));
             }
         });
-        let short = ["-c", "1", "-d", "200ms", "--warm-up", "0", "--pids", "x-who", &url];
+        let short = ["-c", "1", "--duration", "200ms", "--warm-up", "0", "--pids", "x-who", &url];
         let report = report(&short, status);
         match status {
             0 => assert_eq!(report["pids"][0]["pid"], 42),
@@ -189,7 +190,7 @@ fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
 #[test]
 fn ctrl_c_ends_a_run_early_with_what_was_measured() {
     let server = Server::builder().control().start();
-    let run = begin(&["-c", "4", "-d", "60s", "--warm-up", "0", &url(&server, "/")]);
+    let run = begin(&["-c", "4", "--duration", "60s", "--warm-up", "0", &url(&server, "/")]);
     wait_for_load(&server);
     process::send(run.id(), Signal::SIGINT);
     let (status, report) = end(run);
@@ -203,7 +204,8 @@ fn ctrl_c_ends_a_run_early_with_what_was_measured() {
 fn a_page_is_written_beside_the_table() {
     let server = Server::start(2);
     let page = server.dir().join("report.html").display().to_string();
-    let ended = bench(&["-d", "300ms", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
+    let ended =
+        bench(&["--duration", "300ms", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
     assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
     for piece in ["requests/s", "latency", "errors      none", "balance", "CPU"] {
         assert!(ended.out.contains(piece), "{piece}\n{}", ended.out);
