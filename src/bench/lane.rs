@@ -74,7 +74,7 @@ impl<'a> Lane<'a> {
             length: request.len(),
             // Enough for one write to fill the pipeline, unless a request is large.
             requests: request.repeat(plan.pipeline.min(64 * 1024 / request.len() + 1)),
-            expect: Expect { headless_body: plan.method == "HEAD", pids: plan.pids.clone() },
+            expect: Expect { no_body: plan.method == "HEAD", pids: plan.pids.clone() },
             epoll,
             slots,
             resting: VecDeque::new(),

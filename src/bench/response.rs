@@ -27,7 +27,7 @@ pub(super) struct Malformed;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Expect {
     /// Responses have no body, whatever they say: the method is HEAD.
-    pub(super) headless_body: bool,
+    pub(super) no_body: bool,
     /// The field that tells the process.
     pub(super) pids: Option<String>,
 }
@@ -219,7 +219,7 @@ fn framing(
             pid = number(field.value).and_then(|pid| u32::try_from(pid).ok());
         }
     }
-    let none = expect.headless_body || matches!(status, 100..200 | 204 | 304);
+    let none = expect.no_body || matches!(status, 100..200 | 204 | 304);
     let state = match (none, chunked, length) {
         (true, ..) => State::Length(0),
         (_, true, _) => State::Size,

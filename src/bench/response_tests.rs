@@ -89,7 +89,7 @@ fn the_process_is_named_by_the_body_or_by_a_header() {
 
 #[test]
 fn answers_to_head_have_no_body() {
-    let expect = Expect { headless_body: true, ..Expect::default() };
+    let expect = Expect { no_body: true, ..Expect::default() };
     let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2);
     assert_eq!(read(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
 }
