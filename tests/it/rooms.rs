@@ -24,6 +24,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard", "socket_file"]),
     ("seed", &["listener", "ipc", "scoreboard", "steering", "config", "identity", "error"]),
     ("steering", &["error", "sys", "identity", "config::Dispatch"]),
+    ("bench", &["error", "sys", "span", "listener::holders"]),
     (
         "worker",
         &[
