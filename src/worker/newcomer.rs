@@ -122,12 +122,15 @@ impl Newcomers {
     }
 }
 
+thread_local! {
+    /// Where first bytes are read to. Kept, as clearing one for each connection costs more than the read.
+    static BUFFER: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
+}
+
 /// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
 pub(super) fn first_bytes(fd: impl AsFd) -> Option<Bytes> {
-    let mut buffer = [0u8; 4096];
-    match sys::socket::read_now(fd, &mut buffer) {
-        Ok(n) if n > 0 => Some(Bytes::copy_from_slice(&buffer[..n])),
-        Ok(_) => Some(Bytes::new()),
+    BUFFER.with_borrow_mut(|buffer| match sys::socket::read_now(fd, buffer) {
+        Ok(n) => Some(Bytes::copy_from_slice(&buffer[..n])),
         Err(_) => None,
-    }
+    })
 }
