@@ -80,8 +80,12 @@ fn listeners(status: &Status) -> String {
     }
     let all = status.listeners.iter().map(|name| {
         let mut text = one_line(name).into_owned();
-        for queue in status.queues.iter().filter(|queue| queue.listener == *name) {
-            let _ = write!(text, " ({} of {} queued)", queue.depth, queue.limit);
+        let queues: Vec<_> = status.queues.iter().filter(|queue| queue.listener == *name).collect();
+        if let Some(first) = queues.first() {
+            // One for each slot, in their order, or one for all.
+            let depths: Vec<String> = queues.iter().map(|queue| queue.depth.to_string()).collect();
+            let each = if queues.len() > 1 { "each " } else { "" };
+            let _ = write!(text, " ({} of {each}{} queued)", depths.join("+"), first.limit);
         }
         text
     });
