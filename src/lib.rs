@@ -41,5 +41,6 @@ pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
+pub use primary::PrimaryHandle;
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, WorkerSnapshot};
 pub use worker::{BoxError, Stream, Worker};

@@ -1,5 +1,6 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
+mod handle;
 mod journal;
 mod observe;
 mod perform;
@@ -31,6 +32,7 @@ use crate::sys::signal::SignalPipe;
 use crate::upgrade::{Launcher, Manifest, Proof};
 
 use journal::Journal;
+pub use handle::PrimaryHandle;
 pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
