@@ -11,11 +11,12 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::Slot;
+use crate::identity::{Slot, WorkerTag};
 use crate::listener::ListenerSet;
 use crate::log_file;
+use crate::mail::{MailLimits, Message};
 use crate::pid_file::PidFile;
-use crate::primary::{self, Files, Primary, Reread};
+use crate::primary::{self, Files, Mail, Primary, PrimaryHandle, Reread};
 use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
@@ -49,19 +50,40 @@ use crate::worker::{self, App, BoxError, Stream, Worker};
 pub struct Cluster {
     config: Config,
     reread: Reread,
+    mail: Mail,
 }
 
 impl Cluster {
     /// A cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
-        Cluster { config, reread: Box::new(move || Ok(same.clone())) }
+        Cluster { config, reread: Box::new(move || Ok(same.clone())), mail: Mail::default() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
     /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
         self.reread = Box::new(read);
+        self
+    }
+
+    /// Calls `handle` in the primary with each message of `kind` that a worker sends to it, and who sent it. There is one
+    /// function for each kind; the last one counts.
+    ///
+    /// It runs between two waits of the primary, one message at a time, and must not block: while it runs, nobody is
+    /// respawned. One that takes longer than 100 ms is named in the log. A panic is logged, and ends nothing else.
+    pub fn on_message(
+        mut self,
+        kind: &str,
+        handle: impl FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message) + 'static,
+    ) -> Cluster {
+        self.mail.on_message(kind, Box::new(handle));
+        self
+    }
+
+    /// How much mail there may be; without this, [`MailLimits::default`].
+    pub fn mail_limits(mut self, limits: MailLimits) -> Cluster {
+        self.mail.limit(limits);
         self
     }
 
@@ -138,7 +160,7 @@ impl Cluster {
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
-        let files = Files { listeners, pid_file };
+        let files = Files { listeners, pid_file, mail: self.mail };
         let primary = Primary::new(self.config, self.reread, files, enter, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,

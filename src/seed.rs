@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::listener::Listener;
+use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 
 /// What the primary hands to a freshly forked worker.
@@ -18,6 +19,10 @@ pub(crate) struct Seed {
     pub(crate) listeners: Vec<Listener>,
     /// Its end of the channel to the primary.
     pub(crate) channel: OwnedFd,
+    /// Its end of the channel for the application's messages; `None` in a trial, where nobody would read them.
+    pub(crate) mail: Option<OwnedFd>,
+    /// How much there may be of them.
+    pub(crate) mail_limits: MailLimits,
     /// The one page it can write.
     pub(crate) row: OwnRow,
     /// All pages, to read.

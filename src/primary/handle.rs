@@ -4,6 +4,8 @@ use std::fmt;
 
 use super::Primary;
 use crate::identity::WorkerTag;
+use crate::mail::{Carried, Class, Connection, MailError, Payload, Place, ReplyTo, Target, Unsent};
+use crate::mail::{Letter, letter};
 
 /// The primary, lent to a function of the application that runs between two of its waits. Nothing here waits: what
 /// cannot be done at once is an error or is done after the function has returned.
@@ -15,6 +17,75 @@ impl PrimaryHandle<'_> {
     /// The workers that have not ended, by id.
     pub fn workers(&self) -> Vec<WorkerTag> {
         self.primary.children.values().map(|child| child.tag).collect()
+    }
+
+    /// Sends a message to one worker.
+    ///
+    /// # Errors
+    /// [`MailError::Full`] if the worker has not read what waits for it, and the others as they say. Whether it arrives
+    /// is another matter: a worker can end before it reads.
+    pub fn send(
+        &mut self,
+        to: impl Into<Target>,
+        kind: &str,
+        payload: impl Payload,
+    ) -> Result<(), MailError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.post(to.into(), letter).map_err(|(e, _)| e)
+    }
+
+    /// Sends a message to every worker, also to those that boot or drain; returns to how many. Those whose queue is
+    /// full do not get it, which is counted and logged.
+    ///
+    /// # Errors
+    /// Nobody gets it: it is too large, its kind is no kind, or it cannot be encoded.
+    pub fn broadcast(&mut self, kind: &str, payload: impl Payload) -> Result<usize, MailError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.primary.mail.hub.broadcast(&letter).map(|(sent, _)| sent)
+    }
+
+    /// Answers a request, now or in a later call.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`]. That nobody waits any more is no error, as nobody knows.
+    pub fn reply(&mut self, to: &ReplyTo, payload: impl Payload) -> Result<(), MailError> {
+        self.primary.mail.hub.reply(to, Class::Reply, payload.into_payload()?)
+    }
+
+    /// Tells who asked that there will be no answer, and why.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::reply`].
+    pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MailError> {
+        self.primary.mail.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
+    }
+
+    /// Sends a connection with a message. It is closed here once the kernel has it; to keep it, send a clone.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`], with the connection.
+    pub fn send_connection(
+        &mut self,
+        to: impl Into<Target>,
+        kind: &str,
+        payload: impl Payload,
+        connection: impl Into<Connection>,
+    ) -> Result<(), Unsent> {
+        let connection = connection.into();
+        let letter = match payload
+            .into_payload()
+            .and_then(|payload| letter(Place::Primary, kind, payload, Carried::Nothing))
+        {
+            Ok(letter) => letter,
+            Err(error) => return Err(Unsent::early(error, connection)),
+        };
+        let letter = Letter { carried: Carried::Here(connection.0), ..letter };
+        self.post(to.into(), letter).map_err(Unsent::new)
+    }
+
+    fn post(&mut self, to: Target, letter: Letter) -> Result<(), (MailError, Letter)> {
+        let supervisor = &self.primary.supervisor;
+        self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.serves(id))
     }
 }
 

@@ -108,7 +108,7 @@ impl Journal {
         log::debug!("nobody waits any more for the answer {reply:?}");
     }
 
-    fn tell(&mut self, (level, text): Line) {
+    pub(super) fn tell(&mut self, (level, text): Line) {
         log::log!(level, "{text}");
         self.ledger.append(level, text);
     }
@@ -122,11 +122,11 @@ fn info(text: String) -> Line {
     (Level::Info, text)
 }
 
-fn warn(text: String) -> Line {
+pub(super) fn warn(text: String) -> Line {
     (Level::Warn, text)
 }
 
-fn error(text: String) -> Line {
+pub(super) fn error(text: String) -> Line {
     (Level::Error, text)
 }
 

@@ -2,6 +2,8 @@
 
 mod handle;
 mod journal;
+mod mail;
+mod mail_lines;
 mod observe;
 mod perform;
 mod relay;
@@ -31,8 +33,9 @@ use crate::sys;
 use crate::sys::signal::SignalPipe;
 use crate::upgrade::{Launcher, Manifest, Proof};
 
-use journal::Journal;
 pub use handle::PrimaryHandle;
+use journal::Journal;
+pub(crate) use mail::Mail;
 pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
@@ -61,10 +64,11 @@ impl Child {
     }
 }
 
-/// What the primary has in the file system, besides its log.
+/// What the primary has besides its configuration: in the file system, and of the application.
 pub(crate) struct Files {
     pub(crate) listeners: ListenerSet,
     pub(crate) pid_file: Option<PidFile>,
+    pub(crate) mail: Mail,
 }
 
 /// Everything the primary process owns.
@@ -81,6 +85,8 @@ pub(crate) struct Primary {
     board: Scoreboard,
     children: BTreeMap<WorkerId, Child>,
     relay: Relay,
+    /// The application's messages, and what it does with them here.
+    mail: Mail,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -109,7 +115,7 @@ impl Primary {
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
-        let Files { listeners, pid_file } = files;
+        let Files { listeners, pid_file, mail } = files;
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
@@ -152,6 +158,7 @@ impl Primary {
             board,
             children: BTreeMap::new(),
             relay: Relay::default(),
+            mail,
             queue: VecDeque::from([Event::Started]),
             entry,
             launcher,

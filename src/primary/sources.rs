@@ -63,7 +63,10 @@ impl Primary {
         let control = self.control.as_ref();
         let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
         let until = next.map(|at| at.saturating_duration_since(now));
-        let timeout = until.into_iter().chain(self.relay.pause()).min();
+        self.mail.hub.flush();
+        let letters = self.mail.hub.wanted();
+        let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
+        let timeout = until.into_iter().chain(pauses).min();
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -75,7 +78,8 @@ impl Primary {
             let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
-            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(asking).collect();
+            let mail = self.mail.hub.watches(&letters);
+            let watched: Vec<Watch<'_>> = fds.map(Watch::read).chain(mail).chain(asking).collect();
             sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
@@ -89,12 +93,15 @@ impl Primary {
         {
             proof.listen();
         }
+        let (mail, others) = others.split_at(letters.len());
         let asked = others.to_vec();
+        self.read_mail(&letters, mail);
         // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {
             self.heed_signals()?;
         }
         self.attend_control(&asked);
+        self.deliver_mail();
 
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
@@ -139,6 +146,7 @@ impl Primary {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
+            self.mail.hub.bury(worker);
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }

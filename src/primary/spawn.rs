@@ -12,6 +12,7 @@ use super::{Child, Primary};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
 use crate::ipc::PrimaryEnd;
+use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::sys;
@@ -32,6 +33,12 @@ const PRIMARYS_OWN: [&str; 9] = [
     "MAINPID",
 ];
 
+/// A worker's ends of its channels.
+struct Ends {
+    channel: OwnedFd,
+    mail: OwnedFd,
+}
+
 impl Primary {
     /// Forks a worker and returns its pid; in the child it does not return.
     pub(super) fn fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
@@ -48,6 +55,8 @@ impl Primary {
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex) -> Result<u32> {
         let (ours, theirs) = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
+        let mail = sys::socket::message_pair()
+            .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
         let primary = std::process::id();
         let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
         match sys::fork::fork()? {
@@ -55,12 +64,14 @@ impl Primary {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
                 self.children.insert(tag.id, Child::new(tag, pid, Some(channel), row));
+                self.mail.hub.add(tag, mail.0);
                 Ok(pid)
             }
             Fork::Child => {
-                drop(ours);
+                drop((ours, mail.0));
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
-                sys::fork::exit_now(self.live_as_worker(tag, row, theirs, primary, blocked))
+                let ends = Ends { channel: theirs, mail: mail.1 };
+                sys::fork::exit_now(self.live_as_worker(tag, row, ends, primary, blocked))
             }
         }
     }
@@ -70,11 +81,11 @@ impl Primary {
         &mut self,
         tag: WorkerTag,
         row: RowIndex,
-        channel: OwnedFd,
+        ends: Ends,
         primary: u32,
         blocked: Blocked,
     ) -> u8 {
-        let life = || match self.become_worker(tag, row, channel, primary, blocked) {
+        let life = || match self.become_worker(tag, row, ends, primary, blocked) {
             Ok(Some(seed)) => (self.entry)(seed),
             Ok(None) => exit::OK,
             Err(e) => {
@@ -90,7 +101,7 @@ impl Primary {
         &mut self,
         tag: WorkerTag,
         row: RowIndex,
-        channel: OwnedFd,
+        ends: Ends,
         primary: u32,
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
@@ -114,6 +125,8 @@ impl Primary {
         // Its file stays: it is the primary's.
         self.control = None;
         self.relay = Relay::default();
+        let mail_limits = self.mail.hub.limits();
+        self.mail.hub = MailHub::new(mail_limits);
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         let terminate = sys::signal::flag(Signal::SIGTERM)
@@ -126,6 +139,7 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
-        Ok(Some(Seed { tag, listeners, channel, row, board, config, terminate }))
+        let (channel, mail) = (ends.channel, Some(ends.mail));
+        Ok(Some(Seed { tag, listeners, channel, mail, mail_limits, row, board, config, terminate }))
     }
 }

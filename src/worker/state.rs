@@ -14,6 +14,7 @@ use super::waited::Shedding;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
+use crate::mail::MailEnd;
 use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
 use crate::sys;
 
@@ -24,6 +25,7 @@ pub(super) struct State {
     pub(super) row: OwnRow,
     pub(super) board: Reader,
     pub(super) channel: WorkerEnd,
+    pub(super) mail: Rc<MailEnd>,
     pub(super) drain: Drain,
     /// Every open connection.
     pub(super) conns: RefCell<Registry>,

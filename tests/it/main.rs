@@ -28,6 +28,8 @@ mod http;
 mod library;
 mod limits;
 mod log_file;
+mod messages;
+mod messages_fail;
 mod orphan;
 mod pid_file;
 mod queue;

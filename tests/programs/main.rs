@@ -2,6 +2,7 @@
 //! fail, hang, preload, or speak no HTTP. `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
 mod boots;
+mod mails;
 mod serves;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         "connections" => serves::connections(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
+        "mails" => mails::mails(told),
         "waiting" => serves::waiting(told),
         _ => Err(Error::application("no such program", &name)),
     });
