@@ -172,6 +172,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn every_interleaving_arrives_whole_and_in_the_order_of_its_kind(
             sizes in prop::collection::vec((0usize..4, 0usize..100_000, any::<bool>()), 0..40),

@@ -85,7 +85,9 @@ fn a_broadcast_reaches_all_eight_workers_once() {
     wait_notes(&server, &wanted.each_ref().map(String::as_str));
     // From a worker: to the other seven.
     assert_eq!(say(&server, "/broadcast/direct"), "done");
-    wait::until("seven more notes", || say(&server, "/notes").matches("hello from worker").count() == 7);
+    wait::until("seven more notes", || {
+        say(&server, "/notes").matches("hello from worker").count() == 7
+    });
     server.stop();
 }
 
@@ -106,7 +108,8 @@ fn an_answer_that_comes_late_is_thrown_away() {
 fn a_full_queue_says_so_and_is_emptied() {
     let server = Builder::program("mails").workers(1).start();
     assert_eq!(say(&server, "/full"), "64, then Full");
-    let large = "cannot send a message of 2097152 bytes: at most 1048576 are allowed (MailLimits::message)";
+    let large =
+        "cannot send a message of 2097152 bytes: at most 1048576 are allowed (MailLimits::message)";
     assert_eq!(say(&server, "/too-large"), large);
     assert_eq!(say(&server, "/echo/5"), "same: true");
     server.stop();
@@ -137,7 +140,7 @@ fn workers_send_each_other_connections_at_the_same_time_and_none_waits_for_ever(
         client.send(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("sent");
     }
     for (slot, client) in &mut at {
-        let text = client.response().expect("answer").text().to_string();
+        let text = client.read().expect("answer").text().to_string();
         assert_eq!(text, format!("100 x 100000 100000 {}", 1 - slot));
     }
     drop(at);
@@ -151,14 +154,12 @@ fn a_draining_worker_still_has_its_mail() {
     for client in at.values_mut() {
         client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     }
-    for _ in &at {
-        server.wait_in_flight_of_log("");
-    }
+    server.wait_log_times(" says holding", 2);
     server.signal(Signal::SIGHUP);
     for client in at.values_mut() {
-        assert_eq!(client.response().expect("answer").text(), "done");
+        assert_eq!(client.read().expect("answer").text(), "done");
     }
-    server.wait_log_times("bye from slot", 2);
+    server.wait_log_times(" says bye", 2);
     server.stop();
 }
 
@@ -169,7 +170,7 @@ fn an_upgrade_ends_the_mail_of_old_workers_and_new_ones_have_theirs() {
     client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     server.wait_log("all 1 workers serve");
     server.signal(Signal::SIGUSR2);
-    let text = client.response().expect("answer").text().to_string();
+    let text = client.read().expect("answer").text().to_string();
     assert_eq!(text, "cannot send a message: the other end is gone");
     server.wait_log(", took over 1 worker");
     server.wait_log_times(" ready after ", 2);

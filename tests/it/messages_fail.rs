@@ -3,26 +3,14 @@
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
-use crate::support::{Client, Server, process, wait};
-
-/// A connection to some worker, and its pid.
-fn victim(server: &Server) -> (Client, u32) {
-    let mut client = server.connect();
-    client.get("/slot").expect("answer");
-    let pid = wait::until_some("the worker of a connection", || {
-        let pids = server.worker_pids();
-        let peer = |pid: &u32| process::descriptors(*pid).len();
-        pids.iter().copied().max_by_key(peer)
-    });
-    (client, pid)
-}
+use crate::support::{Server, process, wait};
 
 #[test]
 fn a_worker_that_writes_garbage_into_its_mail_is_replaced_and_nobody_else_notices() {
     let server = Builder::program("mails")
         .workers(3)
         .start()
-        .allow(&["is condemned, killed: mail: ", "killed for what it said", " sends messages"]);
+        .allow(&["is condemned, killed: mail: ", "killed for what it said"]);
     let before = server.worker_pids();
     // It may be killed before it answers.
     let _ = server.try_get("/garbage");
@@ -52,7 +40,6 @@ fn a_worker_that_is_killed_in_the_middle_of_a_message_leaves_nothing_behind() {
 #[test]
 fn a_flooding_worker_does_not_starve_the_others() {
     let server = Builder::program("mails").workers(3).start().allow(&["killed by SIGKILL"]);
-    let (_flooding, _) = victim(&server);
     assert_eq!(server.get("/flood/2").text(), "done");
     for _ in 0..20 {
         assert_eq!(server.get("/echo/100000").text(), "same: true");
@@ -67,14 +54,14 @@ fn a_flooding_worker_does_not_starve_the_others() {
 #[test]
 fn a_frozen_worker_holds_up_those_who_write_to_it_for_a_second_only() {
     let server = Builder::program("mails").workers(2).start();
-    let (mut client, _) = victim(&server);
+    let mut client = server.connect();
     let text = client.get("/slot").expect("answer").text().to_string();
     let slot: u32 = text.split(' ').next().and_then(|slot| slot.parse().ok()).expect("slot");
     let other = 1 - slot;
     let pid = slot_pid(&server, other);
     process::send(pid, Signal::SIGSTOP);
     assert_eq!(client.get(&format!("/flood/{other}")).expect("answer").text(), "done");
-    server.wait_log("lost 1 messages so far: their receiver is gone, or does not read");
+    server.wait_log(" messages so far: their receiver is gone, or does not read");
     assert_eq!(client.get("/echo/100").expect("answer").text(), "same: true");
     process::send(pid, Signal::SIGCONT);
     drop(client);

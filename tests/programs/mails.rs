@@ -56,7 +56,10 @@ pub(super) fn mails(told: Told) -> Result<ExitCode> {
             }
         })
         .on_message("sink", |_, _, _| {})
-        .on_message("bye", |_, from, _| log::info!("bye from slot {}", from.slot))
+        .on_message("say", |_, from, message| {
+            let text = message.decode::<String>().unwrap_or_else(|e| e.to_string());
+            log::info!("slot {} says {text}", from.slot);
+        })
         .on_message("panic", |_, _, _| fail())
         .on_message("slow", |_, _, _| spin(Duration::from_millis(150)))
         .serve(|worker: Worker| async move {
@@ -247,11 +250,15 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
         // The beginning of a message of 800 000 bytes.
         ["half"] => write_raw(&[2, 0, 5, 0, 0, 0, 0, 0x35, 0x0c, 0, 1]),
         ["hold"] => {
+            worker.send("say", "holding").await?;
             worker.draining().await;
             worker.request("echo", &(), SOON).await?;
-            worker.send("bye", &()).await?;
+            worker.send("say", "bye").await?;
         }
         ["until-closed"] => loop {
+            if !worker.has_mail() {
+                worker.send("sink", &()).await?;
+            }
             worker.request("echo", &(), SOON).await?;
             tokio::time::sleep(Duration::from_millis(5)).await;
         },
