@@ -52,7 +52,7 @@ pub struct MailLimits {
     /// Bytes that may wait to be sent to one worker, or by one; 32 MiB. A message that finds nothing else waiting is
     /// always taken.
     pub queue_bytes: usize,
-    /// Messages that may wait to be sent to one worker, or by one, and in each inbox; 4096.
+    /// Messages that may wait to be sent to one worker, or by one, and in each inbox; 4096. Of answers, twice as many.
     pub queue_messages: usize,
 }
 

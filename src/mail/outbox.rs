@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use bytes::Bytes;
 
 use super::frame::{self, Frame, PACKET};
-use super::{Carried, Kind, Letter, MailError, MailLimits};
+use super::{Carried, Class, Kind, Letter, MailError, MailLimits};
 
 /// A letter that fits into one packet.
 const WHOLE: usize = PACKET - frame::HEAD;
@@ -99,9 +99,12 @@ impl Outbox {
                 most: self.limits.message,
             });
         }
-        let fits = self.waiting == 0 || self.bytes + size <= self.limits.queue_bytes;
+        // Who asked waits for the answer: a queue that is full of other things must not keep it back.
+        let share = if matches!(letter.class, Class::Reply | Class::Refusal) { 2 } else { 1 };
+        let fits = self.waiting == 0 || self.bytes + size <= share * self.limits.queue_bytes;
+        let counts = self.waiting < share * self.limits.queue_messages;
         let carries = letter.carried.is_here() && self.connections >= CONNECTIONS;
-        match fits && self.waiting < self.limits.queue_messages && !carries {
+        match fits && counts && !carries {
             true => Ok(()),
             false => Err(MailError::Full),
         }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 use super::assembler::Assembler;
 use super::frame::PACKET;
@@ -42,6 +42,8 @@ pub(crate) struct MailEnd {
     work: Notify,
     /// Rung when something was sent, and when nothing can be any more.
     room: Notify,
+    /// Held by the first of those who wait for room.
+    line: Mutex<()>,
     inboxes: Rc<Inboxes>,
     requests: Rc<Requests>,
 }
@@ -62,6 +64,7 @@ impl MailEnd {
             out: RefCell::new(Outbox::new(limits)),
             work: Notify::new(),
             room: Notify::new(),
+            line: Mutex::const_new(()),
             inboxes: Rc::new(Inboxes::new(limits)),
             requests: Rc::new(Requests::new()),
         });
@@ -111,8 +114,10 @@ impl MailEnd {
         Ok(())
     }
 
-    /// Sends, waiting for room in the queue as long as it takes.
+    /// Sends, waiting for room in the queue as long as it takes. Those who wait stand in line, or one that always sends
+    /// would keep the others waiting for ever.
     pub(crate) async fn send(&self, mut letter: Letter) -> Result<(), (MailError, Letter)> {
+        let _first = self.line.lock().await;
         loop {
             let room = self.room.notified();
             letter = match self.try_send(letter) {
