@@ -11,7 +11,7 @@ use super::assembler::Assembler;
 use super::frame::{Garbled, PACKET};
 use super::post::Post;
 pub(crate) use super::post::Turn;
-use super::{Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
+use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
 use crate::identity::{WorkerId, WorkerTag};
 use crate::sys::poll::{self, Interest, Watch};
 use crate::sys::socket::{Passed, Received, receive_message, send_message};
@@ -211,7 +211,7 @@ impl MailHub {
         to: Place,
         letter: Letter,
         serves: &dyn Fn(WorkerId) -> bool,
-    ) -> Result<(), (MailError, Letter)> {
+    ) -> Result<(), Back> {
         self.post.send(to, letter, serves)
     }
 

@@ -56,6 +56,9 @@ pub(crate) enum Place {
     Everybody,
 }
 
+/// A letter that was not taken, and why.
+pub(crate) type Back = Box<(MailError, Letter)>;
+
 /// A message with its address.
 #[derive(Debug)]
 pub(crate) struct Letter {

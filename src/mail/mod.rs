@@ -38,7 +38,7 @@ pub use connection::{Connection, Unsent};
 pub use error::MailError;
 pub(crate) use hub::{MailHub, Turn, Wanted};
 pub use inboxes::Inbox;
-pub(crate) use letter::{Class, Kind, Letter, Place};
+pub(crate) use letter::{Back, Class, Kind, Letter, Place};
 pub use message::{Message, ReplyTo, Sender, Target};
 pub use payload::Payload;
 pub(crate) use worker_end::{MailEnd, letter};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use bytes::Bytes;
 
 use super::frame::{self, Frame, PACKET};
-use super::{Carried, Class, Kind, Letter, MailError, MailLimits};
+use super::{Back, Carried, Class, Kind, Letter, MailError, MailLimits};
 
 /// A letter that fits into one packet.
 const WHOLE: usize = PACKET - frame::HEAD;
@@ -111,9 +111,9 @@ impl Outbox {
     }
 
     /// Takes `letter` in; on an error it comes back.
-    pub(super) fn push(&mut self, letter: Letter) -> Result<(), (MailError, Letter)> {
+    pub(super) fn push(&mut self, letter: Letter) -> Result<(), Back> {
         if let Err(e) = self.check(&letter) {
-            return Err((e, letter));
+            return Err(Box::new((e, letter)));
         }
         let head = letter.head();
         let Letter { kind, payload, carried, .. } = letter;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::outbox::Outbox;
-use super::{Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
+use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
 use crate::identity::{WorkerId, WorkerTag};
 
 /// How long a letter waits for a receiver that takes nothing.
@@ -239,14 +239,14 @@ impl Post {
         to: Place,
         letter: Letter,
         serves: Serves<'_>,
-    ) -> Result<(), (MailError, Letter)> {
+    ) -> Result<(), Back> {
         let nobody = |letter| {
             let who = match to {
                 Place::Slot(slot) => format!("at slot {slot}"),
                 Place::Worker(id) => format!("number {id}"),
                 Place::Primary | Place::Everybody => "the primary".to_string(),
             };
-            Err((MailError::NoSuchWorker(who), letter))
+            Err(Box::new((MailError::NoSuchWorker(who), letter)))
         };
         let Some(id) = self.find(to, serves) else { return nobody(letter) };
         let Some(mailbox) = self.boxes.get_mut(&id) else { return nobody(letter) };
@@ -261,7 +261,7 @@ impl Post {
     ) -> Result<(), MailError> {
         let mut letter = to.letter(class, payload);
         let place = std::mem::replace(&mut letter.place, Place::Primary);
-        self.send(place, letter, &|_| true).map_err(|(e, _)| e)
+        self.send(place, letter, &|_| true).map_err(|back| back.0)
     }
 
     /// To how many workers it goes, and to how many it does not as their queues are full.
@@ -270,8 +270,8 @@ impl Post {
         for mailbox in self.boxes.values_mut().filter(|mailbox| mailbox.open) {
             match mailbox.out.push(Letter { carried: Carried::Nothing, ..letter.copy() }) {
                 Ok(()) => sent += 1,
-                Err((MailError::Full, _)) => missed += 1,
-                Err((e, _)) => return Err(e),
+                Err(back) if back.0 == MailError::Full => missed += 1,
+                Err(back) => return Err(back.0),
             }
         }
         self.lost += missed as u64;

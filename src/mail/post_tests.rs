@@ -125,7 +125,7 @@ fn a_request_to_nobody_is_refused() {
     assert!(mine(&mut post).is_empty());
     assert_eq!((post.lost(), drain(&mut post, 1)), (2, 1));
     let sent = post.send(Place::Worker(WorkerId(9)), letter("a", 1), &all);
-    assert!(matches!(sent, Err((MailError::NoSuchWorker(_), _))));
+    assert!(sent.is_err_and(|back| matches!(back.0, MailError::NoSuchWorker(_))));
 }
 
 #[test]
@@ -146,9 +146,9 @@ fn queues_are_bounded_in_messages_and_bytes_and_a_large_one_always_fits_alone() 
     post.open(tag(1, 0));
     let mut send = |size| {
         let sent = post.send(Place::Worker(WorkerId(1)), letter("a", size), &all);
-        sent.map_err(|(e, letter)| {
-            assert_eq!(letter.payload.len(), size, "it comes back");
-            e
+        sent.map_err(|back| {
+            assert_eq!(back.1.payload.len(), size, "it comes back");
+            back.0
         })
     };
     assert_eq!(send(5000), Ok(()));

@@ -16,7 +16,7 @@ use super::hub::carried;
 use super::inboxes::{Inboxes, Unwanted};
 use super::outbox::Outbox;
 use super::requests::Requests;
-use super::{Carried, Class, Inbox, Kind, Letter, MailError, MailLimits, Message};
+use super::{Back, Carried, Class, Inbox, Kind, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::identity::WorkerTag;
 use crate::sys::readiness::both;
@@ -105,9 +105,9 @@ impl MailEnd {
     }
 
     /// Sends without waiting; on an error the letter comes back.
-    pub(crate) fn try_send(&self, letter: Letter) -> Result<(), (MailError, Letter)> {
+    pub(crate) fn try_send(&self, letter: Letter) -> Result<(), Back> {
         if self.closed.get() {
-            return Err((MailError::Closed, letter));
+            return Err(Box::new((MailError::Closed, letter)));
         }
         self.out.borrow_mut().push(letter)?;
         self.work.notify_one();
@@ -116,12 +116,12 @@ impl MailEnd {
 
     /// Sends, waiting for room in the queue as long as it takes. Those who wait stand in line, or one that always sends
     /// would keep the others waiting for ever.
-    pub(crate) async fn send(&self, mut letter: Letter) -> Result<(), (MailError, Letter)> {
+    pub(crate) async fn send(&self, mut letter: Letter) -> Result<(), Back> {
         let _first = self.line.lock().await;
         loop {
             let room = self.room.notified();
             letter = match self.try_send(letter) {
-                Err((MailError::Full, letter)) => letter,
+                Err(back) if back.0 == MailError::Full => back.1,
                 done => return done,
             };
             room.await;
@@ -138,7 +138,7 @@ impl MailEnd {
         let kind = letter.kind.clone();
         let letter = Letter { class: Class::Request, id: asked.id, ..letter };
         let answered = async {
-            self.send(letter).await.map_err(|(e, _)| e)?;
+            self.send(letter).await.map_err(|back| back.0)?;
             (&mut asked.answer).await.map_err(|_| MailError::Closed)?
         };
         let late = |_| MailError::TimedOut(kind.as_str().to_string());
@@ -221,7 +221,7 @@ impl MailEnd {
         class: Class,
         payload: bytes::Bytes,
     ) -> Result<(), MailError> {
-        self.try_send(to.letter(class, payload)).map_err(|(e, _)| e)
+        self.try_send(to.letter(class, payload)).map_err(|back| back.0)
     }
 
     async fn write(&self) {

@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::Primary;
 use crate::identity::WorkerTag;
+use crate::mail::{Back, Letter, letter};
 use crate::mail::{Carried, Class, Connection, MailError, Payload, Place, ReplyTo, Target, Unsent};
-use crate::mail::{Letter, letter};
 
 /// The primary, lent to a function of the application that runs between two of its waits. Nothing here waits: what
 /// cannot be done at once is an error or is done after the function has returned.
@@ -31,7 +31,7 @@ impl PrimaryHandle<'_> {
         payload: impl Payload,
     ) -> Result<(), MailError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        self.post(to.into(), letter).map_err(|(e, _)| e)
+        self.post(to.into(), letter).map_err(|back| back.0)
     }
 
     /// Sends a message to every worker, also to those that boot or drain; returns to how many. Those whose queue is
@@ -80,10 +80,10 @@ impl PrimaryHandle<'_> {
             Err(error) => return Err(Unsent::early(error, connection)),
         };
         let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-        self.post(to.into(), letter).map_err(Unsent::new)
+        self.post(to.into(), letter).map_err(|back| Unsent::new(*back))
     }
 
-    fn post(&mut self, to: Target, letter: Letter) -> Result<(), (MailError, Letter)> {
+    fn post(&mut self, to: Target, letter: Letter) -> Result<(), Back> {
         let supervisor = &self.primary.supervisor;
         self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.serves(id))
     }

@@ -110,12 +110,11 @@ impl Primary {
     pub(crate) fn new(
         config: Config,
         reread: Reread,
-        files: Files,
+        Files { listeners, pid_file, mail }: Files,
         entry: Entry,
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
-        let Files { listeners, pid_file, mail } = files;
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));

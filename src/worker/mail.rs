@@ -31,7 +31,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::send`], and [`MailError::Full`].
     pub fn try_send(&self, kind: &str, payload: impl Payload) -> Result<(), MailError> {
-        self.0.mail.try_send(plain(Place::Primary, kind, payload)?).map_err(|(e, _)| e)
+        self.0.mail.try_send(plain(Place::Primary, kind, payload)?).map_err(|back| back.0)
     }
 
     /// Sends a message to another worker, through the primary: `Slot(0)`, or the id of one. Waits while the queue is
@@ -147,7 +147,7 @@ impl Worker {
     }
 
     async fn post(&self, letter: Letter) -> Result<(), MailError> {
-        self.0.mail.send(letter).await.map_err(|(e, _)| e)
+        self.0.mail.send(letter).await.map_err(|back| back.0)
     }
 
     async fn post_connection(
@@ -160,7 +160,7 @@ impl Worker {
         match plain(place, kind, payload) {
             Ok(letter) => {
                 let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-                self.0.mail.send(letter).await.map_err(Unsent::new)
+                self.0.mail.send(letter).await.map_err(|back| Unsent::new(*back))
             }
             Err(error) => Err(Unsent::early(error, connection)),
         }

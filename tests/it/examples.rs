@@ -1,6 +1,7 @@
 //! What the examples promise in their first lines.
 
 use crate::support::command::Builder;
+use crate::support::wait;
 
 #[test]
 fn hello_counts_in_each_worker() {
@@ -18,6 +19,20 @@ fn axum_routes() {
     let server = Builder::example("axum").start();
     assert_eq!(server.get("/").status, 200);
     assert_eq!(server.get("/no/such/path").status, 404);
+    server.stop();
+}
+
+#[test]
+fn messages_are_collected_and_broadcast_back() {
+    let server = Builder::example("messages").start();
+    for _ in 0..6 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    let says = |path: &str| server.get(path).text().split(' ').next().map(str::to_string);
+    wait::until("all messages at the primary", || says("/exactly") == Some("6".to_string()));
+    wait::until("the total at a worker", || {
+        says("/").and_then(|n| n.parse().ok()).is_some_and(|n: u64| n >= 6)
+    });
     server.stop();
 }
 

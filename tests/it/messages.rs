@@ -137,7 +137,7 @@ fn workers_send_each_other_connections_at_the_same_time_and_none_waits_for_ever(
     let mut at = clients(&server, 2);
     for (slot, client) in &mut at {
         let path = format!("/cross/{}/100", 1 - slot);
-        client.send(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("sent");
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("sent");
     }
     for (slot, client) in &mut at {
         let text = client.read().expect("answer").text().to_string();

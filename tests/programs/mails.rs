@@ -221,6 +221,15 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
             return Ok(format!("{sent}, then {full:?}"));
         }
         ["too-large"] => worker.try_send("sink", vec![0; 2 << 20])?,
+        _ => return obey_more(worker, words).await,
+    }
+    Ok("done".to_string())
+}
+
+/// What is about connections, and what does harm.
+async fn obey_more(worker: &Worker, words: &[&str]) -> std::result::Result<String, MailError> {
+    let number = |text: &str| text.parse::<u64>().expect("a number");
+    match words {
         ["travel", size] => {
             return send_connections(worker, None, 1, number(size) as usize).await;
         }
