@@ -201,3 +201,56 @@ impl Inboxes {
         self.queues.borrow().values().for_each(|queue| queue.came.notify_waiters());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Sender;
+    use super::super::letter::tests::letter;
+    use super::*;
+
+    fn message(size: usize) -> Message {
+        Message::new(Sender::Primary, letter("a", size))
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(test);
+    }
+
+    #[test]
+    fn what_comes_before_the_inbox_is_kept_until_the_worker_is_ready() {
+        run(async {
+            let inboxes = Rc::new(Inboxes::new(MailLimits::default()));
+            inboxes.put(message(1)).await.expect("kept");
+            inboxes.put(Message::new(Sender::Primary, letter("b", 1))).await.expect("kept");
+            let mut inbox = inboxes.open("a");
+            assert_eq!(inboxes.booted(), [("b".to_string(), 1)]);
+            assert!(inbox.recv().await.is_some() && inbox.try_recv().is_none());
+            drop(inbox);
+            let unwanted = inboxes.put(message(1)).await.expect_err("nobody listens");
+            assert!(unwanted.first);
+            assert!(!inboxes.put(message(1)).await.expect_err("still nobody").first);
+            assert_eq!(inboxes.dropped()["a"], 2);
+        });
+    }
+
+    #[test]
+    fn a_full_inbox_is_waited_for_once_and_not_for_ever() {
+        run(async {
+            let inboxes = Rc::new(Inboxes::new(MailLimits::default().queue(1 << 20, 1)));
+            let mut inbox = inboxes.open("a");
+            inboxes.put(message(1)).await.expect("room");
+            let begun = tokio::time::Instant::now();
+            let unwanted = inboxes.put(message(1)).await.expect_err("full");
+            assert_eq!(unwanted.why, "its receiver does not read");
+            assert!(begun.elapsed() >= PATIENCE);
+            // It is known now that nobody reads.
+            let at_once = tokio::time::timeout(Duration::ZERO, inboxes.put(message(1))).await;
+            assert!(at_once.expect("no wait").is_err());
+            assert!(inbox.recv().await.is_some());
+            inboxes.put(message(1)).await.expect("room again");
+            inboxes.close();
+            assert!(inbox.recv().await.is_some() && inbox.recv().await.is_none());
+        });
+    }
+}
