@@ -131,8 +131,10 @@ fn pair(messages: u32, trips: u32) -> Result<ExitCode> {
             }
         })
         .on_message("ask", |primary, _, message| {
-            let answered = message.reply_to().map(|to| primary.reply(&to, message.bytes().clone()));
-            answered.map_or((), |sent| sent.unwrap_or_else(|e| fail(e)));
+            let Some(to) = message.reply_to() else { return };
+            if let Err(e) = primary.reply(&to, message.bytes().clone()) {
+                fail(e);
+            }
         })
         .on_message("times", move |_, _, message| {
             let (p50, p99): (f64, f64) = message.decode().unwrap_or_else(|e| fail(e));

@@ -45,6 +45,8 @@ impl Primary {
             }
             // Connections on their way would be closed by the exec: they are delivered first.
             if self.taking_over && self.relay.is_empty() {
+                // What does not fit now is lost with the channels of these workers.
+                self.mail.hub.flush();
                 self.take_over();
                 continue;
             }
