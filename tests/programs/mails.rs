@@ -44,7 +44,7 @@ pub(super) fn mails(told: Told) -> Result<ExitCode> {
             before.iter().for_each(|before| answer(primary.reply(before, &1)));
         })
         .on_message("shout", |primary, _, message| {
-            let sent = primary.broadcast("direct", &"news").unwrap_or(0);
+            let sent = primary.broadcast("direct", "news").unwrap_or(0);
             answer(primary.reply(&to(&message), &sent));
         })
         // Back where it came from, with what came with it.
@@ -205,7 +205,7 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
         ["shout"] => {
             return Ok(worker.request("shout", &(), SOON).await?.decode::<usize>()?.to_string());
         }
-        ["broadcast", kind] => worker.broadcast(kind, &"hello").await?,
+        ["broadcast", kind] => worker.broadcast(kind, "hello").await?,
         ["to", "slot", n, text] => {
             worker.send_to(Slot(number(n) as u32), "direct", text).await?;
         }
