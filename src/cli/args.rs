@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::bench;
 use super::ctl::{self, Call};
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
@@ -26,6 +27,8 @@ pub(super) enum Verb {
     Program(RawFlags),
     /// Ask a running primary.
     Ask(Call),
+    /// Put load on a server.
+    Bench(Box<bench::Call>),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -75,6 +78,7 @@ pub(super) fn command() -> Command {
         .subcommand(check())
         .subcommand(program())
         .subcommands(ctl::commands())
+        .subcommand(bench::command())
 }
 
 fn serve() -> Command {
@@ -148,6 +152,9 @@ pub(super) fn parse(
             Ok(Verb::Check { flags: flags(matches), json: matches.get_flag("json") })
         }
         Some(("dispatch-program", matches)) => Ok(Verb::Program(flags(matches))),
+        Some(("bench", matches)) => bench::parse(matches)
+            .map(|call| Verb::Bench(Box::new(call)))
+            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }

@@ -1,6 +1,7 @@
 //! The face of the binary: verbs to functions to exit statuses. The library never imports it.
 
 mod args;
+mod bench;
 mod check;
 mod ctl;
 mod logger;
@@ -25,6 +26,7 @@ pub fn main() -> ExitCode {
         args::Verb::Check { flags, json } => check::run(flags, json),
         args::Verb::Program(flags) => program::run(flags),
         args::Verb::Ask(call) => ctl::run(call),
+        args::Verb::Bench(call) => bench::run(*call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -30,6 +30,7 @@ pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub use dispatch::Dispatch;
 pub(crate) use policy::Policy;
+pub(crate) use value::duration;
 pub use workers::Workers;
 
 /// Settings of the application that travel with a configuration, so that a reload changes both or neither.

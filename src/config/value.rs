@@ -41,7 +41,7 @@ pub(super) fn count(text: &str) -> Result<u32, String> {
     Ok(u32::try_from(digits).unwrap_or(u32::MAX))
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit {
         "" | "s" => Some(1.0),

@@ -2,19 +2,55 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
+use super::ListenAddr;
 use crate::sys::process;
 
 /// The process that listens on the port of `addr`, if `/proc` tells: `pid 812, nginx`.
 pub(super) fn of_port(addr: SocketAddr) -> Option<String> {
-    let inodes: Vec<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .into_iter()
-        .filter_map(|table| fs::read_to_string(table).ok())
-        .flat_map(|table| listening_inodes(&table, addr))
-        .map(|inode| format!("socket:[{inode}]"))
-        .collect();
+    let sockets = sockets_of_port(addr);
     // The oldest: a primary stands before its workers.
-    pids().into_iter().find(|pid| holds_any(*pid, &inodes)).and_then(process::describe)
+    pids().into_iter().find(|pid| holds_any(*pid, &sockets)).and_then(process::describe)
+}
+
+/// Every process that holds the socket that listens on `addr`, by pid.
+pub(crate) fn holders(addr: &ListenAddr) -> Vec<u32> {
+    let sockets = match addr {
+        ListenAddr::Tcp(addr) => sockets_of_port(*addr),
+        ListenAddr::Unix(path) => {
+            let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+            named(inodes_of_path(&table, path))
+        }
+        ListenAddr::Fd(_) => Vec::new(),
+    };
+    pids().into_iter().filter(|pid| holds_any(*pid, &sockets)).collect()
+}
+
+fn sockets_of_port(addr: SocketAddr) -> Vec<String> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter();
+    let tables = tables.filter_map(|table| fs::read_to_string(table).ok());
+    named(tables.flat_map(|table| listening_inodes(&table, addr)).collect())
+}
+
+/// As the links in `/proc/PID/fd` name sockets.
+fn named(inodes: Vec<u64>) -> Vec<String> {
+    inodes.into_iter().map(|inode| format!("socket:[{inode}]")).collect()
+}
+
+/// Inodes of listening sockets at `path` in a table like `/proc/net/unix`. It shows paths as they were bound, so
+/// a relative one is looked for as it was given, and as it is in full.
+fn inodes_of_path(table: &str, path: &Path) -> Vec<u64> {
+    let full = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let lines = table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        // The flags say whether it listens; the connections it accepted have the same path.
+        let listens = fields.nth(3)? == "00010000";
+        let inode = fields.nth(2)?.parse().ok()?;
+        let bound = Path::new(fields.next()?);
+        (listens && (bound == path || bound == full)).then_some(inode)
+    });
+    lines.collect()
 }
 
 /// Inodes of sockets in state LISTEN (0A) in a table like `/proc/net/tcp` that collide with `addr`.
@@ -82,5 +118,17 @@ mod tests {
         assert_eq!(find("0.0.0.0:3000"), [4711]);
         assert_eq!(find("127.0.0.2:3000"), Vec::<u64>::new());
         assert_eq!(find("127.0.0.1:8080"), [4712]);
+    }
+
+    #[test]
+    fn only_the_unix_socket_that_listens_is_found() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path
+ffff0: 00000002 00000000 00010000 0001 01 100 /nowhere/a.sock
+ffff1: 00000003 00000000 00000000 0001 03 101 /nowhere/a.sock
+ffff2: 00000002 00000000 00010000 0001 01 102 /nowhere/b.sock
+ffff3: 00000002 00000000 00010000 0001 01 103
+";
+        assert_eq!(inodes_of_path(table, Path::new("/nowhere/a.sock")), [100]);
+        assert_eq!(inodes_of_path(table, Path::new("/nowhere/c.sock")), Vec::<u64>::new());
     }
 }

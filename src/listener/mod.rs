@@ -23,6 +23,7 @@ use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 use crate::sys::{self, tcp_info::Queue};
 pub use addr::ListenAddr;
+pub(crate) use holder::holders;
 
 /// One listening socket.
 #[derive(Debug)]

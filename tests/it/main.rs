@@ -15,6 +15,7 @@
 mod support;
 
 mod abuse;
+mod bench;
 mod bind;
 mod boot;
 mod config;

@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("control", &["error", "sys", "config", "identity", "supervisor", "scoreboard", "socket_file"]),
     ("seed", &["listener", "ipc", "mail", "scoreboard", "steering", "config", "identity", "error"]),
     ("steering", &["error", "sys", "identity", "config::Dispatch"]),
+    ("bench", &["error", "sys", "span", "listener::holders"]),
     (
         "worker",
         &[

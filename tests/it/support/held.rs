@@ -8,7 +8,7 @@ use super::{Client, Server};
 pub type Held = (Client, u32);
 
 /// How often a test of balance tries: that depends on who is given a processor, and other tests run beside it.
-const TRIES: usize = 8;
+const TRIES: usize = 25;
 
 /// Tries until `holds` says nothing against it.
 #[track_caller]

@@ -1,0 +1,166 @@
+//! The figures of a report: how counts become what people ask for. Times are microseconds.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::tally::{self, Failure, Tally};
+
+/// Percentiles that are drawn: nine tenths of what is left, in steps.
+const CURVE: [f64; 22] = [
+    0.0, 10.0, 25.0, 50.0, 60.0, 75.0, 80.0, 85.0, 90.0, 92.5, 95.0, 97.5, 98.0, 99.0, 99.25, 99.5,
+    99.75, 99.9, 99.95, 99.99, 99.999, 100.0,
+];
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) mean: f64,
+    pub(crate) deviation: f64,
+    pub(crate) min: f64,
+    pub(crate) p50: f64,
+    pub(crate) p75: f64,
+    pub(crate) p90: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+    /// Percentile and microseconds.
+    pub(crate) curve: Vec<(f64, f64)>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Statuses {
+    #[serde(rename = "2xx")]
+    pub(crate) good: u64,
+    #[serde(rename = "3xx")]
+    pub(crate) elsewhere: u64,
+    #[serde(rename = "4xx")]
+    pub(crate) wrong: u64,
+    #[serde(rename = "5xx")]
+    pub(crate) broken: u64,
+    pub(crate) other: u64,
+}
+
+/// Requests without a response.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct Failures {
+    pub(crate) refused: u64,
+    pub(crate) reset: u64,
+    pub(crate) closed_early: u64,
+    pub(crate) timed_out: u64,
+    pub(crate) malformed: u64,
+    /// This machine had no port, descriptor or route for the connection.
+    pub(crate) local: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PidReport {
+    pub(crate) pid: u32,
+    pub(crate) requests: u64,
+    /// Of all requests whose process is known.
+    pub(crate) share: f64,
+    /// Connections on which it answered.
+    pub(crate) connections: u64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) max: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Balance {
+    /// Requests of the busiest process by those of the least busy.
+    pub(crate) max_to_min: f64,
+    /// Standard deviation by mean.
+    pub(crate) variation: f64,
+}
+
+impl Latency {
+    pub(super) fn of(latency: &Histogram<u64>) -> Latency {
+        let at = |q| micros(latency.value_at_quantile(q));
+        let shown = CURVE.into_iter().filter(|_| !latency.is_empty());
+        Latency {
+            mean: latency.mean() / 1000.0,
+            deviation: latency.stdev() / 1000.0,
+            min: micros(latency.min()),
+            p50: at(0.5),
+            p75: at(0.75),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: micros(latency.max()),
+            curve: shown.map(|percent| (percent, at(percent / 100.0))).collect(),
+        }
+    }
+}
+
+impl Statuses {
+    pub(super) fn of(classes: &[u64; 6]) -> Statuses {
+        let [zero, one, good, elsewhere, wrong, broken] = *classes;
+        Statuses { good, elsewhere, wrong, broken, other: zero + one }
+    }
+}
+
+impl Failures {
+    pub(super) fn of(counts: &[u64; 6]) -> Failures {
+        let count = |kind: Failure| counts[kind as usize];
+        Failures {
+            refused: count(Failure::Refused),
+            reset: count(Failure::Reset),
+            closed_early: count(Failure::ClosedEarly),
+            timed_out: count(Failure::TimedOut),
+            malformed: count(Failure::Malformed),
+            local: count(Failure::Local),
+        }
+    }
+
+    /// Each kind with its name for people.
+    pub(crate) fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("refused", self.refused),
+            ("reset", self.reset),
+            ("closed early", self.closed_early),
+            ("timed out", self.timed_out),
+            ("not HTTP", self.malformed),
+            ("no port, file or route here", self.local),
+        ]
+    }
+
+    /// All of them.
+    pub(crate) fn total(&self) -> u64 {
+        self.named().iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// By process, the busiest first.
+pub(super) fn pids(all: &Tally) -> Vec<PidReport> {
+    let sum: u64 = all.pids.iter().map(|share| share.requests).sum::<u64>() + all.other_pids;
+    let mut pids: Vec<PidReport> = all
+        .pids
+        .iter()
+        .map(|share| PidReport {
+            pid: share.pid,
+            requests: share.requests,
+            share: ratio(share.requests as f64, sum as f64),
+            connections: share.connections,
+            p50: micros(share.latency.value_at_quantile(0.5)),
+            p99: micros(share.latency.value_at_quantile(0.99)),
+            max: micros(share.latency.max()),
+        })
+        .collect();
+    pids.sort_by_key(|share| (std::cmp::Reverse(share.requests), share.pid));
+    pids
+}
+
+/// How even the requests fell.
+pub(super) fn balance(all: &Tally) -> Option<Balance> {
+    let shares: Vec<u64> = all.pids.iter().map(|share| share.requests).collect();
+    let (max_to_min, variation) = tally::balance(&shares)?;
+    Some(Balance { max_to_min, variation })
+}
+
+pub(super) fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1000.0
+}
+
+/// Zero of nothing is zero.
+pub(super) fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}

@@ -1,0 +1,234 @@
+//! What is to be done to the target, checked before anything is: counts, times, and the bytes of a request.
+
+use std::time::Duration;
+
+use super::target::Target;
+
+/// Connections that one run may keep open.
+pub(crate) const MOST_CONNECTIONS: usize = 10_000;
+/// The longest round, warm-up or timeout.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// The largest rate, in requests per second.
+const MOST_RATE: u32 = 10_000_000;
+
+/// A load: so many connections, for so long, with this request.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// Who is asked.
+    pub(crate) target: Target,
+    /// Connections in all.
+    pub(crate) connections: usize,
+    /// Threads they are shared among.
+    pub(crate) threads: usize,
+    /// Requests per second that are due whatever becomes of earlier ones; `None`: each connection sends its
+    /// next request when it has the answer.
+    pub(crate) rate: Option<u32>,
+    /// A new connection for each request.
+    pub(crate) close: bool,
+    /// Requests on the way on each connection.
+    pub(crate) pipeline: usize,
+    /// The method of the request.
+    pub(crate) method: String,
+    /// Fields of the request, as `Name: value`.
+    pub(crate) headers: Vec<String>,
+    /// The body of the request; `None`: it has none.
+    pub(crate) body: Option<Vec<u8>>,
+    /// How long the load runs before anything counts.
+    pub(crate) warm_up: Duration,
+    /// How long a round is measured.
+    pub(crate) duration: Duration,
+    /// How often it is measured, with new connections each time.
+    pub(crate) rounds: usize,
+    /// How long an answer may take.
+    pub(crate) timeout: Duration,
+    /// The field of the response that tells the process; `None`: the body `Handled by PID n` does.
+    pub(crate) pids: Option<String>,
+}
+
+impl Plan {
+    /// The plan of `prefork bench URL`: 10 s, 64 connections, two threads.
+    pub(crate) fn new(target: Target) -> Plan {
+        Plan {
+            target,
+            connections: 64,
+            threads: 2,
+            rate: None,
+            close: false,
+            pipeline: 1,
+            method: "GET".to_string(),
+            headers: Vec::new(),
+            body: None,
+            warm_up: Duration::from_secs(1),
+            duration: Duration::from_secs(10),
+            rounds: 1,
+            timeout: Duration::from_secs(5),
+            pids: None,
+        }
+    }
+
+    /// Whether all of it makes sense together.
+    ///
+    /// # Errors
+    /// The value that does not, and what it may be.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let within = |what: &str, value: usize, most: usize| match value {
+            value if (1..=most).contains(&value) => Ok(()),
+            _ => Err(format!("{what} {value}: give 1 to {most}")),
+        };
+        within("--connections", self.connections, MOST_CONNECTIONS)?;
+        within("--threads", self.threads, 64)?;
+        within("--pipeline", self.pipeline, 1024)?;
+        within("--rounds", self.rounds, 100)?;
+        within("--rate", self.rate.unwrap_or(1) as usize, MOST_RATE as usize)?;
+        let least = Duration::from_millis(100);
+        for (what, value, least) in [
+            ("--duration", self.duration, least),
+            ("--timeout", self.timeout, least),
+            ("--warm-up", self.warm_up, Duration::ZERO),
+        ] {
+            if !(least..=LONGEST).contains(&value) {
+                return Err(format!("{what} {value:?}: give {least:?} to {LONGEST:?}"));
+            }
+        }
+        if self.pipeline > 1 && (self.close || self.rate.is_some()) {
+            return Err("--pipeline is for kept connections without --rate".to_string());
+        }
+        if !is_token(&self.method) {
+            return Err(format!("{:?} is no method: give one as GET or POST", self.method));
+        }
+        if self.method == "CONNECT" {
+            return Err("CONNECT makes a tunnel, which is no request to measure".to_string());
+        }
+        if let Some(name) = self.pids.as_ref().filter(|name| !is_token(name)) {
+            return Err(format!("--pids {name:?} is no name of a header: give one as X-Pid"));
+        }
+        self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))
+    }
+
+    /// The bytes of one request.
+    pub(super) fn request(&self) -> Vec<u8> {
+        let said = |name: &str| {
+            self.headers.iter().any(|line| {
+                split_header(line).is_ok_and(|(given, _)| given.eq_ignore_ascii_case(name))
+            })
+        };
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target.uri);
+        if !said("host") {
+            head.push_str(&format!("Host: {}\r\n", self.target.host));
+        }
+        if self.close && !said("connection") {
+            head.push_str("Connection: close\r\n");
+        }
+        if let Some(body) = &self.body
+            && !said("content-length")
+        {
+            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+        }
+        for (name, value) in self.headers.iter().filter_map(|line| split_header(line).ok()) {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        [head.as_bytes(), self.body.as_deref().unwrap_or_default()].concat()
+    }
+
+    /// Connections of thread `lane`: as even as it goes.
+    pub(super) fn share(&self, lane: usize) -> usize {
+        (self.connections + self.lanes() - 1 - lane) / self.lanes()
+    }
+
+    /// Threads that have a connection.
+    pub(super) fn lanes(&self) -> usize {
+        self.threads.min(self.connections)
+    }
+
+    /// How the connections are used, in a few words.
+    pub(super) fn manner(&self) -> String {
+        let kept = match (self.close, self.pipeline) {
+            (true, _) => "a new connection for each request".to_string(),
+            (false, 1) => "kept connections".to_string(),
+            (false, depth) => format!("kept connections with {depth} requests on the way"),
+        };
+        match self.rate {
+            Some(rate) => format!("{rate} requests/s are due, {kept}"),
+            None => kept,
+        }
+    }
+}
+
+/// Name and value of `Name: value`.
+fn split_header(line: &str) -> Result<(&str, &str), String> {
+    let bad = || format!("{line:?} is no header: give one as \"Name: value\"");
+    let (name, value) = line.split_once(':').ok_or_else(bad)?;
+    let value = value.trim();
+    let visible = value.chars().all(|c| c == '\t' || !c.is_control());
+    if is_token(name) && visible { Ok((name, value)) } else { Err(bad()) }
+}
+
+fn is_token(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan::new(Target::parse("http://h:1/a").expect("url"))
+    }
+
+    fn text(plan: &Plan) -> String {
+        String::from_utf8(plan.request()).expect("text")
+    }
+
+    #[test]
+    fn a_request_has_what_it_needs_and_what_was_said() {
+        assert_eq!(text(&plan()), "GET /a HTTP/1.1\r\nHost: h:1\r\n\r\n");
+        let mut full = plan();
+        full.close = true;
+        full.method = "POST".to_string();
+        full.headers = vec!["HOST: other".to_string(), "X-A:b".to_string()];
+        full.body = Some(b"four".to_vec());
+        assert_eq!(
+            text(&full),
+            "POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\nHOST: other\r\n\
+             X-A: b\r\n\r\nfour"
+        );
+    }
+
+    #[test]
+    fn connections_are_shared_evenly_and_none_is_lost() {
+        let mut plan = plan();
+        for (connections, threads) in [(1, 2), (2, 2), (7, 3), (64, 2), (10_000, 64)] {
+            (plan.connections, plan.threads) = (connections, threads);
+            let shares: Vec<usize> = (0..plan.lanes()).map(|lane| plan.share(lane)).collect();
+            assert_eq!(shares.iter().sum::<usize>(), connections);
+            assert!(shares.iter().max() <= shares.iter().min().map(|m| m + 1).as_ref());
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        assert_eq!(plan().check(), Ok(()));
+        type Change = fn(&mut Plan);
+        let wrong: [(Change, &str); 11] = [
+            (|p| p.connections = 0, "--connections 0: give 1 to 10000"),
+            (|p| p.connections = 10_001, "--connections 10001"),
+            (|p| p.threads = 0, "--threads 0"),
+            (|p| p.rate = Some(0), "--rate 0"),
+            (|p| p.duration = Duration::from_secs(3601), "--duration 3601s"),
+            (|p| p.timeout = Duration::ZERO, "--timeout 0ns: give 100ms"),
+            (|p| (p.pipeline, p.close) = (2, true), "--pipeline is for kept"),
+            (|p| p.method = "G T".to_string(), "no method"),
+            (|p| p.headers = vec!["X".to_string()], "no header"),
+            (|p| p.headers = vec!["X: a\r\nB: c".to_string()], "no header"),
+            (|p| p.pids = Some("a b".to_string()), "no name of a header"),
+        ];
+        for (change, piece) in wrong {
+            let mut plan = plan();
+            change(&mut plan);
+            let why = plan.check().expect_err(piece);
+            assert!(why.contains(piece), "{why}");
+        }
+    }
+}

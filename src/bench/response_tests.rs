@@ -1,0 +1,129 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// All responses in `bytes`, which come in pieces of these sizes, over and over.
+fn read(bytes: &[u8], sizes: &[usize], expect: &Expect) -> Result<Vec<Answer>, Malformed> {
+    let (mut reader, mut answers, mut sizes) = (Reader::new(), Vec::new(), sizes.iter().cycle());
+    let mut at = 0;
+    while at < bytes.len() {
+        let size = *sizes.next().expect("a size");
+        let piece = &bytes[at..bytes.len().min(at + size.max(1))];
+        let mut used = 0;
+        while used < piece.len() {
+            let (taken, answer) = reader.feed(&piece[used..], expect)?;
+            answers.extend(answer);
+            used += taken;
+        }
+        at += piece.len();
+    }
+    answers.extend(reader.end());
+    Ok(answers)
+}
+
+fn whole(text: &str) -> Result<Vec<Answer>, Malformed> {
+    read(text.as_bytes(), &[usize::MAX / 2], &Expect::default())
+}
+
+fn statuses(text: &str) -> Vec<(u16, bool)> {
+    whole(text).expect(text).iter().map(|a| (a.status, a.keeps)).collect()
+}
+
+#[test]
+fn ends_are_found() {
+    for (text, found) in [
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n",
+            vec![(200, true), (404, true)],
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", vec![]),
+        (
+            "HTTP/1.1 204 N\r\n\r\nHTTP/1.1 304 N\r\nContent-Length: 9\r\n\r\n",
+            vec![(204, true), (304, true)],
+        ),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 E\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+            vec![(500, false)],
+        ),
+        ("HTTP/1.1 200 OK\r\n\r\nto the end", vec![(200, false)]),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", vec![(200, false)]),
+        (
+            "HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n",
+            vec![(200, true)],
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nT: t\r\n\r\n",
+            vec![(200, true)],
+        ),
+    ] {
+        assert_eq!(statuses(text), found, "{text}");
+    }
+}
+
+#[test]
+fn what_is_not_http_is_malformed() {
+    for text in [
+        "SSH-2.0-x\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+    ] {
+        assert_eq!(whole(text), Err(Malformed), "{text}");
+    }
+    let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(LARGEST_HEAD));
+    assert_eq!(whole(&endless), Err(Malformed));
+}
+
+#[test]
+fn the_process_is_named_by_the_body_or_by_a_header() {
+    let pid = |text: &str, expect: &Expect| {
+        read(text.as_bytes(), &[7], expect).expect(text).pop().and_then(|a| a.pid)
+    };
+    let by_body = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\nX-Pid: 9\r\n\r\nHandled by PID 4711\n";
+    assert_eq!(pid(by_body, &Expect::default()), Some(4711));
+    let header = Expect { pids: Some("x-pid".to_string()), ..Expect::default() };
+    assert_eq!(pid(by_body, &header), Some(9));
+    let neither = "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nHandled by PID ";
+    assert_eq!(pid(neither, &header), None);
+}
+
+#[test]
+fn answers_to_head_have_no_body() {
+    let expect = Expect { no_body: true, ..Expect::default() };
+    let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2);
+    assert_eq!(read(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
+}
+
+proptest! {
+    #[test]
+    fn pieces_of_any_size_make_the_same_responses(
+        bodies in prop::collection::vec((0usize..200, any::<bool>()), 1..6),
+        sizes in prop::collection::vec(1usize..90, 1..8),
+    ) {
+        let mut text = String::new();
+        for (length, chunked) in &bodies {
+            let body = "x".repeat(*length);
+            match chunked {
+                true if *length > 0 => text.push_str(&format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+                )),
+                true => text.push_str("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+                false => text.push_str(&format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+                )),
+            }
+        }
+        let answers = read(text.as_bytes(), &sizes, &Expect::default()).expect("http");
+        prop_assert_eq!(answers.len(), bodies.len());
+        let bytes: u64 = answers.iter().map(|a| a.bytes).sum();
+        prop_assert_eq!(bytes, text.len() as u64);
+    }
+
+    #[test]
+    fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
+        let mut http = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        http.extend(bytes);
+        let answers = read(&http, &[size], &Expect::default()).map_or(0, |a| a.len());
+        prop_assert!(answers <= http.len());
+    }
+}

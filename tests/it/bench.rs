@@ -1,0 +1,241 @@
+//! `prefork bench` against servers that are well, that die, that freeze, and that are not there.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::command::{Builder, Ended};
+use crate::support::{Server, process, wait};
+
+fn bench(args: &[&str]) -> Ended {
+    Builder::verb("bench").args(args).run()
+}
+
+fn url(server: &Server, path: &str) -> String {
+    format!("http://{}{path}", server.address())
+}
+
+/// The report of a run, as JSON.
+#[track_caller]
+fn report(args: &[&str], status: i32) -> Value {
+    let ended = bench(&[args, &["--json"]].concat());
+    assert_eq!(ended.status, Some(status), "{}{}", ended.out, ended.err);
+    serde_json::from_str(&ended.out).expect("JSON")
+}
+
+/// A run that goes on, so that something can be done to its target meanwhile.
+fn begin(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    command.arg("bench").args(args).arg("--json");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().expect("bench")
+}
+
+/// Its exit status and report.
+#[track_caller]
+fn end(mut child: Child) -> (Option<i32>, Value) {
+    let mut text = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
+    let status = child.wait().expect("our own child");
+    (status.code(), serde_json::from_str(&text).expect("JSON"))
+}
+
+fn count(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+fn failures(report: &Value) -> u64 {
+    report["failures"].as_object().expect("object").values().map(count).sum()
+}
+
+fn wait_for_load(server: &Server) {
+    wait::until("load on the server", || {
+        server.status()["totals"]["requests"].as_u64().is_some_and(|n| n > 100)
+    });
+}
+
+/// Its pids with what each answered, by pid.
+fn by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
+    let list = list.as_array().expect("list").iter();
+    let mut pids: Vec<_> = list.map(|entry| (count(&entry["pid"]), requests(entry))).collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[test]
+fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
+    for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "2", "--pipeline", "4"]] {
+        let server = Server::builder().control().start();
+        let url = url(&server, "/");
+        let report = report(&[&["--duration", "500ms", "--warm-up", "0", &url], more].concat(), 0);
+        assert_eq!(failures(&report), 0, "{report:#}");
+        let status = server.status();
+        let seen = by_pid(&report["pids"], |entry| count(&entry["requests"]));
+        let told = by_pid(&status["workers"], |entry| count(&entry["counters"]["requests"]));
+        assert_eq!(seen, told, "{more:?}");
+        assert_eq!(report["responses"], status["totals"]["requests"]);
+        assert_eq!(seen.len(), 2);
+        assert!(report["balance"]["max_to_min"].as_f64().is_some_and(|ratio| ratio >= 1.0));
+        assert_eq!(report["server"]["pid"], server.pid());
+        assert_eq!(report["server"]["processes"], 3);
+        assert!(report["server"]["user_s"].as_f64() > Some(0.0), "{report:#}");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_unix_socket_is_a_target_too() {
+    let builder = Server::builder();
+    let path = builder.dir().join("web").display().to_string();
+    let server = builder.bind([format!("unix:{path}")]).start();
+    let url = format!("unix:{path}:/echo");
+    let report =
+        report(&["--duration", "200ms", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
+    assert_eq!((report["method"].as_str(), failures(&report)), (Some("POST"), 0));
+    assert!(count(&report["statuses"]["2xx"]) > 0);
+    assert_eq!(report["server"]["pid"], server.pid());
+    server.stop();
+}
+
+#[test]
+fn an_open_loop_shows_a_freeze_in_every_request_that_was_due() {
+    let server = Server::builder().workers(1).control().start();
+    let worker = server.worker_pids()[0];
+    let rate = 200;
+    let url = url(&server, "/");
+    let run = begin(&["--rate", "200", "-c", "4", "--duration", "4s", "--warm-up", "0", &url]);
+    wait_for_load(&server);
+    process::send(worker, Signal::SIGSTOP);
+    let frozen = std::time::Instant::now();
+    wait::measure_for(std::time::Duration::from_secs(1));
+    process::send(worker, Signal::SIGCONT);
+    let frozen = frozen.elapsed().as_secs_f64();
+    let (status, report) = end(run);
+    assert_eq!(status, Some(0), "{report:#}");
+    let due = 4 * rate;
+    assert_eq!(count(&report["responses"]), due, "each one is answered in the end");
+    // Due evenly within the freeze, so they waited for all times up to its length: half of them more than half.
+    let max = report["latency"]["max"].as_f64().expect("number") / 1e6;
+    assert!(max >= frozen * 0.95, "the slowest took {max} s of {frozen} s");
+    let curve = report["latency"]["curve"].as_array().expect("list");
+    let slow = curve.iter().find(|p| p[1].as_f64() > Some(frozen / 2.0 * 1e6));
+    let slow = 1.0 - slow.expect("one of them")[0].as_f64().expect("percent") / 100.0;
+    let expected = frozen / 2.0 / 4.0;
+    // The next point of the curve may be 5 % further on. A closed loop would have 4 slow requests: 0.5 %.
+    assert!(slow >= expected - 0.06, "{slow} of all were slow, {expected} should be");
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
+    let server = Server::builder().control().start().allow(&["died"]);
+    let victim = server.worker_pids()[0];
+    let url = url(&server, "/sleep/20");
+    let run = begin(&["-c", "16", "--duration", "2s", "--warm-up", "0", &url]);
+    wait_for_load(&server);
+    process::send(victim, Signal::SIGKILL);
+    let (status, report) = end(run);
+    let failures = &report["failures"];
+    let lost = count(&failures["reset"]) + count(&failures["closed_early"]);
+    assert!((1..=16).contains(&lost), "{report:#}");
+    for kind in ["refused", "timed_out", "malformed", "local"] {
+        assert_eq!(failures[kind], 0, "{kind}");
+    }
+    assert_eq!(status, Some(1));
+    server.stop();
+}
+
+#[test]
+fn statuses_and_timeouts_are_told_apart() {
+    let server = Server::builder().start();
+    let short = ["-c", "2", "--duration", "300ms", "--warm-up", "0"];
+    let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
+    assert!(count(&missing["statuses"]["4xx"]) > 0 && failures(&missing) == 0);
+    let asleep = url(&server, "/sleep/60000");
+    let slow = [&short[..], &["--timeout", "200ms", &asleep]].concat();
+    let slow = report(&slow, 69);
+    assert!(count(&slow["failures"]["timed_out"]) >= 2, "{slow:#}");
+    server.signal(Signal::SIGQUIT);
+    server.finish(0);
+}
+
+#[test]
+fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
+    for (answer, status) in [
+        ("HTTP/1.1 200 OK\r\nX-Who: 42\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 0),
+        ("220 mail.example ESMTP\r\n", 69),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let url = format!("http://{}/", listener.local_addr().expect("address"));
+        // Ends with the process; it waits for connections that do not come any more.
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut request = [0; 1024];
+                let asked = stream.read(&mut request).is_ok_and(|n| n > 0);
+                let _ = asked.then(|| stream.write_all(answer.as_bytes()));
+            }
+        });
+        let short = ["-c", "1", "--duration", "200ms", "--warm-up", "0", "--pids", "x-who", &url];
+        let report = report(&short, status);
+        match status {
+            0 => assert_eq!(report["pids"][0]["pid"], 42),
+            _ => assert!(count(&report["failures"]["malformed"]) > 0, "{report:#}"),
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_ends_a_run_early_with_what_was_measured() {
+    let server = Server::builder().control().start();
+    let run = begin(&["-c", "4", "--duration", "60s", "--warm-up", "0", &url(&server, "/")]);
+    wait_for_load(&server);
+    process::send(run.id(), Signal::SIGINT);
+    let (status, report) = end(run);
+    assert_eq!((status, report["ended_early"].as_bool()), (Some(0), Some(true)));
+    assert!(report["measured_s"].as_f64().is_some_and(|s| s > 0.0 && s < 60.0), "{report:#}");
+    assert_eq!(report["responses"], server.status()["totals"]["requests"]);
+    server.stop();
+}
+
+#[test]
+fn a_page_is_written_beside_the_table() {
+    let server = Server::start(2);
+    let page = server.dir().join("report.html").display().to_string();
+    let ended =
+        bench(&["--duration", "300ms", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
+    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+    for piece in ["requests/s", "latency", "errors      none", "balance", "CPU"] {
+        assert!(ended.out.contains(piece), "{piece}\n{}", ended.out);
+    }
+    let page = std::fs::read_to_string(page).expect("page");
+    assert_eq!(page.matches("<svg").count(), 3);
+    server.stop();
+}
+
+#[test]
+fn what_cannot_be_run_says_why() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let nobody = format!("http://{}/", free.local_addr().expect("address"));
+    drop(free);
+    for (args, status, piece) in [
+        (vec![nobody.as_str()], 69, "cannot reach http://127.0.0.1:"),
+        (vec!["unix:/nowhere/a.sock"], 69, "cannot reach unix:/nowhere/a.sock"),
+        (vec!["https://127.0.0.1/"], 64, "https:// is not spoken"),
+        (vec!["-c", "0", &nobody], 64, "--connections 0: give 1 to 10000"),
+        (vec!["--rate", "5", "--pipeline", "2", &nobody], 64, "--pipeline is for kept"),
+        (vec!["--data-file", "missing", &nobody], 71, "cannot read missing"),
+        (vec!["--html", "/nowhere/a.html", &nobody], 71, "cannot create /nowhere/a.html"),
+    ] {
+        let ended = bench(&args);
+        assert_eq!(
+            (ended.status, ended.out.as_str()),
+            (Some(status), ""),
+            "{args:?} {}",
+            ended.err
+        );
+        assert!(ended.err.contains(piece), "{args:?}: {}", ended.err);
+    }
+}
