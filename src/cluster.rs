@@ -1,5 +1,7 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
+mod preload;
+
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -11,12 +13,13 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::Slot;
+use crate::identity::{Slot, WorkerTag};
 use crate::listener::ListenerSet;
 use crate::log_file;
+use crate::mail::{MailLimits, Message};
 use crate::pid_file::PidFile;
 use crate::primary::{
-    self, Application, ClusterEvent, Files, Hooks, Primary, PrimaryHandle, Reread, Restart,
+    self, Application, ClusterEvent, Files, Hooks, Mail, Primary, PrimaryHandle, Reread, Restart,
     WorkerExit,
 };
 use crate::seed::Entry;
@@ -24,6 +27,7 @@ use crate::supervisor::Outcome;
 use crate::sys;
 use crate::upgrade::{self, Inherited, Launcher, Manifest};
 use crate::worker::{self, App, BoxError, Stream, Worker};
+pub use preload::Preloaded;
 
 /// A cluster of forked workers behind one listening socket.
 ///
@@ -53,6 +57,7 @@ pub struct Cluster {
     config: Config,
     reread: Reread,
     hooks: Hooks,
+    mail: Mail,
 }
 
 impl Cluster {
@@ -60,7 +65,7 @@ impl Cluster {
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
         let reread = Box::new(move || Ok(same.clone()));
-        Cluster { config, reread, hooks: Hooks::default() }
+        Cluster { config, reread, hooks: Hooks::default(), mail: Mail::default() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
@@ -102,6 +107,26 @@ impl Cluster {
     /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
     pub fn on_restart(mut self, hook: impl FnMut(&WorkerExit) -> Restart + 'static) -> Cluster {
         self.hooks.on_restart = Some(Box::new(hook));
+        self
+    }
+
+    /// Calls `handle` in the primary with each message of `kind` that a worker sends to it, and who sent it. There is one
+    /// function for each kind; the last one counts.
+    ///
+    /// It runs between two waits of the primary, one message at a time. The same rules hold for it as for
+    /// [`Cluster::on_event`]; a panic is logged, and ends nothing else.
+    pub fn on_message(
+        mut self,
+        kind: &str,
+        handle: impl FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message) + 'static,
+    ) -> Cluster {
+        self.mail.on_message(kind, Box::new(handle));
+        self
+    }
+
+    /// How much mail there may be; without this, [`MailLimits::default`].
+    pub fn mail_limits(mut self, limits: MailLimits) -> Cluster {
+        self.mail.limit(limits);
         self
     }
 
@@ -178,7 +203,7 @@ impl Cluster {
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let app = make()?;
         let enter = Box::new(move |seed| worker::enter(seed, &app));
-        let files = Files { listeners, pid_file };
+        let files = Files { listeners, pid_file, mail: self.mail };
         let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
@@ -244,47 +269,4 @@ fn forgive(error: Error, taken_over: bool) -> Result<()> {
     }
     log::error!("{error}; going on without");
     Ok(())
-}
-
-/// A cluster that loads something before it forks; made by [`Cluster::preload`].
-#[must_use = "a cluster does nothing until it serves"]
-pub struct Preloaded<L> {
-    cluster: Cluster,
-    load: L,
-}
-
-impl<L> Preloaded<L> {
-    /// As [`Cluster::serve`], with what was loaded.
-    ///
-    /// # Errors
-    /// As [`Cluster::serve`], and what the loading function returned.
-    pub fn serve<T, A, F, S, B>(self, app: A) -> Result<ExitCode>
-    where
-        L: FnOnce() -> Result<T> + Send + 'static,
-        T: Send + 'static,
-        A: Fn(Worker, &'static T) -> F + 'static,
-        F: Future<Output = Result<S>> + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>> + 'static,
-        S::Future: 'static,
-        S::Error: Into<BoxError> + 'static,
-        B: Body<Data = Bytes> + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let load = self.load;
-        self.cluster.run(|| {
-            let data = &*Box::leak(Box::new(load_in_thread(load)?));
-            Ok(worker::http_app(move |worker| app(worker, data)))
-        })
-    }
-}
-
-fn load_in_thread<T: Send + 'static>(
-    load: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let thread = std::thread::Builder::new()
-        .name("preload".to_string())
-        .spawn(load)
-        .map_err(|e| Error::system("start the preload thread", e))?;
-    let panicked = |_| Error::application("preload", "it panicked (see above)");
-    thread.join().map_err(panicked)?
 }

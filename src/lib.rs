@@ -21,6 +21,7 @@ mod identity;
 mod ipc;
 mod listener;
 mod log_file;
+mod mail;
 mod pid_file;
 pub mod pool;
 mod primary;
@@ -44,6 +45,9 @@ pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
+pub use mail::{
+    Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
+};
 pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::listener::Listener;
+use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::steering::SlotMeter;
 
@@ -21,6 +22,10 @@ pub(crate) struct Seed {
     pub(crate) channel: OwnedFd,
     /// Where new connections come from, if the primary accepts them.
     pub(crate) queue: Option<OwnedFd>,
+    /// Its end of the channel for the application's messages; `None` in a trial, where nobody would read them.
+    pub(crate) mail: Option<OwnedFd>,
+    /// How much there may be of them.
+    pub(crate) mail_limits: MailLimits,
     /// The one page it can write.
     pub(crate) row: OwnRow,
     /// Where it counts connections for whatever chooses among the slots.

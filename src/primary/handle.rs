@@ -1,4 +1,4 @@
-//! What a hook in the primary can see and do.
+//! What the application's functions in the primary can see and do; what they send is in `handle_mail`.
 
 use super::Primary;
 use crate::error::{Error, Result};
@@ -10,8 +10,9 @@ use crate::sys::signal::Signal;
 /// More events than this wait for a primary whose hooks ask and ask.
 const MOST: usize = 4096;
 
-/// The primary, as hooks see it: see [`Cluster::on_event`](crate::Cluster::on_event). What it is asked to do happens
-/// after the hook has returned, in the order of the calls; what cannot be done then is in the log.
+/// The primary, as the application's functions in it see it: see [`Cluster::on_event`](crate::Cluster::on_event) and
+/// [`Cluster::on_message`](crate::Cluster::on_message). What it is asked to do happens after the function has returned,
+/// in the order of the calls; what cannot be done then is in the log. Nothing here waits.
 pub struct PrimaryHandle<'a> {
     pub(super) primary: &'a mut Primary,
 }

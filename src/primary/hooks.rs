@@ -11,7 +11,7 @@ use super::events::{ClusterEvent, WorkerExit};
 use super::handle::PrimaryHandle;
 use crate::supervisor::{Event, Exit, Notice};
 
-/// Nothing is supervised while a hook runs. One that takes longer is named in the log.
+/// Nothing is supervised while a function of the application runs. One that takes longer is named in the log.
 const SLOW: Duration = Duration::from_millis(100);
 
 /// Whether a worker that ended unasked is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
@@ -82,10 +82,7 @@ impl Primary {
             // A hook sees the primary without its hooks: none can run inside another.
             let mut hooks = std::mem::take(&mut self.hooks.on_event);
             for hook in &mut hooks {
-                let began = Instant::now();
-                let mut handle = PrimaryHandle { primary: self };
-                let told = catch_unwind(AssertUnwindSafe(|| hook(&mut handle, &news)));
-                self.hook_returned("on_event", &news, began, told.err());
+                self.call_out(&"the hook on_event", &news, |handle| hook(handle, &news));
             }
             self.hooks.on_event = hooks;
         }
@@ -96,30 +93,32 @@ impl Primary {
         let verdict = self.judge(exit);
         let mut restart = Restart::Yes;
         if let Some(mut hook) = self.hooks.on_restart.take() {
-            let began = Instant::now();
-            let told = catch_unwind(AssertUnwindSafe(|| hook(&verdict)));
+            let told = self.call_out(&"the hook on_restart", &exit.worker, |_| hook(&verdict));
             self.hooks.on_restart = Some(hook);
-            restart = told.as_ref().map_or(Restart::Yes, |restart| *restart);
-            self.hook_returned("on_restart", &exit.worker, began, told.err());
+            restart = told.unwrap_or(Restart::Yes);
         }
         let (worker, restart) = (exit.worker.id, restart == Restart::Yes);
         self.queue.push_back(Event::RestartDecided { worker, restart });
     }
 
-    fn hook_returned(
+    /// Calls a function of the application, named `function` in the log. `None` if it panicked.
+    pub(super) fn call_out<T>(
         &mut self,
-        hook: &str,
+        function: &dyn Display,
         at: &dyn Display,
-        began: Instant,
-        panic: Option<Box<dyn Any + Send>>,
-    ) {
-        if let Some(panic) = panic {
-            self.journal.hook_panicked(hook, at, said(&*panic));
-        }
+        call: impl FnOnce(&mut PrimaryHandle<'_>) -> T,
+    ) -> Option<T> {
+        let began = Instant::now();
+        let mut handle = PrimaryHandle { primary: self };
+        let called = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
         let took = began.elapsed();
-        if took > SLOW {
-            self.journal.hook_was_slow(hook, at, took);
+        if let Err(panic) = &called {
+            self.journal.panicked(function, at, said(&**panic));
         }
+        if took > SLOW {
+            self.journal.was_slow(function, at, took);
+        }
+        called.ok()
     }
 }
 

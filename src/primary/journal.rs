@@ -128,13 +128,13 @@ impl Journal {
         log::debug!("nobody waits any more for the answer {reply:?}");
     }
 
-    pub(super) fn hook_panicked(&mut self, hook: &str, at: &dyn Display, why: &str) {
-        self.tell(error(format!("the hook {hook} panicked at {at}: {why}")));
+    pub(super) fn panicked(&mut self, function: &dyn Display, at: &dyn Display, why: &str) {
+        self.tell(error(format!("{function} panicked at {at}: {why}")));
     }
 
-    pub(super) fn hook_was_slow(&mut self, hook: &str, at: &dyn Display, took: Duration) {
+    pub(super) fn was_slow(&mut self, function: &dyn Display, at: &dyn Display, took: Duration) {
         self.tell(warn(format!(
-            "the hook {hook} took {} at {at}: nothing is supervised meanwhile",
+            "{function} took {} at {at}: nothing is supervised meanwhile",
             Span(took)
         )));
     }
@@ -143,7 +143,7 @@ impl Journal {
         self.tell(warn("hooks ask for more than can be done: this is not done".to_string()));
     }
 
-    fn tell(&mut self, (level, text): Line) {
+    pub(super) fn tell(&mut self, (level, text): Line) {
         log::log!(level, "{text}");
         // Details are for whoever debugs; what is kept for operators is what they were told.
         if level <= Level::Info {

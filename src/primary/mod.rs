@@ -2,9 +2,12 @@
 
 mod events;
 mod handle;
+mod handle_mail;
 mod hooks;
 mod journal;
 mod lines;
+mod mail;
+mod mail_lines;
 mod observe;
 mod oom;
 mod perform;
@@ -44,6 +47,7 @@ pub use handle::{PrimaryHandle, WorkerInfo};
 pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
 use journal::Journal;
+pub(crate) use mail::Mail;
 use oom::OomKills;
 use relay::Relay;
 pub(crate) use trial::prove;
@@ -89,10 +93,11 @@ impl Child {
     }
 }
 
-/// What the primary has in the file system, besides its log.
+/// What the primary has besides its configuration: in the file system, and of the application.
 pub(crate) struct Files {
     pub(crate) listeners: ListenerSet,
     pub(crate) pid_file: Option<PidFile>,
+    pub(crate) mail: Mail,
 }
 
 /// What the application wants to be asked and told in the primary.
@@ -120,6 +125,8 @@ pub(crate) struct Primary {
     dealer: Dealer,
     /// `None` where no program chooses who gets a connection.
     steering: Option<Steered>,
+    /// The application's messages, and what it does with them here.
+    mail: Mail,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -155,7 +162,7 @@ impl Primary {
         left: Option<Manifest>,
     ) -> Result<Primary> {
         let Application { entry, reread, hooks } = application;
-        let Files { listeners, pid_file } = files;
+        let Files { listeners, pid_file, mail } = files;
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
@@ -191,6 +198,7 @@ impl Primary {
             relay: Relay::default(),
             dealer: Dealer::default(),
             steering: None,
+            mail,
             queue: VecDeque::from([Event::Started]),
             entry,
             hooks,

@@ -45,6 +45,8 @@ impl Primary {
             }
             // Connections on their way would be closed by the exec: they are delivered first.
             if self.taking_over && self.relay.is_empty() {
+                // What does not fit now is lost with the channels of these workers.
+                self.mail.hub.flush();
                 self.take_over();
                 continue;
             }
@@ -67,7 +69,10 @@ impl Primary {
         let control = self.control.as_ref();
         let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
         let until = next.map(|at| at.saturating_duration_since(now));
-        let timeout = until.into_iter().chain(self.relay.pause()).chain(dealing).min();
+        self.mail.hub.flush();
+        let letters = self.mail.hub.wanted();
+        let pauses = self.relay.pause().into_iter().chain(dealing).chain(self.mail.hub.pause());
+        let timeout = until.into_iter().chain(pauses).min();
         let newcomers = self.watched_for_dealing();
         let for_dealing = newcomers.len();
         let open: Vec<WorkerId> = self
@@ -81,8 +86,9 @@ impl Primary {
             let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
+            let mail = self.mail.hub.watches(&letters);
             let watched: Vec<Watch<'_>> =
-                fds.map(Watch::read).chain(newcomers).chain(asking).collect();
+                fds.map(Watch::read).chain(newcomers).chain(mail).chain(asking).collect();
             sys::poll::wait(&watched, timeout)?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
@@ -96,14 +102,17 @@ impl Primary {
         {
             proof.listen();
         }
-        let (newcomers, asked) = others.split_at(for_dealing);
-        let asked = asked.to_vec();
+        let (newcomers, others) = others.split_at(for_dealing);
+        let (mail, asked) = others.split_at(letters.len());
+        let (mail, asked) = (mail.to_vec(), asked.to_vec());
         self.dealt(newcomers);
+        self.read_mail(&letters, &mail);
         // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {
             self.heed_signals()?;
         }
         self.attend_control(&asked);
+        self.deliver_mail();
 
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
@@ -148,6 +157,7 @@ impl Primary {
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
+            self.mail.hub.bury(worker);
             self.dealer.bury(worker, child.queue.take());
             self.bury_steered(worker, child.lease);
             let served = self.board.retire(child.row).requests;

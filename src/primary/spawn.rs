@@ -14,6 +14,7 @@ use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
 use crate::ipc::{PrimaryEnd, Queue};
+use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
@@ -36,8 +37,12 @@ const PRIMARYS_OWN: [&str; 9] = [
     "MAINPID",
 ];
 
-/// A worker's end of its channel, and of the queue of its connections.
-type Ends = (OwnedFd, Option<OwnedFd>);
+/// A worker's ends of its channels, and of the queue of its connections.
+struct Ends {
+    channel: OwnedFd,
+    mail: OwnedFd,
+    queue: Option<OwnedFd>,
+}
 
 impl Primary {
     /// Forks a worker and returns its pid; in the child it does not return.
@@ -60,6 +65,8 @@ impl Primary {
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
         let (ours, theirs) = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
+        let mail = sys::socket::message_pair()
+            .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
         let dealt_to = self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
         let queue = dealt_to
             .then(Queue::new)
@@ -73,12 +80,14 @@ impl Primary {
                 let channel = PrimaryEnd::new(ours);
                 let child = Child { lease, queue, ..Child::new(tag, pid, Some(channel), row) };
                 self.children.insert(tag.id, child);
+                self.mail.hub.add(tag, mail.0);
                 Ok(pid)
             }
             Fork::Child => {
-                drop(ours);
+                drop((ours, mail.0));
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
-                let ends = (theirs, queue.map(Queue::into_reader));
+                let queue = queue.map(Queue::into_reader);
+                let ends = Ends { channel: theirs, mail: mail.1, queue };
                 let pages = (row, lease);
                 sys::fork::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
             }
@@ -110,7 +119,7 @@ impl Primary {
         &mut self,
         tag: WorkerTag,
         (row, lease): (RowIndex, Option<Lease>),
-        (channel, queue): Ends,
+        ends: Ends,
         primary: u32,
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
@@ -132,6 +141,8 @@ impl Primary {
         self.control = None;
         self.relay = Relay::default();
         self.dealer = Dealer::default();
+        let mail_limits = self.mail.hub.limits();
+        self.mail.hub = MailHub::new(mail_limits);
         self.signals.close();
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         sys::process::add_env(self.supervisor.environment(tag.slot));
@@ -149,7 +160,20 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
         drop(blocked);
-        Ok(Some(Seed { tag, listeners, channel, queue, row, meter, board, config, terminate }))
+        let Ends { channel, mail, queue } = ends;
+        Ok(Some(Seed {
+            tag,
+            listeners,
+            channel,
+            mail: Some(mail),
+            mail_limits,
+            queue,
+            row,
+            meter,
+            board,
+            config,
+            terminate,
+        }))
     }
 
     fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
+use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
 use crate::steering::SlotMeter;
@@ -58,6 +59,8 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     listeners: Vec::new(),
                     channel: theirs,
                     queue: None,
+                    mail: None,
+                    mail_limits: MailLimits::default(),
                     row,
                     meter: SlotMeter::default(),
                     board: reader,

@@ -18,6 +18,7 @@ mod inbox;
 mod jobs;
 mod limits;
 mod line;
+mod mail;
 mod manners;
 mod newcomer;
 mod registry;
@@ -39,6 +40,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::seed::Seed;
 use accept::Acceptor;
@@ -120,6 +122,9 @@ where
 /// How long a worker with nothing to do waits to hear that no connection is on its way to it.
 const RELEASE: Duration = Duration::from_secs(1);
 
+/// How long a worker that leaves waits for the primary to take its last messages.
+const LAST_LETTERS: Duration = Duration::from_secs(1);
+
 /// A worker's life, from its seed to its exit status.
 pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
     let tag = seed.tag;
@@ -137,9 +142,12 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, queue, row, meter, board, config, terminate } = seed;
+    let Seed { tag, listeners, channel, mail, mail_limits, queue, row, meter, .. } = seed;
+    let Seed { board, config, terminate, .. } = seed;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
+    let mail = MailEnd::start(tag, mail, mail_limits)
+        .map_err(|e| Error::system("register the mail channel to the primary", e))?;
     let pool = jobs::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
@@ -148,6 +156,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         meter,
         board,
         channel,
+        mail,
         connected: Cell::new(true),
         drain: drain::Drain::default(),
         conns: RefCell::default(),
@@ -192,10 +201,12 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
             .map_err(|e| Error::system("register a listening socket", e))?;
         tokio::task::spawn_local(acceptor.run());
     }
+    state.mail.booted();
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
     drained(&state).await;
     jobs::finish(&state).await;
+    state.mail.flush(LAST_LETTERS).await;
     Ok(exit::OK)
 }
 

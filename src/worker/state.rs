@@ -14,6 +14,7 @@ use super::waited::Shedding;
 use crate::config::Config;
 use crate::identity::WorkerTag;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
+use crate::mail::MailEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
 use crate::steering::SlotMeter;
@@ -30,6 +31,7 @@ pub(super) struct State {
     pub(super) channel: WorkerEnd,
     /// Whether the primary is there.
     pub(super) connected: Cell<bool>,
+    pub(super) mail: Rc<MailEnd>,
     pub(super) drain: Drain,
     /// Every open connection.
     pub(super) conns: RefCell<Registry>,

@@ -74,20 +74,20 @@ fn a_worker_has_its_own_descriptors_and_no_others() {
     let mut channels = BTreeSet::new();
     for pid in server.worker_pids() {
         let own = process::descriptors(pid);
-        // Two listeners and the channel; tokio's two epoll instances and its waker.
+        // Two listeners and two channels, for words and for messages; tokio's two epoll instances and its waker.
         let wanted = BTreeMap::from([
             ("anon_inode:[eventpoll]", 2),
             ("anon_inode:[eventfd]", 1),
-            ("socket", 3),
+            ("socket", 4),
         ]);
         assert_eq!(kinds(&own), wanted, "{own:?}");
         let is_shared = |target: &String| of_primary.iter().any(|(_, theirs)| theirs == target);
         let sockets = own.iter().map(|(_, t)| t).filter(|target| target.starts_with("socket:"));
         let (shared, private): (Vec<_>, Vec<_>) = sockets.partition(|target| is_shared(target));
-        assert_eq!((shared.len(), private.len()), (2, 1), "{own:?}");
-        channels.insert(private[0].clone());
+        assert_eq!((shared.len(), private.len()), (2, 2), "{own:?}");
+        channels.extend(private.into_iter().cloned());
     }
-    assert_eq!(channels.len(), 3, "each has a channel of its own");
+    assert_eq!(channels.len(), 6, "each has channels of its own");
     server.stop();
 }
 

@@ -39,6 +39,20 @@ fn axum_routes() {
 }
 
 #[test]
+fn messages_are_collected_and_broadcast_back() {
+    let server = Builder::example("messages").start();
+    for _ in 0..6 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    let says = |path: &str| server.get(path).text().split(' ').next().map(str::to_string);
+    wait::until("all messages at the primary", || says("/exactly") == Some("6".to_string()));
+    wait::until("the total at a worker", || {
+        says("/").and_then(|n| n.parse().ok()).is_some_and(|n: u64| n >= 6)
+    });
+    server.stop();
+}
+
+#[test]
 fn tcp_echo_echoes() {
     let server = Builder::example("tcp_echo").start();
     let mut client = server.connect();

@@ -34,6 +34,8 @@ mod least_conn;
 mod library;
 mod limits;
 mod log_file;
+mod messages;
+mod messages_fail;
 mod orphan;
 mod pid_file;
 mod pool;

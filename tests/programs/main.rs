@@ -3,6 +3,7 @@
 
 mod boots;
 mod events;
+mod mails;
 mod serves;
 mod shares;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         "events" => events::events(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
+        "mails" => mails::mails(told),
         "waiting" => serves::waiting(told),
         "shared-counter" => shares::counter(told),
         "shared-limiter" => shares::limiter(told),

@@ -1,0 +1,205 @@
+//! Messages between a worker and its primary, beside Node's `process.send` in the same run: messages of 64 bytes per
+//! second, the time of a round trip, and how long a broadcast to all workers takes until all have answered.
+//!
+//! ```text
+//! cargo bench --bench messages
+//! cargo bench --bench messages -- --messages 1000000 --trips 20000 --workers 64 --rounds 5
+//! ```
+//!
+//! Rates are counted where messages arrive; a round trip is measured where it begins, with an answer of 64 bytes. Both
+//! sides have two processes and nothing else to do. Medians of all rounds, which are taken in turn.
+
+mod support;
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::convert::Infallible;
+use std::num::NonZeroU32;
+use std::process::{Command, ExitCode, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{argument, fail, given, median, quantile};
+use tokio_prefork::{Cluster, Config, Result, Worker, Workers};
+
+/// The argument that turns this bench into the cluster that it measures.
+const CLUSTER: &str = "--cluster";
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let trial = !given("--bench");
+    let messages: u32 = argument("--messages", if trial { 1000 } else { 500_000 });
+    let trips: u32 = argument("--trips", if trial { 100 } else { 20_000 });
+    let workers: u32 = argument("--workers", if trial { 4 } else { 64 });
+    let rounds: u32 = argument("--rounds", if trial { 1 } else { 5 });
+    if given(CLUSTER) {
+        let what: String = argument(CLUSTER, String::new());
+        let done = match what.as_str() {
+            "pair" => pair(messages, trips),
+            _ => broadcast(workers, trips),
+        };
+        return done.unwrap_or_else(|e| e.report());
+    }
+    let mut ours: [Vec<f64>; 3] = Default::default();
+    let mut nodes: [Vec<f64>; 3] = Default::default();
+    for _ in 0..rounds {
+        let mut pair = ourselves("pair", messages, trips, 1);
+        collect(&mut ours, &figures(&mut pair).unwrap_or_else(|why| fail(why)));
+        let mut node = Command::new("node");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/messages.js");
+        node.arg(script).args([messages, trips].map(|n| n.to_string()));
+        match figures(&mut node) {
+            Ok(figures) => collect(&mut nodes, &figures),
+            Err(why) => eprintln!("bench: without node: {why}"),
+        }
+    }
+    println!("{rounds} rounds of {messages} messages and {trips} round trips, 64 bytes each");
+    println!("{:16}{:>14}{:>14}{:>10}", "", "prefork", "node", "ratio");
+    for (i, name) in ["messages/s", "trip p50 us", "trip p99 us"].into_iter().enumerate() {
+        let (our, node) = (median(&ours[i]), median(&nodes[i]));
+        // How much better, whichever way is better.
+        let ratio = if i == 0 { our / node } else { node / our };
+        println!("{name:16}{our:>14.1}{node:>14.1}{ratio:>10.1}");
+    }
+    let took = figures(&mut ourselves("all", messages, trips.min(1000), workers))
+        .unwrap_or_else(|why| fail(why));
+    println!(
+        "a broadcast to {workers} workers until all have answered: p50 {:.0} us, p99 {:.0} us",
+        took[0], took[1]
+    );
+    ExitCode::SUCCESS
+}
+
+fn ourselves(what: &str, messages: u32, trips: u32, workers: u32) -> Command {
+    let program = std::env::current_exe().unwrap_or_else(|e| fail(e));
+    let mut command = Command::new(program);
+    let numbers = [messages, trips, workers].map(|n| n.to_string());
+    command.args([CLUSTER, what, "--messages", &numbers[0]]);
+    command.args(["--trips", &numbers[1], "--workers", &numbers[2]]);
+    command
+}
+
+/// The figures in the line that a program prints before it ends.
+fn figures(command: &mut Command) -> std::result::Result<Vec<f64>, String> {
+    let done = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let done = done.map_err(|e| format!("{:?}: {e}", command.get_program()))?;
+    let text = String::from_utf8_lossy(&done.stdout);
+    let numbers: Option<Vec<f64>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
+    numbers.filter(|n| !n.is_empty()).ok_or_else(|| format!("it says {text:?}"))
+}
+
+fn collect(into: &mut [Vec<f64>; 3], figures: &[f64]) {
+    into.iter_mut().zip(figures).for_each(|(series, figure)| series.push(*figure));
+}
+
+fn cluster(workers: u32) -> Result<Cluster> {
+    let workers = NonZeroU32::new(workers).unwrap_or(NonZeroU32::MIN);
+    let config =
+        Config::builder().listen("127.0.0.1:0")?.workers(Workers::Count(workers)).build()?;
+    Ok(Cluster::new(config))
+}
+
+/// The cluster is to end: everything is measured.
+fn stop() {
+    if let Err(e) = kill(Pid::this(), Signal::SIGTERM) {
+        fail(e);
+    }
+}
+
+async fn serves_nothing(
+    _: Request<Incoming>,
+) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
+    Ok(Response::new(Full::default()))
+}
+
+/// One worker that sends `messages`, then asks `trips` times.
+fn pair(messages: u32, trips: u32) -> Result<ExitCode> {
+    let (count, begun, rate) = (Cell::new(0), OnceCell::new(), Rc::new(Cell::new(0.0)));
+    let counted = Rc::clone(&rate);
+    cluster(1)?
+        .on_message("count", move |_, _, _| {
+            let begun = *begun.get_or_init(Instant::now);
+            count.set(count.get() + 1);
+            if count.get() == messages {
+                counted.set(f64::from(messages) / begun.elapsed().as_secs_f64());
+            }
+        })
+        .on_message("ask", |primary, _, message| {
+            let Some(to) = message.reply_to() else { return };
+            if let Err(e) = primary.reply(&to, message.bytes().clone()) {
+                fail(e);
+            }
+        })
+        .on_message("times", move |_, _, message| {
+            let (p50, p99): (f64, f64) = message.decode().unwrap_or_else(|e| fail(e));
+            println!("{} {p50} {p99}", rate.get());
+            stop();
+        })
+        .serve(move |worker: Worker| async move {
+            tokio::task::spawn_local(async move {
+                if let Err(e) = work(&worker, messages, trips).await {
+                    fail(e);
+                }
+            });
+            Ok(service_fn(serves_nothing))
+        })
+}
+
+async fn work(
+    worker: &Worker,
+    messages: u32,
+    trips: u32,
+) -> std::result::Result<(), tokio_prefork::MailError> {
+    let payload = Bytes::from_static(&[b'x'; 64]);
+    for _ in 0..messages {
+        worker.send("count", payload.clone()).await?;
+    }
+    let mut times = Vec::new();
+    for _ in 0..trips {
+        let begun = Instant::now();
+        worker.request("ask", payload.clone(), LIMIT).await?;
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    worker.send("times", &(quantile(&times, 0.5), quantile(&times, 0.99))).await
+}
+
+/// Broadcasts `times` times to `workers` workers that all answer; the next one follows the last answer.
+fn broadcast(workers: u32, times: u32) -> Result<ExitCode> {
+    let (answers, begun) = (Cell::new(0), Cell::new(Instant::now()));
+    let took = RefCell::new(Vec::new());
+    cluster(workers)?
+        // The first one of each says that it is there.
+        .on_message("here", move |primary, _, _| {
+            answers.set(answers.get() + 1);
+            if answers.get() < workers {
+                return;
+            }
+            answers.set(0);
+            let mut took = took.borrow_mut();
+            took.push(begun.get().elapsed().as_secs_f64() * 1e6);
+            if took.len() as u32 > times {
+                // The first one is the time of the boot.
+                println!("{} {}", quantile(&took[1..], 0.5), quantile(&took[1..], 0.99));
+                return stop();
+            }
+            begun.set(Instant::now());
+            if primary.broadcast("all", Bytes::from_static(&[b'x'; 64])) != Ok(workers as usize) {
+                fail("not all workers have room for a message");
+            }
+        })
+        .serve(|worker: Worker| async move {
+            let mut inbox = worker.recv("all");
+            tokio::task::spawn_local(async move {
+                while worker.send("here", &()).await.is_ok() {
+                    inbox.recv().await;
+                }
+            });
+            Ok(service_fn(serves_nothing))
+        })
+}

@@ -1,0 +1,250 @@
+//! The primary's end: all channels, in its poll loop. Nothing here blocks, and each turn is bounded.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::assembler::Assembler;
+use super::frame::{Garbled, PACKET};
+use super::post::Post;
+pub(crate) use super::post::Turn;
+use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
+use crate::identity::{WorkerId, WorkerTag};
+use crate::sys::poll::{self, Interest, Watch};
+use crate::sys::socket::{Passed, Received, receive_message, send_message};
+
+/// Packets taken from one worker in one turn.
+const PACKETS_A_TURN: usize = 4;
+
+/// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
+const LAST_PACKETS: usize = 4096;
+
+/// When letters that wait for a receiver are looked at again. Its end of the wait rings earlier.
+const BLOCKED: Duration = Duration::from_millis(50);
+
+/// When a packet with a connection is tried again that the kernel did not take: the socket may be writable all the
+/// while, as there is a limit on descriptors under way, too.
+const CROWDED: Duration = Duration::from_millis(2);
+
+/// The channel to one worker.
+#[derive(Debug)]
+struct Channel {
+    fd: OwnedFd,
+    assembler: Assembler,
+    /// The kernel did not take a packet with a connection.
+    crowded: bool,
+}
+
+/// A descriptor that is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    id: WorkerId,
+    interest: Interest,
+}
+
+/// The primary's end of all channels.
+#[derive(Debug)]
+pub(crate) struct MailHub {
+    limits: MailLimits,
+    channels: BTreeMap<WorkerId, Channel>,
+    post: Post,
+    buffer: Vec<u8>,
+}
+
+impl Default for MailHub {
+    fn default() -> MailHub {
+        MailHub::new(MailLimits::default())
+    }
+}
+
+impl MailHub {
+    pub(crate) fn new(limits: MailLimits) -> MailHub {
+        let (channels, post) = (BTreeMap::new(), Post::new(limits));
+        MailHub { limits, channels, post, buffer: Vec::new() }
+    }
+
+    pub(crate) fn limits(&self) -> MailLimits {
+        self.limits
+    }
+
+    /// A worker was forked; `fd` is our end of its channel.
+    pub(crate) fn add(&mut self, tag: WorkerTag, fd: OwnedFd) {
+        let assembler = Assembler::new(self.limits.letter());
+        self.channels.insert(tag.id, Channel { fd, assembler, crowded: false });
+        self.post.open(tag);
+    }
+
+    /// What to wait for.
+    pub(crate) fn wanted(&self) -> Vec<Wanted> {
+        let mut wanted = Vec::with_capacity(self.channels.len());
+        for (&id, channel) in &self.channels {
+            if self.post.may_read(id) {
+                wanted.push(Wanted { id, interest: Interest::Read });
+            }
+            if self.post.has_outgoing(id) && !channel.crowded {
+                wanted.push(Wanted { id, interest: Interest::Write });
+            }
+        }
+        wanted
+    }
+
+    /// The descriptors of what `wanted` returned, one each.
+    pub(crate) fn watches<'a>(
+        &'a self,
+        wanted: &'a [Wanted],
+    ) -> impl Iterator<Item = Watch<'a>> + 'a {
+        wanted.iter().filter_map(|want| {
+            let channel = self.channels.get(&want.id)?;
+            Some(Watch::new(channel.fd.as_fd(), want.interest))
+        })
+    }
+
+    /// When to go on at the latest.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        if self.post.has_turns() {
+            return Some(Duration::ZERO);
+        }
+        let crowded = self.channels.values().any(|channel| channel.crowded);
+        let blocked = self.post.is_blocked().then_some(BLOCKED);
+        blocked.into_iter().chain(crowded.then_some(CROWDED)).min()
+    }
+
+    /// Reads what came, where `ready` says so; returns those who spoke so that we cannot understand them.
+    pub(crate) fn read(&mut self, wanted: &[Wanted], ready: &[bool]) -> Vec<(WorkerId, Garbled)> {
+        let ready = wanted
+            .iter()
+            .zip(ready)
+            .filter(|(want, ready)| **ready && want.interest == Interest::Read);
+        let mut garbled = Vec::new();
+        for (want, _) in ready {
+            if let Err(why) = self.listen(want.id, PACKETS_A_TURN) {
+                self.channels.remove(&want.id);
+                self.post.condemn(want.id);
+                garbled.push((want.id, why));
+            }
+        }
+        garbled
+    }
+
+    /// Up to `packets` packets of one worker.
+    fn listen(&mut self, id: WorkerId, packets: usize) -> Result<(), Garbled> {
+        self.buffer.resize(PACKET, 0);
+        let mut letters = VecDeque::new();
+        let mut ended = false;
+        for _ in 0..packets {
+            let Some(channel) = self.channels.get_mut(&id) else { break };
+            let (length, carried) = match receive_message(&channel.fd, &mut self.buffer) {
+                Ok(Received::Message(length, passed)) => (length, carried(passed)),
+                Ok(Received::Truncated) => return Err(Garbled::Packet),
+                Ok(Received::End) => {
+                    ended = true;
+                    break;
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) => return Err(Garbled::Channel(e.to_string())),
+            };
+            channel.assembler.take(&self.buffer[..length], carried, &mut letters)?;
+        }
+        self.post.come(id, letters);
+        if ended {
+            self.channels.remove(&id);
+            self.post.close(id);
+        }
+        Ok(())
+    }
+
+    /// Sends what there is room for.
+    pub(crate) fn flush(&mut self) {
+        let mut broken = Vec::new();
+        for (&id, channel) in &mut self.channels {
+            channel.crowded = false;
+            let Some(outbox) = self.post.outbox(id).filter(|outbox| !outbox.is_empty()) else {
+                continue;
+            };
+            let mut taken = false;
+            while let Some(packet) = outbox.packet() {
+                match send_message(&channel.fd, &packet.bytes, packet.connection()) {
+                    Ok(()) => taken = true,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        channel.crowded = packet.connection().is_some() && is_writable(&channel.fd);
+                        break;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                    // It is dead. What it said before is still read.
+                    Err(_) => {
+                        broken.push(id);
+                        break;
+                    }
+                }
+                outbox.sent();
+            }
+            if taken {
+                self.post.taken(id);
+            }
+        }
+        for id in broken {
+            if let Some(outbox) = self.post.outbox(id) {
+                *outbox = super::outbox::Outbox::new(self.limits);
+            }
+        }
+    }
+
+    /// The worker has ended: what it had said by then is read, and its channel closed. A half message is dropped.
+    pub(crate) fn bury(&mut self, id: WorkerId) {
+        // Garbage of the dead is no news.
+        let _ = self.listen(id, LAST_PACKETS);
+        self.channels.remove(&id);
+        self.post.close(id);
+    }
+
+    /// Goes on with the next letter; `serves` says which workers serve their slots.
+    pub(crate) fn next(&mut self, now: Instant, serves: &dyn Fn(WorkerId) -> bool) -> Turn {
+        self.post.next(now, serves)
+    }
+
+    /// Sends something of the primary's; on an error it comes back.
+    pub(crate) fn send(
+        &mut self,
+        to: Place,
+        letter: Letter,
+        serves: &dyn Fn(WorkerId) -> bool,
+    ) -> Result<(), Back> {
+        self.post.send(to, letter, serves)
+    }
+
+    pub(crate) fn reply(
+        &mut self,
+        to: &ReplyTo,
+        class: Class,
+        payload: Bytes,
+    ) -> Result<(), MailError> {
+        self.post.reply(to, class, payload)
+    }
+
+    /// To how many workers it goes, and to how many it does not as their queues are full.
+    pub(crate) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MailError> {
+        self.post.broadcast(letter)
+    }
+
+    /// How many messages were lost so far, as they had no receiver or one that took nothing.
+    pub(crate) fn lost(&self) -> u64 {
+        self.post.lost()
+    }
+}
+
+/// Whether the kernel refused a packet for another reason than a full buffer.
+fn is_writable(fd: &OwnedFd) -> bool {
+    let watched = [Watch::new(fd.as_fd(), Interest::Write)];
+    poll::wait(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready[0])
+}
+
+pub(super) fn carried(passed: Passed) -> Carried {
+    match passed {
+        Passed::None => Carried::Nothing,
+        Passed::One(fd) => Carried::Here(fd),
+        Passed::Lost => Carried::Lost,
+    }
+}

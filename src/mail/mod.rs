@@ -1,0 +1,85 @@
+//! The application's own messages and the connections that travel with them, between the primary and its workers.
+//!
+//! Each worker has a second SOCK_SEQPACKET pair for them, made before the fork, so that no flood of messages ever
+//! delays a READY or a DRAIN, which have `ipc`. One datagram is a *packet* of at most 32 KiB with whole *frames* in
+//! it: a type byte, a flag byte, the length of what follows (four bytes, little-endian) and that. A *letter* of up to
+//! a packet's size is one WHOLE frame; a larger one is a FIRST, with the length of the letter in four bytes, and as many
+//! NEXTs as it takes. One larger letter at a time is under way in each direction; short ones of other kinds pass it.
+//! A descriptor comes with its packet (SCM_RIGHTS), and the frame it belongs to has flag 01. `hi` of kind `a`:
+//!
+//! ```text
+//! 01 00  16 00 00 00  01  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  01 61  68 69
+//! type   length       class, place (kind and number)  id of the request      kind   payload
+//! ```
+//!
+//! Frame types from 80 up are skipped by those who do not know them; any other unknown byte, a half frame, a NEXT
+//! without its FIRST, or a letter over the cap condemns the channel it came by. Neither end trusts the other.
+//!
+//! `letter` and `frame` are the codec, `outbox` decides what is sent next, `assembler` puts together what came, `post`
+//! has a box for each worker and decides whose letter is next and where it goes: all pure. `hub` is the primary's
+//! end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and `requests` behind it.
+
+mod assembler;
+mod connection;
+mod error;
+mod frame;
+mod hub;
+mod inboxes;
+mod letter;
+mod message;
+mod outbox;
+mod payload;
+mod post;
+mod requests;
+mod worker_end;
+
+pub(crate) use connection::Carried;
+pub use connection::{Connection, Unsent};
+pub use error::MailError;
+pub(crate) use hub::{MailHub, Turn, Wanted};
+pub use inboxes::Inbox;
+pub(crate) use letter::{Back, Class, Kind, Letter, Place};
+pub use message::{Message, ReplyTo, Sender, Target};
+pub use payload::Payload;
+pub(crate) use worker_end::{MailEnd, letter};
+
+/// How much mail there may be. The same for both directions, for each worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MailLimits {
+    /// The largest message in bytes, with its kind; 16 MiB. At most 1 GiB.
+    pub message: usize,
+    /// Bytes that may wait to be sent to one worker, or by one; 32 MiB. A message that finds nothing else waiting is
+    /// always taken.
+    pub queue_bytes: usize,
+    /// Messages that may wait to be sent to one worker, or by one, and in each inbox; 4096. Of answers, twice as many.
+    pub queue_messages: usize,
+}
+
+impl Default for MailLimits {
+    fn default() -> MailLimits {
+        MailLimits { message: 16 << 20, queue_bytes: 32 << 20, queue_messages: 4096 }
+    }
+}
+
+impl MailLimits {
+    /// With another size of the largest message, in bytes: 1 KiB to 1 GiB.
+    #[must_use]
+    pub fn message(mut self, bytes: usize) -> MailLimits {
+        self.message = bytes.clamp(1 << 10, 1 << 30);
+        self
+    }
+
+    /// With other bounds of each queue: so many bytes, and so many messages (at least one).
+    #[must_use]
+    pub fn queue(mut self, bytes: usize, messages: usize) -> MailLimits {
+        self.queue_bytes = bytes;
+        self.queue_messages = messages.max(1);
+        self
+    }
+
+    /// Bytes of a letter that carries the largest message.
+    pub(crate) fn letter(&self) -> usize {
+        self.message + letter::HEAD
+    }
+}

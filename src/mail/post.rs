@@ -1,0 +1,291 @@
+//! A box for each worker, whose letter is next, and where it goes: pure, the time is an argument.
+//!
+//! The boxes take turns, a letter each. Letters between workers are moved on here; who they come from is written by
+//! us, not by the sender. One whose receiver has no room stays in front of its box, whose owner is not read meanwhile:
+//! so a flooder waits for its receiver. But not for one that has taken nothing for a second: then it is lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::outbox::Outbox;
+use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
+use crate::identity::{WorkerId, WorkerTag};
+
+/// How long a letter waits for a receiver that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether a worker serves its slot.
+type Serves<'a> = &'a dyn Fn(WorkerId) -> bool;
+
+/// What one step of the post brought.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// A letter to the primary.
+    Mine(WorkerTag, Letter),
+    /// A letter went from one worker to another, or was lost.
+    Moved,
+    /// Nothing can be done now.
+    Idle,
+}
+
+/// What is under way to and from one worker.
+#[derive(Debug)]
+struct Mailbox {
+    tag: WorkerTag,
+    /// What it sent; only what came with one look, as it is not read until this is empty.
+    inbox: VecDeque<Letter>,
+    out: Outbox,
+    /// It can still be sent something.
+    open: bool,
+    /// Since when its queue has been full, with nothing taken out of it.
+    full_since: Option<Instant>,
+}
+
+/// All boxes.
+#[derive(Debug)]
+pub(super) struct Post {
+    limits: MailLimits,
+    boxes: BTreeMap<WorkerId, Mailbox>,
+    /// Whose turn it is; each box with letters in it, once.
+    turns: VecDeque<WorkerId>,
+    /// Letters wait for a receiver, and nothing else can be done.
+    blocked: bool,
+    lost: u64,
+}
+
+impl Post {
+    pub(super) fn new(limits: MailLimits) -> Post {
+        let (boxes, turns) = (BTreeMap::new(), VecDeque::new());
+        Post { limits, boxes, turns, blocked: false, lost: 0 }
+    }
+
+    pub(super) fn open(&mut self, tag: WorkerTag) {
+        let (out, inbox) = (Outbox::new(self.limits), VecDeque::new());
+        self.boxes.insert(tag.id, Mailbox { tag, inbox, out, open: true, full_since: None });
+    }
+
+    /// Nothing more can be sent to this worker; what it sent is still handled.
+    pub(super) fn close(&mut self, id: WorkerId) {
+        if let Some(mailbox) = self.boxes.get_mut(&id) {
+            mailbox.open = false;
+            mailbox.out = Outbox::new(self.limits);
+            if mailbox.inbox.is_empty() {
+                self.boxes.remove(&id);
+            }
+        }
+    }
+
+    /// Nothing that this worker sent is handled any more.
+    pub(super) fn condemn(&mut self, id: WorkerId) {
+        self.boxes.remove(&id);
+        self.turns.retain(|turn| *turn != id);
+    }
+
+    /// What this worker is to be sent.
+    pub(super) fn outbox(&mut self, id: WorkerId) -> Option<&mut Outbox> {
+        self.boxes.get_mut(&id).map(|mailbox| &mut mailbox.out)
+    }
+
+    pub(super) fn has_outgoing(&self, id: WorkerId) -> bool {
+        self.boxes.get(&id).is_some_and(|mailbox| !mailbox.out.is_empty())
+    }
+
+    /// This worker has taken something.
+    pub(super) fn taken(&mut self, id: WorkerId) {
+        if let Some(mailbox) = self.boxes.get_mut(&id) {
+            mailbox.full_since = None;
+        }
+    }
+
+    /// Whether all that this worker sent so far is handled.
+    pub(super) fn may_read(&self, id: WorkerId) -> bool {
+        self.boxes.get(&id).is_some_and(|mailbox| mailbox.inbox.is_empty())
+    }
+
+    /// Whether there is something that `next` could do at once.
+    pub(super) fn has_turns(&self) -> bool {
+        !self.turns.is_empty() && !self.blocked
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// How many messages had no receiver so far, or one that took nothing.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// What this worker sent.
+    pub(super) fn come(&mut self, id: WorkerId, letters: VecDeque<Letter>) {
+        let Some(mailbox) = self.boxes.get_mut(&id) else { return };
+        if mailbox.inbox.is_empty() && !letters.is_empty() {
+            self.turns.push_back(id);
+        }
+        mailbox.inbox.extend(letters);
+        self.blocked = false;
+    }
+
+    /// Goes on with the next letter.
+    pub(super) fn next(&mut self, now: Instant, serves: Serves<'_>) -> Turn {
+        for _ in 0..self.turns.len() {
+            let Some(id) = self.turns.pop_front() else { break };
+            let Some(mailbox) = self.boxes.get_mut(&id) else { continue };
+            let Some(letter) = mailbox.inbox.pop_front() else { continue };
+            let tag = mailbox.tag;
+            let waits = match letter.place {
+                Place::Primary => {
+                    self.end_turn(id);
+                    return Turn::Mine(tag, letter);
+                }
+                _ => self.route(id, letter, now, serves).err(),
+            };
+            let Some(letter) = waits else {
+                self.end_turn(id);
+                return Turn::Moved;
+            };
+            if let Some(mailbox) = self.boxes.get_mut(&id) {
+                mailbox.inbox.push_front(letter);
+            }
+            self.turns.push_back(id);
+        }
+        self.blocked = !self.turns.is_empty();
+        Turn::Idle
+    }
+
+    fn end_turn(&mut self, id: WorkerId) {
+        let Some(mailbox) = self.boxes.get(&id) else { return };
+        match (mailbox.inbox.is_empty(), mailbox.open) {
+            (false, _) => self.turns.push_back(id),
+            (true, false) => drop(self.boxes.remove(&id)),
+            (true, true) => {}
+        }
+    }
+
+    /// Moves a letter on; it comes back if it has to wait.
+    fn route(
+        &mut self,
+        from: WorkerId,
+        mut letter: Letter,
+        now: Instant,
+        serves: Serves<'_>,
+    ) -> Result<(), Letter> {
+        if letter.place == Place::Everybody {
+            return self.route_to_all(from, letter, now);
+        }
+        let Some(to) = self.find(letter.place, serves) else {
+            self.lose(from, &letter, "there is no such worker");
+            return Ok(());
+        };
+        let Some(mailbox) = self.boxes.get_mut(&to) else { return Ok(()) };
+        if let Err(e) = mailbox.out.check(&letter) {
+            if e == MailError::Full && mailbox.is_waited_for(now) {
+                return Err(letter);
+            }
+            self.lose(from, &letter, "the receiver does not read");
+            return Ok(());
+        }
+        letter.place = Place::Worker(from);
+        let _ = mailbox.out.push(letter);
+        Ok(())
+    }
+
+    fn route_to_all(&mut self, from: WorkerId, letter: Letter, now: Instant) -> Result<(), Letter> {
+        let others = |id: &WorkerId, mailbox: &Mailbox| *id != from && mailbox.open;
+        // All at once or none yet, so that nobody gets it twice.
+        for (id, mailbox) in &mut self.boxes {
+            if others(id, mailbox)
+                && mailbox.out.check(&letter) == Err(MailError::Full)
+                && mailbox.is_waited_for(now)
+            {
+                return Err(letter);
+            }
+        }
+        for (id, mailbox) in &mut self.boxes {
+            let copy = Letter { place: Place::Worker(from), ..letter.copy() };
+            if others(id, mailbox) && mailbox.out.push(copy).is_err() {
+                self.lost += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// The worker with the newest id of those at this place that serve, or else of those that do not.
+    fn find(&self, place: Place, serves: Serves<'_>) -> Option<WorkerId> {
+        let open = self.boxes.values().filter(|mailbox| mailbox.open);
+        let here = open.filter(|mailbox| match place {
+            Place::Slot(slot) => mailbox.tag.slot == slot,
+            Place::Worker(id) => mailbox.tag.id == id,
+            Place::Primary | Place::Everybody => false,
+        });
+        here.map(|mailbox| mailbox.tag.id).max_by_key(|id| (serves(*id), *id))
+    }
+
+    /// Says so to those who ask.
+    fn lose(&mut self, from: WorkerId, letter: &Letter, why: &'static str) {
+        self.lost += 1;
+        if letter.class == Class::Request {
+            let (to, id, kind) = (Sender::Worker(from), letter.id, letter.kind.clone());
+            let why = Bytes::from_static(why.as_bytes());
+            let _ = self.reply(&ReplyTo { to, id, kind }, Class::Refusal, why);
+        }
+    }
+
+    /// Sends something of the primary's; on an error it comes back.
+    pub(super) fn send(
+        &mut self,
+        to: Place,
+        letter: Letter,
+        serves: Serves<'_>,
+    ) -> Result<(), Back> {
+        let nobody = |letter| {
+            let who = match to {
+                Place::Slot(slot) => format!("at slot {slot}"),
+                Place::Worker(id) => format!("number {id}"),
+                Place::Primary | Place::Everybody => "the primary".to_string(),
+            };
+            Err(Box::new((MailError::NoSuchWorker(who), letter)))
+        };
+        let Some(id) = self.find(to, serves) else { return nobody(letter) };
+        let Some(mailbox) = self.boxes.get_mut(&id) else { return nobody(letter) };
+        mailbox.out.push(letter)
+    }
+
+    pub(super) fn reply(
+        &mut self,
+        to: &ReplyTo,
+        class: Class,
+        payload: Bytes,
+    ) -> Result<(), MailError> {
+        let mut letter = to.letter(class, payload);
+        let place = std::mem::replace(&mut letter.place, Place::Primary);
+        self.send(place, letter, &|_| true).map_err(|back| back.0)
+    }
+
+    /// To how many workers it goes, and to how many it does not as their queues are full.
+    pub(super) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MailError> {
+        let (mut sent, mut missed) = (0, 0);
+        for mailbox in self.boxes.values_mut().filter(|mailbox| mailbox.open) {
+            match mailbox.out.push(Letter { carried: Carried::Nothing, ..letter.copy() }) {
+                Ok(()) => sent += 1,
+                Err(back) if back.0 == MailError::Full => missed += 1,
+                Err(back) => return Err(back.0),
+            }
+        }
+        self.lost += missed as u64;
+        Ok((sent, missed))
+    }
+}
+
+impl Mailbox {
+    /// Its queue is full: whether that may pass soon.
+    fn is_waited_for(&mut self, now: Instant) -> bool {
+        now < *self.full_since.get_or_insert(now) + PATIENCE
+    }
+}
+
+#[cfg(test)]
+#[path = "post_tests.rs"]
+mod tests;

@@ -1,0 +1,77 @@
+//! Messages and connections as the application's functions in the primary send them.
+
+use super::PrimaryHandle;
+use crate::mail::{Back, Letter, letter};
+use crate::mail::{Carried, Class, Connection, MailError, Payload, Place, ReplyTo, Target, Unsent};
+
+/// Messages. Nothing here waits: what cannot be done at once is an error.
+impl PrimaryHandle<'_> {
+    /// Sends a message to one worker.
+    ///
+    /// # Errors
+    /// [`MailError::Full`] if the worker has not read what waits for it, and the others as they say. Whether it arrives
+    /// is another matter: a worker can end before it reads.
+    pub fn send(
+        &mut self,
+        to: impl Into<Target>,
+        kind: &str,
+        payload: impl Payload,
+    ) -> Result<(), MailError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.post(to.into(), letter).map_err(|back| back.0)
+    }
+
+    /// Sends a message to every worker, also to those that boot or drain; returns to how many. Those whose queue is
+    /// full do not get it, which is counted and logged.
+    ///
+    /// # Errors
+    /// Nobody gets it: it is too large, its kind is no kind, or it cannot be encoded.
+    pub fn broadcast(&mut self, kind: &str, payload: impl Payload) -> Result<usize, MailError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.primary.mail.hub.broadcast(&letter).map(|(sent, _)| sent)
+    }
+
+    /// Answers a request, now or in a later call.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`]. That nobody waits any more is no error, as nobody knows.
+    pub fn reply(&mut self, to: &ReplyTo, payload: impl Payload) -> Result<(), MailError> {
+        self.primary.mail.hub.reply(to, Class::Reply, payload.into_payload()?)
+    }
+
+    /// Tells who asked that there will be no answer, and why.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::reply`].
+    pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MailError> {
+        self.primary.mail.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
+    }
+
+    /// Sends a connection with a message. It is closed here once the kernel has it; to keep it, send a clone.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`], with the connection.
+    pub fn send_connection(
+        &mut self,
+        to: impl Into<Target>,
+        kind: &str,
+        payload: impl Payload,
+        connection: impl Into<Connection>,
+    ) -> Result<(), Unsent> {
+        let connection = connection.into();
+        let letter = match payload
+            .into_payload()
+            .and_then(|payload| letter(Place::Primary, kind, payload, Carried::Nothing))
+        {
+            Ok(letter) => letter,
+            Err(error) => return Err(Unsent::early(error, connection)),
+        };
+        let letter = Letter { carried: Carried::Here(connection.0), ..letter };
+        self.post(to.into(), letter).map_err(|back| Unsent::new(*back))
+    }
+
+    fn post(&mut self, to: Target, letter: Letter) -> Result<(), Back> {
+        let supervisor = &self.primary.supervisor;
+        self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.serves(id))
+    }
+}

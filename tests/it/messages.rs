@@ -1,0 +1,180 @@
+//! Messages and connections that travel between the primary and its workers, in a real cluster.
+
+use std::collections::BTreeMap;
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Client, Server, wait};
+
+/// What one of them says to one request.
+#[track_caller]
+fn say(server: &Server, path: &str) -> String {
+    server.get(path).text().to_string()
+}
+
+/// A kept connection to the worker at each slot.
+fn clients(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
+    let mut found = BTreeMap::new();
+    wait::until("a connection to each worker", || {
+        let mut client = server.connect();
+        let slot = client.get("/slot").expect("answer").text().to_string();
+        let slot = slot.split(' ').next().expect("slot").parse().expect("number");
+        found.entry(slot).or_insert(client);
+        found.len() == workers
+    });
+    found
+}
+
+#[track_caller]
+fn ask(client: &mut Client, path: &str) -> String {
+    client.get(path).unwrap_or_else(|e| panic!("GET {path}: {e:?}")).text().to_string()
+}
+
+fn wait_notes(server: &Server, wanted: &[&str]) {
+    wait::until(&format!("the notes {wanted:?}"), || {
+        let mut notes: Vec<_> = say(server, "/notes").split(", ").map(str::to_string).collect();
+        notes.sort_unstable();
+        notes == wanted
+    });
+}
+
+#[test]
+fn messages_go_to_the_primary_and_answers_come_back() {
+    let server = Builder::program("mails").workers(2).start();
+    let mut at = clients(&server, 2);
+    for (slot, client) in &mut at {
+        assert_eq!(ask(client, &format!("/note/hello-{slot}")), "done");
+    }
+    wait_notes(&server, &["0: hello-0", "1: hello-1"]);
+    for size in [0, 1, 32_000, 33_000, 800_000, (1 << 20)] {
+        assert_eq!(say(&server, &format!("/echo/{size}")), "same: true");
+    }
+    drop(at);
+    server.stop();
+}
+
+#[test]
+fn messages_go_from_worker_to_worker_by_slot_and_by_id() {
+    let server = Builder::program("mails").workers(2).start();
+    let mut at = clients(&server, 2);
+    let id_of = |client: &mut Client| ask(client, "/slot").split(' ').nth(1).map(str::to_string);
+    let ids = [0, 1].map(|slot| id_of(at.get_mut(&slot).expect("slot")).expect("id"));
+    let zero = at.get_mut(&0).expect("slot 0");
+    assert_eq!(ask(zero, "/to/slot/1/by-slot"), "done");
+    assert_eq!(ask(zero, &format!("/to/id/{}/by-id", ids[1])), "done");
+    let one = format!("1: by-id from worker {}", ids[0]);
+    let other = format!("1: by-slot from worker {}", ids[0]);
+    wait_notes(&server, &[&one, &other]);
+    // And are asked and answer, also themselves.
+    for slot in [0, 1] {
+        let said = ask(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
+        assert_eq!(said, format!("{slot} {}", ids[slot]));
+    }
+    let said = say(&server, "/who/7");
+    assert_eq!(said, "a request was refused: there is no such worker");
+    drop(at);
+    server.stop();
+}
+
+#[test]
+fn a_broadcast_reaches_all_eight_workers_once() {
+    let server = Builder::program("mails").workers(8).start();
+    assert_eq!(say(&server, "/shout"), "8");
+    let wanted = [0, 1, 2, 3, 4, 5, 6, 7].map(|slot| format!("{slot}: news from the primary"));
+    wait_notes(&server, &wanted.each_ref().map(String::as_str));
+    // From a worker: to the other seven.
+    assert_eq!(say(&server, "/broadcast/direct"), "done");
+    wait::until("seven more notes", || {
+        say(&server, "/notes").matches("hello from worker").count() == 7
+    });
+    server.stop();
+}
+
+#[test]
+fn an_answer_that_comes_late_is_thrown_away() {
+    let server = Builder::program("mails").workers(1).start();
+    let late = "a request of kind \"late\" was not answered in time";
+    assert_eq!(say(&server, "/late"), late);
+    assert_eq!(say(&server, "/late-count"), "0");
+    // This one makes the primary answer the first one, and is not answered by that.
+    assert_eq!(say(&server, "/late"), late);
+    assert_eq!(say(&server, "/late-count"), "1");
+    assert_eq!(say(&server, "/echo/5"), "same: true");
+    server.stop();
+}
+
+#[test]
+fn a_full_queue_says_so_and_is_emptied() {
+    let server = Builder::program("mails").workers(1).start();
+    assert_eq!(say(&server, "/full"), "64, then Full");
+    let large =
+        "cannot send a message of 2097152 bytes: at most 1048576 are allowed (MailLimits::message)";
+    assert_eq!(say(&server, "/too-large"), large);
+    assert_eq!(say(&server, "/echo/5"), "same: true");
+    server.stop();
+}
+
+#[test]
+fn a_connection_travels_both_ways_with_a_large_message() {
+    let server = Builder::program("mails").workers(2).start();
+    let mut at = clients(&server, 2);
+    for size in [0, 10, 800_000] {
+        for (slot, client) in &mut at {
+            let back = format!("1 x {size} {size} {slot}");
+            assert_eq!(ask(client, &format!("/travel/{size}")), back);
+        }
+    }
+    // One that nobody takes is closed: the other end sees its end.
+    assert_eq!(ask(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
+    drop(at);
+    server.stop();
+}
+
+#[test]
+fn workers_send_each_other_connections_at_the_same_time_and_none_waits_for_ever() {
+    let server = Builder::program("mails").workers(2).start();
+    let mut at = clients(&server, 2);
+    for (slot, client) in &mut at {
+        let path = format!("/cross/{}/100", 1 - slot);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("sent");
+    }
+    for (slot, client) in &mut at {
+        let text = client.read().expect("answer").text().to_string();
+        assert_eq!(text, format!("100 x 100000 100000 {}", 1 - slot));
+    }
+    drop(at);
+    server.stop();
+}
+
+#[test]
+fn a_draining_worker_still_has_its_mail() {
+    let server = Builder::program("mails").workers(2).start();
+    let mut at = clients(&server, 2);
+    for client in at.values_mut() {
+        client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+    }
+    server.wait_log_times(" says holding", 2);
+    server.signal(Signal::SIGHUP);
+    for client in at.values_mut() {
+        assert_eq!(client.read().expect("answer").text(), "done");
+    }
+    server.wait_log_times(" says bye", 2);
+    server.stop();
+}
+
+#[test]
+fn an_upgrade_ends_the_mail_of_old_workers_and_new_ones_have_theirs() {
+    let server = Builder::program("mails").workers(1).copied().start();
+    let mut client = server.connect();
+    client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+    server.wait_log("all 1 workers serve");
+    server.signal(Signal::SIGUSR2);
+    let text = client.read().expect("answer").text().to_string();
+    assert_eq!(text, "cannot send a message: the other end is gone");
+    server.wait_log(", took over 1 worker");
+    server.wait_log_times(" ready after ", 2);
+    drop(client);
+    wait::until("mail of the new worker", || say(&server, "/echo/5") == "same: true");
+    server.stop();
+}
