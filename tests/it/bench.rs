@@ -67,7 +67,7 @@ fn by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
 
 #[test]
 fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
-    for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "2", "--pipeline", "4"]] {
+    for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "8", "--pipeline", "4"]] {
         let server = Server::builder().control().start();
         let url = url(&server, "/");
         let report = report(&[&["--duration", "500ms", "--warm-up", "0", &url], more].concat(), 0);
