@@ -37,7 +37,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Model, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;

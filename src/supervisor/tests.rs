@@ -36,6 +36,7 @@ fn policy(workers: u32) -> Policy {
         max_lifetime: None,
         stall_warn: None,
         stall_timeout: None,
+        most_workers: crate::config::Workers::MAX,
         socket_per_slot: false,
     }
 }
