@@ -18,8 +18,8 @@ pub(crate) struct Seed {
     pub(crate) listeners: Vec<Listener>,
     /// Its end of the channel to the primary.
     pub(crate) channel: OwnedFd,
-    /// The one page it can write.
-    pub(crate) row: OwnRow,
+    /// The pages that it alone can write, one for each of its threads that needs its own; at least one.
+    pub(crate) rows: Vec<OwnRow>,
     /// All pages, to read.
     pub(crate) board: Reader,
     /// The configuration it was forked under.

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::queue::{QueueStatus, QueueWait};
+use super::threads::ThreadStatus;
 use crate::identity::WorkerId;
 use crate::scoreboard::{BUCKETS, Counters, InFlight, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
@@ -55,6 +56,9 @@ pub struct PrimaryStatus {
     /// The dispatch policy in force: `shared`, `reuseport`, ... Empty if the primary does not say.
     #[serde(default)]
     pub dispatch: String,
+    /// The concurrency model in force: `prefork`, `threads`, ... Empty if the primary does not say.
+    #[serde(default)]
+    pub model: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
 }
@@ -92,12 +96,16 @@ pub struct WorkerStatus {
     pub counters: Counters,
     /// The requests it is answering, oldest first; not always all of them.
     pub serving: Vec<InFlight>,
+    /// Its threads, where each has an event loop of its own (`thread-per-core`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<ThreadStatus>,
 }
 
 /// What the primary has to say of itself.
 pub(crate) struct Around {
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
+    pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
@@ -105,12 +113,12 @@ pub(crate) struct Around {
 
 impl Status {
     /// Puts together what is known with what is only written somewhere. `figures` reads a worker's row, found
-    /// by the primary's own memory; nothing in it is more than a number to show.
+    /// by the primary's own memory, one for each thread; nothing in it is more than a number to show.
     pub(crate) fn of(
         view: &View,
         around: Around,
         now: Instant,
-        figures: impl Fn(WorkerId) -> Option<WorkerSnapshot>,
+        figures: impl Fn(WorkerId) -> Vec<WorkerSnapshot>,
     ) -> Status {
         let mut room = LISTED;
         let workers = view.members.iter().map(|member| {
@@ -128,6 +136,7 @@ impl Status {
             generation: view.generation.0,
             workers_wanted: view.wanted,
             dispatch: around.dispatch.to_string(),
+            model: around.model.to_string(),
             restarts: view.restarts,
         };
         let totals = around.totals.at_most(LARGEST);
@@ -138,7 +147,7 @@ impl Status {
 }
 
 impl WorkerStatus {
-    fn of(member: &MemberView, now: Instant, figures: Option<WorkerSnapshot>) -> WorkerStatus {
+    fn of(member: &MemberView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
         let tag = member.tag;
         let mut worker = WorkerStatus {
             id: tag.id.0,
@@ -154,8 +163,9 @@ impl WorkerStatus {
             active: 0,
             counters: Counters::default(),
             serving: Vec::new(),
+            threads: ThreadStatus::of(&figures),
         };
-        if let Some(figures) = figures {
+        if let Some(figures) = WorkerSnapshot::of_all(figures) {
             worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
             worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
             worker.queue_wait = figures.queue_wait.map(|n| n.min(LARGEST));
@@ -198,6 +208,7 @@ pub(super) mod tests {
             slot: u64::MAX,
             generation: u64::MAX,
             pid: 1,
+            thread: 0,
             state: "serving",
             started_ms: u64::MAX,
             beat_age_ms: u64::MAX,
@@ -216,11 +227,12 @@ pub(super) mod tests {
         let around = Around {
             started: Instant::now(),
             dispatch: "shared",
+            model: "prefork",
             listeners: vec![],
             queues: vec![],
             totals,
         };
-        let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
+        let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
         assert_eq!(worker.state, "booting");

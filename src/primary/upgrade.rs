@@ -11,7 +11,7 @@ use crate::config::{Config, Policy};
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::ipc::PrimaryEnd;
-use crate::scoreboard::RowIndex;
+use crate::scoreboard::{RowIndex, Rows};
 use crate::supervisor::{Adopted, AdoptedMember, Event, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
@@ -86,7 +86,7 @@ impl Primary {
         let serving = |id| known(id).is_some_and(|member| member.serving);
         let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
         let workers = self.children.iter().map(|(id, child)| {
-            let RowIndex::Own(row) = child.row else {
+            let RowIndex::Own(rows) = child.row else {
                 return Err(Error::config(
                     "workers of the image before this one are still finishing; try again when they are gone",
                 ));
@@ -96,7 +96,8 @@ impl Primary {
                 slot: child.tag.slot.0,
                 generation: child.tag.generation.0,
                 pid: child.pid,
-                row,
+                row: rows.first,
+                rows: rows.count,
                 channel_fd: child.channel.as_ref().map(sys::exec::number),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
@@ -148,7 +149,7 @@ impl Primary {
                 .map(sys::fd::adopt)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
-            let row = RowIndex::Inherited(worker.row);
+            let row = RowIndex::Inherited(Rows { first: worker.row, count: worker.rows });
             let channel = channel.map(PrimaryEnd::new);
             let child = Child::new(tag(worker), worker.pid, channel, row);
             self.children.insert(WorkerId(worker.id), child);
