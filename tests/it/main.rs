@@ -28,6 +28,7 @@ mod http;
 mod library;
 mod limits;
 mod log_file;
+mod models;
 mod orphan;
 mod pid_file;
 mod queue;
