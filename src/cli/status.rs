@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::logger::one_line;
+use crate::Model;
 use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
 use crate::span::Span;
-use crate::Model;
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -51,8 +51,9 @@ pub(super) fn table(status: &Status) -> String {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
     text.push('\n');
-    let rows: Vec<[String; 11]> =
-        std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().flat_map(rows)).collect();
+    let rows: Vec<[String; 11]> = std::iter::once(HEAD.map(str::to_string))
+        .chain(status.workers.iter().flat_map(rows))
+        .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
     for row in &rows {

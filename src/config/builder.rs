@@ -171,11 +171,9 @@ mod tests {
     #[test]
     fn threads_are_counted_by_workers_and_the_process_is_one() {
         let four = Workers::count(4).expect("four");
-        for (model, processes, threads, rows) in [
-            (Model::Prefork, 4, 1, 1),
-            (Model::Threads, 1, 4, 1),
-            (Model::ThreadPerCore, 1, 4, 4),
-        ] {
+        for (model, processes, threads, rows) in
+            [(Model::Prefork, 4, 1, 1), (Model::Threads, 1, 4, 1), (Model::ThreadPerCore, 1, 4, 4)]
+        {
             let config = Config::builder().model(model).workers(four).build().expect("fits");
             assert_eq!(config.policy().workers, processes, "{model}");
             assert_eq!((config.threads(), config.rows()), (threads, rows), "{model}");

@@ -16,15 +16,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
-use crate::ipc::{
-    HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd,
-};
+use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::listener::Listener;
 use crate::scoreboard::{OwnRow, Reader, ThreadRow};
 use crate::seed::Seed;
@@ -35,7 +33,7 @@ use crate::worker::{self, App};
 const STACK: usize = 8 << 20;
 
 /// How long a connection on its way out waits for room in the channel to the primary.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a thread is born with: a seed that can cross to it.
 struct Part {
@@ -55,6 +53,8 @@ struct Member {
     /// Hears what it says.
     ear: RefCell<Option<JoinHandle<()>>>,
     row: ThreadRow,
+    /// Held while a word of it is being passed on, so that who waits for this has waited for its last word.
+    hearing: Mutex<()>,
 }
 
 /// What the relay's tasks share.
@@ -114,7 +114,12 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
         let ear = ours.try_clone().and_then(sys::readiness::readable);
         ears.push(ear.map_err(|e| Error::system("register the channel of a thread", e))?);
         let end = RefCell::new(Some(PrimaryEnd::new(ours)));
-        members.push(Member { end, ear: RefCell::default(), row: row.of_thread() });
+        members.push(Member {
+            end,
+            ear: RefCell::default(),
+            row: row.of_thread(),
+            hearing: Mutex::new(()),
+        });
         let part = Part {
             tag,
             listeners,
@@ -141,9 +146,11 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
         let Some((number, code)) = ended.recv().await else { break };
         relay.members[number].row.left();
         (left, worst) = (left + 1, worst.max(code));
+        // Its last words, connections among them, may still be in its channel.
+        relay.hear(number).await;
+        // Nothing is given to it any more.
+        relay.members[number].end.take();
         if code != exit::OK && relay.ready.get() < relay.members.len() {
-            // What it had to say has been said, or is in its channel.
-            relay.hear(number).await;
             return Ok(code);
         }
         if !relay.leaving.get() {
@@ -221,6 +228,7 @@ async fn listen(relay: Rc<Relay>, number: usize, ear: tokio::io::unix::AsyncFd<O
 impl Relay {
     /// All that a thread has said so far; `false` at the end of its channel.
     async fn hear(&self, number: usize) -> bool {
+        let _one_at_a_time = self.members[number].hearing.lock().await;
         loop {
             let heard = match &*self.members[number].end.borrow() {
                 Some(end) => end.hear(),
@@ -300,8 +308,7 @@ impl Relay {
     async fn send_away(&self, number: usize, fd: &OwnedFd, unread: Unread) {
         let word = ToPrimary::Travel(unread.clone());
         let sent = tokio::time::timeout(PATIENCE, self.channel.send_with(&word, fd.as_fd())).await;
-        if !matches!(sent, Ok(Ok(())))
-            && !self.members[number].takes(&ToWorker::Arrive(unread), fd)
+        if !matches!(sent, Ok(Ok(()))) && !self.members[number].takes(&ToWorker::Arrive(unread), fd)
         {
             log::error!("{} lost a connection: the primary does not take it", self.tag);
         }

@@ -197,7 +197,11 @@ impl Meter {
     }
 
     fn add(&self, word: Word, n: usize) {
-        if self.shared { word.add_shared(self.page, n as u64) } else { word.add(self.page, n as u64) }
+        if self.shared {
+            word.add_shared(self.page, n as u64)
+        } else {
+            word.add(self.page, n as u64)
+        }
     }
 
     /// The time of the last beat, in milliseconds on the monotonic clock: good to a tenth of a second, and

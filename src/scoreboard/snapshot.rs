@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::buckets::BUCKETS;
 use super::counters::Counters;
 use super::inflight;
-use super::row::WorkerState;
 use super::layout::{
     ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
     STARTED, STATE, THREAD, WANTED, Word,
 };
+use super::row::WorkerState;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -110,7 +110,8 @@ pub(crate) struct Glance {
 impl Glance {
     /// Over all threads of a worker: the beat and the request are those of the one that has not turned for longest.
     pub(super) fn of(pages: impl Iterator<Item = &'static Page> + Clone) -> Glance {
-        let sum = |word: Word| pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page)));
+        let sum =
+            |word: Word| pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page)));
         let here = pages.clone().filter(|page| STATE.load(page) != WorkerState::Left as u64);
         let slowest = here.min_by_key(|page| BEAT.load(page)).or_else(|| pages.clone().next());
         let slowest = slowest.map(Glance::read).unwrap_or_default();
@@ -187,7 +188,8 @@ impl WorkerSnapshot {
             }
             for bucket in 0..BUCKETS {
                 all.loop_lag[bucket] = all.loop_lag[bucket].wrapping_add(one.loop_lag[bucket]);
-                all.queue_wait[bucket] = all.queue_wait[bucket].wrapping_add(one.queue_wait[bucket]);
+                all.queue_wait[bucket] =
+                    all.queue_wait[bucket].wrapping_add(one.queue_wait[bucket]);
             }
             all.connections = all.connections.wrapping_add(one.connections);
             all.active = all.active.wrapping_add(one.active);

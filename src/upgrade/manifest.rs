@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn an_image_that_knew_no_slots_is_followed() {
         let mut json = serde_json::to_value(manifest()).expect("json");
-        for (list, fields) in [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts", "rows"])]
+        for (list, fields) in
+            [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts", "rows"])]
         {
             for one in json[list].as_array_mut().expect("a list") {
                 fields

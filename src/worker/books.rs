@@ -39,7 +39,6 @@ impl<H: House> Serving<H> {
 }
 
 impl<H: House> Books<H> {
-
     /// What was received last, as it came.
     pub(super) fn recent(&self) -> MutexGuard<'_, Vec<u8>> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)

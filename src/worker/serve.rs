@@ -48,7 +48,9 @@ where
     if first.is_empty() && state.config.http2 {
         first = first_words(&*state, &*entry, &stream).await;
     }
-    while let Some((left, unread)) = serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, stream, first).await {
+    while let Some((left, unread)) =
+        serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, stream, first).await
+    {
         match travel::depart(&state, left, unread).await {
             Departure::Gone => break,
             // It goes on here, as if it had never been thought of.
@@ -61,11 +63,7 @@ where
 
 /// What a client says first, which tells HTTP/2 from HTTP/1. Given up when the worker has other plans with the
 /// connection.
-pub(super) async fn first_words<H: House, W: Seat>(
-    house: &H,
-    seat: &W,
-    stream: &Stream,
-) -> Bytes {
+pub(super) async fn first_words<H: House, W: Seat>(house: &H, seat: &W, stream: &Stream) -> Bytes {
     let mut readable = pin!(stream.readable());
     poll_fn(|cx| {
         seat.watch(cx.waker());
@@ -130,7 +128,8 @@ where
     B: Body<Data = Bytes, Error = BoxError> + 'static,
 {
     let conn = seat.conn();
-    let mut connection = http1_builder(house.config()).serve_connection(io, service).with_upgrades();
+    let mut connection =
+        http1_builder(house.config()).serve_connection(io, service).with_upgrades();
     let mut leaves = false;
     let ending = poll_fn(|cx| {
         let mut outcome = Pin::new(&mut connection).poll(cx);
@@ -175,13 +174,8 @@ fn http1_builder(config: &Config) -> http1::Builder {
     builder
 }
 
-async fn serve_http2<S, B, H, W, X>(
-    house: &H,
-    seat: &W,
-    exec: X,
-    io: TokioIo<Wire>,
-    service: S,
-) where
+async fn serve_http2<S, B, H, W, X>(house: &H, seat: &W, exec: X, io: TokioIo<Wire>, service: S)
+where
     H: House,
     W: Seat,
     X: Http2ServerConnExec<S::Future, B> + Clone + Unpin,

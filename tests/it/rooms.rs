@@ -38,7 +38,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "span",
         ],
     ),
-    ("models", &["error", "config", "seed", "identity", "ipc", "scoreboard", "listener", "sys", "worker"]),
+    (
+        "models",
+        &["error", "config", "seed", "identity", "ipc", "scoreboard", "listener", "sys", "worker"],
+    ),
     (
         "primary",
         &[
