@@ -30,12 +30,13 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                         Around {
                             started: now,
                             dispatch: "shared",
+                            model: "prefork",
                             listeners: vec![],
                             queues: vec![],
                             totals: Counters::default(),
                         },
                         now,
-                        |_| None,
+                        |_| Vec::new(),
                     ))),
                     Request::Events { follow, since } => {
                         server.stream(ticket, follow, since, &ledger, now);

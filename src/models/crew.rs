@@ -10,30 +10,26 @@
 //! leave. A thread that ends before it was told (a bug: panics of handlers are contained) retires the worker.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::JoinHandle;
 
+use super::relay::{self, Member, Relay};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
-use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
+use crate::ipc::{PrimaryEnd, WorkerEnd};
 use crate::listener::Listener;
-use crate::scoreboard::{OwnRow, Reader, ThreadRow};
+use crate::scoreboard::{OwnRow, Reader};
 use crate::seed::Seed;
 use crate::sys;
 use crate::worker::{self, App};
 
 /// As much as the first thread of a process has, as the same handlers run here.
 const STACK: usize = 8 << 20;
-
-/// How long a connection on its way out waits for room in the channel to the primary.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a thread is born with: a seed that can cross to it.
 struct Part {
@@ -44,29 +40,6 @@ struct Part {
     board: Reader,
     config: Config,
     terminate: Arc<AtomicBool>,
-}
-
-/// A thread, as the relay knows it.
-struct Member {
-    /// `None` once it is closed.
-    end: RefCell<Option<PrimaryEnd>>,
-    /// Hears what it says.
-    ear: RefCell<Option<JoinHandle<()>>>,
-    row: ThreadRow,
-    /// Held while a word of it is being passed on, so that who waits for this has waited for its last word.
-    hearing: Mutex<()>,
-}
-
-/// What the relay's tasks share.
-struct Relay {
-    tag: WorkerTag,
-    channel: WorkerEnd,
-    config: Rc<Config>,
-    members: Vec<Member>,
-    /// How many are ready.
-    ready: Cell<usize>,
-    /// The primary has been told that the worker leaves, or has said so itself.
-    leaving: Cell<bool>,
 }
 
 /// Tells the relay how a thread ended, however it did.
@@ -136,10 +109,10 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
     let (ready, leaving) = (Cell::new(0), Cell::new(false));
     let relay = Rc::new(Relay { tag, channel, config, members, ready, leaving });
     for (number, ear) in ears.into_iter().enumerate() {
-        let task = tokio::task::spawn_local(listen(Rc::clone(&relay), number, ear));
+        let task = tokio::task::spawn_local(relay::listen(Rc::clone(&relay), number, ear));
         relay.members[number].ear.replace(Some(task));
     }
-    tokio::task::spawn_local(obey(Rc::clone(&relay)));
+    tokio::task::spawn_local(relay::obey(Rc::clone(&relay)));
     let (mut left, mut worst) = (0, exit::OK);
     while left < relay.members.len() {
         // We hold a sender ourselves, so this does not end.
@@ -178,146 +151,4 @@ fn begin(
     };
     let thread = std::thread::Builder::new().name(format!("loop {number}")).stack_size(STACK);
     thread.spawn(live).map(drop).map_err(|e| Error::system("start a thread of the worker", e))
-}
-
-/// Passes on what the primary wants, to its end.
-async fn obey(relay: Rc<Relay>) {
-    while let Some(order) = relay.channel.hear().await {
-        match order {
-            Order::Word(word @ ToWorker::Drain { .. }) => {
-                relay.leaving.set(true);
-                relay.tell_all(&word);
-            }
-            Order::Word(word @ ToWorker::Released) => relay.tell_all(&word),
-            Order::Take(fd, unread) => relay.place(&fd, unread),
-            Order::Log(file) => {
-                // Standard error is one for all threads.
-                if let Err(e) = sys::fd::replace_stderr(&file) {
-                    log::error!("{} cannot write to the reopened log: {e}", relay.tag);
-                }
-            }
-            // There is one slot, so there is none that somebody else has to serve; refused like any that cannot be.
-            Order::Adopt { slot, .. } | Order::Word(ToWorker::Adopt { slot, .. }) => {
-                relay.say(&ToPrimary::NotAdopted(slot));
-            }
-            Order::Word(ToWorker::GiveBack(_)) => {}
-            // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
-            Order::Word(ToWorker::Arrive(_) | ToWorker::Log) => {}
-        }
-    }
-    // The primary is gone. The threads see the end of their channels, and know what that means.
-    relay.leaving.set(true);
-    for member in &relay.members {
-        member.end.take();
-        if let Some(ear) = member.ear.take() {
-            ear.abort();
-        }
-    }
-}
-
-/// Hears what a thread says, to the end of its channel.
-async fn listen(relay: Rc<Relay>, number: usize, ear: tokio::io::unix::AsyncFd<OwnedFd>) {
-    while let Ok(mut ready) = ear.readable().await {
-        if !relay.hear(number).await {
-            return;
-        }
-        ready.clear_ready();
-    }
-}
-
-impl Relay {
-    /// All that a thread has said so far; `false` at the end of its channel.
-    async fn hear(&self, number: usize) -> bool {
-        let _one_at_a_time = self.members[number].hearing.lock().await;
-        loop {
-            let heard = match &*self.members[number].end.borrow() {
-                Some(end) => end.hear(),
-                None => return false,
-            };
-            match heard {
-                Heard::Word(ToPrimary::Ready) => {
-                    self.ready.set(self.ready.get() + 1);
-                    if self.ready.get() == self.members.len() {
-                        self.say(&ToPrimary::Ready);
-                    }
-                }
-                // It has begun to drain already; the others have not.
-                Heard::Word(ToPrimary::Retiring) => self.retire(),
-                Heard::Word(word) => self.say(&word),
-                Heard::Connection(fd, unread) => self.send_away(number, &fd, unread).await,
-                Heard::LostConnection => {
-                    log::error!("{} lost a connection: no descriptor left", self.tag);
-                }
-                Heard::Nothing => return true,
-                Heard::End => return false,
-                Heard::Garbage(why) => {
-                    log::error!("{} cannot understand its thread {number}: {why}", self.tag);
-                    return false;
-                }
-            }
-        }
-    }
-
-    fn say(&self, word: &ToPrimary) {
-        if let Err(e) = self.channel.send(word) {
-            log::warn!("{} cannot tell the primary: {e}", self.tag);
-        }
-    }
-
-    /// Leaves as a whole, and asks for a replacement.
-    fn retire(&self) {
-        if self.leaving.replace(true) {
-            return;
-        }
-        self.say(&ToPrimary::Retiring);
-        let hand_over = match self.config.hand_over {
-            true => HandOver::WhenOthersServe,
-            false => HandOver::Never,
-        };
-        let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
-        // Not DRAIN as the primary says it, after which no connection comes: RELEASED will say that.
-        self.tell_all(&ToWorker::Drain { grace, linger, closing: false, hand_over });
-    }
-
-    fn tell_all(&self, word: &ToWorker) {
-        for (number, member) in self.members.iter().enumerate() {
-            let told = member.end.borrow().as_ref().map_or(Ok(()), |end| end.send(word));
-            match told {
-                // It has left.
-                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
-                // Its channel is full: it is frozen, and the deadline of the worker will find it.
-                Err(e) => log::warn!("{} cannot tell its thread {number}: {e}", self.tag),
-                Ok(()) => {}
-            }
-        }
-    }
-
-    /// Gives a connection that another worker began to the thread with the fewest, else to any that takes it.
-    fn place(&self, fd: &OwnedFd, unread: Unread) {
-        let now = sys::process::monotonic_ms();
-        let mut takers: Vec<&Member> = self.members.iter().collect();
-        takers.sort_by_key(|member| (!member.row.serves(now), member.row.open()));
-        let word = ToWorker::Arrive(unread);
-        let given = takers.into_iter().any(|taker| taker.takes(&word, fd));
-        if !given {
-            log::error!("{} lost a connection: no thread takes it", self.tag);
-        }
-    }
-
-    /// Sends a connection of a thread to the primary. If that does not take it in time the thread gets it back.
-    async fn send_away(&self, number: usize, fd: &OwnedFd, unread: Unread) {
-        let word = ToPrimary::Travel(unread.clone());
-        let sent = tokio::time::timeout(PATIENCE, self.channel.send_with(&word, fd.as_fd())).await;
-        if !matches!(sent, Ok(Ok(()))) && !self.members[number].takes(&ToWorker::Arrive(unread), fd)
-        {
-            log::error!("{} lost a connection: the primary does not take it", self.tag);
-        }
-    }
-}
-
-impl Member {
-    fn takes(&self, word: &ToWorker, fd: &OwnedFd) -> bool {
-        let end = self.end.borrow();
-        end.as_ref().is_some_and(|end| end.send_with(word, fd.as_fd()).is_ok())
-    }
 }

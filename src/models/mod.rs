@@ -11,6 +11,7 @@
 //! and upgrade need not know of it.
 
 mod crew;
+mod relay;
 
 use std::rc::Rc;
 

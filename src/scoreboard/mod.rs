@@ -177,11 +177,10 @@ impl Scoreboard {
             RowIndex::Own(rows) => (Some(self.readable), rows),
             RowIndex::Inherited(rows) => (self.inherited, rows),
         };
-        let known = pages.into_iter().flat_map(move |pages| {
+        pages.into_iter().flat_map(move |pages| {
             let there = rows.indices().take_while(move |row| *row < pages.count());
             there.map(move |row| pages.page(row))
-        });
-        known
+        })
     }
 
     /// Publishes figures that only the primary knows, for all to see.

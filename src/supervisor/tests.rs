@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::sim::{Binary, Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
 use super::{Action, Asker, Cause, Event, Intent, Limit, Notice, Outcome, Phase, Scale, Vitals};
-use crate::config::Policy;
+use crate::config::{Policy, Workers};
 use crate::identity::{Generation, WorkerId, WorkerTag};
 
 fn policy(workers: u32) -> Policy {
@@ -36,7 +36,7 @@ fn policy(workers: u32) -> Policy {
         max_lifetime: None,
         stall_warn: None,
         stall_timeout: None,
-        most_workers: crate::config::Workers::MAX,
+        most_workers: Workers::MAX,
         socket_per_slot: false,
     }
 }
@@ -148,7 +148,6 @@ fn a_second_stop_is_stop_now() {
     let by = "SIGTERM, the second request".to_string();
     let now = Notice::StoppingNow { by, workers: 1 };
     assert_eq!(world.times(&Action::Report(now)), [ms(1_100)]);
-    // A third changes nothing.
     world.ask(Intent::Stop);
     world.ask(Intent::StopNow);
     world.drive();

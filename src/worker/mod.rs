@@ -20,6 +20,7 @@ mod line;
 mod manners;
 mod registry;
 mod serve;
+mod shared;
 mod state;
 mod stream;
 mod threads;
@@ -48,9 +49,9 @@ pub use handle::Worker;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
+pub use shared::SharedWorker;
 use state::State;
 pub use stream::Stream;
-pub use threads::SharedWorker;
 pub(crate) use threads::threads_app;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;

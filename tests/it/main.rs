@@ -29,6 +29,7 @@ mod library;
 mod limits;
 mod log_file;
 mod models;
+mod models_differ;
 mod orphan;
 mod pid_file;
 mod queue;
