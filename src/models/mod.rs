@@ -36,6 +36,11 @@ impl Made {
         match (self, model) {
             (Made::ForThreads, Model::Threads) => {
                 // A socket is in the epoll instance of one runtime, and a request on any of its threads.
+                if config.hand_over {
+                    log::info!(
+                        "hand-over is off: model = threads closes connections when it is replaced"
+                    );
+                }
                 config.hand_over = false;
                 Ok(config)
             }
