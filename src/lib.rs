@@ -20,6 +20,7 @@ mod identity;
 mod ipc;
 mod listener;
 mod log_file;
+mod models;
 mod pid_file;
 pub mod pool;
 mod primary;
@@ -39,7 +40,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Model, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
@@ -50,4 +51,4 @@ pub use shared::{
     SharedHistogram,
 };
 pub use supervisor::Limit;
-pub use worker::{BoxError, Stream, Worker};
+pub use worker::{BoxError, SharedWorker, Stream, Worker};

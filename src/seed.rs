@@ -21,8 +21,8 @@ pub(crate) struct Seed {
     pub(crate) channel: OwnedFd,
     /// Where new connections come from, if the primary accepts them.
     pub(crate) queue: Option<OwnedFd>,
-    /// The one page it can write.
-    pub(crate) row: OwnRow,
+    /// The pages that it alone can write, one for each of its threads that needs its own; at least one.
+    pub(crate) rows: Vec<OwnRow>,
     /// Where it counts connections for whatever chooses among the slots.
     pub(crate) meter: SlotMeter,
     /// All pages, to read.

@@ -33,6 +33,8 @@ mod least_conn;
 mod library;
 mod limits;
 mod log_file;
+mod models;
+mod models_differ;
 mod orphan;
 mod pid_file;
 mod pool;

@@ -41,6 +41,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "models",
+        &[
+            "error",
+            "config",
+            "seed",
+            "identity",
+            "ipc",
+            "scoreboard",
+            "steering",
+            "listener",
+            "sys",
+            "worker",
+        ],
+    ),
+    (
         "primary",
         &[
             "error",
@@ -70,6 +85,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "listener",
             "primary",
             "worker",
+            "models",
             "supervisor",
             "sys",
             "control",
@@ -142,7 +158,7 @@ fn only_main_imports_the_command_line() {
 #[test]
 fn tokio_and_hyper_stay_where_requests_are_served() {
     let may = |file: &File| {
-        ["worker", "pool", "probe", "cluster", "app"].contains(&file.room())
+        ["worker", "models", "pool", "probe", "cluster", "app"].contains(&file.room())
             || ["src/ipc/worker_end.rs", "src/sys/readiness.rs", "src/lib.rs"]
                 .contains(&file.name.as_str())
             || file.room() == "cli"
