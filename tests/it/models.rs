@@ -14,7 +14,7 @@ const COUNT: usize = 2;
 
 /// `test` under each model, on a server with these arguments.
 #[track_caller]
-fn under_each(args: &[&str], test: impl Fn(&str, Server)) {
+pub fn under_each(args: &[&str], test: impl Fn(&str, Server)) {
     for model in MODELS {
         // Shown if the test fails.
         println!("model {model}");
