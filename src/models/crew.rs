@@ -3,8 +3,8 @@
 //!
 //! The process has one channel to the primary and the threads want one each. So the first thread serves nobody: it
 //! is the *relay*. It sends every order on to all threads, and what they say to the primary; READY when all have
-//! said it, RETIRING when the first does. A thread that blocks blocks no other, nor the relay: its beat stops, by
-//! which the primary notices it and names its request.
+//! said it, RETIRING or DISCONNECTING when the first does, ONLINE by itself. A thread that blocks blocks no
+//! other, nor the relay: its beat stops, by which the primary notices it and names its request.
 //!
 //! The end of the primary is passed on, too: the relay closes the channels of the threads, which then finish and
 //! leave. A thread that ends before it was told (a bug: panics of handlers are contained) retires the worker.
