@@ -17,6 +17,7 @@ use crate::identity::{Slot, WorkerTag};
 use crate::listener::ListenerSet;
 use crate::log_file;
 use crate::mail::{MailLimits, Message};
+use crate::models::{self, Made};
 use crate::pid_file::PidFile;
 use crate::primary::{
     self, Application, ClusterEvent, Files, Hooks, Mail, Primary, PrimaryHandle, Reread, Restart,
@@ -26,7 +27,7 @@ use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::upgrade::{self, Inherited, Launcher, Manifest};
-use crate::worker::{self, App, BoxError, Stream, Worker};
+use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
 pub use preload::Preloaded;
 
 /// A cluster of forked workers behind one listening socket.
@@ -141,21 +142,24 @@ impl Cluster {
         L: FnOnce() -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        Preloaded { cluster: self, load }
+        Preloaded::new(self, load)
     }
 
     /// Forks the workers and supervises them until the cluster is told to stop. Returns in the primary only.
     ///
     /// `app` runs once in each worker, inside its runtime, and makes the service that answers the requests;
-    /// the worker is ready when it returns. Neither it nor the service needs to be `Send`. A tower or axum
+    /// the worker is ready when it returns. Neither its future nor the service needs to be `Send`. A tower or axum
     /// service fits through `hyper_util::service::TowerToHyperService`.
+    ///
+    /// `app` itself is `Send` and `Sync`, as under [`Model::ThreadPerCore`](crate::Model::ThreadPerCore) each thread
+    /// calls it. For [`Model::Threads`](crate::Model::Threads) there is [`Cluster::serve_threads`].
     ///
     /// # Errors
     /// The address cannot be bound, or the system refuses something at the start. What goes wrong later is
     /// logged, survived if possible, and told by the exit status (see [`exit`](crate::exit)).
     pub fn serve<A, F, S, B>(self, app: A) -> Result<ExitCode>
     where
-        A: Fn(Worker) -> F + 'static,
+        A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S>> + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + 'static,
         S::Future: 'static,
@@ -163,7 +167,29 @@ impl Cluster {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        self.run(|| Ok(worker::http_app(app)))
+        self.run(Made::ForOneThread, || Ok(worker::http_app(app)))
+    }
+
+    /// As [`Cluster::serve`], for [`Model::Threads`](crate::Model::Threads): one service, shared by the threads of one
+    /// process, each of which may poll any request. Hence `Send` and `Sync`, which is why this is a method of its own:
+    /// an application that holds an `Rc` cannot get here by a flag.
+    ///
+    /// `app` runs once in each worker process, on one of its threads. Connections are not handed over when the
+    /// worker is replaced, and a handler that blocks is not named by the watchdog: it holds one thread of several.
+    ///
+    /// # Errors
+    /// As [`Cluster::serve`], and if the configuration names another model.
+    pub fn serve_threads<A, F, S, B>(self, app: A) -> Result<ExitCode>
+    where
+        A: Fn(SharedWorker) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<S>> + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError> + 'static,
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.run(Made::ForThreads, || Ok(worker::threads_app(app)))
     }
 
     /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
@@ -173,16 +199,19 @@ impl Cluster {
     /// As [`Cluster::serve`].
     pub fn serve_connections<A, F>(self, app: A) -> Result<ExitCode>
     where
-        A: Fn(Worker, Stream) -> F + 'static,
+        A: Fn(Worker, Stream) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
-        self.run(|| Ok(worker::connection_app(app)))
+        self.run(Made::ForOneThread, || Ok(worker::connection_app(app)))
     }
 }
 
 impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
-    fn run(self, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+    fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+        self.config = made.fit(self.config)?;
+        let reread = self.reread;
+        self.reread = Box::new(move || made.refit(reread()?));
         let launcher = Launcher::of_this_process()?;
         let left = match Inherited::take()? {
             Some(Inherited::Proof { manifest, answer }) => {
@@ -202,7 +231,7 @@ impl Cluster {
         let slots = self.slots(left.as_ref());
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let app = make()?;
-        let enter = Box::new(move |seed| worker::enter(seed, &app));
+        let enter = Box::new(move |seed| models::enter(seed, &app));
         let files = Files { listeners, pid_file, mail: self.mail };
         let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
@@ -254,7 +283,7 @@ impl Cluster {
                 listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
                 let app = make()?;
-                let enter: Entry = Box::new(move |seed| worker::enter(seed, &app));
+                let enter: Entry = Box::new(move |seed| models::enter(seed, &app));
                 primary::prove(self.config, &enter)
             });
         upgrade::answer(answer, &outcome);

@@ -22,6 +22,7 @@ mod ipc;
 mod listener;
 mod log_file;
 mod mail;
+mod models;
 mod pid_file;
 pub mod pool;
 mod primary;
@@ -41,7 +42,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Model, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
@@ -55,4 +56,4 @@ pub use shared::{
     SharedHistogram,
 };
 pub use supervisor::Limit;
-pub use worker::{BoxError, Stream, Worker};
+pub use worker::{BoxError, SharedWorker, Stream, Worker};

@@ -22,12 +22,13 @@ pub(crate) struct Seed {
     pub(crate) channel: OwnedFd,
     /// Where new connections come from, if the primary accepts them.
     pub(crate) queue: Option<OwnedFd>,
-    /// Its end of the channel for the application's messages; `None` in a trial, where nobody would read them.
+    /// Its end of the channel for the application's messages; `None` where nobody would read them: in a trial, and
+    /// in the threads of a worker.
     pub(crate) mail: Option<OwnedFd>,
     /// How much there may be of them.
     pub(crate) mail_limits: MailLimits,
-    /// The one page it can write.
-    pub(crate) row: OwnRow,
+    /// The pages that it alone can write, one for each of its threads that needs its own; at least one.
+    pub(crate) rows: Vec<OwnRow>,
     /// Where it counts connections for whatever chooses among the slots.
     pub(crate) meter: SlotMeter,
     /// All pages, to read.

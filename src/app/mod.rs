@@ -6,18 +6,24 @@ mod compute;
 mod faults;
 mod routes;
 
+use std::convert::Infallible;
+use std::future::Future;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use http_body_util::Either;
-use hyper::Request;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
 use hyper_util::service::TowerToHyperService;
 use tower_http::services::ServeDir;
+use tower_http::services::fs::ServeFileSystemResponseBody;
 
-use crate::{Cluster, Config, Result};
+use crate::pool::Pool;
+use crate::{Cluster, ClusterSnapshot, Config, Model, Result, SharedWorker, Worker};
 use routes::Routes;
 
 /// What the built-in application can be told.
@@ -31,36 +37,91 @@ pub(crate) struct Options {
     pub(crate) faults: bool,
 }
 
+/// What the paths ask of the worker they are served in, whatever the concurrency model.
+trait Site: 'static {
+    fn config(&self) -> &Config;
+    fn cluster(&self) -> ClusterSnapshot;
+    fn is_draining(&self) -> bool;
+    fn pid(&self) -> u32;
+    fn pool(&self) -> &Pool;
+}
+
+macro_rules! site {
+    ($($worker:ident),*) => {$(
+        impl Site for $worker {
+            fn config(&self) -> &Config {
+                $worker::config(self)
+            }
+
+            fn cluster(&self) -> ClusterSnapshot {
+                $worker::cluster(self)
+            }
+
+            fn is_draining(&self) -> bool {
+                $worker::is_draining(self)
+            }
+
+            fn pid(&self) -> u32 {
+                $worker::pid(self)
+            }
+
+            fn pool(&self) -> &Pool {
+                $worker::pool(self)
+            }
+        }
+    )*};
+}
+
+site!(Worker, SharedWorker);
+
 /// Runs the built-in application. Its options are attached to the configuration.
 pub(crate) fn serve(
     config: Config,
     reread: impl Fn() -> Result<Config> + 'static,
 ) -> Result<ExitCode> {
-    Cluster::new(config).reload_with(reread).serve(|worker| async move {
-        let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
-        let files = options.root.as_ref().map(|root| TowerToHyperService::new(ServeDir::new(root)));
-        let routes = Rc::new(Routes::new(worker, options));
-        Ok(service_fn(move |request: Request<Incoming>| {
-            let at_once = if files.is_none() { routes.at_once(&request) } else { None };
-            let step = match at_once {
-                Some(answer) => Ok(answer),
-                None => Err({
-                    let (files, routes) = (files.clone(), Rc::clone(&routes));
-                    // Boxed, as hyper moves the future about.
-                    Box::pin(async move {
-                        match files {
-                            Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
-                            None => Ok(routes.answer(request).await.map(Either::Left)),
-                        }
-                    })
-                }),
-            };
-            async move {
-                match step {
-                    Ok(answer) => Ok(answer.map(Either::Left)),
-                    Err(later) => later.await,
+    let model = config.model;
+    let cluster = Cluster::new(config).reload_with(reread);
+    match model {
+        Model::Threads => cluster.serve_threads(|worker| async move {
+            let site = Arc::new(Routes::new(worker));
+            Ok(service_fn(move |request| respond(&site, request)))
+        }),
+        _ => cluster.serve(|worker| async move {
+            let site = Rc::new(Routes::new(worker));
+            Ok(service_fn(move |request| respond(&site, request)))
+        }),
+    }
+}
+
+type Files = TowerToHyperService<ServeDir>;
+type Answered = Response<Either<routes::Body, ServeFileSystemResponseBody>>;
+
+/// Answers a request. `routes` are shared as the model allows: plainly on one thread, atomically among several.
+fn respond<W: Site, P>(
+    routes: &P,
+    request: Request<Incoming>,
+) -> impl Future<Output = Result<Answered, Infallible>> + use<W, P>
+where
+    P: Deref<Target = Routes<W>> + Clone + 'static,
+{
+    let at_once = if routes.files.is_none() { routes.at_once(&request) } else { None };
+    let step = match at_once {
+        Some(answer) => Ok(answer),
+        None => Err({
+            let routes = routes.clone();
+            // Boxed, as hyper moves the future about.
+            Box::pin(async move {
+                match &routes.files {
+                    Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
+                    None => Ok(routes.answer(request).await.map(Either::Left)),
                 }
-            }
-        }))
-    })
+            })
+        }),
+    };
+    async move {
+        match step {
+            Ok(answer) => Ok(answer.map(Either::Left)),
+            Err(later) => later.await,
+        }
+    }
 }

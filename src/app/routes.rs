@@ -7,14 +7,15 @@ use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
+use tower_http::services::ServeDir;
 
 use super::body::Repeated;
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
-use super::{Options, faults};
-use crate::Worker;
+use super::{Files, Options, Site, faults};
 use crate::pool::{PoolError, Task};
 
-type Answer = Response<Either<Full<Bytes>, Repeated>>;
+pub(super) type Body = Either<Full<Bytes>, Repeated>;
+type Answer = Response<Body>;
 
 const LIST: &str = "\
 /             which process answered
@@ -34,17 +35,21 @@ const LONGEST_SLEEP: u64 = 3_600_000;
 const LARGEST_BODY: u64 = 1 << 30;
 
 /// The application in one worker.
-pub(super) struct Routes {
-    worker: Worker,
+pub(super) struct Routes<W> {
+    worker: W,
     options: Options,
+    /// What `root` has, which takes the place of all paths.
+    pub(super) files: Option<Files>,
     /// The answer of `/`, made once.
     who: Bytes,
 }
 
-impl Routes {
-    pub(super) fn new(worker: Worker, options: Options) -> Routes {
+impl<W: Site> Routes<W> {
+    pub(super) fn new(worker: W) -> Routes<W> {
+        let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
+        let files = options.root.as_ref().map(|root| Files::new(ServeDir::new(root)));
         let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
-        Routes { worker, options, who }
+        Routes { worker, options, files, who }
     }
 
     /// The answers that need neither the body nor any time. Given at once they save hyper a read buffer: it takes a

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::logger::one_line;
-use crate::PoolSnapshot;
-use crate::control::{Event, QueueWait, Status, WorkerStatus};
+use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
 use crate::span::Span;
+use crate::{Model, PoolSnapshot};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -44,7 +44,11 @@ pub(super) fn table(status: &Status) -> String {
         known if primary.dispatch_rung.is_empty() => format!(", dispatch {known}"),
         known => format!(", dispatch {known} ({})", one_line(&primary.dispatch_rung)),
     };
-    let _ = writeln!(text, "listening on {}{dispatch}", listeners(status));
+    let model = match one_line(&primary.model) {
+        usual if usual.is_empty() || usual == Model::default().name() => String::new(),
+        other => format!(", model {other}"),
+    };
+    let _ = writeln!(text, "listening on {}{dispatch}{model}", listeners(status));
     let (wait, shed) = (&status.queue_wait, status.totals.shed);
     if wait.connections > 0 || shed > 0 {
         let _ = writeln!(text, "{}", waits(wait, shed));
@@ -54,8 +58,9 @@ pub(super) fn table(status: &Status) -> String {
         let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
     }
     text.push('\n');
-    let rows: Vec<[String; 12]> =
-        std::iter::once(HEAD.map(str::to_string)).chain(status.workers.iter().map(row)).collect();
+    let rows: Vec<[String; 12]> = std::iter::once(HEAD.map(str::to_string))
+        .chain(status.workers.iter().flat_map(rows))
+        .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
     for row in &rows {
@@ -133,6 +138,29 @@ fn pool(pool: &PoolSnapshot) -> String {
         let _ = write!(text, " +{}", pool.depth);
     }
     text
+}
+
+/// A worker, and its threads below it.
+fn rows(worker: &WorkerStatus) -> Vec<[String; 12]> {
+    std::iter::once(row(worker)).chain(worker.threads.iter().map(thread)).collect()
+}
+
+fn thread(thread: &ThreadStatus) -> [String; 12] {
+    let none = String::new;
+    [
+        none(),
+        none(),
+        none(),
+        format!("loop {}", thread.thread),
+        one_line(&thread.state).into_owned(),
+        none(),
+        thread.connections.to_string(),
+        thread.active.to_string(),
+        thread.requests.to_string(),
+        span(thread.beat_age_ms),
+        none(),
+        none(),
+    ]
 }
 
 /// The request that holds the event loop, or else the oldest one, and how many others there are.

@@ -1,5 +1,6 @@
-//! Data loaded before the first fork, which every worker shares.
+//! Data that is loaded once, in the primary, and shared by all workers.
 
+use std::future::Future;
 use std::process::ExitCode;
 
 use bytes::Bytes;
@@ -9,16 +10,21 @@ use hyper::{Request, Response};
 
 use super::Cluster;
 use crate::error::{Error, Result};
+use crate::models::Made;
 use crate::worker::{self, BoxError, Worker};
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Preloaded<L> {
-    pub(super) cluster: Cluster,
-    pub(super) load: L,
+    cluster: Cluster,
+    load: L,
 }
 
 impl<L> Preloaded<L> {
+    pub(super) fn new(cluster: Cluster, load: L) -> Preloaded<L> {
+        Preloaded { cluster, load }
+    }
+
     /// As [`Cluster::serve`], with what was loaded.
     ///
     /// # Errors
@@ -26,8 +32,8 @@ impl<L> Preloaded<L> {
     pub fn serve<T, A, F, S, B>(self, app: A) -> Result<ExitCode>
     where
         L: FnOnce() -> Result<T> + Send + 'static,
-        T: Send + 'static,
-        A: Fn(Worker, &'static T) -> F + 'static,
+        T: Send + Sync + 'static,
+        A: Fn(Worker, &'static T) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S>> + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + 'static,
         S::Future: 'static,
@@ -36,7 +42,7 @@ impl<L> Preloaded<L> {
         B::Error: Into<BoxError>,
     {
         let load = self.load;
-        self.cluster.run(|| {
+        self.cluster.run(Made::ForOneThread, || {
             let data = &*Box::leak(Box::new(load_in_thread(load)?));
             Ok(worker::http_app(move |worker| app(worker, data)))
         })

@@ -1,10 +1,10 @@
 //! From values to a checked configuration.
 
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attached, Config, ControlSocket, Dispatch, Workers};
+use super::{Attached, Config, ControlSocket, Dispatch, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
@@ -28,6 +28,7 @@ macro_rules! setters {
 impl ConfigBuilder {
     setters! {
         bind: Vec<ListenAddr>,
+        model: Model,
         workers: Workers,
         backlog: u32,
         max_queue_wait: Duration,
@@ -63,9 +64,9 @@ impl ConfigBuilder {
     }
 
     /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of
-    /// the new configuration to the new workers.
-    pub fn attach<T: 'static>(mut self, settings: T) -> ConfigBuilder {
-        self.config.attached = Attached(Some(Rc::new(settings)));
+    /// the new configuration to the new workers. `Send` and `Sync`, as a worker may have several threads.
+    pub fn attach<T: Send + Sync + 'static>(mut self, settings: T) -> ConfigBuilder {
+        self.config.attached = Attached(Some(Arc::new(settings)));
         self
     }
 
@@ -84,6 +85,7 @@ impl ConfigBuilder {
         if let Some(twice) = c.bind.iter().enumerate().find(|(i, a)| c.bind[..*i].contains(a)) {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
+        fits_model(&c)?;
         in_range("backlog", c.backlog.into(), 1, 65_535)?;
         in_range("boot-attempts", c.boot_attempts.into(), 1, 1_000)?;
         in_range("max-header-size", c.max_header_size as u64, 8 * 1024, 1024 * 1024)?;
@@ -111,6 +113,25 @@ impl ConfigBuilder {
 
 /// Longer than any sensible wait, short enough that no deadline arithmetic overflows.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A model of one process has one accept queue and, but for threads, one loop.
+fn fits_model(c: &Config) -> Result<()> {
+    if c.model.is_one_process() && c.dispatch != Dispatch::default() {
+        return Err(Error::config(format!(
+            "dispatch = {} does not fit model = {}: there is one worker process; leave dispatch out, or give model = \
+             prefork",
+            c.dispatch, c.model
+        )));
+    }
+    match c.workers {
+        Workers::Count(n) if c.model == Model::Single && n.get() > 1 => {
+            Err(Error::config(format!(
+                "workers = {n} does not fit model = single, which has one: leave workers out, or give another model"
+            )))
+        }
+        Workers::Count(_) | Workers::Auto => Ok(()),
+    }
+}
 
 fn in_range(name: &str, value: u64, least: u64, most: u64) -> Result<()> {
     if (least..=most).contains(&value) {
@@ -142,6 +163,29 @@ mod tests {
         assert_eq!(error.exit_status(), crate::error::exit::CONFIG);
         assert!(Workers::count(0).is_err());
         assert!(Workers::count(Workers::MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_model_of_one_process_refuses_what_it_cannot_do() {
+        let one = Config::builder().model(Model::Single);
+        let two = one.clone().workers(Workers::count(2).expect("two")).build();
+        assert!(two.expect_err("one process").to_string().starts_with("workers = 2 does not fit"));
+        one.clone().workers(Workers::count(1).expect("one")).build().expect("fits");
+        let spread = one.dispatch(Dispatch::Reuseport).build().expect_err("one process");
+        assert!(spread.to_string().starts_with("dispatch = reuseport does not fit"), "{spread}");
+    }
+
+    #[test]
+    fn threads_are_counted_by_workers_and_the_process_is_one() {
+        let four = Workers::count(4).expect("four");
+        for (model, processes, threads, rows) in
+            [(Model::Prefork, 4, 1, 1), (Model::Threads, 1, 4, 1), (Model::ThreadPerCore, 1, 4, 4)]
+        {
+            let config = Config::builder().model(model).workers(four).build().expect("fits");
+            assert_eq!(config.policy().workers, processes, "{model}");
+            assert_eq!((config.threads(), config.rows()), (threads, rows), "{model}");
+            assert_eq!(config.process_connections(), 10_000 * threads, "{model}");
+        }
     }
 
     #[test]

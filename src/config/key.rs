@@ -7,7 +7,7 @@ use super::control::{self, ControlSocket};
 use super::draft::Draft;
 use super::said::{Problem, Said};
 use super::value;
-use super::{Dispatch, Workers};
+use super::{Dispatch, Model, Workers};
 use crate::listener::ListenAddr;
 
 /// One thing an operator may set.
@@ -42,6 +42,8 @@ pub(crate) enum Field {
     Workers(fn(&mut Draft) -> &mut Workers),
     /// A policy's name.
     Dispatch(fn(&mut Draft) -> &mut Dispatch),
+    /// A concurrency model's name.
+    Model(fn(&mut Draft) -> &mut Model),
     /// A whole number.
     Count(fn(&mut Draft) -> &mut u32),
     /// A duration.
@@ -84,6 +86,7 @@ impl Key {
             Field::Addresses(_) => "ADDRESS",
             Field::Workers(_) | Field::Count(_) => "N",
             Field::Dispatch(_) => "POLICY",
+            Field::Model(_) => "MODEL",
             Field::Duration(_) => "DURATION",
             Field::Size(_) | Field::Length(_) => "SIZE",
             Field::Switch(_) => "BOOL",
@@ -100,6 +103,7 @@ impl Key {
             Field::Addresses(place) => *place(draft) = said.each(value::address)?,
             Field::Workers(place) => *place(draft) = said.one(value::workers)?,
             Field::Dispatch(place) => *place(draft) = said.one(str::parse)?,
+            Field::Model(place) => *place(draft) = said.one(str::parse)?,
             Field::Count(place) => *place(draft) = said.one(value::count)?,
             Field::Duration(place) => *place(draft) = said.one(value::duration)?,
             Field::Size(place) => {
@@ -130,6 +134,7 @@ impl Key {
             }
             Field::Workers(place) => value::show_workers(*place(draft)),
             Field::Dispatch(place) => place(draft).to_string(),
+            Field::Model(place) => place(draft).to_string(),
             Field::Count(place) => place(draft).to_string(),
             Field::Duration(place) => value::show_duration(*place(draft)),
             Field::Size(place) => value::show_size(*place(draft) as u64),

@@ -46,6 +46,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::Dispatch(|d| &mut d.config.dispatch),
         "Who gets the next connection: shared, round-robin, reuseport, least-conn or ip-hash",
     ),
+    key(
+        "model",
+        group::WORKERS,
+        Field::Model(|d| &mut d.config.model),
+        "What serves: prefork (processes), single, threads or thread-per-core (one process)",
+    ),
     Key {
         short: Some('w'),
         aliases: &[Alias { var: "WEB_CONCURRENCY", convert: value::unchanged }],
@@ -53,7 +59,7 @@ pub(crate) static KEYS: &[Key] = &[
             "workers",
             group::WORKERS,
             Field::Workers(|d| &mut d.config.workers),
-            "Worker processes: a number, or auto for one a core",
+            "Worker processes, or threads: a number, or auto for one a core",
         )
     },
     key(

@@ -11,6 +11,7 @@ mod environment;
 mod file;
 pub(crate) mod key;
 pub(crate) mod keys;
+mod model;
 mod nearest;
 mod policy;
 pub(crate) mod raw;
@@ -21,7 +22,7 @@ mod workers;
 use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::listener::ListenAddr;
@@ -29,13 +30,14 @@ use crate::listener::ListenAddr;
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub use dispatch::Dispatch;
+pub use model::Model;
 pub(crate) use policy::Policy;
 pub(crate) use value::duration;
 pub use workers::Workers;
 
 /// Settings of the application that travel with a configuration, so that a reload changes both or neither.
 #[derive(Clone, Default)]
-struct Attached(Option<Rc<dyn Any>>);
+struct Attached(Option<Arc<dyn Any + Send + Sync>>);
 
 impl fmt::Debug for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,7 +51,9 @@ impl fmt::Debug for Attached {
 pub struct Config {
     /// Addresses to listen on, at least one. Default: `127.0.0.1:3000`.
     pub bind: Vec<ListenAddr>,
-    /// How many workers. Default: [`Workers::Auto`].
+    /// What serves the connections: processes or threads. Default: [`Model::Prefork`].
+    pub model: Model,
+    /// How many workers; threads under [`Model::Threads`] and [`Model::ThreadPerCore`]. Default: [`Workers::Auto`].
     pub workers: Workers,
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is
     /// that cap's own default since Linux 5.4.
@@ -58,7 +62,7 @@ pub struct Config {
     /// kernel tick (1 to 10 ms). Not in clusters of [`Cluster::serve_connections`](crate::Cluster::serve_connections),
     /// which get every connection. 0: never. Default: 0.
     pub max_queue_wait: Duration,
-    /// Who gets the next connection. Default: [`Dispatch::Shared`].
+    /// Who gets the next connection. Default: [`Dispatch::Shared`], which is all that a model of one process has.
     pub dispatch: Dispatch,
     /// How long a stopping worker may go on serving before it is cut off. Default: 30 s.
     pub graceful_timeout: Duration,
@@ -66,7 +70,7 @@ pub struct Config {
     /// is already on its way is answered instead of reset. Default: 1 s.
     pub linger_timeout: Duration,
     /// A worker that leaves while others go on serving hands its kept-alive HTTP/1.1 connections to
-    /// them, between two requests, instead of closing them. Default: on.
+    /// them, between two requests, instead of closing them. Default: on; never under [`Model::Threads`].
     pub hand_over: bool,
     /// How long a worker may take from fork to READY. Default: 30 s.
     pub boot_timeout: Duration,
@@ -104,7 +108,8 @@ pub struct Config {
     pub keep_alive_timeout: Duration,
     /// Largest request head in bytes; beyond it, 431. Default: 16 KiB. At least 8 KiB.
     pub max_header_size: usize,
-    /// Open connections a worker accepts before it leaves new ones to the others. Default: 10 000.
+    /// Open connections a worker accepts before it leaves new ones to the others; so many for each thread where
+    /// `workers` counts threads. Default: 10 000.
     pub worker_connections: u32,
     /// Threads of each worker's CPU pool. 0 stands for the cores this process may use, shared among the
     /// workers, at least one. Default: 0.
@@ -144,7 +149,7 @@ impl Config {
     }
 
     /// What the application attached with [`ConfigBuilder::attach`], if it is of this type.
-    pub fn attached<T: 'static>(&self) -> Option<&T> {
+    pub fn attached<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.attached.0.as_ref()?.downcast_ref()
     }
 
@@ -153,23 +158,41 @@ impl Config {
         ConfigBuilder { config: self }
     }
 
-    /// How many threads a worker's CPU pool has.
+    /// How many threads a CPU pool has. There is one for each worker, and for each thread with a loop of its own.
     pub(crate) fn threads_of_pool(&self) -> usize {
         match self.pool_threads as usize {
             0 => share_of_cores(
                 std::thread::available_parallelism().map_or(1, usize::from),
-                self.workers.resolve() as usize,
+                self.policy().workers as usize * self.rows(),
             ),
             n => n,
         }
     }
 
+    /// How many threads serve in one worker process.
+    pub(crate) fn threads(&self) -> u32 {
+        if self.model.counts_threads() { self.workers.resolve() } else { 1 }
+    }
+
+    /// How many rows of the scoreboard a worker process writes: each has one writing thread, or is written with
+    /// atomic additions.
+    pub(crate) fn rows(&self) -> usize {
+        if self.model == Model::ThreadPerCore { self.threads() as usize } else { 1 }
+    }
+
+    /// Open connections that a worker process takes, in all its threads.
+    pub(crate) fn process_connections(&self) -> u32 {
+        self.worker_connections.saturating_mul(self.threads())
+    }
+
     pub(crate) fn policy(&self) -> Policy {
-        let workers = self.workers.resolve();
+        let workers = if self.model.is_one_process() { 1 } else { self.workers.resolve() };
+        let most_workers = if self.model.is_one_process() { 1 } else { Workers::MAX };
         let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
         let number = |n: u64| Some(n).filter(|n| *n > 0);
         Policy {
             workers,
+            most_workers,
             socket_per_slot: self.dispatch.has_socket_per_slot(),
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
@@ -201,6 +224,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             bind: vec![ListenAddr::default()],
+            model: Model::Prefork,
             workers: Workers::Auto,
             backlog: 4096,
             max_queue_wait: Duration::ZERO,

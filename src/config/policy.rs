@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(crate) struct Policy {
     /// How many workers should serve.
     pub workers: u32,
+    /// How many it can be asked to be: one where the concurrency model has one worker process.
+    pub most_workers: u32,
     /// Whether each slot has listening sockets of its own.
     pub socket_per_slot: bool,
     /// How long a worker may take from fork to READY before it is killed.

@@ -31,12 +31,13 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                             started: now,
                             dispatch: "shared",
                             rung: "",
+                            model: "prefork",
                             listeners: vec![],
                             queues: vec![],
                             totals: Counters::default(),
                         },
                         now,
-                        |_| None,
+                        |_| Vec::new(),
                     ))),
                     Request::Events { follow, since } => {
                         server.stream(ticket, follow, since, &ledger, now);

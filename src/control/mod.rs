@@ -37,6 +37,7 @@ mod protocol;
 mod queue;
 mod server;
 mod status;
+mod threads;
 
 pub use client::{Client, Events};
 pub(crate) use ledger::Ledger;
@@ -47,3 +48,4 @@ pub use queue::{QueueStatus, QueueWait};
 pub(crate) use server::{Asked, Server};
 pub(crate) use status::Around;
 pub use status::{PrimaryStatus, Status, WorkerStatus};
+pub use threads::ThreadStatus;

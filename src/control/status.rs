@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::queue::{QueueStatus, QueueWait};
+use super::threads::ThreadStatus;
 use crate::identity::WorkerId;
 use crate::scoreboard::{BUCKETS, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
@@ -59,6 +60,9 @@ pub struct PrimaryStatus {
     /// Empty under other policies.
     #[serde(default)]
     pub dispatch_rung: String,
+    /// The concurrency model in force: `prefork`, `threads`, ... Empty if the primary does not say.
+    #[serde(default)]
+    pub model: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
     /// Slots that stay empty until the next reload or scale: their workers left for good, or are not to be replaced.
@@ -102,6 +106,9 @@ pub struct WorkerStatus {
     pub pool: PoolSnapshot,
     /// The requests it is answering, oldest first; not always all of them.
     pub serving: Vec<InFlight>,
+    /// Its threads, where each has an event loop of its own (`thread-per-core`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<ThreadStatus>,
 }
 
 /// What the primary has to say of itself.
@@ -109,6 +116,7 @@ pub(crate) struct Around {
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
     pub(crate) rung: &'static str,
+    pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
@@ -116,12 +124,12 @@ pub(crate) struct Around {
 
 impl Status {
     /// Puts together what is known with what is only written somewhere. `figures` reads a worker's row, found
-    /// by the primary's own memory; nothing in it is more than a number to show.
+    /// by the primary's own memory, one for each thread; nothing in it is more than a number to show.
     pub(crate) fn of(
         view: &View,
         around: Around,
         now: Instant,
-        figures: impl Fn(WorkerId) -> Option<WorkerSnapshot>,
+        figures: impl Fn(WorkerId) -> Vec<WorkerSnapshot>,
     ) -> Status {
         let mut room = LISTED;
         let workers = view.members.iter().map(|member| {
@@ -140,6 +148,7 @@ impl Status {
             workers_wanted: view.wanted,
             dispatch: around.dispatch.to_string(),
             dispatch_rung: around.rung.to_string(),
+            model: around.model.to_string(),
             restarts: view.restarts,
             vacant: view.vacant.iter().map(|slot| slot.0).collect(),
         };
@@ -151,7 +160,7 @@ impl Status {
 }
 
 impl WorkerStatus {
-    fn of(member: &MemberView, now: Instant, figures: Option<WorkerSnapshot>) -> WorkerStatus {
+    fn of(member: &MemberView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
         let tag = member.tag;
         let mut worker = WorkerStatus {
             id: tag.id.0,
@@ -168,8 +177,9 @@ impl WorkerStatus {
             counters: Counters::default(),
             pool: PoolSnapshot::default(),
             serving: Vec::new(),
+            threads: ThreadStatus::of(&figures),
         };
-        if let Some(figures) = figures {
+        if let Some(figures) = WorkerSnapshot::of_all(figures) {
             worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
             worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
             worker.queue_wait = figures.queue_wait.map(|n| n.min(LARGEST));
@@ -214,6 +224,7 @@ pub(super) mod tests {
             slot: u64::MAX,
             generation: u64::MAX,
             pid: 1,
+            thread: 0,
             state: "serving",
             started_ms: u64::MAX,
             beat_age_ms: u64::MAX,
@@ -238,11 +249,12 @@ pub(super) mod tests {
             started: Instant::now(),
             dispatch: "shared",
             rung: "",
+            model: "prefork",
             listeners: vec![],
             queues: vec![],
             totals,
         };
-        let status = Status::of(&view_of(2056), around, Instant::now(), |_| Some(mad()));
+        let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
         assert_eq!(worker.state, "booting");

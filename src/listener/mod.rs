@@ -62,6 +62,12 @@ impl Listener {
         bind::adopted(fd, slot)
     }
 
+    /// The same socket once more, for another thread of this worker.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Listener> {
+        let (addr, local) = (self.addr.clone(), self.local.clone());
+        Ok(Listener { addr, local, slot: self.slot, socket: self.socket.try_clone()? })
+    }
+
     /// Whether all workers accept from it, whatever the policy.
     pub(crate) fn is_everybodys(&self) -> bool {
         !matches!(self.addr, ListenAddr::Tcp(_))

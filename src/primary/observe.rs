@@ -8,7 +8,7 @@ impl Primary {
     pub(super) fn observe(&self, memory: bool) -> Event {
         let most = |generation| {
             let config = self.configs.get(&generation);
-            config.map_or(u64::MAX, |config| config.worker_connections.into())
+            config.map_or(u64::MAX, |config| config.process_connections().into())
         };
         let vitals = self
             .children

@@ -108,12 +108,13 @@ impl Primary {
             started: self.started,
             dispatch: self.config_in_force().map_or("", |config| config.dispatch.name()),
             rung: self.rung(),
+            model: self.config_in_force().map_or("", |config| config.model.name()),
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.board.reader().snapshot().totals,
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
-            self.children.get(&id).and_then(|child| self.board.figures(child.row))
+            self.children.get(&id).map_or(Vec::new(), |child| self.board.figures(child.row))
         })
     }
 }

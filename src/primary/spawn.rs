@@ -47,7 +47,8 @@ struct Ends {
 impl Primary {
     /// Forks a worker and returns its pid; in the child it does not return.
     pub(super) fn fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
-        let row = self.board.lease(tag).ok_or_else(|| {
+        let rows = self.configs.get(&tag.generation).map_or(1, |config| config.rows());
+        let row = self.board.lease_rows(tag, rows).ok_or_else(|| {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
         // The worker has to be known to whatever chooses among the slots.
@@ -149,10 +150,10 @@ impl Primary {
         let terminate = sys::signal::flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();
-        let row = self
+        let rows = self
             .board
             .give_up_all_but(row)
-            .map_err(|e| Error::system("keep only the worker's own scoreboard page", e))?;
+            .map_err(|e| Error::system("keep only the worker's own scoreboard pages", e))?;
         let meter = match self.steering.take().zip(lease) {
             Some((steered, lease)) => steered.steering.give_up_all_but(lease)?,
             None => SlotMeter::default(),
@@ -168,7 +169,7 @@ impl Primary {
             mail: Some(mail),
             mail_limits,
             queue,
-            row,
+            rows,
             meter,
             board,
             config,

@@ -24,8 +24,10 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
         let what = what.to_string();
         move |e: std::io::Error| Error::system(what, e)
     };
-    let mut board = Scoreboard::create(1).map_err(failed("create a scoreboard"))?;
-    let row = board.lease(tag).ok_or_else(|| Error::config("no row for the trial worker"))?;
+    let mut board = Scoreboard::create(config.rows()).map_err(failed("create a scoreboard"))?;
+    let row = board
+        .lease_rows(tag, config.rows())
+        .ok_or_else(|| Error::config("no row for the trial worker"))?;
     let limit = config.boot_timeout;
     let (ours, theirs) = sys::socket::message_pair().map_err(failed("make a channel"))?;
     let primary = std::process::id();
@@ -53,7 +55,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                 let terminate =
                     sys::signal::flag(Signal::SIGTERM).map_err(failed("catch SIGTERM"))?;
                 let reader = board.reader();
-                let row = board.give_up_all_but(row).map_err(failed("keep one page"))?;
+                let rows = board.give_up_all_but(row).map_err(failed("keep its pages"))?;
                 Ok(entry(Seed {
                     tag,
                     listeners: Vec::new(),
@@ -61,7 +63,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     queue: None,
                     mail: None,
                     mail_limits: MailLimits::default(),
-                    row,
+                    rows,
                     meter: SlotMeter::default(),
                     board: reader,
                     config: Rc::new(config),

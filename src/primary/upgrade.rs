@@ -11,7 +11,7 @@ use crate::config::{Config, Policy};
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::ipc::{Newcomer, PrimaryEnd, Queue};
-use crate::scoreboard::RowIndex;
+use crate::scoreboard::{RowIndex, Rows};
 use crate::supervisor::{Adopted, AdoptedMember, Event, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
@@ -95,7 +95,7 @@ impl Primary {
         let serving = |id| known(id).is_some_and(|member| member.serving);
         let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
         let workers = self.children.iter().map(|(id, child)| {
-            let RowIndex::Own(row) = child.row else {
+            let RowIndex::Own(rows) = child.row else {
                 return Err(Error::config(
                     "workers of the image before this one are still finishing; try again when they are gone",
                 ));
@@ -105,7 +105,8 @@ impl Primary {
                 slot: child.tag.slot.0,
                 generation: child.tag.generation.0,
                 pid: child.pid,
-                row,
+                row: rows.first,
+                rows: rows.count,
                 channel_fd: child.channel.as_ref().map(sys::exec::number),
                 queue_fds: child.queue.as_ref().map(|queue| queue.ends().map(sys::exec::number)),
                 age_ms: age(*id).as_millis() as u64,
@@ -162,7 +163,7 @@ impl Primary {
                 .map(sys::fd::adopt)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
-            let row = RowIndex::Inherited(worker.row);
+            let row = RowIndex::Inherited(Rows { first: worker.row, count: worker.rows });
             let channel = channel.map(PrimaryEnd::new);
             let queue = worker.queue_fds.map(inherit_queue).transpose()?;
             let child = Child { queue, ..Child::new(tag(worker), worker.pid, channel, row) };

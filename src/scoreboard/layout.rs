@@ -1,4 +1,5 @@
-//! Names of the atomic words of a page. A word has one writer: the process that owns the page.
+//! Names of the atomic words of a page. A word has one writer: the thread that owns the page. Where several threads
+//! share one, they add with locked instructions.
 
 use std::sync::atomic::Ordering;
 
@@ -27,6 +28,9 @@ pub(crate) const ACTIVE: Word = Word(8);
 pub(crate) const NOW: Word = Word(9);
 /// 1 while the worker takes new connections.
 pub(crate) const ACCEPTING: Word = Word(10);
+
+/// Which of the threads of its process the page belongs to.
+pub(crate) const THREAD: Word = Word(11);
 
 pub(crate) const ACCEPTED: Word = Word(16);
 pub(crate) const REQUESTS: Word = Word(17);
@@ -88,6 +92,11 @@ impl Word {
 
     pub(crate) fn store(self, page: &Page, value: u64) {
         page[self.0].store(value, Ordering::Relaxed);
+    }
+
+    /// Adds where several threads do. Wraps, too.
+    pub(crate) fn add_shared(self, page: &Page, by: u64) {
+        page[self.0].fetch_add(by, Ordering::Relaxed);
     }
 
     /// Adds without a locked instruction: the page has one writer. Wraps rather than panics, as the old value

@@ -6,6 +6,9 @@
 //! show. (Apache's CVE-2019-0211, CVE-2012-0031 and CVE-2007-3304 are what happens otherwise.) Who a worker
 //! is, which row it has and whether it lives, the primary knows from its own memory.
 //!
+//! A worker has one row, or one for each of its threads: a page has one writer, who adds without locked
+//! instructions. Where several threads have to write one row, they do so through a `SharedRow`.
+//!
 //! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
 //! they stay in the total, and the row is cleared for the next.
 
@@ -15,6 +18,7 @@ mod inflight;
 mod layout;
 mod pool;
 mod row;
+mod shared;
 mod snapshot;
 
 use std::io;
@@ -23,7 +27,8 @@ use std::os::fd::OwnedFd;
 use crate::identity::WorkerTag;
 use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{
-    ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, WANTED,
+    ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
+    WANTED,
 };
 
 pub(crate) use buckets::{BUCKETS, quantile};
@@ -31,20 +36,28 @@ pub use counters::Counters;
 pub(crate) use inflight::Ticket;
 pub use pool::PoolSnapshot;
 pub(crate) use pool::{Ending, PoolMeter};
-pub(crate) use row::{Meter, OwnRow, WorkerState};
+pub(crate) use row::{Meter, OwnRow, ThreadRow, WorkerState};
+pub(crate) use shared::SharedRow;
 pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};
 
 /// The primary's page.
 const PRIMARY: usize = 0;
 
-/// Which row a worker writes. Known to the primary from its own memory.
+/// Which rows a worker writes. Known to the primary from its own memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RowIndex {
     /// On our board.
-    Own(usize),
+    Own(Rows),
     /// On the board of the image before this one.
-    Inherited(usize),
+    Inherited(Rows),
+}
+
+/// The rows of one worker, side by side: one for each thread that needs its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) first: usize,
+    pub(crate) count: usize,
 }
 
 /// How busy a worker is, as it says itself.
@@ -102,30 +115,41 @@ impl Scoreboard {
         Ok(Scoreboard { writable, readable, memory, inherited, leased: vec![false; rows] })
     }
 
-    /// A cleared row for a worker about to be forked; `None` when all are in use.
+    /// A cleared row for a worker with one.
+    #[cfg(test)]
     pub(crate) fn lease(&mut self, tag: WorkerTag) -> Option<RowIndex> {
-        let free = self.leased.iter().position(|leased| !leased)?;
-        self.leased[free] = true;
-        let row = free + 1;
-        self.writable.clear(row);
-        let page = self.writable.page(row);
-        ID.store(page, tag.id.0);
-        SLOT.store(page, tag.slot.0.into());
-        GENERATION.store(page, tag.generation.0);
-        STATE.store(page, WorkerState::Booting as u64);
+        self.lease_rows(tag, 1)
+    }
+
+    /// So many cleared rows for a worker about to be forked; `None` when there are not so many side by side.
+    pub(crate) fn lease_rows(&mut self, tag: WorkerTag, count: usize) -> Option<RowIndex> {
+        let free = self.leased.windows(count).position(|run| !run.contains(&true))?;
+        let rows = Rows { first: free + 1, count };
+        for (thread, row) in rows.indices().enumerate() {
+            self.leased[row - 1] = true;
+            self.writable.clear(row);
+            let page = self.writable.page(row);
+            ID.store(page, tag.id.0);
+            SLOT.store(page, tag.slot.0.into());
+            GENERATION.store(page, tag.generation.0);
+            THREAD.store(page, thread as u64);
+            STATE.store(page, WorkerState::Booting as u64);
+        }
         let primary = self.writable.page(PRIMARY);
-        ROWS.store(primary, ROWS.load(primary).max(row as u64));
-        Some(RowIndex::Own(row))
+        ROWS.store(primary, ROWS.load(primary).max((free + count) as u64));
+        Some(RowIndex::Own(rows))
     }
 
     /// Takes the row of a dead worker back and returns its last counters, which stay in the total.
     pub(crate) fn retire(&mut self, row: RowIndex) -> Counters {
-        let Some(page) = self.page(row) else { return Counters::default() };
-        let last = Counters::read(page);
+        let pages = self.pages(row);
+        let last = pages.fold(Counters::default(), |sum, page| sum.plus(&Counters::read(page)));
         last.add_to(self.writable.page(PRIMARY));
-        if let RowIndex::Own(row) = row {
-            self.writable.clear(row);
-            self.leased[row - 1] = false;
+        if let RowIndex::Own(rows) = row {
+            for row in rows.indices() {
+                self.writable.clear(row);
+                self.leased[row - 1] = false;
+            }
         }
         last
     }
@@ -155,13 +179,15 @@ impl Scoreboard {
         (Counters::read(page), STARTED.load(page))
     }
 
-    fn page(&self, row: RowIndex) -> Option<&'static Page> {
-        match row {
-            RowIndex::Own(row) => Some(self.readable.page(row)),
-            RowIndex::Inherited(row) => {
-                self.inherited.filter(|pages| row < pages.count()).map(|pages| pages.page(row))
-            }
-        }
+    fn pages(&self, row: RowIndex) -> impl Iterator<Item = &'static Page> + Clone {
+        let (pages, rows) = match row {
+            RowIndex::Own(rows) => (Some(self.readable), rows),
+            RowIndex::Inherited(rows) => (self.inherited, rows),
+        };
+        pages.into_iter().flat_map(move |pages| {
+            let there = rows.indices().take_while(move |row| *row < pages.count());
+            there.map(move |row| pages.page(row))
+        })
     }
 
     /// Publishes figures that only the primary knows, for all to see.
@@ -174,23 +200,27 @@ impl Scoreboard {
 
     /// The little that watching a worker takes.
     pub(crate) fn glance(&self, row: RowIndex) -> Glance {
-        self.page(row).map(Glance::read).unwrap_or_default()
+        Glance::of(self.pages(row))
     }
 
     /// What a worker says of its load.
     pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
-        self.page(row).map_or(Load::default(), |page| Load {
-            stale: !row::serves(page, now_ms),
-            turns: row::turns(page, now_ms),
-            takes: row::can_take_one(page, now_ms),
-            open: OPEN.load(page),
-            taken_over: TAKEN_OVER.load(page),
-        })
+        let mut load = Load { stale: true, ..Load::default() };
+        for page in self.pages(row) {
+            // One thread that serves is enough.
+            load.stale &= !row::serves(page, now_ms);
+            load.turns |= row::turns(page, now_ms);
+            load.takes |= row::can_take_one(page, now_ms);
+            load.open = load.open.wrapping_add(OPEN.load(page));
+            load.taken_over = load.taken_over.wrapping_add(TAKEN_OVER.load(page));
+        }
+        load
     }
 
-    /// What the worker that has this row wrote there; `None` if it says that nobody uses it.
-    pub(crate) fn figures(&self, row: RowIndex) -> Option<WorkerSnapshot> {
-        self.page(row).and_then(WorkerSnapshot::read)
+    /// What the worker that has these rows wrote there, a snapshot for each of its threads; none for those that it
+    /// says nobody uses.
+    pub(crate) fn figures(&self, row: RowIndex) -> Vec<WorkerSnapshot> {
+        self.pages(row).filter_map(WorkerSnapshot::read).collect()
     }
 
     /// The reading side, for workers.
@@ -198,11 +228,15 @@ impl Scoreboard {
         Reader { pages: self.readable }
     }
 
-    /// In a freshly forked worker: its own row, and no way to write any other.
-    pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<OwnRow> {
+    /// In a freshly forked worker: its own rows, and no way to write any other.
+    pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<Vec<OwnRow>> {
         self.memory = None;
         match row {
-            RowIndex::Own(row) => Ok(OwnRow::new(self.writable.keep_only(row)?, row - 1)),
+            RowIndex::Own(rows) => {
+                let pages = self.writable.keep_run(rows.first, rows.count)?;
+                let own = pages.into_iter().zip(rows.indices());
+                Ok(own.map(|(page, row)| OwnRow::new(page, row - 1)).collect())
+            }
             // A worker that we fork has a row of ours.
             RowIndex::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
         }
@@ -210,8 +244,14 @@ impl Scoreboard {
 
     #[cfg(test)]
     fn pretend(&self, row: RowIndex, requests: u64) {
-        let RowIndex::Own(row) = row else { return };
-        layout::REQUESTS.add(self.writable.page(row), requests);
+        let RowIndex::Own(rows) = row else { return };
+        layout::REQUESTS.add(self.writable.page(rows.first), requests);
+    }
+}
+
+impl Rows {
+    fn indices(self) -> std::ops::Range<usize> {
+        self.first..self.first.saturating_add(self.count)
     }
 }
 

@@ -199,6 +199,28 @@ impl PoolSnapshot {
         }
     }
 
+    /// This pool and another one of the same worker as if they were one.
+    pub(super) fn plus(&self, other: &PoolSnapshot) -> PoolSnapshot {
+        let sum = |a: u64, b: u64| a.saturating_add(b);
+        let busy = |pool: &PoolSnapshot| pool.threads.saturating_mul(pool.utilisation.min(100));
+        let threads = sum(self.threads, other.threads);
+        PoolSnapshot {
+            threads,
+            capacity: sum(self.capacity, other.capacity),
+            depth: sum(self.depth, other.depth),
+            running: sum(self.running, other.running),
+            utilisation: sum(busy(self), busy(other)).checked_div(threads).unwrap_or(0),
+            done: sum(self.done, other.done),
+            rejected: sum(self.rejected, other.rejected),
+            timed_out: sum(self.timed_out, other.timed_out),
+            cancelled: sum(self.cancelled, other.cancelled),
+            panicked: sum(self.panicked, other.panicked),
+            closed: sum(self.closed, other.closed),
+            wait: std::array::from_fn(|i| sum(self.wait[i], other.wait[i])),
+            run: std::array::from_fn(|i| sum(self.run[i], other.run[i])),
+        }
+    }
+
     /// Each figure, or `most` where it is more.
     pub(crate) fn at_most(self, most: u64) -> PoolSnapshot {
         PoolSnapshot {
@@ -244,6 +266,15 @@ mod tests {
         assert_eq!(seen, meter.snapshot());
         assert_eq!((seen.threads, seen.capacity, seen.depth, seen.running), (2, 7, 3, 1));
         assert_eq!((seen.closed, seen.wait[1], seen.run), (1, 1, [0; BUCKETS]));
+    }
+
+    #[test]
+    fn the_utilisation_of_two_pools_is_that_of_all_their_threads() {
+        let pool =
+            |threads, utilisation| PoolSnapshot { threads, utilisation, ..Default::default() };
+        let both = pool(1, 100).plus(&pool(3, 20));
+        assert_eq!((both.threads, both.utilisation), (4, 40));
+        assert_eq!(pool(0, 0).plus(&pool(0, 0)), PoolSnapshot::default());
     }
 
     #[test]

@@ -7,9 +7,10 @@ use super::buckets::bucket_of;
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
     ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, OPEN, PANICS,
-    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, STARTED, STATE, TAKEN_OVER,
+    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, STARTED, STATE, TAKEN_OVER, Word,
 };
 use super::pool::PoolMeter;
+use super::shared::SharedRow;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -25,6 +26,8 @@ pub(crate) enum WorkerState {
     Serving = 2,
     /// Finishing what is open.
     Draining = 3,
+    /// This thread has left; others of its process may still serve.
+    Left = 4,
 }
 
 /// The writing side of one row. Every method is a few plain stores; none can fail or block.
@@ -32,6 +35,8 @@ pub(crate) struct OwnRow {
     page: &'static Page,
     number: usize,
     entries: RefCell<Entries>,
+    /// Other threads count in this row, too (see `SharedRow`).
+    shared: bool,
 }
 
 impl OwnRow {
@@ -40,7 +45,22 @@ impl OwnRow {
         STARTED.store(page, unix_ms());
         BEAT.store(page, monotonic_ms());
         STATE.store(page, WorkerState::Booting as u64);
-        OwnRow { page, number, entries: RefCell::new(Entries::new()) }
+        OwnRow { page, number, entries: RefCell::new(Entries::new()), shared: false }
+    }
+
+    /// From now on other threads count what they serve in this row.
+    pub(crate) fn share(&mut self) {
+        self.shared = true;
+    }
+
+    /// The part of the row in which other threads count; `None` if they may not.
+    pub(crate) fn shared(&self) -> Option<SharedRow> {
+        self.shared.then(|| SharedRow::new(self.page))
+    }
+
+    /// This row, as another thread of the process sees it.
+    pub(crate) fn of_thread(&self) -> ThreadRow {
+        ThreadRow(self.page)
     }
 
     pub(super) fn is(&self, page: &Page) -> bool {
@@ -116,7 +136,7 @@ impl OwnRow {
 
     /// What a connection needs of the row.
     pub(crate) fn meter(&self) -> Meter {
-        Meter { page: self.page }
+        Meter { page: self.page, shared: self.shared }
     }
 
     /// What the worker's CPU pool counts.
@@ -166,21 +186,55 @@ impl OwnRow {
 #[derive(Clone, Copy)]
 pub(crate) struct Meter {
     page: &'static Page,
+    shared: bool,
 }
 
 impl Meter {
+    pub(super) fn shared(page: &'static Page) -> Meter {
+        Meter { page, shared: true }
+    }
+
     pub(crate) fn bytes_in(&self, n: usize) {
-        BYTES_IN.add(self.page, n as u64);
+        self.add(BYTES_IN, n);
     }
 
     pub(crate) fn bytes_out(&self, n: usize) {
-        BYTES_OUT.add(self.page, n as u64);
+        self.add(BYTES_OUT, n);
+    }
+
+    fn add(&self, word: Word, n: usize) {
+        if self.shared {
+            word.add_shared(self.page, n as u64)
+        } else {
+            word.add(self.page, n as u64)
+        }
     }
 
     /// The time of the last beat, in milliseconds on the monotonic clock: good to a tenth of a second, and
     /// free of a system call.
     pub(crate) fn now_ms(&self) -> u64 {
         BEAT.load(self.page)
+    }
+}
+
+/// The row of a thread, for another one of its process.
+pub(crate) struct ThreadRow(&'static Page);
+
+impl ThreadRow {
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> u64 {
+        OPEN.load(self.0)
+    }
+
+    /// Whether it serves, full or not, and its loop turns.
+    pub(crate) fn serves(&self, now_ms: u64) -> bool {
+        serves(self.0, now_ms)
+    }
+
+    /// Says that the thread has left, when it cannot say so itself any more.
+    pub(crate) fn left(&self) {
+        ACCEPTING.store(self.0, 0);
+        STATE.store(self.0, WorkerState::Left as u64);
     }
 }
 

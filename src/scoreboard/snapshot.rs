@@ -7,9 +7,10 @@ use super::counters::Counters;
 use super::inflight;
 use super::layout::{
     ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
-    STARTED, STATE, WANTED,
+    STARTED, STATE, THREAD, WANTED, Word,
 };
 use super::pool::PoolSnapshot;
+use super::row::WorkerState;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -29,7 +30,7 @@ pub struct ClusterSnapshot {
     pub stopping: bool,
     /// Sums over all workers, living and dead.
     pub totals: Counters,
-    /// One entry for each living worker.
+    /// One entry for each living worker; under `thread-per-core` one for each of its threads.
     pub workers: Vec<WorkerSnapshot>,
 }
 
@@ -45,7 +46,9 @@ pub struct WorkerSnapshot {
     pub generation: u64,
     /// Its process id.
     pub pid: u64,
-    /// `booting`, `serving` or `draining`.
+    /// Which of the threads of its process this is about; 0 where one row is enough for all.
+    pub thread: u64,
+    /// `booting`, `serving` or `draining`; `left` for a thread whose process goes on.
     pub state: &'static str,
     /// When it started, milliseconds since 1970.
     pub started_ms: u64,
@@ -108,7 +111,17 @@ pub(crate) struct Glance {
 }
 
 impl Glance {
-    pub(super) fn read(page: &Page) -> Glance {
+    /// Over all threads of a worker: the beat and the request are those of the one that has not turned for longest.
+    pub(super) fn of(pages: impl Iterator<Item = &'static Page> + Clone) -> Glance {
+        let sum =
+            |word: Word| pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page)));
+        let here = pages.clone().filter(|page| STATE.load(page) != WorkerState::Left as u64);
+        let slowest = here.min_by_key(|page| BEAT.load(page)).or_else(|| pages.clone().next());
+        let slowest = slowest.map(Glance::read).unwrap_or_default();
+        Glance { requests: sum(REQUESTS), open: sum(OPEN), ..slowest }
+    }
+
+    fn read(page: &Page) -> Glance {
         let mut serving = read_serving(page, monotonic_ms());
         let culprit = serving.iter().position(|request| request.on_loop).unwrap_or(0);
         let serving = (culprit < serving.len()).then(|| serving.swap_remove(culprit));
@@ -140,6 +153,7 @@ impl WorkerSnapshot {
             1 => "booting",
             2 => "serving",
             3 => "draining",
+            4 => "left",
             _ => "unknown",
         };
         let now = monotonic_ms();
@@ -149,6 +163,7 @@ impl WorkerSnapshot {
             slot: SLOT.load(page),
             generation: GENERATION.load(page),
             pid: PID.load(page),
+            thread: THREAD.load(page),
             state,
             started_ms: STARTED.load(page),
             beat_age_ms: now.saturating_sub(BEAT.load(page)),
@@ -162,6 +177,34 @@ impl WorkerSnapshot {
         })
     }
 
+    /// All threads of a worker as one: sums, and the beat of the one that has not turned for longest. `None` without
+    /// any.
+    pub(crate) fn of_all(threads: Vec<WorkerSnapshot>) -> Option<WorkerSnapshot> {
+        let mut threads = threads.into_iter();
+        let mut all = threads.next()?;
+        for one in threads {
+            if one.state != "left" {
+                all.beat_age_ms = match all.state {
+                    "left" => one.beat_age_ms,
+                    _ => all.beat_age_ms.max(one.beat_age_ms),
+                };
+                all.state = one.state;
+            }
+            for bucket in 0..BUCKETS {
+                all.loop_lag[bucket] = all.loop_lag[bucket].wrapping_add(one.loop_lag[bucket]);
+                all.queue_wait[bucket] =
+                    all.queue_wait[bucket].wrapping_add(one.queue_wait[bucket]);
+            }
+            all.connections = all.connections.wrapping_add(one.connections);
+            all.active = all.active.wrapping_add(one.active);
+            all.counters = all.counters.plus(&one.counters);
+            all.pool = all.pool.plus(&one.pool);
+            all.serving.extend(one.serving);
+        }
+        all.serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+        Some(all)
+    }
+
     /// The request whose handler is on the event loop, if any: the culprit when the loop is frozen.
     pub fn culprit(&self) -> Option<&InFlight> {
         self.serving.iter().find(|request| request.on_loop)
@@ -171,7 +214,7 @@ impl WorkerSnapshot {
 #[cfg(test)]
 mod tests {
     use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
-    use crate::scoreboard::Scoreboard;
+    use crate::scoreboard::{RowIndex, Rows, Scoreboard};
 
     fn tag(id: u64) -> WorkerTag {
         WorkerTag { id: WorkerId(id), slot: Slot(0), generation: Generation(1), pid: None }
@@ -191,6 +234,41 @@ mod tests {
         assert_eq!(reader.snapshot().totals.requests, 7);
         assert_eq!(reader.snapshot().workers.len(), 1);
         assert_eq!(reader.snapshot().workers[0].id, 2);
+    }
+
+    #[test]
+    fn a_worker_with_threads_has_rows_side_by_side() {
+        let mut board = Scoreboard::create(4).expect("board");
+        let first = board.lease(tag(1)).expect("row");
+        let rows = board.lease_rows(tag(2), 3).expect("rows");
+        assert_eq!(rows, RowIndex::Own(Rows { first: 2, count: 3 }));
+        board.pretend(first, 1);
+        board.pretend(rows, 5);
+        assert_eq!((board.glance(rows).requests, board.figures(rows).len()), (5, 3));
+        board.retire(first);
+        assert!(board.lease_rows(tag(3), 2).is_none(), "not side by side");
+        assert_eq!(board.retire(rows).requests, 5);
+        assert_eq!(board.reader().snapshot().totals.requests, 6);
+        assert!(board.lease_rows(tag(3), 4).is_some());
+    }
+
+    #[test]
+    fn the_slowest_thread_speaks_for_its_worker_until_it_has_left() {
+        let mut board = Scoreboard::create(2).expect("board");
+        let rows = board.lease_rows(tag(1), 2).expect("rows");
+        let own = {
+            let (reader, mut board) = (board.reader(), board);
+            let own = board.give_up_all_but(rows).expect("own");
+            (own, reader, board)
+        };
+        let (own, _, board) = own;
+        own[0].beat(100);
+        own[1].beat(200);
+        assert_eq!(board.glance(rows).beat, 100);
+        own[0].of_thread().left();
+        assert_eq!(board.glance(rows).beat, 200);
+        own[1].of_thread().left();
+        assert_eq!(board.glance(rows).beat, 100, "of the first, when nobody is left");
     }
 
     #[test]

@@ -69,6 +69,8 @@ impl Supervisor {
             Err("the cluster is stopping".to_string())
         } else if self.roll.is_some() {
             Err("a reload is under way; ask again when it is done".to_string())
+        } else if to > self.policy.most_workers && self.policy.most_workers == 1 {
+            Err("the concurrency model has one worker process: for more threads change workers and reload".to_string())
         } else if !(1..=Workers::MAX).contains(&to) {
             Err(format!("{to} workers are out of range: ask for 1 to {}", Workers::MAX))
         } else {

@@ -25,6 +25,11 @@ pub(crate) struct Pages {
     count: usize,
 }
 
+// SAFETY: nothing but the address of a mapping that is never unmapped, and of atomics.
+unsafe impl Send for Pages {}
+// SAFETY: as above; `page` gives out shared references to atomics only.
+unsafe impl Sync for Pages {}
+
 /// All pages for writing. Only the primary keeps this; a worker gives it up for one page.
 pub(crate) struct WritablePages {
     base: NonNull<Page>,
@@ -115,8 +120,15 @@ impl WritablePages {
     /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
     /// through `self` afterwards.
     pub(crate) fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
-        assert!(index < self.count, "page {index} of {}", self.count);
-        let after = self.count - index - 1;
+        let pages = self.keep_run(index, 1)?;
+        pages.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into())
+    }
+
+    /// As `keep_only`, for `run` pages in a row.
+    pub(crate) fn keep_run(&mut self, index: usize, run: usize) -> io::Result<Vec<&'static Page>> {
+        let fits = index.checked_add(run).is_some_and(|end| end <= self.count);
+        assert!(fits, "pages {index} and {run} more of {}", self.count);
+        let after = self.count - index - run;
         self.count = 0;
         // SAFETY: both ranges lie inside the mapping made by `create` or `share`. No reference into them is left, as
         // those that `page` gives out borrow `self`, and a count of 0 lets none be made again.
@@ -125,9 +137,9 @@ impl WritablePages {
                 munmap(self.base.cast(), index * PAGE)?;
             }
             if after > 0 {
-                munmap(self.base.add(index + 1).cast(), after * PAGE)?;
+                munmap(self.base.add(index + run).cast(), after * PAGE)?;
             }
-            Ok(self.base.add(index).as_ref())
+            Ok((index..index + run).map(|at| self.base.add(at).as_ref()).collect())
         }
     }
 }

@@ -65,7 +65,11 @@ pub(crate) struct PassedWorker {
     pub slot: u32,
     pub generation: u64,
     pub pid: u32,
+    /// The first of its rows on the scoreboard.
     pub row: usize,
+    /// How many there are, side by side.
+    #[serde(default = "one")]
+    pub rows: usize,
     /// `None` if the worker has closed it.
     pub channel_fd: Option<i32>,
     /// Both ends of the queue of its new connections, the sending one first. `None` if it accepts itself.
@@ -79,6 +83,11 @@ pub(crate) struct PassedWorker {
     /// Slots whose sockets it accepts from besides.
     #[serde(default)]
     pub adopts: Vec<u32>,
+}
+
+/// What an image that knew no threads has for each worker.
+fn one() -> usize {
+    1
 }
 
 impl Manifest {
@@ -133,6 +142,7 @@ mod tests {
                 generation: 2,
                 pid: 4712,
                 row: 2,
+                rows: 1,
                 channel_fd: Some(7),
                 queue_fds: Some([8, 9]),
                 age_ms: 10,
@@ -164,7 +174,8 @@ mod tests {
     #[test]
     fn an_image_that_knew_no_slots_is_followed() {
         let mut json = serde_json::to_value(manifest()).expect("json");
-        for (list, fields) in [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts"])]
+        for (list, fields) in
+            [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts", "rows"])]
         {
             for one in json[list].as_array_mut().expect("a list") {
                 fields

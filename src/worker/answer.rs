@@ -6,7 +6,6 @@
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
@@ -20,21 +19,25 @@ use pin_project_lite::pin_project;
 
 use super::books::{Books, Serving};
 use super::framing::{self, Fields};
+use super::house::House;
 
 /// An error of a handler or a body.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// What all requests of one connection share.
-pub(super) struct Context<S> {
-    pub(super) app: Rc<S>,
-    pub(super) books: Rc<Books>,
+pub(super) struct Context<S: 'static, H: House> {
+    pub(super) app: H::Ptr<S>,
+    pub(super) books: H::Ptr<Books<H>>,
 }
 
 pin_project! {
     /// The response of one request, while it is made.
-    pub(super) struct Answering<F> {
+    pub(super) struct Answering<F, H>
+    where
+        H: House,
+    {
         // `None` once it went with the response.
-        serving: Option<Serving>,
+        serving: Option<Serving<H>>,
         version: Version,
         #[pin]
         step: Step<F>,
@@ -51,23 +54,30 @@ pin_project! {
 
 pin_project! {
     /// The body of a response. The books are closed when it is gone.
-    pub(super) struct Served<B> {
+    pub(super) struct Served<B, H>
+    where
+        H: House,
+    {
         #[pin]
         body: Either<B, Full<Bytes>>,
-        serving: Option<Serving>,
+        serving: Option<Serving<H>>,
     }
 }
 
 const PANICKED: &str = "the handler panicked";
 
 /// Answers `request` with the application's response, or with ours if it may not or cannot.
-pub(super) fn answer<S>(ctx: &Context<S>, request: Request<Incoming>) -> Answering<S::Future>
+pub(super) fn answer<S, H>(
+    ctx: &Context<S, H>,
+    request: Request<Incoming>,
+) -> Answering<S::Future, H>
 where
-    S: Service<Request<Incoming>>,
+    S: Service<Request<Incoming>> + 'static,
+    H: House,
 {
     let conn = &ctx.books.conn;
     let version = request.version();
-    let serving = ctx.books.begin(&request);
+    let serving = Serving::begin(&ctx.books, &request);
     let fields = Fields::of(request.headers());
     if fields.close && request.body().is_end_stream() {
         // Nothing of the client can come any more.
@@ -89,14 +99,15 @@ where
     Answering { serving: Some(serving), version, step }
 }
 
-impl<F, B, E> Future for Answering<F>
+impl<F, B, E, H> Future for Answering<F, H>
 where
+    H: House,
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<Served<B>>, BoxError>;
+    type Output = Result<Response<Served<B, H>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -116,13 +127,17 @@ where
 }
 
 /// Says and remembers whether the connection ends with this response.
-fn finished<B: Body>(mut response: Response<B>, books: &Books, version: Version) -> Response<B> {
-    let Books { state, conn, .. } = books;
+fn finished<B: Body, H: House>(
+    mut response: Response<B>,
+    books: &Books<H>,
+    version: Version,
+) -> Response<B> {
+    let Books { house, conn, .. } = books;
     let status = response.status();
     let mut says = response.headers().keys().any(|name| name == CONNECTION);
     if status == StatusCode::SWITCHING_PROTOCOLS {
         conn.set_upgraded();
-    } else if version < Version::HTTP_2 && state.says_close(conn) {
+    } else if version < Version::HTTP_2 && house.says_close(conn) {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         says = true;
     }
@@ -130,12 +145,13 @@ fn finished<B: Body>(mut response: Response<B>, books: &Books, version: Version)
         // Most likely it says `close`: after that no other worker should wait for a request.
         conn.root();
     }
-    state.row.responded(status.as_u16());
+    house.responded(status.as_u16());
     response
 }
 
-impl<B> Body for Served<B>
+impl<B, H> Body for Served<B, H>
 where
+    H: House,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {

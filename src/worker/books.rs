@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::rc::Rc;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use hyper::Request;
@@ -10,33 +9,36 @@ use hyper::body::{Body, Incoming};
 
 use super::conn::Conn;
 use super::edge::{Edge, Framing, head_length};
-use super::state::State;
+use super::house::House;
 use super::wire::{Recent, is_beginning};
 use crate::scoreboard::Ticket;
 
 /// What all requests of one connection are entered in.
-pub(super) struct Books {
-    pub(super) state: Rc<State>,
+pub(super) struct Books<H: House> {
+    pub(super) house: H::Ptr<H>,
     pub(super) conn: Arc<Conn>,
     pub(super) recent: Recent,
 }
 
 /// A request's place in the books. It is over when this is dropped.
-pub(super) struct Serving {
-    pub(super) books: Rc<Books>,
+pub(super) struct Serving<H: House> {
+    pub(super) books: H::Ptr<Books<H>>,
     ticket: Option<Ticket>,
     framing: Framing,
 }
 
-impl Books {
-    pub(super) fn begin(self: &Rc<Books>, request: &Request<Incoming>) -> Serving {
-        let now = self.state.now_ms();
-        let framing = self.framing_of(request);
-        self.conn.request_begun(now);
-        let ticket = self.state.row.begin(request.method().as_str(), request.uri().path(), now);
-        Serving { books: Rc::clone(self), ticket, framing }
+impl<H: House> Serving<H> {
+    /// Enters `request` in `books`.
+    pub(super) fn begin(books: &H::Ptr<Books<H>>, request: &Request<Incoming>) -> Serving<H> {
+        let now = books.house.now_ms();
+        let framing = books.framing_of(request);
+        books.conn.request_begun(now);
+        let ticket = books.house.begin(request.method().as_str(), request.uri().path(), now);
+        Serving { books: books.clone(), ticket, framing }
     }
+}
 
+impl<H: House> Books<H> {
     /// What was received last, as it came.
     pub(super) fn recent(&self) -> MutexGuard<'_, Vec<u8>> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,37 +58,38 @@ impl Books {
     }
 }
 
-impl Serving {
+impl<H: House> Serving<H> {
     /// Runs a piece of the handler, marked on the scoreboard as having the loop. `None` if it panicked.
     pub(super) fn on_loop<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
-        let row = &self.books.state.row;
-        row.running(self.ticket);
+        let house = &self.books.house;
+        house.running(self.ticket);
         let done = catch_unwind(AssertUnwindSafe(run));
-        row.running(None);
+        house.running(None);
         done.map_err(|panic| self.panicked(&*panic)).ok()
     }
 
     #[cold]
     fn panicked(&self, panic: &(dyn Any + Send)) {
-        let State { row, tag, .. } = &*self.books.state;
-        row.panicked();
+        let house = &self.books.house;
+        house.panicked();
         let text = panic
             .downcast_ref::<&str>()
             .copied()
             .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no message");
-        let request = row.describe(self.ticket).unwrap_or_else(|| "a request".to_string());
+        let request = house.describe(self.ticket).unwrap_or_else(|| "a request".to_string());
+        let tag = house.tag();
         log::error!("{tag} the handler of {request} panicked: {text}");
     }
 }
 
-impl Drop for Serving {
+impl<H: House> Drop for Serving<H> {
     fn drop(&mut self) {
-        let Books { state, conn, .. } = &*self.books;
-        state.row.finish(self.ticket);
+        let Books { house, conn, .. } = &*self.books;
+        house.finish(self.ticket);
         let (received, tail) = conn.progress();
         let edge = Edge::of(self.framing, received, tail);
-        conn.request_over(edge, state.now_ms());
+        conn.request_over(edge, house.now_ms());
         // Idle connections are many: they keep no more than a small buffer each.
         let mut recent = self.books.recent();
         let end = self.framing.end().filter(|end| edge == Edge::Exact && *end <= received);

@@ -38,8 +38,8 @@ pub(super) enum Told {
     Cut = 2,
 }
 
-/// The state of one connection. Atomics only because an upgraded connection may be `Send`; there is one
-/// thread, so all accesses are relaxed.
+/// The state of one connection. Atomics because an upgraded connection may be `Send`, and as other threads serve it
+/// under `threads`. Each field says something on its own, so all accesses are relaxed.
 #[derive(Debug)]
 pub(super) struct Conn {
     phase: AtomicU8,
@@ -91,6 +91,8 @@ impl Conn {
             0 => Phase::Fresh,
             1 => Phase::Head,
             2 => Phase::Busy,
+            // Streams of HTTP/2 may be served on several threads: what ends may come after what begins.
+            3 if self.requests.load(Relaxed) > 0 => Phase::Busy,
             3 => Phase::Idle,
             _ => Phase::Closing,
         }

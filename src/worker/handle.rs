@@ -21,7 +21,8 @@ thread_local! {
 pub struct Worker(pub(super) Rc<State>);
 
 impl Worker {
-    /// The worker this code runs in. `None` in the primary, and in threads other than the worker's own.
+    /// The worker this code runs in. `None` in the primary, and in threads other than the worker's
+    /// own: all that serve under [`Model::Threads`](crate::Model::Threads).
     pub fn current() -> Option<Worker> {
         CURRENT.with_borrow(Weak::upgrade).map(Worker)
     }

@@ -14,6 +14,7 @@ mod drain;
 mod edge;
 mod framing;
 mod handle;
+mod house;
 mod inbox;
 mod jobs;
 mod limits;
@@ -23,8 +24,10 @@ mod manners;
 mod newcomer;
 mod registry;
 mod serve;
+mod shared;
 mod state;
 mod stream;
+mod threads;
 mod travel;
 mod waited;
 mod wire;
@@ -33,6 +36,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -52,8 +56,10 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
 use newcomer::{Accepted, Newcomers};
+pub use shared::SharedWorker;
 use state::State;
 pub use stream::Stream;
+pub(crate) use threads::threads_app;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -69,13 +75,13 @@ impl Handler {
     }
 }
 
-/// The application as a worker runs it: boots, and gives a handler.
-pub(crate) type App = Box<dyn Fn(Worker) -> LocalFuture<Result<Handler>>>;
+/// The application as a worker runs it: boots, and gives a handler. Each thread with a loop of its own does so.
+pub(crate) type App = Arc<dyn Fn(Worker) -> LocalFuture<Result<Handler>> + Send + Sync>;
 
 /// An application that answers HTTP requests.
 pub(crate) fn http_app<A, F, S, B>(app: A) -> App
 where
-    A: Fn(Worker) -> F + 'static,
+    A: Fn(Worker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S>> + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
@@ -83,7 +89,7 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    Box::new(move |worker| {
+    Arc::new(move |worker: Worker| {
         let state = Rc::clone(&worker.0);
         let booting = app(worker);
         Box::pin(async move {
@@ -100,12 +106,12 @@ where
 /// An application that takes connections as they are.
 pub(crate) fn connection_app<A, F>(app: A) -> App
 where
-    A: Fn(Worker, Stream) -> F + 'static,
+    A: Fn(Worker, Stream) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + 'static,
 {
-    let app = Rc::new(app);
-    Box::new(move |worker| {
-        let app = Rc::clone(&app);
+    let app = Arc::new(app);
+    Arc::new(move |worker: Worker| {
+        let app = Arc::clone(&app);
         Box::pin(async move {
             let handle = move |accepted: Accepted| {
                 let Accepted { stream, entry, guard, .. } = accepted;
@@ -142,8 +148,9 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 }
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, mail, mail_limits, queue, row, meter, .. } = seed;
+    let Seed { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } = seed;
     let Seed { board, config, terminate, .. } = seed;
+    let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let mail = MailEnd::start(tag, mail, mail_limits)

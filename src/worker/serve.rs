@@ -10,21 +10,24 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
+use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-use super::answer::{BoxError, Context, answer};
+use super::answer::{Answering, BoxError, Context, Served, answer};
 use super::books::Books;
 use super::conn::{Phase, Told};
 use super::edge::Edge;
+use super::house::{House, Seat};
 use super::newcomer::{Accepted, first_bytes};
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::stream::Stream;
 use super::travel::{self, Departure};
 use super::wire::{Leftover, Wire, close_politely};
+use crate::config::Config;
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -43,9 +46,11 @@ where
 {
     let Accepted { mut stream, mut first, entry, guard } = accepted;
     if first.is_empty() && state.config.http2 {
-        first = first_words(&state, &entry, &stream).await;
+        first = first_words(&*state, &*entry, &stream).await;
     }
-    while let Some((left, unread)) = serve_on(&state, &app, &entry, stream, first).await {
+    while let Some((left, unread)) =
+        serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, stream, first).await
+    {
         match travel::depart(&state, left, unread).await {
             Departure::Gone => break,
             // It goes on here, as if it had never been thought of.
@@ -58,11 +63,11 @@ where
 
 /// What a client says first, which tells HTTP/2 from HTTP/1. Given up when the worker has other plans with the
 /// connection.
-async fn first_words(state: &State, entry: &Entry, stream: &Stream) -> Bytes {
+pub(super) async fn first_words<H: House, W: Seat>(house: &H, seat: &W, stream: &Stream) -> Bytes {
     let mut readable = pin!(stream.readable());
     poll_fn(|cx| {
-        entry.watch(cx.waker());
-        if entry.conn.told() != Told::Nothing || state.drain.order().is_some() {
+        seat.watch(cx.waker());
+        if seat.conn().told() != Told::Nothing || house.is_draining() {
             return Poll::Ready(());
         }
         readable.as_mut().poll(cx).map(|_| ())
@@ -73,71 +78,76 @@ async fn first_words(state: &State, entry: &Entry, stream: &Stream) -> Bytes {
 
 /// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
 /// returned, with what was received of the next request.
-async fn serve_on<S, B>(
-    state: &Rc<State>,
-    app: &Rc<S>,
-    entry: &Entry,
+pub(super) async fn serve_on<S, B, H, W, X>(
+    house: &H::Ptr<H>,
+    app: &H::Ptr<S>,
+    seat: &W,
+    exec: X,
     stream: Stream,
     first: Bytes,
 ) -> Option<(Stream, Bytes)>
 where
+    H: House,
+    W: Seat,
+    X: Http2ServerConnExec<Answering<S::Future, H>, Served<B, H>> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
     S::Error: Into<BoxError> + 'static,
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let http2 = state.config.http2 && first.starts_with(PREFACE);
-    let wire = Wire::new(stream, first, Arc::clone(&entry.conn), state.row.meter());
+    let http2 = house.config().http2 && first.starts_with(PREFACE);
+    let wire = Wire::new(stream, first, Arc::clone(seat.conn()), house.meter());
     let leftover = wire.leftover();
-    let books = Rc::new(Books {
-        state: Rc::clone(state),
-        conn: Arc::clone(&entry.conn),
-        recent: wire.recent(),
-    });
-    let ctx = Context { app: Rc::clone(app), books };
+    let books =
+        Books { house: house.clone(), conn: Arc::clone(seat.conn()), recent: wire.recent() };
+    let ctx = Context { app: app.clone(), books: H::share(books) };
     let service = service_fn(move |request| answer(&ctx, request));
     let io = TokioIo::new(wire);
     if http2 {
-        serve_http2(state, entry, io, service).await;
-    } else if let Some(parts) = serve_http1(state, entry, io, service).await {
+        serve_http2(&**house, seat, exec, io, service).await;
+    } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
         return Some(parts);
     }
-    finish(state, entry, &leftover).await;
+    finish(&**house, seat, &leftover).await;
     None
 }
 
 /// The socket, if it is to go to another worker.
-async fn serve_http1<S, B>(
-    state: &State,
-    entry: &Entry,
+async fn serve_http1<S, B, H, W>(
+    house: &H,
+    seat: &W,
     io: TokioIo<Wire>,
     service: S,
 ) -> Option<(Stream, Bytes)>
 where
+    H: House,
+    W: Seat,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
     B: Body<Data = Bytes, Error = BoxError> + 'static,
 {
-    let mut connection = http1_builder(state).serve_connection(io, service).with_upgrades();
+    let conn = seat.conn();
+    let mut connection =
+        http1_builder(house.config()).serve_connection(io, service).with_upgrades();
     let mut leaves = false;
     let ending = poll_fn(|cx| {
         let mut outcome = Pin::new(&mut connection).poll(cx);
-        if outcome.is_pending() && entry.conn.may_travel() && state.hands_over() {
+        if outcome.is_pending() && conn.may_travel() && house.hands_over() {
             // hyper alone knows whether it is between two requests: if so, it ends at once.
-            entry.conn.set_leaving(true);
+            conn.set_leaving(true);
             Pin::new(&mut connection).graceful_shutdown();
             outcome = Pin::new(&mut connection).poll(cx);
-            entry.conn.set_leaving(false);
+            conn.set_leaving(false);
             leaves = matches!(outcome, Poll::Ready(Ok(())));
             if !leaves {
                 // If not, it ends with this request.
-                entry.conn.root();
+                conn.root();
             }
         }
         outcome
     });
-    run(entry, ending).await;
+    run(seat, ending).await;
     if !leaves {
         return None;
     }
@@ -145,56 +155,62 @@ where
     let (stream, first) = parts.io.into_inner().into_parts()?;
     let unread =
         if first.is_empty() { parts.read_buf } else { [parts.read_buf, first].concat().into() };
-    if entry.conn.edge() == Edge::Drained && !unread.is_empty() {
+    if conn.edge() == Edge::Drained && !unread.is_empty() {
         // These may be chunks that hyper did not get to: nobody can say where the next request begins.
-        finish_stream(state, entry, stream).await;
+        finish_stream(house, seat, stream).await;
         return None;
     }
     Some((stream, unread))
 }
 
-fn http1_builder(state: &State) -> http1::Builder {
+fn http1_builder(config: &Config) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         // The worker tends the timeouts itself (see `conn`).
         .header_read_timeout(None)
-        .max_buf_size(state.config.max_header_size.max(64 * 1024))
-        .max_header_size(state.config.max_header_size)
-        .pipeline_flush(state.config.pipeline_flush);
+        .max_buf_size(config.max_header_size.max(64 * 1024))
+        .max_header_size(config.max_header_size)
+        .pipeline_flush(config.pipeline_flush);
     builder
 }
 
-async fn serve_http2<S, B>(state: &State, entry: &Entry, io: TokioIo<Wire>, service: S)
+async fn serve_http2<S, B, H, W, X>(house: &H, seat: &W, exec: X, io: TokioIo<Wire>, service: S)
 where
+    H: House,
+    W: Seat,
+    X: Http2ServerConnExec<S::Future, B> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
     B: Body<Data = Bytes, Error = BoxError> + 'static,
 {
-    let connection = http2::Builder::new(OnThisThread)
+    let connection = http2::Builder::new(exec)
         .timer(TokioTimer::new())
-        .keep_alive_interval(state.config.keep_alive_timeout)
+        .keep_alive_interval(house.config().keep_alive_timeout)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_header_list_size(u32::try_from(state.config.max_header_size).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(house.config().max_header_size).unwrap_or(u32::MAX))
         .serve_connection(io, service);
     let mut connection = pin!(connection);
     let mut going = false;
     let goodbye = poll_fn(|cx| {
-        if !going && (state.drain.order().is_some() || entry.conn.told() != Told::Nothing) {
+        if !going && (house.is_draining() || seat.conn().told() != Told::Nothing) {
             going = true;
             connection.as_mut().graceful_shutdown();
         }
         connection.as_mut().poll(cx)
     });
-    run(entry, goodbye).await;
+    run(seat, goodbye).await;
 }
 
 /// Drives a connection until it ends or is cut. Its errors are the client's: a request that breaks off, a
 /// reset, bytes that are no HTTP; hyper has answered what can be answered.
-async fn run<E: std::fmt::Display>(entry: &Entry, connection: impl Future<Output = Result<(), E>>) {
+async fn run<E: std::fmt::Display>(
+    seat: &impl Seat,
+    connection: impl Future<Output = Result<(), E>>,
+) {
     let mut connection = pin!(connection);
     let outcome = poll_fn(|cx| {
-        entry.watch(cx.waker());
-        if entry.conn.told() == Told::Cut && !entry.conn.upgraded() {
+        seat.watch(cx.waker());
+        if seat.conn().told() == Told::Cut && !seat.conn().upgraded() {
             return Poll::Ready(Ok(()));
         }
         connection.as_mut().poll(cx)
@@ -205,29 +221,29 @@ async fn run<E: std::fmt::Display>(entry: &Entry, connection: impl Future<Output
 }
 
 /// Closes what hyper left of the connection, without hurting a response that is still on its way.
-async fn finish(state: &State, entry: &Entry, leftover: &Leftover) {
-    if entry.conn.upgraded() {
+async fn finish(house: &impl House, seat: &impl Seat, leftover: &Leftover) {
+    if seat.conn().upgraded() {
         // The application has it: it counts as open until that lets go of it, or the deadline comes.
-        unless_cut(entry, leftover.left()).await;
+        unless_cut(seat, leftover.left()).await;
     } else if let Some(stream) = leftover.take() {
-        finish_stream(state, entry, stream).await;
+        finish_stream(house, seat, stream).await;
     }
 }
 
-async fn finish_stream(state: &State, entry: &Entry, stream: Stream) {
-    if entry.conn.told() == Told::Cut {
+async fn finish_stream(house: &impl House, seat: &impl Seat, stream: Stream) {
+    if seat.conn().told() == Told::Cut {
         return;
     }
-    entry.conn.enter(Phase::Closing, state.now_ms());
-    unless_cut(entry, close_politely(stream)).await;
+    seat.conn().enter(Phase::Closing, house.now_ms());
+    unless_cut(seat, close_politely(stream)).await;
 }
 
 /// Waits for `end`, unless the connection is cut before.
-async fn unless_cut(entry: &Entry, end: impl Future<Output = ()>) {
+async fn unless_cut(seat: &impl Seat, end: impl Future<Output = ()>) {
     let mut end = pin!(end);
     poll_fn(|cx| {
-        entry.watch(cx.waker());
-        match entry.conn.told() {
+        seat.watch(cx.waker());
+        match seat.conn().told() {
             Told::Cut => Poll::Ready(()),
             Told::Nothing | Told::Finish => end.as_mut().poll(cx),
         }

@@ -36,6 +36,8 @@ mod limits;
 mod log_file;
 mod messages;
 mod messages_fail;
+mod models;
+mod models_differ;
 mod orphan;
 mod pid_file;
 mod pool;

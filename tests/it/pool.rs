@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::models;
 use crate::support::{Client, Failure, Server, process, wait};
 
 /// Half a minute of one core in a release build, and much longer in a debug build.
@@ -226,4 +227,25 @@ fn a_body_is_hashed_in_the_pool() {
     assert_eq!(post("/hash?rounds=0", b"").status, 400);
     assert_eq!(server.get("/hash").status, 405);
     server.stop();
+}
+
+#[test]
+fn every_model_runs_jobs_in_a_pool_and_counts_them() {
+    models::under_each(&["--faults"], |_, server| {
+        let server = server.allow(&["panicked"]);
+        assert_eq!(server.get("/fib/20").text(), "fib(20) = 6765\n");
+        let mut client = server.connect();
+        let hash = client.post("/hash", b"abc").expect("answer");
+        assert!(hash.text().starts_with("ba7816bf"), "{hash:?}");
+        // A job that panics costs itself alone.
+        assert_eq!(client.get("/fault/job-panic").expect("answer").status, 500);
+        assert_eq!(client.get("/fib/10").expect("answer").text(), "fib(10) = 55\n");
+        let status = server.status();
+        let pools = status["workers"].as_array().expect("workers").iter().map(|w| &w["pool"]);
+        let counted =
+            |name: &str| pools.clone().filter_map(|pool| pool[name].as_u64()).sum::<u64>();
+        assert_eq!((counted("done"), counted("panicked")), (3, 1));
+        drop(client);
+        server.stop();
+    });
 }

@@ -44,6 +44,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "models",
+        &[
+            "error",
+            "config",
+            "seed",
+            "identity",
+            "ipc",
+            "scoreboard",
+            "steering",
+            "listener",
+            "sys",
+            "worker",
+        ],
+    ),
+    (
         "primary",
         &[
             "error",
@@ -75,6 +90,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "mail",
             "primary",
             "worker",
+            "models",
             "supervisor",
             "sys",
             "control",
@@ -155,7 +171,7 @@ fn tokio_and_hyper_stay_where_requests_are_served() {
         "src/lib.rs",
     ];
     let may = |file: &File| {
-        ["worker", "pool", "probe", "cluster", "app"].contains(&file.room())
+        ["worker", "models", "pool", "probe", "cluster", "app"].contains(&file.room())
             || MAY.contains(&file.name.as_str())
             || file.room() == "cli"
     };

@@ -99,3 +99,13 @@ fn when_the_trial_of_a_crash_loop_is_no_longer_wanted_the_others_are_not_forgott
     world.drive();
     assert_eq!(world.serving(), [4]);
 }
+
+#[test]
+fn a_model_of_one_process_is_not_scaled() {
+    let one = super::Policy { most_workers: 1, ..super::policy(1) };
+    let mut world = World::new(one, 1, |_, _| Life::serving()).start();
+    world.run(ms(1_000));
+    world.ask(Intent::Scale(Scale::Up(1)));
+    world.run(ms(1_000));
+    assert_eq!((world.serving(), world.mind.wanted()), (vec![1], 1));
+}

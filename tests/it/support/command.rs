@@ -115,6 +115,13 @@ impl Builder {
         }
     }
 
+    /// Under this concurrency model: `count` processes or threads, or one loop alone.
+    pub fn model(mut self, model: &str, count: usize) -> Builder {
+        (self.workers, self.tells_workers) = (if model == "prefork" { count } else { 1 }, false);
+        let count = if model == "single" { 1 } else { count };
+        self.args(["--model", model, "--workers", &count.to_string()])
+    }
+
     /// Under another dispatch policy than the default.
     pub fn dispatch(self, policy: &str) -> Builder {
         self.args(["--dispatch", policy])

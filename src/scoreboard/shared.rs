@@ -1,0 +1,94 @@
+//! A row in which several threads of one worker count.
+//!
+//! The words are the same as in `OwnRow`, but the additions are locked instructions and the list of requests stands
+//! behind a lock: that is what threads cost here, and why prefork has none of it. No request is marked as being on
+//! the event loop, since many can run at the same moment.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::inflight::{self, Entries, Ticket};
+use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES};
+use super::row::Meter;
+use crate::sys::shm::Page;
+
+/// What requests are counted in, by any thread.
+pub(crate) struct SharedRow {
+    page: &'static Page,
+    entries: Mutex<Entries>,
+}
+
+impl SharedRow {
+    pub(super) fn new(page: &'static Page) -> SharedRow {
+        SharedRow { page, entries: Mutex::new(Entries::new()) }
+    }
+
+    /// What a connection needs of the row.
+    pub(crate) fn meter(&self) -> Meter {
+        Meter::shared(self.page)
+    }
+
+    /// Method and path of the request with this ticket, escaped.
+    pub(crate) fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
+        ticket.and_then(|ticket| inflight::read(self.page, ticket))
+    }
+
+    /// A handler panicked.
+    pub(crate) fn panicked(&self) {
+        PANICS.add_shared(self.page, 1);
+    }
+
+    /// A request begins.
+    pub(crate) fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
+        REQUESTS.add_shared(self.page, 1);
+        ACTIVE.add_shared(self.page, 1);
+        self.entries().begin(self.page, method, path, now_ms)
+    }
+
+    /// The head of a response with this status was produced.
+    pub(crate) fn responded(&self, status: u16) {
+        if let class @ 1..=5 = usize::from(status / 100) {
+            RESPONSES.plus(class - 1).add_shared(self.page, 1);
+        }
+    }
+
+    /// The request is over, answered or not.
+    pub(crate) fn finish(&self, ticket: Option<Ticket>) {
+        ACTIVE.add_shared(self.page, u64::MAX);
+        if let Some(ticket) = ticket {
+            self.entries().finish(self.page, ticket);
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        // Nothing panics with the lock held; an entry that is lost costs a line in `status`.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scoreboard::counters::Counters;
+
+    #[test]
+    fn no_count_is_lost_among_threads() {
+        let page = crate::sys::shm::create(1).expect("page").0.keep_only(0).expect("own");
+        let row = SharedRow::new(page);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5_000 {
+                        let ticket = row.begin("GET", "/", 0);
+                        row.meter().bytes_out(3);
+                        row.responded(200);
+                        row.finish(ticket);
+                    }
+                });
+            }
+        });
+        let counted = Counters::read(page);
+        assert_eq!((counted.requests, counted.responses[1]), (20_000, 20_000));
+        assert_eq!((counted.bytes_out, ACTIVE.load(page)), (60_000, 0));
+        assert!(inflight::read_all(page).is_empty(), "every entry was given back");
+    }
+}

@@ -1,0 +1,169 @@
+//! What the threads of a worker share of it under `threads`, and the worker as the application sees it there.
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Notify;
+
+use super::conn::Conn;
+use super::house::House;
+use super::state::State;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::pool::Pool;
+use crate::scoreboard::{ClusterSnapshot, Meter, Reader, SharedRow, Ticket};
+
+/// The worker, for code that runs on any of its threads (`threads`). Cheap to clone.
+#[derive(Clone)]
+pub struct SharedWorker(pub(super) Arc<Shared>);
+
+/// What the threads share of their worker.
+pub(super) struct Shared {
+    pub(super) tag: WorkerTag,
+    pub(super) config: Config,
+    pub(super) row: SharedRow,
+    pub(super) board: Reader,
+    pub(super) pool: Pool,
+    pub(super) draining: AtomicBool,
+    pub(super) begun: Notify,
+    pub(super) retires: Notify,
+}
+
+impl Shared {
+    pub(super) fn of(state: &State) -> Result<Shared> {
+        let row = state.row.shared();
+        let row = row.ok_or_else(|| Error::config("the row of this worker is for one thread"))?;
+        Ok(Shared {
+            tag: state.tag,
+            config: Config::clone(&state.config),
+            row,
+            board: state.board,
+            pool: state.pool.clone(),
+            draining: AtomicBool::new(false),
+            begun: Notify::new(),
+            retires: Notify::new(),
+        })
+    }
+}
+
+impl House for Shared {
+    type Ptr<T: 'static> = Arc<T>;
+
+    fn share<T: 'static>(value: T) -> Arc<T> {
+        Arc::new(value)
+    }
+
+    fn tag(&self) -> WorkerTag {
+        self.tag
+    }
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn meter(&self) -> Meter {
+        self.row.meter()
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn hands_over(&self) -> bool {
+        false
+    }
+
+    fn says_close(&self, _: &Conn) -> bool {
+        self.is_draining()
+    }
+
+    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
+        self.row.begin(method, path, now_ms)
+    }
+
+    /// Several run at a time: none of them has the loop.
+    fn running(&self, _: Option<Ticket>) {}
+
+    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
+        self.row.describe(ticket)
+    }
+
+    fn panicked(&self) {
+        self.row.panicked();
+    }
+
+    fn responded(&self, status: u16) {
+        self.row.responded(status);
+    }
+
+    fn finish(&self, ticket: Option<Ticket>) {
+        self.row.finish(ticket);
+    }
+}
+
+impl SharedWorker {
+    /// Its number, which only grows from worker to worker and is never used again.
+    pub fn id(&self) -> WorkerId {
+        self.0.tag.id
+    }
+
+    /// Its place among the workers: 0, but for the moment in which it is replaced.
+    pub fn slot(&self) -> Slot {
+        self.0.tag.slot
+    }
+
+    /// The generation it belongs to, which grows with each reload.
+    pub fn generation(&self) -> Generation {
+        self.0.tag.generation
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    /// The configuration it was forked under; `worker_connections` is that of all threads together.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// What all processes of the cluster wrote on the scoreboard, at this moment.
+    pub fn cluster(&self) -> ClusterSnapshot {
+        self.0.board.snapshot()
+    }
+
+    /// The worker's CPU pool, one for all threads that serve; see [`Worker::pool`](crate::Worker::pool).
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// Whether it has stopped accepting and finishes what is open.
+    pub fn is_draining(&self) -> bool {
+        House::is_draining(&*self.0)
+    }
+
+    /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
+    pub async fn draining(&self) {
+        let begun = self.0.begun.notified();
+        let mut begun = pin!(begun);
+        // Enlisted before the look, so that a drain which begins in between is not missed.
+        begun.as_mut().enable();
+        if !self.is_draining() {
+            begun.await;
+        }
+    }
+
+    /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
+    pub fn retire(&self) {
+        self.0.retires.notify_one();
+    }
+}
+
+impl fmt::Debug for SharedWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedWorker({})", self.0.tag)
+    }
+}

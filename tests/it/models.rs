@@ -1,0 +1,287 @@
+//! The four concurrency models: what holds in one holds in all of them, and where they differ they say so.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::Load;
+use crate::support::{Client, Failure, Server, process, wait};
+
+const MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
+
+/// Processes or threads, where there are several.
+const COUNT: usize = 2;
+
+/// `test` under each model, on a server with these arguments.
+#[track_caller]
+pub fn under_each(args: &[&str], test: impl Fn(&str, Server)) {
+    for model in MODELS {
+        // Shown if the test fails.
+        println!("model {model}");
+        test(model, start(model, args));
+    }
+}
+
+#[track_caller]
+pub fn start(model: &str, args: &[&str]) -> Server {
+    Server::builder().model(model, COUNT).args(args.iter().copied()).control().start()
+}
+
+/// Sends a request that takes that long, and waits until it is being answered.
+#[track_caller]
+pub fn begin(server: &Server, path: &str) -> Client {
+    let mut client = server.connect();
+    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
+    server.wait_in_flight(path);
+    client
+}
+
+#[test]
+fn requests_follow_each_other_on_one_connection() {
+    under_each(&[], |model, server| {
+        let processes = if model == "prefork" { COUNT } else { 1 };
+        assert_eq!(server.worker_pids().len(), processes);
+        let mut client = server.connect();
+        let first = client.get("/").expect("answer").pid();
+        assert!(server.worker_pids().contains(&first));
+        for _ in 0..20 {
+            assert_eq!(client.get("/").expect("answer").pid(), first);
+        }
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        let all = [get("/bytes/3"), get("/sleep/20"), get("/nowhere"), get("/")].concat();
+        client.send(all).expect("send");
+        assert_eq!(client.read().expect("first").text(), "000");
+        assert_eq!(client.read().expect("second").text(), "slept for 20 ms\n");
+        assert_eq!(client.read().expect("third").status, 404);
+        assert_eq!(client.read().expect("fourth").pid(), first);
+        drop(client);
+        server.stop();
+    });
+}
+
+#[test]
+fn bodies_come_and_go_whole() {
+    under_each(&[], |_, server| {
+        let mut client = server.connect();
+        let large = vec![b'x'; 1 << 20];
+        assert_eq!(client.post("/echo", &large).expect("answer").body, large);
+        assert_eq!(client.get("/bytes/5000000").expect("answer").body.len(), 5_000_000);
+        let head = "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+        assert_eq!(client.ask(head).expect("go on").status, 100);
+        assert_eq!(client.ask("body").expect("answer").text(), "body");
+        let chunked = "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
+                       3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n";
+        assert_eq!(client.ask(chunked).expect("answer").text(), "chunked");
+        drop(client);
+        server.stop();
+    });
+}
+
+#[test]
+fn what_is_malformed_or_slow_is_refused() {
+    under_each(&["--header-timeout", "300ms", "--keep-alive-timeout", "600ms"], |_, server| {
+        let mut client = server.connect();
+        let smuggled = "GET / HTTP/1.1\r\nHost: a/b\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let answer = client.ask(smuggled).expect("answer");
+        assert_eq!((answer.status, answer.closes()), (400, true));
+        let rest = client.read_to_end();
+        assert!(matches!(rest.as_deref(), Ok([]) | Err(Failure::Reset)), "{rest:?}");
+        // Neither half a head nor silence is waited for.
+        let (mut half, mut silent, mut idle) =
+            (server.connect(), server.connect(), server.connect());
+        assert_eq!(idle.get("/").expect("answer").status, 200);
+        let begun = Instant::now();
+        half.send("GET / HTTP/1.1\r\nHo").expect("send");
+        for client in [&mut half, &mut silent, &mut idle] {
+            let rest = client.read_to_end().expect("a polite end");
+            assert!(!String::from_utf8_lossy(&rest).contains("200 OK"), "{rest:?}");
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(200), "not at once");
+        server.stop();
+    });
+}
+
+#[test]
+fn a_panic_costs_one_request() {
+    under_each(&["--faults"], |_, server| {
+        let server = server.allow(&["panicked"]);
+        let pids = server.worker_pids();
+        let mut client = server.connect();
+        assert_eq!(client.get("/fault/panic").expect("answer").status, 500);
+        assert_eq!(client.get("/").expect("answer").status, 200);
+        assert_eq!(server.worker_pids(), pids);
+        let line = server.wait_log("the handler of GET /fault/panic panicked");
+        assert!(
+            line.contains(&format!("pid={}", client.get("/").expect("answer").pid())),
+            "{line}"
+        );
+        assert_eq!(server.status()["totals"]["panics"], 1);
+        drop(client);
+        server.stop();
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_it_stops() {
+    // No client is ever idle for as long as this, even on a busy machine.
+    under_each(&["--linger-timeout", "20s"], |_, server| {
+        let mut long = begin(&server, "/sleep/1500");
+        let kept =
+            Load::keep_alive(server.address(), 6).posting().thinking().until_refused().start();
+        let new = Load::new_connections(server.address(), 2).thinking().until_refused().start();
+        kept.wait_answered(100);
+        new.wait_answered(30);
+        server.signal(Signal::SIGTERM);
+        let answer = long.read().expect("an answer");
+        assert_eq!((answer.text(), answer.closes()), ("slept for 1500 ms\n", true));
+        let (kept, new) = (kept.join(), new.join());
+        assert_eq!((kept.failures(), new.failures()), (0, 0), "{kept:?} {new:?}");
+        server.finish(0);
+    });
+}
+
+#[test]
+fn what_does_not_finish_is_cut_at_the_deadline_and_named() {
+    under_each(&["--graceful-timeout", "500ms"], |_, server| {
+        let mut client = begin(&server, "/sleep/60000");
+        server.signal(Signal::SIGTERM);
+        assert!(client.read().is_err());
+        let log = server.finish(0);
+        assert!(log.contains("at the graceful timeout: GET /sleep/60000"), "{log}");
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_it_reloads() {
+    under_each(&["--linger-timeout", "20s"], |model, server| {
+        let kept = Load::keep_alive(server.address(), 6).posting().thinking().start();
+        let new = Load::new_connections(server.address(), 2).thinking().start();
+        for generation in 2..4 {
+            kept.wait_answered(60);
+            new.wait_answered(20);
+            let old = server.worker_pids();
+            server.signal(Signal::SIGHUP);
+            server.wait_generation(generation);
+            server.wait_others(old.len(), &old);
+        }
+        let (kept, new) = (kept.stop(), new.stop());
+        assert_eq!((kept.failures(), new.failures()), (0, 0), "{kept:?} {new:?}");
+        assert_eq!((kept.refused, new.refused), (0, 0));
+        // Handed over, but for `threads`, which tells its clients to come again.
+        assert_eq!(kept.ended > 0, model == "threads", "{model}: {kept:?}");
+        server.stop();
+    });
+}
+
+#[test]
+fn nothing_is_lost_when_it_is_upgraded() {
+    for model in MODELS {
+        let server = Server::builder().model(model, COUNT).copied().control();
+        let server = server.args(["--linger-timeout", "20s"]).start();
+        let load = Load::keep_alive(server.address(), 4).posting().thinking().start();
+        load.wait_answered(40);
+        let old = server.worker_pids();
+        server.signal(Signal::SIGUSR2);
+        server.wait_generation(2);
+        server.wait_others(old.len(), &old);
+        load.wait_answered(40);
+        let tally = load.stop();
+        assert_eq!((tally.failures(), tally.refused), (0, 0), "{model}: {tally:?}");
+        let status = server.status();
+        assert!(status["totals"]["requests"].as_u64() >= Some(tally.ok), "{model}: {status}");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_killed_worker_is_replaced() {
+    under_each(&[], |_, server| {
+        let server = server.allow(&["died: killed by SIGKILL"]);
+        let old = server.worker_pids();
+        process::send(old[0], Signal::SIGKILL);
+        let new = server.wait_others(1.max(old.len() - 1), &old[..1]);
+        assert!(!new.is_empty());
+        server.wait_replaced(1);
+        assert_eq!(server.get("/").status, 200);
+        assert_eq!(server.status()["primary"]["restarts"], 1);
+        server.stop();
+    });
+}
+
+#[test]
+fn a_worker_that_is_terminated_leaves_as_a_whole_and_is_replaced() {
+    under_each(&[], |_, server| {
+        let old = server.worker_pids();
+        let mut slow = begin(&server, "/sleep/700");
+        process::send(old[0], Signal::SIGTERM);
+        server.wait_replaced(1);
+        wait::until("the old one's end", || process::is_gone(old[0]));
+        assert_eq!(slow.read().expect("answer").text(), "slept for 700 ms\n");
+        assert_eq!(server.get("/").status, 200);
+        server.stop();
+    });
+}
+
+#[test]
+fn no_count_is_lost() {
+    under_each(&[], |model, server| {
+        let load = Load::keep_alive(server.address(), 8).start();
+        load.wait_answered(2000);
+        let tally = load.stop();
+        assert_eq!(tally.failures(), 0, "{tally:?}");
+        wait::until("every connection closed", || {
+            let status = server.status();
+            let sum = |name: &str| {
+                let workers = status["workers"].as_array().expect("workers").iter();
+                workers.map(|worker| worker[name].as_u64().expect(name)).sum::<u64>()
+            };
+            sum("connections") == 0 && sum("active") == 0
+        });
+        let status = server.status();
+        assert_eq!(status["totals"]["requests"].as_u64(), Some(tally.ok), "{model}: {status}");
+        assert_eq!(status["totals"]["responses"][1].as_u64(), Some(tally.ok), "{model}");
+        assert_eq!(status["totals"]["accepted"], 8, "{model}: {status}");
+        assert_eq!(status["primary"]["model"], model);
+        let workers = status["workers"].as_array().expect("workers");
+        let own: u64 = workers.iter().map(|w| w["counters"]["requests"].as_u64().expect("n")).sum();
+        assert_eq!(own, tally.ok, "{model}: {status}");
+        let threads = workers[0]["threads"].as_array().map_or(0, Vec::len);
+        assert_eq!(threads, if model == "thread-per-core" { COUNT } else { 0 });
+        if threads > 0 {
+            let each = workers[0]["threads"].as_array().expect("threads").iter();
+            let each: Vec<u64> = each.map(|t| t["requests"].as_u64().expect("n")).collect();
+            assert_eq!(each.iter().sum::<u64>(), tally.ok);
+            assert!(each.iter().all(|n| *n > 0), "politely shared: {each:?}");
+            let table = server.order(&["status"]);
+            assert!(
+                table.contains("loop 1") && table.contains(", model thread-per-core"),
+                "{table}"
+            );
+        }
+        server.stop();
+    });
+}
+
+#[test]
+fn a_worker_takes_no_more_connections_than_it_may_for_each_thread() {
+    under_each(&["--worker-connections", "2"], |model, server| {
+        let most = if model == "single" { 2 } else { 2 * COUNT };
+        let mut taken: Vec<Client> = (0..most).map(|_| server.connect()).collect();
+        for client in &mut taken {
+            assert_eq!(client.get("/").expect("answer").status, 200);
+        }
+        // This one waits in the kernel's queue.
+        let mut waiting = server.connect();
+        waiting.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+        for _ in 0..20 {
+            let status = server.status();
+            let open = status["workers"].as_array().expect("workers").iter();
+            let open: u64 = open.map(|w| w["connections"].as_u64().expect("n")).sum();
+            assert_eq!(open, most as u64, "{model}");
+        }
+        drop(taken.pop());
+        assert_eq!(waiting.read().expect("its turn has come").text(), "ok\n");
+        drop((taken, waiting));
+        server.stop();
+    });
+}
