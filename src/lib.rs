@@ -5,7 +5,7 @@
 //! Start with [`Cluster`]. The map of the house is in `ARCHITECTURE.md`; its invariants, absences first:
 //!
 //! - The primary has one thread and no async runtime, ever; a process that forks has one thread.
-//! - Nothing but `sys` is unsafe or names libc.
+//! - Only `sys` touches the kernel by hand: no other room names libc, nor the keyword that lifts Rust's guarantees.
 //! - The supervisor makes no system call and never learns the time except as an argument.
 //! - A pid is forgotten the moment its exit is reported, and never signalled again.
 //! - A forked worker never returns into the primary's code, and never outlives it.

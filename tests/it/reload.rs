@@ -3,6 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
+use crate::support::gate::Gate;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Failure, Server, amount, wait};
 
@@ -104,11 +105,12 @@ fn a_port_that_is_gone_refuses_and_loses_nobody() {
 #[test]
 fn a_storm_of_hangups_is_a_few_reloads() {
     let server = Builder::program("boot-fails-if-broken").control().start();
-    std::fs::write(server.dir().join("slow"), "").expect("write");
+    let mut gate = Gate::closed(server.dir());
     for _ in 0..30 {
         server.signal(Signal::SIGHUP);
     }
     server.wait_log("reloading (SIGHUP)");
+    gate.open();
     // Comes after all that was asked for before.
     server.order(&["reload"]);
     let rollouts = server.count_log(" workers of generation ");
@@ -163,7 +165,7 @@ fn reloads_lose_nothing_without_hand_over() {
 fn a_stop_in_the_middle_of_a_reload_is_a_good_end() {
     for _ in 0..3 {
         let server = Builder::program("boot-fails-if-broken").start();
-        std::fs::write(server.dir().join("slow"), "").expect("write");
+        let _closed = Gate::closed(server.dir());
         server.signal(Signal::SIGHUP);
         wait::until("a worker that boots", || server.worker_pids().len() > 2);
         server.signal(Signal::SIGTERM);
@@ -175,7 +177,7 @@ fn a_stop_in_the_middle_of_a_reload_is_a_good_end() {
 #[test]
 fn who_waits_for_a_reload_is_told_of_the_stop() {
     let server = Builder::program("boot-fails-if-broken").control().start();
-    std::fs::write(server.dir().join("slow"), "").expect("write");
+    let _closed = Gate::closed(server.dir());
     let why = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| server.refused(&["reload"], 1));
         server.wait_log("reloading (control ");

@@ -7,6 +7,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
+use tokio::net::unix::pipe;
 use tokio_prefork::{BoxError, Cluster, Error, Result, Worker};
 
 use super::Told;
@@ -54,7 +55,7 @@ pub(super) fn hangs(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// Workers boot unless the file `broken` exists; never if `stuck` does, and not at once if `slow` does.
+/// Workers boot unless the file `broken` exists; never if `stuck` does, and not before something is written to the fifo `gate` if there is one.
 pub(super) fn fails_if_broken(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|worker: Worker| async move {
         if std::path::Path::new("broken").exists() {
@@ -63,8 +64,9 @@ pub(super) fn fails_if_broken(told: Told) -> Result<ExitCode> {
         if std::path::Path::new("stuck").exists() {
             std::future::pending::<()>().await;
         }
-        if std::path::Path::new("slow").exists() {
-            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        if let Ok(gate) = pipe::OpenOptions::new().open_receiver("gate") {
+            // Nobody takes what is written, so it opens for all.
+            gate.readable().await.map_err(|e| Error::application("wait at the gate", e))?;
         }
         Ok(text(move || format!("Handled by PID {}\n", worker.pid())))
     })

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -93,7 +92,7 @@ pub(super) fn retiring(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// `/cluster` is answered at once, `/poll` when the worker drains, and everything else after an hour.
+/// `/cluster` is answered at once, `/poll` when the worker drains, and everything else never.
 pub(super) fn waiting(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|worker: Worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
@@ -105,7 +104,7 @@ pub(super) fn waiting(told: Told) -> Result<ExitCode> {
                         return Ok::<_, Infallible>(say(json));
                     }
                     "/poll" => worker.draining().await,
-                    _ => tokio::time::sleep(Duration::from_secs(3600)).await,
+                    _ => std::future::pending().await,
                 }
                 Ok(say("goodbye"))
             }

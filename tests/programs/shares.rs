@@ -137,17 +137,28 @@ pub(super) fn cache(told: Told) -> Result<ExitCode> {
     })
 }
 
+/// Between two looks at what others do.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Looks every millisecond whether anybody else leads too.
 async fn look(leading: SharedGauge, alone: SharedCounter, together: SharedCounter) {
     let _leading = leading.hold(1);
+    let mut looks = tokio::time::interval(LOOK);
     loop {
-        if leading.value() == 1 {
-            alone.add(1)
-        } else {
-            together.add(1)
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        looks.tick().await;
+        if leading.value() == 1 { alone.add(1) } else { together.add(1) }
     }
+}
+
+/// Looks until it holds; `false` if it does not within ten seconds.
+async fn until(mut holds: impl FnMut() -> bool) -> bool {
+    let mut looks = tokio::time::interval(LOOK);
+    let held = async {
+        while !holds() {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), held).await.is_ok()
 }
 
 /// Each worker is ready to lead, until it drains. `file=PATH` shares the role with other clusters.
@@ -186,8 +197,8 @@ pub(super) fn circle(told: Told) -> Result<ExitCode> {
                 return;
             }
             let first = roles[slot].lead().await;
-            while roles[1 - slot].leader().is_none() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+            if !until(|| roles[1 - slot].leader().is_some()).await {
+                return log::error!("nobody leads the other role");
             }
             let _waiting = waiting.hold(1);
             let second = roles[1 - slot].lead().await;

@@ -3,6 +3,7 @@
 
 pub mod command;
 pub mod control;
+pub mod gate;
 pub mod held;
 pub mod http;
 pub mod load;
