@@ -1,5 +1,6 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
+mod hooks;
 mod preload;
 
 use std::future::Future;
@@ -13,16 +14,12 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::{Slot, WorkerTag};
+use crate::identity::Slot;
 use crate::listener::ListenerSet;
 use crate::log_file;
-use crate::mail::{MailLimits, Message};
 use crate::models::{self, Made};
 use crate::pid_file::PidFile;
-use crate::primary::{
-    self, Application, ClusterEvent, Files, Hooks, Mail, Primary, PrimaryHandle, Reread, Restart,
-    WorkerExit,
-};
+use crate::primary::{self, Application, Files, Hooks, Mail, Primary, Reread};
 use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
@@ -73,61 +70,6 @@ impl Cluster {
     /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
         self.reread = Box::new(read);
-        self
-    }
-
-    /// Tells `hook` in the primary what happens: workers forked, online, listening, disconnected, gone, replaced, and
-    /// more; see [`ClusterEvent`] for the order that is promised. Several hooks are called in the order in which they
-    /// were added.
-    ///
-    /// It is called between two events, in the primary's only thread: nothing is supervised while it runs, so it
-    /// should return at once (the log names one that takes more than 100 ms). What it asks of the [`PrimaryHandle`]
-    /// is done after it has returned. A panic in it is logged, and it is called again for the next event. It must not
-    /// use tokio, nor leave a thread running: the primary could not fork any more.
-    ///
-    /// ```no_run
-    /// # use tokio_prefork::{Cluster, ClusterEvent, Config};
-    /// # fn run(config: Config) {
-    /// let cluster = Cluster::new(config).on_event(|primary, event| match event {
-    ///     ClusterEvent::Exit(exit) if exit.signal == Some(11) => primary.stop(),
-    ///     event => println!("{event}"),
-    /// });
-    /// # }
-    /// ```
-    pub fn on_event(
-        mut self,
-        hook: impl FnMut(&mut PrimaryHandle<'_>, &ClusterEvent) + 'static,
-    ) -> Cluster {
-        self.hooks.on_event.push(Box::new(hook));
-        self
-    }
-
-    /// Asks `hook` in the primary whether a worker that ended unasked is replaced. Without this each one is. The same
-    /// rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added counts.
-    ///
-    /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
-    pub fn on_restart(mut self, hook: impl FnMut(&WorkerExit) -> Restart + 'static) -> Cluster {
-        self.hooks.on_restart = Some(Box::new(hook));
-        self
-    }
-
-    /// Calls `handle` in the primary with each message of `kind` that a worker sends to it, and who sent it. There is one
-    /// function for each kind; the last one counts.
-    ///
-    /// It runs between two waits of the primary, one message at a time. The same rules hold for it as for
-    /// [`Cluster::on_event`]; a panic is logged, and ends nothing else.
-    pub fn on_message(
-        mut self,
-        kind: &str,
-        handle: impl FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message) + 'static,
-    ) -> Cluster {
-        self.mail.on_message(kind, Box::new(handle));
-        self
-    }
-
-    /// How much mail there may be; without this, [`MailLimits::default`].
-    pub fn mail_limits(mut self, limits: MailLimits) -> Cluster {
-        self.mail.limit(limits);
         self
     }
 

@@ -51,6 +51,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "seed",
             "identity",
             "ipc",
+            "mail",
             "scoreboard",
             "steering",
             "listener",
