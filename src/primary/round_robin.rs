@@ -204,16 +204,16 @@ impl Primary {
     /// before they end comes back.
     fn see_takers(&mut self, now: Instant) {
         let now_ms = sys::process::monotonic_ms();
-        let stopping = self.supervisor.stopping();
-        let (turn, children) = (&mut self.dealer.turn, &self.children);
+        let (turn, children, mind) = (&mut self.dealer.turn, &self.children, &self.supervisor);
         for (id, child) in children {
             let Some(queue) = &child.queue else { continue };
             let load = self.board.load(child.row, now_ms);
-            let able = match stopping {
+            let able = match mind.stopping() {
                 true => load.turns,
-                false => load.takes && !child.released && self.supervisor.serves(*id),
+                false => load.takes && !child.released && mind.serves(*id),
             };
-            if turn.see(*id, able && child.channel.is_some(), now) {
+            let reachable = child.channel.is_some() && !mind.is_stopped(*id);
+            if turn.see(*id, able && reachable, now) {
                 turn.told(*id, queue.waiting(), now);
             }
         }

@@ -13,6 +13,7 @@ use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::poll::Watch;
 use crate::sys::signal::Signal;
+use crate::sys::wait::Change;
 
 /// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
 /// is no reason to do anything to a service, and nobody here sets an alarm.
@@ -142,18 +143,30 @@ impl Primary {
             self.proof_ended(status);
         }
         self.stopped_proofs.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
-        let ended: Vec<_> = self
+        let changed: Vec<_> = self
             .children
             .iter()
-            .filter_map(|(id, child)| match sys::wait::reap(child.pid) {
-                Ok(status) => status.map(|status| (*id, status)),
+            .filter_map(|(id, child)| match sys::wait::change(child.pid) {
+                Ok(change) => change.map(|change| (*id, change)),
                 Err(e) => {
                     self.journal.cannot_reap(child.tag, &e);
                     None
                 }
             })
             .collect();
-        for (worker, status) in ended {
+        for (worker, change) in changed {
+            let status = match change {
+                Change::Ended(status) => status,
+                Change::Stopped => {
+                    self.take_back(worker);
+                    self.queue.push_back(Event::Stopped { worker });
+                    continue;
+                }
+                Change::Continued => {
+                    self.queue.push_back(Event::Continued { worker });
+                    continue;
+                }
+            };
             // From here on the pid is nobody's.
             let Some(mut child) = self.children.remove(&worker) else { continue };
             self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));

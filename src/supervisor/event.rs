@@ -29,6 +29,10 @@ pub(crate) enum Event {
     ChannelClosed { worker: WorkerId },
     /// The worker said something that is not one of its words.
     Garbled { worker: WorkerId, why: String },
+    /// All of the worker's process was stopped by a signal: it does nothing until `Continued`.
+    Stopped { worker: WorkerId },
+    /// The worker's process goes on.
+    Continued { worker: WorkerId },
     /// The worker was reaped. From now on its pid means nothing. `served` is what its scoreboard row said.
     Exited { worker: WorkerId, status: ExitStatus, served: u64 },
     /// Somebody asked for something.

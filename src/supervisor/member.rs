@@ -70,6 +70,8 @@ pub(super) struct Pulse {
     pub(super) still: Duration,
     /// Whether whoever waits for it should not: see `watch::LATE`.
     pub(super) late: bool,
+    /// Whether a signal has stopped all of it, by the kernel's word.
+    pub(super) stopped: bool,
     /// Whether it was reported.
     pub(super) reported: bool,
 }
@@ -97,7 +99,8 @@ impl Member {
 
     /// Whether it takes new connections now, as far as we know.
     pub(super) fn is_able(&self) -> bool {
-        self.state == State::Serving && !self.pulse.late && !self.full
+        let turns = !self.pulse.late && !self.pulse.stopped;
+        self.state == State::Serving && turns && !self.full
     }
 
     /// The slot whose sockets it was born with. Workers without sockets of their own share those of slot 0.

@@ -155,6 +155,8 @@ impl Supervisor {
             Event::Disconnecting { worker } => self.disconnecting(now, worker, &mut actions),
             Event::ChannelClosed { worker } => self.channel_closed(now, worker, &mut actions),
             Event::Garbled { worker, why } => self.garbled(worker, why, &mut actions),
+            Event::Stopped { worker } => self.stopped(worker, true),
+            Event::Continued { worker } => self.stopped(worker, false),
             Event::Exited { worker, status, served } => {
                 self.exited(now, worker, status, served, &mut actions);
             }

@@ -61,6 +61,11 @@ impl Supervisor {
         self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
     }
 
+    /// Whether a signal has stopped all of it.
+    pub(crate) fn is_stopped(&self, worker: WorkerId) -> bool {
+        self.members.get(&worker).is_some_and(|member| member.pulse.stopped)
+    }
+
     /// Empties the slot that the worker holds; whether it held one.
     pub(super) fn let_go(&mut self, worker: WorkerId) -> bool {
         let Some(place) = self.places.iter_mut().find(|place| place.holder == Some(worker)) else {

@@ -122,6 +122,13 @@ impl Supervisor {
         }
     }
 
+    /// The kernel says whether all of the worker was stopped by a signal: long before its beat would.
+    pub(super) fn stopped(&mut self, worker: WorkerId, stopped: bool) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.pulse.stopped = stopped;
+        }
+    }
+
     fn feel_pulse(
         &mut self,
         now: Instant,

@@ -135,6 +135,14 @@ impl World {
                     child.freeze(deed == Deed::Freeze, self.now);
                 }
             }
+            Deed::Stop => {
+                self.does(worker, Deed::Freeze);
+                self.tell(Event::Stopped { worker });
+            }
+            Deed::Continue => {
+                self.does(worker, Deed::Thaw);
+                self.tell(Event::Continued { worker });
+            }
             Deed::Fill | Deed::Empty => {
                 if let Some(child) = self.children.get_mut(&worker) {
                     child.fill(deed == Deed::Fill);

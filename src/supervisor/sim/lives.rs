@@ -51,6 +51,10 @@ pub(crate) enum Deed {
     Freeze,
     /// It turns again.
     Thaw,
+    /// A signal stops it, which the kernel tells.
+    Stop,
+    /// It goes on, which the kernel tells as well.
+    Continue,
     /// It has all the connections it may have.
     Fill,
     /// It has room again.
@@ -109,7 +113,7 @@ impl Child {
     }
 
     pub(crate) fn can(&self, deed: Deed) -> bool {
-        !self.is_frozen() || matches!(deed, Deed::Thaw | Deed::End(_))
+        !self.is_frozen() || matches!(deed, Deed::Thaw | Deed::Continue | Deed::End(_))
     }
 
     pub(crate) fn freeze(&mut self, freeze: bool, now: Instant) {
@@ -209,10 +213,12 @@ impl Life {
             Deed::SayOnline,
             Deed::Freeze,
             Deed::Thaw,
+            Deed::Stop,
+            Deed::Continue,
         ];
         for _ in 0..dice.below(4) {
             let at = if dice.below(3) == 0 { dice.below(boot + 1) } else { dice.below(8000) };
-            life = life.and(at, others[dice.below(9) as usize]);
+            life = life.and(at, others[dice.below(11) as usize]);
         }
         life = life.heavy(dice.below(2_000), dice.below(200));
         if dice.below(3) == 0 {

@@ -105,6 +105,18 @@ fn who_stands_still_is_relieved_within_half_a_second_until_it_turns_again() {
 }
 
 #[test]
+fn who_is_stopped_by_a_signal_is_relieved_at_once() {
+    let mut world = siblings(2);
+    world.make(1, Deed::Stop);
+    assert_eq!(adopted(&world), [(0, 2)]);
+    // Its beat is seen to stand still as well, and it is not late any more when it turns again.
+    world.run(ms(2_000));
+    world.make(1, Deed::Continue);
+    world.run(ms(250));
+    assert_eq!(adopted(&world), []);
+}
+
+#[test]
 fn a_primary_that_slept_does_not_take_it_for_the_workers_sleep() {
     let mut world = siblings(3);
     world.suspend(ms(5_000));

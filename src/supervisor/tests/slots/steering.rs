@@ -34,6 +34,11 @@ fn connections_are_steered_to_workers_that_take_them() {
         world.run(ms(500));
         assert_eq!(steering(&mut world), [(0, Some(1))]);
     }
+    // A signal that stops it is known at once.
+    for (deed, steered) in [(Deed::Stop, None), (Deed::Continue, Some(1))] {
+        world.make(1, deed);
+        assert_eq!(steering(&mut world), [(0, steered)]);
+    }
     // A successor takes over without a gap; who retires does not take any more.
     world.ask(Intent::Reload);
     world.run(ms(1_000));
