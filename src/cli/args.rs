@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench;
 use super::ctl::{self, Call};
+use super::health;
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
 use crate::config::raw::RawFlags;
@@ -27,6 +28,8 @@ pub(super) enum Verb {
     Program(RawFlags),
     /// Ask a running primary.
     Ask(Call),
+    /// Ask a server whether it is ready.
+    Health(health::Call),
     /// Put load on a server.
     Bench(Box<bench::Call>),
 }
@@ -78,6 +81,7 @@ pub(super) fn command() -> Command {
         .subcommand(check())
         .subcommand(program())
         .subcommands(ctl::commands())
+        .subcommand(health::command())
         .subcommand(bench::command())
 }
 
@@ -155,6 +159,9 @@ pub(super) fn parse(
         Some(("bench", matches)) => bench::parse(matches)
             .map(|call| Verb::Bench(Box::new(call)))
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("health", matches)) => {
+            health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)
+        }
         Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
