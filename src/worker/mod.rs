@@ -17,6 +17,7 @@ mod handle;
 mod house;
 mod inbox;
 mod jobs;
+mod kind;
 mod limits;
 mod line;
 mod mail;
@@ -52,6 +53,7 @@ pub use answer::BoxError;
 use bytes::Bytes;
 use dealt::Taker;
 pub use handle::Worker;
+pub(crate) use kind::kind_app;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
@@ -67,9 +69,15 @@ type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 pub(crate) struct Handler {
     handle: Rc<dyn Fn(Accepted)>,
     client_speaks_first: bool,
+    /// The loop of a worker that takes no connections.
+    run: Cell<Option<LocalFuture<Result<()>>>>,
 }
 
 impl Handler {
+    fn new(handle: impl Fn(Accepted) + 'static, client_speaks_first: bool) -> Handler {
+        Handler { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
+    }
+
     fn newcomers(&self, state: &Rc<State>) -> Newcomers {
         Newcomers::new(state, self.client_speaks_first, &self.handle)
     }
@@ -98,7 +106,7 @@ where
                 let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
                 tokio::task::spawn_local(serving);
             };
-            Ok(Handler { handle: Rc::new(handle), client_speaks_first: true })
+            Ok(Handler::new(handle, true))
         })
     })
 }
@@ -120,7 +128,7 @@ where
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
                 tokio::task::spawn_local(serve::until_cut(entry, guard, task));
             };
-            Ok(Handler { handle: Rc::new(handle), client_speaks_first: false })
+            Ok(Handler::new(handle, false))
         })
     })
 }
@@ -149,7 +157,7 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
     let Seed { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } = seed;
-    let Seed { board, config, terminate, .. } = seed;
+    let Seed { board, config, terminate, kinds, .. } = seed;
     let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
@@ -158,6 +166,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     let pool = jobs::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
+        kinds,
         config,
         row,
         meter,
@@ -211,10 +220,15 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     state.mail.booted();
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
-    drained(&state).await;
-    jobs::finish(&state).await;
+    let outcome = match handler.run.take() {
+        Some(run) => kind::run(&state, run).await,
+        None => Ok(drained(&state).await),
+    };
+    if state.drain.order().is_some() {
+        jobs::finish(&state).await;
+    }
     state.mail.flush(LAST_LETTERS).await;
-    Ok(exit::OK)
+    outcome.map(|()| exit::OK)
 }
 
 fn boot_failed(state: &State, error: &Error) -> u8 {
