@@ -10,7 +10,6 @@ use crate::{Model, PoolSnapshot, WEB};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
-
 /// The largest bound of a wait in milliseconds; what is larger stands for the rest.
 const LONGEST_WAIT: u64 = 1 << 14;
 
@@ -54,8 +53,8 @@ pub(super) fn table(status: &Status) -> String {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
     for kind in &primary.kinds {
-        let (name, wanted) = (one_line(&kind.name), kind.workers_wanted);
-        let _ = writeln!(text, "{} of {wanted} of kind {name} serve", serving_of(status, &name));
+        let (name, there) = (one_line(&kind.name), serving_of(status, &kind.name));
+        let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
     }
     if !primary.vacant.is_empty() {
         let slots: Vec<String> = primary.vacant.iter().map(u32::to_string).collect();

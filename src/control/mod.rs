@@ -31,6 +31,7 @@
 mod client;
 mod connection;
 mod frame;
+mod kinds;
 mod ledger;
 mod place;
 mod protocol;
@@ -40,6 +41,7 @@ mod status;
 mod threads;
 
 pub use client::{Client, Events};
+pub use kinds::KindStatus;
 pub(crate) use ledger::Ledger;
 pub(crate) use place::{candidates, of_this_process, runtime_directory};
 pub use protocol::Event;
@@ -47,5 +49,5 @@ pub(crate) use protocol::{Change, Reply, Request, Rescale};
 pub use queue::{QueueStatus, QueueWait};
 pub(crate) use server::{Asked, Server};
 pub(crate) use status::Around;
-pub use status::{KindStatus, PrimaryStatus, Status, WorkerStatus};
+pub use status::{PrimaryStatus, Status, WorkerStatus};
 pub use threads::ThreadStatus;

@@ -136,7 +136,9 @@ impl TryFrom<ToOrBy> for Rescale {
             }
             (None, Some(by)) if by != 0 && by.unsigned_abs() <= most => Change::By(by),
             (None, Some(by)) => {
-                return Err(format!("by = {by} is out of range: give 1 to {most} or -1 to -{most}"));
+                return Err(format!(
+                    "by = {by} is out of range: give 1 to {most} or -1 to -{most}"
+                ));
             }
             _ => return Err("give either to or by".to_string()),
         };

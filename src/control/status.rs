@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::kinds::{KindStatus, web};
 use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
-use crate::identity::{WEB, WorkerId};
+use crate::identity::WorkerId;
 use crate::scoreboard::{BUCKETS, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::supervisor::{MemberView, View};
 
@@ -71,16 +72,6 @@ pub struct PrimaryStatus {
     /// Slots that stay empty until the next reload or scale: their workers left for good, or are not to be replaced.
     #[serde(default)]
     pub vacant: Vec<u32>,
-}
-
-/// A kind of workers other than `web`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct KindStatus {
-    /// Its name.
-    pub name: String,
-    /// How many workers of it there should be.
-    pub workers_wanted: u32,
 }
 
 /// One worker at one moment. Who it is and its state are the primary's word; the figures are the worker's.
@@ -162,11 +153,7 @@ impl Status {
             phase: view.phase.to_string(),
             generation: view.generation.0,
             workers_wanted: view.wanted,
-            kinds: {
-                let wanted = view.kinds.iter();
-                let each = |(name, n): &(&str, u32)| KindStatus::new(name, *n);
-                wanted.map(each).collect()
-            },
+            kinds: KindStatus::all(&view.kinds),
             dispatch: around.dispatch.to_string(),
             dispatch_rung: around.rung.to_string(),
             model: around.model.to_string(),
@@ -218,17 +205,6 @@ impl WorkerStatus {
     }
 }
 
-impl KindStatus {
-    fn new(name: &str, workers_wanted: u32) -> KindStatus {
-        KindStatus { name: name.to_string(), workers_wanted }
-    }
-}
-
-/// What a primary that knew no other kinds has.
-fn web() -> String {
-    WEB.to_string()
-}
-
 fn millis(since: Instant, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(LARGEST)
 }
@@ -236,7 +212,7 @@ fn millis(since: Instant, now: Instant) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::identity::{Generation, Slot, WorkerTag};
+    use crate::identity::{Generation, Slot, WEB, WorkerTag};
 
     pub(crate) fn view_of(workers: u32) -> View {
         let members = (0..workers).map(|n| {

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Notice};
+use super::action::{Action, Leave, Notice};
 use super::event::{Adopted, Asker};
-use super::rolling::{Before, Roll};
 use super::kinds::KindRules;
+use super::rolling::{Before, Roll};
 use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor, places_of_web};
 use crate::config::Policy;
 use crate::identity::Generation;
@@ -79,6 +79,7 @@ impl Supervisor {
                     place.last = Some(one.tag.id);
                 }
                 None => {
+                    member.leave = one.serving.then_some(Leave::Reload);
                     member.state = State::Draining { deadline };
                     mind.untold.push(one.tag.id);
                 }

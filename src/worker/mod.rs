@@ -35,6 +35,7 @@ mod wire;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +46,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::listener::Listener;
 use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::seed::Seed;
@@ -53,10 +55,10 @@ pub use answer::BoxError;
 use bytes::Bytes;
 use dealt::Taker;
 pub use handle::Worker;
-pub(crate) use kind::kind_app;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
+pub(crate) use kind::kind_app;
 use newcomer::{Accepted, Newcomers};
 pub use shared::SharedWorker;
 use state::State;
@@ -200,23 +202,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         () = state.drain.begun() => return Ok(exit::OK),
     };
     let handler = state.handler.get_or_init(|| handler);
-    let listeners = match queue {
-        Some(queue) => {
-            let taker = Taker::new(&state, queue, listeners, handler.newcomers(&state))
-                .map_err(|e| Error::system("register the queue of connections", e))?;
-            tokio::task::spawn_local(taker.run());
-            Vec::new()
-        }
-        None => listeners,
-    };
-    let per_slot = state.config.dispatch.has_socket_per_slot();
-    for listener in listeners {
-        let polite = listener.is_everybodys() || !per_slot;
-        let newcomers = handler.newcomers(&state);
-        let acceptor = Acceptor::new(&state, listener, newcomers, polite, Rc::default())
-            .map_err(|e| Error::system("register a listening socket", e))?;
-        tokio::task::spawn_local(acceptor.run());
-    }
+    begin_accepting(&state, handler, listeners, queue)?;
     state.mail.booted();
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
@@ -229,6 +215,33 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     }
     state.mail.flush(LAST_LETTERS).await;
     outcome.map(|()| exit::OK)
+}
+
+/// From now on connections are taken: out of the queue if there is one, or else from the sockets.
+fn begin_accepting(
+    state: &Rc<State>,
+    handler: &Handler,
+    listeners: Vec<Listener>,
+    queue: Option<OwnedFd>,
+) -> Result<()> {
+    let listeners = match queue {
+        Some(queue) => {
+            let taker = Taker::new(state, queue, listeners, handler.newcomers(state))
+                .map_err(|e| Error::system("register the queue of connections", e))?;
+            tokio::task::spawn_local(taker.run());
+            Vec::new()
+        }
+        None => listeners,
+    };
+    let per_slot = state.config.dispatch.has_socket_per_slot();
+    for listener in listeners {
+        let polite = listener.is_everybodys() || !per_slot;
+        let newcomers = handler.newcomers(state);
+        let acceptor = Acceptor::new(state, listener, newcomers, polite, Rc::default())
+            .map_err(|e| Error::system("register a listening socket", e))?;
+        tokio::task::spawn_local(acceptor.run());
+    }
+    Ok(())
 }
 
 fn boot_failed(state: &State, error: &Error) -> u8 {
