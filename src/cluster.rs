@@ -1,6 +1,7 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 mod hooks;
+mod kind;
 mod preload;
 mod sockets;
 
@@ -16,15 +17,16 @@ use hyper::{Request, Response};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
 use crate::log_file;
-use crate::models::{self, Made};
+use crate::models::Made;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Application, Files, Hooks, Mail, Primary, Reread};
-use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
+pub use kind::Kind;
+use kind::Kinds;
 pub use preload::Preloaded;
 
 /// A cluster of forked workers behind one listening socket.
@@ -56,6 +58,7 @@ pub struct Cluster {
     reread: Reread,
     hooks: Hooks,
     mail: Mail,
+    kinds: Kinds,
 }
 
 impl Cluster {
@@ -63,7 +66,8 @@ impl Cluster {
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
         let reread = Box::new(move || Ok(same.clone()));
-        Cluster { config, reread, hooks: Hooks::default(), mail: Mail::default() }
+        let (hooks, mail, kinds) = (Hooks::default(), Mail::default(), Kinds::default());
+        Cluster { config, reread, hooks, mail, kinds }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
@@ -152,6 +156,7 @@ impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
         self.config = made.fit(self.config)?;
+        let kinds = self.kinds.rules()?;
         let reread = self.reread;
         self.reread = Box::new(move || made.refit(reread()?).and_then(|c| permit(&c).map(|()| c)));
         let launcher = Launcher::of_this_process()?;
@@ -179,15 +184,10 @@ impl Cluster {
         let unwanted = listeners.take_stored(passed, &self.config.bind);
         let slots = self.slots(left.as_ref());
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
-        let app = make()?;
-        let enter = Box::new(move |seed| models::enter(seed, &app));
-        let stores = self.stores(&service);
-        let mut manager = service.manager(stores, left.is_some(), self.config.boot_timeout);
-        for name in unwanted {
-            manager.iter_mut().for_each(|manager| manager.forget(&name));
-        }
+        let manager = self.manager(service, left.is_some(), &unwanted);
+        let entry = self.kinds.entry(make()?);
         let files = Files { listeners, pid_file, mail: self.mail, manager };
-        let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
+        let application = Application { entry, reread: self.reread, hooks: self.hooks, kinds };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         drop(unmanned);
         Ok(ExitCode::from(match primary.run()? {
@@ -216,9 +216,7 @@ impl Cluster {
                 let slots = self.slots(Some(manifest));
                 listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
-                let app = make()?;
-                let enter: Entry = Box::new(move |seed| models::enter(seed, &app));
-                primary::prove(self.config, &enter)
+                primary::prove(self.config, &self.kinds.entry(make()?))
             },
         );
         upgrade::answer(answer, &outcome);

@@ -10,12 +10,37 @@ pub struct WorkerId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
+/// The name of the kind of workers that serve connections; every cluster has them. See [`Kind`](crate::Kind) for others.
+pub const WEB: &str = "web";
+
+impl Slot {
+    /// Slots of `web` begin at 0, those of each other kind at a multiple of this. So a slot keeps its number whatever is
+    /// scaled.
+    pub const OF_A_KIND: u32 = 1024;
+
+    /// The first slot of the kind that this one belongs to.
+    pub(crate) fn first_of_its_kind(self) -> Slot {
+        Slot(self.0 - self.0 % Slot::OF_A_KIND)
+    }
+
+    /// The slot so many places behind this one, if it is of the same kind.
+    pub(crate) fn plus(self, n: u32) -> Option<Slot> {
+        (n < Slot::OF_A_KIND).then(|| Slot(self.0 + n))
+    }
+
+    /// Whether workers there serve connections.
+    pub(crate) fn is_web(self) -> bool {
+        self.0 < Slot::OF_A_KIND
+    }
+}
+
 /// Grows by one with each reload; the first workers are of generation 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
 /// Everything that names one worker. Its `Display` is how a worker stands in every log line:
-/// `worker=3 slot=1 gen=2 pid=4711`, or without `pid` while there is no process yet.
+/// `worker=3 slot=1 gen=2 pid=4711`, or without `pid` while there is no process yet; and with `kind=consumer` at its
+/// end, if it is of another kind than `web`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerTag {
     /// Never used again.
@@ -26,6 +51,8 @@ pub struct WorkerTag {
     pub generation: Generation,
     /// `None` until the fork has happened.
     pub pid: Option<u32>,
+    /// The kind of workers it is one of: [`WEB`], or the name that the program gave.
+    pub kind: &'static str,
 }
 
 impl fmt::Display for WorkerId {
@@ -49,9 +76,12 @@ impl fmt::Display for Generation {
 impl fmt::Display for WorkerTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "worker={} slot={} gen={}", self.id, self.slot, self.generation)?;
-        match self.pid {
-            Some(pid) => write!(f, " pid={pid}"),
-            None => Ok(()),
+        if let Some(pid) = self.pid {
+            write!(f, " pid={pid}")?;
+        }
+        match self.kind {
+            WEB => Ok(()),
+            kind => write!(f, " kind={kind}"),
         }
     }
 }
@@ -62,10 +92,12 @@ mod tests {
 
     #[test]
     fn a_worker_is_printed_in_one_way() {
-        let mut tag =
-            WorkerTag { id: WorkerId(3), slot: Slot(1), generation: Generation(2), pid: None };
+        let (slot, generation) = (Slot(1), Generation(2));
+        let mut tag = WorkerTag { id: WorkerId(3), slot, generation, pid: None, kind: WEB };
         assert_eq!(tag.to_string(), "worker=3 slot=1 gen=2");
         tag.pid = Some(4711);
         assert_eq!(tag.to_string(), "worker=3 slot=1 gen=2 pid=4711");
+        (tag.slot, tag.kind) = (Slot(1024), "consumer");
+        assert_eq!(tag.to_string(), "worker=3 slot=1024 gen=2 pid=4711 kind=consumer");
     }
 }

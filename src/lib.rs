@@ -43,10 +43,10 @@ mod app;
 #[doc(hidden)]
 pub mod cli;
 
-pub use cluster::{Cluster, Preloaded};
+pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, Model, Workers};
 pub use error::{Error, Result, exit};
-pub use identity::{Generation, Slot, WorkerId, WorkerTag};
+pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 pub use listener::ListenAddr;
 pub use mail::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,

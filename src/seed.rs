@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 use crate::listener::Listener;
 use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
@@ -16,6 +16,8 @@ use crate::steering::SlotMeter;
 pub(crate) struct Seed {
     /// Who it is.
     pub(crate) tag: WorkerTag,
+    /// Where the slots of each other kind than `web` begin.
+    pub(crate) kinds: Vec<(&'static str, Slot)>,
     /// The sockets it accepts from: those of its slot, where each slot has its own.
     pub(crate) listeners: Vec<Listener>,
     /// Its end of the channel to the primary.

@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::logger::one_line;
 use super::{answer, print, status};
-use crate::control::{self, Change, Client};
+use crate::control::{self, Change, Client, Rescale};
 use crate::error::{Error, Result, exit};
 
 /// How often `status --watch` looks.
@@ -25,7 +25,7 @@ pub(super) struct Call {
 enum Verb {
     Status { json: bool, watch: bool },
     Reload { wait: bool },
-    Scale(Change),
+    Scale(Rescale),
     Stop { now: bool },
     Upgrade,
     Events { follow: bool, json: bool },
@@ -34,11 +34,11 @@ enum Verb {
 /// One subcommand for each verb.
 pub(super) fn commands() -> Vec<Command> {
     let workers = Arg::new("workers")
-        .value_name("N|+N|-N")
+        .value_name("[KIND=]N|+N|-N")
         .required(true)
         .allow_hyphen_values(true)
-        .value_parser(change)
-        .help("So many workers, or so many more or fewer");
+        .value_parser(rescale)
+        .help("So many workers, or so many more or fewer; consumer=2 for those of another kind than web");
     [
         Command::new("status")
             .about("Show the workers of a running primary and what they serve")
@@ -74,7 +74,16 @@ fn socket() -> Arg {
         .help("The control socket [default: the one in the runtime directory]")
 }
 
-/// `4`, `+1` or `-1`.
+/// `4`, `+1`, `-1` or `consumer=2`.
+fn rescale(text: &str) -> Result<Rescale, String> {
+    let Some((kind, number)) = text.split_once('=') else {
+        return Ok(change(text)?.into());
+    };
+    // None at all is for those that nobody is served by.
+    let change = if number == "0" { Change::To(0) } else { change(number)? };
+    Ok(Rescale { kind: Some(kind.to_string()), change })
+}
+
 fn change(text: &str) -> Result<Change, String> {
     let signed = text.starts_with(['+', '-']);
     let change = match signed {
@@ -90,7 +99,7 @@ pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
     let verb = match name {
         "status" => Verb::Status { json: flag("json"), watch: flag("watch") },
         "reload" => Verb::Reload { wait: !flag("no-wait") },
-        "scale" => Verb::Scale(*matches.get_one("workers")?),
+        "scale" => Verb::Scale(matches.get_one::<Rescale>("workers")?.clone()),
         "stop" => Verb::Stop { now: flag("now") },
         "upgrade" => Verb::Upgrade,
         "events" => Verb::Events { follow: flag("follow"), json: flag("json") },
@@ -116,8 +125,7 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
         Verb::Stop { now } => return stop(client, now),
         Verb::Reload { wait: true } => client.reload()?,
         Verb::Reload { wait: false } => client.reload_without_waiting()?,
-        Verb::Scale(Change::To(workers)) => client.scale_to(workers)?,
-        Verb::Scale(Change::By(workers)) => client.scale_by(workers)?,
+        Verb::Scale(rescale) => client.scale(rescale)?,
         Verb::Upgrade => client.upgrade()?,
     };
     answer(&line(&done))
@@ -212,9 +220,9 @@ mod tests {
             ("prefork status", Verb::Status { json: false, watch: false }),
             ("prefork status --json", Verb::Status { json: true, watch: false }),
             ("prefork reload --no-wait", Verb::Reload { wait: false }),
-            ("prefork scale 4", Verb::Scale(Change::To(4))),
-            ("prefork scale +1", Verb::Scale(Change::By(1))),
-            ("prefork scale -1", Verb::Scale(Change::By(-1))),
+            ("prefork scale 4", Verb::Scale(Change::To(4).into())),
+            ("prefork scale +1", Verb::Scale(Change::By(1).into())),
+            ("prefork scale -1", Verb::Scale(Change::By(-1).into())),
             ("prefork stop --now", Verb::Stop { now: true }),
             ("prefork upgrade", Verb::Upgrade),
             ("prefork events -f --json", Verb::Events { follow: true, json: true }),
@@ -224,14 +232,19 @@ mod tests {
         let named = call("prefork scale -2 --control /run/x.sock");
         assert_eq!(
             (named.control, named.verb),
-            (Some("/run/x.sock".into()), Verb::Scale(Change::By(-2)))
+            (Some("/run/x.sock".into()), Verb::Scale(Change::By(-2).into()))
         );
     }
 
     #[test]
     fn what_is_no_number_of_workers_is_refused() {
         for text in ["0", "+0", "-0", "+", "many", "1.5", "99999999999", ""] {
-            assert!(change(text).is_err(), "{text}");
+            assert!(rescale(text).is_err(), "{text}");
         }
+        for text in ["consumer=", "consumer=many", "consumer=+0"] {
+            assert!(rescale(text).is_err(), "{text}");
+        }
+        let rescaled = rescale("consumer=0").expect("none is fine");
+        assert_eq!((rescaled.kind.as_deref(), rescaled.change), (Some("consumer"), Change::To(0)));
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 use super::logger::one_line;
 use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
 use crate::span::Span;
-use crate::{Model, PoolSnapshot};
+use crate::{Model, PoolSnapshot, WEB};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
-
 /// The largest bound of a wait in milliseconds; what is larger stands for the rest.
 const LONGEST_WAIT: u64 = 1 << 14;
 
@@ -22,7 +21,7 @@ const HEAD: [&str; 12] = [
 /// A header and a line for each worker.
 pub(super) fn table(status: &Status) -> String {
     let primary = &status.primary;
-    let serving = status.workers.iter().filter(|worker| worker.state == "serving").count();
+    let serving = serving_of(status, WEB);
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(
@@ -53,6 +52,10 @@ pub(super) fn table(status: &Status) -> String {
     if wait.connections > 0 || shed > 0 {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
+    for kind in &primary.kinds {
+        let (name, there) = (one_line(&kind.name), serving_of(status, &kind.name));
+        let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
+    }
     if !primary.vacant.is_empty() {
         let slots: Vec<String> = primary.vacant.iter().map(u32::to_string).collect();
         let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
@@ -76,6 +79,11 @@ pub(super) fn table(status: &Status) -> String {
         text.push('\n');
     }
     text
+}
+
+fn serving_of(status: &Status, kind: &str) -> usize {
+    let of_kind = status.workers.iter().filter(|worker| worker.kind == kind);
+    of_kind.filter(|worker| worker.state == "serving").count()
 }
 
 /// The addresses, with how many connections wait to be accepted where that is known.
@@ -163,8 +171,11 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
     ]
 }
 
-/// The request that holds the event loop, or else the oldest one, and how many others there are.
+/// The kind if it is one that serves no requests; the request that holds the event loop, or else the oldest one, and how many others there are.
 fn serving(worker: &WorkerStatus) -> String {
+    if worker.kind != WEB {
+        return format!("kind={}", one_line(&worker.kind));
+    }
     let on_loop = worker.serving.iter().find(|request| request.on_loop);
     let Some(shown) = on_loop.or(worker.serving.first()) else { return "-".to_string() };
     let mut text: String = one_line(&shown.request).chars().take(REQUEST).collect();

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::identity::Slot;
 use crate::listener::{Keeper, ListenerSet, serve_passed};
 use crate::sys;
-use crate::systemd::{Passed, Service};
+use crate::systemd::{Manager, Passed, Service};
 use crate::upgrade::Manifest;
 
 impl Cluster {
@@ -41,13 +41,21 @@ impl Cluster {
         }
     }
 
-    /// Whether the manager is to keep our sockets.
-    pub(super) fn stores(&self, service: &Service) -> bool {
-        match self.config.fd_store {
+    /// The service manager, if there is one. What it kept for us and is `unwanted` it is to forget.
+    pub(super) fn manager(
+        &self,
+        service: Service,
+        taken_over: bool,
+        unwanted: &[String],
+    ) -> Option<Manager> {
+        let stores = match self.config.fd_store {
             FdStore::Auto => service.keeps(),
             FdStore::On => true,
             FdStore::Off => false,
-        }
+        };
+        let mut manager = service.manager(stores, taken_over, self.config.boot_timeout)?;
+        unwanted.iter().for_each(|name| manager.forget(name));
+        Some(manager)
     }
 }
 

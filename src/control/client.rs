@@ -8,7 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{self, Incoming, REPLY_MAX};
-use super::protocol::{Change, Event, Reply, Request};
+use super::protocol::{Change, Event, Reply, Request, Rescale};
 use super::status::Status;
 use crate::error::{Error, Result};
 
@@ -96,7 +96,20 @@ impl Client {
     /// # Errors
     /// As [`Client::status`].
     pub fn scale_to(&mut self, workers: u32) -> Result<String> {
-        self.order(&Request::Scale(Change::To(workers)))
+        self.order(&Request::Scale(Change::To(workers).into()))
+    }
+
+    pub(crate) fn scale(&mut self, rescale: Rescale) -> Result<String> {
+        self.order(&Request::Scale(rescale))
+    }
+
+    /// So many workers of another kind than `web` from now on, from 0.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; the program may have no such kind.
+    pub fn scale_kind(&mut self, kind: &str, workers: u32) -> Result<String> {
+        let kind = Some(kind.to_string());
+        self.order(&Request::Scale(Rescale { kind, change: Change::To(workers) }))
     }
 
     /// So many workers more, or fewer if it is negative.
@@ -104,7 +117,7 @@ impl Client {
     /// # Errors
     /// As [`Client::status`].
     pub fn scale_by(&mut self, workers: i32) -> Result<String> {
-        self.order(&Request::Scale(Change::By(workers)))
+        self.order(&Request::Scale(Change::By(workers).into()))
     }
 
     /// Has the primary become the binary that now stands at its path.

@@ -68,8 +68,11 @@ fn every_question_has_its_answer_on_one_connection() {
         (error.to_string(), error.exit_status()),
         ("worker 4 cannot boot".into(), exit::FAILURE)
     );
-    assert_eq!(client.scale_to(4).expect("scale"), "Scale(To(4))");
-    assert_eq!(client.scale_by(-1).expect("scale"), "Scale(By(-1))");
+    assert_eq!(client.scale_to(4).expect("scale"), "Scale(Rescale { kind: None, change: To(4) })");
+    assert_eq!(
+        client.scale_by(-1).expect("scale"),
+        "Scale(Rescale { kind: None, change: By(-1) })"
+    );
     assert_eq!(client.scale_to(0).expect_err("range").exit_status(), exit::FAILURE);
     assert_eq!(client.upgrade().expect("upgrade"), "Upgrade");
 

@@ -31,6 +31,7 @@
 mod client;
 mod connection;
 mod frame;
+mod kinds;
 mod ledger;
 mod place;
 mod protocol;
@@ -40,10 +41,11 @@ mod status;
 mod threads;
 
 pub use client::{Client, Events};
+pub use kinds::KindStatus;
 pub(crate) use ledger::Ledger;
 pub(crate) use place::{candidates, of_this_process, runtime_directory};
 pub use protocol::Event;
-pub(crate) use protocol::{Change, Reply, Request};
+pub(crate) use protocol::{Change, Reply, Request, Rescale};
 pub use queue::{QueueStatus, QueueWait};
 pub(crate) use server::{Asked, Server};
 pub(crate) use status::Around;

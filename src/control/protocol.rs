@@ -19,7 +19,7 @@ pub(crate) enum Request {
         wait: bool,
     },
     /// More or fewer workers.
-    Scale(Change),
+    Scale(Rescale),
     /// End; with `now`, without finishing what is open.
     Stop {
         #[serde(default)]
@@ -39,10 +39,18 @@ pub(crate) enum Request {
 /// The verbs, as an error lists them.
 const VERBS: [&str; 6] = ["status", "reload", "scale", "stop", "upgrade", "events"];
 
-/// How many workers are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How many workers are asked for, and of which kind; of `web` if that is not said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "ToOrBy", into = "ToOrBy")]
+pub(crate) struct Rescale {
+    pub(crate) kind: Option<String>,
+    pub(crate) change: Change,
+}
+
+/// How many workers are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
+    /// 0 is for other kinds than `web`.
     To(u32),
     /// Never 0.
     By(i32),
@@ -51,6 +59,8 @@ pub(crate) enum Change {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ToOrBy {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,29 +122,42 @@ impl Request {
     }
 }
 
-impl TryFrom<ToOrBy> for Change {
+impl TryFrom<ToOrBy> for Rescale {
     type Error = String;
 
-    fn try_from(said: ToOrBy) -> Result<Change, String> {
+    fn try_from(said: ToOrBy) -> Result<Rescale, String> {
         let most = Workers::MAX;
-        match (said.to, said.by) {
-            (Some(to), None) if (1..=most).contains(&to) => Ok(Change::To(to)),
-            (Some(to), None) => Err(format!("to = {to} is out of range: give 1 to {most}")),
-            (None, Some(by)) if by != 0 && by.unsigned_abs() <= most => Ok(Change::By(by)),
-            (None, Some(by)) => {
-                Err(format!("by = {by} is out of range: give 1 to {most} or -1 to -{most}"))
+        // Somebody has to serve; workers of other kinds may pause.
+        let least = u32::from(said.kind.is_none());
+        let change = match (said.to, said.by) {
+            (Some(to), None) if (least..=most).contains(&to) => Change::To(to),
+            (Some(to), None) => {
+                return Err(format!("to = {to} is out of range: give {least} to {most}"));
             }
-            _ => Err("give either to or by".to_string()),
+            (None, Some(by)) if by != 0 && by.unsigned_abs() <= most => Change::By(by),
+            (None, Some(by)) => {
+                return Err(format!(
+                    "by = {by} is out of range: give 1 to {most} or -1 to -{most}"
+                ));
+            }
+            _ => return Err("give either to or by".to_string()),
+        };
+        Ok(Rescale { kind: said.kind, change })
+    }
+}
+
+impl From<Rescale> for ToOrBy {
+    fn from(Rescale { kind, change }: Rescale) -> ToOrBy {
+        match change {
+            Change::To(to) => ToOrBy { kind, to: Some(to), by: None },
+            Change::By(by) => ToOrBy { kind, to: None, by: Some(by) },
         }
     }
 }
 
-impl From<Change> for ToOrBy {
-    fn from(change: Change) -> ToOrBy {
-        match change {
-            Change::To(to) => ToOrBy { to: Some(to), by: None },
-            Change::By(by) => ToOrBy { to: None, by: Some(by) },
-        }
+impl From<Change> for Rescale {
+    fn from(change: Change) -> Rescale {
+        Rescale { kind: None, change }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::kinds::{KindStatus, web};
 use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
 use crate::identity::WorkerId;
@@ -51,8 +52,11 @@ pub struct PrimaryStatus {
     pub phase: String,
     /// The generation that new workers belong to.
     pub generation: u64,
-    /// How many workers there should be.
+    /// How many workers of the kind `web` there should be.
     pub workers_wanted: u32,
+    /// How many workers of each other kind there should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kinds: Vec<KindStatus>,
     /// The dispatch policy in force: `shared`, `reuseport`, ... Empty if the primary does not say.
     #[serde(default)]
     pub dispatch: String,
@@ -76,8 +80,11 @@ pub struct PrimaryStatus {
 pub struct WorkerStatus {
     /// Its number, never used again.
     pub id: u64,
-    /// Its place, `0..N`.
+    /// Its place, `0..N`; from [`Slot::OF_A_KIND`](crate::Slot::OF_A_KIND) for workers of other kinds than `web`.
     pub slot: u32,
+    /// Its kind.
+    #[serde(default = "web")]
+    pub kind: String,
     /// The generation it belongs to.
     pub generation: u64,
     /// Its process id, once it is forked.
@@ -146,6 +153,7 @@ impl Status {
             phase: view.phase.to_string(),
             generation: view.generation.0,
             workers_wanted: view.wanted,
+            kinds: KindStatus::all(&view.kinds),
             dispatch: around.dispatch.to_string(),
             dispatch_rung: around.rung.to_string(),
             model: around.model.to_string(),
@@ -165,6 +173,7 @@ impl WorkerStatus {
         let mut worker = WorkerStatus {
             id: tag.id.0,
             slot: tag.slot.0,
+            kind: tag.kind.to_string(),
             generation: tag.generation.0,
             pid: tag.pid,
             state: member.state.to_string(),
@@ -203,17 +212,18 @@ fn millis(since: Instant, now: Instant) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::identity::{Generation, Slot, WorkerTag};
+    use crate::identity::{Generation, Slot, WEB, WorkerTag};
 
     pub(crate) fn view_of(workers: u32) -> View {
         let members = (0..workers).map(|n| {
             let (id, slot) = (WorkerId(n.into()), Slot(n));
-            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None };
+            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None, kind: WEB };
             MemberView { tag, state: "booting", born: Instant::now() }
         });
         let members = members.collect();
         let (generation, vacant) = (Generation(1), Vec::new());
-        View { phase: "booting", generation, wanted: workers, restarts: 0, vacant, members }
+        let kinds = vec![("consumer", 2)];
+        View { phase: "booting", generation, wanted: workers, kinds, restarts: 0, vacant, members }
     }
 
     /// What a worker that has gone mad may write.

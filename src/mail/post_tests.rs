@@ -1,11 +1,12 @@
 //! The post, without a kernel.
 
 use super::*;
-use crate::identity::{Generation, Slot};
+use crate::identity::{Generation, Slot, WEB};
 use crate::mail::letter::tests::letter;
 
 fn tag(id: u64, slot: u32) -> WorkerTag {
-    WorkerTag { id: WorkerId(id), slot: Slot(slot), generation: Generation(1), pid: None }
+    let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));
+    WorkerTag { id, slot, generation, pid: None, kind: WEB }
 }
 
 /// Workers 1 to `workers` at slots 0 up, with queues of `queue` messages.

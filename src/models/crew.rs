@@ -20,7 +20,7 @@ use tokio::sync::{Mutex, mpsc};
 use super::relay::{self, Member, Relay};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailLimits;
@@ -36,6 +36,7 @@ const STACK: usize = 8 << 20;
 /// What a thread is born with: a seed that can cross to it.
 struct Part {
     tag: WorkerTag,
+    kinds: Vec<(&'static str, Slot)>,
     listeners: Vec<Listener>,
     channel: OwnedFd,
     mail: Option<OwnedFd>,
@@ -104,6 +105,7 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
         });
         let part = Part {
             tag,
+            kinds: seed.kinds.clone(),
             listeners,
             channel: theirs,
             mail: mail.take(),
@@ -155,10 +157,11 @@ fn begin(
     let app = Arc::clone(app);
     let live = move || {
         let mut obituary = Obituary { number, code: exit::FAILURE, to };
-        let Part { tag, listeners, channel, mail, mail_limits, row, board, config, terminate } =
-            part;
+        let Part { tag, kinds, listeners, channel, mail, mail_limits, row, board, .. } = part;
+        let Part { config, terminate, .. } = part;
         let seed = Seed {
             tag,
+            kinds,
             listeners,
             channel,
             queue: None,

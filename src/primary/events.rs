@@ -36,12 +36,12 @@ pub enum ClusterEvent {
         /// Who.
         worker: WorkerTag,
     },
-    /// Its application has booted and it accepts connections.
+    /// Its application has booted and it accepts connections; of another kind than `web`, that its loop has begun.
     #[non_exhaustive]
     Listening {
         /// Who.
         worker: WorkerTag,
-        /// Where, as the kernel has it: with the real port where 0 was asked for.
+        /// Where, as the kernel has it: with the real port where 0 was asked for. Nowhere for kinds other than `web`.
         addresses: Vec<ListenAddr>,
     },
     /// Its channel is closed: from now on nothing can be said to it.
@@ -77,6 +77,8 @@ pub enum ClusterEvent {
     /// Another number of workers is wanted.
     #[non_exhaustive]
     Scaled {
+        /// Of which kind.
+        kind: &'static str,
         /// How many were.
         from: u32,
         /// How many are.

@@ -3,11 +3,11 @@
 use std::process::ExitStatus;
 
 use super::*;
-use crate::identity::Slot;
+use crate::identity::{Slot, WEB};
 
 fn ended(cause: Cause, leave: Option<Leave>, raw: i32) -> WorkerExit {
     let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));
-    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid };
+    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB };
     let status = ExitStatus::from_raw(raw);
     let uptime = Duration::from_secs(1);
     let exit = Exit { worker, status, cause, leave, complaint: None, uptime, served: 3 };
@@ -44,7 +44,7 @@ fn an_end_that_nobody_asked_for_is_told_by_its_status() {
 #[test]
 fn the_kernel_is_asked_about_memory_only_for_kills_that_are_not_ours() {
     let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));
-    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid };
+    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB };
     let exit = |cause, raw| Exit {
         worker,
         status: ExitStatus::from_raw(raw),

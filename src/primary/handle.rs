@@ -2,7 +2,7 @@
 
 use super::Primary;
 use crate::error::{Error, Result};
-use crate::identity::{WorkerId, WorkerTag};
+use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::signal::Signal;
@@ -56,6 +56,18 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
+        self.fork_as(environment, Intent::Scale)
+    }
+
+    fn fork_as<K, V>(
+        &mut self,
+        environment: impl IntoIterator<Item = (K, V)>,
+        intent: impl FnOnce(Scale) -> Intent,
+    ) -> Result<WorkerId>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
         let pairs = environment.into_iter().map(|(name, value)| (name.into(), value.into()));
         let pairs: Vec<(String, String)> = pairs.collect();
         for (name, value) in &pairs {
@@ -67,10 +79,41 @@ impl PrimaryHandle<'_> {
             return Err(Error::application("fork_with", "the cluster is stopping"));
         }
         let id = self.primary.supervisor.draw_id();
-        match self.ask(Intent::Scale(Scale::With(id, pairs)), "fork_with") {
+        match self.ask(intent(Scale::With(id, pairs)), "fork_with") {
             true => Ok(id),
             false => Err(Error::application("fork_with", "too much was asked for at once")),
         }
+    }
+
+    /// The same for workers of another kind than `web`: see [`Kind`](crate::Kind).
+    ///
+    /// # Errors
+    /// As [`fork_with`](PrimaryHandle::fork_with), and if the program named no such kind.
+    pub fn fork_kind_with<K, V>(
+        &mut self,
+        kind: &str,
+        environment: impl IntoIterator<Item = (K, V)>,
+    ) -> Result<WorkerId>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        let known = self.primary.supervisor.first_slots().iter().any(|one| one.0 == kind);
+        if !known && kind != WEB {
+            return Err(Error::application("fork_with", format!("there is no kind {kind:?}")));
+        }
+        let kind = kind.to_string();
+        self.fork_as(environment, move |scale| Intent::ScaleKind(kind, scale))
+    }
+
+    /// So many workers of another kind than `web` from now on, from 0.
+    pub fn scale_kind(&mut self, kind: &str, workers: u32) {
+        self.ask(Intent::ScaleKind(kind.to_string(), Scale::To(workers)), "scale");
+    }
+
+    /// The slot of the `n`th worker of another kind than `web`, counted from 0, if the program named that kind.
+    pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
+        self.primary.supervisor.first_slots().iter().find(|one| one.0 == kind)?.1.plus(n)
     }
 
     /// So many workers from now on, from 1 to [`Workers::MAX`](crate::Workers::MAX). Slots that stay empty (see

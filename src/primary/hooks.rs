@@ -43,7 +43,8 @@ impl Primary {
             Notice::Forked { worker } => ClusterEvent::Fork { worker: *worker },
             Notice::Online { worker } => ClusterEvent::Online { worker: *worker },
             Notice::Ready { worker, .. } => {
-                let addresses = self.listeners.addresses();
+                let web = worker.slot.is_web();
+                let addresses = if web { self.listeners.addresses() } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
             Notice::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
@@ -53,7 +54,9 @@ impl Primary {
                 ClusterEvent::Reloaded { generation: *generation, workers: *workers }
             }
             Notice::ReloadFailed { why } => ClusterEvent::ReloadFailed { why: why.clone() },
-            Notice::Scaled { from, to, .. } => ClusterEvent::Scaled { from: *from, to: *to },
+            Notice::Scaled { kind, from, to, .. } => {
+                ClusterEvent::Scaled { kind, from: *from, to: *to }
+            }
             Notice::Stopping { .. } | Notice::StoppingNow { .. } | Notice::GivingUp { .. } => {
                 if std::mem::replace(&mut self.stopping_told, true) {
                     return;

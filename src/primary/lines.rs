@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use log::Level;
 
-use crate::identity::WorkerTag;
+use crate::identity::{WEB, WorkerTag};
 use crate::span::Span;
 use crate::supervisor::{Cause, Exit, Limit, Notice};
 use crate::sys::signal::Signal;
@@ -67,7 +67,12 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::UpgradeFailed { why } => {
             error(format!("upgrade failed, nothing has changed: {why}"))
         }
-        Notice::Scaled { by, from, to } => info(format!("{to} workers wanted, {from} were ({by})")),
+        Notice::Scaled { by, kind: WEB, from, to } => {
+            info(format!("{to} workers wanted, {from} were ({by})"))
+        }
+        Notice::Scaled { by, kind, from, to } => {
+            info(format!("{to} workers of kind {kind} wanted, {from} were ({by})"))
+        }
         Notice::Refused { by, why } => warn(format!("{by} refused: {why}")),
         Notice::Recycling { worker, limit } => {
             info(format!("{worker} is replaced: {}", reached(*limit)))

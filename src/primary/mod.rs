@@ -38,7 +38,7 @@ use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
 use crate::steering::Lease;
-use crate::supervisor::{Event, Outcome, Supervisor};
+use crate::supervisor::{Event, KindRules, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
 use crate::systemd::Manager;
@@ -80,6 +80,11 @@ struct Child {
 }
 
 impl Child {
+    /// Whether it serves connections.
+    fn serves_web(&self, mind: &Supervisor) -> bool {
+        self.tag.slot.is_web() && mind.serves(self.tag.id)
+    }
+
     fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
         Child {
             tag,
@@ -109,6 +114,8 @@ pub(crate) struct Application {
     pub(crate) entry: Entry,
     pub(crate) reread: Reread,
     pub(crate) hooks: Hooks,
+    /// The kinds of workers besides `web`.
+    pub(crate) kinds: Vec<KindRules>,
 }
 
 /// Everything the primary process owns.
@@ -167,14 +174,15 @@ impl Primary {
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
-        let Application { entry, reread, hooks } = application;
+        let Application { entry, reread, hooks, kinds } = application;
         let Files { listeners, pid_file, mail, manager } = files;
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
-        let board = Scoreboard::create(2 * Workers::MAX as usize)
+        let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
+        let board = Scoreboard::create(2 * most)
             .map_err(|e| Error::system("create the scoreboard in shared memory", e))?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
@@ -186,9 +194,12 @@ impl Primary {
         let (mut supervisor, configs) = match &left {
             None => {
                 let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
-                (Supervisor::new(policy, seed), configs)
+                (Supervisor::new(policy, seed).with_kinds(kinds), configs)
             }
-            Some(manifest) => upgrade::go_on(manifest, listeners.slots(), policy, seed, &config),
+            Some(manifest) => {
+                let sockets = listeners.slots();
+                upgrade::go_on(manifest, sockets, policy, kinds, seed, &config)
+            }
         };
         supervisor.know_old_sockets(listeners.slots());
         supervisor.ask_before_restarts(hooks.on_restart.is_some());

@@ -68,7 +68,8 @@ impl Primary {
     }
 
     fn somebody_else_serves(&self, leaving: WorkerId) -> bool {
-        self.children.keys().any(|id| *id != leaving && self.supervisor.serves(*id))
+        let mut others = self.children.iter().filter(|(id, _)| **id != leaving);
+        others.any(|(_, child)| child.serves_web(&self.supervisor))
     }
 
     /// The log file was renamed: opens it anew, with our rights, for everybody.

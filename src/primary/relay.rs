@@ -128,7 +128,7 @@ impl Primary {
         let mut takers: Vec<Taker<'_>> = self
             .children
             .values_mut()
-            .filter(|child| child.channel.is_some() && !child.released && mind.serves(child.tag.id))
+            .filter(|child| child.channel.is_some() && !child.released && child.serves_web(mind))
             .map(|child| Taker { load: board.load(child.row, now_ms), child })
             .collect();
         self.relay.deliver(&mut takers, now);
@@ -138,14 +138,14 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Slot, WorkerId, WorkerTag};
+    use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
     use crate::sys::socket::{Received, message_pair, receive_message};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
         let generation = Generation(generation);
-        let tag = WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None };
+        let tag = WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB };
         let (ours, theirs) = message_pair().expect("pair");
         let row = board.lease(tag).expect("row");
         (Child::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)

@@ -5,7 +5,8 @@ use std::time::Instant;
 use super::Primary;
 use super::journal::Journal;
 use crate::config::ControlSocket;
-use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Server, Status};
+use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
+use crate::control::{Server, Status};
 use crate::error::Result;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 
@@ -70,11 +71,17 @@ impl Primary {
                     continue;
                 }
                 Request::Reload { .. } => Intent::Reload,
-                Request::Scale(Change::To(workers)) => Intent::Scale(Scale::To(workers)),
-                Request::Scale(Change::By(by)) if by < 0 => {
-                    Intent::Scale(Scale::Down(by.unsigned_abs()))
+                Request::Scale(Rescale { kind, change }) => {
+                    let scale = match change {
+                        Change::To(workers) => Scale::To(workers),
+                        Change::By(by) if by < 0 => Scale::Down(by.unsigned_abs()),
+                        Change::By(by) => Scale::Up(by.unsigned_abs()),
+                    };
+                    match kind {
+                        Some(kind) => Intent::ScaleKind(kind, scale),
+                        None => Intent::Scale(scale),
+                    }
                 }
-                Request::Scale(Change::By(by)) => Intent::Scale(Scale::Up(by.unsigned_abs())),
                 Request::Stop { now: false } => Intent::Stop,
                 Request::Stop { now: true } => Intent::StopNow,
                 Request::Upgrade {} => Intent::Upgrade,

@@ -67,8 +67,8 @@ impl Primary {
         }
         for listener in closed.iter().filter(|listener| !listener.is_everybodys()) {
             let word = ToWorker::Adopt { slot: listener.slot, closing: true };
-            let serving = self.children.iter().filter(|(id, _)| self.supervisor.serves(**id));
-            let channels = serving.filter_map(|(_, child)| child.channel.as_ref());
+            let serving = self.children.values().filter(|one| one.serves_web(&self.supervisor));
+            let channels = serving.filter_map(|child| child.channel.as_ref());
             // If no channel has room, there is nobody who could take them.
             let _ = channels.map(|c| c.send_with(&word, listener.as_fd())).any(|sent| sent.is_ok());
         }

@@ -36,13 +36,15 @@ struct Ends {
 impl Primary {
     /// Forks a worker and returns its pid; in the child it does not return.
     pub(super) fn fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
-        let rows = self.configs.get(&tag.generation).map_or(1, |config| config.rows());
+        let web = tag.slot.is_web();
+        let config = self.configs.get(&tag.generation).cloned();
+        let rows = config.as_ref().filter(|_| web).map_or(1, |config| config.rows());
         let row = self.board.lease_rows(tag, rows).ok_or_else(|| {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
         // The worker has to be known to whatever chooses among the slots.
         self.tend_steering();
-        let config = self.configs.get(&tag.generation).cloned();
+        let config = config.filter(|_| web);
         let lease = config.and_then(|config| self.lease_page(tag.slot, &config));
         let forked = self.fork_into(tag, row, lease);
         if forked.is_err() {
@@ -57,7 +59,7 @@ impl Primary {
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
         let mail = sys::socket::message_pair()
             .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
-        let dealt_to = self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
+        let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
         let queue = dealt_to
             .then(Queue::new)
             .transpose()
@@ -128,7 +130,8 @@ impl Primary {
         self.proof = None;
         self.pid_file = None;
         if config.titles {
-            let title = format!("prefork: worker {} (gen {})", tag.id, tag.generation);
+            let what = if tag.slot.is_web() { "worker" } else { tag.kind };
+            let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
             sys::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
         }
         // Its file stays: it is the primary's.
@@ -154,7 +157,9 @@ impl Primary {
             None => SlotMeter::default(),
         };
         let per_slot = config.dispatch.has_socket_per_slot();
-        let listeners = self.listeners.take_named(&config.bind, tag.slot, per_slot);
+        // Who serves no connections has no sockets, and closes those of the primary.
+        let named = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
+        let listeners = self.listeners.take_named(named, tag.slot, per_slot);
         drop(blocked);
         let Ends { channel, mail, queue } = ends;
         Ok(Some(Seed {
@@ -163,6 +168,7 @@ impl Primary {
             channel,
             mail: Some(mail),
             mail_limits,
+            kinds: self.supervisor.first_slots(),
             queue,
             rows,
             meter,

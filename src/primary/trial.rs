@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
 use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
@@ -19,7 +19,8 @@ use crate::sys::signal::Signal;
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
 pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
-    let tag = WorkerTag { id: WorkerId(0), slot: Slot(0), generation: Generation(0), pid: None };
+    let (id, slot, generation) = (WorkerId(0), Slot(0), Generation(0));
+    let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB };
     let failed = |what: &str| {
         let what = what.to_string();
         move |e: std::io::Error| Error::system(what, e)
@@ -65,6 +66,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     channel: theirs,
                     queue: None,
                     mail: None,
+                    kinds: Vec::new(),
                     mail_limits: MailLimits::default(),
                     rows,
                     meter: SlotMeter::default(),

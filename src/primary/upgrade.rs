@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::{Child, Primary};
 use crate::config::{Config, Policy};
 use crate::error::{Error, Result};
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use crate::ipc::{Newcomer, PrimaryEnd, Queue};
 use crate::scoreboard::{RowIndex, Rows};
-use crate::supervisor::{Adopted, AdoptedMember, Event, Supervisor};
+use crate::supervisor::{Adopted, AdoptedMember, Event, KindRules, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
 use crate::upgrade::{Manifest, PassedConnection, PassedListener, PassedWorker};
@@ -103,6 +103,7 @@ impl Primary {
             Ok(PassedWorker {
                 id: id.0,
                 slot: child.tag.slot.0,
+                kind: child.tag.kind.to_string(),
                 generation: child.tag.generation.0,
                 pid: child.pid,
                 row: rows.first,
@@ -158,6 +159,8 @@ impl Primary {
             .succeed(&memory, &manifest.totals, manifest.started_ms)
             .map_err(|e| Error::system("read the scoreboard of the image before this one", e))?;
         self.upgrades = manifest.upgrades + 1;
+        let kinds = self.supervisor.first_slots();
+        let names: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
         for worker in &manifest.workers {
             let channel = worker
                 .channel_fd
@@ -167,7 +170,8 @@ impl Primary {
             let row = RowIndex::Inherited(Rows { first: worker.row, count: worker.rows });
             let channel = channel.map(PrimaryEnd::new);
             let queue = worker.queue_fds.map(inherit_queue).transpose()?;
-            let child = Child { queue, ..Child::new(tag(worker), worker.pid, channel, row) };
+            let tag = tag(worker, &names);
+            let child = Child { queue, ..Child::new(tag, worker.pid, channel, row) };
             self.children.insert(WorkerId(worker.id), child);
         }
         for held in &manifest.held {
@@ -190,21 +194,23 @@ pub(super) fn go_on(
     manifest: &Manifest,
     sockets: u32,
     policy: Policy,
+    kinds: Vec<KindRules>,
     seed: u64,
     config: &Rc<Config>,
 ) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
-    let adopted = Adopted { sockets, ..adopted(manifest) };
+    let names: Vec<&'static str> = kinds.iter().map(|kind| kind.name).collect();
+    let adopted = Adopted { sockets, ..adopted(manifest, &names) };
     let before = adopted.generation;
-    let mind = Supervisor::adopt(policy, seed, Instant::now(), adopted);
+    let mind = Supervisor::adopt(policy, kinds, seed, Instant::now(), adopted);
     // Should the new generation fail, the old one's slots are forked from what there is.
     let configs = [before, Generation(before.0 + 1)].map(|each| (each, Rc::clone(config)));
     (mind, BTreeMap::from(configs))
 }
 
 /// What the supervisor has to know of a manifest.
-fn adopted(manifest: &Manifest) -> Adopted {
+fn adopted(manifest: &Manifest, kinds: &[&'static str]) -> Adopted {
     let members = manifest.workers.iter().map(|worker| AdoptedMember {
-        tag: tag(worker),
+        tag: tag(worker, kinds),
         age: Duration::from_millis(worker.age_ms),
         serving: worker.serving,
         own_socket: worker.own_socket,
@@ -224,8 +230,11 @@ fn adopted(manifest: &Manifest) -> Adopted {
     }
 }
 
-fn tag(worker: &PassedWorker) -> WorkerTag {
+/// `kinds` are those that this program has; of another kind a worker is only to leave.
+fn tag(worker: &PassedWorker, kinds: &[&'static str]) -> WorkerTag {
+    let known = kinds.iter().copied().chain([WEB]).find(|kind| *kind == worker.kind);
     WorkerTag {
+        kind: known.unwrap_or("unknown"),
         id: WorkerId(worker.id),
         slot: Slot(worker.slot),
         generation: Generation(worker.generation),

@@ -7,10 +7,11 @@ use super::buckets::bucket_of;
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
     ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, OPEN, PANICS,
-    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, STARTED, STATE, TAKEN_OVER, Word,
+    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER, Word,
 };
 use super::pool::PoolMeter;
 use super::shared::SharedRow;
+use crate::identity::Slot;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
 
@@ -243,9 +244,10 @@ pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
     ACCEPTING.load(page) == 1 && serves(page, now_ms)
 }
 
-/// Whether the worker of `page` serves, full or not, and its loop turns.
+/// Whether the worker of `page` serves connections, full or not, and its loop turns.
 pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
-    STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
+    let web = SLOT.load(page) < u64::from(Slot::OF_A_KIND);
+    web && STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
 }
 
 /// Whether the loop of the worker of `page` turns.

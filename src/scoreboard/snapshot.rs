@@ -40,7 +40,7 @@ pub struct ClusterSnapshot {
 pub struct WorkerSnapshot {
     /// Its number, never used again.
     pub id: u64,
-    /// Its place, `0..N`.
+    /// Its place, `0..N`; from [`Slot::OF_A_KIND`](crate::Slot::OF_A_KIND) for workers of other kinds than `web`.
     pub slot: u64,
     /// The generation it belongs to.
     pub generation: u64,
@@ -213,11 +213,12 @@ impl WorkerSnapshot {
 
 #[cfg(test)]
 mod tests {
-    use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+    use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
     use crate::scoreboard::{RowIndex, Rows, Scoreboard};
 
     fn tag(id: u64) -> WorkerTag {
-        WorkerTag { id: WorkerId(id), slot: Slot(0), generation: Generation(1), pid: None }
+        let (id, slot, generation) = (WorkerId(id), Slot(0), Generation(1));
+        WorkerTag { id, slot, generation, pid: None, kind: WEB }
     }
 
     #[test]

@@ -103,8 +103,8 @@ pub(crate) enum Notice {
     ReloadFailed { why: String },
     /// The workers that had been replaced are being replaced by those of before.
     RollingBack { to: Generation },
-    /// The number of workers was changed.
-    Scaled { by: String, from: u32, to: u32 },
+    /// The number of workers of a kind was changed.
+    Scaled { by: String, kind: &'static str, from: u32, to: u32 },
     /// An upgrade was asked for; the new binary is being tried.
     Proving { by: String },
     /// The new binary is fit; this process becomes it.

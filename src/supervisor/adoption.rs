@@ -160,7 +160,7 @@ impl Supervisor {
 
     /// Spreads the slots that will not get a worker of their own; the others are given back soon anyway.
     fn even_out(&mut self, able: &BTreeSet<WorkerId>, actions: &mut Vec<Action>) {
-        let first = if self.policy.socket_per_slot { self.places.len() as u32 } else { 0 };
+        let first = if self.policy.socket_per_slot { self.policy.workers } else { 0 };
         for _ in first..self.adoption.sockets {
             let load = |worker: &&WorkerId| self.adoption.load(**worker);
             let hears = able.iter().filter(|worker| !self.adoption.deaf.contains_key(worker));

@@ -6,7 +6,7 @@ use super::action::{Action, Cause, Leave, Notice, Outcome};
 use super::event::{Asker, Intent};
 use super::scaling::refuse;
 use super::{LAST_MOMENT, Phase, State, Supervisor};
-use crate::identity::WorkerId;
+use crate::identity::{WEB, WorkerId};
 
 /// Requests to stop that come closer together than this are one. `timeout` and some shells and init programs
 /// signal a process and then its group.
@@ -36,6 +36,8 @@ impl Supervisor {
             }
             Intent::Reload => self.reload(by, actions),
             Intent::Scale(scale) => self.scale(now, scale, by, actions),
+            Intent::ScaleKind(kind, scale) if kind == WEB => self.scale(now, scale, by, actions),
+            Intent::ScaleKind(kind, scale) => self.scale_kind(now, &kind, scale, by, actions),
             Intent::Disconnect(worker) => self.disconnect(now, worker, by, actions),
             Intent::Upgrade => self.upgrade(now, by, actions),
         }

@@ -84,8 +84,10 @@ pub(crate) enum Intent {
     StopNow,
     /// Read the configuration again and replace every worker, one by one.
     Reload,
-    /// So many workers from now on.
+    /// So many workers of the kind `web` from now on.
     Scale(Scale),
+    /// So many of another kind.
+    ScaleKind(String, Scale),
     /// This worker finishes what it has open, leaves, and is not replaced.
     Disconnect(WorkerId),
     /// Become the binary that now stands at our path.

@@ -3,10 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Notice};
+use super::action::{Action, Leave, Notice};
 use super::event::{Adopted, Asker};
+use super::kinds::KindRules;
 use super::rolling::{Before, Roll};
-use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor};
+use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor, places_of_web};
 use crate::config::Policy;
 use crate::identity::Generation;
 
@@ -33,7 +34,13 @@ impl Handoff {
 impl Supervisor {
     /// A cluster whose workers were forked by the image before this one. They are rolled over to our own
     /// generation at once; should that fail they serve on.
-    pub(crate) fn adopt(policy: Policy, seed: u64, now: Instant, left: Adopted) -> Supervisor {
+    pub(crate) fn adopt(
+        policy: Policy,
+        kinds: Vec<KindRules>,
+        seed: u64,
+        now: Instant,
+        left: Adopted,
+    ) -> Supervisor {
         let mut mind = Supervisor::new(policy.clone(), seed);
         let workers = policy.workers;
         mind.phase = Phase::Running;
@@ -46,10 +53,11 @@ impl Supervisor {
         mind.next_id = left.next_id;
         mind.restarts = left.restarts;
         mind.policy.workers = left.workers_wanted;
-        mind.places = vec![Place::new(ours); left.workers_wanted as usize];
+        mind.places = places_of_web(left.workers_wanted, ours);
+        mind.add_kinds(kinds, left.members.iter().map(|one| one.tag));
         mind.adoption.sockets = left.sockets;
         for (slot, environment) in left.environments {
-            if let Some(place) = mind.places.get_mut(slot.0 as usize) {
+            if let Some(place) = mind.places.iter_mut().find(|place| place.slot == slot) {
                 place.environment = environment;
             }
         }
@@ -60,7 +68,9 @@ impl Supervisor {
             member.online = true;
             let adopts = one.adopts.iter().map(|slot| (*slot, one.tag.id));
             mind.adoption.adopters.extend(adopts.filter(|_| one.serving));
-            let place = mind.places.get_mut(one.tag.slot.0 as usize);
+            // Of a kind that this image does not have, nobody is wanted.
+            let own = |p: &&mut Place| p.slot == one.tag.slot && p.kind == one.tag.kind;
+            let place = mind.places.iter_mut().find(own);
             match place.filter(|place| one.serving && place.holder.is_none()) {
                 Some(place) => {
                     member.state = State::Serving;
@@ -69,6 +79,7 @@ impl Supervisor {
                     place.last = Some(one.tag.id);
                 }
                 None => {
+                    member.leave = one.serving.then_some(Leave::Reload);
                     member.state = State::Draining { deadline };
                     mind.untold.push(one.tag.id);
                 }

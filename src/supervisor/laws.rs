@@ -159,7 +159,8 @@ impl Laws {
             Action::Fork(tag) => {
                 assert!(!mind.stopping(), "no fork once stopping: {story}");
                 assert!(self.ids.insert(tag.id), "no id is used again: {story}");
-                assert!(tag.pid.is_none() && tag.slot.0 < mind.wanted(), "a plain tag: {story}");
+                let there = mind.places.iter().any(|p| (p.slot, p.kind) == (tag.slot, tag.kind));
+                assert!(tag.pid.is_none() && there, "a plain tag: {story}");
                 self.outstanding.insert(tag.id);
             }
             Action::CloseListeners => {
@@ -255,14 +256,17 @@ impl Place {
 }
 
 fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
-    assert_eq!(mind.places.len(), mind.wanted() as usize, "a slot for each: {story}");
+    let others: u32 = mind.wanted_of_kinds().iter().map(|kind| kind.1).sum();
+    assert_eq!(mind.places.len(), (mind.wanted() + others) as usize, "a slot for each: {story}");
+    let web = mind.places.iter().take_while(|place| place.slot.is_web()).enumerate();
+    assert!(web.into_iter().all(|(n, p)| p.slot.0 as usize == n), "web has the first: {story}");
     let mut holders = BTreeSet::new();
-    let of_slot = |(slot, place): (usize, &Place)| [(slot, place.holder), (slot, place.successor)];
-    for (slot, holder) in mind.places.iter().enumerate().flat_map(of_slot) {
+    let of_slot = |place: &Place| [place.holder, place.successor].map(|id| (place.slot, id));
+    for (slot, holder) in mind.places.iter().flat_map(of_slot) {
         let Some(holder) = holder else { continue };
         assert!(holders.insert(holder), "a worker holds one slot, or succeeds in one: {story}");
         let member = mind.members.get(&holder);
-        let slot_of_tag = member.map(|member| member.tag.slot.0 as usize);
+        let slot_of_tag = member.map(|member| member.tag.slot);
         assert_eq!(slot_of_tag, Some(slot), "a holder exists and knows its slot: {story}");
     }
     for (id, member) in &mind.members {

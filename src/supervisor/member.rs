@@ -100,7 +100,7 @@ impl Member {
     /// Whether it takes new connections now, as far as we know.
     pub(super) fn is_able(&self) -> bool {
         let turns = !self.pulse.late && !self.pulse.stopped;
-        self.state == State::Serving && turns && !self.full
+        self.tag.slot.is_web() && self.state == State::Serving && turns && !self.full
     }
 
     /// The slot whose sockets it was born with. Workers without sockets of their own share those of slot 0.

@@ -16,6 +16,7 @@ mod departure;
 mod event;
 mod exits;
 mod handoff;
+mod kinds;
 mod member;
 mod places;
 mod rolling;
@@ -37,7 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::config::Policy;
-use crate::identity::{Generation, WorkerId};
+use crate::identity::{Generation, Slot, WEB, WorkerId};
 pub use action::Limit;
 pub(crate) use action::{Action, Cause, Exit, Leave, Notice, Outcome};
 use adoption::Adoption;
@@ -45,6 +46,8 @@ use backoff::Backoff;
 use departure::Departure;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
 use handoff::Handoff;
+use kinds::Kind;
+pub(crate) use kinds::{KindRules, Limits};
 pub(crate) use member::{Member, State};
 use places::Place;
 use rolling::Roll;
@@ -78,8 +81,10 @@ pub(crate) enum Phase {
 pub(crate) struct Supervisor {
     policy: Policy,
     phase: Phase,
-    /// `places[i]` is slot `i`.
+    /// In the order of their slots: `places[i]` is slot `i`, for the kind `web`; behind it are those of other kinds.
     places: Vec<Place>,
+    /// The kinds of workers besides `web`.
+    kinds: Vec<Kind>,
     /// Every worker that exists or is being forked.
     members: BTreeMap<WorkerId, Member>,
     backoff: Backoff,
@@ -118,7 +123,8 @@ impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
     pub(crate) fn new(policy: Policy, seed: u64) -> Supervisor {
         Supervisor {
-            places: vec![Place::new(Generation(1)); policy.workers as usize],
+            places: places_of_web(policy.workers, Generation(1)),
+            kinds: Vec::new(),
             backoff: Backoff::new(policy.backoff_first, policy.backoff_max, seed),
             watch: Watch::new(seed),
             adoption: Adoption::default(),
@@ -210,7 +216,7 @@ impl Supervisor {
         members.chain(others.into_iter().flatten()).chain(proof).min()
     }
 
-    /// How many workers there should be.
+    /// How many workers of the kind `web` there should be.
     pub(crate) fn wanted(&self) -> u32 {
         self.policy.workers
     }
@@ -280,4 +286,8 @@ impl Supervisor {
             actions.push(Action::Exit(outcome));
         }
     }
+}
+
+fn places_of_web(workers: u32, generation: Generation) -> Vec<Place> {
+    (0..workers).map(|slot| Place::new(Slot(slot), WEB, generation)).collect()
 }

@@ -11,6 +11,9 @@ use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 /// One slot.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
+    pub(super) slot: Slot,
+    /// The kind of its workers.
+    pub(super) kind: &'static str,
     /// Who serves it, or is about to.
     pub(super) holder: Option<WorkerId>,
     /// Who takes over when it is ready, if a replacement is under way.
@@ -39,8 +42,10 @@ pub(super) enum Vacancy {
 }
 
 impl Place {
-    pub(super) fn new(generation: Generation) -> Place {
+    pub(super) fn new(slot: Slot, kind: &'static str, generation: Generation) -> Place {
         Place {
+            slot,
+            kind,
             holder: None,
             successor: None,
             generation,
@@ -108,8 +113,9 @@ impl Supervisor {
 
     /// Two workers of a slot at a time: one that still finishes, and its replacement. A worker that retires as
     /// soon as it is ready would otherwise pile up predecessors.
-    pub(super) fn is_crowded(&self, slot: usize) -> bool {
-        self.members.values().filter(|member| member.tag.slot.0 as usize == slot).count() >= 2
+    pub(super) fn is_crowded(&self, place: usize) -> bool {
+        let slot = self.places[place].slot;
+        self.members.values().filter(|member| member.tag.slot == slot).count() >= 2
     }
 
     /// A number that no worker has had.
@@ -121,20 +127,21 @@ impl Supervisor {
 
     /// What workers of this slot have in their environment besides.
     pub(crate) fn environment(&self, slot: Slot) -> &[(String, String)] {
-        self.places.get(slot.0 as usize).map_or(&[], |place| &place.environment)
+        self.places.iter().find(|one| one.slot == slot).map_or(&[], |place| &place.environment)
     }
 
     pub(super) fn fork(
         &mut self,
         now: Instant,
-        slot: usize,
+        place: usize,
         generation: Generation,
         actions: &mut Vec<Action>,
     ) -> WorkerId {
-        let id = self.places[slot].first.take().unwrap_or_else(|| self.draw_id());
-        let tag = WorkerTag { id, slot: Slot(slot as u32), generation, pid: None };
+        let id = self.places[place].first.take().unwrap_or_else(|| self.draw_id());
+        let Place { slot, kind, .. } = self.places[place];
+        let tag = WorkerTag { id, slot, generation, pid: None, kind };
         let mut member = Member::new(tag, now, self.watch.spread());
-        member.own_socket = self.has_own_socket(generation);
+        member.own_socket = slot.is_web() && self.has_own_socket(generation);
         self.members.insert(id, member);
         actions.push(Action::Fork(tag));
         id

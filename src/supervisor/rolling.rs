@@ -15,7 +15,7 @@ use super::places::Vacancy;
 use super::succession::Room;
 use super::{Place, State, Supervisor};
 use crate::config::Policy;
-use crate::identity::{Generation, WorkerId};
+use crate::identity::{Generation, WEB, WorkerId};
 
 /// Kills from outside that a reload puts up with.
 const FORGIVEN_KILLS: u32 = 3;
@@ -215,7 +215,7 @@ impl Supervisor {
                     asker.confirm(what.clone(), actions);
                 }
                 self.keep_generations(actions);
-                self.resize(now, wanted, "the new configuration", actions);
+                self.resize(now, WEB, wanted, "the new configuration", actions);
                 self.next_reload(actions);
             }
             Some(Roll::Back { why, askers }) => self.roll_failed(why, askers, actions),

@@ -6,6 +6,7 @@ use super::action::{Action, Cause, Leave, Notice};
 use super::event::{Asker, Scale};
 use super::{Place, Supervisor};
 use crate::config::Workers;
+use crate::identity::{Slot, WEB};
 
 impl Supervisor {
     pub(super) fn scale(
@@ -34,7 +35,7 @@ impl Supervisor {
         }
         let Some((scale, by)) = self.scaling.pop_front() else { return };
         match outcome.and_then(|()| self.scaled(&scale)) {
-            Ok(to) if to <= slots => self.scale_to(now, to, scale, by, actions),
+            Ok(to) if to <= slots => self.scale_web(now, to, scale, by, actions),
             // Opened for another number, which was asked for before this one.
             Ok(_) => self.scaling.push_front((scale, by)),
             Err(why) => refuse(by, why, actions),
@@ -50,7 +51,7 @@ impl Supervisor {
                     self.scaling.push_front((scale, by));
                     return actions.push(Action::OpenSockets { slots: to });
                 }
-                Ok(to) => self.scale_to(now, to, scale, by, actions),
+                Ok(to) => self.scale_web(now, to, scale, by, actions),
                 Err(why) => refuse(by, why, actions),
             }
         }
@@ -59,12 +60,7 @@ impl Supervisor {
     /// How many workers that would be, or why it cannot be.
     fn scaled(&self, scale: &Scale) -> Result<u32, String> {
         let from = self.policy.workers;
-        let to = match scale {
-            Scale::To(n) => *n,
-            Scale::Up(n) => from.saturating_add(*n),
-            Scale::Down(n) => from.saturating_sub(*n),
-            Scale::With(..) => from.saturating_add(1),
-        };
+        let to = scale.applied_to(from);
         if self.stopping() {
             Err("the cluster is stopping".to_string())
         } else if self.roll.is_some() {
@@ -78,7 +74,7 @@ impl Supervisor {
         }
     }
 
-    fn scale_to(
+    fn scale_web(
         &mut self,
         now: Instant,
         to: u32,
@@ -87,17 +83,30 @@ impl Supervisor {
         actions: &mut Vec<Action>,
     ) {
         let from = self.policy.workers;
-        self.resize(now, to, &by.who, actions);
+        self.scale_to(now, WEB, (from, to), scale, by, actions);
+    }
+
+    pub(super) fn scale_to(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        (from, to): (u32, u32),
+        scale: Scale,
+        by: Asker,
+        actions: &mut Vec<Action>,
+    ) {
+        self.resize(now, kind, to, &by.who, actions);
         match scale {
             Scale::With(id, environment) => {
-                if let Some(place) = self.places.last_mut() {
+                if let Some(place) = self.places.iter_mut().rfind(|place| place.kind == kind) {
                     (place.first, place.environment) = (Some(id), environment);
                 }
             }
             // Who asks for a number wants it to be met.
-            Scale::To(_) | Scale::Up(_) | Scale::Down(_) => self.reopen(),
+            Scale::To(_) | Scale::Up(_) | Scale::Down(_) => self.reopen(kind),
         }
-        by.confirm(format!("{to} workers are wanted, {from} were"), actions);
+        let of = if kind == WEB { String::new() } else { format!(" of kind {kind}") };
+        by.confirm(format!("{to} workers{of} are wanted, {from} were"), actions);
     }
 
     /// A stop always wins.
@@ -113,21 +122,48 @@ impl Supervisor {
         }
     }
 
-    /// From now on there are `to` slots. The workers of slots that are no more finish what they have open.
-    pub(super) fn resize(&mut self, now: Instant, to: u32, by: &str, actions: &mut Vec<Action>) {
-        let from = self.policy.workers;
+    /// From now on there are `to` slots of this kind. The workers of slots that are no more finish what they have open.
+    pub(super) fn resize(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        to: u32,
+        by: &str,
+        actions: &mut Vec<Action>,
+    ) {
+        let (first, wanted) = self.first_and_wanted(kind);
+        let from = std::mem::replace(wanted, to);
         if to == from {
             return;
         }
-        actions.push(Action::Report(Notice::Scaled { by: by.to_string(), from, to }));
-        self.policy.workers = to;
-        for slot in to as usize..self.places.len() {
-            self.dismiss_holder(now, slot, Leave::Scale, actions);
-            if let Some(successor) = self.places[slot].successor.take() {
+        actions.push(Action::Report(Notice::Scaled { by: by.to_string(), kind, from, to }));
+        let end = first.0 + to;
+        let surplus = move |place: &Place| place.kind == kind && place.slot.0 >= end;
+        for place in 0..self.places.len() {
+            if !surplus(&self.places[place]) {
+                continue;
+            }
+            self.dismiss_holder(now, place, Leave::Scale, actions);
+            if let Some(successor) = self.places[place].successor.take() {
                 self.kill(successor, Cause::Superseded, actions);
             }
         }
-        self.places.resize(to as usize, Place::new(self.generation));
+        self.places.retain(|place| !surplus(place));
+        let more = (first.0 + from..end).map(|slot| Place::new(Slot(slot), kind, self.generation));
+        self.places.extend(more);
+        self.places.sort_by_key(|place| place.slot);
+    }
+}
+
+impl Scale {
+    /// How many workers that is, where there are so many.
+    pub(super) fn applied_to(&self, from: u32) -> u32 {
+        match self {
+            Scale::To(n) => *n,
+            Scale::Up(n) => from.saturating_add(*n),
+            Scale::Down(n) => from.saturating_sub(*n),
+            Scale::With(..) => from.saturating_add(1),
+        }
     }
 }
 

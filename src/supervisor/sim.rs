@@ -12,7 +12,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::laws::Laws;
-use super::{Action, Asker, Event, Intent, Outcome, Supervisor, Vitals};
+use super::{Action, Asker, Event, Intent, KindRules, Outcome, Supervisor, Vitals};
 use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
 pub(super) use image::Binary;
@@ -40,6 +40,8 @@ enum Happening {
 
 pub(super) struct World {
     pub(super) mind: Supervisor,
+    /// What each image says of kinds of workers besides `web`.
+    pub(super) kinds: Vec<KindRules>,
     pub(super) now: Instant,
     /// Every action so far, with its time since the beginning.
     pub(super) log: Vec<(Duration, Action)>,
@@ -78,6 +80,7 @@ impl World {
         let now = Instant::now();
         World {
             mind: Supervisor::new(policy, seed),
+            kinds: Vec::new(),
             now,
             log: Vec::new(),
             exit: None,
@@ -169,6 +172,13 @@ impl World {
             self.step();
         }
         self.now = self.now.max(end);
+    }
+
+    /// The same with other kinds of workers besides `web`.
+    pub(super) fn with_kinds(mut self, kinds: Vec<KindRules>) -> World {
+        self.mind = self.mind.with_kinds(kinds.clone());
+        self.kinds = kinds;
+        self
     }
 
     /// A cluster at the moment when it has begun and all forks have returned.

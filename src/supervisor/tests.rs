@@ -2,6 +2,7 @@
 
 mod adoption;
 mod handoff;
+mod kinds;
 mod loops;
 mod odds;
 mod pairs;
@@ -232,8 +233,7 @@ fn a_garbled_channel_condemns_only_its_worker() {
 
 #[test]
 fn a_worker_that_ends_in_disorder_after_its_channel_closed_is_replaced_without_a_kill() {
-    let ending =
-        Life::serving().and(2_000, Deed::CloseChannel).and(2_500, Deed::End(signal(SIGSEGV)));
+    let ending = Life::serving().and(2_000, Deed::CloseChannel).and(2_500, Deed::End(code(1)));
     let mut world = cluster(1, move |id| (id == 1).then(|| ending.clone()));
     world.drive();
     assert_eq!((killed(&world, 1), ends(&world)), (vec![], vec![(1, Cause::Unexpected)]));

@@ -7,7 +7,7 @@ use super::action::{Action, Cause, Exit, Leave, Notice};
 use super::event::{Asker, Environment};
 use super::places::Vacancy;
 use super::scaling::refuse;
-use super::{LAST_MOMENT, State, Supervisor};
+use super::{LAST_MOMENT, Place, State, Supervisor};
 use crate::identity::{Slot, WorkerId};
 
 impl Supervisor {
@@ -82,7 +82,7 @@ impl Supervisor {
         if !self.asks_restart || self.stopping() {
             return;
         }
-        let place = self.places.get_mut(exit.worker.slot.0 as usize);
+        let place = self.places.iter_mut().find(|place| place.slot == exit.worker.slot);
         if let Some(place) = place.filter(|place| place.holder.is_none()) {
             place.vacancy = Vacancy::Asked(exit.worker);
             actions.push(Action::AskRestart(exit));
@@ -108,10 +108,10 @@ impl Supervisor {
         }
     }
 
-    /// Slots that stay empty are to be filled again.
-    pub(super) fn reopen(&mut self) {
+    /// Slots of this kind that stay empty are to be filled again.
+    pub(super) fn reopen(&mut self, kind: &str) {
         for place in &mut self.places {
-            if place.vacancy == Vacancy::Closed {
+            if place.vacancy == Vacancy::Closed && place.kind == kind {
                 place.vacancy = Vacancy::None;
             }
         }
@@ -119,9 +119,8 @@ impl Supervisor {
 
     /// Slots that stay empty for now.
     pub(crate) fn vacant(&self) -> Vec<Slot> {
-        let slots = (0..).zip(&self.places);
-        let empty = slots.filter(|(_, p)| p.vacancy == Vacancy::Closed && p.holder.is_none());
-        empty.map(|(slot, _)| Slot(slot)).collect()
+        let empty = |p: &&Place| p.vacancy == Vacancy::Closed && p.holder.is_none();
+        self.places.iter().filter(empty).map(|place| place.slot).collect()
     }
 
     /// How many slots are served.
@@ -132,9 +131,8 @@ impl Supervisor {
 
     /// Variables of slots that have some of their own.
     pub(super) fn environments(&self) -> Vec<(Slot, Environment)> {
-        let slots = (0..).map(Slot).zip(&self.places);
-        let own = slots.filter(|(_, place)| !place.environment.is_empty());
-        own.map(|(slot, place)| (slot, place.environment.clone())).collect()
+        let own = self.places.iter().filter(|place| !place.environment.is_empty());
+        own.map(|place| (place.slot, place.environment.clone())).collect()
     }
 
     /// The worker's channel is closed, or it is gone, which is the same.

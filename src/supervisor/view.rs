@@ -10,8 +10,10 @@ use crate::identity::{Generation, Slot, WorkerTag};
 pub(crate) struct View {
     pub(crate) phase: &'static str,
     pub(crate) generation: Generation,
-    /// How many workers there should be.
+    /// How many workers of the kind `web` there should be.
     pub(crate) wanted: u32,
+    /// And how many of each other kind.
+    pub(crate) kinds: Vec<(&'static str, u32)>,
     pub(crate) restarts: u64,
     /// Slots that stay empty for now.
     pub(crate) vacant: Vec<Slot>,
@@ -44,6 +46,7 @@ impl Supervisor {
             },
             generation: self.generation,
             wanted: self.wanted(),
+            kinds: self.wanted_of_kinds(),
             restarts: self.restarts,
             vacant: self.vacant(),
             members: members.collect(),

@@ -11,7 +11,6 @@ use super::action::{Action, Cause, Limit, Notice};
 use super::backoff::Allowance;
 use super::event::Vitals;
 use super::{Phase, State, Supervisor};
-use crate::config::Policy;
 use crate::identity::WorkerId;
 
 /// How often workers are looked at. A stall is noticed this much late at most.
@@ -72,7 +71,7 @@ impl Supervisor {
         if self.watch.next.is_some_and(|next| next <= now) {
             self.watch.next = None;
             self.watch.looking = true;
-            let limited = self.policy.max_rss.is_some() || self.policy.max_rss_hard.is_some();
+            let limited = self.limits_of_all().any(|one| one.weighs());
             let due = self.watch.weighed.is_none_or(|at| now.duration_since(at) >= INTERVAL);
             let memory = limited && due;
             if memory {
@@ -87,7 +86,7 @@ impl Supervisor {
     pub(super) fn keep_watch(&mut self, now: Instant) {
         let closely = self.watches_slots();
         let next = self.watch.next.unwrap_or(now + if closely { CLOSELY } else { INTERVAL });
-        let watchful = (closely || self.policy.is_watchful()) && !self.watch.looking;
+        let watchful = (closely || self.is_watchful()) && !self.watch.looking;
         self.watch.next = watchful.then_some(next);
     }
 
@@ -168,8 +167,9 @@ impl Supervisor {
     }
 
     fn weigh(&mut self, seen: &Vitals, actions: &mut Vec<Action>) {
-        let Some((memory, limit)) = seen.memory.zip(self.policy.max_rss_hard) else { return };
         let Some(member) = self.members.get(&seen.worker) else { return };
+        let hard = self.limits_of(member.tag.kind).max_rss_hard;
+        let Some((memory, limit)) = seen.memory.zip(hard) else { return };
         if memory > limit && !matches!(member.state, State::Forking | State::Killed { .. }) {
             let worker = member.tag;
             actions.push(Action::Report(Notice::OverMemory { worker, memory, limit }));
@@ -188,17 +188,18 @@ impl Supervisor {
         }
         let share = 1.0 - member.spread / 5.0;
         let age = now.duration_since(member.born);
-        if let Some(limit) = self.policy.max_rss
+        let limits = self.limits_of(member.tag.kind);
+        if let Some(limit) = limits.max_rss
             && seen.memory.is_some_and(|memory| memory > limit)
         {
             return seen.memory.map(Limit::Memory);
         }
-        if let Some(limit) = self.policy.max_requests
+        if let Some(limit) = limits.max_requests
             && seen.requests as f64 >= limit as f64 * share
         {
             return Some(Limit::Requests(seen.requests));
         }
-        if let Some(limit) = self.policy.max_lifetime
+        if let Some(limit) = limits.max_lifetime
             && age >= limit.mul_f64(share)
         {
             return Some(Limit::Lifetime(age));
@@ -226,14 +227,5 @@ impl Supervisor {
         }
         let generation = self.places[slot].generation;
         self.places[slot].successor = Some(self.fork(now, slot, generation, actions));
-    }
-}
-
-impl Policy {
-    /// Whether anything is asked for that needs looks at the workers.
-    pub(super) fn is_watchful(&self) -> bool {
-        let stalls = self.stall_warn.is_some() || self.stall_timeout.is_some();
-        let memory = self.max_rss.is_some() || self.max_rss_hard.is_some();
-        stalls || memory || self.max_requests.is_some() || self.max_lifetime.is_some()
     }
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::identity::WEB;
 use crate::scoreboard::Counters;
 
 /// Changes when a field changes its meaning. Another number is refused while the old image still serves.
@@ -66,6 +67,9 @@ pub(crate) struct PassedConnection {
 pub(crate) struct PassedWorker {
     pub id: u64,
     pub slot: u32,
+    /// Its kind.
+    #[serde(default = "web")]
+    pub kind: String,
     pub generation: u64,
     pub pid: u32,
     /// The first of its rows on the scoreboard.
@@ -86,6 +90,11 @@ pub(crate) struct PassedWorker {
     /// Slots whose sockets it accepts from besides.
     #[serde(default)]
     pub adopts: Vec<u32>,
+}
+
+/// What an image that knew no other kinds has.
+fn web() -> String {
+    WEB.to_string()
 }
 
 /// What an image that knew no threads has for each worker.
@@ -152,6 +161,7 @@ mod tests {
             workers: vec![PassedWorker {
                 id: 4,
                 slot: 1,
+                kind: "consumer".to_string(),
                 generation: 2,
                 pid: 4712,
                 row: 2,
@@ -187,9 +197,10 @@ mod tests {
     #[test]
     fn an_image_that_knew_no_slots_is_followed() {
         let mut json = serde_json::to_value(manifest()).expect("json");
-        for (list, fields) in
-            [("listeners", &["slot", "keeper"][..]), ("workers", &["own_socket", "adopts", "rows"])]
-        {
+        for (list, fields) in [
+            ("listeners", &["slot", "keeper"][..]),
+            ("workers", &["own_socket", "adopts", "rows", "kind"]),
+        ] {
             for one in json[list].as_array_mut().expect("a list") {
                 fields
                     .iter()

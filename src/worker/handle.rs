@@ -37,9 +37,21 @@ impl Worker {
         self.0.tag.id
     }
 
-    /// Its place among the workers, `0..N`; a replacement has the same.
+    /// Its place among the workers, `0..N`; a replacement has the same. Those of other kinds than `web` begin at a
+    /// multiple of [`Slot::OF_A_KIND`].
     pub fn slot(&self) -> Slot {
         self.0.tag.slot
+    }
+
+    /// The kind of workers it is one of: [`WEB`](crate::WEB), or the name given to [`Kind::new`](crate::Kind::new).
+    pub fn kind(&self) -> &'static str {
+        self.0.tag.kind
+    }
+
+    /// The slot of the `n`th worker of another kind than `web`, counted from 0: where messages to it go. `None` if the
+    /// program named no such kind; whether somebody serves there is another question.
+    pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
+        self.0.kinds.iter().find(|(name, _)| *name == kind)?.1.plus(n)
     }
 
     /// The generation it belongs to, which grows with each reload.

@@ -17,6 +17,7 @@ mod handle;
 mod house;
 mod inbox;
 mod jobs;
+mod kind;
 mod limits;
 mod line;
 mod mail;
@@ -34,6 +35,7 @@ mod wire;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -44,6 +46,7 @@ use tokio::sync::Notify;
 use crate::error::{Error, Result, exit};
 use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
+use crate::listener::Listener;
 use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::seed::Seed;
@@ -55,6 +58,7 @@ pub use handle::Worker;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
+pub(crate) use kind::kind_app;
 use newcomer::{Accepted, Newcomers};
 pub use shared::SharedWorker;
 use state::State;
@@ -67,9 +71,15 @@ type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 pub(crate) struct Handler {
     handle: Rc<dyn Fn(Accepted)>,
     client_speaks_first: bool,
+    /// The loop of a worker that takes no connections.
+    run: Cell<Option<LocalFuture<Result<()>>>>,
 }
 
 impl Handler {
+    fn new(handle: impl Fn(Accepted) + 'static, client_speaks_first: bool) -> Handler {
+        Handler { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
+    }
+
     fn newcomers(&self, state: &Rc<State>) -> Newcomers {
         Newcomers::new(state, self.client_speaks_first, &self.handle)
     }
@@ -98,7 +108,7 @@ where
                 let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
                 tokio::task::spawn_local(serving);
             };
-            Ok(Handler { handle: Rc::new(handle), client_speaks_first: true })
+            Ok(Handler::new(handle, true))
         })
     })
 }
@@ -120,7 +130,7 @@ where
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
                 tokio::task::spawn_local(serve::until_cut(entry, guard, task));
             };
-            Ok(Handler { handle: Rc::new(handle), client_speaks_first: false })
+            Ok(Handler::new(handle, false))
         })
     })
 }
@@ -149,7 +159,7 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
 
 async fn live(seed: Seed, app: &App) -> Result<u8> {
     let Seed { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } = seed;
-    let Seed { board, config, terminate, .. } = seed;
+    let Seed { board, config, terminate, kinds, .. } = seed;
     let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
@@ -158,6 +168,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     let pool = jobs::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
+        kinds,
         config,
         row,
         meter,
@@ -191,9 +202,34 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         () = state.drain.begun() => return Ok(exit::OK),
     };
     let handler = state.handler.get_or_init(|| handler);
+    begin_accepting(&state, handler, listeners, queue)?;
+    state.mail.booted();
+    state.row.state(WorkerState::Serving);
+    say(&state, &ToPrimary::Ready, tag)?;
+    let outcome = match handler.run.take() {
+        Some(run) => kind::run(&state, run).await,
+        None => {
+            drained(&state).await;
+            Ok(())
+        }
+    };
+    if state.drain.order().is_some() {
+        jobs::finish(&state).await;
+    }
+    state.mail.flush(LAST_LETTERS).await;
+    outcome.map(|()| exit::OK)
+}
+
+/// From now on connections are taken: out of the queue if there is one, or else from the sockets.
+fn begin_accepting(
+    state: &Rc<State>,
+    handler: &Handler,
+    listeners: Vec<Listener>,
+    queue: Option<OwnedFd>,
+) -> Result<()> {
     let listeners = match queue {
         Some(queue) => {
-            let taker = Taker::new(&state, queue, listeners, handler.newcomers(&state))
+            let taker = Taker::new(state, queue, listeners, handler.newcomers(state))
                 .map_err(|e| Error::system("register the queue of connections", e))?;
             tokio::task::spawn_local(taker.run());
             Vec::new()
@@ -203,18 +239,12 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     let per_slot = state.config.dispatch.has_socket_per_slot();
     for listener in listeners {
         let polite = listener.is_everybodys() || !per_slot;
-        let newcomers = handler.newcomers(&state);
-        let acceptor = Acceptor::new(&state, listener, newcomers, polite, Rc::default())
+        let newcomers = handler.newcomers(state);
+        let acceptor = Acceptor::new(state, listener, newcomers, polite, Rc::default())
             .map_err(|e| Error::system("register a listening socket", e))?;
         tokio::task::spawn_local(acceptor.run());
     }
-    state.mail.booted();
-    state.row.state(WorkerState::Serving);
-    say(&state, &ToPrimary::Ready, tag)?;
-    drained(&state).await;
-    jobs::finish(&state).await;
-    state.mail.flush(LAST_LETTERS).await;
-    Ok(exit::OK)
+    Ok(())
 }
 
 fn boot_failed(state: &State, error: &Error) -> u8 {

@@ -12,7 +12,7 @@ use super::drain::{Drain, Order};
 use super::registry::Registry;
 use super::waited::Shedding;
 use crate::config::Config;
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::mail::MailEnd;
 use crate::pool::Pool;
@@ -23,6 +23,8 @@ use crate::sys;
 /// One worker.
 pub(super) struct State {
     pub(super) tag: WorkerTag,
+    /// Where the slots of each other kind than `web` begin.
+    pub(super) kinds: Vec<(&'static str, Slot)>,
     pub(super) config: Rc<Config>,
     pub(super) row: OwnRow,
     /// Counts connections for whatever chooses among the slots.

@@ -69,7 +69,7 @@ where
                 let (shared, service) = (Arc::clone(&shared), Arc::clone(&service));
                 tokio::task::spawn_local(steward(on.clone(), shared, service, accepted));
             };
-            Ok(Handler { handle: Rc::new(handle), client_speaks_first: true })
+            Ok(Handler::new(handle, true))
         })
     })
 }

@@ -30,6 +30,7 @@ mod frozen;
 mod handover;
 mod http;
 mod ip_hash;
+mod kinds;
 mod least_conn;
 mod library;
 mod limits;

@@ -3,6 +3,7 @@
 
 mod boots;
 mod events;
+mod kinds;
 mod mails;
 mod serves;
 mod shares;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         "events" => events::events(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
+        "kinds" => kinds::kinds(told),
         "mails" => mails::mails(told),
         "waiting" => serves::waiting(told),
         "shared-counter" => shares::counter(told),

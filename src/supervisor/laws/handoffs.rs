@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::{Action, Adopted, Event, Phase, State, Supervisor};
+use super::super::{Action, Adopted, AdoptedMember, Event, Phase, State, Supervisor};
 use super::{LAST_MOMENT, Story};
 use crate::config::Policy;
-use crate::identity::{Generation, WorkerId};
+use crate::identity::{Generation, WorkerId, WorkerTag};
 
 /// More than any proof may take beyond the time that its worker has to boot.
 const SLACK: Duration = Duration::from_secs(5);
@@ -115,7 +115,12 @@ impl Handoffs {
     pub(super) fn adopted(&mut self, mind: &Supervisor, left: &Adopted, now: Instant) {
         assert!(self.taking_over, "nobody else is followed: {mind:#?}");
         *self = Handoffs::default();
-        let leaving = left.members.iter().filter(|one| !one.serving);
+        // The new image may have fewer of another kind than `web`, or none.
+        let place = |tag: &WorkerTag| {
+            mind.places.iter().any(|place| (place.slot, place.kind) == (tag.slot, tag.kind))
+        };
+        let leaves = |one: &AdoptedMember| !one.serving || !place(&one.tag);
+        let leaving = left.members.iter().filter(|one| leaves(one));
         self.untold = leaving.map(|one| one.tag.id).collect();
         let grown = mind.next_id >= left.next_id && mind.last_generation > left.generation;
         assert!(grown, "numbers only grow: {left:?}, {mind:#?}");
@@ -126,8 +131,8 @@ impl Handoffs {
             let holds = mind.places.iter().any(|place| place.holder == Some(one.tag.id));
             let limit = now + mind.policy.graceful_timeout + LAST_MOMENT;
             let cared_for = match state {
-                Some(State::Serving) => holds && one.serving,
-                Some(State::Draining { deadline }) => !holds && !one.serving && deadline <= limit,
+                Some(State::Serving) => holds && !leaves(one),
+                Some(State::Draining { deadline }) => !holds && leaves(one) && deadline <= limit,
                 _ => false,
             };
             assert!(cared_for, "nobody is forgotten: {one:?}, {mind:#?}");

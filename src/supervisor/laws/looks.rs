@@ -62,7 +62,7 @@ impl Looks {
         let idle = mind.watch.deadline().is_none();
         assert!(idle || !self.outstanding, "no look while one is unanswered: {story}");
         let over = matches!(mind.phase, Phase::Ending(_) | Phase::Done);
-        if mind.policy.is_watchful() && !self.outstanding && !over {
+        if mind.is_watchful() && !self.outstanding && !over {
             let soon = mind.deadline().is_some_and(|at| at <= now + INTERVAL);
             assert!(soon, "no needed look is slept through: {story}");
         }

@@ -94,8 +94,8 @@ impl Rolls {
                         Event::Asked { intent: Intent::Disconnect(_), .. }
                     ) =>
             {
-                let slot = mind.members.get(worker).map(|member| member.tag.slot.0 as usize);
-                let place = slot.and_then(|slot| mind.places.get(slot));
+                let slot = mind.members.get(worker).map(|member| member.tag.slot);
+                let place = mind.places.iter().find(|place| Some(place.slot) == slot);
                 let succeeded = place.is_none_or(|place| place.is_served(mind));
                 let serving = mind.places.iter().filter(|place| place.is_served(mind)).count();
                 let may = serving + mind.policy.max_unavailable as usize >= mind.places.len();

@@ -44,7 +44,7 @@ impl Slots {
                     assert!(mind.policy.socket_per_slot, "a shared socket is one: {story}");
                     assert!(*slots > mind.wanted(), "for more workers than there are: {story}");
                 }
-                Action::Fork(tag) if mind.has_own_socket(tag.generation) => {
+                Action::Fork(tag) if tag.slot.is_web() && mind.has_own_socket(tag.generation) => {
                     let there = tag.slot.0 < mind.adoption.sockets;
                     assert!(there, "a worker finds its socket: {story}");
                 }

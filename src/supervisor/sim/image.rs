@@ -145,7 +145,7 @@ impl World {
             left.sockets = left.sockets.max(policy.workers).max(left.workers_wanted);
         }
         let seed = self.dice.below(u64::MAX);
-        self.mind = Supervisor::adopt(policy, seed, self.now, left.clone());
+        self.mind = Supervisor::adopt(policy, self.kinds.clone(), seed, self.now, left.clone());
         self.images += 1;
         let alive = self.children.keys().copied().collect();
         self.laws.adopted(&self.mind, &left, alive, self.now);

@@ -4,6 +4,7 @@ mod steering;
 
 use proptest::prelude::*;
 
+use super::kinds::kinds;
 use super::odds::{end_in_bounds, policies};
 use super::rolling::unbootable;
 use super::whims::{limits, obey, restrict, whims};
@@ -247,7 +248,7 @@ proptest! {
     #[test]
     fn whatever_happens_nobody_waits_where_somebody_could_serve(
         policy in policies(), limits in limits(), seed: u64, ready in 0..=10u64, slots: bool,
-        deafness in 0..6u64, whims in whims(), now: bool,
+        deafness in 0..6u64, whims in whims(), now: bool, kinds in kinds(),
     ) {
         let policy = Policy { socket_per_slot: slots, ..restrict(policy, limits) };
         let mut world = World::new(policy, seed, move |_, dice| {
@@ -263,7 +264,7 @@ proptest! {
             (dice.millis(100), outcome)
         });
         world.binary = Box::new(Binary::random);
-        let mut world = world.start();
+        let mut world = world.with_kinds(kinds).start();
         for (number, (wait, whim)) in whims.into_iter().enumerate() {
             world.run(ms(wait));
             obey(&mut world, number as u64, whim);

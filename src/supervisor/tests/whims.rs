@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 
+use super::kinds::kinds;
 use super::odds::{end_in_bounds, policies};
 use super::*;
 
@@ -13,6 +14,8 @@ pub(super) enum Whim {
     ScaleTo(u32),
     Up(u32),
     Down(u32),
+    /// So many consumers, if there is such a kind.
+    Consumers(u32),
     Upgrade,
     /// The primary is stopped for so many milliseconds.
     Sleep(u64),
@@ -26,6 +29,7 @@ pub(super) fn whims() -> impl Strategy<Value = Vec<(u64, Whim)>> {
         1 => (0..10u32).prop_map(Whim::ScaleTo),
         1 => (1..3u32).prop_map(Whim::Up),
         1 => (1..3u32).prop_map(Whim::Down),
+        1 => (0..4u32).prop_map(Whim::Consumers),
         1 => Just(Whim::Upgrade),
         1 => (0..20_000u64).prop_map(Whim::Sleep),
         1 => (0..20_000u64).prop_map(Whim::Suspend),
@@ -43,6 +47,7 @@ pub(super) fn obey(world: &mut World, number: u64, whim: Whim) {
         Whim::ScaleTo(workers) => Intent::Scale(Scale::To(workers)),
         Whim::Up(workers) => Intent::Scale(Scale::Up(workers)),
         Whim::Down(workers) => Intent::Scale(Scale::Down(workers)),
+        Whim::Consumers(n) => Intent::ScaleKind("consumer".to_string(), Scale::To(n)),
         Whim::Upgrade => Intent::Upgrade,
         Whim::Sleep(time) => return world.stop_primary(ms(time)),
         Whim::Suspend(time) => return world.suspend(ms(time)),
@@ -88,7 +93,7 @@ proptest! {
     #[test]
     fn whatever_is_asked_of_whatever_workers_the_laws_are_kept(
         policy in policies(), limits in limits(), seed: u64, ready in 0..=10u64, fresh in 0..=10u64,
-        whims in whims(), now: bool,
+        whims in whims(), now: bool, kinds in kinds(),
     ) {
         let policy = restrict(policy, limits);
         let mut world = World::new(policy, seed, move |tag, dice| {
@@ -103,7 +108,7 @@ proptest! {
             (dice.millis(100), outcome)
         });
         world.binary = Box::new(Binary::random);
-        let mut world = world.start();
+        let mut world = world.with_kinds(kinds).start();
         for (number, (wait, whim)) in whims.into_iter().enumerate() {
             world.run(ms(wait));
             obey(&mut world, number as u64, whim);
@@ -114,7 +119,7 @@ proptest! {
     #[test]
     fn every_reload_of_workers_that_do_come_up_is_answered(
         policy in policies(), limits in limits(), seed: u64, whims in whims(),
-        bad in proptest::option::of(2..8u64),
+        bad in proptest::option::of(2..8u64), kinds in kinds(),
     ) {
         let policy = Policy { max_rss_hard: None, ..restrict(policy, limits) };
         let mut world = World::new(policy, seed, move |tag, dice| {
@@ -127,6 +132,7 @@ proptest! {
                 _ => life.and(0, Deed::SayReady).heavy(dice.below(1_000), 0),
             }
         })
+        .with_kinds(kinds)
         .start();
         world.binary = Box::new(Binary::random);
         for (number, (wait, whim)) in whims.into_iter().enumerate() {

@@ -22,6 +22,8 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     workers: usize,
+    /// Workers of other kinds that are to be ready, too.
+    others: usize,
     /// Whether a flag says how many workers there are to be.
     tells_workers: bool,
     /// Whether the configuration file says which dispatch policy there is to be.
@@ -83,6 +85,7 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             workers: 2,
+            others: 0,
             tells_workers: true,
             tells_policy: false,
             stdin: None,
@@ -93,6 +96,12 @@ impl Builder {
 
     pub fn workers(mut self, workers: usize) -> Builder {
         self.workers = workers;
+        self
+    }
+
+    /// A program with so many workers of other kinds than those that serve.
+    pub fn others(mut self, others: usize) -> Builder {
+        self.others = others;
         self
     }
 
@@ -226,7 +235,7 @@ impl Builder {
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        Server::new(child, self.dir, self.workers)
+        Server::new(child, self.dir, self.workers + self.others)
     }
 
     /// Runs something that ends by itself.

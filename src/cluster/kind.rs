@@ -1,0 +1,168 @@
+//! Workers of other kinds than `web`, in the same cluster.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use super::Cluster;
+use crate::config::Workers;
+use crate::error::{Error, Result};
+use crate::identity::WEB;
+use crate::models;
+use crate::seed::Entry;
+use crate::supervisor::{KindRules, Limits};
+use crate::worker::{self, App, Worker};
+
+/// A kind of workers that serve no connections, such as consumers of a queue: its name, how many there are, and when
+/// they are replaced. See [`Cluster::kind`].
+#[derive(Debug, Clone)]
+pub struct Kind {
+    rules: KindRules,
+}
+
+impl Kind {
+    /// `workers` workers of the kind `name`, from 0. The name stands in the log, in `prefork status` and in titles: small
+    /// letters, digits, `-` and `_`; `web` is taken.
+    pub fn new(name: &'static str, workers: u32) -> Kind {
+        Kind { rules: KindRules { name, workers, limits: Limits::default() } }
+    }
+
+    /// A worker is replaced when it is about that old. Default: never.
+    pub fn max_lifetime(mut self, age: Duration) -> Kind {
+        self.rules.limits.max_lifetime = Some(age);
+        self
+    }
+
+    /// A worker that uses more than so many bytes of memory is replaced. Default: never.
+    pub fn max_rss(mut self, bytes: u64) -> Kind {
+        self.rules.limits.max_rss = Some(bytes);
+        self
+    }
+
+    /// A worker that uses more than so many bytes of memory is killed, and replaced. Default: never.
+    pub fn max_rss_hard(mut self, bytes: u64) -> Kind {
+        self.rules.limits.max_rss_hard = Some(bytes);
+        self
+    }
+}
+
+/// What the program said of other kinds than `web`.
+#[derive(Default)]
+pub(super) struct Kinds(Vec<(Kind, App)>);
+
+impl Kinds {
+    pub(super) fn add(&mut self, kind: Kind, app: App) {
+        self.0.push((kind, app));
+    }
+
+    /// What the supervisor has to know of them.
+    pub(super) fn rules(&self) -> Result<Vec<KindRules>> {
+        let (mut names, mut workers) = (BTreeSet::from([WEB]), 0u32);
+        for (Kind { rules }, _) in &self.0 {
+            let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
+            let name = rules.name;
+            if name.is_empty() || !name.bytes().all(plain) {
+                return Err(Error::config(format!(
+                    "{name:?} is no name for a kind of workers: take small letters, digits, - and _"
+                )));
+            }
+            if !names.insert(name) {
+                return Err(Error::config(format!("the kind of workers {name} is there twice")));
+            }
+            workers = workers.saturating_add(rules.workers);
+        }
+        if workers > Workers::MAX {
+            let most = Workers::MAX;
+            return Err(Error::config(format!(
+                "{workers} workers of other kinds than web are out of range: give up to {most}"
+            )));
+        }
+        Ok(self.0.iter().map(|(kind, _)| kind.rules.clone()).collect())
+    }
+
+    /// What a worker does, by its kind: `web` is the application's that serves, under any concurrency model; a
+    /// worker of another kind always is one process with one loop.
+    pub(super) fn entry(self, web: App) -> Entry {
+        let apps: Vec<(&'static str, App)> =
+            self.0.into_iter().map(|(kind, app)| (kind.rules.name, app)).collect();
+        Box::new(move |seed| match apps.iter().find(|(name, _)| *name == seed.tag.kind) {
+            Some((_, app)) => worker::enter(seed, app),
+            None => models::enter(seed, &web),
+        })
+    }
+}
+
+impl Cluster {
+    /// Workers of another kind beside those that serve (`web`), supervised in the same way: replaced when they die, with
+    /// the same back-off; watched for frozen loops; rolled by reloads and upgrades, and drained by stops. They have no
+    /// listening sockets and take no part in the dispatch of connections.
+    ///
+    /// `app` runs once in each, inside its single-threaded runtime. It is ready when its future waits for the first
+    /// time, so it should wait for what it needs; an error before that is a boot that failed. When
+    /// [`Worker::draining`] resolves it should finish, within `graceful-timeout`; then it is cut. One that ends
+    /// without being told to is replaced as one that has died.
+    ///
+    /// During a reload a new worker is ready before the old one is told to leave: for a moment both run. The trial of
+    /// an upgrade boots a `web` worker only.
+    ///
+    /// ```no_run
+    /// # use http_body_util::Full;
+    /// # use hyper::body::{Bytes, Incoming};
+    /// # use hyper::{Request, Response, service::service_fn};
+    /// use tokio_prefork::{Cluster, Config, Kind, Worker};
+    ///
+    /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
+    /// Cluster::new(config)
+    ///     .kind(Kind::new("consumer", 1), |worker: Worker| async move {
+    ///         let mut jobs = worker.recv("job");
+    ///         loop {
+    ///             tokio::select! {
+    ///                 Some(job) = jobs.recv() => println!("{:?}", job.bytes()),
+    ///                 () = worker.draining() => return Ok(()),
+    ///             }
+    ///         }
+    ///     })
+    ///     .serve(|worker: Worker| async move {
+    ///         Ok(service_fn(move |_: Request<Incoming>| {
+    ///             let worker = worker.clone();
+    ///             async move {
+    ///                 if let Some(consumer) = worker.slot_of_kind("consumer", 0) {
+    ///                     let _ = worker.send_to(consumer, "job", "a job").await;
+    ///                 }
+    ///                 Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("taken\n"))))
+    ///             }
+    ///         }))
+    ///     })
+    /// # }
+    /// ```
+    pub fn kind<A, F>(mut self, kind: Kind, app: A) -> Cluster
+    where
+        A: Fn(Worker) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<()>> + 'static,
+    {
+        self.kinds.add(kind, worker::kind_app(app));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(kinds: &[(&'static str, u32)]) -> Result<Vec<KindRules>> {
+        let mut all = Kinds::default();
+        for (name, workers) in kinds {
+            all.add(Kind::new(name, *workers), worker::kind_app(|_| async { Ok(()) }));
+        }
+        all.rules()
+    }
+
+    #[test]
+    fn kinds_have_names_of_their_own_and_not_too_many_workers() {
+        assert_eq!(rules(&[("consumer", 2), ("cron-1", 0)]).expect("fine").len(), 2);
+        for bad in [&[("web", 1)][..], &[("a", 1), ("a", 1)], &[("", 1)], &[("A b", 1)]] {
+            assert!(rules(bad).is_err(), "{bad:?}");
+        }
+        assert!(rules(&[("a", Workers::MAX), ("b", 1)]).is_err());
+    }
+}

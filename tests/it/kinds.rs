@@ -1,0 +1,187 @@
+//! Workers of different kinds in one cluster: those that serve, and others that only run.
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Server, process, wait};
+
+fn cluster(consumers: usize) -> Builder {
+    let told = format!("consumers={consumers}");
+    Builder::program("kinds").workers(2).others(consumers).args([told])
+}
+
+/// What the consumer with this number says to a job: who did it, at which slot and in which process.
+#[track_caller]
+fn job(server: &Server, number: u32) -> (u32, u32) {
+    let said = server.get(&format!("/job/{number}/sum")).text().to_string();
+    let words: Vec<&str> = said.split(' ').collect();
+    assert_eq!(words[..3], ["sum", "by", "consumer"], "{said}");
+    (words[3].parse().expect("slot"), words[4].parse().expect("pid"))
+}
+
+/// Waits until another process than `before` does the jobs of this consumer.
+#[track_caller]
+fn wait_another(server: &Server, number: u32, before: u32) -> u32 {
+    wait::until_some("another consumer", || {
+        let said = server.get(&format!("/job/{number}/sum")).text().to_string();
+        let pid = said.split(' ').nth(4)?.parse().ok()?;
+        (pid != before).then_some(pid)
+    })
+}
+
+/// How many workers of this kind serve, as `status` says.
+#[track_caller]
+fn serving(server: &Server, kind: &str) -> usize {
+    let status = server.status();
+    let workers = status["workers"].as_array().expect("workers");
+    let of_kind = workers.iter().filter(|one| one["kind"] == kind && one["state"] == "serving");
+    of_kind.count()
+}
+
+#[test]
+fn each_kind_has_its_number_of_workers_and_a_name_that_is_told() {
+    let server = cluster(2).control().start();
+    assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (2, 2));
+    assert_eq!((job(&server, 0).0, job(&server, 1).0), (1024, 1025));
+    let table = server.order(&["status"]);
+    assert!(table.contains("2 of 2 workers serve"), "{table}");
+    assert!(table.contains("2 of 2 of kind consumer serve"), "{table}");
+    assert_eq!(table.matches("kind=consumer").count(), 2, "{table}");
+    let log = server.stop();
+    let ready = |line: &&str| line.contains("slot=1024 ") && line.contains(" kind=consumer ready");
+    assert!(log.lines().any(|line| ready(&line)), "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("left as asked")).count(), 4, "{log}");
+}
+
+#[test]
+fn a_killed_consumer_is_replaced_and_those_that_serve_do_not_notice() {
+    let server = cluster(1).start().allow(&["killed by SIGKILL"]);
+    let (_, before) = job(&server, 0);
+    let mut web = server.worker_pids();
+    web.retain(|pid| *pid != before);
+    process::send(before, Signal::SIGKILL);
+    let now = wait_another(&server, 0, before);
+    let mut after = server.worker_pids();
+    after.retain(|pid| *pid != now);
+    assert_eq!((after.len(), after), (2, web));
+    let log = server.stop();
+    assert!(log.contains("kind=consumer died: killed by SIGKILL"), "{log}");
+}
+
+#[test]
+fn a_consumer_has_no_listening_socket_and_gets_no_connection() {
+    for dispatch in ["shared", "reuseport", "round-robin", "least-conn"] {
+        let server = cluster(1).args([format!("dispatch={dispatch}")]).start();
+        let (_, consumer) = job(&server, 0);
+        let listening = process::listening_socket(server.port()).expect("it listens");
+        let inside = process::descriptors(consumer);
+        assert!(!inside.iter().any(|(_, target)| *target == listening), "{dispatch}: {inside:?}");
+        for _ in 0..50 {
+            let said = server.get("/").text().to_string();
+            assert!(said.starts_with("web "), "{dispatch}: {said}");
+        }
+        server.stop();
+    }
+}
+
+#[test]
+fn a_reload_replaces_consumers_too_and_waits_for_them() {
+    let server = cluster(2).control().start();
+    let before = [job(&server, 0).1, job(&server, 1).1];
+    let said = server.order(&["reload"]);
+    assert_eq!(said, "reloaded: 4 workers of generation 2 serve\n");
+    for (number, before) in (0..).zip(before) {
+        assert_ne!(job(&server, number).1, before);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_consumer_that_cannot_boot_fails_the_reload() {
+    let server = cluster(1).control().start().allow(&["broken", "reload failed", "died before"]);
+    let (_, before) = job(&server, 0);
+    std::fs::write(server.dir().join("broken"), "").expect("write");
+    let why = server.refused(&["reload"], 1);
+    assert!(why.contains("broken"), "{why}");
+    assert_eq!(job(&server, 0).1, before);
+    server.stop();
+}
+
+#[test]
+fn one_kind_is_scaled_by_its_name() {
+    let server = cluster(1).control().start();
+    let said = server.order(&["scale", "consumer=3"]);
+    assert_eq!(said, "3 workers of kind consumer are wanted, 1 were\n");
+    wait::until("three consumers", || serving(&server, "consumer") == 3);
+    assert_eq!(job(&server, 2).0, 1026);
+    server.order(&["scale", "+1"]);
+    wait::until("three that serve", || serving(&server, "web") == 3);
+    server.order(&["scale", "consumer=0"]);
+    wait::until("no consumer", || server.worker_pids().len() == 3);
+    assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (3, 0));
+    let said = server.get("/job/0/sum").text().to_string();
+    assert_eq!(said, "a request was refused: there is no such worker");
+    let why = server.refused(&["scale", "nobody=1"], 1);
+    assert!(why.contains("no workers of kind \"nobody\""), "{why}");
+    server.stop();
+}
+
+#[test]
+fn the_primary_forks_one_more_consumer_with_variables_of_its_own() {
+    let server = cluster(1).start();
+    let said = server.get("/more").text().to_string();
+    assert!(said.starts_with("worker "), "{said}");
+    wait::until("the second consumer", || {
+        server.get("/job/1/sum").text().to_string().ends_with(" sweet")
+    });
+    assert!(!server.get("/job/0/sum").text().ends_with("sweet"));
+    server.stop();
+}
+
+#[test]
+fn consumers_are_recycled_by_limits_of_their_own() {
+    let server = cluster(1).args(["age-ms=1500"]).start();
+    let (_, before) = job(&server, 0);
+    let old = server.worker_pids();
+    wait_another(&server, 0, before);
+    let now = server.worker_pids();
+    let web = old.iter().filter(|pid| **pid != before);
+    assert!(web.into_iter().all(|pid| now.contains(pid)), "{old:?} {now:?}");
+    let log = server.stop();
+    assert!(log.contains("kind=consumer is replaced: it is "), "{log}");
+}
+
+#[test]
+fn a_consumer_that_does_not_finish_is_cut_at_the_graceful_timeout() {
+    let server = cluster(1).args(["graceful-timeout-ms=300"]).start();
+    assert_eq!(server.get("/throw/hang").text(), "thrown");
+    server.wait_log("a job hangs");
+    let log = server.stop();
+    assert!(log.contains("kind=consumer cut its loop at the graceful timeout"), "{log}");
+}
+
+#[test]
+fn a_loop_that_ends_by_itself_is_begun_anew() {
+    let fragile = Builder::program("kinds").workers(1).others(1);
+    let server = fragile.args(["consumers=0", "fragile=1"]).start().allow(&["exit status 0"]);
+    assert_eq!(server.get("/end").text(), "told");
+    server.wait_log("kind=fragile has ended its loop without being told to");
+    server.wait_replaced(1);
+    server.stop();
+}
+
+#[test]
+fn an_upgrade_takes_consumers_over_and_replaces_them() {
+    let server = cluster(1).start();
+    let (_, before) = job(&server, 0);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(2);
+    server.wait_others(3, &old);
+    wait::until("the new consumer answers", || {
+        server.get("/job/0/sum").text().starts_with("sum by consumer 1024 ")
+    });
+    assert_ne!(job(&server, 0).1, before);
+    let log = server.stop();
+    assert!(log.contains(", took over 3 workers"), "{log}");
+}
