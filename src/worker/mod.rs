@@ -19,6 +19,7 @@ mod inbox;
 mod jobs;
 mod limits;
 mod line;
+mod link;
 mod mail;
 mod manners;
 mod newcomer;
@@ -114,7 +115,11 @@ where
         let app = Arc::clone(&app);
         Box::pin(async move {
             let handle = move |accepted: Accepted| {
-                let Accepted { stream, entry, guard, .. } = accepted;
+                let Accepted { link, entry, guard, .. } = accepted;
+                let stream = match link.into_stream() {
+                    Ok(stream) => stream,
+                    Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
+                };
                 // The application alone knows when such a connection is idle: only the deadline ends it.
                 entry.conn.request_begun(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
