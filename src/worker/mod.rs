@@ -8,6 +8,7 @@ mod adopt;
 mod answer;
 mod beat;
 mod books;
+mod burst;
 mod conn;
 mod dealt;
 mod drain;
