@@ -98,7 +98,8 @@ where
             let service = Rc::new(booting.await?);
             let handle = move |accepted| {
                 let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
-                tokio::task::spawn_local(serving);
+                // What is spawned is moved several times before it stands still.
+                tokio::task::spawn_local(Box::pin(serving));
             };
             Ok(Handler { handle: Rc::new(handle), client_speaks_first: true })
         })

@@ -107,7 +107,8 @@ where
     let service = service_fn(move |request| answer(&ctx, request));
     let io = TokioIo::new(wire);
     if http2 {
-        serve_http2(&**house, seat, exec, io, service).await;
+        // Far larger than the state of an HTTP/1 connection, which is to have no room for it.
+        Box::pin(serve_http2(&**house, seat, exec, io, service)).await;
     } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
         return Some(parts);
     }
