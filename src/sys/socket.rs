@@ -2,7 +2,6 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -174,14 +173,13 @@ pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Writes what there is room for of all the slices, without waiting and without SIGPIPE.
-pub(crate) fn write_all_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    SockRef::from(&fd).send_vectored_with_flags(slices, flags)
+pub(crate) fn write_slices_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
 }
 
 /// Ends what we send: the peer sees the end after all that was written.
 pub(crate) fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
-    SockRef::from(&fd).shutdown(Shutdown::Write)
+    SockRef::from(&fd).shutdown(std::net::Shutdown::Write)
 }
 
 /// Writes what there is room for, without waiting and without SIGPIPE.

@@ -147,7 +147,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll(
             cx,
-            |fd| sys::socket::write_all_now(fd, bufs),
+            |fd| sys::socket::write_slices_now(fd, bufs),
             |stream, cx| stream.poll_write_vectored(cx, bufs),
         )
     }
