@@ -6,8 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use tokio::io::Interest;
+use socket2::SockRef;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::io::{Interest, ReadBuf};
 
 use super::{cvt, libc, poll, socket};
 
@@ -19,6 +20,18 @@ pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// Registers `fd` with the current runtime, to wait until it is readable or writable.
 pub(crate) fn both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Reads once into the rest of `buf`, without waiting.
+pub(crate) fn read_into(fd: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT;
+    // SAFETY: bytes are only ever written to this memory, by the kernel.
+    let room = unsafe { buf.unfilled_mut() };
+    let length = SockRef::from(&fd).recv_with_flags(room, flags)?;
+    // SAFETY: the kernel has written so many bytes to the beginning of the unfilled part.
+    unsafe { buf.assume_init(length) };
+    buf.advance(length);
+    Ok(())
 }
 
 fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {

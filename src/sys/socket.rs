@@ -175,6 +175,16 @@ pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
+/// Writes what there is room for of all the slices, without waiting and without SIGPIPE.
+pub(crate) fn write_slices_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
+}
+
+/// Ends what we send: the peer sees the end after all that was written.
+pub(crate) fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
+    SockRef::from(&fd).shutdown(std::net::Shutdown::Write)
+}
+
 /// Writes what there is room for, without waiting and without SIGPIPE.
 pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;

@@ -20,6 +20,7 @@ use std::time::Duration;
 use socket2::Domain;
 use tokio::sync::Notify;
 
+use super::burst::Burst;
 use super::line::Line;
 use super::newcomer::{Newcomers, Taken};
 use super::state::State;
@@ -91,7 +92,7 @@ impl Acceptor {
 
     async fn accept_all(&mut self) {
         let state = Rc::clone(&self.state);
-        let (mut idle, mut took) = (0, false);
+        let (mut idle, mut took, mut burst) = (0, false, Burst::default());
         loop {
             self.wait_for_room().await;
             let ready = tokio::select! {
@@ -115,13 +116,14 @@ impl Acceptor {
                     let taken = self.newcomers.take(fd, self.unix);
                     self.count();
                     match taken {
-                        Taken::Spoke => tokio::task::yield_now().await,
+                        Taken::Spoke => burst.pause().await,
                         Taken::Awaited => self.line.step_back(),
                         Taken::Silent => {}
                     }
                 }
                 Err(e) => self.endure(&e).await,
                 Ok(None) => {
+                    burst.end();
                     if std::mem::take(&mut took) {
                         self.line.go_to_the_end();
                     }

@@ -65,6 +65,9 @@ pub(super) struct Conn {
     rooted: AtomicBool,
     /// hyper lets go of the socket now and must not shut it down.
     leaving: AtomicBool,
+    /// Reading is put off while this is on, and the next is set if there was something to put off.
+    busy_first: AtomicBool,
+    put_off: AtomicBool,
 }
 
 impl Conn {
@@ -83,6 +86,8 @@ impl Conn {
             edge: AtomicU8::new(Edge::Exact as u8),
             rooted: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            busy_first: AtomicBool::new(false),
+            put_off: AtomicBool::new(false),
         }
     }
 
@@ -211,6 +216,26 @@ impl Conn {
 
     pub(super) fn set_leaving(&self, leaving: bool) {
         self.leaving.store(leaving, Relaxed);
+    }
+
+    /// Begins or ends a poll in which what was received already is seen to before more is read.
+    pub(super) fn set_busy_first(&self, busy_first: bool) {
+        self.busy_first.store(busy_first, Relaxed);
+    }
+
+    /// Whether reading is to be put off, which then has to be made up for.
+    pub(super) fn puts_off(&self) -> bool {
+        // An upgraded connection is read from elsewhere.
+        let puts_off = self.busy_first.load(Relaxed) && !self.upgraded();
+        if puts_off {
+            self.put_off.store(true, Relaxed);
+        }
+        puts_off
+    }
+
+    /// Whether reading was put off since this was asked last.
+    pub(super) fn has_put_off(&self) -> bool {
+        self.put_off.swap(false, Relaxed)
     }
 
     /// How long nothing has happened in this phase.

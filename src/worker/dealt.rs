@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
+use super::burst::Burst;
 use super::newcomer::{Newcomers, Taken};
 use super::state::State;
 use crate::ipc::{Dealt, read_dealt};
@@ -79,17 +80,19 @@ impl Taker {
     }
 
     async fn take_all(&mut self) {
+        let mut burst = Burst::default();
         loop {
             self.wait_for_room().await;
             match self.next().await {
                 Dealt::One(newcomer) => {
                     self.near = newcomer.fd.as_raw_fd() >= self.scarce;
                     if self.newcomers.take(newcomer.fd, newcomer.unix) == Taken::Spoke {
-                        tokio::task::yield_now().await;
+                        burst.pause().await;
                     }
                 }
                 Dealt::Lost => self.lost(),
-                Dealt::Nothing | Dealt::Probe => {}
+                Dealt::Nothing => burst.end(),
+                Dealt::Probe => {}
                 // The end of the channel, which comes as well, says what to do.
                 Dealt::End => return,
             }

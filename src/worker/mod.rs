@@ -8,6 +8,7 @@ mod adopt;
 mod answer;
 mod beat;
 mod books;
+mod burst;
 mod conn;
 mod dealt;
 mod drain;
@@ -20,6 +21,7 @@ mod jobs;
 mod kind;
 mod limits;
 mod line;
+mod link;
 mod mail;
 mod manners;
 mod newcomer;
@@ -106,7 +108,8 @@ where
             let service = Rc::new(booting.await?);
             let handle = move |accepted| {
                 let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
-                tokio::task::spawn_local(serving);
+                // What is spawned is moved several times before it stands still.
+                tokio::task::spawn_local(Box::pin(serving));
             };
             Ok(Handler::new(handle, true))
         })
@@ -124,7 +127,11 @@ where
         let app = Arc::clone(&app);
         Box::pin(async move {
             let handle = move |accepted: Accepted| {
-                let Accepted { stream, entry, guard, .. } = accepted;
+                let Accepted { link, entry, guard, .. } = accepted;
+                let stream = match link.into_stream() {
+                    Ok(stream) => stream,
+                    Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
+                };
                 // The application alone knows when such a connection is idle: only the deadline ends it.
                 entry.conn.request_begun(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::link::Link;
 use super::manners::Patience;
 use super::registry::{Entry, Guard};
 use super::state::State;
-use super::stream::Stream;
 use super::waited;
 use crate::sys;
 
@@ -22,7 +22,7 @@ pub(super) const MOMENT: Duration = Duration::from_millis(1);
 
 /// A connection that was accepted, with what it sent already.
 pub(super) struct Accepted {
-    pub(super) stream: Stream,
+    pub(super) link: Link,
     pub(super) first: Bytes,
     pub(super) entry: Rc<Entry>,
     pub(super) guard: Guard,
@@ -67,9 +67,7 @@ impl Newcomers {
         };
         let first = self.first_bytes(&fd);
         let spoke = first.is_some();
-        let Some(accepted) = self.enter(fd, unix, first, self.state.now_ms()) else {
-            return Taken::Silent;
-        };
+        let accepted = self.enter(fd, unix, first, self.state.now_ms());
         if spoke || !self.patience.borrow_mut().waits() {
             (self.handle)(accepted);
             return if spoke { Taken::Spoke } else { Taken::Silent };
@@ -81,9 +79,7 @@ impl Newcomers {
     /// Hands one connection on at once: there is no next one to hold up.
     pub(super) fn take_last(&self, fd: OwnedFd, unix: bool) {
         let first = self.first_bytes(&fd);
-        if let Some(accepted) = self.enter(fd, unix, first, State::exact_ms()) {
-            (self.handle)(accepted);
-        }
+        (self.handle)(self.enter(fd, unix, first, State::exact_ms()));
     }
 
     fn first_bytes(&self, fd: impl AsFd) -> Option<Bytes> {
@@ -91,18 +87,13 @@ impl Newcomers {
     }
 
     /// Into the books with it.
-    fn enter(&self, fd: OwnedFd, unix: bool, first: Option<Bytes>, now: u64) -> Option<Accepted> {
+    fn enter(&self, fd: OwnedFd, unix: bool, first: Option<Bytes>, now: u64) -> Accepted {
         let state = &self.state;
         let entry = Entry::new(now);
         state.row.opened();
         let guard = Guard::new(state, &entry);
-        match Stream::new(fd, unix) {
-            Ok(stream) => Some(Accepted { stream, first: first.unwrap_or_default(), entry, guard }),
-            Err(e) => {
-                log::warn!("{} cannot serve a connection: {e}", state.tag);
-                None
-            }
-        }
+        let link = Link::new(fd, unix);
+        Accepted { link, first: first.unwrap_or_default(), entry, guard }
     }
 
     /// Waits for a silent newcomer's first bytes beside the acceptor, which it holds up for a moment.
@@ -111,10 +102,10 @@ impl Newcomers {
         let patience = Rc::clone(&self.patience);
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
-            let spoke = tokio::time::timeout(MOMENT, accepted.stream.readable()).await;
+            let spoke = tokio::time::timeout(MOMENT, accepted.link.readable()).await;
             patience.borrow_mut().learn(spoke.is_ok());
             accepted.first =
-                spoke.ok().and_then(|_| first_bytes(&accepted.stream)).unwrap_or_default();
+                spoke.ok().and_then(|_| first_bytes(accepted.link.fd().ok()?)).unwrap_or_default();
             handle(accepted);
             state.fresh.set(state.fresh.get() - 1);
             state.room.notify_waiters();

@@ -21,10 +21,10 @@ use super::books::Books;
 use super::conn::{Phase, Told};
 use super::edge::Edge;
 use super::house::{House, Seat};
+use super::link::Link;
 use super::newcomer::{Accepted, first_bytes};
 use super::registry::{Entry, Guard};
 use super::state::State;
-use super::stream::Stream;
 use super::travel::{self, Departure};
 use super::wire::{Leftover, Wire, close_politely};
 use crate::config::Config;
@@ -44,17 +44,17 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let Accepted { mut stream, mut first, entry, guard } = accepted;
+    let Accepted { mut link, mut first, entry, guard } = accepted;
     if first.is_empty() && state.config.http2 {
-        first = first_words(&*state, &*entry, &stream).await;
+        first = first_words(&*state, &*entry, &mut link).await;
     }
     while let Some((left, unread)) =
-        serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, stream, first).await
+        serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, link, first).await
     {
         match travel::depart(&state, left, unread).await {
             Departure::Gone => break,
             // It goes on here, as if it had never been thought of.
-            Departure::Stays(stays, unread) => (stream, first) = (stays, unread),
+            Departure::Stays(stays, unread) => (link, first) = (stays, unread),
         }
         entry.conn.root();
     }
@@ -63,17 +63,19 @@ where
 
 /// What a client says first, which tells HTTP/2 from HTTP/1. Given up when the worker has other plans with the
 /// connection.
-pub(super) async fn first_words<H: House, W: Seat>(house: &H, seat: &W, stream: &Stream) -> Bytes {
-    let mut readable = pin!(stream.readable());
-    poll_fn(|cx| {
-        seat.watch(cx.waker());
-        if seat.conn().told() != Told::Nothing || house.is_draining() {
-            return Poll::Ready(());
-        }
-        readable.as_mut().poll(cx).map(|_| ())
-    })
-    .await;
-    first_bytes(stream).unwrap_or_default()
+pub(super) async fn first_words<H: House, W: Seat>(house: &H, seat: &W, link: &mut Link) -> Bytes {
+    {
+        let mut readable = pin!(link.readable());
+        poll_fn(|cx| {
+            seat.watch(cx.waker());
+            if seat.conn().told() != Told::Nothing || house.is_draining() {
+                return Poll::Ready(());
+            }
+            readable.as_mut().poll(cx).map(|_| ())
+        })
+        .await;
+    }
+    link.fd().ok().and_then(first_bytes).unwrap_or_default()
 }
 
 /// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
@@ -83,9 +85,9 @@ pub(super) async fn serve_on<S, B, H, W, X>(
     app: &H::Ptr<S>,
     seat: &W,
     exec: X,
-    stream: Stream,
+    link: Link,
     first: Bytes,
-) -> Option<(Stream, Bytes)>
+) -> Option<(Link, Bytes)>
 where
     H: House,
     W: Seat,
@@ -97,7 +99,7 @@ where
     B::Error: Into<BoxError>,
 {
     let http2 = house.config().http2 && first.starts_with(PREFACE);
-    let wire = Wire::new(stream, first, Arc::clone(seat.conn()), house.meter());
+    let wire = Wire::new(link, first, Arc::clone(seat.conn()), house.meter());
     let leftover = wire.leftover();
     let books =
         Books { house: house.clone(), conn: Arc::clone(seat.conn()), recent: wire.recent() };
@@ -105,7 +107,8 @@ where
     let service = service_fn(move |request| answer(&ctx, request));
     let io = TokioIo::new(wire);
     if http2 {
-        serve_http2(&**house, seat, exec, io, service).await;
+        // Far larger than the state of an HTTP/1 connection, which is to have no room for it.
+        Box::pin(serve_http2(&**house, seat, exec, io, service)).await;
     } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
         return Some(parts);
     }
@@ -119,7 +122,7 @@ async fn serve_http1<S, B, H, W>(
     seat: &W,
     io: TokioIo<Wire>,
     service: S,
-) -> Option<(Stream, Bytes)>
+) -> Option<(Link, Bytes)>
 where
     H: House,
     W: Seat,
@@ -130,9 +133,16 @@ where
     let conn = seat.conn();
     let mut connection =
         http1_builder(house.config()).serve_connection(io, service).with_upgrades();
-    let mut leaves = false;
+    let (mut leaves, mut first_turn) = (false, true);
     let ending = poll_fn(|cx| {
+        // hyper would look for the client's end before it answers, and with that have the socket registered: if the
+        // answer is there at once and the last, there is no need to.
+        conn.set_busy_first(std::mem::take(&mut first_turn));
         let mut outcome = Pin::new(&mut connection).poll(cx);
+        conn.set_busy_first(false);
+        if conn.has_put_off() && outcome.is_pending() {
+            outcome = Pin::new(&mut connection).poll(cx);
+        }
         if outcome.is_pending() && conn.may_travel() && house.hands_over() {
             // hyper alone knows whether it is between two requests: if so, it ends at once.
             conn.set_leaving(true);
@@ -152,15 +162,15 @@ where
         return None;
     }
     let parts = connection.into_parts()?;
-    let (stream, first) = parts.io.into_inner().into_parts()?;
+    let (link, first) = parts.io.into_inner().into_parts()?;
     let unread =
         if first.is_empty() { parts.read_buf } else { [parts.read_buf, first].concat().into() };
     if conn.edge() == Edge::Drained && !unread.is_empty() {
         // These may be chunks that hyper did not get to: nobody can say where the next request begins.
-        finish_stream(house, seat, stream).await;
+        finish_link(house, seat, link).await;
         return None;
     }
-    Some((stream, unread))
+    Some((link, unread))
 }
 
 fn http1_builder(config: &Config) -> http1::Builder {
@@ -225,17 +235,17 @@ async fn finish(house: &impl House, seat: &impl Seat, leftover: &Leftover) {
     if seat.conn().upgraded() {
         // The application has it: it counts as open until that lets go of it, or the deadline comes.
         unless_cut(seat, leftover.left()).await;
-    } else if let Some(stream) = leftover.take() {
-        finish_stream(house, seat, stream).await;
+    } else if let Some(link) = leftover.take() {
+        finish_link(house, seat, link).await;
     }
 }
 
-async fn finish_stream(house: &impl House, seat: &impl Seat, stream: Stream) {
+async fn finish_link(house: &impl House, seat: &impl Seat, link: Link) {
     if seat.conn().told() == Told::Cut {
         return;
     }
     seat.conn().enter(Phase::Closing, house.now_ms());
-    unless_cut(seat, close_politely(stream)).await;
+    unless_cut(seat, close_politely(link)).await;
 }
 
 /// Waits for `end`, unless the connection is cut before.

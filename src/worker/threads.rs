@@ -27,11 +27,11 @@ use tokio::runtime::{Handle, Runtime};
 use super::answer::BoxError;
 use super::conn::Conn;
 use super::house::Seat;
+use super::link::Link;
 use super::newcomer::Accepted;
 use super::serve;
 use super::shared::{Shared, SharedWorker};
 use super::state::State;
-use super::stream::Stream;
 use super::{App, Handler, Worker};
 use crate::error::{Error, Result};
 use crate::ipc::ToPrimary;
@@ -96,11 +96,11 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let Accepted { stream, first, entry, guard } = accepted;
+    let Accepted { link, first, entry, guard } = accepted;
     entry.conn.root();
-    let unix = matches!(stream, Stream::Unix(_));
+    let unix = link.is_unix();
     // Out of the epoll instance of this loop, into that of the runtime.
-    let fd = match stream.into_fd() {
+    let fd = match link.into_fd() {
         Ok(fd) => fd,
         Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag),
     };
@@ -132,15 +132,12 @@ async fn serve_there<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let stream = match Stream::new(fd, unix) {
-        Ok(stream) => stream,
-        Err(e) => return log::warn!("{} cannot serve a connection: {e}", shared.tag),
-    };
+    let mut link = Link::new(fd, unix);
     if first.is_empty() && shared.config.http2 {
-        first = serve::first_words(&*shared, &*seat, &stream).await;
+        first = serve::first_words(&*shared, &*seat, &mut link).await;
     }
     let exec = TokioExecutor::new();
-    let left = serve::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, stream, first);
+    let left = serve::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, link, first);
     // It never leaves for another worker: `hands_over` says so.
     drop(left.await);
 }

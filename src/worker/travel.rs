@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::conn::Phase;
+use super::link::Link;
 use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
-use super::stream::Stream;
 use crate::ipc::{ToPrimary, Unread};
 use crate::sys;
 
@@ -27,16 +27,16 @@ pub(super) enum Departure {
     /// It is on its way, or broken.
     Gone,
     /// It could not be sent.
-    Stays(Stream, Bytes),
+    Stays(Link, Bytes),
 }
 
 /// Sends a connection to the primary, for another worker.
-pub(super) async fn depart(state: &State, stream: Stream, unread: Bytes) -> Departure {
+pub(super) async fn depart(state: &State, link: Link, unread: Bytes) -> Departure {
     let Some(travelling) = Unread::new(unread.to_vec()) else {
-        return Departure::Stays(stream, unread);
+        return Departure::Stays(link, unread);
     };
-    let unix = matches!(stream, Stream::Unix(_));
-    let fd = match stream.into_fd() {
+    let unix = link.is_unix();
+    let fd = match link.into_fd() {
         Ok(fd) => fd,
         Err(e) => return broken(state, &e),
     };
@@ -52,10 +52,7 @@ pub(super) async fn depart(state: &State, stream: Stream, unread: Bytes) -> Depa
             log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
         }
     }
-    match Stream::new(fd, unix) {
-        Ok(stream) => Departure::Stays(stream, unread),
-        Err(e) => broken(state, &e),
-    }
+    Departure::Stays(Link::new(fd, unix), unread)
 }
 
 fn broken(state: &State, error: &std::io::Error) -> Departure {
@@ -77,8 +74,6 @@ pub(super) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
     entry.conn.enter(Phase::Idle, state.now_ms());
     state.row.taken_over();
     let guard = Guard::new(state, &entry);
-    match Stream::new(fd, unix) {
-        Ok(stream) => handle(Accepted { stream, first: unread.into_bytes().into(), entry, guard }),
-        Err(e) => log::warn!("{} cannot take a connection over: {e}", state.tag),
-    }
+    let link = Link::new(fd, unix);
+    handle(Accepted { link, first: unread.into_bytes().into(), entry, guard });
 }

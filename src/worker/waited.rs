@@ -12,10 +12,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::conn::Phase;
+use super::link::Link;
 use super::registry::{Entry, Guard};
 use super::serve;
 use super::state::State;
-use super::stream::Stream;
 use super::wire::close_politely;
 use crate::span::Span;
 use crate::sys;
@@ -90,13 +90,8 @@ fn refuse(state: &Rc<State>, fd: OwnedFd) {
     // The buffer of a new socket is empty, so all of it goes in; if not, the client is gone.
     let Ok(sent) = sys::socket::write_now(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
-    match Stream::new(fd, false) {
-        Ok(stream) => {
-            let closing = tokio::task::spawn_local(close_politely(stream));
-            tokio::task::spawn_local(serve::until_cut(entry, guard, closing));
-        }
-        Err(e) => log::warn!("{} cannot close a refused connection: {e}", state.tag),
-    }
+    let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false)));
+    tokio::task::spawn_local(serve::until_cut(entry, guard, closing));
 }
 
 /// Called once a beat: says how many were refused, at most once a second.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::conn::{Conn, Told};
-use super::stream::Stream;
+use super::link::Link;
 use crate::scoreboard::Meter;
 
 /// Raw bytes kept to look at the framing headers of a request as they were sent.
@@ -19,11 +19,11 @@ const KEPT: usize = 16 * 1024;
 
 /// Where a socket is left when hyper has finished with it, so that it can be closed politely.
 #[derive(Clone, Default)]
-pub(super) struct Leftover(Arc<(Mutex<Option<Stream>>, Notify)>);
+pub(super) struct Leftover(Arc<(Mutex<Option<Link>>, Notify)>);
 
 impl Leftover {
     /// The socket, if it was left.
-    pub(super) fn take(&self) -> Option<Stream> {
+    pub(super) fn take(&self) -> Option<Link> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -32,8 +32,8 @@ impl Leftover {
         self.0.1.notified().await;
     }
 
-    fn leave(&self, stream: Option<Stream>) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = stream;
+    fn leave(&self, link: Option<Link>) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = link;
         self.0.1.notify_one();
     }
 }
@@ -49,7 +49,7 @@ pub(super) fn is_beginning(recent: &[u8], received: u64) -> bool {
 /// What hyper reads from and writes to.
 pub(super) struct Wire {
     /// `None` only while being dropped.
-    stream: Option<Stream>,
+    link: Option<Link>,
     /// Received before hyper was there.
     first: Bytes,
     conn: Arc<Conn>,
@@ -59,9 +59,9 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(stream: Stream, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
+    pub(super) fn new(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
         Wire {
-            stream: Some(stream),
+            link: Some(link),
             first,
             conn,
             meter,
@@ -95,8 +95,8 @@ impl Wire {
     }
 
     /// The socket and what nobody has read, when hyper has let go of it.
-    pub(super) fn into_parts(mut self) -> Option<(Stream, Bytes)> {
-        Some((self.stream.take()?, std::mem::take(&mut self.first)))
+    pub(super) fn into_parts(mut self) -> Option<(Link, Bytes)> {
+        Some((self.link.take()?, std::mem::take(&mut self.first)))
     }
 
     fn note_sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -107,9 +107,9 @@ impl Wire {
         outcome
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+    fn link(&mut self) -> io::Result<Pin<&mut Link>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
-        self.stream.as_mut().map(Pin::new).ok_or_else(gone)
+        self.link.as_mut().map(Pin::new).ok_or_else(gone)
     }
 }
 
@@ -129,8 +129,11 @@ impl AsyncRead for Wire {
             this.note_received(&taken);
             return Poll::Ready(Ok(()));
         }
+        if this.conn.puts_off() {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        match this.stream()?.poll_read(cx, buf) {
+        match this.link()?.poll_read(cx, buf) {
             Poll::Pending if this.conn.told() != Told::Nothing && !this.conn.upgraded() => {
                 Poll::Ready(Ok(()))
             }
@@ -156,7 +159,7 @@ impl AsyncWrite for Wire {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = this.stream()?.poll_write(cx, buf);
+        let outcome = this.link()?.poll_write(cx, buf);
         this.note_sent(outcome)
     }
 
@@ -166,7 +169,7 @@ impl AsyncWrite for Wire {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let outcome = this.stream()?.poll_write_vectored(cx, bufs);
+        let outcome = this.link()?.poll_write_vectored(cx, bufs);
         this.note_sent(outcome)
     }
 
@@ -176,7 +179,7 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let outcome = this.stream()?.poll_flush(cx);
+        let outcome = this.link()?.poll_flush(cx);
         if let Poll::Ready(Ok(())) = &outcome {
             this.conn.flushed();
         }
@@ -189,7 +192,7 @@ impl AsyncWrite for Wire {
         if this.conn.leaving() {
             return Poll::Ready(Ok(()));
         }
-        this.stream()?.poll_shutdown(cx)
+        this.link()?.poll_shutdown(cx)
     }
 }
 
@@ -198,21 +201,21 @@ impl Drop for Wire {
     /// socket is left for `close_politely`, unless the peer is through or the application has it.
     fn drop(&mut self) {
         let polite = !self.conn.peer_done() && !self.conn.upgraded();
-        self.leftover.leave(self.stream.take().filter(|_| polite));
+        self.leftover.leave(self.link.take().filter(|_| polite));
     }
 }
 
 /// Closes our side and reads on until the peer closes its own: RFC 9112, section 9.6. Ended from outside when
 /// it takes too long.
-pub(super) async fn close_politely(mut stream: Stream) {
+pub(super) async fn close_politely(mut link: Link) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    if stream.shutdown().await.is_err() {
+    if link.shutdown().await.is_err() {
         return;
     }
     // What still comes is thrown away; a peer that never stops is a peer that does not listen.
     let mut waste = vec![0u8; 16 * 1024].into_boxed_slice();
     for _ in 0..256 {
-        match stream.read(&mut waste).await {
+        match link.read(&mut waste).await {
             Ok(n) if n > 0 => {}
             Ok(_) | Err(_) => return,
         }

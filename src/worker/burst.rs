@@ -1,0 +1,76 @@
+//! How connections are taken that come faster than one in each turn of the loop.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// For so long connections are taken without a look at the others. A system call is about a thousandth of it; what a
+/// slow handler takes is more, so after that everybody is looked after.
+const MOST: Duration = Duration::from_micros(250);
+
+/// Connections taken in a row.
+#[derive(Debug, Default)]
+pub(super) struct Burst {
+    begun: Option<Instant>,
+}
+
+impl Burst {
+    /// Lets the connection that was taken last have its first turn before the next one is taken; in a burst that has
+    /// lasted too long, everybody else who has something to do as well, for which the kernel is asked.
+    pub(super) async fn pause(&mut self) {
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        if begun.elapsed() < MOST {
+            return go_behind().await;
+        }
+        self.begun = None;
+        tokio::task::yield_now().await;
+    }
+
+    /// There was nobody left to take.
+    pub(super) fn end(&mut self) {
+        self.begun = None;
+    }
+}
+
+/// Lets all that are ready already have a turn.
+async fn go_behind() {
+    let mut gone = false;
+    poll_fn(|cx| match std::mem::replace(&mut gone, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    #[test]
+    fn who_was_taken_has_a_turn_before_the_next() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime.expect("runtime"), async {
+            let said = Rc::new(RefCell::new(Vec::new()));
+            let mut burst = Burst::default();
+            // One of these pauses is long after the first.
+            for i in 0..3 {
+                let there = Rc::clone(&said);
+                tokio::task::spawn_local(async move { there.borrow_mut().push(i) });
+                burst.pause().await;
+                assert_eq!(said.borrow().len(), i + 1);
+                let begun = Instant::now();
+                while i == 1 && begun.elapsed() < MOST {
+                    std::hint::spin_loop();
+                }
+            }
+            burst.end();
+            assert!(burst.begun.is_none());
+        });
+    }
+}
