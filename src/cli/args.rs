@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench;
 use super::ctl::{self, Call};
+use super::pages;
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
 use crate::config::raw::RawFlags;
@@ -29,6 +30,8 @@ pub(super) enum Verb {
     Ask(Call),
     /// Put load on a server.
     Bench(Box<bench::Call>),
+    /// Write manual pages or completions.
+    Generate(pages::Call),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -79,6 +82,7 @@ pub(super) fn command() -> Command {
         .subcommand(program())
         .subcommands(ctl::commands())
         .subcommand(bench::command())
+        .subcommands(pages::commands())
 }
 
 fn serve() -> Command {
@@ -155,7 +159,10 @@ pub(super) fn parse(
         Some(("bench", matches)) => bench::parse(matches)
             .map(|call| Verb::Bench(Box::new(call)))
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
-        Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
+        Some((name, matches)) => pages::parse(name, matches)
+            .map(Verb::Generate)
+            .or_else(|| ctl::parse(name, matches).map(Verb::Ask))
+            .ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
 }

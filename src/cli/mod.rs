@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod ctl;
 mod logger;
+mod pages;
 mod program;
 mod serve;
 mod status;
@@ -27,6 +28,7 @@ pub fn main() -> ExitCode {
         args::Verb::Program(flags) => program::run(flags),
         args::Verb::Ask(call) => ctl::run(call),
         args::Verb::Bench(call) => bench::run(*call),
+        args::Verb::Generate(call) => pages::run(call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);
