@@ -29,6 +29,7 @@ mod examples;
 mod frozen;
 mod handover;
 mod http;
+mod install;
 mod ip_hash;
 mod least_conn;
 mod library;
