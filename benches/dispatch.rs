@@ -41,7 +41,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use support::contest::{self, Rounds, Series};
-use support::contestant::{Contestant, Ground};
+use support::contestant::{Contestant, Ground, Running};
 use support::peer::{self, PEER};
 use support::report::{self, Column};
 use support::{argument, cleanup, fail, given};
@@ -180,13 +180,20 @@ fn raise_descriptor_limit() {
 }
 
 impl Asked {
-    /// Runs the rounds for those who can take part, without a floor beside each.
+    /// Rounds without a floor beside each.
+    fn plain(&self) -> Rounds {
+        Rounds { count: self.rounds, with_floor: false }
+    }
+
+    /// Runs the rounds for those who can take part, without a floor beside each: `measure` is given one that runs.
     fn rounds(
         &self,
+        workers: usize,
         can: impl Fn(Contestant) -> bool,
-        measure: impl Fn(&Ground, Contestant) -> Result<Vec<f64>, String>,
+        measure: impl Fn(&Running) -> Result<Vec<f64>, String>,
     ) -> Vec<Series> {
-        let rounds = Rounds { count: self.rounds, with_floor: false };
-        contest::run(&self.ground, rounds, can, measure)
+        contest::run(&self.ground, self.plain(), can, |who| {
+            measure(&self.ground.start(who, workers)?)
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 mod hooks;
 mod preload;
+mod sockets;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -14,8 +15,6 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::Slot;
-use crate::listener::ListenerSet;
 use crate::log_file;
 use crate::models::{self, Made};
 use crate::pid_file::PidFile;
@@ -23,6 +22,7 @@ use crate::primary::{self, Application, Files, Hooks, Mail, Primary, Reread};
 use crate::seed::Entry;
 use crate::supervisor::Outcome;
 use crate::sys;
+use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
 pub use preload::Preloaded;
@@ -155,6 +155,7 @@ impl Cluster {
         let reread = self.reread;
         self.reread = Box::new(move || made.refit(reread()?));
         let launcher = Launcher::of_this_process()?;
+        let service = systemd::Service::take()?;
         let left = match Inherited::take()? {
             Some(Inherited::Proof { manifest, answer }) => {
                 return Ok(self.show_fitness(&manifest, &answer, make));
@@ -169,12 +170,19 @@ impl Cluster {
         }
         let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose();
         let pid_file = pid_file.or_else(|e| forgive(e, left.is_some()).map(|()| None))?;
-        let mut listeners = self.inherit(left.as_ref())?;
+        let mut listeners = self.take_sockets(left.as_ref(), &service.passed)?;
+        let passed = if left.is_none() { &service.passed[..] } else { &[] };
+        let unwanted = listeners.take_stored(passed, &self.config.bind);
         let slots = self.slots(left.as_ref());
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let app = make()?;
         let enter = Box::new(move |seed| models::enter(seed, &app));
-        let files = Files { listeners, pid_file, mail: self.mail };
+        let stores = self.stores(&service);
+        let mut manager = service.manager(stores, left.is_some(), self.config.boot_timeout);
+        for name in unwanted {
+            manager.iter_mut().for_each(|manager| manager.forget(&name));
+        }
+        let files = Files { listeners, pid_file, mail: self.mail, manager };
         let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
@@ -187,47 +195,26 @@ impl Cluster {
         self.config.log_file.as_deref().map_or(Ok(()), |path| log_file::redirect_to(path).map(drop))
     }
 
-    /// The sockets of the image before this one.
-    fn inherit(&self, left: Option<&Manifest>) -> Result<ListenerSet> {
-        let mut set = ListenerSet::default();
-        let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
-        for (passed, owner) in passed {
-            let fd = sys::fd::adopt(passed.fd).map_err(|e| {
-                Error::system(format!("take over the socket of {}", passed.addr), e)
-            })?;
-            set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner)?;
-        }
-        Ok(set)
-    }
-
-    /// How many sockets each address needs, with `left` by the image before this one.
-    fn slots(&self, left: Option<&Manifest>) -> u32 {
-        let workers = self.config.policy().workers;
-        match self.config.dispatch.has_socket_per_slot() {
-            true => left.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
-            false => 1,
-        }
-    }
-
     /// As a child of the primary that wants to become this binary: does all that can fail before it does so,
     /// and tells it how that went.
     fn show_fitness(
-        self,
+        mut self,
         manifest: &Manifest,
         answer: &OwnedFd,
         make: impl FnOnce() -> Result<App>,
     ) -> ExitCode {
         let unblocked =
             sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
-        let outcome =
-            unblocked.and_then(|()| self.inherit(Some(manifest))).and_then(|mut listeners| {
+        let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
+            |mut listeners| {
                 let slots = self.slots(Some(manifest));
                 listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
                 let app = make()?;
                 let enter: Entry = Box::new(move |seed| models::enter(seed, &app));
                 primary::prove(self.config, &enter)
-            });
+            },
+        );
         upgrade::answer(answer, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }

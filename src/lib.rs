@@ -34,6 +34,7 @@ mod span;
 mod steering;
 mod supervisor;
 mod sys;
+mod systemd;
 mod upgrade;
 mod worker;
 
@@ -42,7 +43,7 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, Model, Workers};
+pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, Model, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WorkerId, WorkerTag};
 pub use listener::ListenAddr;

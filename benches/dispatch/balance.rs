@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use crate::support::contest;
 use crate::support::contestant::{Contestant, Ground};
 use crate::support::probe;
 use crate::support::report::{Show, column};
@@ -16,12 +17,14 @@ pub fn measure(asked: &Asked) -> Outcome {
     // The second number is for those who asked for one only: the same again.
     let [few, many] = asked.workers.map_or([2, 8], |workers| [workers; 2]);
     let settings = [(few, false), (few, true), (many, false), (many, true)];
-    let all = asked.rounds(
+    let all = contest::run(
+        &asked.ground,
+        asked.plain(),
         |_| true,
-        |ground, who| {
+        |who| {
             let mut values = Vec::new();
             for (workers, burst) in settings {
-                values.extend(one(ground, who, workers, clients, burst)?);
+                values.extend(one(&asked.ground, who, workers, clients, burst)?);
             }
             Ok(values)
         },

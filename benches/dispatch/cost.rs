@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::contest::{self, Rounds};
-use crate::support::contestant::{Contestant, Ground};
+use crate::support::contestant::Running;
 use crate::support::given;
 use crate::support::load::{Load, Plan};
 use crate::support::report::{Show, column};
@@ -21,7 +21,7 @@ pub fn measure(asked: &Asked) -> Outcome {
         &asked.ground,
         rounds,
         |_| true,
-        |ground, who| one(ground, who, workers, plan, asked.length),
+        |who| one(&asked.ground.start(who, workers)?, plan, asked.length),
     );
     let how = if close { "a new connection for each request" } else { "kept connections" };
     Outcome {
@@ -39,14 +39,7 @@ pub fn measure(asked: &Asked) -> Outcome {
     }
 }
 
-fn one(
-    ground: &Ground,
-    who: Contestant,
-    workers: usize,
-    plan: Plan,
-    length: Duration,
-) -> Result<Vec<f64>, String> {
-    let running = ground.start(who, workers)?;
+fn one(running: &Running, plan: Plan, length: Duration) -> Result<Vec<f64>, String> {
     let server = &running.server;
     let load = Load::start(server.addr, plan);
     std::thread::sleep(WARM_UP.min(length));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::contestant::{Contestant, Ground};
+use crate::support::contestant::{Contestant, Running};
 use crate::support::probe::{Plan, Probes};
 use crate::support::process::is_child;
 use crate::support::quantile;
@@ -45,9 +45,8 @@ impl Drop for Frozen {
 pub fn measure(asked: &Asked) -> Outcome {
     let (workers, clients) = (asked.workers.unwrap_or(4), asked.clients.unwrap_or(16));
     let plan = Plan { clients, pace: None, patience: PATIENCE + asked.length };
-    let all = asked.rounds(Contestant::has_processes, |ground, who| {
-        one(ground, who, workers, plan, asked.length)
-    });
+    let all = asked
+        .rounds(workers, Contestant::has_processes, |running| one(running, plan, asked.length));
     let names = ["answered", "p99_ms", "worst_ms", "over_100_ms", "over_1_s", "failed", "refused"];
     let seconds = asked.length.as_secs_f64();
     Outcome {
@@ -69,14 +68,7 @@ pub fn measure(asked: &Asked) -> Outcome {
     }
 }
 
-fn one(
-    ground: &Ground,
-    who: Contestant,
-    workers: usize,
-    plan: Plan,
-    length: Duration,
-) -> Result<Vec<f64>, String> {
-    let running = ground.start(who, workers)?;
+fn one(running: &Running, plan: Plan, length: Duration) -> Result<Vec<f64>, String> {
     let server = &running.server;
     let probes = Probes::start(server.addr, plan);
     std::thread::sleep(WARM_UP.min(length));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::contestant::{Contestant, Ground};
+use crate::support::contestant::Running;
 use crate::support::probe::{Plan, Probes, Seen, Silent};
 use crate::support::report::{Show, column};
 use crate::support::{argument, fail, quantile};
@@ -19,8 +19,7 @@ pub fn measure(asked: &Asked) -> Outcome {
         fail("--rate, --pace: give a number a second, up to 100000");
     }
     let plan = Plan { clients, pace: Some(pace).filter(|pace| *pace > 0.0), patience: PATIENCE };
-    let all =
-        asked.rounds(|_| true, |ground, who| one(ground, who, workers, plan, rate, asked.length));
+    let all = asked.rounds(workers, |_| true, |running| one(running, plan, rate, asked.length));
     let how =
         plan.pace.map_or("one request after the other".into(), |pace| format!("{pace} requests/s"));
     let names = [
@@ -53,15 +52,7 @@ pub fn measure(asked: &Asked) -> Outcome {
     }
 }
 
-fn one(
-    ground: &Ground,
-    who: Contestant,
-    workers: usize,
-    plan: Plan,
-    rate: f64,
-    length: Duration,
-) -> Result<Vec<f64>, String> {
-    let running = ground.start(who, workers)?;
+fn one(running: &Running, plan: Plan, rate: f64, length: Duration) -> Result<Vec<f64>, String> {
     let addr = running.server.addr;
     let ask = || {
         let probes = Probes::start(addr, plan);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::contestant::{Contestant, Ground, Running};
+use crate::support::contestant::{Contestant, Running};
 use crate::support::load::{Load, Plan};
 use crate::support::report::{Show, column};
 use crate::support::{argument, fail};
@@ -73,7 +73,7 @@ fn storm(
 ) -> Outcome {
     let (workers, clients) = (asked.workers.unwrap_or(4), asked.clients.unwrap_or(64));
     let plan = Plan { connections: clients, threads: 2, depth: 1, close: true, apart: apart() };
-    let all = asked.rounds(can, |ground, who| one(ground, who, workers, plan, &happens));
+    let all = asked.rounds(workers, can, |running| one(running, plan, &happens));
     Outcome {
         title: format!(
             "{what}; {clients} clients, a new connection for each request, {workers} workers"
@@ -94,16 +94,13 @@ fn storm(
 }
 
 fn one(
-    ground: &Ground,
-    who: Contestant,
-    workers: usize,
+    running: &Running,
     plan: Plan,
     happens: &impl Fn(&Running) -> Result<u32, String>,
 ) -> Result<Vec<f64>, String> {
-    let running = ground.start(who, workers)?;
     let (begun, load) = (Instant::now(), Load::start(running.server.addr, plan));
     std::thread::sleep(CALM);
-    let done = happens(&running);
+    let done = happens(running);
     std::thread::sleep(CALM);
     let counts = Arc::clone(&load.counts);
     let took = begun.elapsed().as_secs_f64();

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::contest;
 use crate::support::contestant::{Contestant, Ground};
 use crate::support::probe;
 use crate::support::report::{Show, column};
@@ -16,12 +17,14 @@ const IDLE: Duration = Duration::from_millis(500);
 pub fn measure(asked: &Asked) -> Outcome {
     let connections: u32 = if asked.trial { 20 } else { 500 };
     let numbers = asked.workers.map_or(vec![4, 8, 16], |workers| vec![workers]);
-    let all = asked.rounds(
+    let all = contest::run(
+        &asked.ground,
+        asked.plain(),
         |_| true,
-        |ground, who| {
+        |who| {
             let mut values = Vec::new();
             for workers in &numbers {
-                values.extend(one(ground, who, *workers, connections)?);
+                values.extend(one(&asked.ground, who, *workers, connections)?);
             }
             Ok(values)
         },

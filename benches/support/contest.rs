@@ -28,7 +28,7 @@ pub fn run(
     ground: &Ground,
     rounds: Rounds,
     can: impl Fn(Contestant) -> bool,
-    measure: impl Fn(&Ground, Contestant) -> Result<Vec<f64>, String>,
+    measure: impl Fn(Contestant) -> Result<Vec<f64>, String>,
 ) -> Vec<Series> {
     let names = ground.contestants.iter();
     let mut all: Vec<Series> = names.map(|who| Series { who: *who, samples: Vec::new() }).collect();
@@ -39,14 +39,14 @@ pub fn run(
         let mut order = alive.clone();
         order.rotate_left(round % alive.len().max(1));
         let floor = |all: &mut Vec<Series>| -> Option<Vec<f64>> {
-            let values = with_floor.then(|| measured(ground, REFERENCE, round, &measure))??;
+            let values = with_floor.then(|| measured(REFERENCE, round, &measure))??;
             let reference = all.iter_mut().find(|one| one.who == REFERENCE)?;
             reference.samples.push(Sample { values: values.clone(), floor: Some(values.clone()) });
             Some(values)
         };
         let mut before = floor(&mut all);
         for who in order {
-            let Some(values) = measured(ground, who, round, &measure) else {
+            let Some(values) = measured(who, round, &measure) else {
                 alive.retain(|other| *other != who);
                 continue;
             };
@@ -63,13 +63,12 @@ pub fn run(
 }
 
 fn measured(
-    ground: &Ground,
     who: Contestant,
     round: usize,
-    measure: &impl Fn(&Ground, Contestant) -> Result<Vec<f64>, String>,
+    measure: &impl Fn(Contestant) -> Result<Vec<f64>, String>,
 ) -> Option<Vec<f64>> {
     let name = who.title();
-    match measure(ground, who) {
+    match measure(who) {
         Ok(values) => {
             let texts: Vec<String> = values.iter().map(|value| format!("{value:.2}")).collect();
             eprintln!("round {} {name}: {}", round + 1, texts.join(" "));

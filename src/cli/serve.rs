@@ -7,6 +7,7 @@ use crate::app::{self, Options};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::systemd;
 use crate::upgrade;
 use crate::{Config, ListenAddr};
 
@@ -45,13 +46,14 @@ fn tidy_descriptors(bind: &[ListenAddr]) -> Result<()> {
         // Our own image before this one has left nothing open by accident.
         return Ok(());
     }
-    let passed: Vec<i32> = bind
+    let mut passed: Vec<i32> = bind
         .iter()
         .filter_map(|addr| match addr {
             ListenAddr::Fd(number) => Some(*number),
             ListenAddr::Tcp(_) | ListenAddr::Unix(_) => None,
         })
         .collect();
+    passed.extend(systemd::numbers()?);
     sys::fd::close_inherited_except(&passed)
         .map_err(|e| Error::system("close inherited descriptors", e))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attached, Config, ControlSocket, Dispatch, Model, Workers};
+use super::{Attached, Config, ControlSocket, Dispatch, FdStore, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 
@@ -61,6 +61,7 @@ impl ConfigBuilder {
         log_file: Option<PathBuf>,
         titles: bool,
         control: ControlSocket,
+        fd_store: FdStore,
     }
 
     /// Attaches settings of the application, for [`Config::attached`] in the workers. A reload brings those of

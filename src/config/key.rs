@@ -7,7 +7,7 @@ use super::control::{self, ControlSocket};
 use super::draft::Draft;
 use super::said::{Problem, Said};
 use super::value;
-use super::{Dispatch, Model, Workers};
+use super::{Dispatch, FdStore, Model, Workers};
 use crate::listener::ListenAddr;
 
 /// One thing an operator may set.
@@ -60,6 +60,8 @@ pub(crate) enum Field {
     File(fn(&mut Draft) -> &mut Option<PathBuf>),
     /// A path, `auto` or `off`.
     Control(fn(&mut Draft) -> &mut ControlSocket),
+    /// `auto`, `on` or `off`.
+    FdStore(fn(&mut Draft) -> &mut FdStore),
     /// An `env_logger` filter.
     Filter(fn(&mut Draft) -> &mut String),
 }
@@ -93,6 +95,7 @@ impl Key {
             Field::Directory(_) => "DIR",
             Field::File(_) => "FILE",
             Field::Control(_) => "PATH",
+            Field::FdStore(_) => "WHEN",
             Field::Filter(_) => "FILTER",
         }
     }
@@ -119,6 +122,7 @@ impl Key {
             Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
             Field::File(place) => *place(draft) = Some(said.one(value::file)?),
             Field::Control(place) => *place(draft) = said.one(control::read)?,
+            Field::FdStore(place) => *place(draft) = said.one(str::parse)?,
             Field::Filter(place) => *place(draft) = said.one(value::filter)?,
         }
         Ok(())
@@ -144,6 +148,7 @@ impl Key {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
             Field::Control(place) => control::show(place(draft)),
+            Field::FdStore(place) => place(draft).to_string(),
             Field::Filter(place) => place(draft).clone(),
         }
     }

@@ -242,6 +242,12 @@ pub(crate) static KEYS: &[Key] = &[
         Field::Control(|d| &mut d.config.control),
         "Socket for prefork status, reload, ...: a path, off, or auto for one in the runtime directory",
     ),
+    key(
+        "fd-store",
+        group::GENERAL,
+        Field::FdStore(|d| &mut d.config.fd_store),
+        "Have systemd keep the listening sockets: auto (if it says that it does), on or off",
+    ),
     Key {
         aliases: &[Alias { var: "RUST_LOG", convert: value::unchanged }],
         ..key(

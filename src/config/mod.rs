@@ -8,6 +8,7 @@ mod control;
 mod dispatch;
 mod draft;
 mod environment;
+mod fd_store;
 mod file;
 pub(crate) mod key;
 pub(crate) mod keys;
@@ -30,6 +31,7 @@ use crate::listener::ListenAddr;
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub use dispatch::Dispatch;
+pub use fd_store::FdStore;
 pub use model::Model;
 pub(crate) use policy::Policy;
 pub(crate) use value::duration;
@@ -139,6 +141,9 @@ pub struct Config {
     pub titles: bool,
     /// Where the primary answers `prefork status` and the like. Default: [`ControlSocket::Off`].
     pub control: ControlSocket,
+    /// Whether systemd keeps the listening sockets, so that they outlive a primary that is killed. Default:
+    /// [`FdStore::Auto`].
+    pub fd_store: FdStore,
     attached: Attached,
 }
 
@@ -257,6 +262,7 @@ impl Default for Config {
             log_file: None,
             titles: false,
             control: ControlSocket::Off,
+            fd_store: FdStore::Auto,
             attached: Attached::default(),
         }
     }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{ListenAddr, Listener, holder};
+use super::{Keeper, ListenAddr, Listener, holder};
 use crate::error::{Error, Result};
 use crate::identity::Slot;
 use crate::socket_file::SocketFile;
@@ -60,6 +60,10 @@ pub(super) fn join(first: &Listener, slot: Slot) -> Result<Listener> {
         Ok(socket)
     };
     let addr = local.ok_or_else(|| Error::config(format!("{} has no port", first.addr)))?;
+    if first.keeper == Keeper::Manager {
+        // Our own have it from the start. If it cannot be set, nobody can join, which is found out next.
+        let _ = first.socket.set_reuse_port(true);
+    }
     let socket = bind(addr).map_err(|e| {
         let why = format!("slot {slot} gets no socket of its own: {}", explain(&e, addr));
         Error::bind(&first.addr, why)
@@ -88,7 +92,7 @@ fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> 
         (None, Some(path)) => format!("unix:{}", path.display()),
         (None, None) => addr.to_string(),
     };
-    Ok(Listener { addr: addr.clone(), local, slot, socket })
+    Ok(Listener { addr: addr.clone(), local, slot, socket, keeper: Keeper::Us, lone: false })
 }
 
 /// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
@@ -142,12 +146,15 @@ fn take_over(addr: &ListenAddr, number: i32) -> Result<Socket> {
         Error::bind(addr, format!("descriptor {number} was not passed to this process ({e})"))
     })?;
     let socket = Socket::from(fd);
-    let is_stream = socket.r#type().is_ok_and(|t| t == Type::STREAM);
-    let listens = socket.is_listener().unwrap_or(false);
-    if !is_stream || !listens {
-        return Err(Error::bind(addr, "the descriptor is not a listening stream socket"));
+    match is_stream_listener(&socket) {
+        true => Ok(socket),
+        false => Err(Error::bind(addr, "the descriptor is not a listening stream socket")),
     }
-    Ok(socket)
+}
+
+/// Whether it is what can be served.
+pub(super) fn is_stream_listener(socket: &Socket) -> bool {
+    socket.r#type().is_ok_and(|t| t == Type::STREAM) && socket.is_listener().unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 mod addr;
 mod bind;
 mod holder;
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,6 +25,7 @@ use crate::socket_file::SocketFile;
 use crate::sys::{self, tcp_info::Queue};
 pub use addr::ListenAddr;
 pub(crate) use holder::holders;
+pub(crate) use kept::{Keeper, serve_passed};
 
 /// One listening socket.
 #[derive(Debug)]
@@ -36,6 +38,10 @@ pub(crate) struct Listener {
     pub(crate) slot: Slot,
     /// Non-blocking, close-on-exec, listening.
     pub(crate) socket: Socket,
+    /// Who else has it.
+    pub(crate) keeper: Keeper,
+    /// No other socket can join it: all workers accept from it, whatever the policy.
+    pub(crate) lone: bool,
 }
 
 /// All listening sockets of the cluster.
@@ -65,12 +71,13 @@ impl Listener {
     /// The same socket once more, for another thread of this worker.
     pub(crate) fn try_clone(&self) -> std::io::Result<Listener> {
         let (addr, local) = (self.addr.clone(), self.local.clone());
-        Ok(Listener { addr, local, slot: self.slot, socket: self.socket.try_clone()? })
+        let Listener { slot, keeper, lone, .. } = *self;
+        Ok(Listener { addr, local, slot, socket: self.socket.try_clone()?, keeper, lone })
     }
 
     /// Whether all workers accept from it, whatever the policy.
     pub(crate) fn is_everybodys(&self) -> bool {
-        !matches!(self.addr, ListenAddr::Tcp(_))
+        self.lone || !matches!(self.addr, ListenAddr::Tcp(_))
     }
 
     /// Whether a worker of `slot` is born with it; with one for each slot only if it is its own.
@@ -89,9 +96,11 @@ impl Listener {
     /// is repeated after a second, and refused then. A socket that somebody passed to us goes on listening.
     fn refuse_newcomers(&self) {
         // Where that is refused, a rare reset remains.
-        let _ = match self.addr {
-            ListenAddr::Tcp(_) => self.socket.attach_filter(&NO_NEWCOMERS),
-            ListenAddr::Unix(_) | ListenAddr::Fd(_) => Ok(()),
+        let _ = match (self.keeper, &self.addr) {
+            (Keeper::Us | Keeper::Store, ListenAddr::Tcp(_)) => {
+                self.socket.attach_filter(&NO_NEWCOMERS)
+            }
+            _ => Ok(()),
         };
     }
 }
@@ -105,9 +114,13 @@ impl ListenerSet {
         slot: Slot,
         fd: OwnedFd,
         owner: u32,
+        keeper: Keeper,
     ) -> Result<()> {
         let slot = if self.has(&addr, slot) { Slot(self.group(&addr)) } else { slot };
-        let (listener, file) = bind::inherit(&addr, slot, fd, owner)?;
+        let (mut listener, file) = bind::inherit(&addr, slot, fd, owner)?;
+        listener.keeper = keeper;
+        // What the manager made is the manager's to remove.
+        let file = file.filter(|_| keeper != Keeper::Manager);
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
         Ok(())
@@ -128,9 +141,15 @@ impl ListenerSet {
         // All are bound before the first one listens: a socket that is closed again after it has listened
         // would reset whom the kernel has sent there.
         let firsts = self.listeners.iter().chain(opened.iter().map(|(listener, _)| listener));
-        let mut joining = Vec::new();
+        let (mut joining, mut lone) = (Vec::new(), Vec::new());
         for first in firsts.filter(|first| addrs.contains(&first.addr) && first.slot == Slot(0)) {
-            joining.extend(self.bind_rest(first, slots)?);
+            match self.bind_rest(first, slots) {
+                Ok(rest) => joining.extend(rest),
+                Err(why) => lone.push(self.stays_alone(first, why)?),
+            }
+        }
+        for first in self.listeners.iter_mut().filter(|first| lone.contains(&first.addr)) {
+            first.lone = true;
         }
         for listener in &joining {
             bind::listen(listener, backlog)?;
@@ -155,7 +174,9 @@ impl ListenerSet {
         self.open_missing(addrs, backlog, 1)?;
         let named = self.listeners.iter().filter(|first| addrs.contains(&first.addr));
         for first in named.filter(|first| first.slot == Slot(0)) {
-            self.bind_rest(first, slots)?;
+            if let Err(why) = self.bind_rest(first, slots) {
+                self.stays_alone(first, why)?;
+            }
         }
         Ok(())
     }
@@ -200,9 +221,11 @@ impl ListenerSet {
         closed.inspect(Listener::refuse_newcomers).collect()
     }
 
-    /// Ends our share in every socket, for ever; the workers empty the queues and end theirs.
+    /// Ends our share in every socket, for ever; the workers empty the queues and end theirs. What the service manager
+    /// keeps goes on listening, for whoever comes after us.
     pub(crate) fn close_all(&mut self) {
-        self.listeners.drain(..).for_each(|listener| listener.refuse_newcomers());
+        let ours = self.listeners.drain(..).filter(|listener| listener.keeper == Keeper::Us);
+        ours.for_each(|listener| listener.refuse_newcomers());
     }
 
     /// In a freshly forked worker: the sockets of its slot that its configuration names, without the duty to remove

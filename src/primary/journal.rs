@@ -128,6 +128,12 @@ impl Journal {
         log::debug!("nobody waits any more for the answer {reply:?}");
     }
 
+    pub(super) fn cannot_notify(&mut self, why: &dyn Display) {
+        self.tell(warn(format!(
+            "the service manager at NOTIFY_SOCKET cannot be told anything: {why}"
+        )));
+    }
+
     pub(super) fn panicked(&mut self, function: &dyn Display, at: &dyn Display, why: &str) {
         self.tell(error(format!("{function} panicked at {at}: {why}")));
     }

@@ -1,5 +1,6 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
+mod announce;
 mod events;
 mod handle;
 mod handle_mail;
@@ -40,6 +41,7 @@ use crate::steering::Lease;
 use crate::supervisor::{Event, Outcome, Supervisor};
 use crate::sys;
 use crate::sys::signal::SignalPipe;
+use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
 
 pub use events::{ClusterEvent, Reason, WorkerExit};
@@ -98,6 +100,8 @@ pub(crate) struct Files {
     pub(crate) listeners: ListenerSet,
     pub(crate) pid_file: Option<PidFile>,
     pub(crate) mail: Mail,
+    /// Whoever wants to know how we are.
+    pub(crate) manager: Option<Manager>,
 }
 
 /// What the application wants to be asked and told in the primary.
@@ -149,6 +153,8 @@ pub(crate) struct Primary {
     journal: Journal,
     /// `None` where nobody may ask.
     control: Option<Server>,
+    /// `None` where no service manager wants to hear from us.
+    manager: Option<Manager>,
     started: Instant,
 }
 
@@ -162,7 +168,7 @@ impl Primary {
         left: Option<Manifest>,
     ) -> Result<Primary> {
         let Application { entry, reread, hooks } = application;
-        let Files { listeners, pid_file, mail } = files;
+        let Files { listeners, pid_file, mail, manager } = files;
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
@@ -184,6 +190,7 @@ impl Primary {
             }
             Some(manifest) => upgrade::go_on(manifest, listeners.slots(), policy, seed, &config),
         };
+        supervisor.know_old_sockets(listeners.slots());
         supervisor.ask_before_restarts(hooks.on_restart.is_some());
         let control = requests::open(&config.control, left.is_some(), &mut journal)?;
         let mut primary = Primary {
@@ -213,6 +220,7 @@ impl Primary {
             upgrades: 0,
             journal,
             control,
+            manager,
             started: Instant::now(),
         };
         primary.begin(left.as_ref())?;
@@ -226,6 +234,7 @@ impl Primary {
             self.reap();
         }
         self.tend_steering();
+        self.store_sockets();
         sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
     }
 

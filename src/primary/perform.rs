@@ -30,6 +30,7 @@ impl Primary {
             Action::Release { worker, slot } => self.release_slot(worker, slot),
             Action::Steer { slot, worker } => self.steer(slot, worker),
             Action::CloseListeners => {
+                self.unstore_files();
                 self.listeners.close_all();
                 // What nobody has yet goes to the workers before they are told to finish.
                 self.deal(Instant::now());
@@ -53,11 +54,13 @@ impl Primary {
             Action::AskRestart(exit) => self.ask_restart(&exit),
             Action::Report(notice) => {
                 self.journal.record(&notice);
+                self.announce(&notice);
                 self.note(&notice);
             }
             Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
             Action::Exit(outcome) => {
                 self.settle_control();
+                self.tend_manager(Instant::now());
                 return Some(outcome);
             }
         }

@@ -28,6 +28,7 @@ impl Primary {
         for local in opened {
             self.journal.opened(&local);
         }
+        self.store_sockets();
         let policy = config.policy();
         self.configs.insert(generation, Rc::new(config));
         Ok(policy)
@@ -40,6 +41,7 @@ impl Primary {
             ("control", config.control == old.control),
             ("pid-file", config.pid_file == old.pid_file),
             ("log-file", config.log_file == old.log_file),
+            ("fd-store", config.fd_store == old.fd_store),
         ] {
             if !same {
                 self.journal.takes_a_restart(key);
@@ -55,6 +57,7 @@ impl Primary {
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
             self.journal.closed(&listener.local);
         }
+        self.unstore(&closed);
         self.empty_groups(&closed);
         self.tend_steering();
     }

@@ -20,6 +20,7 @@ impl Primary {
             None => Err("no configuration is in force".to_string()),
         };
         self.tend_steering();
+        self.store_sockets();
         Event::SocketsOpened { slots, outcome }
     }
 

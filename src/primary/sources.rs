@@ -62,12 +62,14 @@ impl Primary {
         let now = Instant::now();
         self.relay(now);
         let dealing = self.deal(now);
+        let telling = self.tend_manager(now);
         if !self.queue.is_empty() {
             return Ok(());
         }
         let full = self.relay.is_full();
         let control = self.control.as_ref();
-        let next = deadline.into_iter().chain(control.and_then(Server::deadline)).min();
+        let next =
+            deadline.into_iter().chain(control.and_then(Server::deadline)).chain(telling).min();
         let until = next.map(|at| at.saturating_duration_since(now));
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();

@@ -21,21 +21,9 @@ use crate::steering::{Lease, SlotMeter};
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::signal::{Blocked, Signal};
+use crate::systemd::PRIMARYS_OWN;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-
-/// What the service manager says to the primary alone. A worker that had these could speak in its name.
-const PRIMARYS_OWN: [&str; 9] = [
-    "NOTIFY_SOCKET",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "FDSTORE",
-    "MAINPID",
-];
 
 /// A worker's ends of its channels, and of the queue of its connections.
 struct Ends {
@@ -140,11 +128,13 @@ impl Primary {
         }
         // Its file stays: it is the primary's.
         self.control = None;
+        self.manager = None;
         self.relay = Relay::default();
         self.dealer = Dealer::default();
         let mail_limits = self.mail.hub.limits();
         self.mail.hub = MailHub::new(mail_limits);
         self.signals.close();
+        // The primary has none of it any more, but for what a hook of the application may have set.
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
         sys::process::add_env(self.supervisor.environment(tag.slot));
         let terminate = sys::signal::flag(Signal::SIGTERM)

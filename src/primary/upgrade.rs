@@ -118,6 +118,7 @@ impl Primary {
         let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
             addr: listener.addr.to_string(),
             slot: listener.slot.0,
+            keeper: listener.keeper.name().to_string(),
             fd: sys::exec::number(listener),
         });
         Ok(Manifest {

@@ -42,6 +42,12 @@ impl Supervisor {
         }
     }
 
+    /// Sockets of so many slots were left by a primary that was killed, whatever the policy is now: somebody has to
+    /// serve them.
+    pub(crate) fn know_old_sockets(&mut self, slots: u32) {
+        self.adoption.sockets = self.adoption.sockets.max(slots);
+    }
+
     /// Whether a worker of this generation is born with the sockets of its slot, and not with a shared one.
     pub(super) fn has_own_socket(&self, generation: Generation) -> bool {
         match &self.roll {

@@ -47,6 +47,9 @@ pub(crate) struct PassedListener {
     /// Which one of the group of this address.
     #[serde(default)]
     pub slot: u32,
+    /// Who keeps it besides us, in a word.
+    #[serde(default)]
+    pub keeper: String,
     pub fd: i32,
 }
 
@@ -133,8 +136,18 @@ mod tests {
             totals: Counters::default(),
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
             listeners: vec![
-                PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 0, fd: 3 },
-                PassedListener { addr: "127.0.0.1:3000".to_string(), slot: 1, fd: 4 },
+                PassedListener {
+                    addr: "127.0.0.1:3000".to_string(),
+                    slot: 0,
+                    keeper: "store".to_string(),
+                    fd: 3,
+                },
+                PassedListener {
+                    addr: "127.0.0.1:3000".to_string(),
+                    slot: 1,
+                    keeper: String::new(),
+                    fd: 4,
+                },
             ],
             workers: vec![PassedWorker {
                 id: 4,
@@ -175,7 +188,7 @@ mod tests {
     fn an_image_that_knew_no_slots_is_followed() {
         let mut json = serde_json::to_value(manifest()).expect("json");
         for (list, fields) in
-            [("listeners", &["slot"][..]), ("workers", &["own_socket", "adopts", "rows"])]
+            [("listeners", &["slot", "keeper"][..]), ("workers", &["own_socket", "adopts", "rows"])]
         {
             for one in json[list].as_array_mut().expect("a list") {
                 fields

@@ -2,10 +2,11 @@
 
 use nix::sys::signal::Signal;
 
-use crate::least_conn::{nothing_lost, rung};
+use crate::least_conn::rung;
 use crate::support::command::Builder;
 use crate::support::held::{Held, one_by_one, shares};
 use crate::support::load::Load;
+use crate::support::storm::nothing_lost;
 use crate::support::{Server, process, wait};
 
 const NOBODY: u32 = 65534;

@@ -9,34 +9,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::held::{Held, at_most_apart, hold, in_a_burst, in_one_of_several_tries};
-use crate::support::held::{one_by_one, shares};
+use crate::support::held::{Held, MANY, are_spread_evenly, departures_are_mended};
+use crate::support::held::{hold, in_one_of_several_tries, one_by_one, shares};
 use crate::support::{Server, process, wait};
-
-/// Connections in a test of balance.
-const MANY: usize = 64;
-
-/// Waits until the workers have seen that their clients are gone.
-fn wait_until_free(server: &Server) {
-    wait::until("nothing open but the question", || open(server).iter().sum::<u64>() <= 1);
-}
-
-fn open(server: &Server) -> Vec<u64> {
-    let cluster = server.cluster();
-    let workers = cluster["workers"].as_array().expect("workers");
-    workers.iter().map(|worker| worker["connections"].as_u64().expect("a number")).collect()
-}
 
 #[test]
 fn connections_that_stay_are_spread_evenly() {
     for workers in [2, 8] {
         let server = Server::start(workers);
-        for open in [one_by_one, in_a_burst] {
-            in_one_of_several_tries(|| {
-                wait_until_free(&server);
-                at_most_apart(2, &shares(&open(&server, MANY), &server.worker_pids()))
-            });
-        }
+        are_spread_evenly(&server);
         server.stop();
     }
 }
@@ -44,17 +25,7 @@ fn connections_that_stay_are_spread_evenly() {
 #[test]
 fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
     let server = Server::start(4);
-    in_one_of_several_tries(|| {
-        wait_until_free(&server);
-        let mut held = one_by_one(&server, MANY);
-        let leaving = held[0].1;
-        let before = held.len();
-        held.retain(|(_, pid)| *pid != leaving);
-        let left = before - held.len();
-        wait::until("its clients are gone", || open(&server).iter().any(|open| *open <= 1));
-        held.extend((0..left).map(|_| hold(&server)));
-        at_most_apart(4, &shares(&held, &server.worker_pids()))
-    });
+    departures_are_mended(&server, 4);
     server.stop();
 }
 

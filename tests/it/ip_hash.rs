@@ -11,6 +11,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::support::command::Builder;
 use crate::support::load::Load;
+use crate::support::storm;
 use crate::support::{Address, Client, Server, process, wait};
 
 /// How many addresses clients have here: 127.0.1.1 and on.
@@ -86,6 +87,15 @@ fn clients_of_a_slot_without_worker_move_and_the_others_do_not() {
         .map(|(client, by)| (*client, if *by == dead { fresh } else { *by }))
         .collect();
     assert_eq!(table(&server), after);
+    server.stop();
+}
+
+#[test]
+fn kills_and_reloads_refuse_nobody() {
+    let server = Server::builder().workers(3).control().dispatch("ip-hash").start();
+    let server = server.allow(&["died: killed by SIGKILL"]);
+    storm::kills(&server, 9);
+    storm::reloads(&server);
     server.stop();
 }
 

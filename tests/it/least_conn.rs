@@ -5,13 +5,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::held::{Held, at_most_apart, hold, in_a_burst, in_one_of_several_tries};
-use crate::support::held::{one_by_one, shares};
-use crate::support::load::{Load, Running};
-use crate::support::{Client, Server, amount, process, wait};
-
-/// Connections in a test of balance.
-const MANY: usize = 64;
+use crate::support::held::{Held, MANY, are_spread_evenly, at_most_apart, departures_are_mended};
+use crate::support::held::{hold, one_by_one, shares, wait_until_free};
+use crate::support::load::Load;
+use crate::support::storm::{self, nothing_lost};
+use crate::support::{Client, Server, process, wait};
 
 /// Longer than anybody waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
 const RELIEVED: Duration = Duration::from_secs(2);
@@ -36,23 +34,6 @@ fn in_kernel(server: &Server) -> bool {
     rung == "ebpf"
 }
 
-/// No connection was refused, and no request lost.
-#[track_caller]
-pub fn nothing_lost(load: Running) {
-    load.wait_answered(24);
-    let tally = load.stop();
-    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-}
-
-/// Waits until the workers have seen that their clients are gone.
-fn wait_until_free(server: &Server) {
-    wait::until("nothing open", || {
-        let status = server.status();
-        let workers = status["workers"].as_array().expect("workers").clone();
-        workers.iter().all(|worker| worker["connections"] == 0)
-    });
-}
-
 /// After a change: who was sent to a worker that gave its place to another counts as waiting for two seconds at most.
 #[track_caller]
 fn is_even_again(server: &Server) {
@@ -70,12 +51,7 @@ fn connections_that_stay_are_spread_evenly() {
         if !in_kernel(&server) {
             return drop(server.stop());
         }
-        for open in [one_by_one, in_a_burst] {
-            in_one_of_several_tries(|| {
-                wait_until_free(&server);
-                at_most_apart(2, &shares(&open(&server, MANY), &server.worker_pids()))
-            });
-        }
+        are_spread_evenly(&server);
         server.stop();
     }
 }
@@ -86,20 +62,7 @@ fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
     if !in_kernel(&server) {
         return drop(server.stop());
     }
-    in_one_of_several_tries(|| {
-        wait_until_free(&server);
-        let mut held = one_by_one(&server, MANY);
-        let leaving = held[0].1;
-        held.retain(|(_, pid)| *pid != leaving);
-        let left = MANY - held.len();
-        wait::until("its clients are gone", || {
-            let status = server.status();
-            let workers = status["workers"].as_array().expect("workers").clone();
-            workers.iter().any(|worker| worker["connections"] == 0)
-        });
-        held.extend((0..left).map(|_| hold(&server)));
-        at_most_apart(2, &shares(&held, &server.worker_pids()))
-    });
+    departures_are_mended(&server, 2);
     server.stop();
 }
 
@@ -145,17 +108,7 @@ fn a_full_worker_is_passed_over() {
 #[test]
 fn killed_workers_refuse_nobody() {
     let server = start(4).allow(&["died: killed by SIGKILL"]);
-    let load = Load::new_connections(server.address(), 4).start();
-    let kills = amount("PREFORK_STORM", 12);
-    for kill in 0..kills {
-        load.wait_answered(8);
-        process::send(server.worker_pids()[kill % 4], Signal::SIGKILL);
-        server.wait_replaced(kill + 1);
-    }
-    load.wait_answered(24);
-    let tally = load.stop();
-    assert_eq!(tally.refused, 0, "{tally:?}");
-    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    storm::kills(&server, 12);
     server.stop();
 }
 
@@ -179,14 +132,7 @@ fn fewer_workers_and_more_again_lose_nothing_and_all_get_their_share() {
 #[test]
 fn reloads_lose_no_connection_and_the_new_workers_share_evenly() {
     let server = start(3);
-    let load = Load::new_connections(server.address(), 4).start();
-    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
-    for _ in 0..amount("PREFORK_RELOADS", 5) {
-        load.wait_answered(24);
-        server.order(&["reload"]);
-    }
-    nothing_lost(load);
-    nothing_lost(kept);
+    storm::reloads(&server);
     if in_kernel(&server) {
         is_even_again(&server);
     }

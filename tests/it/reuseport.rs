@@ -9,7 +9,8 @@ use nix::sys::signal::Signal;
 use crate::support::command::Builder;
 use crate::support::http::Response;
 use crate::support::load::Load;
-use crate::support::{Client, Server, amount, process, wait};
+use crate::support::storm::{self, nothing_lost};
+use crate::support::{Client, Server, process, wait};
 
 /// Longer than a slot waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
 const RELIEVED: Duration = Duration::from_secs(2);
@@ -41,14 +42,6 @@ fn soon(server: &Server) -> Response {
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     client.soon().expect("an answer")
-}
-
-/// No connection was refused, and no request lost.
-#[track_caller]
-fn nothing_lost(load: crate::support::load::Running) {
-    load.wait_answered(24);
-    let tally = load.stop();
-    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
 }
 
 #[test]
@@ -155,14 +148,7 @@ fn fewer_workers_and_more_again_lose_nothing() {
 #[test]
 fn reloads_lose_no_connection() {
     let server = start(3);
-    let load = Load::new_connections(server.address(), 4).start();
-    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
-    for _ in 0..amount("PREFORK_RELOADS", 5) {
-        load.wait_answered(24);
-        server.order(&["reload"]);
-    }
-    nothing_lost(load);
-    nothing_lost(kept);
+    storm::reloads(&server);
     assert_eq!(sockets(&server), 3);
     server.stop();
 }
@@ -190,17 +176,7 @@ fn upgrades_pass_all_sockets_on_and_lose_no_connection() {
 #[test]
 fn a_killed_worker_costs_at_most_what_it_had_begun() {
     let server = start(4).allow(&["died: killed by SIGKILL"]);
-    let load = Load::new_connections(server.address(), 4).start();
-    let kills = amount("PREFORK_STORM", 12);
-    for kill in 0..kills {
-        load.wait_answered(8);
-        process::send(server.worker_pids()[kill % 4], Signal::SIGKILL);
-        server.wait_replaced(kill + 1);
-    }
-    load.wait_answered(24);
-    let tally = load.stop();
-    assert_eq!(tally.refused, 0, "{tally:?}");
-    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+    storm::kills(&server, 12);
     server.stop();
 }
 

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Client, Server};
+use super::{Client, Server, wait};
 
 /// A kept connection, and who serves it.
 pub type Held = (Client, u32);
+
+/// Connections in a test of balance.
+pub const MANY: usize = 64;
 
 /// How often a test of balance tries: that depends on who is given a processor, and other tests run beside it.
 const TRIES: usize = 25;
@@ -57,4 +60,42 @@ pub fn at_most_apart(most: usize, shares: &BTreeMap<u32, usize>) -> Result<(), S
     let (max, min) = (shares.values().max(), shares.values().min());
     let apart = max.zip(min).map_or(0, |(max, min)| max - min);
     if apart <= most { Ok(()) } else { Err(format!("{:?}", shares.values())) }
+}
+
+/// How many connections each worker has open, the one that asks for it included.
+pub fn open(server: &Server) -> Vec<u64> {
+    let cluster = server.cluster();
+    let workers = cluster["workers"].as_array().expect("workers");
+    workers.iter().map(|worker| worker["connections"].as_u64().expect("a number")).collect()
+}
+
+/// Waits until the workers have seen that their clients are gone.
+pub fn wait_until_free(server: &Server) {
+    wait::until("nothing open but the question", || open(server).iter().sum::<u64>() <= 1);
+}
+
+/// Connections that stay, opened one by one and in a burst: nobody has three more than another.
+#[track_caller]
+pub fn are_spread_evenly(server: &Server) {
+    for open in [one_by_one, in_a_burst] {
+        in_one_of_several_tries(|| {
+            wait_until_free(server);
+            at_most_apart(2, &shares(&open(server, MANY), &server.worker_pids()))
+        });
+    }
+}
+
+/// All clients of one worker go, and as many come: nobody then has more than `most` more than another.
+#[track_caller]
+pub fn departures_are_mended(server: &Server, most: usize) {
+    in_one_of_several_tries(|| {
+        wait_until_free(server);
+        let mut held = one_by_one(server, MANY);
+        let leaving = held[0].1;
+        held.retain(|(_, pid)| *pid != leaving);
+        let left = MANY - held.len();
+        wait::until("its clients are gone", || open(server).iter().any(|open| *open <= 1));
+        held.extend((0..left).map(|_| hold(server)));
+        at_most_apart(most, &shares(&held, &server.worker_pids()))
+    });
 }

@@ -10,6 +10,7 @@ pub mod load;
 pub mod process;
 pub mod server;
 pub mod source;
+pub mod storm;
 pub mod wait;
 
 pub use http::{Address, Client, Failure};

@@ -1,0 +1,45 @@
+//! What a cluster is put through under load, whatever the policy, and what that may cost.
+
+use nix::sys::signal::Signal;
+
+use super::load::{Load, Running};
+use super::{Server, amount, process};
+
+/// Kills one worker after the other, each when the one before is replaced: nobody is refused, and a kill costs at most
+/// two requests, as a worker dies with what it had begun.
+#[track_caller]
+pub fn kills(server: &Server, usual: usize) {
+    let load = Load::new_connections(server.address(), 4).start();
+    let kills = amount("PREFORK_STORM", usual);
+    for kill in 0..kills {
+        load.wait_answered(8);
+        let pids = server.worker_pids();
+        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+        server.wait_replaced(kill + 1);
+    }
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
+}
+
+/// Reloads under new and kept connections: none is lost.
+#[track_caller]
+pub fn reloads(server: &Server) {
+    let load = Load::new_connections(server.address(), 4).start();
+    let kept = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    for _ in 0..amount("PREFORK_RELOADS", 5) {
+        load.wait_answered(24);
+        server.order(&["reload"]);
+    }
+    nothing_lost(load);
+    nothing_lost(kept);
+}
+
+/// The end of a load: no connection was refused, and no request lost.
+#[track_caller]
+pub fn nothing_lost(load: Running) {
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
