@@ -119,10 +119,11 @@ fn a_stop_by_systemd_leaves_time_for_a_graceful_one() {
     place.install();
     let seconds = |text: &str| text.trim_matches(['"', 's']).parse::<u64>().expect("seconds");
     let toml: toml::Table = place.text("etc/prefork.toml").parse().expect("TOML");
-    let needed: u64 = ["graceful-timeout", "linger-timeout"]
+    let needed: u64 = ["graceful-timeout", "linger-timeout", "drain-delay"]
         .iter()
-        .map(|key| seconds(toml[*key].as_str().expect("text")))
+        .filter_map(|key| Some(seconds(toml.get(*key)?.as_str().expect("text"))))
         .sum();
+    assert!(needed > 30, "{needed} s is less than the defaults");
     let given = seconds(setting(&place.text(UNIT), "TimeoutStopSec"));
     assert!(given > needed, "{given} s for {needed} s");
 }
