@@ -27,6 +27,8 @@ pub struct Builder {
     /// Whether the configuration file says which dispatch policy there is to be.
     tells_policy: bool,
     stdin: Option<OwnedFd>,
+    /// Descriptors 0 and up when the script begins, instead of the log and all else.
+    streams: Vec<OwnedFd>,
     user: Option<u32>,
     dir: TempDir,
 }
@@ -86,6 +88,7 @@ impl Builder {
             tells_workers: true,
             tells_policy: false,
             stdin: None,
+            streams: Vec::new(),
             user: None,
             dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
         }
@@ -152,6 +155,12 @@ impl Builder {
     /// Open as descriptor 0 when the script begins.
     pub fn stdin(mut self, fd: OwnedFd) -> Builder {
         self.stdin = Some(fd);
+        self
+    }
+
+    /// Open as descriptors 0, 1 and 2 when the script begins, which then has to open the log.
+    pub fn streams(mut self, descriptors: impl Iterator<Item = OwnedFd>) -> Builder {
+        self.streams = descriptors.collect();
         self
     }
 
@@ -225,6 +234,11 @@ impl Builder {
     pub fn spawn(mut self) -> Server {
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
+        let mut streams = self.streams.drain(..).map(Stdio::from);
+        streams.next().map(|one| command.stdin(one));
+        streams.next().map(|one| command.stdout(one));
+        streams.next().map(|one| command.stderr(one));
+        drop(streams);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         Server::new(child, self.dir, self.workers)
     }
@@ -252,7 +266,7 @@ impl Builder {
 
 /// Whether a variable of the environment would change what the server does, or what it says.
 fn is_heard(name: &str) -> bool {
-    const HEARD: [&str; 14] = [
+    const HEARD: [&str; 15] = [
         "RUNTIME_DIRECTORY",
         "XDG_RUNTIME_DIR",
         "PORT",
@@ -265,6 +279,7 @@ fn is_heard(name: &str) -> bool {
         "LISTEN_FDS",
         "LISTEN_PID",
         "LISTEN_FDNAMES",
+        "FDSTORE",
         "WATCHDOG_USEC",
         "WATCHDOG_PID",
     ];
