@@ -153,7 +153,7 @@ impl Cluster {
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
         self.config = made.fit(self.config)?;
         let reread = self.reread;
-        self.reread = Box::new(move || made.refit(reread()?));
+        self.reread = Box::new(move || made.refit(reread()?).and_then(|c| permit(&c).map(|()| c)));
         let launcher = Launcher::of_this_process()?;
         let service = systemd::Service::take()?;
         let left = match Inherited::take()? {
@@ -163,6 +163,10 @@ impl Cluster {
             Some(Inherited::Manifest(manifest)) => Some(manifest),
             None => None,
         };
+        permit(&self.config)?;
+        // The first process of a container ends on no signal that it has no handler for.
+        let unmanned = left.is_none().then(sys::signal::end_if_first_process).transpose();
+        let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log().or_else(|e| forgive(e, left.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = sys::process::raise_open_files() {
@@ -185,6 +189,7 @@ impl Cluster {
         let files = Files { listeners, pid_file, mail: self.mail, manager };
         let application = Application { entry: enter, reread: self.reread, hooks: self.hooks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
+        drop(unmanned);
         Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,
             Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
@@ -207,6 +212,7 @@ impl Cluster {
             sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
+                permit(&self.config)?;
                 let slots = self.slots(Some(manifest));
                 listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
@@ -218,6 +224,11 @@ impl Cluster {
         upgrade::answer(answer, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
+}
+
+/// Whether workers can become whom the configuration names.
+fn permit(config: &Config) -> Result<()> {
+    config.credentials().map_or(Ok(()), |credentials| credentials.permitted())
 }
 
 /// What stops a start does not stop a service that was taken over: there is no way back from an exec.

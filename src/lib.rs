@@ -26,6 +26,7 @@ mod models;
 mod pid_file;
 pub mod pool;
 mod primary;
+mod privilege;
 mod scoreboard;
 mod seed;
 pub mod shared;

@@ -41,7 +41,7 @@ pub(crate) struct Options {
 trait Site: 'static {
     fn config(&self) -> &Config;
     fn cluster(&self) -> ClusterSnapshot;
-    fn is_draining(&self) -> bool;
+    fn is_ready(&self) -> bool;
     fn pid(&self) -> u32;
     fn pool(&self) -> &Pool;
 }
@@ -57,8 +57,8 @@ macro_rules! site {
                 $worker::cluster(self)
             }
 
-            fn is_draining(&self) -> bool {
-                $worker::is_draining(self)
+            fn is_ready(&self) -> bool {
+                $worker::is_ready(self)
             }
 
             fn pid(&self) -> u32 {

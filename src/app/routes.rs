@@ -21,7 +21,7 @@ const LIST: &str = "\
 /             which process answered
 /cluster      every worker, as JSON
 /healthz      200 while this worker lives
-/readyz       200 while it accepts, 503 while it drains
+/readyz       200 while it accepts, 503 from the order to stop on
 /sleep/{ms}   waits without working, up to 3600000
 /fib/{n}      works without waiting, in the pool, up to 50; ?on=loop: on the event loop
 /bytes/{n}    a body of n bytes, up to 1073741824
@@ -62,10 +62,8 @@ impl<W: Site> Routes<W> {
             "/" => Some(text(StatusCode::OK, self.who.clone())),
             "/cluster" => Some(self.cluster()),
             "/healthz" => Some(text(StatusCode::OK, "ok\n")),
-            "/readyz" if self.worker.is_draining() => {
-                Some(text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"))
-            }
-            "/readyz" => Some(text(StatusCode::OK, "ready\n")),
+            "/readyz" if self.worker.is_ready() => Some(text(StatusCode::OK, "ready\n")),
+            "/readyz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")),
             _ => None,
         }
     }

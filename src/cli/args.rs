@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench;
 use super::ctl::{self, Call};
+use super::health;
 use super::pages;
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
@@ -28,6 +29,8 @@ pub(super) enum Verb {
     Program(RawFlags),
     /// Ask a running primary.
     Ask(Call),
+    /// Ask a server whether it is ready.
+    Health(health::Call),
     /// Put load on a server.
     Bench(Box<bench::Call>),
     /// Write manual pages or completions.
@@ -81,6 +84,7 @@ pub(super) fn command() -> Command {
         .subcommand(check())
         .subcommand(program())
         .subcommands(ctl::commands())
+        .subcommand(health::command())
         .subcommand(bench::command())
         .subcommands(pages::commands())
 }
@@ -159,6 +163,9 @@ pub(super) fn parse(
         Some(("bench", matches)) => bench::parse(matches)
             .map(|call| Verb::Bench(Box::new(call)))
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("health", matches)) => {
+            health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)
+        }
         Some((name, matches)) => pages::parse(name, matches)
             .map(Verb::Generate)
             .or_else(|| ctl::parse(name, matches).map(Verb::Ask))

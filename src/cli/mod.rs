@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod check;
 mod ctl;
+mod health;
 mod logger;
 mod pages;
 mod program;
@@ -27,6 +28,7 @@ pub fn main() -> ExitCode {
         args::Verb::Check { flags, json } => check::run(flags, json),
         args::Verb::Program(flags) => program::run(flags),
         args::Verb::Ask(call) => ctl::run(call),
+        args::Verb::Health(call) => health::run(call),
         args::Verb::Bench(call) => bench::run(*call),
         args::Verb::Generate(call) => pages::run(call),
     };

@@ -19,6 +19,9 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }
+    if settings.config.user.is_none() && nix::unistd::geteuid().is_root() {
+        log::debug!("the workers run as root: give --user to let them drop their privileges");
+    }
     if settings.app.faults {
         log::warn!("--faults is on: anybody who reaches the port can crash or hang a worker");
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Attached, Config, ControlSocket, Dispatch, FdStore, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
+use crate::privilege::Credentials;
 
 /// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
 #[derive(Debug, Clone)]
@@ -35,6 +36,7 @@ impl ConfigBuilder {
         dispatch: Dispatch,
         graceful_timeout: Duration,
         linger_timeout: Duration,
+        drain_delay: Duration,
         hand_over: bool,
         boot_timeout: Duration,
         min_uptime: Duration,
@@ -57,6 +59,8 @@ impl ConfigBuilder {
         pool_newest_first: bool,
         pipeline_flush: bool,
         http2: bool,
+        user: Option<String>,
+        group: Option<String>,
         pid_file: Option<PathBuf>,
         log_file: Option<PathBuf>,
         titles: bool,
@@ -77,9 +81,9 @@ impl ConfigBuilder {
         Ok(self)
     }
 
-    /// Checks every value against its bounds.
+    /// Checks every value against its bounds, and looks up user and group.
     pub fn build(self) -> Result<Config> {
-        let c = self.config;
+        let mut c = self.config;
         if c.bind.is_empty() {
             return Err(Error::config("no address to listen on: give at least one bind"));
         }
@@ -97,6 +101,7 @@ impl ConfigBuilder {
         for (name, value, least) in [
             ("max-queue-wait", c.max_queue_wait, Duration::ZERO),
             ("graceful-timeout", c.graceful_timeout, Duration::ZERO),
+            ("drain-delay", c.drain_delay, Duration::ZERO),
             ("linger-timeout", c.linger_timeout, Duration::ZERO),
             ("boot-timeout", c.boot_timeout, Duration::from_millis(1)),
             ("min-uptime", c.min_uptime, Duration::ZERO),
@@ -108,6 +113,7 @@ impl ConfigBuilder {
         ] {
             duration_in_range(name, value, least)?;
         }
+        c.credentials = Credentials::look_up(c.user.as_deref(), c.group.as_deref())?;
         Ok(c)
     }
 }

@@ -165,6 +165,12 @@ pub(crate) static KEYS: &[Key] = &[
         "How long a stopping worker may finish its requests",
     ),
     key(
+        "drain-delay",
+        group::STOPPING,
+        Field::Duration(|d| &mut d.config.drain_delay),
+        "How long a stop goes on accepting while /readyz says no, so that balancers notice",
+    ),
+    key(
         "linger-timeout",
         group::STOPPING,
         Field::Duration(|d| &mut d.config.linger_timeout),
@@ -223,6 +229,18 @@ pub(crate) static KEYS: &[Key] = &[
         group::APPLICATION,
         Field::Switch(|d| &mut d.app.faults),
         "Offer paths that crash or hang a worker on purpose, for trials only",
+    ),
+    key(
+        "user",
+        group::GENERAL,
+        Field::Name(|d| &mut d.config.user),
+        "Workers become this user, name or number, without any privilege; needs a start as root",
+    ),
+    key(
+        "group",
+        group::GENERAL,
+        Field::Name(|d| &mut d.config.group),
+        "And this group, name or number, instead of the user's own",
     ),
     key(
         "pid-file",

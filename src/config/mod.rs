@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::listener::ListenAddr;
+use crate::privilege::Credentials;
 
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
@@ -71,6 +72,10 @@ pub struct Config {
     /// How long a stopping worker keeps an idle kept-alive connection open, so that a request which
     /// is already on its way is answered instead of reset. Default: 1 s.
     pub linger_timeout: Duration,
+    /// How long a stopping cluster goes on accepting and serving while [`Worker::is_ready`](crate::Worker::is_ready)
+    /// says no already, so that balancers can send new connections elsewhere. A second request to stop ends it.
+    /// Default: 0.
+    pub drain_delay: Duration,
     /// A worker that leaves while others go on serving hands its kept-alive HTTP/1.1 connections to
     /// them, between two requests, instead of closing them. Default: on; never under [`Model::Threads`].
     pub hand_over: bool,
@@ -130,6 +135,11 @@ pub struct Config {
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,
+    /// The user that workers become, by name or number, with its groups and without any capability; the primary stays
+    /// root, as which it has to be started then. Default: none, they stay what the primary is.
+    pub user: Option<String>,
+    /// Their group, by name or number, in place of the one that `user` has. Default: none.
+    pub group: Option<String>,
     /// Where the primary writes its pid, for others to read: mode 0644, locked while it runs, removed at its
     /// end. Default: none.
     pub pid_file: Option<PathBuf>,
@@ -145,6 +155,8 @@ pub struct Config {
     /// [`FdStore::Auto`].
     pub fd_store: FdStore,
     attached: Attached,
+    /// What `user` and `group` are in numbers.
+    credentials: Option<Credentials>,
 }
 
 impl Config {
@@ -156,6 +168,11 @@ impl Config {
     /// What the application attached with [`ConfigBuilder::attach`], if it is of this type.
     pub fn attached<T: Any + Send + Sync>(&self) -> Option<&T> {
         self.attached.0.as_ref()?.downcast_ref()
+    }
+
+    /// Whom workers become, if they do.
+    pub(crate) fn credentials(&self) -> Option<&Credentials> {
+        self.credentials.as_ref()
     }
 
     /// Back to a builder, to change a configuration.
@@ -201,6 +218,7 @@ impl Config {
             socket_per_slot: self.dispatch.has_socket_per_slot(),
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
+            drain_delay: self.drain_delay,
             min_uptime: self.min_uptime,
             boot_attempts: self.boot_attempts,
             backoff_first: Duration::from_millis(100),
@@ -236,6 +254,7 @@ impl Default for Config {
             dispatch: Dispatch::Shared,
             graceful_timeout: Duration::from_secs(30),
             linger_timeout: Duration::from_secs(1),
+            drain_delay: Duration::ZERO,
             hand_over: true,
             boot_timeout: Duration::from_secs(30),
             min_uptime: Duration::from_secs(1),
@@ -258,12 +277,15 @@ impl Default for Config {
             pool_newest_first: false,
             pipeline_flush: false,
             http2: true,
+            user: None,
+            group: None,
             pid_file: None,
             log_file: None,
             titles: false,
             control: ControlSocket::Off,
             fd_store: FdStore::Auto,
             attached: Attached::default(),
+            credentials: None,
         }
     }
 }

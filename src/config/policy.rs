@@ -15,6 +15,8 @@ pub(crate) struct Policy {
     pub boot_timeout: Duration,
     /// How long a draining worker may take before it is killed.
     pub graceful_timeout: Duration,
+    /// How long a stop waits before workers are told to drain.
+    pub drain_delay: Duration,
     /// A worker that dies sooner than this after READY (or before it) counts towards a crash loop.
     pub min_uptime: Duration,
     /// This many failed rounds before any worker was ever ready, and the primary gives up.

@@ -121,6 +121,17 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// Whether there is such a user or group is looked up with the whole configuration.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("is empty: give a name or a number".to_string()),
+        name if name.contains([':', '\0', '/']) => {
+            Err("is no name: give a name or a number".to_string())
+        }
+        name => Ok(name.to_string()),
+    }
+}
+
 /// What `env_logger` would only warn about (and then ignore) is an error here.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     match text {

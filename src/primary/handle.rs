@@ -63,7 +63,7 @@ impl PrimaryHandle<'_> {
                 return Err(Error::application("fork_with", format!("{name:?} is no variable")));
             }
         }
-        if self.primary.supervisor.stopping() {
+        if self.primary.supervisor.going() {
             return Err(Error::application("fork_with", "the cluster is stopping"));
         }
         let id = self.primary.supervisor.draw_id();

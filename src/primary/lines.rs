@@ -86,6 +86,10 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
         )),
+        Notice::Departing { by, delay } => info(format!(
+            "stopping ({by}): not ready any more, accepting for {} yet (drain-delay)",
+            Span(*delay)
+        )),
         Notice::Stopping { by, workers } => info(format!(
             "stopping ({by}): {} to finish what is open",
             count(*workers as u64, "worker")

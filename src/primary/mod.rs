@@ -263,6 +263,6 @@ impl Primary {
 
     fn publish(&self) {
         let mind = &self.supervisor;
-        self.board.publish(mind.wanted(), mind.restarts(), mind.stopping());
+        self.board.publish(mind.wanted(), mind.restarts(), mind.going());
     }
 }

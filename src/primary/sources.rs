@@ -33,6 +33,9 @@ pub(super) const SIGNALS: [Signal; 11] = [
 /// Words taken from one channel in one turn: a flooding worker must not keep the others waiting.
 const WORDS_A_TURN: usize = 16;
 
+/// Orphans of others that are reaped in one turn.
+const STRANGERS_A_TURN: usize = 1024;
+
 /// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
 const LAST_WORDS: usize = 4096;
 
@@ -137,7 +140,8 @@ impl Primary {
         Ok(())
     }
 
-    /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business.
+    /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business, unless
+    /// they were left to us.
     pub(super) fn reap(&mut self) {
         if let Some(Ok(Some(status))) = self.proof.as_ref().map(|proof| sys::wait::reap(proof.pid))
         {
@@ -165,6 +169,28 @@ impl Primary {
             let served = self.board.retire(child.row).requests;
             self.queue.push_back(Event::Exited { worker, status, served });
         }
+        if sys::process::adopts_orphans() {
+            self.reap_strangers();
+        }
+    }
+
+    /// Whose parent has died becomes a child of the first process of a container, and would stay a zombie. No event
+    /// comes of it. One of ours that ends meanwhile has its signal still to come.
+    fn reap_strangers(&self) {
+        for _ in 0..STRANGERS_A_TURN {
+            match sys::wait::ended() {
+                Some(pid) if !self.knows(pid) => drop(sys::wait::reap(pid)),
+                Some(_) | None => return,
+            }
+        }
+        // There may be more, and no other signal for them: this one brings us back.
+        let _ = sys::process::kill(std::process::id(), Signal::SIGCHLD);
+    }
+
+    fn knows(&self, pid: u32) -> bool {
+        self.children.values().any(|child| child.pid == pid)
+            || self.proof.as_ref().is_some_and(|proof| proof.pid == pid)
+            || self.stopped_proofs.contains(&pid)
     }
 }
 

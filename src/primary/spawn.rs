@@ -1,5 +1,6 @@
 //! The choreography of a fork. In order: signals held back, channel made, fork; then the child gives up
-//! everything that is the primary's, takes what is its own, lets signals in again, and never comes back.
+//! everything that is the primary's, its rights first, takes what is its own, lets signals in again, and never comes
+//! back.
 //!
 //! What if the primary dies in between? The child asks who its parent is after it told the kernel to signal
 //! it (`die_with`), so it cannot miss the death. What if a signal comes? It is held back until the child has
@@ -113,6 +114,10 @@ impl Primary {
         blocked: Blocked,
     ) -> Result<Option<Seed>> {
         let config = self.config_of(tag)?;
+        if let Some(credentials) = config.credentials() {
+            credentials.take_on()?;
+        }
+        // Not before: the kernel forgets this when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
         let alive = sys::process::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;

@@ -46,6 +46,9 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
         Fork::Child => {
             drop(ours);
             let live = || -> Result<u8> {
+                if let Some(credentials) = config.credentials() {
+                    credentials.take_on()?;
+                }
                 // It serves nobody: when the trial is stopped there is nothing to finish.
                 let alive = sys::process::killed_with(primary)
                     .map_err(failed("tie the worker to the trial"))?;
@@ -70,7 +73,10 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     terminate,
                 }))
             };
-            sys::fork::exit_now(live().unwrap_or(exit::OS))
+            sys::fork::exit_now(live().unwrap_or_else(|e| {
+                log::error!("the trial worker cannot start: {e}");
+                exit::OS
+            }))
         }
     }
 }

@@ -286,6 +286,11 @@ impl Reader {
         self.rows().any(|page| !own.is(page) && row::serves(page, now_ms))
     }
 
+    /// Whether the primary says that the cluster stops, or is about to.
+    pub(crate) fn is_stopping(&self) -> bool {
+        STATE.load(self.pages.page(PRIMARY)) == 1
+    }
+
     fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {
         // Only the primary can have written this number; the bound costs nothing all the same.
         let used = ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1);

@@ -123,6 +123,8 @@ pub(crate) enum Notice {
     Recovered { worker: WorkerTag, after: Duration },
     /// A worker's event loop has not turned for too long; it is aborted, then killed.
     Frozen { worker: WorkerTag, since: Duration, serving: Option<String> },
+    /// A stop was asked for; it begins after this delay.
+    Departing { by: String, delay: Duration },
     /// A stop was asked for; so many workers have to finish.
     Stopping { by: String, workers: usize },
     /// A stop at once was asked for.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::action::{Action, Cause, Leave, Notice, Outcome};
 use super::event::{Asker, Intent};
+use super::scaling::refuse;
 use super::{LAST_MOMENT, Phase, State, Supervisor};
 use crate::identity::WorkerId;
 
@@ -25,8 +26,14 @@ impl Supervisor {
                 by.confirm("stopping already".to_string(), actions);
             }
             Intent::Stop if self.stopping() => self.stop_now(by, true, actions),
-            Intent::Stop => self.stop(now, by, actions),
+            Intent::Stop if self.departure.is_some() => self.depart_early(now, by, actions),
+            Intent::Stop => self.announce_stop(now, by, actions),
             Intent::StopNow => self.stop_now(by, false, actions),
+            Intent::Reload | Intent::Scale(_) | Intent::Disconnect(_) | Intent::Upgrade
+                if self.departure.is_some() =>
+            {
+                refuse(by, "the cluster is stopping".to_string(), actions);
+            }
             Intent::Reload => self.reload(by, actions),
             Intent::Scale(scale) => self.scale(now, scale, by, actions),
             Intent::Disconnect(worker) => self.disconnect(now, worker, by, actions),
@@ -35,8 +42,9 @@ impl Supervisor {
     }
 
     /// Workers that serve drain; one that never was ready has nothing to finish and may not listen yet.
-    fn stop(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+    pub(super) fn stop(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
         self.phase = Phase::Stopping;
+        self.departure = None;
         self.stop_began = Some(now);
         let workers = self.members.len();
         actions.push(Action::Report(Notice::Stopping { by: by.who.clone(), workers }));
@@ -73,6 +81,7 @@ impl Supervisor {
     /// Kills everybody; `finish` exits when the last one is reaped.
     pub(super) fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
         self.phase = Phase::Ending(outcome);
+        self.departure = None;
         let ids: Vec<WorkerId> = self.members.keys().copied().collect();
         for id in ids {
             self.kill(id, Cause::Stopped, actions);

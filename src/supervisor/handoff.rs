@@ -146,7 +146,7 @@ impl Supervisor {
 
     /// A stop always wins.
     pub(super) fn give_up_proof(&mut self, actions: &mut Vec<Action>) {
-        if self.stopping() && self.handoff.is_some() {
+        if self.going() && self.handoff.is_some() {
             self.stop_proof("the cluster is stopping", actions);
         }
     }

@@ -12,6 +12,7 @@ mod action;
 mod adoption;
 mod asked;
 mod backoff;
+mod departure;
 mod event;
 mod exits;
 mod handoff;
@@ -41,6 +42,7 @@ pub use action::Limit;
 pub(crate) use action::{Action, Cause, Exit, Leave, Notice, Outcome};
 use adoption::Adoption;
 use backoff::Backoff;
+use departure::Departure;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
 use handoff::Handoff;
 pub(crate) use member::{Member, State};
@@ -100,6 +102,8 @@ pub(crate) struct Supervisor {
     ever_ready: bool,
     /// When the graceful stop was asked for.
     stop_began: Option<Instant>,
+    /// A stop that waits for balancers to notice.
+    departure: Option<Departure>,
     /// Workers forked in place of one that ended unasked.
     restarts: u64,
     watch: Watch,
@@ -133,6 +137,7 @@ impl Supervisor {
             next_id: 1,
             ever_ready: false,
             stop_began: None,
+            departure: None,
             restarts: 0,
         }
     }
@@ -172,6 +177,7 @@ impl Supervisor {
             Event::NotProved { why } => self.not_proved(&why, &mut actions),
             Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
             Event::DeadlineReached => {
+                self.depart(now, &mut actions);
                 self.overdue(now, &mut actions);
                 self.proof_overdue(now, &mut actions);
                 self.look(now, &mut actions);
@@ -192,9 +198,11 @@ impl Supervisor {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let members = self.members.values().filter_map(Member::deadline);
         let others = match self.phase {
-            Phase::Booting | Phase::Running => [self.backoff.deadline(), self.watch.deadline()],
-            Phase::Stopping => [None, self.watch.deadline()],
-            Phase::Ending(_) | Phase::Done => [None, None],
+            Phase::Booting | Phase::Running => {
+                [self.backoff.deadline(), self.watch.deadline(), self.departure_deadline()]
+            }
+            Phase::Stopping => [None, self.watch.deadline(), None],
+            Phase::Ending(_) | Phase::Done => [None, None, None],
         };
         let proof = self.handoff.as_ref().and_then(Handoff::deadline);
         members.chain(others.into_iter().flatten()).chain(proof).min()

@@ -9,6 +9,7 @@ mod rolling;
 mod scaling;
 mod setbacks;
 mod slots;
+mod stopping;
 mod vacancies;
 mod watching;
 mod whims;
@@ -25,6 +26,7 @@ fn policy(workers: u32) -> Policy {
         workers,
         boot_timeout: ms(10_000),
         graceful_timeout: ms(5_000),
+        drain_delay: Duration::ZERO,
         min_uptime: ms(1_000),
         boot_attempts: 5,
         backoff_first: ms(100),
@@ -170,35 +172,6 @@ fn a_stop_before_the_start_exits_at_once() {
     world.ask(Intent::Stop);
     world.tell(Event::Started);
     assert_eq!((world.exit, world.forks().len()), (Some(Outcome::Stopped), 0));
-}
-
-#[test]
-fn a_stop_kills_workers_that_boot_and_drains_those_that_serve() {
-    let mut world = cluster(2, |id| (id == 1).then(Life::hanging));
-    world.run(ms(1_000));
-    world.ask(Intent::Stop);
-    assert_eq!((killed(&world, 1), killed(&world, 2)), (vec![ms(1_000)], vec![]));
-    assert_eq!(world.times(&Action::Drain(WorkerId(2))), [ms(1_000)]);
-    world.drive();
-    assert_eq!(world.exit, Some(Outcome::Stopped));
-}
-
-#[test]
-fn a_fork_that_comes_back_after_the_stop_is_killed() {
-    let mut world = cluster(1, |_| Some(Life::serving().forked_after(500)));
-    world.ask(Intent::Stop);
-    assert_eq!((world.mind.phase, world.exit), (Phase::Stopping, None));
-    world.drive();
-    assert_eq!(killed(&world, 1), [ms(500)]);
-    assert_eq!((ends(&world), world.exit), (vec![(1, Cause::Stopped)], Some(Outcome::Stopped)));
-}
-
-#[test]
-fn a_fork_that_fails_after_the_stop_is_not_missed() {
-    let mut world = cluster(1, |_| Some(Life::stillborn().forked_after(500)));
-    world.ask(Intent::Stop);
-    world.drive();
-    assert_eq!((world.exit, world.forks().len()), (Some(Outcome::Stopped), 1));
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl Supervisor {
         });
         View {
             phase: match self.roll {
+                _ if self.departure.is_some() => Phase::Stopping.name(),
                 Some(_) if self.phase == Phase::Running => "reloading",
                 _ => self.phase.name(),
             },

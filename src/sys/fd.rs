@@ -58,9 +58,10 @@ pub(crate) fn close_inherited_except(keep: &[RawFd]) -> io::Result<()> {
     for number in keep.into_iter().filter(|n| *n >= 3).chain([u32::MAX]) {
         if number > from {
             let last = if number == u32::MAX { u32::MAX } else { number - 1 };
+            // Not every C library has a function for this call.
             // SAFETY: by this function's contract nothing in the process owns these descriptors yet.
-            let result = unsafe { libc::close_range(from, last, 0) };
-            cvt(result)?;
+            let result = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
+            cvt(result as libc::c_int)?;
         }
         from = number.saturating_add(1);
     }

@@ -7,6 +7,7 @@
 
 pub(crate) mod bpf;
 pub(crate) mod byte_lock;
+pub(crate) mod credentials;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;

@@ -37,21 +37,27 @@ pub(crate) fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::
         header.msg_iov = &raw mut slices[i];
         header.msg_iovlen = 1;
         header.msg_control = controls[i].0.as_mut_ptr().cast();
-        header.msg_controllen = CONTROL;
+        header.msg_controllen = CONTROL as _;
         // SAFETY: the control buffer is aligned, zeroed, exclusively ours and has room for one header with one
         // descriptor, so CMSG_FIRSTHDR and CMSG_DATA point into it.
         unsafe {
             let first = libc::CMSG_FIRSTHDR(header);
             (*first).cmsg_level = libc::SOL_SOCKET;
             (*first).cmsg_type = libc::SCM_RIGHTS;
-            (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
+            (*first).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
             libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
         }
     }
+    // The types of lengths and flags differ between C libraries.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the first `parcels.len()` headers point to one slice and one control buffer each, all alive.
     let sent = unsafe {
-        libc::sendmmsg(to.as_fd().as_raw_fd(), headers.as_mut_ptr(), parcels.len() as u32, flags)
+        libc::sendmmsg(
+            to.as_fd().as_raw_fd(),
+            headers.as_mut_ptr(),
+            parcels.len() as u32,
+            flags as _,
+        )
     };
     match cvt(sent) {
         Ok(sent) => Ok(sent as usize),

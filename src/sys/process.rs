@@ -47,6 +47,11 @@ pub(crate) fn is_worker() -> bool {
     PRIMARY.load(Ordering::Relaxed) != 0
 }
 
+/// Whether orphans become children of this process: as the first one of a pid namespace, or as a subreaper.
+pub(crate) fn adopts_orphans() -> bool {
+    std::process::id() == 1 || matches!(nix::sys::prctl::get_child_subreaper(), Ok(true))
+}
+
 /// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns
 /// `false` if the parent is already gone. For processes that hold nothing of anybody.
 pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {

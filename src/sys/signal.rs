@@ -86,6 +86,40 @@ pub(crate) fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// What ends a process by default, and not the first one of a container or a pid namespace.
+const ENDING: [Signal; 8] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGPWR,
+];
+
+/// While this lives, signals end the process as they end any other.
+pub(crate) struct Unmanned(Arc<AtomicBool>);
+
+/// Makes the first process of a pid namespace, for which signals without a handler mean nothing, end as any other
+/// would: with a status that names the signal, as long as the result lives. Does nothing in other processes.
+pub(crate) fn end_if_first_process() -> io::Result<Unmanned> {
+    let ends = Arc::new(AtomicBool::new(true));
+    if std::process::id() == 1 {
+        for signal in ENDING {
+            let number = signal as i32;
+            signal_hook::flag::register_conditional_shutdown(number, 128 + number, ends.clone())?;
+        }
+    }
+    Ok(Unmanned(ends))
+}
+
+impl Drop for Unmanned {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+}
+
 /// Signals are held back while this lives: between fork and the child's own handlers none must be lost or
 /// written into the parent's pipe.
 pub(crate) struct Blocked {

@@ -110,7 +110,7 @@ fn receive(
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL;
+    header.msg_controllen = CONTROL as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the header points to one slice and one control buffer, both exclusively ours, alive, and of the
     // lengths given.
@@ -124,7 +124,10 @@ fn receive(
         let message = unsafe { &*at };
         if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: computes a number from a number.
-            let bytes = message.cmsg_len - unsafe { libc::CMSG_LEN(0) } as usize;
+            let head = unsafe { libc::CMSG_LEN(0) };
+            // The type of this length differs between C libraries.
+            let length = u64::try_from(message.cmsg_len).unwrap_or(0);
+            let bytes = length.saturating_sub(head.into()) as usize;
             for i in 0..bytes / size_of::<RawFd>() {
                 // SAFETY: the kernel wrote `bytes` bytes of descriptors after this header and has just opened
                 // them for us; each is read, and so owned, once.

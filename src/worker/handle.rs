@@ -107,6 +107,13 @@ impl Worker {
         self.0.drain.order().is_some()
     }
 
+    /// Whether balancers should send new connections here: not when it drains, and not from the moment on in which the
+    /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
+    /// a readiness probe wants to know.
+    pub fn is_ready(&self) -> bool {
+        !self.is_draining() && !self.0.board.is_stopping()
+    }
+
     /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
     pub async fn draining(&self) {
         self.0.drain.begun().await;

@@ -1,0 +1,148 @@
+//! As whom workers run: from names to numbers, before the first fork; and what an operator is told when that cannot
+//! be. The primary stays what it was started as, so that it can fork, reload, upgrade, bind low ports and signal its
+//! workers; those drop everything right after their fork, before anything of the application runs.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Whom to become, in numbers: nothing has to be looked up in a worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    uid: u32,
+    gid: u32,
+    /// All groups, `gid` among them.
+    groups: Vec<u32>,
+}
+
+impl Credentials {
+    /// What `user` and `group` (names or numbers) stand for on this machine; `None` if neither was given.
+    ///
+    /// # Errors
+    /// They are unknown, or too little to go by.
+    pub(crate) fn look_up(user: Option<&str>, group: Option<&str>) -> Result<Option<Credentials>> {
+        let Some(user) = user else {
+            return match group {
+                Some(group) => Err(Error::config(format!(
+                    "group = {group} is given without a user: give user as well, or leave both out"
+                ))),
+                None => Ok(None),
+            };
+        };
+        let gid = group.map(look_up_group).transpose()?;
+        let unread = |e: nix::Error| {
+            Error::config(format!("user = {user} cannot be looked up: {e}: check /etc/passwd"))
+        };
+        let number: Option<u32> = user.parse().ok();
+        let entry = match number {
+            Some(uid) => User::from_uid(Uid::from_raw(uid)),
+            None => User::from_name(user),
+        };
+        // A container may have no /etc/passwd; numbers mean something without it.
+        let entry = match entry {
+            Err(e) if number.is_none() && e != nix::errno::Errno::ENOENT => return Err(unread(e)),
+            Err(_) | Ok(None) => None,
+            Ok(Some(entry)) => Some(entry),
+        };
+        match (entry, number, gid) {
+            (Some(entry), _, gid) => {
+                let gid = gid.unwrap_or(entry.gid);
+                let name = CString::new(entry.name).map_err(|_| unread(nix::Error::EINVAL))?;
+                let groups = getgrouplist(&name, gid).map_err(unread)?;
+                let groups = groups.into_iter().map(Gid::as_raw).collect();
+                Ok(Some(Credentials { uid: entry.uid.as_raw(), gid: gid.as_raw(), groups }))
+            }
+            (None, Some(uid), Some(gid)) => {
+                Ok(Some(Credentials { uid, gid: gid.as_raw(), groups: vec![gid.as_raw()] }))
+            }
+            (None, Some(uid), None) => Err(Error::config(format!(
+                "user = {uid} has no entry in /etc/passwd to take its group from: give group as well"
+            ))),
+            (None, None, _) => Err(Error::config(format!(
+                "user = {user} is unknown: give a user of this machine, or a number"
+            ))),
+        }
+    }
+
+    /// Whether this process may become that at all, so that a start fails and not each worker.
+    pub(crate) fn permitted(&self) -> Result<()> {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        if uid.is_root() || (uid.as_raw(), gid.as_raw()) == (self.uid, self.gid) {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "user = {} (group {}) needs a start as root: this process is user {uid} (group {gid}) and cannot become \
+             another; start it as root, or leave user and group out",
+            self.uid, self.gid
+        )))
+    }
+
+    /// Becomes that for good and without a way back, in a freshly forked worker.
+    pub(crate) fn take_on(&self) -> Result<()> {
+        sys::credentials::assume(self.uid, self.gid, &self.groups)
+    }
+}
+
+fn look_up_group(group: &str) -> Result<Gid> {
+    if let Ok(number) = group.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(group) {
+        Ok(Some(entry)) => Ok(entry.gid),
+        Ok(None) | Err(_) => Err(Error::config(format!(
+            "group = {group} is unknown: give a group of this machine, or a number"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(user: Option<&str>, group: Option<&str>) -> String {
+        Credentials::look_up(user, group).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn nothing_asked_for_is_nothing_to_become() {
+        assert_eq!(Credentials::look_up(None, None).expect("nothing"), None);
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        assert!(
+            refusal(Some("no-such-user"), None).starts_with("user = no-such-user is unknown: ")
+        );
+        let group = refusal(Some("root"), Some("no-such-group"));
+        assert!(group.starts_with("group = no-such-group is unknown: "), "{group}");
+        assert!(refusal(None, Some("root")).starts_with("group = root is given without a user: "));
+        let number = refusal(Some("4000000001"), None);
+        assert!(
+            number.contains("has no entry") && number.ends_with("give group as well"),
+            "{number}"
+        );
+    }
+
+    #[test]
+    fn names_and_numbers_are_found_and_a_group_of_its_own_wins() {
+        let root = Credentials::look_up(Some("root"), None).expect("known").expect("one");
+        assert_eq!((root.uid, root.gid, root.groups.contains(&0)), (0, 0, true));
+        assert_eq!(Credentials::look_up(Some("0"), Some("0")).expect("known"), Some(root));
+        let other = Credentials::look_up(Some("4000000001"), Some("4000000002")).expect("numbers");
+        let numbers =
+            Credentials { uid: 4_000_000_001, gid: 4_000_000_002, groups: vec![4_000_000_002] };
+        assert_eq!(other, Some(numbers));
+    }
+
+    #[test]
+    fn another_user_takes_root() {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let own = Credentials { uid, gid, groups: Vec::new() };
+        own.permitted().expect("nothing changes");
+        let other = Credentials { uid: uid.wrapping_add(1), ..own };
+        assert_eq!(other.permitted().is_ok(), uid == 0);
+    }
+}

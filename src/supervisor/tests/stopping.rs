@@ -1,0 +1,133 @@
+//! Stops: who is killed and who drains, and the delay in which balancers are told.
+
+use super::*;
+
+#[test]
+fn a_stop_kills_workers_that_boot_and_drains_those_that_serve() {
+    let mut world = cluster(2, |id| (id == 1).then(Life::hanging));
+    world.run(ms(1_000));
+    world.ask(Intent::Stop);
+    assert_eq!((killed(&world, 1), killed(&world, 2)), (vec![ms(1_000)], vec![]));
+    assert_eq!(world.times(&Action::Drain(WorkerId(2))), [ms(1_000)]);
+    world.drive();
+    assert_eq!(world.exit, Some(Outcome::Stopped));
+}
+
+#[test]
+fn a_fork_that_comes_back_after_the_stop_is_killed() {
+    let mut world = cluster(1, |_| Some(Life::serving().forked_after(500)));
+    world.ask(Intent::Stop);
+    assert_eq!((world.mind.phase, world.exit), (Phase::Stopping, None));
+    world.drive();
+    assert_eq!(killed(&world, 1), [ms(500)]);
+    assert_eq!((ends(&world), world.exit), (vec![(1, Cause::Stopped)], Some(Outcome::Stopped)));
+}
+
+#[test]
+fn a_fork_that_fails_after_the_stop_is_not_missed() {
+    let mut world = cluster(1, |_| Some(Life::stillborn().forked_after(500)));
+    world.ask(Intent::Stop);
+    world.drive();
+    assert_eq!((world.exit, world.forks().len()), (Some(Outcome::Stopped), 1));
+}
+
+/// A cluster of so many proven workers that accepts for three seconds more when it is told to stop.
+fn slow_to_leave(workers: u32) -> World {
+    let policy = Policy { drain_delay: ms(3_000), ..policy(workers) };
+    let mut world = World::new(policy, 1, |_, _| Life::serving()).start();
+    world.run(ms(5_000));
+    world
+}
+
+fn departures(world: &World) -> Vec<Duration> {
+    world.said(|notice| match notice {
+        Notice::Departing { delay, .. } => Some(*delay),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_stop_waits_for_balancers_to_notice() {
+    let mut world = slow_to_leave(2);
+    world.ask(Intent::Stop);
+    assert!(world.mind.going() && !world.mind.stopping());
+    assert_eq!((departures(&world), world.mind.view().phase), (vec![ms(3_000)], "stopping"));
+    world.run(ms(2_999));
+    assert_eq!((world.serving(), world.times(&Action::CloseListeners)), (vec![1, 2], vec![]));
+    world.drive();
+    assert_eq!(world.times(&Action::CloseListeners), [ms(8_000)]);
+    assert_eq!(world.times(&Action::Drain(WorkerId(1))), [ms(8_000)]);
+    assert_eq!((world.exit, world.forks().len()), (Some(Outcome::Stopped), 2));
+}
+
+#[test]
+fn a_second_request_does_not_wait_and_kills_nobody() {
+    let mut world = slow_to_leave(1);
+    world.ask(Intent::Stop);
+    world.run(ms(50));
+    world.ask(Intent::Stop);
+    assert!(!world.mind.stopping(), "two that come together are one");
+    world.run(ms(950));
+    world.ask(Intent::Stop);
+    assert_eq!(world.times(&Action::Drain(WorkerId(1))), [ms(6_000)]);
+    world.run(ms(0));
+    assert_eq!(killed(&world, 1), []);
+}
+
+#[test]
+fn a_stop_at_once_is_at_once() {
+    let mut world = slow_to_leave(1);
+    world.ask(Intent::Stop);
+    world.run(ms(200));
+    world.ask(Intent::StopNow);
+    assert_eq!(killed(&world, 1), [ms(5_200)]);
+    world.drive();
+    assert_eq!(world.exit, Some(Outcome::Stopped));
+}
+
+#[test]
+fn who_dies_in_the_delay_is_replaced_and_nothing_new_is_begun() {
+    let mut world = slow_to_leave(2);
+    world.ask(Intent::Stop);
+    world.end(1, signal(SIGKILL));
+    world.run(ms(100));
+    assert_eq!(world.serving(), [3, 2]);
+    for (ticket, intent) in [
+        (1, Intent::Reload),
+        (2, Intent::Scale(Scale::Up(1))),
+        (3, Intent::Upgrade),
+        (4, Intent::Disconnect(WorkerId(2))),
+    ] {
+        world.request(ticket, intent);
+        let refused = Err("the cluster is stopping".to_string());
+        assert_eq!(world.times(&Action::Answer { ticket, outcome: refused }).len(), 1, "{ticket}");
+    }
+    world.ask(Intent::Reload);
+    let refusals = world.said(|notice| match notice {
+        Notice::Refused { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    assert_eq!(refusals, ["the cluster is stopping"]);
+    world.drive();
+    assert_eq!((world.exit, world.mind.going()), (Some(Outcome::Stopped), true));
+}
+
+#[test]
+fn an_upgrade_that_is_being_proved_is_given_up_by_a_stop_that_waits() {
+    let mut world = slow_to_leave(1);
+    world.request(1, Intent::Upgrade);
+    world.ask(Intent::Stop);
+    assert_eq!(world.times(&Action::StopProof).len(), 1);
+    world.drive();
+    assert_eq!((world.exit, world.images), (Some(Outcome::Stopped), 0));
+}
+
+#[test]
+fn where_nobody_serves_a_stop_waits_for_nobody() {
+    let policy = Policy { drain_delay: ms(3_000), ..policy(1) };
+    let mut world = World::new(policy, 1, |_, _| Life::hanging()).start();
+    world.ask(Intent::Stop);
+    assert_eq!((departures(&world), world.mind.phase), (vec![], Phase::Stopping));
+    world.drive();
+    assert_eq!(world.exit, Some(Outcome::Stopped));
+}

@@ -1,0 +1,162 @@
+//! Workers that give up their privileges: all of them, whoever forked them, and for good. Where the tests do not run as
+//! root there is nothing to give up, and they only look at what is refused.
+
+use std::collections::BTreeMap;
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Server, process, wait};
+
+/// `nobody` of most systems; here only a number, as its entry may be missing.
+const UID: u32 = 65_534;
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// `/proc/PID/status`, by field.
+fn status(pid: u32) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(name, value)| (name.to_string(), words(value))).collect()
+}
+
+#[track_caller]
+fn has_given_up_everything(pid: u32) {
+    let status = status(pid);
+    let all = [UID.to_string(), UID.to_string(), UID.to_string(), UID.to_string()].join(" ");
+    assert_eq!(
+        (&status["Uid"], &status["Gid"]),
+        (&all, &all),
+        "{pid}: real, effective, saved, file"
+    );
+    assert_eq!(status["Groups"], UID.to_string());
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status[set], "0".repeat(16), "{set}");
+    }
+    assert_eq!(status["NoNewPrivs"], "1");
+}
+
+#[track_caller]
+fn all_have_given_up_everything(server: &Server, count: usize) {
+    let pids = server.worker_pids();
+    assert_eq!(pids.len(), count);
+    pids.into_iter().for_each(has_given_up_everything);
+    // The primary has not: it has workers to fork.
+    assert_eq!(status(server.pid())["Uid"], "0 0 0 0");
+}
+
+fn dropping() -> crate::support::server::Builder {
+    Server::builder().args(["--user".to_string(), UID.to_string()]).args(["--group", "65534"])
+}
+
+#[test]
+fn first_respawned_reloaded_and_upgraded_workers_give_up_everything() {
+    if !is_root() {
+        return;
+    }
+    let server = dropping().copied().control().start();
+    all_have_given_up_everything(&server, 2);
+    assert_eq!(server.get("/").status, 200);
+
+    let old = server.worker_pids();
+    process::send(old[0], Signal::SIGKILL);
+    server.wait_replaced(1);
+    all_have_given_up_everything(&server, 2);
+
+    let old = server.worker_pids();
+    server.order(&["reload"]);
+    let old = server.wait_others(2, &old);
+    all_have_given_up_everything(&server, 2);
+
+    server.order(&["upgrade"]);
+    server.wait_generation(3);
+    server.wait_others(2, &old);
+    all_have_given_up_everything(&server, 2);
+    assert_eq!(server.get("/").status, 200);
+    let log = server.stop();
+    // What a worker looks up of itself still works.
+    assert!(!log.contains("does not show tokio's epoll"), "{log}");
+}
+
+#[test]
+fn a_dropped_worker_does_not_outlive_its_primary_even_if_its_loop_is_frozen() {
+    if !is_root() {
+        return;
+    }
+    // Its way is PDEATHSIG, which the kernel forgets when a process changes its user.
+    let mut server = dropping().args(["--graceful-timeout", "1s"]).start();
+    let pids = server.worker_pids();
+    let mut client = server.connect();
+    client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    server.wait_in_flight("/fib/50");
+    server.kill_primary();
+    wait::until("the end of the workers", || pids.iter().all(|pid| process::is_gone(*pid)));
+}
+
+#[test]
+fn dropped_workers_write_the_log_that_root_opened_and_serve_every_dispatch_policy() {
+    if !is_root() {
+        return;
+    }
+    for policy in ["shared", "round-robin", "reuseport", "least-conn", "ip-hash"] {
+        let server = dropping().dispatch(policy).start();
+        all_have_given_up_everything(&server, 2);
+        assert_eq!(server.get("/cluster").status, 200, "{policy}");
+        server.stop();
+    }
+}
+
+#[test]
+fn an_unknown_user_is_named_and_nothing_starts() {
+    for (args, said) in [
+        (["--user", "no-such-user"], "user = no-such-user is unknown"),
+        (["--group", "root"], "group = root is given without a user"),
+        (["--user", "4000000001"], "user = 4000000001 has no entry in /etc/passwd"),
+    ] {
+        let ended = Server::builder().args(args).run();
+        assert_eq!((ended.status, ended.err.contains(said)), (Some(78), true), "{}", ended.err);
+    }
+}
+
+#[test]
+fn who_is_not_root_cannot_become_another_but_may_name_itself() {
+    let own = if is_root() { UID } else { nix::unistd::geteuid().as_raw() };
+    let builder = || if is_root() { Server::builder().user(UID) } else { Server::builder() };
+    let other = (own - 1).to_string();
+    let ended = builder().args(["--user", &other, "--group", &other]).run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("needs a start as root"), "{}", ended.err);
+
+    let gid = if is_root() { UID } else { nix::unistd::getegid().as_raw() };
+    let server = builder()
+        .args(["--user".to_string(), own.to_string()])
+        .args(["--group".to_string(), gid.to_string()])
+        .start();
+    for pid in server.worker_pids() {
+        let status = status(pid);
+        assert_eq!(
+            (status["NoNewPrivs"].as_str(), status["CapEff"].as_str()),
+            ("1", "0000000000000000")
+        );
+    }
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_reload_to_an_unknown_user_fails_and_changes_nothing() {
+    if !is_root() {
+        return;
+    }
+    let text = "bind = \"127.0.0.1:0\"\nworkers = 1\nuser = 65534\ngroup = 65534\n";
+    let server = Server::builder().config(1, text).control().start();
+    let old = server.worker_pids();
+    std::fs::write(server.dir().join("prefork.toml"), text.replacen("65534", "\"nobody-here\"", 1))
+        .expect("write");
+    let why = server.refused(&["reload"], 1);
+    assert!(why.contains("nobody-here is unknown"), "{why}");
+    assert_eq!(server.worker_pids(), old);
+    server.allow(&["reload failed"]).stop();
+}
