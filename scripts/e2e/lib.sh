@@ -22,8 +22,9 @@ run_case() {
     set +e
     said=$(
         set -e
-        load_pid=
-        trap '[[ -z $load_pid ]] || kill "$load_pid" 2>/dev/null' EXIT
+        # Who a case starts, and has to end with it.
+        children=()
+        trap 'end_children' EXIT
         "$2" 2>&1
     )
     status=$?
@@ -36,6 +37,12 @@ run_case() {
         printf 'FAILED %s %s\n' "$1" "$said"
         e2e_failed=1
     fi
+}
+
+end_children() {
+    ((${#children[@]})) || return 0
+    kill -KILL "${children[@]}" 2>/dev/null || true
+    wait "${children[@]}" 2>/dev/null || true
 }
 
 # need COMMAND PACKAGE: installed if it is not there; fails if that cannot be.
@@ -84,6 +91,7 @@ load_begin() {
     shift
     "$prefork" bench --warm-up 0 --duration 120s --timeout 15s --threads 1 --json "$@" >"$load_file" 2>"$load_file.err" &
     load_pid=$!
+    children+=("$load_pid")
 }
 
 # load_end: ends it, waits for what is on the way, and sets $load_figures.
@@ -91,7 +99,6 @@ load_end() {
     kill -INT "$load_pid" 2>/dev/null || true
     wait "$load_pid" || true
     [[ -s $load_file ]] || die "no report of the load: $(cat -- "$load_file.err")"
-    load_pid=
     load_figures="$(figure responses) responses, $(figure refused) refused, $(figure reset) reset, \
 $(figure closed_early) closed early, $(figure timed_out) timed out, longest $(longest) ms"
 }
