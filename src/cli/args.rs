@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench;
 use super::ctl::{self, Call};
 use super::health;
+use super::pages;
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
 use crate::config::raw::RawFlags;
@@ -32,6 +33,8 @@ pub(super) enum Verb {
     Health(health::Call),
     /// Put load on a server.
     Bench(Box<bench::Call>),
+    /// Write manual pages or completions.
+    Generate(pages::Call),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -83,6 +86,7 @@ pub(super) fn command() -> Command {
         .subcommands(ctl::commands())
         .subcommand(health::command())
         .subcommand(bench::command())
+        .subcommands(pages::commands())
 }
 
 fn serve() -> Command {
@@ -162,7 +166,10 @@ pub(super) fn parse(
         Some(("health", matches)) => {
             health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)
         }
-        Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
+        Some((name, matches)) => pages::parse(name, matches)
+            .map(Verb::Generate)
+            .or_else(|| ctl::parse(name, matches).map(Verb::Ask))
+            .ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
 }

@@ -6,6 +6,7 @@ mod check;
 mod ctl;
 mod health;
 mod logger;
+mod pages;
 mod program;
 mod serve;
 mod status;
@@ -29,6 +30,7 @@ pub fn main() -> ExitCode {
         args::Verb::Ask(call) => ctl::run(call),
         args::Verb::Health(call) => health::run(call),
         args::Verb::Bench(call) => bench::run(*call),
+        args::Verb::Generate(call) => pages::run(call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -27,15 +27,16 @@ pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Opti
     Ok((listening(addr, Slot(0), socket)?, file))
 }
 
-/// Takes over a socket that was made for `addr` by another image of process `owner`, with its file.
+/// Takes over a socket that was made for `addr` by another image of process `owner`, with its file; without one, it is
+/// somebody else's.
 pub(super) fn inherit(
     addr: &ListenAddr,
     slot: Slot,
     fd: OwnedFd,
-    owner: u32,
+    owner: Option<u32>,
 ) -> Result<(Listener, Option<SocketFile>)> {
     let file = match addr {
-        ListenAddr::Unix(path) => SocketFile::inherit(path, owner),
+        ListenAddr::Unix(path) => owner.and_then(|owner| SocketFile::inherit(path, owner)),
         ListenAddr::Tcp(_) | ListenAddr::Fd(_) => None,
     };
     Ok((listening(addr, slot, Socket::from(fd))?, file))

@@ -67,7 +67,6 @@ impl ListenerSet {
         for one in passed.iter().filter(|one| !is_stored(&one.name)).filter(named) {
             let refuse = |why: String| {
                 let Passed { number, name } = one;
-                let name = name.escape_debug();
                 Error::bind(format!("descriptor {number} ({name:?} of LISTEN_FDS)"), why)
             };
             let fd = sys::fd::adopt(one.number)

@@ -117,10 +117,10 @@ impl ListenerSet {
         keeper: Keeper,
     ) -> Result<()> {
         let slot = if self.has(&addr, slot) { Slot(self.group(&addr)) } else { slot };
+        // What the manager made is the manager's to remove.
+        let owner = (keeper != Keeper::Manager).then_some(owner);
         let (mut listener, file) = bind::inherit(&addr, slot, fd, owner)?;
         listener.keeper = keeper;
-        // What the manager made is the manager's to remove.
-        let file = file.filter(|_| keeper != Keeper::Manager);
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
         Ok(())

@@ -1,7 +1,6 @@
 //! What the primary says, and what its silence means.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::adopt;
 use super::drain::Order;
@@ -11,7 +10,8 @@ use crate::ipc::{HandOver, Order as Wanted, ToWorker};
 use crate::sys;
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
-/// its primary. Idle connections are closed at once, as nobody is left to serve them later.
+/// its primary for long. Idle connections are kept for requests that are on their way, as in any drain: the sockets
+/// may be kept for another primary, and then nobody is to notice.
 pub(super) async fn obey(state: Rc<State>) {
     while let Some(wanted) = state.channel.hear().await {
         match wanted {
@@ -42,7 +42,7 @@ pub(super) async fn obey(state: Rc<State>) {
     log::warn!("{} has lost its primary: finishing what is in flight, then leaving", state.tag);
     state.begin_drain(Order::new(
         state.config.graceful_timeout,
-        Duration::ZERO,
+        state.config.linger_timeout,
         // Nobody listens any more: what is in a queue would be reset.
         true,
         HandOver::Never,

@@ -3,7 +3,8 @@
 use nix::sys::signal::Signal;
 
 use crate::support::load::Load;
-use crate::support::{Builder, Server, wait};
+use crate::support::server::Builder;
+use crate::support::{Server, wait};
 
 /// Longer than any test: only a second request to stop ends it.
 const LONG: [&str; 2] = ["--drain-delay", "300s"];
@@ -15,7 +16,7 @@ fn it_is_not_ready_at_once_but_accepts_and_serves_until_a_second_request() {
     load.wait_answered(10);
     assert_eq!(server.get("/readyz").status, 200);
     server.signal(Signal::SIGTERM);
-    server.wait_log("stopping (SIGTERM): not ready any more, accepting for 300");
+    server.wait_log("stopping (SIGTERM): not ready any more, accepting for 5 min");
     // Every worker says so, on new connections.
     for _ in 0..8 {
         assert_eq!((server.get("/readyz").status, server.get("/healthz").status), (503, 200));

@@ -26,7 +26,11 @@ fn status(pid: u32) -> BTreeMap<String, String> {
 fn has_given_up_everything(pid: u32) {
     let status = status(pid);
     let all = [UID.to_string(), UID.to_string(), UID.to_string(), UID.to_string()].join(" ");
-    assert_eq!((&status["Uid"], &status["Gid"]), (&all, &all), "{pid}: real, effective, saved, file");
+    assert_eq!(
+        (&status["Uid"], &status["Gid"]),
+        (&all, &all),
+        "{pid}: real, effective, saved, file"
+    );
     assert_eq!(status["Groups"], UID.to_string());
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         assert_eq!(status[set], "0".repeat(16), "{set}");
@@ -132,7 +136,10 @@ fn who_is_not_root_cannot_become_another_but_may_name_itself() {
         .start();
     for pid in server.worker_pids() {
         let status = status(pid);
-        assert_eq!((status["NoNewPrivs"].as_str(), status["CapEff"].as_str()), ("1", "0000000000000000"));
+        assert_eq!(
+            (status["NoNewPrivs"].as_str(), status["CapEff"].as_str()),
+            ("1", "0000000000000000")
+        );
     }
     assert_eq!(server.get("/").status, 200);
     server.stop();

@@ -29,6 +29,8 @@ pub struct Builder {
     /// Whether the configuration file says which dispatch policy there is to be.
     tells_policy: bool,
     stdin: Option<OwnedFd>,
+    /// Descriptors 0 and up when the script begins, instead of the log and all else.
+    streams: Vec<OwnedFd>,
     user: Option<u32>,
     dir: TempDir,
 }
@@ -89,6 +91,7 @@ impl Builder {
             tells_workers: true,
             tells_policy: false,
             stdin: None,
+            streams: Vec::new(),
             user: None,
             dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
         }
@@ -164,6 +167,12 @@ impl Builder {
         self
     }
 
+    /// Open as descriptors 0, 1 and 2 when the script begins, which then has to open the log.
+    pub fn streams(mut self, descriptors: impl Iterator<Item = OwnedFd>) -> Builder {
+        self.streams = descriptors.collect();
+        self
+    }
+
     /// As this user, and with a copy of the program that the user can reach.
     pub fn user(mut self, uid: u32) -> Builder {
         use std::os::unix::fs::PermissionsExt;
@@ -234,6 +243,11 @@ impl Builder {
     pub fn spawn(mut self) -> Server {
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
+        let mut streams = self.streams.drain(..).map(Stdio::from);
+        streams.next().map(|one| command.stdin(one));
+        streams.next().map(|one| command.stdout(one));
+        streams.next().map(|one| command.stderr(one));
+        drop(streams);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         Server::new(child, self.dir, self.workers + self.others)
     }
@@ -261,7 +275,7 @@ impl Builder {
 
 /// Whether a variable of the environment would change what the server does, or what it says.
 fn is_heard(name: &str) -> bool {
-    const HEARD: [&str; 14] = [
+    const HEARD: [&str; 15] = [
         "RUNTIME_DIRECTORY",
         "XDG_RUNTIME_DIR",
         "PORT",
@@ -274,6 +288,7 @@ fn is_heard(name: &str) -> bool {
         "LISTEN_FDS",
         "LISTEN_PID",
         "LISTEN_FDNAMES",
+        "FDSTORE",
         "WATCHDOG_USEC",
         "WATCHDOG_PID",
     ];

@@ -7,6 +7,7 @@ pub mod gate;
 pub mod held;
 pub mod http;
 pub mod load;
+pub mod manager;
 pub mod process;
 pub mod server;
 pub mod source;

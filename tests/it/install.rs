@@ -1,0 +1,199 @@
+//! `scripts/install` into a directory: what is put there, that it is put again without harm, and removed without a
+//! trace. Whether systemd likes the units is seen to by `scripts/e2e/systemd`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const UNIT: &str = "usr/local/lib/systemd/system/prefork.service";
+
+/// A root file system with nothing in it but our installation.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Place {
+        Place(tempfile::tempdir().expect("directory"))
+    }
+
+    fn run(&self, args: &[&str], prefix: &str) -> Output {
+        Command::new(format!("{ROOT}/scripts/install"))
+            .args(args)
+            .env("DESTDIR", self.0.path().join("root"))
+            .env("PREFIX", prefix)
+            .env_remove("CONFDIR")
+            .output()
+            .expect("scripts/install")
+    }
+
+    #[track_caller]
+    fn install(&self) -> String {
+        self.succeed(&["--binary", env!("CARGO_BIN_EXE_prefork")], "/usr/local")
+    }
+
+    #[track_caller]
+    fn uninstall(&self) -> String {
+        self.succeed(&["--uninstall"], "/usr/local")
+    }
+
+    #[track_caller]
+    fn succeed(&self, args: &[&str], prefix: &str) -> String {
+        let output = self.run(args, prefix);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && err.is_empty(), "{}: {err}", output.status);
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join("root").join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect(name)
+    }
+
+    /// Every file with its content.
+    fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let mut files = Vec::new();
+        gather(&self.path(""), &mut files);
+        files.sort();
+        files
+    }
+}
+
+fn gather(directory: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(directory).expect("directory") {
+        let path = entry.expect("entry").path();
+        match path.is_dir() {
+            true => gather(&path, files),
+            false => files.push((path.clone(), fs::read(&path).expect("file"))),
+        }
+    }
+}
+
+/// The value of a setting in a unit.
+fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+    let value = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value.unwrap_or_else(|| panic!("{name} is not in\n{unit}"))
+}
+
+#[test]
+fn everything_is_put_in_its_place() {
+    let place = Place::new();
+    place.install();
+    for name in [
+        "usr/local/bin/prefork",
+        UNIT,
+        "usr/local/lib/systemd/system/prefork.socket",
+        "usr/local/share/prefork/notify-reload.conf",
+        "usr/local/share/prefork/least-conn.conf",
+        "usr/local/share/man/man1/prefork.1",
+        "usr/local/share/man/man1/prefork-serve.1",
+        "usr/local/share/bash-completion/completions/prefork",
+        "usr/local/share/zsh/site-functions/_prefork",
+        "usr/local/share/fish/vendor_completions.d/prefork.fish",
+        "etc/prefork.toml",
+    ] {
+        assert!(fs::metadata(place.path(name)).expect(name).len() > 100, "{name} is short");
+    }
+    let version = Command::new(place.path("usr/local/bin/prefork")).arg("--version").output();
+    assert!(version.expect("the binary").status.success());
+}
+
+#[test]
+fn the_unit_names_what_was_installed() {
+    let place = Place::new();
+    place.install();
+    let unit = place.text(UNIT);
+    assert!(!unit.contains('@') || !unit.contains("DIR@"), "{unit}");
+    let start = "/usr/local/bin/prefork serve --config /etc/prefork.toml";
+    assert_eq!(setting(&unit, "ExecStart"), start);
+    assert!(setting(&unit, "ExecReload").starts_with("/usr/local/bin/prefork reload "), "{unit}");
+}
+
+#[test]
+fn a_stop_by_systemd_leaves_time_for_a_graceful_one() {
+    let place = Place::new();
+    place.install();
+    let seconds = |text: &str| text.trim_matches(['"', 's']).parse::<u64>().expect("seconds");
+    let toml: toml::Table = place.text("etc/prefork.toml").parse().expect("TOML");
+    let needed: u64 = ["graceful-timeout", "linger-timeout", "drain-delay"]
+        .iter()
+        .filter_map(|key| Some(seconds(toml.get(*key)?.as_str().expect("text"))))
+        .sum();
+    assert!(needed > 30, "{needed} s is less than the defaults");
+    let given = seconds(setting(&place.text(UNIT), "TimeoutStopSec"));
+    assert!(given > needed, "{given} s for {needed} s");
+}
+
+#[test]
+fn the_installed_configuration_is_right() {
+    let place = Place::new();
+    place.install();
+    let check = Command::new(place.path("usr/local/bin/prefork"))
+        .args(["check", "--config"])
+        .arg(place.path("etc/prefork.toml"))
+        .output()
+        .expect("prefork check");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+}
+
+#[test]
+fn to_install_again_changes_nothing() {
+    let place = Place::new();
+    place.install();
+    let before = place.files();
+    place.install();
+    assert!(before == place.files(), "a file has changed");
+    place.uninstall();
+}
+
+#[test]
+fn another_prefix_is_honoured() {
+    let place = Place::new();
+    place.succeed(&["--binary", env!("CARGO_BIN_EXE_prefork")], "/opt/web");
+    let unit = place.text("etc/systemd/system/prefork.service");
+    assert!(setting(&unit, "ExecStart").starts_with("/opt/web/bin/prefork "), "{unit}");
+    place.succeed(&["--uninstall"], "/opt/web");
+    assert_eq!(fs::read_dir(place.path("")).expect("root").count(), 0);
+}
+
+#[test]
+fn uninstall_leaves_nothing_of_ours_and_all_of_others() {
+    let place = Place::new();
+    let stranger = place.path("usr/local/share/man/man1/other.1");
+    fs::create_dir_all(stranger.parent().expect("parent")).expect("directory");
+    fs::write(&stranger, "not ours").expect("write");
+    place.install();
+    place.install();
+    place.uninstall();
+    assert_eq!(place.files(), [(stranger, b"not ours".to_vec())]);
+    let left: Vec<_> = fs::read_dir(place.path("")).expect("root").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    let err = place.run(&["--uninstall"], "/usr/local");
+    assert!(!err.status.success(), "there is nothing to remove");
+}
+
+#[test]
+fn an_edited_configuration_is_kept() {
+    let place = Place::new();
+    place.install();
+    let path = place.path("etc/prefork.toml");
+    fs::write(&path, "workers = 3\n").expect("write");
+    for said in [place.install(), place.install(), place.uninstall(), place.install()] {
+        assert!(said.contains("kept /etc/prefork.toml"), "{said}");
+        assert_eq!(fs::read_to_string(&path).expect("configuration"), "workers = 3\n");
+    }
+}
+
+#[test]
+fn a_wrong_call_touches_nothing() {
+    let place = Place::new();
+    for args in [&["--binary", "/nonexistent"][..], &["--frobnicate"]] {
+        let output = place.run(args, "/usr/local");
+        assert!(!output.status.success(), "{args:?}");
+        assert!(!place.path("usr").exists(), "{args:?}");
+    }
+}

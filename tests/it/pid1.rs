@@ -1,0 +1,104 @@
+//! As the first process of a pid namespace, as in a container: orphans of others become its children. Needs the right
+//! to make namespaces; where there is none, nothing is tested (`scripts/e2e/pid1` says so, and does more).
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::support::{process, wait};
+
+/// Orphans that wait at a gate, then the server in their parent's place.
+const SCRIPT: &str = "for i in $(seq 100); do (cat gate >/dev/null 2>&1 &); done; \
+                      exec \"$0\" serve --bind 127.0.0.1:0 --workers 2 --control off";
+
+/// A server that is process 1 of its namespace, under `unshare`, which ends with it.
+struct First {
+    outside: Child,
+    dir: TempDir,
+}
+
+impl First {
+    /// `None` where namespaces cannot be made.
+    fn start() -> Option<First> {
+        let namespace = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+        let mut trial = Command::new("unshare");
+        let trial = trial.args(namespace).arg("true").stderr(Stdio::null()).status();
+        if !trial.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let dir = tempfile::tempdir().expect("directory");
+        let made = Command::new("mkfifo").arg(dir.path().join("gate")).status().expect("mkfifo");
+        assert!(made.success());
+        let log = File::create(dir.path().join("log")).expect("log");
+        let mut command = Command::new("unshare");
+        command.args(namespace).args(["sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_prefork")]);
+        command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let outside = command.spawn().expect("unshare");
+        Some(First { outside, dir })
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The primary, as it is seen from here.
+    fn pid(&self) -> u32 {
+        let child = || process::children(self.outside.id()).first().copied();
+        wait::until_some("the first process", child)
+    }
+
+    fn wait_end(&mut self) -> ExitStatus {
+        wait::until_some("its end", || self.outside.try_wait().expect("our own child"))
+    }
+
+    fn open_gate(&self) {
+        let gate: &Path = &self.dir.path().join("gate");
+        drop(File::options().write(true).open(gate).expect("gate"));
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        // The kernel ends the namespace with it.
+        let _ = self.outside.kill();
+        let _ = self.outside.wait();
+    }
+}
+
+#[test]
+fn orphans_of_others_are_reaped_and_not_taken_for_workers() {
+    let Some(mut server) = First::start() else { return };
+    wait::until("all workers", || server.log().contains("all 2 workers serve"));
+    let primary = server.pid();
+    assert_eq!(process::children(primary).len(), 102, "the orphans are its children");
+    server.open_gate();
+    wait::until("the end of all orphans", || {
+        (process::children(primary).len(), process::zombies(primary).len()) == (2, 0)
+    });
+    // Its own are still told from strangers.
+    process::send(process::children(primary)[0], Signal::SIGKILL);
+    wait::until("a replacement", || server.log().matches(" ready after ").count() == 3);
+    process::send(primary, Signal::SIGTERM);
+    let status = server.wait_end();
+    let log = server.log();
+    assert_eq!((status.code(), log.matches(" died").count()), (Some(0), 1), "{log}");
+    assert!(!log.contains("cannot reap") && log.contains("stopped"), "{log}");
+}
+
+#[test]
+fn every_signal_that_ends_a_process_is_heard_by_the_first_one() {
+    for (signal, said) in [
+        (Signal::SIGTERM, "stopping (SIGTERM)"),
+        (Signal::SIGINT, "stopping (SIGINT)"),
+        (Signal::SIGQUIT, "stopping now (SIGQUIT)"),
+    ] {
+        let Some(mut server) = First::start() else { return };
+        wait::until("all workers", || server.log().contains("all 2 workers serve"));
+        process::send(server.pid(), signal);
+        assert_eq!(server.wait_end().code(), Some(0), "{signal}");
+        assert!(server.log().contains(said), "{}", server.log());
+    }
+}

@@ -1,0 +1,267 @@
+//! Sockets that a service manager made, and those that it keeps.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+use nix::sys::signal::Signal;
+
+use crate::support::load::Load;
+use crate::support::manager::{Manager, passing};
+use crate::support::storm::nothing_lost;
+use crate::support::{Address, Client, Server, process, wait};
+
+const POLICIES: [&str; 5] = ["shared", "round-robin", "reuseport", "least-conn", "ip-hash"];
+
+fn tcp(at: &str) -> (SocketAddr, (String, OwnedFd)) {
+    let listener = TcpListener::bind(at).expect("bind");
+    (listener.local_addr().expect("name"), ("web".to_string(), listener.into()))
+}
+
+#[track_caller]
+fn get(address: &Address) {
+    let answer = Client::connect(address).and_then(|mut client| client.get("/"));
+    assert_eq!(answer.map(|answer| answer.status), Ok(200), "{address}");
+}
+
+/// Waits until `count` workers have answered, who each have a connection then.
+fn wait_answers_of(address: &Address, count: usize) {
+    let mut seen = BTreeSet::new();
+    let mut held = Vec::new();
+    wait::until(&format!("answers of {count} workers"), || {
+        let mut client = Client::connect(address).expect("connect");
+        seen.insert(client.get("/").expect("answer").pid());
+        held.push(client);
+        seen.len() == count
+    });
+}
+
+#[test]
+fn sockets_that_were_passed_are_served_as_they_are() {
+    let builder = Server::builder().bind::<String>([]);
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("made-by-the-manager");
+    let unix = UnixListener::bind(&path).expect("bind");
+    let ((v4, first), (v6, second)) = (tcp("127.0.0.1:0"), tcp("[::1]:0"));
+    let sockets = vec![first, second, ("admin".to_string(), unix.into())];
+    let server = passing(builder, sockets).start();
+    let addresses = [Address::Tcp(v4), Address::Tcp(v6), Address::Unix(path.clone())];
+    assert_eq!(server.addresses(), addresses);
+    for address in &addresses {
+        get(address);
+    }
+    // Nothing else is bound, the default least of all, and a reload changes nothing.
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_others(2, &old);
+    for address in &addresses {
+        get(address);
+    }
+    let log = server.stop();
+    assert!(!log.contains(":3000"), "{log}");
+    assert!(path.exists(), "the file is the manager's");
+}
+
+#[test]
+fn a_socket_that_bind_names_is_used_and_the_rest_is_bound() {
+    let (addr, socket) = tcp("127.0.0.1:0");
+    let builder = Server::builder().bind([addr.to_string(), "127.0.0.1:0".to_string()]);
+    let server = passing(builder, vec![socket]).start();
+    assert_eq!(server.addresses().len(), 2);
+    assert_eq!(server.address(), &Address::Tcp(addr));
+    for address in server.addresses() {
+        get(address);
+    }
+    server.stop();
+}
+
+#[test]
+fn every_policy_serves_sockets_that_were_passed() {
+    for policy in POLICIES {
+        let (addr, socket) = tcp("127.0.0.1:0");
+        let builder = Server::builder().bind::<String>([]).workers(3).dispatch(policy);
+        let server = passing(builder, vec![socket]).start();
+        let address = Address::Tcp(addr);
+        assert_eq!(server.address(), &address, "{policy}");
+        let load = Load::new_connections(&address, 4).start();
+        load.wait_answered(24);
+        // By the client's address it is always the same one.
+        if policy != "ip-hash" {
+            wait_answers_of(&address, 3);
+        }
+        let victim = server.get("/").pid();
+        let old = server.worker_pids();
+        assert!(old.contains(&victim));
+        server.signal(Signal::SIGHUP);
+        server.wait_others(3, &old);
+        nothing_lost(load);
+        let log = server.stop();
+        assert!(!log.contains("all workers share the socket"), "{policy}: {log}");
+    }
+}
+
+#[test]
+fn a_socket_that_no_other_can_join_is_shared_with_a_word_about_it() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: sockets of two users need root");
+    }
+    let (addr, socket) = tcp("127.0.0.1:0");
+    let builder = Server::builder().bind::<String>([]).dispatch("reuseport").user(65534);
+    std::fs::write(builder.dir().join("log"), "").expect("log");
+    std::os::unix::fs::chown(builder.dir().join("log"), Some(65534), None).expect("chown");
+    let server = passing(builder, vec![socket]).start();
+    wait_answers_of(&Address::Tcp(addr), 2);
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_others(2, &old);
+    wait_answers_of(&Address::Tcp(addr), 2);
+    let log = server.stop();
+    assert!(log.contains(" WARN ") && log.contains("all workers share the socket"), "{log}");
+}
+
+#[test]
+fn what_is_no_listening_stream_socket_is_refused_by_name() {
+    let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let file = std::fs::File::open("/dev/null").expect("open");
+    for wrong in [OwnedFd::from(datagrams), OwnedFd::from(file)] {
+        let builder = Server::builder().bind::<String>([]);
+        let mut server = passing(builder, vec![("web".to_string(), wrong)]).spawn();
+        assert_eq!(server.wait_exit().code(), Some(69));
+        let log = server.log();
+        assert!(log.contains("descriptor 3 (\"web\" of LISTEN_FDS)"), "{log}");
+        assert!(log.contains("not a listening stream socket"), "{log}");
+    }
+    let ended = Server::builder().script(r#"LISTEN_PID=$$ LISTEN_FDS=1000000000 exec "$0" "$@""#);
+    let ended = ended.run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("LISTEN_FDS = 1000000000"), "{}", ended.err);
+}
+
+#[test]
+fn the_socket_goes_on_listening_when_the_server_stops_and_starts() {
+    let (addr, socket) = tcp("127.0.0.1:0");
+    let again = socket.1.try_clone().expect("dup");
+    let first = passing(Server::builder().bind::<String>([]), vec![socket]).start();
+    first.stop();
+    let mut early = Client::connect(&Address::Tcp(addr)).expect("nobody is refused meanwhile");
+    early.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    let builder = Server::builder().bind::<String>([]);
+    let second = passing(builder, vec![("web".to_string(), again)]).start();
+    assert_eq!(early.read().expect("answer").status, 200);
+    second.stop();
+}
+
+/// Kills the primary under load and starts the next one with what the manager kept: nobody is refused, and up to `lost`
+/// requests are lost.
+#[track_caller]
+fn survives(
+    manager: &Manager,
+    mut server: Server,
+    lost: u64,
+    next: impl FnOnce() -> Server,
+) -> Server {
+    let address = server.address().clone();
+    let load = Load::new_connections(&address, 4).start();
+    load.wait_answered(48);
+    let orphans = server.worker_pids();
+    server.kill_primary();
+    let second = next();
+    assert_eq!(second.address(), &address);
+    load.wait_answered(48);
+    wait::until("the end of the orphans", || orphans.iter().all(|pid| process::is_gone(*pid)));
+    load.wait_answered(24);
+    let tally = load.stop();
+    assert_eq!(tally.refused, 0, "{tally:?}");
+    assert!(tally.failures() <= lost, "{tally:?}");
+    assert!(!manager.kept().is_empty());
+    second
+}
+
+#[test]
+fn a_killed_primary_refuses_nobody_where_the_manager_keeps_its_sockets() {
+    for policy in POLICIES {
+        let manager = Manager::new();
+        let start = || manager.of(Server::builder()).env("FDSTORE", "8").dispatch(policy);
+        let server = start().start();
+        // What the primary has accepted itself and not dealt yet dies with it.
+        let lost = if policy == "round-robin" { 4 } else { 0 };
+        let sockets = if ["shared", "round-robin"].contains(&policy) { 1 } else { 2 };
+        let mut names = manager.kept();
+        names.sort();
+        let wanted = ["prefork-0-127.0.0.1%3A0", "prefork-1-127.0.0.1%3A0"];
+        assert_eq!(names, wanted[..sockets], "{policy}");
+        let second =
+            survives(&manager, server, lost, || passing(start(), manager.stored()).start());
+        // A second time, as the first heir has to be as good as its predecessor.
+        let third = survives(&manager, second, lost, || passing(start(), manager.stored()).start());
+        assert_eq!(manager.kept().len(), sockets, "{policy}: taken back, not stored again");
+        third.stop();
+    }
+}
+
+#[test]
+fn sockets_of_slots_that_are_kept_are_served_under_another_policy_and_by_fewer_workers() {
+    let manager = Manager::new();
+    let start = |policy, workers| {
+        let builder = manager.of(Server::builder()).env("FDSTORE", "8");
+        builder.workers(workers).dispatch(policy)
+    };
+    let server = start("least-conn", 3).start();
+    let next = || passing(start("shared", 2), manager.stored()).start();
+    let second = survives(&manager, server, 0, next);
+    let next = || passing(start("ip-hash", 1), manager.stored()).start();
+    survives(&manager, second, 0, next).stop();
+}
+
+#[test]
+fn a_unix_socket_that_is_kept_survives_with_its_file_and_goes_with_it() {
+    let manager = Manager::new();
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("socket");
+    let start = || {
+        let builder = manager.of(Server::builder()).args(["--fd-store", "on"]);
+        builder.bind([format!("unix:{}", path.display())])
+    };
+    let server = start().start();
+    let second = survives(&manager, server, 0, || passing(start(), manager.stored()).start());
+    second.stop();
+    assert!(!path.exists() && manager.kept().is_empty(), "{:?}", manager.kept());
+}
+
+#[test]
+fn a_socket_that_nobody_wants_any_more_is_let_go() {
+    let text = |binds: &str| format!("bind = [{binds}]\nworkers = 2\n");
+    let manager = Manager::new();
+    let two = text("'127.0.0.1:0', '127.0.0.2:0'");
+    let builder = manager.of(Server::builder().config(2, &two)).env("FDSTORE", "8");
+    let server = builder.copied().start();
+    assert_eq!(manager.kept().len(), 2);
+    std::fs::write(server.dir().join("prefork.toml"), text("'127.0.0.1:0'")).expect("write");
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    wait::until("one is let go", || manager.kept() == ["prefork-0-127.0.0.1%3A0"]);
+    // An upgrade stores nothing twice, and what it opens.
+    let three = text("'127.0.0.1:0', '127.0.0.3:0'");
+    std::fs::write(server.dir().join("prefork.toml"), three).expect("write");
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(3);
+    wait::until("the new one is kept", || manager.kept().len() == 2);
+    let kept = manager.stored();
+    server.stop();
+    // A start that does not name it lets it go, too.
+    let builder = manager.of(Server::builder()).env("FDSTORE", "8");
+    let second = passing(builder, kept).start();
+    wait::until("it is let go", || manager.kept() == ["prefork-0-127.0.0.1%3A0"]);
+    second.stop();
+}
+
+#[test]
+fn nothing_is_stored_unasked() {
+    let manager = Manager::new();
+    manager.of(Server::builder()).start().stop();
+    manager.of(Server::builder()).env("FDSTORE", "0").start().stop();
+    manager.of(Server::builder()).env("FDSTORE", "8").args(["--fd-store", "off"]).start().stop();
+    manager.wait("STOPPING=1");
+    assert_eq!(manager.count("FDSTORE=1"), 0);
+}

@@ -1,0 +1,204 @@
+//! What a service manager hears, and what it can rely on.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::gate::Gate;
+use crate::support::manager::Manager;
+use crate::support::{Server, process, wait};
+
+/// Where in what was heard the first message with this piece is.
+#[track_caller]
+fn place(heard: &[String], piece: &str) -> usize {
+    heard.iter().position(|m| m.contains(piece)).unwrap_or_else(|| panic!("{piece:?}: {heard:?}"))
+}
+
+#[test]
+fn ready_is_said_when_all_workers_are_and_not_before() {
+    let manager = Manager::new();
+    let builder = manager.of(Builder::program("boot-fails-if-broken").workers(3));
+    let mut gate = Gate::closed(builder.dir());
+    let server = builder.spawn();
+    let starting = manager.wait("STATUS=starting: 0 of 3 workers ready, generation 1, 0 requests");
+    assert!(starting.contains("EXTEND_TIMEOUT_USEC="), "{starting}");
+    assert_eq!(manager.count("READY=1"), 0);
+    gate.open();
+    let ready = manager.wait("READY=1");
+    assert_eq!(ready, "READY=1\nSTATUS=3 of 3 workers ready, generation 1, 0 requests");
+    server.wait_log("all 3 workers serve");
+    server.signal(Signal::SIGTERM);
+    manager.wait("STOPPING=1");
+    assert_eq!(manager.count("READY=1"), 1);
+    server.finish(0);
+}
+
+#[test]
+fn the_status_has_the_requests() {
+    let manager = Manager::new();
+    let server = manager.of(Server::builder()).start();
+    for _ in 0..7 {
+        assert_eq!(server.get("/").status, 200);
+    }
+    manager.wait("STATUS=2 of 2 workers ready, generation 1, 7 requests");
+    // Nothing changes, so nothing is said: two looks later there are no more words.
+    manager.forget();
+    wait::measure_for(std::time::Duration::from_millis(2500));
+    assert_eq!(manager.heard(), Vec::<String>::new());
+    server.stop();
+}
+
+#[test]
+fn a_reload_is_told_from_its_begin_to_its_end_also_when_it_fails() {
+    let manager = Manager::new();
+    let builder = Server::builder().config(2, "bind = ['127.0.0.1:0']\nworkers = 2\n");
+    let server = manager.of(builder).start().allow(&["reload failed"]);
+    manager.forget();
+    server.signal(Signal::SIGHUP);
+    server.wait_generation(2);
+    manager.wait("READY=1");
+    let heard = manager.heard();
+    let (begun, ended) = (place(&heard, "RELOADING=1"), place(&heard, "READY=1"));
+    assert!(begun < ended, "{heard:?}");
+    let usec = heard[begun].lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    assert!(usec.expect("the time").parse::<u64>().expect("a number") > 0);
+    assert!(heard[ended].contains("STATUS=2 of 2 workers ready, generation 2,"), "{heard:?}");
+
+    manager.forget();
+    fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
+    server.signal(Signal::SIGHUP);
+    let ready = manager.wait("READY=1");
+    assert!(
+        ready.contains("generation 2, ") && ready.contains("the last reload failed: "),
+        "{ready}"
+    );
+    assert!(ready.contains("workers"), "the reason: {ready}");
+    let heard = manager.heard();
+    assert!(place(&heard, "RELOADING=1") < place(&heard, "READY=1"), "{heard:?}");
+    server.stop();
+}
+
+#[test]
+fn a_long_drain_asks_for_time_and_tells_how_many_are_left() {
+    let manager = Manager::new();
+    let server = manager.of(Server::builder()).args(["--graceful-timeout", "20s"]).start();
+    let mut client = server.connect();
+    client.send("GET /sleep/2500 HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    server.wait_in_flight("/sleep/2500");
+    server.signal(Signal::SIGTERM);
+    manager.wait("STOPPING=1");
+    manager.wait("EXTEND_TIMEOUT_USEC=5000000");
+    manager.wait("STATUS=stopping: ");
+    assert_eq!(client.read().expect("answer").status, 200);
+    server.finish(0);
+    assert_eq!(manager.count("STOPPING=1"), 1);
+}
+
+#[test]
+fn the_watchdog_is_fed_while_workers_serve_and_the_primary_turns() {
+    let manager = Manager::new();
+    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000");
+    let server = builder.args(["--stall-timeout", "0", "--stall-warn", "0"]).start();
+    manager.wait("WATCHDOG=1");
+    let fed_again = |times: usize| {
+        manager.forget();
+        wait::until("sign of life", || manager.count("WATCHDOG=1") >= times);
+    };
+    fed_again(3);
+    let starves = || {
+        // What was on its way arrives, then nothing: for longer than the manager would wait.
+        wait::measure_for(std::time::Duration::from_millis(1200));
+        manager.forget();
+        wait::measure_for(std::time::Duration::from_millis(1500));
+        assert_eq!(manager.count("WATCHDOG=1"), 0, "{:?}", manager.heard());
+    };
+    let workers = server.worker_pids();
+    process::send(workers[0], Signal::SIGSTOP);
+    fed_again(3);
+    process::send(workers[1], Signal::SIGSTOP);
+    starves();
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    fed_again(2);
+    server.signal(Signal::SIGSTOP);
+    starves();
+    server.signal(Signal::SIGCONT);
+    fed_again(2);
+    server.stop();
+}
+
+#[test]
+fn the_watchdog_of_another_process_is_not_fed() {
+    let manager = Manager::new();
+    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "20000");
+    let server = builder.env("WATCHDOG_PID", "1").start();
+    manager.wait("READY=1");
+    server.get("/");
+    manager.wait(", 1 requests");
+    assert_eq!(manager.count("WATCHDOG=1"), 0);
+    server.stop();
+}
+
+#[test]
+fn an_upgraded_image_goes_on_telling() {
+    let manager = Manager::new();
+    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000").copied();
+    let server = builder.start();
+    let old = server.worker_pids();
+    manager.wait("READY=1");
+    manager.forget();
+    server.signal(Signal::SIGUSR2);
+    server.wait_generation(2);
+    server.wait_others(2, &old);
+    let ready = manager.wait("READY=1");
+    assert!(ready.contains("2 of 2 workers ready, generation 2,"), "{ready}");
+    manager.forget();
+    manager.wait("WATCHDOG=1");
+    // Neither the proof nor a worker has said anything: they would have been ready twice.
+    server.get("/");
+    manager.wait("STATUS=2 of 2 workers ready, generation 2,");
+    assert_eq!(manager.count("READY=1"), 0);
+    server.signal(Signal::SIGTERM);
+    manager.wait("STOPPING=1");
+    server.finish(0);
+}
+
+#[test]
+fn a_manager_that_is_not_there_is_named_once_and_costs_nothing() {
+    let server = Server::builder().env("NOTIFY_SOCKET", "/nonexistent/notify").start();
+    server.get("/");
+    let old = server.worker_pids();
+    server.signal(Signal::SIGHUP);
+    server.wait_others(2, &old);
+    let log = server.stop();
+    assert_eq!(log.matches("cannot be told anything: ").count(), 1, "{log}");
+}
+
+/// Stderr is the journal's, as far as a process can tell.
+const JOURNAL: &str = r#"exec 2>log
+JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM; exec "$0" "$@""#;
+
+#[test]
+fn lines_for_the_journal_have_a_priority_and_no_time() {
+    let builder = Server::builder().script(JOURNAL).args(["--faults", "--log", "debug"]);
+    let server = builder.start().allow(&["died", "panicked"]);
+    let victim = server.get("/").pid();
+    process::send(victim, Signal::SIGKILL);
+    let died = server.wait_log(&format!("pid={victim} "));
+    assert!(died.starts_with('<'), "{died}");
+    server.wait_replaced(1);
+    let log = server.stop();
+    let priority = |piece: &str| {
+        let line = log.lines().find(|line| line.contains(piece));
+        line.and_then(|line| line.split_once('>')).unwrap_or_else(|| panic!("{piece}: {log}")).0
+    };
+    assert_eq!(priority("all 2 workers serve"), "<6");
+    assert_eq!(priority("SIGKILL"), "<3");
+    for line in log.lines() {
+        let (number, text) = line.split_once('>').expect("a priority");
+        assert!(["<3", "<4", "<6", "<7"].contains(&number), "{line}");
+        assert!(!text.starts_with("20"), "no time: {line}");
+    }
+    // The tag of the worker is in the line that is about it.
+    assert!(log.lines().any(|l| l.contains("worker=") && l.contains("SIGKILL")), "{log}");
+}
