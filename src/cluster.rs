@@ -1,6 +1,7 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 mod hooks;
+mod isolated;
 mod kind;
 mod preload;
 
@@ -20,7 +21,7 @@ use crate::listener::ListenerSet;
 use crate::log_file;
 use crate::models::Made;
 use crate::pid_file::PidFile;
-use crate::primary::{self, Application, Files, Hooks, Mail, Primary, Reread};
+use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::upgrade::{self, Inherited, Launcher, Manifest};
@@ -59,6 +60,7 @@ pub struct Cluster {
     hooks: Hooks,
     mail: Mail,
     kinds: Kinds,
+    desks: Desks,
 }
 
 impl Cluster {
@@ -67,7 +69,7 @@ impl Cluster {
         let same = config.clone();
         let reread = Box::new(move || Ok(same.clone()));
         let (hooks, mail, kinds) = (Hooks::default(), Mail::default(), Kinds::default());
-        Cluster { config, reread, hooks, mail, kinds }
+        Cluster { config, reread, hooks, mail, kinds, desks: Desks::new() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
@@ -179,7 +181,8 @@ impl Cluster {
         listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
         let entry = self.kinds.entry(make()?);
         let files = Files { listeners, pid_file, mail: self.mail };
-        let application = Application { entry, reread: self.reread, hooks: self.hooks, kinds };
+        let (reread, hooks, desks) = (self.reread, self.hooks, self.desks);
+        let application = Application { entry, reread, hooks, kinds, desks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         Ok(ExitCode::from(match primary.run()? {
             Outcome::Stopped => exit::OK,

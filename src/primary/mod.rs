@@ -4,6 +4,7 @@ mod events;
 mod handle;
 mod handle_mail;
 mod hooks;
+mod isolated;
 mod journal;
 mod lines;
 mod mail;
@@ -46,6 +47,7 @@ pub use events::{ClusterEvent, Reason, WorkerExit};
 pub use handle::{PrimaryHandle, WorkerInfo};
 pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
+pub(crate) use isolated::Desks;
 use journal::Journal;
 pub(crate) use mail::Mail;
 use oom::OomKills;
@@ -112,6 +114,7 @@ pub(crate) struct Application {
     pub(crate) hooks: Hooks,
     /// The kinds of workers besides `web`.
     pub(crate) kinds: Vec<KindRules>,
+    pub(crate) desks: Desks,
 }
 
 /// Everything the primary process owns.
@@ -134,6 +137,8 @@ pub(crate) struct Primary {
     steering: Option<Steered>,
     /// The application's messages, and what it does with them here.
     mail: Mail,
+    /// Of pools of isolated workers.
+    desks: Desks,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -168,7 +173,7 @@ impl Primary {
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
-        let Application { entry, reread, hooks, kinds } = application;
+        let Application { entry, reread, hooks, kinds, desks } = application;
         let Files { listeners, pid_file, mail } = files;
         let policy = config.policy();
         if config.titles {
@@ -210,6 +215,7 @@ impl Primary {
             dealer: Dealer::default(),
             steering: None,
             mail,
+            desks,
             queue: VecDeque::from([Event::Started]),
             entry,
             hooks,

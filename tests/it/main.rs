@@ -30,6 +30,7 @@ mod frozen;
 mod handover;
 mod http;
 mod ip_hash;
+mod isolated;
 mod kinds;
 mod least_conn;
 mod library;
