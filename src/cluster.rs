@@ -1,6 +1,7 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 mod hooks;
+mod isolated;
 mod kind;
 mod preload;
 mod sockets;
@@ -19,7 +20,7 @@ use crate::error::{Error, Result, exit};
 use crate::log_file;
 use crate::models::Made;
 use crate::pid_file::PidFile;
-use crate::primary::{self, Application, Files, Hooks, Mail, Primary, Reread};
+use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::systemd;
@@ -59,6 +60,7 @@ pub struct Cluster {
     hooks: Hooks,
     mail: Mail,
     kinds: Kinds,
+    desks: Desks,
 }
 
 impl Cluster {
@@ -67,7 +69,7 @@ impl Cluster {
         let same = config.clone();
         let reread = Box::new(move || Ok(same.clone()));
         let (hooks, mail, kinds) = (Hooks::default(), Mail::default(), Kinds::default());
-        Cluster { config, reread, hooks, mail, kinds }
+        Cluster { config, reread, hooks, mail, kinds, desks: Desks::new() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
@@ -187,7 +189,8 @@ impl Cluster {
         let manager = self.manager(service, left.is_some(), &unwanted);
         let entry = self.kinds.entry(make()?);
         let files = Files { listeners, pid_file, mail: self.mail, manager };
-        let application = Application { entry, reread: self.reread, hooks: self.hooks, kinds };
+        let (reread, hooks, desks) = (self.reread, self.hooks, self.desks);
+        let application = Application { entry, reread, hooks, kinds, desks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         drop(unmanned);
         Ok(ExitCode::from(match primary.run()? {

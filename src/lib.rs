@@ -19,6 +19,7 @@ pub mod control;
 mod error;
 mod identity;
 mod ipc;
+mod isolated;
 mod listener;
 mod log_file;
 mod mail;
@@ -47,6 +48,7 @@ pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, Model, Workers};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
+pub use isolated::{Isolated, IsolatedError};
 pub use listener::ListenAddr;
 pub use mail::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
@@ -58,4 +60,4 @@ pub use shared::{
     SharedHistogram,
 };
 pub use supervisor::Limit;
-pub use worker::{BoxError, SharedWorker, Stream, Worker};
+pub use worker::{BoxError, IsolatedPool, SharedWorker, Stream, Worker};

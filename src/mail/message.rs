@@ -54,6 +54,11 @@ pub struct ReplyTo {
 }
 
 impl ReplyTo {
+    #[cfg(test)]
+    pub(crate) fn to_test(to: Sender, id: u64) -> ReplyTo {
+        ReplyTo { to, id, kind: Kind::new("test").expect("a kind") }
+    }
+
     pub(crate) fn letter(&self, class: Class, payload: Bytes) -> Letter {
         let place = match self.to {
             Sender::Primary => Place::Primary,

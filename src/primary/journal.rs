@@ -134,6 +134,10 @@ impl Journal {
         )));
     }
 
+    pub(super) fn job_overdue(&mut self, worker: WorkerTag) {
+        self.tell(warn(format!("{worker} is killed: its isolated job was not done in time")));
+    }
+
     pub(super) fn panicked(&mut self, function: &dyn Display, at: &dyn Display, why: &str) {
         self.tell(error(format!("{function} panicked at {at}: {why}")));
     }

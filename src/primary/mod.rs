@@ -5,6 +5,7 @@ mod events;
 mod handle;
 mod handle_mail;
 mod hooks;
+mod isolated;
 mod journal;
 mod lines;
 mod mail;
@@ -48,6 +49,7 @@ pub use events::{ClusterEvent, Reason, WorkerExit};
 pub use handle::{PrimaryHandle, WorkerInfo};
 pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
+pub(crate) use isolated::Desks;
 use journal::Journal;
 pub(crate) use mail::Mail;
 use oom::OomKills;
@@ -116,6 +118,7 @@ pub(crate) struct Application {
     pub(crate) hooks: Hooks,
     /// The kinds of workers besides `web`.
     pub(crate) kinds: Vec<KindRules>,
+    pub(crate) desks: Desks,
 }
 
 /// Everything the primary process owns.
@@ -138,6 +141,8 @@ pub(crate) struct Primary {
     steering: Option<Steered>,
     /// The application's messages, and what it does with them here.
     mail: Mail,
+    /// Of pools of isolated workers.
+    desks: Desks,
     /// Events that are known but not yet handled, oldest first.
     queue: VecDeque<Event>,
     entry: Entry,
@@ -174,7 +179,7 @@ impl Primary {
         launcher: Launcher,
         left: Option<Manifest>,
     ) -> Result<Primary> {
-        let Application { entry, reread, hooks, kinds } = application;
+        let Application { entry, reread, hooks, kinds, desks } = application;
         let Files { listeners, pid_file, mail, manager } = files;
         let policy = config.policy();
         if config.titles {
@@ -217,6 +222,7 @@ impl Primary {
             dealer: Dealer::default(),
             steering: None,
             mail,
+            desks,
             queue: VecDeque::from([Event::Started]),
             entry,
             hooks,

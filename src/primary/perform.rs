@@ -56,6 +56,7 @@ impl Primary {
                 self.journal.record(&notice);
                 self.announce(&notice);
                 self.note(&notice);
+                self.tell_desks(&notice);
             }
             Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
             Action::Exit(outcome) => {
@@ -98,7 +99,7 @@ impl Primary {
     }
 
     /// To a child that is not reaped yet: the pid is its own.
-    fn signal(&mut self, worker: WorkerId, signal: Signal) {
+    pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
         let Some(child) = self.children.get(&worker) else { return };
         if let Err(e) = sys::process::kill(child.pid, signal) {
             self.journal.cannot_signal(child.tag, signal, &e);

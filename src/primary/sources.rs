@@ -78,6 +78,7 @@ impl Primary {
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();
         let pauses = self.relay.pause().into_iter().chain(dealing).chain(self.mail.hub.pause());
+        let pauses = pauses.chain(self.desks_pause(now));
         let timeout = until.into_iter().chain(pauses).min();
         let newcomers = self.watched_for_dealing();
         let for_dealing = newcomers.len();
@@ -119,6 +120,7 @@ impl Primary {
         }
         self.attend_control(&asked);
         self.deliver_mail();
+        self.tend_desks();
 
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);

@@ -19,6 +19,8 @@ pub(crate) enum Event {
     Online { worker: WorkerId },
     /// The worker accepts connections.
     Ready { worker: WorkerId },
+    /// The worker was given work that may well kill it: its end is no sign that such workers cannot come up.
+    Proven { worker: WorkerId },
     /// The worker says why it cannot start; its exit follows.
     BootFailed { worker: WorkerId, why: String },
     /// The worker drains on its own account and wants a replacement.

@@ -38,6 +38,8 @@ pub(crate) struct Member {
     pub(crate) born: Instant,
     /// When it became ready, if it has been.
     pub(crate) ready: Option<Instant>,
+    /// Whether its end, however early, is no sign of a crash loop.
+    pub(super) proven: bool,
     /// Why it cannot start, in its own words.
     pub(super) complaint: Option<String>,
     /// Why it is to leave, if it is.
@@ -84,6 +86,7 @@ impl Member {
             state: State::Forking,
             born: now,
             ready,
+            proven: false,
             complaint,
             leave: None,
             worn: None,

@@ -161,6 +161,7 @@ impl Supervisor {
             Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
             Event::Online { worker } => self.online(worker, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
+            Event::Proven { worker } => self.proven(worker),
             Event::BootFailed { worker, why } => self.boot_failed(worker, why, &mut actions),
             Event::Retiring { worker } => self.retiring(now, worker, &mut actions),
             Event::Disconnecting { worker } => self.disconnecting(now, worker, &mut actions),

@@ -46,6 +46,13 @@ impl Supervisor {
         self.note_successor(worker, actions);
     }
 
+    /// Only of one that is ready: before that, its end is a boot that failed.
+    pub(super) fn proven(&mut self, worker: WorkerId) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.proven = member.ready.is_some();
+        }
+    }
+
     /// Once, whatever it says.
     pub(super) fn online(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
         if let Some(member) = self.members.get_mut(&worker)

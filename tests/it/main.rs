@@ -32,6 +32,7 @@ mod handover;
 mod http;
 mod install;
 mod ip_hash;
+mod isolated;
 mod kinds;
 mod least_conn;
 mod library;

@@ -3,6 +3,7 @@
 
 mod boots;
 mod events;
+mod isolated;
 mod kinds;
 mod mails;
 mod serves;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         "events" => events::events(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
+        "isolated" => isolated::isolated(told),
         "kinds" => kinds::kinds(told),
         "mails" => mails::mails(told),
         "waiting" => serves::waiting(told),

@@ -121,6 +121,7 @@ impl World {
             Deed::SayOnline => self.tell(Event::Online { worker }),
             Deed::SayReady => self.tell(Event::Ready { worker }),
             Deed::SayBootFailed => self.tell(Event::BootFailed { worker, why: "no".to_string() }),
+            Deed::Work => self.tell(Event::Proven { worker }),
             Deed::Retire => {
                 self.tell(Event::Retiring { worker });
                 self.drain(worker);

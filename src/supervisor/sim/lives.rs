@@ -43,6 +43,8 @@ pub(crate) enum Deed {
     SayOnline,
     SayReady,
     SayBootFailed,
+    /// It is given work that may kill it.
+    Work,
     Retire,
     Disconnect,
     CloseChannel,
@@ -211,6 +213,7 @@ impl Life {
             Deed::Garble,
             Deed::SayBootFailed,
             Deed::SayOnline,
+            Deed::Work,
             Deed::Freeze,
             Deed::Thaw,
             Deed::Stop,
@@ -218,7 +221,7 @@ impl Life {
         ];
         for _ in 0..dice.below(4) {
             let at = if dice.below(3) == 0 { dice.below(boot + 1) } else { dice.below(8000) };
-            life = life.and(at, others[dice.below(11) as usize]);
+            life = life.and(at, others[dice.below(others.len() as u64) as usize]);
         }
         life = life.heavy(dice.below(2_000), dice.below(200));
         if dice.below(3) == 0 {

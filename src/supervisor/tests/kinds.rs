@@ -147,6 +147,18 @@ fn sockets_of_slots_are_for_those_that_serve() {
 }
 
 #[test]
+fn one_that_dies_of_its_work_is_no_crash_loop() {
+    let dies = |at| Life::serving().and(at, Deed::End(signal(SIGSEGV)));
+    let works = dies(30).and(20, Deed::Work);
+    let mut world = cluster(2, move |id| (id == 2).then(|| works.clone()));
+    world.drive();
+    assert_eq!((world.serving(), delays(&world).len()), (vec![1, 3], 0));
+    let mut world = cluster(2, move |id| (id == 2).then(|| dies(30)));
+    world.drive();
+    assert_eq!((world.serving(), delays(&world).len()), (vec![1, 3], 1));
+}
+
+#[test]
 fn a_new_image_knows_kinds_by_their_names_and_lets_those_leave_that_it_has_not() {
     let mut world = mixed(&[kind("old", 1), kind("consumer", 1)]);
     world.run(ms(5_000));

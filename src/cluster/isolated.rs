@@ -1,0 +1,70 @@
+//! Pools of isolated workers, in the same cluster.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Cluster, Kind};
+use crate::isolated::{Desk, Isolated, ask_kind, done_kind, gone_kind};
+use crate::worker;
+
+impl Cluster {
+    /// Processes for dangerous work: jobs that may crash, leak or never end, which a thread could not be saved from.
+    /// `work` runs in them, one job at a time in each; any worker that serves gives them jobs with
+    /// [`Worker::isolated`](crate::Worker::isolated). A job that ends its process costs nothing but that process, which
+    /// is replaced at once, and its caller is told at once.
+    ///
+    /// They are workers of a kind of their own (see [`Cluster::kind`]): `prefork status` shows them, and reloads and
+    /// upgrades replace them. Input and output cross two channels and are written down with postcard, so give large
+    /// data by name. `work` runs in a thread beside the worker's loop; it is not interrupted when the worker drains, up
+    /// to `graceful-timeout`.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// # use http_body_util::Full;
+    /// # use hyper::body::{Bytes, Incoming};
+    /// # use hyper::{Request, Response, service::service_fn};
+    /// use tokio_prefork::{Cluster, Config, Isolated, Worker};
+    ///
+    /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
+    /// let pool = Isolated::new("thumbnails", 2).deadline(Duration::from_secs(5)).queue(16);
+    /// Cluster::new(config)
+    ///     .isolated(pool, |size: u32| Ok::<u32, String>(size / 10))
+    ///     .serve(|worker: Worker| async move {
+    ///         Ok(service_fn(move |_: Request<Incoming>| {
+    ///             let worker = worker.clone();
+    ///             async move {
+    ///                 let said = match worker.isolated("thumbnails") {
+    ///                     Ok(pool) => pool.run::<u32, u32>(&640, Duration::from_secs(1)).await,
+    ///                     Err(e) => Err(e),
+    ///                 };
+    ///                 let text = said.map_or_else(|e| e.to_string(), |size| size.to_string());
+    ///                 Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(text))))
+    ///             }
+    ///         }))
+    ///     })
+    /// # }
+    /// ```
+    pub fn isolated<I, O, W>(mut self, pool: Isolated, work: W) -> Cluster
+    where
+        I: DeserializeOwned + 'static,
+        O: Serialize + 'static,
+        W: Fn(I) -> Result<O, String> + Send + Sync + 'static,
+    {
+        let name = pool.name;
+        let mut kind = Kind::new(name, pool.workers);
+        if let Some(bytes) = pool.max_rss {
+            kind = kind.max_rss_hard(bytes);
+        }
+        self.kinds.add(kind, worker::isolated_app(worker::work(work)));
+        self.desks.insert(name, Desk::new(&pool));
+        self.on_message(&ask_kind(name), move |primary, from, message| {
+            primary.isolated_job(name, from, &message);
+        })
+        .on_message(&gone_kind(name), move |primary, from, message| {
+            primary.isolated_gone(name, from, &message);
+        })
+        .on_message(&done_kind(name), move |primary, from, message| {
+            primary.isolated_done(name, from, &message);
+        })
+    }
+}

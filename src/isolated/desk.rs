@@ -1,0 +1,194 @@
+//! The desk of one pool: which jobs wait, and who works on what. Pure: the time is an argument, and what is to be done is
+//! returned.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Isolated, JobId, Verdict, join};
+use crate::identity::WorkerId;
+use crate::mail::ReplyTo;
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Give the job to this isolated worker.
+    Give { worker: WorkerId, job: JobId, input: Bytes },
+    /// Tell the caller: a verdict, and the output.
+    Tell { to: ReplyTo, answer: Bytes },
+    /// SIGKILL: its job has run for too long.
+    Kill(WorkerId),
+}
+
+/// How an isolated worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It left as asked: a job that was on its way to it was not begun.
+    Left,
+    Died {
+        signal: Option<i32>,
+    },
+}
+
+/// A job that waits.
+#[derive(Debug, Clone)]
+struct Waiting {
+    caller: WorkerId,
+    token: u64,
+    to: ReplyTo,
+    until: Instant,
+    input: Bytes,
+}
+
+/// A job that somebody was given.
+#[derive(Debug)]
+struct Running {
+    id: JobId,
+    job: Waiting,
+    until: Instant,
+}
+
+/// One pool.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    limit: Duration,
+    most: usize,
+    /// In the order in which they came.
+    waiting: VecDeque<Waiting>,
+    running: BTreeMap<WorkerId, Running>,
+    idle: BTreeSet<WorkerId>,
+    next: JobId,
+    closed: bool,
+}
+
+fn tell(to: ReplyTo, verdict: &Verdict) -> Order {
+    Order::Tell { to, answer: join(verdict, b"") }
+}
+
+impl Desk {
+    pub(crate) fn new(settings: &Isolated) -> Desk {
+        Desk {
+            limit: settings.deadline,
+            most: settings.queue,
+            waiting: VecDeque::new(),
+            running: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            next: 1,
+            closed: false,
+        }
+    }
+
+    /// A worker of the pool is ready.
+    pub(crate) fn came(&mut self, worker: WorkerId) {
+        self.idle.insert(worker);
+    }
+
+    /// A caller asks for a job, and waits until `until`.
+    pub(crate) fn submit(
+        &mut self,
+        (caller, token): (WorkerId, u64),
+        to: ReplyTo,
+        until: Instant,
+        input: Bytes,
+    ) -> Option<Order> {
+        if self.closed {
+            return Some(tell(to, &Verdict::Closed));
+        }
+        // Whoever is idle takes one of them at once.
+        if self.waiting.len() >= self.most + self.idle.len() {
+            return Some(tell(to, &Verdict::Full));
+        }
+        self.waiting.push_back(Waiting { caller, token, to, until, input });
+        None
+    }
+
+    /// Gives waiting jobs to idle workers. `serves`: whether a worker is not about to leave.
+    pub(crate) fn assign(&mut self, now: Instant, serves: &dyn Fn(WorkerId) -> bool) -> Vec<Order> {
+        self.idle.retain(|worker| serves(*worker));
+        let mut orders = Vec::new();
+        while let Some(worker) = self.idle.first().copied()
+            && let Some(job) = self.waiting.pop_front()
+        {
+            self.idle.remove(&worker);
+            let (id, input) = (self.next, job.input.clone());
+            self.next += 1;
+            let until = job.until.min(now + self.limit);
+            self.running.insert(worker, Running { id, job, until });
+            orders.push(Order::Give { worker, job: id, input });
+        }
+        orders
+    }
+
+    /// The worker has answered. What it says of another job than its own is late, or made up.
+    pub(crate) fn done(&mut self, worker: WorkerId, id: JobId, answer: Bytes) -> Option<Order> {
+        if self.running.get(&worker).is_none_or(|running| running.id != id) {
+            return None;
+        }
+        let Running { job, .. } = self.running.remove(&worker)?;
+        self.idle.insert(worker);
+        Some(Order::Tell { to: job.to, answer })
+    }
+
+    /// The worker could not be given its job.
+    pub(crate) fn not_given(&mut self, worker: WorkerId, why: String) -> Option<Order> {
+        let Running { job, .. } = self.running.remove(&worker)?;
+        self.idle.insert(worker);
+        Some(tell(job.to, &Verdict::Failed(why)))
+    }
+
+    /// Nobody waits for this job any more. One that has begun goes on: its end is not far.
+    pub(crate) fn gone(&mut self, caller: WorkerId, token: u64) {
+        self.waiting.retain(|job| (job.caller, job.token) != (caller, token));
+    }
+
+    /// A worker of any kind has ended: one of ours, or a caller.
+    pub(crate) fn ended(&mut self, worker: WorkerId, how: Ended) -> Option<Order> {
+        self.waiting.retain(|job| job.caller != worker);
+        self.idle.remove(&worker);
+        let Running { job, .. } = self.running.remove(&worker)?;
+        match how {
+            Ended::Died { signal } => Some(tell(job.to, &Verdict::Died { signal })),
+            Ended::Left if self.closed => Some(tell(job.to, &Verdict::Closed)),
+            Ended::Left => {
+                self.waiting.push_front(job);
+                None
+            }
+        }
+    }
+
+    /// When `overdue` has something to do, if nothing happens before.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|job| job.until);
+        waiting.chain(self.running.values().map(|running| running.until)).min()
+    }
+
+    /// Ends what takes too long. The process of a job that had begun is nobody's any more.
+    pub(crate) fn overdue(&mut self, now: Instant) -> Vec<Order> {
+        let mut orders = Vec::new();
+        self.waiting.retain(|job| {
+            let late = job.until <= now;
+            orders.extend(late.then(|| tell(job.to.clone(), &Verdict::TimedOut)));
+            !late
+        });
+        self.running.retain(|worker, Running { job, until, .. }| {
+            let late = *until <= now;
+            if late {
+                orders.push(tell(job.to.clone(), &Verdict::TimedOut));
+                orders.push(Order::Kill(*worker));
+            }
+            !late
+        });
+        orders
+    }
+
+    /// The cluster stops: what has not begun will not begin.
+    pub(crate) fn close(&mut self) -> Vec<Order> {
+        self.closed = true;
+        self.waiting.drain(..).map(|job| tell(job.to, &Verdict::Closed)).collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "desk_tests.rs"]
+mod tests;

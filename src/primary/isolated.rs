@@ -1,0 +1,134 @@
+//! The desks of isolated workers in the primary: what is said to them and what they order. What is decided, `Desk` decides.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Primary, PrimaryHandle};
+use crate::identity::{WorkerId, WorkerTag};
+use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
+use crate::mail::{Carried, Class, Message, Place, letter};
+use crate::supervisor::{Cause, Event, Notice};
+use crate::sys::signal::Signal;
+
+/// By the name of their kind.
+pub(crate) type Desks = BTreeMap<&'static str, Desk>;
+
+/// The longest that a caller can wait.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl PrimaryHandle<'_> {
+    /// Somebody asks for a job.
+    pub(crate) fn isolated_job(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
+        let Some(to) = message.reply_to() else { return };
+        let Some((job, input)) = split::<Job>(message.bytes()) else { return };
+        let until = Instant::now() + Duration::from_millis(job.limit_ms).min(LONGEST);
+        let Some(desk) = self.primary.desks.get_mut(name) else { return };
+        let order = desk.submit((from.id, job.token), to, until, input);
+        self.primary.obey_desk(name, order);
+    }
+
+    /// Somebody waits no more.
+    pub(crate) fn isolated_gone(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
+        if let Some((desk, token)) = self.primary.desks.get_mut(name).zip(message.decode().ok()) {
+            desk.gone(from.id, token);
+        }
+    }
+
+    /// A worker says what came of a job.
+    pub(crate) fn isolated_done(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
+        let Some((job, answer)) = split_done(message.bytes()) else { return };
+        let Some(desk) = self.primary.desks.get_mut(name) else { return };
+        let order = desk.done(from.id, job, answer);
+        self.primary.obey_desk(name, order);
+    }
+}
+
+impl Primary {
+    /// Does what a desk orders, and gives out jobs that wait.
+    fn obey_desk(&mut self, name: &'static str, orders: impl IntoIterator<Item = Order>) {
+        for order in orders {
+            self.obey_order(name, order);
+        }
+        let Some(desk) = self.desks.get_mut(name) else { return };
+        let supervisor = &self.supervisor;
+        for order in desk.assign(Instant::now(), &|id| supervisor.serves(id)) {
+            self.obey_order(name, order);
+        }
+    }
+
+    fn obey_order(&mut self, name: &'static str, order: Order) {
+        match order {
+            Order::Give { worker, job, input } => {
+                // From now on its end says nothing about whether such workers come up.
+                self.queue.push_back(Event::Proven { worker });
+                if let Err(why) = self.give_job(worker, join(&job, &input)) {
+                    let desk = self.desks.get_mut(name);
+                    if let Some(order) = desk.and_then(|desk| desk.not_given(worker, why)) {
+                        self.obey_order(name, order);
+                    }
+                }
+            }
+            // Who has no room for the answer hears nothing, which is what its deadline is for.
+            Order::Tell { to, answer } => drop(self.mail.hub.reply(&to, Class::Reply, answer)),
+            Order::Kill(worker) => {
+                if let Some(child) = self.children.get(&worker) {
+                    self.journal.job_overdue(child.tag);
+                }
+                self.signal(worker, Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn give_job(&mut self, worker: WorkerId, payload: Bytes) -> Result<(), String> {
+        let letter = letter(Place::Primary, DO, payload, Carried::Nothing);
+        let letter = letter.map_err(|e| e.to_string())?;
+        let supervisor = &self.supervisor;
+        let sent = self.mail.hub.send(Place::Worker(worker), letter, &|id| supervisor.serves(id));
+        sent.map_err(|back| back.0.to_string())
+    }
+
+    /// Tells the desks of what concerns them.
+    pub(super) fn tell_desks(&mut self, notice: &Notice) {
+        let names: Vec<&'static str> = self.desks.keys().copied().collect();
+        for name in names {
+            let Some(desk) = self.desks.get_mut(name) else { continue };
+            let orders: Vec<Order> = match notice {
+                Notice::Ready { worker, .. } if worker.kind == name => {
+                    desk.came(worker.id);
+                    Vec::new()
+                }
+                Notice::Exited(exit) => {
+                    let left = exit.cause == Cause::Asked && exit.status.success();
+                    let signal = exit.status.signal();
+                    let how = if left { Ended::Left } else { Ended::Died { signal } };
+                    desk.ended(exit.worker.id, how).into_iter().collect()
+                }
+                Notice::Stopping { .. } | Notice::StoppingNow { .. } => desk.close(),
+                _ => continue,
+            };
+            self.obey_desk(name, orders);
+        }
+    }
+
+    /// How long until a job is overdue, if nothing happens before.
+    pub(super) fn desks_pause(&self, now: Instant) -> Option<Duration> {
+        let next = self.desks.values().filter_map(Desk::deadline).min()?;
+        Some(next.saturating_duration_since(now))
+    }
+
+    /// Ends jobs that take too long.
+    pub(super) fn tend_desks(&mut self) {
+        let now = Instant::now();
+        let names: Vec<&'static str> = self.desks.keys().copied().collect();
+        for name in names {
+            let due = |desk: &&mut Desk| desk.deadline().is_some_and(|at| at <= now);
+            let orders = self.desks.get_mut(name).filter(due).map(|desk| desk.overdue(now));
+            if let Some(orders) = orders {
+                self.obey_desk(name, orders);
+            }
+        }
+    }
+}

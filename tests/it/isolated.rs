@@ -1,0 +1,190 @@
+//! Isolated workers: whatever a job does to its process, its caller is told at once, and nobody else notices.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::command::Builder;
+use crate::support::{Server, process, wait};
+
+fn cluster(processes: usize) -> Builder {
+    Builder::program("isolated")
+        .workers(2)
+        .others(processes)
+        .args([format!("processes={processes}")])
+}
+
+#[track_caller]
+fn run(server: &Server, job: &str) -> String {
+    server.get(&format!("/{job}")).text().to_string()
+}
+
+/// Asks for a job on another thread; what comes of it.
+fn begin(server: &Server, job: &str) -> std::thread::JoinHandle<Option<String>> {
+    let (mut client, path) = (server.connect(), format!("/{job}"));
+    std::thread::spawn(move || client.get(&path).ok().map(|answer| answer.text().to_string()))
+}
+
+/// The process that does jobs now, when there is one.
+#[track_caller]
+fn worker_of_jobs(server: &Server) -> u32 {
+    let said = run(server, "hello");
+    let pid = said.strip_prefix("hello by ").and_then(|pid| pid.parse().ok());
+    pid.unwrap_or_else(|| panic!("{said}"))
+}
+
+#[test]
+fn a_job_is_done_in_another_process_that_lives_on() {
+    let server = cluster(1).start();
+    let worker = worker_of_jobs(&server);
+    assert_ne!(run(&server, ""), worker.to_string());
+    assert_eq!(worker_of_jobs(&server), worker);
+    assert_eq!(run(&server, "error"), "Failed(\"no\")");
+    assert_eq!(run(&server, "nobody"), "Unknown(\"nobody\")");
+    server.stop();
+}
+
+#[test]
+fn a_panic_is_an_error_and_the_process_lives_on() {
+    let server = cluster(1).start().allow(&["panicked at"]);
+    let worker = worker_of_jobs(&server);
+    assert_eq!(run(&server, "panic"), "Failed(\"it panicked: the job has had enough\")");
+    assert_eq!(worker_of_jobs(&server), worker);
+    server.stop();
+}
+
+#[test]
+fn a_segfault_costs_its_process_alone_and_the_caller_is_told_at_once() {
+    let server = cluster(1).start().allow(&["killed by SIGSEGV", "exit status 3"]);
+    let web = run(&server, "").len();
+    let begun = Instant::now();
+    // In its first second, and more than once: that is no crash loop, and nobody waits.
+    for _ in 0..5 {
+        assert_eq!(run(&server, "segv/15000"), "Died { signal: Some(11) }");
+        assert!(run(&server, "hello").starts_with("hello by "));
+    }
+    assert_eq!(run(&server, "exit/15000"), "Died { signal: None }");
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(web > 0 && run(&server, "hello").starts_with("hello by "));
+    let log = server.stop();
+    assert_eq!(log.matches("die young").count(), 0, "{log}");
+    assert_eq!(log.matches("kind=danger died: killed by SIGSEGV").count(), 5, "{log}");
+}
+
+#[test]
+fn a_job_that_never_ends_is_killed_at_its_deadline() {
+    let server = cluster(1).start().allow(&["killed by SIGKILL"]);
+    let worker = worker_of_jobs(&server);
+    assert_eq!(run(&server, "hang/300"), "TimedOut");
+    assert_ne!(worker_of_jobs(&server), worker);
+    let log = server.stop();
+    assert!(log.contains("kind=danger is killed: its isolated job was not done in time"), "{log}");
+}
+
+#[test]
+fn the_pool_has_a_deadline_of_its_own_for_patient_callers() {
+    let server = cluster(1).args(["deadline-ms=300"]).start().allow(&["killed by SIGKILL"]);
+    assert_eq!(run(&server, "hang/20000"), "TimedOut");
+    server.stop();
+}
+
+#[test]
+fn a_job_that_leaks_is_killed_with_its_process() {
+    let server = cluster(1).args(["max-rss-mib=128"]).start().allow(&["max-rss-hard", "memory"]);
+    assert_eq!(run(&server, "leak/20000"), "Died { signal: Some(9) }");
+    assert!(run(&server, "hello").starts_with("hello by "));
+    let log = server.stop();
+    assert_eq!(log.matches("die young").count(), 0, "{log}");
+}
+
+#[test]
+fn jobs_wait_in_a_bounded_queue() {
+    let server = cluster(1).args(["waiting=1"]).start();
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    let second = begin(&server, "hello");
+    // The one that waits is there as soon as another one is refused.
+    wait::until("a full queue", || run(&server, "hello/100") == "Full");
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    assert!(second.join().expect("thread").is_some_and(|said| said.starts_with("hello by ")));
+    server.stop();
+}
+
+#[test]
+fn one_that_waits_too_long_is_not_begun() {
+    let server = cluster(1).start();
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    assert_eq!(run(&server, "segv/200"), "TimedOut");
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    // That job would have killed it.
+    assert!(run(&server, "hello").starts_with("hello by "));
+    server.stop();
+}
+
+#[test]
+fn a_job_is_not_begun_for_a_client_that_is_gone() {
+    let server = cluster(1).start();
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    let mut gone = server.connect();
+    gone.send(b"GET /segv HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
+    drop(gone);
+    wait::until("both connections are known", || server.worker_pids().len() == 3);
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    assert!(run(&server, "hello").starts_with("hello by "));
+    server.stop();
+}
+
+#[test]
+fn a_caller_that_dies_takes_its_waiting_jobs_along() {
+    let server = cluster(1).start().allow(&["killed by SIGKILL"]);
+    let isolated = worker_of_jobs(&server);
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    let waiting: Vec<_> = (0..4).map(|_| begin(&server, "segv")).collect();
+    let callers = server.worker_pids().into_iter().filter(|pid| *pid != isolated);
+    callers.for_each(|pid| process::send(pid, Signal::SIGKILL));
+    for one in waiting {
+        assert_eq!(one.join().expect("thread"), None, "its caller is dead");
+    }
+    assert_eq!(first.join().expect("thread"), None);
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    server.wait_log_times(" ready after ", 5);
+    assert_eq!(worker_of_jobs(&server), isolated, "what its callers died of, it survives");
+    server.stop();
+}
+
+#[test]
+fn a_reload_waits_for_the_job_that_has_begun() {
+    let server = cluster(1).control().start();
+    let worker = worker_of_jobs(&server);
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    server.order(&["reload"]);
+    // The new one works beside the old one, which finishes its job.
+    assert_ne!(worker_of_jobs(&server), worker);
+    assert!(server.worker_pids().contains(&worker));
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    wait::until("it has left", || process::is_gone(worker));
+    server.stop();
+}
+
+#[test]
+fn a_stop_finishes_what_has_begun_and_refuses_what_waits() {
+    let server = cluster(1).start();
+    let first = begin(&server, "gate");
+    server.wait_log("waits for the gate");
+    let second = begin(&server, "hello");
+    wait::until("the second one waits", || run(&server, "hello/50") == "TimedOut");
+    server.signal(Signal::SIGTERM);
+    let second = second.join().expect("thread");
+    assert!(second.as_deref() == Some("Closed"), "{second:?}");
+    std::fs::write(server.dir().join("gate"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    server.finish(0);
+}
