@@ -1,5 +1,6 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
+mod asked;
 mod events;
 mod handle;
 mod handle_mail;
