@@ -7,6 +7,7 @@ mod ctl;
 mod logger;
 mod program;
 mod serve;
+mod shared;
 mod status;
 
 use std::fmt::Display;

@@ -75,7 +75,7 @@ pub(super) fn table(status: &Status) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text
+    text + &super::shared::table(&status.shared)
 }
 
 /// The addresses, with how many connections wait to be accepted where that is known.

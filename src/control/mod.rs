@@ -36,6 +36,7 @@ mod place;
 mod protocol;
 mod queue;
 mod server;
+mod shared;
 mod status;
 mod threads;
 
