@@ -9,6 +9,7 @@
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
+//! `PREFORK_GARBAGE_SECONDS` seconds of workers that write garbage (2).
 //! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.
 
@@ -35,9 +36,11 @@ mod library;
 mod limits;
 mod log_file;
 mod messages;
+mod messages_asked;
 mod messages_fail;
 mod models;
 mod models_differ;
+mod node_table;
 mod orphan;
 mod pid_file;
 mod pool;
@@ -60,4 +63,5 @@ mod tidy;
 mod titles;
 mod upgrade;
 mod upgrade_fails;
+mod vandals;
 mod watchdog;
