@@ -19,6 +19,7 @@ mod abuse;
 mod bench;
 mod bind;
 mod boot;
+mod cluster_api;
 mod config;
 mod control;
 mod control_abuse;

@@ -4,7 +4,10 @@ use crate::support::command::Builder;
 use crate::support::{Server, wait};
 
 fn start(workers: usize) -> Server {
-    Builder::program("asks").workers(workers).start().allow(&["exit status 3"])
+    Builder::program("asks")
+        .workers(workers)
+        .start()
+        .allow(&["exit status 3", "cannot answer: cannot send a message: no worker is number"])
 }
 
 #[track_caller]
