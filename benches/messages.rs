@@ -6,16 +6,19 @@
 //! cargo bench --bench messages -- --messages 1000000 --trips 20000 --workers 64 --rounds 5
 //! ```
 //!
-//! Rates are counted where messages arrive; a round trip is measured where it begins, with an answer of 64 bytes. Both
-//! sides have two processes and nothing else to do. Medians of all rounds, which are taken in turn.
+//! Then the cost of an addition to a `SharedCounter`, beside an `AtomicU64` and a plain `u64`. Rates are counted where
+//! messages arrive; a round trip is measured where it begins, with an answer of 64 bytes. Both sides have two processes
+//! and nothing else to do. Medians of all rounds, which are taken in turn.
 
 mod support;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::convert::Infallible;
+use std::hint::black_box;
 use std::num::NonZeroU32;
 use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::Full;
@@ -25,10 +28,13 @@ use hyper::{Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{argument, fail, given, median, quantile};
-use tokio_prefork::{Cluster, Config, Result, Worker, Workers};
+use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, Workers};
 
 /// The argument that turns this bench into the cluster that it measures.
 const CLUSTER: &str = "--cluster";
+
+/// Additions in a series.
+const ADDITIONS: u32 = 1_000_000;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -67,6 +73,9 @@ fn main() -> ExitCode {
         let ratio = if i == 0 { our / node } else { node / our };
         println!("{name:16}{our:>14.1}{node:>14.1}{ratio:>10.1}");
     }
+    if let Err(e) = additions() {
+        fail(e);
+    }
     let took = figures(&mut ourselves("all", messages, trips.min(1000), workers))
         .unwrap_or_else(|why| fail(why));
     println!(
@@ -74,6 +83,27 @@ fn main() -> ExitCode {
         took[0], took[1]
     );
     ExitCode::SUCCESS
+}
+
+/// What an addition costs, nobody else adding: in nanoseconds, the best of several series.
+fn additions() -> Result<()> {
+    let best = |add: &dyn Fn()| {
+        let series = (0..10).map(|_| {
+            let begun = Instant::now();
+            (0..ADDITIONS).for_each(|_| add());
+            begun.elapsed().as_nanos() as f64 / f64::from(ADDITIONS)
+        });
+        series.fold(f64::INFINITY, f64::min)
+    };
+    let (shared, atomic, plain) =
+        (SharedCounter::new("bench")?, AtomicU64::new(0), Cell::new(0u64));
+    let ours = best(&|| shared.add(black_box(1)));
+    let atomic = best(&|| drop(atomic.fetch_add(black_box(1), Ordering::Relaxed)));
+    let plain = best(&|| plain.set(black_box(plain.get() + black_box(1))));
+    println!(
+        "an addition: SharedCounter {ours:.1} ns, AtomicU64 {atomic:.1} ns, u64 {plain:.1} ns"
+    );
+    Ok(())
 }
 
 fn ourselves(what: &str, messages: u32, trips: u32, workers: u32) -> Command {

@@ -9,6 +9,7 @@ mod logger;
 mod pages;
 mod program;
 mod serve;
+mod shared;
 mod status;
 
 use std::fmt::Display;

@@ -78,7 +78,7 @@ pub(super) fn table(status: &Status) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text
+    text + &super::shared::table(&status.shared)
 }
 
 fn serving_of(status: &Status, kind: &str) -> usize {

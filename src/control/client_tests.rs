@@ -35,6 +35,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                             listeners: vec![],
                             queues: vec![],
                             totals: Counters::default(),
+                            shared: vec![],
                         },
                         now,
                         |_| Vec::new(),

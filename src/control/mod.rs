@@ -37,6 +37,7 @@ mod place;
 mod protocol;
 mod queue;
 mod server;
+mod shared;
 mod status;
 mod threads;
 

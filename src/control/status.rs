@@ -10,6 +10,7 @@ use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
 use crate::identity::WorkerId;
 use crate::scoreboard::{BUCKETS, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
+use crate::shared::SharedMetric;
 use crate::supervisor::{MemberView, View};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
@@ -34,6 +35,10 @@ pub struct Status {
     pub queue_wait: QueueWait,
     /// Sums over all workers, living and dead.
     pub totals: Counters,
+    /// What the application declared in [`shared`](crate::shared), in the order of the declarations; the first 16384
+    /// numbers of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared: Vec<SharedMetric>,
     /// Every worker that exists or is being forked, oldest first.
     pub workers: Vec<WorkerStatus>,
 }
@@ -127,6 +132,7 @@ pub(crate) struct Around {
     pub(crate) listeners: Vec<String>,
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
+    pub(crate) shared: Vec<SharedMetric>,
 }
 
 impl Status {
@@ -162,8 +168,9 @@ impl Status {
         };
         let totals = around.totals.at_most(LARGEST);
         let queue_wait = QueueWait::of(&workers);
-        let Around { listeners, queues, .. } = around;
-        Status { primary, listeners, queues, queue_wait, totals, workers }
+        let Around { listeners, queues, shared, .. } = around;
+        let shared = super::shared::listed(shared);
+        Status { primary, listeners, queues, queue_wait, totals, shared, workers }
     }
 }
 
@@ -263,6 +270,7 @@ pub(super) mod tests {
             listeners: vec![],
             queues: vec![],
             totals,
+            shared: vec![],
         };
         let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
         let worker = &status.workers[1];

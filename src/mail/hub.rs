@@ -19,6 +19,9 @@ use crate::sys::socket::{Passed, Received, receive_message, send_message};
 /// Packets taken from one worker in one turn.
 const PACKETS_A_TURN: usize = 4;
 
+/// A packet of so many bytes is one of many: its sender has more to say than fits into one.
+pub(super) const FULL: usize = PACKET / 4;
+
 /// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
 const LAST_PACKETS: usize = 4096;
 
@@ -147,6 +150,10 @@ impl MailHub {
                 Err(e) => return Err(Garbled::Channel(e.to_string())),
             };
             channel.assembler.take(&self.buffer[..length], carried, &mut letters)?;
+            // Hardly any more is there; if it is, the next wait says so. To look costs a system call each time.
+            if packets == PACKETS_A_TURN && length < FULL {
+                break;
+            }
         }
         self.post.come(id, letters);
         if ended {
@@ -205,13 +212,18 @@ impl MailHub {
         self.post.next(now, serves)
     }
 
-    /// Sends something of the primary's; on an error it comes back.
+    /// Whether anything of this worker may still come, or is here and not handled yet.
+    pub(crate) fn knows(&self, id: WorkerId) -> bool {
+        self.post.knows(id)
+    }
+
+    /// Sends something of the primary's, and says to whom; on an error it comes back.
     pub(crate) fn send(
         &mut self,
         to: Place,
         letter: Letter,
         serves: &dyn Fn(WorkerId) -> bool,
-    ) -> Result<(), Back> {
+    ) -> Result<WorkerId, Back> {
         self.post.send(to, letter, serves)
     }
 

@@ -83,6 +83,11 @@ impl Post {
         self.turns.retain(|turn| *turn != id);
     }
 
+    /// Whether anything of this worker may still come, or is here and not handled yet.
+    pub(super) fn knows(&self, id: WorkerId) -> bool {
+        self.boxes.contains_key(&id)
+    }
+
     /// What this worker is to be sent.
     pub(super) fn outbox(&mut self, id: WorkerId) -> Option<&mut Outbox> {
         self.boxes.get_mut(&id).map(|mailbox| &mut mailbox.out)
@@ -233,13 +238,13 @@ impl Post {
         }
     }
 
-    /// Sends something of the primary's; on an error it comes back.
+    /// Sends something of the primary's, and says to whom; on an error it comes back.
     pub(super) fn send(
         &mut self,
         to: Place,
         letter: Letter,
         serves: Serves<'_>,
-    ) -> Result<(), Back> {
+    ) -> Result<WorkerId, Back> {
         let nobody = |letter| {
             let who = match to {
                 Place::Slot(slot) => format!("at slot {slot}"),
@@ -250,7 +255,7 @@ impl Post {
         };
         let Some(id) = self.find(to, serves) else { return nobody(letter) };
         let Some(mailbox) = self.boxes.get_mut(&id) else { return nobody(letter) };
-        mailbox.out.push(letter)
+        mailbox.out.push(letter).map(|()| id)
     }
 
     pub(super) fn reply(
@@ -261,7 +266,7 @@ impl Post {
     ) -> Result<(), MailError> {
         let mut letter = to.letter(class, payload);
         let place = std::mem::replace(&mut letter.place, Place::Primary);
-        self.send(place, letter, &|_| true).map_err(|back| back.0)
+        self.send(place, letter, &|_| true).map(drop).map_err(|back| back.0)
     }
 
     /// To how many workers it goes, and to how many it does not as their queues are full.

@@ -152,7 +152,7 @@ fn queues_are_bounded_in_messages_and_bytes_and_a_large_one_always_fits_alone() 
             back.0
         })
     };
-    assert_eq!(send(5000), Ok(()));
+    assert_eq!(send(5000), Ok(WorkerId(1)));
     assert_eq!(send(0), Err(MailError::Full));
     assert_eq!(send(5064), Err(MailError::TooLarge { size: 5064, most: 5000 }));
     drain(&mut post, 1);

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::assembler::Assembler;
 use super::frame::PACKET;
-use super::hub::carried;
+use super::hub::{FULL, carried};
 use super::inboxes::{Inboxes, Unwanted};
 use super::outbox::Outbox;
 use super::requests::Requests;
@@ -168,8 +168,10 @@ impl MailEnd {
         let mut packets = 0;
         while let Some(channel) = &self.channel {
             let Ok(mut ready) = channel.readable().await else { break };
+            let mut length = 0;
             let got = match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
-                Ok(Ok(Received::Message(length, passed))) => {
+                Ok(Ok(Received::Message(bytes, passed))) => {
+                    length = bytes;
                     assembler.take(&buffer[..length], carried(passed), &mut letters)
                 }
                 Ok(Ok(Received::End)) => break,
@@ -185,7 +187,8 @@ impl MailEnd {
                 self.sort(letter).await;
             }
             packets += 1;
-            if packets % PACKETS_A_TURN == 0 {
+            // Who waited for this goes on before we look for more, which there hardly is after a small packet.
+            if length < FULL || packets % PACKETS_A_TURN == 0 {
                 tokio::task::yield_now().await;
             }
         }

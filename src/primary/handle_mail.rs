@@ -1,8 +1,12 @@
 //! Messages and connections as the application's functions in the primary send them.
 
+use std::time::{Duration, Instant};
+
 use super::PrimaryHandle;
+use crate::identity::WorkerId;
 use crate::mail::{Back, Letter, letter};
-use crate::mail::{Carried, Class, Connection, MailError, Payload, Place, ReplyTo, Target, Unsent};
+use crate::mail::{Carried, Class, Connection, MailError, Message, Payload};
+use crate::mail::{Place, ReplyTo, Target, Unsent};
 
 /// Messages. Nothing here waits: what cannot be done at once is an error.
 impl PrimaryHandle<'_> {
@@ -18,7 +22,48 @@ impl PrimaryHandle<'_> {
         payload: impl Payload,
     ) -> Result<(), MailError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        self.post(to.into(), letter).map_err(|back| back.0)
+        self.post(to.into(), letter).map(drop).map_err(|back| back.0)
+    }
+
+    /// Asks a worker, which answers with [`Worker::reply`](crate::Worker::reply). As nothing waits in the primary, what
+    /// is to be done with the answer is a function. It is called once, under the rules of
+    /// [`Cluster::on_event`](crate::Cluster::on_event):
+    ///
+    /// - with the answer;
+    /// - with [`MailError::Refused`] if nobody receives this kind there, or the worker says so;
+    /// - with [`MailError::TimedOut`] when `limit` has passed. An answer that comes later is thrown away;
+    /// - with [`MailError::Closed`] if the worker ends before.
+    ///
+    /// It is not called when the primary itself ends before, or becomes another image by an upgrade.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`], and [`MailError::Full`] too if 65536 requests wait for answers. Then `then` is not
+    /// called.
+    pub fn request(
+        &mut self,
+        to: impl Into<Target>,
+        kind: &str,
+        payload: impl Payload,
+        limit: Duration,
+        then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MailError>) + 'static,
+    ) -> Result<(), MailError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        if !self.primary.mail.asked.has_room() {
+            return Err(MailError::Full);
+        }
+        let now = Instant::now();
+        // A limit that no clock can reach is a day: a request must end.
+        let until = now.checked_add(limit).unwrap_or(now + Duration::from_secs(86_400));
+        let id = self.primary.mail.asked.next_id();
+        let letter = Letter { class: Class::Request, id, ..letter };
+        let worker = self.post(to.into(), letter).map_err(|back| back.0)?;
+        self.primary.mail.asked.enter(worker, kind, until, Box::new(then));
+        Ok(())
+    }
+
+    /// Answers that came after their request had ended, so far, and answers to nothing.
+    pub fn late_replies(&self) -> u64 {
+        self.primary.mail.asked.late()
     }
 
     /// Sends a message to every worker, also to those that boot or drain; returns to how many. Those whose queue is
@@ -67,10 +112,11 @@ impl PrimaryHandle<'_> {
             Err(error) => return Err(Unsent::early(error, connection)),
         };
         let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-        self.post(to.into(), letter).map_err(|back| Unsent::new(*back))
+        self.post(to.into(), letter).map(drop).map_err(|back| Unsent::new(*back))
     }
 
-    fn post(&mut self, to: Target, letter: Letter) -> Result<(), Back> {
+    /// To whom it went.
+    fn post(&mut self, to: Target, letter: Letter) -> Result<WorkerId, Back> {
         let supervisor = &self.primary.supervisor;
         self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.serves(id))
     }

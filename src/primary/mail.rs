@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::asked::Asked;
 use super::{Primary, PrimaryHandle};
-use crate::identity::WorkerTag;
-use crate::mail::{Class, Letter, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted};
+use crate::identity::{WorkerId, WorkerTag};
+use crate::mail::{
+    Class, Letter, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
+};
 use crate::supervisor::Event;
 
 /// How long functions of the application run, one after the other, before signals and words are looked at again.
@@ -20,6 +23,9 @@ const UNKNOWN: usize = 64;
 /// What the application does with messages of one kind.
 pub(crate) type Handler = Box<dyn FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message)>;
 
+/// What the application does when a request of the primary has ended.
+pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message, MailError>)>;
+
 /// The channels, and what is done with what comes by them.
 #[derive(Default)]
 pub(crate) struct Mail {
@@ -27,6 +33,8 @@ pub(crate) struct Mail {
     handlers: BTreeMap<String, Handler>,
     /// Kinds without a function, and how many messages of them were dropped.
     unknown: BTreeMap<String, u64>,
+    /// What the primary itself has asked.
+    pub(super) asked: Asked<Answered>,
     /// How many lost messages were told of.
     lost: u64,
 }
@@ -38,6 +46,11 @@ impl Mail {
 
     pub(crate) fn limit(&mut self, limits: MailLimits) {
         self.hub = MailHub::new(limits);
+    }
+
+    /// When a request of the primary ends at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.asked.deadline()
     }
 }
 
@@ -62,6 +75,7 @@ impl Primary {
             }
             now = Instant::now();
         }
+        self.end_requests(now, begun + TURN);
         let lost = self.mail.hub.lost();
         if lost.checked_ilog2() != self.mail.lost.checked_ilog2() {
             self.journal.lost_mail(lost);
@@ -71,8 +85,7 @@ impl Primary {
 
     fn handle_letter(&mut self, from: WorkerTag, letter: Letter) {
         if matches!(letter.class, Class::Reply | Class::Refusal) {
-            // The primary asks nobody: an answer is late, or made up.
-            return;
+            return self.handle_answer(from.id, letter);
         }
         let message = Message::new(Sender::Worker(from.id), letter);
         // Taken out while it runs, as it is lent the primary that it lives in.
@@ -82,6 +95,38 @@ impl Primary {
         let function = format_args!("the function for messages of kind {kind:?}");
         self.call_out(&function, &from, |handle| handler(handle, from, message));
         self.mail.handlers.insert(kind, handler);
+    }
+
+    /// An answer to a request of the primary. One that is late, or made up, is thrown away.
+    fn handle_answer(&mut self, from: WorkerId, letter: Letter) {
+        let Some(then) = self.mail.asked.answered(from, letter.id) else { return };
+        let answer = match letter.class {
+            Class::Refusal => {
+                Err(MailError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
+            }
+            _ => Ok(Message::new(Sender::Worker(from), letter)),
+        };
+        self.end_request(from, then, answer);
+    }
+
+    /// Ends the requests that will not be answered any more. What is left when `limit` has passed ends the next time,
+    /// which is at once, as their deadlines have passed.
+    fn end_requests(&mut self, now: Instant, limit: Instant) {
+        loop {
+            let hub = &self.mail.hub;
+            let Some((worker, then, why)) = self.mail.asked.failed(now, |id| hub.knows(id)) else {
+                return;
+            };
+            self.end_request(worker, then, Err(why));
+            if Instant::now() >= limit {
+                return;
+            }
+        }
+    }
+
+    fn end_request(&mut self, of: WorkerId, then: Answered, answer: Result<Message, MailError>) {
+        let at = format_args!("the answer of worker {of}");
+        self.call_out(&"what waits for an answer", &at, |handle| then(handle, answer));
     }
 
     fn no_handler(&mut self, from: WorkerTag, message: &Message) {

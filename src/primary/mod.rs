@@ -1,6 +1,7 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
 mod announce;
+mod asked;
 mod events;
 mod handle;
 mod handle_mail;

@@ -119,6 +119,7 @@ impl Primary {
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.board.reader().snapshot().totals,
+            shared: crate::shared::snapshot(),
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
             self.children.get(&id).map_or(Vec::new(), |child| self.board.figures(child.row))

@@ -72,8 +72,8 @@ impl Primary {
         }
         let full = self.relay.is_full();
         let control = self.control.as_ref();
-        let next =
-            deadline.into_iter().chain(control.and_then(Server::deadline)).chain(telling).min();
+        let others = control.and_then(Server::deadline).into_iter().chain(self.mail.deadline());
+        let next = deadline.into_iter().chain(others).chain(telling).min();
         let until = next.map(|at| at.saturating_duration_since(now));
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::registry::{self, Thing};
 use super::stripes::Stripes;
@@ -37,7 +37,7 @@ pub struct SharedHistogram {
 }
 
 /// A [`SharedHistogram`] at one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistogramSnapshot {
     /// The upper bounds, in the unit of the observations, growing.
     pub bounds: Vec<u64>,

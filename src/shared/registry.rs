@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::histogram::HistogramSnapshot;
 use super::{Leadership, SharedCounter, SharedFlag, SharedGauge, SharedHistogram};
@@ -26,17 +26,17 @@ pub(super) enum Thing {
 }
 
 /// One piece of shared state at one moment: see [`snapshot`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedMetric {
     /// The name it was declared with.
-    pub name: &'static str,
+    pub name: String,
     /// What it is, and what it says.
     #[serde(flatten)]
     pub value: SharedValue,
 }
 
 /// What a [`SharedMetric`] says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SharedValue {
@@ -62,6 +62,9 @@ pub enum SharedValue {
         /// The process that leads.
         leader: Option<u32>,
     },
+    /// Something that only a newer version knows.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Everything that was declared, in that order, as it is now. Any process of the cluster may ask, the primary
@@ -80,7 +83,10 @@ pub enum SharedValue {
 pub fn snapshot() -> Vec<SharedMetric> {
     // Copied out first: reading a role or a gauge asks the kernel, and needs no lock of ours.
     let things = declared().clone();
-    things.into_iter().map(|(name, thing)| SharedMetric { name, value: thing.read() }).collect()
+    things
+        .into_iter()
+        .map(|(name, thing)| SharedMetric { name: name.to_string(), value: thing.read() })
+        .collect()
 }
 
 impl Thing {

@@ -85,7 +85,7 @@ impl Worker {
         self.0.mail.request(plain(to.into().into(), kind, payload)?, limit).await
     }
 
-    /// Answers a request of another worker.
+    /// Answers a request of the primary, or of another worker.
     ///
     /// # Errors
     /// As [`Worker::try_send`]. That nobody waits any more is no error, as nobody knows.

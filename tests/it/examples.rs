@@ -1,9 +1,12 @@
 //! What the examples promise in their first lines.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
-use crate::support::{process, wait};
+use crate::support::{Client, process, wait};
 
 #[test]
 fn hello_counts_in_each_worker() {
@@ -75,18 +78,79 @@ fn preload_looks_up_and_tells_its_memory() {
 }
 
 #[test]
-fn shared_state_is_shared() {
-    let server = Builder::example("shared_state").start();
-    assert_eq!(server.get("/fib/20").text(), "6765 (computed)\n");
-    // Whoever answers.
-    for _ in 0..10 {
-        assert_eq!(server.get("/fib/20").text(), "6765 (from the cache)\n");
-    }
-    let limited = (0..10).filter(|_| server.get("/limited").status == 429).count();
-    assert!((1..=5).contains(&limited), "{limited}");
-    wait::until("the leader ticks", || {
-        !server.get("/").text().contains("ticks: Counter { value: 0 }")
+fn chat_reaches_the_listeners_of_all_workers() {
+    let server = Builder::example("chat").start();
+    let workers = server.worker_pids().len();
+    let mut listeners = BTreeMap::new();
+    wait::until("a listener at each worker", || {
+        let mut client = server.connect();
+        client.send("GET /events HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
+        let first = read_event(&mut client);
+        assert!(first.contains("text/event-stream"), "{first}");
+        let pid = first.lines().find_map(|line| line.strip_prefix(": worker ")).expect("a pid");
+        listeners.entry(pid.to_string()).or_insert(client);
+        listeners.len() == workers
     });
-    assert!(server.get("/").text().contains("leader: Some("));
+    let mut speaker = server.connect();
+    for said in ["hello", "two\nlines"] {
+        assert_eq!(speaker.post("/", said.as_bytes()).expect("answer").status, 200);
+        for client in listeners.values_mut() {
+            let event = read_event(client);
+            let lines: Vec<&str> = event.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
+            assert_eq!(lines.join("\n"), said);
+        }
+    }
+    // Streams end when their workers do.
+    server.signal(Signal::SIGTERM);
+    for client in listeners.values_mut() {
+        assert!(client.read_to_end().expect("the end").ends_with(b"0\r\n\r\n"));
+    }
+    drop((listeners, speaker));
+    server.finish(0);
+}
+
+/// What comes up to and with the next empty line of a stream, in chunks as it is.
+fn read_event(client: &mut Client) -> String {
+    let mut text = String::new();
+    while !text.ends_with("\n\n") {
+        text.push(client.read_exactly(1).expect("an event")[0].into());
+    }
+    // The chunk ends with the event.
+    assert_eq!(client.read_exactly(2).expect("the end of a chunk"), b"\r\n");
+    text
+}
+
+#[test]
+fn rate_limit_is_one_for_all_workers() {
+    let server = Builder::example("rate_limit").start();
+    for path in ["/", "/alice"] {
+        let begun = Instant::now();
+        // A connection each: they reach different workers.
+        let welcome = (0..20).filter(|_| server.get(path).status == 200).count();
+        let most = 5 + begun.elapsed().as_secs() as usize + 1;
+        assert!((5..=most).contains(&welcome), "{welcome} of {most}");
+    }
+    let text = server.get("/alice").text().to_string();
+    assert!(text == "welcome\n" || text.contains(" were refused\n"), "{text}");
+    server.stop();
+}
+
+#[test]
+fn leader_has_an_heir() {
+    let server = Builder::example("leader").start().allow(&["killed by SIGKILL"]);
+    let read = || {
+        let text = server.get("/").text().to_string();
+        let words: Vec<&str> = text.split([' ', ',']).collect();
+        let pid = text.strip_prefix("pid ").and_then(|_| words[1].parse::<u32>().ok());
+        (pid, words[words.len() - 2].parse::<u64>().expect("ticks"))
+    };
+    wait::until("a leader that works", || matches!(read(), (Some(_), 1..)));
+    let (Some(old), ticks) = read() else { panic!("nobody leads") };
+    assert!(server.worker_pids().contains(&old));
+    process::send(old, Signal::SIGKILL);
+    wait::until("an heir that goes on", || {
+        let (leader, now) = read();
+        leader.is_some_and(|pid| pid != old) && now > ticks + 1
+    });
     server.stop();
 }

@@ -9,6 +9,7 @@
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
+//! `PREFORK_GARBAGE_SECONDS` seconds of workers that write garbage (2).
 //! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.
 
@@ -18,6 +19,7 @@ mod abuse;
 mod bench;
 mod bind;
 mod boot;
+mod cluster_api;
 mod config;
 mod control;
 mod control_abuse;
@@ -39,9 +41,11 @@ mod library;
 mod limits;
 mod log_file;
 mod messages;
+mod messages_asked;
 mod messages_fail;
 mod models;
 mod models_differ;
+mod node_table;
 mod orphan;
 mod pid1;
 mod pid_file;
@@ -68,4 +72,5 @@ mod tidy;
 mod titles;
 mod upgrade;
 mod upgrade_fails;
+mod vandals;
 mod watchdog;

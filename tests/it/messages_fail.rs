@@ -27,6 +27,18 @@ fn a_worker_that_writes_garbage_into_its_mail_is_replaced_and_nobody_else_notice
 }
 
 #[test]
+fn a_frame_that_nobody_knows_is_ignored() {
+    let server = Builder::program("mails").workers(1).start();
+    let before = server.worker_pids();
+    for _ in 0..3 {
+        assert_eq!(server.get("/newer").text(), "done");
+        assert_eq!(server.get("/echo/800000").text(), "same: true");
+    }
+    assert_eq!((server.worker_pids(), server.count_log("condemned")), (before, 0));
+    server.stop();
+}
+
+#[test]
 fn a_worker_that_is_killed_in_the_middle_of_a_message_leaves_nothing_behind() {
     let server = Builder::program("mails").workers(1).start().allow(&["killed by SIGKILL"]);
     assert_eq!(server.get("/half").text(), "done");

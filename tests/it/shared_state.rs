@@ -22,7 +22,11 @@ fn value(server: &Server, name: &str) -> u64 {
 }
 
 fn start(program: &str) -> Server {
-    Builder::program(program).workers(4).start().allow(&["died: killed by SIGKILL"])
+    start_with(program, 4)
+}
+
+fn start_with(program: &str, workers: usize) -> Server {
+    Builder::program(program).workers(workers).control().start().allow(&["died: killed by SIGKILL"])
 }
 
 /// Kills workers that are busy, one after the other, and waits for the replacements.
@@ -61,13 +65,20 @@ fn a_counter_loses_nothing_when_workers_are_killed_or_reloaded() {
     // Killed between the addition and its acknowledgement, a worker has counted one more.
     assert!((0..=kills).contains(&(counted - acknowledged)), "{counted} of {acknowledged}");
     eprintln!("{kills} kills: {counted} counted, {acknowledged} acknowledged");
+    // Named where operators look.
+    let status = server.status();
+    let shared = status["shared"].as_array().expect("what is shared");
+    let named = shared.iter().find(|one| one["name"] == "count").expect("named");
+    assert_eq!((&named["kind"], &named["value"]), (&"counter".into(), &counted.into()));
+    let table = server.order(&["status"]);
+    assert!(table.lines().any(|line| line == format!("count   {counted}")), "{table}");
     server.stop();
 }
 
 #[test]
 fn a_rate_limiter_admits_exactly_what_it_may_over_all_workers() {
-    let server = start("shared-limiter");
-    wait::until("all are busy", || value(&server, "busy") == 4);
+    let server = start_with("shared-limiter", 8);
+    wait::until("all are busy", || value(&server, "busy") == 8);
     let before = Instant::now();
     server.get("/go");
     let begun = Instant::now();

@@ -256,6 +256,8 @@ async fn obey_more(worker: &Worker, words: &[&str]) -> std::result::Result<Strin
             let bytes: Vec<u8> = (0..1000).map(|i| (i * 131 % 251) as u8).collect();
             write_raw(&bytes);
         }
+        // A frame of a type that only a newer version knows, and that may be skipped.
+        ["newer"] => write_raw(&[0x80, 0, 1, 0, 0, 0, 9]),
         // The beginning of a message of 800 000 bytes.
         ["half"] => write_raw(&[2, 0, 5, 0, 0, 0, 0, 0x35, 0x0c, 0, 1]),
         ["hold"] => {

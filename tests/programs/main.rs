@@ -1,13 +1,16 @@
 //! Small clusters for the integration tests, for what the built-in application cannot show: applications that
 //! fail, hang, preload, or speak no HTTP. `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
+mod asks;
 mod boots;
 mod events;
 mod isolated;
 mod kinds;
 mod mails;
+mod node;
 mod serves;
 mod shares;
+mod vandals;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -36,6 +39,9 @@ fn main() -> ExitCode {
     // Cargo runs nothing here, but somebody may.
     let Some(name) = words.next() else { return ExitCode::SUCCESS };
     let done = told(words).and_then(|told| match name.as_str() {
+        "asks" => asks::asks(told),
+        "vandals" => vandals::vandals(told),
+        "node" => node::node(told),
         "boot-fails" => boots::fails(told),
         "boot-exits" => boots::exits(told),
         "boot-hangs" => boots::hangs(told),

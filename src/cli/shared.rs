@@ -1,0 +1,66 @@
+//! What the application shares, as people read it.
+
+use std::fmt::Write;
+
+use super::logger::one_line;
+use crate::shared::{SharedMetric, SharedValue};
+
+/// A header and a line for each; nothing if there is none.
+pub(super) fn table(all: &[SharedMetric]) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let name = |metric: &SharedMetric| one_line(&metric.name).into_owned();
+    let width = all.iter().map(|metric| name(metric).chars().count()).max().unwrap_or(0).max(6);
+    let mut text = format!("\n{:<width$}  VALUE\n", "SHARED");
+    for metric in all {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{:<width$}  {}", name(metric), value(&metric.value));
+    }
+    text
+}
+
+fn value(value: &SharedValue) -> String {
+    match value {
+        SharedValue::Counter { value } => value.to_string(),
+        SharedValue::Gauge { value } => value.to_string(),
+        SharedValue::Histogram(seen) => {
+            let [half, most] = [0.5, 0.99].map(|q| match seen.quantile(q) {
+                Some(bound) => bound.to_string(),
+                None => "-".to_string(),
+            });
+            format!("{} observed, sum {}, p50 {half}, p99 {most}", seen.count(), seen.sum)
+        }
+        SharedValue::Flag { set: true } => "set".to_string(),
+        SharedValue::Flag { set: false } => "not set".to_string(),
+        SharedValue::Role { leader: Some(pid) } => format!("led by pid {pid}"),
+        SharedValue::Role { leader: None } => "led by nobody".to_string(),
+        SharedValue::Unknown => "(of a newer version)".to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::HistogramSnapshot;
+
+    #[test]
+    fn each_has_a_line() {
+        let seen = HistogramSnapshot { bounds: vec![10, 20], counts: vec![3, 1, 0], sum: 30 };
+        let all = [
+            ("orders_total", SharedValue::Counter { value: 12 }),
+            ("open", SharedValue::Gauge { value: -1 }),
+            ("ms", SharedValue::Histogram(seen)),
+            ("\u{1b}[2J", SharedValue::Flag { set: true }),
+            ("cron", SharedValue::Role { leader: Some(7) }),
+        ];
+        let all = all.map(|(name, value)| SharedMetric { name: name.to_string(), value });
+        let text = table(&all);
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines[..3], ["SHARED        VALUE", "orders_total  12", "open          -1"]);
+        assert_eq!(lines[3], "ms            4 observed, sum 30, p50 10, p99 20");
+        assert!(lines[4].ends_with("  set") && !lines[4].contains('\u{1b}'), "{text}");
+        assert_eq!(lines[5], "cron          led by pid 7");
+        assert_eq!(table(&[]), "");
+    }
+}

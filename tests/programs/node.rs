@@ -1,0 +1,124 @@
+//! The lines of code in README's table of Node's cluster API, where the compiler sees them: `tests/it/node_table.rs` looks
+//! for each of them here. It is a cluster that can be run, but most of it waits for a message that nobody sends.
+
+use std::num::NonZeroU32;
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use tokio_prefork::{
+    BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
+};
+use tokio_prefork::{MailError, Message, PrimaryHandle, Reason, Restart, Result, Slot, Worker};
+use tokio_prefork::{WorkerExit, WorkerId, WorkerTag, Workers};
+
+use super::Told;
+
+const LIMIT: Duration = Duration::from_secs(1);
+
+pub(super) fn node(told: Told) -> Result<ExitCode> {
+    Cluster::new(told.config)
+        .reload_with(|| settings(Config::builder()))
+        .on_event(|primary, event| heard(primary, event))
+        .on_restart(|exit| if exit.code == Some(2) { Restart::No } else { Restart::Yes })
+        .on_message("kind", |primary, from, message| asked(primary, from, &message))
+        .serve(|worker| async move {
+            Ok(service_fn(move |_: Request<Incoming>| served(worker.clone())))
+        })
+}
+
+#[rustfmt::skip]
+fn settings(config: ConfigBuilder) -> Result<Config> {
+    let four = NonZeroU32::MIN.saturating_add(3);
+    let config = config.workers(Workers::Count(four));
+    let config = config.listen("127.0.0.1:0")?;
+    let config = config.listen("unix:/run/app.sock")?;
+    let config = config.dispatch(Dispatch::RoundRobin);
+    let config = config.dispatch(Dispatch::Reuseport);
+    let config = config.backlog(4096);
+    let config = config.worker_connections(1000);
+    let config = config.graceful_timeout(LIMIT);
+    let config = config.control(ControlSocket::Auto);
+    config.attach("settings of your own").build()
+}
+
+#[rustfmt::skip]
+fn heard(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
+    match event {
+        ClusterEvent::Fork { worker, .. } => tell(worker, "fork"),
+        ClusterEvent::Online { worker, .. } => tell(worker, "online"),
+        ClusterEvent::Listening { worker, addresses, .. } => tell(worker, &addresses[0].to_string()),
+        ClusterEvent::Disconnect { worker, .. } => tell(worker, "disconnect"),
+        ClusterEvent::Exit(WorkerExit { worker, code, signal, .. }) => {
+            tell(worker, &format!("exit {code:?} {signal:?}"));
+            if let ClusterEvent::Exit(exit) = event && exit.exited_after_disconnect && exit.reason == Reason::Crashed {
+                primary.stop();
+            }
+        }
+        other => log::info!("{other}"),
+    }
+}
+
+fn tell(worker: &WorkerTag, what: &str) {
+    log::info!("{worker}: {what}");
+}
+
+fn asked(primary: &mut PrimaryHandle<'_>, from: WorkerTag, message: &Message) {
+    if let Err(e) = order(primary, from.id, message) {
+        log::error!("{e}");
+    }
+}
+
+#[rustfmt::skip]
+fn order(primary: &mut PrimaryHandle<'_>, id: WorkerId, message: &Message) -> std::result::Result<(), BoxError> {
+    let forked = primary.fork_with([("ROLE", "mail")])?;
+    let alive = primary.workers().iter().any(|w| w.worker.id == forked);
+    primary.disconnect(id);
+    primary.kill(id, 15)?;
+    primary.stop();
+    primary.reload();
+    primary.scale(8);
+    primary.send(id, "kind", &alive)?;
+    primary.broadcast("kind", &1)?;
+    if let Some(to) = message.reply_to() {
+        primary.reply(&to, &2)?;
+    }
+    primary.request(id, "kind", &(), LIMIT, |_, answer| log::info!("{answer:?}"))?;
+    let (socket, _) = UnixStream::pair()?;
+    primary.send_connection(id, "kind", &(), socket)?;
+    Ok(())
+}
+
+async fn served(worker: Worker) -> Result<Response<Full<Bytes>>, BoxError> {
+    if worker.slot() == Slot(u32::MAX) {
+        work(&worker).await?;
+    }
+    Ok(Response::new(Full::default()))
+}
+
+#[rustfmt::skip]
+async fn work(worker: &Worker) -> std::result::Result<(), BoxError> {
+    let is_worker = Worker::current().is_some();
+    let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
+    let role = std::env::var("ROLE");
+    log::info!("{is_worker} {me:?} {role:?}");
+    worker.send("kind", &1).await?;
+    let full = worker.try_send("kind", &1) == Err(MailError::Full);
+    let mut inbox = worker.recv("kind");
+    let number: Option<u32> = inbox.recv().await.map(|message| message.decode()).transpose()?;
+    worker.send_to(Slot(1), "kind", &number).await?;
+    worker.broadcast("kind", &full).await?;
+    let answer = worker.request("kind", &(), LIMIT).await?;
+    let (socket, _) = UnixStream::pair()?;
+    worker.send_connection("kind", answer.bytes().clone(), socket).await?;
+    if worker.is_connected() {
+        worker.retire();
+    }
+    worker.disconnect();
+    worker.draining().await;
+    Ok(())
+}
