@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::figures::FaultReport;
 use super::plot::{self, Axis, Line, escape};
 use super::report::Report;
 use super::table::{count, time};
@@ -41,6 +42,7 @@ pub(super) fn page(report: &Report) -> String {
         if report.ended_early { ", ended early by a signal" } else { "" },
     );
     page.push_str(&figures(report));
+    page.push_str(&faults(report));
     page.push_str("<div class=\"plots\">\n");
     let plots = [
         ("Latency by percentile", latency(report)),
@@ -79,6 +81,24 @@ fn figures(report: &Report) -> String {
         let _ = writeln!(text, "<div{bad}><dt>{name}</dt><dd>{value}</dd></div>");
     }
     text + "</dl>\n"
+}
+
+fn faults(report: &Report) -> String {
+    let Some(chaos) = &report.chaos else { return String::new() };
+    let row = |fault: &FaultReport| {
+        let times = if fault.fault == "none" { "-".to_string() } else { fault.count.to_string() };
+        let FaultReport { fault, refused, lost, late, .. } = fault;
+        format!(
+            "<tr><th>{fault}</th><td>{times}</td><td>{refused}</td><td>{lost}</td><td>{late}</td></tr>\n"
+        )
+    };
+    let rows: String = chaos.rows().map(row).collect();
+    format!(
+        "<figure class=\"wide\"><figcaption>Requests that suffered, by fault</figcaption><table>\n\
+         <tr><th>fault</th><th>times</th><th>refused</th><th>lost</th><th>late</th></tr>\n{rows}</table>\n\
+         <p class=\"how\">late: answered after more than {}; none: no fault was near</p></figure>\n",
+        time(chaos.late_after_ms * 1000.0)
+    )
 }
 
 /// Percentiles from left to right, each nine as wide as the one before it.

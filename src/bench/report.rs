@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
-use super::figures::{self, Balance, Failures, Latency, PidReport, Statuses, micros, ratio};
+use super::figures::{
+    self, Balance, ChaosReport, Failures, Latency, PidReport, Statuses, micros, ratio,
+};
 use super::machine::Usage;
 use super::plan::Plan;
-use super::tally::{self, BIN, Tally};
+use super::spread;
+use super::tally::{BIN, Tally};
 use super::{Cost, Round};
 use crate::ListenAddr;
 use crate::error::exit;
@@ -58,6 +61,8 @@ pub(crate) struct Report {
     pub(crate) server: Option<Usage>,
     /// Processor time of this program, warm-up included.
     pub(crate) generator: GeneratorCost,
+    /// What was done to the target; none unless that was asked for.
+    pub(crate) chaos: Option<ChaosReport>,
     pub(crate) timeline: Timeline,
 }
 
@@ -107,9 +112,10 @@ impl Report {
         rounds.iter().for_each(|round| all.merge(&round.tally));
         let reports: Vec<RoundReport> = rounds.iter().map(RoundReport::of).collect();
         let rates: Vec<f64> = reports.iter().map(|round| round.per_second).collect();
-        let [median, min, max] = tally::spread(&rates);
+        let [median, min, max] = spread::spread(&rates);
         let measured_s: f64 = rounds.iter().map(|round| round.measured.as_secs_f64()).sum();
         let timeline = Timeline::of(&rounds);
+        let chaos = plan.chaos.map(|_| ChaosReport::of(&rounds, plan.late));
         let usages = rounds.drain(..).filter_map(|round| round.usage);
         let target = match &plan.target.to_string() {
             url if url.contains(&answers.to_string()) => url.clone(),
@@ -142,6 +148,7 @@ impl Report {
             other_pids: all.other_pids,
             server: usages.reduce(Usage::and),
             generator: GeneratorCost { user_s: own.user, system_s: own.system },
+            chaos,
             timeline,
         }
     }

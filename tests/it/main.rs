@@ -16,6 +16,7 @@ mod support;
 
 mod abuse;
 mod bench;
+mod bench_chaos;
 mod bind;
 mod boot;
 mod config;
