@@ -19,18 +19,18 @@
 
 mod chaos;
 mod figures;
-mod html;
+pub(crate) mod html;
 mod lane;
 mod machine;
 mod pace;
 mod plan;
-mod plot;
+pub(crate) mod plot;
 mod report;
 mod response;
 mod shared;
 mod slot;
-mod spread;
-mod table;
+pub(crate) mod spread;
+pub(crate) mod table;
 mod tally;
 mod target;
 
@@ -39,7 +39,7 @@ use std::time::Duration;
 
 pub(crate) use chaos::Faults;
 pub(crate) use plan::Plan;
-pub(crate) use report::Report;
+pub(crate) use report::{Report, Spread};
 pub(crate) use target::Target;
 
 use crate::error::{Error, Result};

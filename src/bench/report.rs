@@ -67,7 +67,7 @@ pub(crate) struct Report {
 }
 
 /// A figure over the rounds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
@@ -100,6 +100,14 @@ pub(crate) struct Timeline {
     pub(crate) round_starts: Vec<usize>,
 }
 
+impl Spread {
+    /// Of these values; zeros of none.
+    pub(crate) fn of(values: &[f64]) -> Spread {
+        let [median, min, max] = spread::spread(values);
+        Spread { median, min, max }
+    }
+}
+
 impl Report {
     pub(super) fn of(
         plan: &Plan,
@@ -112,7 +120,6 @@ impl Report {
         rounds.iter().for_each(|round| all.merge(&round.tally));
         let reports: Vec<RoundReport> = rounds.iter().map(RoundReport::of).collect();
         let rates: Vec<f64> = reports.iter().map(|round| round.per_second).collect();
-        let [median, min, max] = spread::spread(&rates);
         let measured_s: f64 = rounds.iter().map(|round| round.measured.as_secs_f64()).sum();
         let timeline = Timeline::of(&rounds);
         let chaos = plan.chaos.map(|_| ChaosReport::of(&rounds, plan.late));
@@ -137,7 +144,7 @@ impl Report {
             warm_up_failures: all.warm_up[1],
             abandoned: all.abandoned,
             connections_opened: all.connections,
-            per_second: Spread { median, min, max },
+            per_second: Spread::of(&rates),
             bytes_per_second: ratio(all.bytes as f64, measured_s),
             rounds: reports,
             latency: Latency::of(&all.latency),

@@ -190,7 +190,7 @@ pub(crate) fn grid<const N: usize>(text: &mut String, rows: &[[String; N]]) {
 }
 
 /// Microseconds as people read them.
-pub(super) fn time(micros: f64) -> String {
+pub(crate) fn time(micros: f64) -> String {
     match micros {
         us if us < 1000.0 => format!("{us:.0} us"),
         us if us < 10_000.0 => format!("{:.2} ms", us / 1e3),
@@ -200,7 +200,7 @@ pub(super) fn time(micros: f64) -> String {
 }
 
 /// `1 234 567`.
-pub(super) fn count(number: f64) -> String {
+pub(crate) fn count(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench;
+use super::compare;
 use super::ctl::{self, Call};
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
@@ -29,6 +30,8 @@ pub(super) enum Verb {
     Ask(Call),
     /// Put load on a server.
     Bench(Box<bench::Call>),
+    /// Measure servers side by side.
+    Compare(compare::Call),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -79,6 +82,7 @@ pub(super) fn command() -> Command {
         .subcommand(program())
         .subcommands(ctl::commands())
         .subcommand(bench::command())
+        .subcommand(compare::command())
 }
 
 fn serve() -> Command {
@@ -154,6 +158,9 @@ pub(super) fn parse(
         Some(("dispatch-program", matches)) => Ok(Verb::Program(flags(matches))),
         Some(("bench", matches)) => bench::parse(matches)
             .map(|call| Verb::Bench(Box::new(call)))
+            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("compare", matches)) => compare::parse(matches)
+            .map(Verb::Compare)
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some((name, matches)) => ctl::parse(name, matches).map(Verb::Ask).ok_or_else(unknown_verb),
         None => Err(unknown_verb()),

@@ -212,13 +212,13 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     Ok(ExitCode::from(report.exit_status()))
 }
 
-fn create(path: &Path) -> Result<std::fs::File> {
+pub(super) fn create(path: &Path) -> Result<std::fs::File> {
     let made = std::fs::File::create(path);
     made.map_err(|e| Error::system(format!("create {}", path.display()), e))
 }
 
 /// In place of the line before.
-fn show(text: &str) {
+pub(super) fn show(text: &str) {
     // Nobody is left to be told if this fails.
     let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
 }

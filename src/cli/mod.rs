@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod check;
+mod compare;
 mod ctl;
 mod logger;
 mod program;
@@ -27,6 +28,7 @@ pub fn main() -> ExitCode {
         args::Verb::Program(flags) => program::run(flags),
         args::Verb::Ask(call) => ctl::run(call),
         args::Verb::Bench(call) => bench::run(*call),
+        args::Verb::Compare(call) => compare::run(call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);

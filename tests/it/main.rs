@@ -19,6 +19,7 @@ mod bench;
 mod bench_chaos;
 mod bind;
 mod boot;
+mod compare;
 mod config;
 mod control;
 mod control_abuse;
