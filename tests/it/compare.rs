@@ -46,7 +46,6 @@ fn two_models_are_measured_under_two_loads() {
     assert_eq!(workloads.len(), 2);
     for cell in workloads.iter().flat_map(|w| w["contestants"].as_array().expect("list")) {
         assert_eq!(cell["samples"].as_array().map(Vec::len), Some(2), "{cell:#}");
-        assert!(cell["per_second"]["min"].as_f64() > Some(0.0), "{cell:#}");
         assert!(cell["p99"]["median"].as_f64() > Some(0.0), "{cell:#}");
         assert!(cell["memory_mib"]["median"].as_f64() > Some(0.0), "{cell:#}");
     }
