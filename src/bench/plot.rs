@@ -5,7 +5,9 @@ use std::fmt::Write;
 /// Size of a plot in its own units: small, so that its text stays readable on a phone.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 230.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 70.0;
+/// About as wide as a letter is.
+const LETTER: f64 = 6.6;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
@@ -102,10 +104,12 @@ pub(crate) struct Bar {
 pub(crate) fn bars(about: &str, rows: &[Bar]) -> String {
     const ROW: f64 = 26.0;
     let height = ROW * rows.len() as f64 + 8.0;
-    // About as wide as a letter is.
-    let longest = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0);
-    let left = (longest as f64 * 6.6 + 8.0).clamp(LEFT, WIDTH / 2.0);
-    let room = WIDTH - left - 110.0;
+    let longest = |text: fn(&Bar) -> &String| {
+        let letters = rows.iter().map(|row| text(row).chars().count()).max();
+        letters.unwrap_or(0) as f64 * LETTER
+    };
+    let left = (longest(|bar| &bar.label) + 8.0).clamp(50.0, WIDTH / 2.0);
+    let room = WIDTH - left - (longest(|bar| &bar.value) + 12.0).clamp(60.0, WIDTH / 3.0);
     let mut svg = open(about, height);
     for (number, Bar { label, part, range, value }) in rows.iter().enumerate() {
         let top = 4.0 + ROW * number as f64;
@@ -203,6 +207,6 @@ mod tests {
         assert!(svg.contains("a &quot;b&quot; &lt;c&gt;"), "{svg}");
         let rows =
             [Bar { label: "1".into(), part: 2.0, range: Some((0.5, 9.0)), value: "x".into() }];
-        assert!(bars("b", &rows).contains("width=\"252.0\""));
+        assert!(bars("b", &rows).contains("width=\"310.0\""));
     }
 }

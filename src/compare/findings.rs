@@ -107,7 +107,7 @@ fn sentence(report: &WorkloadReport, figure: &Figure, reference: &str) -> Option
     for cell in others {
         let Some(own) = (figure.of)(cell, workload) else { continue };
         let text = match base.median > 0.0 {
-            true => format!("{} ({:.2} x)", cell.contestant, own.median / base.median),
+            true => format!("{} ({:.2}x)", cell.contestant, own.median / base.median),
             false => cell.contestant.clone(),
         };
         match difference(own, base) {

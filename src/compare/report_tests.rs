@@ -51,10 +51,10 @@ fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
     assert_eq!(report.chance, Chance { rounds: 3, one_in: Some(10.0) });
     let findings = report.findings.join("\n");
     for piece in [
-        "keep-alive, requests/s: more than single: prefork (2.00 x); no difference larger than the noise: threads (1.00 x).",
-        "keep-alive, CPU per request: less than single: prefork (0.50 x)",
-        "noisy-neighbour, 99th percentile of the light requests: shorter than single: prefork (0.11 x)",
-        "memory: no difference larger than the noise: prefork (1.00 x), threads (1.00 x).",
+        "keep-alive, requests/s: more than single: prefork (2.00x); no difference larger than the noise: threads (1.00x).",
+        "keep-alive, CPU per request: less than single: prefork (0.50x)",
+        "noisy-neighbour, 99th percentile of the light requests: shorter than single: prefork (0.11x)",
+        "memory: no difference larger than the noise: prefork (1.00x), threads (1.00x).",
     ] {
         assert!(findings.contains(piece), "{piece} is not in\n{findings}");
     }

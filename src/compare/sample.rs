@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::Workload;
 use super::plan::Turn;
+use super::workload::TIMEOUT;
 use crate::bench;
 
 /// One measurement.
@@ -54,13 +55,18 @@ impl Sample {
         let server = report.server.as_ref();
         let cpu = server.map(|s| (s.user_s + s.system_s) * 1e6 / served);
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
+        // Who answered nothing took at least as long as was waited.
+        let waited = |micros: f64| match report.responses {
+            0 => TIMEOUT.as_secs_f64() * 1e6,
+            _ => micros,
+        };
         Sample {
             round: 0,
             per_second: report.per_second.median,
-            p50: report.latency.p50,
-            p99: report.latency.p99,
-            max: report.latency.max,
-            cpu_us: cpu.filter(|_| !workload.is_about_latency()),
+            p50: waited(report.latency.p50),
+            p99: waited(report.latency.p99),
+            max: waited(report.latency.max),
+            cpu_us: cpu.filter(|_| !workload.is_about_latency() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
             errors: report.errors(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::bench::{Plan, Target};
 
 /// How long an answer may take, and so how long the end of a measurement.
-const TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests per second that are due beside heavy ones.
 const RATE: u32 = 500;
 
