@@ -14,6 +14,7 @@
 
 mod bench;
 mod cluster;
+mod compare;
 mod config;
 pub mod control;
 mod error;

@@ -29,9 +29,20 @@ if (cluster.isPrimary) {
 } else {
   const body = `Handled by PID ${process.pid}\n`;
   const head = { 'content-type': 'text/plain; charset=utf-8', 'content-length': body.length };
-  const server = http.createServer((_, response) => {
-    response.writeHead(200, head);
-    response.end(body);
+  // /bytes/N and /fib/N as `prefork serve` has them; Node has no pool for plain functions, so that all of it is
+  // computed on the event loop.
+  const fib = (n) => (n < 2 ? n : fib(n - 1) + fib(n - 2));
+  const server = http.createServer((request, response) => {
+    if (request.url === '/') {
+      response.writeHead(200, head);
+      response.end(body);
+      return;
+    }
+    const [, name, number] = /^\/(bytes|fib)\/(\d{1,8})(?:\?on=loop)?$/.exec(request.url) ?? [];
+    const n = Number(number);
+    if (name === 'bytes') response.end(Buffer.alloc(n, 'x'));
+    else if (name === 'fib' && n <= 50) response.end(`fib(${n}) = ${fib(n)}\n`);
+    else response.writeHead(404).end();
   });
   server.keepAliveTimeout = 300_000;
   // In a cluster, all workers that ask for port 0 get the same one.

@@ -3,7 +3,10 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::tally::{self, Failure, Tally};
+use super::Round;
+use super::chaos::{self, Kind};
+use super::spread;
+use super::tally::{Failure, Tally};
 
 /// Percentiles that are drawn: nine tenths of what is left, in steps.
 const CURVE: [f64; 22] = [
@@ -70,6 +73,72 @@ pub(crate) struct Balance {
     pub(crate) max_to_min: f64,
     /// Standard deviation by mean.
     pub(crate) variation: f64,
+}
+
+/// What was done to the target, and what that cost.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ChaosReport {
+    /// Answers that took longer are late.
+    pub(crate) late_after_ms: f64,
+    /// One for each kind of fault.
+    pub(crate) faults: Vec<FaultReport>,
+    /// Requests that did not go well though no fault was near.
+    pub(crate) unexplained: FaultReport,
+    /// Requests that did not go well beyond those that could be noted down one by one.
+    pub(crate) unnoted: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct FaultReport {
+    pub(crate) fault: &'static str,
+    /// How often it was done.
+    pub(crate) count: u64,
+    /// How often it was due when there was nobody to do it to.
+    pub(crate) skipped: u64,
+    /// Requests whose connection was refused, or that were answered with 503.
+    pub(crate) refused: u64,
+    /// Requests that got no answer for another reason.
+    pub(crate) lost: u64,
+    /// Requests that were answered late.
+    pub(crate) late: u64,
+}
+
+impl ChaosReport {
+    pub(super) fn of(rounds: &[Round], late: std::time::Duration) -> ChaosReport {
+        let mut costs = [chaos::Cost::default(); 4];
+        let (mut counts, mut skipped) = ([0; 4], [0; 4]);
+        for round in rounds {
+            let found = chaos::costs(&round.done, &round.tally.odds);
+            costs = std::array::from_fn(|at| costs[at].and(found[at]));
+            for fault in &round.done.faults {
+                counts[fault.kind as usize] += 1;
+            }
+            for (sum, more) in skipped.iter_mut().zip(round.done.skipped) {
+                *sum += more;
+            }
+        }
+        let report = |fault: &'static str, at: usize| FaultReport {
+            fault,
+            count: counts[at],
+            skipped: skipped[at],
+            refused: costs[at].refused,
+            lost: costs[at].lost,
+            late: costs[at].late,
+        };
+        let seen = |kind: &Kind| counts[*kind as usize] + skipped[*kind as usize] > 0;
+        let kinds = Kind::ALL.into_iter().filter(seen);
+        ChaosReport {
+            late_after_ms: late.as_secs_f64() * 1e3,
+            faults: kinds.map(|kind| report(kind.name(), kind as usize)).collect(),
+            unexplained: report("none", Kind::ALL.len()),
+            unnoted: rounds.iter().map(|round| round.tally.more_odds).sum(),
+        }
+    }
+
+    /// All rows, that of no fault last.
+    pub(super) fn rows(&self) -> impl Iterator<Item = &FaultReport> {
+        self.faults.iter().chain([&self.unexplained])
+    }
 }
 
 impl Latency {
@@ -152,7 +221,7 @@ pub(super) fn pids(all: &Tally) -> Vec<PidReport> {
 /// How even the requests fell.
 pub(super) fn balance(all: &Tally) -> Option<Balance> {
     let shares: Vec<u64> = all.pids.iter().map(|share| share.requests).collect();
-    let (max_to_min, variation) = tally::balance(&shares)?;
+    let (max_to_min, variation) = spread::balance(&shares)?;
     Some(Balance { max_to_min, variation })
 }
 

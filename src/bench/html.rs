@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::plot::{self, Axis, Line, escape};
+use super::figures::FaultReport;
+use super::plot::{self, Axis, Bar, Line, escape};
 use super::report::Report;
 use super::table::{count, time};
 
@@ -16,13 +17,7 @@ const STYLE: &str = include_str!("page.css");
 /// The whole page.
 pub(super) fn page(report: &Report) -> String {
     let title = escape(&format!("prefork bench: {} {}", report.method, report.target));
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <meta name=\"color-scheme\" content=\"light dark\">\n\
-         <link rel=\"icon\" href=\"data:,\">\n\
-         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-    );
+    let mut page = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(
         page,
@@ -41,6 +36,7 @@ pub(super) fn page(report: &Report) -> String {
         if report.ended_early { ", ended early by a signal" } else { "" },
     );
     page.push_str(&figures(report));
+    page.push_str(&faults(report));
     page.push_str("<div class=\"plots\">\n");
     let plots = [
         ("Latency by percentile", latency(report)),
@@ -53,9 +49,19 @@ pub(super) fn page(report: &Report) -> String {
     page.push_str("</div>\n");
     // The same figures as text: for copying, and for those who do not see plots.
     let _ = writeln!(page, "<pre>{}</pre>", escape_lines(&report.to_table()));
-    let _ =
-        writeln!(page, "<footer>prefork {}</footer>\n</main>\n</body>\n</html>", report.version);
-    page
+    shell(&title, &page, report.version)
+}
+
+/// A whole page around `main`, which is HTML, as is the title.
+pub(crate) fn shell(title: &str, main: &str, version: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{main}\
+         <footer>prefork {version}</footer>\n</main>\n</body>\n</html>\n"
+    )
 }
 
 fn figures(report: &Report) -> String {
@@ -79,6 +85,24 @@ fn figures(report: &Report) -> String {
         let _ = writeln!(text, "<div{bad}><dt>{name}</dt><dd>{value}</dd></div>");
     }
     text + "</dl>\n"
+}
+
+fn faults(report: &Report) -> String {
+    let Some(chaos) = &report.chaos else { return String::new() };
+    let row = |fault: &FaultReport| {
+        let times = if fault.fault == "none" { "-".to_string() } else { fault.count.to_string() };
+        let FaultReport { fault, refused, lost, late, .. } = fault;
+        format!(
+            "<tr><th>{fault}</th><td>{times}</td><td>{refused}</td><td>{lost}</td><td>{late}</td></tr>\n"
+        )
+    };
+    let rows: String = chaos.rows().map(row).collect();
+    format!(
+        "<figure class=\"wide\"><figcaption>Requests that suffered, by fault</figcaption><table>\n\
+         <tr><th>fault</th><th>times</th><th>refused</th><th>lost</th><th>late</th></tr>\n{rows}</table>\n\
+         <p class=\"how\">late: answered after more than {}; none: no fault was near</p></figure>\n",
+        time(chaos.late_after_ms * 1000.0)
+    )
 }
 
 /// Percentiles from left to right, each nine as wide as the one before it.
@@ -146,7 +170,7 @@ fn shares(report: &Report) -> Option<String> {
     let most = report.pids.first()?.requests.max(1) as f64;
     let row = |p: &super::figures::PidReport| {
         let value = format!("{:.1} %, p99 {}", p.share * 100.0, time(p.p99));
-        (p.pid.to_string(), p.requests as f64 / most, value)
+        Bar { label: p.pid.to_string(), part: p.requests as f64 / most, range: None, value }
     };
     let rows: Vec<_> = report.pids.iter().take(DRAWN).map(row).collect();
     let about = format!("Requests by process: {} processes answered", report.pids.len());
@@ -163,7 +187,7 @@ fn short(number: f64) -> String {
 }
 
 /// As [`escape`], with the ends of lines kept.
-fn escape_lines(text: &str) -> String {
+pub(crate) fn escape_lines(text: &str) -> String {
     text.lines().map(escape).collect::<Vec<_>>().join("\n")
 }
 

@@ -177,13 +177,16 @@ impl<'a> Lane<'a> {
     fn leave(&mut self) {
         let now = self.shared.now();
         let unsent = self.open.iter().flat_map(|(pace, ..)| pace.left(self.shared.end()));
-        let unsent = unsent.map(|due| Sent { due, at: now });
-        let sent = self.slots.iter().flat_map(|slot| slot.waiting.iter().copied());
-        let left: Vec<Sent> = sent.chain(unsent).collect();
-        for sent in left {
+        let unsent = unsent.map(|due| (Sent { due, at: now }, None));
+        let waiting = |slot: &'_ Slot| -> Vec<_> {
+            slot.waiting.iter().map(|sent| (*sent, slot.process)).collect()
+        };
+        let sent = self.slots.iter().flat_map(waiting);
+        let left: Vec<(Sent, Option<usize>)> = sent.chain(unsent).collect();
+        for (sent, process) in left {
             match self.shared.is_abandoned() {
                 true => self.tally.abandoned += 1,
-                false => self.lose(sent, Failure::TimedOut, now),
+                false => self.lose(sent, Failure::TimedOut, now, process),
             }
         }
     }

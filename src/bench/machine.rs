@@ -63,6 +63,16 @@ impl Tree {
         Some(Tree { root, name: name.trim_end().escape_default().to_string() })
     }
 
+    /// The process that the others descend from.
+    pub(super) fn root(&self) -> u32 {
+        self.root
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What it has used up to now.
     pub(super) fn look(&self) -> Moment {
         let mut moment = Moment { pss_kib: Some(0), ..Moment::default() };
@@ -130,6 +140,11 @@ struct Stat {
     parent: u32,
     user: f64,
     system: f64,
+}
+
+/// The parent of a process that exists.
+pub(super) fn parent(pid: u32) -> Option<u32> {
+    stat(pid).map(|stat| stat.parent)
 }
 
 fn stat(pid: u32) -> Option<Stat> {

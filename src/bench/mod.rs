@@ -17,32 +17,36 @@
 //!
 //! Nothing is read from the target but its responses and, if it runs on this machine, `/proc`.
 
+mod chaos;
 mod figures;
-mod html;
+pub(crate) mod html;
 mod lane;
 mod machine;
 mod pace;
 mod plan;
-mod plot;
+pub(crate) mod plot;
 mod report;
 mod response;
 mod shared;
 mod slot;
-mod table;
+pub(crate) mod spread;
+pub(crate) mod table;
 mod tally;
 mod target;
 
 use std::io;
 use std::time::Duration;
 
+pub(crate) use chaos::Faults;
 pub(crate) use plan::Plan;
-pub(crate) use report::Report;
+pub(crate) use report::{Report, Spread};
 pub(crate) use target::Target;
 
 use crate::error::{Error, Result};
 use crate::sys::poll::{self, Watch};
 use crate::sys::process::raise_open_files;
 use crate::sys::signal::{Signal, SignalPipe};
+use chaos::{Chaos, Done, Victim};
 use lane::Lane;
 use machine::{Moment, Tree, Usage};
 use shared::Shared;
@@ -75,6 +79,8 @@ struct Round {
     tally: Tally,
     measured: Duration,
     usage: Option<Usage>,
+    /// What was done to the target.
+    done: Done,
 }
 
 /// Runs the plan to its end, or to SIGINT or SIGTERM, which end it early: the report then has what was measured.
@@ -94,13 +100,15 @@ pub(crate) fn run(plan: &Plan, mut watch: impl FnMut(Progress)) -> Result<Report
     }
     let address = plan.target.reach()?;
     let tree = if address.is_here() { Tree::of(&address.listener) } else { None };
+    let victim = plan.chaos.map(|_| Victim::find(tree.as_ref())).transpose()?;
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let mut rounds = Vec::new();
     let own = Cost::so_far();
     let mut ended_early = false;
     for number in 1..=plan.rounds {
-        let mut stage = Stage { plan, address: &address, tree: tree.as_ref(), number };
+        let mut stage =
+            Stage { plan, address: &address, tree: tree.as_ref(), victim: victim.as_ref(), number };
         let (round, stopped) = stage.run(&mut signals, &mut watch)?;
         rounds.push(round);
         ended_early = stopped;
@@ -140,6 +148,7 @@ struct Stage<'a> {
     plan: &'a Plan,
     address: &'a Address,
     tree: Option<&'a Tree>,
+    victim: Option<&'a Victim>,
     number: usize,
 }
 
@@ -167,14 +176,19 @@ impl Stage<'_> {
                 })?);
             }
             let is_over = || threads.iter().all(|thread| thread.is_finished());
-            let (usage, stopped) = self.watch(&shared, is_over, signals, watch)?;
+            let watched = self.watch(&shared, is_over, signals, watch);
+            let (usage, done, stopped) = watched.inspect_err(|_| {
+                // Nobody looks on any more, so the threads are not to go on for the rest of the round.
+                shared.end_now();
+                shared.end_now();
+            })?;
             let mut tally = Tally::new();
             for thread in threads {
                 let counted =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 tally.merge(&counted.map_err(failed)?);
             }
-            Ok((Round { tally, measured: shared.measured(), usage }, stopped))
+            Ok((Round { tally, measured: shared.measured(), usage, done }, stopped))
         })
     }
 
@@ -185,9 +199,12 @@ impl Stage<'_> {
         is_over: impl Fn() -> bool,
         signals: &mut SignalPipe,
         watch: &mut impl FnMut(Progress),
-    ) -> Result<(Option<Usage>, bool)> {
+    ) -> Result<(Option<Usage>, Done, bool)> {
         let (mut before, mut after): (Option<Moment>, Option<Moment>) = (None, None);
         let (mut told, mut told_at, mut stopped) = (0, Duration::ZERO, false);
+        let faults = self.plan.chaos.unwrap_or_default();
+        let mut chaos = self.victim.map(|victim| Chaos::new(faults, victim, shared.begin()));
+        let mut done = Done::default();
         loop {
             let now = shared.now();
             if before.is_none() && now >= shared.begin() {
@@ -195,6 +212,11 @@ impl Stage<'_> {
             }
             if after.is_none() && now >= shared.end() {
                 after = self.tree.map(Tree::look);
+            }
+            if now >= shared.end() {
+                done = chaos.take().map_or(done, |mut chaos| chaos.finish(now));
+            } else if let Some(chaos) = &mut chaos {
+                chaos.act(now).map_err(|e| Error::system("do a fault to the target", e))?;
             }
             let elapsed = Duration::from_nanos(shared.now());
             if elapsed >= told_at + LOOK {
@@ -208,7 +230,9 @@ impl Stage<'_> {
             if is_over() {
                 break;
             }
-            let next = [shared.begin(), shared.end()].into_iter().filter(|at| *at > now).min();
+            let fault = chaos.as_ref().and_then(Chaos::next);
+            let next = [shared.begin(), shared.end()].into_iter().chain(fault);
+            let next = next.filter(|at| *at > now).min();
             let wait = next.map_or(LOOK, |at| Duration::from_nanos(at - now).min(LOOK));
             // Once the end has come, it is over any moment.
             let wait = if now >= shared.end() { Duration::from_millis(10) } else { wait };
@@ -223,6 +247,7 @@ impl Stage<'_> {
             (Some(tree), Some(before), Some(after)) => Some(tree.between(&before, &after)),
             _ => None,
         };
-        Ok((usage, stopped))
+        done = chaos.take().map_or(done, |mut chaos| chaos.finish(shared.now()));
+        Ok((usage, done, stopped))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::chaos::Faults;
 use super::target::Target;
 
 /// Connections that one run may keep open.
@@ -43,6 +44,10 @@ pub(crate) struct Plan {
     pub(crate) timeout: Duration,
     /// The field of the response that tells the process; `None`: the body `Handled by PID n` does.
     pub(crate) pids: Option<String>,
+    /// What is done to the target while it is measured.
+    pub(crate) chaos: Option<Faults>,
+    /// An answer that takes longer is late; counted only if something is done to the target.
+    pub(crate) late: Duration,
 }
 
 impl Plan {
@@ -63,6 +68,8 @@ impl Plan {
             rounds: 1,
             timeout: Duration::from_secs(5),
             pids: None,
+            chaos: None,
+            late: Duration::from_millis(100),
         }
     }
 
@@ -89,6 +96,9 @@ impl Plan {
             if !(least..=LONGEST).contains(&value) {
                 return Err(format!("{what} {value:?}: give {least:?} to {LONGEST:?}"));
             }
+        }
+        if let Some(faults) = &self.chaos {
+            faults.check(self.duration)?;
         }
         if self.pipeline > 1 && (self.close || self.rate.is_some()) {
             return Err("--pipeline is for kept connections without --rate".to_string());

@@ -5,7 +5,9 @@ use std::fmt::Write;
 /// Size of a plot in its own units: small, so that its text stays readable on a phone.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 230.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 70.0;
+/// About as wide as a letter is.
+const LETTER: f64 = 6.6;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
@@ -88,28 +90,52 @@ fn path(line: &Line<'_>, bottom: f64) -> String {
     text
 }
 
-/// A bar with its label to the left and its value to the right, for each share of the largest.
-pub(super) fn bars(about: &str, rows: &[(String, f64, String)]) -> String {
+/// A bar with its label to the left and its value to the right.
+pub(crate) struct Bar {
+    pub(crate) label: String,
+    /// Its length, as a share of the longest.
+    pub(crate) part: f64,
+    /// From where to where it was found, as such shares.
+    pub(crate) range: Option<(f64, f64)>,
+    pub(crate) value: String,
+}
+
+/// Bars, one below the other. `about` says in words what is seen.
+pub(crate) fn bars(about: &str, rows: &[Bar]) -> String {
     const ROW: f64 = 26.0;
     let height = ROW * rows.len() as f64 + 8.0;
-    let room = WIDTH - LEFT - 110.0;
+    let longest = |text: fn(&Bar) -> &String| {
+        let letters = rows.iter().map(|row| text(row).chars().count()).max();
+        letters.unwrap_or(0) as f64 * LETTER
+    };
+    let left = (longest(|bar| &bar.label) + 8.0).clamp(50.0, WIDTH / 2.0);
+    let room = WIDTH - left - (longest(|bar| &bar.value) + 12.0).clamp(60.0, WIDTH / 3.0);
     let mut svg = open(about, height);
-    for (number, (label, part, value)) in rows.iter().enumerate() {
+    for (number, Bar { label, part, range, value }) in rows.iter().enumerate() {
         let top = 4.0 + ROW * number as f64;
         let width = (part.clamp(0.0, 1.0) * room).max(1.0);
         let _ = write!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\
-             <rect class=\"main\" x=\"{LEFT}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"18\" rx=\"2\"/>\
+             <rect class=\"main\" x=\"{left}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"18\" rx=\"2\"/>\
              <text class=\"value\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            LEFT - 6.0,
+            left - 6.0,
             top + 15.0,
             escape(label),
             top + 2.0,
-            LEFT + width + 6.0,
+            left + width.max(range.map_or(0.0, |(_, to)| to.clamp(0.0, 1.0) * room)) + 6.0,
             top + 15.0,
             escape(value)
         );
+        if let Some((from, to)) = range {
+            let [from, to] = [from, to].map(|at| left + at.clamp(0.0, 1.0) * room);
+            let (middle, above, below) = (top + 11.0, top + 7.0, top + 15.0);
+            let _ = write!(
+                svg,
+                "<path class=\"range\" d=\"M{from:.1} {middle} L{to:.1} {middle} M{from:.1} {above} L{from:.1} {below} \
+                 M{to:.1} {above} L{to:.1} {below}\"/>"
+            );
+        }
     }
     svg + "</svg>"
 }
@@ -127,7 +153,7 @@ pub(super) fn ticks(largest: f64, label: impl Fn(f64) -> String) -> (Vec<(f64, S
 }
 
 /// For text between tags and in attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -179,7 +205,8 @@ mod tests {
         assert!(svg.contains(&format!("M{LEFT:.1} 190.0 L{:.1} {TOP:.1}", WIDTH - RIGHT)), "{svg}");
         assert!(svg.contains("&lt;b&gt;") && !svg.contains("<b>"), "{svg}");
         assert!(svg.contains("a &quot;b&quot; &lt;c&gt;"), "{svg}");
-        let rows = [("1".to_string(), 2.0, "x".to_string())];
-        assert!(bars("b", &rows).contains("width=\"252.0\""));
+        let rows =
+            [Bar { label: "1".into(), part: 2.0, range: Some((0.5, 9.0)), value: "x".into() }];
+        assert!(bars("b", &rows).contains("width=\"310.0\""));
     }
 }

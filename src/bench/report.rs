@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
-use super::figures::{self, Balance, Failures, Latency, PidReport, Statuses, micros, ratio};
+use super::figures::{
+    self, Balance, ChaosReport, Failures, Latency, PidReport, Statuses, micros, ratio,
+};
 use super::machine::Usage;
 use super::plan::Plan;
-use super::tally::{self, BIN, Tally};
+use super::spread;
+use super::tally::{BIN, Tally};
 use super::{Cost, Round};
 use crate::ListenAddr;
 use crate::error::exit;
@@ -58,11 +61,13 @@ pub(crate) struct Report {
     pub(crate) server: Option<Usage>,
     /// Processor time of this program, warm-up included.
     pub(crate) generator: GeneratorCost,
+    /// What was done to the target; none unless that was asked for.
+    pub(crate) chaos: Option<ChaosReport>,
     pub(crate) timeline: Timeline,
 }
 
 /// A figure over the rounds.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
@@ -95,6 +100,14 @@ pub(crate) struct Timeline {
     pub(crate) round_starts: Vec<usize>,
 }
 
+impl Spread {
+    /// Of these values; zeros of none.
+    pub(crate) fn of(values: &[f64]) -> Spread {
+        let [median, min, max] = spread::spread(values);
+        Spread { median, min, max }
+    }
+}
+
 impl Report {
     pub(super) fn of(
         plan: &Plan,
@@ -107,9 +120,9 @@ impl Report {
         rounds.iter().for_each(|round| all.merge(&round.tally));
         let reports: Vec<RoundReport> = rounds.iter().map(RoundReport::of).collect();
         let rates: Vec<f64> = reports.iter().map(|round| round.per_second).collect();
-        let [median, min, max] = tally::spread(&rates);
         let measured_s: f64 = rounds.iter().map(|round| round.measured.as_secs_f64()).sum();
         let timeline = Timeline::of(&rounds);
+        let chaos = plan.chaos.map(|_| ChaosReport::of(&rounds, plan.late));
         let usages = rounds.drain(..).filter_map(|round| round.usage);
         let target = match &plan.target.to_string() {
             url if url.contains(&answers.to_string()) => url.clone(),
@@ -131,7 +144,7 @@ impl Report {
             warm_up_failures: all.warm_up[1],
             abandoned: all.abandoned,
             connections_opened: all.connections,
-            per_second: Spread { median, min, max },
+            per_second: Spread::of(&rates),
             bytes_per_second: ratio(all.bytes as f64, measured_s),
             rounds: reports,
             latency: Latency::of(&all.latency),
@@ -142,6 +155,7 @@ impl Report {
             other_pids: all.other_pids,
             server: usages.reduce(Usage::and),
             generator: GeneratorCost { user_s: own.user, system_s: own.system },
+            chaos,
             timeline,
         }
     }

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::ListenAddr;
+use crate::bench::chaos::Done;
 use crate::bench::tally::Failure;
 use crate::bench::target::Target;
 
@@ -31,7 +32,12 @@ pub(in crate::bench) fn sample() -> Report {
         pss_before_kib: Some(2048),
         pss_after_kib: Some(3072),
     };
-    let round = Round { tally, measured: Duration::from_secs(1), usage: Some(usage) };
+    let round = Round {
+        tally,
+        measured: Duration::from_secs(1),
+        usage: Some(usage),
+        done: Done::default(),
+    };
     report(vec![round])
 }
 
@@ -70,7 +76,7 @@ fn rounds_are_put_side_by_side() {
         let mut tally = Tally::new();
         tally.in_time = answers;
         tally.classes[2] = answers;
-        Round { tally, measured: Duration::from_millis(millis), usage: None }
+        Round { tally, measured: Duration::from_millis(millis), usage: None, done: Done::default() }
     };
     let report = report(vec![round(10, 1000), round(40, 1000), round(10, 500)]);
     let rate = &report.per_second;
@@ -83,7 +89,8 @@ fn rounds_are_put_side_by_side() {
 
 #[test]
 fn a_run_that_measured_nothing_has_a_report() {
-    let round = Round { tally: Tally::new(), measured: Duration::ZERO, usage: None };
+    let round =
+        Round { tally: Tally::new(), measured: Duration::ZERO, usage: None, done: Done::default() };
     let report = report(vec![round]);
     assert_eq!((report.per_second.median, report.bytes_per_second), (0.0, 0.0));
     assert!(report.to_table().contains("requests/s  0") && report.to_html().ends_with("</html>\n"));

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::figures::PidReport;
+use super::figures::{FaultReport, PidReport};
 use super::report::Report;
 use crate::span::Span;
 
@@ -15,6 +15,7 @@ pub(super) fn table(report: &Report) -> String {
     head(&mut text, report);
     latency(&mut text, report);
     errors(&mut text, report);
+    faults(&mut text, report);
     processes(&mut text, report);
     costs(&mut text, report);
     text
@@ -82,6 +83,30 @@ fn errors(text: &mut String, report: &Report) {
     }
 }
 
+fn faults(text: &mut String, report: &Report) {
+    let Some(chaos) = &report.chaos else { return };
+    let head = ["FAULT", "TIMES", "REFUSED", "LOST", "LATE"].map(str::to_string);
+    let row = |fault: &FaultReport| {
+        let times = match (fault.fault, fault.skipped) {
+            ("none", _) => "-".to_string(),
+            (_, 0) => fault.count.to_string(),
+            (_, skipped) => format!("{} ({skipped} skipped)", fault.count),
+        };
+        let [refused, lost, late] = [fault.refused, fault.lost, fault.late].map(|n| n.to_string());
+        [fault.fault.to_string(), times, refused, lost, late]
+    };
+    text.push('\n');
+    grid(text, &std::iter::once(head).chain(chaos.rows().map(row)).collect::<Vec<_>>());
+    let _ = writeln!(
+        text,
+        "late: answered after more than {}; none: no fault was near",
+        time(chaos.late_after_ms * 1000.0)
+    );
+    if chaos.unnoted > 0 {
+        let _ = writeln!(text, "and {} more requests, by no fault told apart", chaos.unnoted);
+    }
+}
+
 fn processes(text: &mut String, report: &Report) {
     if report.pids.is_empty() {
         return;
@@ -100,13 +125,8 @@ fn processes(text: &mut String, report: &Report) {
     };
     let listed = report.pids.iter().take(LISTED).map(row);
     let rows: Vec<[String; 7]> = std::iter::once(HEAD.map(str::to_string)).chain(listed).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..HEAD.len()).map(|column| width(column).unwrap_or(0)).collect();
     text.push('\n');
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  "));
-    }
+    grid(text, &rows);
     if report.pids.len() > LISTED || report.other_pids > 0 {
         let more = report.pids.len().saturating_sub(LISTED);
         let _ = writeln!(text, "... {more} more processes (--json lists a thousand)");
@@ -159,8 +179,18 @@ fn costs(text: &mut String, report: &Report) {
     let _ = writeln!(text, "generator   CPU {:.1} us/request, not in the above", own * 1e6 / asked);
 }
 
+/// Rows of cells, each column as wide as need be.
+pub(crate) fn grid<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  "));
+    }
+}
+
 /// Microseconds as people read them.
-pub(super) fn time(micros: f64) -> String {
+pub(crate) fn time(micros: f64) -> String {
     match micros {
         us if us < 1000.0 => format!("{us:.0} us"),
         us if us < 10_000.0 => format!("{:.2} ms", us / 1e3),
@@ -170,7 +200,7 @@ pub(super) fn time(micros: f64) -> String {
 }
 
 /// `1 234 567`.
-pub(super) fn count(number: f64) -> String {
+pub(crate) fn count(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {

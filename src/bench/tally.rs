@@ -2,11 +2,16 @@
 
 use hdrhistogram::Histogram;
 
+use super::chaos::{Odd, What};
+
 /// Width of a bar of the timeline.
 pub(super) const BIN: u64 = 100_000_000;
 /// Processes that are told apart in one run; the others are one sum, so that a target that invents pids costs
 /// no memory.
 const MOST_PIDS: usize = 1024;
+
+/// Requests whose fate one thread notes down one by one.
+const MOST_ODDS: usize = 100_000;
 
 /// Why a request has no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,10 @@ pub(super) struct Tally {
     pub(super) other_pids: u64,
     /// Responses and failures in each [`BIN`] of the time measured.
     pub(super) bins: Vec<[u64; 2]>,
+    /// Requests that did not go well, if something is done to the target.
+    pub(super) odds: Vec<Odd>,
+    /// Those that there was no room for among them.
+    pub(super) more_odds: u64,
 }
 
 /// What one process did.
@@ -76,6 +85,8 @@ impl Tally {
             pids: Vec::new(),
             other_pids: 0,
             bins: Vec::new(),
+            odds: Vec::new(),
+            more_odds: 0,
         }
     }
 
@@ -116,6 +127,15 @@ impl Tally {
         self.failures[why as usize] += 1;
     }
 
+    /// A request that did not go well from `from` to `until`, at the process with this place among `pids`.
+    pub(super) fn odd(&mut self, what: What, from: u64, until: u64, process: Option<usize>) {
+        let pid = process.map(|at| self.pids[at].pid);
+        match self.odds.len() < MOST_ODDS {
+            true => self.odds.push(Odd { what, from, until, pid }),
+            false => self.more_odds += 1,
+        }
+    }
+
     /// Where the figures of `pid` are; `None` if there are too many others.
     fn place(&mut self, pid: u32) -> Option<usize> {
         if let Some(at) = self.pids.iter().position(|share| share.pid == pid) {
@@ -139,6 +159,8 @@ impl Tally {
         self.bytes += other.bytes;
         self.connections += other.connections;
         self.other_pids += other.other_pids;
+        self.odds.extend_from_slice(&other.odds);
+        self.more_odds += other.more_odds;
         for share in &other.pids {
             match self.place(share.pid) {
                 Some(at) => {
@@ -172,31 +194,6 @@ impl Tally {
     pub(super) fn bad_statuses(&self) -> u64 {
         self.classes[4] + self.classes[5]
     }
-}
-
-/// Largest share by smallest, and the coefficient of variation; `None` without two shares.
-pub(super) fn balance(shares: &[u64]) -> Option<(f64, f64)> {
-    let (most, least) = (*shares.iter().max()?, *shares.iter().min()?);
-    if shares.len() < 2 {
-        return None;
-    }
-    let mean = shares.iter().sum::<u64>() as f64 / shares.len() as f64;
-    let squares: f64 = shares.iter().map(|share| (*share as f64 - mean).powi(2)).sum();
-    let deviation = (squares / shares.len() as f64).sqrt();
-    Some((most as f64 / least as f64, deviation / mean))
-}
-
-/// Median, least and most; zeros for nothing.
-pub(super) fn spread(values: &[f64]) -> [f64; 3] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return [0.0; 3] };
-    let half = sorted.len() / 2;
-    let median = match sorted.len() % 2 {
-        0 => (sorted[half - 1] + sorted[half]) / 2.0,
-        _ => sorted[half],
-    };
-    [median, *least, *most]
 }
 
 /// From 100 ns, as large as need be, with so many significant digits.
@@ -243,16 +240,6 @@ mod tests {
             tally.answered(200, 1, Some(pid), None);
         }
         assert_eq!((tally.pids.len(), tally.other_pids), (MOST_PIDS, 5));
-    }
-
-    #[test]
-    fn balance_and_spread_are_what_they_say() {
-        assert_eq!(balance(&[100, 100]), Some((1.0, 0.0)));
-        assert_eq!(balance(&[3, 1]), Some((3.0, 0.5)));
-        assert_eq!((balance(&[5]), balance(&[])), (None, None));
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
-        assert_eq!(spread(&[4.0, 2.0]), [3.0, 2.0, 4.0]);
-        assert_eq!(spread(&[]), [0.0; 3]);
     }
 
     /// Latency, pid, whether it failed.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::bench;
+use super::compare;
 use super::ctl::{self, Call};
 use super::health;
 use super::pages;
@@ -35,6 +36,8 @@ pub(super) enum Verb {
     Bench(Box<bench::Call>),
     /// Write manual pages or completions.
     Generate(pages::Call),
+    /// Measure servers side by side.
+    Compare(compare::Call),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
@@ -86,6 +89,7 @@ pub(super) fn command() -> Command {
         .subcommands(ctl::commands())
         .subcommand(health::command())
         .subcommand(bench::command())
+        .subcommand(compare::command())
         .subcommands(pages::commands())
 }
 
@@ -162,6 +166,9 @@ pub(super) fn parse(
         Some(("dispatch-program", matches)) => Ok(Verb::Program(flags(matches))),
         Some(("bench", matches)) => bench::parse(matches)
             .map(|call| Verb::Bench(Box::new(call)))
+            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("compare", matches)) => compare::parse(matches)
+            .map(Verb::Compare)
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some(("health", matches)) => {
             health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::print;
-use crate::bench::{self, Plan, Progress, Target};
+use crate::bench::{self, Faults, Plan, Progress, Target};
 use crate::config::duration;
 use crate::error::{Error, Result};
 
@@ -16,6 +16,12 @@ const HELP: &str = "\
 URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when \
 it has the answer to the last one. With --rate requests are due by the clock, and latency counts from then, so that a \
 server that stands still is seen to.
+
+With --chaos faults are done to the server, which must be a prefork server of this user on this machine: kill is SIGKILL to a \
+worker drawn by lot, reload is SIGHUP to the primary, freeze is SIGSTOP to a worker drawn by lot and SIGCONT after 1s or the \
+time behind the slash. A request that suffered counts for the fault done last to its process, or else for the last one \
+before it. A frozen worker goes on when the bench ends, however it ends; only if its guard, a shell, is killed as well does \
+it wait for the watchdog of its primary.
 
 Ctrl-C ends the run and prints what was measured; a second one does not wait for what is on the way.
 
@@ -26,6 +32,7 @@ Examples:
   prefork bench http://127.0.0.1:3000/
   prefork bench -c 256 --duration 30s --rounds 3 --html report.html 127.0.0.1:3000
   prefork bench --rate 2000 http://127.0.0.1:3000/fib/20
+  prefork bench --duration 20s --chaos kill=1s,reload=5s,freeze=10s 127.0.0.1:3000
   prefork bench -d hello unix:/run/app.sock:/echo";
 
 /// A run, and where its report goes.
@@ -50,7 +57,7 @@ pub(super) fn command() -> Command {
         .args(output())
 }
 
-fn load() -> [Arg; 10] {
+fn load() -> [Arg; 12] {
     let number = |name: &'static str, short: char, help: &'static str| {
         let arg = Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize));
         let arg = if short == ' ' { arg } else { arg.short(short) };
@@ -77,6 +84,12 @@ fn load() -> [Arg; 10] {
         Arg::new("pids").long("pids").value_name("HEADER").help(
             "Field of the response with the pid that answered [default: the body \"Handled by PID n\"]",
         ),
+        Arg::new("chaos")
+            .long("chaos")
+            .value_name("FAULTS")
+            .value_parser(|text: &str| Faults::parse(text, duration))
+            .help("Do this to the server meanwhile, as kill=1s,reload=5s,freeze=10s/500ms"),
+        span("late", "With --chaos, count answers that take longer as late [default: 100ms]"),
     ]
     .map(|arg| arg.help_heading("Load"))
 }
@@ -161,6 +174,8 @@ pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
         rounds: number("rounds").unwrap_or(standard.rounds),
         timeout: span("timeout").unwrap_or(standard.timeout),
         pids: text("pids"),
+        chaos: matches.get_one("chaos").copied(),
+        late: span("late").unwrap_or(standard.late),
         ..standard
     };
     plan.check()?;
@@ -197,13 +212,13 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     Ok(ExitCode::from(report.exit_status()))
 }
 
-fn create(path: &Path) -> Result<std::fs::File> {
+pub(super) fn create(path: &Path) -> Result<std::fs::File> {
     let made = std::fs::File::create(path);
     made.map_err(|e| Error::system(format!("create {}", path.display()), e))
 }
 
 /// In place of the line before.
-fn show(text: &str) {
+pub(super) fn show(text: &str) {
     // Nobody is left to be told if this fails.
     let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
 }

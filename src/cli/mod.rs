@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod check;
+mod compare;
 mod ctl;
 mod health;
 mod logger;
@@ -32,6 +33,7 @@ pub fn main() -> ExitCode {
         args::Verb::Health(call) => health::run(call),
         args::Verb::Bench(call) => bench::run(*call),
         args::Verb::Generate(call) => pages::run(call),
+        args::Verb::Compare(call) => compare::run(call),
     };
     done.unwrap_or_else(|error| {
         complain(&error);

@@ -87,7 +87,7 @@ impl Primary {
         let letter = letter.map_err(|e| e.to_string())?;
         let supervisor = &self.supervisor;
         let sent = self.mail.hub.send(Place::Worker(worker), letter, &|id| supervisor.serves(id));
-        sent.map_err(|back| back.0.to_string())
+        sent.map(drop).map_err(|back| back.0.to_string())
     }
 
     /// Tells the desks of what concerns them.

@@ -1,6 +1,8 @@
 //! One process: its limits, its environment, its parent, and signals to it.
 
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -50,6 +52,19 @@ pub(crate) fn is_worker() -> bool {
 /// Whether orphans become children of this process: as the first one of a pid namespace, or as a subreaper.
 pub(crate) fn adopts_orphans() -> bool {
     std::process::id() == 1 || matches!(nix::sys::prctl::get_child_subreaper(), Ok(true))
+}
+
+/// Makes the kernel send `signal` to the process that `command` starts when the thread that starts it ends.
+pub(crate) fn tie(command: &mut Command, signal: Signal) {
+    let parent = std::process::id();
+    let tied = move || {
+        nix::sys::prctl::set_pdeathsig(Some(signal))?;
+        // The parent may have died before that: then nobody will send the signal, and the child must not begin.
+        let lives = getppid().as_raw() == parent as i32;
+        lives.then_some(()).ok_or(io::Error::from_raw_os_error(libc::ESRCH))
+    };
+    // SAFETY: between fork and exec the closure makes two system calls; it takes no lock and no memory.
+    unsafe { command.pre_exec(tied) };
 }
 
 /// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns

@@ -17,9 +17,11 @@ mod support;
 
 mod abuse;
 mod bench;
+mod bench_chaos;
 mod bind;
 mod boot;
 mod cluster_api;
+mod compare;
 mod config;
 mod control;
 mod control_abuse;

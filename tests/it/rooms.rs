@@ -40,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("seed", &["listener", "ipc", "mail", "scoreboard", "steering", "config", "identity", "error"]),
     ("steering", &["error", "sys", "identity", "config::Dispatch"]),
     ("bench", &["error", "sys", "span", "listener::holders"]),
+    ("compare", &["error", "sys", "span", "bench"]),
     (
         "worker",
         &[

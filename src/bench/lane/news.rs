@@ -4,6 +4,7 @@ use std::io::{self, Read};
 
 use nix::sys::epoll::EpollFlags;
 
+use super::super::chaos::What;
 use super::super::response::Answer;
 use super::super::slot::{self, Sent, Slot};
 use super::super::tally::Failure;
@@ -101,6 +102,15 @@ impl Lane<'_> {
         let slot = &mut self.slots[at];
         let latency = now.saturating_sub(sent.due);
         slot.process = self.tally.answered(answer.status, latency, answer.pid, slot.process);
+        if self.plan.chaos.is_none() {
+            return;
+        }
+        let process = slot.process;
+        if answer.status == 503 {
+            self.tally.odd(What::Refused, sent.due, now, process);
+        } else if latency > self.plan.late.as_nanos() as u64 {
+            self.tally.odd(What::Late, sent.due, now, process);
+        }
     }
 
     fn ended(&mut self, at: usize, now: u64) {
@@ -116,13 +126,13 @@ impl Lane<'_> {
     pub(super) fn fail(&mut self, at: usize, why: Failure, now: u64) {
         let slot = &mut self.slots[at];
         let lost = std::mem::take(&mut slot.waiting);
-        let listed = slot.listed;
+        let (listed, process) = (slot.listed, slot.process);
         // Closing it takes it off the epoll.
         *slot = Slot::new();
         slot.listed = true;
         self.on_the_way -= lost.len();
         for sent in &lost {
-            self.lose(*sent, why, now);
+            self.lose(*sent, why, now, process);
         }
         match &mut self.open {
             _ if listed => {}
@@ -132,7 +142,7 @@ impl Lane<'_> {
         }
     }
 
-    pub(super) fn lose(&mut self, sent: Sent, why: Failure, now: u64) {
+    pub(super) fn lose(&mut self, sent: Sent, why: Failure, now: u64, process: Option<usize>) {
         self.untold[1] += 1;
         let begin = self.shared.begin();
         if sent.due < begin {
@@ -140,6 +150,10 @@ impl Lane<'_> {
             return;
         }
         self.tally.failed(why);
+        if self.plan.chaos.is_some() {
+            let what = if why == Failure::Refused { What::Refused } else { What::Lost };
+            self.tally.odd(what, sent.due, now, process);
+        }
         if now >= begin && now < self.shared.end() {
             self.tally.happened(now - begin, true);
         }

@@ -1,0 +1,39 @@
+//! actix-web: an acceptor and a current-thread runtime per worker.
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+
+#[actix_web::main]
+async fn main() -> std::io::Result<()> {
+    let threads = peers::threads();
+    let socket = peers::listen(peers::any(), false)?;
+    let addr = socket.local_addr()?;
+    let who: &'static str = peers::who().leak();
+    let server = HttpServer::new(move || {
+        App::new()
+            .route("/", web::get().to(move || async move { plain().body(who) }))
+            .route("/bytes/{n}", web::get().to(bytes))
+            .route("/fib/{n}", web::get().to(fib))
+    });
+    let server = server.workers(threads).listen(socket)?.run();
+    peers::ready(addr);
+    server.await
+}
+
+fn plain() -> actix_web::HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    response.content_type("text/plain; charset=utf-8");
+    response
+}
+
+async fn bytes(n: web::Path<usize>) -> HttpResponse {
+    plain().body(vec![b'x'; n.into_inner().min(1 << 24)])
+}
+
+async fn fib(request: HttpRequest, n: web::Path<u64>) -> HttpResponse {
+    let n = n.into_inner().min(50);
+    let value = match request.query_string() {
+        "on=loop" => peers::fib(n),
+        _ => web::block(move || peers::fib(n)).await.unwrap_or_default(),
+    };
+    plain().body(format!("fib({n}) = {value}\n"))
+}

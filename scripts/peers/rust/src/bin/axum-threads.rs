@@ -1,0 +1,35 @@
+//! axum as its documentation starts it: one listener, tokio's multi-thread runtime.
+
+use axum::Router;
+use axum::extract::{Path, RawQuery};
+use axum::routing::get;
+use axum::serve::ListenerExt;
+
+fn main() -> std::io::Result<()> {
+    let threads = peers::threads();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(async {
+        let socket = peers::listen(peers::any(), false)?;
+        let addr = socket.local_addr()?;
+        let listener = tokio::net::TcpListener::from_std(socket)?;
+        let listener = listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
+        let who: &'static str = peers::who().leak();
+        let router = Router::new()
+            .route("/", get(move || async move { who }))
+            .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![b'x'; n.min(1 << 24)] }))
+            .route("/fib/{n}", get(fib));
+        peers::ready(addr);
+        axum::serve(listener, router).await
+    })
+}
+
+async fn fib(Path(n): Path<u64>, RawQuery(query): RawQuery) -> String {
+    let n = n.min(50);
+    let value = match query.as_deref() {
+        Some("on=loop") => peers::fib(n),
+        _ => tokio::task::spawn_blocking(move || peers::fib(n)).await.unwrap_or_default(),
+    };
+    format!("fib({n}) = {value}\n")
+}

@@ -1,0 +1,94 @@
+use std::time::Duration;
+
+use super::*;
+
+const MS: u64 = 1_000_000;
+
+/// Milliseconds, seconds or minutes.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("", 1000)];
+    let read = |(unit, ms)| Some(text.strip_suffix(unit)?.parse::<u64>().ok()? * ms);
+    let ms = units.into_iter().find_map(read).ok_or("is not a duration")?;
+    Ok(Duration::from_millis(ms))
+}
+
+fn parse(text: &str) -> Result<Faults, String> {
+    Faults::parse(text, duration)
+}
+
+#[test]
+fn faults_are_read() {
+    let faults = parse("kill=1s,freeze=10s,reload=500ms").expect("faults");
+    let ms = |ms| Some(Duration::from_millis(ms));
+    assert_eq!(faults.every, [ms(1000), ms(500), ms(10_000)]);
+    assert_eq!(faults.freeze, Duration::from_secs(1));
+    assert_eq!(parse("freeze=1s").expect("faults").freeze, Duration::from_millis(500));
+    assert_eq!(parse("freeze=1s/50ms").expect("faults").freeze, Duration::from_millis(50));
+    assert_eq!(faults.check(Duration::from_secs(11)), Ok(()));
+    let why = faults.check(Duration::from_secs(10)).expect_err("too short");
+    assert!(why.contains("--chaos freeze"), "{why}");
+}
+
+#[test]
+fn what_is_no_fault_says_what_to_write() {
+    for (text, piece) in [
+        ("", "give kill=1s"),
+        ("kill", "give kill=1s"),
+        ("pause=1s", "unknown fault \"pause\""),
+        ("kill=soon", "is not a duration"),
+        ("kill=1ms", "give 100ms or more"),
+        ("kill=1s,kill=2s", "twice"),
+        ("kill=1s/2s", "only a freeze"),
+        ("freeze=1s/1s", "shorter than"),
+        ("freeze=1s/0", "shorter than"),
+        ("freeze=10m/5m", "at most"),
+    ] {
+        let why = parse(text).expect_err(text);
+        assert!(why.contains(piece), "{text}: {why}");
+    }
+}
+
+fn fault(kind: Kind, from: u64, until: u64, pids: &[u32]) -> Fault {
+    Fault { kind, from: from * MS, until: until * MS, pids: pids.to_vec() }
+}
+
+fn odd(what: What, from: u64, until: u64, pid: Option<u32>) -> Odd {
+    Odd { what, from: from * MS, until: until * MS, pid }
+}
+
+#[test]
+fn a_request_suffers_from_what_was_done_to_its_process_or_else_from_what_came_last() {
+    let faults = vec![
+        fault(Kind::Freeze, 1000, 2000, &[7]),
+        fault(Kind::Kill, 1500, 1500, &[8]),
+        fault(Kind::Reload, 9000, 9000, &[7, 9]),
+    ];
+    let done = Done { faults, skipped: [0; 3] };
+    let odds = [
+        // At the frozen one, though a kill came later.
+        odd(What::Late, 1400, 2000, Some(7)),
+        // At the killed one.
+        odd(What::Lost, 1490, 1501, Some(8)),
+        // A new connection: the last thing that happened.
+        odd(What::Refused, 1600, 1601, None),
+        // Of the workers that were replaced.
+        odd(What::Lost, 9500, 9600, Some(9)),
+        // Before anything was done, and long after.
+        odd(What::Lost, 10, 20, Some(7)),
+        odd(What::Late, 5000, 5200, Some(7)),
+        odd(What::Late, 20_000, 20_200, None),
+    ];
+    let [kill, reload, freeze, none] = costs(&done, &odds);
+    assert_eq!(kill, Cost { refused: 1, lost: 1, late: 0 });
+    assert_eq!(reload, Cost { refused: 0, lost: 1, late: 0 });
+    assert_eq!(freeze, Cost { refused: 0, lost: 0, late: 1 });
+    assert_eq!(none, Cost { refused: 0, lost: 1, late: 2 });
+    assert_eq!(kill.and(reload), Cost { refused: 1, lost: 2, late: 0 });
+}
+
+#[test]
+fn a_request_that_a_freeze_outlasts_is_blamed_on_it() {
+    let done = Done { faults: vec![fault(Kind::Freeze, 1000, 2000, &[7])], skipped: [0; 3] };
+    let cost = costs(&done, &[odd(What::Late, 500, 2100, Some(7))]);
+    assert_eq!(cost[Kind::Freeze as usize].late, 1);
+}

@@ -1,0 +1,230 @@
+//! `prefork compare`: flags to a plan, and the report to whoever wants it.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::bench::{create, show};
+use super::print;
+use crate::compare::{self, Contestant, Plan, Workload};
+use crate::config::duration;
+use crate::error::{Error, Result};
+use crate::{Dispatch, Model};
+
+const HELP: &str = "\
+Each contestant is started on a port of its own, measured and stopped, one after the other, in another order in each round. \
+The generator runs in this process; its own processor time is told and is not in the figures of the servers. Differences \
+are called larger than the noise only if the rounds of the two do not overlap.
+
+A peer is started by the shell; it must say \"listening on http://ADDRESS:PORT\" on standard error when it serves, and end \
+on SIGTERM. It is measured under the loads whose paths it has.
+
+Ctrl-C ends the run, stops what was started and prints what was measured.
+
+Exit status: 0 all was measured, 1 some was not, 64 the command line is wrong.
+
+Examples:
+  prefork compare --quick --html report.html
+  prefork compare --models prefork --dispatch all --workloads keep-alive,new-connections
+  prefork compare --models prefork,single --peer node='node scripts/peers/cluster.js 2 rr'";
+
+/// A comparison, and where its report goes.
+#[derive(Debug)]
+pub(super) struct Call {
+    plan: Plan,
+    json: bool,
+    html: Option<PathBuf>,
+}
+
+/// The words after `prefork compare`.
+pub(super) fn command() -> Command {
+    let list = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("LIST").value_delimiter(',').help(help)
+    };
+    let number = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name("N").value_parser(value_parser!(usize)).help(help)
+    };
+    let switch = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    Command::new("compare")
+        .about("Measure the concurrency models, the dispatch policies and peers side by side")
+        .after_help(HELP)
+        .arg(
+            list("models", "Models that take part; none for peers alone [default: all]")
+                .value_parser(|text: &str| match text {
+                    "none" => Ok(None),
+                    text => text.parse::<Model>().map(Some),
+                }),
+        )
+        .arg(
+            list(
+                "dispatch",
+                "Policies of the prefork model that take part, or all [default: shared]",
+            )
+            .value_parser(|text: &str| match text {
+                "all" => Ok(Dispatch::ALL.to_vec()),
+                text => text.parse::<Dispatch>().map(|policy| vec![policy]),
+            }),
+        )
+        .arg(list("workloads", "Loads [default: all]").value_parser(Workload::parse))
+        .arg(
+            Arg::new("peer")
+                .long("peer")
+                .value_name("NAME=COMMAND")
+                .action(ArgAction::Append)
+                .value_parser(Contestant::peer)
+                .help("Another server that takes part; repeat it for several"),
+        )
+        .arg(
+            number("workers", "Workers or threads of each [default: one for each core]").short('w'),
+        )
+        .arg(number("rounds", "How often each is measured under each load [default: 5]"))
+        .arg(
+            Arg::new("duration")
+                .long("duration")
+                .value_name("DURATION")
+                .value_parser(duration)
+                .help("How long each time [default: 3s]"),
+        )
+        .arg(
+            switch("quick", "As many rounds as fit into two minutes")
+                .conflicts_with_all(["rounds", "duration"]),
+        )
+        .arg(switch("json", "Print a JSON object instead of the tables"))
+        .arg(
+            Arg::new("html")
+                .long("html")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Write the report as a page, too"),
+        )
+}
+
+/// Reads the words after `compare`.
+///
+/// # Errors
+/// Values that make no sense together.
+pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
+    let number = |name: &str| matches.get_one::<usize>(name).copied();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = number("workers").unwrap_or(cores);
+    if !(1..=64).contains(&workers) {
+        return Err(format!("--workers {workers}: give 1 to 64"));
+    }
+    let models: Vec<Model> = match matches.get_many::<Option<Model>>("models") {
+        Some(models) => models.copied().flatten().collect(),
+        None => Model::ALL.to_vec(),
+    };
+    let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
+    let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
+    let own = models.into_iter().flat_map(|model| match (&policies, model) {
+        (Some(policies), Model::Prefork) => {
+            policies.iter().map(|policy| Contestant::own(model, Some(*policy), workers)).collect()
+        }
+        _ => vec![Contestant::own(model, None, workers)],
+    });
+    let peers = matches.get_many::<Contestant>("peer").into_iter().flatten().cloned();
+    let contestants = own.chain(peers).collect();
+    let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
+    let workloads = workloads.unwrap_or(Workload::ALL.to_vec());
+    let mut plan = Plan::new(contestants, workloads, workers);
+    if matches.get_flag("quick") {
+        plan = plan.quick();
+    }
+    plan.rounds = number("rounds").unwrap_or(plan.rounds);
+    if let Some(duration) = matches.get_one::<Duration>("duration") {
+        // Short ones are trials, and need no long preparation.
+        (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
+    }
+    plan.check()?;
+    let html = matches.get_one::<PathBuf>("html").cloned();
+    Ok(Call { plan, json: matches.get_flag("json"), html })
+}
+
+/// Runs it, shows how far it is where somebody looks on, and prints the report.
+pub(super) fn run(call: Call) -> Result<ExitCode> {
+    let plan = call.plan;
+    // A place that cannot be written to is known before the run, not after it.
+    let page =
+        call.html.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
+    let watched = std::io::stderr().is_terminal();
+    let minutes = plan.length().as_secs_f64() / 60.0;
+    let report = compare::run(&plan, |progress| {
+        if watched {
+            let (done, of) = (progress.done + 1, progress.of);
+            let (load, who) = (progress.workload, progress.contestant);
+            show(&format!("{done} of {of} (about {minutes:.1} min in all): {load}, {who}"));
+        }
+    });
+    if watched {
+        show("");
+    }
+    let report = report?;
+    // The page first: whoever reads the table may go away in the middle of it.
+    if let Some((path, mut file)) = page {
+        let written = file.write_all(report.to_html().as_bytes());
+        written.map_err(|e| Error::system(format!("write {}", path.display()), e))?;
+    }
+    print(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
+    Ok(ExitCode::from(report.exit_status()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{self, Verb};
+
+    fn plan(line: &str) -> Plan {
+        match args::parse(line.split(' ')).expect(line) {
+            Verb::Compare(call) => call.plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.contestants.iter().map(|one| one.name.as_str()).collect()
+    }
+
+    #[test]
+    fn flags_become_a_plan() {
+        let all = plan("prefork compare -w 3");
+        assert_eq!(names(&all), ["prefork", "single", "threads", "thread-per-core"]);
+        assert_eq!((all.workloads.len(), all.workers, all.rounds), (8, 3, 5));
+        let some = plan(
+            "prefork compare --models prefork,single --dispatch shared,ip-hash --peer a=b --rounds 2",
+        );
+        assert_eq!(names(&some), ["prefork/shared", "prefork/ip-hash", "single", "a"]);
+        assert_eq!(some.rounds, 2);
+        assert_eq!(names(&plan("prefork compare --models none --peer a=b --peer c=d")), ["a", "c"]);
+        assert_eq!(names(&plan("prefork compare --dispatch all")).len(), 8);
+        let quick = plan("prefork compare --quick --workloads bodies,mixed");
+        assert_eq!((quick.limit.is_some(), quick.workloads.len()), (true, 2));
+        let short = plan("prefork compare --duration 200ms");
+        assert_eq!(
+            (short.duration, short.warm_up),
+            (Duration::from_millis(200), Duration::from_millis(100))
+        );
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "prefork compare --models fork",
+            "prefork compare --models none",
+            "prefork compare --dispatch fair",
+            "prefork compare --workloads idle",
+            "prefork compare --peer node",
+            "prefork compare --workers 0",
+            "prefork compare --quick --rounds 2",
+            "prefork compare --rounds 0",
+            "prefork compare --models single,single",
+            "prefork compare http://127.0.0.1/",
+        ] {
+            assert!(args::parse(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! `prefork compare`: real servers side by side, and nothing left of them.
+
+use std::process::{Child, Command, Stdio};
+use std::{fs, io::Read};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::command::Builder;
+use crate::support::{process, wait};
+
+/// A run in the background.
+fn begin(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    command.arg("compare").args(args).args(["--workers", "2", "--json"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.spawn().expect("compare")
+}
+
+/// The server that is being measured, and its workers, once it has two.
+fn measured(compare: &Child) -> Vec<u32> {
+    wait::until_some("a server with its workers", || {
+        let primary = *process::children(compare.id()).first()?;
+        let workers = process::children(primary);
+        (workers.len() == 2).then(|| [vec![primary], workers].concat())
+    })
+}
+
+fn wait_gone(pids: &[u32]) {
+    wait::until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| process::is_gone(*pid)));
+}
+
+#[test]
+fn two_models_are_measured_under_two_loads() {
+    let dir = tempfile::tempdir().expect("directory");
+    let page = dir.path().join("report.html").display().to_string();
+    let ended = Builder::verb("compare")
+        .args(["--models", "prefork,single", "--workloads", "keep-alive,noisy-neighbour"])
+        .args(["--rounds", "2", "--duration", "200ms", "--workers", "2", "--json", "--html", &page])
+        .run();
+    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!((&report["partial"], &report["measured"]), (&Value::Null, &Value::from(8)));
+    assert_eq!(report["reference"], "single");
+    let workloads = report["workloads"].as_array().expect("list");
+    assert_eq!(workloads.len(), 2);
+    for cell in workloads.iter().flat_map(|w| w["contestants"].as_array().expect("list")) {
+        assert_eq!(cell["samples"].as_array().map(Vec::len), Some(2), "{cell:#}");
+        assert!(cell["p99"]["median"].as_f64() > Some(0.0), "{cell:#}");
+        assert!(cell["memory_mib"]["median"].as_f64() > Some(0.0), "{cell:#}");
+    }
+    let light = &workloads[0]["contestants"];
+    assert!(light[0]["cpu_us"]["median"].as_f64() > Some(0.0), "{light:#}");
+    assert!(
+        light[0]["busiest"]["median"].as_f64() < Some(1.0),
+        "two processes answered: {light:#}"
+    );
+    assert_eq!(light[1]["busiest"]["median"], 1.0, "one process answered: {light:#}");
+    assert!(report["findings"].as_array().is_some_and(|list| !list.is_empty()), "{report:#}");
+    let page = fs::read_to_string(page).expect("page");
+    assert_eq!(page.matches("<svg").count(), 2);
+}
+
+#[test]
+fn a_run_that_is_ended_half_way_says_so_and_leaves_nobody() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
+        let server = measured(&compare);
+        process::send(compare.id(), signal);
+        let mut text = String::new();
+        compare.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
+        assert_eq!(compare.wait().expect("our own child").code(), Some(1), "{text}");
+        let report: Value = serde_json::from_str(&text).expect("JSON");
+        let partial = report["partial"].as_str().expect("it says so");
+        assert!(
+            partial.ends_with("of 40 measurements were made, then a signal ended it"),
+            "{partial}"
+        );
+        wait_gone(&server);
+    }
+}
+
+#[test]
+fn the_servers_of_a_run_that_is_killed_end_too() {
+    let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
+    let server = measured(&compare);
+    process::send(compare.id(), Signal::SIGKILL);
+    compare.wait().expect("our own child");
+    wait_gone(&server);
+}
+
+#[test]
+fn a_server_that_dies_or_never_serves_is_named_and_the_others_are_measured() {
+    let ended = Builder::verb("compare")
+        .args(["--models", "single", "--peer", "broken=echo no luck >&2; exit 3 #"])
+        .args(["--peer", "missing=/nowhere/server", "--workloads", "keep-alive"])
+        .args(["--rounds", "1", "--duration", "100ms"])
+        .run();
+    assert_eq!(ended.status, Some(1), "{}{}", ended.out, ended.err);
+    for piece in [
+        "not measured: broken does not serve: it ended",
+        "not measured: missing does not serve: it ended; it last said:",
+        "single",
+    ] {
+        assert!(ended.out.contains(piece), "{piece} is not in\n{}", ended.out);
+    }
+}
+
+#[test]
+fn a_peer_is_measured_under_the_loads_that_it_knows() {
+    let dir = tempfile::tempdir().expect("directory");
+    fs::write(dir.path().join("index.html"), "hello").expect("write");
+    let peer = format!(
+        "files={} serve --root {} --bind 127.0.0.1:0 --control off --workers 1",
+        env!("CARGO_BIN_EXE_prefork"),
+        dir.path().display()
+    );
+    let ended = Builder::verb("compare")
+        .args(["--models", "none", "--peer", &peer, "--workloads", "keep-alive,cpu-pool"])
+        .args(["--rounds", "1", "--duration", "100ms", "--json"])
+        .run();
+    assert_eq!(ended.status, Some(0), "{}{}", ended.out, ended.err);
+    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    let cell = |at: usize| report["workloads"][at]["contestants"][0].clone();
+    assert!(cell(0)["per_second"]["median"].as_f64() > Some(0.0), "{report:#}");
+    assert_eq!(
+        (cell(0)["unable"].as_bool(), cell(1)["unable"].as_bool()),
+        (Some(false), Some(true))
+    );
+}
