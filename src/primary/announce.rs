@@ -41,6 +41,7 @@ impl Primary {
             Notice::UpgradeFailed { why } => {
                 herald.remark(format!("the last upgrade failed: {why}"))
             }
+            Notice::Departing { delay, .. } => herald.stopping(now, *delay + grace + MARGIN),
             Notice::Stopping { .. } => herald.stopping(now, grace + MARGIN),
             Notice::StoppingNow { .. } | Notice::GivingUp { .. } => herald.stopping(now, MARGIN),
             _ => return,

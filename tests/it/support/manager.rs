@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
 use super::command::Builder;
@@ -57,14 +58,13 @@ impl Manager {
     fn receive(&self) -> Option<(String, Vec<OwnedFd>)> {
         let mut buffer = [0; 4096];
         let mut slices = [IoSliceMut::new(&mut buffer)];
-        let mut room = nix::cmsg_space!([RawFd; 4]);
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let got = recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut room), flags);
-        let got = got.ok()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut room = RecvAncillaryBuffer::new(&mut space);
+        let got = recvmsg(&self.socket, &mut slices, &mut room, RecvFlags::CMSG_CLOEXEC).ok()?;
         let mut descriptors = Vec::new();
-        for message in got.cmsgs().expect("whole control messages") {
-            if let ControlMessageOwned::ScmRights(numbers) = message {
-                descriptors.extend(numbers.into_iter().map(own));
+        for message in room.drain() {
+            if let RecvAncillaryMessage::ScmRights(passed) = message {
+                descriptors.extend(passed);
             }
         }
         let length = got.bytes;
@@ -115,10 +115,4 @@ pub fn passing(builder: Builder, sockets: Vec<(String, OwnedFd)>) -> Builder {
         .env("LISTEN_FDNAMES", &names.join(":"))
         .script(PASSING);
     builder.streams(sockets.into_iter().map(|(_, fd)| fd))
-}
-
-#[expect(unsafe_code, reason = "nix gives received descriptors as numbers")]
-fn own(number: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just opened it for us, and nobody else knows of it.
-    unsafe { OwnedFd::from_raw_fd(number) }
 }
