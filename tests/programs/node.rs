@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 pub(super) fn node(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config)
         .reload_with(|| settings(Config::builder()))
-        .on_event(|primary, event| heard(primary, event))
+        .on_event(heard)
         .on_restart(|exit| if exit.code == Some(2) { Restart::No } else { Restart::Yes })
         .on_message("kind", |primary, from, message| asked(primary, from, &message))
         .serve(|worker| async move {
