@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
+use super::aside::step_aside;
 use super::assembler::Assembler;
 use super::frame::PACKET;
 use super::hub::{FULL, carried};
@@ -187,9 +188,12 @@ impl MailEnd {
                 self.sort(letter).await;
             }
             packets += 1;
-            // Who waited for this goes on before we look for more, which there hardly is after a small packet.
-            if length < FULL || packets % PACKETS_A_TURN == 0 {
+            if packets % PACKETS_A_TURN == 0 {
                 tokio::task::yield_now().await;
+            } else if length < FULL {
+                // Hardly any more is there: whoever waited for this goes on, and what it says is sent, before we look.
+                step_aside().await;
+                step_aside().await;
             }
         }
         self.close();
