@@ -211,7 +211,10 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     say(&state, &ToPrimary::Ready, tag)?;
     let outcome = match handler.run.take() {
         Some(run) => kind::run(&state, run).await,
-        None => Ok(drained(&state).await),
+        None => {
+            drained(&state).await;
+            Ok(())
+        }
     };
     if state.drain.order().is_some() {
         jobs::finish(&state).await;

@@ -45,6 +45,22 @@ fn a_job_is_done_in_another_process_that_lives_on() {
 }
 
 #[test]
+fn the_built_in_application_shows_it_once_there_are_processes_for_it() {
+    let server = Builder::serve().args(["--faults"]).control().start();
+    let server = server.allow(&["killed by SIGSEGV", "killed by SIGKILL"]);
+    let web = server.worker_pids();
+    server.order(&["scale", "isolated=1"]);
+    let said = server.get("/isolated/pid");
+    assert!(said.text().starts_with("done by PID "), "{}", said.text());
+    let died = server.connect().get("/isolated/exit").expect("answer");
+    assert_eq!((died.status, died.text()), (500, "the process of the isolated job died\n"));
+    assert_eq!(server.get("/isolated/pid").status, 200);
+    let now = server.worker_pids();
+    assert!(web.iter().all(|pid| now.contains(pid)), "{web:?} {now:?}");
+    server.allow(&["exit status 42"]).stop();
+}
+
+#[test]
 fn a_panic_is_an_error_and_the_process_lives_on() {
     let server = cluster(1).start().allow(&["panicked at"]);
     let worker = worker_of_jobs(&server);
