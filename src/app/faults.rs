@@ -7,6 +7,9 @@ use std::time::Duration;
 pub(super) const NAMES: [&str; 8] =
     ["exit", "panic", "segv", "hang", "leak", "random", "job-panic", "job-hang"];
 
+/// So many of them break the process they are in; the others are about its pool.
+pub(super) const IN_WORKER: usize = 6;
+
 /// Does what `name` says; returns what to answer if the worker is still there to answer.
 #[expect(clippy::panic, reason = "a panic is what was asked for")]
 pub(super) fn commit(name: &str) -> Option<String> {

@@ -4,6 +4,7 @@
 mod body;
 mod compute;
 mod faults;
+mod isolated;
 mod routes;
 
 use std::convert::Infallible;
@@ -23,7 +24,7 @@ use tower_http::services::ServeDir;
 use tower_http::services::fs::ServeFileSystemResponseBody;
 
 use crate::pool::Pool;
-use crate::{Cluster, ClusterSnapshot, Config, Model, Result, SharedWorker, Worker};
+use crate::{Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker};
 use routes::Routes;
 
 /// What the built-in application can be told.
@@ -80,12 +81,31 @@ pub(crate) fn serve(
     reread: impl Fn() -> Result<Config> + 'static,
 ) -> Result<ExitCode> {
     let model = config.model;
+    let faults = config.attached::<Options>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(reread);
     match model {
         Model::Threads => cluster.serve_threads(|worker| async move {
             let site = Arc::new(Routes::new(worker));
             Ok(service_fn(move |request| respond(&site, request)))
         }),
+        // Apart, so that requests pay for it only where it is.
+        _ if faults => {
+            let pool = Isolated::new(isolated::POOL, 0);
+            cluster.isolated(pool, isolated::work).serve(|worker| async move {
+                let site = Rc::new(Routes::new(worker.clone()));
+                Ok(service_fn(move |request: Request<Incoming>| {
+                    let (worker, site) = (worker.clone(), Rc::clone(&site));
+                    async move {
+                        match isolated::job(request.uri().path()) {
+                            Some(job) => {
+                                Ok(isolated::answer(&worker, &job).await.map(Either::Left))
+                            }
+                            None => respond(&site, request).await,
+                        }
+                    }
+                }))
+            })
+        }
         _ => cluster.serve(|worker| async move {
             let site = Rc::new(Routes::new(worker));
             Ok(service_fn(move |request| respond(&site, request)))

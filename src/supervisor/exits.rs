@@ -63,8 +63,7 @@ impl Supervisor {
             return self.backoff.trial_over(worker);
         }
         self.restarts += 1;
-        let new = |uptime| uptime < self.policy.min_uptime;
-        let young = !member.proven && member.served_for(now).is_none_or(new);
+        let young = member.is_young(now, self.policy.min_uptime);
         let mut at_fault = match cause {
             Cause::Asked | Cause::Stopped | Cause::GraceOver | Cause::Superseded => false,
             Cause::BootTimeout => true,

@@ -134,6 +134,11 @@ impl Member {
         }
     }
 
+    /// Whether its end says that such workers may not come up.
+    pub(super) fn is_young(&self, now: Instant, min_uptime: Duration) -> bool {
+        !self.proven && self.served_for(now).is_none_or(|uptime| uptime < min_uptime)
+    }
+
     /// How long it had been ready.
     pub(super) fn served_for(&self, now: Instant) -> Option<Duration> {
         self.ready.map(|since| now.duration_since(since))

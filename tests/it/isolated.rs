@@ -1,5 +1,6 @@
 //! Isolated workers: whatever a job does to its process, its caller is told at once, and nobody else notices.
 
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -25,6 +26,31 @@ fn begin(server: &Server, job: &str) -> std::thread::JoinHandle<Option<String>> 
     std::thread::spawn(move || client.get(&path).ok().map(|answer| answer.text().to_string()))
 }
 
+/// The same for several at a time; what comes of them, in any order.
+fn begin_all(server: &Server, job: &str, count: usize) -> Receiver<Option<String>> {
+    let (sender, results) = channel();
+    for _ in 0..count {
+        let (one, sender) = (begin(server, job), sender.clone());
+        std::thread::spawn(move || sender.send(one.join().expect("thread")));
+    }
+    results
+}
+
+#[track_caller]
+fn next(results: &Receiver<Option<String>>) -> Option<String> {
+    results.recv_timeout(Duration::from_secs(30)).expect("a result")
+}
+
+/// Waits until so many requests are being answered.
+#[track_caller]
+fn wait_active(server: &Server, wanted: u64) {
+    wait::until(&format!("{wanted} requests"), || {
+        let status = server.status();
+        let workers = status["workers"].as_array().expect("workers");
+        workers.iter().filter_map(|worker| worker["active"].as_u64()).sum::<u64>() == wanted
+    });
+}
+
 /// The process that does jobs now, when there is one.
 #[track_caller]
 fn worker_of_jobs(server: &Server) -> u32 {
@@ -42,6 +68,22 @@ fn a_job_is_done_in_another_process_that_lives_on() {
     assert_eq!(run(&server, "error"), "Failed(\"no\")");
     assert_eq!(run(&server, "nobody"), "Unknown(\"nobody\")");
     server.stop();
+}
+
+#[test]
+fn the_built_in_application_shows_it_once_there_are_processes_for_it() {
+    let server = Builder::serve().args(["--faults"]).control().start();
+    let server = server.allow(&["killed by SIGSEGV", "killed by SIGKILL"]);
+    let web = server.worker_pids();
+    server.order(&["scale", "isolated=1"]);
+    let said = server.get("/isolated/pid");
+    assert!(said.text().starts_with("done by PID "), "{}", said.text());
+    let died = server.connect().get("/isolated/exit").expect("answer");
+    assert_eq!((died.status, died.text()), (500, "the process of the isolated job died\n"));
+    assert_eq!(server.get("/isolated/pid").status, 200);
+    let now = server.worker_pids();
+    assert!(web.iter().all(|pid| now.contains(pid)), "{web:?} {now:?}");
+    server.allow(&["exit status 42"]).stop();
 }
 
 #[test]
@@ -102,12 +144,13 @@ fn jobs_wait_in_a_bounded_queue() {
     let server = cluster(1).args(["waiting=1"]).start();
     let first = begin(&server, "gate");
     server.wait_log("waits for the gate");
-    let second = begin(&server, "hello");
-    // The one that waits is there as soon as another one is refused.
-    wait::until("a full queue", || run(&server, "hello/100") == "Full");
+    let others = begin_all(&server, "hello", 3);
+    for _ in 0..2 {
+        assert_eq!(next(&others).as_deref(), Some("Full"));
+    }
     std::fs::write(server.dir().join("gate"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    assert!(second.join().expect("thread").is_some_and(|said| said.starts_with("hello by ")));
+    assert!(next(&others).is_some_and(|said| said.starts_with("hello by ")));
     server.stop();
 }
 
@@ -126,34 +169,41 @@ fn one_that_waits_too_long_is_not_begun() {
 
 #[test]
 fn a_job_is_not_begun_for_a_client_that_is_gone() {
-    let server = cluster(1).start();
+    let server = cluster(1).control().start();
+    let isolated = worker_of_jobs(&server);
     let first = begin(&server, "gate");
     server.wait_log("waits for the gate");
     let mut gone = server.connect();
     gone.send(b"GET /segv HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
+    wait_active(&server, 2);
     drop(gone);
-    wait::until("both connections are known", || server.worker_pids().len() == 3);
+    wait_active(&server, 1);
     std::fs::write(server.dir().join("gate"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    assert!(run(&server, "hello").starts_with("hello by "));
+    assert_eq!(worker_of_jobs(&server), isolated, "what would have killed it was not begun");
     server.stop();
 }
 
 #[test]
 fn a_caller_that_dies_takes_its_waiting_jobs_along() {
-    let server = cluster(1).start().allow(&["killed by SIGKILL"]);
+    let server = cluster(1).args(["waiting=4"]).start().allow(&["killed by SIGKILL"]);
     let isolated = worker_of_jobs(&server);
     let first = begin(&server, "gate");
     server.wait_log("waits for the gate");
-    let waiting: Vec<_> = (0..4).map(|_| begin(&server, "segv")).collect();
+    // When two of six are refused, four wait.
+    let waiting = begin_all(&server, "segv", 6);
+    for _ in 0..2 {
+        assert_eq!(next(&waiting).as_deref(), Some("Full"));
+    }
     let callers = server.worker_pids().into_iter().filter(|pid| *pid != isolated);
     callers.for_each(|pid| process::send(pid, Signal::SIGKILL));
-    for one in waiting {
-        assert_eq!(one.join().expect("thread"), None, "its caller is dead");
+    for _ in 0..4 {
+        assert_eq!(next(&waiting), None, "its caller is dead");
     }
     assert_eq!(first.join().expect("thread"), None);
+    // The primary knows of both.
+    server.wait_log_times("died: killed by SIGKILL", 2);
     std::fs::write(server.dir().join("gate"), "").expect("write");
-    server.wait_log_times(" ready after ", 5);
     assert_eq!(worker_of_jobs(&server), isolated, "what its callers died of, it survives");
     server.stop();
 }
@@ -176,11 +226,11 @@ fn a_reload_waits_for_the_job_that_has_begun() {
 
 #[test]
 fn a_stop_finishes_what_has_begun_and_refuses_what_waits() {
-    let server = cluster(1).start();
+    let server = cluster(1).control().start();
     let first = begin(&server, "gate");
     server.wait_log("waits for the gate");
     let second = begin(&server, "hello");
-    wait::until("the second one waits", || run(&server, "hello/50") == "TimedOut");
+    wait_active(&server, 2);
     server.signal(Signal::SIGTERM);
     let second = second.join().expect("thread");
     assert!(second.as_deref() == Some("Closed"), "{second:?}");

@@ -9,8 +9,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, raise};
 use tokio_prefork::{Cluster, Isolated, IsolatedError, Result, Worker};
 
 use super::Told;
@@ -57,7 +56,7 @@ fn work(job: String) -> std::result::Result<String, String> {
         "segv" => {
             // Twice: std has a handler for stack overflows, which lets the first one pass and removes itself.
             for _ in 0..2 {
-                kill(Pid::this(), Signal::SIGSEGV).map_err(|e| e.to_string())?;
+                raise(Signal::SIGSEGV).map_err(|e| e.to_string())?;
             }
             wait_for_ever()
         }
