@@ -14,7 +14,6 @@ fn sample(per_second: f64, p99: f64) -> Outcome {
         busiest: Some(0.5),
         errors: 0,
         generator_us: 4.0,
-        ended_early: false,
     }))
 }
 
