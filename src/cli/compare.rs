@@ -24,7 +24,7 @@ on SIGTERM. It is measured under the loads whose paths it has.
 
 Ctrl-C ends the run, stops what was started and prints what was measured.
 
-Exit status: 0 all was measured, 1 some was not, 64 the command line is wrong.
+Exit status: 0 all was measured (with --quick: at least one round), 1 some was not, 64 the command line is wrong.
 
 Examples:
   prefork compare --quick --html report.html

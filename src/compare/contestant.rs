@@ -6,13 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::{LOOK, PATIENCE};
 use crate::sys::process::{kill, tie};
 use crate::sys::signal::{Signal, SignalPipe};
 use crate::{Dispatch, Model};
 
-/// Between two looks at something that tells nobody.
-const LOOK: Duration = Duration::from_millis(10);
 /// How long a peer may take to answer the question whether it knows a path.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Of a log line; servers that say more are cut off.

@@ -29,6 +29,7 @@ pub(crate) use workload::Workload;
 
 use crate::bench::{self, Target};
 use crate::error::{Error, Result};
+use crate::sys::process::kill;
 use crate::sys::signal::{Signal, SignalPipe};
 use contestant::{Failure, Running};
 use plan::Turn;
@@ -86,12 +87,13 @@ pub(crate) fn run(plan: &Plan, mut watch: impl FnMut(Progress<'_>)) -> Result<Re
             contestant: &contestant.name,
         });
         let outcome = measure(plan, workload, contestant, &mut signals)?;
-        if was_told(&mut signals)? {
+        // Our own signals come here, too: a load that failed is not a wish of anybody's to end.
+        let failed = matches!(outcome, Outcome::Broken(_));
+        if was_told(&mut signals)? && !failed {
             cut = Some(Cut::Signal);
         }
         match outcome {
             // A measurement that was cut short is none.
-            Outcome::Measured(sample) if sample.ended_early => cut = Some(Cut::Signal),
             Outcome::Interrupted => cut = Some(Cut::Signal),
             outcome => outcomes.push((*turn, outcome)),
         }
@@ -127,18 +129,35 @@ fn measure(
         Some(path) => Some(workload.beside(target(path)?, plan.warm_up + plan.duration)),
         None => None,
     };
-    let report = std::thread::scope(|scope| {
+    let (report, told) = std::thread::scope(|scope| {
         // Its figures are nobody's: it is there to be in the way.
         let beside = heavy.map(|heavy| scope.spawn(move || bench::run(&heavy, |_| {}).map(drop)));
-        let report = bench::run(&light, |_| {});
-        let outcome = beside.map(|thread| thread.join());
-        match outcome {
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-            Some(Ok(Err(why))) => report.and(Err(why)),
-            _ => report,
+        let mut told = false;
+        let report = bench::run(&light, |_| {
+            // One that came before the bench listened for signals has been heard by us alone.
+            if !told && signals.take().is_ok_and(|came| !came.is_empty()) {
+                told = true;
+                repeat_signal();
+            }
+        });
+        told |= report.as_ref().is_ok_and(|report| report.ended_early);
+        let Some(beside) = beside else { return (report, told) };
+        while (told || report.is_err()) && !beside.is_finished() {
+            // It may not listen yet.
+            repeat_signal();
+            std::thread::sleep(LOOK);
         }
+        let report = match beside.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(Err(why)) => report.and(Err(why)),
+            Ok(Ok(())) => report,
+        };
+        (report, told)
     });
     drop(server);
+    if told {
+        return Ok(Outcome::Interrupted);
+    }
     Ok(match report {
         Ok(report) => Outcome::Measured(Box::new(Sample::of(&report, workload))),
         // Nobody answers any more: it has died, which is its own failure and not that of the run.
@@ -149,5 +168,13 @@ fn measure(
     })
 }
 
+/// Tells every load in this process to end.
+fn repeat_signal() {
+    // We may always signal ourselves.
+    let _ = kill(std::process::id(), Signal::SIGINT);
+}
+
+/// Between two looks at something that tells nobody.
+const LOOK: Duration = Duration::from_millis(10);
 /// Longer than any server that is well needs to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(10);

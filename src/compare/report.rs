@@ -28,6 +28,8 @@ pub(crate) struct Report {
     pub(crate) took_s: f64,
     /// Why it is not complete; none if it is.
     pub(crate) partial: Option<String>,
+    #[serde(skip)]
+    cut: Option<Cut>,
     /// Measurements that were planned, and that were made.
     pub(crate) planned: usize,
     /// See `planned`.
@@ -155,6 +157,7 @@ impl Report {
             duration_s: plan.duration.as_secs_f64(),
             took_s: took.as_secs_f64(),
             partial,
+            cut,
             planned,
             measured,
             reference,
@@ -165,9 +168,15 @@ impl Report {
         }
     }
 
-    /// The status to exit with: was everything measured, and did every contestant serve.
+    /// The status to exit with: did every contestant serve, and was everything measured; a time that was given is as
+    /// good as the whole if it was enough for a round.
     pub(crate) fn exit_status(&self) -> u8 {
-        match self.partial.is_none() && self.broken.is_empty() {
+        let enough = match self.cut {
+            None => true,
+            Some(Cut::Signal) => false,
+            Some(Cut::Time) => self.measured * self.rounds >= self.planned,
+        };
+        match enough && self.broken.is_empty() {
             true => exit::OK,
             false => exit::FAILURE,
         }

@@ -14,7 +14,6 @@ fn sample(per_second: f64, p99: f64) -> Outcome {
         busiest: Some(0.5),
         errors: 0,
         generator_us: 4.0,
-        ended_early: false,
     }))
 }
 
@@ -81,7 +80,11 @@ fn what_was_cut_short_says_so_everywhere() {
     assert!(report.to_html().contains(&format!("Partial: {said}")));
     assert_eq!(serde_json::json!(report)["partial"], said);
     let nothing = Report::of(&plan, Vec::new(), Some(Cut::Time), Duration::ZERO);
-    assert_eq!(nothing.reference, None);
+    assert_eq!((nothing.reference.as_ref(), nothing.exit_status()), (None, exit::FAILURE));
+    let mut round = outcomes(&plan);
+    round.truncate(6);
+    let enough = Report::of(&plan, round, Some(Cut::Time), Duration::ZERO);
+    assert_eq!((enough.exit_status(), enough.partial.is_some()), (exit::OK, true));
     assert!(nothing.to_table().contains("0 of 18") && nothing.to_html().ends_with("</html>\n"));
 }
 

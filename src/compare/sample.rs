@@ -20,8 +20,6 @@ pub(crate) struct Sample {
     pub(crate) busiest: Option<f64>,
     pub(crate) errors: u64,
     pub(crate) generator_us: f64,
-    #[serde(skip)]
-    pub(super) ended_early: bool,
 }
 
 /// How a measurement ended.
@@ -71,7 +69,6 @@ impl Sample {
             busiest: report.pids.first().map(|pid| pid.share),
             errors: report.errors(),
             generator_us: (report.generator.user_s + report.generator.system_s) * 1e6 / asked,
-            ended_early: report.ended_early,
         }
     }
 
