@@ -98,6 +98,7 @@ fn the_watchdog_is_fed_only_while_somebody_serves() {
     assert!(fed(&mut herald, now, 0), "it boots");
     assert!(!fed(&mut herald, now + SECOND, 0), "not due");
     herald.ready(&figures(2, 0));
+    said(&mut herald);
     assert!(fed(&mut herald, now + 2 * SECOND, 2));
     assert!(!fed(&mut herald, now + 4 * SECOND, 0), "nobody serves");
     assert!(herald.deadline() <= now + 4 * SECOND + AGAIN, "looked at again soon");
