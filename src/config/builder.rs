@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Attached, Config, ControlSocket, Dispatch, FdStore, Model, Workers};
+use super::attached::Attached;
+use super::{Config, ControlSocket, Dispatch, FdStore, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 use crate::privilege::Credentials;

@@ -3,6 +3,7 @@
 //! Two steps, kept apart: `raw` is what was *said* (flags, environment, file; each value remembers its
 //! source), [`Config`] is what it *means*: every value present and within its bounds.
 
+mod attached;
 mod builder;
 mod control;
 mod dispatch;
@@ -21,14 +22,13 @@ mod value;
 mod workers;
 
 use std::any::Any;
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::listener::ListenAddr;
 use crate::privilege::Credentials;
 
+use attached::Attached;
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub use dispatch::Dispatch;
@@ -37,16 +37,6 @@ pub use model::Model;
 pub(crate) use policy::Policy;
 pub(crate) use value::duration;
 pub use workers::Workers;
-
-/// Settings of the application that travel with a configuration, so that a reload changes both or neither.
-#[derive(Clone, Default)]
-struct Attached(Option<Arc<dyn Any + Send + Sync>>);
-
-impl fmt::Debug for Attached {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Attached" } else { "None" })
-    }
-}
 
 /// The configuration of a cluster. Made by [`Config::builder`]; every field has a default.
 #[derive(Debug, Clone)]

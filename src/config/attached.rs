@@ -1,0 +1,15 @@
+//! Settings of the application that travel with a configuration.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// So that a reload changes both or neither.
+#[derive(Clone, Default)]
+pub(super) struct Attached(pub(super) Option<Arc<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Attached" } else { "None" })
+    }
+}
