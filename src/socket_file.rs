@@ -116,7 +116,7 @@ pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
         return Err("the path exists and is not a socket; remove it or choose another".to_string());
     }
     match probe(path) {
-        Ok(peer) => Err(match sys::socket::peer(&peer).ok().and_then(|peer| peer.process()) {
+        Ok(peer) => Err(match sys::peer::peer(&peer).ok().and_then(|peer| peer.process()) {
             Some(holder) => format!("address already in use (held by {holder})"),
             None => "address already in use".to_string(),
         }),

@@ -13,8 +13,9 @@ use super::ledger::Ledger;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
+use crate::sys::peer::peer;
 use crate::sys::poll::{Interest, Watch};
-use crate::sys::socket::{accept, is_exhaustion, peer};
+use crate::sys::socket::{accept, is_exhaustion};
 
 /// Clients at the same time.
 const CLIENTS: usize = 32;

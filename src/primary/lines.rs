@@ -67,11 +67,9 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::UpgradeFailed { why } => {
             error(format!("upgrade failed, nothing has changed: {why}"))
         }
-        Notice::Scaled { by, kind: WEB, from, to } => {
-            info(format!("{to} workers wanted, {from} were ({by})"))
-        }
         Notice::Scaled { by, kind, from, to } => {
-            info(format!("{to} workers of kind {kind} wanted, {from} were ({by})"))
+            let of = if *kind == WEB { String::new() } else { format!(" of kind {kind}") };
+            info(format!("{to} workers{of} wanted, {from} were ({by})"))
         }
         Notice::Refused { by, why } => warn(format!("{by} refused: {why}")),
         Notice::Recycling { worker, limit } => {
@@ -91,10 +89,7 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
         )),
-        Notice::Departing { by, delay } => info(format!(
-            "stopping ({by}): not ready any more, accepting for {} yet (drain-delay)",
-            Span(*delay)
-        )),
+        Notice::Departing { by, delay } => departing(by, Span(*delay)),
         Notice::Stopping { by, workers } => info(format!(
             "stopping ({by}): {} to finish what is open",
             count(*workers as u64, "worker")
@@ -104,6 +99,10 @@ pub(super) fn line(notice: &Notice) -> Line {
         }
         Notice::Stopped => info("stopped".to_string()),
     }
+}
+
+fn departing(by: &str, delay: Span) -> Line {
+    info(format!("stopping ({by}): not ready any more, accepting for {delay} yet (drain-delay)"))
 }
 
 fn not_restarted(worker: &WorkerTag) -> Line {

@@ -195,6 +195,7 @@ impl Primary {
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
         let config = Rc::new(config);
+        let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
         journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
         let (mut supervisor, configs) = match &left {
@@ -202,12 +203,9 @@ impl Primary {
                 let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
                 (Supervisor::new(policy, seed).with_kinds(kinds), configs)
             }
-            Some(manifest) => {
-                let sockets = listeners.slots();
-                upgrade::go_on(manifest, sockets, policy, kinds, seed, &config)
-            }
+            Some(left) => upgrade::go_on(left, sockets, policy, kinds, seed, &config),
         };
-        supervisor.know_old_sockets(listeners.slots());
+        supervisor.know_old_sockets(sockets);
         supervisor.ask_before_restarts(hooks.on_restart.is_some());
         let control = requests::open(&config.control, left.is_some(), &mut journal)?;
         let mut primary = Primary {

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, getsockopt, recv, send,
-    sendmsg, socketpair, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, recv, send, sendmsg,
+    socketpair,
 };
 use socket2::{Domain, SockRef, Type};
 
@@ -189,27 +189,6 @@ pub(crate) fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
 pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
-}
-
-/// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Peer {
-    /// 0 if the process is not visible from here (another pid namespace).
-    pub(crate) pid: u32,
-    pub(crate) uid: u32,
-}
-
-/// Who is at the other end of `socket`.
-pub(crate) fn peer(socket: impl AsFd) -> io::Result<Peer> {
-    let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
-    Ok(Peer { pid: u32::try_from(credentials.pid()).unwrap_or(0), uid: credentials.uid() })
-}
-
-impl Peer {
-    /// `pid 812, nginx`, if it still exists.
-    pub(crate) fn process(self) -> Option<String> {
-        super::process::describe(self.pid)
-    }
 }
 
 /// Whether an accept failed because the process or the system has run out of something, and will fail again.
