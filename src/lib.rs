@@ -17,6 +17,7 @@ mod cluster;
 mod compare;
 mod config;
 pub mod control;
+mod demo;
 mod error;
 mod identity;
 mod ipc;

@@ -19,7 +19,7 @@ const SMALL_FIB: u64 = 30;
 const ROUNDS: u64 = 4096;
 
 /// The slow way, on purpose.
-pub(super) fn fib(n: u64) -> u64 {
+pub(crate) fn fib(n: u64) -> u64 {
     if n < 2 { n } else { fib(black_box(n - 1)) + fib(black_box(n - 2)) }
 }
 

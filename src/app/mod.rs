@@ -25,6 +25,7 @@ use tower_http::services::fs::ServeFileSystemResponseBody;
 
 use crate::pool::Pool;
 use crate::{Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker};
+pub(crate) use compute::fib;
 use routes::Routes;
 
 /// What the built-in application can be told.

@@ -38,6 +38,7 @@ use std::io;
 use std::time::Duration;
 
 pub(crate) use chaos::Faults;
+pub(crate) use figures::Latency;
 pub(crate) use plan::Plan;
 pub(crate) use report::{Report, Spread};
 pub(crate) use target::Target;

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench;
 use super::compare;
 use super::ctl::{self, Call};
+use super::demo;
 use super::health;
 use super::pages;
 use crate::config::key::Key;
@@ -36,6 +37,8 @@ pub(super) enum Verb {
     Bench(Box<bench::Call>),
     /// Write manual pages or completions.
     Generate(pages::Call),
+    /// Show what computing does to a server.
+    Demo(demo::Call),
     /// Measure servers side by side.
     Compare(compare::Call),
 }
@@ -90,6 +93,7 @@ pub(super) fn command() -> Command {
         .subcommand(health::command())
         .subcommand(bench::command())
         .subcommand(compare::command())
+        .subcommand(demo::command())
         .subcommands(pages::commands())
 }
 
@@ -169,6 +173,9 @@ pub(super) fn parse(
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some(("compare", matches)) => compare::parse(matches)
             .map(Verb::Compare)
+            .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
+        Some(("demo", matches)) => demo::parse(matches)
+            .map(Verb::Demo)
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some(("health", matches)) => {
             health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)

@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod compare;
 mod ctl;
+mod demo;
 mod health;
 mod logger;
 mod pages;
@@ -33,6 +34,7 @@ pub fn main() -> ExitCode {
         args::Verb::Health(call) => health::run(call),
         args::Verb::Bench(call) => bench::run(*call),
         args::Verb::Generate(call) => pages::run(call),
+        args::Verb::Demo(call) => demo::run(call),
         args::Verb::Compare(call) => compare::run(call),
     };
     done.unwrap_or_else(|error| {

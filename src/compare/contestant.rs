@@ -114,7 +114,7 @@ impl Contestant {
 
 /// Why a server does not serve.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     Broken(String),
     /// A signal came first; whoever asked knows.
     Interrupted,
@@ -122,7 +122,7 @@ pub(super) enum Failure {
 
 /// A contestant that serves; stopped when dropped.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(crate) struct Running {
     child: Child,
     stop: Signal,
     url: String,
@@ -133,7 +133,7 @@ impl Running {
     ///
     /// # Errors
     /// It does not, with what it said last; or a signal came.
-    pub(super) fn start(who: &Contestant, signals: &mut SignalPipe) -> Result<Running, Failure> {
+    pub(crate) fn start(who: &Contestant, signals: &mut SignalPipe) -> Result<Running, Failure> {
         let broken = |why: String| Failure::Broken(format!("{} does not serve: {why}", who.name));
         let mut command = who.command().map_err(|e| broken(format!("our own program: {e}")))?;
         tie(&mut command, Signal::SIGTERM);
@@ -199,7 +199,7 @@ impl Running {
     }
 
     /// As `http://127.0.0.1:4711`.
-    pub(super) fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 

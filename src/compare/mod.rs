@@ -11,6 +11,7 @@
 //! Nothing outlives a run: contestants are stopped when they are dropped, and if this process is killed the kernel
 //! tells them to stop.
 
+mod beside;
 mod contestant;
 mod findings;
 mod page;
@@ -22,16 +23,15 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use contestant::Contestant;
+pub(crate) use beside::beside;
+pub(crate) use contestant::{Contestant, Failure, Running};
 pub(crate) use plan::Plan;
 pub(crate) use report::Report;
 pub(crate) use workload::Workload;
 
-use crate::bench::{self, Target};
+use crate::bench::Target;
 use crate::error::{Error, Result};
-use crate::sys::process::kill;
 use crate::sys::signal::{Signal, SignalPipe};
-use contestant::{Failure, Running};
 use plan::Turn;
 use sample::{Outcome, Sample};
 
@@ -129,31 +129,7 @@ fn measure(
         Some(path) => Some(workload.beside(target(path)?, plan.warm_up + plan.duration)),
         None => None,
     };
-    let (report, told) = std::thread::scope(|scope| {
-        // Its figures are nobody's: it is there to be in the way.
-        let beside = heavy.map(|heavy| scope.spawn(move || bench::run(&heavy, |_| {}).map(drop)));
-        let mut told = false;
-        let report = bench::run(&light, |_| {
-            // One that came before the bench listened for signals has been heard by us alone.
-            if !told && signals.take().is_ok_and(|came| !came.is_empty()) {
-                told = true;
-                repeat_signal();
-            }
-        });
-        told |= report.as_ref().is_ok_and(|report| report.ended_early);
-        let Some(beside) = beside else { return (report, told) };
-        while (told || report.is_err()) && !beside.is_finished() {
-            // It may not listen yet.
-            repeat_signal();
-            std::thread::sleep(LOOK);
-        }
-        let report = match beside.join() {
-            Err(panic) => std::panic::resume_unwind(panic),
-            Ok(Err(why)) => report.and(Err(why)),
-            Ok(Ok(())) => report,
-        };
-        (report, told)
-    });
+    let (report, told) = beside(&light, heavy, signals);
     drop(server);
     if told {
         return Ok(Outcome::Interrupted);
@@ -166,12 +142,6 @@ fn measure(
         }
         Err(why) => return Err(why),
     })
-}
-
-/// Tells every load in this process to end.
-fn repeat_signal() {
-    // We may always signal ourselves.
-    let _ = kill(std::process::id(), Signal::SIGINT);
 }
 
 /// Between two looks at something that tells nobody.

@@ -26,6 +26,7 @@ mod config;
 mod control;
 mod control_abuse;
 mod crash_loop;
+mod demo;
 mod dispatch_rungs;
 mod dispatch_shared;
 mod drain_delay;

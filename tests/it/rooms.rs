@@ -41,6 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("steering", &["error", "sys", "identity", "config::Dispatch"]),
     ("bench", &["error", "sys", "span", "listener::holders"]),
     ("compare", &["error", "sys", "span", "bench"]),
+    ("demo", &["error", "sys", "span", "bench", "compare", "pool"]),
     (
         "worker",
         &[
@@ -191,7 +192,7 @@ fn tokio_and_hyper_stay_where_requests_are_served() {
         "src/lib.rs",
     ];
     let may = |file: &File| {
-        ["worker", "models", "pool", "probe", "cluster", "app"].contains(&file.room())
+        ["worker", "models", "pool", "probe", "cluster", "app", "demo"].contains(&file.room())
             || MAY.contains(&file.name.as_str())
             || file.room() == "cli"
     };

@@ -1,0 +1,120 @@
+//! `prefork demo cpu`: flags to a plan, and the report to whoever wants it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+use super::{complain, print};
+use crate::app::fib;
+use crate::config::duration;
+use crate::demo::{self, Plan};
+use crate::error::{Error, Result, exit};
+
+const HELP: &str = "\
+It computes a Fibonacci number five times: in sequence, on five threads, in a pool of as many threads as cores, and in five \
+processes; measures what a new thread and a new process cost; and then serves while it computes. Run it on a machine that \
+has nothing else to do. Each step is told on standard error. Ctrl-C ends it and leaves nothing behind.
+
+Exit status: 0 all was measured, 1 a signal ended it early, 64 the command line is wrong.
+
+Examples:
+  prefork demo cpu --quick
+  prefork demo cpu --json > cpu.json";
+
+/// What is shown.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    /// Work that computes, everywhere it can be done.
+    Cpu { plan: Plan, json: bool },
+    /// A process of the former that computes.
+    Spare,
+}
+
+/// The words after `prefork demo`.
+pub(super) fn command() -> Command {
+    let number = |name: &'static str, help: &'static str| {
+        let range = value_parser!(u64).range(1..=50);
+        Arg::new(name).long(name).value_name("N").value_parser(range).help(help)
+    };
+    let switch = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    let cpu = Command::new("cpu")
+        .about("The loop, the pool, threads and processes with work that computes")
+        .after_help(HELP)
+        .arg(switch("quick", "Smaller numbers and shorter times: about 20 seconds"))
+        .arg(number("fib", "The number that is computed five times [default: 45]"))
+        .arg(number("asked", "The number that clients ask for [default: 40]"))
+        .arg(
+            Arg::new("duration")
+                .long("duration")
+                .value_name("DURATION")
+                .value_parser(duration)
+                .help("How long each server is measured [default: 10s]"),
+        )
+        .arg(switch("json", "Print a JSON object instead of the tables"));
+    Command::new("demo")
+        .about("See for yourself what blocks an event loop, and what does not")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(cpu)
+        .subcommand(Command::new("spare").hide(true).about("Compute numbers, one a line"))
+}
+
+/// Reads the words after `demo`.
+///
+/// # Errors
+/// Values that make no sense.
+pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
+    let Some(("cpu", matches)) = matches.subcommand() else { return Ok(Call::Spare) };
+    let quick = matches.get_flag("quick");
+    let plan = if quick { Plan::QUICK } else { Plan::FULL };
+    let number = |name: &str, usual| matches.get_one::<u64>(name).copied().unwrap_or(usual);
+    let duration = matches.get_one::<Duration>("duration").copied().unwrap_or(plan.duration);
+    let range = Duration::from_millis(100)..=Duration::from_secs(600);
+    if !range.contains(&duration) {
+        return Err(format!("--duration {duration:?}: give 100ms to 10m"));
+    }
+    let (fib, asked) = (number("fib", plan.fib), number("asked", plan.asked));
+    let plan = Plan { fib, asked, duration, ..plan };
+    Ok(Call::Cpu { plan, json: matches.get_flag("json") })
+}
+
+pub(super) fn run(call: Call) -> Result<ExitCode> {
+    let Call::Cpu { plan, json } = call else {
+        demo::work(fib).map_err(|e| Error::system("compute numbers", e))?;
+        return Ok(ExitCode::from(exit::OK));
+    };
+    let report = demo::run(&plan, fib, |step| complain(&step))?;
+    print(&if json { report.to_json() + "\n" } else { report.to_table() })?;
+    Ok(ExitCode::from(report.exit_status()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{self, Verb};
+
+    #[test]
+    fn flags_become_a_plan() {
+        let call = |line: &str| match args::parse(line.split(' ')) {
+            Ok(Verb::Demo(call)) => Ok(call),
+            other => Err(format!("{other:?}")),
+        };
+        let full = Call::Cpu { plan: Plan::FULL, json: false };
+        assert_eq!(call("prefork demo cpu"), Ok(full));
+        let small = Plan { fib: 20, duration: Duration::from_millis(200), ..Plan::QUICK };
+        let said = "prefork demo cpu --quick --fib 20 --duration 200ms --json";
+        assert_eq!(call(said), Ok(Call::Cpu { plan: small, json: true }));
+        assert_eq!(call("prefork demo spare"), Ok(Call::Spare));
+        for line in [
+            "prefork demo",
+            "prefork demo gpu",
+            "prefork demo cpu --fib 90",
+            "prefork demo cpu --duration 1ms",
+        ] {
+            assert!(call(line).is_err(), "{line}");
+        }
+    }
+}

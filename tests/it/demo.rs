@@ -1,0 +1,52 @@
+//! `prefork demo cpu`: all of it is measured, and nothing is left of it.
+
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::support::{process, wait};
+
+fn demo(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    command.args(["demo", "cpu", "--quick", "--json"]).args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn the_experiment_has_all_its_figures_and_says_what_they_are() {
+    let out = demo(&["--fib", "20", "--asked", "22", "--duration", "300ms"]).output().expect("run");
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    assert!(said.contains("fib(20) in 5 processes"), "{said}");
+    let report: Value = serde_json::from_slice(&out.stdout).expect("json");
+    let positive = |list: &str, names: &[&str]| {
+        let list = report[list].as_array().expect("a list");
+        for (one, name) in list.iter().flat_map(|one| names.iter().map(move |name| (one, name))) {
+            assert!(one[name].as_f64().is_some_and(|number| number > 0.0), "{name}: {one}");
+        }
+        list.len()
+    };
+    assert_eq!(positive("computing", &["seconds", "ratio", "ideal"]), 4);
+    assert_eq!(positive("creating", &["new_us", "reused_us"]), 3);
+    assert_eq!(positive("serving", &["p50", "p99", "max", "ratio"]), 4);
+    assert!(report["reading"].as_str().is_some_and(|text| text.contains("p99")), "{report}");
+    assert_eq!(report["complete"], true);
+}
+
+#[test]
+fn a_signal_in_the_middle_leaves_no_process() {
+    for (fib, until) in [("45", "in sequence"), ("10", "nobody computes")] {
+        let said = tempfile::NamedTempFile::new().expect("file");
+        let mut command = demo(&["--fib", fib, "--duration", "60s"]);
+        command.stdout(Stdio::null()).stderr(said.reopen().expect("file"));
+        let mut child = command.spawn().expect("spawn");
+        let has_said = || std::fs::read_to_string(said.path()).expect("said").contains(until);
+        wait::until(until, has_said);
+        let servers = process::children(child.id());
+        process::send(child.id(), Signal::SIGINT);
+        wait::until("its end", || child.try_wait().expect("wait").is_some());
+        wait::until("theirs", || servers.iter().all(|pid| process::is_gone(*pid)));
+    }
+}
