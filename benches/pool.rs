@@ -10,6 +10,9 @@
 //! than there are threads. One client asks `GET /` on a kept connection, pauses for two milliseconds, asks
 //! again; times are from the first byte sent to the last one received. The client runs on the same cores.
 //!
+//! *Throughput*: empty jobs of 64 clients at a time in two threads, in this process, with `spawn_blocking` and with
+//! Node's Piscina beside it, in turns. Piscina comes from npm; without npm it is left out.
+//!
 //! *Dispatch*: a pool of one thread in this process, and a runtime with one thread, as in a worker. From the
 //! submission of an empty job to its start on the idle thread, and to its answer; `spawn_blocking` of tokio,
 //! in turns, beside it.
@@ -19,13 +22,16 @@ mod support;
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use support::process::Server;
 use support::{argument, fail, given, quantile};
+use tokio::task::LocalSet;
 use tokio_prefork::pool::{Pool, Settings};
 
 /// Between two requests of the client that is measured.
@@ -54,6 +60,85 @@ fn main() {
     for _ in 0..rounds {
         dispatch(jobs);
     }
+    println!("\nthroughput: empty jobs per second, {CLIENTS} clients, {THREADS} threads");
+    let piscina = if trial { None } else { piscina() };
+    for _ in 0..rounds {
+        throughput(Duration::from_secs_f64(seconds.min(3.0)), piscina.as_deref());
+    }
+}
+
+/// Clients and threads where throughput is measured.
+const CLIENTS: usize = 64;
+const THREADS: usize = 2;
+
+/// Where Piscina is, if it can be had.
+fn piscina() -> Option<PathBuf> {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("piscina");
+    let modules = home.join("node_modules");
+    if !modules.join("piscina").exists() {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(&home);
+        let installed = npm.arg("piscina@4").stdout(std::process::Stdio::null()).status();
+        if !installed.is_ok_and(|status| status.success()) {
+            println!("  left out: Piscina (npm install piscina does not work here)");
+            return None;
+        }
+    }
+    Some(modules)
+}
+
+fn throughput(span: Duration, piscina: Option<&Path>) {
+    let mut settings = Settings::default();
+    settings.threads = THREADS;
+    let pool = Pool::new(settings);
+    let ours = jobs_per_second(span, move || {
+        let job = pool.run(|| ());
+        async { job.await.is_ok() }
+    });
+    let theirs =
+        jobs_per_second(span, || async { tokio::task::spawn_blocking(|| ()).await.is_ok() });
+    print!("  pool {ours:.0}   spawn_blocking {theirs:.0} ({:.2}x)", ours / theirs);
+    if let Some(modules) = piscina {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/piscina.js");
+        let mut node = Command::new("node");
+        node.arg(script).args([THREADS, CLIENTS].map(|n| n.to_string()));
+        let out = node.arg(span.as_secs_f64().to_string()).env("NODE_PATH", modules).output();
+        let said = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().parse::<f64>());
+        match said {
+            Ok(Ok(node)) => print!("   Piscina {node:.0} ({:.1}x)", ours / node),
+            other => print!("   Piscina: {other:?}"),
+        }
+    }
+    println!();
+}
+
+/// So many clients, each of which submits its next job when it has the result of the last.
+fn jobs_per_second<F: Future<Output = bool>>(span: Duration, job: impl Fn() -> F + 'static) -> f64 {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(THREADS).build();
+    let runtime = runtime.unwrap_or_else(|e| fail(format_args!("runtime: {e}")));
+    let (begun, end) = (Instant::now(), Instant::now() + span);
+    let (job, local) = (Rc::new(job), LocalSet::new());
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let job = Rc::clone(&job);
+            local.spawn_local(async move {
+                let mut done = 0u64;
+                while Instant::now() < end {
+                    done += u64::from(job().await);
+                }
+                done
+            })
+        })
+        .collect();
+    let done = local.block_on(&runtime, async {
+        let mut done = 0;
+        for client in clients {
+            done += client.await.unwrap_or(0);
+        }
+        done
+    });
+    done as f64 / begun.elapsed().as_secs_f64()
 }
 
 /// What this thread has used: the machine may be busy.

@@ -1,5 +1,6 @@
-//! The promises of a pool, each as a test; panics are in `rough.rs`, random callers in `storms.rs`.
+//! The promises of a pool, each as a test; panics are in `rough.rs`, leaks in `leaks.rs`, random callers in `storms.rs`.
 
+mod leaks;
 mod rough;
 mod storms;
 

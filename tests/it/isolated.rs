@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
-use crate::support::{Server, process, wait};
+use crate::support::{Server, amount, process, wait};
 
 fn cluster(processes: usize) -> Builder {
     Builder::program("isolated")
@@ -111,6 +111,22 @@ fn a_segfault_costs_its_process_alone_and_the_caller_is_told_at_once() {
     let log = server.stop();
     assert_eq!(log.matches("die young").count(), 0, "{log}");
     assert_eq!(log.matches("kind=danger died: killed by SIGSEGV").count(), 5, "{log}");
+}
+
+#[test]
+fn processes_that_died_of_their_jobs_leave_nothing_behind() {
+    let server = cluster(1).control().start().allow(&["killed by SIGSEGV"]);
+    assert!(run(&server, "hello").starts_with("hello by "));
+    let descriptors = || process::descriptors(server.pid()).len();
+    let before = descriptors();
+    for _ in 0..amount("PREFORK_ISOLATED_ENDS", 20) {
+        assert_eq!(run(&server, "segv/15000"), "Died { signal: Some(11) }");
+    }
+    assert!(run(&server, "hello").starts_with("hello by "));
+    wait::until("as many descriptors as before", || descriptors() <= before);
+    assert!(process::zombies(server.pid()).is_empty());
+    assert_eq!(process::children(server.pid()).len(), 3);
+    server.stop();
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! for what the built-in application cannot show; `cargo test` builds them, and for `cargo test --test it`
 //! alone there is `cargo build --example test_programs`.
 //!
-//! Heavier runs are the same tests with more: `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
+//! Heavier runs are the same tests with more: `PREFORK_ISOLATED_ENDS` segfaults (20), `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.

@@ -1,0 +1,3 @@
+// The job of piscina.js: nothing.
+'use strict';
+module.exports = () => 0;
