@@ -1,6 +1,6 @@
 //! The rules one by one, and worlds in which workers die, freeze and take as they like.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -142,6 +142,12 @@ impl World {
         self.workers.iter_mut().nth(which % count).map(|(id, fake)| (*id, fake))
     }
 
+    fn count(&mut self, now: Instant) {
+        for id in self.turn.uncertain() {
+            self.turn.told(id, self.workers[&id.0].count(), now);
+        }
+    }
+
     /// What the primary does in each turn of its loop.
     fn step(&mut self, arriving: u32, now: Instant) {
         for id in self.workers.keys() {
@@ -156,15 +162,14 @@ impl World {
                 self.turn.taken_back(id);
             }
         }
-        for id in self.turn.uncertain() {
-            self.turn.told(id, self.workers[&id.0].count(), now);
-        }
+        self.count(now);
         let room = self.turn.room().saturating_sub(self.held.len());
         for _ in 0..arriving.min(room as u32) {
             self.accepted += 1;
             self.held.push_back(self.accepted);
         }
         while let Some(one) = self.held.pop_front() {
+            self.count(now);
             let Some(id) = self.turn.next(now) else {
                 self.held.push_front(one);
                 break;
@@ -258,11 +263,12 @@ proptest! {
         all_take(&mut turn, 1..=workers, now);
         let mut got = vec![0usize; workers as usize];
         for burst in bursts {
-            for id in deal(&mut turn, usize::from(burst % 20), now) {
-                got[id as usize - 1] += 1;
-            }
-            for id in turn.uncertain() {
-                turn.told(id, 0, now);
+            for _ in 0..burst {
+                for id in turn.uncertain() {
+                    turn.told(id, 0, now);
+                }
+                let id = turn.next(now).expect("somebody has room");
+                got[id.0 as usize - 1] += 1;
             }
         }
         let (least, most) = (got.iter().min(), got.iter().max());
