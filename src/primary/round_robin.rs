@@ -8,7 +8,6 @@
 //! As long as newcomers are all that happens, they are all that is looked after: see `deal_on`.
 
 use std::io;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::Primary;
@@ -16,6 +15,7 @@ use super::dealer::{Dealer, Table};
 use crate::config::Dispatch;
 use crate::identity::WorkerId;
 use crate::ipc::Unread;
+use crate::listener::{Listener, ListenerSet};
 use crate::supervisor::Event;
 use crate::sys::poll::Set;
 
@@ -41,9 +41,8 @@ impl Primary {
     }
 
     fn table(&mut self) -> (&mut Dealer, Table<'_>) {
-        let Primary { dealer, children, board, supervisor, listeners, .. } = self;
-        // What is accepted before the exec of an upgrade would have to be held until after it.
-        let listeners = if self.taking_over { &[] } else { &listeners.listeners[..] };
+        let Primary { dealer, children, board, supervisor, listeners, taking_over, .. } = self;
+        let listeners = acceptable(listeners, *taking_over);
         (dealer, Table { children, board, mind: supervisor, listeners })
     }
 
@@ -86,6 +85,11 @@ impl Primary {
     }
 }
 
+/// Those at which newcomers are accepted. What is accepted before the exec of an upgrade would have to be held until after it.
+pub(super) fn acceptable(listeners: &ListenerSet, taking_over: bool) -> &[Listener] {
+    if taking_over { &[] } else { &listeners.listeners }
+}
+
 /// How long `deal_on` may wait.
 pub(super) struct Waits {
     /// When to look again at what was dealt.
@@ -95,24 +99,26 @@ pub(super) struct Waits {
     pub(super) now: Instant,
 }
 
-/// Waits for `set`, of which `newcomers` are what the dealer watches. While newcomers are all that comes, these are served
-/// here: all the rest is as it was, up to `until`. Returns one flag for each descriptor, none for those that were served.
-pub(super) fn deal_on(
+/// Waits for `set`, and for what the dealer waits for. While nothing else comes than that, it is served here: all the rest
+/// is as it was, up to `until`. Returns one flag for each descriptor of `set`.
+pub(super) fn deal_on<'fd>(
     dealer: &mut Dealer,
-    table: &Table<'_>,
-    mut set: Set<'_>,
-    newcomers: &Range<usize>,
+    table: &Table<'fd>,
+    mut set: Set<'fd>,
     waits: Waits,
 ) -> io::Result<Vec<bool>> {
     let Waits { mut dealing, until, mut now } = waits;
+    let others = set.len();
     for _ in 0..TURNS {
+        set.change(others, dealer.watched(table.listeners, table.children));
         let left = until.map(|at| at.saturating_duration_since(now));
         let ready = set.wait(left.into_iter().chain(dealing).min())?;
-        let came = || newcomers.clone().filter(|at| set.is_ready(*at));
-        if !dealer.awaits_newcomers() || ready == 0 || came().count() != ready {
+        let came = || (others..set.len()).filter(|at| set.is_ready(*at));
+        let alone = came().count() == ready;
+        dealer.dealt(came().map(|at| at - others));
+        if ready == 0 || !alone {
             break;
         }
-        dealer.dealt(came().map(|at| at - newcomers.start));
         set.forget();
         now = Instant::now();
         dealer.step(table, now);
@@ -120,9 +126,10 @@ pub(super) fn deal_on(
             break;
         }
         dealing = dealer.await_next(table.listeners, now);
-        if !dealer.awaits_newcomers() || until.is_some_and(|at| at <= now) {
+        if until.is_some_and(|at| at <= now) {
             break;
         }
     }
+    set.change(others, []);
     Ok(set.flags())
 }

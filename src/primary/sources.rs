@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::dealer::Table;
 use super::relay::Relay;
-use super::round_robin::{Waits, deal_on};
+use super::round_robin::{Waits, acceptable, deal_on};
 use super::{Child, Primary};
 use crate::control::Server;
 use crate::error::{Error, Result};
@@ -82,8 +82,6 @@ impl Primary {
         let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
         let pauses = pauses.chain(self.desks_pause(now));
         let until = until.into_iter().chain(pauses).min().map(|pause| now + pause);
-        let newcomers = self.dealer.watched(&self.listeners.listeners, &self.children);
-        let for_dealing = newcomers.len();
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -96,22 +94,14 @@ impl Primary {
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
             let mail = self.mail.hub.watches(&letters);
-            let before: Vec<Watch<'_>> = fds.map(Watch::read).collect();
-            let at = before.len()..before.len() + for_dealing;
-            let watched = before.into_iter().chain(newcomers).chain(mail).chain(asking);
+            let set = Set::new(fds.map(Watch::read).chain(mail).chain(asking));
             let table = Table {
                 children: &self.children,
                 board: &self.board,
                 mind: &self.supervisor,
-                listeners: &self.listeners.listeners,
+                listeners: acceptable(&self.listeners, self.taking_over),
             };
-            deal_on(
-                &mut self.dealer,
-                &table,
-                Set::new(watched),
-                &at,
-                Waits { dealing, until, now },
-            )?
+            deal_on(&mut self.dealer, &table, set, Waits { dealing, until, now })?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
@@ -124,11 +114,8 @@ impl Primary {
         {
             proof.listen();
         }
-        let (newcomers, others) = others.split_at(for_dealing);
         let (mail, asked) = others.split_at(letters.len());
         let (mail, asked) = (mail.to_vec(), asked.to_vec());
-        let places = newcomers.iter().enumerate().filter(|(_, ready)| **ready);
-        self.dealer.dealt(places.map(|(at, _)| at));
         self.read_mail(&letters, &mail);
         // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {

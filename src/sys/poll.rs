@@ -49,6 +49,18 @@ impl<'fd> Set<'fd> {
         Set { polled, ready: 0 }
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.polled.len()
+    }
+
+    /// Puts `watched` into the places after the first `kept`.
+    pub(crate) fn change(&mut self, kept: usize, watched: impl IntoIterator<Item = Watch<'fd>>) {
+        self.polled.truncate(kept);
+        let new = watched.into_iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest)));
+        self.polled.extend(new);
+    }
+
     /// Waits until some are ready or hung up, or `timeout` has passed (`None`: for ever). Returns how many. A signal that
     /// interrupts the wait is a normal return with none.
     pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {

@@ -56,11 +56,6 @@ impl Dealer {
         times.map(|at| at.saturating_duration_since(now)).into_iter().chain(look).min()
     }
 
-    /// Whether newcomers are waited for.
-    pub(in crate::primary) fn awaits_newcomers(&self) -> bool {
-        self.awaited == Awaited::Newcomers
-    }
-
     /// What to poll for new connections: see `dealt`.
     pub(in crate::primary) fn watched<'a>(
         &self,
