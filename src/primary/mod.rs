@@ -2,9 +2,11 @@
 
 mod announce;
 mod asked;
+mod dealer;
 mod events;
 mod handle;
 mod handle_mail;
+mod haul;
 mod hooks;
 mod isolated;
 mod journal;
@@ -59,7 +61,7 @@ pub(crate) use trial::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
-use round_robin::Dealer;
+use dealer::Dealer;
 use steer::Steered;
 
 /// A living worker, as the kernel knows it.

@@ -3,7 +3,9 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
+use super::dealer::Table;
 use super::relay::Relay;
+use super::round_robin::{Waits, acceptable, deal_on};
 use super::{Child, Primary};
 use crate::control::Server;
 use crate::error::{Error, Result};
@@ -11,7 +13,7 @@ use crate::identity::WorkerId;
 use crate::ipc::{Heard, ToPrimary, ToWorker};
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
-use crate::sys::poll::Watch;
+use crate::sys::poll::{Set, Watch};
 use crate::sys::signal::Signal;
 use crate::sys::wait::Change;
 
@@ -77,11 +79,9 @@ impl Primary {
         let until = next.map(|at| at.saturating_duration_since(now));
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();
-        let pauses = self.relay.pause().into_iter().chain(dealing).chain(self.mail.hub.pause());
+        let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
         let pauses = pauses.chain(self.desks_pause(now));
-        let timeout = until.into_iter().chain(pauses).min();
-        let newcomers = self.watched_for_dealing();
-        let for_dealing = newcomers.len();
+        let until = until.into_iter().chain(pauses).min().map(|pause| now + pause);
         let open: Vec<WorkerId> = self
             .children
             .iter()
@@ -94,9 +94,14 @@ impl Primary {
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
             let asking = control.into_iter().flat_map(Server::watched);
             let mail = self.mail.hub.watches(&letters);
-            let watched: Vec<Watch<'_>> =
-                fds.map(Watch::read).chain(newcomers).chain(mail).chain(asking).collect();
-            sys::poll::wait(&watched, timeout)?
+            let set = Set::new(fds.map(Watch::read).chain(mail).chain(asking));
+            let table = Table {
+                children: &self.children,
+                board: &self.board,
+                mind: &self.supervisor,
+                listeners: acceptable(&self.listeners, self.taking_over),
+            };
+            deal_on(&mut self.dealer, &table, set, Waits { dealing, until, now })?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {
@@ -109,10 +114,8 @@ impl Primary {
         {
             proof.listen();
         }
-        let (newcomers, others) = others.split_at(for_dealing);
         let (mail, asked) = others.split_at(letters.len());
         let (mail, asked) = (mail.to_vec(), asked.to_vec());
-        self.dealt(newcomers);
         self.read_mail(&letters, &mail);
         // Last, as the end of the proof or of a worker may come out of it.
         if ready[0] {

@@ -8,8 +8,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::dealer::Dealer;
 use super::relay::Relay;
-use super::round_robin::Dealer;
 use super::{Child, Primary};
 use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};

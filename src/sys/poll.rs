@@ -37,16 +37,65 @@ impl<'fd> Watch<'fd> {
     }
 }
 
+/// Descriptors that are waited for again and again.
+pub(crate) struct Set<'fd> {
+    polled: Vec<PollFd<'fd>>,
+    ready: usize,
+}
+
+impl<'fd> Set<'fd> {
+    pub(crate) fn new(watched: impl Iterator<Item = Watch<'fd>>) -> Set<'fd> {
+        let polled = watched.map(|watch| PollFd::new(watch.fd, flags(watch.interest))).collect();
+        Set { polled, ready: 0 }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.polled.len()
+    }
+
+    /// Puts `watched` into the places after the first `kept`.
+    pub(crate) fn change(&mut self, kept: usize, watched: impl IntoIterator<Item = Watch<'fd>>) {
+        self.polled.truncate(kept);
+        let new = watched.into_iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest)));
+        self.polled.extend(new);
+    }
+
+    /// Waits until some are ready or hung up, or `timeout` has passed (`None`: for ever). Returns how many. A signal that
+    /// interrupts the wait is a normal return with none.
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
+        self.ready = 0;
+        self.ready = match nix::poll::poll(&mut self.polled, in_millis(timeout)) {
+            Ok(ready) => usize::try_from(ready).unwrap_or(0),
+            Err(Errno::EINTR) => 0,
+            Err(e) => return Err(e.into()),
+        };
+        Ok(self.ready)
+    }
+
+    /// What came of waiting is dealt with.
+    pub(crate) fn forget(&mut self) {
+        self.ready = 0;
+    }
+
+    /// Whether the one at this place was ready after the last wait.
+    pub(crate) fn is_ready(&self, at: usize) -> bool {
+        let polled = self.polled.get(at).filter(|_| self.ready > 0);
+        polled.and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
+    }
+
+    /// The same for all.
+    pub(crate) fn flags(&self) -> Vec<bool> {
+        (0..self.polled.len()).map(|at| self.is_ready(at)).collect()
+    }
+}
+
 /// Waits until one of `watched` is ready or hung up, or `timeout` has passed (`None`: for ever). Returns one
 /// flag for each descriptor. A signal that interrupts the wait is a normal return with no flag set.
 pub(crate) fn wait(watched: &[Watch<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let mut polled: Vec<PollFd<'_>> =
-        watched.iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest))).collect();
-    match nix::poll::poll(&mut polled, in_millis(timeout)) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(e) => return Err(e.into()),
-    }
-    Ok(polled.iter().map(|fd| fd.revents().is_some_and(|events| !events.is_empty())).collect())
+    let mut set = Set::new(watched.iter().copied());
+    set.wait(timeout)?;
+    Ok(set.flags())
 }
 
 fn flags(interest: Interest) -> PollFlags {

@@ -150,7 +150,7 @@ impl Acceptor {
             if full {
                 self.line.leave();
                 rung.await;
-            } else if state.fresh.get() > 0 {
+            } else if self.newcomers.hold_up() {
                 // Its own moment passes, too, so this cannot wait for ever.
                 rung.await;
             } else {

@@ -137,7 +137,7 @@ impl Taker {
             if scarce {
                 self.tell_exhausted();
                 let _ = tokio::time::timeout(EXHAUSTED, rung).await;
-            } else if full || state.fresh.get() > 0 {
+            } else if full || self.newcomers.hold_up() {
                 // The moment of a silent one passes, too, so this cannot wait for ever.
                 rung.await;
             } else {

@@ -109,20 +109,48 @@ pub(super) fn stands_in_front(own: u64, row: usize, others: impl Iterator<Item =
     own + APART <= most && freer < FRONT
 }
 
-/// How silent newcomers are met: each holds up accepting for a moment, unless those before it stayed silent, too. So
-/// a flood of silent connections costs a moment for every 2^6 of them.
+/// So many silent newcomers are waited for at once at most, each for its own moment.
+const BESIDE: usize = 4;
+
+/// After so many that spoke one fewer is waited for at once again.
+const SPEAKERS: u32 = 64;
+
+/// How silent newcomers are met. Each holds up accepting for a moment. Where some stay silent, up to [`BESIDE`] of them
+/// are waited for side by side before the next is held up: so a stream of silent ones between those who speak costs these
+/// nothing, as hardly ever so many come within one moment. And where hardly anybody speaks, hardly anybody is waited
+/// for: so a flood of silent ones costs a moment for every 2^6 of them.
 #[derive(Debug, Default)]
-pub(super) struct Patience(Trust);
+pub(super) struct Patience {
+    trust: Trust,
+    /// How many more than one are waited for at once.
+    beside: usize,
+    /// Those that spoke since the last one that did not.
+    spoke: u32,
+}
 
 impl Patience {
     /// Whether to wait for the first bytes of this newcomer.
     pub(super) fn waits(&mut self) -> bool {
-        self.0.is_given()
+        self.trust.is_given()
+    }
+
+    /// How many are waited for at once before the next is held up.
+    pub(super) fn at_once(&self) -> usize {
+        1 + self.beside
     }
 
     /// Whether one that was waited for has spoken.
     pub(super) fn learn(&mut self, spoke: bool) {
-        if spoke { self.0.regain() } else { self.0.lose() }
+        if !spoke {
+            self.trust.lose();
+            (self.beside, self.spoke) = ((self.beside + 1).min(BESIDE - 1), 0);
+            return;
+        }
+        self.trust.regain();
+        self.spoke += 1;
+        if self.spoke == SPEAKERS {
+            (self.beside, self.spoke) = (self.beside.saturating_sub(1), 0);
+        }
     }
 }
 
@@ -217,5 +245,20 @@ mod tests {
         assert_eq!(waits, 20);
         patience.learn(true);
         assert!(patience.waits() && patience.waits());
+    }
+
+    #[test]
+    fn a_few_silent_newcomers_are_waited_for_side_by_side_until_many_have_spoken() {
+        let mut patience = Patience::default();
+        assert_eq!(patience.at_once(), 1);
+        patience.learn(false);
+        assert_eq!(patience.at_once(), 2);
+        (0..10).for_each(|_| patience.learn(false));
+        assert_eq!(patience.at_once(), BESIDE);
+        let spoken = (1..BESIDE).map(|_| SPEAKERS).sum();
+        (1..spoken).for_each(|_| patience.learn(true));
+        assert_eq!(patience.at_once(), 2);
+        patience.learn(true);
+        assert_eq!(patience.at_once(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! The first moments of a connection in a worker, by whichever way it came.
 //!
-//! Just in time: a newcomer that has not sent anything yet holds up the next, for a moment. What is not taken can be
-//! taken by others.
+//! Just in time: a newcomer that has not sent anything yet holds up the next, for a moment; where some stay silent, a few
+//! of them together do (see `manners`). What is not taken can be taken by others.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -57,6 +57,11 @@ impl Newcomers {
     ) -> Newcomers {
         let (state, handle) = (Rc::clone(state), Rc::clone(handle));
         Newcomers { state, client_speaks_first, patience: Rc::default(), handle }
+    }
+
+    /// Whether so many are waited for that the next has to wait, too.
+    pub(super) fn hold_up(&self) -> bool {
+        self.state.fresh.get() >= self.patience.borrow().at_once()
     }
 
     /// Hands one connection on, with what it has sent already.

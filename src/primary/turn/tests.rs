@@ -1,6 +1,6 @@
 //! The rules one by one, and worlds in which workers die, freeze and take as they like.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -43,8 +43,10 @@ fn a_line_has_an_end() {
     assert_eq!(turn.room(), 2 * BOUND);
     assert_eq!(deal(&mut turn, 100, now).len(), 2 * BOUND);
     assert_eq!((turn.room(), turn.full().len()), (0, 2));
-    turn.told(WorkerId(2), 1, now);
-    assert_eq!(deal(&mut turn, 100, now), vec![2; BOUND - 1]);
+    turn.told(WorkerId(2), REFILL + 1, now);
+    assert_eq!((turn.room(), turn.full().len()), (0, 2), "it has enough to do");
+    turn.told(WorkerId(2), REFILL, now);
+    assert_eq!(deal(&mut turn, 100, now), vec![2; BOUND - REFILL]);
 }
 
 #[test]
@@ -142,6 +144,12 @@ impl World {
         self.workers.iter_mut().nth(which % count).map(|(id, fake)| (*id, fake))
     }
 
+    fn count(&mut self, now: Instant) {
+        for id in self.turn.uncertain() {
+            self.turn.told(id, self.workers[&id.0].count(), now);
+        }
+    }
+
     /// What the primary does in each turn of its loop.
     fn step(&mut self, arriving: u32, now: Instant) {
         for id in self.workers.keys() {
@@ -156,15 +164,14 @@ impl World {
                 self.turn.taken_back(id);
             }
         }
-        for id in self.turn.uncertain() {
-            self.turn.told(id, self.workers[&id.0].count(), now);
-        }
+        self.count(now);
         let room = self.turn.room().saturating_sub(self.held.len());
         for _ in 0..arriving.min(room as u32) {
             self.accepted += 1;
             self.held.push_back(self.accepted);
         }
         while let Some(one) = self.held.pop_front() {
+            self.count(now);
             let Some(id) = self.turn.next(now) else {
                 self.held.push_front(one);
                 break;
@@ -258,11 +265,13 @@ proptest! {
         all_take(&mut turn, 1..=workers, now);
         let mut got = vec![0usize; workers as usize];
         for burst in bursts {
-            for id in deal(&mut turn, usize::from(burst % 20), now) {
-                got[id as usize - 1] += 1;
-            }
-            for id in turn.uncertain() {
-                turn.told(id, 0, now);
+            all_take(&mut turn, 1..=workers, now);
+            for _ in 0..u64::from(burst).min(workers * BOUND as u64) {
+                for id in turn.uncertain() {
+                    turn.told(id, 0, now);
+                }
+                let id = turn.next(now).expect("somebody has room");
+                got[id.0 as usize - 1] += 1;
             }
         }
         let (least, most) = (got.iter().min(), got.iter().max());

@@ -1,0 +1,245 @@
+//! New connections between the kernel's queues and those of the workers: taken from the ones, put into the others.
+
+mod awaited;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::time::{Duration, Instant};
+
+use awaited::Awaited;
+
+use super::Child;
+use super::haul::{self, Haul};
+use super::turn::{BOUND, Turn};
+use crate::identity::WorkerId;
+use crate::ipc::{Newcomer, Queue};
+use crate::listener::Listener;
+use crate::scoreboard::Scoreboard;
+use crate::supervisor::Supervisor;
+use crate::sys;
+
+/// How long accepting rests when descriptors have run out, or a listening socket is broken.
+const REST: Duration = Duration::from_millis(100);
+
+/// What dealing looks at and does not change.
+pub(super) struct Table<'a> {
+    pub(super) children: &'a BTreeMap<WorkerId, Child>,
+    pub(super) board: &'a Scoreboard,
+    pub(super) mind: &'a Supervisor,
+    /// None while nobody is to be accepted.
+    pub(super) listeners: &'a [Listener],
+}
+
+/// What is going on with new connections.
+#[derive(Debug, Default)]
+pub(super) struct Dealer {
+    turn: Turn,
+    /// Accepted, or taken back, and in no worker's queue; oldest first.
+    held: VecDeque<Newcomer>,
+    awaited: Awaited,
+    /// The listening sockets at which somebody waits.
+    ready: Vec<usize>,
+    /// Where to begin among those, so that none is always the last.
+    first: usize,
+    haul: Haul,
+    /// The kernel said that there was room, and there was none.
+    in_vain: bool,
+    /// Not to accept before.
+    rest: Option<Instant>,
+    /// Whether it was told that descriptors have run out, and none came free since.
+    exhausted: bool,
+    /// Connections that had to be closed.
+    lost: u64,
+    /// Those that have broken their queues.
+    broken: Vec<WorkerId>,
+}
+
+impl Dealer {
+    /// Takes what the worker has not taken yet, for others; it comes before all else that is held.
+    pub(super) fn take_back(&mut self, worker: WorkerId, queue: &Queue) {
+        self.empty(queue);
+        queue.probe();
+        self.turn.taken_back(worker);
+    }
+
+    fn empty(&mut self, queue: &Queue) {
+        let (back, lost) = queue.take_back();
+        back.into_iter().rev().for_each(|one| self.held.push_front(one));
+        self.lose(lost, "no descriptor left (raise LimitNOFILE)");
+    }
+
+    pub(super) fn lose(&mut self, count: usize, why: &str) {
+        let before = self.lost;
+        self.lost += count as u64;
+        if before.checked_ilog2() != self.lost.checked_ilog2() {
+            super::journal::lost_newcomers(self.lost, why);
+        }
+    }
+
+    /// The worker is dead, or its queue is broken.
+    pub(super) fn bury(&mut self, worker: WorkerId, queue: Option<Queue>) {
+        self.turn.forget(worker);
+        queue.iter().for_each(|queue| self.empty(queue));
+    }
+
+    /// What is in no queue, for the image after this one.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Newcomer> {
+        self.held.iter()
+    }
+
+    /// Gives up what is in no queue.
+    pub(super) fn give_up(&mut self) -> impl Iterator<Item = Newcomer> {
+        self.held.drain(..)
+    }
+
+    /// What the image before this one had accepted.
+    pub(super) fn inherit(&mut self, newcomer: Newcomer) {
+        self.held.push_back(newcomer);
+    }
+
+    /// Those that have broken their queues since this was asked.
+    pub(super) fn broken(&mut self) -> Vec<WorkerId> {
+        std::mem::take(&mut self.broken)
+    }
+
+    /// Nobody is dealt to.
+    pub(super) fn await_nothing(&mut self) {
+        self.awaited = Awaited::Nothing;
+    }
+
+    /// Accepts whom there is room for, and deals out what is held.
+    pub(super) fn step(&mut self, table: &Table<'_>, now: Instant) {
+        self.see_takers(table, now);
+        self.move_overdue(table, now);
+        self.count_uncertain(table, now);
+        self.rest = self.rest.filter(|until| *until > now);
+        if self.rest.is_none() && self.held.is_empty() {
+            self.accept(table.listeners, now);
+        }
+        self.deal(table, now);
+    }
+
+    /// Whether all was dealt out, and nothing was found broken.
+    pub(super) fn is_done(&self) -> bool {
+        self.broken.is_empty() && self.held.is_empty()
+    }
+
+    /// Who can take connections. At a stop those that finish take what is left, too: what they do not take
+    /// before they end comes back.
+    fn see_takers(&mut self, table: &Table<'_>, now: Instant) {
+        let now_ms = sys::process::monotonic_ms();
+        let stopping = table.mind.stopping();
+        let mut seen = 0;
+        for (id, child) in table.children {
+            let Some(queue) = &child.queue else { continue };
+            let load = table.board.load(child.row, now_ms);
+            let able = match stopping {
+                true => load.turns,
+                false => load.takes && !child.released && table.mind.serves(*id),
+            };
+            let reachable = child.channel.is_some() && !table.mind.is_stopped(*id);
+            if self.turn.see(*id, able && reachable, now) {
+                self.turn.told(*id, queue.waiting(), now);
+            }
+            seen += 1;
+        }
+        if self.turn.len() != seen {
+            let children = table.children;
+            self.turn.keep(|id| children.get(&id).is_some_and(|child| child.queue.is_some()));
+        }
+    }
+
+    fn move_overdue(&mut self, table: &Table<'_>, now: Instant) {
+        for id in self.turn.overdue(now) {
+            let Some(queue) = table.queue(id) else { continue };
+            self.turn.told(id, queue.waiting(), now);
+            if self.turn.is_to_be_moved(id, now) {
+                self.take_back(id, queue);
+            }
+        }
+    }
+
+    fn count_uncertain(&mut self, table: &Table<'_>, now: Instant) {
+        for id in self.turn.uncertain() {
+            self.turn.told(id, table.queue(id).map_or(0, Queue::waiting), now);
+        }
+    }
+
+    /// Takes as many out of the kernel's queues as there is room for.
+    fn accept(&mut self, listeners: &[Listener], now: Instant) {
+        let mut left = self.turn.room().min(haul::MOST);
+        let mut ready = std::mem::take(&mut self.ready);
+        self.first = self.first.wrapping_add(1);
+        let first = self.first.checked_rem(ready.len()).unwrap_or(0);
+        ready.rotate_left(first);
+        for index in ready.drain(..) {
+            let Some(listener) = listeners.get(index) else { continue };
+            let unix = listener.is_unix();
+            let most = self.haul.most().min(left);
+            let (mut got, mut more) = (0, true);
+            while got < most && more {
+                match sys::socket::accept(listener) {
+                    Ok(fd) => {
+                        self.exhausted = false;
+                        self.held.push_back(Newcomer { fd, unix });
+                        got += 1;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
+                    // Gone before we came.
+                    Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => got += 1,
+                    Err(e) => {
+                        self.rest = Some(now + REST);
+                        if !std::mem::replace(&mut self.exhausted, true) {
+                            super::journal::cannot_accept(&listener.local, &e);
+                        }
+                        return;
+                    }
+                }
+            }
+            left -= got;
+            self.haul.learn(got, more);
+        }
+        // Kept for its memory.
+        self.ready = ready;
+    }
+
+    /// Puts what is held into the queues of those whose turn it is.
+    fn deal(&mut self, table: &Table<'_>, now: Instant) {
+        let mut hands: Vec<(WorkerId, Vec<Newcomer>)> = Vec::new();
+        while !self.held.is_empty() {
+            // Before anybody is passed over: the order of turns must not depend on who was counted when.
+            for id in self.turn.uncertain() {
+                let dealt = hands.iter().find(|hand| hand.0 == id).map_or(0, |hand| hand.1.len());
+                let waiting = table.queue(id).map_or(0, Queue::waiting);
+                self.turn.told(id, waiting + dealt, now);
+            }
+            let Some(id) = self.turn.next(now) else { break };
+            let newcomer = self.held.pop_front();
+            match hands.iter_mut().find(|hand| hand.0 == id) {
+                Some(hand) => hand.1.extend(newcomer),
+                None => hands.push((id, newcomer.into_iter().collect())),
+            }
+        }
+        // What comes back is put before what came back of those that were dealt to later.
+        for (id, mut hand) in hands.into_iter().rev() {
+            let queue = table.queue(id);
+            let put = queue.map_or(Ok(0), |queue| queue.put(hand.iter()));
+            self.broken.extend(put.is_err().then_some(id));
+            let put = put.unwrap_or(0);
+            if put == hand.len() {
+                continue;
+            }
+            if let Some(queue) = queue {
+                // The kernel has the last word on what fits.
+                self.turn.told(id, queue.waiting().max(BOUND), now);
+            }
+            hand.drain(put..).rev().for_each(|one| self.held.push_front(one));
+        }
+    }
+}
+
+impl Table<'_> {
+    fn queue(&self, id: WorkerId) -> Option<&Queue> {
+        self.children.get(&id)?.queue.as_ref()
+    }
+}

@@ -1,0 +1,87 @@
+//! What the primary waits for on behalf of new connections.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use super::Dealer;
+use crate::identity::WorkerId;
+use crate::listener::Listener;
+use crate::primary::Child;
+use crate::sys::poll::{Interest, Watch};
+
+/// When to look again for a worker that can take one: a worker does not say that it is no longer full.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The same if all are only busy, and the kernel's word that a queue is down to a quarter did not help.
+const SOON: Duration = Duration::from_millis(1);
+
+/// What is waited for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Awaited {
+    #[default]
+    Nothing,
+    /// Somebody to accept.
+    Newcomers,
+    /// Room in the queues of these workers.
+    Room(Vec<WorkerId>),
+}
+
+impl Dealer {
+    /// Decides what to wait for, and when to look again, if nothing happens.
+    pub(in crate::primary) fn await_next(
+        &mut self,
+        listeners: &[Listener],
+        now: Instant,
+    ) -> Option<Duration> {
+        self.awaited = Awaited::Nothing;
+        let idle = listeners.is_empty();
+        let in_vain = std::mem::take(&mut self.in_vain);
+        let times = self.turn.deadline(now).into_iter().chain(self.rest).min();
+        let look = if self.turn.room() > 0 {
+            if !idle && self.rest.is_none() {
+                self.awaited = Awaited::Newcomers;
+            }
+            None
+        } else {
+            match self.turn.full() {
+                full if full.is_empty() => (!idle || !self.held.is_empty()).then_some(LOOK),
+                _ if in_vain => Some(SOON),
+                full => {
+                    self.awaited = Awaited::Room(full);
+                    Some(LOOK)
+                }
+            }
+        };
+        times.map(|at| at.saturating_duration_since(now)).into_iter().chain(look).min()
+    }
+
+    /// What to poll for new connections: see `dealt`.
+    pub(in crate::primary) fn watched<'a>(
+        &self,
+        listeners: &'a [Listener],
+        children: &'a BTreeMap<WorkerId, Child>,
+    ) -> Vec<Watch<'a>> {
+        match &self.awaited {
+            Awaited::Nothing => Vec::new(),
+            Awaited::Newcomers => listeners.iter().map(|one| Watch::read(one.as_fd())).collect(),
+            Awaited::Room(ids) => {
+                let queues = ids.iter().filter_map(|id| children.get(id)?.queue.as_ref());
+                queues.map(|queue| Watch::new(queue.ends()[0], Interest::Write)).collect()
+            }
+        }
+    }
+
+    /// What came of it: the places of those that are ready, in the order of `watched`.
+    pub(in crate::primary) fn dealt(&mut self, ready: impl Iterator<Item = usize>) {
+        match self.awaited {
+            Awaited::Nothing => {}
+            Awaited::Newcomers => {
+                self.ready.clear();
+                self.ready.extend(ready);
+            }
+            // If there is room, this is not looked at.
+            Awaited::Room(_) => self.in_vain = ready.count() > 0,
+        }
+    }
+}
