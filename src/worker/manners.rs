@@ -147,6 +147,11 @@ impl Patience {
             return;
         }
         self.trust.regain();
+        self.has_spoken();
+    }
+
+    /// A newcomer had sent something before it was accepted.
+    pub(super) fn has_spoken(&mut self) {
         self.spoke += 1;
         if self.spoke == SPEAKERS {
             (self.beside, self.spoke) = (self.beside.saturating_sub(1), 0);
@@ -256,7 +261,8 @@ mod tests {
         (0..10).for_each(|_| patience.learn(false));
         assert_eq!(patience.at_once(), BESIDE);
         let spoken = (1..BESIDE).map(|_| SPEAKERS).sum();
-        (1..spoken).for_each(|_| patience.learn(true));
+        (2..spoken).for_each(|_| patience.learn(true));
+        patience.has_spoken();
         assert_eq!(patience.at_once(), 2);
         patience.learn(true);
         assert_eq!(patience.at_once(), 1);

@@ -73,6 +73,9 @@ impl Newcomers {
         let first = self.first_bytes(&fd);
         let spoke = first.is_some();
         let accepted = self.enter(fd, unix, first, self.state.now_ms());
+        if spoke {
+            self.patience.borrow_mut().has_spoken();
+        }
         if spoke || !self.patience.borrow_mut().waits() {
             (self.handle)(accepted);
             return if spoke { Taken::Spoke } else { Taken::Silent };
