@@ -5,6 +5,7 @@
 //! happens to. What can be said with nix or socket2 without `unsafe` is said so, here or elsewhere.
 #![expect(unsafe_code, reason = "this is the one room that may touch the kernel by hand")]
 
+pub(crate) mod beats;
 pub(crate) mod bpf;
 pub(crate) mod byte_lock;
 pub(crate) mod credentials;

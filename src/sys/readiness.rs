@@ -1,4 +1,4 @@
-//! Descriptors in a tokio runtime. The one place of this room that knows tokio; only workers come here.
+//! Descriptors in a tokio runtime. With `beats`, the one place of this room that knows tokio; only workers come here.
 
 use std::cell::Cell;
 use std::fs;

@@ -9,16 +9,20 @@ use super::limits::Limits;
 use super::state::State;
 use super::waited;
 use crate::ipc::ToPrimary;
+use crate::sys::beats::Beats;
 
 /// The resolution of all connection timeouts.
 const BEAT: Duration = Duration::from_millis(100);
 
-pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
-    let mut beats = tokio::time::interval(BEAT);
-    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// What it follows, in the current runtime.
+pub(super) fn beats() -> std::io::Result<Beats> {
+    Beats::new(BEAT)
+}
+
+pub(super) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<AtomicBool>) {
+    let mut late = Duration::ZERO;
     loop {
-        let due = beats.tick().await;
-        state.row.lagged(due.elapsed());
+        state.row.lagged(late);
         let now = State::exact_ms();
         state.row.beat(now);
         state.look.notify_waiters();
@@ -40,6 +44,7 @@ pub(super) async fn beat(state: Rc<State>, terminate: Arc<AtomicBool>) {
         if cut > 0 && state.drain.order().is_some() {
             report_cut(&state, cut);
         }
+        late = beats.next().await;
     }
 }
 

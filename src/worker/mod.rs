@@ -202,7 +202,8 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
     // If nobody hears it, the inbox learns that the primary is gone.
     let _ = state.channel.send(&ToPrimary::Online);
     tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
-    tokio::task::spawn_local(beat::beat(Rc::clone(&state), terminate));
+    let beats = beat::beats().map_err(|e| Error::system("start a timer of the kernel", e))?;
+    tokio::task::spawn_local(beat::beat(beats, Rc::clone(&state), terminate));
     let handler = tokio::select! {
         booted = app(Worker(Rc::clone(&state))) => match booted {
             Ok(handler) => handler,
