@@ -99,7 +99,7 @@ impl Tally {
         pid: Option<u32>,
         known: Option<usize>,
     ) -> Option<usize> {
-        self.latency.saturating_record(latency);
+        record(&mut self.latency, latency);
         self.classes[usize::from(status / 100).min(5)] += 1;
         let pid = pid?;
         let same = known.filter(|at| self.pids[*at].pid == pid);
@@ -110,7 +110,7 @@ impl Tally {
         let share = &mut self.pids[at];
         share.connections += u64::from(same.is_none());
         share.requests += 1;
-        share.latency.saturating_record(latency);
+        record(&mut share.latency, latency);
         Some(at)
     }
 
@@ -206,6 +206,13 @@ fn histogram(digits: u8) -> Histogram<u64> {
     histogram
 }
 
+/// Not `saturating_record`, which never grows: it would call all that takes longer than a second a second.
+fn record(histogram: &mut Histogram<u64>, latency: u64) {
+    // Only a histogram that may not grow refuses.
+    let recorded = histogram.record(latency);
+    debug_assert!(recorded.is_ok());
+}
+
 fn add_histogram(own: &mut Histogram<u64>, other: &Histogram<u64>) {
     // Only a histogram that may not grow refuses.
     let added = own.add(other);
@@ -231,6 +238,16 @@ mod tests {
         let seen: Vec<_> = tally.pids.iter().map(|s| (s.pid, s.requests, s.connections)).collect();
         assert_eq!(seen, [(7, 2, 1), (8, 1, 1)]);
         assert_eq!((tally.responses(), tally.bad_statuses()), (3, 1));
+    }
+
+    #[test]
+    fn latencies_beyond_a_second_are_kept_as_they_are() {
+        let (mut one, mut all) = (Tally::new(), Tally::new());
+        one.answered(200, 25_000_000_000, Some(7), None);
+        all.merge(&one);
+        for histogram in [&one.latency, &one.pids[0].latency, &all.latency, &all.pids[0].latency] {
+            assert!(histogram.max().abs_diff(25_000_000_000) < 300_000_000, "{}", histogram.max());
+        }
     }
 
     #[test]

@@ -65,7 +65,8 @@ fn a_worker_takes_no_more_connections_than_it_may() {
 
 #[test]
 fn connections_that_one_worker_may_not_take_go_to_the_other() {
-    let server = Server::with(2, &["--worker-connections", "4"]);
+    // Processes are counted here: other models have one.
+    let server = Server::builder().model("prefork", 2).args(["--worker-connections", "4"]).start();
     let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();
     let mut pids: Vec<u32> =
         clients.iter_mut().map(|client| client.get("/").expect("answer").pid()).collect();

@@ -9,6 +9,8 @@
 //! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
+//! `PREFORK_UNDER_MODEL=single` (`threads`, `thread-per-core`) starts servers under another concurrency model; it is for the
+//! topics that are about HTTP: `http static_files abuse limits`.
 //! `PREFORK_GARBAGE_SECONDS` seconds of workers that write garbage (2).
 //! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::server::{Server, create_log};
-use super::wait;
+use super::{under, wait};
 
 /// A server to be started, on port 0 of the loopback address unless it is told otherwise.
 pub struct Builder {
@@ -218,11 +218,8 @@ impl Builder {
         }
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
-        // A run of all tests under another policy.
-        if let Some(policy) = std::env::var_os("PREFORK_UNDER")
-            && !self.tells_policy
-        {
-            command.env("PREFORK_DISPATCH", policy);
+        if !self.tells_policy {
+            under::set_policy(&mut command);
         }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
@@ -241,6 +238,11 @@ impl Builder {
     /// Starts it, and leaves it to the test to wait for something.
     #[track_caller]
     pub fn spawn(mut self) -> Server {
+        let usual = self.verb[0] == "serve" && self.tells_workers;
+        if let Some(model) = under::model().filter(|_| usual) {
+            let count = self.workers;
+            self = self.model(&model, count);
+        }
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
         let mut streams = self.streams.drain(..).map(Stdio::from);

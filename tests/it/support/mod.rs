@@ -12,6 +12,7 @@ pub mod process;
 pub mod server;
 pub mod source;
 pub mod storm;
+pub mod under;
 pub mod wait;
 
 pub use http::{Address, Client, Failure};
