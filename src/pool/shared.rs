@@ -39,6 +39,8 @@ struct Crew {
     busy: usize,
     /// Threads that sleep until there is work.
     asleep: usize,
+    /// How many of these were rung for and have not come yet: they need not be rung for again.
+    rung: usize,
     /// Nothing more is taken.
     closed: bool,
 }
@@ -68,7 +70,7 @@ impl Shared {
     pub(super) fn new(settings: Settings, owner: String, meter: PoolMeter) -> Shared {
         let queue = Queue::new(settings.queue, settings.newest_first);
         Shared {
-            crew: Mutex::new(Crew { queue, alive: 0, busy: 0, asleep: 0, closed: false }),
+            crew: Mutex::new(Crew { queue, alive: 0, busy: 0, asleep: 0, rung: 0, closed: false }),
             work: Condvar::new(),
             over: Notify::new(),
             ending: AtomicBool::new(false),
@@ -105,7 +107,8 @@ impl Shared {
         let waiting = crew.queue.len();
         let pushed = crew.queue.push(entry, idle);
         self.meter.depth(crew.queue.len());
-        let wake = crew.asleep > 0;
+        let wake = pushed.is_ok() && crew.asleep > crew.rung;
+        crew.rung += usize::from(wake);
         drop(crew);
         // The entry is dropped without the lock; its caller still has it.
         let full = |_| Refusal { why: PoolError::Full { waiting }, ending: Ending::Rejected };
@@ -241,6 +244,8 @@ impl Shared {
             crew.asleep += 1;
             crew = self.work.wait(crew).unwrap_or_else(PoisonError::into_inner);
             crew.asleep -= 1;
+            // One that comes unrung takes the place of one that was rung for: that one finds nothing, and sleeps again.
+            crew.rung = crew.rung.saturating_sub(1);
         }
     }
 
