@@ -117,6 +117,9 @@ impl Dealer {
             self.accept(table.listeners, now);
         }
         self.deal(table, now);
+        if self.turn.room() == 0 {
+            self.count_uncertain(table, now);
+        }
     }
 
     /// Whether all was dealt out, and nothing was found broken.

@@ -13,10 +13,6 @@ use crate::identity::WorkerId;
 /// would only wait there, while others become free.
 pub(super) const BOUND: usize = 8;
 
-/// A line that was full is filled again when it is down to this: a worker that has so many to do is better given
-/// several at once than each when it has taken one. Not below what the kernel takes for room in a queue.
-pub(super) const REFILL: usize = 5;
-
 /// How long the first in a line waits before it is somebody else's, if there is somebody.
 pub(super) const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -35,15 +31,13 @@ struct Line {
     since: Instant,
     /// It let connections lie, and there is a probe in its line before all else.
     slow: bool,
-    /// It has reached its bound, and is not known to be down to [`REFILL`].
-    full: bool,
-    /// It was counted in this turn of the loop.
+    /// `waiting` is exact, as it was counted in this turn of the loop and nothing was put in since.
     counted: bool,
 }
 
 impl Line {
     fn has_room(&self) -> bool {
-        self.takes && !self.full
+        self.takes && self.waiting < BOUND
     }
 }
 
@@ -64,15 +58,7 @@ impl Turn {
                 false
             }
             Err(at) => {
-                let new = Line {
-                    id,
-                    takes,
-                    waiting: 0,
-                    since: now,
-                    slow: false,
-                    full: false,
-                    counted: false,
-                };
+                let new = Line { id, takes, waiting: 0, since: now, slow: false, counted: false };
                 self.lines.insert(at, new);
                 true
             }
@@ -109,7 +95,6 @@ impl Turn {
             line.since = now;
         }
         line.waiting = waiting;
-        line.full = waiting >= BOUND || line.full && waiting > REFILL;
     }
 
     /// Puts the next connection into the line of whoever's turn it is.
@@ -124,7 +109,7 @@ impl Turn {
             line.since = now;
         }
         line.waiting += 1;
-        line.full = line.waiting >= BOUND;
+        line.counted = false;
         self.last = Some(line.id);
         self.last
     }
@@ -145,7 +130,7 @@ impl Turn {
     /// Those whose lines are to be counted, as they may be shorter than is known and it matters: slow ones, and those
     /// that would be passed over as full.
     pub(super) fn uncertain(&self) -> Vec<WorkerId> {
-        let counted = |line: &&Line| !line.counted && (line.slow || line.full);
+        let counted = |line: &&Line| !line.counted && (line.slow || line.waiting >= BOUND);
         self.lines.iter().filter(counted).map(|line| line.id).collect()
     }
 
@@ -153,7 +138,7 @@ impl Turn {
     pub(super) fn full(&self) -> Vec<WorkerId> {
         let tier = self.tier();
         let full = self.lines.iter().filter(|line| line.takes && tier(line));
-        full.filter(|line| line.full).map(|line| line.id).collect()
+        full.filter(|line| line.waiting >= BOUND).map(|line| line.id).collect()
     }
 
     /// Those that have something in their lines, as far as is known, that should not be there any more.
@@ -175,7 +160,8 @@ impl Turn {
     /// The line of `id` was emptied by us, and a probe put in.
     pub(super) fn taken_back(&mut self, id: WorkerId) {
         if let Some(line) = self.line(id) {
-            (line.waiting, line.full, line.slow) = (0, false, true);
+            line.waiting = 0;
+            line.slow = true;
         }
     }
 
