@@ -117,7 +117,7 @@ impl Dealer {
             self.accept(table.listeners, now);
         }
         self.deal(table, now);
-        if self.turn.room() == 0 {
+        if self.turn.room(now) == 0 {
             self.count_uncertain(table, now);
         }
     }
@@ -170,7 +170,7 @@ impl Dealer {
 
     /// Takes as many out of the kernel's queues as there is room for.
     fn accept(&mut self, listeners: &[Listener], now: Instant) {
-        let mut left = self.turn.room().min(haul::MOST);
+        let mut left = self.turn.room(now).min(haul::MOST);
         let mut ready = std::mem::take(&mut self.ready);
         self.first = self.first.wrapping_add(1);
         let first = self.first.checked_rem(ready.len()).unwrap_or(0);

@@ -2,7 +2,7 @@
 //!
 //! Each worker has a line of connections that were offered to it and that it has not taken yet; what is in it
 //! can be moved to somebody else's at any time. Turns are strict, in the order of worker ids, over all that
-//! have room. A worker that leaves a connection lying for [`PATIENCE`] while another one could take it loses
+//! can take one: a full line is waited for, or whoever takes a bit faster would get the more of a burst. A worker that leaves a connection lying for [`PATIENCE`] while another one could take it loses
 //! what is in its line. Instead it finds a probe there, and is passed over until it has read that.
 
 use std::time::{Duration, Instant};
@@ -38,6 +38,11 @@ struct Line {
 impl Line {
     fn has_room(&self) -> bool {
         self.takes && self.waiting < BOUND
+    }
+
+    /// Whether it has its turn: with room, or soon.
+    fn counts(&self, now: Instant) -> bool {
+        self.takes && (self.waiting < BOUND || now < self.since + PATIENCE)
     }
 }
 
@@ -97,14 +102,21 @@ impl Turn {
         line.waiting = waiting;
     }
 
-    /// Puts the next connection into the line of whoever's turn it is.
-    pub(super) fn next(&mut self, now: Instant) -> Option<WorkerId> {
-        let tier = self.tier();
+    /// Where the line is that follows the last one.
+    fn first(&self) -> usize {
         let last = self.last.unwrap_or(WorkerId(0));
-        let fits = |line: &&mut Line| tier(line) && line.has_room();
-        let at = self.lines.partition_point(|line| line.id <= last);
+        self.lines.partition_point(|line| line.id <= last)
+    }
+
+    /// Puts the next connection into the line of whoever's turn it is; `None` if that one is to be waited for.
+    pub(super) fn next(&mut self, now: Instant) -> Option<WorkerId> {
+        let (tier, at) = (self.tier(), self.first());
+        let has_turn = |line: &&mut Line| tier(line) && line.counts(now);
         let (before, after) = self.lines.split_at_mut(at);
-        let line = after.iter_mut().find(fits).or_else(|| before.iter_mut().find(fits))?;
+        let line = after.iter_mut().find(has_turn).or_else(|| before.iter_mut().find(has_turn))?;
+        if !line.has_room() {
+            return None;
+        }
         if line.waiting == 0 {
             line.since = now;
         }
@@ -120,11 +132,16 @@ impl Turn {
         if quick { |line| !line.slow } else { |_| true }
     }
 
-    /// How many connections there is room for.
-    pub(super) fn room(&self) -> usize {
-        let tier = self.tier();
-        let open = self.lines.iter().filter(|line| tier(line) && line.has_room());
-        open.map(|line| BOUND - line.waiting).sum()
+    /// How many connections there is room for, in strict turn.
+    pub(super) fn room(&self, now: Instant) -> usize {
+        let (tier, at) = (self.tier(), self.first());
+        let (before, after) = self.lines.split_at(at);
+        let in_turn = after.iter().chain(before);
+        let rooms = in_turn.filter(|line| tier(line) && line.counts(now));
+        let rooms: Vec<usize> = rooms.map(|line| BOUND.saturating_sub(line.waiting)).collect();
+        // Whole rounds, and in the last one those before the line that is full then.
+        let least = rooms.iter().enumerate().min_by_key(|(_, room)| **room);
+        least.map_or(0, |(ahead, room)| room * rooms.len() + ahead)
     }
 
     /// Those whose lines are to be counted, as they may be shorter than is known and it matters: slow ones, and those

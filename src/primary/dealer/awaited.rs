@@ -38,7 +38,7 @@ impl Dealer {
         let idle = listeners.is_empty();
         let in_vain = std::mem::take(&mut self.in_vain);
         let times = self.turn.deadline(now).into_iter().chain(self.rest).min();
-        let look = if self.turn.room() > 0 {
+        let look = if self.turn.room(now) > 0 {
             if !idle && self.rest.is_none() {
                 self.awaited = Awaited::Newcomers;
             }

@@ -40,11 +40,26 @@ fn who_cannot_take_is_passed_over_without_losing_the_order() {
 fn a_line_has_an_end() {
     let (mut turn, now) = (Turn::default(), Instant::now());
     all_take(&mut turn, 1..=2, now);
-    assert_eq!(turn.room(), 2 * BOUND);
+    assert_eq!(turn.room(now), 2 * BOUND);
     assert_eq!(deal(&mut turn, 100, now).len(), 2 * BOUND);
-    assert_eq!((turn.room(), turn.full().len()), (0, 2));
+    assert_eq!((turn.room(now), turn.full().len()), (0, 2));
+    turn.told(WorkerId(1), BOUND - 1, now);
+    assert_eq!((turn.room(now), deal(&mut turn, 100, now)), (1, vec![1]));
+}
+
+#[test]
+fn a_full_line_is_waited_for_but_not_for_long() {
+    let (mut turn, now) = (Turn::default(), Instant::now());
+    all_take(&mut turn, 1..=2, now);
+    deal(&mut turn, 2 * BOUND, now);
     turn.told(WorkerId(2), 1, now);
-    assert_eq!(deal(&mut turn, 100, now), vec![2; BOUND - 1]);
+    assert_eq!(
+        (turn.room(now), deal(&mut turn, 100, now)),
+        (0, vec![]),
+        "it is the other one's turn"
+    );
+    let later = now + PATIENCE;
+    assert_eq!((turn.room(later), deal(&mut turn, 100, later)), (BOUND - 1, vec![2; BOUND - 1]));
 }
 
 #[test]
@@ -163,7 +178,7 @@ impl World {
             }
         }
         self.count(now);
-        let room = self.turn.room().saturating_sub(self.held.len());
+        let room = self.turn.room(now).saturating_sub(self.held.len());
         for _ in 0..arriving.min(room as u32) {
             self.accepted += 1;
             self.held.push_back(self.accepted);
