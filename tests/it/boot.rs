@@ -74,10 +74,12 @@ fn a_worker_has_its_own_descriptors_and_no_others() {
     let mut channels = BTreeSet::new();
     for pid in server.worker_pids() {
         let own = process::descriptors(pid);
-        // Two listeners and two channels, for words and for messages; tokio's two epoll instances and its waker.
+        // Two listeners and two channels, for words and for messages; tokio's two epoll instances and its waker; the
+        // timer of the beat.
         let wanted = BTreeMap::from([
             ("anon_inode:[eventpoll]", 2),
             ("anon_inode:[eventfd]", 1),
+            ("anon_inode:[timerfd]", 1),
             ("socket", 4),
         ]);
         assert_eq!(kinds(&own), wanted, "{own:?}");
