@@ -12,6 +12,7 @@
 //! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
 //! - Nothing waits for a peer without a deadline, and every queue has a bound.
 
+mod aside;
 mod bench;
 mod cluster;
 mod compare;

@@ -3,11 +3,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
+use socket2::SockRef;
 
 use crate::ListenAddr;
 use crate::config::duration;
@@ -83,49 +85,25 @@ fn ask(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String
     match address {
         ListenAddr::Tcp(addr) => {
             let stream = TcpStream::connect_timeout(&reachable(*addr), left(deadline)?)?;
-            exchange(
-                &stream,
-                path,
-                |time| {
-                    stream.set_write_timeout(Some(time))?;
-                    stream.set_read_timeout(Some(time))
-                },
-                deadline,
-            )
+            exchange(&stream, path, deadline)
         }
-        ListenAddr::Unix(file) => {
-            let stream = UnixStream::connect(file)?;
-            exchange(
-                &stream,
-                path,
-                |time| {
-                    stream.set_write_timeout(Some(time))?;
-                    stream.set_read_timeout(Some(time))
-                },
-                deadline,
-            )
-        }
+        ListenAddr::Unix(file) => exchange(&UnixStream::connect(file)?, path, deadline),
         ListenAddr::Fd(_) => Err(io::Error::other("a descriptor has no address: name one")),
     }
 }
 
-fn exchange<S>(
-    stream: &S,
-    path: &str,
-    limit: impl Fn(Duration) -> io::Result<()>,
-    deadline: Instant,
-) -> io::Result<String>
+fn exchange<S: AsFd>(stream: &S, path: &str, deadline: Instant) -> io::Result<String>
 where
     for<'a> &'a S: Read + Write,
 {
-    let mut stream = stream;
-    limit(left(deadline)?)?;
+    let (socket, mut stream) = (SockRef::from(stream), stream);
+    socket.set_write_timeout(Some(left(deadline)?))?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut line = Vec::new();
     let mut piece = [0; LONGEST_LINE];
     while !line.contains(&b'\n') && line.len() < LONGEST_LINE {
-        limit(left(deadline)?)?;
+        socket.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut piece)? {
             0 => break,
             n => line.extend_from_slice(&piece[..n]),

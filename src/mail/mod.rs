@@ -19,7 +19,6 @@
 //! has a box for each worker and decides whose letter is next and where it goes: all pure. `hub` is the primary's
 //! end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and `requests` behind it.
 
-mod aside;
 mod assembler;
 mod connection;
 mod error;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
-use super::aside::step_aside;
 use super::assembler::Assembler;
 use super::frame::PACKET;
 use super::hub::{FULL, carried};
@@ -19,6 +18,7 @@ use super::outbox::Outbox;
 use super::requests::Requests;
 use super::{Back, Carried, Class, Inbox, Kind, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
+use crate::aside::step_aside;
 use crate::identity::WorkerTag;
 use crate::sys::readiness::both;
 use crate::sys::socket::{Received, receive_message, send_message};

@@ -1,8 +1,8 @@
 //! How connections are taken that come faster than one in each turn of the loop.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::time::{Duration, Instant};
+
+use crate::aside::step_aside;
 
 /// For so long connections are taken without a look at the others. A system call is about a thousandth of it; what a
 /// slow handler takes is more, so after that everybody is looked after.
@@ -20,7 +20,7 @@ impl Burst {
     pub(super) async fn pause(&mut self) {
         let begun = *self.begun.get_or_insert_with(Instant::now);
         if begun.elapsed() < MOST {
-            return go_behind().await;
+            return step_aside().await;
         }
         self.begun = None;
         tokio::task::yield_now().await;
@@ -30,19 +30,6 @@ impl Burst {
     pub(super) fn end(&mut self) {
         self.begun = None;
     }
-}
-
-/// Lets all that are ready already have a turn.
-async fn go_behind() {
-    let mut gone = false;
-    poll_fn(|cx| match std::mem::replace(&mut gone, true) {
-        true => Poll::Ready(()),
-        false => {
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-    })
-    .await;
 }
 
 #[cfg(test)]

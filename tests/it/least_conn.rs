@@ -1,18 +1,13 @@
 //! `--dispatch least-conn`: a program in the kernel picks the worker with the fewest connections, and where that is not
 //! allowed, chance with odds does.
 
-use std::time::{Duration, Instant};
-
 use nix::sys::signal::Signal;
 
 use crate::support::held::{Held, MANY, are_spread_evenly, at_most_apart, departures_are_mended};
 use crate::support::held::{hold, one_by_one, shares, wait_until_free};
 use crate::support::load::Load;
 use crate::support::storm::{self, nothing_lost};
-use crate::support::{Client, Server, process, wait};
-
-/// Longer than anybody waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
-const RELIEVED: Duration = Duration::from_secs(2);
+use crate::support::{Server, process, wait};
 
 fn start(workers: usize) -> Server {
     Server::builder().workers(workers).control().dispatch("least-conn").start()
@@ -70,19 +65,7 @@ fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
 fn a_stopped_worker_gets_no_more_once_it_is_seen_and_nobody_waits_for_it() {
     let server = start(4);
     let stopped = server.worker_pids()[1];
-    process::send(stopped, Signal::SIGSTOP);
-    let mut clients: Vec<(Client, Instant)> = (0..48)
-        .map(|_| {
-            let mut client = server.connect();
-            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-            (client, Instant::now())
-        })
-        .collect();
-    for (client, since) in &mut clients {
-        let answer = client.soon().expect("an answer");
-        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
-    }
-    drop(clients);
+    storm::nobody_waits_for(&server, stopped);
     // From now on at once: although it has fewer connections than all others.
     let held: Vec<Held> = (0..60).map(|_| hold(&server)).collect();
     let workers = server.worker_pids();

@@ -12,9 +12,6 @@ use crate::support::load::Load;
 use crate::support::storm::{self, nothing_lost};
 use crate::support::{Client, Server, process, wait};
 
-/// Longer than a slot waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
-const RELIEVED: Duration = Duration::from_secs(2);
-
 fn start(workers: usize) -> Server {
     Server::builder().workers(workers).control().dispatch("reuseport").start()
 }
@@ -102,19 +99,7 @@ fn nobody_waits_for_a_worker_that_cannot_come_back() {
 fn whoever_is_sent_to_a_stopped_worker_is_answered_soon() {
     let server = start(3);
     let stopped = server.worker_pids()[1];
-    process::send(stopped, Signal::SIGSTOP);
-    let mut clients: Vec<(Client, Instant)> = (0..48)
-        .map(|_| {
-            let mut client = server.connect();
-            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-            (client, Instant::now())
-        })
-        .collect();
-    for (client, since) in &mut clients {
-        let answer = client.soon().expect("an answer");
-        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
-    }
-    drop(clients);
+    storm::nobody_waits_for(&server, stopped);
     // From now on at once.
     assert!(!answered_by(&server, 30).contains(&stopped));
     process::send(stopped, Signal::SIGCONT);

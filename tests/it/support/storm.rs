@@ -1,9 +1,14 @@
 //! What a cluster is put through under load, whatever the policy, and what that may cost.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
 use super::load::{Load, Running};
-use super::{Server, amount, process};
+use super::{Client, Server, amount, process};
+
+/// Longer than anybody waits behind a loop that stands still, in any case: half a second, and what a busy machine adds.
+const RELIEVED: Duration = Duration::from_secs(2);
 
 /// Kills one worker after the other, each when the one before is replaced: nobody is refused, and a kill costs at most
 /// two requests, as a worker dies with what it had begun.
@@ -42,4 +47,21 @@ pub fn nothing_lost(load: Running) {
     load.wait_answered(24);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+}
+
+/// Stops a worker: whoever connects then is answered soon, by others.
+#[track_caller]
+pub fn nobody_waits_for(server: &Server, stopped: u32) {
+    process::send(stopped, Signal::SIGSTOP);
+    let mut clients: Vec<(Client, Instant)> = (0..48)
+        .map(|_| {
+            let mut client = server.connect();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+            (client, Instant::now())
+        })
+        .collect();
+    for (client, since) in &mut clients {
+        let answer = client.soon().expect("an answer");
+        assert!(answer.pid() != stopped && since.elapsed() < RELIEVED, "{:?}", since.elapsed());
+    }
 }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 /// Lets tasks that can go on do so first. Unlike tokio's `yield_now` it does not have the kernel asked for news before.
-pub(super) async fn step_aside() {
+pub(crate) async fn step_aside() {
     let mut aside = false;
     poll_fn(|cx| match std::mem::replace(&mut aside, true) {
         true => Poll::Ready(()),
