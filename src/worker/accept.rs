@@ -24,6 +24,7 @@ use super::burst::Burst;
 use super::line::Line;
 use super::newcomer::{Newcomers, Taken};
 use super::state::State;
+use super::waited::Waits;
 use crate::listener::Listener;
 use crate::sys;
 
@@ -46,6 +47,7 @@ pub(super) struct Acceptor {
     /// Whether it is the socket of our own slot.
     own: bool,
     newcomers: Newcomers,
+    waits: Waits,
     stop: Rc<Notify>,
     /// Whether it was told that descriptors have run out, and none came free since.
     exhausted: bool,
@@ -65,7 +67,8 @@ impl Acceptor {
         let own = !listener.is_everybodys() && listener.slot == state.tag.slot;
         let line = Line::new(state, listener.socket.into(), polite)?;
         let (state, name) = (Rc::clone(state), listener.local);
-        Ok(Acceptor { state, line, name, unix, own, newcomers, stop, exhausted: false })
+        let waits = Waits::default();
+        Ok(Acceptor { state, line, name, unix, own, newcomers, waits, stop, exhausted: false })
     }
 
     pub(super) async fn run(mut self) {
@@ -113,7 +116,8 @@ impl Acceptor {
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
-                    let taken = self.newcomers.take(fd, self.unix);
+                    let waited = self.waits.of(&fd, self.unix);
+                    let taken = self.newcomers.take(fd, self.unix, waited);
                     self.count();
                     match taken {
                         Taken::Spoke => burst.pause().await,

@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 use super::burst::Burst;
 use super::newcomer::{Newcomers, Taken};
 use super::state::State;
+use super::waited::wait_of;
 use crate::ipc::{Dealt, read_dealt};
 use crate::listener::Listener;
 use crate::sys;
@@ -86,7 +87,10 @@ impl Taker {
             match self.next().await {
                 Dealt::One(newcomer) => {
                     self.near = newcomer.fd.as_raw_fd() >= self.scarce;
-                    if self.newcomers.take(newcomer.fd, newcomer.unix) == Taken::Spoke {
+                    // These may come from several queues, and by several ways: each is asked for.
+                    let waited = wait_of(&newcomer.fd, newcomer.unix);
+                    let taken = self.newcomers.take(newcomer.fd, newcomer.unix, waited);
+                    if taken == Taken::Spoke {
                         burst.pause().await;
                     }
                 }

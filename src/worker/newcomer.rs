@@ -64,9 +64,9 @@ impl Newcomers {
         self.state.fresh.get() >= self.patience.borrow().at_once()
     }
 
-    /// Hands one connection on, with what it has sent already.
-    pub(super) fn take(&self, fd: OwnedFd, unix: bool) -> Taken {
-        let Some(fd) = waited::admit(&self.state, fd, unix, self.client_speaks_first) else {
+    /// Hands one connection on that waited for so long, with what it has sent already.
+    pub(super) fn take(&self, fd: OwnedFd, unix: bool, waited: Option<Duration>) -> Taken {
+        let Some(fd) = waited::admit(&self.state, fd, waited, self.client_speaks_first) else {
             // So a queue full of these does not hold the loop.
             return Taken::Spoke;
         };

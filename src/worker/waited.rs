@@ -7,9 +7,9 @@
 //! takes out of the queue before it is closed.
 
 use std::cell::Cell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::conn::Phase;
 use super::link::Link;
@@ -54,6 +54,45 @@ impl Shedding {
     }
 }
 
+/// The shortest tick of the kernel's clock: its steps are not finer (`CONFIG_HZ` is 1000 at most).
+const TICK: Duration = Duration::from_millis(1);
+
+/// How long the connections of one queue waited, as they are taken from it.
+///
+/// A queue is in order: if the kernel said that one waited for less than a tick, those that are taken within the next
+/// tick cannot have waited for longer than that and a tick. They are not asked for, as asking costs as much as reading
+/// a request.
+#[derive(Default)]
+pub(super) struct Waits {
+    /// When the kernel said so last.
+    short_at: Cell<Option<Instant>>,
+}
+
+impl Waits {
+    /// How long `fd` waited, which was taken just now; `None` if nobody can tell.
+    pub(super) fn of(&self, fd: impl AsFd, unix: bool) -> Option<Duration> {
+        if unix {
+            return None;
+        }
+        self.at(Instant::now(), || wait_of(fd, unix))
+    }
+
+    fn at(&self, now: Instant, ask: impl FnOnce() -> Option<Duration>) -> Option<Duration> {
+        if self.short_at.get().is_some_and(|at| now.duration_since(at) < TICK) {
+            return Some(Duration::ZERO);
+        }
+        let waited = ask();
+        self.short_at.set(waited.filter(Duration::is_zero).map(|_| now));
+        waited
+    }
+}
+
+/// How long `fd` waited, which was accepted just now; `None` if nobody can tell.
+pub(super) fn wait_of(fd: impl AsFd, unix: bool) -> Option<Duration> {
+    // If the kernel does not tell, the connection is as good as any other.
+    if unix { None } else { sys::tcp_info::age(fd).ok() }
+}
+
 /// Whether so long a wait is too long; a bound of zero is none.
 fn is_too_long(waited: Duration, most: Duration) -> bool {
     !most.is_zero() && waited > most
@@ -61,12 +100,13 @@ fn is_too_long(waited: Duration, most: Duration) -> bool {
 
 /// Counts how long the newly accepted `fd` waited. It is given back, unless that was too long and it is for HTTP: then
 /// it is refused here, beside all else that the worker does. Nothing may have been sent on it.
-pub(super) fn admit(state: &Rc<State>, fd: OwnedFd, unix: bool, http: bool) -> Option<OwnedFd> {
-    if unix {
-        return Some(fd);
-    }
-    // If the kernel does not tell, the connection is as good as any other.
-    let Ok(waited) = sys::tcp_info::age(&fd) else { return Some(fd) };
+pub(super) fn admit(
+    state: &Rc<State>,
+    fd: OwnedFd,
+    waited: Option<Duration>,
+    http: bool,
+) -> Option<OwnedFd> {
+    let Some(waited) = waited else { return Some(fd) };
     state.row.waited(waited);
     if !http || !is_too_long(waited, state.config.max_queue_wait) {
         return Some(fd);
@@ -118,6 +158,34 @@ mod tests {
         assert!(!is_too_long(100 * MS, 100 * MS));
         assert!(is_too_long(101 * MS, 100 * MS));
         assert!(!is_too_long(3_600_000 * MS, Duration::ZERO));
+    }
+
+    #[test]
+    fn the_kernel_is_asked_again_after_a_tick_and_as_long_as_waits_are_long() {
+        let (waits, begun) = (Waits::default(), Instant::now());
+        let asked = Cell::new(0);
+        let wait = |after: Duration, says: Option<u64>| {
+            waits.at(begun + after, || {
+                asked.set(asked.get() + 1);
+                says.map(Duration::from_millis)
+            })
+        };
+        // When it is looked at, in tenths of a tick; what the kernel would say; what is said; how often it was asked.
+        let steps = [
+            (0, Some(8), Some(8), 1),
+            (1, Some(4), Some(4), 2),
+            (2, Some(0), Some(0), 3),
+            (3, Some(700), Some(0), 3),
+            (11, Some(700), Some(0), 3),
+            (12, Some(700), Some(700), 4),
+            (13, Some(0), Some(0), 5),
+            (23, None, None, 6),
+            (24, Some(0), Some(0), 7),
+        ];
+        for (tenths, says, said, times) in steps {
+            let got = wait(tenths * TICK / 10, says);
+            assert_eq!((got, asked.get()), (said.map(Duration::from_millis), times), "{tenths}");
+        }
     }
 
     #[test]
