@@ -112,8 +112,9 @@ pub(super) fn stands_in_front(own: u64, row: usize, others: impl Iterator<Item =
 /// So many silent newcomers are waited for at once at most, each for its own moment.
 const BESIDE: usize = 4;
 
-/// After so many that spoke one fewer is waited for at once again.
-const SPEAKERS: u32 = 64;
+/// After so many that spoke one fewer is waited for at once again. What it costs that one in so many holds up the others
+/// for a moment is below what can be measured; where more of them are silent, they are met side by side all the time.
+const SPEAKERS: u32 = 1024;
 
 /// How silent newcomers are met. Each holds up accepting for a moment. Where some stay silent, up to [`BESIDE`] of them
 /// are waited for side by side before the next is held up: so a stream of silent ones between those who speak costs these
