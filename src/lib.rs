@@ -40,6 +40,7 @@ mod steering;
 mod supervisor;
 mod sys;
 mod systemd;
+mod trust;
 mod upgrade;
 mod worker;
 

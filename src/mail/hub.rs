@@ -48,6 +48,13 @@ pub(crate) struct Wanted {
     interest: Interest,
 }
 
+impl Wanted {
+    /// Whether something to read is waited for.
+    pub(crate) fn is_to_read(self) -> bool {
+        self.interest == Interest::Read
+    }
+}
+
 /// The primary's end of all channels.
 #[derive(Debug)]
 pub(crate) struct MailHub {
@@ -117,10 +124,7 @@ impl MailHub {
 
     /// Reads what came, where `ready` says so; returns those who spoke so that we cannot understand them.
     pub(crate) fn read(&mut self, wanted: &[Wanted], ready: &[bool]) -> Vec<(WorkerId, Garbled)> {
-        let ready = wanted
-            .iter()
-            .zip(ready)
-            .filter(|(want, ready)| **ready && want.interest == Interest::Read);
+        let ready = wanted.iter().zip(ready).filter(|(want, ready)| **ready && want.is_to_read());
         let mut garbled = Vec::new();
         for (want, _) in ready {
             if let Err(why) = self.listen(want.id, PACKETS_A_TURN) {

@@ -134,6 +134,17 @@ impl Letter {
     }
 }
 
+/// A letter without an id.
+pub(crate) fn letter(
+    place: Place,
+    kind: &str,
+    payload: bytes::Bytes,
+    carried: Carried,
+) -> Result<Letter, MailError> {
+    let kind = Kind::new(kind)?;
+    Ok(Letter { class: Class::Message, place, id: 0, kind, payload, carried })
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;

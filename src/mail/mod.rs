@@ -16,7 +16,7 @@
 //! without its FIRST, or a letter over the cap condemns the channel it came by. Neither end trusts the other.
 //!
 //! `letter` and `frame` are the codec, `outbox` decides what is sent next, `assembler` puts together what came, `post`
-//! has a box for each worker and decides whose letter is next and where it goes: all pure. `hub` is the primary's
+//! has a box for each worker and decides whose letter is next and where it goes, `lookout` whether to sleep: all pure. `hub` is the primary's
 //! end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and `requests` behind it.
 
 mod assembler;
@@ -26,6 +26,7 @@ mod frame;
 mod hub;
 mod inboxes;
 mod letter;
+mod lookout;
 mod message;
 mod outbox;
 mod payload;
@@ -38,10 +39,11 @@ pub use connection::{Connection, Unsent};
 pub use error::MailError;
 pub(crate) use hub::{MailHub, Turn, Wanted};
 pub use inboxes::Inbox;
-pub(crate) use letter::{Back, Class, Kind, Letter, Place};
+pub(crate) use letter::{Back, Class, Kind, Letter, Place, letter};
+pub(crate) use lookout::Lookout;
 pub use message::{Message, ReplyTo, Sender, Target};
 pub use payload::Payload;
-pub(crate) use worker_end::{MailEnd, letter};
+pub(crate) use worker_end::MailEnd;
 
 /// How much mail there may be. The same for both directions, for each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

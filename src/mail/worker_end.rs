@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
@@ -14,13 +14,14 @@ use super::assembler::Assembler;
 use super::frame::PACKET;
 use super::hub::{FULL, carried};
 use super::inboxes::{Inboxes, Unwanted};
+use super::lookout::Lookout;
 use super::outbox::Outbox;
 use super::requests::Requests;
-use super::{Back, Carried, Class, Inbox, Kind, Letter, MailError, MailLimits, Message};
+use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::aside::step_aside;
 use crate::identity::WorkerTag;
-use crate::sys::readiness::both;
+use crate::sys::readiness::{both, readable_awake};
 use crate::sys::socket::{Received, receive_message, send_message};
 
 /// Packets read in a row before other tasks have their turn.
@@ -166,12 +167,13 @@ impl MailEnd {
         let mut buffer = vec![0; PACKET];
         let mut assembler = Assembler::new(self.limits.letter());
         let mut letters = VecDeque::new();
-        let mut packets = 0;
+        let (mut packets, mut lookout) = (0, Lookout::default());
         while let Some(channel) = &self.channel {
-            let Ok(mut ready) = channel.readable().await else { break };
+            let Ok(mut ready) = readable_awake(channel, lookout.until()).await else { break };
             let mut length = 0;
             let got = match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
                 Ok(Ok(Received::Message(bytes, passed))) => {
+                    lookout.came(Instant::now());
                     length = bytes;
                     assembler.take(&buffer[..length], carried(passed), &mut letters)
                 }
@@ -285,15 +287,4 @@ impl MailEnd {
         self.inboxes.close();
         self.requests.close();
     }
-}
-
-/// A letter without an id.
-pub(crate) fn letter(
-    place: Place,
-    kind: &str,
-    payload: bytes::Bytes,
-    carried: Carried,
-) -> Result<Letter, MailError> {
-    let kind = Kind::new(kind)?;
-    Ok(Letter { class: Class::Message, place, id: 0, kind, payload, carried })
 }

@@ -10,7 +10,7 @@ use super::asked::Asked;
 use super::{Primary, PrimaryHandle};
 use crate::identity::{WorkerId, WorkerTag};
 use crate::mail::{
-    Class, Letter, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
+    Class, Letter, Lookout, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
 };
 use crate::supervisor::Event;
 
@@ -30,6 +30,7 @@ pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message
 #[derive(Default)]
 pub(crate) struct Mail {
     pub(super) hub: MailHub,
+    pub(super) lookout: Lookout,
     handlers: BTreeMap<String, Handler>,
     /// Kinds without a function, and how many messages of them were dropped.
     unknown: BTreeMap<String, u64>,
@@ -57,6 +58,9 @@ impl Mail {
 impl Primary {
     /// Takes in what came, where `ready` says so.
     pub(super) fn read_mail(&mut self, wanted: &[Wanted], ready: &[bool]) {
+        if wanted.iter().zip(ready).any(|(want, ready)| *ready && want.is_to_read()) {
+            self.mail.lookout.came(Instant::now());
+        }
         for (worker, why) in self.mail.hub.read(wanted, ready) {
             self.queue.push_back(Event::Garbled { worker, why: format!("mail: {why}") });
         }

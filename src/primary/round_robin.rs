@@ -96,6 +96,8 @@ pub(super) struct Waits {
     pub(super) dealing: Option<Duration>,
     /// When there is something else to do.
     pub(super) until: Option<Instant>,
+    /// When to sleep at the earliest.
+    pub(super) awake: Option<Instant>,
     pub(super) now: Instant,
 }
 
@@ -107,12 +109,12 @@ pub(super) fn deal_on<'fd>(
     mut set: Set<'fd>,
     waits: Waits,
 ) -> io::Result<Vec<bool>> {
-    let Waits { mut dealing, until, mut now } = waits;
+    let Waits { mut dealing, until, awake, mut now } = waits;
     let others = set.len();
     for _ in 0..TURNS {
         set.change(others, dealer.watched(table.listeners, table.children));
         let left = until.map(|at| at.saturating_duration_since(now));
-        let ready = set.wait(left.into_iter().chain(dealing).min())?;
+        let ready = set.wait_awake(awake, left.into_iter().chain(dealing).min())?;
         let came = || (others..set.len()).filter(|at| set.is_ready(*at));
         let alone = came().count() == ready;
         dealer.dealt(came().map(|at| at - others));

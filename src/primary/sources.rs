@@ -101,7 +101,8 @@ impl Primary {
                 mind: &self.supervisor,
                 listeners: acceptable(&self.listeners, self.taking_over),
             };
-            deal_on(&mut self.dealer, &table, set, Waits { dealing, until, now })?
+            let awake = self.mail.lookout.until();
+            deal_on(&mut self.dealer, &table, set, Waits { dealing, until, awake, now })?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
             if let Some(child) = self.children.get_mut(id) {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -71,6 +71,20 @@ impl<'fd> Set<'fd> {
             Err(e) => return Err(e.into()),
         };
         Ok(self.ready)
+    }
+
+    /// The same, without sleeping before `awake`: whoever is asleep takes long to be woken.
+    pub(crate) fn wait_awake(
+        &mut self,
+        awake: Option<Instant>,
+        timeout: Option<Duration>,
+    ) -> io::Result<usize> {
+        while awake.is_some_and(|until| Instant::now() < until) {
+            if self.wait(Some(Duration::ZERO))? > 0 {
+                return Ok(self.ready);
+            }
+        }
+        self.wait(timeout)
     }
 
     /// What came of waiting is dealt with.
@@ -142,6 +156,20 @@ mod tests {
         assert_eq!(wait(&watched, now).expect("poll"), [true, true, false]);
         drop(peer);
         assert_eq!(wait(&watched, now).expect("poll"), [true, true, true]);
+    }
+
+    #[test]
+    fn who_stays_awake_sees_what_comes_meanwhile_and_what_comes_later() {
+        let (socket, mut peer) = UnixStream::pair().expect("pair");
+        let mut set = Set::new([Watch::read(socket.as_fd())].into_iter());
+        let long = Instant::now() + Duration::from_secs(60);
+        let now = Some(Duration::ZERO);
+        let soon = Instant::now() + Duration::from_micros(10);
+        assert_eq!(set.wait_awake(Some(soon), now).expect("poll"), 0);
+        peer.write_all(b"x").expect("write");
+        assert_eq!(set.wait_awake(Some(long), now).expect("poll"), 1);
+        assert_eq!(set.wait_awake(None, None).expect("poll"), 1);
+        assert!(set.is_ready(0));
     }
 
     #[test]

@@ -2,9 +2,12 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
@@ -20,6 +23,22 @@ pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// Registers `fd` with the current runtime, to wait until it is readable or writable.
 pub(crate) fn both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Waits until `fd` is readable, and does not let the loop sleep before `awake`. All else goes on meanwhile.
+pub(crate) async fn readable_awake(
+    fd: &AsyncFd<OwnedFd>,
+    awake: Option<Instant>,
+) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    let mut readable = pin!(fd.readable());
+    while awake.is_some_and(|until| Instant::now() < until) {
+        let polled = poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx))).await;
+        if let Poll::Ready(ready) = polled {
+            return ready;
+        }
+        tokio::task::yield_now().await;
+    }
+    readable.await
 }
 
 /// Reads once into the rest of `buf`, without waiting.
@@ -197,6 +216,27 @@ mod tests {
         assert_eq!(token_in(line, 18), Some(0x7f3a_1234_5678));
         assert_eq!(token_in(line, 8), None);
         assert_eq!(token_in("pos:\t0", 0), None);
+    }
+
+    #[test]
+    fn who_stays_awake_reads_what_comes_meanwhile_and_what_comes_later() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(async {
+            let (near, far) = std::os::unix::net::UnixStream::pair().expect("pair");
+            near.set_nonblocking(true).expect("non-blocking");
+            let channel = readable(near.into()).expect("registered");
+            for awake in [None, Some(Duration::from_micros(10)), Some(Duration::from_secs(60))] {
+                let until = awake.map(|span| Instant::now() + span);
+                let speaks = async {
+                    tokio::task::yield_now().await;
+                    socket::write_now(&far, b"x").expect("write");
+                };
+                let (ready, ()) = tokio::join!(readable_awake(&channel, until), speaks);
+                let read = socket::read_now(channel.get_ref(), &mut [0; 2]);
+                assert_eq!(read.expect("read"), 1, "{awake:?}");
+                ready.expect("readable").clear_ready();
+            }
+        });
     }
 
     #[test]

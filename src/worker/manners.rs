@@ -5,6 +5,7 @@
 //! something: so a worker that is frozen, stopped or busy costs the others next to nothing.
 
 use crate::scoreboard::Other;
+use crate::trust::Trust;
 
 /// Who has so many connections more than another one waits for it, and who has so many fewer stands in the front.
 /// In line those with one more are behind those with one less already.
@@ -12,34 +13,6 @@ pub(super) const APART: u64 = 2;
 
 /// So many workers stand in the front at most.
 const FRONT: usize = 2;
-
-/// After so many disappointments in a row trust does not fall further: 2^6 - 2 connections go without it.
-const MOST: u32 = 6;
-
-/// Trust that is lost by disappointment, for twice as long each time, and regained at once.
-#[derive(Debug, Default, Clone, Copy)]
-struct Trust {
-    disappointed: u32,
-    rest: u32,
-}
-
-impl Trust {
-    /// Whether to trust this time.
-    fn is_given(&mut self) -> bool {
-        let given = self.rest == 0;
-        self.rest = self.rest.saturating_sub(1);
-        given
-    }
-
-    fn lose(&mut self) {
-        self.disappointed = (self.disappointed + 1).min(MOST);
-        self.rest = (1 << self.disappointed) - 2;
-    }
-
-    fn regain(&mut self) {
-        *self = Trust::default();
-    }
-}
 
 /// What a worker remembers of those it waited for in vain.
 #[derive(Debug, Default)]
