@@ -15,7 +15,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::Domain;
 use tokio::sync::Notify;
@@ -116,11 +116,12 @@ impl Acceptor {
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
-                    let waited = self.waits.of(&fd, self.unix);
+                    let now = Instant::now();
+                    let waited = self.waits.of(&fd, self.unix, now);
                     let taken = self.newcomers.take(fd, self.unix, waited);
                     self.count();
                     match taken {
-                        Taken::Spoke => burst.pause().await,
+                        Taken::Spoke => burst.pause(now).await,
                         Taken::Awaited => self.line.step_back(),
                         Taken::Silent => {}
                     }

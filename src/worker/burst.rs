@@ -15,11 +15,11 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    /// Lets the connection that was taken last have its first turn before the next one is taken; in a burst that has
+    /// Lets the connection that was taken `now` have its first turn before the next one is taken; in a burst that has
     /// lasted too long, everybody else who has something to do as well, for which the kernel is asked.
-    pub(super) async fn pause(&mut self) {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
-        if begun.elapsed() < MOST {
+    pub(super) async fn pause(&mut self, now: Instant) {
+        let begun = *self.begun.get_or_insert(now);
+        if now.duration_since(begun) < MOST {
             return step_aside().await;
         }
         self.begun = None;
@@ -44,17 +44,13 @@ mod tests {
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime.expect("runtime"), async {
             let said = Rc::new(RefCell::new(Vec::new()));
-            let mut burst = Burst::default();
-            // One of these pauses is long after the first.
-            for i in 0..3 {
+            let (mut burst, begun) = (Burst::default(), Instant::now());
+            // The last of these pauses is long after the first.
+            for (i, after) in [Duration::ZERO, MOST / 2, 2 * MOST].into_iter().enumerate() {
                 let there = Rc::clone(&said);
                 tokio::task::spawn_local(async move { there.borrow_mut().push(i) });
-                burst.pause().await;
+                burst.pause(begun + after).await;
                 assert_eq!(said.borrow().len(), i + 1);
-                let begun = Instant::now();
-                while i == 1 && begun.elapsed() < MOST {
-                    std::hint::spin_loop();
-                }
             }
             burst.end();
             assert!(burst.begun.is_none());

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
@@ -91,7 +91,7 @@ impl Taker {
                     let waited = wait_of(&newcomer.fd, newcomer.unix);
                     let taken = self.newcomers.take(newcomer.fd, newcomer.unix, waited);
                     if taken == Taken::Spoke {
-                        burst.pause().await;
+                        burst.pause(Instant::now()).await;
                     }
                 }
                 Dealt::Lost => self.lost(),

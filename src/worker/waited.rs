@@ -69,12 +69,12 @@ pub(super) struct Waits {
 }
 
 impl Waits {
-    /// How long `fd` waited, which was taken just now; `None` if nobody can tell.
-    pub(super) fn of(&self, fd: impl AsFd, unix: bool) -> Option<Duration> {
+    /// How long `fd` waited, which was taken `now`; `None` if nobody can tell.
+    pub(super) fn of(&self, fd: impl AsFd, unix: bool, now: Instant) -> Option<Duration> {
         if unix {
             return None;
         }
-        self.at(Instant::now(), || wait_of(fd, unix))
+        self.at(now, || wait_of(fd, unix))
     }
 
     fn at(&self, now: Instant, ask: impl FnOnce() -> Option<Duration>) -> Option<Duration> {
