@@ -160,6 +160,16 @@ impl Latency {
     }
 }
 
+impl Latency {
+    /// Whoever waits for an answer sends nothing meanwhile, so a stall is one slow request of each connection. Here each
+    /// answer that took longer than twice the mean interval of a connection stands for those as well that would have
+    /// been due in it, each an interval later: what wrk does, and HdrHistogram's correction for coordinated omission.
+    pub(super) fn corrected(all: &Tally, connections: usize, measured_s: f64) -> Latency {
+        let interval = ratio(measured_s * 1e9 * connections as f64, all.responses() as f64);
+        Latency::of(&all.latency.clone_correct(interval as u64))
+    }
+}
+
 impl Statuses {
     pub(super) fn of(classes: &[u64; 6]) -> Statuses {
         let [zero, one, good, elsewhere, wrong, broken] = *classes;

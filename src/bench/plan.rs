@@ -51,6 +51,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Whether each connection waits for an answer before it asks again.
+    pub(super) fn is_closed_loop(&self) -> bool {
+        self.rate.is_none() && self.pipeline == 1
+    }
+
     /// The plan of `prefork bench URL`: 10 s, 64 connections, two threads.
     pub(crate) fn new(target: Target) -> Plan {
         Plan {

@@ -49,6 +49,9 @@ pub(crate) struct Report {
     pub(crate) rounds: Vec<RoundReport>,
     /// From the moment a request was due to the end of its response.
     pub(crate) latency: Latency,
+    /// The same with requests that a closed loop did not send while it waited, as wrk counts; none where there is no
+    /// such loop.
+    pub(crate) corrected: Option<Latency>,
     pub(crate) statuses: Statuses,
     pub(crate) failures: Failures,
     /// By process, the busiest first; empty if the target does not tell.
@@ -148,6 +151,9 @@ impl Report {
             bytes_per_second: ratio(all.bytes as f64, measured_s),
             rounds: reports,
             latency: Latency::of(&all.latency),
+            corrected: plan
+                .is_closed_loop()
+                .then(|| Latency::corrected(&all, plan.connections, measured_s)),
             statuses: Statuses::of(&all.classes),
             failures: Failures::of(&all.failures),
             balance: figures::balance(&all),

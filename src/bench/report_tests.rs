@@ -88,6 +88,24 @@ fn rounds_are_put_side_by_side() {
 }
 
 #[test]
+fn a_stall_stands_for_those_that_a_closed_loop_did_not_send() {
+    let mut tally = Tally::new();
+    for millis in std::iter::repeat_n(10, 50).chain([500]) {
+        tally.answered(200, millis * 1_000_000, None, None);
+    }
+    let corrected = Latency::corrected(&tally, 1, 1.0);
+    // One request each 19.6 ms, so 24 more would have been sent in those 500 ms.
+    let ten_ms = 10_000.0..10_010.0;
+    assert!(ten_ms.contains(&Latency::of(&tally.latency).p90), "as it was measured");
+    assert!(ten_ms.contains(&corrected.p50), "{}", corrected.p50);
+    assert!((330_000.0..370_000.0).contains(&corrected.p90), "{}", corrected.p90);
+    let closed = Plan::new(Target::parse("http://127.0.0.1:3000/").expect("url"));
+    assert!(closed.is_closed_loop());
+    assert!(!Plan { rate: Some(5), ..closed.clone() }.is_closed_loop());
+    assert!(!Plan { pipeline: 2, ..closed }.is_closed_loop());
+}
+
+#[test]
 fn a_run_that_measured_nothing_has_a_report() {
     let round =
         Round { tally: Tally::new(), measured: Duration::ZERO, usage: None, done: Done::default() };

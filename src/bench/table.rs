@@ -63,9 +63,21 @@ fn latency(text: &mut String, report: &Report) {
         ("max", latency.max),
         ("mean", latency.mean),
     ];
-    let cells: Vec<String> =
-        cells.iter().map(|(name, value)| format!("{name} {}", time(*value))).collect();
-    let _ = writeln!(text, "latency     {}", cells.join("   "));
+    let _ = writeln!(text, "latency     {}", listed(&cells));
+    if let Some(corrected) = &report.corrected {
+        let cells = [
+            ("p50", corrected.p50),
+            ("p75", corrected.p75),
+            ("p90", corrected.p90),
+            ("p99", corrected.p99),
+        ];
+        let _ = writeln!(text, "  as wrk    {}", listed(&cells));
+    }
+}
+
+fn listed(cells: &[(&str, f64)]) -> String {
+    let cells = cells.iter().map(|(name, value)| format!("{name} {}", time(*value)));
+    cells.collect::<Vec<_>>().join("   ")
 }
 
 fn errors(text: &mut String, report: &Report) {

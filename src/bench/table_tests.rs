@@ -10,7 +10,8 @@ fn the_table_answers_each_question_in_a_line() {
          measured for 1 s\n\
          \n\
          requests/s  1 000   responses 1 000   received 69.0 kB/s\n\
-         latency     p50 500 us   p75 750 us   p90 900 us   p99 990 us   p99.9 999 us   max 1.00 ms   mean 501 us\n\
+         latency     p50 500 us   p75 750 us   p90 900 us   p99 990 us   p99.9 999 us   max 1.00 ms   mean 501 us\n  \
+           as wrk    p50 500 us   p75 750 us   p90 900 us   p99 990 us\n\
          errors      2 reset, 1 status 5xx\n\
          \n\
          PID  REQUESTS   SHARE  CONN     P50     P99      MAX\n  \

@@ -17,6 +17,9 @@ URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each co
 it has the answer to the last one. With --rate requests are due by the clock, and latency counts from then, so that a \
 server that stands still is seen to.
 
+The line `as wrk` is for comparing with wrk: an answer slower than twice the mean interval of a connection is counted once more \
+for each interval in it, for requests that nobody sent meanwhile.
+
 With --chaos faults are done to the server, which must be a prefork server of this user on this machine: kill is SIGKILL to a \
 worker drawn by lot, reload is SIGHUP to the primary, freeze is SIGSTOP to a worker drawn by lot and SIGCONT after 1s or the \
 time behind the slash. A request that suffered counts for the fault done last to its process, or else for the last one \
