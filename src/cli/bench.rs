@@ -15,10 +15,8 @@ use crate::error::{Error, Result};
 const HELP: &str = "\
 URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when \
 it has the answer to the last one. With --rate requests are due by the clock, and latency counts from then, so that a \
-server that stands still is seen to.
-
-The line `as wrk` is for comparing with wrk: an answer slower than twice the mean interval of a connection is counted once more \
-for each interval in it, for requests that nobody sent meanwhile.
+server that stands still is seen to. The line `as wrk` is for comparing with wrk: an answer slower than twice the mean \
+interval of a connection is counted once more for each interval in it, for requests that nobody sent meanwhile.
 
 With --chaos faults are done to the server, which must be a prefork server of this user on this machine: kill is SIGKILL to a \
 worker drawn by lot, reload is SIGHUP to the primary, freeze is SIGSTOP to a worker drawn by lot and SIGCONT after 1s or the \
