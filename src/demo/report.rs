@@ -78,6 +78,9 @@ impl Report {
             [one.how.clone(), time(one.p50), time(one.p99), time(one.max), ratio]
         }));
         write_part(&mut text, &mut rows);
+        for Served { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0) {
+            text.push_str(&format!("FAILED: {failed} requests for / ({how})\n\n"));
+        }
         if !self.complete {
             text.push_str("PARTIAL: a signal ended it early\n\n");
         }
@@ -152,8 +155,14 @@ mod tests {
         let computed =
             |ratio| Computed { how: "so".into(), seconds: 4.0 * ratio, ratio, ideal: 0.5 };
         let created = |what, new_us| Created { what, new_us, reused_us: 5.0 };
-        let served =
-            |ratio| Served { how: "so".into(), p50: 90.0, p99: 100.0 * ratio, max: 1e5, ratio };
+        let served = |ratio| Served {
+            how: "so".into(),
+            p50: 90.0,
+            p99: 100.0 * ratio,
+            max: 1e5,
+            ratio,
+            failed: 0,
+        };
         Report::of(
             &Plan::FULL,
             2,
@@ -186,5 +195,13 @@ mod tests {
         cut.complete = false;
         assert!(cut.to_table().contains("PARTIAL"));
         assert_eq!(cut.exit_status(), 1);
+    }
+
+    #[test]
+    fn requests_that_failed_are_told_of() {
+        let mut report = report(5_000.0);
+        assert!(!report.to_table().contains("FAILED"));
+        report.serving[1].failed = 17;
+        assert!(report.to_table().contains("FAILED: 17 requests for / (so)"));
     }
 }

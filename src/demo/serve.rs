@@ -27,6 +27,8 @@ pub(crate) struct Served {
     pub(crate) max: f64,
     /// P99, of that without requests that compute.
     pub(crate) ratio: f64,
+    /// Requests for `/` that got no answer, or one that says that something went wrong.
+    pub(crate) failed: u64,
 }
 
 /// The cases in order, and whether all of them were measured: a signal ends it early.
@@ -58,9 +60,9 @@ pub(super) fn measure(
         let Some(report) = one(plan, &who, heavy.map(String::as_str), &mut signals)? else {
             return Ok((all, false));
         };
-        let bench::Latency { p50, p99, max, .. } = report.latency;
+        let (failed, bench::Latency { p50, p99, max, .. }) = (report.errors(), report.latency);
         let idle = all.first().map_or(p99, |first| first.p99);
-        all.push(Served { how, p50, p99, max, ratio: p99 / idle });
+        all.push(Served { how, p50, p99, max, ratio: p99 / idle, failed });
     }
     Ok((all, true))
 }
