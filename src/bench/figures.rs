@@ -158,9 +158,7 @@ impl Latency {
             curve: shown.map(|percent| (percent, at(percent / 100.0))).collect(),
         }
     }
-}
 
-impl Latency {
     /// Whoever waits for an answer sends nothing meanwhile, so a stall is one slow request of each connection. Here each
     /// answer that took longer than twice the mean interval of a connection stands for those as well that would have
     /// been due in it, each an interval later: what wrk does, and HdrHistogram's correction for coordinated omission.

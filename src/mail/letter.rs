@@ -138,7 +138,7 @@ impl Letter {
 pub(crate) fn letter(
     place: Place,
     kind: &str,
-    payload: bytes::Bytes,
+    payload: Bytes,
     carried: Carried,
 ) -> Result<Letter, MailError> {
     let kind = Kind::new(kind)?;

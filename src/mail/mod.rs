@@ -16,8 +16,9 @@
 //! without its FIRST, or a letter over the cap condemns the channel it came by. Neither end trusts the other.
 //!
 //! `letter` and `frame` are the codec, `outbox` decides what is sent next, `assembler` puts together what came, `post`
-//! has a box for each worker and decides whose letter is next and where it goes, `lookout` whether to sleep: all pure. `hub` is the primary's
-//! end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and `requests` behind it.
+//! has a box for each worker and decides whose letter is next and where it goes, `lookout` whether to sleep until the
+//! next: all pure. `hub` is the primary's end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and
+//! `requests` behind it.
 
 mod assembler;
 mod connection;

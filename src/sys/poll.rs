@@ -79,7 +79,9 @@ impl<'fd> Set<'fd> {
         awake: Option<Instant>,
         timeout: Option<Duration>,
     ) -> io::Result<usize> {
-        while awake.is_some_and(|until| Instant::now() < until) {
+        // Who has no time to sleep has none to look out either.
+        let sleeps = timeout.is_none_or(|timeout| !timeout.is_zero());
+        while sleeps && awake.is_some_and(|until| Instant::now() < until) {
             if self.wait(Some(Duration::ZERO))? > 0 {
                 return Ok(self.ready);
             }
@@ -165,9 +167,10 @@ mod tests {
         let long = Instant::now() + Duration::from_secs(60);
         let now = Some(Duration::ZERO);
         let soon = Instant::now() + Duration::from_micros(10);
-        assert_eq!(set.wait_awake(Some(soon), now).expect("poll"), 0);
+        assert_eq!(set.wait_awake(Some(long), now).expect("poll"), 0);
+        assert_eq!(set.wait_awake(Some(soon), Some(Duration::from_millis(1))).expect("poll"), 0);
         peer.write_all(b"x").expect("write");
-        assert_eq!(set.wait_awake(Some(long), now).expect("poll"), 1);
+        assert_eq!(set.wait_awake(Some(long), None).expect("poll"), 1);
         assert_eq!(set.wait_awake(None, None).expect("poll"), 1);
         assert!(set.is_ready(0));
     }
