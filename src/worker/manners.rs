@@ -89,10 +89,11 @@ const BESIDE: usize = 4;
 /// for a moment is below what can be measured; where more of them are silent, they are met side by side all the time.
 const SPEAKERS: u32 = 1024;
 
-/// How silent newcomers are met. Each holds up accepting for a moment. Where some stay silent, up to [`BESIDE`] of them
-/// are waited for side by side before the next is held up: so a stream of silent ones between those who speak costs these
-/// nothing, as hardly ever so many come within one moment. And where hardly anybody speaks, hardly anybody is waited
-/// for: so a flood of silent ones costs a moment for every 2^6 of them.
+/// How silent newcomers are met. Each holds up accepting for a moment. Where some stay silent for long, up to [`BESIDE`] of
+/// them are waited for side by side before the next is held up: so a stream of silent ones between those who speak costs
+/// these nothing, as hardly ever so many come within one moment. Who speaks a little late does not count for that, as all
+/// who are waited for would be lost with the worker. And where hardly anybody speaks, hardly anybody is waited for: so
+/// a flood of silent ones costs a moment for every 2^6 of them.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     trust: Trust,
@@ -113,15 +114,18 @@ impl Patience {
         1 + self.beside
     }
 
-    /// Whether one that was waited for has spoken.
+    /// Whether one that was waited for has spoken within its moment.
     pub(super) fn learn(&mut self, spoke: bool) {
         if !spoke {
-            self.trust.lose();
-            (self.beside, self.spoke) = ((self.beside + 1).min(BESIDE - 1), 0);
-            return;
+            return self.trust.lose();
         }
         self.trust.regain();
         self.has_spoken();
+    }
+
+    /// One that was waited for has been silent for long.
+    pub(super) fn stays_silent(&mut self) {
+        (self.beside, self.spoke) = ((self.beside + 1).min(BESIDE - 1), 0);
     }
 
     /// A newcomer had sent something before it was accepted.
@@ -231,8 +235,10 @@ mod tests {
         let mut patience = Patience::default();
         assert_eq!(patience.at_once(), 1);
         patience.learn(false);
+        assert_eq!(patience.at_once(), 1, "it may only be late");
+        patience.stays_silent();
         assert_eq!(patience.at_once(), 2);
-        (0..10).for_each(|_| patience.learn(false));
+        (0..10).for_each(|_| patience.stays_silent());
         assert_eq!(patience.at_once(), BESIDE);
         let spoken = (1..BESIDE).map(|_| SPEAKERS).sum();
         (2..spoken).for_each(|_| patience.learn(true));

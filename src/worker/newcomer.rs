@@ -20,6 +20,9 @@ use crate::sys;
 /// How long a silent newcomer holds up the next, and how long a polite worker waits. The timer's step.
 pub(super) const MOMENT: Duration = Duration::from_millis(1);
 
+/// Who has said nothing for so long is not late, but silent. Many round trips to a client that is not far away.
+const LATE: Duration = Duration::from_millis(20);
+
 /// A connection that was accepted, with what it sent already.
 pub(super) struct Accepted {
     pub(super) link: Link,
@@ -110,13 +113,23 @@ impl Newcomers {
         let patience = Rc::clone(&self.patience);
         state.fresh.set(state.fresh.get() + 1);
         tokio::task::spawn_local(async move {
-            let spoke = tokio::time::timeout(MOMENT, accepted.link.readable()).await;
-            patience.borrow_mut().learn(spoke.is_ok());
-            accepted.first =
-                spoke.ok().and_then(|_| first_bytes(accepted.link.fd().ok()?)).unwrap_or_default();
+            let in_time = tokio::time::timeout(MOMENT, accepted.link.readable()).await.is_ok();
+            patience.borrow_mut().learn(in_time);
+            let go_on = || {
+                state.fresh.set(state.fresh.get() - 1);
+                state.room.notify_waiters();
+            };
+            if !in_time {
+                go_on();
+                if tokio::time::timeout(LATE, accepted.link.readable()).await.is_err() {
+                    patience.borrow_mut().stays_silent();
+                }
+            }
+            accepted.first = accepted.link.fd().ok().and_then(first_bytes).unwrap_or_default();
             handle(accepted);
-            state.fresh.set(state.fresh.get() - 1);
-            state.room.notify_waiters();
+            if in_time {
+                go_on();
+            }
         });
     }
 }
