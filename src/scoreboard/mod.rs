@@ -37,7 +37,7 @@ pub(crate) use inflight::Ticket;
 pub use pool::PoolSnapshot;
 pub(crate) use pool::{Ending, PoolMeter};
 pub(crate) use row::{Meter, OwnRow, ThreadRow, WorkerState};
-pub(crate) use shared::SharedRow;
+pub(crate) use shared::{Row, SharedRow};
 pub(crate) use snapshot::Glance;
 pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};
 

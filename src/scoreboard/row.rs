@@ -10,7 +10,7 @@ use super::layout::{
     PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER, Word,
 };
 use super::pool::PoolMeter;
-use super::shared::SharedRow;
+use super::shared::{Row, SharedRow};
 use crate::identity::Slot;
 use crate::sys::process::monotonic_ms;
 use crate::sys::shm::Page;
@@ -135,47 +135,42 @@ impl OwnRow {
         OPEN.load(self.page)
     }
 
-    /// What a connection needs of the row.
-    pub(crate) fn meter(&self) -> Meter {
-        Meter { page: self.page, shared: self.shared }
-    }
-
     /// What the worker's CPU pool counts.
     pub(crate) fn pool(&self) -> PoolMeter {
         PoolMeter::of(self.page)
     }
+}
 
-    /// Method and path of the request with this ticket, escaped.
-    pub(crate) fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
+impl Row for OwnRow {
+    fn meter(&self) -> Meter {
+        Meter { page: self.page, shared: self.shared }
+    }
+
+    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
         ticket.and_then(|ticket| inflight::read(self.page, ticket))
     }
 
-    /// A handler panicked.
-    pub(crate) fn panicked(&self) {
+    fn panicked(&self) {
         PANICS.add(self.page, 1);
     }
 
-    /// A request begins; its ticket names it in `running` and `finish`.
-    pub(crate) fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
+    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
         REQUESTS.add(self.page, 1);
         ACTIVE.add(self.page, 1);
         self.entries.borrow_mut().begin(self.page, method, path, now_ms)
     }
 
-    /// The handler of `ticket` runs now, until the next call.
-    pub(crate) fn running(&self, ticket: Option<Ticket>) {
+    fn running(&self, ticket: Option<Ticket>) {
         Entries::running(self.page, ticket);
     }
 
-    /// The head of a response with this status was produced.
-    pub(crate) fn responded(&self, status: u16) {
+    fn responded(&self, status: u16) {
         if let class @ 1..=5 = usize::from(status / 100) {
             RESPONSES.plus(class - 1).add(self.page, 1);
         }
     }
 
-    /// The request is over, answered or not.
-    pub(crate) fn finish(&self, ticket: Option<Ticket>) {
+    fn finish(&self, ticket: Option<Ticket>) {
         ACTIVE.add(self.page, u64::MAX);
         if let Some(ticket) = ticket {
             self.entries.borrow_mut().finish(self.page, ticket);

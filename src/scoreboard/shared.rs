@@ -11,6 +11,24 @@ use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES};
 use super::row::Meter;
 use crate::sys::shm::Page;
 
+/// What a request is entered in, by one thread or by any.
+pub(crate) trait Row {
+    /// What a connection needs of the row.
+    fn meter(&self) -> Meter;
+    /// A request begins; its ticket names it in `running` and `finish`.
+    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket>;
+    /// The handler of `ticket` runs now, until the next call.
+    fn running(&self, ticket: Option<Ticket>);
+    /// Method and path of the request with this ticket, escaped.
+    fn describe(&self, ticket: Option<Ticket>) -> Option<String>;
+    /// A handler panicked.
+    fn panicked(&self);
+    /// The head of a response with this status was produced.
+    fn responded(&self, status: u16);
+    /// The request is over, answered or not.
+    fn finish(&self, ticket: Option<Ticket>);
+}
+
 /// What requests are counted in, by any thread.
 pub(crate) struct SharedRow {
     page: &'static Page,
@@ -22,46 +40,45 @@ impl SharedRow {
         SharedRow { page, entries: Mutex::new(Entries::new()) }
     }
 
-    /// What a connection needs of the row.
-    pub(crate) fn meter(&self) -> Meter {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        // Nothing panics with the lock held; an entry that is lost costs a line in `status`.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Row for SharedRow {
+    fn meter(&self) -> Meter {
         Meter::shared(self.page)
     }
 
-    /// Method and path of the request with this ticket, escaped.
-    pub(crate) fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
+    /// Several run at a time: none of them has the loop.
+    fn running(&self, _: Option<Ticket>) {}
+
+    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
         ticket.and_then(|ticket| inflight::read(self.page, ticket))
     }
 
-    /// A handler panicked.
-    pub(crate) fn panicked(&self) {
+    fn panicked(&self) {
         PANICS.add_shared(self.page, 1);
     }
 
-    /// A request begins.
-    pub(crate) fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
+    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
         REQUESTS.add_shared(self.page, 1);
         ACTIVE.add_shared(self.page, 1);
         self.entries().begin(self.page, method, path, now_ms)
     }
 
-    /// The head of a response with this status was produced.
-    pub(crate) fn responded(&self, status: u16) {
+    fn responded(&self, status: u16) {
         if let class @ 1..=5 = usize::from(status / 100) {
             RESPONSES.plus(class - 1).add_shared(self.page, 1);
         }
     }
 
-    /// The request is over, answered or not.
-    pub(crate) fn finish(&self, ticket: Option<Ticket>) {
+    fn finish(&self, ticket: Option<Ticket>) {
         ACTIVE.add_shared(self.page, u64::MAX);
         if let Some(ticket) = ticket {
             self.entries().finish(self.page, ticket);
         }
-    }
-
-    fn entries(&self) -> MutexGuard<'_, Entries> {
-        // Nothing panics with the lock held; an entry that is lost costs a line in `status`.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

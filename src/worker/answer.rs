@@ -20,6 +20,7 @@ use pin_project_lite::pin_project;
 use super::books::{Books, Serving};
 use super::framing::{self, Fields};
 use super::house::House;
+use crate::scoreboard::Row;
 
 /// An error of a handler or a body.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -145,7 +146,7 @@ fn finished<B: Body, H: House>(
         // Most likely it says `close`: after that no other worker should wait for a request.
         conn.root();
     }
-    house.responded(status.as_u16());
+    house.row().responded(status.as_u16());
     response
 }
 

@@ -11,7 +11,7 @@ use super::conn::Conn;
 use super::edge::{Edge, Framing, head_length};
 use super::house::House;
 use super::wire::{Recent, is_beginning};
-use crate::scoreboard::Ticket;
+use crate::scoreboard::{Row, Ticket};
 
 /// What all requests of one connection are entered in.
 pub(super) struct Books<H: House> {
@@ -33,7 +33,7 @@ impl<H: House> Serving<H> {
         let now = books.house.now_ms();
         let framing = books.framing_of(request);
         books.conn.request_begun(now);
-        let ticket = books.house.begin(request.method().as_str(), request.uri().path(), now);
+        let ticket = books.house.row().begin(request.method().as_str(), request.uri().path(), now);
         Serving { books: books.clone(), ticket, framing }
     }
 }
@@ -62,22 +62,22 @@ impl<H: House> Serving<H> {
     /// Runs a piece of the handler, marked on the scoreboard as having the loop. `None` if it panicked.
     pub(super) fn on_loop<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
         let house = &self.books.house;
-        house.running(self.ticket);
+        house.row().running(self.ticket);
         let done = catch_unwind(AssertUnwindSafe(run));
-        house.running(None);
+        house.row().running(None);
         done.map_err(|panic| self.panicked(&*panic)).ok()
     }
 
     #[cold]
     fn panicked(&self, panic: &(dyn Any + Send)) {
         let house = &self.books.house;
-        house.panicked();
+        house.row().panicked();
         let text = panic
             .downcast_ref::<&str>()
             .copied()
             .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no message");
-        let request = house.describe(self.ticket).unwrap_or_else(|| "a request".to_string());
+        let request = house.row().describe(self.ticket).unwrap_or_else(|| "a request".to_string());
         let tag = house.tag();
         log::error!("{tag} the handler of {request} panicked: {text}");
     }
@@ -86,7 +86,7 @@ impl<H: House> Serving<H> {
 impl<H: House> Drop for Serving<H> {
     fn drop(&mut self) {
         let Books { house, conn, .. } = &*self.books;
-        house.finish(self.ticket);
+        house.row().finish(self.ticket);
         let (received, tail) = conn.progress();
         let edge = Edge::of(self.framing, received, tail);
         conn.request_over(edge, house.now_ms());

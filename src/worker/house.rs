@@ -11,41 +11,35 @@ use super::registry::Entry;
 use super::state::State;
 use crate::config::Config;
 use crate::identity::WorkerTag;
-use crate::scoreboard::{Meter, Ticket};
+use crate::scoreboard::{OwnRow, Row};
 
 /// A worker, as a connection in it sees it.
 pub(super) trait House: Sized + 'static {
     /// How its connections share what they share.
     type Ptr<T: 'static>: Deref<Target = T> + Clone;
+    type Row: Row;
 
     fn share<T: 'static>(value: T) -> Self::Ptr<T>;
 
     fn tag(&self) -> WorkerTag;
     fn config(&self) -> &Config;
-    fn meter(&self) -> Meter;
+    /// What its requests are entered in.
+    fn row(&self) -> &Self::Row;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests are to leave for another worker now.
     fn hands_over(&self) -> bool;
     /// Whether the client has to be told that this connection ends with its response.
     fn says_close(&self, conn: &Conn) -> bool;
 
-    /// A request begins, and gets its line on the scoreboard if there is one left.
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket>;
-    /// Its handler runs now, until the next call.
-    fn running(&self, ticket: Option<Ticket>);
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String>;
-    fn panicked(&self);
-    fn responded(&self, status: u16);
-    fn finish(&self, ticket: Option<Ticket>);
-
     /// The time of the last beat: good to a tenth of a second, and free.
     fn now_ms(&self) -> u64 {
-        self.meter().now_ms()
+        self.row().meter().now_ms()
     }
 }
 
 impl House for State {
     type Ptr<T: 'static> = Rc<T>;
+    type Row = OwnRow;
 
     fn share<T: 'static>(value: T) -> Rc<T> {
         Rc::new(value)
@@ -59,8 +53,8 @@ impl House for State {
         &self.config
     }
 
-    fn meter(&self) -> Meter {
-        self.row.meter()
+    fn row(&self) -> &OwnRow {
+        &self.row
     }
 
     fn is_draining(&self) -> bool {
@@ -73,30 +67,6 @@ impl House for State {
 
     fn says_close(&self, conn: &Conn) -> bool {
         State::says_close(self, conn)
-    }
-
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
-        self.row.begin(method, path, now_ms)
-    }
-
-    fn running(&self, ticket: Option<Ticket>) {
-        self.row.running(ticket);
-    }
-
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        self.row.describe(ticket)
-    }
-
-    fn panicked(&self) {
-        self.row.panicked();
-    }
-
-    fn responded(&self, status: u16) {
-        self.row.responded(status);
-    }
-
-    fn finish(&self, ticket: Option<Ticket>) {
-        self.row.finish(ticket);
     }
 }
 

@@ -28,6 +28,7 @@ use super::state::State;
 use super::travel::{self, Departure};
 use super::wire::{Leftover, Wire, close_politely};
 use crate::config::Config;
+use crate::scoreboard::Row;
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -99,7 +100,7 @@ where
     B::Error: Into<BoxError>,
 {
     let http2 = house.config().http2 && first.starts_with(PREFACE);
-    let wire = Wire::new(link, first, Arc::clone(seat.conn()), house.meter());
+    let wire = Wire::new(link, first, Arc::clone(seat.conn()), house.row().meter());
     let leftover = wire.leftover();
     let books =
         Books { house: house.clone(), conn: Arc::clone(seat.conn()), recent: wire.recent() };

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::pool::Pool;
-use crate::scoreboard::{ClusterSnapshot, Meter, Reader, SharedRow, Ticket};
+use crate::scoreboard::{ClusterSnapshot, Reader, SharedRow};
 
 /// The worker, for code that runs on any of its threads (`threads`). Cheap to clone.
 #[derive(Clone)]
@@ -51,6 +51,7 @@ impl Shared {
 
 impl House for Shared {
     type Ptr<T: 'static> = Arc<T>;
+    type Row = SharedRow;
 
     fn share<T: 'static>(value: T) -> Arc<T> {
         Arc::new(value)
@@ -64,8 +65,8 @@ impl House for Shared {
         &self.config
     }
 
-    fn meter(&self) -> Meter {
-        self.row.meter()
+    fn row(&self) -> &SharedRow {
+        &self.row
     }
 
     fn is_draining(&self) -> bool {
@@ -78,29 +79,6 @@ impl House for Shared {
 
     fn says_close(&self, _: &Conn) -> bool {
         self.is_draining()
-    }
-
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
-        self.row.begin(method, path, now_ms)
-    }
-
-    /// Several run at a time: none of them has the loop.
-    fn running(&self, _: Option<Ticket>) {}
-
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        self.row.describe(ticket)
-    }
-
-    fn panicked(&self) {
-        self.row.panicked();
-    }
-
-    fn responded(&self, status: u16) {
-        self.row.responded(status);
-    }
-
-    fn finish(&self, ticket: Option<Ticket>) {
-        self.row.finish(ticket);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::mail::MailEnd;
 use crate::pool::Pool;
-use crate::scoreboard::{Other, OwnRow, Reader, WorkerState};
+use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use crate::steering::SlotMeter;
 use crate::sys;
 

@@ -17,6 +17,7 @@ use super::registry::{Entry, Guard};
 use super::serve;
 use super::state::State;
 use super::wire::close_politely;
+use crate::scoreboard::Row;
 use crate::span::Span;
 use crate::sys;
 
