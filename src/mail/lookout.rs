@@ -1,9 +1,9 @@
 //! Whether to sleep until the next letter, or to look out for it: a decision, without a clock.
 //!
-//! Two processes that talk in turns spend most of the time on being woken: a round trip took 65 us where both sleep, and 10
-//! where both are awake (`benches/messages.rs`). So who is answered within a moment looks out for the next letter that long before it sleeps, as the
-//! kernel does for its guests (`halt_poll_ns`). Where that was in vain it is done ever less often: letters that are no
-//! conversation cost a moment for every 2^6 of them.
+//! Two processes that talk in turns spend most of the time on being woken: a round trip took 65 us where both sleep, and
+//! 10 where both are awake (`benches/messages.rs`). So who is answered within a moment looks out for the next letter that
+//! long before it sleeps, as the kernel does for its guests (`halt_poll_ns`). Where that was in vain it is done ever less
+//! often: letters that are no conversation cost a moment for every 2^6 of them.
 
 use std::time::{Duration, Instant};
 

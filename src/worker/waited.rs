@@ -72,9 +72,6 @@ pub(super) struct Waits {
 impl Waits {
     /// How long `fd` waited, which was taken `now`; `None` if nobody can tell.
     pub(super) fn of(&self, fd: impl AsFd, unix: bool, now: Instant) -> Option<Duration> {
-        if unix {
-            return None;
-        }
         self.at(now, || wait_of(fd, unix))
     }
 
