@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::{fmt, io};
 
+use crate::printable::Printable;
+
 /// What the library's fallible calls return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -97,8 +99,7 @@ impl Error {
     /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`.
     pub fn report(&self) -> ExitCode {
         // Nobody is left to be told if this fails.
-        let _ =
-            writeln!(io::stderr(), "prefork: {}", self.to_string().replace(char::is_control, " "));
+        let _ = writeln!(io::stderr(), "prefork: {self}");
         ExitCode::from(self.exit_status())
     }
 
@@ -129,7 +130,8 @@ impl fmt::Debug for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        // What applications, files and workers said is in it.
+        Printable(&self.0).fmt(f)
     }
 }
 

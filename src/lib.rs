@@ -30,6 +30,7 @@ mod models;
 mod pid_file;
 pub mod pool;
 mod primary;
+mod printable;
 mod privilege;
 mod scoreboard;
 mod seed;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
+use crate::printable::printable;
 
 /// A pid file that is ours: locked as long as this lives, removed at its end.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ fn held(path: &Path, file: &mut File) -> Error {
     let _ = Read::by_ref(file).take(20).read_to_string(&mut pid);
     Error::bind(
         format!("the pid file {}", path.display()),
-        format!("it is held by a running process (pid {})", pid.trim().escape_debug()),
+        format!("it is held by a running process (pid {})", printable(pid.trim())),
     )
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use serde::Serialize;
 
 use crate::ListenAddr;
+use crate::printable::printable_bytes;
 
 /// Ticks per second in `/proc/PID/stat`, which the kernel promises to user space.
 const TICKS: f64 = 100.0;
@@ -59,8 +60,8 @@ impl Tree {
         // A primary and its workers all hold the socket: the root is the one whose parent does not.
         let is_root = |pid: &&u32| stat(**pid).is_some_and(|s| !holders.contains(&s.parent));
         let root = *holders.iter().find(is_root)?;
-        let name = fs::read_to_string(format!("/proc/{root}/comm")).ok()?;
-        Some(Tree { root, name: name.trim_end().escape_default().to_string() })
+        let name = fs::read(format!("/proc/{root}/comm")).ok()?;
+        Some(Tree { root, name: printable_bytes(name.trim_ascii_end(), name.len()) })
     }
 
     /// The process that the others descend from.

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::logger::one_line;
 use crate::config::raw::{Inputs, Origin, RawFlags};
 use crate::error::Result;
+use crate::printable::{printable, printable_json};
 
 pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
     let settings = Inputs::of_process(flags).resolve()?;
@@ -22,7 +22,7 @@ fn table(origins: &[Origin]) -> String {
     rows.extend(origins.iter().map(|origin| {
         let value = if origin.value.is_empty() { "-" } else { &origin.value };
         let source = origin.source.to_string();
-        [origin.key.to_string(), one_line(value).into_owned(), one_line(&source).into_owned()]
+        [origin.key.to_string(), printable(value).into_owned(), printable(&source).into_owned()]
     }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let (keys, values) = (width(0).unwrap_or(0), width(1).unwrap_or(0));
@@ -38,7 +38,8 @@ fn object(origins: &[Origin]) -> String {
         let member = json!({ "value": value, "source": origin.source.to_string() });
         (origin.key.to_string(), member)
     });
-    format!("{:#}\n", Value::Object(members.collect::<Map<_, _>>()))
+    let json = format!("{:#}\n", Value::Object(members.collect::<Map<_, _>>()));
+    printable_json(&json).into_owned()
 }
 
 #[cfg(test)]
@@ -59,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_aligned_and_one_row_is_one_line() {
+    fn the_table_is_aligned_and_one_row_is_printable() {
         assert_eq!(
             table(&origins()),
             "KEY      VALUE  SOURCE\n\

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::logger::one_line;
 use super::{answer, print, status};
 use crate::control::{self, Change, Client, Rescale};
 use crate::error::{Error, Result, exit};
+use crate::printable::printable;
 
 /// How often `status --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -166,7 +166,7 @@ fn events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
 }
 
 fn line(text: &str) -> String {
-    format!("{}\n", one_line(text))
+    format!("{}\n", printable(text))
 }
 
 /// The socket that was named, or the only one that somebody answers on.

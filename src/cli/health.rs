@@ -15,6 +15,7 @@ use crate::ListenAddr;
 use crate::config::duration;
 use crate::config::raw::{Inputs, RawFlags};
 use crate::error::{Error, Result, exit};
+use crate::printable::printable;
 
 const HELP: &str = "\
 ADDRESS is HOST:PORT, :PORT or unix:PATH. Without it the first address is asked that the environment and the \
@@ -74,9 +75,7 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     match status(&line) {
         Some(200..=299) => Ok(ExitCode::from(exit::OK)),
         Some(code) => Err(Error::refused(format!("not ready: {} answers {code}", call.path))),
-        None => {
-            Err(Error::refused(format!("{address} does not speak HTTP: {}", line.escape_debug())))
-        }
+        None => Err(Error::refused(format!("{address} does not speak HTTP: {}", printable(&line)))),
     }
 }
 

@@ -1,11 +1,12 @@
 //! The log of the binary: one record, one line, on stderr.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, Write};
 
 use log::Level;
 use nix::sys::stat::fstat;
+
+use crate::printable::Printable;
 
 /// Installs the logger; `filter` was checked with the rest of the configuration.
 pub(super) fn init(filter: &str) {
@@ -30,7 +31,7 @@ fn plain_line(
     level: Level,
     text: &dyn fmt::Display,
 ) -> io::Result<()> {
-    writeln!(out, "{now} {level:<5} {}", one_line(&text.to_string()))
+    writeln!(out, "{now} {level:<5} {}", Printable(text))
 }
 
 /// For journald, which knows when and wants to know how bad (see sd-daemon(3)).
@@ -41,7 +42,7 @@ fn journal_line(out: &mut dyn Write, level: Level, text: &dyn fmt::Display) -> i
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
     };
-    writeln!(out, "<{priority}>{}", one_line(&text.to_string()))
+    writeln!(out, "<{priority}>{}", Printable(text))
 }
 
 /// Whether stderr is the stream that systemd announced as `DEVICE:INODE`: the variable alone is
@@ -58,33 +59,9 @@ fn stderr_identity() -> Option<(u64, u64)> {
     fstat(io::stderr()).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Escapes control characters, so that no text can begin a line of its own or steer a terminal.
-pub(super) fn one_line(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::with_capacity(text.len() + 8);
-    for c in text.chars() {
-        match c.is_control() {
-            true => safe.extend(c.escape_default()),
-            false => safe.push(c),
-        }
-    }
-    Cow::Owned(safe)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_characters_are_escaped_and_others_are_not() {
-        assert_eq!(
-            one_line("a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\0"),
-            r"a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\u{0}"
-        );
-        assert!(matches!(one_line("grüße \\ \"x\""), Cow::Borrowed("grüße \\ \"x\"")));
-    }
 
     #[test]
     fn lines_have_a_time_or_a_priority() {

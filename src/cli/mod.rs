@@ -9,6 +9,7 @@ mod demo;
 mod health;
 mod logger;
 mod pages;
+mod panic_log;
 mod program;
 mod serve;
 mod shared;
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::error::{Result, exit};
+use crate::printable::Printable;
 
 /// Runs the `prefork` command.
 pub fn main() -> ExitCode {
@@ -53,7 +55,7 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
 /// One line on stderr, whatever the text.
 fn complain(text: &dyn Display) {
     // Nobody is left to be told if this fails.
-    let _ = writeln!(io::stderr(), "prefork: {}", logger::one_line(&text.to_string()));
+    let _ = writeln!(io::stderr(), "prefork: {}", Printable(text));
 }
 
 /// Prints the answer of a verb.

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::logger;
+use super::{logger, panic_log};
 use crate::app::{self, Options};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
@@ -16,6 +16,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     let settings = inputs.resolve()?;
     tidy_descriptors(&settings.config.bind)?;
     logger::init(&settings.log);
+    panic_log::init();
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }

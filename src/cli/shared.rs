@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::logger::one_line;
+use crate::printable::printable;
 use crate::shared::{SharedMetric, SharedValue};
 
 /// A header and a line for each; nothing if there is none.
@@ -10,7 +10,7 @@ pub(super) fn table(all: &[SharedMetric]) -> String {
     if all.is_empty() {
         return String::new();
     }
-    let name = |metric: &SharedMetric| one_line(&metric.name).into_owned();
+    let name = |metric: &SharedMetric| printable(&metric.name).into_owned();
     let width = all.iter().map(|metric| name(metric).chars().count()).max().unwrap_or(0).max(6);
     let mut text = format!("\n{:<width$}  VALUE\n", "SHARED");
     for metric in all {

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::logger::one_line;
 use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
+use crate::printable::printable;
 use crate::span::Span;
 use crate::{Model, PoolSnapshot, WEB};
 
@@ -28,22 +28,22 @@ pub(super) fn table(status: &Status) -> String {
         text,
         "prefork {}: primary pid={} {}, up {}, generation {}, {serving} of {} workers serve, \
          {} restarts, {} requests",
-        one_line(&primary.version),
+        printable(&primary.version),
         primary.pid,
-        one_line(&primary.phase),
+        printable(&primary.phase),
         span(primary.uptime_ms),
         primary.generation,
         primary.workers_wanted,
         primary.restarts,
         status.totals.requests,
     );
-    let dispatch = match one_line(&primary.dispatch) {
+    let dispatch = match printable(&primary.dispatch) {
         // An older primary does not say.
         unknown if unknown.is_empty() => String::new(),
         known if primary.dispatch_rung.is_empty() => format!(", dispatch {known}"),
-        known => format!(", dispatch {known} ({})", one_line(&primary.dispatch_rung)),
+        known => format!(", dispatch {known} ({})", printable(&primary.dispatch_rung)),
     };
-    let model = match one_line(&primary.model) {
+    let model = match printable(&primary.model) {
         usual if usual.is_empty() || usual == Model::default().name() => String::new(),
         other => format!(", model {other}"),
     };
@@ -53,7 +53,7 @@ pub(super) fn table(status: &Status) -> String {
         let _ = writeln!(text, "{}", waits(wait, shed));
     }
     for kind in &primary.kinds {
-        let (name, there) = (one_line(&kind.name), serving_of(status, &kind.name));
+        let (name, there) = (printable(&kind.name), serving_of(status, &kind.name));
         let _ = writeln!(text, "{there} of {} of kind {name} serve", kind.workers_wanted);
     }
     if !primary.vacant.is_empty() {
@@ -92,7 +92,7 @@ fn listeners(status: &Status) -> String {
         return "nothing any more".to_string();
     }
     let all = status.listeners.iter().map(|name| {
-        let mut text = one_line(name).into_owned();
+        let mut text = printable(name).into_owned();
         let queues: Vec<_> = status.queues.iter().filter(|queue| queue.listener == *name).collect();
         if let Some(first) = queues.first() {
             // One for each slot, in their order, or one for all.
@@ -125,7 +125,7 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.slot.to_string(),
         worker.generation.to_string(),
         worker.pid.map_or("-".to_string(), |pid| pid.to_string()),
-        one_line(&worker.state).into_owned(),
+        printable(&worker.state).into_owned(),
         span(worker.uptime_ms),
         worker.connections.to_string(),
         worker.active.to_string(),
@@ -160,7 +160,7 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
         none(),
         none(),
         format!("loop {}", thread.thread),
-        one_line(&thread.state).into_owned(),
+        printable(&thread.state).into_owned(),
         none(),
         thread.connections.to_string(),
         thread.active.to_string(),
@@ -174,11 +174,11 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
 /// The kind if it is one that serves no requests; the request that holds the event loop, or else the oldest one, and how many others there are.
 fn serving(worker: &WorkerStatus) -> String {
     if worker.kind != WEB {
-        return format!("kind={}", one_line(&worker.kind));
+        return format!("kind={}", printable(&worker.kind));
     }
     let on_loop = worker.serving.iter().find(|request| request.on_loop);
     let Some(shown) = on_loop.or(worker.serving.first()) else { return "-".to_string() };
-    let mut text: String = one_line(&shown.request).chars().take(REQUEST).collect();
+    let mut text: String = printable(&shown.request).chars().take(REQUEST).collect();
     let _ = write!(text, " ({}", span(shown.age_ms));
     if shown.on_loop {
         text.push_str(", on the event loop");
@@ -202,7 +202,7 @@ fn span(ms: u64) -> String {
 /// An event as a line of the log.
 pub(super) fn event(event: &Event) -> String {
     let Event { time_ms, level, text, .. } = event;
-    format!("{} {:<5} {}\n", utc(*time_ms), level.to_ascii_uppercase(), one_line(text))
+    format!("{} {:<5} {}\n", utc(*time_ms), level.to_ascii_uppercase(), printable(text))
 }
 
 /// `2026-11-22T10:00:00.123Z`. Days to a date after Howard Hinnant's `civil_from_days`: years begin in March,

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::{LOOK, PATIENCE};
+use crate::printable::printable;
 use crate::sys::process::{kill, tie};
 use crate::sys::signal::{Signal, SignalPipe};
 use crate::{Dispatch, Model};
@@ -188,7 +189,7 @@ impl Running {
                     {
                         return Ok(address);
                     }
-                    last = line.replace(char::is_control, " ").chars().take(300).collect();
+                    last = printable(&line).chars().take(300).collect();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::ledger::Entry;
 use super::status::Status;
 use crate::config::Workers;
+use crate::printable::printable_json;
 
 /// What can be asked. `verb` names it; the rest are its fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,7 +213,7 @@ impl Status {
     /// The status as indented JSON.
     pub fn to_json(&self) -> String {
         // Plain numbers and texts: this cannot fail.
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
     }
 }
 
@@ -220,7 +221,7 @@ impl Event {
     /// The event as JSON on one line.
     pub fn to_json(&self) -> String {
         // Plain numbers and texts: this cannot fail.
-        serde_json::to_string(self).unwrap_or_default()
+        printable_json(&serde_json::to_string(self).unwrap_or_default()).into_owned()
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{HandOver, ToPrimary, ToWorker, Unread};
 use crate::identity::Slot;
+use crate::printable::printable_bytes;
 
 /// The largest message in bytes: a connection with all the unread bytes it may have.
 pub(crate) const CAP: usize = 1 + Unread::MOST;
@@ -57,9 +58,7 @@ impl ToPrimary {
             [DISCONNECTING] => Ok(ToPrimary::Disconnecting),
             [READY] => Ok(ToPrimary::Ready),
             [RETIRING] => Ok(ToPrimary::Retiring),
-            [BOOT_FAILED, why @ ..] => {
-                Ok(ToPrimary::BootFailed(String::from_utf8_lossy(why).into_owned()))
-            }
+            [BOOT_FAILED, why @ ..] => Ok(ToPrimary::BootFailed(printable_bytes(why, TEXT))),
             [TRAVEL, unread @ ..] => {
                 let unread = Unread::new(unread.to_vec());
                 unread.map(ToPrimary::Travel).ok_or(Garbled::Length(bytes.len()))
@@ -157,6 +156,7 @@ fn in_millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::printable;
     use proptest::prelude::*;
 
     #[test]
@@ -184,6 +184,10 @@ mod tests {
     fn what_is_long_is_bounded() {
         let bytes = ToPrimary::BootFailed("x".repeat(2 * CAP)).encode();
         assert_eq!(bytes.len(), 1 + TEXT);
+        // A worker may send more than we would.
+        let long = [&[BOOT_FAILED][..], &vec![b'x'; CAP - 1]].concat();
+        let Ok(ToPrimary::BootFailed(why)) = ToPrimary::decode(&long) else { panic!("a message") };
+        assert_eq!(why.len(), TEXT + "... (cut)".len());
         let most = Unread::new(vec![b'x'; Unread::MOST]).expect("the most");
         assert_eq!(ToPrimary::Travel(most).encode().len(), CAP);
         assert_eq!(Unread::new(vec![b'x'; Unread::MOST + 1]), None);
@@ -198,7 +202,8 @@ mod tests {
         ) {
             let unread = Unread::new(unread).expect("short enough");
             let travel = ToPrimary::Travel(unread.clone());
-            let failed = ToPrimary::BootFailed(why);
+            // What is received is printable.
+            let failed = ToPrimary::BootFailed(printable(&why).into_owned());
             let refused = ToPrimary::NotAdopted(Slot(grace));
             for word in [ToPrimary::Ready, ToPrimary::Retiring, failed, travel, refused] {
                 prop_assert_eq!(ToPrimary::decode(&word.encode()), Ok(word));

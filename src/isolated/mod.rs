@@ -17,6 +17,8 @@ mod words;
 
 use std::time::Duration;
 
+use crate::printable::Printable;
+
 pub(crate) use desk::{Desk, Ended, Order};
 pub(crate) use words::{
     DO, Job, JobId, Verdict, ask_kind, done_kind, gone_kind, join, split, split_done,
@@ -79,7 +81,7 @@ pub enum IsolatedError {
         signal: Option<i32>,
     },
     /// The function returned this error, or panicked with this text; or the input or output cannot be sent.
-    #[error("the isolated job failed: {0}")]
+    #[error("the isolated job failed: {}", Printable(.0))]
     Failed(String),
     /// The cluster stops, the primary is gone or has become another image, or the isolated process had to leave.
     #[error("isolated jobs are not taken any more")]

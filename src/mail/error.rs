@@ -1,5 +1,7 @@
 //! Why a message was not sent, or not answered.
 
+use crate::printable::Printable;
+
 /// Why a message was not sent, or a request not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -31,7 +33,7 @@ pub enum MailError {
     #[error("a request of kind {0:?} was not answered in time")]
     TimedOut(String),
     /// A request was refused by the other end, or on the way.
-    #[error("a request was refused: {0}")]
+    #[error("a request was refused: {}", Printable(.0))]
     Refused(String),
     /// A value cannot be written down or read with this type.
     #[error("cannot encode or decode a message of kind {kind:?}: {why}")]

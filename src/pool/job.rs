@@ -5,7 +5,6 @@
 //! job, and counts it; who finds it settled leaves it alone. What is the application's (the task, its result,
 //! a waker) is dropped and called outside of all locks, and may panic there.
 
-use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use std::time::Instant;
 
 use super::shared::{Busy, Shared};
 use super::{Cancel, Deadline, PoolError, Task};
+use crate::printable::panic_text;
 use crate::scoreboard::{Ending, PoolMeter};
 
 /// What the queue and the threads know of a job.
@@ -179,7 +179,7 @@ impl<T: Task> Entry for Job<T> {
         // Before the caller can learn of it: whoever hears that a job has ended finds a thread idle.
         drop(busy);
         let outcome = result.map_err(|panic| {
-            let message = text_of(&*panic);
+            let message = panic_text(&*panic).into_owned();
             contained(|| drop(panic));
             log::error!("{} the job {} panicked: {message}", shared.owner, T::name());
             PoolError::Panicked { job: T::name(), message }
@@ -207,7 +207,7 @@ impl<T: Task> Entry for Job<T> {
 /// Runs what is the application's and must not panic into ours, such as a `Drop`.
 pub(super) fn contained(what: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(what)) {
-        log::error!("something panicked when the pool dropped or woke it: {}", text_of(&*panic));
+        log::error!("something panicked when the pool dropped or woke it: {}", panic_text(&*panic));
         // Dropping this could panic again.
         mem::forget(panic);
     }
@@ -217,10 +217,4 @@ fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         contained(|| waker.wake());
     }
-}
-
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_string()
 }

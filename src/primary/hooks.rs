@@ -1,7 +1,6 @@
 //! What the application wants to know in the primary, and how it is told: between two events, when everything that
 //! followed from the first is done. A hook that panics is contained; one that is slow is named.
 
-use std::any::Any;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::Primary;
 use super::events::{ClusterEvent, WorkerExit};
 use super::handle::PrimaryHandle;
+use crate::printable::panic_text;
 use crate::supervisor::{Event, Exit, Notice};
 
 /// Nothing is supervised while a function of the application runs. One that takes longer is named in the log.
@@ -116,17 +116,11 @@ impl Primary {
         let called = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
         let took = began.elapsed();
         if let Err(panic) = &called {
-            self.journal.panicked(function, at, said(&**panic));
+            self.journal.panicked(function, at, &panic_text(&**panic));
         }
         if took > SLOW {
             self.journal.was_slow(function, at, took);
         }
         called.ok()
     }
-}
-
-/// What a panic said, where it said a text.
-fn said(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)")
 }

@@ -10,6 +10,7 @@ use super::lines::{Line, count, error, info, line, warn};
 use crate::config::Dispatch;
 use crate::control::{Ledger, Reply};
 use crate::identity::{Slot, WorkerTag};
+use crate::printable::{Printable, printable};
 use crate::span::Span;
 use crate::supervisor::Notice;
 use crate::sys::signal::Signal;
@@ -111,7 +112,7 @@ impl Journal {
     }
 
     pub(super) fn control_at(&mut self, path: &Path) {
-        log::debug!("control socket at {}", path.display());
+        log::debug!("control socket at {}", Printable(path.display()));
     }
 
     pub(super) fn no_control(&mut self) {
@@ -153,7 +154,9 @@ impl Journal {
         self.tell(warn("hooks ask for more than can be done: this is not done".to_string()));
     }
 
+    /// To the log and to the ledger, from where events are read. Names, paths and what workers said are in the text.
     pub(super) fn tell(&mut self, (level, text): Line) {
+        let text = printable(&text).into_owned();
         log::log!(level, "{text}");
         // Details are for whoever debugs; what is kept for operators is what they were told.
         if level <= Level::Info {
@@ -184,6 +187,7 @@ pub(super) fn lost_newcomers(count: u64, why: &str) {
 
 pub(super) fn cannot_accept(local: &str, why: &dyn Display) {
     log::error!(
-        "cannot accept on {local}: {why}; trying again ten times a second (raise LimitNOFILE?)"
+        "cannot accept on {}: {why}; trying again ten times a second (raise LimitNOFILE?)",
+        Printable(local)
     );
 }

@@ -7,6 +7,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
+use crate::printable::printable_bytes;
 use crate::sys::shm::Page;
 
 /// One request's entry; the owner gives it back with `finish`.
@@ -82,16 +83,10 @@ fn read_entry(page: &Page, entry: usize) -> Option<(u64, String)> {
         fence(Ordering::Acquire);
         if before.is_multiple_of(2) && word(entry, 0).load(page) == before {
             let length = usize::try_from(length).unwrap_or(TEXT).min(TEXT);
-            return Some((start, escape(&bytes[..length])));
+            return Some((start, printable_bytes(&bytes[..length], TEXT)));
         }
     }
     None
-}
-
-/// Printable ASCII stays; all else is written as `\xNN`, so that no request can forge a log line or move a
-/// terminal's cursor.
-fn escape(bytes: &[u8]) -> String {
-    bytes.iter().flat_map(|b| std::ascii::escape_default(*b)).map(char::from).collect()
 }
 
 fn word(entry: usize, index: usize) -> Word {
@@ -139,7 +134,7 @@ mod tests {
         entries.begin(page, "GET", "/\u{1b}[2J\n", 0).expect("room");
         let seen = read_all(page);
         assert_eq!(seen[0].2.len(), TEXT);
-        assert_eq!(seen[1].2, r"GET /\x1b[2J\n");
+        assert_eq!(seen[1].2, r"GET /\u{1b}[2J\n");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::action::{Action, Cause, Exit, Leave, Notice};
 use super::event::{Asker, Environment};
 use super::places::Vacancy;
 use super::scaling::refuse;
-use super::{LAST_MOMENT, Place, State, Supervisor};
+use super::{LAST_MOMENT, Phase, Place, State, Supervisor};
 use crate::identity::{Slot, WorkerId};
 
 impl Supervisor {
@@ -95,6 +95,10 @@ impl Supervisor {
         restart: bool,
         actions: &mut Vec<Action>,
     ) {
+        // The death that was asked about may have been the one that made the cluster give up.
+        if self.phase == Phase::Done {
+            return;
+        }
         for place in &mut self.places {
             let Vacancy::Asked(tag) = place.vacancy else { continue };
             if tag.id != worker {

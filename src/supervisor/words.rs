@@ -63,8 +63,14 @@ impl Supervisor {
         }
     }
 
+    /// Reported once for each worker. From one that has been ready it is no word of ours: it writes garbage.
     pub(super) fn boot_failed(&mut self, worker: WorkerId, why: String, actions: &mut Vec<Action>) {
-        if let Some(member) = self.members.get_mut(&worker) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        if member.ready.is_some() {
+            let why = format!("it says that it cannot boot, after it was ready: {why}");
+            return self.garbled(worker, why, actions);
+        }
+        if member.complaint.is_none() {
             member.complaint = Some(why.clone());
             actions.push(Action::Report(Notice::BootFailed { worker: member.tag, why }));
         }

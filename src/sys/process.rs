@@ -10,6 +10,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getppid};
 
 use super::{cvt, libc};
+use crate::printable::printable_bytes;
 use crate::sys::signal::Signal;
 
 /// The signal the kernel sends to a worker whose primary died. Nothing else uses it in a service, and its
@@ -141,9 +142,9 @@ pub(crate) fn page_size() -> u64 {
 
 /// How a process stands in a message, if it exists: `pid 812, nginx`.
 pub(crate) fn describe(pid: u32) -> Option<String> {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     // A name is whatever its process chose: nothing of it may reach a terminal raw.
-    Some(format!("pid {pid}, {}", name.trim_end().escape_default()))
+    Some(format!("pid {pid}, {}", printable_bytes(name.trim_ascii_end(), name.len())))
 }
 
 /// Milliseconds on the monotonic clock, the same for every process of this machine.

@@ -1,6 +1,7 @@
 //! Which descriptors the service manager passed: `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES`.
 
 use crate::error::{Error, Result};
+use crate::printable::printable;
 
 /// The first one; the others follow.
 const FIRST: i32 = 3;
@@ -21,7 +22,7 @@ pub(super) fn passed(env: impl Fn(&str) -> Option<String>, pid: u32) -> Result<V
     let ours = env("LISTEN_PID").and_then(|text| text.parse().ok()) == Some(pid);
     let Some(count) = env("LISTEN_FDS").filter(|_| ours) else { return Ok(Vec::new()) };
     let count = count.parse().ok().filter(|n| (0..=MOST).contains(n)).ok_or_else(|| {
-        let count = count.escape_debug();
+        let count = printable(&count);
         Error::config(format!(
             "LISTEN_FDS = {count} is not a number from 0 to {MOST}: let systemd set it, or unset it"
         ))

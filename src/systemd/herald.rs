@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use crate::identity::Generation;
+use crate::printable::printable;
 
 /// The status is written anew at most this often.
 const STATUS: Duration = Duration::from_secs(1);
@@ -207,7 +208,7 @@ impl Herald {
             "{doing}{ready} of {wanted} workers ready, generation {generation}, {requests} requests"
         );
         if let Some(remark) = &self.remark {
-            let _ = write!(text, "; {}", remark.escape_debug());
+            let _ = write!(text, "; {}", printable(remark));
         }
         text
     }

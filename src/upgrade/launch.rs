@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::Manifest;
 use super::manifest::CAP;
 use crate::error::{Error, Result, exit};
+use crate::printable::printable;
 use crate::sys;
 use crate::sys::fork::Fork;
 use crate::sys::signal::Blocked;
@@ -156,7 +157,7 @@ impl Proof {
         match said.trim() {
             READY if status.success() => Ok(()),
             "" | READY => Err(format!("the new binary ended before it was ready ({status})")),
-            why => Err(format!("the new binary cannot take over: {}", why.escape_debug())),
+            why => Err(format!("the new binary cannot take over: {}", printable(why))),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::conn::Conn;
 use super::edge::{Edge, Framing, head_length};
 use super::house::House;
 use super::wire::{Recent, is_beginning};
+use crate::printable::panic_text;
 use crate::scoreboard::{Row, Ticket};
 
 /// What all requests of one connection are entered in.
@@ -72,11 +73,7 @@ impl<H: House> Serving<H> {
     fn panicked(&self, panic: &(dyn Any + Send)) {
         let house = &self.books.house;
         house.row().panicked();
-        let text = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no message");
+        let text = panic_text(panic);
         let request = house.row().describe(self.ticket).unwrap_or_else(|| "a request".to_string());
         let tag = house.tag();
         log::error!("{tag} the handler of {request} panicked: {text}");

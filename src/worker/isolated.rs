@@ -15,6 +15,7 @@ use super::{App, Worker};
 use crate::error::Result;
 use crate::isolated::{self, IsolatedError, Job, JobId, Verdict, join, split};
 use crate::mail::{Carried, MailError, Payload, Place, letter};
+use crate::printable::panic_text;
 
 /// So much longer than the deadline of a job its caller waits: the primary tells it in time, unless it is stuck.
 const STUCK: Duration = Duration::from_secs(1);
@@ -166,9 +167,7 @@ async fn in_thread(work: Work, input: Bytes) -> std::result::Result<Vec<u8>, Str
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!("it panicked: {}", text.unwrap_or("(no text)"))
+    format!("it panicked: {}", panic_text(panic))
 }
 
 /// The bytes that an output becomes, and an input was.

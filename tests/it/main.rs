@@ -11,7 +11,7 @@
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
 //! `PREFORK_UNDER_MODEL=single` (`threads`, `thread-per-core`) starts servers under another concurrency model; it is for the
 //! topics that are about HTTP: `http static_files abuse limits`.
-//! `PREFORK_GARBAGE_SECONDS` seconds of workers that write garbage (2).
+//! `PREFORK_VANDALS` workers that write garbage (4), from `PREFORK_SEED` on (1).
 //! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.
 

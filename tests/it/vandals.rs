@@ -1,88 +1,180 @@
-//! Workers that write random bytes into their channels and over their own shared pages: nobody else is affected.
-//! `PREFORK_GARBAGE_SECONDS` seconds of each (2).
-
-use std::time::{Duration, Instant};
+//! Workers that write garbage into their channels and over their own shared pages: nobody else is affected, and nothing
+//! of it is shown raw. `PREFORK_VANDALS` of each (4), with random bytes from `PREFORK_SEED` on (1).
 
 use crate::support::command::Builder;
 use crate::support::{Client, Server, amount, process, wait};
 
 fn start() -> Server {
-    let server = Builder::program("vandals").workers(3).control().start();
-    server.allow(&[
-        "is condemned",
-        "killed for what it said",
-        "frozen",
-        "stalled",
-        "died",
-        "event loop",
-    ])
+    let args = ["graceful-timeout-ms=2000"];
+    let server = Builder::program("vandals").workers(3).args(args).control().start();
+    // Whatever is told of vandals. That nothing is told of bystanders is asserted.
+    server.allow(&["worker="])
 }
 
-/// A kept connection to each of the workers at two slots, with their pids.
-fn bystanders(server: &Server) -> Vec<(Client, u32)> {
-    let mut found: Vec<(Client, u32)> = Vec::new();
-    let mut slots = Vec::new();
-    wait::until("two bystanders", || {
-        let mut client = server.connect();
-        let slot = client.get("/").expect("answer").text().to_string();
-        if !slots.contains(&slot) {
-            let status = server.status();
-            let workers = status["workers"].as_array().expect("workers").clone();
-            let its = |one: &&serde_json::Value| slot.ends_with(&format!("slot {}", one["slot"]));
-            let pid = workers.iter().find(its).and_then(|one| one["pid"].as_u64()).expect("a pid");
-            found.push((client, pid as u32));
-            slots.push(slot);
-        }
-        found.len() == 2
-    });
-    found
+/// Who answers `/` on this connection, by slot, with an echo of the primary; `None` if nobody does.
+fn echo_of(client: &mut Client) -> Option<String> {
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").ok()?;
+    let text = client.soon().ok()?.text().to_string();
+    text.strip_prefix("same: true, slot ").map(str::to_string)
 }
 
-/// Makes one worker after the other a vandal, while two others must not notice.
-fn rage(path: &str) -> usize {
-    let server = start();
-    let span = Duration::from_secs(amount("PREFORK_GARBAGE_SECONDS", 2) as u64);
-    let (begun, mut vandals, mut echoes) = (Instant::now(), 0, 0);
-    let mut safe = bystanders(&server);
-    let safe_pids: Vec<u32> = safe.iter().map(|(_, pid)| *pid).collect();
-    while begun.elapsed() < span {
-        let third = server.worker_pids().into_iter().find(|pid| !safe_pids.contains(pid));
-        // Whoever answers a new connection and is not one of the two.
-        let mut client = server.connect();
-        let slot = client.get("/").ok().map(|answer| answer.text().to_string());
-        let same = |(kept, _): &mut (Client, u32)| kept.get("/").expect("alive").text().to_string();
-        let texts: Vec<String> = safe.iter_mut().map(same).collect();
-        echoes += texts.len();
-        assert!(texts.iter().all(|text| text.starts_with("same: true")), "{texts:?}");
-        if third.is_some()
-            && slot.is_some_and(|slot| slot.starts_with("same: true") && !texts.contains(&slot))
-        {
-            // It may be killed before it answers.
-            let _ = client
-                .send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
-                .and_then(|()| client.soon());
-            vandals += 1;
+/// Kept connections to two of the workers, with their slots and pids.
+struct Bystanders {
+    kept: Vec<(Client, String, u32)>,
+    echoes: usize,
+}
+
+impl Bystanders {
+    fn of(server: &Server) -> Bystanders {
+        let mut kept: Vec<(Client, String, u32)> = Vec::new();
+        wait::until("two bystanders", || {
+            let mut client = server.connect();
+            let Some(slot) = echo_of(&mut client) else { return false };
+            if kept.iter().all(|(_, known, _)| *known != slot) {
+                let pid = pid_at(server, &slot).expect("nobody has ended yet");
+                kept.push((client, slot, pid));
+            }
+            kept.len() == 2
+        });
+        Bystanders { kept, echoes: 0 }
+    }
+
+    /// They are served as ever.
+    #[track_caller]
+    fn check(&mut self) {
+        for (client, slot, pid) in &mut self.kept {
+            let answer = client.get("/").expect("alive");
+            assert_eq!(answer.text(), format!("same: true, slot {slot}"), "pid {pid}");
+            self.echoes += 1;
         }
     }
-    for (kept, pid) in &mut safe {
-        assert!(kept.get("/").expect("alive").text().starts_with("same: true"));
-        assert!(server.worker_pids().contains(pid) && process::stat(*pid).is_some());
+
+    /// A connection to the third worker, and that worker's pid, if it answers now.
+    fn third(&self, server: &Server) -> Option<(Client, u32)> {
+        let mut client = Client::connect(server.address()).ok()?;
+        let slot = echo_of(&mut client)?;
+        if self.kept.iter().any(|(_, known, _)| *known == slot) {
+            return None;
+        }
+        Some((client, pid_at(server, &slot)?))
     }
+
+    /// The same processes serve, and nothing bad was told of them.
+    #[track_caller]
+    fn finish(mut self, server: Server) {
+        self.check();
+        let status = server.status();
+        assert_eq!(status["primary"]["pid"], server.pid());
+        for (_, slot, pid) in &self.kept {
+            assert_eq!(pid_at(&server, slot), Some(*pid));
+        }
+        let pids: Vec<String> = self.kept.iter().map(|(_, _, pid)| format!("pid={pid} ")).collect();
+        assert!(self.echoes > 0);
+        drop(self);
+        let log = server.stop();
+        let bad = |line: &&str| line.contains("ERROR") && pids.iter().any(|pid| line.contains(pid));
+        assert_eq!(log.lines().find(bad), None);
+    }
+}
+
+fn pid_at(server: &Server, slot: &str) -> Option<u32> {
     let status = server.status();
-    assert_eq!(status["primary"]["pid"], server.pid());
-    assert!(vandals > 0, "nobody raged");
-    eprintln!("{path}: {vandals} vandals, {echoes} echoes of 100 kB beside them, all right");
-    drop(safe);
-    server.stop();
-    vandals
+    let workers = status["workers"].as_array()?;
+    let worker = workers.iter().find(|worker| worker["slot"].to_string() == slot)?;
+    worker["pid"].as_u64().map(|pid| pid as u32)
 }
 
+/// Asks for `path` on the connection, whose worker may be killed before it answers.
+fn provoke(client: &mut Client, path: &str) {
+    let _ = client
+        .send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+        .and_then(|()| client.soon());
+}
+
+fn seeds() -> std::ops::Range<usize> {
+    let first = amount("PREFORK_SEED", 1);
+    first..first + amount("PREFORK_VANDALS", 4)
+}
+
+/// Makes one worker after the other a vandal that ends of it.
+fn each_ends_of(path: &str) {
+    let server = start();
+    let mut bystanders = Bystanders::of(&server);
+    for seed in seeds() {
+        eprintln!("{path}: seed {seed}");
+        let (mut client, pid) =
+            wait::until_some("a connection to the third worker", || bystanders.third(&server));
+        provoke(&mut client, &format!("{path}?{seed}"));
+        wait::until(&format!("the end of the vandal {pid} of seed {seed}"), || {
+            bystanders.check();
+            process::is_gone(pid)
+        });
+    }
+    bystanders.finish(server);
+}
+
+#[test]
+fn bytes_that_are_no_message_cost_their_writer_alone() {
+    each_ends_of("/garbage");
+}
+
+/// What they spell is known from the seed alone, and may be anything: a wish to retire, for example.
 #[test]
 fn random_bytes_in_a_channel_cost_their_writer_alone() {
-    rage("/channels");
+    each_ends_of("/channels");
+}
+
+/// Of these a worker need not end: nobody has to believe its pages.
+#[test]
+fn random_bytes_over_its_own_shared_pages_cost_a_worker_nothing_but_itself() {
+    let server = start();
+    let mut bystanders = Bystanders::of(&server);
+    let (mut client, _) =
+        wait::until_some("a connection to the third worker", || bystanders.third(&server));
+    for seed in seeds() {
+        eprintln!("/pages: seed {seed}");
+        provoke(&mut client, &format!("/pages?{seed}"));
+        for _ in 0..20 {
+            bystanders.check();
+        }
+        // It may rage already, or have been replaced.
+        if let Some((again, _)) = bystanders.third(&server) {
+            client = again;
+        }
+    }
+    bystanders.finish(server);
+}
+
+/// Whether a text has nothing in it that begins a line or steers a terminal.
+fn is_printable(text: &str) -> bool {
+    !text.contains(|c: char| c.is_control() || c == '\u{202e}')
 }
 
 #[test]
-fn random_bytes_over_its_own_shared_pages_cost_a_worker_nothing_but_itself() {
-    rage("/pages");
+fn what_a_worker_says_is_shown_escaped() {
+    let server = start();
+    let mut bystanders = Bystanders::of(&server);
+    for (path, shown) in [("/panics", "panicked: "), ("/says", "killed: ")] {
+        let (mut client, _) =
+            wait::until_some("a connection to the third worker", || bystanders.third(&server));
+        provoke(&mut client, path);
+        // What the library logs, without the binary's logger.
+        let line = server.wait_log(shown);
+        assert!(line.contains(r"\u{1b}[2J") && line.contains("forged"), "{line}");
+        bystanders.check();
+    }
+    let log = std::fs::read(server.dir().join("log")).expect("log");
+    let log = String::from_utf8(log).expect("UTF-8");
+    assert_eq!(log.lines().find(|line| !is_printable(line)), None);
+    assert!(!log.lines().any(|line| line.starts_with("forged")));
+    let events = server.order(&["events", "--json"]);
+    for line in events.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(
+            is_printable(line) && is_printable(event["text"].as_str().expect("text")),
+            "{line}"
+        );
+    }
+    assert!(events.contains("forged"));
+    bystanders.finish(server);
 }

@@ -1,4 +1,4 @@
-//! Workers that write random bytes where they should not, for as long as they live.
+//! Workers that write garbage where they should not, for as long as they live.
 
 use std::convert::Infallible;
 use std::fs::{self, OpenOptions};
@@ -18,8 +18,15 @@ use super::Told;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// `/pages` and `/channels` make the worker that answers a vandal; `/` has the primary echo 100 000 bytes.
+/// What steers a terminal or forges a line, where it is shown raw.
+const RAW: &[u8] = b"\x1b[2J\x9b\xc2\x9b\r\nforged\xe2\x80\xae";
+
+/// Makes the worker that answers a vandal: `/pages?SEED` and `/channels?SEED` with random bytes, `/garbage?SEED` with
+/// bytes that are never a message. `/says` claims over the channel that the boot failed, for raw reasons, `/panics`
+/// panics with raw text; `/` has the primary echo 100 000 bytes.
 pub(super) fn vandals(told: Told) -> Result<ExitCode> {
+    // It would write the text of a panic raw; what the library logs of it is tested.
+    std::panic::set_hook(Box::new(|_| {}));
     Cluster::new(told.config)
         .on_message("echo", |primary, _, message| {
             let Some(to) = message.reply_to() else { return };
@@ -29,11 +36,20 @@ pub(super) fn vandals(told: Told) -> Result<ExitCode> {
         .serve(|worker: Worker| async move {
             Ok(service_fn(move |request: Request<Incoming>| {
                 let (worker, path) = (worker.clone(), request.uri().path().to_string());
-                let mut dice = u64::from(worker.pid()) | 1;
+                let seed = request.uri().query().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+                // Neighbouring seeds begin far apart, and none is 0.
+                let mut dice = (seed ^ 0x9e37_79b9_7f4a_7c15_u64).max(1);
                 async move {
                     let text = match path.as_str() {
                         "/pages" => vandal(move || write_pages(&mut dice)),
-                        "/channels" => vandal(move || write_channels(&mut dice)),
+                        "/channels" => vandal(move || {
+                            write_channels(|length| random(&mut dice, length));
+                        }),
+                        "/garbage" => vandal(move || {
+                            write_channels(|length| never_a_message(&mut dice, length));
+                        }),
+                        "/says" => vandal(|| write_channels(|_| [&[0x02], RAW].concat())),
+                        "/panics" => panic!("{}", String::from_utf8_lossy(RAW)),
                         _ => echo(&worker).await.unwrap_or_else(|e| e.to_string()),
                     };
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
@@ -82,15 +98,23 @@ fn write_pages(dice: &mut u64) {
     }
 }
 
-/// Our ends of the pairs that lead to the primary.
-fn write_channels(dice: &mut u64) {
+/// Random bytes behind a first one that begins no message to the primary, on neither channel.
+fn never_a_message(dice: &mut u64, length: usize) -> Vec<u8> {
+    let mut bytes = random(dice, length);
+    bytes[0] = 0x7f;
+    bytes
+}
+
+/// Into our ends of the pairs that lead to the primary, up to 4081 bytes.
+fn write_channels(mut bytes: impl FnMut(usize) -> Vec<u8>) {
+    let mut lengths = (1..4096).step_by(16).cycle();
     let is_socket = |fd: &RawFd| {
         fs::read_link(format!("/proc/self/fd/{fd}"))
             .is_ok_and(|link| link.to_string_lossy().starts_with("socket:"))
     };
     for fd in (3..64).filter(is_socket) {
-        let length = 1 + random(dice, 2)[0] as usize * 16;
+        let bytes = bytes(lengths.next().unwrap_or(1));
         // A listener takes none, a full pair no more, and somebody else's end is closed by then.
-        let _ = send(fd, &random(dice, length), MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+        let _ = send(fd, &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 }

@@ -168,14 +168,28 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A key of varying length, so that values begin at all places.
-fn key_of(key: u8) -> Vec<u8> {
-    vec![key; 1 + usize::from(key) % 20]
+/// Keys of varying length, so that values begin at all places, of which at most `per_set` fall into one set. Which
+/// set a key falls into is random in each process, so they are chosen by it.
+fn keys(cache: SharedCache, per_set: usize) -> Vec<Vec<u8>> {
+    let mut used = vec![0; cache.0.sets];
+    let candidates = (0..u32::MAX).map(|n| {
+        let padding = [0xaa].repeat(n as usize % 16);
+        [&n.to_le_bytes()[..], &padding].concat()
+    });
+    let mut has_room = |key: &Vec<u8>| {
+        let set =
+            &mut used[(cache.0.hasher.hash_one(key.as_slice()) % cache.0.sets as u64) as usize];
+        *set += 1;
+        *set <= per_set
+    };
+    let most = per_set.saturating_mul(cache.0.sets).min(40);
+    candidates.filter(|key| has_room(key)).take(most).collect()
 }
 
 /// Runs steps on a cache and on a map. The cache may have forgotten what the map knows only when something
 /// was evicted, and never knows anything else.
-fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
+fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let key_of = |key: u8| keys[usize::from(key)].as_slice();
     let mut model: HashMap<u8, (Vec<u8>, u64)> = HashMap::new();
     let (mut now, mut lost) = (1, 0);
     cache.clear().expect("cleared");
@@ -183,7 +197,7 @@ fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
     for step in steps {
         match step {
             Step::Insert { key, value, ttl } => {
-                let stored = cache.insert_at(&key_of(key), &value, ttl.and_then(ns), now);
+                let stored = cache.insert_at(key_of(key), &value, ttl.and_then(ns), now);
                 let fits = key_of(key).len() + value.len() <= cache.0.bytes;
                 prop_assert_eq!(stored, if fits { Ok(()) } else { Err(NotStored::TooLarge) });
                 model.remove(&key);
@@ -193,7 +207,7 @@ fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Get(key) => {
                 let known = model.get(&key).filter(|(_, expiry)| *expiry > now);
-                let found = cache.get_at(&key_of(key), now);
+                let found = cache.get_at(key_of(key), now);
                 if found.is_none() && known.is_some() {
                     model.remove(&key);
                     lost += 1;
@@ -202,7 +216,7 @@ fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Remove(key) => {
-                let removed = cache.remove(&key_of(key)).expect("free");
+                let removed = cache.remove(key_of(key)).expect("free");
                 prop_assert!(!removed || model.contains_key(&key));
                 model.remove(&key);
             }
@@ -220,14 +234,37 @@ fn compare(cache: SharedCache, steps: Vec<Step>) -> Result<(), TestCaseError> {
 
 #[test]
 fn it_is_a_map_that_forgets() {
-    let small = SharedCache::new("cache_model_small", 16, 40).expect("cache");
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) };
     let mut runner = proptest::test_runner::TestRunner::new(config);
     let steps = proptest::collection::vec(step(), 1..150);
-    runner.run(&steps, |steps| compare(small, steps)).expect("small");
-    assert!(small.0.evictions.value() > 0, "the small one was never full");
-    // Nine of forty keys never meet in one of 128 sets, so nothing may be lost.
+    // Forty keys for the 16 entries of two sets.
+    let small = SharedCache::new("cache_model_small", 16, 40).expect("cache");
+    let many = keys(small, usize::MAX);
+    runner.run(&steps, |steps| compare(small, &many, steps)).expect("small");
+    // As many keys in a set as it has entries: nothing may be lost.
     let roomy = SharedCache::new("cache_model_roomy", 1024, 48).expect("cache");
-    runner.run(&steps, |steps| compare(roomy, steps)).expect("roomy");
+    let few = keys(roomy, WAYS);
+    runner.run(&steps, |steps| compare(roomy, &few, steps)).expect("roomy");
     assert_eq!(roomy.0.evictions.value(), 0);
+}
+
+#[test]
+fn a_full_cache_evicts_one_entry_for_each_new_one() {
+    let cache = SharedCache::new("cache_model_full", 16, 40).expect("cache");
+    // Eight keys for each of the two sets, and then as many others, whose sets are full.
+    let all = keys(cache, 2 * WAYS);
+    let own = keys(cache, WAYS);
+    assert_eq!(own.len(), 16);
+    let others = all.iter().filter(|key| !own.contains(key));
+    for key in &own {
+        cache.insert_at(key, b"", None, 1).expect("stored");
+    }
+    assert_eq!((cache.len_at(1), cache.0.evictions.value()), (16, 0));
+    let mut evicted = 0;
+    for key in others {
+        evicted += 1;
+        cache.insert_at(key, b"", None, 1).expect("stored");
+        assert_eq!((cache.len_at(1), cache.0.evictions.value()), (16, evicted));
+    }
+    assert_eq!(evicted, 16);
 }

@@ -54,6 +54,26 @@ fn a_cluster_that_cannot_boot_gives_up_and_says_so() {
 }
 
 #[test]
+fn a_failed_boot_is_reported_once_and_condemns_a_worker_that_was_ready() {
+    let mut world = cluster(2, |_| None);
+    let says = |worker| Event::BootFailed { worker, why: "no".to_string() };
+    world.tell(says(WorkerId(1)));
+    world.tell(says(WorkerId(1)));
+    let told = |world: &World| {
+        world.said(|notice| matches!(notice, Notice::BootFailed { .. }).then_some(())).len()
+    };
+    assert_eq!(told(&world), 1);
+    world.run(ms(2_000));
+    world.tell(says(WorkerId(2)));
+    assert_eq!(told(&world), 1, "it had booted");
+    let condemned = |notice: &Notice| match notice {
+        Notice::Condemned { worker, .. } => Some(worker.id.0),
+        _ => None,
+    };
+    assert_eq!(world.said(condemned), [2]);
+}
+
+#[test]
 fn giving_up_kills_the_others_and_a_stop_does_not_change_the_outcome() {
     let mut world = cluster(2, |id| Some(if id == 1 { Life::hanging() } else { dying(5) }));
     while world.mind.phase == Phase::Booting {

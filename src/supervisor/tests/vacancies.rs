@@ -177,6 +177,18 @@ fn the_application_decides_who_is_replaced() {
 }
 
 #[test]
+fn an_answer_after_the_end_changes_nothing() {
+    let mut world = asking(1, 1);
+    world.tell(Event::Exited { worker: WorkerId(1), status: signal(SIGKILL), served: 0 });
+    assert!(world.log.iter().any(|(_, action)| matches!(action, Action::AskRestart(_))));
+    // There is nobody to wait for: the answer comes when all is over.
+    world.ask(Intent::StopNow);
+    assert_eq!(world.exit, Some(Outcome::Stopped));
+    world.drive();
+    assert!(matches!(world.log.last(), Some((_, Action::Exit(_)))), "{:?}", world.log.last());
+}
+
+#[test]
 fn nobody_is_asked_about_workers_that_leave_as_they_were_to() {
     let mut world = asking(2, 1);
     world.make(1, Deed::Retire);
