@@ -1,5 +1,6 @@
 # What the scripts of this directory share; to be sourced. Each case prints "ok NAME figures" or "FAILED NAME why", and
-# what this machine cannot do "skipped: what (why)", which scripts/test repeats at its end.
+# what this machine cannot do at all (no root, no namespaces) "skipped: what (why)", which scripts/test repeats at its end.
+# What could be had and cannot be installed is a failure: see require.
 
 e2e_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 e2e_failed=0
@@ -8,6 +9,12 @@ e2e_failed=0
 skip() {
     printf 'skipped: scripts/e2e/%s (%s)\n' "$(basename -- "$0")" "$*"
     exit 0
+}
+
+# give_up WHY: ends the script, as a failure.
+give_up() {
+    printf 'FAILED scripts/e2e/%s %s\n' "$(basename -- "$0")" "$*"
+    exit 1
 }
 
 # die WHY: ends a case, as a failure.
@@ -45,17 +52,30 @@ end_children() {
     wait "${children[@]}" 2>/dev/null || true
 }
 
-# need COMMAND PACKAGE: installed if it is not there; fails if that cannot be.
+# need COMMAND PACKAGE...: installed if it is not there; fails if that cannot be, with apt-get's words in $apt_said.
 need() {
-    command -v "$1" >/dev/null && return
+    local command=$1
+    shift
+    command -v "$command" >/dev/null && return
+    apt_said="no apt-get here"
     command -v apt-get >/dev/null || return 1
-    local apt=(apt-get -qq -o DPkg::Lock::Timeout=120)
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
     # The lists may be older than the packages.
-    "${apt[@]}" install -y --no-install-recommends "$2" >/dev/null 2>&1 || {
-        "${apt[@]}" update >/dev/null 2>&1
-        "${apt[@]}" install -y --no-install-recommends "$2" >/dev/null 2>&1
-    } || return 1
-    command -v "$1" >/dev/null
+    apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || {
+        "${apt[@]}" update >/dev/null 2>&1 || true
+        apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || return 1
+    }
+    apt_said="it is installed, and has no $command"
+    command -v "$command" >/dev/null
+}
+
+# require COMMAND PACKAGE...: the same. Ends the script: skipped where nobody can install anything (no root, no apt-get), and
+# failed where the installation fails.
+require() {
+    need "$@" && return
+    [[ $(id -u) == 0 ]] || skip "no $1 here, and only root can install it"
+    command -v apt-get >/dev/null || skip "no $1 here, and no apt-get to install it"
+    give_up "cannot install ${*:2}: $(tail -n 1 <<<"$apt_said")"
 }
 
 # await SECONDS COMMAND...: until it succeeds.

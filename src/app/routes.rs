@@ -13,7 +13,6 @@ use super::body::Repeated;
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::{Files, Options, Site, faults};
 use crate::pool::{PoolError, Task};
-use crate::printable::printable_json;
 
 pub(super) type Body = Either<Full<Bytes>, Repeated>;
 type Answer = Response<Body>;
@@ -125,9 +124,9 @@ impl<W: Site> Routes<W> {
     }
 
     fn cluster(&self) -> Answer {
-        match serde_json::to_string_pretty(&self.worker.cluster()) {
+        match serde_json::to_vec_pretty(&self.worker.cluster()) {
             Ok(json) => {
-                let mut answer = text(StatusCode::OK, printable_json(&json).into_owned());
+                let mut answer = text(StatusCode::OK, json);
                 let json = HeaderValue::from_static("application/json");
                 answer.headers_mut().insert(CONTENT_TYPE, json);
                 answer

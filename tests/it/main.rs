@@ -73,6 +73,7 @@ mod sockets_passed;
 mod static_files;
 mod stop;
 mod systemd;
+mod test_script;
 mod tidy;
 mod titles;
 mod upgrade;

@@ -80,7 +80,8 @@ impl Bystanders {
 fn pid_at(server: &Server, slot: &str) -> Option<u32> {
     let status = server.status();
     let workers = status["workers"].as_array()?;
-    let worker = workers.iter().find(|worker| worker["slot"].to_string() == slot)?;
+    let slot: u64 = slot.parse().ok()?;
+    let worker = workers.iter().find(|worker| worker["slot"] == slot)?;
     worker["pid"].as_u64().map(|pid| pid as u32)
 }
 

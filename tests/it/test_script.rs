@@ -1,0 +1,113 @@
+//! `scripts/test` with a cargo and end-to-end scripts that only pretend: what it takes for success, and what not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Those that `scripts/test` names, and one that it finds.
+const SCRIPTS: [&str; 6] = ["pid1", "haproxy", "systemd", "browser", "container", "another"];
+
+/// A copy of the script among pretended ones, which all pass.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Place {
+        let place = Place(tempfile::tempdir().expect("directory"));
+        let cp = Command::new("cp")
+            .arg(format!("{ROOT}/scripts/test"))
+            .arg(place.path("scripts").join("test"))
+            .status();
+        assert!(cp.expect("cp").success());
+        place.write("bin/cargo", "[ \"$1\" != test ] || echo 'test result: ok. 3 passed'");
+        for name in SCRIPTS {
+            place.e2e(name, "echo ok it");
+        }
+        place
+    }
+
+    /// A directory, made where it is missing.
+    fn path(&self, directory: &str) -> std::path::PathBuf {
+        let path = self.0.path().join(directory);
+        fs::create_dir_all(&path).expect("directory");
+        path
+    }
+
+    fn write(&self, name: &str, script: &str) {
+        let name = Path::new(name);
+        let directory = self.path(&name.parent().expect("a directory").display().to_string());
+        let path = directory.join(name.file_name().expect("a name"));
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+
+    fn e2e(&self, name: &str, script: &str) {
+        self.write(&format!("scripts/e2e/{name}"), script);
+    }
+
+    /// Whether it succeeded, and what it said.
+    fn run(&self, limit: u32) -> (bool, String) {
+        let path = std::env::var("PATH").unwrap_or_default();
+        // By the shell: what another test forks meanwhile may hold the copy open for writing.
+        let ran = Command::new("bash")
+            .arg(self.path("scripts").join("test"))
+            .env("PATH", format!("{}:{path}", self.path("bin").display()))
+            .env("PREFORK_TEST_LIMIT", limit.to_string())
+            .env_remove("PREFORK_TEST_FULL")
+            .stdin(Stdio::null())
+            .output()
+            .expect("bash");
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert_eq!(ran.status.success(), said.ends_with("\nall passed\n"), "{said}");
+        (ran.status.success(), said)
+    }
+
+    #[track_caller]
+    fn fails(&self, limit: u32, last: &str) {
+        let (passed, said) = self.run(limit);
+        assert!(!passed && said.contains(&format!("\nfailed: {last}")), "{said}");
+    }
+}
+
+#[test]
+fn all_passed_is_the_last_line_of_a_run_in_which_everything_passed() {
+    let place = Place::new();
+    place.e2e("pid1", "echo 'skipped: pid1: needs root'");
+    let (passed, said) = place.run(600);
+    assert!(passed, "{said}");
+    assert!(said.contains("\nskipped: pid1: needs root\n"), "{said}");
+    assert_eq!(
+        said.matches("test result: ok. 3 passed").count(),
+        2,
+        "with the others, and at the end"
+    );
+}
+
+#[test]
+fn what_fails_is_killed_or_says_nothing_is_no_success() {
+    for (script, why) in [
+        ("echo ok it; exit 3", "(status 3)"),
+        ("echo ok it; kill -9 $$", "(killed)"),
+        ("echo ok it; echo FAILED that", "(says FAILED, with status 0)"),
+        ("true", "(says neither ok nor skipped)"),
+    ] {
+        let place = Place::new();
+        place.e2e("another", script);
+        place.fails(600, &format!("scripts/e2e/another {why}"));
+    }
+    let place = Place::new();
+    place.write("bin/cargo", "[ \"$1\" != test ] || exit 101");
+    place.fails(600, "cargo test (status 101)");
+}
+
+#[test]
+fn what_has_no_time_is_no_success() {
+    let place = Place::new();
+    place.fails(0, "cargo fmt --check (no time left of 0 s");
+    place.e2e("pid1", "echo ok it; sleep 600");
+    place.fails(1, "");
+}
