@@ -14,11 +14,10 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::books::{Books, Serving};
-use super::framing::{self, Fields};
 use super::house::House;
 use crate::scoreboard::Row;
 
@@ -40,6 +39,7 @@ pin_project! {
         // `None` once it went with the response.
         serving: Option<Serving<H>>,
         version: Version,
+        is_connect: bool,
         #[pin]
         step: Step<F>,
     }
@@ -79,25 +79,20 @@ where
     let conn = &ctx.books.conn;
     let version = request.version();
     let serving = Serving::begin(&ctx.books, &request);
-    let fields = Fields::of(request.headers());
-    if fields.close && request.body().is_end_stream() {
+    let is_connect = version < Version::HTTP_2 && *request.method() == Method::CONNECT;
+    // Of an upgrade hyper keeps more than can be handed over.
+    if conn.is_last_request() && conn.is_request_complete() {
         // Nothing of the client can come any more.
         conn.set_peer_done();
     }
-    // An older client does not go on after this request unless it says so; of an upgrade hyper keeps more than
-    // can be handed over.
-    let ends = version < Version::HTTP_11 && !fields.keep_alive;
-    if ends || request.extensions().get::<OnUpgrade>().is_some() {
+    if conn.is_last_request() || is_connect || request.extensions().get::<OnUpgrade>().is_some() {
         conn.root();
     }
-    let step = match framing::fault(&request, &fields, || ctx.books.recent().clone()) {
-        Some(why) => Step::Refused { status: StatusCode::BAD_REQUEST, why },
-        None => match serving.on_loop(|| ctx.app.call(request)) {
-            Some(future) => Step::Handler { future },
-            None => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
-        },
+    let step = match serving.on_loop(|| ctx.app.call(request)) {
+        Some(future) => Step::Handler { future },
+        None => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
     };
-    Answering { serving: Some(serving), version, step }
+    Answering { serving: Some(serving), version, is_connect, step }
 }
 
 impl<F, B, E, H> Future for Answering<F, H>
@@ -114,13 +109,19 @@ where
         let this = self.project();
         // Nobody asks again after the response.
         let Some(serving) = this.serving.as_ref() else { return Poll::Pending };
+        let rejection = serving.books.conn.rejected_body();
         let response = match this.step.project() {
+            _ if let Some(why) = rejection => refusal(why.status(), why.reason()),
             StepNow::Handler { future } => match serving.on_loop(|| future.poll(cx)) {
                 Some(polled) => ready!(polled).map_err(Into::into)?.map(Either::Left),
                 None => refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED),
             },
             StepNow::Refused { status, why } => refusal(*status, why),
         };
+        let is_tunnel = *this.is_connect && response.status().is_success();
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
+            serving.books.conn.set_upgraded();
+        }
         let response = finished(response, &serving.books, *this.version);
         let serving = this.serving.take();
         Poll::Ready(Ok(response.map(|body| Served { body, serving })))
@@ -136,9 +137,9 @@ fn finished<B: Body, H: House>(
     let Books { house, conn, .. } = books;
     let status = response.status();
     let mut says = response.headers().keys().any(|name| name == CONNECTION);
-    if status == StatusCode::SWITCHING_PROTOCOLS {
-        conn.set_upgraded();
-    } else if version < Version::HTTP_2 && house.says_close(conn) {
+    // A request whose rest is not read is followed by no other one.
+    let ends = house.says_close(conn) || !conn.is_request_complete();
+    if version < Version::HTTP_2 && ends && !conn.upgraded() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         says = true;
     }
@@ -181,7 +182,7 @@ fn refusal<B>(status: StatusCode, why: &'static str) -> Response<Either<B, Full<
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if status == StatusCode::BAD_REQUEST {
+    if status != StatusCode::INTERNAL_SERVER_ERROR {
         // Where a request was malformed, the next one may begin anywhere.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use crate::worker::edge::{self, Edge};
+use super::request_boundary::Rejection;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +54,17 @@ pub(super) struct Conn {
     upgraded: AtomicBool,
     /// The last write did not go through: the peer reads slowly.
     blocked: AtomicBool,
-    /// Bytes received since the end of the last request, as far as it is known, and the last eight of all.
-    received: AtomicU64,
-    tail: AtomicU64,
+    /// All of the last request was received and passed on to hyper.
+    request_complete: AtomicBool,
+    /// No request can follow the last one.
+    last_request: AtomicBool,
+    /// Received bytes wait for the response to be over.
+    held_back: AtomicBool,
+    /// Why the request that would come next is refused, and why the one that is answered is: a [`Rejection`], or 0.
+    rejected_head: AtomicU8,
+    rejected_body: AtomicU8,
     /// hyper has written out everything, the end of the last response included.
     flushed: AtomicBool,
-    /// What is known of the end of the last request: an `Edge`.
-    edge: AtomicU8,
     /// Must stay with this worker until it is closed.
     rooted: AtomicBool,
     /// hyper lets go of the socket now and must not shut it down.
@@ -80,10 +84,12 @@ impl Conn {
             peer_done: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
-            received: AtomicU64::new(0),
-            tail: AtomicU64::new(0),
+            request_complete: AtomicBool::new(true),
+            last_request: AtomicBool::new(false),
+            held_back: AtomicBool::new(false),
+            rejected_head: AtomicU8::new(0),
+            rejected_body: AtomicU8::new(0),
             flushed: AtomicBool::new(true),
-            edge: AtomicU8::new(Edge::Exact as u8),
             rooted: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             busy_first: AtomicBool::new(false),
@@ -108,18 +114,11 @@ impl Conn {
         self.since_ms.store(now_ms, Relaxed);
     }
 
-    /// These bytes arrived.
-    pub(super) fn received(&self, bytes: &[u8], now_ms: u64) {
+    /// Bytes arrived.
+    pub(super) fn received(&self, now_ms: u64) {
         if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
             self.enter(Phase::Head, now_ms);
         }
-        self.received.fetch_add(bytes.len() as u64, Relaxed);
-        self.tail.store(edge::with_tail(self.tail.load(Relaxed), bytes), Relaxed);
-    }
-
-    /// How many bytes came since they were last counted anew, and the last eight of all.
-    pub(super) fn progress(&self) -> (u64, u64) {
-        (self.received.load(Relaxed), self.tail.load(Relaxed))
     }
 
     /// Bytes were written, or could not be.
@@ -141,17 +140,59 @@ impl Conn {
         self.enter(Phase::Busy, now_ms);
     }
 
-    pub(super) fn request_over(&self, edge: Edge, now_ms: u64) {
-        self.edge.store(edge as u8, Relaxed);
+    pub(super) fn request_over(&self, now_ms: u64) {
         self.flushed.store(false, Relaxed);
         if self.requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Busy {
-            self.enter(Phase::Idle, now_ms);
+            let has_begun_next = self.held_back.load(Relaxed);
+            self.enter(if has_begun_next { Phase::Head } else { Phase::Idle }, now_ms);
         }
     }
 
-    /// Counts anew: so many bytes of the next request are there already.
-    pub(super) fn count_from(&self, bytes: u64) {
-        self.received.store(bytes, Relaxed);
+    /// Whether a response is being made or sent.
+    pub(super) fn is_answering(&self) -> bool {
+        self.requests.load(Relaxed) > 0
+    }
+
+    /// Whether all of the request that was passed on last was received. Only then can another one follow.
+    pub(super) fn is_request_complete(&self) -> bool {
+        self.request_complete.load(Relaxed)
+    }
+
+    /// Whether no request can follow the one that was passed on last.
+    pub(super) fn is_last_request(&self) -> bool {
+        self.last_request.load(Relaxed)
+    }
+
+    pub(super) fn set_request(&self, is_complete: bool, is_last: bool) {
+        self.request_complete.store(is_complete, Relaxed);
+        self.last_request.store(is_last, Relaxed);
+    }
+
+    pub(super) fn set_held_back(&self, held_back: bool) {
+        self.held_back.store(held_back, Relaxed);
+    }
+
+    /// Refuses the request that would come next.
+    pub(super) fn reject_head(&self, rejection: Rejection) {
+        self.rejected_head.store(rejection as u8, Relaxed);
+    }
+
+    /// Refuses the request that is being answered, for its body.
+    pub(super) fn reject_body(&self, rejection: Rejection) {
+        self.rejected_body.store(rejection as u8, Relaxed);
+    }
+
+    pub(super) fn rejected_head(&self) -> Option<Rejection> {
+        Rejection::from_number(self.rejected_head.load(Relaxed))
+    }
+
+    pub(super) fn rejected_body(&self) -> Option<Rejection> {
+        Rejection::from_number(self.rejected_body.load(Relaxed))
+    }
+
+    /// Whether anything was refused, after which nothing more is read.
+    pub(super) fn is_rejected(&self) -> bool {
+        self.rejected_head.load(Relaxed) | self.rejected_body.load(Relaxed) != 0
     }
 
     pub(super) fn told(&self) -> Told {
@@ -182,14 +223,6 @@ impl Conn {
         self.upgraded.store(true, Relaxed);
     }
 
-    pub(super) fn edge(&self) -> Edge {
-        match self.edge.load(Relaxed) {
-            0 => Edge::Unknown,
-            1 => Edge::Drained,
-            _ => Edge::Exact,
-        }
-    }
-
     /// From now on the connection stays with this worker.
     pub(super) fn root(&self) {
         self.rooted.store(true, Relaxed);
@@ -198,7 +231,7 @@ impl Conn {
     /// Whether it may be handed to another worker, now or when its request is over.
     pub(super) fn can_travel(&self) -> bool {
         let stays = self.rooted.load(Relaxed) || self.upgraded() || self.peer_done();
-        !stays && self.edge() != Edge::Unknown
+        !stays && self.is_request_complete() && !self.is_rejected()
     }
 
     /// Whether it may be handed to another worker now: it stands between two requests, as far as can be seen
@@ -233,9 +266,9 @@ impl Conn {
         puts_off
     }
 
-    /// Whether reading was put off since this was asked last.
-    pub(super) fn has_put_off(&self) -> bool {
-        self.put_off.swap(false, Relaxed)
+    /// Whether hyper was not shown something that it can be shown now.
+    pub(super) fn should_poll_again(&self) -> bool {
+        self.put_off.swap(false, Relaxed) || (self.held_back.load(Relaxed) && !self.is_answering())
     }
 
     /// How long nothing has happened in this phase.

@@ -54,7 +54,6 @@ impl Limits {
 mod tests {
     use super::*;
     use crate::ipc::HandOver;
-    use crate::worker::edge::Edge;
 
     fn limits(drain: Option<Order>) -> Limits {
         Limits::new(&Config::default(), drain, 0)
@@ -65,12 +64,12 @@ mod tests {
         let conn = Conn::new(0);
         assert_eq!(limits(None).judge(&conn, 9_999), None);
         assert_eq!(limits(None).judge(&conn, 10_000), Some(Told::Finish));
-        conn.received(b"GET", 10_000);
+        conn.received(10_000);
         assert_eq!(limits(None).judge(&conn, 19_999), None);
         assert_eq!(limits(None).judge(&conn, 20_000), Some(Told::Finish));
         conn.request_begun(20_000);
         assert_eq!(limits(None).judge(&conn, 1_000_000), None);
-        conn.request_over(Edge::Exact, 20_000);
+        conn.request_over(20_000);
         assert_eq!(limits(None).judge(&conn, 84_999), None);
         assert_eq!(limits(None).judge(&conn, 85_000), Some(Told::Finish));
     }
@@ -87,7 +86,7 @@ mod tests {
         conn.request_begun(0);
         assert_eq!(limits(Some(order)).judge(&conn, 29_999), None);
         assert_eq!(limits(Some(order)).judge(&conn, 30_000), Some(Told::Cut));
-        conn.request_over(Edge::Exact, 5_000);
+        conn.request_over(5_000);
         assert_eq!(limits(Some(order)).judge(&conn, 5_999), None);
         assert_eq!(limits(Some(order)).judge(&conn, 6_000), Some(Told::Finish));
     }
@@ -103,7 +102,7 @@ mod tests {
         let conn = Conn::new(0);
         conn.request_begun(0);
         assert!(!conn.may_travel());
-        conn.request_over(Edge::Exact, 0);
+        conn.request_over(0);
         assert!(!conn.may_travel(), "the response is not written yet");
         conn.flushed();
         assert!(conn.may_travel());

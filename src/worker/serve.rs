@@ -15,23 +15,26 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
 
 use super::answer::{Answering, BoxError, Context, Served, answer};
 use super::books::Books;
-use super::conn::{Phase, Told};
-use super::edge::Edge;
+use super::conn::{Conn, Phase, Told};
 use super::house::{House, Seat};
 use super::link::Link;
 use super::newcomer::{Accepted, first_bytes};
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::travel::{self, Departure};
-use super::wire::{Leftover, Wire, close_politely};
+use super::wire::{Leftover, LingeringSocket, Wire, close_politely};
 use crate::config::Config;
 use crate::scoreboard::Row;
 
 /// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Pipelined requests that are served before other tasks run. As many as hyper itself reads in one go.
+const MAX_TURNS: usize = 16;
 
 /// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,8 +49,8 @@ where
     B::Error: Into<BoxError>,
 {
     let Accepted { mut link, mut first, entry, guard } = accepted;
-    if first.is_empty() && state.config.http2 {
-        first = first_words(&*state, &*entry, &mut link).await;
+    if state.config.http2 {
+        first = read_protocol(&*state, &*entry, &mut link, first).await;
     }
     while let Some((left, unread)) =
         serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, link, first).await
@@ -62,21 +65,41 @@ where
     drop(guard);
 }
 
-/// What a client says first, which tells HTTP/2 from HTTP/1. Given up when the worker has other plans with the
-/// connection.
-pub(super) async fn first_words<H: House, W: Seat>(house: &H, seat: &W, link: &mut Link) -> Bytes {
-    {
-        let mut readable = pin!(link.readable());
-        poll_fn(|cx| {
-            seat.watch(cx.waker());
-            if seat.conn().told() != Told::Nothing || house.is_draining() {
-                return Poll::Ready(());
-            }
-            readable.as_mut().poll(cx).map(|_| ())
-        })
-        .await;
+/// Reads behind `first` until it tells HTTP/2 from HTTP/1: the preface may come in pieces. Given up when the worker has
+/// other plans with the connection.
+pub(super) async fn read_protocol<H: House, W: Seat>(
+    house: &H,
+    seat: &W,
+    link: &mut Link,
+    first: Bytes,
+) -> Bytes {
+    let mut first = first;
+    while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+        if !is_readable(house, seat, link).await {
+            break;
+        }
+        let more = link.fd().ok().and_then(first_bytes).unwrap_or_default();
+        if more.is_empty() {
+            // The end, or an error: the next read finds it again.
+            break;
+        }
+        seat.conn().received(house.now_ms());
+        first = if first.is_empty() { more } else { [first, more].concat().into() };
     }
-    link.fd().ok().and_then(first_bytes).unwrap_or_default()
+    first
+}
+
+/// Waits for something to read. False: the worker has other plans with the connection.
+async fn is_readable<H: House, W: Seat>(house: &H, seat: &W, link: &mut Link) -> bool {
+    let mut readable = pin!(link.readable());
+    poll_fn(|cx| {
+        seat.watch(cx.waker());
+        if seat.conn().told() != Told::Nothing || house.is_draining() {
+            return Poll::Ready(false);
+        }
+        readable.as_mut().poll(cx).map(|outcome| outcome.is_ok())
+    })
+    .await
 }
 
 /// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
@@ -100,10 +123,13 @@ where
     B::Error: Into<BoxError>,
 {
     let http2 = house.config().http2 && first.starts_with(PREFACE);
-    let wire = Wire::new(link, first, Arc::clone(seat.conn()), house.row().meter());
+    let (conn, meter) = (Arc::clone(seat.conn()), house.row().meter());
+    let wire = match http2 {
+        true => Wire::http2(link, first, conn, meter),
+        false => Wire::http1(link, first, conn, meter, house.config().max_header_size),
+    };
     let leftover = wire.leftover();
-    let books =
-        Books { house: house.clone(), conn: Arc::clone(seat.conn()), recent: wire.recent() };
+    let books = Books { house: house.clone(), conn: Arc::clone(seat.conn()) };
     let ctx = Context { app: app.clone(), books: H::share(books) };
     let service = service_fn(move |request| answer(&ctx, request));
     let io = TokioIo::new(wire);
@@ -141,7 +167,14 @@ where
         conn.set_busy_first(std::mem::take(&mut first_turn));
         let mut outcome = Pin::new(&mut connection).poll(cx);
         conn.set_busy_first(false);
-        if conn.has_put_off() && outcome.is_pending() {
+        let mut turns = 0;
+        while outcome.is_pending() && conn.should_poll_again() {
+            turns += 1;
+            if turns == MAX_TURNS {
+                // Others come first; what is put together to be sent goes on with the next request.
+                cx.waker().wake_by_ref();
+                break;
+            }
             outcome = Pin::new(&mut connection).poll(cx);
         }
         if outcome.is_pending() && conn.may_travel() && house.hands_over() {
@@ -163,14 +196,11 @@ where
         return None;
     }
     let parts = connection.into_parts()?;
-    let (link, first) = parts.io.into_inner().into_parts()?;
-    let unread =
-        if first.is_empty() { parts.read_buf } else { [parts.read_buf, first].concat().into() };
-    if conn.edge() == Edge::Drained && !unread.is_empty() {
-        // These may be chunks that hyper did not get to: nobody can say where the next request begins.
-        finish_link(house, seat, link).await;
-        return None;
-    }
+    let (link, received) = parts.io.into_inner().into_parts()?;
+    let unread = match received.is_empty() {
+        true => parts.read_buf,
+        false => [parts.read_buf, received].concat().into(),
+    };
     Some((link, unread))
 }
 
@@ -180,8 +210,7 @@ fn http1_builder(config: &Config) -> http1::Builder {
         // The worker tends the timeouts itself (see `conn`).
         .header_read_timeout(None)
         .max_buf_size(config.max_header_size.max(64 * 1024))
-        .max_header_size(config.max_header_size)
-        .pipeline_flush(config.pipeline_flush);
+        .max_header_size(config.max_header_size);
     builder
 }
 
@@ -236,17 +265,30 @@ async fn finish(house: &impl House, seat: &impl Seat, leftover: &Leftover) {
     if seat.conn().upgraded() {
         // The application has it: it counts as open until that lets go of it, or the deadline comes.
         unless_cut(seat, leftover.left()).await;
-    } else if let Some(link) = leftover.take() {
-        finish_link(house, seat, link).await;
+    } else if let Some(socket) = leftover.take()
+        && seat.conn().told() != Told::Cut
+    {
+        seat.conn().enter(Phase::Closing, house.now_ms());
+        unless_cut(seat, linger(house, seat.conn(), socket)).await;
     }
 }
 
-async fn finish_link(house: &impl House, seat: &impl Seat, link: Link) {
-    if seat.conn().told() == Told::Cut {
-        return;
+/// Sends what is still to be sent, the answer to a malformed request included, and closes.
+async fn linger(house: &impl House, conn: &Conn, socket: LingeringSocket) {
+    let LingeringSocket { mut link, mut unsent } = socket;
+    if let Some(rejection) = conn.rejected_head() {
+        log::debug!("{} refused a request: {}", house.tag(), rejection.reason());
+        house.row().responded(rejection.status().as_u16());
+        unsent.extend_from_slice(&rejection.response());
     }
-    seat.conn().enter(Phase::Closing, house.now_ms());
-    unless_cut(seat, close_politely(link)).await;
+    if !unsent.is_empty() {
+        let length = unsent.len();
+        if link.write_all(&unsent).await.is_err() {
+            return;
+        }
+        house.row().meter().bytes_out(length);
+    }
+    close_politely(link).await;
 }
 
 /// Waits for `end`, unless the connection is cut before.

@@ -133,8 +133,8 @@ async fn serve_there<S, B>(
     B::Error: Into<BoxError>,
 {
     let mut link = Link::new(fd, unix);
-    if first.is_empty() && shared.config.http2 {
-        first = serve::first_words(&*shared, &*seat, &mut link).await;
+    if shared.config.http2 {
+        first = serve::read_protocol(&*shared, &*seat, &mut link, first).await;
     }
     let exec = TokioExecutor::new();
     let left = serve::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, link, first);

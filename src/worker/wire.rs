@@ -1,29 +1,48 @@
-//! The bytes of one HTTP connection: between the socket and hyper, counting, and giving the worker a say in
-//! when the connection ends.
+//! The bytes of one HTTP connection: between the socket and hyper, checking and counting them, and giving the worker a
+//! say in when the connection ends.
+//!
+//! hyper sees one request at a time. What comes behind it waits in `received` until the response is over, and is then
+//! passed on if it is a request (see `request_boundary`). Responses to requests that came in one piece are written in one
+//! piece, too: while the next request is there already, what is to be sent is kept in `unsent`.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::conn::{Conn, Told};
 use super::link::Link;
+use super::request_boundary::{Progress, RequestBoundary};
 use crate::scoreboard::Meter;
 
-/// Raw bytes kept to look at the framing headers of a request as they were sent.
-const KEPT: usize = 16 * 1024;
+/// Bytes read at once where they are kept here, on the stack.
+const READ_AHEAD_PIECE: usize = 2048;
 
-/// Where a socket is left when hyper has finished with it, so that it can be closed politely.
+/// Bytes that are read ahead while a request is answered, beyond which the client has to wait.
+const MAX_READ_AHEAD: usize = 16 * 1024;
+
+/// Bytes of responses that wait for the next one, and of the longest piece that does.
+const MAX_UNSENT: usize = 32 * 1024;
+const MAX_UNSENT_PIECE: usize = 8 * 1024;
+
+/// A socket that hyper has finished with, and what is still to be sent on it.
+pub(super) struct LingeringSocket {
+    pub(super) link: Link,
+    pub(super) unsent: BytesMut,
+}
+
+/// Where the socket is left when hyper has finished with it, so that it can be closed without losing a response.
 #[derive(Clone, Default)]
-pub(super) struct Leftover(Arc<(Mutex<Option<Link>>, Notify)>);
+pub(super) struct Leftover(Arc<(Mutex<Option<LingeringSocket>>, Notify)>);
 
 impl Leftover {
     /// The socket, if it was left.
-    pub(super) fn take(&self) -> Option<Link> {
+    pub(super) fn take(&self) -> Option<LingeringSocket> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -32,71 +51,83 @@ impl Leftover {
         self.0.1.notified().await;
     }
 
-    fn leave(&self, link: Option<Link>) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    fn leave(&self, socket: Option<LingeringSocket>) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = socket;
         self.0.1.notify_one();
     }
-}
-
-/// What was received last, as it came.
-pub(super) type Recent = Arc<Mutex<Vec<u8>>>;
-
-/// Whether these are the first bytes of all the `received` ones.
-pub(super) fn is_beginning(recent: &[u8], received: u64) -> bool {
-    recent.len() as u64 == received.min(KEPT as u64)
 }
 
 /// What hyper reads from and writes to.
 pub(super) struct Wire {
     /// `None` only while being dropped.
     link: Option<Link>,
-    /// Received before hyper was there.
-    first: Bytes,
+    /// Received and not passed on to hyper.
+    received: BytesMut,
+    /// This many bytes at the beginning of `received` are checked: hyper's buffer had no room for them.
+    checked: usize,
+    /// `None` for HTTP/2, whose frames are hyper's to check.
+    boundary: Option<RequestBoundary>,
+    /// The client has ended its side.
+    at_end: bool,
+    /// Written by hyper, to be sent with the next response.
+    unsent: BytesMut,
     conn: Arc<Conn>,
     meter: Meter,
-    recent: Recent,
     leftover: Leftover,
 }
 
 impl Wire {
-    pub(super) fn new(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
-        Wire {
+    /// `first` was received before hyper was there. `max_head_size` is that of an HTTP/1 request.
+    pub(super) fn http1(
+        link: Link,
+        first: Bytes,
+        conn: Arc<Conn>,
+        meter: Meter,
+        max_head_size: usize,
+    ) -> Wire {
+        Wire::new(link, first, conn, meter, Some(RequestBoundary::new(max_head_size)))
+    }
+
+    pub(super) fn http2(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
+        Wire::new(link, first, conn, meter, None)
+    }
+
+    fn new(
+        link: Link,
+        first: Bytes,
+        conn: Arc<Conn>,
+        meter: Meter,
+        boundary: Option<RequestBoundary>,
+    ) -> Wire {
+        let wire = Wire {
             link: Some(link),
-            first,
+            received: first.into(),
+            checked: 0,
+            boundary,
+            at_end: false,
+            unsent: BytesMut::new(),
             conn,
             meter,
-            recent: Recent::default(),
             leftover: Leftover::default(),
+        };
+        if !wire.received.is_empty() {
+            wire.note_received(wire.received.len());
         }
+        wire
     }
 
     pub(super) fn leftover(&self) -> Leftover {
         self.leftover.clone()
     }
 
-    pub(super) fn recent(&self) -> Recent {
-        Arc::clone(&self.recent)
-    }
-
-    fn note_received(&self, bytes: &[u8]) {
-        self.meter.bytes_in(bytes.len());
-        self.conn.received(bytes, self.meter.now_ms());
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.is_empty() {
-            // A head is at the beginning.
-            recent.extend_from_slice(&bytes[..bytes.len().min(KEPT)]);
-            return;
-        }
-        if recent.len() + bytes.len() > KEPT {
-            recent.clear();
-        }
-        // Never quite full, by which it can be told from a beginning.
-        recent.extend_from_slice(&bytes[bytes.len().saturating_sub(KEPT - 1)..]);
-    }
-
-    /// The socket and what nobody has read, when hyper has let go of it.
+    /// The socket and what hyper has not seen, when hyper has let go of it.
     pub(super) fn into_parts(mut self) -> Option<(Link, Bytes)> {
-        Some((self.link.take()?, std::mem::take(&mut self.first)))
+        Some((self.link.take()?, std::mem::take(&mut self.received).freeze()))
+    }
+
+    fn note_received(&self, length: usize) {
+        self.meter.bytes_in(length);
+        self.conn.received(self.meter.now_ms());
     }
 
     fn note_sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -111,44 +142,230 @@ impl Wire {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
         self.link.as_mut().map(Pin::new).ok_or_else(gone)
     }
+
+    /// Reads into `buf`. Returns how many bytes; 0 is the client's end.
+    fn poll_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let before = buf.filled().len();
+        ready!(self.link()?.poll_read(cx, buf))?;
+        let length = buf.filled().len() - before;
+        if length == 0 {
+            self.at_end = true;
+            self.conn.set_peer_done();
+        } else {
+            self.note_received(length);
+        }
+        Poll::Ready(Ok(length))
+    }
+
+    /// Reads behind what is in `received`. Returns how many bytes; 0 is the client's end.
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        // On the stack: most reads find nothing, and buffers of idle connections add up.
+        let mut piece = [MaybeUninit::uninit(); READ_AHEAD_PIECE];
+        let mut piece = ReadBuf::uninit(&mut piece);
+        let length = ready!(self.poll_socket(cx, &mut piece))?;
+        self.received.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(length))
+    }
+
+    /// Passes on what is checked, as far as there is room.
+    fn pass_checked(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.checked.min(buf.remaining());
+        buf.put_slice(&self.received[..length]);
+        self.received.advance(length);
+        self.checked -= length;
+        if self.received.is_empty() {
+            // Idle connections are many: they keep no buffer.
+            self.received = BytesMut::new();
+        }
+    }
+
+    /// Nothing is to be read: the connection waits, or sees its end if it was told to finish. Only then: a request that
+    /// has reached us is answered, never reset.
+    fn wait_or_end(&self) -> Poll<io::Result<()>> {
+        let is_told = self.conn.told() != Told::Nothing && !self.conn.upgraded();
+        if is_told { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// HTTP/2, or what the application speaks after an upgrade.
+    fn poll_read_unchecked(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.received.is_empty() {
+            self.checked = self.received.len();
+            self.pass_checked(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if self.conn.puts_off() {
+            return Poll::Pending;
+        }
+        match self.poll_socket(cx, buf) {
+            Poll::Pending => self.wait_or_end(),
+            Poll::Ready(outcome) => Poll::Ready(outcome.map(drop)),
+        }
+    }
+
+    /// A request is being answered, and all of it was passed on: the next one has to wait. Reads ahead, which tells
+    /// whether the client is gone.
+    fn poll_read_ahead_of_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.puts_off() {
+            return Poll::Pending;
+        }
+        while !self.at_end && self.received.len() < MAX_READ_AHEAD {
+            match self.poll_read_ahead(cx)? {
+                Poll::Ready(_) => {}
+                Poll::Pending => break,
+            }
+        }
+        if self.received.is_empty() {
+            return if self.at_end { Poll::Ready(Ok(())) } else { Poll::Pending };
+        }
+        self.conn.set_held_back(true);
+        Poll::Pending
+    }
+
+    /// Passes on what comes next of a request, and of one only.
+    fn poll_read_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.checked > 0 {
+            self.pass_checked(buf);
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            if !self.received.is_empty() {
+                match self.advance(None)? {
+                    Step::Pass(length) => {
+                        self.checked = length;
+                        self.pass_checked(buf);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Step::End => return Poll::Ready(Ok(())),
+                    Step::More => {}
+                }
+            }
+            if self.at_end {
+                return Poll::Ready(Ok(()));
+            }
+            if self.conn.puts_off() {
+                return Poll::Pending;
+            }
+            let before = buf.filled().len();
+            let read = match self.received.is_empty() {
+                true => self.poll_socket(cx, buf),
+                false => self.poll_read_ahead(cx),
+            };
+            let Poll::Ready(length) = read else { return self.wait_or_end() };
+            if length? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.received.is_empty() {
+                continue;
+            }
+            // In hyper's buffer already: what is not to be passed on is taken out of it.
+            let step = self.advance(Some(&buf.filled()[before..]))?;
+            let passed = if let Step::Pass(length) = step { length } else { 0 };
+            self.received.extend_from_slice(&buf.filled()[before + passed..]);
+            buf.set_filled(before + passed);
+            if !matches!(step, Step::More) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// What to do with `input`, or with what was received before.
+    fn advance(&mut self, input: Option<&[u8]>) -> io::Result<Step> {
+        let Some(boundary) = &mut self.boundary else { return Ok(Step::More) };
+        match boundary.advance(input.unwrap_or(&self.received)) {
+            Ok(Progress::Pass(length)) => Ok(Step::Pass(length)),
+            Ok(Progress::More) => Ok(Step::More),
+            Err(rejection) if self.conn.is_answering() => {
+                self.conn.reject_body(rejection);
+                Err(io::Error::new(io::ErrorKind::InvalidData, rejection.reason()))
+            }
+            // hyper sees a plain end between two requests; the response is written when it has let go of the socket.
+            Err(rejection) => {
+                self.conn.reject_head(rejection);
+                Ok(Step::End)
+            }
+        }
+    }
+
+    /// Whether another request is there, whose response can go out together with this one.
+    fn has_next_request(&mut self) -> bool {
+        !self.received.is_empty()
+            && self.conn.told() == Told::Nothing
+            && self
+                .boundary
+                .as_mut()
+                .is_some_and(|b| b.has_next_head(&self.received[self.checked..]))
+    }
+
+    /// Whether `length` more bytes are kept until the next response is there.
+    fn keeps_unsent(&mut self, length: usize) -> bool {
+        let is_small = length <= MAX_UNSENT_PIECE && self.unsent.len() + length <= MAX_UNSENT;
+        is_small && (!self.unsent.is_empty() || self.has_next_request())
+    }
+
+    fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let gone = || io::Error::from(io::ErrorKind::NotConnected);
+            let link = Pin::new(self.link.as_mut().ok_or_else(gone)?);
+            let outcome = link.poll_write(cx, &self.unsent);
+            let sent = ready!(self.note_sent(outcome))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(sent);
+        }
+        self.unsent = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What is done with bytes that were received.
+enum Step {
+    Pass(usize),
+    More,
+    /// Nothing is read from here on.
+    End,
 }
 
 impl AsyncRead for Wire {
-    /// A connection that was told to finish sees its end here, but only when nothing waits to be read: a
-    /// request that has reached us is answered, never reset.
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.first.is_empty() {
-            let n = this.first.len().min(buf.remaining());
-            buf.put_slice(&this.first[..n]);
-            let taken = this.first.split_to(n);
-            this.note_received(&taken);
+        let Some(boundary) = this.boundary.as_ref().filter(|_| !this.conn.upgraded()) else {
+            return this.poll_read_unchecked(cx, buf);
+        };
+        if this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
-        if this.conn.puts_off() {
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        match this.link()?.poll_read(cx, buf) {
-            Poll::Pending if this.conn.told() != Told::Nothing && !this.conn.upgraded() => {
-                Poll::Ready(Ok(()))
+        if this.checked == 0 && boundary.is_complete() {
+            if this.conn.is_answering() {
+                return this.poll_read_ahead_of_turn(cx);
             }
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(outcome) => {
-                outcome?;
-                let bytes = &buf.filled()[before..];
-                if bytes.is_empty() {
-                    this.conn.set_peer_done();
-                } else {
-                    this.note_received(bytes);
-                }
-                Poll::Ready(Ok(()))
+            if boundary.is_last() {
+                return Poll::Ready(Ok(()));
             }
         }
+        this.conn.set_held_back(false);
+        let outcome = this.poll_read_request(cx, buf);
+        if let Some(boundary) = &this.boundary {
+            let is_complete = boundary.is_complete() && this.checked == 0;
+            this.conn.set_request(is_complete, boundary.is_last());
+        }
+        outcome
     }
 }
 
@@ -158,17 +375,24 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let outcome = this.link()?.poll_write(cx, buf);
-        this.note_sent(outcome)
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
+        bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if !this.unsent.is_empty() || !this.received.is_empty() {
+            let length = bufs.iter().map(|buf| buf.len()).sum();
+            if this.keeps_unsent(length) {
+                bufs.iter().for_each(|buf| this.unsent.extend_from_slice(buf));
+                this.conn.sent(false, this.meter.now_ms());
+                return Poll::Ready(Ok(length));
+            }
+            ready!(this.poll_send_unsent(cx))?;
+        }
         let outcome = this.link()?.poll_write_vectored(cx, bufs);
         this.note_sent(outcome)
     }
@@ -179,6 +403,13 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.unsent.is_empty() {
+            // The next response comes at once, or the next flush does: a handler that waits holds up nothing.
+            if !this.conn.is_answering() && this.has_next_request() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(this.poll_send_unsent(cx))?;
+        }
         let outcome = this.link()?.poll_flush(cx);
         if let Poll::Ready(Ok(())) = &outcome {
             this.conn.flushed();
@@ -186,10 +417,11 @@ impl AsyncWrite for Wire {
         outcome
     }
 
-    /// A connection that travels goes on in another worker.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.conn.leaving() {
+        ready!(this.poll_send_unsent(cx))?;
+        // It goes on in another worker, or has another response to come.
+        if this.conn.leaving() || this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
         this.link()?.poll_shutdown(cx)
@@ -198,10 +430,14 @@ impl AsyncWrite for Wire {
 
 impl Drop for Wire {
     /// Closing a socket that has unread bytes resets it, and a reset can overtake the last response. So the
-    /// socket is left for `close_politely`, unless the peer is through or the application has it.
+    /// socket is left for `close_politely`, unless nothing more can come or the application has it.
     fn drop(&mut self) {
-        let polite = !self.conn.peer_done() && !self.conn.upgraded();
-        self.leftover.leave(self.link.take().filter(|_| polite));
+        let is_through =
+            self.conn.peer_done() && self.received.is_empty() && !self.conn.is_rejected();
+        let is_left = !self.conn.upgraded() && !(is_through && self.unsent.is_empty());
+        let unsent = std::mem::take(&mut self.unsent);
+        let socket = self.link.take().map(|link| LingeringSocket { link, unsent });
+        self.leftover.leave(socket.filter(|_| is_left));
     }
 }
 
@@ -212,12 +448,7 @@ pub(super) async fn close_politely(mut link: Link) {
     if link.shutdown().await.is_err() {
         return;
     }
-    // What still comes is thrown away; a peer that never stops is a peer that does not listen.
+    // What still comes is thrown away.
     let mut waste = vec![0u8; 16 * 1024].into_boxed_slice();
-    for _ in 0..256 {
-        match link.read(&mut waste).await {
-            Ok(n) if n > 0 => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
+    while link.read(&mut waste).await.is_ok_and(|length| length > 0) {}
 }

@@ -26,7 +26,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
     ("a signed length", 400, "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello"),
     (
         "an unknown encoding",
-        400,
+        501,
         "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
     ),
     ("a space before the colon", 400, "GET / HTTP/1.1\r\nHost : a\r\n\r\n"),
@@ -34,7 +34,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
     ("a NUL in a value", 400, "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n"),
     ("an empty name", 400, "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
     ("no version", 400, "GET /\r\n\r\n"),
-    ("an unknown version", 400, "GET / HTTP/9.9\r\nHost: a\r\n\r\n"),
+    ("an unknown version", 505, "GET / HTTP/9.9\r\nHost: a\r\n\r\n"),
     ("a TLS hello", 400, "\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03\r\n\r\n"),
 ];
 
