@@ -204,7 +204,7 @@ pub(crate) static KEYS: &[Key] = &[
         "pipeline-flush",
         group::HTTP,
         Field::Switch(|d| &mut d.config.pipeline_flush),
-        "Write the responses of pipelined requests together: faster, but buffers bodies",
+        "Has no effect: responses of pipelined requests are always written together",
     ),
     key(
         "http2",

@@ -120,8 +120,8 @@ pub struct Config {
     /// While its queue is more than half full, a CPU pool runs the newest job first, as the callers of the
     /// oldest have most likely given up. Default: off.
     pub pool_newest_first: bool,
-    /// Collect the responses of pipelined requests into one write: about 6 times the pipelined
-    /// throughput, but a slow reader's whole body is then buffered in memory. Default: off.
+    /// Has no effect: responses of pipelined requests that are ready together always leave in one write, of up to
+    /// 32 KiB. Default: false.
     pub pipeline_flush: bool,
     /// Accept HTTP/2 without TLS from clients that know we speak it (prior knowledge). Default: on.
     pub http2: bool,

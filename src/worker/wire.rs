@@ -432,12 +432,14 @@ impl Drop for Wire {
     /// Closing a socket that has unread bytes resets it, and a reset can overtake the last response. So the
     /// socket is left for `close_politely`, unless nothing more can come or the application has it.
     fn drop(&mut self) {
-        let is_through =
-            self.conn.peer_done() && self.received.is_empty() && !self.conn.is_rejected();
-        let is_left = !self.conn.upgraded() && !(is_through && self.unsent.is_empty());
+        let can_lose_nothing = self.conn.peer_done()
+            && self.received.is_empty()
+            && self.unsent.is_empty()
+            && !self.conn.is_rejected();
+        let is_closed = self.conn.upgraded() || can_lose_nothing;
         let unsent = std::mem::take(&mut self.unsent);
         let socket = self.link.take().map(|link| LingeringSocket { link, unsent });
-        self.leftover.leave(socket.filter(|_| is_left));
+        self.leftover.leave(socket.filter(|_| !is_closed));
     }
 }
 

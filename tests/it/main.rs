@@ -60,6 +60,7 @@ mod queue;
 mod recycle;
 mod reload;
 mod reload_fails;
+mod request_edges;
 mod respawn;
 mod reuseport;
 mod rooms;

@@ -158,3 +158,99 @@ impl Position {
         if is_last { Position::End } else { Position::head() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const CHUNKED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+    /// What is passed on step by step of `input`, and how it ends.
+    fn steps(input: &[u8]) -> (Vec<usize>, Result<bool, Rejection>) {
+        let mut boundary = RequestBoundary::new(1024);
+        let (mut passed, mut at) = (Vec::new(), 0);
+        loop {
+            match boundary.advance(&input[at..]) {
+                Ok(Progress::Pass(length)) => {
+                    passed.push(length);
+                    at += length;
+                }
+                Ok(Progress::More) => return (passed, Ok(boundary.is_complete())),
+                Err(rejection) => return (passed, Err(rejection)),
+            }
+        }
+    }
+
+    #[test]
+    fn requests_are_passed_on_one_by_one_with_their_bodies() {
+        let sized = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
+        let input = [GET, sized, GET].concat();
+        assert_eq!(steps(&input), (vec![GET.len(), sized.len(), GET.len()], Ok(true)));
+        assert_eq!(steps(&sized[..sized.len() - 1]), (vec![sized.len() - 1], Ok(false)));
+    }
+
+    #[test]
+    fn the_end_of_a_chunked_body_is_passed_on_only_when_it_is_asked_for() {
+        let (data, end) = (b"5\r\nhello\r\n", b"0\r\n\r\n");
+        let input = [CHUNKED, data, end, GET].concat();
+        let expected = vec![CHUNKED.len() + data.len(), end.len(), GET.len()];
+        assert_eq!(steps(&input), (expected, Ok(true)));
+    }
+
+    #[test]
+    fn a_request_whose_body_is_malformed_is_refused_before_it_is_passed_on() {
+        let input = [CHUNKED, b"5\r\nhello!"].concat();
+        assert_eq!(steps(&input), (vec![], Err(Rejection::ChunkEnd)));
+        let input = [CHUNKED, b"5\r\nhello\r\n0 \r\n\r\n"].concat();
+        assert_eq!(steps(&input), (vec![], Err(Rejection::ChunkExtension)));
+    }
+
+    #[test]
+    fn a_body_that_looks_like_a_head_is_not_read_as_one() {
+        let both = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let size = format!("{:x}\r\n", both.len());
+        let input = [CHUNKED, size.as_bytes(), both, b"\r\n0\r\n\r\n", GET].concat();
+        assert_eq!(steps(&input).1, Ok(true));
+    }
+
+    #[test]
+    fn nothing_is_passed_on_behind_the_last_request() {
+        let last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        assert_eq!(steps(&[last, GET].concat()), (vec![last.len()], Ok(true)));
+    }
+
+    #[test]
+    fn a_malformed_head_is_refused_again_when_it_is_asked_for_again() {
+        let mut boundary = RequestBoundary::new(1024);
+        let input = [b"BAD\r\n", GET].concat();
+        assert!(!boundary.has_next_head(&input));
+        assert!(!boundary.has_next_head(&input));
+        assert_eq!(boundary.advance(&input), Err(Rejection::RequestLine));
+    }
+
+    proptest! {
+        /// However the bytes come, the same of them are passed on.
+        #[test]
+        fn pieces_make_no_difference(sizes in prop::collection::vec(0usize..12, 0..5), piece in 1usize..40) {
+            let chunks: Vec<u8> = sizes
+                .iter()
+                .filter(|size| **size > 0)
+                .flat_map(|size| format!("{size:x}\r\n{}\r\n", "x".repeat(*size)).into_bytes())
+                .collect();
+            let input = [GET, CHUNKED, &chunks, b"0\r\na: b\r\n\r\n", GET].concat();
+            let mut boundary = RequestBoundary::new(1024);
+            let (mut held, mut passed) = (Vec::new(), 0);
+            for part in input.chunks(piece) {
+                held.extend_from_slice(part);
+                while let Progress::Pass(length) = boundary.advance(&held).expect("valid") {
+                    passed += length;
+                    held.drain(..length);
+                }
+            }
+            prop_assert_eq!(passed, input.len());
+            prop_assert!(boundary.is_complete());
+        }
+    }
+}
