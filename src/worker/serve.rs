@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
 use hyper::rt::bounds::Http2ServerConnExec;
@@ -15,14 +15,14 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::answer::{Answering, BoxError, Context, Served, answer};
 use super::books::Books;
 use super::conn::{Conn, Phase, Told};
 use super::house::{House, Seat};
 use super::link::Link;
-use super::newcomer::{Accepted, first_bytes};
+use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::travel::{self, Departure};
@@ -73,33 +73,26 @@ pub(super) async fn read_protocol<H: House, W: Seat>(
     link: &mut Link,
     first: Bytes,
 ) -> Bytes {
-    let mut first = first;
-    while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
-        if !is_readable(house, seat, link).await {
-            break;
-        }
-        let more = link.fd().ok().and_then(first_bytes).unwrap_or_default();
-        if more.is_empty() {
-            // The end, or an error: the next read finds it again.
+    if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
+        return first;
+    }
+    let mut read = BytesMut::from(first);
+    while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
+        let mut next = pin!(link.read_buf(&mut read));
+        let length = poll_fn(|cx| {
+            seat.watch(cx.waker());
+            if seat.conn().told() != Told::Nothing || house.is_draining() {
+                return Poll::Ready(Ok(0));
+            }
+            next.as_mut().poll(cx)
+        });
+        // The end, or an error, is found again by the next read.
+        if length.await.unwrap_or(0) == 0 {
             break;
         }
         seat.conn().received(house.now_ms());
-        first = if first.is_empty() { more } else { [first, more].concat().into() };
     }
-    first
-}
-
-/// Waits for something to read. False: the worker has other plans with the connection.
-async fn is_readable<H: House, W: Seat>(house: &H, seat: &W, link: &mut Link) -> bool {
-    let mut readable = pin!(link.readable());
-    poll_fn(|cx| {
-        seat.watch(cx.waker());
-        if seat.conn().told() != Told::Nothing || house.is_draining() {
-            return Poll::Ready(false);
-        }
-        readable.as_mut().poll(cx).map(|outcome| outcome.is_ok())
-    })
-    .await
+    read.freeze()
 }
 
 /// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is

@@ -248,7 +248,8 @@ impl Wire {
                         return Poll::Ready(Ok(()));
                     }
                     Step::End => return Poll::Ready(Ok(())),
-                    Step::More => {}
+                    // Its time has begun, whenever it was received.
+                    Step::More => self.conn.received(self.meter.now_ms()),
                 }
             }
             if self.at_end {
