@@ -17,7 +17,8 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::log_file;
+use crate::log_file::{LogFile, inherited_descriptor};
+use crate::log_output;
 use crate::models::Made;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
@@ -157,6 +158,9 @@ impl Cluster {
 impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+        log_output::prepare(None);
+        sys::signal::let_writes_fail()
+            .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
         let kinds = self.kinds.rules()?;
         let reread = self.reread;
@@ -174,7 +178,7 @@ impl Cluster {
         // The first process of a container ends on no signal that it has no handler for.
         let unmanned = left.is_none().then(sys::signal::end_if_first_process).transpose();
         let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
-        self.redirect_log().or_else(|e| forgive(e, left.is_some()))?;
+        self.redirect_log(left.is_some()).or_else(|e| forgive(e, left.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
@@ -199,8 +203,16 @@ impl Cluster {
         }))
     }
 
-    fn redirect_log(&self) -> Result<()> {
-        self.config.log_file.as_deref().map_or(Ok(()), |path| log_file::redirect_to(path).map(drop))
+    fn redirect_log(&self, taken_over: bool) -> Result<()> {
+        let Some(path) = self.config.log_file.as_deref() else { return Ok(()) };
+        // The image before has left that descriptor as standard error.
+        if taken_over && inherited_descriptor(path).is_some() {
+            return Ok(());
+        }
+        let file = LogFile::open(path)?;
+        file.redirect()
+            .map_err(|e| Error::system(format!("write the log to {}", path.display()), e))?;
+        Ok(())
     }
 
     /// As a child of the primary that wants to become this binary: does all that can fail before it does so,

@@ -2,9 +2,7 @@
 //!
 //! Every text names the operation and the object, in lower case, and where there is one, what to do next.
 
-use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 use std::{fmt, io};
 
 use crate::printable::Printable;
@@ -93,14 +91,6 @@ impl Error {
     /// An error of the application: what it was doing, and why that failed.
     pub fn application(what: &'static str, why: impl fmt::Display) -> Error {
         Kind::Application { what, why: why.to_string() }.into()
-    }
-
-    /// Tells the error on stderr in one line, and gives the status to exit with:
-    /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`.
-    pub fn report(&self) -> ExitCode {
-        // Nobody is left to be told if this fails.
-        let _ = writeln!(io::stderr(), "prefork: {self}");
-        ExitCode::from(self.exit_status())
     }
 
     /// The status a process that ends with this error should exit with (see [`exit`]).

@@ -25,6 +25,7 @@ mod ipc;
 mod isolated;
 mod listener;
 mod log_file;
+mod log_output;
 mod mail;
 mod models;
 mod pid_file;

@@ -1,18 +1,24 @@
-//! The log of the binary: one record, one line, on stderr.
+//! The log of the binary: one record, one line, on standard error, without waiting for its reader.
 
 use std::fmt;
 use std::io::{self, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::Level;
 use nix::sys::stat::fstat;
 
+use super::status::utc;
+use crate::log_output::{self, LogOutput};
 use crate::printable::Printable;
 
 /// Installs the logger; `filter` was checked with the rest of the configuration.
 pub(super) fn init(filter: &str) {
     let mut builder = env_logger::Builder::new();
-    builder.parse_filters(filter).target(env_logger::Target::Stderr);
-    if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity()) {
+    builder.parse_filters(filter).target(env_logger::Target::Pipe(Box::new(LogOutput)));
+    let is_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity());
+    let format = if is_journal { journal_warning } else { plain_warning };
+    log_output::prepare(Some(format));
+    if is_journal {
         builder.format(|out, record| journal_line(out, record.level(), record.args()));
     } else {
         builder.format(|out, record| {
@@ -22,6 +28,26 @@ pub(super) fn init(filter: &str) {
     }
     // Only fails if there is a logger already, and then that one was wanted.
     let _ = builder.try_init();
+}
+
+fn journal_warning(text: &str) -> Vec<u8> {
+    line_of(|out| journal_line(out, Level::Warn, &text))
+}
+
+fn plain_warning(text: &str) -> Vec<u8> {
+    line_of(|out| plain_line(out, &now(), Level::Warn, &text))
+}
+
+fn now() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    utc(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+}
+
+fn line_of(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {
+    let mut line = Vec::new();
+    // Writing to memory cannot fail.
+    let _ = write(&mut line);
+    line
 }
 
 /// For a reader of plain text, who wants to know when.

@@ -20,6 +20,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::error::{Result, exit};
+use crate::log_output;
 use crate::printable::Printable;
 
 /// Runs the `prefork` command.
@@ -54,8 +55,7 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
 
 /// One line on stderr, whatever the text.
 fn complain(text: &dyn Display) {
-    // Nobody is left to be told if this fails.
-    let _ = writeln!(io::stderr(), "prefork: {}", Printable(text));
+    log_output::write_last_line(format!("prefork: {}\n", Printable(text)).as_bytes());
 }
 
 /// Prints the answer of a verb.

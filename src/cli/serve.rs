@@ -1,11 +1,13 @@
 //! `prefork serve`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{logger, panic_log};
 use crate::app::{self, Options};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
+use crate::log_file::inherited_descriptor;
 use crate::sys;
 use crate::systemd;
 use crate::upgrade;
@@ -14,7 +16,7 @@ use crate::{Config, ListenAddr};
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     let inputs = Inputs::of_process(flags);
     let settings = inputs.resolve()?;
-    tidy_descriptors(&settings.config.bind)?;
+    tidy_descriptors(&settings.config.bind, settings.config.log_file.as_deref())?;
     logger::init(&settings.log);
     panic_log::init();
     for warning in &settings.warnings {
@@ -43,7 +45,7 @@ fn configure(settings: Settings) -> Result<Config> {
 
 /// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in
 /// the workers.
-fn tidy_descriptors(bind: &[ListenAddr]) -> Result<()> {
+fn tidy_descriptors(bind: &[ListenAddr], log_file: Option<&Path>) -> Result<()> {
     sys::fd::fill_standard_streams()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
     if upgrade::is_inherited() {
@@ -58,6 +60,8 @@ fn tidy_descriptors(bind: &[ListenAddr]) -> Result<()> {
         })
         .collect();
     passed.extend(systemd::numbers()?);
+    // `--log-file /dev/fd/5` means what the shell has opened as 5.
+    passed.extend(log_file.and_then(inherited_descriptor));
     sys::fd::close_inherited_except(&passed)
         .map_err(|e| Error::system("close inherited descriptors", e))
 }

@@ -60,6 +60,9 @@ pub(super) fn table(status: &Status) -> String {
         let slots: Vec<String> = primary.vacant.iter().map(u32::to_string).collect();
         let _ = writeln!(text, "empty until the next reload or scale: slot {}", slots.join(", "));
     }
+    if primary.log_lines_dropped > 0 {
+        let _ = writeln!(text, "{} lines are missing in the log", primary.log_lines_dropped);
+    }
     text.push('\n');
     let rows: Vec<[String; 12]> = std::iter::once(HEAD.map(str::to_string))
         .chain(status.workers.iter().flat_map(rows))
@@ -207,7 +210,7 @@ pub(super) fn event(event: &Event) -> String {
 
 /// `2026-11-22T10:00:00.123Z`. Days to a date after Howard Hinnant's `civil_from_days`: years begin in March,
 /// so that the leap day is the last of its year.
-fn utc(ms: u64) -> String {
+pub(super) fn utc(ms: u64) -> String {
     let (days, ms_of_day) = (ms / 86_400_000 + 719_468, ms % 86_400_000);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =

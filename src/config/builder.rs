@@ -8,6 +8,7 @@ use super::attached::Attached;
 use super::{Config, ControlSocket, Dispatch, FdStore, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
+use crate::log_file::is_same_file;
 use crate::privilege::Credentials;
 
 /// Builds a [`Config`]; nothing is checked before [`ConfigBuilder::build`].
@@ -113,6 +114,14 @@ impl ConfigBuilder {
             ("keep-alive-timeout", c.keep_alive_timeout, Duration::from_millis(1)),
         ] {
             duration_in_range(name, value, least)?;
+        }
+        if let (Some(log), Some(pid)) = (&c.log_file, &c.pid_file)
+            && is_same_file(log, pid)
+        {
+            return Err(Error::config(format!(
+                "log-file = {} is the pid-file, too: give each a file of its own",
+                log.display()
+            )));
         }
         c.credentials = Credentials::look_up(c.user.as_deref(), c.group.as_deref())?;
         Ok(c)

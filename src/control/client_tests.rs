@@ -36,6 +36,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                             queues: vec![],
                             totals: Counters::default(),
                             shared: vec![],
+                            log_lines_dropped: 0,
                         },
                         now,
                         |_| Vec::new(),

@@ -74,6 +74,10 @@ pub struct PrimaryStatus {
     pub model: String,
     /// Workers forked in place of one that ended without being asked to.
     pub restarts: u64,
+    /// Lines that are missing in the log of all processes since the primary started: whoever reads standard error did
+    /// not keep up, or the file could not be written.
+    #[serde(default)]
+    pub log_lines_dropped: u64,
     /// Slots that stay empty until the next reload or scale: their workers left for good, or are not to be replaced.
     #[serde(default)]
     pub vacant: Vec<u32>,
@@ -133,6 +137,7 @@ pub(crate) struct Around {
     pub(crate) queues: Vec<QueueStatus>,
     pub(crate) totals: Counters,
     pub(crate) shared: Vec<SharedMetric>,
+    pub(crate) log_lines_dropped: u64,
 }
 
 impl Status {
@@ -164,6 +169,7 @@ impl Status {
             dispatch_rung: around.rung.to_string(),
             model: around.model.to_string(),
             restarts: view.restarts,
+            log_lines_dropped: around.log_lines_dropped.min(LARGEST),
             vacant: view.vacant.iter().map(|slot| slot.0).collect(),
         };
         let totals = around.totals.at_most(LARGEST);
@@ -271,6 +277,7 @@ pub(super) mod tests {
             queues: vec![],
             totals,
             shared: vec![],
+            log_lines_dropped: 0,
         };
         let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
         let worker = &status.workers[1];

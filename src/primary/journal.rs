@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 
@@ -10,6 +10,7 @@ use super::lines::{Line, count, error, info, line, warn};
 use crate::config::Dispatch;
 use crate::control::{Ledger, Reply};
 use crate::identity::{Slot, WorkerTag};
+use crate::log_output;
 use crate::printable::{Printable, printable};
 use crate::span::Span;
 use crate::supervisor::Notice;
@@ -19,12 +20,31 @@ use crate::sys::signal::Signal;
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     pub(super) ledger: Ledger,
+    /// Lines missing in the log that the ledger tells of.
+    missing: u64,
+    /// When the ledger may tell of more of them.
+    next_missing: Option<Instant>,
 }
 
 impl Journal {
     /// One line for one notice.
     pub(super) fn record(&mut self, notice: &Notice) {
         self.tell(line(notice));
+    }
+
+    /// Tells of lines that are missing in the log: the ledger at once, as it has room, and the log as soon as it has.
+    /// Returns when to call this again.
+    pub(super) fn tell_missing(&mut self, now: Instant) -> Option<Duration> {
+        let missing = log_output::dropped_lines();
+        let is_due = self.next_missing.is_none_or(|next| next <= now);
+        if missing > self.missing && is_due {
+            let text = log_output::describe_dropped(missing - self.missing);
+            self.ledger.append(Level::Warn, text);
+            self.missing = missing;
+            self.next_missing = Some(now + log_output::RETRY_INTERVAL);
+        }
+        let is_behind = missing > self.missing;
+        log_output::retry().or(is_behind.then_some(log_output::RETRY_INTERVAL))
     }
 
     /// With so many workers of the image before, if there was one.

@@ -11,6 +11,7 @@ mod hooks;
 mod isolated;
 mod journal;
 mod lines;
+mod log_switch;
 mod mail;
 mod mail_lines;
 mod observe;
@@ -54,6 +55,7 @@ pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
 pub(crate) use isolated::Desks;
 use journal::Journal;
+use log_switch::LogSwitch;
 pub(crate) use mail::Mail;
 use oom::OomKills;
 use relay::Relay;
@@ -166,6 +168,7 @@ pub(crate) struct Primary {
     /// How often this process has become a new image.
     upgrades: u64,
     journal: Journal,
+    log: LogSwitch,
     /// `None` where nobody may ask.
     control: Option<Server>,
     /// `None` where no service manager wants to hear from us.
@@ -196,6 +199,7 @@ impl Primary {
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
+        let log = LogSwitch::new(&config);
         let config = Rc::new(config);
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
@@ -236,6 +240,7 @@ impl Primary {
             stopped_proofs: Vec::new(),
             taking_over: false,
             upgrades: 0,
+            log,
             journal,
             control,
             manager,

@@ -1,12 +1,10 @@
 //! Actions to effects: one arm each. What fails comes back as an event.
 
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::Primary;
 use crate::identity::{Generation, WorkerId};
 use crate::ipc::{HandOver, ToWorker};
-use crate::log_file;
 use crate::supervisor::{Action, Event, Outcome};
 use crate::sys;
 use crate::sys::signal::Signal;
@@ -71,23 +69,6 @@ impl Primary {
     fn somebody_else_serves(&self, leaving: WorkerId) -> bool {
         let mut others = self.children.iter().filter(|(id, _)| **id != leaving);
         others.any(|(_, child)| child.serves_web(&self.supervisor))
-    }
-
-    /// The log file was renamed: opens it anew, with our rights, for everybody.
-    pub(super) fn reopen_log(&mut self) {
-        let path = self.config_in_force().and_then(|config| config.log_file.clone());
-        let Some(path) = path else { return self.journal.ignored(Signal::SIGUSR1) };
-        let file = match log_file::redirect_to(&path) {
-            Ok(file) => file,
-            Err(e) => return self.journal.log_stays(&e),
-        };
-        self.journal.log_reopened(&path);
-        for child in self.children.values() {
-            let Some(channel) = &child.channel else { continue };
-            if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
-                self.journal.cannot_tell(child.tag, &e);
-            }
-        }
     }
 
     /// Whether workers of `generation` listen where the configuration in force does not.

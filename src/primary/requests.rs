@@ -8,6 +8,7 @@ use crate::config::ControlSocket;
 use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
 use crate::control::{Server, Status};
 use crate::error::Result;
+use crate::log_output;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 
 /// Opens the control socket. One that was named must work, unless something was `taken_over`: there is no way back
@@ -120,6 +121,7 @@ impl Primary {
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.board.reader().snapshot().totals,
             shared: crate::shared::snapshot(),
+            log_lines_dropped: log_output::dropped_lines(),
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
             self.children.get(&id).map_or(Vec::new(), |child| self.board.figures(child.row))

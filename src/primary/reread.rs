@@ -20,6 +20,9 @@ impl Primary {
 
     fn prepare(&mut self, generation: Generation) -> Result<crate::config::Policy> {
         let config = (self.reread)()?;
+        if self.log.prepare(generation, &config)? {
+            self.journal.takes_a_restart("log-file");
+        }
         self.warn_of_the_fixed(&config);
         // For those that there are while it is under way, and those that it wants in the end.
         let slots = config.policy().workers.max(self.supervisor.wanted());
@@ -40,7 +43,6 @@ impl Primary {
         for (key, same) in [
             ("control", config.control == old.control),
             ("pid-file", config.pid_file == old.pid_file),
-            ("log-file", config.log_file == old.log_file),
             ("fd-store", config.fd_store == old.fd_store),
         ] {
             if !same {
@@ -60,5 +62,6 @@ impl Primary {
         self.unstore(&closed);
         self.empty_groups(&closed);
         self.tend_steering();
+        self.switch_log();
     }
 }

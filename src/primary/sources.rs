@@ -63,6 +63,7 @@ impl Primary {
     /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
     /// if this process was stopped while the deadline passed.
     fn wait(&mut self) -> std::io::Result<()> {
+        let missing = self.journal.tell_missing(Instant::now());
         self.settle_control();
         let deadline = self.supervisor.deadline();
         let now = Instant::now();
@@ -80,7 +81,7 @@ impl Primary {
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();
         let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
-        let pauses = pauses.chain(self.desks_pause(now));
+        let pauses = pauses.chain(self.desks_pause(now)).chain(missing);
         let until = until.into_iter().chain(pauses).min().map(|pause| now + pause);
         let open: Vec<WorkerId> = self
             .children

@@ -1,9 +1,9 @@
 //! File descriptors by number: what the parent left open, and what must not stay so.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use super::{cvt, libc};
 
@@ -37,6 +37,32 @@ pub(crate) fn fill_standard_streams() -> io::Result<()> {
             cvt(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
         }
     }
+    Ok(())
+}
+
+/// A duplicate of descriptor `number`, close-on-exec; EBADF if that is not open.
+pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
+    let own = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just opened it for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
+/// Closes descriptor `number` in every program that is executed from now on.
+pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
+    // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
+    cvt(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+}
+
+/// Whether `fd` was opened for writing.
+pub(crate) fn is_writable(fd: impl AsFd) -> io::Result<bool> {
+    let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
+    Ok(flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
+}
+
+/// Makes `fd` append what is written to it, and wait for room. For a description that nobody else has.
+pub(crate) fn set_append_only(fd: impl AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(())
 }
 

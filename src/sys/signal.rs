@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, sigaction, sigprocmask,
+};
 use signal_hook::SigId;
 use signal_hook::low_level::{register, unregister};
 
@@ -84,6 +86,26 @@ pub(crate) fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     // SAFETY: the action stores to an atomic, nothing else.
     unsafe { register(signal as i32, move || set.store(true, Ordering::Relaxed)) }?;
     Ok(flag)
+}
+
+/// Makes writes that the kernel would punish by a signal fail with an error instead: to a pipe that nobody reads (SIGPIPE)
+/// and beyond the limit on the size of files (SIGXFSZ, `ulimit -f`).
+///
+/// By a handler that does nothing: unlike an ignored signal, it is back to the default in every program that this
+/// process or its children execute. A handler or SIG_IGN that is there already stays.
+pub(crate) fn let_writes_fail() -> io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handled =
+        SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
+        // SAFETY: the handler does nothing, so it is async-signal-safe.
+        let before = unsafe { sigaction(signal, &handled) }?;
+        if !matches!(before.handler(), SigHandler::SigDfl) {
+            // SAFETY: what was installed before this function was called is as safe as it was.
+            unsafe { sigaction(signal, &before) }?;
+        }
+    }
+    Ok(())
 }
 
 /// What ends a process by default, and not the first one of a container or a pid namespace.

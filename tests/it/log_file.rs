@@ -1,8 +1,12 @@
 //! The log in a file of its own, and its rotation.
 
 use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::support::{Server, wait};
 
@@ -39,4 +43,93 @@ fn a_log_file_that_cannot_be_opened_is_an_error() {
     let ended = Server::builder().args(["--log-file", "no/such/directory/log"]).run();
     assert_eq!(ended.status, Some(71), "{}", ended.err);
     assert!(ended.err.contains("cannot write the log to no/such/directory/log"), "{}", ended.err);
+}
+
+#[test]
+fn a_file_that_cannot_be_a_log_is_an_error_at_the_start() {
+    let builder = Server::builder();
+    let dir = builder.dir().to_path_buf();
+    mkfifo(&dir.join("fifo"), Mode::S_IRWXU).expect("FIFO");
+    let _socket = UnixListener::bind(dir.join("socket")).expect("socket");
+    for (name, what) in [("fifo", "a FIFO"), ("socket", "a socket"), (".", "a directory")] {
+        let path = dir.join(name).display().to_string();
+        let ended = Server::builder().args(["--log-file", &path]).run();
+        assert_eq!(ended.status, Some(71), "{}", ended.err);
+        assert!(ended.err.contains(&format!("it is {what}")), "{}", ended.err);
+        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+    }
+}
+
+#[test]
+fn the_pid_file_cannot_be_the_log() {
+    let ended = Server::builder().args(["--log-file", "a", "--pid-file", "./a"]).run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("pid-file"), "{}", ended.err);
+}
+
+#[test]
+fn standard_streams_and_links_to_files_can_be_the_log() {
+    for path in ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"] {
+        let server = Server::with(1, &["--log-file", path]);
+        server.signal(Signal::SIGUSR1);
+        server.wait_log("log reopened");
+        server.stop();
+    }
+    // Standard output of the script is a file that nobody else names.
+    for (script, path) in [
+        (r#"exec "$0" "$@" >out"#, "/dev/stdout"),
+        (r#"exec "$0" "$@" 5>out"#, "/dev/fd/5"),
+        (r#"ln -s out link; exec "$0" "$@""#, "link"),
+    ] {
+        let builder = Server::builder().workers(1).script(script).args(["--log-file", path]);
+        let out = builder.dir().join("out");
+        let mut server = builder.spawn();
+        let has = |piece: &str| fs::read_to_string(&out).is_ok_and(|text| text.contains(piece));
+        wait::until("the start in the log", || has("all 1 workers serve"));
+        server.signal(Signal::SIGTERM);
+        assert!(server.wait_exit().success());
+        assert!(has("stopped") && server.log().is_empty(), "{}", server.log());
+    }
+    let server = Server::builder().workers(1).args(["--log-file", "/dev/null"]).control().spawn();
+    wait::until("a worker serves", || server.ask(&["status"]).out.contains("1 of 1 workers serve"));
+}
+
+#[test]
+fn a_rotation_that_cannot_be_leaves_the_old_log() {
+    let builder = Server::builder().args(["--log-file", "prefork.log"]);
+    let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
+    let mut server = builder.spawn();
+    let has = |path: &Path, piece: &str| fs::read_to_string(path).is_ok_and(|t| t.contains(piece));
+    wait::until("the start in the log", || has(&log, "all 2 workers serve"));
+    fs::rename(&log, &old).expect("rename");
+    mkfifo(&log, Mode::S_IRWXU).expect("FIFO");
+    server.signal(Signal::SIGUSR1);
+    wait::until("the reason in the old log", || has(&old, "it is a FIFO"));
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait_exit().success());
+    assert!(has(&old, "stopped"));
+}
+
+#[test]
+fn a_reload_changes_over_to_its_log_file_or_fails_and_leaves_the_old_one() {
+    let config = |log: &str| format!("bind = ['127.0.0.1:0']\nworkers = 1\nlog-file = '{log}'\n");
+    let builder = Server::builder().config(1, &config("a.log")).control();
+    let dir = builder.dir().to_path_buf();
+    let mut server = builder.spawn();
+    let has = |name: &str, piece: &str| {
+        fs::read_to_string(dir.join(name)).is_ok_and(|text| text.contains(piece))
+    };
+    let write = |log: &str| fs::write(dir.join("prefork.toml"), config(log)).expect("write");
+    wait::until("the start in the log", || has("a.log", "all 1 workers serve"));
+    fs::create_dir(dir.join("directory")).expect("directory");
+    for (log, why) in [("directory", "it is a directory"), ("/dev/fd/5", "at the start")] {
+        write(log);
+        assert!(server.refused(&["reload"], 1).contains(why));
+    }
+    write("b.log");
+    server.order(&["reload"]);
+    wait::until("the new log", || has("b.log", "log reopened"));
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait_exit().success());
+    assert!(has("b.log", "stopped") && !has("a.log", "stopped"));
 }

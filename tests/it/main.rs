@@ -45,6 +45,7 @@ mod least_conn;
 mod library;
 mod limits;
 mod log_file;
+mod log_output;
 mod messages;
 mod messages_asked;
 mod messages_fail;

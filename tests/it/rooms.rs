@@ -16,10 +16,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("printable", &[]),
     ("pid_file", &["error"]),
     ("log_file", &["error", "sys"]),
+    ("log_output", &["error", "sys"]),
     ("socket_file", &["error", "sys"]),
     ("sys", &["error"]),
     ("privilege", &["error", "sys"]),
-    ("config", &["error", "listener", "identity", "privilege"]),
+    ("config", &["error", "listener", "identity", "privilege", "log_file"]),
     ("supervisor", &["identity", "config::Policy", "config::Workers"]),
     ("listener", &["error", "sys", "config", "identity", "systemd", "upgrade", "socket_file"]),
     ("ipc", &["error", "sys", "config", "identity"]),
@@ -106,6 +107,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "shared",
             "pid_file",
             "log_file",
+            "log_output",
         ],
     ),
     (
@@ -129,6 +131,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "scoreboard",
             "pid_file",
             "log_file",
+            "log_output",
         ],
     ),
 ];
