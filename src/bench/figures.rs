@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Round;
 use super::chaos::{self, Kind};
 use super::spread;
-use super::tally::{Failure, Tally};
+use super::tally::{FAILURES, Failure, Tally};
 
 /// Percentiles that are drawn: nine tenths of what is left, in steps.
 const CURVE: [f64; 22] = [
@@ -52,6 +52,12 @@ pub(crate) struct Failures {
     pub(crate) malformed: u64,
     /// This machine had no port, descriptor or route for the connection.
     pub(crate) local: u64,
+    /// Responses beyond a limit of the bench: header fields,
+    pub(crate) too_many_fields: u64,
+    /// bytes of the head,
+    pub(crate) head_too_large: u64,
+    /// bytes of a chunk's size with its extensions, or of the trailers.
+    pub(crate) chunk_line_too_long: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -176,7 +182,7 @@ impl Statuses {
 }
 
 impl Failures {
-    pub(super) fn of(counts: &[u64; 6]) -> Failures {
+    pub(super) fn of(counts: &[u64; FAILURES]) -> Failures {
         let count = |kind: Failure| counts[kind as usize];
         Failures {
             refused: count(Failure::Refused),
@@ -185,11 +191,14 @@ impl Failures {
             timed_out: count(Failure::TimedOut),
             malformed: count(Failure::Malformed),
             local: count(Failure::Local),
+            too_many_fields: count(Failure::TooManyFields),
+            head_too_large: count(Failure::HeadTooLarge),
+            chunk_line_too_long: count(Failure::ChunkLineTooLong),
         }
     }
 
     /// Each kind with its name for people.
-    pub(crate) fn named(&self) -> [(&'static str, u64); 6] {
+    pub(crate) fn named(&self) -> [(&'static str, u64); FAILURES] {
         [
             ("refused", self.refused),
             ("reset", self.reset),
@@ -197,6 +206,9 @@ impl Failures {
             ("timed out", self.timed_out),
             ("not HTTP", self.malformed),
             ("no port, file or route here", self.local),
+            ("more than 4096 header fields", self.too_many_fields),
+            ("head larger than 1 MiB", self.head_too_large),
+            ("chunk line or trailers longer than 64 KiB", self.chunk_line_too_long),
         ]
     }
 

@@ -127,6 +127,13 @@ impl Plan {
                 split_header(line).is_ok_and(|(given, _)| given.eq_ignore_ascii_case(name))
             })
         };
+        let is_chunked = self.headers.iter().any(|line| {
+            split_header(line).is_ok_and(|(name, codings)| {
+                let last = codings.rsplit(',').next().unwrap_or_default().trim();
+                name.eq_ignore_ascii_case("transfer-encoding")
+                    && last.eq_ignore_ascii_case("chunked")
+            })
+        });
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target.uri);
         if !said("host") {
             head.push_str(&format!("Host: {}\r\n", self.target.host));
@@ -134,16 +141,28 @@ impl Plan {
         if self.close && !said("connection") {
             head.push_str("Connection: close\r\n");
         }
-        if let Some(body) = &self.body
-            && !said("content-length")
-        {
+        let body = self.body.as_deref().unwrap_or_default();
+        let has_length = said("content-length") || said("transfer-encoding");
+        if !has_length && (self.body.is_some() || self.method_has_content()) {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         for (name, value) in self.headers.iter().filter_map(|line| split_header(line).ok()) {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");
-        [head.as_bytes(), self.body.as_deref().unwrap_or_default()].concat()
+        match is_chunked {
+            false => [head.as_bytes(), body].concat(),
+            true if body.is_empty() => [head.as_bytes(), b"0\r\n\r\n"].concat(),
+            true => {
+                let size = format!("{:x}\r\n", body.len());
+                [head.as_bytes(), size.as_bytes(), body, b"\r\n0\r\n\r\n"].concat()
+            }
+        }
+    }
+
+    /// Whether the method gives content a meaning, so that its absence is to be said (RFC 9110, 8.6).
+    fn method_has_content(&self) -> bool {
+        ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
     }
 
     /// Connections of thread `lane`: as even as it goes.
@@ -209,6 +228,53 @@ mod tests {
             "POST /a HTTP/1.1\r\nConnection: close\r\nContent-Length: 4\r\nHOST: other\r\n\
              X-A: b\r\n\r\nfour"
         );
+    }
+
+    #[test]
+    fn a_method_that_takes_content_says_that_there_is_none() {
+        for (method, says) in
+            [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)]
+        {
+            let request = text(&Plan { method: method.to_string(), ..plan() });
+            assert_eq!(request.contains("\r\nContent-Length: 0\r\n"), says, "{request}");
+        }
+    }
+
+    #[test]
+    fn what_the_user_says_wins_and_never_stands_beside_ours() {
+        for header in [
+            "host: other",
+            "CONNECTION: keep-alive",
+            "content-LENGTH: 4",
+            "User-Agent: mine",
+            "accept: */*",
+            "Transfer-encoding: chunked",
+        ] {
+            let headers = vec![header.to_string()];
+            let body = Some(b"four".to_vec());
+            let method = "POST".to_string();
+            let request = text(&Plan { headers, body, method, close: true, ..plan() });
+            let name = header.split(':').next().expect("a name").to_lowercase() + ":";
+            let heads = request.to_lowercase();
+            let lines = heads.lines().filter(|line| line.starts_with(&name));
+            assert_eq!(lines.collect::<Vec<_>>(), [header.to_lowercase()], "{request}");
+            // Both lengths would be two messages.
+            let lengths = ["content-length:", "transfer-encoding:"];
+            let lengths = heads.lines().filter(|line| lengths.iter().any(|l| line.starts_with(l)));
+            assert_eq!(lengths.count(), 1, "{request}");
+        }
+        let headers = vec!["A: 1".to_string(), "A: 2".to_string()];
+        assert!(text(&Plan { headers, ..plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
+    }
+
+    #[test]
+    fn a_chunked_body_is_sent_in_chunks() {
+        let headers = vec!["Transfer-Encoding: gzip, Chunked".to_string()];
+        let with = |body: Option<Vec<u8>>| text(&Plan { headers: headers.clone(), body, ..plan() });
+        assert!(
+            with(Some(b"0123456789".to_vec())).ends_with("\r\n\r\na\r\n0123456789\r\n0\r\n\r\n")
+        );
+        assert!(with(None).ends_with("\r\n\r\n0\r\n\r\n"));
     }
 
     #[test]

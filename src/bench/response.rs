@@ -1,11 +1,15 @@
 //! Responses of HTTP/1 as they come in pieces: where each one ends, and what is wanted of it. Pure.
 
-/// The largest head that is read.
-const LARGEST_HEAD: usize = 64 * 1024;
+/// Bytes of the largest head that is read: four times what browsers and curl read.
+const MAX_HEAD_SIZE: usize = 1 << 20;
+/// Header fields that are read.
+const MAX_FIELDS: usize = 4096;
+/// Header fields that are read without allocating memory.
+const USUAL_FIELDS: usize = 64;
 /// As much of a body as may say who handled the request.
 const LEAD: usize = 32;
-/// The longest line of a chunked body: a size with extensions, or a trailer.
-const LONGEST_LINE: usize = 8 * 1024;
+/// Bytes of the longest line of a chunked body that is no data, and of all trailers.
+const MAX_CHUNK_LINE: usize = 64 * 1024;
 
 /// One response, read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +23,20 @@ pub(super) struct Answer {
     pub(super) bytes: u64,
 }
 
-/// What came is not HTTP.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+/// Why a response cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// What came is not HTTP.
+    Malformed,
+    /// It has more than [`MAX_FIELDS`] header fields.
+    TooManyFields,
+    /// Its head is larger than [`MAX_HEAD_SIZE`].
+    HeadTooLarge,
+    /// A line of the chunked body, or its trailers, is longer than [`MAX_CHUNK_LINE`].
+    ChunkLineTooLong,
+}
+
+use Unreadable::Malformed;
 
 /// What is known before anything comes.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +56,8 @@ pub(super) struct Reader {
     answer: Answer,
     lead: [u8; LEAD],
     lead_length: usize,
+    /// Bytes of trailers so far.
+    trailers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +80,14 @@ const NOTHING: Answer = Answer { status: 0, keeps: true, pid: None, bytes: 0 };
 impl Reader {
     pub(super) fn new() -> Reader {
         let lead = [0; LEAD];
-        Reader { state: State::Head, partial: Vec::new(), answer: NOTHING, lead, lead_length: 0 }
+        Reader {
+            state: State::Head,
+            partial: Vec::new(),
+            answer: NOTHING,
+            lead,
+            lead_length: 0,
+            trailers: 0,
+        }
     }
 
     /// Takes what has come: how many bytes of it were used, and the response that ended with them. Without one,
@@ -72,7 +96,7 @@ impl Reader {
         &mut self,
         bytes: &[u8],
         expect: &Expect,
-    ) -> Result<(usize, Option<Answer>), Malformed> {
+    ) -> Result<(usize, Option<Answer>), Unreadable> {
         let mut used = 0;
         while used < bytes.len() {
             let (taken, over) = self.step(&bytes[used..], expect)?;
@@ -90,7 +114,7 @@ impl Reader {
     }
 
     /// Bytes taken, and whether the response is over.
-    fn step(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Malformed> {
+    fn step(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Unreadable> {
         match self.state {
             State::Head => self.head(bytes, expect),
             State::Length(left) => {
@@ -102,7 +126,7 @@ impl Reader {
             State::Chunk(left) => {
                 // The line end behind the data counts as body only in the number of bytes.
                 let taken = match left {
-                    0..=2 => self.skip(bytes, left),
+                    0..=2 => self.line_end(bytes, left)?,
                     _ => self.body(bytes, left - 2),
                 };
                 let left = left - taken as u64;
@@ -113,27 +137,22 @@ impl Reader {
         }
     }
 
-    fn head(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Malformed> {
+    fn head(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Unreadable> {
         let before = self.partial.len();
         if before > 0 {
             self.partial.extend_from_slice(bytes);
         }
         let all = if before > 0 { &self.partial } else { bytes };
-        let mut fields = [httparse::EMPTY_HEADER; 64];
-        let mut response = httparse::Response::new(&mut fields);
-        let length = match response.parse(all).map_err(|_| Malformed)? {
-            httparse::Status::Complete(length) => length,
-            httparse::Status::Partial if all.len() > LARGEST_HEAD => return Err(Malformed),
-            httparse::Status::Partial => {
+        let (length, status, (state, keeps, pid)) = match parse(all, expect)? {
+            Some(parsed) => parsed,
+            None if all.len() > MAX_HEAD_SIZE => return Err(Unreadable::HeadTooLarge),
+            None => {
                 if before == 0 {
                     self.partial.extend_from_slice(bytes);
                 }
                 return Ok((bytes.len(), false));
             }
         };
-        let status = response.code.ok_or(Malformed)?;
-        let old = response.version == Some(0);
-        let (state, keeps, pid) = framing(response.headers, old, status, expect)?;
         self.partial.clear();
         self.answer.bytes += length as u64;
         // 100 Continue and the like come before the response; 101 ends HTTP on this connection.
@@ -157,20 +176,28 @@ impl Reader {
         taken
     }
 
-    fn skip(&mut self, bytes: &[u8], left: u64) -> usize {
-        let taken = bytes.len().min(left as usize);
+    /// Takes the CR LF behind the data of a chunk, of which `left` bytes are still to come.
+    fn line_end(&mut self, bytes: &[u8], left: u64) -> Result<usize, Unreadable> {
+        let wanted = &b"\r\n"[2 - left.min(2) as usize..];
+        let taken = bytes.len().min(wanted.len());
+        if bytes[..taken] != wanted[..taken] {
+            return Err(Malformed);
+        }
         self.answer.bytes += taken as u64;
-        taken
+        Ok(taken)
     }
 
     /// A line of a chunked body that is no data.
-    fn line(&mut self, bytes: &[u8]) -> Result<(usize, bool), Malformed> {
+    fn line(&mut self, bytes: &[u8]) -> Result<(usize, bool), Unreadable> {
         let end = memchr::memchr(b'\n', bytes);
         let taken = end.map_or(bytes.len(), |at| at + 1);
         self.partial.extend_from_slice(&bytes[..taken]);
         self.answer.bytes += taken as u64;
-        if self.partial.len() > LONGEST_LINE {
-            return Err(Malformed);
+        if self.state == State::Trailers {
+            self.trailers += taken;
+        }
+        if self.partial.len().max(self.trailers) > MAX_CHUNK_LINE {
+            return Err(Unreadable::ChunkLineTooLong);
         }
         if end.is_none() {
             return Ok((taken, false));
@@ -181,7 +208,9 @@ impl Reader {
             return Ok((taken, text.is_empty()));
         }
         let digits = text.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-        let size = std::str::from_utf8(digits).ok().and_then(|d| u64::from_str_radix(d, 16).ok());
+        let are_digits = digits.iter().all(u8::is_ascii_hexdigit);
+        let digits = std::str::from_utf8(digits).ok().filter(|_| are_digits);
+        let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         self.state = match size.ok_or(Malformed)? {
             0 => State::Trailers,
             size => State::Chunk(size.checked_add(2).ok_or(Malformed)?),
@@ -194,43 +223,96 @@ impl Reader {
         self.answer.pid = self.answer.pid.or_else(|| named(lead));
         self.state = State::Head;
         self.lead_length = 0;
+        self.trailers = 0;
         std::mem::replace(&mut self.answer, NOTHING)
     }
 }
 
 /// How the body ends, whether the connection stays, and who the fields say has answered.
+type Framing = (State, bool, Option<u32>);
+
+/// The length of a head, its status and its framing; `None` if it has not come whole.
+fn parse(bytes: &[u8], expect: &Expect) -> Result<Option<(usize, u16, Framing)>, Unreadable> {
+    let usual = &mut [httparse::EMPTY_HEADER; USUAL_FIELDS];
+    match parse_into(bytes, usual, expect) {
+        Err(Unreadable::TooManyFields) => {
+            parse_into(bytes, &mut vec![httparse::EMPTY_HEADER; MAX_FIELDS], expect)
+        }
+        outcome => outcome,
+    }
+}
+
+fn parse_into<'b>(
+    bytes: &'b [u8],
+    fields: &mut [httparse::Header<'b>],
+    expect: &Expect,
+) -> Result<Option<(usize, u16, Framing)>, Unreadable> {
+    let mut response = httparse::Response::new(fields);
+    let mut config = httparse::ParserConfig::default();
+    // What servers of old send is not what a bench is to judge.
+    config
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true);
+    let length = match config.parse_response(&mut response, bytes) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Unreadable::TooManyFields),
+        Err(_) => return Err(Malformed),
+    };
+    let status = response.code.ok_or(Malformed)?;
+    let old = response.version == Some(0);
+    Ok(Some((length, status, framing(response.headers, old, status, expect)?)))
+}
+
 fn framing(
     fields: &[httparse::Header<'_>],
     old: bool,
     status: u16,
     expect: &Expect,
-) -> Result<(State, bool, Option<u32>), Malformed> {
-    let (mut length, mut chunked, mut keeps, mut pid) = (None, false, !old, None);
+) -> Result<Framing, Unreadable> {
+    let (mut length, mut pid) = (None, None);
+    // The last coding of all Transfer-Encoding fields, which are one list.
+    let mut coding: Option<&[u8]> = None;
+    let (mut says_close, mut says_keep) = (false, false);
     for field in fields {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("content-length") {
-            length = Some(number(field.value).ok_or(Malformed)?);
+            // Equal ones count as one (RFC 9110, 8.6).
+            for one in field.value.split(|b| *b == b',') {
+                let one = number(one).ok_or(Malformed)?;
+                if length.replace(one).is_some_and(|before| before != one) {
+                    return Err(Malformed);
+                }
+            }
         } else if is("transfer-encoding") {
-            chunked = contains(field.value, "chunked");
+            coding = field.value.rsplit(|b| *b == b',').next();
         } else if is("connection") {
-            keeps =
-                !contains(field.value, "close") && (keeps || contains(field.value, "keep-alive"));
+            says_close |= contains(field.value, "close");
+            says_keep |= contains(field.value, "keep-alive");
         } else if expect.pids.as_deref().is_some_and(is) {
             pid = number(field.value).and_then(|pid| u32::try_from(pid).ok());
         }
     }
     let none = expect.no_body || matches!(status, 100..200 | 204 | 304);
-    let state = match (none, chunked, length) {
+    let state = match (none, coding, length) {
         (true, ..) => State::Length(0),
-        (_, true, _) => State::Size,
+        (_, Some(coding), _) if contains(coding, "chunked") => State::Size,
+        // Another coding than chunked says nothing about where the body ends.
+        (_, Some(_), _) => State::UntilClose,
         (_, _, Some(length)) => State::Length(length),
         _ => State::UntilClose,
     };
+    // Both lengths, or chunks of HTTP/1.0, are framing that the next response may not be trusted to (RFC 9112, 6.1).
+    let doubtful = coding.is_some() && (old || length.is_some());
+    let keeps = !says_close && !doubtful && (!old || says_keep);
     Ok((state, keeps, pid))
 }
 
+/// Digits and nothing else, not even a sign.
 fn number(value: &[u8]) -> Option<u64> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok()
+    let digits = value.trim_ascii();
+    let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| are_digits)?.parse().ok()
 }
 
 fn contains(value: &[u8], word: &str) -> bool {

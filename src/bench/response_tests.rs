@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// All responses in `bytes`, which come in pieces of these sizes, over and over.
-fn read(bytes: &[u8], sizes: &[usize], expect: &Expect) -> Result<Vec<Answer>, Malformed> {
+fn read(bytes: &[u8], sizes: &[usize], expect: &Expect) -> Result<Vec<Answer>, Unreadable> {
     let (mut reader, mut answers, mut sizes) = (Reader::new(), Vec::new(), sizes.iter().cycle());
     let mut at = 0;
     while at < bytes.len() {
@@ -21,7 +21,7 @@ fn read(bytes: &[u8], sizes: &[usize], expect: &Expect) -> Result<Vec<Answer>, M
     Ok(answers)
 }
 
-fn whole(text: &str) -> Result<Vec<Answer>, Malformed> {
+fn whole(text: &str) -> Result<Vec<Answer>, Unreadable> {
     read(text.as_bytes(), &[usize::MAX / 2], &Expect::default())
 }
 
@@ -70,8 +70,74 @@ fn what_is_not_http_is_malformed() {
     ] {
         assert_eq!(whole(text), Err(Malformed), "{text}");
     }
-    let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(LARGEST_HEAD));
-    assert_eq!(whole(&endless), Err(Malformed));
+    for text in [
+        "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n+3\r\nabc\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n0\r\n\r\n",
+    ] {
+        assert_eq!(whole(text), Err(Malformed), "{text}");
+    }
+}
+
+#[test]
+fn limits_are_generous_and_named() {
+    let body = "Content-Length: 0\r\n\r\n";
+    let fields = |count: usize| format!("HTTP/1.1 200 OK\r\n{}{body}", "a: b\r\n".repeat(count));
+    for good in [fields(63), fields(64), fields(1000), fields(MAX_FIELDS - 1)] {
+        assert_eq!(statuses(&good), [(200, true)]);
+    }
+    assert_eq!(whole(&fields(MAX_FIELDS)), Err(Unreadable::TooManyFields));
+    let long = format!("HTTP/1.1 200 OK\r\nA: {}\r\n{body}", "a".repeat(500_000));
+    assert_eq!(read(long.as_bytes(), &[16_384], &Expect::default()).map(|all| all.len()), Ok(1));
+    let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(MAX_HEAD_SIZE));
+    assert_eq!(whole(&endless), Err(Unreadable::HeadTooLarge));
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(60_000));
+    assert_eq!(statuses(&extended), [(200, true)]);
+    let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(70_000));
+    assert_eq!(whole(&extended), Err(Unreadable::ChunkLineTooLong));
+    let trailers = format!("{chunked}0\r\n{}\r\n", "a: b\r\n".repeat(20_000));
+    assert_eq!(whole(&trailers), Err(Unreadable::ChunkLineTooLong));
+}
+
+#[test]
+fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
+    for (text, found) in [
+        // Fields that come several times are one list.
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            (200, true),
+        ),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, gzip\r\n\r\nto the end", (200, false)),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\ncontent-length: 2\r\n\r\nok", (200, true)),
+        (
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nConnection: keep-alive\r\ncontent-length: 0\r\n\r\n",
+            (200, false),
+        ),
+        // Both lengths: the chunks count, and the connection is not used again.
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+            (200, false),
+        ),
+        (
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            (200, false),
+        ),
+        // A field on two lines.
+        ("HTTP/1.1 200 OK\r\nX-A: one\r\n two\r\ncontent-length: 2\r\n\r\nok", (200, true)),
+        (
+            "HTTP/1.1 200 OK\r\nTRANSFER-ENCODING: CHUNKED\r\n\r\nA ;x=\"a;b\"\r\n0123456789\r\n000\r\nT: t\r\nU: u\r\n\r\n",
+            (200, true),
+        ),
+        (
+            "HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\nHTTP/1.1 102 P\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            (200, true),
+        ),
+        ("HTTP/1.1 204 N\r\nTransfer-Encoding: chunked\r\n\r\n", (204, true)),
+    ] {
+        assert_eq!(statuses(text), [found], "{text}");
+    }
 }
 
 #[test]

@@ -28,7 +28,16 @@ pub(super) enum Failure {
     Malformed,
     /// This machine had no port, descriptor or memory for the connection.
     Local,
+    /// The response has more header fields than the bench reads.
+    TooManyFields,
+    /// The head of the response is larger than the bench reads.
+    HeadTooLarge,
+    /// A chunk's size with its extensions, or the trailers, are longer than the bench reads.
+    ChunkLineTooLong,
 }
+
+/// How many kinds of [`Failure`] there are.
+pub(super) const FAILURES: usize = 9;
 
 /// Everything counted in one round, or by one thread of it.
 #[derive(Debug, Clone)]
@@ -38,7 +47,7 @@ pub(super) struct Tally {
     /// Responses by the first digit of their status.
     pub(super) classes: [u64; 6],
     /// Requests without a response, by [`Failure`].
-    pub(super) failures: [u64; 6],
+    pub(super) failures: [u64; FAILURES],
     /// Requests that were due before the measuring began: answered, and failed.
     pub(super) warm_up: [u64; 2],
     /// Requests that an early end left without an answer.
@@ -76,7 +85,7 @@ impl Tally {
         Tally {
             latency: histogram(3),
             classes: [0; 6],
-            failures: [0; 6],
+            failures: [0; FAILURES],
             warm_up: [0; 2],
             abandoned: 0,
             in_time: 0,

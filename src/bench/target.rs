@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ impl Target {
         let uri = if uri.starts_with('/') { uri.to_string() } else { format!("/{uri}") };
         let (name, port) = split_port(authority)?;
         let place = Place::Tcp(name, port);
-        Ok(Target { place, host: authority.to_string(), uri: checked(&uri)? })
+        Ok(Target { place, host: without_zone(authority), uri: checked(&uri)? })
     }
 
     /// The same request, but to the Unix socket at `path`.
@@ -104,6 +104,9 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
+            Place::Tcp(name, port) if name.contains('%') => {
+                write!(f, "http://[{name}]:{port}{}", self.uri)
+            }
             Place::Tcp(..) => write!(f, "http://{}{}", self.host, self.uri),
             Place::Unix(path) => write!(f, "unix:{}:{}", path.display(), self.uri),
         }
@@ -159,14 +162,39 @@ fn split_port(authority: &str) -> Result<(String, u16), String> {
         Some(at) => (&authority[..bracket + at], &authority[bracket + at + 1..]),
         None => (authority, "80"),
     };
-    let name = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._:%".contains(c));
-    if name.is_empty() || name.contains(odd) || (bracket == 0 && name.contains(':')) {
-        return Err(format!("{authority:?} is no host: {FORM}"));
-    }
+    let name = match name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
+        Some(address) => ipv6(address),
+        None => Some(name.to_string()).filter(|name| !name.is_empty() && !name.contains(is_odd)),
+    };
+    let name = name.ok_or_else(|| format!("{authority:?} is no host: {FORM}"))?;
     match port.parse::<u16>() {
-        Ok(port @ 1..) => Ok((name.to_string(), port)),
+        Ok(port @ 1..) => Ok((name, port)),
         _ => Err(format!("{port:?} is no port from 1 to 65535: {FORM}")),
+    }
+}
+
+fn is_odd(c: char) -> bool {
+    !(c.is_ascii_alphanumeric() || "-._~".contains(c))
+}
+
+/// An IPv6 address as the resolver takes it. Its zone may stand behind `%25`, as RFC 6874 has it.
+fn ipv6(text: &str) -> Option<String> {
+    let Some((address, zone)) = text.split_once('%') else {
+        return text.parse::<Ipv6Addr>().ok().map(|_| text.to_string());
+    };
+    let zone = zone.strip_prefix("25").filter(|zone| !zone.is_empty()).unwrap_or(zone);
+    let is_zone = !zone.is_empty() && !zone.contains(is_odd);
+    address.parse::<Ipv6Addr>().ok().filter(|_| is_zone)?;
+    Some(format!("{address}%{zone}"))
+}
+
+/// The authority as others may see it: the zone of an address means something on this machine only (RFC 6874, 4).
+fn without_zone(authority: &str) -> String {
+    match (authority.find('%'), authority.find(']')) {
+        (Some(zone), Some(end)) if zone < end => {
+            format!("{}{}", &authority[..zone], &authority[end..])
+        }
+        _ => authority.to_string(),
     }
 }
 
@@ -191,6 +219,8 @@ mod tests {
             ("HTTP://example.org", ("example.org", 80), "example.org", "/"),
             ("http://[::1]:81?q#frag", ("::1", 81), "[::1]:81", "/?q"),
             ("http://[::1]/x", ("::1", 80), "[::1]", "/x"),
+            ("http://[fe80::1%lo]:81/x", ("fe80::1%lo", 81), "[fe80::1]:81", "/x"),
+            ("http://[fe80::1%25eth0]/", ("fe80::1%eth0", 80), "[fe80::1]", "/"),
         ] {
             let target = Target::parse(text).expect(text);
             let place = Place::Tcp(place.0.to_string(), place.1);
@@ -219,6 +249,10 @@ mod tests {
             ("http://a:b/", "no port"),
             ("http://u@a/", "no host"),
             ("http://::1/", "no host"),
+            ("http://[::1/", "no host"),
+            ("http://[::1%]/", "no host"),
+            ("http://[a]/", "no host"),
+            ("http://a%lo/", "no host"),
             ("http://a/b c", "%XX"),
             ("http://a/\r\nX: y", "%XX"),
             ("unix:", "give a path"),

@@ -5,13 +5,23 @@ use std::io::{self, Read};
 use nix::sys::epoll::EpollFlags;
 
 use super::super::chaos::What;
-use super::super::response::Answer;
+use super::super::response::{Answer, Unreadable};
 use super::super::slot::{self, Sent, Slot};
 use super::super::tally::Failure;
 use super::Lane;
 
 /// How long a connection rests after a failure: who refuses is not asked a million times a second.
 const REST: u64 = 10_000_000;
+
+/// What a response that cannot be read counts as.
+fn failure(why: Unreadable) -> Failure {
+    match why {
+        Unreadable::Malformed => Failure::Malformed,
+        Unreadable::TooManyFields => Failure::TooManyFields,
+        Unreadable::HeadTooLarge => Failure::HeadTooLarge,
+        Unreadable::ChunkLineTooLong => Failure::ChunkLineTooLong,
+    }
+}
 
 impl Lane<'_> {
     /// News of one connection.
@@ -67,8 +77,8 @@ impl Lane<'_> {
                         return false;
                     }
                 }
-                Err(_) => {
-                    self.fail(at, Failure::Malformed, now);
+                Err(why) => {
+                    self.fail(at, failure(why), now);
                     return false;
                 }
             }
