@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) max_body_size: u64,
     /// Offer paths that break a worker on purpose.
     pub(crate) faults: bool,
+    /// Offer the paths of the demonstration; those for health checks are always there.
+    pub(crate) demo: bool,
 }
 
 /// What the paths ask of the worker they are served in, whatever the concurrency model.

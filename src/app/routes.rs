@@ -59,6 +59,7 @@ impl<W: Site> Routes<W> {
             return None;
         }
         match request.uri().path() {
+            path if !self.offers(path) => None,
             "/" => Some(text(StatusCode::OK, self.who.clone())),
             "/cluster" => Some(self.cluster()),
             "/healthz" => Some(text(StatusCode::OK, "ok\n")),
@@ -68,8 +69,16 @@ impl<W: Site> Routes<W> {
         }
     }
 
+    /// Whether `path` may be there: without the demonstration, only health checks are.
+    fn offers(&self, path: &str) -> bool {
+        self.options.demo || matches!(path, "/healthz" | "/readyz")
+    }
+
     /// All other answers.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Answer {
+        if !self.offers(request.uri().path()) {
+            return text(StatusCode::NOT_FOUND, "not found\n");
+        }
         if request.uri().path() == "/echo" {
             return match *request.method() {
                 Method::POST | Method::PUT => self.echo(request).await,

@@ -1,7 +1,10 @@
 //! `prefork serve`.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::process::ExitCode;
+
+use socket2::SockRef;
 
 use super::{logger, panic_log};
 use crate::app::{self, Options};
@@ -12,6 +15,12 @@ use crate::sys;
 use crate::systemd;
 use crate::upgrade;
 use crate::{Config, ListenAddr};
+
+/// What is logged once where [`exposes_demo`].
+const DEMO_WARNING: &str = "\
+the demonstration is reachable from other machines: /cluster tells about every process, and /fib, /hash, /bytes, /echo and \
+/sleep let anybody use up CPU, bandwidth and connections; give --demo false to serve only /healthz and /readyz, --root DIR \
+to serve files, or --bind 127.0.0.1:PORT";
 
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     let inputs = Inputs::of_process(flags);
@@ -28,19 +37,43 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     if settings.app.faults {
         log::warn!("--faults is on: anybody who reaches the port can crash or hang a worker");
     }
+    let warned = Cell::new(false);
+    let warn = move |settings: &Settings| {
+        if !warned.replace(exposes_demo(settings)) && warned.get() {
+            log::warn!("{DEMO_WARNING}");
+        }
+    };
+    warn(&settings);
     app::serve(configure(settings)?, move || {
         let settings = inputs.resolve()?;
         for warning in &settings.warnings {
             log::warn!("{warning}");
         }
+        warn(&settings);
         configure(settings)
     })
 }
 
 /// The cluster's configuration with the application's options attached, so that a reload changes both.
 fn configure(settings: Settings) -> Result<Config> {
-    let AppSettings { root, max_body_size, faults } = settings.app;
-    settings.config.rebuild().titles(true).attach(Options { root, max_body_size, faults }).build()
+    let AppSettings { root, max_body_size, faults, demo } = settings.app;
+    let options = Options { root, max_body_size, faults, demo };
+    settings.config.rebuild().titles(true).attach(options).build()
+}
+
+/// Whether other machines can reach the paths of the demonstration.
+fn exposes_demo(settings: &Settings) -> bool {
+    let is_remote = |addr: &ListenAddr| match addr {
+        ListenAddr::Tcp(addr) => !addr.ip().to_canonical().is_loopback(),
+        ListenAddr::Unix(_) => false,
+        // What is no IP socket is no way in from outside.
+        ListenAddr::Fd(number) => sys::fd::duplicate(*number)
+            .ok()
+            .and_then(|socket| SockRef::from(&socket).local_addr().ok()?.as_socket())
+            .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),
+    };
+    let is_there = settings.app.demo && settings.app.root.is_none();
+    is_there && settings.config.bind.iter().any(is_remote)
 }
 
 /// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in

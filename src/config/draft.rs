@@ -14,6 +14,8 @@ pub(crate) struct AppSettings {
     pub max_body_size: u64,
     /// Whether the paths that crash or hang a worker on purpose are there.
     pub faults: bool,
+    /// Whether the paths of the demonstration are there, besides those for health checks.
+    pub demo: bool,
 }
 
 impl AppSettings {
@@ -27,13 +29,18 @@ impl AppSettings {
                 self.max_body_size
             )));
         }
+        if self.faults && !self.demo {
+            return Err(Error::config(
+                "demo = false does not fit faults = true, whose paths belong to the demonstration: leave one of them out",
+            ));
+        }
         Ok(self)
     }
 }
 
 impl Default for AppSettings {
     fn default() -> AppSettings {
-        AppSettings { root: None, max_body_size: 1 << 20, faults: false }
+        AppSettings { root: None, max_body_size: 1 << 20, faults: false, demo: true }
     }
 }
 

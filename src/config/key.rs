@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::control::{self, ControlSocket};
 use super::draft::Draft;
+use super::log_filter;
 use super::said::{Problem, Said};
 use super::value;
 use super::{Dispatch, FdStore, Model, Workers};
@@ -127,7 +128,7 @@ impl Key {
             Field::Name(place) => *place(draft) = Some(said.one(value::name)?),
             Field::Control(place) => *place(draft) = said.one(control::read)?,
             Field::FdStore(place) => *place(draft) = said.one(str::parse)?,
-            Field::Filter(place) => *place(draft) = said.one(value::filter)?,
+            Field::Filter(place) => *place(draft) = said.one(log_filter::read)?,
         }
         Ok(())
     }

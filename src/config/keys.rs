@@ -225,6 +225,12 @@ pub(crate) static KEYS: &[Key] = &[
         "Largest request body, beyond it 413",
     ),
     key(
+        "demo",
+        group::APPLICATION,
+        Field::Switch(|d| &mut d.app.demo),
+        "Offer the paths of the demonstration: /, /cluster, /sleep, /fib, /bytes, /echo, /hash",
+    ),
+    key(
         "faults",
         group::APPLICATION,
         Field::Switch(|d| &mut d.app.faults),

@@ -13,6 +13,7 @@ mod fd_store;
 mod file;
 pub(crate) mod key;
 pub(crate) mod keys;
+mod log_filter;
 mod model;
 mod nearest;
 mod policy;

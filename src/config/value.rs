@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Workers;
-use super::said::quote;
 use crate::listener::ListenAddr;
 
 const KIB: u64 = 1 << 10;
@@ -132,27 +131,10 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// What `env_logger` would only warn about (and then ignore) is an error here.
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("is empty: give the path of a file".to_string()),
         path => Ok(PathBuf::from(path)),
-    }
-}
-
-pub(super) fn filter(text: &str) -> Result<String, String> {
-    let (directives, pattern) = text.split_once('/').unwrap_or((text, ""));
-    let level_is_known = |directive: &str| match directive.split_once('=') {
-        Some((_, level)) => level.trim().parse::<log::LevelFilter>().is_ok() || level.is_empty(),
-        None => true,
-    };
-    match directives.split(',').find(|directive| !level_is_known(directive)) {
-        None if !pattern.contains('/') => Ok(text.to_string()),
-        None => Err("is not a log filter: give at most one /".to_string()),
-        Some(bad) => Err(format!(
-            "is not a log filter: in {} give off, error, warn, info, debug or trace after the =",
-            quote(bad)
-        )),
     }
 }
 
@@ -248,19 +230,6 @@ mod tests {
         assert!(switch("maybe").is_err());
         assert_eq!(toml_switch("true"), Ok(true));
         assert!(toml_switch("1").is_err());
-    }
-
-    #[test]
-    fn log_filters_are_checked_where_env_logger_would_ignore_them() {
-        for text in ["info", "off", "a=debug,b::c=WARN", "warn,a", "a=", "info/word", ""] {
-            assert_eq!(filter(text).as_deref(), Ok(text));
-        }
-        assert_eq!(
-            filter("info,a=loud").expect_err("level"),
-            "is not a log filter: in \"a=loud\" give off, error, warn, info, debug or trace after the ="
-        );
-        assert!(filter("info/a/b").is_err());
-        assert!(filter("a=b=info").is_err());
     }
 
     #[test]
