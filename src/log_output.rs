@@ -292,7 +292,9 @@ mod tests {
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut output = output();
         let line = [&[b'x'; 700][..], b"\n"].concat();
-        while let Ok(()) = output.write(writer.as_fd(), &line) {}
+        for line in [&line[..], b"\n"] {
+            while let Ok(()) = output.write(writer.as_fd(), line) {}
+        }
         for _ in 0..3 {
             dropped.count(&io::ErrorKind::WouldBlock.into());
         }

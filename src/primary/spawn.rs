@@ -143,8 +143,8 @@ impl Primary {
         self.mail.hub = MailHub::new(mail_limits);
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
-        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
-        sys::process::add_env(self.supervisor.environment(tag.slot));
+        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
+        sys::process::add_env(self.supervisor.environment(tag.slot))?;
         let terminate = sys::signal::flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();

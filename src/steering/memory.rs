@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::drift::{Drift, Look};
@@ -17,7 +17,7 @@ use super::least_conn::{
 };
 use super::{Lease, SlotMeter};
 use crate::identity::Slot;
-use crate::sys::bpf;
+use crate::sys::bpf::{self, SharedArray};
 use crate::sys::shm::{self, PAGE, Page, WORDS, WritablePages};
 
 const PLACE_BYTES: usize = PLACE_WORDS * 8;
@@ -41,7 +41,7 @@ struct Seats {
 }
 
 struct Shared {
-    map: OwnedFd,
+    map: SharedArray,
     pages: WritablePages,
 }
 

@@ -1,13 +1,13 @@
 //! The rungs of the ladder: programs that are attached to groups of sockets.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::memory::Memory;
 use super::{Group, Load, ip_hash, least_conn, weights};
 use crate::error::{Error, Result};
-use crate::sys::bpf::{self, ClassicInstruction, Instruction};
+use crate::sys::bpf::{self, ClassicInstruction, Instruction, SocketTable};
 
 /// For how long sockets may be held by the table of an image that is no more, and how often to ask.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -25,7 +25,7 @@ pub(super) enum Rung {
 pub(super) struct Kernel {
     pub(super) memory: Memory,
     /// The sockets, by group. As large as can be from the start: a socket can not move to another table.
-    tables: Vec<OwnedFd>,
+    tables: Vec<SocketTable>,
     /// How many slots the tables know, and how many the programs.
     entered: usize,
     slots: usize,

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::{size_of, size_of_val};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -125,20 +125,61 @@ fn create(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Memory that programs and this process share. Only this file makes one, so that its length is known.
+#[derive(Debug)]
+pub(crate) struct SharedArray {
+    map: OwnedFd,
+    length: usize,
+}
+
+impl SharedArray {
+    /// What can be mapped.
+    pub(super) fn map(&self) -> &OwnedFd {
+        &self.map
+    }
+
+    /// Bytes that can be mapped. The kernel never makes them fewer.
+    pub(super) fn length(&self) -> usize {
+        self.length
+    }
+}
+
+impl AsRawFd for SharedArray {
+    fn as_raw_fd(&self) -> RawFd {
+        self.map.as_raw_fd()
+    }
+}
+
+/// A table of listening sockets. Only this file makes one, so that the sizes of its keys and values are known.
+#[derive(Debug)]
+pub(crate) struct SocketTable(OwnedFd);
+
+impl AsRawFd for SocketTable {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
 /// another, zeroed. See [`super::shm::share`] for this side of it.
-pub(crate) fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<OwnedFd> {
-    create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)
+pub(crate) fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<SharedArray> {
+    let length = bytes.checked_mul(entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
+    let map = create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)?;
+    Ok(SharedArray { map, length })
 }
 
 /// A table of `entries` listening sockets, all empty.
-pub(crate) fn create_sockets(name: &str, entries: u32) -> io::Result<OwnedFd> {
-    create(MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name)
+pub(crate) fn create_sockets(name: &str, entries: u32) -> io::Result<SocketTable> {
+    create(MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name).map(SocketTable)
 }
 
 /// Enters `socket`, which listens, at `index`. `ResourceBusy` while it is in another table; a table that has
 /// lost its last user lets go of its sockets a moment later.
-pub(crate) fn put_socket(table: &OwnedFd, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn put_socket(
+    table: &SocketTable,
+    index: u32,
+    socket: BorrowedFd<'_>,
+) -> io::Result<()> {
     let value = socket.as_raw_fd() as u64;
     let (key, value) = (&raw const index as u64, &raw const value as u64);
     let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
@@ -148,7 +189,7 @@ pub(crate) fn put_socket(table: &OwnedFd, index: u32, socket: BorrowedFd<'_>) ->
 }
 
 /// Empties the place at `index`.
-pub(crate) fn remove_socket(table: &OwnedFd, index: u32) -> io::Result<()> {
+pub(crate) fn remove_socket(table: &SocketTable, index: u32) -> io::Result<()> {
     let key = &raw const index as u64;
     let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
     // SAFETY: the key points to four bytes that outlive the call; no value is read.

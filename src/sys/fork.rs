@@ -1,6 +1,7 @@
 //! fork, and leaving a forked child.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{cvt, libc};
@@ -43,17 +44,17 @@ pub(crate) fn exit_now(status: u8) -> ! {
     unsafe { libc::_exit(status.into()) }
 }
 
-fn require_one_thread() -> Result<()> {
+/// Whether this process has exactly one thread.
+///
+/// # Errors
+/// It has more, or `/proc` does not say: a process that may have several is not treated as if it had one.
+pub(crate) fn require_one_thread() -> Result<()> {
     let give_up = Instant::now() + LEAVING;
     loop {
-        let threads = std::fs::read_dir("/proc/self/task")
-            .map_err(|e| {
-                Error::system("count the threads in /proc/self/task (is /proc mounted?)", e)
-            })?
-            .filter_map(std::result::Result::ok)
-            .map(|task| task.path().join("comm"))
-            .collect::<Vec<_>>();
-        if threads.len() <= 1 {
+        let threads = threads(Path::new("/proc/self/task")).map_err(|e| {
+            Error::system("count the threads in /proc/self/task (is /proc mounted?)", e)
+        })?;
+        if threads.len() == 1 {
             return Ok(());
         }
         if Instant::now() >= give_up {
@@ -63,7 +64,23 @@ fn require_one_thread() -> Result<()> {
     }
 }
 
-fn too_many(threads: &[std::path::PathBuf]) -> Error {
+/// Where each thread has its name, the calling one among them.
+fn threads(tasks: &Path) -> io::Result<Vec<PathBuf>> {
+    let own = nix::unistd::gettid().to_string();
+    let mut knows_own = false;
+    let mut threads = Vec::new();
+    for task in std::fs::read_dir(tasks)? {
+        let task = task?;
+        knows_own |= task.file_name().to_str() == Some(&own);
+        threads.push(task.path().join("comm"));
+    }
+    // What stands there is not about this process, or not all of it.
+    knows_own.then_some(threads).ok_or_else(|| {
+        io::Error::other(format!("{} does not list this thread ({own})", tasks.display()))
+    })
+}
+
+fn too_many(threads: &[PathBuf]) -> Error {
     let names: Vec<String> = threads
         .iter()
         .filter_map(|comm| std::fs::read_to_string(comm).ok())
@@ -81,6 +98,17 @@ fn too_many(threads: &[std::path::PathBuf]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proc_that_does_not_list_the_threads_is_an_error_and_not_one_thread() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert!(threads(&dir.path().join("missing")).is_err());
+        let error = threads(dir.path()).expect_err("empty").to_string();
+        assert!(error.contains("does not list this thread"), "{error}");
+        std::fs::create_dir(dir.path().join("1")).expect("another's");
+        assert!(threads(dir.path()).is_err());
+        assert!(!threads(Path::new("/proc/self/task")).expect("ours").is_empty());
+    }
 
     #[test]
     fn a_process_with_threads_is_not_forked_and_told_what_to_do() {

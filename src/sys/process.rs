@@ -9,7 +9,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getppid};
 
+use super::fork::require_one_thread;
 use super::{cvt, libc};
+use crate::error::Result;
 use crate::printable::printable_bytes;
 use crate::sys::signal::Signal;
 
@@ -22,7 +24,12 @@ static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
 
 /// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
 pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
-    Ok(nix::sys::signal::kill(Pid::from_raw(pid as i32), signal)?)
+    Ok(nix::sys::signal::kill(Pid::from_raw(one_process(pid)?), signal)?)
+}
+
+/// `pid` as the kernel takes it. 0 and negative numbers would mean groups of processes, or all of them.
+pub(super) fn one_process(pid: u32) -> io::Result<i32> {
+    i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput.into())
 }
 
 /// Makes the kernel end this process `grace_seconds` after its parent `primary` died, even if its event loop
@@ -34,8 +41,8 @@ pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
     // SAFETY: `arm_alarm` calls only async-signal-safe functions and touches only atomics.
     unsafe { handle(ORPHANED, arm_alarm as *const () as libc::sighandler_t)? };
-    // SAFETY: the default action of SIGALRM ends the process, as wanted.
-    unsafe { handle(libc::SIGALRM, libc::SIG_DFL)? };
+    // SAFETY: `ignore` does nothing. Unlike SIG_IGN it is not inherited by what the worker executes.
+    unsafe { handle(libc::SIGALRM, ignore as *const () as libc::sighandler_t)? };
     let mut open = SigSet::empty();
     open.add(Signal::SIGPWR);
     open.add(Signal::SIGALRM);
@@ -75,10 +82,15 @@ pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {
     Ok(getppid().as_raw() == parent as i32)
 }
 
+extern "C" fn ignore(_: libc::c_int) {}
+
 extern "C" fn arm_alarm(_: libc::c_int) {
-    // SAFETY: getppid and alarm are async-signal-safe and cannot fail.
+    // SAFETY: getppid, sigaction and alarm are async-signal-safe. The default action of SIGALRM ends the process, which only
+    // the alarm that is armed here is to do.
     unsafe {
-        if libc::getppid() != PRIMARY.load(Ordering::Relaxed) {
+        if libc::getppid() != PRIMARY.load(Ordering::Relaxed)
+            && handle(libc::SIGALRM, libc::SIG_DFL).is_ok()
+        {
             libc::alarm(GRACE_SECONDS.load(Ordering::Relaxed));
         }
     }
@@ -99,24 +111,37 @@ unsafe fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result
 /// Removes variables that speak to this process alone (the service manager's, above all) from the
 /// environment of a worker and of everything it starts.
 ///
-/// Call it only in a process with one thread, as a freshly forked child is.
-pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) {
-    let names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
-    for name in names.iter().filter(|name| name.to_str().is_some_and(&mut unwanted)) {
-        // SAFETY: by this function's contract no other thread can read the environment meanwhile.
+/// # Errors
+/// The process has more than one thread, so that another one might read the environment meanwhile.
+pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
+    let mut names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    names.retain(|name| name.to_str().is_some_and(&mut unwanted));
+    if names.is_empty() {
+        return Ok(());
+    }
+    require_one_thread()?;
+    for name in &names {
+        // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };
     }
+    Ok(())
 }
 
 /// Adds variables to the environment, or replaces those with the same names. Names are not empty and have no `=`;
 /// nothing has a NUL in it.
 ///
-/// Call it only in a process with one thread, as a freshly forked child is.
-pub(crate) fn add_env(variables: &[(String, String)]) {
+/// # Errors
+/// The process has more than one thread, so that another one might read the environment meanwhile.
+pub(crate) fn add_env(variables: &[(String, String)]) -> Result<()> {
+    if variables.is_empty() {
+        return Ok(());
+    }
+    require_one_thread()?;
     for (name, value) in variables {
-        // SAFETY: by this function's contract no other thread can read the environment meanwhile.
+        // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
     }
+    Ok(())
 }
 
 /// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and

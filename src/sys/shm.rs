@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::bpf::SharedArray;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -40,7 +41,8 @@ pub(crate) struct WritablePages {
 pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
     let memory =
         memfd_create("prefork-scoreboard", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-    nix::unistd::ftruncate(&memory, (count * PAGE) as i64)?;
+    let length = count.checked_mul(PAGE).and_then(|length| i64::try_from(length).ok());
+    nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
     let writable = map(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     // Sealed after the writable mapping: nobody can shrink the memory under a reader (that would be SIGBUS
     // for the primary), and no later mapping of it can be, or become, writable.
@@ -50,9 +52,15 @@ pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)
     Ok((WritablePages { base: writable, count }, Pages { base: readable, count }, memory))
 }
 
-/// The first `count` pages of `memory`, which the caller has made that long and can not make shorter, for writing.
-pub(crate) fn share(memory: &OwnedFd, count: usize) -> io::Result<WritablePages> {
-    let base = map(memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+/// The first `count` pages of `memory`, for writing.
+///
+/// # Errors
+/// It has fewer: what is mapped behind its end could not be reached (SIGBUS).
+pub(crate) fn share(memory: &SharedArray, count: usize) -> io::Result<WritablePages> {
+    if count > memory.length().div_ceil(PAGE) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let base = map(memory.map(), count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     Ok(WritablePages { base, count })
 }
 
@@ -69,9 +77,10 @@ pub(crate) fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
 }
 
 fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonNull<Page>> {
-    let length = NonZeroUsize::new(count * PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-    // SAFETY: a fresh shared mapping of memory that is at least `length` long, at an address of the kernel's
-    // choice: it overlaps nothing.
+    let length = count.checked_mul(PAGE).filter(|length| *length <= isize::MAX as usize);
+    let length = length.and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: a fresh shared mapping of memory that is at least `length` long, as each caller has made sure, at an address
+    // of the kernel's choice: it overlaps nothing.
     let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, memory, 0) }?;
     Ok(base.cast())
 }
@@ -147,6 +156,13 @@ impl WritablePages {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_pages_than_there_can_be_are_refused() {
+        for count in [0, usize::MAX / PAGE + 2, usize::MAX] {
+            assert!(create(count).is_err(), "{count}");
+        }
+    }
 
     #[test]
     fn what_one_mapping_writes_the_other_reads() {

@@ -46,10 +46,11 @@ pub(crate) fn change(pid: u32) -> io::Result<Option<Change>> {
 }
 
 fn wait(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
+    let pid = super::process::one_process(pid)?;
     let mut status = 0;
     loop {
         // SAFETY: `status` is a valid place for the kernel to write one int.
-        match cvt(unsafe { libc::waitpid(pid as libc::pid_t, &raw mut status, options) }) {
+        match cvt(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
             Ok(0) => return Ok(None),
             Ok(_) => return Ok(Some(ExitStatus::from_raw(status))),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

@@ -61,7 +61,7 @@ impl Service {
             watchdog: herald::watchdog(text, std::process::id()),
             keeps: text("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
         };
-        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name));
+        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
         Ok(service)
     }
 

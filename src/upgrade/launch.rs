@@ -178,7 +178,7 @@ impl Inherited {
     /// this process starts is none of their business. To be called once, at the start.
     pub(crate) fn take() -> Result<Option<Inherited>> {
         let (proof, manifest) = (std::env::var(PROOF), std::env::var(MANIFEST));
-        sys::process::forget_env(|name| name == PROOF || name == MANIFEST);
+        sys::process::forget_env(|name| name == PROOF || name == MANIFEST)?;
         match (proof, manifest) {
             (Ok(fds), _) => {
                 let (manifest, answer) = fds.split_once(',').ok_or_else(|| malformed(PROOF))?;

@@ -118,8 +118,9 @@ fn with_log(builder: Builder, log: &Path) -> Server {
 
 #[test]
 fn a_log_at_the_limit_of_a_file_ends_nobody_and_goes_on_after_a_rotation() {
-    // Half a KiB or one, as the shell counts.
-    let builder = Server::builder().script(r#"ulimit -f 1; exec "$0" "$@""#);
+    // 32 MiB, as shared memory counts as a file, too; and a log that has nearly reached it.
+    let builder = Server::builder()
+        .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
     let mut server = with_log(builder, &log);
     wait::until("the limit", || {

@@ -71,6 +71,7 @@ mod scale;
 mod scoreboard;
 mod shared_roles;
 mod shared_state;
+mod signals;
 mod sockets_passed;
 mod static_files;
 mod stop;

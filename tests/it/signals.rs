@@ -1,0 +1,85 @@
+//! What each documented signal does to the primary and to a worker.
+
+use nix::sys::signal::Signal;
+
+use crate::support::{Server, process, wait};
+
+/// Signals that neither ends nor changes a worker.
+const IGNORED_BY_WORKERS: [Signal; 13] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGHUP,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
+    Signal::SIGWINCH,
+    Signal::SIGALRM,
+    Signal::SIGPIPE,
+    Signal::SIGXFSZ,
+    Signal::SIGURG,
+    Signal::SIGCONT,
+];
+
+/// Signals that do nothing to the primary.
+const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
+    Signal::SIGUSR1,
+    Signal::SIGWINCH,
+    Signal::SIGALRM,
+    Signal::SIGPIPE,
+    Signal::SIGXFSZ,
+    Signal::SIGURG,
+    Signal::SIGCONT,
+];
+
+/// Waits until no signal waits to be taken by the process: it has been taken, or ignored.
+#[track_caller]
+fn wait_taken(pid: u32) {
+    wait::until("the signal is taken", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let waits = |name| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
+            u64::from_str_radix(line.trim(), 16) != Ok(0)
+        };
+        !waits("ShdPnd:") && !waits("SigPnd:")
+    });
+}
+
+#[test]
+fn a_worker_ignores_what_is_meant_for_the_primary() {
+    let server = Server::start(1);
+    let pid = server.get("/").pid();
+    for signal in IGNORED_BY_WORKERS {
+        process::send(pid, signal);
+        wait_taken(pid);
+        assert_eq!(server.get("/").pid(), pid, "{signal}");
+    }
+    assert_eq!(server.worker_pids(), [pid]);
+    let log = server.stop();
+    assert!(!log.contains("died"), "{log}");
+}
+
+#[test]
+fn the_primary_ignores_what_is_not_meant_for_it() {
+    let server = Server::builder().workers(1).control().start();
+    let pids = server.worker_pids();
+    for signal in IGNORED_BY_THE_PRIMARY {
+        server.signal(signal);
+        wait_taken(server.pid());
+    }
+    let primary = &server.status()["primary"];
+    assert_eq!((&primary["workers_wanted"], &primary["generation"]), (&1.into(), &1.into()));
+    assert_eq!(server.worker_pids(), pids);
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_is_stopped_goes_on_with_a_continue() {
+    let server = Server::start(1);
+    let pid = server.get("/").pid();
+    process::send(pid, Signal::SIGTSTP);
+    wait::until("it is stopped", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));
+    process::send(pid, Signal::SIGCONT);
+    assert_eq!(server.get("/").pid(), pid);
+    server.stop();
+}
