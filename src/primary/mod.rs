@@ -199,7 +199,6 @@ impl Primary {
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::default();
-        let log = LogSwitch::new(&config);
         let config = Rc::new(config);
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
@@ -240,7 +239,7 @@ impl Primary {
             stopped_proofs: Vec::new(),
             taking_over: false,
             upgrades: 0,
-            log,
+            log: LogSwitch::new(&config),
             journal,
             control,
             manager,
