@@ -41,7 +41,7 @@ pub(super) fn read(text: &str) -> Result<String, String> {
         directive.contains('=') || is_level(directive) || MODULES.contains(&name)
     };
     match directives.first() {
-        Some(first) if !directives.iter().any(|directive| selects(directive)) => Err(format!(
+        Some(first) if !directives.iter().any(selects) => Err(format!(
             "would log nothing: {} is not a level; give {}, or NAME=LEVEL for a module",
             quote(first),
             list()
