@@ -6,33 +6,34 @@ mod compute;
 mod faults;
 mod isolated;
 mod routes;
+mod static_files;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::ops::Deref;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http_body_util::Either;
 use hyper::body::Incoming;
-use hyper::service::{Service, service_fn};
+use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::service::TowerToHyperService;
-use tower_http::services::ServeDir;
-use tower_http::services::fs::ServeFileSystemResponseBody;
 
 use crate::pool::Pool;
 use crate::{Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker};
 pub(crate) use compute::fib;
 use routes::Routes;
+use static_files::FileBody;
+pub(crate) use static_files::{RootDir, Settings as FileSettings};
 
 /// What the built-in application can be told.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
     /// Serve the files of this directory instead of the demonstration.
-    pub(crate) root: Option<PathBuf>,
+    pub(crate) files: Option<FileSettings>,
+    /// Answer `/healthz` and `/readyz`.
+    pub(crate) health_paths: bool,
     /// Largest request body in bytes.
     pub(crate) max_body_size: u64,
     /// Offer paths that break a worker on purpose.
@@ -116,8 +117,7 @@ pub(crate) fn serve(
     }
 }
 
-type Files = TowerToHyperService<ServeDir>;
-type Answered = Response<Either<routes::Body, ServeFileSystemResponseBody>>;
+type Answered = Response<Either<routes::Body, FileBody>>;
 
 /// Answers a request. `routes` are shared as the model allows: plainly on one thread, atomically among several.
 fn respond<W: Site, P>(
@@ -127,24 +127,25 @@ fn respond<W: Site, P>(
 where
     P: Deref<Target = Routes<W>> + Clone + 'static,
 {
-    let at_once = if routes.files.is_none() { routes.at_once(&request) } else { None };
-    let step = match at_once {
-        Some(answer) => Ok(answer),
-        None => Err({
-            let routes = routes.clone();
-            // Boxed, as hyper moves the future about.
-            Box::pin(async move {
-                match &routes.files {
-                    Some(files) => files.call(request).await.map(|a| a.map(Either::Right)),
-                    None => Ok(routes.answer(request).await.map(Either::Left)),
-                }
-            })
-        }),
+    let step = match &routes.files {
+        Some(files) => match files.answer_now(&request, |path| routes.health(path)) {
+            Ok(answer) => Ok(answer.map(Either::Right)),
+            Err(pending) => Err(Either::Right(Box::pin(files.answer_later(pending)))),
+        },
+        None => match routes.at_once(&request) {
+            Some(answer) => Ok(answer.map(Either::Left)),
+            None => Err({
+                let routes = routes.clone();
+                // Boxed, as hyper moves the future about.
+                Either::Left(Box::pin(async move { routes.answer(request).await }))
+            }),
+        },
     };
     async move {
-        match step {
-            Ok(answer) => Ok(answer.map(Either::Left)),
-            Err(later) => later.await,
-        }
+        Ok(match step {
+            Ok(answer) => answer,
+            Err(Either::Left(later)) => later.await.map(Either::Left),
+            Err(Either::Right(later)) => later.await.map(Either::Right),
+        })
     }
 }

@@ -7,11 +7,11 @@ use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
-use tower_http::services::ServeDir;
 
 use super::body::Repeated;
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
-use super::{Files, Options, Site, faults};
+use super::static_files::StaticFiles;
+use super::{Options, Site, faults};
 use crate::pool::{PoolError, Task};
 
 pub(super) type Body = Either<Full<Bytes>, Repeated>;
@@ -38,8 +38,8 @@ const LARGEST_BODY: u64 = 1 << 30;
 pub(super) struct Routes<W> {
     worker: W,
     options: Options,
-    /// What `root` has, which takes the place of all paths.
-    pub(super) files: Option<Files>,
+    /// The files of `root`, which take the place of all paths but those of [`Routes::health`].
+    pub(super) files: Option<StaticFiles>,
     /// The answer of `/`, made once.
     who: Bytes,
 }
@@ -47,7 +47,7 @@ pub(super) struct Routes<W> {
 impl<W: Site> Routes<W> {
     pub(super) fn new(worker: W) -> Routes<W> {
         let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
-        let files = options.root.as_ref().map(|root| Files::new(ServeDir::new(root)));
+        let files = options.files.clone().map(StaticFiles::new);
         let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
         Routes { worker, options, files, who }
     }
@@ -62,9 +62,17 @@ impl<W: Site> Routes<W> {
             path if !self.offers(path) => None,
             "/" => Some(text(StatusCode::OK, self.who.clone())),
             "/cluster" => Some(self.cluster()),
-            "/healthz" => Some(text(StatusCode::OK, "ok\n")),
-            "/readyz" if self.worker.is_ready() => Some(text(StatusCode::OK, "ready\n")),
-            "/readyz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, "draining\n")),
+            path => self.health(path.as_bytes()).map(|(status, says)| text(status, says)),
+        }
+    }
+
+    /// The answers of `/healthz` and `/readyz`, which are the same beside the demonstration and beside files.
+    pub(super) fn health(&self, path: &[u8]) -> Option<(StatusCode, &'static str)> {
+        match path {
+            _ if !self.options.health_paths => None,
+            b"/healthz" => Some((StatusCode::OK, "ok\n")),
+            b"/readyz" if self.worker.is_ready() => Some((StatusCode::OK, "ready\n")),
+            b"/readyz" => Some((StatusCode::SERVICE_UNAVAILABLE, "draining\n")),
             _ => None,
         }
     }

@@ -3,11 +3,14 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+
+use hyper::http::HeaderValue;
 
 use socket2::SockRef;
 
 use super::{logger, panic_log};
-use crate::app::{self, Options};
+use crate::app::{self, FileSettings, Options, RootDir};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
 use crate::log_file::inherited_descriptor;
@@ -55,10 +58,37 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
 }
 
 /// The cluster's configuration with the application's options attached, so that a reload changes both.
+///
+/// The root is opened here, so that all workers of a generation serve the directory that a symbolic link led to when the
+/// configuration was read.
 fn configure(settings: Settings) -> Result<Config> {
-    let AppSettings { root, max_body_size, faults, demo } = settings.app;
-    let options = Options { root, max_body_size, faults, demo };
+    let app = settings.app;
+    let options = Options {
+        health_paths: app.health_paths,
+        max_body_size: app.max_body_size,
+        faults: app.faults,
+        demo: app.demo,
+        files: app.root.as_deref().map(|root| file_settings(root, &app)).transpose()?,
+    };
     settings.config.rebuild().titles(true).attach(options).build()
+}
+
+fn file_settings(root: &Path, app: &AppSettings) -> Result<FileSettings> {
+    let opened = RootDir::open(root, app.follow_symlinks).map_err(|e| {
+        Error::config(format!(
+            "root = {} cannot be opened: {e}; give a directory that exists",
+            root.display()
+        ))
+    })?;
+    let cache_control = app.cache_control.as_deref().map(HeaderValue::from_str).transpose();
+    Ok(FileSettings {
+        root: Arc::new(opened),
+        fallback: app.fallback.clone(),
+        error_page_404: app.error_page_404.clone(),
+        cache_control: cache_control
+            .map_err(|e| Error::config(format!("cache-control cannot be sent: {e}")))?,
+        dotfiles: app.dotfiles,
+    })
 }
 
 /// Whether other machines can reach the paths of the demonstration.

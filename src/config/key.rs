@@ -61,6 +61,8 @@ pub(crate) enum Field {
     File(fn(&mut Draft) -> &mut Option<PathBuf>),
     /// A user or a group: its name or number.
     Name(fn(&mut Draft) -> &mut Option<String>),
+    /// The value of a field of HTTP.
+    HeaderValue(fn(&mut Draft) -> &mut Option<String>),
     /// A path, `auto` or `off`.
     Control(fn(&mut Draft) -> &mut ControlSocket),
     /// `auto`, `on` or `off`.
@@ -98,6 +100,7 @@ impl Key {
             Field::Directory(_) => "DIR",
             Field::File(_) => "FILE",
             Field::Name(_) => "NAME",
+            Field::HeaderValue(_) => "VALUE",
             Field::Control(_) => "PATH",
             Field::FdStore(_) => "WHEN",
             Field::Filter(_) => "FILTER",
@@ -126,6 +129,7 @@ impl Key {
             Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
             Field::File(place) => *place(draft) = Some(said.one(value::file)?),
             Field::Name(place) => *place(draft) = Some(said.one(value::name)?),
+            Field::HeaderValue(place) => *place(draft) = Some(said.one(value::header_value)?),
             Field::Control(place) => *place(draft) = said.one(control::read)?,
             Field::FdStore(place) => *place(draft) = said.one(str::parse)?,
             Field::Filter(place) => *place(draft) = said.one(log_filter::read)?,
@@ -152,7 +156,9 @@ impl Key {
             Field::Directory(place) | Field::File(place) => {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
-            Field::Name(place) => place(draft).clone().unwrap_or_default(),
+            Field::Name(place) | Field::HeaderValue(place) => {
+                place(draft).clone().unwrap_or_default()
+            }
             Field::Control(place) => control::show(place(draft)),
             Field::FdStore(place) => place(draft).to_string(),
             Field::Filter(place) => place(draft).clone(),

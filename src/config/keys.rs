@@ -219,6 +219,42 @@ pub(crate) static KEYS: &[Key] = &[
         "Serve the files of this directory",
     ),
     key(
+        "fallback",
+        group::APPLICATION,
+        Field::File(|d| &mut d.app.fallback),
+        "With root: answer paths that do not exist with this file, for single-page applications",
+    ),
+    key(
+        "error-page-404",
+        group::APPLICATION,
+        Field::File(|d| &mut d.app.error_page_404),
+        "With root: send this file with a status of 404",
+    ),
+    key(
+        "cache-control",
+        group::APPLICATION,
+        Field::HeaderValue(|d| &mut d.app.cache_control),
+        "With root: send this value of Cache-Control with files",
+    ),
+    key(
+        "dotfiles",
+        group::APPLICATION,
+        Field::Switch(|d| &mut d.app.dotfiles),
+        "With root: serve files and directories whose names begin with a dot",
+    ),
+    key(
+        "follow-symlinks",
+        group::APPLICATION,
+        Field::Switch(|d| &mut d.app.follow_symlinks),
+        "With root: follow symbolic links that lead out of it",
+    ),
+    key(
+        "health-paths",
+        group::APPLICATION,
+        Field::Switch(|d| &mut d.app.health_paths),
+        "Answer /healthz and /readyz, which no file can then be",
+    ),
+    key(
         "max-body-size",
         group::APPLICATION,
         Field::Length(|d| &mut d.app.max_body_size),

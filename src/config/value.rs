@@ -131,6 +131,17 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// What can stand behind the colon of a field of HTTP (RFC 9110, section 5.5), in ASCII.
+pub(super) fn header_value(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("is empty: give the value of the field".to_string()),
+        value if value.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) => {
+            Ok(value.to_string())
+        }
+        _ => Err("cannot be sent: give printable ASCII characters".to_string()),
+    }
+}
+
 pub(super) fn file(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("is empty: give the path of a file".to_string()),
@@ -230,6 +241,15 @@ mod tests {
         assert!(switch("maybe").is_err());
         assert_eq!(toml_switch("true"), Ok(true));
         assert!(toml_switch("1").is_err());
+    }
+
+    #[test]
+    fn header_values_are_printable_ascii() {
+        let shown = header_value(" public, max-age=60 ");
+        assert_eq!(shown.as_deref(), Ok("public, max-age=60"));
+        for text in ["", " ", "a\r\nSet-Cookie: b", "a\0", "\u{e4}"] {
+            assert!(header_value(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

@@ -1,0 +1,91 @@
+//! Files that were asked for in the last second, bounded in bytes, entries and, with that, descriptors.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::entry::FileEntry;
+
+/// Bytes of one half of the cache; see [`FileEntry::cost`].
+const MAX_HALF_COST: usize = 8 << 20;
+/// Entries of one half of the cache.
+const MAX_HALF_ENTRIES: usize = 1024;
+/// An entry that nobody replaces is dropped after one to two of these.
+const PURGE_INTERVAL: Duration = Duration::from_secs(1);
+
+type Map = HashMap<Box<[u8]>, Arc<FileEntry>>;
+
+/// Entries by normalized path. Two halves: what is found only in the older one is dropped when the newer one is full.
+#[derive(Default)]
+pub(super) struct Cache {
+    halves: Mutex<Halves>,
+    is_purged: AtomicBool,
+}
+
+#[derive(Default)]
+struct Halves {
+    newer: Map,
+    older: Map,
+    newer_cost: usize,
+}
+
+impl Halves {
+    fn rotate(&mut self) {
+        self.older = std::mem::take(&mut self.newer);
+        self.newer_cost = 0;
+    }
+}
+
+impl Cache {
+    /// The entry of `path`, if it may be used at `now`.
+    pub(super) fn get(&self, path: &[u8], now: Instant) -> Option<Arc<FileEntry>> {
+        let halves = self.lock();
+        let entry = halves.newer.get(path).or_else(|| halves.older.get(path))?;
+        entry.is_fresh(now).then(|| Arc::clone(entry))
+    }
+
+    pub(super) fn insert(&self, path: &[u8], entry: &Arc<FileEntry>) {
+        let cost = entry.cost() + path.len();
+        let mut halves = self.lock();
+        if halves.newer_cost + cost > MAX_HALF_COST || halves.newer.len() >= MAX_HALF_ENTRIES {
+            halves.rotate();
+        }
+        halves.older.remove(path);
+        let replaced = halves.newer.insert(path.into(), Arc::clone(entry));
+        let freed = replaced.map_or(0, |old| old.cost() + path.len());
+        halves.newer_cost = (halves.newer_cost + cost).saturating_sub(freed);
+    }
+
+    /// Drops all entries, which closes the descriptors that no response uses.
+    pub(super) fn clear(&self) {
+        let mut halves = self.lock();
+        *halves = Halves::default();
+    }
+
+    /// Starts a task that drops old entries, unless there is one, or there are none. Called on a thread of the runtime.
+    ///
+    /// Without it the last entries would keep descriptors, and with them the space of deleted files, until somebody asks.
+    pub(super) fn purge_later(self: &Arc<Cache>) {
+        if self.is_purged.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let cache = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PURGE_INTERVAL).await;
+                let mut halves = cache.lock();
+                halves.rotate();
+                if halves.older.is_empty() {
+                    // Within the lock: whoever inserts next starts another one.
+                    cache.is_purged.store(false, Ordering::Relaxed);
+                    return;
+                }
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Halves> {
+        self.halves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,214 @@
+//! What is known of one file: its representations with their header values and, if they are small, their content.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hyper::http::HeaderValue;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::accept_encoding::Coding;
+use super::body::Segment;
+use super::conditional::{Validators, format_date};
+use super::content_type;
+use super::open_file::{self, Found, OpenFile, OpenFileLimit};
+use super::root_dir::{RootDir, Wait};
+
+/// Largest content that is held in memory, in bytes; of larger files the open descriptor is held.
+const MAX_CONTENT_IN_MEMORY: u64 = 64 * 1024;
+/// From this age on one request loads an entry anew, while others go on using it.
+const REFRESH_AGE: Duration = Duration::from_millis(400);
+/// From this age on nobody uses an entry: a change is seen within a second.
+const MAX_AGE: Duration = Duration::from_millis(900);
+
+/// Bytes that an open descriptor counts for in the cache, which with that bounds their number, too.
+const OPEN_FILE_COST: usize = 64 * 1024;
+/// Bytes that an entry counts for beside its content.
+const ENTRY_COST: usize = 1024;
+
+/// The file that a directory stands for.
+const INDEX: &[u8] = b"index.html";
+
+/// What a path stands for.
+pub(super) enum Loaded {
+    File(FileEntry),
+    /// A directory, at this path without a slash at its end.
+    Directory(Vec<u8>),
+    /// A directory that has no index.
+    NoIndex,
+}
+
+/// A file and its stored codings.
+#[derive(Debug)]
+pub(super) struct FileEntry {
+    pub(super) content_type: HeaderValue,
+    pub(super) plain: Representation,
+    /// In the order of [`Coding::ALL`].
+    pub(super) coded: Vec<(Coding, Representation)>,
+    loaded_at: Instant,
+    is_refreshing: AtomicBool,
+}
+
+/// The bytes of a file in one coding, and what is said of them.
+#[derive(Debug)]
+pub(super) struct Representation {
+    pub(super) length: u64,
+    pub(super) content_length: HeaderValue,
+    pub(super) etag: HeaderValue,
+    /// Seconds since 1970, not later than the loading; `None` before 1970.
+    pub(super) modified: Option<u64>,
+    pub(super) last_modified: Option<HeaderValue>,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    Memory(Bytes),
+    Disk(Arc<OpenFile>),
+}
+
+/// Finds what the normalized `path` stands for.
+pub(super) fn load(
+    root: &RootDir,
+    path: &[u8],
+    limit: &Arc<OpenFileLimit>,
+    wait: Wait,
+) -> Result<Loaded, Errno> {
+    if !path.ends_with(b"/") {
+        return match open_file::open(root, &path[1..], limit, wait)? {
+            Found::File(file) => {
+                Ok(Loaded::File(FileEntry::load(root, path, file, limit, wait)?))
+            }
+            Found::Directory => Ok(Loaded::Directory(path.to_vec())),
+            Found::Other => Err(Errno::NOENT),
+        };
+    }
+    let index = [path, INDEX].concat();
+    match open_file::open(root, &index[1..], limit, wait) {
+        Ok(Found::File(file)) => {
+            Ok(Loaded::File(FileEntry::load(root, &index, file, limit, wait)?))
+        }
+        Ok(Found::Directory) => Ok(Loaded::Directory(index)),
+        Ok(Found::Other) | Err(Errno::NOENT) => {
+            let dir = if path == b"/" { b"." } else { &path[1..] };
+            root.open_below(dir, OFlags::PATH | OFlags::DIRECTORY, wait)?;
+            Ok(Loaded::NoIndex)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+impl FileEntry {
+    fn load(
+        root: &RootDir,
+        path: &[u8],
+        file: OpenFile,
+        limit: &Arc<OpenFileLimit>,
+        wait: Wait,
+    ) -> Result<FileEntry, Errno> {
+        let loaded_at = Instant::now();
+        let changed = file.modified.0;
+        let plain = Representation::load(file, "", wait)?;
+        let mut coded = Vec::new();
+        for coding in Coding::ALL {
+            let beside = [&path[1..], coding.suffix()].concat();
+            match open_file::open(root, &beside, limit, wait) {
+                // An older one was made of what the file was before.
+                Ok(Found::File(file)) if file.modified.0 >= changed => {
+                    coded.push((coding, Representation::load(file, coding.name(), wait)?));
+                }
+                Err(errno @ (Errno::AGAIN | Errno::MFILE | Errno::NFILE)) => return Err(errno),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let content_type = content_type::of(path);
+        let is_refreshing = AtomicBool::new(false);
+        Ok(FileEntry { content_type, plain, coded, loaded_at, is_refreshing })
+    }
+
+    /// Whether it may be used at `now`. Says no to one caller some time before the end, who then loads it anew.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.loaded_at);
+        age < REFRESH_AGE || (age < MAX_AGE && self.is_refreshing.swap(true, Ordering::Relaxed))
+    }
+
+    /// The representation in `coding`, or the plain one.
+    pub(super) fn representation(&self, coding: Option<Coding>) -> &Representation {
+        let found = coding.and_then(|wanted| self.coded.iter().find(|(coding, _)| *coding == wanted));
+        found.map_or(&self.plain, |(_, representation)| representation)
+    }
+
+    /// Bytes that it counts for in the cache.
+    pub(super) fn cost(&self) -> usize {
+        let representations = self.coded.iter().map(|(_, coded)| coded).chain([&self.plain]);
+        ENTRY_COST + representations.map(Representation::cost).sum::<usize>()
+    }
+}
+
+impl Representation {
+    fn load(file: OpenFile, coding: &str, wait: Wait) -> Result<Representation, Errno> {
+        let (seconds, nanoseconds) = file.modified;
+        let (length, content) = match file.length {
+            0..=MAX_CONTENT_IN_MEMORY => {
+                let content = file.read_all(wait)?;
+                (content.len() as u64, Content::Memory(content.into()))
+            }
+            length => (length, Content::Disk(Arc::new(file))),
+        };
+        let suffix = if coding.is_empty() { String::new() } else { format!("-{coding}") };
+        let etag = format!("\"{seconds:x}-{nanoseconds:x}-{length:x}{suffix}\"");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // A date in the future must not be sent (RFC 9110, section 8.8.2.1).
+        let modified = u64::try_from(seconds).ok().map(|seconds| seconds.min(now));
+        let last_modified = modified.and_then(format_date);
+        Ok(Representation {
+            length,
+            content_length: HeaderValue::from(length),
+            // Digits and letters only.
+            etag: HeaderValue::from_str(&etag).map_err(|_| Errno::INVAL)?,
+            modified,
+            last_modified: last_modified.and_then(|date| HeaderValue::from_str(&date).ok()),
+            content,
+        })
+    }
+
+    pub(super) fn validators(&self) -> Validators<'_> {
+        Validators { etag: self.etag.as_bytes(), modified: self.modified }
+    }
+
+    /// All of it, if it is in memory.
+    pub(super) fn in_memory(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Memory(bytes) => Some(bytes),
+            Content::Disk(_) => None,
+        }
+    }
+
+    /// The bytes from `first` up to but not including `end`.
+    pub(super) fn segment(&self, first: u64, end: u64) -> Segment {
+        match &self.content {
+            Content::Memory(bytes) => Segment::Memory(bytes.slice(first as usize..end as usize)),
+            Content::Disk(file) => {
+                Segment::File { file: Arc::clone(file), offset: first, length: end - first }
+            }
+        }
+    }
+
+    /// All of it, to be sent.
+    pub(super) fn all(&self) -> VecDeque<Segment> {
+        if let Content::Disk(file) = &self.content {
+            file.advise_sequential();
+        }
+        VecDeque::from([self.segment(0, self.length)])
+    }
+
+    fn cost(&self) -> usize {
+        match &self.content {
+            Content::Memory(bytes) => bytes.len(),
+            Content::Disk(_) => OPEN_FILE_COST,
+        }
+    }
+}
