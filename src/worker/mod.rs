@@ -158,7 +158,10 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the worker's runtime", e))?;
-        runtime.block_on(live(seed, app))
+        let outcome = runtime.block_on(live(seed, app));
+        // Dropping it would wait for calls of the blocking pool, which a disk that does not answer never ends.
+        runtime.shutdown_background();
+        outcome
     };
     life().unwrap_or_else(|e| {
         log::error!("{tag} {e}");

@@ -34,6 +34,8 @@ mod dispatch_shared;
 mod drain_delay;
 mod events;
 mod examples;
+mod file_conditions;
+mod file_server;
 mod frozen;
 mod handover;
 mod http;

@@ -218,7 +218,11 @@ mod tests {
             ("5f-a", false),
             ("", false),
         ] {
-            assert_eq!(range_counts(&headers(&[("if-range", value)]), current()), counts, "{value}");
+            assert_eq!(
+                range_counts(&headers(&[("if-range", value)]), current()),
+                counts,
+                "{value}"
+            );
         }
         assert!(range_counts(&HeaderMap::new(), current()));
     }

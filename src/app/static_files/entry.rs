@@ -79,9 +79,7 @@ pub(super) fn load(
 ) -> Result<Loaded, Errno> {
     if !path.ends_with(b"/") {
         return match open_file::open(root, &path[1..], limit, wait)? {
-            Found::File(file) => {
-                Ok(Loaded::File(FileEntry::load(root, path, file, limit, wait)?))
-            }
+            Found::File(file) => Ok(Loaded::File(FileEntry::load(root, path, file, limit, wait)?)),
             Found::Directory => Ok(Loaded::Directory(path.to_vec())),
             Found::Other => Err(Errno::NOENT),
         };
@@ -137,7 +135,8 @@ impl FileEntry {
 
     /// The representation in `coding`, or the plain one.
     pub(super) fn representation(&self, coding: Option<Coding>) -> &Representation {
-        let found = coding.and_then(|wanted| self.coded.iter().find(|(coding, _)| *coding == wanted));
+        let found =
+            coding.and_then(|wanted| self.coded.iter().find(|(coding, _)| *coding == wanted));
         found.map_or(&self.plain, |(_, representation)| representation)
     }
 

@@ -190,8 +190,7 @@ impl StaticFiles {
                 }
             };
             let Question { method, query, headers } = &question;
-            let question =
-                response::Question { method, query: query.as_deref(), headers };
+            let question = response::Question { method, query: query.as_deref(), headers };
             shared.respond(outcome, &question)
         }
     }
@@ -269,7 +268,10 @@ impl Shared {
                 Missing::Refused(StatusCode::SERVICE_UNAVAILABLE)
             }
             _ => {
-                self.log(format_args!("cannot open {:?}: {errno}", path.escape_ascii().to_string()));
+                self.log(format_args!(
+                    "cannot open {:?}: {errno}",
+                    path.escape_ascii().to_string()
+                ));
                 Missing::Refused(StatusCode::INTERNAL_SERVER_ERROR)
             }
         }

@@ -129,9 +129,8 @@ fn partial(
     parts: &[Range<u64>],
     buffered: &Arc<AtomicUsize>,
 ) -> Response<FileBody> {
-    let content_range = |part: &Range<u64>| {
-        format!("bytes {}-{}/{}", part.start, part.end - 1, chosen.length)
-    };
+    let content_range =
+        |part: &Range<u64>| format!("bytes {}-{}/{}", part.start, part.end - 1, chosen.length);
     let mut segments = VecDeque::new();
     let content_type = if let [part] = parts {
         segments.push_back(chosen.segment(part.start, part.end));

@@ -9,7 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -18,6 +20,9 @@ use rustix::io::Errno;
 const MAX_LINKS: usize = 40;
 /// Attempts when something was renamed during a lookup, which the kernel then cannot vouch for.
 const RENAME_RETRIES: usize = 32;
+
+/// Milliseconds after which the path of the root is opened again.
+const CHECK_MS: u64 = 400;
 
 /// Whether a call may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +33,16 @@ pub(super) enum Wait {
     Never,
 }
 
-/// The root, opened when the configuration was read, so that all workers of a generation serve the same directory
-/// whatever its name stands for later.
+/// The root. Its symbolic links are resolved when the configuration is read, so that all workers of a generation serve the
+/// same directory, whatever the links lead to later.
 #[derive(Debug)]
 pub(crate) struct RootDir {
-    dir: OwnedFd,
+    dir: RwLock<Arc<OwnedFd>>,
     /// Without symbolic links.
     path: PathBuf,
+    opened_at: Instant,
+    /// Milliseconds after `opened_at` at which `path` was last opened.
+    checked_ms: AtomicU64,
     /// Whether symbolic links may lead out of it.
     follow_symlinks: bool,
     has_openat2: AtomicBool,
@@ -47,9 +55,50 @@ impl RootDir {
     pub(crate) fn open(path: &Path, follow_symlinks: bool) -> io::Result<RootDir> {
         let path = path.canonicalize()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(&path, flags, Mode::empty())?;
+        let dir = Arc::new(rustix::fs::open(&path, flags, Mode::empty())?);
         let (has_openat2, has_cached_lookup) = (AtomicBool::new(true), AtomicBool::new(true));
-        Ok(RootDir { dir, path, follow_symlinks, has_openat2, has_cached_lookup })
+        Ok(RootDir {
+            dir: RwLock::new(dir),
+            path,
+            opened_at: Instant::now(),
+            checked_ms: AtomicU64::new(0),
+            follow_symlinks,
+            has_openat2,
+            has_cached_lookup,
+        })
+    }
+
+    /// The directory, opened anew from time to time: builds remove and create the directory that they write to.
+    fn dir(&self, wait: Wait) -> Result<Arc<OwnedFd>, Errno> {
+        let now_ms = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let is_due = now_ms >= self.checked_ms.load(Ordering::Relaxed).saturating_add(CHECK_MS);
+        if is_due {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            match self.call(
+                rustix::fs::CWD,
+                self.path.as_os_str().as_bytes(),
+                flags,
+                ResolveFlags::NO_SYMLINKS,
+                wait,
+            ) {
+                Some(Err(Errno::AGAIN)) if wait == Wait::Never => return Err(Errno::AGAIN),
+                None if wait == Wait::Never => return Err(Errno::AGAIN),
+                Some(Ok(dir)) => {
+                    *self.dir.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dir);
+                }
+                None => {
+                    let opened =
+                        rustix::fs::open(&self.path, flags | OFlags::CLOEXEC, Mode::empty());
+                    if let Ok(dir) = opened {
+                        *self.dir.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(dir);
+                    }
+                }
+                // It is gone, or this user may not look there: what was opened at the start goes on being served.
+                Some(Err(_)) => {}
+            }
+            self.checked_ms.store(now_ms, Ordering::Relaxed);
+        }
+        Ok(Arc::clone(&self.dir.read().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Opens `path`, relative to the root, with `flags`. A symbolic link that leads out gives [`Errno::XDEV`].
@@ -75,55 +124,74 @@ impl RootDir {
         let target = self.path.join(OsStr::from_bytes(path)).canonicalize();
         let target = target.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::INVAL))?;
         let below = target.strip_prefix(&self.path).map_err(|_| Errno::XDEV)?;
-        Ok(if below.as_os_str().is_empty() { b".".to_vec() } else { below.as_os_str().as_bytes().to_vec() })
+        Ok(if below.as_os_str().is_empty() {
+            b".".to_vec()
+        } else {
+            below.as_os_str().as_bytes().to_vec()
+        })
     }
 
     fn open_beneath(&self, path: &[u8], flags: OFlags, wait: Wait) -> Result<OwnedFd, Errno> {
-        if !self.has_openat2.load(Ordering::Relaxed) {
-            return self.walk(path, flags, wait);
-        }
+        let dir = self.dir(wait)?;
         let mut resolve = ResolveFlags::NO_MAGICLINKS;
         resolve.set(ResolveFlags::BENEATH, !self.follow_symlinks);
+        self.call(dir.as_fd(), path, flags, resolve, wait)
+            .unwrap_or_else(|| self.walk(dir.as_fd(), path, flags, wait))
+    }
+
+    /// Calls `openat2`; `None` if that cannot be had.
+    fn call(
+        &self,
+        dir: BorrowedFd<'_>,
+        path: &[u8],
+        flags: OFlags,
+        mut resolve: ResolveFlags,
+        wait: Wait,
+    ) -> Option<Result<OwnedFd, Errno>> {
+        if !self.has_openat2.load(Ordering::Relaxed) {
+            return None;
+        }
         if wait == Wait::Never {
             if !self.has_cached_lookup.load(Ordering::Relaxed) {
-                return Err(Errno::AGAIN);
+                return Some(Err(Errno::AGAIN));
             }
             resolve |= ResolveFlags::CACHED;
         }
         let mut attempts = 0;
         loop {
-            let outcome = rustix::fs::openat2(
-                &self.dir,
-                path,
-                flags | OFlags::CLOEXEC,
-                Mode::empty(),
-                resolve,
-            );
+            let flags = flags | OFlags::CLOEXEC;
+            let outcome = rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve);
             attempts += 1;
             match outcome {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) if wait == Wait::Allowed && attempts < RENAME_RETRIES => {}
                 Err(Errno::INVAL) if wait == Wait::Never => {
                     self.has_cached_lookup.store(false, Ordering::Relaxed);
-                    return Err(Errno::AGAIN);
+                    return Some(Err(Errno::AGAIN));
                 }
                 // What is opened is never executed, mounted or written: no file system gives EPERM.
                 Err(Errno::NOSYS | Errno::PERM) => {
                     self.has_openat2.store(false, Ordering::Relaxed);
-                    return self.walk(path, flags, wait);
+                    return None;
                 }
-                outcome => return outcome,
+                outcome => return Some(outcome),
             }
         }
     }
 
     /// The same without `openat2`: no component is looked up outside of the root.
-    fn walk(&self, path: &[u8], flags: OFlags, wait: Wait) -> Result<OwnedFd, Errno> {
+    fn walk(
+        &self,
+        root: BorrowedFd<'_>,
+        path: &[u8],
+        flags: OFlags,
+        wait: Wait,
+    ) -> Result<OwnedFd, Errno> {
         if wait == Wait::Never {
             return Err(Errno::AGAIN);
         }
         if self.follow_symlinks {
-            return rustix::fs::openat(&self.dir, path, flags | OFlags::CLOEXEC, Mode::empty());
+            return rustix::fs::openat(root, path, flags | OFlags::CLOEXEC, Mode::empty());
         }
         // A slash at the end asks for a directory.
         let flags = if path.ends_with(b"/") { flags | OFlags::DIRECTORY } else { flags };
@@ -131,7 +199,7 @@ impl RootDir {
         let mut dirs: Vec<OwnedFd> = Vec::new();
         let mut links = 0;
         while let Some(name) = left.pop_front() {
-            let here = dirs.last().unwrap_or(&self.dir).as_fd();
+            let here = dirs.last().map_or(root, AsFd::as_fd);
             if name == b".." {
                 // Of the root itself it would lead out.
                 dirs.pop().ok_or(Errno::XDEV)?;
@@ -161,7 +229,7 @@ impl RootDir {
         match dirs.pop() {
             Some(found) if flags.contains(OFlags::PATH) => Ok(found),
             Some(found) => open_component(found.as_fd(), b".", flags),
-            None => open_component(self.dir.as_fd(), b".", flags),
+            None => open_component(root, b".", flags),
         }
     }
 }
@@ -275,7 +343,25 @@ mod tests {
     }
 
     #[test]
-    fn the_root_stays_what_it_was_when_it_was_opened() {
+    fn a_root_that_is_removed_and_made_again_is_served_again() {
+        let (home, current) = tree();
+        for has_openat2 in [true, false] {
+            let root = RootDir::open(&current, false).expect("root");
+            root.has_openat2.store(has_openat2, Ordering::Relaxed);
+            let release = home.path().join("releases/7");
+            fs::remove_dir_all(&release).expect("remove");
+            fs::create_dir(&release).expect("directory");
+            fs::write(release.join("file"), "again").expect("write");
+            let give_up = Instant::now() + std::time::Duration::from_secs(30);
+            while read(&root, "file").is_err() && Instant::now() < give_up {
+                std::thread::yield_now();
+            }
+            assert_eq!(read(&root, "file").as_deref(), Ok("again"), "{has_openat2}");
+        }
+    }
+
+    #[test]
+    fn links_to_the_root_are_not_resolved_again() {
         let (home, current) = tree();
         let root = RootDir::open(&current, false).expect("root");
         fs::create_dir(home.path().join("releases/8")).expect("directory");

@@ -1,0 +1,179 @@
+//! `--root DIR`: conditional requests and ranges (RFC 9110, sections 13 and 14). The tables of what each field alone means
+//! stand beside the code; here is what a client sees. `scripts/e2e/nginx-files` holds the same against nginx.
+
+use std::fs::{self, File, FileTimes};
+use std::time::{Duration, SystemTime};
+
+use crate::support::http::Response;
+use crate::support::{Client, Server};
+
+const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+const AFTER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
+/// Larger than what is held in memory.
+const LARGE: usize = 1 << 20;
+
+/// `/small` with ten digits, and `/large` with a byte of each position's remainder by 251, modified at [`MODIFIED`].
+fn serve() -> Server {
+    let builder = Server::builder();
+    let root = builder.dir().join("public");
+    fs::create_dir(&root).expect("directory");
+    fs::write(root.join("small"), "0123456789").expect("write");
+    fs::write(root.join("large"), large()).expect("write");
+    fs::write(root.join("empty"), "").expect("write");
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+    for name in ["small", "large", "empty"] {
+        let file = File::options().write(true).open(root.join(name)).expect("open");
+        file.set_times(FileTimes::new().set_modified(time)).expect("times");
+    }
+    builder.workers(1).args(["--root", "public"]).start()
+}
+
+fn large() -> Vec<u8> {
+    (0..LARGE).map(|at| (at % 251) as u8).collect()
+}
+
+fn ask(client: &mut Client, method: &str, path: &str, fields: &str) -> Response {
+    client.send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).expect("send");
+    if method == "HEAD" { client.read_head() } else { client.read() }.expect("answer")
+}
+
+#[test]
+fn conditions_decide_in_their_order() {
+    let server = serve();
+    let mut client = server.connect();
+    let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
+    for (fields, status) in [
+        (format!("If-None-Match: {etag}\r\n"), 304),
+        (format!("If-None-Match: W/{etag}\r\n"), 304),
+        (format!("If-None-Match: \"x\", {etag}\r\n"), 304),
+        ("If-None-Match: *\r\n".to_string(), 304),
+        ("If-None-Match: \"x\"\r\n".to_string(), 200),
+        (format!("If-Modified-Since: {MODIFIED}\r\n"), 304),
+        (format!("If-Modified-Since: {AFTER}\r\n"), 304),
+        (format!("If-Modified-Since: {BEFORE}\r\n"), 200),
+        (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {AFTER}\r\n"), 200),
+        (format!("If-Match: {etag}\r\n"), 200),
+        (format!("If-Match: W/{etag}\r\n"), 412),
+        ("If-Match: \"x\"\r\n".to_string(), 412),
+        ("If-Match: *\r\n".to_string(), 200),
+        (format!("If-Unmodified-Since: {BEFORE}\r\n"), 412),
+        (format!("If-Unmodified-Since: {MODIFIED}\r\n"), 200),
+        (format!("If-Match: {etag}\r\nIf-Unmodified-Since: {BEFORE}\r\n"), 200),
+        (format!("If-Match: \"x\"\r\nIf-None-Match: {etag}\r\n"), 412),
+        (format!("If-None-Match: {etag}\r\nRange: bytes=0-1\r\n"), 304),
+        ("If-Match: \"x\"\r\nRange: bytes=99-\r\n".to_string(), 412),
+    ] {
+        for method in ["GET", "HEAD"] {
+            let answer = ask(&mut client, method, "/small", &fields);
+            assert_eq!(answer.status, status, "{method} {fields}");
+            if status == 304 {
+                assert_eq!(answer.header("etag"), Some(etag.as_str()), "{fields}");
+            }
+        }
+    }
+    // What does not exist has no conditions.
+    for fields in ["If-Match: *\r\n", "If-None-Match: *\r\n", "Range: bytes=0-1\r\n"] {
+        assert_eq!(ask(&mut client, "GET", "/nothing", fields).status, 404, "{fields}");
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn one_range_is_a_part() {
+    let server = serve();
+    let mut client = server.connect();
+    for (range, status, content_range, body) in [
+        ("bytes=0-0", 206, Some("bytes 0-0/10"), "0"),
+        ("bytes=2-4", 206, Some("bytes 2-4/10"), "234"),
+        ("bytes=7-", 206, Some("bytes 7-9/10"), "789"),
+        ("bytes=-2", 206, Some("bytes 8-9/10"), "89"),
+        ("bytes=-99", 206, Some("bytes 0-9/10"), "0123456789"),
+        ("bytes=5-99999999999999999999", 206, Some("bytes 5-9/10"), "56789"),
+        ("bytes=10-", 416, Some("bytes */10"), ""),
+        ("bytes=-0", 416, Some("bytes */10"), ""),
+        ("bytes=3-2", 416, Some("bytes */10"), ""),
+        ("items=0-1", 200, None, "0123456789"),
+        ("bytes=0-9,0-9", 200, None, "0123456789"),
+        ("bytes=0-1,50-", 206, Some("bytes 0-1/10"), "01"),
+    ] {
+        let answer = ask(&mut client, "GET", "/small", &format!("Range: {range}\r\n"));
+        assert_eq!(answer.status, status, "{range}");
+        assert_eq!(answer.header("content-range"), content_range, "{range}");
+        if status != 416 {
+            assert_eq!(answer.text(), body, "{range}");
+        }
+        let head = ask(&mut client, "HEAD", "/small", &format!("Range: {range}\r\n"));
+        let found = (head.status, head.header("content-length"));
+        assert_eq!(found, (200, Some("10")), "HEAD {range}");
+    }
+    let empty = ask(&mut client, "GET", "/empty", "Range: bytes=0-\r\n");
+    assert_eq!((empty.status, empty.header("content-length")), (200, Some("0")));
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn several_ranges_are_a_multipart() {
+    let server = serve();
+    let mut client = server.connect();
+    let content = large();
+    for (path, content) in [("/small", &b"0123456789"[..]), ("/large", &content)] {
+        let answer = ask(&mut client, "GET", path, "Range: bytes=3-4, -1, 0-0\r\n");
+        assert_eq!((answer.status, answer.header("content-range")), (206, None), "{path}");
+        let kind = answer.header("content-type").expect("a type");
+        let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("a boundary");
+        let (length, mut expected) = (content.len(), Vec::new());
+        for (first, last) in [(3, 4), (length - 1, length - 1), (0, 0)] {
+            let head = format!(
+                "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n\
+                 Content-Range: bytes {first}-{last}/{length}\r\n\r\n"
+            );
+            expected.extend_from_slice(head.as_bytes());
+            expected.extend_from_slice(&content[first..=last]);
+        }
+        expected.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
+        assert_eq!(answer.body, expected, "{path}");
+    }
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_large_file_comes_whole_and_in_parts() {
+    let server = serve();
+    let mut client = server.connect();
+    let content = large();
+    assert!(client.get("/large").expect("answer").body == content);
+    let part = ask(&mut client, "GET", "/large", "Range: bytes=100000-899999\r\n");
+    assert_eq!((part.status, part.header("content-length")), (206, Some("800000")));
+    assert!(part.body == content[100_000..900_000]);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn if_range_decides_whether_the_range_counts() {
+    let server = serve();
+    let mut client = server.connect();
+    let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
+    for (validator, status) in [
+        (etag.clone(), 206),
+        (MODIFIED.to_string(), 206),
+        (format!("W/{etag}"), 200),
+        ("\"x\"".to_string(), 200),
+        (BEFORE.to_string(), 200),
+        (AFTER.to_string(), 200),
+        ("nonsense".to_string(), 200),
+    ] {
+        let fields = format!("If-Range: {validator}\r\nRange: bytes=0-1\r\n");
+        assert_eq!(ask(&mut client, "GET", "/small", &fields).status, status, "{validator}");
+        // Of a range that does not count nothing can be unsatisfiable.
+        let fields = format!("If-Range: {validator}\r\nRange: bytes=99-\r\n");
+        let beyond = if status == 206 { 416 } else { 200 };
+        assert_eq!(ask(&mut client, "GET", "/small", &fields).status, beyond, "{validator}");
+    }
+    drop(client);
+    server.stop();
+}

@@ -1,0 +1,463 @@
+//! `--root DIR`: what is served, what is not, and under which name.
+
+use std::fs::{self, File, FileTimes};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::support::http::Response;
+use crate::support::server::Builder;
+use crate::support::{Client, Server, wait};
+
+/// A server to be started, and its root with an `index.html` and a `file.txt`.
+fn site() -> (Builder, PathBuf) {
+    let builder = Server::builder();
+    let root = builder.dir().join("public");
+    fs::create_dir(&root).expect("directory");
+    fs::write(root.join("index.html"), "<p>index").expect("write");
+    fs::write(root.join("file.txt"), "0123456789").expect("write");
+    (builder.workers(1).args(["--root", "public"]), root)
+}
+
+fn ask(server: &Server, method: &str, path: &str, fields: &str) -> Response {
+    let mut client: Client = server.connect();
+    client.send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).expect("send");
+    if method == "HEAD" { client.read_head() } else { client.read() }.expect("answer")
+}
+
+/// Asserts on the status of each path.
+#[track_caller]
+fn expect(server: &Server, paths: &[(&str, u16)]) {
+    for (path, status) in paths {
+        let answer = server.get(path);
+        assert_eq!(answer.status, *status, "{path}: {answer:?}");
+    }
+}
+
+#[test]
+fn health_paths_answer_beside_files_and_cover_files_of_their_name() {
+    let (builder, root) = site();
+    fs::write(root.join("healthz"), "a file").expect("write");
+    let server = builder.start();
+    assert_eq!(server.get("/healthz").text(), "ok\n");
+    assert_eq!(server.get("/readyz").text(), "ready\n");
+    // Other spellings of the same path are no way to the file.
+    assert_eq!(server.get("//%68ealthz").text(), "ok\n");
+    assert_eq!(ask(&server, "HEAD", "/readyz", "").status, 200);
+    let asked = Builder::verb("health").args([server.address().to_string().as_str()]).run();
+    assert_eq!(asked.status, Some(0), "{asked:?}");
+    server.stop();
+}
+
+#[test]
+fn without_health_paths_their_names_are_files() {
+    let (builder, root) = site();
+    fs::write(root.join("healthz"), "a file").expect("write");
+    let server = builder.args(["--health-paths", "false"]).start();
+    assert_eq!(server.get("/healthz").text(), "a file");
+    expect(&server, &[("/readyz", 404)]);
+    server.stop();
+}
+
+#[test]
+fn not_ready_is_said_beside_files_while_a_stop_is_delayed() {
+    let (builder, _root) = site();
+    let server = builder.args(["--drain-delay", "300s"]).start();
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    wait::until("it is not ready", || server.get("/readyz").status == 503);
+    expect(&server, &[("/healthz", 200), ("/file.txt", 200)]);
+    server.signal(nix::sys::signal::Signal::SIGQUIT);
+    server.allow(&["killed"]).finish(0);
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_at_once_and_delays_no_stop() {
+    let (builder, root) = site();
+    nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    let _socket = UnixListener::bind(root.join("socket")).expect("socket");
+    symlink("/dev/zero", root.join("device")).expect("link");
+    fs::create_dir(root.join("dir")).expect("directory");
+    nix::unistd::mkfifo(&root.join("dir/index.html"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
+    let server = builder.args(["--follow-symlinks"]).start();
+    let mut clients: Vec<Client> = (0..60).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /fifo HTTP/1.1\r\nHost: a\r\n\r\n".repeat(10)).expect("send");
+    }
+    for client in &mut clients {
+        for _ in 0..10 {
+            assert_eq!(client.read().expect("answer").status, 404);
+        }
+    }
+    expect(&server, &[("/socket", 404), ("/device", 404), ("/dir/", 403), ("/file.txt", 200)]);
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_redirect_to_a_directory_stays_on_this_host() {
+    let (builder, root) = site();
+    for name in ["evil.example", "a/b", "\\evil.example", "with space", "\u{e4}"] {
+        fs::create_dir_all(root.join(name)).expect("directory");
+    }
+    let server = builder.start();
+    for (path, location) in [
+        ("/evil.example", "/evil.example/"),
+        ("//evil.example", "/evil.example/"),
+        ("///evil.example?a=//b", "/evil.example/?a=//b"),
+        ("/%2fevil.example", "/evil.example/"),
+        ("/%2f%2Fevil.example", "/evil.example/"),
+        ("/.//evil.example", "/evil.example/"),
+        ("/a/..//evil.example", "/evil.example/"),
+        ("/%5cevil.example", "/%5Cevil.example/"),
+        ("/a/b?", "/a/b/?"),
+        ("/with%20space", "/with%20space/"),
+        ("/%c3%a4", "/%C3%A4/"),
+        ("http://a//evil.example", "/evil.example/"),
+    ] {
+        let answer = server.get(path);
+        let found = (answer.status, answer.header("location"));
+        assert_eq!(found, (301, Some(location)), "{path}");
+    }
+    server.stop();
+}
+
+#[test]
+fn what_a_client_types_is_never_a_failure_of_ours() {
+    let (builder, root) = site();
+    fs::create_dir(root.join("empty")).expect("directory");
+    fs::write(root.join("100%"), "percent").expect("write");
+    symlink("loop", root.join("loop")).expect("link");
+    symlink("nothing", root.join("dangling")).expect("link");
+    let server = builder.start();
+    let long = format!("/{}", "n".repeat(256));
+    let deep = "/d".repeat(3000);
+    expect(
+        &server,
+        &[
+            (&long, 404),
+            (&deep, 404),
+            ("/nothing", 404),
+            ("/nothing/", 404),
+            ("/file.txt/", 404),
+            ("/file.txt/more", 404),
+            ("/index.html/..", 200),
+            ("/loop", 404),
+            ("/loop/more", 404),
+            ("/dangling", 404),
+            ("/a%00b", 404),
+            ("/%00", 404),
+            ("/%ff%fe", 404),
+            ("/a%0d%0ab", 404),
+            ("/%", 400),
+            ("/%4", 400),
+            ("/%zz", 400),
+            ("/100%25", 200),
+            ("/..", 400),
+            ("/empty/", 403),
+            ("/empty", 301),
+            ("/?/../..", 200),
+        ],
+    );
+    server.stop();
+}
+
+#[test]
+fn names_need_not_be_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let (builder, root) = site();
+    fs::write(root.join(std::ffi::OsStr::from_bytes(b"\xff\x01 \".txt")), "bytes").expect("write");
+    let server = builder.start();
+    assert_eq!(server.get("/%ff%01%20%22.txt").text(), "bytes");
+    server.stop();
+}
+
+#[test]
+fn every_time_of_modification_is_served() {
+    let (builder, root) = site();
+    let day = Duration::from_secs(86_400);
+    for (name, time) in [
+        ("epoch", SystemTime::UNIX_EPOCH),
+        ("before", SystemTime::UNIX_EPOCH - 365 * day),
+        ("future", SystemTime::now() + 365 * 200 * day),
+    ] {
+        let file = File::create(root.join(name)).expect("create");
+        file.set_times(FileTimes::new().set_modified(time)).expect("times");
+    }
+    let server = builder.start();
+    for (name, is_dated) in [("/epoch", true), ("/before", false), ("/future", true)] {
+        let answer = server.get(name);
+        assert_eq!(answer.status, 200, "{name}");
+        assert_eq!(answer.header("last-modified").is_some(), is_dated, "{name}");
+        let etag = answer.header("etag").expect("a tag");
+        let again = ask(&server, "GET", name, &format!("If-None-Match: {etag}\r\n"));
+        assert_eq!(again.status, 304, "{name}");
+    }
+    server.stop();
+}
+
+#[test]
+fn files_can_only_be_read() {
+    let (builder, _root) = site();
+    let server = builder.start();
+    for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND"] {
+        let answer = ask(&server, method, "/file.txt", "Content-Length: 0\r\n");
+        assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method}");
+    }
+    let head = ask(&server, "HEAD", "/file.txt", "Range: bytes=0-1\r\n");
+    assert_eq!((head.status, head.header("content-length")), (200, Some("10")));
+    server.stop();
+}
+
+#[test]
+fn names_with_a_leading_dot_are_hidden_unless_they_are_asked_for() {
+    let (builder, root) = site();
+    for name in [".git/config", ".well-known/acme-challenge/token", "sub/.well-known/x", ".env"] {
+        let path = root.join(name);
+        fs::create_dir_all(path.parent().expect("parent")).expect("directories");
+        fs::write(path, "dot").expect("write");
+    }
+    let server = builder.start();
+    expect(
+        &server,
+        &[
+            ("/.env", 404),
+            ("/%2eenv", 404),
+            ("/.git", 404),
+            ("/.git/config", 404),
+            ("/.well-known/acme-challenge/token", 200),
+            ("/.well-known/../.env", 404),
+            ("/.well-known%2f..%2f.env", 404),
+            ("/sub/.well-known/x", 404),
+        ],
+    );
+    server.stop();
+    let (builder, root) = site();
+    fs::write(root.join(".env"), "dot").expect("write");
+    let server = builder.args(["--dotfiles"]).start();
+    expect(&server, &[("/.env", 200)]);
+    server.stop();
+}
+
+#[test]
+fn links_that_lead_out_are_not_followed_unless_they_may() {
+    for may in [false, true] {
+        let (builder, root) = site();
+        fs::write(builder.dir().join("secret"), "secret").expect("write");
+        symlink("../secret", root.join("out")).expect("link");
+        symlink(builder.dir().join("secret"), root.join("out-absolute")).expect("link");
+        symlink(root.join("file.txt"), root.join("in-absolute")).expect("link");
+        symlink("file.txt", root.join("in")).expect("link");
+        symlink("..", root.join("up")).expect("link");
+        let switch = if may { "true" } else { "false" };
+        let server = builder.args(["--follow-symlinks", switch]).start();
+        let out = if may { 200 } else { 404 };
+        expect(
+            &server,
+            &[
+                ("/in", 200),
+                ("/in-absolute", 200),
+                ("/out", out),
+                ("/out-absolute", out),
+                ("/up/secret", out),
+            ],
+        );
+        server.stop();
+    }
+}
+
+#[test]
+fn the_root_may_be_a_link_that_is_resolved_at_a_reload() {
+    let builder = Server::builder();
+    let release = |name: &str| {
+        let dir = builder.dir().join("releases").join(name);
+        fs::create_dir_all(&dir).expect("directory");
+        fs::write(dir.join("version"), name).expect("write");
+    };
+    release("7");
+    release("8");
+    let current = builder.dir().join("current");
+    symlink("releases/7", &current).expect("link");
+    let server = builder.workers(1).args(["--root", "current"]).start();
+    let server = server.allow(&["died: killed by SIGKILL"]);
+    assert_eq!(server.get("/version").text(), "7");
+    let next = server.dir().join("next");
+    symlink("releases/8", &next).expect("link");
+    fs::rename(&next, &current).expect("rename");
+    // A worker that comes between the exchange and the reload belongs to the old generation.
+    crate::support::process::send(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
+    server.wait_replaced(1);
+    assert_eq!(server.get("/version").text(), "7");
+    server.signal(nix::sys::signal::Signal::SIGHUP);
+    wait::until("the new root", || server.get("/version").text() == "8");
+    server.stop();
+}
+
+#[test]
+fn what_changes_is_seen_however_it_changes() {
+    let (builder, root) = site();
+    let server = builder.start();
+    let file = root.join("file.txt");
+    let modified = fs::metadata(&file).expect("metadata").modified().expect("time");
+    let becomes = |text: &str| {
+        wait::until(text, || server.get("/file.txt").text() == text);
+    };
+    assert_eq!(server.get("/file.txt").text(), "0123456789");
+    // Of the same length, and with the same time of modification.
+    fs::write(&file, "9876543210").expect("write");
+    let same = FileTimes::new().set_modified(modified);
+    File::options().write(true).open(&file).and_then(|f| f.set_times(same)).expect("times");
+    becomes("9876543210");
+    fs::write(root.join("next"), "replaced").expect("write");
+    fs::rename(root.join("next"), &file).expect("rename");
+    becomes("replaced");
+    fs::remove_file(&file).expect("remove");
+    wait::until("404", || server.get("/file.txt").status == 404);
+    fs::write(&file, "again").expect("write");
+    assert_eq!(server.get("/file.txt").text(), "again");
+    server.stop();
+}
+
+#[test]
+fn a_fallback_answers_for_what_does_not_exist() {
+    let (builder, root) = site();
+    fs::write(root.join(".env"), "secret").expect("write");
+    fs::create_dir(root.join("assets")).expect("directory");
+    let server = builder.args(["--fallback", "index.html"]).start();
+    for path in ["/users/7", "/nothing.js", "/.env", "/file.txt/more", "/a%00b", "/assets/"] {
+        let answer = server.get(path);
+        assert_eq!((answer.status, answer.text()), (200, "<p>index"), "{path}");
+        assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"), "{path}");
+    }
+    assert_eq!(server.get("/file.txt").text(), "0123456789");
+    expect(&server, &[("/%zz", 400)]);
+    server.stop();
+}
+
+#[test]
+fn an_error_page_is_sent_with_404() {
+    let (builder, root) = site();
+    fs::write(root.join("404.html"), "<p>nothing here").expect("write");
+    let server = builder.args(["--error-page-404", "/404.html"]).start();
+    let answer = ask(&server, "GET", "/nothing", "Range: bytes=0-1\r\nIf-None-Match: *\r\n");
+    assert_eq!((answer.status, answer.text()), (404, "<p>nothing here"));
+    assert_eq!((answer.header("etag"), answer.header("accept-ranges")), (None, None));
+    let head = ask(&server, "HEAD", "/nothing", "");
+    assert_eq!((head.status, head.header("content-length")), (404, Some("15")));
+    server.stop();
+}
+
+#[test]
+fn pages_that_cannot_be_served_are_refused_at_the_start() {
+    for (args, piece) in [
+        (&["--root", "/etc", "--fallback", "no-such-file"][..], "fallback = no-such-file"),
+        (&["--root", "/etc", "--error-page-404", "../etc/passwd"], "leads out of the root"),
+        (&["--fallback", "index.html"], "give root, too"),
+        (&["--root", "/etc", "--cache-control", "a\r\nb"], "cannot be sent"),
+    ] {
+        let ended = Builder::verb("check").args(args).run();
+        assert_eq!(ended.status, Some(78), "{args:?}: {ended:?}");
+        assert!(ended.err.contains(piece), "{args:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn stored_codings_are_sent_to_those_who_accept_them() {
+    let (builder, root) = site();
+    fs::write(root.join("app.js"), "plain").expect("write");
+    fs::write(root.join("app.js.gz"), "as gzip").expect("write");
+    fs::write(root.join("app.js.br"), "as brotli").expect("write");
+    let server = builder.args(["--cache-control", "public, max-age=60"]).start();
+    let mut tags = Vec::new();
+    for (accept, coding, body) in [
+        ("", None, "plain"),
+        ("Accept-Encoding: gzip\r\n", Some("gzip"), "as gzip"),
+        ("Accept-Encoding: gzip, br\r\n", Some("br"), "as brotli"),
+        ("Accept-Encoding: br;q=0, *;q=0\r\n", None, "plain"),
+        ("Accept-Encoding: br;q=0.1, gzip;q=0.2\r\n", Some("gzip"), "as gzip"),
+    ] {
+        let answer = ask(&server, "GET", "/app.js", accept);
+        assert_eq!((answer.header("content-encoding"), answer.text()), (coding, body), "{accept}");
+        assert_eq!(answer.header("vary"), Some("Accept-Encoding"));
+        assert_eq!(answer.header("content-type"), Some("text/javascript; charset=utf-8"));
+        assert_eq!(answer.header("cache-control"), Some("public, max-age=60"));
+        tags.push(answer.header("etag").expect("a tag").to_string());
+        let part = ask(&server, "GET", "/app.js", &format!("{accept}Range: bytes=0-1\r\n"));
+        assert_eq!((part.status, part.text()), (206, &body[..2]), "{accept}");
+    }
+    assert!(tags[0] != tags[1] && tags[1] != tags[2] && tags[0] != tags[2], "{tags:?}");
+    let same = format!("Accept-Encoding: br\r\nIf-None-Match: {}\r\n", tags[2]);
+    let unchanged = ask(&server, "GET", "/app.js", &same);
+    assert_eq!((unchanged.status, unchanged.header("vary")), (304, Some("Accept-Encoding")));
+    assert_eq!(server.get("/file.txt").header("vary"), None);
+    server.stop();
+}
+
+#[test]
+fn a_file_that_becomes_shorter_ends_its_response_early() {
+    let (builder, root) = site();
+    let length = 64 << 20;
+    let big = root.join("big");
+    File::create(&big).and_then(|file| file.set_len(length)).expect("create");
+    let server = builder.start();
+    let mut client = server.connect();
+    client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    client.read_exactly(1000).expect("the beginning");
+    File::options().write(true).open(&big).and_then(|file| file.set_len(10)).expect("truncate");
+    let rest = client.read_to_end().map(|rest| rest.len() as u64);
+    assert!(rest.is_err() || rest.is_ok_and(|rest| rest < length - 1000));
+    expect(&server, &[("/file.txt", 200)]);
+    server.stop();
+}
+
+#[test]
+fn without_descriptors_the_answer_is_503_and_passes() {
+    let (builder, root) = site();
+    let server = builder.script("ulimit -n 100; exec \"$0\" \"$@\"");
+    for n in 0..60 {
+        let file = File::create(root.join(format!("big{n}"))).expect("create");
+        file.set_len(32 << 20).expect("length");
+    }
+    let server = server.start();
+    let mut clients = Vec::new();
+    for n in 0..60 {
+        let mut client = server.connect();
+        client.send(format!("GET /big{n} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
+        clients.push(client);
+    }
+    wait::until("one is refused", || {
+        server.try_get("/big59").is_ok_and(|answer| answer.status == 503) || {
+            // Accepting has stopped, too: let some go.
+            clients.pop();
+            clients.is_empty()
+        }
+    });
+    clients.clear();
+    wait::until("it is served again", || {
+        server.try_get("/file.txt").is_ok_and(|answer| answer.status == 200)
+    });
+    server.allow(&["cannot"]).stop();
+}
+
+#[test]
+fn workers_without_privileges_serve_what_they_may_read() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let (builder, root) = site();
+    let permit = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
+    };
+    permit(builder.dir(), 0o755);
+    permit(&root, 0o755);
+    fs::write(root.join("private"), "private").expect("write");
+    permit(&root.join("private"), 0o600);
+    fs::create_dir(root.join("closed")).expect("directory");
+    permit(&root.join("closed"), 0o700);
+    let server = builder.args(["--user", "nobody"]).start();
+    expect(
+        &server,
+        &[("/file.txt", 200), ("/private", 403), ("/closed/", 403), ("/closed/a", 403)],
+    );
+    server.stop();
+}
