@@ -210,9 +210,7 @@ fn tokio_and_hyper_stay_where_requests_are_served() {
     };
     let files = sources(&["src"]);
     let found = files.iter().filter(|file| !may(file)).flat_map(|file| {
-        ["tokio::", "hyper::", "hyper_util::"]
-            .into_iter()
-            .flat_map(|c| file.mentions(c))
+        ["tokio::", "hyper::", "hyper_util::"].into_iter().flat_map(|c| file.mentions(c))
     });
     none("the primary has no async runtime", found.collect());
 }
