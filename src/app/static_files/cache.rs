@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::entry::FileEntry;
+use super::root_dir::Wait;
 
 /// Bytes of one half of the cache; see [`FileEntry::cost`].
 const MAX_HALF_COST: usize = 8 << 20;
@@ -39,10 +40,10 @@ impl Halves {
 
 impl Cache {
     /// The entry of `path`, if it may be used at `now`.
-    pub(super) fn get(&self, path: &[u8], now: Instant) -> Option<Arc<FileEntry>> {
+    pub(super) fn get(&self, path: &[u8], now: Instant, wait: Wait) -> Option<Arc<FileEntry>> {
         let halves = self.lock();
         let entry = halves.newer.get(path).or_else(|| halves.older.get(path))?;
-        entry.is_fresh(now).then(|| Arc::clone(entry))
+        entry.is_fresh(now, wait).then(|| Arc::clone(entry))
     }
 
     pub(super) fn insert(&self, path: &[u8], entry: &Arc<FileEntry>) {
@@ -55,6 +56,15 @@ impl Cache {
         let replaced = halves.newer.insert(path.into(), Arc::clone(entry));
         let freed = replaced.map_or(0, |old| old.cost() + path.len());
         halves.newer_cost = (halves.newer_cost + cost).saturating_sub(freed);
+    }
+
+    /// Drops the entry of `path`, where there is no file any more.
+    pub(super) fn remove(&self, path: &[u8]) {
+        let mut halves = self.lock();
+        halves.older.remove(path);
+        if let Some(entry) = halves.newer.remove(path) {
+            halves.newer_cost = halves.newer_cost.saturating_sub(entry.cost() + path.len());
+        }
     }
 
     /// Drops all entries, which closes the descriptors that no response uses.

@@ -20,9 +20,9 @@ use super::root_dir::{RootDir, Wait};
 /// Largest content that is held in memory, in bytes; of larger files the open descriptor is held.
 const MAX_CONTENT_IN_MEMORY: u64 = 64 * 1024;
 /// From this age on one request loads an entry anew, while others go on using it.
-const REFRESH_AGE: Duration = Duration::from_millis(400);
+const REFRESH_AGE: Duration = Duration::from_millis(300);
 /// From this age on nobody uses an entry: a change is seen within a second.
-const MAX_AGE: Duration = Duration::from_millis(900);
+const MAX_AGE: Duration = Duration::from_millis(700);
 
 /// Bytes that an open descriptor counts for in the cache, which with that bounds their number, too.
 const OPEN_FILE_COST: usize = 64 * 1024;
@@ -34,7 +34,7 @@ const INDEX: &[u8] = b"index.html";
 
 /// What a path stands for.
 pub(super) enum Loaded {
-    File(FileEntry),
+    File(Arc<FileEntry>),
     /// A directory, at this path without a slash at its end.
     Directory(Vec<u8>),
     /// A directory that has no index.
@@ -106,7 +106,7 @@ impl FileEntry {
         file: OpenFile,
         limit: &Arc<OpenFileLimit>,
         wait: Wait,
-    ) -> Result<FileEntry, Errno> {
+    ) -> Result<Arc<FileEntry>, Errno> {
         let loaded_at = Instant::now();
         let changed = file.modified.0;
         let plain = Representation::load(file, "", wait)?;
@@ -124,13 +124,16 @@ impl FileEntry {
         }
         let content_type = content_type::of(path);
         let is_refreshing = AtomicBool::new(false);
-        Ok(FileEntry { content_type, plain, coded, loaded_at, is_refreshing })
+        Ok(Arc::new(FileEntry { content_type, plain, coded, loaded_at, is_refreshing }))
     }
 
-    /// Whether it may be used at `now`. Says no to one caller some time before the end, who then loads it anew.
-    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+    /// Whether it may be used at `now`. Says no to one caller some time before the end, who then loads it anew, on the
+    /// event loop or, with [`Wait::Allowed`], in the pool.
+    pub(super) fn is_fresh(&self, now: Instant, wait: Wait) -> bool {
         let age = now.saturating_duration_since(self.loaded_at);
-        age < REFRESH_AGE || (age < MAX_AGE && self.is_refreshing.swap(true, Ordering::Relaxed))
+        let is_replaced_by_another =
+            || wait == Wait::Never && self.is_refreshing.swap(true, Ordering::Relaxed);
+        age < REFRESH_AGE || (age < MAX_AGE && is_replaced_by_another())
     }
 
     /// The representation in `coding`, or the plain one.

@@ -135,7 +135,7 @@ impl StaticFiles {
         &self,
         request: &Request<B>,
         reserved: impl FnOnce(&[u8]) -> Option<(StatusCode, &'static str)>,
-    ) -> Result<Response<FileBody>, Pending> {
+    ) -> Result<Response<FileBody>, Box<Pending>> {
         let question = response::Question {
             method: request.method(),
             query: request.uri().query(),
@@ -155,25 +155,25 @@ impl StaticFiles {
         }
         match self.0.resolve(&path, Wait::Never) {
             Some(outcome) => Ok(self.0.respond(outcome, &question)),
-            None => Err(Pending {
+            None => Err(Box::new(Pending {
                 path: path.into_owned(),
                 question: Question {
                     method: request.method().clone(),
                     query: request.uri().query().map(str::to_string),
                     headers: request.headers().clone(),
                 },
-            }),
+            })),
         }
     }
 
     /// Answers what needs the disk.
     pub(super) fn answer_later(
         &self,
-        pending: Pending,
+        pending: Box<Pending>,
     ) -> impl Future<Output = Response<FileBody>> + Send + use<> {
         let shared = Arc::clone(&self.0);
         async move {
-            let Pending { path, question } = pending;
+            let Pending { path, question } = *pending;
             let on_disk = Arc::clone(&shared);
             let mut lookup =
                 tokio::task::spawn_blocking(move || on_disk.resolve(&path, Wait::Allowed));
@@ -232,20 +232,24 @@ impl Shared {
         if path.contains(&0) {
             return Some(Err(Missing::Nothing));
         }
-        if let Some(entry) = self.cache.get(path, Instant::now()) {
+        if let Some(entry) = self.cache.get(path, Instant::now(), wait) {
             return Some(Ok(Outcome::File(entry)));
         }
-        match entry::load(&self.settings.root, path, &self.limit, wait) {
-            Ok(Loaded::File(entry)) => {
-                let entry = Arc::new(entry);
-                self.cache.insert(path, &entry);
-                Some(Ok(Outcome::File(entry)))
-            }
-            Ok(Loaded::Directory(path)) => Some(Ok(Outcome::Directory(path))),
-            Ok(Loaded::NoIndex) => Some(Err(Missing::NoIndex)),
-            Err(Errno::AGAIN) if wait == Wait::Never => None,
-            Err(errno) => Some(Err(self.refusal(path, errno))),
+        let loaded = entry::load(&self.settings.root, path, &self.limit, wait);
+        if !matches!(loaded, Ok(Loaded::File(_)) | Err(Errno::AGAIN)) {
+            // Others would go on using what was there for a moment.
+            self.cache.remove(path);
         }
+        Some(match loaded {
+            Ok(Loaded::File(entry)) => {
+                self.cache.insert(path, &entry);
+                Ok(Outcome::File(entry))
+            }
+            Err(Errno::AGAIN) if wait == Wait::Never => return None,
+            Ok(Loaded::Directory(path)) => Ok(Outcome::Directory(path)),
+            Ok(Loaded::NoIndex) => Err(Missing::NoIndex),
+            Err(errno) => Err(self.refusal(path, errno)),
+        })
     }
 
     /// What the client is told of `errno`.

@@ -11,8 +11,8 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::root_dir::{RootDir, Wait};
 
-/// `f_type` of the file systems that have no disk behind them: tmpfs and ramfs.
-const MEMORY_FILE_SYSTEMS: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+/// `f_type` of tmpfs, which has no disk behind it.
+const TMPFS: rustix::fs::FsWord = 0x0102_1994;
 
 /// How many files may be open in one process for responses and in the cache.
 #[derive(Debug)]
@@ -108,12 +108,11 @@ impl Drop for Reserved {
 
 impl OpenFile {
     fn new(fd: OwnedFd, stat: &Stat, limit: Arc<OpenFileLimit>) -> OpenFile {
-        let kind = rustix::fs::fstatfs(&fd).map_or(0, |found| i64::from(found.f_type));
         OpenFile {
-            fd,
             length: u64::try_from(stat.st_size).unwrap_or(0),
-            modified: (i64::from(stat.st_mtime), i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
-            is_in_memory: MEMORY_FILE_SYSTEMS.contains(&kind),
+            modified: (stat.st_mtime, i64::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+            is_in_memory: rustix::fs::fstatfs(&fd).is_ok_and(|found| found.f_type == TMPFS),
+            fd,
             limit,
         }
     }

@@ -22,7 +22,7 @@ const MAX_LINKS: usize = 40;
 const RENAME_RETRIES: usize = 32;
 
 /// Milliseconds after which the path of the root is opened again.
-const CHECK_MS: u64 = 400;
+const CHECK_MS: u64 = 250;
 
 /// Whether a call may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
