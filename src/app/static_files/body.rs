@@ -19,8 +19,11 @@ use super::root_dir::Wait;
 const READ_SIZE: usize = 256 * 1024;
 /// The same once all bodies of the process together hold [`BUFFERED_BYTES`]: slow clients cost no more than this each.
 const REDUCED_READ_SIZE: usize = 16 * 1024;
-/// Bytes in buffers of [`READ_SIZE`] in one process.
+/// Bytes in buffers in one process, beyond which new ones are small.
 const BUFFERED_BYTES: usize = 32 << 20;
+
+/// Bytes in buffers of all bodies of this process.
+static BUFFERED: AtomicUsize = AtomicUsize::new(0);
 
 /// The body of a response of the file server.
 pub(crate) enum FileBody {
@@ -56,9 +59,9 @@ pub(crate) struct Stream {
 }
 
 impl FileBody {
-    pub(super) fn new(segments: VecDeque<Segment>, buffered: &Arc<AtomicUsize>) -> FileBody {
+    pub(super) fn new(segments: VecDeque<Segment>) -> FileBody {
         let left = segments.iter().map(Segment::length).sum();
-        let buffer = Buffer::new(buffered);
+        let buffer = Buffer { last: None, size: 0 };
         FileBody::Stream(Box::new(Stream { segments, left, buffer, reading: None }))
     }
 }
@@ -156,23 +159,18 @@ fn shortened() -> io::Error {
 /// The buffer of one body. It is used again when the piece before was sent, so that it is cleared only once.
 struct Buffer {
     last: Option<Bytes>,
+    /// Bytes that are counted for it; 0 before it is used.
     size: usize,
-    /// Bytes in such buffers in the whole process.
-    buffered: Arc<AtomicUsize>,
 }
 
 impl Buffer {
-    fn new(buffered: &Arc<AtomicUsize>) -> Buffer {
-        Buffer { last: None, size: 0, buffered: Arc::clone(buffered) }
-    }
-
     /// A buffer for the next piece of a segment that has `left` more bytes.
     fn take(&mut self, left: u64) -> BytesMut {
         if self.size == 0 {
-            let all = self.buffered.fetch_add(READ_SIZE, Ordering::Relaxed);
+            let all = BUFFERED.fetch_add(READ_SIZE, Ordering::Relaxed);
             self.size = READ_SIZE;
             if all > BUFFERED_BYTES {
-                self.buffered.fetch_sub(READ_SIZE - REDUCED_READ_SIZE, Ordering::Relaxed);
+                BUFFERED.fetch_sub(READ_SIZE - REDUCED_READ_SIZE, Ordering::Relaxed);
                 self.size = REDUCED_READ_SIZE;
             }
         }
@@ -197,6 +195,6 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.buffered.fetch_sub(self.size, Ordering::Relaxed);
+        BUFFERED.fetch_sub(self.size, Ordering::Relaxed);
     }
 }

@@ -29,7 +29,7 @@ use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -74,8 +74,6 @@ struct Shared {
     error_page: Option<Vec<u8>>,
     cache: Arc<Cache>,
     limit: Arc<OpenFileLimit>,
-    /// Bytes in read buffers of responses.
-    buffered: Arc<AtomicUsize>,
     logged_at: AtomicU64,
 }
 
@@ -124,7 +122,6 @@ impl StaticFiles {
             settings,
             cache: Arc::default(),
             limit: OpenFileLimit::of_process(),
-            buffered: Arc::default(),
             logged_at: AtomicU64::new(0),
         }))
     }
@@ -286,11 +283,11 @@ impl Shared {
             Outcome::File(entry) => {
                 self.cache.purge_later();
                 let cache_control = self.settings.cache_control.as_ref();
-                response::file(&entry, question, cache_control, &self.buffered)
+                response::file(&entry, question, cache_control)
             }
             Outcome::ErrorPage(entry) => {
                 self.cache.purge_later();
-                response::error_page(&entry, question, &self.buffered)
+                response::error_page(&entry, question)
             }
             Outcome::Directory(path) => {
                 match request_path::directory_location(&path, question.query) {

@@ -3,8 +3,8 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::{Errno, ReadWriteFlags};
@@ -24,10 +24,14 @@ pub(super) struct OpenFileLimit {
 impl OpenFileLimit {
     /// Half of the descriptors that this process may have; connections need the other half.
     pub(super) fn of_process() -> Arc<OpenFileLimit> {
-        use nix::sys::resource::{Resource, getrlimit};
-        let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-        let max = usize::try_from(soft / 2).unwrap_or(usize::MAX);
-        Arc::new(OpenFileLimit { open: AtomicUsize::new(0), max })
+        // One for all threads that have a service of their own.
+        static LIMIT: LazyLock<Arc<OpenFileLimit>> = LazyLock::new(|| {
+            use nix::sys::resource::{Resource, getrlimit};
+            let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+            let max = usize::try_from(soft / 2).unwrap_or(usize::MAX);
+            Arc::new(OpenFileLimit { open: AtomicUsize::new(0), max })
+        });
+        Arc::clone(&LIMIT)
     }
 }
 

@@ -3,8 +3,6 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use hyper::header::{
@@ -36,7 +34,6 @@ pub(super) fn file(
     entry: &FileEntry,
     question: &Question<'_>,
     cache_control: Option<&HeaderValue>,
-    buffered: &Arc<AtomicUsize>,
 ) -> Response<FileBody> {
     let (coding, chosen) = negotiate(entry, question.headers);
     let mut headers = HeaderMap::with_capacity(MAX_FIELDS);
@@ -65,9 +62,9 @@ pub(super) fn file(
     match wanted {
         Wanted::Whole => {
             headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-            whole(StatusCode::OK, headers, entry, chosen, buffered)
+            whole(StatusCode::OK, headers, entry, chosen)
         }
-        Wanted::Parts(parts) => partial(headers, entry, chosen, &parts, buffered),
+        Wanted::Parts(parts) => partial(headers, entry, chosen, &parts),
         Wanted::Unsatisfiable => {
             let mut response = status(StatusCode::RANGE_NOT_SATISFIABLE);
             let range = HeaderValue::from_str(&format!("bytes */{}", chosen.length));
@@ -78,11 +75,7 @@ pub(super) fn file(
 }
 
 /// A 404 with a file as its body. Without validators: it is not a representation of the path that was asked for.
-pub(super) fn error_page(
-    entry: &FileEntry,
-    question: &Question<'_>,
-    buffered: &Arc<AtomicUsize>,
-) -> Response<FileBody> {
+pub(super) fn error_page(entry: &FileEntry, question: &Question<'_>) -> Response<FileBody> {
     let (coding, chosen) = negotiate(entry, question.headers);
     let mut headers = HeaderMap::with_capacity(MAX_FIELDS);
     if !entry.coded.is_empty() {
@@ -91,7 +84,7 @@ pub(super) fn error_page(
     if let Some(coding) = coding {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
     }
-    whole(StatusCode::NOT_FOUND, headers, entry, chosen, buffered)
+    whole(StatusCode::NOT_FOUND, headers, entry, chosen)
 }
 
 fn negotiate<'a>(
@@ -111,13 +104,12 @@ fn whole(
     mut headers: HeaderMap,
     entry: &FileEntry,
     chosen: &Representation,
-    buffered: &Arc<AtomicUsize>,
 ) -> Response<FileBody> {
     headers.insert(CONTENT_TYPE, entry.content_type.clone());
     headers.insert(CONTENT_LENGTH, chosen.content_length.clone());
     let body = match chosen.in_memory() {
         Some(bytes) => FileBody::Memory(bytes.clone()),
-        None => FileBody::new(chosen.all(), buffered),
+        None => FileBody::new(chosen.all()),
     };
     with(status, headers, body)
 }
@@ -127,7 +119,6 @@ fn partial(
     entry: &FileEntry,
     chosen: &Representation,
     parts: &[Range<u64>],
-    buffered: &Arc<AtomicUsize>,
 ) -> Response<FileBody> {
     let content_range =
         |part: &Range<u64>| format!("bytes {}-{}/{}", part.start, part.end - 1, chosen.length);
@@ -153,7 +144,7 @@ fn partial(
         kind.unwrap_or_else(|_| entry.content_type.clone())
     };
     headers.insert(CONTENT_TYPE, content_type);
-    let body = FileBody::new(segments, buffered);
+    let body = FileBody::new(segments);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(hyper::body::Body::size_hint(&body).lower()));
     with(StatusCode::PARTIAL_CONTENT, headers, body)
 }
