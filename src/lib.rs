@@ -51,7 +51,9 @@ mod app;
 pub mod cli;
 
 pub use cluster::{Cluster, Kind, Preloaded};
-pub use config::{Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, Model, Workers};
+pub use config::{
+    Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers,
+};
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 pub use isolated::{Isolated, IsolatedError};
@@ -66,4 +68,4 @@ pub use shared::{
     SharedHistogram,
 };
 pub use supervisor::Limit;
-pub use worker::{BoxError, IsolatedPool, SharedWorker, Stream, Worker};
+pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};

@@ -2,6 +2,7 @@
 //! server. It uses the public interface only, like any stranger's.
 
 mod body;
+mod body_budget;
 mod compute;
 mod faults;
 mod isolated;
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) health_paths: bool,
     /// Largest request body in bytes.
     pub(crate) max_body_size: u64,
+    /// Bytes that all request bodies of a worker may take in memory together.
+    pub(crate) max_buffered_bodies: u64,
     /// Offer paths that break a worker on purpose.
     pub(crate) faults: bool,
     /// Offer the paths of the demonstration; those for health checks are always there.

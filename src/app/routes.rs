@@ -1,14 +1,16 @@
 //! Paths of the built-in application.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::body::Repeated;
+use super::body_budget::{BodyBudget, BodyError};
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::static_files::StaticFiles;
 use super::{Options, Site, faults};
@@ -38,6 +40,7 @@ const LARGEST_BODY: u64 = 1 << 30;
 pub(super) struct Routes<W> {
     worker: W,
     options: Options,
+    bodies: Arc<BodyBudget>,
     /// The files of `root`, which take the place of all paths but those of [`Routes::health`].
     pub(super) files: Option<StaticFiles>,
     /// The answer of `/`, made once.
@@ -49,7 +52,9 @@ impl<W: Site> Routes<W> {
         let options = worker.config().attached::<Options>().cloned().unwrap_or_default();
         let files = options.files.clone().map(StaticFiles::new);
         let who = Bytes::from(format!("Handled by PID {}\n", worker.pid()));
-        Routes { worker, options, files, who }
+        // One body always fits.
+        let bodies = BodyBudget::new(options.max_buffered_bodies.max(options.max_body_size));
+        Routes { worker, options, bodies, files, who }
     }
 
     /// The answers that need neither the body nor any time. Given at once they save hyper a read buffer: it takes a
@@ -172,17 +177,10 @@ impl<W: Site> Routes<W> {
         let Some(rounds @ 1..=MOST_ROUNDS) = rounds else {
             return text(StatusCode::BAD_REQUEST, format!("give rounds=1 to {MOST_ROUNDS}\n"));
         };
-        let mut body = Limited::new(request.into_body(), self.largest());
-        // The pieces as they came: putting them together would copy them.
-        let mut pieces = Vec::new();
-        while let Some(frame) = body.frame().await {
-            match frame.map(|frame| frame.into_data()) {
-                Ok(Ok(piece)) => pieces.push(piece),
-                // Trailers.
-                Ok(Err(_)) => {}
-                Err(e) => return self.bad_body(&*e),
-            }
-        }
+        let pieces = match self.bodies.receive(request.into_body(), self.largest()).await {
+            Ok(body) => vec![body],
+            Err(e) => return self.bad_body(&e),
+        };
         self.compute(Hash { pieces, rounds }, |hash| hash.map_or(String::new(), |h| hex(&h))).await
     }
 
@@ -200,19 +198,25 @@ impl<W: Site> Routes<W> {
     }
 
     async fn echo(&self, request: Request<Incoming>) -> Answer {
-        match Limited::new(request.into_body(), self.largest()).collect().await {
-            Ok(body) => Response::new(Either::Left(Full::new(body.to_bytes()))),
-            Err(e) => self.bad_body(&*e),
+        match self.bodies.receive(request.into_body(), self.largest()).await {
+            Ok(body) => Response::new(Either::Left(Full::new(body))),
+            Err(e) => self.bad_body(&e),
         }
     }
 
-    fn bad_body(&self, error: &(dyn std::error::Error + Send + Sync + 'static)) -> Answer {
-        match error.is::<LengthLimitError>() {
-            true => text(
+    fn bad_body(&self, error: &BodyError) -> Answer {
+        match error {
+            BodyError::TooLarge => text(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 format!("the body is larger than {} bytes (max-body-size)\n", self.largest()),
             ),
-            false => text(StatusCode::BAD_REQUEST, format!("cannot read the body: {error}\n")),
+            BodyError::NoRoom => {
+                let why = "no memory for the body: other requests use it (max-buffered-bodies)\n";
+                try_later(StatusCode::SERVICE_UNAVAILABLE, why)
+            }
+            BodyError::Broken(e) => {
+                text(StatusCode::BAD_REQUEST, format!("cannot read the body: {e}\n"))
+            }
         }
     }
 }
@@ -242,9 +246,16 @@ fn refused(error: &PoolError) -> Answer {
         PoolError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let mut answer = text(status, format!("{error}\n"));
+    let why = format!("{error}\n");
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        try_later(status, why)
+    } else {
+        text(status, why)
     }
+}
+
+fn try_later(status: StatusCode, why: impl Into<Bytes>) -> Answer {
+    let mut answer = text(status, why);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }

@@ -66,6 +66,7 @@ fn configure(settings: Settings) -> Result<Config> {
     let options = Options {
         health_paths: app.health_paths,
         max_body_size: app.max_body_size,
+        max_buffered_bodies: app.max_buffered_bodies,
         faults: app.faults,
         demo: app.demo,
         files: app.root.as_deref().map(|root| file_settings(root, &app)).transpose()?,

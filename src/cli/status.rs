@@ -128,7 +128,10 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.slot.to_string(),
         worker.generation.to_string(),
         worker.pid.map_or("-".to_string(), |pid| pid.to_string()),
-        printable(&worker.state).into_owned(),
+        match worker.full {
+            true => format!("{}, full", printable(&worker.state)),
+            false => printable(&worker.state).into_owned(),
+        },
         span(worker.uptime_ms),
         worker.connections.to_string(),
         worker.active.to_string(),
@@ -282,6 +285,13 @@ mod tests {
         );
         status.queue_wait = QueueWait::default();
         assert!(table(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
+    }
+
+    #[test]
+    fn a_worker_without_room_is_marked() {
+        let mut status = status();
+        status.workers[0].full = true;
+        assert!(table(&status).contains("serving, full "));
     }
 
     #[test]

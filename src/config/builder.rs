@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::attached::Attached;
-use super::{Config, ControlSocket, Dispatch, FdStore, Model, Workers};
+use super::{Config, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 use crate::log_file::is_same_file;
@@ -53,6 +53,13 @@ impl ConfigBuilder {
         stall_timeout: Duration,
         header_timeout: Duration,
         keep_alive_timeout: Duration,
+        body_timeout: Option<Duration>,
+        send_timeout: Option<Duration>,
+        min_body_rate: Option<u64>,
+        min_send_rate: Option<u64>,
+        request_timeout: Option<Duration>,
+        half_close: HalfClose,
+        tcp_keep_alive: Option<Duration>,
         max_header_size: usize,
         worker_connections: u32,
         pool_threads: u32,
@@ -123,10 +130,26 @@ impl ConfigBuilder {
                 log.display()
             )));
         }
+        for (name, value, least) in [
+            ("body-timeout", c.body_timeout, Duration::from_millis(1)),
+            ("send-timeout", c.send_timeout, Duration::from_millis(1)),
+            ("request-timeout", c.request_timeout, Duration::from_millis(1)),
+            ("tcp-keep-alive", c.tcp_keep_alive, MIN_TCP_KEEP_ALIVE),
+        ] {
+            value.map_or(Ok(()), |value| duration_in_range(name, value, least))?;
+        }
+        for (name, rate) in [("min-body-rate", c.min_body_rate), ("min-send-rate", c.min_send_rate)]
+        {
+            rate.map_or(Ok(()), |rate| in_range(name, rate, 1, 1 << 30))?;
+        }
         c.credentials = Credentials::look_up(c.user.as_deref(), c.group.as_deref())?;
         Ok(c)
     }
 }
+
+/// The shortest time in which TCP keep-alive can notice a vanished host: the kernel counts whole seconds, and four
+/// probes come after as many idle seconds.
+const MIN_TCP_KEEP_ALIVE: Duration = Duration::from_secs(8);
 
 /// Longer than any sensible wait, short enough that no deadline arithmetic overflows.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -24,6 +24,8 @@ pub(crate) struct AppSettings {
     pub health_paths: bool,
     /// Largest request body in bytes; beyond it, 413.
     pub max_body_size: u64,
+    /// Bytes that all request bodies of a worker may take in memory together; beyond it, 503.
+    pub max_buffered_bodies: u64,
     /// Whether the paths that crash or hang a worker on purpose are there.
     pub faults: bool,
     /// Whether the paths of the demonstration are there, besides those for health checks.
@@ -92,6 +94,7 @@ impl Default for AppSettings {
             follow_symlinks: false,
             health_paths: true,
             max_body_size: 1 << 20,
+            max_buffered_bodies: 64 << 20,
             faults: false,
             demo: true,
         }

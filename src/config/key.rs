@@ -8,7 +8,7 @@ use super::draft::Draft;
 use super::log_filter;
 use super::said::{Problem, Said};
 use super::value;
-use super::{Dispatch, FdStore, Model, Workers};
+use super::{Dispatch, FdStore, HalfClose, Model, Workers};
 use crate::listener::ListenAddr;
 
 /// One thing an operator may set.
@@ -49,6 +49,12 @@ pub(crate) enum Field {
     Count(fn(&mut Draft) -> &mut u32),
     /// A duration.
     Duration(fn(&mut Draft) -> &mut Duration),
+    /// A duration, or `off`.
+    OptionalDuration(fn(&mut Draft) -> &mut Option<Duration>),
+    /// A number of bytes per second, or `off`.
+    OptionalRate(fn(&mut Draft) -> &mut Option<u64>),
+    /// What becomes of clients that close their sending side.
+    HalfClose(fn(&mut Draft) -> &mut HalfClose),
     /// A number of bytes that is held in memory.
     Size(fn(&mut Draft) -> &mut usize),
     /// A number of bytes that goes by.
@@ -94,7 +100,9 @@ impl Key {
             Field::Workers(_) | Field::Count(_) => "N",
             Field::Dispatch(_) => "POLICY",
             Field::Model(_) => "MODEL",
-            Field::Duration(_) => "DURATION",
+            Field::Duration(_) | Field::OptionalDuration(_) => "DURATION",
+            Field::OptionalRate(_) => "SIZE",
+            Field::HalfClose(_) => "HOW",
             Field::Size(_) | Field::Length(_) => "SIZE",
             Field::Switch(_) => "BOOL",
             Field::Directory(_) => "DIR",
@@ -116,6 +124,9 @@ impl Key {
             Field::Model(place) => *place(draft) = said.one(str::parse)?,
             Field::Count(place) => *place(draft) = said.one(value::count)?,
             Field::Duration(place) => *place(draft) = said.one(value::duration)?,
+            Field::OptionalDuration(place) => *place(draft) = said.one(value::optional_duration)?,
+            Field::OptionalRate(place) => *place(draft) = said.one(value::optional_rate)?,
+            Field::HalfClose(place) => *place(draft) = said.one(str::parse)?,
             Field::Size(place) => {
                 *place(draft) = usize::try_from(said.one(value::size)?).unwrap_or(usize::MAX);
             }
@@ -150,6 +161,13 @@ impl Key {
             Field::Model(place) => place(draft).to_string(),
             Field::Count(place) => place(draft).to_string(),
             Field::Duration(place) => value::show_duration(*place(draft)),
+            Field::OptionalDuration(place) => {
+                place(draft).map_or_else(|| value::OFF.to_string(), value::show_duration)
+            }
+            Field::OptionalRate(place) => {
+                place(draft).map_or_else(|| value::OFF.to_string(), value::show_size)
+            }
+            Field::HalfClose(place) => place(draft).to_string(),
             Field::Size(place) => value::show_size(*place(draft) as u64),
             Field::Length(place) => value::show_size(*place(draft)),
             Field::Switch(place) => place(draft).to_string(),

@@ -41,6 +41,12 @@ pub(crate) static KEYS: &[Key] = &[
         "Answer 503 to a connection that waited for longer before it was accepted; 0 is never",
     ),
     key(
+        "tcp-keep-alive",
+        group::LISTENING,
+        Field::OptionalDuration(|d| &mut d.config.tcp_keep_alive),
+        "Close TCP connections whose host has vanished after this long; or off",
+    ),
+    key(
         "dispatch",
         group::LISTENING,
         Field::Dispatch(|d| &mut d.config.dispatch),
@@ -195,6 +201,42 @@ pub(crate) static KEYS: &[Key] = &[
         "How long a kept-alive connection may stay idle",
     ),
     key(
+        "body-timeout",
+        group::HTTP,
+        Field::OptionalDuration(|d| &mut d.config.body_timeout),
+        "How long to wait for the next bytes of a request body, then 408; or off",
+    ),
+    key(
+        "send-timeout",
+        group::HTTP,
+        Field::OptionalDuration(|d| &mut d.config.send_timeout),
+        "How long to wait for a client to take the next bytes of a response, then close; or off",
+    ),
+    key(
+        "min-body-rate",
+        group::HTTP,
+        Field::OptionalRate(|d| &mut d.config.min_body_rate),
+        "Fewest bytes per second of a request body while we wait for it, then 408; or off",
+    ),
+    key(
+        "min-send-rate",
+        group::HTTP,
+        Field::OptionalRate(|d| &mut d.config.min_send_rate),
+        "Fewest bytes per second of a response while the client keeps us waiting, then close; or off",
+    ),
+    key(
+        "request-timeout",
+        group::HTTP,
+        Field::OptionalDuration(|d| &mut d.config.request_timeout),
+        "How long a request may take until the end of its response, then 503 or close; or off",
+    ),
+    key(
+        "half-close",
+        group::HTTP,
+        Field::HalfClose(|d| &mut d.config.half_close),
+        "For a client that closes its sending side: finish, probe (102 tells who is gone) or cancel",
+    ),
+    key(
         "max-header-size",
         group::HTTP,
         Field::Size(|d| &mut d.config.max_header_size),
@@ -259,6 +301,12 @@ pub(crate) static KEYS: &[Key] = &[
         group::APPLICATION,
         Field::Length(|d| &mut d.app.max_body_size),
         "Largest request body, beyond it 413",
+    ),
+    key(
+        "max-buffered-bodies",
+        group::APPLICATION,
+        Field::Length(|d| &mut d.app.max_buffered_bodies),
+        "Memory for request bodies, a worker, but at least max-body-size; beyond it 503",
     ),
     key(
         "demo",

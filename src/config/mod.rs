@@ -11,6 +11,7 @@ mod draft;
 mod environment;
 mod fd_store;
 mod file;
+mod half_close;
 pub(crate) mod key;
 pub(crate) mod keys;
 mod log_filter;
@@ -34,6 +35,7 @@ pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
 pub use dispatch::Dispatch;
 pub use fd_store::FdStore;
+pub use half_close::HalfClose;
 pub use model::Model;
 pub(crate) use policy::Policy;
 pub(crate) use value::duration;
@@ -104,6 +106,29 @@ pub struct Config {
     /// How long a kept-alive connection may stay idle. Default: 65 s (longer than the 60 s of common
     /// load balancers, so that they close first).
     pub keep_alive_timeout: Duration,
+    /// How long to wait for the next bytes of a request body before the request is refused with 408, or the connection
+    /// closed where the response has begun. Counts only while the handler wants to read, and for the first bytes in any
+    /// case, which hyper reads before the handler asks. `None`: no limit. Default: 60 s.
+    pub body_timeout: Option<Duration>,
+    /// How long to wait for the client to take the next bytes of a response before the connection is closed. `None`: no
+    /// limit. Default: 60 s.
+    pub send_timeout: Option<Duration>,
+    /// The fewest bytes per second of a request body, over each 5 s of waiting for them; below, as for `body_timeout`.
+    /// `None`: no limit. Default: none.
+    pub min_body_rate: Option<u64>,
+    /// The fewest bytes per second of a response, over each 5 s of waiting for the client to take them; below, as for
+    /// `send_timeout`. `None`: no limit. Default: none.
+    pub min_send_rate: Option<u64>,
+    /// How long a request may take, from its head to the end of its response. After that its handler is dropped and the
+    /// answer is 503; where the response has begun, the connection (HTTP/2: the stream) is closed. A handler changes it
+    /// for its own request with [`RequestDeadline`](crate::RequestDeadline). `None`: no limit. Default: none.
+    pub request_timeout: Option<Duration>,
+    /// What becomes of HTTP/1 clients that close their sending side while they wait for a response. Default:
+    /// [`HalfClose::Probe`].
+    pub half_close: HalfClose,
+    /// How long a TCP connection whose host has vanished is kept: TCP keep-alive begins to probe after half of it.
+    /// `None`: the kernel does not probe. Default: 2 min.
+    pub tcp_keep_alive: Option<Duration>,
     /// Largest request head in bytes; beyond it, 431. Default: 16 KiB. At least 8 KiB.
     pub max_header_size: usize,
     /// Open connections a worker accepts before it leaves new ones to the others; so many for each thread where
@@ -260,6 +285,13 @@ impl Default for Config {
             stall_timeout: Duration::from_secs(30),
             header_timeout: Duration::from_secs(10),
             keep_alive_timeout: Duration::from_secs(65),
+            body_timeout: Some(Duration::from_secs(60)),
+            send_timeout: Some(Duration::from_secs(60)),
+            min_body_rate: None,
+            min_send_rate: None,
+            request_timeout: None,
+            half_close: HalfClose::Probe,
+            tcp_keep_alive: Some(Duration::from_secs(120)),
             max_header_size: 16 * 1024,
             worker_connections: 10_000,
             pool_threads: 0,

@@ -57,6 +57,26 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// What disables an optional limit.
+pub(super) const OFF: &str = "off";
+
+/// Reads a duration, or `off`.
+pub(super) fn optional_duration(text: &str) -> Result<Option<Duration>, String> {
+    if text.trim().eq_ignore_ascii_case(OFF) {
+        return Ok(None);
+    }
+    duration(text).map(Some).map_err(|why| format!("{why}, or off"))
+}
+
+/// Reads a number of bytes per second, or `off`.
+pub(super) fn optional_rate(text: &str) -> Result<Option<u64>, String> {
+    if text.trim().eq_ignore_ascii_case(OFF) {
+        return Ok(None);
+    }
+    let why = "is not a rate: write 1KiB or a number of bytes per second, or off";
+    size(text).map(Some).map_err(|_| why.to_string())
+}
+
 pub(super) fn show_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     if !duration.subsec_nanos().is_multiple_of(1_000_000) {
@@ -205,6 +225,17 @@ mod tests {
             assert_eq!(why, "is not a duration: write 30s, 500ms or 2m", "{text}");
         }
         assert_eq!(duration("99999999999999999999999h"), Ok(Duration::MAX));
+    }
+
+    #[test]
+    fn optional_limits_take_off_and_their_own_values() {
+        assert_eq!(optional_duration("Off"), Ok(None));
+        assert_eq!(optional_duration("2s"), Ok(Some(Duration::from_secs(2))));
+        let why = optional_duration("never").expect_err("no duration");
+        assert_eq!(why, "is not a duration: write 30s, 500ms or 2m, or off");
+        assert_eq!(optional_rate("off"), Ok(None));
+        assert_eq!(optional_rate("1KiB"), Ok(Some(1024)));
+        assert!(optional_rate("fast").expect_err("no rate").starts_with("is not a rate"));
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub struct WorkerStatus {
     pub queue_wait: [u64; BUCKETS],
     /// Open connections.
     pub connections: u64,
+    /// Whether it has as many connections as `worker-connections` allows, so that it takes no more.
+    #[serde(default)]
+    pub full: bool,
     /// Requests being answered.
     pub active: u64,
     /// What it counted since it started.
@@ -195,6 +198,7 @@ impl WorkerStatus {
             loop_lag: [0; BUCKETS],
             queue_wait: [0; BUCKETS],
             connections: 0,
+            full: false,
             active: 0,
             counters: Counters::default(),
             pool: PoolSnapshot::default(),
@@ -206,6 +210,7 @@ impl WorkerStatus {
             worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
             worker.queue_wait = figures.queue_wait.map(|n| n.min(LARGEST));
             worker.connections = figures.connections.min(LARGEST);
+            worker.full = figures.full;
             worker.active = figures.active.min(LARGEST);
             worker.counters = figures.counters.at_most(LARGEST);
             worker.pool = figures.pool.at_most(LARGEST);
@@ -254,6 +259,7 @@ pub(super) mod tests {
             loop_lag: [u64::MAX; BUCKETS],
             queue_wait: [u64::MAX; BUCKETS],
             connections: u64::MAX,
+            full: true,
             active: u64::MAX,
             counters: Counters { requests: u64::MAX, ..Counters::default() },
             pool: mad_pool(),

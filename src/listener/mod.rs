@@ -13,6 +13,7 @@ mod addr;
 mod bind;
 mod holder;
 mod kept;
+mod tcp_keep_alive;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

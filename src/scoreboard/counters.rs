@@ -30,6 +30,8 @@ pub struct Counters {
     pub taken_over: u64,
     /// Connections refused with 503, as they had waited in the queue for longer than `max-queue-wait`.
     pub shed: u64,
+    /// Requests ended by `request-timeout`, with 503 or in the middle of their response.
+    pub timed_out: u64,
 }
 
 impl Counters {
@@ -47,6 +49,7 @@ impl Counters {
             handed_over: next(),
             taken_over: next(),
             shed: next(),
+            timed_out: next(),
         }
     }
 
@@ -68,6 +71,7 @@ impl Counters {
             self.handed_over,
             self.taken_over,
             self.shed,
+            self.timed_out,
         ];
         for (word, value) in COUNTERS.zip(values) {
             Word::at(word).add(page, value);
@@ -87,6 +91,7 @@ impl Counters {
             handed_over: self.handed_over.min(most),
             taken_over: self.taken_over.min(most),
             shed: self.shed.min(most),
+            timed_out: self.timed_out.min(most),
         }
     }
 
@@ -106,6 +111,7 @@ impl Counters {
             handed_over: self.handed_over.wrapping_add(other.handed_over),
             taken_over: self.taken_over.wrapping_add(other.taken_over),
             shed: self.shed.wrapping_add(other.shed),
+            timed_out: self.timed_out.wrapping_add(other.timed_out),
         }
     }
 }

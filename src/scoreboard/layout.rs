@@ -29,6 +29,9 @@ pub(crate) const NOW: Word = Word(9);
 /// 1 while the worker takes new connections.
 pub(crate) const ACCEPTING: Word = Word(10);
 
+/// 1 while the worker has as many connections as it may have.
+pub(crate) const FULL: Word = Word(12);
+
 /// Which of the threads of its process the page belongs to.
 pub(crate) const THREAD: Word = Word(11);
 
@@ -47,14 +50,16 @@ pub(crate) const HANDED_OVER: Word = Word(27);
 pub(crate) const TAKEN_OVER: Word = Word(28);
 /// Connections that were refused as they had waited for too long.
 pub(crate) const SHED: Word = Word(29);
+/// Requests that were ended as they took longer than `request-timeout`.
+pub(crate) const TIMED_OUT: Word = Word(30);
 
 /// Only in the primary's page: workers wanted, replacements forked, rows ever used.
 pub(crate) const WANTED: Word = Word(32);
 pub(crate) const RESTARTS: Word = Word(33);
 pub(crate) const ROWS: Word = Word(34);
 
-/// The counters that are kept when a worker dies: all from `ACCEPTED` to `SHED`.
-pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=SHED.0;
+/// The counters that are kept when a worker dies: all from `ACCEPTED` to `TIMED_OUT`.
+pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TIMED_OUT.0;
 
 /// How late the event loop turned, in `BUCKETS` words.
 pub(crate) const LAG: Word = Word(40);
@@ -74,8 +79,9 @@ pub(crate) const POOL_WORDS: usize = 64;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
-const _: () =
-    assert!(SHED.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 23);
+const _: () = assert!(
+    TIMED_OUT.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 23
+);
 
 impl Word {
     pub(crate) const fn at(index: usize) -> Word {

@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::buckets::bucket_of;
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{
-    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, HANDED_OVER, LAG, OPEN, PANICS,
-    PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER, Word,
+    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, FULL, HANDED_OVER, LAG, OPEN,
+    PANICS, PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER,
+    TIMED_OUT, Word,
 };
 use super::pool::PoolMeter;
 use super::shared::{Row, SharedRow};
@@ -93,6 +94,11 @@ impl OwnRow {
         ACCEPTING.store(self.page, u64::from(yes));
     }
 
+    /// Whether this worker has as many connections as it may have.
+    pub(crate) fn full(&self, is_full: bool) {
+        FULL.store(self.page, u64::from(is_full));
+    }
+
     /// A connection was accepted.
     pub(crate) fn opened(&self) {
         ACCEPTED.add(self.page, 1);
@@ -152,6 +158,10 @@ impl Row for OwnRow {
 
     fn panicked(&self) {
         PANICS.add(self.page, 1);
+    }
+
+    fn timed_out(&self) {
+        TIMED_OUT.add(self.page, 1);
     }
 
     fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::inflight::{self, Entries, Ticket};
-use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES};
+use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, TIMED_OUT};
 use super::row::Meter;
 use crate::sys::shm::Page;
 
@@ -23,6 +23,8 @@ pub(crate) trait Row {
     fn describe(&self, ticket: Option<Ticket>) -> Option<String>;
     /// A handler panicked.
     fn panicked(&self);
+    /// A request took longer than it may.
+    fn timed_out(&self);
     /// The head of a response with this status was produced.
     fn responded(&self, status: u16);
     /// The request is over, answered or not.
@@ -60,6 +62,10 @@ impl Row for SharedRow {
 
     fn panicked(&self) {
         PANICS.add_shared(self.page, 1);
+    }
+
+    fn timed_out(&self) {
+        TIMED_OUT.add_shared(self.page, 1);
     }
 
     fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {

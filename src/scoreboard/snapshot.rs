@@ -6,7 +6,7 @@ use super::buckets::BUCKETS;
 use super::counters::Counters;
 use super::inflight;
 use super::layout::{
-    ACTIVE, BEAT, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
+    ACTIVE, BEAT, FULL, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
     STARTED, STATE, THREAD, WANTED, Word,
 };
 use super::pool::PoolSnapshot;
@@ -62,6 +62,8 @@ pub struct WorkerSnapshot {
     pub queue_wait: [u64; BUCKETS],
     /// Open connections.
     pub connections: u64,
+    /// Whether it has as many connections as `worker-connections` allows, so that it takes no more.
+    pub full: bool,
     /// Requests being answered.
     pub active: u64,
     /// What it counted since it started.
@@ -170,6 +172,7 @@ impl WorkerSnapshot {
             loop_lag: std::array::from_fn(|bucket| LAG.plus(bucket).load(page)),
             queue_wait: std::array::from_fn(|bucket| QUEUE_WAIT.plus(bucket).load(page)),
             connections: OPEN.load(page),
+            full: FULL.load(page) == 1,
             active: ACTIVE.load(page),
             counters: Counters::read(page),
             pool: PoolSnapshot::read(page),
@@ -196,6 +199,8 @@ impl WorkerSnapshot {
                     all.queue_wait[bucket].wrapping_add(one.queue_wait[bucket]);
             }
             all.connections = all.connections.wrapping_add(one.connections);
+            // One thread that has room takes what comes.
+            all.full &= one.full || one.state == "left";
             all.active = all.active.wrapping_add(one.active);
             all.counters = all.counters.plus(&one.counters);
             all.pool = all.pool.plus(&one.pool);

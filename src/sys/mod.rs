@@ -8,6 +8,7 @@
 pub(crate) mod beats;
 pub(crate) mod bpf;
 pub(crate) mod byte_lock;
+pub(crate) mod connection;
 pub(crate) mod credentials;
 pub(crate) mod exec;
 pub(crate) mod fd;

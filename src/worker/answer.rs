@@ -18,6 +18,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::books::{Books, Serving};
+use super::exchange::Expiry;
 use super::house::House;
 use crate::scoreboard::Row;
 
@@ -70,7 +71,7 @@ const PANICKED: &str = "the handler panicked";
 /// Answers `request` with the application's response, or with ours if it may not or cannot.
 pub(super) fn answer<S, H>(
     ctx: &Context<S, H>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Answering<S::Future, H>
 where
     S: Service<Request<Incoming>> + 'static,
@@ -78,7 +79,8 @@ where
 {
     let conn = &ctx.books.conn;
     let version = request.version();
-    let serving = Serving::begin(&ctx.books, &request);
+    let serving = Serving::begin(&ctx.books, &mut request);
+    conn.set_takes_interim_responses(version == Version::HTTP_11);
     let is_connect = version < Version::HTTP_2 && *request.method() == Method::CONNECT;
     // Of an upgrade hyper keeps more than can be handed over.
     if conn.is_last_request() && conn.is_request_complete() {
@@ -106,9 +108,14 @@ where
     type Output = Result<Response<Served<B, H>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         // Nobody asks again after the response.
         let Some(serving) = this.serving.as_ref() else { return Poll::Pending };
+        if let Some(why) = serving.expiry() {
+            let (status, why) = expired(why);
+            // Drops the handler, which may panic like any other piece of it.
+            let _ = serving.on_loop(|| this.step.set(Step::Refused { status, why }));
+        }
         let rejection = serving.books.conn.rejected_body();
         let response = match this.step.project() {
             _ if let Some(why) = rejection => refusal(why.status(), why.reason()),
@@ -122,6 +129,7 @@ where
         if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
             serving.books.conn.set_upgraded();
         }
+        serving.response_begun();
         let response = finished(response, &serving.books, *this.version);
         let serving = this.serving.take();
         Poll::Ready(Ok(response.map(|body| Served { body, serving })))
@@ -164,7 +172,12 @@ where
         self: Pin<&mut Self>,
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.project().body.poll_frame(cx)
+        let this = self.project();
+        let polled = this.body.poll_frame(cx);
+        if let Some(serving) = this.serving {
+            serving.set_body_pending(polled.is_pending());
+        }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -173,6 +186,14 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// How a request is answered that is ended before its handler is done.
+fn expired(why: Expiry) -> (StatusCode, &'static str) {
+    match why {
+        Expiry::Body => (StatusCode::REQUEST_TIMEOUT, "the request body did not come in time"),
+        Expiry::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long"),
     }
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::full;
 use super::limits::Limits;
+use super::registry::Tended;
 use super::state::State;
 use super::waited;
 use crate::ipc::ToPrimary;
@@ -32,13 +34,14 @@ pub(super) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<Atom
             state.leave(&ToPrimary::Retiring);
         }
         waited::report(&state, now);
+        full::report(&state, now);
         let limits = Limits::new(&state.config, state.drain.order(), now);
-        let cut = state.conns.borrow().tend(now, &limits);
+        let Tended { cut, stalled } = state.conns.borrow().tend(now, &limits);
         if state.hands_over() {
             // A worker that can take them may have come only now.
             state.conns.borrow().wake_all();
         }
-        for _ in 0..cut {
+        for _ in 0..cut + stalled {
             state.row.cut();
         }
         if cut > 0 && state.drain.order().is_some() {

@@ -6,9 +6,14 @@
 //! phases with limits. A connection whose time is up is told so by its order; what that means stands in
 //! `Wire::poll_read`.
 
+use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use super::exchange::{Exchange, Exchanges, Expiry};
 use super::request_boundary::Rejection;
+use super::streams::Streams;
+use super::transfer::TransferClock;
 
 /// What a connection is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +77,44 @@ pub(super) struct Conn {
     /// Reading is put off while this is on, and the next is set if there was something to put off.
     busy_first: AtomicBool,
     put_off: AtomicBool,
+    /// HTTP/1: the client has ended its side while it waits for a response.
+    half_closed: AtomicBool,
+    /// The request in progress is of HTTP/1.1, which has interim responses.
+    takes_interim: AtomicBool,
+    /// When `told` was last changed.
+    told_ms: AtomicU64,
+    /// HTTP/1: how long the client lets us wait for the body of the request in progress.
+    pub(super) receiving: TransferClock,
+    /// How long the client lets us wait until it takes what we have to send.
+    pub(super) sending: TransferClock,
+    /// HTTP/1: why the request in progress is ended early: an `Expiry`, or 0.
+    expiry: AtomicU8,
+    /// HTTP/1: the head of its response was produced.
+    has_begun: AtomicBool,
+    /// Bytes given to the kernel, and how many of them the client is known to have taken.
+    written: AtomicU64,
+    taken: AtomicU64,
+    /// A `SendCheck`, and when it was asked for.
+    send_check: AtomicU8,
+    send_check_ms: AtomicU64,
+    /// Requests that the heartbeat looks at one by one.
+    pub(super) exchanges: Exchanges,
+    /// Set for HTTP/2.
+    http2: OnceLock<Box<Streams>>,
+    /// The stream that the application was given last, for the task that is about to be spawned for it.
+    next_stream: Mutex<Option<Arc<Exchange>>>,
+}
+
+/// How far it is known what the client has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum SendCheck {
+    /// Nobody has asked.
+    None = 0,
+    /// The task of the connection is to ask the kernel.
+    Asked = 1,
+    /// It has done so.
+    Measured = 2,
 }
 
 impl Conn {
@@ -94,7 +137,42 @@ impl Conn {
             leaving: AtomicBool::new(false),
             busy_first: AtomicBool::new(false),
             put_off: AtomicBool::new(false),
+            half_closed: AtomicBool::new(false),
+            takes_interim: AtomicBool::new(false),
+            told_ms: AtomicU64::new(now_ms),
+            receiving: TransferClock::default(),
+            sending: TransferClock::default(),
+            expiry: AtomicU8::new(0),
+            has_begun: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            send_check: AtomicU8::new(SendCheck::None as u8),
+            send_check_ms: AtomicU64::new(0),
+            exchanges: Exchanges::default(),
+            http2: OnceLock::new(),
+            next_stream: Mutex::new(None),
         }
+    }
+
+    /// From now on its frames say what it is doing, and any bytes are no head of a request.
+    pub(super) fn set_http2(&self, now_ms: u64) {
+        self.http2.get_or_init(|| Box::new(Streams::new(now_ms)));
+        self.enter(Phase::Idle, now_ms);
+    }
+
+    pub(super) fn http2(&self) -> Option<&Streams> {
+        self.http2.get().map(|streams| &**streams)
+    }
+
+    /// HTTP/2: a stream reached the application as `exchange`; its task is spawned next.
+    pub(super) fn stream_begun(&self, exchange: &Arc<Exchange>) {
+        *self.next_stream.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::clone(exchange));
+    }
+
+    /// The stream that began last, once.
+    pub(super) fn take_next_stream(&self) -> Option<Arc<Exchange>> {
+        self.next_stream.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -116,16 +194,110 @@ impl Conn {
 
     /// Bytes arrived.
     pub(super) fn received(&self, now_ms: u64) {
+        if self.http2().is_some() {
+            // Its frames say what it is doing.
+            return;
+        }
         if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
             self.enter(Phase::Head, now_ms);
         }
+    }
+
+    /// The first `n` bytes of `pieces` were given to the kernel.
+    pub(super) fn wrote(&self, pieces: &[IoSlice<'_>], n: usize, now_ms: u64) {
+        self.written.store(self.written.load(Relaxed).wrapping_add(n as u64), Relaxed);
+        self.sending.stop(now_ms);
+        let Some(streams) = self.http2() else { return };
+        let (mut left, mut data) = (n, 0);
+        for piece in pieces {
+            let part = &piece[..piece.len().min(left)];
+            data += streams.sent(part, now_ms);
+            left -= part.len();
+        }
+        if data > 0 && self.phase() == Phase::Idle {
+            // The rest of a response, which the handler has given to hyper as a whole.
+            self.since_ms.store(now_ms, Relaxed);
+        }
+    }
+
+    /// The kernel takes no more, while the client has not yet taken `unsent` bytes of what it has.
+    pub(super) fn cannot_write(&self, unsent: u64, now_ms: u64) {
+        let taken = self.written.load(Relaxed).saturating_sub(unsent);
+        let more = taken.saturating_sub(self.taken.swap(taken, Relaxed));
+        match self.sending.is_waiting() {
+            true if more == 0 => {}
+            _ => self.sending.progressed(more, now_ms),
+        }
+        if self.send_check() == SendCheck::Asked {
+            self.set_send_check(SendCheck::Measured, now_ms);
+        }
+    }
+
+    pub(super) fn send_check(&self) -> SendCheck {
+        match self.send_check.load(Relaxed) {
+            0 => SendCheck::None,
+            1 => SendCheck::Asked,
+            _ => SendCheck::Measured,
+        }
+    }
+
+    pub(super) fn set_send_check(&self, check: SendCheck, now_ms: u64) {
+        self.send_check.store(check as u8, Relaxed);
+        self.send_check_ms.store(now_ms, Relaxed);
+    }
+
+    /// How long `send_check` has been what it is.
+    pub(super) fn send_check_age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.send_check_ms.load(Relaxed))
+    }
+
+    /// Whether to look after a client that has ended its side at each heartbeat.
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.half_closed.load(Relaxed) && self.is_answering()
+    }
+
+    pub(super) fn set_half_closed(&self) {
+        self.half_closed.store(true, Relaxed);
+    }
+
+    /// Whether an interim response can be sent before the response in progress.
+    pub(super) fn takes_interim_responses(&self) -> bool {
+        self.takes_interim.load(Relaxed)
+    }
+
+    pub(super) fn set_takes_interim_responses(&self, takes_interim: bool) {
+        self.takes_interim.store(takes_interim, Relaxed);
+    }
+
+    /// Whether all that was made of responses is written.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.flushed.load(Relaxed)
+    }
+
+    /// HTTP/1: why the request in progress is to be ended, if it is.
+    pub(super) fn expiry(&self) -> Option<Expiry> {
+        Expiry::from_number(self.expiry.load(Relaxed))
+    }
+
+    pub(super) fn expire(&self, why: Expiry) {
+        self.expiry.store(why as u8, Relaxed);
+    }
+
+    /// HTTP/1: whether the response in progress has begun.
+    pub(super) fn response_has_begun(&self) -> bool {
+        self.has_begun.load(Relaxed)
+    }
+
+    pub(super) fn response_begun(&self) {
+        self.has_begun.store(true, Relaxed);
     }
 
     /// Bytes were written, or could not be.
     pub(super) fn sent(&self, blocked: bool, now_ms: u64) {
         self.blocked.store(blocked, Relaxed);
         self.flushed.store(false, Relaxed);
-        if self.phase() == Phase::Idle {
+        // An idle HTTP/2 connection still answers pings.
+        if self.phase() == Phase::Idle && self.http2().is_none() {
             self.since_ms.store(now_ms, Relaxed);
         }
     }
@@ -142,6 +314,11 @@ impl Conn {
 
     pub(super) fn request_over(&self, now_ms: u64) {
         self.flushed.store(false, Relaxed);
+        if self.http2().is_none() {
+            self.receiving.reset();
+            self.expiry.store(0, Relaxed);
+            self.has_begun.store(false, Relaxed);
+        }
         if self.requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Busy {
             let has_begun_next = self.held_back.load(Relaxed);
             self.enter(if has_begun_next { Phase::Head } else { Phase::Idle }, now_ms);
@@ -203,8 +380,14 @@ impl Conn {
         }
     }
 
-    pub(super) fn tell(&self, told: Told) {
+    pub(super) fn tell(&self, told: Told, now_ms: u64) {
         self.told.store(told as u8, Relaxed);
+        self.told_ms.store(now_ms, Relaxed);
+    }
+
+    /// For how long it has been told what it was told last.
+    pub(super) fn told_age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.told_ms.load(Relaxed))
     }
 
     pub(super) fn peer_done(&self) -> bool {

@@ -1,11 +1,22 @@
 //! How long a connection may take for what it is doing.
 
-use super::conn::{Conn, Phase, Told};
+use std::time::Duration;
+
+use super::conn::{Conn, Phase, SendCheck, Told};
 use super::drain::Order;
+use super::exchange::Expiry;
+use super::transfer::TransferLimit;
 use crate::config::Config;
 
 /// How long we read on after we closed our side, at most.
 const LINGER_MS: u64 = 2000;
+
+/// How long an HTTP/2 client without an open stream may take to answer GOAWAY and the ping that hyper sends with it.
+const GOAWAY_MS: u64 = 5000;
+
+/// How long the task of a connection may take to ask what the client has taken. It is woken for it, so a task that does
+/// not is not polling its socket at all.
+const SEND_CHECK_MS: u64 = 2000;
 
 /// The limits in force, in milliseconds.
 pub(super) struct Limits {
@@ -16,6 +27,17 @@ pub(super) struct Limits {
     /// Others are kept for as long as if nothing had happened, until somebody can take them.
     patient: bool,
     deadline_ms: Option<u64>,
+    body: TransferLimit,
+    send: TransferLimit,
+}
+
+/// What the heartbeat has found out about the exchanges of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Overdue {
+    /// The task of the connection has something to do: send an answer of ours, or ask the kernel.
+    Wake,
+    /// The connection is to be closed.
+    Cut,
 }
 
 impl Limits {
@@ -27,7 +49,96 @@ impl Limits {
             patient: drain.is_some_and(|order| order.patient(now_ms)),
             idle_ms: drain.map_or(keep_alive, |order| order.linger_ms.min(keep_alive)),
             deadline_ms: drain.map(|order| order.deadline_ms),
+            body: TransferLimit {
+                idle_ms: millis(config.body_timeout),
+                min_rate: config.min_body_rate,
+            },
+            send: TransferLimit {
+                idle_ms: millis(config.send_timeout),
+                min_rate: config.min_send_rate,
+            },
         }
+    }
+
+    /// Ends what takes too long: requests beyond their deadlines, bodies that do not come, and responses that nobody
+    /// takes. HTTP/2 streams are dealt with one by one; what is returned is for the connection.
+    pub(super) fn overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
+        if conn.upgraded() || conn.phase() == Phase::Closing {
+            return None;
+        }
+        let mut found = self.streams_overdue(conn, now_ms);
+        if conn.receiving.is_stalled(self.body, now_ms) {
+            conn.receiving.stop(now_ms);
+            found = found.max(Some(match conn.response_has_begun() {
+                true => Overdue::Cut,
+                false => {
+                    conn.expire(Expiry::Body);
+                    Overdue::Wake
+                }
+            }));
+        }
+        found.max(self.sending_overdue(conn, now_ms))
+    }
+
+    /// Nothing is known of what the client has taken until the kernel is asked, which the task of the connection does.
+    fn sending_overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
+        match conn.send_check() {
+            SendCheck::None if conn.sending.is_due(self.send, now_ms) => {
+                conn.set_send_check(SendCheck::Asked, now_ms);
+                Some(Overdue::Wake)
+            }
+            SendCheck::None => None,
+            SendCheck::Asked if !conn.sending.is_waiting() => {
+                conn.set_send_check(SendCheck::None, now_ms);
+                None
+            }
+            SendCheck::Asked => {
+                (conn.send_check_age_ms(now_ms) >= SEND_CHECK_MS).then_some(Overdue::Cut)
+            }
+            SendCheck::Measured => {
+                conn.set_send_check(SendCheck::None, now_ms);
+                conn.sending.is_stalled(self.send, now_ms).then_some(Overdue::Cut)
+            }
+        }
+    }
+
+    fn streams_overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
+        let is_http2 = conn.http2().is_some();
+        let mut found = None;
+        conn.exchanges.for_each(|exchange| {
+            if exchange.is_cut() {
+                return;
+            }
+            let deadline = exchange.deadline.as_ref();
+            let why = if exchange.expiry().is_some() {
+                // Our own answer is on its way; the client may still not take it.
+                None
+            } else if deadline.is_some_and(|deadline| deadline.has_passed(now_ms)) {
+                Some(Expiry::Deadline)
+            } else if exchange.receiving.is_stalled(self.body, now_ms) {
+                Some(Expiry::Body)
+            } else {
+                None
+            };
+            let is_untaken = exchange.sending.is_stalled(self.send, now_ms);
+            if why.is_none() && !is_untaken {
+                return;
+            }
+            if let Some(why) = why {
+                exchange.expire(why);
+            }
+            match is_http2 {
+                true => {
+                    if exchange.has_begun() {
+                        exchange.cut();
+                    }
+                    exchange.wake();
+                }
+                false if exchange.has_begun() => found = Some(Overdue::Cut),
+                false => found = found.max(Some(Overdue::Wake)),
+            }
+        });
+        found
     }
 
     /// What the connection has to be told at `now_ms`, if anything.
@@ -35,6 +146,19 @@ impl Limits {
         let age = conn.age_ms(now_ms);
         if self.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
             return Some(Told::Cut);
+        }
+        if let Some(streams) = conn.http2()
+            && conn.phase() != Phase::Closing
+        {
+            let is_idle = conn.phase() == Phase::Idle;
+            if is_idle && conn.told() != Told::Nothing && conn.told_age_ms(now_ms) >= GOAWAY_MS {
+                return Some(Told::Cut);
+            }
+            let head_age = streams.header_since().map(|since| now_ms.saturating_sub(since));
+            if head_age.is_some_and(|age| age >= self.header_ms) || streams.is_order_lost() {
+                // hyper sends GOAWAY and ends the connection after the streams that are open.
+                return Some(Told::Finish);
+            }
         }
         let idle_ms = match self.patient && conn.can_travel() {
             true => self.keep_alive_ms,
@@ -48,6 +172,10 @@ impl Limits {
             Phase::Fresh | Phase::Head | Phase::Busy | Phase::Idle | Phase::Closing => None,
         }
     }
+}
+
+fn millis(limit: Option<Duration>) -> Option<u64> {
+    limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -10,8 +10,13 @@ mod beat;
 mod books;
 mod burst;
 mod conn;
+mod deadline;
 mod dealt;
 mod drain;
+mod exchange;
+mod frames;
+mod full;
+mod half_close;
 mod handle;
 mod house;
 mod inbox;
@@ -30,7 +35,10 @@ mod serve;
 mod shared;
 mod state;
 mod stream;
+mod stream_task;
+mod streams;
 mod threads;
+mod transfer;
 mod travel;
 mod waited;
 mod wire;
@@ -55,6 +63,7 @@ use crate::seed::Seed;
 use accept::Acceptor;
 pub use answer::BoxError;
 use bytes::Bytes;
+pub use deadline::RequestDeadline;
 use dealt::Taker;
 pub use handle::Worker;
 use hyper::body::{Body, Incoming};
@@ -199,6 +208,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         pool,
         handler: OnceCell::new(),
         shedding: waited::Shedding::default(),
+        fullness: full::Fullness::default(),
     });
     Worker::enter(&state);
     // If nobody hears it, the inbox learns that the primary is gone.
@@ -240,6 +250,9 @@ fn begin_accepting(
     listeners: Vec<Listener>,
     queue: Option<OwnedFd>,
 ) -> Result<()> {
+    for listener in &listeners {
+        listener.set_tcp_keep_alive(state.config.tcp_keep_alive);
+    }
     let listeners = match queue {
         Some(queue) => {
             let taker = Taker::new(state, queue, listeners, handler.newcomers(state))

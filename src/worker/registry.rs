@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::conn::{Conn, Phase, Told};
-use super::limits::Limits;
+use super::limits::{Limits, Overdue};
 use super::state::State;
 
 /// One entry of the table: the state, and how to wake the task that serves it.
@@ -65,19 +65,38 @@ impl Registry {
         self.entries.iter().for_each(|entry| entry.wake());
     }
 
-    /// Tells every connection whose time is up. Returns how many were cut.
-    pub(super) fn tend(&self, now_ms: u64, limits: &Limits) -> usize {
-        let mut cut = 0;
+    /// Tells every connection whose time is up.
+    pub(super) fn tend(&self, now_ms: u64, limits: &Limits) -> Tended {
+        let (mut cut, mut stalled) = (0, 0);
         for entry in &self.entries {
+            let overdue = limits.overdue(&entry.conn, now_ms);
+            if overdue == Some(Overdue::Cut) && entry.conn.told() != Told::Cut {
+                entry.conn.tell(Told::Cut, now_ms);
+                entry.wake();
+                stalled += 1;
+                continue;
+            }
+            if overdue == Some(Overdue::Wake) || entry.conn.is_half_closed() {
+                entry.wake();
+            }
             let Some(verdict) = limits.judge(&entry.conn, now_ms) else { continue };
             if verdict as u8 > entry.conn.told() as u8 {
-                entry.conn.tell(verdict);
+                entry.conn.tell(verdict, now_ms);
                 entry.wake();
                 cut += usize::from(verdict == Told::Cut && entry.conn.phase() != Phase::Closing);
             }
         }
-        cut
+        Tended { cut, stalled }
     }
+}
+
+/// How many connections were cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tended {
+    /// At the end of the grace time of a drain, or as an HTTP/2 client did not answer GOAWAY.
+    pub(super) cut: usize,
+    /// As their clients, or their handlers, took too long.
+    pub(super) stalled: usize,
 }
 
 /// Keeps the connection in the worker's books; gone when this is dropped.

@@ -25,6 +25,7 @@ use super::link::Link;
 use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
+use super::stream_task::StreamExecutor;
 use super::travel::{self, Departure};
 use super::wire::{Leftover, LingeringSocket, Wire, close_politely};
 use crate::config::Config;
@@ -108,7 +109,7 @@ pub(super) async fn serve_on<S, B, H, W, X>(
 where
     H: House,
     W: Seat,
-    X: Http2ServerConnExec<Answering<S::Future, H>, Served<B, H>> + Clone + Unpin,
+    StreamExecutor<X>: Http2ServerConnExec<Answering<S::Future, H>, Served<B, H>> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
     S::Error: Into<BoxError> + 'static,
@@ -118,8 +119,11 @@ where
     let http2 = house.config().http2 && first.starts_with(PREFACE);
     let (conn, meter) = (Arc::clone(seat.conn()), house.row().meter());
     let wire = match http2 {
-        true => Wire::http2(link, first, conn, meter),
-        false => Wire::http1(link, first, conn, meter, house.config().max_header_size),
+        true => {
+            conn.set_http2(house.now_ms());
+            Wire::http2(link, first, conn, meter)
+        }
+        false => Wire::http1(link, first, conn, meter, house.config()),
     };
     let leftover = wire.leftover();
     let books = Books { house: house.clone(), conn: Arc::clone(seat.conn()) };
@@ -128,6 +132,7 @@ where
     let io = TokioIo::new(wire);
     if http2 {
         // Far larger than the state of an HTTP/1 connection, which is to have no room for it.
+        let exec = StreamExecutor::new(exec, Arc::clone(seat.conn()), house.row().meter());
         Box::pin(serve_http2(&**house, seat, exec, io, service)).await;
     } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
         return Some(parts);

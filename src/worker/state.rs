@@ -9,6 +9,7 @@ use super::Handler;
 use super::adopt::Adopted;
 use super::conn::Conn;
 use super::drain::{Drain, Order};
+use super::full::Fullness;
 use super::registry::Registry;
 use super::waited::Shedding;
 use crate::config::Config;
@@ -55,6 +56,8 @@ pub(super) struct State {
     pub(super) handler: OnceCell<Handler>,
     /// Connections that were refused and not reported yet.
     pub(super) shedding: Shedding,
+    /// What was told of the worker having no room for connections.
+    pub(super) fullness: Fullness,
 }
 
 impl State {

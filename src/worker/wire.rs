@@ -16,9 +16,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
 use super::conn::{Conn, Told};
+use super::half_close::{HalfClosed, Peer};
 use super::link::Link;
 use super::request_boundary::{Progress, RequestBoundary};
+use crate::config::{Config, HalfClose};
 use crate::scoreboard::Meter;
+use crate::sys;
 
 /// Bytes read at once where they are kept here, on the stack.
 const READ_AHEAD_PIECE: usize = 2048;
@@ -71,21 +74,27 @@ pub(super) struct Wire {
     at_end: bool,
     /// Written by hyper, to be sent with the next response.
     unsent: BytesMut,
+    /// What becomes of a client that ends its side while it waits for a response, and whether it has.
+    half_close: HalfClose,
+    half_closed: Option<HalfClosed>,
     conn: Arc<Conn>,
     meter: Meter,
     leftover: Leftover,
 }
 
 impl Wire {
-    /// `first` was received before hyper was there. `max_head_size` is that of an HTTP/1 request.
+    /// `first` was received before hyper was there.
     pub(super) fn http1(
         link: Link,
         first: Bytes,
         conn: Arc<Conn>,
         meter: Meter,
-        max_head_size: usize,
+        config: &Config,
     ) -> Wire {
-        Wire::new(link, first, conn, meter, Some(RequestBoundary::new(max_head_size)))
+        let boundary = RequestBoundary::new(config.max_header_size);
+        let mut wire = Wire::new(link, first, conn, meter, Some(boundary));
+        wire.half_close = config.half_close;
+        wire
     }
 
     pub(super) fn http2(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
@@ -106,6 +115,8 @@ impl Wire {
             boundary,
             at_end: false,
             unsent: BytesMut::new(),
+            half_close: HalfClose::Cancel,
+            half_closed: None,
             conn,
             meter,
             leftover: Leftover::default(),
@@ -127,14 +138,39 @@ impl Wire {
 
     fn note_received(&self, length: usize) {
         self.meter.bytes_in(length);
-        self.conn.received(self.meter.now_ms());
+        let now_ms = self.meter.now_ms();
+        self.conn.received(now_ms);
+        if self.boundary.is_some() {
+            self.conn.receiving.moved(length as u64, now_ms);
+        }
     }
 
-    fn note_sent(&self, outcome: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(n)) = &outcome {
-            self.meter.bytes_out(*n);
+    /// HTTP/2: these bytes go to hyper.
+    fn note_frames(&self, bytes: &[u8]) {
+        if let Some(streams) = self.conn.http2() {
+            streams.received(bytes, self.meter.now_ms());
         }
-        self.conn.sent(outcome.is_pending(), self.meter.now_ms());
+    }
+
+    fn note_sent(
+        &self,
+        outcome: Poll<io::Result<usize>>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let now_ms = self.meter.now_ms();
+        match &outcome {
+            Poll::Ready(Ok(n)) => {
+                self.meter.bytes_out(*n);
+                self.conn.wrote(pieces, *n, now_ms);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => {
+                let fd = self.link.as_ref().and_then(|link| link.fd().ok());
+                let unsent = fd.and_then(|fd| sys::connection::unsent(fd).ok()).unwrap_or(0);
+                self.conn.cannot_write(unsent, now_ms);
+            }
+        }
+        self.conn.sent(outcome.is_pending(), now_ms);
         outcome
     }
 
@@ -196,9 +232,11 @@ impl Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         if !self.received.is_empty() {
             self.checked = self.received.len();
             self.pass_checked(buf);
+            self.note_frames(&buf.filled()[before..]);
             return Poll::Ready(Ok(()));
         }
         if self.conn.puts_off() {
@@ -206,7 +244,10 @@ impl Wire {
         }
         match self.poll_socket(cx, buf) {
             Poll::Pending => self.wait_or_end(),
-            Poll::Ready(outcome) => Poll::Ready(outcome.map(drop)),
+            Poll::Ready(outcome) => {
+                self.note_frames(&buf.filled()[before..]);
+                Poll::Ready(outcome.map(drop))
+            }
         }
     }
 
@@ -222,11 +263,40 @@ impl Wire {
                 Poll::Pending => break,
             }
         }
-        if self.received.is_empty() {
-            return if self.at_end { Poll::Ready(Ok(())) } else { Poll::Pending };
+        if self.at_end && self.is_client_gone() {
+            return match self.received.is_empty() {
+                true => Poll::Ready(Ok(())),
+                false => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            };
         }
-        self.conn.set_held_back(true);
+        // The client's end, too, is shown to hyper only between two requests.
+        if self.at_end || !self.received.is_empty() {
+            self.conn.set_held_back(true);
+        }
         Poll::Pending
+    }
+
+    /// Whether a client that has ended its side is there no more. Asked again at each heartbeat.
+    fn is_client_gone(&mut self) -> bool {
+        let now_ms = self.meter.now_ms();
+        let Some((link, fd)) = self.link.as_ref().and_then(|l| Some((l, l.fd().ok()?))) else {
+            return true;
+        };
+        self.conn.set_half_closed();
+        let client = self.half_closed.get_or_insert_with(|| HalfClosed::new(now_ms));
+        let mode = match self.half_close {
+            // Requests that came before its end are answered all the same.
+            HalfClose::Cancel if !self.received.is_empty() => HalfClose::Finish,
+            mode => mode,
+        };
+        match client.look(mode, &self.conn, fd, link.is_unix(), now_ms) {
+            Peer::MayRead => false,
+            Peer::Probed(length) => {
+                self.meter.bytes_out(length);
+                false
+            }
+            Peer::Gone => true,
+        }
     }
 
     /// Passes on what comes next of a request, and of one only.
@@ -263,7 +333,13 @@ impl Wire {
                 true => self.poll_socket(cx, buf),
                 false => self.poll_read_ahead(cx),
             };
-            let Poll::Ready(length) = read else { return self.wait_or_end() };
+            let Poll::Ready(length) = read else {
+                if self.conn.is_answering() {
+                    // The rest of a body that the handler wants.
+                    self.conn.receiving.wait(self.meter.now_ms());
+                }
+                return self.wait_or_end();
+            };
             if length? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -320,7 +396,7 @@ impl Wire {
             let gone = || io::Error::from(io::ErrorKind::NotConnected);
             let link = Pin::new(self.link.as_mut().ok_or_else(gone)?);
             let outcome = link.poll_write(cx, &self.unsent);
-            let sent = ready!(self.note_sent(outcome))?;
+            let sent = ready!(self.note_sent(outcome, &[]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -395,7 +471,7 @@ impl AsyncWrite for Wire {
             ready!(this.poll_send_unsent(cx))?;
         }
         let outcome = this.link()?.poll_write_vectored(cx, bufs);
-        this.note_sent(outcome)
+        this.note_sent(outcome, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -433,6 +509,13 @@ impl Drop for Wire {
     /// Closing a socket that has unread bytes resets it, and a reset can overtake the last response. So the
     /// socket is left for `close_politely`, unless nothing more can come or the application has it.
     fn drop(&mut self) {
+        if self.conn.told() == Told::Cut
+            && self.conn.sending.is_waiting()
+            && let Some(fd) = self.link.as_ref().and_then(|link| link.fd().ok())
+        {
+            // The client takes nothing: the kernel would keep what was not sent for minutes.
+            let _ = sys::connection::reset_on_close(fd);
+        }
         let can_lose_nothing = self.conn.peer_done()
             && self.received.is_empty()
             && self.unsent.is_empty()

@@ -100,6 +100,10 @@ fn told(words: impl Iterator<Item = String>) -> Result<Told> {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.graceful_timeout(limit);
                     }
+                    "request-timeout-ms" => {
+                        let limit = Duration::from_millis(number()?.into());
+                        builder = builder.request_timeout(Some(limit));
+                    }
                     "max-queue-wait-ms" => {
                         let limit = Duration::from_millis(number()?.into());
                         builder = builder.max_queue_wait(limit);

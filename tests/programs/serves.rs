@@ -10,7 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{Cluster, Result, Stream, Worker};
+use tokio_prefork::{Cluster, RequestDeadline, Result, Stream, Worker};
 
 use super::Told;
 use super::boots::text;
@@ -92,7 +92,20 @@ pub(super) fn retiring(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// `/cluster` is answered at once, `/poll` when the worker drains, and everything else never.
+async fn take_longer(worker: &Worker, request: &Request<Incoming>) {
+    let limit = worker.config().request_timeout.unwrap_or_default();
+    if let Some(deadline) = request.extensions().get::<RequestDeadline>() {
+        match request.uri().path() {
+            "/unlimited" => deadline.disable(),
+            _ => deadline.extend(100 * limit),
+        }
+    }
+    let never = std::future::pending::<()>();
+    let _ = tokio::time::timeout(3 * limit, never).await;
+}
+
+/// `/cluster` is answered at once, `/poll` when the worker drains, `/extended` and `/unlimited` after three times
+/// `request-timeout`, which they are not held to, and everything else never.
 pub(super) fn waiting(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|worker: Worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
@@ -104,6 +117,10 @@ pub(super) fn waiting(told: Told) -> Result<ExitCode> {
                         return Ok::<_, Infallible>(say(json));
                     }
                     "/poll" => worker.draining().await,
+                    "/extended" | "/unlimited" => {
+                        take_longer(&worker, &request).await;
+                        return Ok(say("done"));
+                    }
                     _ => std::future::pending().await,
                 }
                 Ok(say("goodbye"))

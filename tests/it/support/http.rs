@@ -151,6 +151,12 @@ impl Client {
         self.socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
+    /// Whether a response has begun to arrive.
+    pub fn has_input(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(self.socket.as_raw_fd(), &mut [0], flags), Ok(1..))
+    }
+
     /// Whether the server has closed the connection, or reset it, as far as is known now.
     pub fn is_closed(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;

@@ -4,6 +4,7 @@
 pub mod command;
 pub mod control;
 pub mod gate;
+pub mod h2;
 pub mod held;
 pub mod http;
 pub mod load;

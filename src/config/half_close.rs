@@ -1,0 +1,53 @@
+//! What becomes of clients that close their sending side.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What an HTTP/1 worker does when a client closes its sending side while a request of it is in progress. The kernel
+/// sends the same FIN for a client that has closed its socket as for one that only has nothing more to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum HalfClose {
+    /// Finishes the response, unless a reset or a failed write shows that the client is gone.
+    Finish,
+    /// As `Finish`, and sends an HTTP/1.1 client one `102 Processing` when the response has not begun 200 ms after the
+    /// FIN: a client that has closed its socket answers with a reset, which cancels the request.
+    #[default]
+    Probe,
+    /// Cancels the request at once.
+    Cancel,
+}
+
+const NAMES: [(&str, HalfClose); 3] =
+    [("finish", HalfClose::Finish), ("probe", HalfClose::Probe), ("cancel", HalfClose::Cancel)];
+
+impl fmt::Display for HalfClose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = NAMES.iter().find(|(_, value)| value == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for HalfClose {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<HalfClose, String> {
+        let known = NAMES.iter().find(|(name, _)| text.trim().eq_ignore_ascii_case(name));
+        known.map(|(_, value)| *value).ok_or_else(|| {
+            "is not a way to treat half-closed clients: give finish, probe or cancel".to_string()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_is_read_as_it_is_printed() {
+        for (name, value) in NAMES {
+            assert_eq!((name.parse(), value.to_string()), (Ok(value), name.to_string()));
+        }
+        assert!("close".parse::<HalfClose>().is_err());
+    }
+}

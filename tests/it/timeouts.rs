@@ -1,0 +1,207 @@
+//! Clients and handlers that keep others waiting.
+
+use std::time::{Duration, Instant};
+
+use crate::support::command::Builder;
+use crate::support::{Client, Server, wait};
+
+/// Asks for a response far larger than all buffers, and takes none of it.
+fn ask_and_never_read(server: &Server) -> Client {
+    let mut client = server.connect();
+    client.send("GET /bytes/1073741824 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    client
+}
+
+/// Promises a body, and sends none of it.
+fn send_no_body(server: &Server, length: usize) -> Client {
+    let mut client = server.connect();
+    let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+    client.send(head).expect("send");
+    client
+}
+
+fn total(server: &Server, counter: &str) -> u64 {
+    server.cluster()["totals"][counter].as_u64().expect("a number")
+}
+
+fn active(server: &Server) -> u64 {
+    let cluster = server.cluster();
+    let workers = cluster["workers"].as_array().expect("workers");
+    // The request that asks is one of them.
+    workers.iter().filter_map(|w| w["active"].as_u64()).sum::<u64>() - 1
+}
+
+#[test]
+fn a_client_that_never_reads_is_reset_after_send_timeout() {
+    let server = Server::with(1, &["--send-timeout", "300ms"]);
+    let _client = ask_and_never_read(&server);
+    wait::until("the response is given up", || total(&server, "cut") == 1);
+    wait::until("its request is over", || active(&server) == 0);
+    server.stop();
+}
+
+#[test]
+fn a_body_that_does_not_come_is_answered_408_and_closed() {
+    let server = Server::with(1, &["--body-timeout", "300ms"]);
+    let chunked = "POST /hash HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel";
+    let mut clients = [send_no_body(&server, 1000), server.connect()];
+    clients[1].send(chunked).expect("send");
+    for mut client in clients {
+        let answer = client.read().expect("answer");
+        assert_eq!((answer.status, answer.closes()), (408, true));
+        assert_eq!(client.read_to_end(), Ok(Vec::new()));
+    }
+    // A handler that does not read on costs its client nothing, nor does one that takes its time with what has come.
+    let mut client = server.connect();
+    client
+        .send("GET /sleep/1000 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
+        .expect("send");
+    assert_eq!(client.read().expect("answer").status, 200);
+    assert_eq!(server.connect().post("/hash?rounds=50000", b"x").expect("answer").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_body_that_trickles_has_its_own_timeout_or_a_rate() {
+    let server = Server::with(1, &["--body-timeout", "2s", "--min-body-rate", "1KiB"]);
+    let mut client = send_no_body(&server, 1_000_000);
+    let mut sent = 0;
+    let answer = wait::until_some("it is too slow", || {
+        sent += usize::from(client.send("x").is_ok());
+        wait::measure_for(Duration::from_millis(20));
+        client.has_input().then(|| client.read().expect("answer"))
+    });
+    assert_eq!(answer.status, 408, "after {sent} bytes");
+    server.stop();
+}
+
+#[test]
+fn a_client_that_reads_slowly_is_served() {
+    let server = Server::with(1, &["--send-timeout", "500ms"]);
+    let mut client = ask_and_never_read(&server);
+    let begun = Instant::now();
+    // It takes far longer than the timeout, and the kernel's buffers never run empty.
+    while begun.elapsed() < Duration::from_millis(1500) {
+        client.read_exactly(64 * 1024).expect("more of it");
+        wait::measure_for(Duration::from_millis(5));
+    }
+    assert_eq!(total(&server, "cut"), 0);
+    drop(client);
+    server.stop();
+}
+
+#[test]
+fn a_service_recovers_from_clients_that_take_all_connections() {
+    let args = ["--worker-connections", "10", "--body-timeout", "3s"];
+    let server = Server::with(2, &args).allow(&["is full"]);
+    let clients: Vec<Client> = (0..25).map(|_| send_no_body(&server, 1_000_000)).collect();
+    server.wait_log("is full");
+    assert_eq!(server.get("/healthz").text(), "ok\n");
+    drop(clients);
+    server.wait_log("has room for connections again");
+    server.stop();
+}
+
+#[test]
+fn a_full_worker_says_so_in_the_status() {
+    let server = Server::with(1, &["--worker-connections", "2"]).allow(&["is full"]);
+    let (mut first, mut second) = (server.connect(), server.connect());
+    assert_eq!(first.get("/").expect("answer").status, 200);
+    assert_eq!(second.get("/").expect("answer").status, 200);
+    let is_full = |client: &mut Client| {
+        client.get("/cluster").expect("answer").json()["workers"][0]["full"] == true
+    };
+    wait::until("it is full", || is_full(&mut first));
+    drop(second);
+    wait::until("it has room", || !is_full(&mut first));
+    drop(first);
+    assert_eq!(server.count_log("is full"), 1);
+    server.stop();
+}
+
+#[test]
+fn a_handler_that_takes_too_long_is_dropped_and_answered_for() {
+    let server =
+        Server::with(1, &["--request-timeout", "200ms"]).allow(&["longer than request-timeout"]);
+    let mut client = server.connect();
+    let answer = client.get("/sleep/3600000").expect("answer");
+    assert_eq!(answer.status, 503);
+    wait::until("its request is over", || active(&server) == 0);
+    assert_eq!(total(&server, "timed_out"), 1);
+    server.wait_log("GET /sleep/3600000");
+    assert_eq!(server.get("/sleep/1").status, 200);
+    server.stop();
+}
+
+#[test]
+fn a_response_that_takes_too_long_ends_with_its_connection() {
+    let args = ["--request-timeout", "200ms", "--send-timeout", "off"];
+    let server = Server::with(1, &args).allow(&["longer than request-timeout"]);
+    let mut client = ask_and_never_read(&server);
+    wait::until("the response is given up", || total(&server, "timed_out") == 1);
+    server.wait_log("in the middle of its response");
+    let _ = client.read_to_end();
+    server.stop();
+}
+
+#[test]
+fn a_handler_may_extend_or_disable_its_deadline() {
+    let server = Builder::program("waiting").workers(1).args(["request-timeout-ms=200"]).start();
+    let server = server.allow(&["longer than request-timeout"]);
+    for path in ["/extended", "/unlimited"] {
+        assert_eq!(server.get(path).text(), "done", "{path}");
+    }
+    assert_eq!(server.get("/never").status, 503);
+    server.stop();
+}
+
+#[test]
+fn threads_share_these_limits() {
+    let args = ["--request-timeout", "200ms", "--send-timeout", "300ms"];
+    let server = Builder::serve().model("threads", 2).args(args).start();
+    let server = server.allow(&["longer than request-timeout"]);
+    let _client = ask_and_never_read(&server);
+    assert_eq!(server.get("/sleep/3600000").status, 503);
+    wait::until("the response is given up", || total(&server, "cut") == 1);
+    wait::until("nothing is in progress", || active(&server) == 0);
+    server.stop();
+}
+
+#[test]
+fn bodies_in_memory_are_bounded_over_all_requests() {
+    let args = ["--max-body-size", "1MiB", "--max-buffered-bodies", "2MiB"];
+    let server = Server::with(1, &args);
+    let head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1048576\r\n\r\n";
+    let almost = [head.as_bytes(), &[b'x'; (1 << 20) - 1]].concat();
+    let mut clients = [server.connect(), server.connect()];
+    for client in &mut clients {
+        client.send(&almost).expect("send");
+    }
+    let refused = wait::until_some("there is no room", || {
+        let answer = server.connect().post("/echo", &[b'y'; 1 << 19]).ok()?;
+        (answer.status == 503).then_some(answer)
+    });
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    // What was begun is finished, and gives the memory back.
+    for client in &mut clients {
+        assert_eq!(client.ask("x").expect("answer").body.len(), 1 << 20);
+    }
+    wait::until("there is room", || {
+        server.connect().post("/echo", &[b'y'; 1 << 19]).is_ok_and(|answer| answer.status == 200)
+    });
+    drop(clients);
+    server.stop();
+}
+
+#[test]
+fn a_body_that_is_known_to_be_too_large_is_refused_before_it_is_sent() {
+    let server = Server::with(1, &["--max-body-size", "1KiB"]);
+    for path in ["/echo", "/hash"] {
+        let mut client = server.connect();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1025\r\nExpect: 100-continue\r\n\r\n"
+        );
+        assert_eq!(client.ask(head).expect("answer").status, 413, "{path}");
+    }
+    server.stop();
+}
