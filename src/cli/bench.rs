@@ -1,12 +1,13 @@
 //! `prefork bench URL`: flags to a plan, and the report to whoever wants it.
 
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::output_file::OutputFile;
 use super::print;
 use crate::bench::{self, Faults, Plan, Progress, Target};
 use crate::config::duration;
@@ -191,8 +192,7 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
         plan.body = Some(read.map_err(|e| Error::system(format!("read {}", path.display()), e))?);
     }
     // A place that cannot be written to is known before the run, not after it.
-    let page =
-        call.html.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
+    let page = call.html.as_deref().map(OutputFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let rounds = plan.rounds;
     let report = bench::run(&plan, |progress| {
@@ -205,17 +205,12 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     }
     let report = report?;
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
-    print(&text)?;
-    if let Some((path, mut file)) = page {
-        let written = file.write_all(report.to_html().as_bytes());
-        written.map_err(|e| Error::system(format!("write {}", path.display()), e))?;
+    // The page first: standard output may be full, or its reader gone.
+    if let Some(page) = page {
+        page.finish(&report.to_html())?;
     }
+    print(&text)?;
     Ok(ExitCode::from(report.exit_status()))
-}
-
-pub(super) fn create(path: &Path) -> Result<std::fs::File> {
-    let made = std::fs::File::create(path);
-    made.map_err(|e| Error::system(format!("create {}", path.display()), e))
 }
 
 /// In place of the line before.

@@ -1,17 +1,18 @@
 //! `prefork compare`: flags to a plan, and the report to whoever wants it.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::bench::{create, show};
+use super::bench::show;
+use super::output_file::OutputFile;
 use super::print;
 use crate::compare::{self, Contestant, Plan, Workload};
 use crate::config::duration;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::{Dispatch, Model};
 
 const HELP: &str = "\
@@ -149,8 +150,7 @@ pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
 pub(super) fn run(call: Call) -> Result<ExitCode> {
     let plan = call.plan;
     // A place that cannot be written to is known before the run, not after it.
-    let page =
-        call.html.as_deref().map(|path| create(path).map(|file| (path, file))).transpose()?;
+    let page = call.html.as_deref().map(OutputFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let minutes = plan.length().as_secs_f64() / 60.0;
     let report = compare::run(&plan, |progress| {
@@ -165,9 +165,8 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     }
     let report = report?;
     // The page first: whoever reads the table may go away in the middle of it.
-    if let Some((path, mut file)) = page {
-        let written = file.write_all(report.to_html().as_bytes());
-        written.map_err(|e| Error::system(format!("write {}", path.display()), e))?;
+    if let Some(page) = page {
+        page.finish(&report.to_html())?;
     }
     print(&if call.json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))

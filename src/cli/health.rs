@@ -4,12 +4,12 @@
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::ListenAddr;
 use crate::config::duration;
@@ -86,8 +86,18 @@ fn ask(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String
             let stream = TcpStream::connect_timeout(&reachable(*addr), left(deadline)?)?;
             exchange(&stream, path, deadline)
         }
-        ListenAddr::Unix(file) => exchange(&UnixStream::connect(file)?, path, deadline),
+        ListenAddr::Unix(file) => exchange(&connect_unix(file, deadline)?, path, deadline),
         ListenAddr::Fd(_) => Err(io::Error::other("a descriptor has no address: name one")),
+    }
+}
+
+/// Connects to a Unix socket. The kernel waits while the queue of the server is full, for as long as a write may take.
+fn connect_unix(file: &Path, deadline: Instant) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(left(deadline)?))?;
+    match socket.connect(&SockAddr::unix(file)?) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
+        outcome => outcome.map(|()| socket),
     }
 }
 

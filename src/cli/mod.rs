@@ -8,6 +8,7 @@ mod ctl;
 mod demo;
 mod health;
 mod logger;
+mod output_file;
 mod pages;
 mod panic_log;
 mod program;
@@ -48,8 +49,14 @@ pub fn main() -> ExitCode {
 
 /// Prints what clap has to say. Only help and the version that were asked for are a success.
 fn help_or_usage(error: &clap::Error) -> ExitCode {
-    // Nobody is left to be told if this fails.
-    let _ = error.print();
+    // A reader that has seen enough (`| head`) is no failure.
+    if let Err(e) = error.print().and_then(|()| io::stdout().flush())
+        && e.kind() != io::ErrorKind::BrokenPipe
+        && !error.use_stderr()
+    {
+        complain(&crate::Error::system("write to standard output", e));
+        return ExitCode::from(exit::OS);
+    }
     ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK })
 }
 

@@ -239,3 +239,24 @@ fn what_cannot_be_run_says_why() {
         assert!(ended.err.contains(piece), "{args:?}: {}", ended.err);
     }
 }
+
+#[test]
+fn a_post_without_a_body_says_so_on_the_wire() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let url = format!("http://{}/", listener.local_addr().expect("address"));
+    let (tell, told) = std::sync::mpsc::channel();
+    // Ends with the process; it waits for connections that do not come any more.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 1024];
+            while let Ok(n @ 1..) = stream.read(&mut request) {
+                let _ = tell.send(String::from_utf8_lossy(&request[..n]).into_owned());
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            }
+        }
+    });
+    let short = ["-X", "POST", "-c", "1", "-t", "1", "--duration", "200ms", "--warm-up", "0", &url];
+    report(&short, 0);
+    let request = told.recv().expect("a request");
+    assert!(request.contains("\r\nContent-Length: 0\r\n"), "{request}");
+}

@@ -1,0 +1,48 @@
+//! The paths of the demonstration: who is told that they are there, and serving without them.
+
+use crate::support::Server;
+
+/// What the warning tells to give instead.
+const ADVICE: &str = "--demo false";
+
+#[test]
+fn without_the_demonstration_only_health_checks_are_served() {
+    let server = Server::with(1, &["--demo", "false"]);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    for path in ["/", "/cluster", "/fib/1", "/fib/1?on=loop", "/bytes/1", "/sleep/0", "/fault/exit"]
+    {
+        let answer = server.get(path);
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(!answer.text().contains("cluster"), "{}", answer.text());
+    }
+    let posted = server.connect().post("/echo", b"x").expect("answer");
+    assert_eq!(posted.status, 404);
+    server.stop();
+}
+
+#[test]
+fn faults_without_the_demonstration_are_refused() {
+    let ended = Server::builder().args(["--faults", "--demo", "false"]).run();
+    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert!(ended.err.contains("demo"), "{}", ended.err);
+}
+
+#[test]
+fn a_demonstration_that_others_can_reach_is_warned_of_once() {
+    let open = Server::builder().workers(1).bind([":0"]).start();
+    assert_eq!(open.count_log(ADVICE), 1, "{}", open.log());
+    open.stop();
+    for (bind, args) in [
+        ("127.0.0.1:0", &[][..]),
+        ("[::1]:0", &[]),
+        ("unix:socket", &[]),
+        (":0", &["--demo", "false"]),
+        (":0", &["--root", "."]),
+    ] {
+        let server = Server::builder().workers(1).bind([bind]).args(args.iter().copied()).start();
+        assert_eq!(server.count_log(ADVICE), 0, "{bind} {args:?}");
+        server.stop();
+    }
+}

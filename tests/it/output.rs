@@ -1,0 +1,38 @@
+//! Standard output that is full, or that nobody reads.
+
+use std::fs::OpenOptions;
+use std::process::{Command, Output, Stdio};
+
+/// `prefork ARGS` with this standard output.
+fn run(args: &[&str], out: impl Into<Stdio>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    command.args(args).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+    command.output().expect("run")
+}
+
+/// Verbs that print much and end by themselves.
+const VERBS: [&[&str]; 5] =
+    [&["--help"], &["--version"], &["help", "serve"], &["check"], &["completions", "bash"]];
+
+#[test]
+fn a_reader_that_is_gone_is_no_failure() {
+    for args in VERBS {
+        let (reader, writer) = std::io::pipe().expect("pipe");
+        drop(reader);
+        let ended = run(args, writer);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), said.as_ref()), (Some(0), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn output_that_is_full_is_told() {
+    for args in VERBS {
+        let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
+        let ended = run(args, full);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(71), "{args:?}: {said}");
+        assert!(said.contains("standard output: No space left"), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+}
