@@ -22,7 +22,7 @@ use crate::{Config, ListenAddr};
 /// What is logged once where [`exposes_demo`].
 const DEMO_WARNING: &str = "\
 the demonstration is reachable from other machines: /cluster tells about every process, and /fib, /hash, /bytes, /echo and \
-/sleep let anybody use up CPU, bandwidth and connections; give --demo false to serve only /healthz and /readyz, --root DIR \
+/sleep let anybody use up CPU, bandwidth and connections; give --demo=false to serve only /healthz and /readyz, --root DIR \
 to serve files, or --bind 127.0.0.1:PORT";
 
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {

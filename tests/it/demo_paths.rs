@@ -3,11 +3,11 @@
 use crate::support::Server;
 
 /// What the warning tells to give instead.
-const ADVICE: &str = "--demo false";
+const ADVICE: &str = "--demo=false";
 
 #[test]
 fn without_the_demonstration_only_health_checks_are_served() {
-    let server = Server::with(1, &["--demo", "false"]);
+    let server = Server::with(1, &["--demo=false"]);
     for path in ["/healthz", "/readyz"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
@@ -24,7 +24,7 @@ fn without_the_demonstration_only_health_checks_are_served() {
 
 #[test]
 fn faults_without_the_demonstration_are_refused() {
-    let ended = Server::builder().args(["--faults", "--demo", "false"]).run();
+    let ended = Server::builder().args(["--faults", "--demo=false"]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.err);
     assert!(ended.err.contains("demo"), "{}", ended.err);
 }
@@ -38,7 +38,7 @@ fn a_demonstration_that_others_can_reach_is_warned_of_once() {
         ("127.0.0.1:0", &[][..]),
         ("[::1]:0", &[]),
         ("unix:socket", &[]),
-        (":0", &["--demo", "false"]),
+        (":0", &["--demo=false"]),
         (":0", &["--root", "."]),
     ] {
         let server = Server::builder().workers(1).bind([bind]).args(args.iter().copied()).start();
