@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use rustix::io::Errno;
 use tokio::task::JoinHandle;
@@ -17,13 +17,17 @@ use super::root_dir::Wait;
 
 /// Bytes of a file that are read at a time.
 const READ_SIZE: usize = 256 * 1024;
-/// The same once all bodies of the process together hold [`BUFFERED_BYTES`]: slow clients cost no more than this each.
+/// The same once all bodies of the process together hold [`MAX_FULL_READ_BYTES`]: slow clients cost no more than this each.
 const REDUCED_READ_SIZE: usize = 16 * 1024;
 /// Bytes in buffers in one process, beyond which new ones are small.
-const BUFFERED_BYTES: usize = 32 << 20;
+const MAX_FULL_READ_BYTES: usize = 32 << 20;
+/// Buffers of [`READ_SIZE`] that are kept for the next use: making one costs more than filling it.
+const MAX_FREE_BUFFERS: usize = 8;
 
 /// Bytes in buffers of all bodies of this process.
 static BUFFERED: AtomicUsize = AtomicUsize::new(0);
+/// Buffers of [`READ_SIZE`] that nobody uses.
+static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// The body of a response of the file server.
 pub(crate) enum FileBody {
@@ -53,16 +57,14 @@ pub(crate) struct Stream {
     segments: VecDeque<Segment>,
     /// Bytes that were not sent yet.
     left: u64,
-    buffer: Buffer,
     /// A read from the disk that is under way in the blocking pool.
-    reading: Option<JoinHandle<(BytesMut, Result<usize, Errno>)>>,
+    reading: Option<JoinHandle<(Buffer, Result<usize, Errno>)>>,
 }
 
 impl FileBody {
     pub(super) fn new(segments: VecDeque<Segment>) -> FileBody {
         let left = segments.iter().map(Segment::length).sum();
-        let buffer = Buffer { last: None, size: 0 };
-        FileBody::Stream(Box::new(Stream { segments, left, buffer, reading: None }))
+        FileBody::Stream(Box::new(Stream { segments, left, reading: None }))
     }
 }
 
@@ -114,8 +116,8 @@ impl Stream {
                             Err(e) => return Poll::Ready(Some(Err(io::Error::other(e)))),
                         },
                         None => {
-                            let mut buffer = self.buffer.take(*length);
-                            let outcome = file.read_at(&mut buffer, *offset, Wait::Never);
+                            let mut buffer = Buffer::take(*length);
+                            let outcome = file.read_at(buffer.room(), *offset, Wait::Never);
                             (buffer, outcome)
                         }
                     };
@@ -132,7 +134,7 @@ impl Stream {
                             *offset += n as u64;
                             *length -= n as u64;
                             self.left -= n as u64;
-                            return Poll::Ready(Some(Ok(self.buffer.give(buffer, n))));
+                            return Poll::Ready(Some(Ok(buffer.into_bytes(n))));
                         }
                     }
                 }
@@ -143,11 +145,11 @@ impl Stream {
 
 fn read_in_pool(
     file: Arc<OpenFile>,
-    mut buffer: BytesMut,
+    mut buffer: Buffer,
     offset: u64,
-) -> JoinHandle<(BytesMut, Result<usize, Errno>)> {
+) -> JoinHandle<(Buffer, Result<usize, Errno>)> {
     tokio::task::spawn_blocking(move || {
-        let outcome = file.read_at(&mut buffer, offset, Wait::Allowed);
+        let outcome = file.read_at(buffer.room(), offset, Wait::Allowed);
         (buffer, outcome)
     })
 }
@@ -156,45 +158,82 @@ fn shortened() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was sent")
 }
 
-/// The buffer of one body. It is used again when the piece before was sent, so that it is cleared only once.
+/// A piece of a file. It goes back to the free ones when it was sent.
 struct Buffer {
-    last: Option<Bytes>,
-    /// Bytes that are counted for it; 0 before it is used.
-    size: usize,
+    memory: Vec<u8>,
+    /// Bytes of the piece, at the beginning of `memory`.
+    length: usize,
 }
 
 impl Buffer {
     /// A buffer for the next piece of a segment that has `left` more bytes.
-    fn take(&mut self, left: u64) -> BytesMut {
-        if self.size == 0 {
-            let all = BUFFERED.fetch_add(READ_SIZE, Ordering::Relaxed);
-            self.size = READ_SIZE;
-            if all > BUFFERED_BYTES {
-                BUFFERED.fetch_sub(READ_SIZE - REDUCED_READ_SIZE, Ordering::Relaxed);
-                self.size = REDUCED_READ_SIZE;
-            }
-        }
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(self.size);
-        let mut buffer = match self.last.take().map(Bytes::try_into_mut) {
-            Some(Ok(buffer)) => buffer,
-            // It is still being sent, or there was none.
-            Some(Err(_)) | None => BytesMut::new(),
+    fn take(left: u64) -> Buffer {
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let is_reduced = left <= REDUCED_READ_SIZE
+            || BUFFERED.load(Ordering::Relaxed) + READ_SIZE > MAX_FULL_READ_BYTES;
+        let memory = match is_reduced {
+            true => vec![0; left.min(REDUCED_READ_SIZE)],
+            false => free_buffers().pop().unwrap_or_else(|| vec![0; READ_SIZE]),
         };
-        buffer.resize(length, 0);
-        buffer
+        BUFFERED.fetch_add(memory.len(), Ordering::Relaxed);
+        Buffer { length: left.min(memory.len()), memory }
     }
 
-    /// The first `n` bytes of `buffer`, to be sent.
-    fn give(&mut self, mut buffer: BytesMut, n: usize) -> Bytes {
-        buffer.truncate(n);
-        let piece = buffer.freeze();
-        self.last = Some(piece.clone());
-        piece
+    /// What is to be filled.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.memory[..self.length]
+    }
+
+    /// The first `n` bytes, to be sent.
+    fn into_bytes(mut self, n: usize) -> Bytes {
+        self.length = n.min(self.length);
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory[..self.length]
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        BUFFERED.fetch_sub(self.size, Ordering::Relaxed);
+        BUFFERED.fetch_sub(self.memory.len(), Ordering::Relaxed);
+        let mut free = free_buffers();
+        if self.memory.len() == READ_SIZE && free.len() < MAX_FREE_BUFFERS {
+            free.push(std::mem::take(&mut self.memory));
+        }
+    }
+}
+
+fn free_buffers() -> MutexGuard<'static, Vec<Vec<u8>>> {
+    FREE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_small_once_all_together_hold_much() {
+        const MANY: usize = 400;
+        let held: Vec<Buffer> = (0..MANY).map(|_| Buffer::take(1 << 30)).collect();
+        let sum: usize = held.iter().map(|buffer| buffer.memory.len()).sum();
+        assert!(sum <= MAX_FULL_READ_BYTES + MANY * REDUCED_READ_SIZE, "{sum}");
+        assert_eq!(held[MANY - 1].as_ref().len(), REDUCED_READ_SIZE);
+        drop(held);
+        assert!(free_buffers().len() <= MAX_FREE_BUFFERS);
+        assert_eq!(Buffer::take(1 << 30).as_ref().len(), READ_SIZE);
+    }
+
+    #[test]
+    fn a_buffer_has_no_more_than_is_left_and_sends_no_more_than_was_read() {
+        for left in [1, 1000, REDUCED_READ_SIZE as u64 + 1] {
+            let mut buffer = Buffer::take(left);
+            assert_eq!(buffer.room().len() as u64, left);
+            buffer.room()[0] = 7;
+            assert_eq!(buffer.into_bytes(1), [7][..]);
+        }
     }
 }
