@@ -93,6 +93,11 @@ impl Error {
         Kind::Application { what, why: why.to_string() }.into()
     }
 
+    /// Whether an address could not be had.
+    pub(crate) fn is_bind(&self) -> bool {
+        matches!(*self.0, Kind::Bind { .. })
+    }
+
     /// The status a process that ends with this error should exit with (see [`exit`]).
     pub fn exit_status(&self) -> u8 {
         match *self.0 {

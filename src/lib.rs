@@ -57,7 +57,7 @@ pub use config::{
 pub use error::{Error, Result, exit};
 pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 pub use isolated::{Isolated, IsolatedError};
-pub use listener::ListenAddr;
+pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use mail::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
 };

@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
-use nix::sys::stat::{Mode, fchmod};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
+use nix::sys::stat::{Mode, fchmod, umask};
+use nix::unistd::{Gid, Uid, fchownat};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::sys;
@@ -17,13 +18,43 @@ use crate::sys;
 /// and that must not keep us from starting.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The file of a Unix socket that we made; removed on drop, if it is still ours.
+/// Mode, owner and group of a file, in numbers. `None` leaves a value as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct FileAccess {
+    pub(crate) mode: Option<u32>,
+    pub(crate) owner: Option<u32>,
+    pub(crate) group: Option<u32>,
+}
+
+/// The file of a Unix socket; removed on drop if we made it and it is still the same.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
+    /// Absolute: nobody may find another file there after a change of directory.
     path: PathBuf,
+    id: FileId,
+    /// Only this process removes it: a fork has a copy of this value, and no right to it. `None`: it is not ours to
+    /// remove.
+    owner: Option<u32>,
+}
+
+/// Tells a file from every other one that is or was at its path. A number of an inode alone is used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
     inode: u64,
-    /// Only this process removes it: a fork has a copy of this value, and no right to it.
-    owner: u32,
+    /// `None` where the file system does not say.
+    born: Option<SystemTime>,
+}
+
+impl FileId {
+    /// The socket at `path`. A link to one is none.
+    fn at(path: &Path) -> io::Result<FileId> {
+        let meta = std::fs::symlink_metadata(path)?;
+        if !meta.file_type().is_socket() {
+            return Err(io::Error::other("it is not a socket"));
+        }
+        Ok(FileId { device: meta.dev(), inode: meta.ino(), born: meta.created().ok() })
+    }
 }
 
 impl SocketFile {
@@ -34,23 +65,37 @@ impl SocketFile {
         mode: Option<u32>,
         backlog: i32,
     ) -> Result<(Socket, SocketFile), String> {
+        SocketFile::bind_with(path, FileAccess { mode, ..FileAccess::default() }, backlog)
+    }
+
+    /// The same with an owner and a group. Nobody can connect before the file has them.
+    pub(crate) fn bind_with(
+        path: &Path,
+        access: FileAccess,
+        backlog: i32,
+    ) -> Result<(Socket, SocketFile), String> {
         // Two starts at once: without the lock, the second could find the first bound but not yet listening,
         // take it for dead and remove its file.
         let _lock = lock_directory_of(path);
         remove_if_stale(path)?;
-        let bound = bind_and_listen(path, mode, backlog).map_err(|e| e.to_string())?;
-        match mode {
-            Some(mode) if bound.1.mode()? != mode => Err(format!(
-                "its file cannot have mode {mode:o}: set a umask that leaves the owner's rights"
-            )),
-            _ => Ok(bound),
-        }
+        let (socket, file) = bind_only(path, access.mode).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => "its directory does not exist: make it first".to_string(),
+            io::ErrorKind::PermissionDenied => {
+                format!("its directory cannot be written by this user ({e})")
+            }
+            _ => e.to_string(),
+        })?;
+        file.set_owner(access)?;
+        // Until now a client was refused, whatever the rights of the file.
+        socket.listen(backlog).map_err(|e| e.to_string())?;
+        Ok((socket, file))
     }
 
-    /// The file of a socket that another image of process `owner` made.
-    pub(crate) fn inherit(path: &Path, owner: u32) -> Option<SocketFile> {
-        let inode = std::fs::symlink_metadata(path).ok()?.ino();
-        Some(SocketFile { path: path.to_path_buf(), inode, owner })
+    /// The file of a socket that another image of process `owner` made; of one that somebody else made and removes, if
+    /// there is no owner.
+    pub(crate) fn inherit(path: &Path, owner: Option<u32>) -> Option<SocketFile> {
+        let path = std::path::absolute(path).ok()?;
+        Some(SocketFile { id: FileId::at(&path).ok()?, path, owner })
     }
 
     /// Where it is.
@@ -58,39 +103,89 @@ impl SocketFile {
         &self.path
     }
 
-    fn mode(&self) -> Result<u32, String> {
-        let meta = std::fs::symlink_metadata(&self.path)
-            .map_err(|e| format!("its file cannot be checked: {e}"))?;
-        Ok(meta.mode() & 0o777)
+    /// Whether its path still leads to it.
+    pub(crate) fn is_in_place(&self) -> bool {
+        FileId::at(&self.path).is_ok_and(|found| found == self.id)
+    }
+
+    /// Gives the file other rights, for clients that connect from now on. The error says which could not be given.
+    pub(crate) fn set_access(&self, access: FileAccess) -> Result<(), String> {
+        self.set_owner(access)?;
+        let Some(mode) = access.mode else { return Ok(()) };
+        let failed = |e: nix::Error| format!("its file cannot get mode {mode:o}: {e}");
+        // A path of its own for the very file that was checked: a link that somebody puts there is not followed.
+        let file = self.open()?;
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        nix::sys::stat::fchmodat(
+            nix::fcntl::AT_FDCWD,
+            path.as_str(),
+            Mode::from_bits_truncate(mode),
+            nix::sys::stat::FchmodatFlags::FollowSymlink,
+        )
+        .map_err(failed)
+    }
+
+    fn set_owner(&self, access: FileAccess) -> Result<(), String> {
+        let FileAccess { owner, group, .. } = access;
+        if owner.is_none() && group.is_none() {
+            return Ok(());
+        }
+        let (uid, gid) = (owner.map(Uid::from_raw), group.map(Gid::from_raw));
+        fchownat(&self.open()?, "", uid, gid, AtFlags::AT_EMPTY_PATH).map_err(|e| {
+            let shown = |id: Option<u32>| id.map_or("the same".to_string(), |id| id.to_string());
+            let (owner, group) = (shown(owner), shown(group));
+            format!(
+                "its file cannot get owner {owner} and group {group}: {e}; start as root, or name a group that this \
+                 user is in"
+            )
+        })
+    }
+
+    /// The file itself, whatever its path leads to later.
+    fn open(&self) -> Result<File, String> {
+        let flags = (OFlag::O_PATH | OFlag::O_NOFOLLOW).bits();
+        let failed = |e: io::Error| format!("its file cannot be opened: {e}");
+        let file =
+            File::options().read(true).custom_flags(flags).open(&self.path).map_err(failed)?;
+        let meta = file.metadata().map_err(failed)?;
+        match (meta.dev(), meta.ino()) == (self.id.device, self.id.inode) {
+            true => Ok(file),
+            false => Err("its file was replaced by another".to_string()),
+        }
+    }
+
+    #[cfg(test)]
+    fn mode(&self) -> u32 {
+        std::fs::symlink_metadata(&self.path).expect("file").mode() & 0o777
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = self.owner == std::process::id()
-            && std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
-        if ours {
+        if self.owner == Some(std::process::id()) && self.is_in_place() {
             // Nothing can be done about a failure, and the next start recognises the file as stale.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
-/// The kernel gives the file the mode of the socket less the umask: set before bind, it is never wider, not
-/// for a moment.
-fn bind_and_listen(
-    path: &Path,
-    mode: Option<u32>,
-    backlog: i32,
-) -> io::Result<(Socket, SocketFile)> {
+/// The kernel gives the file the mode of the socket less the umask, so both are set before bind: the file never has
+/// another one, not for a moment.
+fn bind_only(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    if let Some(mode) = mode {
-        fchmod(&socket, Mode::from_bits_truncate(mode))?;
-    }
-    socket.bind(&SockAddr::unix(path)?)?;
-    let inode = std::fs::symlink_metadata(path)?.ino();
-    let file = SocketFile { path: path.to_path_buf(), inode, owner: std::process::id() };
-    socket.listen(backlog)?;
+    let addr = SockAddr::unix(path)?;
+    let before = match mode {
+        Some(mode) => {
+            fchmod(&socket, Mode::from_bits_truncate(mode))?;
+            Some(umask(Mode::empty()))
+        }
+        None => None,
+    };
+    let bound = socket.bind(&addr);
+    before.map(umask);
+    bound?;
+    let path = std::path::absolute(path)?;
+    let file = SocketFile { id: FileId::at(&path)?, path, owner: Some(std::process::id()) };
     Ok((socket, file))
 }
 
@@ -147,7 +242,7 @@ mod tests {
         let path = dir.path().join("s");
         drop(std::os::unix::net::UnixListener::bind(&path).expect("stale"));
         let (_live, file) = SocketFile::bind(&path, Some(0o600), 16).expect("replaces it");
-        assert_eq!(file.mode(), Ok(0o600));
+        assert_eq!(file.mode(), 0o600);
         let why = SocketFile::bind(&path, Some(0o600), 16).expect_err("taken");
         assert!(why.starts_with("address already in use (held by pid "), "{why}");
         drop(file);
@@ -177,6 +272,42 @@ mod tests {
         }
         assert_eq!(std::fs::read_to_string(&data).expect("kept"), "data");
         assert!(link.is_symlink() && dir.path().join("stale").exists());
+    }
+
+    #[test]
+    fn the_mode_is_exact_whatever_the_umask_and_can_be_changed() {
+        let dir = tempfile::tempdir().expect("dir");
+        for mode in [0o666, 0o660, 0o600, 0o777] {
+            let path = dir.path().join(format!("{mode:o}"));
+            let access = FileAccess { mode: Some(mode), ..FileAccess::default() };
+            let (_socket, file) = SocketFile::bind_with(&path, access, 16).expect("bind");
+            assert_eq!(file.mode(), mode);
+            let access = FileAccess { mode: Some(0o640), ..FileAccess::default() };
+            file.set_access(access).expect("change");
+            assert_eq!(file.mode(), 0o640);
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_is_not_in_its_place() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let (_socket, file) = SocketFile::bind(&path, None, 16).expect("bind");
+        assert!(file.is_in_place());
+        std::fs::remove_file(&path).expect("remove");
+        assert!(!file.is_in_place());
+        // Most file systems give the same inode number again.
+        let _other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        assert!(!file.is_in_place());
+        drop(file);
+        assert!(path.exists(), "the file of another is not removed");
+    }
+
+    #[test]
+    fn a_directory_that_does_not_exist_is_told() {
+        let dir = tempfile::tempdir().expect("dir");
+        let why = SocketFile::bind(&dir.path().join("no/s"), None, 16).expect_err("no directory");
+        assert!(why.contains("directory does not exist"), "{why}");
     }
 
     #[test]

@@ -83,7 +83,11 @@ impl Target {
                 // The kernel heeds it for connect, too, which waits while the queue of the server is full.
                 let set = socket.set_write_timeout(Some(PATIENCE));
                 set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(&e))?;
-                Ok(Address { addr, domain: Domain::UNIX, listener: ListenAddr::Unix(path.clone()) })
+                Ok(Address {
+                    addr,
+                    domain: Domain::UNIX,
+                    listener: ListenAddr::Unix(path.as_path().into()),
+                })
             }
             Place::Tcp(name, port) => {
                 let found =
@@ -149,7 +153,7 @@ impl Address {
             ListenAddr::Tcp(addr) => {
                 addr.ip().is_unspecified() || UdpSocket::bind((addr.ip(), 0)).is_ok()
             }
-            ListenAddr::Unix(_) | ListenAddr::Fd(_) => true,
+            ListenAddr::Unix(_) | ListenAddr::Fd(_) | ListenAddr::Host(_) => true,
         }
     }
 }

@@ -1,21 +1,22 @@
 //! `prefork health`: whether a server is ready, asked as a balancer asks: over its port. For health checks of
 //! containers, which have no other program in them.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::ListenAddr;
 use crate::config::duration;
 use crate::config::raw::{Inputs, RawFlags};
 use crate::error::{Error, Result, exit};
 use crate::printable::printable;
+use crate::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
 ADDRESS is HOST:PORT, :PORT or unix:PATH. Without it the first address is asked that the environment and the \
@@ -86,16 +87,32 @@ fn ask(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String
             let stream = TcpStream::connect_timeout(&reachable(*addr), left(deadline)?)?;
             exchange(&stream, path, deadline)
         }
-        ListenAddr::Unix(file) => exchange(&connect_unix(file, deadline)?, path, deadline),
+        ListenAddr::Host(host) => {
+            let addrs = (host.name.as_str(), host.port).to_socket_addrs()?;
+            let mut failed = io::Error::other("the name has no address");
+            for addr in addrs {
+                match TcpStream::connect_timeout(&addr, left(deadline)?) {
+                    Ok(stream) => return exchange(&stream, path, deadline),
+                    Err(e) => failed = e,
+                }
+            }
+            Err(failed)
+        }
+        ListenAddr::Unix(unix) => exchange(&connect_unix(unix, deadline)?, path, deadline),
         ListenAddr::Fd(_) => Err(io::Error::other("a descriptor has no address: name one")),
     }
 }
 
 /// Connects to a Unix socket. The kernel waits while the queue of the server is full, for as long as a write may take.
-fn connect_unix(file: &Path, deadline: Instant) -> io::Result<Socket> {
+fn connect_unix(unix: &UnixAddr, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_write_timeout(Some(left(deadline)?))?;
-    match socket.connect(&SockAddr::unix(file)?) {
+    let addr = match unix.abstract_name() {
+        // The kernel knows an abstract name by the NUL before it.
+        Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat()))?,
+        None => SockAddr::unix(&unix.path)?,
+    };
+    match socket.connect(&addr) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(io::ErrorKind::TimedOut.into()),
         outcome => outcome.map(|()| socket),
     }

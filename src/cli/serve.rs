@@ -102,6 +102,8 @@ fn exposes_demo(settings: &Settings) -> bool {
             .ok()
             .and_then(|socket| SockRef::from(&socket).local_addr().ok()?.as_socket())
             .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),
+        // A name may be that of any address.
+        ListenAddr::Host(host) => host.name != "localhost",
     };
     let is_there = settings.app.demo && settings.app.root.is_none();
     is_there && settings.config.bind.iter().any(is_remote)
@@ -120,7 +122,7 @@ fn tidy_descriptors(bind: &[ListenAddr], log_file: Option<&Path>) -> Result<()> 
         .iter()
         .filter_map(|addr| match addr {
             ListenAddr::Fd(number) => Some(*number),
-            ListenAddr::Tcp(_) | ListenAddr::Unix(_) => None,
+            ListenAddr::Tcp(_) | ListenAddr::Host(_) | ListenAddr::Unix(_) => None,
         })
         .collect();
     passed.extend(systemd::numbers()?);

@@ -18,6 +18,9 @@ impl Cluster {
         passed: &[Passed],
     ) -> Result<ListenerSet> {
         let mut set = inherit(left)?;
+        if left.is_some() {
+            set.set_upgraded();
+        }
         if left.is_none() {
             set.take_passed(passed, &self.config.bind)?;
         }

@@ -31,6 +31,9 @@ macro_rules! setters {
 impl ConfigBuilder {
     setters! {
         bind: Vec<ListenAddr>,
+        unix_mode: Option<u32>,
+        unix_owner: Option<String>,
+        unix_group: Option<String>,
         model: Model,
         workers: Workers,
         backlog: u32,
@@ -84,7 +87,7 @@ impl ConfigBuilder {
         self
     }
 
-    /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH` or `fd://N`.
+    /// Sets [`Config::bind`] to one address in text: `HOST:PORT`, `unix:PATH`, `unix:@NAME` or `fd://N`.
     pub fn listen(mut self, addr: &str) -> Result<ConfigBuilder> {
         self.config.bind = vec![addr.parse()?];
         Ok(self)
@@ -99,6 +102,7 @@ impl ConfigBuilder {
         if let Some(twice) = c.bind.iter().enumerate().find(|(i, a)| c.bind[..*i].contains(a)) {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
+        c.set_unix_access()?;
         fits_model(&c)?;
         in_range("backlog", c.backlog.into(), 1, 65_535)?;
         in_range("boot-attempts", c.boot_attempts.into(), 1, 1_000)?;
@@ -150,6 +154,29 @@ impl ConfigBuilder {
 /// The shortest time in which TCP keep-alive can notice a vanished host: the kernel counts whole seconds, and four
 /// probes come after as many idle seconds.
 const MIN_TCP_KEEP_ALIVE: Duration = Duration::from_secs(8);
+
+impl Config {
+    /// Gives each Unix socket what it does not say itself, and checks the names.
+    fn set_unix_access(&mut self) -> Result<()> {
+        let (mode, owner, group) = (self.unix_mode, &self.unix_owner, &self.unix_group);
+        if let Some(mode) = mode.filter(|mode| *mode > 0o777) {
+            return Err(Error::config(format!(
+                "unix-mode = {mode:o} is out of range: give 0 to 777"
+            )));
+        }
+        for addr in &mut self.bind {
+            let ListenAddr::Unix(unix) = addr else { continue };
+            if unix.abstract_name().is_some() {
+                continue;
+            }
+            unix.mode = unix.mode.or(mode);
+            unix.owner = unix.owner.take().or_else(|| owner.clone());
+            unix.group = unix.group.take().or_else(|| group.clone());
+            unix.access().map_err(|why| Error::config(format!("bind = {unix}: {why}")))?;
+        }
+        Ok(())
+    }
+}
 
 /// Longer than any sensible wait, short enough that no deadline arithmetic overflows.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -9,7 +9,7 @@ use super::log_filter;
 use super::said::{Problem, Said};
 use super::value;
 use super::{Dispatch, FdStore, HalfClose, Model, Workers};
-use crate::listener::ListenAddr;
+use crate::listener::{ListenAddr, parse_mode};
 
 /// One thing an operator may set.
 pub(crate) struct Key {
@@ -69,6 +69,8 @@ pub(crate) enum Field {
     Name(fn(&mut Draft) -> &mut Option<String>),
     /// The value of a field of HTTP.
     HeaderValue(fn(&mut Draft) -> &mut Option<String>),
+    /// Permissions of a file, in octal.
+    Mode(fn(&mut Draft) -> &mut Option<u32>),
     /// A path, `auto` or `off`.
     Control(fn(&mut Draft) -> &mut ControlSocket),
     /// `auto`, `on` or `off`.
@@ -109,6 +111,7 @@ impl Key {
             Field::File(_) => "FILE",
             Field::Name(_) => "NAME",
             Field::HeaderValue(_) => "VALUE",
+            Field::Mode(_) => "MODE",
             Field::Control(_) => "PATH",
             Field::FdStore(_) => "WHEN",
             Field::Filter(_) => "FILTER",
@@ -141,6 +144,7 @@ impl Key {
             Field::File(place) => *place(draft) = Some(said.one(value::file)?),
             Field::Name(place) => *place(draft) = Some(said.one(value::name)?),
             Field::HeaderValue(place) => *place(draft) = Some(said.one(value::header_value)?),
+            Field::Mode(place) => *place(draft) = Some(said.as_written().one(parse_mode)?),
             Field::Control(place) => *place(draft) = said.one(control::read)?,
             Field::FdStore(place) => *place(draft) = said.one(str::parse)?,
             Field::Filter(place) => *place(draft) = said.one(log_filter::read)?,
@@ -173,6 +177,9 @@ impl Key {
             Field::Switch(place) => place(draft).to_string(),
             Field::Directory(place) | Field::File(place) => {
                 place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+            }
+            Field::Mode(place) => {
+                place(draft).map(|mode| format!("{mode:04o}")).unwrap_or_default()
             }
             Field::Name(place) | Field::HeaderValue(place) => {
                 place(draft).clone().unwrap_or_default()

@@ -25,9 +25,27 @@ pub(crate) static KEYS: &[Key] = &[
             "bind",
             group::LISTENING,
             Field::Addresses(|d| &mut d.config.bind),
-            "Listen here: HOST:PORT, :PORT, unix:PATH or fd://N (may be repeated)",
+            "Listen here: HOST:PORT, :PORT, unix:PATH, unix:@NAME or fd://N (may be repeated)",
         )
     },
+    key(
+        "unix-mode",
+        group::LISTENING,
+        Field::Mode(|d| &mut d.config.unix_mode),
+        "Permissions of Unix sockets in octal, as 0660; unix:PATH?mode=0660 is for one",
+    ),
+    key(
+        "unix-owner",
+        group::LISTENING,
+        Field::Name(|d| &mut d.config.unix_owner),
+        "User who owns Unix sockets, name or number; unix:PATH?owner=NAME is for one",
+    ),
+    key(
+        "unix-group",
+        group::LISTENING,
+        Field::Name(|d| &mut d.config.unix_group),
+        "Group of Unix sockets, name or number; unix:PATH?group=NAME is for one",
+    ),
     key(
         "backlog",
         group::LISTENING,

@@ -47,6 +47,13 @@ pub use workers::Workers;
 pub struct Config {
     /// Addresses to listen on, at least one. Default: `127.0.0.1:3000`.
     pub bind: Vec<ListenAddr>,
+    /// Permissions of the files of Unix sockets that name none themselves ([`UnixAddr::mode`](crate::UnixAddr::mode)).
+    /// Default: what the umask leaves of 0777.
+    pub unix_mode: Option<u32>,
+    /// Who owns those files, by name or number. Default: the user who starts the primary.
+    pub unix_owner: Option<String>,
+    /// Their group, by name or number. Default: that of the primary.
+    pub unix_group: Option<String>,
     /// What serves the connections: processes or threads. Default: [`Model::Prefork`].
     pub model: Model,
     /// How many workers; threads under [`Model::Threads`] and [`Model::ThreadPerCore`]. Default: [`Workers::Auto`].
@@ -263,6 +270,9 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             bind: vec![ListenAddr::default()],
+            unix_mode: None,
+            unix_owner: None,
+            unix_group: None,
             model: Model::Prefork,
             workers: Workers::Auto,
             backlog: 4096,

@@ -72,6 +72,18 @@ pub(crate) struct Said {
     pub source: Source,
 }
 
+impl Said {
+    /// With numbers as they were written, not in decimal: `0o660` in TOML stays octal.
+    pub(crate) fn as_written(&self) -> Said {
+        let written = |item: &Item| match item.shown.starts_with('"') {
+            true => item.clone(),
+            false => Item { text: item.shown.clone(), shown: item.shown.clone() },
+        };
+        let items = self.items.iter().map(written).collect();
+        Said { items, list: self.list, source: self.source.clone() }
+    }
+}
+
 /// What is wrong with a value: the part to show, and the words that follow it.
 #[derive(Debug)]
 pub(crate) struct Problem {

@@ -9,7 +9,7 @@ use super::kinds::{KindStatus, web};
 use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
 use crate::identity::WorkerId;
-use crate::scoreboard::{BUCKETS, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
+use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
 use crate::supervisor::{MemberView, View};
 
@@ -186,13 +186,20 @@ impl Status {
 impl WorkerStatus {
     fn of(member: &MemberView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
         let tag = member.tag;
+        // The primary knows that it is ready, and the worker what has come of that since.
+        let cannot_accept =
+            !figures.is_empty() && figures.iter().all(|one| one.state == CANNOT_ACCEPT);
+        let state = match member.state {
+            "serving" if cannot_accept => CANNOT_ACCEPT,
+            state => state,
+        };
         let mut worker = WorkerStatus {
             id: tag.id.0,
             slot: tag.slot.0,
             kind: tag.kind.to_string(),
             generation: tag.generation.0,
             pid: tag.pid,
-            state: member.state.to_string(),
+            state: state.to_string(),
             uptime_ms: millis(member.born, now),
             beat_age_ms: None,
             loop_lag: [0; BUCKETS],

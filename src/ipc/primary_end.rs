@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
+use crate::sys;
 use crate::sys::socket::{Passed, Received, receive_message, send_message};
 
 /// What listening to a worker brought.
@@ -42,6 +43,11 @@ impl PrimaryEnd {
     /// Sends `word` and a duplicate of `fd` without waiting.
     pub(crate) fn send_with(&self, word: &ToWorker, fd: BorrowedFd<'_>) -> io::Result<()> {
         send_message(&self.0, &word.encode(), Some(fd))
+    }
+
+    /// Closes it, with all that waits on it. Not for the copy of it that a forked child has: it takes what waits.
+    pub(crate) fn discard(self) {
+        sys::socket::discard_messages(&self.0);
     }
 
     /// The next word, if there is one. A descriptor that came with any other word than TRAVEL is closed.

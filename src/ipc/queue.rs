@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::sys::pass;
-use crate::sys::socket::{Passed, Received, message_pair, receive_message, send_message};
+use crate::sys::socket::{Passed, Received, message_pair, receive_trusted, send_message};
 
 /// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
 /// woken when it is down to a quarter.
@@ -123,7 +123,7 @@ impl Queue {
 /// Reads one connection from the reading end of a queue, without waiting.
 pub(crate) fn read(reading: impl AsFd) -> io::Result<Dealt> {
     let mut byte = [0u8];
-    Ok(match receive_message(reading, &mut byte) {
+    Ok(match receive_trusted(reading, &mut byte) {
         Ok(Received::Message(_, Passed::One(fd))) => {
             Dealt::One(Newcomer { fd, unix: byte[0] != 0 })
         }

@@ -2,29 +2,62 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::{Keeper, ListenAddr, Listener, holder};
+use super::orphans::{self, Freed};
+use super::{Keeper, ListenAddr, Listener, UnixAddr, addr, holder};
 use crate::error::{Error, Result};
 use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 use crate::sys;
 
+/// A socket that was made or taken over, and is in no set yet.
+pub(super) struct Acquired {
+    pub(super) listener: Listener,
+    /// Of a Unix socket.
+    pub(super) file: Option<SocketFile>,
+    /// `false` if the kernel sends nobody there yet: it is bound beside another one of ours, whose connections it
+    /// would take.
+    pub(super) listens: bool,
+}
+
+/// What is told apart in binding.
+pub(super) struct Binding<'a> {
+    pub(super) backlog: u32,
+    /// The sockets that this process listens on already, or is about to.
+    pub(super) ours: &'a [&'a Listener],
+    /// The port instead of 0.
+    pub(super) port: Option<u16>,
+    /// Whether descriptors that the parent left open are still there to be named.
+    pub(super) may_take_over: bool,
+    /// Whether nobody is served yet, so that it may take a few seconds.
+    pub(super) may_wait: bool,
+}
+
 /// Makes or takes over the listening socket of `addr`.
-pub(super) fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<SocketFile>)> {
-    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+pub(super) fn acquire(addr: &ListenAddr, binding: &Binding<'_>) -> Result<Acquired> {
+    let backlog = queue_length(binding.backlog);
+    let mut listens = true;
     let (socket, file) = match addr {
-        ListenAddr::Tcp(tcp) => (bind_tcp(*tcp, backlog)?, None),
-        ListenAddr::Unix(path) => {
-            let (socket, file) =
-                SocketFile::bind(path, None, backlog).map_err(|why| Error::bind(addr, why))?;
-            (socket, Some(file))
+        ListenAddr::Tcp(tcp) => {
+            let mut tcp = *tcp;
+            binding.port.into_iter().for_each(|port| tcp.set_port(port));
+            let bound = bind_tcp(tcp, backlog, binding)?;
+            listens = bound.1;
+            (bound.0, None)
         }
-        ListenAddr::Fd(number) => (take_over(addr, *number)?, None),
+        ListenAddr::Unix(unix) => {
+            bind_unix(unix, backlog, binding.may_wait).map_err(|why| Error::bind(addr, why))?
+        }
+        ListenAddr::Fd(number) => take_over(addr, *number, binding.may_take_over)?,
+        ListenAddr::Host(_) => {
+            return Err(Error::bind(addr, "the host name was not looked up"));
+        }
     };
-    Ok((listening(addr, Slot(0), socket)?, file))
+    Ok(Acquired { listener: listening(addr, Slot(0), socket)?, file, listens })
 }
 
 /// Takes over a socket that was made for `addr` by another image of process `owner`, with its file; without one, it is
@@ -35,19 +68,37 @@ pub(super) fn inherit(
     fd: OwnedFd,
     owner: Option<u32>,
 ) -> Result<(Listener, Option<SocketFile>)> {
+    let socket = Socket::from(fd);
     let file = match addr {
-        ListenAddr::Unix(path) => owner.and_then(|owner| SocketFile::inherit(path, owner)),
-        ListenAddr::Tcp(_) | ListenAddr::Fd(_) => None,
+        ListenAddr::Unix(unix) if unix.abstract_name().is_none() => {
+            SocketFile::inherit(&unix.path, owner)
+        }
+        ListenAddr::Fd(_) => file_of(&socket),
+        ListenAddr::Unix(_) | ListenAddr::Tcp(_) | ListenAddr::Host(_) => None,
     };
-    Ok((listening(addr, slot, Socket::from(fd))?, file))
+    Ok((listening(addr, slot, socket)?, file))
+}
+
+/// The file of a Unix socket that somebody else made, and removes.
+fn file_of(socket: &Socket) -> Option<SocketFile> {
+    let local = socket.local_addr().ok()?;
+    SocketFile::inherit(local.as_pathname()?, None)
+}
+
+fn queue_length(backlog: u32) -> i32 {
+    i32::try_from(backlog).unwrap_or(i32::MAX)
 }
 
 /// A listening socket of another process, which knows the address.
 pub(super) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
     let socket = Socket::from(fd);
-    let local = socket.local_addr().ok().and_then(|local| local.as_socket());
-    let local = local.ok_or_else(|| Error::config("the socket of a slot is no TCP socket"))?;
-    listening(&ListenAddr::Tcp(local), slot, socket)
+    let local = socket.local_addr().map_err(|e| Error::system("read the name of a socket", e))?;
+    let addr = match (local.as_socket(), local.as_pathname()) {
+        (Some(tcp), _) => ListenAddr::Tcp(tcp),
+        (None, Some(path)) => ListenAddr::Unix(path.into()),
+        (None, None) => ListenAddr::Unix(UnixAddr::new("@")),
+    };
+    listening(&addr, slot, socket)
 }
 
 /// A further socket of the group of `first`, which does not listen yet: until then the kernel sends nobody there.
@@ -66,7 +117,7 @@ pub(super) fn join(first: &Listener, slot: Slot) -> Result<Listener> {
         let _ = first.socket.set_reuse_port(true);
     }
     let socket = bind(addr).map_err(|e| {
-        let why = format!("slot {slot} gets no socket of its own: {}", explain(&e, addr));
+        let why = format!("slot {slot} gets no socket of its own: {}", explain(&e, addr, &[]));
         Error::bind(&first.addr, why)
     })?;
     listening(&first.addr, slot, socket)
@@ -74,10 +125,9 @@ pub(super) fn join(first: &Listener, slot: Slot) -> Result<Listener> {
 
 /// From here on the kernel sends connections to it.
 pub(super) fn listen(joined: &Listener, backlog: u32) -> Result<()> {
-    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     joined
         .socket
-        .listen(backlog)
+        .listen(queue_length(backlog))
         .map_err(|e| Error::bind(&joined.addr, format!("slot {} cannot listen: {e}", joined.slot)))
 }
 
@@ -86,6 +136,8 @@ fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> 
     socket
         .set_nonblocking(true)
         .map_err(|e| Error::system(format!("make {addr} non-blocking"), e))?;
+    // Accepted connections have what their listening socket has. With SO_LINGER, closing one could block a whole loop.
+    let _ = socket.set_linger(None);
     let local =
         socket.local_addr().map_err(|e| Error::system(format!("read the name of {addr}"), e))?;
     let local = match (local.as_socket(), local.as_pathname()) {
@@ -96,18 +148,163 @@ fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> 
     Ok(Listener { addr: addr.clone(), local, slot, socket, keeper: Keeper::Us, lone: false })
 }
 
+/// A TCP socket, and whether it listens already: see [`Acquired`].
+fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &Binding<'_>) -> Result<(Socket, bool)> {
+    let error = match bind_alone(addr, backlog) {
+        Ok(socket) => return Ok((socket, true)),
+        Err(e) => e,
+    };
+    if error.kind() == io::ErrorKind::AddrInUse {
+        if let Some(socket) = bind_beside(addr, binding.ours, &error)? {
+            return Ok((socket, false));
+        }
+        match orphans::free(&ListenAddr::Tcp(addr), binding.may_wait) {
+            Freed::Taken(fd) => {
+                return revive(fd, backlog).map(|s| (s, true)).map_err(|e| Error::bind(addr, e));
+            }
+            Freed::Gone => {
+                let again = bind_alone(addr, backlog).map(|socket| (socket, true));
+                return again.map_err(|e| Error::bind(addr, explain(&e, addr, &[])));
+            }
+            Freed::No => {}
+        }
+    }
+    Err(Error::bind(addr, explain(&error, addr, &[])))
+}
+
 /// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
 /// of the same user share the port and silently take half the traffic; a probe before would leave a race.
 /// This way the bind itself is the guard, and the socket is a reuseport one from then on.
-fn bind_tcp(addr: SocketAddr, backlog: i32) -> Result<Socket> {
+fn bind_alone(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
+    let socket = tcp(addr)?;
+    socket.bind(&addr.into())?;
+    socket.listen(backlog)?;
+    socket.set_reuse_port(true)?;
+    Ok(socket)
+}
+
+/// Binds `addr` beside sockets of ours in its way (`127.0.0.1:80` and `[::]:80`), if nobody else's is: as a reuseport
+/// socket, which the kernel allows beside others of the same user. `None` if none of ours is in its way.
+fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Result<Option<Socket>> {
+    let in_the_way: Vec<&&Listener> = ours
+        .iter()
+        .filter(|one| one.tcp().is_some_and(|local| addr::overlaps(local, addr)))
+        .collect();
+    let Some(first) = in_the_way.first() else { return Ok(None) };
+    let own: Vec<u64> = ours.iter().filter_map(|one| inode(&one.socket)).collect();
+    // The kernel would let us join a reuseport socket of any service of this user.
+    if holder::listening(addr).iter().any(|one| !own.contains(&one.inode)) {
+        return Err(Error::bind(addr, explain(error, addr, &own)));
+    }
+    // Ours have it; one that was passed to us may not.
+    in_the_way.iter().for_each(|one| drop(one.socket.set_reuse_port(true)));
     let bind = || -> io::Result<Socket> {
         let socket = tcp(addr)?;
-        socket.bind(&addr.into())?;
-        socket.listen(backlog)?;
         socket.set_reuse_port(true)?;
+        socket.bind(&addr.into())?;
         Ok(socket)
     };
-    bind().map_err(|e| Error::bind(addr, explain(&e, addr)))
+    bind().map(Some).map_err(|e| {
+        let made_by = match first.keeper {
+            Keeper::Manager => "that the service manager passed, so change it there",
+            Keeper::Us | Keeper::Store => "that was made with another user's rights or without SO_REUSEPORT",
+        };
+        Error::bind(
+            addr,
+            format!(
+                "this service itself listens on {} already, with a socket {made_by}, and the kernel lets no second one \
+                 join it ({e}): restart the service to change the address",
+                first.local
+            ),
+        )
+    })
+}
+
+/// A socket of a primary that is dead, as if it was bound by us.
+fn revive(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
+    let socket = Socket::from(fd);
+    // Nobody keeps a program of that primary up to date, and what it meant to close is open again.
+    let _ = sys::bpf::detach(socket.as_fd());
+    let _ = socket.detach_filter();
+    socket.listen(backlog)?;
+    if socket.domain()? != Domain::UNIX {
+        socket.set_reuse_port(true)?;
+    }
+    Ok(socket)
+}
+
+fn bind_unix(
+    unix: &UnixAddr,
+    backlog: i32,
+    may_wait: bool,
+) -> std::result::Result<(Socket, Option<SocketFile>), String> {
+    match unix.abstract_name() {
+        None => bind_path(unix, backlog, may_wait).map(|(socket, file)| (socket, Some(file))),
+        Some(name) => bind_abstract(unix, name, backlog, may_wait).map(|socket| (socket, None)),
+    }
+}
+
+fn bind_path(
+    unix: &UnixAddr,
+    backlog: i32,
+    may_wait: bool,
+) -> std::result::Result<(Socket, SocketFile), String> {
+    let access = unix.access()?;
+    let bind = || SocketFile::bind_with(&unix.path, access, backlog);
+    bind().or_else(|why| match orphans::free(&ListenAddr::Unix(unix.clone()), may_wait) {
+        Freed::Taken(fd) => {
+            let socket = revive(fd, backlog).map_err(|e| e.to_string())?;
+            let file = SocketFile::inherit(&unix.path, Some(std::process::id()));
+            let file = file.ok_or("its file was removed in this moment; try again")?;
+            file.set_access(access)?;
+            Ok((socket, file))
+        }
+        Freed::Gone => bind(),
+        Freed::No => Err(why),
+    })
+}
+
+/// Binds a name that has no file: it ends with the last descriptor of the socket.
+fn bind_abstract(
+    unix: &UnixAddr,
+    name: &[u8],
+    backlog: i32,
+    may_wait: bool,
+) -> std::result::Result<Socket, String> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = [b"\0", name].concat();
+    let bind = || -> io::Result<Socket> {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.bind(&SockAddr::unix(std::ffi::OsStr::from_bytes(&path))?)?;
+        socket.listen(backlog)?;
+        Ok(socket)
+    };
+    let in_use = |e: &io::Error| match e.kind() {
+        io::ErrorKind::AddrInUse => {
+            let holders = holder::holders_of(&holder::unix_inodes(&unix.path));
+            match holders.first().and_then(|holder| sys::process::describe(holder.pid)) {
+                Some(holder) => format!("address already in use (held by {holder})"),
+                None => "address already in use".to_string(),
+            }
+        }
+        _ => e.to_string(),
+    };
+    let error = match bind() {
+        Ok(socket) => return Ok(socket),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
+        Err(e) => return Err(e.to_string()),
+    };
+    match orphans::free(&ListenAddr::Unix(unix.clone()), may_wait) {
+        Freed::Taken(fd) => revive(fd, backlog).map_err(|e| e.to_string()),
+        Freed::Gone => bind().map_err(|e| in_use(&e)),
+        Freed::No => Err(in_use(&error)),
+    }
+}
+
+/// The inode by which `/proc` names a socket.
+fn inode(socket: &Socket) -> Option<u64> {
+    let file = std::fs::File::from(socket.as_fd().try_clone_to_owned().ok()?);
+    file.metadata().ok().map(|meta| meta.ino())
 }
 
 fn tcp(addr: SocketAddr) -> io::Result<Socket> {
@@ -124,9 +321,9 @@ fn tcp(addr: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn explain(error: &io::Error, addr: SocketAddr) -> String {
+fn explain(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => match holder::of_port(addr) {
+        io::ErrorKind::AddrInUse => match holder::of_port(addr, ours) {
             Some(holder) => format!("address already in use (held by {holder})"),
             None => "address already in use".to_string(),
         },
@@ -142,15 +339,41 @@ fn explain(error: &io::Error, addr: SocketAddr) -> String {
 }
 
 /// A socket that our parent opened: it must be a listening stream socket, and is otherwise left as it is.
-fn take_over(addr: &ListenAddr, number: i32) -> Result<Socket> {
-    let fd = sys::fd::adopt(number).map_err(|e| {
-        Error::bind(addr, format!("descriptor {number} was not passed to this process ({e})"))
-    })?;
-    let socket = Socket::from(fd);
-    match is_stream_listener(&socket) {
-        true => Ok(socket),
-        false => Err(Error::bind(addr, "the descriptor is not a listening stream socket")),
+fn take_over(
+    addr: &ListenAddr,
+    number: i32,
+    may_take_over: bool,
+) -> Result<(Socket, Option<SocketFile>)> {
+    let refused = |e: io::Error| {
+        Error::bind(
+            addr,
+            format!(
+                "descriptor {number} was not passed to this process when it started, or was given up since ({e}): restart \
+                 the service with it"
+            ),
+        )
+    };
+    if !may_take_over {
+        return Err(refused(io::Error::other("an upgrade passes only sockets that are in use")));
     }
+    let fits = |fd: std::os::fd::BorrowedFd<'_>| {
+        fd.try_clone_to_owned().is_ok_and(|fd| is_stream_listener(&Socket::from(fd)))
+    };
+    match sys::fd::adopt_if(number, fits).map_err(refused)? {
+        Some(fd) => {
+            let socket = Socket::from(fd);
+            let file = file_of(&socket);
+            Ok((socket, file))
+        }
+        None => Err(Error::bind(addr, "the descriptor is not a listening stream socket")),
+    }
+}
+
+/// Whether connections can come to it: it listens, and nobody has shut it down.
+pub(super) fn is_alive(socket: &Socket) -> bool {
+    let watch = sys::poll::Watch::new(socket.as_fd(), sys::poll::Interest::End);
+    let ended = sys::poll::wait(&[watch], Some(std::time::Duration::ZERO));
+    socket.is_listener().unwrap_or(false) && ended.is_ok_and(|ended| ended == [false])
 }
 
 /// Whether it is what can be served.
@@ -161,6 +384,12 @@ pub(super) fn is_stream_listener(socket: &Socket) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<SocketFile>)> {
+        let binding =
+            Binding { backlog, ours: &[], port: None, may_take_over: true, may_wait: false };
+        super::acquire(addr, &binding).map(|acquired| (acquired.listener, acquired.file))
+    }
 
     fn loopback() -> ListenAddr {
         "127.0.0.1:0".parse().expect("address")

@@ -108,7 +108,8 @@ impl ListenerSet {
         let addr: ListenAddr = addr.parse().ok().filter(|addr| bind.contains(addr))?;
         let socket = Socket::from(fd);
         // The file of a Unix socket that somebody has removed leads nobody here any more.
-        let lost = matches!(&addr, ListenAddr::Unix(path) if !path.exists());
+        let lost = matches!(&addr, ListenAddr::Unix(unix)
+            if unix.abstract_name().is_none() && !unix.path.exists());
         if lost || !bind::is_stream_listener(&socket) || self.has(&addr, slot) {
             return None;
         }
@@ -158,7 +159,7 @@ fn address(socket: &Socket, number: i32) -> ListenAddr {
     let path = local.as_ref().filter(|_| socket.domain().is_ok_and(|d| d == Domain::UNIX));
     match (tcp, path.and_then(|local| local.as_pathname())) {
         (Some(tcp), _) => ListenAddr::Tcp(tcp),
-        (None, Some(path)) => ListenAddr::Unix(path.to_path_buf()),
+        (None, Some(path)) => ListenAddr::Unix(path.into()),
         // It has a name that is no file.
         (None, None) => ListenAddr::Fd(number),
     }
@@ -207,7 +208,7 @@ mod tests {
             .rev()
             .map(|one| {
                 let name = one.store_name().expect("short");
-                let number = std::os::fd::IntoRawFd::into_raw_fd(one.socket);
+                let number = sys::fd::leave_open(one.socket.into());
                 Passed { number, name }
             })
             .collect();
@@ -220,7 +221,7 @@ mod tests {
         let other = back.listeners.drain(..2).zip(&names);
         let passed: Vec<Passed> = other
             .map(|(one, name)| {
-                let number = std::os::fd::IntoRawFd::into_raw_fd(one.socket);
+                let number = sys::fd::leave_open(one.socket.into());
                 Passed { number, name: name.clone() }
             })
             .collect();

@@ -11,11 +11,17 @@
 
 mod addr;
 mod bind;
+mod fit;
 mod holder;
 mod kept;
+mod names;
+mod orphans;
+mod repair;
 mod tcp_keep_alive;
+mod unix_addr;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{SockFilter, Socket};
@@ -24,9 +30,14 @@ use crate::error::Result;
 use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 use crate::sys::{self, tcp_info::Queue};
-pub use addr::ListenAddr;
+pub use addr::{HostAddr, ListenAddr};
+use bind::{Acquired, Binding};
 pub(crate) use holder::holders;
 pub(crate) use kept::{Keeper, serve_passed};
+pub(crate) use names::{Lookup, Names, look_up};
+pub(crate) use repair::Repaired;
+pub use unix_addr::UnixAddr;
+pub(crate) use unix_addr::parse_mode;
 
 /// One listening socket.
 #[derive(Debug)]
@@ -49,8 +60,24 @@ pub(crate) struct Listener {
 #[derive(Debug, Default)]
 pub(crate) struct ListenerSet {
     pub(crate) listeners: Vec<Listener>,
-    /// Files of Unix sockets we made, removed when the primary drops this. Never crosses into a worker.
+    /// Files of Unix sockets; those that we made are removed when the primary drops this. Never crosses into a worker.
     files: Vec<(ListenAddr, SocketFile)>,
+    /// Addresses with port 0 that share one port, as they are those of one host name.
+    same_port: Vec<Vec<ListenAddr>>,
+    /// This image was begun by an upgrade: no descriptor is left that could be named as `fd://N`.
+    upgraded: bool,
+    /// Somebody is served: nothing may wait any more.
+    serving: bool,
+}
+
+/// What was opened.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    /// New addresses, as the kernel has them.
+    pub(crate) locals: Vec<String>,
+    /// Those among them, as the operator wrote them, that take connections which went to another socket of ours until
+    /// now: whoever served that one has to serve this one at once.
+    pub(crate) narrower: Vec<ListenAddr>,
 }
 
 /// Lets every TCP segment pass but a SYN without ACK: byte 13 of the header holds the flags.
@@ -82,7 +109,7 @@ impl Listener {
     }
 
     /// Whether a worker of `slot` is born with it; with one for each slot only if it is its own.
-    fn is_for(&self, slot: Slot, socket_per_slot: bool) -> bool {
+    pub(crate) fn is_for(&self, slot: Slot, socket_per_slot: bool) -> bool {
         let own = if socket_per_slot { slot } else { Slot(0) };
         self.is_everybodys() || self.slot == own
     }
@@ -90,6 +117,11 @@ impl Listener {
     /// Whether connections come over a Unix socket: see `bind::listening` for the names.
     pub(crate) fn is_unix(&self) -> bool {
         !self.local.starts_with("http://")
+    }
+
+    /// Its TCP address, with the real port.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok().and_then(|local| local.as_socket())
     }
 
     /// Nobody can queue here any more; who is in the queue stays in it. Without this, a connection that is
@@ -128,20 +160,16 @@ impl ListenerSet {
     }
 
     /// Opens what is missing of `addrs`, with a socket for each of the first `slots` slots: all of it or nothing.
-    /// Returns the names of addresses that are new.
     pub(crate) fn open_missing(
         &mut self,
         addrs: &[ListenAddr],
         backlog: u32,
         slots: u32,
-    ) -> Result<Vec<String>> {
-        let mut opened = Vec::new();
-        for addr in addrs.iter().filter(|addr| !self.has(addr, Slot(0))) {
-            opened.push(bind::acquire(addr, backlog)?);
-        }
+    ) -> Result<Opened> {
+        let opened = self.acquire_missing(addrs, backlog)?;
         // All are bound before the first one listens: a socket that is closed again after it has listened
         // would reset whom the kernel has sent there.
-        let firsts = self.listeners.iter().chain(opened.iter().map(|(listener, _)| listener));
+        let firsts = self.listeners.iter().chain(opened.iter().map(|one| &one.listener));
         let (mut joining, mut lone) = (Vec::new(), Vec::new());
         for first in firsts.filter(|first| addrs.contains(&first.addr) && first.slot == Slot(0)) {
             match self.bind_rest(first, slots) {
@@ -149,31 +177,71 @@ impl ListenerSet {
                 Err(why) => lone.push(self.stays_alone(first, why)?),
             }
         }
+        let mut outcome = Opened::default();
+        for one in &opened {
+            outcome.locals.push(one.listener.local.clone());
+            if !one.listens && self.takes_over_from_another(&one.listener) {
+                outcome.narrower.push(one.listener.addr.clone());
+            }
+        }
+        for Acquired { listener, file, listens } in opened {
+            if !listens {
+                bind::listen(&listener, backlog)?;
+            }
+            self.files.extend(file.map(|file| (listener.addr.clone(), file)));
+            self.listeners.push(listener);
+        }
         for first in self.listeners.iter_mut().filter(|first| lone.contains(&first.addr)) {
             first.lone = true;
         }
         for listener in &joining {
             bind::listen(listener, backlog)?;
         }
-        let names = opened.iter().map(|(listener, _)| listener.local.clone()).collect();
-        for (listener, file) in opened {
-            self.files.extend(file.map(|file| (listener.addr.clone(), file)));
-            self.listeners.push(listener);
-        }
         self.listeners.extend(joining);
-        Ok(names)
+        Ok(outcome)
+    }
+
+    /// The first socket of each of `addrs` that has none yet.
+    fn acquire_missing(&self, addrs: &[ListenAddr], backlog: u32) -> Result<Vec<Acquired>> {
+        let mut opened: Vec<Acquired> = Vec::new();
+        for addr in addrs.iter().filter(|addr| !self.has(addr, Slot(0))) {
+            if opened.iter().any(|one| one.listener.addr == *addr) {
+                continue;
+            }
+            match self.same_port.iter().find(|group| group.contains(addr)) {
+                Some(group) => self.acquire_group(group, backlog, &mut opened)?,
+                None => opened.push(self.acquire(addr, backlog, None, &opened)?),
+            }
+        }
+        Ok(opened)
+    }
+
+    fn acquire(
+        &self,
+        addr: &ListenAddr,
+        backlog: u32,
+        port: Option<u16>,
+        opened: &[Acquired],
+    ) -> Result<Acquired> {
+        let ours = self.listeners.iter().chain(opened.iter().map(|one| &one.listener));
+        let ours: Vec<&Listener> = ours.collect();
+        let (may_take_over, may_wait) = (!self.upgraded, !self.upgraded && !self.serving);
+        bind::acquire(addr, &Binding { backlog, ours: &ours, port, may_take_over, may_wait })
+    }
+
+    /// Whether connections to `new` went to another of our sockets until now.
+    fn takes_over_from_another(&self, new: &Listener) -> bool {
+        let Some(new) = new.tcp() else { return false };
+        let others = self.listeners.iter().filter_map(Listener::tcp);
+        others.into_iter().any(|other| addr::covers(other, new))
     }
 
     /// Whether `open_missing` would find its addresses free, without a word to a client: new addresses are opened,
     /// but no socket joins a group that is at work.
-    pub(crate) fn rehearse(
-        &mut self,
-        addrs: &[ListenAddr],
-        backlog: u32,
-        slots: u32,
-    ) -> Result<()> {
-        self.open_missing(addrs, backlog, 1)?;
-        let named = self.listeners.iter().filter(|first| addrs.contains(&first.addr));
+    pub(crate) fn rehearse(&self, addrs: &[ListenAddr], backlog: u32, slots: u32) -> Result<()> {
+        let opened = self.acquire_missing(addrs, backlog)?;
+        let new = opened.iter().map(|one| &one.listener);
+        let named = self.listeners.iter().chain(new).filter(|first| addrs.contains(&first.addr));
         for first in named.filter(|first| first.slot == Slot(0)) {
             if let Err(why) = self.bind_rest(first, slots) {
                 self.stays_alone(first, why)?;
@@ -218,6 +286,7 @@ impl ListenerSet {
     /// served by workers that hold them, or lost when the last share is dropped.
     pub(crate) fn remove_unnamed(&mut self, named: &[&ListenAddr]) -> Vec<Listener> {
         self.files.retain(|(addr, _)| named.contains(&addr));
+        self.same_port.retain(|group| group.iter().any(|addr| named.contains(&addr)));
         let closed = self.listeners.extract_if(.., |listener| !named.contains(&&listener.addr));
         closed.inspect(Listener::refuse_newcomers).collect()
     }

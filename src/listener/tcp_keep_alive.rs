@@ -40,14 +40,16 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::listener::bind::acquire;
+    use crate::listener::ListenerSet;
     use socket2::SockRef;
     use std::net::TcpStream;
 
     #[test]
     fn accepted_connections_inherit_it() {
         let addr = "127.0.0.1:0".parse().expect("address");
-        let (listener, _) = acquire(&addr, 16).expect("bind");
+        let mut set = ListenerSet::default();
+        set.open_missing(&[addr], 16, 1).expect("bind");
+        let listener = &set.listeners[0];
         let to = listener.socket.local_addr().expect("name").as_socket().expect("tcp");
         let accept = || {
             let client = TcpStream::connect(to).expect("connect");

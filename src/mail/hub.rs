@@ -14,7 +14,7 @@ pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
 use crate::identity::{WorkerId, WorkerTag};
 use crate::sys::poll::{self, Interest, Watch};
-use crate::sys::socket::{Passed, Received, receive_message, send_message};
+use crate::sys::socket::{Passed, Received, discard_messages, receive_message, send_message};
 
 /// Packets taken from one worker in one turn.
 const PACKETS_A_TURN: usize = 4;
@@ -128,7 +128,9 @@ impl MailHub {
         let mut garbled = Vec::new();
         for (want, _) in ready {
             if let Err(why) = self.listen(want.id, PACKETS_A_TURN) {
-                self.channels.remove(&want.id);
+                if let Some(channel) = self.channels.remove(&want.id) {
+                    discard_messages(&channel.fd);
+                }
                 self.post.condemn(want.id);
                 garbled.push((want.id, why));
             }

@@ -9,7 +9,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
-use crate::identity::WorkerTag;
+use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::scoreboard::ThreadRow;
 use crate::sys;
@@ -56,11 +56,10 @@ pub(super) async fn obey(relay: Rc<Relay>) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
-            // There is one slot, so there is none that somebody else has to serve; refused like any that cannot be.
-            Order::Adopt { slot, .. } | Order::Word(ToWorker::Adopt { slot, .. }) => {
-                relay.say(&ToPrimary::NotAdopted(slot));
-            }
-            Order::Word(ToWorker::GiveBack(_)) => {}
+            // One thread is enough for a socket that is there until the next worker comes.
+            Order::Adopt { fd, slot, closing } => relay.adopt(&fd, slot, closing),
+            Order::Word(ToWorker::Adopt { slot, .. }) => relay.say(&ToPrimary::NotAdopted(slot)),
+            Order::Word(word @ ToWorker::GiveBack(_)) => relay.tell_all(&word),
             // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
             Order::Word(ToWorker::Arrive(_) | ToWorker::Log) => {}
         }
@@ -157,6 +156,14 @@ impl Relay {
                 Err(e) => log::warn!("{} cannot tell its thread {number}: {e}", self.tag),
                 Ok(()) => {}
             }
+        }
+    }
+
+    /// Has a thread accept from a socket that the primary sent: the first one that takes it.
+    fn adopt(&self, fd: &OwnedFd, slot: Slot, closing: bool) {
+        let word = ToWorker::Adopt { slot, closing };
+        if !self.members.iter().any(|member| member.takes(&word, fd)) {
+            self.say(&ToPrimary::NotAdopted(slot));
         }
     }
 

@@ -4,6 +4,7 @@ mod awaited;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use awaited::Awaited;
@@ -18,8 +19,25 @@ use crate::scoreboard::Scoreboard;
 use crate::supervisor::Supervisor;
 use crate::sys;
 
-/// How long accepting rests when descriptors have run out, or a listening socket is broken.
+/// How long accepting rests when descriptors have run out.
 const REST: Duration = Duration::from_millis(100);
+
+/// How long a listening socket that accepting fails at for good rests for the first time. Doubled each time.
+const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(10);
+
+/// The longest of those rests.
+const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// After how many such failures in a row a socket counts as one that gives no connections.
+const FAILURES_UNTIL_ERROR: u32 = 3;
+
+/// A listening socket that accepting fails at for a reason that is none of the connection's.
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    failures: u32,
+    /// Not to be asked before.
+    until: Instant,
+}
 
 /// What dealing looks at and does not change.
 pub(super) struct Table<'a> {
@@ -39,6 +57,10 @@ pub(super) struct Dealer {
     awaited: Awaited,
     /// The listening sockets at which somebody waits.
     ready: Vec<usize>,
+    /// Those that are polled, in the order in which they are.
+    polled: Vec<usize>,
+    /// Those that fail, by the number of their descriptor.
+    failing: BTreeMap<i32, Failing>,
     /// Where to begin among those, so that none is always the last.
     first: usize,
     haul: Haul,
@@ -181,7 +203,9 @@ impl Dealer {
             let most = self.haul.most().min(left);
             let (mut got, mut more) = (0, true);
             while got < most && more {
-                match sys::socket::accept(listener) {
+                let accepted = sys::socket::accept(listener);
+                self.note(listener, &accepted, now);
+                match accepted {
                     Ok(fd) => {
                         self.exhausted = false;
                         self.held.push_back(Newcomer { fd, unix });
@@ -189,7 +213,8 @@ impl Dealer {
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
                     // Gone before we came.
-                    Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => got += 1,
+                    Err(e) if sys::socket::is_of_connection(&e) => got += 1,
+                    Err(e) if !sys::socket::is_exhaustion(&e) => more = false,
                     Err(e) => {
                         self.rest = Some(now + REST);
                         if !std::mem::replace(&mut self.exhausted, true) {
@@ -204,6 +229,53 @@ impl Dealer {
         }
         // Kept for its memory.
         self.ready = ready;
+    }
+
+    /// A socket that fails for good rests, longer each time, and leaves the others alone.
+    fn note(&mut self, listener: &Listener, outcome: &io::Result<OwnedFd>, now: Instant) {
+        let key = listener.socket.as_raw_fd();
+        let error = match outcome {
+            Err(e) if e.kind() != io::ErrorKind::WouldBlock => e,
+            _ if self.failing.is_empty() => return,
+            _ => {
+                let before = self.failing.remove(&key);
+                if before.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR) {
+                    super::journal::accepts_again(&listener.local);
+                }
+                return;
+            }
+        };
+        if sys::socket::is_of_connection(error) || sys::socket::is_exhaustion(error) {
+            return;
+        }
+        let failures = self.failing.get(&key).map_or(0, |one| one.failures).saturating_add(1);
+        let rest = ACCEPT_RETRY_MIN.saturating_mul(1 << failures.min(16)).min(ACCEPT_RETRY_MAX);
+        self.failing.insert(key, Failing { failures, until: now + rest });
+        if failures == FAILURES_UNTIL_ERROR {
+            super::journal::accept_fails(&listener.local, error);
+        }
+    }
+
+    /// Whether connections could come, but no listening socket gives any.
+    pub(super) fn cannot_accept(&self, listeners: &[Listener]) -> bool {
+        let fails = |listener: &Listener| {
+            let failing = self.failing.get(&listener.socket.as_raw_fd());
+            failing.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR)
+        };
+        !listeners.is_empty() && listeners.iter().all(fails)
+    }
+
+    /// Decides which listening sockets are polled. Returns when one that rests is to be asked again.
+    fn choose_polled(&mut self, listeners: &[Listener], now: Instant) -> Option<Instant> {
+        let failing = &self.failing;
+        let rest = |listener: &Listener| {
+            let failing = failing.get(&listener.socket.as_raw_fd()).map(|one| one.until);
+            failing.filter(|until| *until > now)
+        };
+        let all = listeners.iter().enumerate();
+        self.polled.clear();
+        self.polled.extend(all.filter(|(_, one)| rest(one).is_none()).map(|(index, _)| index));
+        listeners.iter().filter_map(rest).min()
     }
 
     /// Puts what is held into the queues of those whose turn it is.

@@ -121,6 +121,12 @@ impl Journal {
         self.tell(info(format!("listening on {local}, too")));
     }
 
+    pub(super) fn reopened(&mut self, local: &str) {
+        self.tell(warn(format!(
+            "nobody could reach {local} any more (its file was removed, or its socket shut down): opened it again"
+        )));
+    }
+
     pub(super) fn closed(&mut self, local: &str) {
         self.tell(info(format!("not listening on {local} any more")));
     }
@@ -203,6 +209,17 @@ pub(super) fn lost_connections(count: u64, why: &str) {
 
 pub(super) fn lost_newcomers(count: u64, why: &str) {
     log::warn!("closed {count} new connections so far that nobody had begun to serve: {why}");
+}
+
+pub(super) fn accept_fails(local: &str, why: &dyn Display) {
+    log::error!(
+        "cannot accept on {local}: {why}; trying again each second (if the socket was shut down, a reload opens it again; \
+         if a seccomp filter or a security module forbids accept4, allow it)"
+    );
+}
+
+pub(super) fn accepts_again(local: &str) {
+    log::info!("accepting on {local} again");
 }
 
 pub(super) fn cannot_accept(local: &str, why: &dyn Display) {

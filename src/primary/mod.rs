@@ -159,6 +159,8 @@ pub(crate) struct Primary {
     oom_kills: OomKills,
     stopping_told: bool,
     launcher: Launcher,
+    /// The configuration of a reload that waits for host names.
+    candidate: Option<reread::Candidate>,
     /// The new binary that is being tried.
     proof: Option<Proof>,
     /// Those that were killed, until they are reaped.
@@ -198,8 +200,7 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        let mut journal = Journal::default();
-        let config = Rc::new(config);
+        let (mut journal, config) = (Journal::default(), Rc::new(config));
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
         journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
@@ -235,6 +236,7 @@ impl Primary {
             oom_kills: OomKills::of_this_process(),
             stopping_told: false,
             launcher,
+            candidate: None,
             proof: None,
             stopped_proofs: Vec::new(),
             taking_over: false,
@@ -250,6 +252,7 @@ impl Primary {
     }
 
     fn begin(&mut self, left: Option<&Manifest>) -> Result<()> {
+        self.listeners.set_serving();
         if let Some(manifest) = left {
             self.adopt(manifest)?;
             // Those that died during the exec were reported to nobody, or to a mask that held it back.

@@ -37,8 +37,7 @@ impl Primary {
             Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),
             Action::Kill(worker) => self.signal(worker, Signal::SIGKILL),
             Action::ReadConfig(generation) => {
-                let event = self.read_config(generation);
-                self.queue.push_back(event);
+                self.read_config(generation);
             }
             Action::Prove => self.prove(),
             Action::StopProof => self.stop_proof(),

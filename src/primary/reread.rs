@@ -4,33 +4,96 @@
 //! fails the reload while nothing has changed. Sockets that no configuration in use names are closed.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::Primary;
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::error::Result;
 use crate::identity::{Generation, Slot};
+use crate::listener::{Lookup, Names};
 use crate::supervisor::Event;
+use crate::sys;
+
+/// A configuration whose host names are being looked up.
+pub(super) struct Candidate {
+    generation: Generation,
+    config: Config,
+    pub(super) lookup: Lookup,
+}
 
 impl Primary {
-    /// Reads the configuration for workers of `generation`.
-    pub(super) fn read_config(&mut self, generation: Generation) -> Event {
-        let outcome = self.prepare(generation).map_err(|e| e.to_string());
-        Event::ConfigRead { outcome }
+    /// Reads the configuration for workers of `generation`. What comes of it is the next event, or, where host names have
+    /// to be looked up first, a later one.
+    pub(super) fn read_config(&mut self, generation: Generation) {
+        self.stop_lookup();
+        let outcome = (self.reread)().and_then(|config| match Lookup::start(&config.bind)? {
+            None => self.prepare(generation, config, &Names::default()).map(Some),
+            Some(lookup) => {
+                self.candidate = Some(Candidate { generation, config, lookup });
+                Ok(None)
+            }
+        });
+        self.config_read(outcome);
     }
 
-    fn prepare(&mut self, generation: Generation) -> Result<crate::config::Policy> {
-        let config = (self.reread)()?;
+    /// Goes on with a reload whose host names are known by now, or will not be.
+    pub(super) fn tend_lookup(&mut self) {
+        let done = |candidate: &mut Candidate| {
+            candidate.lookup.is_complete() || candidate.lookup.deadline <= Instant::now()
+        };
+        let Some(mut candidate) = self.candidate.take_if(done) else { return };
+        let names = candidate.lookup.finish();
+        self.bury_lookup(candidate.lookup.pid);
+        if !self.supervisor.awaits_config(candidate.generation) {
+            return;
+        }
+        let Candidate { generation, config, .. } = candidate;
+        let outcome = names.and_then(|names| self.prepare(generation, config, &names).map(Some));
+        self.config_read(outcome);
+    }
+
+    fn config_read(&mut self, outcome: Result<Option<Policy>>) {
+        let outcome = outcome.map_err(|e| e.to_string()).transpose();
+        self.queue.extend(outcome.map(|outcome| Event::ConfigRead { outcome }));
+    }
+
+    fn stop_lookup(&mut self) {
+        if let Some(mut candidate) = self.candidate.take() {
+            let _ = candidate.lookup.finish();
+            self.bury_lookup(candidate.lookup.pid);
+        }
+    }
+
+    /// It has ended, or is about to: then its SIGCHLD brings us back.
+    fn bury_lookup(&mut self, pid: u32) {
+        if matches!(sys::wait::reap(pid), Ok(None)) {
+            self.stopped_proofs.push(pid);
+        }
+    }
+
+    fn prepare(
+        &mut self,
+        generation: Generation,
+        mut config: Config,
+        names: &Names,
+    ) -> Result<Policy> {
         if self.log.prepare(generation, &config)? {
             self.journal.takes_a_restart("log-file");
         }
         self.warn_of_the_fixed(&config);
+        self.listeners.fit(&mut config.bind, names);
         // For those that there are while it is under way, and those that it wants in the end.
         let slots = config.policy().workers.max(self.supervisor.wanted());
         let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
+        let repaired = self.listeners.repair(&config.bind, config.backlog);
+        let repaired = self.settle_repaired(repaired?);
+        // Whatever becomes of this reload: clients reach these, and the old ones no more.
+        self.serve_at_once(&repaired);
         let opened = self.listeners.open_missing(&config.bind, config.backlog, slots)?;
-        for local in opened {
-            self.journal.opened(&local);
+        for local in &opened.locals {
+            self.journal.opened(local);
         }
+        self.serve_at_once(&opened.narrower);
         self.store_sockets();
         let policy = config.policy();
         self.configs.insert(generation, Rc::new(config));

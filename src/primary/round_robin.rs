@@ -27,6 +27,8 @@ impl Primary {
     pub(super) fn deal(&mut self, now: Instant) -> Option<Duration> {
         self.dealer.await_nothing();
         let dealt_to = self.children.values().any(|child| child.queue.is_some());
+        let cannot = dealt_to && self.dealer.cannot_accept(&self.listeners.listeners);
+        self.board.cannot_accept(cannot);
         if !dealt_to && self.dealer.held().next().is_none() {
             return None;
         }

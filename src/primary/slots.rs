@@ -2,12 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Instant;
 
 use super::Primary;
+use crate::config::Dispatch;
 use crate::identity::{Slot, WorkerId};
-use crate::ipc::ToWorker;
-use crate::listener::Listener;
+use crate::ipc::{ToWorker, Unread};
+use crate::listener::{ListenAddr, Listener, Repaired};
 use crate::supervisor::Event;
+use crate::sys;
+
+/// Connections that are taken from the queue of a socket that was replaced. More have hardly come.
+const MAX_MOVED_CONNECTIONS: usize = 256;
 
 impl Primary {
     /// Opens what is missing for so many slots of the configuration in force.
@@ -22,6 +29,56 @@ impl Primary {
         self.tend_steering();
         self.store_sockets();
         Event::SocketsOpened { slots, outcome }
+    }
+
+    /// Workers that serve take these addresses on, besides what they have, and those that replace them are born with
+    /// them: connections come there from now on, and the new generation may never get ready.
+    pub(super) fn serve_at_once(&mut self, addrs: &[ListenAddr]) {
+        if addrs.is_empty() {
+            return;
+        }
+        for config in self.configs.values_mut() {
+            let missing: Vec<_> =
+                addrs.iter().filter(|a| !config.bind.contains(a)).cloned().collect();
+            Rc::make_mut(config).bind.extend(missing);
+        }
+        let new = || self.listeners.listeners.iter().filter(|one| addrs.contains(&one.addr));
+        for child in self.children.values().filter(|one| one.serves_web(&self.supervisor)) {
+            let config = self.configs.get(&child.tag.generation);
+            let Some(dispatch) = config.map(|config| config.dispatch) else { continue };
+            // Under round-robin the primary accepts.
+            if dispatch == Dispatch::RoundRobin || child.released {
+                continue;
+            }
+            let adopted = self.supervisor.adopters().filter(|(_, worker)| *worker == child.tag.id);
+            let slots: BTreeSet<Slot> =
+                adopted.map(|(slot, _)| slot).chain([child.tag.slot]).collect();
+            let per_slot = dispatch.has_socket_per_slot();
+            for listener in new().filter(|l| slots.iter().any(|slot| l.is_for(*slot, per_slot))) {
+                let word = ToWorker::Adopt { slot: listener.slot, closing: false };
+                let Some(channel) = &child.channel else { continue };
+                if let Err(e) = channel.send_with(&word, listener.as_fd()) {
+                    self.journal.cannot_hand_slot(child.tag, listener.slot, &e);
+                }
+            }
+        }
+    }
+
+    /// Tells of sockets that were made anew, and passes on what waits in those that they replace.
+    pub(super) fn settle_repaired(&mut self, repaired: Repaired) -> Vec<ListenAddr> {
+        let Repaired { addrs, replaced } = repaired;
+        for listener in &replaced {
+            if listener.slot == Slot(0) {
+                self.journal.reopened(&listener.local);
+            }
+            for _ in 0..MAX_MOVED_CONNECTIONS {
+                let Ok(fd) = sys::socket::accept(listener) else { break };
+                self.relay.take_in(fd, Unread::default(), Instant::now());
+            }
+        }
+        self.unstore(&replaced);
+        self.tend_steering();
+        addrs
     }
 
     /// One message for each socket of the slot. What fails is for the supervisor to try otherwise.

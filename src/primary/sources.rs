@@ -10,7 +10,7 @@ use super::{Child, Primary};
 use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
-use crate::ipc::{Heard, ToPrimary, ToWorker};
+use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::poll::{Set, Watch};
@@ -76,6 +76,7 @@ impl Primary {
         let full = self.relay.is_full();
         let control = self.control.as_ref();
         let others = control.and_then(Server::deadline).into_iter().chain(self.mail.deadline());
+        let others = others.chain(self.candidate.as_ref().map(|one| one.lookup.deadline));
         let next = deadline.into_iter().chain(others).chain(telling).min();
         let until = next.map(|at| at.saturating_duration_since(now));
         self.mail.hub.flush();
@@ -92,7 +93,9 @@ impl Primary {
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
             let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
-            let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd)).chain(proof);
+            let lookup = self.candidate.iter().map(|one| one.lookup.as_fd());
+            let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd));
+            let fds = fds.chain(proof).chain(lookup);
             let asking = control.into_iter().flat_map(Server::watched);
             let mail = self.mail.hub.watches(&letters);
             let set = Set::new(fds.map(Watch::read).chain(mail).chain(asking));
@@ -110,12 +113,7 @@ impl Primary {
                 self.queue.extend(child.listen(WORDS_A_TURN, &mut self.relay));
             }
         }
-        let mut others = &ready[1 + open.len()..];
-        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.is_open())
-            && others.split_off_first() == Some(&true)
-        {
-            proof.listen();
-        }
+        let others = self.listen_to_children_at_work(&ready[1 + open.len()..]);
         let (mail, asked) = others.split_at(letters.len());
         let (mail, asked) = (mail.to_vec(), asked.to_vec());
         self.read_mail(&letters, &mail);
@@ -126,11 +124,25 @@ impl Primary {
         self.attend_control(&asked);
         self.deliver_mail();
         self.tend_desks();
+        self.tend_lookup();
 
         if deadline.is_some_and(|at| at <= Instant::now()) {
             self.queue.push_back(Event::DeadlineReached);
         }
         Ok(())
+    }
+
+    /// Reads what the new binary that is tried says. Returns the flags of all that is not it or a lookup of names.
+    fn listen_to_children_at_work<'a>(&mut self, mut ready: &'a [bool]) -> &'a [bool] {
+        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.is_open())
+            && ready.split_off_first() == Some(&true)
+        {
+            proof.listen();
+        }
+        if self.candidate.is_some() {
+            ready.split_off_first();
+        }
+        ready
     }
 
     pub(super) fn heed_signals(&mut self) -> std::io::Result<()> {
@@ -210,6 +222,7 @@ impl Primary {
     fn knows(&self, pid: u32) -> bool {
         self.children.values().any(|child| child.pid == pid)
             || self.proof.as_ref().is_some_and(|proof| proof.pid == pid)
+            || self.candidate.as_ref().is_some_and(|candidate| candidate.lookup.pid == pid)
             || self.stopped_proofs.contains(&pid)
     }
 }
@@ -252,7 +265,7 @@ impl Child {
                     Event::ChannelClosed { worker }
                 }
                 Heard::Garbage(why) => {
-                    self.channel = None;
+                    self.channel.take().into_iter().for_each(PrimaryEnd::discard);
                     Event::Garbled { worker, why }
                 }
             };

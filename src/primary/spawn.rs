@@ -127,7 +127,7 @@ impl Primary {
             return Ok(None);
         }
         self.children.clear();
-        self.proof = None;
+        (self.proof, self.candidate) = (None, None);
         self.pid_file = None;
         if config.titles {
             let what = if tag.slot.is_web() { "worker" } else { tag.kind };

@@ -57,6 +57,8 @@ pub(crate) const TIMED_OUT: Word = Word(30);
 pub(crate) const WANTED: Word = Word(32);
 pub(crate) const RESTARTS: Word = Word(33);
 pub(crate) const ROWS: Word = Word(34);
+/// On the page of the primary: 1 while it accepts for all workers and none of its sockets gives connections.
+pub(crate) const CANNOT_ACCEPT: Word = Word(35);
 
 /// The counters that are kept when a worker dies: all from `ACCEPTED` to `TIMED_OUT`.
 pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TIMED_OUT.0;

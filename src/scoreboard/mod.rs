@@ -38,7 +38,7 @@ pub use pool::PoolSnapshot;
 pub(crate) use pool::{Ending, PoolMeter};
 pub(crate) use row::{Meter, OwnRow, ThreadRow, WorkerState};
 pub(crate) use shared::{Row, SharedRow};
-pub(crate) use snapshot::Glance;
+pub(crate) use snapshot::{CANNOT_ACCEPT, Glance};
 pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};
 
 /// The primary's page.
@@ -198,6 +198,12 @@ impl Scoreboard {
         STATE.store(page, u64::from(stopping));
     }
 
+    /// Whether the primary, where it accepts for all, can accept from none of its sockets.
+    pub(crate) fn cannot_accept(&self, so: bool) {
+        // On the page of the primary this word has no other meaning.
+        layout::CANNOT_ACCEPT.store(self.writable.page(PRIMARY), u64::from(so));
+    }
+
     /// The little that watching a worker takes.
     pub(crate) fn glance(&self, row: RowIndex) -> Glance {
         Glance::of(self.pages(row))
@@ -289,6 +295,11 @@ impl Reader {
     /// Whether the primary says that the cluster stops, or is about to.
     pub(crate) fn is_stopping(&self) -> bool {
         STATE.load(self.pages.page(PRIMARY)) == 1
+    }
+
+    /// Whether the primary accepts for all workers, and cannot.
+    pub(crate) fn cannot_accept(&self) -> bool {
+        layout::CANNOT_ACCEPT.load(self.pages.page(PRIMARY)) == 1
     }
 
     fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {

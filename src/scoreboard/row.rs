@@ -30,6 +30,8 @@ pub(crate) enum WorkerState {
     Draining = 3,
     /// This thread has left; others of its process may still serve.
     Left = 4,
+    /// It serves what is open, and no listening socket gives it new connections.
+    CannotAccept = 5,
 }
 
 /// The writing side of one row. Every method is a few plain stores; none can fail or block.

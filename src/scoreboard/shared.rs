@@ -7,8 +7,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::inflight::{self, Entries, Ticket};
-use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, TIMED_OUT};
-use super::row::Meter;
+use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
+use super::row::{Meter, WorkerState};
 use crate::sys::shm::Page;
 
 /// What a request is entered in, by one thread or by any.
@@ -85,6 +85,13 @@ impl Row for SharedRow {
         if let Some(ticket) = ticket {
             self.entries().finish(self.page, ticket);
         }
+    }
+}
+
+impl SharedRow {
+    /// Whether the worker said that no listening socket gives it connections.
+    pub(crate) fn cannot_accept(&self) -> bool {
+        STATE.load(self.page) == WorkerState::CannotAccept as u64
     }
 }
 

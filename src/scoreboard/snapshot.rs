@@ -101,6 +101,9 @@ impl ClusterSnapshot {
     }
 }
 
+/// The state of a worker that no listening socket gives connections.
+pub(crate) const CANNOT_ACCEPT: &str = "cannot-accept";
+
 /// What watching a worker takes.
 #[derive(Default)]
 pub(crate) struct Glance {
@@ -156,6 +159,7 @@ impl WorkerSnapshot {
             2 => "serving",
             3 => "draining",
             4 => "left",
+            5 => CANNOT_ACCEPT,
             _ => "unknown",
         };
         let now = monotonic_ms();

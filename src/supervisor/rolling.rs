@@ -71,6 +71,11 @@ impl Supervisor {
         self.roll = Some(Roll::Reading { askers });
     }
 
+    /// Whether a reload waits for the configuration of `generation`.
+    pub(crate) fn awaits_config(&self, generation: Generation) -> bool {
+        matches!(self.roll, Some(Roll::Reading { .. })) && self.last_generation == generation
+    }
+
     pub(super) fn config_read(
         &mut self,
         outcome: Result<Policy, String>,

@@ -1,23 +1,94 @@
 //! File descriptors by number: what the parent left open, and what must not stay so.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use super::{cvt, libc};
 
+/// Descriptors that were open when this program began, and that nobody has taken since. `None` until it is known.
+static INHERITED: Mutex<Option<BTreeSet<RawFd>>> = Mutex::new(None);
+
+fn inherited() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
+    INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Remembers which descriptors from 3 up the parent left open to this program; only those can be taken by number. The
+/// first call decides: make it before the program opens anything that is not close-on-exec.
+///
+/// A descriptor that came over an exec is not close-on-exec, and whatever Rust opens is: so no descriptor with an owner in
+/// this process is ever among them.
+pub(crate) fn record_inherited() -> io::Result<()> {
+    let mut inherited = inherited();
+    if inherited.is_some() {
+        return Ok(());
+    }
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        found.extend(number.filter(|number| *number >= 3 && stays_open_over_exec(*number)));
+    }
+    *inherited = Some(found);
+    Ok(())
+}
+
+fn stays_open_over_exec(number: RawFd) -> bool {
+    // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
+    let flags = cvt(unsafe { libc::fcntl(number, libc::F_GETFD) });
+    flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
+}
+
 /// Takes over descriptor `number`, which another program opened and left to us, and marks it close-on-exec.
 ///
-/// Each number may be taken once, at the start of the program.
+/// # Errors
+/// It was not open when this program began (see [`record_inherited`]), or was taken already.
 pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
-    cvt(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-    // SAFETY: the descriptor is open (checked above) and, by this function's contract, has no other owner
-    // in this process: it was inherited.
+    adopt_if(number, |_| true)?.ok_or(io::ErrorKind::InvalidInput.into())
+}
+
+/// The same if `fits` says so; otherwise it stays what it is, `None`.
+pub(crate) fn adopt_if(
+    number: RawFd,
+    fits: impl FnOnce(BorrowedFd<'_>) -> bool,
+) -> io::Result<Option<OwnedFd>> {
+    record_inherited()?;
+    let mut inherited = inherited();
+    let numbers = inherited.get_or_insert_default();
+    // Closed since, by code that knew the number.
+    if !numbers.contains(&number) || !stays_open_over_exec(number) {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is open (checked above), and stays so in this statement: no other thread takes it while
+    // the lock is held.
+    if !fits(unsafe { BorrowedFd::borrow_raw(number) }) {
+        return Ok(None);
+    }
+    numbers.remove(&number);
+    // SAFETY: the descriptor is open (checked above). It was open when the program began and was never taken: the set
+    // gives each number once. So nobody in this process owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    Ok(fd)
+    Ok(Some(fd))
+}
+
+/// As a parent would leave `fd` open to this program: it can be taken by the number.
+#[cfg(test)]
+pub(crate) fn leave_open(fd: OwnedFd) -> RawFd {
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("open");
+    record_inherited().expect("recorded");
+    let number = std::os::fd::IntoRawFd::into_raw_fd(fd);
+    inherited().as_mut().expect("recorded").insert(number);
+    number
+}
+
+/// In a forked child that does nothing but answer: closes all descriptors from 3 up but `kept`.
+///
+/// Every owner of one of them is a copy of the parent's; the child ends without running any destructor.
+pub(crate) fn close_all_but(kept: impl AsFd) -> io::Result<()> {
+    close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
 /// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
@@ -73,23 +144,53 @@ pub(crate) fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from 3 up except `keep`: what a shell or a service manager left open by accident
-/// would otherwise live on in every worker.
+/// Closes every descriptor from 3 up that the parent left open, except `keep`: what a shell or a service manager left
+/// open by accident would otherwise live on in every worker. Those that are kept can be taken by [`adopt`].
 ///
 /// Only for the start of a program, before anything in it owns a descriptor.
 pub(crate) fn close_inherited_except(keep: &[RawFd]) -> io::Result<()> {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    record_inherited()?;
+    if let Some(numbers) = inherited().as_mut() {
+        numbers.retain(|number| keep.contains(number));
+    }
+    close_from_3_except(keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect())
+}
+
+fn close_from_3_except(mut keep: Vec<u32>) -> io::Result<()> {
     keep.sort_unstable();
     let mut from = 3;
     for number in keep.into_iter().filter(|n| *n >= 3).chain([u32::MAX]) {
         if number > from {
             let last = if number == u32::MAX { u32::MAX } else { number - 1 };
             // Not every C library has a function for this call.
-            // SAFETY: by this function's contract nothing in the process owns these descriptors yet.
+            // SAFETY: by the contracts of the callers nothing in the process uses these descriptors.
             let result = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
             cvt(result as libc::c_int)?;
         }
         from = number.saturating_add(1);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn only_what_was_left_open_can_be_taken_and_only_once() {
+        let own = File::open("/dev/null").expect("open");
+        let error = adopt(own.as_raw_fd()).expect_err("it has an owner");
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        let number = leave_open(File::open("/dev/null").expect("open").into());
+        assert!(adopt_if(number, |_| false).expect("open").is_none());
+        let taken = adopt(number).expect("left open");
+        assert_eq!(taken.as_raw_fd(), number);
+        assert!(!stays_open_over_exec(number));
+        assert!(adopt(number).is_err());
+        for number in [-1, 0, 1, 2, i32::MAX] {
+            assert!(adopt(number).is_err(), "{number}");
+        }
+        drop(own);
+    }
 }

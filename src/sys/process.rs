@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -15,12 +15,20 @@ use crate::error::Result;
 use crate::printable::printable_bytes;
 use crate::sys::signal::Signal;
 
-/// The signal the kernel sends to a worker whose primary died. Nothing else uses it in a service, and its
-/// handler checks that the primary is really gone.
-const ORPHANED: libc::c_int = libc::SIGPWR;
+/// The signal the kernel sends to a worker whose primary died. SIGCONT alone makes a stopped process go on, so that it
+/// runs the handler. The handler checks that the primary is really gone: any other SIGCONT means nothing.
+const ORPHANED: Signal = Signal::SIGCONT;
 
 static PRIMARY: AtomicI32 = AtomicI32::new(0);
+/// The process that `die_with` was called in: a fork of it has the handlers, and not their purpose.
+static WORKER: AtomicI32 = AtomicI32::new(0);
 static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
+/// A timer of the kernel that sends SIGKILL, which ends a stopped process, too. Null: there is none.
+static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
+/// Whether the timer could be made.
+static HAS_KILL_TIMER: AtomicBool = AtomicBool::new(false);
+/// Whether the grace time runs.
+static ORPHAN: AtomicBool = AtomicBool::new(false);
 
 /// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
 pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
@@ -33,21 +41,38 @@ pub(super) fn one_process(pid: u32) -> io::Result<i32> {
 }
 
 /// Makes the kernel end this process `grace_seconds` after its parent `primary` died, even if its event loop
-/// is frozen: PDEATHSIG, whose handler only arms `alarm(2)`. Returns `false` if the parent is already gone.
+/// is frozen or the process is stopped: PDEATHSIG, whose handler starts a timer that sends SIGKILL. Returns `false` if the
+/// parent is already gone.
+///
+/// Where the kernel gives no timer, SIGALRM stands in for it, which does not reach a process that is stopped later.
+/// Without a dead parent, SIGALRM means nothing.
 ///
 /// Without a loop that is frozen this never strikes: the worker sees the end of its channel and leaves.
 pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     PRIMARY.store(primary as i32, Ordering::Relaxed);
     GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
-    // SAFETY: `arm_alarm` calls only async-signal-safe functions and touches only atomics.
-    unsafe { handle(ORPHANED, arm_alarm as *const () as libc::sighandler_t)? };
-    // SAFETY: `ignore` does nothing. Unlike SIG_IGN it is not inherited by what the worker executes.
-    unsafe { handle(libc::SIGALRM, ignore as *const () as libc::sighandler_t)? };
+    WORKER.store(std::process::id() as i32, Ordering::Relaxed);
+    ORPHAN.store(false, Ordering::Relaxed);
+    match kill_timer() {
+        Ok(timer) => {
+            KILL_TIMER.store(timer, Ordering::Relaxed);
+            HAS_KILL_TIMER.store(true, Ordering::Relaxed);
+        }
+        Err(_) => HAS_KILL_TIMER.store(false, Ordering::Relaxed),
+    }
+    // SIGPWR is what older images used; by default it would end the process.
+    for signal in [ORPHANED as libc::c_int, libc::SIGPWR] {
+        // SAFETY: `start_grace` calls only async-signal-safe functions and touches only atomics.
+        unsafe { handle(signal, start_grace as *const () as libc::sighandler_t)? };
+    }
+    // SAFETY: `end_grace` calls only async-signal-safe functions and touches only atomics.
+    unsafe { handle(libc::SIGALRM, end_grace as *const () as libc::sighandler_t)? };
     let mut open = SigSet::empty();
-    open.add(Signal::SIGPWR);
-    open.add(Signal::SIGALRM);
+    for signal in [ORPHANED, Signal::SIGPWR, Signal::SIGALRM] {
+        open.add(signal);
+    }
     nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&open), None)?;
-    nix::sys::prctl::set_pdeathsig(Some(Signal::SIGPWR))?;
+    nix::sys::prctl::set_pdeathsig(Some(ORPHANED))?;
     // The parent may have died before prctl: then nobody will send the signal, and getppid tells.
     Ok(getppid().as_raw() == primary as i32)
 }
@@ -82,17 +107,47 @@ pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {
     Ok(getppid().as_raw() == parent as i32)
 }
 
-extern "C" fn ignore(_: libc::c_int) {}
+/// A timer that sends SIGKILL to this process. A fork of it does not have it.
+fn kill_timer() -> io::Result<libc::timer_t> {
+    // SAFETY: an all-zero sigevent is a valid one.
+    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+    event.sigev_notify = libc::SIGEV_SIGNAL;
+    event.sigev_signo = libc::SIGKILL;
+    let mut timer: libc::timer_t = std::ptr::null_mut();
+    // SAFETY: both pointers are valid; the kernel writes the timer to the second.
+    cvt(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) })?;
+    Ok(timer)
+}
 
-extern "C" fn arm_alarm(_: libc::c_int) {
-    // SAFETY: getppid, sigaction and alarm are async-signal-safe. The default action of SIGALRM ends the process, which only
-    // the alarm that is armed here is to do.
-    unsafe {
-        if libc::getppid() != PRIMARY.load(Ordering::Relaxed)
-            && handle(libc::SIGALRM, libc::SIG_DFL).is_ok()
-        {
-            libc::alarm(GRACE_SECONDS.load(Ordering::Relaxed));
+/// Starts the grace time, if the primary is gone and it does not run yet.
+extern "C" fn start_grace(_: libc::c_int) {
+    // SAFETY: getpid and getppid are async-signal-safe and cannot fail.
+    let (pid, parent) = unsafe { (libc::getpid(), libc::getppid()) };
+    let orphan = parent != PRIMARY.load(Ordering::Relaxed) && pid == WORKER.load(Ordering::Relaxed);
+    if !orphan || ORPHAN.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let seconds = GRACE_SECONDS.load(Ordering::Relaxed);
+    if HAS_KILL_TIMER.load(Ordering::Relaxed) {
+        // SAFETY: an all-zero itimerspec is a valid one.
+        let mut when: libc::itimerspec = unsafe { std::mem::zeroed() };
+        when.it_value.tv_sec = seconds.into();
+        let timer = KILL_TIMER.load(Ordering::Relaxed);
+        // SAFETY: timer_settime is async-signal-safe; the timer was made by `kill_timer` in this process.
+        if unsafe { libc::timer_settime(timer, 0, &raw const when, std::ptr::null_mut()) } == 0 {
+            return;
         }
+        HAS_KILL_TIMER.store(false, Ordering::Relaxed);
+    }
+    // SAFETY: alarm is async-signal-safe and cannot fail.
+    unsafe { libc::alarm(seconds) };
+}
+
+/// Ends the process if its grace time ran without a timer. A SIGALRM of anybody else does nothing.
+extern "C" fn end_grace(_: libc::c_int) {
+    if ORPHAN.load(Ordering::Relaxed) && !HAS_KILL_TIMER.load(Ordering::Relaxed) {
+        // SAFETY: kill and getpid are async-signal-safe.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     }
 }
 
@@ -170,6 +225,32 @@ pub(crate) fn describe(pid: u32) -> Option<String> {
     let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     // A name is whatever its process chose: nothing of it may reach a terminal raw.
     Some(format!("pid {pid}, {}", printable_bytes(name.trim_ascii_end(), name.len())))
+}
+
+/// When process `pid` was started, in clock ticks since the machine was: with the pid it names one process for ever, also
+/// over an exec. `None` if there is none, or only what is left of a dead one (a zombie).
+pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
+    let fields = stat_fields(pid)?;
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next()?;
+    let ticks = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X" | "x")).then_some(ticks)
+}
+
+/// The parent of process `pid`.
+pub(crate) fn parent(pid: u32) -> Option<u32> {
+    stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// `/proc/PID/stat` from the state on; the name before it may contain anything.
+fn stat_fields(pid: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(") ").map(|(_, fields)| fields.to_string())
+}
+
+/// The user as whom this process acts.
+pub(crate) fn effective_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
 }
 
 /// Milliseconds on the monotonic clock, the same for every process of this machine.

@@ -37,10 +37,28 @@ pub(crate) struct WritablePages {
     count: usize,
 }
 
+/// How the name of the memory begins; the pid and the start time of the process that made it follow.
+const NAME: &str = "prefork-scoreboard";
+
+/// Names the primary in every process that maps the memory, for others to read in `/proc/PID/maps`.
+fn primarys_name() -> String {
+    let pid = std::process::id();
+    let started = super::process::start_ticks(pid).unwrap_or(0);
+    format!("{NAME}:{pid}:{started}")
+}
+
+/// Reads a line of `/proc/PID/maps`: pid and start time of the primary that made the memory, if it is ours.
+pub(crate) fn primary_of_mapping(line: &str) -> Option<(u32, u64)> {
+    let (_, name) = line.split_once("/memfd:")?;
+    let (pid, rest) = name.strip_prefix(NAME)?.strip_prefix(':')?.split_once(':')?;
+    let started = rest.split(' ').next()?;
+    Some((pid.parse().ok()?, started.parse().ok()?))
+}
+
 /// Makes `count` zeroed pages that every process forked from now on will share, and the memory behind them.
 pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
-    let memory =
-        memfd_create("prefork-scoreboard", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memory = memfd_create(primarys_name().as_str(), flags)?;
     let length = count.checked_mul(PAGE).and_then(|length| i64::try_from(length).ok());
     nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
     let writable = map(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
@@ -162,6 +180,16 @@ mod tests {
         for count in [0, usize::MAX / PAGE + 2, usize::MAX] {
             assert!(create(count).is_err(), "{count}");
         }
+    }
+
+    #[test]
+    fn whoever_maps_the_memory_shows_who_made_it() {
+        let (_writable, _readable, _memory) = create(1).expect("create");
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let pid = std::process::id();
+        let started = super::super::process::start_ticks(pid).expect("lives");
+        assert_eq!(maps.lines().find_map(primary_of_mapping), Some((pid, started)));
+        assert_eq!(primary_of_mapping("7f0 r--p /memfd:prefork-scoreboard (deleted)"), None);
     }
 
     #[test]

@@ -66,10 +66,33 @@ pub(crate) enum Passed {
 }
 
 /// Receives one message into `buffer`. `WouldBlock` when there is none.
+///
+/// The sender is not trusted: closing a descriptor that came does not wait for its peer, whatever SO_LINGER said.
 pub(crate) fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_from(fd.as_fd(), buffer, true)
+}
+
+/// The same from a process that sends only what it accepted itself: saves a system call for each descriptor.
+pub(crate) fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_from(fd.as_fd(), buffer, false)
+}
+
+/// Takes and drops all that waits on `fd`, and lets nobody send more: what the kernel would otherwise close with the
+/// socket may have SO_LINGER set.
+pub(crate) fn discard_messages(fd: impl AsFd) {
+    let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Read);
+    let mut buffer = [0; 1];
+    while let Ok(Received::Message(..) | Received::Truncated) = receive_message(&fd, &mut buffer) {}
+}
+
+fn receive_from(
+    fd: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    resets_linger: bool,
+) -> io::Result<Received> {
     let mut reset = false;
     loop {
-        return match receive(fd.as_fd(), buffer) {
+        return match receive(fd, buffer, resets_linger) {
             Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(Received::Truncated),
             // SOCK_SEQPACKET has empty messages too, but we never send one: empty is the end.
             Ok((0, _, _)) => Ok(Received::End),
@@ -100,6 +123,7 @@ pub(crate) fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Re
 fn receive(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
+    resets_linger: bool,
 ) -> io::Result<(usize, libc::c_int, Option<OwnedFd>)> {
     #[repr(align(8))]
     struct Control([MaybeUninit<u8>; CONTROL]);
@@ -135,6 +159,10 @@ fn receive(
                     let numbers = libc::CMSG_DATA(at).cast::<RawFd>();
                     OwnedFd::from_raw_fd(numbers.add(i).read_unaligned())
                 };
+                if resets_linger {
+                    // With it set, close(2) waits for the peer, on a non-blocking socket, too. Fails if it is no socket.
+                    let _ = SockRef::from(&one).set_linger(None);
+                }
                 first.get_or_insert(one);
             }
         }
@@ -199,6 +227,25 @@ pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     )
 }
 
+/// Whether an accept failed because of the one connection that it would have brought: accept(2) reports errors of the
+/// network that are already pending on it.
+pub(crate) fn is_of_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(
+            Errno::ECONNABORTED
+                | Errno::EINTR
+                | Errno::EPROTO
+                | Errno::ENETDOWN
+                | Errno::ENOPROTOOPT
+                | Errno::EHOSTDOWN
+                | Errno::ENONET
+                | Errno::EHOSTUNREACH
+                | Errno::ENETUNREACH
+        )
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,6 +302,43 @@ mod tests {
             drop(fd);
             assert_eq!(far.read(&mut buffer).expect("the end"), 0);
         }
+    }
+
+    #[test]
+    fn a_descriptor_that_came_does_not_linger_and_neither_does_one_that_was_too_many() {
+        let (a, b) = message_pair().expect("pair");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let sockets: Vec<_> = (0..2)
+            .map(|_| {
+                std::net::TcpStream::connect(listener.local_addr().expect("name")).expect("connect")
+            })
+            .collect();
+        let numbers: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        for socket in &sockets {
+            let long = Some(std::time::Duration::from_secs(600));
+            SockRef::from(socket).set_linger(long).expect("option");
+        }
+        let control = [ControlMessage::ScmRights(&numbers)];
+        let slice = [IoSlice::new(b"take")];
+        sendmsg::<()>(a.as_raw_fd(), &slice, &control, MsgFlags::empty(), None).expect("send");
+        let got = receive_message(&b, &mut [0; 8]).expect("receive");
+        assert!(matches!(got, Received::Message(4, Passed::One(_))), "{got:?}");
+        for socket in &sockets {
+            assert_eq!(SockRef::from(socket).linger().expect("option"), None);
+        }
+    }
+
+    #[test]
+    fn what_is_discarded_does_not_linger_and_nothing_more_can_be_sent() {
+        let (a, b) = message_pair().expect("pair");
+        let (near, mut far) = UnixStream::pair().expect("connection");
+        for _ in 0..3 {
+            send_message(&a, b"take", Some(near.as_fd())).expect("send");
+        }
+        drop(near);
+        discard_messages(&b);
+        assert_eq!(far.read(&mut [0]).expect("the end"), 0);
+        assert!(send_message(&a, b"more", None).is_err());
     }
 
     #[test]

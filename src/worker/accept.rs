@@ -11,7 +11,9 @@
 //! A worker may be stopped or killed just when it was woken. The connection it was woken for is found by the next one
 //! that is woken, and by everybody at its next beat, a tenth of a second later.
 //!
-//! *Patiently*: out of file descriptors, it waits for one instead of asking again and again.
+//! *Patiently*: out of file descriptors, it waits for one instead of asking again and again. Where accepting fails for
+//! another reason again and again (a seccomp filter forbids it, somebody has shut the socket down), it backs off, says so
+//! once, and does not count as serving until a connection comes or a reload opens the socket again.
 
 use std::io;
 use std::rc::Rc;
@@ -35,6 +37,16 @@ const HANDSHAKE: Duration = Duration::from_millis(50);
 /// How long to wait when the process or the system is out of file descriptors or memory.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
+/// How long to wait after accepting has failed for a reason that is none of the connection's, for the first time. Doubled
+/// each time.
+const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(10);
+
+/// The longest of those waits.
+const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// After how many such failures in a row a socket counts as one that gives no connections.
+const FAILURES_UNTIL_ERROR: u32 = 3;
+
 /// So many times in a row a listener may be ready with nobody to accept.
 const MOST_IDLE: u32 = 1000;
 
@@ -51,6 +63,8 @@ pub(super) struct Acceptor {
     stop: Rc<Notify>,
     /// Whether it was told that descriptors have run out, and none came free since.
     exhausted: bool,
+    /// How often in a row accepting has failed for a reason that is none of the connection's.
+    failures: u32,
 }
 
 impl Acceptor {
@@ -68,7 +82,8 @@ impl Acceptor {
         let line = Line::new(state, listener.socket.into(), polite)?;
         let (state, name) = (Rc::clone(state), listener.local);
         let waits = Waits::default();
-        Ok(Acceptor { state, line, name, unix, own, newcomers, waits, stop, exhausted: false })
+        let (exhausted, failures) = (false, 0);
+        Ok(Acceptor { state, line, name, unix, own, newcomers, waits, stop, exhausted, failures })
     }
 
     pub(super) async fn run(mut self) {
@@ -86,6 +101,7 @@ impl Acceptor {
             _ if self.line.is_shared() => self.empty_queue(1),
             _ => {}
         }
+        self.recover();
         let state = Rc::clone(&self.state);
         // Our share in the socket ends here; as long as anybody else has one, it goes on listening.
         drop(self);
@@ -116,6 +132,7 @@ impl Acceptor {
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
+                    self.recover();
                     let now = Instant::now();
                     let waited = self.waits.of(&fd, self.unix, now);
                     let taken = self.newcomers.take(fd, self.unix, waited);
@@ -129,6 +146,7 @@ impl Acceptor {
                 Err(e) => self.endure(&e).await,
                 Ok(None) => {
                     burst.end();
+                    self.recover();
                     if std::mem::take(&mut took) {
                         self.line.go_to_the_end();
                     }
@@ -151,7 +169,7 @@ impl Acceptor {
         loop {
             let rung = state.room.notified();
             let full = state.row.open() >= limit;
-            state.row.accepting(!full);
+            state.row.accepting(!full && !state.cannot_accept());
             if full {
                 self.line.leave();
                 rung.await;
@@ -175,10 +193,12 @@ impl Acceptor {
     /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
     /// Anything else concerns the one connection that is gone.
     async fn endure(&mut self, error: &io::Error) {
-        if !sys::socket::is_exhaustion(error) {
+        if sys::socket::is_of_connection(error) {
             log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
-            // An error that stays (a listener that somebody shut down) must not take the loop from the rest.
             return tokio::task::yield_now().await;
+        }
+        if !sys::socket::is_exhaustion(error) {
+            return self.back_off(error).await;
         }
         if !std::mem::replace(&mut self.exhausted, true) {
             log::error!(
@@ -191,6 +211,33 @@ impl Acceptor {
         self.state.row.accepting(false);
         self.line.leave();
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
+    }
+
+    /// Waits longer each time, and is not woken meanwhile: whoever can accept is.
+    async fn back_off(&mut self, error: &io::Error) {
+        self.failures = self.failures.saturating_add(1);
+        let doubled = ACCEPT_RETRY_MIN.saturating_mul(1 << self.failures.min(16));
+        if self.failures == FAILURES_UNTIL_ERROR {
+            log::error!(
+                "{} cannot accept on {}: {error}; trying again each second (if the socket was shut down, a reload opens \
+                 it again; if a seccomp filter or a security module forbids accept4, allow it)",
+                self.state.tag,
+                self.name
+            );
+            self.state.failing.set(self.state.failing.get() + 1);
+            self.state.show_accepting();
+        }
+        self.line.leave();
+        tokio::time::sleep(doubled.min(ACCEPT_RETRY_MAX)).await;
+    }
+
+    /// The socket gives connections, or is not asked any more.
+    fn recover(&mut self) {
+        if std::mem::take(&mut self.failures) >= FAILURES_UNTIL_ERROR {
+            self.state.failing.set(self.state.failing.get() - 1);
+            self.state.show_accepting();
+            log::info!("{} accepts on {} again", self.state.tag, self.name);
+        }
     }
 
     /// The end of the socket: takes what is in its queue, and those who were in the middle of the handshake when it

@@ -42,6 +42,7 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
     }
     log::debug!("{} accepts for slot {slot}, too", state.tag);
     state.acceptors.set(state.acceptors.get() + 1);
+    state.show_accepting();
     state.adopted.borrow_mut().push(Adopted { slot, stop });
     tokio::task::spawn_local(acceptor.run());
     Ok(())

@@ -127,7 +127,9 @@ impl SharedWorker {
     /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
     /// a readiness probe wants to know.
     pub fn is_ready(&self) -> bool {
-        !self.is_draining() && !self.0.board.is_stopping()
+        let board = &self.0.board;
+        let can_accept = !self.0.row.cannot_accept() && !board.cannot_accept();
+        !self.is_draining() && !board.is_stopping() && can_accept
     }
 
     /// Resolves when the worker is told to finish: the moment to end long polls and event streams.

@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
     pub(super) acceptors: Cell<usize>,
+    /// Those among them that nothing can be accepted from.
+    pub(super) failing: Cell<usize>,
     /// Those of other slots among them.
     pub(super) adopted: RefCell<Vec<Adopted>>,
     /// Where the application computes.
@@ -103,6 +105,21 @@ impl State {
         }
         // A later order may say more about where connections can go.
         self.conns.borrow().wake_all();
+    }
+
+    /// Whether there are listening sockets and none of them gives connections.
+    pub(super) fn cannot_accept(&self) -> bool {
+        self.failing.get() > 0 && self.failing.get() >= self.acceptors.get()
+    }
+
+    /// Says on the scoreboard whether new connections can come.
+    pub(super) fn show_accepting(&self) {
+        if self.drain.order().is_some() {
+            return;
+        }
+        let cannot = self.cannot_accept();
+        self.row.state(if cannot { WorkerState::CannotAccept } else { WorkerState::Serving });
+        self.row.accepting(!cannot);
     }
 
     /// The other workers that could take a connection right now.

@@ -66,6 +66,7 @@ mod queue;
 mod recycle;
 mod reload;
 mod reload_fails;
+mod reload_sockets;
 mod request_edges;
 mod respawn;
 mod reuseport;

@@ -60,6 +60,102 @@ fn a_stopped_orphan_leaves_when_it_goes_on() {
 }
 
 #[test]
+fn a_stopped_orphan_ends_when_its_grace_is_over() {
+    for stopped_first in [true, false] {
+        let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
+        let pids = server.worker_pids();
+        let mut client = server.connect();
+        if stopped_first {
+            process::send(pids[0], Signal::SIGSTOP);
+        } else {
+            // It is there still when it is stopped: it computes on its loop.
+            client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+            server.wait_in_flight("/fib/50");
+        }
+        server.kill_primary();
+        if !stopped_first {
+            // SIGSTOP would take a SIGCONT back that has not arrived yet.
+            for pid in &pids {
+                wait::until("the news of the death", || {
+                    !process::has_pending(*pid, Signal::SIGCONT)
+                });
+                process::send_if_there(*pid, Signal::SIGSTOP);
+            }
+        }
+        wait_gone(&pids);
+    }
+}
+
+#[test]
+fn signals_that_an_orphan_is_ended_by_mean_nothing_to_a_worker() {
+    let server = Server::with(1, &["--graceful-timeout", "0s"]);
+    let pids = server.worker_pids();
+    for signal in
+        [Signal::SIGCONT, Signal::SIGALRM, Signal::SIGPWR, Signal::SIGSTOP, Signal::SIGCONT]
+    {
+        process::send(pids[0], signal);
+    }
+    // Longer than the grace: an answer comes after the worker has slept for three seconds.
+    assert_eq!(server.get("/sleep/3000").status, 200);
+    assert_eq!(server.worker_pids(), pids);
+    server.stop();
+}
+
+#[test]
+fn a_restart_takes_the_port_from_an_orphan_that_computes() {
+    for policy in ["shared", "reuseport"] {
+        let mut server = Server::builder().dispatch(policy).workers(2).start();
+        let pids = server.worker_pids();
+        let mut client = server.connect();
+        client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+        server.wait_in_flight("/fib/50");
+        server.kill_primary();
+        let again = Server::builder().dispatch(policy).bind([server.address().to_string()]).start();
+        assert_eq!(again.port(), server.port());
+        for _ in 0..20 {
+            assert_eq!(again.get("/").status, 200);
+        }
+        again.stop();
+        pids.iter().for_each(|pid| process::send_if_there(*pid, Signal::SIGKILL));
+        wait_gone(&pids);
+    }
+}
+
+#[test]
+fn a_restart_takes_a_unix_socket_from_an_orphan_that_is_stopped() {
+    let builder = Server::builder();
+    let path = builder.dir().join("socket");
+    let name = format!("unix:@prefork-it-orphan-{}", std::process::id());
+    let binds = [format!("unix:{}", path.display()), name];
+    let mut server = builder.workers(1).bind(binds.clone()).start();
+    let pids = server.worker_pids();
+    process::send(pids[0], Signal::SIGSTOP);
+    wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
+    server.kill_primary();
+    let again = Server::builder().workers(1).bind(binds).start();
+    assert_eq!(client.read().expect("what was in the queue is answered").status, 200);
+    assert_eq!(again.get("/").status, 200);
+    again.stop();
+    wait_gone(&pids);
+}
+
+#[test]
+fn workers_of_a_primary_that_lives_are_left_alone() {
+    let server = Server::start(2);
+    let pids = server.worker_pids();
+    // It cannot be asked whether it lives: it is stopped.
+    process::send(server.pid(), Signal::SIGSTOP);
+    let again = Server::builder().bind([server.address().to_string()]).run();
+    process::send(server.pid(), Signal::SIGCONT);
+    assert_eq!(again.status, Some(69), "{}", again.err);
+    assert_eq!(server.worker_pids(), pids);
+    assert_eq!(server.get("/").status, 200);
+    server.stop();
+}
+
+#[test]
 fn a_primary_killed_during_its_start_leaves_nobody() {
     // At many moments, those around the forks among them.
     for lines in 1..=4 {

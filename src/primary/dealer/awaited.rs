@@ -37,7 +37,8 @@ impl Dealer {
         self.awaited = Awaited::Nothing;
         let idle = listeners.is_empty();
         let in_vain = std::mem::take(&mut self.in_vain);
-        let times = self.turn.deadline(now).into_iter().chain(self.rest).min();
+        let resting = self.choose_polled(listeners, now);
+        let times = self.turn.deadline(now).into_iter().chain(self.rest).chain(resting).min();
         let look = if self.turn.room(now) > 0 {
             if !idle && self.rest.is_none() {
                 self.awaited = Awaited::Newcomers;
@@ -64,7 +65,10 @@ impl Dealer {
     ) -> Vec<Watch<'a>> {
         match &self.awaited {
             Awaited::Nothing => Vec::new(),
-            Awaited::Newcomers => listeners.iter().map(|one| Watch::read(one.as_fd())).collect(),
+            Awaited::Newcomers => {
+                let polled = self.polled.iter().filter_map(|index| listeners.get(*index));
+                polled.map(|one| Watch::read(one.as_fd())).collect()
+            }
             Awaited::Room(ids) => {
                 let queues = ids.iter().filter_map(|id| children.get(id)?.queue.as_ref());
                 queues.map(|queue| Watch::new(queue.ends()[0], Interest::Write)).collect()
@@ -78,7 +82,7 @@ impl Dealer {
             Awaited::Nothing => {}
             Awaited::Newcomers => {
                 self.ready.clear();
-                self.ready.extend(ready);
+                self.ready.extend(ready.filter_map(|place| self.polled.get(place)));
             }
             // If there is room, this is not looked at.
             Awaited::Room(_) => self.in_vain = ready.count() > 0,

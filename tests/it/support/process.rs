@@ -90,6 +90,19 @@ pub fn title(pid: u32) -> String {
     String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " ")
 }
 
+/// Whether the process has been sent a signal that has not arrived yet.
+pub fn has_pending(pid: u32, signal: Signal) -> bool {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let masks = text.lines().filter_map(|line| line.split_once("Pnd:"));
+    let bits = masks.filter_map(|(_, mask)| u64::from_str_radix(mask.trim(), 16).ok());
+    bits.fold(0, |all, mask| all | mask) & (1 << (signal as u64 - 1)) != 0
+}
+
+/// Sends a signal to a process that may have ended.
+pub fn send_if_there(pid: u32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid as i32), signal);
+}
+
 /// Sends a signal; a process that is gone already is fine.
 pub fn send(pid: u32, signal: Signal) {
     match kill(Pid::from_raw(pid.try_into().expect("pid")), signal) {

@@ -1,0 +1,189 @@
+//! Sockets that clients cannot reach any more, made anew by a reload: the file of a Unix socket is gone, or somebody has
+//! shut the socket down.
+
+use super::bind::{self, Binding};
+use super::{Keeper, ListenAddr, Listener, ListenerSet};
+use crate::error::{Error, Result};
+use crate::identity::Slot;
+
+/// What was made anew.
+#[derive(Debug, Default)]
+pub(crate) struct Repaired {
+    /// The new sockets' addresses, which whoever serves has to serve at once.
+    pub(crate) addrs: Vec<ListenAddr>,
+    /// The old sockets; what is in their queues has to be served.
+    pub(crate) replaced: Vec<Listener>,
+}
+
+impl ListenerSet {
+    /// Makes the sockets of `addrs` anew that no client can reach any more, and gives files of Unix sockets the rights
+    /// that are asked for.
+    ///
+    /// # Errors
+    /// One cannot be made: somebody else has its address by now, or it was passed to us and is another's to make.
+    pub(crate) fn repair(&mut self, addrs: &[ListenAddr], backlog: u32) -> Result<Repaired> {
+        let mut repaired = Repaired::default();
+        for addr in addrs {
+            let broken = |one: &Listener| one.addr == *addr && !self.is_reachable(one);
+            let Some(index) = self.listeners.iter().position(broken) else {
+                self.set_access(addr)?;
+                continue;
+            };
+            self.replace(index, backlog, &mut repaired)?;
+            // The others of its group.
+            while let Some(index) = {
+                let broken = |one: &Listener| one.addr == *addr && !bind::is_alive(&one.socket);
+                self.listeners.iter().position(broken)
+            } {
+                self.replace(index, backlog, &mut repaired)?;
+            }
+        }
+        Ok(repaired)
+    }
+
+    fn is_reachable(&self, listener: &Listener) -> bool {
+        let file = self.files.iter().find(|(addr, _)| *addr == listener.addr);
+        bind::is_alive(&listener.socket) && file.is_none_or(|(_, file)| file.is_in_place())
+    }
+
+    fn replace(&mut self, index: usize, backlog: u32, repaired: &mut Repaired) -> Result<()> {
+        let old = &self.listeners[index];
+        let (addr, slot, local) = (old.addr.clone(), old.slot, old.local.clone());
+        let passed = matches!(addr, ListenAddr::Fd(_)) || old.keeper == Keeper::Manager;
+        if passed {
+            return Err(Error::bind(
+                &addr,
+                format!(
+                    "the socket at {local} was passed to this process and cannot be reached any more (its file is gone, \
+                     or it was shut down): restart whoever made it, and this service"
+                ),
+            ));
+        }
+        let mut new = if slot == Slot(0) {
+            let port = old.tcp().map(|local| local.port());
+            // The old socket has its address as long as a worker holds it.
+            let ours: Vec<&Listener> = self.listeners.iter().collect();
+            let binding =
+                Binding { backlog, ours: &ours, port, may_take_over: false, may_wait: false };
+            let new = bind::acquire(&addr, &binding)?;
+            let file = new.file.map(|file| (addr.clone(), file));
+            if !new.listens {
+                bind::listen(&new.listener, backlog)?;
+            }
+            // The old file is not in its place, so it is not removed.
+            self.files.retain(|(known, _)| *known != addr);
+            self.files.extend(file);
+            new.listener
+        } else {
+            let first = self.listeners.iter().find(|one| one.addr == addr && one.slot == Slot(0));
+            let first = first.ok_or_else(|| Error::bind(&addr, "its first socket is gone"))?;
+            let new = bind::join(first, slot)?;
+            bind::listen(&new, backlog)?;
+            new
+        };
+        new.lone = self.listeners[index].lone;
+        repaired.replaced.push(std::mem::replace(&mut self.listeners[index], new));
+        if !repaired.addrs.contains(&addr) {
+            repaired.addrs.push(addr);
+        }
+        Ok(())
+    }
+
+    fn set_access(&mut self, addr: &ListenAddr) -> Result<()> {
+        let ListenAddr::Unix(unix) = addr else { return Ok(()) };
+        let Some((known, file)) = self.files.iter_mut().find(|(known, _)| known == addr) else {
+            return Ok(());
+        };
+        let same = matches!(known, ListenAddr::Unix(old)
+            if (old.mode, &old.owner, &old.group) == (unix.mode, &unix.owner, &unix.group));
+        if !same {
+            let access = unix.access().map_err(|why| Error::bind(addr, why))?;
+            file.set_access(access).map_err(|why| Error::bind(addr, why))?;
+            *known = addr.clone();
+            let listeners = self.listeners.iter_mut().filter(|one| one.addr == *addr);
+            listeners.for_each(|one| one.addr = addr.clone());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(texts: &[&str], slots: u32) -> (ListenerSet, Vec<ListenAddr>) {
+        let addrs: Vec<ListenAddr> = texts.iter().map(|t| t.parse().expect("address")).collect();
+        let mut set = ListenerSet::default();
+        set.open_missing(&addrs, 16, slots).expect("bind");
+        (set, addrs)
+    }
+
+    #[test]
+    fn what_is_well_is_left_alone() {
+        let dir = tempfile::tempdir().expect("dir");
+        let unix = format!("unix:{}", dir.path().join("s").display());
+        let (mut set, addrs) = open(&["127.0.0.1:0", &unix], 2);
+        let repaired = set.repair(&addrs, 16).expect("nothing to do");
+        assert!(repaired.addrs.is_empty() && repaired.replaced.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let (mut set, addrs) = open(&[&format!("unix:{}", path.display())], 1);
+        std::fs::remove_file(&path).expect("remove");
+        let repaired = set.repair(&addrs, 16).expect("repair");
+        assert_eq!((repaired.addrs, repaired.replaced.len()), (addrs.clone(), 1));
+        std::os::unix::net::UnixStream::connect(&path).expect("reachable");
+        assert!(set.repair(&addrs, 16).expect("well").addrs.is_empty());
+        drop(set);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_in_its_place_is_an_error_and_stays() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let (mut set, addrs) = open(&[&format!("unix:{}", path.display())], 1);
+        std::fs::remove_file(&path).expect("remove");
+        std::fs::write(&path, "data").expect("write");
+        let why = set.repair(&addrs, 16).expect_err("data").to_string();
+        assert!(why.contains("is not a socket"), "{why}");
+        std::fs::remove_file(&path).expect("remove");
+        let _other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+        let why = set.repair(&addrs, 16).expect_err("another's").to_string();
+        assert!(why.contains("already in use"), "{why}");
+        drop(set);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_was_shut_down_is_made_again_on_its_port() {
+        for slots in [1, 3] {
+            let (mut set, addrs) = open(&["127.0.0.1:0"], slots);
+            let local = set.listeners[0].tcp();
+            for listener in &set.listeners {
+                listener.socket.shutdown(std::net::Shutdown::Both).expect("shutdown");
+            }
+            let repaired = set.repair(&addrs, 16).expect("repair");
+            assert_eq!(repaired.replaced.len() as u32, slots);
+            drop(repaired);
+            assert!(set.listeners.iter().all(|l| l.tcp() == local && bind::is_alive(&l.socket)));
+            std::net::TcpStream::connect(local.expect("address")).expect("reachable");
+        }
+    }
+
+    #[test]
+    fn new_rights_are_given_to_the_file_there_is() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("s");
+        let (mut set, _) = open(&[&format!("unix:{}?mode=0600", path.display())], 1);
+        let mode = || std::fs::metadata(&path).expect("file").mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        let addr = format!("unix:{}?mode=0666", path.display()).parse().expect("address");
+        assert!(set.repair(&[addr], 16).expect("repair").addrs.is_empty());
+        assert_eq!(mode(), 0o666);
+    }
+}

@@ -1,0 +1,345 @@
+//! Reloads that change listening sockets, or find them damaged: an address gets wider or narrower, the file of a Unix
+//! socket is gone, a descriptor is named that nobody passed.
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+
+use crate::support::load::Load;
+use crate::support::{Address, Client, Failure, Server, wait};
+
+fn write(server: &Server, text: &str) {
+    std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
+}
+
+#[track_caller]
+fn reload(server: &Server, text: &str) {
+    write(server, text);
+    server.order(&["reload"]);
+}
+
+#[track_caller]
+fn is_served(address: &Address) {
+    let status = Client::connect(address).and_then(|mut c| c.get("/")).expect("answer").status;
+    assert_eq!(status, 200, "{address:?}");
+}
+
+fn tcp(host: &str, port: u16) -> Address {
+    Address::Tcp(format!("{host}:{port}").parse().expect("address"))
+}
+
+#[test]
+fn an_address_gets_wider_and_narrower_again_and_refuses_nobody() {
+    for policy in ["shared", "round-robin", "reuseport"] {
+        let text = |bind: &str| format!("bind = {bind}\nworkers = 2\ndispatch = '{policy}'\n");
+        let server = Server::builder().config(2, &text("['127.0.0.1:0']")).control().start();
+        let port = server.port();
+        let load = Load::new_connections(&tcp("127.0.0.1", port), 2).start();
+        for wide in ["", "0.0.0.0", "[::]"] {
+            reload(&server, &text(&format!("['{wide}:{port}']")));
+            is_served(&tcp("127.0.0.2", port));
+            load.wait_answered(10);
+            reload(&server, &text(&format!("['127.0.0.1:{port}']")));
+            let refused =
+                || Client::connect(&tcp("127.0.0.2", port)).err() == Some(Failure::Refused);
+            wait::until("the end of the wide address", refused);
+            load.wait_answered(10);
+        }
+        let tally = load.stop();
+        assert_eq!(tally.failures(), 0, "{policy}: {tally:?}");
+        server.stop();
+    }
+}
+
+#[test]
+fn a_wide_address_gets_narrower_and_refuses_nobody() {
+    for policy in ["shared", "round-robin", "reuseport"] {
+        for (wide, narrow) in [("[::]", "127.0.0.1"), ("[::]", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")]
+        {
+            let text =
+                |bind: &str| format!("bind = ['{bind}']\nworkers = 2\ndispatch = '{policy}'\n");
+            let server = Server::builder().config(2, &text(&format!("{wide}:0"))).control().start();
+            let port = server.port();
+            let load = Load::new_connections(&tcp("127.0.0.1", port), 2).start();
+            load.wait_answered(5);
+            reload(&server, &text(&format!("{narrow}:{port}")));
+            load.wait_answered(10);
+            let tally = load.stop();
+            assert_eq!(tally.failures(), 0, "{policy} {wide} {narrow}: {tally:?}");
+            server.stop();
+        }
+    }
+}
+
+#[test]
+fn addresses_are_added_and_swapped() {
+    let text = |bind: &str| format!("bind = [{bind}]\nworkers = 2\n");
+    let server = Server::builder().config(2, &text("'[::]:0', '127.0.0.1:0'")).control().start();
+    let ports: Vec<u16> = server
+        .addresses()
+        .iter()
+        .map(|address| match address {
+            Address::Tcp(addr) => addr.port(),
+            Address::Unix(_) => panic!("no Unix socket was asked for"),
+        })
+        .collect();
+    let (a, b) = (ports[0], ports[1]);
+    for bind in [
+        format!("'[::]:{a}', '127.0.0.1:{a}', '127.0.0.1:{b}'"),
+        format!("'127.0.0.1:{a}', '[::]:{b}'"),
+        format!("'[::]:{a}', '127.0.0.1:{b}'"),
+        format!("'0.0.0.0:{a}', '[::]:{b}', '[::1]:{b}'"),
+    ] {
+        reload(&server, &text(&bind));
+        is_served(&tcp("127.0.0.1", a));
+        is_served(&tcp("127.0.0.1", b));
+    }
+    server.stop();
+}
+
+#[test]
+fn a_start_takes_overlapping_addresses() {
+    let free = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let port = free.local_addr().expect("name").port();
+    drop(free);
+    let server = Server::builder().bind([format!("127.0.0.1:{port}"), format!(":{port}")]).start();
+    is_served(&tcp("127.0.0.1", port));
+    is_served(&tcp("[::1]", port));
+    server.stop();
+}
+
+#[test]
+fn another_programs_port_is_not_shared_and_its_holder_is_named() {
+    let text = |bind: &str| format!("bind = ['{bind}']\nworkers = 1\n");
+    let server = Server::builder().config(1, &text("127.0.0.1:0")).control().start();
+    let server = server.allow(&["reload failed"]);
+    let port = server.port();
+    // With SO_REUSEPORT, as another service of this user might have it.
+    let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let other = other.expect("socket");
+    other.set_reuse_port(true).expect("option");
+    let there: std::net::SocketAddr = format!("127.0.0.2:{port}").parse().expect("address");
+    other.bind(&there.into()).expect("bind");
+    other.listen(1).expect("listen");
+    write(&server, &text(&format!("0.0.0.0:{port}")));
+    let said = server.refused(&["reload"], 1);
+    let held = format!("held by pid {}", std::process::id());
+    assert!(said.contains("already in use") && said.contains(&held), "{said}");
+    is_served(&tcp("127.0.0.1", port));
+    server.stop();
+}
+
+#[test]
+fn the_file_of_a_unix_socket_is_made_again() {
+    for policy in ["shared", "round-robin"] {
+        let text = format!("bind = ['unix:socket']\nworkers = 2\ndispatch = '{policy}'\n");
+        let server = Server::builder().config(2, &text).control().start();
+        let path = server.dir().join("socket");
+        for _ in 0..2 {
+            std::fs::remove_file(&path).expect("remove");
+            server.order(&["reload"]);
+            is_served(&Address::Unix(path.clone()));
+        }
+        server.signal(nix::sys::signal::Signal::SIGTERM);
+        server.wait_log("stopped");
+        wait::until("the end of the file", || !path.exists());
+        server.finish(0);
+    }
+}
+
+#[test]
+fn what_others_put_in_place_of_a_unix_socket_fails_the_reload_and_stays() {
+    let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
+    let server = Server::builder().config(1, text).control().start().allow(&["reload failed"]);
+    let path = server.dir().join("socket");
+    std::fs::remove_file(&path).expect("remove");
+    std::fs::write(&path, "data").expect("write");
+    let said = server.refused(&["reload"], 1);
+    assert!(said.contains("is not a socket"), "{said}");
+    std::fs::remove_file(&path).expect("remove");
+    let other = UnixListener::bind(&path).expect("bind");
+    let said = server.refused(&["reload"], 1);
+    assert!(said.contains(&format!("held by pid {}", std::process::id())), "{said}");
+    drop(other);
+    // What nobody answers at any more is replaced.
+    server.order(&["reload"]);
+    is_served(&Address::Unix(path));
+    server.stop();
+}
+
+#[test]
+fn a_reload_that_fails_leaves_a_repaired_socket_served() {
+    let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
+    let server = Server::builder().config(1, text).control().start().allow(&["reload failed"]);
+    let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let path = server.dir().join("socket");
+    std::fs::remove_file(&path).expect("remove");
+    let taken_at = taken.local_addr().expect("name");
+    write(&server, &format!("bind = ['unix:socket', '127.0.0.1:0', '{taken_at}']\nworkers = 1\n"));
+    server.refused(&["reload"], 1);
+    if path.exists() {
+        is_served(&Address::Unix(path));
+    }
+    server.stop();
+}
+
+#[test]
+fn mode_and_group_of_a_unix_socket_are_those_that_were_asked_for() {
+    let text = |mode: &str| {
+        format!("bind = ['unix:a?mode={mode}', 'unix:b']\nunix-mode = '0622'\nworkers = 1\n")
+    };
+    let server = Server::builder().config(1, &text("0660")).control().start();
+    let mode =
+        |name: &str| std::fs::metadata(server.dir().join(name)).expect("file").mode() & 0o777;
+    assert_eq!((mode("a"), mode("b")), (0o660, 0o622));
+    reload(&server, &text("0600"));
+    assert_eq!((mode("a"), mode("b")), (0o600, 0o622));
+    is_served(&Address::Unix(server.dir().join("a")));
+    server.stop();
+    for (bind, why) in [
+        ("unix:a?mode=9", "is not a mode"),
+        ("unix:a?owner=no-such-user", "no-such-user is unknown"),
+        ("unix:a?group=no-such-group", "no-such-group is unknown"),
+    ] {
+        let ended = Server::builder().bind([bind]).run();
+        assert_eq!(ended.status, Some(78), "{}", ended.err);
+        assert!(ended.err.contains(why), "{}", ended.err);
+    }
+    if nix::unistd::Uid::effective().is_root() {
+        let server = Server::builder().bind(["unix:a?owner=12345&group=23456&mode=0640"]).start();
+        let meta = std::fs::metadata(server.dir().join("a")).expect("file");
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (12345, 23456, 0o640));
+        server.stop();
+    }
+}
+
+#[test]
+fn an_abstract_socket_has_no_file_and_is_taken_once() {
+    let name = format!("prefork-it-{}", std::process::id());
+    let bind = format!("unix:@{name}");
+    let server = Server::builder().bind([&bind]).control().start();
+    assert!(!server.dir().join(format!("@{name}")).exists());
+    let address = Address::Unix(PathBuf::from(format!("\0{name}")));
+    is_served(&address);
+    let again = Server::builder().bind([&bind]).run();
+    assert_eq!(again.status, Some(69), "{}", again.err);
+    assert!(again.err.contains(&format!("held by pid {}", server.pid())), "{}", again.err);
+    server.order(&["reload"]);
+    is_served(&address);
+    server.stop();
+    assert_eq!(Client::connect(&address).err(), Some(Failure::Refused));
+}
+
+#[test]
+fn a_host_name_is_all_its_addresses_on_one_port() {
+    let text = "bind = ['localhost:0']\nworkers = 1\n";
+    let server = Server::builder().config(1, text).control().start();
+    let v4 = server.addresses().contains(&tcp("127.0.0.1", server.port()));
+    assert!(v4, "{:?}", server.addresses());
+    let addresses = server.addresses().to_vec();
+    for _ in 0..2 {
+        addresses.iter().for_each(is_served);
+        server.order(&["reload"]);
+    }
+    // A name that nobody knows fails the reload; the primary serves meanwhile.
+    let server = server.allow(&["reload failed"]);
+    write(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
+    let said = server.refused(&["reload"], 1);
+    assert!(said.contains("no-such-name.invalid"), "{said}");
+    addresses.iter().for_each(is_served);
+    server.stop();
+    let ended = Server::builder().bind(["no-such-name.invalid:80"]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(ended.err.contains("host name cannot be looked up"), "{}", ended.err);
+}
+
+#[test]
+fn a_reload_names_no_descriptor_that_was_not_passed() {
+    let text = "bind = ['127.0.0.1:0']\nworkers = 1\n";
+    let server = Server::builder().config(1, text).control().start().allow(&["reload failed"]);
+    for number in 3..30 {
+        write(&server, &format!("bind = ['127.0.0.1:0', 'fd://{number}']\nworkers = 1\n"));
+        let said = server.refused(&["reload"], 1);
+        assert!(said.contains("was not passed to this process"), "{number}: {said}");
+        assert_eq!(server.get("/").status, 200);
+    }
+    // Nothing of the primary's own was taken: it still respawns, obeys and stops.
+    reload(&server, text);
+    let pids = server.worker_pids();
+    crate::support::process::send(pids[0], nix::sys::signal::Signal::SIGKILL);
+    server.wait_others(1, &pids);
+    let server = server.allow(&["reload failed", "died"]);
+    server.stop();
+}
+
+#[test]
+fn a_passed_descriptor_stays_named_over_reloads_and_an_upgrade_and_is_given_up_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = Address::Tcp(listener.local_addr().expect("name"));
+    let both = "bind = ['fd://3', '127.0.0.1:0']\nworkers = 1\n";
+    let server = Server::builder()
+        .config(1, both)
+        .control()
+        .script(r#"exec "$0" "$@" 3<&0 </dev/null"#)
+        .stdin(listener.into())
+        .start()
+        .allow(&["reload failed", "upgrade failed"]);
+    server.order(&["reload"]);
+    is_served(&address);
+    server.signal(nix::sys::signal::Signal::SIGUSR2);
+    server.wait_generation(3);
+    is_served(&address);
+    reload(&server, "bind = ['127.0.0.1:0']\nworkers = 1\n");
+    write(&server, both);
+    let said = server.refused(&["reload"], 1);
+    assert!(said.contains("fd://3"), "{said}");
+    server.stop();
+}
+
+#[test]
+fn a_datagram_socket_and_a_socket_that_does_not_listen_are_refused() {
+    let udp = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let idle =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    for passed in [std::os::fd::OwnedFd::from(udp), idle.into()] {
+        let script = r#"exec "$0" "$@" 3<&0 </dev/null"#;
+        let ended = Server::builder().script(script).stdin(passed).bind(["fd://3"]).run();
+        assert_eq!(ended.status, Some(69), "{}", ended.err);
+        assert!(ended.err.contains("is not a listening stream socket"), "{}", ended.err);
+    }
+}
+
+#[test]
+fn a_socket_that_was_shut_down_costs_no_cpu_and_does_not_count_as_serving() {
+    for policy in ["shared", "round-robin"] {
+        let passed = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let ours = socket2::Socket::from(passed.try_clone().expect("copy"));
+        let server = Server::builder()
+            .dispatch(policy)
+            .workers(1)
+            .control()
+            .script(r#"exec "$0" "$@" 3<&0 </dev/null"#)
+            .stdin(passed.into())
+            .bind(["fd://3"])
+            .start()
+            .allow(&["cannot accept on", "reload failed"]);
+        let mut kept = server.connect();
+        assert_eq!(kept.get("/readyz").expect("answer").status, 200);
+        ours.shutdown(std::net::Shutdown::Both).expect("shutdown");
+        server.wait_log("cannot accept on");
+        wait::until("not ready", || kept.get("/readyz").is_ok_and(|answer| answer.status == 503));
+        if policy == "shared" {
+            let state = || server.status()["workers"][0]["state"].clone();
+            wait::until("a state that is not serving", || state() == "cannot-accept");
+        }
+        // It backs off: a loop that spins takes a whole core.
+        let burner = if policy == "shared" { server.worker_pids()[0] } else { server.pid() };
+        assert!(crate::support::process::share_of_a_core(burner) < 0.5);
+        assert_eq!(server.count_log("cannot accept on"), 1);
+        let said = server.refused(&["reload"], 1);
+        assert!(said.contains("was passed to this process"), "{said}");
+        drop(kept);
+        server.stop();
+    }
+}
