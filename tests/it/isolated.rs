@@ -1,7 +1,7 @@
 //! Isolated workers: whatever a job does to its process, its caller is told at once, and nobody else notices.
 
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -99,14 +99,12 @@ fn a_panic_is_an_error_and_the_process_lives_on() {
 fn a_segfault_costs_its_process_alone_and_the_caller_is_told_at_once() {
     let server = cluster(1).start().allow(&["killed by SIGSEGV", "exit status 3"]);
     let web = run(&server, "").len();
-    let begun = Instant::now();
-    // In its first second, and more than once: that is no crash loop, and nobody waits.
+    // Told at its deadline instead, the caller would wait for longer than this test does. In its first second, and more than once: that is no crash loop, and nobody waits.
     for _ in 0..5 {
-        assert_eq!(run(&server, "segv/15000"), "Died { signal: Some(11) }");
+        assert_eq!(run(&server, "segv/600000"), "Died { signal: Some(11) }");
         assert!(run(&server, "hello").starts_with("hello by "));
     }
-    assert_eq!(run(&server, "exit/15000"), "Died { signal: None }");
-    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert_eq!(run(&server, "exit/600000"), "Died { signal: None }");
     assert!(web > 0 && run(&server, "hello").starts_with("hello by "));
     let log = server.stop();
     assert_eq!(log.matches("die young").count(), 0, "{log}");

@@ -1,7 +1,6 @@
 //! The CPU pool of the workers: `/fib` and `/hash` of the built-in application.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -54,12 +53,12 @@ fn threads(pid: u32) -> Vec<(u32, i32)> {
 
 #[test]
 fn a_worker_serves_while_its_pool_computes() {
-    let server = start("8", &["--stall-warn", "600ms", "--stall-timeout", "2s"]);
-    let begun = Instant::now();
+    let server = start("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
     let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
     wait_figure(&server, "depth", 2);
     let mut client = server.connect();
-    while begun.elapsed() < Duration::from_secs(3) {
+    // The jobs take minutes: on the event loop, not one of these would be answered in time.
+    for _ in 0..200 {
         assert_eq!(client.get("/").expect("answer").status, 200);
     }
     let status = server.status();

@@ -175,10 +175,10 @@ fn who_waited_too_long_is_told_so_at_once_and_everybody_else_is_served() {
 /// Clients that never close what is closed on them are dropped after a while, and hold nobody up until then.
 #[test]
 fn who_was_refused_and_stays_is_dropped() {
-    let server = Server::builder().args(["--max-queue-wait", "500ms"]).control().start();
+    let server = Server::builder().args(["--max-queue-wait", "1s"]).control().start();
     let pids = freeze(&server);
     let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
-    let_wait(Duration::from_millis(800));
+    let_wait(Duration::from_millis(1300));
     thaw(&pids);
     wait::until("all to be refused", || server.status()["totals"]["shed"] == 10);
     assert_eq!(server.get("/").status, 200);

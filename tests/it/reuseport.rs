@@ -2,7 +2,6 @@
 //! worker.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -78,12 +77,10 @@ fn nobody_waits_for_a_worker_that_cannot_come_back() {
     let workers = server.worker_pids();
     process::send(workers[0], Signal::SIGKILL);
     server.wait_log("(3 in a row)");
-    // A third of these are sent to the slot that nobody can be forked for.
-    let begun = Instant::now();
+    // A third of these are sent to the slot that nobody can be forked for: without an adopter they would not be answered.
     for _ in 0..60 {
         assert_eq!(soon(&server).status, 200);
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // And if the adopter goes too, the last one serves all.
     process::send(workers[1], Signal::SIGKILL);
     wait::until("its end", || process::is_gone(workers[1]));

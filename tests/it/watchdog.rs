@@ -32,11 +32,9 @@ fn a_handler_that_blocks_is_named_and_its_worker_replaced() {
         let mut client = server.connect();
         let pid = client.get("/").expect("answer").pid();
         client.send(format!("GET {path}{query} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
-        let warned = server.wait_log(" has not turned its event loop for ");
-        assert!(warned.contains(&format!(" pid={pid} ")), "{warned}");
+        let warned = server.wait_log(&format!(" pid={pid} has not turned its event loop for "));
         assert!(warned.contains(&format!(" in GET {path}")), "{warned}");
-        let killed = server.wait_log(", killing it");
-        assert!(killed.contains(&format!(" pid={pid} frozen for ")), "{killed}");
+        let killed = server.wait_log(&format!(" pid={pid} frozen for "));
         assert!(killed.contains(&format!(" in GET {path}")), "{killed}");
         assert!(client.read().is_err(), "nobody is left to answer");
         let dead = server.wait_log("was killed: frozen");
@@ -52,8 +50,7 @@ fn a_stopped_worker_is_killed_and_replaced() {
     let server = Server::with(2, &WATCHED).allow(&["frozen for ", "was killed: frozen"]);
     let pid = server.worker_pids()[0];
     process::send(pid, Signal::SIGSTOP);
-    let warned = server.wait_log(" has not turned its event loop for ");
-    assert!(warned.contains(&format!(" pid={pid} ")), "{warned}");
+    server.wait_log(&format!(" pid={pid} has not turned its event loop for "));
     server.wait_log("was killed: frozen");
     server.wait_replaced(1);
     server.wait_others(2, &[pid]);
