@@ -52,6 +52,11 @@ pub(crate) fn printable_bytes(bytes: &[u8], limit: usize) -> String {
     printable(&text).into_owned()
 }
 
+/// Returns bytes of a request as ASCII: everything else, quotes and backslashes are shown as `\xNN`, `\"` and so on.
+pub(crate) fn printable_ascii(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
+}
+
 /// Returns JSON with the same meaning in which no string contains a raw character that is not printable: serializers
 /// escape those below U+0020 only. Line breaks between values stay.
 pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
@@ -163,6 +168,7 @@ mod tests {
         assert_eq!(printable_bytes(b"caf\xc3\xa9 \xff\x1b\xc3", 100), r"café \xff\u{1b}\xc3");
         assert_eq!(printable_bytes("ééé".as_bytes(), 3), r"é\xc3... (cut)");
         assert_eq!(printable_bytes(b"", 0), "");
+        assert_eq!(printable_ascii("/é\u{1b}\"\\".as_bytes()), r#"/\xc3\xa9\x1b\"\\"#);
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub struct WorkerSnapshot {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct InFlight {
-    /// Method and path, cut to 104 bytes; control characters and bytes that are not UTF-8 are escaped.
+    /// Method and path, cut to 104 bytes; bytes outside printable ASCII are escaped.
     pub request: String,
     /// How long it has been running, in milliseconds.
     pub age_ms: u64,

@@ -70,7 +70,7 @@ fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
     for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "8", "--pipeline", "4"]] {
         let server = Server::builder().control().start();
         let url = url(&server, "/");
-        let report = report(&[&["--duration", "500ms", "--warm-up", "0", &url], more].concat(), 0);
+        let report = report(&[&["--duration", "1s", "--warm-up", "0", &url], more].concat(), 0);
         assert_eq!(failures(&report), 0, "{report:#}");
         let status = server.status();
         let seen = by_pid(&report["pids"], |entry| count(&entry["requests"]));
@@ -93,7 +93,7 @@ fn a_unix_socket_is_a_target_too() {
     let server = builder.bind([format!("unix:{path}")]).start();
     let url = format!("unix:{path}:/echo");
     let report =
-        report(&["--duration", "200ms", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
+        report(&["--duration", "1s", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
     assert_eq!((report["method"].as_str(), failures(&report)), (Some("POST"), 0));
     assert!(count(&report["statuses"]["2xx"]) > 0);
     assert_eq!(report["server"]["pid"], server.pid());
@@ -151,7 +151,7 @@ fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
 #[test]
 fn statuses_and_timeouts_are_told_apart() {
     let server = Server::builder().start();
-    let short = ["-c", "2", "--duration", "300ms", "--warm-up", "0"];
+    let short = ["-c", "2", "--duration", "1s", "--warm-up", "0"];
     let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
     assert!(count(&missing["statuses"]["4xx"]) > 0 && failures(&missing) == 0);
     let asleep = url(&server, "/sleep/60000");
@@ -178,7 +178,7 @@ fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
                 let _ = asked.then(|| stream.write_all(answer.as_bytes()));
             }
         });
-        let short = ["-c", "1", "--duration", "200ms", "--warm-up", "0", "--pids", "x-who", &url];
+        let short = ["-c", "1", "--duration", "1s", "--warm-up", "0", "--pids", "x-who", &url];
         let report = report(&short, status);
         match status {
             0 => assert_eq!(report["pids"][0]["pid"], 42),
@@ -204,8 +204,7 @@ fn ctrl_c_ends_a_run_early_with_what_was_measured() {
 fn a_page_is_written_beside_the_table() {
     let server = Server::start(2);
     let page = server.dir().join("report.html").display().to_string();
-    let ended =
-        bench(&["--duration", "300ms", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
+    let ended = bench(&["--duration", "1s", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
     assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
     for piece in ["requests/s", "latency", "errors      none", "balance", "CPU"] {
         assert!(ended.out.contains(piece), "{piece}\n{}", ended.out);

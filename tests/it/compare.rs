@@ -36,7 +36,7 @@ fn two_models_are_measured_under_two_loads() {
     let page = dir.path().join("report.html").display().to_string();
     let ended = Builder::verb("compare")
         .args(["--models", "prefork,single", "--workloads", "keep-alive,noisy-neighbour"])
-        .args(["--rounds", "2", "--duration", "200ms", "--workers", "2", "--json", "--html", &page])
+        .args(["--rounds", "2", "--duration", "1s", "--workers", "2", "--json", "--html", &page])
         .run();
     assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
     let report: Value = serde_json::from_str(&ended.out).expect("JSON");
@@ -117,7 +117,7 @@ fn a_peer_is_measured_under_the_loads_that_it_knows() {
     );
     let ended = Builder::verb("compare")
         .args(["--models", "none", "--peer", &peer, "--workloads", "keep-alive,cpu-pool"])
-        .args(["--rounds", "1", "--duration", "100ms", "--json"])
+        .args(["--rounds", "1", "--duration", "2s", "--json"])
         .run();
     assert_eq!(ended.status, Some(0), "{}{}", ended.out, ended.err);
     let report: Value = serde_json::from_str(&ended.out).expect("JSON");
