@@ -43,7 +43,7 @@ pub(super) struct HeadParser {
 
 impl HeadParser {
     /// Goes on in `input`, which begins where the head begins and has grown since the last call. Returns the head once
-    /// it is complete.
+    /// it is complete. Fails as early as can be: a line that does not end must not be waited for.
     pub(super) fn advance(
         &mut self,
         input: &[u8],
@@ -51,76 +51,65 @@ impl HeadParser {
     ) -> Result<Option<Head>, Rejection> {
         loop {
             let rest = &input[self.position..];
-            let Some(line_end) = memchr::memchr(b'\n', rest) else {
-                return self.check_partial_line(rest, max_size).map(|()| None);
+            let had_request_line = self.has_request_line;
+            let line =
+                if had_request_line { self.field_line(rest)? } else { self.request_line(rest)? };
+            let length = match line {
+                Line::Partial => rest.len(),
+                Line::Read(length) | Line::End(length) => length,
             };
-            let end = self.position + line_end + 1;
-            if end > max_size {
-                return Err(self.too_large());
+            if self.position + length > max_size {
+                return Err(match had_request_line {
+                    true => Rejection::HeadTooLarge,
+                    false => Rejection::TargetTooLong,
+                });
             }
-            let line = match &rest[..line_end] {
-                [line @ .., b'\r'] => line,
-                line => line,
-            };
-            self.position = end;
-            if !self.has_request_line {
-                // Empty lines before a request are skipped: RFC 9112, section 2.2.
-                if !line.is_empty() {
-                    self.request_line(line)?;
+            match line {
+                Line::Partial => return Ok(None),
+                Line::Read(length) => self.position += length,
+                Line::End(length) => {
+                    self.position += length;
+                    return self.finish().map(Some);
                 }
-            } else if line.is_empty() {
-                return self.finish().map(Some);
-            } else {
-                self.field(line)?;
             }
         }
     }
 
-    /// Fails as early as can be: a line that does not end must not be waited for.
-    fn check_partial_line(&self, partial: &[u8], max_size: usize) -> Result<(), Rejection> {
-        if self.position + partial.len() > max_size {
-            return Err(self.too_large());
-        }
-        if self.has_request_line || matches!(partial, [] | [b'\r']) {
-            return Ok(());
-        }
-        let method_length = partial.iter().take_while(|b| is_token(**b)).count();
-        match &partial[method_length..] {
-            [] => Ok(()),
-            [b' ', rest @ ..] if method_length > 0 => {
-                let is_good = |b: &u8| *b >= b' ' && *b != 0x7f;
-                let rest = rest.strip_suffix(b"\r").unwrap_or(rest);
-                if rest.iter().all(is_good) { Ok(()) } else { Err(Rejection::RequestLine) }
+    fn request_line(&mut self, rest: &[u8]) -> Result<Line, Rejection> {
+        let method_length = rest.iter().take_while(|b| is_token(**b)).count();
+        let (method, target) = match rest.split_at(method_length) {
+            (_, []) => return Ok(Line::Partial),
+            // Empty lines before a request are skipped: RFC 9112, section 2.2.
+            ([], [b'\r' | b'\n', ..]) => {
+                return line_end(rest, Rejection::RequestLine).map(Line::read);
             }
-            _ => Err(Rejection::Method),
-        }
-    }
-
-    fn too_large(&self) -> Rejection {
-        if self.has_request_line { Rejection::HeadTooLarge } else { Rejection::TargetTooLong }
-    }
-
-    fn request_line(&mut self, line: &[u8]) -> Result<(), Rejection> {
-        let method_length = line.iter().take_while(|b| is_token(**b)).count();
-        let (method, rest) = line.split_at(method_length);
-        // PRI is the method of the HTTP/2 preface, which is no request.
-        if method.is_empty() || method == b"PRI" {
-            return Err(Rejection::Method);
-        }
-        let Some((b' ', rest)) = rest.split_first() else {
-            return Err(if rest.is_empty() { Rejection::RequestLine } else { Rejection::Method });
+            (_, [b'\r' | b'\n', ..]) => return Err(Rejection::RequestLine),
+            // PRI is the method of the HTTP/2 preface, which is no request.
+            (b"" | b"PRI", _) => return Err(Rejection::Method),
+            (method, [b' ', target @ ..]) => (method, target),
+            _ => return Err(Rejection::Method),
         };
-        let Some(space) = memchr::memchr(b' ', rest) else { return Err(Rejection::RequestLine) };
-        let (target, version) = (&rest[..space], &rest[space + 1..]);
-        self.is_http_10 = match version {
+        let target_length = target.iter().take_while(|b| **b > b' ' && **b != 0x7f).count();
+        let (target, version) = match target.split_at(target_length) {
+            (_, []) => return Ok(Line::Partial),
+            (target, [b' ', version @ ..]) => (target, version),
+            _ => return Err(Rejection::RequestLine),
+        };
+        let Some((number, end)) = version.split_first_chunk::<8>() else {
+            let is_prefix = version.iter().zip(b"HTTP/").all(|(byte, expected)| byte == expected);
+            let is_good = is_prefix && !version.iter().any(|b| *b <= b' ');
+            return if is_good { Ok(Line::Partial) } else { Err(Rejection::RequestLine) };
+        };
+        let is_http_10 = match number {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
-            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-                if major.is_ascii_digit() && minor.is_ascii_digit() =>
-            {
+            [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
                 return Err(Rejection::Version);
             }
             _ => return Err(Rejection::RequestLine),
+        };
+        let Some(end_length) = line_end(end, Rejection::RequestLine)? else {
+            return Ok(Line::Partial);
         };
         if target.len() > MAX_TARGET_LENGTH {
             return Err(Rejection::TargetTooLong);
@@ -128,16 +117,38 @@ impl HeadParser {
         if !is_valid_target(method, target) {
             return Err(Rejection::Target);
         }
+        self.is_http_10 = is_http_10;
         self.has_request_line = true;
-        Ok(())
+        // The method, the target and the version, with a space behind the first two.
+        Ok(Line::Read(method.len() + target.len() + number.len() + 2 + end_length))
     }
 
-    fn field(&mut self, line: &[u8]) -> Result<(), Rejection> {
+    fn field_line(&mut self, rest: &[u8]) -> Result<Line, Rejection> {
+        let name_length = rest.iter().take_while(|b| is_token(**b)).count();
+        let (name, value) = match rest.split_at(name_length) {
+            (_, []) => return Ok(Line::Partial),
+            ([], [b'\r' | b'\n', ..]) => {
+                let end = line_end(rest, Rejection::FieldName)?;
+                return Ok(end.map_or(Line::Partial, Line::End));
+            }
+            ([], [b' ' | b'\t', ..]) => return Err(Rejection::FoldedField),
+            ([], _) => return Err(Rejection::FieldName),
+            (name, [b':', value @ ..]) => (name, value),
+            _ => return Err(Rejection::FieldName),
+        };
+        // The first control character ends the line, or has no place in it.
+        let Some(value_length) = control_position(value) else { return Ok(Line::Partial) };
+        let end = line_end(&value[value_length..], Rejection::FieldValue)?;
+        let Some(end_length) = end else { return Ok(Line::Partial) };
+        self.field(name, trim_blanks(&value[..value_length]))?;
+        Ok(Line::Read(name_length + 1 + value_length + end_length))
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Rejection> {
         self.fields += 1;
         if self.fields > MAX_HEADER_FIELDS {
             return Err(Rejection::TooManyFields);
         }
-        let (name, value) = check_field_line(line)?;
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         // By length first: most fields are none of these.
         match name.len() {
@@ -231,6 +242,32 @@ fn refused_encoding(value: &[u8]) -> Rejection {
     }
 }
 
+/// What became of a line.
+enum Line {
+    /// It is not complete.
+    Partial,
+    /// It was read, and is this long with its end.
+    Read(usize),
+    /// It is empty and ends the head.
+    End(usize),
+}
+
+impl Line {
+    fn read(length: Option<usize>) -> Line {
+        length.map_or(Line::Partial, Line::Read)
+    }
+}
+
+/// The length of the end of a line at the beginning of `rest`, if it is complete; `otherwise` if it is none.
+fn line_end(rest: &[u8], otherwise: Rejection) -> Result<Option<usize>, Rejection> {
+    match rest {
+        [b'\n', ..] => Ok(Some(1)),
+        [b'\r', b'\n', ..] => Ok(Some(2)),
+        [] | [b'\r'] => Ok(None),
+        _ => Err(otherwise),
+    }
+}
+
 /// Takes one field line apart, without its end: a token, a colon, and a value without control characters.
 pub(super) fn check_field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
     let name_length = line.iter().take_while(|b| is_token(**b)).count();
@@ -243,7 +280,7 @@ pub(super) fn check_field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection>
         return Err(Rejection::FieldName);
     }
     let value = trim_blanks(value);
-    if has_control(value) { Err(Rejection::FieldValue) } else { Ok((name, value)) }
+    if control_position(value).is_some() { Err(Rejection::FieldValue) } else { Ok((name, value)) }
 }
 
 /// Without the spaces and tabs around it, which alone are optional white space here.
@@ -254,9 +291,21 @@ fn trim_blanks(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// Whether a byte is a control character other than a tab.
-fn has_control(value: &[u8]) -> bool {
-    value.iter().any(|b| (*b < b' ' && *b != b'\t') || *b == 0x7f)
+/// Where the first control character other than a tab is.
+fn control_position(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    // Eight bytes at a time: most heads consist of values.
+    let (words, _) = bytes.as_chunks::<8>();
+    let has_none = |word: &&[u8; 8]| {
+        let word = u64::from_ne_bytes(**word);
+        let is_delete = word ^ (ONES * 0x7f);
+        let below_space = word.wrapping_sub(ONES * 0x20) & !word;
+        (below_space | (is_delete.wrapping_sub(ONES) & !is_delete)) & HIGH == 0
+    };
+    let skipped = words.iter().take_while(has_none).count() * 8;
+    let is_control = |b: &u8| (*b < b' ' && *b != b'\t') || *b == 0x7f;
+    bytes[skipped..].iter().position(is_control).map(|at| skipped + at)
 }
 
 /// `tchar` of RFC 9110, section 5.6.2.
@@ -294,6 +343,7 @@ const TOKEN_BYTES: [bool; 256] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn parse(input: &[u8]) -> Result<Option<Head>, Rejection> {
         let whole = HeadParser::default().advance(input, 1024);
@@ -421,6 +471,14 @@ mod tests {
         {
             let outcome = HeadParser::default().advance(bytes, 1024);
             assert!(outcome.is_err(), "{:?}: {outcome:?}", bytes.escape_ascii().to_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn control_characters_are_found_wherever_they_are(bytes: Vec<u8>) {
+            let plain = bytes.iter().position(|b| b.is_ascii_control() && *b != b'\t');
+            prop_assert_eq!(control_position(&bytes), plain);
         }
     }
 
