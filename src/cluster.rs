@@ -26,7 +26,7 @@ use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Rere
 use crate::supervisor::Outcome;
 use crate::sys;
 use crate::systemd;
-use crate::upgrade::{self, Inherited, Launcher, Manifest};
+use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
 pub use kind::Kind;
 use kind::Kinds;
@@ -163,7 +163,7 @@ impl Cluster {
         sys::signal::let_writes_fail()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
-        let kinds = self.kinds.rules()?;
+        self.kinds.rules()?;
         let reread = self.reread;
         self.reread = Box::new(move || made.refit(reread()?).and_then(|c| permit(&c).map(|()| c)));
         let launcher = Launcher::of_this_process()?;
@@ -175,6 +175,32 @@ impl Cluster {
             Some(Inherited::Manifest(manifest)) => Some(manifest),
             None => None,
         };
+        let waiting = left.as_ref().map_or_else(WaitingClients::default, WaitingClients::of);
+        match self.open(launcher, service, left, make) {
+            Ok(primary) => {
+                // From here on they are answered as all others are.
+                drop(waiting);
+                Ok(ExitCode::from(match primary.run()? {
+                    Outcome::Stopped => exit::OK,
+                    Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
+                }))
+            }
+            Err(error) => {
+                waiting.refuse(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes over or opens all that the primary needs, up to its first turn.
+    fn open(
+        mut self,
+        launcher: Launcher,
+        service: systemd::Service,
+        left: Option<Manifest>,
+        make: impl FnOnce() -> Result<App>,
+    ) -> Result<Primary> {
+        let kinds = self.kinds.rules()?;
         permit(&self.config)?;
         // The first process of a container ends on no signal that it has no handler for.
         let unmanned = left.is_none().then(sys::signal::end_if_first_process).transpose();
@@ -184,7 +210,7 @@ impl Cluster {
         if let Err(e) = sys::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
-        let pid_file = self.config.pid_file.as_deref().map(PidFile::create).transpose();
+        let pid_file = self.take_pid_file(left.as_ref());
         let pid_file = pid_file.or_else(|e| forgive(e, left.is_some()).map(|()| None))?;
         let mut listeners = self.take_sockets(left.as_ref(), &service.passed)?;
         let passed = if left.is_none() { &service.passed[..] } else { &[] };
@@ -200,10 +226,19 @@ impl Cluster {
         let application = Application { entry, reread, hooks, kinds, desks };
         let primary = Primary::new(self.config, application, files, launcher, left)?;
         drop(unmanned);
-        Ok(ExitCode::from(match primary.run()? {
-            Outcome::Stopped => exit::OK,
-            Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
-        }))
+        Ok(primary)
+    }
+
+    /// The pid file of the image before this one, where the configuration names the same; else a new one.
+    fn take_pid_file(&self, left: Option<&Manifest>) -> Result<Option<PidFile>> {
+        let passed = left.and_then(|manifest| manifest.pid_file.as_ref());
+        // Its own file is removed when another one is configured.
+        let inherited = passed.and_then(|passed| PidFile::inherit(passed).ok());
+        let Some(path) = self.config.pid_file.as_deref() else { return Ok(None) };
+        match inherited.filter(|file| file.path() == path && file.is_intact()) {
+            Some(file) => Ok(Some(file)),
+            None => PidFile::create(path).map(Some),
+        }
     }
 
     fn redirect_log(&self, taken_over: bool) -> Result<()> {
@@ -239,7 +274,7 @@ impl Cluster {
                 primary::prove(self.config, &self.kinds.entry(make()?))
             },
         );
-        upgrade::answer(answer, &outcome);
+        upgrade::answer(answer, manifest, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,8 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::printable::printable;
+use crate::sys;
+use crate::upgrade::PassedFile;
 
 /// How often the file may change under us before we give up.
 const MAX_RACES: usize = 16;
@@ -23,7 +26,7 @@ pub(crate) struct PidFile {
     owner: u32,
     /// Its lock is what counts: a file that was left by a killed process has none. The lock ends when nobody
     /// has the file open any more; workers close theirs.
-    _locked: File,
+    locked: File,
 }
 
 impl PidFile {
@@ -53,9 +56,52 @@ impl PidFile {
             };
             let inode = file.metadata().map_err(failed)?.ino();
             let (path, owner) = (path.to_path_buf(), std::process::id());
-            return Ok(PidFile { path, inode, owner, _locked: file });
+            return Ok(PidFile { path, inode, owner, locked: file });
         }
         Err(failed(io::Error::other("other processes keep changing it")))
+    }
+}
+
+impl PidFile {
+    /// Takes over the file of another image of this process. The lock comes with the descriptor, even if a worker that was
+    /// forked a moment before the exec still has a copy of it.
+    ///
+    /// # Errors
+    /// The descriptor is not open, or somebody else holds the lock.
+    pub(crate) fn inherit(passed: &PassedFile) -> Result<PidFile> {
+        let path = passed.path.clone();
+        let failed = |e: io::Error| {
+            Error::system(format!("take over the pid file {}", passed.path.display()), e)
+        };
+        let locked = File::from(sys::fd::adopt(passed.fd).map_err(failed)?);
+        locked.try_lock().map_err(|e| failed(e.into()))?;
+        Ok(PidFile { path, inode: passed.inode, owner: std::process::id(), locked })
+    }
+
+    /// What the next image has to know of it; `None` if its path cannot be written down, and the next image creates it.
+    pub(crate) fn pass(&self) -> Option<PassedFile> {
+        self.path.to_str()?;
+        let fd = sys::exec::number(&self.locked);
+        Some(PassedFile { path: self.path.clone(), inode: self.inode, fd })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file that others find at its path is still this one, with our pid in it.
+    pub(crate) fn is_intact(&self) -> bool {
+        let is_ours = std::fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
+        let mut content = [0; 32];
+        let read = nix::sys::uio::pread(&self.locked, &mut content, 0).unwrap_or(0);
+        is_ours && content[..read] == *format!("{}\n", std::process::id()).as_bytes()
+    }
+}
+
+impl AsFd for PidFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.locked.as_fd()
     }
 }
 

@@ -98,6 +98,22 @@ impl SocketFile {
         Some(SocketFile { id: FileId::at(&path).ok()?, path, owner })
     }
 
+    /// The file of a socket that another image of this process made, known by its inode: whatever else stands at `path` by
+    /// now is not removed.
+    pub(crate) fn resume(path: &Path, inode: u64) -> SocketFile {
+        SocketFile { path: path.to_path_buf(), inode, owner: std::process::id() }
+    }
+
+    /// Tells this file from another one at the same path.
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Whether the file at its path is still this one: clients reach the socket by it.
+    pub(crate) fn is_intact(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -27,7 +27,7 @@ enum Verb {
     Reload { wait: bool },
     Scale(Rescale),
     Stop { now: bool },
-    Upgrade,
+    Upgrade { wait: bool },
     Events { follow: bool, json: bool },
 }
 
@@ -51,7 +51,9 @@ pub(super) fn commands() -> Vec<Command> {
         Command::new("stop")
             .about("Stop gracefully and wait for the end; a second stop stops now")
             .arg(switch("now", "Kill the workers, finish nothing")),
-        Command::new("upgrade").about("Become the binary that now stands at the same path"),
+        Command::new("upgrade")
+            .about("Become the binary that now stands at the same path, and return when its workers serve")
+            .arg(switch("no-wait", "Return when the new binary is proved")),
         Command::new("events")
             .about("Print what happened lately: the last thousand lines of the primary's log")
             .arg(switch("follow", "Go on with what happens").short('f'))
@@ -101,7 +103,7 @@ pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
         "reload" => Verb::Reload { wait: !flag("no-wait") },
         "scale" => Verb::Scale(matches.get_one::<Rescale>("workers")?.clone()),
         "stop" => Verb::Stop { now: flag("now") },
-        "upgrade" => Verb::Upgrade,
+        "upgrade" => Verb::Upgrade { wait: !flag("no-wait") },
         "events" => Verb::Events { follow: flag("follow"), json: flag("json") },
         _ => return None,
     };
@@ -126,7 +128,8 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
         Verb::Reload { wait: true } => client.reload()?,
         Verb::Reload { wait: false } => client.reload_without_waiting()?,
         Verb::Scale(rescale) => client.scale(rescale)?,
-        Verb::Upgrade => client.upgrade()?,
+        Verb::Upgrade { wait: true } => client.upgrade()?,
+        Verb::Upgrade { wait: false } => client.upgrade_without_waiting()?,
     };
     answer(&line(&done))
 }
@@ -224,7 +227,8 @@ mod tests {
             ("prefork scale +1", Verb::Scale(Change::By(1).into())),
             ("prefork scale -1", Verb::Scale(Change::By(-1).into())),
             ("prefork stop --now", Verb::Stop { now: true }),
-            ("prefork upgrade", Verb::Upgrade),
+            ("prefork upgrade", Verb::Upgrade { wait: true }),
+            ("prefork upgrade --no-wait", Verb::Upgrade { wait: false }),
             ("prefork events -f --json", Verb::Events { follow: true, json: true }),
         ] {
             assert_eq!(call(line).verb, verb, "{line}");

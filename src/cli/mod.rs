@@ -42,6 +42,7 @@ pub fn main() -> ExitCode {
         args::Verb::Compare(call) => compare::run(call),
     };
     done.unwrap_or_else(|error| {
+        crate::upgrade::ends_with(&error);
         complain(&error);
         ExitCode::from(error.exit_status())
     })

@@ -120,12 +120,23 @@ impl Client {
         self.order(&Request::Scale(Change::By(workers).into()))
     }
 
-    /// Has the primary become the binary that now stands at its path.
+    /// Has the primary become the binary that now stands at its path, and returns when workers of the new image serve in
+    /// every slot. An order that comes during a reload waits for its end first.
     ///
     /// # Errors
-    /// As [`Client::status`].
+    /// As [`Client::status`]. The new binary may be unfit, and then nothing has changed; or its workers do not come up, and
+    /// then those of the binary before it serve on.
     pub fn upgrade(&mut self) -> Result<String> {
-        self.order(&Request::Upgrade {})
+        self.order(&Request::Upgrade { wait: true })
+    }
+
+    /// Has the primary become the binary that now stands at its path, and returns when that is proved to be fit. What comes
+    /// after that is in the log and in the events.
+    ///
+    /// # Errors
+    /// As [`Client::status`]; the new binary may be unfit, and then nothing has changed.
+    pub fn upgrade_without_waiting(&mut self) -> Result<String> {
+        self.order(&Request::Upgrade { wait: false })
     }
 
     /// Stops the cluster: workers finish what is open, or are killed with `now`. Returns what the primary says;

@@ -76,7 +76,7 @@ fn every_question_has_its_answer_on_one_connection() {
         "Scale(Rescale { kind: None, change: By(-1) })"
     );
     assert_eq!(client.scale_to(0).expect_err("range").exit_status(), exit::FAILURE);
-    assert_eq!(client.upgrade().expect("upgrade"), "Upgrade");
+    assert_eq!(client.upgrade().expect("upgrade"), "Upgrade { wait: true }");
 
     let kept = Client::connect(&path).and_then(|c| c.events(false, 0)).expect("events");
     let kept: Vec<String> = kept.map(|event| event.expect("event").text).collect();

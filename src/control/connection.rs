@@ -6,11 +6,16 @@ use std::time::{Duration, Instant};
 
 use super::frame::{self, Incoming, REQUEST_MAX};
 use super::protocol::Reply;
+use crate::sys;
 use crate::sys::poll::{Interest, Watch};
 use crate::sys::socket::{read_now, write_now};
+use crate::upgrade::{PassedClient, PassedState};
 
 /// How long a client may take to send a request, or to make room for a reply.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
+
+/// Longest part of a request that is passed to the next image.
+const MAX_PASSED_BYTES: usize = 4096;
 
 /// What a client is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +56,44 @@ impl Connection {
     pub(super) fn new(socket: OwnedFd, who: String, now: Instant) -> Connection {
         let incoming = Incoming::new(REQUEST_MAX);
         Connection { socket, who, state: State::Asking, incoming, outgoing: Vec::new(), since: now }
+    }
+
+    /// A client of another image of this process.
+    pub(super) fn resume(
+        socket: OwnedFd,
+        who: String,
+        state: PassedState,
+        now: Instant,
+    ) -> Connection {
+        let mut connection = Connection::new(socket, who, now);
+        connection.state = match state {
+            PassedState::Asking { received } => {
+                connection.incoming.push(&received);
+                State::Asking
+            }
+            PassedState::Waiting { ticket } => {
+                State::Waiting { ticket, patient: true, last: false }
+            }
+            PassedState::Following { after } => State::Streaming { after, until: None },
+        };
+        connection
+    }
+
+    /// What the next image has to know of this client; `None` for one that it cannot go on with.
+    pub(super) fn pass(&self) -> Option<PassedClient> {
+        let state = match self.state {
+            State::Asking => {
+                let received = self.incoming.received();
+                // Half a request that is so long is rare, and must not make the manifest too large.
+                let received = (received.len() <= MAX_PASSED_BYTES).then(|| received.to_vec())?;
+                PassedState::Asking { received }
+            }
+            State::Waiting { ticket, .. } => PassedState::Waiting { ticket },
+            State::Streaming { after, until: None } => PassedState::Following { after },
+            State::Streaming { until: Some(_), .. } | State::Staying | State::Gone => return None,
+        };
+        let fd = sys::exec::number(&self.socket);
+        Some(PassedClient { fd, who: self.who.clone(), state })
     }
 
     pub(super) fn watch(&self) -> Watch<'_> {

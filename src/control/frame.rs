@@ -55,6 +55,11 @@ impl Incoming {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// What has arrived of the frame so far, its head included.
+    pub(crate) fn received(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Whether the peer has stopped in the middle of a frame, or would, if it stopped now.
     pub(crate) fn begun(&self) -> bool {
         !self.bytes.is_empty()

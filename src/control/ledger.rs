@@ -27,6 +27,12 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// Numbers the next entry after `last`, as the image before this one did, so that whoever follows the events misses and
+    /// repeats none. For a ledger without entries.
+    pub(crate) fn resume_after(&mut self, last: u64) {
+        self.last = last;
+    }
+
     /// Writes down that this happened now.
     pub(crate) fn append(&mut self, level: Level, text: String) {
         let time_ms =

@@ -19,7 +19,7 @@
 //! | `{"verb":"reload","wait":true}` | `{"ok":true,"message":"..."}` when it is done; with `"wait":false` when it has begun |
 //! | `{"verb":"scale","to":4}` or `"by":-1` | `{"ok":true,"message":"..."}` |
 //! | `{"verb":"stop","now":false}` | `{"ok":true,"message":"..."}`; the end of the connection is the primary's |
-//! | `{"verb":"upgrade"}` | `{"ok":true,"message":"..."}` |
+//! | `{"verb":"upgrade","wait":true}` | `{"ok":true,"message":"..."}` when workers of the new image serve, over the same connection; with `"wait":false` when the new binary is proved |
 //! | `{"verb":"events","follow":false,"since":0}` | `{"ok":true,"event":{...}}` for each entry after `since` that is kept (the last thousand), then `{"ok":true,"last":N}`; with `follow` no last one, but each new one as it happens |
 //! | anything else | `{"ok":false,"error":"..."}` |
 //!
@@ -40,6 +40,11 @@ mod server;
 mod shared;
 mod status;
 mod threads;
+
+/// A reply that says why something was not done, as it is sent.
+pub(crate) fn refusal(why: String) -> Vec<u8> {
+    frame::encode(&Reply::Refused(why).encode())
+}
 
 pub use client::{Client, Events};
 pub use kinds::KindStatus;

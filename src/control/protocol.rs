@@ -27,7 +27,11 @@ pub(crate) enum Request {
         now: bool,
     },
     /// Become the binary that now stands at our path.
-    Upgrade {},
+    Upgrade {
+        /// Whether to answer when the workers of the new image serve, or as soon as the new binary is proved.
+        #[serde(default = "yes")]
+        wait: bool,
+    },
     /// What happened after entry `since`; with `follow`, what will happen, too.
     Events {
         #[serde(default)]

@@ -16,7 +16,8 @@ fn every_request_is_read_as_the_page_has_it() {
         (r#"{"verb":"scale","by":-1}"#, Request::Scale(Change::By(-1).into())),
         (r#"{"verb":"stop"}"#, Request::Stop { now: false }),
         (r#"{"now":true,"verb":"stop"}"#, Request::Stop { now: true }),
-        (r#"{"verb":"upgrade"}"#, Request::Upgrade {}),
+        (r#"{"verb":"upgrade"}"#, Request::Upgrade { wait: true }),
+        (r#"{"verb":"upgrade","wait":false}"#, Request::Upgrade { wait: false }),
         (r#"{"verb":"events","since":7}"#, Request::Events { follow: false, since: 7 }),
     ] {
         assert_eq!(decoded(text).as_ref(), Ok(&request), "{text}");

@@ -1,7 +1,7 @@
 //! The primary's end: non-blocking, bounded in everything, a guest in the primary's poll loop.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,9 +13,11 @@ use super::ledger::Ledger;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
+use crate::sys;
 use crate::sys::peer::peer;
 use crate::sys::poll::{Interest, Watch};
 use crate::sys::socket::{accept, is_exhaustion};
+use crate::upgrade::{PassedControl, PassedFile};
 
 /// Clients at the same time.
 const CLIENTS: usize = 32;
@@ -34,13 +36,20 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Server {
     // Declared before the clients, so that the file is gone when they see the end.
-    file: SocketFile,
-    listener: Socket,
+    /// `None` if nobody new may connect: clients of the image before this one wait for their answers.
+    listening: Option<Listening>,
     /// By a number that grows with each arrival.
     clients: BTreeMap<u64, Connection>,
     /// The last number given to a client or a request.
     last: u64,
     paused_until: Option<Instant>,
+}
+
+/// The socket at which clients arrive, and its file.
+#[derive(Debug)]
+struct Listening {
+    file: SocketFile,
+    listener: Socket,
 }
 
 /// A request that wants an answer.
@@ -55,34 +64,73 @@ pub(crate) struct Asked {
 impl Server {
     /// Listens at `path`, for root and the own user only.
     pub(crate) fn bind(path: &Path) -> Result<Server> {
-        let name = format!("control socket {}", path.display());
-        let fail = |why: String| Error::bind(&name, why);
-        let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-        let directory = directory.unwrap_or(Path::new("."));
-        let meta = std::fs::metadata(directory)
-            .map_err(|e| fail(format!("its directory {}: {e}", directory.display())))?;
-        if meta.mode() & 0o1002 == 0o0002 {
-            // Anybody could put a socket of their own in its place.
-            let why = "everybody may rename files in its directory: choose another with --control";
-            return Err(fail(why.to_string()));
+        let listening = Some(listen(path)?);
+        Ok(Server { listening, clients: BTreeMap::new(), last: 0, paused_until: None })
+    }
+
+    /// Takes over the socket and the clients of another image of this process. A descriptor that is not open costs what it
+    /// stands for, and nothing else.
+    pub(crate) fn inherit(passed: PassedControl, now: Instant) -> Server {
+        let listening = passed.socket.and_then(|socket| {
+            let listener = Socket::from(sys::fd::adopt(socket.fd).ok()?);
+            Some(Listening { file: SocketFile::resume(&socket.path, socket.inode), listener })
+        });
+        let mut server =
+            Server { listening, clients: BTreeMap::new(), last: passed.last, paused_until: None };
+        for client in passed.clients {
+            let Ok(socket) = sys::fd::adopt(client.fd) else { continue };
+            server.last += 1;
+            let connection = Connection::resume(socket, client.who, client.state, now);
+            server.clients.insert(server.last, connection);
         }
-        let (listener, file) =
-            SocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| {
-                match why.starts_with("address already in use") {
-                    true => fail(format!("{why}; choose another path with --control")),
-                    false => fail(why),
-                }
-            })?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|e| Error::system(format!("make the {name} non-blocking"), e))?;
-        let clients = BTreeMap::new();
-        Ok(Server { file, listener, clients, last: 0, paused_until: None })
+        server
+    }
+
+    /// What the next image has to know, to go on with socket and clients. Lets go of those that it could not go on with, as
+    /// they have not read what they were sent.
+    pub(crate) fn pass(&mut self) -> PassedControl {
+        self.clients.retain(|_, client| client.unsent() == 0 && client.state != State::Gone);
+        let socket = self.listening.as_ref().and_then(|Listening { file, listener }| {
+            file.path().to_str()?;
+            let fd = sys::exec::number(listener);
+            Some(PassedFile { path: file.path().to_path_buf(), inode: file.inode(), fd })
+        });
+        let clients = self.clients.values().filter_map(Connection::pass).collect();
+        PassedControl { socket, clients, last: self.last }
+    }
+
+    /// The descriptors that `pass` names.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let socket = self.listening.iter().map(|listening| listening.listener.as_fd());
+        let clients = self.clients.values().filter(|client| client.pass().is_some());
+        socket.chain(clients.map(AsFd::as_fd))
+    }
+
+    /// Whether a client has not got yet all that it was sent.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.clients.values().any(|client| client.unsent() > 0)
     }
 
     /// Where it listens.
-    pub(crate) fn path(&self) -> &Path {
-        self.file.path()
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.listening.as_ref().map(|listening| listening.file.path())
+    }
+
+    /// Whether clients that connect to `path` reach it.
+    pub(crate) fn is_reachable_at(&self, path: &Path) -> bool {
+        let is_there = |one: &Listening| one.file.path() == path && one.file.is_intact();
+        self.listening.as_ref().is_some_and(is_there)
+    }
+
+    /// Listens at `path` from now on, and no more where it did. Clients stay. On an error nothing changes.
+    pub(crate) fn listen_at(&mut self, path: &Path) -> Result<()> {
+        self.listening = Some(listen(path)?);
+        Ok(())
+    }
+
+    /// Accepts nobody new from now on, and removes its file.
+    pub(crate) fn close_listener(&mut self) {
+        self.listening = None;
     }
 
     /// What to wait for; `attend` takes the flags in this order.
@@ -91,8 +139,9 @@ impl Server {
             Some(_) => Interest::End,
             None => Interest::Read,
         };
-        let listener = Watch::new(self.listener.as_fd(), interest);
-        std::iter::once(listener).chain(self.clients.values().map(Connection::watch))
+        let listener =
+            self.listening.iter().map(move |one| Watch::new(one.listener.as_fd(), interest));
+        listener.chain(self.clients.values().map(Connection::watch))
     }
 
     /// When `settle` has something to do, if nothing else happens.
@@ -105,7 +154,7 @@ impl Server {
     pub(crate) fn attend(&mut self, ready: &[bool], now: Instant) -> Vec<Asked> {
         let mut asked = Vec::new();
         let mut flags = ready.iter();
-        let somebody_new = flags.next() == Some(&true);
+        let somebody_new = self.listening.is_some() && flags.next() == Some(&true);
         for (client, _) in self.clients.values_mut().zip(flags).filter(|(_, ready)| **ready) {
             let Some(bytes) = client.attend(now) else { continue };
             match Request::decode(&bytes) {
@@ -178,7 +227,8 @@ impl Server {
 
     fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_A_TURN {
-            let socket = match accept(&self.listener) {
+            let Some(Listening { listener, .. }) = &self.listening else { return };
+            let socket = match accept(listener) {
                 Ok(socket) => socket,
                 Err(e) => {
                     if is_exhaustion(&e) {
@@ -225,6 +275,30 @@ impl Server {
     fn forget_the_gone(&mut self) {
         self.clients.retain(|_, client| client.state != State::Gone);
     }
+}
+
+fn listen(path: &Path) -> Result<Listening> {
+    let name = format!("control socket {}", path.display());
+    let fail = |why: String| Error::bind(&name, why);
+    let directory = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let meta = std::fs::metadata(directory)
+        .map_err(|e| fail(format!("its directory {}: {e}", directory.display())))?;
+    if meta.mode() & 0o1002 == 0o0002 {
+        // Anybody could put a socket of their own in its place.
+        let why = "everybody may rename files in its directory: choose another with --control";
+        return Err(fail(why.to_string()));
+    }
+    let (listener, file) = SocketFile::bind(path, Some(0o600), BACKLOG).map_err(|why| match why
+        .starts_with("address already in use")
+    {
+        true => fail(format!("{why}; choose another path with --control")),
+        false => fail(why),
+    })?;
+    listener
+        .set_nonblocking(true)
+        .map_err(|e| Error::system(format!("make the {name} non-blocking"), e))?;
+    Ok(Listening { file, listener })
 }
 
 /// Sends a client the events that it has not got, as far as there is room.

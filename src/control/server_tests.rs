@@ -25,7 +25,7 @@ impl World {
     }
 
     fn connect(&mut self) -> UnixStream {
-        let client = UnixStream::connect(self.server.path()).expect("connect");
+        let client = UnixStream::connect(self.server.path().expect("path")).expect("connect");
         client.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
         client
     }
@@ -210,7 +210,7 @@ fn who_stops_us_sees_the_end_and_the_file_is_gone_by_then() {
     world.now += 1000 * IDLE;
     world.turn();
     assert!(hear(&mut client).contains("done"));
-    let path = world.server.path().to_path_buf();
+    let path = world.server.path().expect("path").to_path_buf();
     drop(world.server);
     assert_eq!(hear(&mut client), "");
     assert!(!path.exists());
@@ -274,7 +274,7 @@ fn a_follower_that_does_not_read_is_dropped_and_costs_little_until_then() {
 #[test]
 fn the_socket_is_for_its_owner_and_in_a_place_of_its_own() {
     let world = World::new();
-    let path = world.server.path();
+    let path = world.server.path().expect("path");
     assert_eq!(std::fs::metadata(path).expect("file").mode() & 0o777, 0o600);
     let error = Server::bind(path).expect_err("taken");
     assert_eq!(error.exit_status(), crate::error::exit::UNAVAILABLE);

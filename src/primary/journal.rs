@@ -100,6 +100,13 @@ impl Journal {
         self.tell(error(format!("the log goes on in the old file: {why}")));
     }
 
+    /// What a new binary printed before it was given up, if anything: it may say where it hangs.
+    pub(super) fn proof_printed(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.tell(warn(format!("the new binary printed before it was killed: {text}")));
+        }
+    }
+
     pub(super) fn cannot_hand_slot(&mut self, worker: WorkerTag, slot: Slot, why: &dyn Display) {
         log::debug!("{worker} cannot be told about slot {slot} ({why}): tried again");
     }
@@ -145,6 +152,18 @@ impl Journal {
         log::debug!(
             "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; --control PATH makes one"
         );
+    }
+
+    pub(super) fn control_opened(&mut self, path: &Path) {
+        self.tell(info(format!("control socket opened at {}", path.display())));
+    }
+
+    pub(super) fn pid_file_written(&mut self, path: &Path) {
+        self.tell(info(format!("pid file written anew: {}", path.display())));
+    }
+
+    pub(super) fn no_pid_file(&mut self, why: &dyn Display) {
+        self.tell(error(format!("{why}; going on without a pid file until the next reload")));
     }
 
     pub(super) fn control_failed(&mut self, why: &dyn Display) {

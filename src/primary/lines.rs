@@ -62,6 +62,9 @@ pub(super) fn line(notice: &Notice) -> Line {
             error(format!("reload failed, the old workers serve on: {why}"))
         }
         Notice::RollingBack { to } => warn(format!("rolling back to generation {to}")),
+        Notice::UpgradeWaits { by } => {
+            info(format!("upgrade ({by}): waits for the reload under way"))
+        }
         Notice::Proving { by } => info(format!("upgrade ({by}): trying the new binary")),
         Notice::TakingOver => info("the new binary is fit: this process becomes it".to_string()),
         Notice::UpgradeFailed { why } => {

@@ -30,10 +30,11 @@ mod turn;
 mod upgrade;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::{Config, Workers};
+use crate::config::{Config, ControlSocket, Policy, Workers};
 use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, WorkerId, WorkerTag};
@@ -116,6 +117,12 @@ pub(crate) struct Files {
     pub(crate) manager: Option<Manager>,
 }
 
+/// Settings that take a restart, or an upgrade, to change.
+struct Fixed {
+    control: ControlSocket,
+    pid_file: Option<PathBuf>,
+}
+
 /// What the application wants to be asked and told in the primary.
 pub(crate) struct Application {
     pub(crate) entry: Entry,
@@ -167,15 +174,39 @@ pub(crate) struct Primary {
     stopped_proofs: Vec<u32>,
     /// To become the new binary as soon as nothing is left to be dealt with.
     taking_over: bool,
+    /// The newest revision of the manifest that the proved binary takes over.
+    proved_revision: u32,
+    /// Until when clients of the control socket may hold up the exec.
+    quiet_until: Option<Instant>,
     /// How often this process has become a new image.
     upgrades: u64,
     journal: Journal,
     log: LogSwitch,
     /// `None` where nobody may ask.
     control: Option<Server>,
+    /// What the configuration says of control socket and pid file. Fixed at the start, whatever a reload reads.
+    fixed: Fixed,
     /// `None` where no service manager wants to hear from us.
     manager: Option<Manager>,
     started: Instant,
+}
+
+/// A supervisor that begins, or goes on where the image before this one stopped, and what it forks workers under.
+fn supervision(
+    left: Option<&Manifest>,
+    sockets: u32,
+    policy: Policy,
+    kinds: Vec<KindRules>,
+    seed: u64,
+    config: &Rc<Config>,
+) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
+    match left {
+        None => {
+            let configs = BTreeMap::from([(Generation(1), Rc::clone(config))]);
+            (Supervisor::new(policy, seed).with_kinds(kinds), configs)
+        }
+        Some(left) => upgrade::go_on(left, sockets, policy, kinds, seed, config),
+    }
 }
 
 impl Primary {
@@ -185,10 +216,11 @@ impl Primary {
         application: Application,
         files: Files,
         launcher: Launcher,
-        left: Option<Manifest>,
+        mut left: Option<Manifest>,
     ) -> Result<Primary> {
         let Application { entry, reread, hooks, kinds, desks } = application;
         let Files { listeners, pid_file, mail, manager } = files;
+        let fixed = Fixed { control: config.control.clone(), pid_file: config.pid_file.clone() };
         let policy = config.policy();
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
@@ -201,19 +233,18 @@ impl Primary {
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let (mut journal, config) = (Journal::default(), Rc::new(config));
+        journal.ledger.resume_after(left.as_ref().map_or(0, |manifest| manifest.last_event));
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
         journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
-        let (mut supervisor, configs) = match &left {
-            None => {
-                let configs = BTreeMap::from([(Generation(1), Rc::clone(&config))]);
-                (Supervisor::new(policy, seed).with_kinds(kinds), configs)
-            }
-            Some(left) => upgrade::go_on(left, sockets, policy, kinds, seed, &config),
-        };
+        let (mut supervisor, configs) =
+            supervision(left.as_ref(), sockets, policy, kinds, seed, &config);
         supervisor.know_old_sockets(sockets);
         supervisor.ask_before_restarts(hooks.on_restart.is_some());
-        let control = requests::open(&config.control, left.is_some(), &mut journal)?;
+        let control = match &mut left {
+            None => requests::open(&config.control, true, &mut journal)?,
+            Some(left) => requests::take_over(&config.control, left.control.take(), &mut journal),
+        };
         let mut primary = Primary {
             configs,
             reread,
@@ -240,10 +271,13 @@ impl Primary {
             proof: None,
             stopped_proofs: Vec::new(),
             taking_over: false,
+            proved_revision: 0,
+            quiet_until: None,
             upgrades: 0,
             log: LogSwitch::new(&config),
             journal,
             control,
+            fixed,
             manager,
             started: Instant::now(),
         };

@@ -41,7 +41,7 @@ impl Primary {
             }
             Action::Prove => self.prove(),
             Action::StopProof => self.stop_proof(),
-            Action::TakeOver => self.taking_over = true,
+            Action::TakeOver => self.begin_take_over(),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::Look { memory } => {
                 self.refresh_steering();

@@ -1,5 +1,6 @@
 //! What operators ask over the control socket: questions are answered here, orders go to the supervisor.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Primary;
@@ -9,41 +10,98 @@ use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, R
 use crate::control::{Server, Status};
 use crate::error::Result;
 use crate::log_output;
+use crate::pid_file::PidFile;
 use crate::supervisor::{Asker, Event, Intent, Scale};
+use crate::upgrade::PassedControl;
 
-/// Opens the control socket. One that was named must work, unless something was `taken_over`: there is no way back
-/// from an exec. One that was not named is no reason to refuse to serve.
+/// Opens the control socket. One that was named must work if it `must`; one that was not named is no reason to refuse to
+/// serve.
 pub(super) fn open(
     control: &ControlSocket,
-    taken_over: bool,
+    must: bool,
     journal: &mut Journal,
 ) -> Result<Option<Server>> {
-    let (opened, must) = match control {
-        ControlSocket::Off => return Ok(None),
-        ControlSocket::Path(path) => (Server::bind(path).map(Some), !taken_over),
-        ControlSocket::Auto => (auto(), false),
-    };
-    let server = match opened {
-        Ok(Some(server)) => server,
-        Ok(None) => {
-            journal.no_control();
-            return Ok(None);
+    let named = matches!(control, ControlSocket::Path(_));
+    match place(control).and_then(|path| path.map(|path| Server::bind(&path)).transpose()) {
+        Ok(Some(server)) => {
+            server.path().into_iter().for_each(|path| journal.control_at(path));
+            Ok(Some(server))
         }
-        Err(e) if must => return Err(e),
+        Ok(None) => {
+            if *control != ControlSocket::Off {
+                journal.no_control();
+            }
+            Ok(None)
+        }
+        Err(e) if must && named => Err(e),
         Err(e) => {
             journal.control_failed(&e);
-            return Ok(None);
+            Ok(None)
         }
-    };
-    journal.control_at(server.path());
-    Ok(Some(server))
+    }
 }
 
-fn auto() -> Result<Option<Server>> {
-    control::of_this_process()?.map(|path| Server::bind(&path)).transpose()
+/// Goes on with the control socket and the clients of the image before this one, as far as they were passed. What fails
+/// is told and no reason to end: there is no way back from an exec.
+pub(super) fn take_over(
+    control: &ControlSocket,
+    passed: Option<PassedControl>,
+    journal: &mut Journal,
+) -> Option<Server> {
+    let Some(passed) = passed else { return open(control, false, journal).ok().flatten() };
+    let mut server = Server::inherit(passed, Instant::now());
+    repair(&mut server, control, journal);
+    Some(server)
+}
+
+/// Sees to it that clients reach the socket where the configuration says.
+fn repair(server: &mut Server, control: &ControlSocket, journal: &mut Journal) {
+    match place(control) {
+        Ok(Some(path)) if server.is_reachable_at(&path) => {}
+        Ok(Some(path)) => match server.listen_at(&path) {
+            Ok(()) => journal.control_opened(&path),
+            Err(e) => journal.control_failed(&e),
+        },
+        Ok(None) => server.close_listener(),
+        Err(e) => journal.control_failed(&e),
+    }
+}
+
+/// Where the control socket is to be; `None` if there is to be none.
+fn place(control: &ControlSocket) -> Result<Option<PathBuf>> {
+    match control {
+        ControlSocket::Off => Ok(None),
+        ControlSocket::Path(path) => Ok(Some(path.clone())),
+        ControlSocket::Auto => control::of_this_process(),
+    }
 }
 
 impl Primary {
+    /// Opens what is missing of control socket and pid file, at each reload: somebody may have removed or replaced the
+    /// files, or what was in the way at the start is gone.
+    pub(super) fn repair_files(&mut self) {
+        match &mut self.control {
+            Some(server) => repair(server, &self.fixed.control, &mut self.journal),
+            // It is told what is wrong, and goes on without.
+            None => {
+                self.control = open(&self.fixed.control, false, &mut self.journal).ok().flatten();
+            }
+        }
+        let Some(path) = &self.fixed.pid_file else { return };
+        if self.pid_file.as_ref().is_some_and(PidFile::is_intact) {
+            return;
+        }
+        // Our own lock would keep us from rewriting a file that is ours and has lost its content.
+        self.pid_file = None;
+        match PidFile::create(path) {
+            Ok(file) => {
+                self.pid_file = Some(file);
+                self.journal.pid_file_written(path);
+            }
+            Err(e) => self.journal.no_pid_file(&e),
+        }
+    }
+
     /// Before each wait: by then everything that was asked has reached the supervisor.
     pub(super) fn settle_control(&mut self) {
         if let Some(server) = &mut self.control {
@@ -85,7 +143,7 @@ impl Primary {
                 }
                 Request::Stop { now: false } => Intent::Stop,
                 Request::Stop { now: true } => Intent::StopNow,
-                Request::Upgrade {} => Intent::Upgrade,
+                Request::Upgrade { wait } => Intent::Upgrade { wait },
             };
             let by = Asker { who, ticket: Some(ticket) };
             self.queue.push_back(Event::Asked { intent, by });

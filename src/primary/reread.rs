@@ -25,6 +25,7 @@ impl Primary {
     /// Reads the configuration for workers of `generation`. What comes of it is the next event, or, where host names have
     /// to be looked up first, a later one.
     pub(super) fn read_config(&mut self, generation: Generation) {
+        self.repair_files();
         self.stop_lookup();
         let outcome = (self.reread)().and_then(|config| match Lookup::start(&config.bind)? {
             None => self.prepare(generation, config, &Names::default()).map(Some),

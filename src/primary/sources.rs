@@ -11,11 +11,13 @@ use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::WorkerId;
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
+use crate::scoreboard::RowIndex;
 use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::sys;
 use crate::sys::poll::{Set, Watch};
 use crate::sys::signal::Signal;
 use crate::sys::wait::Change;
+use crate::upgrade::Proof;
 
 /// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
 /// is no reason to do anything to a service, and nobody here sets an alarm.
@@ -50,7 +52,7 @@ impl Primary {
                 return Ok(event);
             }
             // Connections on their way would be closed by the exec: they are delivered first.
-            if self.taking_over && self.relay.is_empty() {
+            if self.taking_over && self.relay.is_empty() && self.control_is_quiet() {
                 // What does not fit now is lost with the channels of these workers.
                 self.mail.hub.flush();
                 self.take_over();
@@ -82,7 +84,7 @@ impl Primary {
         self.mail.hub.flush();
         let letters = self.mail.hub.wanted();
         let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
-        let pauses = pauses.chain(self.desks_pause(now)).chain(missing);
+        let pauses = pauses.chain(self.desks_pause(now)).chain(missing).chain(self.quiet_pause());
         let until = until.into_iter().chain(pauses).min().map(|pause| now + pause);
         let open: Vec<WorkerId> = self
             .children
@@ -92,7 +94,7 @@ impl Primary {
             .collect();
         let ready = {
             let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
-            let proof = self.proof.iter().filter(|p| p.is_open()).map(AsFd::as_fd);
+            let proof = self.proof.iter().flat_map(Proof::watched);
             let lookup = self.candidate.iter().map(|one| one.lookup.as_fd());
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd));
             let fds = fds.chain(proof).chain(lookup);
@@ -134,10 +136,11 @@ impl Primary {
 
     /// Reads what the new binary that is tried says. Returns the flags of all that is not it or a lookup of names.
     fn listen_to_children_at_work<'a>(&mut self, mut ready: &'a [bool]) -> &'a [bool] {
-        if let Some(proof) = self.proof.as_mut().filter(|proof| proof.is_open())
-            && ready.split_off_first() == Some(&true)
-        {
-            proof.listen();
+        if let Some(proof) = self.proof.as_mut() {
+            let watched = proof.watched().count();
+            if ready.split_off(..watched).is_some_and(|flags| flags.contains(&true)) {
+                proof.listen();
+            }
         }
         if self.candidate.is_some() {
             ready.split_off_first();
@@ -199,10 +202,20 @@ impl Primary {
             self.dealer.bury(worker, child.queue.take());
             self.bury_steered(worker, child.lease);
             let served = self.board.retire(child.row).requests;
+            self.release_board(child.row);
             self.queue.push_back(Event::Exited { worker, status, served });
         }
         if sys::process::adopts_orphans() {
             self.reap_strangers();
+        }
+    }
+
+    /// The memory of a scoreboard of an image before this one is kept as long as one of its workers lives.
+    fn release_board(&mut self, row: RowIndex) {
+        let RowIndex::Inherited { board, .. } = row else { return };
+        let is_on_it = |child: &Child| matches!(child.row, RowIndex::Inherited { board: other, .. } if other == board);
+        if !self.children.values().any(is_on_it) {
+            self.board.release_inherited(board);
         }
     }
 
@@ -280,7 +293,7 @@ fn intent(signal: Signal) -> Option<Intent> {
         Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
         Signal::SIGQUIT => Some(Intent::StopNow),
         Signal::SIGHUP => Some(Intent::Reload),
-        Signal::SIGUSR2 => Some(Intent::Upgrade),
+        Signal::SIGUSR2 => Some(Intent::Upgrade { wait: false }),
         Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
         Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
         _ => None,

@@ -1,6 +1,6 @@
 //! The hands' side of an upgrade: what is left to the new image, and taking it over from an old one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -8,14 +8,24 @@ use std::time::{Duration, Instant};
 
 use super::{Child, Primary};
 use crate::config::{Config, Policy};
+use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use crate::ipc::{Newcomer, PrimaryEnd, Queue};
+use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Rows};
-use crate::supervisor::{Adopted, AdoptedMember, Event, KindRules, Supervisor};
+use crate::supervisor::{Adopted, AdoptedMember, Asker, Event, KindRules, Supervisor};
 use crate::sys;
 use crate::sys::signal::{Blocked, Signal};
-use crate::upgrade::{Manifest, PassedConnection, PassedListener, PassedWorker};
+use crate::upgrade::{
+    Manifest, PassedConnection, PassedControl, PassedListener, PassedState, PassedWorker, REVISION,
+};
+
+/// How long an exec waits for clients of the control socket to read what they were sent.
+const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often it looks whether they have.
+const QUIET_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Primary {
     /// Starts the new binary as a child that shows whether it can take over.
@@ -33,7 +43,8 @@ impl Primary {
     pub(super) fn stop_proof(&mut self) {
         self.taking_over = false;
         self.queue.retain(|event| !matches!(event, Event::Proved | Event::NotProved { .. }));
-        if let Some(proof) = self.proof.take() {
+        if let Some(mut proof) = self.proof.take() {
+            self.journal.proof_printed(&proof.printed());
             let _ = sys::process::kill(proof.pid, Signal::SIGKILL);
             self.stopped_proofs.push(proof.pid);
         }
@@ -51,7 +62,10 @@ impl Primary {
     pub(super) fn proof_ended(&mut self, status: ExitStatus) {
         let Some(proof) = self.proof.take() else { return };
         self.queue.push_back(match proof.verdict(status) {
-            Ok(()) => Event::Proved,
+            Ok(revision) => {
+                self.proved_revision = revision;
+                Event::Proved
+            }
             Err(why) => Event::NotProved { why },
         });
     }
@@ -66,9 +80,17 @@ impl Primary {
             if !self.queue.is_empty() {
                 return Ok(None);
             }
+            // Whoever follows the events gets the last ones of this image from it.
+            self.settle_control();
             let mut manifest = self.leave()?;
+            match self.proved_revision {
+                0 => self.leave_to_older(&manifest)?,
+                _ => self.leave_files(&mut manifest),
+            }
             self.end_steering();
             let mut descriptors = self.descriptors();
+            descriptors.extend(self.control.iter().flat_map(Server::descriptors));
+            descriptors.extend(self.pid_file.iter().map(AsFd::as_fd));
             // Not before: a child that is only tried would keep them open.
             for newcomer in self.dealer.held() {
                 let fd = sys::exec::number(&newcomer.fd);
@@ -86,6 +108,47 @@ impl Primary {
         self.queue.push_back(Event::NotProved { why: error.to_string() });
     }
 
+    /// Adds the control socket with its clients, and the pid file. A worker that was forked a moment before the exec has
+    /// copies of both until it lets go of what is the primary's. If the exec closed our own, this worker alone would hold
+    /// the lock of the pid file and the listening socket: the new image would find both in use, and go on without.
+    fn leave_files(&mut self, manifest: &mut Manifest) {
+        manifest.control = self.control.as_mut().map(Server::pass);
+        manifest.pid_file = self.pid_file.as_ref().and_then(PidFile::pass);
+    }
+
+    /// The new binary opens control socket and pid file anew, and answers nobody who asked us.
+    fn leave_to_older(&mut self, manifest: &Manifest) -> Result<()> {
+        if manifest.workers.iter().any(|worker| worker.board > 0) {
+            return Err(Error::config(
+                "workers of the image before this one are still finishing, and the new binary is too old to take them over; \
+                 try again when they are gone",
+            ));
+        }
+        let said = "the new binary takes over now; it is too old to tell when its workers serve";
+        for asker in self.supervisor.leave(Instant::now()).askers {
+            asker.ticket.into_iter().for_each(|ticket| self.answer(ticket, Ok(said.to_string())));
+        }
+        Ok(())
+    }
+
+    /// Whether every client of the control socket has got what it was sent, or has had time enough. What is on its way when
+    /// the exec comes would end in the middle.
+    pub(super) fn control_is_quiet(&self) -> bool {
+        let unsent = self.control.as_ref().is_some_and(Server::has_unsent);
+        !unsent || self.quiet_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// How long to wait before `control_is_quiet` is asked again.
+    pub(super) fn quiet_pause(&self) -> Option<Duration> {
+        (self.taking_over && !self.control_is_quiet()).then_some(QUIET_CHECK_INTERVAL)
+    }
+
+    /// The exec follows as soon as nothing is left to be dealt with.
+    pub(super) fn begin_take_over(&mut self) {
+        self.taking_over = true;
+        self.quiet_until = Some(Instant::now() + CONTROL_FLUSH_TIMEOUT);
+    }
+
     fn leave(&self) -> Result<Manifest> {
         let mind = self.supervisor.leave(Instant::now());
         let memory =
@@ -94,13 +157,15 @@ impl Primary {
         let known = |id| mind.members.iter().find(|member| member.tag.id == id);
         let serving = |id| known(id).is_some_and(|member| member.serving);
         let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
+        let boards = self.older_boards();
         let workers = self.children.iter().map(|(id, child)| {
-            let RowIndex::Own(rows) = child.row else {
-                return Err(Error::config(
-                    "workers of the image before this one are still finishing; try again when they are gone",
-                ));
+            let (board, rows) = match child.row {
+                RowIndex::Own(rows) => (0, rows),
+                RowIndex::Inherited { board, rows } => {
+                    (1 + boards.iter().position(|one| *one == board).unwrap_or_default(), rows)
+                }
             };
-            Ok(PassedWorker {
+            PassedWorker {
                 id: id.0,
                 slot: child.tag.slot.0,
                 kind: child.tag.kind.to_string(),
@@ -108,13 +173,14 @@ impl Primary {
                 pid: child.pid,
                 row: rows.first,
                 rows: rows.count,
+                board,
                 channel_fd: child.channel.as_ref().map(sys::exec::number),
                 queue_fds: child.queue.as_ref().map(|queue| queue.ends().map(sys::exec::number)),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
                 own_socket: known(*id).is_some_and(|member| member.own_socket),
                 adopts: known(*id).map_or(Vec::new(), |m| m.adopts.iter().map(|s| s.0).collect()),
-            })
+            }
         });
         let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
             addr: listener.addr.to_string(),
@@ -133,11 +199,29 @@ impl Primary {
             workers_wanted: mind.workers_wanted,
             totals,
             listeners: listeners.collect(),
-            workers: workers.collect::<Result<Vec<_>>>()?,
+            workers: workers.collect(),
             held: Vec::new(),
             environments: mind.environments.into_iter().map(|(slot, own)| (slot.0, own)).collect(),
             board_fd: sys::exec::number(memory),
+            revision: REVISION,
+            older_boards: boards
+                .iter()
+                .filter_map(|board| self.board.inherited_memory(*board))
+                .map(sys::exec::number)
+                .collect(),
+            control: None,
+            pid_file: None,
+            last_event: self.journal.ledger.last(),
         })
+    }
+
+    /// The inherited scoreboards on which workers still write, without repetition.
+    fn older_boards(&self) -> Vec<usize> {
+        let boards = self.children.values().filter_map(|child| match child.row {
+            RowIndex::Inherited { board, .. } => Some(board),
+            RowIndex::Own(_) => None,
+        });
+        boards.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
@@ -148,16 +232,23 @@ impl Primary {
             .chain(channels.map(AsFd::as_fd))
             .chain(queues.flat_map(Queue::ends))
             .chain(self.board.memory().map(AsFd::as_fd))
+            .chain(
+                self.older_boards()
+                    .into_iter()
+                    .filter_map(|board| self.board.inherited_memory(board))
+                    .map(AsFd::as_fd),
+            )
             .collect()
     }
 
     /// Takes over the workers, channels and counters that another image left.
     pub(super) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
-        let memory = sys::fd::adopt(manifest.board_fd)
-            .map_err(|e| Error::system("take over the scoreboard", e))?;
-        self.board
-            .succeed(&memory, &manifest.totals, manifest.started_ms)
-            .map_err(|e| Error::system("read the scoreboard of the image before this one", e))?;
+        for number in std::iter::once(&manifest.board_fd).chain(&manifest.older_boards) {
+            sys::fd::adopt(*number).and_then(|memory| self.board.inherit(memory)).map_err(|e| {
+                Error::system("read the scoreboard of the image before this one", e)
+            })?;
+        }
+        self.board.succeed(&manifest.totals, manifest.started_ms);
         self.upgrades = manifest.upgrades + 1;
         let kinds = self.supervisor.first_slots();
         let names: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
@@ -167,7 +258,8 @@ impl Primary {
                 .map(sys::fd::adopt)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
-            let row = RowIndex::Inherited(Rows { first: worker.row, count: worker.rows });
+            let rows = Rows { first: worker.row, count: worker.rows };
+            let row = RowIndex::Inherited { board: worker.board, rows };
             let channel = channel.map(PrimaryEnd::new);
             let queue = worker.queue_fds.map(inherit_queue).transpose()?;
             let tag = tag(worker, &names);
@@ -179,6 +271,9 @@ impl Primary {
                 .map_err(|e| Error::system("take over a connection that was accepted", e))?;
             self.dealer.inherit(Newcomer { fd, unix: held.unix });
         }
+        let used = self.older_boards();
+        let unused = (0..=manifest.older_boards.len()).filter(|board| !used.contains(board));
+        unused.for_each(|board| self.board.release_inherited(board));
         Ok(())
     }
 }
@@ -227,7 +322,17 @@ fn adopted(manifest: &Manifest, kinds: &[&'static str]) -> Adopted {
             own.map(|(slot, own)| (Slot(*slot), own.clone())).collect()
         },
         members: members.collect(),
+        askers: manifest.control.as_ref().map_or(Vec::new(), askers),
     }
+}
+
+/// Those who wait for the end of the upgrade. Their tickets are those of the control socket that is passed with them.
+fn askers(control: &PassedControl) -> Vec<Asker> {
+    let waiting = control.clients.iter().filter_map(|client| match client.state {
+        PassedState::Waiting { ticket } => Some((client.who.clone(), ticket)),
+        PassedState::Asking { .. } | PassedState::Following { .. } => None,
+    });
+    waiting.map(|(who, ticket)| Asker { who, ticket: Some(ticket) }).collect()
 }
 
 /// `kinds` are those that this program has; of another kind a worker is only to leave.

@@ -49,8 +49,8 @@ const PRIMARY: usize = 0;
 pub(crate) enum RowIndex {
     /// On our board.
     Own(Rows),
-    /// On the board of the image before this one.
-    Inherited(Rows),
+    /// On a board that was taken over from the image before this one; `board` counts those from 0.
+    Inherited { board: usize, rows: Rows },
 }
 
 /// The rows of one worker, side by side: one for each thread that needs its own.
@@ -92,10 +92,17 @@ pub(crate) struct Scoreboard {
     readable: Pages,
     /// The memory of the pages, for the image after this one. `None` in a worker.
     memory: Option<OwnedFd>,
-    /// What workers write that were forked by the image before this one.
-    inherited: Option<Pages>,
+    /// Boards of workers that were forked by images before this one.
+    inherited: Vec<InheritedBoard>,
     /// Whether row `i + 1` has a worker.
     leased: Vec<bool>,
+}
+
+/// The board of another image, whose workers may live on.
+struct InheritedBoard {
+    pages: Pages,
+    /// For the image after this one; `None` when the last of its workers has ended.
+    memory: Option<OwnedFd>,
 }
 
 /// Everybody's side: reads all rows.
@@ -111,7 +118,7 @@ impl Scoreboard {
         let page = writable.page(PRIMARY);
         PID.store(page, std::process::id().into());
         STARTED.store(page, row::unix_ms());
-        let (memory, inherited) = (Some(memory), None);
+        let (memory, inherited) = (Some(memory), Vec::new());
         Ok(Scoreboard { writable, readable, memory, inherited, leased: vec![false; rows] })
     }
 
@@ -154,18 +161,29 @@ impl Scoreboard {
         last
     }
 
-    /// Goes on where the image before this one stopped: its totals, its start, and the rows of its workers.
-    pub(crate) fn succeed(
-        &mut self,
-        memory: &OwnedFd,
-        totals: &Counters,
-        started_ms: u64,
-    ) -> io::Result<()> {
-        self.inherited = Some(shm::inherit(memory)?);
+    /// Goes on where the image before this one stopped: its totals and its start.
+    pub(crate) fn succeed(&mut self, totals: &Counters, started_ms: u64) {
         let page = self.writable.page(PRIMARY);
         totals.add_to(page);
         STARTED.store(page, started_ms);
+    }
+
+    /// Takes over the board of an image before this one, which `RowIndex::Inherited` names by its turn.
+    pub(crate) fn inherit(&mut self, memory: OwnedFd) -> io::Result<()> {
+        self.inherited.push(InheritedBoard { pages: shm::inherit(&memory)?, memory: Some(memory) });
         Ok(())
+    }
+
+    /// The memory of a board that was taken over.
+    pub(crate) fn inherited_memory(&self, board: usize) -> Option<&OwnedFd> {
+        self.inherited.get(board).and_then(|inherited| inherited.memory.as_ref())
+    }
+
+    /// The last worker of an inherited board has ended: the next image needs no more of it.
+    pub(crate) fn release_inherited(&mut self, board: usize) {
+        if let Some(inherited) = self.inherited.get_mut(board) {
+            inherited.memory = None;
+        }
     }
 
     /// The memory of the pages, which the next image reads.
@@ -182,7 +200,9 @@ impl Scoreboard {
     fn pages(&self, row: RowIndex) -> impl Iterator<Item = &'static Page> + Clone {
         let (pages, rows) = match row {
             RowIndex::Own(rows) => (Some(self.readable), rows),
-            RowIndex::Inherited(rows) => (self.inherited, rows),
+            RowIndex::Inherited { board, rows } => {
+                (self.inherited.get(board).map(|b| b.pages), rows)
+            }
         };
         pages.into_iter().flat_map(move |pages| {
             let there = rows.indices().take_while(move |row| *row < pages.count());
@@ -237,6 +257,7 @@ impl Scoreboard {
     /// In a freshly forked worker: its own rows, and no way to write any other.
     pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<Vec<OwnRow>> {
         self.memory = None;
+        self.inherited.clear();
         match row {
             RowIndex::Own(rows) => {
                 let pages = self.writable.keep_run(rows.first, rows.count)?;
@@ -244,7 +265,7 @@ impl Scoreboard {
                 Ok(own.map(|(page, row)| OwnRow::new(page, row - 1)).collect())
             }
             // A worker that we fork has a row of ours.
-            RowIndex::Inherited(_) => Err(io::ErrorKind::InvalidInput.into()),
+            RowIndex::Inherited { .. } => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 

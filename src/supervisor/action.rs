@@ -105,6 +105,8 @@ pub(crate) enum Notice {
     RollingBack { to: Generation },
     /// The number of workers of a kind was changed.
     Scaled { by: String, kind: &'static str, from: u32, to: u32 },
+    /// An upgrade was asked for during a reload; it begins when that has ended.
+    UpgradeWaits { by: String },
     /// An upgrade was asked for; the new binary is being tried.
     Proving { by: String },
     /// The new binary is fit; this process becomes it.

@@ -29,7 +29,7 @@ impl Supervisor {
             Intent::Stop if self.departure.is_some() => self.depart_early(now, by, actions),
             Intent::Stop => self.announce_stop(now, by, actions),
             Intent::StopNow => self.stop_now(by, false, actions),
-            Intent::Reload | Intent::Scale(_) | Intent::Disconnect(_) | Intent::Upgrade
+            Intent::Reload | Intent::Scale(_) | Intent::Disconnect(_) | Intent::Upgrade { .. }
                 if self.departure.is_some() =>
             {
                 refuse(by, "the cluster is stopping".to_string(), actions);
@@ -39,7 +39,7 @@ impl Supervisor {
             Intent::ScaleKind(kind, scale) if kind == WEB => self.scale(now, scale, by, actions),
             Intent::ScaleKind(kind, scale) => self.scale_kind(now, &kind, scale, by, actions),
             Intent::Disconnect(worker) => self.disconnect(now, worker, by, actions),
-            Intent::Upgrade => self.upgrade(now, by, actions),
+            Intent::Upgrade { wait } => self.upgrade(now, wait, by, actions),
         }
     }
 

@@ -92,8 +92,9 @@ pub(crate) enum Intent {
     ScaleKind(String, Scale),
     /// This worker finishes what it has open, leaves, and is not replaced.
     Disconnect(WorkerId),
-    /// Become the binary that now stands at our path.
-    Upgrade,
+    /// Become the binary that now stands at our path. With `wait`, the answer comes when the workers of the new image
+    /// serve; without, when the new binary is proved.
+    Upgrade { wait: bool },
 }
 
 /// How many workers are asked for.
@@ -122,6 +123,8 @@ pub(crate) struct Adopted {
     /// Of slots that have variables of their own.
     pub environments: Vec<(Slot, Environment)>,
     pub members: Vec<AdoptedMember>,
+    /// Who asked for the upgrade and waits until the workers of the new image serve.
+    pub askers: Vec<Asker>,
 }
 
 /// A worker that was forked by the image before this one.

@@ -32,7 +32,7 @@ impl Supervisor {
             actions.push(Action::Report(Notice::Forked { worker: member.tag }));
         }
         self.say_disconnected(worker, actions);
-        let Some(member) = self.members.remove(&worker) else { return };
+        let Some(member) = self.remove(worker) else { return };
         let held = self.let_go(worker);
         let cause = member.cause();
         let exit = Exit {
@@ -97,7 +97,7 @@ impl Supervisor {
         if self.members.get(&worker).is_none_or(|member| member.state != State::Forking) {
             return;
         }
-        let Some(member) = self.members.remove(&worker) else { return };
+        let Some(member) = self.remove(worker) else { return };
         self.let_go(worker);
         actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why: why.clone() }));
         if self.stopping() {

@@ -22,12 +22,26 @@ const TAKES_OVER: &str = "the new binary is fit and takes over now";
 pub(super) struct Handoff {
     /// Until when it has to be proved; `None` once it is, and only the exec is still to come.
     deadline: Option<Instant>,
-    askers: Vec<Asker>,
+    askers: Vec<UpgradeAsker>,
+}
+
+/// Who asked for an upgrade.
+#[derive(Debug)]
+pub(super) struct UpgradeAsker {
+    by: Asker,
+    /// Whether the answer comes when the new image serves, and not as soon as the new binary is proved.
+    wait: bool,
 }
 
 impl Handoff {
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    /// Those whom the new image has to answer.
+    pub(super) fn waiting(&self) -> Vec<Asker> {
+        let waiting = self.askers.iter().filter(|asker| asker.wait && asker.by.ticket.is_some());
+        waiting.map(|asker| asker.by.clone()).collect()
     }
 }
 
@@ -84,10 +98,10 @@ impl Supervisor {
                     mind.untold.push(one.tag.id);
                 }
             }
-            mind.members.insert(one.tag.id, member);
+            mind.enter(member);
         }
         let before = Box::new(Before { policy: mind.policy.clone(), generation: ours });
-        mind.roll = Some(Roll::Rolling { target: ours, workers, before, askers: Vec::new() });
+        mind.roll = Some(Roll::Rolling { target: ours, workers, before, askers: left.askers });
         mind
     }
 
@@ -96,29 +110,60 @@ impl Supervisor {
         actions.extend(std::mem::take(&mut self.untold).into_iter().map(Action::Drain));
     }
 
-    pub(super) fn upgrade(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+    pub(super) fn upgrade(
+        &mut self,
+        now: Instant,
+        wait: bool,
+        by: Asker,
+        actions: &mut Vec<Action>,
+    ) {
+        let asker = UpgradeAsker { by, wait };
         match &mut self.handoff {
-            // Whoever waited now would wait for an image that is about to be no more.
-            Some(Handoff { deadline: None, .. }) => {
-                return by.confirm(TAKES_OVER.to_string(), actions);
+            Some(Handoff { deadline: None, .. }) if !wait => {
+                return asker.by.confirm(TAKES_OVER.to_string(), actions);
             }
-            Some(handoff) => return handoff.askers.push(by),
+            Some(handoff) => return handoff.askers.push(asker),
             None => {}
         }
         let refusal = match self.phase {
             _ if self.stopping() => Some("the cluster is stopping"),
             Phase::Booting => Some("the workers have not all been ready yet"),
-            _ if self.roll.is_some() => Some("a reload is under way; ask again when it is done"),
             _ => None,
         };
         if let Some(why) = refusal {
             actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
-            return by.refuse(why, actions);
+            return asker.by.refuse(why, actions);
         }
-        actions.push(Action::Report(Notice::Proving { by: by.who.clone() }));
+        if self.roll.is_some() {
+            // Whoever does not wait is served by the same upgrade as those before.
+            if asker.by.ticket.is_some() || self.upgrades_waiting.is_empty() {
+                actions.push(Action::Report(Notice::UpgradeWaits { by: asker.by.who.clone() }));
+                self.upgrades_waiting.push(asker);
+            }
+            return;
+        }
+        self.begin_upgrade(now, vec![asker], actions);
+    }
+
+    fn begin_upgrade(
+        &mut self,
+        now: Instant,
+        askers: Vec<UpgradeAsker>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(first) = askers.first() else { return };
+        actions.push(Action::Report(Notice::Proving { by: first.by.who.clone() }));
         actions.push(Action::Prove);
         let deadline = Some(now + self.policy.boot_timeout + STARTING);
-        self.handoff = Some(Handoff { deadline, askers: vec![by] });
+        self.handoff = Some(Handoff { deadline, askers });
+    }
+
+    /// Begins the upgrade that waited for the end of a reload.
+    pub(super) fn begin_waiting_upgrade(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.roll.is_none() && self.handoff.is_none() && !self.upgrades_waiting.is_empty() {
+            let askers = std::mem::take(&mut self.upgrades_waiting);
+            self.begin_upgrade(now, askers, actions);
+        }
     }
 
     pub(super) fn proved(&mut self, actions: &mut Vec<Action>) {
@@ -129,9 +174,9 @@ impl Supervisor {
         }
         self.refuse_scaling("an upgrade is under way; ask again when it is done", actions);
         let Some(handoff) = &mut self.handoff else { return };
-        // Whoever waits cannot be told by an image that is no more.
-        for asker in std::mem::take(&mut handoff.askers) {
-            asker.confirm(TAKES_OVER.to_string(), actions);
+        // The others are passed to the new image, which answers them.
+        for asker in handoff.askers.extract_if(.., |asker| !asker.wait) {
+            asker.by.confirm(TAKES_OVER.to_string(), actions);
         }
         actions.push(Action::Report(Notice::TakingOver));
         actions.push(Action::TakeOver);
@@ -141,7 +186,7 @@ impl Supervisor {
         let Some(handoff) = self.handoff.take() else { return };
         actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
         for asker in handoff.askers {
-            asker.refuse(why, actions);
+            asker.by.refuse(why, actions);
         }
     }
 
@@ -159,6 +204,13 @@ impl Supervisor {
     pub(super) fn give_up_proof(&mut self, actions: &mut Vec<Action>) {
         if self.going() && self.handoff.is_some() {
             self.stop_proof("the cluster is stopping", actions);
+        }
+        if self.going() {
+            for asker in std::mem::take(&mut self.upgrades_waiting) {
+                let why = "the cluster is stopping".to_string();
+                actions.push(Action::Report(Notice::UpgradeFailed { why: why.clone() }));
+                asker.by.refuse(why, actions);
+            }
         }
     }
 

@@ -122,7 +122,8 @@ impl Laws {
         alive: BTreeSet<WorkerId>,
         now: Instant,
     ) {
-        assert!(self.tickets.is_empty(), "nobody waits for an image that is no more: {left:?}");
+        let passed: BTreeSet<u64> = left.askers.iter().filter_map(|asker| asker.ticket).collect();
+        assert_eq!(self.tickets, passed, "whoever waits is passed to the next image: {left:?}");
         self.handoffs.adopted(mind, left, now);
         self.rolls.adopted(mind);
         self.slots.adopted(left);

@@ -45,7 +45,7 @@ use adoption::Adoption;
 use backoff::Backoff;
 use departure::Departure;
 pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
-use handoff::Handoff;
+use handoff::{Handoff, UpgradeAsker};
 use kinds::Kind;
 pub(crate) use kinds::{KindRules, Limits};
 pub(crate) use member::{Member, State};
@@ -85,8 +85,11 @@ pub(crate) struct Supervisor {
     places: Vec<Place>,
     /// The kinds of workers besides `web`.
     kinds: Vec<Kind>,
-    /// Every worker that exists or is being forked.
+    /// Every worker that exists or is being forked. Changed by `enter` and `remove` only.
     members: BTreeMap<WorkerId, Member>,
+    /// How many of `members` belong to each slot; slots without any have no entry. Counting them anew for each slot after
+    /// each event takes cubic time over a reload: 100 s with 1024 workers.
+    workers_per_slot: BTreeMap<Slot, usize>,
     backoff: Backoff,
     /// The reload under way.
     roll: Option<Roll>,
@@ -94,6 +97,8 @@ pub(crate) struct Supervisor {
     untold: Vec<WorkerId>,
     /// The upgrade under way.
     handoff: Option<Handoff>,
+    /// Upgrades that were asked for during a reload, and wait for its end: one serves them all.
+    upgrades_waiting: Vec<UpgradeAsker>,
     /// New workers that somebody killed since it began to roll.
     roll_kills: u32,
     /// Those who asked for another reload meanwhile: one more serves them all.
@@ -134,10 +139,12 @@ impl Supervisor {
             roll: None,
             untold: Vec::new(),
             handoff: None,
+            upgrades_waiting: Vec::new(),
             roll_kills: 0,
             waiting: Vec::new(),
             phase: Phase::Booting,
             members: BTreeMap::new(),
+            workers_per_slot: BTreeMap::new(),
             generation: Generation(1),
             last_generation: Generation(1),
             next_id: 1,
@@ -195,6 +202,7 @@ impl Supervisor {
         self.give_up_proof(&mut actions);
         self.give_up_scaling(&mut actions);
         self.roll_on(now, &mut actions);
+        self.begin_waiting_upgrade(now, &mut actions);
         self.fill_slots(now, &mut actions);
         self.tend_slots(now, &mut actions);
         self.all_ready(&mut actions);
@@ -249,6 +257,7 @@ impl Supervisor {
             sockets: self.adoption.sockets,
             environments: self.environments(),
             members,
+            askers: self.handoff.as_ref().map_or(Vec::new(), Handoff::waiting),
         }
     }
 

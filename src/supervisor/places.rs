@@ -114,8 +114,25 @@ impl Supervisor {
     /// Two workers of a slot at a time: one that still finishes, and its replacement. A worker that retires as
     /// soon as it is ready would otherwise pile up predecessors.
     pub(super) fn is_crowded(&self, place: usize) -> bool {
-        let slot = self.places[place].slot;
-        self.members.values().filter(|member| member.tag.slot == slot).count() >= 2
+        self.workers_per_slot.get(&self.places[place].slot).is_some_and(|count| *count >= 2)
+    }
+
+    /// Adds a worker to those that exist.
+    pub(super) fn enter(&mut self, member: Member) {
+        *self.workers_per_slot.entry(member.tag.slot).or_default() += 1;
+        self.members.insert(member.tag.id, member);
+    }
+
+    /// Removes a worker that exists no more.
+    pub(super) fn remove(&mut self, worker: WorkerId) -> Option<Member> {
+        let member = self.members.remove(&worker)?;
+        if let Some(count) = self.workers_per_slot.get_mut(&member.tag.slot) {
+            *count -= 1;
+            if *count == 0 {
+                self.workers_per_slot.remove(&member.tag.slot);
+            }
+        }
+        Some(member)
     }
 
     /// A number that no worker has had.
@@ -142,7 +159,7 @@ impl Supervisor {
         let tag = WorkerTag { id, slot, generation, pid: None, kind };
         let mut member = Member::new(tag, now, self.watch.spread());
         member.own_socket = slot.is_web() && self.has_own_socket(generation);
-        self.members.insert(id, member);
+        self.enter(member);
         actions.push(Action::Fork(tag));
         id
     }

@@ -38,6 +38,14 @@ pub(super) struct Before {
     pub(super) generation: Generation,
 }
 
+impl Before {
+    /// Whether the roll to `target` is that of a new image over the workers of the one before it, to which nothing goes
+    /// back.
+    fn is_upgrade_to(&self, target: Generation) -> bool {
+        self.generation == target
+    }
+}
+
 impl Supervisor {
     /// The generation that all workers should be of.
     pub(crate) fn wanted_generation(&self) -> Generation {
@@ -117,16 +125,24 @@ impl Supervisor {
         if todo.is_empty() {
             return self.rolled(now, target, actions);
         }
+        let mut rooms = self.rooms();
         for slot in todo {
+            if rooms.are_taken() {
+                return;
+            }
             let place = &self.places[slot];
             let asked = matches!(place.vacancy, Vacancy::Asked(_));
             let taken = place.successor.is_some() || self.is_crowded(slot) || asked;
             if taken || self.is_coming(slot, target) {
                 continue;
             }
-            match self.room(slot) {
-                Room::Beside => {}
-                Room::Instead => self.dismiss_holder(now, slot, Leave::Reload, actions),
+            let serves = place.holder.is_some_and(|id| self.serves(id));
+            match rooms.room(place.holder.is_some(), serves) {
+                Room::Beside => rooms.take_beside(place.holder.is_some()),
+                Room::Instead => {
+                    rooms.take_instead(serves);
+                    self.dismiss_holder(now, slot, Leave::Reload, actions);
+                }
                 Room::None => continue,
             }
             self.places[slot].successor = Some(self.fork(now, slot, target, actions));
@@ -192,9 +208,15 @@ impl Supervisor {
                 let holders = self.places.iter().filter_map(|p| self.members.get(&p.holder?));
                 let taken = holders.into_iter().any(|holder| holder.tag.generation == target);
                 // What an adoption brings in has nothing behind it: what serves of it stays.
-                if taken && before.generation != target {
+                let upgrade = before.generation == target;
+                if taken && !upgrade {
                     actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
                     self.roll = Some(Roll::Back { why: why.to_string(), askers });
+                } else if upgrade {
+                    let why = format!(
+                        "the new binary runs, but its workers do not come up: {why}; workers of the binary before it serve on"
+                    );
+                    self.roll_failed(why, askers, actions);
                 } else {
                     self.roll_failed(why.to_string(), askers, actions);
                 }
@@ -210,11 +232,12 @@ impl Supervisor {
 
     fn rolled(&mut self, now: Instant, target: Generation, actions: &mut Vec<Action>) {
         match self.roll.take() {
-            Some(Roll::Rolling { askers, workers: wanted, .. }) => {
+            Some(Roll::Rolling { askers, workers: wanted, before, .. }) => {
                 self.generation = target;
                 let closed = |place: &&Place| place.vacancy == Vacancy::Closed;
                 let workers = self.places.len() - self.places.iter().filter(closed).count();
-                let what = format!("reloaded: {workers} workers of generation {target} serve");
+                let verb = if before.is_upgrade_to(target) { "upgraded" } else { "reloaded" };
+                let what = format!("{verb}: {workers} workers of generation {target} serve");
                 actions.push(Action::Report(Notice::Reloaded { generation: target, workers }));
                 for asker in askers {
                     asker.confirm(what.clone(), actions);

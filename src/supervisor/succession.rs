@@ -16,27 +16,67 @@ pub(super) enum Room {
     None,
 }
 
-impl Supervisor {
-    /// Where a successor for the slot may go now.
-    pub(super) fn room(&self, slot: usize) -> Room {
-        let unavailable = self.policy.max_unavailable as usize;
-        // A reload must be able to go on somehow.
-        let surge = (self.policy.surge as usize).max(usize::from(unavailable == 0));
-        let succeeding = || self.places.iter().filter(|place| place.successor.is_some());
-        let beside = succeeding().filter(|place| place.holder.is_some()).count();
-        let missing = (0..self.places.len())
-            .filter(|other| *other != slot)
-            .filter(|other| !self.places[*other].holder.is_some_and(|id| self.serves(id)))
-            .count();
-        if succeeding().count() >= surge + unavailable {
+/// How much of what a reload may use at a time is in use. Counted once for all slots, and kept up to date by whoever forks.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    surge: usize,
+    unavailable: usize,
+    /// Successors that are under way.
+    succeeding: usize,
+    /// Those of them that boot beside a holder.
+    beside: usize,
+    /// Slots whose holder does not serve, or that have none.
+    missing: usize,
+}
+
+impl Rooms {
+    /// Whether no slot at all can get a successor now.
+    pub(super) fn are_taken(&self) -> bool {
+        self.succeeding >= self.surge + self.unavailable
+    }
+
+    /// Where the successor of a slot may go now.
+    pub(super) fn room(&self, is_held: bool, is_served: bool) -> Room {
+        // The slot itself does not count: it is about to be replaced.
+        let missing = self.missing - usize::from(!is_served);
+        if self.are_taken() {
             Room::None
-        } else if self.places[slot].holder.is_none() || beside < surge {
+        } else if !is_held || self.beside < self.surge {
             Room::Beside
-        } else if missing < unavailable {
+        } else if missing < self.unavailable {
             Room::Instead
         } else {
             Room::None
         }
+    }
+
+    /// Counts a successor that is forked for a slot, which somebody holds or nobody does.
+    pub(super) fn take_beside(&mut self, is_held: bool) {
+        self.succeeding += 1;
+        self.beside += usize::from(is_held);
+    }
+
+    /// Counts a successor that is forked in place of the holder, which is told to leave.
+    pub(super) fn take_instead(&mut self, is_served: bool) {
+        self.succeeding += 1;
+        self.missing += usize::from(is_served);
+    }
+}
+
+impl Supervisor {
+    /// Counts what is in use now.
+    pub(super) fn rooms(&self) -> Rooms {
+        let unavailable = self.policy.max_unavailable as usize;
+        // A reload must be able to go on somehow.
+        let surge = (self.policy.surge as usize).max(usize::from(unavailable == 0));
+        let mut rooms = Rooms { surge, unavailable, succeeding: 0, beside: 0, missing: 0 };
+        for place in &self.places {
+            if place.successor.is_some() {
+                rooms.take_beside(place.holder.is_some());
+            }
+            rooms.missing += usize::from(!place.holder.is_some_and(|id| self.serves(id)));
+        }
+        rooms
     }
 
     /// Whether the slot is held by a worker of `generation` that boots: it needs no successor.

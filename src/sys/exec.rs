@@ -10,6 +10,9 @@ use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
+/// The error of a file that is executable and no program of this machine.
+pub(crate) const NO_PROGRAM: i32 = nix::errno::Errno::ENOEXEC as i32;
+
 /// Replaces this process's program by the one at `path`, which gets the open descriptors that are not
 /// close-on-exec. Returns only if that failed.
 pub(crate) fn exec(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Error {

@@ -91,6 +91,14 @@ pub(crate) fn close_all_but(kept: impl AsFd) -> io::Result<()> {
     close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
+/// A copy of descriptor `number`, close-on-exec; whoever owns the number keeps it.
+pub(crate) fn copy(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and touches no memory; a number that is not open gives EBADF.
+    let copy = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
 pub(crate) fn nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;

@@ -5,8 +5,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use super::Manifest;
-use super::manifest::CAP;
+use super::manifest::{CAP, REVISION};
+use super::{Manifest, PassedState};
+use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::printable::printable;
 use crate::sys;
@@ -19,8 +20,14 @@ const PROOF: &str = "PREFORK_PROOF";
 const MANIFEST: &str = "PREFORK_MANIFEST";
 /// What a child that is fit to take over says. Anything else is the reason why it is not.
 const READY: &str = "READY";
-/// The longest reason that is read.
-const LONGEST_REASON: usize = 4096;
+/// Precedes, in the same answer, the newest revision of the manifest that the new binary takes over.
+const REVISION_FIELD: &str = " revision=";
+/// Longest reason in bytes that is read from the new binary, and longest end of its standard error that is kept.
+const MAX_REASON_BYTES: usize = 4096;
+/// Bytes that are read from the new binary in one turn of the primary's loop: it may print without end.
+const MAX_BYTES_PER_TURN: usize = 64 * 1024;
+/// How many of the last lines of its standard error stand in the reason.
+const STDERR_LINES_SHOWN: usize = 6;
 
 /// How this program was started, and so how it is started anew.
 pub(crate) struct Launcher {
@@ -33,9 +40,19 @@ pub(crate) struct Launcher {
 /// A child that proves the new binary.
 pub(crate) struct Proof {
     pub(crate) pid: u32,
+    answer: Output,
+    /// What it prints to standard error. Where it says nothing in its answer (it cannot read its configuration, it panics,
+    /// it is another program), this is the only reason there is.
+    stderr: Output,
+}
+
+/// The reading end of a pipe to the child, and what came out of it.
+#[derive(Debug)]
+struct Output {
     reader: io::PipeReader,
-    /// It has closed its end; the pipe would be readable for ever.
-    closed: bool,
+    /// The child has closed its end; the pipe would be readable for ever.
+    is_closed: bool,
+    /// The last `MAX_REASON_BYTES` of it.
     said: Vec<u8>,
 }
 
@@ -62,20 +79,23 @@ impl Launcher {
         let sealed = seal(manifest)?;
         // The child has our handlers until it has become the new binary, which lets signals in itself.
         let _blocked = Blocked::all().map_err(|e| failed("hold back signals for", e))?;
-        let (reader, writer) = io::pipe().map_err(|e| failed("make a pipe to", e))?;
-        // What the child started may outlive it with the pipe in its hands; that must not hold us up.
-        sys::fd::nonblocking(&reader).map_err(|e| failed("make a pipe to", e))?;
+        let pipe = || -> Result<(Output, io::PipeWriter)> {
+            Output::pipe().map_err(|e| failed("make a pipe to", e))
+        };
+        let ((answer, answering), (stderr, printing)) = (pipe()?, pipe()?);
         let primary = std::process::id();
         match sys::fork::fork()? {
-            Fork::Parent(pid) => Ok(Proof { pid, reader, closed: false, said: Vec::new() }),
+            Fork::Parent(pid) => Ok(Proof { pid, answer, stderr }),
             Fork::Child => {
                 if !matches!(sys::process::killed_with(primary), Ok(true)) {
                     sys::fork::exit_now(exit::OS);
                 }
-                let value = format!("{},{}", sealed.as_raw_fd(), writer.as_raw_fd());
-                let inherited = [sealed.as_fd(), writer.as_fd()];
+                // What is printed is less important than what is answered: without the pipe it goes to our own log.
+                let _ = sys::fd::replace_stderr(&OwnedFd::from(printing));
+                let value = format!("{},{}", sealed.as_raw_fd(), answering.as_raw_fd());
+                let inherited = [sealed.as_fd(), answering.as_fd()];
                 let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
-                let _ = io::Write::write_all(&mut &writer, error.to_string().as_bytes());
+                let _ = io::Write::write_all(&mut &answering, error.to_string().as_bytes());
                 sys::fork::exit_now(exit::OS)
             }
         }
@@ -110,7 +130,16 @@ impl Launcher {
         let mut env = self.env.clone();
         env.push((name.into(), value.into()));
         let error = sys::exec::exec(&self.path, &self.args, &env);
-        Error::system(format!("execute {}", self.path.display()), error)
+        let hint = match error.kind() {
+            _ if self.path.is_dir() => " (it is a directory)",
+            io::ErrorKind::NotFound => " (is it, or the interpreter that it names, installed?)",
+            io::ErrorKind::PermissionDenied => " (is it marked as executable?)",
+            _ if error.raw_os_error() == Some(sys::exec::NO_PROGRAM) => {
+                " (is it a program for this architecture?)"
+            }
+            _ => "",
+        };
+        Error::system(format!("execute {}{hint}", self.path.display()), error)
     }
 }
 
@@ -132,39 +161,125 @@ fn seal(manifest: &Manifest) -> Result<OwnedFd> {
         .map_err(|e| Error::system("write the upgrade manifest", e))
 }
 
-impl Proof {
-    /// Whether it may still say something.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.closed
+impl Output {
+    fn pipe() -> io::Result<(Output, io::PipeWriter)> {
+        let (reader, writer) = io::pipe()?;
+        // What the child started may outlive it with the pipe in its hands; that must not hold us up.
+        sys::fd::nonblocking(&reader)?;
+        Ok((Output { reader, is_closed: false, said: Vec::new() }, writer))
     }
 
-    /// Takes in what the child has said so far; never blocks for long, as the child's end is a pipe that was
-    /// reported readable.
-    pub(crate) fn listen(&mut self) {
-        let mut buffer = [0u8; 1024];
-        if let Ok(n) = self.reader.read(&mut buffer) {
-            self.closed = n == 0;
-            let room = LONGEST_REASON.saturating_sub(self.said.len());
-            self.said.extend_from_slice(&buffer[..n.min(room)]);
+    /// Reads what is there, up to `MAX_BYTES_PER_TURN`, and keeps the end of it. Never blocks.
+    fn read(&mut self) {
+        let mut buffer = [0u8; 4096];
+        for _ in 0..MAX_BYTES_PER_TURN / buffer.len() {
+            match self.reader.read(&mut buffer) {
+                Ok(0) => self.is_closed = true,
+                Ok(n) => {
+                    self.said.extend_from_slice(&buffer[..n]);
+                    let surplus = self.said.len().saturating_sub(MAX_REASON_BYTES);
+                    self.said.drain(..surplus);
+                    continue;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => {}
+            }
+            return;
         }
     }
 
-    /// What it comes to, once the child is dead.
-    pub(crate) fn verdict(mut self, status: std::process::ExitStatus) -> Result<(), String> {
-        // All that was written is in the pipe. The error of an end that is still open elsewhere is none of ours.
-        let _ = self.reader.by_ref().take(LONGEST_REASON as u64).read_to_end(&mut self.said);
-        let said = String::from_utf8_lossy(&self.said);
-        match said.trim() {
-            READY if status.success() => Ok(()),
-            "" | READY => Err(format!("the new binary ended before it was ready ({status})")),
-            why => Err(format!("the new binary cannot take over: {}", printable(why))),
+    /// The last lines of it, as one line with control characters escaped; empty if nothing was said.
+    fn last_lines(&self) -> String {
+        let text = String::from_utf8_lossy(&self.said);
+        let lines: Vec<&str> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let shown = &lines[lines.len().saturating_sub(STDERR_LINES_SHOWN)..];
+        // Once here, so that its length is bounded after escaping, too.
+        printable(&shown.join("; ")).into_owned()
+    }
+}
+
+impl Proof {
+    /// The pipes on which it may still say something.
+    pub(crate) fn watched(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let open = [&self.answer, &self.stderr].into_iter().filter(|output| !output.is_closed);
+        open.map(|output| output.reader.as_fd())
+    }
+
+    /// Takes in what the child has said so far; never blocks.
+    pub(crate) fn listen(&mut self) {
+        self.answer.read();
+        self.stderr.read();
+    }
+
+    /// The end of what it has printed to standard error so far, on one line.
+    pub(crate) fn printed(&mut self) -> String {
+        self.stderr.read();
+        self.stderr.last_lines()
+    }
+
+    /// What it comes to, once the child is dead: the newest revision of the manifest that it takes over, or the reason why
+    /// it cannot.
+    pub(crate) fn verdict(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
+        // All that was written is in the pipes, whoever else may hold their other ends.
+        self.listen();
+        let said = String::from_utf8_lossy(&self.answer.said);
+        let said = said.trim();
+        if let Some(rest) = said.strip_prefix(READY).filter(|_| status.success()) {
+            let revision = rest.strip_prefix(REVISION_FIELD).map_or(Some(0), |n| n.parse().ok());
+            if let Some(revision) = revision.filter(|n| rest.is_empty() == (*n == 0)) {
+                return Ok(revision);
+            }
+        }
+        if !said.is_empty() && !said.starts_with(READY) {
+            return Err(format!("the new binary cannot take over: {}", printable(said)));
+        }
+        let ended = format!("the new binary ended before it was ready ({status})");
+        Err(match self.stderr.last_lines() {
+            printed if printed.is_empty() => ended,
+            printed => format!("{ended}: {printed}"),
+        })
+    }
+}
+
+/// Clients of the control socket that wait for the end of this upgrade, as long as nobody else answers them: there is no way
+/// back from an exec, so a new image that cannot begin has only them to tell, and the log.
+#[derive(Debug, Default)]
+pub(crate) struct WaitingClients(Vec<OwnedFd>);
+
+impl WaitingClients {
+    /// Those that `manifest` names. Their descriptors stay as they are; these are copies.
+    pub(crate) fn of(manifest: &Manifest) -> WaitingClients {
+        let clients = manifest.control.iter().flat_map(|control| &control.clients);
+        let waiting = clients.filter(|client| matches!(client.state, PassedState::Waiting { .. }));
+        WaitingClients(waiting.filter_map(|client| sys::fd::copy(client.fd).ok()).collect())
+    }
+
+    /// Those of the manifest that this process was left and has not taken over yet.
+    fn of_this_process() -> WaitingClients {
+        let number = std::env::var(MANIFEST).ok().and_then(|number| number.parse().ok());
+        let manifest = number
+            .and_then(|number| sys::fd::copy(number).ok())
+            .and_then(|file| sys::exec::contents(&file, CAP).ok())
+            .and_then(|bytes| Manifest::decode(&bytes).ok());
+        let ours = manifest.filter(|manifest| manifest.pid == std::process::id());
+        ours.as_ref().map_or_else(WaitingClients::default, WaitingClients::of)
+    }
+
+    /// Tells them that the new image ends. Never blocks: they read nothing else, so there is room.
+    pub(crate) fn refuse(&self, error: &Error) {
+        let why = format!("the new binary failed after it had taken over: {error}");
+        let reply = control::refusal(why);
+        for client in &self.0 {
+            let _ = sys::socket::write_now(client, &reply);
         }
     }
 }
 
-impl AsFd for Proof {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
+/// This process ends with `error`. If it was to go on as the primary of another image, whoever waits for that is told.
+pub(crate) fn ends_with(error: &Error) {
+    if is_inherited() {
+        WaitingClients::of_this_process().refuse(error);
     }
 }
 
@@ -203,10 +318,12 @@ impl Inherited {
     }
 }
 
-/// Tells the primary how the proof went.
-pub(crate) fn answer(to: &OwnedFd, outcome: &Result<()>) {
+/// Tells the primary that wrote `manifest` how the proof went.
+pub(crate) fn answer(to: &OwnedFd, manifest: &Manifest, outcome: &Result<()>) {
     match outcome {
-        Ok(()) => say(to, READY),
+        // A primary that knows no revisions takes any other word for a refusal.
+        Ok(()) if manifest.revision == 0 => say(to, READY),
+        Ok(()) => say(to, &format!("{READY}{REVISION_FIELD}{REVISION}")),
         Err(e) => say(to, &e.to_string()),
     }
 }

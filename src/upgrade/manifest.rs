@@ -1,6 +1,8 @@
 //! Exactly what crosses an exec. Written by the old image, read by the new one, which may be older or newer:
 //! unknown fields are skipped, missing ones are an error, and the versions say whether both mean the same.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -10,8 +12,14 @@ use crate::scoreboard::Counters;
 /// Changes when a field changes its meaning. Another number is refused while the old image still serves.
 const VERSION: u32 = 1;
 
-/// The largest manifest in bytes: 2048 workers need less than a quarter of it.
-pub(super) const CAP: usize = 1 << 20;
+/// The newest set of optional fields that this image writes and reads. A child that proves a new binary answers with its
+/// own number; what an older one would not take over is not passed to it.
+///
+/// 1: `control`, `pid_file`, `older_boards`, `last_event`.
+pub(crate) const REVISION: u32 = 1;
+
+/// The largest manifest in bytes: 1024 workers and as many of each of ten images before need less.
+pub(super) const CAP: usize = 8 << 20;
 
 /// What the old image leaves to the new one. Descriptors are numbers that stay open over the exec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +47,62 @@ pub(crate) struct Manifest {
     pub environments: Vec<(u32, Vec<(String, String)>)>,
     /// The scoreboard that the passed workers write.
     pub board_fd: i32,
+    /// See `REVISION`; 0 from an image that knew none.
+    #[serde(default)]
+    pub revision: u32,
+    /// Scoreboards of images before the one that writes this; `PassedWorker::board` counts them from 1.
+    #[serde(default)]
+    pub older_boards: Vec<i32>,
+    /// The control socket and its clients; `None` while a binary is only tried.
+    #[serde(default)]
+    pub control: Option<PassedControl>,
+    /// The pid file, which is locked through this descriptor; `None` while a binary is only tried.
+    #[serde(default)]
+    pub pid_file: Option<PassedFile>,
+    /// The number of the last event: those of the new image go on from it.
+    #[serde(default)]
+    pub last_event: u64,
+}
+
+/// The control socket and its clients. A worker that was forked a moment before the exec still has copies of both the
+/// listening socket and the lock of the pid file: a new image that opened them anew would find them in use. Passing the
+/// descriptors also keeps the socket listening, so that no client is refused meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedControl {
+    /// `None` if clients wait for answers but nobody new may connect.
+    pub socket: Option<PassedFile>,
+    pub clients: Vec<PassedClient>,
+    /// The last number that was given to a client or a request.
+    pub last: u64,
+}
+
+/// An open descriptor that belongs to a file in the file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedFile {
+    pub path: PathBuf,
+    /// Tells our file from another one that was put in its place.
+    pub inode: u64,
+    pub fd: i32,
+}
+
+/// A client of the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PassedClient {
+    pub fd: i32,
+    /// As it stands in the log.
+    pub who: String,
+    pub state: PassedState,
+}
+
+/// What a client of the control socket is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PassedState {
+    /// It may ask something; so much of its request was read.
+    Asking { received: Vec<u8> },
+    /// It waits until the workers of the new image serve.
+    Waiting { ticket: u64 },
+    /// It follows the events, and has got all up to `after`.
+    Following { after: u64 },
 }
 
 /// A listening socket and the address by which the configuration knows it.
@@ -77,6 +141,9 @@ pub(crate) struct PassedWorker {
     /// How many there are, side by side.
     #[serde(default = "one")]
     pub rows: usize,
+    /// The scoreboard of these rows: 0 is `board_fd`, n is number n - 1 of `older_boards`.
+    #[serde(default)]
+    pub board: usize,
     /// `None` if the worker has closed it.
     pub channel_fd: Option<i32>,
     /// Both ends of the queue of its new connections, the sending one first. `None` if it accepts itself.
@@ -166,6 +233,7 @@ mod tests {
                 pid: 4712,
                 row: 2,
                 rows: 1,
+                board: 1,
                 channel_fd: Some(7),
                 queue_fds: Some([8, 9]),
                 age_ms: 10,
@@ -175,7 +243,32 @@ mod tests {
             }],
             held: vec![PassedConnection { fd: 10, unix: true }],
             board_fd: 5,
+            revision: REVISION,
+            older_boards: vec![11],
+            control: Some(PassedControl {
+                socket: Some(PassedFile { path: "/run/c".into(), inode: 1, fd: 12 }),
+                clients: vec![PassedClient {
+                    fd: 13,
+                    who: "control uid=0 pid=1".to_string(),
+                    state: PassedState::Waiting { ticket: 3 },
+                }],
+                last: 3,
+            }),
+            pid_file: None,
+            last_event: 17,
         }
+    }
+
+    #[test]
+    fn a_manifest_of_an_image_that_passed_no_control_socket_is_read() {
+        let mut value = serde_json::to_value(manifest()).expect("JSON");
+        let fields = value.as_object_mut().expect("object");
+        for field in ["revision", "older_boards", "control", "pid_file", "last_event"] {
+            fields.remove(field).expect(field);
+        }
+        value["workers"][0].as_object_mut().expect("object").remove("board");
+        let read = Manifest::decode(value.to_string().as_bytes()).expect("decode");
+        assert_eq!((read.revision, read.control, read.workers[0].board), (0, None, 0));
     }
 
     #[test]

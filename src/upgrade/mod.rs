@@ -24,5 +24,10 @@
 mod launch;
 mod manifest;
 
-pub(crate) use launch::{Inherited, Launcher, Proof, answer, is_inherited};
-pub(crate) use manifest::{Manifest, PassedConnection, PassedListener, PassedWorker};
+pub(crate) use launch::{
+    Inherited, Launcher, Proof, WaitingClients, answer, ends_with, is_inherited,
+};
+pub(crate) use manifest::{
+    Manifest, PassedClient, PassedConnection, PassedControl, PassedFile, PassedListener,
+    PassedState, PassedWorker, REVISION,
+};

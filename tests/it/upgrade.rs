@@ -1,6 +1,8 @@
 //! Upgrades in place: the same process becomes the binary that now stands at its path, and nobody notices.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
 
@@ -89,7 +91,7 @@ fn idle_connections_live_through_an_upgrade() {
 fn the_verb_upgrades_and_the_number_of_workers_set_by_hand_stays_until_the_new_ones_serve() {
     let server = Server::builder().copied().control().start();
     let old = server.worker_pids();
-    let said = server.order(&["upgrade"]);
+    let said = server.order(&["upgrade", "--no-wait"]);
     assert!(said.contains("the new binary is fit"), "{said}");
     server.wait_generation(2);
     server.wait_others(2, &old);
@@ -135,5 +137,168 @@ fn a_frozen_worker_does_not_stop_an_upgrade() {
     process::send(frozen, Signal::SIGSTOP);
     upgrade(&server, 2);
     assert!(process::is_gone(frozen));
+    server.stop();
+}
+
+#[test]
+fn the_verb_returns_when_the_new_workers_serve_and_can_be_given_again_at_once() {
+    let server = Server::builder().copied().control().start();
+    // A request that is still being served keeps a worker of the first image alive, across both upgrades.
+    let mut slow = server.connect();
+    slow.send("GET /sleep/60000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    server.wait_in_flight("/sleep/60000");
+    for generation in 2..5 {
+        let said = server.order(&["upgrade"]);
+        let expected = format!("upgraded: 2 workers of generation {generation} serve");
+        assert!(said.contains(&expected), "{said}");
+        let status = server.status();
+        assert_eq!(status["primary"]["generation"], generation, "{status}");
+    }
+    server.signal(Signal::SIGQUIT);
+    server.finish(0);
+}
+
+#[test]
+fn everybody_who_asks_at_the_same_time_is_told_and_the_control_socket_never_refuses() {
+    let server = Server::builder().copied().control().start();
+    std::thread::scope(|scope| {
+        let orders: Vec<_> = (0..4).map(|_| scope.spawn(|| server.order(&["upgrade"]))).collect();
+        let watcher = scope.spawn(|| {
+            for _ in 0..40 {
+                server.status();
+            }
+        });
+        for order in orders {
+            let said = order.join().expect("an order");
+            assert!(said.contains("upgraded: 2 workers of generation "), "{said}");
+        }
+        watcher.join().expect("status is answered, whatever image runs");
+    });
+    server.stop();
+}
+
+#[test]
+fn a_client_that_leaves_does_not_stop_the_upgrade() {
+    let server = Server::builder().copied().control().start();
+    let request = br#"{"verb":"upgrade"}"#;
+    let mut client = UnixStream::connect(server.control()).expect("connect");
+    client.write_all(&(request.len() as u32).to_be_bytes()).expect("send");
+    client.write_all(request).expect("send");
+    server.wait_log("trying the new binary");
+    drop(client);
+    server.wait_generation(2);
+    assert_eq!(server.status()["primary"]["generation"], 2);
+    server.stop();
+}
+
+#[test]
+fn half_a_request_is_completed_after_the_exec_and_followers_miss_nothing() {
+    let server = Server::builder().copied().control().start();
+    let request = br#"{"verb":"events","follow":true,"since":0}"#;
+    let mut follower = UnixStream::connect(server.control()).expect("connect");
+    follower.set_read_timeout(Some(wait::DEADLINE)).expect("timeout");
+    follower.write_all(&(request.len() as u32).to_be_bytes()).expect("send");
+    follower.write_all(request).expect("send");
+    let request = br#"{"verb":"status"}"#;
+    let mut slow = UnixStream::connect(server.control()).expect("connect");
+    slow.set_read_timeout(Some(wait::DEADLINE)).expect("timeout");
+    slow.write_all(&(request.len() as u32).to_be_bytes()).expect("send");
+    slow.write_all(&request[..5]).expect("send");
+    server.order(&["upgrade"]);
+    slow.write_all(&request[5..]).expect("send");
+    let answer = read_frame(&mut slow);
+    assert_eq!(answer["status"]["primary"]["generation"], 2, "{answer}");
+    let mut last = 0;
+    loop {
+        let event = &read_frame(&mut follower)["event"];
+        assert_eq!(event["sequence"], last + 1, "no event is missed or repeated: {event}");
+        last += 1;
+        if event["text"].as_str().is_some_and(|text| text.contains("2 workers of generation 2")) {
+            break;
+        }
+    }
+    server.stop();
+}
+
+/// The next reply on a connection to the control socket.
+#[track_caller]
+fn read_frame(stream: &mut UnixStream) -> serde_json::Value {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("a length");
+    let mut reply = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut reply).expect("a reply");
+    serde_json::from_slice(&reply).expect("JSON")
+}
+
+/// A worker that was forked a moment before the exec has copies of the primary's descriptors until it closes them. The test
+/// takes such copies itself, and keeps them: what lasts a moment in the worker lasts as long as it has to here.
+#[test]
+fn copies_of_control_socket_and_pid_lock_in_another_process_do_not_keep_the_new_image_from_them() {
+    let server = Server::builder().copied().control().args(["--pid-file", "pid"]).start();
+    let pid = rustix::process::Pid::from_raw(server.pid() as i32).expect("pid");
+    let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
+    let process = process.expect("the server's process");
+    let pid_file = server.dir().join("pid");
+    let inode = std::fs::metadata(server.control()).expect("control socket").ino();
+    let copies: Vec<_> = process::descriptors(server.pid())
+        .into_iter()
+        .filter(|(fd, target)| {
+            *fd > 2 && (target.starts_with("socket:") || target.ends_with("/pid"))
+        })
+        .map(|(fd, _)| {
+            let flags = rustix::process::PidfdGetfdFlags::empty();
+            rustix::process::pidfd_getfd(&process, fd, flags).expect("a copy")
+        })
+        .collect();
+    assert!(copies.len() >= 2, "{copies:?}");
+    for generation in 2..4 {
+        server.order(&["upgrade"]);
+        assert_eq!(server.status()["primary"]["generation"], generation);
+        assert_eq!(std::fs::metadata(server.control()).expect("control socket").ino(), inode);
+        let second = Server::builder().args(["--pid-file".into(), pid_file.clone()]).run();
+        assert_eq!(second.status, Some(69), "it is still locked: {}", second.err);
+    }
+    drop(copies);
+    let control = server.control();
+    server.signal(Signal::SIGTERM);
+    wait::until("the end of its files", || !control.exists() && !pid_file.exists());
+    server.finish(0);
+}
+
+#[test]
+fn a_reload_opens_control_socket_and_pid_file_that_are_gone() {
+    let server = Server::builder().control().args(["--pid-file", "pid"]).start();
+    let server = server.allow(&["control socket", "pid file"]);
+    let (control, pid_file) = (server.control(), server.dir().join("pid"));
+    let text = std::fs::read_to_string(&pid_file).expect("pid file");
+    for spoil in [
+        &(|| {
+            std::fs::remove_file(&control).expect("remove");
+            std::fs::remove_file(&pid_file).expect("remove");
+        }) as &dyn Fn(),
+        &|| {
+            std::fs::remove_file(&control).expect("remove");
+            drop(std::os::unix::net::UnixListener::bind(&control).expect("a stale socket"));
+            std::fs::write(&pid_file, "1\n").expect("write");
+        },
+        &|| std::fs::rename(&pid_file, server.dir().join("moved")).expect("move"),
+    ] {
+        spoil();
+        server.signal(Signal::SIGHUP);
+        wait::until("both files", || {
+            let listens = UnixStream::connect(&control).is_ok();
+            listens && std::fs::read_to_string(&pid_file).is_ok_and(|now| now == text)
+        });
+        server.order(&["reload"]);
+    }
+    // What is not ours is left alone and told, and the service goes on.
+    std::fs::remove_file(&control).expect("remove");
+    std::fs::write(&control, "data").expect("write");
+    server.signal(Signal::SIGHUP);
+    server.wait_log("is not a socket");
+    assert_eq!(std::fs::read_to_string(&control).expect("kept"), "data");
+    std::fs::remove_file(&control).expect("remove");
+    server.signal(Signal::SIGHUP);
+    wait::until("the control socket", || UnixStream::connect(&control).is_ok());
     server.stop();
 }

@@ -119,8 +119,19 @@ fn a_binary_whose_configuration_is_wrong_changes_nothing() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
     let server = Server::builder().config(2, text).copied().control().start();
     let server = server.allow(&["upgrade failed, nothing has changed: "]);
-    std::fs::write(server.dir().join("prefork.toml"), "workers = many\n").expect("write");
-    fails(&server);
+    let file = server.dir().join("prefork.toml");
+    for (wrong, why) in
+        [("workers = 'many'\n", "many"), ("worker = 2\n", "worker"), ("bind = ['a:b:c']", "a:b:c")]
+    {
+        std::fs::write(&file, wrong).expect("write");
+        let said = fails(&server);
+        assert!(said.contains("exit status: 78") && said.contains(why), "{wrong}: {said}");
+        let events = server.order(&["events"]);
+        assert!(events.lines().any(|line| line.contains("upgrade failed") && line.contains(why)));
+    }
+    std::fs::remove_file(&file).expect("remove");
+    let said = fails(&server);
+    assert!(said.contains("prefork.toml"), "{said}");
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
     server.order(&["upgrade"]);
     server.wait_generation(2);
@@ -160,4 +171,72 @@ fn a_reload_during_the_trial_is_refused_and_a_death_is_made_good() {
     server
         .wait_log("upgrade failed, nothing has changed: the new binary ended before it was ready");
     server.stop();
+}
+
+#[test]
+fn what_a_binary_prints_before_it_ends_is_the_reason_however_much_it_is() {
+    let server = start(&["--boot-timeout", "20s"]);
+    for (script, why) in [
+        ("echo cannot open the license >&2; exit 3", "(exit status: 3): cannot open the license"),
+        ("head -c 1000000 /dev/zero | tr '\\0' x >&2; echo; echo the end >&2; exit 4", "the end"),
+        ("printf 'one\\033[31m\\ntwo\\n' >&2; kill -SEGV $$", "one\\u{1b}[31m; two"),
+    ] {
+        replace(
+            &server,
+            &format!("printf '%s\\n' '#!/bin/sh' \"{script}\" > new; chmod 755 new")
+                .replace("$$", "\\$\\$"),
+        );
+        let said = fails(&server);
+        assert!(said.contains(why) && said.len() < 8192, "{script}: {said}");
+    }
+    recovers(&server);
+    server.stop();
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_the_reason() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let taken = taken.local_addr().expect("address");
+    let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
+    let server = Server::builder().config(2, text).copied().control().start();
+    let server = server.allow(&["upgrade failed, nothing has changed: "]);
+    let file = server.dir().join("prefork.toml");
+    std::fs::write(&file, format!("bind = ['127.0.0.1:0', '{taken}']\nworkers = 2\n"))
+        .expect("write");
+    let said = fails(&server);
+    assert!(said.contains(&format!("cannot bind {taken}: address already in use")), "{said}");
+    server.stop();
+}
+
+#[test]
+fn whoever_asks_during_a_reload_waits_for_both() {
+    let server = start(&[]);
+    server.order(&["reload", "--no-wait"]);
+    let said = server.order(&["upgrade"]);
+    assert!(said.contains("upgraded: 2 workers of generation 3 serve"), "{said}");
+    server.stop();
+}
+
+#[test]
+fn a_new_image_that_cannot_begin_is_told_to_whoever_waits() {
+    let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
+    let server = Server::builder().config(2, text).copied().control().start();
+    let server = server.allow(&["reload failed", "cannot", "died", "prefork: "]);
+    // What is executed is a script that spoils the configuration after the proof, so that the exec finds it wrong.
+    shell(&server, "cp program good");
+    let dir = server.dir().display();
+    replace(
+        &server,
+        &format!(
+            "printf '%s\\n' '#!/bin/sh' 'if [ -n \"$PREFORK_MANIFEST\" ]; then echo workers = 2x > {dir}/prefork.toml; fi' \
+             'exec {dir}/good \"$@\"' > new; chmod 755 new"
+        ),
+    );
+    let said = server.refused(&["upgrade"], 1);
+    assert!(
+        said.contains("failed after it had taken over") && said.contains("prefork.toml"),
+        "{said}"
+    );
+    let mut server = server;
+    assert_eq!(server.wait_exit().code(), Some(78));
 }

@@ -9,7 +9,7 @@ use super::*;
 fn workers_that_die_in_the_exec_window_are_replaced() {
     let mut world = proven(4);
     fit(&mut world, 4, 2);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     until_adopted(&mut world);
     let dead = 4 - world.serving().len();
     world.drive();
@@ -18,7 +18,7 @@ fn workers_that_die_in_the_exec_window_are_replaced() {
     // And where nobody is left.
     let mut world = proven(4);
     fit(&mut world, 4, 1);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!((world.generations(), world.mind.restarts()), (vec![2; 4], 4));
     assert_eq!(ends(&world).len(), 4);
@@ -27,7 +27,7 @@ fn workers_that_die_in_the_exec_window_are_replaced() {
 #[test]
 fn an_adopted_cluster_whose_new_workers_cannot_boot_keeps_the_old_ones() {
     let mut world = reloadable(policy(3), |generation, _| (generation == 2).then(unbootable)?);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!((reloads(&world), world.images), (vec!["failed".to_string()], 1));
@@ -37,7 +37,7 @@ fn an_adopted_cluster_whose_new_workers_cannot_boot_keeps_the_old_ones() {
     assert_eq!((world.serving(), world.exit), (vec![1, 3], None));
     assert!(delays(&world).len() > 10);
     // Until a reload, or another upgrade, brings what does boot.
-    world.request(2, Intent::Upgrade);
+    world.request(2, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3; 3]);
 }
@@ -47,7 +47,7 @@ fn what_an_adoption_has_brought_stays_if_the_rest_of_it_fails() {
     let mut world = reloadable(policy(3), |generation, slot| {
         (generation == 2 && slot == 2).then(unbootable).flatten()
     });
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.drive();
     // There is no binary of before that could fork what was before.
     assert_eq!((world.serving(), world.generations()), (vec![4, 5, 3], vec![2, 2, 1]));
@@ -71,7 +71,7 @@ fn a_generation_that_was_tried_in_vain_is_not_tried_again_under_its_number() {
     world.request(1, Intent::Reload);
     world.drive();
     assert_eq!(world.generations(), [1, 1]);
-    world.request(2, Intent::Upgrade);
+    world.request(2, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3, 3]);
 }
@@ -88,7 +88,7 @@ fn workers_of_a_reload_that_could_not_be_undone_are_replaced_as_well() {
     world.request(1, Intent::Reload);
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![3, 2], vec![2, 1]));
-    world.request(2, Intent::Upgrade);
+    world.request(2, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3, 3]);
 }
@@ -98,7 +98,7 @@ fn a_new_configuration_may_want_another_number_of_workers() {
     for (workers, all) in [(5, vec![2; 5]), (1, vec![2])] {
         let mut world = proven(3);
         fit(&mut world, workers, 0);
-        world.request(1, Intent::Upgrade);
+        world.request(1, Intent::Upgrade { wait: true });
         until_adopted(&mut world);
         // Not before the new ones have shown that they serve.
         assert_eq!(world.mind.wanted(), 3);
@@ -107,7 +107,7 @@ fn a_new_configuration_may_want_another_number_of_workers() {
         // If they do not, it stays what it was.
         let mut world = reloadable(policy(3), |_, _| unbootable());
         fit(&mut world, workers, 0);
-        world.request(1, Intent::Upgrade);
+        world.request(1, Intent::Upgrade { wait: true });
         world.drive();
         assert_eq!((world.generations(), world.mind.wanted()), (vec![1; 3], 3));
     }
@@ -124,7 +124,7 @@ fn those_that_leave_boot_or_are_killed_in_that_moment_are_seen_to_their_end() {
     };
     let mut world = World::new(policy(4), 1, fate).start();
     world.run(ms(5_000));
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.run(ms(49));
     world.make(1, Deed::Retire);
     world.make(2, Deed::CloseChannel);
@@ -147,7 +147,7 @@ fn a_stop_in_the_first_moment_of_a_new_image_ends_all() {
     for intent in [Intent::Stop, Intent::StopNow] {
         let mut world = proven(3);
         fit(&mut world, 3, 3);
-        world.request(1, Intent::Upgrade);
+        world.request(1, Intent::Upgrade { wait: true });
         until_adopted(&mut world);
         world.request(2, intent);
         world.drive();

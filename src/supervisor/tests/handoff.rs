@@ -39,7 +39,8 @@ pub(super) fn until_adopted(world: &mut World) {
 #[test]
 fn an_upgrade_that_is_proved_takes_over_and_rolls() {
     let mut world = proven(3);
-    world.request(7, Intent::Upgrade);
+    world.request(6, Intent::Upgrade { wait: true });
+    world.request(7, Intent::Upgrade { wait: false });
     until_adopted(&mut world);
     let done = "the new binary is fit and takes over now".to_string();
     assert_eq!(world.answers(), [(7, Ok(done))]);
@@ -48,6 +49,8 @@ fn an_upgrade_that_is_proved_takes_over_and_rolls() {
     assert_eq!((world.serving(), world.mind.phase), (vec![1, 2, 3], Phase::Running));
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![4, 5, 6], vec![2; 3]));
+    let served = "upgraded: 3 workers of generation 2 serve".to_string();
+    assert_eq!(world.answers().last(), Some(&(6, Ok(served))), "whoever waits is told then");
     assert_eq!(ends(&world), [1, 2, 3].map(|id| (id, Cause::Asked)));
     assert_eq!((reloads(&world), world.kept()), (vec!["3 of 2".to_string()], Some(vec![2])));
     assert!(failures(&world).is_empty() && world.mind.restarts() == 0);
@@ -57,7 +60,7 @@ fn an_upgrade_that_is_proved_takes_over_and_rolls() {
 fn an_upgrade_follows_an_upgrade() {
     let mut world = proven(2);
     for number in 1..=4 {
-        world.request(number, Intent::Upgrade);
+        world.request(number, Intent::Upgrade { wait: true });
         world.drive();
         assert_eq!(world.generations(), [1 + number; 2]);
     }
@@ -71,7 +74,7 @@ fn a_binary_that_is_unfit_changes_nothing() {
         proof: Some((ms(30), Err("it is of another libc".to_string()))),
         ..Binary::fit(policy)
     });
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!(refusal(&world), "it is of another libc");
     assert_eq!(failures(&world), ["it is of another libc"]);
@@ -83,7 +86,7 @@ fn a_binary_that_is_unfit_changes_nothing() {
 fn a_binary_that_hangs_is_stopped_at_its_deadline() {
     let mut world = proven(3);
     world.binary = Box::new(|policy, _| Binary { proof: None, ..Binary::fit(policy) });
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.drive();
     // boot-timeout, and five seconds for all that comes before a worker boots.
     assert_eq!(world.times(&Action::StopProof), [ms(5_000 + 10_000 + 5_000)]);
@@ -92,7 +95,7 @@ fn a_binary_that_hangs_is_stopped_at_its_deadline() {
     unchanged(&world);
     // And another may be tried.
     world.binary = Box::new(|policy, _| Binary::fit(policy));
-    world.request(2, Intent::Upgrade);
+    world.request(2, Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!((world.generations(), world.images), (vec![2; 3], 1));
 }
@@ -100,13 +103,13 @@ fn a_binary_that_hangs_is_stopped_at_its_deadline() {
 #[test]
 fn a_verdict_that_waited_while_the_primary_slept_counts() {
     let mut world = proven(3);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.stop_primary(ms(60_000));
     world.drive();
     assert_eq!((world.upgrade_steps(), world.generations()), (UPGRADE.to_vec(), vec![2; 3]));
     // Also if something else is heard before it.
     let mut world = proven(3);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.now += ms(60_000);
     world.tell(Event::Retiring { worker: WorkerId(2) });
     assert!(world.answers().is_empty());
@@ -120,7 +123,7 @@ fn a_verdict_that_comes_after_the_proof_was_stopped_is_nobodys() {
     for verdict in [Event::Proved, Event::NotProved { why: "killed".to_string() }] {
         let mut world = proven(3);
         world.binary = Box::new(|policy, _| Binary { proof: None, ..Binary::fit(policy) });
-        world.request(1, Intent::Upgrade);
+        world.request(1, Intent::Upgrade { wait: true });
         world.run(ms(15_000));
         assert_eq!(world.answers().len(), 1);
         world.tell(verdict);
@@ -137,12 +140,13 @@ fn an_exec_that_fails_changes_nothing() {
         exec: (ms(5), ms(0), Err("EACCES".to_string())),
         ..Binary::fit(policy)
     });
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.run(ms(52));
-    // Proved and not yet executed: who asks now is answered now, and another verdict changes nothing.
-    world.request(2, Intent::Upgrade);
+    // Proved and not yet executed: whoever asks now and does not wait is answered now, and another verdict changes nothing.
+    world.request(2, Intent::Upgrade { wait: true });
+    world.request(3, Intent::Upgrade { wait: false });
     world.tell(Event::Proved);
-    assert_eq!(world.answers().len(), 2);
+    assert_eq!(world.answers().len(), 1);
     world.drive();
     assert_eq!(
         (failures(&world), world.upgrade_steps()),
@@ -161,8 +165,8 @@ fn all_who_ask_during_a_proof_are_served_by_it() {
             ..Binary::fit(policy)
         });
         for ticket in 0..5 {
-            world.request(ticket, Intent::Upgrade);
-            world.ask(Intent::Upgrade);
+            world.request(ticket, Intent::Upgrade { wait: true });
+            world.ask(Intent::Upgrade { wait: true });
             world.run(ms(10));
         }
         world.drive();
@@ -183,11 +187,11 @@ fn a_stop_overtakes_a_proof() {
                 exec: (ms(5), ms(20), Ok(policy.clone())),
                 toll: 0,
             });
-            world.request(1, Intent::Upgrade);
+            world.request(1, Intent::Upgrade { wait: true });
             world.run(ms(after));
             world.request(2, intent);
             assert_eq!(world.times(&Action::StopProof), [ms(5_000 + after)]);
-            world.request(3, Intent::Upgrade);
+            world.request(3, Intent::Upgrade { wait: true });
             world.drive();
             assert_eq!((world.exit, world.images), (Some(Outcome::Stopped), 0));
             assert_eq!((world.answers().len(), failures(&world).len()), (3, 2));
@@ -196,23 +200,38 @@ fn a_stop_overtakes_a_proof() {
 }
 
 #[test]
-fn an_upgrade_is_refused_while_a_reload_runs() {
+fn upgrades_that_are_asked_for_during_a_reload_are_one_after_it() {
     let mut world = proven(2);
     world.request(1, Intent::Reload);
     for ticket in 2..6 {
-        world.request(ticket, Intent::Upgrade);
+        world.request(ticket, Intent::Upgrade { wait: ticket > 2 });
         world.run(ms(7));
     }
+    world.ask(Intent::Upgrade { wait: false });
     world.drive();
-    let refused = world.answers().iter().filter(|(_, said)| said.is_err()).count();
-    assert_eq!((refused, world.answers().len(), world.images), (4, 5, 0));
-    assert_eq!(world.generations(), [2, 2]);
+    let answers = world.answers().into_iter().map(|(ticket, said)| (ticket, said.is_ok()));
+    let expected: Vec<_> = (1..6).map(|ticket| (ticket, true)).collect();
+    assert_eq!((answers.collect::<Vec<_>>(), world.images), (expected, 1));
+    assert_eq!(world.generations(), [3, 3]);
+}
+
+#[test]
+fn an_upgrade_that_waits_for_a_reload_is_refused_by_a_stop() {
+    let mut world = proven(2);
+    world.request(1, Intent::Reload);
+    world.request(2, Intent::Upgrade { wait: true });
+    world.request(3, Intent::Stop);
+    world.drive();
+    let refused: Vec<u64> =
+        world.answers().into_iter().filter(|(_, said)| said.is_err()).map(|(t, _)| t).collect();
+    assert_eq!((refused.contains(&2), world.images), (true, 0), "{refused:?}");
+    assert_eq!(world.exit, Some(Outcome::Stopped));
 }
 
 #[test]
 fn an_upgrade_is_refused_before_all_have_been_ready() {
     let mut world = cluster(2, |_| None);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     assert!(refusal(&world).contains("not all been ready"));
     assert!(world.upgrade_steps().is_empty());
 }
@@ -220,7 +239,7 @@ fn an_upgrade_is_refused_before_all_have_been_ready() {
 #[test]
 fn what_is_asked_during_an_upgrade_is_refused_done_or_queued() {
     let mut world = proven(2);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.request(2, Intent::Reload);
     assert!(refusal(&world).contains("an upgrade is under way"));
     world.request(3, Intent::Scale(Scale::Up(1)));
@@ -229,11 +248,12 @@ fn what_is_asked_during_an_upgrade_is_refused_done_or_queued() {
     until_adopted(&mut world);
     // The new workers are rolled in: that is a reload like any other.
     world.request(4, Intent::Reload);
-    world.request(5, Intent::Upgrade);
+    world.request(5, Intent::Upgrade { wait: true });
     world.request(6, Intent::Scale(Scale::Up(1)));
     world.drive();
     let answers: Vec<_> = world.answers().into_iter().map(|(t, said)| (t, said.is_ok())).collect();
-    let expected = [(2, false), (3, true), (1, true), (5, false), (6, false), (4, true)];
+    // The second upgrade waits for the first one and the reload.
+    let expected = [(2, false), (3, true), (6, false), (1, true), (4, true), (5, true)];
     assert_eq!(answers, expected);
-    assert_eq!((world.images, world.generations()), (1, vec![3, 3]), "as the configuration says");
+    assert_eq!((world.images, world.generations()), (2, vec![4, 4]), "as the configuration says");
 }

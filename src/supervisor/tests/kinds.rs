@@ -163,7 +163,7 @@ fn a_new_image_knows_kinds_by_their_names_and_lets_those_leave_that_it_has_not()
     let mut world = mixed(&[kind("old", 1), kind("consumer", 1)]);
     world.run(ms(5_000));
     world.kinds = vec![kind("new", 1), kind("consumer", 2)];
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     until_adopted(&mut world);
     world.drive();
     let others = [(2048, "consumer"), (2049, "consumer"), (3072, "new")];

@@ -66,9 +66,9 @@ const PHASES: [fn(&mut World); 11] = [
             world.tell(Event::ForkFailed { worker, why: String::new() });
         }
     },
-    |world| world.request(1, Intent::Upgrade),
+    |world| world.request(1, Intent::Upgrade { wait: true }),
     |world| {
-        world.request(1, Intent::Upgrade);
+        world.request(1, Intent::Upgrade { wait: true });
         world.tell(Event::Proved);
     },
     adopt,
@@ -81,7 +81,7 @@ const PHASES: [fn(&mut World); 11] = [
 ];
 
 fn adopt(world: &mut World) {
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.tell(Event::Proved);
     world.become_new(policy(3), ms(10), 0);
 }
@@ -149,7 +149,7 @@ fn events(worker: WorkerId, ticket: u64) -> Vec<Event> {
         asked(Intent::Reload),
         asked(Intent::Scale(Scale::Up(1))),
         asked(Intent::Scale(Scale::Down(1))),
-        asked(Intent::Upgrade),
+        asked(Intent::Upgrade { wait: true }),
         seen(None),
         seen(Some(u64::MAX)),
         Event::ConfigRead { outcome: Ok(policy(1)) },

@@ -222,7 +222,7 @@ fn a_new_image_goes_on_with_who_serves_what() {
     world.ask(Intent::Scale(Scale::To(2)));
     world.run(ms(1_000));
     assert_eq!(adopted(&world), [(2, 1), (3, 2)]);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.run(ms(69));
     assert_eq!((world.images, adopted(&world)), (1, vec![(2, 1), (3, 2)]));
     world.run(ms(1_000));

@@ -95,7 +95,7 @@ fn who_dies_in_the_delay_is_replaced_and_nothing_new_is_begun() {
     for (ticket, intent) in [
         (1, Intent::Reload),
         (2, Intent::Scale(Scale::Up(1))),
-        (3, Intent::Upgrade),
+        (3, Intent::Upgrade { wait: true }),
         (4, Intent::Disconnect(WorkerId(2))),
     ] {
         world.request(ticket, intent);
@@ -115,7 +115,7 @@ fn who_dies_in_the_delay_is_replaced_and_nothing_new_is_begun() {
 #[test]
 fn an_upgrade_that_is_being_proved_is_given_up_by_a_stop_that_waits() {
     let mut world = slow_to_leave(1);
-    world.request(1, Intent::Upgrade);
+    world.request(1, Intent::Upgrade { wait: true });
     world.ask(Intent::Stop);
     assert_eq!(world.times(&Action::StopProof).len(), 1);
     world.drive();

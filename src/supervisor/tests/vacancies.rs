@@ -211,7 +211,7 @@ fn one_more_worker_has_its_number_and_its_variables_and_so_has_who_replaces_it()
     world.drive();
     assert_eq!((world.serving(), world.mind.environment(Slot(1))), (vec![1, 3], &own[..]));
     // It survives an upgrade, and goes with its slot.
-    world.ask(Intent::Upgrade);
+    world.ask(Intent::Upgrade { wait: true });
     world.drive();
     assert_eq!((world.images, world.mind.environment(Slot(1))), (1, &own[..]));
     world.ask(Intent::Scale(Scale::To(1)));

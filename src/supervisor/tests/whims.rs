@@ -48,7 +48,7 @@ pub(super) fn obey(world: &mut World, number: u64, whim: Whim) {
         Whim::Up(workers) => Intent::Scale(Scale::Up(workers)),
         Whim::Down(workers) => Intent::Scale(Scale::Down(workers)),
         Whim::Consumers(n) => Intent::ScaleKind("consumer".to_string(), Scale::To(n)),
-        Whim::Upgrade => Intent::Upgrade,
+        Whim::Upgrade => Intent::Upgrade { wait: true },
         Whim::Sleep(time) => return world.stop_primary(ms(time)),
         Whim::Suspend(time) => return world.suspend(ms(time)),
     };
