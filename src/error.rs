@@ -34,6 +34,9 @@ pub(crate) enum Kind {
         "nobody answers at {path} ({why}): start one with `prefork serve`, or name its --control PATH"
     )]
     Unreachable { path: String, why: String },
+    /// Somebody is at the control socket, and does not answer.
+    #[error("the primary at {path} does not answer: {why}")]
+    Unresponsive { path: String, why: String },
     /// Nobody answers at the address that a load is meant for.
     #[error("cannot reach {target}: {why}; start the server first, or check the address")]
     Target { target: String, why: String },
@@ -80,6 +83,10 @@ impl Error {
         Kind::Unreachable { path: path.display().to_string(), why: why.to_string() }.into()
     }
 
+    pub(crate) fn unresponsive(path: &Path, why: impl fmt::Display) -> Error {
+        Kind::Unresponsive { path: path.display().to_string(), why: why.to_string() }.into()
+    }
+
     pub(crate) fn target(target: impl fmt::Display, why: impl fmt::Display) -> Error {
         Kind::Target { target: target.to_string(), why: why.to_string() }.into()
     }
@@ -102,7 +109,10 @@ impl Error {
     pub fn exit_status(&self) -> u8 {
         match *self.0 {
             Kind::Config(_) => exit::CONFIG,
-            Kind::Bind { .. } | Kind::Unreachable { .. } | Kind::Target { .. } => exit::UNAVAILABLE,
+            Kind::Bind { .. }
+            | Kind::Unreachable { .. }
+            | Kind::Unresponsive { .. }
+            | Kind::Target { .. } => exit::UNAVAILABLE,
             Kind::Refused(_) => exit::FAILURE,
             Kind::Fork(_) | Kind::System { .. } => exit::OS,
             Kind::Application { .. } => exit::WORKERS_CANNOT_BOOT,

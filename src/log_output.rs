@@ -214,6 +214,7 @@ impl Error {
     /// Tells the error on standard error in one line, and gives the status to exit with:
     /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`. Waits half a second at most for a reader.
     pub fn report(&self) -> ExitCode {
+        crate::upgrade::ends_with(self);
         write_last_line(format!("prefork: {self}\n").as_bytes());
         ExitCode::from(self.exit_status())
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{answer, print, status};
+use crate::config::duration;
 use crate::control::{self, Change, Client, Rescale};
 use crate::error::{Error, Result, exit};
 use crate::printable::printable;
@@ -18,6 +19,7 @@ const WATCH: Duration = Duration::from_secs(1);
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Call {
     control: Option<PathBuf>,
+    timeout: Option<Duration>,
     verb: Verb,
 }
 
@@ -59,7 +61,7 @@ pub(super) fn commands() -> Vec<Command> {
             .arg(switch("follow", "Go on with what happens").short('f'))
             .arg(switch("json", "Print one JSON object a line")),
     ]
-    .map(|command| command.arg(socket()))
+    .map(|command| command.arg(socket()).arg(timeout()))
     .into()
 }
 
@@ -74,6 +76,14 @@ fn socket() -> Arg {
         .env("PREFORK_CONTROL")
         .value_parser(value_parser!(PathBuf))
         .help("The control socket [default: the one in the runtime directory]")
+}
+
+fn timeout() -> Arg {
+    Arg::new("timeout")
+        .long("timeout")
+        .value_name("DURATION")
+        .value_parser(duration)
+        .help("How long an answer may take [default: 5s; 1h for reload, upgrade and stop]")
 }
 
 /// `4`, `+1`, `-1` or `consumer=2`.
@@ -107,14 +117,15 @@ pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
         "events" => Verb::Events { follow: flag("follow"), json: flag("json") },
         _ => return None,
     };
-    Some(Call { control: matches.get_one::<PathBuf>("control").cloned(), verb })
+    let timeout = matches.get_one::<Duration>("timeout").copied();
+    Some(Call { control: matches.get_one::<PathBuf>("control").cloned(), timeout, verb })
 }
 
 pub(super) fn run(call: Call) -> Result<ExitCode> {
     if let Verb::Status { watch: true, .. } = call.verb {
         return watch(&call);
     }
-    let mut client = find(call.control)?;
+    let mut client = find(call.control, call.timeout)?;
     let done = match call.verb {
         Verb::Status { json, .. } => {
             let status = client.status()?;
@@ -137,7 +148,7 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
 /// Connects anew each time, so that it outlives restarts of the server as long as the path stays.
 fn watch(call: &Call) -> Result<ExitCode> {
     loop {
-        let status = find(call.control.clone())?.status()?;
+        let status = find(call.control.clone(), call.timeout)?.status()?;
         // Home, the table, and nothing below it: no flicker.
         let table = status::table(&status).replace('\n', "\x1b[K\n");
         if !print(&format!("\x1b[H{table}\x1b[J"))? {
@@ -172,8 +183,16 @@ fn line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
-/// The socket that was named, or the only one that somebody answers on.
-fn find(named: Option<PathBuf>) -> Result<Client> {
+/// A client of the socket that was named, or of the only one that somebody answers on.
+fn find(named: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
+    let client = connect(named)?;
+    Ok(match timeout {
+        Some(timeout) => client.timeout(timeout),
+        None => client,
+    })
+}
+
+fn connect(named: Option<PathBuf>) -> Result<Client> {
     // What the variable says to `serve` may be no path.
     let named = named.filter(|path| path != "auto" && path != "off");
     if let Some(path) = named {

@@ -1,9 +1,11 @@
 //! The blocking client: for the `prefork` command, tests and other people's tools.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -11,6 +13,9 @@ use super::frame::{self, Incoming, REPLY_MAX};
 use super::protocol::{Change, Event, Reply, Request, Rescale};
 use super::status::Status;
 use crate::error::{Error, Result};
+use crate::span::Span;
+use crate::sys;
+use crate::sys::poll::{self, Watch};
 
 /// A primary that lives answers at once what needs no waiting.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -18,6 +23,9 @@ const PROMPT: Duration = Duration::from_secs(5);
 /// How long reloads and stops may take, unless [`Client::patience`] says otherwise. They have deadlines of
 /// their own, and a primary that dies is noticed at once: this one is for a primary that is frozen.
 const PATIENCE: Duration = Duration::from_secs(60 * 60);
+
+/// How often a client that waits looks at the state of the primary's process.
+const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A connection to the control socket of a running primary.
 ///
@@ -38,6 +46,8 @@ pub struct Client {
     stream: UnixStream,
     path: PathBuf,
     patience: Duration,
+    /// Bounds every answer, if it is set.
+    timeout: Option<Duration>,
 }
 
 impl Client {
@@ -54,8 +64,15 @@ impl Client {
             socket.connect(&SockAddr::unix(path)?)?;
             Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
         };
-        let stream = connect().map_err(|e| Error::unreachable(path, readable(&e)))?;
-        Ok(Client { stream, path: path.to_path_buf(), patience: PATIENCE })
+        let stream = connect().map_err(|e| unreachable(path, &e))?;
+        Ok(Client { stream, path: path.to_path_buf(), patience: PATIENCE, timeout: None })
+    }
+
+    /// Sets how long any answer may take. Default: 5 s for what a primary answers at once, and one hour for reloads, upgrades and
+    /// stops. A primary that a signal has stopped is noticed after a second or two in any case.
+    pub fn timeout(mut self, timeout: Duration) -> Client {
+        self.timeout = Some(timeout);
+        self
     }
 
     /// Sets how long reloads and stops may take. Default: one hour.
@@ -154,9 +171,9 @@ impl Client {
     /// It lasts longer than [`Client::patience`] allows.
     pub fn wait_for_the_end(mut self) -> Result<()> {
         let mut buffer = [0u8; 256];
-        let limit = self.patience;
-        self.stream.set_read_timeout(Some(limit)).map_err(|e| self.lost(&e))?;
+        let deadline = self.deadline(self.patience);
         loop {
+            self.await_bytes(deadline)?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
@@ -174,10 +191,7 @@ impl Client {
     /// As [`Client::status`].
     pub fn events(mut self, follow: bool, since: u64) -> Result<Events> {
         self.send(&Request::Events { follow, since })?;
-        // No news may be no news for days; a primary that dies is noticed at once.
-        let limit = (!follow).then_some(PROMPT);
-        self.stream.set_read_timeout(limit).map_err(|e| self.lost(&e))?;
-        Ok(Events { client: Some(self) })
+        Ok(Events { client: Some(self), follow })
     }
 
     fn order(&mut self, request: &Request) -> Result<String> {
@@ -189,8 +203,7 @@ impl Client {
 
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Reply> {
         self.send(request)?;
-        self.stream.set_read_timeout(Some(limit)).map_err(|e| self.lost(&e))?;
-        match self.receive()? {
+        match self.receive(self.deadline(limit))? {
             Some(Reply::Refused(why)) => Err(Error::refused(why)),
             Some(reply) => Ok(reply),
             None => Err(self.ended()),
@@ -205,8 +218,35 @@ impl Client {
         }
     }
 
+    fn deadline(&self, limit: Duration) -> Option<Instant> {
+        Instant::now().checked_add(self.timeout.unwrap_or(limit))
+    }
+
+    /// Waits until there is something to read, or the end. Fails at the deadline, and as soon as the primary is seen to be
+    /// stopped by a signal twice in a row: nobody knows when it goes on.
+    fn await_bytes(&self, deadline: Option<Instant>) -> Result<()> {
+        let began = Instant::now();
+        let mut was_stopped = false;
+        loop {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            let slice = left.unwrap_or(STATE_CHECK_INTERVAL).min(STATE_CHECK_INTERVAL);
+            let ready = poll::wait(&[Watch::read(self.stream.as_fd())], Some(slice));
+            if ready.map_err(|e| self.lost(&e))?[0] {
+                return Ok(());
+            }
+            let process = PrimaryProcess::of(&self.stream);
+            let is_over = deadline.is_some_and(|at| at <= Instant::now());
+            let is_stopped = process.is_stopped();
+            if is_over || (is_stopped && was_stopped) {
+                let why = process.why_silent(began.elapsed());
+                return Err(Error::unresponsive(&self.path, why));
+            }
+            was_stopped = is_stopped;
+        }
+    }
+
     /// The next reply; `None` at the end of the connection.
-    fn receive(&mut self) -> Result<Option<Reply>> {
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<Option<Reply>> {
         let mut incoming = Incoming::new(REPLY_MAX);
         let mut buffer = [0u8; 16 * 1024];
         loop {
@@ -215,6 +255,7 @@ impl Client {
                 Ok(wanted) => wanted.min(buffer.len()),
                 Err(e) => return Err(self.babble(&format!("a reply of {} bytes", e.claimed))),
             };
+            self.await_bytes(deadline)?;
             match self.stream.read(&mut buffer[..wanted]) {
                 Ok(0) if incoming.begun() => return Err(self.ended()),
                 Ok(0) => return Ok(None),
@@ -251,6 +292,7 @@ impl Client {
 #[derive(Debug)]
 pub struct Events {
     client: Option<Client>,
+    follow: bool,
 }
 
 impl Iterator for Events {
@@ -258,7 +300,9 @@ impl Iterator for Events {
 
     fn next(&mut self) -> Option<Result<Event>> {
         let client = self.client.as_mut()?;
-        let error = match client.receive() {
+        // No news may be no news for days; a primary that dies is noticed at once.
+        let deadline = if self.follow { None } else { client.deadline(PROMPT) };
+        let error = match client.receive(deadline) {
             Ok(Some(Reply::Event(event))) => return Some(Ok(event)),
             Ok(Some(Reply::LastEvent(_)) | None) => None,
             Ok(Some(Reply::Refused(why))) => Some(Error::refused(why)),
@@ -268,6 +312,64 @@ impl Iterator for Events {
         self.client = None;
         error.map(Err)
     }
+}
+
+/// The process at the other end: whoever listens at the control socket.
+struct PrimaryProcess {
+    /// 0 if it is not visible from here.
+    pid: u32,
+    /// As `/proc` shows it, if it does.
+    state: Option<char>,
+}
+
+impl PrimaryProcess {
+    fn of(stream: &UnixStream) -> PrimaryProcess {
+        let pid = sys::peer::peer(stream).map_or(0, |peer| peer.pid);
+        PrimaryProcess { pid, state: sys::process::state(pid) }
+    }
+
+    /// Stopped by a signal, or held by a debugger.
+    fn is_stopped(&self) -> bool {
+        matches!(self.state, Some('T' | 't'))
+    }
+
+    fn why_silent(&self, after: Duration) -> String {
+        let (pid, after) = (self.pid, Span(after));
+        match self.state {
+            Some('T') => format!(
+                "it is stopped by a signal (pid {pid}, state T): what was asked is done when it goes on; kill -CONT {pid}"
+            ),
+            Some('t') => format!("a debugger holds it (pid {pid}, state t): let it go on"),
+            Some('D') => format!(
+                "no answer within {after}: it waits for a disk or a network file system (pid {pid}, state D)"
+            ),
+            Some(state) => format!(
+                "no answer within {after}: it is busy (pid {pid}, state {state}), in a function of the application perhaps; \
+                 wait for longer with --timeout"
+            ),
+            None => format!("no answer within {after}; wait for longer with --timeout"),
+        }
+    }
+}
+
+/// Why nobody answers at `path`, and what to do about it where that is known.
+fn unreachable(path: &Path, error: &io::Error) -> Error {
+    let is_socket = std::fs::metadata(path).map(|meta| meta.file_type().is_socket());
+    let why = match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let why = "its queue of clients is full: it is stopped by a signal or busy";
+            return Error::unresponsive(path, why);
+        }
+        io::ErrorKind::ConnectionRefused if matches!(is_socket, Ok(false)) => {
+            "it is not a socket".to_string()
+        }
+        io::ErrorKind::ConnectionRefused => "the primary that made this socket is gone".to_string(),
+        io::ErrorKind::PermissionDenied => {
+            format!("{error}: only root and the user of the primary may ask")
+        }
+        _ => error.to_string(),
+    };
+    Error::unreachable(path, why)
 }
 
 /// A timeout of a socket option is told as `WouldBlock`, which helps nobody.

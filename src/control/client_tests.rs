@@ -106,7 +106,7 @@ fn where_nobody_answers_is_told_with_the_path_and_what_to_do() {
 #[test]
 fn an_end_before_the_answer_is_told() {
     let (stream, peer) = UnixStream::pair().expect("pair");
-    let mut client = Client { stream, path: "p".into(), patience: PATIENCE };
+    let mut client = Client { stream, path: "p".into(), patience: PATIENCE, timeout: None };
     drop(peer);
     let text = client.status().expect_err("end").to_string();
     assert_eq!(text, "the primary at p closed the connection before it answered");

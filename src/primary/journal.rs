@@ -27,6 +27,13 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// A journal whose events are numbered after `last`, that of the image before this one.
+    pub(super) fn resume_after(last: u64) -> Journal {
+        let mut journal = Journal::default();
+        journal.ledger.resume_after(last);
+        journal
+    }
+
     /// One line for one notice.
     pub(super) fn record(&mut self, notice: &Notice) {
         self.tell(line(notice));

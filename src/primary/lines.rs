@@ -62,9 +62,7 @@ pub(super) fn line(notice: &Notice) -> Line {
             error(format!("reload failed, the old workers serve on: {why}"))
         }
         Notice::RollingBack { to } => warn(format!("rolling back to generation {to}")),
-        Notice::UpgradeWaits { by } => {
-            info(format!("upgrade ({by}): waits for the reload under way"))
-        }
+        Notice::UpgradeWaits { by } => upgrade_waits(by),
         Notice::Proving { by } => info(format!("upgrade ({by}): trying the new binary")),
         Notice::TakingOver => info("the new binary is fit: this process becomes it".to_string()),
         Notice::UpgradeFailed { why } => {
@@ -193,6 +191,10 @@ fn how(status: ExitStatus) -> String {
         },
         (None, None) => "unknown status".to_string(),
     }
+}
+
+fn upgrade_waits(by: &str) -> Line {
+    info(format!("upgrade ({by}): waits for the end of the reload under way"))
 }
 
 #[cfg(test)]

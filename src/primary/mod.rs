@@ -123,6 +123,12 @@ struct Fixed {
     pid_file: Option<PathBuf>,
 }
 
+impl Fixed {
+    fn of(config: &Config) -> Fixed {
+        Fixed { control: config.control.clone(), pid_file: config.pid_file.clone() }
+    }
+}
+
 /// What the application wants to be asked and told in the primary.
 pub(crate) struct Application {
     pub(crate) entry: Entry,
@@ -219,9 +225,7 @@ impl Primary {
         mut left: Option<Manifest>,
     ) -> Result<Primary> {
         let Application { entry, reread, hooks, kinds, desks } = application;
-        let Files { listeners, pid_file, mail, manager } = files;
-        let fixed = Fixed { control: config.control.clone(), pid_file: config.pid_file.clone() };
-        let policy = config.policy();
+        let (Files { listeners, pid_file, mail, manager }, policy) = (files, config.policy());
         if config.titles {
             sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
         }
@@ -232,8 +236,8 @@ impl Primary {
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
-        let (mut journal, config) = (Journal::default(), Rc::new(config));
-        journal.ledger.resume_after(left.as_ref().map_or(0, |manifest| manifest.last_event));
+        let mut journal = Journal::resume_after(left.as_ref().map_or(0, |m| m.last_event));
+        let (fixed, config) = (Fixed::of(&config), Rc::new(config));
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
         journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());

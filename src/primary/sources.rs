@@ -75,8 +75,7 @@ impl Primary {
         if !self.queue.is_empty() {
             return Ok(());
         }
-        let full = self.relay.is_full();
-        let control = self.control.as_ref();
+        let (full, control) = (self.relay.is_full(), self.control.as_ref());
         let others = control.and_then(Server::deadline).into_iter().chain(self.mail.deadline());
         let others = others.chain(self.candidate.as_ref().map(|one| one.lookup.deadline));
         let next = deadline.into_iter().chain(others).chain(telling).min();

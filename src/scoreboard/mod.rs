@@ -323,9 +323,13 @@ impl Reader {
         layout::CANNOT_ACCEPT.load(self.pages.page(PRIMARY)) == 1
     }
 
-    fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {
+    /// How many rows have been used so far: an upper bound for the number of workers.
+    pub(crate) fn row_count(&self) -> usize {
         // Only the primary can have written this number; the bound costs nothing all the same.
-        let used = ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1);
-        (PRIMARY + 1..=used as usize).map(|row| self.pages.page(row))
+        ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1) as usize
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {
+        (PRIMARY + 1..=self.row_count()).map(|row| self.pages.page(row))
     }
 }

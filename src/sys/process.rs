@@ -220,6 +220,13 @@ pub(crate) fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
+/// The state of a process as `/proc` shows it: `R`, `S`, `D`, `T` and so on; `None` if it cannot be read.
+pub(crate) fn state(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it may have blanks and brackets in it.
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// How a process stands in a message, if it exists: `pid 812, nginx`.
 pub(crate) fn describe(pid: u32) -> Option<String> {
     let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;

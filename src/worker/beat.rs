@@ -14,11 +14,11 @@ use crate::ipc::ToPrimary;
 use crate::sys::beats::Beats;
 
 /// The resolution of all connection timeouts.
-const BEAT: Duration = Duration::from_millis(100);
+pub(super) const INTERVAL: Duration = Duration::from_millis(100);
 
 /// What it follows, in the current runtime.
 pub(super) fn beats() -> std::io::Result<Beats> {
-    Beats::new(BEAT)
+    Beats::new(INTERVAL)
 }
 
 pub(super) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<AtomicBool>) {

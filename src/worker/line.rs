@@ -1,12 +1,13 @@
 //! A worker's place among the others at a listening socket: in line, in the front, or away for a while.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use tokio::io::unix::AsyncFdReadyGuard;
 
+use super::beat;
 use super::manners::{self, Manners};
 use super::newcomer::MOMENT;
 use super::state::State;
@@ -22,7 +23,14 @@ pub(super) struct Line {
     /// Who has so many connections fewer is let go first.
     apart: u64,
     manners: RefCell<Manners>,
+    /// The time of the beat at which the others were looked at, or passed over, last.
+    beat_ms: Cell<u64>,
 }
+
+/// Rows of the scoreboard that a worker reads at each beat on average. Each row is a page of its own. With more workers than
+/// that, each reads all rows only at each second beat, third beat and so on: otherwise 1024 workers that do nothing keep a
+/// processor busy with reading each other's rows, and a reload, which brings more of them, can stand still.
+const ROWS_PER_BEAT: usize = 64;
 
 impl Line {
     pub(super) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<Line> {
@@ -37,7 +45,8 @@ impl Line {
         // Without a line everybody is woken, so each one that has fewer connections can come.
         let apart = if lines_up { manners::APART } else { 1 };
         let manners = RefCell::default();
-        let line = Line { state: Rc::clone(state), door, shared, apart, manners };
+        let beat_ms = Cell::new(0);
+        let line = Line { state: Rc::clone(state), door, shared, apart, manners, beat_ms };
         if shared {
             line.stand(Stance::InLine);
         }
@@ -121,8 +130,22 @@ impl Line {
 
     /// Looks after the others. Whether there is a connection that whoever was woken for it has left.
     pub(super) fn look_around(&self) -> bool {
-        self.choose_stance();
+        if !self.shared || self.is_time_to_scan() {
+            self.choose_stance();
+        }
         self.shared && self.door.has_connection()
+    }
+
+    /// Whether to read the rows of all workers now: when a connection has ended between two beats, or when it is the turn of
+    /// this worker. Workers take turns by their rows.
+    fn is_time_to_scan(&self) -> bool {
+        let now = self.state.now_ms();
+        let period = 1 + self.state.board.row_count() / ROWS_PER_BEAT;
+        if period == 1 || self.beat_ms.replace(now) == now {
+            return true;
+        }
+        let beat = now / beat::INTERVAL.as_millis() as u64;
+        (beat + self.state.row.number() as u64).is_multiple_of(period as u64)
     }
 
     /// In the front or in line, as others have far more connections or not.
@@ -132,15 +155,14 @@ impl Line {
         }
         let state = &self.state;
         let (own, row) = (state.row.open(), state.row.number());
-        let front = manners::stands_in_front(own, row, state.others());
+        let (front, most) = manners::stands_in_front(own, row, state.others());
         if front {
             self.stand(Stance::Front);
         } else if self.door.stance() != Stance::InLine {
             self.stand(Stance::InLine);
         }
         // In the front there is nothing more to be noticed.
-        let most = state.others().map(|other| other.open).max().filter(|_| !front);
-        state.most_open.set(most.unwrap_or(0));
+        state.most_open.set(if front { 0 } else { most });
     }
 
     fn stand(&self, stance: Stance) {

@@ -72,14 +72,18 @@ impl Manners {
 }
 
 /// Whether a worker with `own` connections in row `row` is to be woken for each connection, as it has far fewer than
-/// another one, and hardly anybody has fewer still.
-pub(super) fn stands_in_front(own: u64, row: usize, others: impl Iterator<Item = Other>) -> bool {
+/// another one, and hardly anybody has fewer still; and the most connections that another one has.
+pub(super) fn stands_in_front(
+    own: u64,
+    row: usize,
+    others: impl Iterator<Item = Other>,
+) -> (bool, u64) {
     let (mut most, mut freer) = (0, 0);
     for other in others {
         most = most.max(other.open);
         freer += usize::from((other.open, other.row) < (own, row));
     }
-    own + APART <= most && freer < FRONT
+    (own + APART <= most && freer < FRONT, most)
 }
 
 /// So many silent newcomers are waited for at once at most, each for its own moment.
@@ -205,7 +209,7 @@ mod tests {
     fn in_the_front_stand_only_the_freest_and_only_when_others_have_far_more() {
         let front = |own, row, opens: &[u64]| {
             let others = opens.iter().enumerate().map(|(row, open)| other(row, *open));
-            stands_in_front(own, row, others.filter(|other| other.row != row))
+            stands_in_front(own, row, others.filter(|other| other.row != row)).0
         };
         assert!(!front(0, 0, &[0; 16]), "all are alike");
         assert!(!front(0, 0, &[0, 1, 1]), "nearly alike");

@@ -213,3 +213,62 @@ fn nobody_there_is_told_apart_from_a_refusal() {
         assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
     }
 }
+
+#[test]
+fn no_verb_waits_for_a_primary_that_a_signal_has_stopped() {
+    let server = start().allow(&["upgrade failed, nothing has changed: the cluster is stopping"]);
+    process::send(server.pid(), Signal::SIGSTOP);
+    let words: [&[&str]; 8] = [
+        &["status"],
+        &["reload"],
+        &["reload", "--no-wait"],
+        &["scale", "3"],
+        &["upgrade"],
+        &["events"],
+        &["events", "--follow"],
+        &["stop"],
+    ];
+    std::thread::scope(|scope| {
+        let asked: Vec<_> =
+            words.iter().map(|words| scope.spawn(|| (*words, server.refused(words, 69)))).collect();
+        for verb in asked {
+            let (words, why) = verb.join().expect("it ends");
+            let pid = server.pid();
+            assert!(why.contains(&format!("(pid {pid}, state T)")), "{words:?}: {why}");
+            assert!(why.contains(&format!("kill -CONT {pid}")), "{words:?}: {why}");
+        }
+    });
+    // What was asked is done when it goes on; the stop is among it.
+    process::send(server.pid(), Signal::SIGCONT);
+    server.finish(0);
+}
+
+#[test]
+fn a_path_at_which_no_primary_can_be_is_told_as_what_it_is() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (file, stale) = (dir.path().join("file"), dir.path().join("stale"));
+    std::fs::write(&file, "data").expect("write");
+    drop(std::os::unix::net::UnixListener::bind(&stale).expect("bind"));
+    for (path, why) in [
+        (file, "it is not a socket"),
+        (stale, "the primary that made this socket is gone"),
+        (dir.path().join("none"), "No such file"),
+        (dir.path().into(), "it is not a socket"),
+    ] {
+        let ended = Builder::verb("status").args(["--control".into(), path.clone()]).run();
+        assert_eq!(ended.status, Some(69), "{}", ended.err);
+        assert!(ended.err.contains(why), "{}: {}", path.display(), ended.err);
+    }
+}
+
+#[test]
+fn a_listener_that_never_answers_is_waited_for_as_long_as_was_said() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let ended = Builder::verb("reload")
+        .args(["--control".into(), path.into_os_string(), "--timeout".into(), "200ms".into()])
+        .run();
+    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert!(ended.err.contains("no answer within "), "{}", ended.err);
+}

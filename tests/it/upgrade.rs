@@ -142,8 +142,10 @@ fn a_frozen_worker_does_not_stop_an_upgrade() {
 
 #[test]
 fn the_verb_returns_when_the_new_workers_serve_and_can_be_given_again_at_once() {
-    let server = Server::builder().copied().control().start();
-    // A request that is still being served keeps a worker of the first image alive, across both upgrades.
+    // A request that is still being served keeps a worker of the first image alive while the next upgrade is asked for.
+    let args = ["--graceful-timeout", "1s"];
+    let server = Server::builder().copied().control().args(args).start();
+    let server = server.allow(&[" cut 1 connection at the graceful timeout"]);
     let mut slow = server.connect();
     slow.send("GET /sleep/60000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/60000");
