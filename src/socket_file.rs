@@ -101,17 +101,15 @@ impl SocketFile {
     /// The file of a socket that another image of this process made, known by its inode: whatever else stands at `path` by
     /// now is not removed.
     pub(crate) fn resume(path: &Path, inode: u64) -> SocketFile {
-        SocketFile { path: path.to_path_buf(), inode, owner: std::process::id() }
+        let gone = FileId { device: 0, inode, born: None };
+        let found = FileId::at(path).ok().filter(|found| found.inode == inode);
+        let owner = Some(std::process::id());
+        SocketFile { path: path.to_path_buf(), id: found.unwrap_or(gone), owner }
     }
 
     /// Tells this file from another one at the same path.
     pub(crate) fn inode(&self) -> u64 {
-        self.inode
-    }
-
-    /// Whether the file at its path is still this one: clients reach the socket by it.
-    pub(crate) fn is_intact(&self) -> bool {
-        std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode)
+        self.id.inode
     }
 
     /// Where it is.

@@ -118,7 +118,8 @@ impl Server {
 
     /// Whether clients that connect to `path` reach it.
     pub(crate) fn is_reachable_at(&self, path: &Path) -> bool {
-        let is_there = |one: &Listening| one.file.path() == path && one.file.is_intact();
+        let Ok(path) = std::path::absolute(path) else { return false };
+        let is_there = |one: &Listening| one.file.path() == path && one.file.is_in_place();
         self.listening.as_ref().is_some_and(is_there)
     }
 
