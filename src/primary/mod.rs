@@ -197,6 +197,10 @@ pub(crate) struct Primary {
     started: Instant,
 }
 
+fn scoreboard(rows: usize) -> Result<Scoreboard> {
+    Scoreboard::create(rows).map_err(|e| Error::system("create the scoreboard in shared memory", e))
+}
+
 /// A supervisor that begins, or goes on where the image before this one stopped, and what it forks workers under.
 fn supervision(
     left: Option<&Manifest>,
@@ -231,8 +235,7 @@ impl Primary {
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
-        let board = Scoreboard::create(2 * most)
-            .map_err(|e| Error::system("create the scoreboard in shared memory", e))?;
+        let board = scoreboard(2 * most)?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
