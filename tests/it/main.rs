@@ -27,6 +27,7 @@ mod compare;
 mod config;
 mod control;
 mod control_abuse;
+mod corpus;
 mod crash_loop;
 mod demo;
 mod demo_paths;

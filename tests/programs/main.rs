@@ -3,6 +3,7 @@
 
 mod asks;
 mod boots;
+mod describes;
 mod events;
 mod isolated;
 mod kinds;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         "not-send" => serves::not_send(told),
         "axum" => serves::axum(told),
         "connections" => serves::connections(told),
+        "describes" => describes::describes(told),
         "events" => events::events(told),
         "environment" => serves::environment(told),
         "retiring" => serves::retiring(told),
@@ -111,6 +113,10 @@ fn told(words: impl Iterator<Item = String>) -> Result<Told> {
                     "dispatch" => {
                         let policy = value.parse::<Dispatch>().map_err(|_| bad(other))?;
                         builder = builder.dispatch(policy);
+                    }
+                    "pipeline-flush" => {
+                        let flush = value.parse().map_err(|_| bad(other))?;
+                        builder = builder.pipeline_flush(flush);
                     }
                     "control" => {
                         builder = builder.control(ControlSocket::Path(value.into()));

@@ -1,0 +1,193 @@
+//! Requests at the edges of RFC 9112, as they are and as they must not be. `data/http1.corpus` has them with the verdict
+//! that is required of us, and with those of nginx and Node when they were recorded; `scripts/fuzz/record.py` describes its
+//! form.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use crate::support::wait::DEADLINE;
+use crate::support::{Address, Server};
+
+const CORPUS: &str = include_str!("data/http1.corpus");
+
+/// Sent behind each message that is not alone: whether it is understood shows where the message ended.
+const BEHIND: &[u8] = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+
+/// Longer bodies are named by their length.
+const MAX_SHOWN_BODY: usize = 40;
+
+#[derive(Default)]
+struct Case {
+    name: &'static str,
+    message: Vec<u8>,
+    is_alone: bool,
+    ends_with_fin: bool,
+    /// Verdicts any of which is right.
+    required: Vec<&'static str>,
+}
+
+/// How a message is sent.
+#[derive(Clone, Copy, Debug)]
+enum Pieces {
+    Whole,
+    Bytes,
+}
+
+#[test]
+fn each_request_of_the_corpus_is_judged_as_required() {
+    judge_all(&["--pipeline-flush=false"]);
+}
+
+#[test]
+fn with_pipeline_flush_each_request_of_the_corpus_is_judged_the_same() {
+    judge_all(&["--pipeline-flush=true"]);
+}
+
+#[track_caller]
+fn judge_all(args: &[&str]) {
+    let cases = read_corpus();
+    assert!(cases.len() > 400, "{} cases", cases.len());
+    let server = Server::with(2, args);
+    let mut failures = String::new();
+    for case in &cases {
+        for pieces in [Pieces::Whole, Pieces::Bytes] {
+            let found = verdict(server.address(), case, pieces);
+            if !case.required.iter().any(|required| agrees(required, &found)) {
+                let required = case.required.join(" / ");
+                let _ = writeln!(failures, "{} ({pieces:?}): {found}, not {required}", case.name);
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} lines:\n{failures}", failures.lines().count());
+    server.stop();
+}
+
+/// Whether `found` is the verdict `required`, in which `400|501` is either of the two.
+fn agrees(required: &str, found: &str) -> bool {
+    let (required, found): (Vec<_>, Vec<_>) =
+        (required.split(' ').collect(), found.split(' ').collect());
+    required.len() == found.len()
+        && required.iter().zip(found).all(|(wanted, item)| wanted.split('|').any(|w| w == item))
+}
+
+/// The statuses of all responses in their order, with the bodies of `/echo`, and how the connection ended.
+fn verdict(address: &Address, case: &Case, pieces: Pieces) -> String {
+    let Address::Tcp(address) = address else { panic!("no TCP address") };
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_nodelay(true).expect("TCP_NODELAY");
+    stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+    stream.set_write_timeout(Some(DEADLINE)).expect("timeout");
+    let behind = if case.is_alone { &[] } else { BEHIND };
+    let all = [&case.message, behind].concat();
+    let size = match pieces {
+        Pieces::Whole => all.len(),
+        Pieces::Bytes => 1,
+    };
+    // The server may have answered and closed before all was sent.
+    let sent = all.chunks(size).try_for_each(|piece| stream.write_all(piece));
+    if case.ends_with_fin && sent.is_ok() {
+        let _ = stream.shutdown(Shutdown::Write);
+    }
+    let mut received = Vec::new();
+    let end = match stream.read_to_end(&mut received) {
+        Ok(_) => "close",
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => "open",
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => "reset",
+        Err(e) => panic!("{}: {e}", case.name),
+    };
+    let mut items = responses(&received);
+    items.push(end.into());
+    items.join(" ")
+}
+
+/// The status of each response, and the body where it is an echo.
+fn responses(mut raw: &[u8]) -> Vec<String> {
+    let mut items = Vec::new();
+    while !raw.is_empty() {
+        let Some(end) = raw.windows(4).position(|four| four == b"\r\n\r\n") else {
+            items.push(format!("malformed:{}", raw.escape_ascii()));
+            break;
+        };
+        let head = String::from_utf8_lossy(&raw[..end]).to_lowercase();
+        raw = &raw[end + 4..];
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+        if status.starts_with('1') {
+            continue;
+        }
+        let field =
+            |name: &str| lines.clone().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let length = field("content-length:").and_then(|n| n.parse().ok()).unwrap_or(0);
+        let Some((body, rest)) = raw.split_at_checked(length) else {
+            items.push(format!("{status}:cut"));
+            break;
+        };
+        raw = rest;
+        // Of all responses with status 200, echoes alone have no type.
+        let is_echo = status == "200" && field("content-type:").is_none() && body != b"0000000";
+        items.push(if is_echo { format!("{status}:{}", shown(body)) } else { status.to_string() });
+    }
+    items
+}
+
+fn shown(body: &[u8]) -> String {
+    if body.len() > MAX_SHOWN_BODY {
+        return format!("#{}", body.len());
+    }
+    let escape = |byte: &u8| match byte {
+        0 => "\\0".to_string(),
+        b' ' => "\\x20".to_string(),
+        b'"' | b'\'' => char::from(*byte).to_string(),
+        _ => byte.escape_ascii().to_string(),
+    };
+    body.iter().map(escape).collect()
+}
+
+fn read_corpus() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    for line in CORPUS.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if word == "==" {
+            cases.push(Case { name: rest, ..Case::default() });
+            continue;
+        }
+        let case = cases.last_mut().expect("a case has a name");
+        match word {
+            "send" => unescape(rest, &mut case.message),
+            "alone" => case.is_alone = true,
+            "fin" => case.ends_with_fin = true,
+            "ours" => case.required = rest.split(" / ").collect(),
+            "nginx" | "node" => {}
+            _ => panic!("what is {line:?}?"),
+        }
+    }
+    assert!(cases.iter().all(|case| !case.required.is_empty()), "a case has a verdict");
+    cases
+}
+
+fn unescape(text: &str, into: &mut Vec<u8>) {
+    let mut rest = text.as_bytes();
+    while let [first, behind @ ..] = rest {
+        rest = behind;
+        if *first != b'\\' {
+            into.push(*first);
+            continue;
+        }
+        let (byte, length) = match behind {
+            [b'n', ..] => (b'\n', 1),
+            [b'r', ..] => (b'\r', 1),
+            [b't', ..] => (b'\t', 1),
+            [b'0', ..] => (0, 1),
+            [b'\\', ..] => (b'\\', 1),
+            [b'x', high, low, ..] => {
+                let digits = [*high, *low];
+                let digits = std::str::from_utf8(&digits).expect("two digits");
+                (u8::from_str_radix(digits, 16).expect("two digits"), 3)
+            }
+            _ => panic!("unknown escape in {text:?}"),
+        };
+        into.push(byte);
+        rest = &behind[length..];
+    }
+}
