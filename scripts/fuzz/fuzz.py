@@ -28,8 +28,8 @@ MARKER = b"GET /marker HTTP/1.1\r\nHost: marker\r\nConnection: close\r\n\r\n"
 WAIT_EXPECTED, WAIT_UNEXPECTED = 0.4, 6.0
 # Most messages that leave a server waiting say little and cost time: one in so many is sent.
 WAITING_KEPT = 12
-MAX_FAILURES = 25
-MINIMISE_STEPS = 400
+MAX_FAILURES = 12
+MINIMISE_STEPS = 120
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Fuzzer:
         def differs(candidate):
             nonlocal steps_left
             steps_left -= 1
-            problems, _ = compare(candidate, self.one(candidate, 0.3), self.known)
+            problems, _ = compare(candidate, self.one(candidate, 0.15), self.known)
             return any(same(d) for d in problems)
 
         if case.cuts and differs(Case.of(case.message)):
