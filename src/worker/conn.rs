@@ -70,6 +70,9 @@ pub(super) struct Conn {
     rejected_body: AtomicU8,
     /// hyper has written out everything, the end of the last response included.
     flushed: AtomicBool,
+    /// hyper has flushed the last response, if only to us. Until then it takes an end, or the next request, for a
+    /// request that broke off, and throws the response away.
+    response_flushed: AtomicBool,
     /// Must stay with this worker until it is closed.
     rooted: AtomicBool,
     /// hyper lets go of the socket now and must not shut it down.
@@ -133,6 +136,7 @@ impl Conn {
             rejected_head: AtomicU8::new(0),
             rejected_body: AtomicU8::new(0),
             flushed: AtomicBool::new(true),
+            response_flushed: AtomicBool::new(true),
             rooted: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             busy_first: AtomicBool::new(false),
@@ -307,8 +311,16 @@ impl Conn {
         self.flushed.store(true, Relaxed);
     }
 
+    /// hyper flushes: the response, unless one is still being made.
+    pub(super) fn note_flush(&self) {
+        if !self.is_answering() {
+            self.response_flushed.store(true, Relaxed);
+        }
+    }
+
     pub(super) fn request_begun(&self, now_ms: u64) {
         self.requests.fetch_add(1, Relaxed);
+        self.response_flushed.store(false, Relaxed);
         self.enter(Phase::Busy, now_ms);
     }
 
@@ -323,6 +335,11 @@ impl Conn {
             let has_begun_next = self.held_back.load(Relaxed);
             self.enter(if has_begun_next { Phase::Head } else { Phase::Idle }, now_ms);
         }
+    }
+
+    /// Whether hyper can be shown what comes behind the last request.
+    pub(super) fn is_ready_for_next(&self) -> bool {
+        !self.is_answering() && self.response_flushed.load(Relaxed)
     }
 
     /// Whether a response is being made or sent.
@@ -451,7 +468,8 @@ impl Conn {
 
     /// Whether hyper was not shown something that it can be shown now.
     pub(super) fn should_poll_again(&self) -> bool {
-        self.put_off.swap(false, Relaxed) || (self.held_back.load(Relaxed) && !self.is_answering())
+        self.put_off.swap(false, Relaxed)
+            || (self.held_back.load(Relaxed) && self.is_ready_for_next())
     }
 
     /// How long nothing has happened in this phase.

@@ -263,7 +263,7 @@ impl Wire {
                 Poll::Pending => break,
             }
         }
-        if self.at_end && self.is_client_gone() {
+        if self.at_end && self.conn.is_answering() && self.is_client_gone() {
             return match self.received.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
@@ -429,7 +429,7 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         }
         if this.checked == 0 && boundary.is_complete() {
-            if this.conn.is_answering() {
+            if !this.conn.is_ready_for_next() {
                 return this.poll_read_ahead_of_turn(cx);
             }
             if boundary.is_last() {
@@ -483,6 +483,7 @@ impl AsyncWrite for Wire {
         if !this.unsent.is_empty() {
             // The next response comes at once, or the next flush does: a handler that waits holds up nothing.
             if !this.conn.is_answering() && this.has_next_request() {
+                this.conn.note_flush();
                 return Poll::Ready(Ok(()));
             }
             ready!(this.poll_send_unsent(cx))?;
@@ -490,6 +491,7 @@ impl AsyncWrite for Wire {
         let outcome = this.link()?.poll_flush(cx);
         if let Poll::Ready(Ok(())) = &outcome {
             this.conn.flushed();
+            this.conn.note_flush();
         }
         outcome
     }

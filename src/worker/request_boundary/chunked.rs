@@ -116,6 +116,10 @@ impl ChunkedBody {
         let size = rest[..digits].iter().fold(0, |size, digit| {
             size << 4 | u64::from((*digit as char).to_digit(16).unwrap_or_default())
         });
+        if size > i64::MAX as u64 {
+            // Beyond this no reader agrees with another on what a size is.
+            return Err(Rejection::ChunkSize);
+        }
         Ok(Some((size, line_end + 1)))
     }
 }
@@ -287,6 +291,7 @@ mod tests {
             (b"0 \r\n\r\n", Rejection::ChunkExtension),
             (b"5\t\r\nhello", Rejection::ChunkExtension),
             (b"fffffffffffffffff\r\n", Rejection::ChunkSize),
+            (b"8000000000000000\r\n", Rejection::ChunkSize),
             (b"5\nhello\r\n0\r\n\r\n", Rejection::ChunkSize),
             (b"5;\0\r\nhello", Rejection::ChunkExtension),
             (b"5;\r\nhello", Rejection::ChunkExtension),

@@ -157,7 +157,12 @@ impl HeadParser {
                 self.connection(value);
                 Ok(())
             }
+            // A tab beside the value is optional white space by the grammar, and a part of the value to others.
+            14 if is("content-length") && line.contains(&b'\t') => Err(Rejection::ContentLength),
             14 if is("content-length") => self.content_length(value),
+            17 if is("transfer-encoding") && line.contains(&b'\t') => {
+                Err(Rejection::TransferEncoding)
+            }
             17 if is("transfer-encoding") => self.transfer_encoding(value),
             _ => Ok(()),
         }
@@ -375,9 +380,9 @@ mod tests {
             head(plain),
             Head { length: plain.len(), body: BodyFraming::Length(0), is_last: false }
         );
-        let sized = "POST / HTTP/1.1\r\nhost:a\r\ncontent-LENGTH: \t07 \r\n\r\n";
+        let sized = "POST / HTTP/1.1\r\nhost:a\r\ncontent-LENGTH:  07 \r\n\r\n";
         assert_eq!(head(sized).body, BodyFraming::Length(7));
-        let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\tChunked\r\n\r\n";
+        let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:Chunked \r\n\r\n";
         assert_eq!(head(chunked).body, BodyFraming::Chunked);
         let led = "\r\n\nGET / HTTP/1.1\nHost: a\n\n";
         assert_eq!(head(led).length, led.len());

@@ -144,7 +144,7 @@ fn is_ip_literal(literal: &[u8]) -> bool {
             digits > 0
                 && rest.get(digits) == Some(&b'.')
                 && !address.is_empty()
-                && address.iter().all(|b| *b == b':' || NAME_BYTES[usize::from(*b)])
+                && address.iter().all(|b| matches!(b, b':' | b',') || NAME_BYTES[usize::from(*b)])
         }
         _ => std::str::from_utf8(literal).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()),
     }
