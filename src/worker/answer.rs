@@ -20,6 +20,7 @@ use pin_project_lite::pin_project;
 use super::books::{Books, Serving};
 use super::exchange::Expiry;
 use super::house::House;
+use super::request_boundary::check_http2_request;
 use crate::scoreboard::Row;
 
 /// An error of a handler or a body.
@@ -90,9 +91,11 @@ where
     if conn.is_last_request() || is_connect || request.extensions().get::<OnUpgrade>().is_some() {
         conn.root();
     }
-    let step = match serving.on_loop(|| ctx.app.call(request)) {
-        Some(future) => Step::Handler { future },
-        None => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
+    let checked = if version == Version::HTTP_2 { check_http2_request(&request) } else { Ok(()) };
+    let step = match checked.map(|()| serving.on_loop(|| ctx.app.call(request))) {
+        Err(why) => Step::Refused { status: why.status(), why: why.reason() },
+        Ok(Some(future)) => Step::Handler { future },
+        Ok(None) => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
     };
     Answering { serving: Some(serving), version, is_connect, step }
 }

@@ -7,9 +7,11 @@
 
 mod chunked;
 mod head;
+mod http2;
 mod rejection;
 mod target;
 
+pub(super) use http2::check_http2_request;
 pub(super) use rejection::Rejection;
 
 use chunked::{Chunk, ChunkedBody};
