@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-# The octets of RFC 3986, and those it does not know but which browsers send unescaped: `{`, `|`, `}` and UTF-8.
-TARGET = re.compile(rb"[!#-;=?-\[\]_a-~\x80-\xff]*\Z")
+# The octets of RFC 3986, and those it does not know but which browsers send unescaped and nginx accepts.
+TARGET = re.compile(rb"[!\"$-;=@-_a-~\x80-\xff]*(?:[?#][!#-;=?-~\x80-\xff]*)?\Z")
 FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
 # Without the comma, by which two hosts in one field would be joined.
 REG_NAME = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*\Z")

@@ -140,11 +140,12 @@ impl HeadParser {
         let Some(value_length) = control_position(value) else { return Ok(Line::Partial) };
         let end = line_end(&value[value_length..], Rejection::FieldValue)?;
         let Some(end_length) = end else { return Ok(Line::Partial) };
-        self.field(name, trim_blanks(&value[..value_length]))?;
+        self.field(name, &value[..value_length])?;
         Ok(Line::Read(name_length + 1 + value_length + end_length))
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Rejection> {
+    fn field(&mut self, name: &[u8], untrimmed: &[u8]) -> Result<(), Rejection> {
+        let value = trim_blanks(untrimmed);
         self.fields += 1;
         if self.fields > MAX_HEADER_FIELDS {
             return Err(Rejection::TooManyFields);
@@ -158,9 +159,11 @@ impl HeadParser {
                 Ok(())
             }
             // A tab beside the value is optional white space by the grammar, and a part of the value to others.
-            14 if is("content-length") && line.contains(&b'\t') => Err(Rejection::ContentLength),
+            14 if is("content-length") && untrimmed.contains(&b'\t') => {
+                Err(Rejection::ContentLength)
+            }
             14 if is("content-length") => self.content_length(value),
-            17 if is("transfer-encoding") && line.contains(&b'\t') => {
+            17 if is("transfer-encoding") && untrimmed.contains(&b'\t') => {
                 Err(Rejection::TransferEncoding)
             }
             17 if is("transfer-encoding") => self.transfer_encoding(value),
