@@ -8,8 +8,11 @@ use super::exchange::Expiry;
 use super::transfer::TransferLimit;
 use crate::config::Config;
 
-/// How long we read on after we closed our side, at most.
-const LINGER_MS: u64 = 2000;
+/// How long a client that sends nothing may take to close its side after we closed ours. nginx's `lingering_timeout`.
+const LINGER_IDLE_MS: u64 = 5000;
+
+/// The same in a worker that drains.
+const DRAIN_LINGER_IDLE_MS: u64 = 2000;
 
 /// How long an HTTP/2 client without an open stream may take to answer GOAWAY and the ping that hyper sends with it.
 const GOAWAY_MS: u64 = 5000;
@@ -27,6 +30,7 @@ pub(super) struct Limits {
     /// Others are kept for as long as if nothing had happened, until somebody can take them.
     patient: bool,
     deadline_ms: Option<u64>,
+    linger_ms: u64,
     body: TransferLimit,
     send: TransferLimit,
 }
@@ -49,6 +53,7 @@ impl Limits {
             patient: drain.is_some_and(|order| order.patient(now_ms)),
             idle_ms: drain.map_or(keep_alive, |order| order.linger_ms.min(keep_alive)),
             deadline_ms: drain.map(|order| order.deadline_ms),
+            linger_ms: if drain.is_some() { DRAIN_LINGER_IDLE_MS } else { LINGER_IDLE_MS },
             body: TransferLimit {
                 idle_ms: millis(config.body_timeout),
                 min_rate: config.min_body_rate,
@@ -168,7 +173,7 @@ impl Limits {
             Phase::Head if age >= self.header_ms => Some(Told::Finish),
             Phase::Fresh if age >= self.header_ms.min(idle_ms) => Some(Told::Finish),
             Phase::Idle if age >= idle_ms && !conn.blocked() => Some(Told::Finish),
-            Phase::Closing if age >= LINGER_MS => Some(Told::Cut),
+            Phase::Closing if age >= self.linger_ms => Some(Told::Cut),
             Phase::Fresh | Phase::Head | Phase::Busy | Phase::Idle | Phase::Closing => None,
         }
     }

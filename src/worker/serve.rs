@@ -37,6 +37,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Pipelined requests that are served before other tasks run. As many as hyper itself reads in one go.
 const MAX_TURNS: usize = 16;
 
+/// How long we read what a client still sends after the last response. nginx's `lingering_time`.
+const MAX_LINGER_MS: u64 = 30_000;
+
 /// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -286,7 +289,14 @@ async fn linger(house: &impl House, conn: &Conn, socket: LingeringSocket) {
         }
         house.row().meter().bytes_out(length);
     }
-    close_politely(link).await;
+    let begun = house.now_ms();
+    close_politely(link, || {
+        // A client that still sends has not read the response yet.
+        let now = house.now_ms();
+        conn.enter(Phase::Closing, now);
+        now.saturating_sub(begun) < MAX_LINGER_MS
+    })
+    .await;
 }
 
 /// Waits for `end`, unless the connection is cut before.

@@ -128,7 +128,7 @@ fn refuse(state: &Rc<State>, fd: OwnedFd) {
     // The buffer of a new socket is empty, so all of it goes in; if not, the client is gone.
     let Ok(sent) = sys::socket::write_now(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
-    let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false)));
+    let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false), || true));
     tokio::task::spawn_local(serve::until_cut(entry, guard, closing));
 }
 

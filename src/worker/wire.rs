@@ -529,14 +529,14 @@ impl Drop for Wire {
     }
 }
 
-/// Closes our side and reads on until the peer closes its own: RFC 9112, section 9.6. Ended from outside when
-/// it takes too long.
-pub(super) async fn close_politely(mut link: Link) {
+/// Closes our side and reads on until the peer closes its own: RFC 9112, section 9.6. Ended from outside when nothing
+/// comes for too long; each read is told to `note_read`, which says whether to go on.
+pub(super) async fn close_politely(mut link: Link, note_read: impl Fn() -> bool) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     if link.shutdown().await.is_err() {
         return;
     }
     // What still comes is thrown away.
     let mut waste = vec![0u8; 16 * 1024].into_boxed_slice();
-    while link.read(&mut waste).await.is_ok_and(|length| length > 0) {}
+    while link.read(&mut waste).await.is_ok_and(|length| length > 0) && note_read() {}
 }
