@@ -57,6 +57,8 @@ class Difference:
     rule: str
     kind: str
     detail: str
+    # Which request of the connection it is about.
+    index: int = 0
 
 
 def explained():
@@ -124,7 +126,7 @@ def compare(case, sides, known):
                 return [], ["accepted: " + noted[-1]]
             # Where Node sees the same, nginx alone is stricter; where it does not, nobody agrees with us.
             rule = "accepted where both refuse" if at_nginx[0] == "refused" else f"handled where nginx {at_nginx[0]}"
-            return [Difference(rule, ",".join(notes(i)), f"request {i}: {step[1]!r}")], []
+            return [Difference(rule, ",".join(notes(i)), f"request {i}: {step[1]!r}", i)], []
         if kinds == ("waits", "handled"):
             return [Difference("waits where nginx handles", expected.why, f"request {i}: {at_nginx[1]!r}")], []
         # Both refuse, or one of them earlier than the other one.
@@ -187,6 +189,12 @@ class Fuzzer:
             if not problems:
                 return None, sides
             found = problems[0]
+        requests = case.expected.requests
+        if found.rule == "accepted where both refuse" and found.index < len(requests):
+            # Node drops finished answers when what comes behind them is malformed: it is asked without that.
+            alone = Case.of(case.message[: requests[found.index].end])
+            if alone.message != case.message and not compare(alone, self.one(alone), self.known)[0]:
+                return None, sides
         return found, sides
 
     def minimised(self, case, difference):

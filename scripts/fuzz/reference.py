@@ -33,6 +33,8 @@ class Request:
     method: bytes
     target: bytes
     body: bytes = b""
+    # Where it ends in the stream.
+    end: int = 0
 
     def seen(self):
         return b"%s %s %d %08x" % (self.method, self.target, len(self.body), checksum(self.body))
@@ -135,7 +137,7 @@ def one(reader, note):
     fields.check()
     close = fields.close(note)
     body = chunked(reader, note) if fields.chunked else reader.take(fields.length or 0)
-    return Request(method, target, body), close
+    return Request(method, target, body, reader.at), close
 
 
 def check_partial_request_line(line):
@@ -195,6 +197,7 @@ class Fields:
 
     def __init__(self, version):
         self.old = version == b"HTTP/1.0"
+        self.expects = self.odd_expectation = False
         self.count, self.host, self.length, self.chunked, self.options = 0, None, None, False, []
 
     def add(self, name, value):
@@ -220,6 +223,9 @@ class Fields:
                 known = all(c.strip().lower() == b"chunked" for c in value.split(b","))
                 raise Refused("chunked-twice" if known else "unknown-coding")
             self.chunked = True
+        elif name == b"expect":
+            self.odd_expectation |= self.expects or value.lower() != b"100-continue"
+            self.expects = True
         elif name == b"connection":
             self.options += [option.strip(b" \t").lower() for option in value.split(b",")]
 
@@ -234,6 +240,8 @@ class Fields:
     def close(self, note):
         if self.host == b"":
             note("empty-host")
+        if self.odd_expectation:
+            note("unknown-expectation")
         if b"close" in self.options:
             return "connection-close"
         if any(b"close" in o for o in self.options):
@@ -259,7 +267,7 @@ def check_target(method, target, note):
     scheme, colon, rest = target.partition(b"://")
     if not colon or scheme.lower() not in (b"http", b"https"):
         raise Refused("target-form")
-    end = min([at for at in (rest.find(b"/"), rest.find(b"?"), rest.find(b"#")) if at >= 0], default=len(rest))
+    end = min([at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0], default=len(rest))
     host, path = rest[:end], rest[end:]
     if b"@" in host:
         raise Refused("user-information")

@@ -92,7 +92,7 @@ fn is_absolute(target: &[u8]) -> bool {
         return false;
     }
     let rest = &target[scheme_end + 3..];
-    let end = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     // `http::Uri` takes no percent-encoded host.
     !authority.is_empty()
