@@ -189,13 +189,15 @@ class Fuzzer:
             if not problems:
                 return None, sides
             found = problems[0]
+        return (None if self.node_agrees_alone(case, found) else found), sides
+
+    def node_agrees_alone(self, case, difference):
+        """Node drops finished answers when what comes behind them is malformed: it is asked without that."""
         requests = case.expected.requests
-        if found.rule == "accepted where both refuse" and found.index < len(requests):
-            # Node drops finished answers when what comes behind them is malformed: it is asked without that.
-            alone = Case.of(case.message[: requests[found.index].end])
-            if alone.message != case.message and not compare(alone, self.one(alone), self.known)[0]:
-                return None, sides
-        return found, sides
+        if difference.rule != "accepted where both refuse" or difference.index >= len(requests):
+            return False
+        alone = Case.of(case.message[: requests[difference.index].end])
+        return alone.message != case.message and not compare(alone, self.one(alone), self.known)[0]
 
     def minimised(self, case, difference):
         """The shortest message, found by leaving bytes out, that differs in the same way."""
@@ -206,7 +208,7 @@ class Fuzzer:
             nonlocal steps_left
             steps_left -= 1
             problems, _ = compare(candidate, self.one(candidate, 0.15), self.known)
-            return any(same(d) for d in problems)
+            return any(same(d) and not self.node_agrees_alone(candidate, d) for d in problems)
 
         if case.cuts and differs(Case.of(case.message)):
             case = Case.of(case.message)

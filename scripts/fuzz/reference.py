@@ -327,6 +327,8 @@ def chunked(reader, note):
             raise Refused("malformed-chunk-size")
         if len(line) > MAX_EXTENSION or not CHUNK_EXTENSIONS.match(line[len(digits) :]):
             raise Refused("malformed-chunk-extension")
+        if re.search(rb"[ \t]", line):
+            note("white-space-in-chunk-extension")
         size = int(digits, 16)
         if size == 0:
             break
