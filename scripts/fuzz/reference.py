@@ -197,7 +197,7 @@ class Fields:
 
     def __init__(self, version):
         self.old = version == b"HTTP/1.0"
-        self.expects = self.odd_expectation = False
+        self.expects = self.odd_expectation = self.proxy_connection = False
         self.count, self.host, self.length, self.chunked, self.options = 0, None, None, False, []
 
     def add(self, name, value):
@@ -223,6 +223,8 @@ class Fields:
                 known = all(c.strip().lower() == b"chunked" for c in value.split(b","))
                 raise Refused("chunked-twice" if known else "unknown-coding")
             self.chunked = True
+        elif name == b"proxy-connection":
+            self.proxy_connection = True
         elif name == b"expect":
             self.odd_expectation |= self.expects or value.lower() != b"100-continue"
             self.expects = True
@@ -240,6 +242,8 @@ class Fields:
     def close(self, note):
         if self.host == b"":
             note("empty-host")
+        if self.proxy_connection:
+            note("proxy-connection")
         if self.odd_expectation:
             note("unknown-expectation")
         if b"close" in self.options:
