@@ -92,7 +92,7 @@ impl HeadParser {
         let target_length = target.iter().take_while(|b| **b > b' ' && **b != 0x7f).count();
         let (target, version) = match target.split_at(target_length) {
             (_, []) => return Ok(Line::Partial),
-            (target, [b' ', version @ ..]) => (target, version),
+            (target @ [_, ..], [b' ', version @ ..]) => (target, version),
             _ => return Err(Rejection::RequestLine),
         };
         let Some((number, end)) = version.split_first_chunk::<8>() else {
@@ -416,6 +416,7 @@ mod tests {
             ("GET /\r\n\r\n".into(), Rejection::RequestLine),
             ("GET\r\n\r\n".into(), Rejection::RequestLine),
             ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
+            ("GET  HTTP/0.9\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
             ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
             ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
             ("GET / http/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
