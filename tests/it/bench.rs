@@ -2,13 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::command::{Builder, Ended};
-use crate::support::{Server, process, wait};
+use crate::support::{self, Server, process, wait};
 
 fn bench(args: &[&str]) -> Ended {
     Builder::verb("bench").args(args).run()
@@ -28,7 +28,7 @@ fn report(args: &[&str], status: i32) -> Value {
 
 /// A run that goes on, so that something can be done to its target meanwhile.
 fn begin(args: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    let mut command = support::prefork();
     command.arg("bench").args(args).arg("--json");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().expect("bench")

@@ -1,13 +1,13 @@
 //! `prefork bench --chaos`: faults done to the target, what they cost, and that nobody stays frozen.
 
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::command::Builder;
-use crate::support::{Server, process, wait};
+use crate::support::{self, Server, process, wait};
 
 /// The report of a run, as JSON, and its exit status.
 fn report(server: &Server, args: &[&str]) -> (Option<i32>, Value) {
@@ -28,7 +28,7 @@ fn of(report: &Value, fault: &str, figure: &str) -> u64 {
 
 /// A run in the background that lasts until it is ended.
 fn begin(server: &Server, chaos: &str) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    let mut command = support::prefork();
     command.args(["bench", "--chaos", chaos, "--duration", "60s", "--warm-up", "0"]);
     command.arg(format!("http://{}/", server.address()));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

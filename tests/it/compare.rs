@@ -1,17 +1,17 @@
 //! `prefork compare`: real servers side by side, and nothing left of them.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::{fs, io::Read};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support::command::Builder;
-use crate::support::{process, wait};
+use crate::support::{self, process, wait};
 
 /// A run in the background.
 fn begin(args: &[&str]) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    let mut command = support::prefork();
     command.arg("compare").args(args).args(["--workers", "2", "--json"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().expect("compare")

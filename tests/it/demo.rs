@@ -5,10 +5,10 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::{process, wait};
+use crate::support::{self, process, wait};
 
 fn demo(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    let mut command = support::prefork();
     command.args(["demo", "cpu", "--quick", "--json"]).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

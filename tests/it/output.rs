@@ -1,11 +1,13 @@
 //! Standard output that is full, or that nobody reads.
 
 use std::fs::OpenOptions;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
+
+use crate::support;
 
 /// `prefork ARGS` with this standard output.
 fn run(args: &[&str], out: impl Into<Stdio>) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    let mut command = support::prefork();
     command.args(args).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
     command.output().expect("run")
 }

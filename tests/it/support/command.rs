@@ -211,11 +211,7 @@ impl Builder {
             command.args(["--workers", &self.workers.to_string()]);
         }
         command.args(&self.args).current_dir(self.dir.path());
-        for (name, _) in std::env::vars_os() {
-            if is_heard(&name.to_string_lossy()) {
-                command.env_remove(name);
-            }
-        }
+        clear_variables(&mut command);
         // No socket of a test belongs into the runtime directory of the machine.
         command.env("PREFORK_CONTROL", "off");
         if !self.tells_policy {
@@ -272,6 +268,21 @@ impl Builder {
         let status =
             status.unwrap_or_else(|| panic!("{command:?} goes on:\n{}", read(err.clone())));
         Ended { status: status.code(), out: read(out), err: read(err) }
+    }
+}
+
+/// The real binary, with nothing in its environment that it reads: those variables are for the tests.
+pub fn prefork() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
+    clear_variables(&mut command);
+    command
+}
+
+fn clear_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        if is_heard(&name.to_string_lossy()) {
+            command.env_remove(name);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ pub mod storm;
 pub mod under;
 pub mod wait;
 
+pub use command::prefork;
 pub use http::{Address, Client, Failure};
 pub use server::Server;
 
