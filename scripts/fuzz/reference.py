@@ -7,6 +7,7 @@ here once, with its reason in `explained.toml` under the same kind.
 
 import re
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 # The octets of RFC 3986, and those it does not know but which browsers send unescaped and nginx accepts.
@@ -265,7 +266,10 @@ def check_target(method, target, note):
     if target == b"*" and method == b"OPTIONS":
         return target
     if target.startswith(b"/"):
-        return checked_path(target)
+        path = checked_path(target)
+        if leads_above_root(path):
+            note("path-above-root")
+        return path
     if target == b"*":
         raise Refused("asterisk-form")
     scheme, colon, rest = target.partition(b"://")
@@ -289,6 +293,15 @@ def checked_path(path):
     except UnicodeDecodeError:
         raise Refused("octet-in-target")
     return path.partition(b"#")[0]
+
+
+def leads_above_root(target):
+    depth = 0
+    for segment in re.split(b"/+", unquote_to_bytes(target.partition(b"?")[0]))[1:]:
+        depth += -1 if segment == b".." else segment not in (b"", b".")
+        if depth < 0:
+            return True
+    return False
 
 
 def authority(text, complete=False):
