@@ -37,6 +37,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
                             totals: Counters::default(),
                             shared: vec![],
                             log_lines_dropped: 0,
+                            cannot_accept: false,
                         },
                         now,
                         |_| Vec::new(),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::kinds::{KindStatus, web};
 use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
-use crate::identity::WorkerId;
+use crate::identity::{WEB, WorkerId};
 use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
 use crate::supervisor::{MemberView, View};
@@ -141,6 +141,8 @@ pub(crate) struct Around {
     pub(crate) totals: Counters,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
+    /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
+    pub(crate) cannot_accept: bool,
 }
 
 impl Status {
@@ -155,6 +157,9 @@ impl Status {
         let mut room = LISTED;
         let workers = view.members.iter().map(|member| {
             let mut worker = WorkerStatus::of(member, now, figures(member.tag.id));
+            if around.cannot_accept && worker.kind == WEB && worker.state == "serving" {
+                worker.state = CANNOT_ACCEPT.to_string();
+            }
             worker.serving.truncate(room);
             room -= worker.serving.len();
             worker
@@ -291,6 +296,7 @@ pub(super) mod tests {
             totals,
             shared: vec![],
             log_lines_dropped: 0,
+            cannot_accept: false,
         };
         let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
         let worker = &status.workers[1];

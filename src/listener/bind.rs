@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::orphans::{self, Freed};
+use super::own_workers::{self, Release};
 use super::{Keeper, ListenAddr, Listener, UnixAddr, addr, holder};
 use crate::error::{Error, Result};
 use crate::identity::Slot;
@@ -150,10 +151,25 @@ fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> 
 
 /// A TCP socket, and whether it listens already: see [`Acquired`].
 fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &Binding<'_>) -> Result<(Socket, bool)> {
-    let error = match bind_alone(addr, backlog) {
+    let mut error = match bind_alone(addr, backlog) {
         Ok(socket) => return Ok((socket, true)),
         Err(e) => e,
     };
+    if error.kind() == io::ErrorKind::AddrInUse {
+        let own: Vec<u64> = binding.ours.iter().filter_map(|one| inode(&one.socket)).collect();
+        let closed = || -> Vec<u64> {
+            let in_the_way = holder::listening(addr).into_iter().map(|one| one.inode);
+            in_the_way.filter(|inode| !own.contains(inode)).collect()
+        };
+        match own_workers::await_release(closed) {
+            Release::HeldBy(pid) => return Err(Error::bind(addr, own_workers::describe(pid))),
+            Release::Released => match bind_alone(addr, backlog) {
+                Ok(socket) => return Ok((socket, true)),
+                Err(e) => error = e,
+            },
+            Release::NotOurs => {}
+        }
+    }
     if error.kind() == io::ErrorKind::AddrInUse {
         if let Some(socket) = bind_beside(addr, binding.ours, &error)? {
             return Ok((socket, false));
@@ -294,6 +310,11 @@ fn bind_abstract(
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
         Err(e) => return Err(e.to_string()),
     };
+    match own_workers::await_release(|| holder::unix_inodes(&unix.path)) {
+        Release::HeldBy(pid) => return Err(own_workers::describe(pid)),
+        Release::Released => return bind().map_err(|e| in_use(&e)),
+        Release::NotOurs => {}
+    }
     match orphans::free(&ListenAddr::Unix(unix.clone()), may_wait) {
         Freed::Taken(fd) => revive(fd, backlog).map_err(|e| e.to_string()),
         Freed::Gone => bind().map_err(|e| in_use(&e)),

@@ -16,6 +16,7 @@ mod holder;
 mod kept;
 mod names;
 mod orphans;
+mod own_workers;
 mod repair;
 mod tcp_keep_alive;
 mod unix_addr;

@@ -180,6 +180,7 @@ impl Primary {
             totals: self.board.reader().snapshot().totals,
             shared: crate::shared::snapshot(),
             log_lines_dropped: log_output::dropped_lines(),
+            cannot_accept: self.board.reader().cannot_accept(),
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
             self.children.get(&id).map_or(Vec::new(), |child| self.board.figures(child.row))

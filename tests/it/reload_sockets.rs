@@ -73,6 +73,30 @@ fn a_wide_address_gets_narrower_and_refuses_nobody() {
 }
 
 #[test]
+fn a_reload_goes_back_at_once_to_an_address_that_draining_workers_still_have() {
+    for policy in ["shared", "round-robin", "reuseport"] {
+        let text = |bind: &str| format!("bind = ['{bind}']\nworkers = 2\ndispatch = '{policy}'\n");
+        let server = Server::builder().config(2, &text("127.0.0.1:0")).control().start();
+        let port = server.port();
+        let name = format!("@prefork-test-{port}");
+        let there = [
+            format!("127.0.0.1:{port}"),
+            format!("unix:{name}"),
+            format!("[::]:{port}"),
+            format!("127.0.0.1:{port}"),
+            format!("unix:{name}"),
+            format!("0.0.0.0:{port}"),
+            format!("[::1]:{port}"),
+        ];
+        for bind in there.iter().cycle().take(14) {
+            reload(&server, &text(bind));
+        }
+        is_served(&tcp("[::1]", port));
+        server.stop();
+    }
+}
+
+#[test]
 fn addresses_are_added_and_swapped() {
     let text = |bind: &str| format!("bind = [{bind}]\nworkers = 2\n");
     let server = Server::builder().config(2, &text("'[::]:0', '127.0.0.1:0'")).control().start();
@@ -329,10 +353,8 @@ fn a_socket_that_was_shut_down_costs_no_cpu_and_does_not_count_as_serving() {
         ours.shutdown(std::net::Shutdown::Both).expect("shutdown");
         server.wait_log("cannot accept on");
         wait::until("not ready", || kept.get("/readyz").is_ok_and(|answer| answer.status == 503));
-        if policy == "shared" {
-            let state = || server.status()["workers"][0]["state"].clone();
-            wait::until("a state that is not serving", || state() == "cannot-accept");
-        }
+        let state = || server.status()["workers"][0]["state"].clone();
+        wait::until("a state that is not serving", || state() == "cannot-accept");
         // It backs off: a loop that spins takes a whole core.
         let burner = if policy == "shared" { server.worker_pids()[0] } else { server.pid() };
         assert!(crate::support::process::share_of_a_core(burner) < 0.5);
