@@ -16,6 +16,7 @@ use crate::config::duration;
 use crate::config::raw::{Inputs, RawFlags};
 use crate::error::{Error, Result, exit};
 use crate::printable::printable;
+use crate::span::Span;
 use crate::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
@@ -31,6 +32,9 @@ Examples:
 
 /// The longest head of an answer that is waited for.
 const LONGEST_LINE: usize = 256;
+
+/// The longest time that an answer may take, whatever is asked for: beyond it, clocks overflow.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Whom to ask, and for what.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,8 +75,15 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     if call.path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(Error::config("the path has a blank in it: write it as in a URL"));
     }
-    let deadline = Instant::now() + call.timeout.max(Duration::from_millis(1));
-    let line = ask(&address, &call.path, deadline).map_err(|e| Error::target(&address, e))?;
+    let timeout = call.timeout.clamp(Duration::from_millis(1), MAX_TIMEOUT);
+    let line = ask(&address, &call.path, Instant::now() + timeout).map_err(|e| match e.kind() {
+        // A timeout of a socket option is told as `WouldBlock`.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let why = format!("no answer within {}", Span(timeout));
+            Error::target(&address, io::Error::new(io::ErrorKind::TimedOut, why))
+        }
+        _ => Error::target(&address, e),
+    })?;
     match status(&line) {
         Some(200..=299) => Ok(ExitCode::from(exit::OK)),
         Some(code) => Err(Error::refused(format!("not ready: {} answers {code}", call.path))),

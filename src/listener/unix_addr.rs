@@ -108,9 +108,18 @@ pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     mode.ok_or_else(|| "is not a mode: give permissions in octal, as 0660".to_string())
 }
 
+/// Whether chown(2) takes the number for a user or group: the largest one means "leave it as it is".
+fn is_id(number: u32) -> bool {
+    number != u32::MAX
+}
+
+fn not_an_id(key: &str, number: &str) -> String {
+    format!("{key} = {number} is no number of a user or group: give 0 to {}", u32::MAX - 1)
+}
+
 fn user_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
-        return Ok(number);
+        return is_id(number).then_some(number).ok_or_else(|| not_an_id("owner", name));
     }
     let entry = User::from_name(name).ok().flatten();
     entry.map(|user| user.uid.as_raw()).ok_or_else(|| {
@@ -120,7 +129,7 @@ fn user_id(name: &str) -> Result<u32, String> {
 
 fn group_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
-        return Ok(number);
+        return is_id(number).then_some(number).ok_or_else(|| not_an_id("group", name));
     }
     let entry = Group::from_name(name).ok().flatten();
     entry.map(|group| group.gid.as_raw()).ok_or_else(|| {
@@ -191,5 +200,9 @@ mod tests {
         assert_eq!(access, FileAccess { mode: Some(0o660), owner: Some(0), group: Some(12) });
         let unknown = UnixAddr::parse("/a?owner=no-such-user").expect("address");
         assert!(unknown.access().expect_err("unknown").contains("no-such-user"));
+        for option in ["owner", "group"] {
+            let nobody = UnixAddr::parse(&format!("/a?{option}=4294967295")).expect("address");
+            assert!(nobody.access().expect_err("no number").contains("4294967294"));
+        }
     }
 }
