@@ -58,6 +58,22 @@ impl LogFile {
         }
     }
 
+    /// Whether [`open`](LogFile::open) would work, as far as that can be told without making the file. The descriptors of
+    /// another process are not looked at.
+    pub(crate) fn check(path: &Path) -> Result<()> {
+        let cannot = |why: String| {
+            Error::system(format!("write the log to {}", path.display()), io::Error::other(why))
+        };
+        let Destination::File(found) = destination(path).map_err(cannot)? else { return Ok(()) };
+        if found.symlink_metadata().is_ok() {
+            return open(&found).map(drop).map_err(cannot);
+        }
+        let directory = found.parent().unwrap_or(Path::new("/"));
+        let can_write = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
+        nix::unistd::eaccess(directory, can_write)
+            .map_err(|e| cannot(refusal(&found, &io::Error::from(e))))
+    }
+
     /// As [`open`](LogFile::open), but not at the start: of descriptors, only the standard streams are still what the path
     /// means. For any other the log stays where it is.
     pub(crate) fn open_again(path: &Path) -> Result<LogFile> {
@@ -295,6 +311,24 @@ mod tests {
         }
         let why = refused(Path::new("/dev/fd/999"));
         assert!(why.contains("descriptor 999 is not open"), "{why}");
+    }
+
+    #[test]
+    fn a_check_names_what_cannot_be_a_log_and_makes_no_file() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = |name: &str| dir.path().join(name);
+        LogFile::check(&path("log")).expect("can be made");
+        assert!(!path("log").exists());
+        std::fs::write(path("log"), "kept").expect("write");
+        LogFile::check(&path("log")).expect("is there");
+        assert_eq!(std::fs::read(path("log")).expect("read"), b"kept");
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("FIFO");
+        for (name, what) in [("", "a directory"), ("fifo", "a FIFO"), ("no/log", "does not exist")]
+        {
+            let why = LogFile::check(&path(name)).expect_err("no log").to_string();
+            assert!(why.contains(what), "{why}");
+        }
+        LogFile::check(Path::new("/dev/fd/999")).expect("that of another process");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::raw::{Inputs, Origin, RawFlags};
 use crate::error::Result;
+use crate::log_file::LogFile;
 use crate::printable::{printable, printable_json};
 
 pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
@@ -13,7 +14,12 @@ pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
     for warning in &settings.warnings {
         super::complain(&format_args!("warning: {warning}"));
     }
-    super::answer(&if json { object(&settings.origins) } else { table(&settings.origins) })
+    let done =
+        super::answer(&if json { object(&settings.origins) } else { table(&settings.origins) })?;
+    if let Some(path) = &settings.config.log_file {
+        LogFile::check(path)?;
+    }
+    Ok(done)
 }
 
 /// Aligned columns; `-` where there is no value.
