@@ -50,7 +50,7 @@ impl Primary {
             Notice::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
             Notice::Exited(exit) => ClusterEvent::Exit(self.judge(exit)),
             Notice::Replaced { worker, by } => ClusterEvent::Replaced { worker: *worker, by: *by },
-            Notice::Reloaded { generation, workers } => {
+            Notice::Reloaded { generation, workers, .. } => {
                 ClusterEvent::Reloaded { generation: *generation, workers: *workers }
             }
             Notice::ReloadFailed { why } => ClusterEvent::ReloadFailed { why: why.clone() },

@@ -55,8 +55,9 @@ pub(super) fn line(notice: &Notice) -> Line {
         Notice::GraceOver { worker, limit } => grace_over(worker, limit),
         Notice::Exited(exit) => exited(exit),
         Notice::Reloading { by } => info(format!("reloading ({by})")),
-        Notice::Reloaded { generation, workers } => {
-            info(format!("reloaded: {workers} workers of generation {generation} serve"))
+        Notice::Reloaded { generation, workers, is_upgrade } => {
+            let verb = if *is_upgrade { "upgraded" } else { "reloaded" };
+            info(format!("{verb}: {workers} workers of generation {generation} serve"))
         }
         Notice::ReloadFailed { why } => {
             error(format!("reload failed, the old workers serve on: {why}"))

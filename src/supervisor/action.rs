@@ -97,8 +97,8 @@ pub(crate) enum Notice {
     GivingUp { failures: u32 },
     /// A reload was asked for.
     Reloading { by: String },
-    /// The reload is done: all workers are of this generation.
-    Reloaded { generation: Generation, workers: usize },
+    /// The reload, or the upgrade if it was one, is done: all workers are of this generation.
+    Reloaded { generation: Generation, workers: usize, is_upgrade: bool },
     /// The reload failed; the workers of before serve on.
     ReloadFailed { why: String },
     /// The workers that had been replaced are being replaced by those of before.

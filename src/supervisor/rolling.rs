@@ -236,9 +236,11 @@ impl Supervisor {
                 self.generation = target;
                 let closed = |place: &&Place| place.vacancy == Vacancy::Closed;
                 let workers = self.places.len() - self.places.iter().filter(closed).count();
-                let verb = if before.is_upgrade_to(target) { "upgraded" } else { "reloaded" };
+                let is_upgrade = before.is_upgrade_to(target);
+                let verb = if is_upgrade { "upgraded" } else { "reloaded" };
                 let what = format!("{verb}: {workers} workers of generation {target} serve");
-                actions.push(Action::Report(Notice::Reloaded { generation: target, workers }));
+                let done = Notice::Reloaded { generation: target, workers, is_upgrade };
+                actions.push(Action::Report(done));
                 for asker in askers {
                     asker.confirm(what.clone(), actions);
                 }

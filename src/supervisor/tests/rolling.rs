@@ -23,7 +23,7 @@ pub(super) fn unbootable() -> Option<Life> {
 pub(super) fn reloads(world: &World) -> Vec<String> {
     world.said(|notice| match notice {
         Notice::Reloading { by } => Some(format!("reloading for {by}")),
-        Notice::Reloaded { generation, workers } => Some(format!("{workers} of {generation}")),
+        Notice::Reloaded { generation, workers, .. } => Some(format!("{workers} of {generation}")),
         Notice::RollingBack { to } => Some(format!("back to {to}")),
         Notice::ReloadFailed { .. } => Some("failed".to_string()),
         _ => None,
