@@ -133,7 +133,9 @@ where
             serving.books.conn.set_upgraded();
         }
         serving.response_begun();
-        let response = finished(response, &serving.books, *this.version);
+        // What follows a refused CONNECT may be meant for the tunnel, not for us.
+        let is_refused_tunnel = *this.is_connect && !is_tunnel;
+        let response = finished(response, &serving.books, *this.version, is_refused_tunnel);
         let serving = this.serving.take();
         Poll::Ready(Ok(response.map(|body| Served { body, serving })))
     }
@@ -144,12 +146,13 @@ fn finished<B: Body, H: House>(
     mut response: Response<B>,
     books: &Books<H>,
     version: Version,
+    is_refused_tunnel: bool,
 ) -> Response<B> {
     let Books { house, conn, .. } = books;
     let status = response.status();
     let mut says = response.headers().keys().any(|name| name == CONNECTION);
     // A request whose rest is not read is followed by no other one.
-    let ends = house.says_close(conn) || !conn.is_request_complete();
+    let ends = house.says_close(conn) || !conn.is_request_complete() || is_refused_tunnel;
     if version < Version::HTTP_2 && ends && !conn.upgraded() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         says = true;

@@ -211,3 +211,17 @@ fn pipelined_requests_survive_a_hand_over() {
     drop(client);
     server.stop();
 }
+
+#[test]
+fn a_refused_tunnel_ends_the_connection_and_nothing_behind_it_is_read() {
+    let server = Server::start(1);
+    let connect = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n";
+    for rest in ["\r\n", "Content-Length: 5\r\n\r\nhello"] {
+        let mut client = server.connect();
+        client.send([connect, rest, HEALTH].concat()).expect("send");
+        let response = client.read().expect("the refusal");
+        assert_eq!((response.status, response.closes()), (405, true), "{rest:?}");
+        assert_eq!(client.read_to_end(), Ok(Vec::new()), "{rest:?}");
+    }
+    server.stop();
+}
