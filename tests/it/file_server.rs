@@ -410,6 +410,22 @@ fn a_file_that_becomes_shorter_ends_its_response_early() {
 }
 
 #[test]
+fn a_file_that_became_shorter_is_never_promised_with_its_former_length() {
+    let (builder, root) = site();
+    let server = builder.start();
+    for round in 0..8u64 {
+        let (name, length) = (format!("big{round}"), 300_000 - round);
+        let file = File::create(root.join(&name)).expect("create");
+        file.set_len(1_000_000).expect("lengthen");
+        // Whatever is known of it by now is no longer true after this.
+        assert_eq!(server.get(&format!("/{name}")).body.len(), 1_000_000);
+        file.set_len(length).expect("shorten");
+        assert_eq!(server.get(&format!("/{name}")).body.len() as u64, length);
+    }
+    server.stop();
+}
+
+#[test]
 fn without_descriptors_the_answer_is_503_and_passes() {
     let (builder, root) = site();
     let server = builder.script("ulimit -n 100; exec \"$0\" \"$@\"");

@@ -133,7 +133,17 @@ impl FileEntry {
         let age = now.saturating_duration_since(self.loaded_at);
         let is_replaced_by_another =
             || wait == Wait::Never && self.is_refreshing.swap(true, Ordering::Relaxed);
-        age < REFRESH_AGE || (age < MAX_AGE && is_replaced_by_another())
+        (age < REFRESH_AGE || (age < MAX_AGE && is_replaced_by_another())) && self.is_unchanged()
+    }
+
+    /// Whether the files that are read while they are sent have still the length that is promised. One that has become
+    /// shorter would break the response off.
+    fn is_unchanged(&self) -> bool {
+        let mut all = self.coded.iter().map(|(_, coded)| coded).chain([&self.plain]);
+        all.all(|representation| match &representation.content {
+            Content::Memory(_) => true,
+            Content::Disk(file) => file.is_unchanged(),
+        })
     }
 
     /// The representation in `coding`, or the plain one.
