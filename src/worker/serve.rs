@@ -40,6 +40,9 @@ const MAX_TURNS: usize = 16;
 /// How long we read what a client still sends after the last response. nginx's `lingering_time`.
 const MAX_LINGER_MS: u64 = 30_000;
 
+/// The same for HTTP/2, after GOAWAY and the end of all streams.
+const MAX_HTTP2_LINGER_MS: u64 = 5_000;
+
 /// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -290,11 +293,13 @@ async fn linger(house: &impl House, conn: &Conn, socket: LingeringSocket) {
         house.row().meter().bytes_out(length);
     }
     let begun = house.now_ms();
+    // The frames of HTTP/2 have said that the streams are over: what a client still sends is not the rest of a request.
+    let max_ms = if conn.http2().is_some() { MAX_HTTP2_LINGER_MS } else { MAX_LINGER_MS };
     close_politely(link, || {
         // A client that still sends has not read the response yet.
         let now = house.now_ms();
         conn.enter(Phase::Closing, now);
-        now.saturating_sub(begun) < MAX_LINGER_MS
+        now.saturating_sub(begun) < max_ms
     })
     .await;
 }
