@@ -61,6 +61,7 @@ impl<H: House> Serving<H> {
         if let Some(exchange) = &self.exchange {
             exchange.set_body_pending(is_pending);
         }
+        self.books.conn.set_response_pending(is_pending);
     }
 
     /// Says that the request took longer than `request-timeout`.

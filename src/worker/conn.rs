@@ -94,6 +94,8 @@ pub(super) struct Conn {
     expiry: AtomicU8,
     /// HTTP/1: the head of its response was produced.
     has_begun: AtomicBool,
+    /// HTTP/1: the body of that response was asked for more and had nothing yet.
+    is_response_pending: AtomicBool,
     /// Bytes given to the kernel, and how many of them the client is known to have taken.
     written: AtomicU64,
     taken: AtomicU64,
@@ -148,6 +150,7 @@ impl Conn {
             sending: TransferClock::default(),
             expiry: AtomicU8::new(0),
             has_begun: AtomicBool::new(false),
+            is_response_pending: AtomicBool::new(false),
             written: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             send_check: AtomicU8::new(SendCheck::None as u8),
@@ -292,6 +295,15 @@ impl Conn {
         self.has_begun.load(Relaxed)
     }
 
+    /// HTTP/1: whether the response in progress has begun and waits for its handler, which may wait for the request.
+    pub(super) fn is_response_pending(&self) -> bool {
+        self.is_response_pending.load(Relaxed)
+    }
+
+    pub(super) fn set_response_pending(&self, is_pending: bool) {
+        self.is_response_pending.store(is_pending, Relaxed);
+    }
+
     pub(super) fn response_begun(&self) {
         self.has_begun.store(true, Relaxed);
     }
@@ -330,6 +342,7 @@ impl Conn {
             self.receiving.reset();
             self.expiry.store(0, Relaxed);
             self.has_begun.store(false, Relaxed);
+            self.is_response_pending.store(false, Relaxed);
         }
         if self.requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Busy {
             let has_begun_next = self.held_back.load(Relaxed);

@@ -74,13 +74,13 @@ impl Limits {
         let mut found = self.streams_overdue(conn, now_ms);
         if conn.receiving.is_stalled(self.body, now_ms) {
             conn.receiving.stop(now_ms);
-            found = found.max(Some(match conn.response_has_begun() {
-                true => Overdue::Cut,
-                false => {
-                    conn.expire(Expiry::Body);
-                    Overdue::Wake
-                }
-            }));
+            if !conn.response_has_begun() {
+                conn.expire(Expiry::Body);
+                found = found.max(Some(Overdue::Wake));
+            } else if conn.is_response_pending() {
+                found = Some(Overdue::Cut);
+            }
+            // Else the response is on its way, and does not wait for the rest of the request.
         }
         found.max(self.sending_overdue(conn, now_ms))
     }
@@ -121,7 +121,12 @@ impl Limits {
             } else if deadline.is_some_and(|deadline| deadline.has_passed(now_ms)) {
                 Some(Expiry::Deadline)
             } else if exchange.receiving.is_stalled(self.body, now_ms) {
-                Some(Expiry::Body)
+                // A response that is on its way does not wait for the rest of the request.
+                let is_waited_for = !exchange.has_begun() || exchange.is_body_pending();
+                if !is_waited_for {
+                    exchange.receiving.stop(now_ms);
+                }
+                is_waited_for.then_some(Expiry::Body)
             } else {
                 None
             };

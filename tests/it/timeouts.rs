@@ -62,6 +62,20 @@ fn a_body_that_does_not_come_is_answered_408_and_closed() {
 }
 
 #[test]
+fn a_response_on_its_way_does_not_wait_for_the_rest_of_the_request() {
+    const LENGTH: usize = 50_000_000;
+    let server = Server::with(1, &["--body-timeout", "200ms"]);
+    let mut client = server.connect();
+    let head = format!("GET /bytes/{LENGTH} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
+    client.send(head).expect("send");
+    // Far more than the buffers hold is still to be sent when the timeout is over.
+    assert_eq!(server.get("/sleep/1000").status, 200);
+    let answer = client.read().expect("answer");
+    assert_eq!((answer.status, answer.closes(), answer.body.len()), (200, true, LENGTH));
+    server.stop();
+}
+
+#[test]
 fn a_body_that_trickles_has_its_own_timeout_or_a_rate() {
     let server = Server::with(1, &["--body-timeout", "2s", "--min-body-rate", "1KiB"]);
     let mut client = send_no_body(&server, 1_000_000);
