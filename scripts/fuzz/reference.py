@@ -281,6 +281,8 @@ def check_target(method, target, note):
         raise Refused("user-information")
     if not host or b"%" in host or not authority(host):
         raise Refused("target-authority")
+    if b"_" in host:
+        note("underscore-in-target")
     path = checked_path(path)
     return path if path.startswith(b"/") else b"/" + path
 

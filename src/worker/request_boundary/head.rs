@@ -100,6 +100,9 @@ impl HeadParser {
             let is_good = is_prefix && !version.iter().any(|b| *b <= b' ');
             return if is_good { Ok(Line::Partial) } else { Err(Rejection::RequestLine) };
         };
+        let Some(end_length) = line_end(end, Rejection::RequestLine)? else {
+            return Ok(Line::Partial);
+        };
         let is_http_10 = match number {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
@@ -107,9 +110,6 @@ impl HeadParser {
                 return Err(Rejection::Version);
             }
             _ => return Err(Rejection::RequestLine),
-        };
-        let Some(end_length) = line_end(end, Rejection::RequestLine)? else {
-            return Ok(Line::Partial);
         };
         if target.len() > MAX_TARGET_LENGTH {
             return Err(Rejection::TargetTooLong);
@@ -427,6 +427,7 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), Rejection::Version),
             ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(), Rejection::Version),
             ("GET / HTTP/1.10\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
+            ("GET / HTTP/0.9 \r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::Target),
             ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(), Rejection::FoldedField),
             (in_head("a: b\r\n c"), Rejection::FoldedField),
