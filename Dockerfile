@@ -5,6 +5,9 @@
 #   docker build -t prefork -f Dockerfile target/x86_64-unknown-linux-musl/release
 #   docker run --rm --network host --read-only --cap-drop ALL prefork
 #
+# As it is, the image serves the demonstration on all addresses, so that it shows something at once, and warns of that in
+# its log. In production serve files (PREFORK_ROOT=/srv, from a volume), or nothing but the health paths (PREFORK_DEMO=false).
+#
 # Everything is set by variables (PREFORK_WORKERS=4, PREFORK_DRAIN_DELAY=5s) or by arguments after `serve`.
 FROM scratch
 COPY prefork /prefork
