@@ -87,6 +87,11 @@ impl Error {
         Kind::Unresponsive { path: path.display().to_string(), why: why.to_string() }.into()
     }
 
+    /// Whether somebody is there and did not answer in time.
+    pub(crate) fn is_unresponsive(&self) -> bool {
+        matches!(*self.0, Kind::Unresponsive { .. })
+    }
+
     pub(crate) fn target(target: impl fmt::Display, why: impl fmt::Display) -> Error {
         Kind::Target { target: target.to_string(), why: why.to_string() }.into()
     }

@@ -1,7 +1,7 @@
 //! The blocking client: for the `prefork` command, tests and other people's tools.
 
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{self, Incoming, REPLY_MAX};
+use super::liveness::{Liveness, Pace};
 use super::protocol::{Change, Event, Reply, Request, Rescale};
 use super::status::Status;
 use crate::error::{Error, Result};
@@ -48,6 +49,10 @@ pub struct Client {
     patience: Duration,
     /// Bounds every answer, if it is set.
     timeout: Option<Duration>,
+    /// How a primary that is waited for is asked whether it still answers.
+    pace: Pace,
+    /// Whether it is waited for.
+    is_patient: bool,
 }
 
 impl Client {
@@ -56,26 +61,43 @@ impl Client {
     /// # Errors
     /// Nobody answers there; [`Error::exit_status`] is then [`exit::UNAVAILABLE`](crate::exit::UNAVAILABLE).
     pub fn connect(path: impl AsRef<Path>) -> Result<Client> {
-        let path = path.as_ref();
+        Client::connect_within(path.as_ref(), PROMPT)
+    }
+
+    /// Connects, and waits for that long while the primary's queue of clients is full.
+    pub(super) fn connect_within(path: &Path, limit: Duration) -> Result<Client> {
         let connect = || -> io::Result<UnixStream> {
             let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
             // The kernel heeds it for connect, too, which waits while the queue of a frozen primary is full.
-            socket.set_write_timeout(Some(PROMPT))?;
+            socket.set_write_timeout(Some(limit))?;
             socket.connect(&SockAddr::unix(path)?)?;
+            socket.set_write_timeout(Some(PROMPT))?;
             Ok(UnixStream::from(std::os::fd::OwnedFd::from(socket)))
         };
         let stream = connect().map_err(|e| unreachable(path, &e))?;
-        Ok(Client { stream, path: path.to_path_buf(), patience: PATIENCE, timeout: None })
+        Ok(Client::new(stream, path))
+    }
+
+    fn new(stream: UnixStream, path: &Path) -> Client {
+        let path = path.to_path_buf();
+        let (patience, pace) = (PATIENCE, Pace::DEFAULT);
+        Client { stream, path, patience, timeout: None, pace, is_patient: false }
+    }
+
+    pub(super) fn stream(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 
     /// Sets how long any answer may take. Default: 5 s for what a primary answers at once, and one hour for reloads, upgrades and
-    /// stops. A primary that a signal has stopped is noticed after a second or two in any case.
+    /// stops. A primary that a signal has stopped is noticed after a second or two in any case, and one that hangs after a
+    /// minute: while a client waits for the end of a reload, an upgrade or a stop without a timeout of its own, it asks every
+    /// 10 s over a second connection, and gives up when nothing has been answered for 60 s.
     pub fn timeout(mut self, timeout: Duration) -> Client {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Sets how long reloads and stops may take. Default: one hour.
+    /// Sets how long reloads, upgrades and stops may take while the primary answers. Default: one hour.
     pub fn patience(mut self, patience: Duration) -> Client {
         self.patience = patience.max(Duration::from_millis(1));
         self
@@ -172,6 +194,7 @@ impl Client {
     pub fn wait_for_the_end(mut self) -> Result<()> {
         let mut buffer = [0u8; 256];
         let deadline = self.deadline(self.patience);
+        self.is_patient = true;
         loop {
             self.await_bytes(deadline)?;
             match self.stream.read(&mut buffer) {
@@ -195,7 +218,10 @@ impl Client {
     }
 
     fn order(&mut self, request: &Request) -> Result<String> {
-        match self.ask(request, self.patience)? {
+        self.is_patient = true;
+        let reply = self.ask(request, self.patience);
+        self.is_patient = false;
+        match reply? {
             Reply::Done(what) => Ok(what),
             other => Err(self.odd(&other)),
         }
@@ -210,7 +236,7 @@ impl Client {
         }
     }
 
-    fn send(&mut self, request: &Request) -> Result<()> {
+    pub(super) fn send(&mut self, request: &Request) -> Result<()> {
         match self.stream.write_all(&frame::encode(&request.encode())) {
             // It has closed our connection; what it had to say about that can still be read.
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -223,13 +249,17 @@ impl Client {
     }
 
     /// Waits until there is something to read, or the end. Fails at the deadline, and as soon as the primary is seen to be
-    /// stopped by a signal twice in a row: nobody knows when it goes on.
+    /// stopped by a signal twice in a row: nobody knows when it goes on. Where the deadline is far, fails when the primary has
+    /// not answered anybody for long.
     fn await_bytes(&self, deadline: Option<Instant>) -> Result<()> {
         let began = Instant::now();
         let mut was_stopped = false;
+        let is_probing = self.is_patient && self.timeout.is_none();
+        let mut liveness = is_probing.then(|| Liveness::new(self.pace, began));
         loop {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let slice = left.unwrap_or(STATE_CHECK_INTERVAL).min(STATE_CHECK_INTERVAL);
+            let slice = slice.min(self.pace.interval);
             let ready = poll::wait(&[Watch::read(self.stream.as_fd())], Some(slice));
             if ready.map_err(|e| self.lost(&e))?[0] {
                 return Ok(());
@@ -242,6 +272,10 @@ impl Client {
                 return Err(Error::unresponsive(&self.path, why));
             }
             was_stopped = is_stopped;
+            let silent = liveness.as_mut().and_then(|one| one.check(&self.path, Instant::now()));
+            if let Some(silent) = silent {
+                return Err(Error::unresponsive(&self.path, process.why_silent(silent)));
+            }
         }
     }
 

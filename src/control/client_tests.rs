@@ -107,8 +107,64 @@ fn where_nobody_answers_is_told_with_the_path_and_what_to_do() {
 #[test]
 fn an_end_before_the_answer_is_told() {
     let (stream, peer) = UnixStream::pair().expect("pair");
-    let mut client = Client { stream, path: "p".into(), patience: PATIENCE, timeout: None };
+    let mut client = Client::new(stream, Path::new("p"));
     drop(peer);
     let text = client.status().expect_err("end").to_string();
     assert_eq!(text, "the primary at p closed the connection before it answered");
+}
+
+/// A primary that answers the question for its status on every connection but the first, or nobody.
+fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
+    let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
+    std::thread::spawn(move || {
+        let (mut first, _) = listener.accept().expect("the order");
+        let mut questions = Vec::new();
+        // The end of the first connection ends this thread; so does the answer to it.
+        let mut asked = 0;
+        loop {
+            let watched = [Watch::read(first.as_fd()), Watch::read(listener.as_fd())];
+            let ready = sys::poll::wait(&watched, Some(Duration::from_secs(30))).expect("poll");
+            if ready[1] {
+                questions.push(listener.accept().expect("a question").0);
+                asked += 1;
+                if is_alive {
+                    questions.clear();
+                }
+                if is_alive && asked == 3 {
+                    let done = Reply::Done("reloaded".to_string());
+                    first.write_all(&frame::encode(&done.encode())).expect("answer");
+                    return;
+                }
+            }
+            if ready[0] && first.read(&mut [0; 256]).is_ok_and(|n| n == 0) {
+                return;
+            }
+        }
+    })
+}
+
+/// A client that gives up soon: the timeout is many intervals.
+fn impatient(path: &Path) -> Client {
+    let pace = Pace { interval: Duration::from_millis(20), timeout: Duration::from_millis(600) };
+    Client { pace, ..Client::connect(path).expect("connect") }
+}
+
+#[test]
+fn a_reload_by_a_primary_that_answers_nobody_is_given_up() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let thread = silent_primary(&path, false);
+    let error = impatient(&path).reload().expect_err("silent");
+    assert_eq!(error.exit_status(), exit::UNAVAILABLE);
+    assert!(error.to_string().contains("does not answer"), "{error}");
+    thread.join().expect("primary");
+}
+
+#[test]
+fn a_reload_by_a_primary_that_answers_others_is_waited_for() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("s");
+    let thread = silent_primary(&path, true);
+    assert_eq!(impatient(&path).reload().expect("waited for"), "reloaded");
+    thread.join().expect("primary");
 }

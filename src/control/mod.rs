@@ -33,6 +33,7 @@ mod connection;
 mod frame;
 mod kinds;
 mod ledger;
+mod liveness;
 mod place;
 mod protocol;
 mod queue;
