@@ -18,8 +18,9 @@ const DRAIN_LINGER_IDLE_MS: u64 = 2000;
 const GOAWAY_MS: u64 = 5000;
 
 /// How long the task of a connection may take to ask what the client has taken. It is woken for it, so a task that does
-/// not is not polling its socket at all.
-const SEND_CHECK_MS: u64 = 2000;
+/// not is not polling its socket at all. Longer than a thread of ours waits for the CPU on a loaded machine: under
+/// `threads` the heartbeat is on another one, and the client is not to blame for ours.
+const SEND_CHECK_MS: u64 = 10_000;
 
 /// The limits in force, in milliseconds.
 pub(super) struct Limits {
