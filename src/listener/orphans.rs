@@ -51,7 +51,9 @@ enum Holders {
     Nobody,
     /// These, and nobody else; the sockets are the second.
     Orphans(Vec<Orphan>, Vec<u64>),
-    /// Processes that cannot be seen, or that are about to let go of it.
+    /// Processes that end, and let go of it by that.
+    Ending,
+    /// Processes that cannot be seen.
     Unknown,
     Others,
 }
@@ -100,7 +102,8 @@ pub(super) fn free(addr: &ListenAddr, may_wait: bool) -> Freed {
             Holders::Unknown if killed_at.is_none() && began.elapsed() >= release => {
                 return Freed::No;
             }
-            Holders::Unknown => {}
+            Holders::Ending if began.elapsed() >= release + exit => return Freed::No,
+            Holders::Ending | Holders::Unknown => {}
         }
         if killed_at.is_some_and(|at: Instant| at.elapsed() >= exit) {
             return Freed::No;
@@ -125,7 +128,7 @@ fn holders(addr: &ListenAddr) -> Holders {
     if inodes.is_empty() {
         return Holders::Nobody;
     }
-    let (mut orphans, mut seen) = (Vec::new(), Vec::new());
+    let (mut orphans, mut seen, mut some_end) = (Vec::new(), Vec::new(), false);
     for holder in holder::holders_of(&inodes) {
         let (pid, sockets) = (holder.pid, holder.sockets.clone());
         match orphan(holder) {
@@ -133,15 +136,22 @@ fn holders(addr: &ListenAddr) -> Holders {
                 seen.extend(sockets.into_iter().map(|(_, inode)| inode));
                 orphans.push(orphan);
             }
+            // A process that ends has no memory from which its primary could be told, but still its descriptors.
+            None if has_no_memory(pid) => some_end = true,
             // It may have ended meanwhile.
             None if holder::holds_any(pid, &inodes) => return Holders::Others,
             None => {}
         }
     }
     match inodes.iter().all(|inode| seen.contains(inode)) {
+        _ if some_end => Holders::Ending,
         true => Holders::Orphans(orphans, inodes),
         false => Holders::Unknown,
     }
+}
+
+fn has_no_memory(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.is_empty())
 }
 
 /// `None` if its primary lives, or it is no worker.

@@ -75,7 +75,7 @@ fn the_primary_ignores_what_is_not_meant_for_it() {
 
 #[test]
 fn a_worker_that_is_stopped_goes_on_with_a_continue() {
-    let server = Server::start(1);
+    let server = Server::builder().workers(1).own_group().start();
     let pid = server.get("/").pid();
     process::send(pid, Signal::SIGTSTP);
     wait::until("it is stopped", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));

@@ -17,6 +17,7 @@ pub struct Builder {
     program: PathBuf,
     /// Runs before the program, as a shell script that ends with `exec "$0" "$@"`.
     script: Option<&'static str>,
+    has_own_group: bool,
     verb: Vec<OsString>,
     binds: Vec<String>,
     args: Vec<OsString>,
@@ -82,6 +83,7 @@ impl Builder {
         Builder {
             program,
             script: None,
+            has_own_group: false,
             verb: vec![verb.into()],
             binds: vec!["127.0.0.1:0".to_string()],
             args: Vec::new(),
@@ -155,6 +157,13 @@ impl Builder {
         self
     }
 
+    /// In a process group of its own, whose parent is in another one of the same session: the kernel drops SIGTSTP and
+    /// its like in a group without such a parent, as the one of these tests may be.
+    pub fn own_group(mut self) -> Builder {
+        self.has_own_group = true;
+        self
+    }
+
     /// A shell script that ends with `exec "$0" "$@"` and starts the program.
     pub fn script(mut self, script: &'static str) -> Builder {
         self.script = Some(script);
@@ -221,6 +230,9 @@ impl Builder {
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
         if let Some(uid) = self.user {
             command.uid(uid).gid(uid);
+        }
+        if self.has_own_group {
+            command.process_group(0);
         }
         command
     }
