@@ -84,6 +84,8 @@ pub(super) fn free(addr: &ListenAddr, may_wait: bool) -> Freed {
                          graceful-timeout",
                         describe(&orphans)
                     );
+                    // One that was stopped after the death of its primary had woken it sleeps for ever otherwise.
+                    orphans.iter().for_each(|orphan| drop(orphan.process.send(Signal::SIGCONT)));
                     return Freed::Taken(socket);
                 }
                 if killed_at.is_none() && began.elapsed() >= release {

@@ -142,6 +142,21 @@ fn a_restart_takes_a_unix_socket_from_an_orphan_that_is_stopped() {
 }
 
 #[test]
+fn a_restart_wakes_an_orphan_that_was_stopped_right_after_its_primary_died() {
+    let mut server = Server::builder().workers(1).start();
+    let pids = server.worker_pids();
+    process::send(pids[0], Signal::SIGSTOP);
+    wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
+    server.kill_primary();
+    // Takes back what the kernel woke the worker with, unless that was faster.
+    process::send_if_there(pids[0], Signal::SIGSTOP);
+    let again = Server::builder().workers(1).bind([server.address().to_string()]).start();
+    assert_eq!(again.get("/").status, 200);
+    wait_gone(&pids);
+    again.stop();
+}
+
+#[test]
 fn workers_of_a_primary_that_lives_are_left_alone() {
     let server = Server::start(2);
     let pids = server.worker_pids();
