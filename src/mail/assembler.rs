@@ -31,6 +31,11 @@ impl Assembler {
         Assembler { most, partial: None }
     }
 
+    /// Whether a part of a letter has come, perhaps with a connection.
+    pub(super) fn is_amid_letter(&self) -> bool {
+        self.partial.is_some()
+    }
+
     /// Appends the letters that `packet` completes to `letters`. A connection that no frame claims is closed.
     pub(super) fn take(
         &mut self,

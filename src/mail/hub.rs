@@ -13,6 +13,7 @@ use super::post::Post;
 pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
 use crate::identity::{WorkerId, WorkerTag};
+use crate::sys::forked_fds::ForkedFds;
 use crate::sys::poll::{self, Interest, Watch};
 use crate::sys::socket::{Passed, Received, discard_messages, receive_message, send_message};
 
@@ -213,6 +214,19 @@ impl MailHub {
         self.post.close(id);
     }
 
+    /// In a forked child: gives the descriptors of all channels to `fds`, and drops the letters under way, which may carry
+    /// connections. All else stays in memory as it is.
+    pub(crate) fn leave_to_parent(self, fds: &mut ForkedFds) {
+        let MailHub { mut channels, post, .. } = self;
+        for channel in channels.values_mut().filter(|channel| channel.assembler.is_amid_letter()) {
+            channel.assembler = Assembler::new(0);
+        }
+        fds.take_from(channels, |channels, take| {
+            channels.values().map(|channel| channel.fd.as_fd()).for_each(take);
+        });
+        post.leave_to_parent();
+    }
+
     /// Goes on with the next letter; `serves` says which workers serve their slots.
     pub(crate) fn next(&mut self, now: Instant, serves: &dyn Fn(WorkerId) -> bool) -> Turn {
         self.post.next(now, serves)
@@ -264,5 +278,54 @@ pub(super) fn carried(passed: Passed) -> Carried {
         Passed::None => Carried::Nothing,
         Passed::One(fd) => Carried::Here(fd),
         Passed::Lost => Carried::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::super::letter::tests::letter;
+    use super::super::outbox::Outbox;
+    use super::*;
+    use crate::identity::{Generation, Slot, WEB};
+
+    #[test]
+    fn nothing_that_was_left_to_the_parent_stays_open() {
+        let mut hub = MailHub::default();
+        let mut peers = Vec::new();
+        let mut socket = || {
+            let (own, peer) = UnixStream::pair().expect("pair");
+            peers.push(peer);
+            OwnedFd::from(own)
+        };
+        for id in 1..=3 {
+            let (slot, generation) = (Slot(id as u32), Generation(1));
+            let tag = WorkerTag { id: WorkerId(id), slot, generation, pid: None, kind: WEB };
+            hub.add(tag, socket());
+        }
+        let with_connection = |size, fd| Letter { carried: Carried::Here(fd), ..letter("a", size) };
+        hub.post.come(WorkerId(1), [with_connection(3, socket())].into());
+        let outbox = hub.post.outbox(WorkerId(2)).expect("open");
+        outbox.push(with_connection(3, socket())).expect("room");
+        // The first part of a letter that takes several packets.
+        let mut parts = Outbox::new(MailLimits::default());
+        parts.push(letter("a", 4 * PACKET)).expect("room");
+        let bytes = parts.packet().expect("a part").bytes.clone();
+        let channel = hub.channels.get_mut(&WorkerId(3)).expect("open");
+        let outcome =
+            channel.assembler.take(&bytes, Carried::Nothing, &mut VecDeque::new()).map(drop);
+        outcome.expect("a part");
+        assert!(channel.assembler.is_amid_letter());
+
+        let mut fds = ForkedFds::default();
+        hub.leave_to_parent(&mut fds);
+        fds.close();
+        for (at, peer) in peers.iter_mut().enumerate() {
+            // A program that another test starts has copies of all descriptors for a moment.
+            peer.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+            assert_eq!(peer.read(&mut [0]).expect("end"), 0, "{at}");
+        }
     }
 }

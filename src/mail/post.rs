@@ -83,6 +83,19 @@ impl Post {
         self.turns.retain(|turn| *turn != id);
     }
 
+    /// In a forked child: drops all letters, and leaves the rest in memory as it is.
+    pub(super) fn leave_to_parent(mut self) {
+        for mailbox in self.boxes.values_mut() {
+            if !mailbox.inbox.is_empty() {
+                mailbox.inbox.clear();
+            }
+            if !mailbox.out.is_empty() {
+                mailbox.out = Outbox::new(self.limits);
+            }
+        }
+        std::mem::forget(self);
+    }
+
     /// Whether anything of this worker may still come, or is here and not handled yet.
     pub(super) fn knows(&self, id: WorkerId) -> bool {
         self.boxes.contains_key(&id)

@@ -21,9 +21,10 @@ use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
 use crate::sys;
 use crate::sys::fork::Fork;
+use crate::sys::forked_fds::ForkedFds;
 use crate::sys::signal::{Blocked, Signal};
 use crate::systemd::PRIMARYS_OWN;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 /// A worker's ends of its channels, and of the queue of its connections.
@@ -126,7 +127,6 @@ impl Primary {
         if !alive {
             return Ok(None);
         }
-        self.children.clear();
         (self.proof, self.candidate) = (None, None);
         self.pid_file = None;
         if config.titles {
@@ -140,7 +140,7 @@ impl Primary {
         self.relay = Relay::default();
         self.dealer = Dealer::default();
         let mail_limits = self.mail.hub.limits();
-        self.mail.hub = MailHub::new(mail_limits);
+        self.close_channels_of_others();
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
         sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
@@ -176,6 +176,21 @@ impl Primary {
             config,
             terminate,
         }))
+    }
+
+    /// In a freshly forked worker: closes the channels of all other workers, and all that was on its way to them.
+    fn close_channels_of_others(&mut self) {
+        let mut fds = ForkedFds::default();
+        let children = std::mem::take(&mut self.children);
+        fds.take_from(children, |children, take| {
+            for child in children.values() {
+                child.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
+                child.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
+            }
+        });
+        let hub = MailHub::new(self.mail.hub.limits());
+        std::mem::replace(&mut self.mail.hub, hub).leave_to_parent(&mut fds);
+        fds.close();
     }
 
     fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {

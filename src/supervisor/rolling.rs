@@ -120,6 +120,9 @@ impl Supervisor {
             Some(Roll::Back { .. }) => self.generation,
             Some(Roll::Reading { .. }) | None => return,
         };
+        if self.successors_reach_limit() {
+            return;
+        }
         let todo: Vec<usize> =
             (0..self.places.len()).filter(|slot| !self.is_rolled(*slot, target)).collect();
         if todo.is_empty() {

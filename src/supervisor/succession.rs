@@ -64,11 +64,24 @@ impl Rooms {
 }
 
 impl Supervisor {
-    /// Counts what is in use now.
-    pub(super) fn rooms(&self) -> Rooms {
+    /// How many successors a reload may have under way beside holders, and how many slots it may leave without a worker.
+    fn surge_and_unavailable(&self) -> (usize, usize) {
         let unavailable = self.policy.max_unavailable as usize;
         // A reload must be able to go on somehow.
-        let surge = (self.policy.surge as usize).max(usize::from(unavailable == 0));
+        ((self.policy.surge as usize).max(usize::from(unavailable == 0)), unavailable)
+    }
+
+    /// Whether as many successors are under way as there may be. A reload asks this after each event, most of which leave
+    /// it as it is: the answer takes no look at the members.
+    pub(super) fn successors_reach_limit(&self) -> bool {
+        let (surge, unavailable) = self.surge_and_unavailable();
+        let successors = self.places.iter().filter(|place| place.successor.is_some());
+        successors.take(surge + unavailable).count() == surge + unavailable
+    }
+
+    /// Counts what is in use now.
+    pub(super) fn rooms(&self) -> Rooms {
+        let (surge, unavailable) = self.surge_and_unavailable();
         let mut rooms = Rooms { surge, unavailable, succeeding: 0, beside: 0, missing: 0 };
         for place in &self.places {
             if place.successor.is_some() {

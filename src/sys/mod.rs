@@ -13,6 +13,7 @@ pub(crate) mod credentials;
 pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;
+pub(crate) mod forked_fds;
 pub(crate) mod output;
 pub(crate) mod pass;
 pub(crate) mod peer;
