@@ -289,8 +289,10 @@ fn a_reload_names_no_descriptor_that_was_not_passed() {
         assert_eq!(server.get("/").status, 200);
     }
     // Nothing of the primary's own was taken: it still respawns, obeys and stops.
+    let old = server.worker_pids();
     reload(&server, text);
-    let pids = server.worker_pids();
+    // The old worker may still drain when the verb returns.
+    let pids = server.wait_others(1, &old);
     crate::support::process::send(pids[0], nix::sys::signal::Signal::SIGKILL);
     server.wait_others(1, &pids);
     let server = server.allow(&["reload failed", "died"]);
