@@ -137,6 +137,8 @@ def one(reader, note):
         fields.add(*field_line(line))
     fields.check()
     close = fields.close(note)
+    if method == b"CONNECT":
+        close = close or "refused-tunnel"
     body = chunked(reader, note) if fields.chunked else reader.take(fields.length or 0)
     return Request(method, target, body, reader.at), close
 
@@ -243,6 +245,8 @@ class Fields:
     def close(self, note):
         if self.host == b"":
             note("empty-host")
+        elif b".." in (self.host or b""):
+            note("empty-label-in-host")
         if self.proxy_connection:
             note("proxy-connection")
         if self.odd_expectation:
