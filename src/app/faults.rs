@@ -29,7 +29,7 @@ pub(super) fn commit(name: &str) -> Option<String> {
             Some("slept for an hour on the event loop\n".to_string())
         }
         "leak" => {
-            // Nobody reads it, so without the black box the compiler may leave out allocation and writes.
+            // It is never read, so without the black box the compiler may leave out allocation and writes.
             std::mem::forget(std::hint::black_box(vec![1u8; 16 << 20]));
             Some("leaked 16 MiB\n".to_string())
         }

@@ -82,7 +82,7 @@ fn read(headers: &HeaderMap) -> Weights {
     weights
 }
 
-/// `q=0.5` in thousandths; 0 for what is no weight, as nobody has said that it is welcome.
+/// `q=0.5` in thousandths; 0 for a malformed weight, which makes the coding unacceptable.
 fn quality(parameter: &[u8]) -> Option<u16> {
     let (name, value) = parameter.split_at(parameter.iter().position(|byte| *byte == b'=')?);
     if !name.trim_ascii().eq_ignore_ascii_case(b"q") {

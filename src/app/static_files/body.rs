@@ -26,7 +26,7 @@ const MAX_FREE_BUFFERS: usize = 8;
 
 /// Bytes in buffers of all bodies of this process.
 static BUFFERED: AtomicUsize = AtomicUsize::new(0);
-/// Buffers of [`READ_SIZE`] that nobody uses.
+/// Free buffers of [`READ_SIZE`].
 static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// The body of a response of the file server.

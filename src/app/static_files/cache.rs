@@ -12,7 +12,7 @@ use super::root_dir::Wait;
 const MAX_HALF_COST: usize = 8 << 20;
 /// Entries of one half of the cache.
 const MAX_HALF_ENTRIES: usize = 1024;
-/// An entry that nobody replaces is dropped after one to two of these.
+/// An entry that is not replaced is dropped after one to two of these.
 const PURGE_INTERVAL: Duration = Duration::from_secs(1);
 
 type Map = HashMap<Box<[u8]>, Arc<FileEntry>>;
@@ -75,7 +75,7 @@ impl Cache {
 
     /// Starts a task that drops old entries, unless there is one, or there are none. Called on a thread of the runtime.
     ///
-    /// Without it the last entries would keep descriptors, and with them the space of deleted files, until somebody asks.
+    /// Without it the last entries would keep descriptors, and with them the space of deleted files, until the next request.
     pub(super) fn purge_later(self: &Arc<Cache>) {
         if self.is_purged.swap(true, Ordering::Relaxed) {
             return;
@@ -87,7 +87,7 @@ impl Cache {
                 let mut halves = cache.lock();
                 halves.rotate();
                 if halves.older.is_empty() {
-                    // Within the lock: whoever inserts next starts another one.
+                    // Within the lock: the next insertion starts another one.
                     cache.is_purged.store(false, Ordering::Relaxed);
                     return;
                 }

@@ -21,7 +21,7 @@ use super::root_dir::{RootDir, Wait};
 const MAX_CONTENT_IN_MEMORY: u64 = 64 * 1024;
 /// From this age on one request loads an entry anew, while others go on using it.
 const REFRESH_AGE: Duration = Duration::from_millis(300);
-/// From this age on nobody uses an entry: a change is seen within a second.
+/// Age from which an entry is no longer used: a change is seen within a second.
 const MAX_AGE: Duration = Duration::from_millis(700);
 
 /// Bytes that an open descriptor counts for in the cache, which with that bounds their number, too.
@@ -127,7 +127,7 @@ impl FileEntry {
         Ok(Arc::new(FileEntry { content_type, plain, coded, loaded_at, is_refreshing }))
     }
 
-    /// Whether it may be used at `now`. Says no to one caller some time before the end, who then loads it anew, on the
+    /// Whether it may be used at `now`. Some time before the end one caller gets `false` and loads the entry anew, on the
     /// event loop or, with [`Wait::Allowed`], in the pool.
     pub(super) fn is_fresh(&self, now: Instant, wait: Wait) -> bool {
         let age = now.saturating_duration_since(self.loaded_at);
