@@ -24,7 +24,6 @@ use crate::models::Made;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
 use crate::supervisor::Outcome;
-use crate::sys;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
@@ -160,7 +159,7 @@ impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
         log_output::prepare(None);
-        sys::signal::let_writes_fail()
+        prefork_os::signal::let_writes_fail()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
         self.kinds.rules()?;
@@ -203,11 +202,11 @@ impl Cluster {
         let kinds = self.kinds.rules()?;
         permit(&self.config)?;
         // The first process of a container ends on no signal that it has no handler for.
-        let unmanned = left.is_none().then(sys::signal::end_if_first_process).transpose();
+        let unmanned = left.is_none().then(prefork_os::signal::end_if_first_process).transpose();
         let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log(left.is_some()).or_else(|e| forgive(e, left.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
-        if let Err(e) = sys::process::raise_open_files() {
+        if let Err(e) = prefork_os::process::raise_open_files() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
         let pid_file = self.take_pid_file(left.as_ref());
@@ -262,7 +261,7 @@ impl Cluster {
         make: impl FnOnce() -> Result<App>,
     ) -> ExitCode {
         let unblocked =
-            sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
+            prefork_os::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
                 permit(&self.config)?;

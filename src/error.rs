@@ -23,9 +23,6 @@ pub(crate) enum Kind {
     /// A listening address that could not be had.
     #[error("cannot bind {addr}: {why}")]
     Bind { addr: String, why: String },
-    /// The process cannot fork as it is.
-    #[error("cannot fork: {0}")]
-    Fork(String),
     /// A system call that failed: the operation with its object, and the cause.
     #[error("cannot {what}: {source}")]
     System { what: String, source: io::Error },
@@ -119,7 +116,7 @@ impl Error {
             | Kind::Unresponsive { .. }
             | Kind::Target { .. } => exit::UNAVAILABLE,
             Kind::Refused(_) => exit::FAILURE,
-            Kind::Fork(_) | Kind::System { .. } => exit::OS,
+            Kind::System { .. } => exit::OS,
             Kind::Application { .. } => exit::WORKERS_CANNOT_BOOT,
         }
     }
@@ -128,6 +125,12 @@ impl Error {
 impl From<Kind> for Error {
     fn from(kind: Kind) -> Error {
         Error(Box::new(kind))
+    }
+}
+
+impl From<prefork_os::OsError> for Error {
+    fn from(error: prefork_os::OsError) -> Error {
+        Error::system(error.operation, error.source)
     }
 }
 

@@ -40,7 +40,6 @@ mod socket_file;
 mod span;
 mod steering;
 mod supervisor;
-mod sys;
 mod systemd;
 mod trust;
 mod upgrade;

@@ -16,8 +16,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::sys::output::{Writer, wait_for_room};
-use crate::sys::words;
+use prefork_os::output::{Writer, wait_for_room};
+use prefork_os::words;
 
 /// How long the last line of a process waits for room.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_millis(500);

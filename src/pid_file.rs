@@ -11,7 +11,6 @@ use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
 use crate::printable::printable;
-use crate::sys;
 use crate::upgrade::PassedFile;
 
 /// How often the file may change under us before we give up.
@@ -73,7 +72,7 @@ impl PidFile {
         let failed = |e: io::Error| {
             Error::system(format!("take over the pid file {}", passed.path.display()), e)
         };
-        let locked = File::from(sys::fd::adopt(passed.fd).map_err(failed)?);
+        let locked = File::from(prefork_os::fd::adopt(passed.fd).map_err(failed)?);
         locked.try_lock().map_err(|e| failed(e.into()))?;
         Ok(PidFile { path, inode: passed.inode, owner: std::process::id(), locked })
     }
@@ -81,7 +80,7 @@ impl PidFile {
     /// What the next image has to know of it; `None` if its path cannot be written down, and the next image creates it.
     pub(crate) fn pass(&self) -> Option<PassedFile> {
         self.path.to_str()?;
-        let fd = sys::exec::number(&self.locked);
+        let fd = prefork_os::exec::number(&self.locked);
         Some(PassedFile { path: self.path.clone(), inode: self.inode, fd })
     }
 

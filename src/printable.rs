@@ -78,6 +78,12 @@ pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
+/// Returns how a process is shown in a message, if it exists: `pid 812, nginx`.
+pub(crate) fn printable_process(pid: u32) -> Option<String> {
+    let name = prefork_os::process::command_name(pid)?;
+    Some(format!("pid {pid}, {}", printable_bytes(&name, name.len())))
+}
+
 /// Returns what a panic said, printable, or that it said no text.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> Cow<'_, str> {
     let text = panic.downcast_ref::<&str>().copied();

@@ -7,7 +7,6 @@ use std::ffi::CString;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// Whom to become, in numbers: nothing has to be looked up in a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +81,7 @@ impl Credentials {
 
     /// Becomes that for good and without a way back, in a freshly forked worker.
     pub(crate) fn take_on(&self) -> Result<()> {
-        sys::credentials::assume(self.uid, self.gid, &self.groups)
+        Ok(prefork_os::credentials::assume(self.uid, self.gid, &self.groups)?)
     }
 }
 

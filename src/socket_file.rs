@@ -7,12 +7,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::printable::printable_process;
 use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, fchmod, umask};
 use nix::unistd::{Gid, Uid, fchownat};
 use socket2::{Domain, SockAddr, Socket, Type};
-
-use crate::sys;
 
 /// How long a start waits for another one in the same directory. Somebody else may hold its lock for ever,
 /// and that must not keep us from starting.
@@ -225,10 +224,12 @@ pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
         return Err("the path exists and is not a socket; remove it or choose another".to_string());
     }
     match probe(path) {
-        Ok(peer) => Err(match sys::peer::peer(&peer).ok().and_then(|peer| peer.process()) {
-            Some(holder) => format!("address already in use (held by {holder})"),
-            None => "address already in use".to_string(),
-        }),
+        Ok(peer) => Err(
+            match prefork_os::peer::peer(&peer).ok().and_then(|peer| printable_process(peer.pid)) {
+                Some(holder) => format!("address already in use (held by {holder})"),
+                None => "address already in use".to_string(),
+            },
+        ),
         Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
             .map_err(|e| format!("cannot remove the stale socket file: {e}")),
         // A full queue means that somebody listens.

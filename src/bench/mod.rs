@@ -44,12 +44,12 @@ pub(crate) use report::{Report, Spread};
 pub(crate) use target::Target;
 
 use crate::error::{Error, Result};
-use crate::sys::poll::{self, Watch};
-use crate::sys::process::raise_open_files;
-use crate::sys::signal::{Signal, SignalPipe};
 use chaos::{Chaos, Done, Victim};
 use lane::Lane;
 use machine::{Moment, Tree, Usage};
+use prefork_os::poll::{self, Watch};
+use prefork_os::process::raise_open_files;
+use prefork_os::signal::{Signal, SignalPipe};
 use shared::Shared;
 use tally::Tally;
 use target::Address;

@@ -14,7 +14,6 @@ use crate::app::{self, FileSettings, Options, RootDir};
 use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
 use crate::error::{Error, Result};
 use crate::log_file::inherited_descriptor;
-use crate::sys;
 use crate::systemd;
 use crate::upgrade;
 use crate::{Config, ListenAddr};
@@ -98,7 +97,7 @@ fn exposes_demo(settings: &Settings) -> bool {
         ListenAddr::Tcp(addr) => !addr.ip().to_canonical().is_loopback(),
         ListenAddr::Unix(_) => false,
         // What is no IP socket is no way in from outside.
-        ListenAddr::Fd(number) => sys::fd::duplicate(*number)
+        ListenAddr::Fd(number) => prefork_os::fd::duplicate(*number)
             .ok()
             .and_then(|socket| SockRef::from(&socket).local_addr().ok()?.as_socket())
             .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),
@@ -112,7 +111,7 @@ fn exposes_demo(settings: &Settings) -> bool {
 /// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in
 /// the workers.
 fn tidy_descriptors(bind: &[ListenAddr], log_file: Option<&Path>) -> Result<()> {
-    sys::fd::fill_standard_streams()
+    prefork_os::fd::fill_standard_streams()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
     if upgrade::is_inherited() {
         // Our own image before this one has left nothing open by accident.
@@ -128,6 +127,6 @@ fn tidy_descriptors(bind: &[ListenAddr], log_file: Option<&Path>) -> Result<()> 
     passed.extend(systemd::numbers()?);
     // `--log-file /dev/fd/5` means what the shell has opened as 5.
     passed.extend(log_file.and_then(inherited_descriptor));
-    sys::fd::close_inherited_except(&passed)
+    prefork_os::fd::close_inherited_except(&passed)
         .map_err(|e| Error::system("close inherited descriptors", e))
 }

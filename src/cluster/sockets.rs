@@ -5,7 +5,6 @@ use crate::config::FdStore;
 use crate::error::{Error, Result};
 use crate::identity::Slot;
 use crate::listener::{Keeper, ListenerSet, serve_passed};
-use crate::sys;
 use crate::systemd::{Manager, Passed, Service};
 use crate::upgrade::Manifest;
 
@@ -67,7 +66,7 @@ fn inherit(left: Option<&Manifest>) -> Result<ListenerSet> {
     let mut set = ListenerSet::default();
     let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
     for (passed, owner) in passed {
-        let fd = sys::fd::adopt(passed.fd)
+        let fd = prefork_os::fd::adopt(passed.fd)
             .map_err(|e| Error::system(format!("take over the socket of {}", passed.addr), e))?;
         let keeper = Keeper::named(&passed.keeper);
         set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner, keeper)?;

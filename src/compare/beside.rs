@@ -3,8 +3,8 @@
 use super::LOOK;
 use crate::bench::{self, Plan, Report};
 use crate::error::Result;
-use crate::sys::process::kill;
-use crate::sys::signal::{Signal, SignalPipe};
+use prefork_os::process::kill;
+use prefork_os::signal::{Signal, SignalPipe};
 
 /// Measures `light` beside `heavy`, if there is one; and whether a signal ended it early.
 pub(crate) fn beside(

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::{LOOK, PATIENCE};
 use crate::printable::printable;
-use crate::sys::process::{kill, tie};
-use crate::sys::signal::{Signal, SignalPipe};
 use crate::{Dispatch, Model};
+use prefork_os::process::{kill, tie};
+use prefork_os::signal::{Signal, SignalPipe};
 
 /// How long a peer may take to answer the question whether it knows a path.
 const ANSWER: Duration = Duration::from_secs(5);

@@ -31,8 +31,8 @@ pub(crate) use workload::Workload;
 
 use crate::bench::Target;
 use crate::error::{Error, Result};
-use crate::sys::signal::{Signal, SignalPipe};
 use plan::Turn;
+use prefork_os::signal::{Signal, SignalPipe};
 use sample::{Outcome, Sample};
 
 /// How far a comparison is.

@@ -15,8 +15,7 @@ use super::protocol::{Change, Event, Reply, Request, Rescale};
 use super::status::Status;
 use crate::error::{Error, Result};
 use crate::span::Span;
-use crate::sys;
-use crate::sys::poll::{self, Watch};
+use prefork_os::poll::{self, Watch};
 
 /// A primary that lives answers at once what needs no waiting.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -358,8 +357,8 @@ struct PrimaryProcess {
 
 impl PrimaryProcess {
     fn of(stream: &UnixStream) -> PrimaryProcess {
-        let pid = sys::peer::peer(stream).map_or(0, |peer| peer.pid);
-        PrimaryProcess { pid, state: sys::process::state(pid) }
+        let pid = prefork_os::peer::peer(stream).map_or(0, |peer| peer.pid);
+        PrimaryProcess { pid, state: prefork_os::process::state(pid) }
     }
 
     /// Stopped by a signal, or held by a debugger.

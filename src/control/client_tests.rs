@@ -9,7 +9,6 @@ use crate::control::status::tests::view_of;
 use crate::control::{Around, Asked, Ledger, Server};
 use crate::error::exit;
 use crate::scoreboard::Counters;
-use crate::sys;
 
 /// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
 fn primary(path: PathBuf) -> JoinHandle<()> {
@@ -21,7 +20,8 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
         while !stopping {
             server.settle(&ledger, Instant::now());
             let watched: Vec<_> = server.watched().collect();
-            let ready = sys::poll::wait(&watched, Some(Duration::from_secs(10))).expect("poll");
+            let ready =
+                prefork_os::poll::wait(&watched, Some(Duration::from_secs(10))).expect("poll");
             let now = Instant::now();
             for Asked { ticket, request, .. } in server.attend(&ready, now) {
                 let reply = match request {
@@ -123,7 +123,8 @@ fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
         let mut asked = 0;
         loop {
             let watched = [Watch::read(first.as_fd()), Watch::read(listener.as_fd())];
-            let ready = sys::poll::wait(&watched, Some(Duration::from_secs(30))).expect("poll");
+            let ready =
+                prefork_os::poll::wait(&watched, Some(Duration::from_secs(30))).expect("poll");
             if ready[1] {
                 questions.push(listener.accept().expect("a question").0);
                 asked += 1;

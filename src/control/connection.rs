@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::frame::{self, Incoming, REQUEST_MAX};
 use super::protocol::Reply;
-use crate::sys;
-use crate::sys::poll::{Interest, Watch};
-use crate::sys::socket::{read_now, write_now};
 use crate::upgrade::{PassedClient, PassedState};
+use prefork_os::poll::{Interest, Watch};
+use prefork_os::socket::{read_now, write_now};
 
 /// How long a client may take to send a request, or to make room for a reply.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
@@ -92,7 +91,7 @@ impl Connection {
             State::Streaming { after, until: None } => PassedState::Following { after },
             State::Streaming { until: Some(_), .. } | State::Staying | State::Gone => return None,
         };
-        let fd = sys::exec::number(&self.socket);
+        let fd = prefork_os::exec::number(&self.socket);
         Some(PassedClient { fd, who: self.who.clone(), state })
     }
 

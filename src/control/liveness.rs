@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::protocol::Request;
-use crate::sys::poll::{self, Watch};
+use prefork_os::poll::{self, Watch};
 
 /// How long to wait for room in the queue of a primary that takes no clients.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);

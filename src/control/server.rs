@@ -13,11 +13,10 @@ use super::ledger::Ledger;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
-use crate::sys;
-use crate::sys::peer::peer;
-use crate::sys::poll::{Interest, Watch};
-use crate::sys::socket::{accept, is_exhaustion};
 use crate::upgrade::{PassedControl, PassedFile};
+use prefork_os::peer::peer;
+use prefork_os::poll::{Interest, Watch};
+use prefork_os::socket::{accept, is_exhaustion};
 
 /// Clients at the same time.
 const CLIENTS: usize = 32;
@@ -72,13 +71,13 @@ impl Server {
     /// stands for, and nothing else.
     pub(crate) fn inherit(passed: PassedControl, now: Instant) -> Server {
         let listening = passed.socket.and_then(|socket| {
-            let listener = Socket::from(sys::fd::adopt(socket.fd).ok()?);
+            let listener = Socket::from(prefork_os::fd::adopt(socket.fd).ok()?);
             Some(Listening { file: SocketFile::resume(&socket.path, socket.inode), listener })
         });
         let mut server =
             Server { listening, clients: BTreeMap::new(), last: passed.last, paused_until: None };
         for client in passed.clients {
-            let Ok(socket) = sys::fd::adopt(client.fd) else { continue };
+            let Ok(socket) = prefork_os::fd::adopt(client.fd) else { continue };
             server.last += 1;
             let connection = Connection::resume(socket, client.who, client.state, now);
             server.clients.insert(server.last, connection);
@@ -92,7 +91,7 @@ impl Server {
         self.clients.retain(|_, client| client.unsent() == 0 && client.state != State::Gone);
         let socket = self.listening.as_ref().and_then(|Listening { file, listener }| {
             file.path().to_str()?;
-            let fd = sys::exec::number(listener);
+            let fd = prefork_os::exec::number(listener);
             Some(PassedFile { path: file.path().to_path_buf(), inode: file.inode(), fd })
         });
         let clients = self.clients.values().filter_map(Connection::pass).collect();

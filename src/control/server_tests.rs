@@ -7,7 +7,6 @@ use log::Level;
 use super::*;
 use crate::control::connection::IDLE;
 use crate::control::frame::{self, REQUEST_MAX};
-use crate::sys;
 
 /// A server that is turned by hand, at a time that we choose.
 struct World {
@@ -40,7 +39,7 @@ impl World {
     fn turn(&mut self) -> Vec<Asked> {
         self.server.settle(&self.ledger, self.now);
         let watched: Vec<Watch<'_>> = self.server.watched().collect();
-        let ready = sys::poll::wait(&watched, Some(Duration::ZERO)).expect("poll");
+        let ready = prefork_os::poll::wait(&watched, Some(Duration::ZERO)).expect("poll");
         self.server.attend(&ready, self.now)
     }
 

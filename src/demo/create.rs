@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::spare::Spare;
 use crate::error::{Error, Result};
-use crate::sys::fork::{Fork, exit_now, fork};
+use prefork_os::fork::{Fork, exit_now, fork};
 
 /// The cost of one thing, as a median.
 #[derive(Debug, Clone, Serialize)]

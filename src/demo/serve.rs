@@ -9,7 +9,7 @@ use crate::Model;
 use crate::bench::{self, Target};
 use crate::compare::{Contestant, Failure, Running, beside};
 use crate::error::{Error, Result};
-use crate::sys::signal::{Signal, SignalPipe};
+use prefork_os::signal::{Signal, SignalPipe};
 
 /// Requests for `/` that are due each second.
 const RATE: u32 = 200;

@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use crate::error::{Error, Result};
-use crate::sys::process::tie;
-use crate::sys::signal::Signal;
+use prefork_os::process::tie;
+use prefork_os::signal::Signal;
 
 /// The hidden verb that [`work`] is behind.
 pub(crate) const VERB: [&str; 2] = ["demo", "spare"];

@@ -16,8 +16,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::sys::pass;
-use crate::sys::socket::{Passed, Received, message_pair, receive_trusted, send_message};
+use prefork_os::pass;
+use prefork_os::socket::{Passed, Received, message_pair, receive_trusted, send_message};
 
 /// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
 /// woken when it is down to a quarter.

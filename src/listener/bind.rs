@@ -12,8 +12,8 @@ use super::own_workers::{self, Release};
 use super::{Keeper, ListenAddr, Listener, UnixAddr, addr, holder};
 use crate::error::{Error, Result};
 use crate::identity::Slot;
+use crate::printable::printable_process;
 use crate::socket_file::SocketFile;
-use crate::sys;
 
 /// A socket that was made or taken over, and is in no set yet.
 pub(super) struct Acquired {
@@ -240,7 +240,7 @@ fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Resul
 fn revive(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::from(fd);
     // Nobody keeps a program of that primary up to date, and what it meant to close is open again.
-    let _ = sys::bpf::detach(socket.as_fd());
+    let _ = prefork_os::bpf::detach(socket.as_fd());
     let _ = socket.detach_filter();
     socket.listen(backlog)?;
     if socket.domain()? != Domain::UNIX {
@@ -298,7 +298,7 @@ fn bind_abstract(
     let in_use = |e: &io::Error| match e.kind() {
         io::ErrorKind::AddrInUse => {
             let holders = holder::holders_of(&holder::unix_inodes(&unix.path));
-            match holders.first().and_then(|holder| sys::process::describe(holder.pid)) {
+            match holders.first().and_then(|holder| printable_process(holder.pid)) {
                 Some(holder) => format!("address already in use (held by {holder})"),
                 None => "address already in use".to_string(),
             }
@@ -380,7 +380,7 @@ fn take_over(
     let fits = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().is_ok_and(|fd| is_stream_listener(&Socket::from(fd)))
     };
-    match sys::fd::adopt_if(number, fits).map_err(refused)? {
+    match prefork_os::fd::adopt_if(number, fits).map_err(refused)? {
         Some(fd) => {
             let socket = Socket::from(fd);
             let file = file_of(&socket);
@@ -392,8 +392,8 @@ fn take_over(
 
 /// Whether connections can come to it: it listens, and nobody has shut it down.
 pub(super) fn is_alive(socket: &Socket) -> bool {
-    let watch = sys::poll::Watch::new(socket.as_fd(), sys::poll::Interest::End);
-    let ended = sys::poll::wait(&[watch], Some(std::time::Duration::ZERO));
+    let watch = prefork_os::poll::Watch::new(socket.as_fd(), prefork_os::poll::Interest::End);
+    let ended = prefork_os::poll::wait(&[watch], Some(std::time::Duration::ZERO));
     socket.is_listener().unwrap_or(false) && ended.is_ok_and(|ended| ended == [false])
 }
 
@@ -446,8 +446,9 @@ mod tests {
         let addr = first.socket.local_addr().expect("name").as_socket().expect("tcp");
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(addr)).collect();
         assert!(clients.iter().all(Result::is_ok));
-        let queued =
-            |l: &Listener| std::iter::from_fn(|| sys::socket::accept(&l.socket).ok()).count();
+        let queued = |l: &Listener| {
+            std::iter::from_fn(|| prefork_os::socket::accept(&l.socket).ok()).count()
+        };
         let (one, two) = (queued(&first), queued(&joined));
         assert!(one > 0 && two > 0 && one + two == 64, "{one} and {two}");
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::ListenAddr;
 use super::addr::overlaps;
-use crate::sys::process;
+use crate::printable::printable_process;
 
 /// A listening socket of this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) fn of_port(addr: SocketAddr, ours: &[u64]) -> Option<String> {
     let inodes: Vec<u64> = listening(addr).iter().map(|one| one.inode).collect();
     let inodes: Vec<u64> = inodes.into_iter().filter(|inode| !ours.contains(inode)).collect();
     // The oldest: a primary stands before its workers.
-    holders_of(&inodes).first().and_then(|holder| process::describe(holder.pid))
+    holders_of(&inodes).first().and_then(|holder| printable_process(holder.pid))
 }
 
 /// Every process that holds the socket that listens on `addr`, by pid.

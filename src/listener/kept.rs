@@ -12,7 +12,6 @@ use socket2::{Domain, Socket};
 use super::{ListenAddr, Listener, ListenerSet, bind};
 use crate::error::{Error, Result};
 use crate::identity::Slot;
-use crate::sys;
 use crate::systemd::{Passed, StoreName, is_stored};
 
 /// Who has a listening socket besides the workers and this process, and so whether it listens after our end. (Who passed a
@@ -69,7 +68,7 @@ impl ListenerSet {
                 let Passed { number, name } = one;
                 Error::bind(format!("descriptor {number} ({name:?} of LISTEN_FDS)"), why)
             };
-            let fd = sys::fd::adopt(one.number)
+            let fd = prefork_os::fd::adopt(one.number)
                 .map_err(|e| refuse(format!("it was not passed to this process ({e})")))?;
             let socket = Socket::from(fd);
             if !bind::is_stream_listener(&socket) {
@@ -94,7 +93,7 @@ impl ListenerSet {
         let mut unwanted = Vec::new();
         for one in stored {
             // What cannot be used is opened anew, so this is no reason not to start.
-            let taken = sys::fd::adopt(one.number)
+            let taken = prefork_os::fd::adopt(one.number)
                 .is_ok_and(|fd| self.take_back(&one.name, fd, bind).is_some());
             if !taken {
                 unwanted.push(one.name.clone());
@@ -114,7 +113,7 @@ impl ListenerSet {
             return None;
         }
         // A program of the primary before this one chooses by what nobody keeps up to date any more.
-        let _ = sys::bpf::detach(socket.as_fd());
+        let _ = prefork_os::bpf::detach(socket.as_fd());
         // Nor is it closed to newcomers, whatever was meant when that primary ended.
         let _ = socket.detach_filter();
         self.inherit(addr, slot, socket.into(), std::process::id(), Keeper::Store).ok()
@@ -208,7 +207,7 @@ mod tests {
             .rev()
             .map(|one| {
                 let name = one.store_name().expect("short");
-                let number = sys::fd::leave_open(one.socket.into());
+                let number = prefork_os::fd::leave_open(one.socket.into());
                 Passed { number, name }
             })
             .collect();
@@ -221,7 +220,7 @@ mod tests {
         let other = back.listeners.drain(..2).zip(&names);
         let passed: Vec<Passed> = other
             .map(|(one, name)| {
-                let number = sys::fd::leave_open(one.socket.into());
+                let number = prefork_os::fd::leave_open(one.socket.into());
                 Passed { number, name: name.clone() }
             })
             .collect();

@@ -30,12 +30,12 @@ use socket2::{SockFilter, Socket};
 use crate::error::Result;
 use crate::identity::Slot;
 use crate::socket_file::SocketFile;
-use crate::sys::{self, tcp_info::Queue};
 pub use addr::{HostAddr, ListenAddr};
 use bind::{Acquired, Binding};
 pub(crate) use holder::holders;
 pub(crate) use kept::{Keeper, serve_passed};
 pub(crate) use names::{Lookup, Names, look_up};
+use prefork_os::{self, tcp_info::Queue};
 pub(crate) use repair::Repaired;
 pub use unix_addr::UnixAddr;
 pub(crate) use unix_addr::parse_mode;
@@ -338,7 +338,8 @@ impl ListenerSet {
 
     /// How full the queue of each TCP socket is, with its address. Unix sockets do not tell.
     pub(crate) fn queues(&self) -> impl Iterator<Item = (String, Queue)> + '_ {
-        let told = |l: &Listener| Some((l.local.clone(), sys::tcp_info::queue(&l.socket).ok()?));
+        let told =
+            |l: &Listener| Some((l.local.clone(), prefork_os::tcp_info::queue(&l.socket).ok()?));
         self.listeners.iter().filter_map(told)
     }
 }

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::ListenAddr;
 use crate::error::{Error, Result, exit};
-use crate::sys;
-use crate::sys::fork::Fork;
-use crate::sys::poll::{Watch, wait};
-use crate::sys::signal::{Blocked, Signal};
+use prefork_os::fork::Fork;
+use prefork_os::poll::{Watch, wait};
+use prefork_os::signal::{Blocked, Signal};
 
 /// How long a lookup of all names may take.
 pub(crate) const NAME_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +66,7 @@ pub(crate) fn look_up(addrs: &[ListenAddr]) -> Result<Names> {
         }
     };
     // It has answered or is killed: it is about to end.
-    while matches!(sys::wait::reap(lookup.pid), Ok(None)) {
+    while matches!(prefork_os::wait::reap(lookup.pid), Ok(None)) {
         std::thread::sleep(Duration::from_millis(1));
     }
     done
@@ -90,23 +89,23 @@ impl Lookup {
         }
         let failed = |e| Error::system("make a pipe for the lookup of host names", e);
         let (reader, writer) = io::pipe().map_err(failed)?;
-        sys::fd::nonblocking(&reader).map_err(failed)?;
+        prefork_os::fd::nonblocking(&reader).map_err(failed)?;
         // The child has our handlers, whose pipe it closes: no signal may reach it but SIGKILL.
         let blocked = Blocked::all()
             .map_err(|e| Error::system("block signals for the lookup of host names", e))?;
         let parent = std::process::id();
-        match sys::fork::fork()? {
+        match prefork_os::fork::fork()? {
             Fork::Parent(pid) => {
                 drop(blocked);
                 let deadline = Instant::now() + NAME_LOOKUP_TIMEOUT;
                 Ok(Some(Lookup { pid, deadline, names, reader, answer: Vec::new() }))
             }
             Fork::Child => {
-                let tied = matches!(sys::process::killed_with(parent), Ok(true));
-                if tied && sys::fd::close_all_but(&writer).is_ok() {
+                let tied = matches!(prefork_os::process::killed_with(parent), Ok(true));
+                if tied && prefork_os::fd::close_all_but(&writer).is_ok() {
                     answer(&names, writer);
                 }
-                sys::fork::exit_now(exit::OK)
+                prefork_os::fork::exit_now(exit::OK)
             }
         }
     }
@@ -130,7 +129,7 @@ impl Lookup {
     /// Ends the child, which is not reaped yet, and says what came of it.
     pub(crate) fn finish(&mut self) -> Result<Names> {
         let complete = self.is_complete();
-        let _ = sys::process::kill(self.pid, Signal::SIGKILL);
+        let _ = prefork_os::process::kill(self.pid, Signal::SIGKILL);
         let text = String::from_utf8_lossy(&self.answer);
         let mut names = Names::default();
         for line in text.lines() {

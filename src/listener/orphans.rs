@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use super::holder::{self, Holder, Listening};
 use super::{ListenAddr, UnixAddr};
-use crate::sys::pidfd::PidFd;
-use crate::sys::signal::Signal;
-use crate::sys::{peer, process, shm};
+use prefork_os::pidfd::PidFd;
+use prefork_os::signal::Signal;
+use prefork_os::{peer, process, shm};
 
 /// How long orphans may take to let go of an address by themselves before they are ended, when a service starts. A reload
 /// does not wait.

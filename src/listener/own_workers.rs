@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::holder;
-use crate::sys::process;
+use prefork_os::process;
 
 /// How long a reload waits for draining workers to close an address. The primary does nothing else meanwhile.
 const OWN_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);

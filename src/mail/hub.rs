@@ -13,9 +13,9 @@ use super::post::Post;
 pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
 use crate::identity::{WorkerId, WorkerTag};
-use crate::sys::forked_fds::ForkedFds;
-use crate::sys::poll::{self, Interest, Watch};
-use crate::sys::socket::{Passed, Received, discard_messages, receive_message, send_message};
+use prefork_os::forked_fds::ForkedFds;
+use prefork_os::poll::{self, Interest, Watch};
+use prefork_os::socket::{Passed, Received, discard_messages, receive_message, send_message};
 
 /// Packets taken from one worker in one turn.
 const PACKETS_A_TURN: usize = 4;

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use tokio::sync::oneshot;
 
 use super::{Class, Letter, MailError, Message, Place, Sender};
-use crate::sys;
 
 type Answer = Result<Message, MailError>;
 
@@ -43,7 +42,7 @@ impl Drop for Asked {
 impl Requests {
     pub(super) fn new() -> Requests {
         // Ids that another worker cannot guess, as it could answer in the place of the one that was asked.
-        let first = sys::process::random_u64().unwrap_or(1);
+        let first = prefork_os::process::random_u64().unwrap_or(1);
         Requests { next: Cell::new(first), pending: RefCell::default(), late: Cell::new(0) }
     }
 

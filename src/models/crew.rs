@@ -27,7 +27,6 @@ use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::seed::Seed;
 use crate::steering::SlotMeter;
-use crate::sys;
 use crate::worker::{self, App};
 
 /// As much as the first thread of a process has, as the same handlers run here.
@@ -92,12 +91,12 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
     let (obituaries, mut ended) = mpsc::unbounded_channel();
     let (mut members, mut ears) = (Vec::new(), Vec::new());
     for (number, row) in rows.into_iter().enumerate() {
-        let (ours, theirs) = sys::socket::message_pair()
+        let (ours, theirs) = prefork_os::socket::message_pair()
             .map_err(|e| Error::system("make a channel for a thread", e))?;
         let clones = listeners.iter().map(Listener::try_clone);
         let clones = clones.collect::<std::io::Result<_>>();
         let listeners = clones.map_err(|e| Error::system("share a listening socket", e))?;
-        let ear = ours.try_clone().and_then(sys::readiness::readable);
+        let ear = ours.try_clone().and_then(prefork_os::readiness::readable);
         ears.push(ear.map_err(|e| Error::system("register the channel of a thread", e))?);
         let end = RefCell::new(Some(PrimaryEnd::new(ours)));
         members.push(Member {

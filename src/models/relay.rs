@@ -12,7 +12,6 @@ use crate::config::Config;
 use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::scoreboard::ThreadRow;
-use crate::sys;
 
 /// How long a connection on its way out waits for room in the channel to the primary.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -52,7 +51,7 @@ pub(super) async fn obey(relay: Rc<Relay>) {
             Order::Take(fd, unread) => relay.place(&fd, unread),
             Order::Log(file) => {
                 // Standard error is one for all threads.
-                if let Err(e) = sys::fd::replace_stderr(&file) {
+                if let Err(e) = prefork_os::fd::replace_stderr(&file) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
@@ -169,7 +168,7 @@ impl Relay {
 
     /// Gives a connection that another worker began to the thread with the fewest, else to any that takes it.
     fn place(&self, fd: &OwnedFd, unread: Unread) {
-        let now = sys::process::monotonic_ms();
+        let now = prefork_os::process::monotonic_ms();
         let mut takers: Vec<&Member> = self.members.iter().collect();
         takers.sort_by_key(|member| (!member.row.serves(now), member.row.open()));
         let word = ToWorker::Arrive(unread);

@@ -12,7 +12,6 @@ use super::job::{Entry, contained};
 use super::queue::{Place, Queue};
 use super::{PoolError, Settings};
 use crate::scoreboard::{Ending, PoolMeter};
-use crate::sys;
 
 /// A pool, seen from within.
 pub(super) struct Shared {
@@ -205,10 +204,10 @@ impl Shared {
 
     /// A thread's life.
     fn live(self: Arc<Shared>, number: usize) {
-        if let Err(e) = sys::thread::leave_signals_to_others() {
+        if let Err(e) = prefork_os::thread::leave_signals_to_others() {
             log::warn!("{} cannot block signals in pool-{number}: {e}", self.owner);
         }
-        if let Err(e) = sys::thread::give_way(self.settings.nice) {
+        if let Err(e) = prefork_os::thread::give_way(self.settings.nice) {
             log::warn!("{} cannot lower the priority of pool-{number}: {e}", self.owner);
         }
         while let Some(entry) = self.next() {

@@ -7,9 +7,8 @@ use super::Primary;
 use crate::identity::Slot;
 use crate::listener::{Keeper, ListenAddr, Listener};
 use crate::supervisor::Notice;
-use crate::sys;
-use crate::sys::signal::Signal;
 use crate::systemd::Figures;
+use prefork_os::signal::Signal;
 
 /// What a primary needs besides the deadlines of its workers.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -27,7 +26,7 @@ impl Primary {
         let round = (grace + boot) * self.supervisor.wanted() + MARGIN;
         let Some(manager) = &mut self.manager else { return };
         let herald = &mut manager.herald;
-        let usec = || sys::process::monotonic_ns() / 1000;
+        let usec = || prefork_os::process::monotonic_ns() / 1000;
         match notice {
             Notice::AllReady { .. } => herald.ready(&figures),
             Notice::Reloading { .. } => herald.reloading(now, usec(), round),
@@ -68,7 +67,7 @@ impl Primary {
     }
 
     fn figures(&self) -> Figures {
-        let now = sys::process::monotonic_ms();
+        let now = prefork_os::process::monotonic_ms();
         let fresh = self.manager.as_ref().map_or(Duration::ZERO, |m| m.herald.freshness());
         let serving = self.children.iter().filter(|(id, _)| self.supervisor.serves(**id));
         let (mut ready, mut serves) = (0, false);

@@ -17,7 +17,6 @@ use crate::ipc::{Newcomer, Queue};
 use crate::listener::Listener;
 use crate::scoreboard::Scoreboard;
 use crate::supervisor::Supervisor;
-use crate::sys;
 
 /// How long accepting rests when descriptors have run out.
 const REST: Duration = Duration::from_millis(100);
@@ -152,7 +151,7 @@ impl Dealer {
     /// Who can take connections. At a stop those that finish take what is left, too: what they do not take
     /// before they end comes back.
     fn see_takers(&mut self, table: &Table<'_>, now: Instant) {
-        let now_ms = sys::process::monotonic_ms();
+        let now_ms = prefork_os::process::monotonic_ms();
         let stopping = table.mind.stopping();
         let mut seen = 0;
         for (id, child) in table.children {
@@ -203,7 +202,7 @@ impl Dealer {
             let most = self.haul.most().min(left);
             let (mut got, mut more) = (0, true);
             while got < most && more {
-                let accepted = sys::socket::accept(listener);
+                let accepted = prefork_os::socket::accept(listener);
                 self.note(listener, &accepted, now);
                 match accepted {
                     Ok(fd) => {
@@ -213,8 +212,8 @@ impl Dealer {
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => more = false,
                     // Gone before we came.
-                    Err(e) if sys::socket::is_of_connection(&e) => got += 1,
-                    Err(e) if !sys::socket::is_exhaustion(&e) => more = false,
+                    Err(e) if prefork_os::socket::is_of_connection(&e) => got += 1,
+                    Err(e) if !prefork_os::socket::is_exhaustion(&e) => more = false,
                     Err(e) => {
                         self.rest = Some(now + REST);
                         if !std::mem::replace(&mut self.exhausted, true) {
@@ -245,7 +244,7 @@ impl Dealer {
                 return;
             }
         };
-        if sys::socket::is_of_connection(error) || sys::socket::is_exhaustion(error) {
+        if prefork_os::socket::is_of_connection(error) || prefork_os::socket::is_exhaustion(error) {
             return;
         }
         let failures = self.failing.get(&key).map_or(0, |one| one.failures).saturating_add(1);

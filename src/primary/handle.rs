@@ -4,8 +4,7 @@ use super::Primary;
 use crate::error::{Error, Result};
 use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
 use crate::supervisor::{Asker, Event, Intent, Scale};
-use crate::sys;
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 /// More events than this wait for a primary whose hooks ask and ask.
 const MOST: usize = 4096;
@@ -150,7 +149,7 @@ impl PrimaryHandle<'_> {
         let child = self.primary.children.get(&worker);
         let child = child
             .ok_or_else(|| Error::application("kill", format!("there is no worker {worker}")))?;
-        sys::process::kill(child.pid, signal)
+        prefork_os::process::kill(child.pid, signal)
             .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), child.tag), e))
     }
 

@@ -11,7 +11,7 @@ use crate::identity::{WorkerId, WorkerTag};
 use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
 use crate::mail::{Carried, Class, Message, Place, letter};
 use crate::supervisor::{Cause, Event, Notice};
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 /// By the name of their kind.
 pub(crate) type Desks = BTreeMap<&'static str, Desk>;

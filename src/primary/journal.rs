@@ -14,7 +14,7 @@ use crate::log_output;
 use crate::printable::{Printable, printable};
 use crate::span::Span;
 use crate::supervisor::Notice;
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 /// The only one in the primary who logs, and the keeper of the ledger.
 #[derive(Debug, Default)]

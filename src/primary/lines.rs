@@ -10,7 +10,7 @@ use log::Level;
 use crate::identity::{WEB, WorkerTag};
 use crate::span::Span;
 use crate::supervisor::{Cause, Exit, Limit, Notice};
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 /// A line, and how bad it is.
 pub(super) type Line = (Level, String);

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::identity::Generation;
 use crate::ipc::ToWorker;
 use crate::log_file::LogFile;
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 /// The log file in use, and the one that a reload has opened.
 #[derive(Debug)]

@@ -45,10 +45,9 @@ use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
 use crate::steering::Lease;
 use crate::supervisor::{Event, KindRules, Outcome, Supervisor};
-use crate::sys;
-use crate::sys::signal::SignalPipe;
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
+use prefork_os::signal::SignalPipe;
 
 pub use events::{ClusterEvent, Reason, WorkerExit};
 pub use handle::{PrimaryHandle, WorkerInfo};
@@ -231,14 +230,15 @@ impl Primary {
         let Application { entry, reread, hooks, kinds, desks } = application;
         let (Files { listeners, pid_file, mail, manager }, policy) = (files, config.policy());
         if config.titles {
-            sys::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
+            prefork_os::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
         let board = scoreboard(2 * most)?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
-        let seed = sys::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
+        let seed =
+            prefork_os::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
         let mut journal = Journal::resume_after(left.as_ref().map_or(0, |m| m.last_event));
         let (fixed, config) = (Fixed::of(&config), Rc::new(config));
         let sockets = listeners.slots();
@@ -301,7 +301,7 @@ impl Primary {
         }
         self.tend_steering();
         self.store_sockets();
-        sys::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
+        prefork_os::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
     }
 
     /// The only loop: wait, decide, perform.

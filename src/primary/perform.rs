@@ -6,8 +6,7 @@ use super::Primary;
 use crate::identity::{Generation, WorkerId};
 use crate::ipc::{HandOver, ToWorker};
 use crate::supervisor::{Action, Event, Outcome};
-use crate::sys;
-use crate::sys::signal::Signal;
+use prefork_os::signal::Signal;
 
 impl Primary {
     /// Performs one action; `Some` when it was the last.
@@ -81,7 +80,7 @@ impl Primary {
     /// To a child that is not reaped yet: the pid is its own.
     pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
         let Some(child) = self.children.get(&worker) else { return };
-        if let Err(e) = sys::process::kill(child.pid, signal) {
+        if let Err(e) = prefork_os::process::kill(child.pid, signal) {
             self.journal.cannot_signal(child.tag, signal, &e);
         }
     }

@@ -13,7 +13,6 @@ use super::{Child, Primary, journal};
 use crate::identity::Generation;
 use crate::ipc::{ToWorker, Unread};
 use crate::scoreboard::Load;
-use crate::sys;
 
 /// So many may wait. Each holds a descriptor of the primary, which needs some for itself.
 const MOST: usize = 256;
@@ -124,7 +123,7 @@ impl Primary {
             return self.relay.give_up();
         }
         let (mind, board) = (&self.supervisor, &self.board);
-        let now_ms = sys::process::monotonic_ms();
+        let now_ms = prefork_os::process::monotonic_ms();
         let mut takers: Vec<Taker<'_>> = self
             .children
             .values_mut()
@@ -141,7 +140,7 @@ mod tests {
     use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
-    use crate::sys::socket::{Received, message_pair, receive_message};
+    use prefork_os::socket::{Received, message_pair, receive_message};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
         let generation = Generation(generation);

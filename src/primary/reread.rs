@@ -12,7 +12,6 @@ use crate::error::Result;
 use crate::identity::{Generation, Slot};
 use crate::listener::{Lookup, Names};
 use crate::supervisor::Event;
-use crate::sys;
 
 /// A configuration whose host names are being looked up.
 pub(super) struct Candidate {
@@ -67,7 +66,7 @@ impl Primary {
 
     /// It has ended, or is about to: then its SIGCHLD brings us back.
     fn bury_lookup(&mut self, pid: u32) {
-        if matches!(sys::wait::reap(pid), Ok(None)) {
+        if matches!(prefork_os::wait::reap(pid), Ok(None)) {
             self.stopped_proofs.push(pid);
         }
     }

@@ -17,7 +17,7 @@ use crate::identity::WorkerId;
 use crate::ipc::Unread;
 use crate::listener::{Listener, ListenerSet};
 use crate::supervisor::Event;
-use crate::sys::poll::Set;
+use prefork_os::poll::Set;
 
 /// So many times newcomers may be all that is looked after.
 const TURNS: u32 = 64;

@@ -11,7 +11,6 @@ use crate::identity::{Slot, WorkerId};
 use crate::ipc::{ToWorker, Unread};
 use crate::listener::{ListenAddr, Listener, Repaired};
 use crate::supervisor::Event;
-use crate::sys;
 
 /// Connections that are taken from the queue of a socket that was replaced. More have hardly come.
 const MAX_MOVED_CONNECTIONS: usize = 256;
@@ -72,7 +71,7 @@ impl Primary {
                 self.journal.reopened(&listener.local);
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
-                let Ok(fd) = sys::socket::accept(listener) else { break };
+                let Ok(fd) = prefork_os::socket::accept(listener) else { break };
                 self.relay.take_in(fd, Unread::default(), Instant::now());
             }
         }

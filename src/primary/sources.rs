@@ -13,11 +13,10 @@ use crate::identity::WorkerId;
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::scoreboard::RowIndex;
 use crate::supervisor::{Asker, Event, Intent, Scale};
-use crate::sys;
-use crate::sys::poll::{Set, Watch};
-use crate::sys::signal::Signal;
-use crate::sys::wait::Change;
 use crate::upgrade::Proof;
+use prefork_os::poll::{Set, Watch};
+use prefork_os::signal::Signal;
+use prefork_os::wait::Change;
 
 /// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
 /// is no reason to do anything to a service, and nobody here sets an alarm.
@@ -165,15 +164,16 @@ impl Primary {
     /// Signals coalesce, so every child is asked, and only children: somebody else's are none of our business, unless
     /// they were left to us.
     pub(super) fn reap(&mut self) {
-        if let Some(Ok(Some(status))) = self.proof.as_ref().map(|proof| sys::wait::reap(proof.pid))
+        if let Some(Ok(Some(status))) =
+            self.proof.as_ref().map(|proof| prefork_os::wait::reap(proof.pid))
         {
             self.proof_ended(status);
         }
-        self.stopped_proofs.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
+        self.stopped_proofs.retain(|pid| matches!(prefork_os::wait::reap(*pid), Ok(None)));
         let changed: Vec<_> = self
             .children
             .iter()
-            .filter_map(|(id, child)| match sys::wait::change(child.pid) {
+            .filter_map(|(id, child)| match prefork_os::wait::change(child.pid) {
                 Ok(change) => change.map(|change| (*id, change)),
                 Err(e) => {
                     self.journal.cannot_reap(child.tag, &e);
@@ -204,7 +204,7 @@ impl Primary {
             self.release_board(child.row);
             self.queue.push_back(Event::Exited { worker, status, served });
         }
-        if sys::process::adopts_orphans() {
+        if prefork_os::process::adopts_orphans() {
             self.reap_strangers();
         }
     }
@@ -222,13 +222,13 @@ impl Primary {
     /// comes of it. One of ours that ends meanwhile has its signal still to come.
     fn reap_strangers(&self) {
         for _ in 0..STRANGERS_A_TURN {
-            match sys::wait::ended() {
-                Some(pid) if !self.knows(pid) => drop(sys::wait::reap(pid)),
+            match prefork_os::wait::ended() {
+                Some(pid) if !self.knows(pid) => drop(prefork_os::wait::reap(pid)),
                 Some(_) | None => return,
             }
         }
         // There may be more, and no other signal for them: this one brings us back.
-        let _ = sys::process::kill(std::process::id(), Signal::SIGCHLD);
+        let _ = prefork_os::process::kill(std::process::id(), Signal::SIGCHLD);
     }
 
     fn knows(&self, pid: u32) -> bool {

@@ -19,11 +19,10 @@ use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
-use crate::sys;
-use crate::sys::fork::Fork;
-use crate::sys::forked_fds::ForkedFds;
-use crate::sys::signal::{Blocked, Signal};
 use crate::systemd::PRIMARYS_OWN;
+use prefork_os::fork::Fork;
+use prefork_os::forked_fds::ForkedFds;
+use prefork_os::signal::{Blocked, Signal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
@@ -56,9 +55,9 @@ impl Primary {
     }
 
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
-        let (ours, theirs) = sys::socket::message_pair()
+        let (ours, theirs) = prefork_os::socket::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
-        let mail = sys::socket::message_pair()
+        let mail = prefork_os::socket::message_pair()
             .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
         let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
         let queue = dealt_to
@@ -67,7 +66,7 @@ impl Primary {
             .map_err(|e| Error::system(format!("make a queue of connections for {tag}"), e))?;
         let primary = std::process::id();
         let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
-        match sys::fork::fork()? {
+        match prefork_os::fork::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
@@ -82,7 +81,7 @@ impl Primary {
                 let queue = queue.map(Queue::into_reader);
                 let ends = Ends { channel: theirs, mail: mail.1, queue };
                 let pages = (row, lease);
-                sys::fork::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
+                prefork_os::fork::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
             }
         }
     }
@@ -122,7 +121,7 @@ impl Primary {
         }
         // Not before: the kernel forgets this when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
-        let alive = sys::process::die_with(primary, grace + 1)
+        let alive = prefork_os::process::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
         if !alive {
             return Ok(None);
@@ -132,7 +131,7 @@ impl Primary {
         if config.titles {
             let what = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
-            sys::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
+            prefork_os::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
         }
         // Its file stays: it is the primary's.
         self.control = None;
@@ -143,9 +142,9 @@ impl Primary {
         self.close_channels_of_others();
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
-        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
-        sys::process::add_env(self.supervisor.environment(tag.slot))?;
-        let terminate = sys::signal::flag(Signal::SIGTERM)
+        prefork_os::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
+        prefork_os::process::add_env(self.supervisor.environment(tag.slot))?;
+        let terminate = prefork_os::signal::flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();
         let rows = self

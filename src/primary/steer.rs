@@ -13,7 +13,6 @@ use crate::error::Error;
 use crate::identity::{Slot, WorkerId};
 use crate::listener::{ListenAddr, ListenerSet};
 use crate::steering::{Group, Lease, Load, Steering};
-use crate::sys;
 
 /// So many different troubles are told.
 const MOST_TOLD: usize = 8;
@@ -136,7 +135,8 @@ impl Primary {
         }
         for group in &groups {
             for (load, socket) in loads.iter_mut().zip(&group.0) {
-                load.waiting += sys::tcp_info::queue(socket).map_or(0, |q| u64::from(q.depth));
+                load.waiting +=
+                    prefork_os::tcp_info::queue(socket).map_or(0, |q| u64::from(q.depth));
             }
         }
         if let Err(e) = steered.steering.refresh(now, &loads, &groups) {

@@ -12,10 +12,9 @@ use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
 use crate::steering::SlotMeter;
-use crate::sys;
-use crate::sys::fork::Fork;
-use crate::sys::poll::Watch;
-use crate::sys::signal::Signal;
+use prefork_os::fork::Fork;
+use prefork_os::poll::Watch;
+use prefork_os::signal::Signal;
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
 pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
@@ -30,16 +29,16 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
         .lease_rows(tag, config.rows())
         .ok_or_else(|| Error::config("no row for the trial worker"))?;
     let limit = config.boot_timeout;
-    let (ours, theirs) = sys::socket::message_pair().map_err(failed("make a channel"))?;
+    let (ours, theirs) = prefork_os::socket::message_pair().map_err(failed("make a channel"))?;
     let primary = std::process::id();
-    match sys::fork::fork()? {
+    match prefork_os::fork::fork()? {
         Fork::Parent(pid) => {
             drop(theirs);
             // Open until the worker is killed: its end would make the worker drain, and say so.
             let channel = PrimaryEnd::new(ours);
             let outcome = await_ready(&channel, limit);
-            let _ = sys::process::kill(pid, Signal::SIGKILL);
-            while matches!(sys::wait::reap(pid), Ok(None)) {
+            let _ = prefork_os::process::kill(pid, Signal::SIGKILL);
+            while matches!(prefork_os::wait::reap(pid), Ok(None)) {
                 std::thread::yield_now();
             }
             outcome
@@ -51,13 +50,13 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     credentials.take_on()?;
                 }
                 // It serves nobody: when the trial is stopped there is nothing to finish.
-                let alive = sys::process::killed_with(primary)
+                let alive = prefork_os::process::killed_with(primary)
                     .map_err(failed("tie the worker to the trial"))?;
                 if !alive {
                     return Ok(exit::OK);
                 }
                 let terminate =
-                    sys::signal::flag(Signal::SIGTERM).map_err(failed("catch SIGTERM"))?;
+                    prefork_os::signal::flag(Signal::SIGTERM).map_err(failed("catch SIGTERM"))?;
                 let reader = board.reader();
                 let rows = board.give_up_all_but(row).map_err(failed("keep its pages"))?;
                 Ok(entry(Seed {
@@ -75,7 +74,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     terminate,
                 }))
             };
-            sys::fork::exit_now(live().unwrap_or_else(|e| {
+            prefork_os::fork::exit_now(live().unwrap_or_else(|e| {
                 log::error!("the trial worker cannot start: {e}");
                 exit::OS
             }))
@@ -103,7 +102,7 @@ fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
             Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),
             Heard::Nothing => {
                 // A signal may end the wait early; the one who started us keeps the real deadline.
-                let ready = sys::poll::wait(&[Watch::read(channel.as_fd())], Some(limit))
+                let ready = prefork_os::poll::wait(&[Watch::read(channel.as_fd())], Some(limit))
                     .map_err(|e| Error::system("wait for the trial worker", e))?;
                 if !ready[0] {
                     return Err(failed("boot-timeout".to_string()));

@@ -15,11 +15,10 @@ use crate::ipc::{Newcomer, PrimaryEnd, Queue};
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Rows};
 use crate::supervisor::{Adopted, AdoptedMember, Asker, Event, KindRules, Supervisor};
-use crate::sys;
-use crate::sys::signal::{Blocked, Signal};
 use crate::upgrade::{
     Manifest, PassedConnection, PassedControl, PassedListener, PassedState, PassedWorker, REVISION,
 };
+use prefork_os::signal::{Blocked, Signal};
 
 /// How long an exec waits for clients of the control socket to read what they were sent.
 const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,7 +44,7 @@ impl Primary {
         self.queue.retain(|event| !matches!(event, Event::Proved | Event::NotProved { .. }));
         if let Some(mut proof) = self.proof.take() {
             self.journal.proof_printed(&proof.printed());
-            let _ = sys::process::kill(proof.pid, Signal::SIGKILL);
+            let _ = prefork_os::process::kill(proof.pid, Signal::SIGKILL);
             self.stopped_proofs.push(proof.pid);
         }
     }
@@ -53,7 +52,7 @@ impl Primary {
     /// Waits for those that were killed: nobody else would.
     pub(super) fn bury_proofs(&mut self) {
         while !self.stopped_proofs.is_empty() {
-            self.stopped_proofs.retain(|pid| matches!(sys::wait::reap(*pid), Ok(None)));
+            self.stopped_proofs.retain(|pid| matches!(prefork_os::wait::reap(*pid), Ok(None)));
             std::thread::yield_now();
         }
     }
@@ -93,7 +92,7 @@ impl Primary {
             descriptors.extend(self.pid_file.iter().map(AsFd::as_fd));
             // Not before: a child that is only tried would keep them open.
             for newcomer in self.dealer.held() {
-                let fd = sys::exec::number(&newcomer.fd);
+                let fd = prefork_os::exec::number(&newcomer.fd);
                 manifest.held.push(PassedConnection { fd, unix: newcomer.unix });
                 descriptors.push(newcomer.fd.as_fd());
             }
@@ -174,8 +173,11 @@ impl Primary {
                 row: rows.first,
                 rows: rows.count,
                 board,
-                channel_fd: child.channel.as_ref().map(sys::exec::number),
-                queue_fds: child.queue.as_ref().map(|queue| queue.ends().map(sys::exec::number)),
+                channel_fd: child.channel.as_ref().map(prefork_os::exec::number),
+                queue_fds: child
+                    .queue
+                    .as_ref()
+                    .map(|queue| queue.ends().map(prefork_os::exec::number)),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
                 own_socket: known(*id).is_some_and(|member| member.own_socket),
@@ -186,7 +188,7 @@ impl Primary {
             addr: listener.addr.to_string(),
             slot: listener.slot.0,
             keeper: listener.keeper.name().to_string(),
-            fd: sys::exec::number(listener),
+            fd: prefork_os::exec::number(listener),
         });
         Ok(Manifest {
             version: Manifest::VERSION,
@@ -202,12 +204,12 @@ impl Primary {
             workers: workers.collect(),
             held: Vec::new(),
             environments: mind.environments.into_iter().map(|(slot, own)| (slot.0, own)).collect(),
-            board_fd: sys::exec::number(memory),
+            board_fd: prefork_os::exec::number(memory),
             revision: REVISION,
             older_boards: boards
                 .iter()
                 .filter_map(|board| self.board.inherited_memory(*board))
-                .map(sys::exec::number)
+                .map(prefork_os::exec::number)
                 .collect(),
             control: None,
             pid_file: None,
@@ -244,9 +246,9 @@ impl Primary {
     /// Takes over the workers, channels and counters that another image left.
     pub(super) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
         for number in std::iter::once(&manifest.board_fd).chain(&manifest.older_boards) {
-            sys::fd::adopt(*number).and_then(|memory| self.board.inherit(memory)).map_err(|e| {
-                Error::system("read the scoreboard of the image before this one", e)
-            })?;
+            prefork_os::fd::adopt(*number).and_then(|memory| self.board.inherit(memory)).map_err(
+                |e| Error::system("read the scoreboard of the image before this one", e),
+            )?;
         }
         self.board.succeed(&manifest.totals, manifest.started_ms);
         self.upgrades = manifest.upgrades + 1;
@@ -255,7 +257,7 @@ impl Primary {
         for worker in &manifest.workers {
             let channel = worker
                 .channel_fd
-                .map(sys::fd::adopt)
+                .map(prefork_os::fd::adopt)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
             let rows = Rows { first: worker.row, count: worker.rows };
@@ -267,7 +269,7 @@ impl Primary {
             self.children.insert(WorkerId(worker.id), child);
         }
         for held in &manifest.held {
-            let fd = sys::fd::adopt(held.fd)
+            let fd = prefork_os::fd::adopt(held.fd)
                 .map_err(|e| Error::system("take over a connection that was accepted", e))?;
             self.dealer.inherit(Newcomer { fd, unix: held.unix });
         }
@@ -280,7 +282,7 @@ impl Primary {
 
 fn inherit_queue(ends: [i32; 2]) -> Result<Queue> {
     let failed = |e| Error::system("take over the queue of a worker", e);
-    let [sending, reading] = ends.map(sys::fd::adopt);
+    let [sending, reading] = ends.map(prefork_os::fd::adopt);
     Ok(Queue::inherit(sending.map_err(failed)?, reading.map_err(failed)?))
 }
 

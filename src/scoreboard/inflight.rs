@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
 use crate::printable::printable_ascii;
-use crate::sys::shm::Page;
+use prefork_os::shm::Page;
 
 /// One request's entry; the owner gives it back with `finish`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn page() -> &'static Page {
-        crate::sys::shm::create(1).expect("page").0.keep_only(0).expect("own")
+        prefork_os::shm::create(1).expect("page").0.keep_only(0).expect("own")
     }
 
     #[test]

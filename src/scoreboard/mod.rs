@@ -25,11 +25,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::identity::WorkerTag;
-use crate::sys::shm::{self, Page, Pages, WritablePages};
 use layout::{
     ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
     WANTED,
 };
+use prefork_os::shm::{self, Page, Pages, WritablePages};
 
 pub(crate) use buckets::{BUCKETS, quantile};
 pub use counters::Counters;

@@ -11,8 +11,8 @@ use super::layout::{
 };
 use super::pool::PoolSnapshot;
 use super::row::WorkerState;
-use crate::sys::process::monotonic_ms;
-use crate::sys::shm::Page;
+use prefork_os::process::monotonic_ms;
+use prefork_os::shm::Page;
 
 /// The whole cluster at one moment, as its processes wrote it. Figures to show, not to rely on.
 #[derive(Debug, Clone, Serialize)]

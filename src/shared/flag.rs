@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::registry::{self, Thing};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// A switch that every worker sees at once: maintenance mode, a feature, "the warm-up is done". Not set at
 /// first.
@@ -28,7 +27,7 @@ impl SharedFlag {
     /// The name is taken or no name for a metric, this is a worker, or there is no memory.
     pub fn new(name: &str) -> Result<SharedFlag> {
         let name = registry::name(name)?;
-        let words = sys::words::shared(1)
+        let words = prefork_os::words::shared(1)
             .map_err(|e| Error::system(format!("get memory for the flag {name:?}"), e))?;
         let flag = SharedFlag(&words[0]);
         registry::declare(name, Thing::Flag(flag))?;

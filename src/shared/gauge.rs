@@ -7,7 +7,6 @@ use std::sync::{Mutex, PoisonError};
 use super::members::{Members, Owner, ROWS};
 use super::registry::{self, Thing};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// Words of a process's part: its owner, the value, and the rest of the cache line.
 const PART: usize = 8;
@@ -55,7 +54,7 @@ impl SharedGauge {
     /// The name is taken or no name for a metric, this is a worker, or there is no memory.
     pub fn new(name: &str) -> Result<SharedGauge> {
         let name = registry::name(name)?;
-        let words = sys::words::shared(ROWS * PART)
+        let words = prefork_os::words::shared(ROWS * PART)
             .map_err(|e| Error::system(format!("get memory for the gauge {name:?}"), e))?;
         let gauge = SharedGauge { members: Members::get()?, words };
         registry::declare(name, Thing::Gauge(gauge))?;

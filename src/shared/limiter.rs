@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::gcra::Rule;
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// A token bucket for the whole cluster. Of the calls that begin and return within any span `t` it never
 /// admits more than `burst + rate * t`, however many workers ask, and it admits all that it may: nothing is
@@ -140,7 +139,7 @@ impl Buckets {
                 1 << 27
             )));
         }
-        let words = sys::words::shared(buckets)
+        let words = prefork_os::words::shared(buckets)
             .map_err(|e| Error::system(format!("get memory for the rate limiter {name:?}"), e))?;
         let buckets = Buckets {
             rule,
@@ -159,7 +158,7 @@ impl Buckets {
         let mut state = word.load(Relaxed);
         let retry_after = loop {
             // Read the clock after the state, in each turn: see `Rule::take`.
-            match self.rule.take(state, sys::process::monotonic_ns(), n) {
+            match self.rule.take(state, prefork_os::process::monotonic_ns(), n) {
                 Some(Ok(after)) => match word.compare_exchange_weak(state, after, Relaxed, Relaxed)
                 {
                     Ok(_) => {

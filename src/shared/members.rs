@@ -1,6 +1,6 @@
 //! Who is alive: a row number for each process that has something of its own in shared memory.
 //!
-//! A process has a row by holding the kernel's lock on that byte of a file (`sys::byte_lock`). The kernel lets
+//! A process has a row by holding the kernel's lock on that byte of a file (`prefork_os::byte_lock`). The kernel lets
 //! go of it at the very moment of death, whatever its cause, so nobody has to be told, pids may be used again,
 //! and a stopped process is not taken for a dead one. A row that is taken again gets a new epoch: row and epoch
 //! together are an *owner*, which no two processes ever are.
@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::sys;
-use crate::sys::byte_lock::ByteLocks;
+use prefork_os::byte_lock::ByteLocks;
 
 /// Processes that can have a row at the same time.
 pub(super) const ROWS: usize = 1024;
@@ -51,8 +50,8 @@ impl Members {
 
     fn create() -> io::Result<Members> {
         let locks = ByteLocks::in_memory()?;
-        let words = sys::words::shared(1 + ROWS)?;
-        Ok(Members { locks, words, own: sys::words::of_this_process()? })
+        let words = prefork_os::words::shared(1 + ROWS)?;
+        Ok(Members { locks, words, own: prefork_os::words::of_this_process()? })
     }
 
     /// The file with the locks, and the byte in it for a role of this name.

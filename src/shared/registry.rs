@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use super::histogram::HistogramSnapshot;
 use super::{Leadership, SharedCounter, SharedFlag, SharedGauge, SharedHistogram};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// More declarations than this are a mistake: something is declared in a loop.
 const MOST: usize = 4096;
@@ -110,7 +109,7 @@ pub(super) fn name(name: &str) -> Result<&'static str> {
             "{name:?} is no name for shared state: use up to 128 letters, digits, `_` and `:`, no digit first"
         )));
     }
-    if sys::process::is_worker() {
+    if prefork_os::process::is_worker() {
         return Err(Error::config(format!(
             "shared state {name:?} is declared in a worker, where nobody would share it: declare it before \
              the cluster serves"

@@ -2,7 +2,7 @@
 //! program for it. What it returns is the number of a socket in its group; a number that no socket has leaves
 //! the choice to the kernel's hash. Pure.
 
-use crate::sys::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicInstruction;
 
 /// The longest program the kernel takes (`BPF_MAXINSNS`).
 pub(super) const LONGEST: usize = 4096;

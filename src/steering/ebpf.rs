@@ -1,7 +1,7 @@
 //! The extended machine: the few instructions that we use, labels for jumps, and how a program is written down
 //! for people. Pure.
 
-use crate::sys::bpf::Instruction;
+use prefork_os::bpf::Instruction;
 
 /// A register. R0 is what helpers return, R1 to R5 are their arguments and lost by a call, R6 to R9 survive it,
 /// R10 is the top of the stack.

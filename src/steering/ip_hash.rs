@@ -15,7 +15,7 @@ use super::classic::{
     LONGEST, NETWORK, NOBODY, byte, choose, choose_accumulator, if_above_index, if_equal, index,
     multiply, number, recall, shift_right, store, to_index, word, xor, xor_index,
 };
-use crate::sys::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicInstruction;
 
 /// Instructions besides those of the slots.
 const FIXED: usize = 35;

@@ -22,8 +22,8 @@ use super::CAP;
 use super::ebpf::{
     Assembler, GET_PRANDOM_U32, If, Label, MAP_LOOKUP_ELEM, Op, Reg, SK_SELECT_REUSEPORT,
 };
-use crate::sys::bpf::Instruction;
-use crate::sys::shm::PAGE;
+use prefork_os::bpf::Instruction;
+use prefork_os::shm::PAGE;
 
 /// Slots of a bank.
 pub(super) const BANK: usize = 32;

@@ -17,8 +17,8 @@ use super::least_conn::{
 };
 use super::{Lease, SlotMeter};
 use crate::identity::Slot;
-use crate::sys::bpf::{self, SharedArray};
-use crate::sys::shm::{self, PAGE, Page, WORDS, WritablePages};
+use prefork_os::bpf::{self, SharedArray};
+use prefork_os::shm::{self, PAGE, Page, WORDS, WritablePages};
 
 const PLACE_BYTES: usize = PLACE_WORDS * 8;
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::least_conn::{ACCEPTED, OPEN};
 use crate::identity::Slot;
-use crate::sys::shm::Page;
+use prefork_os::shm::Page;
 
 /// A worker's page, from before its fork until it is reaped. The primary keeps one for each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -46,9 +46,9 @@ use std::time::{Duration, Instant};
 use crate::config::Dispatch;
 use crate::error::{Error, Result};
 use crate::identity::Slot;
-use crate::sys::bpf;
 pub(crate) use meter::{Lease, SlotMeter};
 pub(crate) use plan::plans;
+use prefork_os::bpf;
 use rung::{Kernel, Odds, Rung, Sticky};
 
 /// The most connections, open or waiting, that a slot is believed to have.

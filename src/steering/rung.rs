@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::memory::Memory;
 use super::{Group, Load, ip_hash, least_conn, weights};
 use crate::error::{Error, Result};
-use crate::sys::bpf::{self, ClassicInstruction, Instruction, SocketTable};
+use prefork_os::bpf::{self, ClassicInstruction, Instruction, SocketTable};
 
 /// For how long sockets may be held by the table of an image that is no more, and how often to ask.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -3,7 +3,7 @@
 
 use super::classic::{NOBODY, RANDOM, choose, if_at_least, modulo, word};
 use super::{CAP, Load};
-use crate::sys::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicInstruction;
 
 /// The weight of the least loaded slot.
 const FULL: u64 = 1000;

@@ -22,7 +22,6 @@ use notify::Notifier;
 pub(crate) use store::{StoreName, is_stored};
 
 use crate::error::Result;
-use crate::sys;
 
 /// What the service manager says to the primary alone. A worker that had these could speak in its name.
 pub(crate) const PRIMARYS_OWN: [&str; 9] = [
@@ -61,7 +60,7 @@ impl Service {
             watchdog: herald::watchdog(text, std::process::id()),
             keeps: text("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
         };
-        sys::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
+        prefork_os::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
         Ok(service)
     }
 

@@ -11,8 +11,6 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-use crate::sys;
-
 /// Where messages go.
 #[derive(Debug)]
 pub(super) struct Notifier {
@@ -37,7 +35,7 @@ impl Notifier {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         socket.connect_addr(&to)?;
-        sys::socket::send_message(&socket, message.as_bytes(), passed)
+        prefork_os::socket::send_message(&socket, message.as_bytes(), passed)
     }
 }
 

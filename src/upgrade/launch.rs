@@ -10,9 +10,8 @@ use super::{Manifest, PassedState};
 use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::printable::printable;
-use crate::sys;
-use crate::sys::fork::Fork;
-use crate::sys::signal::Blocked;
+use prefork_os::fork::Fork;
+use prefork_os::signal::Blocked;
 
 /// Says to the child that proves a new binary: manifest and pipe, as `FD,FD`.
 const PROOF: &str = "PREFORK_PROOF";
@@ -84,19 +83,19 @@ impl Launcher {
         };
         let ((answer, answering), (stderr, printing)) = (pipe()?, pipe()?);
         let primary = std::process::id();
-        match sys::fork::fork()? {
+        match prefork_os::fork::fork()? {
             Fork::Parent(pid) => Ok(Proof { pid, answer, stderr }),
             Fork::Child => {
-                if !matches!(sys::process::killed_with(primary), Ok(true)) {
-                    sys::fork::exit_now(exit::OS);
+                if !matches!(prefork_os::process::killed_with(primary), Ok(true)) {
+                    prefork_os::fork::exit_now(exit::OS);
                 }
                 // What is printed is less important than what is answered: without the pipe it goes to our own log.
-                let _ = sys::fd::replace_stderr(&OwnedFd::from(printing));
+                let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(printing));
                 let value = format!("{},{}", sealed.as_raw_fd(), answering.as_raw_fd());
                 let inherited = [sealed.as_fd(), answering.as_fd()];
                 let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
                 let _ = io::Write::write_all(&mut &answering, error.to_string().as_bytes());
-                sys::fork::exit_now(exit::OS)
+                prefork_os::fork::exit_now(exit::OS)
             }
         }
     }
@@ -111,7 +110,7 @@ impl Launcher {
         let error = self.exec(MANIFEST, &value, fds.iter().copied().chain([sealed.as_fd()]));
         for fd in fds {
             // It was close-on-exec before, and a descriptor that is open can be marked.
-            let _ = sys::exec::inherit(fd, false);
+            let _ = prefork_os::exec::inherit(fd, false);
         }
         error
     }
@@ -123,18 +122,18 @@ impl Launcher {
         fds: impl Iterator<Item = BorrowedFd<'a>>,
     ) -> Error {
         for fd in fds {
-            if let Err(e) = sys::exec::inherit(fd, true) {
+            if let Err(e) = prefork_os::exec::inherit(fd, true) {
                 return Error::system("pass a descriptor to the new binary", e);
             }
         }
         let mut env = self.env.clone();
         env.push((name.into(), value.into()));
-        let error = sys::exec::exec(&self.path, &self.args, &env);
+        let error = prefork_os::exec::exec(&self.path, &self.args, &env);
         let hint = match error.kind() {
             _ if self.path.is_dir() => " (it is a directory)",
             io::ErrorKind::NotFound => " (is it, or the interpreter that it names, installed?)",
             io::ErrorKind::PermissionDenied => " (is it marked as executable?)",
-            _ if error.raw_os_error() == Some(sys::exec::NO_PROGRAM) => {
+            _ if error.raw_os_error() == Some(prefork_os::exec::NO_PROGRAM) => {
                 " (is it a program for this architecture?)"
             }
             _ => "",
@@ -157,7 +156,7 @@ fn own_path() -> io::Result<PathBuf> {
 }
 
 fn seal(manifest: &Manifest) -> Result<OwnedFd> {
-    sys::exec::sealed("prefork-manifest", &manifest.encode()?)
+    prefork_os::exec::sealed("prefork-manifest", &manifest.encode()?)
         .map_err(|e| Error::system("write the upgrade manifest", e))
 }
 
@@ -165,7 +164,7 @@ impl Output {
     fn pipe() -> io::Result<(Output, io::PipeWriter)> {
         let (reader, writer) = io::pipe()?;
         // What the child started may outlive it with the pipe in its hands; that must not hold us up.
-        sys::fd::nonblocking(&reader)?;
+        prefork_os::fd::nonblocking(&reader)?;
         Ok((Output { reader, is_closed: false, said: Vec::new() }, writer))
     }
 
@@ -252,15 +251,15 @@ impl WaitingClients {
     pub(crate) fn of(manifest: &Manifest) -> WaitingClients {
         let clients = manifest.control.iter().flat_map(|control| &control.clients);
         let waiting = clients.filter(|client| matches!(client.state, PassedState::Waiting { .. }));
-        WaitingClients(waiting.filter_map(|client| sys::fd::copy(client.fd).ok()).collect())
+        WaitingClients(waiting.filter_map(|client| prefork_os::fd::copy(client.fd).ok()).collect())
     }
 
     /// Those of the manifest that this process was left and has not taken over yet.
     fn of_this_process() -> WaitingClients {
         let number = std::env::var(MANIFEST).ok().and_then(|number| number.parse().ok());
         let manifest = number
-            .and_then(|number| sys::fd::copy(number).ok())
-            .and_then(|file| sys::exec::contents(&file, CAP).ok())
+            .and_then(|number| prefork_os::fd::copy(number).ok())
+            .and_then(|file| prefork_os::exec::contents(&file, CAP).ok())
             .and_then(|bytes| Manifest::decode(&bytes).ok());
         let ours = manifest.filter(|manifest| manifest.pid == std::process::id());
         ours.as_ref().map_or_else(WaitingClients::default, WaitingClients::of)
@@ -271,7 +270,7 @@ impl WaitingClients {
         let why = format!("the new binary failed after it had taken over: {error}");
         let reply = control::refusal(why);
         for client in &self.0 {
-            let _ = sys::socket::write_now(client, &reply);
+            let _ = prefork_os::socket::write_now(client, &reply);
         }
     }
 }
@@ -293,7 +292,7 @@ impl Inherited {
     /// this process starts is none of their business. To be called once, at the start.
     pub(crate) fn take() -> Result<Option<Inherited>> {
         let (proof, manifest) = (std::env::var(PROOF), std::env::var(MANIFEST));
-        sys::process::forget_env(|name| name == PROOF || name == MANIFEST)?;
+        prefork_os::process::forget_env(|name| name == PROOF || name == MANIFEST)?;
         match (proof, manifest) {
             (Ok(fds), _) => {
                 let (manifest, answer) = fds.split_once(',').ok_or_else(|| malformed(PROOF))?;
@@ -335,14 +334,14 @@ fn say(to: &OwnedFd, text: &str) {
 
 fn read(variable: &str, number: &str) -> Result<Manifest> {
     let file = adopt(variable, number)?;
-    let bytes = sys::exec::contents(&file, CAP)
+    let bytes = prefork_os::exec::contents(&file, CAP)
         .map_err(|e| Error::system("read the upgrade manifest", e))?;
     Manifest::decode(&bytes)
 }
 
 fn adopt(variable: &str, number: &str) -> Result<OwnedFd> {
     let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed(variable))?;
-    sys::fd::adopt(number).map_err(|_| malformed(variable))
+    prefork_os::fd::adopt(number).map_err(|_| malformed(variable))
 }
 
 fn malformed(variable: &str) -> Error {

@@ -28,7 +28,6 @@ use super::newcomer::{Newcomers, Taken};
 use super::state::State;
 use super::waited::Waits;
 use crate::listener::Listener;
-use crate::sys;
 
 /// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
 /// not too far away.
@@ -193,11 +192,11 @@ impl Acceptor {
     /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
     /// Anything else concerns the one connection that is gone.
     async fn endure(&mut self, error: &io::Error) {
-        if sys::socket::is_of_connection(error) {
+        if prefork_os::socket::is_of_connection(error) {
             log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
             return tokio::task::yield_now().await;
         }
-        if !sys::socket::is_exhaustion(error) {
+        if !prefork_os::socket::is_exhaustion(error) {
             return self.back_off(error).await;
         }
         if !std::mem::replace(&mut self.exhausted, true) {
@@ -251,7 +250,7 @@ impl Acceptor {
     /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
     pub(super) fn empty_queue(&self, most: usize) {
         for _ in 0..most {
-            let Ok(fd) = sys::socket::accept(self.line.socket()) else { return };
+            let Ok(fd) = prefork_os::socket::accept(self.line.socket()) else { return };
             self.newcomers.take_last(fd, self.unix);
             self.count();
         }

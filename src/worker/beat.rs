@@ -11,7 +11,7 @@ use super::registry::Tended;
 use super::state::State;
 use super::waited;
 use crate::ipc::ToPrimary;
-use crate::sys::beats::Beats;
+use prefork_os::beats::Beats;
 
 /// The resolution of all connection timeouts.
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);

@@ -16,7 +16,6 @@ use super::state::State;
 use super::waited::wait_of;
 use crate::ipc::{Dealt, read_dealt};
 use crate::listener::Listener;
-use crate::sys;
 
 /// How long to wait for a descriptor to come free.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -46,8 +45,8 @@ impl Taker {
         listeners: Vec<Listener>,
         newcomers: Newcomers,
     ) -> io::Result<Taker> {
-        let queue = sys::readiness::readable(queue)?;
-        let scarce = sys::process::open_files()?.saturating_sub(NEAR);
+        let queue = prefork_os::readiness::readable(queue)?;
+        let scarce = prefork_os::process::open_files()?.saturating_sub(NEAR);
         let scarce = i32::try_from(scarce).unwrap_or(i32::MAX);
         let (state, near, exhausted) = (Rc::clone(state), false, false);
         Ok(Taker { state, queue, listeners, newcomers, scarce, near, exhausted })
@@ -170,7 +169,7 @@ impl Taker {
     fn empty_sockets(&self) {
         for listener in &self.listeners {
             let unix = listener.is_unix();
-            while let Ok(fd) = sys::socket::accept(listener) {
+            while let Ok(fd) = prefork_os::socket::accept(listener) {
                 self.newcomers.take_last(fd, unix);
             }
         }

@@ -8,7 +8,6 @@ use std::os::fd::AsFd;
 
 use super::conn::Conn;
 use crate::config::HalfClose;
-use crate::sys;
 
 /// The interim response (RFC 2518, section 10.1).
 const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
@@ -48,13 +47,13 @@ impl HalfClosed {
         is_unix: bool,
         now_ms: u64,
     ) -> Peer {
-        if mode == HalfClose::Cancel || sys::connection::is_hung_up(&socket) {
+        if mode == HalfClose::Cancel || prefork_os::connection::is_hung_up(&socket) {
             return Peer::Gone;
         }
         if mode != HalfClose::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
             return Peer::MayRead;
         }
-        match sys::socket::write_now(&socket, PROBE) {
+        match prefork_os::socket::write_now(&socket, PROBE) {
             Ok(sent) if sent == PROBE.len() => {
                 self.is_probed = true;
                 Peer::Probed(sent)

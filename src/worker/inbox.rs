@@ -7,7 +7,6 @@ use super::drain::Order;
 use super::state::State;
 use super::travel;
 use crate::ipc::{HandOver, Order as Wanted, ToWorker};
-use crate::sys;
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
 /// its primary for long. Idle connections are kept for requests that are on their way, as in any drain: the sockets
@@ -21,7 +20,7 @@ pub(super) async fn obey(state: Rc<State>) {
             }
             Wanted::Take(fd, unread) => travel::arrive(&state, fd, unread),
             Wanted::Log(file) => {
-                if let Err(e) = sys::fd::replace_stderr(&file) {
+                if let Err(e) = prefork_os::fd::replace_stderr(&file) {
                     log::error!("{} cannot write to the reopened log: {e}", state.tag);
                 }
             }

@@ -12,7 +12,7 @@ use super::manners::{self, Manners};
 use super::newcomer::MOMENT;
 use super::state::State;
 use crate::scoreboard::Other;
-use crate::sys::readiness::{Door, Stance};
+use prefork_os::readiness::{Door, Stance};
 
 /// One listening socket, as this worker stands at it.
 pub(super) struct Line {

@@ -14,7 +14,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
 use super::stream::Stream;
-use crate::sys;
 
 /// An accepted, non-blocking connection. It joins the runtime of the task that first has to wait for it.
 pub(super) struct Link {
@@ -121,7 +120,7 @@ impl AsyncRead for Link {
         let buf = RefCell::new(buf);
         self.get_mut().poll(
             cx,
-            |fd| sys::readiness::read_into(fd, &mut buf.borrow_mut()),
+            |fd| prefork_os::readiness::read_into(fd, &mut buf.borrow_mut()),
             |stream, cx| stream.poll_read(cx, &mut buf.borrow_mut()),
         )
     }
@@ -135,7 +134,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll(
             cx,
-            |fd| sys::socket::write_now(fd, buf),
+            |fd| prefork_os::socket::write_now(fd, buf),
             |stream, cx| stream.poll_write(cx, buf),
         )
     }
@@ -147,7 +146,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll(
             cx,
-            |fd| sys::socket::write_slices_now(fd, bufs),
+            |fd| prefork_os::socket::write_slices_now(fd, bufs),
             |stream, cx| stream.poll_write_vectored(cx, bufs),
         )
     }
@@ -163,7 +162,7 @@ impl AsyncWrite for Link {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The same for both: the kernel does not let it wait.
-        Poll::Ready(self.fd().and_then(sys::socket::shut_down_writing))
+        Poll::Ready(self.fd().and_then(prefork_os::socket::shut_down_writing))
     }
 }
 

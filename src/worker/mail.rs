@@ -7,7 +7,6 @@ use super::Worker;
 use super::stream::Stream;
 use crate::mail::{Carried, Class, Connection, Inbox, Letter, MailError, Message, Payload};
 use crate::mail::{Place, ReplyTo, Target, Unsent, letter};
-use crate::sys;
 
 /// A letter with nothing but a message.
 fn plain(place: Place, kind: &str, payload: impl Payload) -> Result<Letter, MailError> {
@@ -181,7 +180,7 @@ impl TryFrom<Connection> for Stream {
 
     /// Registers the connection with this worker's event loop; an error if it is no TCP or Unix stream.
     fn try_from(connection: Connection) -> std::io::Result<Stream> {
-        let unix = sys::socket::is_unix_stream(&connection)?;
+        let unix = prefork_os::socket::is_unix_stream(&connection)?;
         Stream::new(connection.0, unix)
     }
 }

@@ -15,7 +15,6 @@ use super::manners::Patience;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::waited;
-use crate::sys;
 
 /// How long a silent newcomer holds up the next, and how long a polite worker waits. The timer's step.
 pub(super) const MOMENT: Duration = Duration::from_millis(1);
@@ -141,7 +140,7 @@ thread_local! {
 
 /// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
 fn first_bytes(fd: impl AsFd) -> Option<Bytes> {
-    BUFFER.with_borrow_mut(|buffer| match sys::socket::read_now(fd, buffer) {
+    BUFFER.with_borrow_mut(|buffer| match prefork_os::socket::read_now(fd, buffer) {
         Ok(n) => Some(Bytes::copy_from_slice(&buffer[..n])),
         Err(_) => None,
     })

@@ -19,7 +19,6 @@ use crate::mail::MailEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use crate::steering::SlotMeter;
-use crate::sys;
 
 /// One worker.
 pub(super) struct State {
@@ -141,6 +140,6 @@ impl State {
 
     /// Milliseconds on the monotonic clock, exactly.
     pub(super) fn exact_ms() -> u64 {
-        sys::process::monotonic_ms()
+        prefork_os::process::monotonic_ms()
     }
 }

@@ -17,7 +17,6 @@ use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use crate::ipc::{ToPrimary, Unread};
-use crate::sys;
 
 /// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -66,7 +65,7 @@ pub(super) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
     let Some(handle) = state.handler.get().map(|handler| &handler.handle) else {
         return log::warn!("{} was sent a connection before it was ready", state.tag);
     };
-    let unix = match sys::socket::is_unix_stream(&fd) {
+    let unix = match prefork_os::socket::is_unix_stream(&fd) {
         Ok(unix) => unix,
         Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
     };

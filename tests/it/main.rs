@@ -71,7 +71,6 @@ mod reload_sockets;
 mod request_edges;
 mod respawn;
 mod reuseport;
-mod rooms;
 mod round_robin;
 mod round_robin_changes;
 mod scale;

@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::{Done, Fault, Faults, Kind};
 use crate::bench::machine::{Tree, parent};
 use crate::error::{Error, Result};
-use crate::sys::pidfd::PidFd;
-use crate::sys::process::random_u64;
-use crate::sys::signal::Signal;
+use prefork_os::pidfd::PidFd;
+use prefork_os::process::random_u64;
+use prefork_os::signal::Signal;
 
 /// Waits for the end of its input, which is the end of the bench, and lets the frozen one go on. It is killed
 /// when that has been done by the bench itself.

@@ -8,7 +8,7 @@ use super::Dealer;
 use crate::identity::WorkerId;
 use crate::listener::Listener;
 use crate::primary::Child;
-use crate::sys::poll::{Interest, Watch};
+use prefork_os::poll::{Interest, Watch};
 
 /// When to look again for a worker that can take one: a worker does not say that it is no longer full.
 const LOOK: Duration = Duration::from_millis(5);

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::slot::{self, Entry, Slot};
 use crate::shared::members::{Members, Owner};
-use crate::sys;
 
 pub(super) const WAYS: usize = 8;
 /// Words before the entries, a pair of cache lines: the lock, and the hand of the clock.
@@ -69,7 +68,7 @@ impl<'a> Set<'a> {
                     let repaired = self.slots().filter(|slot| slot.repair()).count() as u64;
                     return Some(Writing { set: self, repaired });
                 }
-                let now = sys::process::monotonic_ns();
+                let now = prefork_os::process::monotonic_ns();
                 if now.saturating_sub(*began.get_or_insert(now)) > PATIENCE {
                     return None;
                 }

@@ -70,12 +70,6 @@ impl File {
         File { name, lines, tests_from }
     }
 
-    /// The part of the crate it belongs to: `src/worker/conn.rs` and `src/worker.rs` to `worker`.
-    pub fn room(&self) -> &str {
-        let path = self.name.strip_prefix("src/").unwrap_or(&self.name);
-        path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
-    }
-
     /// Whether all of it is test.
     pub fn is_test(&self) -> bool {
         let path = self.name.trim_end_matches(".rs");
@@ -87,7 +81,8 @@ impl File {
 
     /// Line numbers from 1, and lines without comments, of what is not test.
     pub fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        let end = if self.is_test() && self.name.starts_with("src/") { 0 } else { self.tests_from };
+        let end =
+            if self.is_test() && !self.name.starts_with("tests/") { 0 } else { self.tests_from };
         let lines = self.lines[..end].iter().enumerate();
         lines.map(|(i, line)| (i + 1, without_comment(line)))
     }
@@ -107,37 +102,6 @@ impl File {
 
     fn all_code(&self) -> impl Iterator<Item = (usize, &str)> {
         self.lines.iter().enumerate().map(|(i, line)| (i + 1, without_comment(line)))
-    }
-
-    /// Every `crate::` path in what is not test, with its line; `{a, b::c}` taken apart.
-    pub fn crate_paths(&self) -> Vec<(usize, String)> {
-        let mut paths = Vec::new();
-        // A list may go on for several lines, of which the first counts.
-        let mut list: Option<(usize, String)> = None;
-        for (number, code) in self.code() {
-            if let Some((begun, text)) = &mut list {
-                text.push_str(code.trim());
-                if code.contains('}') {
-                    paths.extend(split_list(text).map(|path| (*begun, path)));
-                    list = None;
-                }
-                continue;
-            }
-            for rest in code.split("crate::").skip(1) {
-                match rest.strip_prefix('{') {
-                    Some(names) if names.contains('}') => {
-                        paths.extend(split_list(names).map(|path| (number, path)));
-                    }
-                    Some(names) => list = Some((number, names.to_string())),
-                    None => {
-                        let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
-                        let end = rest.find(|c| !is_path(c)).unwrap_or(rest.len());
-                        paths.push((number, rest[..end].trim_end_matches(':').to_string()));
-                    }
-                }
-            }
-        }
-        paths
     }
 
     /// Every function that has a body.
@@ -169,14 +133,4 @@ fn function_name(line: &str) -> Option<String> {
     let word = words.by_ref().find(|word| !qualifiers.contains(word))?;
     let name = words.next().filter(|_| word == "fn")?;
     name.split(['(', '<']).next().map(str::to_string)
-}
-
-fn split_list(names: &str) -> impl Iterator<Item = String> {
-    let names = names.split('}').next().unwrap_or_default();
-    let names: Vec<String> = names
-        .split(',')
-        .map(|name| name.trim().trim_start_matches("self").to_string())
-        .filter(|name| !name.is_empty())
-        .collect();
-    names.into_iter()
 }

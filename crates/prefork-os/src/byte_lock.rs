@@ -19,11 +19,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::libc;
 
 /// A file for its locks. It lives as long as the process.
-pub(crate) struct ByteLocks(OwnedFd);
+pub struct ByteLocks(OwnedFd);
 
 /// How waiting for a lock ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waited {
+pub enum Waited {
     /// The lock is ours.
     Locked,
     /// The kernel sees a circle of processes that wait for each other, and would not let us join it.
@@ -32,13 +32,13 @@ pub(crate) enum Waited {
 
 impl ByteLocks {
     /// For the processes that are forked from this one.
-    pub(crate) fn in_memory() -> io::Result<&'static ByteLocks> {
+    pub fn in_memory() -> io::Result<&'static ByteLocks> {
         let file = memfd_create("prefork-locks", MFdFlags::MFD_CLOEXEC)?;
         Ok(Box::leak(Box::new(ByteLocks(file))))
     }
 
     /// For all processes that can open the file, which is made if it does not exist (mode 0600).
-    pub(crate) fn at(path: &Path) -> io::Result<&'static ByteLocks> {
+    pub fn at(path: &Path) -> io::Result<&'static ByteLocks> {
         // std opens close-on-exec.
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
@@ -46,7 +46,7 @@ impl ByteLocks {
     }
 
     /// Takes the lock if nobody else holds it. This process holding it already is no obstacle.
-    pub(crate) fn try_lock(&self, byte: u64) -> io::Result<bool> {
+    pub fn try_lock(&self, byte: u64) -> io::Result<bool> {
         match fcntl(&self.0, FcntlArg::F_SETLK(&range(byte, libc::F_WRLCK))) {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
@@ -55,7 +55,7 @@ impl ByteLocks {
     }
 
     /// Blocks this thread, without a deadline, until nobody else holds the lock.
-    pub(crate) fn lock(&self, byte: u64) -> io::Result<Waited> {
+    pub fn lock(&self, byte: u64) -> io::Result<Waited> {
         loop {
             match fcntl(&self.0, FcntlArg::F_SETLKW(&range(byte, libc::F_WRLCK))) {
                 Ok(_) => return Ok(Waited::Locked),
@@ -67,13 +67,13 @@ impl ByteLocks {
     }
 
     /// Lets go of the lock.
-    pub(crate) fn unlock(&self, byte: u64) -> io::Result<()> {
+    pub fn unlock(&self, byte: u64) -> io::Result<()> {
         fcntl(&self.0, FcntlArg::F_SETLK(&range(byte, libc::F_UNLCK)))?;
         Ok(())
     }
 
     /// The *other* process that holds the lock, if one does.
-    pub(crate) fn holder(&self, byte: u64) -> io::Result<Option<u32>> {
+    pub fn holder(&self, byte: u64) -> io::Result<Option<u32>> {
         let mut lock = range(byte, libc::F_WRLCK);
         fcntl(&self.0, FcntlArg::F_GETLK(&mut lock))?;
         let held = lock.l_type != libc::F_UNLCK as libc::c_short;

@@ -11,11 +11,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 /// The error of a file that is executable and no program of this machine.
-pub(crate) const NO_PROGRAM: i32 = nix::errno::Errno::ENOEXEC as i32;
+pub const NO_PROGRAM: i32 = nix::errno::Errno::ENOEXEC as i32;
 
 /// Replaces this process's program by the one at `path`, which gets the open descriptors that are not
 /// close-on-exec. Returns only if that failed.
-pub(crate) fn exec(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Error {
+pub fn exec(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Error {
     let run = || -> io::Result<std::convert::Infallible> {
         let path = c_string(path.as_os_str())?;
         let args = args.iter().map(|arg| c_string(arg)).collect::<io::Result<Vec<_>>>()?;
@@ -41,14 +41,14 @@ fn c_string(text: &OsStr) -> io::Result<CString> {
 }
 
 /// Whether `fd` survives an exec.
-pub(crate) fn inherit(fd: impl AsFd, yes: bool) -> io::Result<()> {
+pub fn inherit(fd: impl AsFd, yes: bool) -> io::Result<()> {
     let flags = if yes { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
     Ok(())
 }
 
 /// A file in memory with these contents that nobody can change any more.
-pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
+pub fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut written = 0;
     while written < contents.len() {
@@ -59,7 +59,7 @@ pub(crate) fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// The contents of such a file, at most `cap` bytes, wherever its offset stands.
-pub(crate) fn contents(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
+pub fn contents(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; cap + 1];
     let mut length = 0;
     while length < bytes.len() {
@@ -76,12 +76,12 @@ pub(crate) fn contents(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
 }
 
 /// Lets every signal in: a program that was started by exec inherits the mask of its predecessor.
-pub(crate) fn unblock_signals() -> io::Result<()> {
+pub fn unblock_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
 /// The number of an open descriptor, for a manifest.
-pub(crate) fn number(fd: impl AsFd) -> i32 {
+pub fn number(fd: impl AsFd) -> i32 {
     fd.as_fd().as_raw_fd()
 }
 

@@ -20,14 +20,14 @@ const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as
 
 /// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
 /// end of one side is seen by the other.
-pub(crate) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
 /// Sends one message, and with it a duplicate of `passed`: both or nothing. `WouldBlock` when the peer does not
 /// read, or when too many descriptors are under way.
-pub(crate) fn send_message(
+pub fn send_message(
     fd: impl AsFd,
     message: &[u8],
     passed: Option<BorrowedFd<'_>>,
@@ -45,7 +45,7 @@ pub(crate) fn send_message(
 
 /// What one receive brought.
 #[derive(Debug)]
-pub(crate) enum Received {
+pub enum Received {
     /// A message of this many bytes, and what came with it.
     Message(usize, Passed),
     /// A message longer than the buffer; its rest is lost.
@@ -56,7 +56,7 @@ pub(crate) enum Received {
 
 /// The descriptor that came with a message.
 #[derive(Debug)]
-pub(crate) enum Passed {
+pub enum Passed {
     /// None was sent.
     None,
     /// The first one; any others were closed.
@@ -68,18 +68,18 @@ pub(crate) enum Passed {
 /// Receives one message into `buffer`. `WouldBlock` when there is none.
 ///
 /// The sender is not trusted: closing a descriptor that came does not wait for its peer, whatever SO_LINGER said.
-pub(crate) fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     receive_from(fd.as_fd(), buffer, true)
 }
 
 /// The same from a process that sends only what it accepted itself: saves a system call for each descriptor.
-pub(crate) fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
+pub fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
     receive_from(fd.as_fd(), buffer, false)
 }
 
 /// Takes and drops all that waits on `fd`, and lets nobody send more: what the kernel would otherwise close with the
 /// socket may have SO_LINGER set.
-pub(crate) fn discard_messages(fd: impl AsFd) {
+pub fn discard_messages(fd: impl AsFd) {
     let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Read);
     let mut buffer = [0; 1];
     while let Ok(Received::Message(..) | Received::Truncated) = receive_message(&fd, &mut buffer) {}
@@ -174,7 +174,7 @@ fn receive(
 
 /// Whether `fd`, which another process sent, is a Unix socket and not a TCP one; an error if it is neither. Asks
 /// the kernel rather than the sender. Makes sure that it does not block.
-pub(crate) fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
+pub fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
     let socket = SockRef::from(&fd);
     let known = match socket.domain()? {
         Domain::UNIX => Some(true),
@@ -191,7 +191,7 @@ pub(crate) fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
 }
 
 /// Takes one connection out of the queue: non-blocking and close-on-exec from the start, in one system call.
-pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let number = accept4(listener.as_fd().as_raw_fd(), flags)?;
     // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
@@ -199,28 +199,28 @@ pub(crate) fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads what is there, without waiting. 0 is the end.
-pub(crate) fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
 /// Writes what there is room for of all the slices, without waiting and without SIGPIPE.
-pub(crate) fn write_slices_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+pub fn write_slices_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
 }
 
 /// Ends what we send: the peer sees the end after all that was written.
-pub(crate) fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
+pub fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).shutdown(std::net::Shutdown::Write)
 }
 
 /// Writes what there is room for, without waiting and without SIGPIPE.
-pub(crate) fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+pub fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
 /// Whether an accept failed because the process or the system has run out of something, and will fail again.
-pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
+pub fn is_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
@@ -229,7 +229,7 @@ pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Whether an accept failed because of the one connection that it would have brought: accept(2) reports errors of the
 /// network that are already pending on it.
-pub(crate) fn is_of_connection(error: &io::Error) -> bool {
+pub fn is_of_connection(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(

@@ -5,7 +5,7 @@ use std::io;
 use nix::unistd::{Gid, Uid};
 
 use super::{cvt, libc};
-use crate::error::{Error, Result};
+use crate::{OsError, Result};
 
 /// Capabilities have fewer numbers than this; the kernel says where they end.
 const CAPABILITIES: libc::c_ulong = 64;
@@ -39,8 +39,8 @@ struct CapabilitySets {
 ///
 /// # Errors
 /// The system refuses a step, or the outcome is not as asked. Then the process must end.
-pub(crate) fn assume(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
-    let failed = |what: &str, e: nix::Error| Error::system(what, io::Error::from(e));
+pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let failed = |what: &str, e: nix::Error| OsError::new(what, io::Error::from(e));
     let root = nix::unistd::geteuid().is_root();
     if root {
         empty_bounding_set();
@@ -55,7 +55,7 @@ pub(crate) fn assume(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
         // Siblings run as the same user: they must not trace each other, or read each other's memory.
         nix::sys::prctl::set_dumpable(false).map_err(|e| failed("forbid tracing", e))?;
     }
-    drop_capabilities().map_err(|e| Error::system("drop all capabilities", e))?;
+    drop_capabilities().map_err(|e| OsError::new("drop all capabilities", e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("forbid new privileges", e))?;
     verify(uid, gid, root.then_some(groups))
 }
@@ -87,9 +87,9 @@ fn drop_capabilities() -> io::Result<()> {
 /// Reads back what was asked for. `groups` are compared only where they could be set.
 fn verify(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
     let wrong = |what: String| {
-        Error::system("give up privileges", io::Error::other(format!("{what} after all was done")))
+        OsError::new("give up privileges", io::Error::other(format!("{what} after all was done")))
     };
-    let read = |what: &str, e: nix::Error| Error::system(format!("read back {what}"), e);
+    let read = |what: &str, e: nix::Error| OsError::new(format!("read back {what}"), e);
     let users = nix::unistd::getresuid().map_err(|e| read("the user", e))?;
     let is = [users.real, users.effective, users.saved].map(Uid::as_raw);
     if is != [uid; 3] {
@@ -113,7 +113,7 @@ fn verify(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
         }
     }
     let status = std::fs::read_to_string("/proc/self/status")
-        .map_err(|e| Error::system("read back the capabilities in /proc/self/status", e))?;
+        .map_err(|e| OsError::new("read back the capabilities in /proc/self/status", e))?;
     if let Some(left) = left(&status) {
         return Err(wrong(left));
     }

@@ -14,10 +14,10 @@ use signal_hook::low_level::{register, unregister};
 
 use super::libc;
 
-pub(crate) use nix::sys::signal::Signal;
+pub use nix::sys::signal::Signal;
 
 /// A self-pipe that receives each of a set of signals as one byte, in order of arrival.
-pub(crate) struct SignalPipe {
+pub struct SignalPipe {
     /// The reading end, and the writing end, whose number the handlers know. `None` once closed.
     ends: Option<(PipeReader, OwnedFd)>,
     registered: Vec<SigId>,
@@ -26,7 +26,7 @@ pub(crate) struct SignalPipe {
 impl SignalPipe {
     /// Registers a handler for each of `signals`. Those of them that this process was started with ignored
     /// are handled all the same: who sends one means it.
-    pub(crate) fn new(signals: &[Signal]) -> io::Result<SignalPipe> {
+    pub fn new(signals: &[Signal]) -> io::Result<SignalPipe> {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let number: RawFd = writer.as_raw_fd();
         let mut registered = Vec::with_capacity(signals.len());
@@ -44,13 +44,13 @@ impl SignalPipe {
     }
 
     /// Readable when a signal has arrived. `None` once closed.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.ends.as_ref().map(|(reader, _)| reader.as_fd())
     }
 
     /// Stops receiving. The handlers stay installed and do nothing from then on: this is how, in a forked
     /// worker, signals of the terminal and of operators that are meant for the primary are ignored.
-    pub(crate) fn close(&mut self) {
+    pub fn close(&mut self) {
         // Unregistered before the pipe is closed: no handler may write to a number that is somebody else's.
         for id in self.registered.drain(..) {
             unregister(id);
@@ -59,7 +59,7 @@ impl SignalPipe {
     }
 
     /// The signals that arrived since the last call, oldest first. Never blocks.
-    pub(crate) fn take(&mut self) -> io::Result<Vec<Signal>> {
+    pub fn take(&mut self) -> io::Result<Vec<Signal>> {
         let Some((reader, _)) = &mut self.ends else { return Ok(Vec::new()) };
         let mut bytes = [0u8; 256];
         match reader.read(&mut bytes) {
@@ -80,7 +80,7 @@ impl Drop for SignalPipe {
 }
 
 /// A flag that `signal` sets from now on.
-pub(crate) fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
+pub fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     // SAFETY: the action stores to an atomic, nothing else.
@@ -93,7 +93,7 @@ pub(crate) fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
 ///
 /// By a handler that does nothing: unlike an ignored signal, it is back to the default in every program that this
 /// process or its children execute. A handler or SIG_IGN that is there already stays.
-pub(crate) fn let_writes_fail() -> io::Result<()> {
+pub fn let_writes_fail() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}
     let handled =
         SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
@@ -121,11 +121,11 @@ const ENDING: [Signal; 8] = [
 ];
 
 /// While this lives, signals end the process as they end any other.
-pub(crate) struct Unmanned(Arc<AtomicBool>);
+pub struct Unmanned(Arc<AtomicBool>);
 
 /// Makes the first process of a pid namespace, for which signals without a handler mean nothing, end as any other
 /// would: with a status that names the signal, as long as the result lives. Does nothing in other processes.
-pub(crate) fn end_if_first_process() -> io::Result<Unmanned> {
+pub fn end_if_first_process() -> io::Result<Unmanned> {
     let ends = Arc::new(AtomicBool::new(true));
     if std::process::id() == 1 {
         for signal in ENDING {
@@ -144,13 +144,13 @@ impl Drop for Unmanned {
 
 /// Signals are held back while this lives: between fork and the child's own handlers none must be lost or
 /// written into the parent's pipe.
-pub(crate) struct Blocked {
+pub struct Blocked {
     before: SigSet,
 }
 
 impl Blocked {
     /// Holds back every signal that can be.
-    pub(crate) fn all() -> io::Result<Blocked> {
+    pub fn all() -> io::Result<Blocked> {
         let mut before = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
         Ok(Blocked { before })

@@ -21,7 +21,7 @@ fn inherited() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
 ///
 /// A descriptor that came over an exec is not close-on-exec, and whatever Rust opens is: so no descriptor with an owner in
 /// this process is ever among them.
-pub(crate) fn record_inherited() -> io::Result<()> {
+pub fn record_inherited() -> io::Result<()> {
     let mut inherited = inherited();
     if inherited.is_some() {
         return Ok(());
@@ -45,12 +45,12 @@ fn stays_open_over_exec(number: RawFd) -> bool {
 ///
 /// # Errors
 /// It was not open when this program began (see [`record_inherited`]), or was taken already.
-pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     adopt_if(number, |_| true)?.ok_or(io::ErrorKind::InvalidInput.into())
 }
 
 /// The same if `fits` says so; otherwise it stays what it is, `None`.
-pub(crate) fn adopt_if(
+pub fn adopt_if(
     number: RawFd,
     fits: impl FnOnce(BorrowedFd<'_>) -> bool,
 ) -> io::Result<Option<OwnedFd>> {
@@ -75,8 +75,8 @@ pub(crate) fn adopt_if(
 }
 
 /// As a parent would leave `fd` open to this program: it can be taken by the number.
-#[cfg(test)]
-pub(crate) fn leave_open(fd: OwnedFd) -> RawFd {
+#[cfg(any(test, feature = "testing"))]
+pub fn leave_open(fd: OwnedFd) -> RawFd {
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("open");
     record_inherited().expect("recorded");
     let number = std::os::fd::IntoRawFd::into_raw_fd(fd);
@@ -87,12 +87,12 @@ pub(crate) fn leave_open(fd: OwnedFd) -> RawFd {
 /// In a forked child that does nothing but answer: closes all descriptors from 3 up but `kept`.
 ///
 /// Every owner of one of them is a copy of the parent's; the child ends without running any destructor.
-pub(crate) fn close_all_but(kept: impl AsFd) -> io::Result<()> {
+pub fn close_all_but(kept: impl AsFd) -> io::Result<()> {
     close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
 /// A copy of descriptor `number`, close-on-exec; whoever owns the number keeps it.
-pub(crate) fn copy(number: RawFd) -> io::Result<OwnedFd> {
+pub fn copy(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and touches no memory; a number that is not open gives EBADF.
     let copy = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
@@ -100,14 +100,14 @@ pub(crate) fn copy(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
-pub(crate) fn nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
+pub fn nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(())
 }
 
 /// Opens `/dev/null` in place of any of 0, 1 and 2 that is closed, so that no socket of ours ever lands
 /// there and receives what somebody prints.
-pub(crate) fn fill_standard_streams() -> io::Result<()> {
+pub fn fill_standard_streams() -> io::Result<()> {
     for number in 0..=2 {
         // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
         if cvt(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
@@ -120,7 +120,7 @@ pub(crate) fn fill_standard_streams() -> io::Result<()> {
 }
 
 /// A duplicate of descriptor `number`, close-on-exec; EBADF if that is not open.
-pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
     let own = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just opened it for us, and nobody else knows it.
@@ -128,25 +128,25 @@ pub(crate) fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Closes descriptor `number` in every program that is executed from now on.
-pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
+pub fn close_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
     cvt(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
 /// Whether `fd` was opened for writing.
-pub(crate) fn is_writable(fd: impl AsFd) -> io::Result<bool> {
+pub fn is_writable(fd: impl AsFd) -> io::Result<bool> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
     Ok(flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
 }
 
 /// Makes `fd` append what is written to it, and wait for room. For a description that nobody else has.
-pub(crate) fn set_append_only(fd: impl AsFd) -> io::Result<()> {
+pub fn set_append_only(fd: impl AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(())
 }
 
 /// Makes `file` the standard error of this process: what anybody prints there goes into it from now on.
-pub(crate) fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
+pub fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
     // SAFETY: dup2 replaces what descriptor 2 stands for in one step; nobody owns that number.
     cvt(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
     Ok(())
@@ -156,7 +156,7 @@ pub(crate) fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
 /// open by accident would otherwise live on in every worker. Those that are kept can be taken by [`adopt`].
 ///
 /// Only for the start of a program, before anything in it owns a descriptor.
-pub(crate) fn close_inherited_except(keep: &[RawFd]) -> io::Result<()> {
+pub fn close_inherited_except(keep: &[RawFd]) -> io::Result<()> {
     record_inherited()?;
     if let Some(numbers) = inherited().as_mut() {
         numbers.retain(|number| keep.contains(number));

@@ -32,7 +32,7 @@ struct PrctlMmMap {
 ///
 /// # Errors
 /// The kernel may be built without CHECKPOINT_RESTORE.
-pub(crate) fn set(title: &str) -> io::Result<()> {
+pub fn set(title: &str) -> io::Result<()> {
     let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // Field 2 is a name that may contain anything; what follows its last parenthesis starts with field 3.

@@ -18,14 +18,14 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use super::{cvt, libc, poll, socket};
 
 /// What POSIX guarantees to be written to a pipe in one piece.
-pub(crate) const PIPE_BUF: usize = 4096;
+pub const PIPE_BUF: usize = 4096;
 
 /// Attempts of one write that signals interrupt.
 const MAX_INTERRUPTIONS: usize = 16;
 
 /// What a descriptor refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FileKind {
+pub enum FileKind {
     Regular,
     Directory,
     Pipe,
@@ -37,7 +37,7 @@ pub(crate) enum FileKind {
 }
 
 /// The kind of the file that `fd` refers to, and numbers that tell it from other files.
-pub(crate) fn identify(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
+pub fn identify(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
     let stat = fstat(&fd)?;
     let kind = match kind_of_mode(stat.st_mode) {
         FileKind::CharacterDevice if fd.as_fd().is_terminal() => FileKind::Terminal,
@@ -47,7 +47,7 @@ pub(crate) fn identify(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
 }
 
 /// The kind that a `st_mode` says; a terminal is a [`FileKind::CharacterDevice`] here.
-pub(crate) fn kind_of_mode(mode: u32) -> FileKind {
+pub fn kind_of_mode(mode: u32) -> FileKind {
     match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => FileKind::Directory,
         SFlag::S_IFIFO => FileKind::Pipe,
@@ -60,7 +60,7 @@ pub(crate) fn kind_of_mode(mode: u32) -> FileKind {
 
 /// Device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId(u64, u64);
+pub struct FileId(u64, u64);
 
 impl FileId {
     fn of(stat: &FileStat) -> FileId {
@@ -89,7 +89,7 @@ enum Way {
 ///
 /// A regular file may still make a write wait for its disk, as every access to it may.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub struct Writer {
     kind: FileKind,
     id: FileId,
     way: Way,
@@ -97,7 +97,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     /// For what `fd` refers to now.
-    pub(crate) fn new(fd: impl AsFd) -> io::Result<Writer> {
+    pub fn new(fd: impl AsFd) -> io::Result<Writer> {
         let (kind, id) = identify(&fd)?;
         let way = match kind {
             FileKind::Regular | FileKind::BlockDevice | FileKind::Directory => Way::Plain,
@@ -109,19 +109,19 @@ impl Writer {
     }
 
     /// Whether `fd` still refers to the file that this was made for.
-    pub(crate) fn fits(&self, fd: impl AsFd) -> bool {
+    pub fn fits(&self, fd: impl AsFd) -> bool {
         fstat(&fd).is_ok_and(|stat| FileId::of(&stat) == self.id)
     }
 
     /// How many bytes at most can be written in one piece, for the kinds that have such a bound.
-    pub(crate) fn max_atomic(&self) -> Option<usize> {
+    pub fn max_atomic(&self) -> Option<usize> {
         let bounded = matches!(self.kind, FileKind::Pipe | FileKind::Terminal);
         bounded.then_some(PIPE_BUF)
     }
 
     /// Writes once, without waiting. `WouldBlock` if there is no room; fewer bytes than given if there was room for no
     /// more.
-    pub(crate) fn write(&mut self, fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    pub fn write(&mut self, fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
         let fd = fd.as_fd();
         for _ in 0..MAX_INTERRUPTIONS {
             match self.write_once(fd, bytes) {
@@ -151,7 +151,7 @@ impl Writer {
 }
 
 /// Waits until `fd` takes bytes or has failed, or `limit` has passed.
-pub(crate) fn wait_for_room(fd: impl AsFd, limit: Duration) -> io::Result<()> {
+pub fn wait_for_room(fd: impl AsFd, limit: Duration) -> io::Result<()> {
     poll::wait(&[poll::Watch::new(fd.as_fd(), poll::Interest::Write)], Some(limit)).map(drop)
 }
 

@@ -11,9 +11,8 @@ use nix::unistd::{Pid, getppid};
 
 use super::fork::require_one_thread;
 use super::{cvt, libc};
-use crate::error::Result;
-use crate::printable::printable_bytes;
-use crate::sys::signal::Signal;
+use crate::Result;
+use crate::signal::Signal;
 
 /// The signal the kernel sends to a worker whose primary died. SIGCONT alone makes a stopped process go on, so that it
 /// runs the handler. The handler checks that the primary is really gone: any other SIGCONT means nothing.
@@ -31,7 +30,7 @@ static HAS_KILL_TIMER: AtomicBool = AtomicBool::new(false);
 static ORPHAN: AtomicBool = AtomicBool::new(false);
 
 /// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
-pub(crate) fn kill(pid: u32, signal: Signal) -> io::Result<()> {
+pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(nix::sys::signal::kill(Pid::from_raw(one_process(pid)?), signal)?)
 }
 
@@ -48,7 +47,7 @@ pub(super) fn one_process(pid: u32) -> io::Result<i32> {
 /// Without a dead parent, SIGALRM means nothing.
 ///
 /// Without a loop that is frozen this never strikes: the worker sees the end of its channel and leaves.
-pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
+pub fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
     PRIMARY.store(primary as i32, Ordering::Relaxed);
     GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
     WORKER.store(std::process::id() as i32, Ordering::Relaxed);
@@ -78,17 +77,17 @@ pub(crate) fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
 }
 
 /// Whether this process was forked as a worker.
-pub(crate) fn is_worker() -> bool {
+pub fn is_worker() -> bool {
     PRIMARY.load(Ordering::Relaxed) != 0
 }
 
 /// Whether orphans become children of this process: as the first one of a pid namespace, or as a subreaper.
-pub(crate) fn adopts_orphans() -> bool {
+pub fn adopts_orphans() -> bool {
     std::process::id() == 1 || matches!(nix::sys::prctl::get_child_subreaper(), Ok(true))
 }
 
 /// Makes the kernel send `signal` to the process that `command` starts when the thread that starts it ends.
-pub(crate) fn tie(command: &mut Command, signal: Signal) {
+pub fn tie(command: &mut Command, signal: Signal) {
     let parent = std::process::id();
     let tied = move || {
         nix::sys::prctl::set_pdeathsig(Some(signal))?;
@@ -102,7 +101,7 @@ pub(crate) fn tie(command: &mut Command, signal: Signal) {
 
 /// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns
 /// `false` if the parent is already gone. For processes that hold nothing of anybody.
-pub(crate) fn killed_with(parent: u32) -> io::Result<bool> {
+pub fn killed_with(parent: u32) -> io::Result<bool> {
     nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL))?;
     Ok(getppid().as_raw() == parent as i32)
 }
@@ -168,7 +167,7 @@ unsafe fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result
 ///
 /// # Errors
 /// The process has more than one thread, so that another one might read the environment meanwhile.
-pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
+pub fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
     let mut names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
     names.retain(|name| name.to_str().is_some_and(&mut unwanted));
     if names.is_empty() {
@@ -187,7 +186,7 @@ pub(crate) fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
 ///
 /// # Errors
 /// The process has more than one thread, so that another one might read the environment meanwhile.
-pub(crate) fn add_env(variables: &[(String, String)]) -> Result<()> {
+pub fn add_env(variables: &[(String, String)]) -> Result<()> {
     if variables.is_empty() {
         return Ok(());
     }
@@ -201,7 +200,7 @@ pub(crate) fn add_env(variables: &[(String, String)]) -> Result<()> {
 
 /// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and
 /// the usual soft limit of 1024 exists for programs that use `select`.
-pub(crate) fn raise_open_files() -> io::Result<u64> {
+pub fn raise_open_files() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -210,33 +209,34 @@ pub(crate) fn raise_open_files() -> io::Result<u64> {
 }
 
 /// How many files this process may have open.
-pub(crate) fn open_files() -> io::Result<u64> {
+pub fn open_files() -> io::Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }
 
 /// Bytes of a page of memory.
-pub(crate) fn page_size() -> u64 {
+pub fn page_size() -> u64 {
     // SAFETY: sysconf only reads.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// The state of a process as `/proc` shows it: `R`, `S`, `D`, `T` and so on; `None` if it cannot be read.
-pub(crate) fn state(pid: u32) -> Option<char> {
+pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may have blanks and brackets in it.
     stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
-/// How a process stands in a message, if it exists: `pid 812, nginx`.
-pub(crate) fn describe(pid: u32) -> Option<String> {
-    let name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
-    // A name is whatever its process chose: nothing of it may reach a terminal raw.
-    Some(format!("pid {pid}, {}", printable_bytes(name.trim_ascii_end(), name.len())))
+/// Returns the name of a process as `/proc/PID/comm` shows it, if the process exists. The process chose these bytes: escape
+/// them before they reach a terminal or a log.
+pub fn command_name(pid: u32) -> Option<Vec<u8>> {
+    let mut name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
+    name.truncate(name.trim_ascii_end().len());
+    Some(name)
 }
 
 /// When process `pid` was started, in clock ticks since the machine was: with the pid it names one process for ever, also
 /// over an exec. `None` if there is none, or only what is left of a dead one (a zombie).
-pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
+pub fn start_ticks(pid: u32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
@@ -245,7 +245,7 @@ pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
 }
 
 /// The parent of process `pid`.
-pub(crate) fn parent(pid: u32) -> Option<u32> {
+pub fn parent(pid: u32) -> Option<u32> {
     stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
@@ -256,12 +256,12 @@ fn stat_fields(pid: u32) -> Option<String> {
 }
 
 /// The user as whom this process acts.
-pub(crate) fn effective_uid() -> u32 {
+pub fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
 /// Milliseconds on the monotonic clock, the same for every process of this machine.
-pub(crate) fn monotonic_ms() -> u64 {
+pub fn monotonic_ms() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
         Ok(now) => now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000,
         Err(_) => 0,
@@ -269,7 +269,7 @@ pub(crate) fn monotonic_ms() -> u64 {
 }
 
 /// Nanoseconds on the monotonic clock, the same for every process of this machine.
-pub(crate) fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
         Ok(now) => now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
         Err(_) => 0,
@@ -277,7 +277,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 }
 
 /// Eight bytes that no other process got: from the kernel, never from a generator that fork copied.
-pub(crate) fn random_u64() -> io::Result<u64> {
+pub fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     // SAFETY: the buffer is valid for its eight bytes; for up to 256 bytes getrandom is all or nothing.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };

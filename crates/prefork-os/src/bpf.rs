@@ -28,30 +28,30 @@ const LOG: usize = 1 << 16;
 /// An instruction of the extended machine, as the kernel reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub(crate) struct Instruction {
-    pub(crate) code: u8,
+pub struct Instruction {
+    pub code: u8,
     /// The source register in the upper half, the destination in the lower.
-    pub(crate) registers: u8,
-    pub(crate) offset: i16,
-    pub(crate) immediate: i32,
+    pub registers: u8,
+    pub offset: i16,
+    pub immediate: i32,
 }
 
 /// An instruction of the classic machine, as the kernel reads it (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub(crate) struct ClassicInstruction {
-    pub(crate) code: u16,
-    pub(crate) jump_true: u8,
-    pub(crate) jump_false: u8,
-    pub(crate) k: u32,
+pub struct ClassicInstruction {
+    pub code: u16,
+    pub jump_true: u8,
+    pub jump_false: u8,
+    pub k: u32,
 }
 
 /// Why the kernel did not take a program.
 #[derive(Debug)]
-pub(crate) struct Refusal {
-    pub(crate) error: io::Error,
+pub struct Refusal {
+    pub error: io::Error,
     /// The last words of the verifier, on one line; empty if it was not even asked.
-    pub(crate) verifier: String,
+    pub verifier: String,
 }
 
 // The kernel reads as many bytes as it is told of, and takes the rest of its union for zeroes.
@@ -127,7 +127,7 @@ fn create(
 
 /// Memory that programs and this process share. Only this file makes one, so that its length is known.
 #[derive(Debug)]
-pub(crate) struct SharedArray {
+pub struct SharedArray {
     map: OwnedFd,
     length: usize,
 }
@@ -152,7 +152,7 @@ impl AsRawFd for SharedArray {
 
 /// A table of listening sockets. Only this file makes one, so that the sizes of its keys and values are known.
 #[derive(Debug)]
-pub(crate) struct SocketTable(OwnedFd);
+pub struct SocketTable(OwnedFd);
 
 impl AsRawFd for SocketTable {
     fn as_raw_fd(&self) -> RawFd {
@@ -162,24 +162,20 @@ impl AsRawFd for SocketTable {
 
 /// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
 /// another, zeroed. See [`super::shm::share`] for this side of it.
-pub(crate) fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<SharedArray> {
+pub fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<SharedArray> {
     let length = bytes.checked_mul(entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
     let map = create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)?;
     Ok(SharedArray { map, length })
 }
 
 /// A table of `entries` listening sockets, all empty.
-pub(crate) fn create_sockets(name: &str, entries: u32) -> io::Result<SocketTable> {
+pub fn create_sockets(name: &str, entries: u32) -> io::Result<SocketTable> {
     create(MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name).map(SocketTable)
 }
 
 /// Enters `socket`, which listens, at `index`. `ResourceBusy` while it is in another table; a table that has
 /// lost its last user lets go of its sockets a moment later.
-pub(crate) fn put_socket(
-    table: &SocketTable,
-    index: u32,
-    socket: BorrowedFd<'_>,
-) -> io::Result<()> {
+pub fn put_socket(table: &SocketTable, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
     let value = socket.as_raw_fd() as u64;
     let (key, value) = (&raw const index as u64, &raw const value as u64);
     let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
@@ -189,7 +185,7 @@ pub(crate) fn put_socket(
 }
 
 /// Empties the place at `index`.
-pub(crate) fn remove_socket(table: &SocketTable, index: u32) -> io::Result<()> {
+pub fn remove_socket(table: &SocketTable, index: u32) -> io::Result<()> {
     let key = &raw const index as u64;
     let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
     // SAFETY: the key points to four bytes that outlive the call; no value is read.
@@ -198,7 +194,7 @@ pub(crate) fn remove_socket(table: &SocketTable, index: u32) -> io::Result<()> {
 }
 
 /// Has the kernel verify and take a program that selects sockets.
-pub(crate) fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refusal> {
+pub fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refusal> {
     // Most programs pass; only for one that does not are we interested in the reasons.
     let error = match try_load(name, program, 0).0 {
         Ok(fd) => return Ok(fd),
@@ -215,8 +211,8 @@ pub(crate) fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refus
 }
 
 /// What the verifier has to say about a program it takes: how much work it was.
-#[cfg(test)]
-pub(crate) fn verify(program: &[Instruction]) -> String {
+#[cfg(any(test, feature = "testing"))]
+pub fn verify(program: &[Instruction]) -> String {
     // 4: statistics only.
     last_words(&try_load("prefork_test", program, 4).1)
 }
@@ -249,22 +245,19 @@ fn last_words(log: &[u8]) -> String {
 }
 
 /// Lets `program` choose for the whole group of `socket`, in place of whatever chose before.
-pub(crate) fn attach(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
+pub fn attach(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
     set(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
 }
 
 /// As [`attach`], with a classic program, which needs no privilege.
-pub(crate) fn attach_classic(
-    socket: BorrowedFd<'_>,
-    program: &[ClassicInstruction],
-) -> io::Result<()> {
+pub fn attach_classic(socket: BorrowedFd<'_>, program: &[ClassicInstruction]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let filter = program.as_ptr().cast_mut().cast();
     set(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
 }
 
 /// Leaves the choice to the kernel's hash again. No error if nothing else has chosen.
-pub(crate) fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
+pub fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
     match set(socket, SO_DETACH_REUSEPORT_BPF, &0) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
@@ -281,12 +274,12 @@ fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<
 }
 
 /// Whether the kernel would not even look at what was asked, for lack of a privilege.
-pub(crate) fn is_unprivileged(error: &io::Error) -> bool {
+pub fn is_unprivileged(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
 /// How many established connections wait in the queue of `listener`.
-pub(crate) fn queue_length(listener: impl AsFd) -> io::Result<u32> {
+pub fn queue_length(listener: impl AsFd) -> io::Result<u32> {
     // SAFETY: all zeroes is a valid tcp_info.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -302,7 +295,7 @@ pub(crate) fn queue_length(listener: impl AsFd) -> io::Result<u32> {
 
 /// Runs `make` with room for `bytes` of locked memory, which is what maps counted as before Linux 5.11. Leaves
 /// the limit as it was.
-pub(crate) fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
+pub fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
     let before = getrlimit(Resource::RLIMIT_MEMLOCK);
     if let Ok((soft, hard)) = before {
         let wanted = soft.saturating_add(bytes);
@@ -319,8 +312,8 @@ pub(crate) fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
 }
 
 /// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
-#[cfg(test)]
-pub(crate) fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
+#[cfg(any(test, feature = "testing"))]
+pub fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
     // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
     let header: [u32; 2] = [0x2008_0522, 0];
     let kept = [low, low, 0, high, high, 0];

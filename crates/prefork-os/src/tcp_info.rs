@@ -9,15 +9,15 @@ use super::{cvt, libc};
 
 /// The accept queue of a listening socket at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Queue {
+pub struct Queue {
     /// Connections that are made and wait to be accepted.
-    pub(crate) depth: u32,
+    pub depth: u32,
     /// How many may wait: the backlog as the kernel has capped it. The last one in may exceed it by one.
-    pub(crate) limit: u32,
+    pub limit: u32,
 }
 
 /// The accept queue of `listener`; an error if it is no TCP socket.
-pub(crate) fn queue(listener: impl AsFd) -> io::Result<Queue> {
+pub fn queue(listener: impl AsFd) -> io::Result<Queue> {
     let info = read(listener)?;
     // Of a listening socket these two fields say something else than their names (`tcp_get_info`).
     Ok(Queue { depth: info.tcpi_unacked, limit: info.tcpi_sacked })
@@ -30,7 +30,7 @@ pub(crate) fn queue(listener: impl AsFd) -> io::Result<Queue> {
 /// ACK of the handshake (`newtp->lsndtime = tcp_jiffies32` in `tcp_create_openreq_child`), and nobody can send
 /// before accept. What the client sends meanwhile moves `tcpi_last_data_recv` and `tcpi_last_ack_recv`, so
 /// those do not tell. The step is a tick of the kernel: 1 to 10 ms.
-pub(crate) fn age(connection: impl AsFd) -> io::Result<Duration> {
+pub fn age(connection: impl AsFd) -> io::Result<Duration> {
     read(connection).map(|info| Duration::from_millis(info.tcpi_last_data_sent.into()))
 }
 

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{cvt, libc};
-use crate::error::{Error, Kind, Result};
+use crate::{OsError, Result};
 
 /// Which side of the fork this is.
-pub(crate) enum Fork {
+pub enum Fork {
     /// The child, with its own copy of everything.
     Child,
     /// The parent, told the child's pid.
@@ -23,13 +23,13 @@ const LEAVING: Duration = Duration::from_millis(500);
 ///
 /// A child of a process with more threads would inherit locks (malloc's, stdio's, tokio's) that nobody is
 /// left to unlock, so that is refused with an error that says what to do.
-pub(crate) fn fork() -> Result<Fork> {
+pub fn fork() -> Result<Fork> {
     require_one_thread()?;
     // A buffered line would otherwise be written by both processes. A closed stdout is not our trouble.
     let _ = io::stdout().flush();
     // SAFETY: the process has one thread (checked above), so the child's copy of every lock is unlocked or
     // owned by the child's only thread, and it may allocate and run any code.
-    let pid = cvt(unsafe { libc::fork() }).map_err(|e| Error::system("fork a worker", e))?;
+    let pid = cvt(unsafe { libc::fork() }).map_err(|e| OsError::new("fork a worker", e))?;
     Ok(match u32::try_from(pid) {
         Ok(pid) if pid > 0 => Fork::Parent(pid),
         _ => Fork::Child,
@@ -38,7 +38,7 @@ pub(crate) fn fork() -> Result<Fork> {
 
 /// Ends this process at once: no destructors, no exit handlers. They belong to the parent, whose memory this
 /// is a copy of; running them here would remove the parent's files.
-pub(crate) fn exit_now(status: u8) -> ! {
+pub fn exit_now(status: u8) -> ! {
     let _ = io::stdout().flush();
     // SAFETY: _exit takes any status and does not return.
     unsafe { libc::_exit(status.into()) }
@@ -48,11 +48,11 @@ pub(crate) fn exit_now(status: u8) -> ! {
 ///
 /// # Errors
 /// It has more, or `/proc` does not say: a process that may have several is not treated as if it had one.
-pub(crate) fn require_one_thread() -> Result<()> {
+pub fn require_one_thread() -> Result<()> {
     let give_up = Instant::now() + LEAVING;
     loop {
         let threads = threads(Path::new("/proc/self/task")).map_err(|e| {
-            Error::system("count the threads in /proc/self/task (is /proc mounted?)", e)
+            OsError::new("count the threads in /proc/self/task (is /proc mounted?)", e)
         })?;
         if threads.len() == 1 {
             return Ok(());
@@ -80,19 +80,19 @@ fn threads(tasks: &Path) -> io::Result<Vec<PathBuf>> {
     })
 }
 
-fn too_many(threads: &[PathBuf]) -> Error {
+fn too_many(threads: &[PathBuf]) -> OsError {
     let names: Vec<String> = threads
         .iter()
         .filter_map(|comm| std::fs::read_to_string(comm).ok())
         .map(|name| name.trim_end().to_string())
         .collect();
-    Kind::Fork(format!(
+    let why = format!(
         "this process has {} threads ({}) and only a process with one thread can be forked safely; \
          start threads and async runtimes in the worker function, and join those that preload starts",
         threads.len(),
         names.join(", "),
-    ))
-    .into()
+    );
+    OsError::new("fork", io::Error::other(why))
 }
 
 #[cfg(test)]

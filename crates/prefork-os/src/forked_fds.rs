@@ -10,7 +10,7 @@ use super::libc;
 
 /// Descriptors that are to be closed. Their owners are forgotten already.
 #[derive(Debug, Default)]
-pub(crate) struct ForkedFds {
+pub struct ForkedFds {
     numbers: Vec<RawFd>,
 }
 
@@ -19,7 +19,7 @@ impl ForkedFds {
     ///
     /// `list` names descriptors that `owner`, and nobody else in this process, would close when it is dropped. What else
     /// `owner` holds stays in memory until the process ends.
-    pub(crate) fn take_from<T>(
+    pub fn take_from<T>(
         &mut self,
         owner: T,
         list: impl for<'a> FnOnce(&'a T, &mut dyn FnMut(BorrowedFd<'a>)),
@@ -29,7 +29,7 @@ impl ForkedFds {
     }
 
     /// Closes all of them.
-    pub(crate) fn close(self) {
+    pub fn close(self) {
         let ForkedFds { mut numbers } = self;
         numbers.sort_unstable();
         for run in numbers.chunk_by(|one, next| one + 1 == *next) {

@@ -16,17 +16,17 @@ use tokio::io::{Interest, ReadBuf};
 use super::{cvt, libc, poll, socket};
 
 /// Registers `fd` with the current runtime, to wait until it is readable.
-pub(crate) fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE)
 }
 
 /// Registers `fd` with the current runtime, to wait until it is readable or writable.
-pub(crate) fn both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// Waits until `fd` is readable, and does not let the loop sleep before `awake`. All else goes on meanwhile.
-pub(crate) async fn readable_awake(
+pub async fn readable_awake(
     fd: &AsyncFd<OwnedFd>,
     awake: Option<Instant>,
 ) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
@@ -42,7 +42,7 @@ pub(crate) async fn readable_awake(
 }
 
 /// Reads once into the rest of `buf`, without waiting.
-pub(crate) fn read_into(fd: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+pub fn read_into(fd: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<()> {
     let flags = libc::MSG_DONTWAIT;
     // SAFETY: bytes are only ever written to this memory, by the kernel.
     let room = unsafe { buf.unfilled_mut() };
@@ -61,7 +61,7 @@ fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
 
 /// How a process stands at a listening socket that others stand at, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stance {
+pub enum Stance {
     /// It is woken for every connection.
     Front,
     /// A connection wakes the first process in the line that sleeps in its event loop, and no other of the line. One
@@ -76,7 +76,7 @@ pub(crate) enum Stance {
 /// tokio registers what it waits for so that every connection wakes every process. Here the registration is
 /// exchanged for one with EPOLLEXCLUSIVE and the same token, so tokio notices no difference. tokio does not tell its
 /// epoll instance: `/proc/self/fdinfo` shows it, and the token. Where that cannot be read all remain in the front.
-pub(crate) struct Door {
+pub struct Door {
     socket: AsyncFd<OwnedFd>,
     place: Option<Place>,
     stance: Cell<Stance>,
@@ -91,28 +91,28 @@ struct Place {
 
 impl Door {
     /// Registers `fd` in the front.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Door> {
+    pub fn new(fd: OwnedFd) -> io::Result<Door> {
         let socket = readable(fd)?;
         let place = find_place(socket.as_raw_fd());
         Ok(Door { socket, place, stance: Cell::new(Stance::Front) })
     }
 
-    pub(crate) fn socket(&self) -> &OwnedFd {
+    pub fn socket(&self) -> &OwnedFd {
         self.socket.get_ref()
     }
 
     /// Resolves when there may be a connection.
-    pub(crate) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    pub async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.socket.readable().await
     }
 
     /// Whether it can be stood in line at it.
-    pub(crate) fn lines_up(&self) -> bool {
+    pub fn lines_up(&self) -> bool {
         self.place.is_some()
     }
 
     /// Takes one connection out of the queue; `None` if there is none, which ends what `ready` announced.
-    pub(crate) fn accept(
+    pub fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
     ) -> io::Result<Option<OwnedFd>> {
@@ -128,17 +128,17 @@ impl Door {
     }
 
     /// Whether a connection waits, announced or not.
-    pub(crate) fn has_connection(&self) -> bool {
+    pub fn has_connection(&self) -> bool {
         let watch = poll::Watch::read(self.socket().as_fd());
         poll::wait(&[watch], Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
     }
 
-    pub(crate) fn stance(&self) -> Stance {
+    pub fn stance(&self) -> Stance {
         self.stance.get()
     }
 
     /// Takes this stance, in line the last place. A connection that waits already is then announced.
-    pub(crate) fn take(&self, stance: Stance) -> io::Result<()> {
+    pub fn take(&self, stance: Stance) -> io::Result<()> {
         let Some(place) = self.place else { return Ok(()) };
         if self.stance.get() == stance && stance != Stance::InLine {
             return Ok(());

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use super::readiness;
 
 /// Beats, one after the other. Those that nobody waited for are one.
-pub(crate) struct Beats {
+pub struct Beats {
     timer: AsyncFd<OwnedFd>,
     begun: Instant,
     every: Duration,
@@ -26,7 +26,7 @@ pub(crate) struct Beats {
 
 impl Beats {
     /// In the current runtime; the first comes when `every` has passed.
-    pub(crate) fn new(every: Duration) -> io::Result<Beats> {
+    pub fn new(every: Duration) -> io::Result<Beats> {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
         let begun = Instant::now();
@@ -37,7 +37,7 @@ impl Beats {
     }
 
     /// Waits for the next; says how late it is heard.
-    pub(crate) async fn next(&mut self) -> Duration {
+    pub async fn next(&mut self) -> Duration {
         loop {
             // Without a timer there is no beat, and the primary replaces this worker.
             let Ok(mut ready) = self.timer.readable().await else { return pending().await };

@@ -12,7 +12,7 @@ use super::{cvt, libc};
 
 /// How many written bytes the other end has not yet taken: those that TCP has not seen acknowledged, or that nobody has
 /// read from a Unix socket.
-pub(crate) fn unsent(socket: impl AsFd) -> io::Result<u64> {
+pub fn unsent(socket: impl AsFd) -> io::Result<u64> {
     let mut bytes = MaybeUninit::<libc::c_int>::uninit();
     // SAFETY: the kernel writes one int to the address, which is valid for one.
     cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, bytes.as_mut_ptr()) })?;
@@ -22,7 +22,7 @@ pub(crate) fn unsent(socket: impl AsFd) -> io::Result<u64> {
 
 /// Whether the other end is gone: it sent a reset, or has closed a Unix socket in both directions. A FIN alone is
 /// neither.
-pub(crate) fn is_hung_up(socket: impl AsFd) -> bool {
+pub fn is_hung_up(socket: impl AsFd) -> bool {
     // POLLHUP and POLLERR are reported whatever is asked for.
     let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
     let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
@@ -33,7 +33,7 @@ pub(crate) fn is_hung_up(socket: impl AsFd) -> bool {
 }
 
 /// Has the kernel throw away what was not sent when the socket is closed, and reset the connection.
-pub(crate) fn reset_on_close(socket: impl AsFd) -> io::Result<()> {
+pub fn reset_on_close(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))
 }
 

@@ -12,16 +12,16 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Bytes of a page; one process owns one.
-pub(crate) const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 /// The same in 64-bit words.
-pub(crate) const WORDS: usize = PAGE / 8;
+pub const WORDS: usize = PAGE / 8;
 
 /// One page as everybody sees it: words that change under the reader's eyes.
-pub(crate) type Page = [AtomicU64; WORDS];
+pub type Page = [AtomicU64; WORDS];
 
 /// Pages for reading, by every process. The mapping can not be made writable again (`F_SEAL_FUTURE_WRITE`).
 #[derive(Clone, Copy)]
-pub(crate) struct Pages {
+pub struct Pages {
     base: NonNull<Page>,
     count: usize,
 }
@@ -32,7 +32,7 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 /// All pages for writing. Only the primary keeps this; a worker gives it up for one page.
-pub(crate) struct WritablePages {
+pub struct WritablePages {
     base: NonNull<Page>,
     count: usize,
 }
@@ -48,7 +48,7 @@ fn primarys_name() -> String {
 }
 
 /// Reads a line of `/proc/PID/maps`: pid and start time of the primary that made the memory, if it is ours.
-pub(crate) fn primary_of_mapping(line: &str) -> Option<(u32, u64)> {
+pub fn primary_of_mapping(line: &str) -> Option<(u32, u64)> {
     let (_, name) = line.split_once("/memfd:")?;
     let (pid, rest) = name.strip_prefix(NAME)?.strip_prefix(':')?.split_once(':')?;
     let started = rest.split(' ').next()?;
@@ -56,7 +56,7 @@ pub(crate) fn primary_of_mapping(line: &str) -> Option<(u32, u64)> {
 }
 
 /// Makes `count` zeroed pages that every process forked from now on will share, and the memory behind them.
-pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
+pub fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memory = memfd_create(primarys_name().as_str(), flags)?;
     let length = count.checked_mul(PAGE).and_then(|length| i64::try_from(length).ok());
@@ -74,7 +74,7 @@ pub(crate) fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)
 ///
 /// # Errors
 /// It has fewer: what is mapped behind its end could not be reached (SIGBUS).
-pub(crate) fn share(memory: &SharedArray, count: usize) -> io::Result<WritablePages> {
+pub fn share(memory: &SharedArray, count: usize) -> io::Result<WritablePages> {
     if count > memory.length().div_ceil(PAGE) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -83,7 +83,7 @@ pub(crate) fn share(memory: &SharedArray, count: usize) -> io::Result<WritablePa
 }
 
 /// Pages that another program of this process made, for reading.
-pub(crate) fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
+pub fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
     let length = usize::try_from(nix::sys::stat::fstat(memory)?.st_size).unwrap_or(0);
     let seals = fcntl(memory, FcntlArg::F_GET_SEALS)?;
     // Unsealed memory could be made shorter under us, and reading behind its end is SIGBUS.
@@ -105,12 +105,12 @@ fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonN
 
 impl Pages {
     /// How many there are.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 
     /// Page `index`.
-    pub(crate) fn page(&self, index: usize) -> &'static Page {
+    pub fn page(&self, index: usize) -> &'static Page {
         assert!(index < self.count, "page {index} of {}", self.count);
         // SAFETY: inside the mapping (checked), which is never unmapped; all words are atomics, and any
         // bit pattern is a valid one, whatever other processes write.
@@ -120,21 +120,21 @@ impl Pages {
 
 impl WritablePages {
     /// Page `index`, for the primary to write. The caller keeps no reference across a fork.
-    pub(crate) fn page(&self, index: usize) -> &Page {
+    pub fn page(&self, index: usize) -> &Page {
         assert!(index < self.count, "page {index} of {}", self.count);
         // SAFETY: inside the mapping (checked), which lives as long as `self`; the words are atomics.
         unsafe { self.base.add(index).as_ref() }
     }
 
     /// Zeroes page `index`.
-    pub(crate) fn clear(&self, index: usize) {
+    pub fn clear(&self, index: usize) {
         for word in self.page(index) {
             word.store(0, Ordering::Relaxed);
         }
     }
 
     /// Gives up all of them for good. Nothing can be reached through `self` afterwards.
-    pub(crate) fn give_up(&mut self) -> io::Result<()> {
+    pub fn give_up(&mut self) -> io::Result<()> {
         let count = std::mem::take(&mut self.count);
         if count > 0 {
             // SAFETY: exactly the mapping made by `create` or `share`. No reference into it is left, as those that
@@ -146,13 +146,13 @@ impl WritablePages {
 
     /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
     /// through `self` afterwards.
-    pub(crate) fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
+    pub fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
         let pages = self.keep_run(index, 1)?;
         pages.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into())
     }
 
     /// As `keep_only`, for `run` pages in a row.
-    pub(crate) fn keep_run(&mut self, index: usize, run: usize) -> io::Result<Vec<&'static Page>> {
+    pub fn keep_run(&mut self, index: usize, run: usize) -> io::Result<Vec<&'static Page>> {
         let fits = index.checked_add(run).is_some_and(|end| end <= self.count);
         assert!(fits, "pages {index} and {run} more of {}", self.count);
         let after = self.count - index - run;

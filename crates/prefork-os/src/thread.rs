@@ -8,7 +8,7 @@ use super::{cvt, libc};
 
 /// Makes the calling thread give way to others: `nice` is 0 (no difference) to 19. On Linux the nice value
 /// belongs to a thread, so the rest of the process keeps its own.
-pub(crate) fn give_way(nice: u32) -> io::Result<()> {
+pub fn give_way(nice: u32) -> io::Result<()> {
     let nice = libc::c_int::try_from(nice.min(19)).unwrap_or(19);
     let this = libc::id_t::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
     // SAFETY: setpriority takes three numbers and touches no memory of ours.
@@ -16,8 +16,8 @@ pub(crate) fn give_way(nice: u32) -> io::Result<()> {
 }
 
 /// The nice value of the calling thread.
-#[cfg(test)]
-pub(crate) fn niceness() -> io::Result<i32> {
+#[cfg(any(test, feature = "testing"))]
+pub fn niceness() -> io::Result<i32> {
     // SAFETY: getpriority only reads. 0 is the calling thread.
     nix::errno::Errno::clear();
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
@@ -29,7 +29,7 @@ pub(crate) fn niceness() -> io::Result<i32> {
 
 /// Leaves all signals to the process's other threads, but for those that a fault of this thread causes, which
 /// nobody else could take.
-pub(crate) fn leave_signals_to_others() -> io::Result<()> {
+pub fn leave_signals_to_others() -> io::Result<()> {
     let mut held = SigSet::all();
     for fault in [
         Signal::SIGSEGV,

@@ -4,15 +4,15 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::{cvt, libc};
-use crate::sys::signal::Signal;
+use crate::signal::Signal;
 
 /// A process of anybody.
 #[derive(Debug)]
-pub(crate) struct PidFd(OwnedFd);
+pub struct PidFd(OwnedFd);
 
 impl PidFd {
     /// The process that has `pid` now.
-    pub(crate) fn open(pid: u32) -> io::Result<PidFd> {
+    pub fn open(pid: u32) -> io::Result<PidFd> {
         // SAFETY: pidfd_open takes two integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
         let fd = cvt(fd as libc::c_int)?;
@@ -21,7 +21,7 @@ impl PidFd {
     }
 
     /// Sends `signal` to it; fails if it has been reaped.
-    pub(crate) fn send(&self, signal: Signal) -> io::Result<()> {
+    pub fn send(&self, signal: Signal) -> io::Result<()> {
         let fd = self.0.as_raw_fd();
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: without a siginfo the call reads no memory of ours; the descriptor is open.
@@ -32,7 +32,7 @@ impl PidFd {
     }
 
     /// A duplicate of its descriptor `number`, close-on-exec. Needs the right to trace it.
-    pub(crate) fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+    pub fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
         let fd = cvt(fd as libc::c_int)?;

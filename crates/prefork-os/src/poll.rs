@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 /// What is waited for. The end of the connection is always noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Interest {
+pub enum Interest {
     /// Something to read, or somebody to accept.
     Read,
     /// Room to write.
@@ -20,42 +20,47 @@ pub(crate) enum Interest {
 
 /// A descriptor and what is waited for on it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Watch<'fd> {
+pub struct Watch<'fd> {
     fd: BorrowedFd<'fd>,
     interest: Interest,
 }
 
 impl<'fd> Watch<'fd> {
     /// Waits for `interest` on `fd`.
-    pub(crate) fn new(fd: BorrowedFd<'fd>, interest: Interest) -> Watch<'fd> {
+    pub fn new(fd: BorrowedFd<'fd>, interest: Interest) -> Watch<'fd> {
         Watch { fd, interest }
     }
 
     /// Waits for something to read on `fd`.
-    pub(crate) fn read(fd: BorrowedFd<'fd>) -> Watch<'fd> {
+    pub fn read(fd: BorrowedFd<'fd>) -> Watch<'fd> {
         Watch::new(fd, Interest::Read)
     }
 }
 
 /// Descriptors that are waited for again and again.
-pub(crate) struct Set<'fd> {
+pub struct Set<'fd> {
     polled: Vec<PollFd<'fd>>,
     ready: usize,
 }
 
 impl<'fd> Set<'fd> {
-    pub(crate) fn new(watched: impl Iterator<Item = Watch<'fd>>) -> Set<'fd> {
+    pub fn new(watched: impl Iterator<Item = Watch<'fd>>) -> Set<'fd> {
         let polled = watched.map(|watch| PollFd::new(watch.fd, flags(watch.interest))).collect();
         Set { polled, ready: 0 }
     }
 
     /// How many there are.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.polled.len()
     }
 
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.polled.is_empty()
+    }
+
     /// Puts `watched` into the places after the first `kept`.
-    pub(crate) fn change(&mut self, kept: usize, watched: impl IntoIterator<Item = Watch<'fd>>) {
+    pub fn change(&mut self, kept: usize, watched: impl IntoIterator<Item = Watch<'fd>>) {
         self.polled.truncate(kept);
         let new = watched.into_iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest)));
         self.polled.extend(new);
@@ -63,7 +68,7 @@ impl<'fd> Set<'fd> {
 
     /// Waits until some are ready or hung up, or `timeout` has passed (`None`: for ever). Returns how many. A signal that
     /// interrupts the wait is a normal return with none.
-    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         self.ready = 0;
         self.ready = match nix::poll::poll(&mut self.polled, in_millis(timeout)) {
             Ok(ready) => usize::try_from(ready).unwrap_or(0),
@@ -74,7 +79,7 @@ impl<'fd> Set<'fd> {
     }
 
     /// The same, without sleeping before `awake`: whoever is asleep takes long to be woken.
-    pub(crate) fn wait_awake(
+    pub fn wait_awake(
         &mut self,
         awake: Option<Instant>,
         timeout: Option<Duration>,
@@ -90,25 +95,25 @@ impl<'fd> Set<'fd> {
     }
 
     /// What came of waiting is dealt with.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.ready = 0;
     }
 
     /// Whether the one at this place was ready after the last wait.
-    pub(crate) fn is_ready(&self, at: usize) -> bool {
+    pub fn is_ready(&self, at: usize) -> bool {
         let polled = self.polled.get(at).filter(|_| self.ready > 0);
         polled.and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
     }
 
     /// The same for all.
-    pub(crate) fn flags(&self) -> Vec<bool> {
+    pub fn flags(&self) -> Vec<bool> {
         (0..self.polled.len()).map(|at| self.is_ready(at)).collect()
     }
 }
 
 /// Waits until one of `watched` is ready or hung up, or `timeout` has passed (`None`: for ever). Returns one
 /// flag for each descriptor. A signal that interrupts the wait is a normal return with no flag set.
-pub(crate) fn wait(watched: &[Watch<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+pub fn wait(watched: &[Watch<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut set = Set::new(watched.iter().copied());
     set.wait(timeout)?;
     Ok(set.flags())

@@ -10,7 +10,7 @@ use super::{cvt, libc};
 
 /// What has become of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
     /// It has ended and is a zombie no longer: its pid is free.
     Ended(ExitStatus),
     /// A signal has stopped all of it; a debugger that holds it does not count.
@@ -20,7 +20,7 @@ pub(crate) enum Change {
 }
 
 /// A child that has ended and was not reaped yet, whoever made it; it stays so. Never blocks.
-pub(crate) fn ended() -> Option<u32> {
+pub fn ended() -> Option<u32> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     match waitid(Id::All, flags) {
         Ok(status) => status.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok()),
@@ -30,13 +30,13 @@ pub(crate) fn ended() -> Option<u32> {
 
 /// The exit status of child `pid`, if it has ended; it is a zombie no longer then, and its pid is free.
 /// `None` while it lives. Never blocks.
-pub(crate) fn reap(pid: u32) -> io::Result<Option<ExitStatus>> {
+pub fn reap(pid: u32) -> io::Result<Option<ExitStatus>> {
     wait(pid, libc::WNOHANG)
 }
 
 /// What has become of child `pid`, if anything has since this was last asked: each change is told once, and of several
 /// the last. Never blocks.
-pub(crate) fn change(pid: u32) -> io::Result<Option<Change>> {
+pub fn change(pid: u32) -> io::Result<Option<Change>> {
     let status = wait(pid, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)?;
     Ok(status.map(|status| match status {
         _ if status.stopped_signal().is_some() => Change::Stopped,

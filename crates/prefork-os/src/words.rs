@@ -12,13 +12,13 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
 
 /// `count` zeroed words in memory that is shared over fork. They stay for the life of the process: handles to
 /// them are plain references that every worker has. Words that nobody touches cost no memory.
-pub(crate) fn shared(count: usize) -> io::Result<&'static [AtomicU64]> {
+pub fn shared(count: usize) -> io::Result<&'static [AtomicU64]> {
     map(count, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)
 }
 
 /// A word that is zero again in every child (`MADV_WIPEONFORK`): for what is true of one process only, without
 /// asking the kernel at each use who we are.
-pub(crate) fn of_this_process() -> io::Result<&'static AtomicU64> {
+pub fn of_this_process() -> io::Result<&'static AtomicU64> {
     static WORD: OnceLock<&'static [AtomicU64]> = OnceLock::new();
     if let Some(words) = WORD.get() {
         return Ok(&words[0]);
@@ -45,7 +45,7 @@ fn map(count: usize, flags: MapFlags) -> io::Result<&'static [AtomicU64]> {
 
 /// The processor this thread runs on right now, or 0 if the kernel does not say. It may be another one by the
 /// time the caller uses it: good for spreading writes, for nothing else.
-pub(crate) fn processor() -> usize {
+pub fn processor() -> usize {
     nix::sched::sched_getcpu().unwrap_or(0)
 }
 

@@ -10,7 +10,7 @@ use socket2::SockRef;
 use super::{cvt, libc};
 
 /// So many messages are sent by one system call.
-pub(crate) const MOST: usize = 16;
+pub const MOST: usize = 16;
 
 /// Bytes for the control message that carries one descriptor.
 // SAFETY: computes a number from a number.
@@ -23,7 +23,7 @@ struct Control([u8; CONTROL]);
 
 /// Sends up to [`MOST`] of `parcels` without waiting, each as a message of its own with a duplicate of its
 /// descriptor. Returns how many were sent: fewer than given when there is no room for more.
-pub(crate) fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize> {
+pub fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize> {
     let mut bytes = [0u8; MOST];
     let mut controls = [Control([0; CONTROL]); MOST];
     let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 }; MOST];
@@ -70,7 +70,7 @@ pub(crate) fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::
 }
 
 /// How many bytes wait to be read from `socket`, over all messages.
-pub(crate) fn unread(socket: impl AsFd) -> io::Result<usize> {
+pub fn unread(socket: impl AsFd) -> io::Result<usize> {
     let mut bytes = MaybeUninit::<libc::c_int>::uninit();
     // SAFETY: FIONREAD writes one int to where the pointer leads.
     cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, bytes.as_mut_ptr()) })?;
@@ -80,7 +80,7 @@ pub(crate) fn unread(socket: impl AsFd) -> io::Result<usize> {
 
 /// Lets the kernel hold so many bytes of what `socket` has sent and nobody has read, its bookkeeping included.
 /// The socket counts as writable again when less than a quarter is used.
-pub(crate) fn narrow(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+pub fn narrow(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     // The kernel doubles what it is given.
     SockRef::from(&socket).set_send_buffer_size(bytes / 2)
 }
@@ -88,7 +88,7 @@ pub(crate) fn narrow(socket: impl AsFd, bytes: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::socket::{Passed, Received, message_pair, receive_message};
+    use crate::socket::{Passed, Received, message_pair, receive_message};
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
