@@ -23,12 +23,12 @@ use crate::log_output;
 use crate::models::Made;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
-use crate::supervisor::Outcome;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
 pub use kind::Kind;
 use kind::Kinds;
+use prefork_supervisor::Outcome;
 pub use preload::Preloaded;
 
 /// A cluster of forked workers behind one listening socket.

@@ -20,7 +20,6 @@ mod config;
 pub mod control;
 mod demo;
 mod error;
-mod identity;
 mod ipc;
 mod isolated;
 mod listener;
@@ -39,7 +38,6 @@ pub mod shared;
 mod socket_file;
 mod span;
 mod steering;
-mod supervisor;
 mod systemd;
 mod trust;
 mod upgrade;
@@ -54,17 +52,17 @@ pub use config::{
     Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers,
 };
 pub use error::{Error, Result, exit};
-pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 pub use isolated::{Isolated, IsolatedError};
 pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use mail::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
 };
+pub use prefork_supervisor::Limit;
+pub use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
 pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,
 };
-pub use supervisor::Limit;
 pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
-use crate::identity::{Slot, WorkerTag};
 use crate::listener::Listener;
 use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::steering::SlotMeter;
+use prefork_supervisor::{Slot, WorkerTag};
 
 /// What the primary hands to a freshly forked worker.
 pub(crate) struct Seed {

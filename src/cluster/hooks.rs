@@ -1,9 +1,9 @@
 //! What the application does in the primary: its hooks, and its side of the messages.
 
 use super::Cluster;
-use crate::identity::WorkerTag;
 use crate::mail::{MailLimits, Message};
 use crate::primary::{ClusterEvent, PrimaryHandle, Restart, WorkerExit};
+use prefork_supervisor::WorkerTag;
 
 impl Cluster {
     /// Tells `hook` in the primary what happens: workers forked, online, listening, disconnected, gone, replaced, and

@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::Cluster;
 use crate::config::Workers;
 use crate::error::{Error, Result};
-use crate::identity::WEB;
 use crate::models;
 use crate::seed::Entry;
-use crate::supervisor::{KindRules, Limits};
 use crate::worker::{self, App, Worker};
+use prefork_supervisor::WEB;
+use prefork_supervisor::{KindRules, Limits};
 
 /// A kind of workers that serve no connections, such as consumers of a queue: its name, how many there are, and when
 /// they are replaced. See [`Cluster::kind`].

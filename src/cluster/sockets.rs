@@ -3,10 +3,10 @@
 use super::Cluster;
 use crate::config::FdStore;
 use crate::error::{Error, Result};
-use crate::identity::Slot;
 use crate::listener::{Keeper, ListenerSet, serve_passed};
 use crate::systemd::{Manager, Passed, Service};
 use crate::upgrade::Manifest;
+use prefork_supervisor::Slot;
 
 impl Cluster {
     /// Those that there are already, all of which are listened on. From here on `bind` names them, now and after a

@@ -17,7 +17,6 @@ pub(crate) mod keys;
 mod log_filter;
 mod model;
 mod nearest;
-mod policy;
 pub(crate) mod raw;
 mod said;
 mod value;
@@ -37,7 +36,7 @@ pub use dispatch::Dispatch;
 pub use fd_store::FdStore;
 pub use half_close::HalfClose;
 pub use model::Model;
-pub(crate) use policy::Policy;
+use prefork_supervisor::Policy;
 pub(crate) use value::duration;
 pub use workers::Workers;
 

@@ -17,7 +17,7 @@ pub enum Workers {
 
 impl Workers {
     /// The largest accepted number of workers. The scoreboard has room for twice as many.
-    pub const MAX: u32 = 1024;
+    pub const MAX: u32 = prefork_supervisor::MAX_WORKERS;
 
     /// `count` workers; an error outside `1..=`[`Workers::MAX`].
     pub fn count(count: u32) -> Result<Workers> {

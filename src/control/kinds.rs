@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::WEB;
+use prefork_supervisor::WEB;
 
 /// A kind of workers other than `web`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::kinds::{KindStatus, web};
 use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
-use crate::identity::{WEB, WorkerId};
 use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
-use crate::supervisor::{MemberView, View};
+use prefork_supervisor::{MemberView, View};
+use prefork_supervisor::{WEB, WorkerId};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
 const LISTED: usize = 2048;
@@ -242,7 +242,7 @@ fn millis(since: Instant, now: Instant) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::identity::{Generation, Slot, WEB, WorkerTag};
+    use prefork_supervisor::{Generation, Slot, WEB, WorkerTag};
 
     pub(crate) fn view_of(workers: u32) -> View {
         let members = (0..workers).map(|n| {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{HandOver, ToPrimary, ToWorker, Unread};
-use crate::identity::Slot;
 use crate::printable::printable_bytes;
+use prefork_supervisor::Slot;
 
 /// The largest message in bytes: a connection with all the unread bytes it may have.
 pub(crate) const CAP: usize = 1 + Unread::MOST;

@@ -24,7 +24,7 @@ mod worker_end;
 
 use std::time::Duration;
 
-use crate::identity::Slot;
+use prefork_supervisor::Slot;
 pub(crate) use primary_end::{Heard, PrimaryEnd};
 pub(crate) use queue::{Dealt, Newcomer, Queue, read as read_dealt};
 pub(crate) use worker_end::{Order, WorkerEnd};

@@ -8,9 +8,9 @@ use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
-use crate::identity::Slot;
 use prefork_os::readiness::both;
 use prefork_os::socket::{Passed, Received, receive_message, send_message};
+use prefork_supervisor::Slot;
 
 /// What the primary wants.
 #[derive(Debug)]

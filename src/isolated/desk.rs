@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Isolated, JobId, Verdict, join};
-use crate::identity::WorkerId;
 use crate::mail::ReplyTo;
+use prefork_supervisor::WorkerId;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,9 +11,9 @@ use super::orphans::{self, Freed};
 use super::own_workers::{self, Release};
 use super::{Keeper, ListenAddr, Listener, UnixAddr, addr, holder};
 use crate::error::{Error, Result};
-use crate::identity::Slot;
 use crate::printable::printable_process;
 use crate::socket_file::SocketFile;
+use prefork_supervisor::Slot;
 
 /// A socket that was made or taken over, and is in no set yet.
 pub(super) struct Acquired {

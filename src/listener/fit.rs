@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::names::{self, Names};
 use super::{Acquired, ListenAddr, Listener, ListenerSet};
 use crate::error::Result;
-use crate::identity::Slot;
+use prefork_supervisor::Slot;
 
 /// How often a free port is tried that is to be free on all addresses of a name.
 const PORT_ATTEMPTS: u32 = 32;

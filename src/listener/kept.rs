@@ -11,8 +11,8 @@ use socket2::{Domain, Socket};
 
 use super::{ListenAddr, Listener, ListenerSet, bind};
 use crate::error::{Error, Result};
-use crate::identity::Slot;
 use crate::systemd::{Passed, StoreName, is_stored};
+use prefork_supervisor::Slot;
 
 /// Who has a listening socket besides the workers and this process, and so whether it listens after our end. (Who passed a
 /// socket that is named as `fd://N` is not known: it counts as ours, and is left as it is in the end.)

@@ -28,7 +28,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
-use crate::identity::Slot;
 use crate::socket_file::SocketFile;
 pub use addr::{HostAddr, ListenAddr};
 use bind::{Acquired, Binding};
@@ -36,6 +35,7 @@ pub(crate) use holder::holders;
 pub(crate) use kept::{Keeper, serve_passed};
 pub(crate) use names::{Lookup, Names, look_up};
 use prefork_os::{self, tcp_info::Queue};
+use prefork_supervisor::Slot;
 pub(crate) use repair::Repaired;
 pub use unix_addr::UnixAddr;
 pub(crate) use unix_addr::parse_mode;

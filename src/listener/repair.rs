@@ -4,7 +4,7 @@
 use super::bind::{self, Binding};
 use super::{Keeper, ListenAddr, Listener, ListenerSet};
 use crate::error::{Error, Result};
-use crate::identity::Slot;
+use prefork_supervisor::Slot;
 
 /// What was made anew.
 #[derive(Debug, Default)]

@@ -12,10 +12,10 @@ use super::frame::{Garbled, PACKET};
 use super::post::Post;
 pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
-use crate::identity::{WorkerId, WorkerTag};
 use prefork_os::forked_fds::ForkedFds;
 use prefork_os::poll::{self, Interest, Watch};
 use prefork_os::socket::{Passed, Received, discard_messages, receive_message, send_message};
+use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// Packets taken from one worker in one turn.
 const PACKETS_A_TURN: usize = 4;
@@ -289,7 +289,7 @@ mod tests {
     use super::super::letter::tests::letter;
     use super::super::outbox::Outbox;
     use super::*;
-    use crate::identity::{Generation, Slot, WEB};
+    use prefork_supervisor::{Generation, Slot, WEB};
 
     #[test]
     fn nothing_that_was_left_to_the_parent_stays_open() {

@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes};
 
 use super::{Carried, MailError};
-use crate::identity::{Slot, WorkerId};
+use prefork_supervisor::{Slot, WorkerId};
 
 /// Bytes before the payload, at most.
 pub(super) const HEAD: usize = FIXED + Kind::MOST;

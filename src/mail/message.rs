@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::{Carried, Class, Connection, Kind, Letter, MailError, Place};
-use crate::identity::{Slot, WorkerId};
+use prefork_supervisor::{Slot, WorkerId};
 
 /// Which worker a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::outbox::Outbox;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
-use crate::identity::{WorkerId, WorkerTag};
+use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// How long a letter waits for a receiver that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,8 +1,8 @@
 //! The post, without a kernel.
 
 use super::*;
-use crate::identity::{Generation, Slot, WEB};
 use crate::mail::letter::tests::letter;
+use prefork_supervisor::{Generation, Slot, WEB};
 
 fn tag(id: u64, slot: u32) -> WorkerTag {
     let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));

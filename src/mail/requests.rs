@@ -96,7 +96,7 @@ impl Requests {
 mod tests {
     use super::super::letter::tests::letter;
     use super::*;
-    use crate::identity::{Slot, WorkerId};
+    use prefork_supervisor::{Slot, WorkerId};
 
     fn reply(class: Class, id: u64) -> Letter {
         Letter { class, id, ..letter("a", 2) }

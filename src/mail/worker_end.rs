@@ -20,9 +20,9 @@ use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::aside::step_aside;
-use crate::identity::WorkerTag;
 use prefork_os::readiness::{both, readable_awake};
 use prefork_os::socket::{Received, receive_message, send_message};
+use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks have their turn.
 const PACKETS_A_TURN: usize = 16;

@@ -20,7 +20,6 @@ use tokio::sync::{Mutex, mpsc};
 use super::relay::{self, Member, Relay};
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailLimits;
@@ -28,6 +27,7 @@ use crate::scoreboard::{OwnRow, Reader};
 use crate::seed::Seed;
 use crate::steering::SlotMeter;
 use crate::worker::{self, App};
+use prefork_supervisor::{Slot, WorkerTag};
 
 /// As much as the first thread of a process has, as the same handlers run here.
 const STACK: usize = 8 << 20;

@@ -9,9 +9,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::config::Config;
-use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::scoreboard::ThreadRow;
+use prefork_supervisor::{Slot, WorkerTag};
 
 /// How long a connection on its way out waits for room in the channel to the primary.
 const PATIENCE: Duration = Duration::from_secs(5);

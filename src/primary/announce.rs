@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::Primary;
-use crate::identity::Slot;
 use crate::listener::{Keeper, ListenAddr, Listener};
-use crate::supervisor::Notice;
 use crate::systemd::Figures;
 use prefork_os::signal::Signal;
+use prefork_supervisor::Notice;
+use prefork_supervisor::Slot;
 
 /// What a primary needs besides the deadlines of its workers.
 const MARGIN: Duration = Duration::from_secs(2);

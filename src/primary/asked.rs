@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::identity::WorkerId;
 use crate::mail::MailError;
+use prefork_supervisor::WorkerId;
 
 /// More requests than this do not wait for an answer at once.
 pub(super) const MOST: usize = 1 << 16;

@@ -12,11 +12,11 @@ use awaited::Awaited;
 use super::Child;
 use super::haul::{self, Haul};
 use super::turn::{BOUND, Turn};
-use crate::identity::WorkerId;
 use crate::ipc::{Newcomer, Queue};
 use crate::listener::Listener;
 use crate::scoreboard::Scoreboard;
-use crate::supervisor::Supervisor;
+use prefork_supervisor::Supervisor;
+use prefork_supervisor::WorkerId;
 
 /// How long accepting rests when descriptors have run out.
 const REST: Duration = Duration::from_millis(100);

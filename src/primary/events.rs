@@ -4,9 +4,9 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::listener::ListenAddr;
-use crate::supervisor::{Cause, Exit, Leave, Limit};
+use prefork_supervisor::{Cause, Exit, Leave, Limit};
+use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 /// Something that happened to the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
 ///

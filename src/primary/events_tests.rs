@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 
 use super::*;
-use crate::identity::{Slot, WEB};
+use prefork_supervisor::{Slot, WEB};
 
 fn ended(cause: Cause, leave: Option<Leave>, raw: i32) -> WorkerExit {
     let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));

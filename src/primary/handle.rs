@@ -2,9 +2,9 @@
 
 use super::Primary;
 use crate::error::{Error, Result};
-use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
-use crate::supervisor::{Asker, Event, Intent, Scale};
 use prefork_os::signal::Signal;
+use prefork_supervisor::{Asker, Event, Intent, Scale};
+use prefork_supervisor::{Slot, WEB, WorkerId, WorkerTag};
 
 /// More events than this wait for a primary whose hooks ask and ask.
 const MOST: usize = 4096;

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::PrimaryHandle;
-use crate::identity::WorkerId;
 use crate::mail::{Back, Letter, letter};
 use crate::mail::{Carried, Class, Connection, MailError, Message, Payload};
 use crate::mail::{Place, ReplyTo, Target, Unsent};
+use prefork_supervisor::WorkerId;
 
 /// Messages. Nothing here waits: what cannot be done at once is an error.
 impl PrimaryHandle<'_> {

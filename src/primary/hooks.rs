@@ -9,7 +9,7 @@ use super::Primary;
 use super::events::{ClusterEvent, WorkerExit};
 use super::handle::PrimaryHandle;
 use crate::printable::panic_text;
-use crate::supervisor::{Event, Exit, Notice};
+use prefork_supervisor::{Event, Exit, Notice};
 
 /// Nothing is supervised while a function of the application runs. One that takes longer is named in the log.
 const SLOW: Duration = Duration::from_millis(100);

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Primary, PrimaryHandle};
-use crate::identity::{WorkerId, WorkerTag};
 use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
 use crate::mail::{Carried, Class, Message, Place, letter};
-use crate::supervisor::{Cause, Event, Notice};
 use prefork_os::signal::Signal;
+use prefork_supervisor::{Cause, Event, Notice};
+use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// By the name of their kind.
 pub(crate) type Desks = BTreeMap<&'static str, Desk>;

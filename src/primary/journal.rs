@@ -9,12 +9,12 @@ use log::Level;
 use super::lines::{Line, count, error, info, line, warn};
 use crate::config::Dispatch;
 use crate::control::{Ledger, Reply};
-use crate::identity::{Slot, WorkerTag};
 use crate::log_output;
 use crate::printable::{Printable, printable};
 use crate::span::Span;
-use crate::supervisor::Notice;
 use prefork_os::signal::Signal;
+use prefork_supervisor::Notice;
+use prefork_supervisor::{Slot, WorkerTag};
 
 /// The only one in the primary who logs, and the keeper of the ledger.
 #[derive(Debug, Default)]

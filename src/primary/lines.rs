@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use log::Level;
 
-use crate::identity::{WEB, WorkerTag};
 use crate::span::Span;
-use crate::supervisor::{Cause, Exit, Limit, Notice};
 use prefork_os::signal::Signal;
+use prefork_supervisor::{Cause, Exit, Limit, Notice};
+use prefork_supervisor::{WEB, WorkerTag};
 
 /// A line, and how bad it is.
 pub(super) type Line = (Level, String);

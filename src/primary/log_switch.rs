@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use super::Primary;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::identity::Generation;
 use crate::ipc::ToWorker;
 use crate::log_file::LogFile;
 use prefork_os::signal::Signal;
+use prefork_supervisor::Generation;
 
 /// The log file in use, and the one that a reload has opened.
 #[derive(Debug)]

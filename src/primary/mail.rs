@@ -8,11 +8,11 @@ use bytes::Bytes;
 
 use super::asked::Asked;
 use super::{Primary, PrimaryHandle};
-use crate::identity::{WorkerId, WorkerTag};
 use crate::mail::{
     Class, Letter, Lookout, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
 };
-use crate::supervisor::Event;
+use prefork_supervisor::Event;
+use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// How long functions of the application run, one after the other, before signals and words are looked at again.
 const TURN: Duration = Duration::from_millis(10);

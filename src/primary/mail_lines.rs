@@ -2,7 +2,7 @@
 
 use super::journal::Journal;
 use super::lines::warn;
-use crate::identity::WorkerTag;
+use prefork_supervisor::WorkerTag;
 
 impl Journal {
     pub(super) fn no_handler(&mut self, kind: &str, from: WorkerTag) {

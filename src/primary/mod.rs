@@ -34,20 +34,21 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::config::{Config, ControlSocket, Policy, Workers};
+use crate::config::{Config, ControlSocket, Workers};
 use crate::control::Server;
 use crate::error::{Error, Result};
-use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::ipc::{PrimaryEnd, Queue};
 use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::seed::Entry;
 use crate::steering::Lease;
-use crate::supervisor::{Event, KindRules, Outcome, Supervisor};
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
 use prefork_os::signal::SignalPipe;
+use prefork_supervisor::Policy;
+use prefork_supervisor::{Event, KindRules, Outcome, Supervisor};
+use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 pub use events::{ClusterEvent, Reason, WorkerExit};
 pub use handle::{PrimaryHandle, WorkerInfo};

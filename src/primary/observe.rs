@@ -1,7 +1,7 @@
 //! What workers look like from outside.
 
 use super::Primary;
-use crate::supervisor::{Event, Vitals};
+use prefork_supervisor::{Event, Vitals};
 
 impl Primary {
     /// Vital signs of every worker, as one event.

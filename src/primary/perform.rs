@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::Primary;
-use crate::identity::{Generation, WorkerId};
 use crate::ipc::{HandOver, ToWorker};
-use crate::supervisor::{Action, Event, Outcome};
 use prefork_os::signal::Signal;
+use prefork_supervisor::{Action, Event, Outcome};
+use prefork_supervisor::{Generation, WorkerId};
 
 impl Primary {
     /// Performs one action; `Some` when it was the last.

@@ -10,9 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{Child, Primary, journal};
-use crate::identity::Generation;
 use crate::ipc::{ToWorker, Unread};
 use crate::scoreboard::Load;
+use prefork_supervisor::Generation;
 
 /// So many may wait. Each holds a descriptor of the primary, which needs some for itself.
 const MOST: usize = 256;
@@ -137,10 +137,10 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Slot, WEB, WorkerId, WorkerTag};
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
     use prefork_os::socket::{Received, message_pair, receive_message};
+    use prefork_supervisor::{Slot, WEB, WorkerId, WorkerTag};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
         let generation = Generation(generation);

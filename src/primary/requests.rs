@@ -11,8 +11,8 @@ use crate::control::{Server, Status};
 use crate::error::Result;
 use crate::log_output;
 use crate::pid_file::PidFile;
-use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::upgrade::PassedControl;
+use prefork_supervisor::{Asker, Event, Intent, Scale};
 
 /// Opens the control socket. One that was named must work if it `must`; one that was not named is no reason to refuse to
 /// serve.

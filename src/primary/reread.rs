@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::Primary;
-use crate::config::{Config, Policy};
+use crate::config::Config;
 use crate::error::Result;
-use crate::identity::{Generation, Slot};
 use crate::listener::{Lookup, Names};
-use crate::supervisor::Event;
+use prefork_supervisor::Event;
+use prefork_supervisor::Policy;
+use prefork_supervisor::{Generation, Slot};
 
 /// A configuration whose host names are being looked up.
 pub(super) struct Candidate {

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use super::Primary;
 use super::dealer::{Dealer, Table};
 use crate::config::Dispatch;
-use crate::identity::WorkerId;
 use crate::ipc::Unread;
 use crate::listener::{Listener, ListenerSet};
-use crate::supervisor::Event;
 use prefork_os::poll::Set;
+use prefork_supervisor::Event;
+use prefork_supervisor::WorkerId;
 
 /// So many times newcomers may be all that is looked after.
 const TURNS: u32 = 64;

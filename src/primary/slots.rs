@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use super::Primary;
 use crate::config::Dispatch;
-use crate::identity::{Slot, WorkerId};
 use crate::ipc::{ToWorker, Unread};
 use crate::listener::{ListenAddr, Listener, Repaired};
-use crate::supervisor::Event;
+use prefork_supervisor::Event;
+use prefork_supervisor::{Slot, WorkerId};
 
 /// Connections that are taken from the queue of a socket that was replaced. More have hardly come.
 const MAX_MOVED_CONNECTIONS: usize = 256;

@@ -9,14 +9,14 @@ use super::round_robin::{Waits, acceptable, deal_on};
 use super::{Child, Primary};
 use crate::control::Server;
 use crate::error::{Error, Result};
-use crate::identity::WorkerId;
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::scoreboard::RowIndex;
-use crate::supervisor::{Asker, Event, Intent, Scale};
 use crate::upgrade::Proof;
 use prefork_os::poll::{Set, Watch};
 use prefork_os::signal::Signal;
 use prefork_os::wait::Change;
+use prefork_supervisor::WorkerId;
+use prefork_supervisor::{Asker, Event, Intent, Scale};
 
 /// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
 /// is no reason to do anything to a service, and nobody here sets an alarm.

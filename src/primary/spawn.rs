@@ -13,7 +13,6 @@ use super::relay::Relay;
 use super::{Child, Primary};
 use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};
-use crate::identity::WorkerTag;
 use crate::ipc::{PrimaryEnd, Queue};
 use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
@@ -23,6 +22,7 @@ use crate::systemd::PRIMARYS_OWN;
 use prefork_os::fork::Fork;
 use prefork_os::forked_fds::ForkedFds;
 use prefork_os::signal::{Blocked, Signal};
+use prefork_supervisor::WorkerTag;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 

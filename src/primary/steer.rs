@@ -10,9 +10,9 @@ use std::time::Instant;
 use super::Primary;
 use crate::config::{Config, Dispatch};
 use crate::error::Error;
-use crate::identity::{Slot, WorkerId};
 use crate::listener::{ListenAddr, ListenerSet};
 use crate::steering::{Group, Lease, Load, Steering};
+use prefork_supervisor::{Slot, WorkerId};
 
 /// So many different troubles are told.
 const MOST_TOLD: usize = 8;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
 use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
@@ -15,6 +14,7 @@ use crate::steering::SlotMeter;
 use prefork_os::fork::Fork;
 use prefork_os::poll::Watch;
 use prefork_os::signal::Signal;
+use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
 pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {

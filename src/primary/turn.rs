@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::identity::WorkerId;
+use prefork_supervisor::WorkerId;
 
 /// So many connections may lie in one worker's line. Enough to keep it busy until it is looked at again; more
 /// would only wait there, while others become free.

@@ -7,18 +7,19 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Child, Primary};
-use crate::config::{Config, Policy};
+use crate::config::Config;
 use crate::control::Server;
 use crate::error::{Error, Result};
-use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use crate::ipc::{Newcomer, PrimaryEnd, Queue};
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Rows};
-use crate::supervisor::{Adopted, AdoptedMember, Asker, Event, KindRules, Supervisor};
 use crate::upgrade::{
     Manifest, PassedConnection, PassedControl, PassedListener, PassedState, PassedWorker, REVISION,
 };
 use prefork_os::signal::{Blocked, Signal};
+use prefork_supervisor::Policy;
+use prefork_supervisor::{Adopted, AdoptedMember, Asker, Event, KindRules, Supervisor};
+use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
 
 /// How long an exec waits for clients of the control socket to read what they were sent.
 const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);

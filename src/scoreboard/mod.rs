@@ -24,12 +24,12 @@ mod snapshot;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::identity::WorkerTag;
 use layout::{
     ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
     WANTED,
 };
 use prefork_os::shm::{self, Page, Pages, WritablePages};
+use prefork_supervisor::WorkerTag;
 
 pub(crate) use buckets::{BUCKETS, quantile};
 pub use counters::Counters;

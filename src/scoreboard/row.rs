@@ -12,9 +12,9 @@ use super::layout::{
 };
 use super::pool::PoolMeter;
 use super::shared::{Row, SharedRow};
-use crate::identity::Slot;
 use prefork_os::process::monotonic_ms;
 use prefork_os::shm::Page;
+use prefork_supervisor::Slot;
 
 /// A loop that has not turned for this long is not expected to take a connection soon. Three beats.
 const STALE_MS: u64 = 300;

@@ -222,8 +222,8 @@ impl WorkerSnapshot {
 
 #[cfg(test)]
 mod tests {
-    use crate::identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
     use crate::scoreboard::{RowIndex, Rows, Scoreboard};
+    use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
 
     fn tag(id: u64) -> WorkerTag {
         let (id, slot, generation) = (WorkerId(id), Slot(0), Generation(1));

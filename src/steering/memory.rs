@@ -16,9 +16,9 @@ use super::least_conn::{
     place,
 };
 use super::{Lease, SlotMeter};
-use crate::identity::Slot;
 use prefork_os::bpf::{self, SharedArray};
 use prefork_os::shm::{self, PAGE, Page, WORDS, WritablePages};
+use prefork_supervisor::Slot;
 
 const PLACE_BYTES: usize = PLACE_WORDS * 8;
 

@@ -45,10 +45,10 @@ use std::time::{Duration, Instant};
 
 use crate::config::Dispatch;
 use crate::error::{Error, Result};
-use crate::identity::Slot;
 pub(crate) use meter::{Lease, SlotMeter};
 pub(crate) use plan::plans;
 use prefork_os::bpf;
+use prefork_supervisor::Slot;
 use rung::{Kernel, Odds, Rung, Sticky};
 
 /// The most connections, open or waiting, that a slot is believed to have.

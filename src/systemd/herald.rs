@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use crate::identity::Generation;
 use crate::printable::printable;
+use prefork_supervisor::Generation;
 
 /// The status is written anew at most this often.
 const STATUS: Duration = Duration::from_secs(1);

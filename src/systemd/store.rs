@@ -4,7 +4,7 @@
 //! stays port 0) and the slot. Letters, digits and a few signs stand for themselves, other bytes are `%XX`: a name
 //! must be printable ASCII without a colon.
 
-use crate::identity::Slot;
+use prefork_supervisor::Slot;
 
 const PREFIX: &str = "prefork-";
 /// The manager takes no longer ones.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::identity::WEB;
 use crate::scoreboard::Counters;
+use prefork_supervisor::WEB;
 
 /// Changes when a field changes its meaning. Another number is refused while the old image still serves.
 const VERSION: u32 = 1;

@@ -8,9 +8,9 @@ use tokio::sync::Notify;
 use super::accept::Acceptor;
 use super::state::State;
 use crate::error::{Error, Result};
-use crate::identity::Slot;
 use crate::ipc::ToPrimary;
 use crate::listener::Listener;
+use prefork_supervisor::Slot;
 
 /// An acceptor on a socket that is not our own.
 pub(super) struct Adopted {

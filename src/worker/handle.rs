@@ -6,10 +6,10 @@ use std::rc::{Rc, Weak};
 
 use super::state::State;
 use crate::config::Config;
-use crate::identity::{Generation, Slot, WorkerId};
 use crate::ipc::ToPrimary;
 use crate::pool::Pool;
 use crate::scoreboard::ClusterSnapshot;
+use prefork_supervisor::{Generation, Slot, WorkerId};
 
 thread_local! {
     /// The worker of this thread, while it lives.

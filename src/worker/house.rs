@@ -10,8 +10,8 @@ use super::conn::Conn;
 use super::registry::Entry;
 use super::state::State;
 use crate::config::Config;
-use crate::identity::WorkerTag;
 use crate::scoreboard::{OwnRow, Row};
+use prefork_supervisor::WorkerTag;
 
 /// A worker, as a connection in it sees it.
 pub(super) trait House: Sized + 'static {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::state::State;
 use crate::config::Config;
-use crate::identity::WorkerTag;
 use crate::pool::{Pool, Settings};
 use crate::scoreboard::OwnRow;
+use prefork_supervisor::WorkerTag;
 
 /// The longest wait before the deadline is looked at again: the primary's death brings it forward.
 const LOOK: Duration = Duration::from_millis(100);

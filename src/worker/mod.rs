@@ -54,7 +54,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::error::{Error, Result, exit};
-use crate::identity::WorkerTag;
 use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailEnd;
@@ -73,6 +72,7 @@ pub use isolated::IsolatedPool;
 pub(crate) use isolated::{isolated_app, work};
 pub(crate) use kind::kind_app;
 use newcomer::{Accepted, Newcomers};
+use prefork_supervisor::WorkerTag;
 pub use shared::SharedWorker;
 use state::State;
 pub use stream::Stream;

@@ -12,9 +12,9 @@ use super::house::House;
 use super::state::State;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 use crate::pool::Pool;
 use crate::scoreboard::{ClusterSnapshot, Reader, SharedRow};
+use prefork_supervisor::{Generation, Slot, WorkerId, WorkerTag};
 
 /// The worker, for code that runs on any of its threads (`threads`). Cheap to clone.
 #[derive(Clone)]

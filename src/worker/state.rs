@@ -13,12 +13,12 @@ use super::full::Fullness;
 use super::registry::Registry;
 use super::waited::Shedding;
 use crate::config::Config;
-use crate::identity::{Slot, WorkerTag};
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::mail::MailEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use crate::steering::SlotMeter;
+use prefork_supervisor::{Slot, WorkerTag};
 
 /// One worker.
 pub(super) struct State {

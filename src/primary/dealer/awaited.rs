@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::Dealer;
-use crate::identity::WorkerId;
 use crate::listener::Listener;
 use crate::primary::Child;
 use prefork_os::poll::{Interest, Watch};
+use prefork_supervisor::WorkerId;
 
 /// When to look again for a worker that can take one: a worker does not say that it is no longer full.
 const LOOK: Duration = Duration::from_millis(5);

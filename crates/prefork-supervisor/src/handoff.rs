@@ -8,8 +8,8 @@ use super::event::{Adopted, Asker};
 use super::kinds::KindRules;
 use super::rolling::{Before, Roll};
 use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor, places_of_web};
-use crate::config::Policy;
 use crate::identity::Generation;
+use crate::policy::Policy;
 
 /// The new binary's start before its workers boot: loading the program, reading the configuration.
 const STARTING: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ impl Handoff {
 impl Supervisor {
     /// A cluster whose workers were forked by the image before this one. They are rolled over to our own
     /// generation at once; should that fail they serve on.
-    pub(crate) fn adopt(
+    pub fn adopt(
         policy: Policy,
         kinds: Vec<KindRules>,
         seed: u64,

@@ -7,32 +7,32 @@ use crate::identity::{Generation, Slot, WorkerTag};
 
 /// The cluster as the primary knows it from its own memory.
 #[derive(Debug, Clone)]
-pub(crate) struct View {
-    pub(crate) phase: &'static str,
-    pub(crate) generation: Generation,
+pub struct View {
+    pub phase: &'static str,
+    pub generation: Generation,
     /// How many workers of the kind `web` there should be.
-    pub(crate) wanted: u32,
+    pub wanted: u32,
     /// And how many of each other kind.
-    pub(crate) kinds: Vec<(&'static str, u32)>,
-    pub(crate) restarts: u64,
+    pub kinds: Vec<(&'static str, u32)>,
+    pub restarts: u64,
     /// Slots that stay empty for now.
-    pub(crate) vacant: Vec<Slot>,
+    pub vacant: Vec<Slot>,
     /// Every worker that exists or is being forked, oldest first.
-    pub(crate) members: Vec<MemberView>,
+    pub members: Vec<MemberView>,
 }
 
 /// One worker as the primary knows it.
 #[derive(Debug, Clone)]
-pub(crate) struct MemberView {
-    pub(crate) tag: WorkerTag,
-    pub(crate) state: &'static str,
+pub struct MemberView {
+    pub tag: WorkerTag,
+    pub state: &'static str,
     /// When its fork was decided.
-    pub(crate) born: Instant,
+    pub born: Instant,
 }
 
 impl Supervisor {
     /// A copy of what is known now.
-    pub(crate) fn view(&self) -> View {
+    pub fn view(&self) -> View {
         let members = self.members.values().map(|member| MemberView {
             tag: member.tag,
             state: member.state.name(),

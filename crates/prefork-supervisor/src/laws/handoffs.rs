@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::super::{Action, Adopted, AdoptedMember, Event, Phase, State, Supervisor};
 use super::{LAST_MOMENT, Story};
-use crate::config::Policy;
 use crate::identity::{Generation, WorkerId, WorkerTag};
+use crate::policy::Policy;
 
 /// More than any proof may take beyond the time that its worker has to boot.
 const SLACK: Duration = Duration::from_secs(5);

@@ -7,11 +7,11 @@ use super::World;
 use crate::identity::{Generation, WorkerId};
 
 /// A ticket and what it was answered.
-pub(crate) type Answer = (u64, Result<String, String>);
+pub type Answer = (u64, Result<String, String>);
 
 impl World {
     /// The ids of the workers that serve, in the order of their slots.
-    pub(crate) fn serving(&self) -> Vec<u64> {
+    pub fn serving(&self) -> Vec<u64> {
         let serves = |id: &&WorkerId| self.mind.members[*id].state == State::Serving;
         self.mind
             .places
@@ -23,18 +23,18 @@ impl World {
     }
 
     /// When each fork was decided.
-    pub(crate) fn forks(&self) -> Vec<Duration> {
+    pub fn forks(&self) -> Vec<Duration> {
         let forks = self.log.iter().filter(|(_, action)| matches!(action, Action::Fork(_)));
         forks.map(|(at, _)| *at).collect()
     }
 
     /// The moments of an action.
-    pub(crate) fn times(&self, wanted: &Action) -> Vec<Duration> {
+    pub fn times(&self, wanted: &Action) -> Vec<Duration> {
         self.log.iter().filter(|(_, action)| action == wanted).map(|(at, _)| *at).collect()
     }
 
     /// What was said that `pick` finds interesting.
-    pub(crate) fn said<T>(&self, pick: impl Fn(&Notice) -> Option<T>) -> Vec<T> {
+    pub fn said<T>(&self, pick: impl Fn(&Notice) -> Option<T>) -> Vec<T> {
         let notices = self.log.iter().filter_map(|(_, action)| match action {
             Action::Report(notice) => pick(notice),
             _ => None,
@@ -43,13 +43,13 @@ impl World {
     }
 
     /// The generations of the workers that serve, in the order of their slots.
-    pub(crate) fn generations(&self) -> Vec<u64> {
+    pub fn generations(&self) -> Vec<u64> {
         let serving = self.serving();
         serving.iter().map(|id| self.mind.members[&WorkerId(*id)].tag.generation.0).collect()
     }
 
     /// The answers so far, in their order.
-    pub(crate) fn answers(&self) -> Vec<Answer> {
+    pub fn answers(&self) -> Vec<Answer> {
         let answers = self.log.iter().filter_map(|(_, action)| match action {
             Action::Answer { ticket, outcome } => Some((*ticket, outcome.clone())),
             _ => None,
@@ -58,7 +58,7 @@ impl World {
     }
 
     /// The generations that were last said to be wanted.
-    pub(crate) fn kept(&self) -> Option<Vec<u64>> {
+    pub fn kept(&self) -> Option<Vec<u64>> {
         self.log.iter().rev().find_map(|(_, action)| match action {
             Action::KeepGenerations(kept) => Some(kept.iter().map(|Generation(g)| *g).collect()),
             _ => None,
@@ -66,7 +66,7 @@ impl World {
     }
 
     /// Whether a reload or an upgrade is under way.
-    pub(crate) fn is_changing(&self) -> bool {
+    pub fn is_changing(&self) -> bool {
         self.mind.roll.is_some() || self.mind.handoff.is_some()
     }
 }

@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use super::sim::{Binary, Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
 use super::{Action, Asker, Cause, Event, Intent, Limit, Notice, Outcome, Phase, Scale, Vitals};
-use crate::config::{Policy, Workers};
 use crate::identity::{Generation, WorkerId, WorkerTag};
+use crate::{MAX_WORKERS, Policy};
 
 fn policy(workers: u32) -> Policy {
     Policy {
@@ -40,7 +40,7 @@ fn policy(workers: u32) -> Policy {
         max_lifetime: None,
         stall_warn: None,
         stall_timeout: None,
-        most_workers: Workers::MAX,
+        most_workers: MAX_WORKERS,
         socket_per_slot: false,
     }
 }

@@ -10,25 +10,25 @@ use super::action::Action;
 use super::event::{Asker, Scale};
 use super::scaling::refuse;
 use super::{Place, Supervisor};
-use crate::config::Workers;
+use crate::MAX_WORKERS;
 use crate::identity::{Slot, WEB, WorkerTag};
 
 /// What the program says of a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KindRules {
-    pub(crate) name: &'static str,
+pub struct KindRules {
+    pub name: &'static str,
     /// How many workers it should have.
-    pub(crate) workers: u32,
-    pub(crate) limits: Limits,
+    pub workers: u32,
+    pub limits: Limits,
 }
 
 /// When workers of a kind are replaced or killed. `None`: never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) max_requests: Option<u64>,
-    pub(crate) max_rss: Option<u64>,
-    pub(crate) max_rss_hard: Option<u64>,
-    pub(crate) max_lifetime: Option<Duration>,
+pub struct Limits {
+    pub max_requests: Option<u64>,
+    pub max_rss: Option<u64>,
+    pub max_rss_hard: Option<u64>,
+    pub max_lifetime: Option<Duration>,
 }
 
 impl Limits {
@@ -47,7 +47,7 @@ pub(super) struct Kind {
 
 impl Supervisor {
     /// The same with these kinds of workers besides `web`; asked for before it begins.
-    pub(crate) fn with_kinds(mut self, kinds: Vec<KindRules>) -> Supervisor {
+    pub fn with_kinds(mut self, kinds: Vec<KindRules>) -> Supervisor {
         self.add_kinds(kinds, std::iter::empty());
         self
     }
@@ -74,12 +74,12 @@ impl Supervisor {
     }
 
     /// Where the slots of each kind begin that is not `web`.
-    pub(crate) fn first_slots(&self) -> Vec<(&'static str, Slot)> {
+    pub fn first_slots(&self) -> Vec<(&'static str, Slot)> {
         self.kinds.iter().map(|kind| (kind.rules.name, kind.first)).collect()
     }
 
     /// How many workers of each kind there should be that is not `web`.
-    pub(crate) fn wanted_of_kinds(&self) -> Vec<(&'static str, u32)> {
+    pub fn wanted_of_kinds(&self) -> Vec<(&'static str, u32)> {
         self.kinds.iter().map(|kind| (kind.rules.name, kind.rules.workers)).collect()
     }
 
@@ -103,8 +103,8 @@ impl Supervisor {
             "the cluster is stopping".to_string()
         } else if self.roll.is_some() {
             "a reload is under way; ask again when it is done".to_string()
-        } else if to.saturating_add(others) > Workers::MAX {
-            let most = Workers::MAX - others.min(Workers::MAX);
+        } else if to.saturating_add(others) > MAX_WORKERS {
+            let most = MAX_WORKERS - others.min(MAX_WORKERS);
             format!("{to} workers of kind {name} are too many: ask for 0 to {most}")
         } else {
             return self.scale_to(now, name, (from, to), scale, by, actions);

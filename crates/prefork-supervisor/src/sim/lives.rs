@@ -4,27 +4,27 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-pub(crate) const SIGABRT: i32 = 6;
-pub(crate) const SIGKILL: i32 = 9;
-pub(crate) const SIGSEGV: i32 = 11;
+pub const SIGABRT: i32 = 6;
+pub const SIGKILL: i32 = 9;
+pub const SIGSEGV: i32 = 11;
 
-pub(crate) fn ms(millis: u64) -> Duration {
+pub fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-pub(crate) fn code(code: i32) -> ExitStatus {
+pub fn code(code: i32) -> ExitStatus {
     ExitStatus::from_raw(code << 8)
 }
 
-pub(crate) fn signal(number: i32) -> ExitStatus {
+pub fn signal(number: i32) -> ExitStatus {
     ExitStatus::from_raw(number)
 }
 
 /// A generator of random numbers (splitmix64) of our own, so that a seed means the same world for ever.
-pub(crate) struct Dice(pub(crate) u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,14 +32,14 @@ impl Dice {
         (z ^ (z >> 31)) % limit
     }
 
-    pub(crate) fn millis(&mut self, limit: u64) -> Duration {
+    pub fn millis(&mut self, limit: u64) -> Duration {
         ms(self.below(limit))
     }
 }
 
 /// What a child does of its own accord.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Deed {
+pub enum Deed {
     SayOnline,
     SayReady,
     SayBootFailed,
@@ -69,26 +69,26 @@ pub(crate) enum Deed {
 
 /// How a child will live.
 #[derive(Debug, Clone)]
-pub(crate) struct Life {
+pub struct Life {
     /// How long the fork takes.
-    pub(crate) fork: Duration,
-    pub(crate) fork_fails: bool,
+    pub fork: Duration,
+    pub fork_fails: bool,
     /// Measured from the fork's return.
-    pub(crate) deeds: Vec<(Duration, Deed)>,
+    pub deeds: Vec<(Duration, Deed)>,
     /// How long it takes to drain; a wedged one never does.
-    pub(crate) drain: Option<Duration>,
+    pub drain: Option<Duration>,
     /// How long it takes to die of SIGABRT; one that was stopped does not.
-    pub(crate) abort: Option<Duration>,
+    pub abort: Option<Duration>,
     /// Requests a second.
-    pub(crate) rate: u64,
+    pub rate: u64,
     /// Memory at first, and what is added each second.
-    pub(crate) memory: (u64, u64),
+    pub memory: (u64, u64),
 }
 
 /// A process of the simulated world.
 #[derive(Debug)]
-pub(crate) struct Child {
-    pub(crate) life: Life,
+pub struct Child {
+    pub life: Life,
     born: Instant,
     /// Since when its loop has stood still.
     frozen: Option<Instant>,
@@ -98,27 +98,27 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    pub(crate) fn new(life: Life, born: Instant) -> Child {
+    pub fn new(life: Life, born: Instant) -> Child {
         Child { life, born, frozen: None, lost: ms(0), full: false }
     }
 
-    pub(crate) fn is_full(&self) -> bool {
+    pub fn is_full(&self) -> bool {
         self.full
     }
 
-    pub(crate) fn fill(&mut self, full: bool) {
+    pub fn fill(&mut self, full: bool) {
         self.full = full;
     }
 
-    pub(crate) fn is_frozen(&self) -> bool {
+    pub fn is_frozen(&self) -> bool {
         self.frozen.is_some()
     }
 
-    pub(crate) fn can(&self, deed: Deed) -> bool {
+    pub fn can(&self, deed: Deed) -> bool {
         !self.is_frozen() || matches!(deed, Deed::Thaw | Deed::Continue | Deed::End(_))
     }
 
-    pub(crate) fn freeze(&mut self, freeze: bool, now: Instant) {
+    pub fn freeze(&mut self, freeze: bool, now: Instant) {
         let since = self.frozen.take();
         self.lost += since.map_or(ms(0), |since| now - since);
         self.frozen = freeze.then_some(now);
@@ -130,22 +130,22 @@ impl Child {
     }
 
     /// Its loop turns every 100 ms, busy or not.
-    pub(crate) fn beat(&self, now: Instant) -> u64 {
+    pub fn beat(&self, now: Instant) -> u64 {
         self.active(now).as_millis() as u64 / 100
     }
 
-    pub(crate) fn requests(&self, now: Instant) -> u64 {
+    pub fn requests(&self, now: Instant) -> u64 {
         self.active(now).as_millis() as u64 * self.life.rate / 1000
     }
 
-    pub(crate) fn memory(&self, now: Instant) -> u64 {
+    pub fn memory(&self, now: Instant) -> u64 {
         self.life.memory.0 + self.active(now).as_millis() as u64 * self.life.memory.1 / 1000
     }
 }
 
 impl Life {
     /// Is there and never says a word.
-    pub(crate) fn hanging() -> Life {
+    pub fn hanging() -> Life {
         Life {
             fork: ms(0),
             fork_fails: false,
@@ -158,43 +158,43 @@ impl Life {
     }
 
     /// Is ready after 10 ms and serves for ever.
-    pub(crate) fn serving() -> Life {
+    pub fn serving() -> Life {
         Life::hanging().and(10, Deed::SayReady)
     }
 
     /// The fork itself fails.
-    pub(crate) fn stillborn() -> Life {
+    pub fn stillborn() -> Life {
         Life { fork_fails: true, ..Life::hanging() }
     }
 
     /// Does `deed` so many milliseconds after its fork.
-    pub(crate) fn and(mut self, at: u64, deed: Deed) -> Life {
+    pub fn and(mut self, at: u64, deed: Deed) -> Life {
         self.deeds.push((ms(at), deed));
         self
     }
 
     /// Its fork takes so many milliseconds.
-    pub(crate) fn forked_after(self, fork: u64) -> Life {
+    pub fn forked_after(self, fork: u64) -> Life {
         Life { fork: ms(fork), ..self }
     }
 
     /// Does not drain when told to.
-    pub(crate) fn wedged(self) -> Life {
+    pub fn wedged(self) -> Life {
         Life { drain: None, ..self }
     }
 
     /// SIGABRT does not end it.
-    pub(crate) fn stopped(self) -> Life {
+    pub fn stopped(self) -> Life {
         Life { abort: None, ..self }
     }
 
     /// Uses so much memory at first, and so much more each second.
-    pub(crate) fn heavy(self, memory: u64, growth: u64) -> Life {
+    pub fn heavy(self, memory: u64, growth: u64) -> Life {
         Life { memory: (memory, growth), ..self }
     }
 
     /// Anything that can befall a worker, and `ready` in ten of them do get ready.
-    pub(crate) fn random(dice: &mut Dice, ready: u64) -> Life {
+    pub fn random(dice: &mut Dice, ready: u64) -> Life {
         if dice.below(12) == 0 {
             return Life::stillborn().forked_after(dice.below(30));
         }

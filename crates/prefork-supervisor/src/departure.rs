@@ -18,7 +18,7 @@ pub(super) struct Departure {
 
 impl Supervisor {
     /// Whether the cluster stops, or is about to: nobody new should be sent here.
-    pub(crate) fn going(&self) -> bool {
+    pub fn going(&self) -> bool {
         self.stopping() || self.departure.is_some()
     }
 

@@ -72,7 +72,7 @@ fn one_kind_is_scaled_and_the_others_keep_their_slots_and_workers() {
     world.request(5, scale("consumer", 1));
     world.request(6, scale("nobody", 1));
     world.request(7, scale("web", 2));
-    world.request(8, scale("cron", Workers::MAX));
+    world.request(8, scale("cron", MAX_WORKERS));
     world.run(ms(1_000));
     let last: Vec<_> = world.answers().into_iter().filter(|(ticket, _)| *ticket > 4).collect();
     let refused = |why: &str| Err(why.to_string());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What the supervisor needs to know of the configuration. Plain numbers, no sources, no paths.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Policy {
+pub struct Policy {
     /// How many workers should serve.
     pub workers: u32,
     /// How many it can be asked to be: one where the concurrency model has one worker process.

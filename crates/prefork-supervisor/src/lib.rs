@@ -16,9 +16,11 @@ mod departure;
 mod event;
 mod exits;
 mod handoff;
+mod identity;
 mod kinds;
 mod member;
 mod places;
+mod policy;
 mod rolling;
 mod scaling;
 mod succession;
@@ -37,22 +39,25 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::config::Policy;
-use crate::identity::{Generation, Slot, WEB, WorkerId};
 pub use action::Limit;
-pub(crate) use action::{Action, Cause, Exit, Leave, Notice, Outcome};
+pub use action::{Action, Cause, Exit, Leave, Notice, Outcome};
 use adoption::Adoption;
 use backoff::Backoff;
 use departure::Departure;
-pub(crate) use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
+pub use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
 use handoff::{Handoff, UpgradeAsker};
+pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
 use kinds::Kind;
-pub(crate) use kinds::{KindRules, Limits};
-pub(crate) use member::{Member, State};
+pub use kinds::{KindRules, Limits};
+pub use member::{Member, State};
 use places::Place;
+pub use policy::Policy;
 use rolling::Roll;
-pub(crate) use view::{MemberView, View};
+pub use view::{MemberView, View};
 use watch::Watch;
+
+/// The largest accepted number of workers, over all kinds. The scoreboard has room for twice as many.
+pub const MAX_WORKERS: u32 = 1024;
 
 /// How long a worker that closed its channel unasked may take to exit. It has nothing left to do.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -63,7 +68,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The cluster's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Phase {
+pub enum Phase {
     /// Not all workers have been ready yet.
     Booting,
     /// All workers have been ready once.
@@ -78,7 +83,7 @@ pub(crate) enum Phase {
 
 /// The state of the cluster, and the rules.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub struct Supervisor {
     policy: Policy,
     phase: Phase,
     /// In the order of their slots: `places[i]` is slot `i`, for the kind `web`; behind it are those of other kinds.
@@ -126,7 +131,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
-    pub(crate) fn new(policy: Policy, seed: u64) -> Supervisor {
+    pub fn new(policy: Policy, seed: u64) -> Supervisor {
         Supervisor {
             places: places_of_web(policy.workers, Generation(1)),
             kinds: Vec::new(),
@@ -157,7 +162,7 @@ impl Supervisor {
 
     /// Takes note of `event` and says what to do, in this order.
     #[must_use]
-    pub(crate) fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Started => {
@@ -212,7 +217,7 @@ impl Supervisor {
     }
 
     /// When `DeadlineReached` should be reported, if nothing else happens before.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         let members = self.members.values().filter_map(Member::deadline);
         let others = match self.phase {
             Phase::Booting | Phase::Running => {
@@ -226,17 +231,17 @@ impl Supervisor {
     }
 
     /// How many workers of the kind `web` there should be.
-    pub(crate) fn wanted(&self) -> u32 {
+    pub fn wanted(&self) -> u32 {
         self.policy.workers
     }
 
     /// Workers forked in place of one that ended unasked.
-    pub(crate) fn restarts(&self) -> u64 {
+    pub fn restarts(&self) -> u64 {
         self.restarts
     }
 
     /// What the image after this one has to know of the workers and of ourselves.
-    pub(crate) fn leave(&self, now: Instant) -> Adopted {
+    pub fn leave(&self, now: Instant) -> Adopted {
         let members = self
             .members
             .values()
@@ -262,7 +267,7 @@ impl Supervisor {
     }
 
     /// Whether the cluster is on its way out.
-    pub(crate) fn stopping(&self) -> bool {
+    pub fn stopping(&self) -> bool {
         !matches!(self.phase, Phase::Booting | Phase::Running)
     }
 

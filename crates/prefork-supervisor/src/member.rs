@@ -19,7 +19,7 @@ use crate::identity::{Slot, WorkerTag};
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+pub enum State {
     Forking,
     Booting { deadline: Instant },
     Serving,
@@ -31,13 +31,13 @@ pub(crate) enum State {
 
 /// One worker.
 #[derive(Debug, Clone)]
-pub(crate) struct Member {
-    pub(crate) tag: WorkerTag,
-    pub(crate) state: State,
+pub struct Member {
+    pub tag: WorkerTag,
+    pub state: State,
     /// When its fork was decided.
-    pub(crate) born: Instant,
+    pub born: Instant,
     /// When it became ready, if it has been.
-    pub(crate) ready: Option<Instant>,
+    pub ready: Option<Instant>,
     /// Whether its end, however early, is no sign of a crash loop.
     pub(super) proven: bool,
     /// Why it cannot start, in its own words.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::laws::Laws;
 use super::{Action, Asker, Event, Intent, KindRules, Outcome, Supervisor, Vitals};
-use crate::config::Policy;
 use crate::identity::{WorkerId, WorkerTag};
+use crate::policy::Policy;
 pub(super) use image::Binary;
 use image::{Moment, Trial};
 use lives::Child;

@@ -3,12 +3,12 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::config::Policy;
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::policy::Policy;
 
 /// Something happened. Reported by `primary`, in the order it was learned.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
+pub enum Event {
     /// The listeners are bound and the application is loaded: begin. Once, first.
     Started,
     /// A fork that we asked for worked.
@@ -63,7 +63,7 @@ pub(crate) enum Event {
 /// One worker seen from outside. The worker itself wrote most of it, so these are figures to compare with
 /// limits, never to index or compute with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Vitals {
+pub struct Vitals {
     pub worker: WorkerId,
     /// Changes as long as its event loop turns.
     pub beat: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Vitals {
 
 /// What can be asked of the cluster, by a signal, an operator or the application. Decided once, whoever asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Intent {
+pub enum Intent {
     /// Finish what is open, then end. Asked a second time: end now.
     Stop,
     /// End now.
@@ -99,7 +99,7 @@ pub(crate) enum Intent {
 
 /// How many workers are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Scale {
+pub enum Scale {
     To(u32),
     Up(u32),
     Down(u32),
@@ -108,11 +108,11 @@ pub(crate) enum Scale {
 }
 
 /// Variables that the workers of one slot have besides those of the primary.
-pub(crate) type Environment = Vec<(String, String)>;
+pub type Environment = Vec<(String, String)>;
 
 /// What the image before this one left to its successor.
 #[derive(Debug, Clone)]
-pub(crate) struct Adopted {
+pub struct Adopted {
     /// The last one that was tried, even if in vain: workers of it may live, and numbers only grow.
     pub generation: Generation,
     pub next_id: u64,
@@ -129,7 +129,7 @@ pub(crate) struct Adopted {
 
 /// A worker that was forked by the image before this one.
 #[derive(Debug, Clone)]
-pub(crate) struct AdoptedMember {
+pub struct AdoptedMember {
     pub tag: WorkerTag,
     pub age: Duration,
     /// Whether it serves; otherwise it is on its way out.
@@ -142,7 +142,7 @@ pub(crate) struct AdoptedMember {
 
 /// Who asked, and whether they wait for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Asker {
+pub struct Asker {
     /// As it stands in the log: `SIGHUP`, `control uid=0 pid=4711`.
     pub who: String,
     /// Answered exactly once by `Action::Answer`, when the outcome is known.
@@ -151,7 +151,7 @@ pub(crate) struct Asker {
 
 impl Asker {
     /// Somebody who does not wait.
-    pub(crate) fn nameless(who: impl Into<String>) -> Asker {
+    pub fn nameless(who: impl Into<String>) -> Asker {
         Asker { who: who.into(), ticket: None }
     }
 }

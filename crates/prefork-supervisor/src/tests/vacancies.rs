@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::odds::{end_in_bounds, policies};
 use super::whims::{Whim, limits, obey, restrict, whims};
 use super::*;
+use crate::Leave;
 use crate::identity::Slot;
-use crate::supervisor::Leave;
 
 /// What was told of one worker, in its order.
 fn life_of(world: &World, id: u64) -> Vec<&'static str> {

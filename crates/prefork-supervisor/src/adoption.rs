@@ -44,7 +44,7 @@ impl Supervisor {
 
     /// Sockets of so many slots were left by a primary that was killed, whatever the policy is now: somebody has to
     /// serve them.
-    pub(crate) fn know_old_sockets(&mut self, slots: u32) {
+    pub fn know_old_sockets(&mut self, slots: u32) {
         self.adoption.sockets = self.adoption.sockets.max(slots);
     }
 
@@ -64,12 +64,12 @@ impl Supervisor {
     }
 
     /// Who accepts from which slot's sockets in place of their own worker.
-    pub(crate) fn adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
+    pub fn adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
         self.adoption.adopters.iter().map(|(slot, worker)| (*slot, *worker))
     }
 
     /// Who takes the connections of each slot as its own worker; slots where nobody does are not named.
-    pub(crate) fn steered(&self) -> &BTreeMap<Slot, WorkerId> {
+    pub fn steered(&self) -> &BTreeMap<Slot, WorkerId> {
         &self.adoption.steered
     }
 

@@ -62,12 +62,12 @@ impl Supervisor {
         self.places.iter().any(|p| p.holder == Some(worker) || p.successor == Some(worker))
     }
 
-    pub(crate) fn serves(&self, worker: WorkerId) -> bool {
+    pub fn serves(&self, worker: WorkerId) -> bool {
         self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
     }
 
     /// Whether a signal has stopped all of it.
-    pub(crate) fn is_stopped(&self, worker: WorkerId) -> bool {
+    pub fn is_stopped(&self, worker: WorkerId) -> bool {
         self.members.get(&worker).is_some_and(|member| member.pulse.stopped)
     }
 
@@ -136,14 +136,14 @@ impl Supervisor {
     }
 
     /// A number that no worker has had.
-    pub(crate) fn draw_id(&mut self) -> WorkerId {
+    pub fn draw_id(&mut self) -> WorkerId {
         let id = WorkerId(self.next_id);
         self.next_id += 1;
         id
     }
 
     /// What workers of this slot have in their environment besides.
-    pub(crate) fn environment(&self, slot: Slot) -> &[(String, String)] {
+    pub fn environment(&self, slot: Slot) -> &[(String, String)] {
         self.places.iter().find(|one| one.slot == slot).map_or(&[], |place| &place.environment)
     }
 

@@ -12,7 +12,7 @@ use crate::identity::{Slot, WorkerId};
 
 impl Supervisor {
     /// Whether the application is asked before a worker that ended unasked is replaced.
-    pub(crate) fn ask_before_restarts(&mut self, asks: bool) {
+    pub fn ask_before_restarts(&mut self, asks: bool) {
         self.asks_restart = asks;
     }
 
@@ -122,7 +122,7 @@ impl Supervisor {
     }
 
     /// Slots that stay empty for now.
-    pub(crate) fn vacant(&self) -> Vec<Slot> {
+    pub fn vacant(&self) -> Vec<Slot> {
         let empty = |p: &&Place| p.vacancy == Vacancy::Closed && p.holder.is_none();
         self.places.iter().filter(empty).map(|place| place.slot).collect()
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::action::{Action, Cause, Leave, Notice};
 use super::event::{Asker, Scale};
 use super::{Place, Supervisor};
-use crate::config::Workers;
+use crate::MAX_WORKERS;
 use crate::identity::{Slot, WEB};
 
 impl Supervisor {
@@ -67,8 +67,8 @@ impl Supervisor {
             Err("a reload is under way; ask again when it is done".to_string())
         } else if to > self.policy.most_workers && self.policy.most_workers == 1 {
             Err("the concurrency model has one worker process: for more threads change workers and reload".to_string())
-        } else if !(1..=Workers::MAX).contains(&to) {
-            Err(format!("{to} workers are out of range: ask for 1 to {}", Workers::MAX))
+        } else if !(1..=MAX_WORKERS).contains(&to) {
+            Err(format!("{to} workers are out of range: ask for 1 to {}", MAX_WORKERS))
         } else {
             Ok(to)
         }

@@ -7,7 +7,7 @@ use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// Something to do. Its failure, if it can fail, comes back as an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Action {
+pub enum Action {
     /// Fork a worker. Answered by `Forked` or `ForkFailed`.
     Fork(WorkerTag),
     /// Close the primary's listening sockets: the workers empty the queue, then nobody listens any more.
@@ -51,7 +51,7 @@ pub(crate) enum Action {
 
 /// How the primary ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// As asked.
     Stopped,
     /// The workers never came up.
@@ -60,7 +60,7 @@ pub(crate) enum Outcome {
 
 /// What is worth telling people.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Notice {
+pub enum Notice {
     /// A worker's process exists.
     Forked { worker: WorkerTag },
     /// It runs. Once, before it is ready.
@@ -137,7 +137,6 @@ pub(crate) enum Notice {
 
 /// The limit that a recycled worker has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Limit {
     /// `max-requests`: it has answered so many.
     Requests(u64),
@@ -149,7 +148,7 @@ pub enum Limit {
 
 /// The end of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Exit {
+pub struct Exit {
     pub worker: WorkerTag,
     pub status: ExitStatus,
     pub cause: Cause,
@@ -165,7 +164,7 @@ pub(crate) struct Exit {
 
 /// Why a worker was to finish what it had open and leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leave {
+pub enum Leave {
     /// The cluster stops.
     Stop,
     /// There are fewer slots now.
@@ -182,7 +181,7 @@ pub(crate) enum Leave {
 
 /// Why a worker ended, as far as we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Cause {
+pub enum Cause {
     /// It was told to leave, or asked to.
     Asked,
     /// We killed it: it did not become ready in time.

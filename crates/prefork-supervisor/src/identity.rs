@@ -10,7 +10,7 @@ pub struct WorkerId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// The name of the kind of workers that serve connections; every cluster has them. See [`Kind`](crate::Kind) for others.
+/// The name of the kind of workers that serve connections; every cluster has them. See `Kind` in tokio-prefork for others.
 pub const WEB: &str = "web";
 
 impl Slot {
@@ -19,17 +19,17 @@ impl Slot {
     pub const OF_A_KIND: u32 = 1024;
 
     /// The first slot of the kind that this one belongs to.
-    pub(crate) fn first_of_its_kind(self) -> Slot {
+    pub fn first_of_its_kind(self) -> Slot {
         Slot(self.0 - self.0 % Slot::OF_A_KIND)
     }
 
     /// The slot so many places behind this one, if it is of the same kind.
-    pub(crate) fn plus(self, n: u32) -> Option<Slot> {
+    pub fn plus(self, n: u32) -> Option<Slot> {
         (n < Slot::OF_A_KIND).then(|| Slot(self.0 + n))
     }
 
     /// Whether workers there serve connections.
-    pub(crate) fn is_web(self) -> bool {
+    pub fn is_web(self) -> bool {
         self.0 < Slot::OF_A_KIND
     }
 }

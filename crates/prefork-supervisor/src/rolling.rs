@@ -14,8 +14,8 @@ use super::event::Asker;
 use super::places::Vacancy;
 use super::succession::Room;
 use super::{Place, State, Supervisor};
-use crate::config::Policy;
 use crate::identity::{Generation, WEB, WorkerId};
+use crate::policy::Policy;
 
 /// Kills from outside that a reload puts up with.
 const FORGIVEN_KILLS: u32 = 3;
@@ -48,7 +48,7 @@ impl Before {
 
 impl Supervisor {
     /// The generation that all workers should be of.
-    pub(crate) fn wanted_generation(&self) -> Generation {
+    pub fn wanted_generation(&self) -> Generation {
         match &self.roll {
             Some(Roll::Rolling { target, .. }) => *target,
             Some(Roll::Reading { .. } | Roll::Back { .. }) | None => self.generation,
@@ -80,7 +80,7 @@ impl Supervisor {
     }
 
     /// Whether a reload waits for the configuration of `generation`.
-    pub(crate) fn awaits_config(&self, generation: Generation) -> bool {
+    pub fn awaits_config(&self, generation: Generation) -> bool {
         matches!(self.roll, Some(Roll::Reading { .. })) && self.last_generation == generation
     }
 

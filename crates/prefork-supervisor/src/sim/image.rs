@@ -5,33 +5,33 @@ use std::time::Duration;
 use super::super::{Action, AdoptedMember, Event, State, Supervisor};
 use super::lives::Child;
 use super::{Dice, Happening, World, code, ms};
-use crate::config::Policy;
 use crate::identity::WorkerTag;
+use crate::policy::Policy;
 
 /// What stands at the primary's path, decided anew each time it is tried. It is given the policy in force.
-pub(crate) type File = Box<dyn FnMut(&Policy, &mut Dice) -> Binary>;
+pub type File = Box<dyn FnMut(&Policy, &mut Dice) -> Binary>;
 
 /// How a new binary behaves.
 #[derive(Debug, Clone)]
-pub(crate) struct Binary {
+pub struct Binary {
     /// How long it takes to prove itself, and what comes of it; `None` if it hangs.
-    pub(crate) proof: Option<(Duration, Result<(), String>)>,
+    pub proof: Option<(Duration, Result<(), String>)>,
     /// How long until the primary gets to it, how long the exec takes, and what the new image's configuration
     /// says; or why the exec fails.
-    pub(crate) exec: (Duration, Duration, Result<Policy, String>),
+    pub exec: (Duration, Duration, Result<Policy, String>),
     /// One in so many workers dies while the exec takes its time; 0 if none does.
-    pub(crate) toll: u64,
+    pub toll: u64,
 }
 
 impl Binary {
     /// Is fit, and takes over with this policy.
-    pub(crate) fn fit(policy: &Policy) -> Binary {
+    pub fn fit(policy: &Policy) -> Binary {
         let exec = (ms(0), ms(20), Ok(policy.clone()));
         Binary { proof: Some((ms(50), Ok(()))), exec, toll: 0 }
     }
 
     /// Anything that can come of an upgrade.
-    pub(crate) fn random(policy: &Policy, dice: &mut Dice) -> Binary {
+    pub fn random(policy: &Policy, dice: &mut Dice) -> Binary {
         let workers = if dice.below(3) == 0 { 1 + dice.below(8) as u32 } else { policy.workers };
         let policy = Policy { workers, surge: dice.below(3) as u32, ..policy.clone() };
         let verdict = if dice.below(5) == 0 { Err("unfit".to_string()) } else { Ok(()) };
@@ -109,7 +109,7 @@ impl World {
     }
 
     /// The old image ends here; the workers live on, but for those that die while the exec takes its time.
-    pub(crate) fn become_new(&mut self, policy: Policy, time: Duration, toll: u64) {
+    pub fn become_new(&mut self, policy: Policy, time: Duration, toll: u64) {
         let mut left = self.mind.leave(self.now);
         // The hands fork at once: what the old image had asked for is there by now, or was never heard of.
         for (id, life) in std::mem::take(&mut self.forking) {
@@ -153,19 +153,19 @@ impl World {
     }
 
     /// The members that were told to leave by their image, or by the one before it.
-    pub(crate) fn leaving(&self) -> Vec<u64> {
+    pub fn leaving(&self) -> Vec<u64> {
         let drains = |state| matches!(state, State::Draining { .. });
         let members = self.mind.members.iter().filter(|(_, member)| drains(member.state));
         members.map(|(id, _)| id.0).collect()
     }
 
     /// Whether workers of several generations may serve, as going back or following an image has failed.
-    pub(crate) fn is_mixed(&self) -> bool {
+    pub fn is_mixed(&self) -> bool {
         self.laws.are_mixed()
     }
 
     /// What was done for upgrades, in its order.
-    pub(crate) fn upgrade_steps(&self) -> Vec<Action> {
+    pub fn upgrade_steps(&self) -> Vec<Action> {
         let ours = |action: &&Action| {
             matches!(action, Action::Prove | Action::StopProof | Action::TakeOver)
         };
