@@ -219,6 +219,10 @@ fn supervision(
     }
 }
 
+fn random_seed() -> Result<u64> {
+    prefork_os::process::random_u64().map_err(|e| Error::system("read random bytes", e))
+}
+
 impl Primary {
     /// Ready to run: signals are caught from here on.
     pub(crate) fn new(
@@ -238,8 +242,7 @@ impl Primary {
         let board = scoreboard(2 * most)?;
         let signals = SignalPipe::new(&sources::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
-        let seed =
-            prefork_os::process::random_u64().map_err(|e| Error::system("read random bytes", e))?;
+        let seed = random_seed()?;
         let mut journal = Journal::resume_after(left.as_ref().map_or(0, |m| m.last_event));
         let (fixed, config) = (Fixed::of(&config), Rc::new(config));
         let sockets = listeners.slots();
