@@ -6,7 +6,6 @@ mod dealer;
 mod events;
 mod handle;
 mod handle_mail;
-mod haul;
 mod hooks;
 mod isolated;
 mod journal;
