@@ -6,17 +6,16 @@ use std::os::unix::net::UnixListener;
 use nix::unistd::Uid;
 
 use crate::support::command::Builder;
-use crate::support::{Address, Client, Server};
+use crate::support::{Address, Client, Server, wait};
 
 #[test]
 fn a_second_start_on_the_same_port_is_refused_and_told_who_has_it() {
     let server = Server::start(2);
     let ended = Server::builder().bind([server.address().to_string()]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
-    let address = server.address();
-    let (pid, taken) = (server.pid(), "address already in use");
-    let text = format!("prefork: cannot bind {address}: {taken} (held by pid {pid}, prefork)\n");
-    assert!(ended.err.ends_with(&text), "{}", ended.err);
+    let (address, pid) = (server.address().to_string(), format!("pid {}", server.pid()));
+    assert!(ended.err.starts_with("prefork: "), "{}", ended.err);
+    assert!(ended.err.contains(&address) && ended.err.contains(&pid), "{}", ended.err);
     assert_eq!(server.get("/").status, 200);
     server.stop();
 }
@@ -26,8 +25,7 @@ fn an_address_that_cannot_be_had_is_named() {
     // Set aside for documentation (RFC 5737): no machine has it.
     let ended = Server::builder().bind(["192.0.2.1:0"]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
-    let text = "cannot bind 192.0.2.1:0: no interface of this machine has this address";
-    assert!(ended.err.contains(text), "{}", ended.err);
+    assert!(ended.err.contains("192.0.2.1:0"), "{}", ended.err);
 }
 
 #[test]
@@ -54,7 +52,8 @@ fn a_privileged_port_is_refused_with_a_hint() {
     }
     let ended = builder.run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("permission denied: ports below 1024 need root"), "{}", ended.err);
+    assert!(ended.err.contains("127.0.0.1:81"), "{}", ended.err);
+    assert!(ended.err.contains("1024") && ended.err.contains("root"), "{}", ended.err);
 }
 
 #[test]
@@ -94,14 +93,10 @@ fn a_unix_socket_is_served_and_its_file_removed() {
     assert_eq!(server.get("/").status, 200);
     let again = Server::builder().bind([format!("unix:{}", path.display())]).run();
     assert_eq!(again.status, Some(69), "{}", again.err);
-    assert!(again.err.contains(&format!("held by pid {}", server.pid())), "{}", again.err);
+    assert!(again.err.contains(&format!("pid {}", server.pid())), "{}", again.err);
     assert_eq!(server.get("/").status, 200);
     server.signal(nix::sys::signal::Signal::SIGTERM);
-    server.wait_log("stopped");
-    assert!(
-        !path.exists()
-            || crate::support::wait::try_for(|| (!path.exists()).then_some(())).is_some()
-    );
+    wait::until("the file is removed", || !path.exists());
     server.finish(0);
 }
 
@@ -112,7 +107,7 @@ fn a_file_that_is_no_socket_is_left_alone() {
     std::fs::write(&path, "data").expect("write");
     let ended = builder.bind([format!("unix:{}", path.display())]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("is not a socket"), "{}", ended.err);
+    assert!(ended.err.contains(&path.display().to_string()), "{}", ended.err);
     assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
     std::fs::remove_file(&path).expect("remove");
 }
@@ -137,14 +132,14 @@ fn an_inherited_socket_is_served_and_stays_open_for_its_owner() {
 
 #[test]
 fn a_descriptor_that_is_no_listener_is_refused() {
-    for (script, why) in [
-        (r#"exec "$0" "$@" 3<&-"#, "descriptor 3 was not passed to this process"),
-        (r#"exec "$0" "$@" 3</dev/null"#, "is not a listening stream socket"),
-    ] {
-        let ended = Server::builder().script(script).bind(["fd://3"]).run();
-        assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains(why), "{}", ended.err);
-    }
+    let closed_and_file =
+        [r#"exec "$0" "$@" 3<&-"#, r#"exec "$0" "$@" 3</dev/null"#].map(|script| {
+            let ended = Server::builder().script(script).bind(["fd://3"]).run();
+            assert_eq!(ended.status, Some(69), "{}", ended.err);
+            assert!(ended.err.contains('3'), "{}", ended.err);
+            ended.err
+        });
+    assert_ne!(closed_and_file[0], closed_and_file[1], "each names its reason");
 }
 
 #[test]

@@ -35,18 +35,19 @@ fn help_and_version_are_no_errors() {
 
 #[test]
 fn bad_values_are_named_with_their_source() {
-    for (args, text) in [
-        (["--workers", "0"], r#"--workers = "0" is out of range"#),
-        (["--workers", "many"], r#"--workers = "many" "#),
-        (["--bind", "nonsense"], r#"--bind = "nonsense" is not an address"#),
-        (["--graceful-timeout", "soon"], r#"--graceful-timeout = "soon" "#),
-        (["--max-header-size", "1"], "max-header-size"),
-        (["--root", "/nonexistent"], r#"--root = "/nonexistent" cannot be read"#),
-        (["--config", "/nonexistent"], "cannot read /nonexistent"),
+    for (args, names) in [
+        (["--workers", "0"], ["--workers", "\"0\""]),
+        (["--workers", "many"], ["--workers", "\"many\""]),
+        (["--bind", "nonsense"], ["--bind", "\"nonsense\""]),
+        (["--graceful-timeout", "soon"], ["--graceful-timeout", "\"soon\""]),
+        (["--max-header-size", "1"], ["max-header-size", "1"]),
+        (["--root", "/nonexistent"], ["--root", "/nonexistent"]),
+        (["--config", "/nonexistent"], ["/nonexistent", ""]),
     ] {
         let (status, err) = serve(&args);
         assert_eq!(status, Some(78), "{err}");
-        assert!(err.starts_with("prefork: ") && err.contains(text), "{text}: {err}");
+        let has_names = names.iter().all(|name| err.contains(name));
+        assert!(err.starts_with("prefork: ") && has_names, "{names:?}: {err}");
         assert_eq!(err.lines().count(), 1, "{err}");
     }
 }
@@ -64,8 +65,9 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
     std::fs::write(builder.dir().join("a.toml"), "workers = 2\nbnid = \":1\"\n").expect("write");
     let ended = builder.args(["--config", "a.toml"]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.err);
-    let text = "a.toml:2: unknown key \"bnid\" (did you mean \"bind\"?)";
-    assert!(ended.err.contains(text), "{}", ended.err);
+    for name in ["a.toml:2", "\"bnid\"", "\"bind\""] {
+        assert!(ended.err.contains(name), "{name}: {}", ended.err);
+    }
 }
 
 #[test]
@@ -117,7 +119,7 @@ fn check_finds_the_errors_that_serve_finds() {
 #[test]
 fn variables_of_the_platform_are_honoured() {
     let server = Server::builder().workers(0).env("WEB_CONCURRENCY", "3").spawn();
-    server.wait_log("all 3 workers serve");
+    server.wait_serving(3);
     assert_eq!(server.worker_pids().len(), 3);
     server.stop();
 }

@@ -6,16 +6,16 @@ use std::os::unix::net::UnixStream;
 use nix::sys::signal::Signal;
 
 use crate::support::command::Builder;
-use crate::support::{Failure, Server, process, wait};
+use crate::support::{Failure, Server, log, process, wait};
 
 #[track_caller]
 fn start() -> Server {
-    Server::builder().control().start()
+    Server::builder().start()
 }
 
 #[test]
 fn status_shows_every_worker() {
-    let server = Server::builder().workers(3).control().start();
+    let server = Server::builder().workers(3).start();
     assert_eq!(server.get("/").status, 200);
     let status = server.status();
     let pids = status["workers"].as_array().expect("list").iter();
@@ -27,9 +27,13 @@ fn status_shows_every_worker() {
     assert_eq!(status["primary"]["phase"], "running");
     assert_eq!(status["listeners"][0], format!("http://{}", server.address()));
     assert_eq!(status["totals"]["requests"], 1);
+    let printed: serde_json::Value =
+        serde_json::from_str(&server.order(&["status", "--json"])).expect("JSON");
+    assert_eq!(printed["primary"]["pid"], server.pid());
     let table = server.order(&["status"]);
-    let first = format!("primary pid={} running, up ", server.pid());
-    assert!(table.contains(&first) && table.contains("3 of 3 workers serve"), "{table}");
+    let pid = format!("pid={}", server.pid());
+    assert!(table.contains(&pid) && table.contains("running"), "{table}");
+    assert!(table.contains("3 of 3"), "{table}");
     for pid in children {
         let row = table.lines().find(|line| line.contains(&format!(" {pid} ")));
         assert!(row.is_some_and(|row| row.contains("serving")), "{pid}\n{table}");
@@ -53,7 +57,7 @@ fn status_shows_what_is_being_served() {
 
 #[test]
 fn the_socket_is_for_its_owner_only_whatever_the_umask_and_gone_at_the_end() {
-    let builder = Server::builder().control().script("umask 0; exec \"$0\" \"$@\"");
+    let builder = Server::builder().script("umask 0; exec \"$0\" \"$@\"");
     let server = builder.start();
     let path = server.control();
     let meta = std::fs::metadata(&path).expect("socket");
@@ -69,7 +73,7 @@ fn the_socket_is_for_its_owner_only_whatever_the_umask_and_gone_at_the_end() {
 
 #[test]
 fn workers_have_no_part_in_it() {
-    let server = start().allow(&["died: killed by SIGKILL"]);
+    let server = start().allow(&["SIGKILL"]);
     // Clients that are there when a worker is forked.
     let clients: Vec<_> =
         (0..3).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
@@ -94,7 +98,9 @@ fn a_frozen_worker_and_many_silent_clients_do_not_keep_status_waiting() {
     let silent: Vec<_> =
         (0..200).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
     for _ in 0..5 {
-        assert_eq!(server.status()["workers"].as_array().map(Vec::len), Some(2));
+        let status = server.order(&["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        assert_eq!(status["workers"].as_array().map(Vec::len), Some(2));
     }
     drop(silent);
     process::send(frozen, Signal::SIGCONT);
@@ -107,7 +113,7 @@ fn a_path_that_is_in_use_is_refused_with_the_pid_of_its_holder() {
     let path = server.control().display().to_string();
     let second = Server::builder().args(["--control", &path]).run();
     assert_eq!(second.status, Some(69), "{}", second.err);
-    assert!(second.err.contains(&format!("held by pid {}", server.pid())), "{}", second.err);
+    assert!(second.err.contains(&format!("pid {}", server.pid())), "{}", second.err);
     assert_eq!(server.status()["primary"]["pid"], server.pid());
     server.stop();
 }
@@ -119,8 +125,7 @@ fn a_stale_socket_is_replaced() {
     server.kill_primary();
     assert!(server.control().exists());
     wait::until("the end of the orphans", || pids.iter().all(|pid| process::is_gone(*pid)));
-    let path = server.control().display().to_string();
-    let again = Server::builder().args(["--control", &path]).start();
+    let again = Server::builder().control_at(server.control()).start();
     assert_eq!(server.status()["primary"]["pid"], again.pid());
     again.stop();
 }
@@ -134,7 +139,7 @@ fn a_file_that_is_no_socket_is_refused_and_kept() {
     for path in [&file, &link] {
         let ended = Server::builder().args(["--control".into(), path.clone()]).run();
         assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains("is not a socket"), "{}", ended.err);
+        assert!(ended.err.contains(&path.display().to_string()), "{}", ended.err);
     }
     assert_eq!(std::fs::read_to_string(&file).expect("kept"), "data");
     assert!(link.is_symlink());
@@ -146,8 +151,7 @@ fn stop_returns_when_the_port_is_free() {
     let mut client = server.connect();
     client.send("GET /sleep/500 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/500");
-    let said = server.order(&["stop"]);
-    assert!(said.starts_with("stopping: 2 workers") && said.ends_with("stopped\n"), "{said}");
+    server.order(&["stop"]);
     assert_eq!(server.try_get("/").err(), Some(Failure::Refused));
     let address = server.address().to_string();
     assert_eq!(client.read().expect("it was finished").status, 200);
@@ -179,10 +183,12 @@ fn events_are_the_lines_of_the_log() {
         sequence += 1;
         assert_eq!(event["sequence"], sequence);
     }
+    // A start, a reload that somebody asked for by this socket, and three workers or more that became ready.
+    let with = |words: &[&str]| log::lines_with(&events, words).count();
+    assert!(with(&[&format!("pid={}", server.pid())]) > 0 && with(&["uid"]) > 0, "{events}");
+    assert!(with(&["worker=1"]) > 0 && with(&["worker=4", "gen=2"]) > 0, "{events}");
     let text = server.order(&["events"]);
-    for piece in ["primary pid=", "all 2 workers serve", "reloading (control", "generation 2"] {
-        assert!(text.contains(piece), "{piece}: {text}");
-    }
+    assert_eq!(text.lines().count(), sequence, "a line for each: {text}");
     server.stop();
 }
 
@@ -195,9 +201,10 @@ fn events_are_followed_to_the_end() {
         server.order(&["stop"]);
         let ended = following.join().expect("the verb");
         assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""));
-        for piece in ["workers of generation 2 serve", "stopping (control", " stopped\n"] {
-            assert!(ended.out.contains(piece), "{piece}: {}", ended.out);
-        }
+        let log = server.log();
+        let last = log.lines().last().and_then(|line| line.split_once(" INFO ")).expect("a log").1;
+        assert!(ended.out.trim_end().ends_with(last.trim_start()), "{last}: {}", ended.out);
+        assert_eq!(ended.out.lines().count(), log.lines().count(), "{}", ended.out);
     });
     server.finish(0);
 }
@@ -216,7 +223,7 @@ fn nobody_there_is_told_apart_from_a_refusal() {
 
 #[test]
 fn no_verb_waits_for_a_primary_that_a_signal_has_stopped() {
-    let server = start().allow(&["upgrade failed, nothing has changed: the cluster is stopping"]);
+    let server = start().allow(&["upgrade"]);
     process::send(server.pid(), Signal::SIGSTOP);
     let words: [&[&str]; 8] = [
         &["status"],
@@ -234,7 +241,7 @@ fn no_verb_waits_for_a_primary_that_a_signal_has_stopped() {
         for verb in asked {
             let (words, why) = verb.join().expect("it ends");
             let pid = server.pid();
-            assert!(why.contains(&format!("(pid {pid}, state T)")), "{words:?}: {why}");
+            assert!(log::contains_word(&why, &pid.to_string()), "{words:?}: {why}");
             assert!(why.contains(&format!("kill -CONT {pid}")), "{words:?}: {why}");
         }
     });
@@ -249,16 +256,16 @@ fn a_path_at_which_no_primary_can_be_is_told_as_what_it_is() {
     let (file, stale) = (dir.path().join("file"), dir.path().join("stale"));
     std::fs::write(&file, "data").expect("write");
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("bind"));
-    for (path, why) in [
-        (file, "it is not a socket"),
-        (stale, "the primary that made this socket is gone"),
-        (dir.path().join("none"), "No such file"),
-        (dir.path().into(), "it is not a socket"),
-    ] {
+    let reasons = [file, stale, dir.path().join("none"), dir.path().into()].map(|path| {
         let ended = Builder::verb("status").args(["--control".into(), path.clone()]).run();
+        let path = path.display().to_string();
         assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains(why), "{}: {}", path.display(), ended.err);
-    }
+        assert!(ended.err.contains(&path), "{path}: {}", ended.err);
+        ended.err.replace(&path, "")
+    });
+    assert_eq!(reasons[0], reasons[3], "neither is a socket");
+    let different: std::collections::BTreeSet<&String> = reasons.iter().collect();
+    assert_eq!(different.len(), 3, "{different:?}");
 }
 
 #[test]
@@ -270,5 +277,5 @@ fn a_listener_that_never_answers_is_waited_for_as_long_as_was_said() {
         .args(["--control".into(), path.into_os_string(), "--timeout".into(), "200ms".into()])
         .run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("no answer within "), "{}", ended.err);
+    assert!(ended.err.contains("--timeout"), "{}", ended.err);
 }

@@ -32,7 +32,7 @@ fn faults_without_the_demonstration_are_refused() {
 #[test]
 fn a_demonstration_that_others_can_reach_is_warned_of_once() {
     let open = Server::builder().workers(1).bind([":0"]).start();
-    assert_eq!(open.count_log(ADVICE), 1, "{}", open.log());
+    assert_eq!(open.count_log(&[ADVICE]), 1, "{}", open.log());
     open.stop();
     for (bind, args) in [
         ("127.0.0.1:0", &[][..]),
@@ -42,7 +42,7 @@ fn a_demonstration_that_others_can_reach_is_warned_of_once() {
         (":0", &["--root", "."]),
     ] {
         let server = Server::builder().workers(1).bind([bind]).args(args.iter().copied()).start();
-        assert_eq!(server.count_log(ADVICE), 0, "{bind} {args:?}");
+        assert_eq!(server.count_log(&[ADVICE]), 0, "{bind} {args:?}");
         server.stop();
     }
 }

@@ -31,7 +31,7 @@ fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
 
 #[test]
 fn a_replacement_that_has_nothing_yet_gets_the_next_connections() {
-    let server = Server::start(3).allow(&["died: killed by SIGKILL"]);
+    let server = Server::start(3).allow(&["SIGKILL"]);
     let mut deaths = 0;
     // A new replacement for each try: how many of the first twelve it gets.
     in_one_of_several_tries(|| {

@@ -2,6 +2,9 @@
 
 use crate::support::{Client, Server, process, wait};
 
+/// What the system says of a process that has no descriptor left.
+pub const NO_DESCRIPTOR: &str = "Too many open files";
+
 /// Connections that have been used once and are kept, and some that nobody can take.
 fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..kept).map(|_| server.connect()).collect();
@@ -14,9 +17,9 @@ fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
 #[test]
 fn a_worker_without_descriptors_waits_for_one_and_does_not_spin() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server = Server::builder().workers(1).script(limited).start().allow(&["cannot accept on"]);
+    let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
     let mut clients = exhaust(&server, 60);
-    server.wait_log("cannot accept on");
+    server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
     let pid = server.worker_pids()[0];
     let share = process::share_of_a_core(pid);
     assert!(share < 0.5, "it uses {share} of a core while it waits");
@@ -34,11 +37,11 @@ fn a_worker_without_descriptors_waits_for_one_and_does_not_spin() {
 #[test]
 fn running_out_of_descriptors_is_told_but_not_again_and_again() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server = Server::builder().workers(1).script(limited).start().allow(&["cannot accept on"]);
+    let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
     let clients = exhaust(&server, 60);
-    server.wait_log("cannot accept on");
+    server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
     wait::measure_for(std::time::Duration::from_secs(1));
-    let lines = server.count_log("cannot accept on");
+    let lines = server.count_log(&[NO_DESCRIPTOR]);
     assert!(lines <= 3, "{lines} lines in a second, for one thing");
     drop(clients);
     server.stop();

@@ -19,22 +19,23 @@ fn a_renamed_log_is_opened_anew_by_the_primary_and_its_workers() {
     let contains = |path: &std::path::Path, piece: &str| {
         fs::read_to_string(path).is_ok_and(|text| text.contains(piece))
     };
-    wait::until("the start in the file", || contains(&new, "all 2 workers serve"));
-    server.find_addresses(&fs::read_to_string(&new).expect("log"));
+    server = server.ready();
+    let primary = format!("pid={}", server.pid());
+    assert!(contains(&new, &primary), "the start is in the file");
     fs::rename(&new, &old).expect("rename");
     server.signal(Signal::SIGUSR1);
-    wait::until("the new file", || contains(&new, "log reopened"));
+    wait::until("the new file", || fs::metadata(&new).is_ok_and(|file| file.len() > 0));
     // Both workers have heard of it when what they say is there.
     wait::until("both workers in the new file", || {
         assert_eq!(server.get("/fault/panic").status, 500);
         let text = fs::read_to_string(&new).unwrap_or_default();
-        ["worker=1", "worker=2"].iter().all(|w| {
-            text.lines().any(|line| line.contains(w) && line.contains("/fault/panic panicked"))
-        })
+        ["worker=1", "worker=2"]
+            .iter()
+            .all(|w| text.lines().any(|line| line.contains(w) && line.contains("GET /fault/panic")))
     });
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
-    assert!(contains(&new, "stopped") && !contains(&old, "stopped"));
+    assert!(contains(&new, "SIGTERM") && !contains(&old, "SIGTERM"));
     assert_eq!(server.log().lines().count(), 1, "only the warning of --faults: {}", server.log());
 }
 
@@ -42,7 +43,7 @@ fn a_renamed_log_is_opened_anew_by_the_primary_and_its_workers() {
 fn a_log_file_that_cannot_be_opened_is_an_error() {
     let ended = Server::builder().args(["--log-file", "no/such/directory/log"]).run();
     assert_eq!(ended.status, Some(71), "{}", ended.err);
-    assert!(ended.err.contains("cannot write the log to no/such/directory/log"), "{}", ended.err);
+    assert!(ended.err.contains("no/such/directory/log"), "{}", ended.err);
 }
 
 #[test]
@@ -51,11 +52,12 @@ fn a_file_that_cannot_be_a_log_is_an_error_at_the_start() {
     let dir = builder.dir().to_path_buf();
     mkfifo(&dir.join("fifo"), Mode::S_IRWXU).expect("FIFO");
     let _socket = UnixListener::bind(dir.join("socket")).expect("socket");
-    for (name, what) in [("fifo", "a FIFO"), ("socket", "a socket"), (".", "a directory")] {
+    for (name, what) in [("fifo", "FIFO"), ("socket", "socket"), (".", "directory")] {
         let path = dir.join(name).display().to_string();
         let ended = Server::builder().args(["--log-file", &path]).run();
         assert_eq!(ended.status, Some(71), "{}", ended.err);
-        assert!(ended.err.contains(&format!("it is {what}")), "{}", ended.err);
+        assert!(ended.err.contains(&path), "{}", ended.err);
+        assert!(ended.err.replace(&path, "").contains(what), "{}", ended.err);
         assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
     }
 }
@@ -71,8 +73,9 @@ fn the_pid_file_cannot_be_the_log() {
 fn standard_streams_and_links_to_files_can_be_the_log() {
     for path in ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"] {
         let server = Server::with(1, &["--log-file", path]);
+        let before = server.log().lines().count();
         server.signal(Signal::SIGUSR1);
-        server.wait_log("log reopened");
+        wait::until("a line about it", || server.log().lines().count() > before);
         server.stop();
     }
     // Standard output of the script is a file that nobody else names.
@@ -83,53 +86,52 @@ fn standard_streams_and_links_to_files_can_be_the_log() {
     ] {
         let builder = Server::builder().workers(1).script(script).args(["--log-file", path]);
         let out = builder.dir().join("out");
-        let mut server = builder.spawn();
+        let mut server = builder.start();
         let has = |piece: &str| fs::read_to_string(&out).is_ok_and(|text| text.contains(piece));
-        wait::until("the start in the log", || has("all 1 workers serve"));
+        assert!(has(&format!("pid={}", server.pid())), "the start is in the log");
         server.signal(Signal::SIGTERM);
         assert!(server.wait_exit().success());
-        assert!(has("stopped") && server.log().is_empty(), "{}", server.log());
+        assert!(has("SIGTERM") && server.log().is_empty(), "{}", server.log());
     }
-    let server = Server::builder().workers(1).args(["--log-file", "/dev/null"]).control().spawn();
-    wait::until("a worker serves", || server.ask(&["status"]).out.contains("1 of 1 workers serve"));
+    let mut server = Server::builder().workers(1).args(["--log-file", "/dev/null"]).start();
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait_exit().success());
 }
 
 #[test]
 fn a_rotation_that_cannot_be_leaves_the_old_log() {
     let builder = Server::builder().args(["--log-file", "prefork.log"]);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
-    let mut server = builder.spawn();
+    let mut server = builder.start();
     let has = |path: &Path, piece: &str| fs::read_to_string(path).is_ok_and(|t| t.contains(piece));
-    wait::until("the start in the log", || has(&log, "all 2 workers serve"));
     fs::rename(&log, &old).expect("rename");
     mkfifo(&log, Mode::S_IRWXU).expect("FIFO");
     server.signal(Signal::SIGUSR1);
-    wait::until("the reason in the old log", || has(&old, "it is a FIFO"));
+    wait::until("the reason in the old log", || has(&old, "ERROR") && has(&old, "FIFO"));
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
-    assert!(has(&old, "stopped"));
+    assert!(has(&old, "SIGTERM"));
 }
 
 #[test]
 fn a_reload_changes_over_to_its_log_file_or_fails_and_leaves_the_old_one() {
     let config = |log: &str| format!("bind = ['127.0.0.1:0']\nworkers = 1\nlog-file = '{log}'\n");
-    let builder = Server::builder().config(1, &config("a.log")).control();
+    let builder = Server::builder().config(1, &config("a.log"));
     let dir = builder.dir().to_path_buf();
-    let mut server = builder.spawn();
+    let mut server = builder.start();
     let has = |name: &str, piece: &str| {
         fs::read_to_string(dir.join(name)).is_ok_and(|text| text.contains(piece))
     };
     let write = |log: &str| fs::write(dir.join("prefork.toml"), config(log)).expect("write");
-    wait::until("the start in the log", || has("a.log", "all 1 workers serve"));
+    assert!(has("a.log", &format!("pid={}", server.pid())), "the start is in the log");
     fs::create_dir(dir.join("directory")).expect("directory");
-    for (log, why) in [("directory", "it is a directory"), ("/dev/fd/5", "at the start")] {
+    for log in ["directory", "/dev/fd/5"] {
         write(log);
-        assert!(server.refused(&["reload"], 1).contains(why));
+        assert!(server.refused(&["reload"], 1).contains(log));
     }
     write("b.log");
     server.order(&["reload"]);
-    wait::until("the new log", || has("b.log", "log reopened"));
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
-    assert!(has("b.log", "stopped") && !has("a.log", "stopped"));
+    assert!(has("b.log", "SIGTERM") && !has("a.log", "SIGTERM"));
 }

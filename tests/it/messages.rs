@@ -72,7 +72,7 @@ fn messages_go_from_worker_to_worker_by_slot_and_by_id() {
         assert_eq!(said, format!("{slot} {}", ids[slot]));
     }
     let said = say(&server, "/who/7");
-    assert_eq!(said, "a request was refused: there is no such worker");
+    assert!(said.starts_with("Refused("), "{said}");
     drop(at);
     server.stop();
 }
@@ -94,7 +94,7 @@ fn a_broadcast_reaches_all_eight_workers_once() {
 #[test]
 fn an_answer_that_comes_late_is_thrown_away() {
     let server = Builder::program("mails").workers(1).start();
-    let late = "a request of kind \"late\" was not answered in time";
+    let late = "TimedOut(\"late\")";
     assert_eq!(say(&server, "/late"), late);
     assert_eq!(say(&server, "/late-count"), "0");
     // This one makes the primary answer the first one, and is not answered by that.
@@ -108,9 +108,7 @@ fn an_answer_that_comes_late_is_thrown_away() {
 fn a_full_queue_says_so_and_is_emptied() {
     let server = Builder::program("mails").workers(1).start();
     assert_eq!(say(&server, "/full"), "64, then Full");
-    let large =
-        "cannot send a message of 2097152 bytes: at most 1048576 are allowed (MailLimits::message)";
-    assert_eq!(say(&server, "/too-large"), large);
+    assert_eq!(say(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
     assert_eq!(say(&server, "/echo/5"), "same: true");
     server.stop();
 }
@@ -154,12 +152,12 @@ fn a_draining_worker_still_has_its_mail() {
     for client in at.values_mut() {
         client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     }
-    server.wait_log_times(" says holding", 2);
+    server.wait_log_count(&["says holding"], 2);
     server.signal(Signal::SIGHUP);
     for client in at.values_mut() {
         assert_eq!(client.read().expect("answer").text(), "done");
     }
-    server.wait_log_times(" says bye", 2);
+    server.wait_log_count(&["says bye"], 2);
     server.stop();
 }
 
@@ -168,12 +166,9 @@ fn an_upgrade_ends_the_mail_of_old_workers_and_new_ones_have_theirs() {
     let server = Builder::program("mails").workers(1).copied().start();
     let mut client = server.connect();
     client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
-    server.wait_log("all 1 workers serve");
     server.signal(Signal::SIGUSR2);
-    let text = client.read().expect("answer").text().to_string();
-    assert_eq!(text, "cannot send a message: the other end is gone");
-    server.wait_log(", took over 1 worker");
-    server.wait_log_times(" ready after ", 2);
+    assert_eq!(client.read().expect("answer").text(), "Closed");
+    server.wait_generation(2);
     drop(client);
     wait::until("mail of the new worker", || say(&server, "/echo/5") == "same: true");
     server.stop();

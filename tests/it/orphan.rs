@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Server, process, wait};
+use crate::support::{Server, log, process, wait};
 
 #[track_caller]
 fn wait_gone(pids: &[u32]) {
@@ -17,7 +17,9 @@ fn idle_workers_leave_with_their_primary_and_the_next_start_is_clean() {
     assert_eq!(idle.get("/").expect("answer").status, 200);
     server.kill_primary();
     wait_gone(&pids);
-    assert!(server.log().contains("has lost its primary"), "{}", server.log());
+    for pid in pids {
+        assert_eq!(server.count_log(&["WARN", &format!("pid={pid}")]), 1, "{}", server.log());
+    }
     let again = Server::builder().bind([server.address().to_string()]).start();
     assert_eq!(again.port(), server.port());
     again.stop();
@@ -179,6 +181,6 @@ fn a_primary_killed_during_its_start_leaves_nobody() {
         let pids = server.worker_pids();
         server.kill_primary();
         wait_gone(&pids);
-        wait_gone(&crate::support::server::workers_of(&server.log()));
+        wait_gone(&log::worker_pids(&server.log()));
     }
 }

@@ -8,7 +8,7 @@ use crate::support::{Client, Server, amount, process, wait};
 
 #[test]
 fn reloads_scaling_and_recycling_lose_nothing() {
-    let server = dealt(2).control().start();
+    let server = dealt(2).start();
     let load = Load::new_connections(server.address(), 6).start();
     for (generation, workers) in [(2, "4"), (3, "1"), (4, "3")] {
         load.wait_answered(50);
@@ -20,8 +20,9 @@ fn reloads_scaling_and_recycling_lose_nothing() {
     load.wait_answered(50);
     // One that is leaving already has nothing to retire from. The reload went back to the two of the configuration.
     wait::until("the old ones are gone", || server.worker_pids().len() == 2);
-    process::send(server.worker_pids()[0], Signal::SIGTERM);
-    server.wait_log("retires and is replaced");
+    let retiring = server.worker_pids()[0];
+    process::send(retiring, Signal::SIGTERM);
+    server.wait_others(2, &[retiring]);
     load.wait_answered(50);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");

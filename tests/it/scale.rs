@@ -2,25 +2,25 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::Server;
 use crate::support::load::Load;
+use crate::support::{Server, log};
 
 #[test]
 fn signals_add_and_remove_a_worker() {
     let server = Server::start(2);
     let first = server.worker_pids();
     server.signal(Signal::SIGTTIN);
-    server.wait_log("3 workers wanted, 2 were (SIGTTIN)");
+    server.wait_log(&["INFO", "SIGTTIN"]);
     let three = server.wait_others(3, &[]);
     assert!(first.iter().all(|pid| three.contains(pid)));
     server.wait_replaced(1);
     server.signal(Signal::SIGTTOU);
-    server.wait_log("2 workers wanted, 3 were (SIGTTOU)");
+    server.wait_log(&["INFO", "SIGTTOU"]);
     assert_eq!(server.wait_others(2, &[]), first);
     server.signal(Signal::SIGTTOU);
     server.wait_others(1, &[]);
     server.signal(Signal::SIGTTOU);
-    server.wait_log("SIGTTOU refused: 0 workers are out of range: ask for 1 to ");
+    server.wait_log(&["WARN", "SIGTTOU"]);
     assert_eq!(server.get("/").status, 200);
     assert_eq!(server.worker_pids().len(), 1);
     server.stop();
@@ -28,10 +28,9 @@ fn signals_add_and_remove_a_worker() {
 
 #[test]
 fn the_verb_takes_a_number_or_a_difference() {
-    let server = Server::builder().control().start();
+    let server = Server::builder().start();
     for (change, workers) in [("3", 3), ("+1", 4), ("-1", 3), ("-2", 1), ("2", 2)] {
-        let said = server.order(&["scale", change]);
-        assert!(said.starts_with(&format!("{workers} workers are wanted, ")), "{said}");
+        server.order(&["scale", change]);
         server.wait_others(workers, &[]);
         assert_eq!(server.status()["primary"]["workers_wanted"], workers);
     }
@@ -40,18 +39,18 @@ fn the_verb_takes_a_number_or_a_difference() {
 
 #[test]
 fn numbers_out_of_range_are_refused_and_change_nothing() {
-    let server = Server::builder().control().start();
+    let server = Server::builder().start();
     let pids = server.worker_pids();
-    for (change, code, why) in [
-        ("0", 64, "give a number of workers"),
-        ("many", 64, "give a number of workers"),
-        ("5000", 1, "out of range"),
-        ("+5000", 1, "out of range"),
-        ("-2", 1, "0 workers are out of range"),
+    for (change, code, number) in [
+        ("0", 64, "0"),
+        ("many", 64, "many"),
+        ("5000", 1, "5000"),
+        ("+5000", 1, "5000"),
+        ("-2", 1, "0"),
     ] {
         let ended = server.ask(&["scale", change]);
         assert_eq!(ended.status, Some(code), "{change}: {}", ended.err);
-        assert!(ended.err.contains(why), "{change}: {}", ended.err);
+        assert!(log::contains_word(&ended.err, number), "{change}: {}", ended.err);
     }
     assert_eq!(server.worker_pids(), pids);
     assert_eq!(server.status()["primary"]["workers_wanted"], 2);
@@ -82,7 +81,7 @@ fn fewer_workers_lose_no_request_on_kept_connections() {
 
 #[test]
 fn a_reload_returns_to_the_number_of_the_configuration() {
-    let server = Server::builder().workers(1).control().start();
+    let server = Server::builder().workers(1).start();
     server.order(&["scale", "3"]);
     let old = server.wait_others(3, &[]);
     server.order(&["reload"]);

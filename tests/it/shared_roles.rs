@@ -9,7 +9,7 @@ use crate::support::command::Builder;
 use crate::support::{Server, amount, process, wait};
 
 fn start(program: &str, workers: usize) -> Server {
-    Builder::program(program).workers(workers).start().allow(&["died: killed by SIGKILL"])
+    Builder::program(program).workers(workers).start().allow(&["SIGKILL"])
 }
 
 fn leader(server: &Server, role: &str) -> Option<u32> {

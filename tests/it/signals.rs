@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Server, process, wait};
+use crate::support::{Server, log, process, wait};
 
 /// Signals that neither ends nor changes a worker.
 const IGNORED_BY_WORKERS: [Signal; 13] = [
@@ -55,13 +55,13 @@ fn a_worker_ignores_what_is_meant_for_the_primary() {
         assert_eq!(server.get("/").pid(), pid, "{signal}");
     }
     assert_eq!(server.worker_pids(), [pid]);
-    let log = server.stop();
-    assert!(!log.contains("died"), "{log}");
+    let text = server.stop();
+    assert_eq!(log::complaints(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn the_primary_ignores_what_is_not_meant_for_it() {
-    let server = Server::builder().workers(1).control().start();
+    let server = Server::builder().workers(1).start();
     let pids = server.worker_pids();
     for signal in IGNORED_BY_THE_PRIMARY {
         server.signal(signal);

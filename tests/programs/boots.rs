@@ -41,7 +41,7 @@ pub(super) fn fails(told: Told) -> Result<ExitCode> {
 pub(super) fn exits(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|_: Worker| async {
         if true {
-            std::process::exit(3);
+            std::process::exit(37);
         }
         Ok(never())
     })

@@ -82,7 +82,7 @@ fn work(job: String) -> std::result::Result<String, String> {
         }
         "panic" => panic!("the job has had enough"),
         "error" => Err("no".to_string()),
-        "exit" => std::process::exit(3),
+        "exit" => std::process::exit(37),
         other => Ok(format!("{other} by {}", std::process::id())),
     }
 }

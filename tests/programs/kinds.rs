@@ -50,7 +50,7 @@ pub(super) fn kinds(told: Told) -> Result<ExitCode> {
                 let worker = worker.clone();
                 async move {
                     let path = request.uri().path().to_string();
-                    let said = obey(&worker, &path).await.unwrap_or_else(|e| e.to_string());
+                    let said = obey(&worker, &path).await.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
             }))

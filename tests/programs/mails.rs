@@ -71,7 +71,7 @@ pub(super) fn mails(told: Told) -> Result<ExitCode> {
                 async move {
                     let path = request.uri().path().trim_start_matches('/').to_string();
                     let words: Vec<&str> = path.split('/').collect();
-                    let said = obey(&worker, &words).await.unwrap_or_else(|e| e.to_string());
+                    let said = obey(&worker, &words).await.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
             }))

@@ -33,6 +33,9 @@ pub struct Builder {
     /// Descriptors 0 and up when the script begins, instead of the log and all else.
     streams: Vec<OwnedFd>,
     user: Option<u32>,
+    control: PathBuf,
+    /// Whether the program has a control socket at all: the examples have none.
+    has_control: bool,
     dir: TempDir,
 }
 
@@ -67,6 +70,7 @@ impl Builder {
         let mut builder = Builder::new(path, "127.0.0.1:0");
         builder.binds.clear();
         builder.tells_workers = false;
+        builder.has_control = false;
         builder.workers = std::thread::available_parallelism().map_or(1, usize::from);
         builder
     }
@@ -76,10 +80,12 @@ impl Builder {
         let mut builder = Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);
         builder.binds.clear();
         builder.workers = 0;
+        builder.has_control = false;
         builder
     }
 
     fn new(program: PathBuf, verb: &str) -> Builder {
+        let dir = tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory");
         Builder {
             program,
             script: None,
@@ -95,7 +101,9 @@ impl Builder {
             stdin: None,
             streams: Vec::new(),
             user: None,
-            dir: tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory"),
+            control: dir.path().join("control"),
+            has_control: true,
+            dir,
         }
     }
 
@@ -120,13 +128,10 @@ impl Builder {
         self.args(["--config", "prefork.toml"])
     }
 
-    /// With a control socket, at [`Server::control`].
-    pub fn control(self) -> Builder {
-        let path = self.dir.path().join("control").display().to_string();
-        match self.verb[0] == "serve" {
-            true => self.args(["--control", &path]),
-            false => self.args([format!("control={path}")]),
-        }
+    /// With the control socket at this path, and not in the server's directory.
+    pub fn control_at(mut self, path: PathBuf) -> Builder {
+        self.control = path;
+        self
     }
 
     /// Under this concurrency model: `count` processes or threads, or one loop alone.
@@ -186,6 +191,8 @@ impl Builder {
     pub fn user(mut self, uid: u32) -> Builder {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        // The primary makes its control socket there.
+        std::os::unix::fs::chown(self.dir.path(), Some(uid), Some(uid)).expect("chown");
         self.user = Some(uid);
         self.copied()
     }
@@ -222,7 +229,11 @@ impl Builder {
         command.args(&self.args).current_dir(self.dir.path());
         clear_variables(&mut command);
         // No socket of a test belongs into the runtime directory of the machine.
-        command.env("PREFORK_CONTROL", "off");
+        match self.has_control {
+            true if self.verb[0] == "serve" => command.env("PREFORK_CONTROL", &self.control),
+            true => command.arg(format!("control={}", self.control.display())),
+            false => command.env("PREFORK_CONTROL", "off"),
+        };
         if !self.tells_policy {
             under::set_policy(&mut command);
         }
@@ -259,7 +270,8 @@ impl Builder {
         streams.next().map(|one| command.stderr(one));
         drop(streams);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        Server::new(child, self.dir, self.workers + self.others)
+        let control = self.has_control.then_some(self.control);
+        Server::new(child, self.dir, self.workers + self.others, control)
     }
 
     /// Runs something that ends by itself.

@@ -1,15 +1,20 @@
-//! What operators do: `prefork VERB` against the control socket of a server.
+//! The control socket of a server under test: `prefork VERB` as operators run it, and the protocol itself.
 
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
 
 use super::command::{Builder, Ended};
 use super::server::Server;
 use super::{process, wait};
 
 impl Server {
-    /// Where a server that was built with `control` is asked.
+    /// The path of the control socket.
     pub fn control(&self) -> PathBuf {
-        self.dir().join("control")
+        self.control.clone()
     }
 
     /// `prefork VERB [WORD]...`, run to its end.
@@ -36,15 +41,76 @@ impl Server {
         ended.err
     }
 
+    /// The status of the cluster.
     #[track_caller]
-    pub fn status(&self) -> serde_json::Value {
-        serde_json::from_str(&self.order(&["status", "--json"])).expect("JSON")
+    pub fn status(&self) -> Value {
+        self.try_status().expect("the primary answers on its control socket")
     }
 
-    /// Waits until all workers are of this generation, which was asked for.
+    /// The status of the cluster, or `None` if no primary answers.
+    pub fn try_status(&self) -> Option<Value> {
+        let mut reply = request(&self.control, &json!({ "verb": "status" }))?;
+        Some(reply["status"].take()).filter(Value::is_object)
+    }
+
+    /// Waits until the primary is in `phase`: `running` or `stopping`, for example.
+    #[track_caller]
+    pub fn wait_phase(&self, phase: &str) {
+        wait::until(&format!("phase {phase}"), || {
+            self.try_status().is_some_and(|status| status["primary"]["phase"] == phase)
+        });
+    }
+
+    /// Waits until `count` workers serve and the primary wants no other number of them.
+    #[track_caller]
+    pub fn wait_serving(&self, count: usize) {
+        wait::until(&format!("{count} workers serve"), || {
+            self.try_status().is_some_and(|status| {
+                workers_wanted(&status) == count && serving(&status).count() == count
+            })
+        });
+    }
+
+    /// Waits until the primary listens at `count` addresses.
+    #[track_caller]
+    pub fn wait_listeners(&self, count: usize) {
+        wait::until(&format!("{count} listeners"), || {
+            let status = self.try_status();
+            status.is_some_and(|s| s["listeners"].as_array().map(Vec::len) == Some(count))
+        });
+    }
+
+    /// Waits until as many workers of this generation serve as are wanted: a reload or an upgrade is done.
     #[track_caller]
     pub fn wait_generation(&self, generation: usize) {
-        self.wait_log(&format!(" workers of generation {generation} serve"));
+        wait::until(&format!("generation {generation} serves"), || {
+            self.try_status().is_some_and(|status| {
+                let new = serving(&status).filter(|worker| worker["generation"] == generation);
+                status["primary"]["generation"] == generation
+                    && new.count() == workers_wanted(&status)
+            })
+        });
+    }
+
+    /// Waits until the worker `id`, or a later one, is ready, and as many workers serve as are wanted.
+    #[track_caller]
+    pub fn wait_worker_id(&self, id: u64) {
+        wait::until(&format!("worker {id} or a later one serves"), || {
+            self.try_status().is_some_and(|status| {
+                let ids = serving(&status).filter_map(|worker| worker["id"].as_u64());
+                ids.max() >= Some(id) && serving(&status).count() == workers_wanted(&status)
+            })
+        });
+    }
+
+    /// The pid of the worker with this id.
+    #[track_caller]
+    pub fn worker_pid(&self, id: u64) -> u32 {
+        let status = self.status();
+        let workers = status["workers"].as_array().expect("workers");
+        let worker = workers.iter().find(|worker| worker["id"] == id);
+        let pid = worker.and_then(|worker| worker["pid"].as_u64());
+        pid.unwrap_or_else(|| panic!("no worker {id} in {status}")) as u32
     }
 
     /// Waits until there are `count` workers and none of `old`; they are returned.
@@ -55,4 +121,44 @@ impl Server {
             (now.len() == count && !now.iter().any(|pid| old.contains(pid))).then_some(now)
         })
     }
+}
+
+/// The workers in a status that serve.
+pub fn serving(status: &Value) -> impl Iterator<Item = &Value> {
+    let workers = status["workers"].as_array().into_iter().flatten();
+    workers.filter(|worker| worker["state"] == "serving")
+}
+
+/// How many workers of all kinds the primary wants, by its status.
+fn workers_wanted(status: &Value) -> usize {
+    let kinds = status["primary"]["kinds"].as_array().into_iter().flatten();
+    let all = kinds.chain([&status["primary"]]);
+    all.map(|kind| kind["workers_wanted"].as_u64().unwrap_or_default() as usize).sum()
+}
+
+/// Sends one request to a control socket, and returns the reply, if there is one.
+pub fn request(socket: &Path, request: &Value) -> Option<Value> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    stream.set_read_timeout(Some(wait::DEADLINE)).ok()?;
+    stream.write_all(&frame(&request.to_string())).ok()?;
+    let reply = read_frame(&mut stream)?;
+    // The primary has closed its end when this returns: tests count the descriptors of the primary.
+    stream.shutdown(Shutdown::Write).ok()?;
+    let _ = stream.read(&mut [0]);
+    Some(reply)
+}
+
+/// A request as it is sent: its length in four bytes, then its text.
+pub fn frame(payload: &str) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a short request");
+    [&length.to_be_bytes()[..], payload.as_bytes()].concat()
+}
+
+/// Reads the next reply on a connection to a control socket; `None` at its end.
+pub fn read_frame(stream: &mut UnixStream) -> Option<Value> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).ok()?;
+    let mut reply = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut reply).ok()?;
+    serde_json::from_slice(&reply).ok()
 }

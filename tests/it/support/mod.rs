@@ -8,6 +8,7 @@ pub mod h2;
 pub mod held;
 pub mod http;
 pub mod load;
+pub mod log;
 pub mod manager;
 pub mod process;
 pub mod server;

@@ -1,6 +1,7 @@
 //! Other processes, as `/proc` shows them.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -82,6 +83,24 @@ pub fn listening_socket(port: u16) -> Option<String> {
         let listens = fields.get(1)?.ends_with(&wanted) && *fields.get(3)? == "0A";
         listens.then(|| format!("socket:[{}]", fields[9]))
     })
+}
+
+/// The TCP addresses on which the process listens; IPv4 only.
+pub fn listening_addresses(pid: u32) -> Vec<SocketAddr> {
+    let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    // A process that has ended listens on nothing.
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    let own: Vec<String> = targets.map(|target| target.display().to_string()).collect();
+    let listening = table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let is_ours = own.contains(&format!("socket:[{}]", fields.get(9)?));
+        // 0A is LISTEN.
+        let (host, port) = fields[1].split_once(':').filter(|_| is_ours && fields[3] == "0A")?;
+        let host = u32::from_str_radix(host, 16).ok()?.to_ne_bytes();
+        Some(SocketAddr::from((host, u16::from_str_radix(port, 16).ok()?)))
+    });
+    listening.collect()
 }
 
 /// What `ps` shows as command line.

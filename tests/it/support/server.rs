@@ -11,13 +11,15 @@ use tempfile::TempDir;
 
 pub use super::command::Builder;
 use super::http::{Address, Client, Failure, Response};
-use super::{process, wait};
+use super::{control, log, process, wait};
 
 /// A started server.
 pub struct Server {
     child: Child,
     dir: Option<TempDir>,
     addresses: Vec<Address>,
+    pub(super) control: PathBuf,
+    has_control: bool,
     workers: usize,
     /// Pieces of ERROR lines that this test expects.
     allowed: Vec<&'static str>,
@@ -44,31 +46,65 @@ impl Server {
     }
 
     /// A process that was just started; `ready` waits for it.
-    pub(super) fn new(child: Child, dir: TempDir, workers: usize) -> Server {
-        let allowed = Vec::new();
-        Server { child, dir: Some(dir), addresses: Vec::new(), workers, allowed, over: false }
+    pub(super) fn new(
+        child: Child,
+        dir: TempDir,
+        workers: usize,
+        control: Option<PathBuf>,
+    ) -> Server {
+        Server {
+            child,
+            dir: Some(dir),
+            addresses: Vec::new(),
+            has_control: control.is_some(),
+            control: control.unwrap_or_default(),
+            workers,
+            allowed: Vec::new(),
+            over: false,
+        }
     }
 
     /// Waits until all workers serve, and learns where.
     #[track_caller]
-    pub(super) fn ready(mut self) -> Server {
-        self.wait_all_ready();
-        let log = self.log();
-        self.find_addresses(&log);
+    pub fn ready(mut self) -> Server {
+        self.addresses = match self.has_control {
+            true => self.wait_all_serve(),
+            false => self.wait_listening(),
+        };
         self
     }
 
-    /// Learns from `log` where it listens.
+    /// Waits until all workers serve, by the status, and returns the addresses in it.
     #[track_caller]
-    pub fn find_addresses(&mut self, log: &str) {
-        let line = log.lines().find_map(|line| line.split_once("listening on "));
-        let names = line.unwrap_or_else(|| panic!("no address in the log")).1;
-        self.addresses = names.split(", ").map(parse_address).collect();
+    fn wait_all_serve(&self) -> Vec<Address> {
+        let status = wait::until_some(&format!("all {} workers serve", self.workers), || {
+            assert!(!process::is_gone(self.pid()), "it ended:\n{}", log::tail(&self.log()));
+            let status = self.try_status()?;
+            let is_running = status["primary"]["phase"] == "running";
+            let serve = control::serving(&status).count();
+            (is_running && serve == self.workers).then_some(status)
+        });
+        let names = status["listeners"].as_array().into_iter().flatten();
+        names.filter_map(|name| name.as_str()).map(parse_address).collect()
     }
 
-    /// These pieces of text may stand in ERROR lines.
-    pub fn allow(mut self, pieces: &[&'static str]) -> Server {
-        self.allowed.extend(pieces);
+    /// Waits until the primary listens and has forked all workers, by `/proc`, and returns the addresses.
+    #[track_caller]
+    fn wait_listening(&self) -> Vec<Address> {
+        wait::until_some("a listening server", || {
+            assert!(!process::is_gone(self.pid()), "it ended:\n{}", log::tail(&self.log()));
+            let forked = self.worker_pids().len() == self.workers;
+            let addresses = process::listening_addresses(self.pid());
+            (forked && !addresses.is_empty()).then_some(addresses)
+        })
+        .into_iter()
+        .map(Address::Tcp)
+        .collect()
+    }
+
+    /// Lines of level ERROR that contain one of these words do not fail the test.
+    pub fn allow(mut self, words: &[&'static str]) -> Server {
+        self.allowed.extend(words);
         self
     }
 
@@ -146,39 +182,31 @@ impl Server {
         read_log(self.dir())
     }
 
-    /// How many lines of the log contain `piece`.
-    pub fn count_log(&self, piece: &str) -> usize {
-        self.log().lines().filter(|line| line.contains(piece)).count()
+    /// How many lines of the log contain all of `words`.
+    pub fn count_log(&self, words: &[&str]) -> usize {
+        log::lines_with(&self.log(), words).count()
     }
 
-    /// Waits for a line with `piece`, and returns it.
+    /// Waits for a line of the log that contains all of `words`, and returns it.
     #[track_caller]
-    pub fn wait_log(&self, piece: &str) -> String {
-        wait::until_some(&format!("{piece:?} in the log"), || {
-            self.log().lines().find(|line| line.contains(piece)).map(str::to_string)
+    pub fn wait_log(&self, words: &[&str]) -> String {
+        wait::until_some(&format!("{words:?} in the log"), || {
+            log::lines_with(&self.log(), words).next().map(str::to_string)
         })
     }
 
-    /// Waits for the `times`th line with `piece`.
+    /// Waits for `count` lines of the log that contain all of `words`.
     #[track_caller]
-    pub fn wait_log_times(&self, piece: &str, times: usize) {
-        let what = format!("{times} lines with {piece:?} in the log");
-        wait::until(&what, || self.count_log(piece) >= times);
+    pub fn wait_log_count(&self, words: &[&str], count: usize) {
+        let what = format!("{count} lines with {words:?} in the log");
+        wait::until(&what, || self.count_log(words) >= count);
     }
 
-    /// Waits until all workers have become ready.
-    #[track_caller]
-    fn wait_all_ready(&self) {
-        wait::until(&format!("all {} workers ready", self.workers), || {
-            assert!(!process::is_gone(self.pid()), "it ended:\n{}", tail(&self.log()));
-            self.count_log(&format!("all {} workers serve", self.workers)) > 0
-        });
-    }
-
-    /// Waits until so many workers have become ready after the first ones, in all.
+    /// Waits until `total` workers have been replaced since the start, and as many serve as are wanted. Worker ids only
+    /// grow, so the latest one tells how many there were.
     #[track_caller]
     pub fn wait_replaced(&self, total: usize) {
-        self.wait_log_times(" ready after ", self.workers + total);
+        self.wait_worker_id((self.workers + total) as u64);
     }
 
     /// To the primary.
@@ -209,12 +237,16 @@ impl Server {
         let zombies = process::zombies(self.pid());
         let status = self.wait_exit();
         let log = self.log();
-        assert_eq!((status.code(), status.signal()), (Some(code), None), "{}", tail(&log));
+        assert_eq!((status.code(), status.signal()), (Some(code), None), "{}", log::tail(&log));
         // It may have been reaping these as we looked, but then it has.
         let lost: Vec<u32> = zombies.into_iter().filter(|p| process::stat(*p).is_some()).collect();
-        assert!(lost.is_empty(), "not reaped: {lost:?}\n{}", tail(&log));
-        for pid in workers_of(&log) {
-            assert!(process::is_gone(pid), "worker {pid} outlived its primary\n{}", tail(&log));
+        assert!(lost.is_empty(), "not reaped: {lost:?}\n{}", log::tail(&log));
+        for pid in log::worker_pids(&log) {
+            assert!(
+                process::is_gone(pid),
+                "worker {pid} outlived its primary\n{}",
+                log::tail(&log)
+            );
         }
         self.check_errors(&log);
         log
@@ -231,7 +263,7 @@ impl Server {
     fn check_errors(&self, log: &str) {
         let unexpected = log.lines().find(|line| {
             let bad = line.contains(" ERROR ") || line.contains("panicked at");
-            bad && !self.allowed.iter().any(|piece| line.contains(piece))
+            bad && !self.allowed.iter().any(|word| log::contains_word(line, word))
         });
         assert_eq!(unexpected, None, "unexpected error");
     }
@@ -245,7 +277,7 @@ impl Drop for Server {
             let _ = self.child.kill();
             let _ = self.child.wait();
         } else {
-            workers = workers_of(&self.log());
+            workers = log::worker_pids(&self.log());
             workers.retain(|pid| process::stat(*pid).is_some_and(|s| s.parent <= 1));
         }
         for pid in workers {
@@ -257,27 +289,21 @@ impl Drop for Server {
             && std::thread::panicking()
         {
             let log = read_log(dir.path());
-            eprintln!("--- kept: {}; the end of its log:\n{}", dir.keep().display(), tail(&log));
+            eprintln!(
+                "--- kept: {}; the end of its log:\n{}",
+                dir.keep().display(),
+                log::tail(&log)
+            );
         }
     }
 }
 
-/// The pids of all workers that a log names.
-pub fn workers_of(log: &str) -> Vec<u32> {
-    let tagged = log.lines().filter_map(|line| line.split_once("worker=")?.1.split_once(" pid="));
-    let mut pids: Vec<u32> = tagged
-        .filter_map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok())
-        .collect();
-    pids.sort_unstable();
-    pids.dedup();
-    pids
-}
-
+/// An address as the status names it.
 fn parse_address(name: &str) -> Address {
     if let Some(path) = name.strip_prefix("unix:") {
         return Address::Unix(PathBuf::from(path));
     }
-    let tcp = name.strip_prefix("http://").and_then(|text| text.parse().ok());
+    let tcp = name.rsplit("://").next().and_then(|text| text.parse().ok());
     Address::Tcp(tcp.unwrap_or_else(|| panic!("{name:?} is not an address")))
 }
 
@@ -289,10 +315,4 @@ fn read_log(dir: &Path) -> String {
 
 pub(super) fn create_log(dir: &Path) -> File {
     File::create(dir.join("log")).expect("log file")
-}
-
-/// The last lines of a log.
-pub fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(25)..].join("\n")
 }
