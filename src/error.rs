@@ -45,7 +45,7 @@ pub(crate) enum Kind {
     Application { what: &'static str, why: String },
 }
 
-/// Exit statuses, as in `sysexits.h`; the README has a row for each.
+/// Exit statuses, as in `sysexits.h`; `docs/src/signals.md` has a row for each.
 pub mod exit {
     /// Stopped as asked.
     pub const OK: u8 = 0;

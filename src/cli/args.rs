@@ -11,6 +11,7 @@ use super::ctl::{self, Call};
 use super::demo;
 use super::health;
 use super::pages;
+use super::reference;
 use crate::config::key::Key;
 use crate::config::keys::KEYS;
 use crate::config::raw::RawFlags;
@@ -37,6 +38,8 @@ pub(super) enum Verb {
     Bench(Box<bench::Call>),
     /// Write manual pages or completions.
     Generate(pages::Call),
+    /// Write the reference pages of the book.
+    Reference(reference::Call),
     /// Show what computing does to a server.
     Demo(demo::Call),
     /// Measure servers side by side.
@@ -95,6 +98,7 @@ pub(super) fn command() -> Command {
         .subcommand(compare::command())
         .subcommand(demo::command())
         .subcommands(pages::commands())
+        .subcommand(reference::command())
 }
 
 fn serve() -> Command {
@@ -179,6 +183,9 @@ pub(super) fn parse(
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some(("health", matches)) => {
             health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)
+        }
+        Some(("reference", matches)) => {
+            reference::parse(matches).map(Verb::Reference).ok_or_else(unknown_verb)
         }
         Some((name, matches)) => pages::parse(name, matches)
             .map(Verb::Generate)

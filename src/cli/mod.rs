@@ -12,6 +12,7 @@ mod output_file;
 mod pages;
 mod panic_log;
 mod program;
+mod reference;
 mod serve;
 mod shared;
 mod status;
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         args::Verb::Health(call) => health::run(call),
         args::Verb::Bench(call) => bench::run(*call),
         args::Verb::Generate(call) => pages::run(call),
+        args::Verb::Reference(call) => reference::run(&call),
         args::Verb::Demo(call) => demo::run(call),
         args::Verb::Compare(call) => compare::run(call),
     };

@@ -24,6 +24,7 @@ impl Place {
             .status();
         assert!(cp.expect("cp").success());
         place.write("bin/cargo", "[ \"$1\" != test ] || echo 'test result: ok. 3 passed'");
+        place.write("scripts/book", "true");
         for name in SCRIPTS {
             place.e2e(name, "echo ok it");
         }
@@ -102,6 +103,9 @@ fn what_fails_is_killed_or_says_nothing_is_no_success() {
     let place = Place::new();
     place.write("bin/cargo", "[ \"$1\" != test ] || exit 101");
     place.fails(600, "cargo test (status 101)");
+    let place = Place::new();
+    place.write("scripts/book", "exit 101");
+    place.fails(600, "scripts/book (status 101)");
 }
 
 #[test]

@@ -147,9 +147,9 @@ fn every_key_is_documented() {
         .filter(|key| !has_line(key))
         .map(|key| format!("{key}: systemd/prefork.toml"))
         .collect();
-    if let Ok(readme) = std::fs::read_to_string(format!("{root}/README.md")) {
+    if let Ok(readme) = std::fs::read_to_string(format!("{root}/docs/src/configuration.md")) {
         let missing = keys.iter().filter(|key| !readme.contains(**key));
-        found.extend(missing.map(|key| format!("{key}: README.md")));
+        found.extend(missing.map(|key| format!("{key}: docs/src/configuration.md")));
     }
     none("undocumented keys", found);
 }

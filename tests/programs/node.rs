@@ -1,5 +1,5 @@
-//! The lines of code in README's table of Node's cluster API, where the compiler sees them: `tests/it/node_table.rs` looks
-//! for each of them here. It is a cluster that can be run, but most of it waits for a message that nobody sends.
+//! The lines of code in the table of Node's cluster API (`docs/src/node.md`), for the compiler. `tests/it/documentation.rs`
+//! searches for each of them here. The cluster can be run, but most of it waits for a message that is never sent.
 
 use std::num::NonZeroU32;
 use std::os::unix::net::UnixStream;
@@ -37,11 +37,15 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
     let config = config.workers(Workers::Count(four));
     let config = config.listen("127.0.0.1:0")?;
     let config = config.listen("unix:/run/app.sock")?;
+    let config = config.listen("fd://3")?;
+    let config = config.dispatch(Dispatch::Shared);
     let config = config.dispatch(Dispatch::RoundRobin);
     let config = config.dispatch(Dispatch::Reuseport);
     let config = config.backlog(4096);
     let config = config.worker_connections(1000);
     let config = config.graceful_timeout(LIMIT);
+    let config = config.hand_over(true);
+    let config = config.user(Some("www-data".into()));
     let config = config.control(ControlSocket::Auto);
     config.attach("settings of your own").build()
 }
@@ -105,7 +109,7 @@ async fn work(worker: &Worker) -> std::result::Result<(), BoxError> {
     let is_worker = Worker::current().is_some();
     let me = (worker.id(), worker.slot(), worker.generation(), worker.pid());
     let role = std::env::var("ROLE");
-    log::info!("{is_worker} {me:?} {role:?}");
+    log::info!("{is_worker} {me:?} {role:?} {:?}", worker.config());
     worker.send("kind", &1).await?;
     let full = worker.try_send("kind", &1) == Err(MailError::Full);
     let mut inbox = worker.recv("kind");

@@ -1,0 +1,225 @@
+//! README.md, the book in `docs/` and the other pages: their links lead somewhere, and the book lists every page.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use tokio_prefork::exit;
+
+/// Pages outside of the book.
+const ROOT_PAGES: [&str; 5] =
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"];
+/// README.md and ARCHITECTURE.md are read in one sitting.
+const MAX_PAGE_LINES: usize = 200;
+
+#[track_caller]
+fn assert_none(what: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Paths of all pages of the book, relative to the root.
+fn book_pages() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("docs/src")).expect("docs/src");
+    let names = entries.map(|entry| PathBuf::from(entry.expect("entry").file_name()));
+    let pages = names.filter(|name| name.extension().is_some_and(|ending| ending == "md"));
+    pages.map(|name| Path::new("docs/src").join(name)).collect()
+}
+
+/// The lines of a page outside of fenced code, with their numbers.
+fn prose(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut is_code = false;
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        (!is_code && !is_fence).then_some((index + 1, line))
+    })
+}
+
+/// A line without its code spans.
+fn without_code(line: &str) -> String {
+    line.split('`').step_by(2).collect()
+}
+
+/// Targets of the links and images in a line.
+fn links(line: &str) -> Vec<String> {
+    let line = without_code(line);
+    let after = line.split("](").skip(1);
+    after.filter_map(|rest| Some(rest.split_once(')')?.0.to_string())).collect()
+}
+
+/// The anchor of a heading, as GitHub and mdBook make it.
+fn anchor(heading: &str) -> String {
+    let letters = heading.trim().chars().filter_map(|letter| match letter {
+        ' ' => Some('-'),
+        '-' | '_' => Some(letter),
+        letter => letter.is_alphanumeric().then(|| letter.to_ascii_lowercase()),
+    });
+    letters.collect()
+}
+
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = prose(text).filter(|(_, line)| line.starts_with('#'));
+    headings.map(|(_, line)| anchor(line.trim_start_matches('#'))).collect()
+}
+
+/// Resolves `..` and `.` by text.
+fn normalized(path: &Path) -> PathBuf {
+    let mut parts = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(parts.pop()),
+            Component::CurDir => {}
+            part => parts.push(part),
+        }
+    }
+    parts
+}
+
+/// Why a link of a page is broken.
+fn fault(page: &Path, link: &str, texts: &BTreeMap<PathBuf, String>) -> Option<String> {
+    if link.contains("://") {
+        return None;
+    }
+    let (path, fragment) = link.split_once('#').map_or((link, None), |(p, f)| (p, Some(f)));
+    let target = match path {
+        "" => page.to_path_buf(),
+        path => normalized(&page.parent().expect("a file").join(path)),
+    };
+    if !root().join(&target).exists() {
+        return Some(format!("{} does not exist", target.display()));
+    }
+    let fragment = fragment?;
+    let text = texts.get(&target).cloned().unwrap_or_else(|| read(&target));
+    let is_there = anchors(&text).contains(fragment);
+    (!is_there).then(|| format!("{} has no heading #{fragment}", target.display()))
+}
+
+#[test]
+fn relative_links_and_anchors_lead_somewhere() {
+    let pages = ROOT_PAGES.map(PathBuf::from).into_iter().chain(book_pages());
+    let texts: BTreeMap<PathBuf, String> = pages.map(|page| (page.clone(), read(&page))).collect();
+    let (mut broken, mut count) = (Vec::new(), 0);
+    for (page, text) in &texts {
+        for (number, line) in prose(text) {
+            for link in links(line) {
+                count += 1;
+                let why = fault(page, &link, &texts);
+                let place = || format!("{}:{number}: {link}", page.display());
+                broken.extend(why.map(|why| format!("{}: {why}", place())));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} links found");
+    assert_none("broken links", broken);
+}
+
+#[test]
+fn links_of_the_book_stay_in_the_book() {
+    let mut outside = Vec::new();
+    for page in book_pages() {
+        for (number, line) in prose(&read(&page)) {
+            let leaves = links(line).into_iter().filter(|link| link.starts_with("../"));
+            outside.extend(leaves.map(|link| format!("{}:{number}: {link}", page.display())));
+        }
+    }
+    assert_none("not found in the built book", outside);
+}
+
+#[test]
+fn every_page_of_the_book_is_in_its_summary() {
+    let summary = read(Path::new("docs/src/SUMMARY.md"));
+    let listed: BTreeSet<PathBuf> = summary
+        .lines()
+        .flat_map(links)
+        .map(|link| Path::new("docs/src").join(link))
+        .chain([PathBuf::from("docs/src/SUMMARY.md")])
+        .collect();
+    let missing = book_pages().into_iter().filter(|page| !listed.contains(page));
+    assert_none("not in SUMMARY.md", missing.map(|page| page.display().to_string()).collect());
+}
+
+#[test]
+fn readme_and_architecture_are_short() {
+    for page in ["README.md", "ARCHITECTURE.md"] {
+        let lines = read(Path::new(page)).lines().count();
+        assert!(lines <= MAX_PAGE_LINES, "{page} has {lines} lines, not {MAX_PAGE_LINES}");
+    }
+}
+
+#[test]
+fn every_exit_status_and_signal_is_documented() {
+    let page = read(Path::new("docs/src/signals.md"));
+    let statuses = [
+        exit::OK,
+        exit::FAILURE,
+        exit::USAGE,
+        exit::UNAVAILABLE,
+        exit::WORKERS_CANNOT_BOOT,
+        exit::OS,
+        exit::CONFIG,
+    ];
+    let mut missing: Vec<String> = statuses
+        .iter()
+        .filter(|status| !page.contains(&format!("\n| {status} | ")))
+        .map(ToString::to_string)
+        .collect();
+    let signals = ["TERM", "INT", "QUIT", "HUP", "TTIN", "TTOU", "USR1", "USR2"];
+    let unknown = signals.iter().filter(|signal| !page.contains(&format!("`{signal}`")));
+    missing.extend(unknown.map(ToString::to_string));
+    assert_none("not in docs/src/signals.md", missing);
+}
+
+/// Rows of the table of Node's cluster API: Node's item and ours.
+fn node_table(page: &str) -> Vec<(&str, &str)> {
+    let table = page.lines().skip_while(|line| !line.starts_with("| Node | here |")).skip(2);
+    let rows = table.take_while(|line| line.starts_with("| "));
+    rows.filter_map(|row| {
+        let mut cells = row.trim_start_matches("| ").split(" | ");
+        Some((cells.next()?, cells.next()?.trim_end_matches('|').trim()))
+    })
+    .collect()
+}
+
+fn without_spaces(text: &str) -> String {
+    text.split_whitespace().collect()
+}
+
+#[test]
+fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
+    let page = read(Path::new("docs/src/node.md"));
+    let program = without_spaces(&read(Path::new("tests/programs/node.rs")));
+    let rows = node_table(&page);
+    assert!(rows.len() > 30, "the table has {} rows", rows.len());
+    // A bar in a table is written with a backslash.
+    let rows: Vec<_> =
+        rows.into_iter().map(|(node, ours)| (node, ours.replace("\\|", "|"))).collect();
+    let code: Vec<&str> =
+        rows.iter().flat_map(|(_, ours)| ours.split('`').skip(1).step_by(2)).collect();
+    assert!(code.len() > 30, "{} pieces of code", code.len());
+    let missing = code.iter().filter(|code| !program.contains(&without_spaces(code)));
+    assert_none("not in tests/programs/node.rs", missing.map(ToString::to_string).collect());
+    let empty = rows.iter().filter(|(_, ours)| ours.is_empty()).map(|(node, _)| node.to_string());
+    assert_none("rows that say neither how nor no", empty.collect());
+}
+
+#[test]
+fn anchors_are_made_as_github_makes_them() {
+    assert_eq!(anchor(" What a reload does not change"), "what-a-reload-does-not-change");
+    assert_eq!(anchor(" `least-conn` and `ip-hash`"), "least-conn-and-ip-hash");
+    assert_eq!(anchor(" Node's API, item by item"), "nodes-api-item-by-item");
+}
+
+#[test]
+fn links_in_code_are_no_links() {
+    assert_eq!(links("see [a](b.md#c) and `[d](e)`, ![f](g.png)"), ["b.md#c", "g.png"]);
+    let text = "a\n```text\n[x](y)\n```\nb";
+    assert_eq!(prose(text).map(|(number, _)| number).collect::<Vec<_>>(), [1, 5]);
+}
