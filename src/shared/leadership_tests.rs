@@ -1,4 +1,4 @@
-//! Roles within one process. Between processes: `tests/it/shared_roles.rs`.
+//! Roles within one process. Between processes: `tests/it/shared_state.rs`.
 
 use std::future::Future;
 use std::pin::pin;

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::held::{Held, MANY, are_spread_evenly, departures_are_mended};
-use crate::support::held::{hold, in_one_of_several_tries, one_by_one, shares};
+use crate::support::kept_connections::{Held, MANY, are_spread_evenly, departures_are_mended};
+use crate::support::kept_connections::{hold, in_one_of_several_tries, one_by_one, shares};
 use crate::support::{Server, process, wait};
 
 #[test]

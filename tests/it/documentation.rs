@@ -195,7 +195,7 @@ fn without_spaces(text: &str) -> String {
 #[test]
 fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
     let page = read(Path::new("docs/src/node.md"));
-    let program = without_spaces(&read(Path::new("tests/programs/node.rs")));
+    let program = without_spaces(&read(Path::new("tests/programs/node_api.rs")));
     let rows = node_table(&page);
     assert!(rows.len() > 30, "the table has {} rows", rows.len());
     // A bar in a table is written with a backslash.
@@ -205,7 +205,7 @@ fn every_line_of_code_in_the_table_of_nodes_api_compiles() {
         rows.iter().flat_map(|(_, ours)| ours.split('`').skip(1).step_by(2)).collect();
     assert!(code.len() > 30, "{} pieces of code", code.len());
     let missing = code.iter().filter(|code| !program.contains(&without_spaces(code)));
-    assert_none("not in tests/programs/node.rs", missing.map(ToString::to_string).collect());
+    assert_none("not in tests/programs/node_api.rs", missing.map(ToString::to_string).collect());
     let empty = rows.iter().filter(|(_, ours)| ours.is_empty()).map(|(node, _)| node.to_string());
     assert_none("rows that say neither how nor no", empty.collect());
 }

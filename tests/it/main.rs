@@ -10,84 +10,66 @@
 //! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
 //! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
 //! `PREFORK_UNDER_MODEL=single` (`threads`, `thread-per-core`) starts servers under another concurrency model; it is for the
-//! topics that are about HTTP: `http static_files abuse limits`.
+//! topics that are about HTTP: `http file_server http_malformed resource_limits`.
 //! `PREFORK_VANDALS` workers that write garbage (4), from `PREFORK_SEED` on (1).
 //! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
 //! Those variables are for the tests; the servers they start do not see them.
 
 mod support;
 
-mod abuse;
+mod accept_queue;
 mod bench;
-mod bench_chaos;
 mod bind;
 mod boot;
-mod cluster_api;
 mod compare;
+mod concurrency_models;
 mod config;
-mod control;
-mod control_abuse;
-mod corpus;
-mod crash_loop;
-mod demo;
-mod demo_paths;
-mod dispatch_rungs;
+mod connection_handover;
+mod control_socket;
+mod cpu_pool;
+mod demo_command;
+mod demo_routes;
+mod dispatch_ip_hash;
+mod dispatch_least_conn;
+mod dispatch_reuseport;
+mod dispatch_round_robin;
 mod dispatch_shared;
 mod documentation;
-mod drain_delay;
-mod events;
+mod dropped_privileges;
 mod examples;
-mod file_conditions;
+mod file_conditional_requests;
 mod file_server;
-mod frozen;
 mod half_close;
-mod handover;
 mod http;
-mod install;
-mod ip_hash;
-mod isolated;
-mod kinds;
-mod least_conn;
-mod library;
-mod limits;
-mod log_file;
+mod http_corpus;
+mod http_malformed;
+mod install_script;
+mod isolated_jobs;
+mod library_api;
 mod log_output;
 mod messages;
-mod messages_asked;
-mod messages_fail;
-mod models;
-mod models_differ;
-mod orphan;
-mod output;
-mod pid1;
+mod misbehaving_workers;
+mod orphaned_workers;
 mod pid_file;
-mod pool;
-mod privilege;
-mod queue;
-mod recycle;
+mod pid_namespace;
+mod primary_events;
+mod process_titles;
 mod reload;
-mod reload_fails;
-mod reload_sockets;
-mod request_edges;
+mod reload_listeners;
+mod resource_limits;
 mod respawn;
-mod reuseport;
-mod round_robin;
-mod round_robin_changes;
 mod scale;
 mod scoreboard;
-mod shared_roles;
 mod shared_state;
 mod signals;
-mod sockets_passed;
-mod static_files;
+mod socket_activation;
+mod stalled_workers;
+mod standard_output;
 mod stop;
 mod systemd;
 mod test_script;
 mod tidy;
 mod timeouts;
-mod timeouts_http2;
-mod titles;
 mod upgrade;
-mod upgrade_fails;
-mod vandals;
-mod watchdog;
+mod worker_kinds;
+mod worker_recycling;

@@ -4,9 +4,9 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
+use crate::support::boot_barrier::Gate;
 use crate::support::command::Builder;
-use crate::support::gate::Gate;
-use crate::support::manager::Manager;
+use crate::support::service_manager::Manager;
 use crate::support::{Server, log, process, wait};
 
 /// Where in what was heard the first message with this piece is.

@@ -1,7 +1,7 @@
 //! The rules of the house that a compiler does not know: how long things may be, and what must not be said
 //! where. Who may import whom stands in `rooms.rs`; how the source is read, in `support/source.rs`.
 
-use crate::support::source::{File, sources};
+use crate::support::source_code::{File, sources};
 
 /// Lines of a file.
 const FILE: usize = 600;

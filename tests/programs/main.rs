@@ -1,17 +1,17 @@
 //! Small clusters for the integration tests, for what the built-in application cannot show: applications that
 //! fail, hang, preload, or speak no HTTP. `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
-mod asks;
-mod boots;
-mod describes;
-mod events;
-mod isolated;
-mod kinds;
-mod mails;
-mod node;
-mod serves;
-mod shares;
-mod vandals;
+mod boot;
+mod isolated_jobs;
+mod messages;
+mod misbehaving_workers;
+mod node_api;
+mod primary_events;
+mod primary_requests;
+mod request_summary;
+mod serving;
+mod shared_state;
+mod worker_kinds;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -40,34 +40,34 @@ fn main() -> ExitCode {
     // Cargo runs nothing here, but somebody may.
     let Some(name) = words.next() else { return ExitCode::SUCCESS };
     let done = told(words).and_then(|told| match name.as_str() {
-        "asks" => asks::asks(told),
-        "vandals" => vandals::vandals(told),
-        "node" => node::node(told),
-        "boot-fails" => boots::fails(told),
-        "boot-exits" => boots::exits(told),
-        "boot-hangs" => boots::hangs(told),
-        "boot-fails-if-broken" => boots::fails_if_broken(told),
-        "preload" => boots::preload(told),
-        "preload-fails" => boots::preload_fails(told),
-        "preload-panics" => boots::preload_panics(told),
-        "preload-leaves-a-thread" => boots::preload_leaves_a_thread(told),
-        "not-send" => serves::not_send(told),
-        "axum" => serves::axum(told),
-        "connections" => serves::connections(told),
-        "describes" => describes::describes(told),
-        "events" => events::events(told),
-        "environment" => serves::environment(told),
-        "retiring" => serves::retiring(told),
-        "isolated" => isolated::isolated(told),
-        "kinds" => kinds::kinds(told),
-        "mails" => mails::mails(told),
-        "waiting" => serves::waiting(told),
-        "shared-counter" => shares::counter(told),
-        "shared-limiter" => shares::limiter(told),
-        "shared-cache" => shares::cache(told),
-        "shared-roles" => shares::roles(told),
-        "shared-circle" => shares::circle(told),
-        "shared-too-late" => shares::too_late(told),
+        "asks" => primary_requests::asks(told),
+        "vandals" => misbehaving_workers::vandals(told),
+        "node" => node_api::node(told),
+        "boot-fails" => boot::fails(told),
+        "boot-exits" => boot::exits(told),
+        "boot-hangs" => boot::hangs(told),
+        "boot-fails-if-broken" => boot::fails_if_broken(told),
+        "preload" => boot::preload(told),
+        "preload-fails" => boot::preload_fails(told),
+        "preload-panics" => boot::preload_panics(told),
+        "preload-leaves-a-thread" => boot::preload_leaves_a_thread(told),
+        "not-send" => serving::not_send(told),
+        "axum" => serving::axum(told),
+        "connections" => serving::connections(told),
+        "describes" => request_summary::describes(told),
+        "events" => primary_events::events(told),
+        "environment" => serving::environment(told),
+        "retiring" => serving::retiring(told),
+        "isolated" => isolated_jobs::isolated(told),
+        "kinds" => worker_kinds::kinds(told),
+        "mails" => messages::mails(told),
+        "waiting" => serving::waiting(told),
+        "shared-counter" => shared_state::counter(told),
+        "shared-limiter" => shared_state::limiter(told),
+        "shared-cache" => shared_state::cache(told),
+        "shared-roles" => shared_state::roles(told),
+        "shared-circle" => shared_state::circle(told),
+        "shared-too-late" => shared_state::too_late(told),
         _ => Err(Error::application("no such program", &name)),
     });
     done.unwrap_or_else(|e| {

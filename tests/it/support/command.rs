@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use super::server::{Server, create_log};
-use super::{under, wait};
+use super::{overrides, wait};
 
 /// A server to be started, on port 0 of the loopback address unless it is told otherwise.
 pub struct Builder {
@@ -235,7 +235,7 @@ impl Builder {
             false => command.env("PREFORK_CONTROL", "off"),
         };
         if !self.tells_policy {
-            under::set_policy(&mut command);
+            overrides::set_policy(&mut command);
         }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
@@ -258,7 +258,7 @@ impl Builder {
     #[track_caller]
     pub fn spawn(mut self) -> Server {
         let usual = self.verb[0] == "serve" && self.tells_workers;
-        if let Some(model) = under::model().filter(|_| usual) {
+        if let Some(model) = overrides::model().filter(|_| usual) {
             let count = self.workers;
             self = self.model(&model, count);
         }

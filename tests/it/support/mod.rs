@@ -1,20 +1,20 @@
 //! What all tests share: a server that cleans up after itself, a client that tells failures apart, and waits
 //! that end.
 
+pub mod boot_barrier;
 pub mod command;
 pub mod control;
-pub mod gate;
-pub mod h2;
-pub mod held;
+pub mod fault_load;
 pub mod http;
+pub mod http2;
+pub mod kept_connections;
 pub mod load;
 pub mod log;
-pub mod manager;
+pub mod overrides;
 pub mod process;
 pub mod server;
-pub mod source;
-pub mod storm;
-pub mod under;
+pub mod service_manager;
+pub mod source_code;
 pub mod wait;
 
 pub use command::prefork;

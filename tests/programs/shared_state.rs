@@ -17,7 +17,7 @@ use tokio_prefork::{
 };
 
 use super::Told;
-use super::boots::text;
+use super::boot::text;
 
 type Text = Response<Full<Bytes>>;
 

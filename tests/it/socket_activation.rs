@@ -7,9 +7,9 @@ use std::os::unix::net::UnixListener;
 
 use nix::sys::signal::Signal;
 
+use crate::support::fault_load::nothing_lost;
 use crate::support::load::Load;
-use crate::support::manager::{Manager, passing};
-use crate::support::storm::nothing_lost;
+use crate::support::service_manager::{Manager, passing};
 use crate::support::{Address, Client, Server, log, process, wait};
 
 const POLICIES: [&str; 5] = ["shared", "round-robin", "reuseport", "least-conn", "ip-hash"];

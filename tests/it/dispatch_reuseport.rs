@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use nix::sys::signal::Signal;
 
-use crate::crash_loop::BOOT_FAILED;
+use crate::boot::BOOT_FAILED;
 use crate::support::command::Builder;
+use crate::support::fault_load::{self, nothing_lost};
 use crate::support::http::Response;
 use crate::support::load::Load;
-use crate::support::storm::{self, nothing_lost};
 use crate::support::{Client, Server, process, wait};
 
 fn start(workers: usize) -> Server {
@@ -96,7 +96,7 @@ fn nobody_waits_for_a_worker_that_cannot_come_back() {
 fn whoever_is_sent_to_a_stopped_worker_is_answered_soon() {
     let server = start(3);
     let stopped = server.worker_pids()[1];
-    storm::nobody_waits_for(&server, stopped);
+    fault_load::nobody_waits_for(&server, stopped);
     // From now on at once.
     assert!(!answered_by(&server, 30).contains(&stopped));
     process::send(stopped, Signal::SIGCONT);
@@ -130,7 +130,7 @@ fn fewer_workers_and_more_again_lose_nothing() {
 #[test]
 fn reloads_lose_no_connection() {
     let server = start(3);
-    storm::reloads(&server);
+    fault_load::reloads(&server);
     assert_eq!(sockets(&server), 3);
     server.stop();
 }
@@ -158,7 +158,7 @@ fn upgrades_pass_all_sockets_on_and_lose_no_connection() {
 #[test]
 fn a_killed_worker_costs_at_most_what_it_had_begun() {
     let server = start(4).allow(&["SIGKILL"]);
-    storm::kills(&server, 12);
+    fault_load::kills(&server, 12);
     server.stop();
 }
 

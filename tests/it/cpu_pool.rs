@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::models;
+use crate::concurrency_models;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
 /// Half a minute of one core in a release build, and much longer in a debug build.
@@ -231,7 +231,7 @@ fn a_body_is_hashed_in_the_pool() {
 
 #[test]
 fn every_model_runs_jobs_in_a_pool_and_counts_them() {
-    models::under_each(&["--faults"], |_, server| {
+    concurrency_models::under_each(&["--faults"], |_, server| {
         let server = server.allow(&["/fault/job-panic", "panicked at"]);
         assert_eq!(server.get("/fib/20").text(), "fib(20) = 6765\n");
         let mut client = server.connect();

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 
-use crate::crash_loop::BOOT_FAILED;
+use crate::boot::BOOT_FAILED;
 use crate::support::command::Builder;
 use crate::support::{Server, log, process, wait};
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
-use crate::crash_loop::BOOT_FAILED;
+use crate::boot::BOOT_FAILED;
 use crate::support::command::Builder;
+use crate::support::fault_load;
 use crate::support::load::Load;
-use crate::support::storm;
 use crate::support::{Address, Client, Server, process, wait};
 
 /// How many addresses clients have here: 127.0.1.1 and on.
@@ -94,8 +94,8 @@ fn clients_of_a_slot_without_worker_move_and_the_others_do_not() {
 fn kills_and_reloads_refuse_nobody() {
     let server = Server::builder().workers(3).dispatch("ip-hash").start();
     let server = server.allow(&["SIGKILL"]);
-    storm::kills(&server, 9);
-    storm::reloads(&server);
+    fault_load::kills(&server, 9);
+    fault_load::reloads(&server);
     server.stop();
 }
 

@@ -1,11 +1,11 @@
-//! Event loops that do not turn: warned about, ended, and never mistaken.
+//! Workers whose event loop does not turn: the stall watchdog, and the service of the other workers.
 
 use std::process::{Child, Command};
 
 use nix::sys::signal::Signal;
 
 use crate::support::load::Load;
-use crate::support::{Server, log, process};
+use crate::support::{Client, Server, log, process};
 
 const WATCHED: [&str; 5] = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "2s"];
 
@@ -100,6 +100,51 @@ fn a_busy_machine_kills_nobody() {
     drop(busy);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
+    assert_eq!(server.worker_pids(), workers);
+    server.stop();
+}
+
+#[test]
+fn nobody_is_stuck_behind_a_handler_that_blocks() {
+    let server = Server::with(2, &["--graceful-timeout", "0s"]);
+    let workers = server.worker_pids();
+    // All of this is in the kernel's queue before anybody can take it.
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    let mut blocking = server.connect();
+    blocking.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    let mut others: Vec<_> = (0..40).map(|_| server.connect()).collect();
+    for client in &mut others {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
+    }
+    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    // A worker that took connections beside the one that blocks it could not answer them for minutes.
+    let stuck = others.iter_mut().map(Client::soon).filter(Result::is_err).count();
+    assert_eq!(stuck, 0, "of {} connections", others.len());
+    server.signal(Signal::SIGQUIT);
+    server.finish(0);
+}
+
+#[test]
+fn while_a_worker_is_stopped_the_others_serve() {
+    let server = Server::start(2);
+    let stopped = server.worker_pids()[0];
+    process::send(stopped, Signal::SIGSTOP);
+    for _ in 0..50 {
+        assert_ne!(server.get("/").pid(), stopped);
+    }
+    process::send(stopped, Signal::SIGCONT);
+    server.stop();
+}
+
+#[test]
+fn a_primary_that_was_stopped_kills_nobody_when_it_goes_on() {
+    let server = Server::start(2);
+    let workers = server.worker_pids();
+    server.signal(Signal::SIGSTOP);
+    // Workers need no primary to serve.
+    assert_eq!(server.get("/sleep/1500").status, 200);
+    server.signal(Signal::SIGCONT);
+    assert_eq!(server.get("/").status, 200);
     assert_eq!(server.worker_pids(), workers);
     server.stop();
 }

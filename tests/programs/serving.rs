@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio_prefork::{Cluster, RequestDeadline, Result, Stream, Worker};
 
 use super::Told;
-use super::boots::text;
+use super::boot::text;
 
 fn say(text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::new(Full::new(text.into()))
