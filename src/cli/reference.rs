@@ -29,7 +29,7 @@ over the file. An unknown flag or key is an error; an unknown `PREFORK_` variabl
 - Durations are `30s`, `500ms`, `2m`, `1h` or a number of seconds. Sizes are `16KiB`, `1MiB` or a number of bytes.
 - A boolean flag without a value is `true`; `--http2=false` needs the equals sign.
 - A variable with several addresses separates them by commas; a flag is repeated; in TOML it is a list.
-- Variables of other conventions are used where our own is not set; the tables name them.
+- The variables `PORT`, `WEB_CONCURRENCY` and `RUST_LOG` of other conventions are used where our own is not set.
 - `prefork check` takes the same flags and prints every value with its source (`--json` for programs). Its exit status is 78 if
   the configuration is wrong.
 - `systemd/prefork.toml` has every key with its default.
@@ -128,21 +128,17 @@ fn configuration_page() -> String {
     let mut page = CONFIGURATION_HEAD.to_string();
     for (group, keys) in groups() {
         let _ = write!(page, "\n## {group}\n\nMore: {}.\n\n", see_also(group));
-        page += "| key | variable | default | meaning |\n|---|---|---|---|\n";
+        page += "| key | default | meaning |\n|---|---|---|\n";
         for key in keys {
             let short = key.short.map_or(String::new(), |letter| format!(", `-{letter}`"));
-            let other = key.aliases.iter().map(|alias| format!(", else `{}`", alias.var));
-            let variable = format!("`{}`{}", key.env_var(), other.collect::<String>());
             let default = match key.default_text() {
                 text if text.is_empty() => "none".to_string(),
                 text => format!("`{text}`"),
             };
-            let _ = writeln!(
-                page,
-                "| `{}`{short} | {variable} | {default} | {} |",
-                key.name,
-                in_cell(key.help)
-            );
+            let other =
+                key.aliases.iter().map(|alias| format!("; also the variable `{}`", alias.var));
+            let meaning = in_cell(key.help) + &other.collect::<String>();
+            let _ = writeln!(page, "| `{}`{short} | {default} | {meaning} |", key.name);
         }
     }
     page
