@@ -28,7 +28,7 @@ use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
 pub use kind::Kind;
 use kind::Kinds;
-use prefork_supervisor::Outcome;
+use prefork_supervisor::ShutdownReason;
 pub use preload::Preloaded;
 
 /// A cluster of forked workers behind one listening socket.
@@ -180,8 +180,8 @@ impl Cluster {
                 // From here on they are answered as all others are.
                 drop(waiting);
                 Ok(ExitCode::from(match primary.run()? {
-                    Outcome::Stopped => exit::OK,
-                    Outcome::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
+                    ShutdownReason::StopRequested => exit::OK,
+                    ShutdownReason::WorkersCannotBoot => exit::WORKERS_CANNOT_BOOT,
                 }))
             }
             Err(error) => {

@@ -57,8 +57,8 @@ pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use mail::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
 };
-pub use prefork_supervisor::Limit;
-pub use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
+pub use prefork_supervisor::RecycleReason;
+pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{

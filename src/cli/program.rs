@@ -12,7 +12,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     for warning in &settings.warnings {
         super::complain(&format_args!("warning: {warning}"));
     }
-    let (policy, slots) = (settings.config.dispatch, settings.config.policy().workers);
+    let (policy, slots) = (settings.config.dispatch, settings.config.supervisor_config().workers);
     if !policy.chooses_in_kernel() {
         return Err(Error::config(format!(
             "dispatch {policy} loads no program: give --dispatch least-conn or --dispatch ip-hash"

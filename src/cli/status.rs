@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
 use crate::printable::printable;
 use crate::span::Span;
-use crate::{Model, PoolSnapshot, WEB};
+use crate::{Model, PoolSnapshot, WEB_KIND};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -21,7 +21,7 @@ const HEAD: [&str; 12] = [
 /// A header and a line for each worker.
 pub(super) fn table(status: &Status) -> String {
     let primary = &status.primary;
-    let serving = serving_of(status, WEB);
+    let serving = serving_of(status, WEB_KIND);
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = writeln!(
@@ -179,7 +179,7 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
 
 /// The kind if it is one that serves no requests; the request that holds the event loop, or else the oldest one, and how many others there are.
 fn serving(worker: &WorkerStatus) -> String {
-    if worker.kind != WEB {
+    if worker.kind != WEB_KIND {
         return format!("kind={}", printable(&worker.kind));
     }
     let on_loop = worker.serving.iter().find(|request| request.on_loop);

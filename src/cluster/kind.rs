@@ -10,21 +10,21 @@ use crate::error::{Error, Result};
 use crate::models;
 use crate::seed::Entry;
 use crate::worker::{self, App, Worker};
-use prefork_supervisor::WEB;
-use prefork_supervisor::{KindRules, Limits};
+use prefork_supervisor::WEB_KIND;
+use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 
 /// A kind of workers that serve no connections, such as consumers of a queue: its name, how many there are, and when
 /// they are replaced. See [`Cluster::kind`].
 #[derive(Debug, Clone)]
 pub struct Kind {
-    rules: KindRules,
+    rules: WorkerKindConfig,
 }
 
 impl Kind {
     /// `workers` workers of the kind `name`, from 0. The name stands in the log, in `prefork status` and in titles: small
     /// letters, digits, `-` and `_`; `web` is taken.
     pub fn new(name: &'static str, workers: u32) -> Kind {
-        Kind { rules: KindRules { name, workers, limits: Limits::default() } }
+        Kind { rules: WorkerKindConfig { name, workers, limits: RecycleLimits::default() } }
     }
 
     /// A worker is replaced when it is about that old. Default: never.
@@ -56,8 +56,8 @@ impl Kinds {
     }
 
     /// What the supervisor has to know of them.
-    pub(super) fn rules(&self) -> Result<Vec<KindRules>> {
-        let (mut names, mut workers) = (BTreeSet::from([WEB]), 0u32);
+    pub(super) fn rules(&self) -> Result<Vec<WorkerKindConfig>> {
+        let (mut names, mut workers) = (BTreeSet::from([WEB_KIND]), 0u32);
         for (Kind { rules }, _) in &self.0 {
             let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c);
             let name = rules.name;
@@ -149,7 +149,7 @@ impl Cluster {
 mod tests {
     use super::*;
 
-    fn rules(kinds: &[(&'static str, u32)]) -> Result<Vec<KindRules>> {
+    fn rules(kinds: &[(&'static str, u32)]) -> Result<Vec<WorkerKindConfig>> {
         let mut all = Kinds::default();
         for (name, workers) in kinds {
             all.add(Kind::new(name, *workers), worker::kind_app(|_| async { Ok(()) }));

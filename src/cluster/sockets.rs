@@ -36,7 +36,7 @@ impl Cluster {
 
     /// How many sockets each address needs, with `left` by the image before this one.
     pub(super) fn slots(&self, left: Option<&Manifest>) -> u32 {
-        let workers = self.config.policy().workers;
+        let workers = self.config.supervisor_config().workers;
         match self.config.dispatch.has_socket_per_slot() {
             true => left.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
             false => 1,

@@ -249,7 +249,7 @@ mod tests {
             [(Model::Prefork, 4, 1, 1), (Model::Threads, 1, 4, 1), (Model::ThreadPerCore, 1, 4, 4)]
         {
             let config = Config::builder().model(model).workers(four).build().expect("fits");
-            assert_eq!(config.policy().workers, processes, "{model}");
+            assert_eq!(config.supervisor_config().workers, processes, "{model}");
             assert_eq!((config.threads(), config.rows()), (threads, rows), "{model}");
             assert_eq!(config.process_connections(), 10_000 * threads, "{model}");
         }

@@ -36,7 +36,7 @@ pub use dispatch::Dispatch;
 pub use fd_store::FdStore;
 pub use half_close::HalfClose;
 pub use model::Model;
-use prefork_supervisor::Policy;
+use prefork_supervisor::SupervisorConfig;
 pub(crate) use value::duration;
 pub use workers::Workers;
 
@@ -207,7 +207,7 @@ impl Config {
         match self.pool_threads as usize {
             0 => share_of_cores(
                 std::thread::available_parallelism().map_or(1, usize::from),
-                self.policy().workers as usize * self.rows(),
+                self.supervisor_config().workers as usize * self.rows(),
             ),
             n => n,
         }
@@ -229,15 +229,15 @@ impl Config {
         self.worker_connections.saturating_mul(self.threads())
     }
 
-    pub(crate) fn policy(&self) -> Policy {
+    pub(crate) fn supervisor_config(&self) -> SupervisorConfig {
         let workers = if self.model.is_one_process() { 1 } else { self.workers.resolve() };
-        let most_workers = if self.model.is_one_process() { 1 } else { Workers::MAX };
+        let max_workers = if self.model.is_one_process() { 1 } else { Workers::MAX };
         let duration = |d: Duration| Some(d).filter(|d| !d.is_zero());
         let number = |n: u64| Some(n).filter(|n| *n > 0);
-        Policy {
+        SupervisorConfig {
             workers,
-            most_workers,
-            socket_per_slot: self.dispatch.has_socket_per_slot(),
+            max_workers,
+            has_socket_per_slot: self.dispatch.has_socket_per_slot(),
             boot_timeout: self.boot_timeout,
             graceful_timeout: self.graceful_timeout,
             drain_delay: self.drain_delay,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use prefork_supervisor::WEB;
+use prefork_supervisor::WEB_KIND;
 
 /// A kind of workers other than `web`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,5 +24,5 @@ impl KindStatus {
 
 /// What a primary that knew no other kinds has.
 pub(super) fn web() -> String {
-    WEB.to_string()
+    WEB_KIND.to_string()
 }

@@ -10,8 +10,8 @@ use super::queue::{QueueStatus, QueueWait};
 use super::threads::ThreadStatus;
 use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
-use prefork_supervisor::{MemberView, View};
-use prefork_supervisor::{WEB, WorkerId};
+use prefork_supervisor::{ClusterView, WorkerView};
+use prefork_supervisor::{WEB_KIND, WorkerId};
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
 const LISTED: usize = 2048;
@@ -89,7 +89,7 @@ pub struct PrimaryStatus {
 pub struct WorkerStatus {
     /// Its number, never used again.
     pub id: u64,
-    /// Its place, `0..N`; from [`Slot::OF_A_KIND`](crate::Slot::OF_A_KIND) for workers of other kinds than `web`.
+    /// Its place, `0..N`; from [`Slot::PER_KIND`](crate::Slot::PER_KIND) for workers of other kinds than `web`.
     pub slot: u32,
     /// Its kind.
     #[serde(default = "web")]
@@ -149,15 +149,15 @@ impl Status {
     /// Puts together what is known with what is only written somewhere. `figures` reads a worker's row, found
     /// by the primary's own memory, one for each thread; nothing in it is more than a number to show.
     pub(crate) fn of(
-        view: &View,
+        view: &ClusterView,
         around: Around,
         now: Instant,
         figures: impl Fn(WorkerId) -> Vec<WorkerSnapshot>,
     ) -> Status {
         let mut room = LISTED;
-        let workers = view.members.iter().map(|member| {
+        let workers = view.workers.iter().map(|member| {
             let mut worker = WorkerStatus::of(member, now, figures(member.tag.id));
-            if around.cannot_accept && worker.kind == WEB && worker.state == "serving" {
+            if around.cannot_accept && worker.kind == WEB_KIND && worker.state == "serving" {
                 worker.state = CANNOT_ACCEPT.to_string();
             }
             worker.serving.truncate(room);
@@ -171,14 +171,14 @@ impl Status {
             uptime_ms: millis(around.started, now),
             phase: view.phase.to_string(),
             generation: view.generation.0,
-            workers_wanted: view.wanted,
-            kinds: KindStatus::all(&view.kinds),
+            workers_wanted: view.wanted_workers,
+            kinds: KindStatus::all(&view.wanted_by_kind),
             dispatch: around.dispatch.to_string(),
             dispatch_rung: around.rung.to_string(),
             model: around.model.to_string(),
-            restarts: view.restarts,
+            restarts: view.restart_count,
             log_lines_dropped: around.log_lines_dropped.min(LARGEST),
-            vacant: view.vacant.iter().map(|slot| slot.0).collect(),
+            vacant: view.empty_slots.iter().map(|slot| slot.0).collect(),
         };
         let totals = around.totals.at_most(LARGEST);
         let queue_wait = QueueWait::of(&workers);
@@ -189,7 +189,7 @@ impl Status {
 }
 
 impl WorkerStatus {
-    fn of(member: &MemberView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
+    fn of(member: &WorkerView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
         let tag = member.tag;
         // The primary knows that it is ready, and the worker what has come of that since.
         let cannot_accept =
@@ -205,7 +205,7 @@ impl WorkerStatus {
             generation: tag.generation.0,
             pid: tag.pid,
             state: state.to_string(),
-            uptime_ms: millis(member.born, now),
+            uptime_ms: millis(member.forked_at, now),
             beat_age_ms: None,
             loop_lag: [0; BUCKETS],
             queue_wait: [0; BUCKETS],
@@ -242,18 +242,26 @@ fn millis(since: Instant, now: Instant) -> u64 {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use prefork_supervisor::{Generation, Slot, WEB, WorkerTag};
+    use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
-    pub(crate) fn view_of(workers: u32) -> View {
-        let members = (0..workers).map(|n| {
+    pub(crate) fn view_of(workers: u32) -> ClusterView {
+        let views = (0..workers).map(|n| {
             let (id, slot) = (WorkerId(n.into()), Slot(n));
-            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None, kind: WEB };
-            MemberView { tag, state: "booting", born: Instant::now() }
+            let tag = WorkerTag { id, slot, generation: Generation(1), pid: None, kind: WEB_KIND };
+            WorkerView { tag, state: "booting", forked_at: Instant::now() }
         });
-        let members = members.collect();
+        let views = views.collect();
         let (generation, vacant) = (Generation(1), Vec::new());
         let kinds = vec![("consumer", 2)];
-        View { phase: "booting", generation, wanted: workers, kinds, restarts: 0, vacant, members }
+        ClusterView {
+            phase: "booting",
+            generation,
+            wanted_workers: workers,
+            wanted_by_kind: kinds,
+            restart_count: 0,
+            empty_slots: vacant,
+            workers: views,
+        }
     }
 
     /// What a worker that has gone mad may write.

@@ -289,7 +289,7 @@ mod tests {
     use super::super::letter::tests::letter;
     use super::super::outbox::Outbox;
     use super::*;
-    use prefork_supervisor::{Generation, Slot, WEB};
+    use prefork_supervisor::{Generation, Slot, WEB_KIND};
 
     #[test]
     fn nothing_that_was_left_to_the_parent_stays_open() {
@@ -302,7 +302,7 @@ mod tests {
         };
         for id in 1..=3 {
             let (slot, generation) = (Slot(id as u32), Generation(1));
-            let tag = WorkerTag { id: WorkerId(id), slot, generation, pid: None, kind: WEB };
+            let tag = WorkerTag { id: WorkerId(id), slot, generation, pid: None, kind: WEB_KIND };
             hub.add(tag, socket());
         }
         let with_connection = |size, fd| Letter { carried: Carried::Here(fd), ..letter("a", size) };

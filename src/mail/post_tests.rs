@@ -2,11 +2,11 @@
 
 use super::*;
 use crate::mail::letter::tests::letter;
-use prefork_supervisor::{Generation, Slot, WEB};
+use prefork_supervisor::{Generation, Slot, WEB_KIND};
 
 fn tag(id: u64, slot: u32) -> WorkerTag {
     let (id, slot, generation) = (WorkerId(id), Slot(slot), Generation(1));
-    WorkerTag { id, slot, generation, pid: None, kind: WEB }
+    WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
 }
 
 /// Workers 1 to `workers` at slots 0 up, with queues of `queue` messages.

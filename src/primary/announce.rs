@@ -7,7 +7,7 @@ use super::Primary;
 use crate::listener::{Keeper, ListenAddr, Listener};
 use crate::systemd::Figures;
 use prefork_os::signal::Signal;
-use prefork_supervisor::Notice;
+use prefork_supervisor::LogEvent;
 use prefork_supervisor::Slot;
 
 /// What a primary needs besides the deadlines of its workers.
@@ -15,7 +15,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 
 impl Primary {
     /// Says what concerns the manager.
-    pub(super) fn announce(&mut self, notice: &Notice) {
+    pub(super) fn announce(&mut self, notice: &LogEvent) {
         if self.manager.is_none() {
             return;
         }
@@ -23,26 +23,28 @@ impl Primary {
         let (grace, boot) = self
             .config_in_force()
             .map_or((Duration::ZERO, Duration::ZERO), |c| (c.graceful_timeout, c.boot_timeout));
-        let round = (grace + boot) * self.supervisor.wanted() + MARGIN;
+        let round = (grace + boot) * self.supervisor.wanted_workers() + MARGIN;
         let Some(manager) = &mut self.manager else { return };
         let herald = &mut manager.herald;
         let usec = || prefork_os::process::monotonic_ns() / 1000;
         match notice {
-            Notice::AllReady { .. } => herald.ready(&figures),
-            Notice::Reloading { .. } => herald.reloading(now, usec(), round),
-            Notice::Reloaded { .. } => herald.reloaded(None, &figures),
-            Notice::ReloadFailed { why } => herald.reloaded(Some(why), &figures),
+            LogEvent::AllReady { .. } => herald.ready(&figures),
+            LogEvent::Reloading { .. } => herald.reloading(now, usec(), round),
+            LogEvent::Reloaded { .. } => herald.reloaded(None, &figures),
+            LogEvent::ReloadFailed { reason } => herald.reloaded(Some(reason), &figures),
             // The manager may have sent it, and waits for an answer.
-            Notice::Refused { by, why } if by == Signal::SIGHUP.as_str() => {
+            LogEvent::CommandRefused { by, reason } if by == Signal::SIGHUP.as_str() => {
                 herald.reloading(now, usec(), MARGIN);
-                herald.reloaded(Some(why), &figures);
+                herald.reloaded(Some(reason), &figures);
             }
-            Notice::UpgradeFailed { why } => {
-                herald.remark(format!("the last upgrade failed: {why}"))
+            LogEvent::UpgradeFailed { reason } => {
+                herald.remark(format!("the last upgrade failed: {reason}"))
             }
-            Notice::Departing { delay, .. } => herald.stopping(now, *delay + grace + MARGIN),
-            Notice::Stopping { .. } => herald.stopping(now, grace + MARGIN),
-            Notice::StoppingNow { .. } | Notice::GivingUp { .. } => herald.stopping(now, MARGIN),
+            LogEvent::StopDelayed { delay, .. } => herald.stopping(now, *delay + grace + MARGIN),
+            LogEvent::Stopping { .. } => herald.stopping(now, grace + MARGIN),
+            LogEvent::StoppingNow { .. } | LogEvent::GivingUp { .. } => {
+                herald.stopping(now, MARGIN)
+            }
             _ => return,
         }
         self.tell_manager();
@@ -69,7 +71,7 @@ impl Primary {
     fn figures(&self) -> Figures {
         let now = prefork_os::process::monotonic_ms();
         let fresh = self.manager.as_ref().map_or(Duration::ZERO, |m| m.herald.freshness());
-        let serving = self.children.iter().filter(|(id, _)| self.supervisor.serves(**id));
+        let serving = self.children.iter().filter(|(id, _)| self.supervisor.is_serving(**id));
         let (mut ready, mut serves) = (0, false);
         for (_, child) in serving {
             ready += 1;
@@ -77,7 +79,7 @@ impl Primary {
             serves |= u128::from(age) <= fresh.as_millis();
         }
         let living = self.children.values().map(|child| self.board.glance(child.row).requests);
-        let wanted = self.supervisor.wanted();
+        let wanted = self.supervisor.wanted_workers();
         Figures {
             // In a reload there are more for a while.
             ready: ready.min(wanted),

@@ -153,16 +153,16 @@ impl Dealer {
     /// before they end comes back.
     fn see_takers(&mut self, table: &Table<'_>, now: Instant) {
         let now_ms = prefork_os::process::monotonic_ms();
-        let stopping = table.mind.stopping();
+        let stopping = table.mind.is_stopping();
         let mut seen = 0;
         for (id, child) in table.children {
             let Some(queue) = &child.queue else { continue };
             let load = table.board.load(child.row, now_ms);
             let able = match stopping {
                 true => load.turns,
-                false => load.takes && !child.released && table.mind.serves(*id),
+                false => load.takes && !child.released && table.mind.is_serving(*id),
             };
-            let reachable = child.channel.is_some() && !table.mind.is_stopped(*id);
+            let reachable = child.channel.is_some() && !table.mind.is_stopped_by_signal(*id);
             if self.turn.see(*id, able && reachable, now) {
                 self.turn.told(*id, queue.waiting(), now);
             }

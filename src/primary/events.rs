@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use crate::listener::ListenAddr;
-use prefork_supervisor::{Cause, Exit, Leave, Limit};
+use prefork_supervisor::{DrainReason, ExitCause, ExitReport, RecycleReason};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 /// Something that happened to the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
@@ -120,7 +120,7 @@ pub enum Reason {
     /// It asked to be replaced: [`Worker::retire`](crate::Worker::retire), or SIGTERM to the worker itself.
     Retired,
     /// It had reached this limit and was replaced.
-    Recycled(Limit),
+    Recycled(RecycleReason),
     /// A reload or an upgrade replaced it.
     Reloaded,
     /// There are fewer workers now.
@@ -193,7 +193,7 @@ impl fmt::Display for ClusterEvent {
 
 impl WorkerExit {
     /// `out_of_memory` is asked only where it can make a difference.
-    pub(super) fn new(exit: &Exit, out_of_memory: impl FnOnce() -> bool) -> WorkerExit {
+    pub(super) fn new(exit: &ExitReport, out_of_memory: impl FnOnce() -> bool) -> WorkerExit {
         let (code, signal) = (exit.status.code(), exit.status.signal());
         let reason = match ours(exit) {
             Some(reason) => reason,
@@ -205,40 +205,40 @@ impl WorkerExit {
             code,
             signal,
             reason,
-            exited_after_disconnect: exit.leave.is_some(),
+            exited_after_disconnect: exit.drain_reason.is_some(),
             uptime: exit.uptime,
-            requests: exit.served,
+            requests: exit.requests_served,
         }
     }
 }
 
 /// Why we ended it, if we did.
-fn ours(exit: &Exit) -> Option<Reason> {
-    let complaint = || exit.complaint.clone().unwrap_or_default();
+fn ours(exit: &ExitReport) -> Option<Reason> {
+    let error = || exit.error.clone().unwrap_or_default();
     Some(match exit.cause {
-        Cause::Asked if exit.status.success() => match exit.leave {
-            Some(Leave::Stop) => Reason::Stopped,
-            Some(Leave::Scale) => Reason::ScaledDown,
-            Some(Leave::Recycle(limit)) => Reason::Recycled(limit),
-            Some(Leave::Retire) => Reason::Retired,
-            Some(Leave::Disconnect) => Reason::Disconnected,
+        ExitCause::Drained if exit.status.success() => match exit.drain_reason {
+            Some(DrainReason::Stop) => Reason::Stopped,
+            Some(DrainReason::Scale) => Reason::ScaledDown,
+            Some(DrainReason::Recycle(limit)) => Reason::Recycled(limit),
+            Some(DrainReason::Retire) => Reason::Retired,
+            Some(DrainReason::Disconnect) => Reason::Disconnected,
             // An image before this one told it to leave, and that is what images do when they are followed.
-            Some(Leave::Reload) | None => Reason::Reloaded,
+            Some(DrainReason::Reload) | None => Reason::Reloaded,
         },
-        Cause::BootTimeout => Reason::BootTimeout,
-        Cause::Stopped => Reason::Stopped,
-        Cause::GraceOver => Reason::GraceOver,
-        Cause::Condemned => Reason::Condemned(complaint()),
-        Cause::Frozen => Reason::Frozen,
-        Cause::Memory => Reason::MaxRssHard,
-        Cause::Superseded => Reason::Superseded,
-        Cause::BeforeReady if exit.complaint.is_some() => Reason::BootFailed(complaint()),
-        Cause::Asked | Cause::BeforeReady | Cause::Unexpected => return None,
+        ExitCause::BootTimeout => Reason::BootTimeout,
+        ExitCause::KilledByStop => Reason::Stopped,
+        ExitCause::GracefulTimeout => Reason::GraceOver,
+        ExitCause::Misbehaved => Reason::Condemned(error()),
+        ExitCause::Stalled => Reason::Frozen,
+        ExitCause::MemoryLimit => Reason::MaxRssHard,
+        ExitCause::Superseded => Reason::Superseded,
+        ExitCause::BootFailed if exit.error.is_some() => Reason::BootFailed(error()),
+        ExitCause::Drained | ExitCause::BootFailed | ExitCause::Unexpected => return None,
     })
 }
 
 /// How it ended otherwise. The numbers of these signals are the same on every Linux.
-fn theirs(exit: &Exit) -> Reason {
+fn theirs(exit: &ExitReport) -> Reason {
     match exit.status.signal() {
         Some(1 | 2 | 9 | 15) => Reason::Killed,
         Some(_) => Reason::Crashed,

@@ -3,28 +3,32 @@
 use std::process::ExitStatus;
 
 use super::*;
-use prefork_supervisor::{Slot, WEB};
+use prefork_supervisor::{Slot, WEB_KIND};
 
-fn ended(cause: Cause, leave: Option<Leave>, raw: i32) -> WorkerExit {
+fn ended(cause: ExitCause, drain_reason: Option<DrainReason>, raw: i32) -> WorkerExit {
     let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));
-    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB };
+    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB_KIND };
     let status = ExitStatus::from_raw(raw);
     let uptime = Duration::from_secs(1);
-    let exit = Exit { worker, status, cause, leave, complaint: None, uptime, served: 3 };
+    let exit =
+        ExitReport { worker, status, cause, drain_reason, error: None, uptime, requests_served: 3 };
     WorkerExit::new(&exit, || false)
 }
 
 #[test]
 fn who_was_asked_to_leave_and_did_says_why() {
     for (leave, reason) in [
-        (Leave::Stop, Reason::Stopped),
-        (Leave::Scale, Reason::ScaledDown),
-        (Leave::Reload, Reason::Reloaded),
-        (Leave::Retire, Reason::Retired),
-        (Leave::Disconnect, Reason::Disconnected),
-        (Leave::Recycle(Limit::Requests(9)), Reason::Recycled(Limit::Requests(9))),
+        (DrainReason::Stop, Reason::Stopped),
+        (DrainReason::Scale, Reason::ScaledDown),
+        (DrainReason::Reload, Reason::Reloaded),
+        (DrainReason::Retire, Reason::Retired),
+        (DrainReason::Disconnect, Reason::Disconnected),
+        (
+            DrainReason::Recycle(RecycleReason::Requests(9)),
+            Reason::Recycled(RecycleReason::Requests(9)),
+        ),
     ] {
-        let exit = ended(Cause::Asked, Some(leave), 0);
+        let exit = ended(ExitCause::Drained, Some(leave), 0);
         assert_eq!((exit.reason, exit.exited_after_disconnect), (reason, true));
     }
 }
@@ -32,30 +36,30 @@ fn who_was_asked_to_leave_and_did_says_why() {
 #[test]
 fn an_end_that_nobody_asked_for_is_told_by_its_status() {
     for (raw, reason) in [(9, Reason::Killed), (11, Reason::Crashed), (42 << 8, Reason::Exited)] {
-        let exit = ended(Cause::Unexpected, None, raw);
+        let exit = ended(ExitCause::Unexpected, None, raw);
         assert_eq!((exit.reason, exit.exited_after_disconnect), (reason, false));
         assert!(exit.code.is_some() != exit.signal.is_some());
     }
     // Killed while it was leaving: both are true.
-    let exit = ended(Cause::Asked, Some(Leave::Disconnect), 9);
+    let exit = ended(ExitCause::Drained, Some(DrainReason::Disconnect), 9);
     assert_eq!((exit.reason, exit.exited_after_disconnect), (Reason::Killed, true));
 }
 
 #[test]
 fn the_kernel_is_asked_about_memory_only_for_kills_that_are_not_ours() {
     let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));
-    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB };
-    let exit = |cause, raw| Exit {
+    let worker = WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB_KIND };
+    let exit = |cause, raw| ExitReport {
         worker,
         status: ExitStatus::from_raw(raw),
         cause,
-        leave: None,
-        complaint: None,
+        drain_reason: None,
+        error: None,
         uptime: Duration::ZERO,
-        served: 0,
+        requests_served: 0,
     };
     let reason = |cause, raw| WorkerExit::new(&exit(cause, raw), || true).reason;
-    assert_eq!(reason(Cause::Unexpected, 9), Reason::OutOfMemory);
-    assert_eq!(reason(Cause::Frozen, 9), Reason::Frozen);
-    assert_eq!(reason(Cause::Unexpected, 11), Reason::Crashed);
+    assert_eq!(reason(ExitCause::Unexpected, 9), Reason::OutOfMemory);
+    assert_eq!(reason(ExitCause::Stalled, 9), Reason::Frozen);
+    assert_eq!(reason(ExitCause::Unexpected, 11), Reason::Crashed);
 }

@@ -3,8 +3,8 @@
 use super::Primary;
 use crate::error::{Error, Result};
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Asker, Event, Intent, Scale};
-use prefork_supervisor::{Slot, WEB, WorkerId, WorkerTag};
+use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
+use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
 /// More events than this wait for a primary whose hooks ask and ask.
 const MOST: usize = 4096;
@@ -29,14 +29,14 @@ pub struct WorkerInfo {
 impl PrimaryHandle<'_> {
     /// Every worker that exists or is being forked, oldest first.
     pub fn workers(&self) -> Vec<WorkerInfo> {
-        let members = self.primary.supervisor.view().members;
+        let members = self.primary.supervisor.view().workers;
         let info = members.into_iter().map(|m| WorkerInfo { worker: m.tag, state: m.state });
         info.collect()
     }
 
     /// How many workers there should be.
     pub fn workers_wanted(&self) -> u32 {
-        self.primary.supervisor.wanted()
+        self.primary.supervisor.wanted_workers()
     }
 
     /// One more worker, with these variables besides those of the primary; of two with the same name the last one
@@ -55,13 +55,13 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
-        self.fork_as(environment, Intent::Scale)
+        self.fork_as(environment, ClusterCommand::Scale)
     }
 
     fn fork_as<K, V>(
         &mut self,
         environment: impl IntoIterator<Item = (K, V)>,
-        intent: impl FnOnce(Scale) -> Intent,
+        command: impl FnOnce(ScaleChange) -> ClusterCommand,
     ) -> Result<WorkerId>
     where
         K: Into<String>,
@@ -74,11 +74,11 @@ impl PrimaryHandle<'_> {
                 return Err(Error::application("fork_with", format!("{name:?} is no variable")));
             }
         }
-        if self.primary.supervisor.going() {
+        if self.primary.supervisor.is_stop_requested() {
             return Err(Error::application("fork_with", "the cluster is stopping"));
         }
-        let id = self.primary.supervisor.draw_id();
-        match self.ask(intent(Scale::With(id, pairs)), "fork_with") {
+        let id = self.primary.supervisor.reserve_worker_id();
+        match self.ask(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
             true => Ok(id),
             false => Err(Error::application("fork_with", "too much was asked for at once")),
         }
@@ -97,45 +97,45 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
-        let known = self.primary.supervisor.first_slots().iter().any(|one| one.0 == kind);
-        if !known && kind != WEB {
+        let known = self.primary.supervisor.kind_first_slots().iter().any(|one| one.0 == kind);
+        if !known && kind != WEB_KIND {
             return Err(Error::application("fork_with", format!("there is no kind {kind:?}")));
         }
         let kind = kind.to_string();
-        self.fork_as(environment, move |scale| Intent::ScaleKind(kind, scale))
+        self.fork_as(environment, move |scale| ClusterCommand::ScaleKind(kind, scale))
     }
 
     /// So many workers of another kind than `web` from now on, from 0.
     pub fn scale_kind(&mut self, kind: &str, workers: u32) {
-        self.ask(Intent::ScaleKind(kind.to_string(), Scale::To(workers)), "scale");
+        self.ask(ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(workers)), "scale");
     }
 
     /// The slot of the `n`th worker of another kind than `web`, counted from 0, if the program named that kind.
     pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
-        self.primary.supervisor.first_slots().iter().find(|one| one.0 == kind)?.1.plus(n)
+        self.primary.supervisor.kind_first_slots().iter().find(|one| one.0 == kind)?.1.plus(n)
     }
 
     /// So many workers from now on, from 1 to [`Workers::MAX`](crate::Workers::MAX). Slots that stay empty (see
     /// [`disconnect`](PrimaryHandle::disconnect)) are filled again.
     pub fn scale(&mut self, workers: u32) {
-        self.ask(Intent::Scale(Scale::To(workers)), "scale");
+        self.ask(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");
     }
 
     /// Reads the configuration again and replaces every worker, as SIGHUP does.
     pub fn reload(&mut self) {
-        self.ask(Intent::Reload, "reload");
+        self.ask(ClusterCommand::Reload, "reload");
     }
 
     /// The worker finishes what it has open, within `graceful-timeout`, and leaves. It is not replaced: its slot stays
     /// empty until the next reload, or until somebody scales.
     pub fn disconnect(&mut self, worker: WorkerId) {
-        self.ask(Intent::Disconnect(worker), "disconnect");
+        self.ask(ClusterCommand::Disconnect(worker), "disconnect");
     }
 
     /// Every worker finishes what it has open, then the primary ends: Node's `cluster.disconnect()`. Asked again, a
     /// moment later, the workers are killed.
     pub fn stop(&mut self) {
-        self.ask(Intent::Stop, "stop");
+        self.ask(ClusterCommand::Stop, "stop");
     }
 
     /// Sends a signal to a worker, at once: 9 kills it, 15 makes it finish and be replaced.
@@ -154,13 +154,13 @@ impl PrimaryHandle<'_> {
     }
 
     /// Whether there is room for what is asked.
-    fn ask(&mut self, intent: Intent, what: &str) -> bool {
+    fn ask(&mut self, command: ClusterCommand, what: &str) -> bool {
         if self.primary.queue.len() >= MOST {
             self.primary.journal.hook_asks_too_much();
             return false;
         }
-        let by = Asker::nameless(format!("a hook: {what}"));
-        self.primary.queue.push_back(Event::Asked { intent, by });
+        let by = Requester::without_reply(format!("a hook: {what}"));
+        self.primary.queue.push_back(Event::CommandReceived { command, by });
         true
     }
 }

@@ -118,6 +118,6 @@ impl PrimaryHandle<'_> {
     /// To whom it went.
     fn post(&mut self, to: Target, letter: Letter) -> Result<WorkerId, Back> {
         let supervisor = &self.primary.supervisor;
-        self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.serves(id))
+        self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
     }
 }

@@ -9,7 +9,7 @@ use super::Primary;
 use super::events::{ClusterEvent, WorkerExit};
 use super::handle::PrimaryHandle;
 use crate::printable::panic_text;
-use prefork_supervisor::{Event, Exit, Notice};
+use prefork_supervisor::{Event, ExitReport, LogEvent};
 
 /// Nothing is supervised while a function of the application runs. One that takes longer is named in the log.
 const SLOW: Duration = Duration::from_millis(100);
@@ -35,29 +35,33 @@ pub(crate) struct Hooks {
 
 impl Primary {
     /// Takes note of what is worth telling the application.
-    pub(super) fn note(&mut self, notice: &Notice) {
+    pub(super) fn note(&mut self, notice: &LogEvent) {
         if self.hooks.on_event.is_empty() {
             return;
         }
         let news = match notice {
-            Notice::Forked { worker } => ClusterEvent::Fork { worker: *worker },
-            Notice::Online { worker } => ClusterEvent::Online { worker: *worker },
-            Notice::Ready { worker, .. } => {
+            LogEvent::Forked { worker } => ClusterEvent::Fork { worker: *worker },
+            LogEvent::Online { worker } => ClusterEvent::Online { worker: *worker },
+            LogEvent::Ready { worker, .. } => {
                 let web = worker.slot.is_web();
                 let addresses = if web { self.listeners.addresses() } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
-            Notice::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
-            Notice::Exited(exit) => ClusterEvent::Exit(self.judge(exit)),
-            Notice::Replaced { worker, by } => ClusterEvent::Replaced { worker: *worker, by: *by },
-            Notice::Reloaded { generation, workers, .. } => {
+            LogEvent::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
+            LogEvent::Exited(exit) => ClusterEvent::Exit(self.judge(exit)),
+            LogEvent::Replaced { worker, by } => {
+                ClusterEvent::Replaced { worker: *worker, by: *by }
+            }
+            LogEvent::Reloaded { generation, workers, .. } => {
                 ClusterEvent::Reloaded { generation: *generation, workers: *workers }
             }
-            Notice::ReloadFailed { why } => ClusterEvent::ReloadFailed { why: why.clone() },
-            Notice::Scaled { kind, from, to, .. } => {
+            LogEvent::ReloadFailed { reason } => ClusterEvent::ReloadFailed { why: reason.clone() },
+            LogEvent::Scaled { kind, from, to, .. } => {
                 ClusterEvent::Scaled { kind, from: *from, to: *to }
             }
-            Notice::Stopping { .. } | Notice::StoppingNow { .. } | Notice::GivingUp { .. } => {
+            LogEvent::Stopping { .. }
+            | LogEvent::StoppingNow { .. }
+            | LogEvent::GivingUp { .. } => {
                 if std::mem::replace(&mut self.stopping_told, true) {
                     return;
                 }
@@ -69,7 +73,7 @@ impl Primary {
     }
 
     /// The same verdict for both hooks: a kill by the kernel explains one death.
-    fn judge(&mut self, exit: &Exit) -> WorkerExit {
+    fn judge(&mut self, exit: &ExitReport) -> WorkerExit {
         if let Some(known) = self.judged.take_if(|known| known.worker == exit.worker) {
             return known;
         }
@@ -92,7 +96,7 @@ impl Primary {
     }
 
     /// Asks the application whether the worker is to be replaced. If it cannot say, it is.
-    pub(super) fn ask_restart(&mut self, exit: &Exit) {
+    pub(super) fn ask_restart(&mut self, exit: &ExitReport) {
         let verdict = self.judge(exit);
         let mut restart = Restart::Yes;
         if let Some(mut hook) = self.hooks.on_restart.take() {

@@ -10,7 +10,7 @@ use super::{Primary, PrimaryHandle};
 use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
 use crate::mail::{Carried, Class, Message, Place, letter};
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Cause, Event, Notice};
+use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// By the name of their kind.
@@ -54,7 +54,7 @@ impl Primary {
         }
         let Some(desk) = self.desks.get_mut(name) else { return };
         let supervisor = &self.supervisor;
-        for order in desk.assign(Instant::now(), &|id| supervisor.serves(id)) {
+        for order in desk.assign(Instant::now(), &|id| supervisor.is_serving(id)) {
             self.obey_order(name, order);
         }
     }
@@ -63,7 +63,7 @@ impl Primary {
         match order {
             Order::Give { worker, job, input } => {
                 // From now on its end says nothing about whether such workers come up.
-                self.queue.push_back(Event::Proven { worker });
+                self.queue.push_back(Event::RiskyJobStarted { worker });
                 if let Err(why) = self.give_job(worker, join(&job, &input)) {
                     let desk = self.desks.get_mut(name);
                     if let Some(order) = desk.and_then(|desk| desk.not_given(worker, why)) {
@@ -86,27 +86,28 @@ impl Primary {
         let letter = letter(Place::Primary, DO, payload, Carried::Nothing);
         let letter = letter.map_err(|e| e.to_string())?;
         let supervisor = &self.supervisor;
-        let sent = self.mail.hub.send(Place::Worker(worker), letter, &|id| supervisor.serves(id));
+        let sent =
+            self.mail.hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
         sent.map(drop).map_err(|back| back.0.to_string())
     }
 
     /// Tells the desks of what concerns them.
-    pub(super) fn tell_desks(&mut self, notice: &Notice) {
+    pub(super) fn tell_desks(&mut self, notice: &LogEvent) {
         let names: Vec<&'static str> = self.desks.keys().copied().collect();
         for name in names {
             let Some(desk) = self.desks.get_mut(name) else { continue };
             let orders: Vec<Order> = match notice {
-                Notice::Ready { worker, .. } if worker.kind == name => {
+                LogEvent::Ready { worker, .. } if worker.kind == name => {
                     desk.came(worker.id);
                     Vec::new()
                 }
-                Notice::Exited(exit) => {
-                    let left = exit.cause == Cause::Asked && exit.status.success();
+                LogEvent::Exited(exit) => {
+                    let left = exit.cause == ExitCause::Drained && exit.status.success();
                     let signal = exit.status.signal();
                     let how = if left { Ended::Left } else { Ended::Died { signal } };
                     desk.ended(exit.worker.id, how).into_iter().collect()
                 }
-                Notice::Stopping { .. } | Notice::StoppingNow { .. } => desk.close(),
+                LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => desk.close(),
                 _ => continue,
             };
             self.obey_desk(name, orders);

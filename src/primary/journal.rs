@@ -13,7 +13,7 @@ use crate::log_output;
 use crate::printable::{Printable, printable};
 use crate::span::Span;
 use prefork_os::signal::Signal;
-use prefork_supervisor::Notice;
+use prefork_supervisor::LogEvent;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// The only one in the primary who logs, and the keeper of the ledger.
@@ -35,7 +35,7 @@ impl Journal {
     }
 
     /// One line for one notice.
-    pub(super) fn record(&mut self, notice: &Notice) {
+    pub(super) fn record(&mut self, notice: &LogEvent) {
         self.tell(line(notice));
     }
 

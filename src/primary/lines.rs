@@ -9,8 +9,8 @@ use log::Level;
 
 use crate::span::Span;
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Cause, Exit, Limit, Notice};
-use prefork_supervisor::{WEB, WorkerTag};
+use prefork_supervisor::{ExitCause, ExitReport, LogEvent, RecycleReason};
+use prefork_supervisor::{WEB_KIND, WorkerTag};
 
 /// A line, and how bad it is.
 pub(super) type Line = (Level, String);
@@ -32,74 +32,86 @@ pub(super) fn error(text: String) -> Line {
 }
 
 /// How a notice is told.
-pub(super) fn line(notice: &Notice) -> Line {
+pub(super) fn line(notice: &LogEvent) -> Line {
     match notice {
-        Notice::Forked { worker } => debug(format!("{worker} forked")),
-        Notice::Online { worker } => debug(format!("{worker} runs")),
-        Notice::Disconnected { worker } => debug(format!("{worker} closed its channel")),
-        Notice::Replaced { worker, by } => debug(format!("{by} has replaced worker={worker}")),
-        Notice::Disconnecting { worker } => {
+        LogEvent::Forked { worker } => debug(format!("{worker} forked")),
+        LogEvent::Online { worker } => debug(format!("{worker} runs")),
+        LogEvent::Disconnected { worker } => debug(format!("{worker} closed its channel")),
+        LogEvent::Replaced { worker, by } => debug(format!("{by} has replaced worker={worker}")),
+        LogEvent::Disconnecting { worker } => {
             info(format!("{worker} finishes and leaves for good; its slot stays empty"))
         }
-        Notice::NotRestarted { worker } => not_restarted(worker),
-        Notice::Ready { worker, after } => info(format!("{worker} ready after {}", Span(*after))),
-        Notice::AllReady { workers } => info(format!(
+        LogEvent::NotRestarted { worker } => not_restarted(worker),
+        LogEvent::Ready { worker, after } => info(format!("{worker} ready after {}", Span(*after))),
+        LogEvent::AllReady { workers } => info(format!(
             "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
             std::process::id()
         )),
-        Notice::ForkFailed { worker, why } => error(format!("{worker} could not be forked: {why}")),
-        Notice::BootFailed { worker, why } => error(format!("{worker} cannot boot: {why}")),
-        Notice::BootTimedOut { worker, limit } => boot_timed_out(worker, limit),
-        Notice::Retiring { worker } => info(format!("{worker} retires and is replaced")),
-        Notice::Condemned { worker, why } => error(format!("{worker} is condemned, killed: {why}")),
-        Notice::GraceOver { worker, limit } => grace_over(worker, limit),
-        Notice::Exited(exit) => exited(exit),
-        Notice::Reloading { by } => info(format!("reloading ({by})")),
-        Notice::Reloaded { generation, workers, is_upgrade } => {
+        LogEvent::ForkFailed { worker, reason } => {
+            error(format!("{worker} could not be forked: {reason}"))
+        }
+        LogEvent::BootFailed { worker, reason } => error(format!("{worker} cannot boot: {reason}")),
+        LogEvent::BootTimedOut { worker, limit } => boot_timed_out(worker, limit),
+        LogEvent::Retiring { worker } => info(format!("{worker} retires and is replaced")),
+        LogEvent::Misbehaved { worker, reason } => {
+            error(format!("{worker} is condemned, killed: {reason}"))
+        }
+        LogEvent::DrainTimedOut { worker, limit } => grace_over(worker, limit),
+        LogEvent::Exited(exit) => exited(exit),
+        LogEvent::Reloading { by } => info(format!("reloading ({by})")),
+        LogEvent::Reloaded { generation, workers, is_upgrade } => {
             let verb = if *is_upgrade { "upgraded" } else { "reloaded" };
             info(format!("{verb}: {workers} workers of generation {generation} serve"))
         }
-        Notice::ReloadFailed { why } => {
-            error(format!("reload failed, the old workers serve on: {why}"))
+        LogEvent::ReloadFailed { reason } => {
+            error(format!("reload failed, the old workers serve on: {reason}"))
         }
-        Notice::RollingBack { to } => warn(format!("rolling back to generation {to}")),
-        Notice::UpgradeWaits { by } => upgrade_waits(by),
-        Notice::Proving { by } => info(format!("upgrade ({by}): trying the new binary")),
-        Notice::TakingOver => info("the new binary is fit: this process becomes it".to_string()),
-        Notice::UpgradeFailed { why } => {
-            error(format!("upgrade failed, nothing has changed: {why}"))
+        LogEvent::RollingBack { to } => warn(format!("rolling back to generation {to}")),
+        LogEvent::UpgradeQueued { by } => upgrade_waits(by),
+        LogEvent::UpgradeChecking { by } => info(format!("upgrade ({by}): trying the new binary")),
+        LogEvent::UpgradeExecuting => {
+            info("the new binary is fit: this process becomes it".to_string())
         }
-        Notice::Scaled { by, kind, from, to } => {
-            let of = if *kind == WEB { String::new() } else { format!(" of kind {kind}") };
+        LogEvent::UpgradeFailed { reason } => {
+            error(format!("upgrade failed, nothing has changed: {reason}"))
+        }
+        LogEvent::Scaled { by, kind, from, to } => {
+            let of = if *kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
             info(format!("{to} workers{of} wanted, {from} were ({by})"))
         }
-        Notice::Refused { by, why } => warn(format!("{by} refused: {why}")),
-        Notice::Recycling { worker, limit } => {
+        LogEvent::CommandRefused { by, reason } => warn(format!("{by} refused: {reason}")),
+        LogEvent::Recycling { worker, limit } => {
             info(format!("{worker} is replaced: {}", reached(*limit)))
         }
-        Notice::OverMemory { worker, memory, limit } => over_memory(worker, memory, limit),
-        Notice::Stalled { worker, since, serving } => stalled(worker, since, serving),
-        Notice::Recovered { worker, after } => {
-            info(format!("{worker} turns its event loop again after {}", Span(*after)))
+        LogEvent::MemoryLimitExceeded { worker, memory, limit } => {
+            over_memory(worker, memory, limit)
         }
-        Notice::Frozen { worker, since, serving } => {
-            error(format!("{worker} frozen for {}{}, killing it", Span(*since), in_(serving)))
+        LogEvent::Stalled { worker, stalled_for, current_request } => {
+            stalled(worker, stalled_for, current_request)
         }
-        Notice::CoolingDown { failures, delay } => {
+        LogEvent::Recovered { worker, stalled_for } => {
+            info(format!("{worker} turns its event loop again after {}", Span(*stalled_for)))
+        }
+        LogEvent::StallTimedOut { worker, stalled_for, current_request } => error(format!(
+            "{worker} frozen for {}{}, killing it",
+            Span(*stalled_for),
+            in_(current_request)
+        )),
+        LogEvent::BackingOff { failures, delay } => {
             warn(format!("workers die young ({failures} in a row): next try in {}", Span(*delay)))
         }
-        Notice::GivingUp { failures } => error(format!(
+        LogEvent::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
         )),
-        Notice::Departing { by, delay } => departing(by, Span(*delay)),
-        Notice::Stopping { by, workers } => info(format!(
+        LogEvent::StopDelayed { by, delay } => departing(by, Span(*delay)),
+        LogEvent::Stopping { by, workers } => info(format!(
             "stopping ({by}): {} to finish what is open",
             count(*workers as u64, "worker")
         )),
-        Notice::StoppingNow { by, workers } => {
+        LogEvent::StoppingNow { by, workers } => {
             info(format!("stopping now ({by}): killing {}", count(*workers as u64, "worker")))
         }
-        Notice::Stopped => info("stopped".to_string()),
+        LogEvent::Stopped => info("stopped".to_string()),
     }
 }
 
@@ -135,23 +147,25 @@ fn grace_over(worker: &WorkerTag, limit: &Duration) -> Line {
 }
 
 /// The death of a worker, once: who, how, how old, how much work, and what follows from it.
-fn exited(exit: &Exit) -> Line {
-    let Exit { worker, status, cause, uptime, served, .. } = exit;
+fn exited(exit: &ExitReport) -> Line {
+    let ExitReport { worker, status, cause, uptime, requests_served, .. } = exit;
     let how = how(*status);
-    let life = format!("up {}, {}", Span(*uptime), count(*served, "request"));
+    let life = format!("up {}, {}", Span(*uptime), count(*requests_served, "request"));
     match cause {
-        Cause::Asked if status.success() => info(format!("{worker} left as asked ({life})")),
-        Cause::Asked => error(format!("{worker} died while it was leaving: {how} ({life})")),
-        Cause::Stopped | Cause::GraceOver => {
+        ExitCause::Drained if status.success() => info(format!("{worker} left as asked ({life})")),
+        ExitCause::Drained => error(format!("{worker} died while it was leaving: {how} ({life})")),
+        ExitCause::KilledByStop | ExitCause::GracefulTimeout => {
             warn(format!("{worker} was killed by the primary ({life})"))
         }
-        Cause::BootTimeout => error(format!("{worker} was killed: never ready ({life})")),
-        Cause::Condemned => error(format!("{worker} was killed for what it said ({life})")),
-        Cause::Frozen => error(format!("{worker} was killed: frozen ({how}; {life})")),
-        Cause::Memory => error(format!("{worker} was killed: too much memory ({life})")),
-        Cause::Superseded => info(format!("{worker} was killed: not wanted any more ({life})")),
-        Cause::BeforeReady => error(format!("{worker} died before it was ready: {how} ({life})")),
-        Cause::Unexpected => error(format!("{worker} died: {how} ({life})")),
+        ExitCause::BootTimeout => error(format!("{worker} was killed: never ready ({life})")),
+        ExitCause::Misbehaved => error(format!("{worker} was killed for what it said ({life})")),
+        ExitCause::Stalled => error(format!("{worker} was killed: frozen ({how}; {life})")),
+        ExitCause::MemoryLimit => error(format!("{worker} was killed: too much memory ({life})")),
+        ExitCause::Superseded => info(format!("{worker} was killed: not wanted any more ({life})")),
+        ExitCause::BootFailed => {
+            error(format!("{worker} died before it was ready: {how} ({life})"))
+        }
+        ExitCause::Unexpected => error(format!("{worker} died: {how} ({life})")),
     }
 }
 
@@ -161,11 +175,11 @@ pub(super) fn count(n: u64, what: &str) -> String {
     format!("{n} {what}{plural}")
 }
 
-fn reached(limit: Limit) -> String {
+fn reached(limit: RecycleReason) -> String {
     match limit {
-        Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
-        Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
-        Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
+        RecycleReason::Requests(n) => format!("it has answered {n} requests (max-requests)"),
+        RecycleReason::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
+        RecycleReason::Lifetime(age) => format!("it is {} old (max-lifetime)", Span(age)),
     }
 }
 

@@ -62,7 +62,7 @@ impl Primary {
             self.mail.lookout.came(Instant::now());
         }
         for (worker, why) in self.mail.hub.read(wanted, ready) {
-            self.queue.push_back(Event::Garbled { worker, why: format!("mail: {why}") });
+            self.queue.push_back(Event::ProtocolError { worker, reason: format!("mail: {why}") });
         }
     }
 
@@ -72,7 +72,7 @@ impl Primary {
         let mut now = begun;
         while now < begun + TURN {
             let supervisor = &self.supervisor;
-            match self.mail.hub.next(now, &|id| supervisor.serves(id)) {
+            match self.mail.hub.next(now, &|id| supervisor.is_serving(id)) {
                 Turn::Mine(from, letter) => self.handle_letter(from, letter),
                 Turn::Moved => {}
                 Turn::Idle => break,

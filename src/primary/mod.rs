@@ -45,8 +45,8 @@ use crate::steering::Lease;
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
 use prefork_os::signal::SignalPipe;
-use prefork_supervisor::Policy;
-use prefork_supervisor::{Event, KindRules, Outcome, Supervisor};
+use prefork_supervisor::SupervisorConfig;
+use prefork_supervisor::{Event, ShutdownReason, Supervisor, WorkerKindConfig};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 pub use events::{ClusterEvent, Reason, WorkerExit};
@@ -89,7 +89,7 @@ struct Child {
 impl Child {
     /// Whether it serves connections.
     fn serves_web(&self, mind: &Supervisor) -> bool {
-        self.tag.slot.is_web() && mind.serves(self.tag.id)
+        self.tag.slot.is_web() && mind.is_serving(self.tag.id)
     }
 
     fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
@@ -134,7 +134,7 @@ pub(crate) struct Application {
     pub(crate) reread: Reread,
     pub(crate) hooks: Hooks,
     /// The kinds of workers besides `web`.
-    pub(crate) kinds: Vec<KindRules>,
+    pub(crate) kinds: Vec<WorkerKindConfig>,
     pub(crate) desks: Desks,
 }
 
@@ -204,8 +204,8 @@ fn scoreboard(rows: usize) -> Result<Scoreboard> {
 fn supervision(
     left: Option<&Manifest>,
     sockets: u32,
-    policy: Policy,
-    kinds: Vec<KindRules>,
+    policy: SupervisorConfig,
+    kinds: Vec<WorkerKindConfig>,
     seed: u64,
     config: &Rc<Config>,
 ) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
@@ -232,7 +232,8 @@ impl Primary {
         mut left: Option<Manifest>,
     ) -> Result<Primary> {
         let Application { entry, reread, hooks, kinds, desks } = application;
-        let (Files { listeners, pid_file, mail, manager }, policy) = (files, config.policy());
+        let (Files { listeners, pid_file, mail, manager }, policy) =
+            (files, config.supervisor_config());
         if config.titles {
             prefork_os::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
         }
@@ -249,8 +250,8 @@ impl Primary {
         journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
         let (mut supervisor, configs) =
             supervision(left.as_ref(), sockets, policy, kinds, seed, &config);
-        supervisor.know_old_sockets(sockets);
-        supervisor.ask_before_restarts(hooks.on_restart.is_some());
+        supervisor.add_inherited_sockets(sockets);
+        supervisor.set_confirm_restarts(hooks.on_restart.is_some());
         let control = match &mut left {
             None => requests::open(&config.control, true, &mut journal)?,
             Some(left) => requests::take_over(&config.control, left.control.take(), &mut journal),
@@ -308,7 +309,7 @@ impl Primary {
     }
 
     /// The only loop: wait, decide, perform.
-    pub(crate) fn run(mut self) -> Result<Outcome> {
+    pub(crate) fn run(mut self) -> Result<ShutdownReason> {
         loop {
             let event = self.next_event()?;
             let actions = self.supervisor.handle(Instant::now(), event);
@@ -332,6 +333,6 @@ impl Primary {
 
     fn publish(&self) {
         let mind = &self.supervisor;
-        self.board.publish(mind.wanted(), mind.restarts(), mind.going());
+        self.board.publish(mind.wanted_workers(), mind.restart_count(), mind.is_stop_requested());
     }
 }

@@ -1,7 +1,7 @@
 //! What workers look like from outside.
 
 use super::Primary;
-use prefork_supervisor::{Event, Vitals};
+use prefork_supervisor::{Event, HealthSample};
 
 impl Primary {
     /// Vital signs of every worker, as one event.
@@ -10,24 +10,24 @@ impl Primary {
             let config = self.configs.get(&generation);
             config.map_or(u64::MAX, |config| config.process_connections().into())
         };
-        let vitals = self
+        let samples = self
             .children
             .iter()
             .map(|(worker, child)| {
                 let seen = self.board.glance(child.row);
                 let memory = if memory { resident_bytes(child.pid) } else { None };
-                let serving = seen.serving.map(|r| r.request);
-                Vitals {
+                let current_request = seen.serving.map(|r| r.request);
+                HealthSample {
                     worker: *worker,
-                    beat: seen.beat,
+                    heartbeat: seen.beat,
                     requests: seen.requests,
                     memory,
-                    full: seen.open >= most(child.tag.generation),
-                    serving,
+                    is_full: seen.open >= most(child.tag.generation),
+                    current_request,
                 }
             })
             .collect();
-        Event::Observed { vitals }
+        Event::HealthSampled { samples }
     }
 }
 

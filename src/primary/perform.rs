@@ -5,17 +5,17 @@ use std::time::Instant;
 use super::Primary;
 use crate::ipc::{HandOver, ToWorker};
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Action, Event, Outcome};
+use prefork_supervisor::{Action, Event, ShutdownReason};
 use prefork_supervisor::{Generation, WorkerId};
 
 impl Primary {
     /// Performs one action; `Some` when it was the last.
-    pub(super) fn perform(&mut self, action: Action) -> Option<Outcome> {
+    pub(super) fn perform(&mut self, action: Action) -> Option<ShutdownReason> {
         match action {
             Action::Fork(tag) => {
                 let event = match self.fork_worker(tag) {
                     Ok(pid) => Event::Forked { worker: tag.id, pid },
-                    Err(e) => Event::ForkFailed { worker: tag.id, why: e.to_string() },
+                    Err(e) => Event::ForkFailed { worker: tag.id, reason: e.to_string() },
                 };
                 self.queue.push_back(event);
             }
@@ -23,9 +23,9 @@ impl Primary {
                 let event = self.open_sockets(slots);
                 self.queue.push_back(event);
             }
-            Action::Adopt { worker, slot } => self.adopt_slot(worker, slot),
-            Action::Release { worker, slot } => self.release_slot(worker, slot),
-            Action::Steer { slot, worker } => self.steer(slot, worker),
+            Action::AdoptSlot { worker, slot } => self.adopt_slot(worker, slot),
+            Action::ReleaseSlot { worker, slot } => self.release_slot(worker, slot),
+            Action::SetDispatchTarget { slot, worker } => self.steer(slot, worker),
             Action::CloseListeners => {
                 self.unstore_files();
                 self.listeners.close_all();
@@ -38,23 +38,23 @@ impl Primary {
             Action::ReadConfig(generation) => {
                 self.read_config(generation);
             }
-            Action::Prove => self.prove(),
-            Action::StopProof => self.stop_proof(),
-            Action::TakeOver => self.begin_take_over(),
+            Action::StartUpgradeCheck => self.prove(),
+            Action::StopUpgradeCheck => self.stop_proof(),
+            Action::ExecNewBinary => self.begin_take_over(),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
-            Action::Look { memory } => {
+            Action::SampleHealth { with_memory } => {
                 self.refresh_steering();
-                let event = self.observe(memory);
+                let event = self.observe(with_memory);
                 self.queue.push_back(event);
             }
-            Action::AskRestart(exit) => self.ask_restart(&exit),
-            Action::Report(notice) => {
+            Action::ConfirmRestart(exit) => self.ask_restart(&exit),
+            Action::Log(notice) => {
                 self.journal.record(&notice);
                 self.announce(&notice);
                 self.note(&notice);
                 self.tell_desks(&notice);
             }
-            Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
+            Action::Reply { reply_id, result } => self.answer(reply_id, result),
             Action::Exit(outcome) => {
                 self.settle_control();
                 self.tend_manager(Instant::now());
@@ -88,7 +88,7 @@ impl Primary {
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
         let Some(config) = self.config_in_force().cloned() else { return };
-        let stopping = self.supervisor.stopping();
+        let stopping = self.supervisor.is_stopping();
         if !stopping && self.somebody_else_is_dealt_to(worker) {
             self.take_back(worker);
         }

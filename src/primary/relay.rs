@@ -119,7 +119,7 @@ impl Primary {
         if self.relay.waiting.is_empty() {
             return;
         }
-        if self.supervisor.stopping() {
+        if self.supervisor.is_stopping() {
             return self.relay.give_up();
         }
         let (mind, board) = (&self.supervisor, &self.board);
@@ -140,11 +140,12 @@ mod tests {
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
     use prefork_os::socket::{Received, message_pair, receive_message};
-    use prefork_supervisor::{Slot, WEB, WorkerId, WorkerTag};
+    use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
         let generation = Generation(generation);
-        let tag = WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB };
+        let tag =
+            WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = message_pair().expect("pair");
         let row = board.lease(tag).expect("row");
         (Child::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)

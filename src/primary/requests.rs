@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::log_output;
 use crate::pid_file::PidFile;
 use crate::upgrade::PassedControl;
-use prefork_supervisor::{Asker, Event, Intent, Scale};
+use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 
 /// Opens the control socket. One that was named must work if it `must`; one that was not named is no reason to refuse to
 /// serve.
@@ -117,7 +117,7 @@ impl Primary {
             None => return,
         };
         for Asked { ticket, who, request } in asked {
-            let intent = match request {
+            let command = match request {
                 Request::Status {} => {
                     let status = Box::new(self.status(now));
                     self.reply(ticket, &Reply::Status(status));
@@ -129,24 +129,24 @@ impl Primary {
                     }
                     continue;
                 }
-                Request::Reload { .. } => Intent::Reload,
+                Request::Reload { .. } => ClusterCommand::Reload,
                 Request::Scale(Rescale { kind, change }) => {
                     let scale = match change {
-                        Change::To(workers) => Scale::To(workers),
-                        Change::By(by) if by < 0 => Scale::Down(by.unsigned_abs()),
-                        Change::By(by) => Scale::Up(by.unsigned_abs()),
+                        Change::To(workers) => ScaleChange::To(workers),
+                        Change::By(by) if by < 0 => ScaleChange::Down(by.unsigned_abs()),
+                        Change::By(by) => ScaleChange::Up(by.unsigned_abs()),
                     };
                     match kind {
-                        Some(kind) => Intent::ScaleKind(kind, scale),
-                        None => Intent::Scale(scale),
+                        Some(kind) => ClusterCommand::ScaleKind(kind, scale),
+                        None => ClusterCommand::Scale(scale),
                     }
                 }
-                Request::Stop { now: false } => Intent::Stop,
-                Request::Stop { now: true } => Intent::StopNow,
-                Request::Upgrade { wait } => Intent::Upgrade { wait },
+                Request::Stop { now: false } => ClusterCommand::Stop,
+                Request::Stop { now: true } => ClusterCommand::StopNow,
+                Request::Upgrade { wait } => ClusterCommand::Upgrade { wait },
             };
-            let by = Asker { who, ticket: Some(ticket) };
-            self.queue.push_back(Event::Asked { intent, by });
+            let by = Requester { name: who, reply_id: Some(ticket) };
+            self.queue.push_back(Event::CommandReceived { command, by });
         }
     }
 

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::listener::{Lookup, Names};
 use prefork_supervisor::Event;
-use prefork_supervisor::Policy;
+use prefork_supervisor::SupervisorConfig;
 use prefork_supervisor::{Generation, Slot};
 
 /// A configuration whose host names are being looked up.
@@ -45,7 +45,7 @@ impl Primary {
         let Some(mut candidate) = self.candidate.take_if(done) else { return };
         let names = candidate.lookup.finish();
         self.bury_lookup(candidate.lookup.pid);
-        if !self.supervisor.awaits_config(candidate.generation) {
+        if !self.supervisor.is_awaiting_config(candidate.generation) {
             return;
         }
         let Candidate { generation, config, .. } = candidate;
@@ -53,9 +53,9 @@ impl Primary {
         self.config_read(outcome);
     }
 
-    fn config_read(&mut self, outcome: Result<Option<Policy>>) {
+    fn config_read(&mut self, outcome: Result<Option<SupervisorConfig>>) {
         let outcome = outcome.map_err(|e| e.to_string()).transpose();
-        self.queue.extend(outcome.map(|outcome| Event::ConfigRead { outcome }));
+        self.queue.extend(outcome.map(|result| Event::ConfigRead { result }));
     }
 
     fn stop_lookup(&mut self) {
@@ -77,14 +77,14 @@ impl Primary {
         generation: Generation,
         mut config: Config,
         names: &Names,
-    ) -> Result<Policy> {
+    ) -> Result<SupervisorConfig> {
         if self.log.prepare(generation, &config)? {
             self.journal.takes_a_restart("log-file");
         }
         self.warn_of_the_fixed(&config);
         self.listeners.fit(&mut config.bind, names);
         // For those that there are while it is under way, and those that it wants in the end.
-        let slots = config.policy().workers.max(self.supervisor.wanted());
+        let slots = config.supervisor_config().workers.max(self.supervisor.wanted_workers());
         let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
         let repaired = self.listeners.repair(&config.bind, config.backlog);
         let repaired = self.settle_repaired(repaired?);
@@ -96,7 +96,7 @@ impl Primary {
         }
         self.serve_at_once(&opened.narrower);
         self.store_sockets();
-        let policy = config.policy();
+        let policy = config.supervisor_config();
         self.configs.insert(generation, Rc::new(config));
         Ok(policy)
     }

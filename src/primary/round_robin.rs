@@ -50,7 +50,7 @@ impl Primary {
 
     /// Sees to what is held and will never be dealt: at the end, or when a reload has changed the policy.
     fn settle_held(&mut self, now: Instant) {
-        if self.supervisor.stopping() {
+        if self.supervisor.is_stopping() {
             if self.children.is_empty() {
                 let held = self.dealer.give_up().count();
                 self.dealer.lose(held, "no worker is left to take them");
@@ -69,7 +69,7 @@ impl Primary {
     pub(super) fn somebody_else_is_dealt_to(&self, leaving: WorkerId) -> bool {
         self.children.iter().any(|(id, child)| {
             let dealt_to = child.queue.is_some() && !child.released;
-            *id != leaving && dealt_to && self.supervisor.serves(*id)
+            *id != leaving && dealt_to && self.supervisor.is_serving(*id)
         })
     }
 
@@ -83,7 +83,7 @@ impl Primary {
         let queue = self.children.get_mut(&id).and_then(|child| child.queue.take());
         self.dealer.bury(id, queue);
         let why = "it has closed its queue of connections".to_string();
-        self.queue.push_back(Event::Garbled { worker: id, why });
+        self.queue.push_back(Event::ProtocolError { worker: id, reason: why });
     }
 }
 

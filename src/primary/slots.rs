@@ -18,7 +18,7 @@ const MAX_MOVED_CONNECTIONS: usize = 256;
 impl Primary {
     /// Opens what is missing for so many slots of the configuration in force.
     pub(super) fn open_sockets(&mut self, slots: u32) -> Event {
-        let outcome = match self.config_in_force().cloned() {
+        let result = match self.config_in_force().cloned() {
             Some(config) => {
                 let opened = self.listeners.open_missing(&config.bind, config.backlog, slots);
                 opened.map(drop).map_err(|e| e.to_string())
@@ -27,7 +27,7 @@ impl Primary {
         };
         self.tend_steering();
         self.store_sockets();
-        Event::SocketsOpened { slots, outcome }
+        Event::SocketsOpened { slots, result }
     }
 
     /// Workers that serve take these addresses on, besides what they have, and those that replace them are born with
@@ -49,7 +49,8 @@ impl Primary {
             if dispatch == Dispatch::RoundRobin || child.released {
                 continue;
             }
-            let adopted = self.supervisor.adopters().filter(|(_, worker)| *worker == child.tag.id);
+            let adopted =
+                self.supervisor.slot_adopters().filter(|(_, worker)| *worker == child.tag.id);
             let slots: BTreeSet<Slot> =
                 adopted.map(|(slot, _)| slot).chain([child.tag.slot]).collect();
             let per_slot = dispatch.has_socket_per_slot();
@@ -83,7 +84,7 @@ impl Primary {
     /// One message for each socket of the slot. What fails is for the supervisor to try otherwise.
     pub(super) fn adopt_slot(&mut self, worker: WorkerId, slot: Slot) {
         if !self.send_slot(worker, slot) {
-            self.queue.push_back(Event::AdoptFailed { worker, slot });
+            self.queue.push_back(Event::AdoptSlotFailed { worker, slot });
         }
     }
 
@@ -104,7 +105,7 @@ impl Primary {
         let Some(channel) = &child.channel else { return };
         if let Err(e) = channel.send(&ToWorker::GiveBack(slot)) {
             self.journal.cannot_hand_slot(child.tag, slot, &e);
-            self.queue.push_back(Event::ReleaseFailed { worker, slot });
+            self.queue.push_back(Event::ReleaseSlotFailed { worker, slot });
         }
     }
 
@@ -116,7 +117,7 @@ impl Primary {
             return;
         }
         let adopted: Vec<_> =
-            self.supervisor.adopters().filter(|(slot, _)| slots.contains(slot)).collect();
+            self.supervisor.slot_adopters().filter(|(slot, _)| slots.contains(slot)).collect();
         for (slot, worker) in adopted {
             self.release_slot(worker, slot);
             self.adopt_slot(worker, slot);

@@ -16,7 +16,7 @@ use prefork_os::poll::{Set, Watch};
 use prefork_os::signal::Signal;
 use prefork_os::wait::Change;
 use prefork_supervisor::WorkerId;
-use prefork_supervisor::{Asker, Event, Intent, Scale};
+use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 
 /// The signals the primary handles. WINCH and ALRM are caught so that they do not disturb it: a terminal's resize
 /// is no reason to do anything to a service, and nobody here sets an alarm.
@@ -148,10 +148,10 @@ impl Primary {
 
     pub(super) fn heed_signals(&mut self) -> std::io::Result<()> {
         for signal in self.signals.take()? {
-            match intent(signal) {
-                Some(intent) => {
-                    let by = Asker::nameless(signal.as_str());
-                    self.queue.push_back(Event::Asked { intent, by });
+            match command_of(signal) {
+                Some(command) => {
+                    let by = Requester::without_reply(signal.as_str());
+                    self.queue.push_back(Event::CommandReceived { command, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
                 None if signal == Signal::SIGUSR1 => self.reopen_log(),
@@ -200,9 +200,9 @@ impl Primary {
             self.mail.hub.bury(worker);
             self.dealer.bury(worker, child.queue.take());
             self.bury_steered(worker, child.lease);
-            let served = self.board.retire(child.row).requests;
+            let requests_served = self.board.retire(child.row).requests;
             self.release_board(child.row);
-            self.queue.push_back(Event::Exited { worker, status, served });
+            self.queue.push_back(Event::Exited { worker, status, requests_served });
         }
         if prefork_os::process::adopts_orphans() {
             self.reap_strangers();
@@ -268,17 +268,19 @@ impl Child {
                     relay.lose(1, "no descriptor left (raise LimitNOFILE)");
                     continue;
                 }
-                Heard::Word(ToPrimary::NotAdopted(slot)) => Event::AdoptFailed { worker, slot },
+                Heard::Word(ToPrimary::NotAdopted(slot)) => Event::AdoptSlotFailed { worker, slot },
                 // TRAVEL comes as `Connection`.
                 Heard::Word(ToPrimary::Travel(_)) => continue,
-                Heard::Word(ToPrimary::BootFailed(why)) => Event::BootFailed { worker, why },
+                Heard::Word(ToPrimary::BootFailed(why)) => {
+                    Event::BootFailed { worker, reason: why }
+                }
                 Heard::End => {
                     self.channel = None;
                     Event::ChannelClosed { worker }
                 }
                 Heard::Garbage(why) => {
                     self.channel.take().into_iter().for_each(PrimaryEnd::discard);
-                    Event::Garbled { worker, why }
+                    Event::ProtocolError { worker, reason: why }
                 }
             };
             events.push(event);
@@ -287,14 +289,14 @@ impl Child {
     }
 }
 
-fn intent(signal: Signal) -> Option<Intent> {
+fn command_of(signal: Signal) -> Option<ClusterCommand> {
     match signal {
-        Signal::SIGTERM | Signal::SIGINT => Some(Intent::Stop),
-        Signal::SIGQUIT => Some(Intent::StopNow),
-        Signal::SIGHUP => Some(Intent::Reload),
-        Signal::SIGUSR2 => Some(Intent::Upgrade { wait: false }),
-        Signal::SIGTTIN => Some(Intent::Scale(Scale::Up(1))),
-        Signal::SIGTTOU => Some(Intent::Scale(Scale::Down(1))),
+        Signal::SIGTERM | Signal::SIGINT => Some(ClusterCommand::Stop),
+        Signal::SIGQUIT => Some(ClusterCommand::StopNow),
+        Signal::SIGHUP => Some(ClusterCommand::Reload),
+        Signal::SIGUSR2 => Some(ClusterCommand::Upgrade { wait: false }),
+        Signal::SIGTTIN => Some(ClusterCommand::Scale(ScaleChange::Up(1))),
+        Signal::SIGTTOU => Some(ClusterCommand::Scale(ScaleChange::Down(1))),
         _ => None,
     }
 }

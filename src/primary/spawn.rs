@@ -143,7 +143,7 @@ impl Primary {
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
         prefork_os::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
-        prefork_os::process::add_env(self.supervisor.environment(tag.slot))?;
+        prefork_os::process::add_env(self.supervisor.slot_environment(tag.slot))?;
         let terminate = prefork_os::signal::flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();
@@ -167,7 +167,7 @@ impl Primary {
             channel,
             mail: Some(mail),
             mail_limits,
-            kinds: self.supervisor.first_slots(),
+            kinds: self.supervisor.kind_first_slots(),
             queue,
             rows,
             meter,

@@ -1,6 +1,6 @@
 //! What chooses among the sockets of slots: kept in step with the configuration, the sockets and the workers.
 //!
-//! Who takes the connections of a slot is the supervisor's word (`Action::Steer`), as it decides on adoption by the same
+//! Who takes the connections of a slot is the supervisor's word (`Action::SetDispatchTarget`), as it decides on adoption by the same
 //! facts. All else is looked at when it may have changed, before each fork and once a second, and done where it differs. So what
 //! has failed is tried again, and meanwhile the kernel's hash chooses: among sockets that all have somebody.
 
@@ -55,7 +55,7 @@ impl Primary {
     /// Sees to it that what is listened on is steered as the configuration in force says.
     pub(super) fn tend_steering(&mut self) {
         let config = self.config_in_force().cloned();
-        let Some(config) = config.filter(|_| !self.supervisor.stopping()) else { return };
+        let Some(config) = config.filter(|_| !self.supervisor.is_stopping()) else { return };
         let groups = groups(&self.listeners, &config);
         let wanted: Vec<(ListenAddr, usize)> =
             groups.iter().map(|(addr, group)| ((*addr).clone(), group.0.len())).collect();
@@ -86,7 +86,8 @@ impl Primary {
         let text = said(policy, steering.rung(), steering.reason());
         self.journal.steering(text, steering.reason().is_none());
         self.steering = Some(Steered { steering, policy, groups: wanted, told: BTreeSet::new() });
-        let told: Vec<_> = self.supervisor.steered().iter().map(|(s, w)| (*s, *w)).collect();
+        let told: Vec<_> =
+            self.supervisor.dispatch_targets().iter().map(|(s, w)| (*s, *w)).collect();
         for (slot, worker) in told {
             self.steer(slot, Some(worker));
         }
@@ -127,7 +128,7 @@ impl Primary {
         let Some((steered, config)) = self.steering.as_mut().zip(config) else { return };
         let groups = sockets(groups(&self.listeners, &config));
         let mut loads = vec![Load::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
-        for (slot, worker) in self.supervisor.steered() {
+        for (slot, worker) in self.supervisor.dispatch_targets() {
             let row = self.children.get(worker).map(|child| child.row);
             if let Some((load, row)) = loads.get_mut(slot.0 as usize).zip(row) {
                 load.open = self.board.glance(row).open;
@@ -152,7 +153,7 @@ impl Primary {
 
     /// Nobody steers to a dead worker; its page is free.
     pub(super) fn bury_steered(&mut self, worker: WorkerId, lease: Option<Lease>) {
-        let slots = self.supervisor.steered().iter();
+        let slots = self.supervisor.dispatch_targets().iter();
         let own = slots.filter(|(_, own)| **own == worker).map(|(slot, _)| *slot).next();
         // In this order: a page that is empty would attract everybody.
         if let Some(slot) = own {

@@ -14,12 +14,12 @@ use crate::steering::SlotMeter;
 use prefork_os::fork::Fork;
 use prefork_os::poll::Watch;
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
+use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
 pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
     let (id, slot, generation) = (WorkerId(0), Slot(0), Generation(0));
-    let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB };
+    let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND };
     let failed = |what: &str| {
         let what = what.to_string();
         move |e: std::io::Error| Error::system(what, e)

@@ -17,9 +17,9 @@ use crate::upgrade::{
     Manifest, PassedConnection, PassedControl, PassedListener, PassedState, PassedWorker, REVISION,
 };
 use prefork_os::signal::{Blocked, Signal};
-use prefork_supervisor::Policy;
-use prefork_supervisor::{Adopted, AdoptedMember, Asker, Event, KindRules, Supervisor};
-use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
+use prefork_supervisor::SupervisorConfig;
+use prefork_supervisor::{Event, Requester, SavedState, SavedWorker, Supervisor, WorkerKindConfig};
+use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
 /// How long an exec waits for clients of the control socket to read what they were sent.
 const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ impl Primary {
             self.leave().and_then(|manifest| self.launcher.prove(&manifest, &self.descriptors()));
         match outcome {
             Ok(proof) => self.proof = Some(proof),
-            Err(e) => self.queue.push_back(Event::NotProved { why: e.to_string() }),
+            Err(e) => self.queue.push_back(Event::UpgradeFailed { reason: e.to_string() }),
         }
     }
 
@@ -42,7 +42,9 @@ impl Primary {
     /// reported, or it would count for the next one. It is ours and not reaped yet, so the pid is its own.
     pub(super) fn stop_proof(&mut self) {
         self.taking_over = false;
-        self.queue.retain(|event| !matches!(event, Event::Proved | Event::NotProved { .. }));
+        self.queue.retain(|event| {
+            !matches!(event, Event::UpgradeCheckPassed | Event::UpgradeFailed { .. })
+        });
         if let Some(mut proof) = self.proof.take() {
             self.journal.proof_printed(&proof.printed());
             let _ = prefork_os::process::kill(proof.pid, Signal::SIGKILL);
@@ -64,9 +66,9 @@ impl Primary {
         self.queue.push_back(match proof.verdict(status) {
             Ok(revision) => {
                 self.proved_revision = revision;
-                Event::Proved
+                Event::UpgradeCheckPassed
             }
-            Err(why) => Event::NotProved { why },
+            Err(why) => Event::UpgradeFailed { reason: why },
         });
     }
 
@@ -105,7 +107,7 @@ impl Primary {
         };
         self.taking_over = false;
         self.tend_steering();
-        self.queue.push_back(Event::NotProved { why: error.to_string() });
+        self.queue.push_back(Event::UpgradeFailed { reason: error.to_string() });
     }
 
     /// Adds the control socket with its clients, and the pid file. A worker that was forked a moment before the exec has
@@ -125,8 +127,8 @@ impl Primary {
             ));
         }
         let said = "the new binary takes over now; it is too old to tell when its workers serve";
-        for asker in self.supervisor.leave(Instant::now()).askers {
-            asker.ticket.into_iter().for_each(|ticket| self.answer(ticket, Ok(said.to_string())));
+        for asker in self.supervisor.save_state(Instant::now()).upgrade_requesters {
+            asker.reply_id.into_iter().for_each(|ticket| self.answer(ticket, Ok(said.to_string())));
         }
         Ok(())
     }
@@ -150,12 +152,12 @@ impl Primary {
     }
 
     fn leave(&self) -> Result<Manifest> {
-        let mind = self.supervisor.leave(Instant::now());
+        let mind = self.supervisor.save_state(Instant::now());
         let memory =
             self.board.memory().ok_or_else(|| Error::config("no scoreboard to pass on"))?;
         let (totals, started_ms) = self.board.totals();
-        let known = |id| mind.members.iter().find(|member| member.tag.id == id);
-        let serving = |id| known(id).is_some_and(|member| member.serving);
+        let known = |id| mind.workers.iter().find(|member| member.tag.id == id);
+        let serving = |id| known(id).is_some_and(|member| member.is_serving);
         let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
         let boards = self.older_boards();
         let workers = self.children.iter().map(|(id, child)| {
@@ -181,8 +183,9 @@ impl Primary {
                     .map(|queue| queue.ends().map(prefork_os::exec::number)),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
-                own_socket: known(*id).is_some_and(|member| member.own_socket),
-                adopts: known(*id).map_or(Vec::new(), |m| m.adopts.iter().map(|s| s.0).collect()),
+                own_socket: known(*id).is_some_and(|member| member.has_own_socket),
+                adopts: known(*id)
+                    .map_or(Vec::new(), |m| m.adopted_slots.iter().map(|s| s.0).collect()),
             }
         });
         let listeners = self.listeners.listeners.iter().map(|listener| PassedListener {
@@ -197,9 +200,9 @@ impl Primary {
             started_ms,
             upgrades: self.upgrades,
             generation: mind.generation.0,
-            next_id: mind.next_id,
-            restarts: mind.restarts,
-            workers_wanted: mind.workers_wanted,
+            next_id: mind.next_id.0,
+            restarts: mind.restart_count,
+            workers_wanted: mind.wanted_workers,
             totals,
             listeners: listeners.collect(),
             workers: workers.collect(),
@@ -253,7 +256,7 @@ impl Primary {
         }
         self.board.succeed(&manifest.totals, manifest.started_ms);
         self.upgrades = manifest.upgrades + 1;
-        let kinds = self.supervisor.first_slots();
+        let kinds = self.supervisor.kind_first_slots();
         let names: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
         for worker in &manifest.workers {
             let channel = worker
@@ -291,56 +294,56 @@ fn inherit_queue(ends: [i32; 2]) -> Result<Queue> {
 pub(super) fn go_on(
     manifest: &Manifest,
     sockets: u32,
-    policy: Policy,
-    kinds: Vec<KindRules>,
+    policy: SupervisorConfig,
+    kinds: Vec<WorkerKindConfig>,
     seed: u64,
     config: &Rc<Config>,
 ) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
     let names: Vec<&'static str> = kinds.iter().map(|kind| kind.name).collect();
-    let adopted = Adopted { sockets, ..adopted(manifest, &names) };
+    let adopted = SavedState { socket_slots: sockets, ..adopted(manifest, &names) };
     let before = adopted.generation;
-    let mind = Supervisor::adopt(policy, kinds, seed, Instant::now(), adopted);
+    let mind = Supervisor::restore(policy, kinds, seed, Instant::now(), adopted);
     // Should the new generation fail, the old one's slots are forked from what there is.
     let configs = [before, Generation(before.0 + 1)].map(|each| (each, Rc::clone(config)));
     (mind, BTreeMap::from(configs))
 }
 
 /// What the supervisor has to know of a manifest.
-fn adopted(manifest: &Manifest, kinds: &[&'static str]) -> Adopted {
-    let members = manifest.workers.iter().map(|worker| AdoptedMember {
+fn adopted(manifest: &Manifest, kinds: &[&'static str]) -> SavedState {
+    let members = manifest.workers.iter().map(|worker| SavedWorker {
         tag: tag(worker, kinds),
         age: Duration::from_millis(worker.age_ms),
-        serving: worker.serving,
-        own_socket: worker.own_socket,
-        adopts: worker.adopts.iter().copied().map(Slot).collect(),
+        is_serving: worker.serving,
+        has_own_socket: worker.own_socket,
+        adopted_slots: worker.adopts.iter().copied().map(Slot).collect(),
     });
-    Adopted {
+    SavedState {
         generation: Generation(manifest.generation),
-        next_id: manifest.next_id,
-        restarts: manifest.restarts,
-        workers_wanted: manifest.workers_wanted,
-        sockets: 0,
+        next_id: WorkerId(manifest.next_id),
+        restart_count: manifest.restarts,
+        wanted_workers: manifest.workers_wanted,
+        socket_slots: 0,
         environments: {
             let own = manifest.environments.iter();
             own.map(|(slot, own)| (Slot(*slot), own.clone())).collect()
         },
-        members: members.collect(),
-        askers: manifest.control.as_ref().map_or(Vec::new(), askers),
+        workers: members.collect(),
+        upgrade_requesters: manifest.control.as_ref().map_or(Vec::new(), askers),
     }
 }
 
 /// Those who wait for the end of the upgrade. Their tickets are those of the control socket that is passed with them.
-fn askers(control: &PassedControl) -> Vec<Asker> {
+fn askers(control: &PassedControl) -> Vec<Requester> {
     let waiting = control.clients.iter().filter_map(|client| match client.state {
         PassedState::Waiting { ticket } => Some((client.who.clone(), ticket)),
         PassedState::Asking { .. } | PassedState::Following { .. } => None,
     });
-    waiting.map(|(who, ticket)| Asker { who, ticket: Some(ticket) }).collect()
+    waiting.map(|(who, ticket)| Requester { name: who, reply_id: Some(ticket) }).collect()
 }
 
 /// `kinds` are those that this program has; of another kind a worker is only to leave.
 fn tag(worker: &PassedWorker, kinds: &[&'static str]) -> WorkerTag {
-    let known = kinds.iter().copied().chain([WEB]).find(|kind| *kind == worker.kind);
+    let known = kinds.iter().copied().chain([WEB_KIND]).find(|kind| *kind == worker.kind);
     WorkerTag {
         kind: known.unwrap_or("unknown"),
         id: WorkerId(worker.id),

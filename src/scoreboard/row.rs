@@ -253,7 +253,7 @@ pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
 
 /// Whether the worker of `page` serves connections, full or not, and its loop turns.
 pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
-    let web = SLOT.load(page) < u64::from(Slot::OF_A_KIND);
+    let web = SLOT.load(page) < u64::from(Slot::PER_KIND);
     web && STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
 }
 

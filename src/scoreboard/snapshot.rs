@@ -40,7 +40,7 @@ pub struct ClusterSnapshot {
 pub struct WorkerSnapshot {
     /// Its number, never used again.
     pub id: u64,
-    /// Its place, `0..N`; from [`Slot::OF_A_KIND`](crate::Slot::OF_A_KIND) for workers of other kinds than `web`.
+    /// Its place, `0..N`; from [`Slot::PER_KIND`](crate::Slot::PER_KIND) for workers of other kinds than `web`.
     pub slot: u64,
     /// The generation it belongs to.
     pub generation: u64,
@@ -223,11 +223,11 @@ impl WorkerSnapshot {
 #[cfg(test)]
 mod tests {
     use crate::scoreboard::{RowIndex, Rows, Scoreboard};
-    use prefork_supervisor::{Generation, Slot, WEB, WorkerId, WorkerTag};
+    use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
     fn tag(id: u64) -> WorkerTag {
         let (id, slot, generation) = (WorkerId(id), Slot(0), Generation(1));
-        WorkerTag { id, slot, generation, pid: None, kind: WEB }
+        WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::scoreboard::Counters;
-use prefork_supervisor::WEB;
+use prefork_supervisor::WEB_KIND;
 
 /// Changes when a field changes its meaning. Another number is refused while the old image still serves.
 const VERSION: u32 = 1;
@@ -161,7 +161,7 @@ pub(crate) struct PassedWorker {
 
 /// What an image that knew no other kinds has.
 fn web() -> String {
-    WEB.to_string()
+    WEB_KIND.to_string()
 }
 
 /// What an image that knew no threads has for each worker.

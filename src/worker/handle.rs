@@ -38,12 +38,12 @@ impl Worker {
     }
 
     /// Its place among the workers, `0..N`; a replacement has the same. Those of other kinds than `web` begin at a
-    /// multiple of [`Slot::OF_A_KIND`].
+    /// multiple of [`Slot::PER_KIND`].
     pub fn slot(&self) -> Slot {
         self.0.tag.slot
     }
 
-    /// The kind of workers it is one of: [`WEB`](crate::WEB), or the name given to [`Kind::new`](crate::Kind::new).
+    /// The kind of workers it is one of: [`WEB_KIND`](crate::WEB_KIND), or the name given to [`Kind::new`](crate::Kind::new).
     pub fn kind(&self) -> &'static str {
         self.0.tag.kind
     }

@@ -1,205 +1,240 @@
-//! Everything the supervisor may want done. Meanings, not system calls: `primary` performs them.
+//! What the supervisor asks the primary to do, and what it reports to the log.
 
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
-/// Something to do. Its failure, if it can fail, comes back as an event.
+/// One thing for the primary to do. A failure is not an error here: it comes back as an [`Event`](crate::Event).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Fork a worker. Answered by `Forked` or `ForkFailed`.
+    /// Fork a worker. Answered by `Event::Forked` or `Event::ForkFailed`.
     Fork(WorkerTag),
-    /// Close the primary's listening sockets: the workers empty the queue, then nobody listens any more.
+    /// Close the primary's listening sockets. Workers empty the accept queue; then nothing listens any more.
     CloseListeners,
-    /// Open what is missing of the sockets of the first so many slots. Answered by `SocketsOpened`.
-    OpenSockets { slots: u32 },
-    /// Tell a worker to accept from the sockets of another slot as well. Answered by `AdoptFailed`, or not at all.
-    Adopt { worker: WorkerId, slot: Slot },
-    /// Tell it to stop that. Answered by `ReleaseFailed`, or not at all.
-    Release { worker: WorkerId, slot: Slot },
-    /// This worker takes the connections of its slot now, or nobody does: for whatever chooses among the slots.
-    Steer { slot: Slot, worker: Option<WorkerId> },
-    /// Tell a worker to stop accepting, finish what is open and exit.
+    /// Open the missing sockets of the slots `0..slots`. Answered by `Event::SocketsOpened`.
+    OpenSockets {
+        /// How many slots need sockets.
+        slots: u32,
+    },
+    /// Tell a worker to accept from the sockets of another slot as well. Answered by `Event::AdoptSlotFailed`, or
+    /// not at all.
+    AdoptSlot {
+        /// The adopter.
+        worker: WorkerId,
+        /// The slot whose own worker does not accept.
+        slot: Slot,
+    },
+    /// Tell a worker to stop accepting from a slot that it adopted. Answered by `Event::ReleaseSlotFailed`, or not
+    /// at all.
+    ReleaseSlot {
+        /// The former adopter.
+        worker: WorkerId,
+        /// The slot to release.
+        slot: Slot,
+    },
+    /// Dispatch the connections of a slot to this worker from now on; `None` excludes the slot.
+    SetDispatchTarget {
+        /// The slot that connections are sent to.
+        slot: Slot,
+        /// The slot's own worker, if it accepts.
+        worker: Option<WorkerId>,
+    },
+    /// Tell a worker to stop accepting, finish its open connections and exit.
     Drain(WorkerId),
-    /// SIGABRT: a chance to leave a core dump that shows where it is stuck.
+    /// Send SIGABRT, so that the core dump shows where the worker hangs.
     Abort(WorkerId),
-    /// SIGKILL.
+    /// Send SIGKILL.
     Kill(WorkerId),
-    /// Read the configuration again, for workers of this generation. Answered by `ConfigRead`.
+    /// Read the configuration again, for workers of this generation. Answered by `Event::ConfigRead`.
     ReadConfig(Generation),
-    /// Workers of these generations are what is wanted; configurations and sockets of others may go.
+    /// Drop the configurations and sockets of all generations but these.
     KeepGenerations(Vec<Generation>),
-    /// Start the binary at our path as a child that shows whether it can take over. Answered by `Proved` or
-    /// `NotProved`.
-    Prove,
-    /// That child is not wanted any more. Its end is not reported.
-    StopProof,
-    /// Become the new binary. Answered by `NotProved` if that fails; else by nobody, as we are no more.
-    TakeOver,
-    /// Read all workers' vital signs, with their memory if asked. Answered by `Observed`.
-    Look { memory: bool },
-    /// Ask the application whether this worker is to be replaced. Answered by `RestartDecided`.
-    AskRestart(Exit),
-    /// Say what happened: to the log.
-    Report(Notice),
-    /// Tell whoever asked with this ticket how it went: what was done, or why not.
-    Answer { ticket: u64, outcome: Result<String, String> },
-    /// End the primary. The last action ever.
-    Exit(Outcome),
+    /// Start the new binary as a child that checks whether it can take over. Answered by
+    /// `Event::UpgradeCheckPassed` or `Event::UpgradeFailed`.
+    StartUpgradeCheck,
+    /// Kill the child of the upgrade check. Its exit is not reported.
+    StopUpgradeCheck,
+    /// Replace this process by the new binary with `execve`. Answered by `Event::UpgradeFailed` if that fails.
+    ExecNewBinary,
+    /// Sample heartbeat and load of all workers. Answered by `Event::HealthSampled`.
+    SampleHealth {
+        /// Whether to read the resident memory too, which costs one file per worker.
+        with_memory: bool,
+    },
+    /// Ask the application whether to replace this worker. Answered by `Event::RestartDecided`.
+    ConfirmRestart(ExitReport),
+    /// Write an event to the log and announce it.
+    Log(LogEvent),
+    /// Send the result of a command to its requester: what was done, or why it was refused.
+    Reply {
+        /// The `reply_id` of the [`Requester`](crate::Requester).
+        reply_id: u64,
+        /// A sentence for people.
+        result: Result<String, String>,
+    },
+    /// Exit the primary. Always the last action.
+    Exit(ShutdownReason),
 }
 
-/// How the primary ends.
+/// Why the primary exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// As asked.
-    Stopped,
-    /// The workers never came up.
+pub enum ShutdownReason {
+    /// A stop was requested and has completed.
+    StopRequested,
+    /// No worker ever became ready, in all of `boot_attempts`.
     WorkersCannotBoot,
 }
 
-/// What is worth telling people.
+/// Something worth telling an operator or the application.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Notice {
+#[expect(
+    missing_docs,
+    reason = "fields: the worker, who asked (`by`), how long, and why (`reason`)"
+)]
+pub enum LogEvent {
     /// A worker's process exists.
     Forked { worker: WorkerTag },
-    /// It runs. Once, before it is ready.
+    /// A worker's process runs. Reported once, before `Ready`.
     Online { worker: WorkerTag },
-    /// Its channel is closed. Once for each that was forked, before its exit.
+    /// A worker's channel is closed. Reported once for each forked worker, before `Exited`.
     Disconnected { worker: WorkerTag },
-    /// It was ready once, is gone, and another is ready in its place. The last that is said of it.
+    /// A worker that had been ready is gone, and another is ready in its slot. The last event of a worker.
     Replaced { worker: WorkerId, by: WorkerTag },
-    /// It finishes what it has open and leaves; its slot stays empty.
+    /// A worker drains and its slot stays empty.
     Disconnecting { worker: WorkerTag },
-    /// The application does not want the worker replaced; its slot stays empty.
+    /// The application vetoed the replacement of a worker; the slot stays empty.
     NotRestarted { worker: WorkerTag },
-    /// A worker became ready, this long after its fork.
+    /// A worker became ready, `after` its fork.
     Ready { worker: WorkerTag, after: Duration },
-    /// All workers serve, for the first time or again.
+    /// All workers serve for the first time.
     AllReady { workers: u32 },
-    /// A fork failed; it will be tried again.
-    ForkFailed { worker: WorkerTag, why: String },
-    /// A worker said why it cannot start.
-    BootFailed { worker: WorkerTag, why: String },
-    /// A worker was not ready in time and is killed.
+    /// A fork failed and will be retried.
+    ForkFailed { worker: WorkerTag, reason: String },
+    /// A worker reported why it cannot boot.
+    BootFailed { worker: WorkerTag, reason: String },
+    /// A worker was not ready within `limit` and is killed.
     BootTimedOut { worker: WorkerTag, limit: Duration },
-    /// A worker wants to be replaced.
+    /// A worker drains on its own account and is replaced.
     Retiring { worker: WorkerTag },
-    /// A worker's channel brought what no worker says; it is killed.
-    Condemned { worker: WorkerTag, why: String },
-    /// A draining worker did not finish in time and is killed.
-    GraceOver { worker: WorkerTag, limit: Duration },
-    /// A worker ended.
-    Exited(Exit),
-    /// Workers die young: the next one is forked after this delay.
-    CoolingDown { failures: u32, delay: Duration },
-    /// No worker ever came up and none will be tried any more.
+    /// A worker broke the channel's protocol and is killed.
+    Misbehaved { worker: WorkerTag, reason: String },
+    /// A draining worker did not finish within `limit` and is killed.
+    DrainTimedOut { worker: WorkerTag, limit: Duration },
+    /// A worker exited.
+    Exited(ExitReport),
+    /// Workers crash at boot or soon after; the next fork waits for `delay`.
+    BackingOff { failures: u32, delay: Duration },
+    /// No worker ever became ready; the primary gives up.
     GivingUp { failures: u32 },
-    /// A reload was asked for.
+    /// A reload begins.
     Reloading { by: String },
-    /// The reload, or the upgrade if it was one, is done: all workers are of this generation.
+    /// A reload, or the rolling replacement after an upgrade, is complete.
     Reloaded { generation: Generation, workers: usize, is_upgrade: bool },
-    /// The reload failed; the workers of before serve on.
-    ReloadFailed { why: String },
-    /// The workers that had been replaced are being replaced by those of before.
+    /// A reload failed; the workers of the old generation keep serving.
+    ReloadFailed { reason: String },
+    /// Workers that the failed reload replaced are being rolled back to this generation.
     RollingBack { to: Generation },
-    /// The number of workers of a kind was changed.
+    /// The number of workers of a kind changed.
     Scaled { by: String, kind: &'static str, from: u32, to: u32 },
-    /// An upgrade was asked for during a reload; it begins when that has ended.
-    UpgradeWaits { by: String },
-    /// An upgrade was asked for; the new binary is being tried.
-    Proving { by: String },
-    /// The new binary is fit; this process becomes it.
-    TakingOver,
-    /// The upgrade failed; everything is as before.
-    UpgradeFailed { why: String },
-    /// A request that is not fulfilled, by somebody who does not wait for an answer.
-    Refused { by: String, why: String },
-    /// A worker has reached one of its limits and is replaced.
-    Recycling { worker: WorkerTag, limit: Limit },
-    /// A worker is over its hard memory limit and is killed.
-    OverMemory { worker: WorkerTag, memory: u64, limit: u64 },
-    /// A worker's event loop has not turned for a while.
-    Stalled { worker: WorkerTag, since: Duration, serving: Option<String> },
-    /// It turns again.
-    Recovered { worker: WorkerTag, after: Duration },
-    /// A worker's event loop has not turned for too long; it is aborted, then killed.
-    Frozen { worker: WorkerTag, since: Duration, serving: Option<String> },
-    /// A stop was asked for; it begins after this delay.
-    Departing { by: String, delay: Duration },
-    /// A stop was asked for; so many workers have to finish.
+    /// An upgrade was requested during a reload and begins after it.
+    UpgradeQueued { by: String },
+    /// An upgrade was requested; the new binary is being checked.
+    UpgradeChecking { by: String },
+    /// The new binary passed its check; this process executes it.
+    UpgradeExecuting,
+    /// An upgrade failed and changed nothing.
+    UpgradeFailed { reason: String },
+    /// A command was refused, and its requester does not wait for a reply.
+    CommandRefused { by: String, reason: String },
+    /// A worker has reached a recycling limit and is replaced.
+    Recycling { worker: WorkerTag, limit: RecycleReason },
+    /// A worker is over its hard memory limit (bytes) and is killed.
+    MemoryLimitExceeded { worker: WorkerTag, memory: u64, limit: u64 },
+    /// A worker's event loop has made no progress for the warning time.
+    Stalled { worker: WorkerTag, stalled_for: Duration, current_request: Option<String> },
+    /// A stalled worker's event loop makes progress again.
+    Recovered { worker: WorkerTag, stalled_for: Duration },
+    /// A worker's event loop has stalled for too long; the worker is aborted, then killed.
+    StallTimedOut { worker: WorkerTag, stalled_for: Duration, current_request: Option<String> },
+    /// A stop was requested and begins after `delay` (drain-delay).
+    StopDelayed { by: String, delay: Duration },
+    /// A graceful stop begins; this many workers drain.
     Stopping { by: String, workers: usize },
-    /// A stop at once was asked for.
+    /// An immediate stop begins; this many workers are killed.
     StoppingNow { by: String, workers: usize },
     /// All workers are gone.
     Stopped,
 }
 
-/// The limit that a recycled worker has reached.
+/// The recycling limit that a worker has reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
-    /// `max-requests`: it has answered so many.
+pub enum RecycleReason {
+    /// `max-requests`: the number of requests it has answered.
     Requests(u64),
-    /// `max-rss`: it uses so many bytes.
+    /// `max-rss`: its resident memory in bytes.
     Memory(u64),
-    /// `max-lifetime`: it is that old.
+    /// `max-lifetime`: its age.
     Lifetime(Duration),
 }
 
-/// The end of a worker.
+/// How a worker ended, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exit {
+pub struct ExitReport {
+    /// The worker.
     pub worker: WorkerTag,
+    /// Exit code or signal, as reaped.
     pub status: ExitStatus,
-    pub cause: Cause,
-    /// Why it was to leave, if it was.
-    pub leave: Option<Leave>,
-    /// What it said before, or was found to be wrong with it.
-    pub complaint: Option<String>,
-    /// From fork to exit.
+    /// What ended it.
+    pub cause: ExitCause,
+    /// Why it was draining, if it was.
+    pub drain_reason: Option<DrainReason>,
+    /// The worker's last error, or what was found to be wrong with it.
+    pub error: Option<String>,
+    /// The time from fork to exit.
     pub uptime: Duration,
-    /// Requests, as its scoreboard row said.
-    pub served: u64,
+    /// How many requests it served, from its scoreboard row.
+    pub requests_served: u64,
 }
 
-/// Why a worker was to finish what it had open and leave.
+/// Why a worker was told to drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
+pub enum DrainReason {
     /// The cluster stops.
     Stop,
-    /// There are fewer slots now.
+    /// The number of slots was reduced.
     Scale,
-    /// A reload or an upgrade has replaced it.
+    /// A reload or an upgrade replaced it.
     Reload,
-    /// It was replaced since it had reached this limit.
-    Recycle(Limit),
+    /// It reached this recycling limit.
+    Recycle(RecycleReason),
     /// It asked to be replaced.
     Retire,
-    /// It was told, or wanted, to leave for good.
+    /// It was disconnected and is not replaced.
     Disconnect,
 }
 
-/// Why a worker ended, as far as we know.
+/// What ended a worker, as far as the supervisor knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// It was told to leave, or asked to.
-    Asked,
-    /// We killed it: it did not become ready in time.
+pub enum ExitCause {
+    /// It exited by itself while draining.
+    Drained,
+    /// Killed: it was not ready in time.
     BootTimeout,
-    /// We killed it: it was told to go at once.
-    Stopped,
-    /// We killed it: it did not finish in time.
-    GraceOver,
-    /// We killed it for what it said.
-    Condemned,
-    /// We aborted or killed it: its event loop was frozen.
-    Frozen,
-    /// We killed it: it used too much memory.
-    Memory,
-    /// We killed it: the reload it belonged to was given up, or another took its place.
+    /// Killed: an immediate stop, or a stop while it was booting.
+    KilledByStop,
+    /// Killed: it did not finish draining in time.
+    GracefulTimeout,
+    /// Killed: it broke the channel's protocol.
+    Misbehaved,
+    /// Aborted or killed: its event loop stalled.
+    Stalled,
+    /// Killed: it exceeded the hard memory limit.
+    MemoryLimit,
+    /// Killed: its reload was given up, or another worker took its place.
     Superseded,
-    /// It ended before it was ready.
-    BeforeReady,
-    /// It ended by itself, or was killed by somebody else.
+    /// It exited before it was ready.
+    BootFailed,
+    /// It crashed, exited by itself, or was killed from outside.
     Unexpected,
 }

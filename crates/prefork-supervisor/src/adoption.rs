@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::action::Action;
-use super::{Member, State, Supervisor};
+use super::{Supervisor, WorkerRecord, WorkerState};
 use crate::identity::{Generation, Slot, WorkerId};
 
 /// Who could not be told something is left alone for so long.
@@ -37,14 +37,14 @@ impl Adoption {
 impl Supervisor {
     /// Sockets are open for this many slots, if slots have sockets now.
     pub(super) fn know_sockets(&mut self, slots: u32) {
-        if self.policy.socket_per_slot {
+        if self.policy.has_socket_per_slot {
             self.adoption.sockets = self.adoption.sockets.max(slots);
         }
     }
 
     /// Sockets of so many slots were left by a primary that was killed, whatever the policy is now: somebody has to
     /// serve them.
-    pub fn know_old_sockets(&mut self, slots: u32) {
+    pub fn add_inherited_sockets(&mut self, slots: u32) {
         self.adoption.sockets = self.adoption.sockets.max(slots);
     }
 
@@ -52,24 +52,24 @@ impl Supervisor {
     pub(super) fn has_own_socket(&self, generation: Generation) -> bool {
         match &self.roll {
             Some(super::Roll::Rolling { target, before, .. }) if *target != generation => {
-                before.policy.socket_per_slot
+                before.policy.has_socket_per_slot
             }
-            _ => self.policy.socket_per_slot,
+            _ => self.policy.has_socket_per_slot,
         }
     }
 
     /// Whether slots have to be watched closely: somebody waits behind a loop that stands still.
     pub(super) fn watches_slots(&self) -> bool {
-        self.adoption.sockets > 1 && !self.stopping()
+        self.adoption.sockets > 1 && !self.is_stopping()
     }
 
     /// Who accepts from which slot's sockets in place of their own worker.
-    pub fn adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
+    pub fn slot_adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
         self.adoption.adopters.iter().map(|(slot, worker)| (*slot, *worker))
     }
 
     /// Who takes the connections of each slot as its own worker; slots where nobody does are not named.
-    pub fn steered(&self) -> &BTreeMap<Slot, WorkerId> {
+    pub fn dispatch_targets(&self) -> &BTreeMap<Slot, WorkerId> {
         &self.adoption.steered
     }
 
@@ -91,11 +91,11 @@ impl Supervisor {
     /// Sees to it that every slot with a socket is served by one worker, after whatever has happened. In a stop all
     /// stays as it is: each worker empties what it has.
     pub(super) fn tend_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping() || self.adoption.sockets == 0 {
+        if self.is_stopping() || self.adoption.sockets == 0 {
             return;
         }
         let serves = |worker: &WorkerId| {
-            self.members.get(worker).is_some_and(|member| member.state == State::Serving)
+            self.members.get(worker).is_some_and(|member| member.state == WorkerState::Serving)
         };
         // Who leaves stops to accept by itself.
         self.adoption.adopters.retain(|_, worker| serves(worker));
@@ -105,7 +105,7 @@ impl Supervisor {
         let (served, able) = (self.served_slots(), self.able_workers());
         self.adoption.adopters.retain(|slot, worker| {
             let back = served.contains(slot);
-            actions.extend(back.then_some(Action::Release { worker: *worker, slot: *slot }));
+            actions.extend(back.then_some(Action::ReleaseSlot { worker: *worker, slot: *slot }));
             !back
         });
         for slot in (0..self.adoption.sockets).map(Slot).filter(|slot| !served.contains(slot)) {
@@ -127,7 +127,7 @@ impl Supervisor {
         for slot in (0..self.adoption.sockets).map(Slot) {
             let worker = now.get(&slot).copied();
             if self.adoption.steered.get(&slot).copied() != worker {
-                actions.push(Action::Steer { slot, worker });
+                actions.push(Action::SetDispatchTarget { slot, worker });
             }
         }
         self.adoption.steered = now;
@@ -136,7 +136,7 @@ impl Supervisor {
     /// Slots whose own worker accepts.
     pub(super) fn served_slots(&self) -> BTreeSet<Slot> {
         let able = self.members.values().filter(|member| member.is_able());
-        able.map(Member::own_slot).collect()
+        able.map(WorkerRecord::own_slot).collect()
     }
 
     /// Workers that could serve another slot as well.
@@ -152,15 +152,15 @@ impl Supervisor {
         let best = hears.min_by_key(|worker| (self.adoption.load(**worker), worker.0));
         let Some(worker) = best.copied() else { return };
         self.adoption.owed.remove(&(worker, slot));
-        actions.push(Action::Adopt { worker, slot });
+        actions.push(Action::AdoptSlot { worker, slot });
         if let Some(before) = self.adoption.adopters.insert(slot, worker) {
-            actions.push(Action::Release { worker: before, slot });
+            actions.push(Action::ReleaseSlot { worker: before, slot });
         }
     }
 
     /// Spreads the slots that will not get a worker of their own; the others are given back soon anyway.
     fn even_out(&mut self, able: &BTreeSet<WorkerId>, actions: &mut Vec<Action>) {
-        let first = if self.policy.socket_per_slot { self.policy.workers } else { 0 };
+        let first = if self.policy.has_socket_per_slot { self.policy.workers } else { 0 };
         for _ in first..self.adoption.sockets {
             let load = |worker: &&WorkerId| self.adoption.load(**worker);
             let hears = able.iter().filter(|worker| !self.adoption.deaf.contains_key(worker));
@@ -179,7 +179,7 @@ impl Supervisor {
         owed.retain(|(worker, slot)| {
             let hears = !deaf.contains_key(worker);
             if hears && adopters.get(slot) != Some(worker) {
-                actions.push(Action::Release { worker: *worker, slot: *slot });
+                actions.push(Action::ReleaseSlot { worker: *worker, slot: *slot });
             }
             !hears
         });

@@ -30,7 +30,7 @@ pub(super) struct Backoff {
     stage: Stage,
     /// Kills from outside since a worker was last ready.
     kills: u32,
-    /// State of the generator that spreads the delays.
+    /// WorkerState of the generator that spreads the delays.
     spread: u64,
 }
 

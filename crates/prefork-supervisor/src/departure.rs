@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use super::Supervisor;
-use super::action::{Action, Notice};
-use super::event::Asker;
+use super::action::{Action, LogEvent};
+use crate::command::Requester;
 
 /// A stop that was asked for and has not begun.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(super) struct Departure {
 
 impl Supervisor {
     /// Whether the cluster stops, or is about to: nobody new should be sent here.
-    pub fn going(&self) -> bool {
-        self.stopping() || self.departure.is_some()
+    pub fn is_stop_requested(&self) -> bool {
+        self.is_stopping() || self.departure.is_some()
     }
 
     pub(super) fn departure_deadline(&self) -> Option<Instant> {
@@ -27,26 +27,26 @@ impl Supervisor {
     }
 
     /// The first request to stop. Where nobody serves there is nobody to be sent elsewhere.
-    pub(super) fn announce_stop(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+    pub(super) fn announce_stop(&mut self, now: Instant, by: Requester, actions: &mut Vec<Action>) {
         let delay = self.policy.drain_delay;
         if delay.is_zero() || self.serving() == 0 {
             return self.stop(now, by, actions);
         }
         self.stop_began = Some(now);
-        self.departure = Some(Departure { by: by.who.clone(), until: now + delay });
-        actions.push(Action::Report(Notice::Departing { by: by.who.clone(), delay }));
+        self.departure = Some(Departure { by: by.name.clone(), until: now + delay });
+        actions.push(Action::Log(LogEvent::StopDelayed { by: by.name.clone(), delay }));
         by.confirm(format!("stopping: connections are accepted for {}", told(delay)), actions);
     }
 
     /// A second request: the rest of the delay is not waited for.
-    pub(super) fn depart_early(&mut self, now: Instant, by: Asker, actions: &mut Vec<Action>) {
+    pub(super) fn depart_early(&mut self, now: Instant, by: Requester, actions: &mut Vec<Action>) {
         self.stop(now, by, actions);
     }
 
     /// Begins the stop when the delay is over.
     pub(super) fn depart(&mut self, now: Instant, actions: &mut Vec<Action>) {
         if let Some(departure) = self.departure.take_if(|departure| departure.until <= now) {
-            self.stop(now, Asker::nameless(departure.by), actions);
+            self.stop(now, Requester::without_reply(departure.by), actions);
         }
     }
 }

@@ -5,8 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use super::action::{Action, Cause, Exit, Notice, Outcome};
-use super::{Member, Phase, State, Supervisor};
+use super::action::{Action, ExitCause, ExitReport, LogEvent, ShutdownReason};
+use super::{ClusterPhase, Supervisor, WorkerRecord, WorkerState};
 use crate::identity::WorkerId;
 
 /// Signal numbers that are the same on every Linux.
@@ -21,42 +21,43 @@ impl Supervisor {
         now: Instant,
         worker: WorkerId,
         status: ExitStatus,
-        served: u64,
+        requests_served: u64,
         actions: &mut Vec<Action>,
     ) {
         if let Some(member) = self.members.get_mut(&worker)
-            && member.state == State::Forking
+            && member.state == WorkerState::Forking
         {
             // It existed, then.
-            member.state = State::Booting { deadline: now };
-            actions.push(Action::Report(Notice::Forked { worker: member.tag }));
+            member.state = WorkerState::Booting { deadline: now };
+            actions.push(Action::Log(LogEvent::Forked { worker: member.tag }));
         }
         self.say_disconnected(worker, actions);
         let Some(member) = self.remove(worker) else { return };
         let held = self.let_go(worker);
         let cause = member.cause();
-        let exit = Exit {
+        let exit = ExitReport {
             worker: member.tag,
             status,
             cause,
-            leave: member.leave,
-            complaint: member.complaint.clone(),
+            drain_reason: member.leave,
+            error: member.complaint.clone(),
             uptime: now.duration_since(member.born),
-            served,
+            requests_served,
         };
-        actions.push(Action::Report(Notice::Exited(exit.clone())));
+        actions.push(Action::Log(LogEvent::Exited(exit.clone())));
         if let Some(by) = member.replaced_by {
-            actions.push(Action::Report(Notice::Replaced { worker, by }));
+            actions.push(Action::Log(LogEvent::Replaced { worker, by }));
         }
         let killed = by_somebody(status);
-        if self.stopping() {
+        if self.is_stopping() {
             return;
         }
         if self.is_successor(worker) {
-            let why = format!("{}: {}", member.tag, member.complaint.unwrap_or(status.to_string()));
+            let reason =
+                format!("{}: {}", member.tag, member.complaint.unwrap_or(status.to_string()));
             // A kill from outside says nothing about the successor: another is tried.
-            let retry = cause == Cause::BeforeReady && killed && self.forgive_successor();
-            return self.successor_lost(now, worker, &why, retry, actions);
+            let retry = cause == ExitCause::BootFailed && killed && self.forgive_successor();
+            return self.successor_lost(now, worker, &reason, retry, actions);
         }
         if !held {
             // It retired or was dismissed, and was replaced long ago.
@@ -65,20 +66,23 @@ impl Supervisor {
         self.restarts += 1;
         let young = member.is_young(now, self.policy.min_uptime);
         let mut at_fault = match cause {
-            Cause::Asked | Cause::Stopped | Cause::GraceOver | Cause::Superseded => false,
-            Cause::BootTimeout => true,
-            Cause::Condemned | Cause::Frozen | Cause::Memory => young,
-            Cause::BeforeReady if killed => !self.backoff.forgive_kill(),
-            Cause::BeforeReady => true,
-            Cause::Unexpected => young && !killed,
+            ExitCause::Drained
+            | ExitCause::KilledByStop
+            | ExitCause::GracefulTimeout
+            | ExitCause::Superseded => false,
+            ExitCause::BootTimeout => true,
+            ExitCause::Misbehaved | ExitCause::Stalled | ExitCause::MemoryLimit => young,
+            ExitCause::BootFailed if killed => !self.backoff.forgive_kill(),
+            ExitCause::BootFailed => true,
+            ExitCause::Unexpected => young && !killed,
         };
         if young && killed && self.is_new(member.tag.generation) {
             at_fault |= !self.forgive_successor();
         }
         if at_fault && self.is_new(member.tag.generation) {
-            let why = format!("{} died young: {status}", member.tag);
+            let reason = format!("{} died young: {status}", member.tag);
             self.backoff.trial_over(worker);
-            self.fail_roll(&why, actions);
+            self.fail_roll(&reason, actions);
         } else if at_fault {
             self.fault(now, worker, actions);
         } else {
@@ -91,20 +95,21 @@ impl Supervisor {
         &mut self,
         now: Instant,
         worker: WorkerId,
-        why: String,
+        reason: String,
         actions: &mut Vec<Action>,
     ) {
-        if self.members.get(&worker).is_none_or(|member| member.state != State::Forking) {
+        if self.members.get(&worker).is_none_or(|member| member.state != WorkerState::Forking) {
             return;
         }
         let Some(member) = self.remove(worker) else { return };
         self.let_go(worker);
-        actions.push(Action::Report(Notice::ForkFailed { worker: member.tag, why: why.clone() }));
-        if self.stopping() {
+        actions
+            .push(Action::Log(LogEvent::ForkFailed { worker: member.tag, reason: reason.clone() }));
+        if self.is_stopping() {
             return;
         }
         if self.is_successor(worker) {
-            self.successor_lost(now, worker, &why, false, actions);
+            self.successor_lost(now, worker, &reason, false, actions);
         } else {
             self.fault(now, worker, actions);
         }
@@ -121,31 +126,33 @@ impl Supervisor {
         for id in late {
             let Some(member) = self.members.get(&id) else { continue };
             let worker = member.tag;
-            let why = match member.state {
-                State::Booting { .. } => {
+            let reason = match member.state {
+                WorkerState::Booting { .. } => {
                     let limit = self.policy.boot_timeout;
-                    actions.push(Action::Report(Notice::BootTimedOut { worker, limit }));
+                    actions.push(Action::Log(LogEvent::BootTimedOut { worker, limit }));
                     complain(
                         &mut self.members,
                         id,
                         format!("was not ready within {limit:?} (boot-timeout)"),
                     );
-                    Cause::BootTimeout
+                    ExitCause::BootTimeout
                 }
-                State::Draining { .. } => {
+                WorkerState::Draining { .. } => {
                     let limit = self.policy.graceful_timeout;
-                    actions.push(Action::Report(Notice::GraceOver { worker, limit }));
-                    Cause::GraceOver
+                    actions.push(Action::Log(LogEvent::DrainTimedOut { worker, limit }));
+                    ExitCause::GracefulTimeout
                 }
-                State::Leaving { .. } => {
-                    let why = "it closed its channel and lives on".to_string();
-                    actions.push(Action::Report(Notice::Condemned { worker, why }));
-                    Cause::Condemned
+                WorkerState::Exiting { .. } => {
+                    let reason = "it closed its channel and lives on".to_string();
+                    actions.push(Action::Log(LogEvent::Misbehaved { worker, reason }));
+                    ExitCause::Misbehaved
                 }
-                State::Aborted { .. } => Cause::Frozen,
-                State::Forking | State::Serving | State::Killed { .. } => continue,
+                WorkerState::Aborted { .. } => ExitCause::Stalled,
+                WorkerState::Forking | WorkerState::Serving | WorkerState::Killed { .. } => {
+                    continue;
+                }
             };
-            self.kill(id, why, actions);
+            self.kill(id, reason, actions);
         }
     }
 
@@ -153,19 +160,19 @@ impl Supervisor {
         let Some(delay) = self.backoff.fault(now, worker) else { return };
         let failures = self.backoff.failures();
         if !self.ever_ready && failures >= self.policy.boot_attempts {
-            actions.push(Action::Report(Notice::GivingUp { failures }));
-            self.end(Outcome::WorkersCannotBoot, actions);
+            actions.push(Action::Log(LogEvent::GivingUp { failures }));
+            self.end(ShutdownReason::WorkersCannotBoot, actions);
         } else {
-            actions.push(Action::Report(Notice::CoolingDown { failures, delay }));
+            actions.push(Action::Log(LogEvent::BackingOff { failures, delay }));
         }
-        debug_assert!(self.phase != Phase::Done);
+        debug_assert!(self.phase != ClusterPhase::Done);
     }
 }
 
 /// Our own reason to kill a worker says more than the signal; but not more than what the worker said.
-fn complain(members: &mut BTreeMap<WorkerId, Member>, worker: WorkerId, why: String) {
+fn complain(members: &mut BTreeMap<WorkerId, WorkerRecord>, worker: WorkerId, reason: String) {
     if let Some(member) = members.get_mut(&worker) {
-        member.complaint.get_or_insert(why);
+        member.complaint.get_or_insert(reason);
     }
 }
 

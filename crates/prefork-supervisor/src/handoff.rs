@@ -3,13 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Leave, Notice};
-use super::event::{Adopted, Asker};
-use super::kinds::KindRules;
+use super::action::{Action, DrainReason, LogEvent};
 use super::rolling::{Before, Roll};
-use super::{LAST_MOMENT, Member, Phase, Place, State, Supervisor, places_of_web};
+use super::{
+    ClusterPhase, LAST_MOMENT, Place, Supervisor, WorkerRecord, WorkerState, places_of_web,
+};
+use crate::config::SupervisorConfig;
+use crate::config::WorkerKindConfig;
 use crate::identity::Generation;
-use crate::policy::Policy;
+use crate::{Requester, SavedState};
 
 /// The new binary's start before its workers boot: loading the program, reading the configuration.
 const STARTING: Duration = Duration::from_secs(5);
@@ -28,7 +30,7 @@ pub(super) struct Handoff {
 /// Who asked for an upgrade.
 #[derive(Debug)]
 pub(super) struct UpgradeAsker {
-    by: Asker,
+    by: Requester,
     /// Whether the answer comes when the new image serves, and not as soon as the new binary is proved.
     wait: bool,
 }
@@ -39,8 +41,8 @@ impl Handoff {
     }
 
     /// Those whom the new image has to answer.
-    pub(super) fn waiting(&self) -> Vec<Asker> {
-        let waiting = self.askers.iter().filter(|asker| asker.wait && asker.by.ticket.is_some());
+    pub(super) fn waiting(&self) -> Vec<Requester> {
+        let waiting = self.askers.iter().filter(|asker| asker.wait && asker.by.reply_id.is_some());
         waiting.map(|asker| asker.by.clone()).collect()
     }
 }
@@ -48,60 +50,61 @@ impl Handoff {
 impl Supervisor {
     /// A cluster whose workers were forked by the image before this one. They are rolled over to our own
     /// generation at once; should that fail they serve on.
-    pub fn adopt(
-        policy: Policy,
-        kinds: Vec<KindRules>,
+    pub fn restore(
+        policy: SupervisorConfig,
+        kinds: Vec<WorkerKindConfig>,
         seed: u64,
         now: Instant,
-        left: Adopted,
+        left: SavedState,
     ) -> Supervisor {
         let mut mind = Supervisor::new(policy.clone(), seed);
         let workers = policy.workers;
-        mind.phase = Phase::Running;
+        mind.phase = ClusterPhase::Running;
         mind.ever_ready = true;
         // Whatever is forked from now on is of this image, also where the roll fails: of the one that had
         // forked the old workers nothing is left to go back to.
         let ours = Generation(left.generation.0 + 1);
         mind.generation = ours;
         mind.last_generation = ours;
-        mind.next_id = left.next_id;
-        mind.restarts = left.restarts;
-        mind.policy.workers = left.workers_wanted;
-        mind.places = places_of_web(left.workers_wanted, ours);
-        mind.add_kinds(kinds, left.members.iter().map(|one| one.tag));
-        mind.adoption.sockets = left.sockets;
+        mind.next_id = left.next_id.0;
+        mind.restarts = left.restart_count;
+        mind.policy.workers = left.wanted_workers;
+        mind.places = places_of_web(left.wanted_workers, ours);
+        mind.add_kinds(kinds, left.workers.iter().map(|one| one.tag));
+        mind.adoption.sockets = left.socket_slots;
         for (slot, environment) in left.environments {
             if let Some(place) = mind.places.iter_mut().find(|place| place.slot == slot) {
                 place.environment = environment;
             }
         }
         let deadline = now + policy.graceful_timeout + LAST_MOMENT;
-        for one in left.members {
-            let mut member = Member::new(one.tag, now - one.age, mind.watch.spread());
-            member.own_socket = one.own_socket;
+        for one in left.workers {
+            let mut member = WorkerRecord::new(one.tag, now - one.age, mind.watch.spread());
+            member.own_socket = one.has_own_socket;
             member.online = true;
-            let adopts = one.adopts.iter().map(|slot| (*slot, one.tag.id));
-            mind.adoption.adopters.extend(adopts.filter(|_| one.serving));
+            let adopts = one.adopted_slots.iter().map(|slot| (*slot, one.tag.id));
+            mind.adoption.adopters.extend(adopts.filter(|_| one.is_serving));
             // Of a kind that this image does not have, nobody is wanted.
             let own = |p: &&mut Place| p.slot == one.tag.slot && p.kind == one.tag.kind;
             let place = mind.places.iter_mut().find(own);
-            match place.filter(|place| one.serving && place.holder.is_none()) {
+            match place.filter(|place| one.is_serving && place.holder.is_none()) {
                 Some(place) => {
-                    member.state = State::Serving;
+                    member.state = WorkerState::Serving;
                     member.ready = Some(now - one.age);
                     place.holder = Some(one.tag.id);
                     place.last = Some(one.tag.id);
                 }
                 None => {
-                    member.leave = one.serving.then_some(Leave::Reload);
-                    member.state = State::Draining { deadline };
+                    member.leave = one.is_serving.then_some(DrainReason::Reload);
+                    member.state = WorkerState::Draining { deadline };
                     mind.untold.push(one.tag.id);
                 }
             }
             mind.enter(member);
         }
         let before = Box::new(Before { policy: mind.policy.clone(), generation: ours });
-        mind.roll = Some(Roll::Rolling { target: ours, workers, before, askers: left.askers });
+        mind.roll =
+            Some(Roll::Rolling { target: ours, workers, before, askers: left.upgrade_requesters });
         mind
     }
 
@@ -114,7 +117,7 @@ impl Supervisor {
         &mut self,
         now: Instant,
         wait: bool,
-        by: Asker,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
         let asker = UpgradeAsker { by, wait };
@@ -126,18 +129,18 @@ impl Supervisor {
             None => {}
         }
         let refusal = match self.phase {
-            _ if self.stopping() => Some("the cluster is stopping"),
-            Phase::Booting => Some("the workers have not all been ready yet"),
+            _ if self.is_stopping() => Some("the cluster is stopping"),
+            ClusterPhase::Booting => Some("the workers have not all been ready yet"),
             _ => None,
         };
-        if let Some(why) = refusal {
-            actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
-            return asker.by.refuse(why, actions);
+        if let Some(reason) = refusal {
+            actions.push(Action::Log(LogEvent::UpgradeFailed { reason: reason.to_string() }));
+            return asker.by.refuse(reason, actions);
         }
         if self.roll.is_some() {
             // Whoever does not wait is served by the same upgrade as those before.
-            if asker.by.ticket.is_some() || self.upgrades_waiting.is_empty() {
-                actions.push(Action::Report(Notice::UpgradeWaits { by: asker.by.who.clone() }));
+            if asker.by.reply_id.is_some() || self.upgrades_waiting.is_empty() {
+                actions.push(Action::Log(LogEvent::UpgradeQueued { by: asker.by.name.clone() }));
                 self.upgrades_waiting.push(asker);
             }
             return;
@@ -152,8 +155,8 @@ impl Supervisor {
         actions: &mut Vec<Action>,
     ) {
         let Some(first) = askers.first() else { return };
-        actions.push(Action::Report(Notice::Proving { by: first.by.who.clone() }));
-        actions.push(Action::Prove);
+        actions.push(Action::Log(LogEvent::UpgradeChecking { by: first.by.name.clone() }));
+        actions.push(Action::StartUpgradeCheck);
         let deadline = Some(now + self.policy.boot_timeout + STARTING);
         self.handoff = Some(Handoff { deadline, askers });
     }
@@ -178,15 +181,15 @@ impl Supervisor {
         for asker in handoff.askers.extract_if(.., |asker| !asker.wait) {
             asker.by.confirm(TAKES_OVER.to_string(), actions);
         }
-        actions.push(Action::Report(Notice::TakingOver));
-        actions.push(Action::TakeOver);
+        actions.push(Action::Log(LogEvent::UpgradeExecuting));
+        actions.push(Action::ExecNewBinary);
     }
 
-    pub(super) fn not_proved(&mut self, why: &str, actions: &mut Vec<Action>) {
+    pub(super) fn not_proved(&mut self, reason: &str, actions: &mut Vec<Action>) {
         let Some(handoff) = self.handoff.take() else { return };
-        actions.push(Action::Report(Notice::UpgradeFailed { why: why.to_string() }));
+        actions.push(Action::Log(LogEvent::UpgradeFailed { reason: reason.to_string() }));
         for asker in handoff.askers {
-            asker.by.refuse(why, actions);
+            asker.by.refuse(reason, actions);
         }
     }
 
@@ -195,27 +198,27 @@ impl Supervisor {
     pub(super) fn proof_overdue(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let deadline = self.handoff.as_ref().and_then(Handoff::deadline);
         if deadline.is_some_and(|deadline| deadline <= now) {
-            let why = "the new binary was not ready in time (boot-timeout) and was killed";
-            self.stop_proof(why, actions);
+            let reason = "the new binary was not ready in time (boot-timeout) and was killed";
+            self.stop_proof(reason, actions);
         }
     }
 
     /// A stop always wins.
     pub(super) fn give_up_proof(&mut self, actions: &mut Vec<Action>) {
-        if self.going() && self.handoff.is_some() {
+        if self.is_stop_requested() && self.handoff.is_some() {
             self.stop_proof("the cluster is stopping", actions);
         }
-        if self.going() {
+        if self.is_stop_requested() {
             for asker in std::mem::take(&mut self.upgrades_waiting) {
-                let why = "the cluster is stopping".to_string();
-                actions.push(Action::Report(Notice::UpgradeFailed { why: why.clone() }));
-                asker.by.refuse(why, actions);
+                let reason = "the cluster is stopping".to_string();
+                actions.push(Action::Log(LogEvent::UpgradeFailed { reason: reason.clone() }));
+                asker.by.refuse(reason, actions);
             }
         }
     }
 
-    fn stop_proof(&mut self, why: &str, actions: &mut Vec<Action>) {
-        actions.push(Action::StopProof);
-        self.not_proved(why, actions);
+    fn stop_proof(&mut self, reason: &str, actions: &mut Vec<Action>) {
+        actions.push(Action::StopUpgradeCheck);
+        self.not_proved(reason, actions);
     }
 }

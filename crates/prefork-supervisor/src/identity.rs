@@ -1,4 +1,4 @@
-//! Who is who: the names of workers, and the one way a worker is printed.
+//! Who is name: the names of workers, and the one way a worker is printed.
 
 use std::fmt;
 
@@ -11,26 +11,26 @@ pub struct WorkerId(pub u64);
 pub struct Slot(pub u32);
 
 /// The name of the kind of workers that serve connections; every cluster has them. See `Kind` in tokio-prefork for others.
-pub const WEB: &str = "web";
+pub const WEB_KIND: &str = "web";
 
 impl Slot {
     /// Slots of `web` begin at 0, those of each other kind at a multiple of this. So a slot keeps its number whatever is
     /// scaled.
-    pub const OF_A_KIND: u32 = 1024;
+    pub const PER_KIND: u32 = 1024;
 
     /// The first slot of the kind that this one belongs to.
     pub fn first_of_its_kind(self) -> Slot {
-        Slot(self.0 - self.0 % Slot::OF_A_KIND)
+        Slot(self.0 - self.0 % Slot::PER_KIND)
     }
 
     /// The slot so many places behind this one, if it is of the same kind.
     pub fn plus(self, n: u32) -> Option<Slot> {
-        (n < Slot::OF_A_KIND).then(|| Slot(self.0 + n))
+        (n < Slot::PER_KIND).then(|| Slot(self.0 + n))
     }
 
     /// Whether workers there serve connections.
     pub fn is_web(self) -> bool {
-        self.0 < Slot::OF_A_KIND
+        self.0 < Slot::PER_KIND
     }
 }
 
@@ -51,7 +51,7 @@ pub struct WorkerTag {
     pub generation: Generation,
     /// `None` until the fork has happened.
     pub pid: Option<u32>,
-    /// The kind of workers it is one of: [`WEB`], or the name that the program gave.
+    /// The kind of workers it is one of: [`WEB_KIND`], or the name that the program gave.
     pub kind: &'static str,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for WorkerTag {
             write!(f, " pid={pid}")?;
         }
         match self.kind {
-            WEB => Ok(()),
+            WEB_KIND => Ok(()),
             kind => write!(f, " kind={kind}"),
         }
     }
@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_worker_is_printed_in_one_way() {
         let (slot, generation) = (Slot(1), Generation(2));
-        let mut tag = WorkerTag { id: WorkerId(3), slot, generation, pid: None, kind: WEB };
+        let mut tag = WorkerTag { id: WorkerId(3), slot, generation, pid: None, kind: WEB_KIND };
         assert_eq!(tag.to_string(), "worker=3 slot=1 gen=2");
         tag.pid = Some(4711);
         assert_eq!(tag.to_string(), "worker=3 slot=1 gen=2 pid=4711");

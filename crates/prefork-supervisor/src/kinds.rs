@@ -1,53 +1,28 @@
 //! Kinds of workers besides `web`: each has slots, a number of workers and limits of its own, and else the same life.
 //!
-//! The slots of a kind begin at a multiple of `Slot::OF_A_KIND` and keep their numbers, whatever is scaled. After an
+//! The slots of a kind begin at a multiple of `Slot::PER_KIND` and keep their numbers, whatever is scaled. After an
 //! upgrade a kind has the slots that its workers of the image before have, in whatever order the program names kinds.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::action::Action;
-use super::event::{Asker, Scale};
-use super::scaling::refuse;
 use super::{Place, Supervisor};
 use crate::MAX_WORKERS;
-use crate::identity::{Slot, WEB, WorkerTag};
-
-/// What the program says of a kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KindRules {
-    pub name: &'static str,
-    /// How many workers it should have.
-    pub workers: u32,
-    pub limits: Limits,
-}
-
-/// When workers of a kind are replaced or killed. `None`: never.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    pub max_requests: Option<u64>,
-    pub max_rss: Option<u64>,
-    pub max_rss_hard: Option<u64>,
-    pub max_lifetime: Option<Duration>,
-}
-
-impl Limits {
-    /// Whether the memory of workers has to be looked at.
-    pub(super) fn weighs(&self) -> bool {
-        self.max_rss.is_some() || self.max_rss_hard.is_some()
-    }
-}
+use crate::command::{Requester, ScaleChange};
+use crate::config::{RecycleLimits, WorkerKindConfig};
+use crate::identity::{Slot, WEB_KIND, WorkerTag};
 
 /// A kind, and where its slots begin.
 #[derive(Debug, Clone)]
 pub(super) struct Kind {
-    pub(super) rules: KindRules,
+    pub(super) rules: WorkerKindConfig,
     pub(super) first: Slot,
 }
 
 impl Supervisor {
     /// The same with these kinds of workers besides `web`; asked for before it begins.
-    pub fn with_kinds(mut self, kinds: Vec<KindRules>) -> Supervisor {
+    pub fn with_kinds(mut self, kinds: Vec<WorkerKindConfig>) -> Supervisor {
         self.add_kinds(kinds, std::iter::empty());
         self
     }
@@ -55,14 +30,14 @@ impl Supervisor {
     /// Kinds that workers of the image before this one are of get the slots that these have.
     pub(super) fn add_kinds(
         &mut self,
-        kinds: Vec<KindRules>,
+        kinds: Vec<WorkerKindConfig>,
         left: impl Iterator<Item = WorkerTag> + Clone,
     ) {
         let mut taken: BTreeSet<Slot> = left.clone().map(|t| t.slot.first_of_its_kind()).collect();
         taken.insert(Slot(0));
         for rules in kinds {
             let known = left.clone().find(|tag| tag.kind == rules.name);
-            let mut free = (1..).map(|n| Slot(n * Slot::OF_A_KIND)).filter(|s| !taken.contains(s));
+            let mut free = (1..).map(|n| Slot(n * Slot::PER_KIND)).filter(|s| !taken.contains(s));
             let first = known.map(|tag| tag.slot.first_of_its_kind()).or_else(|| free.next());
             let Some(first) = first else { continue };
             taken.insert(first);
@@ -74,7 +49,7 @@ impl Supervisor {
     }
 
     /// Where the slots of each kind begin that is not `web`.
-    pub fn first_slots(&self) -> Vec<(&'static str, Slot)> {
+    pub fn kind_first_slots(&self) -> Vec<(&'static str, Slot)> {
         self.kinds.iter().map(|kind| (kind.rules.name, kind.first)).collect()
     }
 
@@ -88,18 +63,18 @@ impl Supervisor {
         &mut self,
         now: Instant,
         name: &str,
-        scale: Scale,
-        by: Asker,
+        scale: ScaleChange,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
         let Some(kind) = self.kinds.iter().find(|kind| kind.rules.name == name) else {
-            let why = format!("there are no workers of kind {name:?} in this cluster");
-            return refuse(by, why, actions);
+            let reason = format!("there are no workers of kind {name:?} in this cluster");
+            return by.refuse_or_log(reason, actions);
         };
         let (name, from) = (kind.rules.name, kind.rules.workers);
-        let to = scale.applied_to(from);
+        let to = scale.apply_to(from);
         let others: u32 = self.kinds.iter().map(|kind| kind.rules.workers).sum::<u32>() - from;
-        let why = if self.stopping() {
+        let reason = if self.is_stopping() {
             "the cluster is stopping".to_string()
         } else if self.roll.is_some() {
             "a reload is under way; ask again when it is done".to_string()
@@ -109,7 +84,7 @@ impl Supervisor {
         } else {
             return self.scale_to(now, name, (from, to), scale, by, actions);
         };
-        refuse(by, why, actions);
+        by.refuse_or_log(reason, actions);
     }
 
     /// Where the slots of a kind begin, and how many workers of it are wanted.
@@ -121,26 +96,21 @@ impl Supervisor {
     }
 
     /// When workers of this kind are replaced.
-    pub(super) fn limits_of(&self, name: &str) -> Limits {
+    pub(super) fn limits_of(&self, name: &str) -> RecycleLimits {
         match self.kinds.iter().find(|kind| kind.rules.name == name) {
             Some(kind) => kind.rules.limits,
-            None => Limits {
-                max_requests: self.policy.max_requests,
-                max_rss: self.policy.max_rss,
-                max_rss_hard: self.policy.max_rss_hard,
-                max_lifetime: self.policy.max_lifetime,
-            },
+            None => self.policy.web_limits(),
         }
     }
 
-    pub(super) fn limits_of_all(&self) -> impl Iterator<Item = Limits> {
-        let web = std::iter::once(self.limits_of(WEB));
+    pub(super) fn limits_of_all(&self) -> impl Iterator<Item = RecycleLimits> {
+        let web = std::iter::once(self.limits_of(WEB_KIND));
         web.chain(self.kinds.iter().map(|kind| kind.rules.limits))
     }
 
     /// Whether anything is asked for that needs looks at the workers.
     pub(super) fn is_watchful(&self) -> bool {
-        let stalls = self.policy.stall_warn.is_some() || self.policy.stall_timeout.is_some();
-        stalls || self.limits_of_all().any(|limits| limits != Limits::default())
+        self.policy.has_stall_limit()
+            || self.limits_of_all().any(|limits| limits != RecycleLimits::default())
     }
 }

@@ -15,7 +15,9 @@ use std::time::Instant;
 
 use super::backoff::Allowance;
 use super::places::Vacancy;
-use super::{Action, Adopted, Event, LAST_MOMENT, Notice, Phase, Place, State, Supervisor};
+use super::{
+    Action, ClusterPhase, Event, LAST_MOMENT, LogEvent, Place, SavedState, Supervisor, WorkerState,
+};
 use crate::identity::WorkerId;
 
 /// What the world remembers, kept apart from what the supervisor believes.
@@ -41,7 +43,7 @@ pub(super) struct Laws {
 /// What was so before the event.
 #[derive(Debug)]
 pub(super) struct Before {
-    phase: Phase,
+    phase: ClusterPhase,
     allowance: Allowance,
     backoff: Option<Instant>,
     restarts: u64,
@@ -69,7 +71,7 @@ impl Laws {
             phase: mind.phase,
             allowance: mind.backoff.allowance(),
             backoff: mind.backoff.deadline(),
-            restarts: mind.restarts(),
+            restarts: mind.restart_count(),
             standing: handoffs::Standing::of(mind),
         }
     }
@@ -85,7 +87,7 @@ impl Laws {
         let story = &Story { before, event, actions, mind };
         self.hear(event);
         self.looks.hear(now, event);
-        assert!(!self.exited || actions.is_empty(), "Exit is the last action: {story}");
+        assert!(!self.exited || actions.is_empty(), "ExitReport is the last action: {story}");
         for action in actions {
             self.obey(action, mind, story);
             self.looks.obey(action, mind, story);
@@ -104,7 +106,7 @@ impl Laws {
             let moved = mind.deadline().is_none_or(|deadline| deadline > now);
             assert!(moved, "a deadline that has come is dealt with: {story}");
         }
-        let restarted = mind.restarts() - before.restarts;
+        let restarted = mind.restart_count() - before.restarts;
         assert!(restarted <= 1, "one event ends one worker: {story}");
     }
 
@@ -118,11 +120,12 @@ impl Laws {
     pub(super) fn adopted(
         &mut self,
         mind: &Supervisor,
-        left: &Adopted,
+        left: &SavedState,
         alive: BTreeSet<WorkerId>,
         now: Instant,
     ) {
-        let passed: BTreeSet<u64> = left.askers.iter().filter_map(|asker| asker.ticket).collect();
+        let passed: BTreeSet<u64> =
+            left.upgrade_requesters.iter().filter_map(|asker| asker.reply_id).collect();
         assert_eq!(self.tickets, passed, "whoever waits is passed to the next image: {left:?}");
         self.handoffs.adopted(mind, left, now);
         self.rolls.adopted(mind);
@@ -147,9 +150,9 @@ impl Laws {
                 self.outstanding.remove(worker);
                 self.alive.remove(worker);
             }
-            Event::Asked { by, .. } => {
-                let news = by.ticket.is_none_or(|ticket| self.tickets.insert(ticket));
-                assert!(news, "the test gives each ticket once");
+            Event::CommandReceived { by, .. } => {
+                let news = by.reply_id.is_none_or(|reply_id| self.tickets.insert(reply_id));
+                assert!(news, "the test gives each reply_id once");
             }
             _ => {}
         }
@@ -158,18 +161,21 @@ impl Laws {
     fn obey(&mut self, action: &Action, mind: &Supervisor, story: &Story<'_>) {
         match action {
             Action::Fork(tag) => {
-                assert!(!mind.stopping(), "no fork once stopping: {story}");
+                assert!(!mind.is_stopping(), "no fork once stopping: {story}");
                 assert!(self.ids.insert(tag.id), "no id is used again: {story}");
                 let there = mind.places.iter().any(|p| (p.slot, p.kind) == (tag.slot, tag.kind));
                 assert!(tag.pid.is_none() && there, "a plain tag: {story}");
                 self.outstanding.insert(tag.id);
             }
             Action::CloseListeners => {
-                assert!(mind.stopping() && !self.listeners_closed, "closed once, to stop: {story}");
+                assert!(
+                    mind.is_stopping() && !self.listeners_closed,
+                    "closed once, to stop: {story}"
+                );
                 self.listeners_closed = true;
             }
             Action::Drain(worker) => {
-                let closed = self.listeners_closed || !mind.stopping();
+                let closed = self.listeners_closed || !mind.is_stopping();
                 assert!(closed, "nobody listens when all drain: {story}");
                 assert!(self.alive.contains(worker), "only the living are drained: {story}");
                 assert!(!self.killed.contains(worker), "the killed are not drained: {story}");
@@ -179,7 +185,7 @@ impl Laws {
                 assert!(self.alive.contains(worker), "only the living are killed: {story}");
                 assert!(self.killed.insert(*worker), "nobody is killed twice: {story}");
             }
-            Action::Report(Notice::AllReady { workers }) => {
+            Action::Log(LogEvent::AllReady { workers }) => {
                 let open = mind.places.iter().filter(|place| !place.is_closed());
                 let all = open.clone().count() == *workers as usize;
                 let serve = open.into_iter().all(|place| place.is_served(mind));
@@ -189,16 +195,18 @@ impl Laws {
                 assert!(self.alive.contains(worker), "only the living are aborted: {story}");
                 assert!(!self.killed.contains(worker), "the killed are not aborted: {story}");
             }
-            Action::Answer { ticket, .. } => {
-                assert!(self.tickets.remove(ticket), "who asked is answered, once: {story}");
+            Action::Reply { reply_id, .. } => {
+                assert!(self.tickets.remove(reply_id), "who asked is answered, once: {story}");
             }
-            Action::Report(_) | Action::ReadConfig(_) | Action::AskRestart(_) => {}
-            Action::OpenSockets { .. } | Action::Adopt { .. } | Action::Release { .. } => {}
-            Action::Prove | Action::StopProof | Action::TakeOver => {}
-            Action::KeepGenerations(_) | Action::Look { .. } | Action::Steer { .. } => {}
+            Action::Log(_) | Action::ReadConfig(_) | Action::ConfirmRestart(_) => {}
+            Action::OpenSockets { .. } | Action::AdoptSlot { .. } | Action::ReleaseSlot { .. } => {}
+            Action::StartUpgradeCheck | Action::StopUpgradeCheck | Action::ExecNewBinary => {}
+            Action::KeepGenerations(_)
+            | Action::SampleHealth { .. }
+            | Action::SetDispatchTarget { .. } => {}
             Action::Exit(_) => {
                 assert!(self.tickets.is_empty(), "everybody is answered in the end: {story}");
-                assert!(!self.exited && mind.phase == Phase::Done, "one end: {story}");
+                assert!(!self.exited && mind.phase == ClusterPhase::Done, "one end: {story}");
                 assert!(
                     self.alive.is_empty() && self.outstanding.is_empty(),
                     "nobody left: {story}"
@@ -214,15 +222,19 @@ impl Laws {
         assert_eq!(members, exist, "members are the living and the awaited: {story}");
         for (id, member) in &mind.members {
             let outstanding = self.outstanding.contains(id);
-            assert_eq!(member.state == State::Forking, outstanding, "forks are known: {story}");
-            let killed = matches!(member.state, State::Killed { .. });
+            assert_eq!(
+                member.state == WorkerState::Forking,
+                outstanding,
+                "forks are known: {story}"
+            );
+            let killed = matches!(member.state, WorkerState::Killed { .. });
             assert_eq!(killed, self.killed.contains(id), "kills are known: {story}");
         }
     }
 
     /// Whoever waits waits for something that comes: an answer, a deadline, or the kernel.
     fn something_is_awaited(&self, mind: &Supervisor, story: &Story<'_>) {
-        if mind.phase == Phase::Done {
+        if mind.phase == ClusterPhase::Done {
             return assert!(self.exited, "the end is announced: {story}");
         }
         let someone = !self.alive.is_empty() || !self.outstanding.is_empty();
@@ -235,7 +247,7 @@ impl Laws {
             let empty = place.holder.is_none() && place.successor.is_none();
             empty && place.vacancy == Vacancy::None && !mind.is_crowded(slot)
         });
-        if mind.stopping() || !empty {
+        if mind.is_stopping() || !empty {
             return;
         }
         let allowance = mind.backoff.allowance();
@@ -252,13 +264,17 @@ impl Place {
     }
 
     fn is_served(&self, mind: &Supervisor) -> bool {
-        self.holder.is_some_and(|id| mind.serves(id))
+        self.holder.is_some_and(|id| mind.is_serving(id))
     }
 }
 
 fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
     let others: u32 = mind.wanted_of_kinds().iter().map(|kind| kind.1).sum();
-    assert_eq!(mind.places.len(), (mind.wanted() + others) as usize, "a slot for each: {story}");
+    assert_eq!(
+        mind.places.len(),
+        (mind.wanted_workers() + others) as usize,
+        "a slot for each: {story}"
+    );
     let web = mind.places.iter().take_while(|place| place.slot.is_web()).enumerate();
     assert!(web.into_iter().all(|(n, p)| p.slot.0 as usize == n), "web has the first: {story}");
     let mut holders = BTreeSet::new();
@@ -271,7 +287,7 @@ fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
         assert_eq!(slot_of_tag, Some(slot), "a holder exists and knows its slot: {story}");
     }
     for (id, member) in &mind.members {
-        let stays = matches!(member.state, State::Booting { .. } | State::Serving);
+        let stays = matches!(member.state, WorkerState::Booting { .. } | WorkerState::Serving);
         assert!(holders.contains(id) || !stays, "who holds no slot leaves: {story}");
     }
     // This bounds the processes, whatever becomes of them.
@@ -282,12 +298,12 @@ fn slots_are_held_once(mind: &Supervisor, story: &Story<'_>) {
 }
 
 fn phases_go_one_way(before: &Before, mind: &Supervisor, story: &Story<'_>) {
-    let rank = |phase: Phase| match phase {
-        Phase::Booting => 0,
-        Phase::Running => 1,
-        Phase::Stopping => 2,
-        Phase::Ending(_) => 3,
-        Phase::Done => 4,
+    let rank = |phase: ClusterPhase| match phase {
+        ClusterPhase::Booting => 0,
+        ClusterPhase::Running => 1,
+        ClusterPhase::Stopping => 2,
+        ClusterPhase::Killing(_) => 3,
+        ClusterPhase::Done => 4,
     };
     assert!(rank(before.phase) <= rank(mind.phase), "phases go one way: {story}");
 }

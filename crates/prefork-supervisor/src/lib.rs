@@ -12,6 +12,8 @@ mod action;
 mod adoption;
 mod asked;
 mod backoff;
+mod command;
+mod config;
 mod departure;
 mod event;
 mod exits;
@@ -20,8 +22,8 @@ mod identity;
 mod kinds;
 mod member;
 mod places;
-mod policy;
 mod rolling;
+mod saved_state;
 mod scaling;
 mod succession;
 mod vacancy;
@@ -39,21 +41,23 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-pub use action::Limit;
-pub use action::{Action, Cause, Exit, Leave, Notice, Outcome};
+pub use action::{
+    Action, DrainReason, ExitCause, ExitReport, LogEvent, RecycleReason, ShutdownReason,
+};
 use adoption::Adoption;
 use backoff::Backoff;
+pub use command::{ClusterCommand, Requester, ScaleChange, WorkerEnvironment};
+pub use config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
 use departure::Departure;
-pub use event::{Adopted, AdoptedMember, Asker, Event, Intent, Scale, Vitals};
+pub use event::{Event, HealthSample};
 use handoff::{Handoff, UpgradeAsker};
-pub use identity::{Generation, Slot, WEB, WorkerId, WorkerTag};
+pub use identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use kinds::Kind;
-pub use kinds::{KindRules, Limits};
-pub use member::{Member, State};
+pub use member::{WorkerRecord, WorkerState};
 use places::Place;
-pub use policy::Policy;
 use rolling::Roll;
-pub use view::{MemberView, View};
+pub use saved_state::{SavedState, SavedWorker};
+pub use view::{ClusterView, WorkerView};
 use watch::Watch;
 
 /// The largest accepted number of workers, over all kinds. The scoreboard has room for twice as many.
@@ -68,7 +72,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// The cluster's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
+pub enum ClusterPhase {
     /// Not all workers have been ready yet.
     Booting,
     /// All workers have been ready once.
@@ -76,7 +80,7 @@ pub enum Phase {
     /// Told to end: workers finish what is open.
     Stopping,
     /// Told to end at once, or giving up: workers are killed.
-    Ending(Outcome),
+    Killing(ShutdownReason),
     /// The last action was given out.
     Done,
 }
@@ -84,14 +88,14 @@ pub enum Phase {
 /// The state of the cluster, and the rules.
 #[derive(Debug)]
 pub struct Supervisor {
-    policy: Policy,
-    phase: Phase,
+    policy: SupervisorConfig,
+    phase: ClusterPhase,
     /// In the order of their slots: `places[i]` is slot `i`, for the kind `web`; behind it are those of other kinds.
     places: Vec<Place>,
     /// The kinds of workers besides `web`.
     kinds: Vec<Kind>,
     /// Every worker that exists or is being forked. Changed by `enter` and `remove` only.
-    members: BTreeMap<WorkerId, Member>,
+    members: BTreeMap<WorkerId, WorkerRecord>,
     /// How many of `members` belong to each slot; slots without any have no entry. Counting them anew for each slot after
     /// each event takes cubic time over a reload: 100 s with 1024 workers.
     workers_per_slot: BTreeMap<Slot, usize>,
@@ -107,7 +111,7 @@ pub struct Supervisor {
     /// New workers that somebody killed since it began to roll.
     roll_kills: u32,
     /// Those who asked for another reload meanwhile: one more serves them all.
-    waiting: Vec<Asker>,
+    waiting: Vec<Requester>,
     /// The generation that is wanted.
     generation: Generation,
     /// The last one that was tried; it only grows.
@@ -124,14 +128,14 @@ pub struct Supervisor {
     watch: Watch,
     adoption: Adoption,
     /// Who asked for another number of workers, in turn; the first one waits for its sockets.
-    scaling: VecDeque<(Scale, Asker)>,
+    scaling: VecDeque<(ScaleChange, Requester)>,
     /// Whether the application decides who is replaced.
     asks_restart: bool,
 }
 
 impl Supervisor {
     /// A cluster that does not exist yet. `seed` spreads the delays of crash loops.
-    pub fn new(policy: Policy, seed: u64) -> Supervisor {
+    pub fn new(policy: SupervisorConfig, seed: u64) -> Supervisor {
         Supervisor {
             places: places_of_web(policy.workers, Generation(1)),
             kinds: Vec::new(),
@@ -147,7 +151,7 @@ impl Supervisor {
             upgrades_waiting: Vec::new(),
             roll_kills: 0,
             waiting: Vec::new(),
-            phase: Phase::Booting,
+            phase: ClusterPhase::Booting,
             members: BTreeMap::new(),
             workers_per_slot: BTreeMap::new(),
             generation: Generation(1),
@@ -170,33 +174,35 @@ impl Supervisor {
                 self.renew_drains(&mut actions);
             }
             Event::Forked { worker, pid } => self.forked(now, worker, pid, &mut actions),
-            Event::ForkFailed { worker, why } => self.fork_failed(now, worker, why, &mut actions),
+            Event::ForkFailed { worker, reason } => {
+                self.fork_failed(now, worker, reason, &mut actions)
+            }
             Event::Online { worker } => self.online(worker, &mut actions),
             Event::Ready { worker } => self.ready(now, worker, &mut actions),
-            Event::Proven { worker } => self.proven(worker),
-            Event::BootFailed { worker, why } => self.boot_failed(worker, why, &mut actions),
+            Event::RiskyJobStarted { worker } => self.proven(worker),
+            Event::BootFailed { worker, reason } => self.boot_failed(worker, reason, &mut actions),
             Event::Retiring { worker } => self.retiring(now, worker, &mut actions),
             Event::Disconnecting { worker } => self.disconnecting(now, worker, &mut actions),
             Event::ChannelClosed { worker } => self.channel_closed(now, worker, &mut actions),
-            Event::Garbled { worker, why } => self.garbled(worker, why, &mut actions),
+            Event::ProtocolError { worker, reason } => self.garbled(worker, reason, &mut actions),
             Event::Stopped { worker } => self.stopped(worker, true),
             Event::Continued { worker } => self.stopped(worker, false),
-            Event::Exited { worker, status, served } => {
-                self.exited(now, worker, status, served, &mut actions);
+            Event::Exited { worker, status, requests_served } => {
+                self.exited(now, worker, status, requests_served, &mut actions);
             }
-            Event::Asked { intent, by } => self.asked(now, intent, by, &mut actions),
-            Event::ConfigRead { outcome } => self.config_read(outcome, &mut actions),
-            Event::SocketsOpened { slots, outcome } => {
-                self.sockets_opened(now, slots, outcome, &mut actions);
+            Event::CommandReceived { command, by } => self.asked(now, command, by, &mut actions),
+            Event::ConfigRead { result } => self.config_read(result, &mut actions),
+            Event::SocketsOpened { slots, result } => {
+                self.sockets_opened(now, slots, result, &mut actions);
             }
-            Event::AdoptFailed { worker, slot } => self.adopt_failed(now, worker, slot),
-            Event::ReleaseFailed { worker, slot } => self.release_failed(now, worker, slot),
+            Event::AdoptSlotFailed { worker, slot } => self.adopt_failed(now, worker, slot),
+            Event::ReleaseSlotFailed { worker, slot } => self.release_failed(now, worker, slot),
             Event::RestartDecided { worker, restart } => {
                 self.restart_decided(worker, restart, &mut actions);
             }
-            Event::Proved => self.proved(&mut actions),
-            Event::NotProved { why } => self.not_proved(&why, &mut actions),
-            Event::Observed { vitals } => self.observed(now, vitals, &mut actions),
+            Event::UpgradeCheckPassed => self.proved(&mut actions),
+            Event::UpgradeFailed { reason } => self.not_proved(&reason, &mut actions),
+            Event::HealthSampled { samples } => self.observed(now, samples, &mut actions),
             Event::DeadlineReached => {
                 self.depart(now, &mut actions);
                 self.overdue(now, &mut actions);
@@ -218,91 +224,95 @@ impl Supervisor {
 
     /// When `DeadlineReached` should be reported, if nothing else happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        let members = self.members.values().filter_map(Member::deadline);
+        let members = self.members.values().filter_map(WorkerRecord::deadline);
         let others = match self.phase {
-            Phase::Booting | Phase::Running => {
+            ClusterPhase::Booting | ClusterPhase::Running => {
                 [self.backoff.deadline(), self.watch.deadline(), self.departure_deadline()]
             }
-            Phase::Stopping => [None, self.watch.deadline(), None],
-            Phase::Ending(_) | Phase::Done => [None, None, None],
+            ClusterPhase::Stopping => [None, self.watch.deadline(), None],
+            ClusterPhase::Killing(_) | ClusterPhase::Done => [None, None, None],
         };
         let proof = self.handoff.as_ref().and_then(Handoff::deadline);
         members.chain(others.into_iter().flatten()).chain(proof).min()
     }
 
     /// How many workers of the kind `web` there should be.
-    pub fn wanted(&self) -> u32 {
+    pub fn wanted_workers(&self) -> u32 {
         self.policy.workers
     }
 
     /// Workers forked in place of one that ended unasked.
-    pub fn restarts(&self) -> u64 {
+    pub fn restart_count(&self) -> u64 {
         self.restarts
     }
 
     /// What the image after this one has to know of the workers and of ourselves.
-    pub fn leave(&self, now: Instant) -> Adopted {
-        let members = self
+    pub fn save_state(&self, now: Instant) -> SavedState {
+        let workers = self
             .members
             .values()
-            .filter(|member| member.state != State::Forking)
-            .map(|member| AdoptedMember {
+            .filter(|member| member.state != WorkerState::Forking)
+            .map(|member| SavedWorker {
                 tag: member.tag,
                 age: now.duration_since(member.born),
-                serving: member.state == State::Serving && self.is_wanted(member.tag.id),
-                own_socket: member.own_socket,
-                adopts: self.adopters().filter(|(_, w)| *w == member.tag.id).map(|a| a.0).collect(),
+                is_serving: member.state == WorkerState::Serving && self.is_wanted(member.tag.id),
+                has_own_socket: member.own_socket,
+                adopted_slots: self
+                    .slot_adopters()
+                    .filter(|(_, w)| *w == member.tag.id)
+                    .map(|a| a.0)
+                    .collect(),
             })
             .collect();
-        Adopted {
+        SavedState {
             generation: self.last_generation,
-            next_id: self.next_id,
-            restarts: self.restarts,
-            workers_wanted: self.policy.workers,
-            sockets: self.adoption.sockets,
+            next_id: WorkerId(self.next_id),
+            restart_count: self.restarts,
+            wanted_workers: self.policy.workers,
+            socket_slots: self.adoption.sockets,
             environments: self.environments(),
-            members,
-            askers: self.handoff.as_ref().map_or(Vec::new(), Handoff::waiting),
+            workers,
+            upgrade_requesters: self.handoff.as_ref().map_or(Vec::new(), Handoff::waiting),
         }
     }
 
     /// Whether the cluster is on its way out.
-    pub fn stopping(&self) -> bool {
-        !matches!(self.phase, Phase::Booting | Phase::Running)
+    pub fn is_stopping(&self) -> bool {
+        !matches!(self.phase, ClusterPhase::Booting | ClusterPhase::Running)
     }
 
     fn all_ready(&mut self, actions: &mut Vec<Action>) {
         let workers = self.serving();
-        if self.phase == Phase::Booting && self.is_whole() && workers > 0 {
-            self.phase = Phase::Running;
-            actions.push(Action::Report(Notice::AllReady { workers }));
+        if self.phase == ClusterPhase::Booting && self.is_whole() && workers > 0 {
+            self.phase = ClusterPhase::Running;
+            actions.push(Action::Log(LogEvent::AllReady { workers }));
         }
     }
 
     /// SIGKILL, once, to a process that exists and has not been reaped.
-    fn kill(&mut self, worker: WorkerId, why: Cause, actions: &mut Vec<Action>) {
+    fn kill(&mut self, worker: WorkerId, reason: ExitCause, actions: &mut Vec<Action>) {
         if let Some(member) = self.members.get_mut(&worker)
-            && !matches!(member.state, State::Forking | State::Killed { .. })
+            && !matches!(member.state, WorkerState::Forking | WorkerState::Killed { .. })
         {
-            member.state = State::Killed { why };
+            member.state = WorkerState::Killed { reason };
             actions.push(Action::Kill(worker));
         }
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {
-        let outcome = match self.phase {
-            Phase::Stopping => Outcome::Stopped,
-            Phase::Ending(outcome) => outcome,
-            Phase::Booting | Phase::Running | Phase::Done => return,
+        let result = match self.phase {
+            ClusterPhase::Stopping => ShutdownReason::StopRequested,
+            ClusterPhase::Killing(result) => result,
+            ClusterPhase::Booting | ClusterPhase::Running | ClusterPhase::Done => return,
         };
         if self.members.is_empty() {
-            self.phase = Phase::Done;
-            actions.push(Action::Report(Notice::Stopped));
-            actions.push(Action::Exit(outcome));
+            self.phase = ClusterPhase::Done;
+            actions.push(Action::Log(LogEvent::Stopped));
+            actions.push(Action::Exit(result));
         }
     }
 }
 
 fn places_of_web(workers: u32, generation: Generation) -> Vec<Place> {
-    (0..workers).map(|slot| Place::new(Slot(slot), WEB, generation)).collect()
+    (0..workers).map(|slot| Place::new(Slot(slot), WEB_KIND, generation)).collect()
 }

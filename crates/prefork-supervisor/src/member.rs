@@ -14,26 +14,26 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Cause, Leave, Limit};
+use super::action::{DrainReason, ExitCause, RecycleReason};
 use crate::identity::{Slot, WorkerTag};
 
 /// What a worker is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum WorkerState {
     Forking,
     Booting { deadline: Instant },
     Serving,
     Draining { deadline: Instant },
-    Leaving { deadline: Instant },
+    Exiting { deadline: Instant },
     Aborted { deadline: Instant },
-    Killed { why: Cause },
+    Killed { reason: ExitCause },
 }
 
 /// One worker.
 #[derive(Debug, Clone)]
-pub struct Member {
+pub struct WorkerRecord {
     pub tag: WorkerTag,
-    pub state: State,
+    pub state: WorkerState,
     /// When its fork was decided.
     pub born: Instant,
     /// When it became ready, if it has been.
@@ -43,9 +43,9 @@ pub struct Member {
     /// Why it cannot start, in its own words.
     pub(super) complaint: Option<String>,
     /// Why it is to leave, if it is.
-    pub(super) leave: Option<Leave>,
+    pub(super) leave: Option<DrainReason>,
     /// The limit that its successor was forked for.
-    pub(super) worn: Option<Limit>,
+    pub(super) worn: Option<RecycleReason>,
     /// Whether it was said that it runs.
     pub(super) online: bool,
     /// Whether it was said that its channel is closed.
@@ -78,12 +78,12 @@ pub(super) struct Pulse {
     pub(super) reported: bool,
 }
 
-impl Member {
-    pub(super) fn new(tag: WorkerTag, now: Instant, spread: f64) -> Member {
+impl WorkerRecord {
+    pub(super) fn new(tag: WorkerTag, now: Instant, spread: f64) -> WorkerRecord {
         let (ready, complaint, pulse) = (None, None, Pulse::default());
-        Member {
+        WorkerRecord {
             tag,
-            state: State::Forking,
+            state: WorkerState::Forking,
             born: now,
             ready,
             proven: false,
@@ -103,7 +103,7 @@ impl Member {
     /// Whether it takes new connections now, as far as we know.
     pub(super) fn is_able(&self) -> bool {
         let turns = !self.pulse.late && !self.pulse.stopped;
-        self.tag.slot.is_web() && self.state == State::Serving && turns && !self.full
+        self.tag.slot.is_web() && self.state == WorkerState::Serving && turns && !self.full
     }
 
     /// The slot whose sockets it was born with. Workers without sockets of their own share those of slot 0.
@@ -114,23 +114,25 @@ impl Member {
     /// When something has to be done about it, if nothing else happens.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.state {
-            State::Booting { deadline }
-            | State::Draining { deadline }
-            | State::Leaving { deadline }
-            | State::Aborted { deadline } => Some(deadline),
-            State::Forking | State::Serving | State::Killed { .. } => None,
+            WorkerState::Booting { deadline }
+            | WorkerState::Draining { deadline }
+            | WorkerState::Exiting { deadline }
+            | WorkerState::Aborted { deadline } => Some(deadline),
+            WorkerState::Forking | WorkerState::Serving | WorkerState::Killed { .. } => None,
         }
     }
 
     /// Why it ended, given that it has.
-    pub(super) fn cause(&self) -> Cause {
+    pub(super) fn cause(&self) -> ExitCause {
         match self.state {
-            State::Killed { why } => why,
-            State::Aborted { .. } => Cause::Frozen,
-            State::Draining { .. } => Cause::Asked,
-            State::Forking | State::Booting { .. } => Cause::BeforeReady,
-            State::Serving | State::Leaving { .. } if self.ready.is_some() => Cause::Unexpected,
-            State::Serving | State::Leaving { .. } => Cause::BeforeReady,
+            WorkerState::Killed { reason } => reason,
+            WorkerState::Aborted { .. } => ExitCause::Stalled,
+            WorkerState::Draining { .. } => ExitCause::Drained,
+            WorkerState::Forking | WorkerState::Booting { .. } => ExitCause::BootFailed,
+            WorkerState::Serving | WorkerState::Exiting { .. } if self.ready.is_some() => {
+                ExitCause::Unexpected
+            }
+            WorkerState::Serving | WorkerState::Exiting { .. } => ExitCause::BootFailed,
         }
     }
 

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::action::Action;
 use super::backoff::Allowance;
-use super::event::Environment;
-use super::{Member, State, Supervisor};
+use super::{Supervisor, WorkerRecord, WorkerState};
+use crate::command::WorkerEnvironment;
 use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// One slot.
@@ -27,7 +27,7 @@ pub(super) struct Place {
     /// The number that its first worker gets, if it was drawn before.
     pub(super) first: Option<WorkerId>,
     /// What its workers have in their environment besides.
-    pub(super) environment: Environment,
+    pub(super) environment: WorkerEnvironment,
 }
 
 /// Whether an empty slot is filled.
@@ -52,7 +52,7 @@ impl Place {
             vacancy: Vacancy::None,
             last: None,
             first: None,
-            environment: Environment::new(),
+            environment: WorkerEnvironment::new(),
         }
     }
 }
@@ -62,12 +62,12 @@ impl Supervisor {
         self.places.iter().any(|p| p.holder == Some(worker) || p.successor == Some(worker))
     }
 
-    pub fn serves(&self, worker: WorkerId) -> bool {
-        self.members.get(&worker).is_some_and(|m| m.state == State::Serving)
+    pub fn is_serving(&self, worker: WorkerId) -> bool {
+        self.members.get(&worker).is_some_and(|m| m.state == WorkerState::Serving)
     }
 
     /// Whether a signal has stopped all of it.
-    pub fn is_stopped(&self, worker: WorkerId) -> bool {
+    pub fn is_stopped_by_signal(&self, worker: WorkerId) -> bool {
         self.members.get(&worker).is_some_and(|member| member.pulse.stopped)
     }
 
@@ -82,13 +82,13 @@ impl Supervisor {
 
     /// Whether every place is served that is to be.
     pub(super) fn is_whole(&self) -> bool {
-        let served = |place: &Place| place.holder.is_some_and(|id| self.serves(id));
+        let served = |place: &Place| place.holder.is_some_and(|id| self.is_serving(id));
         self.places.iter().all(|place| served(place) || place.vacancy == Vacancy::Closed)
     }
 
     /// Forks a worker for each empty slot, as far as the crash-loop rule allows.
     pub(super) fn fill_slots(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping() {
+        if self.is_stopping() {
             return;
         }
         self.backoff.tick(now);
@@ -118,13 +118,13 @@ impl Supervisor {
     }
 
     /// Adds a worker to those that exist.
-    pub(super) fn enter(&mut self, member: Member) {
+    pub(super) fn enter(&mut self, member: WorkerRecord) {
         *self.workers_per_slot.entry(member.tag.slot).or_default() += 1;
         self.members.insert(member.tag.id, member);
     }
 
     /// Removes a worker that exists no more.
-    pub(super) fn remove(&mut self, worker: WorkerId) -> Option<Member> {
+    pub(super) fn remove(&mut self, worker: WorkerId) -> Option<WorkerRecord> {
         let member = self.members.remove(&worker)?;
         if let Some(count) = self.workers_per_slot.get_mut(&member.tag.slot) {
             *count -= 1;
@@ -136,14 +136,14 @@ impl Supervisor {
     }
 
     /// A number that no worker has had.
-    pub fn draw_id(&mut self) -> WorkerId {
+    pub fn reserve_worker_id(&mut self) -> WorkerId {
         let id = WorkerId(self.next_id);
         self.next_id += 1;
         id
     }
 
     /// What workers of this slot have in their environment besides.
-    pub fn environment(&self, slot: Slot) -> &[(String, String)] {
+    pub fn slot_environment(&self, slot: Slot) -> &[(String, String)] {
         self.places.iter().find(|one| one.slot == slot).map_or(&[], |place| &place.environment)
     }
 
@@ -154,10 +154,10 @@ impl Supervisor {
         generation: Generation,
         actions: &mut Vec<Action>,
     ) -> WorkerId {
-        let id = self.places[place].first.take().unwrap_or_else(|| self.draw_id());
+        let id = self.places[place].first.take().unwrap_or_else(|| self.reserve_worker_id());
         let Place { slot, kind, .. } = self.places[place];
         let tag = WorkerTag { id, slot, generation, pid: None, kind };
-        let mut member = Member::new(tag, now, self.watch.spread());
+        let mut member = WorkerRecord::new(tag, now, self.watch.spread());
         member.own_socket = slot.is_web() && self.has_own_socket(generation);
         self.enter(member);
         actions.push(Action::Fork(tag));

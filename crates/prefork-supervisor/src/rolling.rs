@@ -9,13 +9,13 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Leave, Notice};
-use super::event::Asker;
+use super::action::{Action, DrainReason, LogEvent};
 use super::places::Vacancy;
 use super::succession::Room;
-use super::{Place, State, Supervisor};
-use crate::identity::{Generation, WEB, WorkerId};
-use crate::policy::Policy;
+use super::{Place, Supervisor, WorkerState};
+use crate::command::Requester;
+use crate::config::SupervisorConfig;
+use crate::identity::{Generation, WEB_KIND, WorkerId};
 
 /// Kills from outside that a reload puts up with.
 const FORGIVEN_KILLS: u32 = 3;
@@ -24,17 +24,17 @@ const FORGIVEN_KILLS: u32 = 3;
 #[derive(Debug)]
 pub(super) enum Roll {
     /// The configuration is being read.
-    Reading { askers: Vec<Asker> },
+    Reading { askers: Vec<Requester> },
     /// Slots are being taken over by workers of `target`.
-    Rolling { target: Generation, workers: u32, before: Box<Before>, askers: Vec<Asker> },
+    Rolling { target: Generation, workers: u32, before: Box<Before>, askers: Vec<Requester> },
     /// The slots that had been taken over go back to the generation of before.
-    Back { why: String, askers: Vec<Asker> },
+    Back { reason: String, askers: Vec<Requester> },
 }
 
 /// What a reload that fails goes back to.
 #[derive(Debug)]
 pub(super) struct Before {
-    pub(super) policy: Policy,
+    pub(super) policy: SupervisorConfig,
     pub(super) generation: Generation,
 }
 
@@ -55,8 +55,8 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn reload(&mut self, by: Asker, actions: &mut Vec<Action>) {
-        if self.stopping() {
+    pub(super) fn reload(&mut self, by: Requester, actions: &mut Vec<Action>) {
+        if self.is_stopping() {
             return by.refuse("the cluster is stopping", actions);
         }
         if self.handoff.is_some() {
@@ -64,40 +64,40 @@ impl Supervisor {
         }
         if self.roll.is_some() {
             // Those who do not wait are served by the same one more.
-            if by.ticket.is_some() || self.waiting.is_empty() {
+            if by.reply_id.is_some() || self.waiting.is_empty() {
                 self.waiting.push(by);
             }
             return;
         }
-        actions.push(Action::Report(Notice::Reloading { by: by.who.clone() }));
+        actions.push(Action::Log(LogEvent::Reloading { by: by.name.clone() }));
         self.begin_reload(vec![by], actions);
     }
 
-    fn begin_reload(&mut self, askers: Vec<Asker>, actions: &mut Vec<Action>) {
+    fn begin_reload(&mut self, askers: Vec<Requester>, actions: &mut Vec<Action>) {
         self.last_generation = Generation(self.last_generation.0 + 1);
         actions.push(Action::ReadConfig(self.last_generation));
         self.roll = Some(Roll::Reading { askers });
     }
 
     /// Whether a reload waits for the configuration of `generation`.
-    pub fn awaits_config(&self, generation: Generation) -> bool {
+    pub fn is_awaiting_config(&self, generation: Generation) -> bool {
         matches!(self.roll, Some(Roll::Reading { .. })) && self.last_generation == generation
     }
 
     pub(super) fn config_read(
         &mut self,
-        outcome: Result<Policy, String>,
+        result: Result<SupervisorConfig, String>,
         actions: &mut Vec<Action>,
     ) {
         let reading = self.roll.take_if(|roll| matches!(roll, Roll::Reading { .. }));
         let Some(Roll::Reading { askers }) = reading else { return };
-        match outcome {
+        match result {
             Ok(policy) => {
                 let before = Before { policy: self.policy.clone(), generation: self.generation };
                 let before = Box::new(before);
                 // The number of workers changes when the reload has succeeded.
                 let workers = policy.workers;
-                self.policy = Policy { workers: self.policy.workers, ..policy };
+                self.policy = SupervisorConfig { workers: self.policy.workers, ..policy };
                 self.know_sockets(workers.max(self.policy.workers));
                 let target = self.last_generation;
                 self.roll_kills = 0;
@@ -106,13 +106,13 @@ impl Supervisor {
                 self.kill_successors(actions);
                 self.roll = Some(Roll::Rolling { target, workers, before, askers });
             }
-            Err(why) => self.roll_failed(why, askers, actions),
+            Err(reason) => self.roll_failed(reason, askers, actions),
         }
     }
 
     /// Goes on with the reload as far as it can, after whatever has happened.
     pub(super) fn roll_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if self.stopping() {
+        if self.is_stopping() {
             return self.give_up_roll(actions);
         }
         let target = match &self.roll {
@@ -139,12 +139,12 @@ impl Supervisor {
             if taken || self.is_coming(slot, target) {
                 continue;
             }
-            let serves = place.holder.is_some_and(|id| self.serves(id));
+            let serves = place.holder.is_some_and(|id| self.is_serving(id));
             match rooms.room(place.holder.is_some(), serves) {
                 Room::Beside => rooms.take_beside(place.holder.is_some()),
                 Room::Instead => {
                     rooms.take_instead(serves);
-                    self.dismiss_holder(now, slot, Leave::Reload, actions);
+                    self.dismiss_holder(now, slot, DrainReason::Reload, actions);
                 }
                 Room::None => continue,
             }
@@ -160,7 +160,7 @@ impl Supervisor {
         }
         place.successor.is_none()
             && place.holder.and_then(|id| self.members.get(&id)).is_some_and(|holder| {
-                holder.tag.generation == target && holder.state == State::Serving
+                holder.tag.generation == target && holder.state == WorkerState::Serving
             })
     }
 
@@ -177,12 +177,12 @@ impl Supervisor {
         self.roll_kills <= FORGIVEN_KILLS
     }
 
-    /// A successor will not come, and why; another may be tried if `retry`.
+    /// A successor will not come, and reason; another may be tried if `retry`.
     pub(super) fn successor_lost(
         &mut self,
         now: Instant,
         worker: WorkerId,
-        why: &str,
+        reason: &str,
         retry: bool,
         actions: &mut Vec<Action>,
     ) {
@@ -193,16 +193,16 @@ impl Supervisor {
             // It was to replace a worn worker, which serves on.
             self.pause_recycling(now);
         } else if !retry {
-            self.fail_roll(why, actions);
+            self.fail_roll(reason, actions);
         }
     }
 
     /// The reload has failed: back to what was before.
-    pub(super) fn fail_roll(&mut self, why: &str, actions: &mut Vec<Action>) {
+    pub(super) fn fail_roll(&mut self, reason: &str, actions: &mut Vec<Action>) {
         match self.roll.take() {
             Some(Roll::Rolling { target, before, askers, .. }) => {
                 self.kill_successors(actions);
-                self.policy = Policy { workers: self.policy.workers, ..before.policy };
+                self.policy = SupervisorConfig { workers: self.policy.workers, ..before.policy };
                 self.generation = before.generation;
                 for place in &mut self.places {
                     place.generation = before.generation;
@@ -213,21 +213,21 @@ impl Supervisor {
                 // What an adoption brings in has nothing behind it: what serves of it stays.
                 let upgrade = before.generation == target;
                 if taken && !upgrade {
-                    actions.push(Action::Report(Notice::RollingBack { to: before.generation }));
-                    self.roll = Some(Roll::Back { why: why.to_string(), askers });
+                    actions.push(Action::Log(LogEvent::RollingBack { to: before.generation }));
+                    self.roll = Some(Roll::Back { reason: reason.to_string(), askers });
                 } else if upgrade {
-                    let why = format!(
-                        "the new binary runs, but its workers do not come up: {why}; workers of the binary before it serve on"
+                    let reason = format!(
+                        "the new binary runs, but its workers do not come up: {reason}; workers of the binary before it serve on"
                     );
-                    self.roll_failed(why, askers, actions);
+                    self.roll_failed(reason, askers, actions);
                 } else {
-                    self.roll_failed(why.to_string(), askers, actions);
+                    self.roll_failed(reason.to_string(), askers, actions);
                 }
             }
-            Some(Roll::Back { why: first, askers }) => {
-                let why = format!("{first}; and going back failed too: {why}");
+            Some(Roll::Back { reason: first, askers }) => {
+                let reason = format!("{first}; and going back failed too: {reason}");
                 self.kill_successors(actions);
-                self.roll_failed(why, askers, actions);
+                self.roll_failed(reason, askers, actions);
             }
             reading => self.roll = reading,
         }
@@ -242,24 +242,24 @@ impl Supervisor {
                 let is_upgrade = before.is_upgrade_to(target);
                 let verb = if is_upgrade { "upgraded" } else { "reloaded" };
                 let what = format!("{verb}: {workers} workers of generation {target} serve");
-                let done = Notice::Reloaded { generation: target, workers, is_upgrade };
-                actions.push(Action::Report(done));
+                let done = LogEvent::Reloaded { generation: target, workers, is_upgrade };
+                actions.push(Action::Log(done));
                 for asker in askers {
                     asker.confirm(what.clone(), actions);
                 }
                 self.keep_generations(actions);
-                self.resize(now, WEB, wanted, "the new configuration", actions);
+                self.resize(now, WEB_KIND, wanted, "the new configuration", actions);
                 self.next_reload(actions);
             }
-            Some(Roll::Back { why, askers }) => self.roll_failed(why, askers, actions),
+            Some(Roll::Back { reason, askers }) => self.roll_failed(reason, askers, actions),
             reading => self.roll = reading,
         }
     }
 
-    fn roll_failed(&mut self, why: String, askers: Vec<Asker>, actions: &mut Vec<Action>) {
-        actions.push(Action::Report(Notice::ReloadFailed { why: why.clone() }));
+    fn roll_failed(&mut self, reason: String, askers: Vec<Requester>, actions: &mut Vec<Action>) {
+        actions.push(Action::Log(LogEvent::ReloadFailed { reason: reason.clone() }));
         for asker in askers {
-            asker.refuse(why.clone(), actions);
+            asker.refuse(reason.clone(), actions);
         }
         self.keep_generations(actions);
         self.next_reload(actions);
@@ -268,7 +268,7 @@ impl Supervisor {
     fn next_reload(&mut self, actions: &mut Vec<Action>) {
         let askers = std::mem::take(&mut self.waiting);
         if let Some(first) = askers.first() {
-            actions.push(Action::Report(Notice::Reloading { by: first.who.clone() }));
+            actions.push(Action::Log(LogEvent::Reloading { by: first.name.clone() }));
             self.begin_reload(askers, actions);
         }
     }

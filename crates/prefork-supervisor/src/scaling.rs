@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause, Leave, Notice};
-use super::event::{Asker, Scale};
+use super::action::{Action, DrainReason, ExitCause, LogEvent};
 use super::{Place, Supervisor};
 use crate::MAX_WORKERS;
-use crate::identity::{Slot, WEB};
+use crate::command::{Requester, ScaleChange};
+use crate::identity::{Slot, WEB_KIND};
 
 impl Supervisor {
     pub(super) fn scale(
         &mut self,
         now: Instant,
-        scale: Scale,
-        by: Asker,
+        scale: ScaleChange,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
         self.scaling.push_back((scale, by));
@@ -27,18 +27,18 @@ impl Supervisor {
         &mut self,
         now: Instant,
         slots: u32,
-        outcome: Result<(), String>,
+        result: Result<(), String>,
         actions: &mut Vec<Action>,
     ) {
-        if outcome.is_ok() {
+        if result.is_ok() {
             self.know_sockets(slots);
         }
         let Some((scale, by)) = self.scaling.pop_front() else { return };
-        match outcome.and_then(|()| self.scaled(&scale)) {
+        match result.and_then(|()| self.scaled(&scale)) {
             Ok(to) if to <= slots => self.scale_web(now, to, scale, by, actions),
             // Opened for another number, which was asked for before this one.
             Ok(_) => self.scaling.push_front((scale, by)),
-            Err(why) => refuse(by, why, actions),
+            Err(reason) => by.refuse_or_log(reason, actions),
         }
         self.scale_on(now, actions);
     }
@@ -47,25 +47,25 @@ impl Supervisor {
     fn scale_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
         while let Some((scale, by)) = self.scaling.pop_front() {
             match self.scaled(&scale) {
-                Ok(to) if self.policy.socket_per_slot && to > self.policy.workers => {
+                Ok(to) if self.policy.has_socket_per_slot && to > self.policy.workers => {
                     self.scaling.push_front((scale, by));
                     return actions.push(Action::OpenSockets { slots: to });
                 }
                 Ok(to) => self.scale_web(now, to, scale, by, actions),
-                Err(why) => refuse(by, why, actions),
+                Err(reason) => by.refuse_or_log(reason, actions),
             }
         }
     }
 
-    /// How many workers that would be, or why it cannot be.
-    fn scaled(&self, scale: &Scale) -> Result<u32, String> {
+    /// How many workers that would be, or reason it cannot be.
+    fn scaled(&self, scale: &ScaleChange) -> Result<u32, String> {
         let from = self.policy.workers;
-        let to = scale.applied_to(from);
-        if self.stopping() {
+        let to = scale.apply_to(from);
+        if self.is_stopping() {
             Err("the cluster is stopping".to_string())
         } else if self.roll.is_some() {
             Err("a reload is under way; ask again when it is done".to_string())
-        } else if to > self.policy.most_workers && self.policy.most_workers == 1 {
+        } else if to > self.policy.max_workers && self.policy.max_workers == 1 {
             Err("the concurrency model has one worker process: for more threads change workers and reload".to_string())
         } else if !(1..=MAX_WORKERS).contains(&to) {
             Err(format!("{to} workers are out of range: ask for 1 to {}", MAX_WORKERS))
@@ -78,12 +78,12 @@ impl Supervisor {
         &mut self,
         now: Instant,
         to: u32,
-        scale: Scale,
-        by: Asker,
+        scale: ScaleChange,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
         let from = self.policy.workers;
-        self.scale_to(now, WEB, (from, to), scale, by, actions);
+        self.scale_to(now, WEB_KIND, (from, to), scale, by, actions);
     }
 
     pub(super) fn scale_to(
@@ -91,34 +91,34 @@ impl Supervisor {
         now: Instant,
         kind: &'static str,
         (from, to): (u32, u32),
-        scale: Scale,
-        by: Asker,
+        scale: ScaleChange,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
-        self.resize(now, kind, to, &by.who, actions);
+        self.resize(now, kind, to, &by.name, actions);
         match scale {
-            Scale::With(id, environment) => {
+            ScaleChange::AddWorker(id, environment) => {
                 if let Some(place) = self.places.iter_mut().rfind(|place| place.kind == kind) {
                     (place.first, place.environment) = (Some(id), environment);
                 }
             }
             // Who asks for a number wants it to be met.
-            Scale::To(_) | Scale::Up(_) | Scale::Down(_) => self.reopen(kind),
+            ScaleChange::To(_) | ScaleChange::Up(_) | ScaleChange::Down(_) => self.reopen(kind),
         }
-        let of = if kind == WEB { String::new() } else { format!(" of kind {kind}") };
+        let of = if kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
         by.confirm(format!("{to} workers{of} are wanted, {from} were"), actions);
     }
 
     /// A stop always wins.
     pub(super) fn give_up_scaling(&mut self, actions: &mut Vec<Action>) {
-        if self.stopping() {
+        if self.is_stopping() {
             self.refuse_scaling("the cluster is stopping", actions);
         }
     }
 
-    pub(super) fn refuse_scaling(&mut self, why: &str, actions: &mut Vec<Action>) {
+    pub(super) fn refuse_scaling(&mut self, reason: &str, actions: &mut Vec<Action>) {
         for (_, by) in std::mem::take(&mut self.scaling) {
-            refuse(by, why.to_string(), actions);
+            by.refuse_or_log(reason.to_string(), actions);
         }
     }
 
@@ -136,16 +136,16 @@ impl Supervisor {
         if to == from {
             return;
         }
-        actions.push(Action::Report(Notice::Scaled { by: by.to_string(), kind, from, to }));
+        actions.push(Action::Log(LogEvent::Scaled { by: by.to_string(), kind, from, to }));
         let end = first.0 + to;
         let surplus = move |place: &Place| place.kind == kind && place.slot.0 >= end;
         for place in 0..self.places.len() {
             if !surplus(&self.places[place]) {
                 continue;
             }
-            self.dismiss_holder(now, place, Leave::Scale, actions);
+            self.dismiss_holder(now, place, DrainReason::Scale, actions);
             if let Some(successor) = self.places[place].successor.take() {
-                self.kill(successor, Cause::Superseded, actions);
+                self.kill(successor, ExitCause::Superseded, actions);
             }
         }
         self.places.retain(|place| !surplus(place));
@@ -153,24 +153,4 @@ impl Supervisor {
         self.places.extend(more);
         self.places.sort_by_key(|place| place.slot);
     }
-}
-
-impl Scale {
-    /// How many workers that is, where there are so many.
-    pub(super) fn applied_to(&self, from: u32) -> u32 {
-        match self {
-            Scale::To(n) => *n,
-            Scale::Up(n) => from.saturating_add(*n),
-            Scale::Down(n) => from.saturating_sub(*n),
-            Scale::With(..) => from.saturating_add(1),
-        }
-    }
-}
-
-pub(super) fn refuse(by: Asker, why: String, actions: &mut Vec<Action>) {
-    if by.ticket.is_none() {
-        let by = by.who.clone();
-        actions.push(Action::Report(Notice::Refused { by, why: why.clone() }));
-    }
-    by.refuse(why, actions);
 }

@@ -12,9 +12,12 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::laws::Laws;
-use super::{Action, Asker, Event, Intent, KindRules, Outcome, Supervisor, Vitals};
+use super::{
+    Action, ClusterCommand, Event, HealthSample, Requester, ShutdownReason, Supervisor,
+    WorkerKindConfig,
+};
+use crate::config::SupervisorConfig;
 use crate::identity::{WorkerId, WorkerTag};
-use crate::policy::Policy;
 pub(super) use image::Binary;
 use image::{Moment, Trial};
 use lives::Child;
@@ -25,15 +28,16 @@ type Fate = Box<dyn FnMut(WorkerTag, &mut Dice) -> Life>;
 
 /// What is in the configuration's file: how long it takes to read it, and what comes of that. It is given the
 /// policy in force.
-type File = Box<dyn FnMut(&Policy, &mut Dice) -> (Duration, Result<Policy, String>)>;
+type File =
+    Box<dyn FnMut(&SupervisorConfig, &mut Dice) -> (Duration, Result<SupervisorConfig, String>)>;
 
 #[derive(Debug)]
 enum Happening {
     ForkReturns(WorkerId),
     Does(WorkerId, Deed),
-    Asks(Intent),
+    Asks(ClusterCommand),
     ReadsConfig,
-    Sees(Vec<Vitals>),
+    Sees(Vec<HealthSample>),
     Tells(Event),
     Upgrades(Moment),
 }
@@ -41,11 +45,11 @@ enum Happening {
 pub(super) struct World {
     pub(super) mind: Supervisor,
     /// What each image says of kinds of workers besides `web`.
-    pub(super) kinds: Vec<KindRules>,
+    pub(super) kinds: Vec<WorkerKindConfig>,
     pub(super) now: Instant,
     /// Every action so far, with its time since the beginning.
     pub(super) log: Vec<(Duration, Action)>,
-    pub(super) exit: Option<Outcome>,
+    pub(super) exit: Option<ShutdownReason>,
     began: Instant,
     /// The primary notices nothing before this moment.
     awake: Instant,
@@ -63,7 +67,7 @@ pub(super) struct World {
     /// Of so many workers the application does not want one to be replaced; 0 if it wants all.
     pub(super) vetoes: u64,
     /// What a configuration that is being read says.
-    read: Option<Result<Policy, String>>,
+    read: Option<Result<SupervisorConfig, String>>,
     /// By time, and in the order in which they were planned.
     plan: BTreeMap<(Instant, usize), Happening>,
     planned: usize,
@@ -73,7 +77,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(
-        policy: Policy,
+        policy: SupervisorConfig,
         seed: u64,
         fate: impl FnMut(WorkerTag, &mut Dice) -> Life + 'static,
     ) -> World {
@@ -111,7 +115,7 @@ impl World {
                     self.born(*worker, life);
                 }
             }
-            Event::NotProved { .. } => self.trial = None,
+            Event::UpgradeFailed { .. } => self.trial = None,
             Event::ForkFailed { worker, .. } => drop(self.forking.remove(worker)),
             Event::Exited { worker, .. } => {
                 self.forking.remove(worker);
@@ -175,7 +179,7 @@ impl World {
     }
 
     /// The same with other kinds of workers besides `web`.
-    pub(super) fn with_kinds(mut self, kinds: Vec<KindRules>) -> World {
+    pub(super) fn with_kinds(mut self, kinds: Vec<WorkerKindConfig>) -> World {
         self.mind = self.mind.with_kinds(kinds.clone());
         self.kinds = kinds;
         self
@@ -193,19 +197,19 @@ impl World {
         self.awake = self.now + time;
     }
 
-    pub(super) fn ask(&mut self, intent: Intent) {
-        self.tell(Event::Asked { intent, by: Asker::nameless("SIGTERM") });
+    pub(super) fn ask(&mut self, command: ClusterCommand) {
+        self.tell(Event::CommandReceived { command, by: Requester::without_reply("SIGTERM") });
     }
 
-    pub(super) fn ask_in(&mut self, time: Duration, intent: Intent) {
-        self.plan(time, Happening::Asks(intent));
+    pub(super) fn ask_in(&mut self, time: Duration, command: ClusterCommand) {
+        self.plan(time, Happening::Asks(command));
     }
 
     /// Somebody asks who waits for the answer. After the end nobody is there to be asked.
-    pub(super) fn request(&mut self, ticket: u64, intent: Intent) {
+    pub(super) fn request(&mut self, reply_id: u64, command: ClusterCommand) {
         if self.exit.is_none() {
-            let by = Asker { who: "control".to_string(), ticket: Some(ticket) };
-            self.tell(Event::Asked { intent, by });
+            let by = Requester { name: "control".to_string(), reply_id: Some(reply_id) };
+            self.tell(Event::CommandReceived { command, by });
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause, Leave};
+use super::action::{Action, DrainReason, ExitCause};
 use super::places::Vacancy;
-use super::{LAST_MOMENT, State, Supervisor};
+use super::{LAST_MOMENT, Supervisor, WorkerState};
 use crate::identity::{Generation, WorkerId};
 
 /// Where a successor may be forked.
@@ -87,7 +87,7 @@ impl Supervisor {
             if place.successor.is_some() {
                 rooms.take_beside(place.holder.is_some());
             }
-            rooms.missing += usize::from(!place.holder.is_some_and(|id| self.serves(id)));
+            rooms.missing += usize::from(!place.holder.is_some_and(|id| self.is_serving(id)));
         }
         rooms
     }
@@ -96,7 +96,7 @@ impl Supervisor {
     pub(super) fn is_coming(&self, slot: usize, generation: Generation) -> bool {
         let holder = self.places[slot].holder.and_then(|id| self.members.get(&id));
         holder.is_some_and(|holder| {
-            let boots = matches!(holder.state, State::Forking | State::Booting { .. });
+            let boots = matches!(holder.state, WorkerState::Forking | WorkerState::Booting { .. });
             boots && holder.tag.generation == generation
         })
     }
@@ -108,8 +108,8 @@ impl Supervisor {
         };
         let holder = self.places[slot].holder.and_then(|id| self.members.get(&id));
         let worn = holder.filter(|_| self.roll.is_none()).and_then(|holder| holder.worn);
-        let why = worn.map_or(Leave::Reload, Leave::Recycle);
-        self.dismiss_holder(now, slot, why, actions);
+        let reason = worn.map_or(DrainReason::Reload, DrainReason::Recycle);
+        self.dismiss_holder(now, slot, reason, actions);
         let generation = self.members.get(&worker).map_or(self.generation, |m| m.tag.generation);
         let place = &mut self.places[slot];
         place.successor = None;
@@ -123,22 +123,22 @@ impl Supervisor {
         &mut self,
         now: Instant,
         slot: usize,
-        why: Leave,
+        reason: DrainReason,
         actions: &mut Vec<Action>,
     ) {
         let Some(worker) = self.places[slot].holder.take() else { return };
         let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
         let Some(member) = self.members.get_mut(&worker) else { return };
         match member.state {
-            State::Serving => {
-                member.state = State::Draining { deadline };
-                member.leave = Some(why);
+            WorkerState::Serving => {
+                member.state = WorkerState::Draining { deadline };
+                member.leave = Some(reason);
                 actions.push(Action::Drain(worker));
             }
-            State::Booting { .. } => self.kill(worker, Cause::Superseded, actions),
+            WorkerState::Booting { .. } => self.kill(worker, ExitCause::Superseded, actions),
             // A fork that comes back now belongs to nobody: see `forked`.
-            State::Forking | State::Draining { .. } | State::Leaving { .. } => {}
-            State::Aborted { .. } | State::Killed { .. } => {}
+            WorkerState::Forking | WorkerState::Draining { .. } | WorkerState::Exiting { .. } => {}
+            WorkerState::Aborted { .. } | WorkerState::Killed { .. } => {}
         }
     }
 
@@ -150,7 +150,7 @@ impl Supervisor {
         let successors: Vec<WorkerId> =
             self.places.iter_mut().filter_map(|place| place.successor.take()).collect();
         for worker in successors {
-            self.kill(worker, Cause::Superseded, actions);
+            self.kill(worker, ExitCause::Superseded, actions);
         }
     }
 }

@@ -3,16 +3,15 @@
 
 use std::time::Instant;
 
-use super::action::{Action, Cause, Exit, Leave, Notice};
-use super::event::{Asker, Environment};
+use super::action::{Action, DrainReason, ExitCause, ExitReport, LogEvent};
 use super::places::Vacancy;
-use super::scaling::refuse;
-use super::{LAST_MOMENT, Phase, Place, State, Supervisor};
+use super::{ClusterPhase, LAST_MOMENT, Place, Supervisor, WorkerState};
+use crate::command::{Requester, WorkerEnvironment};
 use crate::identity::{Slot, WorkerId};
 
 impl Supervisor {
     /// Whether the application is asked before a worker that ended unasked is replaced.
-    pub fn ask_before_restarts(&mut self, asks: bool) {
+    pub fn set_confirm_restarts(&mut self, asks: bool) {
         self.asks_restart = asks;
     }
 
@@ -21,16 +20,16 @@ impl Supervisor {
         &mut self,
         now: Instant,
         worker: WorkerId,
-        by: Asker,
+        by: Requester,
         actions: &mut Vec<Action>,
     ) {
-        if self.stopping() {
-            return refuse(by, "the cluster is stopping".to_string(), actions);
+        if self.is_stopping() {
+            return by.refuse_or_log("the cluster is stopping".to_string(), actions);
         }
         let Some(member) = self.members.get(&worker) else {
-            return refuse(by, format!("there is no worker {worker}"), actions);
+            return by.refuse_or_log(format!("there is no worker {worker}"), actions);
         };
-        let hears = matches!(member.state, State::Booting { .. } | State::Serving);
+        let hears = matches!(member.state, WorkerState::Booting { .. } | WorkerState::Serving);
         self.leave_for_good(now, worker, actions);
         if hears {
             actions.push(Action::Drain(worker));
@@ -52,20 +51,20 @@ impl Supervisor {
         let deadline = now + self.policy.graceful_timeout + LAST_MOMENT;
         let Some(member) = self.members.get_mut(&worker) else { return };
         match member.state {
-            State::Booting { .. } | State::Serving => {
-                member.state = State::Draining { deadline };
-                member.leave = Some(Leave::Disconnect);
-                actions.push(Action::Report(Notice::Disconnecting { worker: member.tag }));
+            WorkerState::Booting { .. } | WorkerState::Serving => {
+                member.state = WorkerState::Draining { deadline };
+                member.leave = Some(DrainReason::Disconnect);
+                actions.push(Action::Log(LogEvent::Disconnecting { worker: member.tag }));
             }
             // A fork that comes back now belongs to nobody: see `forked`.
-            State::Forking => {}
+            WorkerState::Forking => {}
             // Whoever ends anyway keeps its slot or has lost it already.
-            State::Draining { .. } | State::Leaving { .. } => return,
-            State::Aborted { .. } | State::Killed { .. } => return,
+            WorkerState::Draining { .. } | WorkerState::Exiting { .. } => return,
+            WorkerState::Aborted { .. } | WorkerState::Killed { .. } => return,
         }
         if self.is_successor(worker) {
-            let why = format!("worker={worker} was disconnected before it was ready");
-            return self.successor_lost(now, worker, &why, false, actions);
+            let reason = format!("worker={worker} was disconnected before it was ready");
+            return self.successor_lost(now, worker, &reason, false, actions);
         }
         let rolls = self.roll.is_some();
         let held = self.places.iter_mut().find(|place| place.holder == Some(worker));
@@ -73,19 +72,19 @@ impl Supervisor {
         (place.holder, place.last, place.vacancy) = (None, None, Vacancy::Closed);
         // A reload goes on; what was to replace a worn worker alone is not wanted any more.
         if let Some(successor) = place.successor.take_if(|_| !rolls) {
-            self.kill(successor, Cause::Superseded, actions);
+            self.kill(successor, ExitCause::Superseded, actions);
         }
     }
 
     /// Asks whether the worker, which held its slot and ended unasked, is to be replaced.
-    pub(super) fn ask_restart(&mut self, exit: Exit, actions: &mut Vec<Action>) {
-        if !self.asks_restart || self.stopping() {
+    pub(super) fn ask_restart(&mut self, exit: ExitReport, actions: &mut Vec<Action>) {
+        if !self.asks_restart || self.is_stopping() {
             return;
         }
         let place = self.places.iter_mut().find(|place| place.slot == exit.worker.slot);
         if let Some(place) = place.filter(|place| place.holder.is_none()) {
             place.vacancy = Vacancy::Asked(exit.worker);
-            actions.push(Action::AskRestart(exit));
+            actions.push(Action::ConfirmRestart(exit));
         }
     }
 
@@ -96,7 +95,7 @@ impl Supervisor {
         actions: &mut Vec<Action>,
     ) {
         // The death that was asked about may have been the one that made the cluster give up.
-        if self.phase == Phase::Done {
+        if self.phase == ClusterPhase::Done {
             return;
         }
         for place in &mut self.places {
@@ -107,7 +106,7 @@ impl Supervisor {
             place.vacancy = if restart { Vacancy::None } else { Vacancy::Closed };
             if !restart {
                 place.last = None;
-                actions.push(Action::Report(Notice::NotRestarted { worker: tag }));
+                actions.push(Action::Log(LogEvent::NotRestarted { worker: tag }));
             }
         }
     }
@@ -130,11 +129,11 @@ impl Supervisor {
     /// How many slots are served.
     pub(super) fn serving(&self) -> u32 {
         let holders = self.places.iter().filter_map(|place| place.holder);
-        holders.filter(|id| self.serves(*id)).count() as u32
+        holders.filter(|id| self.is_serving(*id)).count() as u32
     }
 
     /// Variables of slots that have some of their own.
-    pub(super) fn environments(&self) -> Vec<(Slot, Environment)> {
+    pub(super) fn environments(&self) -> Vec<(Slot, WorkerEnvironment)> {
         let own = self.places.iter().filter(|place| !place.environment.is_empty());
         own.map(|place| (place.slot, place.environment.clone())).collect()
     }
@@ -142,10 +141,10 @@ impl Supervisor {
     /// The worker's channel is closed, or it is gone, which is the same.
     pub(super) fn say_disconnected(&mut self, worker: WorkerId, actions: &mut Vec<Action>) {
         if let Some(member) = self.members.get_mut(&worker)
-            && member.state != State::Forking
+            && member.state != WorkerState::Forking
             && !std::mem::replace(&mut member.disconnected, true)
         {
-            actions.push(Action::Report(Notice::Disconnected { worker: member.tag }));
+            actions.push(Action::Log(LogEvent::Disconnected { worker: member.tag }));
         }
     }
 
@@ -158,7 +157,7 @@ impl Supervisor {
         let Some(by) = self.members.get(&worker).map(|member| member.tag) else { return };
         match self.members.get_mut(&before) {
             Some(leaving) => leaving.replaced_by = Some(by),
-            None => actions.push(Action::Report(Notice::Replaced { worker: before, by })),
+            None => actions.push(Action::Log(LogEvent::Replaced { worker: before, by })),
         }
     }
 }

@@ -1,81 +1,86 @@
-//! What the supervisor knows, as plain data: for `status`, metrics and the service manager.
+//! A copy of the supervisor's state for status, metrics and the service manager.
 
 use std::time::Instant;
 
-use super::{Phase, State, Supervisor};
+use super::{ClusterPhase, Supervisor, WorkerState};
 use crate::identity::{Generation, Slot, WorkerTag};
 
-/// The cluster as the primary knows it from its own memory.
+/// The state of the cluster at one moment.
 #[derive(Debug, Clone)]
-pub struct View {
+pub struct ClusterView {
+    /// `booting`, `running`, `reloading`, `stopping`, `ending` or `done`.
     pub phase: &'static str,
+    /// The generation in force.
     pub generation: Generation,
-    /// How many workers of the kind `web` there should be.
-    pub wanted: u32,
-    /// And how many of each other kind.
-    pub kinds: Vec<(&'static str, u32)>,
-    pub restarts: u64,
-    /// Slots that stay empty for now.
-    pub vacant: Vec<Slot>,
+    /// How many workers of the kind `web` should run.
+    pub wanted_workers: u32,
+    /// How many workers of each other kind should run.
+    pub wanted_by_kind: Vec<(&'static str, u32)>,
+    /// How many workers were forked in place of one that ended unasked.
+    pub restart_count: u64,
+    /// The slots that stay empty for now.
+    pub empty_slots: Vec<Slot>,
     /// Every worker that exists or is being forked, oldest first.
-    pub members: Vec<MemberView>,
+    pub workers: Vec<WorkerView>,
 }
 
-/// One worker as the primary knows it.
+/// The state of one worker at one moment.
 #[derive(Debug, Clone)]
-pub struct MemberView {
+pub struct WorkerView {
+    /// Its identity.
     pub tag: WorkerTag,
+    /// `forking`, `booting`, `serving`, `draining`, `leaving`, `aborted` or `killed`.
     pub state: &'static str,
     /// When its fork was decided.
-    pub born: Instant,
+    pub forked_at: Instant,
 }
 
 impl Supervisor {
-    /// A copy of what is known now.
-    pub fn view(&self) -> View {
-        let members = self.members.values().map(|member| MemberView {
+    /// Returns a copy of the current state.
+    pub fn view(&self) -> ClusterView {
+        let workers = self.members.values().map(|member| WorkerView {
             tag: member.tag,
             state: member.state.name(),
-            born: member.born,
+            forked_at: member.born,
         });
-        View {
+        ClusterView {
             phase: match self.roll {
-                _ if self.departure.is_some() => Phase::Stopping.name(),
-                Some(_) if self.phase == Phase::Running => "reloading",
+                _ if self.departure.is_some() => ClusterPhase::Stopping.name(),
+                Some(_) if self.phase == ClusterPhase::Running => "reloading",
                 _ => self.phase.name(),
             },
             generation: self.generation,
-            wanted: self.wanted(),
-            kinds: self.wanted_of_kinds(),
-            restarts: self.restarts,
-            vacant: self.vacant(),
-            members: members.collect(),
+            wanted_workers: self.wanted_workers(),
+            wanted_by_kind: self.wanted_of_kinds(),
+            restart_count: self.restarts,
+            empty_slots: self.vacant(),
+            workers: workers.collect(),
         }
     }
 }
 
-impl Phase {
+impl ClusterPhase {
     fn name(self) -> &'static str {
         match self {
-            Phase::Booting => "booting",
-            Phase::Running => "running",
-            Phase::Stopping => "stopping",
-            Phase::Ending(_) => "ending",
-            Phase::Done => "done",
+            ClusterPhase::Booting => "booting",
+            ClusterPhase::Running => "running",
+            ClusterPhase::Stopping => "stopping",
+            ClusterPhase::Killing(_) => "ending",
+            ClusterPhase::Done => "done",
         }
     }
 }
 
-impl State {
+impl WorkerState {
     fn name(self) -> &'static str {
         match self {
-            State::Forking => "forking",
-            State::Booting { .. } => "booting",
-            State::Serving => "serving",
-            State::Draining { .. } => "draining",
-            State::Leaving { .. } => "leaving",
-            State::Aborted { .. } => "aborted",
-            State::Killed { .. } => "killed",
+            WorkerState::Forking => "forking",
+            WorkerState::Booting { .. } => "booting",
+            WorkerState::Serving => "serving",
+            WorkerState::Draining { .. } => "draining",
+            WorkerState::Exiting { .. } => "leaving",
+            WorkerState::Aborted { .. } => "aborted",
+            WorkerState::Killed { .. } => "killed",
         }
     }
 }

@@ -7,10 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::action::{Action, Cause, Limit, Notice};
+use super::action::{Action, ExitCause, LogEvent, RecycleReason};
 use super::backoff::Allowance;
-use super::event::Vitals;
-use super::{Phase, State, Supervisor};
+use super::event::HealthSample;
+use super::{ClusterPhase, Supervisor, WorkerState};
 use crate::identity::WorkerId;
 
 /// How often workers are looked at. A stall is noticed this much late at most.
@@ -43,7 +43,7 @@ pub(super) struct Watch {
     weighed: Option<Instant>,
     /// No worker is recycled before.
     pause: Option<Instant>,
-    /// State of the generator of spreads.
+    /// WorkerState of the generator of spreads.
     spread: u64,
 }
 
@@ -71,13 +71,13 @@ impl Supervisor {
         if self.watch.next.is_some_and(|next| next <= now) {
             self.watch.next = None;
             self.watch.looking = true;
-            let limited = self.limits_of_all().any(|one| one.weighs());
+            let limited = self.limits_of_all().any(|one| one.has_memory_limit());
             let due = self.watch.weighed.is_none_or(|at| now.duration_since(at) >= INTERVAL);
-            let memory = limited && due;
-            if memory {
+            let with_memory = limited && due;
+            if with_memory {
                 self.watch.weighed = Some(now);
             }
-            actions.push(Action::Look { memory });
+            actions.push(Action::SampleHealth { with_memory });
         }
     }
 
@@ -98,7 +98,7 @@ impl Supervisor {
     pub(super) fn observed(
         &mut self,
         now: Instant,
-        vitals: Vec<Vitals>,
+        samples: Vec<HealthSample>,
         actions: &mut Vec<Action>,
     ) {
         if !self.watch.looking {
@@ -108,9 +108,9 @@ impl Supervisor {
         let gap = self.watch.last.map_or(INTERVAL, |last| now.duration_since(last));
         self.watch.last = Some(now);
         let mut worn = None;
-        for one in vitals {
+        for one in samples {
             if let Some(member) = self.members.get_mut(&one.worker) {
-                member.full = one.full;
+                member.full = one.is_full;
             }
             self.feel_pulse(now, gap, &one, actions);
             self.weigh(&one, actions);
@@ -132,20 +132,20 @@ impl Supervisor {
         &mut self,
         now: Instant,
         gap: Duration,
-        seen: &Vitals,
+        seen: &HealthSample,
         actions: &mut Vec<Action>,
     ) {
         let (warn, limit) = (self.policy.stall_warn, self.policy.stall_timeout);
         let Some(member) = self.members.get_mut(&seen.worker) else { return };
-        if !matches!(member.state, State::Serving | State::Draining { .. }) {
+        if !matches!(member.state, WorkerState::Serving | WorkerState::Draining { .. }) {
             return;
         }
         let (worker, pulse) = (member.tag, &mut member.pulse);
-        if pulse.beat != Some(seen.beat) {
+        if pulse.beat != Some(seen.heartbeat) {
             if pulse.reported {
-                actions.push(Action::Report(Notice::Recovered { worker, after: pulse.still }));
+                actions.push(Action::Log(LogEvent::Recovered { worker, stalled_for: pulse.still }));
             }
-            pulse.beat = Some(seen.beat);
+            pulse.beat = Some(seen.heartbeat);
             pulse.still = Duration::ZERO;
             (pulse.reported, pulse.late) = (false, false);
             return;
@@ -155,35 +155,41 @@ impl Supervisor {
             return;
         }
         pulse.late = pulse.still >= LATE;
-        let (since, serving) = (pulse.still, seen.serving.clone());
-        if limit.is_some_and(|limit| since >= limit) {
-            member.state = State::Aborted { deadline: now + DUMPING };
-            actions.push(Action::Report(Notice::Frozen { worker, since, serving }));
+        let (stalled_for, current_request) = (pulse.still, seen.current_request.clone());
+        if limit.is_some_and(|limit| stalled_for >= limit) {
+            member.state = WorkerState::Aborted { deadline: now + DUMPING };
+            actions.push(Action::Log(LogEvent::StallTimedOut {
+                worker,
+                stalled_for,
+                current_request,
+            }));
             actions.push(Action::Abort(seen.worker));
-        } else if warn.is_some_and(|warn| since >= warn) && !pulse.reported {
+        } else if warn.is_some_and(|warn| stalled_for >= warn) && !pulse.reported {
             pulse.reported = true;
-            actions.push(Action::Report(Notice::Stalled { worker, since, serving }));
+            actions.push(Action::Log(LogEvent::Stalled { worker, stalled_for, current_request }));
         }
     }
 
-    fn weigh(&mut self, seen: &Vitals, actions: &mut Vec<Action>) {
+    fn weigh(&mut self, seen: &HealthSample, actions: &mut Vec<Action>) {
         let Some(member) = self.members.get(&seen.worker) else { return };
         let hard = self.limits_of(member.tag.kind).max_rss_hard;
         let Some((memory, limit)) = seen.memory.zip(hard) else { return };
-        if memory > limit && !matches!(member.state, State::Forking | State::Killed { .. }) {
+        if memory > limit
+            && !matches!(member.state, WorkerState::Forking | WorkerState::Killed { .. })
+        {
             let worker = member.tag;
-            actions.push(Action::Report(Notice::OverMemory { worker, memory, limit }));
-            self.kill(seen.worker, Cause::Memory, actions);
+            actions.push(Action::Log(LogEvent::MemoryLimitExceeded { worker, memory, limit }));
+            self.kill(seen.worker, ExitCause::MemoryLimit, actions);
         }
     }
 
     /// The limit that the worker has reached, if it is one that serves.
-    fn is_worn(&self, now: Instant, seen: &Vitals) -> Option<Limit> {
+    fn is_worn(&self, now: Instant, seen: &HealthSample) -> Option<RecycleReason> {
         let member = self.members.get(&seen.worker)?;
         let slot = self.places.iter().position(|place| place.holder == Some(seen.worker))?;
         // One that is worn as soon as it serves would be replaced for ever, as fast as it boots.
         let proven = member.served_for(now).is_some_and(|time| time >= self.policy.min_uptime);
-        if member.state != State::Serving || self.is_crowded(slot) || !proven {
+        if member.state != WorkerState::Serving || self.is_crowded(slot) || !proven {
             return None;
         }
         let share = 1.0 - member.spread / 5.0;
@@ -192,27 +198,33 @@ impl Supervisor {
         if let Some(limit) = limits.max_rss
             && seen.memory.is_some_and(|memory| memory > limit)
         {
-            return seen.memory.map(Limit::Memory);
+            return seen.memory.map(RecycleReason::Memory);
         }
         if let Some(limit) = limits.max_requests
             && seen.requests as f64 >= limit as f64 * share
         {
-            return Some(Limit::Requests(seen.requests));
+            return Some(RecycleReason::Requests(seen.requests));
         }
         if let Some(limit) = limits.max_lifetime
             && age >= limit.mul_f64(share)
         {
-            return Some(Limit::Lifetime(age));
+            return Some(RecycleReason::Lifetime(age));
         }
         None
     }
 
     /// Replaces one worker, if nothing else is being replaced.
-    fn recycle(&mut self, now: Instant, worker: WorkerId, limit: Limit, actions: &mut Vec<Action>) {
+    fn recycle(
+        &mut self,
+        now: Instant,
+        worker: WorkerId,
+        limit: RecycleReason,
+        actions: &mut Vec<Action>,
+    ) {
         let Some(slot) = self.places.iter().position(|place| place.holder == Some(worker)) else {
             return;
         };
-        let busy = self.phase != Phase::Running
+        let busy = self.phase != ClusterPhase::Running
             || self.roll.is_some()
             || self.handoff.is_some()
             || self.backoff.allowance() != Allowance::All
@@ -223,7 +235,7 @@ impl Supervisor {
         }
         if let Some(member) = self.members.get_mut(&worker) {
             member.worn = Some(limit);
-            actions.push(Action::Report(Notice::Recycling { worker: member.tag, limit }));
+            actions.push(Action::Log(LogEvent::Recycling { worker: member.tag, limit }));
         }
         let generation = self.places[slot].generation;
         self.places[slot].successor = Some(self.fork(now, slot, generation, actions));

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::{Action, Adopted, AdoptedMember, Event, Phase, State, Supervisor};
+use super::super::{Action, ClusterPhase, Event, SavedState, SavedWorker, Supervisor, WorkerState};
 use super::{LAST_MOMENT, Story};
+use crate::config::SupervisorConfig;
 use crate::identity::{Generation, WorkerId, WorkerTag};
-use crate::policy::Policy;
 
 /// More than any proof may take beyond the time that its worker has to boot.
 const SLACK: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ pub(super) struct Handoffs {
     proving: Option<Instant>,
     proved: bool,
     taking_over: bool,
-    /// Adopted workers that a new image has to tell to leave, as nobody may have told them.
+    /// SavedState workers that a new image has to tell to leave, as nobody may have told them.
     untold: Vec<WorkerId>,
 }
 
@@ -28,13 +28,13 @@ pub(super) struct Standing {
     generations: Vec<Generation>,
     generation: Generation,
     policy: String,
-    phase: Phase,
+    phase: ClusterPhase,
     rolls: bool,
 }
 
 impl Standing {
     pub(super) fn of(mind: &Supervisor) -> Standing {
-        let policy: &Policy = &mind.policy;
+        let policy: &SupervisorConfig = &mind.policy;
         Standing {
             holders: mind.places.iter().map(|place| place.holder).collect(),
             generations: mind.places.iter().map(|place| place.generation).collect(),
@@ -64,8 +64,8 @@ impl Handoffs {
         story: &Story<'_>,
     ) {
         match event {
-            Event::Proved => self.proved = self.proving.is_some(),
-            Event::NotProved { .. } => {
+            Event::UpgradeCheckPassed => self.proved = self.proving.is_some(),
+            Event::UpgradeFailed { .. } => {
                 *self = Handoffs::default();
                 let kept = story.before.standing.is_kept_by(Standing::of(mind));
                 assert!(kept, "a failed upgrade changes nothing: {story}");
@@ -81,7 +81,7 @@ impl Handoffs {
         }
         let under_way = self.proving.is_some();
         assert_eq!(mind.handoff.is_some(), under_way, "both know of the upgrade: {story}");
-        assert!(!under_way || !mind.stopping(), "a stop ends an upgrade: {story}");
+        assert!(!under_way || !mind.is_stopping(), "a stop ends an upgrade: {story}");
         assert!(!under_way || mind.roll.is_none(), "no reload during an upgrade: {story}");
         assert!(!self.proved || self.taking_over, "who is proved takes over: {story}");
         if let Some(limit) = self.proving.filter(|_| !self.proved) {
@@ -92,19 +92,19 @@ impl Handoffs {
 
     fn obey(&mut self, now: Instant, action: &Action, mind: &Supervisor, story: &Story<'_>) {
         match action {
-            Action::Prove => {
+            Action::StartUpgradeCheck => {
                 assert!(self.proving.is_none(), "one proof at a time: {story}");
-                assert!(mind.phase == Phase::Running, "only what runs is upgraded: {story}");
+                assert!(mind.phase == ClusterPhase::Running, "only what runs is upgraded: {story}");
                 self.proving = Some(now + mind.policy.boot_timeout + SLACK);
             }
-            Action::StopProof => {
+            Action::StopUpgradeCheck => {
                 assert!(self.proving.is_some(), "only a proof is stopped: {story}");
                 *self = Handoffs::default();
             }
-            Action::TakeOver => {
+            Action::ExecNewBinary => {
                 assert!(self.proved, "nothing takes over that is not proved: {story}");
                 assert!(!self.taking_over, "and once: {story}");
-                assert!(!mind.stopping(), "and not in a stop: {story}");
+                assert!(!mind.is_stopping(), "and not in a stop: {story}");
                 self.taking_over = true;
             }
             _ => {}
@@ -112,27 +112,33 @@ impl Handoffs {
     }
 
     /// The exec worked.
-    pub(super) fn adopted(&mut self, mind: &Supervisor, left: &Adopted, now: Instant) {
+    pub(super) fn adopted(&mut self, mind: &Supervisor, left: &SavedState, now: Instant) {
         assert!(self.taking_over, "nobody else is followed: {mind:#?}");
         *self = Handoffs::default();
         // The new image may have fewer of another kind than `web`, or none.
         let place = |tag: &WorkerTag| {
             mind.places.iter().any(|place| (place.slot, place.kind) == (tag.slot, tag.kind))
         };
-        let leaves = |one: &AdoptedMember| !one.serving || !place(&one.tag);
-        let leaving = left.members.iter().filter(|one| leaves(one));
+        let leaves = |one: &SavedWorker| !one.is_serving || !place(&one.tag);
+        let leaving = left.workers.iter().filter(|one| leaves(one));
         self.untold = leaving.map(|one| one.tag.id).collect();
-        let grown = mind.next_id >= left.next_id && mind.last_generation > left.generation;
+        let grown = mind.next_id >= left.next_id.0 && mind.last_generation > left.generation;
         assert!(grown, "numbers only grow: {left:?}, {mind:#?}");
-        assert!(mind.restarts >= left.restarts, "counters only grow: {left:?}, {mind:#?}");
-        assert_eq!(mind.wanted(), left.workers_wanted, "as many as before, until the roll is done");
-        for one in &left.members {
+        assert!(mind.restarts >= left.restart_count, "counters only grow: {left:?}, {mind:#?}");
+        assert_eq!(
+            mind.wanted_workers(),
+            left.wanted_workers,
+            "as many as before, until the roll is done"
+        );
+        for one in &left.workers {
             let state = mind.members.get(&one.tag.id).map(|member| member.state);
             let holds = mind.places.iter().any(|place| place.holder == Some(one.tag.id));
             let limit = now + mind.policy.graceful_timeout + LAST_MOMENT;
             let cared_for = match state {
-                Some(State::Serving) => holds && !leaves(one),
-                Some(State::Draining { deadline }) => !holds && leaves(one) && deadline <= limit,
+                Some(WorkerState::Serving) => holds && !leaves(one),
+                Some(WorkerState::Draining { deadline }) => {
+                    !holds && leaves(one) && deadline <= limit
+                }
                 _ => false,
             };
             assert!(cared_for, "nobody is forgotten: {one:?}, {mind:#?}");

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Action, Event, Notice};
+use super::super::{Action, Event, LogEvent};
 use super::Story;
 use crate::identity::WorkerId;
 
@@ -26,8 +26,8 @@ impl Lives {
     pub(super) fn check(&mut self, event: &Event, actions: &[Action], story: &Story<'_>) {
         for action in actions {
             match action {
-                Action::Report(notice) => self.hear(notice, story),
-                Action::AskRestart(exit) => {
+                Action::Log(notice) => self.hear(notice, story),
+                Action::ConfirmRestart(exit) => {
                     let told = self.told.get(&exit.worker.id).copied().unwrap_or_default();
                     assert!(told.exited, "only the dead are asked about: {story}");
                 }
@@ -53,14 +53,14 @@ impl Lives {
         }
     }
 
-    fn hear(&mut self, notice: &Notice, story: &Story<'_>) {
+    fn hear(&mut self, notice: &LogEvent, story: &Story<'_>) {
         let id = match notice {
-            Notice::Forked { worker }
-            | Notice::Online { worker }
-            | Notice::Ready { worker, .. }
-            | Notice::Disconnected { worker } => worker.id,
-            Notice::Exited(exit) => exit.worker.id,
-            Notice::Replaced { worker, by } => {
+            LogEvent::Forked { worker }
+            | LogEvent::Online { worker }
+            | LogEvent::Ready { worker, .. }
+            | LogEvent::Disconnected { worker } => worker.id,
+            LogEvent::Exited(exit) => exit.worker.id,
+            LogEvent::Replaced { worker, by } => {
                 assert!(
                     self.told.get(&by.id).is_some_and(|t| t.ready),
                     "by one that serves: {story}"
@@ -71,11 +71,11 @@ impl Lives {
         };
         let told = self.told.entry(id).or_default();
         let (before, now) = match notice {
-            Notice::Forked { .. } => (true, &mut told.forked),
-            Notice::Online { .. } => (told.forked && !told.disconnected, &mut told.online),
-            Notice::Ready { .. } => (told.online && !told.disconnected, &mut told.ready),
-            Notice::Disconnected { .. } => (told.forked && !told.exited, &mut told.disconnected),
-            Notice::Exited(_) => (told.disconnected, &mut told.exited),
+            LogEvent::Forked { .. } => (true, &mut told.forked),
+            LogEvent::Online { .. } => (told.forked && !told.disconnected, &mut told.online),
+            LogEvent::Ready { .. } => (told.online && !told.disconnected, &mut told.ready),
+            LogEvent::Disconnected { .. } => (told.forked && !told.exited, &mut told.disconnected),
+            LogEvent::Exited(_) => (told.disconnected, &mut told.exited),
             _ => (told.exited && told.ready, &mut told.replaced),
         };
         assert!(before, "what comes before was told: {story}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::super::{Action, Event, Phase, Supervisor};
+use super::super::{Action, ClusterPhase, Event, Supervisor};
 use super::Story;
 use crate::identity::WorkerId;
 
@@ -25,25 +25,26 @@ pub(super) struct Looks {
 
 impl Looks {
     pub(super) fn hear(&mut self, now: Instant, event: &Event) {
-        let Event::Observed { vitals } = event else { return };
+        let Event::HealthSampled { samples } = event else { return };
         if !std::mem::take(&mut self.outstanding) {
             return;
         }
         self.gap = self.last.map_or(INTERVAL, |last| now - last);
         self.last = Some(now);
-        for one in vitals {
-            let (beat, still) = self.still.entry(one.worker).or_insert((one.beat, Duration::ZERO));
-            if *beat == one.beat {
+        for one in samples {
+            let (beat, still) =
+                self.still.entry(one.worker).or_insert((one.heartbeat, Duration::ZERO));
+            if *beat == one.heartbeat {
                 *still += self.gap.min(ASLEEP);
             } else {
-                (*beat, *still) = (one.beat, Duration::ZERO);
+                (*beat, *still) = (one.heartbeat, Duration::ZERO);
             }
         }
     }
 
     pub(super) fn obey(&mut self, action: &Action, mind: &Supervisor, story: &Story<'_>) {
         match action {
-            Action::Look { .. } => {
+            Action::SampleHealth { .. } => {
                 assert!(!self.outstanding, "one look at a time: {story}");
                 self.outstanding = true;
             }
@@ -61,7 +62,7 @@ impl Looks {
     pub(super) fn check(&self, now: Instant, mind: &Supervisor, story: &Story<'_>) {
         let idle = mind.watch.deadline().is_none();
         assert!(idle || !self.outstanding, "no look while one is unanswered: {story}");
-        let over = matches!(mind.phase, Phase::Ending(_) | Phase::Done);
+        let over = matches!(mind.phase, ClusterPhase::Killing(_) | ClusterPhase::Done);
         if mind.is_watchful() && !self.outstanding && !over {
             let soon = mind.deadline().is_some_and(|at| at <= now + INTERVAL);
             assert!(soon, "no needed look is slept through: {story}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::rolling::Roll;
-use super::super::{Action, Event, Intent, Notice, State, Supervisor};
+use super::super::{Action, ClusterCommand, Event, LogEvent, Supervisor, WorkerState};
 use super::Story;
 use crate::identity::Generation;
 
@@ -33,14 +33,14 @@ impl Rolls {
         actions: &[Action],
         story: &Story<'_>,
     ) {
-        if let Event::ConfigRead { outcome: Ok(_) } = event {
+        if let Event::ConfigRead { result: Ok(_) } = event {
             self.kept.insert(self.asked);
         }
         for action in actions {
             self.obey(action, mind, story);
         }
         successors_are_members_and_few(mind, story);
-        if mind.stopping() {
+        if mind.is_stopping() {
             return;
         }
         let workers = mind.places.iter().flat_map(|place| [place.holder, place.successor]);
@@ -87,11 +87,11 @@ impl Rolls {
             // Whom a new image tells to leave at its start served no slot.
             // And whoever asks for a worker to leave wants it to be missed.
             Action::Drain(worker)
-                if !mind.stopping()
+                if !mind.is_stopping()
                     && *story.event != Event::Started
                     && !matches!(
                         story.event,
-                        Event::Asked { intent: Intent::Disconnect(_), .. }
+                        Event::CommandReceived { command: ClusterCommand::Disconnect(_), .. }
                     ) =>
             {
                 let slot = mind.members.get(worker).map(|member| member.tag.slot);
@@ -101,16 +101,16 @@ impl Rolls {
                 let may = serving + mind.policy.max_unavailable as usize >= mind.places.len();
                 assert!(succeeded || may, "nobody is missed for a reload: {story}");
             }
-            Action::Report(Notice::Recycling { .. }) => {
+            Action::Log(LogEvent::Recycling { .. }) => {
                 let calm = mind.backoff.allowance() == super::Allowance::All;
                 assert!(calm, "nobody is recycled in a crash loop: {story}");
             }
-            Action::Report(Notice::Reloaded { generation, .. }) => {
+            Action::Log(LogEvent::Reloaded { generation, .. }) => {
                 assert!(*generation == mind.generation, "the new one is in force: {story}");
                 self.mixed = false;
             }
-            Action::Report(Notice::ReloadFailed { why }) => {
-                self.mixed |= why.contains("going back failed too");
+            Action::Log(LogEvent::ReloadFailed { reason }) => {
+                self.mixed |= reason.contains("going back failed too");
             }
             _ => {}
         }
@@ -123,19 +123,19 @@ fn successors_are_members_and_few(mind: &Supervisor, story: &Story<'_>) {
     let surplus = mind.places.iter().filter(both).count();
     assert!(surplus <= surge, "no more than the surge: {story}");
     let successors: Vec<_> = mind.places.iter().filter_map(|place| place.successor).collect();
-    assert!(successors.is_empty() || !mind.stopping(), "a stop needs no successors: {story}");
+    assert!(successors.is_empty() || !mind.is_stopping(), "a stop needs no successors: {story}");
     for place in mind.places.iter().filter(|place| place.successor.is_some()) {
         let of = |id: Option<super::WorkerId>| id.and_then(|id| mind.members.get(&id));
         let Some((holder, successor)) = of(place.holder).zip(of(place.successor)) else { continue };
         let same = holder.tag.generation == successor.tag.generation;
-        let boots = matches!(holder.state, State::Forking | State::Booting { .. });
+        let boots = matches!(holder.state, WorkerState::Forking | WorkerState::Booting { .. });
         assert!(!same || !boots, "nobody succeeds one that is coming: {story}");
     }
     let settled = matches!(mind.roll, None | Some(Roll::Reading { .. }));
     assert!(!settled || successors.len() <= 1, "one is recycled at a time: {story}");
     for successor in successors {
         let state = mind.members.get(&successor).map(|member| member.state);
-        let alive = state.is_some_and(|state| state != State::Serving);
+        let alive = state.is_some_and(|state| state != WorkerState::Serving);
         assert!(alive, "a successor exists, and takes over when it serves: {story}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Action, Adopted, Event, State, Supervisor};
+use super::super::{Action, Event, SavedState, Supervisor, WorkerState};
 use super::Story;
 use crate::identity::{Slot, WorkerId};
 
@@ -22,27 +22,32 @@ impl Slots {
         actions: &[Action],
         story: &Story<'_>,
     ) {
-        if let Event::AdoptFailed { worker, slot } = event {
+        if let Event::AdoptSlotFailed { worker, slot } = event {
             self.0.entry(*slot).or_default().remove(worker);
         }
         let serves = |worker: &WorkerId| {
-            mind.members.get(worker).is_some_and(|member| member.state == State::Serving)
+            mind.members.get(worker).is_some_and(|member| member.state == WorkerState::Serving)
         };
         for action in actions {
             match action {
-                Action::Adopt { worker, slot } => {
+                Action::AdoptSlot { worker, slot } => {
                     assert!(serves(worker), "who adopts serves: {story}");
                     assert!(slot.0 < mind.adoption.sockets, "what is adopted is there: {story}");
                     let news = self.0.entry(*slot).or_default().insert(*worker);
                     assert!(news, "a slot is adopted once: {story}");
                 }
-                Action::Release { worker, slot } => {
+                Action::ReleaseSlot { worker, slot } => {
                     self.0.entry(*slot).or_default().remove(worker);
                 }
-                Action::Steer { slot, worker } => self.1.hear(mind, *slot, *worker, story),
+                Action::SetDispatchTarget { slot, worker } => {
+                    self.1.hear(mind, *slot, *worker, story)
+                }
                 Action::OpenSockets { slots } => {
-                    assert!(mind.policy.socket_per_slot, "a shared socket is one: {story}");
-                    assert!(*slots > mind.wanted(), "for more workers than there are: {story}");
+                    assert!(mind.policy.has_socket_per_slot, "a shared socket is one: {story}");
+                    assert!(
+                        *slots > mind.wanted_workers(),
+                        "for more workers than there are: {story}"
+                    );
                 }
                 Action::Fork(tag) if tag.slot.is_web() && mind.has_own_socket(tag.generation) => {
                     let there = tag.slot.0 < mind.adoption.sockets;
@@ -51,7 +56,7 @@ impl Slots {
                 _ => {}
             }
         }
-        if !mind.stopping() {
+        if !mind.is_stopping() {
             self.everybody_is_served(mind, &serves, story);
             self.1.check(mind, story);
         }
@@ -67,7 +72,7 @@ impl Slots {
         for (slot, adopters) in &self.0 {
             assert!(adopters.len() <= 1, "one adopter for slot {slot}: {adopters:?}, {story}");
             let known: BTreeSet<WorkerId> =
-                mind.adopters().filter(|one| one.0 == *slot).map(|one| one.1).collect();
+                mind.slot_adopters().filter(|one| one.0 == *slot).map(|one| one.1).collect();
             assert_eq!(*adopters, known, "adopters are known: {story}");
         }
         let able = |id: &WorkerId| mind.members.get(id).is_some_and(|member| member.is_able());
@@ -88,11 +93,11 @@ impl Slots {
     }
 
     /// Another image goes on with what it was left.
-    pub(super) fn adopted(&mut self, left: &Adopted) {
+    pub(super) fn adopted(&mut self, left: &SavedState) {
         self.0.clear();
         self.1.0.clear();
-        for one in left.members.iter().filter(|one| one.serving) {
-            for slot in &one.adopts {
+        for one in left.workers.iter().filter(|one| one.is_serving) {
+            for slot in &one.adopted_slots {
                 self.0.entry(*slot).or_default().insert(one.tag.id);
             }
         }
@@ -120,6 +125,6 @@ impl Steered {
             assert_eq!(steered.is_some(), anybody, "slot {slot} is steered to: {story}");
             assert!(steered.is_none_or(takes), "whoever is steered to takes it: {story}");
         }
-        assert_eq!(self.0, *mind.steered(), "what was said is known: {story}");
+        assert_eq!(self.0, *mind.dispatch_targets(), "what was said is known: {story}");
     }
 }

@@ -1,6 +1,6 @@
 //! What the world does: the kernel on behalf of the primary, and the children of their own accord.
 
-use super::super::{Action, Event, Vitals};
+use super::super::{Action, Event, HealthSample};
 use super::{Deed, Happening, SIGABRT, SIGKILL, World, code, ms, signal};
 use crate::identity::WorkerId;
 
@@ -18,40 +18,42 @@ impl World {
             }
             Action::Abort(worker) => self.abort(*worker),
             Action::ReadConfig(_) => {
-                let (after, outcome) = (self.file)(&self.mind.policy, &mut self.dice);
-                self.read = Some(outcome);
+                let (after, result) = (self.file)(&self.mind.policy, &mut self.dice);
+                self.read = Some(result);
                 self.plan(after, Happening::ReadsConfig);
             }
-            Action::Look { memory } => {
-                let vitals = self.look(*memory);
-                self.plan(ms(0), Happening::Sees(vitals));
+            Action::SampleHealth { with_memory } => {
+                let samples = self.look(*with_memory);
+                self.plan(ms(0), Happening::Sees(samples));
             }
-            Action::Prove => self.prove(),
-            Action::StopProof => self.stop_proof(),
-            Action::TakeOver => self.take_over(),
-            Action::Report(_) | Action::Answer { .. } | Action::KeepGenerations(_) => {}
+            Action::StartUpgradeCheck => self.prove(),
+            Action::StopUpgradeCheck => self.stop_proof(),
+            Action::ExecNewBinary => self.take_over(),
+            Action::Log(_) | Action::Reply { .. } | Action::KeepGenerations(_) => {}
             Action::CloseListeners => {}
             Action::OpenSockets { slots } => {
                 let fails = self.dice.below(6) == 0;
-                let outcome = if fails { Err("EMFILE".to_string()) } else { Ok(()) };
-                let opened = Event::SocketsOpened { slots: *slots, outcome };
+                let result = if fails { Err("EMFILE".to_string()) } else { Ok(()) };
+                let opened = Event::SocketsOpened { slots: *slots, result };
                 self.plan(ms(0), Happening::Tells(opened));
             }
-            Action::Adopt { worker, slot } if self.is_deaf() => {
-                let failed = Event::AdoptFailed { worker: *worker, slot: *slot };
+            Action::AdoptSlot { worker, slot } if self.is_deaf() => {
+                let failed = Event::AdoptSlotFailed { worker: *worker, slot: *slot };
                 self.plan(ms(0), Happening::Tells(failed));
             }
-            Action::Release { worker, slot } if self.is_deaf() => {
-                let failed = Event::ReleaseFailed { worker: *worker, slot: *slot };
+            Action::ReleaseSlot { worker, slot } if self.is_deaf() => {
+                let failed = Event::ReleaseSlotFailed { worker: *worker, slot: *slot };
                 self.plan(ms(0), Happening::Tells(failed));
             }
-            Action::Adopt { .. } | Action::Release { .. } | Action::Steer { .. } => {}
-            Action::AskRestart(exit) => {
+            Action::AdoptSlot { .. }
+            | Action::ReleaseSlot { .. }
+            | Action::SetDispatchTarget { .. } => {}
+            Action::ConfirmRestart(exit) => {
                 let restart = self.vetoes == 0 || self.dice.below(self.vetoes) > 0;
                 let decided = Event::RestartDecided { worker: exit.worker.id, restart };
                 self.plan(ms(0), Happening::Tells(decided));
             }
-            Action::Exit(outcome) => self.exit = Some(*outcome),
+            Action::Exit(result) => self.exit = Some(*result),
         }
         self.log.push((self.now - self.began, action));
     }
@@ -76,32 +78,32 @@ impl World {
         self.deafness > 0 && self.dice.below(self.deafness) == 0
     }
 
-    fn look(&self, memory: bool) -> Vec<Vitals> {
-        let seen = self.children.iter().map(|(worker, child)| Vitals {
+    fn look(&self, memory: bool) -> Vec<HealthSample> {
+        let seen = self.children.iter().map(|(worker, child)| HealthSample {
             worker: *worker,
-            beat: child.beat(self.now),
+            heartbeat: child.beat(self.now),
             requests: child.requests(self.now),
             memory: memory.then(|| child.memory(self.now)),
-            full: child.is_full(),
-            serving: child.is_frozen().then(|| "GET /fib/50".to_string()),
+            is_full: child.is_full(),
+            current_request: child.is_frozen().then(|| "GET /fib/50".to_string()),
         });
         seen.collect()
     }
 
     pub(super) fn happens(&mut self, happening: Happening) {
         match happening {
-            Happening::Asks(intent) => self.ask(intent),
+            Happening::Asks(command) => self.ask(command),
             Happening::ReadsConfig => {
-                if let Some(outcome) = self.read.take() {
-                    self.tell(Event::ConfigRead { outcome });
+                if let Some(result) = self.read.take() {
+                    self.tell(Event::ConfigRead { result });
                 }
             }
             Happening::Upgrades(moment) => self.upgrades(moment),
             Happening::Tells(event) => self.tell(event),
-            Happening::Sees(vitals) => self.tell(Event::Observed { vitals }),
+            Happening::Sees(samples) => self.tell(Event::HealthSampled { samples }),
             Happening::ForkReturns(worker) => match self.forking.get(&worker) {
                 Some(life) if life.fork_fails => {
-                    self.tell(Event::ForkFailed { worker, why: "EAGAIN".to_string() });
+                    self.tell(Event::ForkFailed { worker, reason: "EAGAIN".to_string() });
                 }
                 Some(_) => self.tell(Event::Forked { worker, pid: 1000 + worker.0 as u32 }),
                 None => {}
@@ -120,8 +122,10 @@ impl World {
         match deed {
             Deed::SayOnline => self.tell(Event::Online { worker }),
             Deed::SayReady => self.tell(Event::Ready { worker }),
-            Deed::SayBootFailed => self.tell(Event::BootFailed { worker, why: "no".to_string() }),
-            Deed::Work => self.tell(Event::Proven { worker }),
+            Deed::SayBootFailed => {
+                self.tell(Event::BootFailed { worker, reason: "no".to_string() })
+            }
+            Deed::Work => self.tell(Event::RiskyJobStarted { worker }),
             Deed::Retire => {
                 self.tell(Event::Retiring { worker });
                 self.drain(worker);
@@ -150,13 +154,13 @@ impl World {
                 }
             }
             Deed::Finish => self.does(worker, Deed::End(code(0))),
-            Deed::Garble => self.tell(Event::Garbled { worker, why: "noise".to_string() }),
+            Deed::Garble => self.tell(Event::ProtocolError { worker, reason: "noise".to_string() }),
             Deed::End(status) => {
                 // The kernel closes a dead child's channel; which of both is learned first is open.
                 if self.dice.below(2) == 0 {
                     self.tell(Event::ChannelClosed { worker });
                 }
-                self.tell(Event::Exited { worker, status, served: 7 });
+                self.tell(Event::Exited { worker, status, requests_served: 7 });
             }
         }
     }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use super::super::{Action, AdoptedMember, Event, State, Supervisor};
+use super::super::{Action, Event, SavedWorker, Supervisor, WorkerState};
 use super::lives::Child;
 use super::{Dice, Happening, World, code, ms};
+use crate::config::SupervisorConfig;
 use crate::identity::WorkerTag;
-use crate::policy::Policy;
 
 /// What stands at the primary's path, decided anew each time it is tried. It is given the policy in force.
-pub type File = Box<dyn FnMut(&Policy, &mut Dice) -> Binary>;
+pub type File = Box<dyn FnMut(&SupervisorConfig, &mut Dice) -> Binary>;
 
 /// How a new binary behaves.
 #[derive(Debug, Clone)]
@@ -17,28 +17,28 @@ pub struct Binary {
     /// How long it takes to prove itself, and what comes of it; `None` if it hangs.
     pub proof: Option<(Duration, Result<(), String>)>,
     /// How long until the primary gets to it, how long the exec takes, and what the new image's configuration
-    /// says; or why the exec fails.
-    pub exec: (Duration, Duration, Result<Policy, String>),
+    /// says; or reason the exec fails.
+    pub exec: (Duration, Duration, Result<SupervisorConfig, String>),
     /// One in so many workers dies while the exec takes its time; 0 if none does.
     pub toll: u64,
 }
 
 impl Binary {
     /// Is fit, and takes over with this policy.
-    pub fn fit(policy: &Policy) -> Binary {
+    pub fn fit(policy: &SupervisorConfig) -> Binary {
         let exec = (ms(0), ms(20), Ok(policy.clone()));
         Binary { proof: Some((ms(50), Ok(()))), exec, toll: 0 }
     }
 
     /// Anything that can come of an upgrade.
-    pub fn random(policy: &Policy, dice: &mut Dice) -> Binary {
+    pub fn random(policy: &SupervisorConfig, dice: &mut Dice) -> Binary {
         let workers = if dice.below(3) == 0 { 1 + dice.below(8) as u32 } else { policy.workers };
-        let policy = Policy { workers, surge: dice.below(3) as u32, ..policy.clone() };
+        let policy = SupervisorConfig { workers, surge: dice.below(3) as u32, ..policy.clone() };
         let verdict = if dice.below(5) == 0 { Err("unfit".to_string()) } else { Ok(()) };
-        let outcome = if dice.below(5) == 0 { Err("EACCES".to_string()) } else { Ok(policy) };
+        let result = if dice.below(5) == 0 { Err("EACCES".to_string()) } else { Ok(policy) };
         Binary {
             proof: (dice.below(6) > 0).then(|| (dice.millis(3_000), verdict)),
-            exec: (dice.millis(2) * 50, dice.millis(200), outcome),
+            exec: (dice.millis(2) * 50, dice.millis(200), result),
             toll: dice.below(4),
         }
     }
@@ -93,37 +93,36 @@ impl World {
         let (number, stopped, binary) = (trial.number, trial.stopped, trial.binary.clone());
         match (moment, binary.proof, binary.exec) {
             (Moment::Proof(n), Some((_, verdict)), _) if n == number => self.tell(match verdict {
-                Ok(()) => Event::Proved,
-                Err(why) => Event::NotProved { why },
+                Ok(()) => Event::UpgradeCheckPassed,
+                Err(reason) => Event::UpgradeFailed { reason },
             }),
             // The hands deal with all that they know before.
             (Moment::Exec(n), ..) if n == number && !self.mind.scaling.is_empty() => {
                 self.plan(ms(0), Happening::Upgrades(moment));
             }
-            (Moment::Exec(n), _, (_, time, outcome)) if n == number && !stopped => match outcome {
+            (Moment::Exec(n), _, (_, time, result)) if n == number && !stopped => match result {
                 Ok(policy) => self.become_new(policy, time, binary.toll),
-                Err(why) => self.tell(Event::NotProved { why }),
+                Err(reason) => self.tell(Event::UpgradeFailed { reason }),
             },
             _ => {}
         }
     }
 
     /// The old image ends here; the workers live on, but for those that die while the exec takes its time.
-    pub fn become_new(&mut self, policy: Policy, time: Duration, toll: u64) {
-        let mut left = self.mind.leave(self.now);
+    pub fn become_new(&mut self, policy: SupervisorConfig, time: Duration, toll: u64) {
+        let mut left = self.mind.save_state(self.now);
         // The hands fork at once: what the old image had asked for is there by now, or was never heard of.
         for (id, life) in std::mem::take(&mut self.forking) {
             let Some(member) = self.mind.members.get(&id).filter(|_| !life.fork_fails) else {
                 continue;
             };
             let tag = WorkerTag { pid: Some(1000 + id.0 as u32), ..member.tag };
-            let (own_socket, adopts) = (false, Vec::new());
-            left.members.push(AdoptedMember {
+            left.workers.push(SavedWorker {
                 tag,
                 age: ms(0),
-                serving: false,
-                own_socket,
-                adopts,
+                is_serving: false,
+                has_own_socket: false,
+                adopted_slots: Vec::new(),
             });
             self.born(id, life);
         }
@@ -141,11 +140,11 @@ impl World {
         }
         self.now += time;
         // It opens what it needs before it begins.
-        if policy.socket_per_slot {
-            left.sockets = left.sockets.max(policy.workers).max(left.workers_wanted);
+        if policy.has_socket_per_slot {
+            left.socket_slots = left.socket_slots.max(policy.workers).max(left.wanted_workers);
         }
         let seed = self.dice.below(u64::MAX);
-        self.mind = Supervisor::adopt(policy, self.kinds.clone(), seed, self.now, left.clone());
+        self.mind = Supervisor::restore(policy, self.kinds.clone(), seed, self.now, left.clone());
         self.images += 1;
         let alive = self.children.keys().copied().collect();
         self.laws.adopted(&self.mind, &left, alive, self.now);
@@ -154,7 +153,7 @@ impl World {
 
     /// The members that were told to leave by their image, or by the one before it.
     pub fn leaving(&self) -> Vec<u64> {
-        let drains = |state| matches!(state, State::Draining { .. });
+        let drains = |state| matches!(state, WorkerState::Draining { .. });
         let members = self.mind.members.iter().filter(|(_, member)| drains(member.state));
         members.map(|(id, _)| id.0).collect()
     }
@@ -167,7 +166,10 @@ impl World {
     /// What was done for upgrades, in its order.
     pub fn upgrade_steps(&self) -> Vec<Action> {
         let ours = |action: &&Action| {
-            matches!(action, Action::Prove | Action::StopProof | Action::TakeOver)
+            matches!(
+                action,
+                Action::StartUpgradeCheck | Action::StopUpgradeCheck | Action::ExecNewBinary
+            )
         };
         self.log.iter().map(|(_, action)| action).filter(ours).cloned().collect()
     }

@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use super::super::{Action, Notice, State};
+use super::super::{Action, LogEvent, WorkerState};
 use super::World;
 use crate::identity::{Generation, WorkerId};
 
-/// A ticket and what it was answered.
+/// A reply_id and what it was answered.
 pub type Answer = (u64, Result<String, String>);
 
 impl World {
     /// The ids of the workers that serve, in the order of their slots.
     pub fn serving(&self) -> Vec<u64> {
-        let serves = |id: &&WorkerId| self.mind.members[*id].state == State::Serving;
+        let serves = |id: &&WorkerId| self.mind.members[*id].state == WorkerState::Serving;
         self.mind
             .places
             .iter()
@@ -34,9 +34,9 @@ impl World {
     }
 
     /// What was said that `pick` finds interesting.
-    pub fn said<T>(&self, pick: impl Fn(&Notice) -> Option<T>) -> Vec<T> {
+    pub fn said<T>(&self, pick: impl Fn(&LogEvent) -> Option<T>) -> Vec<T> {
         let notices = self.log.iter().filter_map(|(_, action)| match action {
-            Action::Report(notice) => pick(notice),
+            Action::Log(notice) => pick(notice),
             _ => None,
         });
         notices.collect()
@@ -51,7 +51,7 @@ impl World {
     /// The answers so far, in their order.
     pub fn answers(&self) -> Vec<Answer> {
         let answers = self.log.iter().filter_map(|(_, action)| match action {
-            Action::Answer { ticket, outcome } => Some((*ticket, outcome.clone())),
+            Action::Reply { reply_id, result } => Some((*reply_id, result.clone())),
             _ => None,
         });
         answers.collect()

@@ -1,6 +1,6 @@
 //! Stories of a new image and the workers that it finds.
 
-use super::super::State;
+use super::super::WorkerState;
 use super::handoff::{fit, until_adopted};
 use super::rolling::{reloadable, reloads, unbootable};
 use super::*;
@@ -9,25 +9,25 @@ use super::*;
 fn workers_that_die_in_the_exec_window_are_replaced() {
     let mut world = proven(4);
     fit(&mut world, 4, 2);
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     until_adopted(&mut world);
     let dead = 4 - world.serving().len();
     world.drive();
-    assert!((1..4).contains(&world.mind.restarts()), "{dead}");
+    assert!((1..4).contains(&world.mind.restart_count()), "{dead}");
     assert_eq!(world.generations(), [2; 4]);
     // And where nobody is left.
     let mut world = proven(4);
     fit(&mut world, 4, 1);
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     world.drive();
-    assert_eq!((world.generations(), world.mind.restarts()), (vec![2; 4], 4));
+    assert_eq!((world.generations(), world.mind.restart_count()), (vec![2; 4], 4));
     assert_eq!(ends(&world).len(), 4);
 }
 
 #[test]
 fn an_adopted_cluster_whose_new_workers_cannot_boot_keeps_the_old_ones() {
     let mut world = reloadable(policy(3), |generation, _| (generation == 2).then(unbootable)?);
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!((reloads(&world), world.images), (vec!["failed".to_string()], 1));
@@ -37,7 +37,7 @@ fn an_adopted_cluster_whose_new_workers_cannot_boot_keeps_the_old_ones() {
     assert_eq!((world.serving(), world.exit), (vec![1, 3], None));
     assert!(delays(&world).len() > 10);
     // Until a reload, or another upgrade, brings what does boot.
-    world.request(2, Intent::Upgrade { wait: true });
+    world.request(2, ClusterCommand::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3; 3]);
 }
@@ -47,7 +47,7 @@ fn what_an_adoption_has_brought_stays_if_the_rest_of_it_fails() {
     let mut world = reloadable(policy(3), |generation, slot| {
         (generation == 2 && slot == 2).then(unbootable).flatten()
     });
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     world.drive();
     // There is no binary of before that could fork what was before.
     assert_eq!((world.serving(), world.generations()), (vec![4, 5, 3], vec![2, 2, 1]));
@@ -59,7 +59,7 @@ fn what_an_adoption_has_brought_stays_if_the_rest_of_it_fails() {
     world.end(4, signal(SIGKILL));
     world.drive();
     assert_eq!(world.generations(), [2, 2, 1]);
-    world.request(2, Intent::Reload);
+    world.request(2, ClusterCommand::Reload);
     world.drive();
     assert_eq!((world.generations(), world.kept()), (vec![3; 3], Some(vec![3])));
 }
@@ -68,10 +68,10 @@ fn what_an_adoption_has_brought_stays_if_the_rest_of_it_fails() {
 fn a_generation_that_was_tried_in_vain_is_not_tried_again_under_its_number() {
     // A reload that failed leaves everybody of generation 1, and number 2 is used up.
     let mut world = reloadable(policy(2), |generation, _| (generation == 2).then(unbootable)?);
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     world.drive();
     assert_eq!(world.generations(), [1, 1]);
-    world.request(2, Intent::Upgrade { wait: true });
+    world.request(2, ClusterCommand::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3, 3]);
 }
@@ -85,10 +85,10 @@ fn workers_of_a_reload_that_could_not_be_undone_are_replaced_as_well() {
     };
     let mut world = World::new(policy(2), 1, fate).start();
     world.run(ms(5_000));
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![3, 2], vec![2, 1]));
-    world.request(2, Intent::Upgrade { wait: true });
+    world.request(2, ClusterCommand::Upgrade { wait: true });
     world.drive();
     assert_eq!(world.generations(), [3, 3]);
 }
@@ -98,18 +98,18 @@ fn a_new_configuration_may_want_another_number_of_workers() {
     for (workers, all) in [(5, vec![2; 5]), (1, vec![2])] {
         let mut world = proven(3);
         fit(&mut world, workers, 0);
-        world.request(1, Intent::Upgrade { wait: true });
+        world.request(1, ClusterCommand::Upgrade { wait: true });
         until_adopted(&mut world);
         // Not before the new ones have shown that they serve.
-        assert_eq!(world.mind.wanted(), 3);
+        assert_eq!(world.mind.wanted_workers(), 3);
         world.drive();
-        assert_eq!((world.generations(), world.mind.wanted()), (all, workers));
+        assert_eq!((world.generations(), world.mind.wanted_workers()), (all, workers));
         // If they do not, it stays what it was.
         let mut world = reloadable(policy(3), |_, _| unbootable());
         fit(&mut world, workers, 0);
-        world.request(1, Intent::Upgrade { wait: true });
+        world.request(1, ClusterCommand::Upgrade { wait: true });
         world.drive();
-        assert_eq!((world.generations(), world.mind.wanted()), (vec![1; 3], 3));
+        assert_eq!((world.generations(), world.mind.wanted_workers()), (vec![1; 3], 3));
     }
 }
 
@@ -124,15 +124,15 @@ fn those_that_leave_boot_or_are_killed_in_that_moment_are_seen_to_their_end() {
     };
     let mut world = World::new(policy(4), 1, fate).start();
     world.run(ms(5_000));
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     world.run(ms(49));
     world.make(1, Deed::Retire);
     world.make(2, Deed::CloseChannel);
-    world.tell(Event::Garbled { worker: WorkerId(3), why: "noise".to_string() });
+    world.tell(Event::ProtocolError { worker: WorkerId(3), reason: "noise".to_string() });
     world.end(3, signal(SIGKILL));
     until_adopted(&mut world);
     assert_eq!(world.serving(), [4]);
-    let serves = |state: State| matches!(state, State::Serving);
+    let serves = |state: WorkerState| matches!(state, WorkerState::Serving);
     let others = world.mind.members.values().filter(|m| m.tag.id.0 < 7 && !serves(m.state));
     assert!(others.count() >= 3 && world.leaving().contains(&1), "{:?}", world.leaving());
     let adopted = world.now;
@@ -144,13 +144,13 @@ fn those_that_leave_boot_or_are_killed_in_that_moment_are_seen_to_their_end() {
 
 #[test]
 fn a_stop_in_the_first_moment_of_a_new_image_ends_all() {
-    for intent in [Intent::Stop, Intent::StopNow] {
+    for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
         let mut world = proven(3);
         fit(&mut world, 3, 3);
-        world.request(1, Intent::Upgrade { wait: true });
+        world.request(1, ClusterCommand::Upgrade { wait: true });
         until_adopted(&mut world);
-        world.request(2, intent);
+        world.request(2, command);
         world.drive();
-        assert_eq!((world.exit, world.answers().len()), (Some(Outcome::Stopped), 2));
+        assert_eq!((world.exit, world.answers().len()), (Some(ShutdownReason::StopRequested), 2));
     }
 }

@@ -16,7 +16,7 @@ fn five_hundred_kills_of_ready_workers_cause_no_backoff() {
         world.run(ms(20));
         assert_eq!(world.serving().len(), 4);
     }
-    assert_eq!((world.forks().len(), world.mind.restarts()), (504, 500));
+    assert_eq!((world.forks().len(), world.mind.restart_count()), (504, 500));
     assert!(delays(&world).is_empty());
 }
 
@@ -31,7 +31,7 @@ fn a_worker_that_exits_at_boot_is_tried_one_at_a_time_with_growing_delays() {
     for (gap, full) in gaps.into_iter().zip([100, 200, 400, 800]) {
         assert!((full * 3 / 4..=full).contains(&gap), "{gap} of {full}");
     }
-    assert!(ends(&world).iter().all(|(_, cause)| *cause == Cause::BeforeReady));
+    assert!(ends(&world).iter().all(|(_, cause)| *cause == ExitCause::BootFailed));
 }
 
 #[test]
@@ -40,14 +40,14 @@ fn a_cluster_that_cannot_boot_gives_up_and_says_so() {
         Some(Life::hanging().and(4, Deed::SayBootFailed).and(5, Deed::End(code(70))))
     });
     world.drive();
-    assert_eq!(world.exit, Some(Outcome::WorkersCannotBoot));
-    let why = world.said(|notice| match notice {
-        Notice::BootFailed { why, .. } => Some(why.clone()),
+    assert_eq!(world.exit, Some(ShutdownReason::WorkersCannotBoot));
+    let reason = world.said(|notice| match notice {
+        LogEvent::BootFailed { reason, .. } => Some(reason.clone()),
         _ => None,
     });
-    assert_eq!(why, vec!["no"; 2 + 4]);
-    let given_up = |notice: &Notice| match notice {
-        Notice::GivingUp { failures } => Some(*failures),
+    assert_eq!(reason, vec!["no"; 2 + 4]);
+    let given_up = |notice: &LogEvent| match notice {
+        LogEvent::GivingUp { failures } => Some(*failures),
         _ => None,
     };
     assert_eq!((world.said(given_up), delays(&world).len()), (vec![5], 4));
@@ -56,18 +56,18 @@ fn a_cluster_that_cannot_boot_gives_up_and_says_so() {
 #[test]
 fn a_failed_boot_is_reported_once_and_condemns_a_worker_that_was_ready() {
     let mut world = cluster(2, |_| None);
-    let says = |worker| Event::BootFailed { worker, why: "no".to_string() };
+    let says = |worker| Event::BootFailed { worker, reason: "no".to_string() };
     world.tell(says(WorkerId(1)));
     world.tell(says(WorkerId(1)));
     let told = |world: &World| {
-        world.said(|notice| matches!(notice, Notice::BootFailed { .. }).then_some(())).len()
+        world.said(|notice| matches!(notice, LogEvent::BootFailed { .. }).then_some(())).len()
     };
     assert_eq!(told(&world), 1);
     world.run(ms(2_000));
     world.tell(says(WorkerId(2)));
     assert_eq!(told(&world), 1, "it had booted");
-    let condemned = |notice: &Notice| match notice {
-        Notice::Condemned { worker, .. } => Some(worker.id.0),
+    let condemned = |notice: &LogEvent| match notice {
+        LogEvent::Misbehaved { worker, .. } => Some(worker.id.0),
         _ => None,
     };
     assert_eq!(world.said(condemned), [2]);
@@ -76,14 +76,14 @@ fn a_failed_boot_is_reported_once_and_condemns_a_worker_that_was_ready() {
 #[test]
 fn giving_up_kills_the_others_and_a_stop_does_not_change_the_outcome() {
     let mut world = cluster(2, |id| Some(if id == 1 { Life::hanging() } else { dying(5) }));
-    while world.mind.phase == Phase::Booting {
+    while world.mind.phase == ClusterPhase::Booting {
         world.step();
     }
-    assert_eq!(world.mind.phase, Phase::Ending(Outcome::WorkersCannotBoot));
-    world.ask(Intent::StopNow);
+    assert_eq!(world.mind.phase, ClusterPhase::Killing(ShutdownReason::WorkersCannotBoot));
+    world.ask(ClusterCommand::StopNow);
     world.drive();
     assert_eq!(killed(&world, 1).len(), 1);
-    assert_eq!(world.exit, Some(Outcome::WorkersCannotBoot));
+    assert_eq!(world.exit, Some(ShutdownReason::WorkersCannotBoot));
 }
 
 #[test]
@@ -117,10 +117,13 @@ fn the_boot_timeout_kills_and_counts() {
     world.drive();
     assert_eq!(killed(&world, 1), [ms(10_000)]);
     let timed_out = world.said(|notice| match notice {
-        Notice::BootTimedOut { worker, limit } => Some((worker.id.0, *limit)),
+        LogEvent::BootTimedOut { worker, limit } => Some((worker.id.0, *limit)),
         _ => None,
     });
-    assert_eq!((timed_out, ends(&world)), (vec![(1, ms(10_000))], vec![(1, Cause::BootTimeout)]));
+    assert_eq!(
+        (timed_out, ends(&world)),
+        (vec![(1, ms(10_000))], vec![(1, ExitCause::BootTimeout)])
+    );
     assert_eq!((delays(&world).len(), world.serving()), (1, vec![2]));
 }
 
@@ -131,7 +134,7 @@ fn forks_that_fail_are_tried_again_one_at_a_time() {
     assert_eq!((world.forks().len(), world.mind.members.len()), (4, 0));
     world.drive();
     let failed = world.said(|notice| match notice {
-        Notice::ForkFailed { worker, .. } => Some(worker.pid),
+        LogEvent::ForkFailed { worker, .. } => Some(worker.pid),
         _ => None,
     });
     assert_eq!((failed, delays(&world).len()), (vec![None; 6], 3));
@@ -220,5 +223,5 @@ fn a_crash_soon_after_ready_cools_down_and_a_late_one_does_not() {
 fn workers_that_retire_before_they_are_ready_are_a_crash_loop_too() {
     let mut world = cluster(2, |_| Some(Life::hanging().and(1, Deed::Retire)));
     world.run(ms(60_000));
-    assert_eq!((world.exit, world.forks().len()), (Some(Outcome::WorkersCannotBoot), 2 + 4));
+    assert_eq!((world.exit, world.forks().len()), (Some(ShutdownReason::WorkersCannotBoot), 2 + 4));
 }

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::super::Supervisor;
 use super::*;
 
-pub(super) fn policies() -> impl Strategy<Value = Policy> {
+pub(super) fn policies() -> impl Strategy<Value = SupervisorConfig> {
     let times = (1..5_000u64, 0..5_000u64, 0..3_000u64, 1..500u64, 1..20u64);
     (1..=8u32, 1..=6u32, times).prop_map(|(workers, boot_attempts, times)| {
         let (boot, graceful, uptime, first, factor) = times;
-        Policy {
+        SupervisorConfig {
             workers,
             boot_timeout: ms(boot),
             graceful_timeout: ms(graceful),
@@ -25,8 +25,8 @@ pub(super) fn policies() -> impl Strategy<Value = Policy> {
 /// Steps it takes at most to end: each worker has a few words left and an exit, and there are some looks.
 const STEPS_TO_END: usize = 60;
 
-pub(super) fn end_in_bounds(world: &mut World, intent: Intent) {
-    world.ask(intent);
+pub(super) fn end_in_bounds(world: &mut World, command: ClusterCommand) {
+    world.ask(command);
     let members = world.mind.members.len();
     world.drive_bounded(STEPS_TO_END * (members + 1));
     assert!(world.exit.is_some(), "{:#?}", world.mind);
@@ -48,7 +48,7 @@ proptest! {
             world.stop_primary(ms(time));
         }
         world.run(ms(stop));
-        end_in_bounds(&mut world, if now { Intent::StopNow } else { Intent::Stop });
+        end_in_bounds(&mut world, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
     }
 
     #[test]
@@ -57,7 +57,7 @@ proptest! {
     ) {
         let mut world = World::new(policy, seed, |_, dice| Life::random(dice, 8));
         for at in stops {
-            world.ask_in(ms(at), if at % 4 == 0 { Intent::StopNow } else { Intent::Stop });
+            world.ask_in(ms(at), if at % 4 == 0 { ClusterCommand::StopNow } else { ClusterCommand::Stop });
         }
         let mut world = world.start();
         world.drive();
@@ -71,7 +71,7 @@ proptest! {
         let (workers, attempts) = (policy.workers as usize, policy.boot_attempts as usize);
         let mut world = World::new(policy, seed, |_, dice| Life::random(dice, 0)).start();
         world.drive();
-        prop_assert_eq!(world.exit, Some(Outcome::WorkersCannotBoot));
+        prop_assert_eq!(world.exit, Some(ShutdownReason::WorkersCannotBoot));
         // One fork a round after the first, and one for each kill that is forgiven.
         prop_assert!(world.forks().len() < workers + attempts + 3, "{}", world.forks().len());
     }
@@ -82,7 +82,7 @@ proptest! {
     ) {
         let mut dice = Dice(seed);
         let wanted = policy.workers as usize;
-        let policy = Policy { boot_attempts: 1000, ..policy };
+        let policy = SupervisorConfig { boot_attempts: 1000, ..policy };
         let mut world = World::new(policy, seed, move |tag, _| match tag.id.0 {
             id if id <= bad => Life::random(&mut dice, 5),
             _ => Life::hanging().and(0, Deed::SayReady),
@@ -101,10 +101,10 @@ fn a_seed_means_the_same_world_for_ever() {
     let story = |seed| {
         let mut world = World::new(policy(4), seed, |_, dice| Life::random(dice, 9)).start();
         world.run(ms(20_000));
-        end_in_bounds(&mut world, Intent::Stop);
+        end_in_bounds(&mut world, ClusterCommand::Stop);
         format!("{:?}", world.log)
     };
     assert_eq!(story(7), story(7));
     assert_ne!(story(7), story(8));
-    assert!(!Supervisor::new(policy(1), 1).stopping());
+    assert!(!Supervisor::new(policy(1), 1).is_stopping());
 }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::super::State;
+use super::super::WorkerState;
 use super::*;
 
 /// The states a worker can be brought into.
@@ -21,7 +21,7 @@ const STATES: [fn(&mut World, WorkerId); 9] = [
     },
     |world, worker| {
         serve(world, worker);
-        world.tell(Event::Garbled { worker, why: String::new() });
+        world.tell(Event::ProtocolError { worker, reason: String::new() });
     },
     |world, worker| {
         world.tell(Event::Forked { worker, pid: 1 });
@@ -29,12 +29,12 @@ const STATES: [fn(&mut World, WorkerId); 9] = [
     },
     |world, worker| {
         serve(world, worker);
-        world.tell(Event::Exited { worker, status: code(1), served: 0 });
+        world.tell(Event::Exited { worker, status: code(1), requests_served: 0 });
     },
     |world, worker| {
         serve(world, worker);
         world.make(worker.0, Deed::Freeze);
-        while !matches!(world.mind.members[&worker].state, State::Aborted { .. }) {
+        while !matches!(world.mind.members[&worker].state, WorkerState::Aborted { .. }) {
             world.step();
         }
     },
@@ -46,16 +46,16 @@ const STATES: [fn(&mut World, WorkerId); 9] = [
 const PHASES: [fn(&mut World); 11] = [
     |_| {},
     |_| {},
-    |world| world.ask(Intent::Stop),
-    |world| world.ask(Intent::StopNow),
-    |world| world.request(1, Intent::Reload),
+    |world| world.ask(ClusterCommand::Stop),
+    |world| world.ask(ClusterCommand::StopNow),
+    |world| world.request(1, ClusterCommand::Reload),
     |world| {
-        world.request(1, Intent::Reload);
-        world.tell(Event::ConfigRead { outcome: Ok(policy(3)) });
+        world.request(1, ClusterCommand::Reload);
+        world.tell(Event::ConfigRead { result: Ok(policy(3)) });
     },
     |world| {
-        world.request(1, Intent::Reload);
-        world.tell(Event::ConfigRead { outcome: Ok(policy(3)) });
+        world.request(1, ClusterCommand::Reload);
+        world.tell(Event::ConfigRead { result: Ok(policy(3)) });
         let successors = |world: &World| {
             world.mind.places.iter().filter_map(|p| p.successor).collect::<Vec<_>>()
         };
@@ -63,13 +63,13 @@ const PHASES: [fn(&mut World); 11] = [
             serve(world, successor);
         }
         for worker in successors(world) {
-            world.tell(Event::ForkFailed { worker, why: String::new() });
+            world.tell(Event::ForkFailed { worker, reason: String::new() });
         }
     },
-    |world| world.request(1, Intent::Upgrade { wait: true }),
+    |world| world.request(1, ClusterCommand::Upgrade { wait: true }),
     |world| {
-        world.request(1, Intent::Upgrade { wait: true });
-        world.tell(Event::Proved);
+        world.request(1, ClusterCommand::Upgrade { wait: true });
+        world.tell(Event::UpgradeCheckPassed);
     },
     adopt,
     |world| {
@@ -81,8 +81,8 @@ const PHASES: [fn(&mut World); 11] = [
 ];
 
 fn adopt(world: &mut World) {
-    world.request(1, Intent::Upgrade { wait: true });
-    world.tell(Event::Proved);
+    world.request(1, ClusterCommand::Upgrade { wait: true });
+    world.tell(Event::UpgradeCheckPassed);
     world.become_new(policy(3), ms(10), 0);
 }
 
@@ -95,7 +95,7 @@ fn serve(world: &mut World, worker: WorkerId) {
 /// first is in the given state, and so is the cluster.
 fn situation(phase: usize, state: usize) -> (World, WorkerId) {
     let year = 365 * 24 * 3600 * 1000;
-    let policy = Policy { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..policy(2) };
+    let policy = SupervisorConfig { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..policy(2) };
     let mut world =
         World::new(policy, 1, move |_, _| Life::hanging().wedged().stopped().forked_after(year))
             .start();
@@ -109,9 +109,9 @@ fn situation(phase: usize, state: usize) -> (World, WorkerId) {
     if phase > 0 {
         serve(&mut world, WorkerId(1));
         serve(&mut world, WorkerId(2));
-        assert_eq!(world.mind.phase, Phase::Running);
+        assert_eq!(world.mind.phase, ClusterPhase::Running);
         world.run(ms(2_000));
-        world.tell(Event::Exited { worker, status: signal(SIGKILL), served: 0 });
+        world.tell(Event::Exited { worker, status: signal(SIGKILL), requests_served: 0 });
         worker = WorkerId(3);
     }
     STATES[state](&mut world, worker);
@@ -119,46 +119,52 @@ fn situation(phase: usize, state: usize) -> (World, WorkerId) {
     (world, worker)
 }
 
-/// What may be told of the worker; requests wait for an answer by `ticket`.
-fn events(worker: WorkerId, ticket: u64) -> Vec<Event> {
+/// What may be told of the worker; requests wait for an answer by `reply_id`.
+fn events(worker: WorkerId, reply_id: u64) -> Vec<Event> {
     let exits = [code(0), code(1), signal(SIGKILL), signal(SIGSEGV)];
-    let asked = |intent| {
-        let by = Asker { who: "a test".to_string(), ticket: Some(ticket) };
-        Event::Asked { intent, by }
+    let asked = |command| {
+        let by = Requester { name: "a test".to_string(), reply_id: Some(reply_id) };
+        Event::CommandReceived { command, by }
     };
     let seen = |memory| {
-        let vitals =
-            Vitals { worker, beat: 7, requests: 1 << 40, memory, full: false, serving: None };
-        Event::Observed { vitals: vec![vitals] }
+        let samples = HealthSample {
+            worker,
+            heartbeat: 7,
+            requests: 1 << 40,
+            memory,
+            is_full: false,
+            current_request: None,
+        };
+        Event::HealthSampled { samples: vec![samples] }
     };
     let mut events = vec![
         Event::Started,
         Event::Forked { worker, pid: 2 },
-        Event::ForkFailed { worker, why: String::new() },
+        Event::ForkFailed { worker, reason: String::new() },
         Event::Online { worker },
         Event::Ready { worker },
         Event::Disconnecting { worker },
         Event::RestartDecided { worker, restart: false },
-        asked(Intent::Disconnect(worker)),
-        Event::BootFailed { worker, why: String::new() },
+        asked(ClusterCommand::Disconnect(worker)),
+        Event::BootFailed { worker, reason: String::new() },
         Event::Retiring { worker },
         Event::ChannelClosed { worker },
-        Event::Garbled { worker, why: String::new() },
-        asked(Intent::Stop),
-        asked(Intent::StopNow),
-        asked(Intent::Reload),
-        asked(Intent::Scale(Scale::Up(1))),
-        asked(Intent::Scale(Scale::Down(1))),
-        asked(Intent::Upgrade { wait: true }),
+        Event::ProtocolError { worker, reason: String::new() },
+        asked(ClusterCommand::Stop),
+        asked(ClusterCommand::StopNow),
+        asked(ClusterCommand::Reload),
+        asked(ClusterCommand::Scale(ScaleChange::Up(1))),
+        asked(ClusterCommand::Scale(ScaleChange::Down(1))),
+        asked(ClusterCommand::Upgrade { wait: true }),
         seen(None),
         seen(Some(u64::MAX)),
-        Event::ConfigRead { outcome: Ok(policy(1)) },
-        Event::ConfigRead { outcome: Err(String::new()) },
-        Event::Proved,
-        Event::NotProved { why: String::new() },
+        Event::ConfigRead { result: Ok(policy(1)) },
+        Event::ConfigRead { result: Err(String::new()) },
+        Event::UpgradeCheckPassed,
+        Event::UpgradeFailed { reason: String::new() },
         Event::DeadlineReached,
     ];
-    events.extend(exits.map(|status| Event::Exited { worker, status, served: 0 }));
+    events.extend(exits.map(|status| Event::Exited { worker, status, requests_served: 0 }));
     events
 }
 
@@ -182,14 +188,14 @@ fn any_two_events(phases: Range<usize>) {
     for (phase, state) in phases.flat_map(|p| (0..STATES.len()).map(move |s| (p, s))) {
         for script in 0..kinds.pow(2) {
             let (mut world, worker) = situation(phase, state);
-            for (ticket, index) in [(10, script % kinds), (20, script / kinds)] {
+            for (reply_id, index) in [(10, script % kinds), (20, script / kinds)] {
                 // Words of the worker itself, of one that is to succeed one, and of one that nobody knows.
                 let successor = world.mind.places.iter().find_map(|place| place.successor);
                 let workers = [worker, successor.unwrap_or(worker), WorkerId(99)];
-                for (worker, ticket) in workers.into_iter().zip(ticket..) {
+                for (worker, reply_id) in workers.into_iter().zip(reply_id..) {
                     if world.exit.is_none() {
                         world.now += ms(300);
-                        world.tell(events(worker, ticket).swap_remove(index));
+                        world.tell(events(worker, reply_id).swap_remove(index));
                     }
                 }
             }
@@ -210,16 +216,16 @@ fn every_stage_of_a_reload_is_among_the_situations() {
 
 /// Asks for an end and answers whatever is still open.
 fn end(world: &mut World) {
-    world.ask(Intent::StopNow);
+    world.ask(ClusterCommand::StopNow);
     let forking: Vec<WorkerId> = world
         .mind
         .members
         .iter()
-        .filter(|(_, member)| member.state == State::Forking)
+        .filter(|(_, member)| member.state == WorkerState::Forking)
         .map(|(id, _)| *id)
         .collect();
     for worker in forking {
-        world.tell(Event::ForkFailed { worker, why: String::new() });
+        world.tell(Event::ForkFailed { worker, reason: String::new() });
     }
     world.drive_bounded(100);
     assert!(world.exit.is_some());
@@ -227,7 +233,7 @@ fn end(world: &mut World) {
 
 #[test]
 fn every_state_of_a_worker_is_among_the_situations() {
-    let name = |state: State| format!("{state:?}").split(' ').next().map(str::to_string);
+    let name = |state: WorkerState| format!("{state:?}").split(' ').next().map(str::to_string);
     let mut seen: Vec<_> = (0..STATES.len())
         .filter_map(|state| {
             let (world, worker) = situation(1, state);
@@ -237,6 +243,6 @@ fn every_state_of_a_worker_is_among_the_situations() {
         .collect();
     seen.sort();
     seen.dedup();
-    let states = ["Aborted", "Booting", "Draining", "Forking", "Killed", "Leaving", "Serving"];
+    let states = ["Aborted", "Booting", "Draining", "Exiting", "Forking", "Killed", "Serving"];
     assert_eq!(seen, states);
 }

@@ -4,7 +4,7 @@ use super::*;
 
 /// A proven cluster of generation 1; workers of other generations live as `fresh` says, by generation and slot.
 pub(super) fn reloadable(
-    policy: Policy,
+    policy: SupervisorConfig,
     fresh: impl Fn(u64, u32) -> Option<Life> + 'static,
 ) -> World {
     let fate = move |tag: WorkerTag, _: &mut Dice| {
@@ -22,24 +22,26 @@ pub(super) fn unbootable() -> Option<Life> {
 
 pub(super) fn reloads(world: &World) -> Vec<String> {
     world.said(|notice| match notice {
-        Notice::Reloading { by } => Some(format!("reloading for {by}")),
-        Notice::Reloaded { generation, workers, .. } => Some(format!("{workers} of {generation}")),
-        Notice::RollingBack { to } => Some(format!("back to {to}")),
-        Notice::ReloadFailed { .. } => Some("failed".to_string()),
+        LogEvent::Reloading { by } => Some(format!("reloading for {by}")),
+        LogEvent::Reloaded { generation, workers, .. } => {
+            Some(format!("{workers} of {generation}"))
+        }
+        LogEvent::RollingBack { to } => Some(format!("back to {to}")),
+        LogEvent::ReloadFailed { .. } => Some("failed".to_string()),
         _ => None,
     })
 }
 
 /// Why the only request was refused.
 pub(super) fn refusal(world: &World) -> String {
-    let [(_, Err(why))] = &world.answers()[..] else { panic!("{:?}", world.answers()) };
-    why.clone()
+    let [(_, Err(reason))] = &world.answers()[..] else { panic!("{:?}", world.answers()) };
+    reason.clone()
 }
 
 #[test]
 fn a_reload_replaces_every_worker_and_answers() {
     let mut world = reloadable(policy(3), |_, _| None);
-    world.request(7, Intent::Reload);
+    world.request(7, ClusterCommand::Reload);
     assert_eq!(world.times(&Action::ReadConfig(Generation(2))), [ms(5_000)]);
     // One at a time, and each is drained at the moment when its successor is ready.
     world.run(ms(16));
@@ -47,11 +49,11 @@ fn a_reload_replaces_every_worker_and_answers() {
     assert_eq!((world.serving(), world.answers()), (vec![4, 2, 3], vec![]));
     world.drive();
     assert_eq!((world.serving(), world.generations()), (vec![4, 5, 6], vec![2, 2, 2]));
-    assert_eq!(ends(&world), [1, 2, 3].map(|id| (id, Cause::Asked)));
+    assert_eq!(ends(&world), [1, 2, 3].map(|id| (id, ExitCause::Drained)));
     let done = "reloaded: 3 workers of generation 2 serve".to_string();
     assert_eq!((world.answers(), world.kept()), (vec![(7, Ok(done))], Some(vec![2])));
     assert_eq!(reloads(&world), ["reloading for control", "3 of 2"]);
-    assert_eq!((world.mind.restarts(), delays(&world).len()), (0, 0));
+    assert_eq!((world.mind.restart_count(), delays(&world).len()), (0, 0));
     // Who dies now comes back in the new generation.
     world.end(5, signal(SIGKILL));
     world.drive();
@@ -61,20 +63,20 @@ fn a_reload_replaces_every_worker_and_answers() {
 #[test]
 fn a_storm_of_reloads_is_two_reloads() {
     let mut world = reloadable(policy(2), |_, _| None);
-    for ticket in 0..50 {
-        if ticket % 2 == 0 {
-            world.request(ticket, Intent::Reload)
+    for reply_id in 0..50 {
+        if reply_id % 2 == 0 {
+            world.request(reply_id, ClusterCommand::Reload)
         } else {
-            world.ask(Intent::Reload)
+            world.ask(ClusterCommand::Reload)
         }
-        world.run(ms(ticket % 5 / 4));
+        world.run(ms(reply_id % 5 / 4));
     }
     world.drive();
     assert_eq!(world.generations(), [3, 3]);
     assert_eq!(reloads(&world).iter().filter(|said| said.starts_with("reloading")).count(), 2);
-    let tickets: Vec<u64> = world.answers().into_iter().map(|(ticket, _)| ticket).collect();
+    let tickets: Vec<u64> = world.answers().into_iter().map(|(reply_id, _)| reply_id).collect();
     assert_eq!(tickets, (0..50).step_by(2).collect::<Vec<_>>());
-    assert!(world.answers().iter().all(|(_, outcome)| outcome.is_ok()));
+    assert!(world.answers().iter().all(|(_, result)| result.is_ok()));
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn a_reload_during_a_crash_loop_mends_it() {
     world.run(ms(20_000));
     assert_eq!(world.serving().len(), 0);
     let asked = world.now;
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     while world.answers().is_empty() {
         world.step();
     }
@@ -110,11 +112,11 @@ fn a_reload_before_the_first_worker_is_ready_brings_the_cluster_up() {
     };
     let mut world = World::new(policy(2), 1, fate).start();
     world.run(ms(1_000));
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     world.drive();
-    assert_eq!((world.generations(), world.mind.phase), (vec![2, 2], Phase::Running));
-    assert_eq!(ends(&world), [(1, Cause::Superseded), (2, Cause::Superseded)]);
-    assert_eq!(world.times(&Action::Report(Notice::AllReady { workers: 2 })).len(), 1);
+    assert_eq!((world.generations(), world.mind.phase), (vec![2, 2], ClusterPhase::Running));
+    assert_eq!(ends(&world), [(1, ExitCause::Superseded), (2, ExitCause::Superseded)]);
+    assert_eq!(world.times(&Action::Log(LogEvent::AllReady { workers: 2 })).len(), 1);
 }
 
 #[test]
@@ -129,9 +131,9 @@ fn surge_and_max_unavailable_are_kept() {
         (0, 0, (1, 4)),
     ];
     for (surge, max_unavailable, expected) in cases {
-        let policy = Policy { surge, max_unavailable, ..policy(4) };
+        let policy = SupervisorConfig { surge, max_unavailable, ..policy(4) };
         let mut world = reloadable(policy, |_, _| None);
-        world.request(1, Intent::Reload);
+        world.request(1, ClusterCommand::Reload);
         world.run(ms(10));
         let boots = world.mind.members.values().filter(|m| m.ready.is_none()).count();
         assert_eq!((boots, world.serving().len()), expected, "{surge} and {max_unavailable}");
@@ -150,9 +152,9 @@ fn a_slot_whose_predecessor_still_drains_is_not_reloaded_before_it_is_gone() {
     })
     .start();
     world.run(ms(5_000));
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     world.run(ms(1_000));
-    world.request(2, Intent::Reload);
+    world.request(2, ClusterCommand::Reload);
     world.drive();
     // Worker 1 is killed six seconds after its drain began.
     assert_eq!(world.forks(), [ms(0), ms(5_005), ms(11_016)]);
@@ -164,32 +166,32 @@ fn a_reload_may_change_the_number_of_workers_when_it_has_succeeded() {
     for (workers, scaled) in [(4, vec![2; 4]), (1, vec![2])] {
         let mut world = reloadable(policy(2), |_, _| None);
         world.file = Box::new(move |_, _| (ms(5), Ok(policy(workers))));
-        world.request(1, Intent::Reload);
+        world.request(1, ClusterCommand::Reload);
         world.drive();
-        assert_eq!((world.generations(), world.mind.wanted()), (scaled, workers));
+        assert_eq!((world.generations(), world.mind.wanted_workers()), (scaled, workers));
         let mut world = reloadable(policy(2), |_, _| unbootable());
         world.file = Box::new(move |_, _| (ms(5), Ok(policy(workers))));
-        world.request(1, Intent::Reload);
+        world.request(1, ClusterCommand::Reload);
         world.drive();
-        assert_eq!((world.generations(), world.mind.wanted()), (vec![1, 1], 2));
+        assert_eq!((world.generations(), world.mind.wanted_workers()), (vec![1, 1], 2));
     }
 }
 
 #[test]
 fn stop_wins_over_reload() {
     for after in [0, 5, 6, 12, 15, 20, 26, 40] {
-        for intent in [Intent::Stop, Intent::StopNow] {
+        for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
             let mut world = reloadable(policy(2), |_, slot| (slot == 1).then(unbootable).flatten());
-            world.request(1, Intent::Reload);
-            world.request(2, Intent::Reload);
+            world.request(1, ClusterCommand::Reload);
+            world.request(2, ClusterCommand::Reload);
             world.run(ms(after));
-            world.request(3, intent);
-            world.request(4, Intent::Reload);
+            world.request(3, command);
+            world.request(4, ClusterCommand::Reload);
             world.drive();
-            assert_eq!(world.exit, Some(Outcome::Stopped), "after {after} ms");
-            let refused = |ticket| {
+            assert_eq!(world.exit, Some(ShutdownReason::StopRequested), "after {after} ms");
+            let refused = |reply_id| {
                 let stopping = Err("the cluster is stopping".to_string());
-                world.answers().contains(&(ticket, stopping))
+                world.answers().contains(&(reply_id, stopping))
             };
             assert!(refused(4) && (refused(1) || after >= 26), "{:?}", world.answers());
             assert_eq!(world.answers().len(), 4);

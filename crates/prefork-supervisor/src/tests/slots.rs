@@ -11,8 +11,8 @@ use super::whims::{limits, obey, restrict, whims};
 use super::*;
 use crate::identity::Slot;
 
-fn slotted(workers: u32) -> Policy {
-    Policy { socket_per_slot: true, ..policy(workers) }
+fn slotted(workers: u32) -> SupervisorConfig {
+    SupervisorConfig { has_socket_per_slot: true, ..policy(workers) }
 }
 
 /// So many workers that have proved themselves, with a socket each.
@@ -25,21 +25,22 @@ fn siblings(workers: u32) -> World {
 
 /// Which slot is adopted by whom.
 fn adopted(world: &World) -> Vec<(u32, u64)> {
-    world.mind.adopters().map(|(slot, worker)| (slot.0, worker.0)).collect()
+    world.mind.slot_adopters().map(|(slot, worker)| (slot.0, worker.0)).collect()
 }
 
 /// Everything that was done about adoption.
 fn steps(world: &World) -> Vec<(Duration, Action)> {
-    let ours = |action: &Action| matches!(action, Action::Adopt { .. } | Action::Release { .. });
+    let ours =
+        |action: &Action| matches!(action, Action::AdoptSlot { .. } | Action::ReleaseSlot { .. });
     world.log.iter().filter(|(_, action)| ours(action)).cloned().collect()
 }
 
 fn adopt(worker: u64, slot: u32) -> Action {
-    Action::Adopt { worker: WorkerId(worker), slot: Slot(slot) }
+    Action::AdoptSlot { worker: WorkerId(worker), slot: Slot(slot) }
 }
 
 fn release(worker: u64, slot: u32) -> Action {
-    Action::Release { worker: WorkerId(worker), slot: Slot(slot) }
+    Action::ReleaseSlot { worker: WorkerId(worker), slot: Slot(slot) }
 }
 
 #[test]
@@ -80,7 +81,7 @@ fn in_a_crash_loop_siblings_serve_and_the_next_one_takes_over_when_one_leaves() 
     assert_eq!(adopted(&world), [(0, 2), (2, 2)]);
     world.make(2, Deed::Retire);
     assert_eq!(adopted(&world), [], "nobody is left");
-    end_in_bounds(&mut world, Intent::Stop);
+    end_in_bounds(&mut world, ClusterCommand::Stop);
 }
 
 #[test]
@@ -139,19 +140,19 @@ fn who_has_all_the_connections_it_may_have_is_relieved_too() {
 #[test]
 fn slots_that_are_given_up_stay_served_and_are_spread() {
     let mut world = siblings(6);
-    world.ask(Intent::Scale(Scale::To(2)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(2)));
     world.run(ms(1_000));
     assert_eq!(adopted(&world), [(2, 1), (3, 2), (4, 1), (5, 2)]);
     world.end(1, signal(SIGKILL));
-    assert_eq!(world.mind.adopters().filter(|(_, w)| w.0 == 2).count(), 5);
+    assert_eq!(world.mind.slot_adopters().filter(|(_, w)| w.0 == 2).count(), 5);
     world.run(ms(100));
     assert_eq!(world.serving(), [7, 2]);
-    assert_eq!(world.mind.adopters().filter(|(_, w)| w.0 == 2).count(), 2);
+    assert_eq!(world.mind.slot_adopters().filter(|(_, w)| w.0 == 2).count(), 2);
     world.log.clear();
     // The same sockets serve when there are more again: only two are new.
     world.deafness = 0;
-    while world.mind.wanted() < 6 {
-        world.ask(Intent::Scale(Scale::To(6)));
+    while world.mind.wanted_workers() < 6 {
+        world.ask(ClusterCommand::Scale(ScaleChange::To(6)));
         world.run(ms(1_000));
     }
     let opened = world.log.iter().filter(|(_, a)| *a == Action::OpenSockets { slots: 6 }).count();
@@ -162,19 +163,19 @@ fn slots_that_are_given_up_stay_served_and_are_spread() {
 #[test]
 fn more_workers_wait_for_their_sockets_and_are_refused_without() {
     let mut world = siblings(2);
-    world.request(1, Intent::Scale(Scale::Up(1)));
-    world.request(2, Intent::Scale(Scale::Up(1)));
-    assert_eq!((world.mind.wanted(), world.answers().len()), (2, 0));
-    let why = "cannot bind".to_string();
-    world.tell(Event::SocketsOpened { slots: 3, outcome: Err(why.clone()) });
-    assert_eq!(world.answers(), [(1, Err(why))]);
-    world.tell(Event::SocketsOpened { slots: 3, outcome: Ok(()) });
-    assert_eq!((world.mind.wanted(), world.answers().len()), (3, 2));
+    world.request(1, ClusterCommand::Scale(ScaleChange::Up(1)));
+    world.request(2, ClusterCommand::Scale(ScaleChange::Up(1)));
+    assert_eq!((world.mind.wanted_workers(), world.answers().len()), (2, 0));
+    let reason = "cannot bind".to_string();
+    world.tell(Event::SocketsOpened { slots: 3, result: Err(reason.clone()) });
+    assert_eq!(world.answers(), [(1, Err(reason))]);
+    world.tell(Event::SocketsOpened { slots: 3, result: Ok(()) });
+    assert_eq!((world.mind.wanted_workers(), world.answers().len()), (3, 2));
     // A stop refuses whoever waits.
-    world.request(3, Intent::Scale(Scale::Up(1)));
-    world.request(4, Intent::Stop);
+    world.request(3, ClusterCommand::Scale(ScaleChange::Up(1)));
+    world.request(4, ClusterCommand::Stop);
     world.drive();
-    let third = world.answers().into_iter().find(|(ticket, _)| *ticket == 3);
+    let third = world.answers().into_iter().find(|(reply_id, _)| *reply_id == 3);
     assert_eq!(third, Some((3, Err("the cluster is stopping".to_string()))));
 }
 
@@ -183,17 +184,19 @@ fn a_reload_changes_the_policy_and_old_sockets_stay_served() {
     let mut world = World::new(policy(3), 1, |_, _| Life::serving()).start();
     world.run(ms(5_000));
     assert_eq!(steps(&world), []);
-    world.file =
-        Box::new(|policy, _| (ms(5), Ok(Policy { socket_per_slot: true, ..policy.clone() })));
-    world.request(1, Intent::Reload);
+    world.file = Box::new(|policy, _| {
+        (ms(5), Ok(SupervisorConfig { has_socket_per_slot: true, ..policy.clone() }))
+    });
+    world.request(1, ClusterCommand::Reload);
     // The workers of before share the first socket; the new ones are served by them until their own are there.
     world.run(ms(5));
     assert_eq!(adopted(&world), [(1, 1), (2, 2)]);
     world.run(ms(1_000));
     assert_eq!((world.generations(), adopted(&world)), (vec![2; 3], vec![]));
-    world.file =
-        Box::new(|policy, _| (ms(5), Ok(Policy { socket_per_slot: false, ..policy.clone() })));
-    world.request(2, Intent::Reload);
+    world.file = Box::new(|policy, _| {
+        (ms(5), Ok(SupervisorConfig { has_socket_per_slot: false, ..policy.clone() }))
+    });
+    world.request(2, ClusterCommand::Reload);
     world.run(ms(1_000));
     assert_eq!(world.generations(), [3; 3]);
     let adopters: std::collections::BTreeSet<u64> = adopted(&world).iter().map(|a| a.1).collect();
@@ -205,11 +208,11 @@ fn whoever_cannot_be_told_is_passed_by_and_told_later() {
     let mut world = siblings(3);
     world.end(3, signal(SIGKILL));
     assert_eq!(adopted(&world), [(2, 1)]);
-    world.tell(Event::AdoptFailed { worker: WorkerId(1), slot: Slot(2) });
+    world.tell(Event::AdoptSlotFailed { worker: WorkerId(1), slot: Slot(2) });
     assert_eq!(adopted(&world), [(2, 2)]);
     world.run(ms(10));
     assert_eq!(adopted(&world), []);
-    world.tell(Event::ReleaseFailed { worker: WorkerId(2), slot: Slot(2) });
+    world.tell(Event::ReleaseSlotFailed { worker: WorkerId(2), slot: Slot(2) });
     world.run(ms(300));
     let told = |step| steps(&world).iter().filter(|(_, action)| *action == step).count();
     // Of several sockets one may have reached worker 1.
@@ -219,10 +222,10 @@ fn whoever_cannot_be_told_is_passed_by_and_told_later() {
 #[test]
 fn a_new_image_goes_on_with_who_serves_what() {
     let mut world = siblings(4);
-    world.ask(Intent::Scale(Scale::To(2)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(2)));
     world.run(ms(1_000));
     assert_eq!(adopted(&world), [(2, 1), (3, 2)]);
-    world.request(1, Intent::Upgrade { wait: true });
+    world.request(1, ClusterCommand::Upgrade { wait: true });
     world.run(ms(69));
     assert_eq!((world.images, adopted(&world)), (1, vec![(2, 1), (3, 2)]));
     world.run(ms(1_000));
@@ -234,12 +237,12 @@ fn a_new_image_goes_on_with_who_serves_what() {
 #[test]
 fn in_a_stop_everybody_keeps_what_it_has_to_empty() {
     let mut world = siblings(3);
-    world.ask(Intent::Scale(Scale::To(1)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(1)));
     world.run(ms(1_000));
     world.log.clear();
-    world.ask(Intent::Stop);
+    world.ask(ClusterCommand::Stop);
     world.drive();
-    assert_eq!((steps(&world), world.exit), (vec![], Some(Outcome::Stopped)));
+    assert_eq!((steps(&world), world.exit), (vec![], Some(ShutdownReason::StopRequested)));
 }
 
 proptest! {
@@ -250,7 +253,7 @@ proptest! {
         policy in policies(), limits in limits(), seed: u64, ready in 0..=10u64, slots: bool,
         deafness in 0..6u64, whims in whims(), now: bool, kinds in kinds(),
     ) {
-        let policy = Policy { socket_per_slot: slots, ..restrict(policy, limits) };
+        let policy = SupervisorConfig { has_socket_per_slot: slots, ..restrict(policy, limits) };
         let mut world = World::new(policy, seed, move |_, dice| {
             let at = dice.below(4_000);
             Life::random(dice, ready).and(at, Deed::Fill).and(2 * at, Deed::Empty)
@@ -258,10 +261,10 @@ proptest! {
         world.deafness = deafness;
         world.file = Box::new(|policy, dice| {
             let workers = if dice.below(3) == 0 { 1 + dice.below(8) as u32 } else { policy.workers };
-            let socket_per_slot = dice.below(3) > 0;
-            let policy = Policy { workers, socket_per_slot, ..policy.clone() };
-            let outcome = if dice.below(4) == 0 { Err("no".to_string()) } else { Ok(policy) };
-            (dice.millis(100), outcome)
+            let has_socket_per_slot = dice.below(3) > 0;
+            let policy = SupervisorConfig { workers, has_socket_per_slot, ..policy.clone() };
+            let result = if dice.below(4) == 0 { Err("no".to_string()) } else { Ok(policy) };
+            (dice.millis(100), result)
         });
         world.binary = Box::new(Binary::random);
         let mut world = world.with_kinds(kinds).start();
@@ -269,6 +272,6 @@ proptest! {
             world.run(ms(wait));
             obey(&mut world, number as u64, whim);
         }
-        end_in_bounds(&mut world, if now { Intent::StopNow } else { Intent::Stop });
+        end_in_bounds(&mut world, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
     }
 }

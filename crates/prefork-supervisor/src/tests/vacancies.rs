@@ -6,26 +6,26 @@ use proptest::prelude::*;
 use super::odds::{end_in_bounds, policies};
 use super::whims::{Whim, limits, obey, restrict, whims};
 use super::*;
-use crate::Leave;
+use crate::DrainReason;
 use crate::identity::Slot;
 
 /// What was told of one worker, in its order.
 fn life_of(world: &World, id: u64) -> Vec<&'static str> {
     let id = WorkerId(id);
     world.said(|notice| match notice {
-        Notice::Forked { worker } if worker.id == id => Some("fork"),
-        Notice::Online { worker } if worker.id == id => Some("online"),
-        Notice::Ready { worker, .. } if worker.id == id => Some("ready"),
-        Notice::Disconnected { worker } if worker.id == id => Some("disconnect"),
-        Notice::Exited(exit) if exit.worker.id == id => Some("exit"),
-        Notice::Replaced { worker, .. } if *worker == id => Some("replaced"),
+        LogEvent::Forked { worker } if worker.id == id => Some("fork"),
+        LogEvent::Online { worker } if worker.id == id => Some("online"),
+        LogEvent::Ready { worker, .. } if worker.id == id => Some("ready"),
+        LogEvent::Disconnected { worker } if worker.id == id => Some("disconnect"),
+        LogEvent::Exited(exit) if exit.worker.id == id => Some("exit"),
+        LogEvent::Replaced { worker, .. } if *worker == id => Some("replaced"),
         _ => None,
     })
 }
 
-fn leaves(world: &World) -> Vec<(u64, Option<Leave>)> {
+fn leaves(world: &World) -> Vec<(u64, Option<DrainReason>)> {
     world.said(|notice| match notice {
-        Notice::Exited(exit) => Some((exit.worker.id.0, exit.leave)),
+        LogEvent::Exited(exit) => Some((exit.worker.id.0, exit.drain_reason)),
         _ => None,
     })
 }
@@ -45,10 +45,10 @@ fn a_worker_that_crashes_is_told_from_its_fork_to_its_replacement() {
 #[test]
 fn a_worker_is_replaced_when_it_is_gone_not_when_its_successor_is_ready() {
     let mut world = proven(1);
-    world.ask(Intent::Reload);
+    world.ask(ClusterCommand::Reload);
     world.drive();
     assert_eq!((life_of(&world, 1), life_of(&world, 2)), (WHOLE.to_vec(), WHOLE[..3].to_vec()));
-    assert_eq!(leaves(&world), [(1, Some(Leave::Reload))]);
+    assert_eq!(leaves(&world), [(1, Some(DrainReason::Reload))]);
 }
 
 #[test]
@@ -73,18 +73,18 @@ fn that_a_worker_runs_is_said_once_and_never_of_strangers() {
 #[test]
 fn who_is_disconnected_drains_and_its_slot_stays_empty_until_somebody_scales() {
     let mut world = proven(2);
-    world.request(1, Intent::Disconnect(WorkerId(2)));
+    world.request(1, ClusterCommand::Disconnect(WorkerId(2)));
     assert_eq!(world.times(&Action::Drain(WorkerId(2))), [ms(5_000)]);
     world.drive();
     assert_eq!(world.answers().len(), 1);
-    assert_eq!((world.serving(), world.mind.wanted()), (vec![1], 2));
+    assert_eq!((world.serving(), world.mind.wanted_workers()), (vec![1], 2));
     assert_eq!(world.mind.vacant(), [Slot(1)]);
-    assert_eq!(leaves(&world), [(2, Some(Leave::Disconnect))]);
+    assert_eq!(leaves(&world), [(2, Some(DrainReason::Disconnect))]);
     assert_eq!(life_of(&world, 2), WHOLE[..5], "nobody replaces it");
-    world.ask(Intent::Scale(Scale::To(2)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(2)));
     world.drive();
     assert_eq!((world.serving(), world.mind.vacant()), (vec![1, 3], vec![]));
-    assert_eq!((life_of(&world, 2).len(), world.mind.restarts()), (5, 0));
+    assert_eq!((life_of(&world, 2).len(), world.mind.restart_count()), (5, 0));
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn who_leaves_for_good_by_itself_is_made_up_for_by_a_reload() {
     world.end(2, signal(SIGKILL));
     world.drive();
     assert_eq!((world.serving(), world.mind.vacant()), (vec![3], vec![Slot(0)]));
-    world.ask(Intent::Reload);
+    world.ask(ClusterCommand::Reload);
     world.drive();
     assert_eq!((world.generations(), world.mind.vacant()), (vec![2, 2], vec![]));
 }
@@ -111,7 +111,7 @@ fn workers_that_always_leave_for_good_are_not_forked_again_and_again_by_a_reload
     };
     let mut world = World::new(policy(2), 1, life).start();
     world.run(ms(5_000));
-    world.request(1, Intent::Reload);
+    world.request(1, ClusterCommand::Reload);
     world.drive();
     assert_eq!((world.forks().len(), world.serving()), (4, vec![]));
     assert!(world.answers()[0].1.is_ok(), "{:?}", world.answers());
@@ -121,20 +121,20 @@ fn workers_that_always_leave_for_good_are_not_forked_again_and_again_by_a_reload
 fn a_worker_that_boots_can_be_disconnected_too() {
     let mut world = cluster(2, |id| (id == 2).then(Life::hanging));
     world.run(ms(100));
-    world.ask(Intent::Disconnect(WorkerId(2)));
+    world.ask(ClusterCommand::Disconnect(WorkerId(2)));
     world.drive();
-    assert_eq!((world.serving(), world.mind.phase), (vec![1], Phase::Running));
-    assert_eq!(world.times(&Action::Report(Notice::AllReady { workers: 1 })), [ms(100)]);
+    assert_eq!((world.serving(), world.mind.phase), (vec![1], ClusterPhase::Running));
+    assert_eq!(world.times(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
     // Nobody, and somebody who is gone.
-    for (ticket, id) in [(1, 2), (2, 99)] {
-        world.request(ticket, Intent::Disconnect(WorkerId(id)));
+    for (reply_id, id) in [(1, 2), (2, 99)] {
+        world.request(reply_id, ClusterCommand::Disconnect(WorkerId(id)));
     }
-    assert!(world.answers().iter().all(|(_, outcome)| outcome.is_err()));
+    assert!(world.answers().iter().all(|(_, result)| result.is_err()));
 }
 
 #[test]
 fn who_succeeds_a_worn_worker_is_not_wanted_when_that_one_leaves_for_good() {
-    let policy = Policy { max_lifetime: Some(ms(4_000)), ..policy(1) };
+    let policy = SupervisorConfig { max_lifetime: Some(ms(4_000)), ..policy(1) };
     let life = |tag: WorkerTag, _: &mut Dice| match tag.id.0 {
         1 => Life::serving(),
         _ => Life::hanging(),
@@ -142,16 +142,16 @@ fn who_succeeds_a_worn_worker_is_not_wanted_when_that_one_leaves_for_good() {
     let mut world = World::new(policy, 1, life).start();
     world.run(ms(4_500));
     assert_eq!(world.forks().len(), 2);
-    world.ask(Intent::Disconnect(WorkerId(1)));
+    world.ask(ClusterCommand::Disconnect(WorkerId(1)));
     world.run(ms(1_000));
     assert_eq!((world.mind.members.len(), world.mind.vacant()), (0, vec![Slot(0)]));
-    assert_eq!(ends(&world), [(2, Cause::Superseded), (1, Cause::Asked)]);
+    assert_eq!(ends(&world), [(2, ExitCause::Superseded), (1, ExitCause::Drained)]);
 }
 
 /// The application is asked, and wants one of so many not to be replaced.
 fn asking(workers: u32, vetoes: u64) -> World {
     let mut world = World::new(policy(workers), 1, |_, _| Life::serving());
-    world.mind.ask_before_restarts(true);
+    world.mind.set_confirm_restarts(true);
     world.vetoes = vetoes;
     let mut world = world.start();
     world.run(ms(5_000));
@@ -163,12 +163,13 @@ fn the_application_decides_who_is_replaced() {
     for (vetoes, serving) in [(0, vec![1, 3]), (1, vec![1])] {
         let mut world = asking(2, vetoes);
         world.end(2, signal(SIGKILL));
-        let asked = |action: &Action| matches!(action, Action::AskRestart(e) if e.worker.id.0 == 2);
+        let asked =
+            |action: &Action| matches!(action, Action::ConfirmRestart(e) if e.worker.id.0 == 2);
         assert!(world.log.iter().any(|(_, action)| asked(action)));
         assert_eq!(world.forks().len(), 2, "nothing is forked before the answer");
         world.drive();
         assert_eq!((world.serving(), world.mind.vacant().len()), (serving, vetoes as usize));
-        let said = world.said(|n| matches!(n, Notice::NotRestarted { .. }).then_some(()));
+        let said = world.said(|n| matches!(n, LogEvent::NotRestarted { .. }).then_some(()));
         assert_eq!(said.len(), vetoes as usize);
         // An answer that nobody waits for changes nothing.
         world.tell(Event::RestartDecided { worker: WorkerId(1), restart: false });
@@ -179,11 +180,11 @@ fn the_application_decides_who_is_replaced() {
 #[test]
 fn an_answer_after_the_end_changes_nothing() {
     let mut world = asking(1, 1);
-    world.tell(Event::Exited { worker: WorkerId(1), status: signal(SIGKILL), served: 0 });
-    assert!(world.log.iter().any(|(_, action)| matches!(action, Action::AskRestart(_))));
+    world.tell(Event::Exited { worker: WorkerId(1), status: signal(SIGKILL), requests_served: 0 });
+    assert!(world.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
     // There is nobody to wait for: the answer comes when all is over.
-    world.ask(Intent::StopNow);
-    assert_eq!(world.exit, Some(Outcome::Stopped));
+    world.ask(ClusterCommand::StopNow);
+    assert_eq!(world.exit, Some(ShutdownReason::StopRequested));
     world.drive();
     assert!(matches!(world.log.last(), Some((_, Action::Exit(_)))), "{:?}", world.log.last());
 }
@@ -192,32 +193,32 @@ fn an_answer_after_the_end_changes_nothing() {
 fn nobody_is_asked_about_workers_that_leave_as_they_were_to() {
     let mut world = asking(2, 1);
     world.make(1, Deed::Retire);
-    world.ask(Intent::Reload);
+    world.ask(ClusterCommand::Reload);
     world.drive();
-    assert!(!world.log.iter().any(|(_, action)| matches!(action, Action::AskRestart(_))));
+    assert!(!world.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
     assert_eq!(world.generations(), [2, 2]);
 }
 
 #[test]
 fn one_more_worker_has_its_number_and_its_variables_and_so_has_who_replaces_it() {
     let mut world = proven(1);
-    let id = world.mind.draw_id();
+    let id = world.mind.reserve_worker_id();
     let own = vec![("ROLE".to_string(), "mail".to_string())];
-    world.ask(Intent::Scale(Scale::With(id, own.clone())));
+    world.ask(ClusterCommand::Scale(ScaleChange::AddWorker(id, own.clone())));
     world.drive();
-    assert_eq!((world.serving(), world.mind.environment(Slot(1))), (vec![1, id.0], &own[..]));
-    assert!(world.mind.environment(Slot(0)).is_empty());
+    assert_eq!((world.serving(), world.mind.slot_environment(Slot(1))), (vec![1, id.0], &own[..]));
+    assert!(world.mind.slot_environment(Slot(0)).is_empty());
     world.end(id.0, signal(SIGKILL));
     world.drive();
-    assert_eq!((world.serving(), world.mind.environment(Slot(1))), (vec![1, 3], &own[..]));
+    assert_eq!((world.serving(), world.mind.slot_environment(Slot(1))), (vec![1, 3], &own[..]));
     // It survives an upgrade, and goes with its slot.
-    world.ask(Intent::Upgrade { wait: true });
+    world.ask(ClusterCommand::Upgrade { wait: true });
     world.drive();
-    assert_eq!((world.images, world.mind.environment(Slot(1))), (1, &own[..]));
-    world.ask(Intent::Scale(Scale::To(1)));
-    world.ask(Intent::Scale(Scale::To(2)));
+    assert_eq!((world.images, world.mind.slot_environment(Slot(1))), (1, &own[..]));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(1)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(2)));
     world.drive();
-    assert!(world.mind.environment(Slot(1)).is_empty());
+    assert!(world.mind.slot_environment(Slot(1)).is_empty());
 }
 
 proptest! {
@@ -233,7 +234,7 @@ proptest! {
             let at = dice.below(6_000);
             if dice.below(3) == 0 { life.and(at, Deed::Disconnect) } else { life }
         });
-        world.mind.ask_before_restarts(true);
+        world.mind.set_confirm_restarts(true);
         world.vetoes = vetoes;
         world.binary = Box::new(Binary::random);
         let mut world = world.start();
@@ -242,10 +243,10 @@ proptest! {
             world.run(ms(wait));
             let member = world.mind.members.keys().nth(which).copied();
             if world.exit.is_none() {
-                world.request(1_000 + number as u64, Intent::Disconnect(member.unwrap_or(WorkerId(0))));
-                let id = world.mind.draw_id();
+                world.request(1_000 + number as u64, ClusterCommand::Disconnect(member.unwrap_or(WorkerId(0))));
+                let id = world.mind.reserve_worker_id();
                 if which == 0 {
-                    world.ask(Intent::Scale(Scale::With(id, Vec::new())));
+                    world.ask(ClusterCommand::Scale(ScaleChange::AddWorker(id, Vec::new())));
                 }
             }
             if let Some((wait, whim)) = whim {
@@ -254,6 +255,6 @@ proptest! {
             }
         }
         obey(&mut world, 100, Whim::Up(1));
-        end_in_bounds(&mut world, if now { Intent::StopNow } else { Intent::Stop });
+        end_in_bounds(&mut world, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
     }
 }

@@ -42,40 +42,42 @@ pub(super) fn obey(world: &mut World, number: u64, whim: Whim) {
     if world.exit.is_some() {
         return;
     }
-    let intent = match whim {
-        Whim::Reload => Intent::Reload,
-        Whim::ScaleTo(workers) => Intent::Scale(Scale::To(workers)),
-        Whim::Up(workers) => Intent::Scale(Scale::Up(workers)),
-        Whim::Down(workers) => Intent::Scale(Scale::Down(workers)),
-        Whim::Consumers(n) => Intent::ScaleKind("consumer".to_string(), Scale::To(n)),
-        Whim::Upgrade => Intent::Upgrade { wait: true },
+    let command = match whim {
+        Whim::Reload => ClusterCommand::Reload,
+        Whim::ScaleTo(workers) => ClusterCommand::Scale(ScaleChange::To(workers)),
+        Whim::Up(workers) => ClusterCommand::Scale(ScaleChange::Up(workers)),
+        Whim::Down(workers) => ClusterCommand::Scale(ScaleChange::Down(workers)),
+        Whim::Consumers(n) => ClusterCommand::ScaleKind("consumer".to_string(), ScaleChange::To(n)),
+        Whim::Upgrade => ClusterCommand::Upgrade { wait: true },
         Whim::Sleep(time) => return world.stop_primary(ms(time)),
         Whim::Suspend(time) => return world.suspend(ms(time)),
     };
-    if number.is_multiple_of(2) { world.request(number, intent) } else { world.ask(intent) }
+    if number.is_multiple_of(2) { world.request(number, command) } else { world.ask(command) }
 }
 
-pub(super) fn limits() -> impl Strategy<Value = Policy> {
+pub(super) fn limits() -> impl Strategy<Value = SupervisorConfig> {
     use proptest::option::of;
     let stall = (of(500..3_000u64), of(1..8_000u64));
     let memory = (of(500..3_000u64), of(500..4_000u64));
     let wear = (of(10..2_000u64), of(500..20_000u64));
-    ((0..4u32, 0..3u32), stall, memory, wear).prop_map(|(roll, stall, memory, wear)| Policy {
-        surge: roll.0,
-        max_unavailable: roll.1,
-        stall_warn: stall.0.map(ms),
-        stall_timeout: stall.1.map(ms),
-        max_rss: memory.0,
-        max_rss_hard: memory.1,
-        max_requests: wear.0,
-        max_lifetime: wear.1.map(ms),
-        ..policy(1)
+    ((0..4u32, 0..3u32), stall, memory, wear).prop_map(|(roll, stall, memory, wear)| {
+        SupervisorConfig {
+            surge: roll.0,
+            max_unavailable: roll.1,
+            stall_warn: stall.0.map(ms),
+            stall_timeout: stall.1.map(ms),
+            max_rss: memory.0,
+            max_rss_hard: memory.1,
+            max_requests: wear.0,
+            max_lifetime: wear.1.map(ms),
+            ..policy(1)
+        }
     })
 }
 
 /// The limits of the second with the workers and times of the first.
-pub(super) fn restrict(policy: Policy, limits: Policy) -> Policy {
-    Policy {
+pub(super) fn restrict(policy: SupervisorConfig, limits: SupervisorConfig) -> SupervisorConfig {
+    SupervisorConfig {
         workers: policy.workers,
         boot_timeout: policy.boot_timeout,
         graceful_timeout: policy.graceful_timeout,
@@ -103,9 +105,9 @@ proptest! {
             let workers = if dice.below(3) == 0 { 1 + dice.below(8) as u32 } else { policy.workers };
             let surge = dice.below(3) as u32;
             let stall_timeout = policy.stall_timeout.filter(|_| dice.below(4) > 0);
-            let policy = Policy { workers, surge, stall_timeout, ..policy.clone() };
-            let outcome = if dice.below(4) == 0 { Err("no".to_string()) } else { Ok(policy) };
-            (dice.millis(100), outcome)
+            let policy = SupervisorConfig { workers, surge, stall_timeout, ..policy.clone() };
+            let result = if dice.below(4) == 0 { Err("no".to_string()) } else { Ok(policy) };
+            (dice.millis(100), result)
         });
         world.binary = Box::new(Binary::random);
         let mut world = world.with_kinds(kinds).start();
@@ -113,7 +115,7 @@ proptest! {
             world.run(ms(wait));
             obey(&mut world, number as u64, whim);
         }
-        end_in_bounds(&mut world, if now { Intent::StopNow } else { Intent::Stop });
+        end_in_bounds(&mut world, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
     }
 
     #[test]
@@ -121,7 +123,7 @@ proptest! {
         policy in policies(), limits in limits(), seed: u64, whims in whims(),
         bad in proptest::option::of(2..8u64), kinds in kinds(),
     ) {
-        let policy = Policy { max_rss_hard: None, ..restrict(policy, limits) };
+        let policy = SupervisorConfig { max_rss_hard: None, ..restrict(policy, limits) };
         let mut world = World::new(policy, seed, move |tag, dice| {
             let life = Life::hanging().forked_after(dice.below(20));
             match bad {
@@ -151,6 +153,6 @@ proptest! {
         // The old serve on where those of a new image could not replace them all.
         let same = generations.iter().all(|g| *g == world.mind.generation.0);
         prop_assert!(same || world.is_mixed(), "{:#?}", world.mind);
-        end_in_bounds(&mut world, Intent::Stop);
+        end_in_bounds(&mut world, ClusterCommand::Stop);
     }
 }

@@ -6,7 +6,7 @@ use super::slotted;
 /// What was said about who takes which slot's connections.
 fn steering(world: &mut World) -> Vec<(u32, Option<u64>)> {
     let said = world.log.iter().filter_map(|(_, action)| match action {
-        Action::Steer { slot, worker } => Some((slot.0, worker.map(|worker| worker.0))),
+        Action::SetDispatchTarget { slot, worker } => Some((slot.0, worker.map(|worker| worker.0))),
         _ => None,
     });
     let said = said.collect();
@@ -40,18 +40,18 @@ fn connections_are_steered_to_workers_that_take_them() {
         assert_eq!(steering(&mut world), [(0, steered)]);
     }
     // A successor takes over without a gap; who retires does not take any more.
-    world.ask(Intent::Reload);
+    world.ask(ClusterCommand::Reload);
     world.run(ms(1_000));
     assert_eq!(steering(&mut world), [(0, Some(4)), (1, Some(5))]);
     world.make(4, Deed::Retire);
     assert_eq!(steering(&mut world), [(0, None)]);
     world.run(ms(1_000));
     assert_eq!(steering(&mut world), [(0, Some(6))]);
-    world.ask(Intent::Scale(Scale::To(1)));
+    world.ask(ClusterCommand::Scale(ScaleChange::To(1)));
     world.run(ms(1_000));
     assert_eq!(steering(&mut world), [(1, None)]);
     // In a stop each empties its own queue.
-    world.ask(Intent::Stop);
+    world.ask(ClusterCommand::Stop);
     world.drive();
     assert_eq!(steering(&mut world), []);
 }

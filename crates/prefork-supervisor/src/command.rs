@@ -1,0 +1,97 @@
+//! Commands that change the cluster, and who sends them.
+
+use crate::action::{Action, LogEvent};
+use crate::identity::WorkerId;
+
+/// A command to the cluster, from a signal, an operator or the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterCommand {
+    /// Stop gracefully: workers finish their open connections. A second `Stop` stops at once.
+    Stop,
+    /// Kill all workers and exit.
+    StopNow,
+    /// Read the configuration again and replace every worker, a few at a time.
+    Reload,
+    /// Change the number of workers of the kind `web`.
+    Scale(ScaleChange),
+    /// Change the number of workers of the named kind.
+    ScaleKind(String, ScaleChange),
+    /// Drain this worker and leave its slot empty.
+    Disconnect(WorkerId),
+    /// Replace the running binary by the one that is now at its path.
+    Upgrade {
+        /// Whether the reply comes when the new binary's workers serve, and not as soon as its check has passed.
+        wait: bool,
+    },
+}
+
+/// A change of the number of workers of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ScaleChange {
+    /// Exactly this many.
+    To(u32),
+    /// This many more.
+    Up(u32),
+    /// This many fewer.
+    Down(u32),
+    /// One more, with an id from [`Supervisor::reserve_worker_id`](crate::Supervisor::reserve_worker_id) and
+    /// environment variables of its own.
+    AddWorker(WorkerId, WorkerEnvironment),
+}
+
+/// Environment variables that the workers of one slot have in addition to those of the primary.
+pub type WorkerEnvironment = Vec<(String, String)>;
+
+/// Who sent a command, and whether a reply is expected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Requester {
+    /// The name for the log: `SIGHUP`, `control uid=0 pid=4711`.
+    pub name: String,
+    /// Identifies the pending reply. Exactly one `Action::Reply` carries it; `None` expects no reply.
+    pub reply_id: Option<u64>,
+}
+
+impl ScaleChange {
+    /// Returns the new number of workers where there are `from` now.
+    pub(crate) fn apply_to(&self, from: u32) -> u32 {
+        match self {
+            ScaleChange::To(n) => *n,
+            ScaleChange::Up(n) => from.saturating_add(*n),
+            ScaleChange::Down(n) => from.saturating_sub(*n),
+            ScaleChange::AddWorker(..) => from.saturating_add(1),
+        }
+    }
+}
+
+impl Requester {
+    /// Creates a requester that expects no reply, such as a signal.
+    pub fn without_reply(name: impl Into<String>) -> Requester {
+        Requester { name: name.into(), reply_id: None }
+    }
+
+    /// Replies that the command was carried out, and how.
+    pub(crate) fn confirm(self, what: impl Into<String>, actions: &mut Vec<Action>) {
+        self.reply(Ok(what.into()), actions);
+    }
+
+    /// Replies that the command was refused or failed, and why.
+    pub(crate) fn refuse(self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.reply(Err(reason.into()), actions);
+    }
+
+    /// Refuses the command, and logs the refusal if no reply is expected.
+    pub(crate) fn refuse_or_log(self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        let reason = reason.into();
+        if self.reply_id.is_none() {
+            let by = self.name.clone();
+            actions.push(Action::Log(LogEvent::CommandRefused { by, reason: reason.clone() }));
+        }
+        self.refuse(reason, actions);
+    }
+
+    fn reply(self, result: Result<String, String>, actions: &mut Vec<Action>) {
+        if let Some(reply_id) = self.reply_id {
+            actions.push(Action::Reply { reply_id, result });
+        }
+    }
+}

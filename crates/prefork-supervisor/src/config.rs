@@ -1,0 +1,92 @@
+//! What the supervisor needs to know of the configuration: plain numbers, no sources and no paths.
+
+use std::time::Duration;
+
+/// The supervisor's part of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SupervisorConfig {
+    /// How many workers of the kind `web` should serve.
+    pub workers: u32,
+    /// The largest number of `web` workers that a command may ask for; 1 for models with one worker process.
+    pub max_workers: u32,
+    /// Whether each slot has listening sockets of its own.
+    pub has_socket_per_slot: bool,
+    /// How long a worker may take from fork to READY before it is killed.
+    pub boot_timeout: Duration,
+    /// How long a draining worker may take before it is killed.
+    pub graceful_timeout: Duration,
+    /// How long a stop waits before workers are told to drain, so that load balancers notice.
+    pub drain_delay: Duration,
+    /// A worker that crashes sooner than this after READY counts towards a crash loop.
+    pub min_uptime: Duration,
+    /// After this many failed rounds without any worker ever ready, the primary gives up.
+    pub boot_attempts: u32,
+    /// The back-off delay after the first failed round; it doubles with each further one.
+    pub backoff_first: Duration,
+    /// The longest back-off delay.
+    pub backoff_max: Duration,
+    /// How many workers beyond the wanted number a reload may start at a time. Raised to 1 if `max_unavailable` is 0.
+    pub surge: u32,
+    /// How many workers may be missing during a reload.
+    pub max_unavailable: u32,
+    /// Recycles a worker after this many requests, minus up to 20 % jitter. `None`: never.
+    pub max_requests: Option<u64>,
+    /// Recycles a worker with more resident memory than this, in bytes. `None`: never.
+    pub max_rss: Option<u64>,
+    /// Kills a worker with more resident memory than this, in bytes. `None`: never.
+    pub max_rss_hard: Option<u64>,
+    /// Recycles a worker at this age, minus up to 20 % jitter. `None`: never.
+    pub max_lifetime: Option<Duration>,
+    /// Reports a worker whose event loop has stalled for this long. `None`: never.
+    pub stall_warn: Option<Duration>,
+    /// Aborts a worker whose event loop has stalled for this long. `None`: never.
+    pub stall_timeout: Option<Duration>,
+}
+
+/// A worker kind besides `web`, as the program declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerKindConfig {
+    /// The kind's name.
+    pub name: &'static str,
+    /// How many workers of the kind should run.
+    pub workers: u32,
+    /// When its workers are replaced or killed.
+    pub limits: RecycleLimits,
+}
+
+/// When workers of one kind are recycled or killed. `None`: never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecycleLimits {
+    /// Recycles after this many requests, minus up to 20 % jitter.
+    pub max_requests: Option<u64>,
+    /// Recycles above this resident memory in bytes.
+    pub max_rss: Option<u64>,
+    /// Kills above this resident memory in bytes.
+    pub max_rss_hard: Option<u64>,
+    /// Recycles at this age, minus up to 20 % jitter.
+    pub max_lifetime: Option<Duration>,
+}
+
+impl SupervisorConfig {
+    /// Returns the limits of workers of the kind `web`.
+    pub(crate) fn web_limits(&self) -> RecycleLimits {
+        RecycleLimits {
+            max_requests: self.max_requests,
+            max_rss: self.max_rss,
+            max_rss_hard: self.max_rss_hard,
+            max_lifetime: self.max_lifetime,
+        }
+    }
+
+    /// Returns whether stalled workers are reported or killed.
+    pub(crate) fn has_stall_limit(&self) -> bool {
+        self.stall_warn.is_some() || self.stall_timeout.is_some()
+    }
+}
+
+impl RecycleLimits {
+    /// Returns whether the workers' memory has to be sampled.
+    pub(crate) fn has_memory_limit(&self) -> bool {
+        self.max_rss.is_some() || self.max_rss_hard.is_some()
+    }
+}

@@ -1,0 +1,43 @@
+//! What survives an upgrade in place: the supervisor's state, passed across `execve` to the new binary.
+
+use std::time::Duration;
+
+use crate::command::{Requester, WorkerEnvironment};
+use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+
+/// The state that [`Supervisor::save_state`](crate::Supervisor::save_state) returns and
+/// [`Supervisor::restore`](crate::Supervisor::restore) continues from.
+#[derive(Debug, Clone)]
+pub struct SavedState {
+    /// The last generation that was tried, even if it failed: its workers may live, and generations only grow.
+    pub generation: Generation,
+    /// The next unused worker id.
+    pub next_id: WorkerId,
+    /// How many workers were forked in place of one that ended unasked.
+    pub restart_count: u64,
+    /// How many workers of the kind `web` should run.
+    pub wanted_workers: u32,
+    /// The slots `0..socket_slots` have sockets of their own; 0 where all workers share one socket.
+    pub socket_slots: u32,
+    /// The slots with environment variables of their own.
+    pub environments: Vec<(Slot, WorkerEnvironment)>,
+    /// All forked workers.
+    pub workers: Vec<SavedWorker>,
+    /// The requesters of the upgrade that wait until the new binary's workers serve.
+    pub upgrade_requesters: Vec<Requester>,
+}
+
+/// A worker that was forked before the upgrade.
+#[derive(Debug, Clone)]
+pub struct SavedWorker {
+    /// Its identity.
+    pub tag: WorkerTag,
+    /// The time since its fork was decided.
+    pub age: Duration,
+    /// Whether it serves in its slot; otherwise it is to drain.
+    pub is_serving: bool,
+    /// Whether it was forked with the sockets of its slot, and not with a shared one.
+    pub has_own_socket: bool,
+    /// The slots that it adopted: it accepts from their sockets as well.
+    pub adopted_slots: Vec<Slot>,
+}
