@@ -1,7 +1,11 @@
 //! The `prefork` command.
 
+mod app;
+mod cli;
+mod settings;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tokio_prefork::cli::main()
+    cli::main()
 }

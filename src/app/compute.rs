@@ -6,7 +6,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use crate::pool::{Cancel, Task};
+use tokio_prefork::pool::{Cancel, Task};
 
 /// The largest `/fib`: half a minute of one core.
 pub(super) const LARGEST_FIB: u64 = 50;
@@ -89,7 +89,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{Pool, Settings};
+    use tokio_prefork::pool::{Pool, Settings};
 
     fn on_pool<T: Task>(task: T) -> T::Output {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");

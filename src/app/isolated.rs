@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::{Response, StatusCode};
 
 use super::{faults, routes};
-use crate::{IsolatedError, Worker};
+use tokio_prefork::{IsolatedError, Worker};
 
 /// The name of the pool.
 pub(super) const POOL: &str = "isolated";

@@ -21,12 +21,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 
-use crate::pool::Pool;
-use crate::{Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker};
 pub(crate) use compute::fib;
 use routes::Routes;
 use static_files::FileBody;
 pub(crate) use static_files::{RootDir, Settings as FileSettings};
+use tokio_prefork::pool::Pool;
+use tokio_prefork::{
+    Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker,
+};
 
 /// What the built-in application can be told.
 #[derive(Debug, Clone, Default)]

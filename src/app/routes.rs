@@ -14,7 +14,7 @@ use super::body_budget::{BodyBudget, BodyError};
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::static_files::StaticFiles;
 use super::{Options, Site, faults};
-use crate::pool::{PoolError, Task};
+use tokio_prefork::pool::{PoolError, Task};
 
 pub(super) type Body = Either<Full<Bytes>, Repeated>;
 type Answer = Response<Body>;

@@ -12,9 +12,9 @@ use super::demo;
 use super::health;
 use super::pages;
 use super::reference;
-use crate::config::key::Key;
-use crate::config::keys::KEYS;
-use crate::config::raw::RawFlags;
+use crate::settings::RawFlags;
+use crate::settings::key::Key;
+use crate::settings::keys::KEYS;
 
 /// What the binary is asked to do.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::output_file::OutputFile;
 use super::print;
-use crate::bench::{self, Faults, Plan, Progress, Target};
-use crate::config::duration;
-use crate::error::{Error, Result};
+use crate::settings::value::duration;
+use prefork_bench::bench::{self, Faults, Plan, Progress, Target};
+use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\
 URL is http://HOST:PORT/PATH or unix:/run/app.sock:/PATH. Without --rate each connection sends its next request when \

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use crate::config::raw::{Inputs, Origin, RawFlags};
-use crate::error::Result;
-use crate::log_file::LogFile;
-use crate::printable::{printable, printable_json};
+use crate::settings::{Inputs, Origin, RawFlags};
+use tokio_prefork::Result;
+use tokio_prefork::log_file::LogFile;
+use tokio_prefork::text::{printable, printable_json};
 
 pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
     let settings = Inputs::of_process(flags).resolve()?;
@@ -51,7 +51,7 @@ fn object(origins: &[Origin]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::raw::Source;
+    use crate::settings::Source;
 
     fn origins() -> Vec<Origin> {
         vec![

@@ -10,10 +10,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::bench::show;
 use super::output_file::OutputFile;
 use super::print;
-use crate::compare::{self, Contestant, Plan, Workload};
-use crate::config::duration;
-use crate::error::Result;
-use crate::{Dispatch, Model};
+use crate::settings::value::duration;
+use prefork_bench::compare::{self, Contestant, Plan, Workload};
+use tokio_prefork::Result;
+use tokio_prefork::{Dispatch, Model};
 
 const HELP: &str = "\
 Each contestant is started on a port of its own, measured and stopped, one after the other, in another order in each round. \

@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{answer, print, status};
-use crate::config::duration;
-use crate::control::{self, Change, Client, Rescale};
-use crate::error::{Error, Result, exit};
-use crate::printable::printable;
+use crate::settings::value::duration;
+use tokio_prefork::control::{self, Change, Client, Rescale};
+use tokio_prefork::text::printable;
+use tokio_prefork::{Error, Result, exit};
 
 /// How often `status --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);

@@ -7,9 +7,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::{complain, print};
 use crate::app::fib;
-use crate::config::duration;
-use crate::demo::{self, Plan};
-use crate::error::{Error, Result, exit};
+use crate::settings::value::duration;
+use prefork_bench::demo::{self, Plan};
+use tokio_prefork::{Error, Result, exit};
 
 const HELP: &str = "\
 It computes a Fibonacci number five times: in sequence, on five threads, in a pool of as many threads as cores, and in five \

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::config::duration;
-use crate::config::raw::{Inputs, RawFlags};
-use crate::error::{Error, Result, exit};
-use crate::printable::printable;
-use crate::span::Span;
-use crate::{ListenAddr, UnixAddr};
+use crate::settings::value::duration;
+use crate::settings::{Inputs, RawFlags};
+use tokio_prefork::text::HumanDuration;
+use tokio_prefork::text::printable;
+use tokio_prefork::{Error, Result, exit};
+use tokio_prefork::{ListenAddr, UnixAddr};
 
 const HELP: &str = "\
 ADDRESS is HOST:PORT, :PORT or unix:PATH. Without it the first address is asked that the environment and the \
@@ -79,7 +79,7 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
     let line = ask(&address, &call.path, Instant::now() + timeout).map_err(|e| match e.kind() {
         // A timeout of a socket option is told as `WouldBlock`.
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let why = format!("no answer within {}", Span(timeout));
+            let why = format!("no answer within {}", HumanDuration(timeout));
             Error::target(&address, io::Error::new(io::ErrorKind::TimedOut, why))
         }
         _ => Error::target(&address, e),
@@ -110,7 +110,8 @@ fn ask(address: &ListenAddr, path: &str, deadline: Instant) -> io::Result<String
             Err(failed)
         }
         ListenAddr::Unix(unix) => exchange(&connect_unix(unix, deadline)?, path, deadline),
-        ListenAddr::Fd(_) => Err(io::Error::other("a descriptor has no address: name one")),
+        // `Fd`, and what is not known yet.
+        _ => Err(io::Error::other("a descriptor has no address: name one")),
     }
 }
 

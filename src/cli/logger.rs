@@ -8,8 +8,8 @@ use log::Level;
 use nix::sys::stat::fstat;
 
 use super::status::utc;
-use crate::log_output::{self, LogOutput};
-use crate::printable::Printable;
+use tokio_prefork::log_output::{self, LogOutput};
+use tokio_prefork::text::Printable;
 
 /// Installs the logger; `filter` was checked with the rest of the configuration.
 pub(super) fn init(filter: &str) {

@@ -21,9 +21,9 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::error::{Result, exit};
-use crate::log_output;
-use crate::printable::Printable;
+use tokio_prefork::log_output;
+use tokio_prefork::text::Printable;
+use tokio_prefork::{Result, exit};
 
 /// Runs the `prefork` command.
 pub fn main() -> ExitCode {
@@ -44,7 +44,7 @@ pub fn main() -> ExitCode {
         args::Verb::Compare(call) => compare::run(call),
     };
     done.unwrap_or_else(|error| {
-        crate::upgrade::ends_with(&error);
+        tokio_prefork::report_failed_start(&error);
         complain(&error);
         ExitCode::from(error.exit_status())
     })
@@ -57,7 +57,7 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
         && e.kind() != io::ErrorKind::BrokenPipe
         && !error.use_stderr()
     {
-        complain(&crate::Error::system("write to standard output", e));
+        complain(&tokio_prefork::Error::system("write to standard output", e));
         return ExitCode::from(exit::OS);
     }
     ExitCode::from(if error.use_stderr() { exit::USAGE } else { exit::OK })
@@ -80,6 +80,6 @@ fn print(text: &str) -> Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(crate::Error::system("write to standard output", error)),
+        Err(error) => Err(tokio_prefork::Error::system("write to standard output", error)),
     }
 }

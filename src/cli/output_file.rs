@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use tokio_prefork::{Error, Result};
 
 /// A file that will be written at the end of a run. That it can be is known before the run.
 #[derive(Debug)]

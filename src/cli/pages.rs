@@ -8,7 +8,7 @@ use clap::{Arg, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
 use super::{answer, args};
-use crate::error::{Error, Result};
+use tokio_prefork::{Error, Result};
 
 /// What is generated.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{PanicHookInfo, set_hook};
 use std::thread;
 
-use crate::printable::panic_text;
+use tokio_prefork::text::panic_text;
 
 /// Logs every panic of this process and of those it forks, in place of the standard library's hook.
 pub(super) fn init() {

@@ -3,16 +3,15 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use crate::config::raw::{Inputs, RawFlags};
-use crate::error::{Error, Result};
-use crate::steering;
+use crate::settings::{Inputs, RawFlags};
+use tokio_prefork::{Error, Result};
 
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     let settings = Inputs::of_process(flags).resolve()?;
     for warning in &settings.warnings {
         super::complain(&format_args!("warning: {warning}"));
     }
-    let (policy, slots) = (settings.config.dispatch, settings.config.supervisor_config().workers);
+    let (policy, slots) = (settings.config.dispatch, settings.config.workers.resolve());
     if !policy.chooses_in_kernel() {
         return Err(Error::config(format!(
             "dispatch {policy} loads no program: give --dispatch least-conn or --dispatch ip-hash"
@@ -21,9 +20,9 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     super::answer(&text(policy, slots))
 }
 
-fn text(policy: crate::Dispatch, slots: u32) -> String {
+fn text(policy: tokio_prefork::Dispatch, slots: u32) -> String {
     let mut text = String::new();
-    for plan in steering::plans(policy, slots) {
+    for plan in policy.kernel_programs(slots) {
         let (rung, lines) = (plan.rung, plan.listing.len());
         // Writing to a string cannot fail.
         let _ = match lines {
@@ -40,7 +39,7 @@ fn text(policy: crate::Dispatch, slots: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Dispatch;
+    use tokio_prefork::Dispatch;
 
     #[test]
     fn every_rung_has_its_program_and_the_hash_has_none() {

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command, value_parser};
 
 use super::{answer, args};
-use crate::config::key::Key;
-use crate::config::keys::KEYS;
-use crate::error::{Error, Result};
+use crate::settings::key::Key;
+use crate::settings::keys::KEYS;
+use tokio_prefork::{Error, Result};
 
 /// Columns of the help on the page of the command line.
 const HELP_WIDTH: usize = 100;

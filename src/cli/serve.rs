@@ -11,12 +11,9 @@ use socket2::SockRef;
 
 use super::{logger, panic_log};
 use crate::app::{self, FileSettings, Options, RootDir};
-use crate::config::raw::{AppSettings, Inputs, RawFlags, Settings};
-use crate::error::{Error, Result};
-use crate::log_file::inherited_descriptor;
-use crate::systemd;
-use crate::upgrade;
-use crate::{Config, ListenAddr};
+use crate::settings::{AppSettings, Inputs, RawFlags, Settings};
+use tokio_prefork::{Config, ListenAddr};
+use tokio_prefork::{Error, Result};
 
 /// What is logged once where [`exposes_demo`].
 const DEMO_WARNING: &str = "\
@@ -27,7 +24,7 @@ to serve files, or --bind 127.0.0.1:PORT";
 pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
     let inputs = Inputs::of_process(flags);
     let settings = inputs.resolve()?;
-    tidy_descriptors(&settings.config.bind, settings.config.log_file.as_deref())?;
+    tokio_prefork::close_inherited_fds(&settings.config)?;
     logger::init(&settings.log);
     panic_log::init();
     for warning in &settings.warnings {
@@ -103,30 +100,8 @@ fn exposes_demo(settings: &Settings) -> bool {
             .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),
         // A name may be that of any address.
         ListenAddr::Host(host) => host.name != "localhost",
+        _ => true,
     };
     let is_there = settings.app.demo && settings.app.root.is_none();
     is_there && settings.config.bind.iter().any(is_remote)
-}
-
-/// No socket of ours may land on a standard stream, and nothing that was left open by accident may live on in
-/// the workers.
-fn tidy_descriptors(bind: &[ListenAddr], log_file: Option<&Path>) -> Result<()> {
-    prefork_os::fd::fill_standard_streams()
-        .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
-    if upgrade::is_inherited() {
-        // Our own image before this one has left nothing open by accident.
-        return Ok(());
-    }
-    let mut passed: Vec<i32> = bind
-        .iter()
-        .filter_map(|addr| match addr {
-            ListenAddr::Fd(number) => Some(*number),
-            ListenAddr::Tcp(_) | ListenAddr::Host(_) | ListenAddr::Unix(_) => None,
-        })
-        .collect();
-    passed.extend(systemd::numbers()?);
-    // `--log-file /dev/fd/5` means what the shell has opened as 5.
-    passed.extend(log_file.and_then(inherited_descriptor));
-    prefork_os::fd::close_inherited_except(&passed)
-        .map_err(|e| Error::system("close inherited descriptors", e))
 }

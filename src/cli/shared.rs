@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::printable::printable;
-use crate::shared::{SharedMetric, SharedValue};
+use tokio_prefork::shared::{SharedMetric, SharedValue};
+use tokio_prefork::text::printable;
 
 /// A header and a line for each; nothing if there is none.
 pub(super) fn table(all: &[SharedMetric]) -> String {
@@ -35,14 +35,14 @@ fn value(value: &SharedValue) -> String {
         SharedValue::Flag { set: false } => "not set".to_string(),
         SharedValue::Role { leader: Some(pid) } => format!("led by pid {pid}"),
         SharedValue::Role { leader: None } => "led by nobody".to_string(),
-        SharedValue::Unknown => "(of a newer version)".to_string(),
+        _ => "(of a newer version)".to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::HistogramSnapshot;
+    use tokio_prefork::shared::HistogramSnapshot;
 
     #[test]
     fn each_has_a_line() {

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
-use crate::printable::printable;
-use crate::span::Span;
-use crate::{Model, PoolSnapshot, WEB_KIND};
+use tokio_prefork::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
+use tokio_prefork::text::HumanDuration;
+use tokio_prefork::text::printable;
+use tokio_prefork::{Model, PoolSnapshot, WEB_KIND};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -202,7 +202,7 @@ fn span(ms: u64) -> String {
     if ms < 1000 {
         return format!("{ms} ms");
     }
-    Span(Duration::from_millis(ms)).to_string()
+    HumanDuration(Duration::from_millis(ms)).to_string()
 }
 
 /// An event as a line of the log.
@@ -231,14 +231,12 @@ pub(super) fn utc(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{Reply, Status};
+    use tokio_prefork::control::Status;
 
     fn status() -> Status {
         let reply = include_str!("status_sample.json");
-        match Reply::decode(reply.as_bytes()) {
-            Ok(Reply::Status(status)) => *status,
-            other => panic!("{other:?}"),
-        }
+        let reply: serde_json::Value = serde_json::from_str(reply).expect("JSON");
+        serde_json::from_value(reply["status"].clone()).expect("status")
     }
 
     #[test]

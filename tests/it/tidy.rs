@@ -129,7 +129,7 @@ fn every_event_and_action_is_tested() {
 
 #[test]
 fn every_key_is_documented() {
-    let table = sources(&["src/config/keys.rs"]).remove(0);
+    let table = sources(&["src/settings/keys.rs"]).remove(0);
     let mut keys = Vec::new();
     for pair in table.lines.windows(2) {
         if pair[0].trim_end().ends_with("key(") {

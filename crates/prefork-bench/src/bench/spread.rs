@@ -1,0 +1,41 @@
+//! Figures put side by side. Pure.
+
+/// Largest share by smallest, and the coefficient of variation; `None` without two shares.
+pub fn balance(shares: &[u64]) -> Option<(f64, f64)> {
+    let (most, least) = (*shares.iter().max()?, *shares.iter().min()?);
+    if shares.len() < 2 {
+        return None;
+    }
+    let mean = shares.iter().sum::<u64>() as f64 / shares.len() as f64;
+    let squares: f64 = shares.iter().map(|share| (*share as f64 - mean).powi(2)).sum();
+    let deviation = (squares / shares.len() as f64).sqrt();
+    Some((most as f64 / least as f64, deviation / mean))
+}
+
+/// Median, least and most; zeros for nothing.
+pub fn spread(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return [0.0; 3] };
+    let half = sorted.len() / 2;
+    let median = match sorted.len() % 2 {
+        0 => (sorted[half - 1] + sorted[half]) / 2.0,
+        _ => sorted[half],
+    };
+    [median, *least, *most]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn balance_and_spread_are_what_they_say() {
+        assert_eq!(balance(&[100, 100]), Some((1.0, 0.0)));
+        assert_eq!(balance(&[3, 1]), Some((3.0, 0.5)));
+        assert_eq!((balance(&[5]), balance(&[])), (None, None));
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
+        assert_eq!(spread(&[4.0, 2.0]), [3.0, 2.0, 4.0]);
+        assert_eq!(spread(&[]), [0.0; 3]);
+    }
+}

@@ -1,0 +1,66 @@
+//! Where operators ask: the setting of the control socket.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Where the primary listens for `prefork status` and the other verbs (see [`crate::control`]).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ControlSocket {
+    /// Nowhere. The default of the library: it opens no socket that nobody asked for.
+    #[default]
+    Off,
+    /// `prefork-PID.sock` in the runtime directory, where the `prefork` command finds it. The default of
+    /// `prefork serve`.
+    Auto,
+    /// At this path. A dead socket there is replaced, a live one never touched.
+    Path(PathBuf),
+}
+
+impl FromStr for ControlSocket {
+    type Err = String;
+
+    /// # Errors
+    ///
+    /// The text is empty, or too long or unfit for the path of a socket.
+    fn from_str(text: &str) -> Result<ControlSocket, String> {
+        match text.trim() {
+            "" => Err("is empty: give a path, auto or off".to_string()),
+            "off" => Ok(ControlSocket::Off),
+            "auto" => Ok(ControlSocket::Auto),
+            // The longest name that fits a socket address, with the zero that ends it.
+            path if path.len() > 107 => {
+                Err("is too long: the path of a socket has at most 107 bytes".to_string())
+            }
+            path if path.contains('\0') => {
+                Err("is not a path: give one without a zero".to_string())
+            }
+            path => Ok(ControlSocket::Path(PathBuf::from(path))),
+        }
+    }
+}
+
+impl fmt::Display for ControlSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ControlSocket::Off => f.write_str("off"),
+            ControlSocket::Auto => f.write_str("auto"),
+            ControlSocket::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_shown_as_it_was_read() {
+        for text in ["off", "auto", "/run/prefork.sock", "./off"] {
+            assert_eq!(text.parse::<ControlSocket>().expect(text).to_string(), text);
+        }
+        for text in ["", &"x".repeat(108), "a\0b"] {
+            assert!(text.parse::<ControlSocket>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Descriptors that the process was started with.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::listener::ListenAddr;
+use crate::log_file::inherited_descriptor;
+use crate::{systemd, upgrade};
+
+/// Closes every inherited descriptor that the configuration does not name, and opens `/dev/null` for closed standard streams.
+///
+/// Call it first in `main`, before the program opens files. Keeps descriptors 0 to 2, those of `fd://N` addresses, of systemd's
+/// socket activation and of a `--log-file /dev/fd/N`. So no socket lands on a standard stream, and no descriptor that a
+/// shell left open by accident lives on in the workers.
+///
+/// # Errors
+///
+/// `/dev/null` or `/proc/self/fd` cannot be opened, or systemd's variables are malformed.
+pub fn close_inherited_fds(config: &Config) -> Result<()> {
+    prefork_os::fd::fill_standard_streams()
+        .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
+    if upgrade::is_inherited() {
+        // The image before this one left only what this one takes over.
+        return Ok(());
+    }
+    let mut passed: Vec<i32> = config
+        .bind
+        .iter()
+        .filter_map(|addr| match addr {
+            ListenAddr::Fd(number) => Some(*number),
+            ListenAddr::Tcp(_) | ListenAddr::Host(_) | ListenAddr::Unix(_) => None,
+        })
+        .collect();
+    passed.extend(systemd::numbers()?);
+    // `--log-file /dev/fd/5` means what the shell has opened as 5.
+    passed.extend(config.log_file.as_deref().and_then(inherited_descriptor));
+    prefork_os::fd::close_inherited_except(&passed)
+        .map_err(|e| Error::system("close inherited descriptors", e))
+}

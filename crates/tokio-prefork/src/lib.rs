@@ -1,0 +1,64 @@
+//! A prefork server: a *primary* process binds one SO_REUSEPORT listening socket, forks *workers* that each
+//! run a single-threaded tokio runtime with hyper, and supervises and respawns them. Node's cluster module,
+//! as real processes, in Rust. Linux only.
+//!
+//! Start with [`Cluster`]. The map of the house is in `ARCHITECTURE.md`; its invariants, absences first:
+//!
+//! - The primary has one thread and no async runtime, ever; a process that forks has one thread.
+//! - Only `sys` touches the kernel by hand: no other room names libc, nor the keyword that lifts Rust's guarantees.
+//! - The supervisor makes no system call and never learns the time except as an argument.
+//! - A pid is forgotten the moment its exit is reported, and never signalled again.
+//! - A forked worker never returns into the primary's code, and never outlives it.
+//! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
+//! - Nothing waits for a peer without a deadline, and every queue has a bound.
+
+mod aside;
+mod cluster;
+mod config;
+pub mod control;
+mod error;
+mod inherited_fds;
+mod ipc;
+mod isolated;
+mod listener;
+pub mod log_file;
+pub mod log_output;
+mod mail;
+mod models;
+mod pid_file;
+pub mod pool;
+mod primary;
+mod privilege;
+mod scoreboard;
+mod seed;
+pub mod shared;
+mod socket_file;
+mod steering;
+mod systemd;
+pub mod text;
+mod trust;
+mod upgrade;
+mod worker;
+
+pub use cluster::{Cluster, Kind, Preloaded};
+pub use config::{
+    Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers,
+};
+pub use error::{Error, ErrorKind, Result, exit};
+pub use inherited_fds::close_inherited_fds;
+pub use isolated::{Isolated, IsolatedError};
+pub use listener::{HostAddr, ListenAddr, UnixAddr};
+pub use mail::{
+    Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
+};
+pub use prefork_supervisor::RecycleReason;
+pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
+pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
+pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
+pub use shared::{
+    KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
+    SharedHistogram,
+};
+pub use steering::KernelProgram;
+pub use upgrade::report_failed_start;
+pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};

@@ -1,0 +1,203 @@
+//! The identity of a listener: what the operator wrote, parsed, and printed the same way again.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use super::UnixAddr;
+use crate::error::{Error, Result};
+
+/// Where to listen. Parses from `HOST:PORT`, `[V6]:PORT`, `:PORT` (all addresses, dual stack),
+/// `unix:PATH[?mode=0660&owner=NAME&group=NAME]`, `unix:@NAME` and `fd://N`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ListenAddr {
+    /// An IPv4 or IPv6 address; `[::]` takes IPv4 as well (dual stack).
+    Tcp(SocketAddr),
+    /// A host name: all addresses that it has, with the same port. Looked up at the start and at each reload.
+    Host(HostAddr),
+    /// A Unix stream socket.
+    Unix(UnixAddr),
+    /// A listening stream socket that the parent process left open at this number.
+    Fd(i32),
+}
+
+/// A host name and a port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostAddr {
+    /// The name, as the resolver gets it.
+    pub name: String,
+    /// The port, the same for all addresses of the name. 0: a free one.
+    pub port: u16,
+}
+
+impl ListenAddr {
+    /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows them.
+    pub fn holders(&self) -> Vec<u32> {
+        super::holder::holders(self)
+    }
+}
+
+impl Default for ListenAddr {
+    /// `127.0.0.1:3000`.
+    fn default() -> ListenAddr {
+        ListenAddr::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3000))
+    }
+}
+
+impl FromStr for ListenAddr {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ListenAddr> {
+        if let Some(rest) = text.strip_prefix("unix:") {
+            return UnixAddr::parse(rest).map(ListenAddr::Unix).map_err(|why| bad(text, &why));
+        }
+        if let Some(number) = text.strip_prefix("fd://") {
+            return match number.parse::<i32>() {
+                Ok(fd) if fd >= 3 => Ok(ListenAddr::Fd(fd)),
+                Ok(_) => Err(bad(text, "0, 1 and 2 are the standard streams: give 3 or more")),
+                Err(_) => Err(bad(text, "fd:// needs a number")),
+            };
+        }
+        if let Ok(addr) = text.parse() {
+            return Ok(ListenAddr::Tcp(addr));
+        }
+        let forms = "give HOST:PORT (as 127.0.0.1:3000, [::1]:3000, localhost:3000 or :3000), unix:PATH or fd://N";
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad(text, forms))?;
+        if !host.is_empty() && !is_host_name(host) {
+            return Err(bad(text, forms));
+        }
+        let port = port.parse().map_err(|_| bad(text, "the port must be 0 to 65535"))?;
+        Ok(match host {
+            "" => ListenAddr::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)),
+            name => ListenAddr::Host(HostAddr { name: name.to_ascii_lowercase(), port }),
+        })
+    }
+}
+
+/// Whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label is a
+/// number is an IPv4 address with a typing error.
+fn is_host_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = name.rsplit('.').next().unwrap_or_default();
+    name.len() <= 253 && name.split('.').all(label) && !last.bytes().all(|b| b.is_ascii_digit())
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddr::Tcp(addr) => addr.fmt(f),
+            ListenAddr::Host(HostAddr { name, port }) => write!(f, "{name}:{port}"),
+            ListenAddr::Unix(unix) => unix.fmt(f),
+            ListenAddr::Fd(fd) => write!(f, "fd://{fd}"),
+        }
+    }
+}
+
+fn bad(text: &str, why: &str) -> Error {
+    Error::config(format!("bind = {text:?} is not an address: {why}"))
+}
+
+/// Whether every connection to `narrow` would reach a socket on `wide`, too: the same port, and all addresses of its
+/// family or of both (`[::]` is dual stack).
+pub(super) fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
+    let all = match wide.ip() {
+        IpAddr::V4(ip) => ip.is_unspecified() && narrow.is_ipv4(),
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    };
+    all && wide.port() == narrow.port() && wide != narrow
+}
+
+/// Whether the kernel holds one of them against the other: the same port, and an address in common.
+pub(super) fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
+    covers(one, other) || covers(other, one) || one == other
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_printed_as_it_was_read() {
+        for text in [
+            "127.0.0.1:3000",
+            "[::1]:80",
+            "unix:/run/app.sock",
+            "unix:/run/app.sock?mode=0660&owner=root&group=33",
+            "unix:@app",
+            "fd://3",
+            "0.0.0.0:0",
+            "localhost:1",
+            "web-1.example_net.org:80",
+        ] {
+            let addr: ListenAddr = text.parse().expect(text);
+            assert_eq!(addr.to_string(), text);
+            assert_eq!(addr.to_string().parse::<ListenAddr>().expect(text), addr);
+        }
+        assert_eq!(":80".parse::<ListenAddr>().expect("all").to_string(), "[::]:80");
+    }
+
+    #[test]
+    fn what_is_no_address_is_named() {
+        for text in [
+            "",
+            "3000",
+            "unix:",
+            "unix:@",
+            "fd://",
+            "fd://2",
+            "fd://0",
+            "fd://-1",
+            "host:99999",
+            "host:",
+            "a:b:c",
+            ":x",
+            "1.2.3:80",
+            "1.2.3.999:80",
+            "http://host:80",
+            "-a:80",
+            "a b:80",
+            "::1:80",
+            "[::1]",
+            "a..b:1",
+            "unix:/a?mode=999",
+            "unix:/a?mode=",
+            "unix:/a?colour=red",
+            "unix:/a?mode",
+            "unix:@a?mode=0600",
+            "unix:/a?owner=",
+            "unix:/a?mode=0600&mode=0600",
+        ] {
+            let error = text.parse::<ListenAddr>().expect_err(text);
+            assert!(error.to_string().starts_with(&format!("bind = {text:?} is not")), "{error}");
+        }
+    }
+
+    #[test]
+    fn wildcards_cover_the_addresses_of_their_families() {
+        let addr = |text: &str| text.parse::<SocketAddr>().expect(text);
+        for (wide, narrow, yes) in [
+            ("[::]:1", "127.0.0.1:1", true),
+            ("[::]:1", "0.0.0.0:1", true),
+            ("[::]:1", "[::1]:1", true),
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("0.0.0.0:1", "[::1]:1", false),
+            ("0.0.0.0:1", "[::]:1", false),
+            ("[::]:1", "[::]:1", false),
+            ("[::]:1", "127.0.0.1:2", false),
+            ("127.0.0.1:1", "[::]:1", false),
+        ] {
+            assert_eq!(covers(addr(wide), addr(narrow)), yes, "{wide} {narrow}");
+        }
+        assert!(overlaps(addr("127.0.0.1:1"), addr("[::]:1")));
+        assert!(overlaps(addr("127.0.0.1:1"), addr("127.0.0.1:1")));
+        assert!(!overlaps(addr("127.0.0.1:1"), addr("127.0.0.2:1")));
+    }
+}

@@ -1,0 +1,317 @@
+//! Lines to standard error without waiting for whoever reads it: supervision and serving go on when the log is not read.
+//!
+//! A line that cannot be written at once is dropped and counted. As soon as there is room again, one line tells how
+//! many were dropped, and why. The counts are shared by all processes that were forked after [`prepare`], so that the
+//! first process that finds room tells for all of them.
+//!
+//! There is no queue in the process: a pipe holds 64 KiB by default, and what a second buffer held would be lost with
+//! its process.
+
+use std::borrow::Cow;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use prefork_os::output::{Writer, wait_for_room};
+use prefork_os::words;
+
+/// How long the last line of a process waits for room.
+const LAST_LINE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long the primary waits before it looks again whether there is room to tell of dropped lines.
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Makes a whole line of the log, with its line feed, from the text of a warning.
+pub type FormatWarning = fn(&str) -> Vec<u8>;
+
+static FORMAT: OnceLock<FormatWarning> = OnceLock::new();
+static OUTPUT: Mutex<Output> = Mutex::new(Output { writer: None, is_torn: false });
+
+/// Counters of dropped lines.
+#[derive(Clone, Copy)]
+struct Dropped {
+    /// Since the start.
+    total: &'static AtomicU64,
+    /// That no line has told of.
+    untold: &'static AtomicU64,
+    /// `errno` of the last one; 0 if its stream had no room.
+    errno: &'static AtomicU64,
+}
+
+impl Dropped {
+    /// The counters of this process and of those that were forked after the first call.
+    fn counters() -> Dropped {
+        static SHARED: OnceLock<Dropped> = OnceLock::new();
+        static OWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+        *SHARED.get_or_init(|| {
+            // Without shared memory each process counts for itself.
+            let words = words::shared(OWN.len()).unwrap_or(&OWN);
+            Dropped { total: &words[0], untold: &words[1], errno: &words[2] }
+        })
+    }
+
+    fn count(self, error: &io::Error) {
+        let is_full = error.kind() == io::ErrorKind::WouldBlock;
+        let errno = if is_full { 0 } else { error.raw_os_error().unwrap_or(0) };
+        self.errno.store(u64::from(errno.unsigned_abs()), Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
+        self.untold.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What stands in the log, and in the events, about `count` lines.
+    fn describe(self, count: u64) -> String {
+        let plural = if count == 1 { " was" } else { "s were" };
+        let errno = i32::try_from(self.errno.load(Ordering::Relaxed)).unwrap_or(0);
+        let why = match errno {
+            0 => "its reader does not keep up".to_string(),
+            errno => format!("the last write failed: {}", io::Error::from_raw_os_error(errno)),
+        };
+        format!("{count} line{plural} missing in the log: {why}")
+    }
+}
+
+/// The stream, as far as this process knows it.
+struct Output {
+    writer: Option<Writer>,
+    /// Only a part of the last line is in the log.
+    is_torn: bool,
+}
+
+impl Output {
+    /// Writes `line`, which ends with a line feed, to `fd`, whole or not at all as far as `fd` allows that.
+    fn write(&mut self, fd: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
+        if !self.writer.as_ref().is_some_and(|writer| writer.fits(fd)) {
+            // Another file has become this descriptor.
+            self.writer = Some(Writer::new(fd)?);
+            self.is_torn = false;
+        }
+        let Some(writer) = &mut self.writer else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut line = shortened(line, writer.max_atomic());
+        if self.is_torn {
+            line.to_mut().insert(0, b'\n');
+        }
+        let mut rest = &line[..];
+        while !rest.is_empty() {
+            match writer.write(fd, rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    rest = &rest[n..];
+                    self.is_torn = !rest.is_empty();
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `line`, cut where it is longer than `max` bytes; it says so, and ends with a line feed all the same.
+fn shortened(line: &[u8], max: Option<usize>) -> Cow<'_, [u8]> {
+    // One byte for the line feed that ends a torn line before it.
+    let Some(max) = max.map(|max| max - 1).filter(|max| line.len() > *max) else {
+        return Cow::Borrowed(line);
+    };
+    let mark = format!("... ({} bytes)\n", line.len());
+    let mut end = max.saturating_sub(mark.len());
+    while end > 0 && line[end] & 0xc0 == 0x80 {
+        end -= 1;
+    }
+    let mut short = line[..end].to_vec();
+    short.extend_from_slice(mark.as_bytes());
+    Cow::Owned(short)
+}
+
+/// Makes the counters, for this process and for all that it forks, and says what a warning of the log looks like.
+pub fn prepare(format: Option<FormatWarning>) {
+    Dropped::counters();
+    if let Some(format) = format {
+        let _ = FORMAT.set(format);
+    }
+}
+
+/// Writes `line`, which ends with a line feed, to standard error without waiting. If that cannot be, the line is
+/// dropped and counted.
+pub fn write_line(line: &[u8]) {
+    let stderr = io::stderr();
+    with_output(|output| {
+        let dropped = Dropped::counters();
+        let told = tell_dropped(output, stderr.as_fd(), dropped);
+        if let Err(e) = told.and_then(|()| output.write(stderr.as_fd(), line)) {
+            dropped.count(&e);
+        }
+    });
+}
+
+/// As [`write_line`], but waits half a second for room: nothing else is left to be done.
+pub fn write_last_line(line: &[u8]) {
+    let stderr = io::stderr();
+    let give_up = Instant::now() + LAST_LINE_TIMEOUT;
+    loop {
+        let outcome = with_output(|output| output.write(stderr.as_fd(), line));
+        let left = give_up.saturating_duration_since(Instant::now());
+        match outcome {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
+                if wait_for_room(stderr.as_fd(), left).is_err() {
+                    return;
+                }
+            }
+            // Nobody is left to be told of a failure.
+            Ok(()) | Err(_) => return,
+        }
+    }
+}
+
+/// Tells of dropped lines if there are any and there is room. Returns when to look again.
+pub(crate) fn retry() -> Option<Duration> {
+    let dropped = Dropped::counters();
+    if dropped.untold.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let stderr = io::stderr();
+    let told = with_output(|output| tell_dropped(output, stderr.as_fd(), dropped));
+    told.is_err().then_some(RETRY_INTERVAL)
+}
+
+/// Lines that were dropped since the start, by all processes of the cluster.
+pub(crate) fn dropped_lines() -> u64 {
+    Dropped::counters().total.load(Ordering::Relaxed)
+}
+
+/// What the events say about `count` dropped lines.
+pub(crate) fn describe_dropped(count: u64) -> String {
+    Dropped::counters().describe(count)
+}
+
+/// Writes one line about the lines that nobody was told of.
+fn tell_dropped(output: &mut Output, fd: BorrowedFd<'_>, dropped: Dropped) -> io::Result<()> {
+    if dropped.untold.load(Ordering::Relaxed) == 0 {
+        return Ok(());
+    }
+    // Taken before it is written, so that of several processes one tells.
+    let count = dropped.untold.swap(0, Ordering::Relaxed);
+    if count == 0 {
+        return Ok(());
+    }
+    let text = dropped.describe(count);
+    let line = match FORMAT.get() {
+        Some(format) => format(&text),
+        None => format!("prefork: {text}\n").into_bytes(),
+    };
+    output.write(fd, &line).inspect_err(|_| {
+        dropped.untold.fetch_add(count, Ordering::Relaxed);
+    })
+}
+
+fn with_output<T>(act: impl FnOnce(&mut Output) -> T) -> T {
+    act(&mut OUTPUT.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Error {
+    /// Tells the error on standard error in one line, and gives the status to exit with:
+    /// `fn main() -> ExitCode { run().unwrap_or_else(|e| e.report()) }`. Waits half a second at most for a reader.
+    pub fn report(&self) -> ExitCode {
+        crate::upgrade::report_failed_start(self);
+        write_last_line(format!("prefork: {self}\n").as_bytes());
+        ExitCode::from(self.exit_status())
+    }
+}
+
+/// A [`Write`] for loggers that write one whole record at a time.
+#[derive(Debug, Default)]
+pub struct LogOutput;
+
+impl Write for LogOutput {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        write_line(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn output() -> Output {
+        Output { writer: None, is_torn: false }
+    }
+
+    #[test]
+    fn lines_are_in_a_full_pipe_whole_or_not_at_all() {
+        let (mut reader, writer) = io::pipe().expect("pipe");
+        let (mut output, mut written) = (output(), 0);
+        let line = [&[b'x'; 700][..], b"\n"].concat();
+        while output.write(writer.as_fd(), &line).is_ok() {
+            written += 1;
+            assert!(written < 1 << 16, "a pipe has an end");
+        }
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("text");
+        assert_eq!(text.len(), written * line.len());
+        assert!(text.lines().all(|line| line.len() == 700));
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_for_a_pipe_is_cut_and_says_so() {
+        let line = ["ä".repeat(5000), "\n".to_string()].concat();
+        let short = shortened(line.as_bytes(), Some(4096));
+        let text = std::str::from_utf8(&short).expect("whole characters");
+        assert!(short.len() < 4096 && text.ends_with("ä... (10001 bytes)\n"), "{text}");
+        for whole in [None, Some(20_000)] {
+            assert_eq!(shortened(line.as_bytes(), whole), line.as_bytes());
+        }
+    }
+
+    #[test]
+    fn the_line_after_half_a_line_stands_on_its_own() {
+        let mut file = tempfile::NamedTempFile::new().expect("file");
+        let mut output = output();
+        output.write(file.as_fd(), b"half").expect("write");
+        output.is_torn = true;
+        output.write(file.as_fd(), b"whole\n").expect("write");
+        output.write(file.as_fd(), b"whole\n").expect("write");
+        let mut text = String::new();
+        io::Seek::rewind(file.as_file_mut()).expect("rewind");
+        file.read_to_string(&mut text).expect("text");
+        assert_eq!(text, "half\nwhole\nwhole\n");
+    }
+
+    #[test]
+    fn dropped_lines_are_told_of_with_their_number_and_reason_when_there_is_room() {
+        let counters: &'static [AtomicU64] = words::shared(3).expect("words");
+        let dropped = Dropped { total: &counters[0], untold: &counters[1], errno: &counters[2] };
+        let (mut reader, writer) = io::pipe().expect("pipe");
+        let mut output = output();
+        let line = [&[b'x'; 700][..], b"\n"].concat();
+        for line in [&line[..], b"\n"] {
+            while let Ok(()) = output.write(writer.as_fd(), line) {}
+        }
+        for _ in 0..3 {
+            dropped.count(&io::ErrorKind::WouldBlock.into());
+        }
+        assert!(tell_dropped(&mut output, writer.as_fd(), dropped).is_err());
+        assert_eq!(dropped.untold.load(Ordering::Relaxed), 3);
+        let mut room = [0; 8192];
+        reader.read_exact(&mut room).expect("read");
+        tell_dropped(&mut output, writer.as_fd(), dropped).expect("room");
+        tell_dropped(&mut output, writer.as_fd(), dropped).expect("nothing to tell");
+        let counts = [dropped.total, dropped.untold].map(|count| count.load(Ordering::Relaxed));
+        assert_eq!(counts, [3, 0]);
+        drop(writer);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("text");
+        assert_eq!(text.matches("3 lines were missing in the log").count(), 1, "{text}");
+        dropped.count(&io::Error::from_raw_os_error(28));
+        assert!(dropped.describe(1).contains("No space left on device"), "{}", dropped.describe(1));
+    }
+}

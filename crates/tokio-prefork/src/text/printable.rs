@@ -1,0 +1,218 @@
+//! Text from workers, clients, applications and files, made safe to show: one line, no control characters, bounded.
+//!
+//! Everything that people read goes through here: log lines, events, `prefork status`, `/cluster`, errors and the status
+//! text for the service manager. So no request line, panic text, worker's word or name can forge a line, clear a
+//! terminal, reorder what is displayed, or flood a log.
+//!
+//! Only characters that need it are escaped, and never the backslash: escaping twice changes nothing.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt::{self, Display, Write};
+
+/// Bytes of one text that are shown, after escaping. What is longer is cut, and the cut is marked.
+pub const MAX_PRINTABLE_BYTES: usize = 16 * 1024;
+
+/// What marks a cut.
+const CUT: &str = "... (cut)";
+
+/// Displays a value with everything escaped that is not printable, cut to [`MAX_PRINTABLE_BYTES`].
+pub struct Printable<T>(pub T);
+
+impl<T: Display> Display for Printable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut escaper = Escaper { out: f, room: MAX_PRINTABLE_BYTES, is_cut: false };
+        write!(escaper, "{}", self.0)
+    }
+}
+
+/// Returns the text with everything escaped that is not printable, cut to [`MAX_PRINTABLE_BYTES`].
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_PRINTABLE_BYTES && !text.contains(needs_escape) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(Printable(text).to_string())
+}
+
+/// Returns what bytes say, where they may not be UTF-8: a byte that is not is shown as `\xNN`. At most `limit` bytes are
+/// looked at; if there are more, the cut is marked.
+pub fn printable_bytes(bytes: &[u8], limit: usize) -> String {
+    let shown = &bytes[..bytes.len().min(limit)];
+    let mut text = String::with_capacity(shown.len());
+    for chunk in shown.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
+    }
+    if shown.len() < bytes.len() {
+        text.push_str(CUT);
+    }
+    printable(&text).into_owned()
+}
+
+/// Returns bytes of a request as ASCII: everything else, quotes and backslashes are shown as `\xNN`, `\"` and so on.
+pub fn printable_ascii(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
+}
+
+/// Returns JSON with the same meaning in which no string contains a raw character that is not printable: serializers
+/// escape those below U+0020 only. Line breaks between values stay.
+pub fn printable_json(json: &str) -> Cow<'_, str> {
+    let needs = |c: char| needs_escape(c) && !matches!(c, '\n' | '\t' | '\r');
+    if !json.contains(needs) {
+        return Cow::Borrowed(json);
+    }
+    let mut safe = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if !needs(c) {
+            safe.push(c);
+            continue;
+        }
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            // Writing to a string cannot fail.
+            let _ = write!(safe, "\\u{unit:04x}");
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Returns how a process is shown in a message, if it exists: `pid 812, nginx`.
+pub(crate) fn printable_process(pid: u32) -> Option<String> {
+    let name = prefork_os::process::command_name(pid)?;
+    Some(format!("pid {pid}, {}", printable_bytes(&name, name.len())))
+}
+
+/// Returns what a panic said, printable, or that it said no text.
+pub fn panic_text(panic: &(dyn Any + Send)) -> Cow<'_, str> {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    printable(text.unwrap_or("(no text)"))
+}
+
+/// Whether a character would begin a line, steer a terminal, hide itself, or change the order of others.
+fn needs_escape(c: char) -> bool {
+    match c {
+        // Most text by far.
+        ' '..='~' => false,
+        _ if c.is_control() => true,
+        // Soft hyphen, marks of direction, joiners, separators of lines and paragraphs, byte order mark, tags.
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{feff}' => true,
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => true,
+        '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}' => true,
+        _ => false,
+    }
+}
+
+struct Escaper<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
+    room: usize,
+    is_cut: bool,
+}
+
+impl Escaper<'_, '_> {
+    /// Writes a piece that is printable, or nothing more from the first piece on that has no room.
+    fn put(&mut self, piece: &str) -> fmt::Result {
+        if self.is_cut {
+            return Ok(());
+        }
+        if piece.len() <= self.room {
+            self.room -= piece.len();
+            return self.out.write_str(piece);
+        }
+        self.is_cut = true;
+        let mut end = self.room;
+        // Half an escape would say something else.
+        if piece.starts_with('\\') {
+            end = 0;
+        }
+        while !piece.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.out.write_str(&piece[..end])?;
+        self.out.write_str(CUT)
+    }
+}
+
+impl Write for Escaper<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(at) = rest.find(needs_escape) {
+            let (plain, from) = rest.split_at(at);
+            self.put(plain)?;
+            let mut chars = from.chars();
+            if let Some(c) = chars.next() {
+                self.put(&c.escape_default().to_string())?;
+            }
+            rest = chars.as_str();
+        }
+        self.put(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_or_a_reader_is_escaped_and_other_text_is_not() {
+        assert_eq!(
+            printable("a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\0"),
+            r"a\r\nb\tc\u{1b}[31m\u{7f}\u{9b}\u{0}"
+        );
+        assert_eq!(printable("\u{202e}txt\u{2028}\u{feff}"), r"\u{202e}txt\u{2028}\u{feff}");
+        for plain in ["grüße \\ \"x\" '", "日本語 🦀", ""] {
+            assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain), "{plain}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_shown_as_numbers() {
+        assert_eq!(printable_bytes(b"caf\xc3\xa9 \xff\x1b\xc3", 100), r"café \xff\u{1b}\xc3");
+        assert_eq!(printable_bytes("ééé".as_bytes(), 3), r"é\xc3... (cut)");
+        assert_eq!(printable_bytes(b"", 0), "");
+        assert_eq!(printable_ascii("/é\u{1b}\"\\".as_bytes()), r#"/\xc3\xa9\x1b\"\\"#);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters_and_escapes() {
+        let long = "é".repeat(MAX_PRINTABLE_BYTES);
+        let shown = printable(&long);
+        assert_eq!(shown.strip_suffix(CUT).map(str::len), Some(MAX_PRINTABLE_BYTES));
+        let odd = format!("x{}", "\u{1b}".repeat(MAX_PRINTABLE_BYTES));
+        let shown = printable(&odd);
+        assert!(shown.ends_with(r"\u{1b}... (cut)"), "{}", &shown[shown.len() - 30..]);
+        assert!(shown.len() <= MAX_PRINTABLE_BYTES + CUT.len());
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_and_loses_its_controls() {
+        let text = "a\u{9b}\u{7f}\u{202e}\u{e0041}\u{1b}\n";
+        let json = serde_json::to_string_pretty(&[text]).expect("JSON");
+        let safe = printable_json(&json);
+        assert_eq!(safe, "[\n  \"a\\u009b\\u007f\\u202e\\udb40\\udc41\\u001b\\n\"\n]");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&safe).expect("JSON"), [text]);
+        assert!(matches!(printable_json("{\n\t\"é\": 1\r\n}"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_panic_is_told_by_its_text() {
+        let said = |panic: Box<dyn Any + Send>| panic_text(&*panic).into_owned();
+        assert_eq!(said(Box::new("a\nb")), r"a\nb");
+        assert_eq!(said(Box::new("\u{1b}c".to_string())), r"\u{1b}c");
+        assert_eq!(said(Box::new(7)), "(no text)");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_becomes_one_printable_line_and_stays_so(text: String, bytes: Vec<u8>) {
+            let once = printable(&text).into_owned();
+            prop_assert!(!once.contains(needs_escape));
+            prop_assert_eq!(printable(&once), once.as_str());
+            prop_assert!(!printable_bytes(&bytes, 1000).contains(needs_escape));
+        }
+    }
+}

@@ -1,0 +1,280 @@
+use std::time::Duration;
+
+use super::*;
+use tokio_prefork::Workers;
+use tokio_prefork::exit;
+
+fn flags(said: &[(&'static str, &str)]) -> RawFlags {
+    let mut flags = RawFlags::default();
+    for (key, value) in said {
+        flags.values.entry(key).or_default().push(value.to_string());
+    }
+    flags
+}
+
+fn resolved(
+    said: &[(&'static str, &str)],
+    env: &[(&str, &str)],
+    toml: Option<&str>,
+) -> Result<Settings> {
+    let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    resolve(&flags(said), env, toml.map(|text| ("prefork.toml".into(), text.to_string())))
+}
+
+fn refused(said: &[(&'static str, &str)], env: &[(&str, &str)], toml: Option<&str>) -> String {
+    let error = resolved(said, env, toml).expect_err("refused");
+    assert_eq!(error.exit_status(), exit::CONFIG);
+    error.to_string()
+}
+
+fn source(settings: &Settings, key: &str) -> String {
+    let origin = settings.origins.iter().find(|origin| origin.key == key).expect(key);
+    format!("{} {}", origin.value, origin.source)
+}
+
+#[test]
+fn each_layer_covers_the_ones_below() {
+    const FILE: &str = "workers = 3\ngraceful-timeout = \"3s\"\n";
+    let flags = [("workers", "5"), ("graceful-timeout", "5s")];
+    let env = [("PREFORK_WORKERS", "4"), ("PREFORK_GRACEFUL_TIMEOUT", "4000ms")];
+    for mask in 0..8 {
+        let said: &[_] = if mask & 4 != 0 { &flags } else { &[] };
+        let vars: &[_] = if mask & 2 != 0 { &env } else { &[] };
+        let settings = resolved(said, vars, (mask & 1 != 0).then_some(FILE)).expect("resolves");
+        let (workers, grace) = match mask {
+            4.. => ("5 --workers", "5s --graceful-timeout"),
+            2.. => ("4 PREFORK_WORKERS", "4s PREFORK_GRACEFUL_TIMEOUT"),
+            1 => ("3 prefork.toml:1", "3s prefork.toml:2"),
+            _ => ("auto default", "30s default"),
+        };
+        assert_eq!(source(&settings, "workers"), workers, "{mask}");
+        assert_eq!(source(&settings, "graceful-timeout"), grace, "{mask}");
+        let seconds: u64 = grace[..grace.find('s').expect("s")].parse().expect("number");
+        assert_eq!(settings.config.graceful_timeout, Duration::from_secs(seconds));
+    }
+}
+
+#[test]
+fn aliases_are_below_our_own_variables_and_above_the_file() {
+    let aliases = [("WEB_CONCURRENCY", "7"), ("PORT", "8080"), ("RUST_LOG", "debug")];
+    let file = "workers = 3\nbind = \":1\"\nlog = \"warn\"";
+    let settings = resolved(&[], &aliases, Some(file)).expect("resolves");
+    assert_eq!(source(&settings, "workers"), "7 WEB_CONCURRENCY");
+    assert_eq!(source(&settings, "bind"), "0.0.0.0:8080 PORT");
+    assert_eq!(settings.log, "debug");
+
+    let ours = [("PREFORK_WORKERS", "2"), ("PREFORK_BIND", ":1"), ("PREFORK_LOG", "off")];
+    let settings = resolved(&[], &[aliases, ours].concat(), Some(file)).expect("resolves");
+    assert_eq!(source(&settings, "workers"), "2 PREFORK_WORKERS");
+    assert_eq!(source(&settings, "bind"), "[::]:1 PREFORK_BIND");
+    assert_eq!(source(&settings, "log"), "off PREFORK_LOG");
+    assert_eq!(refused(&[], &[("PORT", "x")], None), "PORT = \"x\" is not a port: give 0 to 65535");
+}
+
+#[test]
+fn empty_variables_count_as_unset() {
+    let empty = [("PREFORK_WORKERS", ""), ("PORT", ""), ("PREFORK_NONSENSE", "")];
+    let settings = resolved(&[], &empty, None).expect("resolves");
+    assert!(settings.origins.iter().all(|origin| origin.source == Source::Default));
+    assert!(settings.warnings.is_empty());
+}
+
+#[test]
+fn several_addresses_can_be_said_in_every_layer() {
+    let both = ["127.0.0.1:1", "unix:/run/a"].map(|text| text.parse().expect(text));
+    for settings in [
+        resolved(&[("bind", "127.0.0.1:1"), ("bind", "unix:/run/a")], &[], None),
+        resolved(&[], &[("PREFORK_BIND", "127.0.0.1:1, unix:/run/a,")], None),
+        resolved(&[], &[], Some("bind = [\n\"127.0.0.1:1\",\n\"unix:/run/a\" ]")),
+    ] {
+        assert_eq!(settings.expect("resolves").config.bind, both);
+    }
+    let one = resolved(&[], &[], Some("bind = \"127.0.0.1:1\"")).expect("resolves");
+    assert_eq!(one.config.bind, both[..1]);
+}
+
+#[test]
+fn every_type_is_read_from_toml() {
+    let text = "\u{feff}graceful-timeout = 45\r\nlinger-timeout = 0.25\nmax-header-size = 0x4000\n\
+                backlog = 1_024\nhttp2 = false\nmax-body-size = \"2m\"\nroot = \"/\"\nworkers = \"auto\"";
+    let Settings { config, app, .. } = resolved(&[], &[], Some(text)).expect("resolves");
+    assert_eq!(config.graceful_timeout, Duration::from_secs(45));
+    assert_eq!(config.linger_timeout, Duration::from_millis(250));
+    assert_eq!((config.max_header_size, config.backlog), (16_384, 1024));
+    assert_eq!((config.http2, config.workers), (false, Workers::Auto));
+    assert_eq!((app.max_body_size, app.root), (2 << 20, Some("/".into())));
+}
+
+#[test]
+fn what_is_wrong_in_the_file_is_named_with_its_line() {
+    for (text, error) in [
+        ("\n\nworker = 2", "3: unknown key \"worker\" (did you mean \"workers\"?)"),
+        ("threads = 2", "1: unknown key \"threads\""),
+        ("config = \"a\"", "1: unknown key \"config\""),
+        (
+            "\n\n\n\ngraceful-timeout = \"fast\"",
+            "5: graceful-timeout = \"fast\" is not a duration: write 30s, 500ms or 2m",
+        ),
+        ("header-timeout = -1", "1: header-timeout = -1 is not a duration: write 30s, 500ms or 2m"),
+        ("http2 = 1", "1: http2 = 1 is not a switch: write true or false"),
+        ("workers = [1, 2]", "1: workers = [1, 2] is a list: give a single value"),
+        ("bind = []", "1: bind = [] is empty: give at least one value"),
+        (
+            "bind = [\":1\", \":x\"]",
+            "1: bind = \":x\" is not an address: the port must be 0 to 65535",
+        ),
+        ("bind = [\":1\", \":1\"]", "1: bind = [::]:1 is given twice"),
+        ("workers = 0", "1: workers = 0 is out of range: give auto or 1 to 1024"),
+        ("\nbacklog = 0", "2: backlog = 0 is out of range: give 1 to 65535"),
+        ("max-body-size = \"2g\"", "1: max-body-size = \"2g\" is out of range: give 0 to 1GiB"),
+        (
+            "root = \"/nowhere/at/all\"",
+            "1: root = \"/nowhere/at/all\" cannot be read: No such file or directory (os error 2): \
+             give a directory that exists",
+        ),
+        (
+            "root = \"/dev/null\"",
+            "1: root = \"/dev/null\" is not a directory: give one that exists",
+        ),
+        (
+            "http2 = true\n[server]\nworkers = 1",
+            "2: unknown key \"server\": it is a table, but keys are flat: write KEY = VALUE lines only",
+        ),
+        (
+            "[[workers]]",
+            "1: unknown key \"workers\": it is a table, but keys are flat: write KEY = VALUE lines only",
+        ),
+    ] {
+        assert_eq!(refused(&[], &[], Some(text)), format!("prefork.toml:{error}"));
+    }
+}
+
+#[test]
+fn syntax_errors_are_one_line_with_a_number() {
+    for (text, line) in [("a = 1\nb =", 2), ("= 1", 1), ("http2 = true\nhttp2 = true", 2)] {
+        let error = refused(&[], &[], Some(text));
+        assert!(error.starts_with(&format!("prefork.toml:{line}: not TOML: ")), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn what_is_wrong_elsewhere_is_named_with_its_flag_or_variable() {
+    for (said, env, error) in [
+        (
+            None,
+            Some(("PREFORK_WORKERS", "many")),
+            "PREFORK_WORKERS = \"many\" is not a number of workers: give auto or 1 to 1024",
+        ),
+        (
+            Some(("workers", "many")),
+            None,
+            "--workers = \"many\" is not a number of workers: give auto or 1 to 1024",
+        ),
+        (
+            None,
+            Some(("WEB_CONCURRENCY", "0")),
+            "WEB_CONCURRENCY = \"0\" is out of range: give auto or 1 to 1024",
+        ),
+        (
+            Some(("backlog", "99999999999")),
+            None,
+            "--backlog = \"99999999999\" is out of range: give 1 to 65535",
+        ),
+        (Some(("backlog", "+1")), None, "--backlog = \"+1\" is not a number: give a whole number"),
+        (
+            None,
+            Some(("PREFORK_MAX_HEADER_SIZE", "1k")),
+            "PREFORK_MAX_HEADER_SIZE = \"1k\" is out of range: give 8192 to 1048576",
+        ),
+        (None, Some(("PREFORK_BIND", ":1,:1")), "PREFORK_BIND: bind = [::]:1 is given twice"),
+        (None, Some(("PREFORK_BIND", ",")), "PREFORK_BIND = [] is empty: give at least one value"),
+        (Some(("http2", "si")), None, "--http2 = \"si\" is not a switch: give true or false"),
+    ] {
+        let (said, env): (Vec<_>, Vec<_>) = (said.into_iter().collect(), env.into_iter().collect());
+        assert_eq!(refused(&said, &env, None), error);
+    }
+}
+
+#[test]
+fn variables_that_look_like_ours_are_warned_about() {
+    let env = [("PREFORK_WORKER", "2"), ("PREFORK_SERVICE_HOST", "x"), ("PREFORK_CONFIG", "x")];
+    assert_eq!(
+        resolved(&[], &env, None).expect("resolves").warnings,
+        [
+            "environment variable PREFORK_SERVICE_HOST is unknown and ignored",
+            "environment variable PREFORK_WORKER is unknown and ignored \
+             (did you mean PREFORK_WORKERS?)",
+        ]
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let resolve = |name: &str| {
+        let config = Some(dir.path().join(name));
+        Inputs { flags: RawFlags { config, ..RawFlags::default() }, env: Vec::new() }.resolve()
+    };
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    std::fs::write(at("large"), vec![b'#'; (1 << 20) + 1]).expect("write");
+    std::fs::write(at("binary"), [0xff, 0xfe]).expect("write");
+    for (name, why) in [
+        ("missing", "No such file or directory (os error 2)"),
+        (".", "Is a directory (os error 21)"),
+        ("large", "it is larger than 1 MiB: is it a configuration file?"),
+        ("binary", "it is not UTF-8 text"),
+    ] {
+        let error = resolve(name).expect_err(name);
+        assert_eq!(error.to_string(), format!("cannot read {}: {why}", at(name)));
+        assert_eq!(error.exit_status(), exit::CONFIG);
+    }
+}
+
+#[test]
+fn inputs_read_the_file_afresh_each_time_and_find_it_by_flag_before_variable() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (one, two) = (dir.path().join("one.toml"), dir.path().join("two.toml"));
+    std::fs::write(&one, "workers = 1").expect("write");
+    std::fs::write(&two, "workers = 2").expect("write");
+    let env = vec![(CONFIG_VAR.to_string(), two.display().to_string())];
+    let by_env = Inputs { flags: RawFlags::default(), env: env.clone() };
+    let flags = RawFlags { config: Some(one), ..RawFlags::default() };
+    let by_flag = Inputs { flags, env };
+    let workers = |inputs: &Inputs| inputs.resolve().expect("resolves").config.workers.resolve();
+    assert_eq!((workers(&by_flag), workers(&by_env)), (1, 2));
+    std::fs::write(&two, "workers = 3").expect("write");
+    assert_eq!(workers(&by_env), 3);
+}
+
+#[test]
+fn the_example_file_has_every_key_at_its_default() {
+    let text = include_str!("../../systemd/prefork.toml");
+    let settings = resolved(&[], &[], Some(text)).expect("the example is valid");
+    for (key, origin) in KEYS.iter().zip(&settings.origins) {
+        assert_eq!(origin.value, key.default_text(), "{}", key.name);
+        let set = matches!(origin.source, Source::File { .. });
+        let off = text.lines().any(|line| line.starts_with(&format!("#{} = ", key.name)));
+        // Only what has no default may be commented out.
+        assert_eq!((set, off), (!origin.value.is_empty(), origin.value.is_empty()), "{}", key.name);
+    }
+    let mut before = "";
+    for line in text.lines() {
+        if line.contains(" = ") && !line.starts_with("# ") {
+            assert!(before.starts_with("# "), "no comment above {line}");
+        }
+        before = line;
+    }
+}
+
+#[test]
+fn the_table_has_each_name_and_letter_once() {
+    let mut names: Vec<_> = KEYS.iter().map(|key| key.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), KEYS.len());
+    assert_eq!(
+        keys::find("keep-alive-timeout").expect("key").env_var(),
+        "PREFORK_KEEP_ALIVE_TIMEOUT"
+    );
+}
