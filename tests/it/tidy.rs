@@ -6,7 +6,7 @@ use crate::support::source_code::{File, sources};
 /// Lines of a file.
 const FILE: usize = 600;
 /// Lines of a function, with its signature and braces.
-const FUNCTION: usize = 70;
+const FUNCTION: usize = 80;
 
 #[track_caller]
 pub fn none(what: &str, found: Vec<String>) {

@@ -85,24 +85,29 @@ pub(super) fn line(notice: &LogEvent) -> Line {
         LogEvent::Recycling { worker, limit } => {
             info(format!("{worker} is replaced: {}", reached(*limit)))
         }
-        LogEvent::OverMemory { worker, memory, limit } => over_memory(worker, memory, limit),
-        LogEvent::Stalled { worker, since, serving } => stalled(worker, since, serving),
-        LogEvent::Recovered { worker, after } => {
-            info(format!("{worker} turns its event loop again after {}", HumanDuration(*after)))
+        LogEvent::MemoryLimitExceeded { worker, memory, limit } => {
+            over_memory(worker, memory, limit)
         }
-        LogEvent::Frozen { worker, since, serving } => error(format!(
-            "{worker} frozen for {}{}, killing it",
-            HumanDuration(*since),
-            in_(serving)
+        LogEvent::Stalled { worker, stalled_for, current_request } => {
+            stalled(worker, stalled_for, current_request)
+        }
+        LogEvent::Recovered { worker, stalled_for } => info(format!(
+            "{worker} turns its event loop again after {}",
+            HumanDuration(*stalled_for)
         )),
-        LogEvent::CoolingDown { failures, delay } => warn(format!(
+        LogEvent::StallTimedOut { worker, stalled_for, current_request } => error(format!(
+            "{worker} frozen for {}{}, killing it",
+            HumanDuration(*stalled_for),
+            in_(current_request)
+        )),
+        LogEvent::BackingOff { failures, delay } => warn(format!(
             "workers die young ({failures} in a row): next try in {}",
             HumanDuration(*delay)
         )),
         LogEvent::GivingUp { failures } => error(format!(
             "giving up: no worker ever became ready in {failures} tries (boot-attempts); the lines above say why"
         )),
-        LogEvent::Departing { by, delay } => departing(by, HumanDuration(*delay)),
+        LogEvent::StopDelayed { by, delay } => departing(by, HumanDuration(*delay)),
         LogEvent::Stopping { by, workers } => info(format!(
             "stopping ({by}): {} to finish what is open",
             count(*workers as u64, "worker")
@@ -159,7 +164,7 @@ fn grace_over(worker: &WorkerTag, limit: &Duration) -> Line {
 fn exited(exit: &ExitReport) -> Line {
     let ExitReport { worker, status, cause, uptime, requests_served, .. } = exit;
     let how = how(*status);
-    let life = format!("up {}, {}", HumanDuration(*uptime), count(*served, "request"));
+    let life = format!("up {}, {}", HumanDuration(*uptime), count(*requests_served, "request"));
     match cause {
         ExitCause::Drained if status.success() => info(format!("{worker} left as asked ({life})")),
         ExitCause::Drained => error(format!("{worker} died while it was leaving: {how} ({life})")),
@@ -186,9 +191,9 @@ pub(super) fn count(n: u64, what: &str) -> String {
 
 fn reached(limit: RecycleReason) -> String {
     match limit {
-        Limit::Requests(n) => format!("it has answered {n} requests (max-requests)"),
-        Limit::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
-        Limit::Lifetime(age) => format!("it is {} old (max-lifetime)", HumanDuration(age)),
+        RecycleReason::Requests(n) => format!("it has answered {n} requests (max-requests)"),
+        RecycleReason::Memory(bytes) => format!("it uses {} (max-rss)", Bytes(bytes)),
+        RecycleReason::Lifetime(age) => format!("it is {} old (max-lifetime)", HumanDuration(age)),
     }
 }
 
