@@ -161,7 +161,7 @@ impl AsRawFd for SocketTable {
 }
 
 /// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
-/// another, zeroed. See [`super::shm::share`] for this side of it.
+/// another, zeroed. See [`super::shared_memory::share`] for this side of it.
 pub fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<SharedArray> {
     let length = bytes.checked_mul(entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
     let map = create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)?;
@@ -309,15 +309,4 @@ pub fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
     }
     made
-}
-
-/// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
-#[cfg(any(test, feature = "testing"))]
-pub fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
-    // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
-    let header: [u32; 2] = [0x2008_0522, 0];
-    let kept = [low, low, 0, high, high, 0];
-    // SAFETY: a header, and two sets of three words, as this version has; both are only read.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const kept) };
-    cvt(result as libc::c_int).map(drop)
 }

@@ -1,7 +1,9 @@
 //! Who a process runs as, and giving up rights for good.
 
 use std::io;
+use std::os::fd::AsFd;
 
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Uid};
 
 use super::{cvt, libc};
@@ -138,6 +140,36 @@ fn left(status: &str) -> Option<String> {
         _ => Some("new privileges can be gained".to_string()),
     };
     SETS.iter().find_map(set).or(privileges)
+}
+
+/// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
+#[cfg(any(test, feature = "testing"))]
+pub fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let kept = [low, low, 0, high, high, 0];
+    // SAFETY: a header, and two sets of three words, as this version has; both are only read.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const kept) };
+    cvt(result as libc::c_int).map(drop)
+}
+
+/// The user as whom this process acts.
+pub fn effective_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// 0 if the process is not visible from here (another pid namespace).
+    pub pid: u32,
+    pub uid: u32,
+}
+
+/// Who is at the other end of `socket`.
+pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
+    Ok(Peer { pid: u32::try_from(credentials.pid()).unwrap_or(0), uid: credentials.uid() })
 }
 
 #[cfg(test)]

@@ -6,9 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 /// The error of a file that is executable and no program of this machine.
 pub const NO_PROGRAM: i32 = nix::errno::Errno::ENOEXEC as i32;
@@ -39,14 +38,6 @@ pub fn exec(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io:
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
-
-/// Whether `fd` survives an exec.
-pub fn inherit(fd: impl AsFd, yes: bool) -> io::Result<()> {
-    let flags = if yes { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
-    fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
-    Ok(())
-}
-
 /// A file in memory with these contents that nobody can change any more.
 pub fn sealed(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
@@ -73,11 +64,6 @@ pub fn contents(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(length);
     Ok(bytes)
-}
-
-/// Lets every signal in: a program that was started by exec inherits the mask of its predecessor.
-pub fn unblock_signals() -> io::Result<()> {
-    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }
 
 /// The number of an open descriptor, for a manifest.

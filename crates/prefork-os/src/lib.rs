@@ -6,28 +6,22 @@
 
 pub mod beats;
 pub mod bpf;
-pub mod byte_lock;
-pub mod connection;
+pub mod byte_range_lock;
+pub mod child;
 pub mod credentials;
 pub mod exec;
 pub mod fd;
-pub mod fork;
-pub mod forked_fds;
-pub mod output;
-pub mod pass;
-pub mod peer;
-pub mod pidfd;
+pub mod fd_passing;
+pub mod nonblocking_writer;
+pub mod parent_death;
 pub mod poll;
 pub mod process;
 pub mod readiness;
-pub mod shm;
+pub mod shared_memory;
 pub mod signal;
 pub mod socket;
-pub mod tcp_info;
+pub mod system;
 pub mod thread;
-pub mod title;
-pub mod wait;
-pub mod words;
 
 use std::{fmt, io};
 

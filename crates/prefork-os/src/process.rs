@@ -1,166 +1,13 @@
-//! One process: its limits, its environment, its parent, and signals to it.
+//! One process: its limits, its environment, its title, and what `/proc` shows of others.
 
+use std::ffi::CString;
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow};
-use nix::unistd::{Pid, getppid};
 
-use super::fork::require_one_thread;
 use super::{cvt, libc};
 use crate::Result;
-use crate::signal::Signal;
-
-/// The signal the kernel sends to a worker whose primary died. SIGCONT alone makes a stopped process go on, so that it
-/// runs the handler. The handler checks that the primary is really gone: any other SIGCONT means nothing.
-const ORPHANED: Signal = Signal::SIGCONT;
-
-static PRIMARY: AtomicI32 = AtomicI32::new(0);
-/// The process that `die_with` was called in: a fork of it has the handlers, and not their purpose.
-static WORKER: AtomicI32 = AtomicI32::new(0);
-static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
-/// A timer of the kernel that sends SIGKILL, which ends a stopped process, too. Null: there is none.
-static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
-/// Whether the timer could be made.
-static HAS_KILL_TIMER: AtomicBool = AtomicBool::new(false);
-/// Whether the grace time runs.
-static ORPHAN: AtomicBool = AtomicBool::new(false);
-
-/// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
-pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
-    Ok(nix::sys::signal::kill(Pid::from_raw(one_process(pid)?), signal)?)
-}
-
-/// `pid` as the kernel takes it. 0 and negative numbers would mean groups of processes, or all of them.
-pub(super) fn one_process(pid: u32) -> io::Result<i32> {
-    i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput.into())
-}
-
-/// Makes the kernel end this process `grace_seconds` after its parent `primary` died, even if its event loop
-/// is frozen or the process is stopped: PDEATHSIG, whose handler starts a timer that sends SIGKILL. Returns `false` if the
-/// parent is already gone.
-///
-/// Where the kernel gives no timer, SIGALRM stands in for it, which does not reach a process that is stopped later.
-/// Without a dead parent, SIGALRM means nothing.
-///
-/// Without a loop that is frozen this never strikes: the worker sees the end of its channel and leaves.
-pub fn die_with(primary: u32, grace_seconds: u32) -> io::Result<bool> {
-    PRIMARY.store(primary as i32, Ordering::Relaxed);
-    GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
-    WORKER.store(std::process::id() as i32, Ordering::Relaxed);
-    ORPHAN.store(false, Ordering::Relaxed);
-    match kill_timer() {
-        Ok(timer) => {
-            KILL_TIMER.store(timer, Ordering::Relaxed);
-            HAS_KILL_TIMER.store(true, Ordering::Relaxed);
-        }
-        Err(_) => HAS_KILL_TIMER.store(false, Ordering::Relaxed),
-    }
-    // SIGPWR is what older images used; by default it would end the process.
-    for signal in [ORPHANED as libc::c_int, libc::SIGPWR] {
-        // SAFETY: `start_grace` calls only async-signal-safe functions and touches only atomics.
-        unsafe { handle(signal, start_grace as *const () as libc::sighandler_t)? };
-    }
-    // SAFETY: `end_grace` calls only async-signal-safe functions and touches only atomics.
-    unsafe { handle(libc::SIGALRM, end_grace as *const () as libc::sighandler_t)? };
-    let mut open = SigSet::empty();
-    for signal in [ORPHANED, Signal::SIGPWR, Signal::SIGALRM] {
-        open.add(signal);
-    }
-    nix::sys::signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&open), None)?;
-    nix::sys::prctl::set_pdeathsig(Some(ORPHANED))?;
-    // The parent may have died before prctl: then nobody will send the signal, and getppid tells.
-    Ok(getppid().as_raw() == primary as i32)
-}
-
-/// Whether this process was forked as a worker.
-pub fn is_worker() -> bool {
-    PRIMARY.load(Ordering::Relaxed) != 0
-}
-
-/// Whether orphans become children of this process: as the first one of a pid namespace, or as a subreaper.
-pub fn adopts_orphans() -> bool {
-    std::process::id() == 1 || matches!(nix::sys::prctl::get_child_subreaper(), Ok(true))
-}
-
-/// Makes the kernel send `signal` to the process that `command` starts when the thread that starts it ends.
-pub fn tie(command: &mut Command, signal: Signal) {
-    let parent = std::process::id();
-    let tied = move || {
-        nix::sys::prctl::set_pdeathsig(Some(signal))?;
-        // The parent may have died before that: then nobody will send the signal, and the child must not begin.
-        let lives = getppid().as_raw() == parent as i32;
-        lives.then_some(()).ok_or(io::Error::from_raw_os_error(libc::ESRCH))
-    };
-    // SAFETY: between fork and exec the closure makes two system calls; it takes no lock and no memory.
-    unsafe { command.pre_exec(tied) };
-}
-
-/// Makes the kernel kill this process at once when its parent `parent` dies; it stays so over an exec. Returns
-/// `false` if the parent is already gone. For processes that hold nothing of anybody.
-pub fn killed_with(parent: u32) -> io::Result<bool> {
-    nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL))?;
-    Ok(getppid().as_raw() == parent as i32)
-}
-
-/// A timer that sends SIGKILL to this process. A fork of it does not have it.
-fn kill_timer() -> io::Result<libc::timer_t> {
-    // SAFETY: an all-zero sigevent is a valid one.
-    let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-    event.sigev_notify = libc::SIGEV_SIGNAL;
-    event.sigev_signo = libc::SIGKILL;
-    let mut timer: libc::timer_t = std::ptr::null_mut();
-    // SAFETY: both pointers are valid; the kernel writes the timer to the second.
-    cvt(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) })?;
-    Ok(timer)
-}
-
-/// Starts the grace time, if the primary is gone and it does not run yet.
-extern "C" fn start_grace(_: libc::c_int) {
-    // SAFETY: getpid and getppid are async-signal-safe and cannot fail.
-    let (pid, parent) = unsafe { (libc::getpid(), libc::getppid()) };
-    let orphan = parent != PRIMARY.load(Ordering::Relaxed) && pid == WORKER.load(Ordering::Relaxed);
-    if !orphan || ORPHAN.swap(true, Ordering::Relaxed) {
-        return;
-    }
-    let seconds = GRACE_SECONDS.load(Ordering::Relaxed);
-    if HAS_KILL_TIMER.load(Ordering::Relaxed) {
-        // SAFETY: an all-zero itimerspec is a valid one.
-        let mut when: libc::itimerspec = unsafe { std::mem::zeroed() };
-        when.it_value.tv_sec = seconds.into();
-        let timer = KILL_TIMER.load(Ordering::Relaxed);
-        // SAFETY: timer_settime is async-signal-safe; the timer was made by `kill_timer` in this process.
-        if unsafe { libc::timer_settime(timer, 0, &raw const when, std::ptr::null_mut()) } == 0 {
-            return;
-        }
-        HAS_KILL_TIMER.store(false, Ordering::Relaxed);
-    }
-    // SAFETY: alarm is async-signal-safe and cannot fail.
-    unsafe { libc::alarm(seconds) };
-}
-
-/// Ends the process if its grace time ran without a timer. A SIGALRM of anybody else does nothing.
-extern "C" fn end_grace(_: libc::c_int) {
-    if ORPHAN.load(Ordering::Relaxed) && !HAS_KILL_TIMER.load(Ordering::Relaxed) {
-        // SAFETY: kill and getpid are async-signal-safe.
-        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-    }
-}
-
-/// # Safety
-/// `handler` is `SIG_DFL`, `SIG_IGN` or a handler that is async-signal-safe.
-unsafe fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
-    // SAFETY: an all-zero sigaction is a valid one: no flags, empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handler;
-    action.sa_flags = libc::SA_RESTART;
-    // SAFETY: `action` is initialised, and the caller vouches for the handler.
-    cvt(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
-    Ok(())
-}
+use crate::thread::require_one_thread;
 
 /// Removes variables that speak to this process alone (the service manager's, above all) from the
 /// environment of a worker and of everything it starts.
@@ -213,12 +60,6 @@ pub fn open_files() -> io::Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }
 
-/// Bytes of a page of memory.
-pub fn page_size() -> u64 {
-    // SAFETY: sysconf only reads.
-    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
 /// The state of a process as `/proc` shows it: `R`, `S`, `D`, `T` and so on; `None` if it cannot be read.
 pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -255,31 +96,81 @@ fn stat_fields(pid: u32) -> Option<String> {
     text.rsplit_once(") ").map(|(_, fields)| fields.to_string())
 }
 
-/// The user as whom this process acts.
-pub fn effective_uid() -> u32 {
-    nix::unistd::geteuid().as_raw()
+/// `PR_SET_MM` and its sub-command that takes all fields at once; unlike the others it needs no privilege.
+const PR_SET_MM_MAP: libc::c_ulong = 14;
+
+/// As in `linux/prctl.h`.
+#[repr(C)]
+struct PrctlMmMap {
+    start_code: u64,
+    end_code: u64,
+    start_data: u64,
+    end_data: u64,
+    start_brk: u64,
+    brk: u64,
+    start_stack: u64,
+    arg_start: u64,
+    arg_end: u64,
+    env_start: u64,
+    env_end: u64,
+    auxv: u64,
+    auxv_size: u32,
+    exe_fd: u32,
 }
 
-/// Milliseconds on the monotonic clock, the same for every process of this machine.
-pub fn monotonic_ms() -> u64 {
-    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
-        Ok(now) => now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000,
-        Err(_) => 0,
+/// Shows `title` as command line. The short name stays, so that `pgrep` finds the program by it; and so does the
+/// program's own view of its arguments: the kernel is pointed to other memory, none is overwritten.
+///
+/// # Errors
+/// The kernel may be built without CHECKPOINT_RESTORE.
+pub fn set(title: &str) -> io::Result<()> {
+    let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // Field 2 is a name that may contain anything; what follows its last parenthesis starts with field 3.
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
+    let field = |number: usize| -> io::Result<u64> {
+        let missing = || io::Error::from(io::ErrorKind::InvalidData);
+        fields.get(number - 3).and_then(|text| text.parse().ok()).ok_or_else(missing)
+    };
+    // Leaked: the kernel reads it as long as the process lives. A title is set once or twice in a life.
+    let text = text.into_bytes_with_nul().leak();
+    let range = text.as_ptr_range();
+    let map = PrctlMmMap {
+        start_code: field(26)?,
+        end_code: field(27)?,
+        start_data: field(45)?,
+        end_data: field(46)?,
+        start_brk: field(47)?,
+        // SAFETY: sbrk(0) changes nothing.
+        brk: unsafe { libc::sbrk(0) } as u64,
+        start_stack: field(28)?,
+        arg_start: range.start as u64,
+        arg_end: range.end as u64,
+        env_start: field(50)?,
+        env_end: field(51)?,
+        auxv: 0,
+        auxv_size: 0,
+        exe_fd: u32::MAX,
+    };
+    // SAFETY: `map` lives over the call and has the size that is said; the kernel checks every address in it,
+    // and all but the two of the arguments are those it has itself.
+    cvt(unsafe {
+        libc::prctl(libc::PR_SET_MM, PR_SET_MM_MAP, &raw const map, size_of::<PrctlMmMap>(), 0)
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_title_is_what_ps_shows() {
+        if set("prefork: a test").is_ok() {
+            let shown = std::fs::read_to_string("/proc/self/cmdline").expect("cmdline");
+            assert_eq!(shown.trim_end_matches('\0'), "prefork: a test");
+        }
+        assert!(std::env::args().next().is_some_and(|arg| !arg.starts_with("prefork: ")));
     }
-}
-
-/// Nanoseconds on the monotonic clock, the same for every process of this machine.
-pub fn monotonic_ns() -> u64 {
-    match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
-        Ok(now) => now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
-        Err(_) => 0,
-    }
-}
-
-/// Eight bytes that no other process got: from the kernel, never from a generator that fork copied.
-pub fn random_u64() -> io::Result<u64> {
-    let mut bytes = [0u8; 8];
-    // SAFETY: the buffer is valid for its eight bytes; for up to 256 bytes getrandom is all or nothing.
-    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
-    if got == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
 }

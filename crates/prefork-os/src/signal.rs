@@ -163,3 +163,8 @@ impl Drop for Blocked {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
     }
 }
+
+/// Lets every signal in: a program that was started by exec inherits the mask of its predecessor.
+pub fn unblock_signals() -> io::Result<()> {
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
+}

@@ -1,176 +1,16 @@
-//! Socket pairs whose messages keep their boundaries.
+//! Stream sockets: accepting, reading and writing without waiting, and what the kernel tells of a connection.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, accept4, recv, send, sendmsg,
-    socketpair,
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, SockFlag, accept4, recv, send};
 use socket2::{Domain, SockRef, Type};
 
-use super::libc;
-
-/// Bytes for the control message that carries one descriptor. The padding at its end has room for a second
-/// one: so every descriptor that comes is looked for, and what is too many is closed.
-// SAFETY: computes a number from a number.
-const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
-
-/// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
-/// end of one side is seen by the other.
-pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
-}
-
-/// Sends one message, and with it a duplicate of `passed`: both or nothing. `WouldBlock` when the peer does not
-/// read, or when too many descriptors are under way.
-pub fn send_message(
-    fd: impl AsFd,
-    message: &[u8],
-    passed: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    let number = passed.map(|fd| [fd.as_raw_fd()]);
-    let control = number.as_ref().map(|number| [ControlMessage::ScmRights(number)]);
-    let control = control.as_ref().map_or(&[][..], |control| &control[..]);
-    match sendmsg::<()>(fd.as_fd().as_raw_fd(), &[IoSlice::new(message)], control, flags, None) {
-        Ok(_) => Ok(()),
-        Err(Errno::ETOOMANYREFS) => Err(io::ErrorKind::WouldBlock.into()),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// What one receive brought.
-#[derive(Debug)]
-pub enum Received {
-    /// A message of this many bytes, and what came with it.
-    Message(usize, Passed),
-    /// A message longer than the buffer; its rest is lost.
-    Truncated,
-    /// The peer has closed its end, or died.
-    End,
-}
-
-/// The descriptor that came with a message.
-#[derive(Debug)]
-pub enum Passed {
-    /// None was sent.
-    None,
-    /// The first one; any others were closed.
-    One(OwnedFd),
-    /// There was one, but this process or the system has no room for it.
-    Lost,
-}
-
-/// Receives one message into `buffer`. `WouldBlock` when there is none.
-///
-/// The sender is not trusted: closing a descriptor that came does not wait for its peer, whatever SO_LINGER said.
-pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_from(fd.as_fd(), buffer, true)
-}
-
-/// The same from a process that sends only what it accepted itself: saves a system call for each descriptor.
-pub fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_from(fd.as_fd(), buffer, false)
-}
-
-/// Takes and drops all that waits on `fd`, and lets nobody send more: what the kernel would otherwise close with the
-/// socket may have SO_LINGER set.
-pub fn discard_messages(fd: impl AsFd) {
-    let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Read);
-    let mut buffer = [0; 1];
-    while let Ok(Received::Message(..) | Received::Truncated) = receive_message(&fd, &mut buffer) {}
-}
-
-fn receive_from(
-    fd: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    resets_linger: bool,
-) -> io::Result<Received> {
-    let mut reset = false;
-    loop {
-        return match receive(fd, buffer, resets_linger) {
-            Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(Received::Truncated),
-            // SOCK_SEQPACKET has empty messages too, but we never send one: empty is the end.
-            Ok((0, _, _)) => Ok(Received::End),
-            Ok((length, flags, first)) => Ok(Received::Message(
-                length,
-                match first {
-                    Some(first) => Passed::One(first),
-                    None if flags & libc::MSG_CTRUNC != 0 => Passed::Lost,
-                    None => Passed::None,
-                },
-            )),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            // The peer died with something of ours unread. That is told once, before what it said last.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !reset => {
-                reset = true;
-                continue;
-            }
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(Received::End),
-            Err(e) => Err(e),
-        };
-    }
-}
-
-/// One `recvmsg`: the length, the flags, and the first descriptor that came.
-///
-/// By hand, as nix does not let one look at the control messages when there was no room for all of them, and
-/// what arrived before the room was used up would stay open for ever.
-fn receive(
-    fd: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    resets_linger: bool,
-) -> io::Result<(usize, libc::c_int, Option<OwnedFd>)> {
-    #[repr(align(8))]
-    struct Control([MaybeUninit<u8>; CONTROL]);
-    let mut control = Control([MaybeUninit::uninit(); CONTROL]);
-    let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of zero.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_iov = &raw mut slice;
-    header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: the header points to one slice and one control buffer, both exclusively ours, alive, and of the
-    // lengths given.
-    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
-    let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
-    let mut first = None;
-    // SAFETY: the kernel has filled the control buffer and set its length in the header.
-    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-    while !at.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR return only headers that lie within the filled, aligned buffer.
-        let message = unsafe { &*at };
-        if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-            // SAFETY: computes a number from a number.
-            let head = unsafe { libc::CMSG_LEN(0) };
-            // The type of this length differs between C libraries.
-            let length = u64::try_from(message.cmsg_len).unwrap_or(0);
-            let bytes = length.saturating_sub(head.into()) as usize;
-            for i in 0..bytes / size_of::<RawFd>() {
-                // SAFETY: the kernel wrote `bytes` bytes of descriptors after this header and has just opened
-                // them for us; each is read, and so owned, once.
-                let one = unsafe {
-                    let numbers = libc::CMSG_DATA(at).cast::<RawFd>();
-                    OwnedFd::from_raw_fd(numbers.add(i).read_unaligned())
-                };
-                if resets_linger {
-                    // With it set, close(2) waits for the peer, on a non-blocking socket, too. Fails if it is no socket.
-                    let _ = SockRef::from(&one).set_linger(None);
-                }
-                first.get_or_insert(one);
-            }
-        }
-        // SAFETY: as for CMSG_FIRSTHDR.
-        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
-    }
-    Ok((length, header.msg_flags, first))
-}
+use super::{cvt, libc};
 
 /// Whether `fd`, which another process sent, is a Unix socket and not a TCP one; an error if it is neither. Asks
 /// the kernel rather than the sender. Makes sure that it does not block.
@@ -246,113 +86,85 @@ pub fn is_of_connection(error: &io::Error) -> bool {
     )
 }
 
+/// How many written bytes the other end has not yet taken: those that TCP has not seen acknowledged, or that nobody has
+/// read from a Unix socket.
+pub fn unsent(socket: impl AsFd) -> io::Result<u64> {
+    let mut bytes = MaybeUninit::<libc::c_int>::uninit();
+    // SAFETY: the kernel writes one int to the address, which is valid for one.
+    cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, bytes.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so the value was written.
+    Ok(u64::try_from(unsafe { bytes.assume_init() }).unwrap_or(0))
+}
+
+/// Whether the other end is gone: it sent a reset, or has closed a Unix socket in both directions. A FIN alone is
+/// neither.
+pub fn is_hung_up(socket: impl AsFd) -> bool {
+    // POLLHUP and POLLERR are reported whatever is asked for.
+    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    match poll(&mut polled, PollTimeout::ZERO) {
+        Ok(_) => polled[0].revents().is_some_and(|found| found.intersects(gone)),
+        Err(_) => false,
+    }
+}
+
+/// Has the kernel throw away what was not sent when the socket is closed, and reset the connection.
+pub fn reset_on_close(socket: impl AsFd) -> io::Result<()> {
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))
+}
+
+/// The accept queue of a listening socket at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Connections that are made and wait to be accepted.
+    pub depth: u32,
+    /// How many may wait: the backlog as the kernel has capped it. The last one in may exceed it by one.
+    pub limit: u32,
+}
+
+/// The accept queue of `listener`; an error if it is no TCP socket.
+pub fn queue(listener: impl AsFd) -> io::Result<Queue> {
+    let info = read(listener)?;
+    // Of a listening socket these two fields say something else than their names (`tcp_get_info`).
+    Ok(Queue { depth: info.tcpi_unacked, limit: info.tcpi_sacked })
+}
+
+/// How long ago the handshake of `connection` ended: right after accept, the time it waited in the queue. An
+/// error if it is no TCP socket. Meaningless once something was sent on it.
+///
+/// The kernel has no clock for this, but starts "data sent last" when it makes the socket at the client's last
+/// ACK of the handshake (`newtp->lsndtime = tcp_jiffies32` in `tcp_create_openreq_child`), and nobody can send
+/// before accept. What the client sends meanwhile moves `tcpi_last_data_recv` and `tcpi_last_ack_recv`, so
+/// those do not tell. The step is a tick of the kernel: 1 to 10 ms.
+pub fn age(connection: impl AsFd) -> io::Result<Duration> {
+    read(connection).map(|info| Duration::from_millis(info.tcpi_last_data_sent.into()))
+}
+
+fn read(socket: impl AsFd) -> io::Result<libc::tcp_info> {
+    // SAFETY: tcp_info is made of integers only, for which all zeroes is valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long and exclusively ours, and
+    // the descriptor is open for as long as `socket` lives. A shorter answer leaves zeroes.
+    cvt(unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(info)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
-    use std::os::unix::net::UnixStream;
-
-    #[test]
-    fn messages_keep_their_boundaries_and_the_end_is_seen() {
-        let (a, b) = message_pair().expect("pair");
-        send_message(&a, b"one", None).expect("send");
-        send_message(&a, b"three", None).expect("send");
-        let mut buffer = [0; 4];
-        let got = receive_message(&b, &mut buffer).expect("first");
-        assert!(matches!(got, Received::Message(3, Passed::None)), "{got:?}");
-        let got = receive_message(&b, &mut buffer).expect("too long");
-        assert!(matches!(got, Received::Truncated), "{got:?}");
-        let none = receive_message(&b, &mut buffer).expect_err("empty");
-        assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
-        drop(a);
-        let got = receive_message(&b, &mut buffer).expect("end");
-        assert!(matches!(got, Received::End), "{got:?}");
-    }
-
-    #[test]
-    fn a_descriptor_arrives_with_its_message_and_close_on_exec() {
-        let (a, b) = message_pair().expect("pair");
-        let (near, mut far) = UnixStream::pair().expect("connection");
-        send_message(&a, b"take", Some(near.as_fd())).expect("send");
-        drop(near);
-        let mut buffer = [0; 8];
-        let got = receive_message(&b, &mut buffer).expect("receive");
-        let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
-        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFD).expect("flags");
-        assert_eq!(flags, nix::fcntl::FdFlag::FD_CLOEXEC.bits());
-        assert!(is_unix_stream(&fd).expect("kind"));
-        drop(fd);
-        // No duplicate is left anywhere, or this would wait for ever.
-        assert_eq!(far.read(&mut buffer).expect("the end"), 0);
-    }
-
-    #[test]
-    fn descriptors_that_are_too_many_are_closed() {
-        for count in [2, 3, 40] {
-            let (a, b) = message_pair().expect("pair");
-            let (near, mut far) = UnixStream::pair().expect("connection");
-            let numbers = vec![near.as_raw_fd(); count];
-            let control = [ControlMessage::ScmRights(&numbers)];
-            let slice = [IoSlice::new(b"take")];
-            sendmsg::<()>(a.as_raw_fd(), &slice, &control, MsgFlags::empty(), None).expect("send");
-            drop(near);
-            let mut buffer = [0; 8];
-            let got = receive_message(&b, &mut buffer).expect("receive");
-            let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
-            drop(fd);
-            assert_eq!(far.read(&mut buffer).expect("the end"), 0);
-        }
-    }
-
-    #[test]
-    fn a_descriptor_that_came_does_not_linger_and_neither_does_one_that_was_too_many() {
-        let (a, b) = message_pair().expect("pair");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
-        let sockets: Vec<_> = (0..2)
-            .map(|_| {
-                std::net::TcpStream::connect(listener.local_addr().expect("name")).expect("connect")
-            })
-            .collect();
-        let numbers: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        for socket in &sockets {
-            let long = Some(std::time::Duration::from_secs(600));
-            SockRef::from(socket).set_linger(long).expect("option");
-        }
-        let control = [ControlMessage::ScmRights(&numbers)];
-        let slice = [IoSlice::new(b"take")];
-        sendmsg::<()>(a.as_raw_fd(), &slice, &control, MsgFlags::empty(), None).expect("send");
-        let got = receive_message(&b, &mut [0; 8]).expect("receive");
-        assert!(matches!(got, Received::Message(4, Passed::One(_))), "{got:?}");
-        for socket in &sockets {
-            assert_eq!(SockRef::from(socket).linger().expect("option"), None);
-        }
-    }
-
-    #[test]
-    fn what_is_discarded_does_not_linger_and_nothing_more_can_be_sent() {
-        let (a, b) = message_pair().expect("pair");
-        let (near, mut far) = UnixStream::pair().expect("connection");
-        for _ in 0..3 {
-            send_message(&a, b"take", Some(near.as_fd())).expect("send");
-        }
-        drop(near);
-        discard_messages(&b);
-        assert_eq!(far.read(&mut [0]).expect("the end"), 0);
-        assert!(send_message(&a, b"more", None).is_err());
-    }
-
-    #[test]
-    fn the_last_words_of_the_dead_are_heard() {
-        let (a, b) = message_pair().expect("pair");
-        send_message(&a, b"unread", None).expect("send");
-        send_message(&b, b"last", None).expect("send");
-        drop(b);
-        let mut buffer = [0; 8];
-        let got = receive_message(&a, &mut buffer).expect("receive");
-        assert!(matches!(got, Received::Message(4, Passed::None)), "{got:?}");
-        let got = receive_message(&a, &mut buffer).expect("end");
-        assert!(matches!(got, Received::End), "{got:?}");
-    }
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::time::Instant;
 
     #[test]
     fn what_is_no_connection_is_known() {
@@ -362,5 +174,92 @@ mod tests {
         assert!(is_unix_stream(&udp).is_err());
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         assert!(!is_unix_stream(&tcp).expect("a stream"));
+    }
+
+    fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let client = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
+        (listener.accept().expect("accept").0, client)
+    }
+
+    #[test]
+    fn what_is_not_read_is_unsent() {
+        let (mut near, mut far) = UnixStream::pair().expect("pair");
+        assert_eq!(unsent(&near).expect("ioctl"), 0);
+        near.write_all(&[0; 1000]).expect("write");
+        assert!(unsent(&near).expect("ioctl") >= 1000);
+        far.read_exact(&mut [0; 1000]).expect("read");
+        assert_eq!(unsent(&near).expect("ioctl"), 0);
+    }
+
+    #[test]
+    fn a_fin_alone_is_no_hang_up() {
+        let (near, far) = UnixStream::pair().expect("pair");
+        far.shutdown(Shutdown::Write).expect("shut down");
+        assert!(!is_hung_up(&near));
+        drop(far);
+        assert!(is_hung_up(&near));
+        let (mut near, far) = tcp_pair();
+        far.shutdown(Shutdown::Write).expect("shut down");
+        assert_eq!(near.read(&mut [0; 1]).expect("the end"), 0);
+        assert!(!is_hung_up(&near));
+        reset_on_close(&far).expect("option");
+        drop(far);
+        assert!(is_hung_up(&near), "a reset on loopback is there at once");
+    }
+
+    #[test]
+    fn a_queue_tells_its_depth_and_its_limit() {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let listener = listener.expect("socket");
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).expect("bind");
+        listener.listen(16).expect("listen");
+        assert_eq!(queue(&listener).expect("empty"), Queue { depth: 0, limit: 16 });
+        let addr = listener.local_addr().expect("address").as_socket().expect("IPv4");
+        let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).expect("connect")).collect();
+        assert_eq!(queue(&listener).expect("three"), Queue { depth: 3, limit: 16 });
+        for _ in &clients {
+            listener.accept().expect("accept");
+        }
+        assert_eq!(queue(&listener).expect("empty again").depth, 0);
+    }
+
+    /// The kernel's own word is what this relies on, so it is put to the test: whatever a client does while it
+    /// waits, its time counts from the handshake.
+    #[test]
+    fn the_age_counts_from_the_handshake_whatever_the_client_does() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = listener.local_addr().expect("address");
+        let begun = Instant::now();
+        let connect = || TcpStream::connect(addr).expect("connect");
+        let (_silent, mut early, mut late, gone) = (connect(), connect(), connect(), connect());
+        early.write_all(b"at once").expect("write");
+        let connected = Instant::now();
+        let pass = |span| {
+            while connected.elapsed() < span {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+        };
+        pass(Duration::from_millis(200));
+        late.write_all(b"later").expect("write");
+        drop(gone);
+        pass(Duration::from_millis(300));
+        // A tick of the slowest kernel, at either end.
+        let tick = Duration::from_millis(20);
+        for who in ["silent", "early", "late", "gone"] {
+            let least = connected.elapsed();
+            let (connection, _) = listener.accept().expect("accept");
+            let told = age(&connection).expect("TCP");
+            let most = begun.elapsed();
+            assert!(told + tick >= least && told <= most + tick, "{who}: {told:?} of {least:?}");
+        }
+    }
+
+    #[test]
+    fn unix_sockets_tell_nothing() {
+        let dir = tempfile::tempdir().expect("directory");
+        let listener = UnixListener::bind(dir.path().join("socket")).expect("bind");
+        assert!(queue(&listener).is_err());
     }
 }

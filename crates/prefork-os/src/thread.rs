@@ -1,10 +1,12 @@
 //! The thread that calls: its priority, and which signals it takes.
-
 use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
 use super::{cvt, libc};
+use crate::{OsError, Result};
 
 /// Makes the calling thread give way to others: `nice` is 0 (no difference) to 19. On Linux the nice value
 /// belongs to a thread, so the rest of the process keeps its own.
@@ -46,6 +48,61 @@ pub fn leave_signals_to_others() -> io::Result<()> {
     Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&held), None)?)
 }
 
+/// A joined thread may stand in `/proc/self/task` for a moment longer: the kernel wakes the joiner before
+/// it unlinks the task. This is how long a second thread may still be "just leaving".
+const LEAVING: Duration = Duration::from_millis(500);
+
+/// Whether this process has exactly one thread.
+///
+/// # Errors
+/// It has more, or `/proc` does not say: a process that may have several is not treated as if it had one.
+pub fn require_one_thread() -> Result<()> {
+    let give_up = Instant::now() + LEAVING;
+    loop {
+        let threads = threads(Path::new("/proc/self/task")).map_err(|e| {
+            OsError::new("count the threads in /proc/self/task (is /proc mounted?)", e)
+        })?;
+        if threads.len() == 1 {
+            return Ok(());
+        }
+        if Instant::now() >= give_up {
+            return Err(too_many(&threads));
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Where each thread has its name, the calling one among them.
+fn threads(tasks: &Path) -> io::Result<Vec<PathBuf>> {
+    let own = nix::unistd::gettid().to_string();
+    let mut knows_own = false;
+    let mut threads = Vec::new();
+    for task in std::fs::read_dir(tasks)? {
+        let task = task?;
+        knows_own |= task.file_name().to_str() == Some(&own);
+        threads.push(task.path().join("comm"));
+    }
+    // What stands there is not about this process, or not all of it.
+    knows_own.then_some(threads).ok_or_else(|| {
+        io::Error::other(format!("{} does not list this thread ({own})", tasks.display()))
+    })
+}
+
+fn too_many(threads: &[PathBuf]) -> OsError {
+    let names: Vec<String> = threads
+        .iter()
+        .filter_map(|comm| std::fs::read_to_string(comm).ok())
+        .map(|name| name.trim_end().to_string())
+        .collect();
+    let why = format!(
+        "this process has {} threads ({}) and only a process with one thread can be forked safely; \
+         start threads and async runtimes in the worker function, and join those that preload starts",
+        threads.len(),
+        names.join(", "),
+    );
+    OsError::new("fork", io::Error::other(why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +113,16 @@ mod tests {
         let lowered = std::thread::spawn(|| give_way(19).and_then(|()| niceness()));
         assert_eq!(lowered.join().expect("thread").expect("lower"), 19);
         assert_eq!(niceness().expect("read"), before);
+    }
+
+    #[test]
+    fn a_proc_that_does_not_list_the_threads_is_an_error_and_not_one_thread() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert!(threads(&dir.path().join("missing")).is_err());
+        let error = threads(dir.path()).expect_err("empty").to_string();
+        assert!(error.contains("does not list this thread"), "{error}");
+        std::fs::create_dir(dir.path().join("1")).expect("another's");
+        assert!(threads(dir.path()).is_err());
+        assert!(!threads(Path::new("/proc/self/task")).expect("ours").is_empty());
     }
 }

@@ -261,7 +261,7 @@ impl Cluster {
         make: impl FnOnce() -> Result<App>,
     ) -> ExitCode {
         let unblocked =
-            prefork_os::exec::unblock_signals().map_err(|e| Error::system("let signals in", e));
+            prefork_os::signal::unblock_signals().map_err(|e| Error::system("let signals in", e));
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
                 permit(&self.config)?;

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::error::{Error, Result};
-use prefork_os::output::FileKind;
+use prefork_os::nonblocking_writer::FileKind;
 
 /// Links that are followed before they count as a circle, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -210,7 +210,7 @@ fn descriptor(number: i32) -> std::result::Result<OwnedFd, String> {
 fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
     // Before it is opened, as that alone does something to some devices.
     if let Ok(meta) = path.symlink_metadata() {
-        check(prefork_os::output::kind_of_mode(meta.mode()))?;
+        check(prefork_os::nonblocking_writer::kind_of_mode(meta.mode()))?;
     }
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new()
@@ -228,7 +228,7 @@ fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
 }
 
 fn kind_of(file: &OwnedFd) -> std::result::Result<FileKind, String> {
-    prefork_os::output::identify(file).map(|(kind, _)| kind).map_err(|e| e.to_string())
+    prefork_os::nonblocking_writer::identify(file).map(|(kind, _)| kind).map_err(|e| e.to_string())
 }
 
 fn check(kind: FileKind) -> std::result::Result<(), String> {

@@ -16,8 +16,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use prefork_os::output::{Writer, wait_for_room};
-use prefork_os::words;
+use prefork_os::nonblocking_writer::{Writer, wait_for_room};
+use prefork_os::shared_memory;
 
 /// How long the last line of a process waits for room.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ impl Dropped {
         static OWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
         *SHARED.get_or_init(|| {
             // Without shared memory each process counts for itself.
-            let words = words::shared(OWN.len()).unwrap_or(&OWN);
+            let words = shared_memory::shared(OWN.len()).unwrap_or(&OWN);
             Dropped { total: &words[0], untold: &words[1], errno: &words[2] }
         })
     }
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn dropped_lines_are_told_of_with_their_number_and_reason_when_there_is_room() {
-        let counters: &'static [AtomicU64] = words::shared(3).expect("words");
+        let counters: &'static [AtomicU64] = shared_memory::shared(3).expect("words");
         let dropped = Dropped { total: &counters[0], untold: &counters[1], errno: &counters[2] };
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut output = output();

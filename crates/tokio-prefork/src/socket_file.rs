@@ -225,7 +225,10 @@ pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
     }
     match probe(path) {
         Ok(peer) => Err(
-            match prefork_os::peer::peer(&peer).ok().and_then(|peer| printable_process(peer.pid)) {
+            match prefork_os::credentials::peer(&peer)
+                .ok()
+                .and_then(|peer| printable_process(peer.pid))
+            {
                 Some(holder) => format!("address already in use (held by {holder})"),
                 None => "address already in use".to_string(),
             },

@@ -2,7 +2,7 @@
 
 use super::LOOK;
 use crate::bench::{self, Plan, Report};
-use prefork_os::process::kill;
+use prefork_os::child::kill;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::Result;
 

@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use super::{LOOK, PATIENCE};
-use prefork_os::process::{kill, tie};
 use prefork_os::signal::{Signal, SignalPipe};
+use prefork_os::{child::kill, parent_death::tie};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Dispatch, Model};
 

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::spare::Spare;
-use prefork_os::fork::{Fork, exit_now, fork};
+use prefork_os::child::{Fork, exit_now, fork};
 use tokio_prefork::{Error, Result};
 
 /// The cost of one thing, as a median.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use prefork_os::process::tie;
+use prefork_os::parent_death::tie;
 use prefork_os::signal::Signal;
 use tokio_prefork::{Error, Result};
 

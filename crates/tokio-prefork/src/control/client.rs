@@ -362,7 +362,7 @@ struct PrimaryProcess {
 
 impl PrimaryProcess {
     fn of(stream: &UnixStream) -> PrimaryProcess {
-        let pid = prefork_os::peer::peer(stream).map_or(0, |peer| peer.pid);
+        let pid = prefork_os::credentials::peer(stream).map_or(0, |peer| peer.pid);
         PrimaryProcess { pid, state: prefork_os::process::state(pid) }
     }
 

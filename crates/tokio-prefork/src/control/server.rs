@@ -14,7 +14,7 @@ use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
 use crate::upgrade::{PassedControl, PassedFile};
-use prefork_os::peer::peer;
+use prefork_os::credentials::peer;
 use prefork_os::poll::{Interest, Watch};
 use prefork_os::socket::{accept, is_exhaustion};
 

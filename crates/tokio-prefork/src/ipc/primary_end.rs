@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
-use prefork_os::socket::{Passed, Received, receive_message, send_message};
+use prefork_os::fd_passing::{Passed, Received, receive_message, send_message};
 
 /// What listening to a worker brought.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl PrimaryEnd {
 
     /// Closes it, with all that waits on it. Not for the copy of it that a forked child has: it takes what waits.
     pub(crate) fn discard(self) {
-        prefork_os::socket::discard_messages(&self.0);
+        prefork_os::fd_passing::discard_messages(&self.0);
     }
 
     /// The next word, if there is one. A descriptor that came with any other word than TRAVEL is closed.
@@ -82,7 +82,7 @@ impl AsFd for PrimaryEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prefork_os::socket::message_pair;
+    use prefork_os::fd_passing::message_pair;
 
     #[test]
     fn a_connection_needs_a_descriptor_and_other_words_do_not_get_one() {

@@ -16,8 +16,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use prefork_os::pass;
-use prefork_os::socket::{Passed, Received, message_pair, receive_trusted, send_message};
+use prefork_os::fd_passing;
+use prefork_os::fd_passing::{Passed, Received, message_pair, receive_trusted, send_message};
 
 /// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
 /// woken when it is down to a quarter.
@@ -57,7 +57,7 @@ pub(crate) enum Dealt {
 impl Queue {
     pub(crate) fn new() -> io::Result<Queue> {
         let (sending, reading) = message_pair()?;
-        pass::narrow(&sending, ROOM)?;
+        fd_passing::narrow(&sending, ROOM)?;
         Ok(Queue { sending, reading })
     }
 
@@ -84,8 +84,8 @@ impl Queue {
     ) -> io::Result<usize> {
         let parcels: Vec<_> = newcomers.map(|one| (u8::from(one.unix), one.fd.as_fd())).collect();
         let mut put = 0;
-        for some in parcels.chunks(pass::MOST) {
-            let sent = pass::send_each(&self.sending, some)?;
+        for some in parcels.chunks(fd_passing::MOST) {
+            let sent = fd_passing::send_each(&self.sending, some)?;
             put += sent;
             if sent < some.len() {
                 break;
@@ -103,7 +103,7 @@ impl Queue {
     /// How many the worker has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
         // One byte each.
-        pass::unread(&self.reading).unwrap_or(0)
+        fd_passing::unread(&self.reading).unwrap_or(0)
     }
 
     /// Takes back what the worker has not taken yet, oldest first, and how many were lost on the way.

@@ -8,8 +8,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
+use prefork_os::fd_passing::{Passed, Received, receive_message, send_message};
 use prefork_os::readiness::both;
-use prefork_os::socket::{Passed, Received, receive_message, send_message};
 use prefork_supervisor::Slot;
 
 /// What the primary wants.

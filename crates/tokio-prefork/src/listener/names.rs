@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::ListenAddr;
 use crate::error::{Error, Result, exit};
-use prefork_os::fork::Fork;
+use prefork_os::child::Fork;
 use prefork_os::poll::{Watch, wait};
 use prefork_os::signal::{Blocked, Signal};
 
@@ -66,7 +66,7 @@ pub(crate) fn look_up(addrs: &[ListenAddr]) -> Result<Names> {
         }
     };
     // It has answered or is killed: it is about to end.
-    while matches!(prefork_os::wait::reap(lookup.pid), Ok(None)) {
+    while matches!(prefork_os::child::reap(lookup.pid), Ok(None)) {
         std::thread::sleep(Duration::from_millis(1));
     }
     done
@@ -94,18 +94,18 @@ impl Lookup {
         let blocked = Blocked::all()
             .map_err(|e| Error::system("block signals for the lookup of host names", e))?;
         let parent = std::process::id();
-        match prefork_os::fork::fork()? {
+        match prefork_os::child::fork()? {
             Fork::Parent(pid) => {
                 drop(blocked);
                 let deadline = Instant::now() + NAME_LOOKUP_TIMEOUT;
                 Ok(Some(Lookup { pid, deadline, names, reader, answer: Vec::new() }))
             }
             Fork::Child => {
-                let tied = matches!(prefork_os::process::killed_with(parent), Ok(true));
+                let tied = matches!(prefork_os::parent_death::killed_with(parent), Ok(true));
                 if tied && prefork_os::fd::close_all_but(&writer).is_ok() {
                     answer(&names, writer);
                 }
-                prefork_os::fork::exit_now(exit::OK)
+                prefork_os::child::exit_now(exit::OK)
             }
         }
     }
@@ -129,7 +129,7 @@ impl Lookup {
     /// Ends the child, which is not reaped yet, and says what came of it.
     pub(crate) fn finish(&mut self) -> Result<Names> {
         let complete = self.is_complete();
-        let _ = prefork_os::process::kill(self.pid, Signal::SIGKILL);
+        let _ = prefork_os::child::kill(self.pid, Signal::SIGKILL);
         let text = String::from_utf8_lossy(&self.answer);
         let mut names = Names::default();
         for line in text.lines() {

@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use super::holder::{self, Holder, Listening};
 use super::{ListenAddr, UnixAddr};
-use prefork_os::pidfd::PidFd;
+use prefork_os::child::PidFd;
 use prefork_os::signal::Signal;
-use prefork_os::{peer, process, shm};
+use prefork_os::{credentials, process, shared_memory};
 
 /// How long orphans may take to let go of an address by themselves before they are ended, when a service starts. A reload
 /// does not wait.
@@ -119,7 +119,7 @@ fn holders(addr: &ListenAddr) -> Holders {
         ListenAddr::Tcp(tcp) => {
             let all = holder::listening(*tcp);
             // What another user's process made is not ours, whoever holds it now.
-            if all.iter().any(|one| one.uid != process::effective_uid()) {
+            if all.iter().any(|one| one.uid != credentials::effective_uid()) {
                 return Holders::Others;
             }
             all.iter().map(|one| one.inode).collect()
@@ -172,7 +172,7 @@ fn dead_primary_of(pid: u32) -> Option<u32> {
         return None;
     }
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let (primary, started) = maps.lines().find_map(shm::primary_of_mapping)?;
+    let (primary, started) = maps.lines().find_map(shared_memory::primary_of_mapping)?;
     let lives = process::start_ticks(primary) == Some(started);
     (!lives && process::parent(pid) != Some(primary)).then_some(primary)
 }
@@ -201,14 +201,15 @@ fn take(orphan: &Orphan, inode: u64) -> Option<OwnedFd> {
     let taken = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok()?;
     let same = taken.to_str() == Some(&format!("socket:[{inode}]"));
     // Whose process made it listen; a TCP socket does not say, and was looked up in the kernel's table.
-    let ours = peer::peer(&socket).map_or(true, |peer| peer.uid == process::effective_uid());
+    let ours =
+        credentials::peer(&socket).map_or(true, |peer| peer.uid == credentials::effective_uid());
     (same && ours).then_some(socket)
 }
 
 fn is_of_our_user(orphan: &Orphan) -> bool {
     use std::os::unix::fs::MetadataExt;
     let owner = fs::metadata(format!("/proc/{}", orphan.holder.pid)).map(|meta| meta.uid());
-    owner.is_ok_and(|uid| uid == process::effective_uid())
+    owner.is_ok_and(|uid| uid == credentials::effective_uid())
 }
 
 fn describe(orphans: &[Orphan]) -> String {

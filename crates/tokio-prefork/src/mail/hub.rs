@@ -12,9 +12,9 @@ use super::frame::{Garbled, PACKET};
 use super::post::Post;
 pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
-use prefork_os::forked_fds::ForkedFds;
+use prefork_os::fd::ForkedFds;
+use prefork_os::fd_passing::{Passed, Received, discard_messages, receive_message, send_message};
 use prefork_os::poll::{self, Interest, Watch};
-use prefork_os::socket::{Passed, Received, discard_messages, receive_message, send_message};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// Packets taken from one worker in one turn.

@@ -42,7 +42,7 @@ impl Drop for Asked {
 impl Requests {
     pub(super) fn new() -> Requests {
         // Ids that another worker cannot guess, as it could answer in the place of the one that was asked.
-        let first = prefork_os::process::random_u64().unwrap_or(1);
+        let first = prefork_os::system::random_u64().unwrap_or(1);
         Requests { next: Cell::new(first), pending: RefCell::default(), late: Cell::new(0) }
     }
 

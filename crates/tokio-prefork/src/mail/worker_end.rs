@@ -20,8 +20,8 @@ use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::aside::step_aside;
+use prefork_os::fd_passing::{Received, receive_message, send_message};
 use prefork_os::readiness::{both, readable_awake};
-use prefork_os::socket::{Received, receive_message, send_message};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks have their turn.

@@ -168,7 +168,7 @@ impl Relay {
 
     /// Gives a connection that another worker began to the thread with the fewest, else to any that takes it.
     fn place(&self, fd: &OwnedFd, unread: Unread) {
-        let now = prefork_os::process::monotonic_ms();
+        let now = prefork_os::system::monotonic_ms();
         let mut takers: Vec<&Member> = self.members.iter().collect();
         takers.sort_by_key(|member| (!member.row.serves(now), member.row.open()));
         let word = ToWorker::Arrive(unread);

@@ -26,7 +26,7 @@ impl Primary {
         let round = (grace + boot) * self.supervisor.wanted_workers() + MARGIN;
         let Some(manager) = &mut self.manager else { return };
         let herald = &mut manager.herald;
-        let usec = || prefork_os::process::monotonic_ns() / 1000;
+        let usec = || prefork_os::system::monotonic_ns() / 1000;
         match notice {
             LogEvent::AllReady { .. } => herald.ready(&figures),
             LogEvent::Reloading { .. } => herald.reloading(now, usec(), round),
@@ -69,7 +69,7 @@ impl Primary {
     }
 
     fn figures(&self) -> Figures {
-        let now = prefork_os::process::monotonic_ms();
+        let now = prefork_os::system::monotonic_ms();
         let fresh = self.manager.as_ref().map_or(Duration::ZERO, |m| m.herald.freshness());
         let serving = self.children.iter().filter(|(id, _)| self.supervisor.is_serving(**id));
         let (mut ready, mut serves) = (0, false);

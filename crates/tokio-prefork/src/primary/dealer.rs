@@ -152,7 +152,7 @@ impl Dealer {
     /// Who can take connections. At a stop those that finish take what is left, too: what they do not take
     /// before they end comes back.
     fn see_takers(&mut self, table: &Table<'_>, now: Instant) {
-        let now_ms = prefork_os::process::monotonic_ms();
+        let now_ms = prefork_os::system::monotonic_ms();
         let stopping = table.mind.is_stopping();
         let mut seen = 0;
         for (id, child) in table.children {

@@ -219,7 +219,7 @@ fn supervision(
 }
 
 fn random_seed() -> Result<u64> {
-    prefork_os::process::random_u64().map_err(|e| Error::system("read random bytes", e))
+    prefork_os::system::random_u64().map_err(|e| Error::system("read random bytes", e))
 }
 
 impl Primary {
@@ -235,7 +235,7 @@ impl Primary {
         let (Files { listeners, pid_file, mail, manager }, policy) =
             (files, config.supervisor_config());
         if config.titles {
-            prefork_os::title::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
+            prefork_os::process::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
@@ -305,7 +305,7 @@ impl Primary {
         }
         self.tend_steering();
         self.store_sockets();
-        prefork_os::exec::unblock_signals().map_err(|e| Error::system("let signals in", e))
+        prefork_os::signal::unblock_signals().map_err(|e| Error::system("let signals in", e))
     }
 
     /// The only loop: wait, decide, perform.

@@ -35,5 +35,5 @@ impl Primary {
 fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
     let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * prefork_os::process::page_size())
+    Some(pages * prefork_os::system::page_size())
 }

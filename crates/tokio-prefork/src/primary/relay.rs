@@ -123,7 +123,7 @@ impl Primary {
             return self.relay.give_up();
         }
         let (mind, board) = (&self.supervisor, &self.board);
-        let now_ms = prefork_os::process::monotonic_ms();
+        let now_ms = prefork_os::system::monotonic_ms();
         let mut takers: Vec<Taker<'_>> = self
             .children
             .values_mut()
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
-    use prefork_os::socket::{Received, message_pair, receive_message};
+    use prefork_os::fd_passing::{Received, message_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {

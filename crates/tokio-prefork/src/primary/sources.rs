@@ -12,9 +12,9 @@ use crate::error::{Error, Result};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::scoreboard::RowIndex;
 use crate::upgrade::Proof;
+use prefork_os::child::Change;
 use prefork_os::poll::{Set, Watch};
 use prefork_os::signal::Signal;
-use prefork_os::wait::Change;
 use prefork_supervisor::WorkerId;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 
@@ -165,15 +165,15 @@ impl Primary {
     /// they were left to us.
     pub(super) fn reap(&mut self) {
         if let Some(Ok(Some(status))) =
-            self.proof.as_ref().map(|proof| prefork_os::wait::reap(proof.pid))
+            self.proof.as_ref().map(|proof| prefork_os::child::reap(proof.pid))
         {
             self.proof_ended(status);
         }
-        self.stopped_proofs.retain(|pid| matches!(prefork_os::wait::reap(*pid), Ok(None)));
+        self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap(*pid), Ok(None)));
         let changed: Vec<_> = self
             .children
             .iter()
-            .filter_map(|(id, child)| match prefork_os::wait::change(child.pid) {
+            .filter_map(|(id, child)| match prefork_os::child::change(child.pid) {
                 Ok(change) => change.map(|change| (*id, change)),
                 Err(e) => {
                     self.journal.cannot_reap(child.tag, &e);
@@ -204,7 +204,7 @@ impl Primary {
             self.release_board(child.row);
             self.queue.push_back(Event::Exited { worker, status, requests_served });
         }
-        if prefork_os::process::adopts_orphans() {
+        if prefork_os::parent_death::adopts_orphans() {
             self.reap_strangers();
         }
     }
@@ -222,13 +222,13 @@ impl Primary {
     /// comes of it. One of ours that ends meanwhile has its signal still to come.
     fn reap_strangers(&self) {
         for _ in 0..STRANGERS_A_TURN {
-            match prefork_os::wait::ended() {
-                Some(pid) if !self.knows(pid) => drop(prefork_os::wait::reap(pid)),
+            match prefork_os::child::ended() {
+                Some(pid) if !self.knows(pid) => drop(prefork_os::child::reap(pid)),
                 Some(_) | None => return,
             }
         }
         // There may be more, and no other signal for them: this one brings us back.
-        let _ = prefork_os::process::kill(std::process::id(), Signal::SIGCHLD);
+        let _ = prefork_os::child::kill(std::process::id(), Signal::SIGCHLD);
     }
 
     fn knows(&self, pid: u32) -> bool {

@@ -19,8 +19,8 @@ use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
 use crate::systemd::PRIMARYS_OWN;
-use prefork_os::fork::Fork;
-use prefork_os::forked_fds::ForkedFds;
+use prefork_os::child::Fork;
+use prefork_os::fd::ForkedFds;
 use prefork_os::signal::{Blocked, Signal};
 use prefork_supervisor::WorkerTag;
 use std::os::fd::{AsFd, OwnedFd};
@@ -55,9 +55,9 @@ impl Primary {
     }
 
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
-        let (ours, theirs) = prefork_os::socket::message_pair()
+        let (ours, theirs) = prefork_os::fd_passing::message_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
-        let mail = prefork_os::socket::message_pair()
+        let mail = prefork_os::fd_passing::message_pair()
             .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
         let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
         let queue = dealt_to
@@ -66,7 +66,7 @@ impl Primary {
             .map_err(|e| Error::system(format!("make a queue of connections for {tag}"), e))?;
         let primary = std::process::id();
         let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
-        match prefork_os::fork::fork()? {
+        match prefork_os::child::fork()? {
             Fork::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
@@ -81,7 +81,7 @@ impl Primary {
                 let queue = queue.map(Queue::into_reader);
                 let ends = Ends { channel: theirs, mail: mail.1, queue };
                 let pages = (row, lease);
-                prefork_os::fork::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
+                prefork_os::child::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
             }
         }
     }
@@ -121,7 +121,7 @@ impl Primary {
         }
         // Not before: the kernel forgets this when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
-        let alive = prefork_os::process::die_with(primary, grace + 1)
+        let alive = prefork_os::parent_death::die_with(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
         if !alive {
             return Ok(None);
@@ -131,7 +131,7 @@ impl Primary {
         if config.titles {
             let what = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
-            prefork_os::title::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
+            prefork_os::process::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
         }
         // Its file stays: it is the primary's.
         self.control = None;

@@ -11,7 +11,7 @@ use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
 use crate::steering::SlotMeter;
-use prefork_os::fork::Fork;
+use prefork_os::child::Fork;
 use prefork_os::poll::Watch;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
@@ -29,16 +29,17 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
         .lease_rows(tag, config.rows())
         .ok_or_else(|| Error::config("no row for the trial worker"))?;
     let limit = config.boot_timeout;
-    let (ours, theirs) = prefork_os::socket::message_pair().map_err(failed("make a channel"))?;
+    let (ours, theirs) =
+        prefork_os::fd_passing::message_pair().map_err(failed("make a channel"))?;
     let primary = std::process::id();
-    match prefork_os::fork::fork()? {
+    match prefork_os::child::fork()? {
         Fork::Parent(pid) => {
             drop(theirs);
             // Open until the worker is killed: its end would make the worker drain, and say so.
             let channel = PrimaryEnd::new(ours);
             let outcome = await_ready(&channel, limit);
-            let _ = prefork_os::process::kill(pid, Signal::SIGKILL);
-            while matches!(prefork_os::wait::reap(pid), Ok(None)) {
+            let _ = prefork_os::child::kill(pid, Signal::SIGKILL);
+            while matches!(prefork_os::child::reap(pid), Ok(None)) {
                 std::thread::yield_now();
             }
             outcome
@@ -50,7 +51,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     credentials.take_on()?;
                 }
                 // It serves nobody: when the trial is stopped there is nothing to finish.
-                let alive = prefork_os::process::killed_with(primary)
+                let alive = prefork_os::parent_death::killed_with(primary)
                     .map_err(failed("tie the worker to the trial"))?;
                 if !alive {
                     return Ok(exit::OK);
@@ -74,7 +75,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     terminate,
                 }))
             };
-            prefork_os::fork::exit_now(live().unwrap_or_else(|e| {
+            prefork_os::child::exit_now(live().unwrap_or_else(|e| {
                 log::error!("the trial worker cannot start: {e}");
                 exit::OS
             }))

@@ -47,7 +47,7 @@ impl Primary {
         });
         if let Some(mut proof) = self.proof.take() {
             self.journal.proof_printed(&proof.printed());
-            let _ = prefork_os::process::kill(proof.pid, Signal::SIGKILL);
+            let _ = prefork_os::child::kill(proof.pid, Signal::SIGKILL);
             self.stopped_proofs.push(proof.pid);
         }
     }
@@ -55,7 +55,7 @@ impl Primary {
     /// Waits for those that were killed: nobody else would.
     pub(super) fn bury_proofs(&mut self) {
         while !self.stopped_proofs.is_empty() {
-            self.stopped_proofs.retain(|pid| matches!(prefork_os::wait::reap(*pid), Ok(None)));
+            self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap(*pid), Ok(None)));
             std::thread::yield_now();
         }
     }

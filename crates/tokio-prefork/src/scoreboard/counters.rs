@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::layout::{COUNTERS, Word};
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
 
 /// What is counted. A worker's counters are added to the total when it dies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

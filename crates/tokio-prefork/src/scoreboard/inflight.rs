@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
 use crate::text::printable_ascii;
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
 
 /// One request's entry; the owner gives it back with `finish`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     fn page() -> &'static Page {
-        prefork_os::shm::create(1).expect("page").0.keep_only(0).expect("own")
+        prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own")
     }
 
     #[test]

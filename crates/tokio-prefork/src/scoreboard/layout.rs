@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::buckets::BUCKETS;
-use prefork_os::shm::{Page, WORDS};
+use prefork_os::shared_memory::{Page, WORDS};
 
 /// One 64-bit word of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,7 +28,7 @@ use layout::{
     ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
     WANTED,
 };
-use prefork_os::shm::{self, Page, Pages, WritablePages};
+use prefork_os::shared_memory::{self, Page, Pages, WritablePages};
 use prefork_supervisor::WorkerTag;
 
 pub(crate) use buckets::{BUCKETS, quantile};
@@ -114,7 +114,7 @@ pub(crate) struct Reader {
 impl Scoreboard {
     /// Shared memory for up to `rows` workers alive at the same time. Untouched rows cost nothing.
     pub(crate) fn create(rows: usize) -> io::Result<Scoreboard> {
-        let (writable, readable, memory) = shm::create(rows + 1)?;
+        let (writable, readable, memory) = shared_memory::create(rows + 1)?;
         let page = writable.page(PRIMARY);
         PID.store(page, std::process::id().into());
         STARTED.store(page, row::unix_ms());
@@ -170,7 +170,8 @@ impl Scoreboard {
 
     /// Takes over the board of an image before this one, which `RowIndex::Inherited` names by its turn.
     pub(crate) fn inherit(&mut self, memory: OwnedFd) -> io::Result<()> {
-        self.inherited.push(InheritedBoard { pages: shm::inherit(&memory)?, memory: Some(memory) });
+        self.inherited
+            .push(InheritedBoard { pages: shared_memory::inherit(&memory)?, memory: Some(memory) });
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{POOL, POOL_WORDS};
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
 
 /// Buckets of the two histograms.
 const BUCKETS: usize = 24;
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_is_counted_in_a_page_is_read_from_it() {
-        let page = prefork_os::shm::create(1).expect("page").0.keep_only(0).expect("own");
+        let page = prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own");
         let meter = PoolMeter::of(page);
         meter.started(2, 7);
         meter.depth(3);

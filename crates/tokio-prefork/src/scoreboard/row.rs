@@ -12,8 +12,8 @@ use super::layout::{
 };
 use super::pool::PoolMeter;
 use super::shared::{Row, SharedRow};
-use prefork_os::process::monotonic_ms;
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
+use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
 
 /// A loop that has not turned for this long is not expected to take a connection soon. Three beats.

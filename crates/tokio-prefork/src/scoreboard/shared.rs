@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
 use super::row::{Meter, WorkerState};
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
 
 /// What a request is entered in, by one thread or by any.
 pub(crate) trait Row {
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn no_count_is_lost_among_threads() {
-        let page = prefork_os::shm::create(1).expect("page").0.keep_only(0).expect("own");
+        let page = prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own");
         let row = SharedRow::new(page);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -11,8 +11,8 @@ use super::layout::{
 };
 use super::pool::PoolSnapshot;
 use super::row::WorkerState;
-use prefork_os::process::monotonic_ms;
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
+use prefork_os::system::monotonic_ms;
 
 /// The whole cluster at one moment, as its processes wrote it. Figures to show, not to rely on.
 #[derive(Debug, Clone, Serialize)]

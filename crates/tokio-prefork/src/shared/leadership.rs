@@ -10,7 +10,7 @@ use super::members::{self, Members};
 use super::registry::{self, Thing};
 use super::role::{Here, Role, State};
 use crate::error::{Error, Result};
-use prefork_os::byte_lock::ByteLocks;
+use prefork_os::byte_range_lock::ByteLocks;
 
 /// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
 ///

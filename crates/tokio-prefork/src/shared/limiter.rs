@@ -139,7 +139,7 @@ impl Buckets {
                 1 << 27
             )));
         }
-        let words = prefork_os::words::shared(buckets)
+        let words = prefork_os::shared_memory::shared(buckets)
             .map_err(|e| Error::system(format!("get memory for the rate limiter {name:?}"), e))?;
         let buckets = Buckets {
             rule,
@@ -158,7 +158,7 @@ impl Buckets {
         let mut state = word.load(Relaxed);
         let retry_after = loop {
             // Read the clock after the state, in each turn: see `Rule::take`.
-            match self.rule.take(state, prefork_os::process::monotonic_ns(), n) {
+            match self.rule.take(state, prefork_os::system::monotonic_ns(), n) {
                 Some(Ok(after)) => match word.compare_exchange_weak(state, after, Relaxed, Relaxed)
                 {
                     Ok(_) => {

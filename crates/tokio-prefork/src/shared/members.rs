@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
-use prefork_os::byte_lock::ByteLocks;
+use prefork_os::byte_range_lock::ByteLocks;
 
 /// Processes that can have a row at the same time.
 pub(super) const ROWS: usize = 1024;
@@ -50,8 +50,8 @@ impl Members {
 
     fn create() -> io::Result<Members> {
         let locks = ByteLocks::in_memory()?;
-        let words = prefork_os::words::shared(1 + ROWS)?;
-        Ok(Members { locks, words, own: prefork_os::words::of_this_process()? })
+        let words = prefork_os::shared_memory::shared(1 + ROWS)?;
+        Ok(Members { locks, words, own: prefork_os::shared_memory::of_this_process()? })
     }
 
     /// The file with the locks, and the byte in it for a role of this name.

@@ -11,7 +11,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use crate::error::Error;
-use prefork_os::byte_lock::{ByteLocks, Waited};
+use prefork_os::byte_range_lock::{ByteLocks, Waited};
 
 /// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait
 /// in.

@@ -23,7 +23,7 @@ use super::ebpf::{
     Assembler, GET_PRANDOM_U32, If, Label, MAP_LOOKUP_ELEM, Op, Reg, SK_SELECT_REUSEPORT,
 };
 use prefork_os::bpf::Instruction;
-use prefork_os::shm::PAGE;
+use prefork_os::shared_memory::PAGE;
 
 /// Slots of a bank.
 pub(super) const BANK: usize = 32;

@@ -17,7 +17,7 @@ use super::least_conn::{
 };
 use super::{Lease, SlotMeter};
 use prefork_os::bpf::{self, SharedArray};
-use prefork_os::shm::{self, PAGE, Page, WORDS, WritablePages};
+use prefork_os::shared_memory::{self, PAGE, Page, WORDS, WritablePages};
 use prefork_supervisor::Slot;
 
 const PLACE_BYTES: usize = PLACE_WORDS * 8;
@@ -50,7 +50,7 @@ impl Shared {
         let (count, pages) = (entries as u32, (entries * bytes).div_ceil(PAGE));
         let room = 2 * (pages * PAGE) as u64;
         let map = bpf::with_locked_memory(room, || bpf::create_memory(name, bytes, count))?;
-        Ok(Shared { pages: shm::share(&map, pages)?, map })
+        Ok(Shared { pages: shared_memory::share(&map, pages)?, map })
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::least_conn::{ACCEPTED, OPEN};
-use prefork_os::shm::Page;
+use prefork_os::shared_memory::Page;
 use prefork_supervisor::Slot;
 
 /// A worker's page, from before its fork until it is reaped. The primary keeps one for each worker.

@@ -35,7 +35,7 @@ impl Notifier {
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?;
         socket.connect_addr(&to)?;
-        prefork_os::socket::send_message(&socket, message.as_bytes(), passed)
+        prefork_os::fd_passing::send_message(&socket, message.as_bytes(), passed)
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Manifest, PassedState};
 use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::text::printable;
-use prefork_os::fork::Fork;
+use prefork_os::child::Fork;
 use prefork_os::signal::Blocked;
 
 /// Says to the child that proves a new binary: manifest and pipe, as `FD,FD`.
@@ -83,11 +83,11 @@ impl Launcher {
         };
         let ((answer, answering), (stderr, printing)) = (pipe()?, pipe()?);
         let primary = std::process::id();
-        match prefork_os::fork::fork()? {
+        match prefork_os::child::fork()? {
             Fork::Parent(pid) => Ok(Proof { pid, answer, stderr }),
             Fork::Child => {
-                if !matches!(prefork_os::process::killed_with(primary), Ok(true)) {
-                    prefork_os::fork::exit_now(exit::OS);
+                if !matches!(prefork_os::parent_death::killed_with(primary), Ok(true)) {
+                    prefork_os::child::exit_now(exit::OS);
                 }
                 // What is printed is less important than what is answered: without the pipe it goes to our own log.
                 let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(printing));
@@ -95,7 +95,7 @@ impl Launcher {
                 let inherited = [sealed.as_fd(), answering.as_fd()];
                 let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
                 let _ = io::Write::write_all(&mut &answering, error.to_string().as_bytes());
-                prefork_os::fork::exit_now(exit::OS)
+                prefork_os::child::exit_now(exit::OS)
             }
         }
     }
@@ -110,7 +110,7 @@ impl Launcher {
         let error = self.exec(MANIFEST, &value, fds.iter().copied().chain([sealed.as_fd()]));
         for fd in fds {
             // It was close-on-exec before, and a descriptor that is open can be marked.
-            let _ = prefork_os::exec::inherit(fd, false);
+            let _ = prefork_os::fd::inherit(fd, false);
         }
         error
     }
@@ -122,7 +122,7 @@ impl Launcher {
         fds: impl Iterator<Item = BorrowedFd<'a>>,
     ) -> Error {
         for fd in fds {
-            if let Err(e) = prefork_os::exec::inherit(fd, true) {
+            if let Err(e) = prefork_os::fd::inherit(fd, true) {
                 return Error::system("pass a descriptor to the new binary", e);
             }
         }

@@ -13,7 +13,7 @@ use super::exchange::{Exchange, Expiry};
 use super::house::House;
 use crate::scoreboard::{Row, Ticket};
 use crate::text::panic_text;
-use prefork_os::process::monotonic_ms;
+use prefork_os::system::monotonic_ms;
 
 /// Characters of a request line that the log shows.
 const LONGEST_NAME: usize = 200;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use prefork_os::process::monotonic_ms;
+use prefork_os::system::monotonic_ms;
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;

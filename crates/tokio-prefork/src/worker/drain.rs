@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::ipc::HandOver;
-use prefork_os::process::monotonic_ms;
+use prefork_os::system::monotonic_ms;
 
 /// What was ordered, in milliseconds on the monotonic clock.
 #[derive(Debug, Clone, Copy)]

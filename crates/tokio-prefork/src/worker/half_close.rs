@@ -47,7 +47,7 @@ impl HalfClosed {
         is_unix: bool,
         now_ms: u64,
     ) -> Peer {
-        if mode == HalfClose::Cancel || prefork_os::connection::is_hung_up(&socket) {
+        if mode == HalfClose::Cancel || prefork_os::socket::is_hung_up(&socket) {
             return Peer::Gone;
         }
         if mode != HalfClose::Probe || is_unix || !self.is_probe_due(conn, now_ms) {

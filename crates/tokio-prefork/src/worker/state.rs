@@ -140,6 +140,6 @@ impl State {
 
     /// Milliseconds on the monotonic clock, exactly.
     pub(super) fn exact_ms() -> u64 {
-        prefork_os::process::monotonic_ms()
+        prefork_os::system::monotonic_ms()
     }
 }

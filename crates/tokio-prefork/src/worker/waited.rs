@@ -87,7 +87,7 @@ impl Waits {
 /// How long `fd` waited, which was accepted just now; `None` if nobody can tell.
 pub(super) fn wait_of(fd: impl AsFd, unix: bool) -> Option<Duration> {
     // If the kernel does not tell, the connection is as good as any other.
-    if unix { None } else { prefork_os::tcp_info::age(fd).ok() }
+    if unix { None } else { prefork_os::socket::age(fd).ok() }
 }
 
 /// Whether so long a wait is too long; a bound of zero is none.

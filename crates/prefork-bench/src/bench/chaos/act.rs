@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use super::{Done, Fault, Faults, Kind};
 use crate::bench::machine::{Tree, parent};
-use prefork_os::pidfd::PidFd;
-use prefork_os::process::random_u64;
+use prefork_os::child::PidFd;
 use prefork_os::signal::Signal;
+use prefork_os::system::random_u64;
 use tokio_prefork::{Error, Result};
 
 /// Waits for the end of its input, which is the end of the bench, and lets the frozen one go on. It is killed

@@ -94,7 +94,7 @@ impl SharedCache {
                  an entry has {LARGEST} bytes at most"
             ))
         })?;
-        let words = prefork_os::words::shared(words)
+        let words = prefork_os::shared_memory::shared(words)
             .map_err(|e| Error::system(format!("get memory for the cache {name:?}"), e))?;
         let counter = |what: &str| SharedCounter::new(&format!("{name}_{what}"));
         let inner = Inner {
@@ -113,7 +113,7 @@ impl SharedCache {
 
     /// The value of a key, unless it has expired. Takes no lock and makes no system call.
     pub fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.get_at(key, prefork_os::process::monotonic_ns())
+        self.get_at(key, prefork_os::system::monotonic_ns())
     }
 
     /// Stores a value, in place of what the key had, until `ttl` has passed, or for as long as there is room.
@@ -122,7 +122,7 @@ impl SharedCache {
     /// # Errors
     /// See [`NotStored`].
     pub fn insert(&self, key: &[u8], value: &[u8], ttl: Option<Duration>) -> Result<(), NotStored> {
-        self.insert_at(key, value, ttl, prefork_os::process::monotonic_ns())
+        self.insert_at(key, value, ttl, prefork_os::system::monotonic_ns())
     }
 
     /// Removes a key; tells whether it was there.
@@ -144,7 +144,7 @@ impl SharedCache {
 
     /// How many entries it holds that have not expired. Looks at all of them.
     pub fn len(&self) -> usize {
-        self.len_at(prefork_os::process::monotonic_ns())
+        self.len_at(prefork_os::system::monotonic_ns())
     }
 
     /// Whether it holds none.

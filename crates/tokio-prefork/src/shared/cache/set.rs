@@ -68,7 +68,7 @@ impl<'a> Set<'a> {
                     let repaired = self.slots().filter(|slot| slot.repair()).count() as u64;
                     return Some(Writing { set: self, repaired });
                 }
-                let now = prefork_os::process::monotonic_ns();
+                let now = prefork_os::system::monotonic_ns();
                 if now.saturating_sub(*began.get_or_insert(now)) > PATIENCE {
                     return None;
                 }

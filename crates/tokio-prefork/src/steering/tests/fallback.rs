@@ -10,8 +10,9 @@ use super::*;
 fn with_capabilities(low: u32, high: u32, test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // Who has none already can not take itself any.
-        if bpf::keep_capabilities(low, high).is_err() {
-            bpf::keep_capabilities(0, 0).expect("to give up all is always allowed");
+        if prefork_os::credentials::keep_capabilities(low, high).is_err() {
+            prefork_os::credentials::keep_capabilities(0, 0)
+                .expect("to give up all is always allowed");
         }
         test();
     });
