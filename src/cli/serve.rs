@@ -94,7 +94,7 @@ fn exposes_demo(settings: &Settings) -> bool {
         ListenAddr::Tcp(addr) => !addr.ip().to_canonical().is_loopback(),
         ListenAddr::Unix(_) => false,
         // What is no IP socket is no way in from outside.
-        ListenAddr::Fd(number) => prefork_os::fd::duplicate(*number)
+        ListenAddr::Fd(number) => prefork_os::fd::duplicate_fd(*number)
             .ok()
             .and_then(|socket| SockRef::from(&socket).local_addr().ok()?.as_socket())
             .is_some_and(|addr| !addr.ip().to_canonical().is_loopback()),

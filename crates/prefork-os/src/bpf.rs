@@ -4,31 +4,31 @@
 use std::ffi::CStr;
 use std::io;
 use std::mem::{size_of, size_of_val};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{cvt, libc};
 
-const MAP_CREATE: libc::c_int = 0;
-const MAP_UPDATE_ELEM: libc::c_int = 2;
-const MAP_DELETE_ELEM: libc::c_int = 3;
-const PROG_LOAD: libc::c_int = 5;
+const BPF_MAP_CREATE: libc::c_int = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
+const BPF_PROG_LOAD: libc::c_int = 5;
 
-const MAP_TYPE_ARRAY: u32 = 2;
-const MAP_TYPE_REUSEPORT_SOCKARRAY: u32 = 20;
-const MMAPABLE: u32 = 1 << 10;
-const PROG_TYPE_SK_REUSEPORT: u32 = 21;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_REUSEPORT_SOCKARRAY: u32 = 20;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
 
 /// `SO_DETACH_REUSEPORT_BPF`, since Linux 5.3.
 const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
 /// Bytes of the verifier's explanation that are kept.
-const LOG: usize = 1 << 16;
+const VERIFIER_LOG_BYTES: usize = 1 << 16;
 
 /// An instruction of the extended machine, as the kernel reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct Instruction {
+pub struct EbpfInstruction {
     pub code: u8,
     /// The source register in the upper half, the destination in the lower.
     pub registers: u8,
@@ -39,7 +39,7 @@ pub struct Instruction {
 /// An instruction of the classic machine, as the kernel reads it (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
-pub struct ClassicInstruction {
+pub struct ClassicBpfInstruction {
     pub code: u16,
     pub jump_true: u8,
     pub jump_false: u8,
@@ -48,15 +48,15 @@ pub struct ClassicInstruction {
 
 /// Why the kernel did not take a program.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct ProgramLoadError {
     pub error: io::Error,
     /// The last words of the verifier, on one line; empty if it was not even asked.
-    pub verifier: String,
+    pub verifier_log: String,
 }
 
 // The kernel reads as many bytes as it is told of, and takes the rest of its union for zeroes.
 #[repr(C)]
-struct MapCreate {
+struct MapCreateAttr {
     kind: u32,
     key_size: u32,
     value_size: u32,
@@ -68,7 +68,7 @@ struct MapCreate {
 }
 
 #[repr(C, align(8))]
-struct Element {
+struct MapElementAttr {
     map: u32,
     padding: u32,
     key: u64,
@@ -77,7 +77,7 @@ struct Element {
 }
 
 #[repr(C, align(8))]
-struct ProgLoad {
+struct ProgramLoadAttr {
     kind: u32,
     count: u32,
     instructions: u64,
@@ -94,14 +94,14 @@ struct ProgLoad {
 ///
 /// Every address within `attributes` points to memory of the size that `command` says, writable where the
 /// kernel writes (the log), and alive during the call.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
+unsafe fn bpf_syscall<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     let address: *const T = attributes;
     // SAFETY: `attributes` is plain data of the size given; what it points to is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, address, size_of::<T>()) };
     cvt(result as libc::c_int)
 }
 
-fn named(name: &str) -> [u8; 16] {
+fn object_name(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (to, from) in bytes[..15].iter_mut().zip(name.bytes()) {
         *to = from;
@@ -109,7 +109,7 @@ fn named(name: &str) -> [u8; 16] {
     bytes
 }
 
-fn create(
+fn create_map(
     kind: u32,
     value_size: usize,
     entries: u32,
@@ -117,22 +117,23 @@ fn create(
     name: &str,
 ) -> io::Result<OwnedFd> {
     let value_size = u32::try_from(value_size).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let (inner_map, node, name) = (0, 0, named(name));
-    let new = MapCreate { kind, key_size: 4, value_size, entries, flags, inner_map, node, name };
+    let (inner_map, node, name) = (0, 0, object_name(name));
+    let new =
+        MapCreateAttr { kind, key_size: 4, value_size, entries, flags, inner_map, node, name };
     // SAFETY: no address is in there.
-    let fd = unsafe { bpf(MAP_CREATE, &new)? };
+    let fd = unsafe { bpf_syscall(BPF_MAP_CREATE, &new)? };
     // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Memory that programs and this process share. Only this file makes one, so that its length is known.
 #[derive(Debug)]
-pub struct SharedArray {
+pub struct BpfArrayMap {
     map: OwnedFd,
     length: usize,
 }
 
-impl SharedArray {
+impl BpfArrayMap {
     /// What can be mapped.
     pub(super) fn map(&self) -> &OwnedFd {
         &self.map
@@ -144,7 +145,7 @@ impl SharedArray {
     }
 }
 
-impl AsRawFd for SharedArray {
+impl AsRawFd for BpfArrayMap {
     fn as_raw_fd(&self) -> RawFd {
         self.map.as_raw_fd()
     }
@@ -152,75 +153,85 @@ impl AsRawFd for SharedArray {
 
 /// A table of listening sockets. Only this file makes one, so that the sizes of its keys and values are known.
 #[derive(Debug)]
-pub struct SocketTable(OwnedFd);
+pub struct ReuseportSocketMap(OwnedFd);
 
-impl AsRawFd for SocketTable {
+impl AsRawFd for ReuseportSocketMap {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 }
 
 /// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
-/// another, zeroed. See [`super::shared_memory::share`] for this side of it.
-pub fn create_memory(name: &str, bytes: usize, entries: u32) -> io::Result<SharedArray> {
+/// another, zeroed. See [`super::shared_memory::map_bpf_array_pages`] for this side of it.
+pub fn create_array_map(name: &str, bytes: usize, entries: u32) -> io::Result<BpfArrayMap> {
     let length = bytes.checked_mul(entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
-    let map = create(MAP_TYPE_ARRAY, bytes, entries, MMAPABLE, name)?;
-    Ok(SharedArray { map, length })
+    let map = create_map(BPF_MAP_TYPE_ARRAY, bytes, entries, BPF_F_MMAPABLE, name)?;
+    Ok(BpfArrayMap { map, length })
 }
 
 /// A table of `entries` listening sockets, all empty.
-pub fn create_sockets(name: &str, entries: u32) -> io::Result<SocketTable> {
-    create(MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name).map(SocketTable)
+pub fn create_reuseport_socket_map(name: &str, entries: u32) -> io::Result<ReuseportSocketMap> {
+    create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name)
+        .map(ReuseportSocketMap)
 }
 
 /// Enters `socket`, which listens, at `index`. `ResourceBusy` while it is in another table; a table that has
 /// lost its last user lets go of its sockets a moment later.
-pub fn put_socket(table: &SocketTable, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+pub fn insert_socket(
+    table: &ReuseportSocketMap,
+    index: u32,
+    socket: BorrowedFd<'_>,
+) -> io::Result<()> {
     let value = socket.as_raw_fd() as u64;
     let (key, value) = (&raw const index as u64, &raw const value as u64);
-    let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
+    let element =
+        MapElementAttr { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
     // SAFETY: key and value point to the four and eight bytes that such a table has, which outlive the call.
-    unsafe { bpf(MAP_UPDATE_ELEM, &element)? };
+    unsafe { bpf_syscall(BPF_MAP_UPDATE_ELEM, &element)? };
     Ok(())
 }
 
 /// Empties the place at `index`.
-pub fn remove_socket(table: &SocketTable, index: u32) -> io::Result<()> {
+pub fn remove_socket(table: &ReuseportSocketMap, index: u32) -> io::Result<()> {
     let key = &raw const index as u64;
-    let element = Element { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
+    let element =
+        MapElementAttr { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
     // SAFETY: the key points to four bytes that outlive the call; no value is read.
-    unsafe { bpf(MAP_DELETE_ELEM, &element)? };
+    unsafe { bpf_syscall(BPF_MAP_DELETE_ELEM, &element)? };
     Ok(())
 }
 
 /// Has the kernel verify and take a program that selects sockets.
-pub fn load(name: &str, program: &[Instruction]) -> Result<OwnedFd, Refusal> {
+pub fn load_reuseport_program(
+    name: &str,
+    program: &[EbpfInstruction],
+) -> Result<OwnedFd, ProgramLoadError> {
     // Most programs pass; only for one that does not are we interested in the reasons.
     let error = match try_load(name, program, 0).0 {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
     };
-    if is_unprivileged(&error) {
-        return Err(Refusal { error, verifier: String::new() });
+    if is_permission_denied(&error) {
+        return Err(ProgramLoadError { error, verifier_log: String::new() });
     }
     match try_load(name, program, 1) {
         (Ok(fd), _) => Ok(fd),
         // The first error is the reason: the second may be that the log was too long.
-        (Err(_), log) => Err(Refusal { error, verifier: last_words(&log) }),
+        (Err(_), log) => Err(ProgramLoadError { error, verifier_log: last_log_lines(&log) }),
     }
 }
 
 /// What the verifier has to say about a program it takes: how much work it was.
 #[cfg(any(test, feature = "testing"))]
-pub fn verify(program: &[Instruction]) -> String {
+pub fn verifier_statistics(program: &[EbpfInstruction]) -> String {
     // 4: statistics only.
-    last_words(&try_load("prefork_test", program, 4).1)
+    last_log_lines(&try_load("prefork_test", program, 4).1)
 }
 
-fn try_load(name: &str, program: &[Instruction], level: u32) -> (io::Result<OwnedFd>, Vec<u8>) {
-    let mut log = vec![0_u8; if level == 0 { 0 } else { LOG }];
-    let load = ProgLoad {
-        kind: PROG_TYPE_SK_REUSEPORT,
+fn try_load(name: &str, program: &[EbpfInstruction], level: u32) -> (io::Result<OwnedFd>, Vec<u8>) {
+    let mut log = vec![0_u8; if level == 0 { 0 } else { VERIFIER_LOG_BYTES }];
+    let load = ProgramLoadAttr {
+        kind: BPF_PROG_TYPE_SK_REUSEPORT,
         count: program.len() as u32,
         instructions: program.as_ptr() as u64,
         license: c"Dual MIT/GPL".as_ptr() as u64,
@@ -229,42 +240,45 @@ fn try_load(name: &str, program: &[Instruction], level: u32) -> (io::Result<Owne
         log: if level == 0 { 0 } else { log.as_mut_ptr() as u64 },
         kernel_version: 0,
         flags: 0,
-        name: named(name),
+        name: object_name(name),
     };
     // SAFETY: the instructions are as many as said, the license ends with a zero, and the log is exclusively
     // ours and as long as said; all outlive the call.
-    let result = unsafe { bpf(PROG_LOAD, &load) };
+    let result = unsafe { bpf_syscall(BPF_PROG_LOAD, &load) };
     // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
     (result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }), log)
 }
 
-fn last_words(log: &[u8]) -> String {
+fn last_log_lines(log: &[u8]) -> String {
     let text = CStr::from_bytes_until_nul(log).unwrap_or_default().to_string_lossy();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines[lines.len().saturating_sub(3)..].join("; ")
 }
 
 /// Lets `program` choose for the whole group of `socket`, in place of whatever chose before.
-pub fn attach(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
-    set(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
+pub fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
+    set_socket_option(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
 }
 
-/// As [`attach`], with a classic program, which needs no privilege.
-pub fn attach_classic(socket: BorrowedFd<'_>, program: &[ClassicInstruction]) -> io::Result<()> {
+/// As [`attach_reuseport_program`], with a classic program, which needs no privilege.
+pub fn attach_classic_reuseport_program(
+    socket: BorrowedFd<'_>,
+    program: &[ClassicBpfInstruction],
+) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let filter = program.as_ptr().cast_mut().cast();
-    set(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
+    set_socket_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
 }
 
 /// Leaves the choice to the kernel's hash again. No error if nothing else has chosen.
-pub fn detach(socket: BorrowedFd<'_>) -> io::Result<()> {
-    match set(socket, SO_DETACH_REUSEPORT_BPF, &0) {
+pub fn detach_reuseport_program(socket: BorrowedFd<'_>) -> io::Result<()> {
+    match set_socket_option(socket, SO_DETACH_REUSEPORT_BPF, &0) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }
 }
 
-fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+fn set_socket_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
     let (address, size) = (&raw const *value, size_of_val(value) as libc::socklen_t);
     let fd = socket.as_raw_fd();
     // SAFETY: `value` is a plain number, or a sock_fprog whose instructions the caller's slice keeps alive and
@@ -274,28 +288,13 @@ fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<
 }
 
 /// Whether the kernel would not even look at what was asked, for lack of a privilege.
-pub fn is_unprivileged(error: &io::Error) -> bool {
+pub fn is_permission_denied(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
-}
-
-/// How many established connections wait in the queue of `listener`.
-pub fn queue_length(listener: impl AsFd) -> io::Result<u32> {
-    // SAFETY: all zeroes is a valid tcp_info.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
-    let (fd, address) = (listener.as_fd().as_raw_fd(), &raw mut info);
-    // SAFETY: the kernel writes at most `size` bytes into `info`.
-    let done = unsafe {
-        libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, address.cast(), &raw mut size)
-    };
-    cvt(done)?;
-    // For a listening socket this field means just that.
-    Ok(info.tcpi_unacked)
 }
 
 /// Runs `make` with room for `bytes` of locked memory, which is what maps counted as before Linux 5.11. Leaves
 /// the limit as it was.
-pub fn with_locked_memory<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
+pub fn with_raised_memlock_limit<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
     let before = getrlimit(Resource::RLIMIT_MEMLOCK);
     if let Ok((soft, hard)) = before {
         let wanted = soft.saturating_add(bytes);

@@ -10,11 +10,11 @@ use nix::unistd::Pid;
 
 use super::{cvt, libc};
 use crate::signal::Signal;
-use crate::thread::require_one_thread;
+use crate::thread::require_single_thread;
 use crate::{OsError, Result};
 
 /// Which side of the fork this is.
-pub enum Fork {
+pub enum ForkResult {
     /// The child, with its own copy of everything.
     Child,
     /// The parent, told the child's pid.
@@ -25,22 +25,22 @@ pub enum Fork {
 ///
 /// A child of a process with more threads would inherit locks (malloc's, stdio's, tokio's) that nobody is
 /// left to unlock, so that is refused with an error that says what to do.
-pub fn fork() -> Result<Fork> {
-    require_one_thread()?;
+pub fn fork_process() -> Result<ForkResult> {
+    require_single_thread()?;
     // A buffered line would otherwise be written by both processes. A closed stdout is not our trouble.
     let _ = io::stdout().flush();
     // SAFETY: the process has one thread (checked above), so the child's copy of every lock is unlocked or
     // owned by the child's only thread, and it may allocate and run any code.
     let pid = cvt(unsafe { libc::fork() }).map_err(|e| OsError::new("fork a worker", e))?;
     Ok(match u32::try_from(pid) {
-        Ok(pid) if pid > 0 => Fork::Parent(pid),
-        _ => Fork::Child,
+        Ok(pid) if pid > 0 => ForkResult::Parent(pid),
+        _ => ForkResult::Child,
     })
 }
 
 /// Ends this process at once: no destructors, no exit handlers. They belong to the parent, whose memory this
 /// is a copy of; running them here would remove the parent's files.
-pub fn exit_now(status: u8) -> ! {
+pub fn exit_without_cleanup(status: u8) -> ! {
     let _ = io::stdout().flush();
     // SAFETY: _exit takes any status and does not return.
     unsafe { libc::_exit(status.into()) }
@@ -48,9 +48,9 @@ pub fn exit_now(status: u8) -> ! {
 
 /// What has become of a child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum ChildStateChange {
     /// It has ended and is a zombie no longer: its pid is free.
-    Ended(ExitStatus),
+    Exited(ExitStatus),
     /// A signal has stopped all of it; a debugger that holds it does not count.
     Stopped,
     /// It goes on.
@@ -58,7 +58,7 @@ pub enum Change {
 }
 
 /// A child that has ended and was not reaped yet, whoever made it; it stays so. Never blocks.
-pub fn ended() -> Option<u32> {
+pub fn find_exited_child() -> Option<u32> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     match waitid(Id::All, flags) {
         Ok(status) => status.pid().and_then(|pid| u32::try_from(pid.as_raw()).ok()),
@@ -68,23 +68,23 @@ pub fn ended() -> Option<u32> {
 
 /// The exit status of child `pid`, if it has ended; it is a zombie no longer then, and its pid is free.
 /// `None` while it lives. Never blocks.
-pub fn reap(pid: u32) -> io::Result<Option<ExitStatus>> {
-    wait(pid, libc::WNOHANG)
+pub fn reap_child(pid: u32) -> io::Result<Option<ExitStatus>> {
+    waitpid(pid, libc::WNOHANG)
 }
 
 /// What has become of child `pid`, if anything has since this was last asked: each change is told once, and of several
 /// the last. Never blocks.
-pub fn change(pid: u32) -> io::Result<Option<Change>> {
-    let status = wait(pid, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)?;
+pub fn poll_child_state(pid: u32) -> io::Result<Option<ChildStateChange>> {
+    let status = waitpid(pid, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)?;
     Ok(status.map(|status| match status {
-        _ if status.stopped_signal().is_some() => Change::Stopped,
-        _ if status.continued() => Change::Continued,
-        _ => Change::Ended(status),
+        _ if status.stopped_signal().is_some() => ChildStateChange::Stopped,
+        _ if status.continued() => ChildStateChange::Continued,
+        _ => ChildStateChange::Exited(status),
     }))
 }
 
-fn wait(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
-    let pid = one_process(pid)?;
+fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
+    let pid = checked_pid(pid)?;
     let mut status = 0;
     loop {
         // SAFETY: `status` is a valid place for the kernel to write one int.
@@ -98,12 +98,12 @@ fn wait(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
 }
 
 /// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
-pub fn kill(pid: u32, signal: Signal) -> io::Result<()> {
-    Ok(nix::sys::signal::kill(Pid::from_raw(one_process(pid)?), signal)?)
+pub fn signal_child(pid: u32, signal: Signal) -> io::Result<()> {
+    Ok(nix::sys::signal::kill(Pid::from_raw(checked_pid(pid)?), signal)?)
 }
 
 /// `pid` as the kernel takes it. 0 and negative numbers would mean groups of processes, or all of them.
-fn one_process(pid: u32) -> io::Result<i32> {
+fn checked_pid(pid: u32) -> io::Result<i32> {
     i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput.into())
 }
 
@@ -122,7 +122,7 @@ impl PidFd {
     }
 
     /// Sends `signal` to it; fails if it has been reaped.
-    pub fn send(&self, signal: Signal) -> io::Result<()> {
+    pub fn send_signal(&self, signal: Signal) -> io::Result<()> {
         let fd = self.0.as_raw_fd();
         let no_info = std::ptr::null::<libc::siginfo_t>();
         // SAFETY: without a siginfo the call reads no memory of ours; the descriptor is open.
@@ -133,7 +133,7 @@ impl PidFd {
     }
 
     /// A duplicate of its descriptor `number`, close-on-exec. Needs the right to trace it.
-    pub fn descriptor(&self, number: i32) -> io::Result<OwnedFd> {
+    pub fn duplicate_fd(&self, number: i32) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
         let fd = cvt(fd as libc::c_int)?;
@@ -154,7 +154,7 @@ mod tests {
         // The test runner itself has more than one thread.
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let other = std::thread::Builder::new().name("busy".into()).spawn(move || held.recv());
-        let error = fork().err().expect("refused").to_string();
+        let error = fork_process().err().expect("refused").to_string();
         assert!(error.contains("threads (") && error.contains("busy"), "{error}");
         assert!(
             error.contains("start threads and async runtimes in the worker function"),
@@ -165,10 +165,10 @@ mod tests {
     }
 
     /// The next change, within ten seconds.
-    fn next(pid: u32) -> Change {
+    fn wait_for_state_change(pid: u32) -> ChildStateChange {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match change(pid).expect("a child of ours") {
+            match poll_child_state(pid).expect("a child of ours") {
                 Some(change) => return change,
                 None if Instant::now() < deadline => std::thread::yield_now(),
                 None => panic!("nothing has become of {pid}"),
@@ -181,16 +181,19 @@ mod tests {
         let mut child = Command::new("cat");
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
         let pid = child.id();
-        let send = |signal| kill(pid, signal);
-        assert_eq!(change(pid).expect("a child"), None);
+        let send = |signal| signal_child(pid, signal);
+        assert_eq!(poll_child_state(pid).expect("a child"), None);
         send(Signal::SIGSTOP).expect("stop");
-        assert_eq!(next(pid), Change::Stopped);
+        assert_eq!(wait_for_state_change(pid), ChildStateChange::Stopped);
         // It is told once, and who only asks for the end is not told.
-        assert_eq!((change(pid).expect("a child"), reap(pid).expect("a child")), (None, None));
+        assert_eq!(
+            (poll_child_state(pid).expect("a child"), reap_child(pid).expect("a child")),
+            (None, None)
+        );
         send(Signal::SIGCONT).expect("continue");
-        assert_eq!(next(pid), Change::Continued);
+        assert_eq!(wait_for_state_change(pid), ChildStateChange::Continued);
         send(Signal::SIGKILL).expect("kill");
-        assert_eq!(next(pid), Change::Ended(ExitStatus::from_raw(9)));
+        assert_eq!(wait_for_state_change(pid), ChildStateChange::Exited(ExitStatus::from_raw(9)));
         assert!(child.wait().is_err(), "it is gone");
     }
 }

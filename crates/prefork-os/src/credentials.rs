@@ -10,10 +10,10 @@ use super::{cvt, libc};
 use crate::{OsError, Result};
 
 /// Capabilities have fewer numbers than this; the kernel says where they end.
-const CAPABILITIES: libc::c_ulong = 64;
+const MAX_CAPABILITIES: libc::c_ulong = 64;
 
 /// The capability sets of a process in `/proc/self/status`; what can be gained by them is nothing if all are empty.
-const SETS: [&str; 4] = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
+const CAPABILITY_SETS: [&str; 4] = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
 
 /// `_LINUX_CAPABILITY_VERSION_3`, whose sets are two times 32 bits.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
@@ -41,11 +41,11 @@ struct CapabilitySets {
 ///
 /// # Errors
 /// The system refuses a step, or the outcome is not as asked. Then the process must end.
-pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+pub fn drop_privileges(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     let failed = |what: &str, e: nix::Error| OsError::new(what, io::Error::from(e));
     let root = nix::unistd::geteuid().is_root();
     if root {
-        empty_bounding_set();
+        clear_bounding_set();
         let list: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
         nix::unistd::setgroups(&list).map_err(|e| failed("set the groups (CAP_SETGID)", e))?;
         let gid = Gid::from_raw(gid);
@@ -59,13 +59,13 @@ pub fn assume(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     }
     drop_capabilities().map_err(|e| OsError::new("drop all capabilities", e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("forbid new privileges", e))?;
-    verify(uid, gid, root.then_some(groups))
+    verify_dropped(uid, gid, root.then_some(groups))
 }
 
 /// What an exec could gain is nothing any more, even of a file with capabilities. That takes CAP_SETPCAP; without it
 /// no_new_privs has to do.
-fn empty_bounding_set() {
-    for capability in 0..CAPABILITIES {
+fn clear_bounding_set() {
+    for capability in 0..MAX_CAPABILITIES {
         // SAFETY: takes a number and changes nothing but the set; a wrong number is an error.
         let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         if dropped != 0 {
@@ -87,7 +87,7 @@ fn drop_capabilities() -> io::Result<()> {
 }
 
 /// Reads back what was asked for. `groups` are compared only where they could be set.
-fn verify(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
+fn verify_dropped(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
     let wrong = |what: String| {
         OsError::new("give up privileges", io::Error::other(format!("{what} after all was done")))
     };
@@ -116,7 +116,7 @@ fn verify(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
     }
     let status = std::fs::read_to_string("/proc/self/status")
         .map_err(|e| OsError::new("read back the capabilities in /proc/self/status", e))?;
-    if let Some(left) = left(&status) {
+    if let Some(left) = find_remaining_privilege(&status) {
         return Err(wrong(left));
     }
     if uid != 0 && nix::unistd::setuid(Uid::from_raw(0)).is_ok() {
@@ -126,7 +126,7 @@ fn verify(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
 }
 
 /// What a process with this `/proc/PID/status` may do that it should not, if anything. Pure.
-fn left(status: &str) -> Option<String> {
+fn find_remaining_privilege(status: &str) -> Option<String> {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.map(str::trim)
@@ -139,12 +139,12 @@ fn left(status: &str) -> Option<String> {
         Some("1") => None,
         _ => Some("new privileges can be gained".to_string()),
     };
-    SETS.iter().find_map(set).or(privileges)
+    CAPABILITY_SETS.iter().find_map(set).or(privileges)
 }
 
 /// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
 #[cfg(any(test, feature = "testing"))]
-pub fn keep_capabilities(low: u32, high: u32) -> io::Result<()> {
+pub fn restrict_thread_capabilities(low: u32, high: u32) -> io::Result<()> {
     // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
     let header: [u32; 2] = [0x2008_0522, 0];
     let kept = [low, low, 0, high, high, 0];
@@ -160,16 +160,19 @@ pub fn effective_uid() -> u32 {
 
 /// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerCredentials {
     /// 0 if the process is not visible from here (another pid namespace).
     pub pid: u32,
     pub uid: u32,
 }
 
 /// Who is at the other end of `socket`.
-pub fn peer(socket: impl AsFd) -> io::Result<Peer> {
+pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
     let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
-    Ok(Peer { pid: u32::try_from(credentials.pid()).unwrap_or(0), uid: credentials.uid() })
+    Ok(PeerCredentials {
+        pid: u32::try_from(credentials.pid()).unwrap_or(0),
+        uid: credentials.uid(),
+    })
 }
 
 #[cfg(test)]
@@ -181,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_clean_status_leaves_nothing() {
-        assert_eq!(left(CLEAN), None);
+        assert_eq!(find_remaining_privilege(CLEAN), None);
     }
 
     #[test]
@@ -203,7 +206,10 @@ mod tests {
             ("NoNewPrivs:\t1\n", "", "new privileges can be gained"),
         ] {
             assert!(CLEAN.contains(before), "{before}");
-            assert_eq!(left(&CLEAN.replace(before, after)).as_deref(), Some(told));
+            assert_eq!(
+                find_remaining_privilege(&CLEAN.replace(before, after)).as_deref(),
+                Some(told)
+            );
         }
     }
 }

@@ -10,10 +10,10 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use super::{cvt, libc};
 
 /// Descriptors that were open when this program began, and that nobody has taken since. `None` until it is known.
-static INHERITED: Mutex<Option<BTreeSet<RawFd>>> = Mutex::new(None);
+static INHERITED_FDS: Mutex<Option<BTreeSet<RawFd>>> = Mutex::new(None);
 
-fn inherited() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
-    INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_inherited_fds() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
+    INHERITED_FDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Remembers which descriptors from 3 up the parent left open to this program; only those can be taken by number. The
@@ -21,21 +21,21 @@ fn inherited() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
 ///
 /// A descriptor that came over an exec is not close-on-exec, and whatever Rust opens is: so no descriptor with an owner in
 /// this process is ever among them.
-pub fn record_inherited() -> io::Result<()> {
-    let mut inherited = inherited();
+pub fn record_inherited_fds() -> io::Result<()> {
+    let mut inherited = lock_inherited_fds();
     if inherited.is_some() {
         return Ok(());
     }
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number = entry?.file_name().to_str().and_then(|name| name.parse().ok());
-        found.extend(number.filter(|number| *number >= 3 && stays_open_over_exec(*number)));
+        found.extend(number.filter(|number| *number >= 3 && is_inheritable(*number)));
     }
     *inherited = Some(found);
     Ok(())
 }
 
-fn stays_open_over_exec(number: RawFd) -> bool {
+fn is_inheritable(number: RawFd) -> bool {
     // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
     let flags = cvt(unsafe { libc::fcntl(number, libc::F_GETFD) });
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
@@ -44,26 +44,26 @@ fn stays_open_over_exec(number: RawFd) -> bool {
 /// Takes over descriptor `number`, which another program opened and left to us, and marks it close-on-exec.
 ///
 /// # Errors
-/// It was not open when this program began (see [`record_inherited`]), or was taken already.
-pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
-    adopt_if(number, |_| true)?.ok_or(io::ErrorKind::InvalidInput.into())
+/// It was not open when this program began (see [`record_inherited_fds`]), or was taken already.
+pub fn take_inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    take_inherited_fd_if(number, |_| true)?.ok_or(io::ErrorKind::InvalidInput.into())
 }
 
-/// The same if `fits` says so; otherwise it stays what it is, `None`.
-pub fn adopt_if(
+/// The same if `accepts` says so; otherwise it stays what it is, `None`.
+pub fn take_inherited_fd_if(
     number: RawFd,
-    fits: impl FnOnce(BorrowedFd<'_>) -> bool,
+    accepts: impl FnOnce(BorrowedFd<'_>) -> bool,
 ) -> io::Result<Option<OwnedFd>> {
-    record_inherited()?;
-    let mut inherited = inherited();
+    record_inherited_fds()?;
+    let mut inherited = lock_inherited_fds();
     let numbers = inherited.get_or_insert_default();
     // Closed since, by code that knew the number.
-    if !numbers.contains(&number) || !stays_open_over_exec(number) {
+    if !numbers.contains(&number) || !is_inheritable(number) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
     // SAFETY: the descriptor is open (checked above), and stays so in this statement: no other thread takes it while
     // the lock is held.
-    if !fits(unsafe { BorrowedFd::borrow_raw(number) }) {
+    if !accepts(unsafe { BorrowedFd::borrow_raw(number) }) {
         return Ok(None);
     }
     numbers.remove(&number);
@@ -76,23 +76,23 @@ pub fn adopt_if(
 
 /// As a parent would leave `fd` open to this program: it can be taken by the number.
 #[cfg(any(test, feature = "testing"))]
-pub fn leave_open(fd: OwnedFd) -> RawFd {
+pub fn leave_open_for_test(fd: OwnedFd) -> RawFd {
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("open");
-    record_inherited().expect("recorded");
+    record_inherited_fds().expect("recorded");
     let number = std::os::fd::IntoRawFd::into_raw_fd(fd);
-    inherited().as_mut().expect("recorded").insert(number);
+    lock_inherited_fds().as_mut().expect("recorded").insert(number);
     number
 }
 
 /// In a forked child that does nothing but answer: closes all descriptors from 3 up but `kept`.
 ///
 /// Every owner of one of them is a copy of the parent's; the child ends without running any destructor.
-pub fn close_all_but(kept: impl AsFd) -> io::Result<()> {
+pub fn close_all_fds_except(kept: impl AsFd) -> io::Result<()> {
     close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
-/// A copy of descriptor `number`, close-on-exec; whoever owns the number keeps it.
-pub fn copy(number: RawFd) -> io::Result<OwnedFd> {
+/// Duplicates descriptor `number` as a new close-on-exec descriptor; EBADF if `number` is not open.
+pub fn duplicate_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and touches no memory; a number that is not open gives EBADF.
     let copy = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
@@ -100,14 +100,14 @@ pub fn copy(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
-pub fn nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
+pub fn set_nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
     Ok(())
 }
 
 /// Opens `/dev/null` in place of any of 0, 1 and 2 that is closed, so that no socket of ours ever lands
 /// there and receives what somebody prints.
-pub fn fill_standard_streams() -> io::Result<()> {
+pub fn open_closed_stdio_as_dev_null() -> io::Result<()> {
     for number in 0..=2 {
         // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
         if cvt(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
@@ -119,28 +119,20 @@ pub fn fill_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// A duplicate of descriptor `number`, close-on-exec; EBADF if that is not open.
-pub fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
-    let own = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
-    // SAFETY: the kernel has just opened it for us, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(own) })
-}
-
 /// Closes descriptor `number` in every program that is executed from now on.
-pub fn close_on_exec(number: RawFd) -> io::Result<()> {
+pub fn set_close_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
     cvt(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
 /// Whether `fd` was opened for writing.
-pub fn is_writable(fd: impl AsFd) -> io::Result<bool> {
+pub fn is_open_for_writing(fd: impl AsFd) -> io::Result<bool> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
     Ok(flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
 }
 
 /// Makes `fd` append what is written to it, and wait for room. For a description that nobody else has.
-pub fn set_append_only(fd: impl AsFd) -> io::Result<()> {
+pub fn set_append_mode(fd: impl AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(())
 }
@@ -153,12 +145,12 @@ pub fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
 }
 
 /// Closes every descriptor from 3 up that the parent left open, except `keep`: what a shell or a service manager left
-/// open by accident would otherwise live on in every worker. Those that are kept can be taken by [`adopt`].
+/// open by accident would otherwise live on in every worker. Those that are kept can be taken by [`take_inherited_fd`].
 ///
 /// Only for the start of a program, before anything in it owns a descriptor.
-pub fn close_inherited_except(keep: &[RawFd]) -> io::Result<()> {
-    record_inherited()?;
-    if let Some(numbers) = inherited().as_mut() {
+pub fn close_inherited_fds_except(keep: &[RawFd]) -> io::Result<()> {
+    record_inherited_fds()?;
+    if let Some(numbers) = lock_inherited_fds().as_mut() {
         numbers.retain(|number| keep.contains(number));
     }
     close_from_3_except(keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect())
@@ -181,24 +173,24 @@ fn close_from_3_except(mut keep: Vec<u32>) -> io::Result<()> {
 }
 
 /// Whether `fd` survives an exec.
-pub fn inherit(fd: impl AsFd, yes: bool) -> io::Result<()> {
-    let flags = if yes { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+pub fn set_inheritable(fd: impl AsFd, inheritable: bool) -> io::Result<()> {
+    let flags = if inheritable { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
     Ok(())
 }
 
 /// Descriptors that are to be closed. Their owners are forgotten already.
 #[derive(Debug, Default)]
-pub struct ForkedFds {
+pub struct FdCloseBatch {
     numbers: Vec<RawFd>,
 }
 
-impl ForkedFds {
+impl FdCloseBatch {
     /// Forgets `owner` without dropping it, and takes over the descriptors that `list` names.
     ///
     /// `list` names descriptors that `owner`, and nobody else in this process, would close when it is dropped. What else
     /// `owner` holds stays in memory until the process ends.
-    pub fn take_from<T>(
+    pub fn add_fds_of<T>(
         &mut self,
         owner: T,
         list: impl for<'a> FnOnce(&'a T, &mut dyn FnMut(BorrowedFd<'a>)),
@@ -208,20 +200,20 @@ impl ForkedFds {
     }
 
     /// Closes all of them.
-    pub fn close(self) {
-        let ForkedFds { mut numbers } = self;
+    pub fn close_all(self) {
+        let FdCloseBatch { mut numbers } = self;
         numbers.sort_unstable();
         for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-            close_run(run);
+            close_consecutive(run);
         }
     }
 }
 
 /// Closes descriptors whose numbers follow each other.
-fn close_run(run: &[RawFd]) {
+fn close_consecutive(run: &[RawFd]) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
     // Not every C library has a function for this call.
-    // SAFETY: by the contract of `take_from` the owners of these descriptors are forgotten, so nothing in this process
+    // SAFETY: by the contract of `add_fds_of` the owners of these descriptors are forgotten, so nothing in this process
     // uses or closes them.
     if unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } == 0 {
         return;
@@ -244,16 +236,16 @@ mod tests {
     #[test]
     fn only_what_was_left_open_can_be_taken_and_only_once() {
         let own = File::open("/dev/null").expect("open");
-        let error = adopt(own.as_raw_fd()).expect_err("it has an owner");
+        let error = take_inherited_fd(own.as_raw_fd()).expect_err("it has an owner");
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
-        let number = leave_open(File::open("/dev/null").expect("open").into());
-        assert!(adopt_if(number, |_| false).expect("open").is_none());
-        let taken = adopt(number).expect("left open");
+        let number = leave_open_for_test(File::open("/dev/null").expect("open").into());
+        assert!(take_inherited_fd_if(number, |_| false).expect("open").is_none());
+        let taken = take_inherited_fd(number).expect("left open");
         assert_eq!(taken.as_raw_fd(), number);
-        assert!(!stays_open_over_exec(number));
-        assert!(adopt(number).is_err());
+        assert!(!is_inheritable(number));
+        assert!(take_inherited_fd(number).is_err());
         for number in [-1, 0, 1, 2, i32::MAX] {
-            assert!(adopt(number).is_err(), "{number}");
+            assert!(take_inherited_fd(number).is_err(), "{number}");
         }
         drop(own);
     }
@@ -267,14 +259,14 @@ mod tests {
             peers.push(peer);
             if is_kept(at) { kept.push(own) } else { given.push(own) }
         }
-        let mut fds = ForkedFds::default();
-        fds.take_from(given, |given, take| given.iter().map(UnixStream::as_fd).for_each(take));
+        let mut fds = FdCloseBatch::default();
+        fds.add_fds_of(given, |given, take| given.iter().map(UnixStream::as_fd).for_each(take));
         let is_quiet = |mut peer: &UnixStream| {
             peer.set_nonblocking(true).expect("non-blocking");
             peer.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
         };
         assert!(peers.iter().all(is_quiet), "nothing is closed early");
-        fds.close();
+        fds.close_all();
         for (at, mut peer) in peers.iter().enumerate() {
             if is_kept(at) {
                 assert!(is_quiet(peer), "{at}");
@@ -286,6 +278,6 @@ mod tests {
             assert_eq!(peer.read(&mut [0]).expect("end"), 0, "{at}");
         }
         drop(kept);
-        ForkedFds::default().close();
+        FdCloseBatch::default().close_all();
     }
 }

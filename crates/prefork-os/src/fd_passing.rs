@@ -15,11 +15,12 @@ use super::{cvt, libc};
 /// Bytes for the control message that carries one descriptor. The padding at its end has room for a second
 /// one: so every descriptor that comes is looked for, and what is too many is closed.
 // SAFETY: computes a number from a number.
-const CONTROL: usize = unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+const CONTROL_MESSAGE_BYTES: usize =
+    unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
 
 /// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
 /// end of one side is seen by the other.
-pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub fn create_seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
@@ -44,18 +45,18 @@ pub fn send_message(
 
 /// What one receive brought.
 #[derive(Debug)]
-pub enum Received {
+pub enum ReceivedMessage {
     /// A message of this many bytes, and what came with it.
-    Message(usize, Passed),
+    Message(usize, PassedFd),
     /// A message longer than the buffer; its rest is lost.
     Truncated,
     /// The peer has closed its end, or died.
-    End,
+    Closed,
 }
 
 /// The descriptor that came with a message.
 #[derive(Debug)]
-pub enum Passed {
+pub enum PassedFd {
     /// None was sent.
     None,
     /// The first one; any others were closed.
@@ -67,13 +68,13 @@ pub enum Passed {
 /// Receives one message into `buffer`. `WouldBlock` when there is none.
 ///
 /// The sender is not trusted: closing a descriptor that came does not wait for its peer, whatever SO_LINGER said.
-pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_from(fd.as_fd(), buffer, true)
+pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
+    receive_with(fd.as_fd(), buffer, true)
 }
 
 /// The same from a process that sends only what it accepted itself: saves a system call for each descriptor.
-pub fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_from(fd.as_fd(), buffer, false)
+pub fn receive_trusted_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
+    receive_with(fd.as_fd(), buffer, false)
 }
 
 /// Takes and drops all that waits on `fd`, and lets nobody send more: what the kernel would otherwise close with the
@@ -81,26 +82,28 @@ pub fn receive_trusted(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<Received>
 pub fn discard_messages(fd: impl AsFd) {
     let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Read);
     let mut buffer = [0; 1];
-    while let Ok(Received::Message(..) | Received::Truncated) = receive_message(&fd, &mut buffer) {}
+    while let Ok(ReceivedMessage::Message(..) | ReceivedMessage::Truncated) =
+        receive_message(&fd, &mut buffer)
+    {}
 }
 
-fn receive_from(
+fn receive_with(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
     resets_linger: bool,
-) -> io::Result<Received> {
+) -> io::Result<ReceivedMessage> {
     let mut reset = false;
     loop {
-        return match receive(fd, buffer, resets_linger) {
-            Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(Received::Truncated),
+        return match receive_once(fd, buffer, resets_linger) {
+            Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(ReceivedMessage::Truncated),
             // SOCK_SEQPACKET has empty messages too, but we never send one: empty is the end.
-            Ok((0, _, _)) => Ok(Received::End),
-            Ok((length, flags, first)) => Ok(Received::Message(
+            Ok((0, _, _)) => Ok(ReceivedMessage::Closed),
+            Ok((length, flags, first)) => Ok(ReceivedMessage::Message(
                 length,
                 match first {
-                    Some(first) => Passed::One(first),
-                    None if flags & libc::MSG_CTRUNC != 0 => Passed::Lost,
-                    None => Passed::None,
+                    Some(first) => PassedFd::One(first),
+                    None if flags & libc::MSG_CTRUNC != 0 => PassedFd::Lost,
+                    None => PassedFd::None,
                 },
             )),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -109,7 +112,7 @@ fn receive_from(
                 reset = true;
                 continue;
             }
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(Received::End),
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(ReceivedMessage::Closed),
             Err(e) => Err(e),
         };
     }
@@ -119,21 +122,21 @@ fn receive_from(
 ///
 /// By hand, as nix does not let one look at the control messages when there was no room for all of them, and
 /// what arrived before the room was used up would stay open for ever.
-fn receive(
+fn receive_once(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
     resets_linger: bool,
 ) -> io::Result<(usize, libc::c_int, Option<OwnedFd>)> {
     #[repr(align(8))]
-    struct Control([MaybeUninit<u8>; CONTROL]);
-    let mut control = Control([MaybeUninit::uninit(); CONTROL]);
+    struct ControlBuffer([MaybeUninit<u8>; CONTROL_MESSAGE_BYTES]);
+    let mut control = ControlBuffer([MaybeUninit::uninit(); CONTROL_MESSAGE_BYTES]);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of zero.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut slice;
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = CONTROL as _;
+    header.msg_controllen = CONTROL_MESSAGE_BYTES as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the header points to one slice and one control buffer, both exclusively ours, alive, and of the
     // lengths given.
@@ -172,30 +175,30 @@ fn receive(
 }
 
 /// So many messages are sent by one system call.
-pub const MOST: usize = 16;
+pub const MAX_FDS_PER_SEND: usize = 16;
 
 /// Room for one control message, aligned as its header has to be.
 #[derive(Clone, Copy)]
 #[repr(align(8))]
-struct Control([u8; CONTROL]);
+struct ControlBuffer([u8; CONTROL_MESSAGE_BYTES]);
 
-/// Sends up to [`MOST`] of `parcels` without waiting, each as a message of its own with a duplicate of its
+/// Sends up to [`MAX_FDS_PER_SEND`] of `fds` without waiting, each as a message of its own with a duplicate of its
 /// descriptor. Returns how many were sent: fewer than given when there is no room for more.
-pub fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize> {
-    let mut bytes = [0u8; MOST];
-    let mut controls = [Control([0; CONTROL]); MOST];
-    let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 }; MOST];
+pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize> {
+    let mut bytes = [0u8; MAX_FDS_PER_SEND];
+    let mut controls = [ControlBuffer([0; CONTROL_MESSAGE_BYTES]); MAX_FDS_PER_SEND];
+    let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 1 }; MAX_FDS_PER_SEND];
     // SAFETY: all zeroes is a valid mmsghdr: null pointers with lengths of zero.
-    let mut headers: [libc::mmsghdr; MOST] = unsafe { std::mem::zeroed() };
-    let parcels = &parcels[..parcels.len().min(MOST)];
-    for (i, (byte, fd)) in parcels.iter().enumerate() {
+    let mut headers: [libc::mmsghdr; MAX_FDS_PER_SEND] = unsafe { std::mem::zeroed() };
+    let fds = &fds[..fds.len().min(MAX_FDS_PER_SEND)];
+    for (i, (byte, fd)) in fds.iter().enumerate() {
         bytes[i] = *byte;
         slices[i].iov_base = (&raw mut bytes[i]).cast();
         let header = &mut headers[i].msg_hdr;
         header.msg_iov = &raw mut slices[i];
         header.msg_iovlen = 1;
         header.msg_control = controls[i].0.as_mut_ptr().cast();
-        header.msg_controllen = CONTROL as _;
+        header.msg_controllen = CONTROL_MESSAGE_BYTES as _;
         // SAFETY: the control buffer is aligned, zeroed, exclusively ours and has room for one header with one
         // descriptor, so CMSG_FIRSTHDR and CMSG_DATA point into it.
         unsafe {
@@ -208,14 +211,9 @@ pub fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::Result<
     }
     // The types of lengths and flags differ between C libraries.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-    // SAFETY: the first `parcels.len()` headers point to one slice and one control buffer each, all alive.
+    // SAFETY: the first `fds.len()` headers point to one slice and one control buffer each, all alive.
     let sent = unsafe {
-        libc::sendmmsg(
-            to.as_fd().as_raw_fd(),
-            headers.as_mut_ptr(),
-            parcels.len() as u32,
-            flags as _,
-        )
+        libc::sendmmsg(to.as_fd().as_raw_fd(), headers.as_mut_ptr(), fds.len() as u32, flags as _)
     };
     match cvt(sent) {
         Ok(sent) => Ok(sent as usize),
@@ -228,7 +226,7 @@ pub fn send_each(to: impl AsFd, parcels: &[(u8, BorrowedFd<'_>)]) -> io::Result<
 }
 
 /// How many bytes wait to be read from `socket`, over all messages.
-pub fn unread(socket: impl AsFd) -> io::Result<usize> {
+pub fn unread_bytes(socket: impl AsFd) -> io::Result<usize> {
     let mut bytes = MaybeUninit::<libc::c_int>::uninit();
     // SAFETY: FIONREAD writes one int to where the pointer leads.
     cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, bytes.as_mut_ptr()) })?;
@@ -238,7 +236,7 @@ pub fn unread(socket: impl AsFd) -> io::Result<usize> {
 
 /// Lets the kernel hold so many bytes of what `socket` has sent and nobody has read, its bookkeeping included.
 /// The socket counts as writable again when less than a quarter is used.
-pub fn narrow(socket: impl AsFd, bytes: usize) -> io::Result<()> {
+pub fn limit_send_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
     // The kernel doubles what it is given.
     SockRef::from(&socket).set_send_buffer_size(bytes / 2)
 }
@@ -252,30 +250,30 @@ mod tests {
 
     #[test]
     fn messages_keep_their_boundaries_and_the_end_is_seen() {
-        let (a, b) = message_pair().expect("pair");
+        let (a, b) = create_seqpacket_pair().expect("pair");
         send_message(&a, b"one", None).expect("send");
         send_message(&a, b"three", None).expect("send");
         let mut buffer = [0; 4];
         let got = receive_message(&b, &mut buffer).expect("first");
-        assert!(matches!(got, Received::Message(3, Passed::None)), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Message(3, PassedFd::None)), "{got:?}");
         let got = receive_message(&b, &mut buffer).expect("too long");
-        assert!(matches!(got, Received::Truncated), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Truncated), "{got:?}");
         let none = receive_message(&b, &mut buffer).expect_err("empty");
         assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
         drop(a);
         let got = receive_message(&b, &mut buffer).expect("end");
-        assert!(matches!(got, Received::End), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Closed), "{got:?}");
     }
 
     #[test]
     fn a_descriptor_arrives_with_its_message_and_close_on_exec() {
-        let (a, b) = message_pair().expect("pair");
+        let (a, b) = create_seqpacket_pair().expect("pair");
         let (near, mut far) = UnixStream::pair().expect("connection");
         send_message(&a, b"take", Some(near.as_fd())).expect("send");
         drop(near);
         let mut buffer = [0; 8];
         let got = receive_message(&b, &mut buffer).expect("receive");
-        let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
+        let ReceivedMessage::Message(4, PassedFd::One(fd)) = got else { panic!("{got:?}") };
         let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFD).expect("flags");
         assert_eq!(flags, nix::fcntl::FdFlag::FD_CLOEXEC.bits());
         assert!(is_unix_stream(&fd).expect("kind"));
@@ -287,7 +285,7 @@ mod tests {
     #[test]
     fn descriptors_that_are_too_many_are_closed() {
         for count in [2, 3, 40] {
-            let (a, b) = message_pair().expect("pair");
+            let (a, b) = create_seqpacket_pair().expect("pair");
             let (near, mut far) = UnixStream::pair().expect("connection");
             let numbers = vec![near.as_raw_fd(); count];
             let control = [ControlMessage::ScmRights(&numbers)];
@@ -296,7 +294,7 @@ mod tests {
             drop(near);
             let mut buffer = [0; 8];
             let got = receive_message(&b, &mut buffer).expect("receive");
-            let Received::Message(4, Passed::One(fd)) = got else { panic!("{got:?}") };
+            let ReceivedMessage::Message(4, PassedFd::One(fd)) = got else { panic!("{got:?}") };
             drop(fd);
             assert_eq!(far.read(&mut buffer).expect("the end"), 0);
         }
@@ -304,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_came_does_not_linger_and_neither_does_one_that_was_too_many() {
-        let (a, b) = message_pair().expect("pair");
+        let (a, b) = create_seqpacket_pair().expect("pair");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let sockets: Vec<_> = (0..2)
             .map(|_| {
@@ -320,7 +318,7 @@ mod tests {
         let slice = [IoSlice::new(b"take")];
         sendmsg::<()>(a.as_raw_fd(), &slice, &control, MsgFlags::empty(), None).expect("send");
         let got = receive_message(&b, &mut [0; 8]).expect("receive");
-        assert!(matches!(got, Received::Message(4, Passed::One(_))), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Message(4, PassedFd::One(_))), "{got:?}");
         for socket in &sockets {
             assert_eq!(SockRef::from(socket).linger().expect("option"), None);
         }
@@ -328,7 +326,7 @@ mod tests {
 
     #[test]
     fn what_is_discarded_does_not_linger_and_nothing_more_can_be_sent() {
-        let (a, b) = message_pair().expect("pair");
+        let (a, b) = create_seqpacket_pair().expect("pair");
         let (near, mut far) = UnixStream::pair().expect("connection");
         for _ in 0..3 {
             send_message(&a, b"take", Some(near.as_fd())).expect("send");
@@ -341,52 +339,51 @@ mod tests {
 
     #[test]
     fn the_last_words_of_the_dead_are_heard() {
-        let (a, b) = message_pair().expect("pair");
+        let (a, b) = create_seqpacket_pair().expect("pair");
         send_message(&a, b"unread", None).expect("send");
         send_message(&b, b"last", None).expect("send");
         drop(b);
         let mut buffer = [0; 8];
         let got = receive_message(&a, &mut buffer).expect("receive");
-        assert!(matches!(got, Received::Message(4, Passed::None)), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Message(4, PassedFd::None)), "{got:?}");
         let got = receive_message(&a, &mut buffer).expect("end");
-        assert!(matches!(got, Received::End), "{got:?}");
+        assert!(matches!(got, ReceivedMessage::Closed), "{got:?}");
     }
 
     #[test]
     fn each_descriptor_comes_with_its_byte_in_order() {
-        let (to, from) = message_pair().expect("pair");
+        let (to, from) = create_seqpacket_pair().expect("pair");
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().expect("connection")).collect();
-        let parcels: Vec<_> =
-            (7..).zip(&pairs).map(|(byte, pair)| (byte, pair.0.as_fd())).collect();
-        assert_eq!(send_each(&to, &parcels).expect("send"), 3);
-        assert_eq!(unread(&from).expect("count"), 3);
+        let fds: Vec<_> = (7..).zip(&pairs).map(|(byte, pair)| (byte, pair.0.as_fd())).collect();
+        assert_eq!(send_fds(&to, &fds).expect("send"), 3);
+        assert_eq!(unread_bytes(&from).expect("count"), 3);
         for (i, (_, far)) in pairs.iter().enumerate() {
             let mut buffer = [0; 2];
             let got = receive_message(&from, &mut buffer).expect("receive");
-            let Received::Message(1, Passed::One(fd)) = got else { panic!("{got:?}") };
+            let ReceivedMessage::Message(1, PassedFd::One(fd)) = got else { panic!("{got:?}") };
             assert_eq!(usize::from(buffer[0]), 7 + i);
             let (mut near, mut far) = (UnixStream::from(fd), far);
             near.write_all(b"x").expect("write");
             far.read_exact(&mut [0]).expect("read");
         }
-        assert_eq!(unread(&from).expect("count"), 0);
+        assert_eq!(unread_bytes(&from).expect("count"), 0);
     }
 
     #[test]
     fn what_there_is_no_room_for_is_not_sent_and_no_reader_is_an_error() {
-        let (to, from) = message_pair().expect("pair");
-        narrow(&to, 8192).expect("narrow");
+        let (to, from) = create_seqpacket_pair().expect("pair");
+        limit_send_buffer(&to, 8192).expect("narrow");
         let file = std::fs::File::open("/dev/null").expect("open");
-        let parcels = [(0, file.as_fd()); MOST];
+        let fds = [(0, file.as_fd()); MAX_FDS_PER_SEND];
         let mut sent = 0;
-        while let n @ 1.. = send_each(&to, &parcels).expect("send") {
+        while let n @ 1.. = send_fds(&to, &fds).expect("send") {
             sent += n;
             assert!(sent < 1000, "a queue has an end");
         }
-        assert_eq!(unread(&from).expect("count"), sent);
+        assert_eq!(unread_bytes(&from).expect("count"), sent);
         drop(from);
         // Once for what was not read, then for ever.
-        let errors = [0; 2].map(|_| send_each(&to, &parcels).expect_err("nobody reads").kind());
+        let errors = [0; 2].map(|_| send_fds(&to, &fds).expect_err("nobody reads").kind());
         assert_eq!(errors, [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
     }
 }

@@ -1,8 +1,8 @@
 //! Writing to a stream of unknown kind, above all standard error, without waiting for whoever reads it.
 //!
-//! `O_NONBLOCK` is no way to get there: it belongs to the open file description, which the process shares with the
+//! `O_NONBLOCK` is no method to get there: it belongs to the open file description, which the process shares with the
 //! shell, the service manager or the next program of a pipeline, and would change it for all of them. Each kind of
-//! file has a way that changes nothing for others; see [`Writer`].
+//! file has a method that changes nothing for others; see [`NonblockingWriter`].
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
@@ -37,9 +37,9 @@ pub enum FileKind {
 }
 
 /// The kind of the file that `fd` refers to, and numbers that tell it from other files.
-pub fn identify(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
+pub fn identify_file(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
     let stat = fstat(&fd)?;
-    let kind = match kind_of_mode(stat.st_mode) {
+    let kind = match file_kind_of_mode(stat.st_mode) {
         FileKind::CharacterDevice if fd.as_fd().is_terminal() => FileKind::Terminal,
         kind => kind,
     };
@@ -47,7 +47,7 @@ pub fn identify(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
 }
 
 /// The kind that a `st_mode` says; a terminal is a [`FileKind::CharacterDevice`] here.
-pub fn kind_of_mode(mode: u32) -> FileKind {
+pub fn file_kind_of_mode(mode: u32) -> FileKind {
     match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => FileKind::Directory,
         SFlag::S_IFIFO => FileKind::Pipe,
@@ -70,7 +70,7 @@ impl FileId {
 
 /// How bytes get to a file without waiting for its reader.
 #[derive(Debug)]
-enum Way {
+enum WriteMethod {
     /// `write(2)`, for files that have no reader to wait for.
     Plain,
     /// `send(2)` with `MSG_DONTWAIT`.
@@ -89,32 +89,32 @@ enum Way {
 ///
 /// A regular file may still make a write wait for its disk, as every access to it may.
 #[derive(Debug)]
-pub struct Writer {
+pub struct NonblockingWriter {
     kind: FileKind,
     id: FileId,
-    way: Way,
+    method: WriteMethod,
 }
 
-impl Writer {
+impl NonblockingWriter {
     /// For what `fd` refers to now.
-    pub fn new(fd: impl AsFd) -> io::Result<Writer> {
-        let (kind, id) = identify(&fd)?;
-        let way = match kind {
-            FileKind::Regular | FileKind::BlockDevice | FileKind::Directory => Way::Plain,
-            FileKind::Socket => Way::Socket,
-            FileKind::Pipe | FileKind::CharacterDevice => Way::NoWait,
-            FileKind::Terminal => reopened(&fd),
+    pub fn new(fd: impl AsFd) -> io::Result<NonblockingWriter> {
+        let (kind, id) = identify_file(&fd)?;
+        let method = match kind {
+            FileKind::Regular | FileKind::BlockDevice | FileKind::Directory => WriteMethod::Plain,
+            FileKind::Socket => WriteMethod::Socket,
+            FileKind::Pipe | FileKind::CharacterDevice => WriteMethod::NoWait,
+            FileKind::Terminal => reopen(&fd),
         };
-        Ok(Writer { kind, id, way })
+        Ok(NonblockingWriter { kind, id, method })
     }
 
     /// Whether `fd` still refers to the file that this was made for.
-    pub fn fits(&self, fd: impl AsFd) -> bool {
+    pub fn is_same_file(&self, fd: impl AsFd) -> bool {
         fstat(&fd).is_ok_and(|stat| FileId::of(&stat) == self.id)
     }
 
     /// How many bytes at most can be written in one piece, for the kinds that have such a bound.
-    pub fn max_atomic(&self) -> Option<usize> {
+    pub fn max_atomic_write(&self) -> Option<usize> {
         let bounded = matches!(self.kind, FileKind::Pipe | FileKind::Terminal);
         bounded.then_some(PIPE_BUF)
     }
@@ -126,8 +126,8 @@ impl Writer {
         for _ in 0..MAX_INTERRUPTIONS {
             match self.write_once(fd, bytes) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if is_unsupported(&e) && matches!(self.way, Way::NoWait) => {
-                    self.way = reopened(fd);
+                Err(e) if is_unsupported(&e) && matches!(self.method, WriteMethod::NoWait) => {
+                    self.method = reopen(fd);
                 }
                 outcome => return outcome,
             }
@@ -138,36 +138,39 @@ impl Writer {
     fn write_once(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
         // A terminal stops background processes that write to it by SIGTTOU. The primary handles that signal, so the
         // kernel would restart the write, and send it again, for ever. A blocked SIGTTOU lets the write pass.
-        let _mask = (self.kind == FileKind::Terminal).then(TerminalOutput::allow);
-        match &self.way {
-            Way::Plain => Ok(nix::unistd::write(fd, bytes)?),
-            Way::Socket => socket::write_now(fd, bytes),
-            Way::NoWait => write_nowait(fd, bytes),
-            Way::Reopened(own) => Ok(nix::unistd::write(own, bytes)?),
-            Way::Polled if has_room(fd, self.kind)? => Ok(nix::unistd::write(fd, bytes)?),
-            Way::Polled => Err(io::ErrorKind::WouldBlock.into()),
+        let _mask = (self.kind == FileKind::Terminal).then(BlockedSigttou::block);
+        match &self.method {
+            WriteMethod::Plain => Ok(nix::unistd::write(fd, bytes)?),
+            WriteMethod::Socket => socket::write_nonblocking(fd, bytes),
+            WriteMethod::NoWait => write_nowait(fd, bytes),
+            WriteMethod::Reopened(own) => Ok(nix::unistd::write(own, bytes)?),
+            WriteMethod::Polled if is_room_in_pipe(fd, self.kind)? => {
+                Ok(nix::unistd::write(fd, bytes)?)
+            }
+            WriteMethod::Polled => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }
 
 /// Waits until `fd` takes bytes or has failed, or `limit` has passed.
-pub fn wait_for_room(fd: impl AsFd, limit: Duration) -> io::Result<()> {
-    poll::wait(&[poll::Watch::new(fd.as_fd(), poll::Interest::Write)], Some(limit)).map(drop)
+pub fn wait_until_writable(fd: impl AsFd, limit: Duration) -> io::Result<()> {
+    poll::poll_fds(&[poll::WatchedFd::new(fd.as_fd(), poll::PollInterest::Writable)], Some(limit))
+        .map(drop)
 }
 
 /// SIGTTOU is blocked for the calling thread while this lives.
-struct TerminalOutput(Option<SigSet>);
+struct BlockedSigttou(Option<SigSet>);
 
-impl TerminalOutput {
-    fn allow() -> TerminalOutput {
+impl BlockedSigttou {
+    fn block() -> BlockedSigttou {
         let (mut set, mut before) = (SigSet::empty(), SigSet::empty());
         set.add(Signal::SIGTTOU);
         let done = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), Some(&mut before));
-        TerminalOutput(done.is_ok().then_some(before))
+        BlockedSigttou(done.is_ok().then_some(before))
     }
 }
 
-impl Drop for TerminalOutput {
+impl Drop for BlockedSigttou {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             // Restoring a mask that the kernel gave us cannot fail.
@@ -177,14 +180,14 @@ impl Drop for TerminalOutput {
 }
 
 /// Opens what `fd` refers to once more: the flags of the new description are nobody else's.
-fn reopened(fd: impl AsFd) -> Way {
+fn reopen(fd: impl AsFd) -> WriteMethod {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
     // What another process put in its place meanwhile is no place for a log.
     match opened {
-        Ok(own) if same_file(&fd, &own) => Way::Reopened(own.into()),
-        Ok(_) | Err(_) => Way::Polled,
+        Ok(own) if same_file(&fd, &own) => WriteMethod::Reopened(own.into()),
+        Ok(_) | Err(_) => WriteMethod::Polled,
     }
 }
 
@@ -219,9 +222,9 @@ fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Whether a write of [`PIPE_BUF`] bytes would not wait, were there no other writer.
-fn has_room(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
-    let watch = poll::Watch::new(fd, poll::Interest::Write);
-    if !poll::wait(&[watch], Some(Duration::ZERO))?.contains(&true) {
+fn is_room_in_pipe(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
+    let watch = poll::WatchedFd::new(fd, poll::PollInterest::Writable);
+    if !poll::poll_fds(&[watch], Some(Duration::ZERO))?.contains(&true) {
         return Ok(false);
     }
     if kind != FileKind::Pipe {
@@ -242,11 +245,13 @@ mod tests {
     use super::*;
 
     /// A pipe that is full, and the number of bytes in it.
-    fn full_pipe(way: impl Fn(&OwnedFd) -> Way) -> (io::PipeReader, OwnedFd, Writer, usize) {
+    fn full_pipe(
+        method: impl Fn(&OwnedFd) -> WriteMethod,
+    ) -> (io::PipeReader, OwnedFd, NonblockingWriter, usize) {
         let (reader, writer) = io::pipe().expect("pipe");
         let writer = OwnedFd::from(writer);
-        let (kind, id) = identify(&writer).expect("stat");
-        let mut output = Writer { kind, id, way: way(&writer) };
+        let (kind, id) = identify_file(&writer).expect("stat");
+        let mut output = NonblockingWriter { kind, id, method: method(&writer) };
         let mut written = 0;
         let line = [b'x'; 1000];
         let error = loop {
@@ -262,9 +267,10 @@ mod tests {
 
     #[test]
     fn a_full_pipe_is_not_waited_for_in_any_way_and_takes_bytes_again_when_read() {
-        let ways: [fn(&OwnedFd) -> Way; 3] = [|_| Way::NoWait, |fd| reopened(fd), |_| Way::Polled];
-        for way in ways {
-            let (mut reader, writer, mut output, written) = full_pipe(way);
+        let methods: [fn(&OwnedFd) -> WriteMethod; 3] =
+            [|_| WriteMethod::NoWait, |fd| reopen(fd), |_| WriteMethod::Polled];
+        for method in methods {
+            let (mut reader, writer, mut output, written) = full_pipe(method);
             let mut all = vec![0; written];
             reader.read_exact(&mut all).expect("what was written");
             assert_eq!(output.write(&writer, b"again").expect("room"), 5);
@@ -273,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_description_that_others_share_stays_as_it_was() {
-        let (_reader, writer, _, _) = full_pipe(|fd| reopened(fd));
+        let (_reader, writer, _, _) = full_pipe(|fd| reopen(fd));
         let flags = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
         assert!(!OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK));
     }
@@ -281,7 +287,7 @@ mod tests {
     #[test]
     fn a_full_socket_is_not_waited_for() {
         let (near, _far) = UnixStream::pair().expect("pair");
-        let mut output = Writer::new(&near).expect("writer");
+        let mut output = NonblockingWriter::new(&near).expect("writer");
         let error = std::iter::repeat_with(|| output.write(&near, &[b'x'; 1000]))
             .take(1 << 16)
             .find_map(Result::err);
@@ -292,7 +298,7 @@ mod tests {
     fn a_reader_that_is_gone_is_an_error() {
         let (reader, writer) = io::pipe().expect("pipe");
         drop(reader);
-        let mut output = Writer::new(&writer).expect("writer");
+        let mut output = NonblockingWriter::new(&writer).expect("writer");
         // The test program ignores SIGPIPE, as all Rust programs do.
         let error = output.write(&writer, b"x").expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
@@ -301,7 +307,7 @@ mod tests {
     #[test]
     fn a_stopped_terminal_is_not_waited_for() {
         let (_controller, terminal) = terminal();
-        let mut output = Writer::new(&terminal).expect("writer");
+        let mut output = NonblockingWriter::new(&terminal).expect("writer");
         assert_eq!(
             (output.kind, output.write(&terminal, b"a line\n").expect("room")),
             (FileKind::Terminal, 7)
@@ -337,15 +343,15 @@ mod tests {
     #[test]
     fn files_and_devices_take_everything_and_their_errors_are_told() {
         let file = tempfile::tempfile().expect("file");
-        let mut output = Writer::new(&file).expect("writer");
+        let mut output = NonblockingWriter::new(&file).expect("writer");
         assert_eq!(output.write(&file, &[b'x'; 100_000]).expect("written"), 100_000);
-        assert!(output.fits(&file));
+        assert!(output.is_same_file(&file));
         for (path, outcome) in
             [("/dev/null", Ok(5)), ("/dev/full", Err(io::ErrorKind::StorageFull))]
         {
             let device = OpenOptions::new().write(true).open(path).expect(path);
-            assert!(!output.fits(&device));
-            let mut output = Writer::new(&device).expect("writer");
+            assert!(!output.is_same_file(&device));
+            let mut output = NonblockingWriter::new(&device).expect("writer");
             assert_eq!(output.write(&device, b"bytes").map_err(|e| e.kind()), outcome, "{path}");
         }
     }

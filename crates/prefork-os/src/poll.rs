@@ -9,44 +9,45 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 /// What is waited for. The end of the connection is always noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interest {
+pub enum PollInterest {
     /// Something to read, or somebody to accept.
-    Read,
+    Readable,
     /// Room to write.
-    Write,
+    Writable,
     /// Nothing but the end.
-    End,
+    HangUp,
 }
 
 /// A descriptor and what is waited for on it.
 #[derive(Debug, Clone, Copy)]
-pub struct Watch<'fd> {
+pub struct WatchedFd<'fd> {
     fd: BorrowedFd<'fd>,
-    interest: Interest,
+    interest: PollInterest,
 }
 
-impl<'fd> Watch<'fd> {
+impl<'fd> WatchedFd<'fd> {
     /// Waits for `interest` on `fd`.
-    pub fn new(fd: BorrowedFd<'fd>, interest: Interest) -> Watch<'fd> {
-        Watch { fd, interest }
+    pub fn new(fd: BorrowedFd<'fd>, interest: PollInterest) -> WatchedFd<'fd> {
+        WatchedFd { fd, interest }
     }
 
     /// Waits for something to read on `fd`.
-    pub fn read(fd: BorrowedFd<'fd>) -> Watch<'fd> {
-        Watch::new(fd, Interest::Read)
+    pub fn readable(fd: BorrowedFd<'fd>) -> WatchedFd<'fd> {
+        WatchedFd::new(fd, PollInterest::Readable)
     }
 }
 
 /// Descriptors that are waited for again and again.
-pub struct Set<'fd> {
+pub struct PollSet<'fd> {
     polled: Vec<PollFd<'fd>>,
     ready: usize,
 }
 
-impl<'fd> Set<'fd> {
-    pub fn new(watched: impl Iterator<Item = Watch<'fd>>) -> Set<'fd> {
-        let polled = watched.map(|watch| PollFd::new(watch.fd, flags(watch.interest))).collect();
-        Set { polled, ready: 0 }
+impl<'fd> PollSet<'fd> {
+    pub fn new(watched: impl Iterator<Item = WatchedFd<'fd>>) -> PollSet<'fd> {
+        let polled =
+            watched.map(|watch| PollFd::new(watch.fd, poll_flags(watch.interest))).collect();
+        PollSet { polled, ready: 0 }
     }
 
     /// How many there are.
@@ -60,9 +61,14 @@ impl<'fd> Set<'fd> {
     }
 
     /// Puts `watched` into the places after the first `kept`.
-    pub fn change(&mut self, kept: usize, watched: impl IntoIterator<Item = Watch<'fd>>) {
+    pub fn replace_after(
+        &mut self,
+        kept: usize,
+        watched: impl IntoIterator<Item = WatchedFd<'fd>>,
+    ) {
         self.polled.truncate(kept);
-        let new = watched.into_iter().map(|watch| PollFd::new(watch.fd, flags(watch.interest)));
+        let new =
+            watched.into_iter().map(|watch| PollFd::new(watch.fd, poll_flags(watch.interest)));
         self.polled.extend(new);
     }
 
@@ -70,7 +76,7 @@ impl<'fd> Set<'fd> {
     /// interrupts the wait is a normal return with none.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         self.ready = 0;
-        self.ready = match nix::poll::poll(&mut self.polled, in_millis(timeout)) {
+        self.ready = match nix::poll::poll(&mut self.polled, timeout_millis(timeout)) {
             Ok(ready) => usize::try_from(ready).unwrap_or(0),
             Err(Errno::EINTR) => 0,
             Err(e) => return Err(e.into()),
@@ -79,7 +85,7 @@ impl<'fd> Set<'fd> {
     }
 
     /// The same, without sleeping before `awake`: whoever is asleep takes long to be woken.
-    pub fn wait_awake(
+    pub fn wait_busy_polling(
         &mut self,
         awake: Option<Instant>,
         timeout: Option<Duration>,
@@ -95,7 +101,7 @@ impl<'fd> Set<'fd> {
     }
 
     /// What came of waiting is dealt with.
-    pub fn forget(&mut self) {
+    pub fn clear_ready(&mut self) {
         self.ready = 0;
     }
 
@@ -106,29 +112,29 @@ impl<'fd> Set<'fd> {
     }
 
     /// The same for all.
-    pub fn flags(&self) -> Vec<bool> {
+    pub fn ready_flags(&self) -> Vec<bool> {
         (0..self.polled.len()).map(|at| self.is_ready(at)).collect()
     }
 }
 
 /// Waits until one of `watched` is ready or hung up, or `timeout` has passed (`None`: for ever). Returns one
 /// flag for each descriptor. A signal that interrupts the wait is a normal return with no flag set.
-pub fn wait(watched: &[Watch<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
-    let mut set = Set::new(watched.iter().copied());
+pub fn poll_fds(watched: &[WatchedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
+    let mut set = PollSet::new(watched.iter().copied());
     set.wait(timeout)?;
-    Ok(set.flags())
+    Ok(set.ready_flags())
 }
 
-fn flags(interest: Interest) -> PollFlags {
+fn poll_flags(interest: PollInterest) -> PollFlags {
     match interest {
-        Interest::Read => PollFlags::POLLIN,
-        Interest::Write => PollFlags::POLLOUT,
-        Interest::End => PollFlags::empty(),
+        PollInterest::Readable => PollFlags::POLLIN,
+        PollInterest::Writable => PollFlags::POLLOUT,
+        PollInterest::HangUp => PollFlags::empty(),
     }
 }
 
 /// Rounded up: a timer that fires a little early would make the loop spin until its deadline.
-fn in_millis(timeout: Option<Duration>) -> PollTimeout {
+fn timeout_millis(timeout: Option<Duration>) -> PollTimeout {
     let Some(timeout) = timeout else { return PollTimeout::NONE };
     let millis = timeout.as_micros().div_ceil(1000);
     i32::try_from(millis)
@@ -149,8 +155,8 @@ mod tests {
         let (quiet, _keep) = UnixStream::pair().expect("pair");
         let (ready, mut peer) = UnixStream::pair().expect("pair");
         peer.write_all(b"x").expect("write");
-        let watched = [Watch::read(quiet.as_fd()), Watch::read(ready.as_fd())];
-        assert_eq!(wait(&watched, None).expect("poll"), [false, true]);
+        let watched = [WatchedFd::readable(quiet.as_fd()), WatchedFd::readable(ready.as_fd())];
+        assert_eq!(poll_fds(&watched, None).expect("poll"), [false, true]);
     }
 
     #[test]
@@ -158,32 +164,35 @@ mod tests {
         let (socket, mut peer) = UnixStream::pair().expect("pair");
         peer.write_all(b"x").expect("write");
         let now = Some(Duration::ZERO);
-        let all = [Interest::Read, Interest::Write, Interest::End];
-        let watched = all.map(|interest| Watch::new(socket.as_fd(), interest));
-        assert_eq!(wait(&watched, now).expect("poll"), [true, true, false]);
+        let all = [PollInterest::Readable, PollInterest::Writable, PollInterest::HangUp];
+        let watched = all.map(|interest| WatchedFd::new(socket.as_fd(), interest));
+        assert_eq!(poll_fds(&watched, now).expect("poll"), [true, true, false]);
         drop(peer);
-        assert_eq!(wait(&watched, now).expect("poll"), [true, true, true]);
+        assert_eq!(poll_fds(&watched, now).expect("poll"), [true, true, true]);
     }
 
     #[test]
     fn who_stays_awake_sees_what_comes_meanwhile_and_what_comes_later() {
         let (socket, mut peer) = UnixStream::pair().expect("pair");
-        let mut set = Set::new([Watch::read(socket.as_fd())].into_iter());
+        let mut set = PollSet::new([WatchedFd::readable(socket.as_fd())].into_iter());
         let long = Instant::now() + Duration::from_secs(60);
         let now = Some(Duration::ZERO);
         let soon = Instant::now() + Duration::from_micros(10);
-        assert_eq!(set.wait_awake(Some(long), now).expect("poll"), 0);
-        assert_eq!(set.wait_awake(Some(soon), Some(Duration::from_millis(1))).expect("poll"), 0);
+        assert_eq!(set.wait_busy_polling(Some(long), now).expect("poll"), 0);
+        assert_eq!(
+            set.wait_busy_polling(Some(soon), Some(Duration::from_millis(1))).expect("poll"),
+            0
+        );
         peer.write_all(b"x").expect("write");
-        assert_eq!(set.wait_awake(Some(long), None).expect("poll"), 1);
-        assert_eq!(set.wait_awake(None, None).expect("poll"), 1);
+        assert_eq!(set.wait_busy_polling(Some(long), None).expect("poll"), 1);
+        assert_eq!(set.wait_busy_polling(None, None).expect("poll"), 1);
         assert!(set.is_ready(0));
     }
 
     #[test]
     fn a_timeout_is_rounded_up() {
-        assert_eq!(in_millis(Some(Duration::from_micros(1))), PollTimeout::from(1u8));
-        assert_eq!(in_millis(Some(Duration::ZERO)), PollTimeout::ZERO);
-        assert_eq!(in_millis(Some(Duration::MAX)), PollTimeout::MAX);
+        assert_eq!(timeout_millis(Some(Duration::from_micros(1))), PollTimeout::from(1u8));
+        assert_eq!(timeout_millis(Some(Duration::ZERO)), PollTimeout::ZERO);
+        assert_eq!(timeout_millis(Some(Duration::MAX)), PollTimeout::MAX);
     }
 }

@@ -7,20 +7,20 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{cvt, libc};
 use crate::Result;
-use crate::thread::require_one_thread;
+use crate::thread::require_single_thread;
 
 /// Removes variables that speak to this process alone (the service manager's, above all) from the
 /// environment of a worker and of everything it starts.
 ///
 /// # Errors
 /// The process has more than one thread, so that another one might read the environment meanwhile.
-pub fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
+pub fn remove_env_vars(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
     let mut names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
     names.retain(|name| name.to_str().is_some_and(&mut unwanted));
     if names.is_empty() {
         return Ok(());
     }
-    require_one_thread()?;
+    require_single_thread()?;
     for name in &names {
         // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
         unsafe { std::env::remove_var(name) };
@@ -33,11 +33,11 @@ pub fn forget_env(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
 ///
 /// # Errors
 /// The process has more than one thread, so that another one might read the environment meanwhile.
-pub fn add_env(variables: &[(String, String)]) -> Result<()> {
+pub fn set_env_vars(variables: &[(String, String)]) -> Result<()> {
     if variables.is_empty() {
         return Ok(());
     }
-    require_one_thread()?;
+    require_single_thread()?;
     for (name, value) in variables {
         // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
         unsafe { std::env::set_var(name, value) };
@@ -47,7 +47,7 @@ pub fn add_env(variables: &[(String, String)]) -> Result<()> {
 
 /// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and
 /// the usual soft limit of 1024 exists for programs that use `select`.
-pub fn raise_open_files() -> io::Result<u64> {
+pub fn raise_open_file_limit() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
@@ -56,12 +56,12 @@ pub fn raise_open_files() -> io::Result<u64> {
 }
 
 /// How many files this process may have open.
-pub fn open_files() -> io::Result<u64> {
+pub fn open_file_limit() -> io::Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }
 
 /// The state of a process as `/proc` shows it: `R`, `S`, `D`, `T` and so on; `None` if it cannot be read.
-pub fn state(pid: u32) -> Option<char> {
+pub fn process_state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may have blanks and brackets in it.
     stat.rsplit_once(')')?.1.trim_start().chars().next()
@@ -69,7 +69,7 @@ pub fn state(pid: u32) -> Option<char> {
 
 /// Returns the name of a process as `/proc/PID/comm` shows it, if the process exists. The process chose these bytes: escape
 /// them before they reach a terminal or a log.
-pub fn command_name(pid: u32) -> Option<Vec<u8>> {
+pub fn process_command_name(pid: u32) -> Option<Vec<u8>> {
     let mut name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     name.truncate(name.trim_ascii_end().len());
     Some(name)
@@ -77,7 +77,7 @@ pub fn command_name(pid: u32) -> Option<Vec<u8>> {
 
 /// When process `pid` was started, in clock ticks since the machine was: with the pid it names one process for ever, also
 /// over an exec. `None` if there is none, or only what is left of a dead one (a zombie).
-pub fn start_ticks(pid: u32) -> Option<u64> {
+pub fn process_start_ticks(pid: u32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
@@ -86,7 +86,7 @@ pub fn start_ticks(pid: u32) -> Option<u64> {
 }
 
 /// The parent of process `pid`.
-pub fn parent(pid: u32) -> Option<u32> {
+pub fn parent_pid(pid: u32) -> Option<u32> {
     stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
@@ -123,7 +123,7 @@ struct PrctlMmMap {
 ///
 /// # Errors
 /// The kernel may be built without CHECKPOINT_RESTORE.
-pub fn set(title: &str) -> io::Result<()> {
+pub fn set_process_title(title: &str) -> io::Result<()> {
     let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     // Field 2 is a name that may contain anything; what follows its last parenthesis starts with field 3.
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn the_title_is_what_ps_shows() {
-        if set("prefork: a test").is_ok() {
+        if set_process_title("prefork: a test").is_ok() {
             let shown = std::fs::read_to_string("/proc/self/cmdline").expect("cmdline");
             assert_eq!(shown.trim_end_matches('\0'), "prefork: a test");
         }

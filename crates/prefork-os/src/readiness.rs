@@ -116,7 +116,7 @@ impl Door {
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
     ) -> io::Result<Option<OwnedFd>> {
-        match socket::accept(self.socket()) {
+        match socket::accept_connection(self.socket()) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if let Some(mut ready) = ready {
                     ready.clear_ready();
@@ -129,8 +129,8 @@ impl Door {
 
     /// Whether a connection waits, announced or not.
     pub fn has_connection(&self) -> bool {
-        let watch = poll::Watch::read(self.socket().as_fd());
-        poll::wait(&[watch], Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
+        let watch = poll::WatchedFd::readable(self.socket().as_fd());
+        poll::poll_fds(&[watch], Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
     }
 
     pub fn stance(&self) -> Stance {
@@ -229,10 +229,10 @@ mod tests {
                 let until = awake.map(|span| Instant::now() + span);
                 let speaks = async {
                     tokio::task::yield_now().await;
-                    socket::write_now(&far, b"x").expect("write");
+                    socket::write_nonblocking(&far, b"x").expect("write");
                 };
                 let (ready, ()) = tokio::join!(readable_awake(&channel, until), speaks);
-                let read = socket::read_now(channel.get_ref(), &mut [0; 2]);
+                let read = socket::read_nonblocking(channel.get_ref(), &mut [0; 2]);
                 assert_eq!(read.expect("read"), 1, "{awake:?}");
                 ready.expect("readable").clear_ready();
             }
@@ -252,7 +252,7 @@ mod tests {
                 door.take(stance).expect("stance");
                 let _client = TcpStream::connect(address).expect("connect");
                 let mut ready = door.readable().await.expect("readable");
-                super::super::socket::accept(door.socket()).expect("accept");
+                super::super::socket::accept_connection(door.socket()).expect("accept");
                 ready.clear_ready();
             }
             door.take(Stance::Away).expect("away");

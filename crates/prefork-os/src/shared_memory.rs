@@ -7,96 +7,102 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bpf::SharedArray;
+use super::bpf::BpfArrayMap;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Bytes of a page; one process owns one.
-pub const PAGE: usize = 4096;
+pub const SHARED_PAGE_BYTES: usize = 4096;
 /// The same in 64-bit words.
-pub const WORDS: usize = PAGE / 8;
+pub const WORDS_PER_PAGE: usize = SHARED_PAGE_BYTES / 8;
 
 /// One page as everybody sees it: words that change under the reader's eyes.
-pub type Page = [AtomicU64; WORDS];
+pub type SharedPage = [AtomicU64; WORDS_PER_PAGE];
 
 /// Pages for reading, by every process. The mapping can not be made writable again (`F_SEAL_FUTURE_WRITE`).
 #[derive(Clone, Copy)]
-pub struct Pages {
-    base: NonNull<Page>,
+pub struct ReadOnlyPages {
+    base: NonNull<SharedPage>,
     count: usize,
 }
 
 // SAFETY: nothing but the address of a mapping that is never unmapped, and of atomics.
-unsafe impl Send for Pages {}
+unsafe impl Send for ReadOnlyPages {}
 // SAFETY: as above; `page` gives out shared references to atomics only.
-unsafe impl Sync for Pages {}
+unsafe impl Sync for ReadOnlyPages {}
 
 /// All pages for writing. Only the primary keeps this; a worker gives it up for one page.
 pub struct WritablePages {
-    base: NonNull<Page>,
+    base: NonNull<SharedPage>,
     count: usize,
 }
 
 /// How the name of the memory begins; the pid and the start time of the process that made it follow.
-const NAME: &str = "prefork-scoreboard";
+const MEMFD_NAME_PREFIX: &str = "prefork-scoreboard";
 
 /// Names the primary in every process that maps the memory, for others to read in `/proc/PID/maps`.
-fn primarys_name() -> String {
+fn memfd_name() -> String {
     let pid = std::process::id();
-    let started = super::process::start_ticks(pid).unwrap_or(0);
-    format!("{NAME}:{pid}:{started}")
+    let started = super::process::process_start_ticks(pid).unwrap_or(0);
+    format!("{MEMFD_NAME_PREFIX}:{pid}:{started}")
 }
 
 /// Reads a line of `/proc/PID/maps`: pid and start time of the primary that made the memory, if it is ours.
-pub fn primary_of_mapping(line: &str) -> Option<(u32, u64)> {
+pub fn parse_primary_of_mapping(line: &str) -> Option<(u32, u64)> {
     let (_, name) = line.split_once("/memfd:")?;
-    let (pid, rest) = name.strip_prefix(NAME)?.strip_prefix(':')?.split_once(':')?;
+    let (pid, rest) = name.strip_prefix(MEMFD_NAME_PREFIX)?.strip_prefix(':')?.split_once(':')?;
     let started = rest.split(' ').next()?;
     Some((pid.parse().ok()?, started.parse().ok()?))
 }
 
 /// Makes `count` zeroed pages that every process forked from now on will share, and the memory behind them.
-pub fn create(count: usize) -> io::Result<(WritablePages, Pages, OwnedFd)> {
+pub fn create_shared_pages(count: usize) -> io::Result<(WritablePages, ReadOnlyPages, OwnedFd)> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let memory = memfd_create(primarys_name().as_str(), flags)?;
-    let length = count.checked_mul(PAGE).and_then(|length| i64::try_from(length).ok());
+    let memory = memfd_create(memfd_name().as_str(), flags)?;
+    let length = count.checked_mul(SHARED_PAGE_BYTES).and_then(|length| i64::try_from(length).ok());
     nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
-    let writable = map(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let writable = map_pages(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     // Sealed after the writable mapping: nobody can shrink the memory under a reader (that would be SIGBUS
     // for the primary), and no later mapping of it can be, or become, writable.
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
-    let readable = map(&memory, count, ProtFlags::PROT_READ)?;
-    Ok((WritablePages { base: writable, count }, Pages { base: readable, count }, memory))
+    let readable = map_pages(&memory, count, ProtFlags::PROT_READ)?;
+    Ok((WritablePages { base: writable, count }, ReadOnlyPages { base: readable, count }, memory))
 }
 
 /// The first `count` pages of `memory`, for writing.
 ///
 /// # Errors
 /// It has fewer: what is mapped behind its end could not be reached (SIGBUS).
-pub fn share(memory: &SharedArray, count: usize) -> io::Result<WritablePages> {
-    if count > memory.length().div_ceil(PAGE) {
+pub fn map_bpf_array_pages(memory: &BpfArrayMap, count: usize) -> io::Result<WritablePages> {
+    if count > memory.length().div_ceil(SHARED_PAGE_BYTES) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let base = map(memory.map(), count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let base = map_pages(memory.map(), count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     Ok(WritablePages { base, count })
 }
 
 /// Pages that another program of this process made, for reading.
-pub fn inherit(memory: &OwnedFd) -> io::Result<Pages> {
+pub fn map_inherited_pages(memory: &OwnedFd) -> io::Result<ReadOnlyPages> {
     let length = usize::try_from(nix::sys::stat::fstat(memory)?.st_size).unwrap_or(0);
     let seals = fcntl(memory, FcntlArg::F_GET_SEALS)?;
     // Unsealed memory could be made shorter under us, and reading behind its end is SIGBUS.
-    if length == 0 || length % PAGE != 0 || seals & SealFlag::F_SEAL_SHRINK.bits() == 0 {
+    if length == 0 || length % SHARED_PAGE_BYTES != 0 || seals & SealFlag::F_SEAL_SHRINK.bits() == 0
+    {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    let count = length / PAGE;
-    Ok(Pages { base: map(memory, count, ProtFlags::PROT_READ)?, count })
+    let count = length / SHARED_PAGE_BYTES;
+    Ok(ReadOnlyPages { base: map_pages(memory, count, ProtFlags::PROT_READ)?, count })
 }
 
-fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonNull<Page>> {
-    let length = count.checked_mul(PAGE).filter(|length| *length <= isize::MAX as usize);
+fn map_pages(
+    memory: &OwnedFd,
+    count: usize,
+    protection: ProtFlags,
+) -> io::Result<NonNull<SharedPage>> {
+    let length =
+        count.checked_mul(SHARED_PAGE_BYTES).filter(|length| *length <= isize::MAX as usize);
     let length = length.and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: a fresh shared mapping of memory that is at least `length` long, as each caller has made sure, at an address
     // of the kernel's choice: it overlaps nothing.
@@ -104,14 +110,14 @@ fn map(memory: &OwnedFd, count: usize, protection: ProtFlags) -> io::Result<NonN
     Ok(base.cast())
 }
 
-impl Pages {
+impl ReadOnlyPages {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count
     }
 
     /// Page `index`.
-    pub fn page(&self, index: usize) -> &'static Page {
+    pub fn page(&self, index: usize) -> &'static SharedPage {
         assert!(index < self.count, "page {index} of {}", self.count);
         // SAFETY: inside the mapping (checked), which is never unmapped; all words are atomics, and any
         // bit pattern is a valid one, whatever other processes write.
@@ -121,39 +127,43 @@ impl Pages {
 
 impl WritablePages {
     /// Page `index`, for the primary to write. The caller keeps no reference across a fork.
-    pub fn page(&self, index: usize) -> &Page {
+    pub fn page(&self, index: usize) -> &SharedPage {
         assert!(index < self.count, "page {index} of {}", self.count);
         // SAFETY: inside the mapping (checked), which lives as long as `self`; the words are atomics.
         unsafe { self.base.add(index).as_ref() }
     }
 
     /// Zeroes page `index`.
-    pub fn clear(&self, index: usize) {
+    pub fn zero_page(&self, index: usize) {
         for word in self.page(index) {
             word.store(0, Ordering::Relaxed);
         }
     }
 
     /// Gives up all of them for good. Nothing can be reached through `self` afterwards.
-    pub fn give_up(&mut self) -> io::Result<()> {
+    pub fn unmap_all(&mut self) -> io::Result<()> {
         let count = std::mem::take(&mut self.count);
         if count > 0 {
             // SAFETY: exactly the mapping made by `create` or `share`. No reference into it is left, as those that
             // `page` gives out borrow `self`, and a count of 0 lets none be made again.
-            unsafe { munmap(self.base.cast(), count * PAGE)? };
+            unsafe { munmap(self.base.cast(), count * SHARED_PAGE_BYTES)? };
         }
         Ok(())
     }
 
     /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
     /// through `self` afterwards.
-    pub fn keep_only(&mut self, index: usize) -> io::Result<&'static Page> {
-        let pages = self.keep_run(index, 1)?;
+    pub fn keep_only_page(&mut self, index: usize) -> io::Result<&'static SharedPage> {
+        let pages = self.keep_only_pages(index, 1)?;
         pages.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into())
     }
 
-    /// As `keep_only`, for `run` pages in a row.
-    pub fn keep_run(&mut self, index: usize, run: usize) -> io::Result<Vec<&'static Page>> {
+    /// As `keep_only_page`, for `run` pages in a row.
+    pub fn keep_only_pages(
+        &mut self,
+        index: usize,
+        run: usize,
+    ) -> io::Result<Vec<&'static SharedPage>> {
         let fits = index.checked_add(run).is_some_and(|end| end <= self.count);
         assert!(fits, "pages {index} and {run} more of {}", self.count);
         let after = self.count - index - run;
@@ -162,10 +172,10 @@ impl WritablePages {
         // those that `page` gives out borrow `self`, and a count of 0 lets none be made again.
         unsafe {
             if index > 0 {
-                munmap(self.base.cast(), index * PAGE)?;
+                munmap(self.base.cast(), index * SHARED_PAGE_BYTES)?;
             }
             if after > 0 {
-                munmap(self.base.add(index + run).cast(), after * PAGE)?;
+                munmap(self.base.add(index + run).cast(), after * SHARED_PAGE_BYTES)?;
             }
             Ok((index..index + run).map(|at| self.base.add(at).as_ref()).collect())
         }
@@ -174,13 +184,13 @@ impl WritablePages {
 
 /// `count` zeroed words in memory that is shared over fork. They stay for the life of the process: handles to
 /// them are plain references that every worker has. Words that nobody touches cost no memory.
-pub fn shared(count: usize) -> io::Result<&'static [AtomicU64]> {
+pub fn create_shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     map_words(count, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)
 }
 
 /// A word that is zero again in every child (`MADV_WIPEONFORK`): for what is true of one process only, without
 /// asking the kernel at each use who we are.
-pub fn of_this_process() -> io::Result<&'static AtomicU64> {
+pub fn process_local_word() -> io::Result<&'static AtomicU64> {
     static WORD: OnceLock<&'static [AtomicU64]> = OnceLock::new();
     if let Some(words) = WORD.get() {
         return Ok(&words[0]);
@@ -212,47 +222,47 @@ mod tests {
 
     #[test]
     fn more_pages_than_there_can_be_are_refused() {
-        for count in [0, usize::MAX / PAGE + 2, usize::MAX] {
-            assert!(create(count).is_err(), "{count}");
+        for count in [0, usize::MAX / SHARED_PAGE_BYTES + 2, usize::MAX] {
+            assert!(create_shared_pages(count).is_err(), "{count}");
         }
     }
 
     #[test]
     fn whoever_maps_the_memory_shows_who_made_it() {
-        let (_writable, _readable, _memory) = create(1).expect("create");
+        let (_writable, _readable, _memory) = create_shared_pages(1).expect("create");
         let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let pid = std::process::id();
-        let started = super::super::process::start_ticks(pid).expect("lives");
-        assert_eq!(maps.lines().find_map(primary_of_mapping), Some((pid, started)));
-        assert_eq!(primary_of_mapping("7f0 r--p /memfd:prefork-scoreboard (deleted)"), None);
+        let started = super::super::process::process_start_ticks(pid).expect("lives");
+        assert_eq!(maps.lines().find_map(parse_primary_of_mapping), Some((pid, started)));
+        assert_eq!(parse_primary_of_mapping("7f0 r--p /memfd:prefork-scoreboard (deleted)"), None);
     }
 
     #[test]
     fn what_one_mapping_writes_the_other_reads() {
-        let (mut writable, readable, memory) = create(3).expect("create");
+        let (mut writable, readable, memory) = create_shared_pages(3).expect("create");
         writable.page(1)[7].store(42, Ordering::Relaxed);
         assert_eq!(readable.page(1)[7].load(Ordering::Relaxed), 42);
-        let own = writable.keep_only(1).expect("keep");
+        let own = writable.keep_only_page(1).expect("keep");
         own[8].store(43, Ordering::Relaxed);
         assert_eq!(readable.page(1)[8].load(Ordering::Relaxed), 43);
         assert_eq!(readable.page(0)[8].load(Ordering::Relaxed), 0);
-        let inherited = inherit(&memory).expect("inherit");
+        let inherited = map_inherited_pages(&memory).expect("inherit");
         assert_eq!(inherited.count(), 3);
         assert_eq!(inherited.page(1)[8].load(Ordering::Relaxed), 43);
     }
 
     #[test]
     fn words_are_zero_and_keep_what_is_written() {
-        let words = shared(3).expect("words");
+        let words = create_shared_words(3).expect("words");
         assert!(words.len() == 3 && words.iter().all(|w| w.load(Relaxed) == 0));
         words[2].store(7, Relaxed);
         assert_eq!(words[2].load(Relaxed), 7);
-        assert!(shared(0).is_err() && shared(usize::MAX).is_err());
+        assert!(create_shared_words(0).is_err() && create_shared_words(usize::MAX).is_err());
     }
 
     #[test]
     fn there_is_one_word_of_this_process() {
-        let one = of_this_process().expect("word");
-        assert!(std::ptr::eq(one, of_this_process().expect("word")));
+        let one = process_local_word().expect("word");
+        assert!(std::ptr::eq(one, process_local_word().expect("word")));
     }
 }

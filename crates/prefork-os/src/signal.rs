@@ -59,7 +59,7 @@ impl SignalPipe {
     }
 
     /// The signals that arrived since the last call, oldest first. Never blocks.
-    pub fn take(&mut self) -> io::Result<Vec<Signal>> {
+    pub fn read_pending(&mut self) -> io::Result<Vec<Signal>> {
         let Some((reader, _)) = &mut self.ends else { return Ok(Vec::new()) };
         let mut bytes = [0u8; 256];
         match reader.read(&mut bytes) {
@@ -80,7 +80,7 @@ impl Drop for SignalPipe {
 }
 
 /// A flag that `signal` sets from now on.
-pub fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
+pub fn register_signal_flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     // SAFETY: the action stores to an atomic, nothing else.
@@ -93,7 +93,7 @@ pub fn flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
 ///
 /// By a handler that does nothing: unlike an ignored signal, it is back to the default in every program that this
 /// process or its children execute. A handler or SIG_IGN that is there already stays.
-pub fn let_writes_fail() -> io::Result<()> {
+pub fn turn_write_signals_into_errors() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}
     let handled =
         SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
@@ -109,7 +109,7 @@ pub fn let_writes_fail() -> io::Result<()> {
 }
 
 /// What ends a process by default, and not the first one of a container or a pid namespace.
-const ENDING: [Signal; 8] = [
+const TERMINATING_SIGNALS: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -121,22 +121,22 @@ const ENDING: [Signal; 8] = [
 ];
 
 /// While this lives, signals end the process as they end any other.
-pub struct Unmanned(Arc<AtomicBool>);
+pub struct FirstProcessSignalExit(Arc<AtomicBool>);
 
 /// Makes the first process of a pid namespace, for which signals without a handler mean nothing, end as any other
 /// would: with a status that names the signal, as long as the result lives. Does nothing in other processes.
-pub fn end_if_first_process() -> io::Result<Unmanned> {
+pub fn exit_on_signals_if_pid_1() -> io::Result<FirstProcessSignalExit> {
     let ends = Arc::new(AtomicBool::new(true));
     if std::process::id() == 1 {
-        for signal in ENDING {
+        for signal in TERMINATING_SIGNALS {
             let number = signal as i32;
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, ends.clone())?;
         }
     }
-    Ok(Unmanned(ends))
+    Ok(FirstProcessSignalExit(ends))
 }
 
-impl Drop for Unmanned {
+impl Drop for FirstProcessSignalExit {
     fn drop(&mut self) {
         self.0.store(false, Ordering::SeqCst);
     }
@@ -144,20 +144,20 @@ impl Drop for Unmanned {
 
 /// Signals are held back while this lives: between fork and the child's own handlers none must be lost or
 /// written into the parent's pipe.
-pub struct Blocked {
+pub struct BlockedSignals {
     before: SigSet,
 }
 
-impl Blocked {
+impl BlockedSignals {
     /// Holds back every signal that can be.
-    pub fn all() -> io::Result<Blocked> {
+    pub fn block_all() -> io::Result<BlockedSignals> {
         let mut before = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        Ok(Blocked { before })
+        Ok(BlockedSignals { before })
     }
 }
 
-impl Drop for Blocked {
+impl Drop for BlockedSignals {
     fn drop(&mut self) {
         // Restoring a mask that the kernel gave us cannot fail.
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
@@ -165,6 +165,6 @@ impl Drop for Blocked {
 }
 
 /// Lets every signal in: a program that was started by exec inherits the mask of its predecessor.
-pub fn unblock_signals() -> io::Result<()> {
+pub fn unblock_all_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }

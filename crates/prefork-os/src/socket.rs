@@ -31,7 +31,7 @@ pub fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
 }
 
 /// Takes one connection out of the queue: non-blocking and close-on-exec from the start, in one system call.
-pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
+pub fn accept_connection(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let number = accept4(listener.as_fd().as_raw_fd(), flags)?;
     // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
@@ -39,28 +39,28 @@ pub fn accept(listener: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// Reads what is there, without waiting. 0 is the end.
-pub fn read_now(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn read_nonblocking(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
 /// Writes what there is room for of all the slices, without waiting and without SIGPIPE.
-pub fn write_slices_now(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+pub fn write_vectored_nonblocking(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
 }
 
 /// Ends what we send: the peer sees the end after all that was written.
-pub fn shut_down_writing(fd: impl AsFd) -> io::Result<()> {
+pub fn shutdown_write(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).shutdown(std::net::Shutdown::Write)
 }
 
 /// Writes what there is room for, without waiting and without SIGPIPE.
-pub fn write_now(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+pub fn write_nonblocking(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
 /// Whether an accept failed because the process or the system has run out of something, and will fail again.
-pub fn is_exhaustion(error: &io::Error) -> bool {
+pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
@@ -69,7 +69,7 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
 
 /// Whether an accept failed because of the one connection that it would have brought: accept(2) reports errors of the
 /// network that are already pending on it.
-pub fn is_of_connection(error: &io::Error) -> bool {
+pub fn is_accepted_connection_error(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(
@@ -88,7 +88,7 @@ pub fn is_of_connection(error: &io::Error) -> bool {
 
 /// How many written bytes the other end has not yet taken: those that TCP has not seen acknowledged, or that nobody has
 /// read from a Unix socket.
-pub fn unsent(socket: impl AsFd) -> io::Result<u64> {
+pub fn unsent_bytes(socket: impl AsFd) -> io::Result<u64> {
     let mut bytes = MaybeUninit::<libc::c_int>::uninit();
     // SAFETY: the kernel writes one int to the address, which is valid for one.
     cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, bytes.as_mut_ptr()) })?;
@@ -109,13 +109,13 @@ pub fn is_hung_up(socket: impl AsFd) -> bool {
 }
 
 /// Has the kernel throw away what was not sent when the socket is closed, and reset the connection.
-pub fn reset_on_close(socket: impl AsFd) -> io::Result<()> {
+pub fn set_reset_on_close(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))
 }
 
 /// The accept queue of a listening socket at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Queue {
+pub struct AcceptQueue {
     /// Connections that are made and wait to be accepted.
     pub depth: u32,
     /// How many may wait: the backlog as the kernel has capped it. The last one in may exceed it by one.
@@ -123,10 +123,10 @@ pub struct Queue {
 }
 
 /// The accept queue of `listener`; an error if it is no TCP socket.
-pub fn queue(listener: impl AsFd) -> io::Result<Queue> {
-    let info = read(listener)?;
+pub fn accept_queue(listener: impl AsFd) -> io::Result<AcceptQueue> {
+    let info = read_tcp_info(listener)?;
     // Of a listening socket these two fields say something else than their names (`tcp_get_info`).
-    Ok(Queue { depth: info.tcpi_unacked, limit: info.tcpi_sacked })
+    Ok(AcceptQueue { depth: info.tcpi_unacked, limit: info.tcpi_sacked })
 }
 
 /// How long ago the handshake of `connection` ended: right after accept, the time it waited in the queue. An
@@ -136,11 +136,11 @@ pub fn queue(listener: impl AsFd) -> io::Result<Queue> {
 /// ACK of the handshake (`newtp->lsndtime = tcp_jiffies32` in `tcp_create_openreq_child`), and nobody can send
 /// before accept. What the client sends meanwhile moves `tcpi_last_data_recv` and `tcpi_last_ack_recv`, so
 /// those do not tell. The step is a tick of the kernel: 1 to 10 ms.
-pub fn age(connection: impl AsFd) -> io::Result<Duration> {
-    read(connection).map(|info| Duration::from_millis(info.tcpi_last_data_sent.into()))
+pub fn connection_age(connection: impl AsFd) -> io::Result<Duration> {
+    read_tcp_info(connection).map(|info| Duration::from_millis(info.tcpi_last_data_sent.into()))
 }
 
-fn read(socket: impl AsFd) -> io::Result<libc::tcp_info> {
+fn read_tcp_info(socket: impl AsFd) -> io::Result<libc::tcp_info> {
     // SAFETY: tcp_info is made of integers only, for which all zeroes is valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -185,11 +185,11 @@ mod tests {
     #[test]
     fn what_is_not_read_is_unsent() {
         let (mut near, mut far) = UnixStream::pair().expect("pair");
-        assert_eq!(unsent(&near).expect("ioctl"), 0);
+        assert_eq!(unsent_bytes(&near).expect("ioctl"), 0);
         near.write_all(&[0; 1000]).expect("write");
-        assert!(unsent(&near).expect("ioctl") >= 1000);
+        assert!(unsent_bytes(&near).expect("ioctl") >= 1000);
         far.read_exact(&mut [0; 1000]).expect("read");
-        assert_eq!(unsent(&near).expect("ioctl"), 0);
+        assert_eq!(unsent_bytes(&near).expect("ioctl"), 0);
     }
 
     #[test]
@@ -203,7 +203,7 @@ mod tests {
         far.shutdown(Shutdown::Write).expect("shut down");
         assert_eq!(near.read(&mut [0; 1]).expect("the end"), 0);
         assert!(!is_hung_up(&near));
-        reset_on_close(&far).expect("option");
+        set_reset_on_close(&far).expect("option");
         drop(far);
         assert!(is_hung_up(&near), "a reset on loopback is there at once");
     }
@@ -215,14 +215,14 @@ mod tests {
         let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         listener.bind(&any.into()).expect("bind");
         listener.listen(16).expect("listen");
-        assert_eq!(queue(&listener).expect("empty"), Queue { depth: 0, limit: 16 });
+        assert_eq!(accept_queue(&listener).expect("empty"), AcceptQueue { depth: 0, limit: 16 });
         let addr = listener.local_addr().expect("address").as_socket().expect("IPv4");
         let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(addr).expect("connect")).collect();
-        assert_eq!(queue(&listener).expect("three"), Queue { depth: 3, limit: 16 });
+        assert_eq!(accept_queue(&listener).expect("three"), AcceptQueue { depth: 3, limit: 16 });
         for _ in &clients {
             listener.accept().expect("accept");
         }
-        assert_eq!(queue(&listener).expect("empty again").depth, 0);
+        assert_eq!(accept_queue(&listener).expect("empty again").depth, 0);
     }
 
     /// The kernel's own word is what this relies on, so it is put to the test: whatever a client does while it
@@ -250,7 +250,7 @@ mod tests {
         for who in ["silent", "early", "late", "gone"] {
             let least = connected.elapsed();
             let (connection, _) = listener.accept().expect("accept");
-            let told = age(&connection).expect("TCP");
+            let told = connection_age(&connection).expect("TCP");
             let most = begun.elapsed();
             assert!(told + tick >= least && told <= most + tick, "{who}: {told:?} of {least:?}");
         }
@@ -260,6 +260,6 @@ mod tests {
     fn unix_sockets_tell_nothing() {
         let dir = tempfile::tempdir().expect("directory");
         let listener = UnixListener::bind(dir.path().join("socket")).expect("bind");
-        assert!(queue(&listener).is_err());
+        assert!(accept_queue(&listener).is_err());
     }
 }

@@ -36,6 +36,6 @@ pub fn random_u64() -> io::Result<u64> {
 
 /// The processor this thread runs on right now, or 0 if the kernel does not say. It may be another one by the
 /// time the caller uses it: good for spreading writes, for nothing else.
-pub fn processor() -> usize {
+pub fn current_cpu() -> usize {
     nix::sched::sched_getcpu().unwrap_or(0)
 }

@@ -10,7 +10,7 @@ use crate::{OsError, Result};
 
 /// Makes the calling thread give way to others: `nice` is 0 (no difference) to 19. On Linux the nice value
 /// belongs to a thread, so the rest of the process keeps its own.
-pub fn give_way(nice: u32) -> io::Result<()> {
+pub fn lower_thread_priority(nice: u32) -> io::Result<()> {
     let nice = libc::c_int::try_from(nice.min(19)).unwrap_or(19);
     let this = libc::id_t::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
     // SAFETY: setpriority takes three numbers and touches no memory of ours.
@@ -19,7 +19,7 @@ pub fn give_way(nice: u32) -> io::Result<()> {
 
 /// The nice value of the calling thread.
 #[cfg(any(test, feature = "testing"))]
-pub fn niceness() -> io::Result<i32> {
+pub fn thread_niceness() -> io::Result<i32> {
     // SAFETY: getpriority only reads. 0 is the calling thread.
     nix::errno::Errno::clear();
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
@@ -31,7 +31,7 @@ pub fn niceness() -> io::Result<i32> {
 
 /// Leaves all signals to the process's other threads, but for those that a fault of this thread causes, which
 /// nobody else could take.
-pub fn leave_signals_to_others() -> io::Result<()> {
+pub fn block_thread_signals() -> io::Result<()> {
     let mut held = SigSet::all();
     for fault in [
         Signal::SIGSEGV,
@@ -50,30 +50,30 @@ pub fn leave_signals_to_others() -> io::Result<()> {
 
 /// A joined thread may stand in `/proc/self/task` for a moment longer: the kernel wakes the joiner before
 /// it unlinks the task. This is how long a second thread may still be "just leaving".
-const LEAVING: Duration = Duration::from_millis(500);
+const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
 /// Whether this process has exactly one thread.
 ///
 /// # Errors
 /// It has more, or `/proc` does not say: a process that may have several is not treated as if it had one.
-pub fn require_one_thread() -> Result<()> {
-    let give_up = Instant::now() + LEAVING;
+pub fn require_single_thread() -> Result<()> {
+    let give_up = Instant::now() + THREAD_EXIT_GRACE;
     loop {
-        let threads = threads(Path::new("/proc/self/task")).map_err(|e| {
+        let threads = thread_comm_paths(Path::new("/proc/self/task")).map_err(|e| {
             OsError::new("count the threads in /proc/self/task (is /proc mounted?)", e)
         })?;
         if threads.len() == 1 {
             return Ok(());
         }
         if Instant::now() >= give_up {
-            return Err(too_many(&threads));
+            return Err(multiple_threads_error(&threads));
         }
         std::thread::yield_now();
     }
 }
 
 /// Where each thread has its name, the calling one among them.
-fn threads(tasks: &Path) -> io::Result<Vec<PathBuf>> {
+fn thread_comm_paths(tasks: &Path) -> io::Result<Vec<PathBuf>> {
     let own = nix::unistd::gettid().to_string();
     let mut knows_own = false;
     let mut threads = Vec::new();
@@ -88,7 +88,7 @@ fn threads(tasks: &Path) -> io::Result<Vec<PathBuf>> {
     })
 }
 
-fn too_many(threads: &[PathBuf]) -> OsError {
+fn multiple_threads_error(threads: &[PathBuf]) -> OsError {
     let names: Vec<String> = threads
         .iter()
         .filter_map(|comm| std::fs::read_to_string(comm).ok())
@@ -109,20 +109,21 @@ mod tests {
 
     #[test]
     fn only_the_thread_that_asks_gives_way() {
-        let before = niceness().expect("read");
-        let lowered = std::thread::spawn(|| give_way(19).and_then(|()| niceness()));
+        let before = thread_niceness().expect("read");
+        let lowered =
+            std::thread::spawn(|| lower_thread_priority(19).and_then(|()| thread_niceness()));
         assert_eq!(lowered.join().expect("thread").expect("lower"), 19);
-        assert_eq!(niceness().expect("read"), before);
+        assert_eq!(thread_niceness().expect("read"), before);
     }
 
     #[test]
     fn a_proc_that_does_not_list_the_threads_is_an_error_and_not_one_thread() {
         let dir = tempfile::tempdir().expect("directory");
-        assert!(threads(&dir.path().join("missing")).is_err());
-        let error = threads(dir.path()).expect_err("empty").to_string();
+        assert!(thread_comm_paths(&dir.path().join("missing")).is_err());
+        let error = thread_comm_paths(dir.path()).expect_err("empty").to_string();
         assert!(error.contains("does not list this thread"), "{error}");
         std::fs::create_dir(dir.path().join("1")).expect("another's");
-        assert!(threads(dir.path()).is_err());
-        assert!(!threads(Path::new("/proc/self/task")).expect("ours").is_empty());
+        assert!(thread_comm_paths(dir.path()).is_err());
+        assert!(!thread_comm_paths(Path::new("/proc/self/task")).expect("ours").is_empty());
     }
 }

@@ -159,7 +159,7 @@ impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
         log_output::prepare(None);
-        prefork_os::signal::let_writes_fail()
+        prefork_os::signal::turn_write_signals_into_errors()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
         self.kinds.rules()?;
@@ -202,11 +202,12 @@ impl Cluster {
         let kinds = self.kinds.rules()?;
         permit(&self.config)?;
         // The first process of a container ends on no signal that it has no handler for.
-        let unmanned = left.is_none().then(prefork_os::signal::end_if_first_process).transpose();
+        let unmanned =
+            left.is_none().then(prefork_os::signal::exit_on_signals_if_pid_1).transpose();
         let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
         self.redirect_log(left.is_some()).or_else(|e| forgive(e, left.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
-        if let Err(e) = prefork_os::process::raise_open_files() {
+        if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
         let pid_file = self.take_pid_file(left.as_ref());
@@ -260,8 +261,8 @@ impl Cluster {
         answer: &OwnedFd,
         make: impl FnOnce() -> Result<App>,
     ) -> ExitCode {
-        let unblocked =
-            prefork_os::signal::unblock_signals().map_err(|e| Error::system("let signals in", e));
+        let unblocked = prefork_os::signal::unblock_all_signals()
+            .map_err(|e| Error::system("let signals in", e));
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
                 permit(&self.config)?;

@@ -16,7 +16,7 @@ use crate::{systemd, upgrade};
 ///
 /// `/dev/null` or `/proc/self/fd` cannot be opened, or systemd's variables are malformed.
 pub fn close_inherited_fds(config: &Config) -> Result<()> {
-    prefork_os::fd::fill_standard_streams()
+    prefork_os::fd::open_closed_stdio_as_dev_null()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
     if upgrade::is_inherited() {
         // The image before this one left only what this one takes over.
@@ -33,6 +33,6 @@ pub fn close_inherited_fds(config: &Config) -> Result<()> {
     passed.extend(systemd::numbers()?);
     // `--log-file /dev/fd/5` means what the shell has opened as 5.
     passed.extend(config.log_file.as_deref().and_then(inherited_descriptor));
-    prefork_os::fd::close_inherited_except(&passed)
+    prefork_os::fd::close_inherited_fds_except(&passed)
         .map_err(|e| Error::system("close inherited descriptors", e))
 }

@@ -91,7 +91,7 @@ impl LogFile {
         prefork_os::fd::replace_stderr(&self.file)?;
         if let Some(number @ 3..) = self.number {
             // It has become descriptor 2: no program that is started needs it twice.
-            prefork_os::fd::close_on_exec(number)?;
+            prefork_os::fd::set_close_on_exec(number)?;
         }
         Ok(self.file)
     }
@@ -186,7 +186,7 @@ fn named_descriptor(path: &Path) -> Option<i32> {
 
 /// A duplicate of descriptor `number`, if a log can go there.
 fn descriptor(number: i32) -> std::result::Result<OwnedFd, String> {
-    let file = prefork_os::fd::duplicate(number).map_err(|e| match Errno::try_from(e) {
+    let file = prefork_os::fd::duplicate_fd(number).map_err(|e| match Errno::try_from(e) {
         Ok(Errno::EBADF) => format!("descriptor {number} is not open; {CHOICES}"),
         Ok(e) => e.desc().to_string(),
         Err(e) => e.to_string(),
@@ -199,7 +199,7 @@ fn descriptor(number: i32) -> std::result::Result<OwnedFd, String> {
     match kind {
         FileKind::Directory => Err(not_a_log("a directory")),
         FileKind::BlockDevice => Err(not_a_log("a block device")),
-        _ if !prefork_os::fd::is_writable(&file).map_err(|e| e.to_string())? => {
+        _ if !prefork_os::fd::is_open_for_writing(&file).map_err(|e| e.to_string())? => {
             Err(format!("descriptor {number} is open for reading only; {CHOICES}"))
         }
         _ => Ok(file),
@@ -210,7 +210,7 @@ fn descriptor(number: i32) -> std::result::Result<OwnedFd, String> {
 fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
     // Before it is opened, as that alone does something to some devices.
     if let Ok(meta) = path.symlink_metadata() {
-        check(prefork_os::nonblocking_writer::kind_of_mode(meta.mode()))?;
+        check(prefork_os::nonblocking_writer::file_kind_of_mode(meta.mode()))?;
     }
     let flags = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new()
@@ -223,12 +223,14 @@ fn open(path: &Path) -> std::result::Result<OwnedFd, String> {
     let file = OwnedFd::from(file);
     // Another file may have taken its place before it was opened.
     check(kind_of(&file)?)?;
-    prefork_os::fd::set_append_only(&file).map_err(|e| e.to_string())?;
+    prefork_os::fd::set_append_mode(&file).map_err(|e| e.to_string())?;
     Ok(file)
 }
 
 fn kind_of(file: &OwnedFd) -> std::result::Result<FileKind, String> {
-    prefork_os::nonblocking_writer::identify(file).map(|(kind, _)| kind).map_err(|e| e.to_string())
+    prefork_os::nonblocking_writer::identify_file(file)
+        .map(|(kind, _)| kind)
+        .map_err(|e| e.to_string())
 }
 
 fn check(kind: FileKind) -> std::result::Result<(), String> {

@@ -16,7 +16,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use prefork_os::nonblocking_writer::{Writer, wait_for_room};
+use prefork_os::nonblocking_writer::{NonblockingWriter, wait_until_writable};
 use prefork_os::shared_memory;
 
 /// How long the last line of a process waits for room.
@@ -49,7 +49,7 @@ impl Dropped {
         static OWN: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
         *SHARED.get_or_init(|| {
             // Without shared memory each process counts for itself.
-            let words = shared_memory::shared(OWN.len()).unwrap_or(&OWN);
+            let words = shared_memory::create_shared_words(OWN.len()).unwrap_or(&OWN);
             Dropped { total: &words[0], untold: &words[1], errno: &words[2] }
         })
     }
@@ -76,7 +76,7 @@ impl Dropped {
 
 /// The stream, as far as this process knows it.
 struct Output {
-    writer: Option<Writer>,
+    writer: Option<NonblockingWriter>,
     /// Only a part of the last line is in the log.
     is_torn: bool,
 }
@@ -84,13 +84,13 @@ struct Output {
 impl Output {
     /// Writes `line`, which ends with a line feed, to `fd`, whole or not at all as far as `fd` allows that.
     fn write(&mut self, fd: BorrowedFd<'_>, line: &[u8]) -> io::Result<()> {
-        if !self.writer.as_ref().is_some_and(|writer| writer.fits(fd)) {
+        if !self.writer.as_ref().is_some_and(|writer| writer.is_same_file(fd)) {
             // Another file has become this descriptor.
-            self.writer = Some(Writer::new(fd)?);
+            self.writer = Some(NonblockingWriter::new(fd)?);
             self.is_torn = false;
         }
         let Some(writer) = &mut self.writer else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut line = shortened(line, writer.max_atomic());
+        let mut line = shortened(line, writer.max_atomic_write());
         if self.is_torn {
             line.to_mut().insert(0, b'\n');
         }
@@ -155,7 +155,7 @@ pub fn write_last_line(line: &[u8]) {
         let left = give_up.saturating_duration_since(Instant::now());
         match outcome {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && !left.is_zero() => {
-                if wait_for_room(stderr.as_fd(), left).is_err() {
+                if wait_until_writable(stderr.as_fd(), left).is_err() {
                     return;
                 }
             }
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn dropped_lines_are_told_of_with_their_number_and_reason_when_there_is_room() {
-        let counters: &'static [AtomicU64] = shared_memory::shared(3).expect("words");
+        let counters: &'static [AtomicU64] = shared_memory::create_shared_words(3).expect("words");
         let dropped = Dropped { total: &counters[0], untold: &counters[1], errno: &counters[2] };
         let (mut reader, writer) = io::pipe().expect("pipe");
         let mut output = output();

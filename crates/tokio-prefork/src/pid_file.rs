@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,7 @@ impl PidFile {
         let failed = |e: io::Error| {
             Error::system(format!("take over the pid file {}", passed.path.display()), e)
         };
-        let locked = File::from(prefork_os::fd::adopt(passed.fd).map_err(failed)?);
+        let locked = File::from(prefork_os::fd::take_inherited_fd(passed.fd).map_err(failed)?);
         locked.try_lock().map_err(|e| failed(e.into()))?;
         Ok(PidFile { path, inode: passed.inode, owner: std::process::id(), locked })
     }
@@ -80,7 +80,7 @@ impl PidFile {
     /// What the next image has to know of it; `None` if its path cannot be written down, and the next image creates it.
     pub(crate) fn pass(&self) -> Option<PassedFile> {
         self.path.to_str()?;
-        let fd = prefork_os::exec::number(&self.locked);
+        let fd = self.locked.as_raw_fd();
         Some(PassedFile { path: self.path.clone(), inode: self.inode, fd })
     }
 

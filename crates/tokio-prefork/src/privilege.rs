@@ -81,7 +81,7 @@ impl Credentials {
 
     /// Becomes that for good and without a way back, in a freshly forked worker.
     pub(crate) fn take_on(&self) -> Result<()> {
-        Ok(prefork_os::credentials::assume(self.uid, self.gid, &self.groups)?)
+        Ok(prefork_os::credentials::drop_privileges(self.uid, self.gid, &self.groups)?)
     }
 }
 

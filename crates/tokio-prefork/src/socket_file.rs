@@ -225,7 +225,7 @@ pub(crate) fn remove_if_stale(path: &Path) -> Result<(), String> {
     }
     match probe(path) {
         Ok(peer) => Err(
-            match prefork_os::credentials::peer(&peer)
+            match prefork_os::credentials::peer_credentials(&peer)
                 .ok()
                 .and_then(|peer| printable_process(peer.pid))
             {

@@ -46,8 +46,8 @@ pub use target::Target;
 use chaos::{Chaos, Done, Victim};
 use lane::Lane;
 use machine::{Moment, Tree, Usage};
-use prefork_os::poll::{self, Watch};
-use prefork_os::process::raise_open_files;
+use prefork_os::poll::{self, WatchedFd};
+use prefork_os::process::raise_open_file_limit;
 use prefork_os::signal::{Signal, SignalPipe};
 use shared::Shared;
 use tally::Tally;
@@ -92,7 +92,7 @@ struct Round {
 pub fn run(plan: &Plan, mut watch: impl FnMut(Progress)) -> Result<Report> {
     plan.check().map_err(Error::config)?;
     let files =
-        raise_open_files().map_err(|e| Error::system("raise the limit on open files", e))?;
+        raise_open_file_limit().map_err(|e| Error::system("raise the limit on open files", e))?;
     if plan.connections as u64 + OTHER_FILES > files {
         return Err(Error::config(format!(
             "--connections {}: only {files} files may be open here (ulimit -n)",
@@ -237,9 +237,11 @@ impl Stage<'_> {
             let wait = next.map_or(LOOK, |at| Duration::from_nanos(at - now).min(LOOK));
             // Once the end has come, it is over any moment.
             let wait = if now >= shared.end() { Duration::from_millis(10) } else { wait };
-            let watched: Vec<Watch<'_>> = signals.fd().into_iter().map(Watch::read).collect();
-            poll::wait(&watched, Some(wait)).map_err(|e| Error::system("wait for the load", e))?;
-            for _ in signals.take().map_err(|e| Error::system("read a signal", e))? {
+            let watched: Vec<WatchedFd<'_>> =
+                signals.fd().into_iter().map(WatchedFd::readable).collect();
+            poll::poll_fds(&watched, Some(wait))
+                .map_err(|e| Error::system("wait for the load", e))?;
+            for _ in signals.read_pending().map_err(|e| Error::system("read a signal", e))? {
                 shared.end_now();
                 stopped = true;
             }

@@ -2,7 +2,7 @@
 
 use super::LOOK;
 use crate::bench::{self, Plan, Report};
-use prefork_os::child::kill;
+use prefork_os::child::signal_child;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::Result;
 
@@ -18,7 +18,7 @@ pub fn beside(
         let mut told = false;
         let report = bench::run(light, |_| {
             // One that came before the bench listened for signals has been heard by us alone.
-            if !told && signals.take().is_ok_and(|came| !came.is_empty()) {
+            if !told && signals.read_pending().is_ok_and(|came| !came.is_empty()) {
                 told = true;
                 repeat_signal();
             }
@@ -42,5 +42,5 @@ pub fn beside(
 /// Tells every load in this process to end.
 fn repeat_signal() {
     // We may always signal ourselves.
-    let _ = kill(std::process::id(), Signal::SIGINT);
+    let _ = signal_child(std::process::id(), Signal::SIGINT);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{LOOK, PATIENCE};
 use prefork_os::signal::{Signal, SignalPipe};
-use prefork_os::{child::kill, parent_death::tie};
+use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Dispatch, Model};
 
@@ -137,7 +137,7 @@ impl Running {
     pub fn start(who: &Contestant, signals: &mut SignalPipe) -> Result<Running, Failure> {
         let broken = |why: String| Failure::Broken(format!("{} does not serve: {why}", who.name));
         let mut command = who.command().map_err(|e| broken(format!("our own program: {e}")))?;
-        tie(&mut command, Signal::SIGTERM);
+        set_parent_death_signal(&mut command, Signal::SIGTERM);
         let mut child = command.spawn().map_err(|e| broken(e.to_string()))?;
         let stderr = child.stderr.take();
         // A peer's QUIT may be its graceful stop, or a core dump.
@@ -175,7 +175,7 @@ impl Running {
     ) -> Result<String, Failure> {
         let (begun, mut address, mut last) = (Instant::now(), None, String::new());
         loop {
-            if signals.take().is_ok_and(|came| !came.is_empty()) {
+            if signals.read_pending().is_ok_and(|came| !came.is_empty()) {
                 return Err(Failure::Interrupted);
             }
             if begun.elapsed() > PATIENCE {
@@ -223,7 +223,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = kill(self.child.id(), self.stop);
+        let _ = signal_child(self.child.id(), self.stop);
         drop(self.child.stdin.take());
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {

@@ -102,7 +102,7 @@ pub fn run(plan: &Plan, mut watch: impl FnMut(Progress<'_>)) -> Result<Report> {
 }
 
 fn was_told(signals: &mut SignalPipe) -> Result<bool> {
-    Ok(!signals.take().map_err(|e| Error::system("read a signal", e))?.is_empty())
+    Ok(!signals.read_pending().map_err(|e| Error::system("read a signal", e))?.is_empty())
 }
 
 /// One contestant under one load.

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::spare::Spare;
-use prefork_os::child::{Fork, exit_now, fork};
+use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use tokio_prefork::{Error, Result};
 
 /// The cost of one thing, as a median.
@@ -23,9 +23,9 @@ pub struct Created {
 
 pub(super) fn measure(times: u32, fib: fn(u64) -> u64) -> Result<Vec<Created>> {
     // Before there is any other thread.
-    let forked = median(times, || match fork()? {
-        Fork::Child => exit_now(0),
-        Fork::Parent(pid) => {
+    let forked = median(times, || match fork_process()? {
+        ForkResult::Child => exit_without_cleanup(0),
+        ForkResult::Parent(pid) => {
             let ended = waitpid(Pid::from_raw(pid as i32), None);
             ended.map(drop).map_err(|e| Error::system("wait for a process", e))
         }

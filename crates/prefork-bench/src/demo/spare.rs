@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use prefork_os::parent_death::tie;
+use prefork_os::parent_death::set_parent_death_signal;
 use prefork_os::signal::Signal;
 use tokio_prefork::{Error, Result};
 
@@ -33,7 +33,7 @@ impl Spare {
         let fail = |e| Error::system("start this program again as a process that computes", e);
         let mut command = Command::new(std::env::current_exe().map_err(fail)?);
         command.args(VERB).stdin(Stdio::piped()).stdout(Stdio::piped());
-        tie(&mut command, Signal::SIGKILL);
+        set_parent_death_signal(&mut command, Signal::SIGKILL);
         let mut child = command.spawn().map_err(fail)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (input, output) = pipes.ok_or_else(|| fail(std::io::ErrorKind::BrokenPipe.into()))?;

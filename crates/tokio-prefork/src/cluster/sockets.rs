@@ -71,7 +71,7 @@ fn inherit(left: Option<&Manifest>) -> Result<ListenerSet> {
     let mut set = ListenerSet::default();
     let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
     for (passed, owner) in passed {
-        let fd = prefork_os::fd::adopt(passed.fd)
+        let fd = prefork_os::fd::take_inherited_fd(passed.fd)
             .map_err(|e| Error::system(format!("take over the socket of {}", passed.addr), e))?;
         let keeper = Keeper::named(&passed.keeper);
         set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner, keeper)?;

@@ -15,7 +15,7 @@ use super::protocol::{Change, Event, Reply, Request, Rescale};
 use super::status::Status;
 use crate::error::{Error, Result};
 use crate::text::HumanDuration;
-use prefork_os::poll::{self, Watch};
+use prefork_os::poll::{self, WatchedFd};
 
 /// A primary that lives answers at once what needs no waiting.
 const PROMPT: Duration = Duration::from_secs(5);
@@ -264,7 +264,7 @@ impl Client {
             let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let slice = left.unwrap_or(STATE_CHECK_INTERVAL).min(STATE_CHECK_INTERVAL);
             let slice = slice.min(self.pace.interval);
-            let ready = poll::wait(&[Watch::read(self.stream.as_fd())], Some(slice));
+            let ready = poll::poll_fds(&[WatchedFd::readable(self.stream.as_fd())], Some(slice));
             if ready.map_err(|e| self.lost(&e))?[0] {
                 return Ok(());
             }
@@ -362,8 +362,8 @@ struct PrimaryProcess {
 
 impl PrimaryProcess {
     fn of(stream: &UnixStream) -> PrimaryProcess {
-        let pid = prefork_os::credentials::peer(stream).map_or(0, |peer| peer.pid);
-        PrimaryProcess { pid, state: prefork_os::process::state(pid) }
+        let pid = prefork_os::credentials::peer_credentials(stream).map_or(0, |peer| peer.pid);
+        PrimaryProcess { pid, state: prefork_os::process::process_state(pid) }
     }
 
     /// Stopped by a signal, or held by a debugger.

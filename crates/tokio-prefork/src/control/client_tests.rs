@@ -21,7 +21,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
             server.settle(&ledger, Instant::now());
             let watched: Vec<_> = server.watched().collect();
             let ready =
-                prefork_os::poll::wait(&watched, Some(Duration::from_secs(10))).expect("poll");
+                prefork_os::poll::poll_fds(&watched, Some(Duration::from_secs(10))).expect("poll");
             let now = Instant::now();
             for Asked { ticket, request, .. } in server.attend(&ready, now) {
                 let reply = match request {
@@ -121,9 +121,10 @@ fn silent_primary(path: &Path, is_alive: bool) -> JoinHandle<()> {
         // The end of the first connection ends this thread; so does the answer to it.
         let mut asked = 0;
         loop {
-            let watched = [Watch::read(first.as_fd()), Watch::read(listener.as_fd())];
+            let watched =
+                [WatchedFd::readable(first.as_fd()), WatchedFd::readable(listener.as_fd())];
             let ready =
-                prefork_os::poll::wait(&watched, Some(Duration::from_secs(30))).expect("poll");
+                prefork_os::poll::poll_fds(&watched, Some(Duration::from_secs(30))).expect("poll");
             if ready[1] {
                 questions.push(listener.accept().expect("a question").0);
                 asked += 1;

@@ -1,14 +1,14 @@
 //! One client of the control socket: a request comes in, a reply goes out, nothing ever blocks.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::frame::{self, Incoming, REQUEST_MAX};
 use super::protocol::Reply;
 use crate::upgrade::{PassedClient, PassedState};
-use prefork_os::poll::{Interest, Watch};
-use prefork_os::socket::{read_now, write_now};
+use prefork_os::poll::{PollInterest, WatchedFd};
+use prefork_os::socket::{read_nonblocking, write_nonblocking};
 
 /// How long a client may take to send a request, or to make room for a reply.
 pub(super) const IDLE: Duration = Duration::from_secs(5);
@@ -91,17 +91,17 @@ impl Connection {
             State::Streaming { after, until: None } => PassedState::Following { after },
             State::Streaming { until: Some(_), .. } | State::Staying | State::Gone => return None,
         };
-        let fd = prefork_os::exec::number(&self.socket);
+        let fd = self.socket.as_raw_fd();
         Some(PassedClient { fd, who: self.who.clone(), state })
     }
 
-    pub(super) fn watch(&self) -> Watch<'_> {
+    pub(super) fn watch(&self) -> WatchedFd<'_> {
         let interest = match self.state {
-            _ if !self.outgoing.is_empty() => Interest::Write,
-            State::Asking => Interest::Read,
-            _ => Interest::End,
+            _ if !self.outgoing.is_empty() => PollInterest::Writable,
+            State::Asking => PollInterest::Readable,
+            _ => PollInterest::HangUp,
         };
-        Watch::new(self.as_fd(), interest)
+        WatchedFd::new(self.as_fd(), interest)
     }
 
     /// When it has been silent for too long.
@@ -150,7 +150,7 @@ impl Connection {
 
     fn flush(&mut self, now: Instant) {
         while !self.outgoing.is_empty() {
-            match write_now(&self.socket, &self.outgoing) {
+            match write_nonblocking(&self.socket, &self.outgoing) {
                 Ok(n) => {
                     self.outgoing.drain(..n);
                     self.since = now;
@@ -180,7 +180,7 @@ impl Connection {
                     return None;
                 }
             };
-            match read_now(&self.socket, &mut buffer[..wanted]) {
+            match read_nonblocking(&self.socket, &mut buffer[..wanted]) {
                 Ok(0) => self.state = State::Gone,
                 Ok(n) => {
                     self.incoming.push(&buffer[..n]);

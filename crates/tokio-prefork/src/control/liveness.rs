@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::protocol::Request;
-use prefork_os::poll::{self, Watch};
+use prefork_os::poll::{self, WatchedFd};
 
 /// How long to wait for room in the queue of a primary that takes no clients.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -46,8 +46,8 @@ impl Liveness {
     pub(super) fn check(&mut self, path: &Path, now: Instant) -> Option<Duration> {
         match &self.asked {
             Some(asked) => {
-                let watch = Watch::read(asked.stream());
-                let answered = poll::wait(&[watch], Some(Duration::ZERO));
+                let watch = WatchedFd::readable(asked.stream());
+                let answered = poll::poll_fds(&[watch], Some(Duration::ZERO));
                 // An end is an answer, too: what is waited for will tell what has happened.
                 if answered.is_ok_and(|answered| answered[0]) {
                     (self.asked, self.silent_since) = (None, None);

@@ -25,7 +25,7 @@ pub(crate) fn of_this_process() -> Result<Option<PathBuf>> {
     for (path, pid) in sockets_in(&directory) {
         // Two witnesses: nobody answers, and there is no such process. A start that is about to listen has
         // the one against it, a primary in another container that shares the directory the other.
-        if prefork_os::process::command_name(pid).is_none() {
+        if prefork_os::process::process_command_name(pid).is_none() {
             // One that lives is not ours to judge, and one that stays does no harm.
             let _ = socket_file::remove_if_stale(&path);
         }

@@ -1,7 +1,7 @@
 //! The primary's end: non-blocking, bounded in everything, a guest in the primary's poll loop.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
 use crate::upgrade::{PassedControl, PassedFile};
-use prefork_os::credentials::peer;
-use prefork_os::poll::{Interest, Watch};
-use prefork_os::socket::{accept, is_exhaustion};
+use prefork_os::credentials::peer_credentials;
+use prefork_os::poll::{PollInterest, WatchedFd};
+use prefork_os::socket::{accept_connection, is_resource_exhaustion};
 
 /// Clients at the same time.
 const CLIENTS: usize = 32;
@@ -71,13 +71,13 @@ impl Server {
     /// stands for, and nothing else.
     pub(crate) fn inherit(passed: PassedControl, now: Instant) -> Server {
         let listening = passed.socket.and_then(|socket| {
-            let listener = Socket::from(prefork_os::fd::adopt(socket.fd).ok()?);
+            let listener = Socket::from(prefork_os::fd::take_inherited_fd(socket.fd).ok()?);
             Some(Listening { file: SocketFile::resume(&socket.path, socket.inode), listener })
         });
         let mut server =
             Server { listening, clients: BTreeMap::new(), last: passed.last, paused_until: None };
         for client in passed.clients {
-            let Ok(socket) = prefork_os::fd::adopt(client.fd) else { continue };
+            let Ok(socket) = prefork_os::fd::take_inherited_fd(client.fd) else { continue };
             server.last += 1;
             let connection = Connection::resume(socket, client.who, client.state, now);
             server.clients.insert(server.last, connection);
@@ -91,7 +91,7 @@ impl Server {
         self.clients.retain(|_, client| client.unsent() == 0 && client.state != State::Gone);
         let socket = self.listening.as_ref().and_then(|Listening { file, listener }| {
             file.path().to_str()?;
-            let fd = prefork_os::exec::number(listener);
+            let fd = listener.as_raw_fd();
             Some(PassedFile { path: file.path().to_path_buf(), inode: file.inode(), fd })
         });
         let clients = self.clients.values().filter_map(Connection::pass).collect();
@@ -134,13 +134,13 @@ impl Server {
     }
 
     /// What to wait for; `attend` takes the flags in this order.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = Watch<'_>> {
+    pub(crate) fn watched(&self) -> impl Iterator<Item = WatchedFd<'_>> {
         let interest = match self.paused_until {
-            Some(_) => Interest::End,
-            None => Interest::Read,
+            Some(_) => PollInterest::HangUp,
+            None => PollInterest::Readable,
         };
         let listener =
-            self.listening.iter().map(move |one| Watch::new(one.listener.as_fd(), interest));
+            self.listening.iter().map(move |one| WatchedFd::new(one.listener.as_fd(), interest));
         listener.chain(self.clients.values().map(Connection::watch))
     }
 
@@ -228,16 +228,16 @@ impl Server {
     fn accept(&mut self, now: Instant) {
         for _ in 0..ACCEPTS_A_TURN {
             let Some(Listening { listener, .. }) = &self.listening else { return };
-            let socket = match accept(listener) {
+            let socket = match accept_connection(listener) {
                 Ok(socket) => socket,
                 Err(e) => {
-                    if is_exhaustion(&e) {
+                    if is_resource_exhaustion(&e) {
                         self.paused_until = Some(now + PAUSE);
                     }
                     return;
                 }
             };
-            let Ok(peer) = peer(&socket) else { continue };
+            let Ok(peer) = peer_credentials(&socket) else { continue };
             let who = format!("control uid={} pid={}", peer.uid, peer.pid);
             let mut client = Connection::new(socket, who, now);
             if let Err(why) = may_ask(peer.uid, own_uid()) {

@@ -38,8 +38,8 @@ impl World {
 
     fn turn(&mut self) -> Vec<Asked> {
         self.server.settle(&self.ledger, self.now);
-        let watched: Vec<Watch<'_>> = self.server.watched().collect();
-        let ready = prefork_os::poll::wait(&watched, Some(Duration::ZERO)).expect("poll");
+        let watched: Vec<WatchedFd<'_>> = self.server.watched().collect();
+        let ready = prefork_os::poll::poll_fds(&watched, Some(Duration::ZERO)).expect("poll");
         self.server.attend(&ready, self.now)
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
-use prefork_os::fd_passing::{Passed, Received, receive_message, send_message};
+use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 
 /// What listening to a worker brought.
 #[derive(Debug)]
@@ -53,18 +53,18 @@ impl PrimaryEnd {
     pub(crate) fn hear(&self) -> Heard {
         let mut buffer = [0u8; CAP];
         let (length, passed) = match receive_message(&self.0, &mut buffer) {
-            Ok(Received::Message(length, passed)) => (length, passed),
-            Ok(Received::Truncated) => {
+            Ok(ReceivedMessage::Message(length, passed)) => (length, passed),
+            Ok(ReceivedMessage::Truncated) => {
                 return Heard::Garbage(format!("a message over {CAP} bytes"));
             }
-            Ok(Received::End) => return Heard::End,
+            Ok(ReceivedMessage::Closed) => return Heard::End,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
             Err(e) => return Heard::Garbage(e.to_string()),
         };
         match (ToPrimary::decode(&buffer[..length]), passed) {
-            (Ok(ToPrimary::Travel(unread)), Passed::One(fd)) => Heard::Connection(fd, unread),
-            (Ok(ToPrimary::Travel(_)), Passed::Lost) => Heard::LostConnection,
-            (Ok(ToPrimary::Travel(_)), Passed::None) => {
+            (Ok(ToPrimary::Travel(unread)), PassedFd::One(fd)) => Heard::Connection(fd, unread),
+            (Ok(ToPrimary::Travel(_)), PassedFd::Lost) => Heard::LostConnection,
+            (Ok(ToPrimary::Travel(_)), PassedFd::None) => {
                 Heard::Garbage("a connection without a descriptor".to_string())
             }
             (Ok(word), _) => Heard::Word(word),
@@ -82,11 +82,11 @@ impl AsFd for PrimaryEnd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prefork_os::fd_passing::message_pair;
+    use prefork_os::fd_passing::create_seqpacket_pair;
 
     #[test]
     fn a_connection_needs_a_descriptor_and_other_words_do_not_get_one() {
-        let (ours, theirs) = message_pair().expect("pair");
+        let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let end = PrimaryEnd::new(ours);
         let travel = ToPrimary::Travel(Unread::new(b"GET".to_vec()).expect("short")).encode();
         send_message(&theirs, &travel, Some(theirs.as_fd())).expect("send");

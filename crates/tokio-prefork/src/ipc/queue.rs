@@ -17,7 +17,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use prefork_os::fd_passing;
-use prefork_os::fd_passing::{Passed, Received, message_pair, receive_trusted, send_message};
+use prefork_os::fd_passing::{
+    PassedFd, ReceivedMessage, create_seqpacket_pair, receive_trusted_message, send_message,
+};
 
 /// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
 /// woken when it is down to a quarter.
@@ -56,8 +58,8 @@ pub(crate) enum Dealt {
 
 impl Queue {
     pub(crate) fn new() -> io::Result<Queue> {
-        let (sending, reading) = message_pair()?;
-        fd_passing::narrow(&sending, ROOM)?;
+        let (sending, reading) = create_seqpacket_pair()?;
+        fd_passing::limit_send_buffer(&sending, ROOM)?;
         Ok(Queue { sending, reading })
     }
 
@@ -84,8 +86,8 @@ impl Queue {
     ) -> io::Result<usize> {
         let parcels: Vec<_> = newcomers.map(|one| (u8::from(one.unix), one.fd.as_fd())).collect();
         let mut put = 0;
-        for some in parcels.chunks(fd_passing::MOST) {
-            let sent = fd_passing::send_each(&self.sending, some)?;
+        for some in parcels.chunks(fd_passing::MAX_FDS_PER_SEND) {
+            let sent = fd_passing::send_fds(&self.sending, some)?;
             put += sent;
             if sent < some.len() {
                 break;
@@ -103,7 +105,7 @@ impl Queue {
     /// How many the worker has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
         // One byte each.
-        fd_passing::unread(&self.reading).unwrap_or(0)
+        fd_passing::unread_bytes(&self.reading).unwrap_or(0)
     }
 
     /// Takes back what the worker has not taken yet, oldest first, and how many were lost on the way.
@@ -123,13 +125,13 @@ impl Queue {
 /// Reads one connection from the reading end of a queue, without waiting.
 pub(crate) fn read(reading: impl AsFd) -> io::Result<Dealt> {
     let mut byte = [0u8];
-    Ok(match receive_trusted(reading, &mut byte) {
-        Ok(Received::Message(_, Passed::One(fd))) => {
+    Ok(match receive_trusted_message(reading, &mut byte) {
+        Ok(ReceivedMessage::Message(_, PassedFd::One(fd))) => {
             Dealt::One(Newcomer { fd, unix: byte[0] != 0 })
         }
-        Ok(Received::Message(_, Passed::None)) if byte[0] == PROBE => Dealt::Probe,
-        Ok(Received::Message(..) | Received::Truncated) => Dealt::Lost,
-        Ok(Received::End) => Dealt::End,
+        Ok(ReceivedMessage::Message(_, PassedFd::None)) if byte[0] == PROBE => Dealt::Probe,
+        Ok(ReceivedMessage::Message(..) | ReceivedMessage::Truncated) => Dealt::Lost,
+        Ok(ReceivedMessage::Closed) => Dealt::End,
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Dealt::Nothing,
         Err(e) => return Err(e),
     })

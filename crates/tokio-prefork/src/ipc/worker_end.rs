@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
-use prefork_os::fd_passing::{Passed, Received, receive_message, send_message};
+use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 use prefork_os::readiness::both;
 use prefork_supervisor::Slot;
 
@@ -55,18 +55,20 @@ impl WorkerEnd {
             let mut ready = self.0.readable().await.ok()?;
             let (length, passed) =
                 match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
-                    Ok(Ok(Received::Message(length, passed))) => (length, passed),
-                    Ok(Ok(Received::Truncated | Received::End) | Err(_)) => return None,
+                    Ok(Ok(ReceivedMessage::Message(length, passed))) => (length, passed),
+                    Ok(Ok(ReceivedMessage::Truncated | ReceivedMessage::Closed) | Err(_)) => {
+                        return None;
+                    }
                     Err(_would_block) => continue,
                 };
             match (ToWorker::decode(&buffer[..length]).ok()?, passed) {
-                (ToWorker::Arrive(unread), Passed::One(fd)) => {
+                (ToWorker::Arrive(unread), PassedFd::One(fd)) => {
                     return Some(Order::Take(fd, unread));
                 }
-                (ToWorker::Adopt { slot, closing }, Passed::One(fd)) => {
+                (ToWorker::Adopt { slot, closing }, PassedFd::One(fd)) => {
                     return Some(Order::Adopt { fd, slot, closing });
                 }
-                (ToWorker::Log, Passed::One(fd)) => return Some(Order::Log(fd)),
+                (ToWorker::Log, PassedFd::One(fd)) => return Some(Order::Log(fd)),
                 (ToWorker::Log, _) => {
                     log::error!("the log goes on in the old file: no descriptor left");
                 }

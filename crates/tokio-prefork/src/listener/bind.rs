@@ -240,7 +240,7 @@ fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Resul
 fn revive(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::from(fd);
     // Nobody keeps a program of that primary up to date, and what it meant to close is open again.
-    let _ = prefork_os::bpf::detach(socket.as_fd());
+    let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
     let _ = socket.detach_filter();
     socket.listen(backlog)?;
     if socket.domain()? != Domain::UNIX {
@@ -380,7 +380,7 @@ fn take_over(
     let fits = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().is_ok_and(|fd| is_stream_listener(&Socket::from(fd)))
     };
-    match prefork_os::fd::adopt_if(number, fits).map_err(refused)? {
+    match prefork_os::fd::take_inherited_fd_if(number, fits).map_err(refused)? {
         Some(fd) => {
             let socket = Socket::from(fd);
             let file = file_of(&socket);
@@ -392,8 +392,9 @@ fn take_over(
 
 /// Whether connections can come to it: it listens, and nobody has shut it down.
 pub(super) fn is_alive(socket: &Socket) -> bool {
-    let watch = prefork_os::poll::Watch::new(socket.as_fd(), prefork_os::poll::Interest::End);
-    let ended = prefork_os::poll::wait(&[watch], Some(std::time::Duration::ZERO));
+    let watch =
+        prefork_os::poll::WatchedFd::new(socket.as_fd(), prefork_os::poll::PollInterest::HangUp);
+    let ended = prefork_os::poll::poll_fds(&[watch], Some(std::time::Duration::ZERO));
     socket.is_listener().unwrap_or(false) && ended.is_ok_and(|ended| ended == [false])
 }
 
@@ -447,7 +448,7 @@ mod tests {
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(addr)).collect();
         assert!(clients.iter().all(Result::is_ok));
         let queued = |l: &Listener| {
-            std::iter::from_fn(|| prefork_os::socket::accept(&l.socket).ok()).count()
+            std::iter::from_fn(|| prefork_os::socket::accept_connection(&l.socket).ok()).count()
         };
         let (one, two) = (queued(&first), queued(&joined));
         assert!(one > 0 && two > 0 && one + two == 64, "{one} and {two}");

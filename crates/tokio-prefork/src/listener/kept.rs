@@ -68,7 +68,7 @@ impl ListenerSet {
                 let Passed { number, name } = one;
                 Error::bind(format!("descriptor {number} ({name:?} of LISTEN_FDS)"), why)
             };
-            let fd = prefork_os::fd::adopt(one.number)
+            let fd = prefork_os::fd::take_inherited_fd(one.number)
                 .map_err(|e| refuse(format!("it was not passed to this process ({e})")))?;
             let socket = Socket::from(fd);
             if !bind::is_stream_listener(&socket) {
@@ -93,7 +93,7 @@ impl ListenerSet {
         let mut unwanted = Vec::new();
         for one in stored {
             // What cannot be used is opened anew, so this is no reason not to start.
-            let taken = prefork_os::fd::adopt(one.number)
+            let taken = prefork_os::fd::take_inherited_fd(one.number)
                 .is_ok_and(|fd| self.take_back(&one.name, fd, bind).is_some());
             if !taken {
                 unwanted.push(one.name.clone());
@@ -113,7 +113,7 @@ impl ListenerSet {
             return None;
         }
         // A program of the primary before this one chooses by what nobody keeps up to date any more.
-        let _ = prefork_os::bpf::detach(socket.as_fd());
+        let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
         // Nor is it closed to newcomers, whatever was meant when that primary ended.
         let _ = socket.detach_filter();
         self.inherit(addr, slot, socket.into(), std::process::id(), Keeper::Store).ok()
@@ -207,7 +207,7 @@ mod tests {
             .rev()
             .map(|one| {
                 let name = one.store_name().expect("short");
-                let number = prefork_os::fd::leave_open(one.socket.into());
+                let number = prefork_os::fd::leave_open_for_test(one.socket.into());
                 Passed { number, name }
             })
             .collect();
@@ -220,7 +220,7 @@ mod tests {
         let other = back.listeners.drain(..2).zip(&names);
         let passed: Vec<Passed> = other
             .map(|(one, name)| {
-                let number = prefork_os::fd::leave_open(one.socket.into());
+                let number = prefork_os::fd::leave_open_for_test(one.socket.into());
                 Passed { number, name: name.clone() }
             })
             .collect();

@@ -33,7 +33,7 @@ pub use addr::{HostAddr, ListenAddr};
 use bind::{Acquired, Binding};
 pub(crate) use kept::{Keeper, serve_passed};
 pub(crate) use names::{Lookup, Names, look_up};
-use prefork_os::socket::Queue;
+use prefork_os::socket::AcceptQueue;
 use prefork_supervisor::Slot;
 pub(crate) use repair::Repaired;
 pub use unix_addr::UnixAddr;
@@ -335,9 +335,10 @@ impl ListenerSet {
     }
 
     /// How full the queue of each TCP socket is, with its address. Unix sockets do not tell.
-    pub(crate) fn queues(&self) -> impl Iterator<Item = (String, Queue)> + '_ {
-        let told =
-            |l: &Listener| Some((l.local.clone(), prefork_os::socket::queue(&l.socket).ok()?));
+    pub(crate) fn queues(&self) -> impl Iterator<Item = (String, AcceptQueue)> + '_ {
+        let told = |l: &Listener| {
+            Some((l.local.clone(), prefork_os::socket::accept_queue(&l.socket).ok()?))
+        };
         self.listeners.iter().filter_map(told)
     }
 }

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use super::ListenAddr;
 use crate::error::{Error, Result, exit};
-use prefork_os::child::Fork;
-use prefork_os::poll::{Watch, wait};
-use prefork_os::signal::{Blocked, Signal};
+use prefork_os::child::ForkResult;
+use prefork_os::poll::{WatchedFd, poll_fds};
+use prefork_os::signal::{BlockedSignals, Signal};
 
 /// How long a lookup of all names may take.
 pub(crate) const NAME_LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,12 +61,12 @@ pub(crate) fn look_up(addrs: &[ListenAddr]) -> Result<Names> {
         if left.is_zero() || lookup.is_complete() {
             break lookup.finish();
         }
-        if let Err(e) = wait(&[Watch::read(lookup.as_fd())], Some(left)) {
+        if let Err(e) = poll_fds(&[WatchedFd::readable(lookup.as_fd())], Some(left)) {
             break Err(Error::system("wait for the lookup of host names", e));
         }
     };
     // It has answered or is killed: it is about to end.
-    while matches!(prefork_os::child::reap(lookup.pid), Ok(None)) {
+    while matches!(prefork_os::child::reap_child(lookup.pid), Ok(None)) {
         std::thread::sleep(Duration::from_millis(1));
     }
     done
@@ -89,23 +89,24 @@ impl Lookup {
         }
         let failed = |e| Error::system("make a pipe for the lookup of host names", e);
         let (reader, writer) = io::pipe().map_err(failed)?;
-        prefork_os::fd::nonblocking(&reader).map_err(failed)?;
+        prefork_os::fd::set_nonblocking(&reader).map_err(failed)?;
         // The child has our handlers, whose pipe it closes: no signal may reach it but SIGKILL.
-        let blocked = Blocked::all()
+        let blocked = BlockedSignals::block_all()
             .map_err(|e| Error::system("block signals for the lookup of host names", e))?;
         let parent = std::process::id();
-        match prefork_os::child::fork()? {
-            Fork::Parent(pid) => {
+        match prefork_os::child::fork_process()? {
+            ForkResult::Parent(pid) => {
                 drop(blocked);
                 let deadline = Instant::now() + NAME_LOOKUP_TIMEOUT;
                 Ok(Some(Lookup { pid, deadline, names, reader, answer: Vec::new() }))
             }
-            Fork::Child => {
-                let tied = matches!(prefork_os::parent_death::killed_with(parent), Ok(true));
-                if tied && prefork_os::fd::close_all_but(&writer).is_ok() {
+            ForkResult::Child => {
+                let tied =
+                    matches!(prefork_os::parent_death::kill_on_parent_death(parent), Ok(true));
+                if tied && prefork_os::fd::close_all_fds_except(&writer).is_ok() {
                     answer(&names, writer);
                 }
-                prefork_os::child::exit_now(exit::OK)
+                prefork_os::child::exit_without_cleanup(exit::OK)
             }
         }
     }
@@ -129,7 +130,7 @@ impl Lookup {
     /// Ends the child, which is not reaped yet, and says what came of it.
     pub(crate) fn finish(&mut self) -> Result<Names> {
         let complete = self.is_complete();
-        let _ = prefork_os::child::kill(self.pid, Signal::SIGKILL);
+        let _ = prefork_os::child::signal_child(self.pid, Signal::SIGKILL);
         let text = String::from_utf8_lossy(&self.answer);
         let mut names = Names::default();
         for line in text.lines() {

@@ -85,7 +85,9 @@ pub(super) fn free(addr: &ListenAddr, may_wait: bool) -> Freed {
                         describe(&orphans)
                     );
                     // One that was stopped after the death of its primary had woken it sleeps for ever otherwise.
-                    orphans.iter().for_each(|orphan| drop(orphan.process.send(Signal::SIGCONT)));
+                    orphans
+                        .iter()
+                        .for_each(|orphan| drop(orphan.process.send_signal(Signal::SIGCONT)));
                     return Freed::Taken(socket);
                 }
                 if killed_at.is_none() && began.elapsed() >= release {
@@ -97,7 +99,9 @@ pub(super) fn free(addr: &ListenAddr, may_wait: bool) -> Freed {
                         describe(&orphans)
                     );
                     // One that is gone by now is what was wanted.
-                    orphans.iter().for_each(|orphan| drop(orphan.process.send(Signal::SIGKILL)));
+                    orphans
+                        .iter()
+                        .for_each(|orphan| drop(orphan.process.send_signal(Signal::SIGKILL)));
                     killed_at = Some(Instant::now());
                 }
             }
@@ -172,9 +176,9 @@ fn dead_primary_of(pid: u32) -> Option<u32> {
         return None;
     }
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
-    let (primary, started) = maps.lines().find_map(shared_memory::primary_of_mapping)?;
-    let lives = process::start_ticks(primary) == Some(started);
-    (!lives && process::parent(pid) != Some(primary)).then_some(primary)
+    let (primary, started) = maps.lines().find_map(shared_memory::parse_primary_of_mapping)?;
+    let lives = process::process_start_ticks(primary) == Some(started);
+    (!lives && process::parent_pid(pid) != Some(primary)).then_some(primary)
 }
 
 /// Their socket, if there is one, it is the one that `addr` would be, and one of them lets us have it.
@@ -197,12 +201,12 @@ fn is_exactly(addr: &ListenAddr, inode: u64) -> bool {
 /// The socket with `inode`, if we may have it.
 fn take(orphan: &Orphan, inode: u64) -> Option<OwnedFd> {
     let number = orphan.holder.sockets.iter().find(|(_, held)| *held == inode)?.0;
-    let socket = orphan.process.descriptor(number).ok()?;
+    let socket = orphan.process.duplicate_fd(number).ok()?;
     let taken = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).ok()?;
     let same = taken.to_str() == Some(&format!("socket:[{inode}]"));
     // Whose process made it listen; a TCP socket does not say, and was looked up in the kernel's table.
-    let ours =
-        credentials::peer(&socket).map_or(true, |peer| peer.uid == credentials::effective_uid());
+    let ours = credentials::peer_credentials(&socket)
+        .map_or(true, |peer| peer.uid == credentials::effective_uid());
     (same && ours).then_some(socket)
 }
 

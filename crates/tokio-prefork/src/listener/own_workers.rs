@@ -34,7 +34,7 @@ pub(super) fn await_release(in_the_way: impl Fn() -> Vec<u64>) -> Release {
             return Release::Released;
         }
         let holders = holder::holders_of(&inodes);
-        let is_ours = |pid: u32| process::parent(pid) == Some(std::process::id());
+        let is_ours = |pid: u32| process::parent_pid(pid) == Some(std::process::id());
         let strange = holders.iter().find(|one| !is_ours(one.pid));
         // One that has ended since is nobody's.
         if strange.is_some_and(|one| holder::holds_any(one.pid, &inodes)) {

@@ -53,7 +53,7 @@ mod tests {
         let to = listener.socket.local_addr().expect("name").as_socket().expect("tcp");
         let accept = || {
             let client = TcpStream::connect(to).expect("connect");
-            (client, prefork_os::socket::accept(&listener.socket).expect("accept"))
+            (client, prefork_os::socket::accept_connection(&listener.socket).expect("accept"))
         };
         listener.set_tcp_keep_alive(Some(Duration::from_secs(120)));
         let (_client, accepted) = accept();

@@ -12,9 +12,11 @@ use super::frame::{Garbled, PACKET};
 use super::post::Post;
 pub(crate) use super::post::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
-use prefork_os::fd::ForkedFds;
-use prefork_os::fd_passing::{Passed, Received, discard_messages, receive_message, send_message};
-use prefork_os::poll::{self, Interest, Watch};
+use prefork_os::fd::FdCloseBatch;
+use prefork_os::fd_passing::{
+    PassedFd, ReceivedMessage, discard_messages, receive_message, send_message,
+};
+use prefork_os::poll::{self, PollInterest, WatchedFd};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// Packets taken from one worker in one turn.
@@ -46,13 +48,13 @@ struct Channel {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     id: WorkerId,
-    interest: Interest,
+    interest: PollInterest,
 }
 
 impl Wanted {
     /// Whether something to read is waited for.
     pub(crate) fn is_to_read(self) -> bool {
-        self.interest == Interest::Read
+        self.interest == PollInterest::Readable
     }
 }
 
@@ -93,10 +95,10 @@ impl MailHub {
         let mut wanted = Vec::with_capacity(self.channels.len());
         for (&id, channel) in &self.channels {
             if self.post.may_read(id) {
-                wanted.push(Wanted { id, interest: Interest::Read });
+                wanted.push(Wanted { id, interest: PollInterest::Readable });
             }
             if self.post.has_outgoing(id) && !channel.crowded {
-                wanted.push(Wanted { id, interest: Interest::Write });
+                wanted.push(Wanted { id, interest: PollInterest::Writable });
             }
         }
         wanted
@@ -106,10 +108,10 @@ impl MailHub {
     pub(crate) fn watches<'a>(
         &'a self,
         wanted: &'a [Wanted],
-    ) -> impl Iterator<Item = Watch<'a>> + 'a {
+    ) -> impl Iterator<Item = WatchedFd<'a>> + 'a {
         wanted.iter().filter_map(|want| {
             let channel = self.channels.get(&want.id)?;
-            Some(Watch::new(channel.fd.as_fd(), want.interest))
+            Some(WatchedFd::new(channel.fd.as_fd(), want.interest))
         })
     }
 
@@ -147,9 +149,9 @@ impl MailHub {
         for _ in 0..packets {
             let Some(channel) = self.channels.get_mut(&id) else { break };
             let (length, carried) = match receive_message(&channel.fd, &mut self.buffer) {
-                Ok(Received::Message(length, passed)) => (length, carried(passed)),
-                Ok(Received::Truncated) => return Err(Garbled::Packet),
-                Ok(Received::End) => {
+                Ok(ReceivedMessage::Message(length, passed)) => (length, carried(passed)),
+                Ok(ReceivedMessage::Truncated) => return Err(Garbled::Packet),
+                Ok(ReceivedMessage::Closed) => {
                     ended = true;
                     break;
                 }
@@ -216,12 +218,12 @@ impl MailHub {
 
     /// In a forked child: gives the descriptors of all channels to `fds`, and drops the letters under way, which may carry
     /// connections. All else stays in memory as it is.
-    pub(crate) fn leave_to_parent(self, fds: &mut ForkedFds) {
+    pub(crate) fn leave_to_parent(self, fds: &mut FdCloseBatch) {
         let MailHub { mut channels, post, .. } = self;
         for channel in channels.values_mut().filter(|channel| channel.assembler.is_amid_letter()) {
             channel.assembler = Assembler::new(0);
         }
-        fds.take_from(channels, |channels, take| {
+        fds.add_fds_of(channels, |channels, take| {
             channels.values().map(|channel| channel.fd.as_fd()).for_each(take);
         });
         post.leave_to_parent();
@@ -269,15 +271,15 @@ impl MailHub {
 
 /// Whether the kernel refused a packet for another reason than a full buffer.
 fn is_writable(fd: &OwnedFd) -> bool {
-    let watched = [Watch::new(fd.as_fd(), Interest::Write)];
-    poll::wait(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready[0])
+    let watched = [WatchedFd::new(fd.as_fd(), PollInterest::Writable)];
+    poll::poll_fds(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready[0])
 }
 
-pub(super) fn carried(passed: Passed) -> Carried {
+pub(super) fn carried(passed: PassedFd) -> Carried {
     match passed {
-        Passed::None => Carried::Nothing,
-        Passed::One(fd) => Carried::Here(fd),
-        Passed::Lost => Carried::Lost,
+        PassedFd::None => Carried::Nothing,
+        PassedFd::One(fd) => Carried::Here(fd),
+        PassedFd::Lost => Carried::Lost,
     }
 }
 
@@ -319,9 +321,9 @@ mod tests {
         outcome.expect("a part");
         assert!(channel.assembler.is_amid_letter());
 
-        let mut fds = ForkedFds::default();
+        let mut fds = FdCloseBatch::default();
         hub.leave_to_parent(&mut fds);
-        fds.close();
+        fds.close_all();
         for (at, peer) in peers.iter_mut().enumerate() {
             // A program that another test starts has copies of all descriptors for a moment.
             peer.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");

@@ -20,7 +20,7 @@ use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::aside::step_aside;
-use prefork_os::fd_passing::{Received, receive_message, send_message};
+use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_os::readiness::{both, readable_awake};
 use prefork_supervisor::WorkerTag;
 
@@ -172,13 +172,13 @@ impl MailEnd {
             let Ok(mut ready) = readable_awake(channel, lookout.until()).await else { break };
             let mut length = 0;
             let got = match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
-                Ok(Ok(Received::Message(bytes, passed))) => {
+                Ok(Ok(ReceivedMessage::Message(bytes, passed))) => {
                     lookout.came(Instant::now());
                     length = bytes;
                     assembler.take(&buffer[..length], carried(passed), &mut letters)
                 }
-                Ok(Ok(Received::End)) => break,
-                Ok(Ok(Received::Truncated)) => Err(super::frame::Garbled::Packet),
+                Ok(Ok(ReceivedMessage::Closed)) => break,
+                Ok(Ok(ReceivedMessage::Truncated)) => Err(super::frame::Garbled::Packet),
                 Ok(Err(e)) => Err(super::frame::Garbled::Channel(e.to_string())),
                 Err(_would_block) => continue,
             };

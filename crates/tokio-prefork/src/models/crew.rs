@@ -91,7 +91,7 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
     let (obituaries, mut ended) = mpsc::unbounded_channel();
     let (mut members, mut ears) = (Vec::new(), Vec::new());
     for (number, row) in rows.into_iter().enumerate() {
-        let (ours, theirs) = prefork_os::fd_passing::message_pair()
+        let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system("make a channel for a thread", e))?;
         let clones = listeners.iter().map(Listener::try_clone);
         let clones = clones.collect::<std::io::Result<_>>();

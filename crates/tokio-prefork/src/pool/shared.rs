@@ -204,10 +204,10 @@ impl Shared {
 
     /// A thread's life.
     fn live(self: Arc<Shared>, number: usize) {
-        if let Err(e) = prefork_os::thread::leave_signals_to_others() {
+        if let Err(e) = prefork_os::thread::block_thread_signals() {
             log::warn!("{} cannot block signals in pool-{number}: {e}", self.owner);
         }
-        if let Err(e) = prefork_os::thread::give_way(self.settings.nice) {
+        if let Err(e) = prefork_os::thread::lower_thread_priority(self.settings.nice) {
             log::warn!("{} cannot lower the priority of pool-{number}: {e}", self.owner);
         }
         while let Some(entry) = self.next() {

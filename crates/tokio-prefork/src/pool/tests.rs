@@ -260,9 +260,10 @@ fn when_the_last_handle_is_dropped_what_waits_still_runs() {
 fn threads_give_way_to_the_loop() {
     let nice = |nice| {
         let pool = Pool::new(Settings { threads: 1, nice, ..Settings::default() });
-        on_runtime(pool.run(|| prefork_os::thread::niceness().expect("nice"))).expect("result")
+        on_runtime(pool.run(|| prefork_os::thread::thread_niceness().expect("nice")))
+            .expect("result")
     };
-    let own = prefork_os::thread::niceness().expect("nice");
+    let own = prefork_os::thread::thread_niceness().expect("nice");
     assert_eq!(nice(19), 19);
-    assert_eq!(prefork_os::thread::niceness().expect("nice"), own, "only they");
+    assert_eq!(prefork_os::thread::thread_niceness().expect("nice"), own, "only they");
 }

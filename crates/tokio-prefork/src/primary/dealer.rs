@@ -204,7 +204,7 @@ impl Dealer {
             let Some(listener) = listeners.get(index) else { continue };
             let unix = listener.is_unix();
             while left > 0 {
-                let accepted = prefork_os::socket::accept(listener);
+                let accepted = prefork_os::socket::accept_connection(listener);
                 self.note(listener, &accepted, now);
                 match accepted {
                     Ok(fd) => {
@@ -213,8 +213,8 @@ impl Dealer {
                         left -= 1;
                     }
                     // The client has closed the connection already.
-                    Err(e) if prefork_os::socket::is_of_connection(&e) => left -= 1,
-                    Err(e) if !prefork_os::socket::is_exhaustion(&e) => break,
+                    Err(e) if prefork_os::socket::is_accepted_connection_error(&e) => left -= 1,
+                    Err(e) if !prefork_os::socket::is_resource_exhaustion(&e) => break,
                     Err(e) => {
                         self.rest = Some(now + REST);
                         if !std::mem::replace(&mut self.exhausted, true) {
@@ -243,7 +243,9 @@ impl Dealer {
                 return;
             }
         };
-        if prefork_os::socket::is_of_connection(error) || prefork_os::socket::is_exhaustion(error) {
+        if prefork_os::socket::is_accepted_connection_error(error)
+            || prefork_os::socket::is_resource_exhaustion(error)
+        {
             return;
         }
         let failures = self.failing.get(&key).map_or(0, |one| one.failures).saturating_add(1);

@@ -149,7 +149,7 @@ impl PrimaryHandle<'_> {
         let child = self.primary.children.get(&worker);
         let child = child
             .ok_or_else(|| Error::application("kill", format!("there is no worker {worker}")))?;
-        prefork_os::child::kill(child.pid, signal)
+        prefork_os::child::signal_child(child.pid, signal)
             .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), child.tag), e))
     }
 

@@ -235,7 +235,8 @@ impl Primary {
         let (Files { listeners, pid_file, mail, manager }, policy) =
             (files, config.supervisor_config());
         if config.titles {
-            prefork_os::process::set("prefork: primary").unwrap_or_else(|e| journal::no_title(&e));
+            prefork_os::process::set_process_title("prefork: primary")
+                .unwrap_or_else(|e| journal::no_title(&e));
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
@@ -305,7 +306,7 @@ impl Primary {
         }
         self.tend_steering();
         self.store_sockets();
-        prefork_os::signal::unblock_signals().map_err(|e| Error::system("let signals in", e))
+        prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("let signals in", e))
     }
 
     /// The only loop: wait, decide, perform.

@@ -80,7 +80,7 @@ impl Primary {
     /// To a child that is not reaped yet: the pid is its own.
     pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
         let Some(child) = self.children.get(&worker) else { return };
-        if let Err(e) = prefork_os::child::kill(child.pid, signal) {
+        if let Err(e) = prefork_os::child::signal_child(child.pid, signal) {
             self.journal.cannot_signal(child.tag, signal, &e);
         }
     }

@@ -139,29 +139,31 @@ mod tests {
     use super::*;
     use crate::ipc::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
-    use prefork_os::fd_passing::{Received, message_pair, receive_message};
+    use prefork_os::fd_passing::{ReceivedMessage, create_seqpacket_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
     fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
         let generation = Generation(generation);
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
-        let (ours, theirs) = message_pair().expect("pair");
+        let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let row = board.lease(tag).expect("row");
         (Child::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)
     }
 
     fn send(relay: &mut Relay, count: usize, now: Instant) {
         for _ in 0..count {
-            let (fd, _) = message_pair().expect("a descriptor");
+            let (fd, _) = create_seqpacket_pair().expect("a descriptor");
             relay.take_in(fd, Unread::new(Vec::new()).expect("short"), now);
         }
     }
 
     fn received(end: &OwnedFd) -> usize {
         let mut buffer = [0; 8];
-        let got =
-            || receive_message(end, &mut buffer).is_ok_and(|r| matches!(r, Received::Message(..)));
+        let got = || {
+            receive_message(end, &mut buffer)
+                .is_ok_and(|r| matches!(r, ReceivedMessage::Message(..)))
+        };
         std::iter::repeat_with(got).take_while(|got| *got).count()
     }
 

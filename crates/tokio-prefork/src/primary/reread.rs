@@ -67,7 +67,7 @@ impl Primary {
 
     /// It has ended, or is about to: then its SIGCHLD brings us back.
     fn bury_lookup(&mut self, pid: u32) {
-        if matches!(prefork_os::child::reap(pid), Ok(None)) {
+        if matches!(prefork_os::child::reap_child(pid), Ok(None)) {
             self.stopped_proofs.push(pid);
         }
     }

@@ -15,7 +15,7 @@ use super::dealer::{Dealer, Table};
 use crate::config::Dispatch;
 use crate::ipc::Unread;
 use crate::listener::{Listener, ListenerSet};
-use prefork_os::poll::Set;
+use prefork_os::poll::PollSet;
 use prefork_supervisor::Event;
 use prefork_supervisor::WorkerId;
 
@@ -108,22 +108,22 @@ pub(super) struct Waits {
 pub(super) fn deal_on<'fd>(
     dealer: &mut Dealer,
     table: &Table<'fd>,
-    mut set: Set<'fd>,
+    mut set: PollSet<'fd>,
     waits: Waits,
 ) -> io::Result<Vec<bool>> {
     let Waits { mut dealing, until, awake, mut now } = waits;
     let others = set.len();
     for _ in 0..TURNS {
-        set.change(others, dealer.watched(table.listeners, table.children));
+        set.replace_after(others, dealer.watched(table.listeners, table.children));
         let left = until.map(|at| at.saturating_duration_since(now));
-        let ready = set.wait_awake(awake, left.into_iter().chain(dealing).min())?;
+        let ready = set.wait_busy_polling(awake, left.into_iter().chain(dealing).min())?;
         let came = || (others..set.len()).filter(|at| set.is_ready(*at));
         let alone = came().count() == ready;
         dealer.dealt(came().map(|at| at - others));
         if ready == 0 || !alone {
             break;
         }
-        set.forget();
+        set.clear_ready();
         now = Instant::now();
         dealer.step(table, now);
         if !dealer.is_done() {
@@ -134,6 +134,6 @@ pub(super) fn deal_on<'fd>(
             break;
         }
     }
-    set.change(others, []);
-    Ok(set.flags())
+    set.replace_after(others, []);
+    Ok(set.ready_flags())
 }

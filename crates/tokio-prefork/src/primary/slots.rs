@@ -72,7 +72,7 @@ impl Primary {
                 self.journal.reopened(&listener.local);
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
-                let Ok(fd) = prefork_os::socket::accept(listener) else { break };
+                let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
                 self.relay.take_in(fd, Unread::default(), Instant::now());
             }
         }

@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::scoreboard::RowIndex;
 use crate::upgrade::Proof;
-use prefork_os::child::Change;
-use prefork_os::poll::{Set, Watch};
+use prefork_os::child::ChildStateChange;
+use prefork_os::poll::{PollSet, WatchedFd};
 use prefork_os::signal::Signal;
 use prefork_supervisor::WorkerId;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
@@ -98,7 +98,7 @@ impl Primary {
             let fds = fds.chain(proof).chain(lookup);
             let asking = control.into_iter().flat_map(Server::watched);
             let mail = self.mail.hub.watches(&letters);
-            let set = Set::new(fds.map(Watch::read).chain(mail).chain(asking));
+            let set = PollSet::new(fds.map(WatchedFd::readable).chain(mail).chain(asking));
             let table = Table {
                 children: &self.children,
                 board: &self.board,
@@ -147,7 +147,7 @@ impl Primary {
     }
 
     pub(super) fn heed_signals(&mut self) -> std::io::Result<()> {
-        for signal in self.signals.take()? {
+        for signal in self.signals.read_pending()? {
             match command_of(signal) {
                 Some(command) => {
                     let by = Requester::without_reply(signal.as_str());
@@ -165,15 +165,15 @@ impl Primary {
     /// they were left to us.
     pub(super) fn reap(&mut self) {
         if let Some(Ok(Some(status))) =
-            self.proof.as_ref().map(|proof| prefork_os::child::reap(proof.pid))
+            self.proof.as_ref().map(|proof| prefork_os::child::reap_child(proof.pid))
         {
             self.proof_ended(status);
         }
-        self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap(*pid), Ok(None)));
+        self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap_child(*pid), Ok(None)));
         let changed: Vec<_> = self
             .children
             .iter()
-            .filter_map(|(id, child)| match prefork_os::child::change(child.pid) {
+            .filter_map(|(id, child)| match prefork_os::child::poll_child_state(child.pid) {
                 Ok(change) => change.map(|change| (*id, change)),
                 Err(e) => {
                     self.journal.cannot_reap(child.tag, &e);
@@ -183,13 +183,13 @@ impl Primary {
             .collect();
         for (worker, change) in changed {
             let status = match change {
-                Change::Ended(status) => status,
-                Change::Stopped => {
+                ChildStateChange::Exited(status) => status,
+                ChildStateChange::Stopped => {
                     self.take_back(worker);
                     self.queue.push_back(Event::Stopped { worker });
                     continue;
                 }
-                Change::Continued => {
+                ChildStateChange::Continued => {
                     self.queue.push_back(Event::Continued { worker });
                     continue;
                 }
@@ -204,7 +204,7 @@ impl Primary {
             self.release_board(child.row);
             self.queue.push_back(Event::Exited { worker, status, requests_served });
         }
-        if prefork_os::parent_death::adopts_orphans() {
+        if prefork_os::parent_death::is_orphan_reaper() {
             self.reap_strangers();
         }
     }
@@ -222,13 +222,13 @@ impl Primary {
     /// comes of it. One of ours that ends meanwhile has its signal still to come.
     fn reap_strangers(&self) {
         for _ in 0..STRANGERS_A_TURN {
-            match prefork_os::child::ended() {
-                Some(pid) if !self.knows(pid) => drop(prefork_os::child::reap(pid)),
+            match prefork_os::child::find_exited_child() {
+                Some(pid) if !self.knows(pid) => drop(prefork_os::child::reap_child(pid)),
                 Some(_) | None => return,
             }
         }
         // There may be more, and no other signal for them: this one brings us back.
-        let _ = prefork_os::child::kill(std::process::id(), Signal::SIGCHLD);
+        let _ = prefork_os::child::signal_child(std::process::id(), Signal::SIGCHLD);
     }
 
     fn knows(&self, pid: u32) -> bool {

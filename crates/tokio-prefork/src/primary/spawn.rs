@@ -19,9 +19,9 @@ use crate::scoreboard::RowIndex;
 use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
 use crate::systemd::PRIMARYS_OWN;
-use prefork_os::child::Fork;
-use prefork_os::fd::ForkedFds;
-use prefork_os::signal::{Blocked, Signal};
+use prefork_os::child::ForkResult;
+use prefork_os::fd::FdCloseBatch;
+use prefork_os::signal::{BlockedSignals, Signal};
 use prefork_supervisor::WorkerTag;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -55,9 +55,9 @@ impl Primary {
     }
 
     fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
-        let (ours, theirs) = prefork_os::fd_passing::message_pair()
+        let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
-        let mail = prefork_os::fd_passing::message_pair()
+        let mail = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
         let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
         let queue = dealt_to
@@ -65,9 +65,9 @@ impl Primary {
             .transpose()
             .map_err(|e| Error::system(format!("make a queue of connections for {tag}"), e))?;
         let primary = std::process::id();
-        let blocked = Blocked::all().map_err(|e| Error::system("block signals", e))?;
-        match prefork_os::child::fork()? {
-            Fork::Parent(pid) => {
+        let blocked = BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
+        match prefork_os::child::fork_process()? {
+            ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
                 let child = Child { lease, queue, ..Child::new(tag, pid, Some(channel), row) };
@@ -75,13 +75,15 @@ impl Primary {
                 self.mail.hub.add(tag, mail.0);
                 Ok(pid)
             }
-            Fork::Child => {
+            ForkResult::Child => {
                 drop((ours, mail.0));
                 let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
                 let queue = queue.map(Queue::into_reader);
                 let ends = Ends { channel: theirs, mail: mail.1, queue };
                 let pages = (row, lease);
-                prefork_os::child::exit_now(self.live_as_worker(tag, pages, ends, primary, blocked))
+                prefork_os::child::exit_without_cleanup(
+                    self.live_as_worker(tag, pages, ends, primary, blocked),
+                )
             }
         }
     }
@@ -93,7 +95,7 @@ impl Primary {
         pages: (RowIndex, Option<Lease>),
         ends: Ends,
         primary: u32,
-        blocked: Blocked,
+        blocked: BlockedSignals,
     ) -> u8 {
         let life = || match self.become_worker(tag, pages, ends, primary, blocked) {
             Ok(Some(seed)) => (self.entry)(seed),
@@ -113,7 +115,7 @@ impl Primary {
         (row, lease): (RowIndex, Option<Lease>),
         ends: Ends,
         primary: u32,
-        blocked: Blocked,
+        blocked: BlockedSignals,
     ) -> Result<Option<Seed>> {
         let config = self.config_of(tag)?;
         if let Some(credentials) = config.credentials() {
@@ -121,7 +123,7 @@ impl Primary {
         }
         // Not before: the kernel forgets this when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
-        let alive = prefork_os::parent_death::die_with(primary, grace + 1)
+        let alive = prefork_os::parent_death::kill_after_parent_death(primary, grace + 1)
             .map_err(|e| Error::system("tie the worker to its primary", e))?;
         if !alive {
             return Ok(None);
@@ -131,7 +133,8 @@ impl Primary {
         if config.titles {
             let what = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
-            prefork_os::process::set(&title).unwrap_or_else(|e| super::journal::no_title(&e));
+            prefork_os::process::set_process_title(&title)
+                .unwrap_or_else(|e| super::journal::no_title(&e));
         }
         // Its file stays: it is the primary's.
         self.control = None;
@@ -142,9 +145,9 @@ impl Primary {
         self.close_channels_of_others();
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
-        prefork_os::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
-        prefork_os::process::add_env(self.supervisor.slot_environment(tag.slot))?;
-        let terminate = prefork_os::signal::flag(Signal::SIGTERM)
+        prefork_os::process::remove_env_vars(|name| PRIMARYS_OWN.contains(&name))?;
+        prefork_os::process::set_env_vars(self.supervisor.slot_environment(tag.slot))?;
+        let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
         let board = self.board.reader();
         let rows = self
@@ -179,9 +182,9 @@ impl Primary {
 
     /// In a freshly forked worker: closes the channels of all other workers, and all that was on its way to them.
     fn close_channels_of_others(&mut self) {
-        let mut fds = ForkedFds::default();
+        let mut fds = FdCloseBatch::default();
         let children = std::mem::take(&mut self.children);
-        fds.take_from(children, |children, take| {
+        fds.add_fds_of(children, |children, take| {
             for child in children.values() {
                 child.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
                 child.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
@@ -189,7 +192,7 @@ impl Primary {
         });
         let hub = MailHub::new(self.mail.hub.limits());
         std::mem::replace(&mut self.mail.hub, hub).leave_to_parent(&mut fds);
-        fds.close();
+        fds.close_all();
     }
 
     fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {

@@ -136,7 +136,8 @@ impl Primary {
         }
         for group in &groups {
             for (load, socket) in loads.iter_mut().zip(&group.0) {
-                load.waiting += prefork_os::socket::queue(socket).map_or(0, |q| u64::from(q.depth));
+                load.waiting +=
+                    prefork_os::socket::accept_queue(socket).map_or(0, |q| u64::from(q.depth));
             }
         }
         if let Err(e) = steered.steering.refresh(now, &loads, &groups) {

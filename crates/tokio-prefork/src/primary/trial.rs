@@ -11,8 +11,8 @@ use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::seed::{Entry, Seed};
 use crate::steering::SlotMeter;
-use prefork_os::child::Fork;
-use prefork_os::poll::Watch;
+use prefork_os::child::ForkResult;
+use prefork_os::poll::WatchedFd;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
@@ -30,34 +30,34 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
         .ok_or_else(|| Error::config("no row for the trial worker"))?;
     let limit = config.boot_timeout;
     let (ours, theirs) =
-        prefork_os::fd_passing::message_pair().map_err(failed("make a channel"))?;
+        prefork_os::fd_passing::create_seqpacket_pair().map_err(failed("make a channel"))?;
     let primary = std::process::id();
-    match prefork_os::child::fork()? {
-        Fork::Parent(pid) => {
+    match prefork_os::child::fork_process()? {
+        ForkResult::Parent(pid) => {
             drop(theirs);
             // Open until the worker is killed: its end would make the worker drain, and say so.
             let channel = PrimaryEnd::new(ours);
             let outcome = await_ready(&channel, limit);
-            let _ = prefork_os::child::kill(pid, Signal::SIGKILL);
-            while matches!(prefork_os::child::reap(pid), Ok(None)) {
+            let _ = prefork_os::child::signal_child(pid, Signal::SIGKILL);
+            while matches!(prefork_os::child::reap_child(pid), Ok(None)) {
                 std::thread::yield_now();
             }
             outcome
         }
-        Fork::Child => {
+        ForkResult::Child => {
             drop(ours);
             let live = || -> Result<u8> {
                 if let Some(credentials) = config.credentials() {
                     credentials.take_on()?;
                 }
                 // It serves nobody: when the trial is stopped there is nothing to finish.
-                let alive = prefork_os::parent_death::killed_with(primary)
+                let alive = prefork_os::parent_death::kill_on_parent_death(primary)
                     .map_err(failed("tie the worker to the trial"))?;
                 if !alive {
                     return Ok(exit::OK);
                 }
-                let terminate =
-                    prefork_os::signal::flag(Signal::SIGTERM).map_err(failed("catch SIGTERM"))?;
+                let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
+                    .map_err(failed("catch SIGTERM"))?;
                 let reader = board.reader();
                 let rows = board.give_up_all_but(row).map_err(failed("keep its pages"))?;
                 Ok(entry(Seed {
@@ -75,7 +75,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     terminate,
                 }))
             };
-            prefork_os::child::exit_now(live().unwrap_or_else(|e| {
+            prefork_os::child::exit_without_cleanup(live().unwrap_or_else(|e| {
                 log::error!("the trial worker cannot start: {e}");
                 exit::OS
             }))
@@ -103,8 +103,11 @@ fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
             Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),
             Heard::Nothing => {
                 // A signal may end the wait early; the one who started us keeps the real deadline.
-                let ready = prefork_os::poll::wait(&[Watch::read(channel.as_fd())], Some(limit))
-                    .map_err(|e| Error::system("wait for the trial worker", e))?;
+                let ready = prefork_os::poll::poll_fds(
+                    &[WatchedFd::readable(channel.as_fd())],
+                    Some(limit),
+                )
+                .map_err(|e| Error::system("wait for the trial worker", e))?;
                 if !ready[0] {
                     return Err(failed("boot-timeout".to_string()));
                 }

@@ -1,7 +1,7 @@
 //! The hands' side of an upgrade: what is left to the new image, and taking it over from an old one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::scoreboard::{RowIndex, Rows};
 use crate::upgrade::{
     Manifest, PassedConnection, PassedControl, PassedListener, PassedState, PassedWorker, REVISION,
 };
-use prefork_os::signal::{Blocked, Signal};
+use prefork_os::signal::{BlockedSignals, Signal};
 use prefork_supervisor::SupervisorConfig;
 use prefork_supervisor::{Event, Requester, SavedState, SavedWorker, Supervisor, WorkerKindConfig};
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
@@ -47,7 +47,7 @@ impl Primary {
         });
         if let Some(mut proof) = self.proof.take() {
             self.journal.proof_printed(&proof.printed());
-            let _ = prefork_os::child::kill(proof.pid, Signal::SIGKILL);
+            let _ = prefork_os::child::signal_child(proof.pid, Signal::SIGKILL);
             self.stopped_proofs.push(proof.pid);
         }
     }
@@ -55,7 +55,8 @@ impl Primary {
     /// Waits for those that were killed: nobody else would.
     pub(super) fn bury_proofs(&mut self) {
         while !self.stopped_proofs.is_empty() {
-            self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap(*pid), Ok(None)));
+            self.stopped_proofs
+                .retain(|pid| matches!(prefork_os::child::reap_child(*pid), Ok(None)));
             std::thread::yield_now();
         }
     }
@@ -76,7 +77,7 @@ impl Primary {
     /// would be lost with this image. Signals that come from here on wait for the handlers of the new one.
     pub(super) fn take_over(&mut self) {
         let mut outcome = || -> Result<Option<Error>> {
-            let _blocked = Blocked::all()
+            let _blocked = BlockedSignals::block_all()
                 .map_err(|e| Error::system("hold back signals for the upgrade", e))?;
             self.heed_signals().map_err(|e| Error::system("read the last signals", e))?;
             if !self.queue.is_empty() {
@@ -95,7 +96,7 @@ impl Primary {
             descriptors.extend(self.pid_file.iter().map(AsFd::as_fd));
             // Not before: a child that is only tried would keep them open.
             for newcomer in self.dealer.held() {
-                let fd = prefork_os::exec::number(&newcomer.fd);
+                let fd = raw_fd(&newcomer.fd);
                 manifest.held.push(PassedConnection { fd, unix: newcomer.unix });
                 descriptors.push(newcomer.fd.as_fd());
             }
@@ -176,11 +177,8 @@ impl Primary {
                 row: rows.first,
                 rows: rows.count,
                 board,
-                channel_fd: child.channel.as_ref().map(prefork_os::exec::number),
-                queue_fds: child
-                    .queue
-                    .as_ref()
-                    .map(|queue| queue.ends().map(prefork_os::exec::number)),
+                channel_fd: child.channel.as_ref().map(raw_fd),
+                queue_fds: child.queue.as_ref().map(|queue| queue.ends().map(raw_fd)),
                 age_ms: age(*id).as_millis() as u64,
                 serving: serving(*id),
                 own_socket: known(*id).is_some_and(|member| member.has_own_socket),
@@ -192,7 +190,7 @@ impl Primary {
             addr: listener.addr.to_string(),
             slot: listener.slot.0,
             keeper: listener.keeper.name().to_string(),
-            fd: prefork_os::exec::number(listener),
+            fd: raw_fd(listener),
         });
         Ok(Manifest {
             version: Manifest::VERSION,
@@ -208,12 +206,12 @@ impl Primary {
             workers: workers.collect(),
             held: Vec::new(),
             environments: mind.environments.into_iter().map(|(slot, own)| (slot.0, own)).collect(),
-            board_fd: prefork_os::exec::number(memory),
+            board_fd: raw_fd(memory),
             revision: REVISION,
             older_boards: boards
                 .iter()
                 .filter_map(|board| self.board.inherited_memory(*board))
-                .map(prefork_os::exec::number)
+                .map(raw_fd)
                 .collect(),
             control: None,
             pid_file: None,
@@ -250,9 +248,11 @@ impl Primary {
     /// Takes over the workers, channels and counters that another image left.
     pub(super) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
         for number in std::iter::once(&manifest.board_fd).chain(&manifest.older_boards) {
-            prefork_os::fd::adopt(*number).and_then(|memory| self.board.inherit(memory)).map_err(
-                |e| Error::system("read the scoreboard of the image before this one", e),
-            )?;
+            prefork_os::fd::take_inherited_fd(*number)
+                .and_then(|memory| self.board.inherit(memory))
+                .map_err(|e| {
+                    Error::system("read the scoreboard of the image before this one", e)
+                })?;
         }
         self.board.succeed(&manifest.totals, manifest.started_ms);
         self.upgrades = manifest.upgrades + 1;
@@ -261,7 +261,7 @@ impl Primary {
         for worker in &manifest.workers {
             let channel = worker
                 .channel_fd
-                .map(prefork_os::fd::adopt)
+                .map(prefork_os::fd::take_inherited_fd)
                 .transpose()
                 .map_err(|e| Error::system("take over the channel of a worker", e))?;
             let rows = Rows { first: worker.row, count: worker.rows };
@@ -273,7 +273,7 @@ impl Primary {
             self.children.insert(WorkerId(worker.id), child);
         }
         for held in &manifest.held {
-            let fd = prefork_os::fd::adopt(held.fd)
+            let fd = prefork_os::fd::take_inherited_fd(held.fd)
                 .map_err(|e| Error::system("take over a connection that was accepted", e))?;
             self.dealer.inherit(Newcomer { fd, unix: held.unix });
         }
@@ -286,7 +286,7 @@ impl Primary {
 
 fn inherit_queue(ends: [i32; 2]) -> Result<Queue> {
     let failed = |e| Error::system("take over the queue of a worker", e);
-    let [sending, reading] = ends.map(prefork_os::fd::adopt);
+    let [sending, reading] = ends.map(prefork_os::fd::take_inherited_fd);
     Ok(Queue::inherit(sending.map_err(failed)?, reading.map_err(failed)?))
 }
 
@@ -351,4 +351,9 @@ fn tag(worker: &PassedWorker, kinds: &[&'static str]) -> WorkerTag {
         generation: Generation(worker.generation),
         pid: Some(worker.pid),
     }
+}
+
+/// Returns the number of `fd`, which the next image takes over by it.
+fn raw_fd(fd: impl AsFd) -> RawFd {
+    fd.as_fd().as_raw_fd()
 }

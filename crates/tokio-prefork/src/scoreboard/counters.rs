@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::layout::{COUNTERS, Word};
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 
 /// What is counted. A worker's counters are added to the total when it dies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(super) fn read(page: &Page) -> Counters {
+    pub(super) fn read(page: &SharedPage) -> Counters {
         let mut words = COUNTERS.map(|i| Word::at(i).load(page));
         let mut next = || words.next().unwrap_or(0);
         Counters {
@@ -54,7 +54,7 @@ impl Counters {
     }
 
     /// Adds all to the counters of a page. Wraps: a worker may have written anything.
-    pub(super) fn add_to(&self, page: &Page) {
+    pub(super) fn add_to(&self, page: &SharedPage) {
         let [r1, r2, r3, r4, r5] = self.responses;
         let values = [
             self.accepted,

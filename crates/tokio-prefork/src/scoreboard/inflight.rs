@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
 use crate::text::printable_ascii;
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 
 /// One request's entry; the owner gives it back with `finish`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Entries {
     /// Writes a request into a free entry; `None` when all are taken.
     pub(super) fn begin(
         &mut self,
-        page: &Page,
+        page: &SharedPage,
         method: &str,
         path: &str,
         now_ms: u64,
@@ -45,30 +45,30 @@ impl Entries {
     }
 
     /// Gives the entry back.
-    pub(super) fn finish(&mut self, page: &Page, ticket: Ticket) {
+    pub(super) fn finish(&mut self, page: &SharedPage, ticket: Ticket) {
         word(ticket.0, 2).store(page, 0);
         self.free.push(ticket.0);
     }
 
     /// Marks the entry whose handler runs now; `None` when the loop is between handlers.
-    pub(super) fn running(page: &Page, ticket: Option<Ticket>) {
+    pub(super) fn running(page: &SharedPage, ticket: Option<Ticket>) {
         NOW.store(page, ticket.map_or(0, |t| t.0 as u64 + 1));
     }
 }
 
 /// All entries in use, as (index, start in monotonic ms, text), however the owner left them.
-pub(super) fn read_all(page: &Page) -> Vec<(usize, u64, String)> {
+pub(super) fn read_all(page: &SharedPage) -> Vec<(usize, u64, String)> {
     (0..ENTRY_COUNT)
         .filter_map(|i| read_entry(page, i).map(|(start, text)| (i, start, text)))
         .collect()
 }
 
 /// The text of one entry.
-pub(super) fn read(page: &Page, ticket: Ticket) -> Option<String> {
+pub(super) fn read(page: &SharedPage, ticket: Ticket) -> Option<String> {
     read_entry(page, ticket.0).map(|(_, text)| text)
 }
 
-fn read_entry(page: &Page, entry: usize) -> Option<(u64, String)> {
+fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
     for _ in 0..4 {
         let before = page[ENTRIES + entry * ENTRY].load(Ordering::Acquire);
         let length = word(entry, 2).load(page);
@@ -94,7 +94,7 @@ fn word(entry: usize, index: usize) -> Word {
 }
 
 /// Writes `METHOD path`, cut to the room there is, eight bytes at a time; returns its length.
-fn write_text(page: &Page, entry: usize, method: &[u8], path: &[u8]) -> usize {
+fn write_text(page: &SharedPage, entry: usize, method: &[u8], path: &[u8]) -> usize {
     let mut text = [0u8; TEXT];
     let method = &method[..method.len().min(16)];
     let path = &path[..path.len().min(TEXT - method.len() - 1)];
@@ -114,8 +114,12 @@ fn write_text(page: &Page, entry: usize, method: &[u8], path: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    fn page() -> &'static Page {
-        prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own")
+    fn page() -> &'static SharedPage {
+        prefork_os::shared_memory::create_shared_pages(1)
+            .expect("page")
+            .0
+            .keep_only_page(0)
+            .expect("own")
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::buckets::BUCKETS;
-use prefork_os::shared_memory::{Page, WORDS};
+use prefork_os::shared_memory::{SharedPage, WORDS_PER_PAGE};
 
 /// One 64-bit word of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub(crate) const ENTRY: usize = 16;
 /// How many requests of a worker can be seen at once; the others are only counted.
 pub(crate) const ENTRY_COUNT: usize = (QUEUE_WAIT.0 - ENTRIES) / ENTRY;
 /// The figures of the CPU pool, at the end of the page: see `pool.rs`.
-pub(crate) const POOL: usize = WORDS - POOL_WORDS;
+pub(crate) const POOL: usize = WORDS_PER_PAGE - POOL_WORDS;
 pub(crate) const POOL_WORDS: usize = 64;
 /// Bytes of method and path that are kept.
 pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
@@ -94,22 +94,22 @@ impl Word {
         Word(self.0 + by)
     }
 
-    pub(crate) fn load(self, page: &Page) -> u64 {
+    pub(crate) fn load(self, page: &SharedPage) -> u64 {
         page[self.0].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn store(self, page: &Page, value: u64) {
+    pub(crate) fn store(self, page: &SharedPage, value: u64) {
         page[self.0].store(value, Ordering::Relaxed);
     }
 
     /// Adds where several threads do. Wraps, too.
-    pub(crate) fn add_shared(self, page: &Page, by: u64) {
+    pub(crate) fn add_shared(self, page: &SharedPage, by: u64) {
         page[self.0].fetch_add(by, Ordering::Relaxed);
     }
 
     /// Adds without a locked instruction: the page has one writer. Wraps rather than panics, as the old value
     /// may be anything.
-    pub(crate) fn add(self, page: &Page, by: u64) {
+    pub(crate) fn add(self, page: &SharedPage, by: u64) {
         self.store(page, self.load(page).wrapping_add(by));
     }
 }

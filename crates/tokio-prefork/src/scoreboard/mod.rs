@@ -28,7 +28,7 @@ use layout::{
     ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
     WANTED,
 };
-use prefork_os::shared_memory::{self, Page, Pages, WritablePages};
+use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::WorkerTag;
 
 pub(crate) use buckets::{BUCKETS, quantile};
@@ -89,7 +89,7 @@ pub(crate) struct Other {
 /// The primary's side: leases rows, reads them, keeps the totals.
 pub(crate) struct Scoreboard {
     writable: WritablePages,
-    readable: Pages,
+    readable: ReadOnlyPages,
     /// The memory of the pages, for the image after this one. `None` in a worker.
     memory: Option<OwnedFd>,
     /// Boards of workers that were forked by images before this one.
@@ -100,7 +100,7 @@ pub(crate) struct Scoreboard {
 
 /// The board of another image, whose workers may live on.
 struct InheritedBoard {
-    pages: Pages,
+    pages: ReadOnlyPages,
     /// For the image after this one; `None` when the last of its workers has ended.
     memory: Option<OwnedFd>,
 }
@@ -108,13 +108,13 @@ struct InheritedBoard {
 /// Everybody's side: reads all rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader {
-    pages: Pages,
+    pages: ReadOnlyPages,
 }
 
 impl Scoreboard {
     /// Shared memory for up to `rows` workers alive at the same time. Untouched rows cost nothing.
     pub(crate) fn create(rows: usize) -> io::Result<Scoreboard> {
-        let (writable, readable, memory) = shared_memory::create(rows + 1)?;
+        let (writable, readable, memory) = shared_memory::create_shared_pages(rows + 1)?;
         let page = writable.page(PRIMARY);
         PID.store(page, std::process::id().into());
         STARTED.store(page, row::unix_ms());
@@ -134,7 +134,7 @@ impl Scoreboard {
         let rows = Rows { first: free + 1, count };
         for (thread, row) in rows.indices().enumerate() {
             self.leased[row - 1] = true;
-            self.writable.clear(row);
+            self.writable.zero_page(row);
             let page = self.writable.page(row);
             ID.store(page, tag.id.0);
             SLOT.store(page, tag.slot.0.into());
@@ -154,7 +154,7 @@ impl Scoreboard {
         last.add_to(self.writable.page(PRIMARY));
         if let RowIndex::Own(rows) = row {
             for row in rows.indices() {
-                self.writable.clear(row);
+                self.writable.zero_page(row);
                 self.leased[row - 1] = false;
             }
         }
@@ -170,8 +170,10 @@ impl Scoreboard {
 
     /// Takes over the board of an image before this one, which `RowIndex::Inherited` names by its turn.
     pub(crate) fn inherit(&mut self, memory: OwnedFd) -> io::Result<()> {
-        self.inherited
-            .push(InheritedBoard { pages: shared_memory::inherit(&memory)?, memory: Some(memory) });
+        self.inherited.push(InheritedBoard {
+            pages: shared_memory::map_inherited_pages(&memory)?,
+            memory: Some(memory),
+        });
         Ok(())
     }
 
@@ -198,7 +200,7 @@ impl Scoreboard {
         (Counters::read(page), STARTED.load(page))
     }
 
-    fn pages(&self, row: RowIndex) -> impl Iterator<Item = &'static Page> + Clone {
+    fn pages(&self, row: RowIndex) -> impl Iterator<Item = &'static SharedPage> + Clone {
         let (pages, rows) = match row {
             RowIndex::Own(rows) => (Some(self.readable), rows),
             RowIndex::Inherited { board, rows } => {
@@ -261,7 +263,7 @@ impl Scoreboard {
         self.inherited.clear();
         match row {
             RowIndex::Own(rows) => {
-                let pages = self.writable.keep_run(rows.first, rows.count)?;
+                let pages = self.writable.keep_only_pages(rows.first, rows.count)?;
                 let own = pages.into_iter().zip(rows.indices());
                 Ok(own.map(|(page, row)| OwnRow::new(page, row - 1)).collect())
             }
@@ -330,7 +332,7 @@ impl Reader {
         ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1) as usize
     }
 
-    fn rows(&self) -> impl Iterator<Item = &'static Page> + '_ {
+    fn rows(&self) -> impl Iterator<Item = &'static SharedPage> + '_ {
         (PRIMARY + 1..=self.row_count()).map(|row| self.pages.page(row))
     }
 }

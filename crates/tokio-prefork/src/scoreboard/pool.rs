@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{POOL, POOL_WORDS};
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 
 /// Buckets of the two histograms.
 const BUCKETS: usize = 24;
@@ -64,7 +64,7 @@ enum Words {
 }
 
 impl PoolMeter {
-    pub(super) fn of(page: &'static Page) -> PoolMeter {
+    pub(super) fn of(page: &'static SharedPage) -> PoolMeter {
         page[POOL..]
             .first_chunk()
             .map_or_else(PoolMeter::standalone, |words| PoolMeter(Words::Page(words)))
@@ -176,7 +176,7 @@ pub struct PoolSnapshot {
 }
 
 impl PoolSnapshot {
-    pub(super) fn read(page: &Page) -> PoolSnapshot {
+    pub(super) fn read(page: &SharedPage) -> PoolSnapshot {
         PoolSnapshot::from_words(|index| page[POOL + index].load(Relaxed))
     }
 
@@ -256,7 +256,11 @@ mod tests {
 
     #[test]
     fn what_is_counted_in_a_page_is_read_from_it() {
-        let page = prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own");
+        let page = prefork_os::shared_memory::create_shared_pages(1)
+            .expect("page")
+            .0
+            .keep_only_page(0)
+            .expect("own");
         let meter = PoolMeter::of(page);
         meter.started(2, 7);
         meter.depth(3);

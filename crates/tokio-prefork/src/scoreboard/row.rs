@@ -12,7 +12,7 @@ use super::layout::{
 };
 use super::pool::PoolMeter;
 use super::shared::{Row, SharedRow};
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
 
@@ -36,7 +36,7 @@ pub(crate) enum WorkerState {
 
 /// The writing side of one row. Every method is a few plain stores; none can fail or block.
 pub(crate) struct OwnRow {
-    page: &'static Page,
+    page: &'static SharedPage,
     number: usize,
     entries: RefCell<Entries>,
     /// Other threads count in this row, too (see `SharedRow`).
@@ -44,7 +44,7 @@ pub(crate) struct OwnRow {
 }
 
 impl OwnRow {
-    pub(super) fn new(page: &'static Page, number: usize) -> OwnRow {
+    pub(super) fn new(page: &'static SharedPage, number: usize) -> OwnRow {
         PID.store(page, std::process::id().into());
         STARTED.store(page, unix_ms());
         BEAT.store(page, monotonic_ms());
@@ -67,7 +67,7 @@ impl OwnRow {
         ThreadRow(self.page)
     }
 
-    pub(super) fn is(&self, page: &Page) -> bool {
+    pub(super) fn is(&self, page: &SharedPage) -> bool {
         // The two are different mappings of the same memory, so compare who stands in it.
         PID.load(self.page) == PID.load(page)
     }
@@ -193,12 +193,12 @@ impl Row for OwnRow {
 /// Counts the bytes of a connection, and tells the time. May move to another thread with an upgraded connection.
 #[derive(Clone, Copy)]
 pub(crate) struct Meter {
-    page: &'static Page,
+    page: &'static SharedPage,
     shared: bool,
 }
 
 impl Meter {
-    pub(super) fn shared(page: &'static Page) -> Meter {
+    pub(super) fn shared(page: &'static SharedPage) -> Meter {
         Meter { page, shared: true }
     }
 
@@ -226,7 +226,7 @@ impl Meter {
 }
 
 /// The row of a thread, for another one of its process.
-pub(crate) struct ThreadRow(&'static Page);
+pub(crate) struct ThreadRow(&'static SharedPage);
 
 impl ThreadRow {
     /// How many connections are open.
@@ -247,18 +247,18 @@ impl ThreadRow {
 }
 
 /// Whether the worker of `page` could take a new connection right now: it says so, and its loop turns.
-pub(super) fn can_take_one(page: &Page, now_ms: u64) -> bool {
+pub(super) fn can_take_one(page: &SharedPage, now_ms: u64) -> bool {
     ACCEPTING.load(page) == 1 && serves(page, now_ms)
 }
 
 /// Whether the worker of `page` serves connections, full or not, and its loop turns.
-pub(super) fn serves(page: &Page, now_ms: u64) -> bool {
+pub(super) fn serves(page: &SharedPage, now_ms: u64) -> bool {
     let web = SLOT.load(page) < u64::from(Slot::PER_KIND);
     web && STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
 }
 
 /// Whether the loop of the worker of `page` turns.
-pub(super) fn turns(page: &Page, now_ms: u64) -> bool {
+pub(super) fn turns(page: &SharedPage, now_ms: u64) -> bool {
     now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
 }
 

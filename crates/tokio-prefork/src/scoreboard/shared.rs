@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::inflight::{self, Entries, Ticket};
 use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
 use super::row::{Meter, WorkerState};
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 
 /// What a request is entered in, by one thread or by any.
 pub(crate) trait Row {
@@ -33,12 +33,12 @@ pub(crate) trait Row {
 
 /// What requests are counted in, by any thread.
 pub(crate) struct SharedRow {
-    page: &'static Page,
+    page: &'static SharedPage,
     entries: Mutex<Entries>,
 }
 
 impl SharedRow {
-    pub(super) fn new(page: &'static Page) -> SharedRow {
+    pub(super) fn new(page: &'static SharedPage) -> SharedRow {
         SharedRow { page, entries: Mutex::new(Entries::new()) }
     }
 
@@ -102,7 +102,11 @@ mod tests {
 
     #[test]
     fn no_count_is_lost_among_threads() {
-        let page = prefork_os::shared_memory::create(1).expect("page").0.keep_only(0).expect("own");
+        let page = prefork_os::shared_memory::create_shared_pages(1)
+            .expect("page")
+            .0
+            .keep_only_page(0)
+            .expect("own");
         let row = SharedRow::new(page);
         std::thread::scope(|scope| {
             for _ in 0..4 {

@@ -11,7 +11,7 @@ use super::layout::{
 };
 use super::pool::PoolSnapshot;
 use super::row::WorkerState;
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 
 /// The whole cluster at one moment, as its processes wrote it. Figures to show, not to rely on.
@@ -87,7 +87,7 @@ pub struct InFlight {
 }
 
 impl ClusterSnapshot {
-    pub(super) fn read(primary: &Page, workers: Vec<WorkerSnapshot>) -> ClusterSnapshot {
+    pub(super) fn read(primary: &SharedPage, workers: Vec<WorkerSnapshot>) -> ClusterSnapshot {
         let dead = Counters::read(primary);
         ClusterSnapshot {
             primary_pid: PID.load(primary),
@@ -117,7 +117,7 @@ pub(crate) struct Glance {
 
 impl Glance {
     /// Over all threads of a worker: the beat and the request are those of the one that has not turned for longest.
-    pub(super) fn of(pages: impl Iterator<Item = &'static Page> + Clone) -> Glance {
+    pub(super) fn of(pages: impl Iterator<Item = &'static SharedPage> + Clone) -> Glance {
         let sum =
             |word: Word| pages.clone().fold(0u64, |sum, page| sum.wrapping_add(word.load(page)));
         let here = pages.clone().filter(|page| STATE.load(page) != WorkerState::Left as u64);
@@ -126,7 +126,7 @@ impl Glance {
         Glance { requests: sum(REQUESTS), open: sum(OPEN), ..slowest }
     }
 
-    fn read(page: &Page) -> Glance {
+    fn read(page: &SharedPage) -> Glance {
         let mut serving = read_serving(page, monotonic_ms());
         let culprit = serving.iter().position(|request| request.on_loop).unwrap_or(0);
         let serving = (culprit < serving.len()).then(|| serving.swap_remove(culprit));
@@ -136,7 +136,7 @@ impl Glance {
 }
 
 /// The requests of a page, oldest first.
-fn read_serving(page: &Page, now: u64) -> Vec<InFlight> {
+fn read_serving(page: &SharedPage, now: u64) -> Vec<InFlight> {
     let running = NOW.load(page);
     let mut serving: Vec<InFlight> = inflight::read_all(page)
         .into_iter()
@@ -152,7 +152,7 @@ fn read_serving(page: &Page, now: u64) -> Vec<InFlight> {
 
 impl WorkerSnapshot {
     /// `None` for a row that is not in use.
-    pub(super) fn read(page: &Page) -> Option<WorkerSnapshot> {
+    pub(super) fn read(page: &SharedPage) -> Option<WorkerSnapshot> {
         let state = match STATE.load(page) {
             0 => return None,
             1 => "booting",

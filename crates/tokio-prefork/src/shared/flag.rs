@@ -27,7 +27,7 @@ impl SharedFlag {
     /// The name is taken or no name for a metric, this is a worker, or there is no memory.
     pub fn new(name: &str) -> Result<SharedFlag> {
         let name = registry::name(name)?;
-        let words = prefork_os::shared_memory::shared(1)
+        let words = prefork_os::shared_memory::create_shared_words(1)
             .map_err(|e| Error::system(format!("get memory for the flag {name:?}"), e))?;
         let flag = SharedFlag(&words[0]);
         registry::declare(name, Thing::Flag(flag))?;

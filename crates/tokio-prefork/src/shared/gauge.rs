@@ -54,7 +54,7 @@ impl SharedGauge {
     /// The name is taken or no name for a metric, this is a worker, or there is no memory.
     pub fn new(name: &str) -> Result<SharedGauge> {
         let name = registry::name(name)?;
-        let words = prefork_os::shared_memory::shared(ROWS * PART)
+        let words = prefork_os::shared_memory::create_shared_words(ROWS * PART)
             .map_err(|e| Error::system(format!("get memory for the gauge {name:?}"), e))?;
         let gauge = SharedGauge { members: Members::get()?, words };
         registry::declare(name, Thing::Gauge(gauge))?;

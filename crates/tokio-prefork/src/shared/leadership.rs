@@ -10,7 +10,7 @@ use super::members::{self, Members};
 use super::registry::{self, Thing};
 use super::role::{Here, Role, State};
 use crate::error::{Error, Result};
-use prefork_os::byte_range_lock::ByteLocks;
+use prefork_os::byte_range_lock::ByteRangeLocks;
 
 /// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
 ///
@@ -71,13 +71,17 @@ impl Leadership {
     /// As [`Leadership::new`], or the file cannot be had.
     pub fn in_file(name: &str, path: impl AsRef<Path>) -> Result<Leadership> {
         let (name, path) = (registry::name(name)?, path.as_ref());
-        let locks = ByteLocks::at(path).map_err(|e| {
+        let locks = ByteRangeLocks::open_file(path).map_err(|e| {
             Error::system(format!("open {} for the role {name:?}", path.display()), e)
         })?;
         Leadership::declare(name, locks, members::role_byte(name))
     }
 
-    fn declare(name: &'static str, locks: &'static ByteLocks, byte: u64) -> Result<Leadership> {
+    fn declare(
+        name: &'static str,
+        locks: &'static ByteRangeLocks,
+        byte: u64,
+    ) -> Result<Leadership> {
         let role = Leadership(Box::leak(Box::new(Role::new(name, locks, byte))));
         registry::declare(name, Thing::Role(role))?;
         Ok(role)
@@ -128,7 +132,7 @@ impl Leadership {
         let here = self.0.here();
         match here.state {
             State::Led => Some(here.pid),
-            _ => self.0.locks.holder(self.0.byte).ok().flatten(),
+            _ => self.0.locks.holder_pid(self.0.byte).ok().flatten(),
         }
     }
 }

@@ -139,7 +139,7 @@ impl Buckets {
                 1 << 27
             )));
         }
-        let words = prefork_os::shared_memory::shared(buckets)
+        let words = prefork_os::shared_memory::create_shared_words(buckets)
             .map_err(|e| Error::system(format!("get memory for the rate limiter {name:?}"), e))?;
         let buckets = Buckets {
             rule,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::error::{Error, Result};
-use prefork_os::byte_range_lock::ByteLocks;
+use prefork_os::byte_range_lock::ByteRangeLocks;
 
 /// Processes that can have a row at the same time.
 pub(super) const ROWS: usize = 1024;
@@ -23,7 +23,7 @@ pub(super) struct Owner(pub(super) u64);
 
 /// All rows. Made before the fork by whatever is declared first.
 pub(super) struct Members {
-    locks: &'static ByteLocks,
+    locks: &'static ByteRangeLocks,
     /// Word 0: how many rows were ever used. Then the epoch of each row.
     words: &'static [AtomicU64],
     /// The owner that this process is; zero if it has no row yet, as in every fresh child.
@@ -49,13 +49,13 @@ impl Members {
     }
 
     fn create() -> io::Result<Members> {
-        let locks = ByteLocks::in_memory()?;
-        let words = prefork_os::shared_memory::shared(1 + ROWS)?;
-        Ok(Members { locks, words, own: prefork_os::shared_memory::of_this_process()? })
+        let locks = ByteRangeLocks::create_in_memory()?;
+        let words = prefork_os::shared_memory::create_shared_words(1 + ROWS)?;
+        Ok(Members { locks, words, own: prefork_os::shared_memory::process_local_word()? })
     }
 
     /// The file with the locks, and the byte in it for a role of this name.
-    pub(super) fn role(&self, name: &str) -> (&'static ByteLocks, u64) {
+    pub(super) fn role(&self, name: &str) -> (&'static ByteRangeLocks, u64) {
         (self.locks, role_byte(name))
     }
 
@@ -92,7 +92,7 @@ impl Members {
         }
         let row = owner.row();
         let current = self.owner_of(row) == owner;
-        current && self.locks.holder(row as u64).map_or(true, |holder| holder.is_some())
+        current && self.locks.holder_pid(row as u64).map_or(true, |holder| holder.is_some())
     }
 
     /// Every owner that lives, this process too if it has a row.

@@ -109,7 +109,7 @@ pub(super) fn name(name: &str) -> Result<&'static str> {
             "{name:?} is no name for shared state: use up to 128 letters, digits, `_` and `:`, no digit first"
         )));
     }
-    if prefork_os::parent_death::is_worker() {
+    if prefork_os::parent_death::is_worker_process() {
         return Err(Error::config(format!(
             "shared state {name:?} is declared in a worker, where nobody would share it: declare it before \
              the cluster serves"

@@ -11,7 +11,7 @@ use std::task::Waker;
 use std::time::Duration;
 
 use crate::error::Error;
-use prefork_os::byte_range_lock::{ByteLocks, Waited};
+use prefork_os::byte_range_lock::{ByteRangeLocks, LockOutcome};
 
 /// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait
 /// in.
@@ -22,7 +22,7 @@ const STACK: usize = 128 << 10;
 /// What all handles of a role share.
 pub(super) struct Role {
     pub(super) name: &'static str,
-    pub(super) locks: &'static ByteLocks,
+    pub(super) locks: &'static ByteRangeLocks,
     pub(super) byte: u64,
     here: Mutex<Here>,
 }
@@ -53,7 +53,7 @@ pub(super) enum State {
 }
 
 impl Role {
-    pub(super) fn new(name: &'static str, locks: &'static ByteLocks, byte: u64) -> Role {
+    pub(super) fn new(name: &'static str, locks: &'static ByteRangeLocks, byte: u64) -> Role {
         let here = Here { pid: 0, state: State::Idle, waiting: Vec::new(), next: 0 };
         Role { name, locks, byte, here: Mutex::new(here) }
     }
@@ -67,9 +67,9 @@ impl Role {
     fn wait_for_lock(&self) {
         let waited = loop {
             match self.locks.lock(self.byte) {
-                Ok(Waited::Locked) => break Ok(()),
+                Ok(LockOutcome::Locked) => break Ok(()),
                 // The leader waits for a role of ours. That is no deadlock, as its loop goes on meanwhile.
-                Ok(Waited::Circle) => std::thread::park_timeout(AGAIN),
+                Ok(LockOutcome::Deadlock) => std::thread::park_timeout(AGAIN),
                 Err(e) => break Err(e),
             }
         };

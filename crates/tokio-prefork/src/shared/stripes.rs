@@ -27,12 +27,15 @@ impl Stripes {
     /// `sums` sums, all zero.
     pub(super) fn new(sums: usize) -> io::Result<Stripes> {
         let stride = sums.next_multiple_of(LINE);
-        Ok(Stripes { words: prefork_os::shared_memory::shared(STRIPES * stride)?, stride })
+        Ok(Stripes {
+            words: prefork_os::shared_memory::create_shared_words(STRIPES * stride)?,
+            stride,
+        })
     }
 
     /// Adds to some of the sums, all on this processor's stripe.
     pub(super) fn add(&self, additions: impl IntoIterator<Item = (usize, u64)>) {
-        let stripe = prefork_os::system::processor() % STRIPES * self.stride;
+        let stripe = prefork_os::system::current_cpu() % STRIPES * self.stride;
         for (sum, by) in additions {
             self.words[stripe + sum].fetch_add(by, Relaxed);
         }

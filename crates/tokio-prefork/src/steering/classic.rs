@@ -2,7 +2,7 @@
 //! program for it. What it returns is the number of a socket in its group; a number that no socket has leaves
 //! the choice to the kernel's hash. Pure.
 
-use prefork_os::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicBpfInstruction;
 
 /// The longest program the kernel takes (`BPF_MAXINSNS`).
 pub(super) const LONGEST: usize = 4096;
@@ -32,98 +32,98 @@ const RETURN: u16 = 0x06;
 const RETURN_A: u16 = 0x16;
 const TAX: u16 = 0x07;
 
-fn plain(code: u16, k: u32) -> ClassicInstruction {
-    ClassicInstruction { code, jump_true: 0, jump_false: 0, k }
+fn plain(code: u16, k: u32) -> ClassicBpfInstruction {
+    ClassicBpfInstruction { code, jump_true: 0, jump_false: 0, k }
 }
 
-fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> ClassicInstruction {
-    ClassicInstruction { code, jump_true, jump_false, k }
+fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> ClassicBpfInstruction {
+    ClassicBpfInstruction { code, jump_true, jump_false, k }
 }
 
 /// A = the word at this place of the packet.
-pub(super) fn word(place: u32) -> ClassicInstruction {
+pub(super) fn word(place: u32) -> ClassicBpfInstruction {
     plain(LD_WORD, place)
 }
 
 /// A = the byte at this place of the packet.
-pub(super) fn byte(place: u32) -> ClassicInstruction {
+pub(super) fn byte(place: u32) -> ClassicBpfInstruction {
     plain(LD_BYTE, place)
 }
 
 /// A = `k`.
-pub(super) fn number(k: u32) -> ClassicInstruction {
+pub(super) fn number(k: u32) -> ClassicBpfInstruction {
     plain(LD_NUMBER, k)
 }
 
 /// A = a word of memory.
-pub(super) fn recall(cell: u32) -> ClassicInstruction {
+pub(super) fn recall(cell: u32) -> ClassicBpfInstruction {
     plain(LD_MEMORY, cell)
 }
 
 /// A word of memory = A.
-pub(super) fn store(cell: u32) -> ClassicInstruction {
+pub(super) fn store(cell: u32) -> ClassicBpfInstruction {
     plain(STORE, cell)
 }
 
 /// X = `k`.
-pub(super) fn index(k: u32) -> ClassicInstruction {
+pub(super) fn index(k: u32) -> ClassicBpfInstruction {
     plain(LDX_NUMBER, k)
 }
 
 /// X = A.
-pub(super) fn to_index() -> ClassicInstruction {
+pub(super) fn to_index() -> ClassicBpfInstruction {
     plain(TAX, 0)
 }
 
-pub(super) fn multiply(k: u32) -> ClassicInstruction {
+pub(super) fn multiply(k: u32) -> ClassicBpfInstruction {
     plain(MUL, k)
 }
 
 /// A = the rest of A divided by `k`, which is not zero.
-pub(super) fn modulo(k: u32) -> ClassicInstruction {
+pub(super) fn modulo(k: u32) -> ClassicBpfInstruction {
     plain(MOD, k)
 }
 
-pub(super) fn shift_right(k: u32) -> ClassicInstruction {
+pub(super) fn shift_right(k: u32) -> ClassicBpfInstruction {
     plain(RSH, k)
 }
 
-pub(super) fn xor(k: u32) -> ClassicInstruction {
+pub(super) fn xor(k: u32) -> ClassicBpfInstruction {
     plain(XOR, k)
 }
 
-pub(super) fn xor_index() -> ClassicInstruction {
+pub(super) fn xor_index() -> ClassicBpfInstruction {
     plain(XOR_X, 0)
 }
 
 /// Skips so many instructions if A = `k`, or so many if not.
-pub(super) fn if_equal(k: u32, skip: u8, otherwise: u8) -> ClassicInstruction {
+pub(super) fn if_equal(k: u32, skip: u8, otherwise: u8) -> ClassicBpfInstruction {
     jump(JEQ, k, skip, otherwise)
 }
 
 /// The same for A >= `k`.
-pub(super) fn if_at_least(k: u32, skip: u8, otherwise: u8) -> ClassicInstruction {
+pub(super) fn if_at_least(k: u32, skip: u8, otherwise: u8) -> ClassicBpfInstruction {
     jump(JGE, k, skip, otherwise)
 }
 
 /// The same for A > X.
-pub(super) fn if_above_index(skip: u8, otherwise: u8) -> ClassicInstruction {
+pub(super) fn if_above_index(skip: u8, otherwise: u8) -> ClassicBpfInstruction {
     jump(JGT_X, 0, skip, otherwise)
 }
 
-pub(super) fn choose(socket: u32) -> ClassicInstruction {
+pub(super) fn choose(socket: u32) -> ClassicBpfInstruction {
     plain(RETURN, socket)
 }
 
 /// Returns A.
-pub(super) fn choose_accumulator() -> ClassicInstruction {
+pub(super) fn choose_accumulator() -> ClassicBpfInstruction {
     plain(RETURN_A, 0)
 }
 
 /// A line for each instruction, as `bpf_asm` reads it.
-pub(super) fn listing(program: &[ClassicInstruction]) -> Vec<String> {
-    let line = |(at, instruction): (usize, &ClassicInstruction)| {
-        let ClassicInstruction { code, jump_true, jump_false, k } = *instruction;
+pub(super) fn listing(program: &[ClassicBpfInstruction]) -> Vec<String> {
+    let line = |(at, instruction): (usize, &ClassicBpfInstruction)| {
+        let ClassicBpfInstruction { code, jump_true, jump_false, k } = *instruction;
         let targets =
             || format!("{}, {}", at + 1 + jump_true as usize, at + 1 + jump_false as usize);
         let place = || match k.wrapping_sub(NETWORK) {
@@ -159,14 +159,14 @@ pub(super) fn listing(program: &[ClassicInstruction]) -> Vec<String> {
 
 /// The machine itself, to test programs on addresses that this host does not have.
 #[cfg(test)]
-pub(super) fn run(program: &[ClassicInstruction], network_header: &[u8], random: u32) -> u32 {
+pub(super) fn run(program: &[ClassicBpfInstruction], network_header: &[u8], random: u32) -> u32 {
     let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0);
     let load = |place: u32, size: usize| {
         let from = place.wrapping_sub(NETWORK) as usize;
         network_header[from..from + size].iter().fold(0, |a, byte| a << 8 | u32::from(*byte))
     };
     loop {
-        let ClassicInstruction { code, jump_true, jump_false, k } = program[at];
+        let ClassicBpfInstruction { code, jump_true, jump_false, k } = program[at];
         let mut go = |yes: bool| at += usize::from(if yes { jump_true } else { jump_false });
         match code {
             LD_WORD if k == RANDOM => a = random,

@@ -1,7 +1,7 @@
 //! The extended machine: the few instructions that we use, labels for jumps, and how a program is written down
 //! for people. Pure.
 
-use prefork_os::bpf::Instruction;
+use prefork_os::bpf::EbpfInstruction;
 
 /// A register. R0 is what helpers return, R1 to R5 are their arguments and lost by a call, R6 to R9 survive it,
 /// R10 is the top of the stack.
@@ -64,7 +64,7 @@ const X: u8 = 0x08;
 /// A program being written. Jumps are to labels, and resolved at the end.
 #[derive(Default)]
 pub(super) struct Assembler {
-    code: Vec<Instruction>,
+    code: Vec<EbpfInstruction>,
     /// Where each label is.
     labels: Vec<Option<usize>>,
     /// Which instruction jumps to which label.
@@ -73,7 +73,7 @@ pub(super) struct Assembler {
 
 impl Assembler {
     fn emit(&mut self, code: u8, to: Reg, from: Reg, offset: i16, immediate: i32) {
-        self.code.push(Instruction { code, registers: from.0 << 4 | to.0, offset, immediate });
+        self.code.push(EbpfInstruction { code, registers: from.0 << 4 | to.0, offset, immediate });
     }
 
     pub(super) fn label(&mut self) -> Label {
@@ -153,7 +153,7 @@ impl Assembler {
     }
 
     /// The program. `None` if a jump goes nowhere or too far, which is a mistake of who wrote it.
-    pub(super) fn finish(mut self) -> Option<Vec<Instruction>> {
+    pub(super) fn finish(mut self) -> Option<Vec<EbpfInstruction>> {
         for (from, label) in self.jumps {
             let to = i64::try_from((*self.labels.get(label.0)?)?).ok()?;
             self.code[from].offset = i16::try_from(to - from as i64 - 1).ok()?;
@@ -163,7 +163,7 @@ impl Assembler {
 }
 
 /// A line for each instruction, as `bpftool prog dump xlated` writes it.
-pub(super) fn listing(program: &[Instruction]) -> Vec<String> {
+pub(super) fn listing(program: &[EbpfInstruction]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut at = 0;
     while let Some(instruction) = program.get(at) {
@@ -174,8 +174,8 @@ pub(super) fn listing(program: &[Instruction]) -> Vec<String> {
     lines
 }
 
-fn line(at: usize, instruction: &Instruction, second: i32) -> String {
-    let Instruction { code, registers, offset, immediate } = *instruction;
+fn line(at: usize, instruction: &EbpfInstruction, second: i32) -> String {
+    let EbpfInstruction { code, registers, offset, immediate } = *instruction;
     let (to, from) = (registers & 15, registers >> 4);
     let operand = |wide: &str| match code & X {
         0 => format!("{immediate}"),

@@ -15,7 +15,7 @@ use super::classic::{
     LONGEST, NETWORK, NOBODY, byte, choose, choose_accumulator, if_above_index, if_equal, index,
     multiply, number, recall, shift_right, store, to_index, word, xor, xor_index,
 };
-use prefork_os::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicBpfInstruction;
 
 /// Instructions besides those of the slots.
 const FIXED: usize = 35;
@@ -72,7 +72,7 @@ fn constants(slot: u32) -> (u32, u32) {
 }
 
 /// The program for these slots; `None` if there are more than [`MOST`].
-pub(super) fn program(live: &[u32]) -> Option<Vec<ClassicInstruction>> {
+pub(super) fn program(live: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
     let Some(&first) = live.first() else { return Some(vec![choose(NOBODY)]) };
     if live.len() > MOST {
         return None;

@@ -22,8 +22,8 @@ use super::CAP;
 use super::ebpf::{
     Assembler, GET_PRANDOM_U32, If, Label, MAP_LOOKUP_ELEM, Op, Reg, SK_SELECT_REUSEPORT,
 };
-use prefork_os::bpf::Instruction;
-use prefork_os::shared_memory::PAGE;
+use prefork_os::bpf::EbpfInstruction;
+use prefork_os::shared_memory::SHARED_PAGE_BYTES;
 
 /// Slots of a bank.
 pub(super) const BANK: usize = 32;
@@ -93,7 +93,7 @@ const fn bytes(words: usize) -> i16 {
 }
 
 /// The program for `slots` slots. `None` if that is more than the banks hold.
-pub(super) fn program(slots: usize, tables: &Tables<'_>) -> Option<Vec<Instruction>> {
+pub(super) fn program(slots: usize, tables: &Tables<'_>) -> Option<Vec<EbpfInstruction>> {
     let mut a = Assembler::default();
     a.store64(STACK, CONTEXT, Reg(1));
     a.call(GET_PRANDOM_U32);
@@ -139,7 +139,7 @@ fn scan(a: &mut Assembler, tables: &Tables<'_>, first: usize, count: usize) {
     a.register(Op::Move, PAGE_OF_SLOT, PAGES);
     a.load64(SCRATCH, FOUND, bytes(SEAT));
     a.jump_if(SCRATCH, If::Equal, 0, seated);
-    a.number(Op::Add, PAGE_OF_SLOT, PAGE as i32);
+    a.number(Op::Add, PAGE_OF_SLOT, SHARED_PAGE_BYTES as i32);
     a.place(seated);
     a.load64(WAITING, FOUND, bytes(SELECTED));
     a.load64(PLACE, FOUND, bytes(NUMBER));
@@ -168,7 +168,7 @@ fn scan(a: &mut Assembler, tables: &Tables<'_>, first: usize, count: usize) {
     a.register(Op::Move, BEST, WAITING);
     a.store32(STACK, BEST_PLACE, PLACE);
     a.place(next);
-    a.number(Op::Add, PAGES, (SEATS * PAGE) as i32);
+    a.number(Op::Add, PAGES, (SEATS * SHARED_PAGE_BYTES) as i32);
     a.number(Op::Add, TURN, 1);
     a.jump_if(TURN, If::Below, (first + count) as i32, turn);
 }

@@ -16,8 +16,10 @@ use super::least_conn::{
     place,
 };
 use super::{Lease, SlotMeter};
-use prefork_os::bpf::{self, SharedArray};
-use prefork_os::shared_memory::{self, PAGE, Page, WORDS, WritablePages};
+use prefork_os::bpf::{self, BpfArrayMap};
+use prefork_os::shared_memory::{
+    self, SHARED_PAGE_BYTES, SharedPage, WORDS_PER_PAGE, WritablePages,
+};
 use prefork_supervisor::Slot;
 
 const PLACE_BYTES: usize = PLACE_WORDS * 8;
@@ -41,23 +43,24 @@ struct Seats {
 }
 
 struct Shared {
-    map: SharedArray,
+    map: BpfArrayMap,
     pages: WritablePages,
 }
 
 impl Shared {
     fn create(name: &str, bytes: usize, entries: usize) -> io::Result<Shared> {
-        let (count, pages) = (entries as u32, (entries * bytes).div_ceil(PAGE));
-        let room = 2 * (pages * PAGE) as u64;
-        let map = bpf::with_locked_memory(room, || bpf::create_memory(name, bytes, count))?;
-        Ok(Shared { pages: shared_memory::share(&map, pages)?, map })
+        let (count, pages) = (entries as u32, (entries * bytes).div_ceil(SHARED_PAGE_BYTES));
+        let room = 2 * (pages * SHARED_PAGE_BYTES) as u64;
+        let map =
+            bpf::with_raised_memlock_limit(room, || bpf::create_array_map(name, bytes, count))?;
+        Ok(Shared { pages: shared_memory::map_bpf_array_pages(&map, pages)?, map })
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         // It fails for no reason that could matter: the worst is some memory that stays.
-        let _ = self.pages.give_up();
+        let _ = self.pages.unmap_all();
     }
 }
 
@@ -72,7 +75,7 @@ impl Memory {
     /// Room for `slots` slots; nothing happens to those that are there.
     pub(super) fn grow(&mut self, slots: usize) -> io::Result<()> {
         while self.banks.len() * BANK < slots {
-            self.banks.push(Shared::create("prefork_pages", BANK_PAGES * PAGE, 1)?);
+            self.banks.push(Shared::create("prefork_pages", BANK_PAGES * SHARED_PAGE_BYTES, 1)?);
         }
         for slot in self.slots.len()..slots {
             self.word(slot, NUMBER).store(place(slot) as u64, Relaxed);
@@ -161,7 +164,7 @@ impl Memory {
         let Some(seat) = self.seat(lease) else { return Ok(SlotMeter::default()) };
         let slot = lease.slot.0 as usize;
         // Kept by this process until it ends; `keep_only` leaves nothing for `drop` to give up.
-        let page = self.banks[slot / BANK].pages.keep_only(slot % BANK * SEATS + seat)?;
+        let page = self.banks[slot / BANK].pages.keep_only_page(slot % BANK * SEATS + seat)?;
         Ok(SlotMeter { page: Cell::new(Some(page)) })
     }
 
@@ -173,10 +176,10 @@ impl Memory {
 
     fn word(&self, slot: usize, word: usize) -> &AtomicU64 {
         let at = place(slot) * PLACE_WORDS + word;
-        &self.desk.pages.page(at / WORDS)[at % WORDS]
+        &self.desk.pages.page(at / WORDS_PER_PAGE)[at % WORDS_PER_PAGE]
     }
 
-    fn page(&self, slot: usize, seat: usize) -> &Page {
+    fn page(&self, slot: usize, seat: usize) -> &SharedPage {
         self.banks[slot / BANK].pages.page(slot % BANK * SEATS + seat)
     }
 

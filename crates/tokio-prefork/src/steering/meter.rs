@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::least_conn::{ACCEPTED, OPEN};
-use prefork_os::shared_memory::Page;
+use prefork_os::shared_memory::SharedPage;
 use prefork_supervisor::Slot;
 
 /// A worker's page, from before its fork until it is reaped. The primary keeps one for each worker.
@@ -18,7 +18,7 @@ pub(crate) struct Lease {
 /// A worker's side. Where nobody reads it, it writes nothing.
 #[derive(Default)]
 pub(crate) struct SlotMeter {
-    pub(super) page: Cell<Option<&'static Page>>,
+    pub(super) page: Cell<Option<&'static SharedPage>>,
 }
 
 impl SlotMeter {

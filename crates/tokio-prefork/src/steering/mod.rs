@@ -87,7 +87,7 @@ impl Steering {
         let mut steering = Steering { rung: Rung::Hash, healthy, reason: None, look_at: None };
         // A program that an image before this one attached reads memory that nobody writes any more.
         let first = groups.iter().filter_map(|group| group.0.first());
-        first.for_each(|socket| drop(bpf::detach(*socket)));
+        first.for_each(|socket| drop(bpf::detach_reuseport_program(*socket)));
         match policy {
             Dispatch::LeastConn => {
                 let tried = Kernel::start(slots, groups).map(Rung::Kernel);
@@ -252,7 +252,10 @@ impl Steering {
     /// does not come to pass, start again.
     pub(crate) fn release(mut self, groups: &[Group<'_>]) {
         // What fails here is mended by whoever starts next: it detaches, and waits for the sockets.
-        groups.iter().filter_map(|g| g.0.first()).for_each(|socket| drop(bpf::detach(*socket)));
+        groups
+            .iter()
+            .filter_map(|g| g.0.first())
+            .for_each(|socket| drop(bpf::detach_reuseport_program(*socket)));
         if let Rung::Kernel(kernel) = &mut self.rung {
             kernel.let_go();
         }

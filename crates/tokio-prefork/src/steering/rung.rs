@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::memory::Memory;
 use super::{Group, Load, ip_hash, least_conn, weights};
 use crate::error::{Error, Result};
-use prefork_os::bpf::{self, ClassicInstruction, Instruction, SocketTable};
+use prefork_os::bpf::{self, ClassicBpfInstruction, EbpfInstruction, ReuseportSocketMap};
 
 /// For how long sockets may be held by the table of an image that is no more, and how often to ask.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -25,12 +25,12 @@ pub(super) enum Rung {
 pub(super) struct Kernel {
     pub(super) memory: Memory,
     /// The sockets, by group. As large as can be from the start: a socket can not move to another table.
-    tables: Vec<SocketTable>,
+    tables: Vec<ReuseportSocketMap>,
     /// How many slots the tables know, and how many the programs.
     entered: usize,
     slots: usize,
     /// Of the first group.
-    pub(super) program: Vec<Instruction>,
+    pub(super) program: Vec<EbpfInstruction>,
 }
 
 impl Kernel {
@@ -41,7 +41,10 @@ impl Kernel {
         if let Err(why) = kernel.regroup(slots, groups) {
             // Not half: what some groups have already is taken back.
             kernel.let_go();
-            groups.iter().filter_map(|g| g.0.first()).for_each(|s| drop(bpf::detach(*s)));
+            groups
+                .iter()
+                .filter_map(|g| g.0.first())
+                .for_each(|s| drop(bpf::detach_reuseport_program(*s)));
             return Err(why);
         }
         Ok(kernel)
@@ -52,7 +55,9 @@ impl Kernel {
         let (name, places) = ("prefork_sockets", least_conn::PLACES as u32);
         let table = |_: &Group<'_>| {
             // Eight bytes a place, and what the kernel needs besides.
-            bpf::with_locked_memory(1 << 16, || bpf::create_sockets(name, places))
+            bpf::with_raised_memlock_limit(1 << 16, || {
+                bpf::create_reuseport_socket_map(name, places)
+            })
         };
         let tables =
             groups.iter().map(table).collect::<io::Result<_>>().map_err(|e| refused(&e))?;
@@ -71,16 +76,17 @@ impl Kernel {
             let tables = least_conn::Tables { desk, banks: &banks, sockets: table.as_raw_fd() };
             let program = least_conn::program(slots, &tables)
                 .ok_or_else(|| format!("{slots} slots are more than {}", least_conn::MOST))?;
-            let load = || bpf::load("prefork_least", &program);
-            let loaded = bpf::with_locked_memory(1 << 20, load).map_err(|refusal| {
-                format!("{}{}", refused(&refusal.error), in_brackets(&refusal.verifier))
+            let load = || bpf::load_reuseport_program("prefork_least", &program);
+            let loaded = bpf::with_raised_memlock_limit(1 << 20, load).map_err(|refusal| {
+                format!("{}{}", refused(&refusal.error), in_brackets(&refusal.verifier_log))
             })?;
             programs.push((loaded, program));
         }
         // All are verified before the first is attached.
         for ((loaded, _), group) in programs.iter().zip(groups) {
             let Some(socket) = group.0.first() else { continue };
-            bpf::attach(*socket, loaded).map_err(|e| format!("cannot attach the program: {e}"))?;
+            bpf::attach_reuseport_program(*socket, loaded)
+                .map_err(|e| format!("cannot attach the program: {e}"))?;
         }
         self.slots = slots;
         self.program = programs.into_iter().next().map(|(_, program)| program).unwrap_or_default();
@@ -93,7 +99,7 @@ impl Kernel {
         for (table, group) in self.tables.iter().zip(groups) {
             for (slot, socket) in group.0.iter().enumerate().take(slots).skip(before) {
                 let index = least_conn::place(slot) as u32;
-                let entered = patiently(|| bpf::put_socket(table, index, *socket));
+                let entered = patiently(|| bpf::insert_socket(table, index, *socket));
                 entered.map_err(|e| {
                     self.empty(before, slots);
                     format!("cannot enter the socket of slot {slot}: {e}")
@@ -125,14 +131,21 @@ impl Kernel {
             let open = loads.get(slot).map_or(0, |load| load.open);
             let sockets = groups.iter().filter_map(|group| group.0.get(slot));
             // A socket that does not tell has nothing to add.
-            let queued = || sockets.map(|s| u64::from(bpf::queue_length(s).unwrap_or(0))).sum();
+            let queued = || {
+                sockets
+                    .map(|s| {
+                        prefork_os::socket::accept_queue(s)
+                            .map_or(0, |queue| u64::from(queue.depth))
+                    })
+                    .sum()
+            };
             self.memory.correct(slot, open, queued);
         }
     }
 }
 
 fn refused(error: &io::Error) -> String {
-    if bpf::is_unprivileged(error) {
+    if bpf::is_permission_denied(error) {
         return format!("{error}: it takes CAP_BPF at the start");
     }
     format!("the kernel refuses: {error}")
@@ -160,7 +173,7 @@ fn patiently(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<()> {
 pub(super) struct Odds {
     pub(super) loads: Vec<Load>,
     weights: Vec<u32>,
-    pub(super) program: Vec<ClassicInstruction>,
+    pub(super) program: Vec<ClassicBpfInstruction>,
 }
 
 impl Odds {
@@ -191,7 +204,7 @@ impl Odds {
 /// By the client's address.
 pub(super) struct Sticky {
     live: Vec<u32>,
-    pub(super) program: Vec<ClassicInstruction>,
+    pub(super) program: Vec<ClassicBpfInstruction>,
 }
 
 impl Sticky {
@@ -236,7 +249,7 @@ impl Sticky {
     }
 }
 
-fn attach(groups: &[Group<'_>], program: &[ClassicInstruction]) -> io::Result<()> {
+fn attach(groups: &[Group<'_>], program: &[ClassicBpfInstruction]) -> io::Result<()> {
     let mut sockets = groups.iter().filter_map(|group| group.0.first());
-    sockets.try_for_each(|socket| bpf::attach_classic(*socket, program))
+    sockets.try_for_each(|socket| bpf::attach_classic_reuseport_program(*socket, program))
 }

@@ -83,7 +83,7 @@ fn all_healthy(steering: &mut Steering, groups: &[Group<'_>]) {
 fn in_kernel(groups: &[Group<'_>]) -> Option<Steering> {
     let mut steering = Steering::start(Dispatch::LeastConn, groups);
     all_healthy(&mut steering, groups);
-    let allowed = bpf::create_memory("prefork_test", 4096, 1).is_ok();
+    let allowed = bpf::create_array_map("prefork_test", 4096, 1).is_ok();
     let (rung, reason) = (steering.rung(), steering.reason());
     assert_eq!(rung, if allowed { "ebpf" } else { "cbpf-weights" }, "{reason:?}");
     assert_eq!(reason.is_none(), allowed, "{reason:?}");

@@ -3,7 +3,7 @@
 
 use super::classic::{NOBODY, RANDOM, choose, if_at_least, modulo, word};
 use super::{CAP, Load};
-use prefork_os::bpf::ClassicInstruction;
+use prefork_os::bpf::ClassicBpfInstruction;
 
 /// The weight of the least loaded slot.
 const FULL: u64 = 1000;
@@ -39,7 +39,7 @@ pub(super) fn differ(old: &[u32], new: &[u32]) -> bool {
 
 /// Chooses slot `i` with the odds `weights[i]`; leaves it to the hash if all are 0. Two instructions a slot: 1024
 /// slots fit.
-pub(super) fn program(weights: &[u32]) -> Vec<ClassicInstruction> {
+pub(super) fn program(weights: &[u32]) -> Vec<ClassicBpfInstruction> {
     let mut program = vec![word(RANDOM), modulo(weights.iter().sum::<u32>().max(1))];
     let mut below = 0;
     for (slot, weight) in (0..).zip(weights).filter(|(_, weight)| **weight > 0) {

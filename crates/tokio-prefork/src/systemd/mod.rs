@@ -60,7 +60,7 @@ impl Service {
             watchdog: herald::watchdog(text, std::process::id()),
             keeps: text("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
         };
-        prefork_os::process::forget_env(|name| PRIMARYS_OWN.contains(&name))?;
+        prefork_os::process::remove_env_vars(|name| PRIMARYS_OWN.contains(&name))?;
         Ok(service)
     }
 

@@ -80,7 +80,7 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
 
 /// Returns how a process is shown in a message, if it exists: `pid 812, nginx`.
 pub(crate) fn printable_process(pid: u32) -> Option<String> {
-    let name = prefork_os::process::command_name(pid)?;
+    let name = prefork_os::process::process_command_name(pid)?;
     Some(format!("pid {pid}, {}", printable_bytes(&name, name.len())))
 }
 

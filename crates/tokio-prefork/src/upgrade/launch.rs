@@ -10,8 +10,8 @@ use super::{Manifest, PassedState};
 use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::text::printable;
-use prefork_os::child::Fork;
-use prefork_os::signal::Blocked;
+use prefork_os::child::ForkResult;
+use prefork_os::signal::BlockedSignals;
 
 /// Says to the child that proves a new binary: manifest and pipe, as `FD,FD`.
 const PROOF: &str = "PREFORK_PROOF";
@@ -77,17 +77,18 @@ impl Launcher {
         let failed = |what: &str, e| Error::system(format!("{what} {}", self.path.display()), e);
         let sealed = seal(manifest)?;
         // The child has our handlers until it has become the new binary, which lets signals in itself.
-        let _blocked = Blocked::all().map_err(|e| failed("hold back signals for", e))?;
+        let _blocked =
+            BlockedSignals::block_all().map_err(|e| failed("hold back signals for", e))?;
         let pipe = || -> Result<(Output, io::PipeWriter)> {
             Output::pipe().map_err(|e| failed("make a pipe to", e))
         };
         let ((answer, answering), (stderr, printing)) = (pipe()?, pipe()?);
         let primary = std::process::id();
-        match prefork_os::child::fork()? {
-            Fork::Parent(pid) => Ok(Proof { pid, answer, stderr }),
-            Fork::Child => {
-                if !matches!(prefork_os::parent_death::killed_with(primary), Ok(true)) {
-                    prefork_os::child::exit_now(exit::OS);
+        match prefork_os::child::fork_process()? {
+            ForkResult::Parent(pid) => Ok(Proof { pid, answer, stderr }),
+            ForkResult::Child => {
+                if !matches!(prefork_os::parent_death::kill_on_parent_death(primary), Ok(true)) {
+                    prefork_os::child::exit_without_cleanup(exit::OS);
                 }
                 // What is printed is less important than what is answered: without the pipe it goes to our own log.
                 let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(printing));
@@ -95,7 +96,7 @@ impl Launcher {
                 let inherited = [sealed.as_fd(), answering.as_fd()];
                 let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
                 let _ = io::Write::write_all(&mut &answering, error.to_string().as_bytes());
-                prefork_os::child::exit_now(exit::OS)
+                prefork_os::child::exit_without_cleanup(exit::OS)
             }
         }
     }
@@ -110,7 +111,7 @@ impl Launcher {
         let error = self.exec(MANIFEST, &value, fds.iter().copied().chain([sealed.as_fd()]));
         for fd in fds {
             // It was close-on-exec before, and a descriptor that is open can be marked.
-            let _ = prefork_os::fd::inherit(fd, false);
+            let _ = prefork_os::fd::set_inheritable(fd, false);
         }
         error
     }
@@ -122,18 +123,18 @@ impl Launcher {
         fds: impl Iterator<Item = BorrowedFd<'a>>,
     ) -> Error {
         for fd in fds {
-            if let Err(e) = prefork_os::fd::inherit(fd, true) {
+            if let Err(e) = prefork_os::fd::set_inheritable(fd, true) {
                 return Error::system("pass a descriptor to the new binary", e);
             }
         }
         let mut env = self.env.clone();
         env.push((name.into(), value.into()));
-        let error = prefork_os::exec::exec(&self.path, &self.args, &env);
+        let error = prefork_os::exec::exec_program(&self.path, &self.args, &env);
         let hint = match error.kind() {
             _ if self.path.is_dir() => " (it is a directory)",
             io::ErrorKind::NotFound => " (is it, or the interpreter that it names, installed?)",
             io::ErrorKind::PermissionDenied => " (is it marked as executable?)",
-            _ if error.raw_os_error() == Some(prefork_os::exec::NO_PROGRAM) => {
+            _ if error.raw_os_error() == Some(prefork_os::exec::ENOEXEC) => {
                 " (is it a program for this architecture?)"
             }
             _ => "",
@@ -156,7 +157,7 @@ fn own_path() -> io::Result<PathBuf> {
 }
 
 fn seal(manifest: &Manifest) -> Result<OwnedFd> {
-    prefork_os::exec::sealed("prefork-manifest", &manifest.encode()?)
+    prefork_os::exec::create_sealed_memfd("prefork-manifest", &manifest.encode()?)
         .map_err(|e| Error::system("write the upgrade manifest", e))
 }
 
@@ -164,7 +165,7 @@ impl Output {
     fn pipe() -> io::Result<(Output, io::PipeWriter)> {
         let (reader, writer) = io::pipe()?;
         // What the child started may outlive it with the pipe in its hands; that must not hold us up.
-        prefork_os::fd::nonblocking(&reader)?;
+        prefork_os::fd::set_nonblocking(&reader)?;
         Ok((Output { reader, is_closed: false, said: Vec::new() }, writer))
     }
 
@@ -251,15 +252,17 @@ impl WaitingClients {
     pub(crate) fn of(manifest: &Manifest) -> WaitingClients {
         let clients = manifest.control.iter().flat_map(|control| &control.clients);
         let waiting = clients.filter(|client| matches!(client.state, PassedState::Waiting { .. }));
-        WaitingClients(waiting.filter_map(|client| prefork_os::fd::copy(client.fd).ok()).collect())
+        WaitingClients(
+            waiting.filter_map(|client| prefork_os::fd::duplicate_fd(client.fd).ok()).collect(),
+        )
     }
 
     /// Those of the manifest that this process was left and has not taken over yet.
     fn of_this_process() -> WaitingClients {
         let number = std::env::var(MANIFEST).ok().and_then(|number| number.parse().ok());
         let manifest = number
-            .and_then(|number| prefork_os::fd::copy(number).ok())
-            .and_then(|file| prefork_os::exec::contents(&file, CAP).ok())
+            .and_then(|number| prefork_os::fd::duplicate_fd(number).ok())
+            .and_then(|file| prefork_os::exec::read_memfd(&file, CAP).ok())
             .and_then(|bytes| Manifest::decode(&bytes).ok());
         let ours = manifest.filter(|manifest| manifest.pid == std::process::id());
         ours.as_ref().map_or_else(WaitingClients::default, WaitingClients::of)
@@ -270,7 +273,7 @@ impl WaitingClients {
         let why = format!("the new binary failed after it had taken over: {error}");
         let reply = control::refusal(why);
         for client in &self.0 {
-            let _ = prefork_os::socket::write_now(client, &reply);
+            let _ = prefork_os::socket::write_nonblocking(client, &reply);
         }
     }
 }
@@ -292,7 +295,7 @@ impl Inherited {
     /// this process starts is none of their business. To be called once, at the start.
     pub(crate) fn take() -> Result<Option<Inherited>> {
         let (proof, manifest) = (std::env::var(PROOF), std::env::var(MANIFEST));
-        prefork_os::process::forget_env(|name| name == PROOF || name == MANIFEST)?;
+        prefork_os::process::remove_env_vars(|name| name == PROOF || name == MANIFEST)?;
         match (proof, manifest) {
             (Ok(fds), _) => {
                 let (manifest, answer) = fds.split_once(',').ok_or_else(|| malformed(PROOF))?;
@@ -334,14 +337,14 @@ fn say(to: &OwnedFd, text: &str) {
 
 fn read(variable: &str, number: &str) -> Result<Manifest> {
     let file = adopt(variable, number)?;
-    let bytes = prefork_os::exec::contents(&file, CAP)
+    let bytes = prefork_os::exec::read_memfd(&file, CAP)
         .map_err(|e| Error::system("read the upgrade manifest", e))?;
     Manifest::decode(&bytes)
 }
 
 fn adopt(variable: &str, number: &str) -> Result<OwnedFd> {
     let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed(variable))?;
-    prefork_os::fd::adopt(number).map_err(|_| malformed(variable))
+    prefork_os::fd::take_inherited_fd(number).map_err(|_| malformed(variable))
 }
 
 fn malformed(variable: &str) -> Error {

@@ -192,11 +192,11 @@ impl Acceptor {
     /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
     /// Anything else concerns the one connection that is gone.
     async fn endure(&mut self, error: &io::Error) {
-        if prefork_os::socket::is_of_connection(error) {
+        if prefork_os::socket::is_accepted_connection_error(error) {
             log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
             return tokio::task::yield_now().await;
         }
-        if !prefork_os::socket::is_exhaustion(error) {
+        if !prefork_os::socket::is_resource_exhaustion(error) {
             return self.back_off(error).await;
         }
         if !std::mem::replace(&mut self.exhausted, true) {
@@ -250,7 +250,7 @@ impl Acceptor {
     /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
     pub(super) fn empty_queue(&self, most: usize) {
         for _ in 0..most {
-            let Ok(fd) = prefork_os::socket::accept(self.line.socket()) else { return };
+            let Ok(fd) = prefork_os::socket::accept_connection(self.line.socket()) else { return };
             self.newcomers.take_last(fd, self.unix);
             self.count();
         }

@@ -46,7 +46,7 @@ impl Taker {
         newcomers: Newcomers,
     ) -> io::Result<Taker> {
         let queue = prefork_os::readiness::readable(queue)?;
-        let scarce = prefork_os::process::open_files()?.saturating_sub(NEAR);
+        let scarce = prefork_os::process::open_file_limit()?.saturating_sub(NEAR);
         let scarce = i32::try_from(scarce).unwrap_or(i32::MAX);
         let (state, near, exhausted) = (Rc::clone(state), false, false);
         Ok(Taker { state, queue, listeners, newcomers, scarce, near, exhausted })
@@ -169,7 +169,7 @@ impl Taker {
     fn empty_sockets(&self) {
         for listener in &self.listeners {
             let unix = listener.is_unix();
-            while let Ok(fd) = prefork_os::socket::accept(listener) {
+            while let Ok(fd) = prefork_os::socket::accept_connection(listener) {
                 self.newcomers.take_last(fd, unix);
             }
         }

@@ -53,7 +53,7 @@ impl HalfClosed {
         if mode != HalfClose::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
             return Peer::MayRead;
         }
-        match prefork_os::socket::write_now(&socket, PROBE) {
+        match prefork_os::socket::write_nonblocking(&socket, PROBE) {
             Ok(sent) if sent == PROBE.len() => {
                 self.is_probed = true;
                 Peer::Probed(sent)

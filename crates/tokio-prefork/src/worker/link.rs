@@ -134,7 +134,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll(
             cx,
-            |fd| prefork_os::socket::write_now(fd, buf),
+            |fd| prefork_os::socket::write_nonblocking(fd, buf),
             |stream, cx| stream.poll_write(cx, buf),
         )
     }
@@ -146,7 +146,7 @@ impl AsyncWrite for Link {
     ) -> Poll<io::Result<usize>> {
         self.get_mut().poll(
             cx,
-            |fd| prefork_os::socket::write_slices_now(fd, bufs),
+            |fd| prefork_os::socket::write_vectored_nonblocking(fd, bufs),
             |stream, cx| stream.poll_write_vectored(cx, bufs),
         )
     }
@@ -162,7 +162,7 @@ impl AsyncWrite for Link {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The same for both: the kernel does not let it wait.
-        Poll::Ready(self.fd().and_then(prefork_os::socket::shut_down_writing))
+        Poll::Ready(self.fd().and_then(prefork_os::socket::shutdown_write))
     }
 }
 

@@ -140,7 +140,7 @@ thread_local! {
 
 /// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
 fn first_bytes(fd: impl AsFd) -> Option<Bytes> {
-    BUFFER.with_borrow_mut(|buffer| match prefork_os::socket::read_now(fd, buffer) {
+    BUFFER.with_borrow_mut(|buffer| match prefork_os::socket::read_nonblocking(fd, buffer) {
         Ok(n) => Some(Bytes::copy_from_slice(&buffer[..n])),
         Err(_) => None,
     })

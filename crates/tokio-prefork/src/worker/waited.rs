@@ -87,7 +87,7 @@ impl Waits {
 /// How long `fd` waited, which was accepted just now; `None` if nobody can tell.
 pub(super) fn wait_of(fd: impl AsFd, unix: bool) -> Option<Duration> {
     // If the kernel does not tell, the connection is as good as any other.
-    if unix { None } else { prefork_os::socket::age(fd).ok() }
+    if unix { None } else { prefork_os::socket::connection_age(fd).ok() }
 }
 
 /// Whether so long a wait is too long; a bound of zero is none.
@@ -125,7 +125,7 @@ fn refuse(state: &Rc<State>, fd: OwnedFd) {
     state.row.opened();
     let guard = Guard::new(state, &entry);
     // The buffer of a new socket is empty, so all of it goes in; if not, the client is gone.
-    let Ok(sent) = prefork_os::socket::write_now(&fd, REFUSAL) else { return };
+    let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
     let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false), || true));
     tokio::task::spawn_local(serve::until_cut(entry, guard, closing));

@@ -165,7 +165,8 @@ impl Wire {
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 let fd = self.link.as_ref().and_then(|link| link.fd().ok());
-                let unsent = fd.and_then(|fd| prefork_os::socket::unsent(fd).ok()).unwrap_or(0);
+                let unsent =
+                    fd.and_then(|fd| prefork_os::socket::unsent_bytes(fd).ok()).unwrap_or(0);
                 self.conn.cannot_write(unsent, now_ms);
             }
         }
@@ -515,7 +516,7 @@ impl Drop for Wire {
             && let Some(fd) = self.link.as_ref().and_then(|link| link.fd().ok())
         {
             // The client takes nothing: the kernel would keep what was not sent for minutes.
-            let _ = prefork_os::socket::reset_on_close(fd);
+            let _ = prefork_os::socket::set_reset_on_close(fd);
         }
         let can_lose_nothing = self.conn.peer_done()
             && self.received.is_empty()

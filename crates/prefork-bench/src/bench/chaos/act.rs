@@ -47,7 +47,7 @@ impl Victim {
         }
         // SIGURG does nothing to a process that does not ask for it, and tells whether signals are allowed.
         primary
-            .send(Signal::SIGURG)
+            .send_signal(Signal::SIGURG)
             .map_err(|e| refuse(format!("cannot signal pid {pid}: {e}")))?;
         Ok(Victim { primary, pid })
     }
@@ -141,7 +141,7 @@ impl<'a> Chaos<'a> {
     fn strike(&mut self, kind: Kind, now: u64) -> io::Result<Option<Vec<u32>>> {
         let mut workers = self.victim.workers();
         if kind == Kind::Reload {
-            let sent = self.victim.primary.send(Signal::SIGHUP);
+            let sent = self.victim.primary.send_signal(Signal::SIGHUP);
             return Ok(sent.is_ok().then(|| workers.into_iter().map(|(pid, _)| pid).collect()));
         }
         if workers.is_empty() || (kind == Kind::Freeze && self.frozen.is_some()) {
@@ -151,7 +151,7 @@ impl<'a> Chaos<'a> {
         let (pid, worker) = workers.swap_remove(lot);
         let struck = match kind {
             Kind::Freeze => self.freeze(pid, worker, now)?,
-            _ => worker.send(Signal::SIGKILL).is_ok(),
+            _ => worker.send_signal(Signal::SIGKILL).is_ok(),
         };
         Ok(struck.then(|| vec![pid]))
     }
@@ -165,7 +165,7 @@ impl<'a> Chaos<'a> {
             .stderr(Stdio::null())
             .process_group(0)
             .spawn()?;
-        if worker.send(Signal::SIGSTOP).is_err() {
+        if worker.send_signal(Signal::SIGSTOP).is_err() {
             dismiss(&mut guard);
             return Ok(false);
         }
@@ -177,7 +177,7 @@ impl<'a> Chaos<'a> {
     fn thaw(&mut self, now: u64) {
         let Some(mut frozen) = self.frozen.take() else { return };
         // It may have been killed meanwhile, by its primary or by us.
-        let _ = frozen.worker.send(Signal::SIGCONT);
+        let _ = frozen.worker.send_signal(Signal::SIGCONT);
         dismiss(&mut frozen.guard);
         if let Some(fault) = self.done.faults.get_mut(frozen.at) {
             fault.until = now;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Dealer;
 use crate::listener::Listener;
 use crate::primary::Child;
-use prefork_os::poll::{Interest, Watch};
+use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_supervisor::WorkerId;
 
 /// When to look again for a worker that can take one: a worker does not say that it is no longer full.
@@ -62,16 +62,18 @@ impl Dealer {
         &self,
         listeners: &'a [Listener],
         children: &'a BTreeMap<WorkerId, Child>,
-    ) -> Vec<Watch<'a>> {
+    ) -> Vec<WatchedFd<'a>> {
         match &self.awaited {
             Awaited::Nothing => Vec::new(),
             Awaited::Newcomers => {
                 let polled = self.polled.iter().filter_map(|index| listeners.get(*index));
-                polled.map(|one| Watch::read(one.as_fd())).collect()
+                polled.map(|one| WatchedFd::readable(one.as_fd())).collect()
             }
             Awaited::Room(ids) => {
                 let queues = ids.iter().filter_map(|id| children.get(id)?.queue.as_ref());
-                queues.map(|queue| Watch::new(queue.ends()[0], Interest::Write)).collect()
+                queues
+                    .map(|queue| WatchedFd::new(queue.ends()[0], PollInterest::Writable))
+                    .collect()
             }
         }
     }

@@ -94,7 +94,7 @@ impl SharedCache {
                  an entry has {LARGEST} bytes at most"
             ))
         })?;
-        let words = prefork_os::shared_memory::shared(words)
+        let words = prefork_os::shared_memory::create_shared_words(words)
             .map_err(|e| Error::system(format!("get memory for the cache {name:?}"), e))?;
         let counter = |what: &str| SharedCounter::new(&format!("{name}_{what}"));
         let inner = Inner {

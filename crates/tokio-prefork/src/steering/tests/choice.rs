@@ -100,7 +100,8 @@ fn packets_that_become_no_connection_are_forgotten() {
             client
         })
         .collect();
-    let queued = || u64::from(bpf::queue_length(sockets.all[0].as_fd()).expect("queue"));
+    let queued =
+        || u64::from(prefork_os::socket::accept_queue(&sockets.all[0]).expect("queue").depth);
     let before = kernel(&mut steering).memory.selected(0);
     assert!(queued() == 2 && before >= 12, "{} queued, {before} selected", queued());
     // Their retries would be counted too.
@@ -121,13 +122,13 @@ fn packets_that_become_no_connection_are_forgotten() {
 
 #[test]
 fn all_slots_pass_the_verifier() {
-    let desk = match bpf::create_memory("prefork_test", 32, 1025) {
-        Err(e) => return assert!(bpf::is_unprivileged(&e), "{e}"),
+    let desk = match bpf::create_array_map("prefork_test", 32, 1025) {
+        Err(e) => return assert!(bpf::is_permission_denied(&e), "{e}"),
         Ok(desk) => desk,
     };
-    let sockets = bpf::create_sockets("prefork_test", 1025).expect("table");
+    let sockets = bpf::create_reuseport_socket_map("prefork_test", 1025).expect("table");
     let bank =
-        || bpf::create_memory("prefork_test", least_conn::BANK_PAGES * 4096, 1).expect("bank");
+        || bpf::create_array_map("prefork_test", least_conn::BANK_PAGES * 4096, 1).expect("bank");
     let banks: Vec<_> = (0..32).map(|_| bank()).collect();
     let numbers: Vec<i32> = banks.iter().map(AsRawFd::as_raw_fd).collect();
     let tables = least_conn::Tables {
@@ -137,24 +138,28 @@ fn all_slots_pass_the_verifier() {
     };
     for slots in [0, 1, 4, 32, 33, 64, 500, 993, 1024] {
         let program = least_conn::program(slots, &tables).expect("it fits");
-        println!("{slots} slots: {} instructions, {}", program.len(), bpf::verify(&program));
-        bpf::load("prefork_test", &program).expect("the verifier takes it");
+        println!(
+            "{slots} slots: {} instructions, {}",
+            program.len(),
+            bpf::verifier_statistics(&program)
+        );
+        bpf::load_reuseport_program("prefork_test", &program).expect("the verifier takes it");
     }
     assert!(least_conn::program(1025, &tables).is_none());
 }
 
 #[test]
 fn the_verifiers_refusal_is_told() {
-    if bpf::create_memory("prefork_test", 4096, 1).is_err() {
+    if bpf::create_array_map("prefork_test", 4096, 1).is_err() {
         return;
     }
     let mut a = ebpf::Assembler::default();
     a.load64(ebpf::Reg(0), ebpf::Reg(3), 0);
     a.exit();
-    let refusal =
-        bpf::load("prefork_test", &a.finish().expect("labels")).expect_err("no such register");
-    assert!(!bpf::is_unprivileged(&refusal.error), "{refusal:?}");
-    assert!(refusal.verifier.contains("R3 !read_ok"), "{refusal:?}");
+    let refusal = bpf::load_reuseport_program("prefork_test", &a.finish().expect("labels"))
+        .expect_err("no such register");
+    assert!(!bpf::is_permission_denied(&refusal.error), "{refusal:?}");
+    assert!(refusal.verifier_log.contains("R3 !read_ok"), "{refusal:?}");
 }
 
 #[test]

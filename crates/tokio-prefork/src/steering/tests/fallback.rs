@@ -10,8 +10,8 @@ use super::*;
 fn with_capabilities(low: u32, high: u32, test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::spawn(move || {
         // Who has none already can not take itself any.
-        if prefork_os::credentials::keep_capabilities(low, high).is_err() {
-            prefork_os::credentials::keep_capabilities(0, 0)
+        if prefork_os::credentials::restrict_thread_capabilities(low, high).is_err() {
+            prefork_os::credentials::restrict_thread_capabilities(0, 0)
                 .expect("to give up all is always allowed");
         }
         test();
@@ -27,7 +27,7 @@ fn unprivileged(test: impl FnOnce() + Send + 'static) {
 
 #[test]
 fn one_capability_is_enough_for_the_kernels_program() {
-    let allowed = bpf::create_memory("prefork_test", 4096, 1).is_ok();
+    let allowed = bpf::create_array_map("prefork_test", 4096, 1).is_ok();
     // CAP_BPF is number 39.
     with_capabilities(0, 1 << (39 - 32), move || {
         for slots in [1, 4, 32, 70] {
