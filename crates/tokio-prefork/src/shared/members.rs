@@ -1,6 +1,6 @@
 //! Who is alive: a row number for each process that has something of its own in shared memory.
 //!
-//! A process has a row by holding the kernel's lock on that byte of a file (`prefork_os::byte_lock`). The kernel lets
+//! A process has a row by holding the kernel's lock on that byte of a file (`prefork_os::byte_range_lock`). The kernel lets
 //! go of it at the very moment of death, whatever its cause, so nobody has to be told, pids may be used again,
 //! and a stopped process is not taken for a dead one. A row that is taken again gets a new epoch: row and epoch
 //! together are an *owner*, which no two processes ever are.

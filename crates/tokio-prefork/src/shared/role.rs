@@ -1,6 +1,6 @@
 //! A role as it stands in this process, and the thread that waits for it.
 //!
-//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`prefork_os::byte_lock`): at
+//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`prefork_os::byte_range_lock`): at
 //! that very moment, for whatever reason, and not one moment before. No lease can run out while its holder is
 //! slow, and nobody has to watch anybody. Who waits does so in a thread that sleeps in the kernel: neither the
 //! event loop is blocked, nor is anything polled. There is at most one such thread for each role in a process.
