@@ -126,30 +126,3 @@ fn every_event_and_action_is_tested() {
     }
     none("in no test of the supervisor", found);
 }
-
-#[test]
-fn every_key_is_documented() {
-    let table = sources(&["src/settings/keys.rs"]).remove(0);
-    let mut keys = Vec::new();
-    for pair in table.lines.windows(2) {
-        if pair[0].trim_end().ends_with("key(") {
-            keys.extend(pair[1].trim().strip_prefix('"').and_then(|rest| rest.split('"').next()));
-        }
-    }
-    assert!(keys.len() > 15, "the table is read wrongly: {keys:?}");
-    let root = env!("CARGO_MANIFEST_DIR");
-    let example = std::fs::read_to_string(format!("{root}/systemd/prefork.toml")).expect("example");
-    let has_line = |key: &str| {
-        example.lines().any(|line| line.trim_start_matches('#').starts_with(&format!("{key} = ")))
-    };
-    let mut found: Vec<String> = keys
-        .iter()
-        .filter(|key| !has_line(key))
-        .map(|key| format!("{key}: systemd/prefork.toml"))
-        .collect();
-    if let Ok(readme) = std::fs::read_to_string(format!("{root}/docs/src/configuration.md")) {
-        let missing = keys.iter().filter(|key| !readme.contains(**key));
-        found.extend(missing.map(|key| format!("{key}: docs/src/configuration.md")));
-    }
-    none("undocumented keys", found);
-}

@@ -62,3 +62,27 @@ pub use shared::{
 pub use steering::KernelProgram;
 pub use upgrade::report_failed_start;
 pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};
+
+/// The programs of README.md and of the book, for the compiler.
+#[cfg(doctest)]
+mod documentation {
+    macro_rules! pages {
+        ($($name:ident: $path:literal),* $(,)?) => {$(
+            #[doc = include_str!(concat!("../../../", $path))]
+            struct $name;
+        )*};
+    }
+
+    pages! {
+        Readme: "README.md",
+        Axum: "docs/src/axum.md",
+        Control: "docs/src/control.md",
+        CpuPool: "docs/src/cpu-pool.md",
+        Http: "docs/src/http.md",
+        IsolatedJobs: "docs/src/isolated-jobs.md",
+        Library: "docs/src/library.md",
+        Messages: "docs/src/messages.md",
+        SharedState: "docs/src/shared-state.md",
+        WorkerKinds: "docs/src/worker-kinds.md",
+    }
+}
