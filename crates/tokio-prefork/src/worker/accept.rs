@@ -1,7 +1,8 @@
 //! Accepting: just in time, politely, and patiently.
 //!
-//! *Just in time*: a connection that has not sent anything yet holds up further accepting, for a moment (see
-//! `newcomer`). What waits, waits in the kernel's queue, where any worker can take it and none can lose it by dying.
+//! *Just in time*: a worker begins to serve a connection before it accepts the next one (see `burst`), and waits a moment
+//! for the first byte of one that is silent (see `newcomer`). What waits, waits in the kernel's queue, where any worker
+//! can take it and none can lose it by dying.
 //!
 //! *Politely*: the workers that share a socket stand in line, and a connection wakes the first of them that sleeps. Who
 //! has accepted goes to the end of the line, so the next connection is another's. Who has far fewer connections than
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 
 use super::burst::Burst;
 use super::line::Line;
-use super::newcomer::{Newcomers, Taken};
+use super::newcomer::Newcomers;
 use super::state::State;
 use super::waited::Waits;
 use crate::listener::Listener;
@@ -94,6 +95,7 @@ impl Acceptor {
             () = stop.notified() => {}
             () = self.accept_all() => {}
         }
+        self.newcomers.serve_silent();
         match drain.drain.order() {
             Some(order) if order.closing => self.close().await,
             // We may have been woken for it, and nobody else.
@@ -134,13 +136,13 @@ impl Acceptor {
                     self.recover();
                     let now = Instant::now();
                     let waited = self.waits.of(&fd, self.unix, now);
-                    let taken = self.newcomers.take(fd, self.unix, waited);
+                    self.newcomers.take(fd, self.unix, waited);
                     self.count();
-                    match taken {
-                        Taken::Spoke => burst.pause(now).await,
-                        Taken::Awaited => self.line.step_back(),
-                        Taken::Silent => {}
+                    if self.newcomers.has_silent() {
+                        self.line.step_back();
+                        self.newcomers.wait_for_first_byte().await;
                     }
+                    burst.pause(now).await;
                 }
                 Err(e) => self.endure(&e).await,
                 Ok(None) => {
@@ -171,9 +173,6 @@ impl Acceptor {
             state.row.accepting(!full && !state.cannot_accept());
             if full {
                 self.line.leave();
-                rung.await;
-            } else if self.newcomers.hold_up() {
-                // Its own moment passes, too, so this cannot wait for ever.
                 rung.await;
             } else {
                 self.line.come_back();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 
 use super::burst::Burst;
-use super::newcomer::{Newcomers, Taken};
+use super::newcomer::Newcomers;
 use super::state::State;
 use super::waited::wait_of;
 use crate::ipc::{Dealt, read_dealt};
@@ -59,6 +59,7 @@ impl Taker {
             () = state.drain.begun() => {}
             () = self.take_all() => state.drain.begun().await,
         }
+        self.newcomers.serve_silent();
         // All that the primary sent before it told us to leave.
         loop {
             match read_dealt(self.queue.get_ref()) {
@@ -88,10 +89,9 @@ impl Taker {
                     self.near = newcomer.fd.as_raw_fd() >= self.scarce;
                     // These may come from several queues, and by several ways: each is asked for.
                     let waited = wait_of(&newcomer.fd, newcomer.unix);
-                    let taken = self.newcomers.take(newcomer.fd, newcomer.unix, waited);
-                    if taken == Taken::Spoke {
-                        burst.pause(Instant::now()).await;
-                    }
+                    self.newcomers.take(newcomer.fd, newcomer.unix, waited);
+                    self.newcomers.wait_for_first_byte().await;
+                    burst.pause(Instant::now()).await;
                 }
                 Dealt::Lost => self.lost(),
                 Dealt::Nothing => burst.end(),
@@ -140,8 +140,7 @@ impl Taker {
             if scarce {
                 self.tell_exhausted();
                 let _ = tokio::time::timeout(EXHAUSTED, rung).await;
-            } else if full || self.newcomers.hold_up() {
-                // The moment of a silent one passes, too, so this cannot wait for ever.
+            } else if full {
                 rung.await;
             } else {
                 self.exhausted = false;

@@ -4,15 +4,18 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::unix::AsyncFdReadyGuard;
 
 use super::beat;
 use super::manners::{self, Manners};
-use super::newcomer::MOMENT;
 use super::state::State;
 use crate::scoreboard::Other;
 use prefork_os::readiness::{Door, Stance};
+
+/// How long a worker lets another one accept first: one step of tokio's timer.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// One listening socket, as this worker stands at it.
 pub(super) struct Line {

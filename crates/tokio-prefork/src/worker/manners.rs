@@ -86,61 +86,6 @@ pub(super) fn stands_in_front(
     (own + APART <= most && freer < FRONT, most)
 }
 
-/// So many silent newcomers are waited for at once at most, each for its own moment.
-const BESIDE: usize = 4;
-
-/// After so many that spoke one fewer is waited for at once again. What it costs that one in so many holds up the others
-/// for a moment is below what can be measured; where more of them are silent, they are met side by side all the time.
-const SPEAKERS: u32 = 1024;
-
-/// How silent newcomers are met. Each holds up accepting for a moment. Where some stay silent for long, up to [`BESIDE`] of
-/// them are waited for side by side before the next is held up: so a stream of silent ones between those who speak costs
-/// these nothing, as hardly ever so many come within one moment. Who speaks a little late does not count for that, as all
-/// who are waited for would be lost with the worker. And where hardly anybody speaks, hardly anybody is waited for: so
-/// a flood of silent ones costs a moment for every 2^6 of them.
-#[derive(Debug, Default)]
-pub(super) struct Patience {
-    trust: Trust,
-    /// How many more than one are waited for at once.
-    beside: usize,
-    /// Those that spoke since the last one that did not.
-    spoke: u32,
-}
-
-impl Patience {
-    /// Whether to wait for the first bytes of this newcomer.
-    pub(super) fn waits(&mut self) -> bool {
-        self.trust.is_given()
-    }
-
-    /// How many are waited for at once before the next is held up.
-    pub(super) fn at_once(&self) -> usize {
-        1 + self.beside
-    }
-
-    /// Whether one that was waited for has spoken within its moment.
-    pub(super) fn learn(&mut self, spoke: bool) {
-        if !spoke {
-            return self.trust.lose();
-        }
-        self.trust.regain();
-        self.has_spoken();
-    }
-
-    /// One that was waited for has been silent for long.
-    pub(super) fn stays_silent(&mut self) {
-        (self.beside, self.spoke) = ((self.beside + 1).min(BESIDE - 1), 0);
-    }
-
-    /// A newcomer had sent something before it was accepted.
-    pub(super) fn has_spoken(&mut self) {
-        self.spoke += 1;
-        if self.spoke == SPEAKERS {
-            (self.beside, self.spoke) = (self.beside.saturating_sub(1), 0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,38 +162,5 @@ mod tests {
         let opens = [0, 0, 0, 0, 9];
         let fronts = (0..4).filter(|row| front(0, *row, &opens)).count();
         assert_eq!(fronts, FRONT, "of four that are free");
-    }
-
-    #[test]
-    fn silent_newcomers_are_waited_for_less_and_less_until_one_speaks() {
-        let mut patience = Patience::default();
-        let mut waits = 0;
-        for _ in 0..1000 {
-            if patience.waits() {
-                waits += 1;
-                patience.learn(false);
-            }
-        }
-        assert_eq!(waits, 20);
-        patience.learn(true);
-        assert!(patience.waits() && patience.waits());
-    }
-
-    #[test]
-    fn a_few_silent_newcomers_are_waited_for_side_by_side_until_many_have_spoken() {
-        let mut patience = Patience::default();
-        assert_eq!(patience.at_once(), 1);
-        patience.learn(false);
-        assert_eq!(patience.at_once(), 1, "it may only be late");
-        patience.stays_silent();
-        assert_eq!(patience.at_once(), 2);
-        (0..10).for_each(|_| patience.stays_silent());
-        assert_eq!(patience.at_once(), BESIDE);
-        let spoken = (1..BESIDE).map(|_| SPEAKERS).sum();
-        (2..spoken).for_each(|_| patience.learn(true));
-        patience.has_spoken();
-        assert_eq!(patience.at_once(), 2);
-        patience.learn(true);
-        assert_eq!(patience.at_once(), 1);
     }
 }

@@ -202,7 +202,6 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         room: Notify::new(),
         look: Notify::new(),
         most_open: Cell::new(0),
-        fresh: Cell::new(0),
         acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
         failing: Cell::new(0),
         adopted: RefCell::default(),

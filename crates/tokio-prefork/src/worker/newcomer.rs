@@ -1,7 +1,14 @@
-//! The first moments of a connection in a worker, by whichever way it came.
+//! Starts serving connections that a worker has accepted.
 //!
-//! Just in time: a newcomer that has not sent anything yet holds up the next, for a moment; where some stay silent, a few
-//! of them together do (see `manners`). What is not taken can be taken by others.
+//! What the client has sent already is read right after the accept. If that is nothing, the worker waits up to 1 ms for the
+//! first byte before it accepts the next connection, so that other workers can take it. After a client that stayed silent,
+//! the wait is skipped for ever more connections (see `trust`).
+//!
+//! What the wait buys, measured on 2 busy cores: with 8 clients that send 300 us after they connect, 33 instead of 44 us of
+//! CPU time per connection; of 64 kept connections opened in a burst over 8 workers
+//! (`cargo bench --bench dispatch -- balance`) a worker had 9 at most and 7 at least in 10 tries, without the wait 12
+//! and 2 in 3 of 12 tries. Requests lost per `kill -9` do not depend on it. Waiting for several silent clients side by
+//! side was no better in any of these, nor beside 500 silent clients per second.
 
 use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,16 +18,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::link::Link;
-use super::manners::Patience;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use super::waited;
-
-/// How long a silent newcomer holds up the next, and how long a polite worker waits. The timer's step.
-pub(super) const MOMENT: Duration = Duration::from_millis(1);
-
-/// Who has said nothing for so long is not late, but silent. Many round trips to a client that is not far away.
-const LATE: Duration = Duration::from_millis(20);
+use crate::trust::Trust;
 
 /// A connection that was accepted, with what it sent already.
 pub(super) struct Accepted {
@@ -30,25 +31,19 @@ pub(super) struct Accepted {
     pub(super) guard: Guard,
 }
 
-/// What became of a newcomer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// It is served. Its first turn should come before the next one is taken: what a handler holds up is then left to
-    /// others.
-    Spoke,
-    /// It has sent nothing yet, and is waited for: `State::fresh` says for how long.
-    Awaited,
-    /// It has sent nothing yet, and is not waited for.
-    Silent,
-}
+/// How long to wait for a client's first byte before the next accept.
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Where an acceptor puts its connections.
+/// Hands accepted connections to the application.
 pub(super) struct Newcomers {
     state: Rc<State>,
-    /// Whether to wait for a newcomer's first bytes: protocols in which the server speaks first must not.
+    /// Whether to wait for the client's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
-    patience: Rc<RefCell<Patience>>,
     handle: Rc<dyn Fn(Accepted)>,
+    /// Whether waiting for a first byte has been worth it.
+    trust: Trust,
+    /// The connection whose first byte is waited for.
+    silent: Option<Accepted>,
 }
 
 impl Newcomers {
@@ -58,78 +53,61 @@ impl Newcomers {
         handle: &Rc<dyn Fn(Accepted)>,
     ) -> Newcomers {
         let (state, handle) = (Rc::clone(state), Rc::clone(handle));
-        Newcomers { state, client_speaks_first, patience: Rc::default(), handle }
+        let trust = Trust::default();
+        Newcomers { state, client_speaks_first, handle, trust, silent: None }
     }
 
-    /// Whether so many are waited for that the next has to wait, too.
-    pub(super) fn hold_up(&self) -> bool {
-        self.state.fresh.get() >= self.patience.borrow().at_once()
-    }
-
-    /// Hands one connection on that waited for so long, with what it has sent already.
-    pub(super) fn take(&self, fd: OwnedFd, unix: bool, waited: Option<Duration>) -> Taken {
+    /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is silent,
+    /// it may be kept for [`Newcomers::wait_for_first_byte`].
+    pub(super) fn take(&mut self, fd: OwnedFd, unix: bool, waited: Option<Duration>) {
         let Some(fd) = waited::admit(&self.state, fd, waited, self.client_speaks_first) else {
-            // So a queue full of these does not hold the loop.
-            return Taken::Spoke;
+            return;
         };
-        let first = self.first_bytes(&fd);
-        let spoke = first.is_some();
-        let accepted = self.enter(fd, unix, first, self.state.now_ms());
-        if spoke {
-            self.patience.borrow_mut().has_spoken();
-        }
-        if spoke || !self.patience.borrow_mut().waits() {
+        let accepted = self.enter(fd, unix, self.state.now_ms());
+        if self.client_speaks_first && accepted.first.is_empty() && self.trust.is_given() {
+            self.silent = Some(accepted);
+        } else {
             (self.handle)(accepted);
-            return if spoke { Taken::Spoke } else { Taken::Silent };
         }
-        self.await_first(accepted);
-        Taken::Awaited
     }
 
-    /// Hands one connection on at once: there is no next one to hold up.
+    /// Serves a connection that is taken from a queue which is about to be closed, however long it waited.
     pub(super) fn take_last(&self, fd: OwnedFd, unix: bool) {
-        let first = self.first_bytes(&fd);
-        (self.handle)(self.enter(fd, unix, first, State::exact_ms()));
+        (self.handle)(self.enter(fd, unix, State::exact_ms()));
     }
 
-    fn first_bytes(&self, fd: impl AsFd) -> Option<Bytes> {
-        if self.client_speaks_first { first_bytes(fd) } else { Some(Bytes::new()) }
+    /// Whether the connection that was taken last is kept until its first byte.
+    pub(super) fn has_silent(&self) -> bool {
+        self.silent.is_some()
     }
 
-    /// Into the books with it.
-    fn enter(&self, fd: OwnedFd, unix: bool, first: Option<Bytes>, now: u64) -> Accepted {
-        let state = &self.state;
+    /// Serves the silent connection when it has sent something, or after a millisecond.
+    ///
+    /// If this future is dropped before, [`Newcomers::serve_silent`] has to be called.
+    pub(super) async fn wait_for_first_byte(&mut self) {
+        let Some(accepted) = &mut self.silent else { return };
+        let spoke = tokio::time::timeout(FIRST_BYTE_TIMEOUT, accepted.link.readable()).await;
+        match spoke.is_ok() {
+            true => self.trust.regain(),
+            false => self.trust.lose(),
+        }
+        self.serve_silent();
+    }
+
+    /// Serves the silent connection now, if there is one.
+    pub(super) fn serve_silent(&mut self) {
+        if let Some(mut accepted) = self.silent.take() {
+            accepted.first = accepted.link.fd().map(first_bytes).unwrap_or_default();
+            (self.handle)(accepted);
+        }
+    }
+
+    fn enter(&self, fd: OwnedFd, unix: bool, now: u64) -> Accepted {
+        let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
         let entry = Entry::new(now);
-        state.row.opened();
-        let guard = Guard::new(state, &entry);
-        let link = Link::new(fd, unix);
-        Accepted { link, first: first.unwrap_or_default(), entry, guard }
-    }
-
-    /// Waits for a silent newcomer's first bytes beside the acceptor, which it holds up for a moment.
-    fn await_first(&self, mut accepted: Accepted) {
-        let (state, handle) = (Rc::clone(&self.state), Rc::clone(&self.handle));
-        let patience = Rc::clone(&self.patience);
-        state.fresh.set(state.fresh.get() + 1);
-        tokio::task::spawn_local(async move {
-            let in_time = tokio::time::timeout(MOMENT, accepted.link.readable()).await.is_ok();
-            patience.borrow_mut().learn(in_time);
-            let go_on = || {
-                state.fresh.set(state.fresh.get() - 1);
-                state.room.notify_waiters();
-            };
-            if !in_time {
-                go_on();
-                if tokio::time::timeout(LATE, accepted.link.readable()).await.is_err() {
-                    patience.borrow_mut().stays_silent();
-                }
-            }
-            accepted.first = accepted.link.fd().ok().and_then(first_bytes).unwrap_or_default();
-            handle(accepted);
-            if in_time {
-                go_on();
-            }
-        });
+        self.state.row.opened();
+        let guard = Guard::new(&self.state, &entry);
+        Accepted { link: Link::new(fd, unix), first, entry, guard }
     }
 }
 
@@ -138,10 +116,10 @@ thread_local! {
     static BUFFER: RefCell<[u8; 4096]> = const { RefCell::new([0; 4096]) };
 }
 
-/// What the client has sent already; `None` if nothing yet. The end and errors are left for later reads.
-fn first_bytes(fd: impl AsFd) -> Option<Bytes> {
-    BUFFER.with_borrow_mut(|buffer| match prefork_os::socket::read_nonblocking(fd, buffer) {
-        Ok(n) => Some(Bytes::copy_from_slice(&buffer[..n])),
-        Err(_) => None,
+/// Returns what the client has sent already, empty if nothing. The end and errors are left for later reads.
+fn first_bytes(fd: impl AsFd) -> Bytes {
+    BUFFER.with_borrow_mut(|buffer| {
+        let length = prefork_os::socket::read_nonblocking(fd, buffer).unwrap_or(0);
+        Bytes::copy_from_slice(&buffer[..length])
     })
 }

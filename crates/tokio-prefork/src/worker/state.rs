@@ -37,14 +37,12 @@ pub(super) struct State {
     pub(super) drain: Drain,
     /// Every open connection.
     pub(super) conns: RefCell<Registry>,
-    /// Rung when a connection is gone, and when one that was accepted sent its first bytes.
+    /// Rung when a connection is gone.
     pub(super) room: Notify,
     /// Rung when acceptors are to look after the others and the queue: at each beat, at the latest.
     pub(super) look: Notify,
     /// How many connections the busiest other worker had when an acceptor last looked.
     pub(super) most_open: Cell<u64>,
-    /// Accepted connections that have not sent anything yet and still hold up accepting.
-    pub(super) fresh: Cell<usize>,
     /// Listening sockets that are still accepted from.
     pub(super) acceptors: Cell<usize>,
     /// Those among them that nothing can be accepted from.
