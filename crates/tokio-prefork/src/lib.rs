@@ -30,7 +30,6 @@ pub mod pool;
 mod primary;
 mod privilege;
 mod scoreboard;
-mod seed;
 pub mod shared;
 mod socket_file;
 mod steering;
@@ -39,6 +38,7 @@ pub mod text;
 mod trust;
 mod upgrade;
 mod worker;
+mod worker_init;
 
 pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{

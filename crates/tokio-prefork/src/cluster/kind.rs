@@ -8,8 +8,8 @@ use super::Cluster;
 use crate::config::Workers;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::seed::Entry;
 use crate::worker::{self, App, Worker};
+use crate::worker_init::Entry;
 use prefork_supervisor::WEB_KIND;
 use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 

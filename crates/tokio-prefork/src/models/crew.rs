@@ -24,9 +24,9 @@ use crate::ipc::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
-use crate::seed::Seed;
 use crate::steering::SlotMeter;
 use crate::worker::{self, App};
+use crate::worker_init::Seed;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// As much as the first thread of a process has, as the same handlers run here.

@@ -17,8 +17,8 @@ use std::rc::Rc;
 
 use crate::config::{Config, Model};
 use crate::error::{Error, Result};
-use crate::seed::Seed;
 use crate::worker::{self, App};
+use crate::worker_init::Seed;
 
 /// Which models an application was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -94,7 +94,7 @@ impl Dealer {
         let before = self.lost;
         self.lost += count as u64;
         if before.checked_ilog2() != self.lost.checked_ilog2() {
-            super::journal::lost_newcomers(self.lost, why);
+            super::event_log::lost_newcomers(self.lost, why);
         }
     }
 
@@ -218,7 +218,7 @@ impl Dealer {
                     Err(e) => {
                         self.rest = Some(now + REST);
                         if !std::mem::replace(&mut self.exhausted, true) {
-                            super::journal::cannot_accept(&listener.local, &e);
+                            super::event_log::cannot_accept(&listener.local, &e);
                         }
                         return;
                     }
@@ -238,7 +238,7 @@ impl Dealer {
             _ => {
                 let before = self.failing.remove(&key);
                 if before.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR) {
-                    super::journal::accepts_again(&listener.local);
+                    super::event_log::accepts_again(&listener.local);
                 }
                 return;
             }
@@ -252,7 +252,7 @@ impl Dealer {
         let rest = ACCEPT_RETRY_MIN.saturating_mul(1 << failures.min(16)).min(ACCEPT_RETRY_MAX);
         self.failing.insert(key, Failing { failures, until: now + rest });
         if failures == FAILURES_UNTIL_ERROR {
-            super::journal::accept_fails(&listener.local, error);
+            super::event_log::accept_fails(&listener.local, error);
         }
     }
 

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::Primary;
-use super::events::{ClusterEvent, WorkerExit};
-use super::handle::PrimaryHandle;
+use super::cluster_event::{ClusterEvent, WorkerExit};
+use super::primary_handle::PrimaryHandle;
 use crate::text::panic_text;
 use prefork_supervisor::{Event, ExitReport, LogEvent};
 

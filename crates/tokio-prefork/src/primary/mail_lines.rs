@@ -1,7 +1,7 @@
 //! What the journal tells about the application's messages.
 
-use super::journal::Journal;
-use super::lines::warn;
+use super::event_format::warn;
+use super::event_log::Journal;
 use prefork_supervisor::WorkerTag;
 
 impl Journal {

@@ -1,32 +1,32 @@
 //! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
 
-mod announce;
-mod asked;
+mod cluster_event;
+mod control_requests;
 mod dealer;
-mod events;
-mod handle;
+mod event_format;
+mod event_log;
+mod fork_worker;
 mod handle_mail;
+mod handover_relay;
 mod hooks;
-mod isolated;
-mod journal;
-mod lines;
-mod log_switch;
-mod mail;
+mod isolated_jobs;
+mod log_reopen;
 mod mail_lines;
+mod messages;
 mod observe;
-mod oom;
+mod oom_kills;
+mod pending_requests;
 mod perform;
-mod relay;
-mod requests;
-mod reread;
+mod primary_handle;
+mod reload_config;
 mod round_robin;
-mod slots;
-mod sources;
-mod spawn;
+mod service_manager;
+mod slot_sockets;
 mod steer;
-mod trial;
 mod turn;
 mod upgrade;
+mod upgrade_check;
+mod wait_events;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -40,26 +40,26 @@ use crate::ipc::{PrimaryEnd, Queue};
 use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
-use crate::seed::Entry;
 use crate::steering::Lease;
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
+use crate::worker_init::Entry;
 use prefork_os::signal::SignalPipe;
 use prefork_supervisor::SupervisorConfig;
 use prefork_supervisor::{Event, ShutdownReason, Supervisor, WorkerKindConfig};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
-pub use events::{ClusterEvent, Reason, WorkerExit};
-pub use handle::{PrimaryHandle, WorkerInfo};
+pub use cluster_event::{ClusterEvent, Reason, WorkerExit};
+use event_log::Journal;
+use handover_relay::Relay;
 pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
-pub(crate) use isolated::Desks;
-use journal::Journal;
-use log_switch::LogSwitch;
-pub(crate) use mail::Mail;
-use oom::OomKills;
-use relay::Relay;
-pub(crate) use trial::prove;
+pub(crate) use isolated_jobs::Desks;
+use log_reopen::LogSwitch;
+pub(crate) use messages::Mail;
+use oom_kills::OomKills;
+pub use primary_handle::{PrimaryHandle, WorkerInfo};
+pub(crate) use upgrade_check::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
@@ -172,7 +172,7 @@ pub(crate) struct Primary {
     stopping_told: bool,
     launcher: Launcher,
     /// The configuration of a reload that waits for host names.
-    candidate: Option<reread::Candidate>,
+    candidate: Option<reload_config::Candidate>,
     /// The new binary that is being tried.
     proof: Option<Proof>,
     /// Those that were killed, until they are reaped.
@@ -236,12 +236,12 @@ impl Primary {
             (files, config.supervisor_config());
         if config.titles {
             prefork_os::process::set_process_title("prefork: primary")
-                .unwrap_or_else(|e| journal::no_title(&e));
+                .unwrap_or_else(|e| event_log::no_title(&e));
         }
         // Twice the workers there can ever be: each may have a predecessor that is still finishing.
         let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
         let board = scoreboard(2 * most)?;
-        let signals = SignalPipe::new(&sources::SIGNALS)
+        let signals = SignalPipe::new(&wait_events::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = random_seed()?;
         let mut journal = Journal::resume_after(left.as_ref().map_or(0, |m| m.last_event));
@@ -254,8 +254,10 @@ impl Primary {
         supervisor.add_inherited_sockets(sockets);
         supervisor.set_confirm_restarts(hooks.on_restart.is_some());
         let control = match &mut left {
-            None => requests::open(&config.control, true, &mut journal)?,
-            Some(left) => requests::take_over(&config.control, left.control.take(), &mut journal),
+            None => control_requests::open(&config.control, true, &mut journal)?,
+            Some(left) => {
+                control_requests::take_over(&config.control, left.control.take(), &mut journal)
+            }
         };
         let mut primary = Primary {
             configs,

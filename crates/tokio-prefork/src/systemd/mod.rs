@@ -7,19 +7,19 @@
 //! What is said when is decided in `herald`, which touches nothing; `notify` sends without ever waiting; `activation` reads
 //! which sockets were passed; `store` has the names of those that the manager keeps for us.
 
-mod activation;
-mod herald;
-mod notify;
-mod store;
+mod fd_store;
+mod notify_socket;
+mod notify_state;
+mod socket_activation;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-pub(crate) use activation::{Passed, numbers};
-pub(crate) use herald::{Figures, Herald};
-use notify::Notifier;
-pub(crate) use store::{StoreName, is_stored};
+pub(crate) use fd_store::{StoreName, is_stored};
+use notify_socket::Notifier;
+pub(crate) use notify_state::{Figures, Herald};
+pub(crate) use socket_activation::{Passed, numbers};
 
 use crate::error::Result;
 
@@ -55,9 +55,9 @@ impl Service {
     pub(crate) fn take() -> Result<Service> {
         let text = |name: &str| std::env::var(name).ok();
         let service = Service {
-            passed: activation::passed(text, std::process::id())?,
+            passed: socket_activation::passed(text, std::process::id())?,
             notifier: std::env::var_os("NOTIFY_SOCKET").and_then(Notifier::new),
-            watchdog: herald::watchdog(text, std::process::id()),
+            watchdog: notify_state::watchdog(text, std::process::id()),
             keeps: text("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
         };
         prefork_os::process::remove_env_vars(|name| PRIMARYS_OWN.contains(&name))?;

@@ -21,11 +21,11 @@
 //! Workers are children before and after: the kernel keeps that over an exec, as it does the pid, pending signals
 //! and open descriptors.
 
-mod launch;
+mod launcher;
 mod manifest;
 
-pub use launch::report_failed_start;
-pub(crate) use launch::{Inherited, Launcher, Proof, WaitingClients, answer, is_inherited};
+pub use launcher::report_failed_start;
+pub(crate) use launcher::{Inherited, Launcher, Proof, WaitingClients, answer, is_inherited};
 pub(crate) use manifest::{
     Manifest, PassedClient, PassedConnection, PassedControl, PassedFile, PassedListener,
     PassedState, PassedWorker, REVISION,

@@ -58,7 +58,7 @@ use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
-use crate::seed::Seed;
+use crate::worker_init::Seed;
 use accept::Acceptor;
 pub use answer::BoxError;
 use bytes::Bytes;

@@ -9,16 +9,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::dealer::Dealer;
-use super::relay::Relay;
+use super::handover_relay::Relay;
 use super::{Child, Primary};
 use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};
 use crate::ipc::{PrimaryEnd, Queue};
 use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
-use crate::seed::Seed;
 use crate::steering::{Lease, SlotMeter};
 use crate::systemd::PRIMARYS_OWN;
+use crate::worker_init::Seed;
 use prefork_os::child::ForkResult;
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::signal::{BlockedSignals, Signal};
@@ -134,7 +134,7 @@ impl Primary {
             let what = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
             prefork_os::process::set_process_title(&title)
-                .unwrap_or_else(|e| super::journal::no_title(&e));
+                .unwrap_or_else(|e| super::event_log::no_title(&e));
         }
         // Its file stays: it is the primary's.
         self.control = None;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Primary;
-use super::journal::Journal;
+use super::event_log::Journal;
 use crate::config::ControlSocket;
 use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
 use crate::control::{Server, Status};

@@ -247,5 +247,4 @@ fn theirs(exit: &ExitReport) -> Reason {
 }
 
 #[cfg(test)]
-#[path = "events_tests.rs"]
 mod tests;

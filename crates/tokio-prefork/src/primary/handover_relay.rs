@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{Child, Primary, journal};
+use super::{Child, Primary, event_log};
 use crate::ipc::{ToWorker, Unread};
 use crate::scoreboard::Load;
 use prefork_supervisor::Generation;
@@ -63,7 +63,7 @@ impl Relay {
         let before = self.lost;
         self.lost += count as u64;
         if before.checked_ilog2() != self.lost.checked_ilog2() {
-            journal::lost_connections(self.lost, why);
+            event_log::lost_connections(self.lost, why);
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::lines::{Line, count, error, info, line, warn};
+use super::event_format::{Line, count, error, info, line, warn};
 use crate::config::Dispatch;
 use crate::control::{Ledger, Reply};
 use crate::log_output;

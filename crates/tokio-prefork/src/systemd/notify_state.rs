@@ -215,5 +215,4 @@ impl Herald {
 }
 
 #[cfg(test)]
-#[path = "herald_tests.rs"]
 mod tests;

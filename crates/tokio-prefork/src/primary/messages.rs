@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::asked::Asked;
+use super::pending_requests::Asked;
 use super::{Primary, PrimaryHandle};
 use crate::mail::{
     Class, Letter, Lookout, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,

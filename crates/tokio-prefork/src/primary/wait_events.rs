@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::dealer::Table;
-use super::relay::Relay;
+use super::handover_relay::Relay;
 use super::round_robin::{Waits, acceptable, deal_on};
 use super::{Child, Primary};
 use crate::control::Server;
