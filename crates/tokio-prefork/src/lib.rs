@@ -12,7 +12,6 @@
 //! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
 //! - Nothing waits for a peer without a deadline, and every queue has a bound.
 
-mod aside;
 mod cluster;
 mod config;
 pub mod control;
@@ -31,14 +30,15 @@ mod primary;
 mod privilege;
 mod scoreboard;
 pub mod shared;
+mod skip_backoff;
 mod socket_file;
 mod steering;
 mod systemd;
 pub mod text;
-mod trust;
 mod upgrade;
 mod worker;
 mod worker_init;
+mod yield_now;
 
 pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{

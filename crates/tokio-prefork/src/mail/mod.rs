@@ -16,18 +16,18 @@
 //! without its FIRST, or a letter over the cap condemns the channel it came by. Neither end trusts the other.
 //!
 //! `letter` and `frame` are the codec, `outbox` decides what is sent next, `assembler` puts together what came, `post`
-//! has a box for each worker and decides whose letter is next and where it goes, `lookout` whether to sleep until the
+//! has a box for each worker and decides whose letter is next and where it goes, `busy_poll` whether to sleep until the
 //! next: all pure. `hub` is the primary's end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and
 //! `requests` behind it.
 
 mod assembler;
+mod busy_poll;
 mod connection;
 mod error;
 mod frame;
 mod hub;
 mod inboxes;
 mod letter;
-mod lookout;
 mod message;
 mod outbox;
 mod payload;
@@ -35,13 +35,13 @@ mod post;
 mod requests;
 mod worker_end;
 
+pub(crate) use busy_poll::Lookout;
 pub(crate) use connection::Carried;
 pub use connection::{Connection, Unsent};
 pub use error::MailError;
 pub(crate) use hub::{MailHub, Turn, Wanted};
 pub use inboxes::Inbox;
 pub(crate) use letter::{Back, Class, Kind, Letter, Place, letter};
-pub(crate) use lookout::Lookout;
 pub use message::{Message, ReplyTo, Sender, Target};
 pub use payload::Payload;
 pub(crate) use worker_end::MailEnd;

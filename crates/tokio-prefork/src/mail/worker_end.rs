@@ -11,15 +11,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
 use super::assembler::Assembler;
+use super::busy_poll::Lookout;
 use super::frame::PACKET;
 use super::hub::{FULL, carried};
 use super::inboxes::{Inboxes, Unwanted};
-use super::lookout::Lookout;
 use super::outbox::Outbox;
 use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
-use crate::aside::step_aside;
+use crate::yield_now::step_aside;
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_os::readiness::{both, readable_awake};
 use prefork_supervisor::WorkerTag;

@@ -1,13 +1,13 @@
 //! Accepting: just in time, politely, and patiently.
 //!
-//! *Just in time*: a worker begins to serve a connection before it accepts the next one (see `burst`), and waits a moment
-//! for the first byte of one that is silent (see `newcomer`). What waits, waits in the kernel's queue, where any worker
+//! *Just in time*: a worker begins to serve a connection before it accepts the next one (see `accept_budget`), and waits a moment
+//! for the first byte of one that is silent (see `first_byte`). What waits, waits in the kernel's queue, where any worker
 //! can take it and none can lose it by dying.
 //!
 //! *Politely*: the workers that share a socket stand in line, and a connection wakes the first of them that sleeps. Who
 //! has accepted goes to the end of the line, so the next connection is another's. Who has far fewer connections than
 //! others stands in the front: it is always woken, and those who were woken beside it let it go first, for a moment
-//! (see `manners`). So connections spread evenly over one plain shared socket, and nobody is woken in vain.
+//! (see `accept_fairness`). So connections spread evenly over one plain shared socket, and nobody is woken in vain.
 //!
 //! A worker may be stopped or killed just when it was woken. The connection it was woken for is found by the next one
 //! that is woken, and by everybody at its next beat, a tenth of a second later.
@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 use socket2::Domain;
 use tokio::sync::Notify;
 
-use super::burst::Burst;
-use super::line::Line;
-use super::newcomer::Newcomers;
+use super::accept_budget::Burst;
+use super::accept_queue::Line;
+use super::first_byte::Newcomers;
+use super::queue_wait::Waits;
 use super::state::State;
-use super::waited::Waits;
 use crate::listener::Listener;
 
 /// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client

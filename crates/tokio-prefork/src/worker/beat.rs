@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::full;
 use super::limits::Limits;
+use super::queue_wait;
 use super::registry::Tended;
 use super::state::State;
-use super::waited;
 use crate::ipc::ToPrimary;
 use prefork_os::beats::Beats;
 
@@ -33,7 +33,7 @@ pub(super) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<Atom
             log::info!("{} got SIGTERM itself", state.tag);
             state.leave(&ToPrimary::Retiring);
         }
-        waited::report(&state, now);
+        queue_wait::report(&state, now);
         full::report(&state, now);
         let limits = Limits::new(&state.config, state.drain.order(), now);
         let Tended { cut, stalled } = state.conns.borrow().tend(now, &limits);

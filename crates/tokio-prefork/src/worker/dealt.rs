@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use super::burst::Burst;
-use super::newcomer::Newcomers;
+use super::accept_budget::Burst;
+use super::first_byte::Newcomers;
+use super::queue_wait::wait_of;
 use super::state::State;
-use super::waited::wait_of;
 use crate::ipc::{Dealt, read_dealt};
 use crate::listener::Listener;
 

@@ -4,16 +4,19 @@
 //! and an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
 
 mod accept;
+mod accept_budget;
+mod accept_fairness;
+mod accept_queue;
 mod adopt;
 mod answer;
 mod beat;
 mod books;
-mod burst;
 mod conn;
 mod deadline;
 mod dealt;
 mod drain;
 mod exchange;
+mod first_byte;
 mod frames;
 mod full;
 mod half_close;
@@ -24,11 +27,9 @@ mod isolated;
 mod jobs;
 mod kind;
 mod limits;
-mod line;
 mod link;
 mod mail;
-mod manners;
-mod newcomer;
+mod queue_wait;
 mod registry;
 mod request_boundary;
 mod serve;
@@ -40,7 +41,6 @@ mod streams;
 mod threads;
 mod transfer;
 mod travel;
-mod waited;
 mod wire;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -64,6 +64,7 @@ pub use answer::BoxError;
 use bytes::Bytes;
 pub use deadline::RequestDeadline;
 use dealt::Taker;
+use first_byte::{Accepted, Newcomers};
 pub use handle::Worker;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
@@ -71,7 +72,6 @@ use hyper::{Request, Response};
 pub use isolated::IsolatedPool;
 pub(crate) use isolated::{isolated_app, work};
 pub(crate) use kind::kind_app;
-use newcomer::{Accepted, Newcomers};
 use prefork_supervisor::WorkerTag;
 pub use shared::SharedWorker;
 use state::State;
@@ -207,7 +207,7 @@ async fn live(seed: Seed, app: &App) -> Result<u8> {
         adopted: RefCell::default(),
         pool,
         handler: OnceCell::new(),
-        shedding: waited::Shedding::default(),
+        shedding: queue_wait::Shedding::default(),
         fullness: full::Fullness::default(),
     });
     Worker::enter(&state);

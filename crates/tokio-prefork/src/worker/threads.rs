@@ -26,9 +26,9 @@ use tokio::runtime::{Handle, Runtime};
 
 use super::answer::BoxError;
 use super::conn::Conn;
+use super::first_byte::Accepted;
 use super::house::Seat;
 use super::link::Link;
-use super::newcomer::Accepted;
 use super::serve;
 use super::shared::{Shared, SharedWorker};
 use super::state::State;

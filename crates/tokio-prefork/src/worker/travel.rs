@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::conn::Phase;
+use super::first_byte::Accepted;
 use super::link::Link;
-use super::newcomer::Accepted;
 use super::registry::{Entry, Guard};
 use super::state::State;
 use crate::ipc::{ToPrimary, Unread};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::aside::step_aside;
+use crate::yield_now::step_aside;
 
 /// For so long connections are taken without a look at the others. A system call is about a thousandth of it; what a
 /// slow handler takes is more, so after that everybody is looked after.

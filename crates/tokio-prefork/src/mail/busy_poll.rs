@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::trust::Trust;
+use crate::skip_backoff::Trust;
 
 /// So long is looked out for the next letter. Longer than to be woken takes, mostly.
 const MOMENT: Duration = Duration::from_micros(50);

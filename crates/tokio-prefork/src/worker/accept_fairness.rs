@@ -5,7 +5,7 @@
 //! something: so a worker that is frozen, stopped or busy costs the others next to nothing.
 
 use crate::scoreboard::Other;
-use crate::trust::Trust;
+use crate::skip_backoff::Trust;
 
 /// Who has so many connections more than another one waits for it, and who has so many fewer stands in the front.
 /// In line those with one more are behind those with one less already.

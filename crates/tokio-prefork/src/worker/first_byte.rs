@@ -2,7 +2,7 @@
 //!
 //! What the client has sent already is read right after the accept. If that is nothing, the worker waits up to 1 ms for the
 //! first byte before it accepts the next connection, so that other workers can take it. After a client that stayed silent,
-//! the wait is skipped for ever more connections (see `trust`).
+//! the wait is skipped for ever more connections (see `skip_backoff`).
 //!
 //! What the wait buys, measured on 2 busy cores: with 8 clients that send 300 us after they connect, 33 instead of 44 us of
 //! CPU time per connection; of 64 kept connections opened in a burst over 8 workers
@@ -18,10 +18,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::link::Link;
+use super::queue_wait;
 use super::registry::{Entry, Guard};
 use super::state::State;
-use super::waited;
-use crate::trust::Trust;
+use crate::skip_backoff::Trust;
 
 /// A connection that was accepted, with what it sent already.
 pub(super) struct Accepted {
@@ -60,7 +60,7 @@ impl Newcomers {
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is silent,
     /// it may be kept for [`Newcomers::wait_for_first_byte`].
     pub(super) fn take(&mut self, fd: OwnedFd, unix: bool, waited: Option<Duration>) {
-        let Some(fd) = waited::admit(&self.state, fd, waited, self.client_speaks_first) else {
+        let Some(fd) = queue_wait::admit(&self.state, fd, waited, self.client_speaks_first) else {
             return;
         };
         let accepted = self.enter(fd, unix, self.state.now_ms());

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFdReadyGuard;
 
+use super::accept_fairness::{self, Manners};
 use super::beat;
-use super::manners::{self, Manners};
 use super::state::State;
 use crate::scoreboard::Other;
 use prefork_os::readiness::{Door, Stance};
@@ -46,7 +46,7 @@ impl Line {
             );
         }
         // Without a line everybody is woken, so each one that has fewer connections can come.
-        let apart = if lines_up { manners::APART } else { 1 };
+        let apart = if lines_up { accept_fairness::APART } else { 1 };
         let manners = RefCell::default();
         let beat_ms = Cell::new(0);
         let line = Line { state: Rc::clone(state), door, shared, apart, manners, beat_ms };
@@ -158,7 +158,7 @@ impl Line {
         }
         let state = &self.state;
         let (own, row) = (state.row.open(), state.row.number());
-        let (front, most) = manners::stands_in_front(own, row, state.others());
+        let (front, most) = accept_fairness::stands_in_front(own, row, state.others());
         if front {
             self.stand(Stance::Front);
         } else if self.door.stance() != Stance::InLine {
