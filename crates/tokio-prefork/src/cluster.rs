@@ -22,7 +22,7 @@ use crate::log_file::{LogFile, inherited_descriptor};
 use crate::log_output;
 use crate::models::Made;
 use crate::pid_file::PidFile;
-use crate::primary::{self, Application, Desks, Files, Hooks, Mail, Primary, Reread};
+use crate::primary::{self, Application, Files, Hooks, IsolatedPools, Mail, Primary, Reread};
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
@@ -61,7 +61,7 @@ pub struct Cluster {
     hooks: Hooks,
     mail: Mail,
     kinds: Kinds,
-    desks: Desks,
+    desks: IsolatedPools,
 }
 
 impl Cluster {
@@ -70,7 +70,7 @@ impl Cluster {
         let same = config.clone();
         let reread = Box::new(move || Ok(same.clone()));
         let (hooks, mail, kinds) = (Hooks::default(), Mail::default(), Kinds::default());
-        Cluster { config, reread, hooks, mail, kinds, desks: Desks::new() }
+        Cluster { config, reread, hooks, mail, kinds, desks: IsolatedPools::new() }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and

@@ -1,4 +1,4 @@
-//! Seed: exactly what a worker is born with. Whatever crosses the fork crosses in here.
+//! Everything that the primary hands to a worker at its fork.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -12,34 +12,33 @@ use crate::scoreboard::{OwnRow, Reader};
 use crate::steering::SlotMeter;
 use prefork_supervisor::{Slot, WorkerTag};
 
-/// What the primary hands to a freshly forked worker.
-pub(crate) struct Seed {
-    /// Who it is.
+/// Holds what a freshly forked worker owns. Nothing else of the primary is used after the fork.
+pub(crate) struct WorkerInit {
     pub(crate) tag: WorkerTag,
-    /// Where the slots of each other kind than `web` begin.
+    /// The kinds besides `web`, each with its first slot.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
-    /// The sockets it accepts from: those of its slot, where each slot has its own.
+    /// The listening sockets to accept from. With a socket per slot: those of the worker's slot.
     pub(crate) listeners: Vec<Listener>,
-    /// Its end of the channel to the primary.
+    /// The worker's end of the channel to the primary.
     pub(crate) channel: OwnedFd,
-    /// Where new connections come from, if the primary accepts them.
+    /// Where new connections arrive under `round-robin`; `None` if the worker accepts by itself.
     pub(crate) queue: Option<OwnedFd>,
-    /// Its end of the channel for the application's messages; `None` where nobody would read them: in a trial, and
-    /// in the threads of a worker.
+    /// The worker's end of the channel for the application's messages. `None` in an upgrade check and in the threads of a
+    /// worker, where no process reads them.
     pub(crate) mail: Option<OwnedFd>,
-    /// How much there may be of them.
+    /// The limits on messages that wait to be sent or read.
     pub(crate) mail_limits: MailLimits,
-    /// The pages that it alone can write, one for each of its threads that needs its own; at least one.
+    /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
     pub(crate) rows: Vec<OwnRow>,
-    /// Where it counts connections for whatever chooses among the slots.
+    /// Counts the slot's connections for the dispatch policy.
     pub(crate) meter: SlotMeter,
-    /// All pages, to read.
+    /// Reads the scoreboard pages of all workers.
     pub(crate) board: Reader,
-    /// The configuration it was forked under.
+    /// The configuration of the worker's generation.
     pub(crate) config: Rc<Config>,
-    /// Set by SIGTERM sent to the worker itself: retire.
+    /// Set by SIGTERM to the worker itself, which asks it to retire.
     pub(crate) terminate: Arc<AtomicBool>,
 }
 
-/// What a worker does with its seed, ending in an exit status. Never returns to the primary's code.
-pub(crate) type Entry = Box<dyn Fn(Seed) -> u8>;
+/// Runs a worker to its end and returns its exit status. Never returns into the primary's code.
+pub(crate) type WorkerEntry = Box<dyn Fn(WorkerInit) -> u8>;

@@ -9,7 +9,7 @@ use crate::config::Workers;
 use crate::error::{Error, Result};
 use crate::models;
 use crate::worker::{self, App, Worker};
-use crate::worker_init::Entry;
+use crate::worker_init::WorkerEntry;
 use prefork_supervisor::WEB_KIND;
 use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
 
@@ -82,12 +82,12 @@ impl Kinds {
 
     /// What a worker does, by its kind: `web` is the application's that serves, under any concurrency model; a
     /// worker of another kind always is one process with one loop.
-    pub(super) fn entry(self, web: App) -> Entry {
+    pub(super) fn entry(self, web: App) -> WorkerEntry {
         let apps: Vec<(&'static str, App)> =
             self.0.into_iter().map(|(kind, app)| (kind.rules.name, app)).collect();
-        Box::new(move |seed| match apps.iter().find(|(name, _)| *name == seed.tag.kind) {
-            Some((_, app)) => worker::enter(seed, app),
-            None => models::enter(seed, &web),
+        Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
+            Some((_, app)) => worker::enter(init, app),
+            None => models::enter(init, &web),
         })
     }
 }

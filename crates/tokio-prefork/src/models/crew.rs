@@ -26,13 +26,13 @@ use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::steering::SlotMeter;
 use crate::worker::{self, App};
-use crate::worker_init::Seed;
+use crate::worker_init::WorkerInit;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// As much as the first thread of a process has, as the same handlers run here.
 const STACK: usize = 8 << 20;
 
-/// What a thread is born with: a seed that can cross to it.
+/// What a thread is born with: a `WorkerInit` that can cross to it.
 struct Part {
     tag: WorkerTag,
     kinds: Vec<(&'static str, Slot)>,
@@ -60,15 +60,15 @@ impl Drop for Obituary {
     }
 }
 
-/// A worker's life, from its seed to its exit status.
-pub(super) fn enter(seed: Seed, app: &App) -> u8 {
-    let tag = seed.tag;
+/// Runs a worker from its `WorkerInit` to its exit status.
+pub(super) fn enter(init: WorkerInit, app: &App) -> u8 {
+    let tag = init.tag;
     let life = || -> Result<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the relay's runtime", e))?;
-        let outcome = runtime.block_on(lead(seed, app));
+        let outcome = runtime.block_on(lead(init, app));
         // Dropping it would wait for calls of the blocking pool, which a disk that does not answer never ends.
         runtime.shutdown_background();
         outcome
@@ -79,11 +79,11 @@ pub(super) fn enter(seed: Seed, app: &App) -> u8 {
     })
 }
 
-async fn lead(seed: Seed, app: &App) -> Result<u8> {
+async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
     // The model has one way to accept, `shared`: there is neither a queue nor anything to count for a chooser.
-    let Seed { tag, listeners, channel, rows, board, config, terminate, .. } = seed;
+    let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
     // One mailbox for the process: its first thread has it.
-    let (mut mail, mail_limits) = (seed.mail, seed.mail_limits);
+    let (mut mail, mail_limits) = (init.mail, init.mail_limits);
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     // If nobody hears it, the relay learns that the primary is gone.
@@ -107,7 +107,7 @@ async fn lead(seed: Seed, app: &App) -> Result<u8> {
         });
         let part = Part {
             tag,
-            kinds: seed.kinds.clone(),
+            kinds: init.kinds.clone(),
             listeners,
             channel: theirs,
             mail: mail.take(),
@@ -161,7 +161,7 @@ fn begin(
         let mut obituary = Obituary { number, code: exit::FAILURE, to };
         let Part { tag, kinds, listeners, channel, mail, mail_limits, row, board, .. } = part;
         let Part { config, terminate, .. } = part;
-        let seed = Seed {
+        let init = WorkerInit {
             tag,
             kinds,
             listeners,
@@ -175,7 +175,7 @@ fn begin(
             config: Rc::new(config),
             terminate,
         };
-        obituary.code = worker::enter(seed, &app);
+        obituary.code = worker::enter(init, &app);
     };
     let thread = std::thread::Builder::new().name(format!("loop {number}")).stack_size(STACK);
     thread.spawn(live).map(drop).map_err(|e| Error::system("start a thread of the worker", e))

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use crate::config::{Config, Model};
 use crate::error::{Error, Result};
 use crate::worker::{self, App};
-use crate::worker_init::Seed;
+use crate::worker_init::WorkerInit;
 
 /// Which models an application was made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,18 +70,18 @@ impl Made {
     }
 }
 
-/// A worker's life, from its seed to its exit status.
-pub(crate) fn enter(mut seed: Seed, app: &App) -> u8 {
-    match seed.config.model {
-        Model::Prefork | Model::Single => worker::enter(seed, app),
-        Model::ThreadPerCore => crew::enter(seed, app),
+/// Runs a worker from its `WorkerInit` to its exit status.
+pub(crate) fn enter(mut init: WorkerInit, app: &App) -> u8 {
+    match init.config.model {
+        Model::Prefork | Model::Single => worker::enter(init, app),
+        Model::ThreadPerCore => crew::enter(init, app),
         Model::Threads => {
             // One loop accepts for all threads; the same flags give the same room as with so many processes.
-            let mut config = Config::clone(&seed.config);
+            let mut config = Config::clone(&init.config);
             config.worker_connections = config.process_connections();
-            seed.config = Rc::new(config);
-            seed.rows.iter_mut().for_each(crate::scoreboard::OwnRow::share);
-            worker::enter(seed, app)
+            init.config = Rc::new(config);
+            init.rows.iter_mut().for_each(crate::scoreboard::OwnRow::share);
+            worker::enter(init, app)
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::Primary;
-use super::event_log::Journal;
+use super::event_log::EventLog;
 use crate::config::ControlSocket;
 use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
 use crate::control::{Server, Status};
@@ -19,7 +19,7 @@ use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 pub(super) fn open(
     control: &ControlSocket,
     must: bool,
-    journal: &mut Journal,
+    journal: &mut EventLog,
 ) -> Result<Option<Server>> {
     let named = matches!(control, ControlSocket::Path(_));
     match place(control).and_then(|path| path.map(|path| Server::bind(&path)).transpose()) {
@@ -46,7 +46,7 @@ pub(super) fn open(
 pub(super) fn take_over(
     control: &ControlSocket,
     passed: Option<PassedControl>,
-    journal: &mut Journal,
+    journal: &mut EventLog,
 ) -> Option<Server> {
     let Some(passed) = passed else { return open(control, false, journal).ok().flatten() };
     let mut server = Server::inherit(passed, Instant::now());
@@ -55,7 +55,7 @@ pub(super) fn take_over(
 }
 
 /// Sees to it that clients reach the socket where the configuration says.
-fn repair(server: &mut Server, control: &ControlSocket, journal: &mut Journal) {
+fn repair(server: &mut Server, control: &ControlSocket, journal: &mut EventLog) {
     match place(control) {
         Ok(Some(path)) if server.is_reachable_at(&path) => {}
         Ok(Some(path)) => match server.listen_at(&path) {
@@ -81,10 +81,10 @@ impl Primary {
     /// files, or what was in the way at the start is gone.
     pub(super) fn repair_files(&mut self) {
         match &mut self.control {
-            Some(server) => repair(server, &self.fixed.control, &mut self.journal),
+            Some(server) => repair(server, &self.fixed.control, &mut self.event_log),
             // It is told what is wrong, and goes on without.
             None => {
-                self.control = open(&self.fixed.control, false, &mut self.journal).ok().flatten();
+                self.control = open(&self.fixed.control, false, &mut self.event_log).ok().flatten();
             }
         }
         let Some(path) = &self.fixed.pid_file else { return };
@@ -96,16 +96,16 @@ impl Primary {
         match PidFile::create(path) {
             Ok(file) => {
                 self.pid_file = Some(file);
-                self.journal.pid_file_written(path);
+                self.event_log.pid_file_written(path);
             }
-            Err(e) => self.journal.no_pid_file(&e),
+            Err(e) => self.event_log.no_pid_file(&e),
         }
     }
 
     /// Before each wait: by then everything that was asked has reached the supervisor.
     pub(super) fn settle_control(&mut self) {
         if let Some(server) = &mut self.control {
-            server.settle(&self.journal.ledger, Instant::now());
+            server.settle(&self.event_log.ledger, Instant::now());
         }
     }
 
@@ -125,7 +125,7 @@ impl Primary {
                 }
                 Request::Events { follow, since } => {
                     if let Some(server) = &mut self.control {
-                        server.stream(ticket, follow, since, &self.journal.ledger, now);
+                        server.stream(ticket, follow, since, &self.event_log.ledger, now);
                     }
                     continue;
                 }
@@ -146,7 +146,7 @@ impl Primary {
                 Request::Upgrade { wait } => ClusterCommand::Upgrade { wait },
             };
             let by = Requester { name: who, reply_id: Some(ticket) };
-            self.queue.push_back(Event::CommandReceived { command, by });
+            self.pending_events.push_back(Event::CommandReceived { command, by });
         }
     }
 
@@ -163,7 +163,7 @@ impl Primary {
         let now = Instant::now();
         let heard = self.control.as_mut().is_some_and(|server| server.reply(ticket, reply, now));
         if !heard {
-            self.journal.unheard(reply);
+            self.event_log.unheard(reply);
         }
     }
 
@@ -172,18 +172,18 @@ impl Primary {
         let queues = self.listeners.queues();
         let around = Around {
             started: self.started,
-            dispatch: self.config_in_force().map_or("", |config| config.dispatch.name()),
+            dispatch: self.current_config().map_or("", |config| config.dispatch.name()),
             rung: self.rung(),
-            model: self.config_in_force().map_or("", |config| config.model.name()),
+            model: self.current_config().map_or("", |config| config.model.name()),
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
-            totals: self.board.reader().snapshot().totals,
+            totals: self.scoreboard.reader().snapshot().totals,
             shared: crate::shared::snapshot(),
             log_lines_dropped: log_output::dropped_lines(),
-            cannot_accept: self.board.reader().cannot_accept(),
+            cannot_accept: self.scoreboard.reader().cannot_accept(),
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
-            self.children.get(&id).map_or(Vec::new(), |child| self.board.figures(child.row))
+            self.workers.get(&id).map_or(Vec::new(), |child| self.scoreboard.figures(child.row))
         })
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use awaited::Awaited;
 
-use super::Child;
+use super::WorkerProcess;
 use super::turn::{BOUND, Turn};
 use crate::ipc::{Newcomer, Queue};
 use crate::listener::Listener;
@@ -42,8 +42,8 @@ struct Failing {
 
 /// What dealing looks at and does not change.
 pub(super) struct Table<'a> {
-    pub(super) children: &'a BTreeMap<WorkerId, Child>,
-    pub(super) board: &'a Scoreboard,
+    pub(super) workers: &'a BTreeMap<WorkerId, WorkerProcess>,
+    pub(super) scoreboard: &'a Scoreboard,
     pub(super) mind: &'a Supervisor,
     /// None while nobody is to be accepted.
     pub(super) listeners: &'a [Listener],
@@ -155,9 +155,9 @@ impl Dealer {
         let now_ms = prefork_os::system::monotonic_ms();
         let stopping = table.mind.is_stopping();
         let mut seen = 0;
-        for (id, child) in table.children {
+        for (id, child) in table.workers {
             let Some(queue) = &child.queue else { continue };
-            let load = table.board.load(child.row, now_ms);
+            let load = table.scoreboard.load(child.row, now_ms);
             let able = match stopping {
                 true => load.turns,
                 false => load.takes && !child.released && table.mind.is_serving(*id),
@@ -169,7 +169,7 @@ impl Dealer {
             seen += 1;
         }
         if self.turn.len() != seen {
-            let children = table.children;
+            let children = table.workers;
             self.turn.keep(|id| children.get(&id).is_some_and(|child| child.queue.is_some()));
         }
     }
@@ -315,6 +315,6 @@ impl Dealer {
 
 impl Table<'_> {
     fn queue(&self, id: WorkerId) -> Option<&Queue> {
-        self.children.get(&id)?.queue.as_ref()
+        self.workers.get(&id)?.queue.as_ref()
     }
 }

@@ -18,7 +18,7 @@ use prefork_supervisor::{Slot, WorkerTag};
 
 /// The only one in the primary who logs, and the keeper of the ledger.
 #[derive(Debug, Default)]
-pub(super) struct Journal {
+pub(super) struct EventLog {
     pub(super) ledger: Ledger,
     /// Lines missing in the log that the ledger tells of.
     missing: u64,
@@ -26,10 +26,10 @@ pub(super) struct Journal {
     next_missing: Option<Instant>,
 }
 
-impl Journal {
+impl EventLog {
     /// A journal whose events are numbered after `last`, that of the image before this one.
-    pub(super) fn resume_after(last: u64) -> Journal {
-        let mut journal = Journal::default();
+    pub(super) fn resume_after(last: u64) -> EventLog {
+        let mut journal = EventLog::default();
         journal.ledger.resume_after(last);
         journal
     }

@@ -9,8 +9,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::dealer::Dealer;
-use super::handover_relay::Relay;
-use super::{Child, Primary};
+use super::handover_relay::HandoverRelay;
+use super::{Primary, WorkerProcess};
 use crate::config::{Config, Dispatch};
 use crate::error::{Error, Result, exit};
 use crate::ipc::{PrimaryEnd, Queue};
@@ -18,7 +18,7 @@ use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
 use crate::steering::{Lease, SlotMeter};
 use crate::systemd::PRIMARYS_OWN;
-use crate::worker_init::Seed;
+use crate::worker_init::WorkerInit;
 use prefork_os::child::ForkResult;
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::signal::{BlockedSignals, Signal};
@@ -39,7 +39,7 @@ impl Primary {
         let web = tag.slot.is_web();
         let config = self.configs.get(&tag.generation).cloned();
         let rows = config.as_ref().filter(|_| web).map_or(1, |config| config.rows());
-        let row = self.board.lease_rows(tag, rows).ok_or_else(|| {
+        let row = self.scoreboard.lease_rows(tag, rows).ok_or_else(|| {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
         // The worker has to be known to whatever chooses among the slots.
@@ -48,7 +48,7 @@ impl Primary {
         let lease = config.and_then(|config| self.lease_page(tag.slot, &config));
         let forked = self.fork_into(tag, row, lease);
         if forked.is_err() {
-            self.board.retire(row);
+            self.scoreboard.retire(row);
             self.bury_steered(tag.id, lease);
         }
         forked
@@ -70,9 +70,13 @@ impl Primary {
             ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
                 let channel = PrimaryEnd::new(ours);
-                let child = Child { lease, queue, ..Child::new(tag, pid, Some(channel), row) };
-                self.children.insert(tag.id, child);
-                self.mail.hub.add(tag, mail.0);
+                let child = WorkerProcess {
+                    lease,
+                    queue,
+                    ..WorkerProcess::new(tag, pid, Some(channel), row)
+                };
+                self.workers.insert(tag.id, child);
+                self.messages.hub.add(tag, mail.0);
                 Ok(pid)
             }
             ForkResult::Child => {
@@ -98,7 +102,7 @@ impl Primary {
         blocked: BlockedSignals,
     ) -> u8 {
         let life = || match self.become_worker(tag, pages, ends, primary, blocked) {
-            Ok(Some(seed)) => (self.entry)(seed),
+            Ok(Some(seed)) => (self.worker_entry)(seed),
             Ok(None) => exit::OK,
             Err(e) => {
                 log::error!("{tag} cannot start: {e}");
@@ -116,7 +120,7 @@ impl Primary {
         ends: Ends,
         primary: u32,
         blocked: BlockedSignals,
-    ) -> Result<Option<Seed>> {
+    ) -> Result<Option<WorkerInit>> {
         let config = self.config_of(tag)?;
         if let Some(credentials) = config.credentials() {
             credentials.take_on()?;
@@ -139,9 +143,9 @@ impl Primary {
         // Its file stays: it is the primary's.
         self.control = None;
         self.manager = None;
-        self.relay = Relay::default();
+        self.handover = HandoverRelay::default();
         self.dealer = Dealer::default();
-        let mail_limits = self.mail.hub.limits();
+        let mail_limits = self.messages.hub.limits();
         self.close_channels_of_others();
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
@@ -149,9 +153,9 @@ impl Primary {
         prefork_os::process::set_env_vars(self.supervisor.slot_environment(tag.slot))?;
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
-        let board = self.board.reader();
+        let board = self.scoreboard.reader();
         let rows = self
-            .board
+            .scoreboard
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard pages", e))?;
         let meter = match self.steering.take().zip(lease) {
@@ -164,7 +168,7 @@ impl Primary {
         let listeners = self.listeners.take_named(named, tag.slot, per_slot);
         drop(blocked);
         let Ends { channel, mail, queue } = ends;
-        Ok(Some(Seed {
+        Ok(Some(WorkerInit {
             tag,
             listeners,
             channel,
@@ -183,15 +187,15 @@ impl Primary {
     /// In a freshly forked worker: closes the channels of all other workers, and all that was on its way to them.
     fn close_channels_of_others(&mut self) {
         let mut fds = FdCloseBatch::default();
-        let children = std::mem::take(&mut self.children);
+        let children = std::mem::take(&mut self.workers);
         fds.add_fds_of(children, |children, take| {
             for child in children.values() {
                 child.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
                 child.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
             }
         });
-        let hub = MailHub::new(self.mail.hub.limits());
-        std::mem::replace(&mut self.mail.hub, hub).leave_to_parent(&mut fds);
+        let hub = MailHub::new(self.messages.hub.limits());
+        std::mem::replace(&mut self.messages.hub, hub).leave_to_parent(&mut fds);
         fds.close_all();
     }
 

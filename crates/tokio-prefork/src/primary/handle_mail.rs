@@ -48,22 +48,22 @@ impl PrimaryHandle<'_> {
         then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MailError>) + 'static,
     ) -> Result<(), MailError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        if !self.primary.mail.asked.has_room() {
+        if !self.primary.messages.asked.has_room() {
             return Err(MailError::Full);
         }
         let now = Instant::now();
         // A limit that no clock can reach is a day: a request must end.
         let until = now.checked_add(limit).unwrap_or(now + Duration::from_secs(86_400));
-        let id = self.primary.mail.asked.next_id();
+        let id = self.primary.messages.asked.next_id();
         let letter = Letter { class: Class::Request, id, ..letter };
         let worker = self.post(to.into(), letter).map_err(|back| back.0)?;
-        self.primary.mail.asked.enter(worker, kind, until, Box::new(then));
+        self.primary.messages.asked.enter(worker, kind, until, Box::new(then));
         Ok(())
     }
 
     /// Answers that came after their request had ended, so far, and answers to nothing.
     pub fn late_replies(&self) -> u64 {
-        self.primary.mail.asked.late()
+        self.primary.messages.asked.late()
     }
 
     /// Sends a message to every worker, also to those that boot or drain; returns to how many. Those whose queue is
@@ -73,7 +73,7 @@ impl PrimaryHandle<'_> {
     /// Nobody gets it: it is too large, its kind is no kind, or it cannot be encoded.
     pub fn broadcast(&mut self, kind: &str, payload: impl Payload) -> Result<usize, MailError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        self.primary.mail.hub.broadcast(&letter).map(|(sent, _)| sent)
+        self.primary.messages.hub.broadcast(&letter).map(|(sent, _)| sent)
     }
 
     /// Answers a request, now or in a later call.
@@ -81,7 +81,7 @@ impl PrimaryHandle<'_> {
     /// # Errors
     /// As [`PrimaryHandle::send`]. That nobody waits any more is no error, as nobody knows.
     pub fn reply(&mut self, to: &ReplyTo, payload: impl Payload) -> Result<(), MailError> {
-        self.primary.mail.hub.reply(to, Class::Reply, payload.into_payload()?)
+        self.primary.messages.hub.reply(to, Class::Reply, payload.into_payload()?)
     }
 
     /// Tells who asked that there will be no answer, and why.
@@ -89,7 +89,7 @@ impl PrimaryHandle<'_> {
     /// # Errors
     /// As [`PrimaryHandle::reply`].
     pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MailError> {
-        self.primary.mail.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
+        self.primary.messages.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
     }
 
     /// Sends a connection with a message. It is closed here once the kernel has it; to keep it, send a clone.
@@ -118,6 +118,6 @@ impl PrimaryHandle<'_> {
     /// To whom it went.
     fn post(&mut self, to: Target, letter: Letter) -> Result<WorkerId, Back> {
         let supervisor = &self.primary.supervisor;
-        self.primary.mail.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
+        self.primary.messages.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
     }
 }

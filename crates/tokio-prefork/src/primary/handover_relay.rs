@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{Child, Primary, event_log};
+use super::{Primary, WorkerProcess, event_log};
 use crate::ipc::{ToWorker, Unread};
 use crate::scoreboard::Load;
 use prefork_supervisor::Generation;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// One connection under way.
 #[derive(Debug)]
-struct Parcel {
+struct PendingHandover {
     fd: OwnedFd,
     word: ToWorker,
     /// When it came.
@@ -35,14 +35,14 @@ struct Parcel {
 
 /// The connections that wait, oldest first.
 #[derive(Debug, Default)]
-pub(super) struct Relay {
-    waiting: VecDeque<Parcel>,
+pub(super) struct HandoverRelay {
+    waiting: VecDeque<PendingHandover>,
     lost: u64,
 }
 
-impl Relay {
+impl HandoverRelay {
     pub(super) fn take_in(&mut self, fd: OwnedFd, unread: Unread, now: Instant) {
-        self.waiting.push_back(Parcel { fd, word: ToWorker::Arrive(unread), since: now });
+        self.waiting.push_back(PendingHandover { fd, word: ToWorker::Arrive(unread), since: now });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -90,7 +90,7 @@ impl Relay {
 
 /// A worker that can take connections.
 struct Taker<'a> {
-    child: &'a mut Child,
+    child: &'a mut WorkerProcess,
     load: Load,
 }
 
@@ -105,7 +105,7 @@ impl Taker<'_> {
     }
 
     /// Whether there was room. A channel that is broken is found out when it is read.
-    fn send(&mut self, parcel: &Parcel) -> bool {
+    fn send(&mut self, parcel: &PendingHandover) -> bool {
         let Some(channel) = &self.child.channel else { return false };
         let sent = channel.send_with(&parcel.word, parcel.fd.as_fd()).is_ok();
         self.child.sent += u64::from(sent);
@@ -116,21 +116,21 @@ impl Taker<'_> {
 impl Primary {
     /// Moves connections on. Called when all events are handled, so that the supervisor knows who serves.
     pub(super) fn relay(&mut self, now: Instant) {
-        if self.relay.waiting.is_empty() {
+        if self.handover.waiting.is_empty() {
             return;
         }
         if self.supervisor.is_stopping() {
-            return self.relay.give_up();
+            return self.handover.give_up();
         }
-        let (mind, board) = (&self.supervisor, &self.board);
+        let (mind, board) = (&self.supervisor, &self.scoreboard);
         let now_ms = prefork_os::system::monotonic_ms();
         let mut takers: Vec<Taker<'_>> = self
-            .children
+            .workers
             .values_mut()
             .filter(|child| child.channel.is_some() && !child.released && child.serves_web(mind))
             .map(|child| Taker { load: board.load(child.row, now_ms), child })
             .collect();
-        self.relay.deliver(&mut takers, now);
+        self.handover.deliver(&mut takers, now);
     }
 }
 
@@ -142,16 +142,16 @@ mod tests {
     use prefork_os::fd_passing::{ReceivedMessage, create_seqpacket_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
-    fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (Child, OwnedFd) {
+    fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (WorkerProcess, OwnedFd) {
         let generation = Generation(generation);
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let row = board.lease(tag).expect("row");
-        (Child::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)
+        (WorkerProcess::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)
     }
 
-    fn send(relay: &mut Relay, count: usize, now: Instant) {
+    fn send(relay: &mut HandoverRelay, count: usize, now: Instant) {
         for _ in 0..count {
             let (fd, _) = create_seqpacket_pair().expect("a descriptor");
             relay.take_in(fd, Unread::new(Vec::new()).expect("short"), now);
@@ -176,7 +176,7 @@ mod tests {
         let mut takers =
             [&mut old, &mut new, &mut full].map(|child| Taker { child, load: Load::default() });
         takers[2].load.open = 4;
-        let (mut relay, now) = (Relay::default(), Instant::now());
+        let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         send(&mut relay, 10, now);
         relay.deliver(&mut takers, now);
         assert_eq!([received(&a), received(&b), received(&c)], [0, 7, 3]);
@@ -192,7 +192,7 @@ mod tests {
             [&mut frozen, &mut busy].map(|child| Taker { child, load: Load::default() });
         takers[0].load.stale = true;
         takers[1].load.open = 1_000_000;
-        let (mut relay, now) = (Relay::default(), Instant::now());
+        let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         send(&mut relay, 5, now);
         relay.deliver(&mut takers, now);
         assert_eq!([received(&a), received(&b)], [0, 5]);
@@ -203,7 +203,7 @@ mod tests {
         let mut board = Scoreboard::create(2).expect("board");
         let (mut one, a) = child(1, 1, &mut board);
         let (mut two, b) = child(2, 1, &mut board);
-        let (mut relay, now) = (Relay::default(), Instant::now());
+        let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         let mut got = 0;
         while relay.pause().is_none() {
             send(&mut relay, 50, now);
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_given_up_in_the_end() {
-        let (mut relay, now) = (Relay::default(), Instant::now());
+        let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         send(&mut relay, MOST, now);
         assert!(relay.is_full());
         relay.deliver(&mut [], now + PATIENCE - PAUSE);

@@ -105,7 +105,7 @@ impl Primary {
             restart = told.unwrap_or(Restart::Yes);
         }
         let (worker, restart) = (exit.worker.id, restart == Restart::Yes);
-        self.queue.push_back(Event::RestartDecided { worker, restart });
+        self.pending_events.push_back(Event::RestartDecided { worker, restart });
     }
 
     /// Calls a function of the application, named `function` in the log. `None` if it panicked.
@@ -120,10 +120,10 @@ impl Primary {
         let called = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
         let took = began.elapsed();
         if let Err(panic) = &called {
-            self.journal.panicked(function, at, &panic_text(&**panic));
+            self.event_log.panicked(function, at, &panic_text(&**panic));
         }
         if took > SLOW {
-            self.journal.was_slow(function, at, took);
+            self.event_log.was_slow(function, at, took);
         }
         called.ok()
     }

@@ -14,7 +14,7 @@ use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// By the name of their kind.
-pub(crate) type Desks = BTreeMap<&'static str, Desk>;
+pub(crate) type IsolatedPools = BTreeMap<&'static str, Desk>;
 
 /// The longest that a caller can wait.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -25,14 +25,16 @@ impl PrimaryHandle<'_> {
         let Some(to) = message.reply_to() else { return };
         let Some((job, input)) = split::<Job>(message.bytes()) else { return };
         let until = Instant::now() + Duration::from_millis(job.limit_ms).min(LONGEST);
-        let Some(desk) = self.primary.desks.get_mut(name) else { return };
+        let Some(desk) = self.primary.isolated_pools.get_mut(name) else { return };
         let order = desk.submit((from.id, job.token), to, until, input);
         self.primary.obey_desk(name, order);
     }
 
     /// Somebody waits no more.
     pub(crate) fn isolated_gone(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
-        if let Some((desk, token)) = self.primary.desks.get_mut(name).zip(message.decode().ok()) {
+        if let Some((desk, token)) =
+            self.primary.isolated_pools.get_mut(name).zip(message.decode().ok())
+        {
             desk.gone(from.id, token);
         }
     }
@@ -40,7 +42,7 @@ impl PrimaryHandle<'_> {
     /// A worker says what came of a job.
     pub(crate) fn isolated_done(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
         let Some((job, answer)) = split_done(message.bytes()) else { return };
-        let Some(desk) = self.primary.desks.get_mut(name) else { return };
+        let Some(desk) = self.primary.isolated_pools.get_mut(name) else { return };
         let order = desk.done(from.id, job, answer);
         self.primary.obey_desk(name, order);
     }
@@ -52,7 +54,7 @@ impl Primary {
         for order in orders {
             self.obey_order(name, order);
         }
-        let Some(desk) = self.desks.get_mut(name) else { return };
+        let Some(desk) = self.isolated_pools.get_mut(name) else { return };
         let supervisor = &self.supervisor;
         for order in desk.assign(Instant::now(), &|id| supervisor.is_serving(id)) {
             self.obey_order(name, order);
@@ -63,19 +65,19 @@ impl Primary {
         match order {
             Order::Give { worker, job, input } => {
                 // From now on its end says nothing about whether such workers come up.
-                self.queue.push_back(Event::RiskyJobStarted { worker });
+                self.pending_events.push_back(Event::RiskyJobStarted { worker });
                 if let Err(why) = self.give_job(worker, join(&job, &input)) {
-                    let desk = self.desks.get_mut(name);
+                    let desk = self.isolated_pools.get_mut(name);
                     if let Some(order) = desk.and_then(|desk| desk.not_given(worker, why)) {
                         self.obey_order(name, order);
                     }
                 }
             }
             // Who has no room for the answer hears nothing, which is what its deadline is for.
-            Order::Tell { to, answer } => drop(self.mail.hub.reply(&to, Class::Reply, answer)),
+            Order::Tell { to, answer } => drop(self.messages.hub.reply(&to, Class::Reply, answer)),
             Order::Kill(worker) => {
-                if let Some(child) = self.children.get(&worker) {
-                    self.journal.job_overdue(child.tag);
+                if let Some(child) = self.workers.get(&worker) {
+                    self.event_log.job_overdue(child.tag);
                 }
                 self.signal(worker, Signal::SIGKILL);
             }
@@ -87,15 +89,15 @@ impl Primary {
         let letter = letter.map_err(|e| e.to_string())?;
         let supervisor = &self.supervisor;
         let sent =
-            self.mail.hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
+            self.messages.hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
         sent.map(drop).map_err(|back| back.0.to_string())
     }
 
     /// Tells the desks of what concerns them.
     pub(super) fn tell_desks(&mut self, notice: &LogEvent) {
-        let names: Vec<&'static str> = self.desks.keys().copied().collect();
+        let names: Vec<&'static str> = self.isolated_pools.keys().copied().collect();
         for name in names {
-            let Some(desk) = self.desks.get_mut(name) else { continue };
+            let Some(desk) = self.isolated_pools.get_mut(name) else { continue };
             let orders: Vec<Order> = match notice {
                 LogEvent::Ready { worker, .. } if worker.kind == name => {
                     desk.came(worker.id);
@@ -116,17 +118,18 @@ impl Primary {
 
     /// How long until a job is overdue, if nothing happens before.
     pub(super) fn desks_pause(&self, now: Instant) -> Option<Duration> {
-        let next = self.desks.values().filter_map(Desk::deadline).min()?;
+        let next = self.isolated_pools.values().filter_map(Desk::deadline).min()?;
         Some(next.saturating_duration_since(now))
     }
 
     /// Ends jobs that take too long.
     pub(super) fn tend_desks(&mut self) {
         let now = Instant::now();
-        let names: Vec<&'static str> = self.desks.keys().copied().collect();
+        let names: Vec<&'static str> = self.isolated_pools.keys().copied().collect();
         for name in names {
             let due = |desk: &&mut Desk| desk.deadline().is_some_and(|at| at <= now);
-            let orders = self.desks.get_mut(name).filter(due).map(|desk| desk.overdue(now));
+            let orders =
+                self.isolated_pools.get_mut(name).filter(due).map(|desk| desk.overdue(now));
             if let Some(orders) = orders {
                 self.obey_desk(name, orders);
             }

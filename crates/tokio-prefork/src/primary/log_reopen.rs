@@ -45,11 +45,11 @@ impl Primary {
     /// The log file was renamed: opens it anew, with the rights of the primary, for all processes.
     pub(super) fn reopen_log(&mut self) {
         let Some(path) = self.log.path.clone() else {
-            return self.journal.ignored(Signal::SIGUSR1);
+            return self.event_log.ignored(Signal::SIGUSR1);
         };
         match LogFile::open_again(&path) {
             Ok(file) => self.redirect_log(&path, file),
-            Err(e) => self.journal.log_stays(&e),
+            Err(e) => self.event_log.log_stays(&e),
         }
     }
 
@@ -72,14 +72,14 @@ impl Primary {
             Ok(file) => file,
             Err(e) => {
                 let what = format!("write the log to {}", path.display());
-                return self.journal.log_stays(&Error::system(what, e));
+                return self.event_log.log_stays(&Error::system(what, e));
             }
         };
-        self.journal.log_reopened(path);
-        for child in self.children.values() {
+        self.event_log.log_reopened(path);
+        for child in self.workers.values() {
             let Some(channel) = &child.channel else { continue };
             if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
-                self.journal.cannot_tell(child.tag, &e);
+                self.event_log.cannot_tell(child.tag, &e);
             }
         }
     }

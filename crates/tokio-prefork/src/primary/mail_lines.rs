@@ -1,10 +1,10 @@
 //! What the journal tells about the application's messages.
 
 use super::event_format::warn;
-use super::event_log::Journal;
+use super::event_log::EventLog;
 use prefork_supervisor::WorkerTag;
 
-impl Journal {
+impl EventLog {
     pub(super) fn no_handler(&mut self, kind: &str, from: WorkerTag) {
         self.tell(warn(format!(
             "{from} sends messages of kind {kind:?}, for which there is no function (Cluster::on_message): dropped"

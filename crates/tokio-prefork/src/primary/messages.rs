@@ -59,10 +59,11 @@ impl Primary {
     /// Takes in what came, where `ready` says so.
     pub(super) fn read_mail(&mut self, wanted: &[Wanted], ready: &[bool]) {
         if wanted.iter().zip(ready).any(|(want, ready)| *ready && want.is_to_read()) {
-            self.mail.lookout.came(Instant::now());
+            self.messages.lookout.came(Instant::now());
         }
-        for (worker, why) in self.mail.hub.read(wanted, ready) {
-            self.queue.push_back(Event::ProtocolError { worker, reason: format!("mail: {why}") });
+        for (worker, why) in self.messages.hub.read(wanted, ready) {
+            self.pending_events
+                .push_back(Event::ProtocolError { worker, reason: format!("mail: {why}") });
         }
     }
 
@@ -72,7 +73,7 @@ impl Primary {
         let mut now = begun;
         while now < begun + TURN {
             let supervisor = &self.supervisor;
-            match self.mail.hub.next(now, &|id| supervisor.is_serving(id)) {
+            match self.messages.hub.next(now, &|id| supervisor.is_serving(id)) {
                 Turn::Mine(from, letter) => self.handle_letter(from, letter),
                 Turn::Moved => {}
                 Turn::Idle => break,
@@ -80,11 +81,11 @@ impl Primary {
             now = Instant::now();
         }
         self.end_requests(now, begun + TURN);
-        let lost = self.mail.hub.lost();
-        if lost.checked_ilog2() != self.mail.lost.checked_ilog2() {
-            self.journal.lost_mail(lost);
+        let lost = self.messages.hub.lost();
+        if lost.checked_ilog2() != self.messages.lost.checked_ilog2() {
+            self.event_log.lost_mail(lost);
         }
-        self.mail.lost = lost;
+        self.messages.lost = lost;
     }
 
     fn handle_letter(&mut self, from: WorkerTag, letter: Letter) {
@@ -93,17 +94,17 @@ impl Primary {
         }
         let message = Message::new(Sender::Worker(from.id), letter);
         // Taken out while it runs, as it is lent the primary that it lives in.
-        let Some((kind, mut handler)) = self.mail.handlers.remove_entry(message.kind()) else {
+        let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
             return self.no_handler(from, &message);
         };
         let function = format_args!("the function for messages of kind {kind:?}");
         self.call_out(&function, &from, |handle| handler(handle, from, message));
-        self.mail.handlers.insert(kind, handler);
+        self.messages.handlers.insert(kind, handler);
     }
 
     /// An answer to a request of the primary. One that is late, or made up, is thrown away.
     fn handle_answer(&mut self, from: WorkerId, letter: Letter) {
-        let Some(then) = self.mail.asked.answered(from, letter.id) else { return };
+        let Some(then) = self.messages.asked.answered(from, letter.id) else { return };
         let answer = match letter.class {
             Class::Refusal => {
                 Err(MailError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
@@ -117,8 +118,9 @@ impl Primary {
     /// which is at once, as their deadlines have passed.
     fn end_requests(&mut self, now: Instant, limit: Instant) {
         loop {
-            let hub = &self.mail.hub;
-            let Some((worker, then, why)) = self.mail.asked.failed(now, |id| hub.knows(id)) else {
+            let hub = &self.messages.hub;
+            let Some((worker, then, why)) = self.messages.asked.failed(now, |id| hub.knows(id))
+            else {
                 return;
             };
             self.end_request(worker, then, Err(why));
@@ -134,12 +136,12 @@ impl Primary {
     }
 
     fn no_handler(&mut self, from: WorkerTag, message: &Message) {
-        let unknown = &mut self.mail.unknown;
+        let unknown = &mut self.messages.unknown;
         if let Some(count) = unknown.get_mut(message.kind()) {
             *count += 1;
         } else if unknown.len() < UNKNOWN {
             unknown.insert(message.kind().to_string(), 1);
-            self.journal.no_handler(message.kind(), from);
+            self.event_log.no_handler(message.kind(), from);
         }
         if let Some(to) = message.reply_to() {
             self.refuse(&to, b"the primary has no function for this kind (Cluster::on_message)");
@@ -148,6 +150,6 @@ impl Primary {
 
     /// Who asks and has no room for this hears nothing, which is what its deadline is for.
     fn refuse(&mut self, to: &ReplyTo, why: &'static [u8]) {
-        let _ = self.mail.hub.reply(to, Class::Refusal, Bytes::from_static(why));
+        let _ = self.messages.hub.reply(to, Class::Refusal, Bytes::from_static(why));
     }
 }

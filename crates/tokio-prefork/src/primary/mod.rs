@@ -43,18 +43,18 @@ use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::steering::Lease;
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
-use crate::worker_init::Entry;
+use crate::worker_init::WorkerEntry;
 use prefork_os::signal::SignalPipe;
 use prefork_supervisor::SupervisorConfig;
 use prefork_supervisor::{Event, ShutdownReason, Supervisor, WorkerKindConfig};
 use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 pub use cluster_event::{ClusterEvent, Reason, WorkerExit};
-use event_log::Journal;
-use handover_relay::Relay;
+use event_log::EventLog;
+use handover_relay::HandoverRelay;
 pub(crate) use hooks::Hooks;
 pub use hooks::Restart;
-pub(crate) use isolated_jobs::Desks;
+pub(crate) use isolated_jobs::IsolatedPools;
 use log_reopen::LogSwitch;
 pub(crate) use messages::Mail;
 use oom_kills::OomKills;
@@ -67,7 +67,7 @@ use dealer::Dealer;
 use steer::Steered;
 
 /// A living worker, as the kernel knows it.
-struct Child {
+struct WorkerProcess {
     tag: WorkerTag,
     /// Ours until it is reaped; forgotten in the same moment.
     pid: u32,
@@ -86,14 +86,14 @@ struct Child {
     sends: bool,
 }
 
-impl Child {
+impl WorkerProcess {
     /// Whether it serves connections.
     fn serves_web(&self, mind: &Supervisor) -> bool {
         self.tag.slot.is_web() && mind.is_serving(self.tag.id)
     }
 
-    fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> Child {
-        Child {
+    fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> WorkerProcess {
+        WorkerProcess {
             tag,
             pid,
             channel,
@@ -130,12 +130,12 @@ impl Fixed {
 
 /// What the application wants to be asked and told in the primary.
 pub(crate) struct Application {
-    pub(crate) entry: Entry,
+    pub(crate) entry: WorkerEntry,
     pub(crate) reread: Reread,
     pub(crate) hooks: Hooks,
     /// The kinds of workers besides `web`.
     pub(crate) kinds: Vec<WorkerKindConfig>,
-    pub(crate) desks: Desks,
+    pub(crate) desks: IsolatedPools,
 }
 
 /// Everything the primary process owns.
@@ -149,20 +149,20 @@ pub(crate) struct Primary {
     listeners: ListenerSet,
     /// Removed when the primary ends.
     pid_file: Option<PidFile>,
-    board: Scoreboard,
-    children: BTreeMap<WorkerId, Child>,
-    relay: Relay,
+    scoreboard: Scoreboard,
+    workers: BTreeMap<WorkerId, WorkerProcess>,
+    handover: HandoverRelay,
     /// New connections on their way to a worker.
     dealer: Dealer,
     /// `None` where no program chooses who gets a connection.
     steering: Option<Steered>,
     /// The application's messages, and what it does with them here.
-    mail: Mail,
+    messages: Mail,
     /// Of pools of isolated workers.
-    desks: Desks,
+    isolated_pools: IsolatedPools,
     /// Events that are known but not yet handled, oldest first.
-    queue: VecDeque<Event>,
-    entry: Entry,
+    pending_events: VecDeque<Event>,
+    worker_entry: WorkerEntry,
     hooks: Hooks,
     /// What the hooks have not been told yet, oldest first.
     news: VecDeque<ClusterEvent>,
@@ -185,7 +185,7 @@ pub(crate) struct Primary {
     quiet_until: Option<Instant>,
     /// How often this process has become a new image.
     upgrades: u64,
-    journal: Journal,
+    event_log: EventLog,
     log: LogSwitch,
     /// `None` where nobody may ask.
     control: Option<Server>,
@@ -244,7 +244,7 @@ impl Primary {
         let signals = SignalPipe::new(&wait_events::SIGNALS)
             .map_err(|e| Error::system("install signal handlers", e))?;
         let seed = random_seed()?;
-        let mut journal = Journal::resume_after(left.as_ref().map_or(0, |m| m.last_event));
+        let mut journal = EventLog::resume_after(left.as_ref().map_or(0, |m| m.last_event));
         let (fixed, config) = (Fixed::of(&config), Rc::new(config));
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
@@ -266,15 +266,15 @@ impl Primary {
             signals,
             listeners,
             pid_file,
-            board,
-            children: BTreeMap::new(),
-            relay: Relay::default(),
+            scoreboard: board,
+            workers: BTreeMap::new(),
+            handover: HandoverRelay::default(),
             dealer: Dealer::default(),
             steering: None,
-            mail,
-            desks,
-            queue: VecDeque::from([Event::Started]),
-            entry,
+            messages: mail,
+            isolated_pools: desks,
+            pending_events: VecDeque::from([Event::Started]),
+            worker_entry: entry,
             hooks,
             news: VecDeque::new(),
             judged: None,
@@ -289,7 +289,7 @@ impl Primary {
             quiet_until: None,
             upgrades: 0,
             log: LogSwitch::new(&config),
-            journal,
+            event_log: journal,
             control,
             fixed,
             manager,
@@ -330,12 +330,16 @@ impl Primary {
     }
 
     /// The configuration of the workers that are wanted now: in a reload the new one, unless it is given up.
-    fn config_in_force(&self) -> Option<&Rc<Config>> {
+    fn current_config(&self) -> Option<&Rc<Config>> {
         self.configs.get(&self.supervisor.wanted_generation())
     }
 
     fn publish(&self) {
         let mind = &self.supervisor;
-        self.board.publish(mind.wanted_workers(), mind.restart_count(), mind.is_stop_requested());
+        self.scoreboard.publish(
+            mind.wanted_workers(),
+            mind.restart_count(),
+            mind.is_stop_requested(),
+        );
     }
 }

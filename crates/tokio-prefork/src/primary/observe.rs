@@ -11,10 +11,10 @@ impl Primary {
             config.map_or(u64::MAX, |config| config.process_connections().into())
         };
         let samples = self
-            .children
+            .workers
             .iter()
             .map(|(worker, child)| {
-                let seen = self.board.glance(child.row);
+                let seen = self.scoreboard.glance(child.row);
                 let memory = if memory { resident_bytes(child.pid) } else { None };
                 let current_request = seen.serving.map(|r| r.request);
                 HealthSample {

@@ -17,11 +17,11 @@ impl Primary {
                     Ok(pid) => Event::Forked { worker: tag.id, pid },
                     Err(e) => Event::ForkFailed { worker: tag.id, reason: e.to_string() },
                 };
-                self.queue.push_back(event);
+                self.pending_events.push_back(event);
             }
             Action::OpenSockets { slots } => {
                 let event = self.open_sockets(slots);
-                self.queue.push_back(event);
+                self.pending_events.push_back(event);
             }
             Action::AdoptSlot { worker, slot } => self.adopt_slot(worker, slot),
             Action::ReleaseSlot { worker, slot } => self.release_slot(worker, slot),
@@ -45,11 +45,11 @@ impl Primary {
             Action::SampleHealth { with_memory } => {
                 self.refresh_steering();
                 let event = self.observe(with_memory);
-                self.queue.push_back(event);
+                self.pending_events.push_back(event);
             }
             Action::ConfirmRestart(exit) => self.ask_restart(&exit),
             Action::Log(notice) => {
-                self.journal.record(&notice);
+                self.event_log.record(&notice);
                 self.announce(&notice);
                 self.note(&notice);
                 self.tell_desks(&notice);
@@ -65,13 +65,13 @@ impl Primary {
     }
 
     fn somebody_else_serves(&self, leaving: WorkerId) -> bool {
-        let mut others = self.children.iter().filter(|(id, _)| **id != leaving);
+        let mut others = self.workers.iter().filter(|(id, _)| **id != leaving);
         others.any(|(_, child)| child.serves_web(&self.supervisor))
     }
 
     /// Whether workers of `generation` listen where the configuration in force does not.
     fn loses_a_socket(&self, generation: Generation) -> bool {
-        let Some((old, new)) = self.configs.get(&generation).zip(self.config_in_force()) else {
+        let Some((old, new)) = self.configs.get(&generation).zip(self.current_config()) else {
             return false;
         };
         old.bind.iter().any(|addr| !new.bind.contains(addr))
@@ -79,20 +79,20 @@ impl Primary {
 
     /// To a child that is not reaped yet: the pid is its own.
     pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
-        let Some(child) = self.children.get(&worker) else { return };
+        let Some(child) = self.workers.get(&worker) else { return };
         if let Err(e) = prefork_os::child::signal_child(child.pid, signal) {
-            self.journal.cannot_signal(child.tag, signal, &e);
+            self.event_log.cannot_signal(child.tag, signal, &e);
         }
     }
 
     /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
     fn drain(&mut self, worker: WorkerId) {
-        let Some(config) = self.config_in_force().cloned() else { return };
+        let Some(config) = self.current_config().cloned() else { return };
         let stopping = self.supervisor.is_stopping();
         if !stopping && self.somebody_else_is_dealt_to(worker) {
             self.take_back(worker);
         }
-        let Some(child) = self.children.get(&worker) else { return };
+        let Some(child) = self.workers.get(&worker) else { return };
         let order = ToWorker::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
@@ -103,10 +103,10 @@ impl Primary {
                 true => HandOver::WhenOthersServe,
             },
         };
-        let Some(child) = self.children.get_mut(&worker) else { return };
+        let Some(child) = self.workers.get_mut(&worker) else { return };
         child.released = true;
         if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
-            self.journal.cannot_tell(child.tag, &e);
+            self.event_log.cannot_tell(child.tag, &e);
         }
     }
 }

@@ -146,7 +146,7 @@ impl PrimaryHandle<'_> {
         let signal = Signal::try_from(signal)
             .map_err(|_| Error::application("kill", format!("there is no signal {signal}")))?;
         // Only of a child that is not reaped yet is the pid its own.
-        let child = self.primary.children.get(&worker);
+        let child = self.primary.workers.get(&worker);
         let child = child
             .ok_or_else(|| Error::application("kill", format!("there is no worker {worker}")))?;
         prefork_os::child::signal_child(child.pid, signal)
@@ -155,12 +155,12 @@ impl PrimaryHandle<'_> {
 
     /// Whether there is room for what is asked.
     fn ask(&mut self, command: ClusterCommand, what: &str) -> bool {
-        if self.primary.queue.len() >= MOST {
-            self.primary.journal.hook_asks_too_much();
+        if self.primary.pending_events.len() >= MOST {
+            self.primary.event_log.hook_asks_too_much();
             return false;
         }
         let by = Requester::without_reply(format!("a hook: {what}"));
-        self.primary.queue.push_back(Event::CommandReceived { command, by });
+        self.primary.pending_events.push_back(Event::CommandReceived { command, by });
         true
     }
 }

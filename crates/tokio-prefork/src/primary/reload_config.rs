@@ -55,7 +55,7 @@ impl Primary {
 
     fn config_read(&mut self, outcome: Result<Option<SupervisorConfig>>) {
         let outcome = outcome.map_err(|e| e.to_string()).transpose();
-        self.queue.extend(outcome.map(|result| Event::ConfigRead { result }));
+        self.pending_events.extend(outcome.map(|result| Event::ConfigRead { result }));
     }
 
     fn stop_lookup(&mut self) {
@@ -79,7 +79,7 @@ impl Primary {
         names: &Names,
     ) -> Result<SupervisorConfig> {
         if self.log.prepare(generation, &config)? {
-            self.journal.takes_a_restart("log-file");
+            self.event_log.takes_a_restart("log-file");
         }
         self.warn_of_the_fixed(&config);
         self.listeners.fit(&mut config.bind, names);
@@ -92,7 +92,7 @@ impl Primary {
         self.serve_at_once(&repaired);
         let opened = self.listeners.open_missing(&config.bind, config.backlog, slots)?;
         for local in &opened.locals {
-            self.journal.opened(local);
+            self.event_log.opened(local);
         }
         self.serve_at_once(&opened.narrower);
         self.store_sockets();
@@ -103,14 +103,14 @@ impl Primary {
 
     /// Some things are made once, at the start.
     fn warn_of_the_fixed(&mut self, config: &Config) {
-        let Some(old) = self.config_in_force().cloned() else { return };
+        let Some(old) = self.current_config().cloned() else { return };
         for (key, same) in [
             ("control", config.control == old.control),
             ("pid-file", config.pid_file == old.pid_file),
             ("fd-store", config.fd_store == old.fd_store),
         ] {
             if !same {
-                self.journal.takes_a_restart(key);
+                self.event_log.takes_a_restart(key);
             }
         }
     }
@@ -121,7 +121,7 @@ impl Primary {
         let named: Vec<_> = self.configs.values().flat_map(|config| &config.bind).collect();
         let closed = self.listeners.remove_unnamed(&named);
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
-            self.journal.closed(&listener.local);
+            self.event_log.closed(&listener.local);
         }
         self.unstore(&closed);
         self.empty_groups(&closed);

@@ -26,9 +26,9 @@ impl Primary {
     /// Deals out new connections, and decides what to wait for. Returns when to look again, if nothing happens.
     pub(super) fn deal(&mut self, now: Instant) -> Option<Duration> {
         self.dealer.await_nothing();
-        let dealt_to = self.children.values().any(|child| child.queue.is_some());
+        let dealt_to = self.workers.values().any(|child| child.queue.is_some());
         let cannot = dealt_to && self.dealer.cannot_accept(&self.listeners.listeners);
-        self.board.cannot_accept(cannot);
+        self.scoreboard.cannot_accept(cannot);
         if !dealt_to && self.dealer.held().next().is_none() {
             return None;
         }
@@ -43,31 +43,31 @@ impl Primary {
     }
 
     fn table(&mut self) -> (&mut Dealer, Table<'_>) {
-        let Primary { dealer, children, board, supervisor, listeners, taking_over, .. } = self;
+        let Primary { dealer, workers, scoreboard, supervisor, listeners, taking_over, .. } = self;
         let listeners = acceptable(listeners, *taking_over);
-        (dealer, Table { children, board, mind: supervisor, listeners })
+        (dealer, Table { workers, scoreboard, mind: supervisor, listeners })
     }
 
     /// Sees to what is held and will never be dealt: at the end, or when a reload has changed the policy.
     fn settle_held(&mut self, now: Instant) {
         if self.supervisor.is_stopping() {
-            if self.children.is_empty() {
+            if self.workers.is_empty() {
                 let held = self.dealer.give_up().count();
                 self.dealer.lose(held, "no worker is left to take them");
             }
-        } else if self.config_in_force().is_some_and(|c| c.dispatch != Dispatch::RoundRobin)
-            && !self.children.values().any(|child| child.queue.is_some() && !child.released)
+        } else if self.current_config().is_some_and(|c| c.dispatch != Dispatch::RoundRobin)
+            && !self.workers.values().any(|child| child.queue.is_some() && !child.released)
         {
             // To workers that accept by themselves it comes as from another worker.
             for newcomer in self.dealer.give_up() {
-                self.relay.take_in(newcomer.fd, Unread::default(), now);
+                self.handover.take_in(newcomer.fd, Unread::default(), now);
             }
         }
     }
 
     /// Whether what is taken back from `leaving` can go to another.
     pub(super) fn somebody_else_is_dealt_to(&self, leaving: WorkerId) -> bool {
-        self.children.iter().any(|(id, child)| {
+        self.workers.iter().any(|(id, child)| {
             let dealt_to = child.queue.is_some() && !child.released;
             *id != leaving && dealt_to && self.supervisor.is_serving(*id)
         })
@@ -75,15 +75,15 @@ impl Primary {
 
     /// Takes what the worker has not taken yet, for others.
     pub(super) fn take_back(&mut self, id: WorkerId) {
-        let queue = self.children.get(&id).and_then(|child| child.queue.as_ref());
+        let queue = self.workers.get(&id).and_then(|child| child.queue.as_ref());
         queue.into_iter().for_each(|queue| self.dealer.take_back(id, queue));
     }
 
     fn condemn(&mut self, id: WorkerId) {
-        let queue = self.children.get_mut(&id).and_then(|child| child.queue.take());
+        let queue = self.workers.get_mut(&id).and_then(|child| child.queue.take());
         self.dealer.bury(id, queue);
         let why = "it has closed its queue of connections".to_string();
-        self.queue.push_back(Event::ProtocolError { worker: id, reason: why });
+        self.pending_events.push_back(Event::ProtocolError { worker: id, reason: why });
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) fn deal_on<'fd>(
     let Waits { mut dealing, until, awake, mut now } = waits;
     let others = set.len();
     for _ in 0..TURNS {
-        set.replace_after(others, dealer.watched(table.listeners, table.children));
+        set.replace_after(others, dealer.watched(table.listeners, table.workers));
         let left = until.map(|at| at.saturating_duration_since(now));
         let ready = set.wait_busy_polling(awake, left.into_iter().chain(dealing).min())?;
         let came = || (others..set.len()).filter(|at| set.is_ready(*at));

@@ -21,7 +21,7 @@ impl Primary {
         }
         let (figures, now) = (self.figures(), Instant::now());
         let (grace, boot) = self
-            .config_in_force()
+            .current_config()
             .map_or((Duration::ZERO, Duration::ZERO), |c| (c.graceful_timeout, c.boot_timeout));
         let round = (grace + boot) * self.supervisor.wanted_workers() + MARGIN;
         let Some(manager) = &mut self.manager else { return };
@@ -64,28 +64,28 @@ impl Primary {
 
     fn tell_manager(&mut self) {
         if let Some(Err(e)) = self.manager.as_mut().map(|manager| manager.flush()) {
-            self.journal.cannot_notify(&e);
+            self.event_log.cannot_notify(&e);
         }
     }
 
     fn figures(&self) -> Figures {
         let now = prefork_os::system::monotonic_ms();
         let fresh = self.manager.as_ref().map_or(Duration::ZERO, |m| m.herald.freshness());
-        let serving = self.children.iter().filter(|(id, _)| self.supervisor.is_serving(**id));
+        let serving = self.workers.iter().filter(|(id, _)| self.supervisor.is_serving(**id));
         let (mut ready, mut serves) = (0, false);
         for (_, child) in serving {
             ready += 1;
-            let age = now.saturating_sub(self.board.glance(child.row).beat);
+            let age = now.saturating_sub(self.scoreboard.glance(child.row).beat);
             serves |= u128::from(age) <= fresh.as_millis();
         }
-        let living = self.children.values().map(|child| self.board.glance(child.row).requests);
+        let living = self.workers.values().map(|child| self.scoreboard.glance(child.row).requests);
         let wanted = self.supervisor.wanted_workers();
         Figures {
             // In a reload there are more for a while.
             ready: ready.min(wanted),
             wanted,
             generation: self.supervisor.wanted_generation(),
-            requests: self.board.totals().0.requests + living.sum::<u64>(),
+            requests: self.scoreboard.totals().0.requests + living.sum::<u64>(),
             serves,
         }
     }
@@ -101,7 +101,7 @@ impl Primary {
                 Ok(true) => listener.keeper = Keeper::Store,
                 // Tried again at the next look.
                 Ok(false) => return,
-                Err(e) => return self.journal.cannot_notify(&e),
+                Err(e) => return self.event_log.cannot_notify(&e),
             }
         }
     }

@@ -18,7 +18,7 @@ const MAX_MOVED_CONNECTIONS: usize = 256;
 impl Primary {
     /// Opens what is missing for so many slots of the configuration in force.
     pub(super) fn open_sockets(&mut self, slots: u32) -> Event {
-        let result = match self.config_in_force().cloned() {
+        let result = match self.current_config().cloned() {
             Some(config) => {
                 let opened = self.listeners.open_missing(&config.bind, config.backlog, slots);
                 opened.map(drop).map_err(|e| e.to_string())
@@ -42,7 +42,7 @@ impl Primary {
             Rc::make_mut(config).bind.extend(missing);
         }
         let new = || self.listeners.listeners.iter().filter(|one| addrs.contains(&one.addr));
-        for child in self.children.values().filter(|one| one.serves_web(&self.supervisor)) {
+        for child in self.workers.values().filter(|one| one.serves_web(&self.supervisor)) {
             let config = self.configs.get(&child.tag.generation);
             let Some(dispatch) = config.map(|config| config.dispatch) else { continue };
             // Under round-robin the primary accepts.
@@ -58,7 +58,7 @@ impl Primary {
                 let word = ToWorker::Adopt { slot: listener.slot, closing: false };
                 let Some(channel) = &child.channel else { continue };
                 if let Err(e) = channel.send_with(&word, listener.as_fd()) {
-                    self.journal.cannot_hand_slot(child.tag, listener.slot, &e);
+                    self.event_log.cannot_hand_slot(child.tag, listener.slot, &e);
                 }
             }
         }
@@ -69,11 +69,11 @@ impl Primary {
         let Repaired { addrs, replaced } = repaired;
         for listener in &replaced {
             if listener.slot == Slot(0) {
-                self.journal.reopened(&listener.local);
+                self.event_log.reopened(&listener.local);
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
-                self.relay.take_in(fd, Unread::default(), Instant::now());
+                self.handover.take_in(fd, Unread::default(), Instant::now());
             }
         }
         self.unstore(&replaced);
@@ -84,28 +84,28 @@ impl Primary {
     /// One message for each socket of the slot. What fails is for the supervisor to try otherwise.
     pub(super) fn adopt_slot(&mut self, worker: WorkerId, slot: Slot) {
         if !self.send_slot(worker, slot) {
-            self.queue.push_back(Event::AdoptSlotFailed { worker, slot });
+            self.pending_events.push_back(Event::AdoptSlotFailed { worker, slot });
         }
     }
 
     fn send_slot(&mut self, worker: WorkerId, slot: Slot) -> bool {
-        let Some(child) = self.children.get(&worker) else { return false };
+        let Some(child) = self.workers.get(&worker) else { return false };
         let Some(channel) = &child.channel else { return false };
         let word = ToWorker::Adopt { slot, closing: false };
         let mut sockets = self.listeners.of_slot(slot);
         let sent = sockets.try_for_each(|listener| channel.send_with(&word, listener.as_fd()));
         if let Err(e) = &sent {
-            self.journal.cannot_hand_slot(child.tag, slot, e);
+            self.event_log.cannot_hand_slot(child.tag, slot, e);
         }
         sent.is_ok()
     }
 
     pub(super) fn release_slot(&mut self, worker: WorkerId, slot: Slot) {
-        let Some(child) = self.children.get(&worker) else { return };
+        let Some(child) = self.workers.get(&worker) else { return };
         let Some(channel) = &child.channel else { return };
         if let Err(e) = channel.send(&ToWorker::GiveBack(slot)) {
-            self.journal.cannot_hand_slot(child.tag, slot, &e);
-            self.queue.push_back(Event::ReleaseSlotFailed { worker, slot });
+            self.event_log.cannot_hand_slot(child.tag, slot, &e);
+            self.pending_events.push_back(Event::ReleaseSlotFailed { worker, slot });
         }
     }
 
@@ -124,7 +124,7 @@ impl Primary {
         }
         for listener in closed.iter().filter(|listener| !listener.is_everybodys()) {
             let word = ToWorker::Adopt { slot: listener.slot, closing: true };
-            let serving = self.children.values().filter(|one| one.serves_web(&self.supervisor));
+            let serving = self.workers.values().filter(|one| one.serves_web(&self.supervisor));
             let channels = serving.filter_map(|child| child.channel.as_ref());
             // If no channel has room, there is nobody who could take them.
             let _ = channels.map(|c| c.send_with(&word, listener.as_fd())).any(|sent| sent.is_ok());

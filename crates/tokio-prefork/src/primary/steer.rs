@@ -54,7 +54,7 @@ fn said(policy: Dispatch, rung: &str, reason: Option<&str>) -> String {
 impl Primary {
     /// Sees to it that what is listened on is steered as the configuration in force says.
     pub(super) fn tend_steering(&mut self) {
-        let config = self.config_in_force().cloned();
+        let config = self.current_config().cloned();
         let Some(config) = config.filter(|_| !self.supervisor.is_stopping()) else { return };
         let groups = groups(&self.listeners, &config);
         let wanted: Vec<(ListenAddr, usize)> =
@@ -84,7 +84,7 @@ impl Primary {
         let policy = config.dispatch;
         let steering = Steering::start(policy, &sockets(groups(&self.listeners, config)));
         let text = said(policy, steering.rung(), steering.reason());
-        self.journal.steering(text, steering.reason().is_none());
+        self.event_log.steering(text, steering.reason().is_none());
         self.steering = Some(Steered { steering, policy, groups: wanted, told: BTreeSet::new() });
         let told: Vec<_> =
             self.supervisor.dispatch_targets().iter().map(|(s, w)| (*s, *w)).collect();
@@ -100,13 +100,13 @@ impl Primary {
         let groups: Vec<_> = self.listeners.groups(&addrs).map(|(_, fds)| Group(fds)).collect();
         steered.steering.release(&groups);
         // Their pages are nobody's any more.
-        self.children.values_mut().for_each(|child| child.lease = None);
+        self.workers.values_mut().for_each(|child| child.lease = None);
     }
 
     /// This worker takes the slot's connections from now on, or nobody does.
     pub(super) fn steer(&mut self, slot: Slot, worker: Option<WorkerId>) {
-        let lease = worker.and_then(|id| self.children.get(&id)?.lease);
-        let config = self.config_in_force().cloned();
+        let lease = worker.and_then(|id| self.workers.get(&id)?.lease);
+        let config = self.current_config().cloned();
         let Some((steered, config)) = self.steering.as_mut().zip(config) else { return };
         if let Some(lease) = lease {
             steered.steering.hold(lease);
@@ -124,14 +124,14 @@ impl Primary {
             return;
         }
         self.tend_steering();
-        let config = self.config_in_force().cloned();
+        let config = self.current_config().cloned();
         let Some((steered, config)) = self.steering.as_mut().zip(config) else { return };
         let groups = sockets(groups(&self.listeners, &config));
         let mut loads = vec![Load::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
         for (slot, worker) in self.supervisor.dispatch_targets() {
-            let row = self.children.get(worker).map(|child| child.row);
+            let row = self.workers.get(worker).map(|child| child.row);
             if let Some((load, row)) = loads.get_mut(slot.0 as usize).zip(row) {
-                load.open = self.board.glance(row).open;
+                load.open = self.scoreboard.glance(row).open;
             }
         }
         for group in &groups {
@@ -168,7 +168,7 @@ impl Primary {
     fn note_steering(&mut self, trouble: &Error) {
         let Some(steered) = &mut self.steering else { return };
         if steered.told.len() < MOST_TOLD && steered.told.insert(trouble.to_string()) {
-            self.journal.cannot_steer(trouble);
+            self.event_log.cannot_steer(trouble);
         }
     }
 

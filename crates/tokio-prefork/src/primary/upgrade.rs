@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::{Child, Primary};
+use super::{Primary, WorkerProcess};
 use crate::config::Config;
 use crate::control::Server;
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ impl Primary {
             self.leave().and_then(|manifest| self.launcher.prove(&manifest, &self.descriptors()));
         match outcome {
             Ok(proof) => self.proof = Some(proof),
-            Err(e) => self.queue.push_back(Event::UpgradeFailed { reason: e.to_string() }),
+            Err(e) => self.pending_events.push_back(Event::UpgradeFailed { reason: e.to_string() }),
         }
     }
 
@@ -42,11 +42,11 @@ impl Primary {
     /// reported, or it would count for the next one. It is ours and not reaped yet, so the pid is its own.
     pub(super) fn stop_proof(&mut self) {
         self.taking_over = false;
-        self.queue.retain(|event| {
+        self.pending_events.retain(|event| {
             !matches!(event, Event::UpgradeCheckPassed | Event::UpgradeFailed { .. })
         });
         if let Some(mut proof) = self.proof.take() {
-            self.journal.proof_printed(&proof.printed());
+            self.event_log.proof_printed(&proof.printed());
             let _ = prefork_os::child::signal_child(proof.pid, Signal::SIGKILL);
             self.stopped_proofs.push(proof.pid);
         }
@@ -64,7 +64,7 @@ impl Primary {
     /// The child has ended; its verdict.
     pub(super) fn proof_ended(&mut self, status: ExitStatus) {
         let Some(proof) = self.proof.take() else { return };
-        self.queue.push_back(match proof.verdict(status) {
+        self.pending_events.push_back(match proof.verdict(status) {
             Ok(revision) => {
                 self.proved_revision = revision;
                 Event::UpgradeCheckPassed
@@ -80,7 +80,7 @@ impl Primary {
             let _blocked = BlockedSignals::block_all()
                 .map_err(|e| Error::system("hold back signals for the upgrade", e))?;
             self.heed_signals().map_err(|e| Error::system("read the last signals", e))?;
-            if !self.queue.is_empty() {
+            if !self.pending_events.is_empty() {
                 return Ok(None);
             }
             // Whoever follows the events gets the last ones of this image from it.
@@ -108,7 +108,7 @@ impl Primary {
         };
         self.taking_over = false;
         self.tend_steering();
-        self.queue.push_back(Event::UpgradeFailed { reason: error.to_string() });
+        self.pending_events.push_back(Event::UpgradeFailed { reason: error.to_string() });
     }
 
     /// Adds the control socket with its clients, and the pid file. A worker that was forked a moment before the exec has
@@ -155,13 +155,13 @@ impl Primary {
     fn leave(&self) -> Result<Manifest> {
         let mind = self.supervisor.save_state(Instant::now());
         let memory =
-            self.board.memory().ok_or_else(|| Error::config("no scoreboard to pass on"))?;
-        let (totals, started_ms) = self.board.totals();
+            self.scoreboard.memory().ok_or_else(|| Error::config("no scoreboard to pass on"))?;
+        let (totals, started_ms) = self.scoreboard.totals();
         let known = |id| mind.workers.iter().find(|member| member.tag.id == id);
         let serving = |id| known(id).is_some_and(|member| member.is_serving);
         let age = |id| known(id).map_or(Duration::ZERO, |member| member.age);
         let boards = self.older_boards();
-        let workers = self.children.iter().map(|(id, child)| {
+        let workers = self.workers.iter().map(|(id, child)| {
             let (board, rows) = match child.row {
                 RowIndex::Own(rows) => (0, rows),
                 RowIndex::Inherited { board, rows } => {
@@ -210,18 +210,18 @@ impl Primary {
             revision: REVISION,
             older_boards: boards
                 .iter()
-                .filter_map(|board| self.board.inherited_memory(*board))
+                .filter_map(|board| self.scoreboard.inherited_memory(*board))
                 .map(raw_fd)
                 .collect(),
             control: None,
             pid_file: None,
-            last_event: self.journal.ledger.last(),
+            last_event: self.event_log.ledger.last(),
         })
     }
 
     /// The inherited scoreboards on which workers still write, without repetition.
     fn older_boards(&self) -> Vec<usize> {
-        let boards = self.children.values().filter_map(|child| match child.row {
+        let boards = self.workers.values().filter_map(|child| match child.row {
             RowIndex::Inherited { board, .. } => Some(board),
             RowIndex::Own(_) => None,
         });
@@ -230,16 +230,16 @@ impl Primary {
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let listeners = self.listeners.listeners.iter().map(AsFd::as_fd);
-        let channels = self.children.values().filter_map(|child| child.channel.as_ref());
-        let queues = self.children.values().filter_map(|child| child.queue.as_ref());
+        let channels = self.workers.values().filter_map(|child| child.channel.as_ref());
+        let queues = self.workers.values().filter_map(|child| child.queue.as_ref());
         listeners
             .chain(channels.map(AsFd::as_fd))
             .chain(queues.flat_map(Queue::ends))
-            .chain(self.board.memory().map(AsFd::as_fd))
+            .chain(self.scoreboard.memory().map(AsFd::as_fd))
             .chain(
                 self.older_boards()
                     .into_iter()
-                    .filter_map(|board| self.board.inherited_memory(board))
+                    .filter_map(|board| self.scoreboard.inherited_memory(board))
                     .map(AsFd::as_fd),
             )
             .collect()
@@ -249,12 +249,12 @@ impl Primary {
     pub(super) fn adopt(&mut self, manifest: &Manifest) -> Result<()> {
         for number in std::iter::once(&manifest.board_fd).chain(&manifest.older_boards) {
             prefork_os::fd::take_inherited_fd(*number)
-                .and_then(|memory| self.board.inherit(memory))
+                .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| {
                     Error::system("read the scoreboard of the image before this one", e)
                 })?;
         }
-        self.board.succeed(&manifest.totals, manifest.started_ms);
+        self.scoreboard.succeed(&manifest.totals, manifest.started_ms);
         self.upgrades = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let names: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
@@ -269,8 +269,9 @@ impl Primary {
             let channel = channel.map(PrimaryEnd::new);
             let queue = worker.queue_fds.map(inherit_queue).transpose()?;
             let tag = tag(worker, &names);
-            let child = Child { queue, ..Child::new(tag, worker.pid, channel, row) };
-            self.children.insert(WorkerId(worker.id), child);
+            let child =
+                WorkerProcess { queue, ..WorkerProcess::new(tag, worker.pid, channel, row) };
+            self.workers.insert(WorkerId(worker.id), child);
         }
         for held in &manifest.held {
             let fd = prefork_os::fd::take_inherited_fd(held.fd)
@@ -279,7 +280,7 @@ impl Primary {
         }
         let used = self.older_boards();
         let unused = (0..=manifest.older_boards.len()).filter(|board| !used.contains(board));
-        unused.for_each(|board| self.board.release_inherited(board));
+        unused.for_each(|board| self.scoreboard.release_inherited(board));
         Ok(())
     }
 }

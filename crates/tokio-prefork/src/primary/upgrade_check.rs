@@ -10,14 +10,14 @@ use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
 use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::steering::SlotMeter;
-use crate::worker_init::{Entry, Seed};
+use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::ForkResult;
 use prefork_os::poll::WatchedFd;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
 /// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
-pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
+pub(crate) fn prove(config: Config, entry: &WorkerEntry) -> Result<()> {
     let (id, slot, generation) = (WorkerId(0), Slot(0), Generation(0));
     let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND };
     let failed = |what: &str| {
@@ -60,7 +60,7 @@ pub(crate) fn prove(config: Config, entry: &Entry) -> Result<()> {
                     .map_err(failed("catch SIGTERM"))?;
                 let reader = board.reader();
                 let rows = board.give_up_all_but(row).map_err(failed("keep its pages"))?;
-                Ok(entry(Seed {
+                Ok(entry(WorkerInit {
                     tag,
                     listeners: Vec::new(),
                     channel: theirs,

@@ -4,9 +4,9 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::dealer::Table;
-use super::handover_relay::Relay;
+use super::handover_relay::HandoverRelay;
 use super::round_robin::{Waits, acceptable, deal_on};
-use super::{Child, Primary};
+use super::{Primary, WorkerProcess};
 use crate::control::Server;
 use crate::error::{Error, Result};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
@@ -47,13 +47,13 @@ impl Primary {
     /// The next thing that happened; waits for it.
     pub(super) fn next_event(&mut self) -> Result<Event> {
         loop {
-            if let Some(event) = self.queue.pop_front() {
+            if let Some(event) = self.pending_events.pop_front() {
                 return Ok(event);
             }
             // Connections on their way would be closed by the exec: they are delivered first.
-            if self.taking_over && self.relay.is_empty() && self.control_is_quiet() {
+            if self.taking_over && self.handover.is_empty() && self.control_is_quiet() {
                 // What does not fit now is lost with the channels of these workers.
-                self.mail.hub.flush();
+                self.messages.hub.flush();
                 self.take_over();
                 continue;
             }
@@ -64,53 +64,53 @@ impl Primary {
     /// Words are read before exits and deadlines are looked at: a READY that waits in its channel counts, even
     /// if this process was stopped while the deadline passed.
     fn wait(&mut self) -> std::io::Result<()> {
-        let missing = self.journal.tell_missing(Instant::now());
+        let missing = self.event_log.tell_missing(Instant::now());
         self.settle_control();
         let deadline = self.supervisor.deadline();
         let now = Instant::now();
         self.relay(now);
         let dealing = self.deal(now);
         let telling = self.tend_manager(now);
-        if !self.queue.is_empty() {
+        if !self.pending_events.is_empty() {
             return Ok(());
         }
-        let (full, control) = (self.relay.is_full(), self.control.as_ref());
-        let others = control.and_then(Server::deadline).into_iter().chain(self.mail.deadline());
+        let (full, control) = (self.handover.is_full(), self.control.as_ref());
+        let others = control.and_then(Server::deadline).into_iter().chain(self.messages.deadline());
         let others = others.chain(self.candidate.as_ref().map(|one| one.lookup.deadline));
         let next = deadline.into_iter().chain(others).chain(telling).min();
         let until = next.map(|at| at.saturating_duration_since(now));
-        self.mail.hub.flush();
-        let letters = self.mail.hub.wanted();
-        let pauses = self.relay.pause().into_iter().chain(self.mail.hub.pause());
+        self.messages.hub.flush();
+        let letters = self.messages.hub.wanted();
+        let pauses = self.handover.pause().into_iter().chain(self.messages.hub.pause());
         let pauses = pauses.chain(self.desks_pause(now)).chain(missing).chain(self.quiet_pause());
         let until = until.into_iter().chain(pauses).min().map(|pause| now + pause);
         let open: Vec<WorkerId> = self
-            .children
+            .workers
             .iter()
             .filter(|(_, child)| child.channel.is_some() && !(full && child.sends))
             .map(|(id, _)| *id)
             .collect();
         let ready = {
-            let channels = open.iter().filter_map(|id| self.children.get(id)?.channel.as_ref());
+            let channels = open.iter().filter_map(|id| self.workers.get(id)?.channel.as_ref());
             let proof = self.proof.iter().flat_map(Proof::watched);
             let lookup = self.candidate.iter().map(|one| one.lookup.as_fd());
             let fds = self.signals.fd().into_iter().chain(channels.map(AsFd::as_fd));
             let fds = fds.chain(proof).chain(lookup);
             let asking = control.into_iter().flat_map(Server::watched);
-            let mail = self.mail.hub.watches(&letters);
+            let mail = self.messages.hub.watches(&letters);
             let set = PollSet::new(fds.map(WatchedFd::readable).chain(mail).chain(asking));
             let table = Table {
-                children: &self.children,
-                board: &self.board,
+                workers: &self.workers,
+                scoreboard: &self.scoreboard,
                 mind: &self.supervisor,
                 listeners: acceptable(&self.listeners, self.taking_over),
             };
-            let awake = self.mail.lookout.until();
+            let awake = self.messages.lookout.until();
             deal_on(&mut self.dealer, &table, set, Waits { dealing, until, awake, now })?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
-            if let Some(child) = self.children.get_mut(id) {
-                self.queue.extend(child.listen(WORDS_A_TURN, &mut self.relay));
+            if let Some(child) = self.workers.get_mut(id) {
+                self.pending_events.extend(child.listen(WORDS_A_TURN, &mut self.handover));
             }
         }
         let others = self.listen_to_children_at_work(&ready[1 + open.len()..]);
@@ -127,7 +127,7 @@ impl Primary {
         self.tend_lookup();
 
         if deadline.is_some_and(|at| at <= Instant::now()) {
-            self.queue.push_back(Event::DeadlineReached);
+            self.pending_events.push_back(Event::DeadlineReached);
         }
         Ok(())
     }
@@ -151,11 +151,11 @@ impl Primary {
             match command_of(signal) {
                 Some(command) => {
                     let by = Requester::without_reply(signal.as_str());
-                    self.queue.push_back(Event::CommandReceived { command, by });
+                    self.pending_events.push_back(Event::CommandReceived { command, by });
                 }
                 None if signal == Signal::SIGCHLD => self.reap(),
                 None if signal == Signal::SIGUSR1 => self.reopen_log(),
-                None => self.journal.ignored(signal),
+                None => self.event_log.ignored(signal),
             }
         }
         Ok(())
@@ -171,12 +171,12 @@ impl Primary {
         }
         self.stopped_proofs.retain(|pid| matches!(prefork_os::child::reap_child(*pid), Ok(None)));
         let changed: Vec<_> = self
-            .children
+            .workers
             .iter()
             .filter_map(|(id, child)| match prefork_os::child::poll_child_state(child.pid) {
                 Ok(change) => change.map(|change| (*id, change)),
                 Err(e) => {
-                    self.journal.cannot_reap(child.tag, &e);
+                    self.event_log.cannot_reap(child.tag, &e);
                     None
                 }
             })
@@ -186,23 +186,23 @@ impl Primary {
                 ChildStateChange::Exited(status) => status,
                 ChildStateChange::Stopped => {
                     self.take_back(worker);
-                    self.queue.push_back(Event::Stopped { worker });
+                    self.pending_events.push_back(Event::Stopped { worker });
                     continue;
                 }
                 ChildStateChange::Continued => {
-                    self.queue.push_back(Event::Continued { worker });
+                    self.pending_events.push_back(Event::Continued { worker });
                     continue;
                 }
             };
             // From here on the pid is nobody's.
-            let Some(mut child) = self.children.remove(&worker) else { continue };
-            self.queue.extend(child.listen(LAST_WORDS, &mut self.relay));
-            self.mail.hub.bury(worker);
+            let Some(mut child) = self.workers.remove(&worker) else { continue };
+            self.pending_events.extend(child.listen(LAST_WORDS, &mut self.handover));
+            self.messages.hub.bury(worker);
             self.dealer.bury(worker, child.queue.take());
             self.bury_steered(worker, child.lease);
-            let requests_served = self.board.retire(child.row).requests;
+            let requests_served = self.scoreboard.retire(child.row).requests;
             self.release_board(child.row);
-            self.queue.push_back(Event::Exited { worker, status, requests_served });
+            self.pending_events.push_back(Event::Exited { worker, status, requests_served });
         }
         if prefork_os::parent_death::is_orphan_reaper() {
             self.reap_strangers();
@@ -212,9 +212,9 @@ impl Primary {
     /// The memory of a scoreboard of an image before this one is kept as long as one of its workers lives.
     fn release_board(&mut self, row: RowIndex) {
         let RowIndex::Inherited { board, .. } = row else { return };
-        let is_on_it = |child: &Child| matches!(child.row, RowIndex::Inherited { board: other, .. } if other == board);
-        if !self.children.values().any(is_on_it) {
-            self.board.release_inherited(board);
+        let is_on_it = |child: &WorkerProcess| matches!(child.row, RowIndex::Inherited { board: other, .. } if other == board);
+        if !self.workers.values().any(is_on_it) {
+            self.scoreboard.release_inherited(board);
         }
     }
 
@@ -232,16 +232,16 @@ impl Primary {
     }
 
     fn knows(&self, pid: u32) -> bool {
-        self.children.values().any(|child| child.pid == pid)
+        self.workers.values().any(|child| child.pid == pid)
             || self.proof.as_ref().is_some_and(|proof| proof.pid == pid)
             || self.candidate.as_ref().is_some_and(|candidate| candidate.lookup.pid == pid)
             || self.stopped_proofs.contains(&pid)
     }
 }
 
-impl Child {
+impl WorkerProcess {
     /// Up to `words` things the worker said. Connections it sends go to `relay`.
-    fn listen(&mut self, words: usize, relay: &mut Relay) -> Vec<Event> {
+    fn listen(&mut self, words: usize, relay: &mut HandoverRelay) -> Vec<Event> {
         let worker = self.tag.id;
         let mut events = Vec::new();
         for _ in 0..words {

@@ -58,7 +58,7 @@ use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
-use crate::worker_init::Seed;
+use crate::worker_init::WorkerInit;
 use accept::Acceptor;
 pub use answer::BoxError;
 use bytes::Bytes;
@@ -159,15 +159,15 @@ const RELEASE: Duration = Duration::from_secs(1);
 /// How long a worker that leaves waits for the primary to take its last messages.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
-/// A worker's life, from its seed to its exit status.
-pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
-    let tag = seed.tag;
+/// Runs a worker from its `WorkerInit` to its exit status.
+pub(crate) fn enter(init: WorkerInit, app: &App) -> u8 {
+    let tag = init.tag;
     let life = || -> Result<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the worker's runtime", e))?;
-        let outcome = runtime.block_on(live(seed, app));
+        let outcome = runtime.block_on(live(init, app));
         // Dropping it would wait for calls of the blocking pool, which a disk that does not answer never ends.
         runtime.shutdown_background();
         outcome
@@ -178,9 +178,10 @@ pub(crate) fn enter(seed: Seed, app: &App) -> u8 {
     })
 }
 
-async fn live(seed: Seed, app: &App) -> Result<u8> {
-    let Seed { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } = seed;
-    let Seed { board, config, terminate, kinds, .. } = seed;
+async fn live(init: WorkerInit, app: &App) -> Result<u8> {
+    let WorkerInit { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } =
+        init;
+    let WorkerInit { board, config, terminate, kinds, .. } = init;
     let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Dealer;
 use crate::listener::Listener;
-use crate::primary::Child;
+use crate::primary::WorkerProcess;
 use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_supervisor::WorkerId;
 
@@ -61,7 +61,7 @@ impl Dealer {
     pub(in crate::primary) fn watched<'a>(
         &self,
         listeners: &'a [Listener],
-        children: &'a BTreeMap<WorkerId, Child>,
+        children: &'a BTreeMap<WorkerId, WorkerProcess>,
     ) -> Vec<WatchedFd<'a>> {
         match &self.awaited {
             Awaited::Nothing => Vec::new(),
