@@ -1,0 +1,263 @@
+//! The fields of [`Config`]: types, defaults and bounds, each in one row.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::attached::Attached;
+use super::{ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers};
+use crate::error::{Error, Result};
+use crate::listener::ListenAddr;
+use crate::privilege::Credentials;
+
+/// The longest configurable duration: no deadline arithmetic overflows with it.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The shortest time in which TCP keep-alive can detect a vanished host: the kernel counts whole seconds, and four
+/// probes follow as many idle seconds.
+const MIN_TCP_KEEP_ALIVE: Duration = Duration::from_secs(8);
+
+/// Bounds of a duration that may be zero.
+const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
+
+/// Bounds of a duration that may not be zero.
+const FROM_ONE_MS: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_DURATION;
+
+/// Declares [`Config`], its defaults, the setters of [`ConfigBuilder`] and the check of the bounds.
+macro_rules! config_fields {
+    ($($(#[$doc:meta])* $name:ident: $type:ty = $default:expr $(, in $bounds:expr)?;)*) => {
+        /// The configuration of a cluster. Made by [`Config::builder`]; every field has a default.
+        #[derive(Debug, Clone)]
+        #[non_exhaustive]
+        pub struct Config {
+            $($(#[$doc])* pub $name: $type,)*
+            pub(super) attached: Attached,
+            /// `user` and `group` as numbers.
+            pub(super) credentials: Option<Credentials>,
+        }
+
+        impl Default for Config {
+            fn default() -> Config {
+                Config {
+                    $($name: $default,)*
+                    attached: Attached::default(),
+                    credentials: None,
+                }
+            }
+        }
+
+        impl ConfigBuilder {$(
+            #[doc = concat!("Sets [`Config::", stringify!($name), "`].")]
+            pub fn $name(mut self, value: $type) -> ConfigBuilder {
+                self.config.$name = value;
+                self
+            }
+        )*}
+
+        impl Config {
+            /// Checks each field against its bounds.
+            pub(super) fn check_bounds(&self) -> Result<()> {
+                $($(self.$name.check_bounds(stringify!($name), $bounds)?;)?)*
+                Ok(())
+            }
+        }
+    };
+}
+
+config_fields! {
+    /// Addresses to listen on, at least one. Default: `127.0.0.1:3000`.
+    bind: Vec<ListenAddr> = vec![ListenAddr::default()];
+    /// Permissions of the files of Unix sockets that name none themselves ([`UnixAddr::mode`](crate::UnixAddr::mode)).
+    /// Default: what the umask leaves of 0777.
+    unix_mode: Option<u32> = None;
+    /// Owner of the files of Unix sockets, by name or number. Default: the user who starts the primary.
+    unix_owner: Option<String> = None;
+    /// Group of the files of Unix sockets, by name or number. Default: the group of the primary.
+    unix_group: Option<String> = None;
+    /// What serves the connections: processes or threads. Default: [`Model::Prefork`].
+    model: Model = Model::Prefork;
+    /// How many workers; threads under [`Model::Threads`] and [`Model::ThreadPerCore`]. Default: [`Workers::Auto`].
+    workers: Workers = Workers::Auto;
+    /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is the default of that
+    /// cap since Linux 5.4.
+    backlog: u32 = 4096, in 1..=65_535;
+    /// How long a TCP connection may wait in the accept queue before it gets a 503 with `Retry-After`; the kernel measures it
+    /// in ticks of 1 to 10 ms. Clusters of [`Cluster::serve_connections`](crate::Cluster::serve_connections) get every
+    /// connection. 0 disables it. Default: 0.
+    max_queue_wait: Duration = Duration::ZERO, in FROM_ZERO;
+    /// Which worker gets the next connection. Default: [`Dispatch::Shared`], the only policy of the models with one process.
+    dispatch: Dispatch = Dispatch::Shared;
+    /// How long a draining worker may finish its requests before its connections are cut. Default: 30 s.
+    graceful_timeout: Duration = Duration::from_secs(30), in FROM_ZERO;
+    /// How long a draining worker keeps idle connections open, so that a request that is already on its way is answered
+    /// instead of reset. Default: 1 s.
+    linger_timeout: Duration = Duration::from_secs(1), in FROM_ZERO;
+    /// How long a stopping cluster continues to accept while [`Worker::is_ready`](crate::Worker::is_ready) is already
+    /// false, so that load balancers stop sending connections. A second request to stop ends the delay. Default: 0.
+    drain_delay: Duration = Duration::ZERO, in FROM_ZERO;
+    /// Whether a draining worker hands its idle HTTP/1.1 connections over to another worker instead of closing them.
+    /// Default: true; never under [`Model::Threads`].
+    hand_over: bool = true;
+    /// How long a worker may take from its fork to READY. Default: 30 s.
+    boot_timeout: Duration = Duration::from_secs(30), in FROM_ONE_MS;
+    /// A worker that crashes sooner than this after READY counts towards a crash loop. Default: 1 s.
+    min_uptime: Duration = Duration::from_secs(1), in FROM_ZERO;
+    /// Failed rounds of boots, before any worker was ever ready, after which the primary gives up. Default: 5.
+    boot_attempts: u32 = 5, in 1..=1_000;
+    /// Workers that a reload may start beyond the wanted number at a time. 0 stands for a quarter of the workers, rounded up.
+    /// Default: 0.
+    reload_surge: u32 = 0;
+    /// Workers that a reload may stop before their successors start, which saves memory and costs capacity. Default: 0.
+    reload_max_unavailable: u32 = 0;
+    /// Requests after which a worker is replaced, minus up to 20 % jitter. 0 disables it. Default: 0.
+    max_requests: u32 = 0;
+    /// Resident memory in bytes above which a worker is drained and replaced. 0 disables it. Default: 0.
+    max_rss: u64 = 0;
+    /// Resident memory in bytes above which a worker is killed and replaced. 0 disables it. Default: 0.
+    max_rss_hard: u64 = 0;
+    /// Age at which a worker is replaced, minus up to 20 % jitter. 0 disables it. Default: 0.
+    max_lifetime: Duration = Duration::ZERO, in FROM_ZERO;
+    /// How long an event loop may stall before the request that blocks it is logged. 0 disables it. Default: 1 s.
+    stall_warn: Duration = Duration::from_secs(1), in FROM_ZERO;
+    /// How long an event loop may stall before its worker is killed and replaced. 0 disables it. Default: 30 s.
+    stall_timeout: Duration = Duration::from_secs(30), in FROM_ZERO;
+    /// How long a client may take to send a request head. Default: 10 s.
+    header_timeout: Duration = Duration::from_secs(10), in FROM_ONE_MS;
+    /// How long a kept-alive connection may stay idle. Default: 65 s, longer than the 60 s of common load balancers, so
+    /// that they close first.
+    keep_alive_timeout: Duration = Duration::from_secs(65), in FROM_ONE_MS;
+    /// How long to wait for the next bytes of a request body before the request is refused with 408, or the connection
+    /// closed if the response has begun. Counts only while the handler reads, and for the first bytes in any case, which
+    /// hyper reads before the handler asks. `None`: no limit. Default: 60 s.
+    body_timeout: Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
+    /// How long to wait for the client to take the next bytes of a response before the connection is closed. `None`: no
+    /// limit. Default: 60 s.
+    send_timeout: Option<Duration> = Some(Duration::from_secs(60)), in FROM_ONE_MS;
+    /// Fewest bytes per second of a request body, over each 5 s of waiting for them; below it, as for `body_timeout`.
+    /// `None`: no limit. Default: `None`.
+    min_body_rate: Option<u64> = None, in 1..=1 << 30;
+    /// Fewest bytes per second of a response, over each 5 s of waiting for the client to take them; below it, as for
+    /// `send_timeout`. `None`: no limit. Default: `None`.
+    min_send_rate: Option<u64> = None, in 1..=1 << 30;
+    /// How long a request may take, from its head to the end of its response. Then its handler is dropped and the client
+    /// gets 503; if the response has begun, the connection (HTTP/2: the stream) is closed. A handler changes the limit of its
+    /// own request with [`RequestDeadline`](crate::RequestDeadline). `None`: no limit. Default: `None`.
+    request_timeout: Option<Duration> = None, in FROM_ONE_MS;
+    /// How to treat HTTP/1 clients that close their sending side while they wait for a response. Default:
+    /// [`HalfClose::Probe`].
+    half_close: HalfClose = HalfClose::Probe;
+    /// How long a TCP connection is kept whose host has vanished: TCP keep-alive begins to probe after half of it.
+    /// `None`: the kernel does not probe. Default: 2 min.
+    tcp_keep_alive: Option<Duration> = Some(Duration::from_secs(120)), in MIN_TCP_KEEP_ALIVE..=MAX_DURATION;
+    /// Largest request head in bytes; a larger one gets 431. Default: 16 KiB. At least 8 KiB.
+    max_header_size: usize = 16 * 1024, in 8 * 1024..=1024 * 1024;
+    /// Open connections that a worker accepts before it leaves new ones to the others; per thread if `workers` counts
+    /// threads. Default: 10 000.
+    worker_connections: u32 = 10_000, in 1..=1_000_000;
+    /// Threads of each worker's CPU pool. 0 stands for the cores that this process may use, divided by the workers, at least
+    /// one. Default: 0.
+    pool_threads: u32 = 0, in 0..=1_024;
+    /// Jobs that may wait in each worker's CPU pool; more get [`PoolError::Full`](crate::pool::PoolError). Default: 256.
+    pool_queue: u32 = 256, in 0..=1_000_000;
+    /// Nice value of the threads of the CPU pool, from 0 to 19, so that they give way to the event loops. Default: 19.
+    pool_nice: u32 = 19, in 0..=19;
+    /// Whether a CPU pool runs the newest job first while its queue is more than half full, as the callers of the oldest
+    /// have most likely given up. Default: false.
+    pool_newest_first: bool = false;
+    /// Has no effect: responses of pipelined requests that are ready together always leave in one write of up to 32 KiB.
+    /// Default: false.
+    pipeline_flush: bool = false;
+    /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Default: true.
+    http2: bool = true;
+    /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
+    /// as root, and stays root. Default: `None`, the primary's user.
+    user: Option<String> = None;
+    /// Group that workers get instead of the user's own, by name or number. Default: `None`.
+    group: Option<String> = None;
+    /// File to which the primary writes its pid: mode 0644, locked while the primary runs, removed at its end. Default:
+    /// `None`.
+    pid_file: Option<PathBuf> = None;
+    /// File to which the log, and whatever else is printed to standard error, is appended; SIGUSR1 opens it again after a
+    /// rename. Default: `None`, standard error.
+    log_file: Option<PathBuf> = None;
+    /// Whether `ps` shows `prefork: primary` and `prefork: worker 3 (gen 2)`. Default: false; the `prefork` command sets it.
+    titles: bool = false;
+    /// Where the primary answers `prefork status` and the other verbs. Default: [`ControlSocket::Off`].
+    control: ControlSocket = ControlSocket::Off;
+    /// Whether systemd keeps the listening sockets, so that they survive a primary that is killed. Default:
+    /// [`FdStore::Auto`].
+    fd_store: FdStore = FdStore::Auto;
+}
+
+/// A value that has bounds.
+trait Bounded {
+    type Bound;
+
+    /// Returns an error that names the key if the value is out of bounds.
+    fn check_bounds(&self, field: &str, bounds: RangeInclusive<Self::Bound>) -> Result<()>;
+}
+
+macro_rules! bounded_numbers {
+    ($($type:ty),*) => {$(
+        impl Bounded for $type {
+            type Bound = $type;
+
+            fn check_bounds(&self, field: &str, bounds: RangeInclusive<$type>) -> Result<()> {
+                if bounds.contains(self) {
+                    return Ok(());
+                }
+                Err(out_of_range(field, self, bounds.start(), bounds.end()))
+            }
+        }
+    )*};
+}
+
+bounded_numbers!(u32, u64, usize);
+
+impl Bounded for Duration {
+    type Bound = Duration;
+
+    fn check_bounds(&self, field: &str, bounds: RangeInclusive<Duration>) -> Result<()> {
+        if bounds.contains(self) {
+            return Ok(());
+        }
+        let [value, least, most] = [self, bounds.start(), bounds.end()].map(|d| format!("{d:?}"));
+        Err(out_of_range(field, value, least, most))
+    }
+}
+
+impl<T: Bounded> Bounded for Option<T> {
+    type Bound = T::Bound;
+
+    fn check_bounds(&self, field: &str, bounds: RangeInclusive<T::Bound>) -> Result<()> {
+        self.as_ref().map_or(Ok(()), |value| value.check_bounds(field, bounds))
+    }
+}
+
+fn out_of_range<T: std::fmt::Display>(field: &str, value: T, least: T, most: T) -> Error {
+    let key = field.replace('_', "-");
+    Error::config(format!("{key} = {value} is out of range: give {least} to {most}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_are_named_with_the_key() {
+        for (builder, message) in [
+            (Config::builder().backlog(0), "backlog = 0 is out of range: give 1 to 65535"),
+            (
+                Config::builder().header_timeout(Duration::ZERO),
+                "header-timeout = 0ns is out of range: give 1ms to 86400s",
+            ),
+            (
+                Config::builder().min_body_rate(Some(0)),
+                "min-body-rate = 0 is out of range: give 1 to 1073741824",
+            ),
+        ] {
+            assert_eq!(builder.build().expect_err(message).to_string(), message);
+        }
+        Config::builder().min_body_rate(None).build().expect("no limit is within bounds");
+    }
+}
