@@ -26,8 +26,8 @@ use tokio::sync::Notify;
 use super::accept_budget::Burst;
 use super::accept_queue::Line;
 use super::first_byte::Newcomers;
+use super::local_state::State;
 use super::queue_wait::Waits;
-use super::state::State;
 use crate::listener::Listener;
 
 /// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
@@ -51,7 +51,7 @@ const FAILURES_UNTIL_ERROR: u32 = 3;
 const MOST_IDLE: u32 = 1000;
 
 /// Accepts from one listening socket until the worker drains.
-pub(super) struct Acceptor {
+pub(crate) struct Acceptor {
     state: Rc<State>,
     line: Line,
     name: String,
@@ -70,7 +70,7 @@ pub(super) struct Acceptor {
 impl Acceptor {
     /// `polite` if others wait on the same socket, who may come first; `stop` is rung when it is to end before the
     /// worker drains.
-    pub(super) fn new(
+    pub(crate) fn new(
         state: &Rc<State>,
         listener: Listener,
         newcomers: Newcomers,
@@ -86,7 +86,7 @@ impl Acceptor {
         Ok(Acceptor { state, line, name, unix, own, newcomers, waits, stop, exhausted, failures })
     }
 
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let drain = Rc::clone(&self.state);
         let stop = Rc::clone(&self.stop);
         tokio::select! {
@@ -247,7 +247,7 @@ impl Acceptor {
     }
 
     /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
-    pub(super) fn empty_queue(&self, most: usize) {
+    pub(crate) fn empty_queue(&self, most: usize) {
         for _ in 0..most {
             let Ok(fd) = prefork_os::socket::accept_connection(self.line.socket()) else { return };
             self.newcomers.take_last(fd, self.unix);

@@ -10,14 +10,14 @@ const MOST: Duration = Duration::from_micros(250);
 
 /// Connections taken in a row.
 #[derive(Debug, Default)]
-pub(super) struct Burst {
+pub(crate) struct Burst {
     begun: Option<Instant>,
 }
 
 impl Burst {
     /// Lets the connection that was taken `now` have its first turn before the next one is taken; in a burst that has
     /// lasted too long, everybody else who has something to do as well, for which the kernel is asked.
-    pub(super) async fn pause(&mut self, now: Instant) {
+    pub(crate) async fn pause(&mut self, now: Instant) {
         let begun = *self.begun.get_or_insert(now);
         if now.duration_since(begun) < MOST {
             return step_aside().await;
@@ -27,7 +27,7 @@ impl Burst {
     }
 
     /// There was nobody left to take.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.begun = None;
     }
 }

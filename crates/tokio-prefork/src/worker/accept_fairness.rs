@@ -9,14 +9,14 @@ use crate::skip_backoff::Trust;
 
 /// Who has so many connections more than another one waits for it, and who has so many fewer stands in the front.
 /// In line those with one more are behind those with one less already.
-pub(super) const APART: u64 = 2;
+pub(crate) const APART: u64 = 2;
 
 /// So many workers stand in the front at most.
 const FRONT: usize = 2;
 
 /// What a worker remembers of those it waited for in vain.
 #[derive(Debug, Default)]
-pub(super) struct Manners {
+pub(crate) struct Manners {
     /// By row; what had been accepted when it was let go first.
     doubts: Vec<(Other, Trust)>,
 }
@@ -24,7 +24,7 @@ pub(super) struct Manners {
 impl Manners {
     /// Whom to let go first, with `own` connections: the freest one that has at least `apart` fewer and can be
     /// expected to come.
-    pub(super) fn let_first(
+    pub(crate) fn let_first(
         &mut self,
         own: u64,
         apart: u64,
@@ -57,7 +57,7 @@ impl Manners {
     }
 
     /// `waited_for` was let go first, and has accepted so many now.
-    pub(super) fn learn(&mut self, waited_for: Other, accepted: Option<u64>) {
+    pub(crate) fn learn(&mut self, waited_for: Other, accepted: Option<u64>) {
         let at = self.doubts.iter().position(|(known, _)| known.row == waited_for.row);
         if accepted != Some(waited_for.accepted) {
             at.map(|at| self.doubts.swap_remove(at));
@@ -73,7 +73,7 @@ impl Manners {
 
 /// Whether a worker with `own` connections in row `row` is to be woken for each connection, as it has far fewer than
 /// another one, and hardly anybody has fewer still; and the most connections that another one has.
-pub(super) fn stands_in_front(
+pub(crate) fn stands_in_front(
     own: u64,
     row: usize,
     others: impl Iterator<Item = Other>,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFdReadyGuard;
 
 use super::accept_fairness::{self, Manners};
-use super::beat;
-use super::state::State;
+use super::heartbeat;
+use super::local_state::State;
 use crate::scoreboard::Other;
 use prefork_os::readiness::{Door, Stance};
 
@@ -18,7 +18,7 @@ use prefork_os::readiness::{Door, Stance};
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// One listening socket, as this worker stands at it.
-pub(super) struct Line {
+pub(crate) struct Line {
     state: Rc<State>,
     door: Door,
     /// Whether all workers accept from this socket.
@@ -36,7 +36,7 @@ pub(super) struct Line {
 const ROWS_PER_BEAT: usize = 64;
 
 impl Line {
-    pub(super) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<Line> {
+    pub(crate) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<Line> {
         let door = Door::new(socket)?;
         let lines_up = door.lines_up();
         if shared && !lines_up {
@@ -56,21 +56,21 @@ impl Line {
         Ok(line)
     }
 
-    pub(super) fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
 
-    pub(super) fn socket(&self) -> &OwnedFd {
+    pub(crate) fn socket(&self) -> &OwnedFd {
         self.door.socket()
     }
 
     /// Resolves when there may be a connection.
-    pub(super) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
+    pub(crate) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.door.readable().await
     }
 
     /// Takes one connection, when those who should have it have had their chance; `None` if there is none left.
-    pub(super) async fn accept(
+    pub(crate) async fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
     ) -> io::Result<Option<OwnedFd>> {
@@ -96,26 +96,26 @@ impl Line {
     }
 
     /// Does not sleep for want of connections in the next moment: those that come are for others.
-    pub(super) fn step_back(&self) {
+    pub(crate) fn step_back(&self) {
         if self.shared && self.door.stance() == Stance::InLine {
             self.stand(Stance::InLine);
         }
     }
 
     /// Is not woken until it comes back.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.stand(Stance::Away);
     }
 
     /// Is woken again, if it had left.
-    pub(super) fn come_back(&self) {
+    pub(crate) fn come_back(&self) {
         if self.door.stance() == Stance::Away {
             self.stand(if self.shared { Stance::InLine } else { Stance::Front });
         }
     }
 
     /// Lets the others be woken before us, if somebody has fewer connections.
-    pub(super) fn go_to_the_end(&self) {
+    pub(crate) fn go_to_the_end(&self) {
         if self.door.stance() != Stance::InLine {
             return self.choose_stance();
         }
@@ -132,7 +132,7 @@ impl Line {
     }
 
     /// Looks after the others. Whether there is a connection that whoever was woken for it has left.
-    pub(super) fn look_around(&self) -> bool {
+    pub(crate) fn look_around(&self) -> bool {
         if !self.shared || self.is_time_to_scan() {
             self.choose_stance();
         }
@@ -147,7 +147,7 @@ impl Line {
         if period == 1 || self.beat_ms.replace(now) == now {
             return true;
         }
-        let beat = now / beat::INTERVAL.as_millis() as u64;
+        let beat = now / heartbeat::INTERVAL.as_millis() as u64;
         (beat + self.state.row.number() as u64).is_multiple_of(period as u64)
     }
 

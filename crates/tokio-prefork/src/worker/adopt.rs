@@ -6,14 +6,14 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use super::accept::Acceptor;
-use super::state::State;
+use super::local_state::State;
 use crate::error::{Error, Result};
 use crate::ipc::ToPrimary;
 use crate::listener::Listener;
 use prefork_supervisor::Slot;
 
 /// An acceptor on a socket that is not our own.
-pub(super) struct Adopted {
+pub(crate) struct Adopted {
     slot: Slot,
     /// Rung to end it.
     stop: Rc<Notify>,
@@ -21,7 +21,7 @@ pub(super) struct Adopted {
 
 /// Accepts from a socket of `slot`, which the primary has sent, until it is given back; or, if nobody listens there any
 /// more, only takes what is in its queue.
-pub(super) fn adopt(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) {
+pub(crate) fn adopt(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) {
     if let Err(e) = begin(state, slot, fd, closing) {
         log::error!("{} cannot accept for slot {slot}: {e}", state.tag);
         refuse(state, slot);
@@ -49,7 +49,7 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
 }
 
 /// Ends our share in the sockets of `slot`. What is in their queues stays with whoever else holds them.
-pub(super) fn give_back(state: &State, slot: Slot) {
+pub(crate) fn give_back(state: &State, slot: Slot) {
     state.adopted.borrow_mut().retain(|adopted| {
         if adopted.slot == slot {
             adopted.stop.notify_one();
@@ -59,7 +59,7 @@ pub(super) fn give_back(state: &State, slot: Slot) {
 }
 
 /// Tells the primary that somebody else has to serve the slot.
-pub(super) fn refuse(state: &State, slot: Slot) {
+pub(crate) fn refuse(state: &State, slot: Slot) {
     // A primary that cannot be told is stuck; it gives the slot to its own worker in the end.
     let _ = state.channel.send(&ToPrimary::NotAdopted(slot));
 }

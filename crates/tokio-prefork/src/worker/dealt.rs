@@ -12,8 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::accept_budget::Burst;
 use super::first_byte::Newcomers;
+use super::local_state::State;
 use super::queue_wait::wait_of;
-use super::state::State;
 use crate::ipc::{Dealt, read_dealt};
 use crate::listener::Listener;
 
@@ -25,7 +25,7 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 const NEAR: u64 = 16;
 
 /// Takes connections until the worker drains, and what is left after it.
-pub(super) struct Taker {
+pub(crate) struct Taker {
     state: Rc<State>,
     queue: AsyncFd<OwnedFd>,
     listeners: Vec<Listener>,
@@ -39,7 +39,7 @@ pub(super) struct Taker {
 }
 
 impl Taker {
-    pub(super) fn new(
+    pub(crate) fn new(
         state: &Rc<State>,
         queue: OwnedFd,
         listeners: Vec<Listener>,
@@ -52,7 +52,7 @@ impl Taker {
         Ok(Taker { state, queue, listeners, newcomers, scarce, near, exhausted })
     }
 
-    pub(super) async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let state = Rc::clone(&self.state);
         tokio::select! {
             biased;

@@ -10,19 +10,19 @@ use prefork_os::system::monotonic_ms;
 
 /// What was ordered, in milliseconds on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// What is still open then is cut.
-    pub(super) deadline_ms: u64,
+    pub(crate) deadline_ms: u64,
     /// A connection that has been idle for this long may be closed.
-    pub(super) linger_ms: u64,
+    pub(crate) linger_ms: u64,
     /// Nobody will listen any more: empty the accept queue first.
-    pub(super) closing: bool,
+    pub(crate) closing: bool,
     /// Connections that stand between two requests go to another worker, if there is one.
-    pub(super) hand_over: HandOver,
+    pub(crate) hand_over: HandOver,
 }
 
 impl Order {
-    pub(super) fn new(
+    pub(crate) fn new(
         grace: Duration,
         linger: Duration,
         closing: bool,
@@ -34,7 +34,7 @@ impl Order {
 
     /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
     /// them. Shortly before the end they are told to close like all others.
-    pub(super) fn patient(&self, now_ms: u64) -> bool {
+    pub(crate) fn patient(&self, now_ms: u64) -> bool {
         self.hand_over != HandOver::Never
             && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }
@@ -42,7 +42,7 @@ impl Order {
 
 /// Whether this worker drains, for all who want to know.
 #[derive(Default)]
-pub(super) struct Drain {
+pub(crate) struct Drain {
     order: Cell<Option<Order>>,
     begun: Notify,
     /// The primary sends no more connections.
@@ -51,7 +51,7 @@ pub(super) struct Drain {
 
 impl Drain {
     /// Returns `false` if it had begun before; the primary's death still shortens it.
-    pub(super) fn begin(&self, order: Order) -> bool {
+    pub(crate) fn begin(&self, order: Order) -> bool {
         let first = self.order.get().is_none();
         let order = match self.order.get() {
             None => order,
@@ -72,20 +72,20 @@ impl Drain {
     }
 
     /// The primary has said that it sends no more connections, or is gone.
-    pub(super) fn release(&self) {
+    pub(crate) fn release(&self) {
         self.released.set(true);
     }
 
-    pub(super) fn released(&self) -> bool {
+    pub(crate) fn released(&self) -> bool {
         self.released.get()
     }
 
-    pub(super) fn order(&self) -> Option<Order> {
+    pub(crate) fn order(&self) -> Option<Order> {
         self.order.get()
     }
 
     /// Resolves once it has begun.
-    pub(super) async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         let begun = self.begun.notified();
         if self.order.get().is_none() {
             begun.await;

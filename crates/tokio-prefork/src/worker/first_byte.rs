@@ -17,25 +17,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::link::Link;
+use super::connection_registry::{Entry, Guard};
+use super::lazy_stream::Link;
+use super::local_state::State;
 use super::queue_wait;
-use super::registry::{Entry, Guard};
-use super::state::State;
 use crate::skip_backoff::Trust;
 
 /// A connection that was accepted, with what it sent already.
-pub(super) struct Accepted {
-    pub(super) link: Link,
-    pub(super) first: Bytes,
-    pub(super) entry: Rc<Entry>,
-    pub(super) guard: Guard,
+pub(crate) struct Accepted {
+    pub(crate) link: Link,
+    pub(crate) first: Bytes,
+    pub(crate) entry: Rc<Entry>,
+    pub(crate) guard: Guard,
 }
 
 /// How long to wait for a client's first byte before the next accept.
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// Hands accepted connections to the application.
-pub(super) struct Newcomers {
+pub(crate) struct Newcomers {
     state: Rc<State>,
     /// Whether to wait for the client's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
@@ -47,7 +47,7 @@ pub(super) struct Newcomers {
 }
 
 impl Newcomers {
-    pub(super) fn new(
+    pub(crate) fn new(
         state: &Rc<State>,
         client_speaks_first: bool,
         handle: &Rc<dyn Fn(Accepted)>,
@@ -59,7 +59,7 @@ impl Newcomers {
 
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is silent,
     /// it may be kept for [`Newcomers::wait_for_first_byte`].
-    pub(super) fn take(&mut self, fd: OwnedFd, unix: bool, waited: Option<Duration>) {
+    pub(crate) fn take(&mut self, fd: OwnedFd, unix: bool, waited: Option<Duration>) {
         let Some(fd) = queue_wait::admit(&self.state, fd, waited, self.client_speaks_first) else {
             return;
         };
@@ -72,19 +72,19 @@ impl Newcomers {
     }
 
     /// Serves a connection that is taken from a queue which is about to be closed, however long it waited.
-    pub(super) fn take_last(&self, fd: OwnedFd, unix: bool) {
+    pub(crate) fn take_last(&self, fd: OwnedFd, unix: bool) {
         (self.handle)(self.enter(fd, unix, State::exact_ms()));
     }
 
     /// Whether the connection that was taken last is kept until its first byte.
-    pub(super) fn has_silent(&self) -> bool {
+    pub(crate) fn has_silent(&self) -> bool {
         self.silent.is_some()
     }
 
     /// Serves the silent connection when it has sent something, or after a millisecond.
     ///
     /// If this future is dropped before, [`Newcomers::serve_silent`] has to be called.
-    pub(super) async fn wait_for_first_byte(&mut self) {
+    pub(crate) async fn wait_for_first_byte(&mut self) {
         let Some(accepted) = &mut self.silent else { return };
         let spoke = tokio::time::timeout(FIRST_BYTE_TIMEOUT, accepted.link.readable()).await;
         match spoke.is_ok() {
@@ -95,7 +95,7 @@ impl Newcomers {
     }
 
     /// Serves the silent connection now, if there is one.
-    pub(super) fn serve_silent(&mut self) {
+    pub(crate) fn serve_silent(&mut self) {
         if let Some(mut accepted) = self.silent.take() {
             accepted.first = accepted.link.fd().map(first_bytes).unwrap_or_default();
             (self.handle)(accepted);

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 
-use super::state::State;
+use super::local_state::State;
 
 /// The shortest time between two warnings of one worker.
 const WARN_INTERVAL_MS: u64 = 10_000;
 
 /// What has been told of it.
 #[derive(Debug, Default)]
-pub(super) struct Fullness {
+pub(crate) struct Fullness {
     /// A warning stands that was not taken back.
     is_told: Cell<bool>,
     /// When the last warning was given.
@@ -42,7 +42,7 @@ impl Fullness {
 }
 
 /// Called at each heartbeat.
-pub(super) fn report(state: &State, now_ms: u64) {
+pub(crate) fn report(state: &State, now_ms: u64) {
     let (open, limit) = (state.row.open(), u64::from(state.config.worker_connections));
     let is_full = open >= limit;
     state.row.full(is_full);

@@ -7,41 +7,27 @@ mod accept;
 mod accept_budget;
 mod accept_fairness;
 mod accept_queue;
+mod accepted_stream;
 mod adopt;
-mod answer;
-mod beat;
-mod books;
-mod conn;
-mod deadline;
+mod connection_registry;
+mod cpu_pool;
+mod custom_kind;
 mod dealt;
 mod drain;
-mod exchange;
 mod first_byte;
-mod frames;
 mod full;
-mod half_close;
-mod handle;
-mod house;
-mod inbox;
-mod isolated;
-mod jobs;
-mod kind;
-mod limits;
-mod link;
-mod mail;
+mod handover;
+mod heartbeat;
+mod http;
+mod isolated_jobs;
+mod lazy_stream;
+mod local_state;
+mod messages;
+mod primary_channel;
 mod queue_wait;
-mod registry;
-mod request_boundary;
-mod serve;
-mod shared;
-mod state;
-mod stream;
-mod stream_task;
-mod streams;
+mod threaded_worker;
 mod threads;
-mod transfer;
-mod travel;
-mod wire;
+mod worker_handle;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
@@ -60,23 +46,24 @@ use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
 use accept::Acceptor;
-pub use answer::BoxError;
+pub use accepted_stream::Stream;
 use bytes::Bytes;
-pub use deadline::RequestDeadline;
+pub(crate) use custom_kind::kind_app;
 use dealt::Taker;
 use first_byte::{Accepted, Newcomers};
-pub use handle::Worker;
+pub use http::handle_request::BoxError;
+use http::serve_connection;
+pub use http::timeouts::request_deadline::RequestDeadline;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
-pub use isolated::IsolatedPool;
-pub(crate) use isolated::{isolated_app, work};
-pub(crate) use kind::kind_app;
+pub use isolated_jobs::IsolatedPool;
+pub(crate) use isolated_jobs::{isolated_app, work};
+use local_state::State;
 use prefork_supervisor::WorkerTag;
-pub use shared::SharedWorker;
-use state::State;
-pub use stream::Stream;
+pub use threaded_worker::SharedWorker;
 pub(crate) use threads::threads_app;
+pub use worker_handle::Worker;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
@@ -118,7 +105,8 @@ where
         Box::pin(async move {
             let service = Rc::new(booting.await?);
             let handle = move |accepted| {
-                let serving = serve::serve(Rc::clone(&state), Rc::clone(&service), accepted);
+                let serving =
+                    serve_connection::serve(Rc::clone(&state), Rc::clone(&service), accepted);
                 // What is spawned is moved several times before it stands still.
                 tokio::task::spawn_local(Box::pin(serving));
             };
@@ -146,7 +134,7 @@ where
                 // The application alone knows when such a connection is idle: only the deadline ends it.
                 entry.conn.request_begun(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
-                tokio::task::spawn_local(serve::until_cut(entry, guard, task));
+                tokio::task::spawn_local(serve_connection::until_cut(entry, guard, task));
             };
             Ok(Handler::new(handle, false))
         })
@@ -187,7 +175,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let mail = MailEnd::start(tag, mail, mail_limits)
         .map_err(|e| Error::system("register the mail channel to the primary", e))?;
-    let pool = jobs::pool(&config, &row, tag);
+    let pool = cpu_pool::pool(&config, &row, tag);
     let state = Rc::new(State {
         tag,
         kinds,
@@ -214,9 +202,9 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     Worker::enter(&state);
     // If nobody hears it, the inbox learns that the primary is gone.
     let _ = state.channel.send(&ToPrimary::Online);
-    tokio::task::spawn_local(inbox::obey(Rc::clone(&state)));
-    let beats = beat::beats().map_err(|e| Error::system("start a timer of the kernel", e))?;
-    tokio::task::spawn_local(beat::beat(beats, Rc::clone(&state), terminate));
+    tokio::task::spawn_local(primary_channel::obey(Rc::clone(&state)));
+    let beats = heartbeat::beats().map_err(|e| Error::system("start a timer of the kernel", e))?;
+    tokio::task::spawn_local(heartbeat::beat(beats, Rc::clone(&state), terminate));
     let handler = tokio::select! {
         booted = app(Worker(Rc::clone(&state))) => match booted {
             Ok(handler) => handler,
@@ -231,14 +219,14 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
     let outcome = match handler.run.take() {
-        Some(run) => kind::run(&state, run).await,
+        Some(run) => custom_kind::run(&state, run).await,
         None => {
             drained(&state).await;
             Ok(())
         }
     };
     if state.drain.order().is_some() {
-        jobs::finish(&state).await;
+        cpu_pool::finish(&state).await;
     }
     state.mail.flush(LAST_LETTERS).await;
     outcome.map(|()| exit::OK)

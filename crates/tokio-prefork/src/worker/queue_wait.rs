@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::conn::Phase;
-use super::link::Link;
-use super::registry::{Entry, Guard};
-use super::serve;
-use super::state::State;
-use super::wire::close_politely;
+use super::connection_registry::{Entry, Guard};
+use super::http::connection_state::Phase;
+use super::http::hyper_io::close_politely;
+use super::http::serve_connection;
+use super::lazy_stream::Link;
+use super::local_state::State;
 use crate::scoreboard::Row;
 use crate::text::HumanDuration;
 
@@ -30,7 +30,7 @@ const QUIET_MS: u64 = 1000;
 
 /// Connections that were refused since the log last said so.
 #[derive(Default)]
-pub(super) struct Shedding {
+pub(crate) struct Shedding {
     unsaid: Cell<u64>,
     longest: Cell<Duration>,
     /// When it was last said.
@@ -63,14 +63,14 @@ const TICK: Duration = Duration::from_millis(1);
 /// tick cannot have waited for longer than that and a tick. They are not asked for, as asking costs as much as reading
 /// a request.
 #[derive(Default)]
-pub(super) struct Waits {
+pub(crate) struct Waits {
     /// When the kernel said so last.
     short_at: Cell<Option<Instant>>,
 }
 
 impl Waits {
     /// How long `fd` waited, which was taken `now`; `None` if nobody can tell.
-    pub(super) fn of(&self, fd: impl AsFd, unix: bool, now: Instant) -> Option<Duration> {
+    pub(crate) fn of(&self, fd: impl AsFd, unix: bool, now: Instant) -> Option<Duration> {
         self.at(now, || wait_of(fd, unix))
     }
 
@@ -85,7 +85,7 @@ impl Waits {
 }
 
 /// How long `fd` waited, which was accepted just now; `None` if nobody can tell.
-pub(super) fn wait_of(fd: impl AsFd, unix: bool) -> Option<Duration> {
+pub(crate) fn wait_of(fd: impl AsFd, unix: bool) -> Option<Duration> {
     // If the kernel does not tell, the connection is as good as any other.
     if unix { None } else { prefork_os::socket::connection_age(fd).ok() }
 }
@@ -97,7 +97,7 @@ fn is_too_long(waited: Duration, most: Duration) -> bool {
 
 /// Counts how long the newly accepted `fd` waited. It is given back, unless that was too long and it is for HTTP: then
 /// it is refused here, beside all else that the worker does. Nothing may have been sent on it.
-pub(super) fn admit(
+pub(crate) fn admit(
     state: &Rc<State>,
     fd: OwnedFd,
     waited: Option<Duration>,
@@ -128,11 +128,11 @@ fn refuse(state: &Rc<State>, fd: OwnedFd) {
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
     let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false), || true));
-    tokio::task::spawn_local(serve::until_cut(entry, guard, closing));
+    tokio::task::spawn_local(serve_connection::until_cut(entry, guard, closing));
 }
 
 /// Called once a beat: says how many were refused, at most once a second.
-pub(super) fn report(state: &State, now_ms: u64) {
+pub(crate) fn report(state: &State, now_ms: u64) {
     if let Some((count, longest)) = state.shedding.due(now_ms) {
         let plural = if count == 1 { "" } else { "s" };
         log::warn!(

@@ -24,14 +24,14 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 
-use super::answer::BoxError;
-use super::conn::Conn;
 use super::first_byte::Accepted;
-use super::house::Seat;
-use super::link::Link;
-use super::serve;
-use super::shared::{Shared, SharedWorker};
-use super::state::State;
+use super::http::connection_state::Conn;
+use super::http::handle_request::BoxError;
+use super::http::serve_connection;
+use super::http::serve_context::Seat;
+use super::lazy_stream::Link;
+use super::local_state::State;
+use super::threaded_worker::{Shared, SharedWorker};
 use super::{App, Handler, Worker};
 use crate::error::{Error, Result};
 use crate::ipc::ToPrimary;
@@ -134,10 +134,11 @@ async fn serve_there<S, B>(
 {
     let mut link = Link::new(fd, unix);
     if shared.config.http2 {
-        first = serve::read_protocol(&*shared, &*seat, &mut link, first).await;
+        first = serve_connection::read_protocol(&*shared, &*seat, &mut link, first).await;
     }
     let exec = TokioExecutor::new();
-    let left = serve::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, link, first);
+    let left =
+        serve_connection::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, link, first);
     // It never leaves for another worker: `hands_over` says so.
     drop(left.await);
 }

@@ -1,0 +1,142 @@
+//! The table of all open connections of a worker.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::http::connection_state::{Conn, Phase, Told};
+use super::http::timeouts::{Limits, Overdue};
+use super::local_state::State;
+
+/// One entry of the table: the state, and how to wake the task that serves it.
+pub(crate) struct Entry {
+    pub(crate) conn: Arc<Conn>,
+    waker: RefCell<Option<Waker>>,
+    key: Cell<usize>,
+}
+
+impl Entry {
+    pub(crate) fn new(now_ms: u64) -> Rc<Entry> {
+        let conn = Arc::new(Conn::new(now_ms));
+        Rc::new(Entry { conn, waker: RefCell::new(None), key: Cell::new(0) })
+    }
+
+    /// Called by the serving task in each poll.
+    pub(crate) fn watch(&self, waker: &Waker) {
+        let mut slot = self.waker.borrow_mut();
+        if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            *slot = Some(waker.clone());
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// All open connections of the worker.
+#[derive(Default)]
+pub(crate) struct Registry {
+    entries: Vec<Rc<Entry>>,
+}
+
+impl Registry {
+    pub(crate) fn add(&mut self, entry: &Rc<Entry>) {
+        entry.key.set(self.entries.len());
+        self.entries.push(Rc::clone(entry));
+    }
+
+    pub(crate) fn remove(&mut self, entry: &Entry) {
+        let key = entry.key.get();
+        self.entries.swap_remove(key);
+        if let Some(moved) = self.entries.get(key) {
+            moved.key.set(key);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.entries.iter().for_each(|entry| entry.wake());
+    }
+
+    /// Tells every connection whose time is up.
+    pub(crate) fn tend(&self, now_ms: u64, limits: &Limits) -> Tended {
+        let (mut cut, mut stalled) = (0, 0);
+        for entry in &self.entries {
+            let overdue = limits.overdue(&entry.conn, now_ms);
+            if overdue == Some(Overdue::Cut) && entry.conn.told() != Told::Cut {
+                entry.conn.tell(Told::Cut, now_ms);
+                entry.wake();
+                stalled += 1;
+                continue;
+            }
+            if overdue == Some(Overdue::Wake) || entry.conn.is_half_closed() {
+                entry.wake();
+            }
+            let Some(verdict) = limits.judge(&entry.conn, now_ms) else { continue };
+            if verdict as u8 > entry.conn.told() as u8 {
+                entry.conn.tell(verdict, now_ms);
+                entry.wake();
+                cut += usize::from(verdict == Told::Cut && entry.conn.phase() != Phase::Closing);
+            }
+        }
+        Tended { cut, stalled }
+    }
+}
+
+/// How many connections were cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tended {
+    /// At the end of the grace time of a drain, or as an HTTP/2 client did not answer GOAWAY.
+    pub(crate) cut: usize,
+    /// As their clients, or their handlers, took too long.
+    pub(crate) stalled: usize,
+}
+
+/// Keeps the connection in the worker's books; gone when this is dropped.
+pub(crate) struct Guard {
+    state: Rc<State>,
+    entry: Rc<Entry>,
+}
+
+impl Guard {
+    /// For a connection that was just accepted or taken over.
+    pub(crate) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
+        state.conns.borrow_mut().add(entry);
+        state.meter.opened();
+        Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.state.conns.borrow_mut().remove(&self.entry);
+        self.state.row.closed();
+        self.state.meter.closed();
+        self.state.note_closed();
+        self.state.room.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_forgets_what_is_gone() {
+        let mut table = Registry::default();
+        let entries: Vec<_> = (0..3).map(|_| Entry::new(0)).collect();
+        entries.iter().for_each(|entry| table.add(entry));
+        table.remove(&entries[0]);
+        table.remove(&entries[2]);
+        assert_eq!(table.entries.len(), 1);
+        table.remove(&entries[1]);
+        assert!(table.is_empty());
+    }
+}

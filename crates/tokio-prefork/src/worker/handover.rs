@@ -1,0 +1,78 @@
+//! Connections that go from one worker to another: a draining worker hands its idle ones over, through the
+//! primary, to one that goes on serving, and the client notices nothing.
+//!
+//! What arrives at the socket meanwhile waits in the kernel and travels with it; what hyper has read already
+//! goes along as bytes. A connection that cannot be sent is served on here and drained like any other. One that
+//! is sent to a worker that dies before it takes it dies with that worker: there is no other copy of it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::connection_registry::{Entry, Guard};
+use super::first_byte::Accepted;
+use super::http::connection_state::Phase;
+use super::lazy_stream::Link;
+use super::local_state::State;
+use crate::ipc::{ToPrimary, Unread};
+
+/// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What became of a connection that was to be handed over.
+pub(crate) enum Departure {
+    /// It is on its way, or broken.
+    Gone,
+    /// It could not be sent.
+    Stays(Link, Bytes),
+}
+
+/// Sends a connection to the primary, for another worker.
+pub(crate) async fn depart(state: &State, link: Link, unread: Bytes) -> Departure {
+    let Some(travelling) = Unread::new(unread.to_vec()) else {
+        return Departure::Stays(link, unread);
+    };
+    let unix = link.is_unix();
+    let fd = match link.into_fd() {
+        Ok(fd) => fd,
+        Err(e) => return broken(state, &e),
+    };
+    let word = ToPrimary::Travel(travelling);
+    let sent = tokio::time::timeout(PATIENCE, state.channel.send_with(&word, fd.as_fd())).await;
+    match sent {
+        Ok(Ok(())) => {
+            state.row.handed_over();
+            return Departure::Gone;
+        }
+        Ok(Err(e)) => log::debug!("{} cannot hand a connection over: {e}", state.tag),
+        Err(_) => {
+            log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
+        }
+    }
+    Departure::Stays(Link::new(fd, unix), unread)
+}
+
+fn broken(state: &State, error: &std::io::Error) -> Departure {
+    log::warn!("{} lost a connection on its way out of the event loop: {error}", state.tag);
+    Departure::Gone
+}
+
+/// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
+/// new one would have to wait; a worker that has begun to drain meanwhile sends it on.
+pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
+    let Some(handle) = state.handler.get().map(|handler| &handler.handle) else {
+        return log::warn!("{} was sent a connection before it was ready", state.tag);
+    };
+    let unix = match prefork_os::socket::is_unix_stream(&fd) {
+        Ok(unix) => unix,
+        Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
+    };
+    let entry = Entry::new(state.now_ms());
+    entry.conn.enter(Phase::Idle, state.now_ms());
+    state.row.taken_over();
+    let guard = Guard::new(state, &entry);
+    let link = Link::new(fd, unix);
+    handle(Accepted { link, first: unread.into_bytes().into(), entry, guard });
+}

@@ -1,0 +1,68 @@
+//! The worker's pulse: ten times a second it writes the time, tends the connections and looks for a SIGTERM.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::connection_registry::Tended;
+use super::full;
+use super::http::timeouts::Limits;
+use super::local_state::State;
+use super::queue_wait;
+use crate::ipc::ToPrimary;
+use prefork_os::beats::Beats;
+
+/// The resolution of all connection timeouts.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What it follows, in the current runtime.
+pub(crate) fn beats() -> std::io::Result<Beats> {
+    Beats::new(INTERVAL)
+}
+
+pub(crate) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<AtomicBool>) {
+    let mut late = Duration::ZERO;
+    loop {
+        state.row.lagged(late);
+        let now = State::exact_ms();
+        state.row.beat(now);
+        state.look.notify_waiters();
+        state.pool.look();
+        if terminate.swap(false, Ordering::Relaxed) {
+            log::info!("{} got SIGTERM itself", state.tag);
+            state.leave(&ToPrimary::Retiring);
+        }
+        queue_wait::report(&state, now);
+        full::report(&state, now);
+        let limits = Limits::new(&state.config, state.drain.order(), now);
+        let Tended { cut, stalled } = state.conns.borrow().tend(now, &limits);
+        if state.hands_over() {
+            // A worker that can take them may have come only now.
+            state.conns.borrow().wake_all();
+        }
+        for _ in 0..cut + stalled {
+            state.row.cut();
+        }
+        if cut > 0 && state.drain.order().is_some() {
+            report_cut(&state, cut);
+        }
+        late = beats.next().await;
+    }
+}
+
+/// Names what did not finish in time.
+fn report_cut(state: &State, cut: usize) {
+    let serving = state.board.snapshot();
+    let requests: Vec<String> = serving
+        .workers
+        .iter()
+        .filter(|worker| worker.id == state.tag.id.0)
+        .flat_map(|worker| &worker.serving)
+        .map(|r| format!("{} (for {:.1} s)", r.request, r.age_ms as f64 / 1000.0))
+        .collect();
+    let named =
+        if requests.is_empty() { String::new() } else { format!(": {}", requests.join(", ")) };
+    let plural = if cut == 1 { "" } else { "s" };
+    log::warn!("{} cut {cut} connection{plural} at the graceful timeout{named}", state.tag);
+}

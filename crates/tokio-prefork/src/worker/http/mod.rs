@@ -1,0 +1,12 @@
+//! Serving HTTP/1 and HTTP/2 connections with hyper.
+
+pub(crate) mod connection_state;
+pub(crate) mod half_close;
+pub(crate) mod handle_request;
+mod http2;
+pub(crate) mod hyper_io;
+mod request_boundary;
+pub(crate) mod request_tracking;
+pub(crate) mod serve_connection;
+pub(crate) mod serve_context;
+pub(crate) mod timeouts;
