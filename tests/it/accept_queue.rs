@@ -79,7 +79,7 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
 }
 
 #[test]
-fn each_wait_is_counted_in_the_bucket_of_its_time() {
+fn queue_wait_is_counted_in_the_right_histogram_bucket() {
     let server = start(&["127.0.0.1:0"], &[]);
     let status = server.status();
     assert_eq!(waits(&status["workers"]), [0; 16]);
@@ -120,7 +120,7 @@ fn each_wait_is_counted_in_the_bucket_of_its_time() {
 }
 
 #[test]
-fn who_waited_too_long_is_told_so_at_once_and_everybody_else_is_served() {
+fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     let server = start(&["127.0.0.1:0"], &["--max-queue-wait", "1s"]);
     let mut kept = server.connect();
     assert_eq!(kept.get("/").expect("an answer").status, 200);
@@ -165,7 +165,7 @@ fn who_waited_too_long_is_told_so_at_once_and_everybody_else_is_served() {
 
 /// Clients that never close what is closed on them are dropped after a while, and hold nobody up until then.
 #[test]
-fn who_was_refused_and_stays_is_dropped() {
+fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let server = Server::builder().args(["--max-queue-wait", "1s"]).start();
     let pids = freeze(&server);
     let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
@@ -184,7 +184,7 @@ fn who_was_refused_and_stays_is_dropped() {
 }
 
 #[test]
-fn without_a_bound_nobody_is_refused() {
+fn without_max_queue_wait_no_connection_is_refused() {
     let server = Server::start(2);
     let pids = freeze(&server);
     let mut late: Vec<Client> = (0..5).map(|_| server.connect()).collect();
@@ -198,7 +198,7 @@ fn without_a_bound_nobody_is_refused() {
 }
 
 #[test]
-fn connections_that_are_no_http_are_counted_and_never_refused() {
+fn non_http_connections_are_counted_and_never_refused() {
     let server = Builder::program("connections").args(["max-queue-wait-ms=100"]).start();
     let pids = freeze(&server);
     let mut late: Vec<Client> = (0..3).map(|_| server.connect()).collect();

@@ -67,7 +67,7 @@ fn by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
+fn bench_counts_per_worker_match_the_scoreboard() {
     for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "8", "--pipeline", "4"]] {
         let server = Server::builder().start();
         let url = url(&server, "/");
@@ -88,7 +88,7 @@ fn a_run_sees_both_workers_and_agrees_with_the_scoreboard() {
 }
 
 #[test]
-fn a_unix_socket_is_a_target_too() {
+fn bench_accepts_a_unix_socket_as_target() {
     let builder = Server::builder();
     let path = builder.dir().join("web").display().to_string();
     let server = builder.bind([format!("unix:{path}")]).start();
@@ -102,7 +102,7 @@ fn a_unix_socket_is_a_target_too() {
 }
 
 #[test]
-fn an_open_loop_shows_a_freeze_in_every_request_that_was_due() {
+fn open_loop_latency_includes_requests_due_during_a_freeze() {
     let server = Server::builder().workers(1).start();
     let worker = server.worker_pids()[0];
     let rate = 200;
@@ -131,7 +131,7 @@ fn an_open_loop_shows_a_freeze_in_every_request_that_was_due() {
 }
 
 #[test]
-fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
+fn a_killed_worker_loses_only_its_requests_in_flight() {
     let server = Server::builder().start().allow(&["SIGKILL"]);
     let victim = server.worker_pids()[0];
     let url = url(&server, "/sleep/20");
@@ -150,7 +150,7 @@ fn a_worker_that_is_killed_costs_the_requests_it_had_and_no_more() {
 }
 
 #[test]
-fn statuses_and_timeouts_are_told_apart() {
+fn bench_separates_error_statuses_from_timeouts() {
     let server = Server::builder().start();
     let short = ["-c", "2", "--duration", "1s", "--warm-up", "0"];
     let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
@@ -164,7 +164,7 @@ fn statuses_and_timeouts_are_told_apart() {
 }
 
 #[test]
-fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
+fn pids_come_from_a_header_and_non_http_counts_as_malformed() {
     for (answer, status) in [
         ("HTTP/1.1 200 OK\r\nX-Who: 42\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 0),
         ("220 mail.example ESMTP\r\n", 69),
@@ -189,7 +189,7 @@ fn processes_are_told_by_a_header_and_what_is_not_http_is_named() {
 }
 
 #[test]
-fn ctrl_c_ends_a_run_early_with_what_was_measured() {
+fn ctrl_c_ends_a_bench_early_with_a_report() {
     let server = Server::builder().start();
     let run = begin(&["-c", "4", "--duration", "60s", "--warm-up", "0", &url(&server, "/")]);
     wait_for_load(&server);
@@ -202,7 +202,7 @@ fn ctrl_c_ends_a_run_early_with_what_was_measured() {
 }
 
 #[test]
-fn a_page_is_written_beside_the_table() {
+fn bench_writes_an_html_page_and_prints_a_table() {
     let server = Server::start(2);
     let page = server.dir().join("report.html").display().to_string();
     let ended = bench(&["--duration", "1s", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
@@ -216,7 +216,7 @@ fn a_page_is_written_beside_the_table() {
 }
 
 #[test]
-fn what_cannot_be_run_says_why() {
+fn invalid_bench_arguments_are_named() {
     let free = TcpListener::bind("127.0.0.1:0").expect("bind");
     let nobody = format!("http://{}/", free.local_addr().expect("address"));
     drop(free);
@@ -241,7 +241,7 @@ fn what_cannot_be_run_says_why() {
 }
 
 #[test]
-fn a_post_without_a_body_says_so_on_the_wire() {
+fn a_post_without_a_body_sends_content_length_0() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let url = format!("http://{}/", listener.local_addr().expect("address"));
     let (tell, told) = std::sync::mpsc::channel();
@@ -293,7 +293,7 @@ fn stopped_worker(server: &Server) -> Option<u32> {
 }
 
 #[test]
-fn kills_cost_the_requests_of_the_dead_and_are_counted() {
+fn chaos_kills_are_counted_with_the_requests_they_lose() {
     let server = Server::builder().start().allow(&["SIGKILL"]);
     let (status, report) = run_chaos(&server, &["--duration", "1900ms", "--chaos", "kill=600ms"]);
     assert_eq!(
@@ -320,7 +320,7 @@ fn kills_cost_the_requests_of_the_dead_and_are_counted() {
 }
 
 #[test]
-fn reloads_cost_no_request() {
+fn chaos_reloads_lose_no_request() {
     let server = Server::builder().start();
     let (status, report) = run_chaos(&server, &["--duration", "2s", "--chaos", "reload=900ms"]);
     assert_eq!(fault_figure(&report, "reload", "count"), 2, "{report:#}");
@@ -333,7 +333,7 @@ fn reloads_cost_no_request() {
 }
 
 #[test]
-fn a_freeze_is_seen_as_late_answers_and_ends() {
+fn chaos_freezes_cause_late_responses_and_end() {
     let server = Server::builder().start();
     let freeze = ["--duration", "1800ms", "--chaos", "freeze=700ms/400ms", "--late", "300ms"];
     let (status, report) = run_chaos(&server, &freeze);
@@ -347,7 +347,7 @@ fn a_freeze_is_seen_as_late_answers_and_ends() {
 }
 
 #[test]
-fn nobody_stays_frozen_however_the_bench_ends() {
+fn workers_are_resumed_however_a_chaos_bench_ends() {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let server = Server::builder().start();
         let mut bench = start_chaos(&server, "freeze=600ms/590ms");
@@ -362,7 +362,7 @@ fn nobody_stays_frozen_however_the_bench_ends() {
 }
 
 #[test]
-fn only_our_servers_are_harmed() {
+fn chaos_refuses_targets_that_are_not_prefork() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let url = format!("http://{}/", listener.local_addr().expect("address"));
     let ended = Builder::verb("bench").args(["--chaos", "kill=1s", &url]).run();

@@ -9,7 +9,7 @@ use crate::support::command::Builder;
 use crate::support::{Address, Client, Server, wait};
 
 #[test]
-fn a_second_start_on_the_same_port_is_refused_and_told_who_has_it() {
+fn a_port_in_use_is_an_error_that_names_the_holder() {
     let server = Server::start(2);
     let ended = Server::builder().bind([server.address().to_string()]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
@@ -21,7 +21,7 @@ fn a_second_start_on_the_same_port_is_refused_and_told_who_has_it() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_named() {
+fn an_address_without_a_local_interface_is_named() {
     // Set aside for documentation (RFC 5737): no machine has it.
     let ended = Server::builder().bind(["192.0.2.1:0"]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);
@@ -29,7 +29,7 @@ fn an_address_that_cannot_be_had_is_named() {
 }
 
 #[test]
-fn if_one_of_several_addresses_is_taken_none_is_served() {
+fn if_one_of_several_addresses_is_in_use_no_socket_file_is_left() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = taken.local_addr().map(|addr| (addr, taken)).expect("address");
     let builder = Server::builder();
@@ -40,7 +40,7 @@ fn if_one_of_several_addresses_is_taken_none_is_served() {
 }
 
 #[test]
-fn a_privileged_port_is_refused_with_a_hint() {
+fn a_privileged_port_without_root_is_an_error_with_a_hint() {
     let free = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     if free.is_ok_and(|text| text.trim().parse().is_ok_and(|port: u16| port <= 81)) {
         return eprintln!("every port is free here: nothing to see");
@@ -57,7 +57,7 @@ fn a_privileged_port_is_refused_with_a_hint() {
 }
 
 #[test]
-fn all_addresses_means_both_families() {
+fn a_wildcard_bind_serves_ipv4_and_ipv6() {
     for bind in ["[::]:0", ":0"] {
         let server = Server::builder().bind([bind]).start();
         for host in ["127.0.0.1", "[::1]"] {
@@ -70,7 +70,7 @@ fn all_addresses_means_both_families() {
 }
 
 #[test]
-fn several_addresses_are_served() {
+fn several_bind_addresses_are_served() {
     let builder = Server::builder();
     let path = format!("unix:{}", builder.dir().join("socket").display());
     let server = builder.bind(["127.0.0.1:0", "[::1]:0", &path]).start();
@@ -101,7 +101,7 @@ fn a_unix_socket_is_served_and_its_file_removed() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_left_alone() {
+fn a_regular_file_at_the_socket_path_is_kept() {
     let builder = Server::builder();
     let path = std::env::temp_dir().join(format!("prefork-it-data-{}", std::process::id()));
     std::fs::write(&path, "data").expect("write");
@@ -113,7 +113,7 @@ fn a_file_that_is_no_socket_is_left_alone() {
 }
 
 #[test]
-fn an_inherited_socket_is_served_and_stays_open_for_its_owner() {
+fn an_inherited_descriptor_is_served_and_not_closed_for_its_owner() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
     let copy = listener.try_clone().expect("copy");
@@ -131,7 +131,7 @@ fn an_inherited_socket_is_served_and_stays_open_for_its_owner() {
 }
 
 #[test]
-fn a_descriptor_that_is_no_listener_is_refused() {
+fn a_descriptor_that_is_not_a_listener_is_an_error() {
     let closed_and_file =
         [r#"exec "$0" "$@" 3<&-"#, r#"exec "$0" "$@" 3</dev/null"#].map(|script| {
             let ended = Server::builder().script(script).bind(["fd://3"]).run();
@@ -143,7 +143,7 @@ fn a_descriptor_that_is_no_listener_is_refused() {
 }
 
 #[test]
-fn a_program_of_ones_own_is_refused_the_same_way() {
+fn a_library_program_reports_a_port_in_use_with_the_same_status() {
     let server = Server::start(1);
     let ended = Builder::program("not-send").bind([server.address().to_string()]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.err);

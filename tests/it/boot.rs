@@ -8,7 +8,7 @@ use crate::support::command::Builder;
 use crate::support::{Address, Client, Server, log, process, wait};
 
 #[test]
-fn the_start_is_told_in_a_line_for_each_thing() {
+fn startup_logs_one_line_for_each_step() {
     let server = Server::start(2);
     let pid = server.pid();
     // The last line comes a moment after the status that says the same.
@@ -28,7 +28,7 @@ fn the_start_is_told_in_a_line_for_each_thing() {
 }
 
 #[test]
-fn every_connection_is_answered_and_every_worker_answers() {
+fn every_worker_answers_connections() {
     let server = Server::start(4);
     let mut held = Vec::new();
     let mut seen = BTreeSet::new();
@@ -43,7 +43,7 @@ fn every_connection_is_answered_and_every_worker_answers() {
 }
 
 #[test]
-fn a_started_server_is_healthy_and_ready() {
+fn a_started_server_answers_healthz_and_readyz() {
     let server = Server::start(1);
     for path in ["/healthz", "/readyz"] {
         assert_eq!(server.get(path).status, 200, "{path}");
@@ -63,7 +63,7 @@ fn kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
 }
 
 #[test]
-fn a_worker_has_its_own_descriptors_and_no_others() {
+fn a_worker_inherits_only_the_descriptors_it_needs() {
     let builder = Server::builder().workers(3);
     let path = format!("unix:{}", builder.dir().join("socket").display());
     let server = builder.bind(["127.0.0.1:0", &path]).start().allow(&["SIGKILL"]);
@@ -105,7 +105,7 @@ fn primary_and_workers_have_one_thread_each() {
 }
 
 #[test]
-fn workers_do_not_share_the_keys_of_their_hash_maps() {
+fn workers_have_different_hash_map_keys() {
     let server = Server::with(2, &["--faults"]);
     let mut first = BTreeMap::new();
     let mut held = Vec::new();
@@ -126,7 +126,7 @@ fn workers_do_not_share_the_keys_of_their_hash_maps() {
 }
 
 #[test]
-fn a_worker_does_not_see_what_the_service_manager_told_the_primary() {
+fn service_manager_variables_are_removed_from_workers() {
     let mut builder = Builder::program("environment").workers(1).env("KEPT", "yes");
     for (name, value) in [
         // Nobody listens there: what cannot be told must not matter.
@@ -152,7 +152,7 @@ fn a_worker_does_not_see_what_the_service_manager_told_the_primary() {
 }
 
 #[test]
-fn closed_standard_streams_are_filled_before_a_socket_can_land_there() {
+fn closed_standard_streams_are_opened_on_dev_null() {
     let builder = Server::builder().workers(1).script(r#"exec "$0" "$@" <&- >&- 2>&-"#);
     let path = builder.dir().join("socket");
     let mut server = builder.bind([format!("unix:{}", path.display())]).spawn();
@@ -173,7 +173,7 @@ fn closed_standard_streams_are_filled_before_a_socket_can_land_there() {
 pub const BOOT_FAILED: &str = "70";
 
 #[test]
-fn a_cluster_that_cannot_boot_gives_up_and_says_why() {
+fn a_cluster_whose_workers_fail_to_boot_exits_with_the_reason() {
     let ended = Builder::program("boot-fails").workers(4).args(["boot-attempts=3"]).run();
     assert_eq!(ended.status, Some(70), "{}", ended.err);
     let why = "open the database: no such host";
@@ -185,14 +185,14 @@ fn a_cluster_that_cannot_boot_gives_up_and_says_why() {
 }
 
 #[test]
-fn a_worker_that_exits_while_it_boots_is_told_by_its_status() {
+fn the_exit_status_of_a_worker_that_dies_during_boot_is_logged() {
     let ended = Builder::program("boot-exits").workers(2).args(["boot-attempts=2"]).run();
     assert_eq!(ended.status, Some(70), "{}", ended.err);
     assert!(log::lines_with(&ended.err, &["ERROR", "worker=1", "37"]).count() > 0, "{}", ended.err);
 }
 
 #[test]
-fn a_worker_that_hangs_while_it_boots_is_killed_at_the_boot_timeout() {
+fn a_worker_that_hangs_during_boot_is_killed_at_the_boot_timeout() {
     let args = ["boot-attempts=2", "boot-timeout-ms=300"];
     let ended = Builder::program("boot-hangs").workers(2).args(args).run();
     assert_eq!(ended.status, Some(70), "{}", ended.err);
@@ -202,7 +202,7 @@ fn a_worker_that_hangs_while_it_boots_is_killed_at_the_boot_timeout() {
 }
 
 #[test]
-fn a_replacement_that_cannot_boot_is_tried_again_until_it_can() {
+fn a_replacement_that_fails_to_boot_is_retried() {
     let server = Builder::program("boot-fails-if-broken").workers(2).start();
     let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
     let broken = server.dir().join("broken");
@@ -218,7 +218,7 @@ fn a_replacement_that_cannot_boot_is_tried_again_until_it_can() {
 }
 
 #[test]
-fn a_stop_during_a_crash_loop_wins() {
+fn a_stop_during_a_crash_loop_ends_the_server() {
     let server = Builder::program("boot-fails").workers(2).args(["boot-attempts=1000"]).spawn();
     let server = server.allow(&["no such host", BOOT_FAILED]);
     server.wait_log_count(&["worker=", "no such host"], 3);
@@ -226,7 +226,7 @@ fn a_stop_during_a_crash_loop_wins() {
 }
 
 #[test]
-fn a_stop_while_workers_boot_wins() {
+fn a_stop_while_workers_boot_ends_the_server() {
     let server = Builder::program("boot-hangs").workers(2).spawn();
     wait::until("two workers", || server.worker_pids().len() == 2);
     server.stop();

@@ -31,7 +31,7 @@ fn wait_gone(pids: &[u32]) {
 }
 
 #[test]
-fn two_models_are_measured_under_two_loads() {
+fn compare_measures_two_models_under_two_workloads() {
     let dir = tempfile::tempdir().expect("directory");
     let page = dir.path().join("report.html").display().to_string();
     let ended = Builder::verb("compare")
@@ -62,7 +62,7 @@ fn two_models_are_measured_under_two_loads() {
 }
 
 #[test]
-fn a_run_that_is_ended_half_way_says_so_and_leaves_nobody() {
+fn an_interrupted_compare_reports_partial_results_and_leaves_no_process() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
         let server = measured(&compare);
@@ -78,7 +78,7 @@ fn a_run_that_is_ended_half_way_says_so_and_leaves_nobody() {
 }
 
 #[test]
-fn the_servers_of_a_run_that_is_killed_end_too() {
+fn servers_end_when_compare_is_killed() {
     let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
     let server = measured(&compare);
     process::send(compare.id(), Signal::SIGKILL);
@@ -87,7 +87,7 @@ fn the_servers_of_a_run_that_is_killed_end_too() {
 }
 
 #[test]
-fn a_server_that_dies_or_never_serves_is_named_and_the_others_are_measured() {
+fn compare_names_servers_that_fail_and_measures_the_others() {
     let ended = Builder::verb("compare")
         .args(["--models", "single", "--peer", "broken=echo no luck >&2; exit 3 #"])
         .args(["--peer", "missing=/nowhere/server", "--workloads", "keep-alive"])
@@ -101,7 +101,7 @@ fn a_server_that_dies_or_never_serves_is_named_and_the_others_are_measured() {
 }
 
 #[test]
-fn a_peer_is_measured_under_the_loads_that_it_knows() {
+fn a_peer_is_measured_only_under_workloads_it_supports() {
     let dir = tempfile::tempdir().expect("directory");
     fs::write(dir.path().join("index.html"), "hello").expect("write");
     let peer = format!(

@@ -38,7 +38,7 @@ pub fn begin(server: &Server, path: &str) -> Client {
 }
 
 #[test]
-fn requests_follow_each_other_on_one_connection() {
+fn every_model_serves_keep_alive_and_pipelining() {
     under_each(&[], |model, server| {
         let processes = if model == "prefork" { COUNT } else { 1 };
         assert_eq!(server.worker_pids().len(), processes);
@@ -61,7 +61,7 @@ fn requests_follow_each_other_on_one_connection() {
 }
 
 #[test]
-fn bodies_come_and_go_whole() {
+fn every_model_transfers_bodies_completely() {
     under_each(&[], |_, server| {
         let mut client = server.connect();
         let large = vec![b'x'; 1 << 20];
@@ -79,7 +79,7 @@ fn bodies_come_and_go_whole() {
 }
 
 #[test]
-fn what_is_malformed_or_slow_is_refused() {
+fn every_model_refuses_malformed_and_slow_requests() {
     under_each(&["--header-timeout", "1s", "--keep-alive-timeout", "2s"], |_, server| {
         let mut client = server.connect();
         let smuggled = "GET / HTTP/1.1\r\nHost: a/b\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -104,7 +104,7 @@ fn what_is_malformed_or_slow_is_refused() {
 }
 
 #[test]
-fn a_panic_costs_one_request() {
+fn in_every_model_a_panic_fails_one_request() {
     under_each(&["--faults"], |_, server| {
         let server = server.allow(&["/fault/panic", "panicked at"]);
         let pids = server.worker_pids();
@@ -121,7 +121,7 @@ fn a_panic_costs_one_request() {
 }
 
 #[test]
-fn nothing_is_lost_when_it_stops() {
+fn no_model_loses_a_request_during_a_stop() {
     // No client is ever idle for as long as this, even on a busy machine.
     under_each(&["--linger-timeout", "20s"], |_, server| {
         let mut long = begin(&server, "/sleep/1500");
@@ -140,7 +140,7 @@ fn nothing_is_lost_when_it_stops() {
 }
 
 #[test]
-fn what_does_not_finish_is_cut_at_the_deadline_and_named() {
+fn every_model_cuts_and_names_requests_at_the_graceful_timeout() {
     under_each(&["--graceful-timeout", "500ms"], |_, server| {
         let mut client = begin(&server, "/sleep/60000");
         server.signal(Signal::SIGTERM);
@@ -151,7 +151,7 @@ fn what_does_not_finish_is_cut_at_the_deadline_and_named() {
 }
 
 #[test]
-fn nothing_is_lost_when_it_reloads() {
+fn no_model_loses_a_request_during_a_reload() {
     under_each(&["--linger-timeout", "20s"], |model, server| {
         let kept = Load::keep_alive(server.address(), 6).posting().thinking().start();
         let new = Load::new_connections(server.address(), 2).thinking().start();
@@ -173,7 +173,7 @@ fn nothing_is_lost_when_it_reloads() {
 }
 
 #[test]
-fn nothing_is_lost_when_it_is_upgraded() {
+fn no_model_loses_a_request_during_an_upgrade() {
     for model in MODELS {
         let server = Server::builder().model(model, COUNT).copied();
         let server = server.args(["--linger-timeout", "20s"]).start();
@@ -193,7 +193,7 @@ fn nothing_is_lost_when_it_is_upgraded() {
 }
 
 #[test]
-fn a_killed_worker_is_replaced() {
+fn every_model_replaces_a_killed_worker() {
     under_each(&[], |_, server| {
         let server = server.allow(&["SIGKILL"]);
         let old = server.worker_pids();
@@ -207,7 +207,7 @@ fn a_killed_worker_is_replaced() {
 }
 
 #[test]
-fn a_worker_that_is_terminated_leaves_as_a_whole_and_is_replaced() {
+fn every_model_replaces_a_worker_that_gets_sigterm() {
     under_each(&[], |_, server| {
         let old = server.worker_pids();
         let mut slow = begin(&server, "/sleep/700");
@@ -221,7 +221,7 @@ fn a_worker_that_is_terminated_leaves_as_a_whole_and_is_replaced() {
 }
 
 #[test]
-fn no_count_is_lost() {
+fn every_model_counts_every_request() {
     under_each(&[], |model, server| {
         let load = Load::keep_alive(server.address(), 8).start();
         load.wait_answered(2000);
@@ -258,7 +258,7 @@ fn no_count_is_lost() {
 }
 
 #[test]
-fn a_worker_takes_no_more_connections_than_it_may_for_each_thread() {
+fn worker_connections_is_a_limit_for_each_thread() {
     under_each(&["--worker-connections", "2"], |model, server| {
         let most = if model == "single" { 2 } else { 2 * COUNT };
         let mut taken: Vec<Client> = (0..most).map(|_| server.connect()).collect();
@@ -282,7 +282,7 @@ fn a_worker_takes_no_more_connections_than_it_may_for_each_thread() {
 }
 
 #[test]
-fn a_thread_that_blocks_is_named_and_the_others_serve() {
+fn a_blocked_event_loop_thread_is_named_while_others_serve() {
     let watched = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "4s"];
     let server = start("thread-per-core", &watched).allow(&["worker=1"]);
     let pid = server.worker_pids()[0];
@@ -299,7 +299,7 @@ fn a_thread_that_blocks_is_named_and_the_others_serve() {
 }
 
 #[test]
-fn under_threads_a_handler_that_blocks_holds_one_thread_and_is_not_seen() {
+fn in_threads_a_blocking_handler_holds_one_thread_without_a_warning() {
     let server =
         start("threads", &["--faults", "--stall-warn", "200ms", "--graceful-timeout", "0s"]);
     let stuck = begin(&server, "/fault/hang");
@@ -315,7 +315,7 @@ fn under_threads_a_handler_that_blocks_holds_one_thread_and_is_not_seen() {
 }
 
 #[test]
-fn what_a_model_cannot_do_is_refused() {
+fn settings_that_a_model_does_not_support_are_refused() {
     for (args, names) in [
         (&["--model", "single", "--workers", "2"][..], ["single", "workers"]),
         (&["--model", "threads", "--dispatch", "reuseport"], ["threads", "dispatch"]),
@@ -332,7 +332,7 @@ fn what_a_model_cannot_do_is_refused() {
 }
 
 #[test]
-fn a_reload_may_change_the_model_but_not_to_or_from_shared_threads() {
+fn a_reload_can_change_the_model_except_to_threads() {
     let text = |model: &str| format!("bind = ['127.0.0.1:0']\nworkers = 2\nmodel = '{model}'\n");
     let server = Server::builder().config(2, &text("prefork")).start().allow(&["threads"]);
     let write = |model| {

@@ -10,14 +10,14 @@ fn serve(args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn an_unknown_flag_is_a_usage_error_with_the_nearest_one() {
+fn an_unknown_flag_is_a_usage_error_that_suggests_the_nearest() {
     let (status, err) = serve(&["--wrokers", "2"]);
     assert_eq!(status, Some(64), "{err}");
     assert!(err.contains("--workers"), "{err}");
 }
 
 #[test]
-fn no_verb_and_a_wrong_verb_are_usage_errors() {
+fn a_missing_or_unknown_verb_is_a_usage_error() {
     for verb in ["", "sevre"] {
         let ended = Builder::verb(verb).run();
         assert_eq!(ended.status, Some(64), "{}", ended.err);
@@ -25,7 +25,7 @@ fn no_verb_and_a_wrong_verb_are_usage_errors() {
 }
 
 #[test]
-fn help_and_version_are_no_errors() {
+fn help_and_version_succeed() {
     for verb in ["--help", "--version"] {
         let ended = Builder::verb(verb).run();
         assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{verb}");
@@ -34,7 +34,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn bad_values_are_named_with_their_source() {
+fn invalid_values_are_named_with_their_source() {
     for (args, names) in [
         (["--workers", "0"], ["--workers", "\"0\""]),
         (["--workers", "many"], ["--workers", "\"many\""]),
@@ -53,14 +53,14 @@ fn bad_values_are_named_with_their_source() {
 }
 
 #[test]
-fn a_bad_variable_is_named() {
+fn an_invalid_environment_variable_is_named() {
     let ended = Builder::verb("serve").env("WEB_CONCURRENCY", "many").run();
     assert_eq!(ended.status, Some(78), "{}", ended.err);
     assert!(ended.err.contains("WEB_CONCURRENCY"), "{}", ended.err);
 }
 
 #[test]
-fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
+fn an_unknown_config_key_is_named_with_its_line_and_the_nearest() {
     let builder = Builder::verb("serve");
     std::fs::write(builder.dir().join("a.toml"), "workers = 2\nbnid = \":1\"\n").expect("write");
     let ended = builder.args(["--config", "a.toml"]).run();
@@ -71,7 +71,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
 }
 
 #[test]
-fn nothing_is_left_behind_by_a_start_that_fails() {
+fn a_failed_start_leaves_no_socket_file() {
     let builder = Builder::verb("serve");
     let socket = builder.dir().join("socket");
     let args = ["--bind", "unix:socket", "--bind", "192.0.2.1:0"];
@@ -81,7 +81,7 @@ fn nothing_is_left_behind_by_a_start_that_fails() {
 }
 
 #[test]
-fn check_says_every_value_and_where_it_is_from() {
+fn check_prints_every_value_with_its_source() {
     let builder = Builder::verb("check").env("PORT", "8080");
     std::fs::write(builder.dir().join("a.toml"), "backlog = 10\nworkers = 3\n").expect("write");
     let ended = builder.args(["--config", "a.toml", "--workers", "2"]).run();
@@ -100,7 +100,7 @@ fn check_says_every_value_and_where_it_is_from() {
 }
 
 #[test]
-fn check_speaks_json_too() {
+fn check_prints_json() {
     let ended = Builder::verb("check").args(["--json", "--workers", "2"]).run();
     assert_eq!(ended.status, Some(0), "{}", ended.err);
     let json: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
@@ -109,7 +109,7 @@ fn check_speaks_json_too() {
 }
 
 #[test]
-fn check_finds_the_errors_that_serve_finds() {
+fn check_reports_the_same_errors_as_serve() {
     for args in [["--workers", "0"], ["--bind", "nonsense"], ["--root", "/nonexistent"]] {
         let check = Builder::verb("check").args(args).run();
         assert_eq!((check.status, check.err), serve(&args));
@@ -117,7 +117,7 @@ fn check_finds_the_errors_that_serve_finds() {
 }
 
 #[test]
-fn variables_of_the_platform_are_honoured() {
+fn web_concurrency_sets_the_number_of_workers() {
     let server = Server::builder().workers(0).env("WEB_CONCURRENCY", "3").spawn();
     server.wait_serving(3);
     assert_eq!(server.worker_pids().len(), 3);

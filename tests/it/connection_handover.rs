@@ -17,7 +17,7 @@ fn reload(server: &Server, generation: usize) -> Vec<u32> {
 }
 
 #[test]
-fn idle_connections_live_through_reloads_and_hold_up_nobody() {
+fn idle_connections_survive_reloads_without_delaying_them() {
     // A worker that only waited for them to end would wait for longer than this test.
     let server = Server::with(2, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
     let count = amount("PREFORK_IDLE", 64);
@@ -45,7 +45,7 @@ fn idle_connections_live_through_reloads_and_hold_up_nobody() {
 }
 
 #[test]
-fn clients_who_think_are_never_closed_by_a_reload() {
+fn reloads_close_no_connection_between_two_requests() {
     let server = Server::start(2);
     let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
     for generation in 2..7 {
@@ -59,7 +59,7 @@ fn clients_who_think_are_never_closed_by_a_reload() {
 }
 
 #[test]
-fn without_it_idle_connections_are_closed_after_the_linger_timeout() {
+fn without_handover_idle_connections_close_after_the_linger_timeout() {
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "300ms"]);
     let mut idle = server.connect();
     idle.get("/").expect("answer");
@@ -70,7 +70,7 @@ fn without_it_idle_connections_are_closed_after_the_linger_timeout() {
 }
 
 #[test]
-fn without_it_a_kept_connection_is_told_to_close() {
+fn without_handover_a_draining_worker_sends_connection_close() {
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "25s"]);
     let mut client = server.connect();
     let old = client.get("/").expect("answer").pid();
@@ -103,7 +103,7 @@ fn pipeline(server: &Server, number: usize, stop: &AtomicBool, batches: &AtomicU
 }
 
 #[test]
-fn pipelined_requests_are_all_answered_in_order() {
+fn pipelined_requests_are_answered_in_order_during_reloads() {
     let server = Server::start(2);
     let (stop, batches) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -123,7 +123,7 @@ fn pipelined_requests_are_all_answered_in_order() {
 }
 
 #[test]
-fn a_slow_reader_gets_everything_and_keeps_its_connection() {
+fn a_slow_reader_receives_everything_during_a_reload() {
     let server = Server::start(2);
     let size = 40 << 20;
     let mut slow: Vec<Client> = (0..4).map(|_| server.connect()).collect();
@@ -147,7 +147,7 @@ fn a_slow_reader_gets_everything_and_keeps_its_connection() {
 }
 
 #[test]
-fn a_frozen_worker_loses_nothing_that_another_hands_over() {
+fn connections_handed_over_to_a_frozen_worker_are_not_lost() {
     let server = Server::with(3, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
     let mut clients: Vec<Client> = (0..60).map(|_| server.connect()).collect();
     for client in &mut clients {

@@ -45,7 +45,7 @@ fn status_shows_every_worker() {
 }
 
 #[test]
-fn status_shows_what_is_being_served() {
+fn status_shows_requests_in_flight() {
     let server = start();
     let mut client = server.connect();
     client.send("GET /sleep/600000?a=b HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -59,7 +59,7 @@ fn status_shows_what_is_being_served() {
 }
 
 #[test]
-fn the_socket_is_for_its_owner_only_whatever_the_umask_and_gone_at_the_end() {
+fn the_control_socket_has_mode_0600_and_is_removed_at_the_end() {
     let builder = Server::builder().script("umask 0; exec \"$0\" \"$@\"");
     let server = builder.start();
     let path = server.control();
@@ -75,7 +75,7 @@ fn the_socket_is_for_its_owner_only_whatever_the_umask_and_gone_at_the_end() {
 }
 
 #[test]
-fn workers_have_no_part_in_it() {
+fn workers_do_not_inherit_control_connections() {
     let server = start().allow(&["SIGKILL"]);
     // Clients that are there when a worker is forked.
     let clients: Vec<_> =
@@ -94,7 +94,7 @@ fn workers_have_no_part_in_it() {
 }
 
 #[test]
-fn a_frozen_worker_and_many_silent_clients_do_not_keep_status_waiting() {
+fn status_answers_beside_a_frozen_worker_and_many_silent_clients() {
     let server = start();
     let frozen = server.worker_pids()[0];
     process::send(frozen, Signal::SIGSTOP);
@@ -111,7 +111,7 @@ fn a_frozen_worker_and_many_silent_clients_do_not_keep_status_waiting() {
 }
 
 #[test]
-fn a_path_that_is_in_use_is_refused_with_the_pid_of_its_holder() {
+fn a_control_path_in_use_is_an_error_that_names_the_holder() {
     let server = start();
     let path = server.control().display().to_string();
     let second = Server::builder().args(["--control", &path]).run();
@@ -122,7 +122,7 @@ fn a_path_that_is_in_use_is_refused_with_the_pid_of_its_holder() {
 }
 
 #[test]
-fn a_stale_socket_is_replaced() {
+fn a_stale_control_socket_is_replaced() {
     let mut server = start();
     let pids = server.worker_pids();
     server.kill_primary();
@@ -134,7 +134,7 @@ fn a_stale_socket_is_replaced() {
 }
 
 #[test]
-fn a_file_that_is_no_socket_is_refused_and_kept() {
+fn a_regular_file_at_the_control_path_is_kept() {
     let builder = Server::builder();
     let (file, link) = (builder.dir().join("file"), builder.dir().join("link"));
     std::fs::write(&file, "data").expect("write");
@@ -163,7 +163,7 @@ fn stop_returns_when_the_port_is_free() {
 }
 
 #[test]
-fn stop_now_finishes_nothing() {
+fn stop_now_does_not_wait_for_requests() {
     let server = start();
     let mut client = server.connect();
     client.send("GET /sleep/600000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -174,7 +174,7 @@ fn stop_now_finishes_nothing() {
 }
 
 #[test]
-fn events_are_the_lines_of_the_log() {
+fn events_contain_the_lines_of_the_log() {
     let server = start();
     server.order(&["reload"]);
     let events = server.order(&["events", "--json"]);
@@ -196,7 +196,7 @@ fn events_are_the_lines_of_the_log() {
 }
 
 #[test]
-fn events_are_followed_to_the_end() {
+fn events_follow_ends_with_the_primary() {
     let server = start();
     std::thread::scope(|scope| {
         let following = scope.spawn(|| server.ask(&["events", "--follow"]));
@@ -213,7 +213,7 @@ fn events_are_followed_to_the_end() {
 }
 
 #[test]
-fn nobody_there_is_told_apart_from_a_refusal() {
+fn a_missing_primary_has_another_exit_status_than_a_refusal() {
     let builder = Builder::verb("status");
     let path = builder.dir().join("nobody").display().to_string();
     for verb in ["status", "reload", "stop", "upgrade", "events"] {
@@ -225,7 +225,7 @@ fn nobody_there_is_told_apart_from_a_refusal() {
 }
 
 #[test]
-fn no_verb_waits_for_a_primary_that_a_signal_has_stopped() {
+fn verbs_fail_fast_if_the_primary_is_stopped() {
     let server = start().allow(&["upgrade"]);
     process::send(server.pid(), Signal::SIGSTOP);
     let words: [&[&str]; 8] = [
@@ -254,7 +254,7 @@ fn no_verb_waits_for_a_primary_that_a_signal_has_stopped() {
 }
 
 #[test]
-fn a_path_at_which_no_primary_can_be_is_told_as_what_it_is() {
+fn errors_tell_what_is_at_the_control_path() {
     let dir = tempfile::tempdir().expect("dir");
     let (file, stale) = (dir.path().join("file"), dir.path().join("stale"));
     std::fs::write(&file, "data").expect("write");
@@ -272,7 +272,7 @@ fn a_path_at_which_no_primary_can_be_is_told_as_what_it_is() {
 }
 
 #[test]
-fn a_listener_that_never_answers_is_waited_for_as_long_as_was_said() {
+fn a_verb_waits_for_a_silent_primary_until_its_timeout() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
     let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
@@ -297,7 +297,7 @@ fn talk(server: &Server, bytes: &[u8]) -> String {
 }
 
 #[test]
-fn what_is_no_request_is_refused_with_a_reason() {
+fn invalid_control_requests_are_refused_with_a_reason() {
     let server = Server::builder().start();
     for (bytes, why) in [
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), "65536"),
@@ -321,7 +321,7 @@ fn what_is_no_request_is_refused_with_a_reason() {
 }
 
 #[test]
-fn half_a_request_is_no_request() {
+fn an_incomplete_control_request_is_ignored() {
     let server = Server::builder().start();
     let whole = frame(r#"{"verb":"stop"}"#);
     for length in [0, 1, 4, whole.len() - 1] {
@@ -341,7 +341,7 @@ fn half_a_request_is_no_request() {
 }
 
 #[test]
-fn several_requests_on_one_connection_are_answered_in_order() {
+fn several_control_requests_on_one_connection_are_answered_in_order() {
     let server = Server::builder().start();
     let requests = [r#"{"verb":"explode"}"#, r#"{"verb":"status"}"#, r#"{"verb":"scale","to":2}"#];
     let mut stream = UnixStream::connect(server.control()).expect("connect");

@@ -52,7 +52,7 @@ fn threads(pid: u32) -> Vec<(u32, i32)> {
 }
 
 #[test]
-fn a_worker_serves_while_its_pool_computes() {
+fn a_worker_serves_while_pool_jobs_run() {
     let server = start("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
     let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
     wait_figure(&server, "depth", 2);
@@ -72,7 +72,7 @@ fn a_worker_serves_while_its_pool_computes() {
 }
 
 #[test]
-fn a_full_queue_is_503_with_retry_after() {
+fn a_full_pool_queue_is_503_with_retry_after() {
     let server = start("1", &[]);
     let _runs = begin(&server, FOREVER);
     wait_figure(&server, "running", 1);
@@ -87,7 +87,7 @@ fn a_full_queue_is_503_with_retry_after() {
 }
 
 #[test]
-fn the_job_of_a_client_that_left_leaves_the_queue_or_stops() {
+fn a_disconnected_clients_pool_job_is_cancelled() {
     let server = start("8", &[]);
     let runs = begin(&server, FOREVER);
     wait_figure(&server, "running", 1);
@@ -104,7 +104,7 @@ fn the_job_of_a_client_that_left_leaves_the_queue_or_stops() {
 }
 
 #[test]
-fn a_draining_worker_finishes_what_runs_and_what_waits() {
+fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
     // At the loop's priority: on a busy machine the other one may take for ever.
     let server = start_with("8", "1", "25s", &["--pool-nice", "0"]);
     let mut clients = [begin(&server, "/fib/36"), begin(&server, "/fib/30")];
@@ -118,7 +118,7 @@ fn a_draining_worker_finishes_what_runs_and_what_waits() {
 }
 
 #[test]
-fn a_job_that_never_ends_does_not_keep_a_worker() {
+fn an_endless_pool_job_does_not_keep_a_worker_alive() {
     let server = start("8", &["--faults"]);
     let mut client = begin(&server, "/fault/job-hang");
     wait_figure(&server, "running", 1);
@@ -136,7 +136,7 @@ fn a_job_that_never_ends_does_not_keep_a_worker() {
 }
 
 #[test]
-fn an_orphan_with_a_job_that_never_ends_leaves() {
+fn an_orphaned_worker_exits_despite_an_endless_pool_job() {
     let mut server = start("8", &["--faults"]);
     let pids = server.worker_pids();
     let _client = begin(&server, "/fault/job-hang");
@@ -146,7 +146,7 @@ fn an_orphan_with_a_job_that_never_ends_leaves() {
 }
 
 #[test]
-fn a_job_that_panics_is_500_and_its_thread_is_replaced() {
+fn a_panicking_pool_job_is_500_and_its_thread_is_replaced() {
     let server = start("8", &["--faults"]).allow(&["/fault/job-panic", "panicked at"]);
     let pid = server.worker_pids()[0];
     assert_eq!(threads(pid), [], "none before the first job");
@@ -165,7 +165,7 @@ fn a_job_that_panics_is_500_and_its_thread_is_replaced() {
 }
 
 #[test]
-fn threads_of_the_pool_give_way_to_the_loop() {
+fn pool_threads_run_at_pool_nice() {
     let server = start_with("8", "3", "1s", &["--pool-nice", "12"]);
     let pid = server.worker_pids()[0];
     server.get("/fib/1");
@@ -201,7 +201,7 @@ fn status_shows_the_pool() {
 }
 
 #[test]
-fn where_fib_is_computed_can_be_said() {
+fn a_query_parameter_selects_pool_or_event_loop() {
     let server = start("8", &[]);
     for (path, in_pool) in [("/fib/20", 1), ("/fib/20?on=pool", 2), ("/fib/20?on=loop", 2)] {
         assert_eq!(server.get(path).text(), "fib(20) = 6765\n");
@@ -230,7 +230,7 @@ fn a_body_is_hashed_in_the_pool() {
 }
 
 #[test]
-fn every_model_runs_jobs_in_a_pool_and_counts_them() {
+fn every_model_runs_and_counts_pool_jobs() {
     concurrency_models::under_each(&["--faults"], |_, server| {
         let server = server.allow(&["/fault/job-panic", "panicked at"]);
         assert_eq!(server.get("/fib/20").text(), "fib(20) = 6765\n");

@@ -15,7 +15,7 @@ fn demo(args: &[&str]) -> Command {
 }
 
 #[test]
-fn the_experiment_has_all_its_figures_and_says_what_they_are() {
+fn demo_cpu_reports_all_its_figures() {
     let out = demo(&["--fib", "20", "--asked", "22", "--duration", "300ms"]).output().expect("run");
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
@@ -36,7 +36,7 @@ fn the_experiment_has_all_its_figures_and_says_what_they_are() {
 }
 
 #[test]
-fn a_signal_in_the_middle_leaves_no_process() {
+fn an_interrupted_demo_leaves_no_process() {
     // The first one computes for minutes, the second one soon measures a server.
     for (fib, is_serving) in [("45", false), ("10", true)] {
         let mut command = demo(&["--fib", fib, "--duration", "60s"]);

@@ -6,7 +6,7 @@ use crate::support::Server;
 const ADVICE: &str = "--demo=false";
 
 #[test]
-fn without_the_demonstration_only_health_checks_are_served() {
+fn without_demo_only_health_checks_are_served() {
     let server = Server::with(1, &["--demo=false"]);
     for path in ["/healthz", "/readyz"] {
         assert_eq!(server.get(path).status, 200, "{path}");
@@ -23,14 +23,14 @@ fn without_the_demonstration_only_health_checks_are_served() {
 }
 
 #[test]
-fn faults_without_the_demonstration_are_refused() {
+fn faults_without_demo_are_a_configuration_error() {
     let ended = Server::builder().args(["--faults", "--demo=false"]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.err);
     assert!(ended.err.contains("demo"), "{}", ended.err);
 }
 
 #[test]
-fn a_demonstration_that_others_can_reach_is_warned_of_once() {
+fn demo_routes_on_a_public_address_are_warned_about_once() {
     let open = Server::builder().workers(1).bind([":0"]).start();
     assert_eq!(open.count_log(&[ADVICE]), 1, "{}", open.log());
     open.stop();

@@ -44,7 +44,7 @@ fn table(server: &Server) -> BTreeMap<Ipv4Addr, u32> {
 }
 
 #[test]
-fn a_client_stays_with_its_worker_and_all_workers_have_some() {
+fn a_client_address_always_reaches_the_same_worker() {
     let server = Server::builder().workers(4).dispatch("ip-hash").start();
     let first = table(&server);
     for _ in 0..3 {
@@ -58,7 +58,7 @@ fn a_client_stays_with_its_worker_and_all_workers_have_some() {
 }
 
 #[test]
-fn clients_of_a_slot_without_worker_move_and_the_others_do_not() {
+fn clients_of_an_empty_slot_move_and_others_stay() {
     let args = ["dispatch=ip-hash"];
     let server = Builder::program("boot-fails-if-broken").workers(4).args(args).start();
     let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
@@ -91,7 +91,7 @@ fn clients_of_a_slot_without_worker_move_and_the_others_do_not() {
 }
 
 #[test]
-fn kills_and_reloads_refuse_nobody() {
+fn ip_hash_refuses_no_connection_during_kills_and_reloads() {
     let server = Server::builder().workers(3).dispatch("ip-hash").start();
     let server = server.allow(&["SIGKILL"]);
     fault_load::kills(&server, 9);
@@ -100,7 +100,7 @@ fn kills_and_reloads_refuse_nobody() {
 }
 
 #[test]
-fn clients_stay_with_their_slot_through_reload_scale_and_upgrade() {
+fn clients_keep_their_slot_over_reload_scale_and_upgrade() {
     let server = Server::builder().copied().workers(3).dispatch("ip-hash").start();
     let slots = |server: &Server| -> BTreeMap<Ipv4Addr, u64> {
         let status = server.status();
@@ -138,7 +138,7 @@ fn clients_stay_with_their_slot_through_reload_scale_and_upgrade() {
 }
 
 #[test]
-fn a_stopped_workers_clients_are_served_by_others() {
+fn clients_of_a_stopped_worker_are_served_by_others() {
     let server = Server::builder().workers(3).dispatch("ip-hash").start();
     let before = table(&server);
     let stopped = before[&Ipv4Addr::new(127, 0, 1, 1)];
@@ -153,7 +153,7 @@ fn a_stopped_workers_clients_are_served_by_others() {
 }
 
 #[test]
-fn ipv6_works_as_well() {
+fn ip_hash_supports_ipv6() {
     let server = Server::builder().workers(3).bind(["[::1]:0"]).dispatch("ip-hash").start();
     let Ok(mut first) = Client::connect(server.address()) else { panic!("cannot connect") };
     let by = first.get("/").expect("an answer").pid();

@@ -43,7 +43,7 @@ fn is_even_again(server: &Server) {
 }
 
 #[test]
-fn connections_that_stay_are_spread_evenly() {
+fn least_conn_spreads_kept_connections_evenly() {
     for workers in [2, 8] {
         let server = start(workers);
         if !in_kernel(&server) {
@@ -55,7 +55,7 @@ fn connections_that_stay_are_spread_evenly() {
 }
 
 #[test]
-fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
+fn least_conn_rebalances_with_new_connections() {
     let server = start(4);
     if !in_kernel(&server) {
         return drop(server.stop());
@@ -65,7 +65,7 @@ fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
 }
 
 #[test]
-fn a_stopped_worker_gets_no_more_once_it_is_seen_and_nobody_waits_for_it() {
+fn least_conn_sends_a_stopped_worker_no_connections() {
     let server = start(4);
     let stopped = server.worker_pids()[1];
     fault_load::nobody_waits_for(&server, stopped);
@@ -80,7 +80,7 @@ fn a_stopped_worker_gets_no_more_once_it_is_seen_and_nobody_waits_for_it() {
 }
 
 #[test]
-fn a_full_worker_is_passed_over() {
+fn least_conn_skips_full_workers() {
     let args = ["--worker-connections", "4"];
     let server = Server::builder().workers(3).dispatch("least-conn").args(args).start();
     let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
@@ -92,14 +92,14 @@ fn a_full_worker_is_passed_over() {
 }
 
 #[test]
-fn killed_workers_refuse_nobody() {
+fn least_conn_refuses_no_connection_when_workers_are_killed() {
     let server = start(4).allow(&["SIGKILL"]);
     fault_load::kills(&server, 12);
     server.stop();
 }
 
 #[test]
-fn fewer_workers_and_more_again_lose_nothing_and_all_get_their_share() {
+fn scaling_under_least_conn_loses_nothing_and_stays_even() {
     let server = start(4);
     let load = Load::new_connections(server.address(), 4).start();
     for workers in [1, 4, 8] {
@@ -116,7 +116,7 @@ fn fewer_workers_and_more_again_lose_nothing_and_all_get_their_share() {
 }
 
 #[test]
-fn reloads_lose_no_connection_and_the_new_workers_share_evenly() {
+fn reloads_under_least_conn_lose_nothing_and_stay_even() {
     let server = start(3);
     fault_load::reloads(&server);
     if in_kernel(&server) {
@@ -126,7 +126,7 @@ fn reloads_lose_no_connection_and_the_new_workers_share_evenly() {
 }
 
 #[test]
-fn upgrades_lose_no_connection_and_the_new_image_steers() {
+fn upgrades_under_least_conn_lose_nothing_and_keep_the_program() {
     let server = Server::builder().copied().workers(3).dispatch("least-conn").start();
     let (before, load) = (rung(&server), Load::new_connections(server.address(), 4).start());
     for generation in 2..4 {
@@ -147,7 +147,7 @@ fn upgrades_lose_no_connection_and_the_new_image_steers() {
 const NOBODY: u32 = 65534;
 
 #[test]
-fn the_rung_is_shown_and_said() {
+fn status_and_log_name_the_least_conn_backend() {
     let server = Server::builder().workers(2).dispatch("least-conn").start();
     let rung = rung(&server);
     let table = server.order(&["status"]);
@@ -163,7 +163,7 @@ fn the_rung_is_shown_and_said() {
 }
 
 #[test]
-fn a_reload_changes_the_policy_and_loses_nothing() {
+fn reloads_between_all_policies_lose_nothing() {
     let text = |dispatch: &str, more: &str| {
         format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = '{dispatch}'\n")
     };
@@ -193,7 +193,7 @@ fn a_reload_changes_the_policy_and_loses_nothing() {
 }
 
 #[test]
-fn a_reload_that_fails_leaves_everything_as_it_was() {
+fn a_failed_reload_keeps_the_least_conn_program() {
     let text =
         |dispatch: &str| format!("bind = ['127.0.0.1:0']\nworkers = 3\ndispatch = '{dispatch}'\n");
     let server = Server::builder().config(3, &text("least-conn")).start();
@@ -207,7 +207,7 @@ fn a_reload_that_fails_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn without_the_privilege_chance_with_odds_serves_as_well() {
+fn without_cap_bpf_least_conn_uses_cbpf_weights() {
     let mut builder = Server::builder().workers(3).dispatch("least-conn");
     if nix::unistd::geteuid().is_root() {
         builder = builder.user(NOBODY);
@@ -244,7 +244,7 @@ fn without_the_privilege_chance_with_odds_serves_as_well() {
 }
 
 #[test]
-fn the_program_is_printed_without_loading_it() {
+fn dispatch_program_prints_the_bpf_program() {
     let print = |args: &[&str]| Builder::verb("dispatch-program").args(args).run();
     let ended = print(&["--dispatch", "least-conn", "--workers", "4"]);
     assert_eq!(ended.status, Some(0), "{}", ended.err);

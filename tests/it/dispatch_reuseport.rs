@@ -42,7 +42,7 @@ fn soon(server: &Server) -> Response {
 }
 
 #[test]
-fn each_slot_has_a_socket_and_connections_reach_every_worker() {
+fn reuseport_has_one_socket_per_slot_and_reaches_every_worker() {
     let server = start(4);
     server.wait_log(&["dispatch=reuseport"]);
     assert_eq!(sockets(&server), 4);
@@ -60,7 +60,7 @@ fn each_slot_has_a_socket_and_connections_reach_every_worker() {
 }
 
 #[test]
-fn with_one_shared_socket_there_is_one() {
+fn shared_dispatch_has_one_socket() {
     let server = Server::builder().workers(3).start();
     assert_eq!((sockets(&server), server.count_log(&["dispatch="])), (1, 0));
     assert_eq!(server.status()["primary"]["dispatch"], "shared");
@@ -68,7 +68,7 @@ fn with_one_shared_socket_there_is_one() {
 }
 
 #[test]
-fn nobody_waits_for_a_worker_that_cannot_come_back() {
+fn connections_of_a_slot_that_cannot_boot_are_served_by_others() {
     let args = ["dispatch=reuseport"];
     let server = Builder::program("boot-fails-if-broken").workers(3).args(args).start();
     let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
@@ -93,7 +93,7 @@ fn nobody_waits_for_a_worker_that_cannot_come_back() {
 }
 
 #[test]
-fn whoever_is_sent_to_a_stopped_worker_is_answered_soon() {
+fn connections_of_a_stopped_worker_are_served_by_others() {
     let server = start(3);
     let stopped = server.worker_pids()[1];
     fault_load::nobody_waits_for(&server, stopped);
@@ -105,7 +105,7 @@ fn whoever_is_sent_to_a_stopped_worker_is_answered_soon() {
 }
 
 #[test]
-fn fewer_workers_and_more_again_lose_nothing() {
+fn scaling_under_reuseport_loses_nothing() {
     let server = start(4);
     let load = Load::new_connections(server.address(), 4).start();
     for _ in 0..2 {
@@ -128,7 +128,7 @@ fn fewer_workers_and_more_again_lose_nothing() {
 }
 
 #[test]
-fn reloads_lose_no_connection() {
+fn reloads_under_reuseport_lose_no_connection() {
     let server = start(3);
     fault_load::reloads(&server);
     assert_eq!(sockets(&server), 3);
@@ -136,7 +136,7 @@ fn reloads_lose_no_connection() {
 }
 
 #[test]
-fn upgrades_pass_all_sockets_on_and_lose_no_connection() {
+fn upgrades_under_reuseport_pass_all_sockets_and_lose_nothing() {
     let server = Server::builder().copied().workers(2).dispatch("reuseport").start();
     server.order(&["scale", "4"]);
     server.wait_others(4, &[]);
@@ -156,14 +156,14 @@ fn upgrades_pass_all_sockets_on_and_lose_no_connection() {
 }
 
 #[test]
-fn a_killed_worker_costs_at_most_what_it_had_begun() {
+fn a_killed_reuseport_worker_loses_only_requests_it_had_begun() {
     let server = start(4).allow(&["SIGKILL"]);
     fault_load::kills(&server, 12);
     server.stop();
 }
 
 #[test]
-fn a_stop_answers_everybody_who_is_in_any_queue() {
+fn a_stop_answers_every_connection_in_any_accept_queue() {
     let server = start(4);
     server.order(&["scale", "2"]);
     let workers = server.wait_others(2, &[]);
@@ -182,7 +182,7 @@ fn a_stop_answers_everybody_who_is_in_any_queue() {
 }
 
 #[test]
-fn a_reload_changes_the_policy_and_loses_nothing() {
+fn reloads_between_shared_and_reuseport_lose_nothing() {
     let text = |dispatch: &str, more: &str| {
         format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = '{dispatch}'\n")
     };
@@ -205,7 +205,7 @@ fn a_reload_changes_the_policy_and_loses_nothing() {
 }
 
 #[test]
-fn an_address_that_is_gone_closes_all_its_sockets() {
+fn removing_an_address_closes_all_its_sockets() {
     let text =
         |more: &str| format!("bind = ['127.0.0.1:0'{more}]\nworkers = 3\ndispatch = 'reuseport'\n");
     let server = Server::builder().config(3, &text(", '127.0.0.2:0'")).start();

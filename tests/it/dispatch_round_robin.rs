@@ -30,7 +30,7 @@ fn shares(clients: &mut [Client]) -> BTreeMap<u32, usize> {
 }
 
 #[test]
-fn turns_are_strict() {
+fn round_robin_order_is_strict() {
     let server = dealt(3).start();
     // A worker that the machine keeps from running for a while may lose a turn, but not each time.
     wait::until("thirty turns in order", || {
@@ -43,7 +43,7 @@ fn turns_are_strict() {
 }
 
 #[test]
-fn kept_connections_are_spread_evenly_one_by_one_and_in_a_burst() {
+fn round_robin_spreads_kept_connections_exactly() {
     for burst in [false, true] {
         let server = dealt(4).start();
         // Unless the machine keeps a worker from running for a while, the first time.
@@ -64,7 +64,7 @@ fn kept_connections_are_spread_evenly_one_by_one_and_in_a_burst() {
 }
 
 #[test]
-fn what_a_frozen_worker_was_offered_is_served_by_others() {
+fn connections_queued_for_a_frozen_worker_are_served_by_others() {
     let server = dealt(4).start();
     let frozen = server.worker_pids()[1];
     process::send(frozen, Signal::SIGSTOP);
@@ -85,7 +85,7 @@ fn what_a_frozen_worker_was_offered_is_served_by_others() {
 }
 
 #[test]
-fn what_a_killed_worker_was_offered_is_served_by_others() {
+fn connections_queued_for_a_killed_worker_are_served_by_others() {
     let server = dealt(2).start().allow(&["SIGKILL"]);
     let workers = server.worker_pids();
     // Neither takes anything, so the queues fill up.
@@ -103,7 +103,7 @@ fn what_a_killed_worker_was_offered_is_served_by_others() {
 }
 
 #[test]
-fn full_workers_are_passed_over_and_what_nobody_can_take_waits() {
+fn round_robin_skips_full_workers_and_queues_the_rest() {
     let server = dealt(2).args(["--worker-connections", "2"]).start();
     let mut clients: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     assert_eq!(shares(&mut clients).len(), 2);
@@ -123,7 +123,7 @@ fn full_workers_are_passed_over_and_what_nobody_can_take_waits() {
 }
 
 #[test]
-fn every_kind_of_socket_is_dealt_from() {
+fn round_robin_accepts_from_every_kind_of_socket() {
     let builder = dealt(2);
     let path = builder.dir().join("socket");
     let unix = format!("unix:{}", path.display());
@@ -141,7 +141,7 @@ fn every_kind_of_socket_is_dealt_from() {
 }
 
 #[test]
-fn a_storm_of_kills_refuses_nobody() {
+fn round_robin_refuses_no_connection_while_workers_are_killed() {
     let server = dealt(4).start().allow(&["SIGKILL"]);
     let load = Load::new_connections(server.address(), 8).start();
     let kills = amount("PREFORK_STORM", 40);
@@ -160,7 +160,7 @@ fn a_storm_of_kills_refuses_nobody() {
 }
 
 #[test]
-fn the_primary_answers_while_it_is_flooded() {
+fn the_primary_answers_control_requests_during_a_connection_flood() {
     let server = dealt(2).start();
     let base = process::descriptors(server.pid()).len();
     let stop = Arc::new(AtomicBool::new(false));
@@ -191,7 +191,7 @@ fn the_primary_answers_while_it_is_flooded() {
 }
 
 #[test]
-fn a_primary_without_descriptors_rests_and_goes_on() {
+fn a_primary_without_descriptors_backs_off_and_recovers() {
     // Enough to start with, and then a control client each takes one away.
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
     let server = dealt(1).script(limited).start().allow(&[NO_DESCRIPTOR, "control"]);
@@ -215,7 +215,7 @@ fn a_primary_without_descriptors_rests_and_goes_on() {
 }
 
 #[test]
-fn reloads_scaling_and_recycling_lose_nothing() {
+fn reload_scale_and_retire_under_round_robin_lose_nothing() {
     let server = dealt(2).start();
     let load = Load::new_connections(server.address(), 6).start();
     for (generation, workers) in [(2, "4"), (3, "1"), (4, "3")] {
@@ -238,7 +238,7 @@ fn reloads_scaling_and_recycling_lose_nothing() {
 }
 
 #[test]
-fn a_reload_may_change_the_policy_there_and_back() {
+fn reloads_between_shared_and_round_robin_lose_nothing() {
     let text = |policy| format!("workers = 2\nbind = ['127.0.0.1:0']\ndispatch = '{policy}'\n");
     let server = Server::builder().config(2, &text("shared")).start();
     let load = Load::new_connections(server.address(), 6).start();
@@ -255,7 +255,7 @@ fn a_reload_may_change_the_policy_there_and_back() {
 }
 
 #[test]
-fn what_the_last_one_dealt_to_has_left_is_served_under_the_new_policy() {
+fn connections_queued_by_round_robin_are_served_under_the_next_policy() {
     let text = |policy| {
         format!(
             "workers = 1\nbind = ['127.0.0.1:0']\ngraceful-timeout = '1s'\ndispatch = '{policy}'\n"
@@ -278,7 +278,7 @@ fn what_the_last_one_dealt_to_has_left_is_served_under_the_new_policy() {
 }
 
 #[test]
-fn upgrades_lose_no_new_connection_and_leave_no_descriptor_behind() {
+fn upgrades_under_round_robin_lose_nothing_and_leak_no_descriptor() {
     let server = dealt(2).copied().start();
     let before = process::descriptors(server.pid()).len();
     let load = Load::new_connections(server.address(), 6).start();
@@ -299,7 +299,7 @@ fn upgrades_lose_no_new_connection_and_leave_no_descriptor_behind() {
 }
 
 #[test]
-fn what_waits_in_a_queue_lives_through_an_upgrade() {
+fn connections_queued_for_workers_survive_an_upgrade() {
     let server = dealt(2).copied().args(["--graceful-timeout", "1s"]).start();
     let old = server.worker_pids();
     old.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
@@ -316,7 +316,7 @@ fn what_waits_in_a_queue_lives_through_an_upgrade() {
 }
 
 #[test]
-fn a_stop_under_load_answers_all_that_were_let_in() {
+fn a_stop_answers_every_connection_round_robin_accepted() {
     for _ in 0..amount("PREFORK_STOPS", 3) {
         let server = dealt(3).start();
         let load = Load::new_connections(server.address(), 8).until_refused().start();
@@ -329,7 +329,7 @@ fn a_stop_under_load_answers_all_that_were_let_in() {
 }
 
 #[test]
-fn orphans_answer_what_was_queued_when_the_primary_died() {
+fn orphaned_workers_answer_connections_queued_for_them() {
     let mut server = dealt(2).start();
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);

@@ -14,7 +14,7 @@ use crate::support::kept_connections::{hold, in_one_of_several_tries, one_by_one
 use crate::support::{Server, process, wait};
 
 #[test]
-fn connections_that_stay_are_spread_evenly() {
+fn shared_dispatch_spreads_kept_connections_evenly() {
     for workers in [2, 8] {
         let server = Server::start(workers);
         are_spread_evenly(&server);
@@ -23,14 +23,14 @@ fn connections_that_stay_are_spread_evenly() {
 }
 
 #[test]
-fn what_departures_have_left_uneven_is_mended_by_the_next_arrivals() {
+fn shared_dispatch_rebalances_with_new_connections() {
     let server = Server::start(4);
     departures_are_mended(&server, 4);
     server.stop();
 }
 
 #[test]
-fn a_replacement_that_has_nothing_yet_gets_the_next_connections() {
+fn a_replacement_worker_gets_most_of_the_next_connections() {
     let server = Server::start(3).allow(&["SIGKILL"]);
     let mut deaths = 0;
     // A new replacement for each try: how many of the first twelve it gets.
@@ -62,7 +62,7 @@ fn sleeps(pids: &[u32]) -> u64 {
 }
 
 #[test]
-fn a_connection_wakes_hardly_anybody() {
+fn a_new_connection_wakes_few_workers() {
     const CONNECTIONS: u32 = 500;
     let server = Server::start(16);
     let workers = server.worker_pids();
@@ -95,7 +95,7 @@ fn delays(server: &Server, count: usize) -> Vec<u128> {
 }
 
 #[test]
-fn nobody_waits_for_a_free_worker_that_is_stopped() {
+fn a_stopped_idle_worker_delays_no_connection() {
     let server = Server::start(4);
     let workers = server.worker_pids();
     // The others have far more connections than the one that is stopped.
@@ -115,7 +115,7 @@ fn nobody_waits_for_a_free_worker_that_is_stopped() {
 }
 
 #[test]
-fn whoever_is_stopped_keeps_no_connection_from_the_others() {
+fn a_stopped_worker_never_accepts_a_connection() {
     let server = Server::start(3);
     let workers = server.worker_pids();
     for round in 0..30 {
@@ -131,7 +131,7 @@ fn whoever_is_stopped_keeps_no_connection_from_the_others() {
 }
 
 #[test]
-fn full_workers_take_nothing_until_somebody_leaves() {
+fn full_workers_accept_again_when_a_client_leaves() {
     let server = Server::with(3, &["--worker-connections", "4"]);
     let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
     let mut next = server.connect();
@@ -142,7 +142,7 @@ fn full_workers_take_nothing_until_somebody_leaves() {
 }
 
 #[test]
-fn a_flood_of_silent_connections_costs_the_others_little() {
+fn silent_connections_barely_delay_other_requests() {
     let server = Server::start(2);
     in_one_of_several_tries(|| {
         let before = delays(&server, 400)[395];

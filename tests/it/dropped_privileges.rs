@@ -52,7 +52,7 @@ fn dropping() -> crate::support::server::Builder {
 }
 
 #[test]
-fn first_respawned_reloaded_and_upgraded_workers_give_up_everything() {
+fn every_worker_drops_all_privileges() {
     if !is_root() {
         return;
     }
@@ -81,7 +81,7 @@ fn first_respawned_reloaded_and_upgraded_workers_give_up_everything() {
 }
 
 #[test]
-fn a_dropped_worker_does_not_outlive_its_primary_even_if_its_loop_is_frozen() {
+fn a_frozen_unprivileged_worker_ends_with_its_primary() {
     if !is_root() {
         return;
     }
@@ -96,7 +96,7 @@ fn a_dropped_worker_does_not_outlive_its_primary_even_if_its_loop_is_frozen() {
 }
 
 #[test]
-fn dropped_workers_write_the_log_that_root_opened_and_serve_every_dispatch_policy() {
+fn unprivileged_workers_serve_under_every_dispatch_policy() {
     if !is_root() {
         return;
     }
@@ -109,7 +109,7 @@ fn dropped_workers_write_the_log_that_root_opened_and_serve_every_dispatch_polic
 }
 
 #[test]
-fn an_unknown_user_is_named_and_nothing_starts() {
+fn an_unknown_user_or_group_is_a_configuration_error() {
     for (args, said) in [
         (["--user", "no-such-user"], "no-such-user"),
         (["--group", "root"], "root"),
@@ -121,7 +121,7 @@ fn an_unknown_user_is_named_and_nothing_starts() {
 }
 
 #[test]
-fn who_is_not_root_cannot_become_another_but_may_name_itself() {
+fn changing_the_user_needs_root_unless_it_is_the_own_user() {
     let own = if is_root() { UID } else { nix::unistd::geteuid().as_raw() };
     let builder = || if is_root() { Server::builder().user(UID) } else { Server::builder() };
     let other = (own - 1).to_string();

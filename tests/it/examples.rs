@@ -20,7 +20,7 @@ fn hello_counts_in_each_worker() {
 }
 
 #[test]
-fn custom_primary_tells_what_happens_and_forks_again() {
+fn custom_primary_prints_events_and_replaces_a_killed_worker() {
     let server = Builder::example("custom_primary").start().allow(&["SIGKILL"]);
     assert_eq!(server.get("/").text(), "hello world\n");
     server.wait_log(&["A worker is now connected to 127.0.0.1"]);
@@ -33,7 +33,7 @@ fn custom_primary_tells_what_happens_and_forks_again() {
 }
 
 #[test]
-fn axum_routes() {
+fn the_axum_example_routes_requests() {
     let server = Builder::example("axum").start();
     assert_eq!(server.get("/").status, 200);
     assert_eq!(server.get("/no/such/path").status, 404);
@@ -68,7 +68,7 @@ fn tcp_echo_echoes() {
 }
 
 #[test]
-fn preload_looks_up_and_tells_its_memory() {
+fn preload_answers_from_shared_memory() {
     let server = Builder::example("preload").start();
     assert_eq!(server.get("/12").text(), "144\n");
     let told = server.get("/").text().to_string();
@@ -120,7 +120,7 @@ fn read_event(client: &mut Client) -> String {
 }
 
 #[test]
-fn rate_limit_is_one_for_all_workers() {
+fn rate_limit_counts_over_all_workers() {
     let server = Builder::example("rate_limit").start();
     for path in ["/", "/alice"] {
         let begun = Instant::now();
@@ -135,7 +135,7 @@ fn rate_limit_is_one_for_all_workers() {
 }
 
 #[test]
-fn leader_has_an_heir() {
+fn leader_is_succeeded_by_another_worker() {
     let server = Builder::example("leader").start().allow(&["SIGKILL"]);
     let read = || {
         let text = server.get("/").text().to_string();

@@ -39,7 +39,7 @@ fn ask(client: &mut Client, method: &str, path: &str, fields: &str) -> Response 
 }
 
 #[test]
-fn conditions_decide_in_their_order() {
+fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
     let server = serve();
     let mut client = server.connect();
     let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
@@ -81,7 +81,7 @@ fn conditions_decide_in_their_order() {
 }
 
 #[test]
-fn one_range_is_a_part() {
+fn a_single_range_is_206() {
     let server = serve();
     let mut client = server.connect();
     for (range, status, content_range, body) in [
@@ -115,7 +115,7 @@ fn one_range_is_a_part() {
 }
 
 #[test]
-fn several_ranges_are_a_multipart() {
+fn several_ranges_are_multipart_byteranges() {
     let server = serve();
     let mut client = server.connect();
     let content = large();
@@ -141,7 +141,7 @@ fn several_ranges_are_a_multipart() {
 }
 
 #[test]
-fn a_large_file_comes_whole_and_in_parts() {
+fn a_large_file_is_served_whole_and_by_range() {
     let server = serve();
     let mut client = server.connect();
     let content = large();
@@ -154,7 +154,7 @@ fn a_large_file_comes_whole_and_in_parts() {
 }
 
 #[test]
-fn if_range_decides_whether_the_range_counts() {
+fn if_range_decides_whether_the_range_applies() {
     let server = serve();
     let mut client = server.connect();
     let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();

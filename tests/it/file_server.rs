@@ -37,7 +37,7 @@ fn expect(server: &Server, paths: &[(&str, u16)]) {
 }
 
 #[test]
-fn health_paths_answer_beside_files_and_cover_files_of_their_name() {
+fn health_paths_take_precedence_over_files() {
     let (builder, root) = site();
     fs::write(root.join("healthz"), "a file").expect("write");
     let server = builder.start();
@@ -52,7 +52,7 @@ fn health_paths_answer_beside_files_and_cover_files_of_their_name() {
 }
 
 #[test]
-fn without_health_paths_their_names_are_files() {
+fn without_health_paths_files_of_their_name_are_served() {
     let (builder, root) = site();
     fs::write(root.join("healthz"), "a file").expect("write");
     let server = builder.args(["--health-paths=false"]).start();
@@ -62,7 +62,7 @@ fn without_health_paths_their_names_are_files() {
 }
 
 #[test]
-fn not_ready_is_said_beside_files_while_a_stop_is_delayed() {
+fn readyz_is_503_during_drain_delay_while_files_are_served() {
     let (builder, _root) = site();
     let server = builder.args(["--drain-delay", "300s"]).start();
     server.signal(nix::sys::signal::Signal::SIGTERM);
@@ -73,7 +73,7 @@ fn not_ready_is_said_beside_files_while_a_stop_is_delayed() {
 }
 
 #[test]
-fn what_is_no_regular_file_is_refused_at_once_and_delays_no_stop() {
+fn special_files_are_404_and_never_block() {
     let (builder, root) = site();
     nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     let _socket = UnixListener::bind(root.join("socket")).expect("socket");
@@ -96,7 +96,7 @@ fn what_is_no_regular_file_is_refused_at_once_and_delays_no_stop() {
 }
 
 #[test]
-fn a_redirect_to_a_directory_stays_on_this_host() {
+fn directory_redirects_stay_on_this_host() {
     let (builder, root) = site();
     for name in ["evil.example", "a/b", "\\evil.example", "with space", "\u{e4}"] {
         fs::create_dir_all(root.join(name)).expect("directory");
@@ -124,7 +124,7 @@ fn a_redirect_to_a_directory_stays_on_this_host() {
 }
 
 #[test]
-fn what_a_client_types_is_never_a_failure_of_ours() {
+fn no_request_path_causes_a_server_error() {
     let (builder, root) = site();
     fs::create_dir(root.join("empty")).expect("directory");
     fs::write(root.join("100%"), "percent").expect("write");
@@ -164,7 +164,7 @@ fn what_a_client_types_is_never_a_failure_of_ours() {
 }
 
 #[test]
-fn names_need_not_be_text() {
+fn file_names_need_not_be_utf8() {
     use std::os::unix::ffi::OsStrExt;
     let (builder, root) = site();
     fs::write(root.join(std::ffi::OsStr::from_bytes(b"\xff\x01 \".txt")), "bytes").expect("write");
@@ -174,7 +174,7 @@ fn names_need_not_be_text() {
 }
 
 #[test]
-fn every_time_of_modification_is_served() {
+fn files_with_any_modification_time_are_served() {
     let (builder, root) = site();
     let day = Duration::from_secs(86_400);
     for (name, time) in [
@@ -198,7 +198,7 @@ fn every_time_of_modification_is_served() {
 }
 
 #[test]
-fn files_can_only_be_read() {
+fn other_methods_than_get_and_head_are_405() {
     let (builder, _root) = site();
     let server = builder.start();
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND"] {
@@ -211,7 +211,7 @@ fn files_can_only_be_read() {
 }
 
 #[test]
-fn names_with_a_leading_dot_are_hidden_unless_they_are_asked_for() {
+fn dotfiles_are_hidden_unless_enabled() {
     let (builder, root) = site();
     for name in [".git/config", ".well-known/acme-challenge/token", "sub/.well-known/x", ".env"] {
         let path = root.join(name);
@@ -241,7 +241,7 @@ fn names_with_a_leading_dot_are_hidden_unless_they_are_asked_for() {
 }
 
 #[test]
-fn links_that_lead_out_are_not_followed_unless_they_may() {
+fn symlinks_out_of_the_root_are_followed_only_if_enabled() {
     for may in [false, true] {
         let (builder, root) = site();
         fs::write(builder.dir().join("secret"), "secret").expect("write");
@@ -267,7 +267,7 @@ fn links_that_lead_out_are_not_followed_unless_they_may() {
 }
 
 #[test]
-fn the_root_may_be_a_link_that_is_resolved_at_a_reload() {
+fn a_symlinked_root_is_resolved_again_at_a_reload() {
     let builder = Server::builder();
     let release = |name: &str| {
         let dir = builder.dir().join("releases").join(name);
@@ -294,7 +294,7 @@ fn the_root_may_be_a_link_that_is_resolved_at_a_reload() {
 }
 
 #[test]
-fn what_changes_is_seen_however_it_changes() {
+fn changed_files_are_noticed() {
     let (builder, root) = site();
     let server = builder.start();
     let file = root.join("file.txt");
@@ -319,7 +319,7 @@ fn what_changes_is_seen_however_it_changes() {
 }
 
 #[test]
-fn a_fallback_answers_for_what_does_not_exist() {
+fn the_fallback_file_answers_for_missing_paths() {
     let (builder, root) = site();
     fs::write(root.join(".env"), "secret").expect("write");
     fs::create_dir(root.join("assets")).expect("directory");
@@ -335,7 +335,7 @@ fn a_fallback_answers_for_what_does_not_exist() {
 }
 
 #[test]
-fn an_error_page_is_sent_with_404() {
+fn the_error_page_is_sent_with_404() {
     let (builder, root) = site();
     fs::write(root.join("404.html"), "<p>nothing here").expect("write");
     let server = builder.args(["--error-page-404", "/404.html"]).start();
@@ -348,7 +348,7 @@ fn an_error_page_is_sent_with_404() {
 }
 
 #[test]
-fn pages_that_cannot_be_served_are_refused_at_the_start() {
+fn unusable_fallback_and_error_pages_are_configuration_errors() {
     for (args, piece) in [
         (&["--root", "/etc", "--fallback", "no-such-file"][..], "no-such-file"),
         (&["--root", "/etc", "--error-page-404", "../etc/passwd"], "../etc/passwd"),
@@ -362,7 +362,7 @@ fn pages_that_cannot_be_served_are_refused_at_the_start() {
 }
 
 #[test]
-fn stored_codings_are_sent_to_those_who_accept_them() {
+fn precompressed_files_are_sent_if_accepted() {
     let (builder, root) = site();
     fs::write(root.join("app.js"), "plain").expect("write");
     fs::write(root.join("app.js.gz"), "as gzip").expect("write");
@@ -394,7 +394,7 @@ fn stored_codings_are_sent_to_those_who_accept_them() {
 }
 
 #[test]
-fn a_file_that_becomes_shorter_ends_its_response_early() {
+fn truncating_a_file_ends_its_response_early() {
     let (builder, root) = site();
     let length = 64 << 20;
     let big = root.join("big");
@@ -411,7 +411,7 @@ fn a_file_that_becomes_shorter_ends_its_response_early() {
 }
 
 #[test]
-fn a_file_that_became_shorter_is_never_promised_with_its_former_length() {
+fn a_truncated_file_is_served_with_its_new_length() {
     let (builder, root) = site();
     let server = builder.start();
     for round in 0..8u64 {
@@ -427,7 +427,7 @@ fn a_file_that_became_shorter_is_never_promised_with_its_former_length() {
 }
 
 #[test]
-fn without_descriptors_the_answer_is_503_and_passes() {
+fn running_out_of_descriptors_is_503_until_some_are_free() {
     let (builder, root) = site();
     let server = builder.script("ulimit -n 100; exec \"$0\" \"$@\"");
     for n in 0..48 {
@@ -457,7 +457,7 @@ fn without_descriptors_the_answer_is_503_and_passes() {
 }
 
 #[test]
-fn workers_without_privileges_serve_what_they_may_read() {
+fn unprivileged_workers_answer_403_for_unreadable_files() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
@@ -509,7 +509,7 @@ fn files_are_served_with_their_types() {
 }
 
 #[test]
-fn nothing_outside_of_the_root_is_served() {
+fn paths_outside_the_root_are_not_served() {
     let server = serve();
     for path in [
         "/../secret",
@@ -533,7 +533,7 @@ fn nothing_outside_of_the_root_is_served() {
 }
 
 #[test]
-fn ranges_and_validators_work() {
+fn ranges_and_if_modified_since_are_supported() {
     let server = serve();
     let mut client: Client = server.connect();
     let ranged = "GET /page.html HTTP/1.1\r\nHost: a\r\nRange: bytes=3-4\r\n\r\n";
@@ -549,7 +549,7 @@ fn ranges_and_validators_work() {
 }
 
 #[test]
-fn a_killed_worker_is_replaced_though_file_serving_has_threads() {
+fn a_killed_file_serving_worker_is_replaced() {
     let server = serve().allow(&["SIGKILL"]);
     assert_eq!(server.get("/page.html").status, 200);
     let pid = server.worker_pids()[0];

@@ -39,7 +39,7 @@ fn is_answered(server: &Server) {
 }
 
 #[test]
-fn a_client_that_only_stops_sending_gets_its_whole_response() {
+fn a_half_closed_client_gets_its_whole_response() {
     for mode in ["finish", "probe"] {
         let server = Server::with(1, &["--half-close", mode]);
         is_answered(&server);
@@ -48,7 +48,7 @@ fn a_client_that_only_stops_sending_gets_its_whole_response() {
 }
 
 #[test]
-fn it_does_so_under_threads_and_over_unix_sockets() {
+fn half_close_works_with_threads_and_unix_sockets() {
     let server = Builder::serve().model("threads", 2).start();
     is_answered(&server);
     server.stop();
@@ -77,7 +77,7 @@ fn pipelined_requests_before_a_fin_are_all_answered() {
 }
 
 #[test]
-fn a_client_that_has_gone_is_found_out_and_its_request_ended() {
+fn a_disconnected_clients_request_is_cancelled() {
     for mode in ["probe", "cancel"] {
         let server = Server::with(1, &["--half-close", mode]);
         let client = asked(&server, &get("/sleep/3600000"));
@@ -89,7 +89,7 @@ fn a_client_that_has_gone_is_found_out_and_its_request_ended() {
 }
 
 #[test]
-fn a_fin_cancels_where_that_is_wanted() {
+fn half_close_cancel_ends_requests_at_a_fin() {
     let server = Server::with(1, &["--half-close", "cancel"]);
     let mut client = asked(&server, &get("/sleep/3600000"));
     server.wait_in_flight("/sleep/3600000");
@@ -99,7 +99,7 @@ fn a_fin_cancels_where_that_is_wanted() {
 }
 
 #[test]
-fn a_request_that_a_fin_cuts_off_is_none() {
+fn an_incomplete_request_before_a_fin_is_not_served() {
     let server = Server::start(1);
     for cut_off in
         ["GET / HTTP/1.1\r\nHo", "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf"]
@@ -114,7 +114,7 @@ fn a_request_that_a_fin_cuts_off_is_none() {
 }
 
 #[test]
-fn an_older_client_gets_no_interim_response() {
+fn an_http_1_0_client_gets_no_interim_response() {
     let server = Server::start(1);
     let mut client = asked(&server, "GET /sleep/600 HTTP/1.0\r\n\r\n");
     client.finish_sending();

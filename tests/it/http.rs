@@ -55,7 +55,7 @@ fn many_pipelined_requests_do_not_starve_other_connections() {
 }
 
 #[test]
-fn a_body_comes_back_however_it_was_framed() {
+fn bodies_with_content_length_and_chunked_are_echoed() {
     let server = Server::start(1);
     let mut client = server.connect();
     assert_eq!(client.post("/echo", b"sized").expect("answer").text(), "sized");
@@ -69,7 +69,7 @@ fn a_body_comes_back_however_it_was_framed() {
 }
 
 #[test]
-fn a_large_response_arrives_whole() {
+fn a_large_response_arrives_completely() {
     let server = Server::start(1);
     assert_eq!(server.get("/bytes/5000000").body.len(), 5_000_000);
     let mut client = server.connect();
@@ -82,7 +82,7 @@ fn a_large_response_arrives_whole() {
 }
 
 #[test]
-fn a_client_that_waits_for_100_continue_gets_it() {
+fn expect_100_continue_gets_100() {
     let server = Server::start(1);
     let mut client = server.connect();
     let head =
@@ -128,7 +128,7 @@ fn head_has_the_headers_of_get_and_no_body() {
 }
 
 #[test]
-fn what_there_is_not_is_answered_with_what_there_is() {
+fn unknown_path_lists_the_known_ones() {
     let server = Server::start(1);
     let mut client = server.connect();
     for path in ["/nowhere", "/sleep", "/cluster/x", "/fault/exit", "//", "/%2e%2e"] {
@@ -144,7 +144,7 @@ fn what_there_is_not_is_answered_with_what_there_is() {
 }
 
 #[test]
-fn a_method_that_is_not_allowed_is_told_which_are() {
+fn method_not_allowed_lists_the_allowed_methods() {
     let server = Server::start(1);
     let mut client = server.connect();
     let answer = client.post("/", b"x").expect("answer");
@@ -156,7 +156,7 @@ fn a_method_that_is_not_allowed_is_told_which_are() {
 }
 
 #[test]
-fn a_body_beyond_the_limit_is_refused() {
+fn a_body_larger_than_max_body_size_is_413() {
     let server = Server::with(1, &["--max-body-size", "1KiB"]);
     assert_eq!(server.connect().post("/echo", &[b'x'; 1024]).expect("answer").status, 200);
     let answer = server.connect().post("/echo", &[b'x'; 1025]).expect("answer");
@@ -166,7 +166,7 @@ fn a_body_beyond_the_limit_is_refused() {
 }
 
 #[test]
-fn a_panic_costs_its_own_request_and_nothing_else() {
+fn a_panicking_handler_fails_only_its_own_request() {
     let server = Server::with(1, &["--faults"]).allow(&["/fault/panic", "panicked at"]);
     let pid = server.worker_pids()[0];
     let mut client = server.connect();
@@ -179,7 +179,7 @@ fn a_panic_costs_its_own_request_and_nothing_else() {
 }
 
 #[test]
-fn http2_with_prior_knowledge_is_spoken() {
+fn http2_with_prior_knowledge_is_supported() {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let server = Server::start(1);
@@ -202,7 +202,7 @@ fn http2_with_prior_knowledge_is_spoken() {
 }
 
 #[test]
-fn keep_alive_load_is_answered_without_a_failure() {
+fn keep_alive_load_has_no_failures() {
     let server = Server::start(2);
     let gets = Load::keep_alive(server.address(), 4).start();
     let posts = Load::keep_alive(server.address(), 4).posting().thinking().start();
@@ -233,7 +233,7 @@ fn post(path: &str, framing: &str, body: &str) -> String {
 }
 
 #[test]
-fn every_finished_answer_is_sent_before_the_connection_ends_or_waits() {
+fn finished_responses_are_sent_before_a_pipelined_connection_closes() {
     for option in ["--pipeline-flush=false", "--pipeline-flush=true"] {
         let server = Server::with(1, &[option]);
         let closing = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -269,7 +269,7 @@ fn every_finished_answer_is_sent_before_the_connection_ends_or_waits() {
 }
 
 #[test]
-fn a_slow_handler_holds_up_no_answer_that_was_finished_before() {
+fn a_slow_handler_does_not_delay_earlier_responses() {
     for option in ["--pipeline-flush=false", "--pipeline-flush=true"] {
         let server = Server::with(1, &[option]);
         let mut client = server.connect();
@@ -282,7 +282,7 @@ fn a_slow_handler_holds_up_no_answer_that_was_finished_before() {
 }
 
 #[test]
-fn half_a_pipelined_head_has_the_time_of_a_head() {
+fn an_incomplete_pipelined_head_ends_at_the_header_timeout() {
     let server = Server::with(1, &["--header-timeout", "200ms", "--keep-alive-timeout", "1h"]);
     for before in [HEALTH, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut client = server.connect();
@@ -293,7 +293,7 @@ fn half_a_pipelined_head_has_the_time_of_a_head() {
 }
 
 #[test]
-fn where_a_body_is_not_read_the_response_says_that_the_connection_ends() {
+fn an_unread_body_makes_the_response_close_the_connection() {
     let server = Server::start(1);
     let unread = [
         post("/nowhere", "Content-Length: 3000000", &"x".repeat(3_000_000)),
@@ -315,7 +315,7 @@ fn where_a_body_is_not_read_the_response_says_that_the_connection_ends() {
 }
 
 #[test]
-fn a_body_that_was_received_whole_does_not_end_the_connection() {
+fn a_completely_received_body_keeps_the_connection_open() {
     let server = Server::start(1);
     let mut client = server.connect();
     let answer = client.ask(post("/", "Content-Length: 5", "hello")).expect("answer");
@@ -332,7 +332,7 @@ fn a_body_that_was_received_whole_does_not_end_the_connection() {
 }
 
 #[test]
-fn a_body_is_not_taken_for_a_head() {
+fn a_body_is_never_parsed_as_a_request() {
     let server = Server::start(1);
     let both =
         "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -352,7 +352,7 @@ fn a_body_is_not_taken_for_a_head() {
 }
 
 #[test]
-fn a_body_that_turns_out_malformed_is_refused_and_nothing_behind_it_is_read() {
+fn a_malformed_body_is_400_and_ends_the_connection() {
     let server = Server::start(1);
     for rest in [
         "0 \r\n\r\n",
@@ -372,7 +372,7 @@ fn a_body_that_turns_out_malformed_is_refused_and_nothing_behind_it_is_read() {
 }
 
 #[test]
-fn a_request_that_comes_byte_by_byte_is_served_like_any_other() {
+fn a_request_sent_byte_by_byte_is_served() {
     let server = Server::start(1);
     let mut client = server.connect();
     let chunked =
@@ -387,7 +387,7 @@ fn a_request_that_comes_byte_by_byte_is_served_like_any_other() {
 }
 
 #[test]
-fn the_http2_preface_may_come_in_pieces() {
+fn the_http2_preface_may_arrive_in_pieces() {
     let server = Server::start(1);
     let mut client = server.connect();
     for piece in ["PRI * HT", "TP/2.0\r\n\r\n", "SM\r\n\r\n"] {
@@ -403,7 +403,7 @@ fn the_http2_preface_may_come_in_pieces() {
 }
 
 #[test]
-fn pipelined_requests_survive_a_hand_over() {
+fn pipelined_requests_survive_a_handover() {
     let server = Server::start(1);
     let mut client = server.connect();
     assert_eq!(client.ask(HEALTH).expect("answer").status, 200);
@@ -423,7 +423,7 @@ fn pipelined_requests_survive_a_hand_over() {
 }
 
 #[test]
-fn a_refused_tunnel_ends_the_connection_and_nothing_behind_it_is_read() {
+fn a_refused_connect_ends_the_connection() {
     let server = Server::start(1);
     let connect = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n";
     for rest in ["\r\n", "Content-Length: 5\r\n\r\nhello"] {

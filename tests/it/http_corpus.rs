@@ -35,12 +35,12 @@ enum Pieces {
 }
 
 #[test]
-fn each_request_of_the_corpus_is_judged_as_required() {
+fn every_request_of_the_corpus_gets_its_required_verdict() {
     judge_all(&["--pipeline-flush=false"]);
 }
 
 #[test]
-fn with_pipeline_flush_each_request_of_the_corpus_is_judged_the_same() {
+fn pipeline_flush_does_not_change_the_verdicts_of_the_corpus() {
     judge_all(&["--pipeline-flush=true"]);
 }
 

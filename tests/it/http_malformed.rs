@@ -39,7 +39,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
 ];
 
 #[test]
-fn malformed_requests_are_refused_and_nothing_after_them_is_answered() {
+fn malformed_requests_are_refused_and_end_the_connection() {
     let server = Server::start(1);
     for (name, status, request) in REFUSED {
         let mut client = server.connect();
@@ -68,7 +68,7 @@ fn a_malformed_chunk_is_refused() {
 }
 
 #[test]
-fn a_request_head_beyond_the_limit_is_refused() {
+fn a_request_head_larger_than_the_limit_is_431() {
     let server = Server::with(1, &["--max-header-size", "8KiB"]);
     let request = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
     assert_eq!(server.connect().ask(request(4 << 10)).expect("answer").status, 200);
@@ -80,7 +80,7 @@ fn a_request_head_beyond_the_limit_is_refused() {
 }
 
 #[test]
-fn clients_that_drip_their_header_are_closed_and_others_are_served() {
+fn slow_request_heads_time_out_while_others_are_served() {
     let server = Server::with(2, &["--header-timeout", "1s"]);
     let mut slow: Vec<_> = (0..amount("PREFORK_SLOW", 200)).map(|_| server.connect()).collect();
     for client in &mut slow {
@@ -101,7 +101,7 @@ fn clients_that_drip_their_header_are_closed_and_others_are_served() {
 }
 
 #[test]
-fn clients_that_never_speak_are_closed_and_others_are_served() {
+fn silent_clients_time_out_while_others_are_served() {
     let server = Server::with(2, &["--header-timeout", "1s"]);
     let mut silent: Vec<_> =
         (0..amount("PREFORK_SLOW", 200) / 4).map(|_| server.connect()).collect();
@@ -122,14 +122,14 @@ fn an_idle_connection_is_closed_at_the_keep_alive_timeout() {
 }
 
 #[test]
-fn a_long_request_is_not_idle() {
+fn a_long_request_is_not_ended_by_the_keep_alive_timeout() {
     let server = Server::with(1, &["--keep-alive-timeout", "200ms", "--header-timeout", "200ms"]);
     assert_eq!(server.get("/sleep/1200").text(), "slept for 1200 ms\n");
     server.stop();
 }
 
 #[test]
-fn a_client_that_leaves_in_the_middle_is_no_trouble() {
+fn clients_that_disconnect_early_do_no_harm() {
     let server = Server::start(1);
     let pid = server.worker_pids()[0];
     for _ in 0..20 {
@@ -150,7 +150,7 @@ fn a_client_that_leaves_in_the_middle_is_no_trouble() {
 }
 
 #[test]
-fn random_bytes_are_no_trouble() {
+fn random_bytes_do_no_harm() {
     let server = Server::start(1);
     let pid = server.worker_pids()[0];
     let mut state = 1u64;

@@ -80,7 +80,7 @@ fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn everything_is_put_in_its_place() {
+fn install_puts_every_file_in_place() {
     let place = Place::new();
     place.install();
     for name in [
@@ -103,7 +103,7 @@ fn everything_is_put_in_its_place() {
 }
 
 #[test]
-fn the_unit_names_what_was_installed() {
+fn the_systemd_unit_names_the_installed_files() {
     let place = Place::new();
     place.install();
     let unit = place.text(UNIT);
@@ -114,7 +114,7 @@ fn the_unit_names_what_was_installed() {
 }
 
 #[test]
-fn a_stop_by_systemd_leaves_time_for_a_graceful_one() {
+fn timeout_stop_sec_exceeds_the_graceful_stop() {
     let place = Place::new();
     place.install();
     let seconds = |text: &str| text.trim_matches(['"', 's']).parse::<u64>().expect("seconds");
@@ -129,7 +129,7 @@ fn a_stop_by_systemd_leaves_time_for_a_graceful_one() {
 }
 
 #[test]
-fn the_installed_configuration_is_right() {
+fn the_installed_configuration_is_valid() {
     let place = Place::new();
     place.install();
     let check = Command::new(place.path("usr/local/bin/prefork"))
@@ -141,7 +141,7 @@ fn the_installed_configuration_is_right() {
 }
 
 #[test]
-fn to_install_again_changes_nothing() {
+fn installing_again_changes_nothing() {
     let place = Place::new();
     place.install();
     let before = place.files();
@@ -151,7 +151,7 @@ fn to_install_again_changes_nothing() {
 }
 
 #[test]
-fn another_prefix_is_honoured() {
+fn install_honours_another_prefix() {
     let place = Place::new();
     place.succeed(&["--binary", env!("CARGO_BIN_EXE_prefork")], "/opt/web");
     let unit = place.text("etc/systemd/system/prefork.service");
@@ -161,7 +161,7 @@ fn another_prefix_is_honoured() {
 }
 
 #[test]
-fn uninstall_leaves_nothing_of_ours_and_all_of_others() {
+fn uninstall_removes_only_installed_files() {
     let place = Place::new();
     let stranger = place.path("usr/local/share/man/man1/other.1");
     fs::create_dir_all(stranger.parent().expect("parent")).expect("directory");
@@ -177,7 +177,7 @@ fn uninstall_leaves_nothing_of_ours_and_all_of_others() {
 }
 
 #[test]
-fn an_edited_configuration_is_kept() {
+fn an_edited_configuration_survives_install_and_uninstall() {
     let place = Place::new();
     place.install();
     let path = place.path("etc/prefork.toml");
@@ -189,7 +189,7 @@ fn an_edited_configuration_is_kept() {
 }
 
 #[test]
-fn a_wrong_call_touches_nothing() {
+fn invalid_install_arguments_change_nothing() {
     let place = Place::new();
     for args in [&["--binary", "/nonexistent"][..], &["--frobnicate"]] {
         let output = place.run(args, "/usr/local");

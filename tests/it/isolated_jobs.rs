@@ -60,7 +60,7 @@ fn worker_of_jobs(server: &Server) -> u32 {
 }
 
 #[test]
-fn a_job_is_done_in_another_process_that_lives_on() {
+fn an_isolated_job_runs_in_another_process() {
     let server = cluster(1).start();
     let worker = worker_of_jobs(&server);
     assert_ne!(run(&server, ""), worker.to_string());
@@ -71,7 +71,7 @@ fn a_job_is_done_in_another_process_that_lives_on() {
 }
 
 #[test]
-fn the_built_in_application_shows_it_once_there_are_processes_for_it() {
+fn the_built_in_application_runs_isolated_jobs() {
     let server = Builder::serve().args(["--faults"]).start();
     let web = server.worker_pids();
     server.order(&["scale", "isolated=1"]);
@@ -86,7 +86,7 @@ fn the_built_in_application_shows_it_once_there_are_processes_for_it() {
 }
 
 #[test]
-fn a_panic_is_an_error_and_the_process_lives_on() {
+fn a_panicking_isolated_job_keeps_its_process() {
     let server = cluster(1).start().allow(&["panicked at"]);
     let worker = worker_of_jobs(&server);
     let said = run(&server, "panic");
@@ -96,7 +96,7 @@ fn a_panic_is_an_error_and_the_process_lives_on() {
 }
 
 #[test]
-fn a_segfault_costs_its_process_alone_and_the_caller_is_told_at_once() {
+fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
     let server = cluster(1).start().allow(&["SIGSEGV", "37"]);
     let web = run(&server, "").len();
     // Told at its deadline instead, the caller would wait for longer than this test does. In its first second, and more than once: that is no crash loop, and nobody waits.
@@ -113,7 +113,7 @@ fn a_segfault_costs_its_process_alone_and_the_caller_is_told_at_once() {
 }
 
 #[test]
-fn processes_that_died_of_their_jobs_leave_nothing_behind() {
+fn crashed_isolated_processes_leak_no_descriptor() {
     let server = cluster(1).start().allow(&["SIGSEGV"]);
     assert!(run(&server, "hello").starts_with("hello by "));
     let descriptors = || process::descriptors(server.pid()).len();
@@ -129,7 +129,7 @@ fn processes_that_died_of_their_jobs_leave_nothing_behind() {
 }
 
 #[test]
-fn a_job_that_never_ends_is_killed_at_its_deadline() {
+fn an_endless_isolated_job_is_killed_at_its_deadline() {
     let server = cluster(1).start().allow(&["SIGKILL"]);
     let worker = worker_of_jobs(&server);
     assert_eq!(run(&server, "hang/300"), "TimedOut");
@@ -140,14 +140,14 @@ fn a_job_that_never_ends_is_killed_at_its_deadline() {
 }
 
 #[test]
-fn the_pool_has_a_deadline_of_its_own_for_patient_callers() {
+fn the_deadline_of_the_isolated_pool_limits_every_job() {
     let server = cluster(1).args(["deadline-ms=300"]).start().allow(&["SIGKILL"]);
     assert_eq!(run(&server, "hang/20000"), "TimedOut");
     server.stop();
 }
 
 #[test]
-fn a_job_that_leaks_is_killed_with_its_process() {
+fn an_isolated_job_over_max_rss_is_killed() {
     let server = cluster(1).args(["max-rss-mib=128"]).start().allow(&["kind=danger"]);
     assert_eq!(run(&server, "leak/20000"), "Died { signal: Some(9) }");
     assert!(run(&server, "hello").starts_with("hello by "));
@@ -157,7 +157,7 @@ fn a_job_that_leaks_is_killed_with_its_process() {
 }
 
 #[test]
-fn jobs_wait_in_a_bounded_queue() {
+fn isolated_jobs_wait_in_a_bounded_queue() {
     let server = cluster(1).args(["waiting=1"]).start();
     let first = begin(&server, "gate");
     server.wait_log(&["waits for the gate"]);
@@ -172,7 +172,7 @@ fn jobs_wait_in_a_bounded_queue() {
 }
 
 #[test]
-fn one_that_waits_too_long_is_not_begun() {
+fn an_isolated_job_that_times_out_in_the_queue_is_not_started() {
     let server = cluster(1).start();
     let first = begin(&server, "gate");
     server.wait_log(&["waits for the gate"]);
@@ -185,7 +185,7 @@ fn one_that_waits_too_long_is_not_begun() {
 }
 
 #[test]
-fn a_job_is_not_begun_for_a_client_that_is_gone() {
+fn an_isolated_job_of_a_disconnected_client_is_not_started() {
     let server = cluster(1).start();
     let isolated = worker_of_jobs(&server);
     let first = begin(&server, "gate");
@@ -202,7 +202,7 @@ fn a_job_is_not_begun_for_a_client_that_is_gone() {
 }
 
 #[test]
-fn a_caller_that_dies_takes_its_waiting_jobs_along() {
+fn queued_isolated_jobs_of_a_killed_worker_are_not_started() {
     let server = cluster(1).args(["waiting=4"]).start().allow(&["SIGKILL"]);
     let isolated = worker_of_jobs(&server);
     let first = begin(&server, "gate");
@@ -226,7 +226,7 @@ fn a_caller_that_dies_takes_its_waiting_jobs_along() {
 }
 
 #[test]
-fn a_reload_waits_for_the_job_that_has_begun() {
+fn a_reload_lets_a_running_isolated_job_finish() {
     let server = cluster(1).start();
     let worker = worker_of_jobs(&server);
     let first = begin(&server, "gate");
@@ -242,7 +242,7 @@ fn a_reload_waits_for_the_job_that_has_begun() {
 }
 
 #[test]
-fn a_stop_finishes_what_has_begun_and_refuses_what_waits() {
+fn a_stop_finishes_running_isolated_jobs_and_refuses_queued_ones() {
     let server = cluster(1).start();
     let first = begin(&server, "gate");
     server.wait_log(&["waits for the gate"]);

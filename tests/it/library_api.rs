@@ -11,7 +11,7 @@ fn loaded(server: &Server) -> Vec<String> {
 }
 
 #[test]
-fn what_is_preloaded_is_loaded_once_and_shared_by_all_workers() {
+fn preloaded_data_is_loaded_once_for_all_workers() {
     let server = Builder::program("preload").workers(2).start().allow(&["SIGKILL"]);
     let before = loaded(&server);
     assert_eq!(before[1..3], [server.pid().to_string(), "1".to_string()], "{before:?}");
@@ -44,7 +44,7 @@ fn preloaded_memory_is_not_copied_when_it_is_read() {
 }
 
 #[test]
-fn a_preload_that_fails_is_told_and_nothing_is_forked() {
+fn a_failed_preload_ends_the_start_before_any_fork() {
     for (program, why) in
         [("preload-fails", "load: the disk is gone"), ("preload-panics", "preload panics")]
     {
@@ -56,7 +56,7 @@ fn a_preload_that_fails_is_told_and_nothing_is_forked() {
 }
 
 #[test]
-fn a_process_with_a_second_thread_is_not_forked() {
+fn a_process_with_several_threads_is_not_forked() {
     let ended = Builder::program("preload-leaves-a-thread").args(["boot-attempts=2"]).run();
     assert_ne!(ended.status, Some(0), "{}", ended.err);
     for piece in ["2 threads", "left-running", "preload"] {
@@ -99,7 +99,7 @@ fn line(client: &mut crate::support::Client) -> String {
 }
 
 #[test]
-fn connections_of_another_protocol_are_served() {
+fn serve_connections_supports_other_protocols() {
     let server =
         Builder::program("connections").workers(2).args(["graceful-timeout-ms=20000"]).start();
     let mut client = server.connect();
@@ -118,7 +118,7 @@ fn connections_of_another_protocol_are_served() {
 }
 
 #[test]
-fn connections_of_another_protocol_are_cut_at_the_graceful_timeout() {
+fn serve_connections_cuts_connections_at_the_graceful_timeout() {
     let server =
         Builder::program("connections").workers(1).args(["graceful-timeout-ms=500"]).start();
     let mut client = server.connect();
@@ -129,7 +129,7 @@ fn connections_of_another_protocol_are_cut_at_the_graceful_timeout() {
 }
 
 #[test]
-fn a_worker_that_retires_is_replaced_and_nobody_is_turned_away() {
+fn retiring_workers_lose_no_request() {
     let server = Builder::program("retiring").workers(2).start();
     let load = crate::support::load::Load::keep_alive(server.address(), 4).start();
     // Every third request of a worker ends its life.

@@ -57,7 +57,7 @@ fn dropped_lines(server: &Server) -> u64 {
 }
 
 #[test]
-fn supervision_goes_on_while_nobody_reads_the_log_and_missing_lines_are_told_of() {
+fn a_full_log_pipe_does_not_block_supervision_and_dropped_lines_are_counted() {
     let (mut server, mut reader) = with_full_pipe(Server::builder(), 3);
     let first = server.worker_pids();
     server.signal(Signal::SIGHUP);
@@ -79,14 +79,14 @@ fn supervision_goes_on_while_nobody_reads_the_log_and_missing_lines_are_told_of(
 }
 
 #[test]
-fn a_stop_does_not_wait_for_a_reader_of_the_log() {
+fn a_full_log_pipe_does_not_delay_a_stop() {
     let (mut server, _reader) = with_full_pipe(Server::builder(), 2);
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
 }
 
 #[test]
-fn a_worker_serves_on_when_its_panic_cannot_be_logged() {
+fn a_worker_with_a_full_log_pipe_survives_a_panicking_handler() {
     let (server, _reader) = with_full_pipe(Server::builder().args(["--faults"]), 1);
     let pid = server.get("/").pid();
     for _ in 0..3 {
@@ -97,7 +97,7 @@ fn a_worker_serves_on_when_its_panic_cannot_be_logged() {
 }
 
 #[test]
-fn a_reader_of_the_log_that_is_gone_ends_nobody() {
+fn a_closed_log_pipe_ends_no_process() {
     let (mut server, reader) = with_full_pipe(Server::builder(), 2);
     drop(reader);
     let first = server.worker_pids();
@@ -116,7 +116,7 @@ fn with_log(builder: Builder, log: &Path) -> Server {
 }
 
 #[test]
-fn a_log_at_the_limit_of_a_file_ends_nobody_and_goes_on_after_a_rotation() {
+fn a_log_at_the_file_size_limit_continues_after_rotation() {
     // 32 MiB, as shared memory counts as a file, too; and a log that has nearly reached it.
     let builder = Server::builder()
         .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
@@ -144,7 +144,7 @@ fn a_log_at_the_limit_of_a_file_ends_nobody_and_goes_on_after_a_rotation() {
 }
 
 #[test]
-fn a_full_disk_ends_nobody_and_is_told_to_whoever_asks() {
+fn a_full_disk_ends_no_process_and_is_an_event() {
     let mut server = with_log(Server::builder(), Path::new("/dev/full"));
     wait::until("an event about it", || server.order(&["events"]).contains("No space left"));
     server.signal(Signal::SIGTERM);
@@ -153,7 +153,7 @@ fn a_full_disk_ends_nobody_and_is_told_to_whoever_asks() {
 
 /// What every process of the cluster writes goes to the new file after a rotation, and none of it is lost.
 #[test]
-fn a_renamed_log_is_opened_anew_by_the_primary_and_its_workers() {
+fn sigusr1_reopens_the_log_in_all_processes() {
     let builder = Server::builder().workers(2).args(["--faults", "--log-file", "prefork.log"]);
     let (old, new) = (builder.dir().join("old.log"), builder.dir().join("prefork.log"));
     let mut server = builder.spawn();
@@ -181,14 +181,14 @@ fn a_renamed_log_is_opened_anew_by_the_primary_and_its_workers() {
 }
 
 #[test]
-fn a_log_file_that_cannot_be_opened_is_an_error() {
+fn a_log_file_in_a_missing_directory_is_an_error() {
     let ended = Server::builder().args(["--log-file", "no/such/directory/log"]).run();
     assert_eq!(ended.status, Some(71), "{}", ended.err);
     assert!(ended.err.contains("no/such/directory/log"), "{}", ended.err);
 }
 
 #[test]
-fn a_file_that_cannot_be_a_log_is_an_error_at_the_start() {
+fn special_files_are_refused_as_log_file() {
     let builder = Server::builder();
     let dir = builder.dir().to_path_buf();
     mkfifo(&dir.join("fifo"), Mode::S_IRWXU).expect("FIFO");
@@ -204,14 +204,14 @@ fn a_file_that_cannot_be_a_log_is_an_error_at_the_start() {
 }
 
 #[test]
-fn the_pid_file_cannot_be_the_log() {
+fn log_file_and_pid_file_must_differ() {
     let ended = Server::builder().args(["--log-file", "a", "--pid-file", "./a"]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.err);
     assert!(ended.err.contains("pid-file"), "{}", ended.err);
 }
 
 #[test]
-fn standard_streams_and_links_to_files_can_be_the_log() {
+fn standard_streams_and_symlinks_are_accepted_as_log_file() {
     for path in ["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"] {
         let server = Server::with(1, &["--log-file", path]);
         let before = server.log().lines().count();
@@ -240,7 +240,7 @@ fn standard_streams_and_links_to_files_can_be_the_log() {
 }
 
 #[test]
-fn a_rotation_that_cannot_be_leaves_the_old_log() {
+fn a_failed_rotation_keeps_the_old_log() {
     let builder = Server::builder().args(["--log-file", "prefork.log"]);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
     let mut server = builder.start();
@@ -255,7 +255,7 @@ fn a_rotation_that_cannot_be_leaves_the_old_log() {
 }
 
 #[test]
-fn a_reload_changes_over_to_its_log_file_or_fails_and_leaves_the_old_one() {
+fn a_reload_can_change_the_log_file() {
     let config = |log: &str| format!("bind = ['127.0.0.1:0']\nworkers = 1\nlog-file = '{log}'\n");
     let builder = Server::builder().config(1, &config("a.log"));
     let dir = builder.dir().to_path_buf();

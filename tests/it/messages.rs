@@ -40,7 +40,7 @@ fn wait_notes(server: &Server, wanted: &[&str]) {
 }
 
 #[test]
-fn messages_go_to_the_primary_and_answers_come_back() {
+fn workers_send_messages_and_requests_to_the_primary() {
     let server = Builder::program("mails").workers(2).start();
     let mut at = clients(&server, 2);
     for (slot, client) in &mut at {
@@ -55,7 +55,7 @@ fn messages_go_to_the_primary_and_answers_come_back() {
 }
 
 #[test]
-fn messages_go_from_worker_to_worker_by_slot_and_by_id() {
+fn workers_send_messages_to_workers_by_slot_and_by_id() {
     let server = Builder::program("mails").workers(2).start();
     let mut at = clients(&server, 2);
     let id_of = |client: &mut Client| ask(client, "/slot").split(' ').nth(1).map(str::to_string);
@@ -78,7 +78,7 @@ fn messages_go_from_worker_to_worker_by_slot_and_by_id() {
 }
 
 #[test]
-fn a_broadcast_reaches_all_eight_workers_once() {
+fn a_broadcast_reaches_every_worker_once() {
     let server = Builder::program("mails").workers(8).start();
     assert_eq!(say(&server, "/shout"), "8");
     let wanted = [0, 1, 2, 3, 4, 5, 6, 7].map(|slot| format!("{slot}: news from the primary"));
@@ -92,7 +92,7 @@ fn a_broadcast_reaches_all_eight_workers_once() {
 }
 
 #[test]
-fn an_answer_that_comes_late_is_thrown_away() {
+fn a_worker_discards_late_replies() {
     let server = Builder::program("mails").workers(1).start();
     let late = "TimedOut(\"late\")";
     assert_eq!(say(&server, "/late"), late);
@@ -105,7 +105,7 @@ fn an_answer_that_comes_late_is_thrown_away() {
 }
 
 #[test]
-fn a_full_queue_says_so_and_is_emptied() {
+fn a_full_message_queue_is_an_error_and_recovers() {
     let server = Builder::program("mails").workers(1).start();
     assert_eq!(say(&server, "/full"), "64, then Full");
     assert_eq!(say(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
@@ -114,7 +114,7 @@ fn a_full_queue_says_so_and_is_emptied() {
 }
 
 #[test]
-fn a_connection_travels_both_ways_with_a_large_message() {
+fn connections_are_passed_with_large_messages_in_both_directions() {
     let server = Builder::program("mails").workers(2).start();
     let mut at = clients(&server, 2);
     for size in [0, 10, 800_000] {
@@ -130,7 +130,7 @@ fn a_connection_travels_both_ways_with_a_large_message() {
 }
 
 #[test]
-fn workers_send_each_other_connections_at_the_same_time_and_none_waits_for_ever() {
+fn workers_passing_connections_to_each_other_do_not_deadlock() {
     let server = Builder::program("mails").workers(2).start();
     let mut at = clients(&server, 2);
     for (slot, client) in &mut at {
@@ -146,7 +146,7 @@ fn workers_send_each_other_connections_at_the_same_time_and_none_waits_for_ever(
 }
 
 #[test]
-fn a_draining_worker_still_has_its_mail() {
+fn a_draining_worker_can_still_send_and_receive_messages() {
     let server = Builder::program("mails").workers(2).start();
     let mut at = clients(&server, 2);
     for client in at.values_mut() {
@@ -162,7 +162,7 @@ fn a_draining_worker_still_has_its_mail() {
 }
 
 #[test]
-fn an_upgrade_ends_the_mail_of_old_workers_and_new_ones_have_theirs() {
+fn an_upgrade_closes_the_message_channels_of_old_workers() {
     let server = Builder::program("mails").workers(1).copied().start();
     let mut client = server.connect();
     client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
@@ -179,7 +179,7 @@ fn start(workers: usize) -> Server {
 }
 
 #[test]
-fn the_primary_asks_a_worker_and_is_answered_once() {
+fn a_request_of_the_primary_gets_one_reply() {
     let server = start(2);
     for asked in 1..=3 {
         for slot in [0, 1] {
@@ -196,7 +196,7 @@ fn the_primary_asks_a_worker_and_is_answered_once() {
 }
 
 #[test]
-fn a_deadline_ends_the_request_and_the_late_answer_is_thrown_away() {
+fn the_primary_discards_late_replies() {
     let server = start(1);
     let late = "TimedOut(\"before\")";
     assert_eq!(say(&server, "/0/before/50"), late);
@@ -209,7 +209,7 @@ fn a_deadline_ends_the_request_and_the_late_answer_is_thrown_away() {
 }
 
 #[test]
-fn the_end_of_the_worker_ends_the_request_long_before_its_deadline() {
+fn a_request_to_a_worker_that_dies_fails_at_once() {
     let server = start(2);
     // Asked by the other one, which lives to tell.
     let told = wait::until_some("somebody who can tell", || {
@@ -225,7 +225,7 @@ fn the_end_of_the_worker_ends_the_request_long_before_its_deadline() {
 }
 
 #[test]
-fn a_worker_that_writes_garbage_into_its_mail_is_replaced_and_nobody_else_notices() {
+fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
     // All that is said of deaths is about one worker: see below.
     let server = Builder::program("mails").workers(3).start().allow(&["worker="]);
     let before = server.worker_pids();
@@ -247,7 +247,7 @@ fn a_worker_that_writes_garbage_into_its_mail_is_replaced_and_nobody_else_notice
 }
 
 #[test]
-fn a_frame_that_nobody_knows_is_ignored() {
+fn an_unknown_frame_type_is_ignored() {
     let server = Builder::program("mails").workers(1).start();
     let before = server.worker_pids();
     for _ in 0..3 {
@@ -262,7 +262,7 @@ fn a_frame_that_nobody_knows_is_ignored() {
 }
 
 #[test]
-fn a_worker_that_is_killed_in_the_middle_of_a_message_leaves_nothing_behind() {
+fn a_worker_killed_during_a_message_does_no_harm() {
     let server = Builder::program("mails").workers(1).start().allow(&["SIGKILL"]);
     assert_eq!(server.get("/half").text(), "done");
     process::send(server.worker_pids()[0], Signal::SIGKILL);
@@ -273,7 +273,7 @@ fn a_worker_that_is_killed_in_the_middle_of_a_message_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_flooding_worker_does_not_starve_the_others() {
+fn a_worker_that_floods_messages_does_not_starve_others() {
     let server = Builder::program("mails").workers(3).start().allow(&["SIGKILL"]);
     assert_eq!(server.get("/flood/2").text(), "done");
     for _ in 0..20 {
@@ -289,7 +289,7 @@ fn a_flooding_worker_does_not_starve_the_others() {
 }
 
 #[test]
-fn a_frozen_worker_holds_up_those_who_write_to_it_for_a_second_only() {
+fn senders_to_a_frozen_worker_are_blocked_only_briefly() {
     let server = Builder::program("mails").workers(2).start();
     let mut client = server.connect();
     let text = client.get("/slot").expect("answer").text().to_string();
@@ -306,7 +306,7 @@ fn a_frozen_worker_holds_up_those_who_write_to_it_for_a_second_only() {
 }
 
 #[test]
-fn a_function_that_panics_or_takes_long_is_named_and_goes_on() {
+fn a_panicking_or_slow_message_handler_is_named_and_kept() {
     let server = Builder::program("mails").workers(1).start().allow(&["panic", "panicked at"]);
     for times in 1..=2 {
         assert_eq!(server.get("/tell/panic").text(), "done");
@@ -319,7 +319,7 @@ fn a_function_that_panics_or_takes_long_is_named_and_goes_on() {
 }
 
 #[test]
-fn what_nobody_listens_to_is_told_once_for_each_kind() {
+fn unhandled_message_kinds_are_logged_once() {
     let server = Builder::program("mails").workers(2).start();
     for _ in 0..3 {
         assert_eq!(server.get("/tell/nothing").text(), "done");

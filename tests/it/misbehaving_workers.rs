@@ -115,19 +115,19 @@ fn each_ends_of(path: &str) {
 }
 
 #[test]
-fn bytes_that_are_no_message_cost_their_writer_alone() {
+fn a_worker_that_writes_invalid_messages_harms_only_itself() {
     each_ends_of("/garbage");
 }
 
 /// What they spell is known from the seed alone, and may be anything: a wish to retire, for example.
 #[test]
-fn random_bytes_in_a_channel_cost_their_writer_alone() {
+fn a_worker_that_writes_random_bytes_to_its_channels_harms_only_itself() {
     each_ends_of("/channels");
 }
 
 /// Of these a worker need not end: nobody has to believe its pages.
 #[test]
-fn random_bytes_over_its_own_shared_pages_cost_a_worker_nothing_but_itself() {
+fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
     let server = start();
     let mut bystanders = Bystanders::of(&server);
     let (mut client, _) =
@@ -152,7 +152,7 @@ fn is_printable(text: &str) -> bool {
 }
 
 #[test]
-fn what_a_worker_says_is_shown_escaped() {
+fn control_characters_from_workers_are_escaped_in_log_and_events() {
     let server = start();
     let mut bystanders = Bystanders::of(&server);
     for (path, lines) in [("/panics", 1), ("/says", 2)] {

@@ -10,7 +10,7 @@ fn wait_gone(pids: &[u32]) {
 }
 
 #[test]
-fn idle_workers_leave_with_their_primary_and_the_next_start_is_clean() {
+fn idle_workers_exit_when_the_primary_is_killed() {
     let mut server = Server::start(3);
     let pids = server.worker_pids();
     let mut idle = server.connect();
@@ -26,7 +26,7 @@ fn idle_workers_leave_with_their_primary_and_the_next_start_is_clean() {
 }
 
 #[test]
-fn a_request_in_flight_is_answered_before_the_orphan_leaves() {
+fn an_orphan_answers_requests_in_flight_before_it_exits() {
     let mut server = Server::start(2);
     let pids = server.worker_pids();
     let mut client = server.connect();
@@ -39,7 +39,7 @@ fn a_request_in_flight_is_answered_before_the_orphan_leaves() {
 }
 
 #[test]
-fn a_frozen_orphan_is_ended_by_the_kernel() {
+fn a_frozen_orphan_is_killed_by_its_alarm() {
     let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
     let pids = server.worker_pids();
     let mut client = server.connect();
@@ -51,7 +51,7 @@ fn a_frozen_orphan_is_ended_by_the_kernel() {
 }
 
 #[test]
-fn a_stopped_orphan_leaves_when_it_goes_on() {
+fn a_stopped_orphan_exits_after_sigcont() {
     let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
     let pids = server.worker_pids();
     process::send(pids[0], Signal::SIGSTOP);
@@ -62,7 +62,7 @@ fn a_stopped_orphan_leaves_when_it_goes_on() {
 }
 
 #[test]
-fn a_stopped_orphan_ends_when_its_grace_is_over() {
+fn a_stopped_orphan_ends_after_the_graceful_timeout() {
     for stopped_first in [true, false] {
         let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
         let pids = server.worker_pids();
@@ -89,7 +89,7 @@ fn a_stopped_orphan_ends_when_its_grace_is_over() {
 }
 
 #[test]
-fn signals_that_an_orphan_is_ended_by_mean_nothing_to_a_worker() {
+fn orphan_signals_are_ignored_while_the_primary_lives() {
     let server = Server::with(1, &["--graceful-timeout", "0s"]);
     let pids = server.worker_pids();
     for signal in
@@ -104,7 +104,7 @@ fn signals_that_an_orphan_is_ended_by_mean_nothing_to_a_worker() {
 }
 
 #[test]
-fn a_restart_takes_the_port_from_an_orphan_that_computes() {
+fn a_restart_takes_the_port_from_a_busy_orphan() {
     for policy in ["shared", "reuseport"] {
         let mut server = Server::builder().dispatch(policy).workers(2).start();
         let pids = server.worker_pids();
@@ -124,7 +124,7 @@ fn a_restart_takes_the_port_from_an_orphan_that_computes() {
 }
 
 #[test]
-fn a_restart_takes_a_unix_socket_from_an_orphan_that_is_stopped() {
+fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     let builder = Server::builder();
     let path = builder.dir().join("socket");
     let name = format!("unix:@prefork-it-orphan-{}", std::process::id());
@@ -144,7 +144,7 @@ fn a_restart_takes_a_unix_socket_from_an_orphan_that_is_stopped() {
 }
 
 #[test]
-fn a_restart_wakes_an_orphan_that_was_stopped_right_after_its_primary_died() {
+fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
     let mut server = Server::builder().workers(1).start();
     let pids = server.worker_pids();
     process::send(pids[0], Signal::SIGSTOP);
@@ -159,7 +159,7 @@ fn a_restart_wakes_an_orphan_that_was_stopped_right_after_its_primary_died() {
 }
 
 #[test]
-fn workers_of_a_primary_that_lives_are_left_alone() {
+fn workers_of_a_living_primary_are_not_treated_as_orphans() {
     let server = Server::start(2);
     let pids = server.worker_pids();
     // It cannot be asked whether it lives: it is stopped.
@@ -173,7 +173,7 @@ fn workers_of_a_primary_that_lives_are_left_alone() {
 }
 
 #[test]
-fn a_primary_killed_during_its_start_leaves_nobody() {
+fn a_primary_killed_during_startup_leaves_no_worker() {
     // At many moments, those around the forks among them.
     for lines in 1..=4 {
         let mut server = Server::builder().workers(4).spawn();

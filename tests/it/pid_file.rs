@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::{Server, log, process, wait};
 
 #[test]
-fn it_has_the_pid_of_the_primary_and_is_removed_at_the_end() {
+fn the_pid_file_holds_the_primary_pid_and_is_removed_at_the_end() {
     let server = Server::with(1, &["--pid-file", "pid"]);
     let path = server.dir().join("pid");
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
@@ -17,7 +17,7 @@ fn it_has_the_pid_of_the_primary_and_is_removed_at_the_end() {
 }
 
 #[test]
-fn a_second_server_is_refused_and_changes_nothing() {
+fn a_locked_pid_file_refuses_a_second_server() {
     let server = Server::with(1, &["--pid-file", "pid"]);
     let path = server.dir().join("pid");
     let second = Server::builder().args(["--pid-file".into(), path.clone()]).run();
@@ -34,7 +34,7 @@ fn a_second_server_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_stale_file_is_replaced() {
+fn a_stale_pid_file_is_replaced() {
     let mut server = Server::with(1, &["--pid-file", "pid"]);
     let pids = server.worker_pids();
     let path = server.dir().join("pid");
@@ -48,7 +48,7 @@ fn a_stale_file_is_replaced() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_no_file() {
+fn a_failed_start_leaves_no_pid_file() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = taken.local_addr().expect("address").to_string();
     let holder = Server::start(1);

@@ -82,7 +82,7 @@ impl Drop for First {
 }
 
 #[test]
-fn orphans_of_others_are_reaped_and_not_taken_for_workers() {
+fn as_pid_1_foreign_orphans_are_reaped() {
     let Some(mut server) = First::start() else { return };
     server.wait_workers(2);
     let primary = server.pid();
@@ -102,7 +102,7 @@ fn orphans_of_others_are_reaped_and_not_taken_for_workers() {
 }
 
 #[test]
-fn every_signal_that_ends_a_process_is_heard_by_the_first_one() {
+fn as_pid_1_every_terminating_signal_is_handled() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let Some(mut server) = First::start() else { return };
         server.wait_workers(2);

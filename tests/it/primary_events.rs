@@ -65,7 +65,7 @@ fn wait_in_flight(server: &Server) {
 const WHOLE: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "replaced"];
 
 #[test]
-fn every_way_to_end_is_told_once_and_in_order_with_its_reason() {
+fn every_kind_of_exit_is_reported_once_with_its_reason() {
     let server = start(1);
     let _ = server.try_get("/exit/0");
     let first = wait_told(&server, 1, "replaced");
@@ -95,7 +95,7 @@ fn every_way_to_end_is_told_once_and_in_order_with_its_reason() {
 }
 
 #[test]
-fn who_is_disconnected_finishes_its_connections_and_is_not_replaced() {
+fn a_disconnected_worker_drains_and_is_not_replaced() {
     let server = start(2);
     let mut client = server.connect();
     client.send("GET /poll HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
@@ -137,7 +137,7 @@ fn a_worker_can_disconnect_itself() {
 }
 
 #[test]
-fn a_kill_before_a_disconnect_counts_and_after_it_both_do() {
+fn kill_and_disconnect_can_be_combined() {
     let server = start(2);
     command(&server, &["kill 1 9", "disconnect 1"]);
     let life = wait_told(&server, 1, "exit");
@@ -176,7 +176,7 @@ fn serving(server: &Server) -> Vec<u64> {
 }
 
 #[test]
-fn a_cluster_without_workers_stops_as_well() {
+fn a_cluster_without_workers_can_stop() {
     let server = start(1);
     assert_eq!(server.get("/disconnect").text(), "true");
     assert_eq!(names(&wait_told(&server, 1, "exit")), WHOLE[..5]);
@@ -185,7 +185,7 @@ fn a_cluster_without_workers_stops_as_well() {
 }
 
 #[test]
-fn many_that_die_at_once_are_each_told_once() {
+fn simultaneous_deaths_are_each_reported_once() {
     let server = start(8);
     let pids = server.worker_pids();
     assert_eq!(pids.len(), 8);
@@ -202,7 +202,7 @@ fn many_that_die_at_once_are_each_told_once() {
 }
 
 #[test]
-fn the_real_addresses_are_told() {
+fn listening_events_have_the_bound_addresses() {
     let server = Builder::program("events").workers(1).args(["--bind", "unix:own.sock"]).start();
     let line = &life(&server, 1)[2];
     let addresses: Vec<String> = server
@@ -219,7 +219,7 @@ fn the_real_addresses_are_told() {
 }
 
 #[test]
-fn a_worker_has_its_own_environment_and_so_has_who_replaces_it() {
+fn fork_with_sets_the_environment_of_a_worker_and_its_replacement() {
     let server = start(1);
     command(&server, &["fork ROLE=mail HOME=/nowhere", "fork =x"]);
     let forked = did(&server, "fork ROLE=mail HOME=/nowhere").expect("done");
@@ -241,7 +241,7 @@ fn a_worker_has_its_own_environment_and_so_has_who_replaces_it() {
 }
 
 #[test]
-fn the_application_can_leave_a_slot_empty_until_the_next_reload() {
+fn on_restart_can_leave_a_slot_empty_until_the_next_reload() {
     let server = start(2);
     std::fs::write(server.dir().join("veto"), "").expect("written");
     process::send(server.worker_pid(1), Signal::SIGKILL);
@@ -255,7 +255,7 @@ fn the_application_can_leave_a_slot_empty_until_the_next_reload() {
 }
 
 #[test]
-fn a_hook_that_panics_or_is_slow_is_named_and_goes_on() {
+fn a_panicking_or_slow_hook_is_named_and_kept() {
     let server = start(1).allow(&["on_event", "panicked at"]);
     for file in ["panic", "slow"] {
         std::fs::write(server.dir().join(file), "").expect("written");
@@ -282,14 +282,14 @@ fn a_hook_can_reload_scale_and_stop() {
 }
 
 #[test]
-fn a_worker_knows_itself_and_nobody_else_takes_itself_for_one() {
+fn worker_current_is_set_only_inside_a_worker() {
     let server = start(1);
     assert_eq!(server.get("/current").text(), "Some(WorkerId(1)) Ok(true) true outside None");
     server.stop();
 }
 
 #[test]
-fn many_that_are_disconnected_at_once_are_each_told_once_and_in_order() {
+fn simultaneous_disconnects_are_each_reported_once_in_order() {
     let server = Builder::program("events").workers(8).start();
     let told = || std::fs::read_to_string(server.dir().join("events")).expect("events");
     let commands: Vec<String> = (1..=8).map(|id| format!("disconnect {id}")).collect();
@@ -313,7 +313,7 @@ fn many_that_are_disconnected_at_once_are_each_told_once_and_in_order() {
 }
 
 #[test]
-fn later_settings_keep_earlier_ones() {
+fn builder_settings_do_not_reset_each_other() {
     use tokio_prefork::{Config, Dispatch};
     let begun = Config::builder().backlog(77).max_requests(5);
     let config = begun.dispatch(Dispatch::RoundRobin).backlog(78).build().expect("a configuration");

@@ -15,7 +15,7 @@ fn wait_titles(server: &Server, wanted: &[&str]) {
 }
 
 #[test]
-fn primary_and_workers_are_named_and_numbered() {
+fn process_titles_name_primary_and_workers() {
     let server = Server::builder().copied().start();
     assert_eq!(process::title(server.pid()), "prefork: primary");
     wait_titles(&server, &["prefork: worker 1 (gen 1)", "prefork: worker 2 (gen 1)"]);

@@ -9,7 +9,7 @@ use crate::support::load::Load;
 use crate::support::{Address, Client, Failure, Server, amount, log, wait};
 
 #[test]
-fn a_hangup_replaces_every_worker() {
+fn sighup_replaces_every_worker() {
     let server = Server::start(3);
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
@@ -26,7 +26,7 @@ fn a_hangup_replaces_every_worker() {
 }
 
 #[test]
-fn the_verb_returns_when_all_are_replaced() {
+fn reload_returns_when_all_workers_are_replaced() {
     let server = Server::builder().start();
     let old = server.worker_pids();
     server.order(&["reload"]);
@@ -43,7 +43,7 @@ fn the_verb_returns_when_all_are_replaced() {
 }
 
 #[test]
-fn the_number_of_workers_is_read_again() {
+fn a_reload_applies_the_configured_number_of_workers() {
     let server = Server::builder().config(1, "bind = ['127.0.0.1:0']\nworkers = 1\n").start();
     for (generation, workers) in [(2, 3), (3, 2)] {
         let old = server.worker_pids();
@@ -58,7 +58,7 @@ fn the_number_of_workers_is_read_again() {
 }
 
 #[test]
-fn a_new_address_opens_and_one_that_is_gone_closes() {
+fn a_reload_opens_new_addresses_and_closes_removed_ones() {
     let both = "workers = 2\nbind = ['127.0.0.1:0', 'unix:socket']\n";
     let one = "workers = 2\nbind = ['127.0.0.1:0']\n";
     let server = Server::builder().config(2, one).start();
@@ -84,7 +84,7 @@ fn a_new_address_opens_and_one_that_is_gone_closes() {
 }
 
 #[test]
-fn a_port_that_is_gone_refuses_and_loses_nobody() {
+fn removing_a_port_loses_no_connection() {
     let both = "workers = 2\nbind = ['127.0.0.1:0', '127.0.0.2:0']\n";
     let server = Server::builder().config(2, both).start();
     let gone = server.addresses()[1].clone();
@@ -102,7 +102,7 @@ fn a_port_that_is_gone_refuses_and_loses_nobody() {
 }
 
 #[test]
-fn a_storm_of_hangups_is_a_few_reloads() {
+fn many_sighups_are_coalesced_into_a_few_reloads() {
     let server = Builder::program("boot-fails-if-broken").start();
     let mut gate = Gate::closed(server.dir());
     for _ in 0..30 {
@@ -152,7 +152,7 @@ fn reloads_lose_no_new_connection() {
 }
 
 #[test]
-fn reloads_lose_nothing_without_hand_over() {
+fn reloads_without_handover_lose_no_request() {
     // No client is ever idle for as long as this, even on a busy machine.
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "20s"]);
     reload_under(&server, &Load::keep_alive(server.address(), 8).posting().thinking());
@@ -160,7 +160,7 @@ fn reloads_lose_nothing_without_hand_over() {
 }
 
 #[test]
-fn a_stop_in_the_middle_of_a_reload_is_a_good_end() {
+fn a_stop_during_a_reload_exits_with_status_0() {
     for _ in 0..3 {
         let server = Builder::program("boot-fails-if-broken").start();
         let _closed = Gate::closed(server.dir());
@@ -172,7 +172,7 @@ fn a_stop_in_the_middle_of_a_reload_is_a_good_end() {
 }
 
 #[test]
-fn who_waits_for_a_reload_is_told_of_the_stop() {
+fn a_waiting_reload_verb_fails_when_the_cluster_stops() {
     let server = Builder::program("boot-fails-if-broken").start();
     let _closed = Gate::closed(server.dir());
     let why = std::thread::scope(|scope| {
@@ -215,7 +215,7 @@ fn fails(server: &Server, why: &str) {
 }
 
 #[test]
-fn a_configuration_that_is_wrong_changes_nothing() {
+fn reload_keeps_the_old_workers_if_the_new_config_is_broken() {
     let server = start();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("address").port();
@@ -240,7 +240,7 @@ fn a_configuration_that_is_wrong_changes_nothing() {
 }
 
 #[test]
-fn a_hangup_with_a_wrong_configuration_is_told_in_the_log() {
+fn sighup_with_a_broken_config_is_logged_as_an_error() {
     let server = start();
     let pids = server.worker_pids();
     write(&server, "workers = many\n");
@@ -251,7 +251,7 @@ fn a_hangup_with_a_wrong_configuration_is_told_in_the_log() {
 }
 
 #[test]
-fn workers_that_cannot_boot_are_not_let_in() {
+fn reload_keeps_the_old_workers_if_new_ones_fail_to_boot() {
     let server = Builder::program("boot-fails-if-broken").start();
     let server = server.allow(&["reload", "they are broken", BOOT_FAILED]);
     std::fs::write(server.dir().join("broken"), "").expect("write");
@@ -262,7 +262,7 @@ fn workers_that_cannot_boot_are_not_let_in() {
 }
 
 #[test]
-fn workers_that_never_get_ready_are_not_let_in() {
+fn reload_keeps_the_old_workers_if_new_ones_never_become_ready() {
     let builder = Builder::program("boot-fails-if-broken");
     let server = builder.args(["boot-timeout-ms=2000"]).start();
     let server = server.allow(&["reload", "boot-timeout", "gen=2"]);

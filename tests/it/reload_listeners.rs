@@ -30,7 +30,7 @@ fn tcp(host: &str, port: u16) -> Address {
 }
 
 #[test]
-fn an_address_gets_wider_and_narrower_again_and_refuses_nobody() {
+fn widening_and_narrowing_an_address_refuses_no_connection() {
     for policy in ["shared", "round-robin", "reuseport"] {
         let text = |bind: &str| format!("bind = {bind}\nworkers = 2\ndispatch = '{policy}'\n");
         let server = Server::builder().config(2, &text("['127.0.0.1:0']")).start();
@@ -53,7 +53,7 @@ fn an_address_gets_wider_and_narrower_again_and_refuses_nobody() {
 }
 
 #[test]
-fn a_wide_address_gets_narrower_and_refuses_nobody() {
+fn narrowing_a_wildcard_address_refuses_no_connection() {
     for policy in ["shared", "round-robin", "reuseport"] {
         for (wide, narrow) in [("[::]", "127.0.0.1"), ("[::]", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")]
         {
@@ -73,7 +73,7 @@ fn a_wide_address_gets_narrower_and_refuses_nobody() {
 }
 
 #[test]
-fn a_reload_goes_back_at_once_to_an_address_that_draining_workers_still_have() {
+fn a_reload_can_return_to_an_address_held_by_draining_workers() {
     for policy in ["shared", "round-robin", "reuseport"] {
         let text = |bind: &str| format!("bind = ['{bind}']\nworkers = 2\ndispatch = '{policy}'\n");
         let server = Server::builder().config(2, &text("127.0.0.1:0")).start();
@@ -97,7 +97,7 @@ fn a_reload_goes_back_at_once_to_an_address_that_draining_workers_still_have() {
 }
 
 #[test]
-fn addresses_are_added_and_swapped() {
+fn a_reload_adds_and_swaps_overlapping_addresses() {
     let text = |bind: &str| format!("bind = [{bind}]\nworkers = 2\n");
     let server = Server::builder().config(2, &text("'[::]:0', '127.0.0.1:0'")).start();
     let ports: Vec<u16> = server
@@ -123,7 +123,7 @@ fn addresses_are_added_and_swapped() {
 }
 
 #[test]
-fn a_start_takes_overlapping_addresses() {
+fn a_start_accepts_overlapping_addresses() {
     let free = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = free.local_addr().expect("name").port();
     drop(free);
@@ -134,7 +134,7 @@ fn a_start_takes_overlapping_addresses() {
 }
 
 #[test]
-fn another_programs_port_is_not_shared_and_its_holder_is_named() {
+fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     let text = |bind: &str| format!("bind = ['{bind}']\nworkers = 1\n");
     let server = Server::builder().config(1, &text("127.0.0.1:0")).start();
     let server = server.allow(&["reload"]);
@@ -155,7 +155,7 @@ fn another_programs_port_is_not_shared_and_its_holder_is_named() {
 }
 
 #[test]
-fn the_file_of_a_unix_socket_is_made_again() {
+fn a_reload_restores_a_removed_socket_file() {
     for policy in ["shared", "round-robin"] {
         let text = format!("bind = ['unix:socket']\nworkers = 2\ndispatch = '{policy}'\n");
         let server = Server::builder().config(2, &text).start();
@@ -172,7 +172,7 @@ fn the_file_of_a_unix_socket_is_made_again() {
 }
 
 #[test]
-fn what_others_put_in_place_of_a_unix_socket_fails_the_reload_and_stays() {
+fn foreign_files_at_the_socket_path_fail_the_reload() {
     let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
     let server = Server::builder().config(1, text).start().allow(&["reload"]);
     let path = server.dir().join("socket");
@@ -193,7 +193,7 @@ fn what_others_put_in_place_of_a_unix_socket_fails_the_reload_and_stays() {
 }
 
 #[test]
-fn a_reload_that_fails_leaves_a_repaired_socket_served() {
+fn a_failed_reload_keeps_a_restored_socket_served() {
     let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
     let server = Server::builder().config(1, text).start().allow(&["reload"]);
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -209,7 +209,7 @@ fn a_reload_that_fails_leaves_a_repaired_socket_served() {
 }
 
 #[test]
-fn mode_and_group_of_a_unix_socket_are_those_that_were_asked_for() {
+fn unix_socket_mode_owner_and_group_are_applied() {
     let text = |mode: &str| {
         format!("bind = ['unix:a?mode={mode}', 'unix:b']\nunix-mode = '0622'\nworkers = 1\n")
     };
@@ -239,7 +239,7 @@ fn mode_and_group_of_a_unix_socket_are_those_that_were_asked_for() {
 }
 
 #[test]
-fn an_abstract_socket_has_no_file_and_is_taken_once() {
+fn an_abstract_socket_is_served_without_a_file() {
     let name = format!("prefork-it-{}", std::process::id());
     let bind = format!("unix:@{name}");
     let server = Server::builder().bind([&bind]).start();
@@ -256,7 +256,7 @@ fn an_abstract_socket_has_no_file_and_is_taken_once() {
 }
 
 #[test]
-fn a_host_name_is_all_its_addresses_on_one_port() {
+fn a_host_name_binds_all_its_addresses_on_one_port() {
     let text = "bind = ['localhost:0']\nworkers = 1\n";
     let server = Server::builder().config(1, text).start();
     let v4 = server.addresses().contains(&tcp("127.0.0.1", server.port()));
@@ -279,7 +279,7 @@ fn a_host_name_is_all_its_addresses_on_one_port() {
 }
 
 #[test]
-fn a_reload_names_no_descriptor_that_was_not_passed() {
+fn a_reload_refuses_descriptors_that_were_not_passed() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 1\n";
     let server = Server::builder().config(1, text).start().allow(&["reload"]);
     for number in 3..30 {
@@ -300,7 +300,7 @@ fn a_reload_names_no_descriptor_that_was_not_passed() {
 }
 
 #[test]
-fn a_passed_descriptor_stays_named_over_reloads_and_an_upgrade_and_is_given_up_once() {
+fn a_passed_descriptor_survives_reloads_and_an_upgrade() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = Address::Tcp(listener.local_addr().expect("name"));
     let both = "bind = ['fd://3', '127.0.0.1:0']\nworkers = 1\n";
@@ -323,7 +323,7 @@ fn a_passed_descriptor_stays_named_over_reloads_and_an_upgrade_and_is_given_up_o
 }
 
 #[test]
-fn a_datagram_socket_and_a_socket_that_does_not_listen_are_refused() {
+fn datagram_and_non_listening_sockets_are_refused() {
     let udp = UdpSocket::bind("127.0.0.1:0").expect("bind");
     let idle =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
@@ -336,7 +336,7 @@ fn a_datagram_socket_and_a_socket_that_does_not_listen_are_refused() {
 }
 
 #[test]
-fn a_socket_that_was_shut_down_costs_no_cpu_and_does_not_count_as_serving() {
+fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
     for policy in ["shared", "round-robin"] {
         let passed = TcpListener::bind("127.0.0.1:0").expect("bind");
         let ours = socket2::Socket::from(passed.try_clone().expect("copy"));

@@ -15,7 +15,7 @@ fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
 }
 
 #[test]
-fn a_worker_without_descriptors_waits_for_one_and_does_not_spin() {
+fn a_worker_without_descriptors_waits_without_spinning() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
     let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
     let mut clients = exhaust(&server, 60);
@@ -35,7 +35,7 @@ fn a_worker_without_descriptors_waits_for_one_and_does_not_spin() {
 }
 
 #[test]
-fn running_out_of_descriptors_is_told_but_not_again_and_again() {
+fn running_out_of_descriptors_is_logged_with_a_rate_limit() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
     let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
     let clients = exhaust(&server, 60);
@@ -48,7 +48,7 @@ fn running_out_of_descriptors_is_told_but_not_again_and_again() {
 }
 
 #[test]
-fn a_worker_takes_no_more_connections_than_it_may() {
+fn worker_connections_limits_a_worker() {
     let server = Server::with(1, &["--worker-connections", "2"]);
     let (mut first, mut second) = (server.connect(), server.connect());
     assert_eq!(first.get("/").expect("answer").status, 200);
@@ -67,7 +67,7 @@ fn a_worker_takes_no_more_connections_than_it_may() {
 }
 
 #[test]
-fn connections_that_one_worker_may_not_take_go_to_the_other() {
+fn connections_over_the_limit_of_one_worker_go_to_another() {
     // Processes are counted here: other models have one.
     let server = Server::builder().model("prefork", 2).args(["--worker-connections", "4"]).start();
     let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();

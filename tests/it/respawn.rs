@@ -12,7 +12,7 @@ fn wait_death(server: &Server, pid: u32, cause: &str) -> String {
 }
 
 #[test]
-fn a_killed_worker_is_replaced_and_its_death_is_told() {
+fn a_killed_worker_is_replaced_and_its_death_logged() {
     let server = Server::start(2).allow(&["SIGKILL"]);
     let victim = server.get("/").pid();
     process::send(victim, Signal::SIGKILL);
@@ -25,7 +25,7 @@ fn a_killed_worker_is_replaced_and_its_death_is_told() {
 }
 
 #[test]
-fn a_replacement_takes_over_the_slot_but_not_the_number() {
+fn a_replacement_has_the_same_slot_and_a_new_id() {
     let server = Server::start(1).allow(&["SIGKILL"]);
     process::send(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
@@ -35,7 +35,7 @@ fn a_replacement_takes_over_the_slot_but_not_the_number() {
 }
 
 #[test]
-fn a_segmentation_fault_is_named_and_costs_its_own_request() {
+fn a_segfault_is_logged_and_fails_only_its_own_request() {
     let server = Server::with(2, &["--faults"]).allow(&["SIGSEGV"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
@@ -47,7 +47,7 @@ fn a_segmentation_fault_is_named_and_costs_its_own_request() {
 }
 
 #[test]
-fn an_exit_without_being_asked_is_named_and_made_good() {
+fn an_unexpected_exit_is_logged_and_the_worker_replaced() {
     let server = Server::with(2, &["--faults"]).allow(&["42"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
@@ -60,7 +60,7 @@ fn an_exit_without_being_asked_is_named_and_made_good() {
 }
 
 #[test]
-fn a_worker_that_gets_sigterm_is_replaced_before_it_leaves() {
+fn a_worker_that_gets_sigterm_is_replaced() {
     let server = Server::start(2);
     let pid = server.worker_pids()[0];
     process::send(pid, Signal::SIGTERM);
@@ -71,7 +71,7 @@ fn a_worker_that_gets_sigterm_is_replaced_before_it_leaves() {
 }
 
 #[test]
-fn when_all_workers_die_at_once_nobody_is_refused() {
+fn no_connection_is_refused_when_all_workers_die() {
     let rounds = amount("PREFORK_MASSACRES", 10);
     let server = Server::start(2).allow(&["SIGKILL"]);
     let clients = 4;
@@ -96,7 +96,7 @@ fn when_all_workers_die_at_once_nobody_is_refused() {
 }
 
 #[test]
-fn a_storm_of_kills_costs_no_more_than_what_was_under_way() {
+fn repeated_kills_lose_only_requests_in_flight() {
     let kills = amount("PREFORK_STORM", 40);
     let (workers, clients) = (4, 8);
     let server = Server::start(workers).allow(&["SIGKILL"]);

@@ -6,7 +6,7 @@ use crate::support::load::Load;
 use crate::support::{Server, log};
 
 #[test]
-fn signals_add_and_remove_a_worker() {
+fn sigttin_and_sigttou_change_the_number_of_workers() {
     let server = Server::start(2);
     let first = server.worker_pids();
     server.signal(Signal::SIGTTIN);
@@ -27,7 +27,7 @@ fn signals_add_and_remove_a_worker() {
 }
 
 #[test]
-fn the_verb_takes_a_number_or_a_difference() {
+fn scale_takes_a_number_or_a_difference() {
     let server = Server::builder().start();
     for (change, workers) in [("3", 3), ("+1", 4), ("-1", 3), ("-2", 1), ("2", 2)] {
         server.order(&["scale", change]);
@@ -38,7 +38,7 @@ fn the_verb_takes_a_number_or_a_difference() {
 }
 
 #[test]
-fn numbers_out_of_range_are_refused_and_change_nothing() {
+fn scale_refuses_numbers_out_of_range() {
     let server = Server::builder().start();
     let pids = server.worker_pids();
     for (change, code, number) in [
@@ -58,7 +58,7 @@ fn numbers_out_of_range_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn fewer_workers_lose_no_request_on_kept_connections() {
+fn scaling_down_loses_no_request_on_kept_connections() {
     let server = Server::start(2);
     let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
     for round in 0..3 {
@@ -80,7 +80,7 @@ fn fewer_workers_lose_no_request_on_kept_connections() {
 }
 
 #[test]
-fn a_reload_returns_to_the_number_of_the_configuration() {
+fn a_reload_resets_the_number_of_workers() {
     let server = Server::builder().workers(1).start();
     server.order(&["scale", "3"]);
     let old = server.wait_others(3, &[]);

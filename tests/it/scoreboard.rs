@@ -11,7 +11,7 @@ fn requests(cluster: &Value) -> u64 {
 }
 
 #[test]
-fn every_request_is_counted_by_whichever_worker_it_came_to() {
+fn every_request_is_counted_once() {
     let server = Server::start(3);
     for _ in 0..30 {
         server.get("/");
@@ -35,7 +35,7 @@ fn every_request_is_counted_by_whichever_worker_it_came_to() {
 }
 
 #[test]
-fn the_totals_keep_what_the_dead_have_counted() {
+fn totals_include_the_counts_of_dead_workers() {
     let server = Server::start(2).allow(&["SIGKILL"]);
     let mut sent = 0;
     for round in 1..=3usize {
@@ -79,7 +79,7 @@ fn a_request_in_flight_is_shown_with_its_path_and_age() {
 }
 
 #[test]
-fn a_handler_that_blocks_its_loop_is_shown_as_the_culprit() {
+fn a_blocking_handler_is_shown_as_on_loop() {
     let server = Server::with(2, &["--graceful-timeout", "0s"]);
     let mut client = server.connect();
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -98,7 +98,7 @@ fn a_handler_that_blocks_its_loop_is_shown_as_the_culprit() {
 }
 
 #[test]
-fn strange_paths_are_shown_escaped_and_cut() {
+fn request_paths_are_escaped_and_truncated() {
     let server = Builder::program("waiting").workers(1).start();
     let long = format!("/{}", "x".repeat(4000));
     let strange: [&[u8]; 3] = [b"/'quoted'", "/caf\u{e9}".as_bytes(), long.as_bytes()];

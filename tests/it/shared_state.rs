@@ -41,7 +41,7 @@ fn halt(server: &Server) {
 }
 
 #[test]
-fn a_counter_loses_nothing_when_workers_are_killed_or_reloaded() {
+fn a_shared_counter_survives_kills_and_reloads() {
     let server = start("shared-counter", 4);
     server.get("/go");
     let kills = storm(&server) as u64;
@@ -68,7 +68,7 @@ fn a_counter_loses_nothing_when_workers_are_killed_or_reloaded() {
 }
 
 #[test]
-fn a_rate_limiter_admits_exactly_what_it_may_over_all_workers() {
+fn a_rate_limiter_is_exact_over_all_workers() {
     let server = start("shared-limiter", 8);
     wait::until("all are busy", || value(&server, "busy") == 8);
     let before = Instant::now();
@@ -90,7 +90,7 @@ fn a_rate_limiter_admits_exactly_what_it_may_over_all_workers() {
 }
 
 #[test]
-fn writers_of_a_cache_that_are_killed_leave_no_torn_value_and_no_lock() {
+fn killed_writers_leave_no_torn_value_and_no_lock_in_a_shared_cache() {
     let server = start("shared-cache", 4);
     server.get("/go");
     let kills = storm(&server);
@@ -104,7 +104,7 @@ fn writers_of_a_cache_that_are_killed_leave_no_torn_value_and_no_lock() {
 }
 
 #[test]
-fn what_is_declared_in_a_worker_is_refused() {
+fn shared_state_declared_in_a_worker_is_refused() {
     let ended = Builder::program("shared-too-late").args(["boot-attempts=1"]).run();
     assert_eq!(ended.status, Some(70), "{}", ended.err);
     assert!(ended.err.contains("\"late\""), "{}", ended.err);
@@ -124,7 +124,7 @@ fn some_leader(server: &Server, role: &str) -> u32 {
 }
 
 #[test]
-fn when_a_leader_dies_another_leads_and_never_two() {
+fn a_dead_leader_is_succeeded_and_there_are_never_two() {
     let kills = amount("PREFORK_LEADERS", 50);
     let server = start("shared-roles", 3);
     let mut slowest = Duration::ZERO;
@@ -153,7 +153,7 @@ fn when_a_leader_dies_another_leads_and_never_two() {
 }
 
 #[test]
-fn a_leader_that_drains_resigns_and_one_of_the_new_workers_leads() {
+fn a_draining_leader_is_succeeded_by_a_new_worker() {
     let server = start("shared-roles", 2);
     let old = server.worker_pids();
     assert!(old.contains(&some_leader(&server, "cron")));
@@ -165,7 +165,7 @@ fn a_leader_that_drains_resigns_and_one_of_the_new_workers_leads() {
 }
 
 #[test]
-fn a_role_in_a_file_is_one_for_all_clusters_and_outlives_each() {
+fn leadership_in_a_file_is_shared_by_several_clusters() {
     let dir = tempfile::tempdir().expect("directory");
     let file = format!("file={}", dir.path().join("cron").display());
     let cluster = || Builder::program("shared-roles").workers(2).args([&file]).start();
@@ -180,7 +180,7 @@ fn a_role_in_a_file_is_one_for_all_clusters_and_outlives_each() {
 }
 
 #[test]
-fn waiting_for_a_role_costs_no_processor_time() {
+fn waiting_for_leadership_uses_no_cpu() {
     let server = start("shared-roles", 2);
     let led = some_leader(&server, "cron");
     let waits = server.worker_pids().into_iter().find(|pid| *pid != led).expect("another worker");
@@ -192,7 +192,7 @@ fn waiting_for_a_role_costs_no_processor_time() {
 }
 
 #[test]
-fn workers_that_wait_for_each_others_roles_are_no_deadlock() {
+fn workers_waiting_for_each_others_leadership_do_not_deadlock() {
     // One of the two is refused to wait in a circle by the kernel; which one, is chance. So each dies twice.
     for round in 0..4 {
         let server = start("shared-circle", 2);

@@ -46,7 +46,7 @@ fn wait_taken(pid: u32) {
 }
 
 #[test]
-fn a_worker_ignores_what_is_meant_for_the_primary() {
+fn a_worker_ignores_the_signals_of_the_primary() {
     let server = Server::start(1);
     let pid = server.get("/").pid();
     for signal in IGNORED_BY_WORKERS {
@@ -60,7 +60,7 @@ fn a_worker_ignores_what_is_meant_for_the_primary() {
 }
 
 #[test]
-fn the_primary_ignores_what_is_not_meant_for_it() {
+fn the_primary_ignores_unrelated_signals() {
     let server = Server::builder().workers(1).start();
     let pids = server.worker_pids();
     for signal in IGNORED_BY_THE_PRIMARY {
@@ -74,7 +74,7 @@ fn the_primary_ignores_what_is_not_meant_for_it() {
 }
 
 #[test]
-fn a_worker_that_is_stopped_goes_on_with_a_continue() {
+fn a_stopped_worker_resumes_after_sigcont() {
     let server = Server::builder().workers(1).own_group().start();
     let pid = server.get("/").pid();
     process::send(pid, Signal::SIGTSTP);

@@ -38,7 +38,7 @@ fn wait_answers_of(address: &Address, count: usize) {
 }
 
 #[test]
-fn sockets_that_were_passed_are_served_as_they_are() {
+fn passed_sockets_are_served() {
     let builder = Server::builder().bind::<String>([]);
     let dir = tempfile::tempdir().expect("directory");
     let path = dir.path().join("made-by-the-manager");
@@ -64,7 +64,7 @@ fn sockets_that_were_passed_are_served_as_they_are() {
 }
 
 #[test]
-fn a_socket_that_bind_names_is_used_and_the_rest_is_bound() {
+fn a_passed_socket_named_by_bind_is_used_and_the_rest_is_bound() {
     let (addr, socket) = tcp("127.0.0.1:0");
     let builder = Server::builder().bind([addr.to_string(), "127.0.0.1:0".to_string()]);
     let server = passing(builder, vec![socket]).start();
@@ -77,7 +77,7 @@ fn a_socket_that_bind_names_is_used_and_the_rest_is_bound() {
 }
 
 #[test]
-fn every_policy_serves_sockets_that_were_passed() {
+fn every_dispatch_policy_serves_passed_sockets() {
     for policy in POLICIES {
         let (addr, socket) = tcp("127.0.0.1:0");
         let builder = Server::builder().bind::<String>([]).workers(3).dispatch(policy);
@@ -103,7 +103,7 @@ fn every_policy_serves_sockets_that_were_passed() {
 }
 
 #[test]
-fn a_socket_that_no_other_can_join_is_shared_with_a_word_about_it() {
+fn a_passed_socket_without_reuseport_is_shared_with_a_warning() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("skipped: sockets of two users need root");
     }
@@ -122,7 +122,7 @@ fn a_socket_that_no_other_can_join_is_shared_with_a_word_about_it() {
 }
 
 #[test]
-fn what_is_no_listening_stream_socket_is_refused_by_name() {
+fn passed_descriptors_that_are_not_listeners_are_named() {
     let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     let file = std::fs::File::open("/dev/null").expect("open");
     for wrong in [OwnedFd::from(datagrams), OwnedFd::from(file)] {
@@ -139,7 +139,7 @@ fn what_is_no_listening_stream_socket_is_refused_by_name() {
 }
 
 #[test]
-fn the_socket_goes_on_listening_when_the_server_stops_and_starts() {
+fn a_passed_socket_keeps_listening_over_a_restart() {
     let (addr, socket) = tcp("127.0.0.1:0");
     let again = socket.1.try_clone().expect("dup");
     let first = passing(Server::builder().bind::<String>([]), vec![socket]).start();
@@ -179,7 +179,7 @@ fn survives(
 }
 
 #[test]
-fn a_killed_primary_refuses_nobody_where_the_manager_keeps_its_sockets() {
+fn with_the_fd_store_a_killed_primary_refuses_no_connection() {
     for policy in POLICIES {
         let manager = Manager::new();
         let start = || manager.of(Server::builder()).env("FDSTORE", "8").dispatch(policy);
@@ -201,7 +201,7 @@ fn a_killed_primary_refuses_nobody_where_the_manager_keeps_its_sockets() {
 }
 
 #[test]
-fn sockets_of_slots_that_are_kept_are_served_under_another_policy_and_by_fewer_workers() {
+fn stored_sockets_are_served_under_another_policy_and_by_fewer_workers() {
     let manager = Manager::new();
     let start = |policy, workers| {
         let builder = manager.of(Server::builder()).env("FDSTORE", "8");
@@ -215,7 +215,7 @@ fn sockets_of_slots_that_are_kept_are_served_under_another_policy_and_by_fewer_w
 }
 
 #[test]
-fn a_unix_socket_that_is_kept_survives_with_its_file_and_goes_with_it() {
+fn a_stored_unix_socket_keeps_its_file_until_the_stop() {
     let manager = Manager::new();
     let dir = tempfile::tempdir().expect("directory");
     let path = dir.path().join("socket");
@@ -230,7 +230,7 @@ fn a_unix_socket_that_is_kept_survives_with_its_file_and_goes_with_it() {
 }
 
 #[test]
-fn a_socket_that_nobody_wants_any_more_is_let_go() {
+fn unused_sockets_are_removed_from_the_fd_store() {
     let text = |binds: &str| format!("bind = [{binds}]\nworkers = 2\n");
     let manager = Manager::new();
     let two = text("'127.0.0.1:0', '127.0.0.2:0'");
@@ -257,7 +257,7 @@ fn a_socket_that_nobody_wants_any_more_is_let_go() {
 }
 
 #[test]
-fn nothing_is_stored_unasked() {
+fn the_fd_store_is_used_only_if_enabled() {
     let manager = Manager::new();
     manager.of(Server::builder()).start().stop();
     manager.of(Server::builder()).env("FDSTORE", "0").start().stop();

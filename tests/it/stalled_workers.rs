@@ -26,7 +26,7 @@ impl Drop for Busy {
 }
 
 #[test]
-fn a_handler_that_blocks_is_named_and_its_worker_replaced() {
+fn a_blocking_handler_is_named_and_its_worker_killed() {
     for (path, query) in [("/fault/hang", ""), ("/fib/50", "?on=loop")] {
         // All that is said of the death is about one worker: see below.
         let server = Server::with(2, &WATCHED).allow(&["worker="]);
@@ -47,7 +47,7 @@ fn a_handler_that_blocks_is_named_and_its_worker_replaced() {
 }
 
 #[test]
-fn a_stopped_worker_is_killed_and_replaced() {
+fn a_stopped_worker_is_killed_at_the_stall_timeout() {
     let server = Server::with(2, &WATCHED).allow(&["worker="]);
     let pid = server.worker_pids()[0];
     process::send(pid, Signal::SIGSTOP);
@@ -63,7 +63,7 @@ fn a_stopped_worker_is_killed_and_replaced() {
 }
 
 #[test]
-fn a_worker_that_goes_on_in_time_is_told_of_and_kept() {
+fn a_worker_that_recovers_from_a_stall_is_kept() {
     let server = Server::with(2, &["--stall-warn", "600ms", "--stall-timeout", "100s"]);
     let workers = server.worker_pids();
     process::send(workers[0], Signal::SIGSTOP);
@@ -77,7 +77,7 @@ fn a_worker_that_goes_on_in_time_is_told_of_and_kept() {
 }
 
 #[test]
-fn a_primary_that_slept_kills_nobody() {
+fn a_resumed_primary_kills_no_worker_as_stalled() {
     let server = Server::with(2, &["--stall-timeout", "2s"]);
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
@@ -91,7 +91,7 @@ fn a_primary_that_slept_kills_nobody() {
 }
 
 #[test]
-fn a_busy_machine_kills_nobody() {
+fn cpu_load_does_not_count_as_a_stall() {
     let server = Server::with(2, &["--stall-timeout", "2s"]);
     let workers = server.worker_pids();
     let load = Load::keep_alive(server.address(), 4).start();
@@ -105,7 +105,7 @@ fn a_busy_machine_kills_nobody() {
 }
 
 #[test]
-fn nobody_is_stuck_behind_a_handler_that_blocks() {
+fn no_connection_waits_behind_a_blocking_handler() {
     let server = Server::with(2, &["--graceful-timeout", "0s"]);
     let workers = server.worker_pids();
     // All of this is in the kernel's queue before anybody can take it.
@@ -125,7 +125,7 @@ fn nobody_is_stuck_behind_a_handler_that_blocks() {
 }
 
 #[test]
-fn while_a_worker_is_stopped_the_others_serve() {
+fn other_workers_serve_while_one_is_stopped() {
     let server = Server::start(2);
     let stopped = server.worker_pids()[0];
     process::send(stopped, Signal::SIGSTOP);
@@ -137,7 +137,7 @@ fn while_a_worker_is_stopped_the_others_serve() {
 }
 
 #[test]
-fn a_primary_that_was_stopped_kills_nobody_when_it_goes_on() {
+fn workers_serve_while_the_primary_is_stopped() {
     let server = Server::start(2);
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);

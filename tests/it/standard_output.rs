@@ -17,7 +17,7 @@ const VERBS: [&[&str]; 5] =
     [&["--help"], &["--version"], &["help", "serve"], &["check"], &["completions", "bash"]];
 
 #[test]
-fn a_reader_that_is_gone_is_no_failure() {
+fn a_closed_standard_output_is_not_an_error() {
     for args in VERBS {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);
@@ -28,7 +28,7 @@ fn a_reader_that_is_gone_is_no_failure() {
 }
 
 #[test]
-fn output_that_is_full_is_told() {
+fn a_full_standard_output_is_an_error() {
     for args in VERBS {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
         let ended = run(args, full);

@@ -19,7 +19,7 @@ fn begin(server: &Server, path: &str) -> Client {
 }
 
 #[test]
-fn an_idle_server_stops_at_once_and_with_status_0() {
+fn an_idle_server_stops_with_status_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let server = Server::start(2);
         let idle = server.connect();
@@ -44,7 +44,7 @@ fn a_request_in_flight_is_answered_during_a_stop() {
 }
 
 #[test]
-fn a_kept_connection_is_told_to_close_with_its_next_response() {
+fn a_kept_connection_gets_connection_close_during_a_stop() {
     // Long enough for the slowest machine: the request comes after the stop and before the end of this.
     let server = Server::with(2, &["--linger-timeout", "25s"]);
     let mut client = server.connect();
@@ -69,7 +69,7 @@ fn an_idle_connection_is_closed_after_the_linger_timeout() {
 }
 
 #[test]
-fn a_draining_server_says_that_it_is_not_ready() {
+fn readyz_is_503_while_draining() {
     let server = Server::with(1, &["--linger-timeout", "25s"]);
     let mut client = server.connect();
     assert_eq!(client.get("/readyz").expect("answer").status, 200);
@@ -81,7 +81,7 @@ fn a_draining_server_says_that_it_is_not_ready() {
 }
 
 #[test]
-fn nothing_is_lost_when_a_busy_server_stops() {
+fn a_stop_under_load_loses_no_request() {
     for _ in 0..amount("PREFORK_STOPS", 3) {
         // No client is ever idle for as long as this, even on a busy machine.
         let server = Server::with(2, &["--linger-timeout", "20s"]);
@@ -96,7 +96,7 @@ fn nothing_is_lost_when_a_busy_server_stops() {
 }
 
 #[test]
-fn new_connections_are_answered_until_the_last_one_is_refused() {
+fn new_connections_are_answered_until_they_are_refused() {
     for _ in 0..amount("PREFORK_STOPS", 3) {
         let server = Server::start(2);
         let load = Load::new_connections(server.address(), 4).until_refused().start();
@@ -109,7 +109,7 @@ fn new_connections_are_answered_until_the_last_one_is_refused() {
 }
 
 #[test]
-fn a_second_signal_stops_at_once() {
+fn a_second_stop_signal_stops_immediately() {
     let server = Server::start(2);
     let mut client = begin(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
@@ -124,7 +124,7 @@ fn a_second_signal_stops_at_once() {
 }
 
 #[test]
-fn two_signals_at_the_same_moment_are_one() {
+fn simultaneous_stop_signals_count_once() {
     let server = Server::start(2);
     let mut client = begin(&server, "/sleep/700");
     // Both wait for the primary when it goes on.
@@ -139,7 +139,7 @@ fn two_signals_at_the_same_moment_are_one() {
 }
 
 #[test]
-fn sigquit_stops_at_once() {
+fn sigquit_stops_immediately() {
     let server = Server::start(2);
     let mut client = begin(&server, "/sleep/600000");
     server.signal(Signal::SIGQUIT);
@@ -150,7 +150,7 @@ fn sigquit_stops_at_once() {
 }
 
 #[test]
-fn the_graceful_timeout_cuts_what_is_left_and_names_it() {
+fn the_graceful_timeout_cuts_and_names_requests_in_flight() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
     let mut client = begin(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
@@ -172,14 +172,14 @@ fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
 }
 
 #[test]
-fn a_stopped_worker_does_not_hold_up_the_stop_for_ever() {
+fn a_stopped_worker_does_not_block_the_stop() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
     process::send(server.worker_pids()[0], Signal::SIGSTOP);
     server.stop();
 }
 
 #[test]
-fn a_long_poll_can_end_itself_when_the_worker_drains() {
+fn a_long_poll_can_end_when_the_worker_drains() {
     let server = Builder::program("waiting").workers(2).start();
     let mut client = begin(&server, "/poll");
     server.signal(Signal::SIGTERM);
@@ -189,7 +189,7 @@ fn a_long_poll_can_end_itself_when_the_worker_drains() {
 }
 
 #[test]
-fn signals_without_a_meaning_end_nobody() {
+fn unrelated_signals_end_no_process() {
     let server = Server::start(2);
     for signal in [Signal::SIGWINCH, Signal::SIGPIPE, Signal::SIGCHLD] {
         server.signal(signal);
@@ -204,7 +204,7 @@ fn signals_without_a_meaning_end_nobody() {
 const LONG: [&str; 2] = ["--drain-delay", "300s"];
 
 #[test]
-fn it_is_not_ready_at_once_but_accepts_and_serves_until_a_second_request() {
+fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
     let server = Server::with(2, &LONG);
     let load = Load::new_connections(server.address(), 2).until_refused().start();
     load.wait_answered(10);
@@ -228,7 +228,7 @@ fn it_is_not_ready_at_once_but_accepts_and_serves_until_a_second_request() {
 }
 
 #[test]
-fn it_ends_by_itself_when_the_delay_is_over_and_loses_nothing() {
+fn drain_delay_ends_by_itself_and_loses_no_request() {
     let server = Server::with(2, &["--drain-delay", "500ms"]);
     let load = Load::new_connections(server.address(), 4).until_refused().start();
     load.wait_answered(20);
@@ -241,7 +241,7 @@ fn it_ends_by_itself_when_the_delay_is_over_and_loses_nothing() {
 }
 
 #[test]
-fn who_dies_meanwhile_is_replaced_and_a_reload_is_refused() {
+fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
     let server = Server::builder().workers(2).args(LONG).start();
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
@@ -256,7 +256,7 @@ fn who_dies_meanwhile_is_replaced_and_a_reload_is_refused() {
 }
 
 #[test]
-fn the_verb_health_is_what_a_container_asks() {
+fn the_health_verb_reports_readiness() {
     let server = Server::with(1, &LONG);
     let address = server.address().to_string();
     let ask = |words: &[&str]| Builder::verb("health").args(words).run();

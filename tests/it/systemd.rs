@@ -16,7 +16,7 @@ fn place(heard: &[String], piece: &str) -> usize {
 }
 
 #[test]
-fn ready_is_said_when_all_workers_are_and_not_before() {
+fn ready_is_sent_when_all_workers_are_ready() {
     let manager = Manager::new();
     let builder = manager.of(Builder::program("boot-fails-if-broken").workers(3));
     let mut gate = Gate::closed(builder.dir());
@@ -35,7 +35,7 @@ fn ready_is_said_when_all_workers_are_and_not_before() {
 }
 
 #[test]
-fn the_status_has_the_requests() {
+fn status_notifications_count_requests() {
     let manager = Manager::new();
     let server = manager.of(Server::builder()).start();
     for _ in 0..7 {
@@ -51,7 +51,7 @@ fn the_status_has_the_requests() {
 }
 
 #[test]
-fn a_reload_is_told_from_its_begin_to_its_end_also_when_it_fails() {
+fn reloading_and_ready_are_sent_even_if_the_reload_fails() {
     let manager = Manager::new();
     let builder = Server::builder().config(2, "bind = ['127.0.0.1:0']\nworkers = 2\n");
     let server = manager.of(builder).start().allow(&["reload"]);
@@ -77,7 +77,7 @@ fn a_reload_is_told_from_its_begin_to_its_end_also_when_it_fails() {
 }
 
 #[test]
-fn a_long_drain_asks_for_time_and_tells_how_many_are_left() {
+fn a_long_drain_extends_the_timeout() {
     let manager = Manager::new();
     let server = manager.of(Server::builder()).args(["--graceful-timeout", "20s"]).start();
     let mut client = server.connect();
@@ -93,7 +93,7 @@ fn a_long_drain_asks_for_time_and_tells_how_many_are_left() {
 }
 
 #[test]
-fn the_watchdog_is_fed_while_workers_serve_and_the_primary_turns() {
+fn watchdog_pings_need_a_serving_worker_and_a_running_primary() {
     let manager = Manager::new();
     let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000");
     let server = builder.args(["--stall-timeout", "0", "--stall-warn", "0"]).start();
@@ -125,7 +125,7 @@ fn the_watchdog_is_fed_while_workers_serve_and_the_primary_turns() {
 }
 
 #[test]
-fn the_watchdog_of_another_process_is_not_fed() {
+fn no_watchdog_pings_for_another_watchdog_pid() {
     let manager = Manager::new();
     let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "20000");
     let server = builder.env("WATCHDOG_PID", "1").start();
@@ -137,7 +137,7 @@ fn the_watchdog_of_another_process_is_not_fed() {
 }
 
 #[test]
-fn an_upgraded_image_goes_on_telling() {
+fn notifications_continue_after_an_upgrade() {
     let manager = Manager::new();
     let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000").copied();
     let server = builder.start();
@@ -161,7 +161,7 @@ fn an_upgraded_image_goes_on_telling() {
 }
 
 #[test]
-fn a_manager_that_is_not_there_is_named_once_and_costs_nothing() {
+fn a_missing_notify_socket_is_logged_once() {
     let server = Server::builder().env("NOTIFY_SOCKET", "/nonexistent/notify").start();
     server.get("/");
     let old = server.worker_pids();
@@ -176,7 +176,7 @@ const JOURNAL: &str = r#"exec 2>log
 JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM; exec "$0" "$@""#;
 
 #[test]
-fn lines_for_the_journal_have_a_priority_and_no_time() {
+fn journal_lines_have_a_priority_and_no_timestamp() {
     let builder = Server::builder().script(JOURNAL).args(["--faults", "--log", "debug"]);
     let server = builder.start();
     let victim = server.get("/").pid();

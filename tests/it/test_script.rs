@@ -75,7 +75,7 @@ impl Place {
 }
 
 #[test]
-fn all_passed_is_the_last_line_of_a_run_in_which_everything_passed() {
+fn all_passed_is_printed_only_if_every_step_passed() {
     let place = Place::new();
     place.e2e("pid1", "echo 'skipped: pid1: needs root'");
     let (passed, said) = place.run(600);
@@ -89,7 +89,7 @@ fn all_passed_is_the_last_line_of_a_run_in_which_everything_passed() {
 }
 
 #[test]
-fn what_fails_is_killed_or_says_nothing_is_no_success() {
+fn failed_killed_and_silent_steps_fail_the_run() {
     for (script, why) in [
         ("echo ok it; exit 3", "(status 3)"),
         ("echo ok it; kill -9 $$", "(killed)"),
@@ -109,7 +109,7 @@ fn what_fails_is_killed_or_says_nothing_is_no_success() {
 }
 
 #[test]
-fn what_has_no_time_is_no_success() {
+fn steps_without_time_left_fail_the_run() {
     let place = Place::new();
     place.fails(0, "cargo fmt --check (no time left of 0 s");
     place.e2e("pid1", "echo ok it; sleep 600");

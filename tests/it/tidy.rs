@@ -62,7 +62,7 @@ fn the_supervisor_is_pure() {
 }
 
 #[test]
-fn nothing_unfinished_is_left_in_the_source() {
+fn the_source_has_no_todo_markers() {
     // Put together here, so that this file passes its own test.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X:"], ["db", "g!("], ["to", "do!("]];
     let mut words: Vec<String> = words.iter().map(|parts| parts.concat()).collect();
@@ -79,14 +79,14 @@ fn nothing_unfinished_is_left_in_the_source() {
 }
 
 #[test]
-fn nothing_unwraps_outside_of_tests() {
+fn only_tests_call_unwrap() {
     let files = sources(&["src", "crates"]);
     let files = files.iter().filter(|file| !file.is_test());
     none("say what to do instead", files.flat_map(|file| file.mentions(".unwrap()")).collect());
 }
 
 #[test]
-fn tests_wait_for_conditions_and_are_not_switched_off_without_a_reason() {
+fn tests_do_not_sleep_and_are_not_ignored() {
     let (sleeps, ignored) =
         (["thread::", "time::"].map(|room| room.to_string() + "sleep"), ["#[ign", "ore]"].concat());
     let mut found = Vec::new();

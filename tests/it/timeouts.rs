@@ -33,7 +33,7 @@ fn active(server: &Server) -> u64 {
 }
 
 #[test]
-fn a_client_that_never_reads_is_reset_after_send_timeout() {
+fn a_client_that_never_reads_is_cut_at_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
     let _client = ask_and_never_read(&server);
     wait::until("the response is given up", || total(&server, "cut") == 1);
@@ -42,7 +42,7 @@ fn a_client_that_never_reads_is_reset_after_send_timeout() {
 }
 
 #[test]
-fn a_body_that_does_not_come_is_answered_408_and_closed() {
+fn a_missing_body_is_408_at_the_body_timeout() {
     let server = Server::with(1, &["--body-timeout", "300ms"]);
     let chunked = "POST /hash HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel";
     let mut clients = [send_no_body(&server, 1000), server.connect()];
@@ -63,7 +63,7 @@ fn a_body_that_does_not_come_is_answered_408_and_closed() {
 }
 
 #[test]
-fn a_response_on_its_way_does_not_wait_for_the_rest_of_the_request() {
+fn a_response_being_sent_is_not_cut_for_a_missing_body() {
     const LENGTH: usize = 50_000_000;
     let server = Server::with(1, &["--body-timeout", "200ms"]);
     let mut client = server.connect();
@@ -77,7 +77,7 @@ fn a_response_on_its_way_does_not_wait_for_the_rest_of_the_request() {
 }
 
 #[test]
-fn a_body_that_trickles_has_its_own_timeout_or_a_rate() {
+fn a_body_slower_than_min_body_rate_is_408() {
     let server = Server::with(1, &["--body-timeout", "2s", "--min-body-rate", "1KiB"]);
     let mut client = send_no_body(&server, 1_000_000);
     let mut sent = 0;
@@ -91,7 +91,7 @@ fn a_body_that_trickles_has_its_own_timeout_or_a_rate() {
 }
 
 #[test]
-fn a_client_that_reads_slowly_is_served() {
+fn a_slow_reader_is_not_cut_by_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "500ms"]);
     let mut client = ask_and_never_read(&server);
     let begun = Instant::now();
@@ -106,7 +106,7 @@ fn a_client_that_reads_slowly_is_served() {
 }
 
 #[test]
-fn a_service_recovers_from_clients_that_take_all_connections() {
+fn a_server_recovers_from_clients_that_hold_all_connections() {
     let args = ["--worker-connections", "10", "--body-timeout", "3s"];
     let server = Server::with(2, &args);
     let clients: Vec<Client> = (0..25).map(|_| send_no_body(&server, 1_000_000)).collect();
@@ -123,7 +123,7 @@ fn a_service_recovers_from_clients_that_take_all_connections() {
 }
 
 #[test]
-fn a_full_worker_says_so_in_the_status() {
+fn the_status_shows_full_workers() {
     let server = Server::with(1, &["--worker-connections", "2"]);
     let (mut first, mut second) = (server.connect(), server.connect());
     assert_eq!(first.get("/").expect("answer").status, 200);
@@ -140,7 +140,7 @@ fn a_full_worker_says_so_in_the_status() {
 }
 
 #[test]
-fn a_handler_that_takes_too_long_is_dropped_and_answered_for() {
+fn a_handler_over_request_timeout_is_503() {
     let server = Server::with(1, &["--request-timeout", "200ms"]).allow(&["request-timeout"]);
     let mut client = server.connect();
     let answer = client.get("/sleep/3600000").expect("answer");
@@ -153,7 +153,7 @@ fn a_handler_that_takes_too_long_is_dropped_and_answered_for() {
 }
 
 #[test]
-fn a_response_that_takes_too_long_ends_with_its_connection() {
+fn a_response_over_request_timeout_ends_the_connection() {
     let args = ["--request-timeout", "200ms", "--send-timeout", "off"];
     let server = Server::with(1, &args).allow(&["request-timeout"]);
     let mut client = ask_and_never_read(&server);
@@ -164,7 +164,7 @@ fn a_response_that_takes_too_long_ends_with_its_connection() {
 }
 
 #[test]
-fn a_handler_may_extend_or_disable_its_deadline() {
+fn a_handler_can_extend_or_disable_its_deadline() {
     let server = Builder::program("waiting").workers(1).args(["request-timeout-ms=200"]).start();
     let server = server.allow(&["request-timeout"]);
     for path in ["/extended", "/unlimited"] {
@@ -175,7 +175,7 @@ fn a_handler_may_extend_or_disable_its_deadline() {
 }
 
 #[test]
-fn threads_share_these_limits() {
+fn timeouts_apply_to_the_threads_model() {
     let args = ["--request-timeout", "200ms", "--send-timeout", "300ms"];
     let server = Builder::serve().model("threads", 2).args(args).start();
     let server = server.allow(&["request-timeout"]);
@@ -187,7 +187,7 @@ fn threads_share_these_limits() {
 }
 
 #[test]
-fn bodies_in_memory_are_bounded_over_all_requests() {
+fn max_buffered_bodies_limits_all_requests_together() {
     let args = ["--max-body-size", "1MiB", "--max-buffered-bodies", "2MiB"];
     let server = Server::with(1, &args);
     let head = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1048576\r\n\r\n";
@@ -213,7 +213,7 @@ fn bodies_in_memory_are_bounded_over_all_requests() {
 }
 
 #[test]
-fn a_body_that_is_known_to_be_too_large_is_refused_before_it_is_sent() {
+fn a_too_large_content_length_is_413_before_the_body() {
     let server = Server::with(1, &["--max-body-size", "1KiB"]);
     for path in ["/echo", "/hash"] {
         let mut client = server.connect();
@@ -232,7 +232,7 @@ fn greeted(server: &Server) -> Client {
 }
 
 #[test]
-fn pings_neither_shorten_nor_prolong_the_life_of_an_idle_connection() {
+fn http2_pings_do_not_change_the_keep_alive_timeout() {
     let args = ["--header-timeout", "200ms", "--keep-alive-timeout", "2s"];
     let server = Server::with(1, &args);
     let mut client = greeted(&server);
@@ -251,7 +251,7 @@ fn pings_neither_shorten_nor_prolong_the_life_of_an_idle_connection() {
 }
 
 #[test]
-fn half_a_header_block_is_waited_for_as_a_request_head_is() {
+fn an_incomplete_http2_header_block_ends_at_the_header_timeout() {
     let server = Server::with(1, &["--header-timeout", "300ms"]);
     let block = http2::request("GET", "/");
     let half = frame(HEADERS, http2::END_STREAM, 1, &block[..3]);
@@ -265,7 +265,7 @@ fn half_a_header_block_is_waited_for_as_a_request_head_is() {
 }
 
 #[test]
-fn a_preface_that_is_not_completed_is_waited_for_as_a_request_head_is() {
+fn an_incomplete_http2_preface_ends_at_the_header_timeout() {
     let server = Server::with(1, &["--header-timeout", "300ms"]);
     let mut client = server.connect();
     client.send(http2::PREFACE).expect("send");
@@ -274,7 +274,7 @@ fn a_preface_that_is_not_completed_is_waited_for_as_a_request_head_is() {
 }
 
 #[test]
-fn a_stream_whose_body_does_not_come_is_refused_and_no_other_one() {
+fn the_body_timeout_ends_only_its_http2_stream() {
     let server = Server::with(1, &["--body-timeout", "300ms"]);
     let mut client = greeted(&server);
     let post = frame(HEADERS, END_HEADERS, 1, &http2::request("POST", "/echo"));
@@ -286,7 +286,7 @@ fn a_stream_whose_body_does_not_come_is_refused_and_no_other_one() {
 }
 
 #[test]
-fn a_stream_that_is_not_taken_is_reset_and_no_other_one() {
+fn the_send_timeout_resets_only_its_http2_stream() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
     let mut client = greeted(&server);
     // Room on the connection, but on the stream only what it has at the beginning.
@@ -301,7 +301,7 @@ fn a_stream_that_is_not_taken_is_reset_and_no_other_one() {
 }
 
 #[test]
-fn a_deadline_is_that_of_a_stream() {
+fn request_timeout_applies_to_each_http2_stream() {
     let args = ["--request-timeout", "300ms", "--send-timeout", "off"];
     let server = Server::with(1, &args).allow(&["longer than request-timeout"]);
     let mut client = greeted(&server);

@@ -26,7 +26,7 @@ fn upgrade(server: &Server, generation: usize) -> Vec<u32> {
 }
 
 #[test]
-fn the_process_and_its_socket_stay_and_nothing_piles_up() {
+fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
     let server = Server::builder().copied().start();
     let socket = process::listening_socket(server.port()).expect("it listens");
     let before = process::descriptors(server.pid());
@@ -74,7 +74,7 @@ fn upgrades_lose_no_new_connection() {
 }
 
 #[test]
-fn idle_connections_live_through_an_upgrade() {
+fn idle_connections_survive_an_upgrade() {
     let server = Server::builder().copied().args(["--linger-timeout", "100s"]).start();
     let mut idle: Vec<_> = (0..32).map(|_| server.connect()).collect();
     for client in &mut idle {
@@ -89,7 +89,7 @@ fn idle_connections_live_through_an_upgrade() {
 }
 
 #[test]
-fn the_verb_upgrades_and_the_number_of_workers_set_by_hand_stays_until_the_new_ones_serve() {
+fn upgrade_no_wait_and_later_reloads_and_upgrades_work() {
     let server = Server::builder().copied().start();
     let old = server.worker_pids();
     server.order(&["upgrade", "--no-wait"]);
@@ -105,7 +105,7 @@ fn the_verb_upgrades_and_the_number_of_workers_set_by_hand_stays_until_the_new_o
 }
 
 #[test]
-fn the_files_of_the_server_survive_upgrades_and_are_gone_at_the_end() {
+fn socket_and_pid_files_survive_upgrades() {
     let builder = Server::builder().copied().args(["--pid-file", "pid"]);
     let path = builder.dir().join("socket");
     let server = builder.bind([format!("unix:{}", path.display())]).start();
@@ -130,7 +130,7 @@ fn the_files_of_the_server_survive_upgrades_and_are_gone_at_the_end() {
 }
 
 #[test]
-fn a_frozen_worker_does_not_stop_an_upgrade() {
+fn a_frozen_worker_does_not_block_an_upgrade() {
     let args = ["--graceful-timeout", "1s"];
     let server = Server::builder().copied().args(args).start();
     let frozen = server.worker_pids()[0];
@@ -141,7 +141,7 @@ fn a_frozen_worker_does_not_stop_an_upgrade() {
 }
 
 #[test]
-fn the_verb_returns_when_the_new_workers_serve_and_can_be_given_again_at_once() {
+fn upgrade_returns_when_the_new_workers_serve() {
     // A request that is still being served keeps a worker of the first image alive while the next upgrade is asked for.
     let args = ["--graceful-timeout", "1s"];
     let server = Server::builder().copied().args(args).start();
@@ -160,7 +160,7 @@ fn the_verb_returns_when_the_new_workers_serve_and_can_be_given_again_at_once() 
 }
 
 #[test]
-fn everybody_who_asks_at_the_same_time_is_told_and_the_control_socket_never_refuses() {
+fn simultaneous_upgrade_verbs_all_succeed() {
     let server = Server::builder().copied().start();
     std::thread::scope(|scope| {
         let orders: Vec<_> = (0..4).map(|_| scope.spawn(|| server.order(&["upgrade"]))).collect();
@@ -178,7 +178,7 @@ fn everybody_who_asks_at_the_same_time_is_told_and_the_control_socket_never_refu
 }
 
 #[test]
-fn a_client_that_leaves_does_not_stop_the_upgrade() {
+fn an_upgrade_continues_when_its_client_disconnects() {
     let server = Server::builder().copied().start();
     let mut client = UnixStream::connect(server.control()).expect("connect");
     let workers = server.worker_pids();
@@ -192,7 +192,7 @@ fn a_client_that_leaves_does_not_stop_the_upgrade() {
 }
 
 #[test]
-fn half_a_request_is_completed_after_the_exec_and_followers_miss_nothing() {
+fn control_connections_survive_an_upgrade() {
     let server = Server::builder().copied().start();
     let connect = || {
         let stream = UnixStream::connect(server.control()).expect("connect");
@@ -230,7 +230,7 @@ fn is_last(events: &str, sequence: u64) -> bool {
 /// A worker that was forked a moment before the exec has copies of the primary's descriptors until it closes them. The test
 /// takes such copies itself, and keeps them: what lasts a moment in the worker lasts as long as it has to here.
 #[test]
-fn copies_of_control_socket_and_pid_lock_in_another_process_do_not_keep_the_new_image_from_them() {
+fn descriptor_copies_in_other_processes_do_not_block_an_upgrade() {
     let server = Server::builder().copied().args(["--pid-file", "pid"]).start();
     let pid = rustix::process::Pid::from_raw(server.pid() as i32).expect("pid");
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
@@ -263,7 +263,7 @@ fn copies_of_control_socket_and_pid_lock_in_another_process_do_not_keep_the_new_
 }
 
 #[test]
-fn a_reload_opens_control_socket_and_pid_file_that_are_gone() {
+fn a_reload_restores_a_removed_control_socket_and_pid_file() {
     let server = Server::builder().args(["--pid-file", "pid"]).start();
     let server = server.allow(&["control socket", "pid file"]);
     let (control, pid_file) = (server.control(), server.dir().join("pid"));
@@ -350,7 +350,7 @@ fn recovers(server: &Server) {
 }
 
 #[test]
-fn a_binary_that_is_none_changes_nothing() {
+fn an_upgrade_to_an_invalid_binary_changes_nothing() {
     let server = start(&[]);
     for (script, why) in [
         (":", "No such file"),
@@ -370,7 +370,7 @@ fn a_binary_that_is_none_changes_nothing() {
 }
 
 #[test]
-fn a_binary_that_ends_before_it_is_ready_changes_nothing() {
+fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
     let server = start(&[]);
     for (script, status) in [
         ("printf '#!/bin/sh\\nexit 1\\n' > new; chmod 755 new", "exit status: 1"),
@@ -398,7 +398,7 @@ fn trial(server: &Server) -> u32 {
 }
 
 #[test]
-fn a_binary_that_hangs_is_killed_at_the_boot_timeout() {
+fn an_upgrade_to_a_hanging_binary_fails_at_the_boot_timeout() {
     let server = start(&["--boot-timeout", "1s"]);
     replace(&server, HANGS);
     let said = fails(&server);
@@ -409,7 +409,7 @@ fn a_binary_that_hangs_is_killed_at_the_boot_timeout() {
 }
 
 #[test]
-fn a_binary_whose_configuration_is_wrong_changes_nothing() {
+fn an_upgrade_with_a_broken_config_changes_nothing() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
     let server = Server::builder().config(2, text).copied().start();
     let server = server.allow(&["upgrade"]);
@@ -433,7 +433,7 @@ fn a_binary_whose_configuration_is_wrong_changes_nothing() {
 }
 
 #[test]
-fn a_stop_during_the_trial_is_a_good_end() {
+fn a_stop_during_an_upgrade_check_exits_with_status_0() {
     let server = start(&[]);
     replace(&server, HANGS);
     server.signal(Signal::SIGUSR2);
@@ -449,7 +449,7 @@ fn a_stop_during_the_trial_is_a_good_end() {
 }
 
 #[test]
-fn a_reload_during_the_trial_is_refused_and_a_death_is_made_good() {
+fn during_an_upgrade_check_reloads_are_refused_and_workers_replaced() {
     let server = start(&[]).allow(&["SIGKILL"]);
     replace(&server, HANGS);
     server.signal(Signal::SIGUSR2);
@@ -466,7 +466,7 @@ fn a_reload_during_the_trial_is_refused_and_a_death_is_made_good() {
 }
 
 #[test]
-fn what_a_binary_prints_before_it_ends_is_the_reason_however_much_it_is() {
+fn the_output_of_a_failing_binary_is_reported() {
     let server = start(&["--boot-timeout", "20s"]);
     for (script, why) in [
         ("echo cannot open the license >&2; exit 3", "cannot open the license"),
@@ -486,7 +486,7 @@ fn what_a_binary_prints_before_it_ends_is_the_reason_however_much_it_is() {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_the_reason() {
+fn an_upgrade_to_an_address_in_use_fails_with_the_reason() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = taken.local_addr().expect("address");
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
@@ -501,7 +501,7 @@ fn an_address_that_cannot_be_had_is_the_reason() {
 }
 
 #[test]
-fn whoever_asks_during_a_reload_waits_for_both() {
+fn an_upgrade_during_a_reload_waits_for_it() {
     let server = start(&[]);
     server.order(&["reload", "--no-wait"]);
     server.order(&["upgrade"]);
@@ -510,7 +510,7 @@ fn whoever_asks_during_a_reload_waits_for_both() {
 }
 
 #[test]
-fn a_new_image_that_cannot_begin_is_told_to_whoever_waits() {
+fn a_new_image_that_fails_after_exec_reports_the_reason() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
     let server = Server::builder().config(2, text).copied().start();
     let server = server.allow(&["reload", "prefork.toml", "worker=", "prefork"]);

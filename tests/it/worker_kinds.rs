@@ -40,7 +40,7 @@ fn serving(server: &Server, kind: &str) -> usize {
 }
 
 #[test]
-fn each_kind_has_its_number_of_workers_and_a_name_that_is_told() {
+fn each_worker_kind_has_its_own_number_and_name() {
     let server = cluster(2).start();
     assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (2, 2));
     assert_eq!((job(&server, 0).0, job(&server, 1).0), (1024, 1025));
@@ -56,7 +56,7 @@ fn each_kind_has_its_number_of_workers_and_a_name_that_is_told() {
 }
 
 #[test]
-fn a_killed_consumer_is_replaced_and_those_that_serve_do_not_notice() {
+fn a_killed_consumer_is_replaced_without_affecting_web_workers() {
     let server = cluster(1).start().allow(&["SIGKILL"]);
     let (_, before) = job(&server, 0);
     let mut web = server.worker_pids();
@@ -71,7 +71,7 @@ fn a_killed_consumer_is_replaced_and_those_that_serve_do_not_notice() {
 }
 
 #[test]
-fn a_consumer_has_no_listening_socket_and_gets_no_connection() {
+fn a_consumer_has_no_listening_socket() {
     for dispatch in ["shared", "reuseport", "round-robin", "least-conn"] {
         let server = cluster(1).args([format!("dispatch={dispatch}")]).start();
         let (_, consumer) = job(&server, 0);
@@ -87,7 +87,7 @@ fn a_consumer_has_no_listening_socket_and_gets_no_connection() {
 }
 
 #[test]
-fn a_reload_replaces_consumers_too_and_waits_for_them() {
+fn a_reload_replaces_consumers() {
     let server = cluster(2).start();
     let before = [job(&server, 0).1, job(&server, 1).1];
     server.order(&["reload"]);
@@ -111,7 +111,7 @@ fn a_consumer_that_cannot_boot_fails_the_reload() {
 }
 
 #[test]
-fn one_kind_is_scaled_by_its_name() {
+fn a_worker_kind_is_scaled_by_its_name() {
     let server = cluster(1).start();
     server.order(&["scale", "consumer=3"]);
     wait::until("three consumers", || serving(&server, "consumer") == 3);
@@ -129,7 +129,7 @@ fn one_kind_is_scaled_by_its_name() {
 }
 
 #[test]
-fn the_primary_forks_one_more_consumer_with_variables_of_its_own() {
+fn fork_kind_with_adds_a_consumer_with_its_own_environment() {
     let server = cluster(1).start();
     let said = server.get("/more").text().to_string();
     assert!(said.starts_with("worker "), "{said}");
@@ -141,7 +141,7 @@ fn the_primary_forks_one_more_consumer_with_variables_of_its_own() {
 }
 
 #[test]
-fn consumers_are_recycled_by_limits_of_their_own() {
+fn consumers_are_recycled_by_their_own_limits() {
     let server = cluster(1).args(["age-ms=1500"]).start();
     let (_, before) = job(&server, 0);
     let old = server.worker_pids();
@@ -154,7 +154,7 @@ fn consumers_are_recycled_by_limits_of_their_own() {
 }
 
 #[test]
-fn a_consumer_that_does_not_finish_is_cut_at_the_graceful_timeout() {
+fn a_hanging_consumer_is_cut_at_the_graceful_timeout() {
     let server = cluster(1).args(["graceful-timeout-ms=300"]).start();
     assert_eq!(server.get("/throw/hang").text(), "thrown");
     server.wait_log(&["a job hangs"]);
@@ -163,7 +163,7 @@ fn a_consumer_that_does_not_finish_is_cut_at_the_graceful_timeout() {
 }
 
 #[test]
-fn a_loop_that_ends_by_itself_is_begun_anew() {
+fn a_worker_kind_whose_function_returns_is_restarted() {
     let fragile = Builder::program("kinds").workers(1).others(1);
     let server = fragile.args(["consumers=0", "fragile=1"]).start().allow(&["kind=fragile"]);
     assert_eq!(server.get("/end").text(), "told");
@@ -173,7 +173,7 @@ fn a_loop_that_ends_by_itself_is_begun_anew() {
 }
 
 #[test]
-fn an_upgrade_takes_consumers_over_and_replaces_them() {
+fn an_upgrade_replaces_consumers() {
     let server = cluster(1).start();
     let (_, before) = job(&server, 0);
     let old = server.worker_pids();

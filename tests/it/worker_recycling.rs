@@ -4,7 +4,7 @@ use crate::support::load::Load;
 use crate::support::{Server, log, wait};
 
 #[test]
-fn workers_are_replaced_after_so_many_requests_one_at_a_time_and_nobody_notices() {
+fn max_requests_replaces_workers_one_at_a_time_without_loss() {
     let server = Server::with(2, &["--max-requests", "50", "--min-uptime", "100ms"]);
     let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
     server.wait_log_count(&["max-requests"], 3);
@@ -27,7 +27,7 @@ fn workers_are_replaced_after_so_many_requests_one_at_a_time_and_nobody_notices(
 }
 
 #[test]
-fn workers_are_replaced_at_a_certain_age() {
+fn max_lifetime_replaces_workers() {
     let server = Server::with(2, &["--max-lifetime", "1s", "--min-uptime", "100ms"]);
     let old = server.worker_pids();
     server.wait_log_count(&["max-lifetime"], 2);
@@ -37,7 +37,7 @@ fn workers_are_replaced_at_a_certain_age() {
 }
 
 #[test]
-fn a_worker_that_uses_much_memory_is_replaced_and_loses_nothing() {
+fn max_rss_replaces_a_worker_without_loss() {
     let server = Server::with(2, &["--faults", "--max-rss", "100MiB", "--min-uptime", "100ms"]);
     let mut client = server.connect();
     let old = client.get("/").expect("answer").pid();
@@ -52,7 +52,7 @@ fn a_worker_that_uses_much_memory_is_replaced_and_loses_nothing() {
 }
 
 #[test]
-fn a_worker_that_uses_far_too_much_memory_is_killed_and_replaced() {
+fn max_rss_hard_kills_and_replaces_a_worker() {
     let server = Server::with(2, &["--faults", "--max-rss-hard", "100MiB"]).allow(&["worker="]);
     let mut client = server.connect();
     let pid = client.get("/").expect("answer").pid();
