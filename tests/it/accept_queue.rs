@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Address, Client, Server, log, process, wait};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// Two workers on these addresses and, after them, a Unix socket.
 #[track_caller]
-fn start(addresses: &[&str], args: &[&str]) -> Server {
+fn start_with_unix_socket(addresses: &[&str], args: &[&str]) -> Server {
     let builder = Server::builder();
     let unix = format!("unix:{}", builder.dir().join("socket").display());
     let all = addresses.iter().map(ToString::to_string).chain([unix]);
@@ -20,25 +20,25 @@ fn start(addresses: &[&str], args: &[&str]) -> Server {
 }
 
 /// Stops all workers, and returns when the last of them stands still.
-fn freeze(server: &Server) -> Vec<u32> {
+fn stop_all_workers(server: &Server) -> Vec<u32> {
     let pids = server.worker_pids();
-    pids.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    pids.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     wait::until("all workers to stand still", || {
         pids.iter().all(|pid| process::stat(*pid).is_some_and(|stat| stat.state == 'T'))
     });
     pids
 }
 
-fn thaw(pids: &[u32]) {
-    pids.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+fn resume_workers(pids: &[u32]) {
+    pids.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
 }
 
-fn connect(to: &Address) -> Client {
+fn connect_to(to: &Address) -> Client {
     Client::connect(to).unwrap_or_else(|e| panic!("cannot connect: {e:?}"))
 }
 
 /// How many of `workers` (of a status or of `/cluster`) counted in each bucket.
-fn waits(workers: &Value) -> Vec<u64> {
+fn queue_wait_histogram(workers: &Value) -> Vec<u64> {
     let workers = workers.as_array().expect("workers");
     let counts =
         |bucket: usize| workers.iter().filter_map(move |w| w["queue_wait"][bucket].as_u64());
@@ -46,16 +46,16 @@ fn waits(workers: &Value) -> Vec<u64> {
 }
 
 /// Lets connections queue up for a while before workers that are frozen go on.
-fn let_wait(span: Duration) {
-    wait::until_past(Instant::now(), span);
+fn wait_for_duration(span: Duration) {
+    wait::until_elapsed(Instant::now(), span);
 }
 
 #[test]
 fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
-    let server = start(&["127.0.0.1:0", "127.0.0.2:0"], &["--backlog", "64"]);
-    let pids = freeze(&server);
-    let first = connect(&server.addresses()[0]);
-    let mut others: Vec<Client> = (0..5).map(|_| connect(&server.addresses()[1])).collect();
+    let server = start_with_unix_socket(&["127.0.0.1:0", "127.0.0.2:0"], &["--backlog", "64"]);
+    let pids = stop_all_workers(&server);
+    let first = connect_to(&server.addresses()[0]);
+    let mut others: Vec<Client> = (0..5).map(|_| connect_to(&server.addresses()[1])).collect();
     let queues = |status: &Value| {
         let queues = status["queues"].as_array().cloned().expect("queues");
         queues.iter().map(|q| (q["listener"].clone(), q["depth"].clone())).collect::<Vec<_>>()
@@ -65,13 +65,13 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
     // The Unix socket does not tell, so it is not there.
     assert_eq!(queues(&server.status()), depths(1, 5));
     assert_eq!(server.status()["queues"][1]["limit"], 64);
-    let table = server.order(&["status"]);
+    let table = server.run_verb(&["status"]);
     let [a, b] = [&names[0], &names[1]].map(|name| name.as_str().expect("a name"));
     let words = [a, "1 of 64", b, "5 of 64", "unix"];
     assert_eq!(log::lines_with(&table, &words).count(), 1, "{table}");
-    thaw(&pids);
+    resume_workers(&pids);
     for client in &mut others {
-        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
     }
     wait::until("the queues to be empty", || queues(&server.status()) == depths(0, 0));
     drop(first);
@@ -80,53 +80,53 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
 
 #[test]
 fn queue_wait_is_counted_in_the_right_histogram_bucket() {
-    let server = start(&["127.0.0.1:0"], &[]);
+    let server = start_with_unix_socket(&["127.0.0.1:0"], &[]);
     let status = server.status();
-    assert_eq!(waits(&status["workers"]), [0; 16]);
+    assert_eq!(queue_wait_histogram(&status["workers"]), [0; 16]);
     assert_eq!(status["queue_wait"]["p50_ms"], Value::Null);
     assert_eq!(status["queue_wait"]["connections"], 0);
     let begun = Instant::now();
-    let pids = freeze(&server);
+    let pids = stop_all_workers(&server);
     let mut silent: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     let mut early: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     early.iter_mut().for_each(|client| client.send(REQUEST).expect("send"));
     // It waits as well, and nobody can know for how long.
-    let mut unix = connect(&server.addresses()[1]);
-    let_wait(Duration::from_millis(600));
+    let mut unix = connect_to(&server.addresses()[1]);
+    wait_for_duration(Duration::from_millis(600));
     // What a client sends meanwhile must not make its wait look shorter.
     silent[0].send(REQUEST).expect("send");
-    thaw(&pids);
+    resume_workers(&pids);
     for client in &mut early {
         assert_eq!(client.read().expect("an answer").status, 200);
     }
     for client in silent[1..].iter_mut().chain([&mut unix]) {
-        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
     }
     assert_eq!(silent[0].read().expect("an answer").status, 200);
     let most = begun.elapsed();
     let status = server.status();
-    let counts = waits(&status["workers"]);
+    let counts = queue_wait_histogram(&status["workers"]);
     // More than 512 ms, and no more than what all of this took.
     let last = (10..16).find(|bucket| Duration::from_millis(1 << bucket) >= most).unwrap_or(15);
     assert_eq!(counts[10..=last].iter().sum::<u64>(), 6, "{counts:?} in {most:?}");
     assert_eq!(counts.iter().sum::<u64>(), 6, "{counts:?}");
     assert_eq!(status["queue_wait"]["connections"], 6);
     assert!(status["queue_wait"]["p50_ms"].as_u64() >= Some(1024), "{status}");
-    assert!(server.order(&["status"]).contains("0 shed"));
+    assert!(server.run_verb(&["status"]).contains("0 shed"));
     // The one that asks has waited, too, but not for long.
     let cluster = server.cluster();
-    assert!(waits(&cluster["workers"]).iter().sum::<u64>() >= 7, "{cluster}");
+    assert!(queue_wait_histogram(&cluster["workers"]).iter().sum::<u64>() >= 7, "{cluster}");
     server.stop();
 }
 
 #[test]
 fn connections_past_max_queue_wait_get_503_and_others_are_served() {
-    let server = start(&["127.0.0.1:0"], &["--max-queue-wait", "1s"]);
+    let server = start_with_unix_socket(&["127.0.0.1:0"], &["--max-queue-wait", "1s"]);
     let mut kept = server.connect();
     assert_eq!(kept.get("/").expect("an answer").status, 200);
-    let pids = freeze(&server);
+    let pids = stop_all_workers(&server);
     kept.send(REQUEST).expect("send");
-    let mut unix = connect(&server.addresses()[1]);
+    let mut unix = connect_to(&server.addresses()[1]);
     unix.send(REQUEST).expect("send");
     let mut late: Vec<Client> = (0..20).map(|_| server.connect()).collect();
     // Some have said nothing yet, some have asked, some have sent more than anybody will read.
@@ -139,8 +139,8 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
         client.send(&head).expect("send");
         client.send(&body).expect("send");
     }
-    let_wait(Duration::from_millis(1300));
-    thaw(&pids);
+    wait_for_duration(Duration::from_millis(1300));
+    resume_workers(&pids);
     for client in &mut late {
         let refused = client.read().expect("a response");
         assert_eq!(refused.status, 503);
@@ -157,7 +157,7 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     }
     let status = server.status();
     assert_eq!(status["totals"]["shed"], 20, "{status}");
-    assert!(server.order(&["status"]).contains("20 shed"));
+    assert!(server.run_verb(&["status"]).contains("20 shed"));
     assert_eq!(server.cluster()["totals"]["shed"], 20);
     server.wait_log(&["WARN", "worker=", "503"]);
     server.stop();
@@ -167,10 +167,10 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
 #[test]
 fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let server = Server::builder().args(["--max-queue-wait", "1s"]).start();
-    let pids = freeze(&server);
+    let pids = stop_all_workers(&server);
     let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
-    let_wait(Duration::from_millis(1300));
-    thaw(&pids);
+    wait_for_duration(Duration::from_millis(1300));
+    resume_workers(&pids);
     wait::until("all to be refused", || server.status()["totals"]["shed"] == 10);
     assert_eq!(server.get("/").status, 200);
     wait::until("them to be dropped", || {
@@ -186,12 +186,12 @@ fn refused_clients_that_keep_their_connection_open_are_dropped() {
 #[test]
 fn without_max_queue_wait_no_connection_is_refused() {
     let server = Server::start(2);
-    let pids = freeze(&server);
+    let pids = stop_all_workers(&server);
     let mut late: Vec<Client> = (0..5).map(|_| server.connect()).collect();
-    let_wait(Duration::from_millis(500));
-    thaw(&pids);
+    wait_for_duration(Duration::from_millis(500));
+    resume_workers(&pids);
     for client in &mut late {
-        assert_eq!(client.ask(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
     }
     let text = server.stop();
     assert!(!text.contains("503"), "{text}");
@@ -199,16 +199,16 @@ fn without_max_queue_wait_no_connection_is_refused() {
 
 #[test]
 fn non_http_connections_are_counted_and_never_refused() {
-    let server = Builder::program("connections").args(["max-queue-wait-ms=100"]).start();
-    let pids = freeze(&server);
+    let server = ProcessBuilder::program("connections").args(["max-queue-wait-ms=100"]).start();
+    let pids = stop_all_workers(&server);
     let mut late: Vec<Client> = (0..3).map(|_| server.connect()).collect();
-    let_wait(Duration::from_millis(600));
-    thaw(&pids);
+    wait_for_duration(Duration::from_millis(600));
+    resume_workers(&pids);
     for client in &mut late {
         assert_eq!(client.read_exactly(11).expect("a greeting"), b"hello from ");
     }
     let status = server.status();
-    assert_eq!(waits(&status["workers"])[10..].iter().sum::<u64>(), 3, "{status}");
+    assert_eq!(queue_wait_histogram(&status["workers"])[10..].iter().sum::<u64>(), 3, "{status}");
     assert_eq!(status["totals"]["shed"], 0);
     drop(late);
     server.stop();

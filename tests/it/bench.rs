@@ -8,27 +8,27 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::support;
-use crate::support::command::{Builder, Ended};
+use crate::support::command::{ProcessBuilder, ProcessOutput};
 use crate::support::{Server, process, wait};
 
-fn bench(args: &[&str]) -> Ended {
-    Builder::verb("bench").args(args).run()
+fn run_bench(args: &[&str]) -> ProcessOutput {
+    ProcessBuilder::verb("bench").args(args).run()
 }
 
-fn url(server: &Server, path: &str) -> String {
+fn bench_url(server: &Server, path: &str) -> String {
     format!("http://{}{path}", server.address())
 }
 
 /// The report of a run, as JSON.
 #[track_caller]
-fn report(args: &[&str], status: i32) -> Value {
-    let ended = bench(&[args, &["--json"]].concat());
-    assert_eq!(ended.status, Some(status), "{}{}", ended.out, ended.err);
-    serde_json::from_str(&ended.out).expect("JSON")
+fn bench_report(args: &[&str], status: i32) -> Value {
+    let ended = run_bench(&[args, &["--json"]].concat());
+    assert_eq!(ended.status, Some(status), "{}{}", ended.stdout, ended.stderr);
+    serde_json::from_str(&ended.stdout).expect("JSON")
 }
 
 /// A run that goes on, so that something can be done to its target meanwhile.
-fn begin(args: &[&str]) -> Child {
+fn start_bench(args: &[&str]) -> Child {
     let mut command = support::prefork();
     command.arg("bench").args(args).arg("--json");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -37,31 +37,31 @@ fn begin(args: &[&str]) -> Child {
 
 /// Its exit status and report.
 #[track_caller]
-fn end(mut child: Child) -> (Option<i32>, Value) {
+fn finish_bench(mut child: Child) -> (Option<i32>, Value) {
     let mut text = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
     let status = child.wait().expect("our own child");
     (status.code(), serde_json::from_str(&text).expect("JSON"))
 }
 
-fn count(value: &Value) -> u64 {
+fn as_count(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("{value} is no number"))
 }
 
-fn failures(report: &Value) -> u64 {
-    report["failures"].as_object().expect("object").values().map(count).sum()
+fn failure_count(report: &Value) -> u64 {
+    report["failures"].as_object().expect("object").values().map(as_count).sum()
 }
 
-fn wait_for_load(server: &Server) {
+fn wait_until_under_load(server: &Server) {
     wait::until("load on the server", || {
         server.status()["totals"]["requests"].as_u64().is_some_and(|n| n > 100)
     });
 }
 
 /// Its pids with what each answered, by pid.
-fn by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
+fn requests_by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
     let list = list.as_array().expect("list").iter();
-    let mut pids: Vec<_> = list.map(|entry| (count(&entry["pid"]), requests(entry))).collect();
+    let mut pids: Vec<_> = list.map(|entry| (as_count(&entry["pid"]), requests(entry))).collect();
     pids.sort_unstable();
     pids
 }
@@ -70,12 +70,14 @@ fn by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
 fn bench_counts_per_worker_match_the_scoreboard() {
     for more in [&["-c", "8"][..], &["-c", "4", "--close"], &["-c", "8", "--pipeline", "4"]] {
         let server = Server::builder().start();
-        let url = url(&server, "/");
-        let report = report(&[&["--duration", "1s", "--warm-up", "0", &url], more].concat(), 0);
-        assert_eq!(failures(&report), 0, "{report:#}");
+        let url = bench_url(&server, "/");
+        let report =
+            bench_report(&[&["--duration", "1s", "--warm-up", "0", &url], more].concat(), 0);
+        assert_eq!(failure_count(&report), 0, "{report:#}");
         let status = server.status();
-        let seen = by_pid(&report["pids"], |entry| count(&entry["requests"]));
-        let told = by_pid(&status["workers"], |entry| count(&entry["counters"]["requests"]));
+        let seen = requests_by_pid(&report["pids"], |entry| as_count(&entry["requests"]));
+        let told =
+            requests_by_pid(&status["workers"], |entry| as_count(&entry["counters"]["requests"]));
         assert_eq!(seen, told, "{more:?}");
         assert_eq!(report["responses"], status["totals"]["requests"]);
         assert_eq!(seen.len(), 2);
@@ -93,10 +95,12 @@ fn bench_accepts_a_unix_socket_as_target() {
     let path = builder.dir().join("web").display().to_string();
     let server = builder.bind([format!("unix:{path}")]).start();
     let url = format!("unix:{path}:/echo");
-    let report =
-        report(&["--duration", "1s", "--warm-up", "0", "-c", "4", "--data", "hello", &url], 0);
-    assert_eq!((report["method"].as_str(), failures(&report)), (Some("POST"), 0));
-    assert!(count(&report["statuses"]["2xx"]) > 0);
+    let report = bench_report(
+        &["--duration", "1s", "--warm-up", "0", "-c", "4", "--data", "hello", &url],
+        0,
+    );
+    assert_eq!((report["method"].as_str(), failure_count(&report)), (Some("POST"), 0));
+    assert!(as_count(&report["statuses"]["2xx"]) > 0);
     assert_eq!(report["server"]["pid"], server.pid());
     server.stop();
 }
@@ -106,18 +110,19 @@ fn open_loop_latency_includes_requests_due_during_a_freeze() {
     let server = Server::builder().workers(1).start();
     let worker = server.worker_pids()[0];
     let rate = 200;
-    let url = url(&server, "/");
-    let run = begin(&["--rate", "200", "-c", "4", "--duration", "4s", "--warm-up", "0", &url]);
-    wait_for_load(&server);
-    process::send(worker, Signal::SIGSTOP);
+    let url = bench_url(&server, "/");
+    let run =
+        start_bench(&["--rate", "200", "-c", "4", "--duration", "4s", "--warm-up", "0", &url]);
+    wait_until_under_load(&server);
+    process::send_signal(worker, Signal::SIGSTOP);
     let frozen = std::time::Instant::now();
-    wait::measure_for(std::time::Duration::from_secs(1));
-    process::send(worker, Signal::SIGCONT);
+    wait::wait_for_duration(std::time::Duration::from_secs(1));
+    process::send_signal(worker, Signal::SIGCONT);
     let frozen = frozen.elapsed().as_secs_f64();
-    let (status, report) = end(run);
+    let (status, report) = finish_bench(run);
     assert_eq!(status, Some(0), "{report:#}");
     let due = 4 * rate;
-    assert_eq!(count(&report["responses"]), due, "each one is answered in the end");
+    assert_eq!(as_count(&report["responses"]), due, "each one is answered in the end");
     // Due evenly within the freeze, so they waited for all times up to its length: half of them more than half.
     let max = report["latency"]["max"].as_f64().expect("number") / 1e6;
     assert!(max >= frozen * 0.95, "the slowest took {max} s of {frozen} s");
@@ -132,15 +137,15 @@ fn open_loop_latency_includes_requests_due_during_a_freeze() {
 
 #[test]
 fn a_killed_worker_loses_only_its_requests_in_flight() {
-    let server = Server::builder().start().allow(&["SIGKILL"]);
+    let server = Server::builder().start().allow_errors(&["SIGKILL"]);
     let victim = server.worker_pids()[0];
-    let url = url(&server, "/sleep/20");
-    let run = begin(&["-c", "16", "--duration", "2s", "--warm-up", "0", &url]);
-    wait_for_load(&server);
-    process::send(victim, Signal::SIGKILL);
-    let (status, report) = end(run);
+    let url = bench_url(&server, "/sleep/20");
+    let run = start_bench(&["-c", "16", "--duration", "2s", "--warm-up", "0", &url]);
+    wait_until_under_load(&server);
+    process::send_signal(victim, Signal::SIGKILL);
+    let (status, report) = finish_bench(run);
     let failures = &report["failures"];
-    let lost = count(&failures["reset"]) + count(&failures["closed_early"]);
+    let lost = as_count(&failures["reset"]) + as_count(&failures["closed_early"]);
     assert!((1..=16).contains(&lost), "{report:#}");
     for kind in ["refused", "timed_out", "malformed", "local"] {
         assert_eq!(failures[kind], 0, "{kind}");
@@ -153,14 +158,14 @@ fn a_killed_worker_loses_only_its_requests_in_flight() {
 fn bench_separates_error_statuses_from_timeouts() {
     let server = Server::builder().start();
     let short = ["-c", "2", "--duration", "1s", "--warm-up", "0"];
-    let missing = report(&[&short[..], &[&url(&server, "/missing")]].concat(), 1);
-    assert!(count(&missing["statuses"]["4xx"]) > 0 && failures(&missing) == 0);
-    let asleep = url(&server, "/sleep/60000");
+    let missing = bench_report(&[&short[..], &[&bench_url(&server, "/missing")]].concat(), 1);
+    assert!(as_count(&missing["statuses"]["4xx"]) > 0 && failure_count(&missing) == 0);
+    let asleep = bench_url(&server, "/sleep/60000");
     let slow = [&short[..], &["--timeout", "200ms", &asleep]].concat();
-    let slow = report(&slow, 69);
-    assert!(count(&slow["failures"]["timed_out"]) >= 2, "{slow:#}");
+    let slow = bench_report(&slow, 69);
+    assert!(as_count(&slow["failures"]["timed_out"]) >= 2, "{slow:#}");
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -180,10 +185,10 @@ fn pids_come_from_a_header_and_non_http_counts_as_malformed() {
             }
         });
         let short = ["-c", "1", "--duration", "1s", "--warm-up", "0", "--pids", "x-who", &url];
-        let report = report(&short, status);
+        let report = bench_report(&short, status);
         match status {
             0 => assert_eq!(report["pids"][0]["pid"], 42),
-            _ => assert!(count(&report["failures"]["malformed"]) > 0, "{report:#}"),
+            _ => assert!(as_count(&report["failures"]["malformed"]) > 0, "{report:#}"),
         }
     }
 }
@@ -191,10 +196,11 @@ fn pids_come_from_a_header_and_non_http_counts_as_malformed() {
 #[test]
 fn ctrl_c_ends_a_bench_early_with_a_report() {
     let server = Server::builder().start();
-    let run = begin(&["-c", "4", "--duration", "60s", "--warm-up", "0", &url(&server, "/")]);
-    wait_for_load(&server);
-    process::send(run.id(), Signal::SIGINT);
-    let (status, report) = end(run);
+    let run =
+        start_bench(&["-c", "4", "--duration", "60s", "--warm-up", "0", &bench_url(&server, "/")]);
+    wait_until_under_load(&server);
+    process::send_signal(run.id(), Signal::SIGINT);
+    let (status, report) = finish_bench(run);
     assert_eq!((status, report["ended_early"].as_bool()), (Some(0), Some(true)));
     assert!(report["measured_s"].as_f64().is_some_and(|s| s > 0.0 && s < 60.0), "{report:#}");
     assert_eq!(report["responses"], server.status()["totals"]["requests"]);
@@ -205,10 +211,18 @@ fn ctrl_c_ends_a_bench_early_with_a_report() {
 fn bench_writes_an_html_page_and_prints_a_table() {
     let server = Server::start(2);
     let page = server.dir().join("report.html").display().to_string();
-    let ended = bench(&["--duration", "1s", "--warm-up", "0", "--html", &page, &url(&server, "/")]);
-    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
+    let ended = run_bench(&[
+        "--duration",
+        "1s",
+        "--warm-up",
+        "0",
+        "--html",
+        &page,
+        &bench_url(&server, "/"),
+    ]);
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
     for piece in ["requests/s", "latency", "errors", "balance", "CPU"] {
-        assert!(ended.out.contains(piece), "{piece}\n{}", ended.out);
+        assert!(ended.stdout.contains(piece), "{piece}\n{}", ended.stdout);
     }
     let page = std::fs::read_to_string(page).expect("page");
     assert_eq!(page.matches("<svg").count(), 3);
@@ -229,14 +243,14 @@ fn invalid_bench_arguments_are_named() {
         (vec!["--data-file", "missing", &nobody], 71, "missing"),
         (vec!["--html", "/nowhere/a.html", &nobody], 71, "/nowhere/a.html"),
     ] {
-        let ended = bench(&args);
+        let ended = run_bench(&args);
         assert_eq!(
-            (ended.status, ended.out.as_str()),
+            (ended.status, ended.stdout.as_str()),
             (Some(status), ""),
             "{args:?} {}",
-            ended.err
+            ended.stderr
         );
-        assert!(ended.err.contains(piece), "{args:?}: {}", ended.err);
+        assert!(ended.stderr.contains(piece), "{args:?}: {}", ended.stderr);
     }
 }
 
@@ -256,7 +270,7 @@ fn a_post_without_a_body_sends_content_length_0() {
         }
     });
     let short = ["-X", "POST", "-c", "1", "-t", "1", "--duration", "200ms", "--warm-up", "0", &url];
-    report(&short, 0);
+    bench_report(&short, 0);
     let request = told.recv().expect("a request");
     assert!(request.contains("\r\nContent-Length: 0\r\n"), "{request}");
 }
@@ -265,9 +279,9 @@ fn a_post_without_a_body_sends_content_length_0() {
 fn run_chaos(server: &Server, args: &[&str]) -> (Option<i32>, Value) {
     let url = format!("http://{}/", server.address());
     let args = [args, &["--json", "--warm-up", "0", "-c", "8", &url]].concat();
-    let ended = Builder::verb("bench").args(args).run();
-    let report = serde_json::from_str(&ended.out);
-    (ended.status, report.unwrap_or_else(|e| panic!("{e}: {}{}", ended.out, ended.err)))
+    let ended = ProcessBuilder::verb("bench").args(args).run();
+    let report = serde_json::from_str(&ended.stdout);
+    (ended.status, report.unwrap_or_else(|e| panic!("{e}: {}{}", ended.stdout, ended.stderr)))
 }
 
 /// A figure of one kind of fault.
@@ -294,7 +308,7 @@ fn stopped_worker(server: &Server) -> Option<u32> {
 
 #[test]
 fn chaos_kills_are_counted_with_the_requests_they_lose() {
-    let server = Server::builder().start().allow(&["SIGKILL"]);
+    let server = Server::builder().start().allow_errors(&["SIGKILL"]);
     let (status, report) = run_chaos(&server, &["--duration", "1900ms", "--chaos", "kill=600ms"]);
     assert_eq!(
         fault_figure(&report, "kill", "count") + fault_figure(&report, "kill", "skipped"),
@@ -352,7 +366,7 @@ fn workers_are_resumed_however_a_chaos_bench_ends() {
         let server = Server::builder().start();
         let mut bench = start_chaos(&server, "freeze=600ms/590ms");
         let frozen = wait::until_some("a frozen worker", || stopped_worker(&server));
-        process::send(bench.id(), signal);
+        process::send_signal(bench.id(), signal);
         bench.wait().expect("our own child");
         wait::until("the worker goes on", || {
             process::stat(frozen).is_some_and(|stat| stat.state != 'T')
@@ -365,12 +379,12 @@ fn workers_are_resumed_however_a_chaos_bench_ends() {
 fn chaos_refuses_targets_that_are_not_prefork() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let url = format!("http://{}/", listener.local_addr().expect("address"));
-    let ended = Builder::verb("bench").args(["--chaos", "kill=1s", &url]).run();
-    assert_eq!((ended.status, ended.out.as_str()), (Some(1), ""), "{}", ended.err);
-    assert!(ended.err.contains(&std::process::id().to_string()), "{}", ended.err);
+    let ended = ProcessBuilder::verb("bench").args(["--chaos", "kill=1s", &url]).run();
+    assert_eq!((ended.status, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&std::process::id().to_string()), "{}", ended.stderr);
     for (faults, piece) in [("kill=20s", "--duration"), ("nap=1s", "nap")] {
-        let ended = Builder::verb("bench").args(["--chaos", faults, &url]).run();
-        assert_eq!(ended.status, Some(64), "{}", ended.err);
-        assert!(ended.err.contains(piece), "{}", ended.err);
+        let ended = ProcessBuilder::verb("bench").args(["--chaos", faults, &url]).run();
+        assert_eq!(ended.status, Some(64), "{}", ended.stderr);
+        assert!(ended.stderr.contains(piece), "{}", ended.stderr);
     }
 }

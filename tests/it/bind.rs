@@ -5,17 +5,17 @@ use std::os::unix::net::UnixListener;
 
 use nix::unistd::Uid;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Address, Client, Server, wait};
 
 #[test]
 fn a_port_in_use_is_an_error_that_names_the_holder() {
     let server = Server::start(2);
     let ended = Server::builder().bind([server.address().to_string()]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     let (address, pid) = (server.address().to_string(), format!("pid {}", server.pid()));
-    assert!(ended.err.starts_with("prefork: "), "{}", ended.err);
-    assert!(ended.err.contains(&address) && ended.err.contains(&pid), "{}", ended.err);
+    assert!(ended.stderr.starts_with("prefork: "), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&address) && ended.stderr.contains(&pid), "{}", ended.stderr);
     assert_eq!(server.get("/").status, 200);
     server.stop();
 }
@@ -24,8 +24,8 @@ fn a_port_in_use_is_an_error_that_names_the_holder() {
 fn an_address_without_a_local_interface_is_named() {
     // Set aside for documentation (RFC 5737): no machine has it.
     let ended = Server::builder().bind(["192.0.2.1:0"]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("192.0.2.1:0"), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("192.0.2.1:0"), "{}", ended.stderr);
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn if_one_of_several_addresses_is_in_use_no_socket_file_is_left() {
     let builder = Server::builder();
     let path = builder.dir().join("socket");
     let ended = builder.bind([format!("unix:{}", path.display()), taken.0.to_string()]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     assert!(!path.exists());
 }
 
@@ -48,12 +48,12 @@ fn a_privileged_port_without_root_is_an_error_with_a_hint() {
     let mut builder = Server::builder().bind(["127.0.0.1:81"]);
     if Uid::effective().is_root() {
         const NOBODY: u32 = 65534;
-        builder = builder.user(NOBODY);
+        builder = builder.as_user(NOBODY);
     }
     let ended = builder.run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("127.0.0.1:81"), "{}", ended.err);
-    assert!(ended.err.contains("1024") && ended.err.contains("root"), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("127.0.0.1:81"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1024") && ended.stderr.contains("root"), "{}", ended.stderr);
 }
 
 #[test]
@@ -92,12 +92,12 @@ fn a_unix_socket_is_served_and_its_file_removed() {
     assert_eq!(server.address(), &Address::Unix(path.clone()));
     assert_eq!(server.get("/").status, 200);
     let again = Server::builder().bind([format!("unix:{}", path.display())]).run();
-    assert_eq!(again.status, Some(69), "{}", again.err);
-    assert!(again.err.contains(&format!("pid {}", server.pid())), "{}", again.err);
+    assert_eq!(again.status, Some(69), "{}", again.stderr);
+    assert!(again.stderr.contains(&format!("pid {}", server.pid())), "{}", again.stderr);
     assert_eq!(server.get("/").status, 200);
     server.signal(nix::sys::signal::Signal::SIGTERM);
     wait::until("the file is removed", || !path.exists());
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -106,8 +106,8 @@ fn a_regular_file_at_the_socket_path_is_kept() {
     let path = std::env::temp_dir().join(format!("prefork-it-data-{}", std::process::id()));
     std::fs::write(&path, "data").expect("write");
     let ended = builder.bind([format!("unix:{}", path.display())]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains(&path.display().to_string()), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&path.display().to_string()), "{}", ended.stderr);
     assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
     std::fs::remove_file(&path).expect("remove");
 }
@@ -135,9 +135,9 @@ fn a_descriptor_that_is_not_a_listener_is_an_error() {
     let closed_and_file =
         [r#"exec "$0" "$@" 3<&-"#, r#"exec "$0" "$@" 3</dev/null"#].map(|script| {
             let ended = Server::builder().script(script).bind(["fd://3"]).run();
-            assert_eq!(ended.status, Some(69), "{}", ended.err);
-            assert!(ended.err.contains('3'), "{}", ended.err);
-            ended.err
+            assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+            assert!(ended.stderr.contains('3'), "{}", ended.stderr);
+            ended.stderr
         });
     assert_ne!(closed_and_file[0], closed_and_file[1], "each names its reason");
 }
@@ -145,7 +145,7 @@ fn a_descriptor_that_is_not_a_listener_is_an_error() {
 #[test]
 fn a_library_program_reports_a_port_in_use_with_the_same_status() {
     let server = Server::start(1);
-    let ended = Builder::program("not-send").bind([server.address().to_string()]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    let ended = ProcessBuilder::program("not-send").bind([server.address().to_string()]).run();
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     server.stop();
 }

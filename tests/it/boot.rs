@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Address, Client, Server, log, process, wait};
 
 #[test]
@@ -52,7 +52,7 @@ fn a_started_server_answers_healthz_and_readyz() {
 }
 
 /// What a descriptor is, without its number or inode.
-fn kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
+fn descriptor_kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
     let mut kinds = BTreeMap::new();
     for (_, target) in descriptors.iter().filter(|(number, _)| *number > 2) {
         // The number after `socket:` is this one's own; an anonymous inode's name is what it is.
@@ -66,9 +66,9 @@ fn kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
 fn a_worker_inherits_only_the_descriptors_it_needs() {
     let builder = Server::builder().workers(3);
     let path = format!("unix:{}", builder.dir().join("socket").display());
-    let server = builder.bind(["127.0.0.1:0", &path]).start().allow(&["SIGKILL"]);
+    let server = builder.bind(["127.0.0.1:0", &path]).start().allow_errors(&["SIGKILL"]);
     // A replacement is forked by a primary that has more open than at the start.
-    process::send(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
+    process::send_signal(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
     server.wait_replaced(1);
     let of_primary = process::descriptors(server.pid());
     let mut channels = BTreeSet::new();
@@ -82,7 +82,7 @@ fn a_worker_inherits_only_the_descriptors_it_needs() {
             ("anon_inode:[timerfd]", 1),
             ("socket", 4),
         ]);
-        assert_eq!(kinds(&own), wanted, "{own:?}");
+        assert_eq!(descriptor_kinds(&own), wanted, "{own:?}");
         let is_shared = |target: &String| of_primary.iter().any(|(_, theirs)| theirs == target);
         let sockets = own.iter().map(|(_, t)| t).filter(|target| target.starts_with("socket:"));
         let (shared, private): (Vec<_>, Vec<_>) = sockets.partition(|target| is_shared(target));
@@ -127,7 +127,7 @@ fn workers_have_different_hash_map_keys() {
 
 #[test]
 fn service_manager_variables_are_removed_from_workers() {
-    let mut builder = Builder::program("environment").workers(1).env("KEPT", "yes");
+    let mut builder = ProcessBuilder::program("environment").workers(1).env("KEPT", "yes");
     for (name, value) in [
         // Nobody listens there: what cannot be told must not matter.
         ("NOTIFY_SOCKET", "/nonexistent/notify"),
@@ -174,40 +174,44 @@ pub const BOOT_FAILED: &str = "70";
 
 #[test]
 fn a_cluster_whose_workers_fail_to_boot_exits_with_the_reason() {
-    let ended = Builder::program("boot-fails").workers(4).args(["boot-attempts=3"]).run();
-    assert_eq!(ended.status, Some(70), "{}", ended.err);
+    let ended = ProcessBuilder::program("boot-fails").workers(4).args(["boot-attempts=3"]).run();
+    assert_eq!(ended.status, Some(70), "{}", ended.stderr);
     let why = "open the database: no such host";
-    assert!(ended.err.contains(why), "{}", ended.err);
+    assert!(ended.stderr.contains(why), "{}", ended.stderr);
     // All at first, then one a round.
     let tries =
-        ended.err.lines().filter(|line| line.contains("worker=") && line.contains(why)).count();
-    assert!((3..=4 + 2).contains(&tries), "{tries} tries:\n{}", ended.err);
+        ended.stderr.lines().filter(|line| line.contains("worker=") && line.contains(why)).count();
+    assert!((3..=4 + 2).contains(&tries), "{tries} tries:\n{}", ended.stderr);
 }
 
 #[test]
 fn the_exit_status_of_a_worker_that_dies_during_boot_is_logged() {
-    let ended = Builder::program("boot-exits").workers(2).args(["boot-attempts=2"]).run();
-    assert_eq!(ended.status, Some(70), "{}", ended.err);
-    assert!(log::lines_with(&ended.err, &["ERROR", "worker=1", "37"]).count() > 0, "{}", ended.err);
+    let ended = ProcessBuilder::program("boot-exits").workers(2).args(["boot-attempts=2"]).run();
+    assert_eq!(ended.status, Some(70), "{}", ended.stderr);
+    assert!(
+        log::lines_with(&ended.stderr, &["ERROR", "worker=1", "37"]).count() > 0,
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]
 fn a_worker_that_hangs_during_boot_is_killed_at_the_boot_timeout() {
     let args = ["boot-attempts=2", "boot-timeout-ms=300"];
-    let ended = Builder::program("boot-hangs").workers(2).args(args).run();
-    assert_eq!(ended.status, Some(70), "{}", ended.err);
-    let about = |words: &[&str]| log::lines_with(&ended.err, words).count();
-    assert_eq!(about(&["ERROR", "worker=1", "boot-timeout"]), 1, "{}", ended.err);
-    assert!(about(&["ERROR", "worker=1"]) > 1, "its end is told, too: {}", ended.err);
+    let ended = ProcessBuilder::program("boot-hangs").workers(2).args(args).run();
+    assert_eq!(ended.status, Some(70), "{}", ended.stderr);
+    let about = |words: &[&str]| log::lines_with(&ended.stderr, words).count();
+    assert_eq!(about(&["ERROR", "worker=1", "boot-timeout"]), 1, "{}", ended.stderr);
+    assert!(about(&["ERROR", "worker=1"]) > 1, "its end is told, too: {}", ended.stderr);
 }
 
 #[test]
 fn a_replacement_that_fails_to_boot_is_retried() {
-    let server = Builder::program("boot-fails-if-broken").workers(2).start();
-    let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
+    let server = ProcessBuilder::program("boot-fails-if-broken").workers(2).start();
+    let server = server.allow_errors(&["SIGKILL", "they are broken", BOOT_FAILED]);
     let broken = server.dir().join("broken");
     std::fs::write(&broken, "").expect("write");
-    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_log_count(&["worker=", "read the settings: they are broken"], 2);
     // The other one serves on, and nobody gives up: this cluster has been ready before.
     assert_eq!(server.get("/").status, 200);
@@ -219,15 +223,16 @@ fn a_replacement_that_fails_to_boot_is_retried() {
 
 #[test]
 fn a_stop_during_a_crash_loop_ends_the_server() {
-    let server = Builder::program("boot-fails").workers(2).args(["boot-attempts=1000"]).spawn();
-    let server = server.allow(&["no such host", BOOT_FAILED]);
+    let server =
+        ProcessBuilder::program("boot-fails").workers(2).args(["boot-attempts=1000"]).spawn();
+    let server = server.allow_errors(&["no such host", BOOT_FAILED]);
     server.wait_log_count(&["worker=", "no such host"], 3);
     server.stop();
 }
 
 #[test]
 fn a_stop_while_workers_boot_ends_the_server() {
-    let server = Builder::program("boot-hangs").workers(2).spawn();
+    let server = ProcessBuilder::program("boot-hangs").workers(2).spawn();
     wait::until("two workers", || server.worker_pids().len() == 2);
     server.stop();
 }

@@ -6,11 +6,11 @@ use std::{fs, io::Read};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{self, process, wait};
 
 /// A run in the background.
-fn begin(args: &[&str]) -> Child {
+fn start_compare(args: &[&str]) -> Child {
     let mut command = support::prefork();
     command.arg("compare").args(args).args(["--workers", "2", "--json"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -18,7 +18,7 @@ fn begin(args: &[&str]) -> Child {
 }
 
 /// The server that is being measured, and its workers, once it has two.
-fn measured(compare: &Child) -> Vec<u32> {
+fn wait_measured_server(compare: &Child) -> Vec<u32> {
     wait::until_some("a server with its workers", || {
         let primary = *process::children(compare.id()).first()?;
         let workers = process::children(primary);
@@ -26,20 +26,22 @@ fn measured(compare: &Child) -> Vec<u32> {
     })
 }
 
-fn wait_gone(pids: &[u32]) {
-    wait::until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| process::is_gone(*pid)));
+fn wait_ended(pids: &[u32]) {
+    wait::until(&format!("the end of {pids:?}"), || {
+        pids.iter().all(|pid| process::has_ended(*pid))
+    });
 }
 
 #[test]
 fn compare_measures_two_models_under_two_workloads() {
     let dir = tempfile::tempdir().expect("directory");
     let page = dir.path().join("report.html").display().to_string();
-    let ended = Builder::verb("compare")
+    let ended = ProcessBuilder::verb("compare")
         .args(["--models", "prefork,single", "--workloads", "keep-alive,noisy-neighbour"])
         .args(["--rounds", "2", "--duration", "1s", "--workers", "2", "--json", "--html", &page])
         .run();
-    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{}", ended.out);
-    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{}", ended.stdout);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
     assert_eq!((&report["partial"], &report["measured"]), (&Value::Null, &Value::from(8)));
     assert_eq!(report["reference"], "single");
     let workloads = report["workloads"].as_array().expect("list");
@@ -64,40 +66,44 @@ fn compare_measures_two_models_under_two_workloads() {
 #[test]
 fn an_interrupted_compare_reports_partial_results_and_leaves_no_process() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
-        let server = measured(&compare);
-        process::send(compare.id(), signal);
+        let mut compare = start_compare(&["--models", "prefork", "--duration", "30s"]);
+        let server = wait_measured_server(&compare);
+        process::send_signal(compare.id(), signal);
         let mut text = String::new();
         compare.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
         assert_eq!(compare.wait().expect("our own child").code(), Some(1), "{text}");
         let report: Value = serde_json::from_str(&text).expect("JSON");
         let partial = report["partial"].as_str().expect("it says so");
         assert!(partial.contains("of 40"), "{partial}");
-        wait_gone(&server);
+        wait_ended(&server);
     }
 }
 
 #[test]
 fn servers_end_when_compare_is_killed() {
-    let mut compare = begin(&["--models", "prefork", "--duration", "30s"]);
-    let server = measured(&compare);
-    process::send(compare.id(), Signal::SIGKILL);
+    let mut compare = start_compare(&["--models", "prefork", "--duration", "30s"]);
+    let server = wait_measured_server(&compare);
+    process::send_signal(compare.id(), Signal::SIGKILL);
     compare.wait().expect("our own child");
-    wait_gone(&server);
+    wait_ended(&server);
 }
 
 #[test]
 fn compare_names_servers_that_fail_and_measures_the_others() {
-    let ended = Builder::verb("compare")
+    let ended = ProcessBuilder::verb("compare")
         .args(["--models", "single", "--peer", "broken=echo no luck >&2; exit 3 #"])
         .args(["--peer", "missing=/nowhere/server", "--workloads", "keep-alive"])
         .args(["--rounds", "1", "--duration", "100ms"])
         .run();
-    assert_eq!(ended.status, Some(1), "{}{}", ended.out, ended.err);
+    assert_eq!(ended.status, Some(1), "{}{}", ended.stdout, ended.stderr);
     for name in ["broken", "missing", "single"] {
-        assert!(ended.out.contains(name), "{name} is not in\n{}", ended.out);
+        assert!(ended.stdout.contains(name), "{name} is not in\n{}", ended.stdout);
     }
-    assert!(ended.out.contains("no luck"), "what a server said last is shown:\n{}", ended.out);
+    assert!(
+        ended.stdout.contains("no luck"),
+        "what a server said last is shown:\n{}",
+        ended.stdout
+    );
 }
 
 #[test]
@@ -109,12 +115,12 @@ fn a_peer_is_measured_only_under_workloads_it_supports() {
         env!("CARGO_BIN_EXE_prefork"),
         dir.path().display()
     );
-    let ended = Builder::verb("compare")
+    let ended = ProcessBuilder::verb("compare")
         .args(["--models", "none", "--peer", &peer, "--workloads", "keep-alive,cpu-pool"])
         .args(["--rounds", "1", "--duration", "2s", "--json"])
         .run();
-    assert_eq!(ended.status, Some(0), "{}{}", ended.out, ended.err);
-    let report: Value = serde_json::from_str(&ended.out).expect("JSON");
+    assert_eq!(ended.status, Some(0), "{}{}", ended.stdout, ended.stderr);
+    let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
     let cell = |at: usize| report["workloads"][at]["contestants"][0].clone();
     assert!(cell(0)["per_second"]["median"].as_f64() > Some(0.0), "{report:#}");
     assert_eq!(

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
@@ -15,22 +15,22 @@ const COUNT: usize = 2;
 
 /// `test` under each model, on a server with these arguments.
 #[track_caller]
-pub fn under_each(args: &[&str], test: impl Fn(&str, Server)) {
+pub fn for_each_model(args: &[&str], test: impl Fn(&str, Server)) {
     for model in MODELS {
         // Shown if the test fails.
         println!("model {model}");
-        test(model, start(model, args));
+        test(model, start_model(model, args));
     }
 }
 
 #[track_caller]
-pub fn start(model: &str, args: &[&str]) -> Server {
+pub fn start_model(model: &str, args: &[&str]) -> Server {
     Server::builder().model(model, COUNT).args(args.iter().copied()).start()
 }
 
 /// Sends a request that takes that long, and waits until it is being answered.
 #[track_caller]
-pub fn begin(server: &Server, path: &str) -> Client {
+pub fn start_request(server: &Server, path: &str) -> Client {
     let mut client = server.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
     server.wait_in_flight(path);
@@ -39,7 +39,7 @@ pub fn begin(server: &Server, path: &str) -> Client {
 
 #[test]
 fn every_model_serves_keep_alive_and_pipelining() {
-    under_each(&[], |model, server| {
+    for_each_model(&[], |model, server| {
         let processes = if model == "prefork" { COUNT } else { 1 };
         assert_eq!(server.worker_pids().len(), processes);
         let mut client = server.connect();
@@ -62,17 +62,17 @@ fn every_model_serves_keep_alive_and_pipelining() {
 
 #[test]
 fn every_model_transfers_bodies_completely() {
-    under_each(&[], |_, server| {
+    for_each_model(&[], |_, server| {
         let mut client = server.connect();
         let large = vec![b'x'; 1 << 20];
         assert_eq!(client.post("/echo", &large).expect("answer").body, large);
         assert_eq!(client.get("/bytes/5000000").expect("answer").body.len(), 5_000_000);
         let head = "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
-        assert_eq!(client.ask(head).expect("go on").status, 100);
-        assert_eq!(client.ask("body").expect("answer").text(), "body");
+        assert_eq!(client.send_and_read(head).expect("go on").status, 100);
+        assert_eq!(client.send_and_read("body").expect("answer").text(), "body");
         let chunked = "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
                        3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n";
-        assert_eq!(client.ask(chunked).expect("answer").text(), "chunked");
+        assert_eq!(client.send_and_read(chunked).expect("answer").text(), "chunked");
         drop(client);
         server.stop();
     });
@@ -80,10 +80,10 @@ fn every_model_transfers_bodies_completely() {
 
 #[test]
 fn every_model_refuses_malformed_and_slow_requests() {
-    under_each(&["--header-timeout", "1s", "--keep-alive-timeout", "2s"], |_, server| {
+    for_each_model(&["--header-timeout", "1s", "--keep-alive-timeout", "2s"], |_, server| {
         let mut client = server.connect();
         let smuggled = "GET / HTTP/1.1\r\nHost: a/b\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        let answer = client.ask(smuggled).expect("answer");
+        let answer = client.send_and_read(smuggled).expect("answer");
         assert_eq!((answer.status, answer.closes()), (400, true));
         let rest = client.read_to_end();
         assert!(matches!(rest.as_deref(), Ok([]) | Err(Failure::Reset)), "{rest:?}");
@@ -105,8 +105,8 @@ fn every_model_refuses_malformed_and_slow_requests() {
 
 #[test]
 fn in_every_model_a_panic_fails_one_request() {
-    under_each(&["--faults"], |_, server| {
-        let server = server.allow(&["/fault/panic", "panicked at"]);
+    for_each_model(&["--faults"], |_, server| {
+        let server = server.allow_errors(&["/fault/panic", "panicked at"]);
         let pids = server.worker_pids();
         let mut client = server.connect();
         assert_eq!(client.get("/fault/panic").expect("answer").status, 500);
@@ -123,11 +123,15 @@ fn in_every_model_a_panic_fails_one_request() {
 #[test]
 fn no_model_loses_a_request_during_a_stop() {
     // No client is ever idle for as long as this, even on a busy machine.
-    under_each(&["--linger-timeout", "20s"], |_, server| {
-        let mut long = begin(&server, "/sleep/1500");
-        let kept =
-            Load::keep_alive(server.address(), 6).posting().thinking().until_refused().start();
-        let new = Load::new_connections(server.address(), 2).thinking().until_refused().start();
+    for_each_model(&["--linger-timeout", "20s"], |_, server| {
+        let mut long = start_request(&server, "/sleep/1500");
+        let kept = Load::keep_alive(server.address(), 6)
+            .with_posts()
+            .with_think_time()
+            .until_refused()
+            .start();
+        let new =
+            Load::new_connections(server.address(), 2).with_think_time().until_refused().start();
         kept.wait_answered(100);
         new.wait_answered(30);
         server.signal(Signal::SIGTERM);
@@ -135,33 +139,33 @@ fn no_model_loses_a_request_during_a_stop() {
         assert_eq!((answer.text(), answer.closes()), ("slept for 1500 ms\n", true));
         let (kept, new) = (kept.join(), new.join());
         assert_eq!((kept.failures(), new.failures()), (0, 0), "{kept:?} {new:?}");
-        server.finish(0);
+        server.wait_clean_exit(0);
     });
 }
 
 #[test]
 fn every_model_cuts_and_names_requests_at_the_graceful_timeout() {
-    under_each(&["--graceful-timeout", "500ms"], |_, server| {
-        let mut client = begin(&server, "/sleep/60000");
+    for_each_model(&["--graceful-timeout", "500ms"], |_, server| {
+        let mut client = start_request(&server, "/sleep/60000");
         server.signal(Signal::SIGTERM);
         assert!(client.read().is_err());
-        let text = server.finish(0);
+        let text = server.wait_clean_exit(0);
         assert_eq!(log::lines_with(&text, &["WARN", "GET /sleep/60000"]).count(), 1, "{text}");
     });
 }
 
 #[test]
 fn no_model_loses_a_request_during_a_reload() {
-    under_each(&["--linger-timeout", "20s"], |model, server| {
-        let kept = Load::keep_alive(server.address(), 6).posting().thinking().start();
-        let new = Load::new_connections(server.address(), 2).thinking().start();
+    for_each_model(&["--linger-timeout", "20s"], |model, server| {
+        let kept = Load::keep_alive(server.address(), 6).with_posts().with_think_time().start();
+        let new = Load::new_connections(server.address(), 2).with_think_time().start();
         for generation in 2..4 {
             kept.wait_answered(60);
             new.wait_answered(20);
             let old = server.worker_pids();
             server.signal(Signal::SIGHUP);
             server.wait_generation(generation);
-            server.wait_others(old.len(), &old);
+            server.wait_new_workers(old.len(), &old);
         }
         let (kept, new) = (kept.stop(), new.stop());
         assert_eq!((kept.failures(), new.failures()), (0, 0), "{kept:?} {new:?}");
@@ -175,14 +179,14 @@ fn no_model_loses_a_request_during_a_reload() {
 #[test]
 fn no_model_loses_a_request_during_an_upgrade() {
     for model in MODELS {
-        let server = Server::builder().model(model, COUNT).copied();
+        let server = Server::builder().model(model, COUNT).with_copied_program();
         let server = server.args(["--linger-timeout", "20s"]).start();
-        let load = Load::keep_alive(server.address(), 4).posting().thinking().start();
+        let load = Load::keep_alive(server.address(), 4).with_posts().with_think_time().start();
         load.wait_answered(40);
         let old = server.worker_pids();
         server.signal(Signal::SIGUSR2);
         server.wait_generation(2);
-        server.wait_others(old.len(), &old);
+        server.wait_new_workers(old.len(), &old);
         load.wait_answered(40);
         let tally = load.stop();
         assert_eq!((tally.failures(), tally.refused), (0, 0), "{model}: {tally:?}");
@@ -194,12 +198,12 @@ fn no_model_loses_a_request_during_an_upgrade() {
 
 #[test]
 fn every_model_replaces_a_killed_worker() {
-    under_each(&[], |_, server| {
-        let server = server.allow(&["SIGKILL"]);
+    for_each_model(&[], |_, server| {
+        let server = server.allow_errors(&["SIGKILL"]);
         let old = server.worker_pids();
-        process::send(old[0], Signal::SIGKILL);
+        process::send_signal(old[0], Signal::SIGKILL);
         server.wait_replaced(1);
-        wait::until("its end", || process::is_gone(old[0]));
+        wait::until("its end", || process::has_ended(old[0]));
         assert_eq!(server.get("/").status, 200);
         assert_eq!(server.status()["primary"]["restarts"], 1);
         server.stop();
@@ -208,12 +212,12 @@ fn every_model_replaces_a_killed_worker() {
 
 #[test]
 fn every_model_replaces_a_worker_that_gets_sigterm() {
-    under_each(&[], |_, server| {
+    for_each_model(&[], |_, server| {
         let old = server.worker_pids();
-        let mut slow = begin(&server, "/sleep/700");
-        process::send(old[0], Signal::SIGTERM);
+        let mut slow = start_request(&server, "/sleep/700");
+        process::send_signal(old[0], Signal::SIGTERM);
         server.wait_replaced(1);
-        wait::until("the old one's end", || process::is_gone(old[0]));
+        wait::until("the old one's end", || process::has_ended(old[0]));
         assert_eq!(slow.read().expect("answer").text(), "slept for 700 ms\n");
         assert_eq!(server.get("/").status, 200);
         server.stop();
@@ -222,7 +226,7 @@ fn every_model_replaces_a_worker_that_gets_sigterm() {
 
 #[test]
 fn every_model_counts_every_request() {
-    under_each(&[], |model, server| {
+    for_each_model(&[], |model, server| {
         let load = Load::keep_alive(server.address(), 8).start();
         load.wait_answered(2000);
         let tally = load.stop();
@@ -250,7 +254,7 @@ fn every_model_counts_every_request() {
             let each: Vec<u64> = each.map(|t| t["requests"].as_u64().expect("n")).collect();
             assert_eq!(each.iter().sum::<u64>(), tally.ok);
             assert!(each.iter().all(|n| *n > 0), "politely shared: {each:?}");
-            let table = server.order(&["status"]);
+            let table = server.run_verb(&["status"]);
             assert!(table.contains("loop 1") && table.contains("thread-per-core"), "{table}");
         }
         server.stop();
@@ -259,7 +263,7 @@ fn every_model_counts_every_request() {
 
 #[test]
 fn worker_connections_is_a_limit_for_each_thread() {
-    under_each(&["--worker-connections", "2"], |model, server| {
+    for_each_model(&["--worker-connections", "2"], |model, server| {
         let most = if model == "single" { 2 } else { 2 * COUNT };
         let mut taken: Vec<Client> = (0..most).map(|_| server.connect()).collect();
         for client in &mut taken {
@@ -284,7 +288,7 @@ fn worker_connections_is_a_limit_for_each_thread() {
 #[test]
 fn a_blocked_event_loop_thread_is_named_while_others_serve() {
     let watched = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "4s"];
-    let server = start("thread-per-core", &watched).allow(&["worker=1"]);
+    let server = start_model("thread-per-core", &watched).allow_errors(&["worker=1"]);
     let pid = server.worker_pids()[0];
     let tag = format!("pid={pid}");
     let mut stuck = server.connect();
@@ -301,17 +305,17 @@ fn a_blocked_event_loop_thread_is_named_while_others_serve() {
 #[test]
 fn in_threads_a_blocking_handler_holds_one_thread_without_a_warning() {
     let server =
-        start("threads", &["--faults", "--stall-warn", "200ms", "--graceful-timeout", "0s"]);
-    let stuck = begin(&server, "/fault/hang");
+        start_model("threads", &["--faults", "--stall-warn", "200ms", "--graceful-timeout", "0s"]);
+    let stuck = start_request(&server, "/fault/hang");
     let begun = Instant::now();
     for _ in 0..20 {
         assert_eq!(server.get("/").status, 200);
     }
-    wait::until_past(begun, Duration::from_secs(1));
+    wait::until_elapsed(begun, Duration::from_secs(1));
     assert_eq!(server.count_log(&["WARN", "GET /fault/hang"]), 0);
     drop(stuck);
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -321,12 +325,12 @@ fn settings_that_a_model_does_not_support_are_refused() {
         (&["--model", "threads", "--dispatch", "reuseport"], ["threads", "dispatch"]),
         (&["--model", "fork"], ["fork", "model"]),
     ] {
-        let ended = Builder::verb("check").args(args.iter().copied()).run();
-        assert_eq!(ended.status, Some(78), "{}", ended.err);
-        assert!(names.iter().all(|name| ended.err.contains(name)), "{}", ended.err);
+        let ended = ProcessBuilder::verb("check").args(args.iter().copied()).run();
+        assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+        assert!(names.iter().all(|name| ended.stderr.contains(name)), "{}", ended.stderr);
     }
-    let server = start("thread-per-core", &[]);
-    let why = server.refused(&["scale", "3"], 1);
+    let server = start_model("thread-per-core", &[]);
+    let why = server.verb_fails(&["scale", "3"], 1);
     assert!(why.contains("model"), "{why}");
     server.stop();
 }
@@ -334,7 +338,7 @@ fn settings_that_a_model_does_not_support_are_refused() {
 #[test]
 fn a_reload_can_change_the_model_except_to_threads() {
     let text = |model: &str| format!("bind = ['127.0.0.1:0']\nworkers = 2\nmodel = '{model}'\n");
-    let server = Server::builder().config(2, &text("prefork")).start().allow(&["threads"]);
+    let server = Server::builder().config(2, &text("prefork")).start().allow_errors(&["threads"]);
     let write = |model| {
         std::fs::write(server.dir().join("prefork.toml"), text(model)).expect("write");
         server.signal(Signal::SIGHUP);
@@ -344,10 +348,10 @@ fn a_reload_can_change_the_model_except_to_threads() {
     server.wait_log(&["ERROR", "model", "threads"]);
     assert_eq!(server.worker_pids(), old);
     write("thread-per-core");
-    let one = server.wait_others(1, &old);
+    let one = server.wait_new_workers(1, &old);
     assert_eq!(server.get("/").pid(), one[0]);
     write("prefork");
-    server.wait_others(2, &one);
+    server.wait_new_workers(2, &one);
     assert_eq!(server.get("/").status, 200);
     server.stop();
 }

@@ -1,17 +1,17 @@
 //! Being told wrong things, and saying what was understood.
 
 use crate::support::Server;
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 
 /// The status and the error of `prefork serve` with these arguments only.
-fn serve(args: &[&str]) -> (Option<i32>, String) {
-    let ended = Builder::verb("serve").args(args).run();
-    (ended.status, ended.err)
+fn run_serve(args: &[&str]) -> (Option<i32>, String) {
+    let ended = ProcessBuilder::verb("serve").args(args).run();
+    (ended.status, ended.stderr)
 }
 
 #[test]
 fn an_unknown_flag_is_a_usage_error_that_suggests_the_nearest() {
-    let (status, err) = serve(&["--wrokers", "2"]);
+    let (status, err) = run_serve(&["--wrokers", "2"]);
     assert_eq!(status, Some(64), "{err}");
     assert!(err.contains("--workers"), "{err}");
 }
@@ -19,17 +19,17 @@ fn an_unknown_flag_is_a_usage_error_that_suggests_the_nearest() {
 #[test]
 fn a_missing_or_unknown_verb_is_a_usage_error() {
     for verb in ["", "sevre"] {
-        let ended = Builder::verb(verb).run();
-        assert_eq!(ended.status, Some(64), "{}", ended.err);
+        let ended = ProcessBuilder::verb(verb).run();
+        assert_eq!(ended.status, Some(64), "{}", ended.stderr);
     }
 }
 
 #[test]
 fn help_and_version_succeed() {
     for verb in ["--help", "--version"] {
-        let ended = Builder::verb(verb).run();
-        assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{verb}");
-        assert!(ended.out.contains("prefork"), "{}", ended.out);
+        let ended = ProcessBuilder::verb(verb).run();
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{verb}");
+        assert!(ended.stdout.contains("prefork"), "{}", ended.stdout);
     }
 }
 
@@ -44,7 +44,7 @@ fn invalid_values_are_named_with_their_source() {
         (["--root", "/nonexistent"], ["--root", "/nonexistent"]),
         (["--config", "/nonexistent"], ["/nonexistent", ""]),
     ] {
-        let (status, err) = serve(&args);
+        let (status, err) = run_serve(&args);
         assert_eq!(status, Some(78), "{err}");
         let has_names = names.iter().all(|name| err.contains(name));
         assert!(err.starts_with("prefork: ") && has_names, "{names:?}: {err}");
@@ -54,40 +54,40 @@ fn invalid_values_are_named_with_their_source() {
 
 #[test]
 fn an_invalid_environment_variable_is_named() {
-    let ended = Builder::verb("serve").env("WEB_CONCURRENCY", "many").run();
-    assert_eq!(ended.status, Some(78), "{}", ended.err);
-    assert!(ended.err.contains("WEB_CONCURRENCY"), "{}", ended.err);
+    let ended = ProcessBuilder::verb("serve").env("WEB_CONCURRENCY", "many").run();
+    assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.contains("WEB_CONCURRENCY"), "{}", ended.stderr);
 }
 
 #[test]
 fn an_unknown_config_key_is_named_with_its_line_and_the_nearest() {
-    let builder = Builder::verb("serve");
+    let builder = ProcessBuilder::verb("serve");
     std::fs::write(builder.dir().join("a.toml"), "workers = 2\nbnid = \":1\"\n").expect("write");
     let ended = builder.args(["--config", "a.toml"]).run();
-    assert_eq!(ended.status, Some(78), "{}", ended.err);
+    assert_eq!(ended.status, Some(78), "{}", ended.stderr);
     for name in ["a.toml:2", "\"bnid\"", "\"bind\""] {
-        assert!(ended.err.contains(name), "{name}: {}", ended.err);
+        assert!(ended.stderr.contains(name), "{name}: {}", ended.stderr);
     }
 }
 
 #[test]
 fn a_failed_start_leaves_no_socket_file() {
-    let builder = Builder::verb("serve");
+    let builder = ProcessBuilder::verb("serve");
     let socket = builder.dir().join("socket");
     let args = ["--bind", "unix:socket", "--bind", "192.0.2.1:0"];
     let ended = builder.args(args).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     assert!(!socket.exists());
 }
 
 #[test]
 fn check_prints_every_value_with_its_source() {
-    let builder = Builder::verb("check").env("PORT", "8080");
+    let builder = ProcessBuilder::verb("check").env("PORT", "8080");
     std::fs::write(builder.dir().join("a.toml"), "backlog = 10\nworkers = 3\n").expect("write");
     let ended = builder.args(["--config", "a.toml", "--workers", "2"]).run();
-    assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""));
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
     let rows: Vec<Vec<&str>> =
-        ended.out.lines().map(|line| line.split_whitespace().collect()).collect();
+        ended.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     for row in [
         ["KEY", "VALUE", "SOURCE"],
         ["bind", "0.0.0.0:8080", "PORT"],
@@ -95,15 +95,15 @@ fn check_prints_every_value_with_its_source() {
         ["workers", "2", "--workers"],
         ["graceful-timeout", "30s", "default"],
     ] {
-        assert!(rows.iter().any(|r| r[..] == row), "{row:?} is not in\n{}", ended.out);
+        assert!(rows.iter().any(|r| r[..] == row), "{row:?} is not in\n{}", ended.stdout);
     }
 }
 
 #[test]
 fn check_prints_json() {
-    let ended = Builder::verb("check").args(["--json", "--workers", "2"]).run();
-    assert_eq!(ended.status, Some(0), "{}", ended.err);
-    let json: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
+    let ended = ProcessBuilder::verb("check").args(["--json", "--workers", "2"]).run();
+    assert_eq!(ended.status, Some(0), "{}", ended.stderr);
+    let json: serde_json::Value = serde_json::from_str(&ended.stdout).expect("JSON");
     assert_eq!(json["workers"]["value"], "2");
     assert_eq!(json["workers"]["source"], "--workers");
 }
@@ -111,8 +111,8 @@ fn check_prints_json() {
 #[test]
 fn check_reports_the_same_errors_as_serve() {
     for args in [["--workers", "0"], ["--bind", "nonsense"], ["--root", "/nonexistent"]] {
-        let check = Builder::verb("check").args(args).run();
-        assert_eq!((check.status, check.err), serve(&args));
+        let check = ProcessBuilder::verb("check").args(args).run();
+        assert_eq!((check.status, check.stderr), run_serve(&args));
     }
 }
 

@@ -5,22 +5,22 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use nix::sys::signal::Signal;
 
 use crate::support::load::Load;
-use crate::support::{Client, Server, amount, process, wait};
+use crate::support::{Client, Server, env_count, process, wait};
 
 /// Reloads, and waits until the old workers are gone.
 #[track_caller]
-fn reload(server: &Server, generation: usize) -> Vec<u32> {
+fn reload_and_wait(server: &Server, generation: usize) -> Vec<u32> {
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
     server.wait_generation(generation);
-    server.wait_others(old.len(), &old)
+    server.wait_new_workers(old.len(), &old)
 }
 
 #[test]
 fn idle_connections_survive_reloads_without_delaying_them() {
     // A worker that only waited for them to end would wait for longer than this test.
     let server = Server::with(2, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
-    let count = amount("PREFORK_IDLE", 64);
+    let count = env_count("PREFORK_IDLE", 64);
     let mut idle: Vec<Client> = (0..count).map(|_| server.connect()).collect();
     for client in &mut idle {
         assert_eq!(client.get("/").expect("answer").status, 200);
@@ -29,9 +29,9 @@ fn idle_connections_survive_reloads_without_delaying_them() {
     idle.extend((0..8).map(|_| server.connect()));
     for round in 0..3 {
         // The old ones are gone, though nothing was asked meanwhile.
-        reload(&server, 2 + 2 * round);
+        reload_and_wait(&server, 2 + 2 * round);
         assert_eq!(idle.iter().filter(|client| client.is_closed()).count(), 0);
-        let new = reload(&server, 3 + 2 * round);
+        let new = reload_and_wait(&server, 3 + 2 * round);
         for client in &mut idle {
             let answer = client.get("/").expect("an answer");
             assert!(new.contains(&answer.pid()) && !answer.closes(), "{answer:?}");
@@ -47,7 +47,7 @@ fn idle_connections_survive_reloads_without_delaying_them() {
 #[test]
 fn reloads_close_no_connection_between_two_requests() {
     let server = Server::start(2);
-    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
+    let load = Load::keep_alive(server.address(), 8).with_posts().with_think_time().start();
     for generation in 2..7 {
         load.wait_answered(20);
         server.signal(Signal::SIGHUP);
@@ -63,7 +63,7 @@ fn without_handover_idle_connections_close_after_the_linger_timeout() {
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "300ms"]);
     let mut idle = server.connect();
     idle.get("/").expect("answer");
-    reload(&server, 2);
+    reload_and_wait(&server, 2);
     assert_eq!(idle.read_to_end(), Ok(Vec::new()));
     assert_eq!(server.cluster()["totals"]["handed_over"], 0);
     server.stop();
@@ -84,7 +84,7 @@ fn without_handover_a_draining_worker_sends_connection_close() {
 }
 
 /// Sends sixteen requests at a time, and reads sixteen answers, until told to stop.
-fn pipeline(server: &Server, number: usize, stop: &AtomicBool, batches: &AtomicUsize) {
+fn run_pipelining_client(server: &Server, number: usize, stop: &AtomicBool, batches: &AtomicUsize) {
     let mut client = server.connect();
     while !stop.load(Relaxed) {
         let bodies: Vec<String> = (0..16).map(|n| format!("client {number}, {n}")).collect();
@@ -108,7 +108,8 @@ fn pipelined_requests_are_answered_in_order_during_reloads() {
     let (stop, batches) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         let (server, stop, batches) = (&server, &stop, &batches);
-        let begin = |number| scope.spawn(move || pipeline(server, number, stop, batches));
+        let begin =
+            |number| scope.spawn(move || run_pipelining_client(server, number, stop, batches));
         let clients: Vec<_> = (0..4).map(begin).collect();
         for generation in 2..8 {
             let goal = batches.load(Relaxed) + 8;
@@ -139,7 +140,7 @@ fn a_slow_reader_receives_everything_during_a_reload() {
         assert_eq!((answer.status, answer.body.len()), (200, size));
         assert!(!answer.closes());
     }
-    let new = server.wait_others(2, &old);
+    let new = server.wait_new_workers(2, &old);
     for client in &mut slow {
         assert!(new.contains(&client.get("/").expect("an answer").pid()));
     }
@@ -155,11 +156,11 @@ fn connections_handed_over_to_a_frozen_worker_are_not_lost() {
     }
     let workers = server.worker_pids();
     let (leaving, frozen) = (workers[0], workers[1]);
-    process::send(frozen, Signal::SIGSTOP);
-    process::send(leaving, Signal::SIGTERM);
-    server.wait_others(3, &[leaving]);
+    process::send_signal(frozen, Signal::SIGSTOP);
+    process::send_signal(leaving, Signal::SIGTERM);
+    server.wait_new_workers(3, &[leaving]);
     // Those that went to the frozen one are answered when it goes on.
-    process::send(frozen, Signal::SIGCONT);
+    process::send_signal(frozen, Signal::SIGCONT);
     for client in &mut clients {
         assert_ne!(client.get("/").expect("an answer").pid(), leaving);
     }

@@ -6,13 +6,13 @@ use std::os::unix::net::UnixStream;
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::control::{frame, read_frame};
 use crate::support::wait::DEADLINE;
 use crate::support::{Failure, Server, log, process, wait};
 
 #[track_caller]
-fn start() -> Server {
+fn start_server() -> Server {
     Server::builder().start()
 }
 
@@ -31,9 +31,9 @@ fn status_shows_every_worker() {
     assert_eq!(status["listeners"][0], format!("http://{}", server.address()));
     assert_eq!(status["totals"]["requests"], 1);
     let printed: serde_json::Value =
-        serde_json::from_str(&server.order(&["status", "--json"])).expect("JSON");
+        serde_json::from_str(&server.run_verb(&["status", "--json"])).expect("JSON");
     assert_eq!(printed["primary"]["pid"], server.pid());
-    let table = server.order(&["status"]);
+    let table = server.run_verb(&["status"]);
     let pid = format!("pid={}", server.pid());
     assert!(table.contains(&pid) && table.contains("running"), "{table}");
     assert!(table.contains("3 of 3"), "{table}");
@@ -46,16 +46,16 @@ fn status_shows_every_worker() {
 
 #[test]
 fn status_shows_requests_in_flight() {
-    let server = start();
+    let server = start_server();
     let mut client = server.connect();
     client.send("GET /sleep/600000?a=b HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let row = wait::until_some("the request in the table", || {
-        let table = server.order(&["status"]);
+        let table = server.run_verb(&["status"]);
         table.lines().find(|line| line.contains("GET /sleep/600000")).map(str::to_string)
     });
     assert!(row.contains("serving"), "{row}");
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -71,17 +71,17 @@ fn the_control_socket_has_mode_0600_and_is_removed_at_the_end() {
     wait::until("the end of the socket", || !path.exists());
     let left = std::fs::read_dir(&dir).expect("dir").flatten().map(|entry| entry.file_name());
     assert_eq!(left.collect::<Vec<_>>(), ["log"]);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn workers_do_not_inherit_control_connections() {
-    let server = start().allow(&["SIGKILL"]);
+    let server = start_server().allow_errors(&["SIGKILL"]);
     // Clients that are there when a worker is forked.
     let clients: Vec<_> =
         (0..3).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
     server.status();
-    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
     for pid in server.worker_pids() {
         let own = process::descriptors(pid);
@@ -95,39 +95,39 @@ fn workers_do_not_inherit_control_connections() {
 
 #[test]
 fn status_answers_beside_a_frozen_worker_and_many_silent_clients() {
-    let server = start();
+    let server = start_server();
     let frozen = server.worker_pids()[0];
-    process::send(frozen, Signal::SIGSTOP);
+    process::send_signal(frozen, Signal::SIGSTOP);
     let silent: Vec<_> =
         (0..200).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
     for _ in 0..5 {
-        let status = server.order(&["status", "--json"]);
+        let status = server.run_verb(&["status", "--json"]);
         let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
         assert_eq!(status["workers"].as_array().map(Vec::len), Some(2));
     }
     drop(silent);
-    process::send(frozen, Signal::SIGCONT);
+    process::send_signal(frozen, Signal::SIGCONT);
     server.stop();
 }
 
 #[test]
 fn a_control_path_in_use_is_an_error_that_names_the_holder() {
-    let server = start();
+    let server = start_server();
     let path = server.control().display().to_string();
     let second = Server::builder().args(["--control", &path]).run();
-    assert_eq!(second.status, Some(69), "{}", second.err);
-    assert!(second.err.contains(&format!("pid {}", server.pid())), "{}", second.err);
+    assert_eq!(second.status, Some(69), "{}", second.stderr);
+    assert!(second.stderr.contains(&format!("pid {}", server.pid())), "{}", second.stderr);
     assert_eq!(server.status()["primary"]["pid"], server.pid());
     server.stop();
 }
 
 #[test]
 fn a_stale_control_socket_is_replaced() {
-    let mut server = start();
+    let mut server = start_server();
     let pids = server.worker_pids();
     server.kill_primary();
     assert!(server.control().exists());
-    wait::until("the end of the orphans", || pids.iter().all(|pid| process::is_gone(*pid)));
+    wait::until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
     let again = Server::builder().control_at(server.control()).start();
     assert_eq!(server.status()["primary"]["pid"], again.pid());
     again.stop();
@@ -141,8 +141,8 @@ fn a_regular_file_at_the_control_path_is_kept() {
     std::os::unix::fs::symlink(&file, &link).expect("link");
     for path in [&file, &link] {
         let ended = Server::builder().args(["--control".into(), path.clone()]).run();
-        assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains(&path.display().to_string()), "{}", ended.err);
+        assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&path.display().to_string()), "{}", ended.stderr);
     }
     assert_eq!(std::fs::read_to_string(&file).expect("kept"), "data");
     assert!(link.is_symlink());
@@ -150,34 +150,34 @@ fn a_regular_file_at_the_control_path_is_kept() {
 
 #[test]
 fn stop_returns_when_the_port_is_free() {
-    let server = start();
+    let server = start_server();
     let mut client = server.connect();
     client.send("GET /sleep/500 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/500");
-    server.order(&["stop"]);
+    server.run_verb(&["stop"]);
     assert_eq!(server.try_get("/").err(), Some(Failure::Refused));
     let address = server.address().to_string();
     assert_eq!(client.read().expect("it was finished").status, 200);
-    server.finish(0);
+    server.wait_clean_exit(0);
     Server::builder().bind([address]).start().stop();
 }
 
 #[test]
 fn stop_now_does_not_wait_for_requests() {
-    let server = start();
+    let server = start_server();
     let mut client = server.connect();
     client.send("GET /sleep/600000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/600000");
-    server.order(&["stop", "--now"]);
+    server.run_verb(&["stop", "--now"]);
     assert!(client.read().is_err());
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn events_contain_the_lines_of_the_log() {
-    let server = start();
-    server.order(&["reload"]);
-    let events = server.order(&["events", "--json"]);
+    let server = start_server();
+    server.run_verb(&["reload"]);
+    let events = server.run_verb(&["events", "--json"]);
     let log = server.log();
     let mut sequence = 0;
     for line in events.lines() {
@@ -190,44 +190,44 @@ fn events_contain_the_lines_of_the_log() {
     let with = |words: &[&str]| log::lines_with(&events, words).count();
     assert!(with(&[&format!("pid={}", server.pid())]) > 0 && with(&["uid"]) > 0, "{events}");
     assert!(with(&["worker=1"]) > 0 && with(&["worker=4", "gen=2"]) > 0, "{events}");
-    let text = server.order(&["events"]);
+    let text = server.run_verb(&["events"]);
     assert_eq!(text.lines().count(), sequence, "a line for each: {text}");
     server.stop();
 }
 
 #[test]
 fn events_follow_ends_with_the_primary() {
-    let server = start();
+    let server = start_server();
     std::thread::scope(|scope| {
-        let following = scope.spawn(|| server.ask(&["events", "--follow"]));
-        server.order(&["reload"]);
-        server.order(&["stop"]);
+        let following = scope.spawn(|| server.try_verb(&["events", "--follow"]));
+        server.run_verb(&["reload"]);
+        server.run_verb(&["stop"]);
         let ended = following.join().expect("the verb");
-        assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""));
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
         let log = server.log();
         let last = log.lines().last().and_then(|line| line.split_once(" INFO ")).expect("a log").1;
-        assert!(ended.out.trim_end().ends_with(last.trim_start()), "{last}: {}", ended.out);
-        assert_eq!(ended.out.lines().count(), log.lines().count(), "{}", ended.out);
+        assert!(ended.stdout.trim_end().ends_with(last.trim_start()), "{last}: {}", ended.stdout);
+        assert_eq!(ended.stdout.lines().count(), log.lines().count(), "{}", ended.stdout);
     });
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn a_missing_primary_has_another_exit_status_than_a_refusal() {
-    let builder = Builder::verb("status");
+    let builder = ProcessBuilder::verb("status");
     let path = builder.dir().join("nobody").display().to_string();
     for verb in ["status", "reload", "stop", "upgrade", "events"] {
-        let ended = Builder::verb(verb).args(["--control", &path]).run();
-        assert_eq!((ended.status, ended.out.as_str()), (Some(69), ""), "{}", ended.err);
-        assert!(ended.err.contains(&path), "{}", ended.err);
-        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+        let ended = ProcessBuilder::verb(verb).args(["--control", &path]).run();
+        assert_eq!((ended.status, ended.stdout.as_str()), (Some(69), ""), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&path), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
     }
 }
 
 #[test]
 fn verbs_fail_fast_if_the_primary_is_stopped() {
-    let server = start().allow(&["upgrade"]);
-    process::send(server.pid(), Signal::SIGSTOP);
+    let server = start_server().allow_errors(&["upgrade"]);
+    process::send_signal(server.pid(), Signal::SIGSTOP);
     let words: [&[&str]; 8] = [
         &["status"],
         &["reload"],
@@ -239,8 +239,10 @@ fn verbs_fail_fast_if_the_primary_is_stopped() {
         &["stop"],
     ];
     std::thread::scope(|scope| {
-        let asked: Vec<_> =
-            words.iter().map(|words| scope.spawn(|| (*words, server.refused(words, 69)))).collect();
+        let asked: Vec<_> = words
+            .iter()
+            .map(|words| scope.spawn(|| (*words, server.verb_fails(words, 69))))
+            .collect();
         for verb in asked {
             let (words, why) = verb.join().expect("it ends");
             let pid = server.pid();
@@ -249,8 +251,8 @@ fn verbs_fail_fast_if_the_primary_is_stopped() {
         }
     });
     // What was asked is done when it goes on; the stop is among it.
-    process::send(server.pid(), Signal::SIGCONT);
-    server.finish(0);
+    process::send_signal(server.pid(), Signal::SIGCONT);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -260,11 +262,11 @@ fn errors_tell_what_is_at_the_control_path() {
     std::fs::write(&file, "data").expect("write");
     drop(std::os::unix::net::UnixListener::bind(&stale).expect("bind"));
     let reasons = [file, stale, dir.path().join("none"), dir.path().into()].map(|path| {
-        let ended = Builder::verb("status").args(["--control".into(), path.clone()]).run();
+        let ended = ProcessBuilder::verb("status").args(["--control".into(), path.clone()]).run();
         let path = path.display().to_string();
-        assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains(&path), "{path}: {}", ended.err);
-        ended.err.replace(&path, "")
+        assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&path), "{path}: {}", ended.stderr);
+        ended.stderr.replace(&path, "")
     });
     assert_eq!(reasons[0], reasons[3], "neither is a socket");
     let different: std::collections::BTreeSet<&String> = reasons.iter().collect();
@@ -276,16 +278,16 @@ fn a_verb_waits_for_a_silent_primary_until_its_timeout() {
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("s");
     let _listener = std::os::unix::net::UnixListener::bind(&path).expect("bind");
-    let ended = Builder::verb("reload")
+    let ended = ProcessBuilder::verb("reload")
         .args(["--control".into(), path.into_os_string(), "--timeout".into(), "200ms".into()])
         .run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("--timeout"), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("--timeout"), "{}", ended.stderr);
 }
 
 /// Sends these bytes and nothing more; what is answered until the server closes.
 #[track_caller]
-fn talk(server: &Server, bytes: &[u8]) -> String {
+fn send_raw(server: &Server, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(server.control()).expect("connect");
     stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
     stream.write_all(bytes).expect("send");
@@ -309,7 +311,7 @@ fn invalid_control_requests_are_refused_with_a_reason() {
         (frame(r#"{"verb":"scale","to":0}"#), "0"),
         (frame(""), "JSON"),
     ] {
-        let answer = talk(&server, &bytes);
+        let answer = send_raw(&server, &bytes);
         let json = answer.find('{').map_or("", |at| &answer[at..]);
         let answer: serde_json::Value = serde_json::from_str(json).expect("JSON");
         let is_named = answer["error"].as_str().is_some_and(|text| text.contains(why));
@@ -325,7 +327,7 @@ fn an_incomplete_control_request_is_ignored() {
     let server = Server::builder().start();
     let whole = frame(r#"{"verb":"stop"}"#);
     for length in [0, 1, 4, whole.len() - 1] {
-        assert_eq!(talk(&server, &whole[..length]), "", "{length}");
+        assert_eq!(send_raw(&server, &whole[..length]), "", "{length}");
     }
     let silent: Vec<_> = (0..40)
         .map(|n| {

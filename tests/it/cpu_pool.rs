@@ -12,34 +12,34 @@ use crate::support::{Client, Failure, Server, log, process, wait};
 const FOREVER: &str = "/fib/50";
 
 /// One worker with one thread in its pool, a short queue, and a control socket; a second to finish.
-fn start(queue: &str, args: &[&str]) -> Server {
-    start_with(queue, "1", "1s", args)
+fn start_pool(queue: &str, args: &[&str]) -> Server {
+    start_pool_with(queue, "1", "1s", args)
 }
 
-fn start_with(queue: &str, threads: &str, grace: &str, args: &[&str]) -> Server {
+fn start_pool_with(queue: &str, threads: &str, grace: &str, args: &[&str]) -> Server {
     let pool = ["--pool-threads", threads, "--pool-queue", queue, "--graceful-timeout", grace];
     Server::builder().workers(1).args(pool).args(args.iter().copied()).start()
 }
 
-fn begin(server: &Server, path: &str) -> Client {
+fn start_request(server: &Server, path: &str) -> Client {
     let mut client = server.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
     client
 }
 
 /// A figure of the first worker's pool.
-fn figure(server: &Server, name: &str) -> u64 {
+fn pool_figure(server: &Server, name: &str) -> u64 {
     let status = server.status();
     status["workers"][0]["pool"][name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"))
 }
 
 #[track_caller]
-fn wait_figure(server: &Server, name: &str, value: u64) {
-    wait::until(&format!("{name} = {value}"), || figure(server, name) == value);
+fn wait_pool_figure(server: &Server, name: &str, value: u64) {
+    wait::until(&format!("{name} = {value}"), || pool_figure(server, name) == value);
 }
 
 /// The threads of the worker's pool: id and nice value.
-fn threads(pid: u32) -> Vec<(u32, i32)> {
+fn pool_threads(pid: u32) -> Vec<(u32, i32)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
     let found = tasks.filter_map(|task| {
         let stat = fs::read_to_string(task.path().join("stat")).ok()?;
@@ -53,9 +53,9 @@ fn threads(pid: u32) -> Vec<(u32, i32)> {
 
 #[test]
 fn a_worker_serves_while_pool_jobs_run() {
-    let server = start("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
-    let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
-    wait_figure(&server, "depth", 2);
+    let server = start_pool("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
+    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, FOREVER)).collect();
+    wait_pool_figure(&server, "depth", 2);
     let mut client = server.connect();
     // The jobs take minutes: on the event loop, not one of these would be answered in time.
     for _ in 0..200 {
@@ -66,70 +66,70 @@ fn a_worker_serves_while_pool_jobs_run() {
     assert_eq!(serving.iter().filter(|r| r["request"] == "GET /fib/50").count(), 3, "{status}");
     assert!(serving.iter().all(|r| r["on_loop"] == false), "{status}");
     // A loop that does not turn would be warned about.
-    assert_eq!(log::complaints(&server.log()), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&server.log()), Vec::<&str>::new());
     drop(clients);
     server.stop();
 }
 
 #[test]
 fn a_full_pool_queue_is_503_with_retry_after() {
-    let server = start("1", &[]);
-    let _runs = begin(&server, FOREVER);
-    wait_figure(&server, "running", 1);
-    let _waits = begin(&server, FOREVER);
-    wait_figure(&server, "depth", 1);
+    let server = start_pool("1", &[]);
+    let _runs = start_request(&server, FOREVER);
+    wait_pool_figure(&server, "running", 1);
+    let _waits = start_request(&server, FOREVER);
+    wait_pool_figure(&server, "depth", 1);
     let refused = server.get("/fib/1");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
     assert_eq!(server.get("/").status, 200);
-    assert_eq!(figure(&server, "rejected"), 1);
+    assert_eq!(pool_figure(&server, "rejected"), 1);
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn a_disconnected_clients_pool_job_is_cancelled() {
-    let server = start("8", &[]);
-    let runs = begin(&server, FOREVER);
-    wait_figure(&server, "running", 1);
-    let waits = [begin(&server, FOREVER), begin(&server, FOREVER)];
-    wait_figure(&server, "depth", 2);
+    let server = start_pool("8", &[]);
+    let runs = start_request(&server, FOREVER);
+    wait_pool_figure(&server, "running", 1);
+    let waits = [start_request(&server, FOREVER), start_request(&server, FOREVER)];
+    wait_pool_figure(&server, "depth", 2);
     drop(waits);
-    wait_figure(&server, "depth", 0);
-    assert_eq!((figure(&server, "running"), figure(&server, "cancelled")), (1, 2));
+    wait_pool_figure(&server, "depth", 0);
+    assert_eq!((pool_figure(&server, "running"), pool_figure(&server, "cancelled")), (1, 2));
     drop(runs);
     // It looks at its cancel flag.
-    wait_figure(&server, "running", 0);
-    assert_eq!((figure(&server, "done"), figure(&server, "cancelled")), (0, 3));
+    wait_pool_figure(&server, "running", 0);
+    assert_eq!((pool_figure(&server, "done"), pool_figure(&server, "cancelled")), (0, 3));
     server.stop();
 }
 
 #[test]
 fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
     // At the loop's priority: on a busy machine the other one may take for ever.
-    let server = start_with("8", "1", "25s", &["--pool-nice", "0"]);
-    let mut clients = [begin(&server, "/fib/36"), begin(&server, "/fib/30")];
-    wait::until("a job", || figure(&server, "running") + figure(&server, "done") > 0);
+    let server = start_pool_with("8", "1", "25s", &["--pool-nice", "0"]);
+    let mut clients = [start_request(&server, "/fib/36"), start_request(&server, "/fib/30")];
+    wait::until("a job", || pool_figure(&server, "running") + pool_figure(&server, "done") > 0);
     server.signal(Signal::SIGTERM);
     let answers = clients.each_mut().map(|client| client.read().expect("an answer"));
     assert_eq!(answers[0].text(), "fib(36) = 14930352\n");
     assert_eq!(answers[1].text(), "fib(30) = 832040\n");
-    let text = server.finish(0);
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    let text = server.wait_clean_exit(0);
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn an_endless_pool_job_does_not_keep_a_worker_alive() {
-    let server = start("8", &["--faults"]);
-    let mut client = begin(&server, "/fault/job-hang");
-    wait_figure(&server, "running", 1);
-    let mut waits = begin(&server, "/fib/1");
-    wait_figure(&server, "depth", 1);
+    let server = start_pool("8", &["--faults"]);
+    let mut client = start_request(&server, "/fault/job-hang");
+    wait_pool_figure(&server, "running", 1);
+    let mut waits = start_request(&server, "/fib/1");
+    wait_pool_figure(&server, "depth", 1);
     server.signal(Signal::SIGTERM);
     for client in [&mut client, &mut waits] {
         let failure = client.read().expect_err("it was cut");
         assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
     }
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     // The worker itself tells that it cut a job and two connections. Had the primary killed it, there were more lines.
     assert_eq!(log::lines_with(&text, &["WARN", "worker=1", "job"]).count(), 1, "{text}");
     assert_eq!(log::lines_with(&text, &["graceful-timeout"]).count(), 0, "{text}");
@@ -137,53 +137,53 @@ fn an_endless_pool_job_does_not_keep_a_worker_alive() {
 
 #[test]
 fn an_orphaned_worker_exits_despite_an_endless_pool_job() {
-    let mut server = start("8", &["--faults"]);
+    let mut server = start_pool("8", &["--faults"]);
     let pids = server.worker_pids();
-    let _client = begin(&server, "/fault/job-hang");
-    wait_figure(&server, "running", 1);
+    let _client = start_request(&server, "/fault/job-hang");
+    wait_pool_figure(&server, "running", 1);
     server.kill_primary();
-    wait::until("its end", || pids.iter().all(|pid| process::is_gone(*pid)));
+    wait::until("its end", || pids.iter().all(|pid| process::has_ended(*pid)));
 }
 
 #[test]
 fn a_panicking_pool_job_is_500_and_its_thread_is_replaced() {
-    let server = start("8", &["--faults"]).allow(&["/fault/job-panic", "panicked at"]);
+    let server = start_pool("8", &["--faults"]).allow_errors(&["/fault/job-panic", "panicked at"]);
     let pid = server.worker_pids()[0];
-    assert_eq!(threads(pid), [], "none before the first job");
+    assert_eq!(pool_threads(pid), [], "none before the first job");
     server.get("/fib/1");
-    let before = threads(pid);
+    let before = pool_threads(pid);
     assert_eq!(before.len(), 1);
     let answer = server.get("/fault/job-panic");
     assert_eq!(answer.status, 500, "{answer:?}");
     assert!(answer.text().contains("/fault/job-panic"), "{answer:?}");
     assert_eq!(server.get("/fib/10").text(), "fib(10) = 55\n");
-    wait::until("the old thread's end", || threads(pid).len() == 1);
-    assert_ne!(threads(pid)[0].0, before[0].0);
-    assert_eq!((figure(&server, "panicked"), figure(&server, "done")), (1, 2));
+    wait::until("the old thread's end", || pool_threads(pid).len() == 1);
+    assert_ne!(pool_threads(pid)[0].0, before[0].0);
+    assert_eq!((pool_figure(&server, "panicked"), pool_figure(&server, "done")), (1, 2));
     assert_eq!(server.worker_pids(), [pid]);
     server.stop();
 }
 
 #[test]
 fn pool_threads_run_at_pool_nice() {
-    let server = start_with("8", "3", "1s", &["--pool-nice", "12"]);
+    let server = start_pool_with("8", "3", "1s", &["--pool-nice", "12"]);
     let pid = server.worker_pids()[0];
     server.get("/fib/1");
-    wait::until("three threads", || threads(pid).len() == 3);
+    wait::until("three threads", || pool_threads(pid).len() == 3);
     // Each lowers itself when it begins.
-    wait::until("their priority", || threads(pid).iter().all(|(_, nice)| *nice == 12));
+    wait::until("their priority", || pool_threads(pid).iter().all(|(_, nice)| *nice == 12));
     server.stop();
 }
 
 #[test]
 fn status_shows_the_pool() {
-    let server = start("8", &[]);
-    assert!(!server.order(&["status"]).contains("1/1"), "nothing to show yet");
+    let server = start_pool("8", &[]);
+    assert!(!server.run_verb(&["status"]).contains("1/1"), "nothing to show yet");
     server.get("/fib/1");
-    let clients: Vec<Client> = (0..3).map(|_| begin(&server, FOREVER)).collect();
-    wait_figure(&server, "depth", 2);
-    wait_figure(&server, "utilisation", 100);
-    let text = server.order(&["status"]);
+    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, FOREVER)).collect();
+    wait_pool_figure(&server, "depth", 2);
+    wait_pool_figure(&server, "utilisation", 100);
+    let text = server.run_verb(&["status"]);
     assert_eq!(log::lines_with(&text, &["1/1 100% +2", "GET /fib/50"]).count(), 1, "{text}");
     let pool = server.status()["workers"][0]["pool"].clone();
     let sum = |name: &str| {
@@ -202,10 +202,10 @@ fn status_shows_the_pool() {
 
 #[test]
 fn a_query_parameter_selects_pool_or_event_loop() {
-    let server = start("8", &[]);
+    let server = start_pool("8", &[]);
     for (path, in_pool) in [("/fib/20", 1), ("/fib/20?on=pool", 2), ("/fib/20?on=loop", 2)] {
         assert_eq!(server.get(path).text(), "fib(20) = 6765\n");
-        assert_eq!(figure(&server, "done"), in_pool, "{path}");
+        assert_eq!(pool_figure(&server, "done"), in_pool, "{path}");
     }
     assert_eq!(server.get("/fib/20?on=moon").status, 400);
     server.stop();
@@ -213,7 +213,7 @@ fn a_query_parameter_selects_pool_or_event_loop() {
 
 #[test]
 fn a_body_is_hashed_in_the_pool() {
-    let server = start("8", &["--max-body-size", "300KiB"]);
+    let server = start_pool("8", &["--max-body-size", "300KiB"]);
     let post = |path: &str, body: &[u8]| server.connect().post(path, body).expect("an answer");
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\n";
     assert_eq!(post("/hash", b"abc").text(), abc);
@@ -222,7 +222,7 @@ fn a_body_is_hashed_in_the_pool() {
     // Many pieces: as with sha256sum of so many zeros.
     let zeros = "7818f5542a0404157573be6cffc0e0c8e68ce3c0f5d17d07ccdd9313fb700baf\n";
     assert_eq!(post("/hash", &vec![0; 300 << 10]).text(), zeros);
-    assert_eq!(figure(&server, "done"), 3);
+    assert_eq!(pool_figure(&server, "done"), 3);
     assert_eq!(post("/hash", &vec![0; (300 << 10) + 1]).status, 413);
     assert_eq!(post("/hash?rounds=0", b"").status, 400);
     assert_eq!(server.get("/hash").status, 405);
@@ -231,8 +231,8 @@ fn a_body_is_hashed_in_the_pool() {
 
 #[test]
 fn every_model_runs_and_counts_pool_jobs() {
-    concurrency_models::under_each(&["--faults"], |_, server| {
-        let server = server.allow(&["/fault/job-panic", "panicked at"]);
+    concurrency_models::for_each_model(&["--faults"], |_, server| {
+        let server = server.allow_errors(&["/fault/job-panic", "panicked at"]);
         assert_eq!(server.get("/fib/20").text(), "fib(20) = 6765\n");
         let mut client = server.connect();
         let hash = client.post("/hash", b"abc").expect("answer");

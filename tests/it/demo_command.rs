@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{self, process, wait};
 
-fn demo(args: &[&str]) -> Command {
+fn demo_command(args: &[&str]) -> Command {
     let mut command = support::prefork();
     command.args(["demo", "cpu", "--quick", "--json"]).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -16,7 +16,9 @@ fn demo(args: &[&str]) -> Command {
 
 #[test]
 fn demo_cpu_reports_all_its_figures() {
-    let out = demo(&["--fib", "20", "--asked", "22", "--duration", "300ms"]).output().expect("run");
+    let out = demo_command(&["--fib", "20", "--asked", "22", "--duration", "300ms"])
+        .output()
+        .expect("run");
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{said}");
     assert!(said.contains("fib(20)"), "{said}");
@@ -39,7 +41,7 @@ fn demo_cpu_reports_all_its_figures() {
 fn an_interrupted_demo_leaves_no_process() {
     // The first one computes for minutes, the second one soon measures a server.
     for (fib, is_serving) in [("45", false), ("10", true)] {
-        let mut command = demo(&["--fib", fib, "--duration", "60s"]);
+        let mut command = demo_command(&["--fib", fib, "--duration", "60s"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = command.spawn().expect("spawn");
         let mut servers = Vec::new();
@@ -49,8 +51,8 @@ fn an_interrupted_demo_leaves_no_process() {
             let computes = || process::stat(child.id()).is_some_and(|stat| stat.ticks > 50);
             if is_serving { servers.iter().any(listens) } else { computes() }
         });
-        process::send(child.id(), Signal::SIGINT);
+        process::send_signal(child.id(), Signal::SIGINT);
         wait::until("its end", || child.try_wait().expect("wait").is_some());
-        wait::until("theirs", || servers.iter().all(|pid| process::is_gone(*pid)));
+        wait::until("theirs", || servers.iter().all(|pid| process::has_ended(*pid)));
     }
 }

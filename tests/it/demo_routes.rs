@@ -25,8 +25,8 @@ fn without_demo_only_health_checks_are_served() {
 #[test]
 fn faults_without_demo_are_a_configuration_error() {
     let ended = Server::builder().args(["--faults", "--demo=false"]).run();
-    assert_eq!(ended.status, Some(78), "{}", ended.err);
-    assert!(ended.err.contains("demo"), "{}", ended.err);
+    assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.contains("demo"), "{}", ended.stderr);
 }
 
 #[test]

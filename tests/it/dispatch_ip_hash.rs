@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
 use crate::boot::BOOT_FAILED;
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::fault_load;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Server, process, wait};
@@ -20,7 +20,7 @@ const CLIENTS: u8 = 48;
 
 /// Who answers a client with this address; within a few seconds.
 #[track_caller]
-fn answered(server: &Server, client: Ipv4Addr) -> u32 {
+fn answering_pid(server: &Server, client: Ipv4Addr) -> u32 {
     let Address::Tcp(to) = server.address() else { panic!("not TCP") };
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
     socket.bind(&SocketAddr::from((client, 0)).into()).expect("bind");
@@ -33,43 +33,43 @@ fn answered(server: &Server, client: Ipv4Addr) -> u32 {
     text.trim_end().rsplit(' ').next().and_then(|pid| pid.parse().ok()).expect(&text)
 }
 
-fn clients() -> impl Iterator<Item = Ipv4Addr> {
+fn client_addresses() -> impl Iterator<Item = Ipv4Addr> {
     (1..=CLIENTS).map(|last| Ipv4Addr::new(127, 0, 1, last))
 }
 
 /// Who answers each.
 #[track_caller]
-fn table(server: &Server) -> BTreeMap<Ipv4Addr, u32> {
-    clients().map(|client| (client, answered(server, client))).collect()
+fn pids_by_client(server: &Server) -> BTreeMap<Ipv4Addr, u32> {
+    client_addresses().map(|client| (client, answering_pid(server, client))).collect()
 }
 
 #[test]
 fn a_client_address_always_reaches_the_same_worker() {
     let server = Server::builder().workers(4).dispatch("ip-hash").start();
-    let first = table(&server);
+    let first = pids_by_client(&server);
     for _ in 0..3 {
-        assert_eq!(table(&server), first);
+        assert_eq!(pids_by_client(&server), first);
     }
     let workers = server.worker_pids();
     assert!(workers.iter().all(|pid| first.values().any(|by| by == pid)), "{first:?}");
     assert_eq!(server.status()["primary"]["dispatch_rung"], "ip-hash");
-    assert!(server.order(&["status"]).contains("ip-hash"));
+    assert!(server.run_verb(&["status"]).contains("ip-hash"));
     server.stop();
 }
 
 #[test]
 fn clients_of_an_empty_slot_move_and_others_stay() {
     let args = ["dispatch=ip-hash"];
-    let server = Builder::program("boot-fails-if-broken").workers(4).args(args).start();
-    let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
-    let before = table(&server);
+    let server = ProcessBuilder::program("boot-fails-if-broken").workers(4).args(args).start();
+    let server = server.allow_errors(&["SIGKILL", "they are broken", BOOT_FAILED]);
+    let before = pids_by_client(&server);
     let broken = server.dir().join("broken");
     std::fs::write(&broken, "").expect("write");
     let dead = before[&Ipv4Addr::new(127, 0, 1, 1)];
     let born = server.worker_pids();
-    process::send(dead, Signal::SIGKILL);
+    process::send_signal(dead, Signal::SIGKILL);
     server.wait_log_count(&["worker=", "they are broken"], 3);
-    let during = table(&server);
+    let during = pids_by_client(&server);
     for (client, by) in &before {
         let now = during[client];
         assert!(if *by == dead { now != dead } else { now == *by }, "{client}: {by}, then {now}");
@@ -77,7 +77,7 @@ fn clients_of_an_empty_slot_move_and_others_stay() {
     let heirs = during.iter().filter(|(client, _)| before[client] == dead);
     let heirs: std::collections::BTreeSet<u32> = heirs.map(|(_, by)| *by).collect();
     assert!(heirs.len() > 1, "its clients are spread over the others: {heirs:?}");
-    assert_eq!(table(&server), during, "and stay there");
+    assert_eq!(pids_by_client(&server), during, "and stay there");
     // They come back when their slot has a worker again.
     std::fs::remove_file(&broken).expect("remove");
     server.wait_replaced(1);
@@ -86,22 +86,22 @@ fn clients_of_an_empty_slot_move_and_others_stay() {
         .iter()
         .map(|(client, by)| (*client, if *by == dead { fresh } else { *by }))
         .collect();
-    assert_eq!(table(&server), after);
+    assert_eq!(pids_by_client(&server), after);
     server.stop();
 }
 
 #[test]
 fn ip_hash_refuses_no_connection_during_kills_and_reloads() {
     let server = Server::builder().workers(3).dispatch("ip-hash").start();
-    let server = server.allow(&["SIGKILL"]);
-    fault_load::kills(&server, 9);
-    fault_load::reloads(&server);
+    let server = server.allow_errors(&["SIGKILL"]);
+    fault_load::assert_kills_lose_little(&server, 9);
+    fault_load::assert_reloads_lose_nothing(&server);
     server.stop();
 }
 
 #[test]
 fn clients_keep_their_slot_over_reload_scale_and_upgrade() {
-    let server = Server::builder().copied().workers(3).dispatch("ip-hash").start();
+    let server = Server::builder().with_copied_program().workers(3).dispatch("ip-hash").start();
     let slots = |server: &Server| -> BTreeMap<Ipv4Addr, u64> {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers").clone();
@@ -109,27 +109,27 @@ fn clients_keep_their_slot_over_reload_scale_and_upgrade() {
             let worker = workers.iter().find(|worker| worker["pid"] == pid);
             worker.and_then(|worker| worker["slot"].as_u64()).expect("a slot")
         };
-        table(server).into_iter().map(|(client, pid)| (client, slot(pid))).collect()
+        pids_by_client(server).into_iter().map(|(client, pid)| (client, slot(pid))).collect()
     };
     let before = slots(&server);
     let load = Load::new_connections(server.address(), 2).start();
     let old = server.worker_pids();
-    server.order(&["reload"]);
-    server.wait_others(3, &old);
+    server.run_verb(&["reload"]);
+    server.wait_new_workers(3, &old);
     assert_eq!(slots(&server), before);
-    server.order(&["scale", "5"]);
-    server.wait_others(5, &[]);
+    server.run_verb(&["scale", "5"]);
+    server.wait_new_workers(5, &[]);
     let five = slots(&server);
     for (client, slot) in &five {
         assert!(*slot > 2 || before[client] == *slot, "{client} moves to new slots only");
     }
-    server.order(&["scale", "3"]);
-    server.wait_others(3, &[]);
+    server.run_verb(&["scale", "3"]);
+    server.wait_new_workers(3, &[]);
     assert_eq!(slots(&server), before);
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
     server.wait_generation(3);
-    server.wait_others(3, &old);
+    server.wait_new_workers(3, &old);
     assert_eq!(slots(&server), before);
     load.wait_answered(24);
     let tally = load.stop();
@@ -140,15 +140,17 @@ fn clients_keep_their_slot_over_reload_scale_and_upgrade() {
 #[test]
 fn clients_of_a_stopped_worker_are_served_by_others() {
     let server = Server::builder().workers(3).dispatch("ip-hash").start();
-    let before = table(&server);
+    let before = pids_by_client(&server);
     let stopped = before[&Ipv4Addr::new(127, 0, 1, 1)];
-    process::send(stopped, Signal::SIGSTOP);
-    wait::until("its clients are elsewhere", || table(&server).values().all(|by| *by != stopped));
-    for (client, by) in table(&server) {
+    process::send_signal(stopped, Signal::SIGSTOP);
+    wait::until("its clients are elsewhere", || {
+        pids_by_client(&server).values().all(|by| *by != stopped)
+    });
+    for (client, by) in pids_by_client(&server) {
         assert!(before[&client] == stopped || before[&client] == by, "{client}");
     }
-    process::send(stopped, Signal::SIGCONT);
-    wait::until("all as before", || table(&server) == before);
+    process::send_signal(stopped, Signal::SIGCONT);
+    wait::until("all as before", || pids_by_client(&server) == before);
     server.stop();
 }
 

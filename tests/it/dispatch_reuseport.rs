@@ -6,24 +6,24 @@ use std::collections::BTreeSet;
 use nix::sys::signal::Signal;
 
 use crate::boot::BOOT_FAILED;
-use crate::support::command::Builder;
-use crate::support::fault_load::{self, nothing_lost};
+use crate::support::command::ProcessBuilder;
+use crate::support::fault_load::{self, assert_nothing_lost};
 use crate::support::http::Response;
 use crate::support::load::Load;
 use crate::support::{Client, Server, process, wait};
 
-fn start(workers: usize) -> Server {
+fn start_reuseport(workers: usize) -> Server {
     Server::builder().workers(workers).dispatch("reuseport").start()
 }
 
 /// New connections, each of which must be answered; the pids of who did.
 #[track_caller]
-fn answered_by(server: &Server, connections: usize) -> BTreeSet<u32> {
+fn answering_pids(server: &Server, connections: usize) -> BTreeSet<u32> {
     (0..connections).map(|_| server.get("/").pid()).collect()
 }
 
 /// How many sockets listen on the port.
-fn sockets(server: &Server) -> usize {
+fn listening_socket_count(server: &Server) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     let wanted = format!(":{:04X}", server.port());
     let listens = |line: &&str| {
@@ -35,19 +35,19 @@ fn sockets(server: &Server) -> usize {
 
 /// One request on a connection of its own, which must be answered within a few seconds.
 #[track_caller]
-fn soon(server: &Server) -> Response {
+fn get_soon(server: &Server) -> Response {
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-    client.soon().expect("an answer")
+    client.read_soon().expect("an answer")
 }
 
 #[test]
 fn reuseport_has_one_socket_per_slot_and_reaches_every_worker() {
-    let server = start(4);
+    let server = start_reuseport(4);
     server.wait_log(&["dispatch=reuseport"]);
-    assert_eq!(sockets(&server), 4);
+    assert_eq!(listening_socket_count(&server), 4);
     let workers: BTreeSet<u32> = server.worker_pids().into_iter().collect();
-    wait::until("an answer of each", || answered_by(&server, 16) == workers);
+    wait::until("an answer of each", || answering_pids(&server, 16) == workers);
     // A worker is born with its own, and no other.
     for pid in workers {
         let holds = |(_, target): &(i32, String)| target.starts_with("socket:");
@@ -55,14 +55,14 @@ fn reuseport_has_one_socket_per_slot_and_reaches_every_worker() {
         assert!(sockets <= 3 + 1, "two channels, its socket, and perhaps a connection: {sockets}");
     }
     assert_eq!(server.status()["primary"]["dispatch"], "reuseport");
-    assert!(server.order(&["status"]).contains("reuseport"));
+    assert!(server.run_verb(&["status"]).contains("reuseport"));
     server.stop();
 }
 
 #[test]
 fn shared_dispatch_has_one_socket() {
     let server = Server::builder().workers(3).start();
-    assert_eq!((sockets(&server), server.count_log(&["dispatch="])), (1, 0));
+    assert_eq!((listening_socket_count(&server), server.count_log(&["dispatch="])), (1, 0));
     assert_eq!(server.status()["primary"]["dispatch"], "shared");
     server.stop();
 }
@@ -70,22 +70,22 @@ fn shared_dispatch_has_one_socket() {
 #[test]
 fn connections_of_a_slot_that_cannot_boot_are_served_by_others() {
     let args = ["dispatch=reuseport"];
-    let server = Builder::program("boot-fails-if-broken").workers(3).args(args).start();
-    let server = server.allow(&["SIGKILL", "they are broken", BOOT_FAILED]);
+    let server = ProcessBuilder::program("boot-fails-if-broken").workers(3).args(args).start();
+    let server = server.allow_errors(&["SIGKILL", "they are broken", BOOT_FAILED]);
     let broken = server.dir().join("broken");
     std::fs::write(&broken, "").expect("write");
     let workers = server.worker_pids();
-    process::send(workers[0], Signal::SIGKILL);
+    process::send_signal(workers[0], Signal::SIGKILL);
     server.wait_log_count(&["worker=", "they are broken"], 3);
     // A third of these are sent to the slot that nobody can be forked for: without an adopter they would not be answered.
     for _ in 0..60 {
-        assert_eq!(soon(&server).status, 200);
+        assert_eq!(get_soon(&server).status, 200);
     }
     // And if the adopter goes too, the last one serves all.
-    process::send(workers[1], Signal::SIGKILL);
-    wait::until("its end", || process::is_gone(workers[1]));
+    process::send_signal(workers[1], Signal::SIGKILL);
+    wait::until("its end", || process::has_ended(workers[1]));
     for _ in 0..60 {
-        assert_eq!(soon(&server).status, 200);
+        assert_eq!(get_soon(&server).status, 200);
     }
     std::fs::remove_file(&broken).expect("remove");
     server.wait_replaced(2);
@@ -94,91 +94,91 @@ fn connections_of_a_slot_that_cannot_boot_are_served_by_others() {
 
 #[test]
 fn connections_of_a_stopped_worker_are_served_by_others() {
-    let server = start(3);
+    let server = start_reuseport(3);
     let stopped = server.worker_pids()[1];
-    fault_load::nobody_waits_for(&server, stopped);
+    fault_load::assert_stopped_worker_is_bypassed(&server, stopped);
     // From now on at once.
-    assert!(!answered_by(&server, 30).contains(&stopped));
-    process::send(stopped, Signal::SIGCONT);
-    wait::until("its own again", || answered_by(&server, 8).contains(&stopped));
+    assert!(!answering_pids(&server, 30).contains(&stopped));
+    process::send_signal(stopped, Signal::SIGCONT);
+    wait::until("its own again", || answering_pids(&server, 8).contains(&stopped));
     server.stop();
 }
 
 #[test]
 fn scaling_under_reuseport_loses_nothing() {
-    let server = start(4);
+    let server = start_reuseport(4);
     let load = Load::new_connections(server.address(), 4).start();
     for _ in 0..2 {
         load.wait_answered(24);
-        server.order(&["scale", "1"]);
-        server.wait_others(1, &[]);
+        server.run_verb(&["scale", "1"]);
+        server.wait_new_workers(1, &[]);
         // The sockets stay, and all are served by the one that is left.
-        assert_eq!(sockets(&server), 4);
+        assert_eq!(listening_socket_count(&server), 4);
         load.wait_answered(24);
-        server.order(&["scale", "4"]);
-        server.wait_others(4, &[]);
-        assert_eq!(sockets(&server), 4);
+        server.run_verb(&["scale", "4"]);
+        server.wait_new_workers(4, &[]);
+        assert_eq!(listening_socket_count(&server), 4);
     }
-    server.order(&["scale", "6"]);
-    let workers: BTreeSet<u32> = server.wait_others(6, &[]).into_iter().collect();
-    assert_eq!(sockets(&server), 6);
-    wait::until("an answer of each", || answered_by(&server, 16) == workers);
-    nothing_lost(load);
+    server.run_verb(&["scale", "6"]);
+    let workers: BTreeSet<u32> = server.wait_new_workers(6, &[]).into_iter().collect();
+    assert_eq!(listening_socket_count(&server), 6);
+    wait::until("an answer of each", || answering_pids(&server, 16) == workers);
+    assert_nothing_lost(load);
     server.stop();
 }
 
 #[test]
 fn reloads_under_reuseport_lose_no_connection() {
-    let server = start(3);
-    fault_load::reloads(&server);
-    assert_eq!(sockets(&server), 3);
+    let server = start_reuseport(3);
+    fault_load::assert_reloads_lose_nothing(&server);
+    assert_eq!(listening_socket_count(&server), 3);
     server.stop();
 }
 
 #[test]
 fn upgrades_under_reuseport_pass_all_sockets_and_lose_nothing() {
-    let server = Server::builder().copied().workers(2).dispatch("reuseport").start();
-    server.order(&["scale", "4"]);
-    server.wait_others(4, &[]);
-    server.order(&["scale", "3"]);
-    server.wait_others(3, &[]);
+    let server = Server::builder().with_copied_program().workers(2).dispatch("reuseport").start();
+    server.run_verb(&["scale", "4"]);
+    server.wait_new_workers(4, &[]);
+    server.run_verb(&["scale", "3"]);
+    server.wait_new_workers(3, &[]);
     let load = Load::new_connections(server.address(), 4).start();
     for generation in 2..5 {
         load.wait_answered(24);
         let old = server.worker_pids();
         server.signal(Signal::SIGUSR2);
         server.wait_generation(generation);
-        server.wait_others(2, &old);
-        assert_eq!(sockets(&server), 4);
+        server.wait_new_workers(2, &old);
+        assert_eq!(listening_socket_count(&server), 4);
     }
-    nothing_lost(load);
+    assert_nothing_lost(load);
     server.stop();
 }
 
 #[test]
 fn a_killed_reuseport_worker_loses_only_requests_it_had_begun() {
-    let server = start(4).allow(&["SIGKILL"]);
-    fault_load::kills(&server, 12);
+    let server = start_reuseport(4).allow_errors(&["SIGKILL"]);
+    fault_load::assert_kills_lose_little(&server, 12);
     server.stop();
 }
 
 #[test]
 fn a_stop_answers_every_connection_in_any_accept_queue() {
-    let server = start(4);
-    server.order(&["scale", "2"]);
-    let workers = server.wait_others(2, &[]);
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    let server = start_reuseport(4);
+    server.run_verb(&["scale", "2"]);
+    let workers = server.wait_new_workers(2, &[]);
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut clients: Vec<Client> = (0..32).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
     for client in &mut clients {
-        assert_eq!(client.soon().expect("an answer").status, 200);
+        assert_eq!(client.read_soon().expect("an answer").status, 200);
     }
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -193,14 +193,14 @@ fn reloads_between_shared_and_reuseport_lose_nothing() {
         load.wait_answered(24);
         let text = text(dispatch, "");
         std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
-        server.order(&["reload"]);
+        server.run_verb(&["reload"]);
         open = open.max(if dispatch == "shared" { 1 } else { 3 });
         // What listens once goes on listening.
-        assert_eq!(sockets(&server), open);
+        assert_eq!(listening_socket_count(&server), open);
         assert_eq!(server.status()["primary"]["dispatch"], dispatch);
         load.wait_answered(64);
     }
-    nothing_lost(load);
+    assert_nothing_lost(load);
     server.stop();
 }
 
@@ -212,14 +212,14 @@ fn removing_an_address_closes_all_its_sockets() {
     let gone = server.addresses()[1].clone();
     assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);
     // Two of its three sockets are served by an adopter of the address that stays.
-    server.order(&["scale", "1"]);
-    server.wait_others(1, &[]);
+    server.run_verb(&["scale", "1"]);
+    server.wait_new_workers(1, &[]);
     assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);
     let load = Load::new_connections(server.address(), 2).start();
     std::fs::write(server.dir().join("prefork.toml"), text("")).expect("write");
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     server.wait_listeners(1);
     wait::until("the last share dropped", || Client::connect(&gone).is_err());
-    nothing_lost(load);
+    assert_nothing_lost(load);
     server.stop();
 }

@@ -9,19 +9,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use nix::sys::signal::Signal;
 
 use crate::resource_limits::NO_DESCRIPTOR;
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
-use crate::support::{Address, Client, Server, amount, process, wait};
+use crate::support::{Address, Client, Server, env_count, process, wait};
 
 const ROUND_ROBIN: [&str; 2] = ["--dispatch", "round-robin"];
 
-pub fn dealt(workers: usize) -> Builder {
+pub fn round_robin_builder(workers: usize) -> ProcessBuilder {
     Server::builder().workers(workers).args(ROUND_ROBIN)
 }
 
 /// How many of these connections each process serves.
 #[track_caller]
-fn shares(clients: &mut [Client]) -> BTreeMap<u32, usize> {
+fn connections_per_worker(clients: &mut [Client]) -> BTreeMap<u32, usize> {
     let mut shares = BTreeMap::new();
     for client in clients {
         *shares.entry(client.get("/").expect("answer").pid()).or_default() += 1;
@@ -31,7 +31,7 @@ fn shares(clients: &mut [Client]) -> BTreeMap<u32, usize> {
 
 #[test]
 fn round_robin_order_is_strict() {
-    let server = dealt(3).start();
+    let server = round_robin_builder(3).start();
     // A worker that the machine keeps from running for a while may lose a turn, but not each time.
     wait::until("thirty turns in order", || {
         let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
@@ -45,7 +45,7 @@ fn round_robin_order_is_strict() {
 #[test]
 fn round_robin_spreads_kept_connections_exactly() {
     for burst in [false, true] {
-        let server = dealt(4).start();
+        let server = round_robin_builder(4).start();
         // Unless the machine keeps a worker from running for a while, the first time.
         wait::until("16 for each", || {
             let mut clients = Vec::new();
@@ -56,7 +56,7 @@ fn round_robin_spreads_kept_connections_exactly() {
                 }
                 clients.push(client);
             }
-            let shares = shares(&mut clients);
+            let shares = connections_per_worker(&mut clients);
             shares.len() == 4 && shares.values().all(|share| *share == 16)
         });
         server.stop();
@@ -65,36 +65,36 @@ fn round_robin_spreads_kept_connections_exactly() {
 
 #[test]
 fn connections_queued_for_a_frozen_worker_are_served_by_others() {
-    let server = dealt(4).start();
+    let server = round_robin_builder(4).start();
     let frozen = server.worker_pids()[1];
-    process::send(frozen, Signal::SIGSTOP);
+    process::send_signal(frozen, Signal::SIGSTOP);
     // At once, so that some are put into its queue before anybody can know.
     let mut clients: Vec<Client> = (0..40).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
     for client in &mut clients {
-        assert_ne!(client.soon().expect("no request waits for it").pid(), frozen);
+        assert_ne!(client.read_soon().expect("no request waits for it").pid(), frozen);
     }
     for _ in 0..40 {
         assert_ne!(server.get("/").pid(), frozen);
     }
-    process::send(frozen, Signal::SIGCONT);
+    process::send_signal(frozen, Signal::SIGCONT);
     wait::until("its turn again", || server.get("/").pid() == frozen);
     server.stop();
 }
 
 #[test]
 fn connections_queued_for_a_killed_worker_are_served_by_others() {
-    let server = dealt(2).start().allow(&["SIGKILL"]);
+    let server = round_robin_builder(2).start().allow_errors(&["SIGKILL"]);
     let workers = server.worker_pids();
     // Neither takes anything, so the queues fill up.
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut clients: Vec<Client> = (0..30).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGKILL));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGKILL));
     for client in &mut clients {
         assert!(!workers.contains(&client.read().expect("answer").pid()));
     }
@@ -104,14 +104,14 @@ fn connections_queued_for_a_killed_worker_are_served_by_others() {
 
 #[test]
 fn round_robin_skips_full_workers_and_queues_the_rest() {
-    let server = dealt(2).args(["--worker-connections", "2"]).start();
+    let server = round_robin_builder(2).args(["--worker-connections", "2"]).start();
     let mut clients: Vec<Client> = (0..3).map(|_| server.connect()).collect();
-    assert_eq!(shares(&mut clients).len(), 2);
+    assert_eq!(connections_per_worker(&mut clients).len(), 2);
     // Its turn would be with the one that has two.
     let mut fourth = server.connect();
     fourth.get("/").expect("answer");
     clients.push(fourth);
-    let shares = shares(&mut clients);
+    let shares = connections_per_worker(&mut clients);
     assert!(shares.values().all(|share| *share == 2), "{shares:?}");
     let mut waits = server.connect();
     waits.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -124,7 +124,7 @@ fn round_robin_skips_full_workers_and_queues_the_rest() {
 
 #[test]
 fn round_robin_accepts_from_every_kind_of_socket() {
-    let builder = dealt(2);
+    let builder = round_robin_builder(2);
     let path = builder.dir().join("socket");
     let unix = format!("unix:{}", path.display());
     let server = builder.bind(["127.0.0.1:0", "[::1]:0", &unix]).start();
@@ -142,13 +142,13 @@ fn round_robin_accepts_from_every_kind_of_socket() {
 
 #[test]
 fn round_robin_refuses_no_connection_while_workers_are_killed() {
-    let server = dealt(4).start().allow(&["SIGKILL"]);
+    let server = round_robin_builder(4).start().allow_errors(&["SIGKILL"]);
     let load = Load::new_connections(server.address(), 8).start();
-    let kills = amount("PREFORK_STORM", 40);
+    let kills = env_count("PREFORK_KILLS", 40);
     for kill in 0..kills {
         load.wait_answered(40);
         let pids = server.worker_pids();
-        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+        process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);
     }
     load.wait_answered(40);
     let tally = load.stop();
@@ -161,7 +161,7 @@ fn round_robin_refuses_no_connection_while_workers_are_killed() {
 
 #[test]
 fn the_primary_answers_control_requests_during_a_connection_flood() {
-    let server = dealt(2).start();
+    let server = round_robin_builder(2).start();
     let base = process::descriptors(server.pid()).len();
     let stop = Arc::new(AtomicBool::new(false));
     let flood: Vec<_> = (0..2)
@@ -194,7 +194,8 @@ fn the_primary_answers_control_requests_during_a_connection_flood() {
 fn a_primary_without_descriptors_backs_off_and_recovers() {
     // Enough to start with, and then a control client each takes one away.
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server = dealt(1).script(limited).start().allow(&[NO_DESCRIPTOR, "control"]);
+    let server =
+        round_robin_builder(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR, "control"]);
     let mut clients = Vec::new();
     wait::until("no descriptor left", || {
         let missing = 40 - process::descriptors(server.pid()).len();
@@ -206,7 +207,7 @@ fn a_primary_without_descriptors_backs_off_and_recovers() {
     let mut waits = server.connect();
     waits.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_log(&["ERROR", &server.port().to_string()]);
-    let share = process::share_of_a_core(server.pid());
+    let share = process::cpu_share(server.pid());
     assert!(share < 0.5, "it uses {share} of a core while it rests");
     assert_eq!(server.count_log(&["ERROR", &server.port().to_string()]), 1);
     drop(clients);
@@ -216,11 +217,11 @@ fn a_primary_without_descriptors_backs_off_and_recovers() {
 
 #[test]
 fn reload_scale_and_retire_under_round_robin_lose_nothing() {
-    let server = dealt(2).start();
+    let server = round_robin_builder(2).start();
     let load = Load::new_connections(server.address(), 6).start();
     for (generation, workers) in [(2, "4"), (3, "1"), (4, "3")] {
         load.wait_answered(50);
-        server.order(&["scale", workers]);
+        server.run_verb(&["scale", workers]);
         load.wait_answered(50);
         server.signal(Signal::SIGHUP);
         server.wait_generation(generation);
@@ -229,8 +230,8 @@ fn reload_scale_and_retire_under_round_robin_lose_nothing() {
     // One that is leaving already has nothing to retire from. The reload went back to the two of the configuration.
     wait::until("the old ones are gone", || server.worker_pids().len() == 2);
     let retiring = server.worker_pids()[0];
-    process::send(retiring, Signal::SIGTERM);
-    server.wait_others(2, &[retiring]);
+    process::send_signal(retiring, Signal::SIGTERM);
+    server.wait_new_workers(2, &[retiring]);
     load.wait_answered(50);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
@@ -263,7 +264,7 @@ fn connections_queued_by_round_robin_are_served_under_the_next_policy() {
     };
     let server = Server::builder().config(1, &text("round-robin")).start();
     let old = server.worker_pids()[0];
-    process::send(old, Signal::SIGSTOP);
+    process::send_signal(old, Signal::SIGSTOP);
     let mut clients: Vec<Client> = (0..12).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -279,15 +280,15 @@ fn connections_queued_by_round_robin_are_served_under_the_next_policy() {
 
 #[test]
 fn upgrades_under_round_robin_lose_nothing_and_leak_no_descriptor() {
-    let server = dealt(2).copied().start();
+    let server = round_robin_builder(2).with_copied_program().start();
     let before = process::descriptors(server.pid()).len();
     let load = Load::new_connections(server.address(), 6).start();
-    for generation in 2..2 + amount("PREFORK_UPGRADES", 5) {
+    for generation in 2..2 + env_count("PREFORK_UPGRADES", 5) {
         load.wait_answered(50);
         let old = server.worker_pids();
         server.signal(Signal::SIGUSR2);
         server.wait_generation(generation);
-        server.wait_others(2, &old);
+        server.wait_new_workers(2, &old);
     }
     load.wait_answered(50);
     let tally = load.stop();
@@ -300,9 +301,10 @@ fn upgrades_under_round_robin_lose_nothing_and_leak_no_descriptor() {
 
 #[test]
 fn connections_queued_for_workers_survive_an_upgrade() {
-    let server = dealt(2).copied().args(["--graceful-timeout", "1s"]).start();
+    let server =
+        round_robin_builder(2).with_copied_program().args(["--graceful-timeout", "1s"]).start();
     let old = server.worker_pids();
-    old.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    old.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut clients: Vec<Client> = (0..40).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -310,27 +312,27 @@ fn connections_queued_for_workers_survive_an_upgrade() {
     server.signal(Signal::SIGUSR2);
     server.wait_generation(2);
     for client in &mut clients {
-        assert!(!old.contains(&client.soon().expect("answer").pid()));
+        assert!(!old.contains(&client.read_soon().expect("answer").pid()));
     }
     server.stop();
 }
 
 #[test]
 fn a_stop_answers_every_connection_round_robin_accepted() {
-    for _ in 0..amount("PREFORK_STOPS", 3) {
-        let server = dealt(3).start();
+    for _ in 0..env_count("PREFORK_STOPS", 3) {
+        let server = round_robin_builder(3).start();
         let load = Load::new_connections(server.address(), 8).until_refused().start();
         load.wait_answered(100);
         server.signal(Signal::SIGTERM);
         let tally = load.join();
         assert_eq!(tally.failures(), 0, "{tally:?}");
-        server.finish(0);
+        server.wait_clean_exit(0);
     }
 }
 
 #[test]
 fn orphaned_workers_answer_connections_queued_for_them() {
-    let mut server = dealt(2).start();
+    let mut server = round_robin_builder(2).start();
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
     wait::until("a stopped primary", || {
@@ -344,5 +346,5 @@ fn orphaned_workers_answer_connections_queued_for_them() {
     for client in &mut clients {
         assert!(workers.contains(&client.read().expect("answer").pid()));
     }
-    wait::until("their end", || workers.iter().all(|pid| process::is_gone(*pid)));
+    wait::until("their end", || workers.iter().all(|pid| process::has_ended(*pid)));
 }

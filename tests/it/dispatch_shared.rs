@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::kept_connections::{Held, MANY, are_spread_evenly, departures_are_mended};
-use crate::support::kept_connections::{hold, in_one_of_several_tries, one_by_one, shares};
+use crate::support::kept_connections::{
+    BALANCE_CONNECTIONS, KeptConnection, assert_even_spread, assert_rebalancing,
+};
+use crate::support::kept_connections::{
+    connections_per_worker, keep_connection, open_one_by_one, retry,
+};
 use crate::support::{Server, process, wait};
 
 #[test]
 fn shared_dispatch_spreads_kept_connections_evenly() {
     for workers in [2, 8] {
         let server = Server::start(workers);
-        are_spread_evenly(&server);
+        assert_even_spread(&server);
         server.stop();
     }
 }
@@ -25,34 +29,34 @@ fn shared_dispatch_spreads_kept_connections_evenly() {
 #[test]
 fn shared_dispatch_rebalances_with_new_connections() {
     let server = Server::start(4);
-    departures_are_mended(&server, 4);
+    assert_rebalancing(&server, 4);
     server.stop();
 }
 
 #[test]
 fn a_replacement_worker_gets_most_of_the_next_connections() {
-    let server = Server::start(3).allow(&["SIGKILL"]);
+    let server = Server::start(3).allow_errors(&["SIGKILL"]);
     let mut deaths = 0;
     // A new replacement for each try: how many of the first twelve it gets.
-    in_one_of_several_tries(|| {
-        let mut held: Vec<Held> = (0..30).map(|_| hold(&server)).collect();
+    retry(|| {
+        let mut held: Vec<KeptConnection> = (0..30).map(|_| keep_connection(&server)).collect();
         let (dead, born) = (held[0].1, server.worker_pids());
-        process::send(dead, Signal::SIGKILL);
+        process::send_signal(dead, Signal::SIGKILL);
         deaths += 1;
         server.wait_replaced(deaths);
         held.retain(|(_, pid)| *pid != dead);
         let workers = server.worker_pids();
         let fresh = workers.iter().find(|pid| !born.contains(pid)).expect("the replacement");
         // Nobody counts what the dead one had.
-        let first: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
-        let shares = shares(&first, &workers);
+        let first: Vec<KeptConnection> = (0..12).map(|_| keep_connection(&server)).collect();
+        let shares = connections_per_worker(&first, &workers);
         if shares[fresh] >= 7 { Ok(()) } else { Err(format!("{shares:?} of twelve")) }
     });
     server.stop();
 }
 
 /// How often these processes went to sleep by themselves.
-fn sleeps(pids: &[u32]) -> u64 {
+fn voluntary_context_switches(pids: &[u32]) -> u64 {
     let of_one = |pid: &u32| -> u64 {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
@@ -66,16 +70,18 @@ fn a_new_connection_wakes_few_workers() {
     const CONNECTIONS: u32 = 500;
     let server = Server::start(16);
     let workers = server.worker_pids();
-    in_one_of_several_tries(|| {
-        let (before, begun) = (sleeps(&workers), Instant::now());
-        wait::measure_for(Duration::from_millis(500));
-        let idle = (sleeps(&workers) - before) as f64 / begun.elapsed().as_secs_f64();
-        let (before, begun) = (sleeps(&workers), Instant::now());
+    retry(|| {
+        let (before, begun) = (voluntary_context_switches(&workers), Instant::now());
+        wait::wait_for_duration(Duration::from_millis(500));
+        let idle =
+            (voluntary_context_switches(&workers) - before) as f64 / begun.elapsed().as_secs_f64();
+        let (before, begun) = (voluntary_context_switches(&workers), Instant::now());
         for _ in 0..CONNECTIONS {
             server.get("/");
         }
         let beats = idle * begun.elapsed().as_secs_f64();
-        let each = ((sleeps(&workers) - before) as f64 - beats) / f64::from(CONNECTIONS);
+        let each = ((voluntary_context_switches(&workers) - before) as f64 - beats)
+            / f64::from(CONNECTIONS);
         // Were all woken, this would be 16.
         if each <= 3.0 { Ok(()) } else { Err(format!("{each} wake-ups for a connection")) }
     });
@@ -83,7 +89,7 @@ fn a_new_connection_wakes_few_workers() {
 }
 
 /// Milliseconds that each of `count` requests took, on a connection of its own; sorted.
-fn delays(server: &Server, count: usize) -> Vec<u128> {
+fn request_delays_ms(server: &Server, count: usize) -> Vec<u128> {
     let delay = || {
         let begun = Instant::now();
         server.get("/");
@@ -99,13 +105,13 @@ fn a_stopped_idle_worker_delays_no_connection() {
     let server = Server::start(4);
     let workers = server.worker_pids();
     // The others have far more connections than the one that is stopped.
-    let mut held = one_by_one(&server, MANY);
+    let mut held = open_one_by_one(&server, BALANCE_CONNECTIONS);
     let stopped = held[0].1;
     held.retain(|(_, pid)| *pid != stopped);
-    in_one_of_several_tries(|| {
-        process::send(stopped, Signal::SIGSTOP);
-        let delays = delays(&server, 200);
-        process::send(stopped, Signal::SIGCONT);
+    retry(|| {
+        process::send_signal(stopped, Signal::SIGSTOP);
+        let delays = request_delays_ms(&server, 200);
+        process::send_signal(stopped, Signal::SIGCONT);
         // A beat is 100 ms. Only a stop between two instructions of an accept can cost that much, and once.
         let late = delays.iter().filter(|delay| **delay >= 90).count();
         if late <= 1 { Ok(()) } else { Err(format!("{late} waited: {:?}", &delays[190..])) }
@@ -120,12 +126,12 @@ fn a_stopped_worker_never_accepts_a_connection() {
     let workers = server.worker_pids();
     for round in 0..30 {
         let stopped = workers[round % 3];
-        process::send(stopped, Signal::SIGSTOP);
+        process::send_signal(stopped, Signal::SIGSTOP);
         wait::until("it stands", || process::stat(stopped).expect("it lives").state == 'T');
         for _ in 0..10 {
             assert_ne!(server.get("/").pid(), stopped, "round {round}");
         }
-        process::send(stopped, Signal::SIGCONT);
+        process::send_signal(stopped, Signal::SIGCONT);
     }
     server.stop();
 }
@@ -133,7 +139,7 @@ fn a_stopped_worker_never_accepts_a_connection() {
 #[test]
 fn full_workers_accept_again_when_a_client_leaves() {
     let server = Server::with(3, &["--worker-connections", "4"]);
-    let mut held: Vec<Held> = (0..12).map(|_| hold(&server)).collect();
+    let mut held: Vec<KeptConnection> = (0..12).map(|_| keep_connection(&server)).collect();
     let mut next = server.connect();
     next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let (_, of) = held.swap_remove(5);
@@ -144,8 +150,8 @@ fn full_workers_accept_again_when_a_client_leaves() {
 #[test]
 fn silent_connections_barely_delay_other_requests() {
     let server = Server::start(2);
-    in_one_of_several_tries(|| {
-        let before = delays(&server, 400)[395];
+    retry(|| {
+        let before = request_delays_ms(&server, 400)[395];
         let over = AtomicBool::new(false);
         let during = std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -159,7 +165,7 @@ fn silent_connections_barely_delay_other_requests() {
                     std::thread::park_timeout(Duration::from_millis(2));
                 }
             });
-            let during = delays(&server, 400)[395];
+            let during = request_delays_ms(&server, 400)[395];
             over.store(true, Ordering::Relaxed);
             during
         });

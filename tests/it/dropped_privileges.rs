@@ -15,7 +15,7 @@ fn is_root() -> bool {
 }
 
 /// `/proc/PID/status`, by field.
-fn status(pid: u32) -> BTreeMap<String, String> {
+fn process_status(pid: u32) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let fields = text.lines().filter_map(|line| line.split_once(':'));
@@ -23,8 +23,8 @@ fn status(pid: u32) -> BTreeMap<String, String> {
 }
 
 #[track_caller]
-fn has_given_up_everything(pid: u32) {
-    let status = status(pid);
+fn assert_unprivileged(pid: u32) {
+    let status = process_status(pid);
     let all = [UID.to_string(), UID.to_string(), UID.to_string(), UID.to_string()].join(" ");
     assert_eq!(
         (&status["Uid"], &status["Gid"]),
@@ -39,15 +39,15 @@ fn has_given_up_everything(pid: u32) {
 }
 
 #[track_caller]
-fn all_have_given_up_everything(server: &Server, count: usize) {
+fn assert_all_workers_unprivileged(server: &Server, count: usize) {
     let pids = server.worker_pids();
     assert_eq!(pids.len(), count);
-    pids.into_iter().for_each(has_given_up_everything);
+    pids.into_iter().for_each(assert_unprivileged);
     // The primary has not: it has workers to fork.
-    assert_eq!(status(server.pid())["Uid"], "0 0 0 0");
+    assert_eq!(process_status(server.pid())["Uid"], "0 0 0 0");
 }
 
-fn dropping() -> crate::support::server::Builder {
+fn unprivileged_builder() -> crate::support::server::ProcessBuilder {
     Server::builder().args(["--user".to_string(), UID.to_string()]).args(["--group", "65534"])
 }
 
@@ -56,26 +56,26 @@ fn every_worker_drops_all_privileges() {
     if !is_root() {
         return;
     }
-    let server = dropping().copied().start();
-    all_have_given_up_everything(&server, 2);
+    let server = unprivileged_builder().with_copied_program().start();
+    assert_all_workers_unprivileged(&server, 2);
     assert_eq!(server.get("/").status, 200);
 
     let old = server.worker_pids();
-    process::send(old[0], Signal::SIGKILL);
+    process::send_signal(old[0], Signal::SIGKILL);
     server.wait_replaced(1);
-    all_have_given_up_everything(&server, 2);
+    assert_all_workers_unprivileged(&server, 2);
 
     let old = server.worker_pids();
-    server.order(&["reload"]);
-    let old = server.wait_others(2, &old);
-    all_have_given_up_everything(&server, 2);
+    server.run_verb(&["reload"]);
+    let old = server.wait_new_workers(2, &old);
+    assert_all_workers_unprivileged(&server, 2);
 
-    server.order(&["upgrade"]);
+    server.run_verb(&["upgrade"]);
     server.wait_generation(3);
-    server.wait_others(2, &old);
-    all_have_given_up_everything(&server, 2);
+    server.wait_new_workers(2, &old);
+    assert_all_workers_unprivileged(&server, 2);
     assert_eq!(server.get("/").status, 200);
-    let text = server.allow(&["SIGKILL"]).stop();
+    let text = server.allow_errors(&["SIGKILL"]).stop();
     // What a worker looks up of itself still works: it would warn.
     assert_eq!(log::lines_with(&text, &["WARN"]).count(), 0, "{text}");
 }
@@ -86,13 +86,13 @@ fn a_frozen_unprivileged_worker_ends_with_its_primary() {
         return;
     }
     // Its way is PDEATHSIG, which the kernel forgets when a process changes its user.
-    let mut server = dropping().args(["--graceful-timeout", "1s"]).start();
+    let mut server = unprivileged_builder().args(["--graceful-timeout", "1s"]).start();
     let pids = server.worker_pids();
     let mut client = server.connect();
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
-    wait::until("the end of the workers", || pids.iter().all(|pid| process::is_gone(*pid)));
+    wait::until("the end of the workers", || pids.iter().all(|pid| process::has_ended(*pid)));
 }
 
 #[test]
@@ -101,8 +101,8 @@ fn unprivileged_workers_serve_under_every_dispatch_policy() {
         return;
     }
     for policy in ["shared", "round-robin", "reuseport", "least-conn", "ip-hash"] {
-        let server = dropping().dispatch(policy).start();
-        all_have_given_up_everything(&server, 2);
+        let server = unprivileged_builder().dispatch(policy).start();
+        assert_all_workers_unprivileged(&server, 2);
         assert_eq!(server.get("/cluster").status, 200, "{policy}");
         server.stop();
     }
@@ -116,18 +116,23 @@ fn an_unknown_user_or_group_is_a_configuration_error() {
         (["--user", "4000000001"], "4000000001"),
     ] {
         let ended = Server::builder().args(args).run();
-        assert_eq!((ended.status, ended.err.contains(said)), (Some(78), true), "{}", ended.err);
+        assert_eq!(
+            (ended.status, ended.stderr.contains(said)),
+            (Some(78), true),
+            "{}",
+            ended.stderr
+        );
     }
 }
 
 #[test]
 fn changing_the_user_needs_root_unless_it_is_the_own_user() {
     let own = if is_root() { UID } else { nix::unistd::geteuid().as_raw() };
-    let builder = || if is_root() { Server::builder().user(UID) } else { Server::builder() };
+    let builder = || if is_root() { Server::builder().as_user(UID) } else { Server::builder() };
     let other = (own - 1).to_string();
     let ended = builder().args(["--user", &other, "--group", &other]).run();
-    assert_eq!(ended.status, Some(78), "{}", ended.err);
-    assert!(ended.err.contains("root"), "{}", ended.err);
+    assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.contains("root"), "{}", ended.stderr);
 
     let gid = if is_root() { UID } else { nix::unistd::getegid().as_raw() };
     let server = builder()
@@ -135,7 +140,7 @@ fn changing_the_user_needs_root_unless_it_is_the_own_user() {
         .args(["--group".to_string(), gid.to_string()])
         .start();
     for pid in server.worker_pids() {
-        let status = status(pid);
+        let status = process_status(pid);
         assert_eq!(
             (status["NoNewPrivs"].as_str(), status["CapEff"].as_str()),
             ("1", "0000000000000000")
@@ -155,8 +160,8 @@ fn a_reload_to_an_unknown_user_fails_and_changes_nothing() {
     let old = server.worker_pids();
     std::fs::write(server.dir().join("prefork.toml"), text.replacen("65534", "\"nobody-here\"", 1))
         .expect("write");
-    let why = server.refused(&["reload"], 1);
+    let why = server.verb_fails(&["reload"], 1);
     assert!(why.contains("nobody-here"), "{why}");
     assert_eq!(server.worker_pids(), old);
-    server.allow(&["reload"]).stop();
+    server.allow_errors(&["reload"]).stop();
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Client, process, wait};
 
 #[test]
 fn hello_counts_in_each_worker() {
-    let server = Builder::example("hello").start();
+    let server = ProcessBuilder::example("hello").start();
     let mut client = server.connect();
     let first = client.get("/").expect("answer").text().to_string();
     let second = client.get("/").expect("answer").text().to_string();
@@ -21,11 +21,11 @@ fn hello_counts_in_each_worker() {
 
 #[test]
 fn custom_primary_prints_events_and_replaces_a_killed_worker() {
-    let server = Builder::example("custom_primary").start().allow(&["SIGKILL"]);
+    let server = ProcessBuilder::example("custom_primary").start().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/").text(), "hello world\n");
     server.wait_log(&["A worker is now connected to 127.0.0.1"]);
     let worker = server.worker_pids()[0];
-    process::send(worker, Signal::SIGKILL);
+    process::send_signal(worker, Signal::SIGKILL);
     server.wait_log(&[&format!("worker {worker} died: Killed")]);
     server.wait_log(&["is replaced by worker"]);
     assert_eq!(server.get("/").status, 200);
@@ -34,7 +34,7 @@ fn custom_primary_prints_events_and_replaces_a_killed_worker() {
 
 #[test]
 fn the_axum_example_routes_requests() {
-    let server = Builder::example("axum").start();
+    let server = ProcessBuilder::example("axum").start();
     assert_eq!(server.get("/").status, 200);
     assert_eq!(server.get("/no/such/path").status, 404);
     server.stop();
@@ -42,7 +42,7 @@ fn the_axum_example_routes_requests() {
 
 #[test]
 fn messages_are_collected_and_broadcast_back() {
-    let server = Builder::example("messages").start();
+    let server = ProcessBuilder::example("messages").start();
     for _ in 0..6 {
         assert_eq!(server.get("/").status, 200);
     }
@@ -56,7 +56,7 @@ fn messages_are_collected_and_broadcast_back() {
 
 #[test]
 fn tcp_echo_echoes() {
-    let server = Builder::example("tcp_echo").start();
+    let server = ProcessBuilder::example("tcp_echo").start();
     let mut client = server.connect();
     client.send("any protocol\n").expect("sent");
     let mut read = Vec::new();
@@ -69,7 +69,7 @@ fn tcp_echo_echoes() {
 
 #[test]
 fn preload_answers_from_shared_memory() {
-    let server = Builder::example("preload").start();
+    let server = ProcessBuilder::example("preload").start();
     assert_eq!(server.get("/12").text(), "144\n");
     let told = server.get("/").text().to_string();
     assert!(told.contains("private") && told.contains("shared"), "{told}");
@@ -78,7 +78,7 @@ fn preload_answers_from_shared_memory() {
 
 #[test]
 fn chat_reaches_the_listeners_of_all_workers() {
-    let server = Builder::example("chat").start();
+    let server = ProcessBuilder::example("chat").start();
     let workers = server.worker_pids().len();
     let mut listeners = BTreeMap::new();
     wait::until("a listener at each worker", || {
@@ -105,7 +105,7 @@ fn chat_reaches_the_listeners_of_all_workers() {
         assert!(client.read_to_end().expect("the end").ends_with(b"0\r\n\r\n"));
     }
     drop((listeners, speaker));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 /// What comes up to and with the next empty line of a stream, in chunks as it is.
@@ -121,7 +121,7 @@ fn read_event(client: &mut Client) -> String {
 
 #[test]
 fn rate_limit_counts_over_all_workers() {
-    let server = Builder::example("rate_limit").start();
+    let server = ProcessBuilder::example("rate_limit").start();
     for path in ["/", "/alice"] {
         let begun = Instant::now();
         // A connection each: they reach different workers.
@@ -136,7 +136,7 @@ fn rate_limit_counts_over_all_workers() {
 
 #[test]
 fn leader_is_succeeded_by_another_worker() {
-    let server = Builder::example("leader").start().allow(&["SIGKILL"]);
+    let server = ProcessBuilder::example("leader").start().allow_errors(&["SIGKILL"]);
     let read = || {
         let text = server.get("/").text().to_string();
         let words: Vec<&str> = text.split([' ', ',']).collect();
@@ -146,7 +146,7 @@ fn leader_is_succeeded_by_another_worker() {
     wait::until("a leader that works", || matches!(read(), (Some(_), 1..)));
     let (Some(old), ticks) = read() else { panic!("nobody leads") };
     assert!(server.worker_pids().contains(&old));
-    process::send(old, Signal::SIGKILL);
+    process::send_signal(old, Signal::SIGKILL);
     wait::until("an heir that goes on", || {
         let (leader, now) = read();
         leader.is_some_and(|pid| pid != old) && now > ticks + 1

@@ -14,12 +14,12 @@ const AFTER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
 const LARGE: usize = 1 << 20;
 
 /// `/small` with ten digits, and `/large` with a byte of each position's remainder by 251, modified at [`MODIFIED`].
-fn serve() -> Server {
+fn start_file_server() -> Server {
     let builder = Server::builder();
     let root = builder.dir().join("public");
     fs::create_dir(&root).expect("directory");
     fs::write(root.join("small"), "0123456789").expect("write");
-    fs::write(root.join("large"), large()).expect("write");
+    fs::write(root.join("large"), large_content()).expect("write");
     fs::write(root.join("empty"), "").expect("write");
     let time = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
     for name in ["small", "large", "empty"] {
@@ -29,18 +29,18 @@ fn serve() -> Server {
     builder.workers(1).args(["--root", "public"]).start()
 }
 
-fn large() -> Vec<u8> {
+fn large_content() -> Vec<u8> {
     (0..LARGE).map(|at| (at % 251) as u8).collect()
 }
 
-fn ask(client: &mut Client, method: &str, path: &str, fields: &str) -> Response {
+fn request(client: &mut Client, method: &str, path: &str, fields: &str) -> Response {
     client.send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).expect("send");
     if method == "HEAD" { client.read_head() } else { client.read() }.expect("answer")
 }
 
 #[test]
 fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
-    let server = serve();
+    let server = start_file_server();
     let mut client = server.connect();
     let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
     for (fields, status) in [
@@ -65,7 +65,7 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
         ("If-Match: \"x\"\r\nRange: bytes=99-\r\n".to_string(), 412),
     ] {
         for method in ["GET", "HEAD"] {
-            let answer = ask(&mut client, method, "/small", &fields);
+            let answer = request(&mut client, method, "/small", &fields);
             assert_eq!(answer.status, status, "{method} {fields}");
             if status == 304 {
                 assert_eq!(answer.header("etag"), Some(etag.as_str()), "{fields}");
@@ -74,7 +74,7 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
     }
     // What does not exist has no conditions.
     for fields in ["If-Match: *\r\n", "If-None-Match: *\r\n", "Range: bytes=0-1\r\n"] {
-        assert_eq!(ask(&mut client, "GET", "/nothing", fields).status, 404, "{fields}");
+        assert_eq!(request(&mut client, "GET", "/nothing", fields).status, 404, "{fields}");
     }
     drop(client);
     server.stop();
@@ -82,7 +82,7 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
 
 #[test]
 fn a_single_range_is_206() {
-    let server = serve();
+    let server = start_file_server();
     let mut client = server.connect();
     for (range, status, content_range, body) in [
         ("bytes=0-0", 206, Some("bytes 0-0/10"), "0"),
@@ -98,17 +98,17 @@ fn a_single_range_is_206() {
         ("bytes=0-9,0-9", 200, None, "0123456789"),
         ("bytes=0-1,50-", 206, Some("bytes 0-1/10"), "01"),
     ] {
-        let answer = ask(&mut client, "GET", "/small", &format!("Range: {range}\r\n"));
+        let answer = request(&mut client, "GET", "/small", &format!("Range: {range}\r\n"));
         assert_eq!(answer.status, status, "{range}");
         assert_eq!(answer.header("content-range"), content_range, "{range}");
         if status != 416 {
             assert_eq!(answer.text(), body, "{range}");
         }
-        let head = ask(&mut client, "HEAD", "/small", &format!("Range: {range}\r\n"));
+        let head = request(&mut client, "HEAD", "/small", &format!("Range: {range}\r\n"));
         let found = (head.status, head.header("content-length"));
         assert_eq!(found, (200, Some("10")), "HEAD {range}");
     }
-    let empty = ask(&mut client, "GET", "/empty", "Range: bytes=0-\r\n");
+    let empty = request(&mut client, "GET", "/empty", "Range: bytes=0-\r\n");
     assert_eq!((empty.status, empty.header("content-length")), (200, Some("0")));
     drop(client);
     server.stop();
@@ -116,11 +116,11 @@ fn a_single_range_is_206() {
 
 #[test]
 fn several_ranges_are_multipart_byteranges() {
-    let server = serve();
+    let server = start_file_server();
     let mut client = server.connect();
-    let content = large();
+    let content = large_content();
     for (path, content) in [("/small", &b"0123456789"[..]), ("/large", &content)] {
-        let answer = ask(&mut client, "GET", path, "Range: bytes=3-4, -1, 0-0\r\n");
+        let answer = request(&mut client, "GET", path, "Range: bytes=3-4, -1, 0-0\r\n");
         assert_eq!((answer.status, answer.header("content-range")), (206, None), "{path}");
         let kind = answer.header("content-type").expect("a type");
         let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("a boundary");
@@ -142,11 +142,11 @@ fn several_ranges_are_multipart_byteranges() {
 
 #[test]
 fn a_large_file_is_served_whole_and_by_range() {
-    let server = serve();
+    let server = start_file_server();
     let mut client = server.connect();
-    let content = large();
+    let content = large_content();
     assert!(client.get("/large").expect("answer").body == content);
-    let part = ask(&mut client, "GET", "/large", "Range: bytes=100000-899999\r\n");
+    let part = request(&mut client, "GET", "/large", "Range: bytes=100000-899999\r\n");
     assert_eq!((part.status, part.header("content-length")), (206, Some("800000")));
     assert!(part.body == content[100_000..900_000]);
     drop(client);
@@ -155,7 +155,7 @@ fn a_large_file_is_served_whole_and_by_range() {
 
 #[test]
 fn if_range_decides_whether_the_range_applies() {
-    let server = serve();
+    let server = start_file_server();
     let mut client = server.connect();
     let etag = client.get("/small").expect("answer").header("etag").expect("a tag").to_string();
     for (validator, status) in [
@@ -168,11 +168,11 @@ fn if_range_decides_whether_the_range_applies() {
         ("nonsense".to_string(), 200),
     ] {
         let fields = format!("If-Range: {validator}\r\nRange: bytes=0-1\r\n");
-        assert_eq!(ask(&mut client, "GET", "/small", &fields).status, status, "{validator}");
+        assert_eq!(request(&mut client, "GET", "/small", &fields).status, status, "{validator}");
         // Of a range that does not count nothing can be unsatisfiable.
         let fields = format!("If-Range: {validator}\r\nRange: bytes=99-\r\n");
         let beyond = if status == 206 { 416 } else { 200 };
-        assert_eq!(ask(&mut client, "GET", "/small", &fields).status, beyond, "{validator}");
+        assert_eq!(request(&mut client, "GET", "/small", &fields).status, beyond, "{validator}");
     }
     drop(client);
     server.stop();

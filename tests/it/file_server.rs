@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use crate::support::http::Response;
-use crate::support::server::Builder;
+use crate::support::server::ProcessBuilder;
 use crate::support::{Client, Server, wait};
 
 /// A server to be started, and its root with an `index.html` and a `file.txt`.
-fn site() -> (Builder, PathBuf) {
+fn site_with_files() -> (ProcessBuilder, PathBuf) {
     let builder = Server::builder();
     let root = builder.dir().join("public");
     fs::create_dir(&root).expect("directory");
@@ -21,7 +21,7 @@ fn site() -> (Builder, PathBuf) {
     (builder.workers(1).args(["--root", "public"]), root)
 }
 
-fn ask(server: &Server, method: &str, path: &str, fields: &str) -> Response {
+fn request(server: &Server, method: &str, path: &str, fields: &str) -> Response {
     let mut client: Client = server.connect();
     client.send(format!("{method} {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n")).expect("send");
     if method == "HEAD" { client.read_head() } else { client.read() }.expect("answer")
@@ -29,7 +29,7 @@ fn ask(server: &Server, method: &str, path: &str, fields: &str) -> Response {
 
 /// Asserts on the status of each path.
 #[track_caller]
-fn expect(server: &Server, paths: &[(&str, u16)]) {
+fn assert_statuses(server: &Server, paths: &[(&str, u16)]) {
     for (path, status) in paths {
         let answer = server.get(path);
         assert_eq!(answer.status, *status, "{path}: {answer:?}");
@@ -38,43 +38,43 @@ fn expect(server: &Server, paths: &[(&str, u16)]) {
 
 #[test]
 fn health_paths_take_precedence_over_files() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join("healthz"), "a file").expect("write");
     let server = builder.start();
     assert_eq!(server.get("/healthz").text(), "ok\n");
     assert_eq!(server.get("/readyz").text(), "ready\n");
     // Other spellings of the same path are no way to the file.
     assert_eq!(server.get("//%68ealthz").text(), "ok\n");
-    assert_eq!(ask(&server, "HEAD", "/readyz", "").status, 200);
-    let asked = Builder::verb("health").args([server.address().to_string().as_str()]).run();
+    assert_eq!(request(&server, "HEAD", "/readyz", "").status, 200);
+    let asked = ProcessBuilder::verb("health").args([server.address().to_string().as_str()]).run();
     assert_eq!(asked.status, Some(0), "{asked:?}");
     server.stop();
 }
 
 #[test]
 fn without_health_paths_files_of_their_name_are_served() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join("healthz"), "a file").expect("write");
     let server = builder.args(["--health-paths=false"]).start();
     assert_eq!(server.get("/healthz").text(), "a file");
-    expect(&server, &[("/readyz", 404)]);
+    assert_statuses(&server, &[("/readyz", 404)]);
     server.stop();
 }
 
 #[test]
 fn readyz_is_503_during_drain_delay_while_files_are_served() {
-    let (builder, _root) = site();
+    let (builder, _root) = site_with_files();
     let server = builder.args(["--drain-delay", "300s"]).start();
     server.signal(nix::sys::signal::Signal::SIGTERM);
     wait::until("it is not ready", || server.get("/readyz").status == 503);
-    expect(&server, &[("/healthz", 200), ("/file.txt", 200)]);
+    assert_statuses(&server, &[("/healthz", 200), ("/file.txt", 200)]);
     server.signal(nix::sys::signal::Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn special_files_are_404_and_never_block() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).expect("fifo");
     let _socket = UnixListener::bind(root.join("socket")).expect("socket");
     symlink("/dev/zero", root.join("device")).expect("link");
@@ -90,14 +90,17 @@ fn special_files_are_404_and_never_block() {
             assert_eq!(client.read().expect("answer").status, 404);
         }
     }
-    expect(&server, &[("/socket", 404), ("/device", 404), ("/dir/", 403), ("/file.txt", 200)]);
+    assert_statuses(
+        &server,
+        &[("/socket", 404), ("/device", 404), ("/dir/", 403), ("/file.txt", 200)],
+    );
     drop(clients);
     server.stop();
 }
 
 #[test]
 fn directory_redirects_stay_on_this_host() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     for name in ["evil.example", "a/b", "\\evil.example", "with space", "\u{e4}"] {
         fs::create_dir_all(root.join(name)).expect("directory");
     }
@@ -125,7 +128,7 @@ fn directory_redirects_stay_on_this_host() {
 
 #[test]
 fn no_request_path_causes_a_server_error() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::create_dir(root.join("empty")).expect("directory");
     fs::write(root.join("100%"), "percent").expect("write");
     symlink("loop", root.join("loop")).expect("link");
@@ -133,7 +136,7 @@ fn no_request_path_causes_a_server_error() {
     let server = builder.start();
     let long = format!("/{}", "n".repeat(256));
     let deep = "/d".repeat(3000);
-    expect(
+    assert_statuses(
         &server,
         &[
             (&long, 404),
@@ -166,7 +169,7 @@ fn no_request_path_causes_a_server_error() {
 #[test]
 fn file_names_need_not_be_utf8() {
     use std::os::unix::ffi::OsStrExt;
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join(std::ffi::OsStr::from_bytes(b"\xff\x01 \".txt")), "bytes").expect("write");
     let server = builder.start();
     assert_eq!(server.get("/%ff%01%20%22.txt").text(), "bytes");
@@ -175,7 +178,7 @@ fn file_names_need_not_be_utf8() {
 
 #[test]
 fn files_with_any_modification_time_are_served() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let day = Duration::from_secs(86_400);
     for (name, time) in [
         ("epoch", SystemTime::UNIX_EPOCH),
@@ -191,7 +194,7 @@ fn files_with_any_modification_time_are_served() {
         assert_eq!(answer.status, 200, "{name}");
         assert_eq!(answer.header("last-modified").is_some(), is_dated, "{name}");
         let etag = answer.header("etag").expect("a tag");
-        let again = ask(&server, "GET", name, &format!("If-None-Match: {etag}\r\n"));
+        let again = request(&server, "GET", name, &format!("If-None-Match: {etag}\r\n"));
         assert_eq!(again.status, 304, "{name}");
     }
     server.stop();
@@ -199,27 +202,27 @@ fn files_with_any_modification_time_are_served() {
 
 #[test]
 fn other_methods_than_get_and_head_are_405() {
-    let (builder, _root) = site();
+    let (builder, _root) = site_with_files();
     let server = builder.start();
     for method in ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND"] {
-        let answer = ask(&server, method, "/file.txt", "Content-Length: 0\r\n");
+        let answer = request(&server, method, "/file.txt", "Content-Length: 0\r\n");
         assert_eq!((answer.status, answer.header("allow")), (405, Some("GET, HEAD")), "{method}");
     }
-    let head = ask(&server, "HEAD", "/file.txt", "Range: bytes=0-1\r\n");
+    let head = request(&server, "HEAD", "/file.txt", "Range: bytes=0-1\r\n");
     assert_eq!((head.status, head.header("content-length")), (200, Some("10")));
     server.stop();
 }
 
 #[test]
 fn dotfiles_are_hidden_unless_enabled() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     for name in [".git/config", ".well-known/acme-challenge/token", "sub/.well-known/x", ".env"] {
         let path = root.join(name);
         fs::create_dir_all(path.parent().expect("parent")).expect("directories");
         fs::write(path, "dot").expect("write");
     }
     let server = builder.start();
-    expect(
+    assert_statuses(
         &server,
         &[
             ("/.env", 404),
@@ -233,17 +236,17 @@ fn dotfiles_are_hidden_unless_enabled() {
         ],
     );
     server.stop();
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join(".env"), "dot").expect("write");
     let server = builder.args(["--dotfiles"]).start();
-    expect(&server, &[("/.env", 200)]);
+    assert_statuses(&server, &[("/.env", 200)]);
     server.stop();
 }
 
 #[test]
 fn symlinks_out_of_the_root_are_followed_only_if_enabled() {
     for may in [false, true] {
-        let (builder, root) = site();
+        let (builder, root) = site_with_files();
         fs::write(builder.dir().join("secret"), "secret").expect("write");
         symlink("../secret", root.join("out")).expect("link");
         symlink(builder.dir().join("secret"), root.join("out-absolute")).expect("link");
@@ -252,7 +255,7 @@ fn symlinks_out_of_the_root_are_followed_only_if_enabled() {
         symlink("..", root.join("up")).expect("link");
         let server = builder.args([format!("--follow-symlinks={may}")]).start();
         let out = if may { 200 } else { 404 };
-        expect(
+        assert_statuses(
             &server,
             &[
                 ("/in", 200),
@@ -279,13 +282,16 @@ fn a_symlinked_root_is_resolved_again_at_a_reload() {
     let current = builder.dir().join("current");
     symlink("releases/7", &current).expect("link");
     let server = builder.workers(1).args(["--root", "current"]).start();
-    let server = server.allow(&["SIGKILL"]);
+    let server = server.allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/version").text(), "7");
     let next = server.dir().join("next");
     symlink("releases/8", &next).expect("link");
     fs::rename(&next, &current).expect("rename");
     // A worker that comes between the exchange and the reload belongs to the old generation.
-    crate::support::process::send(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
+    crate::support::process::send_signal(
+        server.worker_pids()[0],
+        nix::sys::signal::Signal::SIGKILL,
+    );
     server.wait_replaced(1);
     assert_eq!(server.get("/version").text(), "7");
     server.signal(nix::sys::signal::Signal::SIGHUP);
@@ -295,7 +301,7 @@ fn a_symlinked_root_is_resolved_again_at_a_reload() {
 
 #[test]
 fn changed_files_are_noticed() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let server = builder.start();
     let file = root.join("file.txt");
     let modified = fs::metadata(&file).expect("metadata").modified().expect("time");
@@ -320,7 +326,7 @@ fn changed_files_are_noticed() {
 
 #[test]
 fn the_fallback_file_answers_for_missing_paths() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join(".env"), "secret").expect("write");
     fs::create_dir(root.join("assets")).expect("directory");
     let server = builder.args(["--fallback", "index.html"]).start();
@@ -330,19 +336,19 @@ fn the_fallback_file_answers_for_missing_paths() {
         assert_eq!(answer.header("content-type"), Some("text/html; charset=utf-8"), "{path}");
     }
     assert_eq!(server.get("/file.txt").text(), "0123456789");
-    expect(&server, &[("/%zz", 400)]);
+    assert_statuses(&server, &[("/%zz", 400)]);
     server.stop();
 }
 
 #[test]
 fn the_error_page_is_sent_with_404() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join("404.html"), "<p>nothing here").expect("write");
     let server = builder.args(["--error-page-404", "/404.html"]).start();
-    let answer = ask(&server, "GET", "/nothing", "Range: bytes=0-1\r\nIf-None-Match: *\r\n");
+    let answer = request(&server, "GET", "/nothing", "Range: bytes=0-1\r\nIf-None-Match: *\r\n");
     assert_eq!((answer.status, answer.text()), (404, "<p>nothing here"));
     assert_eq!((answer.header("etag"), answer.header("accept-ranges")), (None, None));
-    let head = ask(&server, "HEAD", "/nothing", "");
+    let head = request(&server, "HEAD", "/nothing", "");
     assert_eq!((head.status, head.header("content-length")), (404, Some("15")));
     server.stop();
 }
@@ -355,15 +361,15 @@ fn unusable_fallback_and_error_pages_are_configuration_errors() {
         (&["--fallback", "index.html"], "root"),
         (&["--root", "/etc", "--cache-control", "a\r\nb"], "cache-control"),
     ] {
-        let ended = Builder::verb("check").args(args).run();
+        let ended = ProcessBuilder::verb("check").args(args).run();
         assert_eq!(ended.status, Some(78), "{args:?}: {ended:?}");
-        assert!(ended.err.contains(piece), "{args:?}: {ended:?}");
+        assert!(ended.stderr.contains(piece), "{args:?}: {ended:?}");
     }
 }
 
 #[test]
 fn precompressed_files_are_sent_if_accepted() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     fs::write(root.join("app.js"), "plain").expect("write");
     fs::write(root.join("app.js.gz"), "as gzip").expect("write");
     fs::write(root.join("app.js.br"), "as brotli").expect("write");
@@ -376,18 +382,18 @@ fn precompressed_files_are_sent_if_accepted() {
         ("Accept-Encoding: br;q=0, *;q=0\r\n", None, "plain"),
         ("Accept-Encoding: br;q=0.1, gzip;q=0.2\r\n", Some("gzip"), "as gzip"),
     ] {
-        let answer = ask(&server, "GET", "/app.js", accept);
+        let answer = request(&server, "GET", "/app.js", accept);
         assert_eq!((answer.header("content-encoding"), answer.text()), (coding, body), "{accept}");
         assert_eq!(answer.header("vary"), Some("Accept-Encoding"));
         assert_eq!(answer.header("content-type"), Some("text/javascript; charset=utf-8"));
         assert_eq!(answer.header("cache-control"), Some("public, max-age=60"));
         tags.push(answer.header("etag").expect("a tag").to_string());
-        let part = ask(&server, "GET", "/app.js", &format!("{accept}Range: bytes=0-1\r\n"));
+        let part = request(&server, "GET", "/app.js", &format!("{accept}Range: bytes=0-1\r\n"));
         assert_eq!((part.status, part.text()), (206, &body[..2]), "{accept}");
     }
     assert!(tags[0] != tags[1] && tags[1] != tags[2] && tags[0] != tags[2], "{tags:?}");
     let same = format!("Accept-Encoding: br\r\nIf-None-Match: {}\r\n", tags[2]);
-    let unchanged = ask(&server, "GET", "/app.js", &same);
+    let unchanged = request(&server, "GET", "/app.js", &same);
     assert_eq!((unchanged.status, unchanged.header("vary")), (304, Some("Accept-Encoding")));
     assert_eq!(server.get("/file.txt").header("vary"), None);
     server.stop();
@@ -395,7 +401,7 @@ fn precompressed_files_are_sent_if_accepted() {
 
 #[test]
 fn truncating_a_file_ends_its_response_early() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let length = 64 << 20;
     let big = root.join("big");
     File::create(&big).and_then(|file| file.set_len(length)).expect("create");
@@ -406,13 +412,13 @@ fn truncating_a_file_ends_its_response_early() {
     File::options().write(true).open(&big).and_then(|file| file.set_len(10)).expect("truncate");
     let rest = client.read_to_end().map(|rest| rest.len() as u64);
     assert!(rest.is_err() || rest.is_ok_and(|rest| rest < length - 1000));
-    expect(&server, &[("/file.txt", 200)]);
+    assert_statuses(&server, &[("/file.txt", 200)]);
     server.stop();
 }
 
 #[test]
 fn a_truncated_file_is_served_with_its_new_length() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let server = builder.start();
     for round in 0..8u64 {
         let (name, length) = (format!("big{round}"), 300_000 - round);
@@ -428,7 +434,7 @@ fn a_truncated_file_is_served_with_its_new_length() {
 
 #[test]
 fn running_out_of_descriptors_is_503_until_some_are_free() {
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let server = builder.script("ulimit -n 100; exec \"$0\" \"$@\"");
     for n in 0..48 {
         let file = File::create(root.join(format!("big{n}"))).expect("create");
@@ -453,7 +459,7 @@ fn running_out_of_descriptors_is_503_until_some_are_free() {
     drop(clients);
     wait::until("it is served again", || probe.get("/file.txt").expect("answer").status == 200);
     drop(probe);
-    server.allow(&["Too many open files"]).stop();
+    server.allow_errors(&["Too many open files"]).stop();
 }
 
 #[test]
@@ -461,7 +467,7 @@ fn unprivileged_workers_answer_403_for_unreadable_files() {
     if !nix::unistd::geteuid().is_root() {
         return;
     }
-    let (builder, root) = site();
+    let (builder, root) = site_with_files();
     let permit = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("mode");
     };
@@ -472,7 +478,7 @@ fn unprivileged_workers_answer_403_for_unreadable_files() {
     fs::create_dir(root.join("closed")).expect("directory");
     permit(&root.join("closed"), 0o700);
     let server = builder.args(["--user", "nobody"]).start();
-    expect(
+    assert_statuses(
         &server,
         &[("/file.txt", 200), ("/private", 403), ("/closed/", 403), ("/closed/a", 403)],
     );
@@ -481,7 +487,7 @@ fn unprivileged_workers_answer_403_for_unreadable_files() {
 
 /// A server of a directory with a page, a directory of the same name as a file beside the root, and a secret
 /// outside.
-fn serve() -> Server {
+fn start_site() -> Server {
     let builder = Server::builder();
     let root = builder.dir().join("public");
     fs::create_dir_all(root.join("sub")).expect("directories");
@@ -494,7 +500,7 @@ fn serve() -> Server {
 
 #[test]
 fn files_are_served_with_their_types() {
-    let server = serve();
+    let server = start_site();
     for (path, kind, body) in [
         ("/page.html", "text/html", "<p>page"),
         ("/", "text/html", "<p>index"),
@@ -510,7 +516,7 @@ fn files_are_served_with_their_types() {
 
 #[test]
 fn paths_outside_the_root_are_not_served() {
-    let server = serve();
+    let server = start_site();
     for path in [
         "/../secret",
         "/sub/../../secret",
@@ -534,26 +540,26 @@ fn paths_outside_the_root_are_not_served() {
 
 #[test]
 fn ranges_and_if_modified_since_are_supported() {
-    let server = serve();
+    let server = start_site();
     let mut client: Client = server.connect();
     let ranged = "GET /page.html HTTP/1.1\r\nHost: a\r\nRange: bytes=3-4\r\n\r\n";
-    let answer = client.ask(ranged).expect("answer");
+    let answer = client.send_and_read(ranged).expect("answer");
     assert_eq!((answer.status, answer.text()), (206, "pa"));
     let modified = client.get("/page.html").expect("answer");
     let modified = modified.header("last-modified").expect("a date");
     let again =
         format!("GET /page.html HTTP/1.1\r\nHost: a\r\nIf-Modified-Since: {modified}\r\n\r\n");
-    assert_eq!(client.ask(again).expect("answer").status, 304);
+    assert_eq!(client.send_and_read(again).expect("answer").status, 304);
     drop(client);
     server.stop();
 }
 
 #[test]
 fn a_killed_file_serving_worker_is_replaced() {
-    let server = serve().allow(&["SIGKILL"]);
+    let server = start_site().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/page.html").status, 200);
     let pid = server.worker_pids()[0];
-    crate::support::process::send(pid, nix::sys::signal::Signal::SIGKILL);
+    crate::support::process::send_signal(pid, nix::sys::signal::Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/page.html").status, 200);
     server.stop();

@@ -20,7 +20,7 @@ fn one_connection_carries_many_requests() {
 }
 
 /// Three requests in one piece; the answers come in their order.
-fn answers_in_order(client: &mut Client) {
+fn assert_pipelined_answers_in_order(client: &mut Client) {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
     let all = [get("/bytes/3"), get("/sleep/20"), get("/nowhere"), get("/")].concat();
     client.send(all).expect("send");
@@ -35,7 +35,7 @@ fn pipelined_requests_are_answered_in_order() {
     for flag in ["--pipeline-flush=false", "--pipeline-flush=true"] {
         let server = Server::with(1, &[flag]);
         let mut client = server.connect();
-        (0..3).for_each(|_| answers_in_order(&mut client));
+        (0..3).for_each(|_| assert_pipelined_answers_in_order(&mut client));
         server.stop();
     }
 }
@@ -61,7 +61,7 @@ fn bodies_with_content_length_and_chunked_are_echoed() {
     assert_eq!(client.post("/echo", b"sized").expect("answer").text(), "sized");
     let chunked = "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
                    3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n";
-    assert_eq!(client.ask(chunked).expect("answer").text(), "chunked");
+    assert_eq!(client.send_and_read(chunked).expect("answer").text(), "chunked");
     let large = vec![b'x'; 1 << 20];
     assert_eq!(client.post("/echo", &large).expect("answer").body, large);
     drop(client);
@@ -87,8 +87,8 @@ fn expect_100_continue_gets_100() {
     let mut client = server.connect();
     let head =
         "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
-    assert_eq!(client.ask(head).expect("go on").status, 100);
-    assert_eq!(client.ask("body").expect("answer").text(), "body");
+    assert_eq!(client.send_and_read(head).expect("go on").status, 100);
+    assert_eq!(client.send_and_read("body").expect("answer").text(), "body");
     drop(client);
     server.stop();
 }
@@ -97,7 +97,7 @@ fn expect_100_continue_gets_100() {
 fn http_1_0_is_answered_and_closed() {
     let server = Server::start(1);
     let mut client = server.connect();
-    let answer = client.ask("GET / HTTP/1.0\r\n\r\n").expect("answer");
+    let answer = client.send_and_read("GET / HTTP/1.0\r\n\r\n").expect("answer");
     assert_eq!((answer.status, answer.version.as_str()), (200, "HTTP/1.0"));
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
     server.stop();
@@ -108,7 +108,7 @@ fn a_client_that_asks_to_close_is_answered_and_closed() {
     let server = Server::start(1);
     let mut client = server.connect();
     let request = "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
-    assert_eq!(client.ask(request).expect("answer").status, 200);
+    assert_eq!(client.send_and_read(request).expect("answer").status, 200);
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
     server.stop();
 }
@@ -167,7 +167,7 @@ fn a_body_larger_than_max_body_size_is_413() {
 
 #[test]
 fn a_panicking_handler_fails_only_its_own_request() {
-    let server = Server::with(1, &["--faults"]).allow(&["/fault/panic", "panicked at"]);
+    let server = Server::with(1, &["--faults"]).allow_errors(&["/fault/panic", "panicked at"]);
     let pid = server.worker_pids()[0];
     let mut client = server.connect();
     assert_eq!(client.get("/fault/panic").expect("answer").status, 500);
@@ -192,7 +192,7 @@ fn http2_with_prior_knowledge_is_supported() {
 
     let server = Server::with(1, &["--http2=false"]);
     let mut client = server.connect();
-    let answer = client.ask(PREFACE);
+    let answer = client.send_and_read(PREFACE);
     let refused = match &answer {
         Ok(response) => response.status >= 400,
         Err(failure) => matches!(failure, Failure::Closed | Failure::Reset),
@@ -205,7 +205,7 @@ fn http2_with_prior_knowledge_is_supported() {
 fn keep_alive_load_has_no_failures() {
     let server = Server::start(2);
     let gets = Load::keep_alive(server.address(), 4).start();
-    let posts = Load::keep_alive(server.address(), 4).posting().thinking().start();
+    let posts = Load::keep_alive(server.address(), 4).with_posts().with_think_time().start();
     gets.wait_answered(500);
     posts.wait_answered(100);
     for tally in [gets.stop(), posts.stop()] {
@@ -217,7 +217,7 @@ fn keep_alive_load_has_no_failures() {
 const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// The statuses of all responses up to the end of the connection.
-fn statuses(client: &mut Client) -> Vec<u16> {
+fn read_statuses(client: &mut Client) -> Vec<u16> {
     let mut statuses = Vec::new();
     loop {
         match client.read() {
@@ -228,7 +228,7 @@ fn statuses(client: &mut Client) -> Vec<u16> {
     }
 }
 
-fn post(path: &str, framing: &str, body: &str) -> String {
+fn post_request(path: &str, framing: &str, body: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n{body}")
 }
 
@@ -250,7 +250,7 @@ fn finished_responses_are_sent_before_a_pipelined_connection_closes() {
         for (sent, expected) in ended {
             let mut client = server.connect();
             client.send(sent).expect("send");
-            assert_eq!(statuses(&mut client), *expected, "{option}: {sent:?}");
+            assert_eq!(read_statuses(&mut client), *expected, "{option}: {sent:?}");
         }
         for behind in
             ["GET /he", "\r\n", "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"]
@@ -287,7 +287,7 @@ fn an_incomplete_pipelined_head_ends_at_the_header_timeout() {
     for before in [HEALTH, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut client = server.connect();
         client.send([before, "GET / HTTP/1.1\r\nHo"].concat()).expect("send");
-        assert_eq!(statuses(&mut client), [200]);
+        assert_eq!(read_statuses(&mut client), [200]);
     }
     server.stop();
 }
@@ -296,12 +296,12 @@ fn an_incomplete_pipelined_head_ends_at_the_header_timeout() {
 fn an_unread_body_makes_the_response_close_the_connection() {
     let server = Server::start(1);
     let unread = [
-        post("/nowhere", "Content-Length: 3000000", &"x".repeat(3_000_000)),
-        post("/", "Content-Length: 3000000", &"x".repeat(3_000_000)),
-        post("/echo", "Content-Length: 3000000", &"x".repeat(3_000_000)),
-        post("/nowhere", "Content-Length: 100", "some"),
-        post("/nowhere", "Content-Length: 100\r\nExpect: 100-continue", ""),
-        post("/nowhere", "Transfer-Encoding: chunked", "5\r\nhello\r\n"),
+        post_request("/nowhere", "Content-Length: 3000000", &"x".repeat(3_000_000)),
+        post_request("/", "Content-Length: 3000000", &"x".repeat(3_000_000)),
+        post_request("/echo", "Content-Length: 3000000", &"x".repeat(3_000_000)),
+        post_request("/nowhere", "Content-Length: 100", "some"),
+        post_request("/nowhere", "Content-Length: 100\r\nExpect: 100-continue", ""),
+        post_request("/nowhere", "Transfer-Encoding: chunked", "5\r\nhello\r\n"),
     ];
     for request in unread {
         let mut client = server.connect();
@@ -318,15 +318,20 @@ fn an_unread_body_makes_the_response_close_the_connection() {
 fn a_completely_received_body_keeps_the_connection_open() {
     let server = Server::start(1);
     let mut client = server.connect();
-    let answer = client.ask(post("/", "Content-Length: 5", "hello")).expect("answer");
+    let answer =
+        client.send_and_read(post_request("/", "Content-Length: 5", "hello")).expect("answer");
     assert_eq!((answer.status, answer.header("connection")), (405, None));
     assert_eq!(
-        client.ask(post("/echo", "Content-Length: 5", "hello")).expect("answer").text(),
+        client
+            .send_and_read(post_request("/echo", "Content-Length: 5", "hello"))
+            .expect("answer")
+            .text(),
         "hello"
     );
-    let chunked = post("/echo", "Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\nx: y\r\n\r\n");
-    assert_eq!(client.ask(chunked).expect("answer").text(), "hello");
-    assert_eq!(client.ask(HEALTH).expect("answer").status, 200);
+    let chunked =
+        post_request("/echo", "Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\nx: y\r\n\r\n");
+    assert_eq!(client.send_and_read(chunked).expect("answer").text(), "hello");
+    assert_eq!(client.send_and_read(HEALTH).expect("answer").status, 200);
     drop(client);
     server.stop();
 }
@@ -337,17 +342,20 @@ fn a_body_is_never_parsed_as_a_request() {
     let both =
         "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut client = server.connect();
-    let chunked = post(
+    let chunked = post_request(
         "/echo",
         "Transfer-Encoding: chunked",
         &format!("{:x}\r\n{both}\r\n0\r\n\r\n", both.len()),
     );
-    assert_eq!(client.ask(chunked).expect("answer").text(), both);
+    assert_eq!(client.send_and_read(chunked).expect("answer").text(), both);
     // A good one before it is not blamed for what follows.
     client
-        .send([&post("/echo", "Transfer-Encoding: chunked", "2\r\nhi\r\n0\r\n\r\n"), both].concat())
+        .send(
+            [&post_request("/echo", "Transfer-Encoding: chunked", "2\r\nhi\r\n0\r\n\r\n"), both]
+                .concat(),
+        )
         .expect("send");
-    assert_eq!(statuses(&mut client), [200, 400]);
+    assert_eq!(read_statuses(&mut client), [200, 400]);
     server.stop();
 }
 
@@ -362,11 +370,11 @@ fn a_malformed_body_is_400_and_ends_the_connection() {
         "3\r\nhello\r\n0\r\n\r\n",
     ] {
         let mut client = server.connect();
-        let first = post("/echo", "Transfer-Encoding: chunked\r\nExpect: 100-continue", "");
+        let first = post_request("/echo", "Transfer-Encoding: chunked\r\nExpect: 100-continue", "");
         // The handler reads the body, or there would be no 100.
-        assert_eq!(client.ask(first).expect("go on").status, 100);
+        assert_eq!(client.send_and_read(first).expect("go on").status, 100);
         client.send([rest, HEALTH].concat()).expect("send");
-        assert_eq!(statuses(&mut client), [400], "{rest:?}");
+        assert_eq!(read_statuses(&mut client), [400], "{rest:?}");
     }
     server.stop();
 }
@@ -376,7 +384,7 @@ fn a_request_sent_byte_by_byte_is_served() {
     let server = Server::start(1);
     let mut client = server.connect();
     let chunked =
-        post("/echo", "Transfer-Encoding: chunked", "5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n");
+        post_request("/echo", "Transfer-Encoding: chunked", "5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n");
     for byte in [HEALTH, &chunked].concat().as_bytes() {
         client.send([*byte]).expect("send");
     }
@@ -406,7 +414,7 @@ fn the_http2_preface_may_arrive_in_pieces() {
 fn pipelined_requests_survive_a_handover() {
     let server = Server::start(1);
     let mut client = server.connect();
-    assert_eq!(client.ask(HEALTH).expect("answer").status, 200);
+    assert_eq!(client.send_and_read(HEALTH).expect("answer").status, 200);
     client.send("GET /sleep/100 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     client.send([HEALTH, HEALTH, "GET /heal"].concat()).expect("send");
     let old = server.worker_pids();
@@ -416,8 +424,8 @@ fn pipelined_requests_survive_a_handover() {
     for text in ["slept for 100 ms\n", "ok\n", "ok\n", "ok\n"] {
         assert_eq!(client.read().expect(text).text(), text);
     }
-    server.wait_others(1, &old);
-    assert_eq!(client.ask(HEALTH).expect("the new worker answers").status, 200);
+    server.wait_new_workers(1, &old);
+    assert_eq!(client.send_and_read(HEALTH).expect("the new worker answers").status, 200);
     drop(client);
     server.stop();
 }

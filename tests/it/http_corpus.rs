@@ -29,31 +29,31 @@ struct Case {
 
 /// How a message is sent.
 #[derive(Clone, Copy, Debug)]
-enum Pieces {
+enum Chunking {
     Whole,
     Bytes,
 }
 
 #[test]
 fn every_request_of_the_corpus_gets_its_required_verdict() {
-    judge_all(&["--pipeline-flush=false"]);
+    check_corpus(&["--pipeline-flush=false"]);
 }
 
 #[test]
 fn pipeline_flush_does_not_change_the_verdicts_of_the_corpus() {
-    judge_all(&["--pipeline-flush=true"]);
+    check_corpus(&["--pipeline-flush=true"]);
 }
 
 #[track_caller]
-fn judge_all(args: &[&str]) {
+fn check_corpus(args: &[&str]) {
     let cases = read_corpus();
     assert!(cases.len() > 400, "{} cases", cases.len());
     let server = Server::with(2, args);
     let mut failures = String::new();
     for case in &cases {
-        for pieces in [Pieces::Whole, Pieces::Bytes] {
-            let found = verdict(server.address(), case, pieces);
-            if !case.required.iter().any(|required| agrees(required, &found)) {
+        for pieces in [Chunking::Whole, Chunking::Bytes] {
+            let found = observe_verdict(server.address(), case, pieces);
+            if !case.required.iter().any(|required| verdict_matches(required, &found)) {
                 let required = case.required.join(" / ");
                 let _ = writeln!(failures, "{} ({pieces:?}): {found}, not {required}", case.name);
             }
@@ -64,7 +64,7 @@ fn judge_all(args: &[&str]) {
 }
 
 /// Whether `found` is the verdict `required`, in which `400|501` is either of the two.
-fn agrees(required: &str, found: &str) -> bool {
+fn verdict_matches(required: &str, found: &str) -> bool {
     let (required, found): (Vec<_>, Vec<_>) =
         (required.split(' ').collect(), found.split(' ').collect());
     required.len() == found.len()
@@ -72,7 +72,7 @@ fn agrees(required: &str, found: &str) -> bool {
 }
 
 /// The statuses of all responses in their order, with the bodies of `/echo`, and how the connection ended.
-fn verdict(address: &Address, case: &Case, pieces: Pieces) -> String {
+fn observe_verdict(address: &Address, case: &Case, pieces: Chunking) -> String {
     let Address::Tcp(address) = address else { panic!("no TCP address") };
     let mut stream = TcpStream::connect(address).expect("connect");
     stream.set_nodelay(true).expect("TCP_NODELAY");
@@ -81,8 +81,8 @@ fn verdict(address: &Address, case: &Case, pieces: Pieces) -> String {
     let behind = if case.is_alone { &[] } else { BEHIND };
     let all = [&case.message, behind].concat();
     let size = match pieces {
-        Pieces::Whole => all.len(),
-        Pieces::Bytes => 1,
+        Chunking::Whole => all.len(),
+        Chunking::Bytes => 1,
     };
     // The server may have answered and closed before all was sent.
     let sent = all.chunks(size).try_for_each(|piece| stream.write_all(piece));
@@ -96,13 +96,13 @@ fn verdict(address: &Address, case: &Case, pieces: Pieces) -> String {
         Err(e) if e.kind() == ErrorKind::ConnectionReset => "reset",
         Err(e) => panic!("{}: {e}", case.name),
     };
-    let mut items = responses(&received);
+    let mut items = summarize_responses(&received);
     items.push(end.into());
     items.join(" ")
 }
 
 /// The status of each response, and the body where it is an echo.
-fn responses(mut raw: &[u8]) -> Vec<String> {
+fn summarize_responses(mut raw: &[u8]) -> Vec<String> {
     let mut items = Vec::new();
     while !raw.is_empty() {
         let Some(end) = raw.windows(4).position(|four| four == b"\r\n\r\n") else {
@@ -126,12 +126,16 @@ fn responses(mut raw: &[u8]) -> Vec<String> {
         raw = rest;
         // Of all responses with status 200, echoes alone have no type.
         let is_echo = status == "200" && field("content-type:").is_none() && body != b"0000000";
-        items.push(if is_echo { format!("{status}:{}", shown(body)) } else { status.to_string() });
+        items.push(if is_echo {
+            format!("{status}:{}", format_body(body))
+        } else {
+            status.to_string()
+        });
     }
     items
 }
 
-fn shown(body: &[u8]) -> String {
+fn format_body(body: &[u8]) -> String {
     if body.len() > MAX_SHOWN_BODY {
         return format!("#{}", body.len());
     }

@@ -1,6 +1,6 @@
 //! HTTP as it must not be: malformed on purpose, or slow.
 
-use crate::support::{Failure, Server, amount};
+use crate::support::{Failure, Server, env_count};
 
 /// Requests that are answered with this status, after which the connection is closed: where one was
 /// malformed, the next may begin anywhere. Whatever follows must not be answered.
@@ -44,7 +44,7 @@ fn malformed_requests_are_refused_and_end_the_connection() {
     for (name, status, request) in REFUSED {
         let mut client = server.connect();
         let smuggled = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
-        let answer = client.ask([request, smuggled].concat());
+        let answer = client.send_and_read([request, smuggled].concat());
         let answer = answer.unwrap_or_else(|e| panic!("{name}: {e:?}"));
         assert_eq!(answer.status, *status, "{name}: {answer:?}");
         let rest = client.read_to_end();
@@ -59,7 +59,8 @@ fn a_malformed_chunk_is_refused() {
     for size in ["x", "-1", "0x5", "+5", "1_0", "fffffffffffffffff", "5 5"] {
         let mut client = server.connect();
         let head = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let answer = client.ask(format!("{head}{size}\r\nhello\r\n0\r\n\r\n")).expect(size);
+        let answer =
+            client.send_and_read(format!("{head}{size}\r\nhello\r\n0\r\n\r\n")).expect(size);
         assert_eq!(answer.status, 400, "{size}: {answer:?}");
         let rest = client.read_to_end();
         assert!(matches!(rest.as_deref(), Ok([]) | Err(Failure::Reset)), "{size}: {rest:?}");
@@ -71,10 +72,10 @@ fn a_malformed_chunk_is_refused() {
 fn a_request_head_larger_than_the_limit_is_431() {
     let server = Server::with(1, &["--max-header-size", "8KiB"]);
     let request = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(n));
-    assert_eq!(server.connect().ask(request(4 << 10)).expect("answer").status, 200);
-    assert_eq!(server.connect().ask(request(9 << 10)).expect("answer").status, 431);
+    assert_eq!(server.connect().send_and_read(request(4 << 10)).expect("answer").status, 200);
+    assert_eq!(server.connect().send_and_read(request(9 << 10)).expect("answer").status, 431);
     let many = "X: y\r\n".repeat(101);
-    let answer = server.connect().ask(format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"));
+    let answer = server.connect().send_and_read(format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n"));
     assert_eq!(answer.expect("answer").status, 431);
     server.stop();
 }
@@ -82,7 +83,7 @@ fn a_request_head_larger_than_the_limit_is_431() {
 #[test]
 fn slow_request_heads_time_out_while_others_are_served() {
     let server = Server::with(2, &["--header-timeout", "1s"]);
-    let mut slow: Vec<_> = (0..amount("PREFORK_SLOW", 200)).map(|_| server.connect()).collect();
+    let mut slow: Vec<_> = (0..env_count("PREFORK_SLOW", 200)).map(|_| server.connect()).collect();
     for client in &mut slow {
         client.send("GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").expect("send");
     }
@@ -104,7 +105,7 @@ fn slow_request_heads_time_out_while_others_are_served() {
 fn silent_clients_time_out_while_others_are_served() {
     let server = Server::with(2, &["--header-timeout", "1s"]);
     let mut silent: Vec<_> =
-        (0..amount("PREFORK_SLOW", 200) / 4).map(|_| server.connect()).collect();
+        (0..env_count("PREFORK_SLOW", 200) / 4).map(|_| server.connect()).collect();
     assert_eq!(server.get("/").status, 200);
     for client in &mut silent {
         assert_eq!(client.read_to_end(), Ok(Vec::new()));
@@ -163,7 +164,7 @@ fn random_bytes_do_no_harm() {
             .collect();
         let mut client = server.connect();
         client.send(bytes).expect("send");
-        client.finish_sending();
+        client.shutdown_write();
         // A refusal, or just the end: but an end.
         let end = client.read_to_end();
         assert!(!matches!(end, Err(Failure::TimedOut)), "{end:?}");

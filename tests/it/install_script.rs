@@ -11,11 +11,11 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const UNIT: &str = "usr/local/lib/systemd/system/prefork.service";
 
 /// A root file system with nothing in it but our installation.
-struct Place(TempDir);
+struct Installation(TempDir);
 
-impl Place {
-    fn new() -> Place {
-        Place(tempfile::tempdir().expect("directory"))
+impl Installation {
+    fn new() -> Installation {
+        Installation(tempfile::tempdir().expect("directory"))
     }
 
     fn run(&self, args: &[&str], prefix: &str) -> Output {
@@ -57,31 +57,31 @@ impl Place {
     /// Every file with its content.
     fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
-        gather(&self.path(""), &mut files);
+        collect_files(&self.path(""), &mut files);
         files.sort();
         files
     }
 }
 
-fn gather(directory: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+fn collect_files(directory: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     for entry in fs::read_dir(directory).expect("directory") {
         let path = entry.expect("entry").path();
         match path.is_dir() {
-            true => gather(&path, files),
+            true => collect_files(&path, files),
             false => files.push((path.clone(), fs::read(&path).expect("file"))),
         }
     }
 }
 
 /// The value of a setting in a unit.
-fn setting<'a>(unit: &'a str, name: &str) -> &'a str {
+fn unit_setting<'a>(unit: &'a str, name: &str) -> &'a str {
     let value = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     value.unwrap_or_else(|| panic!("{name} is not in\n{unit}"))
 }
 
 #[test]
 fn install_puts_every_file_in_place() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     for name in [
         "usr/local/bin/prefork",
@@ -104,18 +104,21 @@ fn install_puts_every_file_in_place() {
 
 #[test]
 fn the_systemd_unit_names_the_installed_files() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     let unit = place.text(UNIT);
     assert!(!unit.contains('@') || !unit.contains("DIR@"), "{unit}");
     let start = "/usr/local/bin/prefork serve --config /etc/prefork.toml";
-    assert_eq!(setting(&unit, "ExecStart"), start);
-    assert!(setting(&unit, "ExecReload").starts_with("/usr/local/bin/prefork reload "), "{unit}");
+    assert_eq!(unit_setting(&unit, "ExecStart"), start);
+    assert!(
+        unit_setting(&unit, "ExecReload").starts_with("/usr/local/bin/prefork reload "),
+        "{unit}"
+    );
 }
 
 #[test]
 fn timeout_stop_sec_exceeds_the_graceful_stop() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     let seconds = |text: &str| text.trim_matches(['"', 's']).parse::<u64>().expect("seconds");
     let toml: toml::Table = place.text("etc/prefork.toml").parse().expect("TOML");
@@ -124,13 +127,13 @@ fn timeout_stop_sec_exceeds_the_graceful_stop() {
         .filter_map(|key| Some(seconds(toml.get(*key)?.as_str().expect("text"))))
         .sum();
     assert!(needed > 30, "{needed} s is less than the defaults");
-    let given = seconds(setting(&place.text(UNIT), "TimeoutStopSec"));
+    let given = seconds(unit_setting(&place.text(UNIT), "TimeoutStopSec"));
     assert!(given > needed, "{given} s for {needed} s");
 }
 
 #[test]
 fn the_installed_configuration_is_valid() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     let check = Command::new(place.path("usr/local/bin/prefork"))
         .args(["check", "--config"])
@@ -142,7 +145,7 @@ fn the_installed_configuration_is_valid() {
 
 #[test]
 fn installing_again_changes_nothing() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     let before = place.files();
     place.install();
@@ -152,17 +155,17 @@ fn installing_again_changes_nothing() {
 
 #[test]
 fn install_honours_another_prefix() {
-    let place = Place::new();
+    let place = Installation::new();
     place.succeed(&["--binary", env!("CARGO_BIN_EXE_prefork")], "/opt/web");
     let unit = place.text("etc/systemd/system/prefork.service");
-    assert!(setting(&unit, "ExecStart").starts_with("/opt/web/bin/prefork "), "{unit}");
+    assert!(unit_setting(&unit, "ExecStart").starts_with("/opt/web/bin/prefork "), "{unit}");
     place.succeed(&["--uninstall"], "/opt/web");
     assert_eq!(fs::read_dir(place.path("")).expect("root").count(), 0);
 }
 
 #[test]
 fn uninstall_removes_only_installed_files() {
-    let place = Place::new();
+    let place = Installation::new();
     let stranger = place.path("usr/local/share/man/man1/other.1");
     fs::create_dir_all(stranger.parent().expect("parent")).expect("directory");
     fs::write(&stranger, "not ours").expect("write");
@@ -178,7 +181,7 @@ fn uninstall_removes_only_installed_files() {
 
 #[test]
 fn an_edited_configuration_survives_install_and_uninstall() {
-    let place = Place::new();
+    let place = Installation::new();
     place.install();
     let path = place.path("etc/prefork.toml");
     fs::write(&path, "workers = 3\n").expect("write");
@@ -190,7 +193,7 @@ fn an_edited_configuration_survives_install_and_uninstall() {
 
 #[test]
 fn invalid_install_arguments_change_nothing() {
-    let place = Place::new();
+    let place = Installation::new();
     for args in [&["--binary", "/nonexistent"][..], &["--frobnicate"]] {
         let output = place.run(args, "/usr/local");
         assert!(!output.status.success(), "{args:?}");

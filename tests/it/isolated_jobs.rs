@@ -5,45 +5,45 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
-use crate::support::{Server, amount, log, process, wait};
+use crate::support::command::ProcessBuilder;
+use crate::support::{Server, env_count, log, process, wait};
 
-fn cluster(processes: usize) -> Builder {
-    Builder::program("isolated")
+fn isolated_cluster(processes: usize) -> ProcessBuilder {
+    ProcessBuilder::program("isolated")
         .workers(2)
-        .others(processes)
+        .other_workers(processes)
         .args([format!("processes={processes}")])
 }
 
 #[track_caller]
-fn run(server: &Server, job: &str) -> String {
+fn run_job(server: &Server, job: &str) -> String {
     server.get(&format!("/{job}")).text().to_string()
 }
 
 /// Asks for a job on another thread; what comes of it.
-fn begin(server: &Server, job: &str) -> std::thread::JoinHandle<Option<String>> {
+fn start_job(server: &Server, job: &str) -> std::thread::JoinHandle<Option<String>> {
     let (mut client, path) = (server.connect(), format!("/{job}"));
     std::thread::spawn(move || client.get(&path).ok().map(|answer| answer.text().to_string()))
 }
 
 /// The same for several at a time; what comes of them, in any order.
-fn begin_all(server: &Server, job: &str, count: usize) -> Receiver<Option<String>> {
+fn start_jobs(server: &Server, job: &str, count: usize) -> Receiver<Option<String>> {
     let (sender, results) = channel();
     for _ in 0..count {
-        let (one, sender) = (begin(server, job), sender.clone());
+        let (one, sender) = (start_job(server, job), sender.clone());
         std::thread::spawn(move || sender.send(one.join().expect("thread")));
     }
     results
 }
 
 #[track_caller]
-fn next(results: &Receiver<Option<String>>) -> Option<String> {
+fn next_result(results: &Receiver<Option<String>>) -> Option<String> {
     results.recv_timeout(Duration::from_secs(30)).expect("a result")
 }
 
 /// Waits until so many requests are being answered.
 #[track_caller]
-fn wait_active(server: &Server, wanted: u64) {
+fn wait_active_requests(server: &Server, wanted: u64) {
     wait::until(&format!("{wanted} requests"), || {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers");
@@ -53,28 +53,28 @@ fn wait_active(server: &Server, wanted: u64) {
 
 /// The process that does jobs now, when there is one.
 #[track_caller]
-fn worker_of_jobs(server: &Server) -> u32 {
-    let said = run(server, "hello");
+fn isolated_worker_pid(server: &Server) -> u32 {
+    let said = run_job(server, "hello");
     let pid = said.strip_prefix("hello by ").and_then(|pid| pid.parse().ok());
     pid.unwrap_or_else(|| panic!("{said}"))
 }
 
 #[test]
 fn an_isolated_job_runs_in_another_process() {
-    let server = cluster(1).start();
-    let worker = worker_of_jobs(&server);
-    assert_ne!(run(&server, ""), worker.to_string());
-    assert_eq!(worker_of_jobs(&server), worker);
-    assert_eq!(run(&server, "error"), "Failed(\"no\")");
-    assert_eq!(run(&server, "nobody"), "Unknown(\"nobody\")");
+    let server = isolated_cluster(1).start();
+    let worker = isolated_worker_pid(&server);
+    assert_ne!(run_job(&server, ""), worker.to_string());
+    assert_eq!(isolated_worker_pid(&server), worker);
+    assert_eq!(run_job(&server, "error"), "Failed(\"no\")");
+    assert_eq!(run_job(&server, "nobody"), "Unknown(\"nobody\")");
     server.stop();
 }
 
 #[test]
 fn the_built_in_application_runs_isolated_jobs() {
-    let server = Builder::serve().args(["--faults"]).start();
+    let server = ProcessBuilder::serve().args(["--faults"]).start();
     let web = server.worker_pids();
-    server.order(&["scale", "isolated=1"]);
+    server.run_verb(&["scale", "isolated=1"]);
     let said = server.get("/isolated/pid");
     assert!(said.text().starts_with("done by PID "), "{}", said.text());
     let died = server.connect().get("/isolated/exit").expect("answer");
@@ -82,30 +82,30 @@ fn the_built_in_application_runs_isolated_jobs() {
     assert_eq!(server.get("/isolated/pid").status, 200);
     let now = server.worker_pids();
     assert!(web.iter().all(|pid| now.contains(pid)), "{web:?} {now:?}");
-    server.allow(&["42"]).stop();
+    server.allow_errors(&["42"]).stop();
 }
 
 #[test]
 fn a_panicking_isolated_job_keeps_its_process() {
-    let server = cluster(1).start().allow(&["panicked at"]);
-    let worker = worker_of_jobs(&server);
-    let said = run(&server, "panic");
+    let server = isolated_cluster(1).start().allow_errors(&["panicked at"]);
+    let worker = isolated_worker_pid(&server);
+    let said = run_job(&server, "panic");
     assert!(said.starts_with("Failed(") && said.contains("the job has had enough"), "{said}");
-    assert_eq!(worker_of_jobs(&server), worker);
+    assert_eq!(isolated_worker_pid(&server), worker);
     server.stop();
 }
 
 #[test]
 fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
-    let server = cluster(1).start().allow(&["SIGSEGV", "37"]);
-    let web = run(&server, "").len();
+    let server = isolated_cluster(1).start().allow_errors(&["SIGSEGV", "37"]);
+    let web = run_job(&server, "").len();
     // Told at its deadline instead, the caller would wait for longer than this test does. In its first second, and more than once: that is no crash loop, and nobody waits.
     for _ in 0..5 {
-        assert_eq!(run(&server, "segv/600000"), "Died { signal: Some(11) }");
-        assert!(run(&server, "hello").starts_with("hello by "));
+        assert_eq!(run_job(&server, "segv/600000"), "Died { signal: Some(11) }");
+        assert!(run_job(&server, "hello").starts_with("hello by "));
     }
-    assert_eq!(run(&server, "exit/600000"), "Died { signal: None }");
-    assert!(web > 0 && run(&server, "hello").starts_with("hello by "));
+    assert_eq!(run_job(&server, "exit/600000"), "Died { signal: None }");
+    assert!(web > 0 && run_job(&server, "hello").starts_with("hello by "));
     let text = server.stop();
     // A crash loop would be complained about.
     assert_eq!(log::lines_with(&text, &["WARN"]).count(), 0, "{text}");
@@ -114,14 +114,14 @@ fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
 
 #[test]
 fn crashed_isolated_processes_leak_no_descriptor() {
-    let server = cluster(1).start().allow(&["SIGSEGV"]);
-    assert!(run(&server, "hello").starts_with("hello by "));
+    let server = isolated_cluster(1).start().allow_errors(&["SIGSEGV"]);
+    assert!(run_job(&server, "hello").starts_with("hello by "));
     let descriptors = || process::descriptors(server.pid()).len();
     let before = descriptors();
-    for _ in 0..amount("PREFORK_ISOLATED_ENDS", 20) {
-        assert_eq!(run(&server, "segv/15000"), "Died { signal: Some(11) }");
+    for _ in 0..env_count("PREFORK_ISOLATED_CRASHES", 20) {
+        assert_eq!(run_job(&server, "segv/15000"), "Died { signal: Some(11) }");
     }
-    assert!(run(&server, "hello").starts_with("hello by "));
+    assert!(run_job(&server, "hello").starts_with("hello by "));
     wait::until("as many descriptors as before", || descriptors() <= before);
     assert!(process::zombies(server.pid()).is_empty());
     assert_eq!(process::children(server.pid()).len(), 3);
@@ -130,10 +130,10 @@ fn crashed_isolated_processes_leak_no_descriptor() {
 
 #[test]
 fn an_endless_isolated_job_is_killed_at_its_deadline() {
-    let server = cluster(1).start().allow(&["SIGKILL"]);
-    let worker = worker_of_jobs(&server);
-    assert_eq!(run(&server, "hang/300"), "TimedOut");
-    assert_ne!(worker_of_jobs(&server), worker);
+    let server = isolated_cluster(1).start().allow_errors(&["SIGKILL"]);
+    let worker = isolated_worker_pid(&server);
+    assert_eq!(run_job(&server, "hang/300"), "TimedOut");
+    assert_ne!(isolated_worker_pid(&server), worker);
     let text = server.stop();
     let pid = format!("pid={worker}");
     assert_eq!(log::lines_with(&text, &["WARN", "kind=danger", &pid]).count(), 1, "{text}");
@@ -141,16 +141,17 @@ fn an_endless_isolated_job_is_killed_at_its_deadline() {
 
 #[test]
 fn the_deadline_of_the_isolated_pool_limits_every_job() {
-    let server = cluster(1).args(["deadline-ms=300"]).start().allow(&["SIGKILL"]);
-    assert_eq!(run(&server, "hang/20000"), "TimedOut");
+    let server = isolated_cluster(1).args(["deadline-ms=300"]).start().allow_errors(&["SIGKILL"]);
+    assert_eq!(run_job(&server, "hang/20000"), "TimedOut");
     server.stop();
 }
 
 #[test]
 fn an_isolated_job_over_max_rss_is_killed() {
-    let server = cluster(1).args(["max-rss-mib=128"]).start().allow(&["kind=danger"]);
-    assert_eq!(run(&server, "leak/20000"), "Died { signal: Some(9) }");
-    assert!(run(&server, "hello").starts_with("hello by "));
+    let server =
+        isolated_cluster(1).args(["max-rss-mib=128"]).start().allow_errors(&["kind=danger"]);
+    assert_eq!(run_job(&server, "leak/20000"), "Died { signal: Some(9) }");
+    assert!(run_job(&server, "hello").starts_with("hello by "));
     let text = server.stop();
     assert_eq!(log::lines_with(&text, &["kind=danger", "max-rss-hard"]).count(), 1, "{text}");
     assert_eq!(log::lines_with(&text, &["WARN"]).count(), 0, "{text}");
@@ -158,100 +159,100 @@ fn an_isolated_job_over_max_rss_is_killed() {
 
 #[test]
 fn isolated_jobs_wait_in_a_bounded_queue() {
-    let server = cluster(1).args(["waiting=1"]).start();
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
-    let others = begin_all(&server, "hello", 3);
+    let server = isolated_cluster(1).args(["waiting=1"]).start();
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
+    let others = start_jobs(&server, "hello", 3);
     for _ in 0..2 {
-        assert_eq!(next(&others).as_deref(), Some("Full"));
+        assert_eq!(next_result(&others).as_deref(), Some("Full"));
     }
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    assert!(next(&others).is_some_and(|said| said.starts_with("hello by ")));
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
+    assert!(next_result(&others).is_some_and(|said| said.starts_with("hello by ")));
     server.stop();
 }
 
 #[test]
 fn an_isolated_job_that_times_out_in_the_queue_is_not_started() {
-    let server = cluster(1).start();
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
-    assert_eq!(run(&server, "segv/200"), "TimedOut");
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
+    let server = isolated_cluster(1).start();
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
+    assert_eq!(run_job(&server, "segv/200"), "TimedOut");
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
     // That job would have killed it.
-    assert!(run(&server, "hello").starts_with("hello by "));
+    assert!(run_job(&server, "hello").starts_with("hello by "));
     server.stop();
 }
 
 #[test]
 fn an_isolated_job_of_a_disconnected_client_is_not_started() {
-    let server = cluster(1).start();
-    let isolated = worker_of_jobs(&server);
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
+    let server = isolated_cluster(1).start();
+    let isolated = isolated_worker_pid(&server);
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
     let mut gone = server.connect();
     gone.send(b"GET /segv HTTP/1.1\r\nHost: x\r\n\r\n").expect("send");
-    wait_active(&server, 2);
+    wait_active_requests(&server, 2);
     drop(gone);
-    wait_active(&server, 1);
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    assert_eq!(worker_of_jobs(&server), isolated, "what would have killed it was not begun");
+    wait_active_requests(&server, 1);
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
+    assert_eq!(isolated_worker_pid(&server), isolated, "what would have killed it was not begun");
     server.stop();
 }
 
 #[test]
 fn queued_isolated_jobs_of_a_killed_worker_are_not_started() {
-    let server = cluster(1).args(["waiting=4"]).start().allow(&["SIGKILL"]);
-    let isolated = worker_of_jobs(&server);
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
+    let server = isolated_cluster(1).args(["waiting=4"]).start().allow_errors(&["SIGKILL"]);
+    let isolated = isolated_worker_pid(&server);
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
     // When two of six are refused, four wait.
-    let waiting = begin_all(&server, "segv", 6);
+    let waiting = start_jobs(&server, "segv", 6);
     for _ in 0..2 {
-        assert_eq!(next(&waiting).as_deref(), Some("Full"));
+        assert_eq!(next_result(&waiting).as_deref(), Some("Full"));
     }
     let callers = server.worker_pids().into_iter().filter(|pid| *pid != isolated);
-    callers.for_each(|pid| process::send(pid, Signal::SIGKILL));
+    callers.for_each(|pid| process::send_signal(pid, Signal::SIGKILL));
     for _ in 0..4 {
-        assert_eq!(next(&waiting), None, "its caller is dead");
+        assert_eq!(next_result(&waiting), None, "its caller is dead");
     }
     assert_eq!(first.join().expect("thread"), None);
     // The primary knows of both.
     server.wait_log_count(&["SIGKILL"], 2);
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(worker_of_jobs(&server), isolated, "what its callers died of, it survives");
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(isolated_worker_pid(&server), isolated, "what its callers died of, it survives");
     server.stop();
 }
 
 #[test]
 fn a_reload_lets_a_running_isolated_job_finish() {
-    let server = cluster(1).start();
-    let worker = worker_of_jobs(&server);
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
-    server.order(&["reload"]);
+    let server = isolated_cluster(1).start();
+    let worker = isolated_worker_pid(&server);
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
+    server.run_verb(&["reload"]);
     // The new one works beside the old one, which finishes its job.
-    assert_ne!(worker_of_jobs(&server), worker);
+    assert_ne!(isolated_worker_pid(&server), worker);
     assert!(server.worker_pids().contains(&worker));
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    wait::until("it has left", || process::is_gone(worker));
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
+    wait::until("it has left", || process::has_ended(worker));
     server.stop();
 }
 
 #[test]
 fn a_stop_finishes_running_isolated_jobs_and_refuses_queued_ones() {
-    let server = cluster(1).start();
-    let first = begin(&server, "gate");
-    server.wait_log(&["waits for the gate"]);
-    let second = begin(&server, "hello");
-    wait_active(&server, 2);
+    let server = isolated_cluster(1).start();
+    let first = start_job(&server, "barrier");
+    server.wait_log(&["waits for the barrier"]);
+    let second = start_job(&server, "hello");
+    wait_active_requests(&server, 2);
     server.signal(Signal::SIGTERM);
     let second = second.join().expect("thread");
     assert!(second.as_deref() == Some("Closed"), "{second:?}");
-    std::fs::write(server.dir().join("gate"), "").expect("write");
-    assert_eq!(first.join().expect("thread").as_deref(), Some("through the gate"));
-    server.finish(0);
+    std::fs::write(server.dir().join("barrier"), "").expect("write");
+    assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
+    server.wait_clean_exit(0);
 }

@@ -2,32 +2,32 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
 /// `pid by loads place sum`, as the program `preload` says it.
-fn loaded(server: &Server) -> Vec<String> {
+fn preload_fields(server: &Server) -> Vec<String> {
     server.get("/").text().split(' ').map(str::to_string).collect()
 }
 
 #[test]
 fn preloaded_data_is_loaded_once_for_all_workers() {
-    let server = Builder::program("preload").workers(2).start().allow(&["SIGKILL"]);
-    let before = loaded(&server);
+    let server = ProcessBuilder::program("preload").workers(2).start().allow_errors(&["SIGKILL"]);
+    let before = preload_fields(&server);
     assert_eq!(before[1..3], [server.pid().to_string(), "1".to_string()], "{before:?}");
     assert_eq!(before[4], (7u64 * (4 << 20)).to_string());
     // A replacement has it too, at the same place: it was not loaded again.
     let pid: u32 = before[0].parse().expect("pid");
-    process::send(pid, Signal::SIGKILL);
+    process::send_signal(pid, Signal::SIGKILL);
     server.wait_replaced(1);
-    let after = loaded(&server);
+    let after = preload_fields(&server);
     assert_ne!(after[0], before[0]);
     assert_eq!(after[1..], before[1..]);
     server.stop();
 }
 
 /// Kilobytes of memory that a process shares with nobody.
-fn private_kb(pid: u32) -> u64 {
+fn private_memory_kb(pid: u32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
     private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
@@ -35,10 +35,10 @@ fn private_kb(pid: u32) -> u64 {
 
 #[test]
 fn preloaded_memory_is_not_copied_when_it_is_read() {
-    let server = Builder::program("preload").workers(2).start();
+    let server = ProcessBuilder::program("preload").workers(2).start();
     // Each answer reads all 32 MiB.
-    let pid: u32 = loaded(&server)[0].parse().expect("pid");
-    let private = private_kb(pid);
+    let pid: u32 = preload_fields(&server)[0].parse().expect("pid");
+    let private = private_memory_kb(pid);
     assert!(private < 16 << 10, "{private} kB of its own");
     server.stop();
 }
@@ -48,26 +48,26 @@ fn a_failed_preload_ends_the_start_before_any_fork() {
     for (program, why) in
         [("preload-fails", "load: the disk is gone"), ("preload-panics", "preload panics")]
     {
-        let ended = Builder::program(program).run();
-        assert_eq!(ended.status, Some(70), "{}", ended.err);
-        assert!(ended.err.contains(why), "{}", ended.err);
-        assert!(!ended.err.contains("worker="), "{}", ended.err);
+        let ended = ProcessBuilder::program(program).run();
+        assert_eq!(ended.status, Some(70), "{}", ended.stderr);
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
+        assert!(!ended.stderr.contains("worker="), "{}", ended.stderr);
     }
 }
 
 #[test]
 fn a_process_with_several_threads_is_not_forked() {
-    let ended = Builder::program("preload-leaves-a-thread").args(["boot-attempts=2"]).run();
-    assert_ne!(ended.status, Some(0), "{}", ended.err);
+    let ended = ProcessBuilder::program("preload-leaves-a-thread").args(["boot-attempts=2"]).run();
+    assert_ne!(ended.status, Some(0), "{}", ended.stderr);
     for piece in ["2 threads", "left-running", "preload"] {
-        assert!(ended.err.contains(piece), "{piece}: {}", ended.err);
+        assert!(ended.stderr.contains(piece), "{piece}: {}", ended.stderr);
     }
-    assert!(log::worker_pids(&ended.err).is_empty(), "{}", ended.err);
+    assert!(log::worker_pids(&ended.stderr).is_empty(), "{}", ended.stderr);
 }
 
 #[test]
 fn handlers_need_not_be_send() {
-    let server = Builder::program("not-send").workers(1).start();
+    let server = ProcessBuilder::program("not-send").workers(1).start();
     let mut client = server.connect();
     let pid = server.worker_pids()[0];
     for n in 1..=3 {
@@ -80,7 +80,7 @@ fn handlers_need_not_be_send() {
 
 #[test]
 fn an_axum_application_is_served() {
-    let server = Builder::program("axum").workers(2).start();
+    let server = ProcessBuilder::program("axum").workers(2).start();
     let answer = server.get("/hello/world");
     assert!(answer.text().starts_with("hello world, from PID "), "{}", answer.text());
     assert!(server.worker_pids().contains(&answer.pid()));
@@ -89,7 +89,7 @@ fn an_axum_application_is_served() {
 }
 
 /// Reads up to and with the end of a line.
-fn line(client: &mut crate::support::Client) -> String {
+fn read_line(client: &mut crate::support::Client) -> String {
     let mut text = String::new();
     while !text.ends_with('\n') {
         let byte = client.read_exactly(1).expect("a line");
@@ -100,37 +100,39 @@ fn line(client: &mut crate::support::Client) -> String {
 
 #[test]
 fn serve_connections_supports_other_protocols() {
-    let server =
-        Builder::program("connections").workers(2).args(["graceful-timeout-ms=20000"]).start();
+    let server = ProcessBuilder::program("connections")
+        .workers(2)
+        .args(["graceful-timeout-ms=20000"])
+        .start();
     let mut client = server.connect();
     // The server speaks first.
-    assert!(line(&mut client).starts_with("hello from "));
+    assert!(read_line(&mut client).starts_with("hello from "));
     client.send("ping\n").expect("send");
-    assert_eq!(line(&mut client), "ping\n");
+    assert_eq!(read_line(&mut client), "ping\n");
     // A stop lets the connection finish.
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     client.send("still there?\n").expect("send");
-    assert_eq!(line(&mut client), "still there?\n");
+    assert_eq!(read_line(&mut client), "still there?\n");
     client.send("bye\n").expect("send");
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn serve_connections_cuts_connections_at_the_graceful_timeout() {
     let server =
-        Builder::program("connections").workers(1).args(["graceful-timeout-ms=500"]).start();
+        ProcessBuilder::program("connections").workers(1).args(["graceful-timeout-ms=500"]).start();
     let mut client = server.connect();
-    assert!(line(&mut client).starts_with("hello from "));
+    assert!(read_line(&mut client).starts_with("hello from "));
     server.signal(Signal::SIGTERM);
     client.read_to_end().expect("an end");
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn retiring_workers_lose_no_request() {
-    let server = Builder::program("retiring").workers(2).start();
+    let server = ProcessBuilder::program("retiring").workers(2).start();
     let load = crate::support::load::Load::keep_alive(server.address(), 4).start();
     // Every third request of a worker ends its life.
     server.wait_worker_id(12);

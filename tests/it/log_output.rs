@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
 /// Bytes of the smallest pipe there is.
@@ -19,7 +19,7 @@ const PIPE_SIZE: i32 = 4096;
 
 /// A server whose standard error is a full pipe, which is returned. It serves on a Unix socket.
 #[track_caller]
-fn with_full_pipe(builder: Builder, workers: usize) -> (Server, PipeReader) {
+fn start_with_full_pipe(builder: ProcessBuilder, workers: usize) -> (Server, PipeReader) {
     let (reader, mut writer) = std::io::pipe().expect("pipe");
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).expect("size");
     writer.write_all(&[b'\n'; PIPE_SIZE as usize]).expect("fill");
@@ -27,7 +27,7 @@ fn with_full_pipe(builder: Builder, workers: usize) -> (Server, PipeReader) {
     let socket = format!("unix:{}", builder.dir().join("socket").display());
     let builder = builder.workers(workers).bind([socket]);
     let streams = [null(), null(), OwnedFd::from(writer)];
-    (builder.streams(streams.into_iter()).start(), reader)
+    (builder.standard_streams(streams.into_iter()).start(), reader)
 }
 
 /// Reads until `piece` has come.
@@ -47,26 +47,26 @@ fn read_until(reader: &mut PipeReader, piece: &str) -> String {
 
 /// Whether there is an event of level `warn`.
 #[track_caller]
-fn has_warning(server: &Server) -> bool {
-    server.order(&["events", "--json"]).contains(r#""level":"warn""#)
+fn has_warning_event(server: &Server) -> bool {
+    server.run_verb(&["events", "--json"]).contains(r#""level":"warn""#)
 }
 
 #[track_caller]
-fn dropped_lines(server: &Server) -> u64 {
+fn dropped_line_count(server: &Server) -> u64 {
     server.status()["primary"]["log_lines_dropped"].as_u64().expect("a count")
 }
 
 #[test]
 fn a_full_log_pipe_does_not_block_supervision_and_dropped_lines_are_counted() {
-    let (mut server, mut reader) = with_full_pipe(Server::builder(), 3);
+    let (mut server, mut reader) = start_with_full_pipe(Server::builder(), 3);
     let first = server.worker_pids();
     server.signal(Signal::SIGHUP);
-    let second = server.wait_others(3, &first);
-    process::send(second[0], Signal::SIGKILL);
-    server.wait_others(3, &second[..1]);
+    let second = server.wait_new_workers(3, &first);
+    process::send_signal(second[0], Signal::SIGKILL);
+    server.wait_new_workers(3, &second[..1]);
     assert!(process::zombies(server.pid()).is_empty());
-    assert!(dropped_lines(&server) > 0);
-    wait::until("an event about it", || has_warning(&server));
+    assert!(dropped_line_count(&server) > 0);
+    wait::until("an event about it", || has_warning_event(&server));
     // Whoever reads again gets whole lines, and the number of those that are missing.
     let text = read_until(&mut reader, " WARN ");
     let lines = text.lines().filter(|line| !line.is_empty());
@@ -80,36 +80,36 @@ fn a_full_log_pipe_does_not_block_supervision_and_dropped_lines_are_counted() {
 
 #[test]
 fn a_full_log_pipe_does_not_delay_a_stop() {
-    let (mut server, _reader) = with_full_pipe(Server::builder(), 2);
+    let (mut server, _reader) = start_with_full_pipe(Server::builder(), 2);
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
 }
 
 #[test]
 fn a_worker_with_a_full_log_pipe_survives_a_panicking_handler() {
-    let (server, _reader) = with_full_pipe(Server::builder().args(["--faults"]), 1);
+    let (server, _reader) = start_with_full_pipe(Server::builder().args(["--faults"]), 1);
     let pid = server.get("/").pid();
     for _ in 0..3 {
         assert_eq!(server.get("/fault/panic").status, 500);
     }
     assert_eq!(server.get("/").pid(), pid);
-    assert!(dropped_lines(&server) >= 3);
+    assert!(dropped_line_count(&server) >= 3);
 }
 
 #[test]
 fn a_closed_log_pipe_ends_no_process() {
-    let (mut server, reader) = with_full_pipe(Server::builder(), 2);
+    let (mut server, reader) = start_with_full_pipe(Server::builder(), 2);
     drop(reader);
     let first = server.worker_pids();
     server.signal(Signal::SIGHUP);
-    server.wait_others(2, &first);
+    server.wait_new_workers(2, &first);
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
 }
 
 /// A server whose log file is `log`, with a control socket.
 #[track_caller]
-fn with_log(builder: Builder, log: &Path) -> Server {
+fn start_with_log_file(builder: ProcessBuilder, log: &Path) -> Server {
     let log = ["--log-file".into(), log.as_os_str().to_os_string()];
     let socket = format!("unix:{}", builder.dir().join("socket").display());
     builder.args(log).bind([socket]).start()
@@ -121,16 +121,16 @@ fn a_log_at_the_file_size_limit_continues_after_rotation() {
     let builder = Server::builder()
         .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
-    let mut server = with_log(builder, &log);
+    let mut server = start_with_log_file(builder, &log);
     wait::until("the limit", || {
         let pids = server.worker_pids();
         server.signal(Signal::SIGHUP);
-        server.wait_others(2, &pids);
-        dropped_lines(&server) > 0
+        server.wait_new_workers(2, &pids);
+        dropped_line_count(&server) > 0
     });
-    let (least, table) = (dropped_lines(&server), server.order(&["status"]));
+    let (least, table) = (dropped_line_count(&server), server.run_verb(&["status"]));
     let shown =
-        (least..=dropped_lines(&server)).any(|n| log::contains_word(&table, &n.to_string()));
+        (least..=dropped_line_count(&server)).any(|n| log::contains_word(&table, &n.to_string()));
     assert!(shown, "{least}: {table}");
     fs::rename(&log, &old).expect("rename");
     server.signal(Signal::SIGUSR1);
@@ -145,8 +145,8 @@ fn a_log_at_the_file_size_limit_continues_after_rotation() {
 
 #[test]
 fn a_full_disk_ends_no_process_and_is_an_event() {
-    let mut server = with_log(Server::builder(), Path::new("/dev/full"));
-    wait::until("an event about it", || server.order(&["events"]).contains("No space left"));
+    let mut server = start_with_log_file(Server::builder(), Path::new("/dev/full"));
+    wait::until("an event about it", || server.run_verb(&["events"]).contains("No space left"));
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
 }
@@ -183,8 +183,8 @@ fn sigusr1_reopens_the_log_in_all_processes() {
 #[test]
 fn a_log_file_in_a_missing_directory_is_an_error() {
     let ended = Server::builder().args(["--log-file", "no/such/directory/log"]).run();
-    assert_eq!(ended.status, Some(71), "{}", ended.err);
-    assert!(ended.err.contains("no/such/directory/log"), "{}", ended.err);
+    assert_eq!(ended.status, Some(71), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no/such/directory/log"), "{}", ended.stderr);
 }
 
 #[test]
@@ -196,18 +196,18 @@ fn special_files_are_refused_as_log_file() {
     for (name, what) in [("fifo", "FIFO"), ("socket", "socket"), (".", "directory")] {
         let path = dir.join(name).display().to_string();
         let ended = Server::builder().args(["--log-file", &path]).run();
-        assert_eq!(ended.status, Some(71), "{}", ended.err);
-        assert!(ended.err.contains(&path), "{}", ended.err);
-        assert!(ended.err.replace(&path, "").contains(what), "{}", ended.err);
-        assert_eq!(ended.err.lines().count(), 1, "{}", ended.err);
+        assert_eq!(ended.status, Some(71), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&path), "{}", ended.stderr);
+        assert!(ended.stderr.replace(&path, "").contains(what), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
     }
 }
 
 #[test]
 fn log_file_and_pid_file_must_differ() {
     let ended = Server::builder().args(["--log-file", "a", "--pid-file", "./a"]).run();
-    assert_eq!(ended.status, Some(78), "{}", ended.err);
-    assert!(ended.err.contains("pid-file"), "{}", ended.err);
+    assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+    assert!(ended.stderr.contains("pid-file"), "{}", ended.stderr);
 }
 
 #[test]
@@ -268,10 +268,10 @@ fn a_reload_can_change_the_log_file() {
     fs::create_dir(dir.join("directory")).expect("directory");
     for log in ["directory", "/dev/fd/5"] {
         write(log);
-        assert!(server.refused(&["reload"], 1).contains(log));
+        assert!(server.verb_fails(&["reload"], 1).contains(log));
     }
     write("b.log");
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success());
     assert!(has("b.log", "SIGTERM") && !has("a.log", "SIGTERM"));

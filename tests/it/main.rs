@@ -1,19 +1,26 @@
-//! Integration tests: the real binary, started, watched and stopped.
+//! End-to-end tests of the `prefork` binary and of programs on the library.
 //!
-//! Each test starts a server of its own on port 0 and waits for conditions, never for times. A test that
-//! fails keeps the directory of its server and prints where it is. `tests/programs` has the small clusters
-//! for what the built-in application cannot show; `cargo test` builds them, and for `cargo test --test it`
-//! alone there is `cargo build --example test_programs`.
+//! Each test starts a server of its own on port 0 and waits for conditions, never for times. A test that fails keeps the
+//! directory of its server and prints its path. `tests/programs` has small applications for what the built-in one cannot
+//! show; `cargo test` builds them, and for `cargo test --test it` alone run `cargo build --examples` first.
 //!
-//! Heavier runs are the same tests with more: `PREFORK_ISOLATED_ENDS` segfaults (20), `PREFORK_STORM` kills (40), `PREFORK_MASSACRES` deaths of all
-//! workers at once (10), `PREFORK_SLOW` slow clients (200), `PREFORK_STOPS` stops under load (3), `PREFORK_RELOADS` reloads
-//! under load (10), `PREFORK_IDLE` idle connections (64), `PREFORK_UPGRADES` upgrades under load (5).
-//! `PREFORK_UNDER=reuseport` runs all of them under another dispatch policy than the default.
-//! `PREFORK_UNDER_MODEL=single` (`threads`, `thread-per-core`) starts servers under another concurrency model; it is for the
-//! topics that are about HTTP: `http file_server http_malformed resource_limits`.
-//! `PREFORK_VANDALS` workers that write garbage (4), from `PREFORK_SEED` on (1).
-//! `PREFORK_SHARED_KILLS` kills of workers that write shared state (30), `PREFORK_LEADERS` killed leaders (50).
-//! Those variables are for the tests; the servers they start do not see them.
+//! Tests look at statuses, exit statuses, events, HTTP and `/proc`, and in logs at levels, `key=value` fields and names.
+//!
+//! Environment variables make runs heavier (defaults in parentheses):
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `PREFORK_KILLS` | killed workers under load (40) |
+//! | `PREFORK_KILL_ALL` | rounds in which all workers are killed at once (10) |
+//! | `PREFORK_RELOADS`, `PREFORK_UPGRADES`, `PREFORK_STOPS` | reloads (10), upgrades (5) and stops (3) under load |
+//! | `PREFORK_SLOW`, `PREFORK_IDLE` | slow clients (200) and idle connections (64) |
+//! | `PREFORK_SHARED_KILLS`, `PREFORK_LEADERS` | killed workers that write shared state (30), killed leaders (50) |
+//! | `PREFORK_ISOLATED_CRASHES` | crashing isolated jobs (20) |
+//! | `PREFORK_MISBEHAVING`, `PREFORK_SEED` | workers that write garbage (4), and their first random seed (1) |
+//! | `PREFORK_TEST_DISPATCH` | dispatch policy of all servers without one of their own |
+//! | `PREFORK_TEST_MODEL` | concurrency model of all servers; for `http file_server http_malformed resource_limits` |
+//!
+//! The servers under test do not see these variables.
 
 mod support;
 

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Server, log, process, wait};
 
 /// What one of them says to one request.
 #[track_caller]
-fn say(server: &Server, path: &str) -> String {
+fn get_text(server: &Server, path: &str) -> String {
     server.get(path).text().to_string()
 }
 
 /// A kept connection to the worker at each slot.
-fn clients(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
+fn connections_by_slot(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
     let mut found = BTreeMap::new();
     wait::until("a connection to each worker", || {
         let mut client = server.connect();
@@ -27,13 +27,14 @@ fn clients(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
 }
 
 #[track_caller]
-fn ask(client: &mut Client, path: &str) -> String {
+fn get_on(client: &mut Client, path: &str) -> String {
     client.get(path).unwrap_or_else(|e| panic!("GET {path}: {e:?}")).text().to_string()
 }
 
 fn wait_notes(server: &Server, wanted: &[&str]) {
     wait::until(&format!("the notes {wanted:?}"), || {
-        let mut notes: Vec<_> = say(server, "/notes").split(", ").map(str::to_string).collect();
+        let mut notes: Vec<_> =
+            get_text(server, "/notes").split(", ").map(str::to_string).collect();
         notes.sort_unstable();
         notes == wanted
     });
@@ -41,14 +42,14 @@ fn wait_notes(server: &Server, wanted: &[&str]) {
 
 #[test]
 fn workers_send_messages_and_requests_to_the_primary() {
-    let server = Builder::program("mails").workers(2).start();
-    let mut at = clients(&server, 2);
+    let server = ProcessBuilder::program("mails").workers(2).start();
+    let mut at = connections_by_slot(&server, 2);
     for (slot, client) in &mut at {
-        assert_eq!(ask(client, &format!("/note/hello-{slot}")), "done");
+        assert_eq!(get_on(client, &format!("/note/hello-{slot}")), "done");
     }
     wait_notes(&server, &["0: hello-0", "1: hello-1"]);
     for size in [0, 1, 32_000, 33_000, 800_000, (1 << 20)] {
-        assert_eq!(say(&server, &format!("/echo/{size}")), "same: true");
+        assert_eq!(get_text(&server, &format!("/echo/{size}")), "same: true");
     }
     drop(at);
     server.stop();
@@ -56,22 +57,22 @@ fn workers_send_messages_and_requests_to_the_primary() {
 
 #[test]
 fn workers_send_messages_to_workers_by_slot_and_by_id() {
-    let server = Builder::program("mails").workers(2).start();
-    let mut at = clients(&server, 2);
-    let id_of = |client: &mut Client| ask(client, "/slot").split(' ').nth(1).map(str::to_string);
+    let server = ProcessBuilder::program("mails").workers(2).start();
+    let mut at = connections_by_slot(&server, 2);
+    let id_of = |client: &mut Client| get_on(client, "/slot").split(' ').nth(1).map(str::to_string);
     let ids = [0, 1].map(|slot| id_of(at.get_mut(&slot).expect("slot")).expect("id"));
     let zero = at.get_mut(&0).expect("slot 0");
-    assert_eq!(ask(zero, "/to/slot/1/by-slot"), "done");
-    assert_eq!(ask(zero, &format!("/to/id/{}/by-id", ids[1])), "done");
+    assert_eq!(get_on(zero, "/to/slot/1/by-slot"), "done");
+    assert_eq!(get_on(zero, &format!("/to/id/{}/by-id", ids[1])), "done");
     let one = format!("1: by-id from worker {}", ids[0]);
     let other = format!("1: by-slot from worker {}", ids[0]);
     wait_notes(&server, &[&one, &other]);
     // And are asked and answer, also themselves.
     for slot in [0, 1] {
-        let said = ask(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
+        let said = get_on(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
         assert_eq!(said, format!("{slot} {}", ids[slot]));
     }
-    let said = say(&server, "/who/7");
+    let said = get_text(&server, "/who/7");
     assert!(said.starts_with("Refused("), "{said}");
     drop(at);
     server.stop();
@@ -79,60 +80,60 @@ fn workers_send_messages_to_workers_by_slot_and_by_id() {
 
 #[test]
 fn a_broadcast_reaches_every_worker_once() {
-    let server = Builder::program("mails").workers(8).start();
-    assert_eq!(say(&server, "/shout"), "8");
+    let server = ProcessBuilder::program("mails").workers(8).start();
+    assert_eq!(get_text(&server, "/shout"), "8");
     let wanted = [0, 1, 2, 3, 4, 5, 6, 7].map(|slot| format!("{slot}: news from the primary"));
     wait_notes(&server, &wanted.each_ref().map(String::as_str));
     // From a worker: to the other seven.
-    assert_eq!(say(&server, "/broadcast/direct"), "done");
+    assert_eq!(get_text(&server, "/broadcast/direct"), "done");
     wait::until("seven more notes", || {
-        say(&server, "/notes").matches("hello from worker").count() == 7
+        get_text(&server, "/notes").matches("hello from worker").count() == 7
     });
     server.stop();
 }
 
 #[test]
 fn a_worker_discards_late_replies() {
-    let server = Builder::program("mails").workers(1).start();
+    let server = ProcessBuilder::program("mails").workers(1).start();
     let late = "TimedOut(\"late\")";
-    assert_eq!(say(&server, "/late"), late);
-    assert_eq!(say(&server, "/late-count"), "0");
+    assert_eq!(get_text(&server, "/late"), late);
+    assert_eq!(get_text(&server, "/late-count"), "0");
     // This one makes the primary answer the first one, and is not answered by that.
-    assert_eq!(say(&server, "/late"), late);
-    assert_eq!(say(&server, "/late-count"), "1");
-    assert_eq!(say(&server, "/echo/5"), "same: true");
+    assert_eq!(get_text(&server, "/late"), late);
+    assert_eq!(get_text(&server, "/late-count"), "1");
+    assert_eq!(get_text(&server, "/echo/5"), "same: true");
     server.stop();
 }
 
 #[test]
 fn a_full_message_queue_is_an_error_and_recovers() {
-    let server = Builder::program("mails").workers(1).start();
-    assert_eq!(say(&server, "/full"), "64, then Full");
-    assert_eq!(say(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
-    assert_eq!(say(&server, "/echo/5"), "same: true");
+    let server = ProcessBuilder::program("mails").workers(1).start();
+    assert_eq!(get_text(&server, "/full"), "64, then Full");
+    assert_eq!(get_text(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
+    assert_eq!(get_text(&server, "/echo/5"), "same: true");
     server.stop();
 }
 
 #[test]
 fn connections_are_passed_with_large_messages_in_both_directions() {
-    let server = Builder::program("mails").workers(2).start();
-    let mut at = clients(&server, 2);
+    let server = ProcessBuilder::program("mails").workers(2).start();
+    let mut at = connections_by_slot(&server, 2);
     for size in [0, 10, 800_000] {
         for (slot, client) in &mut at {
             let back = format!("1 x {size} {size} {slot}");
-            assert_eq!(ask(client, &format!("/travel/{size}")), back);
+            assert_eq!(get_on(client, &format!("/travel/{size}")), back);
         }
     }
     // One that nobody takes is closed: the other end sees its end.
-    assert_eq!(ask(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
+    assert_eq!(get_on(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
     drop(at);
     server.stop();
 }
 
 #[test]
 fn workers_passing_connections_to_each_other_do_not_deadlock() {
-    let server = Builder::program("mails").workers(2).start();
-    let mut at = clients(&server, 2);
+    let server = ProcessBuilder::program("mails").workers(2).start();
+    let mut at = connections_by_slot(&server, 2);
     for (slot, client) in &mut at {
         let path = format!("/cross/{}/100", 1 - slot);
         client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("sent");
@@ -147,8 +148,8 @@ fn workers_passing_connections_to_each_other_do_not_deadlock() {
 
 #[test]
 fn a_draining_worker_can_still_send_and_receive_messages() {
-    let server = Builder::program("mails").workers(2).start();
-    let mut at = clients(&server, 2);
+    let server = ProcessBuilder::program("mails").workers(2).start();
+    let mut at = connections_by_slot(&server, 2);
     for client in at.values_mut() {
         client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     }
@@ -163,54 +164,54 @@ fn a_draining_worker_can_still_send_and_receive_messages() {
 
 #[test]
 fn an_upgrade_closes_the_message_channels_of_old_workers() {
-    let server = Builder::program("mails").workers(1).copied().start();
+    let server = ProcessBuilder::program("mails").workers(1).with_copied_program().start();
     let mut client = server.connect();
     client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     server.signal(Signal::SIGUSR2);
     assert_eq!(client.read().expect("answer").text(), "Closed");
     server.wait_generation(2);
     drop(client);
-    wait::until("mail of the new worker", || say(&server, "/echo/5") == "same: true");
+    wait::until("mail of the new worker", || get_text(&server, "/echo/5") == "same: true");
     server.stop();
 }
 
-fn start(workers: usize) -> Server {
-    Builder::program("asks").workers(workers).start().allow(&["37", "cannot answer"])
+fn start_primary_requests(workers: usize) -> Server {
+    ProcessBuilder::program("asks").workers(workers).start().allow_errors(&["37", "cannot answer"])
 }
 
 #[test]
 fn a_request_of_the_primary_gets_one_reply() {
-    let server = start(2);
+    let server = start_primary_requests(2);
     for asked in 1..=3 {
         for slot in [0, 1] {
-            assert_eq!(say(&server, &format!("/{slot}/who/20000")), format!("slot {slot}"));
+            assert_eq!(get_text(&server, &format!("/{slot}/who/20000")), format!("slot {slot}"));
         }
         // Each request was answered twice.
-        wait::until("the second answers", || say(&server, "/") == (2 * asked).to_string());
+        wait::until("the second answers", || get_text(&server, "/") == (2 * asked).to_string());
     }
-    let nobody = say(&server, "/7/who/20000");
+    let nobody = get_text(&server, "/7/who/20000");
     assert!(nobody.starts_with("not asked: NoSuchWorker(") && nobody.contains('7'), "{nobody}");
-    let refused = say(&server, "/0/nothing/20000");
+    let refused = get_text(&server, "/0/nothing/20000");
     assert!(refused.starts_with("Refused("), "{refused}");
     server.stop();
 }
 
 #[test]
 fn the_primary_discards_late_replies() {
-    let server = start(1);
+    let server = start_primary_requests(1);
     let late = "TimedOut(\"before\")";
-    assert_eq!(say(&server, "/0/before/50"), late);
-    assert_eq!(say(&server, "/"), "0");
+    assert_eq!(get_text(&server, "/0/before/50"), late);
+    assert_eq!(get_text(&server, "/"), "0");
     // This one makes the worker answer the first one, and is not answered by that.
-    assert_eq!(say(&server, "/0/before/50"), late);
-    assert_eq!(say(&server, "/"), "1");
-    assert_eq!(say(&server, "/0/who/20000"), "slot 0");
+    assert_eq!(get_text(&server, "/0/before/50"), late);
+    assert_eq!(get_text(&server, "/"), "1");
+    assert_eq!(get_text(&server, "/0/who/20000"), "slot 0");
     server.stop();
 }
 
 #[test]
 fn a_request_to_a_worker_that_dies_fails_at_once() {
-    let server = start(2);
+    let server = start_primary_requests(2);
     // Asked by the other one, which lives to tell.
     let told = wait::until_some("somebody who can tell", || {
         let answer = server.try_get("/1/die/3600000").ok()?;
@@ -220,14 +221,14 @@ fn a_request_to_a_worker_that_dies_fails_at_once() {
     });
     assert_eq!(told, "Closed");
     server.wait_log(&["worker=", "37"]);
-    wait::until("the replacement answers", || say(&server, "/1/who/20000") == "slot 1");
+    wait::until("the replacement answers", || get_text(&server, "/1/who/20000") == "slot 1");
     server.stop();
 }
 
 #[test]
 fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
     // All that is said of deaths is about one worker: see below.
-    let server = Builder::program("mails").workers(3).start().allow(&["worker="]);
+    let server = ProcessBuilder::program("mails").workers(3).start().allow_errors(&["worker="]);
     let before = server.worker_pids();
     // It may be killed before it answers.
     let _ = server.try_get("/garbage");
@@ -248,7 +249,7 @@ fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
 
 #[test]
 fn an_unknown_frame_type_is_ignored() {
-    let server = Builder::program("mails").workers(1).start();
+    let server = ProcessBuilder::program("mails").workers(1).start();
     let before = server.worker_pids();
     for _ in 0..3 {
         assert_eq!(server.get("/newer").text(), "done");
@@ -263,9 +264,9 @@ fn an_unknown_frame_type_is_ignored() {
 
 #[test]
 fn a_worker_killed_during_a_message_does_no_harm() {
-    let server = Builder::program("mails").workers(1).start().allow(&["SIGKILL"]);
+    let server = ProcessBuilder::program("mails").workers(1).start().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/half").text(), "done");
-    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/echo/800000").text(), "same: true");
     assert_eq!(server.status()["primary"]["restarts"], 1);
@@ -274,13 +275,13 @@ fn a_worker_killed_during_a_message_does_no_harm() {
 
 #[test]
 fn a_worker_that_floods_messages_does_not_starve_others() {
-    let server = Builder::program("mails").workers(3).start().allow(&["SIGKILL"]);
+    let server = ProcessBuilder::program("mails").workers(3).start().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/flood/2").text(), "done");
     for _ in 0..20 {
         assert_eq!(server.get("/echo/100000").text(), "same: true");
     }
     // READY and everything else of the supervision goes its own way.
-    process::send(server.worker_pids()[2], Signal::SIGKILL);
+    process::send_signal(server.worker_pids()[2], Signal::SIGKILL);
     server.wait_replaced(1);
     for _ in 0..8 {
         assert_eq!(server.get("/echo/10").text(), "same: true");
@@ -290,24 +291,25 @@ fn a_worker_that_floods_messages_does_not_starve_others() {
 
 #[test]
 fn senders_to_a_frozen_worker_are_blocked_only_briefly() {
-    let server = Builder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("mails").workers(2).start();
     let mut client = server.connect();
     let text = client.get("/slot").expect("answer").text().to_string();
     let slot: u32 = text.split(' ').next().and_then(|slot| slot.parse().ok()).expect("slot");
     let other = 1 - slot;
     let pid = server.worker_pid(u64::from(other) + 1);
-    process::send(pid, Signal::SIGSTOP);
+    process::send_signal(pid, Signal::SIGSTOP);
     assert_eq!(client.get(&format!("/flood/{other}")).expect("answer").text(), "done");
     server.wait_log(&["WARN", "messages"]);
     assert_eq!(client.get("/echo/100").expect("answer").text(), "same: true");
-    process::send(pid, Signal::SIGCONT);
+    process::send_signal(pid, Signal::SIGCONT);
     drop(client);
     server.stop();
 }
 
 #[test]
 fn a_panicking_or_slow_message_handler_is_named_and_kept() {
-    let server = Builder::program("mails").workers(1).start().allow(&["panic", "panicked at"]);
+    let server =
+        ProcessBuilder::program("mails").workers(1).start().allow_errors(&["panic", "panicked at"]);
     for times in 1..=2 {
         assert_eq!(server.get("/tell/panic").text(), "done");
         server.wait_log_count(&["ERROR", "panic", "the function fails"], times);
@@ -320,7 +322,7 @@ fn a_panicking_or_slow_message_handler_is_named_and_kept() {
 
 #[test]
 fn unhandled_message_kinds_are_logged_once() {
-    let server = Builder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("mails").workers(2).start();
     for _ in 0..3 {
         assert_eq!(server.get("/tell/nothing").text(), "done");
         assert_eq!(server.get("/broadcast/silence").text(), "done");

@@ -1,42 +1,42 @@
 //! Workers that write garbage into their channels and over their own shared pages: nobody else is affected, and nothing
-//! of it is shown raw. `PREFORK_VANDALS` of each (4), with random bytes from `PREFORK_SEED` on (1).
+//! of it is shown raw. `PREFORK_MISBEHAVING` of each (4), with random bytes from `PREFORK_SEED` on (1).
 
-use crate::support::command::Builder;
-use crate::support::{Client, Server, amount, process, wait};
+use crate::support::command::ProcessBuilder;
+use crate::support::{Client, Server, env_count, process, wait};
 
-fn start() -> Server {
+fn start_misbehaving() -> Server {
     let args = ["graceful-timeout-ms=2000"];
-    let server = Builder::program("vandals").workers(3).args(args).start();
-    // Whatever is told of vandals. That nothing is told of bystanders is asserted.
-    server.allow(&["worker="])
+    let server = ProcessBuilder::program("vandals").workers(3).args(args).start();
+    // Whatever is told of vandals. That nothing is told of others is asserted.
+    server.allow_errors(&["worker="])
 }
 
 /// Who answers `/` on this connection, by slot, with an echo of the primary; `None` if nobody does.
-fn echo_of(client: &mut Client) -> Option<String> {
+fn request_echo(client: &mut Client) -> Option<String> {
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").ok()?;
-    let text = client.soon().ok()?.text().to_string();
+    let text = client.read_soon().ok()?.text().to_string();
     text.strip_prefix("same: true, slot ").map(str::to_string)
 }
 
 /// Kept connections to two of the workers, with their slots and pids.
-struct Bystanders {
+struct OtherWorkers {
     kept: Vec<(Client, String, u32)>,
     echoes: usize,
 }
 
-impl Bystanders {
-    fn of(server: &Server) -> Bystanders {
+impl OtherWorkers {
+    fn of(server: &Server) -> OtherWorkers {
         let mut kept: Vec<(Client, String, u32)> = Vec::new();
-        wait::until("two bystanders", || {
+        wait::until("two others", || {
             let mut client = server.connect();
-            let Some(slot) = echo_of(&mut client) else { return false };
+            let Some(slot) = request_echo(&mut client) else { return false };
             if kept.iter().all(|(_, known, _)| *known != slot) {
-                let pid = pid_at(server, &slot).expect("nobody has ended yet");
+                let pid = pid_of_slot(server, &slot).expect("nobody has ended yet");
                 kept.push((client, slot, pid));
             }
             kept.len() == 2
         });
-        Bystanders { kept, echoes: 0 }
+        OtherWorkers { kept, echoes: 0 }
     }
 
     /// They are served as ever.
@@ -52,11 +52,11 @@ impl Bystanders {
     /// A connection to the third worker, and that worker's pid, if it answers now.
     fn third(&self, server: &Server) -> Option<(Client, u32)> {
         let mut client = Client::connect(server.address()).ok()?;
-        let slot = echo_of(&mut client)?;
+        let slot = request_echo(&mut client)?;
         if self.kept.iter().any(|(_, known, _)| *known == slot) {
             return None;
         }
-        Some((client, pid_at(server, &slot)?))
+        Some((client, pid_of_slot(server, &slot)?))
     }
 
     /// The same processes serve, and nothing bad was told of them.
@@ -66,7 +66,7 @@ impl Bystanders {
         let status = server.status();
         assert_eq!(status["primary"]["pid"], server.pid());
         for (_, slot, pid) in &self.kept {
-            assert_eq!(pid_at(&server, slot), Some(*pid));
+            assert_eq!(pid_of_slot(&server, slot), Some(*pid));
         }
         let pids: Vec<String> = self.kept.iter().map(|(_, _, pid)| format!("pid={pid} ")).collect();
         assert!(self.echoes > 0);
@@ -77,7 +77,7 @@ impl Bystanders {
     }
 }
 
-fn pid_at(server: &Server, slot: &str) -> Option<u32> {
+fn pid_of_slot(server: &Server, slot: &str) -> Option<u32> {
     let status = server.status();
     let workers = status["workers"].as_array()?;
     let slot: u64 = slot.parse().ok()?;
@@ -86,95 +86,96 @@ fn pid_at(server: &Server, slot: &str) -> Option<u32> {
 }
 
 /// Asks for `path` on the connection, whose worker may be killed before it answers.
-fn provoke(client: &mut Client, path: &str) {
+fn trigger(client: &mut Client, path: &str) {
     let _ = client
         .send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
-        .and_then(|()| client.soon());
+        .and_then(|()| client.read_soon());
 }
 
 fn seeds() -> std::ops::Range<usize> {
-    let first = amount("PREFORK_SEED", 1);
-    first..first + amount("PREFORK_VANDALS", 4)
+    let first = env_count("PREFORK_SEED", 1);
+    first..first + env_count("PREFORK_MISBEHAVING", 4)
 }
 
 /// Makes one worker after the other a vandal that ends of it.
-fn each_ends_of(path: &str) {
-    let server = start();
-    let mut bystanders = Bystanders::of(&server);
+fn assert_each_worker_ends(path: &str) {
+    let server = start_misbehaving();
+    let mut others = OtherWorkers::of(&server);
     for seed in seeds() {
         eprintln!("{path}: seed {seed}");
         let (mut client, pid) =
-            wait::until_some("a connection to the third worker", || bystanders.third(&server));
-        provoke(&mut client, &format!("{path}?{seed}"));
+            wait::until_some("a connection to the third worker", || others.third(&server));
+        trigger(&mut client, &format!("{path}?{seed}"));
         wait::until(&format!("the end of the vandal {pid} of seed {seed}"), || {
-            bystanders.check();
-            process::is_gone(pid)
+            others.check();
+            process::has_ended(pid)
         });
     }
-    bystanders.finish(server);
+    others.finish(server);
 }
 
 #[test]
 fn a_worker_that_writes_invalid_messages_harms_only_itself() {
-    each_ends_of("/garbage");
+    assert_each_worker_ends("/garbage");
 }
 
 /// What they spell is known from the seed alone, and may be anything: a wish to retire, for example.
 #[test]
 fn a_worker_that_writes_random_bytes_to_its_channels_harms_only_itself() {
-    each_ends_of("/channels");
+    assert_each_worker_ends("/channels");
 }
 
 /// Of these a worker need not end: nobody has to believe its pages.
 #[test]
 fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
-    let server = start();
-    let mut bystanders = Bystanders::of(&server);
+    let server = start_misbehaving();
+    let mut others = OtherWorkers::of(&server);
     let (mut client, _) =
-        wait::until_some("a connection to the third worker", || bystanders.third(&server));
+        wait::until_some("a connection to the third worker", || others.third(&server));
     for seed in seeds() {
         eprintln!("/pages: seed {seed}");
-        provoke(&mut client, &format!("/pages?{seed}"));
+        trigger(&mut client, &format!("/pages?{seed}"));
         for _ in 0..20 {
-            bystanders.check();
+            others.check();
         }
         // It may rage already, or have been replaced.
-        if let Some((again, _)) = bystanders.third(&server) {
+        if let Some((again, _)) = others.third(&server) {
             client = again;
         }
     }
-    bystanders.finish(server);
+    others.finish(server);
 }
 
 /// Whether a text has nothing in it that begins a line or steers a terminal.
-fn is_printable(text: &str) -> bool {
+fn has_no_control_characters(text: &str) -> bool {
     !text.contains(|c: char| c.is_control() || c == '\u{202e}')
 }
 
 #[test]
 fn control_characters_from_workers_are_escaped_in_log_and_events() {
-    let server = start();
-    let mut bystanders = Bystanders::of(&server);
+    let server = start_misbehaving();
+    let mut others = OtherWorkers::of(&server);
     for (path, lines) in [("/panics", 1), ("/says", 2)] {
         let (mut client, _) =
-            wait::until_some("a connection to the third worker", || bystanders.third(&server));
-        provoke(&mut client, path);
+            wait::until_some("a connection to the third worker", || others.third(&server));
+        trigger(&mut client, path);
         // What the library logs, without the binary's logger.
         server.wait_log_count(&["ERROR", "worker=", r"\u{1b}[2J", r"\r\nforged"], lines);
-        bystanders.check();
+        others.check();
     }
     let log = std::fs::read(server.dir().join("log")).expect("log");
     let log = String::from_utf8(log).expect("UTF-8");
-    assert_eq!(log.lines().find(|line| !is_printable(line)), None);
+    assert_eq!(log.lines().find(|line| !has_no_control_characters(line)), None);
     assert!(!log.lines().any(|line| line.starts_with("forged")));
-    let events = server.order(&["events", "--json"]);
+    let events = server.run_verb(&["events", "--json"]);
     for line in events.lines() {
         let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
         assert!(
-            is_printable(line) && is_printable(event["text"].as_str().expect("text")),
+            has_no_control_characters(line)
+                && has_no_control_characters(event["text"].as_str().expect("text")),
             "{line}"
         );
     }
     assert!(events.contains("forged"));
-    bystanders.finish(server);
+    others.finish(server);
 }

@@ -5,8 +5,10 @@ use nix::sys::signal::Signal;
 use crate::support::{Server, log, process, wait};
 
 #[track_caller]
-fn wait_gone(pids: &[u32]) {
-    wait::until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| process::is_gone(*pid)));
+fn wait_ended(pids: &[u32]) {
+    wait::until(&format!("the end of {pids:?}"), || {
+        pids.iter().all(|pid| process::has_ended(*pid))
+    });
 }
 
 #[test]
@@ -16,7 +18,7 @@ fn idle_workers_exit_when_the_primary_is_killed() {
     let mut idle = server.connect();
     assert_eq!(idle.get("/").expect("answer").status, 200);
     server.kill_primary();
-    wait_gone(&pids);
+    wait_ended(&pids);
     for pid in pids {
         assert_eq!(server.count_log(&["WARN", &format!("pid={pid}")]), 1, "{}", server.log());
     }
@@ -35,7 +37,7 @@ fn an_orphan_answers_requests_in_flight_before_it_exits() {
     server.kill_primary();
     let answer = client.read().expect("an answer");
     assert_eq!((answer.status, answer.closes()), (200, true), "{answer:?}");
-    wait_gone(&pids);
+    wait_ended(&pids);
 }
 
 #[test]
@@ -47,18 +49,18 @@ fn a_frozen_orphan_is_killed_by_its_alarm() {
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
-    wait_gone(&pids);
+    wait_ended(&pids);
 }
 
 #[test]
 fn a_stopped_orphan_exits_after_sigcont() {
     let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
     let pids = server.worker_pids();
-    process::send(pids[0], Signal::SIGSTOP);
+    process::send_signal(pids[0], Signal::SIGSTOP);
     server.kill_primary();
-    wait_gone(&pids[1..]);
-    process::send(pids[0], Signal::SIGCONT);
-    wait_gone(&pids);
+    wait_ended(&pids[1..]);
+    process::send_signal(pids[0], Signal::SIGCONT);
+    wait_ended(&pids);
 }
 
 #[test]
@@ -68,7 +70,7 @@ fn a_stopped_orphan_ends_after_the_graceful_timeout() {
         let pids = server.worker_pids();
         let mut client = server.connect();
         if stopped_first {
-            process::send(pids[0], Signal::SIGSTOP);
+            process::send_signal(pids[0], Signal::SIGSTOP);
         } else {
             // It is there still when it is stopped: it computes on its loop.
             client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
@@ -81,10 +83,10 @@ fn a_stopped_orphan_ends_after_the_graceful_timeout() {
                 wait::until("the news of the death", || {
                     !process::has_pending(*pid, Signal::SIGCONT)
                 });
-                process::send_if_there(*pid, Signal::SIGSTOP);
+                process::try_send_signal(*pid, Signal::SIGSTOP);
             }
         }
-        wait_gone(&pids);
+        wait_ended(&pids);
     }
 }
 
@@ -95,7 +97,7 @@ fn orphan_signals_are_ignored_while_the_primary_lives() {
     for signal in
         [Signal::SIGCONT, Signal::SIGALRM, Signal::SIGPWR, Signal::SIGSTOP, Signal::SIGCONT]
     {
-        process::send(pids[0], signal);
+        process::send_signal(pids[0], signal);
     }
     // Longer than the grace: an answer comes after the worker has slept for three seconds.
     assert_eq!(server.get("/sleep/3000").status, 200);
@@ -118,8 +120,8 @@ fn a_restart_takes_the_port_from_a_busy_orphan() {
             assert_eq!(again.get("/").status, 200);
         }
         again.stop();
-        pids.iter().for_each(|pid| process::send_if_there(*pid, Signal::SIGKILL));
-        wait_gone(&pids);
+        pids.iter().for_each(|pid| process::try_send_signal(*pid, Signal::SIGKILL));
+        wait_ended(&pids);
     }
 }
 
@@ -131,7 +133,7 @@ fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     let binds = [format!("unix:{}", path.display()), name];
     let mut server = builder.workers(1).bind(binds.clone()).start();
     let pids = server.worker_pids();
-    process::send(pids[0], Signal::SIGSTOP);
+    process::send_signal(pids[0], Signal::SIGSTOP);
     wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
     let mut client = server.connect();
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
@@ -140,21 +142,21 @@ fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     assert_eq!(client.read().expect("what was in the queue is answered").status, 200);
     assert_eq!(again.get("/").status, 200);
     again.stop();
-    wait_gone(&pids);
+    wait_ended(&pids);
 }
 
 #[test]
 fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
     let mut server = Server::builder().workers(1).start();
     let pids = server.worker_pids();
-    process::send(pids[0], Signal::SIGSTOP);
+    process::send_signal(pids[0], Signal::SIGSTOP);
     wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
     server.kill_primary();
     // Takes back what the kernel woke the worker with, unless that was faster.
-    process::send_if_there(pids[0], Signal::SIGSTOP);
+    process::try_send_signal(pids[0], Signal::SIGSTOP);
     let again = Server::builder().workers(1).bind([server.address().to_string()]).start();
     assert_eq!(again.get("/").status, 200);
-    wait_gone(&pids);
+    wait_ended(&pids);
     again.stop();
 }
 
@@ -163,10 +165,10 @@ fn workers_of_a_living_primary_are_not_treated_as_orphans() {
     let server = Server::start(2);
     let pids = server.worker_pids();
     // It cannot be asked whether it lives: it is stopped.
-    process::send(server.pid(), Signal::SIGSTOP);
+    process::send_signal(server.pid(), Signal::SIGSTOP);
     let again = Server::builder().bind([server.address().to_string()]).run();
-    process::send(server.pid(), Signal::SIGCONT);
-    assert_eq!(again.status, Some(69), "{}", again.err);
+    process::send_signal(server.pid(), Signal::SIGCONT);
+    assert_eq!(again.status, Some(69), "{}", again.stderr);
     assert_eq!(server.worker_pids(), pids);
     assert_eq!(server.get("/").status, 200);
     server.stop();
@@ -180,7 +182,7 @@ fn a_primary_killed_during_startup_leaves_no_worker() {
         wait::until("the start", || server.log().lines().count() >= lines);
         let pids = server.worker_pids();
         server.kill_primary();
-        wait_gone(&pids);
-        wait_gone(&log::worker_pids(&server.log()));
+        wait_ended(&pids);
+        wait_ended(&log::worker_pids(&server.log()));
     }
 }

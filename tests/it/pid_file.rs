@@ -13,7 +13,7 @@ fn the_pid_file_holds_the_primary_pid_and_is_removed_at_the_end() {
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
     server.signal(Signal::SIGTERM);
     wait::until("the end of the file", || !path.exists());
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -21,9 +21,9 @@ fn a_locked_pid_file_refuses_a_second_server() {
     let server = Server::with(1, &["--pid-file", "pid"]);
     let path = server.dir().join("pid");
     let second = Server::builder().args(["--pid-file".into(), path.clone()]).run();
-    assert_eq!(second.status, Some(69), "{}", second.err);
+    assert_eq!(second.status, Some(69), "{}", second.stderr);
     let holder = server.pid().to_string();
-    assert!(log::contains_word(&second.err, &holder), "{}", second.err);
+    assert!(log::contains_word(&second.stderr, &holder), "{}", second.stderr);
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
     assert_eq!(server.get("/").status, 200);
     // The death of a worker does not touch it, nor does a reload.
@@ -39,7 +39,7 @@ fn a_stale_pid_file_is_replaced() {
     let pids = server.worker_pids();
     let path = server.dir().join("pid");
     server.kill_primary();
-    wait::until("the end of the orphans", || pids.iter().all(|pid| process::is_gone(*pid)));
+    wait::until("the end of the orphans", || pids.iter().all(|pid| process::has_ended(*pid)));
     assert!(path.exists());
     let again = Server::builder().args(["--pid-file".into(), path.clone()]).start();
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", again.pid()));
@@ -54,7 +54,7 @@ fn a_failed_start_leaves_no_pid_file() {
     let holder = Server::start(1);
     let path = holder.dir().join("pid");
     let ended = Server::builder().bind([address]).args(["--pid-file".into(), path.clone()]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     assert!(!path.exists());
     holder.stop();
 }

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 use crate::support::{control, log, process, wait};
 
-/// Orphans that wait at a gate, then the server in their parent's place.
-const SCRIPT: &str = "for i in $(seq 100); do (cat gate >/dev/null 2>&1 &); done; \
+/// Starts 100 orphans that wait for a FIFO, then becomes the server.
+const SCRIPT: &str = "for i in $(seq 100); do (cat barrier >/dev/null 2>&1 &); done; \
                       exec \"$0\" serve --bind 127.0.0.1:0 --workers 2 --control control";
 
 /// A server that is process 1 of its namespace, under `unshare`, which ends with it.
@@ -30,7 +30,7 @@ impl First {
             return None;
         }
         let dir = tempfile::tempdir().expect("directory");
-        let made = Command::new("mkfifo").arg(dir.path().join("gate")).status().expect("mkfifo");
+        let made = Command::new("mkfifo").arg(dir.path().join("barrier")).status().expect("mkfifo");
         assert!(made.success());
         let log = File::create(dir.path().join("log")).expect("log");
         let mut command = Command::new("unshare");
@@ -67,9 +67,9 @@ impl First {
         wait::until_some("its end", || self.outside.try_wait().expect("our own child"))
     }
 
-    fn open_gate(&self) {
-        let gate: &Path = &self.dir.path().join("gate");
-        drop(File::options().write(true).open(gate).expect("gate"));
+    fn release_orphans(&self) {
+        let barrier: &Path = &self.dir.path().join("barrier");
+        drop(File::options().write(true).open(barrier).expect("barrier"));
     }
 }
 
@@ -87,17 +87,17 @@ fn as_pid_1_foreign_orphans_are_reaped() {
     server.wait_workers(2);
     let primary = server.pid();
     assert_eq!(process::children(primary).len(), 102, "the orphans are its children");
-    server.open_gate();
+    server.release_orphans();
     wait::until("the end of all orphans", || {
         (process::children(primary).len(), process::zombies(primary).len()) == (2, 0)
     });
     // Its own are still told from strangers.
-    process::send(process::children(primary)[0], Signal::SIGKILL);
+    process::send_signal(process::children(primary)[0], Signal::SIGKILL);
     server.wait_workers(3);
-    process::send(primary, Signal::SIGTERM);
+    process::send_signal(primary, Signal::SIGTERM);
     let status = server.wait_end();
     let text = server.log();
-    assert_eq!((status.code(), log::complaints(&text).len()), (Some(0), 1), "{text}");
+    assert_eq!((status.code(), log::warnings_and_errors(&text).len()), (Some(0), 1), "{text}");
     assert_eq!(log::lines_with(&text, &["ERROR", "worker=", "SIGKILL"]).count(), 1, "{text}");
 }
 
@@ -106,7 +106,7 @@ fn as_pid_1_every_terminating_signal_is_handled() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
         let Some(mut server) = First::start() else { return };
         server.wait_workers(2);
-        process::send(server.pid(), signal);
+        process::send_signal(server.pid(), signal);
         assert_eq!(server.wait_end().code(), Some(0), "{signal}");
         assert!(server.log().contains(signal.as_str()), "{}", server.log());
     }

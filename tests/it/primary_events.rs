@@ -3,61 +3,61 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Server, process, wait};
 
-fn start(workers: usize) -> Server {
-    let server = Builder::program("events").workers(workers).start();
+fn start_events(workers: usize) -> Server {
+    let server = ProcessBuilder::program("events").workers(workers).start();
     // Every death is a line of level ERROR about a worker; each test looks at the deaths itself.
-    server.allow(&["worker="])
+    server.allow_errors(&["worker="])
 }
 
 /// What was told so far, a line for each event.
-fn told(server: &Server) -> Vec<String> {
+fn read_events(server: &Server) -> Vec<String> {
     let text = std::fs::read_to_string(server.dir().join("events")).expect("events");
     text.lines().map(str::to_string).collect()
 }
 
 /// What was told of one worker, without its number.
-fn life(server: &Server, worker: u64) -> Vec<String> {
-    let lines = told(server).into_iter();
+fn events_of_worker(server: &Server, worker: u64) -> Vec<String> {
+    let lines = read_events(server).into_iter();
     lines.filter_map(|l| l.strip_prefix(&format!("{worker} ")).map(str::to_string)).collect()
 }
 
 /// Waits until the last thing that is told of the worker begins so.
 #[track_caller]
-fn wait_told(server: &Server, worker: u64, last: &str) -> Vec<String> {
+fn wait_event(server: &Server, worker: u64, last: &str) -> Vec<String> {
     wait::until_some(&format!("{last:?} of worker {worker}"), || {
-        let life = life(server, worker);
+        let life = events_of_worker(server, worker);
         life.last().is_some_and(|line| line.starts_with(last)).then_some(life)
     })
 }
 
 /// Has the hook do these, by scaling up by one, and waits until it has.
 #[track_caller]
-fn command(server: &Server, commands: &[&str]) {
+fn run_commands(server: &Server, commands: &[&str]) {
     let file = server.dir().join("commands.new");
     std::fs::write(&file, commands.join("\n")).expect("written");
     std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
     server.signal(Signal::SIGTTIN);
     let last = commands.last().expect("a command");
-    wait::until(&format!("{last:?} done"), || did(server, last).is_some());
+    wait::until(&format!("{last:?} done"), || command_result(server, last).is_some());
 }
 
 /// What came of a command.
-fn did(server: &Server, command: &str) -> Option<String> {
-    let lines = told(server).into_iter();
+fn command_result(server: &Server, command: &str) -> Option<String> {
+    let lines = read_events(server).into_iter();
     lines.rev().find_map(|l| l.strip_prefix(&format!("did {command}: ")).map(str::to_string))
 }
 
 /// The names of what was told of a worker; `exit` without what follows.
-fn names(life: &[String]) -> Vec<&str> {
+fn event_names(life: &[String]) -> Vec<&str> {
     life.iter().filter_map(|line| line.split(' ').next()).collect()
 }
 
 /// Waits until a request has reached a worker: its file says so.
 #[track_caller]
-fn wait_in_flight(server: &Server) {
+fn wait_request_in_handler(server: &Server) {
     let file = server.dir().join("waiting");
     wait::until("a request that waits", || std::fs::remove_file(&file).is_ok());
 }
@@ -66,21 +66,21 @@ const WHOLE: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "
 
 #[test]
 fn every_kind_of_exit_is_reported_once_with_its_reason() {
-    let server = start(1);
+    let server = start_events(1);
     let _ = server.try_get("/exit/0");
-    let first = wait_told(&server, 1, "replaced");
-    wait_told(&server, 2, "listening");
+    let first = wait_event(&server, 1, "replaced");
+    wait_event(&server, 2, "listening");
     let _ = server.try_get("/exit/42");
-    let second = wait_told(&server, 2, "replaced");
-    wait_told(&server, 3, "listening");
-    process::send(server.worker_pid(3), Signal::SIGKILL);
-    let third = wait_told(&server, 3, "replaced");
-    wait_told(&server, 4, "listening");
-    process::send(server.worker_pid(4), Signal::SIGABRT);
-    let fourth = wait_told(&server, 4, "replaced");
-    wait_told(&server, 5, "listening");
-    process::send(server.worker_pid(5), Signal::SIGTERM);
-    let fifth = wait_told(&server, 5, "replaced");
+    let second = wait_event(&server, 2, "replaced");
+    wait_event(&server, 3, "listening");
+    process::send_signal(server.worker_pid(3), Signal::SIGKILL);
+    let third = wait_event(&server, 3, "replaced");
+    wait_event(&server, 4, "listening");
+    process::send_signal(server.worker_pid(4), Signal::SIGABRT);
+    let fourth = wait_event(&server, 4, "replaced");
+    wait_event(&server, 5, "listening");
+    process::send_signal(server.worker_pid(5), Signal::SIGTERM);
+    let fifth = wait_event(&server, 5, "replaced");
     for (life, exit) in [
         (&first, "exit Some(0) None Exited asked=false"),
         (&second, "exit Some(42) None Exited asked=false"),
@@ -88,7 +88,7 @@ fn every_kind_of_exit_is_reported_once_with_its_reason() {
         (&fourth, "exit None Some(6) Crashed asked=false"),
         (&fifth, "exit Some(0) None Retired asked=true"),
     ] {
-        assert_eq!((names(life), life[4].as_str()), (WHOLE.to_vec(), exit));
+        assert_eq!((event_names(life), life[4].as_str()), (WHOLE.to_vec(), exit));
     }
     assert_eq!(first[5], "replaced 2");
     server.stop();
@@ -96,104 +96,105 @@ fn every_kind_of_exit_is_reported_once_with_its_reason() {
 
 #[test]
 fn a_disconnected_worker_drains_and_is_not_replaced() {
-    let server = start(2);
+    let server = start_events(2);
     let mut client = server.connect();
     client.send("GET /poll HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
-    wait_in_flight(&server);
-    command(&server, &["disconnect 1", "disconnect 2"]);
-    assert_eq!(client.soon().expect("answer").text(), "goodbye");
+    wait_request_in_handler(&server);
+    run_commands(&server, &["disconnect 1", "disconnect 2"]);
+    assert_eq!(client.read_soon().expect("answer").text(), "goodbye");
     drop(client);
     for worker in [1, 2] {
-        let life = wait_told(&server, worker, "exit");
+        let life = wait_event(&server, worker, "exit");
         assert_eq!(life[4], "exit Some(0) None Disconnected asked=true");
-        assert_eq!(names(&life), WHOLE[..5]);
+        assert_eq!(event_names(&life), WHOLE[..5]);
     }
     // The one that was added to give the command serves alone.
-    wait_told(&server, 3, "listening");
+    wait_event(&server, 3, "listening");
     assert_eq!(server.worker_pids().len(), 1);
     // A reload fills the slots again; that is no replacement of those that left for good.
     server.signal(Signal::SIGHUP);
-    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
+    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
     wait::until("two new workers", || server.worker_pids().len() == 2);
     for worker in [1, 2] {
-        assert_eq!(names(&life(&server, worker)), WHOLE[..5]);
+        assert_eq!(event_names(&events_of_worker(&server, worker)), WHOLE[..5]);
     }
     server.stop();
 }
 
 #[test]
 fn a_worker_can_disconnect_itself() {
-    let server = start(2);
+    let server = start_events(2);
     assert_eq!(server.get("/disconnect").text(), "true");
     let gone = wait::until_some("an end", || {
-        let lines = told(&server);
+        let lines = read_events(&server);
         lines.iter().find(|line| line.contains(" exit ")).cloned()
     });
     assert!(gone.ends_with("exit Some(0) None Disconnected asked=true"), "{gone}");
     assert_eq!(server.worker_pids().len(), 1);
-    let forks = told(&server).iter().filter(|line| line.ends_with(" fork")).count();
+    let forks = read_events(&server).iter().filter(|line| line.ends_with(" fork")).count();
     assert_eq!(forks, 2, "nobody took its place");
     server.stop();
 }
 
 #[test]
 fn kill_and_disconnect_can_be_combined() {
-    let server = start(2);
-    command(&server, &["kill 1 9", "disconnect 1"]);
-    let life = wait_told(&server, 1, "exit");
+    let server = start_events(2);
+    run_commands(&server, &["kill 1 9", "disconnect 1"]);
+    let life = wait_event(&server, 1, "exit");
     // Which of both the primary learned first is open; the worker was killed all the same.
     assert!(life[4].starts_with("exit None Some(9) Killed"), "{life:?}");
     // This one has to wait for a connection, so the kill comes in the middle.
     let mut client = server.connect();
     client.send("GET /hang HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
-    wait_in_flight(&server);
-    let ids = serving(&server);
+    wait_request_in_handler(&server);
+    let ids = serving_ids(&server);
     let commands: Vec<String> = ids.iter().map(|id| format!("disconnect {id}")).collect();
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
-    command(&server, &commands);
+    run_commands(&server, &commands);
     let hangs = wait::until_some("one that hangs", || {
-        let left: Vec<u64> = ids.iter().copied().filter(|id| life_len(&server, *id) < 5).collect();
+        let left: Vec<u64> =
+            ids.iter().copied().filter(|id| event_count(&server, *id) < 5).collect();
         (left.len() == 1).then(|| left[0])
     });
-    command(&server, &[&format!("kill {hangs} 9")]);
-    let life = wait_told(&server, hangs, "exit");
+    run_commands(&server, &[&format!("kill {hangs} 9")]);
+    let life = wait_event(&server, hangs, "exit");
     assert_eq!(life[4], "exit None Some(9) Killed asked=true");
-    assert_eq!(names(&life), WHOLE[..5]);
+    assert_eq!(event_names(&life), WHOLE[..5]);
     server.stop();
 }
 
-fn life_len(server: &Server, worker: u64) -> usize {
-    life(server, worker).len()
+fn event_count(server: &Server, worker: u64) -> usize {
+    events_of_worker(server, worker).len()
 }
 
 /// The ids of workers that serve, as a hook sees them.
 #[track_caller]
-fn serving(server: &Server) -> Vec<u64> {
-    command(server, &["workers"]);
-    let workers = did(server, "workers").expect("told");
+fn serving_ids(server: &Server) -> Vec<u64> {
+    run_commands(server, &["workers"]);
+    let workers = command_result(server, "workers").expect("told");
     let serving = workers.split(' ').filter(|worker| worker.ends_with("/serving"));
     serving.filter_map(|worker| worker.split('/').next()?.parse().ok()).collect()
 }
 
 #[test]
 fn a_cluster_without_workers_can_stop() {
-    let server = start(1);
+    let server = start_events(1);
     assert_eq!(server.get("/disconnect").text(), "true");
-    assert_eq!(names(&wait_told(&server, 1, "exit")), WHOLE[..5]);
+    assert_eq!(event_names(&wait_event(&server, 1, "exit")), WHOLE[..5]);
     assert!(server.worker_pids().is_empty());
     server.stop();
 }
 
 #[test]
 fn simultaneous_deaths_are_each_reported_once() {
-    let server = start(8);
+    let server = start_events(8);
     let pids = server.worker_pids();
     assert_eq!(pids.len(), 8);
     for pid in pids {
-        process::send(pid, Signal::SIGKILL);
+        process::send_signal(pid, Signal::SIGKILL);
     }
     for worker in 1..=8 {
-        assert_eq!(names(&wait_told(&server, worker, "replaced")), WHOLE);
+        assert_eq!(event_names(&wait_event(&server, worker, "replaced")), WHOLE);
     }
     let log = server.dir().to_path_buf();
     let events = std::fs::read_to_string(log.join("events")).expect("events");
@@ -203,8 +204,9 @@ fn simultaneous_deaths_are_each_reported_once() {
 
 #[test]
 fn listening_events_have_the_bound_addresses() {
-    let server = Builder::program("events").workers(1).args(["--bind", "unix:own.sock"]).start();
-    let line = &life(&server, 1)[2];
+    let server =
+        ProcessBuilder::program("events").workers(1).args(["--bind", "unix:own.sock"]).start();
+    let line = &events_of_worker(&server, 1)[2];
     let addresses: Vec<String> = server
         .addresses()
         .iter()
@@ -220,12 +222,12 @@ fn listening_events_have_the_bound_addresses() {
 
 #[test]
 fn fork_with_sets_the_environment_of_a_worker_and_its_replacement() {
-    let server = start(1);
-    command(&server, &["fork ROLE=mail HOME=/nowhere", "fork =x"]);
-    let forked = did(&server, "fork ROLE=mail HOME=/nowhere").expect("done");
+    let server = start_events(1);
+    run_commands(&server, &["fork ROLE=mail HOME=/nowhere", "fork =x"]);
+    let forked = command_result(&server, "fork ROLE=mail HOME=/nowhere").expect("done");
     let id: u64 = forked.strip_prefix("worker ").and_then(|id| id.parse().ok()).expect(&forked);
-    assert!(did(&server, "fork =x").expect("done").contains("is no variable"));
-    wait_told(&server, id, "listening");
+    assert!(command_result(&server, "fork =x").expect("done").contains("is no variable"));
+    wait_event(&server, id, "listening");
     let find = |server: &Server| {
         wait::until_some("the worker with a role", || {
             let answers: Vec<String> =
@@ -234,34 +236,34 @@ fn fork_with_sets_the_environment_of_a_worker_and_its_replacement() {
         })
     };
     let slot = find(&server);
-    process::send(server.worker_pid(id), Signal::SIGKILL);
-    wait_told(&server, id, "replaced");
+    process::send_signal(server.worker_pid(id), Signal::SIGKILL);
+    wait_event(&server, id, "replaced");
     assert_eq!(find(&server), slot);
     server.stop();
 }
 
 #[test]
 fn on_restart_can_leave_a_slot_empty_until_the_next_reload() {
-    let server = start(2);
+    let server = start_events(2);
     std::fs::write(server.dir().join("veto"), "").expect("written");
-    process::send(server.worker_pid(1), Signal::SIGKILL);
+    process::send_signal(server.worker_pid(1), Signal::SIGKILL);
     wait::until("an empty slot", || server.status()["primary"]["vacant"] == serde_json::json!([0]));
-    assert_eq!(names(&life(&server, 1)), WHOLE[..5]);
+    assert_eq!(event_names(&events_of_worker(&server, 1)), WHOLE[..5]);
     assert_eq!(server.worker_pids().len(), 1);
     server.signal(Signal::SIGHUP);
-    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
+    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
     wait::until("two workers", || server.worker_pids().len() == 2);
     server.stop();
 }
 
 #[test]
 fn a_panicking_or_slow_hook_is_named_and_kept() {
-    let server = start(1).allow(&["on_event", "panicked at"]);
+    let server = start_events(1).allow_errors(&["on_event", "panicked at"]);
     for file in ["panic", "slow"] {
         std::fs::write(server.dir().join(file), "").expect("written");
     }
-    process::send(server.worker_pid(1), Signal::SIGKILL);
-    assert_eq!(names(&wait_told(&server, 1, "replaced")), WHOLE);
+    process::send_signal(server.worker_pid(1), Signal::SIGKILL);
+    assert_eq!(event_names(&wait_event(&server, 1, "replaced")), WHOLE);
     server.wait_log(&["ERROR", "on_event", "the hook has had enough"]);
     server.wait_log(&["WARN", "on_event"]);
     server.stop();
@@ -269,12 +271,12 @@ fn a_panicking_or_slow_hook_is_named_and_kept() {
 
 #[test]
 fn a_hook_can_reload_scale_and_stop() {
-    let mut server = start(1);
-    command(&server, &["reload"]);
-    wait::until("a reload", || told(&server).contains(&"reloaded".to_string()));
-    command(&server, &["scale 1", "stop"]);
+    let mut server = start_events(1);
+    run_commands(&server, &["reload"]);
+    wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
+    run_commands(&server, &["scale 1", "stop"]);
     assert_eq!(server.wait_exit().code(), Some(0));
-    let told = told(&server);
+    let told = read_events(&server);
     assert_eq!(told.iter().filter(|line| *line == "stopping").count(), 1);
     let forks = told.iter().filter(|line| line.ends_with(" fork")).count();
     let exits = told.iter().filter(|line| line.contains(" exit ")).count();
@@ -283,25 +285,25 @@ fn a_hook_can_reload_scale_and_stop() {
 
 #[test]
 fn worker_current_is_set_only_inside_a_worker() {
-    let server = start(1);
+    let server = start_events(1);
     assert_eq!(server.get("/current").text(), "Some(WorkerId(1)) Ok(true) true outside None");
     server.stop();
 }
 
 #[test]
 fn simultaneous_disconnects_are_each_reported_once_in_order() {
-    let server = Builder::program("events").workers(8).start();
-    let told = || std::fs::read_to_string(server.dir().join("events")).expect("events");
+    let server = ProcessBuilder::program("events").workers(8).start();
+    let read_file = || std::fs::read_to_string(server.dir().join("events")).expect("events");
     let commands: Vec<String> = (1..=8).map(|id| format!("disconnect {id}")).collect();
     let file = server.dir().join("commands.new");
     std::fs::write(&file, commands.join("\n")).expect("written");
     std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
     // The hook reads them when somebody scales.
     server.signal(nix::sys::signal::Signal::SIGTTIN);
-    wait::until("eight exits", || told().matches(" exit ").count() == 8);
-    wait::until("the ninth serves", || told().contains("9 listening "));
+    wait::until("eight exits", || read_file().matches(" exit ").count() == 8);
+    wait::until("the ninth serves", || read_file().contains("9 listening "));
     for worker in 1..=8 {
-        let text = told();
+        let text = read_file();
         let life = text.lines().filter_map(|line| line.strip_prefix(&format!("{worker} ")));
         let names: Vec<&str> = life.filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(names, ["fork", "online", "listening", "disconnect", "exit"], "{worker}");

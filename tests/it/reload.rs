@@ -3,10 +3,10 @@
 use nix::sys::signal::Signal;
 
 use crate::boot::BOOT_FAILED;
-use crate::support::boot_barrier::Gate;
-use crate::support::command::Builder;
+use crate::support::boot_barrier::BootBarrier;
+use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
-use crate::support::{Address, Client, Failure, Server, amount, log, wait};
+use crate::support::{Address, Client, Failure, Server, env_count, log, wait};
 
 #[test]
 fn sighup_replaces_every_worker() {
@@ -15,28 +15,28 @@ fn sighup_replaces_every_worker() {
     server.signal(Signal::SIGHUP);
     server.wait_log(&["INFO", "SIGHUP"]);
     server.wait_generation(2);
-    let new = server.wait_others(3, &old);
+    let new = server.wait_new_workers(3, &old);
     assert!(new.contains(&server.get("/").pid()));
     let cluster = server.cluster();
     let all_new = |w: &serde_json::Value| w["generation"] == 2 && w["state"] == "serving";
     assert!(cluster["workers"].as_array().expect("list").iter().all(all_new), "{cluster}");
     assert_eq!(cluster["restarts"], 0);
     let text = server.stop();
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn reload_returns_when_all_workers_are_replaced() {
     let server = Server::builder().start();
     let old = server.worker_pids();
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     let status = server.status();
     assert_eq!(status["primary"]["generation"], 2);
     let serving = status["workers"].as_array().expect("list").iter();
     let serving: Vec<_> = serving.filter(|w| w["state"] == "serving").collect();
     assert!(serving.len() == 2 && serving.iter().all(|w| w["generation"] == 2), "{status}");
-    server.wait_others(2, &old);
-    server.order(&["reload", "--no-wait"]);
+    server.wait_new_workers(2, &old);
+    server.run_verb(&["reload", "--no-wait"]);
     server.wait_generation(3);
     let text = server.stop();
     assert_eq!(log::lines_with(&text, &["control", "uid="]).count(), 2, "{text}");
@@ -51,7 +51,7 @@ fn a_reload_applies_the_configured_number_of_workers() {
         std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
         server.signal(Signal::SIGHUP);
         server.wait_generation(generation);
-        server.wait_others(workers, &old);
+        server.wait_new_workers(workers, &old);
         assert_eq!(server.get("/").status, 200);
     }
     server.stop();
@@ -76,7 +76,7 @@ fn a_reload_opens_new_addresses_and_closes_removed_ones() {
     server.signal(Signal::SIGHUP);
     server.wait_generation(3);
     server.wait_listeners(1);
-    server.wait_others(2, &old);
+    server.wait_new_workers(2, &old);
     assert_eq!(Client::connect(&unix).err(), Some(Failure::Refused));
     assert!(!path.exists());
     assert_eq!(server.get("/").status, 200, "the first one is still open");
@@ -103,15 +103,15 @@ fn removing_a_port_loses_no_connection() {
 
 #[test]
 fn many_sighups_are_coalesced_into_a_few_reloads() {
-    let server = Builder::program("boot-fails-if-broken").start();
-    let mut gate = Gate::closed(server.dir());
+    let server = ProcessBuilder::program("boot-fails-if-broken").start();
+    let mut barrier = BootBarrier::new(server.dir());
     for _ in 0..30 {
         server.signal(Signal::SIGHUP);
     }
     server.wait_log(&["INFO", "SIGHUP"]);
-    gate.open();
+    barrier.release();
     // Comes after all that was asked for before.
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     let status = wait::until_some("two workers only", || {
         Some(server.status()).filter(|s| s["workers"].as_array().map(Vec::len) == Some(2))
     });
@@ -125,9 +125,9 @@ fn many_sighups_are_coalesced_into_a_few_reloads() {
 
 /// Reloads again and again while clients are at work.
 #[track_caller]
-fn reload_under(server: &Server, load: &Load) {
+fn assert_reloads_lose_nothing(server: &Server, load: &Load) {
     let load = load.start();
-    for generation in 2..2 + amount("PREFORK_RELOADS", 10) {
+    for generation in 2..2 + env_count("PREFORK_RELOADS", 10) {
         load.wait_answered(24);
         server.signal(Signal::SIGHUP);
         server.wait_generation(generation);
@@ -140,14 +140,17 @@ fn reload_under(server: &Server, load: &Load) {
 #[test]
 fn reloads_lose_no_request_on_kept_connections() {
     let server = Server::start(2);
-    reload_under(&server, &Load::keep_alive(server.address(), 8).posting().thinking());
+    assert_reloads_lose_nothing(
+        &server,
+        &Load::keep_alive(server.address(), 8).with_posts().with_think_time(),
+    );
     server.stop();
 }
 
 #[test]
 fn reloads_lose_no_new_connection() {
     let server = Server::start(2);
-    reload_under(&server, &Load::new_connections(server.address(), 4));
+    assert_reloads_lose_nothing(&server, &Load::new_connections(server.address(), 4));
     server.stop();
 }
 
@@ -155,68 +158,71 @@ fn reloads_lose_no_new_connection() {
 fn reloads_without_handover_lose_no_request() {
     // No client is ever idle for as long as this, even on a busy machine.
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "20s"]);
-    reload_under(&server, &Load::keep_alive(server.address(), 8).posting().thinking());
+    assert_reloads_lose_nothing(
+        &server,
+        &Load::keep_alive(server.address(), 8).with_posts().with_think_time(),
+    );
     server.stop();
 }
 
 #[test]
 fn a_stop_during_a_reload_exits_with_status_0() {
     for _ in 0..3 {
-        let server = Builder::program("boot-fails-if-broken").start();
-        let _closed = Gate::closed(server.dir());
+        let server = ProcessBuilder::program("boot-fails-if-broken").start();
+        let _barrier = BootBarrier::new(server.dir());
         server.signal(Signal::SIGHUP);
         wait::until("a worker that boots", || server.worker_pids().len() > 2);
         server.signal(Signal::SIGTERM);
-        server.finish(0);
+        server.wait_clean_exit(0);
     }
 }
 
 #[test]
 fn a_waiting_reload_verb_fails_when_the_cluster_stops() {
-    let server = Builder::program("boot-fails-if-broken").start();
-    let _closed = Gate::closed(server.dir());
+    let server = ProcessBuilder::program("boot-fails-if-broken").start();
+    let _barrier = BootBarrier::new(server.dir());
     let why = std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| server.refused(&["reload"], 1));
+        let waiting = scope.spawn(|| server.verb_fails(&["reload"], 1));
         server.wait_log(&["control", "uid="]);
         server.signal(Signal::SIGTERM);
         waiting.join().expect("the verb")
     });
     assert!(why.contains("stopping"), "{why}");
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 const GOOD: &str = "bind = ['127.0.0.1:0']\nworkers = 2\n";
 
 /// A server with this configuration, and the control socket.
 #[track_caller]
-fn start() -> Server {
-    Server::builder().config(2, GOOD).start().allow(&["reload"])
+fn start_with_config() -> Server {
+    Server::builder().config(2, GOOD).start().allow_errors(&["reload"])
 }
 
 #[track_caller]
-fn write(server: &Server, text: &str) {
+fn write_config(server: &Server, text: &str) {
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
 }
 
 /// Asks for a reload that fails because of `why`, and sees that nothing has changed.
 #[track_caller]
-fn fails(server: &Server, why: &str) {
+fn assert_reload_fails(server: &Server, why: &str) {
     let pids = server.worker_pids();
     let before = server.count_log(&["ERROR", "reload"]);
-    let said = server.refused(&["reload"], 1);
+    let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains(why), "{why}: {said}");
     let text = server.log();
     let told: Vec<_> = log::lines_with(&text, &["ERROR", "reload"]).collect();
     assert_eq!(told.len(), before + 1, "{told:?}");
     assert!(told[before].contains(why), "{why}: {}", told[before]);
-    assert_eq!(server.wait_others(2, &[]), pids);
+    assert_eq!(server.wait_new_workers(2, &[]), pids);
     assert_eq!(server.status()["primary"]["generation"], 1);
     assert!(pids.contains(&server.get("/").pid()));
 }
 
 #[test]
 fn reload_keeps_the_old_workers_if_the_new_config_is_broken() {
-    let server = start();
+    let server = start_with_config();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("address").port();
     let taken_port = format!("127.0.0.1:{port}");
@@ -227,48 +233,48 @@ fn reload_keeps_the_old_workers_if_the_new_config_is_broken() {
         ("bind = ['nonsense']\n", "nonsense"),
         (&format!("bind = ['127.0.0.1:0', '{taken_port}']\n"), &taken_port),
     ] {
-        write(&server, text);
-        fails(&server, why);
+        write_config(&server, text);
+        assert_reload_fails(&server, why);
     }
     std::fs::remove_file(server.dir().join("prefork.toml")).expect("remove");
-    fails(&server, "prefork.toml");
-    write(&server, GOOD);
+    assert_reload_fails(&server, "prefork.toml");
+    write_config(&server, GOOD);
     let old = server.worker_pids();
-    server.order(&["reload"]);
-    server.wait_others(2, &old);
+    server.run_verb(&["reload"]);
+    server.wait_new_workers(2, &old);
     server.stop();
 }
 
 #[test]
 fn sighup_with_a_broken_config_is_logged_as_an_error() {
-    let server = start();
+    let server = start_with_config();
     let pids = server.worker_pids();
-    write(&server, "workers = many\n");
+    write_config(&server, "workers = many\n");
     server.signal(Signal::SIGHUP);
     server.wait_log(&["ERROR", "reload", "prefork.toml"]);
-    assert_eq!(server.wait_others(2, &[]), pids);
+    assert_eq!(server.wait_new_workers(2, &[]), pids);
     server.stop();
 }
 
 #[test]
 fn reload_keeps_the_old_workers_if_new_ones_fail_to_boot() {
-    let server = Builder::program("boot-fails-if-broken").start();
-    let server = server.allow(&["reload", "they are broken", BOOT_FAILED]);
+    let server = ProcessBuilder::program("boot-fails-if-broken").start();
+    let server = server.allow_errors(&["reload", "they are broken", BOOT_FAILED]);
     std::fs::write(server.dir().join("broken"), "").expect("write");
-    fails(&server, "they are broken");
+    assert_reload_fails(&server, "they are broken");
     std::fs::remove_file(server.dir().join("broken")).expect("remove");
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     server.stop();
 }
 
 #[test]
 fn reload_keeps_the_old_workers_if_new_ones_never_become_ready() {
-    let builder = Builder::program("boot-fails-if-broken");
+    let builder = ProcessBuilder::program("boot-fails-if-broken");
     let server = builder.args(["boot-timeout-ms=2000"]).start();
-    let server = server.allow(&["reload", "boot-timeout", "gen=2"]);
+    let server = server.allow_errors(&["reload", "boot-timeout", "gen=2"]);
     std::fs::write(server.dir().join("stuck"), "").expect("write");
-    fails(&server, "boot-timeout");
+    assert_reload_fails(&server, "boot-timeout");
     std::fs::remove_file(server.dir().join("stuck")).expect("remove");
-    server.order(&["reload"]);
+    server.run_verb(&["reload"]);
     server.stop();
 }

@@ -9,23 +9,23 @@ use std::path::PathBuf;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Failure, Server, log, wait};
 
-fn write(server: &Server, text: &str) {
+fn write_config(server: &Server, text: &str) {
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
 }
 
 #[track_caller]
-fn reload(server: &Server, text: &str) {
-    write(server, text);
-    server.order(&["reload"]);
+fn reload_with_config(server: &Server, text: &str) {
+    write_config(server, text);
+    server.run_verb(&["reload"]);
 }
 
 #[track_caller]
-fn is_served(address: &Address) {
+fn assert_served(address: &Address) {
     let status = Client::connect(address).and_then(|mut c| c.get("/")).expect("answer").status;
     assert_eq!(status, 200, "{address:?}");
 }
 
-fn tcp(host: &str, port: u16) -> Address {
+fn tcp_address(host: &str, port: u16) -> Address {
     Address::Tcp(format!("{host}:{port}").parse().expect("address"))
 }
 
@@ -35,14 +35,14 @@ fn widening_and_narrowing_an_address_refuses_no_connection() {
         let text = |bind: &str| format!("bind = {bind}\nworkers = 2\ndispatch = '{policy}'\n");
         let server = Server::builder().config(2, &text("['127.0.0.1:0']")).start();
         let port = server.port();
-        let load = Load::new_connections(&tcp("127.0.0.1", port), 2).start();
+        let load = Load::new_connections(&tcp_address("127.0.0.1", port), 2).start();
         for wide in ["", "0.0.0.0", "[::]"] {
-            reload(&server, &text(&format!("['{wide}:{port}']")));
-            is_served(&tcp("127.0.0.2", port));
+            reload_with_config(&server, &text(&format!("['{wide}:{port}']")));
+            assert_served(&tcp_address("127.0.0.2", port));
             load.wait_answered(10);
-            reload(&server, &text(&format!("['127.0.0.1:{port}']")));
+            reload_with_config(&server, &text(&format!("['127.0.0.1:{port}']")));
             let refused =
-                || Client::connect(&tcp("127.0.0.2", port)).err() == Some(Failure::Refused);
+                || Client::connect(&tcp_address("127.0.0.2", port)).err() == Some(Failure::Refused);
             wait::until("the end of the wide address", refused);
             load.wait_answered(10);
         }
@@ -61,9 +61,9 @@ fn narrowing_a_wildcard_address_refuses_no_connection() {
                 |bind: &str| format!("bind = ['{bind}']\nworkers = 2\ndispatch = '{policy}'\n");
             let server = Server::builder().config(2, &text(&format!("{wide}:0"))).start();
             let port = server.port();
-            let load = Load::new_connections(&tcp("127.0.0.1", port), 2).start();
+            let load = Load::new_connections(&tcp_address("127.0.0.1", port), 2).start();
             load.wait_answered(5);
-            reload(&server, &text(&format!("{narrow}:{port}")));
+            reload_with_config(&server, &text(&format!("{narrow}:{port}")));
             load.wait_answered(10);
             let tally = load.stop();
             assert_eq!(tally.failures(), 0, "{policy} {wide} {narrow}: {tally:?}");
@@ -89,9 +89,9 @@ fn a_reload_can_return_to_an_address_held_by_draining_workers() {
             format!("[::1]:{port}"),
         ];
         for bind in there.iter().cycle().take(14) {
-            reload(&server, &text(bind));
+            reload_with_config(&server, &text(bind));
         }
-        is_served(&tcp("[::1]", port));
+        assert_served(&tcp_address("[::1]", port));
         server.stop();
     }
 }
@@ -115,9 +115,9 @@ fn a_reload_adds_and_swaps_overlapping_addresses() {
         format!("'[::]:{a}', '127.0.0.1:{b}'"),
         format!("'0.0.0.0:{a}', '[::]:{b}', '[::1]:{b}'"),
     ] {
-        reload(&server, &text(&bind));
-        is_served(&tcp("127.0.0.1", a));
-        is_served(&tcp("127.0.0.1", b));
+        reload_with_config(&server, &text(&bind));
+        assert_served(&tcp_address("127.0.0.1", a));
+        assert_served(&tcp_address("127.0.0.1", b));
     }
     server.stop();
 }
@@ -128,8 +128,8 @@ fn a_start_accepts_overlapping_addresses() {
     let port = free.local_addr().expect("name").port();
     drop(free);
     let server = Server::builder().bind([format!("127.0.0.1:{port}"), format!(":{port}")]).start();
-    is_served(&tcp("127.0.0.1", port));
-    is_served(&tcp("[::1]", port));
+    assert_served(&tcp_address("127.0.0.1", port));
+    assert_served(&tcp_address("[::1]", port));
     server.stop();
 }
 
@@ -137,7 +137,7 @@ fn a_start_accepts_overlapping_addresses() {
 fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     let text = |bind: &str| format!("bind = ['{bind}']\nworkers = 1\n");
     let server = Server::builder().config(1, &text("127.0.0.1:0")).start();
-    let server = server.allow(&["reload"]);
+    let server = server.allow_errors(&["reload"]);
     let port = server.port();
     // With SO_REUSEPORT, as another service of this user might have it.
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
@@ -146,11 +146,11 @@ fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     let there: std::net::SocketAddr = format!("127.0.0.2:{port}").parse().expect("address");
     other.bind(&there.into()).expect("bind");
     other.listen(1).expect("listen");
-    write(&server, &text(&format!("0.0.0.0:{port}")));
-    let said = server.refused(&["reload"], 1);
+    write_config(&server, &text(&format!("0.0.0.0:{port}")));
+    let said = server.verb_fails(&["reload"], 1);
     let pid = std::process::id().to_string();
     assert!(log::contains_word(&said, &pid) && said.contains("0.0.0.0"), "{said}");
-    is_served(&tcp("127.0.0.1", port));
+    assert_served(&tcp_address("127.0.0.1", port));
     server.stop();
 }
 
@@ -162,48 +162,51 @@ fn a_reload_restores_a_removed_socket_file() {
         let path = server.dir().join("socket");
         for _ in 0..2 {
             std::fs::remove_file(&path).expect("remove");
-            server.order(&["reload"]);
-            is_served(&Address::Unix(path.clone()));
+            server.run_verb(&["reload"]);
+            assert_served(&Address::Unix(path.clone()));
         }
         server.signal(nix::sys::signal::Signal::SIGTERM);
         wait::until("the end of the file", || !path.exists());
-        server.finish(0);
+        server.wait_clean_exit(0);
     }
 }
 
 #[test]
 fn foreign_files_at_the_socket_path_fail_the_reload() {
     let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
-    let server = Server::builder().config(1, text).start().allow(&["reload"]);
+    let server = Server::builder().config(1, text).start().allow_errors(&["reload"]);
     let path = server.dir().join("socket");
     std::fs::remove_file(&path).expect("remove");
     std::fs::write(&path, "data").expect("write");
-    let said = server.refused(&["reload"], 1);
+    let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains("socket"), "{said}");
     assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
     std::fs::remove_file(&path).expect("remove");
     let other = UnixListener::bind(&path).expect("bind");
-    let said = server.refused(&["reload"], 1);
+    let said = server.verb_fails(&["reload"], 1);
     assert!(log::contains_word(&said, &std::process::id().to_string()), "{said}");
     drop(other);
     // What nobody answers at any more is replaced.
-    server.order(&["reload"]);
-    is_served(&Address::Unix(path));
+    server.run_verb(&["reload"]);
+    assert_served(&Address::Unix(path));
     server.stop();
 }
 
 #[test]
 fn a_failed_reload_keeps_a_restored_socket_served() {
     let text = "bind = ['unix:socket', '127.0.0.1:0']\nworkers = 1\n";
-    let server = Server::builder().config(1, text).start().allow(&["reload"]);
+    let server = Server::builder().config(1, text).start().allow_errors(&["reload"]);
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let path = server.dir().join("socket");
     std::fs::remove_file(&path).expect("remove");
     let taken_at = taken.local_addr().expect("name");
-    write(&server, &format!("bind = ['unix:socket', '127.0.0.1:0', '{taken_at}']\nworkers = 1\n"));
-    server.refused(&["reload"], 1);
+    write_config(
+        &server,
+        &format!("bind = ['unix:socket', '127.0.0.1:0', '{taken_at}']\nworkers = 1\n"),
+    );
+    server.verb_fails(&["reload"], 1);
     if path.exists() {
-        is_served(&Address::Unix(path));
+        assert_served(&Address::Unix(path));
     }
     server.stop();
 }
@@ -217,9 +220,9 @@ fn unix_socket_mode_owner_and_group_are_applied() {
     let mode =
         |name: &str| std::fs::metadata(server.dir().join(name)).expect("file").mode() & 0o777;
     assert_eq!((mode("a"), mode("b")), (0o660, 0o622));
-    reload(&server, &text("0600"));
+    reload_with_config(&server, &text("0600"));
     assert_eq!((mode("a"), mode("b")), (0o600, 0o622));
-    is_served(&Address::Unix(server.dir().join("a")));
+    assert_served(&Address::Unix(server.dir().join("a")));
     server.stop();
     for (bind, why) in [
         ("unix:a?mode=9", "mode"),
@@ -227,8 +230,8 @@ fn unix_socket_mode_owner_and_group_are_applied() {
         ("unix:a?group=no-such-group", "no-such-group"),
     ] {
         let ended = Server::builder().bind([bind]).run();
-        assert_eq!(ended.status, Some(78), "{}", ended.err);
-        assert!(ended.err.contains(why), "{}", ended.err);
+        assert_eq!(ended.status, Some(78), "{}", ended.stderr);
+        assert!(ended.stderr.contains(why), "{}", ended.stderr);
     }
     if nix::unistd::Uid::effective().is_root() {
         let server = Server::builder().bind(["unix:a?owner=12345&group=23456&mode=0640"]).start();
@@ -245,12 +248,12 @@ fn an_abstract_socket_is_served_without_a_file() {
     let server = Server::builder().bind([&bind]).start();
     assert!(!server.dir().join(format!("@{name}")).exists());
     let address = Address::Unix(PathBuf::from(format!("\0{name}")));
-    is_served(&address);
+    assert_served(&address);
     let again = Server::builder().bind([&bind]).run();
-    assert_eq!(again.status, Some(69), "{}", again.err);
-    assert!(log::contains_word(&again.err, &server.pid().to_string()), "{}", again.err);
-    server.order(&["reload"]);
-    is_served(&address);
+    assert_eq!(again.status, Some(69), "{}", again.stderr);
+    assert!(log::contains_word(&again.stderr, &server.pid().to_string()), "{}", again.stderr);
+    server.run_verb(&["reload"]);
+    assert_served(&address);
     server.stop();
     assert_eq!(Client::connect(&address).err(), Some(Failure::Refused));
 }
@@ -259,43 +262,43 @@ fn an_abstract_socket_is_served_without_a_file() {
 fn a_host_name_binds_all_its_addresses_on_one_port() {
     let text = "bind = ['localhost:0']\nworkers = 1\n";
     let server = Server::builder().config(1, text).start();
-    let v4 = server.addresses().contains(&tcp("127.0.0.1", server.port()));
+    let v4 = server.addresses().contains(&tcp_address("127.0.0.1", server.port()));
     assert!(v4, "{:?}", server.addresses());
     let addresses = server.addresses().to_vec();
     for _ in 0..2 {
-        addresses.iter().for_each(is_served);
-        server.order(&["reload"]);
+        addresses.iter().for_each(assert_served);
+        server.run_verb(&["reload"]);
     }
     // A name that nobody knows fails the reload; the primary serves meanwhile.
-    let server = server.allow(&["reload"]);
-    write(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
-    let said = server.refused(&["reload"], 1);
+    let server = server.allow_errors(&["reload"]);
+    write_config(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
+    let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains("no-such-name.invalid"), "{said}");
-    addresses.iter().for_each(is_served);
+    addresses.iter().for_each(assert_served);
     server.stop();
     let ended = Server::builder().bind(["no-such-name.invalid:80"]).run();
-    assert_eq!(ended.status, Some(69), "{}", ended.err);
-    assert!(ended.err.contains("no-such-name.invalid"), "{}", ended.err);
+    assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+    assert!(ended.stderr.contains("no-such-name.invalid"), "{}", ended.stderr);
 }
 
 #[test]
 fn a_reload_refuses_descriptors_that_were_not_passed() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 1\n";
-    let server = Server::builder().config(1, text).start().allow(&["reload"]);
+    let server = Server::builder().config(1, text).start().allow_errors(&["reload"]);
     for number in 3..30 {
-        write(&server, &format!("bind = ['127.0.0.1:0', 'fd://{number}']\nworkers = 1\n"));
-        let said = server.refused(&["reload"], 1);
+        write_config(&server, &format!("bind = ['127.0.0.1:0', 'fd://{number}']\nworkers = 1\n"));
+        let said = server.verb_fails(&["reload"], 1);
         assert!(said.contains(&number.to_string()), "{number}: {said}");
         assert_eq!(server.get("/").status, 200);
     }
     // Nothing of the primary's own was taken: it still respawns, obeys and stops.
     let old = server.worker_pids();
-    reload(&server, text);
+    reload_with_config(&server, text);
     // The old worker may still drain when the verb returns.
-    let pids = server.wait_others(1, &old);
-    crate::support::process::send(pids[0], nix::sys::signal::Signal::SIGKILL);
-    server.wait_others(1, &pids);
-    let server = server.allow(&["SIGKILL"]);
+    let pids = server.wait_new_workers(1, &old);
+    crate::support::process::send_signal(pids[0], nix::sys::signal::Signal::SIGKILL);
+    server.wait_new_workers(1, &pids);
+    let server = server.allow_errors(&["SIGKILL"]);
     server.stop();
 }
 
@@ -309,15 +312,15 @@ fn a_passed_descriptor_survives_reloads_and_an_upgrade() {
         .script(r#"exec "$0" "$@" 3<&0 </dev/null"#)
         .stdin(listener.into())
         .start()
-        .allow(&["reload", "upgrade"]);
-    server.order(&["reload"]);
-    is_served(&address);
+        .allow_errors(&["reload", "upgrade"]);
+    server.run_verb(&["reload"]);
+    assert_served(&address);
     server.signal(nix::sys::signal::Signal::SIGUSR2);
     server.wait_generation(3);
-    is_served(&address);
-    reload(&server, "bind = ['127.0.0.1:0']\nworkers = 1\n");
-    write(&server, both);
-    let said = server.refused(&["reload"], 1);
+    assert_served(&address);
+    reload_with_config(&server, "bind = ['127.0.0.1:0']\nworkers = 1\n");
+    write_config(&server, both);
+    let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains("fd://3"), "{said}");
     server.stop();
 }
@@ -330,8 +333,8 @@ fn datagram_and_non_listening_sockets_are_refused() {
     for passed in [std::os::fd::OwnedFd::from(udp), idle.into()] {
         let script = r#"exec "$0" "$@" 3<&0 </dev/null"#;
         let ended = Server::builder().script(script).stdin(passed).bind(["fd://3"]).run();
-        assert_eq!(ended.status, Some(69), "{}", ended.err);
-        assert!(ended.err.contains('3'), "{}", ended.err);
+        assert_eq!(ended.status, Some(69), "{}", ended.stderr);
+        assert!(ended.stderr.contains('3'), "{}", ended.stderr);
     }
 }
 
@@ -347,7 +350,7 @@ fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
             .stdin(passed.into())
             .bind(["fd://3"])
             .start()
-            .allow(&["accept4", "reload"]);
+            .allow_errors(&["accept4", "reload"]);
         let mut kept = server.connect();
         assert_eq!(kept.get("/readyz").expect("answer").status, 200);
         ours.shutdown(std::net::Shutdown::Both).expect("shutdown");
@@ -358,9 +361,9 @@ fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
         wait::until("a state that is not serving", || state() == "cannot-accept");
         // It backs off: a loop that spins takes a whole core.
         let burner = if policy == "shared" { server.worker_pids()[0] } else { server.pid() };
-        assert!(crate::support::process::share_of_a_core(burner) < 0.5);
+        assert!(crate::support::process::cpu_share(burner) < 0.5);
         assert_eq!(server.count_log(&["ERROR", &port]), 1);
-        server.refused(&["reload"], 1);
+        server.verb_fails(&["reload"], 1);
         drop(kept);
         server.stop();
     }

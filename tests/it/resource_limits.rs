@@ -1,4 +1,4 @@
-//! Running out of things.
+//! RunningLoad out of things.
 
 use crate::support::{Client, Server, process, wait};
 
@@ -6,7 +6,7 @@ use crate::support::{Client, Server, process, wait};
 pub const NO_DESCRIPTOR: &str = "Too many open files";
 
 /// Connections that have been used once and are kept, and some that nobody can take.
-fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
+fn open_connections(server: &Server, kept: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..kept).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -17,11 +17,12 @@ fn exhaust(server: &Server, kept: usize) -> Vec<Client> {
 #[test]
 fn a_worker_without_descriptors_waits_without_spinning() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
-    let mut clients = exhaust(&server, 60);
+    let server =
+        Server::builder().workers(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR]);
+    let mut clients = open_connections(&server, 60);
     server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
     let pid = server.worker_pids()[0];
-    let share = process::share_of_a_core(pid);
+    let share = process::cpu_share(pid);
     assert!(share < 0.5, "it uses {share} of a core while it waits");
     // Those that it has are served meanwhile.
     assert_eq!(clients[0].read().expect("answer").pid(), pid);
@@ -37,10 +38,11 @@ fn a_worker_without_descriptors_waits_without_spinning() {
 #[test]
 fn running_out_of_descriptors_is_logged_with_a_rate_limit() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server = Server::builder().workers(1).script(limited).start().allow(&[NO_DESCRIPTOR]);
-    let clients = exhaust(&server, 60);
+    let server =
+        Server::builder().workers(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR]);
+    let clients = open_connections(&server, 60);
     server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
-    wait::measure_for(std::time::Duration::from_secs(1));
+    wait::wait_for_duration(std::time::Duration::from_secs(1));
     let lines = server.count_log(&[NO_DESCRIPTOR]);
     assert!(lines <= 3, "{lines} lines in a second, for one thing");
     drop(clients);

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::support::load::Load;
-use crate::support::{Failure, Server, amount, log, process, wait};
+use crate::support::{Failure, Server, env_count, log, process, wait};
 
 /// Waits for the line about the death of the worker `pid`, which names the `cause`, and returns it.
 #[track_caller]
@@ -13,9 +13,9 @@ fn wait_death(server: &Server, pid: u32, cause: &str) -> String {
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_death_logged() {
-    let server = Server::start(2).allow(&["SIGKILL"]);
+    let server = Server::start(2).allow_errors(&["SIGKILL"]);
     let victim = server.get("/").pid();
-    process::send(victim, Signal::SIGKILL);
+    process::send_signal(victim, Signal::SIGKILL);
     wait_death(&server, victim, "SIGKILL");
     server.wait_replaced(1);
     let pids = server.worker_pids();
@@ -26,8 +26,8 @@ fn a_killed_worker_is_replaced_and_its_death_logged() {
 
 #[test]
 fn a_replacement_has_the_same_slot_and_a_new_id() {
-    let server = Server::start(1).allow(&["SIGKILL"]);
-    process::send(server.worker_pids()[0], Signal::SIGKILL);
+    let server = Server::start(1).allow_errors(&["SIGKILL"]);
+    process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
     let pid = server.worker_pids()[0];
     server.wait_log(&[&format!("worker=2 slot=0 gen=1 pid={pid}")]);
@@ -36,7 +36,7 @@ fn a_replacement_has_the_same_slot_and_a_new_id() {
 
 #[test]
 fn a_segfault_is_logged_and_fails_only_its_own_request() {
-    let server = Server::with(2, &["--faults"]).allow(&["SIGSEGV"]);
+    let server = Server::with(2, &["--faults"]).allow_errors(&["SIGSEGV"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
     let failure = client.get("/fault/segv").expect_err("nobody is left to answer");
@@ -48,7 +48,7 @@ fn a_segfault_is_logged_and_fails_only_its_own_request() {
 
 #[test]
 fn an_unexpected_exit_is_logged_and_the_worker_replaced() {
-    let server = Server::with(2, &["--faults"]).allow(&["42"]);
+    let server = Server::with(2, &["--faults"]).allow_errors(&["42"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
     let failure = client.get("/fault/exit").expect_err("nobody is left to answer");
@@ -63,23 +63,23 @@ fn an_unexpected_exit_is_logged_and_the_worker_replaced() {
 fn a_worker_that_gets_sigterm_is_replaced() {
     let server = Server::start(2);
     let pid = server.worker_pids()[0];
-    process::send(pid, Signal::SIGTERM);
+    process::send_signal(pid, Signal::SIGTERM);
     server.wait_replaced(1);
     wait::until("the end of the old one", || !server.worker_pids().contains(&pid));
     let text = server.stop();
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn no_connection_is_refused_when_all_workers_die() {
-    let rounds = amount("PREFORK_MASSACRES", 10);
-    let server = Server::start(2).allow(&["SIGKILL"]);
+    let rounds = env_count("PREFORK_KILL_ALL", 10);
+    let server = Server::start(2).allow_errors(&["SIGKILL"]);
     let clients = 4;
     let load = Load::new_connections(server.address(), clients).start();
     for round in 1..=rounds {
         load.wait_answered(4);
         for pid in server.worker_pids() {
-            process::send(pid, Signal::SIGKILL);
+            process::send_signal(pid, Signal::SIGKILL);
         }
         server.wait_replaced(2 * round);
     }
@@ -97,16 +97,16 @@ fn no_connection_is_refused_when_all_workers_die() {
 
 #[test]
 fn repeated_kills_lose_only_requests_in_flight() {
-    let kills = amount("PREFORK_STORM", 40);
+    let kills = env_count("PREFORK_KILLS", 40);
     let (workers, clients) = (4, 8);
-    let server = Server::start(workers).allow(&["SIGKILL"]);
+    let server = Server::start(workers).allow_errors(&["SIGKILL"]);
     let load = Load::keep_alive(server.address(), clients).start();
     for kill in 0..kills {
         load.wait_answered(8);
         // The oldest of those that are ready: a worker that boots is another test's matter.
         server.wait_replaced(kill);
         let pids = server.worker_pids();
-        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+        process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);
     }
     server.wait_log_count(&["SIGKILL"], kills);
     server.wait_replaced(kills);

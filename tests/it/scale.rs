@@ -11,14 +11,14 @@ fn sigttin_and_sigttou_change_the_number_of_workers() {
     let first = server.worker_pids();
     server.signal(Signal::SIGTTIN);
     server.wait_log(&["INFO", "SIGTTIN"]);
-    let three = server.wait_others(3, &[]);
+    let three = server.wait_new_workers(3, &[]);
     assert!(first.iter().all(|pid| three.contains(pid)));
     server.wait_replaced(1);
     server.signal(Signal::SIGTTOU);
     server.wait_log(&["INFO", "SIGTTOU"]);
-    assert_eq!(server.wait_others(2, &[]), first);
+    assert_eq!(server.wait_new_workers(2, &[]), first);
     server.signal(Signal::SIGTTOU);
-    server.wait_others(1, &[]);
+    server.wait_new_workers(1, &[]);
     server.signal(Signal::SIGTTOU);
     server.wait_log(&["WARN", "SIGTTOU"]);
     assert_eq!(server.get("/").status, 200);
@@ -30,8 +30,8 @@ fn sigttin_and_sigttou_change_the_number_of_workers() {
 fn scale_takes_a_number_or_a_difference() {
     let server = Server::builder().start();
     for (change, workers) in [("3", 3), ("+1", 4), ("-1", 3), ("-2", 1), ("2", 2)] {
-        server.order(&["scale", change]);
-        server.wait_others(workers, &[]);
+        server.run_verb(&["scale", change]);
+        server.wait_new_workers(workers, &[]);
         assert_eq!(server.status()["primary"]["workers_wanted"], workers);
     }
     server.stop();
@@ -48,9 +48,9 @@ fn scale_refuses_numbers_out_of_range() {
         ("+5000", 1, "5000"),
         ("-2", 1, "0"),
     ] {
-        let ended = server.ask(&["scale", change]);
-        assert_eq!(ended.status, Some(code), "{change}: {}", ended.err);
-        assert!(log::contains_word(&ended.err, number), "{change}: {}", ended.err);
+        let ended = server.try_verb(&["scale", change]);
+        assert_eq!(ended.status, Some(code), "{change}: {}", ended.stderr);
+        assert!(log::contains_word(&ended.stderr, number), "{change}: {}", ended.stderr);
     }
     assert_eq!(server.worker_pids(), pids);
     assert_eq!(server.status()["primary"]["workers_wanted"], 2);
@@ -60,7 +60,7 @@ fn scale_refuses_numbers_out_of_range() {
 #[test]
 fn scaling_down_loses_no_request_on_kept_connections() {
     let server = Server::start(2);
-    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
+    let load = Load::keep_alive(server.address(), 8).with_posts().with_think_time().start();
     for round in 0..3 {
         load.wait_answered(16);
         server.signal(Signal::SIGTTIN);
@@ -68,7 +68,7 @@ fn scaling_down_loses_no_request_on_kept_connections() {
         for workers in [2, 1] {
             load.wait_answered(16);
             server.signal(Signal::SIGTTOU);
-            server.wait_others(workers, &[]);
+            server.wait_new_workers(workers, &[]);
         }
         server.signal(Signal::SIGTTIN);
         server.wait_replaced(2 * round + 2);
@@ -82,9 +82,9 @@ fn scaling_down_loses_no_request_on_kept_connections() {
 #[test]
 fn a_reload_resets_the_number_of_workers() {
     let server = Server::builder().workers(1).start();
-    server.order(&["scale", "3"]);
-    let old = server.wait_others(3, &[]);
-    server.order(&["reload"]);
-    server.wait_others(1, &old);
+    server.run_verb(&["scale", "3"]);
+    let old = server.wait_new_workers(3, &[]);
+    server.run_verb(&["reload"]);
+    server.wait_new_workers(1, &old);
     server.stop();
 }

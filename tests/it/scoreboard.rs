@@ -3,10 +3,10 @@
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Server, process, wait};
 
-fn requests(cluster: &Value) -> u64 {
+fn total_requests(cluster: &Value) -> u64 {
     cluster["totals"]["requests"].as_u64().expect("a number")
 }
 
@@ -19,7 +19,7 @@ fn every_request_is_counted_once() {
     server.get("/nowhere");
     let cluster = server.cluster();
     // With the one that asks.
-    assert_eq!(requests(&cluster), 32, "{cluster}");
+    assert_eq!(total_requests(&cluster), 32, "{cluster}");
     assert_eq!(cluster["totals"]["accepted"], 32);
     assert_eq!(cluster["totals"]["responses"], serde_json::json!([0, 30, 0, 1, 0]));
     let workers = cluster["workers"].as_array().expect("workers");
@@ -36,7 +36,7 @@ fn every_request_is_counted_once() {
 
 #[test]
 fn totals_include_the_counts_of_dead_workers() {
-    let server = Server::start(2).allow(&["SIGKILL"]);
+    let server = Server::start(2).allow_errors(&["SIGKILL"]);
     let mut sent = 0;
     for round in 1..=3usize {
         for _ in 0..10 {
@@ -44,11 +44,11 @@ fn totals_include_the_counts_of_dead_workers() {
         }
         sent += 10;
         for pid in server.worker_pids() {
-            process::send(pid, Signal::SIGKILL);
+            process::send_signal(pid, Signal::SIGKILL);
         }
         server.wait_replaced(2 * round);
         sent += 1;
-        assert_eq!(requests(&server.cluster()), sent, "round {round}");
+        assert_eq!(total_requests(&server.cluster()), sent, "round {round}");
     }
     assert_eq!(server.cluster()["restarts"], 6);
     server.stop();
@@ -94,12 +94,12 @@ fn a_blocking_handler_is_shown_as_on_loop() {
         })
     });
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn request_paths_are_escaped_and_truncated() {
-    let server = Builder::program("waiting").workers(1).start();
+    let server = ProcessBuilder::program("waiting").workers(1).start();
     let long = format!("/{}", "x".repeat(4000));
     let strange: [&[u8]; 3] = [b"/'quoted'", "/caf\u{e9}".as_bytes(), long.as_bytes()];
     let mut clients = Vec::new();
@@ -122,5 +122,5 @@ fn request_paths_are_escaped_and_truncated() {
     assert!(requests.iter().any(|text| text.starts_with("GET /xxxx")), "{requests:?}");
     assert!(requests.iter().any(|text| text.starts_with("GET /caf\\")), "{requests:?}");
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }

@@ -5,52 +5,52 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::support::command::Builder;
-use crate::support::{Server, amount, process, wait};
+use crate::support::command::ProcessBuilder;
+use crate::support::{Server, env_count, process, wait};
 
 /// What the piece of shared state `name` says.
 #[track_caller]
-pub fn read(server: &Server, name: &str) -> Value {
+pub fn read_shared(server: &Server, name: &str) -> Value {
     let all = wait::until_some("a snapshot", || Some(server.try_get("/").ok()?.json()));
     let found = all.as_array().and_then(|all| all.iter().find(|one| one["name"] == name));
     found.unwrap_or_else(|| panic!("no {name} in {all}")).clone()
 }
 
 #[track_caller]
-fn value(server: &Server, name: &str) -> u64 {
-    read(server, name)["value"].as_u64().expect("a number")
+fn shared_value(server: &Server, name: &str) -> u64 {
+    read_shared(server, name)["value"].as_u64().expect("a number")
 }
 
 /// Kills workers that are busy, one after the other, and waits for the replacements.
-fn storm(server: &Server) -> usize {
-    let kills = amount("PREFORK_SHARED_KILLS", 30);
+fn kill_busy_workers(server: &Server) -> usize {
+    let kills = env_count("PREFORK_SHARED_KILLS", 30);
     for kill in 0..kills {
         server.wait_replaced(kill);
-        wait::until("all are busy", || value(server, "busy") == 4);
+        wait::until("all are busy", || shared_value(server, "busy") == 4);
         let pids = server.worker_pids();
-        process::send(pids[kill % pids.len()], Signal::SIGKILL);
+        process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);
     }
     server.wait_log_count(&["SIGKILL"], kills);
     server.wait_replaced(kills);
     kills
 }
 
-fn halt(server: &Server) {
+fn stop_work(server: &Server) {
     server.get("/stop");
-    wait::until("nobody is busy", || value(server, "busy") == 0);
+    wait::until("nobody is busy", || shared_value(server, "busy") == 0);
 }
 
 #[test]
 fn a_shared_counter_survives_kills_and_reloads() {
-    let server = start("shared-counter", 4);
+    let server = start_shared("shared-counter", 4);
     server.get("/go");
-    let kills = storm(&server) as u64;
-    let before = value(&server, "count");
+    let kills = kill_busy_workers(&server) as u64;
+    let before = shared_value(&server, "count");
     server.signal(Signal::SIGHUP);
     server.wait_replaced(kills as usize + 4);
-    wait::until("all are busy", || value(&server, "busy") == 4);
-    halt(&server);
-    let counted = value(&server, "count");
+    wait::until("all are busy", || shared_value(&server, "busy") == 4);
+    stop_work(&server);
+    let counted = shared_value(&server, "count");
     let file = std::fs::metadata(server.dir().join("acknowledged")).expect("the file");
     let acknowledged = file.len();
     assert!(before > 0 && counted >= before, "{before}, {counted}");
@@ -62,40 +62,41 @@ fn a_shared_counter_survives_kills_and_reloads() {
     let shared = status["shared"].as_array().expect("what is shared");
     let named = shared.iter().find(|one| one["name"] == "count").expect("named");
     assert_eq!((&named["kind"], &named["value"]), (&"counter".into(), &counted.into()));
-    let table = server.order(&["status"]);
+    let table = server.run_verb(&["status"]);
     assert!(table.lines().any(|line| line == format!("count   {counted}")), "{table}");
     server.stop();
 }
 
 #[test]
 fn a_rate_limiter_is_exact_over_all_workers() {
-    let server = start("shared-limiter", 8);
-    wait::until("all are busy", || value(&server, "busy") == 8);
+    let server = start_shared("shared-limiter", 8);
+    wait::until("all are busy", || shared_value(&server, "busy") == 8);
     let before = Instant::now();
     server.get("/go");
     let begun = Instant::now();
-    wait::measure_for(Duration::from_secs(2));
+    wait::wait_for_duration(Duration::from_secs(2));
     let least = begun.elapsed().as_secs_f64() * 2000.0;
     server.get("/stop");
-    wait::until("nobody is busy", || value(&server, "busy") == 0);
+    wait::until("nobody is busy", || shared_value(&server, "busy") == 0);
     let most = 1000.0 + before.elapsed().as_secs_f64() * 2000.0;
-    let admitted = value(&server, "second_admitted") as f64;
+    let admitted = shared_value(&server, "second_admitted") as f64;
     eprintln!("{admitted} admitted; at most {most:.0}");
     assert!(admitted <= most, "{admitted} of {most}");
     // A machine that lets nobody ask for half a second wastes tokens.
     assert!(admitted >= 0.8 * least, "{admitted} of {least}");
-    assert_eq!(value(&server, "day_admitted"), 5000);
-    assert!(value(&server, "day_refused") > 0);
+    assert_eq!(shared_value(&server, "day_admitted"), 5000);
+    assert!(shared_value(&server, "day_refused") > 0);
     server.stop();
 }
 
 #[test]
 fn killed_writers_leave_no_torn_value_and_no_lock_in_a_shared_cache() {
-    let server = start("shared-cache", 4);
+    let server = start_shared("shared-cache", 4);
     server.get("/go");
-    let kills = storm(&server);
-    halt(&server);
-    let [torn, whole, repairs] = ["torn", "whole", "cache_repairs"].map(|n| value(&server, n));
+    let kills = kill_busy_workers(&server);
+    stop_work(&server);
+    let [torn, whole, repairs] =
+        ["torn", "whole", "cache_repairs"].map(|n| shared_value(&server, n));
     eprintln!("{kills} kills: {whole} whole values read, {torn} torn, {repairs} entries repaired");
     assert_eq!(torn, 0);
     assert!(whole > 100, "{whole}");
@@ -105,36 +106,36 @@ fn killed_writers_leave_no_torn_value_and_no_lock_in_a_shared_cache() {
 
 #[test]
 fn shared_state_declared_in_a_worker_is_refused() {
-    let ended = Builder::program("shared-too-late").args(["boot-attempts=1"]).run();
-    assert_eq!(ended.status, Some(70), "{}", ended.err);
-    assert!(ended.err.contains("\"late\""), "{}", ended.err);
+    let ended = ProcessBuilder::program("shared-too-late").args(["boot-attempts=1"]).run();
+    assert_eq!(ended.status, Some(70), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\"late\""), "{}", ended.stderr);
 }
 
-fn start(program: &str, workers: usize) -> Server {
-    Builder::program(program).workers(workers).start().allow(&["SIGKILL"])
+fn start_shared(program: &str, workers: usize) -> Server {
+    ProcessBuilder::program(program).workers(workers).start().allow_errors(&["SIGKILL"])
 }
 
-fn leader(server: &Server, role: &str) -> Option<u32> {
-    read(server, role)["leader"].as_u64().map(|pid| pid as u32)
+fn leader_pid(server: &Server, role: &str) -> Option<u32> {
+    read_shared(server, role)["leader"].as_u64().map(|pid| pid as u32)
 }
 
 #[track_caller]
-fn some_leader(server: &Server, role: &str) -> u32 {
-    wait::until_some("a leader", || leader(server, role))
+fn wait_leader(server: &Server, role: &str) -> u32 {
+    wait::until_some("a leader", || leader_pid(server, role))
 }
 
 #[test]
 fn a_dead_leader_is_succeeded_and_there_are_never_two() {
-    let kills = amount("PREFORK_LEADERS", 50);
-    let server = start("shared-roles", 3);
+    let kills = env_count("PREFORK_LEADERS", 50);
+    let server = start_shared("shared-roles", 3);
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
         server.wait_replaced(kill);
-        let old = some_leader(&server, "cron");
+        let old = wait_leader(&server, "cron");
         assert!(server.worker_pids().contains(&old), "the leader is a worker");
         let killed = Instant::now();
-        process::send(old, Signal::SIGKILL);
-        let next = |server: &Server| leader(server, "cron").filter(|pid| *pid != old);
+        process::send_signal(old, Signal::SIGKILL);
+        let next = |server: &Server| leader_pid(server, "cron").filter(|pid| *pid != old);
         let new = wait::until_some("another leader", || next(&server));
         slowest = slowest.max(killed.elapsed());
         assert!(server.worker_pids().contains(&new));
@@ -144,23 +145,25 @@ fn a_dead_leader_is_succeeded_and_there_are_never_two() {
         "{kills} leaders killed: the slowest succession took {slowest:?}, as seen from outside"
     );
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
-    let alone = || read(&server, "alone")["value"].as_u64().expect("a number");
+    let alone = || read_shared(&server, "alone")["value"].as_u64().expect("a number");
     let before = alone();
     wait::until("the leader works", || alone() > before);
-    assert_eq!(read(&server, "together")["value"], 0, "two have led at the same time");
-    assert_eq!(read(&server, "leading")["value"], 1);
+    assert_eq!(read_shared(&server, "together")["value"], 0, "two have led at the same time");
+    assert_eq!(read_shared(&server, "leading")["value"], 1);
     server.stop();
 }
 
 #[test]
 fn a_draining_leader_is_succeeded_by_a_new_worker() {
-    let server = start("shared-roles", 2);
+    let server = start_shared("shared-roles", 2);
     let old = server.worker_pids();
-    assert!(old.contains(&some_leader(&server, "cron")));
+    assert!(old.contains(&wait_leader(&server, "cron")));
     server.signal(Signal::SIGHUP);
     server.wait_replaced(2);
-    wait::until("a new leader", || leader(&server, "cron").is_some_and(|pid| !old.contains(&pid)));
-    assert_eq!(read(&server, "together")["value"], 0);
+    wait::until("a new leader", || {
+        leader_pid(&server, "cron").is_some_and(|pid| !old.contains(&pid))
+    });
+    assert_eq!(read_shared(&server, "together")["value"], 0);
     server.stop();
 }
 
@@ -168,25 +171,29 @@ fn a_draining_leader_is_succeeded_by_a_new_worker() {
 fn leadership_in_a_file_is_shared_by_several_clusters() {
     let dir = tempfile::tempdir().expect("directory");
     let file = format!("file={}", dir.path().join("cron").display());
-    let cluster = || Builder::program("shared-roles").workers(2).args([&file]).start();
+    let cluster = || ProcessBuilder::program("shared-roles").workers(2).args([&file]).start();
     let (first, second) = (cluster(), cluster());
-    let led = some_leader(&first, "cron");
+    let led = wait_leader(&first, "cron");
     assert!(first.worker_pids().contains(&led));
-    assert_eq!(leader(&second, "cron"), Some(led), "the other cluster waits, and knows for whom");
+    assert_eq!(
+        leader_pid(&second, "cron"),
+        Some(led),
+        "the other cluster waits, and knows for whom"
+    );
     first.stop();
-    let next = wait::until_some("another leader", || leader(&second, "cron"));
+    let next = wait::until_some("another leader", || leader_pid(&second, "cron"));
     assert!(second.worker_pids().contains(&next));
     second.stop();
 }
 
 #[test]
 fn waiting_for_leadership_uses_no_cpu() {
-    let server = start("shared-roles", 2);
-    let led = some_leader(&server, "cron");
+    let server = start_shared("shared-roles", 2);
+    let led = wait_leader(&server, "cron");
     let waits = server.worker_pids().into_iter().find(|pid| *pid != led).expect("another worker");
     // The thread that sleeps in the kernel is there, so it is waiting.
     wait::until("the thread that waits", || process::stat(waits).is_some_and(|s| s.threads == 2));
-    let share = process::share_of_a_core(waits);
+    let share = process::cpu_share(waits);
     assert!(share < 0.1, "{share}");
     server.stop();
 }
@@ -195,16 +202,16 @@ fn waiting_for_leadership_uses_no_cpu() {
 fn workers_waiting_for_each_others_leadership_do_not_deadlock() {
     // One of the two is refused to wait in a circle by the kernel; which one, is chance. So each dies twice.
     for round in 0..4 {
-        let server = start("shared-circle", 2);
-        let pair = || (leader(&server, "one"), leader(&server, "two"));
-        wait::until("both ask for the other's", || read(&server, "waiting")["value"] == 2);
+        let server = start_shared("shared-circle", 2);
+        let pair = || (leader_pid(&server, "one"), leader_pid(&server, "two"));
+        wait::until("both ask for the other's", || read_shared(&server, "waiting")["value"] == 2);
         let (Some(one), Some(two)) = pair() else { panic!("nobody leads: {:?}", pair()) };
         assert_ne!(one, two);
         for pid in [one, two] {
             wait::until("both wait", || process::stat(pid).is_some_and(|s| s.threads == 2));
         }
         let (victim, heir) = if round % 2 == 0 { (one, two) } else { (two, one) };
-        process::send(victim, Signal::SIGKILL);
+        process::send_signal(victim, Signal::SIGKILL);
         wait::until("the other leads both", || pair() == (Some(heir), Some(heir)));
         server.wait_replaced(1);
         server.stop();

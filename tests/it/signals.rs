@@ -34,7 +34,7 @@ const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
 
 /// Waits until no signal waits to be taken by the process: it has been taken, or ignored.
 #[track_caller]
-fn wait_taken(pid: u32) {
+fn wait_signals_handled(pid: u32) {
     wait::until("the signal is taken", || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
         let waits = |name| {
@@ -50,13 +50,13 @@ fn a_worker_ignores_the_signals_of_the_primary() {
     let server = Server::start(1);
     let pid = server.get("/").pid();
     for signal in IGNORED_BY_WORKERS {
-        process::send(pid, signal);
-        wait_taken(pid);
+        process::send_signal(pid, signal);
+        wait_signals_handled(pid);
         assert_eq!(server.get("/").pid(), pid, "{signal}");
     }
     assert_eq!(server.worker_pids(), [pid]);
     let text = server.stop();
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn the_primary_ignores_unrelated_signals() {
     let pids = server.worker_pids();
     for signal in IGNORED_BY_THE_PRIMARY {
         server.signal(signal);
-        wait_taken(server.pid());
+        wait_signals_handled(server.pid());
     }
     let primary = &server.status()["primary"];
     assert_eq!((&primary["workers_wanted"], &primary["generation"]), (&1.into(), &1.into()));
@@ -75,11 +75,11 @@ fn the_primary_ignores_unrelated_signals() {
 
 #[test]
 fn a_stopped_worker_resumes_after_sigcont() {
-    let server = Server::builder().workers(1).own_group().start();
+    let server = Server::builder().workers(1).own_process_group().start();
     let pid = server.get("/").pid();
-    process::send(pid, Signal::SIGTSTP);
+    process::send_signal(pid, Signal::SIGTSTP);
     wait::until("it is stopped", || process::stat(pid).is_some_and(|stat| stat.state == 'T'));
-    process::send(pid, Signal::SIGCONT);
+    process::send_signal(pid, Signal::SIGCONT);
     assert_eq!(server.get("/").pid(), pid);
     server.stop();
 }

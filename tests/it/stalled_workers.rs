@@ -29,7 +29,7 @@ impl Drop for Busy {
 fn a_blocking_handler_is_named_and_its_worker_killed() {
     for (path, query) in [("/fault/hang", ""), ("/fib/50", "?on=loop")] {
         // All that is said of the death is about one worker: see below.
-        let server = Server::with(2, &WATCHED).allow(&["worker="]);
+        let server = Server::with(2, &WATCHED).allow_errors(&["worker="]);
         let mut client = server.connect();
         let pid = client.get("/").expect("answer").pid();
         let (tag, request) = (format!("pid={pid}"), format!("GET {path}"));
@@ -39,7 +39,7 @@ fn a_blocking_handler_is_named_and_its_worker_killed() {
         assert!(client.read().is_err(), "nobody is left to answer");
         server.wait_log(&["ERROR", &tag, "SIGABRT"]);
         server.wait_replaced(1);
-        server.wait_others(2, &[pid]);
+        server.wait_new_workers(2, &[pid]);
         let text = server.stop();
         let all = log::lines_with(&text, &["ERROR"]).count();
         assert_eq!(log::lines_with(&text, &["ERROR", &tag]).count(), all, "{text}");
@@ -48,15 +48,15 @@ fn a_blocking_handler_is_named_and_its_worker_killed() {
 
 #[test]
 fn a_stopped_worker_is_killed_at_the_stall_timeout() {
-    let server = Server::with(2, &WATCHED).allow(&["worker="]);
+    let server = Server::with(2, &WATCHED).allow_errors(&["worker="]);
     let pid = server.worker_pids()[0];
-    process::send(pid, Signal::SIGSTOP);
+    process::send_signal(pid, Signal::SIGSTOP);
     let tag = format!("pid={pid}");
     server.wait_log(&["WARN", &tag]);
     // That it is killed, and that it was.
     server.wait_log_count(&["ERROR", &tag], 2);
     server.wait_replaced(1);
-    server.wait_others(2, &[pid]);
+    server.wait_new_workers(2, &[pid]);
     let text = server.stop();
     let all = log::lines_with(&text, &["ERROR"]).count();
     assert_eq!(log::lines_with(&text, &["ERROR", &tag]).count(), all, "{text}");
@@ -66,10 +66,10 @@ fn a_stopped_worker_is_killed_at_the_stall_timeout() {
 fn a_worker_that_recovers_from_a_stall_is_kept() {
     let server = Server::with(2, &["--stall-warn", "600ms", "--stall-timeout", "100s"]);
     let workers = server.worker_pids();
-    process::send(workers[0], Signal::SIGSTOP);
+    process::send_signal(workers[0], Signal::SIGSTOP);
     let tag = format!("pid={}", workers[0]);
     server.wait_log(&["WARN", &tag]);
-    process::send(workers[0], Signal::SIGCONT);
+    process::send_signal(workers[0], Signal::SIGCONT);
     // The first line says that it is ready, this one that it goes on.
     server.wait_log_count(&["INFO", &tag], 2);
     assert_eq!(server.worker_pids(), workers);
@@ -109,30 +109,30 @@ fn no_connection_waits_behind_a_blocking_handler() {
     let server = Server::with(2, &["--graceful-timeout", "0s"]);
     let workers = server.worker_pids();
     // All of this is in the kernel's queue before anybody can take it.
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGSTOP));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut blocking = server.connect();
     blocking.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let mut others: Vec<_> = (0..40).map(|_| server.connect()).collect();
     for client in &mut others {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
     // A worker that took connections beside the one that blocks it could not answer them for minutes.
-    let stuck = others.iter_mut().map(Client::soon).filter(Result::is_err).count();
+    let stuck = others.iter_mut().map(Client::read_soon).filter(Result::is_err).count();
     assert_eq!(stuck, 0, "of {} connections", others.len());
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn other_workers_serve_while_one_is_stopped() {
     let server = Server::start(2);
     let stopped = server.worker_pids()[0];
-    process::send(stopped, Signal::SIGSTOP);
+    process::send_signal(stopped, Signal::SIGSTOP);
     for _ in 0..50 {
         assert_ne!(server.get("/").pid(), stopped);
     }
-    process::send(stopped, Signal::SIGCONT);
+    process::send_signal(stopped, Signal::SIGCONT);
     server.stop();
 }
 

@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use crate::support;
 
 /// `prefork ARGS` with this standard output.
-fn run(args: &[&str], out: impl Into<Stdio>) -> Output {
+fn run_with_stdout(args: &[&str], out: impl Into<Stdio>) -> Output {
     let mut command = support::prefork();
     command.args(args).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
     command.output().expect("run")
@@ -21,7 +21,7 @@ fn a_closed_standard_output_is_not_an_error() {
     for args in VERBS {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);
-        let ended = run(args, writer);
+        let ended = run_with_stdout(args, writer);
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!((ended.status.code(), said.as_ref()), (Some(0), ""), "{args:?}");
     }
@@ -31,7 +31,7 @@ fn a_closed_standard_output_is_not_an_error() {
 fn a_full_standard_output_is_an_error() {
     for args in VERBS {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
-        let ended = run(args, full);
+        let ended = run_with_stdout(args, full);
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!(ended.status.code(), Some(71), "{args:?}: {said}");
         assert!(said.contains("No space left"), "{args:?}: {said}");

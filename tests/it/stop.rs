@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
-use crate::support::{Client, Failure, Server, amount, log, process, wait};
+use crate::support::{Client, Failure, Server, env_count, log, process, wait};
 
 /// Sends a request that takes that long, and waits until it is being answered.
 #[track_caller]
-fn begin(server: &Server, path: &str) -> Client {
+fn start_request(server: &Server, path: &str) -> Client {
     let mut client = server.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
     // It is shown without the query.
@@ -26,21 +26,21 @@ fn an_idle_server_stops_with_status_0() {
         server.signal(signal);
         server.wait_log(&["INFO", signal.as_str()]);
         drop(idle);
-        let text = server.finish(0);
-        assert_eq!(log::complaints(&text), Vec::<&str>::new());
+        let text = server.wait_clean_exit(0);
+        assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
     }
 }
 
 #[test]
 fn a_request_in_flight_is_answered_during_a_stop() {
     let server = Server::start(2);
-    let mut client = begin(&server, "/sleep/700");
+    let mut client = start_request(&server, "/sleep/700");
     server.signal(Signal::SIGTERM);
     let answer = client.read().expect("an answer");
     assert_eq!((answer.status, answer.text()), (200, "slept for 700 ms\n"));
     assert!(answer.closes(), "{answer:?}");
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_kept_connection_gets_connection_close_during_a_stop() {
     let answers = std::iter::from_fn(|| Some(client.get("/").expect("an answer")));
     assert!(answers.take(100_000).any(|answer| answer.closes()));
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_idle_connection_is_closed_after_the_linger_timeout() {
     client.get("/").expect("answer");
     server.signal(Signal::SIGTERM);
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -77,56 +77,59 @@ fn readyz_is_503_while_draining() {
     let answers = std::iter::from_fn(|| Some(client.get("/readyz").expect("an answer")));
     let last = answers.take(100_000).find(|answer| answer.closes()).expect("the last one");
     assert_eq!(last.status, 503);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn a_stop_under_load_loses_no_request() {
-    for _ in 0..amount("PREFORK_STOPS", 3) {
+    for _ in 0..env_count("PREFORK_STOPS", 3) {
         // No client is ever idle for as long as this, even on a busy machine.
         let server = Server::with(2, &["--linger-timeout", "20s"]);
-        let load =
-            Load::keep_alive(server.address(), 8).posting().thinking().until_refused().start();
+        let load = Load::keep_alive(server.address(), 8)
+            .with_posts()
+            .with_think_time()
+            .until_refused()
+            .start();
         load.wait_answered(100);
         server.signal(Signal::SIGTERM);
         let tally = load.join();
         assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-        server.finish(0);
+        server.wait_clean_exit(0);
     }
 }
 
 #[test]
 fn new_connections_are_answered_until_they_are_refused() {
-    for _ in 0..amount("PREFORK_STOPS", 3) {
+    for _ in 0..env_count("PREFORK_STOPS", 3) {
         let server = Server::start(2);
         let load = Load::new_connections(server.address(), 4).until_refused().start();
         load.wait_answered(50);
         server.signal(Signal::SIGTERM);
         let tally = load.join();
         assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-        server.finish(0);
+        server.wait_clean_exit(0);
     }
 }
 
 #[test]
 fn a_second_stop_signal_stops_immediately() {
     let server = Server::start(2);
-    let mut client = begin(&server, "/sleep/600000");
+    let mut client = start_request(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     // Two within 100 ms count as one.
-    wait::until_past(Instant::now(), Duration::from_millis(150));
+    wait::until_elapsed(Instant::now(), Duration::from_millis(150));
     server.signal(Signal::SIGINT);
     let failure = client.read().expect_err("it was not finished");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     assert_eq!(log::lines_with(&text, &["INFO", "SIGINT"]).count(), 1, "{text}");
 }
 
 #[test]
 fn simultaneous_stop_signals_count_once() {
     let server = Server::start(2);
-    let mut client = begin(&server, "/sleep/700");
+    let mut client = start_request(&server, "/sleep/700");
     // Both wait for the primary when it goes on.
     server.signal(Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
@@ -134,38 +137,38 @@ fn simultaneous_stop_signals_count_once() {
     server.signal(Signal::SIGCONT);
     assert_eq!(client.read().expect("an answer").status, 200);
     // Workers that were killed would be complained about.
-    let text = server.finish(0);
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    let text = server.wait_clean_exit(0);
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn sigquit_stops_immediately() {
     let server = Server::start(2);
-    let mut client = begin(&server, "/sleep/600000");
+    let mut client = start_request(&server, "/sleep/600000");
     server.signal(Signal::SIGQUIT);
     let failure = client.read().expect_err("it was not finished");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     assert_eq!(log::lines_with(&text, &["INFO", "SIGQUIT"]).count(), 1, "{text}");
 }
 
 #[test]
 fn the_graceful_timeout_cuts_and_names_requests_in_flight() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
-    let mut client = begin(&server, "/sleep/600000");
+    let mut client = start_request(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
     let failure = client.read().expect_err("it was cut");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     assert_eq!(log::lines_with(&text, &["WARN", "GET /sleep/600000"]).count(), 1, "{text}");
 }
 
 #[test]
 fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
-    let _client = begin(&server, "/fib/50?on=loop");
+    let _client = start_request(&server, "/fib/50?on=loop");
     server.signal(Signal::SIGTERM);
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     // Why it is killed, and its end.
     assert_eq!(log::lines_with(&text, &["WARN", "graceful-timeout"]).count(), 1, "{text}");
     assert!(log::lines_with(&text, &["WARN", "worker="]).count() >= 2, "{text}");
@@ -174,18 +177,18 @@ fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
 #[test]
 fn a_stopped_worker_does_not_block_the_stop() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
-    process::send(server.worker_pids()[0], Signal::SIGSTOP);
+    process::send_signal(server.worker_pids()[0], Signal::SIGSTOP);
     server.stop();
 }
 
 #[test]
 fn a_long_poll_can_end_when_the_worker_drains() {
-    let server = Builder::program("waiting").workers(2).start();
-    let mut client = begin(&server, "/poll");
+    let server = ProcessBuilder::program("waiting").workers(2).start();
+    let mut client = start_request(&server, "/poll");
     server.signal(Signal::SIGTERM);
     let answer = client.read().expect("an answer");
     assert_eq!((answer.text(), answer.closes()), ("goodbye", true));
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -218,13 +221,13 @@ fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
     assert_eq!(server.cluster()["stopping"], true);
     load.wait_answered(20);
     let announced = std::time::Instant::now();
-    wait::until_past(announced, std::time::Duration::from_millis(150));
+    wait::until_elapsed(announced, std::time::Duration::from_millis(150));
     server.signal(Signal::SIGTERM);
     let tally = load.join();
     assert_eq!(tally.failures(), 0, "{tally:?}");
     // A worker that was killed would be complained about.
-    let text = server.finish(0);
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    let text = server.wait_clean_exit(0);
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
@@ -235,9 +238,9 @@ fn drain_delay_ends_by_itself_and_loses_no_request() {
     server.signal(Signal::SIGTERM);
     let tally = load.join();
     assert_eq!(tally.failures(), 0, "{tally:?}");
-    let text = server.finish(0);
+    let text = server.wait_clean_exit(0);
     assert_eq!(log::lines_with(&text, &["SIGTERM", "500 ms"]).count(), 1, "{text}");
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
@@ -245,34 +248,37 @@ fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
     let server = Server::builder().workers(2).args(LONG).start();
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
-    crate::support::process::send(server.worker_pids()[0], Signal::SIGKILL);
+    crate::support::process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/").status, 200);
-    let why = server.refused(&["reload"], 1);
+    let why = server.verb_fails(&["reload"], 1);
     assert!(why.contains("stopping"), "{why}");
     assert_eq!(server.status()["primary"]["phase"], "stopping");
     server.signal(Signal::SIGQUIT);
-    server.allow(&["SIGKILL"]).finish(0);
+    server.allow_errors(&["SIGKILL"]).wait_clean_exit(0);
 }
 
 #[test]
 fn the_health_verb_reports_readiness() {
     let server = Server::with(1, &LONG);
     let address = server.address().to_string();
-    let ask = |words: &[&str]| Builder::verb("health").args(words).run();
+    let ask = |words: &[&str]| ProcessBuilder::verb("health").args(words).run();
     let healthy = ask(&[&address]);
-    assert_eq!((healthy.status, healthy.out.as_str(), healthy.err.as_str()), (Some(0), "", ""));
+    assert_eq!(
+        (healthy.status, healthy.stdout.as_str(), healthy.stderr.as_str()),
+        (Some(0), "", "")
+    );
     // The address of the environment, as in a container.
-    let named = Builder::verb("health").env("PREFORK_BIND", &address).run();
-    assert_eq!(named.status, Some(0), "{}", named.err);
+    let named = ProcessBuilder::verb("health").env("PREFORK_BIND", &address).run();
+    assert_eq!(named.status, Some(0), "{}", named.stderr);
     assert_eq!(ask(&[&address, "--path", "/nowhere"]).status, Some(1));
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     let leaving = ask(&[&address]);
     assert_eq!(leaving.status, Some(1));
-    assert!(leaving.err.contains("503"), "{}", leaving.err);
+    assert!(leaving.stderr.contains("503"), "{}", leaving.stderr);
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
     let gone = ask(&[&address]);
-    assert_eq!(gone.status, Some(69), "{}", gone.err);
+    assert_eq!(gone.status, Some(69), "{}", gone.stderr);
 }

@@ -4,118 +4,118 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::boot_barrier::Gate;
-use crate::support::command::Builder;
-use crate::support::service_manager::Manager;
+use crate::support::boot_barrier::BootBarrier;
+use crate::support::command::ProcessBuilder;
+use crate::support::service_manager::ServiceManager;
 use crate::support::{Server, log, process, wait};
 
 /// Where in what was heard the first message with this piece is.
 #[track_caller]
-fn place(heard: &[String], piece: &str) -> usize {
+fn message_index(heard: &[String], piece: &str) -> usize {
     heard.iter().position(|m| m.contains(piece)).unwrap_or_else(|| panic!("{piece:?}: {heard:?}"))
 }
 
 #[test]
 fn ready_is_sent_when_all_workers_are_ready() {
-    let manager = Manager::new();
-    let builder = manager.of(Builder::program("boot-fails-if-broken").workers(3));
-    let mut gate = Gate::closed(builder.dir());
+    let manager = ServiceManager::new();
+    let builder = manager.attach(ProcessBuilder::program("boot-fails-if-broken").workers(3));
+    let mut barrier = BootBarrier::new(builder.dir());
     let server = builder.spawn();
-    let starting = manager.wait("0 of 3 ");
+    let starting = manager.wait_message("0 of 3 ");
     assert!(starting.contains("EXTEND_TIMEOUT_USEC="), "{starting}");
-    assert_eq!(manager.count("READY=1"), 0);
-    gate.open();
-    let ready = manager.wait("READY=1");
+    assert_eq!(manager.count_messages("READY=1"), 0);
+    barrier.release();
+    let ready = manager.wait_message("READY=1");
     assert!(ready.starts_with("READY=1\nSTATUS=") && ready.contains("3 of 3 "), "{ready}");
     server.wait_serving(3);
     server.signal(Signal::SIGTERM);
-    manager.wait("STOPPING=1");
-    assert_eq!(manager.count("READY=1"), 1);
-    server.finish(0);
+    manager.wait_message("STOPPING=1");
+    assert_eq!(manager.count_messages("READY=1"), 1);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn status_notifications_count_requests() {
-    let manager = Manager::new();
-    let server = manager.of(Server::builder()).start();
+    let manager = ServiceManager::new();
+    let server = manager.attach(Server::builder()).start();
     for _ in 0..7 {
         assert_eq!(server.get("/").status, 200);
     }
-    let status = manager.wait("7 requests");
+    let status = manager.wait_message("7 requests");
     assert!(status.contains("STATUS=") && status.contains("2 of 2 "), "{status}");
     // Nothing changes, so nothing is said: two looks later there are no more words.
-    manager.forget();
-    wait::measure_for(std::time::Duration::from_millis(2500));
-    assert_eq!(manager.heard(), Vec::<String>::new());
+    manager.clear_messages();
+    wait::wait_for_duration(std::time::Duration::from_millis(2500));
+    assert_eq!(manager.messages(), Vec::<String>::new());
     server.stop();
 }
 
 #[test]
 fn reloading_and_ready_are_sent_even_if_the_reload_fails() {
-    let manager = Manager::new();
+    let manager = ServiceManager::new();
     let builder = Server::builder().config(2, "bind = ['127.0.0.1:0']\nworkers = 2\n");
-    let server = manager.of(builder).start().allow(&["reload"]);
-    manager.forget();
+    let server = manager.attach(builder).start().allow_errors(&["reload"]);
+    manager.clear_messages();
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
-    manager.wait("READY=1");
-    let heard = manager.heard();
-    let (begun, ended) = (place(&heard, "RELOADING=1"), place(&heard, "READY=1"));
+    manager.wait_message("READY=1");
+    let heard = manager.messages();
+    let (begun, ended) = (message_index(&heard, "RELOADING=1"), message_index(&heard, "READY=1"));
     assert!(begun < ended, "{heard:?}");
     let usec = heard[begun].lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
     assert!(usec.expect("the time").parse::<u64>().expect("a number") > 0);
     assert!(heard[ended].contains("2 of 2 ") && heard[ended].contains("generation 2"), "{heard:?}");
 
-    manager.forget();
+    manager.clear_messages();
     fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
     server.signal(Signal::SIGHUP);
-    let ready = manager.wait("READY=1");
+    let ready = manager.wait_message("READY=1");
     assert!(ready.contains("generation 2") && ready.contains("prefork.toml"), "{ready}");
-    let heard = manager.heard();
-    assert!(place(&heard, "RELOADING=1") < place(&heard, "READY=1"), "{heard:?}");
+    let heard = manager.messages();
+    assert!(message_index(&heard, "RELOADING=1") < message_index(&heard, "READY=1"), "{heard:?}");
     server.stop();
 }
 
 #[test]
 fn a_long_drain_extends_the_timeout() {
-    let manager = Manager::new();
-    let server = manager.of(Server::builder()).args(["--graceful-timeout", "20s"]).start();
+    let manager = ServiceManager::new();
+    let server = manager.attach(Server::builder()).args(["--graceful-timeout", "20s"]).start();
     let mut client = server.connect();
     client.send("GET /sleep/2500 HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/2500");
     server.signal(Signal::SIGTERM);
-    manager.wait("STOPPING=1");
-    manager.wait("EXTEND_TIMEOUT_USEC=5000000");
-    manager.wait("STATUS=");
+    manager.wait_message("STOPPING=1");
+    manager.wait_message("EXTEND_TIMEOUT_USEC=5000000");
+    manager.wait_message("STATUS=");
     assert_eq!(client.read().expect("answer").status, 200);
-    server.finish(0);
-    assert_eq!(manager.count("STOPPING=1"), 1);
+    server.wait_clean_exit(0);
+    assert_eq!(manager.count_messages("STOPPING=1"), 1);
 }
 
 #[test]
 fn watchdog_pings_need_a_serving_worker_and_a_running_primary() {
-    let manager = Manager::new();
-    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000");
+    let manager = ServiceManager::new();
+    let builder = manager.attach(Server::builder()).env("WATCHDOG_USEC", "1000000");
     let server = builder.args(["--stall-timeout", "0", "--stall-warn", "0"]).start();
-    manager.wait("WATCHDOG=1");
+    manager.wait_message("WATCHDOG=1");
     let fed_again = |times: usize| {
-        manager.forget();
-        wait::until("sign of life", || manager.count("WATCHDOG=1") >= times);
+        manager.clear_messages();
+        wait::until("sign of life", || manager.count_messages("WATCHDOG=1") >= times);
     };
     fed_again(3);
     let starves = || {
         // What was on its way arrives, then nothing: for longer than the manager would wait.
-        wait::measure_for(std::time::Duration::from_millis(1200));
-        manager.forget();
-        wait::measure_for(std::time::Duration::from_millis(1500));
-        assert_eq!(manager.count("WATCHDOG=1"), 0, "{:?}", manager.heard());
+        wait::wait_for_duration(std::time::Duration::from_millis(1200));
+        manager.clear_messages();
+        wait::wait_for_duration(std::time::Duration::from_millis(1500));
+        assert_eq!(manager.count_messages("WATCHDOG=1"), 0, "{:?}", manager.messages());
     };
     let workers = server.worker_pids();
-    process::send(workers[0], Signal::SIGSTOP);
+    process::send_signal(workers[0], Signal::SIGSTOP);
     fed_again(3);
-    process::send(workers[1], Signal::SIGSTOP);
+    process::send_signal(workers[1], Signal::SIGSTOP);
     starves();
-    workers.iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
+    workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
     fed_again(2);
     server.signal(Signal::SIGSTOP);
     starves();
@@ -126,38 +126,39 @@ fn watchdog_pings_need_a_serving_worker_and_a_running_primary() {
 
 #[test]
 fn no_watchdog_pings_for_another_watchdog_pid() {
-    let manager = Manager::new();
-    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "20000");
+    let manager = ServiceManager::new();
+    let builder = manager.attach(Server::builder()).env("WATCHDOG_USEC", "20000");
     let server = builder.env("WATCHDOG_PID", "1").start();
-    manager.wait("READY=1");
+    manager.wait_message("READY=1");
     server.get("/");
-    manager.wait("1 request");
-    assert_eq!(manager.count("WATCHDOG=1"), 0);
+    manager.wait_message("1 request");
+    assert_eq!(manager.count_messages("WATCHDOG=1"), 0);
     server.stop();
 }
 
 #[test]
 fn notifications_continue_after_an_upgrade() {
-    let manager = Manager::new();
-    let builder = manager.of(Server::builder()).env("WATCHDOG_USEC", "1000000").copied();
+    let manager = ServiceManager::new();
+    let builder =
+        manager.attach(Server::builder()).env("WATCHDOG_USEC", "1000000").with_copied_program();
     let server = builder.start();
     let old = server.worker_pids();
-    manager.wait("READY=1");
-    manager.forget();
+    manager.wait_message("READY=1");
+    manager.clear_messages();
     server.signal(Signal::SIGUSR2);
     server.wait_generation(2);
-    server.wait_others(2, &old);
-    let ready = manager.wait("READY=1");
+    server.wait_new_workers(2, &old);
+    let ready = manager.wait_message("READY=1");
     assert!(ready.contains("2 of 2 ") && ready.contains("generation 2"), "{ready}");
-    manager.forget();
-    manager.wait("WATCHDOG=1");
+    manager.clear_messages();
+    manager.wait_message("WATCHDOG=1");
     // Neither the proof nor a worker has said anything: they would have been ready twice.
     server.get("/");
-    manager.wait("STATUS=");
-    assert_eq!(manager.count("READY=1"), 0);
+    manager.wait_message("STATUS=");
+    assert_eq!(manager.count_messages("READY=1"), 0);
     server.signal(Signal::SIGTERM);
-    manager.wait("STOPPING=1");
-    server.finish(0);
+    manager.wait_message("STOPPING=1");
+    server.wait_clean_exit(0);
 }
 
 #[test]
@@ -166,7 +167,7 @@ fn a_missing_notify_socket_is_logged_once() {
     server.get("/");
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
-    server.wait_others(2, &old);
+    server.wait_new_workers(2, &old);
     let text = server.stop();
     assert_eq!(log::lines_with(&text, &["WARN", "NOTIFY_SOCKET"]).count(), 1, "{text}");
 }
@@ -180,7 +181,7 @@ fn journal_lines_have_a_priority_and_no_timestamp() {
     let builder = Server::builder().script(JOURNAL).args(["--faults", "--log", "debug"]);
     let server = builder.start();
     let victim = server.get("/").pid();
-    process::send(victim, Signal::SIGKILL);
+    process::send_signal(victim, Signal::SIGKILL);
     server.wait_log(&[&format!("pid={victim}"), "SIGKILL"]);
     server.wait_replaced(1);
     let log = server.stop();

@@ -13,11 +13,11 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const SCRIPTS: [&str; 6] = ["pid1", "haproxy", "systemd", "browser", "container", "another"];
 
 /// A copy of the script among pretended ones, which all pass.
-struct Place(TempDir);
+struct FakeCheckout(TempDir);
 
-impl Place {
-    fn new() -> Place {
-        let place = Place(tempfile::tempdir().expect("directory"));
+impl FakeCheckout {
+    fn new() -> FakeCheckout {
+        let place = FakeCheckout(tempfile::tempdir().expect("directory"));
         let cp = Command::new("cp")
             .arg(format!("{ROOT}/scripts/test"))
             .arg(place.path("scripts").join("test"))
@@ -76,7 +76,7 @@ impl Place {
 
 #[test]
 fn all_passed_is_printed_only_if_every_step_passed() {
-    let place = Place::new();
+    let place = FakeCheckout::new();
     place.e2e("pid1", "echo 'skipped: pid1: needs root'");
     let (passed, said) = place.run(600);
     assert!(passed, "{said}");
@@ -96,21 +96,21 @@ fn failed_killed_and_silent_steps_fail_the_run() {
         ("echo ok it; echo FAILED that", "(says FAILED, with status 0)"),
         ("true", "(says neither ok nor skipped)"),
     ] {
-        let place = Place::new();
+        let place = FakeCheckout::new();
         place.e2e("another", script);
         place.fails(600, &format!("scripts/e2e/another {why}"));
     }
-    let place = Place::new();
+    let place = FakeCheckout::new();
     place.write("bin/cargo", "[ \"$1\" != test ] || exit 101");
     place.fails(600, "cargo test (status 101)");
-    let place = Place::new();
+    let place = FakeCheckout::new();
     place.write("scripts/book", "exit 101");
     place.fails(600, "scripts/book (status 101)");
 }
 
 #[test]
 fn steps_without_time_left_fail_the_run() {
-    let place = Place::new();
+    let place = FakeCheckout::new();
     place.fails(0, "cargo fmt --check (no time left of 0 s");
     place.e2e("pid1", "echo ok it; sleep 600");
     place.fails(1, "");

@@ -9,7 +9,7 @@ const FILE: usize = 600;
 const FUNCTION: usize = 80;
 
 #[track_caller]
-pub fn none(what: &str, found: Vec<String>) {
+pub fn assert_none(what: &str, found: Vec<String>) {
     assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
 }
 
@@ -25,7 +25,7 @@ fn files_and_functions_are_short() {
             long.map(|f| format!("{}:{} {} has {} lines", file.name, f.at, f.name, f.lines)),
         );
     }
-    none("too long", found);
+    assert_none("too long", found);
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn every_unsafe_says_why_it_is_safe() {
             }
         }
     }
-    none("no SAFETY comment", found);
+    assert_none("no SAFETY comment", found);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn the_supervisor_is_pure() {
         ["Instant::now", "SystemTime", "std::env", "std::fs", "std::io", "std::net", "std::thread"];
     let files = sources(&["crates/prefork-supervisor/src"]);
     let files = files.iter().filter(|file| !file.is_test());
-    none(
+    assert_none(
         "the supervisor only thinks",
         files.flat_map(|file| IMPURE.iter().flat_map(|word| file.mentions(word))).collect(),
     );
@@ -75,14 +75,14 @@ fn the_source_has_no_todo_markers() {
             }
         }
     }
-    none("unfinished", found);
+    assert_none("unfinished", found);
 }
 
 #[test]
 fn only_tests_call_unwrap() {
     let files = sources(&["src", "crates"]);
     let files = files.iter().filter(|file| !file.is_test());
-    none("say what to do instead", files.flat_map(|file| file.mentions(".unwrap()")).collect());
+    assert_none("say what to do instead", files.flat_map(|file| file.mentions(".unwrap()")).collect());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn tests_do_not_sleep_and_are_not_ignored() {
             found.extend(sleeps.iter().flat_map(|sleep| file.all_mentions(sleep)));
         }
     }
-    none("in tests", found);
+    assert_none("in tests", found);
 }
 
 /// The variants of an enum, which rustfmt has laid out.
@@ -124,5 +124,5 @@ fn every_event_and_action_is_tested() {
             }
         }
     }
-    none("in no test of the supervisor", found);
+    assert_none("in no test of the supervisor", found);
 }

@@ -2,30 +2,30 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::http2::{END_HEADERS, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, frame};
 use crate::support::{Client, Server, http2, wait};
 
 /// Asks for a response far larger than all buffers, and takes none of it.
-fn ask_and_never_read(server: &Server) -> Client {
+fn request_without_reading(server: &Server) -> Client {
     let mut client = server.connect();
     client.send("GET /bytes/1073741824 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     client
 }
 
 /// Promises a body, and sends none of it.
-fn send_no_body(server: &Server, length: usize) -> Client {
+fn request_without_body(server: &Server, length: usize) -> Client {
     let mut client = server.connect();
     let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
     client.send(head).expect("send");
     client
 }
 
-fn total(server: &Server, counter: &str) -> u64 {
+fn total_counter(server: &Server, counter: &str) -> u64 {
     server.cluster()["totals"][counter].as_u64().expect("a number")
 }
 
-fn active(server: &Server) -> u64 {
+fn active_requests(server: &Server) -> u64 {
     let cluster = server.cluster();
     let workers = cluster["workers"].as_array().expect("workers");
     // The request that asks is one of them.
@@ -35,9 +35,9 @@ fn active(server: &Server) -> u64 {
 #[test]
 fn a_client_that_never_reads_is_cut_at_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
-    let _client = ask_and_never_read(&server);
-    wait::until("the response is given up", || total(&server, "cut") == 1);
-    wait::until("its request is over", || active(&server) == 0);
+    let _client = request_without_reading(&server);
+    wait::until("the response is given up", || total_counter(&server, "cut") == 1);
+    wait::until("its request is over", || active_requests(&server) == 0);
     server.stop();
 }
 
@@ -45,7 +45,7 @@ fn a_client_that_never_reads_is_cut_at_the_send_timeout() {
 fn a_missing_body_is_408_at_the_body_timeout() {
     let server = Server::with(1, &["--body-timeout", "300ms"]);
     let chunked = "POST /hash HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel";
-    let mut clients = [send_no_body(&server, 1000), server.connect()];
+    let mut clients = [request_without_body(&server, 1000), server.connect()];
     clients[1].send(chunked).expect("send");
     for mut client in clients {
         let answer = client.read().expect("answer");
@@ -79,11 +79,11 @@ fn a_response_being_sent_is_not_cut_for_a_missing_body() {
 #[test]
 fn a_body_slower_than_min_body_rate_is_408() {
     let server = Server::with(1, &["--body-timeout", "2s", "--min-body-rate", "1KiB"]);
-    let mut client = send_no_body(&server, 1_000_000);
+    let mut client = request_without_body(&server, 1_000_000);
     let mut sent = 0;
     let answer = wait::until_some("it is too slow", || {
         sent += usize::from(client.send("x").is_ok());
-        wait::measure_for(Duration::from_millis(20));
+        wait::wait_for_duration(Duration::from_millis(20));
         client.has_input().then(|| client.read().expect("answer"))
     });
     assert_eq!(answer.status, 408, "after {sent} bytes");
@@ -93,14 +93,14 @@ fn a_body_slower_than_min_body_rate_is_408() {
 #[test]
 fn a_slow_reader_is_not_cut_by_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "500ms"]);
-    let mut client = ask_and_never_read(&server);
+    let mut client = request_without_reading(&server);
     let begun = Instant::now();
     // It takes far longer than the timeout, and the kernel's buffers never run empty.
     while begun.elapsed() < Duration::from_millis(1500) {
         client.read_exactly(64 * 1024).expect("more of it");
-        wait::measure_for(Duration::from_millis(5));
+        wait::wait_for_duration(Duration::from_millis(5));
     }
-    assert_eq!(total(&server, "cut"), 0);
+    assert_eq!(total_counter(&server, "cut"), 0);
     drop(client);
     server.stop();
 }
@@ -109,7 +109,7 @@ fn a_slow_reader_is_not_cut_by_the_send_timeout() {
 fn a_server_recovers_from_clients_that_hold_all_connections() {
     let args = ["--worker-connections", "10", "--body-timeout", "3s"];
     let server = Server::with(2, &args);
-    let clients: Vec<Client> = (0..25).map(|_| send_no_body(&server, 1_000_000)).collect();
+    let clients: Vec<Client> = (0..25).map(|_| request_without_body(&server, 1_000_000)).collect();
     let full = || {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers");
@@ -141,12 +141,13 @@ fn the_status_shows_full_workers() {
 
 #[test]
 fn a_handler_over_request_timeout_is_503() {
-    let server = Server::with(1, &["--request-timeout", "200ms"]).allow(&["request-timeout"]);
+    let server =
+        Server::with(1, &["--request-timeout", "200ms"]).allow_errors(&["request-timeout"]);
     let mut client = server.connect();
     let answer = client.get("/sleep/3600000").expect("answer");
     assert_eq!(answer.status, 503);
-    wait::until("its request is over", || active(&server) == 0);
-    assert_eq!(total(&server, "timed_out"), 1);
+    wait::until("its request is over", || active_requests(&server) == 0);
+    assert_eq!(total_counter(&server, "timed_out"), 1);
     server.wait_log(&["request-timeout", "GET /sleep/3600000"]);
     assert_eq!(server.get("/sleep/1").status, 200);
     server.stop();
@@ -155,9 +156,9 @@ fn a_handler_over_request_timeout_is_503() {
 #[test]
 fn a_response_over_request_timeout_ends_the_connection() {
     let args = ["--request-timeout", "200ms", "--send-timeout", "off"];
-    let server = Server::with(1, &args).allow(&["request-timeout"]);
-    let mut client = ask_and_never_read(&server);
-    wait::until("the response is given up", || total(&server, "timed_out") == 1);
+    let server = Server::with(1, &args).allow_errors(&["request-timeout"]);
+    let mut client = request_without_reading(&server);
+    wait::until("the response is given up", || total_counter(&server, "timed_out") == 1);
     server.wait_log(&["request-timeout", "GET /bytes/1073741824"]);
     let _ = client.read_to_end();
     server.stop();
@@ -165,8 +166,9 @@ fn a_response_over_request_timeout_ends_the_connection() {
 
 #[test]
 fn a_handler_can_extend_or_disable_its_deadline() {
-    let server = Builder::program("waiting").workers(1).args(["request-timeout-ms=200"]).start();
-    let server = server.allow(&["request-timeout"]);
+    let server =
+        ProcessBuilder::program("waiting").workers(1).args(["request-timeout-ms=200"]).start();
+    let server = server.allow_errors(&["request-timeout"]);
     for path in ["/extended", "/unlimited"] {
         assert_eq!(server.get(path).text(), "done", "{path}");
     }
@@ -177,12 +179,12 @@ fn a_handler_can_extend_or_disable_its_deadline() {
 #[test]
 fn timeouts_apply_to_the_threads_model() {
     let args = ["--request-timeout", "200ms", "--send-timeout", "300ms"];
-    let server = Builder::serve().model("threads", 2).args(args).start();
-    let server = server.allow(&["request-timeout"]);
-    let _client = ask_and_never_read(&server);
+    let server = ProcessBuilder::serve().model("threads", 2).args(args).start();
+    let server = server.allow_errors(&["request-timeout"]);
+    let _client = request_without_reading(&server);
     assert_eq!(server.get("/sleep/3600000").status, 503);
-    wait::until("the response is given up", || total(&server, "cut") == 1);
-    wait::until("nothing is in progress", || active(&server) == 0);
+    wait::until("the response is given up", || total_counter(&server, "cut") == 1);
+    wait::until("nothing is in progress", || active_requests(&server) == 0);
     server.stop();
 }
 
@@ -203,7 +205,7 @@ fn max_buffered_bodies_limits_all_requests_together() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     // What was begun is finished, and gives the memory back.
     for client in &mut clients {
-        assert_eq!(client.ask("x").expect("answer").body.len(), 1 << 20);
+        assert_eq!(client.send_and_read("x").expect("answer").body.len(), 1 << 20);
     }
     wait::until("there is room", || {
         server.connect().post("/echo", &[b'y'; 1 << 19]).is_ok_and(|answer| answer.status == 200)
@@ -220,12 +222,12 @@ fn a_too_large_content_length_is_413_before_the_body() {
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 1025\r\nExpect: 100-continue\r\n\r\n"
         );
-        assert_eq!(client.ask(head).expect("answer").status, 413, "{path}");
+        assert_eq!(client.send_and_read(head).expect("answer").status, 413, "{path}");
     }
     server.stop();
 }
 
-fn greeted(server: &Server) -> Client {
+fn http2_connection(server: &Server) -> Client {
     let mut client = server.connect();
     http2::greet(&mut client);
     client
@@ -235,7 +237,7 @@ fn greeted(server: &Server) -> Client {
 fn http2_pings_do_not_change_the_keep_alive_timeout() {
     let args = ["--header-timeout", "200ms", "--keep-alive-timeout", "2s"];
     let server = Server::with(1, &args);
-    let mut client = greeted(&server);
+    let mut client = http2_connection(&server);
     client.send(http2::get(1, "/")).expect("send");
     http2::read_until(&mut client, HEADERS, 1);
     let begun = Instant::now();
@@ -257,7 +259,7 @@ fn an_incomplete_http2_header_block_ends_at_the_header_timeout() {
     let half = frame(HEADERS, http2::END_STREAM, 1, &block[..3]);
     let whole = http2::get(1, "/");
     for bytes in [&half[..], &whole[..whole.len() - 1]] {
-        let mut client = greeted(&server);
+        let mut client = http2_connection(&server);
         client.send(bytes).expect("send");
         http2::read_to_end(&mut client);
     }
@@ -276,7 +278,7 @@ fn an_incomplete_http2_preface_ends_at_the_header_timeout() {
 #[test]
 fn the_body_timeout_ends_only_its_http2_stream() {
     let server = Server::with(1, &["--body-timeout", "300ms"]);
-    let mut client = greeted(&server);
+    let mut client = http2_connection(&server);
     let post = frame(HEADERS, END_HEADERS, 1, &http2::request("POST", "/echo"));
     client.send([post, http2::get(3, "/sleep/1500")].concat()).expect("send");
     assert_eq!(http2::read_until(&mut client, HEADERS, 1).status(), Some(408));
@@ -288,7 +290,7 @@ fn the_body_timeout_ends_only_its_http2_stream() {
 #[test]
 fn the_send_timeout_resets_only_its_http2_stream() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
-    let mut client = greeted(&server);
+    let mut client = http2_connection(&server);
     // Room on the connection, but on the stream only what it has at the beginning.
     let room = frame(WINDOW_UPDATE, 0, 0, &[0, 255, 255, 255]);
     client
@@ -303,13 +305,13 @@ fn the_send_timeout_resets_only_its_http2_stream() {
 #[test]
 fn request_timeout_applies_to_each_http2_stream() {
     let args = ["--request-timeout", "300ms", "--send-timeout", "off"];
-    let server = Server::with(1, &args).allow(&["longer than request-timeout"]);
-    let mut client = greeted(&server);
+    let server = Server::with(1, &args).allow_errors(&["longer than request-timeout"]);
+    let mut client = http2_connection(&server);
     let both = [http2::get(1, "/sleep/3600000"), http2::get(3, "/bytes/10000000")].concat();
     client.send(both).expect("send");
     http2::read_until(&mut client, RST_STREAM, 3);
     drop(client);
-    let mut client = greeted(&server);
+    let mut client = http2_connection(&server);
     client.send(http2::get(1, "/sleep/3600000")).expect("send");
     assert_eq!(http2::read_until(&mut client, HEADERS, 1).status(), Some(503));
     client.send(http2::get(3, "/")).expect("send");

@@ -9,34 +9,34 @@ use nix::sys::signal::Signal;
 
 use crate::support::control::{frame, read_frame, serving};
 use crate::support::load::Load;
-use crate::support::{Server, amount, log, process, wait};
+use crate::support::{Server, env_count, log, process, wait};
 
 /// How many bytes of environment a process was given.
-fn environ_size(pid: u32) -> usize {
+fn environment_size(pid: u32) -> usize {
     std::fs::read(format!("/proc/{pid}/environ")).expect("environ").len()
 }
 
 /// Upgrades, and waits until the workers are those of the new image, which are returned.
 #[track_caller]
-fn upgrade(server: &Server, generation: usize) -> Vec<u32> {
+fn upgrade_and_wait(server: &Server, generation: usize) -> Vec<u32> {
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
     server.wait_generation(generation);
-    server.wait_others(old.len(), &old)
+    server.wait_new_workers(old.len(), &old)
 }
 
 #[test]
 fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     let socket = process::listening_socket(server.port()).expect("it listens");
     let before = process::descriptors(server.pid());
     assert!(before.iter().any(|(_, target)| *target == socket), "{before:?}");
-    let environ = environ_size(server.pid());
-    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
-    for generation in 2..2 + amount("PREFORK_UPGRADES", 5) {
+    let environ = environment_size(server.pid());
+    let load = Load::keep_alive(server.address(), 8).with_posts().with_think_time().start();
+    for generation in 2..2 + env_count("PREFORK_UPGRADES", 5) {
         load.wait_answered(24);
         // The primary is our own child: it is the same process as long as this is not the child of nobody.
-        upgrade(&server, generation);
+        upgrade_and_wait(&server, generation);
         assert_eq!(process::listening_socket(server.port()), Some(socket.clone()));
         let now = process::descriptors(server.pid());
         assert!(now.iter().any(|(_, target)| *target == socket), "{now:?}");
@@ -48,7 +48,7 @@ fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
         process::descriptors(server.pid()).len() == before.len()
     });
     // One variable more, which says where to begin; not one for each upgrade.
-    assert!(environ_size(server.pid()) <= environ + 24, "{environ}");
+    assert!(environment_size(server.pid()) <= environ + 24, "{environ}");
     let status = server.status();
     assert_eq!(status["primary"]["pid"], server.pid());
     assert!(status["totals"]["requests"].as_u64() >= Some(tally.ok), "{status}");
@@ -56,16 +56,16 @@ fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
     let primary = format!("pid={}", server.pid());
     let text = server.stop();
     let images = log::lines_with(&text, &[&primary]).count();
-    assert_eq!(images, 1 + amount("PREFORK_UPGRADES", 5), "{text}");
+    assert_eq!(images, 1 + env_count("PREFORK_UPGRADES", 5), "{text}");
 }
 
 #[test]
 fn upgrades_lose_no_new_connection() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     let load = Load::new_connections(server.address(), 4).start();
     for generation in 2..5 {
         load.wait_answered(24);
-        upgrade(&server, generation);
+        upgrade_and_wait(&server, generation);
     }
     load.wait_answered(24);
     let tally = load.stop();
@@ -75,12 +75,12 @@ fn upgrades_lose_no_new_connection() {
 
 #[test]
 fn idle_connections_survive_an_upgrade() {
-    let server = Server::builder().copied().args(["--linger-timeout", "100s"]).start();
+    let server = Server::builder().with_copied_program().args(["--linger-timeout", "100s"]).start();
     let mut idle: Vec<_> = (0..32).map(|_| server.connect()).collect();
     for client in &mut idle {
         assert_eq!(client.get("/").expect("answer").status, 200);
     }
-    let new = upgrade(&server, 2);
+    let new = upgrade_and_wait(&server, 2);
     for client in &mut idle {
         assert!(new.contains(&client.get("/").expect("an answer").pid()));
     }
@@ -90,29 +90,29 @@ fn idle_connections_survive_an_upgrade() {
 
 #[test]
 fn upgrade_no_wait_and_later_reloads_and_upgrades_work() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     let old = server.worker_pids();
-    server.order(&["upgrade", "--no-wait"]);
+    server.run_verb(&["upgrade", "--no-wait"]);
     server.wait_generation(2);
-    server.wait_others(2, &old);
+    server.wait_new_workers(2, &old);
     // It can be asked again, and be upgraded by signal and by reload.
     assert_eq!(server.status()["primary"]["generation"], 2);
     let old = server.worker_pids();
-    server.order(&["reload"]);
-    server.wait_others(2, &old);
-    upgrade(&server, 4);
+    server.run_verb(&["reload"]);
+    server.wait_new_workers(2, &old);
+    upgrade_and_wait(&server, 4);
     server.stop();
 }
 
 #[test]
 fn socket_and_pid_files_survive_upgrades() {
-    let builder = Server::builder().copied().args(["--pid-file", "pid"]);
+    let builder = Server::builder().with_copied_program().args(["--pid-file", "pid"]);
     let path = builder.dir().join("socket");
     let server = builder.bind([format!("unix:{}", path.display())]).start();
     let (pid_file, control) = (server.dir().join("pid"), server.control());
     let inode = std::fs::metadata(&path).expect("socket").ino();
     for generation in 2..4 {
-        upgrade(&server, generation);
+        upgrade_and_wait(&server, generation);
         assert_eq!(server.get("/").status, 200);
         assert_eq!(std::fs::metadata(&path).expect("socket").ino(), inode);
         let pid = std::fs::read_to_string(&pid_file).expect("pid file");
@@ -120,23 +120,23 @@ fn socket_and_pid_files_survive_upgrades() {
         assert_eq!(server.status()["primary"]["pid"], server.pid());
         // It is still locked.
         let second = Server::builder().args(["--pid-file".into(), pid_file.clone()]).run();
-        assert_eq!(second.status, Some(69), "{}", second.err);
+        assert_eq!(second.status, Some(69), "{}", second.stderr);
     }
     server.signal(Signal::SIGTERM);
     wait::until("the end of its files", || {
         ![&path, &pid_file, &control].into_iter().any(|file| file.exists())
     });
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn a_frozen_worker_does_not_block_an_upgrade() {
     let args = ["--graceful-timeout", "1s"];
-    let server = Server::builder().copied().args(args).start();
+    let server = Server::builder().with_copied_program().args(args).start();
     let frozen = server.worker_pids()[0];
-    process::send(frozen, Signal::SIGSTOP);
-    upgrade(&server, 2);
-    assert!(process::is_gone(frozen));
+    process::send_signal(frozen, Signal::SIGSTOP);
+    upgrade_and_wait(&server, 2);
+    assert!(process::has_ended(frozen));
     server.stop();
 }
 
@@ -144,26 +144,27 @@ fn a_frozen_worker_does_not_block_an_upgrade() {
 fn upgrade_returns_when_the_new_workers_serve() {
     // A request that is still being served keeps a worker of the first image alive while the next upgrade is asked for.
     let args = ["--graceful-timeout", "1s"];
-    let server = Server::builder().copied().args(args).start();
+    let server = Server::builder().with_copied_program().args(args).start();
     let mut slow = server.connect();
     slow.send("GET /sleep/60000 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     server.wait_in_flight("/sleep/60000");
     for generation in 2..5 {
-        server.order(&["upgrade"]);
+        server.run_verb(&["upgrade"]);
         let status = server.status();
         assert_eq!(status["primary"]["generation"], generation, "{status}");
         let new = serving(&status).filter(|worker| worker["generation"] == generation).count();
         assert_eq!(new, 2, "{status}");
     }
     server.signal(Signal::SIGQUIT);
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn simultaneous_upgrade_verbs_all_succeed() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     std::thread::scope(|scope| {
-        let orders: Vec<_> = (0..4).map(|_| scope.spawn(|| server.order(&["upgrade"]))).collect();
+        let orders: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| server.run_verb(&["upgrade"]))).collect();
         let watcher = scope.spawn(|| {
             for _ in 0..40 {
                 server.status();
@@ -179,7 +180,7 @@ fn simultaneous_upgrade_verbs_all_succeed() {
 
 #[test]
 fn an_upgrade_continues_when_its_client_disconnects() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     let mut client = UnixStream::connect(server.control()).expect("connect");
     let workers = server.worker_pids();
     client.write_all(&frame(r#"{"verb":"upgrade"}"#)).expect("send");
@@ -193,7 +194,7 @@ fn an_upgrade_continues_when_its_client_disconnects() {
 
 #[test]
 fn control_connections_survive_an_upgrade() {
-    let server = Server::builder().copied().start();
+    let server = Server::builder().with_copied_program().start();
     let connect = || {
         let stream = UnixStream::connect(server.control()).expect("connect");
         stream.set_read_timeout(Some(wait::DEADLINE)).expect("timeout");
@@ -205,15 +206,15 @@ fn control_connections_survive_an_upgrade() {
     let mut slow = connect();
     let request = frame(r#"{"verb":"status"}"#);
     slow.write_all(&request[..9]).expect("send");
-    server.order(&["upgrade"]);
+    server.run_verb(&["upgrade"]);
     slow.write_all(&request[9..]).expect("send");
     let answer = read_frame(&mut slow).expect("a reply");
     assert_eq!(answer["status"]["primary"]["generation"], 2, "{answer}");
-    let events = server.order(&["events", "--json"]);
+    let events = server.run_verb(&["events", "--json"]);
     for sequence in 1.. {
         let event = &read_frame(&mut follower).expect("an event")["event"];
         assert_eq!(event["sequence"], sequence, "no event is missed or repeated: {event}");
-        if is_last(&events, sequence) {
+        if is_last_event(&events, sequence) {
             break;
         }
     }
@@ -221,7 +222,7 @@ fn control_connections_survive_an_upgrade() {
 }
 
 /// Whether this is the number of the last one of `events`, which are lines of JSON.
-fn is_last(events: &str, sequence: u64) -> bool {
+fn is_last_event(events: &str, sequence: u64) -> bool {
     let last: Option<serde_json::Value> =
         events.lines().last().and_then(|line| serde_json::from_str(line).ok());
     last.is_some_and(|event| event["sequence"] == sequence)
@@ -231,7 +232,7 @@ fn is_last(events: &str, sequence: u64) -> bool {
 /// takes such copies itself, and keeps them: what lasts a moment in the worker lasts as long as it has to here.
 #[test]
 fn descriptor_copies_in_other_processes_do_not_block_an_upgrade() {
-    let server = Server::builder().copied().args(["--pid-file", "pid"]).start();
+    let server = Server::builder().with_copied_program().args(["--pid-file", "pid"]).start();
     let pid = rustix::process::Pid::from_raw(server.pid() as i32).expect("pid");
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
     let process = process.expect("the server's process");
@@ -249,23 +250,23 @@ fn descriptor_copies_in_other_processes_do_not_block_an_upgrade() {
         .collect();
     assert!(copies.len() >= 2, "{copies:?}");
     for generation in 2..4 {
-        server.order(&["upgrade"]);
+        server.run_verb(&["upgrade"]);
         assert_eq!(server.status()["primary"]["generation"], generation);
         assert_eq!(std::fs::metadata(server.control()).expect("control socket").ino(), inode);
         let second = Server::builder().args(["--pid-file".into(), pid_file.clone()]).run();
-        assert_eq!(second.status, Some(69), "it is still locked: {}", second.err);
+        assert_eq!(second.status, Some(69), "it is still locked: {}", second.stderr);
     }
     drop(copies);
     let control = server.control();
     server.signal(Signal::SIGTERM);
     wait::until("the end of its files", || !control.exists() && !pid_file.exists());
-    server.finish(0);
+    server.wait_clean_exit(0);
 }
 
 #[test]
 fn a_reload_restores_a_removed_control_socket_and_pid_file() {
     let server = Server::builder().args(["--pid-file", "pid"]).start();
-    let server = server.allow(&["control socket", "pid file"]);
+    let server = server.allow_errors(&["control socket", "pid file"]);
     let (control, pid_file) = (server.control(), server.dir().join("pid"));
     let text = std::fs::read_to_string(&pid_file).expect("pid file");
     for spoil in [
@@ -286,7 +287,7 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
             let listens = UnixStream::connect(&control).is_ok();
             listens && std::fs::read_to_string(&pid_file).is_ok_and(|now| now == text)
         });
-        server.order(&["reload"]);
+        server.run_verb(&["reload"]);
     }
     // What is not ours is left alone and told, and the service goes on.
     std::fs::remove_file(&control).expect("remove");
@@ -303,31 +304,34 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
 /// Runs a script in the server's directory, where the program is. Not by ourselves, as what a process of
 /// another test holds open for writing for a moment cannot be executed.
 #[track_caller]
-fn shell(server: &Server, script: &str) {
+fn run_in_server_dir(server: &Server, script: &str) {
     let status = Command::new("sh").args(["-ec", script]).current_dir(server.dir()).status();
     assert!(status.expect("sh").success(), "{script}");
 }
 
 /// A server of which the binary can be replaced; a good one stays beside it.
 #[track_caller]
-fn start(args: &[&str]) -> Server {
-    let server = Server::builder().copied().args(args).start();
-    shell(&server, "cp program good");
-    server.allow(&["upgrade"])
+fn start_from_copy(args: &[&str]) -> Server {
+    let server = Server::builder().with_copied_program().args(args).start();
+    run_in_server_dir(&server, "cp program good");
+    server.allow_errors(&["upgrade"])
 }
 
 /// Puts what `script` makes as `new` in the program's place.
 #[track_caller]
-fn replace(server: &Server, script: &str) {
-    shell(server, &format!("{script}; rm -rf program; if [ -e new ]; then mv new program; fi"));
+fn replace_binary(server: &Server, script: &str) {
+    run_in_server_dir(
+        server,
+        &format!("{script}; rm -rf program; if [ -e new ]; then mv new program; fi"),
+    );
 }
 
 /// Asks for an upgrade that fails, and sees that nothing has changed; the reason.
 #[track_caller]
-fn fails(server: &Server) -> String {
+fn assert_upgrade_fails(server: &Server) -> String {
     let (pids, descriptors) = (server.worker_pids(), process::descriptors(server.pid()).len());
     let before = server.count_log(&["ERROR", "upgrade"]);
-    let why = server.refused(&["upgrade"], 1);
+    let why = server.verb_fails(&["upgrade"], 1);
     assert_eq!(server.count_log(&["ERROR", "upgrade"]), before + 1);
     // A trial that was killed is a child of the primary until it is reaped, a moment after the answer.
     wait::until("the same workers as before", || server.worker_pids() == pids);
@@ -340,18 +344,18 @@ fn fails(server: &Server) -> String {
 
 /// The good binary is back, and an upgrade to it works.
 #[track_caller]
-fn recovers(server: &Server) {
-    replace(server, "cp good new");
+fn assert_upgrade_recovers(server: &Server) {
+    replace_binary(server, "cp good new");
     let old = server.worker_pids();
-    server.order(&["upgrade"]);
+    server.run_verb(&["upgrade"]);
     server.wait_generation(2);
-    server.wait_others(2, &old);
+    server.wait_new_workers(2, &old);
     assert_eq!(server.get("/").status, 200);
 }
 
 #[test]
 fn an_upgrade_to_an_invalid_binary_changes_nothing() {
-    let server = start(&[]);
+    let server = start_from_copy(&[]);
     for (script, why) in [
         (":", "No such file"),
         ("cp good new; chmod 644 new", "Permission denied"),
@@ -361,17 +365,17 @@ fn an_upgrade_to_an_invalid_binary_changes_nothing() {
         ("head -c 4000 good > new; chmod 755 new", "signal: "),
         ("printf '#!/nonexistent/interpreter\\n' > new; chmod 755 new", "No such file"),
     ] {
-        replace(&server, script);
-        let said = fails(&server);
+        replace_binary(&server, script);
+        let said = assert_upgrade_fails(&server);
         assert!(said.contains(why), "{script}: {said}");
     }
-    recovers(&server);
+    assert_upgrade_recovers(&server);
     server.stop();
 }
 
 #[test]
 fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
-    let server = start(&[]);
+    let server = start_from_copy(&[]);
     for (script, status) in [
         ("printf '#!/bin/sh\\nexit 1\\n' > new; chmod 755 new", "exit status: 1"),
         ("printf '#!/bin/sh\\nexit 0\\n' > new; chmod 755 new", "exit status: 0"),
@@ -379,11 +383,11 @@ fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
         ("cp /bin/false new", "exit status: 1"),
         ("cp /bin/true new", "exit status: 0"),
     ] {
-        replace(&server, script);
-        let said = fails(&server);
+        replace_binary(&server, script);
+        let said = assert_upgrade_fails(&server);
         assert!(said.contains(status), "{script}: {said}");
     }
-    recovers(&server);
+    assert_upgrade_recovers(&server);
     server.stop();
 }
 
@@ -391,7 +395,7 @@ const HANGS: &str = "printf '#!/bin/sh\\necho $$ > trial\\nexec sleep 600\\n' > 
 
 /// The pid of the binary that hangs, once it does.
 #[track_caller]
-fn trial(server: &Server) -> u32 {
+fn wait_hanging_binary(server: &Server) -> u32 {
     wait::until_some("the trial", || {
         std::fs::read_to_string(server.dir().join("trial")).ok()?.trim().parse().ok()
     })
@@ -399,89 +403,89 @@ fn trial(server: &Server) -> u32 {
 
 #[test]
 fn an_upgrade_to_a_hanging_binary_fails_at_the_boot_timeout() {
-    let server = start(&["--boot-timeout", "1s"]);
-    replace(&server, HANGS);
-    let said = fails(&server);
+    let server = start_from_copy(&["--boot-timeout", "1s"]);
+    replace_binary(&server, HANGS);
+    let said = assert_upgrade_fails(&server);
     assert!(said.contains("boot-timeout"), "{said}");
-    assert!(process::is_gone(trial(&server)));
-    recovers(&server);
+    assert!(process::has_ended(wait_hanging_binary(&server)));
+    assert_upgrade_recovers(&server);
     server.stop();
 }
 
 #[test]
 fn an_upgrade_with_a_broken_config_changes_nothing() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
-    let server = Server::builder().config(2, text).copied().start();
-    let server = server.allow(&["upgrade"]);
+    let server = Server::builder().config(2, text).with_copied_program().start();
+    let server = server.allow_errors(&["upgrade"]);
     let file = server.dir().join("prefork.toml");
     for (wrong, why) in
         [("workers = 'many'\n", "many"), ("worker = 2\n", "worker"), ("bind = ['a:b:c']", "a:b:c")]
     {
         std::fs::write(&file, wrong).expect("write");
-        let said = fails(&server);
+        let said = assert_upgrade_fails(&server);
         assert!(said.contains("exit status: 78") && said.contains(why), "{wrong}: {said}");
-        let events = server.order(&["events"]);
+        let events = server.run_verb(&["events"]);
         assert!(log::lines_with(&events, &["upgrade", why]).count() > 0, "{events}");
     }
     std::fs::remove_file(&file).expect("remove");
-    let said = fails(&server);
+    let said = assert_upgrade_fails(&server);
     assert!(said.contains("prefork.toml"), "{said}");
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
-    server.order(&["upgrade"]);
+    server.run_verb(&["upgrade"]);
     server.wait_generation(2);
     server.stop();
 }
 
 #[test]
 fn a_stop_during_an_upgrade_check_exits_with_status_0() {
-    let server = start(&[]);
-    replace(&server, HANGS);
+    let server = start_from_copy(&[]);
+    replace_binary(&server, HANGS);
     server.signal(Signal::SIGUSR2);
     server.wait_log(&["INFO", "SIGUSR2"]);
-    let trial = trial(&server);
+    let trial = wait_hanging_binary(&server);
     let mut client = server.connect();
     assert_eq!(client.get("/").expect("answer").status, 200);
     drop(client);
     server.signal(Signal::SIGTERM);
-    let text = server.finish(0);
-    assert!(process::is_gone(trial), "the trial is reaped before the end");
+    let text = server.wait_clean_exit(0);
+    assert!(process::has_ended(trial), "the trial is reaped before the end");
     assert_eq!(log::lines_with(&text, &["ERROR", "upgrade", "stopping"]).count(), 1, "{text}");
 }
 
 #[test]
 fn during_an_upgrade_check_reloads_are_refused_and_workers_replaced() {
-    let server = start(&[]).allow(&["SIGKILL"]);
-    replace(&server, HANGS);
+    let server = start_from_copy(&[]).allow_errors(&["SIGKILL"]);
+    replace_binary(&server, HANGS);
     server.signal(Signal::SIGUSR2);
-    let trial = trial(&server);
-    let said = server.refused(&["reload"], 1);
+    let trial = wait_hanging_binary(&server);
+    let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains("upgrade"), "{said}");
     let pid = server.get("/").pid();
-    process::send(pid, Signal::SIGKILL);
+    process::send_signal(pid, Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/").status, 200);
-    process::send(trial, Signal::SIGKILL);
+    process::send_signal(trial, Signal::SIGKILL);
     server.wait_log(&["ERROR", "upgrade", "SIGKILL"]);
     server.stop();
 }
 
 #[test]
 fn the_output_of_a_failing_binary_is_reported() {
-    let server = start(&["--boot-timeout", "20s"]);
+    let server = start_from_copy(&["--boot-timeout", "20s"]);
     for (script, why) in [
         ("echo cannot open the license >&2; exit 3", "cannot open the license"),
         ("head -c 1000000 /dev/zero | tr '\\0' x >&2; echo; echo the end >&2; exit 4", "the end"),
         ("printf 'one\\033[31m\\ntwo\\n' >&2; kill -SEGV $$", "one\\u{1b}[31m; two"),
     ] {
-        replace(
+        replace_binary(
             &server,
             &format!("printf '%s\\n' '#!/bin/sh' \"{script}\" > new; chmod 755 new")
                 .replace("$$", "\\$\\$"),
         );
-        let said = fails(&server);
+        let said = assert_upgrade_fails(&server);
         assert!(said.contains(why) && said.len() < 8192, "{script}: {said}");
     }
-    recovers(&server);
+    assert_upgrade_recovers(&server);
     server.stop();
 }
 
@@ -490,21 +494,21 @@ fn an_upgrade_to_an_address_in_use_fails_with_the_reason() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let taken = taken.local_addr().expect("address");
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
-    let server = Server::builder().config(2, text).copied().start();
-    let server = server.allow(&["upgrade"]);
+    let server = Server::builder().config(2, text).with_copied_program().start();
+    let server = server.allow_errors(&["upgrade"]);
     let file = server.dir().join("prefork.toml");
     std::fs::write(&file, format!("bind = ['127.0.0.1:0', '{taken}']\nworkers = 2\n"))
         .expect("write");
-    let said = fails(&server);
+    let said = assert_upgrade_fails(&server);
     assert!(said.contains(&taken.to_string()), "{said}");
     server.stop();
 }
 
 #[test]
 fn an_upgrade_during_a_reload_waits_for_it() {
-    let server = start(&[]);
-    server.order(&["reload", "--no-wait"]);
-    server.order(&["upgrade"]);
+    let server = start_from_copy(&[]);
+    server.run_verb(&["reload", "--no-wait"]);
+    server.run_verb(&["upgrade"]);
     assert_eq!(server.status()["primary"]["generation"], 3);
     server.stop();
 }
@@ -512,19 +516,19 @@ fn an_upgrade_during_a_reload_waits_for_it() {
 #[test]
 fn a_new_image_that_fails_after_exec_reports_the_reason() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
-    let server = Server::builder().config(2, text).copied().start();
-    let server = server.allow(&["reload", "prefork.toml", "worker=", "prefork"]);
+    let server = Server::builder().config(2, text).with_copied_program().start();
+    let server = server.allow_errors(&["reload", "prefork.toml", "worker=", "prefork"]);
     // What is executed is a script that spoils the configuration after the proof, so that the exec finds it wrong.
-    shell(&server, "cp program good");
+    run_in_server_dir(&server, "cp program good");
     let dir = server.dir().display();
-    replace(
+    replace_binary(
         &server,
         &format!(
             "printf '%s\\n' '#!/bin/sh' 'if [ -n \"$PREFORK_MANIFEST\" ]; then echo workers = 2x > {dir}/prefork.toml; fi' \
              'exec {dir}/good \"$@\"' > new; chmod 755 new"
         ),
     );
-    let said = server.refused(&["upgrade"], 1);
+    let said = server.verb_fails(&["upgrade"], 1);
     assert!(said.contains("prefork.toml"), "{said}");
     let mut server = server;
     assert_eq!(server.wait_exit().code(), Some(78));

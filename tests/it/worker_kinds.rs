@@ -3,17 +3,17 @@
 use nix::sys::signal::Signal;
 
 use crate::boot::BOOT_FAILED;
-use crate::support::command::Builder;
+use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
-fn cluster(consumers: usize) -> Builder {
+fn consumer_cluster(consumers: usize) -> ProcessBuilder {
     let told = format!("consumers={consumers}");
-    Builder::program("kinds").workers(2).others(consumers).args([told])
+    ProcessBuilder::program("kinds").workers(2).other_workers(consumers).args([told])
 }
 
 /// What the consumer with this number says to a job: who did it, at which slot and in which process.
 #[track_caller]
-fn job(server: &Server, number: u32) -> (u32, u32) {
+fn run_job(server: &Server, number: u32) -> (u32, u32) {
     let said = server.get(&format!("/job/{number}/sum")).text().to_string();
     let words: Vec<&str> = said.split(' ').collect();
     assert_eq!(words[..3], ["sum", "by", "consumer"], "{said}");
@@ -22,7 +22,7 @@ fn job(server: &Server, number: u32) -> (u32, u32) {
 
 /// Waits until another process than `before` does the jobs of this consumer.
 #[track_caller]
-fn wait_another(server: &Server, number: u32, before: u32) -> u32 {
+fn wait_other_consumer(server: &Server, number: u32, before: u32) -> u32 {
     wait::until_some("another consumer", || {
         let said = server.get(&format!("/job/{number}/sum")).text().to_string();
         let pid = said.split(' ').nth(4)?.parse().ok()?;
@@ -32,7 +32,7 @@ fn wait_another(server: &Server, number: u32, before: u32) -> u32 {
 
 /// How many workers of this kind serve, as `status` says.
 #[track_caller]
-fn serving(server: &Server, kind: &str) -> usize {
+fn serving_count(server: &Server, kind: &str) -> usize {
     let status = server.status();
     let workers = status["workers"].as_array().expect("workers");
     let of_kind = workers.iter().filter(|one| one["kind"] == kind && one["state"] == "serving");
@@ -41,10 +41,10 @@ fn serving(server: &Server, kind: &str) -> usize {
 
 #[test]
 fn each_worker_kind_has_its_own_number_and_name() {
-    let server = cluster(2).start();
-    assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (2, 2));
-    assert_eq!((job(&server, 0).0, job(&server, 1).0), (1024, 1025));
-    let table = server.order(&["status"]);
+    let server = consumer_cluster(2).start();
+    assert_eq!((serving_count(&server, "web"), serving_count(&server, "consumer")), (2, 2));
+    assert_eq!((run_job(&server, 0).0, run_job(&server, 1).0), (1024, 1025));
+    let table = server.run_verb(&["status"]);
     assert_eq!(table.matches("2 of 2").count(), 2, "{table}");
     assert_eq!(table.matches("kind=consumer").count(), 2, "{table}");
     let text = server.stop();
@@ -52,17 +52,17 @@ fn each_worker_kind_has_its_own_number_and_name() {
     for slot in ["slot=1024", "slot=1025"] {
         assert_eq!(log::lines_with(&text, &[slot, "kind=consumer"]).count(), 2, "{text}");
     }
-    assert_eq!(log::complaints(&text), Vec::<&str>::new());
+    assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
 
 #[test]
 fn a_killed_consumer_is_replaced_without_affecting_web_workers() {
-    let server = cluster(1).start().allow(&["SIGKILL"]);
-    let (_, before) = job(&server, 0);
+    let server = consumer_cluster(1).start().allow_errors(&["SIGKILL"]);
+    let (_, before) = run_job(&server, 0);
     let mut web = server.worker_pids();
     web.retain(|pid| *pid != before);
-    process::send(before, Signal::SIGKILL);
-    let now = wait_another(&server, 0, before);
+    process::send_signal(before, Signal::SIGKILL);
+    let now = wait_other_consumer(&server, 0, before);
     let mut after = server.worker_pids();
     after.retain(|pid| *pid != now);
     assert_eq!((after.len(), after), (2, web));
@@ -73,8 +73,8 @@ fn a_killed_consumer_is_replaced_without_affecting_web_workers() {
 #[test]
 fn a_consumer_has_no_listening_socket() {
     for dispatch in ["shared", "reuseport", "round-robin", "least-conn"] {
-        let server = cluster(1).args([format!("dispatch={dispatch}")]).start();
-        let (_, consumer) = job(&server, 0);
+        let server = consumer_cluster(1).args([format!("dispatch={dispatch}")]).start();
+        let (_, consumer) = run_job(&server, 0);
         let listening = process::listening_socket(server.port()).expect("it listens");
         let inside = process::descriptors(consumer);
         assert!(!inside.iter().any(|(_, target)| *target == listening), "{dispatch}: {inside:?}");
@@ -88,49 +88,49 @@ fn a_consumer_has_no_listening_socket() {
 
 #[test]
 fn a_reload_replaces_consumers() {
-    let server = cluster(2).start();
-    let before = [job(&server, 0).1, job(&server, 1).1];
-    server.order(&["reload"]);
-    assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (2, 2));
+    let server = consumer_cluster(2).start();
+    let before = [run_job(&server, 0).1, run_job(&server, 1).1];
+    server.run_verb(&["reload"]);
+    assert_eq!((serving_count(&server, "web"), serving_count(&server, "consumer")), (2, 2));
     assert_eq!(server.status()["primary"]["generation"], 2);
     for (number, before) in (0..).zip(before) {
-        assert_ne!(job(&server, number).1, before);
+        assert_ne!(run_job(&server, number).1, before);
     }
     server.stop();
 }
 
 #[test]
 fn a_consumer_that_cannot_boot_fails_the_reload() {
-    let server = cluster(1).start().allow(&["broken", "reload", BOOT_FAILED]);
-    let (_, before) = job(&server, 0);
+    let server = consumer_cluster(1).start().allow_errors(&["broken", "reload", BOOT_FAILED]);
+    let (_, before) = run_job(&server, 0);
     std::fs::write(server.dir().join("broken"), "").expect("write");
-    let why = server.refused(&["reload"], 1);
+    let why = server.verb_fails(&["reload"], 1);
     assert!(why.contains("broken"), "{why}");
-    assert_eq!(job(&server, 0).1, before);
+    assert_eq!(run_job(&server, 0).1, before);
     server.stop();
 }
 
 #[test]
 fn a_worker_kind_is_scaled_by_its_name() {
-    let server = cluster(1).start();
-    server.order(&["scale", "consumer=3"]);
-    wait::until("three consumers", || serving(&server, "consumer") == 3);
-    assert_eq!(job(&server, 2).0, 1026);
-    server.order(&["scale", "+1"]);
-    wait::until("three that serve", || serving(&server, "web") == 3);
-    server.order(&["scale", "consumer=0"]);
+    let server = consumer_cluster(1).start();
+    server.run_verb(&["scale", "consumer=3"]);
+    wait::until("three consumers", || serving_count(&server, "consumer") == 3);
+    assert_eq!(run_job(&server, 2).0, 1026);
+    server.run_verb(&["scale", "+1"]);
+    wait::until("three that serve", || serving_count(&server, "web") == 3);
+    server.run_verb(&["scale", "consumer=0"]);
     wait::until("no consumer", || server.worker_pids().len() == 3);
-    assert_eq!((serving(&server, "web"), serving(&server, "consumer")), (3, 0));
+    assert_eq!((serving_count(&server, "web"), serving_count(&server, "consumer")), (3, 0));
     let said = server.get("/job/0/sum").text().to_string();
     assert!(said.starts_with("Refused("), "{said}");
-    let why = server.refused(&["scale", "nobody=1"], 1);
+    let why = server.verb_fails(&["scale", "nobody=1"], 1);
     assert!(why.contains("\"nobody\""), "{why}");
     server.stop();
 }
 
 #[test]
 fn fork_kind_with_adds_a_consumer_with_its_own_environment() {
-    let server = cluster(1).start();
+    let server = consumer_cluster(1).start();
     let said = server.get("/more").text().to_string();
     assert!(said.starts_with("worker "), "{said}");
     wait::until("the second consumer", || {
@@ -142,10 +142,10 @@ fn fork_kind_with_adds_a_consumer_with_its_own_environment() {
 
 #[test]
 fn consumers_are_recycled_by_their_own_limits() {
-    let server = cluster(1).args(["age-ms=1500"]).start();
-    let (_, before) = job(&server, 0);
+    let server = consumer_cluster(1).args(["age-ms=1500"]).start();
+    let (_, before) = run_job(&server, 0);
     let old = server.worker_pids();
-    wait_another(&server, 0, before);
+    wait_other_consumer(&server, 0, before);
     let now = server.worker_pids();
     let web = old.iter().filter(|pid| **pid != before);
     assert!(web.into_iter().all(|pid| now.contains(pid)), "{old:?} {now:?}");
@@ -155,7 +155,7 @@ fn consumers_are_recycled_by_their_own_limits() {
 
 #[test]
 fn a_hanging_consumer_is_cut_at_the_graceful_timeout() {
-    let server = cluster(1).args(["graceful-timeout-ms=300"]).start();
+    let server = consumer_cluster(1).args(["graceful-timeout-ms=300"]).start();
     assert_eq!(server.get("/throw/hang").text(), "thrown");
     server.wait_log(&["a job hangs"]);
     let text = server.stop();
@@ -164,8 +164,8 @@ fn a_hanging_consumer_is_cut_at_the_graceful_timeout() {
 
 #[test]
 fn a_worker_kind_whose_function_returns_is_restarted() {
-    let fragile = Builder::program("kinds").workers(1).others(1);
-    let server = fragile.args(["consumers=0", "fragile=1"]).start().allow(&["kind=fragile"]);
+    let fragile = ProcessBuilder::program("kinds").workers(1).other_workers(1);
+    let server = fragile.args(["consumers=0", "fragile=1"]).start().allow_errors(&["kind=fragile"]);
     assert_eq!(server.get("/end").text(), "told");
     server.wait_log(&["WARN", "kind=fragile"]);
     server.wait_replaced(1);
@@ -174,16 +174,16 @@ fn a_worker_kind_whose_function_returns_is_restarted() {
 
 #[test]
 fn an_upgrade_replaces_consumers() {
-    let server = cluster(1).start();
-    let (_, before) = job(&server, 0);
+    let server = consumer_cluster(1).start();
+    let (_, before) = run_job(&server, 0);
     let old = server.worker_pids();
     server.signal(Signal::SIGUSR2);
     server.wait_generation(2);
-    server.wait_others(3, &old);
+    server.wait_new_workers(3, &old);
     wait::until("the new consumer answers", || {
         server.get("/job/0/sum").text().starts_with("sum by consumer 1024 ")
     });
-    assert_ne!(job(&server, 0).1, before);
+    assert_ne!(run_job(&server, 0).1, before);
     // Each image of the primary names itself when it begins.
     let primary = format!("pid={}", server.pid());
     let text = server.stop();

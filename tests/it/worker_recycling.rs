@@ -6,7 +6,7 @@ use crate::support::{Server, log, wait};
 #[test]
 fn max_requests_replaces_workers_one_at_a_time_without_loss() {
     let server = Server::with(2, &["--max-requests", "50", "--min-uptime", "100ms"]);
-    let load = Load::keep_alive(server.address(), 8).posting().thinking().start();
+    let load = Load::keep_alive(server.address(), 8).with_posts().with_think_time().start();
     server.wait_log_count(&["max-requests"], 3);
     server.wait_replaced(3);
     let tally = load.stop();
@@ -45,7 +45,7 @@ fn max_rss_replaces_a_worker_without_loss() {
         assert_eq!(client.get("/fault/leak").expect("answer").status, 200);
     }
     server.wait_log(&["max-rss"]);
-    server.wait_others(2, &[old]);
+    server.wait_new_workers(2, &[old]);
     // The connection has moved.
     assert_ne!(client.get("/").expect("an answer").pid(), old);
     server.stop();
@@ -53,7 +53,8 @@ fn max_rss_replaces_a_worker_without_loss() {
 
 #[test]
 fn max_rss_hard_kills_and_replaces_a_worker() {
-    let server = Server::with(2, &["--faults", "--max-rss-hard", "100MiB"]).allow(&["worker="]);
+    let server =
+        Server::with(2, &["--faults", "--max-rss-hard", "100MiB"]).allow_errors(&["worker="]);
     let mut client = server.connect();
     let pid = client.get("/").expect("answer").pid();
     // It may be killed in the middle of this.
@@ -62,7 +63,7 @@ fn max_rss_hard_kills_and_replaces_a_worker() {
     let tag = format!("pid={pid}");
     server.wait_log(&["ERROR", &tag, "max-rss-hard"]);
     server.wait_replaced(1);
-    server.wait_others(2, &[pid]);
+    server.wait_new_workers(2, &[pid]);
     assert_eq!(server.get("/").status, 200);
     let text = server.stop();
     // Why it was killed, and that it was.

@@ -55,7 +55,7 @@ pub(super) fn hangs(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// Workers boot unless the file `broken` exists; never if `stuck` does, and not before something is written to the fifo `gate` if there is one.
+/// Workers boot unless the file `broken` exists; never if `stuck` does, and not before something is written to the fifo `barrier` if there is one.
 pub(super) fn fails_if_broken(told: Told) -> Result<ExitCode> {
     Cluster::new(told.config).serve(|worker: Worker| async move {
         if std::path::Path::new("broken").exists() {
@@ -64,9 +64,9 @@ pub(super) fn fails_if_broken(told: Told) -> Result<ExitCode> {
         if std::path::Path::new("stuck").exists() {
             std::future::pending::<()>().await;
         }
-        if let Ok(gate) = pipe::OpenOptions::new().open_receiver("gate") {
+        if let Ok(barrier) = pipe::OpenOptions::new().open_receiver("barrier") {
             // Nobody takes what is written, so it opens for all.
-            gate.readable().await.map_err(|e| Error::application("wait at the gate", e))?;
+            barrier.readable().await.map_err(|e| Error::application("wait at the barrier", e))?;
         }
         Ok(text(move || format!("Handled by PID {}\n", worker.pid())))
     })

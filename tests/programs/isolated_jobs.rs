@@ -64,12 +64,12 @@ fn work(job: String) -> std::result::Result<String, String> {
             eprintln!("a job hangs");
             wait_for_ever()
         }
-        "gate" => {
-            eprintln!("a job waits for the gate");
-            while std::fs::metadata("gate").is_err() {
+        "barrier" => {
+            eprintln!("a job waits for the barrier");
+            while std::fs::metadata("barrier").is_err() {
                 std::thread::yield_now();
             }
-            Ok("through the gate".to_string())
+            Ok("through the barrier".to_string())
         }
         "leak" => {
             let mut all = Vec::new();

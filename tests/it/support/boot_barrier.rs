@@ -1,4 +1,4 @@
-//! Something that workers wait for as long as a test wants.
+//! A FIFO that holds back the boot of workers until a test releases it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -7,20 +7,20 @@ use std::path::Path;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-/// A fifo named `gate`, at which the workers of `boot-fails-if-broken` wait before they are ready.
-pub struct Gate(File);
+/// A FIFO named `barrier`: workers of the program `boot-fails-if-broken` wait for it before they are ready.
+pub struct BootBarrier(File);
 
-impl Gate {
-    /// Closed until [`Gate::open`].
-    pub fn closed(dir: &Path) -> Gate {
-        let path = dir.join("gate");
-        mkfifo(&path, Mode::S_IRWXU).expect("a fifo");
-        // Both ends, so that opening waits for nobody and what is written stays.
-        Gate(OpenOptions::new().read(true).write(true).open(path).expect("the fifo"))
+impl BootBarrier {
+    /// Creates the FIFO; workers wait until [`BootBarrier::release`].
+    pub fn new(dir: &Path) -> BootBarrier {
+        let path = dir.join("barrier");
+        mkfifo(&path, Mode::S_IRWXU).expect("a FIFO");
+        // Opened for both, so that opening does not block and written bytes stay.
+        BootBarrier(OpenOptions::new().read(true).write(true).open(path).expect("the FIFO"))
     }
 
-    /// For those who wait, and for all who come later while the gate lives.
-    pub fn open(&mut self) {
-        self.0.write_all(b"!").expect("the gate opens");
+    /// Releases waiting workers, and all later ones while the barrier lives.
+    pub fn release(&mut self) {
+        self.0.write_all(b"!").expect("write to the FIFO");
     }
 }

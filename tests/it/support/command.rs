@@ -1,4 +1,4 @@
-//! What is started, and with what.
+//! The processes that tests start: their programs, arguments and environment.
 
 use std::ffi::OsString;
 use std::fs;
@@ -12,10 +12,10 @@ use tempfile::TempDir;
 use super::server::{Server, create_log};
 use super::{overrides, wait};
 
-/// A server to be started, on port 0 of the loopback address unless it is told otherwise.
-pub struct Builder {
+/// Builds the command line and environment of a process. Servers bind port 0 of 127.0.0.1 by default.
+pub struct ProcessBuilder {
     program: PathBuf,
-    /// Runs before the program, as a shell script that ends with `exec "$0" "$@"`.
+    /// A shell script that runs first and ends with `exec "$0" "$@"`.
     script: Option<&'static str>,
     has_own_group: bool,
     verb: Vec<OsString>,
@@ -23,70 +23,70 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     workers: usize,
-    /// Workers of other kinds that are to be ready, too.
-    others: usize,
-    /// Whether a flag says how many workers there are to be.
-    tells_workers: bool,
-    /// Whether the configuration file says which dispatch policy there is to be.
-    tells_policy: bool,
+    /// Workers of other kinds than `web`.
+    other_workers: usize,
+    /// Whether `--workers` is passed.
+    passes_workers: bool,
+    /// Whether the configuration file sets the dispatch policy.
+    config_sets_dispatch: bool,
     stdin: Option<OwnedFd>,
-    /// Descriptors 0 and up when the script begins, instead of the log and all else.
-    streams: Vec<OwnedFd>,
-    user: Option<u32>,
+    /// Descriptors 0, 1 and 2 of the script, instead of /dev/null and the log.
+    standard_streams: Vec<OwnedFd>,
+    uid: Option<u32>,
     control: PathBuf,
     /// Whether the program has a control socket at all: the examples have none.
     has_control: bool,
     dir: TempDir,
 }
 
-/// How a command that was not to stay ended.
+/// Exit status and output of a process that has ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct ProcessOutput {
     pub status: Option<i32>,
-    pub out: String,
-    pub err: String,
+    pub stdout: String,
+    pub stderr: String,
 }
 
-impl Builder {
-    /// `prefork serve`.
-    pub fn serve() -> Builder {
-        Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "serve")
+impl ProcessBuilder {
+    /// Builds `prefork serve`.
+    pub fn serve() -> ProcessBuilder {
+        ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), "serve")
     }
 
-    /// One of the programs in `tests/programs`, an example of this package: built by `cargo test`, and by
-    /// `cargo build --example test_programs` for `cargo test --test it`.
-    pub fn program(name: &str) -> Builder {
+    /// Builds a program of `tests/programs`. `cargo test` compiles them; for `cargo test --test it` alone, run
+    /// `cargo build --example test_programs` first.
+    pub fn program(name: &str) -> ProcessBuilder {
         let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
         let path = bin.with_file_name("examples").join("test_programs");
         assert!(path.exists(), "run: cargo build --example test_programs");
-        Builder::new(path, name)
+        ProcessBuilder::new(path, name)
     }
 
-    /// One of the examples of this package, on port 0; built like the programs.
-    pub fn example(name: &str) -> Builder {
+    /// Builds an example of this package, on port 0.
+    pub fn example(name: &str) -> ProcessBuilder {
         let bin = Path::new(env!("CARGO_BIN_EXE_prefork"));
         let path = bin.with_file_name("examples").join(name);
         assert!(path.exists(), "run: cargo build --examples");
-        let mut builder = Builder::new(path, "127.0.0.1:0");
+        let mut builder = ProcessBuilder::new(path, "127.0.0.1:0");
         builder.binds.clear();
-        builder.tells_workers = false;
+        builder.passes_workers = false;
         builder.has_control = false;
         builder.workers = std::thread::available_parallelism().map_or(1, usize::from);
         builder
     }
 
-    /// `prefork VERB`, for verbs that end by themselves.
-    pub fn verb(verb: &str) -> Builder {
-        let mut builder = Builder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);
+    /// Builds `prefork VERB`, for verbs that end by themselves.
+    pub fn verb(verb: &str) -> ProcessBuilder {
+        let mut builder = ProcessBuilder::new(PathBuf::from(env!("CARGO_BIN_EXE_prefork")), verb);
         builder.binds.clear();
         builder.workers = 0;
         builder.has_control = false;
         builder
     }
 
-    fn new(program: PathBuf, verb: &str) -> Builder {
+    fn new(program: PathBuf, verb: &str) -> ProcessBuilder {
         let dir = tempfile::Builder::new().prefix("prefork-it-").tempdir().expect("directory");
-        Builder {
+        ProcessBuilder {
             program,
             script: None,
             has_own_group: false,
@@ -95,113 +95,119 @@ impl Builder {
             args: Vec::new(),
             env: Vec::new(),
             workers: 2,
-            others: 0,
-            tells_workers: true,
-            tells_policy: false,
+            other_workers: 0,
+            passes_workers: true,
+            config_sets_dispatch: false,
             stdin: None,
-            streams: Vec::new(),
-            user: None,
+            standard_streams: Vec::new(),
+            uid: None,
             control: dir.path().join("control"),
             has_control: true,
             dir,
         }
     }
 
-    pub fn workers(mut self, workers: usize) -> Builder {
+    pub fn workers(mut self, workers: usize) -> ProcessBuilder {
         self.workers = workers;
         self
     }
 
-    /// A program with so many workers of other kinds than those that serve.
-    pub fn others(mut self, others: usize) -> Builder {
-        self.others = others;
+    /// Sets how many workers of other kinds than `web` the program has.
+    pub fn other_workers(mut self, count: usize) -> ProcessBuilder {
+        self.other_workers = count;
         self
     }
 
-    /// With this text as configuration file, which has the addresses and says that there are `workers` workers.
-    pub fn config(mut self, workers: usize, text: &str) -> Builder {
+    /// Passes a configuration file with this text, which sets the addresses and the number of `workers`.
+    pub fn config(mut self, workers: usize, text: &str) -> ProcessBuilder {
         fs::write(self.dir.path().join("prefork.toml"), text).expect("write");
         self.binds.clear();
         self.workers = workers;
-        self.tells_workers = false;
-        self.tells_policy = text.contains("dispatch = ");
+        self.passes_workers = false;
+        self.config_sets_dispatch = text.contains("dispatch = ");
         self.args(["--config", "prefork.toml"])
     }
 
-    /// With the control socket at this path, and not in the server's directory.
-    pub fn control_at(mut self, path: PathBuf) -> Builder {
+    /// Puts the control socket at this path instead of into the server's directory.
+    pub fn control_at(mut self, path: PathBuf) -> ProcessBuilder {
         self.control = path;
         self
     }
 
-    /// Under this concurrency model: `count` processes or threads, or one loop alone.
-    pub fn model(mut self, model: &str, count: usize) -> Builder {
-        (self.workers, self.tells_workers) = (if model == "prefork" { count } else { 1 }, false);
+    /// Sets the concurrency model, with `count` processes or threads where the model has several.
+    pub fn model(mut self, model: &str, count: usize) -> ProcessBuilder {
+        (self.workers, self.passes_workers) = (if model == "prefork" { count } else { 1 }, false);
         let count = if model == "single" { 1 } else { count };
         self.args(["--model", model, "--workers", &count.to_string()])
     }
 
-    /// Under another dispatch policy than the default.
-    pub fn dispatch(self, policy: &str) -> Builder {
+    /// Sets the dispatch policy.
+    pub fn dispatch(self, policy: &str) -> ProcessBuilder {
         self.args(["--dispatch", policy])
     }
 
-    /// Instead of port 0 of the loopback address.
-    pub fn bind<S: Into<String>>(mut self, addresses: impl IntoIterator<Item = S>) -> Builder {
+    /// Sets the bind addresses, instead of port 0 of 127.0.0.1.
+    pub fn bind<S: Into<String>>(
+        mut self,
+        addresses: impl IntoIterator<Item = S>,
+    ) -> ProcessBuilder {
         self.binds = addresses.into_iter().map(Into::into).collect();
         self
     }
 
-    pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> Builder {
+    pub fn args<S: Into<OsString>>(mut self, args: impl IntoIterator<Item = S>) -> ProcessBuilder {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
 
-    pub fn env(mut self, name: &str, value: &str) -> Builder {
+    pub fn env(mut self, name: &str, value: &str) -> ProcessBuilder {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// In a process group of its own, whose parent is in another one of the same session: the kernel drops SIGTSTP and
-    /// its like in a group without such a parent, as the one of these tests may be.
-    pub fn own_group(mut self) -> Builder {
+    /// Starts the process in a process group of its own. The kernel drops SIGTSTP in an orphaned process group, which
+    /// the group of the tests may be.
+    pub fn own_process_group(mut self) -> ProcessBuilder {
         self.has_own_group = true;
         self
     }
 
-    /// A shell script that ends with `exec "$0" "$@"` and starts the program.
-    pub fn script(mut self, script: &'static str) -> Builder {
+    /// Starts the program by a shell script that ends with `exec "$0" "$@"`.
+    pub fn script(mut self, script: &'static str) -> ProcessBuilder {
         self.script = Some(script);
         self
     }
 
-    /// Open as descriptor 0 when the script begins.
-    pub fn stdin(mut self, fd: OwnedFd) -> Builder {
+    /// Sets descriptor 0 of the script.
+    pub fn stdin(mut self, fd: OwnedFd) -> ProcessBuilder {
         self.stdin = Some(fd);
         self
     }
 
-    /// Open as descriptors 0, 1 and 2 when the script begins, which then has to open the log.
-    pub fn streams(mut self, descriptors: impl Iterator<Item = OwnedFd>) -> Builder {
-        self.streams = descriptors.collect();
+    /// Sets descriptors 0, 1 and 2 of the script, which has to open the log itself.
+    pub fn standard_streams(
+        mut self,
+        descriptors: impl Iterator<Item = OwnedFd>,
+    ) -> ProcessBuilder {
+        self.standard_streams = descriptors.collect();
         self
     }
 
-    /// As this user, and with a copy of the program that the user can reach.
-    pub fn user(mut self, uid: u32) -> Builder {
+    /// Runs the process as this user, from a copy of the program that the user can read.
+    pub fn as_user(mut self, uid: u32) -> ProcessBuilder {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         // The primary makes its control socket there.
         std::os::unix::fs::chown(self.dir.path(), Some(uid), Some(uid)).expect("chown");
-        self.user = Some(uid);
-        self.copied()
+        self.uid = Some(uid);
+        self.with_copied_program()
     }
 
-    /// From a copy of the program, `program` in the server's directory.
-    pub fn copied(mut self) -> Builder {
+    /// Runs a copy of the program, at `program` in the server's directory.
+    pub fn with_copied_program(mut self) -> ProcessBuilder {
         let copy = self.dir.path().join("program");
-        // Not by ourselves: a process that another test forks meanwhile would hold the copy open for writing
-        // for a moment, and what is open for writing cannot be executed.
+        // Copied by another process: a child that another test forks meanwhile would inherit our descriptor, and a file
+        // that is open for writing cannot be executed.
         let cp = Command::new("cp").arg(&self.program).arg(&copy).status().expect("cp");
         assert!(cp.success());
         self.program = copy;
@@ -223,23 +229,23 @@ impl Builder {
         };
         command.args(&self.verb);
         command.args(self.binds.iter().flat_map(|addr| ["--bind", addr]));
-        if self.workers > 0 && self.tells_workers {
+        if self.workers > 0 && self.passes_workers {
             command.args(["--workers", &self.workers.to_string()]);
         }
         command.args(&self.args).current_dir(self.dir.path());
         clear_variables(&mut command);
-        // No socket of a test belongs into the runtime directory of the machine.
+        // Without this, the socket would be in the runtime directory of the machine.
         match self.has_control {
             true if self.verb[0] == "serve" => command.env("PREFORK_CONTROL", &self.control),
             true => command.arg(format!("control={}", self.control.display())),
             false => command.env("PREFORK_CONTROL", "off"),
         };
-        if !self.tells_policy {
-            overrides::set_policy(&mut command);
+        if !self.config_sets_dispatch {
+            overrides::apply_dispatch_override(&mut command);
         }
         command.envs(self.env.drain(..));
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
-        if let Some(uid) = self.user {
+        if let Some(uid) = self.uid {
             command.uid(uid).gid(uid);
         }
         if self.has_own_group {
@@ -248,54 +254,53 @@ impl Builder {
         command
     }
 
-    /// Starts it and waits until all workers serve.
+    /// Starts the server and waits until all workers serve.
     #[track_caller]
     pub fn start(self) -> Server {
         self.spawn().ready()
     }
 
-    /// Starts it, and leaves it to the test to wait for something.
+    /// Starts the process without waiting for anything.
     #[track_caller]
     pub fn spawn(mut self) -> Server {
-        let usual = self.verb[0] == "serve" && self.tells_workers;
-        if let Some(model) = overrides::model().filter(|_| usual) {
+        let can_override = self.verb[0] == "serve" && self.passes_workers;
+        if let Some(model) = overrides::model_override().filter(|_| can_override) {
             let count = self.workers;
             self = self.model(&model, count);
         }
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(create_log(self.dir.path()));
-        let mut streams = self.streams.drain(..).map(Stdio::from);
+        let mut streams = self.standard_streams.drain(..).map(Stdio::from);
         streams.next().map(|one| command.stdin(one));
         streams.next().map(|one| command.stdout(one));
         streams.next().map(|one| command.stderr(one));
         drop(streams);
         let child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
         let control = self.has_control.then_some(self.control);
-        Server::new(child, self.dir, self.workers + self.others, control)
+        Server::new(child, self.dir, self.workers + self.other_workers, control)
     }
 
-    /// Runs something that ends by itself.
+    /// Runs a process that ends by itself, and returns its output.
     #[track_caller]
-    pub fn run(mut self) -> Ended {
+    pub fn run(mut self) -> ProcessOutput {
         let mut command = self.command();
-        let (out, err) = (self.dir.path().join("out"), self.dir.path().join("err"));
+        let (stdout, stderr) = (self.dir.path().join("out"), self.dir.path().join("err"));
         let create = |path: &Path| fs::File::create(path).expect("output file");
-        command.stdout(create(&out)).stderr(create(&err));
+        command.stdout(create(&stdout)).stderr(create(&stderr));
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        let status = wait::try_for(|| child.try_wait().expect("our own child"));
+        let status = wait::poll_until(|| child.try_wait().expect("our own child"));
         if status.is_none() {
-            // It was to end and did not: it must not stay.
             let _ = child.kill();
             let _ = child.wait();
         }
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let status =
-            status.unwrap_or_else(|| panic!("{command:?} goes on:\n{}", read(err.clone())));
-        Ended { status: status.code(), out: read(out), err: read(err) }
+            status.unwrap_or_else(|| panic!("{command:?} does not end:\n{}", read(stderr.clone())));
+        ProcessOutput { status: status.code(), stdout: read(stdout), stderr: read(stderr) }
     }
 }
 
-/// The real binary, with nothing in its environment that it reads: those variables are for the tests.
+/// Returns a command for the `prefork` binary, without the environment variables that it would read.
 pub fn prefork() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
     clear_variables(&mut command);
@@ -304,15 +309,15 @@ pub fn prefork() -> Command {
 
 fn clear_variables(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        if is_heard(&name.to_string_lossy()) {
+        if is_read_by_server(&name.to_string_lossy()) {
             command.env_remove(name);
         }
     }
 }
 
-/// Whether a variable of the environment would change what the server does, or what it says.
-fn is_heard(name: &str) -> bool {
-    const HEARD: [&str; 15] = [
+/// Whether the server reads this environment variable.
+fn is_read_by_server(name: &str) -> bool {
+    const READ_BY_SERVER: [&str; 15] = [
         "RUNTIME_DIRECTORY",
         "XDG_RUNTIME_DIR",
         "PORT",
@@ -329,5 +334,5 @@ fn is_heard(name: &str) -> bool {
         "WATCHDOG_USEC",
         "WATCHDOG_PID",
     ];
-    HEARD.contains(&name) || name.starts_with("PREFORK_")
+    READ_BY_SERVER.contains(&name) || name.starts_with("PREFORK_")
 }

@@ -7,47 +7,51 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::command::{Builder, Ended};
+use super::command::{ProcessBuilder, ProcessOutput};
 use super::server::Server;
 use super::{process, wait};
 
 impl Server {
-    /// The path of the control socket.
+    /// Returns the path of the control socket.
     pub fn control(&self) -> PathBuf {
         self.control.clone()
     }
 
-    /// `prefork VERB [WORD]...`, run to its end.
+    /// Runs `prefork VERB [ARGUMENT]...` to its end.
     #[track_caller]
-    pub fn ask(&self, words: &[&str]) -> Ended {
+    pub fn try_verb(&self, words: &[&str]) -> ProcessOutput {
         let socket = ["--control".into(), self.control().into_os_string()];
-        Builder::verb(words[0]).args(&words[1..]).args(socket).run()
+        ProcessBuilder::verb(words[0]).args(&words[1..]).args(socket).run()
     }
 
-    /// The same, which must succeed; what it prints.
+    /// Runs a verb that must succeed, and returns its standard output.
     #[track_caller]
-    pub fn order(&self, words: &[&str]) -> String {
-        let ended = self.ask(words);
-        assert_eq!((ended.status, ended.err.as_str()), (Some(0), ""), "{words:?}");
-        ended.out
+    pub fn run_verb(&self, words: &[&str]) -> String {
+        let ended = self.try_verb(words);
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{words:?}");
+        ended.stdout
     }
 
-    /// The same, which must fail with `code`; what it complains about.
+    /// Runs a verb that must fail with exit status `code`, and returns its standard error.
     #[track_caller]
-    pub fn refused(&self, words: &[&str], code: i32) -> String {
-        let ended = self.ask(words);
-        assert_eq!((ended.status, ended.out.as_str()), (Some(code), ""), "{}", ended.err);
-        assert!(ended.err.starts_with("prefork: ") && ended.err.ends_with('\n'), "{}", ended.err);
-        ended.err
+    pub fn verb_fails(&self, words: &[&str], code: i32) -> String {
+        let ended = self.try_verb(words);
+        assert_eq!((ended.status, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("prefork: ") && ended.stderr.ends_with('\n'),
+            "{}",
+            ended.stderr
+        );
+        ended.stderr
     }
 
-    /// The status of the cluster.
+    /// Returns the status of the cluster.
     #[track_caller]
     pub fn status(&self) -> Value {
         self.try_status().expect("the primary answers on its control socket")
     }
 
-    /// The status of the cluster, or `None` if no primary answers.
+    /// Returns the status of the cluster, or `None` if no primary answers.
     pub fn try_status(&self) -> Option<Value> {
         let mut reply = request(&self.control, &json!({ "verb": "status" }))?;
         Some(reply["status"].take()).filter(Value::is_object)
@@ -103,7 +107,7 @@ impl Server {
         });
     }
 
-    /// The pid of the worker with this id.
+    /// Returns the pid of the worker with this id.
     #[track_caller]
     pub fn worker_pid(&self, id: u64) -> u32 {
         let status = self.status();
@@ -113,9 +117,9 @@ impl Server {
         pid.unwrap_or_else(|| panic!("no worker {id} in {status}")) as u32
     }
 
-    /// Waits until there are `count` workers and none of `old`; they are returned.
+    /// Waits until there are `count` workers and none of `old`, and returns their pids.
     #[track_caller]
-    pub fn wait_others(&self, count: usize, old: &[u32]) -> Vec<u32> {
+    pub fn wait_new_workers(&self, count: usize, old: &[u32]) -> Vec<u32> {
         wait::until_some(&format!("{count} workers, none of {old:?}"), || {
             let now = process::children(self.pid());
             (now.len() == count && !now.iter().any(|pid| old.contains(pid))).then_some(now)
@@ -123,13 +127,13 @@ impl Server {
     }
 }
 
-/// The workers in a status that serve.
+/// Returns the workers of a status whose state is `serving`.
 pub fn serving(status: &Value) -> impl Iterator<Item = &Value> {
     let workers = status["workers"].as_array().into_iter().flatten();
     workers.filter(|worker| worker["state"] == "serving")
 }
 
-/// How many workers of all kinds the primary wants, by its status.
+/// Returns how many workers of all kinds the primary wants, by its status.
 fn workers_wanted(status: &Value) -> usize {
     let kinds = status["primary"]["kinds"].as_array().into_iter().flatten();
     let all = kinds.chain([&status["primary"]]);
@@ -148,7 +152,7 @@ pub fn request(socket: &Path, request: &Value) -> Option<Value> {
     Some(reply)
 }
 
-/// A request as it is sent: its length in four bytes, then its text.
+/// Encodes a request: its length in four bytes, then its text.
 pub fn frame(payload: &str) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short request");
     [&length.to_be_bytes()[..], payload.as_bytes()].concat()

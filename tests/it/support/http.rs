@@ -1,5 +1,6 @@
-//! A blocking HTTP/1 client that does nothing on its own: no retry, no redirect, no pool. It sends the bytes
-//! it is given, and tells the ways in which a request can fail apart.
+//! A blocking HTTP/1 client that sends exactly the given bytes and distinguishes how requests fail.
+//!
+//! It never retries, follows no redirect and has no connection pool.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -14,21 +15,20 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::wait::DEADLINE;
 
-/// How long an answer may take from a worker that does nothing else. Longer than any busy machine needs, and
-/// shorter than what blocks a worker in these tests.
-const SOON: Duration = Duration::from_secs(10);
+/// How long [`Client::read_soon`] waits: longer than a busy machine needs, and shorter than the tests block a worker.
+const READ_SOON_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a server listens.
+/// An address on which a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
-/// Why there is no response.
+/// The reason why there is no response.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
-    /// Nobody listens.
+    /// The connection was refused.
     Refused,
     /// The connection was reset.
     Reset,
@@ -36,14 +36,14 @@ pub enum Failure {
     Closed,
     /// The connection ended within a response.
     ClosedEarly,
-    /// Nothing came for as long as a test may take.
+    /// No byte arrived before the deadline.
     TimedOut,
-    /// What came is not HTTP.
+    /// The received bytes are not HTTP.
     Malformed(String),
     Other(String),
 }
 
-/// One response, read to its end.
+/// A response with its complete body.
 #[derive(Debug, Clone)]
 pub struct Response {
     pub version: String,
@@ -53,10 +53,10 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
-/// One connection.
+/// A connection to a server.
 pub struct Client {
     socket: Socket,
-    /// Read but not yet used.
+    /// Bytes that were read but not yet used.
     buffer: Vec<u8>,
 }
 
@@ -89,12 +89,12 @@ impl Response {
         std::str::from_utf8(&self.body).expect("the body is text")
     }
 
-    /// Whether this is the last response on its connection.
+    /// Whether the response has `Connection: close`.
     pub fn closes(&self) -> bool {
         self.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
     }
 
-    /// The pid in the body of `/`.
+    /// Returns the pid in a response to `/`.
     pub fn pid(&self) -> u32 {
         let number = self.text().trim_end().rsplit(' ').next();
         number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no pid in {self:?}"))
@@ -141,13 +141,13 @@ impl Client {
     }
 
     /// Sends `request` and reads one response.
-    pub fn ask(&mut self, request: impl AsRef<[u8]>) -> Result<Response, Failure> {
+    pub fn send_and_read(&mut self, request: impl AsRef<[u8]>) -> Result<Response, Failure> {
         self.send(request)?;
         self.read()
     }
 
-    /// Nothing more will be sent; responses may still come.
-    pub fn finish_sending(&self) {
+    /// Shuts down the sending side; responses can still be read.
+    pub fn shutdown_write(&self) {
         self.socket.shutdown(std::net::Shutdown::Write).expect("shutdown");
     }
 
@@ -157,7 +157,7 @@ impl Client {
         matches!(recv(self.socket.as_raw_fd(), &mut [0], flags), Ok(1..))
     }
 
-    /// Whether the server has closed the connection, or reset it, as far as is known now.
+    /// Whether the server is known to have closed or reset the connection.
     pub fn is_closed(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         match recv(self.socket.as_raw_fd(), &mut [0], flags) {
@@ -166,35 +166,35 @@ impl Client {
         }
     }
 
-    /// Reads until the server closes, and returns what came before.
+    /// Reads until the server closes the connection, and returns the bytes.
     pub fn read_to_end(&mut self) -> Result<Vec<u8>, Failure> {
-        while self.fill()? {}
+        while self.read_more()? {}
         Ok(std::mem::take(&mut self.buffer))
     }
 
     /// Reads exactly `n` bytes.
     pub fn read_exactly(&mut self, n: usize) -> Result<Vec<u8>, Failure> {
         while self.buffer.len() < n {
-            if !self.fill()? {
+            if !self.read_more()? {
                 return Err(Failure::ClosedEarly);
             }
         }
         Ok(self.buffer.drain(..n).collect())
     }
 
-    /// The next response. 1xx are responses of their own.
+    /// Reads the next response. A 1xx response is returned like any other.
     pub fn read(&mut self) -> Result<Response, Failure> {
         self.read_response(false)
     }
 
-    /// The response to a HEAD request, which has no body whatever its headers say.
+    /// Reads the response to a HEAD request, which has no body.
     pub fn read_head(&mut self) -> Result<Response, Failure> {
         self.read_response(true)
     }
 
-    /// The next response, if it comes within a few seconds: from a process that may be frozen, it does not.
-    pub fn soon(&mut self) -> Result<Response, Failure> {
-        self.socket.set_read_timeout(Some(SOON))?;
+    /// Reads the next response with a timeout of 10 s, where the worker may be frozen.
+    pub fn read_soon(&mut self) -> Result<Response, Failure> {
+        self.socket.set_read_timeout(Some(READ_SOON_TIMEOUT))?;
         let outcome = self.read();
         self.socket.set_read_timeout(Some(DEADLINE))?;
         outcome
@@ -238,15 +238,15 @@ impl Client {
             if let Some(at) = found {
                 return Ok(self.buffer.drain(..at + end.len()).collect());
             }
-            if !self.fill()? {
+            if !self.read_more()? {
                 let untouched = self.buffer.is_empty();
                 return Err(if untouched { Failure::Closed } else { Failure::ClosedEarly });
             }
         }
     }
 
-    /// Reads once; `false` at the end.
-    fn fill(&mut self) -> Result<bool, Failure> {
+    /// Reads once into the buffer; returns `false` at the end of the connection.
+    fn read_more(&mut self) -> Result<bool, Failure> {
         let mut piece = [0; 64 * 1024];
         let n = self.socket.read(&mut piece)?;
         self.buffer.extend_from_slice(&piece[..n]);

@@ -1,4 +1,4 @@
-//! HTTP/2 frames, as few as the tests need.
+//! HTTP/2 frames, written and read without a library.
 
 use super::{Client, Failure};
 
@@ -22,7 +22,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The status of a response's HEADERS, if the static table has it or it is a literal of three digits.
+    /// Returns the status in HEADERS, if it is in the static table or a literal of three digits.
     pub fn status(&self) -> Option<u16> {
         let known = [200, 204, 206, 304, 400, 404, 500];
         match *self.payload.first()? {
@@ -47,7 +47,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     raw
 }
 
-/// A header block without any compression but the static table's.
+/// Encodes a header block that uses only the static table and literals.
 pub fn request(method: &str, path: &str) -> Vec<u8> {
     let mut block = vec![if method == "POST" { 0x83 } else { 0x82 }, 0x86];
     for (name, value) in [(0x44, path), (0x41, "test")] {
@@ -74,7 +74,7 @@ pub fn read(client: &mut Client) -> Result<Frame, Failure> {
     Ok(Frame { kind: head[3], flags: head[4], stream, payload })
 }
 
-/// Reads until a frame of this kind on this stream comes.
+/// Reads frames until one of this kind on this stream arrives, and returns it.
 #[track_caller]
 pub fn read_until(client: &mut Client, kind: u8, stream: u32) -> Frame {
     loop {
@@ -86,7 +86,7 @@ pub fn read_until(client: &mut Client, kind: u8, stream: u32) -> Frame {
     }
 }
 
-/// Reads until the connection ends.
+/// Reads all frames until the connection ends.
 pub fn read_to_end(client: &mut Client) -> Vec<Frame> {
     std::iter::from_fn(|| read(client).ok()).collect()
 }

@@ -1,44 +1,46 @@
-//! Connections that are kept, and who serves them.
+//! Kept connections and how evenly they are spread over the workers.
 
 use std::collections::BTreeMap;
 
 use super::{Client, Server, wait};
 
-/// A kept connection, and who serves it.
-pub type Held = (Client, u32);
+/// A kept connection and the pid of the worker that serves it.
+pub type KeptConnection = (Client, u32);
 
-/// Connections in a test of balance.
-pub const MANY: usize = 64;
+/// Number of connections in a test of balance.
+pub const BALANCE_CONNECTIONS: usize = 64;
 
-/// How often a test of balance tries: that depends on who is given a processor, and other tests run beside it.
-const TRIES: usize = 25;
+/// How often a test of balance is retried: which worker accepts first depends on the scheduler, and other tests run
+/// at the same time.
+const MAX_ATTEMPTS: usize = 25;
 
-/// Tries until `holds` says nothing against it.
+/// Repeats a check until it succeeds, up to [`MAX_ATTEMPTS`] times.
 #[track_caller]
-pub fn in_one_of_several_tries(mut holds: impl FnMut() -> Result<(), String>) {
+pub fn retry(mut holds: impl FnMut() -> Result<(), String>) {
     let mut complaints = Vec::new();
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         match holds() {
             Ok(()) => return,
             Err(complaint) => complaints.push(complaint),
         }
     }
-    panic!("in no try: {complaints:?}");
+    panic!("no attempt succeeded: {complaints:?}");
 }
 
-pub fn hold(server: &Server) -> Held {
+/// Opens a connection, and learns from one request which worker serves it.
+pub fn keep_connection(server: &Server) -> KeptConnection {
     let mut client = server.connect();
     let pid = client.get("/").expect("an answer").pid();
     (client, pid)
 }
 
-/// So many, each after the one before was answered.
-pub fn one_by_one(server: &Server, count: usize) -> Vec<Held> {
-    (0..count).map(|_| hold(server)).collect()
+/// Opens `count` connections, each after the previous one was answered.
+pub fn open_one_by_one(server: &Server, count: usize) -> Vec<KeptConnection> {
+    (0..count).map(|_| keep_connection(server)).collect()
 }
 
-/// So many, all connected before the first request is sent.
-pub fn in_a_burst(server: &Server, count: usize) -> Vec<Held> {
+/// Opens `count` connections before the first request is sent.
+pub fn open_in_a_burst(server: &Server, count: usize) -> Vec<KeptConnection> {
     let mut clients: Vec<Client> = (0..count).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -50,52 +52,59 @@ pub fn in_a_burst(server: &Server, count: usize) -> Vec<Held> {
     answers.collect()
 }
 
-/// How many connections each of `workers` has.
-pub fn shares(held: &[Held], workers: &[u32]) -> BTreeMap<u32, usize> {
+/// Counts the connections of each worker.
+pub fn connections_per_worker(held: &[KeptConnection], workers: &[u32]) -> BTreeMap<u32, usize> {
     let count = |pid: &u32| held.iter().filter(|(_, by)| by == pid).count();
     workers.iter().map(|pid| (*pid, count(pid))).collect()
 }
 
-pub fn at_most_apart(most: usize, shares: &BTreeMap<u32, usize>) -> Result<(), String> {
-    let (max, min) = (shares.values().max(), shares.values().min());
-    let apart = max.zip(min).map_or(0, |(max, min)| max - min);
-    if apart <= most { Ok(()) } else { Err(format!("{:?}", shares.values())) }
+/// Checks that no worker has more than `max_spread` connections more than another.
+pub fn check_spread(max_spread: usize, counts: &BTreeMap<u32, usize>) -> Result<(), String> {
+    let (max, min) = (counts.values().max(), counts.values().min());
+    let spread = max.zip(min).map_or(0, |(max, min)| max - min);
+    if spread <= max_spread { Ok(()) } else { Err(format!("{:?}", counts.values())) }
 }
 
-/// How many connections each worker has open, the one that asks for it included.
-pub fn open(server: &Server) -> Vec<u64> {
+/// Returns the open connections of each worker by the scoreboard, including the one of this request.
+pub fn scoreboard_connections(server: &Server) -> Vec<u64> {
     let cluster = server.cluster();
     let workers = cluster["workers"].as_array().expect("workers");
     workers.iter().map(|worker| worker["connections"].as_u64().expect("a number")).collect()
 }
 
-/// Waits until the workers have seen that their clients are gone.
-pub fn wait_until_free(server: &Server) {
-    wait::until("nothing open but the question", || open(server).iter().sum::<u64>() <= 1);
+/// Waits until no worker has an open connection but the one of this request.
+pub fn wait_until_idle(server: &Server) {
+    wait::until("all connections closed", || {
+        scoreboard_connections(server).iter().sum::<u64>() <= 1
+    });
 }
 
-/// Connections that stay, opened one by one and in a burst: nobody has three more than another.
+/// Opens kept connections one by one and in a burst; no worker may have three more than another.
 #[track_caller]
-pub fn are_spread_evenly(server: &Server) {
-    for open in [one_by_one, in_a_burst] {
-        in_one_of_several_tries(|| {
-            wait_until_free(server);
-            at_most_apart(2, &shares(&open(server, MANY), &server.worker_pids()))
+pub fn assert_even_spread(server: &Server) {
+    for open in [open_one_by_one, open_in_a_burst] {
+        retry(|| {
+            wait_until_idle(server);
+            let kept = open(server, BALANCE_CONNECTIONS);
+            check_spread(2, &connections_per_worker(&kept, &server.worker_pids()))
         });
     }
 }
 
-/// All clients of one worker go, and as many come: nobody then has more than `most` more than another.
+/// Closes all connections of one worker and opens as many again; then no worker may have more than `max_spread` more
+/// connections than another.
 #[track_caller]
-pub fn departures_are_mended(server: &Server, most: usize) {
-    in_one_of_several_tries(|| {
-        wait_until_free(server);
-        let mut held = one_by_one(server, MANY);
-        let leaving = held[0].1;
-        held.retain(|(_, pid)| *pid != leaving);
-        let left = MANY - held.len();
-        wait::until("its clients are gone", || open(server).iter().any(|open| *open <= 1));
-        held.extend((0..left).map(|_| hold(server)));
-        at_most_apart(most, &shares(&held, &server.worker_pids()))
+pub fn assert_rebalancing(server: &Server, max_spread: usize) {
+    retry(|| {
+        wait_until_idle(server);
+        let mut kept = open_one_by_one(server, BALANCE_CONNECTIONS);
+        let leaving = kept[0].1;
+        kept.retain(|(_, pid)| *pid != leaving);
+        let closed = BALANCE_CONNECTIONS - kept.len();
+        wait::until("its connections are closed", || {
+            scoreboard_connections(server).iter().any(|open| *open <= 1)
+        });
+        kept.extend((0..closed).map(|_| keep_connection(server)));
+        check_spread(max_spread, &connections_per_worker(&kept, &server.worker_pids()))
     });
 }

@@ -1,4 +1,4 @@
-//! Many clients at once, who count what happens to them and never try a request again.
+//! Load from many clients, which count the outcome of each request and never retry one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::http::{Address, Client, Failure, Response};
 use super::wait::{self, DEADLINE};
 
-/// What each client does.
+/// Configures what each client does.
 #[derive(Debug, Clone)]
 pub struct Load {
     to: Address,
@@ -17,30 +17,30 @@ pub struct Load {
     post: bool,
     keep_alive: bool,
     think: bool,
-    /// Being refused is the end of the server, not a failure.
+    /// Whether a refused connection ends the client without counting as a failure.
     until_refused: bool,
 }
 
-/// Clients at work.
-pub struct Running {
+/// Clients that are running.
+pub struct RunningLoad {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Tally>>,
+    threads: Vec<JoinHandle<LoadResult>>,
 }
 
-/// What happened to them.
+/// Outcomes of all requests of a load.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct LoadResult {
     pub ok: u64,
     pub refused: u64,
-    /// Connections that the server ended between two requests, or said that it would.
+    /// Connections that the server closed between two requests, or announced to close.
     pub ended: u64,
-    /// Requests that were sent and not answered as they should, by kind.
+    /// Requests without a correct response, by failure.
     pub failed: BTreeMap<Failure, u64>,
 }
 
 impl Load {
-    /// Clients that GET `/` on connections they keep.
+    /// Creates clients that GET `/` on kept connections.
     pub fn keep_alive(to: &Address, clients: usize) -> Load {
         Load {
             to: to.clone(),
@@ -52,27 +52,27 @@ impl Load {
         }
     }
 
-    /// Clients that make a connection for each request.
+    /// Creates clients that open a connection for each request.
     pub fn new_connections(to: &Address, clients: usize) -> Load {
         Load { keep_alive: false, ..Load::keep_alive(to, clients) }
     }
 
-    /// POST to `/echo`, and check what comes back.
-    pub fn posting(self) -> Load {
+    /// Sends POST requests to `/echo`, and checks the echoed bodies.
+    pub fn with_posts(self) -> Load {
         Load { post: true, ..self }
     }
 
-    /// Up to ten milliseconds between requests.
-    pub fn thinking(self) -> Load {
+    /// Waits for up to 10 ms between requests.
+    pub fn with_think_time(self) -> Load {
         Load { think: true, ..self }
     }
 
-    /// A client that is refused goes home.
+    /// Ends a client at the first refused connection, as the end of the server.
     pub fn until_refused(self) -> Load {
         Load { until_refused: true, ..self }
     }
 
-    pub fn start(&self) -> Running {
+    pub fn start(&self) -> RunningLoad {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let threads = (0..self.clients)
@@ -81,16 +81,16 @@ impl Load {
                 std::thread::spawn(move || load.one_client(number, &stop, &answered))
             })
             .collect();
-        Running { stop, answered, threads }
+        RunningLoad { stop, answered, threads }
     }
 
-    fn one_client(&self, number: usize, stop: &AtomicBool, answered: &AtomicU64) -> Tally {
+    fn one_client(&self, number: usize, stop: &AtomicBool, answered: &AtomicU64) -> LoadResult {
         let give_up = Instant::now() + 4 * DEADLINE;
-        let mut tally = Tally::default();
+        let mut tally = LoadResult::default();
         let mut kept: Option<Client> = None;
         let mut turn = number;
         while !stop.load(Relaxed) && Instant::now() < give_up {
-            // A connection that the server has ended between requests is no failure if we see it in time.
+            // A connection that was closed between two requests is no failure if that is noticed before sending.
             let open = kept.take().filter(|client| {
                 let closed = client.is_closed();
                 tally.ended += u64::from(closed);
@@ -143,23 +143,23 @@ fn check(response: Response, right: impl Fn(&Response) -> bool) -> Result<Respon
     Err(Failure::Malformed(format!("{} {:?}", response.status, response.text())))
 }
 
-impl Running {
-    /// Waits until so many more requests have been answered: the load is really there.
+impl RunningLoad {
+    /// Waits until `more` further requests have been answered, so that the load is real.
     #[track_caller]
     pub fn wait_answered(&self, more: u64) {
         let goal = self.answered.load(Relaxed) + more;
         wait::until(&format!("{more} more answers"), || self.answered.load(Relaxed) >= goal);
     }
 
-    /// Lets every client finish its request, and adds up.
-    pub fn stop(self) -> Tally {
+    /// Lets every client finish its request, and returns the sums.
+    pub fn stop(self) -> LoadResult {
         self.stop.store(true, Relaxed);
         self.join()
     }
 
-    /// Waits for clients that go home by themselves.
-    pub fn join(self) -> Tally {
-        let mut sum = Tally::default();
+    /// Waits for clients that end by themselves, and returns the sums.
+    pub fn join(self) -> LoadResult {
+        let mut sum = LoadResult::default();
         for thread in self.threads {
             let tally = thread.join().expect("a client panicked");
             sum.ok += tally.ok;
@@ -173,7 +173,7 @@ impl Running {
     }
 }
 
-impl Tally {
+impl LoadResult {
     pub fn failures(&self) -> u64 {
         self.failed.values().sum()
     }

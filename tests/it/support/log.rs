@@ -1,11 +1,11 @@
-//! What tests look at in a log: levels, `key=value` fields and names, never sentences.
+//! Searches in logs by level, `key=value` fields and names, never by sentences.
 
-/// Lines that contain all of `words`.
+/// Returns the lines that contain all of `words`.
 pub fn lines_with<'a>(log: &'a str, words: &[&str]) -> impl Iterator<Item = &'a str> {
     log.lines().filter(|line| words.iter().all(|word| contains_word(line, word)))
 }
 
-/// Whether `line` contains `word`, and not only as a part of a longer word: `pid=12` is not in `pid=123`.
+/// Whether `line` contains `word` as a whole word: `pid=12` is not in `pid=123`.
 pub fn contains_word(line: &str, word: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || c == '_' || c == '-';
     line.match_indices(word).any(|(at, _)| {
@@ -16,13 +16,13 @@ pub fn contains_word(line: &str, word: &str) -> bool {
     })
 }
 
-/// Lines of level WARN or ERROR.
-pub fn complaints(log: &str) -> Vec<&str> {
-    let is_complaint = |line: &&str| [" WARN ", " ERROR "].iter().any(|level| line.contains(level));
-    log.lines().filter(is_complaint).collect()
+/// Returns the lines of level WARN or ERROR.
+pub fn warnings_and_errors(log: &str) -> Vec<&str> {
+    let is_bad = |line: &&str| [" WARN ", " ERROR "].iter().any(|level| line.contains(level));
+    log.lines().filter(is_bad).collect()
 }
 
-/// The pids of all workers that a log names, in order.
+/// Returns the pids of all workers that a log names, in order.
 pub fn worker_pids(log: &str) -> Vec<u32> {
     let tagged = log.lines().filter_map(|line| line.split_once("worker=")?.1.split_once(" pid="));
     let mut pids: Vec<u32> = tagged
@@ -33,7 +33,7 @@ pub fn worker_pids(log: &str) -> Vec<u32> {
     pids
 }
 
-/// The last lines of a log.
+/// Returns the last 25 lines of a log.
 pub fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(25)..].join("\n")

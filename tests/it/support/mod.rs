@@ -1,5 +1,4 @@
-//! What all tests share: a server that cleans up after itself, a client that tells failures apart, and waits
-//! that end.
+//! Support code of the integration tests: servers, clients, load, waiting, and `/proc`.
 
 pub mod boot_barrier;
 pub mod command;
@@ -21,7 +20,7 @@ pub use command::prefork;
 pub use http::{Address, Client, Failure};
 pub use server::Server;
 
-/// How much of something a test does: the variable `name`, which a heavier run sets, or `usual`.
-pub fn amount(name: &str, usual: usize) -> usize {
-    std::env::var(name).map_or(usual, |text| text.parse().expect(name))
+/// Returns the number in the environment variable `name`, which heavier runs set, or `default`.
+pub fn env_count(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |text| text.parse().expect(name))
 }

@@ -1,13 +1,13 @@
-//! Runs of the tests under another dispatch policy or concurrency model than the default.
+//! Environment variables that run all tests under another dispatch policy or concurrency model.
 
 use std::process::Command;
 
-/// The model that `PREFORK_UNDER_MODEL` names, if it is not the default one.
-pub fn model() -> Option<String> {
-    std::env::var("PREFORK_UNDER_MODEL").ok().filter(|model| model != "prefork")
+/// Returns the model of `PREFORK_TEST_MODEL`, unless it is the default.
+pub fn model_override() -> Option<String> {
+    std::env::var("PREFORK_TEST_MODEL").ok().filter(|model| model != "prefork")
 }
 
-/// Gives the command the policy that `PREFORK_UNDER` names, if it names one.
-pub fn set_policy(command: &mut Command) {
-    std::env::var_os("PREFORK_UNDER").map(|policy| command.env("PREFORK_DISPATCH", policy));
+/// Sets the dispatch policy of `PREFORK_TEST_DISPATCH`, if there is one.
+pub fn apply_dispatch_override(command: &mut Command) {
+    std::env::var_os("PREFORK_TEST_DISPATCH").map(|policy| command.env("PREFORK_DISPATCH", policy));
 }

@@ -1,4 +1,4 @@
-//! Other processes, as `/proc` shows them.
+//! Other processes by `/proc`, and signals to them.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::wait;
 
-/// One line of `/proc/PID/stat`, as far as we need it.
+/// The fields of `/proc/PID/stat` that the tests need.
 #[derive(Debug, Clone)]
 pub struct Stat {
     pub state: char,
@@ -19,10 +19,10 @@ pub struct Stat {
     pub threads: u32,
 }
 
-/// `None` if there is no such process.
+/// Reads `/proc/PID/stat`; `None` if there is no such process.
 pub fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may contain anything, parentheses too.
+    // The name is in parentheses and may itself contain parentheses.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     Some(Stat {
@@ -33,12 +33,12 @@ pub fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-/// Whether the process has ended. A zombie has: who should reap it may be slow, or PID 1 of a sandbox.
-pub fn is_gone(pid: u32) -> bool {
+/// Whether the process has ended. A zombie counts as ended: its parent may be slow to reap it.
+pub fn has_ended(pid: u32) -> bool {
     stat(pid).is_none_or(|stat| matches!(stat.state, 'Z' | 'X'))
 }
 
-/// The children of a process with their states, by pid.
+/// Returns the children of a process with their states, ordered by pid.
 fn all_children(parent: u32) -> Vec<(u32, char)> {
     let entries = fs::read_dir("/proc").expect("/proc");
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -49,17 +49,17 @@ fn all_children(parent: u32) -> Vec<(u32, char)> {
     found
 }
 
-/// The living children of a process.
+/// Returns the living children of a process.
 pub fn children(parent: u32) -> Vec<u32> {
     all_children(parent).into_iter().filter(|(_, state)| *state != 'Z').map(|c| c.0).collect()
 }
 
-/// The dead children that nobody has asked about yet.
+/// Returns the zombie children of a process.
 pub fn zombies(parent: u32) -> Vec<u32> {
     all_children(parent).into_iter().filter(|(_, state)| *state == 'Z').map(|c| c.0).collect()
 }
 
-/// What each descriptor of a process refers to, as `/proc` prints it.
+/// Returns each descriptor of a process with its target in `/proc/PID/fd`.
 pub fn descriptors(pid: u32) -> Vec<(i32, String)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors");
     let mut found: Vec<(i32, String)> = entries
@@ -73,7 +73,7 @@ pub fn descriptors(pid: u32) -> Vec<(i32, String)> {
     found
 }
 
-/// The socket that listens on a TCP port, as `descriptors` shows it.
+/// Returns the socket that listens on a TCP port, in the form of [`descriptors`].
 pub fn listening_socket(port: u16) -> Option<String> {
     let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     let wanted = format!(":{port:04X}");
@@ -85,7 +85,7 @@ pub fn listening_socket(port: u16) -> Option<String> {
     })
 }
 
-/// The TCP addresses on which the process listens; IPv4 only.
+/// Returns the IPv4 addresses on which the process listens.
 pub fn listening_addresses(pid: u32) -> Vec<SocketAddr> {
     let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     // A process that has ended listens on nothing.
@@ -103,13 +103,13 @@ pub fn listening_addresses(pid: u32) -> Vec<SocketAddr> {
     listening.collect()
 }
 
-/// What `ps` shows as command line.
-pub fn title(pid: u32) -> String {
+/// Returns the command line that `ps` shows.
+pub fn command_line(pid: u32) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).trim_end_matches('\0').replace('\0', " ")
 }
 
-/// Whether the process has been sent a signal that has not arrived yet.
+/// Whether a signal to the process is still pending.
 pub fn has_pending(pid: u32, signal: Signal) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let masks = text.lines().filter_map(|line| line.split_once("Pnd:"));
@@ -117,24 +117,24 @@ pub fn has_pending(pid: u32, signal: Signal) -> bool {
     bits.fold(0, |all, mask| all | mask) & (1 << (signal as u64 - 1)) != 0
 }
 
-/// Sends a signal to a process that may have ended.
-pub fn send_if_there(pid: u32, signal: Signal) {
+/// Sends a signal, and ignores errors.
+pub fn try_send_signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
 
-/// Sends a signal; a process that is gone already is fine.
-pub fn send(pid: u32, signal: Signal) {
+/// Sends a signal, unless the process has ended.
+pub fn send_signal(pid: u32, signal: Signal) {
     match kill(Pid::from_raw(pid.try_into().expect("pid")), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         Err(e) => panic!("cannot send {signal} to {pid}: {e}"),
     }
 }
 
-/// How much of one core the process uses: 1.0 is all of it.
-pub fn share_of_a_core(pid: u32) -> f64 {
+/// Measures for 1 s how much of a core the process uses; 1.0 is all of it.
+pub fn cpu_share(pid: u32) -> f64 {
     let span = Duration::from_secs(1);
     let ticks = || stat(pid).expect("it lives").ticks;
     let before = ticks();
-    wait::measure_for(span);
+    wait::wait_for_duration(span);
     (ticks() - before) as f64 / 100.0 / span.as_secs_f64()
 }

@@ -1,5 +1,6 @@
-//! The real binary as a child process, in a directory of its own: started and waited for, stopped politely
-//! and inspected afterwards, and never left behind. If the test fails its directory stays, and is named.
+//! A server under test: a child process in a directory of its own, which is kept if the test fails.
+//!
+//! Every server is stopped and inspected at the end of its test, or killed with its workers when the test panics.
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
@@ -9,11 +10,11 @@ use std::process::{Child, ExitStatus};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-pub use super::command::Builder;
+pub use super::command::ProcessBuilder;
 use super::http::{Address, Client, Failure, Response};
 use super::{control, log, process, wait};
 
-/// A started server.
+/// A server that was started by a test.
 pub struct Server {
     child: Child,
     dir: Option<TempDir>,
@@ -21,31 +22,31 @@ pub struct Server {
     pub(super) control: PathBuf,
     has_control: bool,
     workers: usize,
-    /// Pieces of ERROR lines that this test expects.
-    allowed: Vec<&'static str>,
-    /// Reaped, and inspected as far as asked for.
-    over: bool,
+    /// Words of ERROR lines that this test expects.
+    allowed_errors: Vec<&'static str>,
+    /// Whether the primary has been reaped.
+    is_reaped: bool,
 }
 
 impl Server {
-    /// What to start, before it is started.
-    pub fn builder() -> Builder {
-        Builder::serve()
+    /// Returns a builder for `prefork serve`.
+    pub fn builder() -> ProcessBuilder {
+        ProcessBuilder::serve()
     }
 
-    /// `workers` workers of the built-in application, ready to serve.
+    /// Starts the built-in application, and waits until `workers` workers serve.
     #[track_caller]
     pub fn start(workers: usize) -> Server {
         Server::with(workers, &[])
     }
 
-    /// The same, with more arguments.
+    /// Starts the built-in application with more arguments, and waits until `workers` workers serve.
     #[track_caller]
     pub fn with(workers: usize, args: &[&str]) -> Server {
         Server::builder().workers(workers).args(args).start()
     }
 
-    /// A process that was just started; `ready` waits for it.
+    /// Wraps a process that was just started.
     pub(super) fn new(
         child: Child,
         dir: TempDir,
@@ -59,12 +60,12 @@ impl Server {
             has_control: control.is_some(),
             control: control.unwrap_or_default(),
             workers,
-            allowed: Vec::new(),
-            over: false,
+            allowed_errors: Vec::new(),
+            is_reaped: false,
         }
     }
 
-    /// Waits until all workers serve, and learns where.
+    /// Waits until all workers serve, and reads the addresses.
     #[track_caller]
     pub fn ready(mut self) -> Server {
         self.addresses = match self.has_control {
@@ -78,7 +79,7 @@ impl Server {
     #[track_caller]
     fn wait_all_serve(&self) -> Vec<Address> {
         let status = wait::until_some(&format!("all {} workers serve", self.workers), || {
-            assert!(!process::is_gone(self.pid()), "it ended:\n{}", log::tail(&self.log()));
+            assert!(!process::has_ended(self.pid()), "it ended:\n{}", log::tail(&self.log()));
             let status = self.try_status()?;
             let is_running = status["primary"]["phase"] == "running";
             let serve = control::serving(&status).count();
@@ -92,7 +93,7 @@ impl Server {
     #[track_caller]
     fn wait_listening(&self) -> Vec<Address> {
         wait::until_some("a listening server", || {
-            assert!(!process::is_gone(self.pid()), "it ended:\n{}", log::tail(&self.log()));
+            assert!(!process::has_ended(self.pid()), "it ended:\n{}", log::tail(&self.log()));
             let forked = self.worker_pids().len() == self.workers;
             let addresses = process::listening_addresses(self.pid());
             (forked && !addresses.is_empty()).then_some(addresses)
@@ -102,13 +103,13 @@ impl Server {
         .collect()
     }
 
-    /// Lines of level ERROR that contain one of these words do not fail the test.
-    pub fn allow(mut self, words: &[&'static str]) -> Server {
-        self.allowed.extend(words);
+    /// Accepts lines of level ERROR that contain one of these words; any other fails the test.
+    pub fn allow_errors(mut self, words: &[&'static str]) -> Server {
+        self.allowed_errors.extend(words);
         self
     }
 
-    /// The first address it listens on.
+    /// Returns the first address of the server.
     pub fn address(&self) -> &Address {
         &self.addresses[0]
     }
@@ -124,7 +125,7 @@ impl Server {
         }
     }
 
-    /// The primary.
+    /// Returns the pid of the primary.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -133,18 +134,18 @@ impl Server {
         self.dir.as_ref().expect("kept until the end").path()
     }
 
-    /// Its living workers.
+    /// Returns the pids of the living workers, in order.
     pub fn worker_pids(&self) -> Vec<u32> {
         process::children(self.pid())
     }
 
-    /// A new connection.
+    /// Opens a connection to the first address.
     #[track_caller]
     pub fn connect(&self) -> Client {
         Client::connect(self.address()).unwrap_or_else(|e| panic!("cannot connect: {e:?}"))
     }
 
-    /// One request on a connection of its own, which must be answered.
+    /// Sends a GET request on a new connection, and returns the response.
     #[track_caller]
     pub fn get(&self, path: &str) -> Response {
         self.try_get(path).unwrap_or_else(|e| panic!("GET {path}: {e:?}"))
@@ -154,19 +155,18 @@ impl Server {
         Client::connect(self.address())?.get(path)
     }
 
-    /// What all processes say on the scoreboard. Asks again if the worker that took the question was frozen in
-    /// that moment.
+    /// Returns the scoreboard as `/cluster` shows it. Retries if a frozen worker accepted the request.
     #[track_caller]
     pub fn cluster(&self) -> serde_json::Value {
         let answer = wait::until_some("an answer to /cluster", || {
             let mut client = self.connect();
             client.send("GET /cluster HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
-            client.soon().ok()
+            client.read_soon().ok()
         });
         answer.json()
     }
 
-    /// Waits until a request whose method and path contain `piece` is being answered.
+    /// Waits until a request whose method and path contain `piece` is in flight.
     #[track_caller]
     pub fn wait_in_flight(&self, piece: &str) {
         wait::until(&format!("{piece} in flight"), || {
@@ -177,12 +177,12 @@ impl Server {
         });
     }
 
-    /// Everything it has written to stderr.
+    /// Returns the standard error of all processes so far.
     pub fn log(&self) -> String {
         read_log(self.dir())
     }
 
-    /// How many lines of the log contain all of `words`.
+    /// Counts the lines of the log that contain all of `words`.
     pub fn count_log(&self, words: &[&str]) -> usize {
         log::lines_with(&self.log(), words).count()
     }
@@ -209,41 +209,40 @@ impl Server {
         self.wait_worker_id((self.workers + total) as u64);
     }
 
-    /// To the primary.
+    /// Sends a signal to the primary.
     pub fn signal(&self, signal: Signal) {
-        process::send(self.pid(), signal);
+        process::send_signal(self.pid(), signal);
     }
 
-    /// Waits for the primary's end, which somebody has asked for.
+    /// Waits until the primary ends, and returns its exit status.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
         let status =
             wait::until_some("the primary's end", || self.child.try_wait().expect("our own child"));
-        self.over = true;
+        self.is_reaped = true;
         status
     }
 
-    /// SIGTERM, and everything a good end means: see [`Server::finish`].
+    /// Sends SIGTERM and waits for a clean exit with status 0; returns the log. See [`Server::wait_clean_exit`].
     #[track_caller]
     pub fn stop(self) -> String {
         self.signal(Signal::SIGTERM);
-        self.finish(0)
+        self.wait_clean_exit(0)
     }
 
-    /// Waits for an end that was asked for: the right status, nobody left, nothing unexpected in the log,
-    /// which is returned.
+    /// Waits for an exit with status `code` that leaves no worker, no zombie and no unexpected ERROR line; returns the log.
     #[track_caller]
-    pub fn finish(mut self, code: i32) -> String {
+    pub fn wait_clean_exit(mut self, code: i32) -> String {
         let zombies = process::zombies(self.pid());
         let status = self.wait_exit();
         let log = self.log();
         assert_eq!((status.code(), status.signal()), (Some(code), None), "{}", log::tail(&log));
-        // It may have been reaping these as we looked, but then it has.
+        // Zombies that the primary was reaping at that moment are gone by now.
         let lost: Vec<u32> = zombies.into_iter().filter(|p| process::stat(*p).is_some()).collect();
         assert!(lost.is_empty(), "not reaped: {lost:?}\n{}", log::tail(&log));
         for pid in log::worker_pids(&log) {
             assert!(
-                process::is_gone(pid),
+                process::has_ended(pid),
                 "worker {pid} outlived its primary\n{}",
                 log::tail(&log)
             );
@@ -252,18 +251,18 @@ impl Server {
         log
     }
 
-    /// SIGKILL to the primary, which is all that a test of orphans asks for.
+    /// Kills the primary with SIGKILL, and reaps it.
     pub fn kill_primary(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("our own child");
-        self.over = true;
+        self.is_reaped = true;
     }
 
     #[track_caller]
     fn check_errors(&self, log: &str) {
         let unexpected = log.lines().find(|line| {
             let bad = line.contains(" ERROR ") || line.contains("panicked at");
-            bad && !self.allowed.iter().any(|word| log::contains_word(line, word))
+            bad && !self.allowed_errors.iter().any(|word| log::contains_word(line, word))
         });
         assert_eq!(unexpected, None, "unexpected error");
     }
@@ -272,8 +271,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let mut workers = process::children(self.pid());
-        if !self.over {
-            // The primary first, or it would replace the others.
+        if !self.is_reaped {
+            // The primary first, or it would replace the workers.
             let _ = self.child.kill();
             let _ = self.child.wait();
         } else {
@@ -281,8 +280,8 @@ impl Drop for Server {
             workers.retain(|pid| process::stat(*pid).is_some_and(|s| s.parent <= 1));
         }
         for pid in workers {
-            if std::thread::panicking() || !process::is_gone(pid) {
-                process::send(pid, Signal::SIGKILL);
+            if std::thread::panicking() || !process::has_ended(pid) {
+                process::send_signal(pid, Signal::SIGKILL);
             }
         }
         if let Some(dir) = self.dir.take()

@@ -1,4 +1,4 @@
-//! A service manager as far as a service can tell: a socket that takes messages, and keeps the descriptors in them.
+//! A stand-in for systemd: a notification socket with a file descriptor store, and socket activation.
 
 use std::cell::RefCell;
 use std::io::IoSliceMut;
@@ -9,37 +9,37 @@ use std::os::unix::net::UnixDatagram;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
-use super::command::Builder;
+use super::command::ProcessBuilder;
 use super::wait;
 
-/// Puts standard streams where passed sockets belong, and names the process that they are for.
-const PASSING: &str = r#"exec 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>log
+/// Moves the standard streams to descriptors 3 to 5, where passed sockets belong, and sets `LISTEN_PID`.
+const SOCKET_ACTIVATION_SCRIPT: &str = r#"exec 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>log
 LISTEN_PID=$$; export LISTEN_PID; exec "$0" "$@""#;
 
-/// Listens for what services say.
-pub struct Manager {
+/// Receives the notifications of services, and stores the descriptors in them.
+pub struct ServiceManager {
     socket: UnixDatagram,
-    heard: RefCell<Vec<String>>,
-    /// By name.
+    received: RefCell<Vec<String>>,
+    /// The descriptor store, by name.
     store: RefCell<Vec<(String, OwnedFd)>>,
     dir: TempDir,
 }
 
-impl Manager {
-    pub fn new() -> Manager {
+impl ServiceManager {
+    pub fn new() -> ServiceManager {
         let dir = tempfile::Builder::new().prefix("prefork-sd-").tempdir().expect("directory");
         let socket = UnixDatagram::bind(dir.path().join("notify")).expect("bind");
         socket.set_nonblocking(true).expect("non-blocking");
-        Manager { socket, heard: RefCell::default(), store: RefCell::default(), dir }
+        ServiceManager { socket, received: RefCell::default(), store: RefCell::default(), dir }
     }
 
-    /// A service that speaks to it.
-    pub fn of(&self, builder: Builder) -> Builder {
+    /// Sets `NOTIFY_SOCKET` of a service.
+    pub fn attach(&self, builder: ProcessBuilder) -> ProcessBuilder {
         builder.env("NOTIFY_SOCKET", &self.dir.path().join("notify").display().to_string())
     }
 
-    /// Everything that was said so far.
-    pub fn heard(&self) -> Vec<String> {
+    /// Returns all messages so far.
+    pub fn messages(&self) -> Vec<String> {
         while let Some((text, descriptors)) = self.receive() {
             let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
             let name = field("FDNAME=").unwrap_or_default().to_string();
@@ -50,9 +50,9 @@ impl Manager {
                 let named = descriptors.into_iter().map(|fd| (name.clone(), fd));
                 self.store.borrow_mut().extend(named);
             }
-            self.heard.borrow_mut().push(text);
+            self.received.borrow_mut().push(text);
         }
-        self.heard.borrow().clone()
+        self.received.borrow().clone()
     }
 
     fn receive(&self) -> Option<(String, Vec<OwnedFd>)> {
@@ -71,34 +71,34 @@ impl Manager {
         Some((String::from_utf8(buffer[..length].to_vec()).expect("text"), descriptors))
     }
 
-    /// Forgets what was said, so that only what comes is waited for.
-    pub fn forget(&self) {
-        self.heard();
-        self.heard.borrow_mut().clear();
+    /// Discards all messages so far.
+    pub fn clear_messages(&self) {
+        self.messages();
+        self.received.borrow_mut().clear();
     }
 
-    /// Waits for a message with this in it, and returns it.
+    /// Waits for a message that contains `piece`, and returns it.
     #[track_caller]
-    pub fn wait(&self, piece: &str) -> String {
-        wait::until_some(&format!("{piece:?} of {:?}", self.heard()), || {
-            self.heard().into_iter().find(|message| message.contains(piece))
+    pub fn wait_message(&self, piece: &str) -> String {
+        wait::until_some(&format!("{piece:?} of {:?}", self.messages()), || {
+            self.messages().into_iter().find(|message| message.contains(piece))
         })
     }
 
-    /// How many messages have this in them.
-    pub fn count(&self, piece: &str) -> usize {
-        self.heard().iter().filter(|message| message.contains(piece)).count()
+    /// Counts the messages that contain `piece`.
+    pub fn count_messages(&self, piece: &str) -> usize {
+        self.messages().iter().filter(|message| message.contains(piece)).count()
     }
 
-    /// The names of what it keeps.
-    pub fn kept(&self) -> Vec<String> {
-        self.heard();
+    /// Returns the names in the descriptor store.
+    pub fn stored_names(&self) -> Vec<String> {
+        self.messages();
         self.store.borrow().iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// What it keeps, in another order than it came.
-    pub fn stored(&self) -> Vec<(String, OwnedFd)> {
-        self.heard();
+    /// Returns copies of the stored descriptors, in reverse order.
+    pub fn stored_descriptors(&self) -> Vec<(String, OwnedFd)> {
+        self.messages();
         let store = self.store.borrow();
         let again =
             store.iter().rev().map(|(name, fd)| (name.clone(), fd.try_clone().expect("dup")));
@@ -106,13 +106,13 @@ impl Manager {
     }
 }
 
-/// A service to which these sockets are passed: three at most.
-pub fn passing(builder: Builder, sockets: Vec<(String, OwnedFd)>) -> Builder {
+/// Passes up to three sockets to a service, as systemd does (`LISTEN_FDS`).
+pub fn pass_sockets(builder: ProcessBuilder, sockets: Vec<(String, OwnedFd)>) -> ProcessBuilder {
     assert!(sockets.len() <= 3, "standard streams carry them");
     let names: Vec<&str> = sockets.iter().map(|(name, _)| name.as_str()).collect();
     let builder = builder
         .env("LISTEN_FDS", &sockets.len().to_string())
         .env("LISTEN_FDNAMES", &names.join(":"))
-        .script(PASSING);
-    builder.streams(sockets.into_iter().map(|(_, fd)| fd))
+        .script(SOCKET_ACTIVATION_SCRIPT);
+    builder.standard_streams(sockets.into_iter().map(|(_, fd)| fd))
 }

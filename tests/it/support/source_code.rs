@@ -51,7 +51,7 @@ fn without_comment(line: &str) -> &str {
 }
 
 /// Whether `code` contains `word`, and not only as the end of a longer word.
-fn says(code: &str, word: &str) -> bool {
+fn contains_word(code: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     let whole = |at: usize| !(word.starts_with(part) && code[..at].ends_with(part));
     code.match_indices(word).any(|(at, _)| whole(at))
@@ -89,14 +89,15 @@ impl File {
 
     /// Lines of code with this word, as people want to see them.
     pub fn mentions(&self, word: &str) -> Vec<String> {
-        let with =
-            self.all_code().filter(|(number, code)| *number <= self.tests_from && says(code, word));
+        let with = self
+            .all_code()
+            .filter(|(number, code)| *number <= self.tests_from && contains_word(code, word));
         with.map(|(number, code)| format!("{}:{number} {}", self.name, code.trim())).collect()
     }
 
     /// The same, tests included.
     pub fn all_mentions(&self, word: &str) -> Vec<String> {
-        let with = self.all_code().filter(|(_, code)| says(code, word));
+        let with = self.all_code().filter(|(_, code)| contains_word(code, word));
         with.map(|(number, code)| format!("{}:{number} {}", self.name, code.trim())).collect()
     }
 

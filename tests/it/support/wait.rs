@@ -1,20 +1,20 @@
-//! Waiting for a condition, never for a time.
+//! Polling for conditions, with one deadline for all tests.
 
 use std::time::{Duration, Instant};
 
-/// After this long a condition counts as never coming true. Generous: the machine may be busy.
+/// How long a condition is polled before the test fails: 30 s, as the machine may be busy.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Between two looks at a condition.
-const PAUSE: Duration = Duration::from_millis(4);
+/// Time between two polls of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(4);
 
-/// Lets other processes run before the next look.
-fn pause() {
-    std::thread::park_timeout(PAUSE);
+/// Sleeps for [`POLL_INTERVAL`].
+fn pause_between_polls() {
+    std::thread::park_timeout(POLL_INTERVAL);
 }
 
-/// Looks until there is something, for up to [`DEADLINE`].
-pub fn try_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+/// Polls until `look` returns something, for up to [`DEADLINE`].
+pub fn poll_until<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let give_up = Instant::now() + DEADLINE;
     loop {
         if let Some(found) = look() {
@@ -23,31 +23,31 @@ pub fn try_for<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
         if Instant::now() >= give_up {
             return None;
         }
-        pause();
+        pause_between_polls();
     }
 }
 
-/// Looks until there is something; fails with the name of what never came.
+/// Polls until `look` returns something; panics with `what` at the deadline.
 #[track_caller]
 pub fn until_some<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
-    try_for(look).unwrap_or_else(|| panic!("waited for {DEADLINE:?} in vain: {what}"))
+    poll_until(look).unwrap_or_else(|| panic!("waited for {DEADLINE:?} in vain: {what}"))
 }
 
-/// Looks until it holds.
+/// Polls until the condition holds; panics with `what` at the deadline.
 #[track_caller]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     until_some(what, || holds().then_some(()));
 }
 
-/// Until so long after `begun`: for what the server itself tells apart by time.
-pub fn until_past(begun: Instant, span: Duration) {
+/// Waits until `span` has passed since `begun`, where the server itself depends on time.
+pub fn until_elapsed(begun: Instant, span: Duration) {
     until("the passing of time", || begun.elapsed() > span);
 }
 
-/// The passing of time itself, for what is measured per second. Not a way to wait for anything.
-pub fn measure_for(span: Duration) {
+/// Waits for a fixed time, to measure rates or to observe that nothing happens. Not for conditions: use [`until`].
+pub fn wait_for_duration(span: Duration) {
     let end = Instant::now() + span;
     while Instant::now() < end {
-        pause();
+        pause_between_polls();
     }
 }
