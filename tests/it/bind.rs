@@ -48,7 +48,7 @@ fn a_privileged_port_without_root_is_an_error_with_a_hint() {
     let mut builder = Server::builder().bind(["127.0.0.1:81"]);
     if Uid::effective().is_root() {
         const NOBODY: u32 = 65534;
-        builder = builder.as_user(NOBODY);
+        builder = builder.with_user(NOBODY);
     }
     let ended = builder.run();
     assert_eq!(ended.status, Some(69), "{}", ended.stderr);

@@ -215,7 +215,7 @@ fn a_failed_reload_keeps_the_least_conn_program() {
 fn without_cap_bpf_least_conn_uses_cbpf_weights() {
     let mut builder = Server::builder().workers(3).dispatch("least-conn");
     if nix::unistd::geteuid().is_root() {
-        builder = builder.as_user(NOBODY);
+        builder = builder.with_user(NOBODY);
     }
     let server = builder.start().allow_errors(&["SIGKILL"]);
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("status");

@@ -128,7 +128,7 @@ fn an_unknown_user_or_group_is_a_configuration_error() {
 #[test]
 fn changing_the_user_needs_root_unless_it_is_the_own_user() {
     let own = if is_root() { UID } else { nix::unistd::geteuid().as_raw() };
-    let builder = || if is_root() { Server::builder().as_user(UID) } else { Server::builder() };
+    let builder = || if is_root() { Server::builder().with_user(UID) } else { Server::builder() };
     let other = (own - 1).to_string();
     let ended = builder().args(["--user", &other, "--group", &other]).run();
     assert_eq!(ended.status, Some(78), "{}", ended.stderr);

@@ -108,7 +108,7 @@ fn a_passed_socket_without_reuseport_is_shared_with_a_warning() {
         return eprintln!("skipped: sockets of two users need root");
     }
     let (addr, socket) = tcp_listener("127.0.0.1:0");
-    let builder = Server::builder().bind::<String>([]).dispatch("reuseport").as_user(65534);
+    let builder = Server::builder().bind::<String>([]).dispatch("reuseport").with_user(65534);
     std::fs::write(builder.dir().join("log"), "").expect("log");
     std::os::unix::fs::chown(builder.dir().join("log"), Some(65534), None).expect("chown");
     let server = pass_sockets(builder, vec![socket]).start();

@@ -82,7 +82,10 @@ fn the_source_has_no_todo_markers() {
 fn only_tests_call_unwrap() {
     let files = sources(&["src", "crates"]);
     let files = files.iter().filter(|file| !file.is_test());
-    assert_none("say what to do instead", files.flat_map(|file| file.mentions(".unwrap()")).collect());
+    assert_none(
+        "say what to do instead",
+        files.flat_map(|file| file.mentions(".unwrap()")).collect(),
+    );
 }
 
 #[test]

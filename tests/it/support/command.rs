@@ -194,7 +194,7 @@ impl ProcessBuilder {
     }
 
     /// Runs the process as this user, from a copy of the program that the user can read.
-    pub fn as_user(mut self, uid: u32) -> ProcessBuilder {
+    pub fn with_user(mut self, uid: u32) -> ProcessBuilder {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         // The primary makes its control socket there.
