@@ -1,47 +1,49 @@
-//! The rules of the house that a compiler does not know: how long things may be, and what must not be said
-//! where. Who may import whom stands in `rooms.rs`; how the source is read, in `support/source.rs`.
+//! Rules for the source of the whole workspace that neither the compiler nor clippy checks.
 
-use crate::support::source_code::{File, sources};
+use crate::support::source_code::{SourceFile, source_files};
 
-/// Lines of a file.
-const FILE: usize = 600;
-/// Lines of a function, with its signature and braces.
-const FUNCTION: usize = 80;
+const MAX_FILE_LINES: usize = 600;
+/// With signature and braces.
+const MAX_FUNCTION_LINES: usize = 80;
+
+/// Directories with Rust code.
+const ALL_CODE: [&str; 5] = ["src", "crates", "tests", "examples", "benches"];
 
 #[track_caller]
-pub fn assert_none(what: &str, found: Vec<String>) {
+fn assert_none(what: &str, found: Vec<String>) {
     assert!(found.is_empty(), "{what}:\n  {}", found.join("\n  "));
 }
 
 #[test]
 fn files_and_functions_are_short() {
     let mut found = Vec::new();
-    for file in sources(&["src", "crates", "tests"]) {
-        if file.lines.len() > FILE {
-            found.push(format!("{} has {} lines, not {FILE}", file.name, file.lines.len()));
+    for file in source_files(&ALL_CODE) {
+        let lines = file.lines.len();
+        if lines > MAX_FILE_LINES {
+            found.push(format!("{} has {lines} lines, at most {MAX_FILE_LINES}", file.name));
         }
-        let long = file.functions().into_iter().filter(|f| f.lines > FUNCTION);
+        let long = file.functions().into_iter().filter(|f| f.lines > MAX_FUNCTION_LINES);
         found.extend(
-            long.map(|f| format!("{}:{} {} has {} lines", file.name, f.at, f.name, f.lines)),
+            long.map(|f| format!("{}:{} {} has {} lines", file.name, f.line, f.name, f.lines)),
         );
     }
     assert_none("too long", found);
 }
 
 #[test]
-fn every_unsafe_says_why_it_is_safe() {
+fn every_unsafe_block_has_a_safety_comment() {
     let mut found = Vec::new();
-    for file in sources(&["src", "crates"]) {
+    for file in source_files(&["src", "crates"]) {
         for (number, _) in file.code().filter(|(_, code)| {
             ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
                 .iter()
-                .any(|u| code.contains(u))
+                .any(|start| code.contains(start))
         }) {
-            // The reason stands above the statement, which may have begun a few lines before.
-            let above = &file.lines[number.saturating_sub(8)..number];
-            let says =
+            // The comment precedes the statement, which may have begun a few lines earlier.
+            let before = &file.lines[number.saturating_sub(8)..number];
+            let is_reason =
                 |line: &String| line.contains("// SAFETY: ") || line.contains("/// # Safety");
-            if !above.iter().any(says) {
+            if !before.iter().any(is_reason) {
                 found.push(format!("{}:{number}", file.name));
             }
         }
@@ -50,25 +52,25 @@ fn every_unsafe_says_why_it_is_safe() {
 }
 
 #[test]
-fn the_supervisor_is_pure() {
-    const IMPURE: [&str; 7] =
+fn the_supervisor_has_no_io_and_no_clock() {
+    const FORBIDDEN: [&str; 7] =
         ["Instant::now", "SystemTime", "std::env", "std::fs", "std::io", "std::net", "std::thread"];
-    let files = sources(&["crates/prefork-supervisor/src"]);
+    let files = source_files(&["crates/prefork-supervisor/src"]);
     let files = files.iter().filter(|file| !file.is_test());
     assert_none(
-        "the supervisor only thinks",
-        files.flat_map(|file| IMPURE.iter().flat_map(|word| file.mentions(word))).collect(),
+        "used by the supervisor",
+        files.flat_map(|file| FORBIDDEN.iter().flat_map(|word| file.lines_with(word))).collect(),
     );
 }
 
 #[test]
 fn the_source_has_no_todo_markers() {
-    // Put together here, so that this file passes its own test.
+    // Assembled here, so that this file does not contain them.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X:"], ["db", "g!("], ["to", "do!("]];
     let mut words: Vec<String> = words.iter().map(|parts| parts.concat()).collect();
     words.push(["unimple", "mented!("].concat());
     let mut found = Vec::new();
-    for file in sources(&["src", "crates", "tests"]) {
+    for file in source_files(&ALL_CODE) {
         for (number, line) in file.lines.iter().enumerate() {
             if words.iter().any(|word| line.contains(word)) {
                 found.push(format!("{}:{} {}", file.name, number + 1, line.trim()));
@@ -79,34 +81,24 @@ fn the_source_has_no_todo_markers() {
 }
 
 #[test]
-fn only_tests_call_unwrap() {
-    let files = sources(&["src", "crates"]);
-    let files = files.iter().filter(|file| !file.is_test());
-    assert_none(
-        "say what to do instead",
-        files.flat_map(|file| file.mentions(".unwrap()")).collect(),
-    );
-}
-
-#[test]
 fn tests_do_not_sleep_and_are_not_ignored() {
-    let (sleeps, ignored) =
-        (["thread::", "time::"].map(|room| room.to_string() + "sleep"), ["#[ign", "ore]"].concat());
+    let sleeps = ["thread::", "time::"].map(|module| module.to_string() + "sleep");
+    let ignored = ["#[ign", "ore]"].concat();
     let mut found = Vec::new();
-    for file in sources(&["src", "crates", "tests"]) {
-        found.extend(file.all_mentions(&ignored));
-        if file.is_test() || file.name.starts_with("tests/") {
-            found.extend(sleeps.iter().flat_map(|sleep| file.all_mentions(sleep)));
+    for file in source_files(&["src", "crates", "tests"]) {
+        found.extend(file.all_lines_with(&ignored));
+        if file.is_test() {
+            found.extend(sleeps.iter().flat_map(|sleep| file.all_lines_with(sleep)));
         }
     }
     assert_none("in tests", found);
 }
 
-/// The variants of an enum, which rustfmt has laid out.
-fn variants(file: &str, name: &str) -> Vec<String> {
-    let file = sources(&[file]).remove(0);
-    let begin = file.lines.iter().position(|line| line.contains(&format!("enum {name} {{")));
-    let body = file.lines[begin.expect(name) + 1..].iter().take_while(|line| *line != "}");
+/// Returns the names of the variants of an enum.
+fn enum_variants(path: &str, name: &str) -> Vec<String> {
+    let file = source_files(&[path]).remove(0);
+    let start = file.lines.iter().position(|line| line.contains(&format!("enum {name} {{")));
+    let body = file.lines[start.expect(name) + 1..].iter().take_while(|line| *line != "}");
     let names = body.filter_map(|line| {
         let rest = line.strip_prefix("    ").filter(|rest| rest.starts_with(char::is_uppercase))?;
         rest.split(|c: char| !c.is_alphanumeric()).next().map(str::to_string)
@@ -115,14 +107,14 @@ fn variants(file: &str, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_event_and_action_is_tested() {
-    let files = sources(&["crates/prefork-supervisor/src"]);
-    let tests: Vec<&File> = files.iter().filter(|file| file.is_test()).collect();
+fn every_event_command_and_action_of_the_supervisor_is_tested() {
+    let files = source_files(&["crates/prefork-supervisor/src"]);
+    let tests: Vec<&SourceFile> = files.iter().filter(|file| file.is_test()).collect();
     let mut found = Vec::new();
-    for (file, name) in [("event", "Event"), ("event", "Intent"), ("action", "Action")] {
-        for variant in variants(&format!("crates/prefork-supervisor/src/{file}.rs"), name) {
+    for (file, name) in [("event", "Event"), ("command", "ClusterCommand"), ("action", "Action")] {
+        for variant in enum_variants(&format!("crates/prefork-supervisor/src/{file}.rs"), name) {
             let full = format!("{name}::{variant}");
-            if !tests.iter().any(|t| t.lines.iter().any(|line| line.contains(&full))) {
+            if !tests.iter().any(|test| test.lines.iter().any(|line| line.contains(&full))) {
                 found.push(full);
             }
         }
