@@ -1,30 +1,32 @@
-//! Trust that is lost by disappointment, for twice as long each time, and regained at once.
+//! Skips attempts that have not been worth it lately.
 
-/// After so many disappointments in a row trust does not fall further: 2^6 - 2 times go without it.
-const MOST: u32 = 6;
+/// How many misses in a row are counted: after more of them, 2^6 - 2 attempts are skipped each time.
+const MAX_COUNTED_MISSES: u32 = 6;
 
-/// Whether to expect once more what may not come.
+/// Decides whether to make an attempt. After n misses in a row, 2^n - 2 attempts are skipped; one hit resets the count.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Trust {
-    disappointed: u32,
-    rest: u32,
+pub(crate) struct SkipBackoff {
+    misses: u32,
+    to_skip: u32,
 }
 
-impl Trust {
-    /// Whether to trust this time.
-    pub(crate) fn is_given(&mut self) -> bool {
-        let given = self.rest == 0;
-        self.rest = self.rest.saturating_sub(1);
-        given
+impl SkipBackoff {
+    /// Whether to make this attempt. If not, it counts as skipped.
+    pub(crate) fn should_try(&mut self) -> bool {
+        let should_try = self.to_skip == 0;
+        self.to_skip = self.to_skip.saturating_sub(1);
+        should_try
     }
 
-    pub(crate) fn lose(&mut self) {
-        self.disappointed = (self.disappointed + 1).min(MOST);
-        self.rest = (1 << self.disappointed) - 2;
+    /// Records that an attempt was not worth it.
+    pub(crate) fn record_miss(&mut self) {
+        self.misses = (self.misses + 1).min(MAX_COUNTED_MISSES);
+        self.to_skip = (1 << self.misses) - 2;
     }
 
-    pub(crate) fn regain(&mut self) {
-        *self = Trust::default();
+    /// Records that an attempt was worth it.
+    pub(crate) fn record_hit(&mut self) {
+        *self = SkipBackoff::default();
     }
 }
 
@@ -33,20 +35,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trust_falls_with_each_disappointment_and_is_back_at_once() {
-        let mut trust = Trust::default();
-        let mut rests = Vec::new();
+    fn each_miss_doubles_the_skipped_attempts_and_a_hit_resets_them() {
+        let mut backoff = SkipBackoff::default();
+        let mut skips = Vec::new();
         for _ in 0..8 {
-            trust.lose();
-            let mut rest = 0;
-            while !trust.is_given() {
-                rest += 1;
+            backoff.record_miss();
+            let mut skipped = 0;
+            while !backoff.should_try() {
+                skipped += 1;
             }
-            rests.push(rest);
+            skips.push(skipped);
         }
-        assert_eq!(rests, [0, 2, 6, 14, 30, 62, 62, 62]);
-        trust.lose();
-        trust.regain();
-        assert!(trust.is_given() && trust.is_given());
+        assert_eq!(skips, [0, 2, 6, 14, 30, 62, 62, 62]);
+        backoff.record_miss();
+        backoff.record_hit();
+        assert!(backoff.should_try() && backoff.should_try());
     }
 }

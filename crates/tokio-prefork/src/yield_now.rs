@@ -1,12 +1,12 @@
-//! Letting others go first.
+//! Yields to other tasks without polling the I/O driver.
 
 use std::future::poll_fn;
 use std::task::Poll;
 
-/// Lets tasks that can go on do so first. Unlike tokio's `yield_now` it does not have the kernel asked for news before.
-pub(crate) async fn step_aside() {
-    let mut aside = false;
-    poll_fn(|cx| match std::mem::replace(&mut aside, true) {
+/// Yields once to the tasks that are ready. Unlike tokio's `yield_now`, does not poll the I/O driver before.
+pub(crate) async fn yield_to_ready_tasks() {
+    let mut yielded = false;
+    poll_fn(|cx| match std::mem::replace(&mut yielded, true) {
         true => Poll::Ready(()),
         false => {
             cx.waker().wake_by_ref();
@@ -24,20 +24,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_that_can_go_on_does_so_first() {
+    fn ready_tasks_run_before_the_yielding_one() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let local = tokio::task::LocalSet::new();
         runtime.block_on(local.run_until(async {
-            let ran = Rc::new(Cell::new(false));
-            let other = Rc::clone(&ran);
+            let has_run = Rc::new(Cell::new(false));
+            let other = Rc::clone(&has_run);
             tokio::task::spawn_local(async move {
                 tokio::task::spawn_local(async move { other.set(true) });
             });
-            let looks = tokio::task::spawn_local(async move {
-                step_aside().await;
-                ran.get()
+            let yields = tokio::task::spawn_local(async move {
+                yield_to_ready_tasks().await;
+                has_run.get()
             });
-            assert!(looks.await.expect("joined"));
+            assert!(yields.await.expect("joined"));
         }));
     }
 }

@@ -1,45 +1,46 @@
-//! Whether to sleep until the next letter, or to look out for it: a decision, without a clock.
+//! Decides whether to busy-poll for the next message before sleeping. Without a clock.
 //!
-//! Two processes that talk in turns spend most of the time on being woken: a round trip took 65 us where both sleep, and
-//! 10 where both are awake (`benches/messages.rs`). So who is answered within a moment looks out for the next letter that
-//! long before it sleeps, as the kernel does for its guests (`halt_poll_ns`). Where that was in vain it is done ever less
-//! often: letters that are no conversation cost a moment for every 2^6 of them.
+//! Wake-ups dominate the latency of messages between two processes that answer each other. Measured in turns with and
+//! without busy-polling (`cargo bench --bench messages`), a round trip takes 8 us at the median and 67 to 103 us at the 99th
+//! percentile with it, 83 us and 161 us without. One-way throughput is 11 % lower with it.
+//!
+//! Where no message comes in time, busy-polling is tried ever less often (see `SkipBackoff`), so that messages that are no
+//! conversation cost [`BUSY_POLL_TIME`] for one in 63 of them.
 
 use std::time::{Duration, Instant};
 
-use crate::skip_backoff::Trust;
+use crate::skip_backoff::SkipBackoff;
 
-/// So long is looked out for the next letter. Longer than to be woken takes, mostly.
-const MOMENT: Duration = Duration::from_micros(50);
+/// How long to busy-poll for the next message before sleeping. Mostly longer than a wake-up takes.
+const BUSY_POLL_TIME: Duration = Duration::from_micros(50);
 
-/// What comes within this time of the last letter may be an answer by somebody who had to be woken.
-const SOON: Duration = Duration::from_micros(200);
+/// The longest gap between two messages of which the second may answer the first: its sender may have been asleep.
+const MAX_REPLY_GAP: Duration = Duration::from_micros(200);
 
-/// One end of a channel, or of several.
+/// When to busy-poll one end of a channel, or of several.
 #[derive(Debug, Default)]
-pub(crate) struct Lookout {
-    /// When a letter came last.
-    last: Option<Instant>,
-    looks: bool,
-    trust: Trust,
+pub(crate) struct BusyPoll {
+    last_message: Option<Instant>,
+    is_polling: bool,
+    backoff: SkipBackoff,
 }
 
-impl Lookout {
-    /// Something has come.
-    pub(crate) fn came(&mut self, now: Instant) {
-        let gap = self.last.replace(now).map(|last| now.duration_since(last));
-        if self.looks {
-            match gap.is_some_and(|gap| gap < MOMENT) {
-                true => self.trust.regain(),
-                false => self.trust.lose(),
+impl BusyPoll {
+    /// Records that a message has arrived, and decides whether to busy-poll for the next one.
+    pub(crate) fn message_arrived(&mut self, now: Instant) {
+        let gap = self.last_message.replace(now).map(|last| now.duration_since(last));
+        if self.is_polling {
+            match gap.is_some_and(|gap| gap < BUSY_POLL_TIME) {
+                true => self.backoff.record_hit(),
+                false => self.backoff.record_miss(),
             }
         }
-        self.looks = gap.is_some_and(|gap| gap < SOON) && self.trust.is_given();
+        self.is_polling = gap.is_some_and(|gap| gap < MAX_REPLY_GAP) && self.backoff.should_try();
     }
 
-    /// Until when not to sleep.
-    pub(crate) fn until(&self) -> Option<Instant> {
-        self.last.filter(|_| self.looks).map(|last| last + MOMENT)
+    /// Returns until when to busy-poll; `None` to sleep at once.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.last_message.filter(|_| self.is_polling).map(|last| last + BUSY_POLL_TIME)
     }
 }
 
@@ -47,40 +48,40 @@ impl Lookout {
 mod tests {
     use super::*;
 
-    /// How often it is looked out for the next of letters that come with these gaps, in microseconds.
-    fn looks(gaps: impl IntoIterator<Item = u64>) -> usize {
-        let (mut lookout, mut now) = (Lookout::default(), Instant::now());
-        lookout.came(now);
+    /// Counts how often the next of several messages is busy-polled for. `gaps` are in microseconds.
+    fn count_busy_polls(gaps: impl IntoIterator<Item = u64>) -> usize {
+        let (mut busy_poll, mut now) = (BusyPoll::default(), Instant::now());
+        busy_poll.message_arrived(now);
         let each = gaps.into_iter().map(|gap| {
             now += Duration::from_micros(gap);
-            lookout.came(now);
-            usize::from(lookout.until() == Some(now + MOMENT))
+            busy_poll.message_arrived(now);
+            usize::from(busy_poll.deadline() == Some(now + BUSY_POLL_TIME))
         });
         each.sum()
     }
 
     #[test]
-    fn nobody_looks_out_for_letters_that_come_now_and_then() {
-        assert_eq!(looks([300; 100]), 0);
+    fn rare_messages_are_not_busy_polled_for() {
+        assert_eq!(count_busy_polls([300; 100]), 0);
     }
 
     #[test]
-    fn whoever_talks_in_turns_looks_out_for_each_answer() {
-        assert_eq!(looks([8; 100]), 100);
-        assert_eq!(looks([150].into_iter().chain([8; 99])), 100);
+    fn each_answer_of_a_conversation_is_busy_polled_for() {
+        assert_eq!(count_busy_polls([8; 100]), 100);
+        assert_eq!(count_busy_polls([150].into_iter().chain([8; 99])), 100);
     }
 
     #[test]
-    fn what_never_comes_in_time_is_hardly_looked_out_for() {
-        // Six times while trust falls, then each 63rd time.
-        assert_eq!(looks([100; 1000]), 20);
-        // Two that come together, again and again.
-        assert_eq!(looks([8, 1000].into_iter().cycle().take(2000)), 20);
+    fn messages_that_never_arrive_in_time_are_hardly_busy_polled_for() {
+        // Six times while the back-off grows, then each 63rd time.
+        assert_eq!(count_busy_polls([100; 1000]), 20);
+        // Two messages that arrive together, again and again.
+        assert_eq!(count_busy_polls([8, 1000].into_iter().cycle().take(2000)), 20);
     }
 
     #[test]
-    fn a_conversation_that_ends_costs_one_moment() {
+    fn the_end_of_a_conversation_costs_one_busy_poll() {
         let conversation = || [8; 50].into_iter().chain([1_000_000]);
-        assert_eq!(looks(conversation().chain(conversation())), 100);
+        assert_eq!(count_busy_polls(conversation().chain(conversation())), 100);
     }
 }

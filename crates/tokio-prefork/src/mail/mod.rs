@@ -35,7 +35,7 @@ mod post;
 mod requests;
 mod worker_end;
 
-pub(crate) use busy_poll::Lookout;
+pub(crate) use busy_poll::BusyPoll;
 pub(crate) use connection::Carried;
 pub use connection::{Connection, Unsent};
 pub use error::MailError;

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
 use super::assembler::Assembler;
-use super::busy_poll::Lookout;
+use super::busy_poll::BusyPoll;
 use super::frame::PACKET;
 use super::hub::{FULL, carried};
 use super::inboxes::{Inboxes, Unwanted};
@@ -19,9 +19,9 @@ use super::outbox::Outbox;
 use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
-use crate::yield_now::step_aside;
+use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
-use prefork_os::readiness::{both, readable_awake};
+use prefork_os::readiness::{both, readable_busy_polling};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks have their turn.
@@ -167,13 +167,15 @@ impl MailEnd {
         let mut buffer = vec![0; PACKET];
         let mut assembler = Assembler::new(self.limits.letter());
         let mut letters = VecDeque::new();
-        let (mut packets, mut lookout) = (0, Lookout::default());
+        let (mut packets, mut busy_poll) = (0, BusyPoll::default());
         while let Some(channel) = &self.channel {
-            let Ok(mut ready) = readable_awake(channel, lookout.until()).await else { break };
+            let Ok(mut ready) = readable_busy_polling(channel, busy_poll.deadline()).await else {
+                break;
+            };
             let mut length = 0;
             let got = match ready.try_io(|fd| receive_message(fd.get_ref(), &mut buffer)) {
                 Ok(Ok(ReceivedMessage::Message(bytes, passed))) => {
-                    lookout.came(Instant::now());
+                    busy_poll.message_arrived(Instant::now());
                     length = bytes;
                     assembler.take(&buffer[..length], carried(passed), &mut letters)
                 }
@@ -194,8 +196,8 @@ impl MailEnd {
                 tokio::task::yield_now().await;
             } else if length < FULL {
                 // Hardly any more is there: whoever waited for this goes on, and what it says is sent, before we look.
-                step_aside().await;
-                step_aside().await;
+                yield_to_ready_tasks().await;
+                yield_to_ready_tasks().await;
             }
         }
         self.close();

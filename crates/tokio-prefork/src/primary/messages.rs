@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::pending_requests::Asked;
 use super::{Primary, PrimaryHandle};
 use crate::mail::{
-    Class, Letter, Lookout, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
+    BusyPoll, Class, Letter, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
 };
 use prefork_supervisor::Event;
 use prefork_supervisor::{WorkerId, WorkerTag};
@@ -30,7 +30,7 @@ pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message
 #[derive(Default)]
 pub(crate) struct Mail {
     pub(super) hub: MailHub,
-    pub(super) lookout: Lookout,
+    pub(super) busy_poll: BusyPoll,
     handlers: BTreeMap<String, Handler>,
     /// Kinds without a function, and how many messages of them were dropped.
     unknown: BTreeMap<String, u64>,
@@ -59,7 +59,7 @@ impl Primary {
     /// Takes in what came, where `ready` says so.
     pub(super) fn read_mail(&mut self, wanted: &[Wanted], ready: &[bool]) {
         if wanted.iter().zip(ready).any(|(want, ready)| *ready && want.is_to_read()) {
-            self.messages.lookout.came(Instant::now());
+            self.messages.busy_poll.message_arrived(Instant::now());
         }
         for (worker, why) in self.messages.hub.read(wanted, ready) {
             self.pending_events

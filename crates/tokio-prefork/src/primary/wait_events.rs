@@ -105,7 +105,7 @@ impl Primary {
                 mind: &self.supervisor,
                 listeners: acceptable(&self.listeners, self.taking_over),
             };
-            let awake = self.messages.lookout.until();
+            let awake = self.messages.busy_poll.deadline();
             deal_on(&mut self.dealer, &table, set, Waits { dealing, until, awake, now })?
         };
         for (id, _) in open.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {

@@ -1,5 +1,10 @@
-//! `least-conn` without the privilege for its program: by chance, but with odds that favour the less loaded. The
-//! primary works the odds out again when loads or health have changed. Pure.
+//! Weights for `least-conn` without CAP_BPF: a classic BPF program chooses at random, and favours slots with fewer
+//! connections. The primary attaches a new program when loads or health have changed, at most once a second. Pure.
+//!
+//! What the weights buy over the kernel's hash is recovery after clients have left. Measured in turns with 4 workers and
+//! 200 kept connections, of which all on two workers close and 100 open anew, in 8 rounds: the busiest worker has 55 to 62
+//! connections of about 200 instead of 71 to 80, the idlest 34 to 42 instead of 14 to 30. They do not spread steady arrivals
+//! better (`cargo bench --bench dispatch -- balance`: 14/3 and 12/4 on 8 workers), nor help while a worker is stopped.
 
 use super::classic::{NOBODY, RANDOM, choose, if_at_least, modulo, word};
 use super::{CAP, Load};

@@ -1,20 +1,19 @@
-//! Accepting: just in time, politely, and patiently.
+//! Accepts connections from a listening socket, and spreads them evenly over the workers that share it.
 //!
-//! *Just in time*: a worker begins to serve a connection before it accepts the next one (see `accept_budget`), and waits a moment
-//! for the first byte of one that is silent (see `first_byte`). What waits, waits in the kernel's queue, where any worker
-//! can take it and none can lose it by dying.
+//! Just in time: a worker begins to serve a connection before it accepts the next one (see `accept_budget`), and waits
+//! up to a millisecond for the first byte of a silent one (see `first_byte`). All others stay in the kernel's queue, where any
+//! worker can take them and none can lose them by dying.
 //!
-//! *Politely*: the workers that share a socket stand in line, and a connection wakes the first of them that sleeps. Who
-//! has accepted goes to the end of the line, so the next connection is another's. Who has far fewer connections than
-//! others stands in the front: it is always woken, and those who were woken beside it let it go first, for a moment
-//! (see `accept_fairness`). So connections spread evenly over one plain shared socket, and nobody is woken in vain.
+//! Evenly: a connection wakes the first sleeping worker in the order of exclusive wake-ups (see `accept_queue`). A worker that
+//! has accepted moves to the end of this order. One with far fewer connections than others is woken for every connection,
+//! and the worker woken beside it lets it accept first (see `accept_fairness`).
 //!
-//! A worker may be stopped or killed just when it was woken. The connection it was woken for is found by the next one
-//! that is woken, and by everybody at its next beat, a tenth of a second later.
+//! A worker may be stopped or killed right after a connection has woken it. The next worker that is woken accepts that
+//! connection as well, and all workers check the queue at each heartbeat, every 100 ms.
 //!
-//! *Patiently*: out of file descriptors, it waits for one instead of asking again and again. Where accepting fails for
-//! another reason again and again (a seccomp filter forbids it, somebody has shut the socket down), it backs off, says so
-//! once, and does not count as serving until a connection comes or a reload opens the socket again.
+//! Without free file descriptors or memory, the worker waits for a connection to close. Where accept fails for another reason (a
+//! seccomp filter forbids it, another process has shut the socket down), it backs off, logs once, and does not count as serving until
+//! accept succeeds or a reload opens the socket again.
 
 use std::io;
 use std::rc::Rc;
@@ -23,9 +22,9 @@ use std::time::{Duration, Instant};
 use socket2::Domain;
 use tokio::sync::Notify;
 
-use super::accept_budget::Burst;
-use super::accept_queue::Line;
-use super::first_byte::Newcomers;
+use super::accept_budget::AcceptBudget;
+use super::accept_queue::AcceptQueue;
+use super::first_byte::ConnectionStarter;
 use super::local_state::State;
 use super::queue_wait::Waits;
 use crate::listener::Listener;
@@ -53,12 +52,12 @@ const MOST_IDLE: u32 = 1000;
 /// Accepts from one listening socket until the worker drains.
 pub(crate) struct Acceptor {
     state: Rc<State>,
-    line: Line,
+    queue: AcceptQueue,
     name: String,
     unix: bool,
     /// Whether it is the socket of our own slot.
     own: bool,
-    newcomers: Newcomers,
+    starter: ConnectionStarter,
     waits: Waits,
     stop: Rc<Notify>,
     /// Whether it was told that descriptors have run out, and none came free since.
@@ -73,17 +72,17 @@ impl Acceptor {
     pub(crate) fn new(
         state: &Rc<State>,
         listener: Listener,
-        newcomers: Newcomers,
+        starter: ConnectionStarter,
         polite: bool,
         stop: Rc<Notify>,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
         let own = !listener.is_everybodys() && listener.slot == state.tag.slot;
-        let line = Line::new(state, listener.socket.into(), polite)?;
+        let queue = AcceptQueue::new(state, listener.socket.into(), polite)?;
         let (state, name) = (Rc::clone(state), listener.local);
         let waits = Waits::default();
         let (exhausted, failures) = (false, 0);
-        Ok(Acceptor { state, line, name, unix, own, newcomers, waits, stop, exhausted, failures })
+        Ok(Acceptor { state, queue, name, unix, own, starter, waits, stop, exhausted, failures })
     }
 
     pub(crate) async fn run(mut self) {
@@ -95,11 +94,11 @@ impl Acceptor {
             () = stop.notified() => {}
             () = self.accept_all() => {}
         }
-        self.newcomers.serve_silent();
+        self.starter.start_pending();
         match drain.drain.order() {
             Some(order) if order.closing => self.close().await,
             // We may have been woken for it, and nobody else.
-            _ if self.line.is_shared() => self.empty_queue(1),
+            _ if self.queue.is_shared() => self.empty_queue(1),
             _ => {}
         }
         self.recover();
@@ -112,44 +111,44 @@ impl Acceptor {
 
     async fn accept_all(&mut self) {
         let state = Rc::clone(&self.state);
-        let (mut idle, mut took, mut burst) = (0, false, Burst::default());
+        let (mut idle, mut took, mut budget) = (0, false, AcceptBudget::default());
         loop {
             self.wait_for_room().await;
             let ready = tokio::select! {
                 biased;
-                ready = self.line.readable() => match ready {
+                ready = self.queue.readable() => match ready {
                     Ok(ready) => Some(ready),
                     Err(_) => return,
                 },
                 () = state.look.notified() => {
-                    if !self.line.look_around() {
+                    if !self.queue.rescan_workers() {
                         continue;
                     }
                     // Whoever was woken for it does not take it.
                     None
                 }
             };
-            let outcome = self.line.accept(ready).await;
+            let outcome = self.queue.accept(ready).await;
             match outcome {
                 Ok(Some(fd)) => {
                     (self.exhausted, took) = (false, true);
                     self.recover();
                     let now = Instant::now();
                     let waited = self.waits.of(&fd, self.unix, now);
-                    self.newcomers.take(fd, self.unix, waited);
+                    self.starter.start(fd, self.unix, waited);
                     self.count();
-                    if self.newcomers.has_silent() {
-                        self.line.step_back();
-                        self.newcomers.wait_for_first_byte().await;
+                    if self.starter.has_pending() {
+                        self.queue.move_to_end();
+                        self.starter.wait_for_first_byte().await;
                     }
-                    burst.pause(now).await;
+                    budget.yield_after_accept(now).await;
                 }
                 Err(e) => self.endure(&e).await,
                 Ok(None) => {
-                    burst.end();
+                    budget.reset();
                     self.recover();
                     if std::mem::take(&mut took) {
-                        self.line.go_to_the_end();
+                        self.queue.move_to_end_if_busier();
                     }
                     // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
                     // it must not take the loop from the rest.
@@ -172,10 +171,10 @@ impl Acceptor {
             let full = state.row.open() >= limit;
             state.row.accepting(!full && !state.cannot_accept());
             if full {
-                self.line.leave();
+                self.queue.stop_waking();
                 rung.await;
             } else {
-                self.line.come_back();
+                self.queue.resume_waking();
                 return;
             }
         }
@@ -207,7 +206,7 @@ impl Acceptor {
             );
         }
         self.state.row.accepting(false);
-        self.line.leave();
+        self.queue.stop_waking();
         let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
     }
 
@@ -225,7 +224,7 @@ impl Acceptor {
             self.state.failing.set(self.state.failing.get() + 1);
             self.state.show_accepting();
         }
-        self.line.leave();
+        self.queue.stop_waking();
         tokio::time::sleep(doubled.min(ACCEPT_RETRY_MAX)).await;
     }
 
@@ -249,8 +248,8 @@ impl Acceptor {
     /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
     pub(crate) fn empty_queue(&self, most: usize) {
         for _ in 0..most {
-            let Ok(fd) = prefork_os::socket::accept_connection(self.line.socket()) else { return };
-            self.newcomers.take_last(fd, self.unix);
+            let Ok(fd) = prefork_os::socket::accept_connection(self.queue.socket()) else { return };
+            self.starter.start_despite_queue_wait(fd, self.unix);
             self.count();
         }
     }

@@ -1,89 +1,88 @@
-//! How workers that share a listening socket behave to each other: pure decisions from what the scoreboard says.
+//! Compares the connection counts of workers that share a listening socket. Pure.
 //!
-//! Who has two connections more than another worker lets that one go first, for a moment. Who did not come when it
-//! was let go first is not waited for at the next connections, ever more of them, until it has accepted
-//! something: so a worker that is frozen, stopped or busy costs the others next to nothing.
+//! A worker that has two connections more than another one lets that one accept first. If it does not accept, as it is
+//! frozen, stopped or busy, the worker skips it for ever more connections (see `SkipBackoff`), until it accepts again.
 
 use crate::scoreboard::Other;
-use crate::skip_backoff::Trust;
+use crate::skip_backoff::SkipBackoff;
 
-/// Who has so many connections more than another one waits for it, and who has so many fewer stands in the front.
-/// In line those with one more are behind those with one less already.
-pub(crate) const APART: u64 = 2;
+/// How many more connections a worker must have than another one to let it accept first, and how many fewer to be woken
+/// for every connection. With a difference of one, the order of the exclusive wake-ups decides.
+pub(crate) const MIN_CONNECTION_DIFFERENCE: u64 = 2;
 
-/// So many workers stand in the front at most.
-const FRONT: usize = 2;
+/// How many workers are woken for every connection at most.
+const MAX_ALWAYS_WOKEN: usize = 2;
 
-/// What a worker remembers of those it waited for in vain.
+/// Which workers have not accepted lately although they were let accept first.
 #[derive(Debug, Default)]
-pub(crate) struct Manners {
-    /// By row; what had been accepted when it was let go first.
-    doubts: Vec<(Other, Trust)>,
+pub(crate) struct AcceptFairness {
+    /// By row, with the count of accepted connections at the last miss.
+    missed: Vec<(Other, SkipBackoff)>,
 }
 
-impl Manners {
-    /// Whom to let go first, with `own` connections: the freest one that has at least `apart` fewer and can be
-    /// expected to come.
-    pub(crate) fn let_first(
+impl AcceptFairness {
+    /// Returns the worker to let accept first: the one with the fewest connections that has at least `min_difference` fewer
+    /// than `own` and is expected to accept.
+    pub(crate) fn choose_idler_worker(
         &mut self,
         own: u64,
-        apart: u64,
+        min_difference: u64,
         others: impl Iterator<Item = Other>,
     ) -> Option<Other> {
-        if own < apart {
+        if own < min_difference {
             return None;
         }
-        let mut freest: Option<Other> = None;
-        for other in others.filter(|other| other.open + apart <= own) {
-            let is_freer = freest.is_none_or(|freest| other.open < freest.open);
-            if self.is_trusted(&other) && is_freer {
-                freest = Some(other);
+        let mut idlest: Option<Other> = None;
+        for other in others.filter(|other| other.open + min_difference <= own) {
+            let is_idler = idlest.is_none_or(|idlest| other.open < idlest.open);
+            if self.is_expected_to_accept(&other) && is_idler {
+                idlest = Some(other);
             }
         }
-        freest
+        idlest
     }
 
-    fn is_trusted(&mut self, other: &Other) -> bool {
-        let Some(at) = self.doubts.iter().position(|(known, _)| known.row == other.row) else {
+    fn is_expected_to_accept(&mut self, other: &Other) -> bool {
+        let Some(at) = self.missed.iter().position(|(known, _)| known.row == other.row) else {
             return true;
         };
-        let (known, trust) = &mut self.doubts[at];
+        let (known, backoff) = &mut self.missed[at];
         if known.accepted != other.accepted {
-            // It works, or is another worker in the same row.
-            self.doubts.swap_remove(at);
+            // It accepts again, or is another worker in the same row.
+            self.missed.swap_remove(at);
             return true;
         }
-        trust.is_given()
+        backoff.should_try()
     }
 
-    /// `waited_for` was let go first, and has accepted so many now.
-    pub(crate) fn learn(&mut self, waited_for: Other, accepted: Option<u64>) {
-        let at = self.doubts.iter().position(|(known, _)| known.row == waited_for.row);
-        if accepted != Some(waited_for.accepted) {
-            at.map(|at| self.doubts.swap_remove(at));
+    /// Records whether `preferred` has accepted: `accepted` is its count now, `None` if it is gone.
+    pub(crate) fn record_outcome(&mut self, preferred: Other, accepted: Option<u64>) {
+        let at = self.missed.iter().position(|(known, _)| known.row == preferred.row);
+        if accepted != Some(preferred.accepted) {
+            at.map(|at| self.missed.swap_remove(at));
             return;
         }
         let at = at.unwrap_or_else(|| {
-            self.doubts.push((waited_for, Trust::default()));
-            self.doubts.len() - 1
+            self.missed.push((preferred, SkipBackoff::default()));
+            self.missed.len() - 1
         });
-        self.doubts[at].1.lose();
+        self.missed[at].1.record_miss();
     }
 }
 
-/// Whether a worker with `own` connections in row `row` is to be woken for each connection, as it has far fewer than
-/// another one, and hardly anybody has fewer still; and the most connections that another one has.
-pub(crate) fn stands_in_front(
+/// Whether to wake the worker in row `row`, which has `own` connections, for every connection: it has far fewer than
+/// another one, and hardly any worker has fewer. Also returns the connection count of the busiest other worker.
+pub(crate) fn should_always_wake(
     own: u64,
     row: usize,
     others: impl Iterator<Item = Other>,
 ) -> (bool, u64) {
-    let (mut most, mut freer) = (0, 0);
+    let (mut most, mut idler) = (0, 0);
     for other in others {
         most = most.max(other.open);
-        freer += usize::from((other.open, other.row) < (own, row));
+        idler += usize::from((other.open, other.row) < (own, row));
     }
-    (own + APART <= most && freer < FRONT, most)
+    (own + MIN_CONNECTION_DIFFERENCE <= most && idler < MAX_ALWAYS_WOKEN, most)
 }
 
 #[cfg(test)]
@@ -95,72 +94,91 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_lets_the_freest_go_first_if_it_has_two_connections_more() {
-        let mut manners = Manners::default();
-        let mut first = |own, opens: [u64; 3]| {
+    fn a_worker_with_two_connections_more_lets_the_idlest_one_accept_first() {
+        let mut fairness = AcceptFairness::default();
+        let mut chosen = |own, opens: [u64; 3]| {
             let others = opens.into_iter().enumerate().map(|(row, open)| other(row, open));
-            manners.let_first(own, APART, others).map(|other| other.row)
+            fairness
+                .choose_idler_worker(own, MIN_CONNECTION_DIFFERENCE, others)
+                .map(|other| other.row)
         };
-        assert_eq!(first(0, [0, 0, 0]), None);
-        assert_eq!(first(1, [0, 0, 0]), None);
-        assert_eq!(first(2, [1, 0, 2]), Some(1));
-        assert_eq!(first(9, [8, 9, 10]), None);
-        assert_eq!(first(9, [7, 9, 10]), Some(0));
+        assert_eq!(chosen(0, [0, 0, 0]), None);
+        assert_eq!(chosen(1, [0, 0, 0]), None);
+        assert_eq!(chosen(2, [1, 0, 2]), Some(1));
+        assert_eq!(chosen(9, [8, 9, 10]), None);
+        assert_eq!(chosen(9, [7, 9, 10]), Some(0));
     }
 
     #[test]
-    fn who_never_comes_is_waited_for_less_and_less() {
-        let mut manners = Manners::default();
+    fn a_worker_that_never_accepts_is_skipped_ever_more_often() {
+        let mut fairness = AcceptFairness::default();
         let frozen = other(3, 0);
         let mut waits = 0;
         for _ in 0..1000 {
-            if let Some(first) = manners.let_first(10, APART, [frozen, other(4, 9)].into_iter()) {
+            if let Some(first) = fairness.choose_idler_worker(
+                10,
+                MIN_CONNECTION_DIFFERENCE,
+                [frozen, other(4, 9)].into_iter(),
+            ) {
                 waits += 1;
-                manners.learn(first, Some(frozen.accepted));
+                fairness.record_outcome(first, Some(frozen.accepted));
             }
         }
-        assert_eq!(waits, 20, "of 1000 connections: 6 while trust falls, then each 63rd");
+        assert_eq!(waits, 20, "of 1000 connections: 6 while the back-off grows, then each 63rd");
     }
 
     #[test]
-    fn who_never_comes_does_not_stand_for_those_who_would() {
-        let mut manners = Manners::default();
+    fn a_worker_that_never_accepts_does_not_hide_one_that_would() {
+        let mut fairness = AcceptFairness::default();
         let frozen = other(3, 0);
         for _ in 0..2 {
-            manners.learn(frozen, Some(frozen.accepted));
+            fairness.record_outcome(frozen, Some(frozen.accepted));
         }
-        let first = manners.let_first(10, APART, [frozen, other(4, 5)].into_iter());
+        let first = fairness.choose_idler_worker(
+            10,
+            MIN_CONNECTION_DIFFERENCE,
+            [frozen, other(4, 5)].into_iter(),
+        );
         assert_eq!(first, Some(other(4, 5)));
     }
 
     #[test]
-    fn who_accepts_again_is_trusted_again() {
-        let mut manners = Manners::default();
+    fn a_worker_that_accepts_again_is_preferred_again() {
+        let mut fairness = AcceptFairness::default();
         let slow = other(3, 0);
         for _ in 0..10 {
-            manners.learn(slow, Some(slow.accepted));
+            fairness.record_outcome(slow, Some(slow.accepted));
         }
-        assert_eq!(manners.let_first(10, APART, [slow].into_iter()), None);
+        assert_eq!(
+            fairness.choose_idler_worker(10, MIN_CONNECTION_DIFFERENCE, [slow].into_iter()),
+            None
+        );
         let awake = Other { accepted: 101, ..slow };
-        assert_eq!(manners.let_first(10, APART, [awake].into_iter()), Some(awake));
-        manners.learn(awake, Some(102));
-        assert_eq!(manners.let_first(10, APART, [awake].into_iter()), Some(awake));
-        // Gone from the board: there is nothing to remember.
-        manners.learn(awake, None);
-        assert!(manners.doubts.is_empty());
+        assert_eq!(
+            fairness.choose_idler_worker(10, MIN_CONNECTION_DIFFERENCE, [awake].into_iter()),
+            Some(awake)
+        );
+        fairness.record_outcome(awake, Some(102));
+        assert_eq!(
+            fairness.choose_idler_worker(10, MIN_CONNECTION_DIFFERENCE, [awake].into_iter()),
+            Some(awake)
+        );
+        // Gone from the scoreboard: nothing is left to remember.
+        fairness.record_outcome(awake, None);
+        assert!(fairness.missed.is_empty());
     }
 
     #[test]
-    fn in_the_front_stand_only_the_freest_and_only_when_others_have_far_more() {
-        let front = |own, row, opens: &[u64]| {
+    fn only_the_idlest_workers_are_always_woken_and_only_if_others_have_far_more() {
+        let is_woken = |own, row, opens: &[u64]| {
             let others = opens.iter().enumerate().map(|(row, open)| other(row, *open));
-            stands_in_front(own, row, others.filter(|other| other.row != row)).0
+            should_always_wake(own, row, others.filter(|other| other.row != row)).0
         };
-        assert!(!front(0, 0, &[0; 16]), "all are alike");
-        assert!(!front(0, 0, &[0, 1, 1]), "nearly alike");
-        assert!(front(0, 0, &[0, 2]));
+        assert!(!is_woken(0, 0, &[0; 16]), "all are alike");
+        assert!(!is_woken(0, 0, &[0, 1, 1]), "nearly alike");
+        assert!(is_woken(0, 0, &[0, 2]));
         let opens = [0, 0, 0, 0, 9];
-        let fronts = (0..4).filter(|row| front(0, *row, &opens)).count();
-        assert_eq!(fronts, FRONT, "of four that are free");
+        let woken = (0..4).filter(|row| is_woken(0, *row, &opens)).count();
+        assert_eq!(woken, MAX_ALWAYS_WOKEN, "of four that are free");
     }
 }

@@ -1,4 +1,4 @@
-//! A worker's place among the others at a listening socket: in line, in the front, or away for a while.
+//! One worker's end of a listening socket, and when a connection wakes it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -8,52 +8,59 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFdReadyGuard;
 
-use super::accept_fairness::{self, Manners};
+use super::accept_fairness::{self, AcceptFairness, MIN_CONNECTION_DIFFERENCE};
 use super::heartbeat;
 use super::local_state::State;
 use crate::scoreboard::Other;
-use prefork_os::readiness::{Door, Stance};
+use prefork_os::readiness::{SharedListener, WakeMode};
 
-/// How long a worker lets another one accept first: one step of tokio's timer.
-const MOMENT: Duration = Duration::from_millis(1);
+/// How long a worker waits for another one to accept first. The resolution of tokio's timer.
+const YIELD_TIME: Duration = Duration::from_millis(1);
 
-/// One listening socket, as this worker stands at it.
-pub(crate) struct Line {
+/// A listening socket, as one worker accepts from it.
+pub(crate) struct AcceptQueue {
     state: Rc<State>,
-    door: Door,
+    listener: SharedListener,
     /// Whether all workers accept from this socket.
     shared: bool,
-    /// Who has so many connections fewer is let go first.
-    apart: u64,
-    manners: RefCell<Manners>,
-    /// The time of the beat at which the others were looked at, or passed over, last.
-    beat_ms: Cell<u64>,
+    /// How many fewer connections another worker must have to be let accept first.
+    min_difference: u64,
+    fairness: RefCell<AcceptFairness>,
+    /// The time of the last heartbeat at which the other workers were scanned or the scan was skipped.
+    heartbeat_ms: Cell<u64>,
 }
 
-/// Rows of the scoreboard that a worker reads at each beat on average. Each row is a page of its own. With more workers than
-/// that, each reads all rows only at each second beat, third beat and so on: otherwise 1024 workers that do nothing keep a
+/// How many rows of the scoreboard a worker reads per heartbeat on average. Each row is a page of its own. With more workers,
+/// each reads all rows only at every second heartbeat, every third and so on: otherwise 1024 workers that do nothing keep a
 /// processor busy with reading each other's rows, and a reload, which brings more of them, can stand still.
-const ROWS_PER_BEAT: usize = 64;
+const ROWS_PER_HEARTBEAT: usize = 64;
 
-impl Line {
-    pub(crate) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<Line> {
-        let door = Door::new(socket)?;
-        let lines_up = door.lines_up();
-        if shared && !lines_up {
+impl AcceptQueue {
+    pub(crate) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<AcceptQueue> {
+        let listener = SharedListener::new(socket)?;
+        let can_wake_exclusively = listener.can_wake_exclusively();
+        if shared && !can_wake_exclusively {
             log::debug!(
                 "{} is woken for every connection: /proc/self/fdinfo does not show tokio's epoll",
                 state.tag
             );
         }
-        // Without a line everybody is woken, so each one that has fewer connections can come.
-        let apart = if lines_up { accept_fairness::APART } else { 1 };
-        let manners = RefCell::default();
-        let beat_ms = Cell::new(0);
-        let line = Line { state: Rc::clone(state), door, shared, apart, manners, beat_ms };
+        // Without exclusive wake-ups all workers are woken, so each one that has fewer connections can accept.
+        let min_difference = if can_wake_exclusively { MIN_CONNECTION_DIFFERENCE } else { 1 };
+        let fairness = RefCell::default();
+        let heartbeat_ms = Cell::new(0);
+        let queue = AcceptQueue {
+            state: Rc::clone(state),
+            listener,
+            shared,
+            min_difference,
+            fairness,
+            heartbeat_ms,
+        };
         if shared {
-            line.stand(Stance::InLine);
+            queue.set_wake_mode(WakeMode::Exclusive);
         }
-        Ok(line)
+        Ok(queue)
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -61,116 +68,120 @@ impl Line {
     }
 
     pub(crate) fn socket(&self) -> &OwnedFd {
-        self.door.socket()
+        self.listener.socket()
     }
 
     /// Resolves when there may be a connection.
     pub(crate) async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
-        self.door.readable().await
+        self.listener.readable().await
     }
 
-    /// Takes one connection, when those who should have it have had their chance; `None` if there is none left.
+    /// Accepts one connection, after workers with far fewer connections have had a chance; `None` if none is left.
     pub(crate) async fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
     ) -> io::Result<Option<OwnedFd>> {
-        let first = self.let_first().await;
-        let outcome = self.door.accept(ready);
+        let first = self.yield_to_idler_worker().await;
+        let outcome = self.listener.accept(ready);
         if let Some(first) = first {
             let accepted = self.state.board.accepted(first.row, State::exact_ms());
-            self.manners.borrow_mut().learn(first, accepted);
+            self.fairness.borrow_mut().record_outcome(first, accepted);
         }
         outcome
     }
 
-    /// Lets another worker that has far fewer connections go first.
-    async fn let_first(&self) -> Option<Other> {
+    /// Waits a millisecond if another worker has far fewer connections, and returns that worker.
+    async fn yield_to_idler_worker(&self) -> Option<Other> {
         if !self.shared {
             return None;
         }
         let own = self.state.row.open();
-        let first = self.manners.borrow_mut().let_first(own, self.apart, self.state.others())?;
-        self.step_back();
-        tokio::time::sleep(MOMENT).await;
+        let first = self.fairness.borrow_mut().choose_idler_worker(
+            own,
+            self.min_difference,
+            self.state.others(),
+        )?;
+        self.move_to_end();
+        tokio::time::sleep(YIELD_TIME).await;
         Some(first)
     }
 
-    /// Does not sleep for want of connections in the next moment: those that come are for others.
-    pub(crate) fn step_back(&self) {
-        if self.shared && self.door.stance() == Stance::InLine {
-            self.stand(Stance::InLine);
+    /// Moves this worker to the end of the order of wake-ups: the next connection wakes another one.
+    pub(crate) fn move_to_end(&self) {
+        if self.shared && self.listener.wake_mode() == WakeMode::Exclusive {
+            self.set_wake_mode(WakeMode::Exclusive);
         }
     }
 
-    /// Is not woken until it comes back.
-    pub(crate) fn leave(&self) {
-        self.stand(Stance::Away);
+    /// Stops waking this worker for connections.
+    pub(crate) fn stop_waking(&self) {
+        self.set_wake_mode(WakeMode::Never);
     }
 
-    /// Is woken again, if it had left.
-    pub(crate) fn come_back(&self) {
-        if self.door.stance() == Stance::Away {
-            self.stand(if self.shared { Stance::InLine } else { Stance::Front });
+    /// Wakes this worker for connections again, if that was stopped.
+    pub(crate) fn resume_waking(&self) {
+        if self.listener.wake_mode() == WakeMode::Never {
+            self.set_wake_mode(if self.shared { WakeMode::Exclusive } else { WakeMode::Always });
         }
     }
 
-    /// Lets the others be woken before us, if somebody has fewer connections.
-    pub(crate) fn go_to_the_end(&self) {
-        if self.door.stance() != Stance::InLine {
-            return self.choose_stance();
+    /// Moves this worker to the end of the order of wake-ups if another one has fewer connections.
+    pub(crate) fn move_to_end_if_busier(&self) {
+        if self.listener.wake_mode() != WakeMode::Exclusive {
+            return self.choose_wake_mode();
         }
         let own = self.state.row.open();
-        let (mut freer, mut most) = (false, 0);
+        let (mut is_busier, mut most) = (false, 0);
         for other in self.state.others() {
-            freer |= other.open < own;
+            is_busier |= other.open < own;
             most = most.max(other.open);
         }
         self.state.most_open.set(most);
-        if freer {
-            self.stand(Stance::InLine);
+        if is_busier {
+            self.set_wake_mode(WakeMode::Exclusive);
         }
     }
 
-    /// Looks after the others. Whether there is a connection that whoever was woken for it has left.
-    pub(crate) fn look_around(&self) -> bool {
-        if !self.shared || self.is_time_to_scan() {
-            self.choose_stance();
+    /// Chooses the wake mode anew. Returns whether a connection waits that the worker woken for it has not accepted.
+    pub(crate) fn rescan_workers(&self) -> bool {
+        if !self.shared || self.is_scan_due() {
+            self.choose_wake_mode();
         }
-        self.shared && self.door.has_connection()
+        self.shared && self.listener.has_connection()
     }
 
-    /// Whether to read the rows of all workers now: when a connection has ended between two beats, or when it is the turn of
-    /// this worker. Workers take turns by their rows.
-    fn is_time_to_scan(&self) -> bool {
+    /// Whether to read the rows of all workers now: when a connection has ended between two heartbeats, or when it is the
+    /// turn of this worker. Workers take turns by their rows.
+    fn is_scan_due(&self) -> bool {
         let now = self.state.now_ms();
-        let period = 1 + self.state.board.row_count() / ROWS_PER_BEAT;
-        if period == 1 || self.beat_ms.replace(now) == now {
+        let period = 1 + self.state.board.row_count() / ROWS_PER_HEARTBEAT;
+        if period == 1 || self.heartbeat_ms.replace(now) == now {
             return true;
         }
         let beat = now / heartbeat::INTERVAL.as_millis() as u64;
         (beat + self.state.row.number() as u64).is_multiple_of(period as u64)
     }
 
-    /// In the front or in line, as others have far more connections or not.
-    fn choose_stance(&self) {
+    /// Wakes this worker for every connection if others have far more, else in turn with them.
+    fn choose_wake_mode(&self) {
         if !self.shared {
-            return self.come_back();
+            return self.resume_waking();
         }
         let state = &self.state;
         let (own, row) = (state.row.open(), state.row.number());
-        let (front, most) = accept_fairness::stands_in_front(own, row, state.others());
-        if front {
-            self.stand(Stance::Front);
-        } else if self.door.stance() != Stance::InLine {
-            self.stand(Stance::InLine);
+        let (is_among_idlest, most) = accept_fairness::should_always_wake(own, row, state.others());
+        if is_among_idlest {
+            self.set_wake_mode(WakeMode::Always);
+        } else if self.listener.wake_mode() != WakeMode::Exclusive {
+            self.set_wake_mode(WakeMode::Exclusive);
         }
-        // In the front there is nothing more to be noticed.
-        state.most_open.set(if front { 0 } else { most });
+        // With `Always` there is nothing more to notice.
+        state.most_open.set(if is_among_idlest { 0 } else { most });
     }
 
-    fn stand(&self, stance: Stance) {
-        if let Err(e) = self.door.take(stance) {
-            // It is tried again at the next beat.
+    fn set_wake_mode(&self, wake_mode: WakeMode) {
+        if let Err(e) = self.listener.set_wake_mode(wake_mode) {
+            // The next heartbeat tries again.
             log::warn!("{} cannot register a listening socket with epoll: {e}", self.state.tag);
         }
     }

@@ -33,8 +33,8 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
     let handler = state.handler.get();
     let handler = handler.ok_or_else(|| Error::config("the application has not booted yet"))?;
     let stop = Rc::new(Notify::new());
-    let newcomers = handler.newcomers(state);
-    let acceptor = Acceptor::new(state, listener, newcomers, false, Rc::clone(&stop))
+    let starter = handler.connection_starter(state);
+    let acceptor = Acceptor::new(state, listener, starter, false, Rc::clone(&stop))
         .map_err(|e| Error::system("register a listening socket", e))?;
     if closing {
         acceptor.empty_queue(usize::MAX);

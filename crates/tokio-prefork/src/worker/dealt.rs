@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use super::accept_budget::Burst;
-use super::first_byte::Newcomers;
+use super::accept_budget::AcceptBudget;
+use super::first_byte::ConnectionStarter;
 use super::local_state::State;
 use super::queue_wait::wait_of;
 use crate::ipc::{Dealt, read_dealt};
@@ -29,7 +29,7 @@ pub(crate) struct Taker {
     state: Rc<State>,
     queue: AsyncFd<OwnedFd>,
     listeners: Vec<Listener>,
-    newcomers: Newcomers,
+    starter: ConnectionStarter,
     /// From this number on descriptors are about to run out.
     scarce: i32,
     /// The last one that came was so high.
@@ -43,13 +43,13 @@ impl Taker {
         state: &Rc<State>,
         queue: OwnedFd,
         listeners: Vec<Listener>,
-        newcomers: Newcomers,
+        starter: ConnectionStarter,
     ) -> io::Result<Taker> {
         let queue = prefork_os::readiness::readable(queue)?;
         let scarce = prefork_os::process::open_file_limit()?.saturating_sub(NEAR);
         let scarce = i32::try_from(scarce).unwrap_or(i32::MAX);
         let (state, near, exhausted) = (Rc::clone(state), false, false);
-        Ok(Taker { state, queue, listeners, newcomers, scarce, near, exhausted })
+        Ok(Taker { state, queue, listeners, starter, scarce, near, exhausted })
     }
 
     pub(crate) async fn run(mut self) {
@@ -59,11 +59,13 @@ impl Taker {
             () = state.drain.begun() => {}
             () = self.take_all() => state.drain.begun().await,
         }
-        self.newcomers.serve_silent();
+        self.starter.start_pending();
         // All that the primary sent before it told us to leave.
         loop {
             match read_dealt(self.queue.get_ref()) {
-                Ok(Dealt::One(newcomer)) => self.newcomers.take_last(newcomer.fd, newcomer.unix),
+                Ok(Dealt::One(newcomer)) => {
+                    self.starter.start_despite_queue_wait(newcomer.fd, newcomer.unix)
+                }
                 Ok(Dealt::Lost) => self.lost(),
                 Ok(Dealt::Probe) => {}
                 Ok(Dealt::Nothing | Dealt::End) | Err(_) => break,
@@ -81,7 +83,7 @@ impl Taker {
     }
 
     async fn take_all(&mut self) {
-        let mut burst = Burst::default();
+        let mut budget = AcceptBudget::default();
         loop {
             self.wait_for_room().await;
             match self.next().await {
@@ -89,12 +91,12 @@ impl Taker {
                     self.near = newcomer.fd.as_raw_fd() >= self.scarce;
                     // These may come from several queues, and by several ways: each is asked for.
                     let waited = wait_of(&newcomer.fd, newcomer.unix);
-                    self.newcomers.take(newcomer.fd, newcomer.unix, waited);
-                    self.newcomers.wait_for_first_byte().await;
-                    burst.pause(Instant::now()).await;
+                    self.starter.start(newcomer.fd, newcomer.unix, waited);
+                    self.starter.wait_for_first_byte().await;
+                    budget.yield_after_accept(Instant::now()).await;
                 }
                 Dealt::Lost => self.lost(),
-                Dealt::Nothing => burst.end(),
+                Dealt::Nothing => budget.reset(),
                 Dealt::Probe => {}
                 // The end of the channel, which comes as well, says what to do.
                 Dealt::End => return,
@@ -105,7 +107,9 @@ impl Taker {
     async fn take_the_rest(&mut self) {
         loop {
             match self.next().await {
-                Dealt::One(newcomer) => self.newcomers.take_last(newcomer.fd, newcomer.unix),
+                Dealt::One(newcomer) => {
+                    self.starter.start_despite_queue_wait(newcomer.fd, newcomer.unix)
+                }
                 Dealt::Lost => self.lost(),
                 Dealt::Nothing | Dealt::Probe => {}
                 Dealt::End => return,
@@ -169,7 +173,7 @@ impl Taker {
         for listener in &self.listeners {
             let unix = listener.is_unix();
             while let Ok(fd) = prefork_os::socket::accept_connection(listener) {
-                self.newcomers.take_last(fd, unix);
+                self.starter.start_despite_queue_wait(fd, unix);
             }
         }
     }

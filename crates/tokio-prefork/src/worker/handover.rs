@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection_registry::{Entry, Guard};
-use super::first_byte::Accepted;
+use super::first_byte::AcceptedConnection;
 use super::http::connection_state::Phase;
 use super::lazy_stream::Link;
 use super::local_state::State;
@@ -74,5 +74,5 @@ pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
     state.row.taken_over();
     let guard = Guard::new(state, &entry);
     let link = Link::new(fd, unix);
-    handle(Accepted { link, first: unread.into_bytes().into(), entry, guard });
+    handle(AcceptedConnection { link, first: unread.into_bytes().into(), entry, guard });
 }

@@ -50,7 +50,7 @@ pub use accepted_stream::Stream;
 use bytes::Bytes;
 pub(crate) use custom_kind::kind_app;
 use dealt::Taker;
-use first_byte::{Accepted, Newcomers};
+use first_byte::{AcceptedConnection, ConnectionStarter};
 pub use http::handle_request::BoxError;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
@@ -69,19 +69,19 @@ type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// What a worker does with its connections, made by the application when it has booted.
 pub(crate) struct Handler {
-    handle: Rc<dyn Fn(Accepted)>,
+    handle: Rc<dyn Fn(AcceptedConnection)>,
     client_speaks_first: bool,
     /// The loop of a worker that takes no connections.
     run: Cell<Option<LocalFuture<Result<()>>>>,
 }
 
 impl Handler {
-    fn new(handle: impl Fn(Accepted) + 'static, client_speaks_first: bool) -> Handler {
+    fn new(handle: impl Fn(AcceptedConnection) + 'static, client_speaks_first: bool) -> Handler {
         Handler { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
     }
 
-    fn newcomers(&self, state: &Rc<State>) -> Newcomers {
-        Newcomers::new(state, self.client_speaks_first, &self.handle)
+    fn connection_starter(&self, state: &Rc<State>) -> ConnectionStarter {
+        ConnectionStarter::new(state, self.client_speaks_first, &self.handle)
     }
 }
 
@@ -125,8 +125,8 @@ where
     Arc::new(move |worker: Worker| {
         let app = Arc::clone(&app);
         Box::pin(async move {
-            let handle = move |accepted: Accepted| {
-                let Accepted { link, entry, guard, .. } = accepted;
+            let handle = move |accepted: AcceptedConnection| {
+                let AcceptedConnection { link, entry, guard, .. } = accepted;
                 let stream = match link.into_stream() {
                     Ok(stream) => stream,
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
@@ -244,7 +244,7 @@ fn begin_accepting(
     }
     let listeners = match queue {
         Some(queue) => {
-            let taker = Taker::new(state, queue, listeners, handler.newcomers(state))
+            let taker = Taker::new(state, queue, listeners, handler.connection_starter(state))
                 .map_err(|e| Error::system("register the queue of connections", e))?;
             tokio::task::spawn_local(taker.run());
             Vec::new()
@@ -254,8 +254,8 @@ fn begin_accepting(
     let per_slot = state.config.dispatch.has_socket_per_slot();
     for listener in listeners {
         let polite = listener.is_everybodys() || !per_slot;
-        let newcomers = handler.newcomers(state);
-        let acceptor = Acceptor::new(state, listener, newcomers, polite, Rc::default())
+        let starter = handler.connection_starter(state);
+        let acceptor = Acceptor::new(state, listener, starter, polite, Rc::default())
             .map_err(|e| Error::system("register a listening socket", e))?;
         tokio::task::spawn_local(acceptor.run());
     }

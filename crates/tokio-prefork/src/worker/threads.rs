@@ -24,7 +24,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 
-use super::first_byte::Accepted;
+use super::first_byte::AcceptedConnection;
 use super::http::connection_state::Conn;
 use super::http::handle_request::BoxError;
 use super::http::serve_connection;
@@ -88,7 +88,7 @@ async fn follow(state: Rc<State>, shared: Arc<Shared>) {
 }
 
 /// Has a connection served by the threads, and keeps it in the books of the loop that accepts until it has ended.
-async fn steward<S, B>(on: Handle, shared: Arc<Shared>, app: Arc<S>, accepted: Accepted)
+async fn steward<S, B>(on: Handle, shared: Arc<Shared>, app: Arc<S>, accepted: AcceptedConnection)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -96,7 +96,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let Accepted { link, first, entry, guard } = accepted;
+    let AcceptedConnection { link, first, entry, guard } = accepted;
     entry.conn.root();
     let unix = link.is_unix();
     // Out of the epoll instance of this loop, into that of the runtime.

@@ -26,7 +26,7 @@ use super::serve_context::{House, Seat};
 use crate::config::Config;
 use crate::scoreboard::Row;
 use crate::worker::connection_registry::{Entry, Guard};
-use crate::worker::first_byte::Accepted;
+use crate::worker::first_byte::AcceptedConnection;
 use crate::worker::handover::{self, Departure};
 use crate::worker::lazy_stream::Link;
 use crate::worker::local_state::State;
@@ -47,7 +47,7 @@ const MAX_HTTP2_LINGER_MS: u64 = 5_000;
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves `accepted` with the application `app` until it ends.
-pub(crate) async fn serve<S, B>(state: Rc<State>, app: Rc<S>, accepted: Accepted)
+pub(crate) async fn serve<S, B>(state: Rc<State>, app: Rc<S>, accepted: AcceptedConnection)
 where
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
@@ -55,7 +55,7 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let Accepted { mut link, mut first, entry, guard } = accepted;
+    let AcceptedConnection { mut link, mut first, entry, guard } = accepted;
     if state.config.http2 {
         first = read_protocol(&*state, &*entry, &mut link, first).await;
     }
