@@ -20,9 +20,9 @@ use crate::error::{Error, Result, exit};
 use crate::listener::look_up;
 use crate::log_file::{LogFile, inherited_descriptor};
 use crate::log_output;
-use crate::models::Made;
 use crate::pid_file::PidFile;
 use crate::primary::{self, Application, Files, Hooks, IsolatedPools, Mail, Primary, Reread};
+use crate::runtime::Made;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
 use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
@@ -138,7 +138,7 @@ impl Cluster {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        self.run(Made::ForThreads, || Ok(worker::threads_app(app)))
+        self.run(Made::ForThreads, || Ok(crate::runtime::threads::threads_app(app)))
     }
 
     /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future

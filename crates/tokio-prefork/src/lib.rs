@@ -15,6 +15,7 @@
 mod cluster;
 mod config;
 pub mod control;
+mod dispatch;
 mod error;
 mod inherited_fds;
 mod ipc;
@@ -23,16 +24,15 @@ mod listener;
 pub mod log_file;
 pub mod log_output;
 mod mail;
-mod models;
 mod pid_file;
 pub mod pool;
 mod primary;
 mod privilege;
+mod runtime;
 mod scoreboard;
 pub mod shared;
 mod skip_backoff;
 mod socket_file;
-mod steering;
 mod systemd;
 pub mod text;
 mod upgrade;
@@ -44,6 +44,7 @@ pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{
     Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers,
 };
+pub use dispatch::KernelProgram;
 pub use error::{Error, ErrorKind, Result, exit};
 pub use inherited_fds::close_inherited_fds;
 pub use isolated::{Isolated, IsolatedError};
@@ -59,7 +60,6 @@ pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,
 };
-pub use steering::KernelProgram;
 pub use upgrade::report_failed_start;
 pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};
 

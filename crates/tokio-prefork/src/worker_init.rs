@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
+use crate::dispatch::SlotMeter;
 use crate::listener::Listener;
 use crate::mail::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
-use crate::steering::SlotMeter;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// Holds what a freshly forked worker owns. Nothing else of the primary is used after the fork.

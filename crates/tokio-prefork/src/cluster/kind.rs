@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Cluster;
 use crate::config::Workers;
 use crate::error::{Error, Result};
-use crate::models;
+use crate::runtime;
 use crate::worker::{self, App, Worker};
 use crate::worker_init::WorkerEntry;
 use prefork_supervisor::WEB_KIND;
@@ -87,7 +87,7 @@ impl Kinds {
             self.0.into_iter().map(|(kind, app)| (kind.rules.name, app)).collect();
         Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
             Some((_, app)) => worker::enter(init, app),
-            None => models::enter(init, &web),
+            None => runtime::enter(init, &web),
         })
     }
 }

@@ -10,7 +10,7 @@ use hyper::{Request, Response};
 
 use super::Cluster;
 use crate::error::{Error, Result};
-use crate::models::Made;
+use crate::runtime::Made;
 use crate::worker::{self, BoxError, Worker};
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].

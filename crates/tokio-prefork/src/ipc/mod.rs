@@ -19,14 +19,12 @@
 
 mod frame;
 mod primary_end;
-mod queue;
 mod worker_end;
 
 use std::time::Duration;
 
 use prefork_supervisor::Slot;
 pub(crate) use primary_end::{Heard, PrimaryEnd};
-pub(crate) use queue::{Dealt, Newcomer, Queue, read as read_dealt};
 pub(crate) use worker_end::{Order, WorkerEnd};
 
 /// What a worker says to the primary.

@@ -233,22 +233,22 @@ pub(super) fn lost_connections(count: u64, why: &str) {
     log::warn!("closed {count} connections so far that were to be handed over: {why}");
 }
 
-pub(super) fn lost_newcomers(count: u64, why: &str) {
+pub(crate) fn lost_newcomers(count: u64, why: &str) {
     log::warn!("closed {count} new connections so far that nobody had begun to serve: {why}");
 }
 
-pub(super) fn accept_fails(local: &str, why: &dyn Display) {
+pub(crate) fn accept_fails(local: &str, why: &dyn Display) {
     log::error!(
         "cannot accept on {local}: {why}; trying again each second (if the socket was shut down, a reload opens it again; \
          if a seccomp filter or a security module forbids accept4, allow it)"
     );
 }
 
-pub(super) fn accepts_again(local: &str) {
+pub(crate) fn accepts_again(local: &str) {
     log::info!("accepting on {local} again");
 }
 
-pub(super) fn cannot_accept(local: &str, why: &dyn Display) {
+pub(crate) fn cannot_accept(local: &str, why: &dyn Display) {
     log::error!(
         "cannot accept on {}: {why}; trying again ten times a second (raise LimitNOFILE?)",
         Printable(local)

@@ -8,15 +8,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::dealer::Dealer;
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
 use crate::config::{Config, Dispatch};
+use crate::dispatch::round_robin::Dealer;
+use crate::dispatch::round_robin::Queue;
+use crate::dispatch::{Lease, SlotMeter};
 use crate::error::{Error, Result, exit};
-use crate::ipc::{PrimaryEnd, Queue};
+use crate::ipc::PrimaryEnd;
 use crate::mail::MailHub;
 use crate::scoreboard::RowIndex;
-use crate::steering::{Lease, SlotMeter};
 use crate::systemd::PRIMARYS_OWN;
 use crate::worker_init::WorkerInit;
 use prefork_os::child::ForkResult;

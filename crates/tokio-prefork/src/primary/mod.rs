@@ -2,14 +2,14 @@
 
 mod cluster_event;
 mod control_requests;
-mod dealer;
 mod event_format;
-mod event_log;
+pub(crate) mod event_log;
 mod fork_worker;
 mod handle_mail;
 mod handover_relay;
 mod hooks;
 mod isolated_jobs;
+mod kernel_selector;
 mod log_reopen;
 mod mail_lines;
 mod messages;
@@ -22,8 +22,6 @@ mod reload_config;
 mod round_robin;
 mod service_manager;
 mod slot_sockets;
-mod steer;
-mod turn;
 mod upgrade;
 mod upgrade_check;
 mod wait_events;
@@ -35,12 +33,13 @@ use std::time::Instant;
 
 use crate::config::{Config, ControlSocket, Workers};
 use crate::control::Server;
+use crate::dispatch::Lease;
+use crate::dispatch::round_robin::Queue;
 use crate::error::{Error, Result};
-use crate::ipc::{PrimaryEnd, Queue};
+use crate::ipc::PrimaryEnd;
 use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};
-use crate::steering::Lease;
 use crate::systemd::Manager;
 use crate::upgrade::{Launcher, Manifest, Proof};
 use crate::worker_init::WorkerEntry;
@@ -63,23 +62,23 @@ pub(crate) use upgrade_check::prove;
 
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
-use dealer::Dealer;
-use steer::Steered;
+use crate::dispatch::round_robin::Dealer;
+use kernel_selector::Steered;
 
 /// A living worker, as the kernel knows it.
-struct WorkerProcess {
+pub(crate) struct WorkerProcess {
     tag: WorkerTag,
     /// Ours until it is reaped; forgotten in the same moment.
     pid: u32,
     /// `None` once it was closed by either side.
-    channel: Option<PrimaryEnd>,
-    row: RowIndex,
+    pub(crate) channel: Option<PrimaryEnd>,
+    pub(crate) row: RowIndex,
     /// New connections for it, if it is dealt to.
-    queue: Option<Queue>,
+    pub(crate) queue: Option<Queue>,
     /// Connections of others that it was sent.
     sent: u64,
     /// It leaves: it is sent no more, and has been told so.
-    released: bool,
+    pub(crate) released: bool,
     /// Where it tells its load to whatever chooses among the slots, if anybody reads it.
     lease: Option<Lease>,
     /// It has sent connections itself, and may do so faster than they can be passed on.

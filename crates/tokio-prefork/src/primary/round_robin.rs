@@ -11,8 +11,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Primary;
-use super::dealer::{Dealer, Table};
 use crate::config::Dispatch;
+use crate::dispatch::round_robin::{Dealer, Table};
 use crate::ipc::Unread;
 use crate::listener::{Listener, ListenerSet};
 use prefork_os::poll::PollSet;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use super::{Primary, WorkerProcess};
 use crate::config::Config;
 use crate::control::Server;
+use crate::dispatch::round_robin::{Newcomer, Queue};
 use crate::error::{Error, Result};
-use crate::ipc::{Newcomer, PrimaryEnd, Queue};
+use crate::ipc::PrimaryEnd;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Rows};
 use crate::upgrade::{

@@ -5,11 +5,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::dispatch::SlotMeter;
 use crate::error::{Error, Result, exit};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
 use crate::mail::MailLimits;
 use crate::scoreboard::Scoreboard;
-use crate::steering::SlotMeter;
 use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::ForkResult;
 use prefork_os::poll::WatchedFd;

@@ -3,11 +3,11 @@
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use super::dealer::Table;
 use super::handover_relay::HandoverRelay;
 use super::round_robin::{Waits, acceptable, deal_on};
 use super::{Primary, WorkerProcess};
 use crate::control::Server;
+use crate::dispatch::round_robin::Table;
 use crate::error::{Error, Result};
 use crate::ipc::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::scoreboard::RowIndex;

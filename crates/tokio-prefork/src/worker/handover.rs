@@ -12,10 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::connection_registry::{Entry, Guard};
-use super::first_byte::AcceptedConnection;
 use super::http::connection_state::Phase;
 use super::lazy_stream::Link;
 use super::local_state::State;
+use crate::dispatch::AcceptedConnection;
 use crate::ipc::{ToPrimary, Unread};
 
 /// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.

@@ -9,7 +9,7 @@ use super::connection_registry::Tended;
 use super::full;
 use super::http::timeouts::Limits;
 use super::local_state::State;
-use super::queue_wait;
+use crate::dispatch::queue_wait;
 use crate::ipc::ToPrimary;
 use prefork_os::beats::Beats;
 

@@ -6,18 +6,18 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use super::Handler;
-use super::adopt::Adopted;
 use super::connection_registry::Registry;
 use super::drain::{Drain, Order};
 use super::full::Fullness;
 use super::http::connection_state::Conn;
-use super::queue_wait::Shedding;
 use crate::config::Config;
+use crate::dispatch::SlotMeter;
+use crate::dispatch::queue_wait::Shedding;
+use crate::dispatch::reuseport::adopted_sockets::Adopted;
 use crate::ipc::{HandOver, ToPrimary, WorkerEnd};
 use crate::mail::MailEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
-use crate::steering::SlotMeter;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// One worker.

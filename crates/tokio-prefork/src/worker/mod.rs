@@ -3,31 +3,22 @@
 //! `enter` is the whole life: build the runtime, boot the application, say READY, accept and serve, drain,
 //! and an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
 
-mod accept;
-mod accept_budget;
-mod accept_fairness;
-mod accept_queue;
-mod accepted_stream;
-mod adopt;
-mod connection_registry;
-mod cpu_pool;
-mod custom_kind;
-mod dealt;
-mod drain;
-mod first_byte;
-mod full;
-mod handover;
-mod heartbeat;
-mod http;
-mod isolated_jobs;
-mod lazy_stream;
-mod local_state;
-mod messages;
-mod primary_channel;
-mod queue_wait;
-mod threaded_worker;
-mod threads;
-mod worker_handle;
+pub(crate) mod accepted_stream;
+pub(crate) mod connection_registry;
+pub(crate) mod cpu_pool;
+pub(crate) mod custom_kind;
+pub(crate) mod drain;
+pub(crate) mod full;
+pub(crate) mod handover;
+pub(crate) mod heartbeat;
+pub(crate) mod http;
+pub(crate) mod isolated_jobs;
+pub(crate) mod lazy_stream;
+pub(crate) mod local_state;
+pub(crate) mod messages;
+pub(crate) mod primary_channel;
+pub(crate) mod threaded_worker;
+pub(crate) mod worker_handle;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
@@ -39,18 +30,18 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::dispatch::Acceptor;
+use crate::dispatch::round_robin::Taker;
+use crate::dispatch::{AcceptedConnection, ConnectionStarter};
 use crate::error::{Error, Result, exit};
 use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::listener::Listener;
 use crate::mail::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
-use accept::Acceptor;
 pub use accepted_stream::Stream;
 use bytes::Bytes;
 pub(crate) use custom_kind::kind_app;
-use dealt::Taker;
-use first_byte::{AcceptedConnection, ConnectionStarter};
 pub use http::handle_request::BoxError;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
@@ -62,7 +53,6 @@ pub(crate) use isolated_jobs::{isolated_app, work};
 use local_state::State;
 use prefork_supervisor::WorkerTag;
 pub use threaded_worker::SharedWorker;
-pub(crate) use threads::threads_app;
 pub use worker_handle::Worker;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -76,11 +66,14 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    fn new(handle: impl Fn(AcceptedConnection) + 'static, client_speaks_first: bool) -> Handler {
+    pub(crate) fn new(
+        handle: impl Fn(AcceptedConnection) + 'static,
+        client_speaks_first: bool,
+    ) -> Handler {
         Handler { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
     }
 
-    fn connection_starter(&self, state: &Rc<State>) -> ConnectionStarter {
+    pub(crate) fn connection_starter(&self, state: &Rc<State>) -> ConnectionStarter {
         ConnectionStarter::new(state, self.client_speaks_first, &self.handle)
     }
 }
@@ -196,7 +189,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         adopted: RefCell::default(),
         pool,
         handler: OnceCell::new(),
-        shedding: queue_wait::Shedding::default(),
+        shedding: crate::dispatch::queue_wait::Shedding::default(),
         fullness: full::Fullness::default(),
     });
     Worker::enter(&state);

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::adopt;
 use super::drain::Order;
 use super::handover;
 use super::local_state::State;
+use crate::dispatch::reuseport::adopted_sockets as adopt;
 use crate::ipc::{HandOver, Order as Wanted, ToWorker};
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives

@@ -1,0 +1,4 @@
+//! Assemblers for the two instruction sets of BPF.
+
+pub(super) mod classic;
+pub(super) mod ebpf;

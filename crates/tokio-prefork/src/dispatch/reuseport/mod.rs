@@ -1,0 +1,3 @@
+//! `reuseport`: a listening socket for each slot.
+
+pub(crate) mod adopted_sockets;
