@@ -40,6 +40,11 @@ impl ConfigBuilder {
             return Err(Error::config(format!("bind = {} is given twice", twice.1)));
         }
         c.set_unix_access()?;
+        if c.http2 && cfg!(not(feature = "http2")) {
+            return Err(Error::config(
+                "http2 = true needs the feature http2 of tokio-prefork: add it in Cargo.toml, or give false",
+            ));
+        }
         fits_model(&c)?;
         c.check_bounds()?;
         if let (Some(log), Some(pid)) = (&c.log_file, &c.pid_file)

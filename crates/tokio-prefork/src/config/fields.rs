@@ -168,7 +168,7 @@ config_fields! {
     /// Default: false.
     pipeline_flush: bool = false;
     /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Default: true.
-    http2: bool = true;
+    http2: bool = cfg!(feature = "http2");
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
     user: Option<String> = None;

@@ -133,7 +133,7 @@ async fn serve_there<S, B>(
     B::Error: Into<BoxError>,
 {
     let mut link = Link::new(fd, unix);
-    if shared.config.http2 {
+    if serve_connection::speaks_http2(&shared.config) {
         first = serve_connection::read_protocol(&*shared, &*seat, &mut link, first).await;
     }
     let exec = TokioExecutor::new();

@@ -5,21 +5,25 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+#[cfg(feature = "http2")]
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
-use hyper::rt::bounds::Http2ServerConnExec;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
+#[cfg(feature = "http2")]
+use hyper::server::conn::http2;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+#[cfg(feature = "http2")]
+use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection_state::{Conn, Phase, Told};
 use super::handle_request::{Answering, BoxError, Context, Served, answer};
-use super::http2::stream_executor::StreamExecutor;
+use super::http2::stream_executor::{Http2ServerConnExec, StreamExecutor};
 use super::hyper_io::{Leftover, LingeringSocket, Wire, close_politely};
 use super::request_tracking::Books;
 use super::serve_context::{House, Seat};
@@ -44,6 +48,7 @@ const MAX_LINGER_MS: u64 = 30_000;
 const MAX_HTTP2_LINGER_MS: u64 = 5_000;
 
 /// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
+#[cfg(feature = "http2")]
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves `accepted` with the application `app` until it ends.
@@ -56,7 +61,7 @@ where
     B::Error: Into<BoxError>,
 {
     let AcceptedConnection { mut link, mut first, entry, guard } = accepted;
-    if state.config.http2 {
+    if speaks_http2(&state.config) {
         first = read_protocol(&*state, &*entry, &mut link, first).await;
     }
     while let Some((left, unread)) =
@@ -122,9 +127,9 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let http2 = house.config().http2 && first.starts_with(PREFACE);
+    let is_http2 = speaks_http2(house.config()) && first.starts_with(PREFACE);
     let (conn, meter) = (Arc::clone(seat.conn()), house.row().meter());
-    let wire = match http2 {
+    let wire = match is_http2 {
         true => {
             conn.set_http2(house.now_ms());
             Wire::http2(link, first, conn, meter)
@@ -132,13 +137,13 @@ where
         false => Wire::http1(link, first, conn, meter, house.config()),
     };
     let leftover = wire.leftover();
-    let books = Books { house: house.clone(), conn: Arc::clone(seat.conn()) };
+    let books = Books::<H> { house: house.clone(), conn: Arc::clone(seat.conn()) };
     let ctx = Context { app: app.clone(), books: H::share(books) };
-    let service = service_fn(move |request| answer(&ctx, request));
+    let service = service_fn(move |request| answer::<S, H>(&ctx, request));
     let io = TokioIo::new(wire);
-    if http2 {
-        // Far larger than the state of an HTTP/1 connection, which is to have no room for it.
+    if is_http2 {
         let exec = StreamExecutor::new(exec, Arc::clone(seat.conn()), house.row().meter());
+        // Boxed, as it is far larger than the state of an HTTP/1 connection.
         Box::pin(serve_http2(&**house, seat, exec, io, service)).await;
     } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
         return Some(parts);
@@ -218,6 +223,16 @@ fn http1_builder(config: &Config) -> http1::Builder {
     builder
 }
 
+/// Returns whether connections may speak HTTP/2.
+pub(super) fn speaks_http2(config: &Config) -> bool {
+    cfg!(feature = "http2") && config.http2
+}
+
+/// Never called: without the feature no connection speaks HTTP/2.
+#[cfg(not(feature = "http2"))]
+async fn serve_http2<H, W, X, S>(_: &H, _: &W, _: X, _: TokioIo<Wire>, _: S) {}
+
+#[cfg(feature = "http2")]
 async fn serve_http2<S, B, H, W, X>(house: &H, seat: &W, exec: X, io: TokioIo<Wire>, service: S)
 where
     H: House,

@@ -9,11 +9,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::rt::Executor;
+#[cfg(feature = "http2")]
+pub(super) use hyper::rt::bounds::Http2ServerConnExec;
 use pin_project_lite::pin_project;
 
 use crate::scoreboard::Meter;
 use crate::worker::http::connection_state::Conn;
 use crate::worker::http::timeouts::http_exchange::Exchange;
+
+/// Takes the place of hyper's trait where HTTP/2 is left out: nothing is asked of an executor.
+#[cfg(not(feature = "http2"))]
+pub(super) trait Http2ServerConnExec<F, B> {}
+
+#[cfg(not(feature = "http2"))]
+impl<X, F, B> Http2ServerConnExec<F, B> for X {}
 
 /// Spawns the tasks of one connection's streams on `inner`.
 #[derive(Clone)]
