@@ -167,7 +167,8 @@ config_fields! {
     /// Has no effect: responses of pipelined requests that are ready together always leave in one write of up to 32 KiB.
     /// Default: false.
     pipeline_flush: bool = false;
-    /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Default: true.
+    /// Whether to accept HTTP/2 without TLS from clients with prior knowledge. Needs the feature `http2` of this crate. Default:
+    /// true with that feature.
     http2: bool = cfg!(feature = "http2");
     /// User that workers become, by name or number, with its groups and without any capability. The primary must be started
     /// as root, and stays root. Default: `None`, the primary's user.
