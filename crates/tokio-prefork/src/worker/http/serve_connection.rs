@@ -224,7 +224,7 @@ fn http1_builder(config: &Config) -> http1::Builder {
 }
 
 /// Returns whether connections may speak HTTP/2.
-pub(in crate::worker) fn speaks_http2(config: &Config) -> bool {
+pub(crate) fn speaks_http2(config: &Config) -> bool {
     cfg!(feature = "http2") && config.http2
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use hyper::rt::Executor;
 #[cfg(feature = "http2")]
-pub(in crate::worker) use hyper::rt::bounds::Http2ServerConnExec;
+pub(crate) use hyper::rt::bounds::Http2ServerConnExec;
 use pin_project_lite::pin_project;
 
 use crate::scoreboard::Meter;
@@ -19,7 +19,7 @@ use crate::worker::http::timeouts::http_exchange::Exchange;
 
 /// Takes the place of hyper's trait where HTTP/2 is left out: nothing is asked of an executor.
 #[cfg(not(feature = "http2"))]
-pub(in crate::worker) trait Http2ServerConnExec<F, B> {}
+pub(crate) trait Http2ServerConnExec<F, B> {}
 
 #[cfg(not(feature = "http2"))]
 impl<X, F, B> Http2ServerConnExec<F, B> for X {}
