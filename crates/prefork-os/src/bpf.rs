@@ -1,5 +1,6 @@
-//! Programs in the kernel that choose a socket of a reuseport group: bpf(2) and the socket options, by hand.
-//! There is no compiler and no object file: who calls this has the instructions.
+//! BPF programs that choose the socket of a reuseport group, loaded by bpf(2) and attached by socket options.
+//!
+//! Callers pass the instructions of a program; no compiler and no object file is involved.
 
 use std::ffi::CStr;
 use std::io;
@@ -20,41 +21,51 @@ const BPF_MAP_TYPE_REUSEPORT_SOCKARRAY: u32 = 20;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
 
-/// `SO_DETACH_REUSEPORT_BPF`, since Linux 5.3.
+/// The socket option of that name, since Linux 5.3.
 const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
-/// Bytes of the verifier's explanation that are kept.
+/// Size in bytes of the buffer for the log of the BPF verifier.
 const VERIFIER_LOG_BYTES: usize = 1 << 16;
 
-/// An instruction of the extended machine, as the kernel reads it.
+/// An eBPF instruction (`struct bpf_insn`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct EbpfInstruction {
+    /// The opcode.
     pub code: u8,
-    /// The source register in the upper half, the destination in the lower.
+    /// The source register in the upper four bits, the destination register in the lower ones.
     pub registers: u8,
+    /// The signed offset of a jump or a memory access.
     pub offset: i16,
+    /// The immediate operand.
     pub immediate: i32,
 }
 
-/// An instruction of the classic machine, as the kernel reads it (`struct sock_filter`).
+/// A classic BPF instruction (`struct sock_filter`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct ClassicBpfInstruction {
+    /// The opcode.
     pub code: u16,
+    /// How many instructions to skip if the condition holds.
     pub jump_true: u8,
+    /// How many instructions to skip if the condition does not hold.
     pub jump_false: u8,
+    /// The operand, whose meaning depends on `code`.
     pub k: u32,
 }
 
-/// Why the kernel did not take a program.
+/// The reason why the kernel rejected a program.
 #[derive(Debug)]
 pub struct ProgramLoadError {
+    /// The error of bpf(2).
     pub error: io::Error,
-    /// The last words of the verifier, on one line; empty if it was not even asked.
+    /// The last lines of the verifier's log, joined to one line. Empty if the verifier did not run.
     pub verifier_log: String,
 }
 
-// The kernel reads as many bytes as it is told of, and takes the rest of its union for zeroes.
+// The structs below are prefixes of `union bpf_attr`. The kernel reads the given size and takes the rest for zeroes.
+
+/// Attributes of BPF_MAP_CREATE.
 #[repr(C)]
 struct MapCreateAttr {
     kind: u32,
@@ -67,6 +78,7 @@ struct MapCreateAttr {
     name: [u8; 16],
 }
 
+/// Attributes of BPF_MAP_UPDATE_ELEM and BPF_MAP_DELETE_ELEM.
 #[repr(C, align(8))]
 struct MapElementAttr {
     map: u32,
@@ -76,6 +88,7 @@ struct MapElementAttr {
     flags: u64,
 }
 
+/// Attributes of BPF_PROG_LOAD.
 #[repr(C, align(8))]
 struct ProgramLoadAttr {
     kind: u32,
@@ -90,13 +103,14 @@ struct ProgramLoadAttr {
     name: [u8; 16],
 }
 
-/// # Safety
+/// Calls bpf(2).
 ///
-/// Every address within `attributes` points to memory of the size that `command` says, writable where the
-/// kernel writes (the log), and alive during the call.
+/// # Safety
+/// Every address in `attributes` points to memory that outlives the call, of the size that `command` requires, and
+/// writable where the kernel writes (the log).
 unsafe fn bpf_syscall<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     let address: *const T = attributes;
-    // SAFETY: `attributes` is plain data of the size given; what it points to is the caller's promise.
+    // SAFETY: `attributes` is plain data of the given size; the caller answers for the addresses in it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, address, size_of::<T>()) };
     cvt(result as libc::c_int)
 }
@@ -120,13 +134,13 @@ fn create_map(
     let (inner_map, node, name) = (0, 0, object_name(name));
     let new =
         MapCreateAttr { kind, key_size: 4, value_size, entries, flags, inner_map, node, name };
-    // SAFETY: no address is in there.
+    // SAFETY: `new` contains no addresses.
     let fd = unsafe { bpf_syscall(BPF_MAP_CREATE, &new)? };
-    // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this close-on-exec descriptor, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Memory that programs and this process share. Only this file makes one, so that its length is known.
+/// A BPF array map that this process can map into its memory. Its length is known, as only this module creates one.
 #[derive(Debug)]
 pub struct BpfArrayMap {
     map: OwnedFd,
@@ -134,12 +148,12 @@ pub struct BpfArrayMap {
 }
 
 impl BpfArrayMap {
-    /// What can be mapped.
+    /// Returns the descriptor of the map, for mmap(2).
     pub(super) fn map(&self) -> &OwnedFd {
         &self.map
     }
 
-    /// Bytes that can be mapped. The kernel never makes them fewer.
+    /// Returns the size of the map in bytes, which never changes.
     pub(super) fn length(&self) -> usize {
         self.length
     }
@@ -151,7 +165,7 @@ impl AsRawFd for BpfArrayMap {
     }
 }
 
-/// A table of listening sockets. Only this file makes one, so that the sizes of its keys and values are known.
+/// A BPF map of listening sockets. The sizes of its keys and values are known, as only this module creates one.
 #[derive(Debug)]
 pub struct ReuseportSocketMap(OwnedFd);
 
@@ -161,22 +175,31 @@ impl AsRawFd for ReuseportSocketMap {
     }
 }
 
-/// Memory that programs and this process share: `entries` values of `bytes` bytes (a multiple of eight) one after
-/// another, zeroed. See [`super::shared_memory::map_bpf_array_pages`] for this side of it.
+/// Creates a zeroed array map of `entries` values of `bytes` bytes each, a multiple of eight.
+///
+/// [`map_bpf_array_pages`](crate::shared_memory::map_bpf_array_pages) maps it into the memory of this process.
+///
+/// # Errors
+/// The process lacks CAP_BPF, or the map would be too large.
 pub fn create_array_map(name: &str, bytes: usize, entries: u32) -> io::Result<BpfArrayMap> {
     let length = bytes.checked_mul(entries as usize).ok_or(io::ErrorKind::InvalidInput)?;
     let map = create_map(BPF_MAP_TYPE_ARRAY, bytes, entries, BPF_F_MMAPABLE, name)?;
     Ok(BpfArrayMap { map, length })
 }
 
-/// A table of `entries` listening sockets, all empty.
+/// Creates an empty map for `entries` listening sockets.
+///
+/// # Errors
+/// The process lacks CAP_BPF.
 pub fn create_reuseport_socket_map(name: &str, entries: u32) -> io::Result<ReuseportSocketMap> {
     create_map(BPF_MAP_TYPE_REUSEPORT_SOCKARRAY, size_of::<u64>(), entries, 0, name)
         .map(ReuseportSocketMap)
 }
 
-/// Enters `socket`, which listens, at `index`. `ResourceBusy` while it is in another table; a table that has
-/// lost its last user lets go of its sockets a moment later.
+/// Inserts the listening `socket` at `index`.
+///
+/// # Errors
+/// `ResourceBusy` if the socket is in another map. An unused map releases its sockets after a short delay.
 pub fn insert_socket(
     table: &ReuseportSocketMap,
     index: u32,
@@ -186,12 +209,15 @@ pub fn insert_socket(
     let (key, value) = (&raw const index as u64, &raw const value as u64);
     let element =
         MapElementAttr { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
-    // SAFETY: key and value point to the four and eight bytes that such a table has, which outlive the call.
+    // SAFETY: key and value point to four and eight bytes, the sizes of this map, which outlive the call.
     unsafe { bpf_syscall(BPF_MAP_UPDATE_ELEM, &element)? };
     Ok(())
 }
 
-/// Empties the place at `index`.
+/// Removes the socket at `index`.
+///
+/// # Errors
+/// There is no socket at `index`.
 pub fn remove_socket(table: &ReuseportSocketMap, index: u32) -> io::Result<()> {
     let key = &raw const index as u64;
     let element =
@@ -201,12 +227,15 @@ pub fn remove_socket(table: &ReuseportSocketMap, index: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Has the kernel verify and take a program that selects sockets.
+/// Loads a program that selects sockets of a reuseport group (BPF_PROG_TYPE_SK_REUSEPORT).
+///
+/// # Errors
+/// The process lacks CAP_BPF, or the verifier rejects the program.
 pub fn load_reuseport_program(
     name: &str,
     program: &[EbpfInstruction],
 ) -> Result<OwnedFd, ProgramLoadError> {
-    // Most programs pass; only for one that does not are we interested in the reasons.
+    // The verifier's log costs time and memory, so it is requested only if the program is rejected.
     let error = match try_load(name, program, 0).0 {
         Ok(fd) => return Ok(fd),
         Err(error) => error,
@@ -216,15 +245,15 @@ pub fn load_reuseport_program(
     }
     match try_load(name, program, 1) {
         (Ok(fd), _) => Ok(fd),
-        // The first error is the reason: the second may be that the log was too long.
+        // Returns the first error: the second one may be that the log was too long.
         (Err(_), log) => Err(ProgramLoadError { error, verifier_log: last_log_lines(&log) }),
     }
 }
 
-/// What the verifier has to say about a program it takes: how much work it was.
+/// Returns the verifier's statistics about a program, such as the number of instructions processed.
 #[cfg(any(test, feature = "testing"))]
 pub fn verifier_statistics(program: &[EbpfInstruction]) -> String {
-    // 4: statistics only.
+    // Log level 4: statistics only.
     last_log_lines(&try_load("prefork_test", program, 4).1)
 }
 
@@ -242,10 +271,10 @@ fn try_load(name: &str, program: &[EbpfInstruction], level: u32) -> (io::Result<
         flags: 0,
         name: object_name(name),
     };
-    // SAFETY: the instructions are as many as said, the license ends with a zero, and the log is exclusively
-    // ours and as long as said; all outlive the call.
+    // SAFETY: the instructions and the log have the given lengths, the license ends with NUL and the log is exclusively
+    // borrowed; all outlive the call.
     let result = unsafe { bpf_syscall(BPF_PROG_LOAD, &load) };
-    // SAFETY: the kernel has just opened it (close-on-exec) for us, and nobody else knows it.
+    // SAFETY: the kernel has just created this close-on-exec descriptor, so it has no other owner.
     (result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }), log)
 }
 
@@ -255,12 +284,15 @@ fn last_log_lines(log: &[u8]) -> String {
     lines[lines.len().saturating_sub(3)..].join("; ")
 }
 
-/// Lets `program` choose for the whole group of `socket`, in place of whatever chose before.
+/// Attaches an eBPF program to the whole reuseport group of `socket`. Replaces the previous program.
 pub fn attach_reuseport_program(socket: BorrowedFd<'_>, program: &OwnedFd) -> io::Result<()> {
     set_socket_option(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
 }
 
-/// As [`attach_reuseport_program`], with a classic program, which needs no privilege.
+/// Attaches a classic BPF program to the whole reuseport group of `socket`, which needs no privilege.
+///
+/// # Errors
+/// The kernel rejects the program, or it has more than 65535 instructions.
 pub fn attach_classic_reuseport_program(
     socket: BorrowedFd<'_>,
     program: &[ClassicBpfInstruction],
@@ -270,7 +302,7 @@ pub fn attach_classic_reuseport_program(
     set_socket_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &libc::sock_fprog { len, filter })
 }
 
-/// Leaves the choice to the kernel's hash again. No error if nothing else has chosen.
+/// Detaches the program from the reuseport group of `socket`: the kernel selects by hash again. Succeeds without a program.
 pub fn detach_reuseport_program(socket: BorrowedFd<'_>) -> io::Result<()> {
     match set_socket_option(socket, SO_DETACH_REUSEPORT_BPF, &0) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -281,31 +313,32 @@ pub fn detach_reuseport_program(socket: BorrowedFd<'_>) -> io::Result<()> {
 fn set_socket_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
     let (address, size) = (&raw const *value, size_of_val(value) as libc::socklen_t);
     let fd = socket.as_raw_fd();
-    // SAFETY: `value` is a plain number, or a sock_fprog whose instructions the caller's slice keeps alive and
-    // which the kernel only reads.
+    // SAFETY: the kernel only reads `value`, which is a number, or a sock_fprog whose instructions the caller's slice
+    // keeps alive.
     cvt(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, address.cast(), size) })?;
     Ok(())
 }
 
-/// Whether the kernel would not even look at what was asked, for lack of a privilege.
+/// Returns whether an operation failed for lack of a privilege (EPERM).
 pub fn is_permission_denied(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPERM)
 }
 
-/// Runs `make` with room for `bytes` of locked memory, which is what maps counted as before Linux 5.11. Leaves
-/// the limit as it was.
-pub fn with_raised_memlock_limit<T>(bytes: u64, make: impl FnOnce() -> T) -> T {
+/// Runs `create` with RLIMIT_MEMLOCK raised by `bytes` and then restores the limit.
+///
+/// Before Linux 5.11 BPF maps and programs counted as locked memory.
+pub fn with_raised_memlock_limit<T>(bytes: u64, create: impl FnOnce() -> T) -> T {
     let before = getrlimit(Resource::RLIMIT_MEMLOCK);
     if let Ok((soft, hard)) = before {
         let wanted = soft.saturating_add(bytes);
-        // Without the right to raise the hard limit, the soft one may still do.
+        // Without the privilege to raise the hard limit, the soft limit may suffice.
         if setrlimit(Resource::RLIMIT_MEMLOCK, wanted, hard.max(wanted)).is_err() {
             let _ = setrlimit(Resource::RLIMIT_MEMLOCK, hard.min(wanted), hard);
         }
     }
-    let made = make();
+    let created = create();
     if let Ok((soft, hard)) = before {
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, hard);
     }
-    made
+    created
 }

@@ -1,10 +1,9 @@
-//! Locks that the kernel lets go of when their process dies: one for each byte of a file.
+//! Byte-range locks on a file, one lock per byte, which the kernel releases when the holding process dies.
 //!
-//! These are POSIX record locks (`F_SETLK`), which belong to a *process*. The alternatives belong to an open
-//! file description, which a fork shares: every worker would have to open the file again, and a grandchild that
-//! inherited the description would hold the lock of a dead worker. Also, these tell who holds one (`F_GETLK`).
-//! Their known trap is that closing *any* descriptor of the file drops all locks of the process, so a file of
-//! ours is never closed. A lock is not inherited over fork.
+//! These are POSIX record locks (`F_SETLK`): they belong to a process, are not inherited across fork, and the kernel
+//! reports their holder (`F_GETLK`). Locks of an open file description do not serve: a fork shares the description, so a
+//! grandchild could keep the lock of a dead worker. The known trap of record locks is that closing *any* descriptor of
+//! the file releases all locks of the process, so these files are never closed.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -18,34 +17,33 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::libc;
 
-/// A file for its locks. It lives as long as the process.
+/// A file that serves for its byte locks only. It stays open until the process ends.
 pub struct ByteRangeLocks(OwnedFd);
 
-/// How waiting for a lock ended.
+/// The result of waiting for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LockOutcome {
-    /// The lock is ours.
+    /// This process holds the lock.
     Locked,
-    /// The kernel sees a circle of processes that wait for each other, and would not let us join it.
+    /// Waiting would close a cycle of processes that wait for each other (EDEADLK).
     Deadlock,
 }
 
 impl ByteRangeLocks {
-    /// For the processes that are forked from this one.
+    /// Creates an anonymous file in memory, shared with forks of this process.
     pub fn create_in_memory() -> io::Result<&'static ByteRangeLocks> {
         let file = memfd_create("prefork-locks", MFdFlags::MFD_CLOEXEC)?;
         Ok(Box::leak(Box::new(ByteRangeLocks(file))))
     }
 
-    /// For all processes that can open the file, which is made if it does not exist (mode 0600).
+    /// Opens the file at `path`, shared with all processes that open it. Creates it with mode 0600 if it does not exist.
     pub fn open_file(path: &Path) -> io::Result<&'static ByteRangeLocks> {
-        // std opens close-on-exec.
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).mode(0o600);
         Ok(Box::leak(Box::new(ByteRangeLocks(file.open(path)?.into()))))
     }
 
-    /// Takes the lock if nobody else holds it. This process holding it already is no obstacle.
+    /// Takes the lock of `byte` unless another process holds it. Returns whether this process holds it now.
     pub fn try_lock(&self, byte: u64) -> io::Result<bool> {
         match fcntl(&self.0, FcntlArg::F_SETLK(&lock_request(byte, libc::F_WRLCK))) {
             Ok(_) => Ok(true),
@@ -54,7 +52,7 @@ impl ByteRangeLocks {
         }
     }
 
-    /// Blocks this thread, without a deadline, until nobody else holds the lock.
+    /// Takes the lock of `byte`. Blocks the calling thread without a timeout while another process holds it.
     pub fn lock(&self, byte: u64) -> io::Result<LockOutcome> {
         loop {
             match fcntl(&self.0, FcntlArg::F_SETLKW(&lock_request(byte, libc::F_WRLCK))) {
@@ -66,13 +64,15 @@ impl ByteRangeLocks {
         }
     }
 
-    /// Lets go of the lock.
+    /// Releases the lock of `byte`, if this process holds it.
     pub fn unlock(&self, byte: u64) -> io::Result<()> {
         fcntl(&self.0, FcntlArg::F_SETLK(&lock_request(byte, libc::F_UNLCK)))?;
         Ok(())
     }
 
-    /// The *other* process that holds the lock, if one does.
+    /// Returns the pid of the *other* process that holds the lock of `byte`, or `None`.
+    ///
+    /// The pid is 0 if the process is in a pid namespace that is not visible here.
     pub fn holder_pid(&self, byte: u64) -> io::Result<Option<u32>> {
         let mut lock = lock_request(byte, libc::F_WRLCK);
         fcntl(&self.0, FcntlArg::F_GETLK(&mut lock))?;
@@ -85,7 +85,7 @@ fn lock_request(byte: u64, kind: libc::c_int) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        // An offset has 63 bits.
+        // Offsets are signed.
         l_start: (byte & (u64::MAX >> 1)) as libc::off_t,
         l_len: 1,
         l_pid: 0,
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ones_own_lock_is_no_obstacle_and_has_no_other_holder() {
+    fn a_process_can_take_its_own_lock_again_and_reports_no_other_holder() {
         let locks = ByteRangeLocks::create_in_memory().expect("memory");
         assert!(locks.try_lock(7).expect("lock") && locks.try_lock(7).expect("again"));
         assert_eq!(locks.lock(7).expect("wait"), LockOutcome::Locked);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_path_is_made_and_one_that_cannot_be_made_is_an_error() {
+    fn open_file_creates_the_file_or_fails() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("role");
         assert!(ByteRangeLocks::open_file(&path).expect("file").try_lock(1).expect("lock"));

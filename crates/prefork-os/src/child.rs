@@ -1,4 +1,4 @@
-//! Child processes: forking, ending, waiting for and signalling them.
+//! Child processes: fork, exit, signals and state changes; and pidfds.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,24 +13,26 @@ use crate::signal::Signal;
 use crate::thread::require_single_thread;
 use crate::{OsError, Result};
 
-/// Which side of the fork this is.
+/// Which process returns from [`fork_process`].
 pub enum ForkResult {
-    /// The child, with its own copy of everything.
+    /// The child, with its own copy of the memory.
     Child,
-    /// The parent, told the child's pid.
+    /// The parent, with the pid of the child.
     Parent(u32),
 }
 
-/// Forks this process, if it has exactly one thread.
+/// Forks this process, which must have exactly one thread.
 ///
-/// A child of a process with more threads would inherit locks (malloc's, stdio's, tokio's) that nobody is
-/// left to unlock, so that is refused with an error that says what to do.
+/// With more threads the child would inherit locks (of malloc, stdio, tokio) whose holders do not exist in it.
+///
+/// # Errors
+/// The process has more than one thread, `/proc` is not readable, or fork(2) fails.
 pub fn fork_process() -> Result<ForkResult> {
     require_single_thread()?;
-    // A buffered line would otherwise be written by both processes. A closed stdout is not our trouble.
+    // Otherwise both processes would write the buffered output. A closed stdout is no reason not to fork.
     let _ = io::stdout().flush();
-    // SAFETY: the process has one thread (checked above), so the child's copy of every lock is unlocked or
-    // owned by the child's only thread, and it may allocate and run any code.
+    // SAFETY: the process has one thread (checked above), so in the child every lock is free or held by its only
+    // thread: it may allocate and run any code.
     let pid = cvt(unsafe { libc::fork() }).map_err(|e| OsError::new("fork a worker", e))?;
     Ok(match u32::try_from(pid) {
         Ok(pid) if pid > 0 => ForkResult::Parent(pid),
@@ -38,26 +40,29 @@ pub fn fork_process() -> Result<ForkResult> {
     })
 }
 
-/// Ends this process at once: no destructors, no exit handlers. They belong to the parent, whose memory this
-/// is a copy of; running them here would remove the parent's files.
+/// Exits this forked process at once with `status`, without destructors and exit handlers. Only flushes stdout.
+///
+/// Destructors copied from the parent would, for instance, remove its PID file and sockets.
 pub fn exit_without_cleanup(status: u8) -> ! {
     let _ = io::stdout().flush();
     // SAFETY: _exit takes any status and does not return.
     unsafe { libc::_exit(status.into()) }
 }
 
-/// What has become of a child.
+/// A state change of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildStateChange {
-    /// It has ended and is a zombie no longer: its pid is free.
+    /// The child exited and was reaped, so its pid may be used again.
     Exited(ExitStatus),
-    /// A signal has stopped all of it; a debugger that holds it does not count.
+    /// A signal stopped the whole child. Stops by a debugger are not reported.
     Stopped,
-    /// It goes on.
+    /// The child was continued after a stop.
     Continued,
 }
 
-/// A child that has ended and was not reaped yet, whoever made it; it stays so. Never blocks.
+/// Returns the pid of a child that has exited and was not reaped yet, without reaping it. Never blocks.
+///
+/// Also finds children that this program did not fork: orphans, and children from before an exec.
 pub fn find_exited_child() -> Option<u32> {
     let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
     match waitid(Id::All, flags) {
@@ -66,14 +71,22 @@ pub fn find_exited_child() -> Option<u32> {
     }
 }
 
-/// The exit status of child `pid`, if it has ended; it is a zombie no longer then, and its pid is free.
-/// `None` while it lives. Never blocks.
+/// Reaps child `pid` if it has exited, which frees its pid, and returns its exit status. Never blocks.
+///
+/// Returns `None` while the child runs.
+///
+/// # Errors
+/// `pid` is not a child of this process.
 pub fn reap_child(pid: u32) -> io::Result<Option<ExitStatus>> {
     waitpid(pid, libc::WNOHANG)
 }
 
-/// What has become of child `pid`, if anything has since this was last asked: each change is told once, and of several
-/// the last. Never blocks.
+/// Returns the latest state change of child `pid` since the last call, and reaps the child if it has exited. Never blocks.
+///
+/// Reports each change once, and only the last of several.
+///
+/// # Errors
+/// `pid` is not a child of this process.
 pub fn poll_child_state(pid: u32) -> io::Result<Option<ChildStateChange>> {
     let status = waitpid(pid, libc::WNOHANG | libc::WUNTRACED | libc::WCONTINUED)?;
     Ok(status.map(|status| match status {
@@ -87,7 +100,7 @@ fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
     let pid = checked_pid(pid)?;
     let mut status = 0;
     loop {
-        // SAFETY: `status` is a valid place for the kernel to write one int.
+        // SAFETY: the kernel writes one int to `status`.
         match cvt(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
             Ok(0) => return Ok(None),
             Ok(_) => return Ok(Some(ExitStatus::from_raw(status))),
@@ -97,47 +110,56 @@ fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Sends `signal` to a child that has not been reaped yet, so that its pid is its own.
+/// Sends `signal` to a child that has not been reaped yet, so that no other process can have its pid.
 pub fn signal_child(pid: u32, signal: Signal) -> io::Result<()> {
     Ok(nix::sys::signal::kill(Pid::from_raw(checked_pid(pid)?), signal)?)
 }
 
-/// `pid` as the kernel takes it. 0 and negative numbers would mean groups of processes, or all of them.
+/// Converts `pid` for kill(2) and waitpid(2), for which 0 and negative numbers mean groups of processes.
 fn checked_pid(pid: u32) -> io::Result<i32> {
     i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput.into())
 }
 
-/// A process of anybody.
+/// A descriptor of one process, which never refers to a later process with the same pid.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// The process that has `pid` now.
+    /// Opens the process that has `pid` now. It need not be a child.
+    ///
+    /// # Errors
+    /// No process has this pid.
     pub fn open(pid: u32) -> io::Result<PidFd> {
         // SAFETY: pidfd_open takes two integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
         let fd = cvt(fd as libc::c_int)?;
-        // SAFETY: the kernel has just made this descriptor for us, close-on-exec; nobody else knows it.
+        // SAFETY: the kernel has just created this close-on-exec descriptor, so it has no other owner.
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Sends `signal` to it; fails if it has been reaped.
+    /// Sends `signal` to the process.
+    ///
+    /// # Errors
+    /// ESRCH if the process has been reaped, EPERM if it belongs to another user.
     pub fn send_signal(&self, signal: Signal) -> io::Result<()> {
         let fd = self.0.as_raw_fd();
         let no_info = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: without a siginfo the call reads no memory of ours; the descriptor is open.
+        // SAFETY: with a null siginfo the call reads no memory; the descriptor is open.
         let done = unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as libc::c_int, no_info, 0)
         };
         cvt(done as libc::c_int).map(|_| ())
     }
 
-    /// A duplicate of its descriptor `number`, close-on-exec. Needs the right to trace it.
+    /// Duplicates descriptor `number` of the process into this one, close-on-exec.
+    ///
+    /// # Errors
+    /// EPERM without the right to trace the process (ptrace), EBADF if `number` is not open in it.
     pub fn duplicate_fd(&self, number: i32) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
         let fd = cvt(fd as libc::c_int)?;
-        // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+        // SAFETY: the kernel has just created this descriptor, so it has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
@@ -150,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_with_threads_is_not_forked_and_told_what_to_do() {
+    fn fork_of_a_process_with_threads_fails_and_names_them() {
         // The test runner itself has more than one thread.
         let (hold, held) = std::sync::mpsc::channel::<()>();
         let other = std::thread::Builder::new().name("busy".into()).spawn(move || held.recv());
@@ -164,20 +186,20 @@ mod tests {
         let _ = other.expect("thread").join();
     }
 
-    /// The next change, within ten seconds.
+    /// Returns the next state change of `pid`, within ten seconds.
     fn wait_for_state_change(pid: u32) -> ChildStateChange {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            match poll_child_state(pid).expect("a child of ours") {
+            match poll_child_state(pid).expect("a child") {
                 Some(change) => return change,
                 None if Instant::now() < deadline => std::thread::yield_now(),
-                None => panic!("nothing has become of {pid}"),
+                None => panic!("no state change of {pid}"),
             }
         }
     }
 
     #[test]
-    fn a_child_is_seen_to_stop_to_go_on_and_to_end() {
+    fn stop_continue_and_exit_of_a_child_are_reported() {
         let mut child = Command::new("cat");
         let mut child = child.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
         let pid = child.id();
@@ -185,7 +207,7 @@ mod tests {
         assert_eq!(poll_child_state(pid).expect("a child"), None);
         send(Signal::SIGSTOP).expect("stop");
         assert_eq!(wait_for_state_change(pid), ChildStateChange::Stopped);
-        // It is told once, and who only asks for the end is not told.
+        // Each change is reported once, and `reap_child` reports exits only.
         assert_eq!(
             (poll_child_state(pid).expect("a child"), reap_child(pid).expect("a child")),
             (None, None)
@@ -194,6 +216,6 @@ mod tests {
         assert_eq!(wait_for_state_change(pid), ChildStateChange::Continued);
         send(Signal::SIGKILL).expect("kill");
         assert_eq!(wait_for_state_change(pid), ChildStateChange::Exited(ExitStatus::from_raw(9)));
-        assert!(child.wait().is_err(), "it is gone");
+        assert!(child.wait().is_err(), "the child was reaped");
     }
 }

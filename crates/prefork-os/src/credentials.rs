@@ -1,4 +1,4 @@
-//! Who a process runs as, and giving up rights for good.
+//! Users, groups and capabilities: dropping privileges for good, and the credentials of a socket's peer.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -9,23 +9,23 @@ use nix::unistd::{Gid, Uid};
 use super::{cvt, libc};
 use crate::{OsError, Result};
 
-/// Capabilities have fewer numbers than this; the kernel says where they end.
+/// Upper bound of the capability numbers; the kernel rejects numbers that it does not know.
 const MAX_CAPABILITIES: libc::c_ulong = 64;
 
-/// The capability sets of a process in `/proc/self/status`; what can be gained by them is nothing if all are empty.
+/// The capability sets in `/proc/PID/status` that must be empty.
 const CAPABILITY_SETS: [&str; 4] = ["CapInh", "CapPrm", "CapEff", "CapAmb"];
 
-/// `_LINUX_CAPABILITY_VERSION_3`, whose sets are two times 32 bits.
+/// `_LINUX_CAPABILITY_VERSION_3`, in which a set is two 32-bit words.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// As in `linux/capability.h`.
+/// `struct __user_cap_header_struct`.
 #[repr(C)]
 struct CapabilityHeader {
     version: u32,
     pid: libc::c_int,
 }
 
-/// As in `linux/capability.h`.
+/// `struct __user_cap_data_struct`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct CapabilitySets {
@@ -34,13 +34,14 @@ struct CapabilitySets {
     inheritable: u32,
 }
 
-/// Makes this process run as `uid`, `gid` and `groups` and nothing else, without capabilities and without a way to
-/// gain any, and looks whether it is so. The kernel forgets PDEATHSIG over it: set that afterwards.
+/// Switches this process irrevocably to `uid`, `gid` and `groups`, drops all capabilities, and verifies the result.
 ///
-/// Call it only in a process with one thread, as a freshly forked child is: rights are a thread's own.
+/// A process that is not root only drops its capabilities. Sets no_new_privs in any case. Call it in a process with one
+/// thread, such as a newly forked child, because credentials belong to a thread. Set the parent death signal afterwards:
+/// the kernel clears it here.
 ///
 /// # Errors
-/// The system refuses a step, or the outcome is not as asked. Then the process must end.
+/// A step fails, or the credentials read back differ from those wanted. The process must then exit.
 pub fn drop_privileges(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     let failed = |what: &str, e: nix::Error| OsError::new(what, io::Error::from(e));
     let root = nix::unistd::geteuid().is_root();
@@ -54,7 +55,7 @@ pub fn drop_privileges(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
         let uid = Uid::from_raw(uid);
         nix::unistd::setresuid(uid, uid, uid)
             .map_err(|e| failed(&format!("become user {uid} (CAP_SETUID)"), e))?;
-        // Siblings run as the same user: they must not trace each other, or read each other's memory.
+        // Workers run as the same user, but must not trace each other or read each other's memory.
         nix::sys::prctl::set_dumpable(false).map_err(|e| failed("forbid tracing", e))?;
     }
     drop_capabilities().map_err(|e| OsError::new("drop all capabilities", e))?;
@@ -62,11 +63,12 @@ pub fn drop_privileges(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     verify_dropped(uid, gid, root.then_some(groups))
 }
 
-/// What an exec could gain is nothing any more, even of a file with capabilities. That takes CAP_SETPCAP; without it
-/// no_new_privs has to do.
+/// Empties the bounding set, so that executing a file with capabilities gains none.
+///
+/// Stops silently without CAP_SETPCAP; no_new_privs then has the same effect.
 fn clear_bounding_set() {
     for capability in 0..MAX_CAPABILITIES {
-        // SAFETY: takes a number and changes nothing but the set; a wrong number is an error.
+        // SAFETY: takes numbers and changes only the bounding set; an unknown number is an error.
         let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         if dropped != 0 {
             return;
@@ -76,31 +78,40 @@ fn clear_bounding_set() {
 
 fn drop_capabilities() -> io::Result<()> {
     let clear_all = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
-    // SAFETY: takes numbers and changes nothing but the set.
+    // SAFETY: takes numbers and changes only the ambient set.
     cvt(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear_all, 0, 0, 0) })?;
-    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
-    let none = [CapabilitySets { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: both live over the call and are laid out as this version of the call has it.
-    let done = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) };
-    cvt(done as libc::c_int)?;
-    Ok(())
+    set_thread_capabilities([0, 0])
 }
 
-/// Reads back what was asked for. `groups` are compared only where they could be set.
+/// Sets the effective and permitted capabilities of the calling thread, and clears the inheritable ones.
+fn set_thread_capabilities(words: [u32; 2]) -> io::Result<()> {
+    // A pid of 0 means the calling thread.
+    let header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let sets =
+        words.map(|word| CapabilitySets { effective: word, permitted: word, inheritable: 0 });
+    // SAFETY: the kernel reads both structs, which outlive the call and have the layout of this version.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) };
+    cvt(result as libc::c_int).map(drop)
+}
+
+/// Verifies the credentials and capabilities of this process. Does not compare groups if `groups` is `None`.
 fn verify_dropped(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
     let wrong = |what: String| {
-        OsError::new("give up privileges", io::Error::other(format!("{what} after all was done")))
+        OsError::new(
+            "drop privileges",
+            io::Error::other(format!("{what} although all steps succeeded")),
+        )
     };
     let read = |what: &str, e: nix::Error| OsError::new(format!("read back {what}"), e);
     let users = nix::unistd::getresuid().map_err(|e| read("the user", e))?;
-    let is = [users.real, users.effective, users.saved].map(Uid::as_raw);
-    if is != [uid; 3] {
-        return Err(wrong(format!("the user is {is:?}, not {uid}")));
+    let actual = [users.real, users.effective, users.saved].map(Uid::as_raw);
+    if actual != [uid; 3] {
+        return Err(wrong(format!("the user is {actual:?}, not {uid}")));
     }
     let group = nix::unistd::getresgid().map_err(|e| read("the group", e))?;
-    let is = [group.real, group.effective, group.saved].map(Gid::as_raw);
-    if is != [gid; 3] {
-        return Err(wrong(format!("the group is {is:?}, not {gid}")));
+    let actual = [group.real, group.effective, group.saved].map(Gid::as_raw);
+    if actual != [gid; 3] {
+        return Err(wrong(format!("the group is {actual:?}, not {gid}")));
     }
     if let Some(wanted) = groups {
         let sorted = |mut list: Vec<u32>| {
@@ -108,24 +119,24 @@ fn verify_dropped(uid: u32, gid: u32, groups: Option<&[u32]>) -> Result<()> {
             list.dedup();
             list
         };
-        let is = nix::unistd::getgroups().map_err(|e| read("the groups", e))?;
-        let is = sorted(is.into_iter().map(Gid::as_raw).collect());
-        if is != sorted(wanted.to_vec()) {
-            return Err(wrong(format!("the groups are {is:?}, not {wanted:?}")));
+        let actual = nix::unistd::getgroups().map_err(|e| read("the groups", e))?;
+        let actual = sorted(actual.into_iter().map(Gid::as_raw).collect());
+        if actual != sorted(wanted.to_vec()) {
+            return Err(wrong(format!("the groups are {actual:?}, not {wanted:?}")));
         }
     }
     let status = std::fs::read_to_string("/proc/self/status")
         .map_err(|e| OsError::new("read back the capabilities in /proc/self/status", e))?;
-    if let Some(left) = find_remaining_privilege(&status) {
-        return Err(wrong(left));
+    if let Some(privilege) = find_remaining_privilege(&status) {
+        return Err(wrong(privilege));
     }
     if uid != 0 && nix::unistd::setuid(Uid::from_raw(0)).is_ok() {
-        return Err(wrong("root can be had again".to_string()));
+        return Err(wrong("the process can become root again".to_string()));
     }
     Ok(())
 }
 
-/// What a process with this `/proc/PID/status` may do that it should not, if anything. Pure.
+/// Returns the first privilege left in the text of a `/proc/PID/status`, if any.
 fn find_remaining_privilege(status: &str) -> Option<String> {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -142,31 +153,27 @@ fn find_remaining_privilege(status: &str) -> Option<String> {
     CAPABILITY_SETS.iter().find_map(set).or(privileges)
 }
 
-/// Leaves the calling thread, and no other, only those capabilities whose bits are set in these two words.
+/// Restricts the calling thread to the capabilities whose bits are set in `low` (0 to 31) and `high` (32 to 63).
 #[cfg(any(test, feature = "testing"))]
 pub fn restrict_thread_capabilities(low: u32, high: u32) -> io::Result<()> {
-    // _LINUX_CAPABILITY_VERSION_3, and the calling thread; then effective, permitted, inheritable, twice.
-    let header: [u32; 2] = [0x2008_0522, 0];
-    let kept = [low, low, 0, high, high, 0];
-    // SAFETY: a header, and two sets of three words, as this version has; both are only read.
-    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const kept) };
-    cvt(result as libc::c_int).map(drop)
+    set_thread_capabilities([low, high])
 }
 
-/// The user as whom this process acts.
+/// Returns the effective user id of this process.
 pub fn effective_uid() -> u32 {
     nix::unistd::geteuid().as_raw()
 }
 
-/// Who is at the other end of a Unix socket, by the kernel's word: whoever connected it, or made it listen.
+/// The process at the other end of a Unix socket, as the kernel recorded it at connect or listen (SO_PEERCRED).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerCredentials {
-    /// 0 if the process is not visible from here (another pid namespace).
+    /// Process id; 0 if the process is in a pid namespace that is not visible here.
     pub pid: u32,
+    /// Effective user id.
     pub uid: u32,
 }
 
-/// Who is at the other end of `socket`.
+/// Returns the credentials of the peer of a connected Unix socket.
 pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
     let credentials = getsockopt(&socket, sockopt::PeerCredentials)?;
     Ok(PeerCredentials {
@@ -183,13 +190,13 @@ mod tests {
                          CapEff:\t0000000000000000\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000000\n";
 
     #[test]
-    fn a_clean_status_leaves_nothing() {
+    fn an_unprivileged_status_has_no_remaining_privilege() {
         assert_eq!(find_remaining_privilege(CLEAN), None);
     }
 
     #[test]
-    fn whatever_is_left_or_cannot_be_known_is_told() {
-        for (before, after, told) in [
+    fn a_remaining_or_unknown_privilege_is_reported() {
+        for (before, after, expected) in [
             (
                 "CapEff:\t0000000000000000",
                 "CapEff:\t0000000000000400",
@@ -208,7 +215,7 @@ mod tests {
             assert!(CLEAN.contains(before), "{before}");
             assert_eq!(
                 find_remaining_privilege(&CLEAN.replace(before, after)).as_deref(),
-                Some(told)
+                Some(expected)
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Becoming another program, and starting one.
+//! Replacing the program of this process, and the sealed memory file that hands state over to the next program.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
@@ -9,11 +9,12 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// The error of a file that is executable and no program of this machine.
+/// The error of exec for an executable file in a format that this machine cannot run.
 pub const ENOEXEC: i32 = nix::errno::Errno::ENOEXEC as i32;
 
-/// Replaces this process's program by the one at `path`, which gets the open descriptors that are not
-/// close-on-exec. Returns only if that failed.
+/// Replaces the program of this process with the one at `path`. Returns only on failure.
+///
+/// The new program inherits the pid and all descriptors that are not close-on-exec. `args` includes the program name.
 pub fn exec_program(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Error {
     let run = || -> io::Result<std::convert::Infallible> {
         let path = c_string(path.as_os_str())?;
@@ -38,7 +39,7 @@ pub fn exec_program(path: &Path, args: &[OsString], env: &[(OsString, OsString)]
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
-/// A file in memory with these contents that nobody can change any more.
+/// Creates a memory file with these contents and seals it, so that no process can change it.
 pub fn create_sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     let mut written = 0;
@@ -49,7 +50,10 @@ pub fn create_sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// The contents of such a file, at most `cap` bytes, wherever its offset stands.
+/// Reads the whole `file` from its beginning, independent of its offset.
+///
+/// # Errors
+/// `FileTooLarge` if it has more than `cap` bytes.
 pub fn read_memfd(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; cap + 1];
     let mut length = 0;
@@ -71,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sealed_file_is_read_whole_and_cannot_be_changed() {
+    fn a_sealed_memfd_can_be_read_and_not_written() {
         let file = create_sealed_memfd("test", b"contents").expect("sealed");
         assert_eq!(read_memfd(&file, 8).expect("read"), b"contents");
         assert_eq!(read_memfd(&file, 8).expect("again"), b"contents");

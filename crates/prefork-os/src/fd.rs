@@ -1,4 +1,4 @@
-//! File descriptors by number: what the parent left open, and what must not stay so.
+//! File descriptors: those inherited from the parent process, their flags, duplicates, and closing many at once.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -9,18 +9,20 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use super::{cvt, libc};
 
-/// Descriptors that were open when this program began, and that nobody has taken since. `None` until it is known.
+/// The inherited descriptors that this process has not taken yet. `None` until they are recorded.
 static INHERITED_FDS: Mutex<Option<BTreeSet<RawFd>>> = Mutex::new(None);
 
 fn lock_inherited_fds() -> MutexGuard<'static, Option<BTreeSet<RawFd>>> {
     INHERITED_FDS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Remembers which descriptors from 3 up the parent left open to this program; only those can be taken by number. The
-/// first call decides: make it before the program opens anything that is not close-on-exec.
+/// Records which descriptors from 3 up were inherited from the parent. Only these can be taken by number later.
 ///
-/// A descriptor that came over an exec is not close-on-exec, and whatever Rust opens is: so no descriptor with an owner in
-/// this process is ever among them.
+/// Only the first call has an effect. Make it before the program opens a descriptor that is not close-on-exec: an inherited
+/// descriptor never has that flag and everything that Rust opens does, so no recorded descriptor has an owner here.
+///
+/// # Errors
+/// `/proc/self/fd` cannot be read.
 pub fn record_inherited_fds() -> io::Result<()> {
     let mut inherited = lock_inherited_fds();
     if inherited.is_some() {
@@ -41,15 +43,19 @@ fn is_inheritable(number: RawFd) -> bool {
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
 }
 
-/// Takes over descriptor `number`, which another program opened and left to us, and marks it close-on-exec.
+/// Takes ownership of the inherited descriptor `number` and marks it close-on-exec.
 ///
 /// # Errors
-/// It was not open when this program began (see [`record_inherited_fds`]), or was taken already.
+/// EBADF if `number` was not inherited (see [`record_inherited_fds`]), was taken before or has been closed.
 pub fn take_inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     take_inherited_fd_if(number, |_| true)?.ok_or(io::ErrorKind::InvalidInput.into())
 }
 
-/// The same if `accepts` says so; otherwise it stays what it is, `None`.
+/// Takes ownership of the inherited descriptor `number` if `accepts` returns true for it. Otherwise returns `None` and
+/// leaves the descriptor open and available.
+///
+/// # Errors
+/// As [`take_inherited_fd`].
 pub fn take_inherited_fd_if(
     number: RawFd,
     accepts: impl FnOnce(BorrowedFd<'_>) -> bool,
@@ -57,24 +63,27 @@ pub fn take_inherited_fd_if(
     record_inherited_fds()?;
     let mut inherited = lock_inherited_fds();
     let numbers = inherited.get_or_insert_default();
-    // Closed since, by code that knew the number.
+    // Code that knew the number may have closed it since.
     if !numbers.contains(&number) || !is_inheritable(number) {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: the descriptor is open (checked above), and stays so in this statement: no other thread takes it while
-    // the lock is held.
+    // SAFETY: the descriptor is open (checked above) and stays open during this statement: no other thread takes it
+    // while this one holds the lock.
     if !accepts(unsafe { BorrowedFd::borrow_raw(number) }) {
         return Ok(None);
     }
     numbers.remove(&number);
-    // SAFETY: the descriptor is open (checked above). It was open when the program began and was never taken: the set
-    // gives each number once. So nobody in this process owns it.
+    // SAFETY: the descriptor is open (checked above). It was inherited, and the set gives out each number only once, so
+    // it has no other owner in this process.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     Ok(Some(fd))
 }
 
-/// As a parent would leave `fd` open to this program: it can be taken by the number.
+/// Makes `fd` look inherited, so that a test can take it by the number returned.
+///
+/// # Panics
+/// The flags of `fd` cannot be set, or `/proc/self/fd` cannot be read.
 #[cfg(any(test, feature = "testing"))]
 pub fn leave_open_for_test(fd: OwnedFd) -> RawFd {
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty())).expect("open");
@@ -84,70 +93,92 @@ pub fn leave_open_for_test(fd: OwnedFd) -> RawFd {
     number
 }
 
-/// In a forked child that does nothing but answer: closes all descriptors from 3 up but `kept`.
+/// Closes all descriptors from 3 up except `kept`, in a forked child that soon exits without running destructors.
 ///
-/// Every owner of one of them is a copy of the parent's; the child ends without running any destructor.
+/// Every value in the child that owns a closed descriptor is a copy of the parent's and must not be used or dropped.
+///
+/// # Errors
+/// `close_range(2)` fails: Linux before 5.9, or a seccomp filter.
 pub fn close_all_fds_except(kept: impl AsFd) -> io::Result<()> {
     close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
-/// Duplicates descriptor `number` as a new close-on-exec descriptor; EBADF if `number` is not open.
+/// Duplicates descriptor `number`. The duplicate is close-on-exec and numbered 3 or higher.
+///
+/// # Errors
+/// EBADF if `number` is not open.
 pub fn duplicate_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and touches no memory; a number that is not open gives EBADF.
     let copy = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    // SAFETY: the kernel has just created this descriptor, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// Reads from `fd` never block from now on. For a descriptor whose other modes are the default.
-pub fn set_nonblocking(fd: impl std::os::fd::AsFd) -> io::Result<()> {
-    fcntl(fd, FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+/// Sets `O_NONBLOCK` and clears the other status flags of `fd`, such as `O_APPEND`.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(())
 }
 
-/// Opens `/dev/null` in place of any of 0, 1 and 2 that is closed, so that no socket of ours ever lands
-/// there and receives what somebody prints.
+/// Opens `/dev/null` for each of descriptors 0, 1 and 2 that is closed. Otherwise the next socket would get that number
+/// and receive printed text.
 pub fn open_closed_stdio_as_dev_null() -> io::Result<()> {
     for number in 0..=2 {
         // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
         if cvt(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
-            // SAFETY: the path is a valid C string. The lowest free number is `number`, as those below are
-            // open; it stays open for the life of the process.
+            // SAFETY: the path is a valid C string. The lower numbers are open, so the kernel chooses `number`, which
+            // stays open for the life of the process.
             cvt(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
         }
     }
     Ok(())
 }
 
-/// Closes descriptor `number` in every program that is executed from now on.
+/// Marks descriptor `number` close-on-exec.
+///
+/// # Errors
+/// EBADF if `number` is not open.
 pub fn set_close_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
     cvt(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
-/// Whether `fd` was opened for writing.
+/// Returns whether `fd` was opened for writing.
 pub fn is_open_for_writing(fd: impl AsFd) -> io::Result<bool> {
     let flags = OFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GETFL)?);
     Ok(flags & OFlag::O_ACCMODE != OFlag::O_RDONLY)
 }
 
-/// Makes `fd` append what is written to it, and wait for room. For a description that nobody else has.
+/// Sets `O_APPEND` and clears the other status flags of `fd`, such as `O_NONBLOCK`.
+///
+/// Use it only if no other process shares the open file description.
 pub fn set_append_mode(fd: impl AsFd) -> io::Result<()> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(())
 }
 
-/// Makes `file` the standard error of this process: what anybody prints there goes into it from now on.
+/// Returns how many bytes can be read from `fd`, a socket or a pipe, summed over all messages.
+pub fn unread_bytes(fd: impl AsFd) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the address, which is valid for it.
+    cvt(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Redirects the standard error of this process to `file`.
 pub fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
-    // SAFETY: dup2 replaces what descriptor 2 stands for in one step; nobody owns that number.
+    // SAFETY: dup2 replaces descriptor 2 atomically, and no `OwnedFd` owns that number.
     cvt(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
     Ok(())
 }
 
-/// Closes every descriptor from 3 up that the parent left open, except `keep`: what a shell or a service manager left
-/// open by accident would otherwise live on in every worker. Those that are kept can be taken by [`take_inherited_fd`].
+/// Closes every inherited descriptor from 3 up except `keep`, which [`take_inherited_fd`] can take.
 ///
-/// Only for the start of a program, before anything in it owns a descriptor.
+/// Without this, a descriptor that a shell or a service manager leaked would stay open in every worker. Call it at the
+/// start of the program, before anything in it owns a descriptor.
+///
+/// # Errors
+/// `/proc/self/fd` cannot be read, or `close_range(2)` fails: Linux before 5.9, or a seccomp filter.
 pub fn close_inherited_fds_except(keep: &[RawFd]) -> io::Result<()> {
     record_inherited_fds()?;
     if let Some(numbers) = lock_inherited_fds().as_mut() {
@@ -162,34 +193,46 @@ fn close_from_3_except(mut keep: Vec<u32>) -> io::Result<()> {
     for number in keep.into_iter().filter(|n| *n >= 3).chain([u32::MAX]) {
         if number > from {
             let last = if number == u32::MAX { u32::MAX } else { number - 1 };
-            // Not every C library has a function for this call.
             // SAFETY: by the contracts of the callers nothing in the process uses these descriptors.
-            let result = unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) };
-            cvt(result as libc::c_int)?;
+            unsafe { close_range(from, last) }?;
         }
         from = number.saturating_add(1);
     }
     Ok(())
 }
 
-/// Whether `fd` survives an exec.
+/// Closes the open descriptors from `first` to `last`.
+///
+/// # Safety
+/// Nothing in this process uses or closes any of these descriptors later.
+unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // musl has no function for this call.
+    // SAFETY: takes numbers and touches no memory; the caller answers for the descriptors.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    cvt(result as libc::c_int).map(drop)
+}
+
+/// Sets whether programs that this process executes inherit `fd`: clears or sets close-on-exec.
 pub fn set_inheritable(fd: impl AsFd, inheritable: bool) -> io::Result<()> {
     let flags = if inheritable { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
     fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags))?;
     Ok(())
 }
 
-/// Descriptors that are to be closed. Their owners are forgotten already.
+/// A batch of descriptors that a forked child inherited only for being a copy of its parent, closed with few system calls.
+///
+/// The primary holds several descriptors per worker, so with many workers each child inherits thousands. Dropping their
+/// owners one by one takes a system call each, and frees memory, which copies pages that parent and child could share.
 #[derive(Debug, Default)]
 pub struct FdCloseBatch {
     numbers: Vec<RawFd>,
 }
 
 impl FdCloseBatch {
-    /// Forgets `owner` without dropping it, and takes over the descriptors that `list` names.
+    /// Adds the descriptors that `list` names and leaks `owner`, whose destructor never runs.
     ///
-    /// `list` names descriptors that `owner`, and nobody else in this process, would close when it is dropped. What else
-    /// `owner` holds stays in memory until the process ends.
+    /// `list` must name only descriptors that `owner` alone owns in this process. The memory of `owner` stays allocated
+    /// until the process ends.
     pub fn add_fds_of<T>(
         &mut self,
         owner: T,
@@ -199,7 +242,7 @@ impl FdCloseBatch {
         std::mem::forget(owner);
     }
 
-    /// Closes all of them.
+    /// Closes all descriptors of the batch. A descriptor that fails to close is skipped.
     pub fn close_all(self) {
         let FdCloseBatch { mut numbers } = self;
         numbers.sort_unstable();
@@ -209,18 +252,17 @@ impl FdCloseBatch {
     }
 }
 
-/// Closes descriptors whose numbers follow each other.
+/// Closes descriptors with consecutive numbers.
 fn close_consecutive(run: &[RawFd]) {
     let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
-    // Not every C library has a function for this call.
-    // SAFETY: by the contract of `add_fds_of` the owners of these descriptors are forgotten, so nothing in this process
+    // SAFETY: by the contract of `add_fds_of` the owners of these descriptors are leaked, so nothing in this process
     // uses or closes them.
-    if unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) } == 0 {
+    if unsafe { close_range(*first as u32, *last as u32) }.is_ok() {
         return;
     }
-    // Before Linux 5.9, or under a seccomp filter.
+    // `close_range` fails before Linux 5.9 and under some seccomp filters.
     for number in run {
-        // SAFETY: as above. A descriptor that does not close is none that could be closed in another way.
+        // SAFETY: as above.
         unsafe { libc::close(*number) };
     }
 }
@@ -234,7 +276,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn only_what_was_left_open_can_be_taken_and_only_once() {
+    fn only_an_inherited_fd_can_be_taken_and_only_once() {
         let own = File::open("/dev/null").expect("open");
         let error = take_inherited_fd(own.as_raw_fd()).expect_err("it has an owner");
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
@@ -251,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_closed_and_nothing_else() {
+    fn a_close_batch_closes_its_fds_and_no_others() {
         let is_kept = |at: usize| at == 4 || at == 8;
         let (mut kept, mut given, mut peers) = (Vec::new(), Vec::new(), Vec::new());
         for at in 0..9 {
@@ -260,7 +302,7 @@ mod tests {
             if is_kept(at) { kept.push(own) } else { given.push(own) }
         }
         let mut fds = FdCloseBatch::default();
-        fds.add_fds_of(given, |given, take| given.iter().map(UnixStream::as_fd).for_each(take));
+        fds.add_fds_of(given, |given, add| given.iter().map(UnixStream::as_fd).for_each(add));
         let is_quiet = |mut peer: &UnixStream| {
             peer.set_nonblocking(true).expect("non-blocking");
             peer.read(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
@@ -272,7 +314,7 @@ mod tests {
                 assert!(is_quiet(peer), "{at}");
                 continue;
             }
-            // A program that another test starts has copies of all descriptors for a moment.
+            // A child that another test forks holds copies of all descriptors until its exec.
             peer.set_nonblocking(false).expect("blocking");
             peer.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
             assert_eq!(peer.read(&mut [0]).expect("end"), 0, "{at}");

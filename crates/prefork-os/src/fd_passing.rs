@@ -1,4 +1,4 @@
-//! Socket pairs whose messages keep their boundaries and carry descriptors.
+//! Passing file descriptors between processes (SCM_RIGHTS), with messages over SOCK_SEQPACKET socket pairs.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -12,21 +12,25 @@ use socket2::SockRef;
 
 use super::{cvt, libc};
 
-/// Bytes for the control message that carries one descriptor. The padding at its end has room for a second
-/// one: so every descriptor that comes is looked for, and what is too many is closed.
-// SAFETY: computes a number from a number.
+/// Size of the control message that carries one descriptor. Its padding has room for a second one, so the receiver looks
+/// for every descriptor that arrives and closes the surplus.
 const CONTROL_MESSAGE_BYTES: usize =
+    // SAFETY: computes a number from a number.
     unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
 
-/// Two connected ends of a non-blocking, close-on-exec SOCK_SEQPACKET pair: one send is one receive, and the
-/// end of one side is seen by the other.
+/// Creates a connected, non-blocking, close-on-exec SOCK_SEQPACKET socket pair.
+///
+/// Each send arrives as one receive, and each end notices when the other one closes.
 pub fn create_seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
-/// Sends one message, and with it a duplicate of `passed`: both or nothing. `WouldBlock` when the peer does not
-/// read, or when too many descriptors are under way.
+/// Sends one message and, atomically with it, a duplicate of `passed`. Never blocks.
+///
+/// # Errors
+/// `WouldBlock` if the queue of the socket is full, or too many passed descriptors have not been received yet. Other errors
+/// mean that the peer is gone.
 pub fn send_message(
     fd: impl AsFd,
     message: &[u8],
@@ -43,42 +47,52 @@ pub fn send_message(
     }
 }
 
-/// What one receive brought.
+/// The result of one receive.
 #[derive(Debug)]
 pub enum ReceivedMessage {
-    /// A message of this many bytes, and what came with it.
+    /// A message of this many bytes, and the descriptor that came with it.
     Message(usize, PassedFd),
-    /// A message longer than the buffer; its rest is lost.
+    /// A message longer than the buffer. Its remainder and its descriptors are discarded.
     Truncated,
-    /// The peer has closed its end, or died.
+    /// The peer closed its end or exited.
     Closed,
 }
 
 /// The descriptor that came with a message.
 #[derive(Debug)]
 pub enum PassedFd {
-    /// None was sent.
+    /// The sender passed no descriptor.
     None,
-    /// The first one; any others were closed.
+    /// The first descriptor of the message. Any others were closed.
     One(OwnedFd),
-    /// There was one, but this process or the system has no room for it.
+    /// The sender passed a descriptor, but this process or the system is out of descriptors.
     Lost,
 }
 
-/// Receives one message into `buffer`. `WouldBlock` when there is none.
+/// Receives one message into `buffer` from a peer that is not trusted. Never blocks.
 ///
-/// The sender is not trusted: closing a descriptor that came does not wait for its peer, whatever SO_LINGER said.
+/// Clears SO_LINGER of a received socket, with which closing it could block this process.
+///
+/// # Errors
+/// `WouldBlock` if no message is queued.
 pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
     receive_with(fd.as_fd(), buffer, true)
 }
 
-/// The same from a process that sends only what it accepted itself: saves a system call for each descriptor.
+/// Receives one message into `buffer` from a peer that sends only sockets it accepted itself. Never blocks.
+///
+/// Saves the system call per descriptor with which [`receive_message`] clears SO_LINGER.
+///
+/// # Errors
+/// `WouldBlock` if no message is queued.
 pub fn receive_trusted_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
     receive_with(fd.as_fd(), buffer, false)
 }
 
-/// Takes and drops all that waits on `fd`, and lets nobody send more: what the kernel would otherwise close with the
-/// socket may have SO_LINGER set.
+/// Discards all messages queued on `fd` and makes further sends to it fail.
+///
+/// Use it before closing a socket with an untrusted peer: the kernel would close queued descriptors with their SO_LINGER
+/// setting, which can block.
 pub fn discard_messages(fd: impl AsFd) {
     let _ = SockRef::from(&fd).shutdown(std::net::Shutdown::Read);
     let mut buffer = [0; 1];
@@ -96,7 +110,7 @@ fn receive_with(
     loop {
         return match receive_once(fd, buffer, resets_linger) {
             Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(ReceivedMessage::Truncated),
-            // SOCK_SEQPACKET has empty messages too, but we never send one: empty is the end.
+            // No sender here sends an empty message, so a length of 0 means that the peer closed.
             Ok((0, _, _)) => Ok(ReceivedMessage::Closed),
             Ok((length, flags, first)) => Ok(ReceivedMessage::Message(
                 length,
@@ -107,7 +121,7 @@ fn receive_with(
                 },
             )),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            // The peer died with something of ours unread. That is told once, before what it said last.
+            // The peer closed without reading all messages. The kernel reports this once, ahead of the peer's last messages.
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !reset => {
                 reset = true;
                 continue;
@@ -118,10 +132,9 @@ fn receive_with(
     }
 }
 
-/// One `recvmsg`: the length, the flags, and the first descriptor that came.
+/// Calls `recvmsg` once and returns the length, the flags and the first descriptor received.
 ///
-/// By hand, as nix does not let one look at the control messages when there was no room for all of them, and
-/// what arrived before the room was used up would stay open for ever.
+/// Not by nix, which hides the control messages if they were truncated: descriptors received in them would leak.
 fn receive_once(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -138,7 +151,7 @@ fn receive_once(
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = CONTROL_MESSAGE_BYTES as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: the header points to one slice and one control buffer, both exclusively ours, alive, and of the
+    // SAFETY: the header points to one slice and one control buffer, which are exclusively borrowed, alive and of the
     // lengths given.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
     let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
@@ -151,18 +164,18 @@ fn receive_once(
         if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: computes a number from a number.
             let head = unsafe { libc::CMSG_LEN(0) };
-            // The type of this length differs between C libraries.
+            // The type of this length differs between glibc and musl.
             let length = u64::try_from(message.cmsg_len).unwrap_or(0);
             let bytes = length.saturating_sub(head.into()) as usize;
             for i in 0..bytes / size_of::<RawFd>() {
                 // SAFETY: the kernel wrote `bytes` bytes of descriptors after this header and has just opened
-                // them for us; each is read, and so owned, once.
+                // them for this process; each is read, and so owned, once.
                 let one = unsafe {
                     let numbers = libc::CMSG_DATA(at).cast::<RawFd>();
                     OwnedFd::from_raw_fd(numbers.add(i).read_unaligned())
                 };
                 if resets_linger {
-                    // With it set, close(2) waits for the peer, on a non-blocking socket, too. Fails if it is no socket.
+                    // With SO_LINGER set, close(2) blocks even on a non-blocking socket. Fails if `one` is not a socket.
                     let _ = SockRef::from(&one).set_linger(None);
                 }
                 first.get_or_insert(one);
@@ -174,16 +187,20 @@ fn receive_once(
     Ok((length, header.msg_flags, first))
 }
 
-/// So many messages are sent by one system call.
+/// Maximum number of messages, each with one descriptor, that [`send_fds`] sends with one system call.
 pub const MAX_FDS_PER_SEND: usize = 16;
 
-/// Room for one control message, aligned as its header has to be.
+/// Buffer for one control message, aligned as `cmsghdr` requires.
 #[derive(Clone, Copy)]
 #[repr(align(8))]
 struct ControlBuffer([u8; CONTROL_MESSAGE_BYTES]);
 
-/// Sends up to [`MAX_FDS_PER_SEND`] of `fds` without waiting, each as a message of its own with a duplicate of its
-/// descriptor. Returns how many were sent: fewer than given when there is no room for more.
+/// Sends the first [`MAX_FDS_PER_SEND`] of `fds`, each as a message of one byte with a duplicate of its descriptor.
+///
+/// Never blocks. Returns the number of messages sent, which is smaller than given if the queue of the socket is full.
+///
+/// # Errors
+/// The peer is gone: `ConnectionReset` once if it left messages unread, then `BrokenPipe`.
 pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize> {
     let mut bytes = [0u8; MAX_FDS_PER_SEND];
     let mut controls = [ControlBuffer([0; CONTROL_MESSAGE_BYTES]); MAX_FDS_PER_SEND];
@@ -199,7 +216,7 @@ pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize
         header.msg_iovlen = 1;
         header.msg_control = controls[i].0.as_mut_ptr().cast();
         header.msg_controllen = CONTROL_MESSAGE_BYTES as _;
-        // SAFETY: the control buffer is aligned, zeroed, exclusively ours and has room for one header with one
+        // SAFETY: the control buffer is aligned, zeroed, exclusively borrowed and has room for one header with one
         // descriptor, so CMSG_FIRSTHDR and CMSG_DATA point into it.
         unsafe {
             let first = libc::CMSG_FIRSTHDR(header);
@@ -209,7 +226,7 @@ pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize
             libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
         }
     }
-    // The types of lengths and flags differ between C libraries.
+    // The types of lengths and flags differ between glibc and musl.
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
     // SAFETY: the first `fds.len()` headers point to one slice and one control buffer each, all alive.
     let sent = unsafe {
@@ -217,7 +234,7 @@ pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize
     };
     match cvt(sent) {
         Ok(sent) => Ok(sent as usize),
-        // No room; too many descriptors under way; no memory: later.
+        // A full queue, too many descriptors in flight or too little memory: the caller tries again later.
         Err(e) => match e.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS | Errno::ENOMEM) => Ok(0),
             _ => Err(e),
@@ -225,31 +242,24 @@ pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize
     }
 }
 
-/// How many bytes wait to be read from `socket`, over all messages.
-pub fn unread_bytes(socket: impl AsFd) -> io::Result<usize> {
-    let mut bytes = MaybeUninit::<libc::c_int>::uninit();
-    // SAFETY: FIONREAD writes one int to where the pointer leads.
-    cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::FIONREAD, bytes.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so it was written.
-    Ok(usize::try_from(unsafe { bytes.assume_init() }).unwrap_or(0))
-}
-
-/// Lets the kernel hold so many bytes of what `socket` has sent and nobody has read, its bookkeeping included.
-/// The socket counts as writable again when less than a quarter is used.
+/// Limits how many bytes sent by `socket` may be unread, including the kernel's overhead per message.
+///
+/// The socket becomes writable again when less than a quarter of the limit is in use.
 pub fn limit_send_buffer(socket: impl AsFd, bytes: usize) -> io::Result<()> {
-    // The kernel doubles what it is given.
+    // The kernel doubles the given size.
     SockRef::from(&socket).set_send_buffer_size(bytes / 2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fd::unread_bytes;
     use crate::socket::is_unix_stream;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn messages_keep_their_boundaries_and_the_end_is_seen() {
+    fn messages_keep_their_boundaries_and_a_closed_peer_is_reported() {
         let (a, b) = create_seqpacket_pair().expect("pair");
         send_message(&a, b"one", None).expect("send");
         send_message(&a, b"three", None).expect("send");
@@ -266,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_arrives_with_its_message_and_close_on_exec() {
+    fn a_received_descriptor_is_close_on_exec() {
         let (a, b) = create_seqpacket_pair().expect("pair");
         let (near, mut far) = UnixStream::pair().expect("connection");
         send_message(&a, b"take", Some(near.as_fd())).expect("send");
@@ -278,12 +288,12 @@ mod tests {
         assert_eq!(flags, nix::fcntl::FdFlag::FD_CLOEXEC.bits());
         assert!(is_unix_stream(&fd).expect("kind"));
         drop(fd);
-        // No duplicate is left anywhere, or this would wait for ever.
+        // Would block if a duplicate of the descriptor had leaked.
         assert_eq!(far.read(&mut buffer).expect("the end"), 0);
     }
 
     #[test]
-    fn descriptors_that_are_too_many_are_closed() {
+    fn surplus_descriptors_of_a_message_are_closed() {
         for count in [2, 3, 40] {
             let (a, b) = create_seqpacket_pair().expect("pair");
             let (near, mut far) = UnixStream::pair().expect("connection");
@@ -301,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_that_came_does_not_linger_and_neither_does_one_that_was_too_many() {
+    fn so_linger_of_received_sockets_is_cleared() {
         let (a, b) = create_seqpacket_pair().expect("pair");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let sockets: Vec<_> = (0..2)
@@ -325,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_discarded_does_not_linger_and_nothing_more_can_be_sent() {
+    fn discarded_messages_close_their_descriptors_and_no_more_can_be_sent() {
         let (a, b) = create_seqpacket_pair().expect("pair");
         let (near, mut far) = UnixStream::pair().expect("connection");
         for _ in 0..3 {
@@ -338,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_of_the_dead_are_heard() {
+    fn messages_sent_before_a_reset_are_received() {
         let (a, b) = create_seqpacket_pair().expect("pair");
         send_message(&a, b"unread", None).expect("send");
         send_message(&b, b"last", None).expect("send");
@@ -351,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn each_descriptor_comes_with_its_byte_in_order() {
+    fn descriptors_arrive_in_order_each_with_its_byte() {
         let (to, from) = create_seqpacket_pair().expect("pair");
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().expect("connection")).collect();
         let fds: Vec<_> = (7..).zip(&pairs).map(|(byte, pair)| (byte, pair.0.as_fd())).collect();
@@ -370,9 +380,9 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_no_room_for_is_not_sent_and_no_reader_is_an_error() {
+    fn a_full_queue_sends_fewer_and_a_closed_peer_is_an_error() {
         let (to, from) = create_seqpacket_pair().expect("pair");
-        limit_send_buffer(&to, 8192).expect("narrow");
+        limit_send_buffer(&to, 8192).expect("limit");
         let file = std::fs::File::open("/dev/null").expect("open");
         let fds = [(0, file.as_fd()); MAX_FDS_PER_SEND];
         let mut sent = 0;
@@ -382,7 +392,7 @@ mod tests {
         }
         assert_eq!(unread_bytes(&from).expect("count"), sent);
         drop(from);
-        // Once for what was not read, then for ever.
+        // The reset for unread messages is reported once.
         let errors = [0; 2].map(|_| send_fds(&to, &fds).expect_err("nobody reads").kind());
         assert_eq!(errors, [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
     }

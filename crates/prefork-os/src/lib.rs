@@ -1,10 +1,9 @@
-//! The system calls of the workspace behind safe functions: every `unsafe` block is in this crate, and all others
-//! forbid it.
+//! Safe wrappers of the Linux system calls that the workspace needs. All `unsafe` code of the workspace is here; the other
+//! crates forbid it.
 //!
-//! Takes and returns std types, decides nothing and logs nothing. Every `unsafe` block states the invariant that makes it
-//! sound. Code that nix or socket2 can express without `unsafe` may be here or elsewhere.
+//! Functions take and return std types, make no policy decisions and write no logs. Every `unsafe` block states the
+//! invariant that makes it sound. Calls that nix or socket2 wrap safely may also be made directly by other crates.
 
-pub mod beats;
 pub mod bpf;
 pub mod byte_range_lock;
 pub mod child;
@@ -12,6 +11,7 @@ pub mod credentials;
 pub mod exec;
 pub mod fd;
 pub mod fd_passing;
+pub mod interval_timer;
 pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;
@@ -25,16 +25,16 @@ pub mod thread;
 
 use std::{fmt, io};
 
-/// A failed operation: what was tried, and the cause. Displays as `cannot OPERATION: CAUSE`.
+/// An operation that failed, with its cause. Displays as `cannot OPERATION: CAUSE`.
 #[derive(Debug)]
 pub struct OsError {
-    /// What was tried, as a verb phrase that follows "cannot": `drop all capabilities`.
+    /// The operation as a verb phrase that follows "cannot", such as `drop all capabilities`.
     pub operation: String,
-    /// Why it failed.
+    /// The error of the system call that failed.
     pub source: io::Error,
 }
 
-/// The result of an operation of several system calls.
+/// The result of an operation that makes several system calls.
 pub type Result<T, E = OsError> = std::result::Result<T, E>;
 
 impl OsError {
@@ -55,7 +55,7 @@ impl std::error::Error for OsError {
     }
 }
 
-/// Turns the C convention of -1 and errno into a `Result`.
+/// Converts the C convention of -1 and errno to a `Result`.
 fn cvt(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

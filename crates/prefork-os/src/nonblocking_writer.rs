@@ -1,8 +1,8 @@
-//! Writing to a stream of unknown kind, above all standard error, without waiting for whoever reads it.
+//! Non-blocking writes to a descriptor of unknown kind, such as standard error, whose reader may be slow or stopped.
 //!
-//! `O_NONBLOCK` is no method to get there: it belongs to the open file description, which the process shares with the
-//! shell, the service manager or the next program of a pipeline, and would change it for all of them. Each kind of
-//! file has a method that changes nothing for others; see [`NonblockingWriter`].
+//! Setting `O_NONBLOCK` is not an option: it belongs to the open file description, which is shared with the shell, the
+//! service manager or the next program of a pipeline. [`NonblockingWriter`] chooses a method per kind of file that does
+//! not affect other processes.
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
@@ -11,32 +11,39 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::stat::{FileStat, SFlag, fstat};
 
-use super::{cvt, libc, poll, socket};
+use super::{libc, poll, socket};
+use crate::fd::unread_bytes;
 
-/// What POSIX guarantees to be written to a pipe in one piece.
+/// Maximum number of bytes that a write to a pipe transfers atomically. Linux's value of the POSIX constant.
 pub const PIPE_BUF: usize = 4096;
 
-/// Attempts of one write that signals interrupt.
+/// How often a write is tried again after EINTR.
 const MAX_INTERRUPTIONS: usize = 16;
 
-/// What a descriptor refers to.
+/// The kind of file that a descriptor refers to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
+    /// A regular file.
     Regular,
+    /// A directory.
     Directory,
+    /// A pipe or FIFO.
     Pipe,
+    /// A socket of any family.
     Socket,
+    /// A terminal or pseudo-terminal.
     Terminal,
     /// Any other character device, such as `/dev/null`.
     CharacterDevice,
+    /// A block device.
     BlockDevice,
 }
 
-/// The kind of the file that `fd` refers to, and numbers that tell it from other files.
+/// Returns the kind and the identity of the file that `fd` refers to.
 pub fn identify_file(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
     let stat = fstat(&fd)?;
     let kind = match file_kind_of_mode(stat.st_mode) {
@@ -46,7 +53,7 @@ pub fn identify_file(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
     Ok((kind, FileId::of(&stat)))
 }
 
-/// The kind that a `st_mode` says; a terminal is a [`FileKind::CharacterDevice`] here.
+/// Returns the kind of file that a `st_mode` value encodes. Terminals are [`FileKind::CharacterDevice`] here.
 pub fn file_kind_of_mode(mode: u32) -> FileKind {
     match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => FileKind::Directory,
@@ -58,7 +65,7 @@ pub fn file_kind_of_mode(mode: u32) -> FileKind {
     }
 }
 
-/// Device and inode.
+/// The identity of a file: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId(u64, u64);
 
@@ -68,26 +75,26 @@ impl FileId {
     }
 }
 
-/// How bytes get to a file without waiting for its reader.
+/// How to write to a file without blocking.
 #[derive(Debug)]
 enum WriteMethod {
-    /// `write(2)`, for files that have no reader to wait for.
+    /// `write(2)`, for files without a reader.
     Plain,
     /// `send(2)` with `MSG_DONTWAIT`.
     Socket,
     /// `pwritev2(2)` with `RWF_NOWAIT`: pipes since Linux 6.5, and some devices.
     NoWait,
-    /// An open file description of our own, with `O_NONBLOCK`: terminals, and pipes of older kernels.
+    /// `write(2)` to a new open file description with `O_NONBLOCK`: terminals, and pipes before Linux 6.5.
     Reopened(OwnedFd),
-    /// `poll(2)` and `write(2)`, where the file cannot be opened again, for instance because a pipe belongs to
-    /// another user and the kernel is older than 6.5. Another writer of the pipe could take the room in between,
-    /// so half of the pipe is kept free.
+    /// `poll(2)` before `write(2)`: files that cannot be reopened, such as a pipe of another user before Linux 6.5.
+    ///
+    /// Another writer could fill the pipe in between, so writes stop when it is half full.
     Polled,
 }
 
-/// Writes to one descriptor without waiting for the reader of what it refers to.
+/// Writes to a descriptor without blocking on the reader at its other end.
 ///
-/// A regular file may still make a write wait for its disk, as every access to it may.
+/// Writes to regular files may still wait for the disk.
 #[derive(Debug)]
 pub struct NonblockingWriter {
     kind: FileKind,
@@ -96,7 +103,10 @@ pub struct NonblockingWriter {
 }
 
 impl NonblockingWriter {
-    /// For what `fd` refers to now.
+    /// Creates a writer for the file that `fd` refers to now.
+    ///
+    /// # Errors
+    /// fstat(2) fails.
     pub fn new(fd: impl AsFd) -> io::Result<NonblockingWriter> {
         let (kind, id) = identify_file(&fd)?;
         let method = match kind {
@@ -108,19 +118,21 @@ impl NonblockingWriter {
         Ok(NonblockingWriter { kind, id, method })
     }
 
-    /// Whether `fd` still refers to the file that this was made for.
+    /// Returns whether `fd` still refers to the file that this writer was created for.
     pub fn is_same_file(&self, fd: impl AsFd) -> bool {
         fstat(&fd).is_ok_and(|stat| FileId::of(&stat) == self.id)
     }
 
-    /// How many bytes at most can be written in one piece, for the kinds that have such a bound.
+    /// Returns the maximum size in bytes of an atomic write, or `None` for kinds of file without such a limit.
     pub fn max_atomic_write(&self) -> Option<usize> {
         let bounded = matches!(self.kind, FileKind::Pipe | FileKind::Terminal);
         bounded.then_some(PIPE_BUF)
     }
 
-    /// Writes once, without waiting. `WouldBlock` if there is no room; fewer bytes than given if there was room for no
-    /// more.
+    /// Writes once, without blocking. Returns the number of bytes written, which may be fewer than given.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the reader is behind and the buffer is full; any other error of write(2).
     pub fn write(&mut self, fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
         let fd = fd.as_fd();
         for _ in 0..MAX_INTERRUPTIONS {
@@ -136,29 +148,27 @@ impl NonblockingWriter {
     }
 
     fn write_once(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
-        // A terminal stops background processes that write to it by SIGTTOU. The primary handles that signal, so the
-        // kernel would restart the write, and send it again, for ever. A blocked SIGTTOU lets the write pass.
+        // A terminal sends SIGTTOU to background processes that write to it. The primary handles that signal, so the
+        // kernel would restart the write and send the signal again, forever. With SIGTTOU blocked the write succeeds.
         let _mask = (self.kind == FileKind::Terminal).then(BlockedSigttou::block);
         match &self.method {
             WriteMethod::Plain => Ok(nix::unistd::write(fd, bytes)?),
             WriteMethod::Socket => socket::write_nonblocking(fd, bytes),
             WriteMethod::NoWait => write_nowait(fd, bytes),
             WriteMethod::Reopened(own) => Ok(nix::unistd::write(own, bytes)?),
-            WriteMethod::Polled if is_room_in_pipe(fd, self.kind)? => {
-                Ok(nix::unistd::write(fd, bytes)?)
-            }
+            WriteMethod::Polled if has_room(fd, self.kind)? => Ok(nix::unistd::write(fd, bytes)?),
             WriteMethod::Polled => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 }
 
-/// Waits until `fd` takes bytes or has failed, or `limit` has passed.
-pub fn wait_until_writable(fd: impl AsFd, limit: Duration) -> io::Result<()> {
-    poll::poll_fds(&[poll::WatchedFd::new(fd.as_fd(), poll::PollInterest::Writable)], Some(limit))
+/// Waits until `fd` is writable or has failed, or `timeout` has passed.
+pub fn wait_until_writable(fd: impl AsFd, timeout: Duration) -> io::Result<()> {
+    poll::poll_fds(&[poll::WatchedFd::new(fd.as_fd(), poll::PollInterest::Writable)], Some(timeout))
         .map(drop)
 }
 
-/// SIGTTOU is blocked for the calling thread while this lives.
+/// Blocks SIGTTOU in the calling thread while this value exists, and then restores the previous mask.
 struct BlockedSigttou(Option<SigSet>);
 
 impl BlockedSigttou {
@@ -173,18 +183,18 @@ impl BlockedSigttou {
 impl Drop for BlockedSigttou {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
-            // Restoring a mask that the kernel gave us cannot fail.
+            // Restoring a mask that the kernel returned cannot fail.
             let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(before), None);
         }
     }
 }
 
-/// Opens what `fd` refers to once more: the flags of the new description are nobody else's.
+/// Reopens the file that `fd` refers to, as an open file description whose flags no other process shares.
 fn reopen(fd: impl AsFd) -> WriteMethod {
     let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
-    // What another process put in its place meanwhile is no place for a log.
+    // The path may lead to another file by now.
     match opened {
         Ok(own) if same_file(&fd, &own) => WriteMethod::Reopened(own.into()),
         Ok(_) | Err(_) => WriteMethod::Polled,
@@ -195,7 +205,7 @@ fn same_file(one: impl AsFd, other: impl AsFd) -> bool {
     matches!((fstat(&one), fstat(&other)), (Ok(a), Ok(b)) if FileId::of(&a) == FileId::of(&b))
 }
 
-/// Whether the kernel does not know `pwritev2` (ENOSYS) or does not know it for this file.
+/// Returns whether the kernel lacks `pwritev2` (ENOSYS) or this file does not support RWF_NOWAIT.
 fn is_unsupported(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw);
     matches!(errno, Some(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM))
@@ -203,10 +213,9 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     let slice = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // An offset of -1 is the position of the file, in two halves where a register has 32 bits. Not every C library has a
-    // function for this call.
+    // An offset of -1 means the file position; 32-bit systems pass it in two halves. musl has no function for this call.
     let position: libc::c_long = -1;
-    // SAFETY: the kernel reads one iovec, and through it `bytes.len()` bytes of `bytes`; both outlive the call.
+    // SAFETY: the kernel reads one iovec and, through it, `bytes.len()` bytes of `bytes`; both outlive the call.
     let written = unsafe {
         libc::syscall(
             libc::SYS_pwritev2,
@@ -221,8 +230,8 @@ fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
-/// Whether a write of [`PIPE_BUF`] bytes would not wait, were there no other writer.
-fn is_room_in_pipe(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
+/// Returns whether a write of [`PIPE_BUF`] bytes would not block, if there is no other writer.
+fn has_room(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
     let watch = poll::WatchedFd::new(fd, poll::PollInterest::Writable);
     if !poll::poll_fds(&[watch], Some(Duration::ZERO))?.contains(&true) {
         return Ok(false);
@@ -230,11 +239,8 @@ fn is_room_in_pipe(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
     if kind != FileKind::Pipe {
         return Ok(true);
     }
-    let mut unread: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int to where the pointer leads.
-    cvt(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut unread) })?;
-    let size = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETPIPE_SZ)?;
-    Ok(unread <= size / 2)
+    let size = fcntl(fd, FcntlArg::F_GETPIPE_SZ)?;
+    Ok(unread_bytes(fd)? <= usize::try_from(size).unwrap_or(0) / 2)
 }
 
 #[cfg(test)]
@@ -243,8 +249,9 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::cvt;
 
-    /// A pipe that is full, and the number of bytes in it.
+    /// Returns a full pipe with its writer, and the number of bytes in it.
     fn full_pipe(
         method: impl Fn(&OwnedFd) -> WriteMethod,
     ) -> (io::PipeReader, OwnedFd, NonblockingWriter, usize) {
@@ -266,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_pipe_is_not_waited_for_in_any_way_and_takes_bytes_again_when_read() {
+    fn a_full_pipe_would_block_with_every_method_until_it_is_read() {
         let methods: [fn(&OwnedFd) -> WriteMethod; 3] =
             [|_| WriteMethod::NoWait, |fd| reopen(fd), |_| WriteMethod::Polled];
         for method in methods {
@@ -278,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn the_description_that_others_share_stays_as_it_was() {
+    fn the_shared_open_file_description_keeps_its_flags() {
         let (_reader, writer, _, _) = full_pipe(|fd| reopen(fd));
         let flags = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
         assert!(!OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK));
     }
 
     #[test]
-    fn a_full_socket_is_not_waited_for() {
+    fn a_full_socket_would_block() {
         let (near, _far) = UnixStream::pair().expect("pair");
         let mut output = NonblockingWriter::new(&near).expect("writer");
         let error = std::iter::repeat_with(|| output.write(&near, &[b'x'; 1000]))
@@ -295,40 +302,40 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_an_error() {
+    fn a_pipe_without_a_reader_is_an_error() {
         let (reader, writer) = io::pipe().expect("pipe");
         drop(reader);
         let mut output = NonblockingWriter::new(&writer).expect("writer");
-        // The test program ignores SIGPIPE, as all Rust programs do.
+        // The Rust runtime ignores SIGPIPE.
         let error = output.write(&writer, b"x").expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }
 
     #[test]
-    fn a_stopped_terminal_is_not_waited_for() {
+    fn a_stopped_terminal_would_block() {
         let (_controller, terminal) = terminal();
         let mut output = NonblockingWriter::new(&terminal).expect("writer");
         assert_eq!(
             (output.kind, output.write(&terminal, b"a line\n").expect("room")),
             (FileKind::Terminal, 7)
         );
-        // As ^S does.
+        // Suspends output, as Ctrl-S does.
         // SAFETY: tcflow takes numbers and touches no memory.
         cvt(unsafe { libc::tcflow(terminal.as_raw_fd(), libc::TCOOFF) }).expect("stop");
         let error = output.write(&terminal, b"a line\n").expect_err("stopped");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
-    /// Both ends of a new terminal.
+    /// Opens a new pseudo-terminal and returns both ends.
     fn terminal() -> (OwnedFd, std::fs::File) {
         use std::os::fd::FromRawFd;
         // SAFETY: takes flags and touches no memory.
         let number =
             cvt(unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) }).expect("pty");
-        // SAFETY: the kernel has just opened it for us, and nobody else knows it.
+        // SAFETY: the kernel has just created this descriptor, so it has no other owner.
         let controller = unsafe { OwnedFd::from_raw_fd(number) };
         let mut name = [0; 64];
-        // SAFETY: unlockpt takes a number; ptsname_r writes at most as many bytes as said, with a NUL at the end.
+        // SAFETY: unlockpt takes a number; ptsname_r writes at most the given number of bytes, including the NUL.
         let done = unsafe {
             [libc::unlockpt(number), libc::ptsname_r(number, name.as_mut_ptr(), name.len())]
         };
@@ -341,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_devices_take_everything_and_their_errors_are_told() {
+    fn files_and_devices_accept_all_bytes_and_report_errors() {
         let file = tempfile::tempfile().expect("file");
         let mut output = NonblockingWriter::new(&file).expect("writer");
         assert_eq!(output.write(&file, &[b'x'; 100_000]).expect("written"), 100_000);

@@ -1,4 +1,4 @@
-//! Waiting for file descriptors until a deadline.
+//! Waiting for file descriptors with poll(2), with a timeout.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-/// What is waited for. The end of the connection is always noticed.
+/// The event to wait for on a descriptor. Errors and hang-ups are always reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PollInterest {
-    /// Something to read, or somebody to accept.
+    /// Data to read or a connection to accept.
     Readable,
-    /// Room to write.
+    /// Space in the send buffer.
     Writable,
-    /// Nothing but the end.
+    /// Only errors and hang-ups.
     HangUp,
 }
 
-/// A descriptor and what is waited for on it.
+/// A descriptor with the event to wait for.
 #[derive(Debug, Clone, Copy)]
 pub struct WatchedFd<'fd> {
     fd: BorrowedFd<'fd>,
@@ -26,41 +26,42 @@ pub struct WatchedFd<'fd> {
 }
 
 impl<'fd> WatchedFd<'fd> {
-    /// Waits for `interest` on `fd`.
+    /// Watches `fd` for `interest`.
     pub fn new(fd: BorrowedFd<'fd>, interest: PollInterest) -> WatchedFd<'fd> {
         WatchedFd { fd, interest }
     }
 
-    /// Waits for something to read on `fd`.
+    /// Watches `fd` for [`PollInterest::Readable`].
     pub fn readable(fd: BorrowedFd<'fd>) -> WatchedFd<'fd> {
         WatchedFd::new(fd, PollInterest::Readable)
     }
 }
 
-/// Descriptors that are waited for again and again.
+/// A set of descriptors for repeated polling. Each has an index, in the order of insertion.
 pub struct PollSet<'fd> {
     polled: Vec<PollFd<'fd>>,
     ready: usize,
 }
 
 impl<'fd> PollSet<'fd> {
+    /// Creates a set of `watched`.
     pub fn new(watched: impl Iterator<Item = WatchedFd<'fd>>) -> PollSet<'fd> {
         let polled =
             watched.map(|watch| PollFd::new(watch.fd, poll_flags(watch.interest))).collect();
         PollSet { polled, ready: 0 }
     }
 
-    /// How many there are.
+    /// Returns the number of descriptors.
     pub fn len(&self) -> usize {
         self.polled.len()
     }
 
-    /// Returns whether there are none.
+    /// Returns whether the set has no descriptors.
     pub fn is_empty(&self) -> bool {
         self.polled.is_empty()
     }
 
-    /// Puts `watched` into the places after the first `kept`.
+    /// Replaces all descriptors after the first `kept` with `watched`.
     pub fn replace_after(
         &mut self,
         kept: usize,
@@ -72,8 +73,9 @@ impl<'fd> PollSet<'fd> {
         self.polled.extend(new);
     }
 
-    /// Waits until some are ready or hung up, or `timeout` has passed (`None`: for ever). Returns how many. A signal that
-    /// interrupts the wait is a normal return with none.
+    /// Waits until a descriptor is ready, or `timeout` has passed (`None`: no timeout). Returns how many are ready.
+    ///
+    /// Returns 0 if a signal interrupts the wait.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
         self.ready = 0;
         self.ready = match nix::poll::poll(&mut self.polled, timeout_millis(timeout)) {
@@ -84,15 +86,14 @@ impl<'fd> PollSet<'fd> {
         Ok(self.ready)
     }
 
-    /// The same, without sleeping before `awake`: whoever is asleep takes long to be woken.
+    /// Waits like [`wait`](Self::wait), but busy-polls without sleeping until `busy_until`, because waking up takes long.
     pub fn wait_busy_polling(
         &mut self,
-        awake: Option<Instant>,
+        busy_until: Option<Instant>,
         timeout: Option<Duration>,
     ) -> io::Result<usize> {
-        // Who has no time to sleep has none to look out either.
-        let sleeps = timeout.is_none_or(|timeout| !timeout.is_zero());
-        while sleeps && awake.is_some_and(|until| Instant::now() < until) {
+        let may_sleep = timeout.is_none_or(|timeout| !timeout.is_zero());
+        while may_sleep && busy_until.is_some_and(|until| Instant::now() < until) {
             if self.wait(Some(Duration::ZERO))? > 0 {
                 return Ok(self.ready);
             }
@@ -100,25 +101,26 @@ impl<'fd> PollSet<'fd> {
         self.wait(timeout)
     }
 
-    /// What came of waiting is dealt with.
+    /// Resets the result of the last wait: no descriptor counts as ready.
     pub fn clear_ready(&mut self) {
         self.ready = 0;
     }
 
-    /// Whether the one at this place was ready after the last wait.
-    pub fn is_ready(&self, at: usize) -> bool {
-        let polled = self.polled.get(at).filter(|_| self.ready > 0);
+    /// Returns whether the descriptor at `index` was ready after the last wait.
+    pub fn is_ready(&self, index: usize) -> bool {
+        let polled = self.polled.get(index).filter(|_| self.ready > 0);
         polled.and_then(PollFd::revents).is_some_and(|events| !events.is_empty())
     }
 
-    /// The same for all.
+    /// Returns for each descriptor whether it was ready after the last wait.
     pub fn ready_flags(&self) -> Vec<bool> {
-        (0..self.polled.len()).map(|at| self.is_ready(at)).collect()
+        (0..self.polled.len()).map(|index| self.is_ready(index)).collect()
     }
 }
 
-/// Waits until one of `watched` is ready or hung up, or `timeout` has passed (`None`: for ever). Returns one
-/// flag for each descriptor. A signal that interrupts the wait is a normal return with no flag set.
+/// Waits until one of `watched` is ready, or `timeout` has passed (`None`: no timeout). Returns for each whether it is ready.
+///
+/// Returns only `false` if a signal interrupts the wait.
 pub fn poll_fds(watched: &[WatchedFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut set = PollSet::new(watched.iter().copied());
     set.wait(timeout)?;
@@ -133,7 +135,7 @@ fn poll_flags(interest: PollInterest) -> PollFlags {
     }
 }
 
-/// Rounded up: a timer that fires a little early would make the loop spin until its deadline.
+/// Converts `timeout` to milliseconds, rounded up: a wait that ends too early would make an event loop spin.
 fn timeout_millis(timeout: Option<Duration>) -> PollTimeout {
     let Some(timeout) = timeout else { return PollTimeout::NONE };
     let millis = timeout.as_micros().div_ceil(1000);
@@ -151,7 +153,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn says_which_descriptor_is_ready() {
+    fn only_ready_descriptors_are_reported() {
         let (quiet, _keep) = UnixStream::pair().expect("pair");
         let (ready, mut peer) = UnixStream::pair().expect("pair");
         peer.write_all(b"x").expect("write");
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn each_interest_is_its_own_and_the_end_is_always_seen() {
+    fn a_hang_up_is_reported_for_every_interest() {
         let (socket, mut peer) = UnixStream::pair().expect("pair");
         peer.write_all(b"x").expect("write");
         let now = Some(Duration::ZERO);
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stays_awake_sees_what_comes_meanwhile_and_what_comes_later() {
+    fn busy_polling_ends_when_a_descriptor_is_ready_or_time_is_up() {
         let (socket, mut peer) = UnixStream::pair().expect("pair");
         let mut set = PollSet::new([WatchedFd::readable(socket.as_fd())].into_iter());
         let long = Instant::now() + Duration::from_secs(60);

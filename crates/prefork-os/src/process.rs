@@ -1,4 +1,4 @@
-//! One process: its limits, its environment, its title, and what `/proc` shows of others.
+//! Properties of processes: environment, open file limit and title of this one, and what `/proc` shows of any.
 
 use std::ffi::CString;
 use std::io;
@@ -9,14 +9,15 @@ use super::{cvt, libc};
 use crate::Result;
 use crate::thread::require_single_thread;
 
-/// Removes variables that speak to this process alone (the service manager's, above all) from the
-/// environment of a worker and of everything it starts.
+/// Removes from the environment all variables for whose name `should_remove` returns true.
+///
+/// Used for variables that address this process only, such as those of the service manager: workers must not inherit them.
 ///
 /// # Errors
-/// The process has more than one thread, so that another one might read the environment meanwhile.
-pub fn remove_env_vars(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
+/// The process has more than one thread: another one could read the environment at the same time.
+pub fn remove_env_vars(mut should_remove: impl FnMut(&str) -> bool) -> Result<()> {
     let mut names: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
-    names.retain(|name| name.to_str().is_some_and(&mut unwanted));
+    names.retain(|name| name.to_str().is_some_and(&mut should_remove));
     if names.is_empty() {
         return Ok(());
     }
@@ -28,11 +29,13 @@ pub fn remove_env_vars(mut unwanted: impl FnMut(&str) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Adds variables to the environment, or replaces those with the same names. Names are not empty and have no `=`;
-/// nothing has a NUL in it.
+/// Sets environment variables, given as name and value.
 ///
 /// # Errors
-/// The process has more than one thread, so that another one might read the environment meanwhile.
+/// The process has more than one thread: another one could read the environment at the same time.
+///
+/// # Panics
+/// A name is empty or contains `=`, or a name or value contains NUL.
 pub fn set_env_vars(variables: &[(String, String)]) -> Result<()> {
     if variables.is_empty() {
         return Ok(());
@@ -45,8 +48,9 @@ pub fn set_env_vars(variables: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-/// Raises the soft limit on open files to the hard one and returns it. Descriptors are connections here, and
-/// the usual soft limit of 1024 exists for programs that use `select`.
+/// Raises the soft limit of open files (RLIMIT_NOFILE) to the hard limit and returns it.
+///
+/// Each connection needs a descriptor, and the usual soft limit of 1024 exists for programs that use `select`.
 pub fn raise_open_file_limit() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -55,28 +59,28 @@ pub fn raise_open_file_limit() -> io::Result<u64> {
     Ok(hard)
 }
 
-/// How many files this process may have open.
+/// Returns how many files this process may have open (the soft RLIMIT_NOFILE).
 pub fn open_file_limit() -> io::Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
 }
 
-/// The state of a process as `/proc` shows it: `R`, `S`, `D`, `T` and so on; `None` if it cannot be read.
+/// Returns the state of process `pid` as in `/proc/PID/stat`: `R`, `S`, `D`, `T`, `Z` and so on. `None` if unreadable.
 pub fn process_state(pid: u32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name before it may have blanks and brackets in it.
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
+    stat_fields(pid)?.chars().next()
 }
 
-/// Returns the name of a process as `/proc/PID/comm` shows it, if the process exists. The process chose these bytes: escape
-/// them before they reach a terminal or a log.
+/// Returns the name of process `pid` as in `/proc/PID/comm`, or `None` if the process does not exist.
+///
+/// The process may choose any bytes: escape them before printing.
 pub fn process_command_name(pid: u32) -> Option<Vec<u8>> {
     let mut name = std::fs::read(format!("/proc/{pid}/comm")).ok()?;
     name.truncate(name.trim_ascii_end().len());
     Some(name)
 }
 
-/// When process `pid` was started, in clock ticks since the machine was: with the pid it names one process for ever, also
-/// over an exec. `None` if there is none, or only what is left of a dead one (a zombie).
+/// Returns the start time of process `pid` in clock ticks since boot, or `None` if it does not exist or is a zombie.
+///
+/// Together with the pid it identifies a process until reboot. It stays the same across an exec.
 pub fn process_start_ticks(pid: u32) -> Option<u64> {
     let fields = stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
@@ -85,21 +89,21 @@ pub fn process_start_ticks(pid: u32) -> Option<u64> {
     (!matches!(state, "Z" | "X" | "x")).then_some(ticks)
 }
 
-/// The parent of process `pid`.
+/// Returns the parent of process `pid`, or `None` if the process does not exist.
 pub fn parent_pid(pid: u32) -> Option<u32> {
     stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// `/proc/PID/stat` from the state on; the name before it may contain anything.
+/// Returns the fields of `/proc/PID/stat` from the third one, the state. The name before it may contain any bytes.
 fn stat_fields(pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     text.rsplit_once(") ").map(|(_, fields)| fields.to_string())
 }
 
-/// `PR_SET_MM` and its sub-command that takes all fields at once; unlike the others it needs no privilege.
+/// The sub-command of `PR_SET_MM` that sets all fields at once. Unlike the others, it needs no privilege.
 const PR_SET_MM_MAP: libc::c_ulong = 14;
 
-/// As in `linux/prctl.h`.
+/// `struct prctl_mm_map`.
 #[repr(C)]
 struct PrctlMmMap {
     start_code: u64,
@@ -118,22 +122,24 @@ struct PrctlMmMap {
     exe_fd: u32,
 }
 
-/// Shows `title` as command line. The short name stays, so that `pgrep` finds the program by it; and so does the
-/// program's own view of its arguments: the kernel is pointed to other memory, none is overwritten.
+/// Sets the command line that `ps` and `top` show for this process to `title`.
+///
+/// Points the kernel to other memory and overwrites none, so `std::env::args` stays the same. The short name, by which
+/// `pgrep` finds the program, also stays.
 ///
 /// # Errors
-/// The kernel may be built without CHECKPOINT_RESTORE.
+/// `title` contains NUL, or the kernel is built without CONFIG_CHECKPOINT_RESTORE.
 pub fn set_process_title(title: &str) -> io::Result<()> {
     let text = CString::new(title).map_err(|_| io::ErrorKind::InvalidInput)?;
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Field 2 is a name that may contain anything; what follows its last parenthesis starts with field 3.
+    // Field 2 is the name, which may contain any bytes; field 3 follows its closing parenthesis.
     let fields: Vec<&str> =
         stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace().collect();
     let field = |number: usize| -> io::Result<u64> {
         let missing = || io::Error::from(io::ErrorKind::InvalidData);
         fields.get(number - 3).and_then(|text| text.parse().ok()).ok_or_else(missing)
     };
-    // Leaked: the kernel reads it as long as the process lives. A title is set once or twice in a life.
+    // Leaked, because the kernel reads it until the process ends. A process sets its title only once or twice.
     let text = text.into_bytes_with_nul().leak();
     let range = text.as_ptr_range();
     let map = PrctlMmMap {
@@ -142,7 +148,7 @@ pub fn set_process_title(title: &str) -> io::Result<()> {
         start_data: field(45)?,
         end_data: field(46)?,
         start_brk: field(47)?,
-        // SAFETY: sbrk(0) changes nothing.
+        // SAFETY: sbrk(0) only reads.
         brk: unsafe { libc::sbrk(0) } as u64,
         start_stack: field(28)?,
         arg_start: range.start as u64,
@@ -153,8 +159,8 @@ pub fn set_process_title(title: &str) -> io::Result<()> {
         auxv_size: 0,
         exe_fd: u32::MAX,
     };
-    // SAFETY: `map` lives over the call and has the size that is said; the kernel checks every address in it,
-    // and all but the two of the arguments are those it has itself.
+    // SAFETY: `map` outlives the call and has the size given. The kernel checks every address in it; all but the two of
+    // the arguments are its current values.
     cvt(unsafe {
         libc::prctl(libc::PR_SET_MM, PR_SET_MM_MAP, &raw const map, size_of::<PrctlMmMap>(), 0)
     })?;
@@ -166,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_title_is_what_ps_shows() {
+    fn the_title_replaces_the_command_line_in_proc() {
         if set_process_title("prefork: a test").is_ok() {
             let shown = std::fs::read_to_string("/proc/self/cmdline").expect("cmdline");
             assert_eq!(shown.trim_end_matches('\0'), "prefork: a test");

@@ -102,6 +102,7 @@ impl SharedListener {
         Ok(SharedListener { socket, registration, wake_mode: Cell::new(WakeMode::Always) })
     }
 
+    /// Returns the listening socket.
     pub fn socket(&self) -> &OwnedFd {
         self.socket.get_ref()
     }
@@ -138,6 +139,7 @@ impl SharedListener {
         poll::poll_fds(&[watch], Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
     }
 
+    /// Returns the current wake mode.
     pub fn wake_mode(&self) -> WakeMode {
         self.wake_mode.get()
     }

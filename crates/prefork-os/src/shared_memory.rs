@@ -1,4 +1,6 @@
-//! Memory that outlives a fork: pages shared by all processes, each writable by one of them only.
+//! Memory shared by forked processes: pages that only one process can write, and words that all can write.
+//!
+//! Readers must check every value that another process may have written before they use it as an index, a length or a pid.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -12,43 +14,43 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-/// Bytes of a page; one process owns one.
+/// Size in bytes of a shared page, the unit of write protection.
 pub const SHARED_PAGE_BYTES: usize = 4096;
-/// The same in 64-bit words.
+/// Number of 64-bit words in a shared page.
 pub const WORDS_PER_PAGE: usize = SHARED_PAGE_BYTES / 8;
 
-/// One page as everybody sees it: words that change under the reader's eyes.
+/// A shared page: words that other processes may change at any time.
 pub type SharedPage = [AtomicU64; WORDS_PER_PAGE];
 
-/// Pages for reading, by every process. The mapping can not be made writable again (`F_SEAL_FUTURE_WRITE`).
+/// A read-only mapping of all pages, for every process. It cannot be made writable (`F_SEAL_FUTURE_WRITE`).
 #[derive(Clone, Copy)]
 pub struct ReadOnlyPages {
     base: NonNull<SharedPage>,
     count: usize,
 }
 
-// SAFETY: nothing but the address of a mapping that is never unmapped, and of atomics.
+// SAFETY: holds the address of a mapping of atomics that is never unmapped.
 unsafe impl Send for ReadOnlyPages {}
-// SAFETY: as above; `page` gives out shared references to atomics only.
+// SAFETY: as above; `page` returns shared references to atomics only.
 unsafe impl Sync for ReadOnlyPages {}
 
-/// All pages for writing. Only the primary keeps this; a worker gives it up for one page.
+/// A writable mapping of all pages. The primary keeps it; a worker keeps only its own pages of it.
 pub struct WritablePages {
     base: NonNull<SharedPage>,
     count: usize,
 }
 
-/// How the name of the memory begins; the pid and the start time of the process that made it follow.
+/// Prefix of the memory's name, before the pid and the start time of the process that created it.
 const MEMFD_NAME_PREFIX: &str = "prefork-scoreboard";
 
-/// Names the primary in every process that maps the memory, for others to read in `/proc/PID/maps`.
+/// Returns a name that identifies this process as the primary in the `/proc/PID/maps` of every process with the mapping.
 fn memfd_name() -> String {
     let pid = std::process::id();
-    let started = super::process::process_start_ticks(pid).unwrap_or(0);
+    let started = crate::process::process_start_ticks(pid).unwrap_or(0);
     format!("{MEMFD_NAME_PREFIX}:{pid}:{started}")
 }
 
-/// Reads a line of `/proc/PID/maps`: pid and start time of the primary that made the memory, if it is ours.
+/// Parses a line of `/proc/PID/maps`. Returns pid and start ticks of the primary if it shows a mapping of shared pages.
 pub fn parse_primary_of_mapping(line: &str) -> Option<(u32, u64)> {
     let (_, name) = line.split_once("/memfd:")?;
     let (pid, rest) = name.strip_prefix(MEMFD_NAME_PREFIX)?.strip_prefix(':')?.split_once(':')?;
@@ -56,38 +58,44 @@ pub fn parse_primary_of_mapping(line: &str) -> Option<(u32, u64)> {
     Some((pid.parse().ok()?, started.parse().ok()?))
 }
 
-/// Makes `count` zeroed pages that every process forked from now on will share, and the memory behind them.
+/// Creates `count` zeroed pages that forked processes share. Returns a writable and a read-only mapping, and the memory.
+///
+/// # Errors
+/// `count` is 0 or too large, or the kernel has no memory or descriptors left.
 pub fn create_shared_pages(count: usize) -> io::Result<(WritablePages, ReadOnlyPages, OwnedFd)> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let memory = memfd_create(memfd_name().as_str(), flags)?;
     let length = count.checked_mul(SHARED_PAGE_BYTES).and_then(|length| i64::try_from(length).ok());
     nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
     let writable = map_pages(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-    // Sealed after the writable mapping: nobody can shrink the memory under a reader (that would be SIGBUS
-    // for the primary), and no later mapping of it can be, or become, writable.
+    // Sealed after the writable mapping: no process can shrink the memory, which would raise SIGBUS in its readers, and
+    // no later mapping can be or become writable.
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
     fcntl(&memory, FcntlArg::F_ADD_SEALS(seals | SealFlag::F_SEAL_SEAL))?;
     let readable = map_pages(&memory, count, ProtFlags::PROT_READ)?;
     Ok((WritablePages { base: writable, count }, ReadOnlyPages { base: readable, count }, memory))
 }
 
-/// The first `count` pages of `memory`, for writing.
+/// Maps the first `count` pages of a BPF array for writing.
 ///
 /// # Errors
-/// It has fewer: what is mapped behind its end could not be reached (SIGBUS).
-pub fn map_bpf_array_pages(memory: &BpfArrayMap, count: usize) -> io::Result<WritablePages> {
-    if count > memory.length().div_ceil(SHARED_PAGE_BYTES) {
+/// `array` has fewer pages: accessing a mapping beyond its end would raise SIGBUS.
+pub fn map_bpf_array_pages(array: &BpfArrayMap, count: usize) -> io::Result<WritablePages> {
+    if count > array.length().div_ceil(SHARED_PAGE_BYTES) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let base = map_pages(memory.map(), count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+    let base = map_pages(array.map(), count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
     Ok(WritablePages { base, count })
 }
 
-/// Pages that another program of this process made, for reading.
+/// Maps shared pages that the previous program of this process created, read-only.
+///
+/// # Errors
+/// `InvalidData` if `memory` is empty, not made of whole pages or not sealed against shrinking.
 pub fn map_inherited_pages(memory: &OwnedFd) -> io::Result<ReadOnlyPages> {
     let length = usize::try_from(nix::sys::stat::fstat(memory)?.st_size).unwrap_or(0);
     let seals = fcntl(memory, FcntlArg::F_GET_SEALS)?;
-    // Unsealed memory could be made shorter under us, and reading behind its end is SIGBUS.
+    // Without the seal another process could shrink the memory, and reading beyond its end raises SIGBUS.
     if length == 0 || length % SHARED_PAGE_BYTES != 0 || seals & SealFlag::F_SEAL_SHRINK.bits() == 0
     {
         return Err(io::ErrorKind::InvalidData.into());
@@ -104,32 +112,38 @@ fn map_pages(
     let length =
         count.checked_mul(SHARED_PAGE_BYTES).filter(|length| *length <= isize::MAX as usize);
     let length = length.and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
-    // SAFETY: a fresh shared mapping of memory that is at least `length` long, as each caller has made sure, at an address
-    // of the kernel's choice: it overlaps nothing.
+    // SAFETY: a new shared mapping at an address that the kernel chooses, so it overlaps nothing. Each caller has checked
+    // that the memory is at least `length` long.
     let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, memory, 0) }?;
     Ok(base.cast())
 }
 
 impl ReadOnlyPages {
-    /// How many there are.
+    /// Returns the number of pages.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Page `index`.
+    /// Returns page `index`.
+    ///
+    /// # Panics
+    /// `index` is out of bounds.
     pub fn page(&self, index: usize) -> &'static SharedPage {
         assert!(index < self.count, "page {index} of {}", self.count);
-        // SAFETY: inside the mapping (checked), which is never unmapped; all words are atomics, and any
-        // bit pattern is a valid one, whatever other processes write.
+        // SAFETY: inside the mapping (checked), which is never unmapped. All words are atomics, for which any bit pattern
+        // that other processes write is valid.
         unsafe { self.base.add(index).as_ref() }
     }
 }
 
 impl WritablePages {
-    /// Page `index`, for the primary to write. The caller keeps no reference across a fork.
+    /// Returns page `index` for writing.
+    ///
+    /// # Panics
+    /// `index` is out of bounds.
     pub fn page(&self, index: usize) -> &SharedPage {
         assert!(index < self.count, "page {index} of {}", self.count);
-        // SAFETY: inside the mapping (checked), which lives as long as `self`; the words are atomics.
+        // SAFETY: inside the mapping (checked), which lives as long as `self`. All words are atomics.
         unsafe { self.base.add(index).as_ref() }
     }
 
@@ -140,56 +154,66 @@ impl WritablePages {
         }
     }
 
-    /// Gives up all of them for good. Nothing can be reached through `self` afterwards.
+    /// Unmaps all pages. `self` is empty afterwards.
     pub fn unmap_all(&mut self) -> io::Result<()> {
         let count = std::mem::take(&mut self.count);
         if count > 0 {
-            // SAFETY: exactly the mapping made by `create` or `share`. No reference into it is left, as those that
-            // `page` gives out borrow `self`, and a count of 0 lets none be made again.
+            // SAFETY: exactly the mapping that `map_pages` returned. No reference into it exists, as those that `page`
+            // returns borrow `self`, and with a count of 0 none can be created.
             unsafe { munmap(self.base.cast(), count * SHARED_PAGE_BYTES)? };
         }
         Ok(())
     }
 
-    /// In a worker: keeps page `index` writable and gives up all others for good. Nothing can be reached
-    /// through `self` afterwards.
+    /// Returns page `index` and unmaps all others, in a worker. `self` is empty afterwards.
+    ///
+    /// # Panics
+    /// `index` is out of bounds.
     pub fn keep_only_page(&mut self, index: usize) -> io::Result<&'static SharedPage> {
         let pages = self.keep_only_pages(index, 1)?;
         pages.into_iter().next().ok_or(io::ErrorKind::InvalidInput.into())
     }
 
-    /// As `keep_only_page`, for `run` pages in a row.
+    /// Returns `len` pages from page `index` on and unmaps all others, in a worker. `self` is empty afterwards.
+    ///
+    /// # Panics
+    /// A page is out of bounds.
     pub fn keep_only_pages(
         &mut self,
         index: usize,
-        run: usize,
+        len: usize,
     ) -> io::Result<Vec<&'static SharedPage>> {
-        let fits = index.checked_add(run).is_some_and(|end| end <= self.count);
-        assert!(fits, "pages {index} and {run} more of {}", self.count);
-        let after = self.count - index - run;
+        let is_in_bounds = index.checked_add(len).is_some_and(|end| end <= self.count);
+        assert!(is_in_bounds, "{len} pages from {index} of {}", self.count);
+        let after = self.count - index - len;
         self.count = 0;
-        // SAFETY: both ranges lie inside the mapping made by `create` or `share`. No reference into them is left, as
-        // those that `page` gives out borrow `self`, and a count of 0 lets none be made again.
+        // SAFETY: both ranges lie inside the mapping that `map_pages` returned. No reference into them exists, as those
+        // that `page` returns borrow `self`, and with a count of 0 none can be created.
         unsafe {
             if index > 0 {
                 munmap(self.base.cast(), index * SHARED_PAGE_BYTES)?;
             }
             if after > 0 {
-                munmap(self.base.add(index + run).cast(), after * SHARED_PAGE_BYTES)?;
+                munmap(self.base.add(index + len).cast(), after * SHARED_PAGE_BYTES)?;
             }
-            Ok((index..index + run).map(|at| self.base.add(at).as_ref()).collect())
+            Ok((index..index + len).map(|at| self.base.add(at).as_ref()).collect())
         }
     }
 }
 
-/// `count` zeroed words in memory that is shared over fork. They stay for the life of the process: handles to
-/// them are plain references that every worker has. Words that nobody touches cost no memory.
+/// Creates `count` zeroed words that this process and its future forks share, and that all of them can write.
+///
+/// The mapping lives until the process ends. Untouched words use no memory.
+///
+/// # Errors
+/// `count` is 0 or too large, or the kernel has no memory left.
 pub fn create_shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
     map_words(count, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)
 }
 
-/// A word that is zero again in every child (`MADV_WIPEONFORK`): for what is true of one process only, without
-/// asking the kernel at each use who we are.
+/// Returns a word that the kernel resets to zero in every forked child (`MADV_WIPEONFORK`).
+///
+/// A cheap way to tell whether a cached value belongs to this process or was inherited. All calls return the same word.
 pub fn process_local_word() -> io::Result<&'static AtomicU64> {
     static WORD: OnceLock<&'static [AtomicU64]> = OnceLock::new();
     if let Some(words) = WORD.get() {
@@ -197,10 +221,9 @@ pub fn process_local_word() -> io::Result<&'static AtomicU64> {
     }
     let words = map_words(1, MapFlags::MAP_PRIVATE)?;
     let base = std::ptr::NonNull::from(&words[0]).cast();
-    // SAFETY: the range is the one page that was just mapped, private and anonymous, and it holds only atomics,
-    // for which zero is a valid value.
+    // SAFETY: the range is the private anonymous page mapped above. It holds only atomics, for which zero is valid.
     unsafe { madvise(base, 8, MmapAdvise::MADV_WIPEONFORK) }?;
-    // Another thread may have been faster; then its word counts and ours is never used.
+    // If another thread was faster, its word is used and this one is not.
     Ok(&WORD.get_or_init(|| words)[0])
 }
 
@@ -208,10 +231,10 @@ fn map_words(count: usize, flags: MapFlags) -> io::Result<&'static [AtomicU64]> 
     let bytes = count.checked_mul(8).filter(|bytes| *bytes <= isize::MAX as usize);
     let length = bytes.and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice: it overlaps nothing.
+    // SAFETY: a new anonymous mapping at an address that the kernel chooses, so it overlaps nothing.
     let base = unsafe { mmap_anonymous(None, length, protection, flags) }?;
-    // SAFETY: the mapping is `count` words long, aligned to a page, zeroed, never unmapped, and can not be
-    // made shorter, as no file is behind it. All words are atomics, whatever other processes write.
+    // SAFETY: the mapping is `count` words long, page-aligned, zeroed and never unmapped, and cannot shrink, as it has
+    // no file. All words are atomics, for which any bit pattern that other processes write is valid.
     Ok(unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>().as_ptr(), count) })
 }
 
@@ -221,24 +244,24 @@ mod tests {
     use std::sync::atomic::Ordering::Relaxed;
 
     #[test]
-    fn more_pages_than_there_can_be_are_refused() {
+    fn a_page_count_of_zero_or_beyond_the_address_space_is_an_error() {
         for count in [0, usize::MAX / SHARED_PAGE_BYTES + 2, usize::MAX] {
             assert!(create_shared_pages(count).is_err(), "{count}");
         }
     }
 
     #[test]
-    fn whoever_maps_the_memory_shows_who_made_it() {
+    fn proc_maps_show_the_primary_of_a_mapping() {
         let (_writable, _readable, _memory) = create_shared_pages(1).expect("create");
         let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
         let pid = std::process::id();
-        let started = super::super::process::process_start_ticks(pid).expect("lives");
+        let started = crate::process::process_start_ticks(pid).expect("lives");
         assert_eq!(maps.lines().find_map(parse_primary_of_mapping), Some((pid, started)));
         assert_eq!(parse_primary_of_mapping("7f0 r--p /memfd:prefork-scoreboard (deleted)"), None);
     }
 
     #[test]
-    fn what_one_mapping_writes_the_other_reads() {
+    fn writes_are_visible_in_the_read_only_mapping() {
         let (mut writable, readable, memory) = create_shared_pages(3).expect("create");
         writable.page(1)[7].store(42, Ordering::Relaxed);
         assert_eq!(readable.page(1)[7].load(Ordering::Relaxed), 42);
@@ -252,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_zero_and_keep_what_is_written() {
+    fn shared_words_start_at_zero_and_keep_writes() {
         let words = create_shared_words(3).expect("words");
         assert!(words.len() == 3 && words.iter().all(|w| w.load(Relaxed) == 0));
         words[2].store(7, Relaxed);
@@ -261,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_word_of_this_process() {
+    fn process_local_word_is_always_the_same_word() {
         let one = process_local_word().expect("word");
         assert!(std::ptr::eq(one, process_local_word().expect("word")));
     }

@@ -1,4 +1,4 @@
-//! Signals as bytes in a pipe: the handler writes the number, the loop reads it when it gets there.
+//! Signal handling: a self-pipe for event loops, flags, blocking, and replacing default actions.
 
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -16,16 +16,15 @@ use super::libc;
 
 pub use nix::sys::signal::Signal;
 
-/// A self-pipe that receives each of a set of signals as one byte, in order of arrival.
+/// A self-pipe: handlers write each signal received as one byte, and an event loop reads them in order.
 pub struct SignalPipe {
-    /// The reading end, and the writing end, whose number the handlers know. `None` once closed.
+    /// The read end, and the write end, whose number the handlers hold. `None` once closed.
     ends: Option<(PipeReader, OwnedFd)>,
     registered: Vec<SigId>,
 }
 
 impl SignalPipe {
-    /// Registers a handler for each of `signals`. Those of them that this process was started with ignored
-    /// are handled all the same: who sends one means it.
+    /// Registers a handler for each of `signals`, also for those that this process was started with ignored.
     pub fn new(signals: &[Signal]) -> io::Result<SignalPipe> {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         let number: RawFd = writer.as_raw_fd();
@@ -33,32 +32,33 @@ impl SignalPipe {
         for signal in signals {
             let byte = *signal as i32 as u8;
             let wake = move || {
-                // SAFETY: write is async-signal-safe; the descriptor outlives the registration (see Drop).
-                // A full pipe drops the byte: 64 Ki signals are waiting already.
+                // SAFETY: write is async-signal-safe; the descriptor outlives the registration (see `close`).
+                // A full pipe drops the byte, but then 65536 signals are pending already.
                 unsafe { libc::write(number, (&raw const byte).cast(), 1) };
             };
-            // SAFETY: the action makes one async-signal-safe call. errno is saved by signal-hook.
+            // SAFETY: the action makes one async-signal-safe call, and signal-hook saves errno.
             registered.push(unsafe { register(*signal as i32, wake) }?);
         }
         Ok(SignalPipe { ends: Some((PipeReader::from(reader), writer)), registered })
     }
 
-    /// Readable when a signal has arrived. `None` once closed.
+    /// Returns the read end, which is readable when a signal is pending. `None` once closed.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.ends.as_ref().map(|(reader, _)| reader.as_fd())
     }
 
-    /// Stops receiving. The handlers stay installed and do nothing from then on: this is how, in a forked
-    /// worker, signals of the terminal and of operators that are meant for the primary are ignored.
+    /// Stops receiving signals. The handlers stay installed and do nothing.
+    ///
+    /// So a forked worker ignores signals that a terminal or an operator sends to the primary.
     pub fn close(&mut self) {
-        // Unregistered before the pipe is closed: no handler may write to a number that is somebody else's.
+        // Unregisters first: no handler may write to the number after it was reused for another descriptor.
         for id in self.registered.drain(..) {
             unregister(id);
         }
         self.ends = None;
     }
 
-    /// The signals that arrived since the last call, oldest first. Never blocks.
+    /// Returns the signals received since the last call, oldest first. Never blocks.
     pub fn read_pending(&mut self) -> io::Result<Vec<Signal>> {
         let Some((reader, _)) = &mut self.ends else { return Ok(Vec::new()) };
         let mut bytes = [0u8; 256];
@@ -79,20 +79,19 @@ impl Drop for SignalPipe {
     }
 }
 
-/// A flag that `signal` sets from now on.
+/// Registers a handler for `signal` and returns the flag that it sets.
 pub fn register_signal_flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
-    // SAFETY: the action stores to an atomic, nothing else.
+    // SAFETY: the action only stores to an atomic.
     unsafe { register(signal as i32, move || set.store(true, Ordering::Relaxed)) }?;
     Ok(flag)
 }
 
-/// Makes writes that the kernel would punish by a signal fail with an error instead: to a pipe that nobody reads (SIGPIPE)
-/// and beyond the limit on the size of files (SIGXFSZ, `ulimit -f`).
+/// Makes writes fail with an error instead of raising SIGPIPE (pipe without a reader) or SIGXFSZ (`ulimit -f` exceeded).
 ///
-/// By a handler that does nothing: unlike an ignored signal, it is back to the default in every program that this
-/// process or its children execute. A handler or SIG_IGN that is there already stays.
+/// Installs a handler that does nothing. Unlike SIG_IGN, it is reset to the default in every executed program. An existing
+/// handler or SIG_IGN stays.
 pub fn turn_write_signals_into_errors() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int) {}
     let handled =
@@ -101,14 +100,14 @@ pub fn turn_write_signals_into_errors() -> io::Result<()> {
         // SAFETY: the handler does nothing, so it is async-signal-safe.
         let before = unsafe { sigaction(signal, &handled) }?;
         if !matches!(before.handler(), SigHandler::SigDfl) {
-            // SAFETY: what was installed before this function was called is as safe as it was.
+            // SAFETY: restores the previous action, which is as safe as before.
             unsafe { sigaction(signal, &before) }?;
         }
     }
     Ok(())
 }
 
-/// What ends a process by default, and not the first one of a container or a pid namespace.
+/// Signals that terminate a process by default, but not process 1 of a pid namespace.
 const TERMINATING_SIGNALS: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -120,11 +119,13 @@ const TERMINATING_SIGNALS: [Signal; 8] = [
     Signal::SIGPWR,
 ];
 
-/// While this lives, signals end the process as they end any other.
+/// While this value exists, terminating signals end process 1. See [`exit_on_signals_if_pid_1`].
 pub struct FirstProcessSignalExit(Arc<AtomicBool>);
 
-/// Makes the first process of a pid namespace, for which signals without a handler mean nothing, end as any other
-/// would: with a status that names the signal, as long as the result lives. Does nothing in other processes.
+/// Makes terminating signals end this process with status 128 + signal while the result exists, if it is process 1.
+///
+/// The kernel ignores signals without a handler for process 1 of a pid namespace, such as the main process of a container.
+/// Does nothing in other processes.
 pub fn exit_on_signals_if_pid_1() -> io::Result<FirstProcessSignalExit> {
     let ends = Arc::new(AtomicBool::new(true));
     if std::process::id() == 1 {
@@ -142,14 +143,16 @@ impl Drop for FirstProcessSignalExit {
     }
 }
 
-/// Signals are held back while this lives: between fork and the child's own handlers none must be lost or
-/// written into the parent's pipe.
+/// Blocks signals while this value exists and then restores the previous mask.
+///
+/// Held across a fork, it keeps the child from losing a signal, or writing one to the parent's [`SignalPipe`], before it has
+/// installed its own handlers.
 pub struct BlockedSignals {
     before: SigSet,
 }
 
 impl BlockedSignals {
-    /// Holds back every signal that can be.
+    /// Blocks every signal that can be blocked.
     pub fn block_all() -> io::Result<BlockedSignals> {
         let mut before = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
@@ -159,12 +162,12 @@ impl BlockedSignals {
 
 impl Drop for BlockedSignals {
     fn drop(&mut self) {
-        // Restoring a mask that the kernel gave us cannot fail.
+        // Restoring a mask that the kernel returned cannot fail.
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
     }
 }
 
-/// Lets every signal in: a program that was started by exec inherits the mask of its predecessor.
+/// Unblocks all signals: a program inherits the signal mask across exec.
 pub fn unblock_all_signals() -> io::Result<()> {
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?)
 }

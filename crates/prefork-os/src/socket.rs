@@ -1,65 +1,66 @@
-//! Stream sockets: accepting, reading and writing without waiting, and what the kernel tells of a connection.
+//! Stream sockets: accept, non-blocking reads and writes, and the kernel's information about connections and accept queues.
 
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, recv, send};
 use socket2::{Domain, SockRef, Type};
 
 use super::{cvt, libc};
+use crate::poll::{PollInterest, WatchedFd, poll_fds};
 
-/// Whether `fd`, which another process sent, is a Unix socket and not a TCP one; an error if it is neither. Asks
-/// the kernel rather than the sender. Makes sure that it does not block.
+/// Returns true if `fd` is a Unix stream socket, false if it is a TCP socket.
+///
+/// # Errors
+/// `fd` is neither.
 pub fn is_unix_stream(fd: impl AsFd) -> io::Result<bool> {
     let socket = SockRef::from(&fd);
-    let known = match socket.domain()? {
-        Domain::UNIX => Some(true),
-        Domain::IPV4 | Domain::IPV6 => Some(false),
-        _ => None,
-    };
-    match known {
-        Some(unix) if socket.r#type()? == Type::STREAM => {
-            socket.set_nonblocking(true)?;
-            Ok(unix)
-        }
+    match (socket.domain()?, socket.r#type()?) {
+        (Domain::UNIX, Type::STREAM) => Ok(true),
+        (Domain::IPV4 | Domain::IPV6, Type::STREAM) => Ok(false),
         _ => Err(io::Error::other("not a stream socket")),
     }
 }
 
-/// Takes one connection out of the queue: non-blocking and close-on-exec from the start, in one system call.
+/// Accepts one connection, already non-blocking and close-on-exec.
+///
+/// # Errors
+/// `WouldBlock` if `listener` is non-blocking and its queue is empty. See also [`is_resource_exhaustion`] and
+/// [`is_accepted_connection_error`].
 pub fn accept_connection(listener: impl AsFd) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let number = accept4(listener.as_fd().as_raw_fd(), flags)?;
-    // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
+    // SAFETY: accept4 has just created this descriptor, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Reads what is there, without waiting. 0 is the end.
+/// Reads from a socket without blocking. Returns 0 at the end of the stream, and `WouldBlock` if there is no data.
 pub fn read_nonblocking(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(recv(fd.as_fd().as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?)
 }
 
-/// Writes what there is room for of all the slices, without waiting and without SIGPIPE.
+/// Writes to a socket from several buffers, like [`write_nonblocking`].
 pub fn write_vectored_nonblocking(fd: impl AsFd, slices: &[IoSlice<'_>]) -> io::Result<usize> {
     SockRef::from(&fd).send_vectored_with_flags(slices, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT)
 }
 
-/// Ends what we send: the peer sees the end after all that was written.
+/// Shuts down the sending direction of a socket: the peer reads the end of the stream after all written data.
 pub fn shutdown_write(fd: impl AsFd) -> io::Result<()> {
     SockRef::from(&fd).shutdown(std::net::Shutdown::Write)
 }
 
-/// Writes what there is room for, without waiting and without SIGPIPE.
+/// Writes to a socket without blocking and without SIGPIPE. Returns the number of bytes written.
+///
+/// # Errors
+/// `WouldBlock` if the send buffer is full.
 pub fn write_nonblocking(fd: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     Ok(send(fd.as_fd().as_raw_fd(), bytes, flags)?)
 }
 
-/// Whether an accept failed because the process or the system has run out of something, and will fail again.
+/// Returns whether accept failed for lack of descriptors or memory, so that it will fail again at once.
 pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -67,8 +68,9 @@ pub fn is_resource_exhaustion(error: &io::Error) -> bool {
     )
 }
 
-/// Whether an accept failed because of the one connection that it would have brought: accept(2) reports errors of the
-/// network that are already pending on it.
+/// Returns whether accept failed because of the accepted connection itself, so that the next accept may succeed.
+///
+/// Besides EINTR these are the pending network errors that `accept(2)` passes on.
 pub fn is_accepted_connection_error(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -86,66 +88,63 @@ pub fn is_accepted_connection_error(error: &io::Error) -> bool {
     )
 }
 
-/// How many written bytes the other end has not yet taken: those that TCP has not seen acknowledged, or that nobody has
-/// read from a Unix socket.
+/// Returns how many written bytes the peer has not received: not acknowledged by TCP, or not read from a Unix socket.
 pub fn unsent_bytes(socket: impl AsFd) -> io::Result<u64> {
-    let mut bytes = MaybeUninit::<libc::c_int>::uninit();
-    // SAFETY: the kernel writes one int to the address, which is valid for one.
-    cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, bytes.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so the value was written.
-    Ok(u64::try_from(unsafe { bytes.assume_init() }).unwrap_or(0))
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ writes one int to the address, which is valid for it.
+    cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
-/// Whether the other end is gone: it sent a reset, or has closed a Unix socket in both directions. A FIN alone is
-/// neither.
+/// Returns whether the connection is gone: reset by the peer, or a Unix socket that the peer closed. A FIN does not count.
 pub fn is_hung_up(socket: impl AsFd) -> bool {
-    // POLLHUP and POLLERR are reported whatever is asked for.
-    let mut polled = [PollFd::new(socket.as_fd(), PollFlags::empty())];
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-    match poll(&mut polled, PollTimeout::ZERO) {
-        Ok(_) => polled[0].revents().is_some_and(|found| found.intersects(gone)),
-        Err(_) => false,
-    }
+    let watched = [WatchedFd::new(socket.as_fd(), PollInterest::HangUp)];
+    poll_fds(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
 }
 
-/// Has the kernel throw away what was not sent when the socket is closed, and reset the connection.
+/// Makes closing the socket discard unsent data and reset the connection (SO_LINGER with 0 seconds).
 pub fn set_reset_on_close(socket: impl AsFd) -> io::Result<()> {
     SockRef::from(&socket).set_linger(Some(Duration::ZERO))
 }
 
-/// The accept queue of a listening socket at one moment.
+/// How full the accept queue of a listening socket is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcceptQueue {
-    /// Connections that are made and wait to be accepted.
+    /// Number of established connections that wait to be accepted.
     pub depth: u32,
-    /// How many may wait: the backlog as the kernel has capped it. The last one in may exceed it by one.
+    /// Maximum length: the backlog as capped by `net.core.somaxconn`. `depth` may exceed it by one.
     pub limit: u32,
 }
 
-/// The accept queue of `listener`; an error if it is no TCP socket.
+/// Returns the length and the limit of the accept queue of `listener`.
+///
+/// # Errors
+/// `listener` is not a TCP socket.
 pub fn accept_queue(listener: impl AsFd) -> io::Result<AcceptQueue> {
     let info = read_tcp_info(listener)?;
-    // Of a listening socket these two fields say something else than their names (`tcp_get_info`).
+    // For a listening socket the kernel reports the queue in these two fields (`tcp_get_info`).
     Ok(AcceptQueue { depth: info.tcpi_unacked, limit: info.tcpi_sacked })
 }
 
-/// How long ago the handshake of `connection` ended: right after accept, the time it waited in the queue. An
-/// error if it is no TCP socket. Meaningless once something was sent on it.
+/// Returns the time since the TCP handshake of `connection`: right after accept, how long it waited in the queue.
 ///
-/// The kernel has no clock for this, but starts "data sent last" when it makes the socket at the client's last
-/// ACK of the handshake (`newtp->lsndtime = tcp_jiffies32` in `tcp_create_openreq_child`), and nobody can send
-/// before accept. What the client sends meanwhile moves `tcpi_last_data_recv` and `tcpi_last_ack_recv`, so
-/// those do not tell. The step is a tick of the kernel: 1 to 10 ms.
+/// Valid only until the first write. The precision is a kernel tick, 1 to 10 ms.
+///
+/// The value is `tcpi_last_data_sent`, which the kernel starts when the handshake completes (`tcp_create_openreq_child`)
+/// and which only writes reset. `tcpi_last_data_recv` and `tcpi_last_ack_recv` do not serve: early data of the client
+/// resets them.
+///
+/// # Errors
+/// `connection` is not a TCP socket.
 pub fn connection_age(connection: impl AsFd) -> io::Result<Duration> {
     read_tcp_info(connection).map(|info| Duration::from_millis(info.tcpi_last_data_sent.into()))
 }
 
 fn read_tcp_info(socket: impl AsFd) -> io::Result<libc::tcp_info> {
-    // SAFETY: tcp_info is made of integers only, for which all zeroes is valid.
+    // SAFETY: tcp_info has only integer fields, for which all zeroes is valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long and exclusively ours, and
-    // the descriptor is open for as long as `socket` lives. A shorter answer leaves zeroes.
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long. A shorter answer leaves zeroes.
     cvt(unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
@@ -167,13 +166,15 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn what_is_no_connection_is_known() {
+    fn a_file_or_a_udp_socket_is_not_a_stream_socket() {
         let file = std::fs::File::open("/dev/null").expect("open");
         assert!(is_unix_stream(&file).is_err());
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
         assert!(is_unix_stream(&udp).is_err());
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         assert!(!is_unix_stream(&tcp).expect("a stream"));
+        let (unix, _peer) = UnixStream::pair().expect("pair");
+        assert!(is_unix_stream(&unix).expect("a stream"));
     }
 
     fn tcp_pair() -> (TcpStream, TcpStream) {
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_read_is_unsent() {
+    fn bytes_are_unsent_until_the_peer_reads_them() {
         let (mut near, mut far) = UnixStream::pair().expect("pair");
         assert_eq!(unsent_bytes(&near).expect("ioctl"), 0);
         near.write_all(&[0; 1000]).expect("write");
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fin_alone_is_no_hang_up() {
+    fn a_reset_is_a_hang_up_and_a_fin_is_not() {
         let (near, far) = UnixStream::pair().expect("pair");
         far.shutdown(Shutdown::Write).expect("shut down");
         assert!(!is_hung_up(&near));
@@ -205,11 +206,11 @@ mod tests {
         assert!(!is_hung_up(&near));
         set_reset_on_close(&far).expect("option");
         drop(far);
-        assert!(is_hung_up(&near), "a reset on loopback is there at once");
+        assert!(is_hung_up(&near), "loopback delivers a reset at once");
     }
 
     #[test]
-    fn a_queue_tells_its_depth_and_its_limit() {
+    fn the_accept_queue_reports_depth_and_limit() {
         let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let listener = listener.expect("socket");
         let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -225,10 +226,9 @@ mod tests {
         assert_eq!(accept_queue(&listener).expect("empty again").depth, 0);
     }
 
-    /// The kernel's own word is what this relies on, so it is put to the test: whatever a client does while it
-    /// waits, its time counts from the handshake.
+    /// Guards against kernels where the field that `connection_age` reads behaves otherwise.
     #[test]
-    fn the_age_counts_from_the_handshake_whatever_the_client_does() {
+    fn connection_age_counts_from_the_handshake_whatever_the_client_sends() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = listener.local_addr().expect("address");
         let begun = Instant::now();
@@ -236,28 +236,28 @@ mod tests {
         let (_silent, mut early, mut late, gone) = (connect(), connect(), connect(), connect());
         early.write_all(b"at once").expect("write");
         let connected = Instant::now();
-        let pass = |span| {
+        let wait_until = |span| {
             while connected.elapsed() < span {
                 std::thread::park_timeout(Duration::from_millis(1));
             }
         };
-        pass(Duration::from_millis(200));
+        wait_until(Duration::from_millis(200));
         late.write_all(b"later").expect("write");
         drop(gone);
-        pass(Duration::from_millis(300));
-        // A tick of the slowest kernel, at either end.
+        wait_until(Duration::from_millis(300));
+        // Two ticks of the slowest kernel.
         let tick = Duration::from_millis(20);
-        for who in ["silent", "early", "late", "gone"] {
-            let least = connected.elapsed();
+        for client in ["silent", "early", "late", "gone"] {
+            let min = connected.elapsed();
             let (connection, _) = listener.accept().expect("accept");
-            let told = connection_age(&connection).expect("TCP");
-            let most = begun.elapsed();
-            assert!(told + tick >= least && told <= most + tick, "{who}: {told:?} of {least:?}");
+            let age = connection_age(&connection).expect("TCP");
+            let max = begun.elapsed();
+            assert!(age + tick >= min && age <= max + tick, "{client}: {age:?} of {min:?}");
         }
     }
 
     #[test]
-    fn unix_sockets_tell_nothing() {
+    fn the_accept_queue_of_a_unix_socket_is_an_error() {
         let dir = tempfile::tempdir().expect("directory");
         let listener = UnixListener::bind(dir.path().join("socket")).expect("bind");
         assert!(accept_queue(&listener).is_err());

@@ -1,16 +1,16 @@
-//! Values that the kernel gives out: clocks, random numbers, the page size, the current CPU.
+//! Values from the kernel: monotonic clocks, random numbers, the page size and the current CPU.
 
 use std::io;
 
 use super::libc;
 
-/// Bytes of a page of memory.
+/// Returns the size of a memory page in bytes.
 pub fn page_size() -> u64 {
-    // SAFETY: sysconf only reads.
+    // SAFETY: sysconf takes a number and only reads.
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Milliseconds on the monotonic clock, the same for every process of this machine.
+/// Returns the monotonic clock in milliseconds. All processes of the machine see the same clock.
 pub fn monotonic_ms() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
         Ok(now) => now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000,
@@ -18,7 +18,7 @@ pub fn monotonic_ms() -> u64 {
     }
 }
 
-/// Nanoseconds on the monotonic clock, the same for every process of this machine.
+/// Returns the monotonic clock in nanoseconds. All processes of the machine see the same clock.
 pub fn monotonic_ns() -> u64 {
     match nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC) {
         Ok(now) => now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64,
@@ -26,16 +26,17 @@ pub fn monotonic_ns() -> u64 {
     }
 }
 
-/// Eight bytes that no other process got: from the kernel, never from a generator that fork copied.
+/// Returns 64 random bits from the kernel, which differ between forked processes, unlike those of a copied generator.
 pub fn random_u64() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
-    // SAFETY: the buffer is valid for its eight bytes; for up to 256 bytes getrandom is all or nothing.
+    // SAFETY: the buffer is valid for eight bytes. Up to 256 bytes getrandom returns all or fails.
     let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
     if got == 8 { Ok(u64::from_ne_bytes(bytes)) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The processor this thread runs on right now, or 0 if the kernel does not say. It may be another one by the
-/// time the caller uses it: good for spreading writes, for nothing else.
+/// Returns the number of the CPU that the thread runs on, or 0 if unknown.
+///
+/// Use it only to spread writes: the thread may move to another CPU at any time.
 pub fn current_cpu() -> usize {
     nix::sched::sched_getcpu().unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! The thread that calls: its priority, and which signals it takes.
+//! Threads: how many this process has, and the niceness and signal mask of the calling one.
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,20 +8,20 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use super::{cvt, libc};
 use crate::{OsError, Result};
 
-/// Makes the calling thread give way to others: `nice` is 0 (no difference) to 19. On Linux the nice value
-/// belongs to a thread, so the rest of the process keeps its own.
-pub fn lower_thread_priority(nice: u32) -> io::Result<()> {
+/// Sets the niceness of the calling thread, from 0 (normal priority) to 19 (lowest). Other threads keep theirs.
+pub fn set_thread_niceness(nice: u32) -> io::Result<()> {
     let nice = libc::c_int::try_from(nice.min(19)).unwrap_or(19);
     let this = libc::id_t::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
-    // SAFETY: setpriority takes three numbers and touches no memory of ours.
+    // SAFETY: setpriority takes three numbers and touches no memory.
     cvt(unsafe { libc::setpriority(libc::PRIO_PROCESS, this, nice) }).map(drop)
 }
 
-/// The nice value of the calling thread.
+/// Returns the niceness of the calling thread, -20 to 19.
 #[cfg(any(test, feature = "testing"))]
 pub fn thread_niceness() -> io::Result<i32> {
-    // SAFETY: getpriority only reads. 0 is the calling thread.
+    // A result of -1 is also a valid niceness: only errno tells an error.
     nix::errno::Errno::clear();
+    // SAFETY: getpriority takes two numbers and only reads. 0 is the calling thread.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     match nix::errno::Errno::last_raw() {
         0 => Ok(nice),
@@ -29,10 +29,11 @@ pub fn thread_niceness() -> io::Result<i32> {
     }
 }
 
-/// Leaves all signals to the process's other threads, but for those that a fault of this thread causes, which
-/// nobody else could take.
-pub fn block_thread_signals() -> io::Result<()> {
-    let mut held = SigSet::all();
+/// Blocks signals in the calling thread, so that the kernel delivers them to other threads of the process.
+///
+/// Leaves unblocked those that a fault of this thread itself raises, such as SIGSEGV.
+pub fn block_signals_in_thread() -> io::Result<()> {
+    let mut blocked = SigSet::all();
     for fault in [
         Signal::SIGSEGV,
         Signal::SIGBUS,
@@ -43,21 +44,20 @@ pub fn block_thread_signals() -> io::Result<()> {
         Signal::SIGABRT,
         Signal::SIGPROF,
     ] {
-        held.remove(fault);
+        blocked.remove(fault);
     }
-    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&held), None)?)
+    Ok(pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None)?)
 }
 
-/// A joined thread may stand in `/proc/self/task` for a moment longer: the kernel wakes the joiner before
-/// it unlinks the task. This is how long a second thread may still be "just leaving".
+/// How long a joined thread may remain in `/proc/self/task`: the kernel wakes the joiner before it unlinks the task.
 const THREAD_EXIT_GRACE: Duration = Duration::from_millis(500);
 
-/// Whether this process has exactly one thread.
+/// Checks that this process has exactly one thread. Waits up to 500 ms for exiting threads to disappear.
 ///
 /// # Errors
-/// It has more, or `/proc` does not say: a process that may have several is not treated as if it had one.
+/// The process has more threads, which the error names, or `/proc/self/task` is not readable.
 pub fn require_single_thread() -> Result<()> {
-    let give_up = Instant::now() + THREAD_EXIT_GRACE;
+    let deadline = Instant::now() + THREAD_EXIT_GRACE;
     loop {
         let threads = thread_comm_paths(Path::new("/proc/self/task")).map_err(|e| {
             OsError::new("count the threads in /proc/self/task (is /proc mounted?)", e)
@@ -65,25 +65,27 @@ pub fn require_single_thread() -> Result<()> {
         if threads.len() == 1 {
             return Ok(());
         }
-        if Instant::now() >= give_up {
+        if Instant::now() >= deadline {
             return Err(multiple_threads_error(&threads));
         }
         std::thread::yield_now();
     }
 }
 
-/// Where each thread has its name, the calling one among them.
+/// Returns the path of the `comm` file of each thread in the directory `tasks`.
+///
+/// # Errors
+/// The directory is not readable or does not list the calling thread, so it belongs to another process.
 fn thread_comm_paths(tasks: &Path) -> io::Result<Vec<PathBuf>> {
     let own = nix::unistd::gettid().to_string();
-    let mut knows_own = false;
+    let mut lists_own = false;
     let mut threads = Vec::new();
     for task in std::fs::read_dir(tasks)? {
         let task = task?;
-        knows_own |= task.file_name().to_str() == Some(&own);
+        lists_own |= task.file_name().to_str() == Some(&own);
         threads.push(task.path().join("comm"));
     }
-    // What stands there is not about this process, or not all of it.
-    knows_own.then_some(threads).ok_or_else(|| {
+    lists_own.then_some(threads).ok_or_else(|| {
         io::Error::other(format!("{} does not list this thread ({own})", tasks.display()))
     })
 }
@@ -108,16 +110,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_thread_that_asks_gives_way() {
+    fn niceness_changes_in_the_calling_thread_only() {
         let before = thread_niceness().expect("read");
         let lowered =
-            std::thread::spawn(|| lower_thread_priority(19).and_then(|()| thread_niceness()));
+            std::thread::spawn(|| set_thread_niceness(19).and_then(|()| thread_niceness()));
         assert_eq!(lowered.join().expect("thread").expect("lower"), 19);
         assert_eq!(thread_niceness().expect("read"), before);
     }
 
     #[test]
-    fn a_proc_that_does_not_list_the_threads_is_an_error_and_not_one_thread() {
+    fn a_task_directory_without_the_calling_thread_is_an_error() {
         let dir = tempfile::tempdir().expect("directory");
         assert!(thread_comm_paths(&dir.path().join("missing")).is_err());
         let error = thread_comm_paths(dir.path()).expect_err("empty").to_string();

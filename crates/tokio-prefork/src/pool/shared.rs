@@ -204,10 +204,10 @@ impl Shared {
 
     /// A thread's life.
     fn live(self: Arc<Shared>, number: usize) {
-        if let Err(e) = prefork_os::thread::block_thread_signals() {
+        if let Err(e) = prefork_os::thread::block_signals_in_thread() {
             log::warn!("{} cannot block signals in pool-{number}: {e}", self.owner);
         }
-        if let Err(e) = prefork_os::thread::lower_thread_priority(self.settings.nice) {
+        if let Err(e) = prefork_os::thread::set_thread_niceness(self.settings.nice) {
             log::warn!("{} cannot lower the priority of pool-{number}: {e}", self.owner);
         }
         while let Some(entry) = self.next() {

@@ -65,7 +65,8 @@ pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
     let Some(handle) = state.handler.get().map(|handler| &handler.handle) else {
         return log::warn!("{} was sent a connection before it was ready", state.tag);
     };
-    let unix = match prefork_os::socket::is_unix_stream(&fd) {
+    let is_unix = prefork_os::socket::is_unix_stream(&fd);
+    let unix = match is_unix.and_then(|unix| prefork_os::fd::set_nonblocking(&fd).map(|()| unix)) {
         Ok(unix) => unix,
         Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
     };

@@ -11,17 +11,17 @@ use super::http::timeouts::Limits;
 use super::local_state::State;
 use crate::dispatch::queue_wait;
 use crate::ipc::ToPrimary;
-use prefork_os::beats::Beats;
+use prefork_os::interval_timer::IntervalTimer;
 
 /// The resolution of all connection timeouts.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
 
 /// What it follows, in the current runtime.
-pub(crate) fn beats() -> std::io::Result<Beats> {
-    Beats::new(INTERVAL)
+pub(crate) fn beats() -> std::io::Result<IntervalTimer> {
+    IntervalTimer::new(INTERVAL)
 }
 
-pub(crate) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<AtomicBool>) {
+pub(crate) async fn beat(mut beats: IntervalTimer, state: Rc<State>, terminate: Arc<AtomicBool>) {
     let mut late = Duration::ZERO;
     loop {
         state.row.lagged(late);
@@ -47,7 +47,7 @@ pub(crate) async fn beat(mut beats: Beats, state: Rc<State>, terminate: Arc<Atom
         if cut > 0 && state.drain.order().is_some() {
             report_cut(&state, cut);
         }
-        late = beats.next().await;
+        late = beats.tick().await;
     }
 }
 

@@ -181,6 +181,7 @@ impl TryFrom<Connection> for Stream {
     /// Registers the connection with this worker's event loop; an error if it is no TCP or Unix stream.
     fn try_from(connection: Connection) -> std::io::Result<Stream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
+        prefork_os::fd::set_nonblocking(&connection)?;
         Stream::new(connection.0, unix)
     }
 }

@@ -105,7 +105,7 @@ impl Queue {
     /// How many the worker has not taken yet.
     pub(crate) fn waiting(&self) -> usize {
         // One byte each.
-        fd_passing::unread_bytes(&self.reading).unwrap_or(0)
+        prefork_os::fd::unread_bytes(&self.reading).unwrap_or(0)
     }
 
     /// Takes back what the worker has not taken yet, oldest first, and how many were lost on the way.

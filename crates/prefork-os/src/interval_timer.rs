@@ -1,0 +1,89 @@
+//! A periodic timer of the kernel (timerfd) in a tokio runtime.
+//!
+//! Each tick is one wake-up. tokio's timer takes two for a delay of more than 64 ms, because its wheel first moves the timer
+//! to a finer level. That counts with many idle workers.
+
+use std::future::pending;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::io::unix::AsyncFd;
+
+use super::readiness;
+
+/// A periodic timer. Ticks that nothing waited for count as one.
+pub struct IntervalTimer {
+    timer: AsyncFd<OwnedFd>,
+    started: Instant,
+    period: Duration,
+    /// Number of expirations so far.
+    count: u64,
+}
+
+impl IntervalTimer {
+    /// Creates a timer in the current tokio runtime. It ticks every `period`, first after one `period`.
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    ///
+    /// # Panics
+    /// The call is outside of a runtime with I/O enabled.
+    pub fn new(period: Duration) -> io::Result<IntervalTimer> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
+        let started = Instant::now();
+        let interval = Expiration::Interval(TimeSpec::from_duration(period));
+        timer.set(interval, TimerSetTimeFlags::empty())?;
+        let timer = readiness::readable(OwnedFd::from(timer))?;
+        Ok(IntervalTimer { timer, started, period, count: 0 })
+    }
+
+    /// Waits for the next tick and returns how late it is noticed.
+    pub async fn tick(&mut self) -> Duration {
+        loop {
+            // If the timer fails, no heartbeat follows and the primary replaces this worker.
+            let Ok(mut ready) = self.timer.readable().await else { return pending().await };
+            let mut expirations = [0; 8];
+            let read = nix::unistd::read(ready.get_inner().as_fd(), &mut expirations);
+            // The kernel reports the next expiration as a new event.
+            ready.clear_ready();
+            match read {
+                Ok(_) => self.count = self.count.wrapping_add(u64::from_ne_bytes(expirations)),
+                Err(Errno::EAGAIN | Errno::EINTR) => continue,
+                Err(_) => return pending().await,
+            }
+            let due = self.period.saturating_mul(u32::try_from(self.count).unwrap_or(u32::MAX));
+            return self.started.elapsed().saturating_sub(due);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_periodic_and_missed_ticks_count_as_one() {
+        const PERIOD: Duration = Duration::from_millis(5);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("runtime").block_on(async {
+            let mut timer = IntervalTimer::new(PERIOD).expect("a timer");
+            let started = timer.started;
+            for n in 1..4 {
+                let delay = timer.tick().await;
+                assert!(started.elapsed() >= PERIOD * n && delay <= started.elapsed());
+            }
+            let seen = timer.count;
+            while started.elapsed() < PERIOD * (seen as u32 + 10) {
+                std::hint::spin_loop();
+            }
+            let delay = timer.tick().await;
+            assert!(timer.count >= seen + 10, "{} after {seen}", timer.count);
+            assert!(delay < started.elapsed() - PERIOD * (timer.count as u32 - 1));
+        });
+    }
+}
