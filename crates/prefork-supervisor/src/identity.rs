@@ -1,57 +1,58 @@
-//! Who is name: the names of workers, and the one way a worker is printed.
+//! Worker ids, slots and generations, and the one way in which a worker is printed.
 
 use std::fmt;
 
-/// A worker's number. It only grows and is never used again, as in Node's cluster.
+/// A worker's number. Ids only grow and are never used again, as in Node's cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
-/// A stable place among the workers, `0..N`. A replacement takes over its predecessor's slot.
+/// A stable position among the workers, `0..N`. A replacement takes over its predecessor's slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// The name of the kind of workers that serve connections; every cluster has them. See `Kind` in tokio-prefork for others.
+/// The name of the kind of workers that serve connections. Every cluster has it.
 pub const WEB_KIND: &str = "web";
 
 impl Slot {
-    /// Slots of `web` begin at 0, those of each other kind at a multiple of this. So a slot keeps its number whatever is
-    /// scaled.
+    /// How many slots each kind has room for. The slots of `web` begin at 0, those of each other kind at a multiple of
+    /// this, so a slot keeps its number when anything is scaled.
     pub const PER_KIND: u32 = 1024;
 
-    /// The first slot of the kind that this one belongs to.
-    pub fn first_of_its_kind(self) -> Slot {
+    /// Returns the first slot of the kind that this slot belongs to.
+    pub fn first_of_kind(self) -> Slot {
         Slot(self.0 - self.0 % Slot::PER_KIND)
     }
 
-    /// The slot so many places behind this one, if it is of the same kind.
-    pub fn plus(self, n: u32) -> Option<Slot> {
+    /// Returns the slot `n` after this one, or `None` if that is beyond the slots of a kind.
+    pub fn checked_add(self, n: u32) -> Option<Slot> {
         (n < Slot::PER_KIND).then(|| Slot(self.0 + n))
     }
 
-    /// Whether workers there serve connections.
+    /// Returns whether the slot's workers serve connections.
     pub fn is_web(self) -> bool {
         self.0 < Slot::PER_KIND
     }
 }
 
-/// Grows by one with each reload; the first workers are of generation 1.
+/// Grows by one with each reload or upgrade. The first workers are of generation 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Generation(pub u64);
 
-/// Everything that names one worker. Its `Display` is how a worker stands in every log line:
-/// `worker=3 slot=1 gen=2 pid=4711`, or without `pid` while there is no process yet; and with `kind=consumer` at its
-/// end, if it is of another kind than `web`.
+/// Everything that identifies one worker.
+///
+/// Its `Display` is how a worker appears in every log line: `worker=3 slot=1 gen=2 pid=4711`. Without a process there
+/// is no `pid`; a worker of another kind than `web` has `kind=consumer` at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerTag {
-    /// Never used again.
+    /// Its number, never used again.
     pub id: WorkerId,
-    /// The place it serves.
+    /// The slot it serves.
     pub slot: Slot,
-    /// The configuration it was forked under.
+    /// The generation of the configuration it was forked with.
     pub generation: Generation,
-    /// `None` until the fork has happened.
+    /// Its process id; `None` until the fork has returned.
     pub pid: Option<u32>,
-    /// The kind of workers it is one of: [`WEB_KIND`], or the name that the program gave.
+    /// Its kind: [`WEB_KIND`], or a name that the program declared.
     pub kind: &'static str,
 }
 
@@ -91,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_worker_is_printed_in_one_way() {
+    fn worker_tag_display_has_id_slot_generation_pid_and_kind() {
         let (slot, generation) = (Slot(1), Generation(2));
         let mut tag = WorkerTag { id: WorkerId(3), slot, generation, pid: None, kind: WEB_KIND };
         assert_eq!(tag.to_string(), "worker=3 slot=1 gen=2");

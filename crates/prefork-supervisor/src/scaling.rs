@@ -1,156 +1,169 @@
-//! More workers, or fewer.
+//! Scaling: changes of the number of workers of a kind.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::action::{Action, DrainReason, ExitCause, LogEvent};
-use super::{Place, Supervisor};
 use crate::MAX_WORKERS;
+use crate::action::{Action, DrainReason, ExitCause, LogEvent};
 use crate::command::{Requester, ScaleChange};
 use crate::identity::{Slot, WEB_KIND};
+use crate::slot_table::SlotEntry;
+use crate::supervisor::Supervisor;
+
+/// Scale commands for `web` in the order of arrival. The first one waits for its sockets.
+pub(crate) type ScaleQueue = VecDeque<(ScaleChange, Requester)>;
 
 impl Supervisor {
-    pub(super) fn scale(
-        &mut self,
-        now: Instant,
-        scale: ScaleChange,
-        by: Requester,
-        actions: &mut Vec<Action>,
-    ) {
-        self.scaling.push_back((scale, by));
-        if self.scaling.len() == 1 {
-            self.scale_on(now, actions);
+    pub(crate) fn on_scale_web(&mut self, now: Instant, change: ScaleChange, by: Requester) {
+        self.scale_queue.push_back((change, by));
+        if self.scale_queue.len() == 1 {
+            self.run_scale_queue(now);
         }
     }
 
-    /// The sockets that the first one waits for are open, or cannot be.
-    pub(super) fn sockets_opened(
+    /// Continues with the command that waits for these sockets.
+    pub(crate) fn on_sockets_opened(
         &mut self,
         now: Instant,
         slots: u32,
         result: Result<(), String>,
-        actions: &mut Vec<Action>,
     ) {
         if result.is_ok() {
-            self.know_sockets(slots);
+            self.add_slot_sockets(slots);
         }
-        let Some((scale, by)) = self.scaling.pop_front() else { return };
-        match result.and_then(|()| self.scaled(&scale)) {
-            Ok(to) if to <= slots => self.scale_web(now, to, scale, by, actions),
-            // Opened for another number, which was asked for before this one.
-            Ok(_) => self.scaling.push_front((scale, by)),
-            Err(reason) => by.refuse_or_log(reason, actions),
+        let Some((change, by)) = self.scale_queue.pop_front() else { return };
+        match result.and_then(|()| self.scaled_web_workers(&change)) {
+            Ok(to) if to <= slots => self.scale_to(now, WEB_KIND, to, change, by),
+            // The sockets were opened for another number, requested by an earlier command.
+            Ok(_) => self.scale_queue.push_front((change, by)),
+            Err(reason) => by.refuse_or_log(reason, &mut self.actions),
         }
-        self.scale_on(now, actions);
+        self.run_scale_queue(now);
     }
 
-    /// Does what was asked for, up to the first that has to wait for sockets.
-    fn scale_on(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        while let Some((scale, by)) = self.scaling.pop_front() {
-            match self.scaled(&scale) {
-                Ok(to) if self.policy.has_socket_per_slot && to > self.policy.workers => {
-                    self.scaling.push_front((scale, by));
-                    return actions.push(Action::OpenSockets { slots: to });
+    /// Runs the queued commands up to the first one that has to wait for sockets.
+    fn run_scale_queue(&mut self, now: Instant) {
+        while let Some((change, by)) = self.scale_queue.pop_front() {
+            match self.scaled_web_workers(&change) {
+                Ok(to) if self.config.has_socket_per_slot && to > self.config.workers => {
+                    self.scale_queue.push_front((change, by));
+                    return self.actions.push(Action::OpenSockets { slots: to });
                 }
-                Ok(to) => self.scale_web(now, to, scale, by, actions),
-                Err(reason) => by.refuse_or_log(reason, actions),
+                Ok(to) => self.scale_to(now, WEB_KIND, to, change, by),
+                Err(reason) => by.refuse_or_log(reason, &mut self.actions),
             }
         }
     }
 
-    /// How many workers that would be, or reason it cannot be.
-    fn scaled(&self, scale: &ScaleChange) -> Result<u32, String> {
-        let from = self.policy.workers;
-        let to = scale.apply_to(from);
-        if self.is_stopping() {
-            Err("the cluster is stopping".to_string())
-        } else if self.roll.is_some() {
-            Err("a reload is under way; ask again when it is done".to_string())
-        } else if to > self.policy.max_workers && self.policy.max_workers == 1 {
-            Err("the concurrency model has one worker process: for more threads change workers and reload".to_string())
+    /// Returns the new number of `web` workers, or why the command is refused.
+    fn scaled_web_workers(&self, change: &ScaleChange) -> Result<u32, String> {
+        let to = change.apply_to(self.config.workers);
+        self.check_may_scale()?;
+        if to > self.config.max_workers && self.config.max_workers == 1 {
+            Err("this concurrency model has one worker process; for more threads change `workers` and reload".to_string())
         } else if !(1..=MAX_WORKERS).contains(&to) {
-            Err(format!("{to} workers are out of range: ask for 1 to {}", MAX_WORKERS))
+            Err(format!("cannot scale to {to} workers: ask for 1 to {MAX_WORKERS}"))
         } else {
             Ok(to)
         }
     }
 
-    fn scale_web(
-        &mut self,
-        now: Instant,
-        to: u32,
-        scale: ScaleChange,
-        by: Requester,
-        actions: &mut Vec<Action>,
-    ) {
-        let from = self.policy.workers;
-        self.scale_to(now, WEB_KIND, (from, to), scale, by, actions);
+    fn check_may_scale(&self) -> Result<(), String> {
+        if self.is_stopping() {
+            Err("the cluster is stopping".to_string())
+        } else if self.reload.is_under_way() {
+            Err("a reload is under way; ask again when it is done".to_string())
+        } else {
+            Ok(())
+        }
     }
 
-    pub(super) fn scale_to(
+    /// Scales a kind besides `web`, which has no sockets to wait for.
+    pub(crate) fn on_scale_kind(
+        &mut self,
+        now: Instant,
+        name: &str,
+        change: ScaleChange,
+        by: Requester,
+    ) {
+        let Some(kind) = self.kinds.get(name) else {
+            let reason = format!("this cluster has no workers of kind {name:?}");
+            return by.refuse_or_log(reason, &mut self.actions);
+        };
+        let (name, from) = (kind.config.name, kind.config.workers);
+        let to = change.apply_to(from);
+        let of_other_kinds = self.kinds.worker_count() - from;
+        let reason = match self.check_may_scale() {
+            Err(reason) => reason,
+            Ok(()) if to.saturating_add(of_other_kinds) > MAX_WORKERS => {
+                let most = MAX_WORKERS - of_other_kinds.min(MAX_WORKERS);
+                format!("cannot scale to {to} workers of kind {name}: ask for 0 to {most}")
+            }
+            Ok(()) => return self.scale_to(now, name, to, change, by),
+        };
+        by.refuse_or_log(reason, &mut self.actions);
+    }
+
+    fn scale_to(
         &mut self,
         now: Instant,
         kind: &'static str,
-        (from, to): (u32, u32),
-        scale: ScaleChange,
+        to: u32,
+        change: ScaleChange,
         by: Requester,
-        actions: &mut Vec<Action>,
     ) {
-        self.resize(now, kind, to, &by.name, actions);
-        match scale {
+        let from = self.resize(now, kind, to, &by.name);
+        match change {
             ScaleChange::AddWorker(id, environment) => {
-                if let Some(place) = self.places.iter_mut().rfind(|place| place.kind == kind) {
-                    (place.first, place.environment) = (Some(id), environment);
+                if let Some(entry) = self.slots.iter_mut().rfind(|entry| entry.kind == kind) {
+                    (entry.reserved_id, entry.environment) = (Some(id), environment);
                 }
             }
-            // Who asks for a number wants it to be met.
-            ScaleChange::To(_) | ScaleChange::Up(_) | ScaleChange::Down(_) => self.reopen(kind),
+            // A request for a number of workers includes the slots that were left empty.
+            ScaleChange::To(_) | ScaleChange::Up(_) | ScaleChange::Down(_) => {
+                self.slots.refill(kind);
+            }
         }
         let of = if kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
-        by.confirm(format!("{to} workers{of} are wanted, {from} were"), actions);
+        by.confirm(format!("scaled from {from} to {to} workers{of}"), &mut self.actions);
     }
 
-    /// A stop always wins.
-    pub(super) fn give_up_scaling(&mut self, actions: &mut Vec<Action>) {
+    /// Refuses all queued commands once the cluster stops.
+    pub(crate) fn cancel_scaling_on_stop(&mut self) {
         if self.is_stopping() {
-            self.refuse_scaling("the cluster is stopping", actions);
+            self.refuse_scaling("the cluster is stopping");
         }
     }
 
-    pub(super) fn refuse_scaling(&mut self, reason: &str, actions: &mut Vec<Action>) {
-        for (_, by) in std::mem::take(&mut self.scaling) {
-            by.refuse_or_log(reason.to_string(), actions);
+    pub(crate) fn refuse_scaling(&mut self, reason: &str) {
+        for (_, by) in std::mem::take(&mut self.scale_queue) {
+            by.refuse_or_log(reason, &mut self.actions);
         }
     }
 
-    /// From now on there are `to` slots of this kind. The workers of slots that are no more finish what they have open.
-    pub(super) fn resize(
-        &mut self,
-        now: Instant,
-        kind: &'static str,
-        to: u32,
-        by: &str,
-        actions: &mut Vec<Action>,
-    ) {
-        let (first, wanted) = self.first_and_wanted(kind);
+    /// Changes the number of slots of a kind and returns the old one. The workers of removed slots drain.
+    pub(crate) fn resize(&mut self, now: Instant, kind: &'static str, to: u32, by: &str) -> u32 {
+        let (first, wanted) = match self.kinds.get_mut(kind) {
+            Some(kind) => (kind.first_slot, &mut kind.config.workers),
+            None => (Slot(0), &mut self.config.workers),
+        };
         let from = std::mem::replace(wanted, to);
         if to == from {
-            return;
+            return from;
         }
-        actions.push(Action::Log(LogEvent::Scaled { by: by.to_string(), kind, from, to }));
-        let end = first.0 + to;
-        let surplus = move |place: &Place| place.kind == kind && place.slot.0 >= end;
-        for place in 0..self.places.len() {
-            if !surplus(&self.places[place]) {
+        self.log(LogEvent::Scaled { by: by.to_string(), kind, from, to });
+        let is_surplus = |entry: &SlotEntry| entry.kind == kind && entry.slot.0 >= first.0 + to;
+        for index in 0..self.slots.len() {
+            if !is_surplus(&self.slots[index]) {
                 continue;
             }
-            self.dismiss_holder(now, place, DrainReason::Scale, actions);
-            if let Some(successor) = self.places[place].successor.take() {
-                self.kill(successor, ExitCause::Superseded, actions);
+            self.dismiss_holder(now, index, DrainReason::Scale);
+            if let Some(successor) = self.slots[index].successor.take() {
+                self.workers.kill(successor, ExitCause::Superseded, &mut self.actions);
             }
         }
-        self.places.retain(|place| !surplus(place));
-        let more = (first.0 + from..end).map(|slot| Place::new(Slot(slot), kind, self.generation));
-        self.places.extend(more);
-        self.places.sort_by_key(|place| place.slot);
+        self.slots.remove_if(is_surplus);
+        self.slots.add(first, from..to, kind, self.reload.generation());
+        from
     }
 }

@@ -1,31 +1,34 @@
-//! Stories: what an operator sees of a cluster, told in events and actions. The larger subjects have pages of their own.
+//! Stories: what an operator sees of a cluster, logged in events and actions. The larger subjects have pages of their own.
 
-mod adoption;
-mod handoff;
-mod kinds;
-mod loops;
-mod odds;
-mod pairs;
-mod rolling;
+mod crash_loop;
+mod disconnect;
+mod event_pairs;
+mod failed_reload;
+mod health;
+mod orphan_sockets;
+mod random_commands;
+mod random_workers;
+mod reload;
 mod scaling;
-mod setbacks;
-mod slots;
-mod stopping;
-mod vacancies;
-mod watching;
-mod whims;
+mod stop;
+mod upgrade;
+mod upgrade_restore;
+mod worker_kinds;
 
 use std::time::Duration;
 
-use super::sim::{Binary, Deed, Dice, Life, SIGKILL, SIGSEGV, World, code, ms, signal};
-use super::{
-    Action, ClusterCommand, ClusterPhase, Event, ExitCause, HealthSample, LogEvent, RecycleReason,
-    Requester, ScaleChange, ShutdownReason,
-};
 use crate::identity::{Generation, WorkerId, WorkerTag};
-use crate::{MAX_WORKERS, SupervisorConfig};
+use crate::simulator::{
+    NewBinary, SIGKILL, SIGSEGV, SimulatedExec, Simulator, TestRng, WorkerScript, WorkerStep,
+    exit_code, ms, signal,
+};
+use crate::supervisor::ClusterPhase;
+use crate::{
+    Action, ClusterCommand, Event, ExitCause, HealthSample, LogEvent, MAX_WORKERS, RecycleReason,
+    Requester, ScaleChange, ShutdownReason, SupervisorConfig,
+};
 
-fn policy(workers: u32) -> SupervisorConfig {
+pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
     SupervisorConfig {
         workers,
         boot_timeout: ms(10_000),
@@ -49,62 +52,66 @@ fn policy(workers: u32) -> SupervisorConfig {
 }
 
 /// So many workers; those with the ids of `odd` live otherwise than the rest, which serves.
-fn cluster(workers: u32, odd: impl Fn(u64) -> Option<Life> + 'static) -> World {
-    let fate = move |tag: WorkerTag, _: &mut Dice| odd(tag.id.0).unwrap_or_else(Life::serving);
-    World::new(policy(workers), 1, fate).start()
+fn cluster(workers: u32, odd: impl Fn(u64) -> Option<WorkerScript> + 'static) -> Simulator {
+    let choose_script =
+        move |tag: WorkerTag, _: &mut TestRng| odd(tag.id.0).unwrap_or_else(WorkerScript::serving);
+    Simulator::new(test_config(workers), 1, choose_script).start()
 }
 
 /// A cluster whose workers have all served for so long that each has proved itself.
-fn proven(workers: u32) -> World {
-    let mut world = cluster(workers, |_| None);
-    world.run(ms(5_000));
-    world
+fn serving_cluster(workers: u32) -> Simulator {
+    let mut sim = cluster(workers, |_| None);
+    sim.run_for(ms(5_000));
+    sim
 }
 
 /// How each worker ended: its id and the cause.
-fn ends(world: &World) -> Vec<(u64, ExitCause)> {
-    world.said(|notice| match notice {
+fn exit_causes(sim: &Simulator) -> Vec<(u64, ExitCause)> {
+    sim.logged(|notice| match notice {
         LogEvent::Exited(exit) => Some((exit.worker.id.0, exit.cause)),
         _ => None,
     })
 }
 
-fn delays(world: &World) -> Vec<(u32, Duration)> {
-    world.said(|notice| match notice {
+fn backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
+    sim.logged(|notice| match notice {
         LogEvent::BackingOff { failures, delay } => Some((*failures, *delay)),
         _ => None,
     })
 }
 
-fn killed(world: &World, worker: u64) -> Vec<Duration> {
-    world.times(&Action::Kill(WorkerId(worker)))
+fn kill_times(sim: &Simulator, worker: u64) -> Vec<Duration> {
+    sim.times_of(&Action::Kill(WorkerId(worker)))
 }
 
 #[test]
-fn all_workers_are_forked_at_once_and_announced_when_all_are_ready() {
-    let mut world = cluster(3, |_| None);
-    assert_eq!((world.forks(), world.mind.phase), (vec![ms(0); 3], ClusterPhase::Booting));
-    world.drive();
-    assert_eq!((world.serving(), world.mind.phase), (vec![1, 2, 3], ClusterPhase::Running));
+fn all_ready_is_logged_when_every_worker_is_ready() {
+    let mut sim = cluster(3, |_| None);
+    assert_eq!((sim.fork_times(), sim.supervisor.phase), (vec![ms(0); 3], ClusterPhase::Booting));
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), sim.supervisor.phase),
+        (vec![1, 2, 3], ClusterPhase::Running)
+    );
     let ready = |notice: &LogEvent| match notice {
         LogEvent::Ready { worker, after } => Some((worker.pid, *after)),
         _ => None,
     };
-    assert_eq!(world.said(ready), [1001, 1002, 1003].map(|pid| (Some(pid), ms(10))));
+    assert_eq!(sim.logged(ready), [1001, 1002, 1003].map(|pid| (Some(pid), ms(10))));
     let all_ready = Action::Log(LogEvent::AllReady { workers: 3 });
-    assert_eq!(world.log.last().map(|last| &last.1), Some(&all_ready));
+    assert_eq!(sim.log.last().map(|last| &last.1), Some(&all_ready));
 }
 
 #[test]
 fn a_killed_worker_is_replaced_at_once() {
-    let mut world = proven(3);
-    world.end(2, signal(SIGKILL));
-    assert_eq!(world.forks()[3..], [ms(5_000)]);
-    world.run(ms(10));
-    assert_eq!((world.serving(), world.mind.restart_count()), (vec![1, 4, 3], 1));
+    let mut sim = serving_cluster(3);
+    sim.worker_exits(2, signal(SIGKILL));
+    assert_eq!(sim.fork_times()[3..], [ms(5_000)]);
+    sim.run_for(ms(10));
+    assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 4, 3], 1));
     let all_ready = Action::Log(LogEvent::AllReady { workers: 3 });
-    assert_eq!(world.times(&all_ready), [ms(10)], "said once, at the start");
-    let exits = world.said(|notice| match notice {
+    assert_eq!(sim.times_of(&all_ready), [ms(10)], "said once, at the start");
+    let exits = sim.logged(|notice| match notice {
         LogEvent::Exited(exit) => {
             Some((exit.status, exit.cause, exit.uptime, exit.requests_served))
         }
@@ -114,168 +121,189 @@ fn a_killed_worker_is_replaced_at_once() {
 }
 
 #[test]
-fn a_stop_drains_everybody_and_then_exits() {
-    let mut world = proven(2);
-    let before = world.log.len();
-    world.ask(ClusterCommand::Stop);
-    let actions: Vec<Action> = world.log[before..].iter().map(|(_, a)| a.clone()).collect();
+fn a_stop_drains_all_workers_and_exits() {
+    let mut sim = serving_cluster(2);
+    let before = sim.log.len();
+    sim.command(ClusterCommand::Stop);
+    let actions: Vec<Action> = sim.log[before..].iter().map(|(_, a)| a.clone()).collect();
     let stopping = LogEvent::Stopping { by: "SIGTERM".to_string(), workers: 2 };
     let (first, second) = (Action::Drain(WorkerId(1)), Action::Drain(WorkerId(2)));
     assert_eq!(actions, [Action::Log(stopping), Action::CloseListeners, first, second]);
-    world.drive();
-    assert_eq!(ends(&world), [(1, ExitCause::Drained), (2, ExitCause::Drained)]);
-    assert_eq!(world.times(&Action::Log(LogEvent::Stopped)), [ms(5_020)]);
-    assert_eq!(world.times(&Action::Exit(ShutdownReason::StopRequested)), [ms(5_020)]);
-    assert_eq!(world.mind.phase, ClusterPhase::Done);
+    sim.run_until_idle();
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::Drained), (2, ExitCause::Drained)]);
+    assert_eq!(sim.times_of(&Action::Log(LogEvent::Stopped)), [ms(5_020)]);
+    assert_eq!(sim.times_of(&Action::Exit(ShutdownReason::StopRequested)), [ms(5_020)]);
+    assert_eq!(sim.supervisor.phase, ClusterPhase::Done);
 }
 
 #[test]
-fn a_wedged_worker_is_killed_when_its_grace_is_over() {
-    let mut world = cluster(2, |id| (id == 1).then(|| Life::serving().wedged()));
-    world.run(ms(1_000));
-    world.ask(ClusterCommand::Stop);
-    world.drive();
-    assert_eq!((killed(&world, 1), killed(&world, 2)), (vec![ms(7_000)], vec![]));
-    let over = world.said(|notice| match notice {
+fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
+    let mut sim = cluster(2, |id| (id == 1).then(|| WorkerScript::serving().never_draining()));
+    sim.run_for(ms(1_000));
+    sim.command(ClusterCommand::Stop);
+    sim.run_until_idle();
+    assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(7_000)], vec![]));
+    let over = sim.logged(|notice| match notice {
         LogEvent::DrainTimedOut { worker, limit } => Some((worker.id.0, *limit)),
         _ => None,
     });
     assert_eq!(over, [(1, ms(5_000))]);
-    assert_eq!(ends(&world), [(2, ExitCause::Drained), (1, ExitCause::GracefulTimeout)]);
-    assert_eq!(world.exit, Some(ShutdownReason::StopRequested));
+    assert_eq!(exit_causes(&sim), [(2, ExitCause::Drained), (1, ExitCause::GracefulTimeout)]);
+    assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
 }
 
 #[test]
-fn a_second_stop_is_stop_now() {
-    let mut world = cluster(1, |_| Some(Life::serving().wedged()));
-    world.run(ms(1_000));
-    world.ask(ClusterCommand::Stop);
-    world.run(ms(100));
-    world.ask(ClusterCommand::Stop);
-    assert_eq!(killed(&world, 1), [ms(1_100)]);
+fn a_second_stop_kills_all_workers() {
+    let mut sim = cluster(1, |_| Some(WorkerScript::serving().never_draining()));
+    sim.run_for(ms(1_000));
+    sim.command(ClusterCommand::Stop);
+    sim.run_for(ms(100));
+    sim.command(ClusterCommand::Stop);
+    assert_eq!(kill_times(&sim, 1), [ms(1_100)]);
     let by = "SIGTERM, the second request".to_string();
     let now = LogEvent::StoppingNow { by, workers: 1 };
-    assert_eq!(world.times(&Action::Log(now)), [ms(1_100)]);
-    world.ask(ClusterCommand::Stop);
-    world.ask(ClusterCommand::StopNow);
-    world.drive();
-    assert_eq!((killed(&world, 1).len(), world.exit), (1, Some(ShutdownReason::StopRequested)));
+    assert_eq!(sim.times_of(&Action::Log(now)), [ms(1_100)]);
+    sim.command(ClusterCommand::Stop);
+    sim.command(ClusterCommand::StopNow);
+    sim.run_until_idle();
+    assert_eq!((kill_times(&sim, 1).len(), sim.exit), (1, Some(ShutdownReason::StopRequested)));
 }
 
 #[test]
-fn stop_now_kills_everybody_without_a_drain() {
-    let mut world = proven(2);
-    world.ask(ClusterCommand::StopNow);
-    assert_eq!((killed(&world, 1), killed(&world, 2)), (vec![ms(5_000)], vec![ms(5_000)]));
-    world.drive();
-    assert!(world.times(&Action::Drain(WorkerId(1))).is_empty());
-    assert_eq!(ends(&world), [(1, ExitCause::KilledByStop), (2, ExitCause::KilledByStop)]);
+fn stop_now_kills_all_workers_without_a_drain() {
+    let mut sim = serving_cluster(2);
+    sim.command(ClusterCommand::StopNow);
+    assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(5_000)], vec![ms(5_000)]));
+    sim.run_until_idle();
+    assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty());
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::KilledByStop), (2, ExitCause::KilledByStop)]);
 }
 
 #[test]
 fn a_stop_before_the_start_exits_at_once() {
-    let mut world = World::new(policy(2), 1, |_, _| Life::serving());
-    world.ask(ClusterCommand::Stop);
-    world.tell(Event::Started);
-    assert_eq!((world.exit, world.forks().len()), (Some(ShutdownReason::StopRequested), 0));
+    let mut sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
+    sim.command(ClusterCommand::Stop);
+    sim.report(Event::Started);
+    assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 0));
 }
 
 #[test]
 fn a_retiring_worker_is_replaced_while_it_drains() {
-    let mut world = cluster(2, |id| (id == 1).then(|| Life::serving().and(3_000, Deed::Retire)));
-    world.run(ms(3_000));
-    assert_eq!(world.forks()[2..], [ms(3_000)]);
-    assert_eq!((world.mind.members.len(), world.mind.restart_count()), (3, 0));
-    let retiring = world.said(|notice| match notice {
+    let mut sim =
+        cluster(2, |id| (id == 1).then(|| WorkerScript::serving().then(3_000, WorkerStep::Retire)));
+    sim.run_for(ms(3_000));
+    assert_eq!(sim.fork_times()[2..], [ms(3_000)]);
+    assert_eq!((sim.supervisor.workers.len(), sim.supervisor.restart_count()), (3, 0));
+    let retiring = sim.logged(|notice| match notice {
         LogEvent::Retiring { worker } => Some(worker.slot),
         _ => None,
     });
-    world.drive();
-    assert_eq!((world.serving(), ends(&world)), (vec![3, 2], vec![(1, ExitCause::Drained)]));
-    assert_eq!((retiring.len(), world.mind.restart_count(), delays(&world).len()), (1, 0, 0));
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), exit_causes(&sim)),
+        (vec![3, 2], vec![(1, ExitCause::Drained)])
+    );
+    assert_eq!((retiring.len(), sim.supervisor.restart_count(), backoffs(&sim).len()), (1, 0, 0));
 }
 
 #[test]
-fn a_retired_worker_that_does_not_finish_is_killed_when_its_grace_is_over() {
-    let wedged = Life::serving().and(3_000, Deed::Retire).wedged();
-    let mut world = cluster(2, move |id| (id == 1).then(|| wedged.clone()));
-    world.drive();
+fn a_retired_worker_is_killed_at_the_graceful_timeout() {
+    let wedged = WorkerScript::serving().then(3_000, WorkerStep::Retire).never_draining();
+    let mut sim = cluster(2, move |id| (id == 1).then(|| wedged.clone()));
+    sim.run_until_idle();
     assert_eq!(
-        (killed(&world, 1), ends(&world)),
+        (kill_times(&sim, 1), exit_causes(&sim)),
         (vec![ms(9_000)], vec![(1, ExitCause::GracefulTimeout)])
     );
-    assert_eq!((world.serving(), world.mind.restart_count()), (vec![3, 2], 0));
+    assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![3, 2], 0));
 }
 
 #[test]
-fn the_end_of_a_retired_worker_concerns_nobody_any_more() {
-    let noisy = Life::serving().and(500, Deed::Retire).and(505, Deed::Garble).wedged();
-    let mut world = cluster(2, move |id| (id == 1).then(|| noisy.clone()));
-    world.drive();
-    assert_eq!(ends(&world), [(1, ExitCause::Misbehaved)]);
+fn a_crash_of_a_retired_worker_is_no_restart() {
+    let noisy = WorkerScript::serving()
+        .then(500, WorkerStep::Retire)
+        .then(505, WorkerStep::BreakProtocol)
+        .never_draining();
+    let mut sim = cluster(2, move |id| (id == 1).then(|| noisy.clone()));
+    sim.run_until_idle();
+    assert_eq!(exit_causes(&sim), [(1, ExitCause::Misbehaved)]);
     // Its replacement was forked long before, so this is no restart, and no crash loop.
-    assert_eq!((world.mind.restart_count(), delays(&world).len(), world.forks().len()), (0, 0, 3));
+    assert_eq!(
+        (sim.supervisor.restart_count(), backoffs(&sim).len(), sim.fork_times().len()),
+        (0, 0, 3)
+    );
 }
 
 #[test]
-fn a_closed_channel_without_exit_is_killed_after_a_second() {
-    let mute = Life::serving().and(2_000, Deed::CloseChannel);
-    let mut world = cluster(2, move |id| (id == 1).then(|| mute.clone()));
-    world.drive();
-    assert_eq!(killed(&world, 1), [ms(3_000)]);
-    assert_eq!((ends(&world), world.serving()), (vec![(1, ExitCause::Misbehaved)], vec![3, 2]));
+fn a_worker_that_closed_its_channel_is_killed_after_a_second() {
+    let mute = WorkerScript::serving().then(2_000, WorkerStep::CloseChannel);
+    let mut sim = cluster(2, move |id| (id == 1).then(|| mute.clone()));
+    sim.run_until_idle();
+    assert_eq!(kill_times(&sim, 1), [ms(3_000)]);
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(1, ExitCause::Misbehaved)], vec![3, 2])
+    );
 }
 
 #[test]
-fn a_garbled_channel_condemns_only_its_worker() {
-    let noisy = Life::serving().and(2_000, Deed::Garble);
-    let mut world = cluster(3, move |id| (id == 2).then(|| noisy.clone()));
-    world.drive();
-    let condemned = world.said(|notice| match notice {
+fn a_protocol_error_kills_only_its_worker() {
+    let noisy = WorkerScript::serving().then(2_000, WorkerStep::BreakProtocol);
+    let mut sim = cluster(3, move |id| (id == 2).then(|| noisy.clone()));
+    sim.run_until_idle();
+    let condemned = sim.logged(|notice| match notice {
         LogEvent::Misbehaved { worker, reason } => Some((worker.id.0, reason.clone())),
         _ => None,
     });
     assert_eq!(condemned, [(2, "noise".to_string())]);
-    assert_eq!((ends(&world), world.serving()), (vec![(2, ExitCause::Misbehaved)], vec![1, 4, 3]));
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(2, ExitCause::Misbehaved)], vec![1, 4, 3])
+    );
 }
 
 #[test]
-fn a_worker_that_ends_in_disorder_after_its_channel_closed_is_replaced_without_a_kill() {
-    let ending = Life::serving().and(2_000, Deed::CloseChannel).and(2_500, Deed::End(code(1)));
-    let mut world = cluster(1, move |id| (id == 1).then(|| ending.clone()));
-    world.drive();
-    assert_eq!((killed(&world, 1), ends(&world)), (vec![], vec![(1, ExitCause::Unexpected)]));
-    assert_eq!(world.forks(), [ms(0), ms(2_500)]);
+fn a_worker_that_crashes_after_closing_its_channel_is_not_killed() {
+    let ending = WorkerScript::serving()
+        .then(2_000, WorkerStep::CloseChannel)
+        .then(2_500, WorkerStep::Exit(exit_code(1)));
+    let mut sim = cluster(1, move |id| (id == 1).then(|| ending.clone()));
+    sim.run_until_idle();
+    assert_eq!(
+        (kill_times(&sim, 1), exit_causes(&sim)),
+        (vec![], vec![(1, ExitCause::Unexpected)])
+    );
+    assert_eq!(sim.fork_times(), [ms(0), ms(2_500)]);
 }
 
 #[test]
-fn a_ready_word_that_arrives_with_a_late_tick_saves_the_worker() {
-    let slow = Life::hanging().and(9_000, Deed::SayReady);
-    let mut world = cluster(3, move |_| Some(slow.clone()));
-    world.stop_primary(ms(60_000));
-    world.drive();
+fn a_ready_that_was_not_read_in_time_still_counts() {
+    let slow = WorkerScript::hanging().then(9_000, WorkerStep::ReportReady);
+    let mut sim = cluster(3, move |_| Some(slow.clone()));
+    sim.stop_primary_for(ms(60_000));
+    sim.run_until_idle();
     // The deadline had passed for all when the first word was read.
-    assert_eq!((world.serving(), ends(&world).len()), (vec![1, 2, 3], 0));
+    assert_eq!((sim.serving_workers(), exit_causes(&sim).len()), (vec![1, 2, 3], 0));
 }
 
 #[test]
-fn a_drain_that_ended_in_time_is_not_punished_by_a_late_tick() {
-    let mut world = proven(3);
-    world.ask(ClusterCommand::Stop);
-    world.stop_primary(ms(60_000));
-    world.drive();
-    assert_eq!(ends(&world), [1, 2, 3].map(|id| (id, ExitCause::Drained)));
-    assert!((1..=3).all(|id| killed(&world, id).is_empty()));
+fn a_worker_that_drained_in_time_is_not_killed_after_the_primary_was_stopped() {
+    let mut sim = serving_cluster(3);
+    sim.command(ClusterCommand::Stop);
+    sim.stop_primary_for(ms(60_000));
+    sim.run_until_idle();
+    assert_eq!(exit_causes(&sim), [1, 2, 3].map(|id| (id, ExitCause::Drained)));
+    assert!((1..=3).all(|id| kill_times(&sim, id).is_empty()));
 }
 
 #[test]
-fn nothing_is_said_or_done_after_the_exit() {
-    let mut world = proven(1);
-    world.ask(ClusterCommand::StopNow);
-    world.drive();
-    let said = world.log.len();
-    world.ask(ClusterCommand::Stop);
-    world.tell(Event::Exited { worker: WorkerId(1), status: code(0), requests_served: 0 });
-    world.tell(Event::DeadlineReached);
-    assert_eq!((world.log.len(), world.mind.deadline()), (said, None));
+fn no_action_follows_the_exit() {
+    let mut sim = serving_cluster(1);
+    sim.command(ClusterCommand::StopNow);
+    sim.run_until_idle();
+    let said = sim.log.len();
+    sim.command(ClusterCommand::Stop);
+    sim.report(Event::Exited { worker: WorkerId(1), status: exit_code(0), requests_served: 0 });
+    sim.report(Event::DeadlineReached);
+    assert_eq!((sim.log.len(), sim.supervisor.next_deadline()), (said, None));
 }

@@ -2,112 +2,118 @@
 
 use super::*;
 
-fn scaled(world: &World) -> Vec<(u32, u32)> {
-    world.said(|notice| match notice {
+fn scale_log(sim: &Simulator) -> Vec<(u32, u32)> {
+    sim.logged(|notice| match notice {
         LogEvent::Scaled { from, to, .. } => Some((*from, *to)),
         _ => None,
     })
 }
 
 #[test]
-fn scaling_up_forks_what_is_missing() {
-    let mut world = proven(2);
-    world.request(1, ClusterCommand::Scale(ScaleChange::Up(2)));
-    assert_eq!(world.forks()[2..], [ms(5_000), ms(5_000)]);
-    world.drive();
-    assert_eq!((world.serving(), scaled(&world)), (vec![1, 2, 3, 4], vec![(2, 4)]));
-    assert_eq!(world.answers(), [(1, Ok("4 workers are wanted, 2 were".to_string()))]);
+fn scaling_up_forks_the_missing_workers() {
+    let mut sim = serving_cluster(2);
+    sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(2)));
+    assert_eq!(sim.fork_times()[2..], [ms(5_000), ms(5_000)]);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), scale_log(&sim)), (vec![1, 2, 3, 4], vec![(2, 4)]));
+    assert_eq!(sim.replies(), [(1, Ok("scaled from 2 to 4 workers".to_string()))]);
 }
 
 #[test]
-fn scaling_down_drains() {
-    let mut world = proven(3);
-    world.request(1, ClusterCommand::Scale(ScaleChange::Down(2)));
+fn scaling_down_drains_surplus_workers() {
+    let mut sim = serving_cluster(3);
+    sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Down(2)));
     for worker in [2, 3] {
-        assert_eq!(world.times(&Action::Drain(WorkerId(worker))), [ms(5_000)]);
+        assert_eq!(sim.times_of(&Action::Drain(WorkerId(worker))), [ms(5_000)]);
     }
-    world.drive();
-    assert_eq!((world.serving(), world.mind.wanted_workers()), (vec![1], 1));
-    assert_eq!(ends(&world), [(2, ExitCause::Drained), (3, ExitCause::Drained)]);
-    assert_eq!((world.forks().len(), world.mind.restart_count(), delays(&world).len()), (3, 0, 0));
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 1));
+    assert_eq!(exit_causes(&sim), [(2, ExitCause::Drained), (3, ExitCause::Drained)]);
+    assert_eq!(
+        (sim.fork_times().len(), sim.supervisor.restart_count(), backoffs(&sim).len()),
+        (3, 0, 0)
+    );
 }
 
 #[test]
-fn scaling_up_and_down_as_fast_as_one_can_does_not_pile_up_workers() {
-    let mut world = cluster(2, |_| Some(Life::serving().wedged()));
-    world.run(ms(5_000));
+fn fast_scaling_up_and_down_does_not_pile_up_workers() {
+    let mut sim = cluster(2, |_| Some(WorkerScript::serving().never_draining()));
+    sim.run_for(ms(5_000));
     for _ in 0..40 {
-        world.ask(ClusterCommand::Scale(ScaleChange::Down(1)));
-        world.ask(ClusterCommand::Scale(ScaleChange::Up(1)));
-        world.run(ms(20));
+        sim.command(ClusterCommand::Scale(ScaleChange::Down(1)));
+        sim.command(ClusterCommand::Scale(ScaleChange::Up(1)));
+        sim.run_for(ms(20));
     }
-    assert_eq!(world.mind.members.len(), 3);
-    world.drive();
-    assert_eq!((world.serving().len(), world.mind.members.len()), (2, 2));
+    assert_eq!(sim.supervisor.workers.len(), 3);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers().len(), sim.supervisor.workers.len()), (2, 2));
 }
 
 #[test]
 fn scaling_is_refused_during_a_reload() {
-    let mut world = proven(2);
-    world.request(1, ClusterCommand::Reload);
-    world.request(2, ClusterCommand::Scale(ScaleChange::To(4)));
-    world.ask(ClusterCommand::Scale(ScaleChange::Up(1)));
-    world.drive();
+    let mut sim = serving_cluster(2);
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.command_with_reply(2, ClusterCommand::Scale(ScaleChange::To(4)));
+    sim.command(ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.run_until_idle();
     let reason = "a reload is under way; ask again when it is done".to_string();
-    assert_eq!(world.answers()[0], (2, Err(reason.clone())));
+    assert_eq!(sim.replies()[0], (2, Err(reason.clone())));
     let refused = LogEvent::CommandRefused { by: "SIGTERM".to_string(), reason };
-    assert_eq!(world.times(&Action::Log(refused)), [ms(5_000)]);
-    assert_eq!(world.generations(), [2, 2]);
+    assert_eq!(sim.times_of(&Action::Log(refused)), [ms(5_000)]);
+    assert_eq!(sim.serving_generations(), [2, 2]);
 }
 
 #[test]
-fn nobody_can_scale_to_nothing_or_beyond_the_maximum() {
-    let mut world = proven(1);
+fn scaling_is_refused_outside_of_one_to_max_workers() {
+    let mut sim = serving_cluster(1);
     for (reply_id, scale) in
         (0..).zip([ScaleChange::To(0), ScaleChange::Down(1), ScaleChange::Up(u32::MAX)])
     {
-        world.request(reply_id, ClusterCommand::Scale(scale));
+        sim.command_with_reply(reply_id, ClusterCommand::Scale(scale));
     }
-    world.request(9, ClusterCommand::Scale(ScaleChange::To(1)));
-    assert_eq!(world.answers().iter().filter(|(_, result)| result.is_err()).count(), 3);
-    assert_eq!((world.serving(), scaled(&world)), (vec![1], vec![]));
+    sim.command_with_reply(9, ClusterCommand::Scale(ScaleChange::To(1)));
+    assert_eq!(sim.replies().iter().filter(|(_, result)| result.is_err()).count(), 3);
+    assert_eq!((sim.serving_workers(), scale_log(&sim)), (vec![1], vec![]));
 }
 
 #[test]
-fn scaling_down_to_those_that_are_ready_ends_the_boot() {
-    let mut world = cluster(2, |id| (id == 2).then(Life::hanging));
-    world.run(ms(100));
-    assert_eq!(world.mind.phase, ClusterPhase::Booting);
-    world.ask(ClusterCommand::Scale(ScaleChange::Down(1)));
-    assert_eq!(world.times(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
-    world.drive();
-    assert_eq!((ends(&world), world.serving()), (vec![(2, ExitCause::Superseded)], vec![1]));
+fn scaling_down_to_the_ready_workers_logs_all_ready() {
+    let mut sim = cluster(2, |id| (id == 2).then(WorkerScript::hanging));
+    sim.run_for(ms(100));
+    assert_eq!(sim.supervisor.phase, ClusterPhase::Booting);
+    sim.command(ClusterCommand::Scale(ScaleChange::Down(1)));
+    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
+    sim.run_until_idle();
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(2, ExitCause::Superseded)], vec![1])
+    );
 }
 
 #[test]
-fn when_the_trial_of_a_crash_loop_is_no_longer_wanted_the_others_are_not_forgotten() {
+fn scaling_away_the_probe_does_not_block_other_forks() {
     // Of two, the second crashes, and is being tried again when it is given up.
-    let mut world = cluster(2, |id| match id {
-        2 => Some(Life::hanging().and(5, Deed::End(code(1)))),
-        3 => Some(Life::hanging()),
+    let mut sim = cluster(2, |id| match id {
+        2 => Some(WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1)))),
+        3 => Some(WorkerScript::hanging()),
         _ => None,
     });
-    world.run(ms(5_000));
-    assert_eq!(world.serving(), [1]);
-    world.ask(ClusterCommand::Scale(ScaleChange::To(1)));
-    world.drive();
-    assert_eq!(world.mind.backoff.failures(), 0);
-    world.end(1, signal(SIGKILL));
-    world.drive();
-    assert_eq!(world.serving(), [4]);
+    sim.run_for(ms(5_000));
+    assert_eq!(sim.serving_workers(), [1]);
+    sim.command(ClusterCommand::Scale(ScaleChange::To(1)));
+    sim.run_until_idle();
+    assert_eq!(sim.supervisor.backoff.failures(), 0);
+    sim.worker_exits(1, signal(SIGKILL));
+    sim.run_until_idle();
+    assert_eq!(sim.serving_workers(), [4]);
 }
 
 #[test]
-fn a_model_of_one_process_is_not_scaled() {
-    let one = super::SupervisorConfig { max_workers: 1, ..super::policy(1) };
-    let mut world = World::new(one, 1, |_, _| Life::serving()).start();
-    world.run(ms(1_000));
-    world.ask(ClusterCommand::Scale(ScaleChange::Up(1)));
-    world.run(ms(1_000));
-    assert_eq!((world.serving(), world.mind.wanted_workers()), (vec![1], 1));
+fn a_single_process_model_is_not_scaled() {
+    let one = super::SupervisorConfig { max_workers: 1, ..super::test_config(1) };
+    let mut sim = Simulator::new(one, 1, |_, _| WorkerScript::serving()).start();
+    sim.run_for(ms(1_000));
+    sim.command(ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.run_for(ms(1_000));
+    assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 1));
 }

@@ -112,7 +112,13 @@ impl PrimaryHandle<'_> {
 
     /// The slot of the `n`th worker of another kind than `web`, counted from 0, if the program named that kind.
     pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
-        self.primary.supervisor.kind_first_slots().iter().find(|one| one.0 == kind)?.1.plus(n)
+        self.primary
+            .supervisor
+            .kind_first_slots()
+            .iter()
+            .find(|one| one.0 == kind)?
+            .1
+            .checked_add(n)
     }
 
     /// So many workers from now on, from 1 to [`Workers::MAX`](crate::Workers::MAX). Slots that stay empty (see

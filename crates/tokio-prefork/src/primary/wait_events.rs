@@ -66,7 +66,7 @@ impl Primary {
     fn wait(&mut self) -> std::io::Result<()> {
         let missing = self.event_log.tell_missing(Instant::now());
         self.settle_control();
-        let deadline = self.supervisor.deadline();
+        let deadline = self.supervisor.next_deadline();
         let now = Instant::now();
         self.relay(now);
         let dealing = self.deal(now);

@@ -51,7 +51,7 @@ impl Worker {
     /// The slot of the `n`th worker of another kind than `web`, counted from 0: where messages to it go. `None` if the
     /// program named no such kind; whether somebody serves there is another question.
     pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
-        self.0.kinds.iter().find(|(name, _)| *name == kind)?.1.plus(n)
+        self.0.kinds.iter().find(|(name, _)| *name == kind)?.1.checked_add(n)
     }
 
     /// The generation it belongs to, which grows with each reload.

@@ -1,0 +1,179 @@
+//! Orphan sockets: listening sockets of slots whose own worker does not accept.
+//!
+//! Where each slot has sockets of its own, the kernel sends connections to all of them, whether or not a worker
+//! accepts there. While a slot's worker is missing, stalled or full, a sibling accepts from its sockets as well: its
+//! *adopter*. So no connection waits for a respawn or a stalled event loop. A slot that was scaled away stays adopted,
+//! because closing its sockets would reset the connections in their queues.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::action::Action;
+use crate::identity::{Slot, WorkerId};
+use crate::worker_table::{WorkerRecord, WorkerTable};
+
+/// How long a worker whose channel was full is not asked again.
+const FULL_CHANNEL_PAUSE: Duration = Duration::from_millis(100);
+
+/// Which slots have sockets, and which workers accept from them.
+#[derive(Debug, Default)]
+pub(crate) struct OrphanSockets {
+    /// The slots `0..socket_slots` have sockets of their own; 0 where all workers share one. It only grows.
+    socket_slots: u32,
+    adopters: BTreeMap<Slot, WorkerId>,
+    /// Adopters that could not yet be told to release a slot.
+    pending_releases: BTreeSet<(WorkerId, Slot)>,
+    /// The own worker of each slot that accepts, as last announced by `Action::SetDispatchTarget`.
+    dispatch_targets: BTreeMap<Slot, WorkerId>,
+    /// Workers whose channel was full, and until when they are not asked.
+    full_channels: BTreeMap<WorkerId, Instant>,
+}
+
+impl OrphanSockets {
+    pub(crate) fn socket_slots(&self) -> u32 {
+        self.socket_slots
+    }
+
+    /// Notes that the slots `0..slots` have sockets.
+    pub(crate) fn add_sockets(&mut self, slots: u32) {
+        self.socket_slots = self.socket_slots.max(slots);
+    }
+
+    /// Notes that a worker adopted these slots before an upgrade.
+    pub(crate) fn restore_adopter(&mut self, worker: WorkerId, slots: &[Slot]) {
+        self.adopters.extend(slots.iter().map(|slot| (*slot, worker)));
+    }
+
+    pub(crate) fn adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
+        self.adopters.iter().map(|(slot, worker)| (*slot, *worker))
+    }
+
+    /// Returns the slots that a worker has adopted.
+    pub(crate) fn adopted_by(&self, worker: WorkerId) -> Vec<Slot> {
+        self.adopters().filter(|(_, adopter)| *adopter == worker).map(|(slot, _)| slot).collect()
+    }
+
+    pub(crate) fn dispatch_targets(&self) -> &BTreeMap<Slot, WorkerId> {
+        &self.dispatch_targets
+    }
+
+    /// Notes that the worker could not adopt the slot. Another one may.
+    pub(crate) fn adoption_failed(&mut self, now: Instant, worker: WorkerId, slot: Slot) {
+        if self.adopters.get(&slot) == Some(&worker) {
+            self.adopters.remove(&slot);
+        }
+        // If the slot has several sockets, some may have reached the worker.
+        self.release_failed(now, worker, slot);
+    }
+
+    /// Notes that the worker has not been told to release the slot.
+    pub(crate) fn release_failed(&mut self, now: Instant, worker: WorkerId, slot: Slot) {
+        self.full_channels.insert(worker, now + FULL_CHANNEL_PAUSE);
+        self.pending_releases.insert((worker, slot));
+    }
+
+    /// Gives every slot with sockets exactly one accepting worker. The slots from `surplus_from` on have no worker of
+    /// their own any more.
+    pub(crate) fn reassign(
+        &mut self,
+        now: Instant,
+        workers: &WorkerTable,
+        surplus_from: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.socket_slots == 0 {
+            return;
+        }
+        // A worker that drains stops accepting by itself.
+        self.adopters.retain(|_, worker| workers.is_serving(*worker));
+        self.pending_releases.retain(|(worker, _)| workers.is_serving(*worker));
+        self.full_channels.retain(|worker, until| now < *until && workers.is_serving(*worker));
+        self.retry_releases(actions);
+        let accepting = || workers.iter().filter(|record| record.can_accept());
+        let served: BTreeSet<Slot> = accepting().map(WorkerRecord::socket_slot).collect();
+        let candidates: BTreeSet<WorkerId> = accepting().map(|record| record.tag.id).collect();
+        self.adopters.retain(|slot, worker| {
+            let is_served = served.contains(slot);
+            let (worker, slot) = (*worker, *slot);
+            actions.extend(is_served.then_some(Action::ReleaseSlot { worker, slot }));
+            !is_served
+        });
+        for slot in (0..self.socket_slots).map(Slot).filter(|slot| !served.contains(slot)) {
+            let adopter = self.adopters.get(&slot);
+            if adopter.is_none_or(|adopter| !candidates.contains(adopter)) {
+                self.adopt(slot, &candidates, actions);
+            }
+        }
+        self.balance(&candidates, surplus_from, actions);
+        self.announce_dispatch_targets(workers, actions);
+    }
+
+    /// Announces the worker of each slot where it differs from the last announcement. Of several it is the youngest.
+    fn announce_dispatch_targets(&mut self, workers: &WorkerTable, actions: &mut Vec<Action>) {
+        let accepting = workers.iter().filter(|record| record.can_accept());
+        let own = accepting.map(|record| (record.socket_slot(), record.tag.id));
+        let targets: BTreeMap<Slot, WorkerId> =
+            own.filter(|(slot, _)| slot.0 < self.socket_slots).collect();
+        for slot in (0..self.socket_slots).map(Slot) {
+            let worker = targets.get(&slot).copied();
+            if self.dispatch_targets.get(&slot).copied() != worker {
+                actions.push(Action::SetDispatchTarget { slot, worker });
+            }
+        }
+        self.dispatch_targets = targets;
+    }
+
+    /// Gives the slot to the candidate with the fewest adopted slots. The former adopter is told afterwards: for a
+    /// moment both accept, but never none.
+    fn adopt(&mut self, slot: Slot, candidates: &BTreeSet<WorkerId>, actions: &mut Vec<Action>) {
+        let best = self.reachable(candidates).min_by_key(|worker| (self.load(*worker), worker.0));
+        let Some(worker) = best else { return };
+        self.pending_releases.remove(&(worker, slot));
+        actions.push(Action::AdoptSlot { worker, slot });
+        if let Some(former) = self.adopters.insert(slot, worker) {
+            actions.push(Action::ReleaseSlot { worker: former, slot });
+        }
+    }
+
+    /// Spreads the slots that will not get a worker of their own. The others are released soon anyway.
+    fn balance(
+        &mut self,
+        candidates: &BTreeSet<WorkerId>,
+        surplus_from: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        for _ in surplus_from..self.socket_slots {
+            let least = self.reachable(candidates).map(|worker| self.load(worker)).min();
+            let overloaded = self.adopters().find(|(slot, worker)| {
+                slot.0 >= surplus_from && least.is_some_and(|least| self.load(*worker) >= least + 2)
+            });
+            let Some((slot, _)) = overloaded else { return };
+            self.adopt(slot, candidates, actions);
+        }
+    }
+
+    /// Tells former adopters whose channel was full to release their slots.
+    fn retry_releases(&mut self, actions: &mut Vec<Action>) {
+        let OrphanSockets { pending_releases, full_channels, adopters, .. } = self;
+        pending_releases.retain(|(worker, slot)| {
+            let is_reachable = !full_channels.contains_key(worker);
+            if is_reachable && adopters.get(slot) != Some(worker) {
+                actions.push(Action::ReleaseSlot { worker: *worker, slot: *slot });
+            }
+            !is_reachable
+        });
+    }
+
+    /// Returns the candidates whose channel was not full lately.
+    fn reachable(&self, candidates: &BTreeSet<WorkerId>) -> impl Iterator<Item = WorkerId> {
+        candidates.iter().copied().filter(|worker| self.is_reachable(*worker))
+    }
+
+    pub(crate) fn is_reachable(&self, worker: WorkerId) -> bool {
+        !self.full_channels.contains_key(&worker)
+    }
+
+    fn load(&self, worker: WorkerId) -> usize {
+        self.adopters.values().filter(|adopter| **adopter == worker).count()
+    }
+}

@@ -1,0 +1,234 @@
+//! The behaviour of simulated workers, and the random numbers that decide it.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+pub(crate) const SIGABRT: i32 = 6;
+pub(crate) const SIGKILL: i32 = 9;
+pub(crate) const SIGSEGV: i32 = 11;
+
+pub(crate) fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub(crate) fn exit_code(code: i32) -> ExitStatus {
+    ExitStatus::from_raw(code << 8)
+}
+
+pub(crate) fn signal(number: i32) -> ExitStatus {
+    ExitStatus::from_raw(number)
+}
+
+/// A random number generator (splitmix64) of the tests' own, so that a seed always gives the same run.
+pub(crate) struct TestRng(pub(crate) u64);
+
+impl TestRng {
+    /// Returns a number in `0..limit`.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    pub(crate) fn millis(&mut self, limit: u64) -> Duration {
+        ms(self.below(limit))
+    }
+}
+
+/// One thing that a worker does on its own account, or that happens to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WorkerStep {
+    ReportOnline,
+    ReportReady,
+    ReportBootFailed,
+    StartRiskyJob,
+    Retire,
+    Disconnect,
+    CloseChannel,
+    BreakProtocol,
+    /// The event loop stalls.
+    Freeze,
+    /// The event loop makes progress again.
+    Thaw,
+    /// A signal stops the process, which the kernel reports.
+    StopBySignal,
+    /// A signal continues the process, which the kernel reports.
+    ContinueBySignal,
+    /// The connection limit is reached.
+    BecomeFull,
+    BecomeEmpty,
+    FinishDraining,
+    /// Works on a frozen worker too.
+    Exit(ExitStatus),
+}
+
+/// How a worker will behave.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerScript {
+    pub(crate) fork_time: Duration,
+    pub(crate) is_fork_failing: bool,
+    /// Steps by their time since the fork returned.
+    pub(crate) steps: Vec<(Duration, WorkerStep)>,
+    /// How long it drains; `None` if it never finishes.
+    pub(crate) drain_time: Option<Duration>,
+    /// How long it takes to die of SIGABRT; `None` if it never does.
+    pub(crate) abort_time: Option<Duration>,
+    pub(crate) requests_per_second: u64,
+    pub(crate) initial_memory: u64,
+    pub(crate) memory_growth_per_second: u64,
+}
+
+impl WorkerScript {
+    /// Never reports anything.
+    pub(crate) fn hanging() -> WorkerScript {
+        WorkerScript {
+            fork_time: ms(0),
+            is_fork_failing: false,
+            steps: Vec::new(),
+            drain_time: Some(ms(20)),
+            abort_time: Some(ms(200)),
+            requests_per_second: 100,
+            initial_memory: 1_000,
+            memory_growth_per_second: 0,
+        }
+    }
+
+    /// Is ready after 10 ms and serves for ever.
+    pub(crate) fn serving() -> WorkerScript {
+        WorkerScript::hanging().then(10, WorkerStep::ReportReady)
+    }
+
+    /// Fails to fork.
+    pub(crate) fn failing_fork() -> WorkerScript {
+        WorkerScript { is_fork_failing: true, ..WorkerScript::hanging() }
+    }
+
+    /// Performs `step` so many milliseconds after the fork.
+    pub(crate) fn then(mut self, at: u64, step: WorkerStep) -> WorkerScript {
+        self.steps.push((ms(at), step));
+        self
+    }
+
+    /// Takes so many milliseconds to fork.
+    pub(crate) fn forking_for(self, fork: u64) -> WorkerScript {
+        WorkerScript { fork_time: ms(fork), ..self }
+    }
+
+    /// Never finishes draining.
+    pub(crate) fn never_draining(self) -> WorkerScript {
+        WorkerScript { drain_time: None, ..self }
+    }
+
+    /// Survives SIGABRT, as a stopped process does.
+    pub(crate) fn surviving_abort(self) -> WorkerScript {
+        WorkerScript { abort_time: None, ..self }
+    }
+
+    /// Uses this much memory at first, and `growth` more each second.
+    pub(crate) fn with_memory(self, initial: u64, growth: u64) -> WorkerScript {
+        WorkerScript { initial_memory: initial, memory_growth_per_second: growth, ..self }
+    }
+
+    /// Behaves in any way; `ready` in ten of such workers become ready.
+    pub(crate) fn random(rng: &mut TestRng, ready: u64) -> WorkerScript {
+        if rng.below(12) == 0 {
+            return WorkerScript::failing_fork().forking_for(rng.below(30));
+        }
+        let mut script = WorkerScript::hanging().forking_for(rng.below(3) * 10);
+        let boot = rng.below(800);
+        if rng.below(10) < ready {
+            script = script.then(boot, WorkerStep::ReportReady);
+        }
+        let statuses = [0, 1].map(exit_code).into_iter().chain([SIGSEGV, SIGKILL, 15].map(signal));
+        let statuses: Vec<ExitStatus> = statuses.collect();
+        let exit = WorkerStep::Exit(statuses[rng.below(5) as usize]);
+        let steps = [
+            exit,
+            exit,
+            WorkerStep::Retire,
+            WorkerStep::CloseChannel,
+            WorkerStep::BreakProtocol,
+            WorkerStep::ReportBootFailed,
+            WorkerStep::ReportOnline,
+            WorkerStep::StartRiskyJob,
+            WorkerStep::Freeze,
+            WorkerStep::Thaw,
+            WorkerStep::StopBySignal,
+            WorkerStep::ContinueBySignal,
+        ];
+        for _ in 0..rng.below(4) {
+            let at = if rng.below(3) == 0 { rng.below(boot + 1) } else { rng.below(8000) };
+            script = script.then(at, steps[rng.below(steps.len() as u64) as usize]);
+        }
+        script = script.with_memory(rng.below(2_000), rng.below(200));
+        if rng.below(3) == 0 {
+            script = script.surviving_abort();
+        }
+        if rng.below(4) == 0 { script.never_draining() } else { script }
+    }
+}
+
+/// A living worker of the simulated cluster.
+#[derive(Debug)]
+pub(super) struct SimulatedWorker {
+    pub(super) script: WorkerScript,
+    started_at: Instant,
+    frozen_since: Option<Instant>,
+    /// How long it was frozen before.
+    frozen_time: Duration,
+    is_full: bool,
+}
+
+impl SimulatedWorker {
+    pub(super) fn new(script: WorkerScript, started_at: Instant) -> SimulatedWorker {
+        let (frozen_since, frozen_time, is_full) = (None, ms(0), false);
+        SimulatedWorker { script, started_at, frozen_since, frozen_time, is_full }
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    pub(super) fn set_full(&mut self, is_full: bool) {
+        self.is_full = is_full;
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen_since.is_some()
+    }
+
+    pub(super) fn can_perform(&self, step: WorkerStep) -> bool {
+        let is_from_outside =
+            matches!(step, WorkerStep::Thaw | WorkerStep::ContinueBySignal | WorkerStep::Exit(_));
+        !self.is_frozen() || is_from_outside
+    }
+
+    pub(super) fn set_frozen(&mut self, is_frozen: bool, now: Instant) {
+        let since = self.frozen_since.take();
+        self.frozen_time += since.map_or(ms(0), |since| now - since);
+        self.frozen_since = is_frozen.then_some(now);
+    }
+
+    /// Returns for how many milliseconds its event loop has made progress.
+    fn active_millis(&self, now: Instant) -> u64 {
+        let active = self.frozen_since.unwrap_or(now) - self.started_at - self.frozen_time;
+        active.as_millis() as u64
+    }
+
+    /// Changes every 100 ms.
+    pub(super) fn heartbeat(&self, now: Instant) -> u64 {
+        self.active_millis(now) / 100
+    }
+
+    pub(super) fn requests(&self, now: Instant) -> u64 {
+        self.active_millis(now) * self.script.requests_per_second / 1000
+    }
+
+    pub(super) fn memory(&self, now: Instant) -> u64 {
+        let growth = self.active_millis(now) * self.script.memory_growth_per_second / 1000;
+        self.script.initial_memory + growth
+    }
+}

@@ -1,0 +1,409 @@
+//! The state machine: one event in, a list of actions out.
+//!
+//! Desired state is kept apart from actual state. Desired: a phase, and one worker for each slot. Actual: the workers,
+//! each in a state of its own (see `worker_table`). A slot is *held* by the worker that serves it or is about to. A
+//! worker that drains gives up its slot at once, so that its replacement can be forked while it finishes its open
+//! connections.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::action::{Action, DrainReason, ExitCause, LogEvent, ShutdownReason};
+use crate::command::{ClusterCommand, Requester};
+use crate::config::{SupervisorConfig, WorkerKindConfig};
+use crate::crash_backoff::{CrashBackoff, ForkAllowance};
+use crate::event::Event;
+use crate::health::HealthMonitor;
+use crate::identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
+use crate::orphan_sockets::OrphanSockets;
+use crate::reload::Reload;
+use crate::saved_state::{SavedState, SavedWorker};
+use crate::scaling::ScaleQueue;
+use crate::slot_table::{RestartPolicy, SlotTable};
+use crate::stop::StopRequest;
+use crate::upgrade::Upgrade;
+use crate::worker_kinds::WorkerKinds;
+use crate::worker_table::{WorkerState, WorkerTable};
+
+/// How long a worker that closed its channel may take to exit. It has nothing left to do.
+pub(crate) const CLOSED_CHANNEL_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a draining worker may live beyond the graceful timeout, at which it cuts off its open connections and
+/// exits by itself.
+pub(crate) const EXIT_MARGIN: Duration = Duration::from_secs(1);
+
+/// The life of the cluster. Phases only move forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClusterPhase {
+    /// Not all workers have been ready yet.
+    Booting,
+    /// All workers have been ready once.
+    Running,
+    /// Workers drain.
+    Stopping,
+    /// Workers are killed.
+    Killing(ShutdownReason),
+    /// `Action::Exit` was returned.
+    Done,
+}
+
+/// Decides what the primary does. See the [crate documentation](crate) for an example.
+#[derive(Debug)]
+pub struct Supervisor {
+    /// The configuration in force. `workers` changes with each scale command.
+    pub(crate) config: SupervisorConfig,
+    pub(crate) phase: ClusterPhase,
+    pub(crate) slots: SlotTable,
+    pub(crate) kinds: WorkerKinds,
+    pub(crate) workers: WorkerTable,
+    pub(crate) backoff: CrashBackoff,
+    pub(crate) reload: Reload,
+    pub(crate) upgrade: Upgrade,
+    pub(crate) stop: StopRequest,
+    pub(crate) scale_queue: ScaleQueue,
+    pub(crate) orphan_sockets: OrphanSockets,
+    pub(crate) health: HealthMonitor,
+    /// Whether the application is asked before a worker is replaced.
+    pub(crate) confirms_restarts: bool,
+    /// What the event being handled has led to so far.
+    pub(crate) actions: Vec<Action>,
+}
+
+impl Supervisor {
+    /// Creates the supervisor of a cluster without workers. `seed` jitters back-off delays and recycling limits.
+    pub fn new(config: SupervisorConfig, seed: u64) -> Supervisor {
+        let generation = Generation(1);
+        Supervisor {
+            phase: ClusterPhase::Booting,
+            slots: SlotTable::of_web(config.workers, generation),
+            kinds: WorkerKinds::default(),
+            workers: WorkerTable::new(seed),
+            backoff: CrashBackoff::new(&config, seed),
+            reload: Reload::new(generation),
+            upgrade: Upgrade::default(),
+            stop: StopRequest::default(),
+            scale_queue: ScaleQueue::new(),
+            orphan_sockets: OrphanSockets::default(),
+            health: HealthMonitor::default(),
+            confirms_restarts: false,
+            actions: Vec::new(),
+            config,
+        }
+    }
+
+    /// Adds worker kinds besides `web`. Call it before the first event.
+    pub fn with_kinds(mut self, kinds: Vec<WorkerKindConfig>) -> Supervisor {
+        self.assign_kinds(kinds, &[]);
+        self
+    }
+
+    /// Handles one event and returns what to do, in this order.
+    #[must_use]
+    pub fn handle(&mut self, now: Instant, event: Event) -> Vec<Action> {
+        match event {
+            Event::Started => self.on_started(),
+            Event::Forked { worker, pid } => self.on_forked(now, worker, pid),
+            Event::ForkFailed { worker, reason } => self.on_fork_failed(now, worker, reason),
+            Event::Online { worker } => self.on_online(worker),
+            Event::Ready { worker } => self.on_ready(now, worker),
+            Event::RiskyJobStarted { worker } => self.on_risky_job_started(worker),
+            Event::BootFailed { worker, reason } => self.on_boot_failed(worker, reason),
+            Event::Retiring { worker } => self.on_retiring(now, worker),
+            Event::Disconnecting { worker } => self.on_disconnecting(now, worker),
+            Event::ChannelClosed { worker } => self.on_channel_closed(now, worker),
+            Event::ProtocolError { worker, reason } => self.on_protocol_error(worker, reason),
+            Event::Stopped { worker } => self.set_stopped_by_signal(worker, true),
+            Event::Continued { worker } => self.set_stopped_by_signal(worker, false),
+            Event::Exited { worker, status, requests_served } => {
+                self.on_exited(now, worker, status, requests_served);
+            }
+            Event::CommandReceived { command, by } => self.on_command(now, command, by),
+            Event::ConfigRead { result } => self.on_config_read(result),
+            Event::SocketsOpened { slots, result } => self.on_sockets_opened(now, slots, result),
+            Event::AdoptSlotFailed { worker, slot } => {
+                self.orphan_sockets.adoption_failed(now, worker, slot);
+            }
+            Event::ReleaseSlotFailed { worker, slot } => {
+                self.orphan_sockets.release_failed(now, worker, slot);
+            }
+            Event::RestartDecided { worker, restart } => self.on_restart_decided(worker, restart),
+            Event::UpgradeCheckPassed => self.on_upgrade_check_passed(),
+            Event::UpgradeFailed { reason } => self.on_upgrade_failed(&reason),
+            Event::HealthSampled { samples } => self.on_health_sampled(now, samples),
+            Event::DeadlineReached => self.on_deadline(now),
+        }
+        self.approach_desired_state(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Does what any event may have made possible or necessary.
+    fn approach_desired_state(&mut self, now: Instant) {
+        self.cancel_upgrade_on_stop();
+        self.cancel_scaling_on_stop();
+        self.continue_rollout(now);
+        self.begin_queued_upgrade(now);
+        self.fill_slots(now);
+        self.reassign_orphan_sockets(now);
+        self.log_all_ready();
+        self.schedule_health_sample(now);
+        self.exit_if_stopped();
+    }
+
+    fn on_started(&mut self) {
+        self.add_slot_sockets(self.config.workers);
+        // The old binary may not have told them.
+        self.actions.extend(self.upgrade.take_undrained().into_iter().map(Action::Drain));
+    }
+
+    fn on_command(&mut self, now: Instant, command: ClusterCommand, by: Requester) {
+        let is_allowed_in_drain_delay = match command {
+            ClusterCommand::Stop | ClusterCommand::StopNow | ClusterCommand::ScaleKind(..) => true,
+            ClusterCommand::Reload | ClusterCommand::Scale(_) => false,
+            ClusterCommand::Disconnect(_) | ClusterCommand::Upgrade { .. } => false,
+        };
+        if self.stop.is_delayed() && !is_allowed_in_drain_delay {
+            return by.refuse_or_log("the cluster is stopping", &mut self.actions);
+        }
+        match command {
+            ClusterCommand::Stop => self.on_stop(now, by),
+            ClusterCommand::StopNow => self.on_stop_now(by),
+            ClusterCommand::Reload => self.on_reload(by),
+            ClusterCommand::Scale(change) => self.on_scale_web(now, change, by),
+            ClusterCommand::ScaleKind(kind, change) if kind == WEB_KIND => {
+                self.on_scale_web(now, change, by);
+            }
+            ClusterCommand::ScaleKind(kind, change) => self.on_scale_kind(now, &kind, change, by),
+            ClusterCommand::Disconnect(worker) => self.on_disconnect(now, worker, by),
+            ClusterCommand::Upgrade { wait } => self.on_upgrade(now, wait, by),
+        }
+    }
+
+    fn on_deadline(&mut self, now: Instant) {
+        self.begin_delayed_stop(now);
+        self.kill_overdue_workers(now);
+        self.stop_overdue_upgrade_check(now);
+        self.sample_health_if_due(now);
+    }
+
+    /// Returns when to report `Event::DeadlineReached`, if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let of_phase = match self.phase {
+            ClusterPhase::Booting | ClusterPhase::Running => {
+                [self.backoff.deadline(), self.health.deadline(), self.stop.deadline()]
+            }
+            ClusterPhase::Stopping => [None, self.health.deadline(), None],
+            ClusterPhase::Killing(_) | ClusterPhase::Done => [None, None, None],
+        };
+        let always = [self.workers.next_deadline(), self.upgrade.deadline()];
+        of_phase.into_iter().chain(always).flatten().min()
+    }
+}
+
+/// Questions and settings for the primary.
+impl Supervisor {
+    /// Returns how many workers of the kind `web` should run.
+    pub fn wanted_workers(&self) -> u32 {
+        self.config.workers
+    }
+
+    /// Returns how many workers were forked in place of one that ended unasked.
+    pub fn restart_count(&self) -> u64 {
+        self.workers.restart_count
+    }
+
+    /// Returns whether the cluster drains or kills its workers.
+    pub fn is_stopping(&self) -> bool {
+        !matches!(self.phase, ClusterPhase::Booting | ClusterPhase::Running)
+    }
+
+    /// Returns whether the cluster stops or waits for its drain delay: load balancers should send nothing more.
+    pub fn is_stop_requested(&self) -> bool {
+        self.is_stopping() || self.stop.is_delayed()
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.phase == ClusterPhase::Done
+    }
+
+    /// Returns whether the worker accepts connections.
+    pub fn is_serving(&self, worker: WorkerId) -> bool {
+        self.workers.is_serving(worker)
+    }
+
+    /// Returns whether a signal such as SIGSTOP has stopped the worker's process.
+    pub fn is_stopped_by_signal(&self, worker: WorkerId) -> bool {
+        self.workers.get(worker).is_some_and(|record| record.heartbeat.is_stopped)
+    }
+
+    /// Returns the generation that all workers should have.
+    pub fn wanted_generation(&self) -> Generation {
+        self.reload.wanted_generation()
+    }
+
+    /// Returns whether a reload waits for the configuration of `generation`.
+    pub fn is_awaiting_config(&self, generation: Generation) -> bool {
+        self.reload.is_awaiting_config(generation)
+    }
+
+    /// Returns an id that no worker has had, for `ScaleChange::AddWorker`.
+    pub fn reserve_worker_id(&mut self) -> WorkerId {
+        self.workers.reserve_id()
+    }
+
+    /// Returns the additional environment variables of the slot's workers.
+    pub fn slot_environment(&self, slot: Slot) -> &[(String, String)] {
+        self.slots.environment(slot)
+    }
+
+    /// Returns the name and the first slot of each kind besides `web`.
+    pub fn kind_first_slots(&self) -> Vec<(&'static str, Slot)> {
+        self.kinds.iter().map(|kind| (kind.config.name, kind.first_slot)).collect()
+    }
+
+    /// Returns the name and the wanted number of workers of each kind besides `web`.
+    pub fn wanted_by_kind(&self) -> Vec<(&'static str, u32)> {
+        self.kinds.iter().map(|kind| (kind.config.name, kind.config.workers)).collect()
+    }
+
+    /// Returns which worker has adopted the orphan sockets of which slot.
+    pub fn slot_adopters(&self) -> impl Iterator<Item = (Slot, WorkerId)> {
+        self.orphan_sockets.adopters()
+    }
+
+    /// Returns the own worker of each slot that accepts, as last announced by `Action::SetDispatchTarget`.
+    pub fn dispatch_targets(&self) -> &BTreeMap<Slot, WorkerId> {
+        self.orphan_sockets.dispatch_targets()
+    }
+
+    /// Notes that the slots `0..slots` have sockets inherited from a primary that was killed, so that they are served
+    /// whatever the configuration says.
+    pub fn add_inherited_sockets(&mut self, slots: u32) {
+        self.orphan_sockets.add_sockets(slots);
+    }
+
+    /// Sets whether the application is asked before a worker that ended unasked is replaced. Off by default.
+    pub fn set_confirm_restarts(&mut self, confirms: bool) {
+        self.confirms_restarts = confirms;
+    }
+
+    /// Returns the state that the new binary of an upgrade continues from.
+    pub fn save_state(&self, now: Instant) -> SavedState {
+        let forked = self.workers.iter().filter(|record| record.state != WorkerState::Forking);
+        let workers = forked.map(|record| SavedWorker {
+            tag: record.tag,
+            age: now.duration_since(record.forked_at),
+            is_serving: record.is_serving() && self.slots.is_wanted(record.tag.id),
+            has_own_socket: record.has_own_socket,
+            adopted_slots: self.orphan_sockets.adopted_by(record.tag.id),
+        });
+        SavedState {
+            generation: self.reload.last_generation(),
+            next_id: self.workers.next_id(),
+            restart_count: self.workers.restart_count,
+            wanted_workers: self.config.workers,
+            socket_slots: self.orphan_sockets.socket_slots(),
+            environments: self.slots.environments(),
+            workers: workers.collect(),
+            upgrade_requesters: self.upgrade.requesters_to_pass_on(),
+        }
+    }
+}
+
+/// What several parts have in common.
+impl Supervisor {
+    pub(crate) fn log(&mut self, event: LogEvent) {
+        self.actions.push(Action::Log(event));
+    }
+
+    /// Adds slots for the declared kinds. Kinds of `running` workers keep theirs.
+    pub(crate) fn assign_kinds(&mut self, kinds: Vec<WorkerKindConfig>, running: &[WorkerTag]) {
+        self.kinds = WorkerKinds::assign(kinds, running);
+        for kind in self.kinds.iter() {
+            let slots = 0..kind.config.workers;
+            self.slots.add(kind.first_slot, slots, kind.config.name, self.reload.generation());
+        }
+    }
+
+    /// Notes that the slots `0..slots` have sockets, if slots have sockets of their own.
+    pub(crate) fn add_slot_sockets(&mut self, slots: u32) {
+        if self.config.has_socket_per_slot {
+            self.orphan_sockets.add_sockets(slots);
+        }
+    }
+
+    /// In a stop all stays as it is: each worker empties the queues that it accepts from.
+    fn reassign_orphan_sockets(&mut self, now: Instant) {
+        if self.is_stopping() {
+            return;
+        }
+        let surplus_from = if self.config.has_socket_per_slot { self.config.workers } else { 0 };
+        self.orphan_sockets.reassign(now, &self.workers, surplus_from, &mut self.actions);
+    }
+
+    /// Forks a worker for each empty slot, as far as the crash back-off allows.
+    fn fill_slots(&mut self, now: Instant) {
+        if self.is_stopping() {
+            return;
+        }
+        self.backoff.advance(now);
+        if self.slots.are_all_served(&self.workers) {
+            return self.backoff.record_all_served(now, self.config.min_uptime);
+        }
+        for index in 0..self.slots.len() {
+            let entry = &self.slots[index];
+            let is_taken = entry.holder.or(entry.successor).is_some();
+            if is_taken
+                || entry.restart != RestartPolicy::Restart
+                || self.workers.is_slot_crowded(entry.slot)
+            {
+                continue;
+            }
+            if self.backoff.allowance() == ForkAllowance::None {
+                return;
+            }
+            let worker = self.fork(now, index, entry.generation);
+            self.slots[index].holder = Some(worker);
+            self.backoff.record_fork(worker);
+        }
+    }
+
+    /// Requests the fork of a worker for a slot.
+    pub(crate) fn fork(&mut self, now: Instant, index: usize, generation: Generation) -> WorkerId {
+        let entry = &mut self.slots[index];
+        let id = entry.reserved_id.take().unwrap_or_else(|| self.workers.reserve_id());
+        let tag = WorkerTag { id, slot: entry.slot, generation, pid: None, kind: entry.kind };
+        self.workers.insert(tag, now).has_own_socket =
+            tag.slot.is_web() && self.reload.has_own_socket(generation, &self.config);
+        self.actions.push(Action::Fork(tag));
+        id
+    }
+
+    /// Empties a slot and tells the worker that held it to drain.
+    pub(crate) fn dismiss_holder(&mut self, now: Instant, index: usize, reason: DrainReason) {
+        let Some(worker) = self.slots[index].holder.take() else { return };
+        let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
+        let Some(record) = self.workers.get_mut(worker) else { return };
+        match record.state {
+            WorkerState::Serving => {
+                record.start_draining(deadline, reason);
+                self.actions.push(Action::Drain(worker));
+            }
+            WorkerState::Booting { .. } => {
+                self.workers.kill(worker, ExitCause::Superseded, &mut self.actions);
+            }
+            // A fork that returns later is killed then: see `on_forked`.
+            WorkerState::Forking | WorkerState::Draining { .. } => {}
+            WorkerState::Exiting { .. } => {}
+            WorkerState::Aborted { .. } | WorkerState::Killed { .. } => {}
+        }
+    }
+
+    fn log_all_ready(&mut self) {
+        let workers = self.slots.served_count(&self.workers);
+        let is_complete = workers > 0 && self.slots.are_all_served(&self.workers);
+        if self.phase == ClusterPhase::Booting && is_complete {
+            self.phase = ClusterPhase::Running;
+            self.log(LogEvent::AllReady { workers });
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Stories of workers that die young: who is forgiven, who waits, and when the cluster gives up.
+
+use super::*;
+
+fn crashing_after(at: u64) -> WorkerScript {
+    WorkerScript::hanging().then(at, WorkerStep::Exit(exit_code(1)))
+}
+
+#[test]
+fn kills_of_ready_workers_cause_no_backoff() {
+    let mut sim = cluster(4, |_| None);
+    sim.run_for(ms(20));
+    for round in 0..500 {
+        let victim = sim.serving_workers()[round % 4];
+        sim.worker_exits(victim, signal(SIGKILL));
+        sim.run_for(ms(20));
+        assert_eq!(sim.serving_workers().len(), 4);
+    }
+    assert_eq!((sim.fork_times().len(), sim.supervisor.restart_count()), (504, 500));
+    assert!(backoffs(&sim).is_empty());
+}
+
+#[test]
+fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
+    let mut sim = cluster(8, |_| Some(crashing_after(5)));
+    sim.run_until_idle();
+    // Eight, and then one for each further round.
+    let forks = sim.fork_times();
+    assert_eq!(forks.len(), 8 + 4);
+    let gaps: Vec<u128> = forks[7..].windows(2).map(|w| (w[1] - w[0]).as_millis() - 5).collect();
+    for (gap, full) in gaps.into_iter().zip([100, 200, 400, 800]) {
+        assert!((full * 3 / 4..=full).contains(&gap), "{gap} of {full}");
+    }
+    assert!(exit_causes(&sim).iter().all(|(_, cause)| *cause == ExitCause::BootFailed));
+}
+
+#[test]
+fn a_cluster_that_never_boots_gives_up() {
+    let mut sim = cluster(2, |_| {
+        Some(
+            WorkerScript::hanging()
+                .then(4, WorkerStep::ReportBootFailed)
+                .then(5, WorkerStep::Exit(exit_code(70))),
+        )
+    });
+    sim.run_until_idle();
+    assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
+    let reason = sim.logged(|notice| match notice {
+        LogEvent::BootFailed { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    assert_eq!(reason, vec!["no"; 2 + 4]);
+    let given_up = |notice: &LogEvent| match notice {
+        LogEvent::GivingUp { failures } => Some(*failures),
+        _ => None,
+    };
+    assert_eq!((sim.logged(given_up), backoffs(&sim).len()), (vec![5], 4));
+}
+
+#[test]
+fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
+    let mut sim = cluster(2, |_| None);
+    let says = |worker| Event::BootFailed { worker, reason: "no".to_string() };
+    sim.report(says(WorkerId(1)));
+    sim.report(says(WorkerId(1)));
+    let logged = |sim: &Simulator| {
+        sim.logged(|notice| matches!(notice, LogEvent::BootFailed { .. }).then_some(())).len()
+    };
+    assert_eq!(logged(&sim), 1);
+    sim.run_for(ms(2_000));
+    sim.report(says(WorkerId(2)));
+    assert_eq!(logged(&sim), 1, "it had booted");
+    let condemned = |notice: &LogEvent| match notice {
+        LogEvent::Misbehaved { worker, .. } => Some(worker.id.0),
+        _ => None,
+    };
+    assert_eq!(sim.logged(condemned), [2]);
+}
+
+#[test]
+fn giving_up_kills_all_workers_and_a_stop_does_not_change_the_reason() {
+    let mut sim =
+        cluster(2, |id| Some(if id == 1 { WorkerScript::hanging() } else { crashing_after(5) }));
+    while sim.supervisor.phase == ClusterPhase::Booting {
+        sim.step();
+    }
+    assert_eq!(sim.supervisor.phase, ClusterPhase::Killing(ShutdownReason::WorkersCannotBoot));
+    sim.command(ClusterCommand::StopNow);
+    sim.run_until_idle();
+    assert_eq!(kill_times(&sim, 1).len(), 1);
+    assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
+}
+
+#[test]
+fn a_cluster_that_once_served_never_gives_up() {
+    let mut sim = cluster(3, |id| (id > 3).then(|| crashing_after(5)));
+    sim.run_for(ms(2_000));
+    for id in 1..=3 {
+        sim.worker_exits(id, signal(SIGSEGV));
+    }
+    sim.run_for(ms(600_000));
+    assert_eq!((sim.exit, sim.serving_workers().len()), (None, 0));
+    let (failures, delay) = *backoffs(&sim).last().expect("it cools down");
+    assert!(failures > 100 && delay <= ms(2_000) && delay >= ms(1_500));
+    assert!(sim.fork_times().len() <= 6 + failures as usize);
+}
+
+#[test]
+fn after_a_crash_loop_the_probe_is_followed_by_all_other_workers() {
+    let mut sim = cluster(3, |id| (id <= 6).then(|| crashing_after(5)));
+    sim.run_until_idle();
+    assert_eq!(sim.serving_workers(), [7, 8, 9]);
+    // The others follow as soon as the upgrade is ready, not one by one.
+    let forks = sim.fork_times();
+    assert_eq!((forks[7] - forks[6], forks[8] - forks[6]), (ms(10), ms(10)));
+    assert_eq!(sim.supervisor.backoff.failures(), 0);
+}
+
+#[test]
+fn a_worker_that_exceeds_the_boot_timeout_is_killed_and_backs_off() {
+    let mut sim = cluster(1, |id| (id == 1).then(WorkerScript::hanging));
+    sim.run_until_idle();
+    assert_eq!(kill_times(&sim, 1), [ms(10_000)]);
+    let timed_out = sim.logged(|notice| match notice {
+        LogEvent::BootTimedOut { worker, limit } => Some((worker.id.0, *limit)),
+        _ => None,
+    });
+    assert_eq!(
+        (timed_out, exit_causes(&sim)),
+        (vec![(1, ms(10_000))], vec![(1, ExitCause::BootTimeout)])
+    );
+    assert_eq!((backoffs(&sim).len(), sim.serving_workers()), (1, vec![2]));
+}
+
+#[test]
+fn failing_forks_are_retried_one_at_a_time() {
+    let mut sim = cluster(4, |id| (id <= 6).then(WorkerScript::failing_fork));
+    sim.run_for(ms(50));
+    assert_eq!((sim.fork_times().len(), sim.supervisor.workers.len()), (4, 0));
+    sim.run_until_idle();
+    let failed = sim.logged(|notice| match notice {
+        LogEvent::ForkFailed { worker, .. } => Some(worker.pid),
+        _ => None,
+    });
+    assert_eq!((failed, backoffs(&sim).len()), (vec![None; 6], 3));
+    assert_eq!(sim.serving_workers(), [7, 8, 9, 10]);
+}
+
+#[test]
+fn a_crash_during_the_backoff_delay_forks_nothing() {
+    let mut sim = serving_cluster(3);
+    sim.worker_exits(1, signal(SIGKILL));
+    sim.run_for(ms(0));
+    sim.worker_exits(4, exit_code(1));
+    assert_eq!(backoffs(&sim).len(), 1);
+    let forks = sim.fork_times().len();
+    sim.worker_exits(2, signal(SIGKILL));
+    sim.worker_exits(3, exit_code(1));
+    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (forks, 1));
+    sim.run_until_idle();
+    assert_eq!(sim.serving_workers().len(), 3);
+}
+
+#[test]
+fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
+    // Each dies soon after it was ready, but there is always another that is about to be ready.
+    let mut sim = cluster(8, |id| {
+        Some(
+            WorkerScript::hanging()
+                .then(50 + id % 8 * 7, WorkerStep::ReportReady)
+                .then(60 + id % 8 * 7, WorkerStep::Exit(exit_code(1))),
+        )
+    });
+    sim.run_for(ms(60_000));
+    // Delays reach 2 s soon; a round forks a upgrade, and the rest if that was ready.
+    assert!(sim.fork_times().len() <= 8 * 45, "{} forks in a minute", sim.fork_times().len());
+}
+
+#[test]
+fn crashes_of_other_workers_do_not_replace_the_probe() {
+    // Worker 9 is the upgrade, and slow; of the first eight, each dies a while after the one before.
+    let mut sim = cluster(8, |id| {
+        Some(if id <= 8 {
+            crashing_after(id * 500)
+        } else {
+            WorkerScript::hanging().then(5_000, WorkerStep::ReportReady)
+        })
+    });
+    sim.run_for(ms(5_000));
+    assert_eq!((sim.exit, sim.fork_times().len(), backoffs(&sim).len()), (None, 9, 1));
+    sim.run_for(ms(1_000));
+    assert_eq!((sim.exit, sim.fork_times().len()), (None, 16));
+}
+
+#[test]
+fn a_few_kills_of_booting_workers_do_not_back_off() {
+    let mut sim = cluster(1, |id| (id <= 4).then(WorkerScript::hanging));
+    for id in 1..=3 {
+        sim.worker_exits(id, signal(SIGKILL));
+        sim.run_for(ms(0));
+        assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (id as usize + 1, 0));
+    }
+    sim.worker_exits(4, signal(SIGKILL));
+    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (4, 1));
+}
+
+#[test]
+fn a_ready_worker_resets_the_count_of_forgiven_kills() {
+    let mut sim = cluster(1, |id| (id % 4 != 0).then(WorkerScript::hanging));
+    for id in 1..12 {
+        if id % 4 == 0 {
+            sim.run_for(ms(10));
+        }
+        sim.worker_exits(id, signal(SIGKILL));
+        sim.run_for(ms(0));
+    }
+    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (12, 0));
+}
+
+#[test]
+fn a_crash_before_min_uptime_backs_off_and_a_later_one_does_not() {
+    for (uptime, rounds) in [(900, 1), (1_100, 0)] {
+        let mut sim = cluster(1, move |id| {
+            (id == 1).then(|| {
+                WorkerScript::serving().then(10 + uptime, WorkerStep::Exit(signal(SIGSEGV)))
+            })
+        });
+        sim.run_until_idle();
+        assert_eq!((backoffs(&sim).len(), sim.serving_workers()), (rounds, vec![2]));
+    }
+}
+
+#[test]
+fn workers_that_retire_before_ready_back_off() {
+    let mut sim = cluster(2, |_| Some(WorkerScript::hanging().then(1, WorkerStep::Retire)));
+    sim.run_for(ms(60_000));
+    assert_eq!(
+        (sim.exit, sim.fork_times().len()),
+        (Some(ShutdownReason::WorkersCannotBoot), 2 + 4)
+    );
+}

@@ -1,0 +1,285 @@
+//! Stories of what is logged of each worker, of workers that leave for good, and of those that are not replaced. That each
+//! worker has its events once and in order is asserted at every step of all worlds, by `invariants`.
+
+use proptest::prelude::*;
+
+use super::random_commands::{
+    RandomCommand, random_commands, random_limits, run_command, with_limits_of,
+};
+use super::random_workers::{random_configs, stop_within_bounds};
+use super::*;
+use crate::DrainReason;
+use crate::identity::Slot;
+
+/// What was logged of one worker, in its order.
+fn events_of(sim: &Simulator, id: u64) -> Vec<&'static str> {
+    let id = WorkerId(id);
+    sim.logged(|notice| match notice {
+        LogEvent::Forked { worker } if worker.id == id => Some("fork"),
+        LogEvent::Online { worker } if worker.id == id => Some("online"),
+        LogEvent::Ready { worker, .. } if worker.id == id => Some("ready"),
+        LogEvent::Disconnected { worker } if worker.id == id => Some("disconnect"),
+        LogEvent::Exited(exit) if exit.worker.id == id => Some("exit"),
+        LogEvent::Replaced { worker, .. } if *worker == id => Some("replaced"),
+        _ => None,
+    })
+}
+
+fn drain_reasons(sim: &Simulator) -> Vec<(u64, Option<DrainReason>)> {
+    sim.logged(|notice| match notice {
+        LogEvent::Exited(exit) => Some((exit.worker.id.0, exit.drain_reason)),
+        _ => None,
+    })
+}
+
+const WHOLE: [&str; 6] = ["fork", "online", "ready", "disconnect", "exit", "replaced"];
+
+#[test]
+fn all_events_of_a_crashed_worker_are_logged() {
+    let mut sim = serving_cluster(2);
+    sim.worker_exits(2, signal(SIGSEGV));
+    sim.run_until_idle();
+    assert_eq!(events_of(&sim, 2), WHOLE);
+    assert_eq!(events_of(&sim, 3), WHOLE[..3]);
+    assert_eq!(drain_reasons(&sim), [(2, None)]);
+}
+
+#[test]
+fn replaced_is_logged_when_the_old_worker_is_gone() {
+    let mut sim = serving_cluster(1);
+    sim.command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((events_of(&sim, 1), events_of(&sim, 2)), (WHOLE.to_vec(), WHOLE[..3].to_vec()));
+    assert_eq!(drain_reasons(&sim), [(1, Some(DrainReason::Reload))]);
+}
+
+#[test]
+fn no_replacement_is_logged_for_a_worker_that_never_was_ready() {
+    let mut sim = cluster(1, |id| {
+        (id == 1).then(|| WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))))
+    });
+    sim.run_until_idle();
+    assert_eq!(events_of(&sim, 1), ["fork", "disconnect", "exit"]);
+    assert_eq!(sim.serving_workers(), [2]);
+}
+
+#[test]
+fn online_is_logged_once_and_only_for_known_workers() {
+    let mut sim = cluster(1, |_| Some(WorkerScript::hanging().then(5, WorkerStep::ReportOnline)));
+    sim.run_for(ms(5));
+    assert_eq!(events_of(&sim, 1), ["fork", "online"]);
+    sim.worker_does(1, WorkerStep::ReportOnline);
+    sim.worker_does(1, WorkerStep::ReportReady);
+    sim.report(Event::Online { worker: WorkerId(9) });
+    assert_eq!((events_of(&sim, 1), events_of(&sim, 9)), (WHOLE[..3].to_vec(), vec![]));
+}
+
+#[test]
+fn the_slot_of_a_disconnected_worker_stays_empty_until_a_scale_command() {
+    let mut sim = serving_cluster(2);
+    sim.command_with_reply(1, ClusterCommand::Disconnect(WorkerId(2)));
+    assert_eq!(sim.times_of(&Action::Drain(WorkerId(2))), [ms(5_000)]);
+    sim.run_until_idle();
+    assert_eq!(sim.replies().len(), 1);
+    assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 2));
+    assert_eq!(sim.supervisor.slots.left_empty(), [Slot(1)]);
+    assert_eq!(drain_reasons(&sim), [(2, Some(DrainReason::Disconnect))]);
+    assert_eq!(events_of(&sim, 2), WHOLE[..5], "nobody replaces it");
+    sim.command(ClusterCommand::Scale(ScaleChange::To(2)));
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.supervisor.slots.left_empty()), (vec![1, 3], vec![]));
+    assert_eq!((events_of(&sim, 2).len(), sim.supervisor.restart_count()), (5, 0));
+}
+
+#[test]
+fn a_reload_refills_the_slot_of_a_worker_that_disconnected() {
+    let mut sim = serving_cluster(2);
+    sim.worker_does(1, WorkerStep::Disconnect);
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), sim.supervisor.slots.left_empty()),
+        (vec![2], vec![Slot(0)])
+    );
+    assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty(), "it drains already");
+    // The one that is left is killed: it is replaced, the other is not.
+    sim.worker_exits(2, signal(SIGKILL));
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), sim.supervisor.slots.left_empty()),
+        (vec![3], vec![Slot(0)])
+    );
+    sim.command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_generations(), sim.supervisor.slots.left_empty()),
+        (vec![2, 2], vec![])
+    );
+}
+
+#[test]
+fn a_reload_of_workers_that_disconnect_ends() {
+    let script = |tag: WorkerTag, _: &mut TestRng| match tag.generation {
+        Generation(1) => WorkerScript::serving(),
+        _ => WorkerScript::serving().then(20, WorkerStep::Disconnect),
+    };
+    let mut sim = Simulator::new(test_config(2), 1, script).start();
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((sim.fork_times().len(), sim.serving_workers()), (4, vec![]));
+    assert!(sim.replies()[0].1.is_ok(), "{:?}", sim.replies());
+}
+
+#[test]
+fn a_booting_worker_can_be_disconnected() {
+    let mut sim = cluster(2, |id| (id == 2).then(WorkerScript::hanging));
+    sim.run_for(ms(100));
+    sim.command(ClusterCommand::Disconnect(WorkerId(2)));
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.supervisor.phase), (vec![1], ClusterPhase::Running));
+    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
+    // Nobody, and somebody who is gone.
+    for (reply_id, id) in [(1, 2), (2, 99)] {
+        sim.command_with_reply(reply_id, ClusterCommand::Disconnect(WorkerId(id)));
+    }
+    assert!(sim.replies().iter().all(|(_, result)| result.is_err()));
+}
+
+#[test]
+fn disconnecting_a_worker_kills_its_successor() {
+    let config = SupervisorConfig { max_lifetime: Some(ms(4_000)), ..test_config(1) };
+    let script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
+        1 => WorkerScript::serving(),
+        _ => WorkerScript::hanging(),
+    };
+    let mut sim = Simulator::new(config, 1, script).start();
+    sim.run_for(ms(4_500));
+    assert_eq!(sim.fork_times().len(), 2);
+    sim.command(ClusterCommand::Disconnect(WorkerId(1)));
+    sim.run_for(ms(1_000));
+    assert_eq!(
+        (sim.supervisor.workers.len(), sim.supervisor.slots.left_empty()),
+        (0, vec![Slot(0)])
+    );
+    assert_eq!(exit_causes(&sim), [(2, ExitCause::Superseded), (1, ExitCause::Drained)]);
+}
+
+/// The application is asked, and wants one of so many not to be replaced.
+fn cluster_with_confirmed_restarts(workers: u32, restart_vetoes: u64) -> Simulator {
+    let mut sim = Simulator::new(test_config(workers), 1, |_, _| WorkerScript::serving());
+    sim.supervisor.set_confirm_restarts(true);
+    sim.restart_veto_odds = restart_vetoes;
+    let mut sim = sim.start();
+    sim.run_for(ms(5_000));
+    sim
+}
+
+#[test]
+fn the_application_can_veto_a_restart() {
+    for (restart_vetoes, serving) in [(0, vec![1, 3]), (1, vec![1])] {
+        let mut sim = cluster_with_confirmed_restarts(2, restart_vetoes);
+        sim.worker_exits(2, signal(SIGKILL));
+        let asked =
+            |action: &Action| matches!(action, Action::ConfirmRestart(e) if e.worker.id.0 == 2);
+        assert!(sim.log.iter().any(|(_, action)| asked(action)));
+        assert_eq!(sim.fork_times().len(), 2, "nothing is forked before the answer");
+        sim.run_until_idle();
+        assert_eq!(
+            (sim.serving_workers(), sim.supervisor.slots.left_empty().len()),
+            (serving, restart_vetoes as usize)
+        );
+        let said = sim.logged(|n| matches!(n, LogEvent::NotRestarted { .. }).then_some(()));
+        assert_eq!(said.len(), restart_vetoes as usize);
+        // An answer that nobody waits for changes nothing.
+        sim.report(Event::RestartDecided { worker: WorkerId(1), restart: false });
+        assert_eq!(sim.supervisor.slots.left_empty().len(), restart_vetoes as usize);
+    }
+}
+
+#[test]
+fn a_restart_decision_after_the_exit_changes_nothing() {
+    let mut sim = cluster_with_confirmed_restarts(1, 1);
+    sim.report(Event::Exited { worker: WorkerId(1), status: signal(SIGKILL), requests_served: 0 });
+    assert!(sim.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
+    // There is nobody to wait for: the answer comes when all is over.
+    sim.command(ClusterCommand::StopNow);
+    assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
+    sim.run_until_idle();
+    assert!(matches!(sim.log.last(), Some((_, Action::Exit(_)))), "{:?}", sim.log.last());
+}
+
+#[test]
+fn restarts_are_not_confirmed_for_drained_workers() {
+    let mut sim = cluster_with_confirmed_restarts(2, 1);
+    sim.worker_does(1, WorkerStep::Retire);
+    sim.command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert!(!sim.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
+    assert_eq!(sim.serving_generations(), [2, 2]);
+}
+
+#[test]
+fn an_added_worker_and_its_replacements_have_the_requested_environment() {
+    let mut sim = serving_cluster(1);
+    let id = sim.supervisor.reserve_worker_id();
+    let own = vec![("ROLE".to_string(), "mail".to_string())];
+    sim.command(ClusterCommand::Scale(ScaleChange::AddWorker(id, own.clone())));
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
+        (vec![1, id.0], &own[..])
+    );
+    assert!(sim.supervisor.slot_environment(Slot(0)).is_empty());
+    sim.worker_exits(id.0, signal(SIGKILL));
+    sim.run_until_idle();
+    assert_eq!(
+        (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
+        (vec![1, 3], &own[..])
+    );
+    // It survives an upgrade, and goes with its slot.
+    sim.command(ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!((sim.upgrade_count, sim.supervisor.slot_environment(Slot(1))), (1, &own[..]));
+    sim.command(ClusterCommand::Scale(ScaleChange::To(1)));
+    sim.command(ClusterCommand::Scale(ScaleChange::To(2)));
+    sim.run_until_idle();
+    assert!(sim.supervisor.slot_environment(Slot(1)).is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_disconnects_and_vetoes_keep_the_invariants(
+        config in random_configs(), limits in random_limits(), seed: u64, random_commands in random_commands(), restart_vetoes in 0..4u64,
+        disconnects in proptest::collection::vec((0..2_000u64, 0..8usize), 1..10), now: bool,
+    ) {
+        let mut sim = Simulator::new(with_limits_of(config, limits), seed, move |_, rng| {
+            let script = WorkerScript::random(rng, 9);
+            let at = rng.below(6_000);
+            if rng.below(3) == 0 { script.then(at, WorkerStep::Disconnect) } else { script }
+        });
+        sim.supervisor.set_confirm_restarts(true);
+        sim.restart_veto_odds = restart_vetoes;
+        sim.new_binary = Box::new(NewBinary::random);
+        let mut sim = sim.start();
+        let random_commands = random_commands.into_iter().map(Some).chain(std::iter::repeat(None));
+        for (number, ((wait, which), command)) in disconnects.into_iter().zip(random_commands).enumerate() {
+            sim.run_for(ms(wait));
+            let member = sim.supervisor.workers.ids().get(which).copied();
+            if sim.exit.is_none() {
+                sim.command_with_reply(1_000 + number as u64, ClusterCommand::Disconnect(member.unwrap_or(WorkerId(0))));
+                let id = sim.supervisor.reserve_worker_id();
+                if which == 0 {
+                    sim.command(ClusterCommand::Scale(ScaleChange::AddWorker(id, Vec::new())));
+                }
+            }
+            if let Some((wait, command)) = command {
+                sim.run_for(ms(wait));
+                run_command(&mut sim, number as u64, command);
+            }
+        }
+        run_command(&mut sim, 100, RandomCommand::Up(1));
+        stop_within_bounds(&mut sim, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
+    }
+}

@@ -1,0 +1,252 @@
+//! All pairs of what the cluster may be in and what may happen to it. What is asserted at every step of these
+//! is in `invariants`.
+
+use std::ops::Range;
+
+use super::*;
+use crate::worker_table::WorkerState;
+
+/// The states a worker can be brought into.
+const STATES: [fn(&mut Simulator, WorkerId); 9] = [
+    |_, _| {},
+    |sim, worker| sim.report(Event::Forked { worker, pid: 1 }),
+    make_ready,
+    |sim, worker| {
+        make_ready(sim, worker);
+        sim.report(Event::Retiring { worker });
+    },
+    |sim, worker| {
+        make_ready(sim, worker);
+        sim.report(Event::ChannelClosed { worker });
+    },
+    |sim, worker| {
+        make_ready(sim, worker);
+        sim.report(Event::ProtocolError { worker, reason: String::new() });
+    },
+    |sim, worker| {
+        sim.report(Event::Forked { worker, pid: 1 });
+        sim.run_for(ms(10_000));
+    },
+    |sim, worker| {
+        make_ready(sim, worker);
+        sim.report(Event::Exited { worker, status: exit_code(1), requests_served: 0 });
+    },
+    |sim, worker| {
+        make_ready(sim, worker);
+        sim.worker_does(worker.0, WorkerStep::Freeze);
+        while !matches!(
+            sim.supervisor.workers.get(worker).expect("it exists").state,
+            WorkerState::Aborted { .. }
+        ) {
+            sim.step();
+        }
+    },
+];
+
+/// The phases and reloads the cluster can be brought into: left before any worker was ready, once all were, in a
+/// stop, at the end; while the configuration is read, while workers are replaced, while they are brought back; while
+/// a new binary is proved, before it takes over, after that, and when one of its own workers serves.
+const PHASES: [fn(&mut Simulator); 11] = [
+    |_| {},
+    |_| {},
+    |sim| sim.command(ClusterCommand::Stop),
+    |sim| sim.command(ClusterCommand::StopNow),
+    |sim| sim.command_with_reply(1, ClusterCommand::Reload),
+    |sim| {
+        sim.command_with_reply(1, ClusterCommand::Reload);
+        sim.report(Event::ConfigRead { result: Ok(test_config(3)) });
+    },
+    |sim| {
+        sim.command_with_reply(1, ClusterCommand::Reload);
+        sim.report(Event::ConfigRead { result: Ok(test_config(3)) });
+        let successors = |sim: &Simulator| {
+            sim.supervisor.slots.iter().filter_map(|p| p.successor).collect::<Vec<_>>()
+        };
+        for successor in successors(sim) {
+            make_ready(sim, successor);
+        }
+        for worker in successors(sim) {
+            sim.report(Event::ForkFailed { worker, reason: String::new() });
+        }
+    },
+    |sim| sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true }),
+    |sim| {
+        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.report(Event::UpgradeCheckPassed);
+    },
+    restore_after_upgrade,
+    |sim| {
+        restore_after_upgrade(sim);
+        if let Some(successor) = sim.supervisor.slots.iter().find_map(|entry| entry.successor) {
+            make_ready(sim, successor);
+        }
+    },
+];
+
+fn restore_after_upgrade(sim: &mut Simulator) {
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.report(Event::UpgradeCheckPassed);
+    sim.exec_new_binary(test_config(3), ms(10), 0);
+}
+
+fn make_ready(sim: &mut Simulator, worker: WorkerId) {
+    sim.report(Event::Forked { worker, pid: 1 });
+    sim.report(Event::Ready { worker });
+}
+
+/// Two workers in the hands of the test: their forks take a year and they do nothing by themselves. The
+/// first is in the given state, and so is the cluster.
+fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
+    let year = 365 * 24 * 3600 * 1000;
+    let config =
+        SupervisorConfig { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..test_config(2) };
+    let mut sim = Simulator::new(config, 1, move |_, _| {
+        WorkerScript::hanging().never_draining().surviving_abort().forking_for(year)
+    })
+    .start();
+    sim.config_file = Box::new(move |config, _| (ms(year), Ok(config.clone())));
+    sim.new_binary = Box::new(move |config, _| NewBinary {
+        exec: SimulatedExec::new(ms(year), ms(0), Ok(config.clone())),
+        check: None,
+    });
+    let mut worker = WorkerId(1);
+    if phase > 0 {
+        make_ready(&mut sim, WorkerId(1));
+        make_ready(&mut sim, WorkerId(2));
+        assert_eq!(sim.supervisor.phase, ClusterPhase::Running);
+        sim.run_for(ms(2_000));
+        sim.report(Event::Exited { worker, status: signal(SIGKILL), requests_served: 0 });
+        worker = WorkerId(3);
+    }
+    STATES[state](&mut sim, worker);
+    PHASES[phase](&mut sim);
+    (sim, worker)
+}
+
+/// What may be logged of the worker; requests wait for an answer by `reply_id`.
+fn events(worker: WorkerId, reply_id: u64) -> Vec<Event> {
+    let exits = [exit_code(0), exit_code(1), signal(SIGKILL), signal(SIGSEGV)];
+    let asked = |command| {
+        let by = Requester { name: "a test".to_string(), reply_id: Some(reply_id) };
+        Event::CommandReceived { command, by }
+    };
+    let seen = |memory| {
+        let samples = HealthSample {
+            worker,
+            heartbeat: 7,
+            requests: 1 << 40,
+            memory,
+            is_full: false,
+            current_request: None,
+        };
+        Event::HealthSampled { samples: vec![samples] }
+    };
+    let mut events = vec![
+        Event::Started,
+        Event::Forked { worker, pid: 2 },
+        Event::ForkFailed { worker, reason: String::new() },
+        Event::Online { worker },
+        Event::Ready { worker },
+        Event::Disconnecting { worker },
+        Event::RestartDecided { worker, restart: false },
+        asked(ClusterCommand::Disconnect(worker)),
+        Event::BootFailed { worker, reason: String::new() },
+        Event::Retiring { worker },
+        Event::ChannelClosed { worker },
+        Event::ProtocolError { worker, reason: String::new() },
+        asked(ClusterCommand::Stop),
+        asked(ClusterCommand::StopNow),
+        asked(ClusterCommand::Reload),
+        asked(ClusterCommand::Scale(ScaleChange::Up(1))),
+        asked(ClusterCommand::Scale(ScaleChange::Down(1))),
+        asked(ClusterCommand::Upgrade { wait: true }),
+        seen(None),
+        seen(Some(u64::MAX)),
+        Event::ConfigRead { result: Ok(test_config(1)) },
+        Event::ConfigRead { result: Err(String::new()) },
+        Event::UpgradeCheckPassed,
+        Event::UpgradeFailed { reason: String::new() },
+        Event::DeadlineReached,
+    ];
+    events.extend(exits.map(|status| Event::Exited { worker, status, requests_served: 0 }));
+    events
+}
+
+#[test]
+fn any_two_events_in_any_phase_keep_the_invariants() {
+    check_all_event_pairs(0..4);
+}
+
+#[test]
+fn any_two_events_in_any_stage_of_a_reload_keep_the_invariants() {
+    check_all_event_pairs(4..7);
+}
+
+#[test]
+fn any_two_events_in_any_stage_of_an_upgrade_keep_the_invariants() {
+    check_all_event_pairs(7..PHASES.len());
+}
+
+fn check_all_event_pairs(phases: Range<usize>) {
+    let kinds = events(WorkerId(1), 0).len();
+    for (phase, state) in phases.flat_map(|p| (0..STATES.len()).map(move |s| (p, s))) {
+        for script in 0..kinds.pow(2) {
+            let (mut sim, worker) = cluster_in_state(phase, state);
+            for (reply_id, index) in [(10, script % kinds), (20, script / kinds)] {
+                // Words of the worker itself, of one that is to succeed one, and of one that nobody knows.
+                let successor = sim.supervisor.slots.iter().find_map(|entry| entry.successor);
+                let workers = [worker, successor.unwrap_or(worker), WorkerId(99)];
+                for (worker, reply_id) in workers.into_iter().zip(reply_id..) {
+                    if sim.exit.is_none() {
+                        sim.now += ms(300);
+                        sim.report(events(worker, reply_id).swap_remove(index));
+                    }
+                }
+            }
+            stop_and_answer_forks(&mut sim);
+        }
+    }
+}
+
+#[test]
+fn event_pairs_cover_every_stage_of_a_reload() {
+    let name = |phase| {
+        let (sim, _) = cluster_in_state(phase, 2);
+        format!("{:?}", sim.supervisor.reload.rollout()).split(' ').next().map(str::to_string)
+    };
+    let stages: Vec<_> = (3..7).filter_map(name).collect();
+    assert_eq!(stages, ["None", "Some(ReadingConfig", "Some(Replacing", "Some(RollingBack"]);
+}
+
+/// Asks for an end and answers whatever is still open.
+fn stop_and_answer_forks(sim: &mut Simulator) {
+    sim.command(ClusterCommand::StopNow);
+    let forking: Vec<WorkerId> = sim
+        .supervisor
+        .workers
+        .iter()
+        .filter(|record| record.state == WorkerState::Forking)
+        .map(|record| record.tag.id)
+        .collect();
+    for worker in forking {
+        sim.report(Event::ForkFailed { worker, reason: String::new() });
+    }
+    sim.run_until_idle_within(100);
+    assert!(sim.exit.is_some());
+}
+
+#[test]
+fn event_pairs_cover_every_worker_state() {
+    let name = |state: WorkerState| format!("{state:?}").split(' ').next().map(str::to_string);
+    let mut seen: Vec<_> = (0..STATES.len())
+        .filter_map(|state| {
+            let (sim, worker) = cluster_in_state(1, state);
+            sim.supervisor.workers.get(worker).map(|member| name(member.state))
+        })
+        .flatten()
+        .collect();
+    seen.sort();
+    seen.dedup();
+    let states = ["Aborted", "Booting", "Draining", "Exiting", "Forking", "Killed", "Serving"];
+    assert_eq!(seen, states);
+}

@@ -1,0 +1,274 @@
+//! Stories of the watch: loops that do not turn, and workers that are worn.
+
+use super::*;
+
+fn stall_config(workers: u32) -> SupervisorConfig {
+    SupervisorConfig {
+        stall_warn: Some(ms(1_000)),
+        stall_timeout: Some(ms(30_000)),
+        ..test_config(workers)
+    }
+}
+
+/// A cluster that has served for five seconds; each worker log_order as `odd` says, by its number.
+fn health_cluster(
+    config: SupervisorConfig,
+    odd: impl Fn(u64) -> Option<WorkerScript> + 'static,
+) -> Simulator {
+    let choose_script =
+        move |tag: WorkerTag, _: &mut TestRng| odd(tag.id.0).unwrap_or_else(WorkerScript::serving);
+    let mut sim = Simulator::new(config, 1, choose_script).start();
+    sim.run_for(ms(5_000));
+    sim
+}
+
+fn stall_log(sim: &Simulator) -> Vec<(&'static str, u64, Duration)> {
+    sim.logged(|notice| match notice {
+        LogEvent::Stalled { worker, stalled_for, .. } => {
+            Some(("stalled", worker.id.0, *stalled_for))
+        }
+        LogEvent::Recovered { worker, stalled_for } => {
+            Some(("recovered", worker.id.0, *stalled_for))
+        }
+        LogEvent::StallTimedOut { worker, stalled_for, .. } => {
+            Some(("frozen", worker.id.0, *stalled_for))
+        }
+        _ => None,
+    })
+}
+
+fn recycle_log(sim: &Simulator) -> Vec<(u64, RecycleReason)> {
+    sim.logged(|notice| match notice {
+        LogEvent::Recycling { worker, limit } => Some((worker.id.0, *limit)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_stalled_worker_is_logged_then_aborted_then_killed() {
+    let mut sim = health_cluster(stall_config(2), |id| {
+        (id == 1).then(|| WorkerScript::serving().surviving_abort())
+    });
+    sim.worker_does(1, WorkerStep::Freeze);
+    sim.run_for(ms(60_000));
+    let timeout = ms(30_000);
+    assert_eq!(stall_log(&sim), [("stalled", 1, ms(1_000)), ("frozen", 1, timeout)]);
+    let named = sim.logged(|notice| match notice {
+        LogEvent::Stalled { current_request, .. }
+        | LogEvent::StallTimedOut { current_request, .. } => current_request.clone(),
+        _ => None,
+    });
+    assert_eq!(named, ["GET /fib/50"; 2]);
+    let aborted = sim.times_of(&Action::Abort(WorkerId(1)));
+    assert_eq!(aborted, [ms(35_000)]);
+    // A process that is stopped does not dump core; the kill cannot be ignored.
+    assert_eq!(kill_times(&sim, 1), [aborted[0] + ms(2_000)]);
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(1, ExitCause::Stalled)], vec![3, 2])
+    );
+    assert_eq!((sim.supervisor.restart_count(), backoffs(&sim).len()), (1, 0));
+}
+
+#[test]
+fn a_stalled_worker_that_dies_of_sigabrt_is_not_killed() {
+    let mut sim = health_cluster(stall_config(1), |_| None);
+    sim.worker_does(1, WorkerStep::Freeze);
+    sim.run_for(ms(60_000));
+    assert_eq!((kill_times(&sim, 1), exit_causes(&sim)), (vec![], vec![(1, ExitCause::Stalled)]));
+    assert_eq!(sim.serving_workers(), [2]);
+}
+
+#[test]
+fn a_stalled_worker_that_recovers_is_not_aborted() {
+    let mut sim = health_cluster(stall_config(1), |_| None);
+    sim.worker_does(1, WorkerStep::Freeze);
+    sim.run_for(ms(29_000));
+    sim.worker_does(1, WorkerStep::Thaw);
+    sim.run_for(ms(60_000));
+    assert_eq!(stall_log(&sim), [("stalled", 1, ms(1_000)), ("recovered", 1, ms(29_000))]);
+    assert_eq!((sim.serving_workers(), exit_causes(&sim).len()), (vec![1], 0));
+}
+
+#[test]
+fn a_draining_worker_that_stalls_is_aborted() {
+    let config = SupervisorConfig { graceful_timeout: ms(3_600_000), ..stall_config(1) };
+    let mut sim = health_cluster(config, |_| Some(WorkerScript::serving().never_draining()));
+    sim.command(ClusterCommand::Stop);
+    sim.worker_does(1, WorkerStep::Freeze);
+    sim.run_for(ms(60_000));
+    assert_eq!(
+        (exit_causes(&sim), sim.exit),
+        (vec![(1, ExitCause::Stalled)], Some(ShutdownReason::StopRequested))
+    );
+}
+
+#[test]
+fn a_primary_that_was_stopped_kills_no_worker() {
+    for timeout in [1, 500, 1_000, 30_000] {
+        let config = SupervisorConfig { stall_timeout: Some(ms(timeout)), ..stall_config(3) };
+        for (asleep, all) in [(700, true), (60_000, false), (60_000, true), (86_400_000, true)] {
+            let mut sim = health_cluster(config.clone(), |_| None);
+            if all && (timeout > 500 || asleep > 1_000) {
+                // The whole container stops; the workers' first beat comes after our first look.
+                sim.suspend_all_for(ms(asleep));
+            } else {
+                sim.stop_primary_for(ms(asleep));
+            }
+            sim.run_for(ms(asleep + 60_000));
+            let dead = exit_causes(&sim);
+            assert_eq!(
+                (sim.serving_workers(), dead),
+                (vec![1, 2, 3], vec![]),
+                "{timeout} {asleep}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_primary_that_is_stopped_repeatedly_still_detects_stalls() {
+    let mut sim = health_cluster(stall_config(2), |_| None);
+    sim.worker_does(2, WorkerStep::Freeze);
+    for _ in 0..20 {
+        sim.stop_primary_for(ms(3_000));
+        sim.run_for(ms(5_000));
+    }
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(2, ExitCause::Stalled)], vec![1, 3])
+    );
+}
+
+#[test]
+fn health_is_sampled_only_while_limits_are_configured() {
+    let mut sim = health_cluster(test_config(1), |_| None);
+    sim.run_for(ms(600_000));
+    let health_samples =
+        |sim: &Simulator| sim.times_of(&Action::SampleHealth { with_memory: false }).len();
+    assert_eq!((health_samples(&sim), sim.supervisor.next_deadline()), (0, None));
+    sim.config_file = Box::new(|_, _| (ms(5), Ok(stall_config(1))));
+    sim.command(ClusterCommand::Reload);
+    sim.run_for(ms(5_100));
+    assert_eq!(health_samples(&sim), 10);
+    sim.config_file =
+        Box::new(|_, _| (ms(5), Ok(SupervisorConfig { max_rss: Some(1 << 30), ..test_config(1) })));
+    sim.command(ClusterCommand::Reload);
+    sim.run_for(ms(5_100));
+    assert!(sim.times_of(&Action::SampleHealth { with_memory: true }).len() >= 10);
+    sim.config_file = Box::new(|_, _| (ms(5), Ok(test_config(1))));
+    sim.command(ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!(sim.supervisor.next_deadline(), None);
+}
+
+#[test]
+fn workers_are_recycled_one_at_a_time_with_jitter() {
+    let config = SupervisorConfig { max_requests: Some(10_000), ..test_config(8) };
+    let mut sim = health_cluster(config, |_| None);
+    // At 100 a second, between 80 and 100 seconds; `invariants` sees to it that it is one at a time.
+    sim.run_for(ms(70_000));
+    assert_eq!(recycle_log(&sim), []);
+    sim.run_for(ms(30_000));
+    let worn = recycle_log(&sim);
+    let mut workers: Vec<u64> = worn.iter().map(|(worker, _)| *worker).collect();
+    workers.sort_unstable();
+    assert_eq!(workers, [1, 2, 3, 4, 5, 6, 7, 8]);
+    let counts: Vec<u64> = worn
+        .iter()
+        .map(|(_, limit)| match limit {
+            RecycleReason::Requests(count) => *count,
+            _ => 0,
+        })
+        .collect();
+    assert!(counts.iter().all(|count| (8_000..=10_100).contains(count)), "{counts:?}");
+    assert!(counts.windows(2).all(|pair| pair[0] + 50 <= pair[1]), "apart: {counts:?}");
+    assert!(exit_causes(&sim).iter().all(|(_, cause)| *cause == ExitCause::Drained));
+    assert_eq!((sim.serving_workers().len(), sim.supervisor.restart_count()), (8, 0));
+}
+
+#[test]
+fn workers_are_recycled_by_memory_and_by_age() {
+    let config = SupervisorConfig {
+        max_rss: Some(2_000),
+        max_lifetime: Some(ms(100_000)),
+        ..test_config(2)
+    };
+    let mut sim = health_cluster(config, |id| {
+        (id == 1).then(|| WorkerScript::serving().with_memory(1_000, 100))
+    });
+    while recycle_log(&sim).len() < 2 {
+        sim.step();
+    }
+    sim.run_for(ms(1_000));
+    let worn = recycle_log(&sim);
+    assert!(matches!(worn[0], (1, RecycleReason::Memory(2_001..=2_100))), "{worn:?}");
+    let (_, RecycleReason::Lifetime(age)) = worn[1] else { panic!("{worn:?}") };
+    assert!(age >= ms(80_000) && age <= ms(100_500), "{age:?}");
+    assert_eq!((worn.len(), sim.serving_workers().len(), exit_causes(&sim).len()), (2, 2, 2));
+}
+
+#[test]
+fn a_worker_over_its_limit_keeps_serving_if_its_successor_fails() {
+    let config = SupervisorConfig { max_lifetime: Some(ms(10_000)), ..test_config(2) };
+    let mut sim = health_cluster(config, |id| {
+        (id > 2).then(|| WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))))
+    });
+    sim.run_for(ms(55_000));
+    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 2], 0));
+    // One try in ten seconds.
+    assert!((4..=7).contains(&sim.fork_times()[2..].len()), "{:?}", sim.fork_times());
+}
+
+#[test]
+fn workers_over_the_memory_limit_from_the_start_are_recycled_after_min_uptime() {
+    let config = SupervisorConfig { max_rss: Some(500), min_uptime: ms(10_000), ..test_config(1) };
+    let mut sim = health_cluster(config, |_| None);
+    sim.run_for(ms(95_000));
+    assert!((5..=10).contains(&sim.fork_times().len()), "{:?}", sim.fork_times());
+}
+
+#[test]
+fn a_failed_recycling_does_not_fail_a_reload() {
+    let limits = SupervisorConfig { max_lifetime: Some(ms(5_500)), ..test_config(1) };
+    let hangs =
+        |id| (id == 2).then(|| WorkerScript::hanging().then(300, WorkerStep::Exit(exit_code(1))));
+    let mut sim = health_cluster(limits, hangs);
+    while recycle_log(&sim).is_empty() {
+        sim.step();
+    }
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_for(ms(1_000));
+    assert_eq!((sim.serving_generations(), sim.replies().len()), (vec![2], 1));
+    assert!(sim.replies()[0].1.is_ok());
+    assert_eq!(exit_causes(&sim)[0], (2, ExitCause::Superseded));
+}
+
+#[test]
+fn a_worker_over_the_hard_memory_limit_is_killed() {
+    let config = SupervisorConfig { max_rss_hard: Some(3_000), ..test_config(2) };
+    let mut sim = health_cluster(config, |id| {
+        (id == 2).then(|| WorkerScript::serving().with_memory(1_000, 200))
+    });
+    sim.run_for(ms(20_000));
+    let over = sim.logged(|notice| match notice {
+        LogEvent::MemoryLimitExceeded { worker, memory, limit } => {
+            Some((worker.id.0, *memory, *limit))
+        }
+        _ => None,
+    });
+    assert!(matches!(over[..], [(2, 3_001..=3_100, 3_000)]), "{over:?}");
+    assert_eq!(
+        (exit_causes(&sim), sim.serving_workers()),
+        (vec![(2, ExitCause::MemoryLimit)], vec![1, 3])
+    );
+    assert_eq!(backoffs(&sim).len(), 0);
+}
+
+#[test]
+fn workers_over_the_hard_memory_limit_from_the_start_back_off() {
+    let config = SupervisorConfig { max_rss_hard: Some(500), ..test_config(2) };
+    let mut sim = health_cluster(config, |_| None);
+    sim.run_for(ms(60_000));
+    assert!(backoffs(&sim).len() > 10 && sim.fork_times().len() < 80, "{}", sim.fork_times().len());
+}

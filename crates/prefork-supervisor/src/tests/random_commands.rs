@@ -1,0 +1,167 @@
+//! Random worlds with an operator of moods: reloads, scales, sleeps and stops in the middle of anything. What is
+//! asserted at every step is in `invariants`.
+
+use proptest::prelude::*;
+
+use super::random_workers::{random_configs, stop_within_bounds};
+use super::worker_kinds::random_kinds;
+use super::*;
+
+/// What an operator may do in the middle of anything.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RandomCommand {
+    Reload,
+    ScaleTo(u32),
+    Up(u32),
+    Down(u32),
+    /// So many consumers, if there is such a kind.
+    Consumers(u32),
+    Upgrade,
+    /// The primary is stopped for so many milliseconds.
+    Sleep(u64),
+    /// And all its workers with it.
+    Suspend(u64),
+}
+
+pub(super) fn random_commands() -> impl Strategy<Value = Vec<(u64, RandomCommand)>> {
+    let command = prop_oneof![
+        6 => Just(RandomCommand::Reload),
+        1 => (0..10u32).prop_map(RandomCommand::ScaleTo),
+        1 => (1..3u32).prop_map(RandomCommand::Up),
+        1 => (1..3u32).prop_map(RandomCommand::Down),
+        1 => (0..4u32).prop_map(RandomCommand::Consumers),
+        1 => Just(RandomCommand::Upgrade),
+        1 => (0..20_000u64).prop_map(RandomCommand::Sleep),
+        1 => (0..20_000u64).prop_map(RandomCommand::Suspend),
+    ];
+    proptest::collection::vec((0..4_000u64, command), 0..12)
+}
+
+/// Every other request waits for its answer.
+pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomCommand) {
+    if sim.exit.is_some() {
+        return;
+    }
+    let command = match command {
+        RandomCommand::Reload => ClusterCommand::Reload,
+        RandomCommand::ScaleTo(workers) => ClusterCommand::Scale(ScaleChange::To(workers)),
+        RandomCommand::Up(workers) => ClusterCommand::Scale(ScaleChange::Up(workers)),
+        RandomCommand::Down(workers) => ClusterCommand::Scale(ScaleChange::Down(workers)),
+        RandomCommand::Consumers(n) => {
+            ClusterCommand::ScaleKind("consumer".to_string(), ScaleChange::To(n))
+        }
+        RandomCommand::Upgrade => ClusterCommand::Upgrade { wait: true },
+        RandomCommand::Sleep(time) => return sim.stop_primary_for(ms(time)),
+        RandomCommand::Suspend(time) => return sim.suspend_all_for(ms(time)),
+    };
+    if number.is_multiple_of(2) {
+        sim.command_with_reply(number, command)
+    } else {
+        sim.command(command)
+    }
+}
+
+pub(super) fn random_limits() -> impl Strategy<Value = SupervisorConfig> {
+    use proptest::option::of;
+    let stall = (of(500..3_000u64), of(1..8_000u64));
+    let memory = (of(500..3_000u64), of(500..4_000u64));
+    let wear = (of(10..2_000u64), of(500..20_000u64));
+    ((0..4u32, 0..3u32), stall, memory, wear).prop_map(|(roll, stall, memory, wear)| {
+        SupervisorConfig {
+            surge: roll.0,
+            max_unavailable: roll.1,
+            stall_warn: stall.0.map(ms),
+            stall_timeout: stall.1.map(ms),
+            max_rss: memory.0,
+            max_rss_hard: memory.1,
+            max_requests: wear.0,
+            max_lifetime: wear.1.map(ms),
+            ..test_config(1)
+        }
+    })
+}
+
+/// The limits of the second with the workers and times of the first.
+pub(super) fn with_limits_of(
+    config: SupervisorConfig,
+    limits: SupervisorConfig,
+) -> SupervisorConfig {
+    SupervisorConfig {
+        workers: config.workers,
+        boot_timeout: config.boot_timeout,
+        graceful_timeout: config.graceful_timeout,
+        min_uptime: config.min_uptime,
+        boot_attempts: config.boot_attempts,
+        backoff_first: config.backoff_first,
+        backoff_max: config.backoff_max,
+        ..limits
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_commands_keep_the_invariants(
+        config in random_configs(), limits in random_limits(), seed: u64, ready in 0..=10u64, fresh in 0..=10u64,
+        random_commands in random_commands(), now: bool, kinds in random_kinds(),
+    ) {
+        let config = with_limits_of(config, limits);
+        let mut sim = Simulator::new(config, seed, move |tag, rng| {
+            WorkerScript::random(rng, if tag.generation.0 % 2 == 1 { ready } else { fresh })
+        });
+        sim.config_file = Box::new(|config, rng| {
+            let workers = if rng.below(3) == 0 { 1 + rng.below(8) as u32 } else { config.workers };
+            let surge = rng.below(3) as u32;
+            let stall_timeout = config.stall_timeout.filter(|_| rng.below(4) > 0);
+            let config = SupervisorConfig { workers, surge, stall_timeout, ..config.clone() };
+            let result = if rng.below(4) == 0 { Err("no".to_string()) } else { Ok(config) };
+            (rng.millis(100), result)
+        });
+        sim.new_binary = Box::new(NewBinary::random);
+        let mut sim = sim.with_kinds(kinds).start();
+        for (number, (wait, command)) in random_commands.into_iter().enumerate() {
+            sim.run_for(ms(wait));
+            run_command(&mut sim, number as u64, command);
+        }
+        stop_within_bounds(&mut sim, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
+    }
+
+    #[test]
+    fn random_reloads_of_working_workers_all_get_replies(
+        config in random_configs(), limits in random_limits(), seed: u64, random_commands in random_commands(),
+        bad in proptest::option::of(2..8u64), kinds in random_kinds(),
+    ) {
+        let config = SupervisorConfig { max_rss_hard: None, ..with_limits_of(config, limits) };
+        let mut sim = Simulator::new(config, seed, move |tag, rng| {
+            let script = WorkerScript::hanging().forking_for(rng.below(20));
+            match bad {
+                // Not always: where a new image lost old workers, none but these can follow them.
+                Some(bad) if tag.generation.0 == bad && rng.below(2) == 0 => {
+                    script.then(rng.below(200), WorkerStep::Exit(exit_code(1)))
+                }
+                _ => script.then(0, WorkerStep::ReportReady).with_memory(rng.below(1_000), 0),
+            }
+        })
+        .with_kinds(kinds)
+        .start();
+        sim.new_binary = Box::new(NewBinary::random);
+        for (number, (wait, command)) in random_commands.into_iter().enumerate() {
+            sim.run_for(ms(wait));
+            run_command(&mut sim, number as u64, command);
+        }
+        // Each reload waits for the boot of each worker, and for its predecessor's predecessor to drain.
+        let mut patience = 200;
+        while sim.is_reloading_or_upgrading() || sim.serving_workers().len() < sim.supervisor.slots.len() {
+            sim.run_for(ms(1_000));
+            patience -= 1;
+            prop_assert!(patience > 0, "{:#?}", sim.supervisor);
+        }
+        prop_assert_eq!(sim.serving_workers().len(), sim.supervisor.slots.len());
+        let generations = sim.serving_generations();
+        // The old serve on where those of a new image could not replace them all.
+        let same = generations.iter().all(|g| *g == sim.supervisor.reload.generation().0);
+        prop_assert!(same || sim.allows_mixed_generations(), "{:#?}", sim.supervisor);
+        stop_within_bounds(&mut sim, ClusterCommand::Stop);
+    }
+}

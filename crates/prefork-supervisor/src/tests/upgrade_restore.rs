@@ -1,0 +1,163 @@
+//! Stories of a new image and the workers that it finds.
+
+use super::reload::{failing_boot, reload_cluster, reload_log};
+use super::upgrade::{run_until_upgraded, set_new_binary};
+use super::*;
+use crate::worker_table::WorkerState;
+
+#[test]
+fn workers_that_die_during_the_exec_are_replaced() {
+    let mut sim = serving_cluster(4);
+    set_new_binary(&mut sim, 4, 2);
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    run_until_upgraded(&mut sim);
+    let dead = 4 - sim.serving_workers().len();
+    sim.run_until_idle();
+    assert!((1..4).contains(&sim.supervisor.restart_count()), "{dead}");
+    assert_eq!(sim.serving_generations(), [2; 4]);
+    // And where nobody is left.
+    let mut sim = serving_cluster(4);
+    set_new_binary(&mut sim, 4, 1);
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!((sim.serving_generations(), sim.supervisor.restart_count()), (vec![2; 4], 4));
+    assert_eq!(exit_causes(&sim).len(), 4);
+}
+
+#[test]
+fn after_an_upgrade_old_workers_keep_serving_if_new_ones_cannot_boot() {
+    let mut sim =
+        reload_cluster(test_config(3), |generation, _| (generation == 2).then(failing_boot)?);
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
+    assert_eq!((reload_log(&sim), sim.upgrade_count), (vec!["failed".to_string()], 1));
+    // A worker that dies now can only be followed by one of the new image: it is tried for ever, and never ends us.
+    sim.worker_exits(2, signal(SIGSEGV));
+    sim.run_for(ms(60_000));
+    assert_eq!((sim.serving_workers(), sim.exit), (vec![1, 3], None));
+    assert!(backoffs(&sim).len() > 10);
+    // Until a reload, or another upgrade, brings what does boot.
+    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [3; 3]);
+}
+
+#[test]
+fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
+    let mut sim = reload_cluster(test_config(3), |generation, slot| {
+        (generation == 2 && slot == 2).then(failing_boot).flatten()
+    });
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    // There is no binary of before that could fork what was before.
+    assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![4, 5, 3], vec![2, 2, 1]));
+    assert_eq!(reload_log(&sim), ["failed"]);
+    let mut kept = sim.kept_generations().unwrap_or_default();
+    kept.sort_unstable();
+    assert_eq!(kept, [1, 2]);
+    // Who dies comes back as what there is now, and a reload makes them equal.
+    sim.worker_exits(4, signal(SIGKILL));
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [2, 2, 1]);
+    sim.command_with_reply(2, ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_generations(), sim.kept_generations()), (vec![3; 3], Some(vec![3])));
+}
+
+#[test]
+fn generation_numbers_of_failed_reloads_are_not_reused() {
+    // A reload that failed leaves everybody of generation 1, and number 2 is used up.
+    let mut sim =
+        reload_cluster(test_config(2), |generation, _| (generation == 2).then(failing_boot)?);
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [1, 1]);
+    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [3, 3]);
+}
+
+#[test]
+fn an_upgrade_replaces_workers_of_a_failed_rollback() {
+    // Slot 0 goes to generation 2, slot 1 does not, and slot 0 cannot go back: generations 2 and 1 serve.
+    let choose_script =
+        |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.slot.0, tag.id.0) {
+            (2, 1, _) | (1, _, 3..) => failing_boot().unwrap_or_else(WorkerScript::hanging),
+            _ => WorkerScript::serving(),
+        };
+    let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![3, 2], vec![2, 1]));
+    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.run_until_idle();
+    assert_eq!(sim.serving_generations(), [3, 3]);
+}
+
+#[test]
+fn an_upgrade_changes_the_number_of_workers_when_it_has_succeeded() {
+    for (workers, all) in [(5, vec![2; 5]), (1, vec![2])] {
+        let mut sim = serving_cluster(3);
+        set_new_binary(&mut sim, workers, 0);
+        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        run_until_upgraded(&mut sim);
+        // Not before the new ones have shown that they serve.
+        assert_eq!(sim.supervisor.wanted_workers(), 3);
+        sim.run_until_idle();
+        assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (all, workers));
+        // If they do not, it stays what it was.
+        let mut sim = reload_cluster(test_config(3), |_, _| failing_boot());
+        set_new_binary(&mut sim, workers, 0);
+        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.run_until_idle();
+        assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (vec![1; 3], 3));
+    }
+}
+
+#[test]
+fn draining_booting_and_killed_workers_end_after_an_upgrade() {
+    // 1 drains and never finishes, 2 has closed its channel and log_order on, 3 is being killed, 4 serves; 5 to 7, in the
+    // places of the first three, boot for ever.
+    let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.id.0) {
+        (1, 1 | 2) => WorkerScript::serving().never_draining(),
+        (1, 5..) => WorkerScript::hanging().never_draining(),
+        _ => WorkerScript::serving(),
+    };
+    let mut sim = Simulator::new(test_config(4), 1, choose_script).start();
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.run_for(ms(49));
+    sim.worker_does(1, WorkerStep::Retire);
+    sim.worker_does(2, WorkerStep::CloseChannel);
+    sim.report(Event::ProtocolError { worker: WorkerId(3), reason: "noise".to_string() });
+    sim.worker_exits(3, signal(SIGKILL));
+    run_until_upgraded(&mut sim);
+    assert_eq!(sim.serving_workers(), [4]);
+    let serves = |state: WorkerState| matches!(state, WorkerState::Serving);
+    let others = sim.supervisor.workers.iter().filter(|m| m.tag.id.0 < 7 && !serves(m.state));
+    assert!(
+        others.count() >= 3 && sim.draining_workers().contains(&1),
+        "{:?}",
+        sim.draining_workers()
+    );
+    let adopted = sim.now;
+    sim.run_until_idle();
+    assert_eq!((sim.serving_generations(), sim.supervisor.workers.len()), (vec![2; 4], 4));
+    // Not later than the graceful timeout, counted anew.
+    assert!(sim.now - adopted < ms(2 * 6_000 + 1_000), "{:?}", sim.now - adopted);
+}
+
+#[test]
+fn a_stop_right_after_an_upgrade_stops_all_workers() {
+    for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
+        let mut sim = serving_cluster(3);
+        set_new_binary(&mut sim, 3, 3);
+        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        run_until_upgraded(&mut sim);
+        sim.command_with_reply(2, command);
+        sim.run_until_idle();
+        assert_eq!((sim.exit, sim.replies().len()), (Some(ShutdownReason::StopRequested), 2));
+    }
+}

@@ -1,0 +1,189 @@
+//! Stories of workers of several kinds in one cluster.
+
+use proptest::prelude::*;
+
+use super::upgrade::run_until_upgraded;
+use super::*;
+use crate::identity::Slot;
+use crate::{RecycleLimits, WorkerKindConfig};
+
+fn kind(name: &'static str, workers: u32) -> WorkerKindConfig {
+    WorkerKindConfig { name, workers, limits: RecycleLimits::default() }
+}
+
+/// Kinds for random worlds, often none.
+pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
+    let limits = proptest::option::of(500..20_000u64);
+    let rules = (0..3u32, 0..3u32, limits).prop_map(|(consumers, crons, age)| {
+        let limits = RecycleLimits { max_lifetime: age.map(ms), ..RecycleLimits::default() };
+        vec![WorkerKindConfig { limits, ..kind("consumer", consumers) }, kind("cron", crons)]
+    });
+    prop_oneof![1 => Just(Vec::new()), 1 => rules]
+}
+
+/// Two that serve and the others.
+fn cluster_with_kinds(others: &[WorkerKindConfig]) -> Simulator {
+    let sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
+    sim.with_kinds(others.to_vec()).start()
+}
+
+/// Slot and kind of those that serve.
+fn serving_slots(sim: &Simulator) -> Vec<(u32, &'static str)> {
+    let workers = sim.serving_workers().into_iter();
+    let tags = workers.filter_map(|id| Some(sim.supervisor.workers.get(WorkerId(id))?.tag));
+    tags.map(|tag| (tag.slot.0, tag.kind)).collect()
+}
+
+fn scale(kind: &str, workers: u32) -> ClusterCommand {
+    ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(workers))
+}
+
+#[test]
+fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
+    let mut sim = cluster_with_kinds(&[kind("consumer", 2), kind("cron", 1)]);
+    sim.run_until_idle();
+    let others = [(1024, "consumer"), (1025, "consumer"), (2048, "cron")];
+    assert_eq!(serving_slots(&sim), [&[(0, "web"), (1, "web")], &others[..]].concat());
+    assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 5 })), [ms(10)]);
+    assert_eq!(
+        (sim.supervisor.wanted_workers(), sim.supervisor.wanted_by_kind()[1]),
+        (2, ("cron", 1))
+    );
+}
+
+#[test]
+fn a_replacement_has_the_kind_of_its_predecessor() {
+    let mut sim = cluster_with_kinds(&[kind("consumer", 1)]);
+    sim.run_for(ms(5_000));
+    sim.worker_exits(3, signal(SIGKILL));
+    sim.run_for(ms(10));
+    assert_eq!(serving_slots(&sim).last(), Some(&(1024, "consumer")));
+    assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 2, 4], 1));
+}
+
+#[test]
+fn scaling_one_kind_does_not_change_the_others() {
+    let mut sim = cluster_with_kinds(&[kind("consumer", 1), kind("cron", 1)]);
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.command_with_reply(2, scale("consumer", 2));
+    sim.run_for(ms(1_000));
+    assert_eq!(sim.serving_workers(), [1, 2, 5, 3, 6, 4]);
+    sim.command_with_reply(3, scale("consumer", 0));
+    sim.command_with_reply(4, ClusterCommand::Scale(ScaleChange::Down(2)));
+    sim.run_for(ms(6_000));
+    assert_eq!(
+        (sim.serving_workers(), serving_slots(&sim)),
+        (vec![1, 4], vec![(0, "web"), (2048, "cron")])
+    );
+    sim.command_with_reply(5, scale("consumer", 1));
+    sim.command_with_reply(6, scale("nobody", 1));
+    sim.command_with_reply(7, scale("web", 2));
+    sim.command_with_reply(8, scale("cron", MAX_WORKERS));
+    sim.run_for(ms(1_000));
+    let last: Vec<_> = sim.replies().into_iter().filter(|(reply_id, _)| *reply_id > 4).collect();
+    let refused = |reason: &str| Err(reason.to_string());
+    assert_eq!(
+        last,
+        [
+            (5, Ok("scaled from 0 to 1 workers of kind consumer".to_string())),
+            (6, refused("this cluster has no workers of kind \"nobody\"")),
+            (7, Ok("scaled from 1 to 2 workers".to_string())),
+            (8, refused("cannot scale to 1024 workers of kind cron: ask for 0 to 1023")),
+        ]
+    );
+    let slots: Vec<u32> = serving_slots(&sim).iter().map(|one| one.0).collect();
+    assert_eq!(slots, [0, 1, 1024, 2048]);
+}
+
+#[test]
+fn a_reload_replaces_workers_of_every_kind() {
+    let mut sim = cluster_with_kinds(&[kind("consumer", 1)]);
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_until_idle();
+    let done = "reloaded: 3 workers of generation 2 serve".to_string();
+    assert_eq!((sim.serving_workers(), sim.replies()), (vec![4, 5, 6], vec![(1, Ok(done))]));
+}
+
+#[test]
+fn a_reload_fails_if_a_worker_of_another_kind_cannot_boot() {
+    let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.kind) {
+        (2, "consumer") => WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))),
+        _ => WorkerScript::serving(),
+    };
+    let mut sim = Simulator::new(test_config(1), 1, choose_script)
+        .with_kinds(vec![kind("consumer", 1)])
+        .start();
+    sim.run_for(ms(5_000));
+    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.run_for(ms(10_000));
+    assert!(sim.replies()[0].1.is_err(), "{:?}", sim.replies());
+    assert!(sim.serving_generations().iter().all(|generation| *generation == 1));
+}
+
+#[test]
+fn each_kind_has_its_own_recycling_limits() {
+    let limits = RecycleLimits { max_lifetime: Some(ms(3_000)), ..RecycleLimits::default() };
+    let mut sim = cluster_with_kinds(&[WorkerKindConfig { limits, ..kind("consumer", 1) }]);
+    sim.run_for(ms(4_000));
+    let recycled = sim.logged(|notice| match notice {
+        LogEvent::Recycling { worker, limit: RecycleReason::Lifetime(_) } => Some(worker.slot.0),
+        _ => None,
+    });
+    assert_eq!((recycled, sim.serving_workers()), (vec![1024], vec![1, 2, 4]));
+}
+
+#[test]
+fn workers_of_other_kinds_adopt_no_slots() {
+    let config = SupervisorConfig { has_socket_per_slot: true, ..test_config(2) };
+    let choose_script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
+        // Their replacements hang: nobody is left to serve.
+        4.. => WorkerScript::hanging(),
+        _ => WorkerScript::serving(),
+    };
+    let mut sim =
+        Simulator::new(config, 1, choose_script).with_kinds(vec![kind("consumer", 1)]).start();
+    sim.run_for(ms(5_000));
+    sim.worker_exits(1, signal(SIGSEGV));
+    sim.worker_exits(2, signal(SIGSEGV));
+    sim.run_for(ms(1_000));
+    let consumer = |action: &Action| match action {
+        Action::AdoptSlot { worker, .. } => *worker == WorkerId(3),
+        Action::SetDispatchTarget { slot, worker } => {
+            *slot == Slot(1024) || *worker == Some(WorkerId(3))
+        }
+        _ => false,
+    };
+    assert_eq!(sim.log.iter().filter(|(_, action)| consumer(action)).count(), 0);
+}
+
+#[test]
+fn a_crash_in_a_risky_job_causes_no_backoff() {
+    let dies = |at| WorkerScript::serving().then(at, WorkerStep::Exit(signal(SIGSEGV)));
+    let works = dies(30).then(20, WorkerStep::StartRiskyJob);
+    let mut sim = cluster(2, move |id| (id == 2).then(|| works.clone()));
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 3], 0));
+    let mut sim = cluster(2, move |id| (id == 2).then(|| dies(30)));
+    sim.run_until_idle();
+    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 3], 1));
+}
+
+#[test]
+fn an_upgrade_drains_workers_of_removed_kinds() {
+    let mut sim = cluster_with_kinds(&[kind("old", 1), kind("consumer", 1)]);
+    sim.run_for(ms(5_000));
+    sim.kinds = vec![kind("new", 1), kind("consumer", 2)];
+    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    run_until_upgraded(&mut sim);
+    sim.run_until_idle();
+    let others = [(2048, "consumer"), (2049, "consumer"), (3072, "new")];
+    assert_eq!(serving_slots(&sim), [&[(0, "web"), (1, "web")], &others[..]].concat());
+    assert!(exit_causes(&sim).contains(&(3, ExitCause::Drained)), "{:?}", exit_causes(&sim));
+    let replaced = sim.logged(|notice| match notice {
+        LogEvent::Replaced { worker, by } => Some((worker.0, by.slot.0)),
+        _ => None,
+    });
+    assert!(replaced.contains(&(4, 2048)) && !replaced.iter().any(|one| one.0 == 3));
+}

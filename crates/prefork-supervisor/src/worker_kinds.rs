@@ -1,0 +1,96 @@
+//! Worker kinds besides `web`: each has slots, a number of workers and recycling limits of its own.
+//!
+//! The slots of a kind begin at a multiple of `Slot::PER_KIND` and keep their numbers when anything is scaled. After an
+//! upgrade a kind keeps the slots of its running workers, in whatever order the new binary declares its kinds.
+
+use std::collections::BTreeSet;
+
+use crate::config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
+use crate::identity::{Slot, WorkerTag};
+
+/// The kinds besides `web`, in the order of their declaration.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerKinds(Vec<WorkerKind>);
+
+/// One kind, and where its slots begin.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerKind {
+    pub(crate) config: WorkerKindConfig,
+    pub(crate) first_slot: Slot,
+}
+
+impl WorkerKinds {
+    /// Assigns slots to the declared kinds. A kind that occurs among `running` workers keeps their slots.
+    pub(crate) fn assign(declared: Vec<WorkerKindConfig>, running: &[WorkerTag]) -> WorkerKinds {
+        let of_running = running.iter().map(|tag| tag.slot.first_of_kind());
+        let mut taken: BTreeSet<Slot> = of_running.chain([Slot(0)]).collect();
+        let mut kinds = Vec::new();
+        for config in declared {
+            let known = running.iter().find(|tag| tag.kind == config.name);
+            let mut free = (1..).map(|n| Slot(n * Slot::PER_KIND)).filter(|s| !taken.contains(s));
+            let first = known.map(|tag| tag.slot.first_of_kind()).or_else(|| free.next());
+            let Some(first_slot) = first else { continue };
+            taken.insert(first_slot);
+            kinds.push(WorkerKind { config, first_slot });
+        }
+        WorkerKinds(kinds)
+    }
+
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, WorkerKind> {
+        self.0.iter()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&WorkerKind> {
+        self.iter().find(|kind| kind.config.name == name)
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut WorkerKind> {
+        self.0.iter_mut().find(|kind| kind.config.name == name)
+    }
+
+    /// Returns the number of workers over all kinds besides `web`.
+    pub(crate) fn worker_count(&self) -> u32 {
+        self.iter().map(|kind| kind.config.workers).sum()
+    }
+
+    /// Returns the limits of workers of this kind, which may be `web`.
+    pub(crate) fn limits_of(&self, name: &str, config: &SupervisorConfig) -> RecycleLimits {
+        self.get(name).map_or_else(|| config.web_limits(), |kind| kind.config.limits)
+    }
+
+    /// Returns the limits of all kinds, `web` first.
+    pub(crate) fn all_limits(
+        &self,
+        config: &SupervisorConfig,
+    ) -> impl Iterator<Item = RecycleLimits> {
+        [config.web_limits()].into_iter().chain(self.iter().map(|kind| kind.config.limits))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Generation, WorkerId};
+
+    fn declared(names: &[&'static str]) -> Vec<WorkerKindConfig> {
+        let config = |name| WorkerKindConfig { name, workers: 1, limits: RecycleLimits::default() };
+        names.iter().copied().map(config).collect()
+    }
+
+    #[test]
+    fn kinds_get_consecutive_ranges_of_slots() {
+        let kinds = WorkerKinds::assign(declared(&["a", "b"]), &[]);
+        let first: Vec<u32> = kinds.iter().map(|kind| kind.first_slot.0).collect();
+        assert_eq!(first, [1024, 2048]);
+    }
+
+    #[test]
+    fn a_kind_keeps_the_slots_of_its_running_workers() {
+        let (slot, generation) = (Slot(2050), Generation(1));
+        let tag = WorkerTag { id: WorkerId(1), slot, generation, pid: None, kind: "b" };
+        let gone = WorkerTag { slot: Slot(1024), kind: "old", ..tag };
+        let kinds = WorkerKinds::assign(declared(&["new", "b"]), &[tag, gone]);
+        let first: Vec<u32> = kinds.iter().map(|kind| kind.first_slot.0).collect();
+        assert_eq!(first, [3072, 2048]);
+    }
+}
