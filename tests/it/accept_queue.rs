@@ -1,4 +1,4 @@
-//! Connections that wait to be accepted: how many, for how long, and when that is too long.
+//! The accept queue: how many connections wait, how long they waited, and `max-queue-wait`.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::{Address, Client, Server, log, process, wait};
 
-const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+const GET_ROOT: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// Two workers on these addresses and, after them, a Unix socket.
+/// Starts two workers that listen on these addresses and on a Unix socket.
 #[track_caller]
 fn start_with_unix_socket(addresses: &[&str], args: &[&str]) -> Server {
     let builder = Server::builder();
@@ -19,7 +19,7 @@ fn start_with_unix_socket(addresses: &[&str], args: &[&str]) -> Server {
     builder.bind(all.collect::<Vec<_>>()).args(args.to_vec()).start()
 }
 
-/// Stops all workers, and returns when the last of them stands still.
+/// Stops all workers with SIGSTOP, waits until they are stopped, and returns their pids.
 fn stop_all_workers(server: &Server) -> Vec<u32> {
     let pids = server.worker_pids();
     pids.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
@@ -37,7 +37,7 @@ fn connect_to(to: &Address) -> Client {
     Client::connect(to).unwrap_or_else(|e| panic!("cannot connect: {e:?}"))
 }
 
-/// How many of `workers` (of a status or of `/cluster`) counted in each bucket.
+/// Sums the queue wait histograms of `workers`, of a status or of `/cluster`.
 fn queue_wait_histogram(workers: &Value) -> Vec<u64> {
     let workers = workers.as_array().expect("workers");
     let counts =
@@ -45,7 +45,7 @@ fn queue_wait_histogram(workers: &Value) -> Vec<u64> {
     (0..16).map(|bucket| counts(bucket).sum()).collect()
 }
 
-/// Lets connections queue up for a while before workers that are frozen go on.
+/// Lets connections wait in the accept queue of stopped workers.
 fn wait_for_duration(span: Duration) {
     wait::until_elapsed(Instant::now(), span);
 }
@@ -62,7 +62,7 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
     };
     let names = server.status()["listeners"].clone();
     let depths = |a: u64, b: u64| vec![(names[0].clone(), a.into()), (names[1].clone(), b.into())];
-    // The Unix socket does not tell, so it is not there.
+    // The kernel does not report the queue of a Unix socket.
     assert_eq!(queues(&server.status()), depths(1, 5));
     assert_eq!(server.status()["queues"][1]["limit"], 64);
     let table = server.run_verb(&["status"]);
@@ -71,7 +71,7 @@ fn status_shows_the_queue_of_each_socket_while_all_workers_are_frozen() {
     assert_eq!(log::lines_with(&table, &words).count(), 1, "{table}");
     resume_workers(&pids);
     for client in &mut others {
-        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
     }
     wait::until("the queues to be empty", || queues(&server.status()) == depths(0, 0));
     drop(first);
@@ -89,31 +89,31 @@ fn queue_wait_is_counted_in_the_right_histogram_bucket() {
     let pids = stop_all_workers(&server);
     let mut silent: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     let mut early: Vec<Client> = (0..3).map(|_| server.connect()).collect();
-    early.iter_mut().for_each(|client| client.send(REQUEST).expect("send"));
-    // It waits as well, and nobody can know for how long.
+    early.iter_mut().for_each(|client| client.send(GET_ROOT).expect("send"));
+    // The wait of a Unix connection cannot be measured.
     let mut unix = connect_to(&server.addresses()[1]);
     wait_for_duration(Duration::from_millis(600));
-    // What a client sends meanwhile must not make its wait look shorter.
-    silent[0].send(REQUEST).expect("send");
+    // Data that arrives during the wait must not shorten the measured wait.
+    silent[0].send(GET_ROOT).expect("send");
     resume_workers(&pids);
     for client in &mut early {
         assert_eq!(client.read().expect("an answer").status, 200);
     }
     for client in silent[1..].iter_mut().chain([&mut unix]) {
-        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
     }
     assert_eq!(silent[0].read().expect("an answer").status, 200);
     let most = begun.elapsed();
     let status = server.status();
     let counts = queue_wait_histogram(&status["workers"]);
-    // More than 512 ms, and no more than what all of this took.
+    // Each wait was longer than 512 ms and shorter than the whole test.
     let last = (10..16).find(|bucket| Duration::from_millis(1 << bucket) >= most).unwrap_or(15);
     assert_eq!(counts[10..=last].iter().sum::<u64>(), 6, "{counts:?} in {most:?}");
     assert_eq!(counts.iter().sum::<u64>(), 6, "{counts:?}");
     assert_eq!(status["queue_wait"]["connections"], 6);
     assert!(status["queue_wait"]["p50_ms"].as_u64() >= Some(1024), "{status}");
     assert!(server.run_verb(&["status"]).contains("0 shed"));
-    // The one that asks has waited, too, but not for long.
+    // The connection of this request is counted, too.
     let cluster = server.cluster();
     assert!(queue_wait_histogram(&cluster["workers"]).iter().sum::<u64>() >= 7, "{cluster}");
     server.stop();
@@ -125,15 +125,15 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     let mut kept = server.connect();
     assert_eq!(kept.get("/").expect("an answer").status, 200);
     let pids = stop_all_workers(&server);
-    kept.send(REQUEST).expect("send");
+    kept.send(GET_ROOT).expect("send");
     let mut unix = connect_to(&server.addresses()[1]);
-    unix.send(REQUEST).expect("send");
+    unix.send(GET_ROOT).expect("send");
     let mut late: Vec<Client> = (0..20).map(|_| server.connect()).collect();
-    // Some have said nothing yet, some have asked, some have sent more than anybody will read.
+    // Silent clients, clients with a request, and clients with more data than will be read.
     let body = vec![b'x'; 30_000];
     let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
     for client in &mut late[5..] {
-        client.send(REQUEST).expect("send");
+        client.send(GET_ROOT).expect("send");
     }
     for client in &mut late[10..] {
         client.send(&head).expect("send");
@@ -146,7 +146,7 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
         assert_eq!(refused.status, 503);
         assert_eq!(refused.header("retry-after"), Some("1"));
         assert!(refused.closes());
-        // The end, and not a reset.
+        // The connection is closed, not reset.
         assert_eq!(client.read_to_end().expect("the end"), b"");
     }
     assert_eq!(kept.read().expect("kept alive").status, 200);
@@ -163,7 +163,7 @@ fn connections_past_max_queue_wait_get_503_and_others_are_served() {
     server.stop();
 }
 
-/// Clients that never close what is closed on them are dropped after a while, and hold nobody up until then.
+/// Refused clients that never close their side are dropped after a while, and delay no one until then.
 #[test]
 fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let server = Server::builder().args(["--max-queue-wait", "1s"]).start();
@@ -191,7 +191,7 @@ fn without_max_queue_wait_no_connection_is_refused() {
     wait_for_duration(Duration::from_millis(500));
     resume_workers(&pids);
     for client in &mut late {
-        assert_eq!(client.send_and_read(REQUEST).expect("an answer").status, 200);
+        assert_eq!(client.send_and_read(GET_ROOT).expect("an answer").status, 200);
     }
     let text = server.stop();
     assert!(!text.contains("503"), "{text}");

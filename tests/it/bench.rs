@@ -19,7 +19,7 @@ fn bench_url(server: &Server, path: &str) -> String {
     format!("http://{}{path}", server.address())
 }
 
-/// The report of a run, as JSON.
+/// Runs a bench that must end with `status`, and returns its JSON report.
 #[track_caller]
 fn bench_report(args: &[&str], status: i32) -> Value {
     let ended = run_bench(&[args, &["--json"]].concat());
@@ -27,7 +27,7 @@ fn bench_report(args: &[&str], status: i32) -> Value {
     serde_json::from_str(&ended.stdout).expect("JSON")
 }
 
-/// A run that goes on, so that something can be done to its target meanwhile.
+/// Starts a bench in the background.
 fn start_bench(args: &[&str]) -> Child {
     let mut command = support::prefork();
     command.arg("bench").args(args).arg("--json");
@@ -35,7 +35,7 @@ fn start_bench(args: &[&str]) -> Child {
     command.spawn().expect("bench")
 }
 
-/// Its exit status and report.
+/// Waits for a bench, and returns its exit status and JSON report.
 #[track_caller]
 fn finish_bench(mut child: Child) -> (Option<i32>, Value) {
     let mut text = String::new();
@@ -58,7 +58,7 @@ fn wait_until_under_load(server: &Server) {
     });
 }
 
-/// Its pids with what each answered, by pid.
+/// Returns the number of requests that each pid answered, ordered by pid.
 fn requests_by_pid(list: &Value, requests: impl Fn(&Value) -> u64) -> Vec<(u64, u64)> {
     let list = list.as_array().expect("list").iter();
     let mut pids: Vec<_> = list.map(|entry| (as_count(&entry["pid"]), requests(entry))).collect();
@@ -123,14 +123,14 @@ fn open_loop_latency_includes_requests_due_during_a_freeze() {
     assert_eq!(status, Some(0), "{report:#}");
     let due = 4 * rate;
     assert_eq!(as_count(&report["responses"]), due, "each one is answered in the end");
-    // Due evenly within the freeze, so they waited for all times up to its length: half of them more than half.
+    // Requests are due evenly during the freeze, so half of them wait for more than half of it.
     let max = report["latency"]["max"].as_f64().expect("number") / 1e6;
     assert!(max >= frozen * 0.95, "the slowest took {max} s of {frozen} s");
     let curve = report["latency"]["curve"].as_array().expect("list");
     let slow = curve.iter().find(|p| p[1].as_f64() > Some(frozen / 2.0 * 1e6));
     let slow = 1.0 - slow.expect("one of them")[0].as_f64().expect("percent") / 100.0;
     let expected = frozen / 2.0 / 4.0;
-    // The next point of the curve may be 5 % further on. A closed loop would have 4 slow requests: 0.5 %.
+    // The points of the curve are up to 5 % apart. A closed loop would have 4 slow requests: 0.5 %.
     assert!(slow >= expected - 0.06, "{slow} of all were slow, {expected} should be");
     server.stop();
 }
@@ -176,7 +176,7 @@ fn pids_come_from_a_header_and_non_http_counts_as_malformed() {
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let url = format!("http://{}/", listener.local_addr().expect("address"));
-        // Ends with the process; it waits for connections that do not come any more.
+        // This thread ends with the process.
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 let mut request = [0; 1024];
@@ -259,7 +259,7 @@ fn a_post_without_a_body_sends_content_length_0() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let url = format!("http://{}/", listener.local_addr().expect("address"));
     let (tell, told) = std::sync::mpsc::channel();
-    // Ends with the process; it waits for connections that do not come any more.
+    // This thread ends with the process.
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 1024];
@@ -275,7 +275,7 @@ fn a_post_without_a_body_sends_content_length_0() {
     assert!(request.contains("\r\nContent-Length: 0\r\n"), "{request}");
 }
 
-/// The report of a run, as JSON, and its exit status.
+/// Runs a bench with faults, and returns its exit status and JSON report.
 fn run_chaos(server: &Server, args: &[&str]) -> (Option<i32>, Value) {
     let url = format!("http://{}/", server.address());
     let args = [args, &["--json", "--warm-up", "0", "-c", "8", &url]].concat();
@@ -284,7 +284,7 @@ fn run_chaos(server: &Server, args: &[&str]) -> (Option<i32>, Value) {
     (ended.status, report.unwrap_or_else(|e| panic!("{e}: {}{}", ended.stdout, ended.stderr)))
 }
 
-/// A figure of one kind of fault.
+/// Returns a figure of one kind of fault in a report.
 #[track_caller]
 fn fault_figure(report: &Value, fault: &str, figure: &str) -> u64 {
     let faults = report["chaos"]["faults"].as_array().expect("list");
@@ -292,7 +292,7 @@ fn fault_figure(report: &Value, fault: &str, figure: &str) -> u64 {
     found.unwrap_or_else(|| panic!("no {fault}: {report:#}"))[figure].as_u64().expect("number")
 }
 
-/// A run in the background that lasts until it is ended.
+/// Starts a bench with faults in the background.
 fn start_chaos(server: &Server, chaos: &str) -> Child {
     let mut command = support::prefork();
     command.args(["bench", "--chaos", chaos, "--duration", "60s", "--warm-up", "0"]);
@@ -315,7 +315,7 @@ fn chaos_kills_are_counted_with_the_requests_they_lose() {
         3,
         "{report:#}"
     );
-    // New connections are not refused while workers die: the primary holds the socket.
+    // The primary holds the socket, so no connection is refused while workers die.
     assert_eq!(fault_figure(&report, "kill", "refused"), 0, "{report:#}");
     let failures: u64 =
         report["failures"].as_object().expect("object").values().filter_map(Value::as_u64).sum();

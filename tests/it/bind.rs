@@ -1,4 +1,4 @@
-//! Listening: where, and what happens if that is impossible.
+//! Bind addresses: which ones are served, and errors for those that cannot be bound.
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
@@ -22,7 +22,7 @@ fn a_port_in_use_is_an_error_that_names_the_holder() {
 
 #[test]
 fn an_address_without_a_local_interface_is_named() {
-    // Set aside for documentation (RFC 5737): no machine has it.
+    // Reserved for documentation (RFC 5737): no machine has this address.
     let ended = Server::builder().bind(["192.0.2.1:0"]).run();
     assert_eq!(ended.status, Some(69), "{}", ended.stderr);
     assert!(ended.stderr.contains("192.0.2.1:0"), "{}", ended.stderr);
@@ -86,7 +86,7 @@ fn several_bind_addresses_are_served() {
 fn a_unix_socket_is_served_and_its_file_removed() {
     let builder = Server::builder();
     let path = builder.dir().join("socket");
-    // Left by a process that was killed.
+    // A stale socket, as a killed process leaves it.
     drop(UnixListener::bind(&path).expect("bind"));
     let server = builder.bind([format!("unix:{}", path.display())]).start();
     assert_eq!(server.address(), &Address::Unix(path.clone()));
@@ -125,7 +125,7 @@ fn an_inherited_descriptor_is_served_and_not_closed_for_its_owner() {
     assert_eq!(server.address(), &Address::Tcp(address));
     assert_eq!(server.get("/").status, 200);
     server.stop();
-    // It was ours and goes on listening.
+    // The socket of the test still listens.
     assert!(std::net::TcpStream::connect(address).is_ok());
     drop(listener);
 }

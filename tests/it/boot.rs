@@ -11,7 +11,7 @@ use crate::support::{Address, Client, Server, log, process, wait};
 fn startup_logs_one_line_for_each_step() {
     let server = Server::start(2);
     let pid = server.pid();
-    // The last line comes a moment after the status that says the same.
+    // The last line is written a moment after the status changes.
     wait::until("five lines", || server.log().lines().count() >= 5);
     let log = server.log();
     let lines: Vec<&str> = log.lines().collect();
@@ -51,11 +51,11 @@ fn a_started_server_answers_healthz_and_readyz() {
     server.stop();
 }
 
-/// What a descriptor is, without its number or inode.
+/// Counts descriptors by kind, without their numbers and inodes.
 fn descriptor_kinds(descriptors: &[(i32, String)]) -> BTreeMap<&str, usize> {
     let mut kinds = BTreeMap::new();
     for (_, target) in descriptors.iter().filter(|(number, _)| *number > 2) {
-        // The number after `socket:` is this one's own; an anonymous inode's name is what it is.
+        // The inode of a socket is left out; the name of an anonymous inode is its kind.
         let kind = if target.starts_with("socket:") { "socket" } else { target };
         *kinds.entry(kind).or_default() += 1;
     }
@@ -67,15 +67,15 @@ fn a_worker_inherits_only_the_descriptors_it_needs() {
     let builder = Server::builder().workers(3);
     let path = format!("unix:{}", builder.dir().join("socket").display());
     let server = builder.bind(["127.0.0.1:0", &path]).start().allow_errors(&["SIGKILL"]);
-    // A replacement is forked by a primary that has more open than at the start.
+    // A replacement is forked by a primary that has more descriptors than at the start.
     process::send_signal(server.worker_pids()[0], nix::sys::signal::Signal::SIGKILL);
     server.wait_replaced(1);
     let of_primary = process::descriptors(server.pid());
     let mut channels = BTreeSet::new();
     for pid in server.worker_pids() {
         let own = process::descriptors(pid);
-        // Two listeners and two channels, for words and for messages; tokio's two epoll instances and its waker; the
-        // timer of the beat.
+        // Two listeners and the two channels to the primary; two epoll instances and a waker of tokio; the timer of the
+        // heartbeat.
         let wanted = BTreeMap::from([
             ("anon_inode:[eventpoll]", 2),
             ("anon_inode:[eventfd]", 1),
@@ -96,7 +96,7 @@ fn a_worker_inherits_only_the_descriptors_it_needs() {
 #[test]
 fn primary_and_workers_have_one_thread_each() {
     let server = Server::start(2);
-    // The runtime starts its threads, if any, when there is something to do.
+    // A runtime starts its threads, if any, at the first task.
     assert_eq!(server.get("/sleep/1").status, 200);
     for pid in server.worker_pids().into_iter().chain([server.pid()]) {
         assert_eq!(process::stat(pid).expect("it lives").threads, 1, "{pid}");
@@ -109,7 +109,7 @@ fn workers_have_different_hash_map_keys() {
     let server = Server::with(2, &["--faults"]);
     let mut first = BTreeMap::new();
     let mut held = Vec::new();
-    // Keys that were copied by fork would give the same numbers in the same order.
+    // Random keys copied by fork would yield the same numbers in the same order.
     wait::until("both workers", || {
         let mut client = server.connect();
         let pid = client.get("/").expect("pid").pid();
@@ -129,7 +129,7 @@ fn workers_have_different_hash_map_keys() {
 fn service_manager_variables_are_removed_from_workers() {
     let mut builder = ProcessBuilder::program("environment").workers(1).env("KEPT", "yes");
     for (name, value) in [
-        // Nobody listens there: what cannot be told must not matter.
+        // A missing notification socket must not matter.
         ("NOTIFY_SOCKET", "/nonexistent/notify"),
         ("LISTEN_FDNAMES", "http"),
         ("WATCHDOG_USEC", "3000000000"),
@@ -156,7 +156,7 @@ fn closed_standard_streams_are_opened_on_dev_null() {
     let builder = Server::builder().workers(1).script(r#"exec "$0" "$@" <&- >&- 2>&-"#);
     let path = builder.dir().join("socket");
     let mut server = builder.bind([format!("unix:{}", path.display())]).spawn();
-    // There is no log to wait for.
+    // The log is closed, so poll the socket.
     let address = Address::Unix(path);
     let answer = wait::until_some("an answer", || Client::connect(&address).ok()?.get("/").ok());
     for pid in [server.pid(), answer.pid()] {
@@ -169,7 +169,7 @@ fn closed_standard_streams_are_opened_on_dev_null() {
     assert!(server.wait_exit().success());
 }
 
-/// The exit status of a worker whose boot failed, in the line about its end.
+/// The exit status of a worker whose boot failed (EX_SOFTWARE), as logged at its end.
 pub const BOOT_FAILED: &str = "70";
 
 #[test]
@@ -178,7 +178,7 @@ fn a_cluster_whose_workers_fail_to_boot_exits_with_the_reason() {
     assert_eq!(ended.status, Some(70), "{}", ended.stderr);
     let why = "open the database: no such host";
     assert!(ended.stderr.contains(why), "{}", ended.stderr);
-    // All at first, then one a round.
+    // All workers at first, then one in each round.
     let tries =
         ended.stderr.lines().filter(|line| line.contains("worker=") && line.contains(why)).count();
     assert!((3..=4 + 2).contains(&tries), "{tries} tries:\n{}", ended.stderr);
@@ -213,7 +213,7 @@ fn a_replacement_that_fails_to_boot_is_retried() {
     std::fs::write(&broken, "").expect("write");
     process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_log_count(&["worker=", "read the settings: they are broken"], 2);
-    // The other one serves on, and nobody gives up: this cluster has been ready before.
+    // The other worker serves, and the primary retries: this cluster has been ready before.
     assert_eq!(server.get("/").status, 200);
     std::fs::remove_file(&broken).expect("remove");
     server.wait_replaced(1);

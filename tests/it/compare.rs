@@ -1,4 +1,4 @@
-//! `prefork compare`: real servers side by side, and nothing left of them.
+//! `prefork compare`: measures servers side by side, and leaves no process behind.
 
 use std::process::{Child, Stdio};
 use std::{fs, io::Read};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::{self, process, wait};
 
-/// A run in the background.
+/// Starts a comparison in the background.
 fn start_compare(args: &[&str]) -> Child {
     let mut command = support::prefork();
     command.arg("compare").args(args).args(["--workers", "2", "--json"]);
@@ -17,7 +17,7 @@ fn start_compare(args: &[&str]) -> Child {
     command.spawn().expect("compare")
 }
 
-/// The server that is being measured, and its workers, once it has two.
+/// Waits for the measured server, and returns its pid and those of its two workers.
 fn wait_measured_server(compare: &Child) -> Vec<u32> {
     wait::until_some("a server with its workers", || {
         let primary = *process::children(compare.id()).first()?;

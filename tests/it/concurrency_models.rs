@@ -10,14 +10,14 @@ use crate::support::{Client, Failure, Server, log, process, wait};
 
 const MODELS: [&str; 4] = ["prefork", "single", "threads", "thread-per-core"];
 
-/// Processes or threads, where there are several.
-const COUNT: usize = 2;
+/// Number of processes or threads, in models that have several.
+const PARALLELISM: usize = 2;
 
-/// `test` under each model, on a server with these arguments.
+/// Runs `test` for each model, on a server with these arguments.
 #[track_caller]
 pub fn for_each_model(args: &[&str], test: impl Fn(&str, Server)) {
     for model in MODELS {
-        // Shown if the test fails.
+        // The test framework prints this if the test fails.
         println!("model {model}");
         test(model, start_model(model, args));
     }
@@ -25,10 +25,10 @@ pub fn for_each_model(args: &[&str], test: impl Fn(&str, Server)) {
 
 #[track_caller]
 pub fn start_model(model: &str, args: &[&str]) -> Server {
-    Server::builder().model(model, COUNT).args(args.iter().copied()).start()
+    Server::builder().model(model, PARALLELISM).args(args.iter().copied()).start()
 }
 
-/// Sends a request that takes that long, and waits until it is being answered.
+/// Sends a GET request, and waits until it is in flight.
 #[track_caller]
 pub fn start_request(server: &Server, path: &str) -> Client {
     let mut client = server.connect();
@@ -40,7 +40,7 @@ pub fn start_request(server: &Server, path: &str) -> Client {
 #[test]
 fn every_model_serves_keep_alive_and_pipelining() {
     for_each_model(&[], |model, server| {
-        let processes = if model == "prefork" { COUNT } else { 1 };
+        let processes = if model == "prefork" { PARALLELISM } else { 1 };
         assert_eq!(server.worker_pids().len(), processes);
         let mut client = server.connect();
         let first = client.get("/").expect("answer").pid();
@@ -87,10 +87,10 @@ fn every_model_refuses_malformed_and_slow_requests() {
         assert_eq!((answer.status, answer.closes()), (400, true));
         let rest = client.read_to_end();
         assert!(matches!(rest.as_deref(), Ok([]) | Err(Failure::Reset)), "{rest:?}");
-        // Neither half a head nor silence is waited for.
+        // Incomplete heads and silent clients time out.
         let mut idle = server.connect();
         assert_eq!(idle.get("/").expect("answer").status, 200);
-        // Before the first of their times begins.
+        // Measured from before the first timeout starts.
         let begun = Instant::now();
         let (mut half, mut silent) = (server.connect(), server.connect());
         half.send("GET / HTTP/1.1\r\nHo").expect("send");
@@ -122,7 +122,7 @@ fn in_every_model_a_panic_fails_one_request() {
 
 #[test]
 fn no_model_loses_a_request_during_a_stop() {
-    // No client is ever idle for as long as this, even on a busy machine.
+    // Longer than any client is idle, even on a busy machine.
     for_each_model(&["--linger-timeout", "20s"], |_, server| {
         let mut long = start_request(&server, "/sleep/1500");
         let kept = Load::keep_alive(server.address(), 6)
@@ -170,7 +170,7 @@ fn no_model_loses_a_request_during_a_reload() {
         let (kept, new) = (kept.stop(), new.stop());
         assert_eq!((kept.failures(), new.failures()), (0, 0), "{kept:?} {new:?}");
         assert_eq!((kept.refused, new.refused), (0, 0));
-        // Handed over, but for `threads`, which tells its clients to come again.
+        // Connections are handed over, except in `threads`, which closes them.
         assert_eq!(kept.ended > 0, model == "threads", "{model}: {kept:?}");
         server.stop();
     });
@@ -179,7 +179,7 @@ fn no_model_loses_a_request_during_a_reload() {
 #[test]
 fn no_model_loses_a_request_during_an_upgrade() {
     for model in MODELS {
-        let server = Server::builder().model(model, COUNT).with_copied_program();
+        let server = Server::builder().model(model, PARALLELISM).with_copied_program();
         let server = server.args(["--linger-timeout", "20s"]).start();
         let load = Load::keep_alive(server.address(), 4).with_posts().with_think_time().start();
         load.wait_answered(40);
@@ -248,7 +248,7 @@ fn every_model_counts_every_request() {
         let own: u64 = workers.iter().map(|w| w["counters"]["requests"].as_u64().expect("n")).sum();
         assert_eq!(own, tally.ok, "{model}: {status}");
         let threads = workers[0]["threads"].as_array().map_or(0, Vec::len);
-        assert_eq!(threads, if model == "thread-per-core" { COUNT } else { 0 });
+        assert_eq!(threads, if model == "thread-per-core" { PARALLELISM } else { 0 });
         if threads > 0 {
             let each = workers[0]["threads"].as_array().expect("threads").iter();
             let each: Vec<u64> = each.map(|t| t["requests"].as_u64().expect("n")).collect();
@@ -264,12 +264,12 @@ fn every_model_counts_every_request() {
 #[test]
 fn worker_connections_is_a_limit_for_each_thread() {
     for_each_model(&["--worker-connections", "2"], |model, server| {
-        let most = if model == "single" { 2 } else { 2 * COUNT };
+        let most = if model == "single" { 2 } else { 2 * PARALLELISM };
         let mut taken: Vec<Client> = (0..most).map(|_| server.connect()).collect();
         for client in &mut taken {
             assert_eq!(client.get("/").expect("answer").status, 200);
         }
-        // This one waits in the kernel's queue.
+        // This connection waits in the accept queue.
         let mut waiting = server.connect();
         waiting.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
         for _ in 0..20 {

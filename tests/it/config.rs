@@ -1,9 +1,9 @@
-//! Being told wrong things, and saying what was understood.
+//! Configuration by flags, environment and file, and errors that name their source.
 
 use crate::support::Server;
 use crate::support::command::ProcessBuilder;
 
-/// The status and the error of `prefork serve` with these arguments only.
+/// Runs `prefork serve` with these arguments, and returns its exit status and standard error.
 fn run_serve(args: &[&str]) -> (Option<i32>, String) {
     let ended = ProcessBuilder::verb("serve").args(args).run();
     (ended.status, ended.stderr)

@@ -1,4 +1,4 @@
-//! The hand-over of idle connections: a reload closes none of them.
+//! The handover of idle connections between workers: a reload closes none of them.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use crate::support::load::Load;
 use crate::support::{Client, Server, env_count, process, wait};
 
-/// Reloads, and waits until the old workers are gone.
+/// Reloads, waits until the old workers are gone, and returns the new pids.
 #[track_caller]
 fn reload_and_wait(server: &Server, generation: usize) -> Vec<u32> {
     let old = server.worker_pids();
@@ -18,17 +18,17 @@ fn reload_and_wait(server: &Server, generation: usize) -> Vec<u32> {
 
 #[test]
 fn idle_connections_survive_reloads_without_delaying_them() {
-    // A worker that only waited for them to end would wait for longer than this test.
+    // Without handover, the reloads would wait for longer than this test.
     let server = Server::with(2, &["--linger-timeout", "100s", "--graceful-timeout", "200s"]);
     let count = env_count("PREFORK_IDLE", 64);
     let mut idle: Vec<Client> = (0..count).map(|_| server.connect()).collect();
     for client in &mut idle {
         assert_eq!(client.get("/").expect("answer").status, 200);
     }
-    // These have never asked for anything.
+    // Connections without any request.
     idle.extend((0..8).map(|_| server.connect()));
     for round in 0..3 {
-        // The old ones are gone, though nothing was asked meanwhile.
+        // The old workers end although the connections were idle.
         reload_and_wait(&server, 2 + 2 * round);
         assert_eq!(idle.iter().filter(|client| client.is_closed()).count(), 0);
         let new = reload_and_wait(&server, 3 + 2 * round);
@@ -83,7 +83,7 @@ fn without_handover_a_draining_worker_sends_connection_close() {
     server.stop();
 }
 
-/// Sends sixteen requests at a time, and reads sixteen answers, until told to stop.
+/// Sends batches of sixteen pipelined requests and reads their responses, until `stop` is set.
 fn run_pipelining_client(server: &Server, number: usize, stop: &AtomicBool, batches: &AtomicUsize) {
     let mut client = server.connect();
     while !stop.load(Relaxed) {
@@ -159,7 +159,7 @@ fn connections_handed_over_to_a_frozen_worker_are_not_lost() {
     process::send_signal(frozen, Signal::SIGSTOP);
     process::send_signal(leaving, Signal::SIGTERM);
     server.wait_new_workers(3, &[leaving]);
-    // Those that went to the frozen one are answered when it goes on.
+    // Connections that were passed to the frozen worker are answered when it resumes.
     process::send_signal(frozen, Signal::SIGCONT);
     for client in &mut clients {
         assert_ne!(client.get("/").expect("an answer").pid(), leaving);

@@ -77,7 +77,7 @@ fn the_control_socket_has_mode_0600_and_is_removed_at_the_end() {
 #[test]
 fn workers_do_not_inherit_control_connections() {
     let server = start_server().allow_errors(&["SIGKILL"]);
-    // Clients that are there when a worker is forked.
+    // Clients that are connected when a worker is forked.
     let clients: Vec<_> =
         (0..3).map(|_| UnixStream::connect(server.control()).expect("connect")).collect();
     server.status();
@@ -86,7 +86,7 @@ fn workers_do_not_inherit_control_connections() {
     for pid in server.worker_pids() {
         let own = process::descriptors(pid);
         let sockets = own.iter().filter(|(_, target)| target.starts_with("socket:")).count();
-        // The listener, and the two channels to the primary: words and mail.
+        // The listener, and the two channels to the primary.
         assert_eq!(sockets, 3, "{own:?}");
     }
     drop(clients);
@@ -186,7 +186,7 @@ fn events_contain_the_lines_of_the_log() {
         sequence += 1;
         assert_eq!(event["sequence"], sequence);
     }
-    // A start, a reload that somebody asked for by this socket, and three workers or more that became ready.
+    // The start, the reload with the user who requested it, and the workers of both generations.
     let with = |words: &[&str]| log::lines_with(&events, words).count();
     assert!(with(&[&format!("pid={}", server.pid())]) > 0 && with(&["uid"]) > 0, "{events}");
     assert!(with(&["worker=1"]) > 0 && with(&["worker=4", "gen=2"]) > 0, "{events}");
@@ -250,7 +250,7 @@ fn verbs_fail_fast_if_the_primary_is_stopped() {
             assert!(why.contains(&format!("kill -CONT {pid}")), "{words:?}: {why}");
         }
     });
-    // What was asked is done when it goes on; the stop is among it.
+    // The primary carries out the requests when it resumes, among them the stop.
     process::send_signal(server.pid(), Signal::SIGCONT);
     server.wait_clean_exit(0);
 }
@@ -285,7 +285,7 @@ fn a_verb_waits_for_a_silent_primary_until_its_timeout() {
     assert!(ended.stderr.contains("--timeout"), "{}", ended.stderr);
 }
 
-/// Sends these bytes and nothing more; what is answered until the server closes.
+/// Sends these bytes, shuts down the sending side, and returns everything the server sends.
 #[track_caller]
 fn send_raw(server: &Server, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(server.control()).expect("connect");
@@ -293,7 +293,7 @@ fn send_raw(server: &Server, bytes: &[u8]) -> String {
     stream.write_all(bytes).expect("send");
     stream.shutdown(std::net::Shutdown::Write).expect("shutdown");
     let mut answer = Vec::new();
-    // It may close before it has read everything, which is a reset.
+    // The server may close before it has read everything, which resets the connection.
     let _ = stream.read_to_end(&mut answer);
     String::from_utf8_lossy(&answer).into_owned()
 }

@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::concurrency_models;
 use crate::support::{Client, Failure, Server, log, process, wait};
 
-/// Half a minute of one core in a release build, and much longer in a debug build.
-const FOREVER: &str = "/fib/50";
+/// A job of half a minute in a release build, and much longer in a debug build.
+const ENDLESS_PATH: &str = "/fib/50";
 
-/// One worker with one thread in its pool, a short queue, and a control socket; a second to finish.
+/// Starts a worker with one pool thread, a queue of `queue` jobs, and a graceful timeout of 1 s.
 fn start_pool(queue: &str, args: &[&str]) -> Server {
     start_pool_with(queue, "1", "1s", args)
 }
@@ -27,7 +27,7 @@ fn start_request(server: &Server, path: &str) -> Client {
     client
 }
 
-/// A figure of the first worker's pool.
+/// Returns a figure of the pool of the first worker.
 fn pool_figure(server: &Server, name: &str) -> u64 {
     let status = server.status();
     status["workers"][0]["pool"][name].as_u64().unwrap_or_else(|| panic!("{name} in {status}"))
@@ -38,7 +38,7 @@ fn wait_pool_figure(server: &Server, name: &str, value: u64) {
     wait::until(&format!("{name} = {value}"), || pool_figure(server, name) == value);
 }
 
-/// The threads of the worker's pool: id and nice value.
+/// Returns id and nice value of each pool thread of a worker.
 fn pool_threads(pid: u32) -> Vec<(u32, i32)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("tasks").flatten();
     let found = tasks.filter_map(|task| {
@@ -54,10 +54,10 @@ fn pool_threads(pid: u32) -> Vec<(u32, i32)> {
 #[test]
 fn a_worker_serves_while_pool_jobs_run() {
     let server = start_pool("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
-    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, FOREVER)).collect();
+    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, ENDLESS_PATH)).collect();
     wait_pool_figure(&server, "depth", 2);
     let mut client = server.connect();
-    // The jobs take minutes: on the event loop, not one of these would be answered in time.
+    // The jobs take minutes, so on the event loop they would block all of these.
     for _ in 0..200 {
         assert_eq!(client.get("/").expect("answer").status, 200);
     }
@@ -65,7 +65,7 @@ fn a_worker_serves_while_pool_jobs_run() {
     let serving = status["workers"][0]["serving"].as_array().cloned().expect("requests");
     assert_eq!(serving.iter().filter(|r| r["request"] == "GET /fib/50").count(), 3, "{status}");
     assert!(serving.iter().all(|r| r["on_loop"] == false), "{status}");
-    // A loop that does not turn would be warned about.
+    // A stalled event loop would be warned about.
     assert_eq!(log::warnings_and_errors(&server.log()), Vec::<&str>::new());
     drop(clients);
     server.stop();
@@ -74,9 +74,9 @@ fn a_worker_serves_while_pool_jobs_run() {
 #[test]
 fn a_full_pool_queue_is_503_with_retry_after() {
     let server = start_pool("1", &[]);
-    let _runs = start_request(&server, FOREVER);
+    let _runs = start_request(&server, ENDLESS_PATH);
     wait_pool_figure(&server, "running", 1);
-    let _waits = start_request(&server, FOREVER);
+    let _waits = start_request(&server, ENDLESS_PATH);
     wait_pool_figure(&server, "depth", 1);
     let refused = server.get("/fib/1");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
@@ -89,15 +89,15 @@ fn a_full_pool_queue_is_503_with_retry_after() {
 #[test]
 fn a_disconnected_clients_pool_job_is_cancelled() {
     let server = start_pool("8", &[]);
-    let runs = start_request(&server, FOREVER);
+    let runs = start_request(&server, ENDLESS_PATH);
     wait_pool_figure(&server, "running", 1);
-    let waits = [start_request(&server, FOREVER), start_request(&server, FOREVER)];
+    let waits = [start_request(&server, ENDLESS_PATH), start_request(&server, ENDLESS_PATH)];
     wait_pool_figure(&server, "depth", 2);
     drop(waits);
     wait_pool_figure(&server, "depth", 0);
     assert_eq!((pool_figure(&server, "running"), pool_figure(&server, "cancelled")), (1, 2));
     drop(runs);
-    // It looks at its cancel flag.
+    // The job checks its cancel flag.
     wait_pool_figure(&server, "running", 0);
     assert_eq!((pool_figure(&server, "done"), pool_figure(&server, "cancelled")), (0, 3));
     server.stop();
@@ -105,7 +105,7 @@ fn a_disconnected_clients_pool_job_is_cancelled() {
 
 #[test]
 fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
-    // At the loop's priority: on a busy machine the other one may take for ever.
+    // At normal priority: niced threads may starve on a busy machine.
     let server = start_pool_with("8", "1", "25s", &["--pool-nice", "0"]);
     let mut clients = [start_request(&server, "/fib/36"), start_request(&server, "/fib/30")];
     wait::until("a job", || pool_figure(&server, "running") + pool_figure(&server, "done") > 0);
@@ -130,7 +130,7 @@ fn an_endless_pool_job_does_not_keep_a_worker_alive() {
         assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
     }
     let text = server.wait_clean_exit(0);
-    // The worker itself tells that it cut a job and two connections. Had the primary killed it, there were more lines.
+    // The worker logs that it cut the job and two connections; the primary does not have to kill it.
     assert_eq!(log::lines_with(&text, &["WARN", "worker=1", "job"]).count(), 1, "{text}");
     assert_eq!(log::lines_with(&text, &["graceful-timeout"]).count(), 0, "{text}");
 }
@@ -170,7 +170,7 @@ fn pool_threads_run_at_pool_nice() {
     let pid = server.worker_pids()[0];
     server.get("/fib/1");
     wait::until("three threads", || pool_threads(pid).len() == 3);
-    // Each lowers itself when it begins.
+    // Each thread sets its own nice value when it starts.
     wait::until("their priority", || pool_threads(pid).iter().all(|(_, nice)| *nice == 12));
     server.stop();
 }
@@ -180,7 +180,7 @@ fn status_shows_the_pool() {
     let server = start_pool("8", &[]);
     assert!(!server.run_verb(&["status"]).contains("1/1"), "nothing to show yet");
     server.get("/fib/1");
-    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, FOREVER)).collect();
+    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, ENDLESS_PATH)).collect();
     wait_pool_figure(&server, "depth", 2);
     wait_pool_figure(&server, "utilisation", 100);
     let text = server.run_verb(&["status"]);
@@ -219,7 +219,7 @@ fn a_body_is_hashed_in_the_pool() {
     assert_eq!(post("/hash", b"abc").text(), abc);
     let twice = "4f8b42c22dd3729b519ba6f68d2da7cc5b2d606d05daed5ad5128cc03e6c6358\n";
     assert_eq!(post("/hash?rounds=2", b"abc").text(), twice);
-    // Many pieces: as with sha256sum of so many zeros.
+    // The same as sha256sum of 300 KiB of zeros.
     let zeros = "7818f5542a0404157573be6cffc0e0c8e68ce3c0f5d17d07ccdd9313fb700baf\n";
     assert_eq!(post("/hash", &vec![0; 300 << 10]).text(), zeros);
     assert_eq!(pool_figure(&server, "done"), 3);
@@ -237,7 +237,7 @@ fn every_model_runs_and_counts_pool_jobs() {
         let mut client = server.connect();
         let hash = client.post("/hash", b"abc").expect("answer");
         assert!(hash.text().starts_with("ba7816bf"), "{hash:?}");
-        // A job that panics costs itself alone.
+        // A panicking job fails alone.
         assert_eq!(client.get("/fault/job-panic").expect("answer").status, 500);
         assert_eq!(client.get("/fib/10").expect("answer").text(), "fib(10) = 55\n");
         let status = server.status();

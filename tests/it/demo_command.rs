@@ -1,4 +1,4 @@
-//! `prefork demo cpu`: all of it is measured, and nothing is left of it.
+//! `prefork demo cpu`: its report, and its end by a signal.
 
 use std::process::{Command, Stdio};
 
@@ -39,7 +39,7 @@ fn demo_cpu_reports_all_its_figures() {
 
 #[test]
 fn an_interrupted_demo_leaves_no_process() {
-    // The first one computes for minutes, the second one soon measures a server.
+    // The first run computes for minutes, the second one soon measures a server.
     for (fib, is_serving) in [("45", false), ("10", true)] {
         let mut command = demo_command(&["--fib", fib, "--duration", "60s"]);
         command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,9 +1,9 @@
-//! The paths of the demonstration: who is told that they are there, and serving without them.
+//! The demonstration routes of the built-in application, and serving without them.
 
 use crate::support::Server;
 
-/// What the warning tells to give instead.
-const ADVICE: &str = "--demo=false";
+/// The flag that the warning suggests.
+const SUGGESTED_FLAG: &str = "--demo=false";
 
 #[test]
 fn without_demo_only_health_checks_are_served() {
@@ -32,7 +32,7 @@ fn faults_without_demo_are_a_configuration_error() {
 #[test]
 fn demo_routes_on_a_public_address_are_warned_about_once() {
     let open = Server::builder().workers(1).bind([":0"]).start();
-    assert_eq!(open.count_log(&[ADVICE]), 1, "{}", open.log());
+    assert_eq!(open.count_log(&[SUGGESTED_FLAG]), 1, "{}", open.log());
     open.stop();
     for (bind, args) in [
         ("127.0.0.1:0", &[][..]),
@@ -42,7 +42,7 @@ fn demo_routes_on_a_public_address_are_warned_about_once() {
         (":0", &["--root", "."]),
     ] {
         let server = Server::builder().workers(1).bind([bind]).args(args.iter().copied()).start();
-        assert_eq!(server.count_log(&[ADVICE]), 0, "{bind} {args:?}");
+        assert_eq!(server.count_log(&[SUGGESTED_FLAG]), 0, "{bind} {args:?}");
         server.stop();
     }
 }

@@ -1,4 +1,4 @@
-//! `--dispatch ip-hash`: the same client comes to the same worker, as long as that takes connections.
+//! `--dispatch ip-hash`: connections from one address reach the same worker while it accepts.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -15,10 +15,10 @@ use crate::support::fault_load;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Server, process, wait};
 
-/// How many addresses clients have here: 127.0.1.1 and on.
-const CLIENTS: u8 = 48;
+/// Number of client addresses, from 127.0.1.1 on.
+const CLIENT_COUNT: u8 = 48;
 
-/// Who answers a client with this address; within a few seconds.
+/// Sends a request from this client address, and returns the pid of the worker that answers.
 #[track_caller]
 fn answering_pid(server: &Server, client: Ipv4Addr) -> u32 {
     let Address::Tcp(to) = server.address() else { panic!("not TCP") };
@@ -34,10 +34,10 @@ fn answering_pid(server: &Server, client: Ipv4Addr) -> u32 {
 }
 
 fn client_addresses() -> impl Iterator<Item = Ipv4Addr> {
-    (1..=CLIENTS).map(|last| Ipv4Addr::new(127, 0, 1, last))
+    (1..=CLIENT_COUNT).map(|last| Ipv4Addr::new(127, 0, 1, last))
 }
 
-/// Who answers each.
+/// Returns the answering pid for each client address.
 #[track_caller]
 fn pids_by_client(server: &Server) -> BTreeMap<Ipv4Addr, u32> {
     client_addresses().map(|client| (client, answering_pid(server, client))).collect()
@@ -78,7 +78,7 @@ fn clients_of_an_empty_slot_move_and_others_stay() {
     let heirs: std::collections::BTreeSet<u32> = heirs.map(|(_, by)| *by).collect();
     assert!(heirs.len() > 1, "its clients are spread over the others: {heirs:?}");
     assert_eq!(pids_by_client(&server), during, "and stay there");
-    // They come back when their slot has a worker again.
+    // The clients return when their slot has a worker again.
     std::fs::remove_file(&broken).expect("remove");
     server.wait_replaced(1);
     let fresh = server.worker_pids().into_iter().find(|pid| !born.contains(pid)).expect("a worker");

@@ -16,14 +16,14 @@ fn start_least_conn(workers: usize) -> Server {
     Server::builder().workers(workers).dispatch("least-conn").start()
 }
 
-/// What chooses, by the word of the primary.
+/// Returns the backend of least-conn in the status: `ebpf` or `cbpf-weights`.
 pub fn least_conn_backend(server: &Server) -> String {
     let status = server.status();
     assert_eq!(status["primary"]["dispatch"], "least-conn");
     status["primary"]["dispatch_rung"].as_str().expect("text").to_string()
 }
 
-/// Whether the kernel's program can be tested here.
+/// Whether this user may load the eBPF program.
 fn uses_ebpf(server: &Server) -> bool {
     let rung = least_conn_backend(server);
     if rung != "ebpf" {
@@ -32,7 +32,7 @@ fn uses_ebpf(server: &Server) -> bool {
     rung == "ebpf"
 }
 
-/// After a change: who was sent to a worker that gave its place to another counts as waiting for two seconds at most.
+/// Waits for an even spread after a change: connections sent to a replaced worker count as waiting for up to 2 s.
 #[track_caller]
 fn wait_even_spread(server: &Server) {
     wait::until("an even spread", || {
@@ -72,7 +72,7 @@ fn least_conn_sends_a_stopped_worker_no_connections() {
     let server = start_least_conn(4);
     let stopped = server.worker_pids()[1];
     fault_load::assert_stopped_worker_is_bypassed(&server, stopped);
-    // From now on at once: although it has fewer connections than all others.
+    // The stopped worker has the fewest connections, and gets none once it is noticed.
     let held: Vec<KeptConnection> = (0..60).map(|_| keep_connection(&server)).collect();
     let workers = server.worker_pids();
     let shares = connections_per_worker(&held, &workers);
@@ -157,7 +157,7 @@ fn status_and_log_name_the_least_conn_backend() {
     let table = server.run_verb(&["status"]);
     assert_eq!(log::lines_with(&table, &["least-conn", &rung]).count(), 1, "{table}");
     server.wait_log(&["least-conn", &rung]);
-    // A worker has no table of the program, and no socket of others.
+    // A worker inherits no BPF map and no socket of other workers.
     for pid in server.worker_pids() {
         let descriptors = process::descriptors(pid);
         let tables = descriptors.iter().filter(|(_, target)| target.contains("bpf"));
@@ -234,7 +234,7 @@ fn without_cap_bpf_least_conn_uses_cbpf_weights() {
     load.wait_answered(24);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");
-    // All have a chance.
+    // Every worker is picked.
     let workers = server.worker_pids();
     wait::until("an answer of each", || {
         let held: Vec<KeptConnection> = open_one_by_one(&server, 40);

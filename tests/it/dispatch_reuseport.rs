@@ -1,5 +1,4 @@
-//! `--dispatch reuseport`: each slot has a socket of its own, and what waits there is served whatever becomes of its
-//! worker.
+//! `--dispatch reuseport`: one socket per slot, whose queue is served whatever happens to the worker of the slot.
 
 use std::collections::BTreeSet;
 
@@ -16,13 +15,13 @@ fn start_reuseport(workers: usize) -> Server {
     Server::builder().workers(workers).dispatch("reuseport").start()
 }
 
-/// New connections, each of which must be answered; the pids of who did.
+/// Opens new connections, and returns the pids of the workers that answer.
 #[track_caller]
 fn answering_pids(server: &Server, connections: usize) -> BTreeSet<u32> {
     (0..connections).map(|_| server.get("/").pid()).collect()
 }
 
-/// How many sockets listen on the port.
+/// Counts the sockets that listen on the port.
 fn listening_socket_count(server: &Server) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     let wanted = format!(":{:04X}", server.port());
@@ -33,7 +32,7 @@ fn listening_socket_count(server: &Server) -> usize {
     table.lines().filter(listens).count()
 }
 
-/// One request on a connection of its own, which must be answered within a few seconds.
+/// Sends a request on a new connection, and reads the response within 10 s.
 #[track_caller]
 fn get_soon(server: &Server) -> Response {
     let mut client = server.connect();
@@ -48,7 +47,7 @@ fn reuseport_has_one_socket_per_slot_and_reaches_every_worker() {
     assert_eq!(listening_socket_count(&server), 4);
     let workers: BTreeSet<u32> = server.worker_pids().into_iter().collect();
     wait::until("an answer of each", || answering_pids(&server, 16) == workers);
-    // A worker is born with its own, and no other.
+    // A worker inherits only its own socket.
     for pid in workers {
         let holds = |(_, target): &(i32, String)| target.starts_with("socket:");
         let sockets = process::descriptors(pid).iter().filter(|fd| holds(fd)).count();
@@ -77,11 +76,11 @@ fn connections_of_a_slot_that_cannot_boot_are_served_by_others() {
     let workers = server.worker_pids();
     process::send_signal(workers[0], Signal::SIGKILL);
     server.wait_log_count(&["worker=", "they are broken"], 3);
-    // A third of these are sent to the slot that nobody can be forked for: without an adopter they would not be answered.
+    // A third of the connections go to the socket of the slot without a worker, which another worker serves.
     for _ in 0..60 {
         assert_eq!(get_soon(&server).status, 200);
     }
-    // And if the adopter goes too, the last one serves all.
+    // If that worker dies, too, the last one serves all sockets.
     process::send_signal(workers[1], Signal::SIGKILL);
     wait::until("its end", || process::has_ended(workers[1]));
     for _ in 0..60 {
@@ -97,7 +96,7 @@ fn connections_of_a_stopped_worker_are_served_by_others() {
     let server = start_reuseport(3);
     let stopped = server.worker_pids()[1];
     fault_load::assert_stopped_worker_is_bypassed(&server, stopped);
-    // From now on at once.
+    // From now on, without any delay.
     assert!(!answering_pids(&server, 30).contains(&stopped));
     process::send_signal(stopped, Signal::SIGCONT);
     wait::until("its own again", || answering_pids(&server, 8).contains(&stopped));
@@ -112,7 +111,7 @@ fn scaling_under_reuseport_loses_nothing() {
         load.wait_answered(24);
         server.run_verb(&["scale", "1"]);
         server.wait_new_workers(1, &[]);
-        // The sockets stay, and all are served by the one that is left.
+        // The sockets stay open, and the last worker serves all of them.
         assert_eq!(listening_socket_count(&server), 4);
         load.wait_answered(24);
         server.run_verb(&["scale", "4"]);
@@ -195,7 +194,7 @@ fn reloads_between_shared_and_reuseport_lose_nothing() {
         std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
         server.run_verb(&["reload"]);
         open = open.max(if dispatch == "shared" { 1 } else { 3 });
-        // What listens once goes on listening.
+        // A socket that was opened stays open.
         assert_eq!(listening_socket_count(&server), open);
         assert_eq!(server.status()["primary"]["dispatch"], dispatch);
         load.wait_answered(64);
@@ -211,7 +210,7 @@ fn removing_an_address_closes_all_its_sockets() {
     let server = Server::builder().config(3, &text(", '127.0.0.2:0'")).start();
     let gone = server.addresses()[1].clone();
     assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);
-    // Two of its three sockets are served by an adopter of the address that stays.
+    // The last worker serves the sockets of all three slots.
     server.run_verb(&["scale", "1"]);
     server.wait_new_workers(1, &[]);
     assert_eq!(Client::connect(&gone).and_then(|mut c| c.get("/")).expect("answer").status, 200);

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use nix::sys::signal::Signal;
 
-use crate::resource_limits::NO_DESCRIPTOR;
+use crate::resource_limits::EMFILE_TEXT;
 use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Server, env_count, process, wait};
@@ -19,7 +19,7 @@ pub fn round_robin_builder(workers: usize) -> ProcessBuilder {
     Server::builder().workers(workers).args(ROUND_ROBIN)
 }
 
-/// How many of these connections each process serves.
+/// Counts the connections that each process serves.
 #[track_caller]
 fn connections_per_worker(clients: &mut [Client]) -> BTreeMap<u32, usize> {
     let mut shares = BTreeMap::new();
@@ -32,7 +32,7 @@ fn connections_per_worker(clients: &mut [Client]) -> BTreeMap<u32, usize> {
 #[test]
 fn round_robin_order_is_strict() {
     let server = round_robin_builder(3).start();
-    // A worker that the machine keeps from running for a while may lose a turn, but not each time.
+    // A worker that is not scheduled for a while may miss its turn, but not every time.
     wait::until("thirty turns in order", || {
         let pids: Vec<u32> = (0..30).map(|_| server.get("/").pid()).collect();
         let mut order = pids[..3].to_vec();
@@ -46,7 +46,7 @@ fn round_robin_order_is_strict() {
 fn round_robin_spreads_kept_connections_exactly() {
     for burst in [false, true] {
         let server = round_robin_builder(4).start();
-        // Unless the machine keeps a worker from running for a while, the first time.
+        // Retried, as a worker that is not scheduled for a while may miss its turn.
         wait::until("16 for each", || {
             let mut clients = Vec::new();
             for _ in 0..64 {
@@ -68,7 +68,7 @@ fn connections_queued_for_a_frozen_worker_are_served_by_others() {
     let server = round_robin_builder(4).start();
     let frozen = server.worker_pids()[1];
     process::send_signal(frozen, Signal::SIGSTOP);
-    // At once, so that some are put into its queue before anybody can know.
+    // In a burst, so that some are queued for the frozen worker before the primary notices.
     let mut clients: Vec<Client> = (0..40).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -88,7 +88,7 @@ fn connections_queued_for_a_frozen_worker_are_served_by_others() {
 fn connections_queued_for_a_killed_worker_are_served_by_others() {
     let server = round_robin_builder(2).start().allow_errors(&["SIGKILL"]);
     let workers = server.worker_pids();
-    // Neither takes anything, so the queues fill up.
+    // Stopped workers accept nothing, so their queues fill up.
     workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut clients: Vec<Client> = (0..30).map(|_| server.connect()).collect();
     for client in &mut clients {
@@ -107,7 +107,7 @@ fn round_robin_skips_full_workers_and_queues_the_rest() {
     let server = round_robin_builder(2).args(["--worker-connections", "2"]).start();
     let mut clients: Vec<Client> = (0..3).map(|_| server.connect()).collect();
     assert_eq!(connections_per_worker(&mut clients).len(), 2);
-    // Its turn would be with the one that has two.
+    // The next worker in turn already has two.
     let mut fourth = server.connect();
     fourth.get("/").expect("answer");
     clients.push(fourth);
@@ -153,7 +153,7 @@ fn round_robin_refuses_no_connection_while_workers_are_killed() {
     load.wait_answered(40);
     let tally = load.stop();
     assert_eq!(tally.refused, 0, "{tally:?}");
-    // Only what a worker had begun dies with it.
+    // A worker loses only the requests it had begun.
     assert!(tally.failures() <= 2 * kills as u64, "{tally:?}");
     wait::until("four workers again", || server.worker_pids().len() == 4);
     server.stop();
@@ -192,10 +192,10 @@ fn the_primary_answers_control_requests_during_a_connection_flood() {
 
 #[test]
 fn a_primary_without_descriptors_backs_off_and_recovers() {
-    // Enough to start with, and then a control client each takes one away.
+    // Enough descriptors for the start; then each control client uses one up.
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
     let server =
-        round_robin_builder(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR, "control"]);
+        round_robin_builder(1).script(limited).start().allow_errors(&[EMFILE_TEXT, "control"]);
     let mut clients = Vec::new();
     wait::until("no descriptor left", || {
         let missing = 40 - process::descriptors(server.pid()).len();
@@ -227,7 +227,7 @@ fn reload_scale_and_retire_under_round_robin_lose_nothing() {
         server.wait_generation(generation);
     }
     load.wait_answered(50);
-    // One that is leaving already has nothing to retire from. The reload went back to the two of the configuration.
+    // Wait for the two workers of the configuration: SIGTERM to a draining worker would change nothing.
     wait::until("the old ones are gone", || server.worker_pids().len() == 2);
     let retiring = server.worker_pids()[0];
     process::send_signal(retiring, Signal::SIGTERM);

@@ -1,7 +1,7 @@
-//! `--dispatch shared`, the default: who gets a connection, who is woken for it, and who must not matter.
+//! `--dispatch shared`, the default: balance, wake-ups and delays on one shared socket.
 //!
-//! Balance and delays depend on who is given a processor, and other tests run beside these. So each of them may try
-//! several times; without what is tested here no try comes near.
+//! Balance and delays depend on the scheduler, and other tests run at the same time. So these tests are retried; without
+//! the mechanism under test, no attempt comes close.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +37,7 @@ fn shared_dispatch_rebalances_with_new_connections() {
 fn a_replacement_worker_gets_most_of_the_next_connections() {
     let server = Server::start(3).allow_errors(&["SIGKILL"]);
     let mut deaths = 0;
-    // A new replacement for each try: how many of the first twelve it gets.
+    // Each attempt kills another worker.
     retry(|| {
         let mut held: Vec<KeptConnection> = (0..30).map(|_| keep_connection(&server)).collect();
         let (dead, born) = (held[0].1, server.worker_pids());
@@ -47,7 +47,7 @@ fn a_replacement_worker_gets_most_of_the_next_connections() {
         held.retain(|(_, pid)| *pid != dead);
         let workers = server.worker_pids();
         let fresh = workers.iter().find(|pid| !born.contains(pid)).expect("the replacement");
-        // Nobody counts what the dead one had.
+        // The connections of the killed worker are gone.
         let first: Vec<KeptConnection> = (0..12).map(|_| keep_connection(&server)).collect();
         let shares = connections_per_worker(&first, &workers);
         if shares[fresh] >= 7 { Ok(()) } else { Err(format!("{shares:?} of twelve")) }
@@ -55,7 +55,7 @@ fn a_replacement_worker_gets_most_of_the_next_connections() {
     server.stop();
 }
 
-/// How often these processes went to sleep by themselves.
+/// Sums the voluntary context switches of these processes.
 fn voluntary_context_switches(pids: &[u32]) -> u64 {
     let of_one = |pid: &u32| -> u64 {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
@@ -82,13 +82,13 @@ fn a_new_connection_wakes_few_workers() {
         let beats = idle * begun.elapsed().as_secs_f64();
         let each = ((voluntary_context_switches(&workers) - before) as f64 - beats)
             / f64::from(CONNECTIONS);
-        // Were all woken, this would be 16.
+        // Waking all workers would be 16.
         if each <= 3.0 { Ok(()) } else { Err(format!("{each} wake-ups for a connection")) }
     });
     server.stop();
 }
 
-/// Milliseconds that each of `count` requests took, on a connection of its own; sorted.
+/// Sends `count` requests on new connections, and returns their durations in milliseconds, sorted.
 fn request_delays_ms(server: &Server, count: usize) -> Vec<u128> {
     let delay = || {
         let begun = Instant::now();
@@ -104,7 +104,7 @@ fn request_delays_ms(server: &Server, count: usize) -> Vec<u128> {
 fn a_stopped_idle_worker_delays_no_connection() {
     let server = Server::start(4);
     let workers = server.worker_pids();
-    // The others have far more connections than the one that is stopped.
+    // The other workers have far more connections than the stopped one.
     let mut held = open_one_by_one(&server, BALANCE_CONNECTIONS);
     let stopped = held[0].1;
     held.retain(|(_, pid)| *pid != stopped);
@@ -112,7 +112,7 @@ fn a_stopped_idle_worker_delays_no_connection() {
         process::send_signal(stopped, Signal::SIGSTOP);
         let delays = request_delays_ms(&server, 200);
         process::send_signal(stopped, Signal::SIGCONT);
-        // A beat is 100 ms. Only a stop between two instructions of an accept can cost that much, and once.
+        // A heartbeat is 100 ms. Only a worker stopped in the middle of an accept delays a connection by that much, and once.
         let late = delays.iter().filter(|delay| **delay >= 90).count();
         if late <= 1 { Ok(()) } else { Err(format!("{late} waited: {:?}", &delays[190..])) }
     });
@@ -158,7 +158,7 @@ fn silent_connections_barely_delay_other_requests() {
                 let mut silent = Vec::new();
                 let begun = Instant::now();
                 while !over.load(Ordering::Relaxed) {
-                    // 500 each second.
+                    // 500 connections per second.
                     while (silent.len() as u128) < begun.elapsed().as_millis() / 2 {
                         silent.push(server.connect());
                     }
@@ -169,7 +169,7 @@ fn silent_connections_barely_delay_other_requests() {
             over.store(true, Ordering::Relaxed);
             during
         });
-        // The clock of this test knows whole milliseconds.
+        // Durations are whole milliseconds.
         if during <= 2 * (before + 1) { Ok(()) } else { Err(format!("{before} to {during} ms")) }
     });
     server.stop();

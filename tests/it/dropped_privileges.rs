@@ -1,5 +1,4 @@
-//! Workers that give up their privileges: all of them, whoever forked them, and for good. Where the tests do not run as
-//! root there is nothing to give up, and they only look at what is refused.
+//! `--user` and `--group`: workers that drop all privileges. Without root, only the errors are tested.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +6,14 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Server, log, process, wait};
 
-/// `nobody` of most systems; here only a number, as its entry may be missing.
+/// The uid of `nobody` on most systems, as a number, as the user may have no entry.
 const UID: u32 = 65_534;
 
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// `/proc/PID/status`, by field.
+/// Reads the fields of `/proc/PID/status`.
 fn process_status(pid: u32) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
     let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -43,7 +42,7 @@ fn assert_all_workers_unprivileged(server: &Server, count: usize) {
     let pids = server.worker_pids();
     assert_eq!(pids.len(), count);
     pids.into_iter().for_each(assert_unprivileged);
-    // The primary has not: it has workers to fork.
+    // The primary keeps its privileges, to fork workers.
     assert_eq!(process_status(server.pid())["Uid"], "0 0 0 0");
 }
 
@@ -76,7 +75,7 @@ fn every_worker_drops_all_privileges() {
     assert_all_workers_unprivileged(&server, 2);
     assert_eq!(server.get("/").status, 200);
     let text = server.allow_errors(&["SIGKILL"]).stop();
-    // What a worker looks up of itself still works: it would warn.
+    // A worker that cannot read its own `/proc` entries would warn.
     assert_eq!(log::lines_with(&text, &["WARN"]).count(), 0, "{text}");
 }
 
@@ -85,7 +84,7 @@ fn a_frozen_unprivileged_worker_ends_with_its_primary() {
     if !is_root() {
         return;
     }
-    // Its way is PDEATHSIG, which the kernel forgets when a process changes its user.
+    // The kernel clears PR_SET_PDEATHSIG when a process changes its user, so it has to be set again.
     let mut server = unprivileged_builder().args(["--graceful-timeout", "1s"]).start();
     let pids = server.worker_pids();
     let mut client = server.connect();

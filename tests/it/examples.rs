@@ -1,4 +1,4 @@
-//! What the examples promise in their first lines.
+//! The programs in `examples/`: they do what their first lines promise.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -99,7 +99,7 @@ fn chat_reaches_the_listeners_of_all_workers() {
             assert_eq!(lines.join("\n"), said);
         }
     }
-    // Streams end when their workers do.
+    // The streams end with their workers.
     server.signal(Signal::SIGTERM);
     for client in listeners.values_mut() {
         assert!(client.read_to_end().expect("the end").ends_with(b"0\r\n\r\n"));
@@ -108,13 +108,13 @@ fn chat_reaches_the_listeners_of_all_workers() {
     server.wait_clean_exit(0);
 }
 
-/// What comes up to and with the next empty line of a stream, in chunks as it is.
+/// Reads one server-sent event of a chunked response, with its empty line.
 fn read_event(client: &mut Client) -> String {
     let mut text = String::new();
     while !text.ends_with("\n\n") {
         text.push(client.read_exactly(1).expect("an event")[0].into());
     }
-    // The chunk ends with the event.
+    // A chunk is one event.
     assert_eq!(client.read_exactly(2).expect("the end of a chunk"), b"\r\n");
     text
 }
@@ -124,7 +124,7 @@ fn rate_limit_counts_over_all_workers() {
     let server = ProcessBuilder::example("rate_limit").start();
     for path in ["/", "/alice"] {
         let begun = Instant::now();
-        // A connection each: they reach different workers.
+        // A connection for each, so that they reach different workers.
         let welcome = (0..20).filter(|_| server.get(path).status == 200).count();
         let most = 5 + begun.elapsed().as_secs() as usize + 1;
         assert!((5..=most).contains(&welcome), "{welcome} of {most}");

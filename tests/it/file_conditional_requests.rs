@@ -1,5 +1,6 @@
-//! `--root DIR`: conditional requests and ranges (RFC 9110, sections 13 and 14). The tables of what each field alone means
-//! stand beside the code; here is what a client sees. `scripts/e2e/nginx-files` holds the same against nginx.
+//! `--root DIR`: conditional requests and ranges (RFC 9110, sections 13 and 14), as a client sees them.
+//!
+//! Unit tests have the tables of single fields; `scripts/e2e/nginx-files` compares with nginx.
 
 use std::fs::{self, File, FileTimes};
 use std::time::{Duration, SystemTime};
@@ -8,12 +9,12 @@ use crate::support::http::Response;
 use crate::support::{Client, Server};
 
 const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
-const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
-const AFTER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
-/// Larger than what is held in memory.
-const LARGE: usize = 1 << 20;
+const BEFORE_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+const AFTER_MODIFIED: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
+/// A size that is sent in several reads.
+const LARGE_SIZE: usize = 1 << 20;
 
-/// `/small` with ten digits, and `/large` with a byte of each position's remainder by 251, modified at [`MODIFIED`].
+/// Starts a server of `/small` (ten digits), `/large` (bytes counting to 250) and `/empty`, modified at [`MODIFIED`].
 fn start_file_server() -> Server {
     let builder = Server::builder();
     let root = builder.dir().join("public");
@@ -30,7 +31,7 @@ fn start_file_server() -> Server {
 }
 
 fn large_content() -> Vec<u8> {
-    (0..LARGE).map(|at| (at % 251) as u8).collect()
+    (0..LARGE_SIZE).map(|at| (at % 251) as u8).collect()
 }
 
 fn request(client: &mut Client, method: &str, path: &str, fields: &str) -> Response {
@@ -50,16 +51,16 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
         ("If-None-Match: *\r\n".to_string(), 304),
         ("If-None-Match: \"x\"\r\n".to_string(), 200),
         (format!("If-Modified-Since: {MODIFIED}\r\n"), 304),
-        (format!("If-Modified-Since: {AFTER}\r\n"), 304),
-        (format!("If-Modified-Since: {BEFORE}\r\n"), 200),
-        (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {AFTER}\r\n"), 200),
+        (format!("If-Modified-Since: {AFTER_MODIFIED}\r\n"), 304),
+        (format!("If-Modified-Since: {BEFORE_MODIFIED}\r\n"), 200),
+        (format!("If-None-Match: \"x\"\r\nIf-Modified-Since: {AFTER_MODIFIED}\r\n"), 200),
         (format!("If-Match: {etag}\r\n"), 200),
         (format!("If-Match: W/{etag}\r\n"), 412),
         ("If-Match: \"x\"\r\n".to_string(), 412),
         ("If-Match: *\r\n".to_string(), 200),
-        (format!("If-Unmodified-Since: {BEFORE}\r\n"), 412),
+        (format!("If-Unmodified-Since: {BEFORE_MODIFIED}\r\n"), 412),
         (format!("If-Unmodified-Since: {MODIFIED}\r\n"), 200),
-        (format!("If-Match: {etag}\r\nIf-Unmodified-Since: {BEFORE}\r\n"), 200),
+        (format!("If-Match: {etag}\r\nIf-Unmodified-Since: {BEFORE_MODIFIED}\r\n"), 200),
         (format!("If-Match: \"x\"\r\nIf-None-Match: {etag}\r\n"), 412),
         (format!("If-None-Match: {etag}\r\nRange: bytes=0-1\r\n"), 304),
         ("If-Match: \"x\"\r\nRange: bytes=99-\r\n".to_string(), 412),
@@ -72,7 +73,7 @@ fn preconditions_are_evaluated_in_the_order_of_rfc_9110() {
             }
         }
     }
-    // What does not exist has no conditions.
+    // Missing files are 404 whatever the preconditions.
     for fields in ["If-Match: *\r\n", "If-None-Match: *\r\n", "Range: bytes=0-1\r\n"] {
         assert_eq!(request(&mut client, "GET", "/nothing", fields).status, 404, "{fields}");
     }
@@ -163,13 +164,13 @@ fn if_range_decides_whether_the_range_applies() {
         (MODIFIED.to_string(), 206),
         (format!("W/{etag}"), 200),
         ("\"x\"".to_string(), 200),
-        (BEFORE.to_string(), 200),
-        (AFTER.to_string(), 200),
+        (BEFORE_MODIFIED.to_string(), 200),
+        (AFTER_MODIFIED.to_string(), 200),
         ("nonsense".to_string(), 200),
     ] {
         let fields = format!("If-Range: {validator}\r\nRange: bytes=0-1\r\n");
         assert_eq!(request(&mut client, "GET", "/small", &fields).status, status, "{validator}");
-        // Of a range that does not count nothing can be unsatisfiable.
+        // A range that does not apply cannot be unsatisfiable.
         let fields = format!("If-Range: {validator}\r\nRange: bytes=99-\r\n");
         let beyond = if status == 206 { 416 } else { 200 };
         assert_eq!(request(&mut client, "GET", "/small", &fields).status, beyond, "{validator}");

@@ -11,7 +11,7 @@ use crate::support::http::Response;
 use crate::support::server::ProcessBuilder;
 use crate::support::{Client, Server, wait};
 
-/// A server to be started, and its root with an `index.html` and a `file.txt`.
+/// Creates a root with `index.html` and `file.txt`, and returns a builder for its server.
 fn site_with_files() -> (ProcessBuilder, PathBuf) {
     let builder = Server::builder();
     let root = builder.dir().join("public");
@@ -27,7 +27,7 @@ fn request(server: &Server, method: &str, path: &str, fields: &str) -> Response 
     if method == "HEAD" { client.read_head() } else { client.read() }.expect("answer")
 }
 
-/// Asserts on the status of each path.
+/// Asserts the status of each path.
 #[track_caller]
 fn assert_statuses(server: &Server, paths: &[(&str, u16)]) {
     for (path, status) in paths {
@@ -43,7 +43,7 @@ fn health_paths_take_precedence_over_files() {
     let server = builder.start();
     assert_eq!(server.get("/healthz").text(), "ok\n");
     assert_eq!(server.get("/readyz").text(), "ready\n");
-    // Other spellings of the same path are no way to the file.
+    // Other spellings of the path do not reach the file, either.
     assert_eq!(server.get("//%68ealthz").text(), "ok\n");
     assert_eq!(request(&server, "HEAD", "/readyz", "").status, 200);
     let asked = ProcessBuilder::verb("health").args([server.address().to_string().as_str()]).run();
@@ -287,7 +287,7 @@ fn a_symlinked_root_is_resolved_again_at_a_reload() {
     let next = server.dir().join("next");
     symlink("releases/8", &next).expect("link");
     fs::rename(&next, &current).expect("rename");
-    // A worker that comes between the exchange and the reload belongs to the old generation.
+    // A replacement between the change and the reload still serves the old root.
     crate::support::process::send_signal(
         server.worker_pids()[0],
         nix::sys::signal::Signal::SIGKILL,
@@ -309,7 +309,7 @@ fn changed_files_are_noticed() {
         wait::until(text, || server.get("/file.txt").text() == text);
     };
     assert_eq!(server.get("/file.txt").text(), "0123456789");
-    // Of the same length, and with the same time of modification.
+    // The new content has the same length and the same modification time.
     fs::write(&file, "9876543210").expect("write");
     let same = FileTimes::new().set_modified(modified);
     File::options().write(true).open(&file).and_then(|f| f.set_times(same)).expect("times");
@@ -424,7 +424,7 @@ fn a_truncated_file_is_served_with_its_new_length() {
         let (name, length) = (format!("big{round}"), 300_000 - round);
         let file = File::create(root.join(&name)).expect("create");
         file.set_len(1_000_000).expect("lengthen");
-        // Whatever is known of it by now is no longer true after this.
+        // Cached metadata is stale after the next line.
         assert_eq!(server.get(&format!("/{name}")).body.len(), 1_000_000);
         file.set_len(length).expect("shorten");
         assert_eq!(server.get(&format!("/{name}")).body.len() as u64, length);
@@ -442,7 +442,7 @@ fn running_out_of_descriptors_is_503_until_some_are_free() {
     }
     let server = server.start();
     let mut probe = server.connect();
-    // All are accepted before there is need.
+    // All connections are accepted before descriptors run out.
     let mut clients: Vec<Client> = (0..48).map(|_| server.connect()).collect();
     for client in clients.iter_mut().chain([&mut probe]) {
         assert_eq!(client.get("/healthz").expect("answer").status, 200);
@@ -450,7 +450,7 @@ fn running_out_of_descriptors_is_503_until_some_are_free() {
     for (n, client) in clients.iter_mut().enumerate() {
         client.send(format!("GET /big{n} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
     }
-    // A connection and a file for each are more than there may be.
+    // A connection and a file for each client exceed the limit.
     let begun = clients.iter_mut().map(|client| client.read_exactly(12).expect("the beginning"));
     let begun: Vec<Vec<u8>> = begun.collect();
     let how_many = |line: &[u8]| begun.iter().filter(|begun| begun.as_slice() == line).count();
@@ -485,8 +485,7 @@ fn unprivileged_workers_answer_403_for_unreadable_files() {
     server.stop();
 }
 
-/// A server of a directory with a page, a directory of the same name as a file beside the root, and a secret
-/// outside.
+/// Starts a server of a directory with pages and a subdirectory, beside a file that must not be served.
 fn start_site() -> Server {
     let builder = Server::builder();
     let root = builder.dir().join("public");

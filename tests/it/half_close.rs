@@ -1,10 +1,10 @@
-//! Clients that close their sending side and wait, and those that have gone.
+//! Half-closed connections and clients that have disconnected.
 
 use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Server, wait};
 
 fn active_requests(server: &Server) -> u64 {
-    // The request that asks is one of them.
+    // Without the request to /cluster itself.
     server.cluster()["workers"][0]["active"].as_u64().expect("a number") - 1
 }
 
@@ -18,7 +18,7 @@ fn get_request(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
 }
 
-/// The next response that is not an interim one.
+/// Reads responses until a final one, and returns its status and the length of its body.
 fn read_final_response(client: &mut Client) -> (u16, usize) {
     loop {
         let response = client.read().expect("answer");
@@ -112,7 +112,7 @@ fn an_incomplete_request_before_a_fin_is_not_served() {
     {
         let mut client = connect_and_send(&server, cut_off);
         client.shutdown_write();
-        // A 400 or nothing, but an end.
+        // A 400 or no response, but the connection ends.
         let rest = client.read_to_end().expect("the end");
         assert!(!rest.starts_with(b"HTTP/1.1 200"), "{cut_off:?}");
     }

@@ -19,7 +19,7 @@ fn one_connection_carries_many_requests() {
     server.stop();
 }
 
-/// Three requests in one piece; the answers come in their order.
+/// Sends four pipelined requests, and asserts that their responses arrive in order.
 fn assert_pipelined_answers_in_order(client: &mut Client) {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
     let all = [get("/bytes/3"), get("/sleep/20"), get("/nowhere"), get("/")].concat();
@@ -121,7 +121,7 @@ fn head_has_the_headers_of_get_and_no_body() {
     client.send("HEAD / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     let head = client.read_head().expect("answer");
     assert_eq!((head.status, head.header("content-length").map(str::to_string)), (200, length));
-    // What follows is the next response, not a body.
+    // The next response follows without a body in between.
     assert_eq!(client.get("/healthz").expect("answer").text(), "ok\n");
     drop(client);
     server.stop();
@@ -214,9 +214,9 @@ fn keep_alive_load_has_no_failures() {
     server.stop();
 }
 
-const HEALTH: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
+const HEALTH_REQUEST: &str = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
 
-/// The statuses of all responses up to the end of the connection.
+/// Reads all responses until the connection ends, and returns their statuses.
 fn read_statuses(client: &mut Client) -> Vec<u16> {
     let mut statuses = Vec::new();
     loop {
@@ -238,14 +238,18 @@ fn finished_responses_are_sent_before_a_pipelined_connection_closes() {
         let server = Server::with(1, &[option]);
         let closing = "GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
         let ended: &[(&str, &[u16])] = &[
-            (&[HEALTH, "BAD\r\n\r\n"].concat(), &[200, 400]),
+            (&[HEALTH_REQUEST, "BAD\r\n\r\n"].concat(), &[200, 400]),
             (
-                &[HEALTH, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n", "BAD\r\n\r\n"].concat(),
+                &[HEALTH_REQUEST, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n", "BAD\r\n\r\n"]
+                    .concat(),
                 &[200, 200, 400],
             ),
             (&[closing, "anything at all"].concat(), &[200]),
-            (&[closing, HEALTH].concat(), &[200]),
-            (&[HEALTH, "GET * HTTP/1.1\r\nHost: a\r\n\r\n", HEALTH].concat(), &[200, 400]),
+            (&[closing, HEALTH_REQUEST].concat(), &[200]),
+            (
+                &[HEALTH_REQUEST, "GET * HTTP/1.1\r\nHost: a\r\n\r\n", HEALTH_REQUEST].concat(),
+                &[200, 400],
+            ),
         ];
         for (sent, expected) in ended {
             let mut client = server.connect();
@@ -256,7 +260,7 @@ fn finished_responses_are_sent_before_a_pipelined_connection_closes() {
             ["GET /he", "\r\n", "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhal"]
         {
             let mut client = server.connect();
-            client.send([HEALTH, behind].concat()).expect("send");
+            client.send([HEALTH_REQUEST, behind].concat()).expect("send");
             assert_eq!(
                 client.read().expect("the finished answer").status,
                 200,
@@ -274,7 +278,7 @@ fn a_slow_handler_does_not_delay_earlier_responses() {
         let server = Server::with(1, &[option]);
         let mut client = server.connect();
         let slow = "GET /sleep/2000 HTTP/1.1\r\nHost: a\r\n\r\n";
-        client.send([HEALTH, slow, HEALTH].concat()).expect("send");
+        client.send([HEALTH_REQUEST, slow, HEALTH_REQUEST].concat()).expect("send");
         assert_eq!(client.read().expect("the first answer").text(), "ok\n", "{option}");
         drop(client);
         server.stop();
@@ -284,7 +288,7 @@ fn a_slow_handler_does_not_delay_earlier_responses() {
 #[test]
 fn an_incomplete_pipelined_head_ends_at_the_header_timeout() {
     let server = Server::with(1, &["--header-timeout", "200ms", "--keep-alive-timeout", "1h"]);
-    for before in [HEALTH, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n"] {
+    for before in [HEALTH_REQUEST, "GET /sleep/50 HTTP/1.1\r\nHost: a\r\n\r\n"] {
         let mut client = server.connect();
         client.send([before, "GET / HTTP/1.1\r\nHo"].concat()).expect("send");
         assert_eq!(read_statuses(&mut client), [200]);
@@ -305,7 +309,7 @@ fn an_unread_body_makes_the_response_close_the_connection() {
     ];
     for request in unread {
         let mut client = server.connect();
-        client.send([&request, HEALTH].concat()).expect("send");
+        client.send([&request, HEALTH_REQUEST].concat()).expect("send");
         let response = client.read().expect("the response arrives");
         assert!(response.status >= 400, "{response:?}");
         assert_eq!(response.header("connection"), Some("close"), "{:.80}", request);
@@ -331,7 +335,7 @@ fn a_completely_received_body_keeps_the_connection_open() {
     let chunked =
         post_request("/echo", "Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\nx: y\r\n\r\n");
     assert_eq!(client.send_and_read(chunked).expect("answer").text(), "hello");
-    assert_eq!(client.send_and_read(HEALTH).expect("answer").status, 200);
+    assert_eq!(client.send_and_read(HEALTH_REQUEST).expect("answer").status, 200);
     drop(client);
     server.stop();
 }
@@ -348,7 +352,7 @@ fn a_body_is_never_parsed_as_a_request() {
         &format!("{:x}\r\n{both}\r\n0\r\n\r\n", both.len()),
     );
     assert_eq!(client.send_and_read(chunked).expect("answer").text(), both);
-    // A good one before it is not blamed for what follows.
+    // The valid request before it is answered.
     client
         .send(
             [&post_request("/echo", "Transfer-Encoding: chunked", "2\r\nhi\r\n0\r\n\r\n"), both]
@@ -371,9 +375,9 @@ fn a_malformed_body_is_400_and_ends_the_connection() {
     ] {
         let mut client = server.connect();
         let first = post_request("/echo", "Transfer-Encoding: chunked\r\nExpect: 100-continue", "");
-        // The handler reads the body, or there would be no 100.
+        // The 100 shows that the handler reads the body.
         assert_eq!(client.send_and_read(first).expect("go on").status, 100);
-        client.send([rest, HEALTH].concat()).expect("send");
+        client.send([rest, HEALTH_REQUEST].concat()).expect("send");
         assert_eq!(read_statuses(&mut client), [400], "{rest:?}");
     }
     server.stop();
@@ -385,7 +389,7 @@ fn a_request_sent_byte_by_byte_is_served() {
     let mut client = server.connect();
     let chunked =
         post_request("/echo", "Transfer-Encoding: chunked", "5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n");
-    for byte in [HEALTH, &chunked].concat().as_bytes() {
+    for byte in [HEALTH_REQUEST, &chunked].concat().as_bytes() {
         client.send([*byte]).expect("send");
     }
     assert_eq!(client.read().expect("first").text(), "ok\n");
@@ -400,7 +404,7 @@ fn the_http2_preface_may_arrive_in_pieces() {
     let mut client = server.connect();
     for piece in ["PRI * HT", "TP/2.0\r\n\r\n", "SM\r\n\r\n"] {
         client.send(piece).expect("send");
-        // Another connection is served meanwhile, so the piece was seen by itself.
+        // Another request is served in between, so the server has read this piece alone.
         assert_eq!(server.get("/healthz").status, 200);
     }
     client.send([0, 0, 0, 4, 0, 0, 0, 0, 0]).expect("send");
@@ -414,9 +418,9 @@ fn the_http2_preface_may_arrive_in_pieces() {
 fn pipelined_requests_survive_a_handover() {
     let server = Server::start(1);
     let mut client = server.connect();
-    assert_eq!(client.send_and_read(HEALTH).expect("answer").status, 200);
+    assert_eq!(client.send_and_read(HEALTH_REQUEST).expect("answer").status, 200);
     client.send("GET /sleep/100 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
-    client.send([HEALTH, HEALTH, "GET /heal"].concat()).expect("send");
+    client.send([HEALTH_REQUEST, HEALTH_REQUEST, "GET /heal"].concat()).expect("send");
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
@@ -425,7 +429,7 @@ fn pipelined_requests_survive_a_handover() {
         assert_eq!(client.read().expect(text).text(), text);
     }
     server.wait_new_workers(1, &old);
-    assert_eq!(client.send_and_read(HEALTH).expect("the new worker answers").status, 200);
+    assert_eq!(client.send_and_read(HEALTH_REQUEST).expect("the new worker answers").status, 200);
     drop(client);
     server.stop();
 }
@@ -436,7 +440,7 @@ fn a_refused_connect_ends_the_connection() {
     let connect = "CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n";
     for rest in ["\r\n", "Content-Length: 5\r\n\r\nhello"] {
         let mut client = server.connect();
-        client.send([connect, rest, HEALTH].concat()).expect("send");
+        client.send([connect, rest, HEALTH_REQUEST].concat()).expect("send");
         let response = client.read().expect("the refusal");
         assert_eq!((response.status, response.closes()), (405, true), "{rest:?}");
         assert_eq!(client.read_to_end(), Ok(Vec::new()), "{rest:?}");

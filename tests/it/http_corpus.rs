@@ -1,6 +1,7 @@
-//! Requests at the edges of RFC 9112, as they are and as they must not be. `data/http1.corpus` has them with the verdict
-//! that is required of us, and with those of nginx and Node when they were recorded; `scripts/fuzz/record.py` describes its
-//! form.
+//! A corpus of valid and malformed HTTP/1 messages with the verdicts that RFC 9112 requires.
+//!
+//! `data/http1.corpus` also has the verdicts of nginx and Node when they were recorded; `scripts/fuzz/record.py` describes
+//! its format.
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
@@ -11,11 +12,11 @@ use crate::support::{Address, Server};
 
 const CORPUS: &str = include_str!("data/http1.corpus");
 
-/// Sent behind each message that is not alone: whether it is understood shows where the message ended.
-const BEHIND: &[u8] = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+/// A request that follows each message that is not `alone`; its response shows where the server ended the message.
+const FOLLOWING_REQUEST: &[u8] = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
-/// Longer bodies are named by their length.
-const MAX_SHOWN_BODY: usize = 40;
+/// Longest body that is printed; of longer ones only the length is.
+const MAX_PRINTED_BODY: usize = 40;
 
 #[derive(Default)]
 struct Case {
@@ -23,11 +24,11 @@ struct Case {
     message: Vec<u8>,
     is_alone: bool,
     ends_with_fin: bool,
-    /// Verdicts any of which is right.
+    /// The accepted verdicts.
     required: Vec<&'static str>,
 }
 
-/// How a message is sent.
+/// Whether a message is sent at once or byte by byte.
 #[derive(Clone, Copy, Debug)]
 enum Chunking {
     Whole,
@@ -63,7 +64,7 @@ fn check_corpus(args: &[&str]) {
     server.stop();
 }
 
-/// Whether `found` is the verdict `required`, in which `400|501` is either of the two.
+/// Whether `found` matches the verdict `required`, in which `400|501` accepts either status.
 fn verdict_matches(required: &str, found: &str) -> bool {
     let (required, found): (Vec<_>, Vec<_>) =
         (required.split(' ').collect(), found.split(' ').collect());
@@ -71,20 +72,20 @@ fn verdict_matches(required: &str, found: &str) -> bool {
         && required.iter().zip(found).all(|(wanted, item)| wanted.split('|').any(|w| w == item))
 }
 
-/// The statuses of all responses in their order, with the bodies of `/echo`, and how the connection ended.
+/// Sends a case, and returns the statuses of all responses, the bodies of `/echo`, and how the connection ended.
 fn observe_verdict(address: &Address, case: &Case, pieces: Chunking) -> String {
     let Address::Tcp(address) = address else { panic!("no TCP address") };
     let mut stream = TcpStream::connect(address).expect("connect");
     stream.set_nodelay(true).expect("TCP_NODELAY");
     stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
     stream.set_write_timeout(Some(DEADLINE)).expect("timeout");
-    let behind = if case.is_alone { &[] } else { BEHIND };
+    let behind = if case.is_alone { &[] } else { FOLLOWING_REQUEST };
     let all = [&case.message, behind].concat();
     let size = match pieces {
         Chunking::Whole => all.len(),
         Chunking::Bytes => 1,
     };
-    // The server may have answered and closed before all was sent.
+    // The server may respond and close before everything is sent.
     let sent = all.chunks(size).try_for_each(|piece| stream.write_all(piece));
     if case.ends_with_fin && sent.is_ok() {
         let _ = stream.shutdown(Shutdown::Write);
@@ -101,7 +102,7 @@ fn observe_verdict(address: &Address, case: &Case, pieces: Chunking) -> String {
     items.join(" ")
 }
 
-/// The status of each response, and the body where it is an echo.
+/// Returns the status of each response, with the body if it is an echo.
 fn summarize_responses(mut raw: &[u8]) -> Vec<String> {
     let mut items = Vec::new();
     while !raw.is_empty() {
@@ -124,7 +125,7 @@ fn summarize_responses(mut raw: &[u8]) -> Vec<String> {
             break;
         };
         raw = rest;
-        // Of all responses with status 200, echoes alone have no type.
+        // Only echoes have no Content-Type.
         let is_echo = status == "200" && field("content-type:").is_none() && body != b"0000000";
         items.push(if is_echo {
             format!("{status}:{}", format_body(body))
@@ -136,7 +137,7 @@ fn summarize_responses(mut raw: &[u8]) -> Vec<String> {
 }
 
 fn format_body(body: &[u8]) -> String {
-    if body.len() > MAX_SHOWN_BODY {
+    if body.len() > MAX_PRINTED_BODY {
         return format!("#{}", body.len());
     }
     let escape = |byte: &u8| match byte {

@@ -1,10 +1,9 @@
-//! HTTP as it must not be: malformed on purpose, or slow.
+//! Malformed and slow HTTP/1 clients.
 
 use crate::support::{Failure, Server, env_count};
 
-/// Requests that are answered with this status, after which the connection is closed: where one was
-/// malformed, the next may begin anywhere. Whatever follows must not be answered.
-const REFUSED: &[(&str, u16, &str)] = &[
+/// Malformed requests, with the status after which the server closes the connection and reads nothing further.
+const MALFORMED_REQUESTS: &[(&str, u16, &str)] = &[
     ("no host", 400, "GET / HTTP/1.1\r\n\r\n"),
     ("two hosts", 400, "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"),
     ("a host with a path", 400, "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
@@ -41,7 +40,7 @@ const REFUSED: &[(&str, u16, &str)] = &[
 #[test]
 fn malformed_requests_are_refused_and_end_the_connection() {
     let server = Server::start(1);
-    for (name, status, request) in REFUSED {
+    for (name, status, request) in MALFORMED_REQUESTS {
         let mut client = server.connect();
         let smuggled = "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n";
         let answer = client.send_and_read([request, smuggled].concat());
@@ -165,7 +164,7 @@ fn random_bytes_do_no_harm() {
         let mut client = server.connect();
         client.send(bytes).expect("send");
         client.shutdown_write();
-        // A refusal, or just the end: but an end.
+        // An error response or none, but the connection ends.
         let end = client.read_to_end();
         assert!(!matches!(end, Err(Failure::TimedOut)), "{end:?}");
     }

@@ -1,5 +1,4 @@
-//! `scripts/install` into a directory: what is put there, that it is put again without harm, and removed without a
-//! trace. Whether systemd likes the units is seen to by `scripts/e2e/systemd`.
+//! `scripts/install` into a directory: install, install again, uninstall. `scripts/e2e/systemd` checks the units.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,10 +6,10 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-const UNIT: &str = "usr/local/lib/systemd/system/prefork.service";
+const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
+const SERVICE_UNIT: &str = "usr/local/lib/systemd/system/prefork.service";
 
-/// A root file system with nothing in it but our installation.
+/// An empty root file system for an installation.
 struct Installation(TempDir);
 
 impl Installation {
@@ -19,7 +18,7 @@ impl Installation {
     }
 
     fn run(&self, args: &[&str], prefix: &str) -> Output {
-        Command::new(format!("{ROOT}/scripts/install"))
+        Command::new(format!("{CHECKOUT}/scripts/install"))
             .args(args)
             .env("DESTDIR", self.0.path().join("root"))
             .env("PREFIX", prefix)
@@ -54,7 +53,7 @@ impl Installation {
         fs::read_to_string(self.path(name)).expect(name)
     }
 
-    /// Every file with its content.
+    /// Returns every file with its content, ordered by path.
     fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut files = Vec::new();
         collect_files(&self.path(""), &mut files);
@@ -73,7 +72,7 @@ fn collect_files(directory: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-/// The value of a setting in a unit.
+/// Returns the value of a setting in a systemd unit.
 fn unit_setting<'a>(unit: &'a str, name: &str) -> &'a str {
     let value = unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     value.unwrap_or_else(|| panic!("{name} is not in\n{unit}"))
@@ -85,7 +84,7 @@ fn install_puts_every_file_in_place() {
     place.install();
     for name in [
         "usr/local/bin/prefork",
-        UNIT,
+        SERVICE_UNIT,
         "usr/local/lib/systemd/system/prefork.socket",
         "usr/local/share/prefork/notify-reload.conf",
         "usr/local/share/prefork/least-conn.conf",
@@ -106,7 +105,7 @@ fn install_puts_every_file_in_place() {
 fn the_systemd_unit_names_the_installed_files() {
     let place = Installation::new();
     place.install();
-    let unit = place.text(UNIT);
+    let unit = place.text(SERVICE_UNIT);
     assert!(!unit.contains('@') || !unit.contains("DIR@"), "{unit}");
     let start = "/usr/local/bin/prefork serve --config /etc/prefork.toml";
     assert_eq!(unit_setting(&unit, "ExecStart"), start);
@@ -127,7 +126,7 @@ fn timeout_stop_sec_exceeds_the_graceful_stop() {
         .filter_map(|key| Some(seconds(toml.get(*key)?.as_str().expect("text"))))
         .sum();
     assert!(needed > 30, "{needed} s is less than the defaults");
-    let given = seconds(unit_setting(&place.text(UNIT), "TimeoutStopSec"));
+    let given = seconds(unit_setting(&place.text(SERVICE_UNIT), "TimeoutStopSec"));
     assert!(given > needed, "{given} s for {needed} s");
 }
 

@@ -1,4 +1,4 @@
-//! Isolated workers: whatever a job does to its process, its caller is told at once, and nobody else notices.
+//! Isolated jobs: a crashing, hanging or leaking job fails alone, and its caller learns of it at once.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -20,13 +20,13 @@ fn run_job(server: &Server, job: &str) -> String {
     server.get(&format!("/{job}")).text().to_string()
 }
 
-/// Asks for a job on another thread; what comes of it.
+/// Requests a job on another thread, which returns its result.
 fn start_job(server: &Server, job: &str) -> std::thread::JoinHandle<Option<String>> {
     let (mut client, path) = (server.connect(), format!("/{job}"));
     std::thread::spawn(move || client.get(&path).ok().map(|answer| answer.text().to_string()))
 }
 
-/// The same for several at a time; what comes of them, in any order.
+/// Requests several jobs at the same time, and returns a channel of their results, in any order.
 fn start_jobs(server: &Server, job: &str, count: usize) -> Receiver<Option<String>> {
     let (sender, results) = channel();
     for _ in 0..count {
@@ -41,7 +41,7 @@ fn next_result(results: &Receiver<Option<String>>) -> Option<String> {
     results.recv_timeout(Duration::from_secs(30)).expect("a result")
 }
 
-/// Waits until so many requests are being answered.
+/// Waits until `wanted` requests are in flight.
 #[track_caller]
 fn wait_active_requests(server: &Server, wanted: u64) {
     wait::until(&format!("{wanted} requests"), || {
@@ -51,7 +51,7 @@ fn wait_active_requests(server: &Server, wanted: u64) {
     });
 }
 
-/// The process that does jobs now, when there is one.
+/// Returns the pid of the process that runs jobs.
 #[track_caller]
 fn isolated_worker_pid(server: &Server) -> u32 {
     let said = run_job(server, "hello");
@@ -99,7 +99,7 @@ fn a_panicking_isolated_job_keeps_its_process() {
 fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
     let server = isolated_cluster(1).start().allow_errors(&["SIGSEGV", "37"]);
     let web = run_job(&server, "").len();
-    // Told at its deadline instead, the caller would wait for longer than this test does. In its first second, and more than once: that is no crash loop, and nobody waits.
+    // The deadline of a job is longer than this test. Repeated crashes by jobs are not a crash loop.
     for _ in 0..5 {
         assert_eq!(run_job(&server, "segv/600000"), "Died { signal: Some(11) }");
         assert!(run_job(&server, "hello").starts_with("hello by "));
@@ -107,7 +107,7 @@ fn a_segfaulting_isolated_job_fails_at_once_and_alone() {
     assert_eq!(run_job(&server, "exit/600000"), "Died { signal: None }");
     assert!(web > 0 && run_job(&server, "hello").starts_with("hello by "));
     let text = server.stop();
-    // A crash loop would be complained about.
+    // A crash loop would be warned about.
     assert_eq!(log::lines_with(&text, &["WARN"]).count(), 0, "{text}");
     assert_eq!(log::lines_with(&text, &["kind=danger", "SIGSEGV"]).count(), 5, "{text}");
 }
@@ -180,7 +180,7 @@ fn an_isolated_job_that_times_out_in_the_queue_is_not_started() {
     assert_eq!(run_job(&server, "segv/200"), "TimedOut");
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
-    // That job would have killed it.
+    // The job would have crashed this process.
     assert!(run_job(&server, "hello").starts_with("hello by "));
     server.stop();
 }
@@ -208,7 +208,7 @@ fn queued_isolated_jobs_of_a_killed_worker_are_not_started() {
     let isolated = isolated_worker_pid(&server);
     let first = start_job(&server, "barrier");
     server.wait_log(&["waits for the barrier"]);
-    // When two of six are refused, four wait.
+    // Two of six are refused, so four wait in the queue.
     let waiting = start_jobs(&server, "segv", 6);
     for _ in 0..2 {
         assert_eq!(next_result(&waiting).as_deref(), Some("Full"));
@@ -219,7 +219,7 @@ fn queued_isolated_jobs_of_a_killed_worker_are_not_started() {
         assert_eq!(next_result(&waiting), None, "its caller is dead");
     }
     assert_eq!(first.join().expect("thread"), None);
-    // The primary knows of both.
+    // Wait until the primary has noticed both deaths.
     server.wait_log_count(&["SIGKILL"], 2);
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(isolated_worker_pid(&server), isolated, "what its callers died of, it survives");
@@ -233,7 +233,7 @@ fn a_reload_lets_a_running_isolated_job_finish() {
     let first = start_job(&server, "barrier");
     server.wait_log(&["waits for the barrier"]);
     server.run_verb(&["reload"]);
-    // The new one works beside the old one, which finishes its job.
+    // The new process runs jobs while the old one finishes its job.
     assert_ne!(isolated_worker_pid(&server), worker);
     assert!(server.worker_pids().contains(&worker));
     std::fs::write(server.dir().join("barrier"), "").expect("write");

@@ -1,11 +1,11 @@
-//! What a program of one's own can do with the library, seen from outside.
+//! Programs on the library: preload, handlers that are not `Send`, axum, other protocols, and retiring workers.
 
 use nix::sys::signal::Signal;
 
 use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
-/// `pid by loads place sum`, as the program `preload` says it.
+/// Returns the fields of a response of `preload`: pid, pid of the loader, number of loads, address, sum.
 fn preload_fields(server: &Server) -> Vec<String> {
     server.get("/").text().split(' ').map(str::to_string).collect()
 }
@@ -16,7 +16,7 @@ fn preloaded_data_is_loaded_once_for_all_workers() {
     let before = preload_fields(&server);
     assert_eq!(before[1..3], [server.pid().to_string(), "1".to_string()], "{before:?}");
     assert_eq!(before[4], (7u64 * (4 << 20)).to_string());
-    // A replacement has it too, at the same place: it was not loaded again.
+    // A replacement has the data at the same address, without another load.
     let pid: u32 = before[0].parse().expect("pid");
     process::send_signal(pid, Signal::SIGKILL);
     server.wait_replaced(1);
@@ -26,7 +26,7 @@ fn preloaded_data_is_loaded_once_for_all_workers() {
     server.stop();
 }
 
-/// Kilobytes of memory that a process shares with nobody.
+/// Returns the private memory of a process in kB.
 fn private_memory_kb(pid: u32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps");
     let private = rollup.lines().filter(|line| line.starts_with("Private_"));
@@ -36,7 +36,7 @@ fn private_memory_kb(pid: u32) -> u64 {
 #[test]
 fn preloaded_memory_is_not_copied_when_it_is_read() {
     let server = ProcessBuilder::program("preload").workers(2).start();
-    // Each answer reads all 32 MiB.
+    // Each request reads all 32 MiB.
     let pid: u32 = preload_fields(&server)[0].parse().expect("pid");
     let private = private_memory_kb(pid);
     assert!(private < 16 << 10, "{private} kB of its own");
@@ -88,7 +88,7 @@ fn an_axum_application_is_served() {
     server.stop();
 }
 
-/// Reads up to and with the end of a line.
+/// Reads one line, with its end.
 fn read_line(client: &mut crate::support::Client) -> String {
     let mut text = String::new();
     while !text.ends_with('\n') {
@@ -105,11 +105,11 @@ fn serve_connections_supports_other_protocols() {
         .args(["graceful-timeout-ms=20000"])
         .start();
     let mut client = server.connect();
-    // The server speaks first.
+    // The server sends the first line.
     assert!(read_line(&mut client).starts_with("hello from "));
     client.send("ping\n").expect("send");
     assert_eq!(read_line(&mut client), "ping\n");
-    // A stop lets the connection finish.
+    // During a stop, the connection can finish.
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     client.send("still there?\n").expect("send");
@@ -134,7 +134,7 @@ fn serve_connections_cuts_connections_at_the_graceful_timeout() {
 fn retiring_workers_lose_no_request() {
     let server = ProcessBuilder::program("retiring").workers(2).start();
     let load = crate::support::load::Load::keep_alive(server.address(), 4).start();
-    // Every third request of a worker ends its life.
+    // Each worker retires at its third request.
     server.wait_worker_id(12);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused), (0, 0), "{tally:?}");

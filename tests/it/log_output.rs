@@ -14,10 +14,10 @@ use nix::unistd::mkfifo;
 use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
-/// Bytes of the smallest pipe there is.
+/// Size of the smallest pipe, in bytes.
 const PIPE_SIZE: i32 = 4096;
 
-/// A server whose standard error is a full pipe, which is returned. It serves on a Unix socket.
+/// Starts a server on a Unix socket whose standard error is a full pipe, and returns the reader of the pipe.
 #[track_caller]
 fn start_with_full_pipe(builder: ProcessBuilder, workers: usize) -> (Server, PipeReader) {
     let (reader, mut writer) = std::io::pipe().expect("pipe");
@@ -30,7 +30,7 @@ fn start_with_full_pipe(builder: ProcessBuilder, workers: usize) -> (Server, Pip
     (builder.standard_streams(streams.into_iter()).start(), reader)
 }
 
-/// Reads until `piece` has come.
+/// Reads until `piece` has arrived, and returns everything.
 #[track_caller]
 fn read_until(reader: &mut PipeReader, piece: &str) -> String {
     fcntl(reader.as_fd(), FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("flags");
@@ -67,7 +67,7 @@ fn a_full_log_pipe_does_not_block_supervision_and_dropped_lines_are_counted() {
     assert!(process::zombies(server.pid()).is_empty());
     assert!(dropped_line_count(&server) > 0);
     wait::until("an event about it", || has_warning_event(&server));
-    // Whoever reads again gets whole lines, and the number of those that are missing.
+    // A reader that resumes gets whole lines, and a line with the number of dropped ones.
     let text = read_until(&mut reader, " WARN ");
     let lines = text.lines().filter(|line| !line.is_empty());
     assert!(
@@ -107,7 +107,7 @@ fn a_closed_log_pipe_ends_no_process() {
     assert!(server.wait_exit().success());
 }
 
-/// A server whose log file is `log`, with a control socket.
+/// Starts a server on a Unix socket that logs to the file `log`.
 #[track_caller]
 fn start_with_log_file(builder: ProcessBuilder, log: &Path) -> Server {
     let log = ["--log-file".into(), log.as_os_str().to_os_string()];
@@ -117,7 +117,7 @@ fn start_with_log_file(builder: ProcessBuilder, log: &Path) -> Server {
 
 #[test]
 fn a_log_at_the_file_size_limit_continues_after_rotation() {
-    // 32 MiB, as shared memory counts as a file, too; and a log that has nearly reached it.
+    // A limit of 32 MiB, as shared memory counts as a file, too, and a log just below it.
     let builder = Server::builder()
         .script(r#"ulimit -f 65536; truncate -s 33554000 prefork.log; exec "$0" "$@""#);
     let (log, old) = (builder.dir().join("prefork.log"), builder.dir().join("old.log"));
@@ -151,7 +151,7 @@ fn a_full_disk_ends_no_process_and_is_an_event() {
     assert!(server.wait_exit().success());
 }
 
-/// What every process of the cluster writes goes to the new file after a rotation, and none of it is lost.
+/// After a rotation, all processes of the cluster write to the new file.
 #[test]
 fn sigusr1_reopens_the_log_in_all_processes() {
     let builder = Server::builder().workers(2).args(["--faults", "--log-file", "prefork.log"]);
@@ -166,7 +166,7 @@ fn sigusr1_reopens_the_log_in_all_processes() {
     fs::rename(&new, &old).expect("rename");
     server.signal(Signal::SIGUSR1);
     wait::until("the new file", || fs::metadata(&new).is_ok_and(|file| file.len() > 0));
-    // Both workers have heard of it when what they say is there.
+    // Both workers have reopened the log when their lines are in it.
     wait::until("both workers in the new file", || {
         assert_eq!(server.get("/fault/panic").status, 500);
         let text = fs::read_to_string(&new).unwrap_or_default();
@@ -219,7 +219,7 @@ fn standard_streams_and_symlinks_are_accepted_as_log_file() {
         wait::until("a line about it", || server.log().lines().count() > before);
         server.stop();
     }
-    // Standard output of the script is a file that nobody else names.
+    // The scripts open the file `out`, or link to it.
     for (script, path) in [
         (r#"exec "$0" "$@" >out"#, "/dev/stdout"),
         (r#"exec "$0" "$@" 5>out"#, "/dev/fd/5"),

@@ -7,13 +7,13 @@ use nix::sys::signal::Signal;
 use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Server, log, process, wait};
 
-/// What one of them says to one request.
+/// Sends a GET request, and returns the text of the response.
 #[track_caller]
 fn get_text(server: &Server, path: &str) -> String {
     server.get(path).text().to_string()
 }
 
-/// A kept connection to the worker at each slot.
+/// Opens a kept connection to the worker of each slot.
 fn connections_by_slot(server: &Server, workers: usize) -> BTreeMap<u32, Client> {
     let mut found = BTreeMap::new();
     wait::until("a connection to each worker", || {
@@ -67,7 +67,7 @@ fn workers_send_messages_to_workers_by_slot_and_by_id() {
     let one = format!("1: by-id from worker {}", ids[0]);
     let other = format!("1: by-slot from worker {}", ids[0]);
     wait_notes(&server, &[&one, &other]);
-    // And are asked and answer, also themselves.
+    // Workers send requests to workers, and to themselves.
     for slot in [0, 1] {
         let said = get_on(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
         assert_eq!(said, format!("{slot} {}", ids[slot]));
@@ -84,7 +84,7 @@ fn a_broadcast_reaches_every_worker_once() {
     assert_eq!(get_text(&server, "/shout"), "8");
     let wanted = [0, 1, 2, 3, 4, 5, 6, 7].map(|slot| format!("{slot}: news from the primary"));
     wait_notes(&server, &wanted.each_ref().map(String::as_str));
-    // From a worker: to the other seven.
+    // A broadcast of a worker reaches the other seven.
     assert_eq!(get_text(&server, "/broadcast/direct"), "done");
     wait::until("seven more notes", || {
         get_text(&server, "/notes").matches("hello from worker").count() == 7
@@ -98,7 +98,7 @@ fn a_worker_discards_late_replies() {
     let late = "TimedOut(\"late\")";
     assert_eq!(get_text(&server, "/late"), late);
     assert_eq!(get_text(&server, "/late-count"), "0");
-    // This one makes the primary answer the first one, and is not answered by that.
+    // The second request makes the primary reply to the first one.
     assert_eq!(get_text(&server, "/late"), late);
     assert_eq!(get_text(&server, "/late-count"), "1");
     assert_eq!(get_text(&server, "/echo/5"), "same: true");
@@ -124,7 +124,7 @@ fn connections_are_passed_with_large_messages_in_both_directions() {
             assert_eq!(get_on(client, &format!("/travel/{size}")), back);
         }
     }
-    // One that nobody takes is closed: the other end sees its end.
+    // A connection without a receiver is closed.
     assert_eq!(get_on(at.get_mut(&0).expect("slot 0"), "/untaken"), "Some(0)");
     drop(at);
     server.stop();
@@ -186,7 +186,7 @@ fn a_request_of_the_primary_gets_one_reply() {
         for slot in [0, 1] {
             assert_eq!(get_text(&server, &format!("/{slot}/who/20000")), format!("slot {slot}"));
         }
-        // Each request was answered twice.
+        // Each request got two replies, of which one was late.
         wait::until("the second answers", || get_text(&server, "/") == (2 * asked).to_string());
     }
     let nobody = get_text(&server, "/7/who/20000");
@@ -202,7 +202,7 @@ fn the_primary_discards_late_replies() {
     let late = "TimedOut(\"before\")";
     assert_eq!(get_text(&server, "/0/before/50"), late);
     assert_eq!(get_text(&server, "/"), "0");
-    // This one makes the worker answer the first one, and is not answered by that.
+    // The second request makes the worker reply to the first one.
     assert_eq!(get_text(&server, "/0/before/50"), late);
     assert_eq!(get_text(&server, "/"), "1");
     assert_eq!(get_text(&server, "/0/who/20000"), "slot 0");
@@ -212,11 +212,11 @@ fn the_primary_discards_late_replies() {
 #[test]
 fn a_request_to_a_worker_that_dies_fails_at_once() {
     let server = start_primary_requests(2);
-    // Asked by the other one, which lives to tell.
+    // Retried until the request was sent by the other worker, which survives.
     let told = wait::until_some("somebody who can tell", || {
         let answer = server.try_get("/1/die/3600000").ok()?;
         let text = answer.text().to_string();
-        // The one that asked may have been the one that died.
+        // The sender itself may have been the worker that died.
         (!text.starts_with("not asked: ")).then_some(text)
     });
     assert_eq!(told, "Closed");
@@ -227,10 +227,10 @@ fn a_request_to_a_worker_that_dies_fails_at_once() {
 
 #[test]
 fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
-    // All that is said of deaths is about one worker: see below.
+    // Errors about one worker are expected; the test checks below that there are no others.
     let server = ProcessBuilder::program("mails").workers(3).start().allow_errors(&["worker="]);
     let before = server.worker_pids();
-    // It may be killed before it answers.
+    // The worker may be killed before it responds.
     let _ = server.try_get("/garbage");
     server.wait_replaced(1);
     wait::until("three workers", || server.worker_pids().len() == 3);
@@ -242,7 +242,7 @@ fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
     }
     assert_eq!(server.status()["primary"]["restarts"], 1);
     let (text, pid) = (server.stop(), format!("pid={}", gone[0]));
-    // Why it was killed, and that it was.
+    // One line for the reason, and one for the exit.
     let of_it = log::lines_with(&text, &["ERROR", &pid]).count();
     assert_eq!((of_it, log::lines_with(&text, &["ERROR"]).count()), (2, 2), "{text}");
 }
@@ -280,7 +280,7 @@ fn a_worker_that_floods_messages_does_not_starve_others() {
     for _ in 0..20 {
         assert_eq!(server.get("/echo/100000").text(), "same: true");
     }
-    // READY and everything else of the supervision goes its own way.
+    // READY uses another channel, so a replacement becomes ready.
     process::send_signal(server.worker_pids()[2], Signal::SIGKILL);
     server.wait_replaced(1);
     for _ in 0..8 {

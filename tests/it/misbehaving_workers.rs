@@ -1,5 +1,6 @@
-//! Workers that write garbage into their channels and over their own shared pages: nobody else is affected, and nothing
-//! of it is shown raw. `PREFORK_MISBEHAVING` of each (4), with random bytes from `PREFORK_SEED` on (1).
+//! Workers that write garbage into their channels or shared pages harm only themselves.
+//!
+//! `PREFORK_MISBEHAVING` workers for each test (4), with random seeds from `PREFORK_SEED` on (1).
 
 use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Server, env_count, process, wait};
@@ -7,18 +8,18 @@ use crate::support::{Client, Server, env_count, process, wait};
 fn start_misbehaving() -> Server {
     let args = ["graceful-timeout-ms=2000"];
     let server = ProcessBuilder::program("vandals").workers(3).args(args).start();
-    // Whatever is told of vandals. That nothing is told of others is asserted.
+    // Errors about misbehaving workers are expected; `finish` checks that there are none about the others.
     server.allow_errors(&["worker="])
 }
 
-/// Who answers `/` on this connection, by slot, with an echo of the primary; `None` if nobody does.
+/// Requests an echo by the primary on this connection, and returns the slot of the worker that responds.
 fn request_echo(client: &mut Client) -> Option<String> {
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").ok()?;
     let text = client.read_soon().ok()?.text().to_string();
     text.strip_prefix("same: true, slot ").map(str::to_string)
 }
 
-/// Kept connections to two of the workers, with their slots and pids.
+/// Kept connections to two workers that behave well, with their slots and pids.
 struct OtherWorkers {
     kept: Vec<(Client, String, u32)>,
     echoes: usize,
@@ -39,7 +40,7 @@ impl OtherWorkers {
         OtherWorkers { kept, echoes: 0 }
     }
 
-    /// They are served as ever.
+    /// Asserts that both workers still respond.
     #[track_caller]
     fn check(&mut self) {
         for (client, slot, pid) in &mut self.kept {
@@ -49,7 +50,7 @@ impl OtherWorkers {
         }
     }
 
-    /// A connection to the third worker, and that worker's pid, if it answers now.
+    /// Opens a connection to the third worker, and returns it with the pid, if that worker responds.
     fn third(&self, server: &Server) -> Option<(Client, u32)> {
         let mut client = Client::connect(server.address()).ok()?;
         let slot = request_echo(&mut client)?;
@@ -59,7 +60,7 @@ impl OtherWorkers {
         Some((client, pid_of_slot(server, &slot)?))
     }
 
-    /// The same processes serve, and nothing bad was told of them.
+    /// Asserts that the same processes serve and that no error was logged about them.
     #[track_caller]
     fn finish(mut self, server: Server) {
         self.check();
@@ -85,7 +86,7 @@ fn pid_of_slot(server: &Server, slot: &str) -> Option<u32> {
     worker["pid"].as_u64().map(|pid| pid as u32)
 }
 
-/// Asks for `path` on the connection, whose worker may be killed before it answers.
+/// Sends a request that makes the worker misbehave; the worker may be killed before it responds.
 fn trigger(client: &mut Client, path: &str) {
     let _ = client
         .send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
@@ -97,7 +98,7 @@ fn seeds() -> std::ops::Range<usize> {
     first..first + env_count("PREFORK_MISBEHAVING", 4)
 }
 
-/// Makes one worker after the other a vandal that ends of it.
+/// Makes workers misbehave one after the other, and waits until each has ended.
 fn assert_each_worker_ends(path: &str) {
     let server = start_misbehaving();
     let mut others = OtherWorkers::of(&server);
@@ -119,13 +120,13 @@ fn a_worker_that_writes_invalid_messages_harms_only_itself() {
     assert_each_worker_ends("/garbage");
 }
 
-/// What they spell is known from the seed alone, and may be anything: a wish to retire, for example.
+/// Random bytes may by chance be a valid message, a request to retire for example.
 #[test]
 fn a_worker_that_writes_random_bytes_to_its_channels_harms_only_itself() {
     assert_each_worker_ends("/channels");
 }
 
-/// Of these a worker need not end: nobody has to believe its pages.
+/// The worker need not end, as no process trusts its pages.
 #[test]
 fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
     let server = start_misbehaving();
@@ -138,7 +139,7 @@ fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
         for _ in 0..20 {
             others.check();
         }
-        // It may rage already, or have been replaced.
+        // The worker may misbehave already, or have been replaced.
         if let Some((again, _)) = others.third(&server) {
             client = again;
         }
@@ -146,7 +147,7 @@ fn a_worker_that_overwrites_its_shared_pages_harms_only_itself() {
     others.finish(server);
 }
 
-/// Whether a text has nothing in it that begins a line or steers a terminal.
+/// Whether a text contains no control character and no bidirectional override.
 fn has_no_control_characters(text: &str) -> bool {
     !text.contains(|c: char| c.is_control() || c == '\u{202e}')
 }
@@ -159,7 +160,7 @@ fn control_characters_from_workers_are_escaped_in_log_and_events() {
         let (mut client, _) =
             wait::until_some("a connection to the third worker", || others.third(&server));
         trigger(&mut client, path);
-        // What the library logs, without the binary's logger.
+        // The library escapes the text itself, whatever the logger.
         server.wait_log_count(&["ERROR", "worker=", r"\u{1b}[2J", r"\r\nforged"], lines);
         others.check();
     }

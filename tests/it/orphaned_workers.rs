@@ -1,4 +1,4 @@
-//! The death of the primary: no worker outlives it for long, and nothing stands in the way of the next start.
+//! The death of the primary: workers end soon, and do not block the next start.
 
 use nix::sys::signal::Signal;
 
@@ -45,7 +45,7 @@ fn a_frozen_orphan_is_killed_by_its_alarm() {
     let mut server = Server::with(2, &["--graceful-timeout", "1s"]);
     let pids = server.worker_pids();
     let mut client = server.connect();
-    // Minutes of one core, on the event loop: nothing else happens in that worker.
+    // Blocks the event loop of that worker for minutes.
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
@@ -72,13 +72,13 @@ fn a_stopped_orphan_ends_after_the_graceful_timeout() {
         if stopped_first {
             process::send_signal(pids[0], Signal::SIGSTOP);
         } else {
-            // It is there still when it is stopped: it computes on its loop.
+            // A busy event loop keeps the worker alive until it is stopped.
             client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
             server.wait_in_flight("/fib/50");
         }
         server.kill_primary();
         if !stopped_first {
-            // SIGSTOP would take a SIGCONT back that has not arrived yet.
+            // SIGSTOP would discard a pending SIGCONT.
             for pid in &pids {
                 wait::until("the news of the death", || {
                     !process::has_pending(*pid, Signal::SIGCONT)
@@ -99,7 +99,7 @@ fn orphan_signals_are_ignored_while_the_primary_lives() {
     {
         process::send_signal(pids[0], signal);
     }
-    // Longer than the grace: an answer comes after the worker has slept for three seconds.
+    // Longer than an alarm of the graceful timeout would take.
     assert_eq!(server.get("/sleep/3000").status, 200);
     assert_eq!(server.worker_pids(), pids);
     server.stop();
@@ -152,7 +152,7 @@ fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
     process::send_signal(pids[0], Signal::SIGSTOP);
     wait::until("the stop", || process::stat(pids[0]).is_some_and(|stat| stat.state == 'T'));
     server.kill_primary();
-    // Takes back what the kernel woke the worker with, unless that was faster.
+    // Discards the SIGCONT of the kernel, unless it has already been delivered.
     process::try_send_signal(pids[0], Signal::SIGSTOP);
     let again = Server::builder().workers(1).bind([server.address().to_string()]).start();
     assert_eq!(again.get("/").status, 200);
@@ -164,7 +164,7 @@ fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
 fn workers_of_a_living_primary_are_not_treated_as_orphans() {
     let server = Server::start(2);
     let pids = server.worker_pids();
-    // It cannot be asked whether it lives: it is stopped.
+    // A stopped primary cannot answer, but it is alive.
     process::send_signal(server.pid(), Signal::SIGSTOP);
     let again = Server::builder().bind([server.address().to_string()]).run();
     process::send_signal(server.pid(), Signal::SIGCONT);
@@ -176,7 +176,7 @@ fn workers_of_a_living_primary_are_not_treated_as_orphans() {
 
 #[test]
 fn a_primary_killed_during_startup_leaves_no_worker() {
-    // At many moments, those around the forks among them.
+    // At several moments, some of them around the forks.
     for lines in 1..=4 {
         let mut server = Server::builder().workers(4).spawn();
         wait::until("the start", || server.log().lines().count() >= lines);

@@ -1,4 +1,4 @@
-//! The pid file: written for others, locked while the primary lives, and removed by it.
+//! The pid file: its content, its lock, and its removal.
 
 use std::fs;
 
@@ -26,7 +26,7 @@ fn a_locked_pid_file_refuses_a_second_server() {
     assert!(log::contains_word(&second.stderr, &holder), "{}", second.stderr);
     assert_eq!(fs::read_to_string(&path).expect("pid file"), format!("{}\n", server.pid()));
     assert_eq!(server.get("/").status, 200);
-    // The death of a worker does not touch it, nor does a reload.
+    // A reload keeps the file.
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
     assert!(path.exists());

@@ -1,5 +1,6 @@
-//! As the first process of a pid namespace, as in a container: orphans of others become its children. Needs the right
-//! to make namespaces; where there is none, nothing is tested (`scripts/e2e/pid1` says so, and does more).
+//! The primary as process 1 of a pid namespace, as in a container. Skipped where namespaces cannot be created.
+//!
+//! `scripts/e2e/pid1` tests more of it.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,18 +12,18 @@ use tempfile::TempDir;
 use crate::support::{control, log, process, wait};
 
 /// Starts 100 orphans that wait for a FIFO, then becomes the server.
-const SCRIPT: &str = "for i in $(seq 100); do (cat barrier >/dev/null 2>&1 &); done; \
+const START_SCRIPT: &str = "for i in $(seq 100); do (cat barrier >/dev/null 2>&1 &); done; \
                       exec \"$0\" serve --bind 127.0.0.1:0 --workers 2 --control control";
 
-/// A server that is process 1 of its namespace, under `unshare`, which ends with it.
-struct First {
+/// A server that is process 1 of a pid namespace, under `unshare`.
+struct NamespacedServer {
     outside: Child,
     dir: TempDir,
 }
 
-impl First {
-    /// `None` where namespaces cannot be made.
-    fn start() -> Option<First> {
+impl NamespacedServer {
+    /// Starts the server; `None` where namespaces cannot be created.
+    fn start() -> Option<NamespacedServer> {
         let namespace = ["--pid", "--fork", "--mount-proc", "--kill-child"];
         let mut trial = Command::new("unshare");
         let trial = trial.args(namespace).arg("true").stderr(Stdio::null()).status();
@@ -34,17 +35,17 @@ impl First {
         assert!(made.success());
         let log = File::create(dir.path().join("log")).expect("log");
         let mut command = Command::new("unshare");
-        command.args(namespace).args(["sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_prefork")]);
+        command.args(namespace).args(["sh", "-c", START_SCRIPT, env!("CARGO_BIN_EXE_prefork")]);
         command.current_dir(dir.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let outside = command.spawn().expect("unshare");
-        Some(First { outside, dir })
+        Some(NamespacedServer { outside, dir })
     }
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Waits until two workers serve, the latest of which is number `id`.
+    /// Waits until two workers serve, one of which has this id.
     fn wait_workers(&self, id: u64) {
         wait::until("two workers", || {
             let request = serde_json::json!({ "verb": "status" });
@@ -57,7 +58,7 @@ impl First {
         });
     }
 
-    /// The primary, as it is seen from here.
+    /// Returns the pid of the primary outside the namespace.
     fn pid(&self) -> u32 {
         let child = || process::children(self.outside.id()).first().copied();
         wait::until_some("the first process", child)
@@ -73,9 +74,9 @@ impl First {
     }
 }
 
-impl Drop for First {
+impl Drop for NamespacedServer {
     fn drop(&mut self) {
-        // The kernel ends the namespace with it.
+        // The kernel ends the namespace with its process 1.
         let _ = self.outside.kill();
         let _ = self.outside.wait();
     }
@@ -83,7 +84,7 @@ impl Drop for First {
 
 #[test]
 fn as_pid_1_foreign_orphans_are_reaped() {
-    let Some(mut server) = First::start() else { return };
+    let Some(mut server) = NamespacedServer::start() else { return };
     server.wait_workers(2);
     let primary = server.pid();
     assert_eq!(process::children(primary).len(), 102, "the orphans are its children");
@@ -91,7 +92,7 @@ fn as_pid_1_foreign_orphans_are_reaped() {
     wait::until("the end of all orphans", || {
         (process::children(primary).len(), process::zombies(primary).len()) == (2, 0)
     });
-    // Its own are still told from strangers.
+    // Deaths of workers are still noticed.
     process::send_signal(process::children(primary)[0], Signal::SIGKILL);
     server.wait_workers(3);
     process::send_signal(primary, Signal::SIGTERM);
@@ -104,7 +105,7 @@ fn as_pid_1_foreign_orphans_are_reaped() {
 #[test]
 fn as_pid_1_every_terminating_signal_is_handled() {
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
-        let Some(mut server) = First::start() else { return };
+        let Some(mut server) = NamespacedServer::start() else { return };
         server.wait_workers(2);
         process::send_signal(server.pid(), signal);
         assert_eq!(server.wait_end().code(), Some(0), "{signal}");

@@ -8,23 +8,23 @@ use crate::support::{Server, process, wait};
 
 fn start_events(workers: usize) -> Server {
     let server = ProcessBuilder::program("events").workers(workers).start();
-    // Every death is a line of level ERROR about a worker; each test looks at the deaths itself.
+    // Each death is logged as an ERROR about a worker; the tests check the deaths by their events.
     server.allow_errors(&["worker="])
 }
 
-/// What was told so far, a line for each event.
+/// Returns the lines that the hook has written, one for each event.
 fn read_events(server: &Server) -> Vec<String> {
     let text = std::fs::read_to_string(server.dir().join("events")).expect("events");
     text.lines().map(str::to_string).collect()
 }
 
-/// What was told of one worker, without its number.
+/// Returns the events of one worker, without its id.
 fn events_of_worker(server: &Server, worker: u64) -> Vec<String> {
     let lines = read_events(server).into_iter();
     lines.filter_map(|l| l.strip_prefix(&format!("{worker} ")).map(str::to_string)).collect()
 }
 
-/// Waits until the last thing that is told of the worker begins so.
+/// Waits until the latest event of the worker starts with `last`, and returns all its events.
 #[track_caller]
 fn wait_event(server: &Server, worker: u64, last: &str) -> Vec<String> {
     wait::until_some(&format!("{last:?} of worker {worker}"), || {
@@ -33,7 +33,7 @@ fn wait_event(server: &Server, worker: u64, last: &str) -> Vec<String> {
     })
 }
 
-/// Has the hook do these, by scaling up by one, and waits until it has.
+/// Lets the hook run these commands, which it does at a scale event, and waits for the last one.
 #[track_caller]
 fn run_commands(server: &Server, commands: &[&str]) {
     let file = server.dir().join("commands.new");
@@ -44,25 +44,25 @@ fn run_commands(server: &Server, commands: &[&str]) {
     wait::until(&format!("{last:?} done"), || command_result(server, last).is_some());
 }
 
-/// What came of a command.
+/// Returns the result of a command, once it was run.
 fn command_result(server: &Server, command: &str) -> Option<String> {
     let lines = read_events(server).into_iter();
     lines.rev().find_map(|l| l.strip_prefix(&format!("did {command}: ")).map(str::to_string))
 }
 
-/// The names of what was told of a worker; `exit` without what follows.
+/// Returns the names of events, without their details.
 fn event_names(life: &[String]) -> Vec<&str> {
     life.iter().filter_map(|line| line.split(' ').next()).collect()
 }
 
-/// Waits until a request has reached a worker: its file says so.
+/// Waits until a request has reached its handler, which creates a file.
 #[track_caller]
 fn wait_request_in_handler(server: &Server) {
     let file = server.dir().join("waiting");
     wait::until("a request that waits", || std::fs::remove_file(&file).is_ok());
 }
 
-const WHOLE: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "replaced"];
+const ALL_EVENTS: [&str; 6] = ["fork", "online", "listening", "disconnect", "exit", "replaced"];
 
 #[test]
 fn every_kind_of_exit_is_reported_once_with_its_reason() {
@@ -88,7 +88,7 @@ fn every_kind_of_exit_is_reported_once_with_its_reason() {
         (&fourth, "exit None Some(6) Crashed asked=false"),
         (&fifth, "exit Some(0) None Retired asked=true"),
     ] {
-        assert_eq!((event_names(life), life[4].as_str()), (WHOLE.to_vec(), exit));
+        assert_eq!((event_names(life), life[4].as_str()), (ALL_EVENTS.to_vec(), exit));
     }
     assert_eq!(first[5], "replaced 2");
     server.stop();
@@ -106,17 +106,17 @@ fn a_disconnected_worker_drains_and_is_not_replaced() {
     for worker in [1, 2] {
         let life = wait_event(&server, worker, "exit");
         assert_eq!(life[4], "exit Some(0) None Disconnected asked=true");
-        assert_eq!(event_names(&life), WHOLE[..5]);
+        assert_eq!(event_names(&life), ALL_EVENTS[..5]);
     }
-    // The one that was added to give the command serves alone.
+    // Only the worker that was added to run the commands serves.
     wait_event(&server, 3, "listening");
     assert_eq!(server.worker_pids().len(), 1);
-    // A reload fills the slots again; that is no replacement of those that left for good.
+    // A reload fills the slots again, without `replaced` events of the disconnected workers.
     server.signal(Signal::SIGHUP);
     wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
     wait::until("two new workers", || server.worker_pids().len() == 2);
     for worker in [1, 2] {
-        assert_eq!(event_names(&events_of_worker(&server, worker)), WHOLE[..5]);
+        assert_eq!(event_names(&events_of_worker(&server, worker)), ALL_EVENTS[..5]);
     }
     server.stop();
 }
@@ -141,9 +141,9 @@ fn kill_and_disconnect_can_be_combined() {
     let server = start_events(2);
     run_commands(&server, &["kill 1 9", "disconnect 1"]);
     let life = wait_event(&server, 1, "exit");
-    // Which of both the primary learned first is open; the worker was killed all the same.
+    // Whether the disconnect or the death is noticed first is open.
     assert!(life[4].starts_with("exit None Some(9) Killed"), "{life:?}");
-    // This one has to wait for a connection, so the kill comes in the middle.
+    // A hanging request keeps the worker draining until the kill.
     let mut client = server.connect();
     client.send("GET /hang HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     wait_request_in_handler(&server);
@@ -159,7 +159,7 @@ fn kill_and_disconnect_can_be_combined() {
     run_commands(&server, &[&format!("kill {hangs} 9")]);
     let life = wait_event(&server, hangs, "exit");
     assert_eq!(life[4], "exit None Some(9) Killed asked=true");
-    assert_eq!(event_names(&life), WHOLE[..5]);
+    assert_eq!(event_names(&life), ALL_EVENTS[..5]);
     server.stop();
 }
 
@@ -167,7 +167,7 @@ fn event_count(server: &Server, worker: u64) -> usize {
     events_of_worker(server, worker).len()
 }
 
-/// The ids of workers that serve, as a hook sees them.
+/// Returns the ids of serving workers, by the hook.
 #[track_caller]
 fn serving_ids(server: &Server) -> Vec<u64> {
     run_commands(server, &["workers"]);
@@ -180,7 +180,7 @@ fn serving_ids(server: &Server) -> Vec<u64> {
 fn a_cluster_without_workers_can_stop() {
     let server = start_events(1);
     assert_eq!(server.get("/disconnect").text(), "true");
-    assert_eq!(event_names(&wait_event(&server, 1, "exit")), WHOLE[..5]);
+    assert_eq!(event_names(&wait_event(&server, 1, "exit")), ALL_EVENTS[..5]);
     assert!(server.worker_pids().is_empty());
     server.stop();
 }
@@ -194,7 +194,7 @@ fn simultaneous_deaths_are_each_reported_once() {
         process::send_signal(pid, Signal::SIGKILL);
     }
     for worker in 1..=8 {
-        assert_eq!(event_names(&wait_event(&server, worker, "replaced")), WHOLE);
+        assert_eq!(event_names(&wait_event(&server, worker, "replaced")), ALL_EVENTS);
     }
     let log = server.dir().to_path_buf();
     let events = std::fs::read_to_string(log.join("events")).expect("events");
@@ -248,7 +248,7 @@ fn on_restart_can_leave_a_slot_empty_until_the_next_reload() {
     std::fs::write(server.dir().join("veto"), "").expect("written");
     process::send_signal(server.worker_pid(1), Signal::SIGKILL);
     wait::until("an empty slot", || server.status()["primary"]["vacant"] == serde_json::json!([0]));
-    assert_eq!(event_names(&events_of_worker(&server, 1)), WHOLE[..5]);
+    assert_eq!(event_names(&events_of_worker(&server, 1)), ALL_EVENTS[..5]);
     assert_eq!(server.worker_pids().len(), 1);
     server.signal(Signal::SIGHUP);
     wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
@@ -263,7 +263,7 @@ fn a_panicking_or_slow_hook_is_named_and_kept() {
         std::fs::write(server.dir().join(file), "").expect("written");
     }
     process::send_signal(server.worker_pid(1), Signal::SIGKILL);
-    assert_eq!(event_names(&wait_event(&server, 1, "replaced")), WHOLE);
+    assert_eq!(event_names(&wait_event(&server, 1, "replaced")), ALL_EVENTS);
     server.wait_log(&["ERROR", "on_event", "the hook has had enough"]);
     server.wait_log(&["WARN", "on_event"]);
     server.stop();
@@ -298,7 +298,7 @@ fn simultaneous_disconnects_are_each_reported_once_in_order() {
     let file = server.dir().join("commands.new");
     std::fs::write(&file, commands.join("\n")).expect("written");
     std::fs::rename(&file, server.dir().join("commands")).expect("renamed");
-    // The hook reads them when somebody scales.
+    // The hook reads the commands at a scale event.
     server.signal(nix::sys::signal::Signal::SIGTTIN);
     wait::until("eight exits", || read_file().matches(" exit ").count() == 8);
     wait::until("the ninth serves", || read_file().contains("9 listening "));

@@ -1,10 +1,10 @@
-//! What `ps` shows.
+//! The process titles that `ps` shows.
 
 use nix::sys::signal::Signal;
 
 use crate::support::{Server, process, wait};
 
-/// The titles of all workers, once each has its own.
+/// Waits until the workers have these titles.
 #[track_caller]
 fn wait_titles(server: &Server, wanted: &[&str]) {
     wait::until(&format!("{wanted:?}"), || {

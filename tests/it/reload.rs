@@ -110,7 +110,7 @@ fn many_sighups_are_coalesced_into_a_few_reloads() {
     }
     server.wait_log(&["INFO", "SIGHUP"]);
     barrier.release();
-    // Comes after all that was asked for before.
+    // Runs after all earlier requests.
     server.run_verb(&["reload"]);
     let status = wait::until_some("two workers only", || {
         Some(server.status()).filter(|s| s["workers"].as_array().map(Vec::len) == Some(2))
@@ -123,7 +123,7 @@ fn many_sighups_are_coalesced_into_a_few_reloads() {
     server.stop();
 }
 
-/// Reloads again and again while clients are at work.
+/// Reloads repeatedly under load, and asserts that no request is lost.
 #[track_caller]
 fn assert_reloads_lose_nothing(server: &Server, load: &Load) {
     let load = load.start();
@@ -156,7 +156,7 @@ fn reloads_lose_no_new_connection() {
 
 #[test]
 fn reloads_without_handover_lose_no_request() {
-    // No client is ever idle for as long as this, even on a busy machine.
+    // Longer than any client is idle, even on a busy machine.
     let server = Server::with(2, &["--hand-over=false", "--linger-timeout", "20s"]);
     assert_reloads_lose_nothing(
         &server,
@@ -191,12 +191,12 @@ fn a_waiting_reload_verb_fails_when_the_cluster_stops() {
     server.wait_clean_exit(0);
 }
 
-const GOOD: &str = "bind = ['127.0.0.1:0']\nworkers = 2\n";
+const VALID_CONFIG: &str = "bind = ['127.0.0.1:0']\nworkers = 2\n";
 
-/// A server with this configuration, and the control socket.
+/// Starts a server with a configuration file.
 #[track_caller]
 fn start_with_config() -> Server {
-    Server::builder().config(2, GOOD).start().allow_errors(&["reload"])
+    Server::builder().config(2, VALID_CONFIG).start().allow_errors(&["reload"])
 }
 
 #[track_caller]
@@ -204,7 +204,7 @@ fn write_config(server: &Server, text: &str) {
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
 }
 
-/// Asks for a reload that fails because of `why`, and sees that nothing has changed.
+/// Asserts that a reload fails with a reason that contains `why`, and changes nothing.
 #[track_caller]
 fn assert_reload_fails(server: &Server, why: &str) {
     let pids = server.worker_pids();
@@ -238,7 +238,7 @@ fn reload_keeps_the_old_workers_if_the_new_config_is_broken() {
     }
     std::fs::remove_file(server.dir().join("prefork.toml")).expect("remove");
     assert_reload_fails(&server, "prefork.toml");
-    write_config(&server, GOOD);
+    write_config(&server, VALID_CONFIG);
     let old = server.worker_pids();
     server.run_verb(&["reload"]);
     server.wait_new_workers(2, &old);

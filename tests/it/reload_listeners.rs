@@ -1,5 +1,4 @@
-//! Reloads that change listening sockets, or find them damaged: an address gets wider or narrower, the file of a Unix
-//! socket is gone, a descriptor is named that nobody passed.
+//! Reloads that change or repair listening sockets.
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt;
@@ -139,7 +138,7 @@ fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     let server = Server::builder().config(1, &text("127.0.0.1:0")).start();
     let server = server.allow_errors(&["reload"]);
     let port = server.port();
-    // With SO_REUSEPORT, as another service of this user might have it.
+    // With SO_REUSEPORT, so that the kernel would allow to share the port.
     let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
     let other = other.expect("socket");
     other.set_reuse_port(true).expect("option");
@@ -186,7 +185,7 @@ fn foreign_files_at_the_socket_path_fail_the_reload() {
     let said = server.verb_fails(&["reload"], 1);
     assert!(log::contains_word(&said, &std::process::id().to_string()), "{said}");
     drop(other);
-    // What nobody answers at any more is replaced.
+    // A stale socket is replaced.
     server.run_verb(&["reload"]);
     assert_served(&Address::Unix(path));
     server.stop();
@@ -269,7 +268,7 @@ fn a_host_name_binds_all_its_addresses_on_one_port() {
         addresses.iter().for_each(assert_served);
         server.run_verb(&["reload"]);
     }
-    // A name that nobody knows fails the reload; the primary serves meanwhile.
+    // An unknown host name fails the reload without interrupting service.
     let server = server.allow_errors(&["reload"]);
     write_config(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
     let said = server.verb_fails(&["reload"], 1);
@@ -291,10 +290,10 @@ fn a_reload_refuses_descriptors_that_were_not_passed() {
         assert!(said.contains(&number.to_string()), "{number}: {said}");
         assert_eq!(server.get("/").status, 200);
     }
-    // Nothing of the primary's own was taken: it still respawns, obeys and stops.
+    // The primary's own descriptors are intact: it still reloads, respawns and stops.
     let old = server.worker_pids();
     reload_with_config(&server, text);
-    // The old worker may still drain when the verb returns.
+    // The old worker may still be draining when the verb returns.
     let pids = server.wait_new_workers(1, &old);
     crate::support::process::send_signal(pids[0], nix::sys::signal::Signal::SIGKILL);
     server.wait_new_workers(1, &pids);
@@ -359,7 +358,7 @@ fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
         wait::until("not ready", || kept.get("/readyz").is_ok_and(|answer| answer.status == 503));
         let state = || server.status()["workers"][0]["state"].clone();
         wait::until("a state that is not serving", || state() == "cannot-accept");
-        // It backs off: a loop that spins takes a whole core.
+        // The acceptor backs off instead of spinning.
         let burner = if policy == "shared" { server.worker_pids()[0] } else { server.pid() };
         assert!(crate::support::process::cpu_share(burner) < 0.5);
         assert_eq!(server.count_log(&["ERROR", &port]), 1);

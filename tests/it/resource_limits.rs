@@ -1,11 +1,11 @@
-//! RunningLoad out of things.
+//! Limits on descriptors and connections.
 
 use crate::support::{Client, Server, process, wait};
 
-/// What the system says of a process that has no descriptor left.
-pub const NO_DESCRIPTOR: &str = "Too many open files";
+/// The system's description of EMFILE.
+pub const EMFILE_TEXT: &str = "Too many open files";
 
-/// Connections that have been used once and are kept, and some that nobody can take.
+/// Opens connections and sends a request on each, more than the worker has descriptors for.
 fn open_connections(server: &Server, kept: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..kept).map(|_| server.connect()).collect();
     for client in &mut clients {
@@ -17,17 +17,16 @@ fn open_connections(server: &Server, kept: usize) -> Vec<Client> {
 #[test]
 fn a_worker_without_descriptors_waits_without_spinning() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server =
-        Server::builder().workers(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR]);
+    let server = Server::builder().workers(1).script(limited).start().allow_errors(&[EMFILE_TEXT]);
     let mut clients = open_connections(&server, 60);
-    server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
+    server.wait_log(&["ERROR", EMFILE_TEXT, &server.port().to_string()]);
     let pid = server.worker_pids()[0];
     let share = process::cpu_share(pid);
     assert!(share < 0.5, "it uses {share} of a core while it waits");
-    // Those that it has are served meanwhile.
+    // Accepted connections are served meanwhile.
     assert_eq!(clients[0].read().expect("answer").pid(), pid);
     assert_eq!(clients[0].get("/healthz").expect("answer").status, 200);
-    // As they leave, those that wait take their places.
+    // As they close, waiting connections are accepted.
     for mut client in clients.drain(..).skip(1) {
         assert_eq!(client.read().expect("answer").pid(), pid);
     }
@@ -38,12 +37,11 @@ fn a_worker_without_descriptors_waits_without_spinning() {
 #[test]
 fn running_out_of_descriptors_is_logged_with_a_rate_limit() {
     let limited = r#"ulimit -n 40; exec "$0" "$@""#;
-    let server =
-        Server::builder().workers(1).script(limited).start().allow_errors(&[NO_DESCRIPTOR]);
+    let server = Server::builder().workers(1).script(limited).start().allow_errors(&[EMFILE_TEXT]);
     let clients = open_connections(&server, 60);
-    server.wait_log(&["ERROR", NO_DESCRIPTOR, &server.port().to_string()]);
+    server.wait_log(&["ERROR", EMFILE_TEXT, &server.port().to_string()]);
     wait::wait_for_duration(std::time::Duration::from_secs(1));
-    let lines = server.count_log(&[NO_DESCRIPTOR]);
+    let lines = server.count_log(&[EMFILE_TEXT]);
     assert!(lines <= 3, "{lines} lines in a second, for one thing");
     drop(clients);
     server.stop();
@@ -55,7 +53,7 @@ fn worker_connections_limits_a_worker() {
     let (mut first, mut second) = (server.connect(), server.connect());
     assert_eq!(first.get("/").expect("answer").status, 200);
     assert_eq!(second.get("/").expect("answer").status, 200);
-    // This one waits in the kernel's queue.
+    // This connection waits in the accept queue.
     let mut third = server.connect();
     third.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     for _ in 0..20 {
@@ -70,7 +68,7 @@ fn worker_connections_limits_a_worker() {
 
 #[test]
 fn connections_over_the_limit_of_one_worker_go_to_another() {
-    // Processes are counted here: other models have one.
+    // This test counts processes, so it needs the prefork model.
     let server = Server::builder().model("prefork", 2).args(["--worker-connections", "4"]).start();
     let mut clients: Vec<Client> = (0..8).map(|_| server.connect()).collect();
     let mut pids: Vec<u32> =

@@ -1,11 +1,11 @@
-//! The death of workers: told, and made good, without a client being turned away.
+//! Dead workers: they are logged and replaced, and no connection is refused.
 
 use nix::sys::signal::Signal;
 
 use crate::support::load::Load;
 use crate::support::{Failure, Server, env_count, log, process, wait};
 
-/// Waits for the line about the death of the worker `pid`, which names the `cause`, and returns it.
+/// Waits for the ERROR line about the death of a worker that names the `cause`, and returns it.
 #[track_caller]
 fn wait_death(server: &Server, pid: u32, cause: &str) -> String {
     server.wait_log(&["ERROR", &format!("pid={pid}"), cause])
@@ -86,7 +86,7 @@ fn no_connection_is_refused_when_all_workers_die() {
     load.wait_answered(20);
     let tally = load.stop();
     assert_eq!(tally.refused, 0, "{tally:?}");
-    // Each client had at most one request under way when its worker died.
+    // Each client has at most one request in flight.
     assert!(tally.failures() <= (rounds * clients) as u64, "{tally:?}");
     assert!(
         tally.failed.keys().all(|f| matches!(f, Failure::Reset | Failure::Closed)),
@@ -103,7 +103,7 @@ fn repeated_kills_lose_only_requests_in_flight() {
     let load = Load::keep_alive(server.address(), clients).start();
     for kill in 0..kills {
         load.wait_answered(8);
-        // The oldest of those that are ready: a worker that boots is another test's matter.
+        // Kill only workers that are ready.
         server.wait_replaced(kill);
         let pids = server.worker_pids();
         process::send_signal(pids[kill % pids.len()], Signal::SIGKILL);

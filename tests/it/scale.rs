@@ -1,4 +1,4 @@
-//! More workers, or fewer, while the others serve on.
+//! Changes of the number of workers while others serve.
 
 use nix::sys::signal::Signal;
 

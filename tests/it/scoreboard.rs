@@ -1,4 +1,4 @@
-//! What the processes of a cluster know of each other.
+//! The scoreboard: counters and requests in flight of all workers.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -18,7 +18,7 @@ fn every_request_is_counted_once() {
     }
     server.get("/nowhere");
     let cluster = server.cluster();
-    // With the one that asks.
+    // Including the request to /cluster itself.
     assert_eq!(total_requests(&cluster), 32, "{cluster}");
     assert_eq!(cluster["totals"]["accepted"], 32);
     assert_eq!(cluster["totals"]["responses"], serde_json::json!([0, 30, 0, 1, 0]));
@@ -68,7 +68,7 @@ fn a_request_in_flight_is_shown_with_its_path_and_age() {
     };
     let requests = shown();
     assert_eq!(requests.len(), 1);
-    // Without the query: that is where people put secrets.
+    // The query is left out, as it may contain secrets.
     assert_eq!(requests[0]["request"], "GET /sleep/600000");
     assert_eq!(requests[0]["on_loop"], false);
     let age = requests[0]["age_ms"].as_u64().expect("a number");

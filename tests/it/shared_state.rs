@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::command::ProcessBuilder;
 use crate::support::{Server, env_count, process, wait};
 
-/// What the piece of shared state `name` says.
+/// Returns the snapshot of the shared state with this name.
 #[track_caller]
 pub fn read_shared(server: &Server, name: &str) -> Value {
     let all = wait::until_some("a snapshot", || Some(server.try_get("/").ok()?.json()));
@@ -21,7 +21,7 @@ fn shared_value(server: &Server, name: &str) -> u64 {
     read_shared(server, name)["value"].as_u64().expect("a number")
 }
 
-/// Kills workers that are busy, one after the other, and waits for the replacements.
+/// Kills busy workers one after the other, waits for their replacements, and returns the number of kills.
 fn kill_busy_workers(server: &Server) -> usize {
     let kills = env_count("PREFORK_SHARED_KILLS", 30);
     for kill in 0..kills {
@@ -54,10 +54,10 @@ fn a_shared_counter_survives_kills_and_reloads() {
     let file = std::fs::metadata(server.dir().join("acknowledged")).expect("the file");
     let acknowledged = file.len();
     assert!(before > 0 && counted >= before, "{before}, {counted}");
-    // Killed between the addition and its acknowledgement, a worker has counted one more.
+    // A worker killed between addition and acknowledgement has counted one more.
     assert!((0..=kills).contains(&(counted - acknowledged)), "{counted} of {acknowledged}");
     eprintln!("{kills} kills: {counted} counted, {acknowledged} acknowledged");
-    // Named where operators look.
+    // The status shows the counter.
     let status = server.status();
     let shared = status["shared"].as_array().expect("what is shared");
     let named = shared.iter().find(|one| one["name"] == "count").expect("named");
@@ -82,7 +82,7 @@ fn a_rate_limiter_is_exact_over_all_workers() {
     let admitted = shared_value(&server, "second_admitted") as f64;
     eprintln!("{admitted} admitted; at most {most:.0}");
     assert!(admitted <= most, "{admitted} of {most}");
-    // A machine that lets nobody ask for half a second wastes tokens.
+    // Tokens beyond the burst are lost if no worker is scheduled for 0.5 s.
     assert!(admitted >= 0.8 * least, "{admitted} of {least}");
     assert_eq!(shared_value(&server, "day_admitted"), 5000);
     assert!(shared_value(&server, "day_refused") > 0);
@@ -191,7 +191,7 @@ fn waiting_for_leadership_uses_no_cpu() {
     let server = start_shared("shared-roles", 2);
     let led = wait_leader(&server, "cron");
     let waits = server.worker_pids().into_iter().find(|pid| *pid != led).expect("another worker");
-    // The thread that sleeps in the kernel is there, so it is waiting.
+    // The second thread waits for the lock in the kernel.
     wait::until("the thread that waits", || process::stat(waits).is_some_and(|s| s.threads == 2));
     let share = process::cpu_share(waits);
     assert!(share < 0.1, "{share}");
@@ -200,7 +200,7 @@ fn waiting_for_leadership_uses_no_cpu() {
 
 #[test]
 fn workers_waiting_for_each_others_leadership_do_not_deadlock() {
-    // One of the two is refused to wait in a circle by the kernel; which one, is chance. So each dies twice.
+    // The kernel refuses one of the two lock requests, as they form a cycle; which one is random, so each worker dies twice.
     for round in 0..4 {
         let server = start_shared("shared-circle", 2);
         let pair = || (leader_pid(&server, "one"), leader_pid(&server, "two"));

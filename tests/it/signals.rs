@@ -1,10 +1,10 @@
-//! What each documented signal does to the primary and to a worker.
+//! The effect of each documented signal on primary and workers.
 
 use nix::sys::signal::Signal;
 
 use crate::support::{Server, log, process, wait};
 
-/// Signals that neither ends nor changes a worker.
+/// Signals without effect on a worker.
 const IGNORED_BY_WORKERS: [Signal; 13] = [
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -21,7 +21,7 @@ const IGNORED_BY_WORKERS: [Signal; 13] = [
     Signal::SIGCONT,
 ];
 
-/// Signals that do nothing to the primary.
+/// Signals without effect on the primary.
 const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGWINCH,
@@ -32,7 +32,7 @@ const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
     Signal::SIGCONT,
 ];
 
-/// Waits until no signal waits to be taken by the process: it has been taken, or ignored.
+/// Waits until the process has no pending signal.
 #[track_caller]
 fn wait_signals_handled(pid: u32) {
     wait::until("the signal is taken", || {

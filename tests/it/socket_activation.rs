@@ -1,4 +1,4 @@
-//! Sockets that a service manager made, and those that it keeps.
+//! Sockets passed by a service manager, and the descriptor store.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -25,7 +25,7 @@ fn assert_served(address: &Address) {
     assert_eq!(answer.map(|answer| answer.status), Ok(200), "{address}");
 }
 
-/// Waits until `count` workers have answered, who each have a connection then.
+/// Opens kept connections until `count` workers have answered.
 fn wait_answers_of(address: &Address, count: usize) {
     let mut seen = BTreeSet::new();
     let mut held = Vec::new();
@@ -51,7 +51,7 @@ fn passed_sockets_are_served() {
     for address in &addresses {
         assert_served(address);
     }
-    // Nothing else is bound, the default least of all, and a reload changes nothing.
+    // No other address is bound, and a reload changes nothing.
     let old = server.worker_pids();
     server.signal(Signal::SIGHUP);
     server.wait_new_workers(2, &old);
@@ -86,7 +86,7 @@ fn every_dispatch_policy_serves_passed_sockets() {
         assert_eq!(server.address(), &address, "{policy}");
         let load = Load::new_connections(&address, 4).start();
         load.wait_answered(24);
-        // By the client's address it is always the same one.
+        // Under ip-hash, one client always reaches the same worker.
         if policy != "ip-hash" {
             wait_answers_of(&address, 3);
         }
@@ -156,8 +156,8 @@ fn a_passed_socket_keeps_listening_over_a_restart() {
     second.stop();
 }
 
-/// Kills the primary under load and starts the next one with what the manager kept: nobody is refused, and up to `lost`
-/// requests are lost.
+/// Kills the primary under load, and starts the next one with the stored sockets. No connection may be refused, and at
+/// most `lost` requests lost.
 #[track_caller]
 fn restart_after_primary_kill(
     manager: &ServiceManager,
@@ -188,7 +188,7 @@ fn with_the_fd_store_a_killed_primary_refuses_no_connection() {
         let manager = ServiceManager::new();
         let start = || manager.attach(Server::builder()).env("FDSTORE", "8").dispatch(policy);
         let server = start().start();
-        // What the primary has accepted itself and not dealt yet dies with it.
+        // Connections that the primary has accepted and not passed on are lost with it.
         let lost = if policy == "round-robin" { 4 } else { 0 };
         let sockets = if ["shared", "round-robin"].contains(&policy) { 1 } else { 2 };
         let mut names = manager.stored_names();
@@ -198,7 +198,7 @@ fn with_the_fd_store_a_killed_primary_refuses_no_connection() {
         let second = restart_after_primary_kill(&manager, server, lost, || {
             pass_sockets(start(), manager.stored_descriptors()).start()
         });
-        // A second time, as the first heir has to be as good as its predecessor.
+        // Twice, as the restarted primary must store its sockets, too.
         let third = restart_after_primary_kill(&manager, second, lost, || {
             pass_sockets(start(), manager.stored_descriptors()).start()
         });
@@ -250,7 +250,7 @@ fn unused_sockets_are_removed_from_the_fd_store() {
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
     wait::until("one is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);
-    // An upgrade stores nothing twice, and what it opens.
+    // An upgrade stores the socket that it opens, and no socket twice.
     let three = text("'127.0.0.1:0', '127.0.0.3:0'");
     std::fs::write(server.dir().join("prefork.toml"), three).expect("write");
     server.signal(Signal::SIGUSR2);
@@ -258,7 +258,7 @@ fn unused_sockets_are_removed_from_the_fd_store() {
     wait::until("the new one is kept", || manager.stored_names().len() == 2);
     let kept = manager.stored_descriptors();
     server.stop();
-    // A start that does not name it lets it go, too.
+    // A start without this address removes it from the store, too.
     let builder = manager.attach(Server::builder()).env("FDSTORE", "8");
     let second = pass_sockets(builder, kept).start();
     wait::until("it is let go", || manager.stored_names() == ["prefork-0-127.0.0.1%3A0"]);

@@ -1,4 +1,4 @@
-//! Workers whose event loop does not turn: the stall watchdog, and the service of the other workers.
+//! Workers whose event loop is stalled: warning, kill, and service by the other workers.
 
 use std::process::{Child, Command};
 
@@ -7,18 +7,18 @@ use nix::sys::signal::Signal;
 use crate::support::load::Load;
 use crate::support::{Client, Server, log, process};
 
-const WATCHED: [&str; 5] = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "2s"];
+const STALL_FLAGS: [&str; 5] = ["--faults", "--stall-warn", "600ms", "--stall-timeout", "2s"];
 
-/// A process that does nothing, as fast as it can.
-struct Busy(Child);
+/// A process that uses a core in a busy loop.
+struct BusyLoop(Child);
 
-impl Busy {
-    fn new() -> Busy {
-        Busy(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"))
+impl BusyLoop {
+    fn new() -> BusyLoop {
+        BusyLoop(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh"))
     }
 }
 
-impl Drop for Busy {
+impl Drop for BusyLoop {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -29,7 +29,7 @@ impl Drop for Busy {
 fn a_blocking_handler_is_named_and_its_worker_killed() {
     for (path, query) in [("/fault/hang", ""), ("/fib/50", "?on=loop")] {
         // All that is said of the death is about one worker: see below.
-        let server = Server::with(2, &WATCHED).allow_errors(&["worker="]);
+        let server = Server::with(2, &STALL_FLAGS).allow_errors(&["worker="]);
         let mut client = server.connect();
         let pid = client.get("/").expect("answer").pid();
         let (tag, request) = (format!("pid={pid}"), format!("GET {path}"));
@@ -48,12 +48,12 @@ fn a_blocking_handler_is_named_and_its_worker_killed() {
 
 #[test]
 fn a_stopped_worker_is_killed_at_the_stall_timeout() {
-    let server = Server::with(2, &WATCHED).allow_errors(&["worker="]);
+    let server = Server::with(2, &STALL_FLAGS).allow_errors(&["worker="]);
     let pid = server.worker_pids()[0];
     process::send_signal(pid, Signal::SIGSTOP);
     let tag = format!("pid={pid}");
     server.wait_log(&["WARN", &tag]);
-    // That it is killed, and that it was.
+    // One line for the reason, and one for the exit.
     server.wait_log_count(&["ERROR", &tag], 2);
     server.wait_replaced(1);
     server.wait_new_workers(2, &[pid]);
@@ -70,7 +70,7 @@ fn a_worker_that_recovers_from_a_stall_is_kept() {
     let tag = format!("pid={}", workers[0]);
     server.wait_log(&["WARN", &tag]);
     process::send_signal(workers[0], Signal::SIGCONT);
-    // The first line says that it is ready, this one that it goes on.
+    // The first INFO line was its start, the second one is its recovery.
     server.wait_log_count(&["INFO", &tag], 2);
     assert_eq!(server.worker_pids(), workers);
     server.stop();
@@ -81,10 +81,10 @@ fn a_resumed_primary_kills_no_worker_as_stalled() {
     let server = Server::with(2, &["--stall-timeout", "2s"]);
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
-    // Workers need no primary to serve.
+    // Workers serve without the primary.
     assert_eq!(server.get("/sleep/3000").status, 200);
     server.signal(Signal::SIGCONT);
-    // It looks at them more than once.
+    // The primary checks the heartbeats several times.
     assert_eq!(server.get("/sleep/1500").status, 200);
     assert_eq!(server.worker_pids(), workers);
     server.stop();
@@ -95,7 +95,7 @@ fn cpu_load_does_not_count_as_a_stall() {
     let server = Server::with(2, &["--stall-timeout", "2s"]);
     let workers = server.worker_pids();
     let load = Load::keep_alive(server.address(), 4).start();
-    let busy = [Busy::new(), Busy::new()];
+    let busy = [BusyLoop::new(), BusyLoop::new()];
     assert_eq!(server.get("/sleep/4000").status, 200);
     drop(busy);
     let tally = load.stop();
@@ -108,7 +108,7 @@ fn cpu_load_does_not_count_as_a_stall() {
 fn no_connection_waits_behind_a_blocking_handler() {
     let server = Server::with(2, &["--graceful-timeout", "0s"]);
     let workers = server.worker_pids();
-    // All of this is in the kernel's queue before anybody can take it.
+    // All connections are in the accept queue before a worker runs.
     workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGSTOP));
     let mut blocking = server.connect();
     blocking.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
@@ -117,7 +117,7 @@ fn no_connection_waits_behind_a_blocking_handler() {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
     workers.iter().for_each(|pid| process::send_signal(*pid, Signal::SIGCONT));
-    // A worker that took connections beside the one that blocks it could not answer them for minutes.
+    // A worker that had accepted more than the blocking connection could not answer the others for minutes.
     let stuck = others.iter_mut().map(Client::read_soon).filter(Result::is_err).count();
     assert_eq!(stuck, 0, "of {} connections", others.len());
     server.signal(Signal::SIGQUIT);
@@ -141,7 +141,7 @@ fn workers_serve_while_the_primary_is_stopped() {
     let server = Server::start(2);
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
-    // Workers need no primary to serve.
+    // Workers serve without the primary.
     assert_eq!(server.get("/sleep/1500").status, 200);
     server.signal(Signal::SIGCONT);
     assert_eq!(server.get("/").status, 200);

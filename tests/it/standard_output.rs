@@ -1,24 +1,24 @@
-//! Standard output that is full, or that nobody reads.
+//! Commands whose standard output is full or closed.
 
 use std::fs::OpenOptions;
 use std::process::{Output, Stdio};
 
 use crate::support;
 
-/// `prefork ARGS` with this standard output.
+/// Runs `prefork ARGS` with this standard output.
 fn run_with_stdout(args: &[&str], out: impl Into<Stdio>) -> Output {
     let mut command = support::prefork();
     command.args(args).stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
     command.output().expect("run")
 }
 
-/// Verbs that print much and end by themselves.
-const VERBS: [&[&str]; 5] =
+/// Commands that print and end by themselves.
+const PRINTING_COMMANDS: [&[&str]; 5] =
     [&["--help"], &["--version"], &["help", "serve"], &["check"], &["completions", "bash"]];
 
 #[test]
 fn a_closed_standard_output_is_not_an_error() {
-    for args in VERBS {
+    for args in PRINTING_COMMANDS {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);
         let ended = run_with_stdout(args, writer);
@@ -29,7 +29,7 @@ fn a_closed_standard_output_is_not_an_error() {
 
 #[test]
 fn a_full_standard_output_is_an_error() {
-    for args in VERBS {
+    for args in PRINTING_COMMANDS {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
         let ended = run_with_stdout(args, full);
         let said = String::from_utf8_lossy(&ended.stderr);

@@ -8,12 +8,12 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, env_count, log, process, wait};
 
-/// Sends a request that takes that long, and waits until it is being answered.
+/// Sends a GET request, and waits until it is in flight.
 #[track_caller]
 fn start_request(server: &Server, path: &str) -> Client {
     let mut client = server.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
-    // It is shown without the query.
+    // The scoreboard leaves out the query.
     server.wait_in_flight(path.split('?').next().unwrap_or(path));
     client
 }
@@ -45,13 +45,13 @@ fn a_request_in_flight_is_answered_during_a_stop() {
 
 #[test]
 fn a_kept_connection_gets_connection_close_during_a_stop() {
-    // Long enough for the slowest machine: the request comes after the stop and before the end of this.
+    // Long enough for the next request to arrive before it ends.
     let server = Server::with(2, &["--linger-timeout", "25s"]);
     let mut client = server.connect();
     assert!(!client.get("/").expect("answer").closes());
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
-    // The order reaches the worker a moment later than the log reaches us: until then it answers as ever.
+    // The worker learns of the stop a moment later.
     let answers = std::iter::from_fn(|| Some(client.get("/").expect("an answer")));
     assert!(answers.take(100_000).any(|answer| answer.closes()));
     assert_eq!(client.read_to_end(), Ok(Vec::new()));
@@ -83,7 +83,7 @@ fn readyz_is_503_while_draining() {
 #[test]
 fn a_stop_under_load_loses_no_request() {
     for _ in 0..env_count("PREFORK_STOPS", 3) {
-        // No client is ever idle for as long as this, even on a busy machine.
+        // Longer than any client is idle, even on a busy machine.
         let server = Server::with(2, &["--linger-timeout", "20s"]);
         let load = Load::keep_alive(server.address(), 8)
             .with_posts()
@@ -117,7 +117,7 @@ fn a_second_stop_signal_stops_immediately() {
     let mut client = start_request(&server, "/sleep/600000");
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
-    // Two within 100 ms count as one.
+    // Two signals within 100 ms count as one.
     wait::until_elapsed(Instant::now(), Duration::from_millis(150));
     server.signal(Signal::SIGINT);
     let failure = client.read().expect_err("it was not finished");
@@ -130,13 +130,13 @@ fn a_second_stop_signal_stops_immediately() {
 fn simultaneous_stop_signals_count_once() {
     let server = Server::start(2);
     let mut client = start_request(&server, "/sleep/700");
-    // Both wait for the primary when it goes on.
+    // Both signals are pending when the primary resumes.
     server.signal(Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
     server.signal(Signal::SIGINT);
     server.signal(Signal::SIGCONT);
     assert_eq!(client.read().expect("an answer").status, 200);
-    // Workers that were killed would be complained about.
+    // Killed workers would be warned about.
     let text = server.wait_clean_exit(0);
     assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
@@ -169,7 +169,7 @@ fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
     let _client = start_request(&server, "/fib/50?on=loop");
     server.signal(Signal::SIGTERM);
     let text = server.wait_clean_exit(0);
-    // Why it is killed, and its end.
+    // The reason, and the exit.
     assert_eq!(log::lines_with(&text, &["WARN", "graceful-timeout"]).count(), 1, "{text}");
     assert!(log::lines_with(&text, &["WARN", "worker="]).count() >= 2, "{text}");
 }
@@ -203,18 +203,18 @@ fn unrelated_signals_end_no_process() {
     server.stop();
 }
 
-/// Longer than any test: only a second request to stop ends it.
-const LONG: [&str; 2] = ["--drain-delay", "300s"];
+/// A drain delay longer than any test; only a second stop ends it.
+const LONG_DRAIN_DELAY: [&str; 2] = ["--drain-delay", "300s"];
 
 #[test]
 fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
-    let server = Server::with(2, &LONG);
+    let server = Server::with(2, &LONG_DRAIN_DELAY);
     let load = Load::new_connections(server.address(), 2).until_refused().start();
     load.wait_answered(10);
     assert_eq!(server.get("/readyz").status, 200);
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
-    // Every worker says so, on new connections.
+    // Every worker answers 503, on new connections.
     for _ in 0..8 {
         assert_eq!((server.get("/readyz").status, server.get("/healthz").status), (503, 200));
     }
@@ -225,7 +225,7 @@ fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
     server.signal(Signal::SIGTERM);
     let tally = load.join();
     assert_eq!(tally.failures(), 0, "{tally:?}");
-    // A worker that was killed would be complained about.
+    // Killed workers would be warned about.
     let text = server.wait_clean_exit(0);
     assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }
@@ -245,7 +245,7 @@ fn drain_delay_ends_by_itself_and_loses_no_request() {
 
 #[test]
 fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
-    let server = Server::builder().workers(2).args(LONG).start();
+    let server = Server::builder().workers(2).args(LONG_DRAIN_DELAY).start();
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     crate::support::process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
@@ -260,7 +260,7 @@ fn during_drain_delay_workers_are_replaced_and_reloads_refused() {
 
 #[test]
 fn the_health_verb_reports_readiness() {
-    let server = Server::with(1, &LONG);
+    let server = Server::with(1, &LONG_DRAIN_DELAY);
     let address = server.address().to_string();
     let ask = |words: &[&str]| ProcessBuilder::verb("health").args(words).run();
     let healthy = ask(&[&address]);
@@ -268,7 +268,7 @@ fn the_health_verb_reports_readiness() {
         (healthy.status, healthy.stdout.as_str(), healthy.stderr.as_str()),
         (Some(0), "", "")
     );
-    // The address of the environment, as in a container.
+    // In a container, the address is in the environment.
     let named = ProcessBuilder::verb("health").env("PREFORK_BIND", &address).run();
     assert_eq!(named.status, Some(0), "{}", named.stderr);
     assert_eq!(ask(&[&address, "--path", "/nowhere"]).status, Some(1));

@@ -1,4 +1,4 @@
-//! What a service manager hears, and what it can rely on.
+//! Notifications to systemd: READY, RELOADING, STATUS, WATCHDOG, and journal output.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::support::command::ProcessBuilder;
 use crate::support::service_manager::ServiceManager;
 use crate::support::{Server, log, process, wait};
 
-/// Where in what was heard the first message with this piece is.
+/// Returns the position of the first message that contains `piece`.
 #[track_caller]
 fn message_index(heard: &[String], piece: &str) -> usize {
     heard.iter().position(|m| m.contains(piece)).unwrap_or_else(|| panic!("{piece:?}: {heard:?}"))
@@ -43,7 +43,7 @@ fn status_notifications_count_requests() {
     }
     let status = manager.wait_message("7 requests");
     assert!(status.contains("STATUS=") && status.contains("2 of 2 "), "{status}");
-    // Nothing changes, so nothing is said: two looks later there are no more words.
+    // Nothing changes, so nothing is sent during two more intervals.
     manager.clear_messages();
     wait::wait_for_duration(std::time::Duration::from_millis(2500));
     assert_eq!(manager.messages(), Vec::<String>::new());
@@ -104,7 +104,7 @@ fn watchdog_pings_need_a_serving_worker_and_a_running_primary() {
     };
     fed_again(3);
     let starves = || {
-        // What was on its way arrives, then nothing: for longer than the manager would wait.
+        // After pending messages, nothing arrives for longer than the watchdog interval.
         wait::wait_for_duration(std::time::Duration::from_millis(1200));
         manager.clear_messages();
         wait::wait_for_duration(std::time::Duration::from_millis(1500));
@@ -152,7 +152,7 @@ fn notifications_continue_after_an_upgrade() {
     assert!(ready.contains("2 of 2 ") && ready.contains("generation 2"), "{ready}");
     manager.clear_messages();
     manager.wait_message("WATCHDOG=1");
-    // Neither the proof nor a worker has said anything: they would have been ready twice.
+    // Neither the upgrade check nor a worker has notified: READY would have been sent twice.
     server.get("/");
     manager.wait_message("STATUS=");
     assert_eq!(manager.count_messages("READY=1"), 0);
@@ -172,13 +172,13 @@ fn a_missing_notify_socket_is_logged_once() {
     assert_eq!(log::lines_with(&text, &["WARN", "NOTIFY_SOCKET"]).count(), 1, "{text}");
 }
 
-/// Stderr is the journal's, as far as a process can tell.
-const JOURNAL: &str = r#"exec 2>log
+/// Sets `JOURNAL_STREAM` to standard error, as systemd does.
+const JOURNAL_SCRIPT: &str = r#"exec 2>log
 JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); export JOURNAL_STREAM; exec "$0" "$@""#;
 
 #[test]
 fn journal_lines_have_a_priority_and_no_timestamp() {
-    let builder = Server::builder().script(JOURNAL).args(["--faults", "--log", "debug"]);
+    let builder = Server::builder().script(JOURNAL_SCRIPT).args(["--faults", "--log", "debug"]);
     let server = builder.start();
     let victim = server.get("/").pid();
     process::send_signal(victim, Signal::SIGKILL);
@@ -196,6 +196,6 @@ fn journal_lines_have_a_priority_and_no_timestamp() {
         assert!(["<3", "<4", "<6", "<7"].contains(&number), "{line}");
         assert!(!text.starts_with("20"), "no time: {line}");
     }
-    // The tag of the worker is in the line that is about it.
+    // The line about a worker has its tag.
     assert!(log.lines().any(|l| l.contains("worker=") && l.contains("SIGKILL")), "{log}");
 }

@@ -1,4 +1,4 @@
-//! `scripts/test` with a cargo and end-to-end scripts that only pretend: what it takes for success, and what not.
+//! `scripts/test` with a fake cargo and fake end-to-end scripts: which runs pass.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,19 +7,19 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const CHECKOUT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Those that `scripts/test` names, and one that it finds.
+/// The scripts that `scripts/test` lists, and one that it finds.
 const SCRIPTS: [&str; 6] = ["pid1", "haproxy", "systemd", "browser", "container", "another"];
 
-/// A copy of the script among pretended ones, which all pass.
+/// A checkout with `scripts/test` and fake scripts, which all pass.
 struct FakeCheckout(TempDir);
 
 impl FakeCheckout {
     fn new() -> FakeCheckout {
         let place = FakeCheckout(tempfile::tempdir().expect("directory"));
         let cp = Command::new("cp")
-            .arg(format!("{ROOT}/scripts/test"))
+            .arg(format!("{CHECKOUT}/scripts/test"))
             .arg(place.path("scripts").join("test"))
             .status();
         assert!(cp.expect("cp").success());
@@ -31,7 +31,7 @@ impl FakeCheckout {
         place
     }
 
-    /// A directory, made where it is missing.
+    /// Returns a directory, which is created if it is missing.
     fn path(&self, directory: &str) -> std::path::PathBuf {
         let path = self.0.path().join(directory);
         fs::create_dir_all(&path).expect("directory");
@@ -50,10 +50,10 @@ impl FakeCheckout {
         self.write(&format!("scripts/e2e/{name}"), script);
     }
 
-    /// Whether it succeeded, and what it said.
+    /// Runs the script, and returns whether it succeeded and its output.
     fn run(&self, limit: u32) -> (bool, String) {
         let path = std::env::var("PATH").unwrap_or_default();
-        // By the shell: what another test forks meanwhile may hold the copy open for writing.
+        // Run by bash: a child of another test may still hold the copy open for writing.
         let ran = Command::new("bash")
             .arg(self.path("scripts").join("test"))
             .env("PATH", format!("{}:{path}", self.path("bin").display()))

@@ -6,14 +6,14 @@ use crate::support::command::ProcessBuilder;
 use crate::support::http2::{END_HEADERS, HEADERS, PING, RST_STREAM, WINDOW_UPDATE, frame};
 use crate::support::{Client, Server, http2, wait};
 
-/// Asks for a response far larger than all buffers, and takes none of it.
+/// Requests a response far larger than all buffers, and reads none of it.
 fn request_without_reading(server: &Server) -> Client {
     let mut client = server.connect();
     client.send("GET /bytes/1073741824 HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     client
 }
 
-/// Promises a body, and sends none of it.
+/// Sends a request head with Content-Length, and no body.
 fn request_without_body(server: &Server, length: usize) -> Client {
     let mut client = server.connect();
     let head = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
@@ -28,7 +28,7 @@ fn total_counter(server: &Server, counter: &str) -> u64 {
 fn active_requests(server: &Server) -> u64 {
     let cluster = server.cluster();
     let workers = cluster["workers"].as_array().expect("workers");
-    // The request that asks is one of them.
+    // Without the request to /cluster itself.
     workers.iter().filter_map(|w| w["active"].as_u64()).sum::<u64>() - 1
 }
 
@@ -52,7 +52,7 @@ fn a_missing_body_is_408_at_the_body_timeout() {
         assert_eq!((answer.status, answer.closes()), (408, true));
         assert_eq!(client.read_to_end(), Ok(Vec::new()));
     }
-    // A handler that does not read on costs its client nothing, nor does one that takes its time with what has come.
+    // Slow handlers do not count against the client's body timeout.
     let mut client = server.connect();
     client
         .send("GET /sleep/1000 HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
@@ -69,7 +69,7 @@ fn a_response_being_sent_is_not_cut_for_a_missing_body() {
     let mut client = server.connect();
     let head = format!("GET /bytes/{LENGTH} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n");
     client.send(head).expect("send");
-    // Far more than the buffers hold is still to be sent when the timeout is over.
+    // Far more than the buffers hold is unsent when the timeout is over.
     assert_eq!(server.get("/sleep/1000").status, 200);
     let answer = client.read().expect("answer");
     assert_eq!((answer.status, answer.closes(), answer.body.len()), (200, true, LENGTH));
@@ -95,7 +95,7 @@ fn a_slow_reader_is_not_cut_by_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "500ms"]);
     let mut client = request_without_reading(&server);
     let begun = Instant::now();
-    // It takes far longer than the timeout, and the kernel's buffers never run empty.
+    // Reading takes far longer than the timeout, with data always in flight.
     while begun.elapsed() < Duration::from_millis(1500) {
         client.read_exactly(64 * 1024).expect("more of it");
         wait::wait_for_duration(Duration::from_millis(5));
@@ -203,7 +203,7 @@ fn max_buffered_bodies_limits_all_requests_together() {
         (answer.status == 503).then_some(answer)
     });
     assert_eq!(refused.header("retry-after"), Some("1"));
-    // What was begun is finished, and gives the memory back.
+    // Bodies that were begun complete, and release their memory.
     for client in &mut clients {
         assert_eq!(client.send_and_read("x").expect("answer").body.len(), 1 << 20);
     }
@@ -241,13 +241,13 @@ fn http2_pings_do_not_change_the_keep_alive_timeout() {
     client.send(http2::get(1, "/")).expect("send");
     http2::read_until(&mut client, HEADERS, 1);
     let begun = Instant::now();
-    // A ping with every look, also long after the timeout.
+    // A ping at each poll, even long after the timeout.
     wait::until("the connection is closed", || {
         let ping = frame(PING, 0, 0, b"are you?");
         let settings = [ping, frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])].concat();
         client.send(settings).is_err() || client.is_closed()
     });
-    // The clock of the server is a tenth of a second behind at most.
+    // The clock of the server has a resolution of 0.1 s.
     assert!(begun.elapsed() > Duration::from_millis(1800), "{:?}", begun.elapsed());
     server.stop();
 }
@@ -291,7 +291,7 @@ fn the_body_timeout_ends_only_its_http2_stream() {
 fn the_send_timeout_resets_only_its_http2_stream() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
     let mut client = http2_connection(&server);
-    // Room on the connection, but on the stream only what it has at the beginning.
+    // A large window for the connection, and the initial one for the stream.
     let room = frame(WINDOW_UPDATE, 0, 0, &[0, 255, 255, 255]);
     client
         .send([room, http2::get(1, "/bytes/10000000"), http2::get(3, "/sleep/1500")].concat())

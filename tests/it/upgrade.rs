@@ -11,12 +11,12 @@ use crate::support::control::{frame, read_frame, serving};
 use crate::support::load::Load;
 use crate::support::{Server, env_count, log, process, wait};
 
-/// How many bytes of environment a process was given.
+/// Returns the size of a process's environment in bytes.
 fn environment_size(pid: u32) -> usize {
     std::fs::read(format!("/proc/{pid}/environ")).expect("environ").len()
 }
 
-/// Upgrades, and waits until the workers are those of the new image, which are returned.
+/// Upgrades, waits until only workers of the new image run, and returns their pids.
 #[track_caller]
 fn upgrade_and_wait(server: &Server, generation: usize) -> Vec<u32> {
     let old = server.worker_pids();
@@ -35,7 +35,7 @@ fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
     let load = Load::keep_alive(server.address(), 8).with_posts().with_think_time().start();
     for generation in 2..2 + env_count("PREFORK_UPGRADES", 5) {
         load.wait_answered(24);
-        // The primary is our own child: it is the same process as long as this is not the child of nobody.
+        // The primary stays a child of the test, so its pid stays.
         upgrade_and_wait(&server, generation);
         assert_eq!(process::listening_socket(server.port()), Some(socket.clone()));
         let now = process::descriptors(server.pid());
@@ -47,12 +47,12 @@ fn upgrades_keep_pid_and_socket_and_leak_no_descriptor() {
     wait::until("as many descriptors as before", || {
         process::descriptors(server.pid()).len() == before.len()
     });
-    // One variable more, which says where to begin; not one for each upgrade.
+    // One more variable, and not one for each upgrade.
     assert!(environment_size(server.pid()) <= environ + 24, "{environ}");
     let status = server.status();
     assert_eq!(status["primary"]["pid"], server.pid());
     assert!(status["totals"]["requests"].as_u64() >= Some(tally.ok), "{status}");
-    // Each image names itself when it begins.
+    // Each image logs a line with the pid of the primary when it starts.
     let primary = format!("pid={}", server.pid());
     let text = server.stop();
     let images = log::lines_with(&text, &[&primary]).count();
@@ -95,7 +95,7 @@ fn upgrade_no_wait_and_later_reloads_and_upgrades_work() {
     server.run_verb(&["upgrade", "--no-wait"]);
     server.wait_generation(2);
     server.wait_new_workers(2, &old);
-    // It can be asked again, and be upgraded by signal and by reload.
+    // The new image answers, reloads and can be upgraded again.
     assert_eq!(server.status()["primary"]["generation"], 2);
     let old = server.worker_pids();
     server.run_verb(&["reload"]);
@@ -118,7 +118,7 @@ fn socket_and_pid_files_survive_upgrades() {
         let pid = std::fs::read_to_string(&pid_file).expect("pid file");
         assert_eq!(pid, format!("{}\n", server.pid()));
         assert_eq!(server.status()["primary"]["pid"], server.pid());
-        // It is still locked.
+        // The pid file is still locked.
         let second = Server::builder().args(["--pid-file".into(), pid_file.clone()]).run();
         assert_eq!(second.status, Some(69), "{}", second.stderr);
     }
@@ -142,7 +142,7 @@ fn a_frozen_worker_does_not_block_an_upgrade() {
 
 #[test]
 fn upgrade_returns_when_the_new_workers_serve() {
-    // A request that is still being served keeps a worker of the first image alive while the next upgrade is asked for.
+    // A request in flight keeps a worker of the first image alive during the next upgrade.
     let args = ["--graceful-timeout", "1s"];
     let server = Server::builder().with_copied_program().args(args).start();
     let mut slow = server.connect();
@@ -184,8 +184,8 @@ fn an_upgrade_continues_when_its_client_disconnects() {
     let mut client = UnixStream::connect(server.control()).expect("connect");
     let workers = server.worker_pids();
     client.write_all(&frame(r#"{"verb":"upgrade"}"#)).expect("send");
-    // The new binary is tried in a process of its own.
-    wait::until("the trial", || server.worker_pids() != workers);
+    // The new binary is checked in a child process.
+    wait::until("the candidate", || server.worker_pids() != workers);
     drop(client);
     server.wait_generation(2);
     assert_eq!(server.status()["primary"]["generation"], 2);
@@ -221,15 +221,15 @@ fn control_connections_survive_an_upgrade() {
     server.stop();
 }
 
-/// Whether this is the number of the last one of `events`, which are lines of JSON.
+/// Whether the last of `events`, which are lines of JSON, has this sequence number.
 fn is_last_event(events: &str, sequence: u64) -> bool {
     let last: Option<serde_json::Value> =
         events.lines().last().and_then(|line| serde_json::from_str(line).ok());
     last.is_some_and(|event| event["sequence"] == sequence)
 }
 
-/// A worker that was forked a moment before the exec has copies of the primary's descriptors until it closes them. The test
-/// takes such copies itself, and keeps them: what lasts a moment in the worker lasts as long as it has to here.
+/// A worker that was forked just before the exec briefly has copies of the primary's descriptors. The test takes such
+/// copies itself, and keeps them.
 #[test]
 fn descriptor_copies_in_other_processes_do_not_block_an_upgrade() {
     let server = Server::builder().with_copied_program().args(["--pid-file", "pid"]).start();
@@ -289,7 +289,7 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
         });
         server.run_verb(&["reload"]);
     }
-    // What is not ours is left alone and told, and the service goes on.
+    // A foreign file at the path is kept and warned about.
     std::fs::remove_file(&control).expect("remove");
     std::fs::write(&control, "data").expect("write");
     server.signal(Signal::SIGHUP);
@@ -301,15 +301,15 @@ fn a_reload_restores_a_removed_control_socket_and_pid_file() {
     server.stop();
 }
 
-/// Runs a script in the server's directory, where the program is. Not by ourselves, as what a process of
-/// another test holds open for writing for a moment cannot be executed.
+/// Runs a shell script in the server's directory. Binaries are copied by the shell: a child that another test forks
+/// meanwhile would inherit our descriptor, and a file that is open for writing cannot be executed.
 #[track_caller]
 fn run_in_server_dir(server: &Server, script: &str) {
     let status = Command::new("sh").args(["-ec", script]).current_dir(server.dir()).status();
     assert!(status.expect("sh").success(), "{script}");
 }
 
-/// A server of which the binary can be replaced; a good one stays beside it.
+/// Starts a server from a copy of the binary, with another copy in `good`.
 #[track_caller]
 fn start_from_copy(args: &[&str]) -> Server {
     let server = Server::builder().with_copied_program().args(args).start();
@@ -317,7 +317,7 @@ fn start_from_copy(args: &[&str]) -> Server {
     server.allow_errors(&["upgrade"])
 }
 
-/// Puts what `script` makes as `new` in the program's place.
+/// Replaces the binary by the file `new` that `script` creates, if any.
 #[track_caller]
 fn replace_binary(server: &Server, script: &str) {
     run_in_server_dir(
@@ -326,14 +326,14 @@ fn replace_binary(server: &Server, script: &str) {
     );
 }
 
-/// Asks for an upgrade that fails, and sees that nothing has changed; the reason.
+/// Asserts that an upgrade fails and changes nothing, and returns the reason.
 #[track_caller]
 fn assert_upgrade_fails(server: &Server) -> String {
     let (pids, descriptors) = (server.worker_pids(), process::descriptors(server.pid()).len());
     let before = server.count_log(&["ERROR", "upgrade"]);
     let why = server.verb_fails(&["upgrade"], 1);
     assert_eq!(server.count_log(&["ERROR", "upgrade"]), before + 1);
-    // A trial that was killed is a child of the primary until it is reaped, a moment after the answer.
+    // A killed upgrade check is a child of the primary until it is reaped, a moment after the reply.
     wait::until("the same workers as before", || server.worker_pids() == pids);
     assert!(pids.contains(&server.get("/").pid()));
     wait::until("as many descriptors as before", || {
@@ -342,7 +342,7 @@ fn assert_upgrade_fails(server: &Server) -> String {
     why
 }
 
-/// The good binary is back, and an upgrade to it works.
+/// Restores the good binary, and asserts that an upgrade to it succeeds.
 #[track_caller]
 fn assert_upgrade_recovers(server: &Server) {
     replace_binary(server, "cp good new");
@@ -391,20 +391,21 @@ fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
     server.stop();
 }
 
-const HANGS: &str = "printf '#!/bin/sh\\necho $$ > trial\\nexec sleep 600\\n' > new; chmod 755 new";
+const HANGING_BINARY: &str =
+    "printf '#!/bin/sh\\necho $$ > candidate\\nexec sleep 600\\n' > new; chmod 755 new";
 
-/// The pid of the binary that hangs, once it does.
+/// Waits until the hanging binary runs, and returns its pid.
 #[track_caller]
 fn wait_hanging_binary(server: &Server) -> u32 {
-    wait::until_some("the trial", || {
-        std::fs::read_to_string(server.dir().join("trial")).ok()?.trim().parse().ok()
+    wait::until_some("the candidate", || {
+        std::fs::read_to_string(server.dir().join("candidate")).ok()?.trim().parse().ok()
     })
 }
 
 #[test]
 fn an_upgrade_to_a_hanging_binary_fails_at_the_boot_timeout() {
     let server = start_from_copy(&["--boot-timeout", "1s"]);
-    replace_binary(&server, HANGS);
+    replace_binary(&server, HANGING_BINARY);
     let said = assert_upgrade_fails(&server);
     assert!(said.contains("boot-timeout"), "{said}");
     assert!(process::has_ended(wait_hanging_binary(&server)));
@@ -439,32 +440,32 @@ fn an_upgrade_with_a_broken_config_changes_nothing() {
 #[test]
 fn a_stop_during_an_upgrade_check_exits_with_status_0() {
     let server = start_from_copy(&[]);
-    replace_binary(&server, HANGS);
+    replace_binary(&server, HANGING_BINARY);
     server.signal(Signal::SIGUSR2);
     server.wait_log(&["INFO", "SIGUSR2"]);
-    let trial = wait_hanging_binary(&server);
+    let candidate = wait_hanging_binary(&server);
     let mut client = server.connect();
     assert_eq!(client.get("/").expect("answer").status, 200);
     drop(client);
     server.signal(Signal::SIGTERM);
     let text = server.wait_clean_exit(0);
-    assert!(process::has_ended(trial), "the trial is reaped before the end");
+    assert!(process::has_ended(candidate), "the candidate is reaped before the end");
     assert_eq!(log::lines_with(&text, &["ERROR", "upgrade", "stopping"]).count(), 1, "{text}");
 }
 
 #[test]
 fn during_an_upgrade_check_reloads_are_refused_and_workers_replaced() {
     let server = start_from_copy(&[]).allow_errors(&["SIGKILL"]);
-    replace_binary(&server, HANGS);
+    replace_binary(&server, HANGING_BINARY);
     server.signal(Signal::SIGUSR2);
-    let trial = wait_hanging_binary(&server);
+    let candidate = wait_hanging_binary(&server);
     let said = server.verb_fails(&["reload"], 1);
     assert!(said.contains("upgrade"), "{said}");
     let pid = server.get("/").pid();
     process::send_signal(pid, Signal::SIGKILL);
     server.wait_replaced(1);
     assert_eq!(server.get("/").status, 200);
-    process::send_signal(trial, Signal::SIGKILL);
+    process::send_signal(candidate, Signal::SIGKILL);
     server.wait_log(&["ERROR", "upgrade", "SIGKILL"]);
     server.stop();
 }
@@ -518,7 +519,7 @@ fn a_new_image_that_fails_after_exec_reports_the_reason() {
     let text = "bind = ['127.0.0.1:0']\nworkers = 2\n";
     let server = Server::builder().config(2, text).with_copied_program().start();
     let server = server.allow_errors(&["reload", "prefork.toml", "worker=", "prefork"]);
-    // What is executed is a script that spoils the configuration after the proof, so that the exec finds it wrong.
+    // The new binary is a script that breaks the configuration after the upgrade check, before the new image reads it.
     run_in_server_dir(&server, "cp program good");
     let dir = server.dir().display();
     replace_binary(

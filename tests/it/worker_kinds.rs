@@ -1,4 +1,4 @@
-//! Workers of different kinds in one cluster: those that serve, and others that only run.
+//! Workers of several kinds in one cluster.
 
 use nix::sys::signal::Signal;
 
@@ -11,7 +11,7 @@ fn consumer_cluster(consumers: usize) -> ProcessBuilder {
     ProcessBuilder::program("kinds").workers(2).other_workers(consumers).args([told])
 }
 
-/// What the consumer with this number says to a job: who did it, at which slot and in which process.
+/// Lets a consumer run a job, and returns its slot and pid.
 #[track_caller]
 fn run_job(server: &Server, number: u32) -> (u32, u32) {
     let said = server.get(&format!("/job/{number}/sum")).text().to_string();
@@ -20,7 +20,7 @@ fn run_job(server: &Server, number: u32) -> (u32, u32) {
     (words[3].parse().expect("slot"), words[4].parse().expect("pid"))
 }
 
-/// Waits until another process than `before` does the jobs of this consumer.
+/// Waits until another process than `before` runs the jobs of this consumer, and returns its pid.
 #[track_caller]
 fn wait_other_consumer(server: &Server, number: u32, before: u32) -> u32 {
     wait::until_some("another consumer", || {
@@ -30,7 +30,7 @@ fn wait_other_consumer(server: &Server, number: u32, before: u32) -> u32 {
     })
 }
 
-/// How many workers of this kind serve, as `status` says.
+/// Counts the serving workers of this kind, by the status.
 #[track_caller]
 fn serving_count(server: &Server, kind: &str) -> usize {
     let status = server.status();
@@ -48,7 +48,7 @@ fn each_worker_kind_has_its_own_number_and_name() {
     assert_eq!(table.matches("2 of 2").count(), 2, "{table}");
     assert_eq!(table.matches("kind=consumer").count(), 2, "{table}");
     let text = server.stop();
-    // Ready and gone, and nothing to complain about.
+    // One line each for READY and the exit, and no warning.
     for slot in ["slot=1024", "slot=1025"] {
         assert_eq!(log::lines_with(&text, &[slot, "kind=consumer"]).count(), 2, "{text}");
     }
@@ -184,7 +184,7 @@ fn an_upgrade_replaces_consumers() {
         server.get("/job/0/sum").text().starts_with("sum by consumer 1024 ")
     });
     assert_ne!(run_job(&server, 0).1, before);
-    // Each image of the primary names itself when it begins.
+    // Each image logs a line with the pid of the primary when it starts.
     let primary = format!("pid={}", server.pid());
     let text = server.stop();
     assert_eq!(log::lines_with(&text, &[&primary]).count(), 2, "{text}");

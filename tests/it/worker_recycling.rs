@@ -1,4 +1,4 @@
-//! Workers that are replaced because they are worn: requests, age, memory.
+//! Workers that are replaced by `max-requests`, `max-lifetime`, `max-rss` and `max-rss-hard`.
 
 use crate::support::load::Load;
 use crate::support::{Server, log, wait};
@@ -11,7 +11,7 @@ fn max_requests_replaces_workers_one_at_a_time_without_loss() {
     server.wait_replaced(3);
     let tally = load.stop();
     assert_eq!((tally.failures(), tally.refused, tally.ended), (0, 0, 0), "{tally:?}");
-    // One is replaced at a time: when the next one's turn comes, the new worker has been named, as it is ready.
+    // One at a time: the READY line of each replacement precedes the next replacement.
     let text = server.log();
     let (mut replaced, mut latest) = (0, 2);
     for line in text.lines() {
@@ -46,7 +46,7 @@ fn max_rss_replaces_a_worker_without_loss() {
     }
     server.wait_log(&["max-rss"]);
     server.wait_new_workers(2, &[old]);
-    // The connection has moved.
+    // The connection was handed over.
     assert_ne!(client.get("/").expect("an answer").pid(), old);
     server.stop();
 }
@@ -57,7 +57,7 @@ fn max_rss_hard_kills_and_replaces_a_worker() {
         Server::with(2, &["--faults", "--max-rss-hard", "100MiB"]).allow_errors(&["worker="]);
     let mut client = server.connect();
     let pid = client.get("/").expect("answer").pid();
-    // It may be killed in the middle of this.
+    // The worker may be killed during these requests.
     let leaks = (0..10).take_while(|_| client.get("/fault/leak").is_ok()).count();
     assert!(leaks > 2, "{leaks}");
     let tag = format!("pid={pid}");
@@ -66,7 +66,7 @@ fn max_rss_hard_kills_and_replaces_a_worker() {
     server.wait_new_workers(2, &[pid]);
     assert_eq!(server.get("/").status, 200);
     let text = server.stop();
-    // Why it was killed, and that it was.
+    // One line for the reason, and one for the exit.
     let of_it = log::lines_with(&text, &["ERROR", &tag]).count();
     assert_eq!((of_it, log::lines_with(&text, &["ERROR"]).count()), (2, 2), "{text}");
 }
