@@ -171,9 +171,9 @@ fn refused_clients_that_keep_their_connection_open_are_dropped() {
     let late: Vec<Client> = (0..10).map(|_| server.connect()).collect();
     wait_for_duration(Duration::from_millis(1300));
     resume_workers(&pids);
-    wait::until("all to be refused", || server.status()["totals"]["shed"] == 10);
+    wait::until("all are refused", || server.status()["totals"]["shed"] == 10);
     assert_eq!(server.get("/").status, 200);
-    wait::until("them to be dropped", || {
+    wait::until("they are dropped", || {
         let status = server.status();
         let workers = status["workers"].as_array().expect("workers");
         workers.iter().all(|worker| worker["connections"] == 0)

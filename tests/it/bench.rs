@@ -40,7 +40,7 @@ fn start_bench(args: &[&str]) -> Child {
 fn finish_bench(mut child: Child) -> (Option<i32>, Value) {
     let mut text = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
-    let status = child.wait().expect("our own child");
+    let status = child.wait().expect("a child of this process");
     (status.code(), serde_json::from_str(&text).expect("JSON"))
 }
 
@@ -232,16 +232,16 @@ fn bench_writes_an_html_page_and_prints_a_table() {
 #[test]
 fn invalid_bench_arguments_are_named() {
     let free = TcpListener::bind("127.0.0.1:0").expect("bind");
-    let nobody = format!("http://{}/", free.local_addr().expect("address"));
+    let unreachable = format!("http://{}/", free.local_addr().expect("address"));
     drop(free);
     for (args, status, piece) in [
-        (vec![nobody.as_str()], 69, nobody.trim_end_matches('/')),
+        (vec![unreachable.as_str()], 69, unreachable.trim_end_matches('/')),
         (vec!["unix:/nowhere/a.sock"], 69, "unix:/nowhere/a.sock"),
         (vec!["https://127.0.0.1/"], 64, "https://"),
-        (vec!["-c", "0", &nobody], 64, "--connections"),
-        (vec!["--rate", "5", "--pipeline", "2", &nobody], 64, "--pipeline"),
-        (vec!["--data-file", "missing", &nobody], 71, "missing"),
-        (vec!["--html", "/nowhere/a.html", &nobody], 71, "/nowhere/a.html"),
+        (vec!["-c", "0", &unreachable], 64, "--connections"),
+        (vec!["--rate", "5", "--pipeline", "2", &unreachable], 64, "--pipeline"),
+        (vec!["--data-file", "missing", &unreachable], 71, "missing"),
+        (vec!["--html", "/nowhere/a.html", &unreachable], 71, "/nowhere/a.html"),
     ] {
         let ended = run_bench(&args);
         assert_eq!(
@@ -367,8 +367,8 @@ fn workers_are_resumed_however_a_chaos_bench_ends() {
         let mut bench = start_chaos(&server, "freeze=600ms/590ms");
         let frozen = wait::until_some("a frozen worker", || stopped_worker(&server));
         process::send_signal(bench.id(), signal);
-        bench.wait().expect("our own child");
-        wait::until("the worker goes on", || {
+        bench.wait().expect("a child of this process");
+        wait::until("the worker resumes", || {
             process::stat(frozen).is_some_and(|stat| stat.state != 'T')
         });
         server.stop();

@@ -99,7 +99,7 @@ fn primary_and_workers_have_one_thread_each() {
     // A runtime starts its threads, if any, at the first task.
     assert_eq!(server.get("/sleep/1").status, 200);
     for pid in server.worker_pids().into_iter().chain([server.pid()]) {
-        assert_eq!(process::stat(pid).expect("it lives").threads, 1, "{pid}");
+        assert_eq!(process::stat(pid).expect("a living process").threads, 1, "{pid}");
     }
     server.stop();
 }

@@ -71,7 +71,7 @@ fn an_interrupted_compare_reports_partial_results_and_leaves_no_process() {
         process::send_signal(compare.id(), signal);
         let mut text = String::new();
         compare.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
-        assert_eq!(compare.wait().expect("our own child").code(), Some(1), "{text}");
+        assert_eq!(compare.wait().expect("a child of this process").code(), Some(1), "{text}");
         let report: Value = serde_json::from_str(&text).expect("JSON");
         let partial = report["partial"].as_str().expect("it says so");
         assert!(partial.contains("of 40"), "{partial}");
@@ -84,7 +84,7 @@ fn servers_end_when_compare_is_killed() {
     let mut compare = start_compare(&["--models", "prefork", "--duration", "30s"]);
     let server = wait_measured_server(&compare);
     process::send_signal(compare.id(), Signal::SIGKILL);
-    compare.wait().expect("our own child");
+    compare.wait().expect("a child of this process");
     wait_ended(&server);
 }
 

@@ -68,7 +68,7 @@ fn every_model_transfers_bodies_completely() {
         assert_eq!(client.post("/echo", &large).expect("answer").body, large);
         assert_eq!(client.get("/bytes/5000000").expect("answer").body.len(), 5_000_000);
         let head = "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
-        assert_eq!(client.send_and_read(head).expect("go on").status, 100);
+        assert_eq!(client.send_and_read(head).expect("100 Continue").status, 100);
         assert_eq!(client.send_and_read("body").expect("answer").text(), "body");
         let chunked = "POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
                        3\r\nchu\r\n4\r\nnked\r\n0\r\n\r\n";
@@ -95,7 +95,7 @@ fn every_model_refuses_malformed_and_slow_requests() {
         let (mut half, mut silent) = (server.connect(), server.connect());
         half.send("GET / HTTP/1.1\r\nHo").expect("send");
         for client in [&mut half, &mut silent, &mut idle] {
-            let rest = client.read_to_end().expect("a polite end");
+            let rest = client.read_to_end().expect("the end of the connection");
             assert!(!String::from_utf8_lossy(&rest).contains("200 OK"), "{rest:?}");
         }
         assert!(begun.elapsed() >= Duration::from_millis(900), "not at once");
@@ -253,7 +253,7 @@ fn every_model_counts_every_request() {
             let each = workers[0]["threads"].as_array().expect("threads").iter();
             let each: Vec<u64> = each.map(|t| t["requests"].as_u64().expect("n")).collect();
             assert_eq!(each.iter().sum::<u64>(), tally.ok);
-            assert!(each.iter().all(|n| *n > 0), "politely shared: {each:?}");
+            assert!(each.iter().all(|n| *n > 0), "every thread serves: {each:?}");
             let table = server.run_verb(&["status"]);
             assert!(table.contains("loop 1") && table.contains("thread-per-core"), "{table}");
         }
@@ -279,7 +279,7 @@ fn worker_connections_is_a_limit_for_each_thread() {
             assert_eq!(open, most as u64, "{model}");
         }
         drop(taken.pop());
-        assert_eq!(waiting.read().expect("its turn has come").text(), "ok\n");
+        assert_eq!(waiting.read().expect("the waiting connection is accepted").text(), "ok\n");
         drop((taken, waiting));
         server.stop();
     });

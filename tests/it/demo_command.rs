@@ -53,6 +53,8 @@ fn an_interrupted_demo_leaves_no_process() {
         });
         process::send_signal(child.id(), Signal::SIGINT);
         wait::until("its end", || child.try_wait().expect("wait").is_some());
-        wait::until("theirs", || servers.iter().all(|pid| process::has_ended(*pid)));
+        wait::until("the end of the servers", || {
+            servers.iter().all(|pid| process::has_ended(*pid))
+        });
     }
 }

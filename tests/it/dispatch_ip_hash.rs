@@ -74,9 +74,9 @@ fn clients_of_an_empty_slot_move_and_others_stay() {
         let now = during[client];
         assert!(if *by == dead { now != dead } else { now == *by }, "{client}: {by}, then {now}");
     }
-    let heirs = during.iter().filter(|(client, _)| before[client] == dead);
-    let heirs: std::collections::BTreeSet<u32> = heirs.map(|(_, by)| *by).collect();
-    assert!(heirs.len() > 1, "its clients are spread over the others: {heirs:?}");
+    let successors = during.iter().filter(|(client, _)| before[client] == dead);
+    let successors: std::collections::BTreeSet<u32> = successors.map(|(_, by)| *by).collect();
+    assert!(successors.len() > 1, "its clients are spread over the others: {successors:?}");
     assert_eq!(pids_by_client(&server), during, "and stay there");
     // The clients return when their slot has a worker again.
     std::fs::remove_file(&broken).expect("remove");

@@ -78,7 +78,7 @@ fn least_conn_sends_a_stopped_worker_no_connections() {
     let shares = connections_per_worker(&held, &workers);
     assert_eq!(shares[&stopped], 0, "{shares:?}");
     process::send_signal(stopped, Signal::SIGCONT);
-    wait::until("its own again", || keep_connection(&server).1 == stopped);
+    wait::until("the worker is picked again", || keep_connection(&server).1 == stopped);
     server.stop();
 }
 
@@ -90,7 +90,7 @@ fn least_conn_skips_full_workers() {
     let mut next = server.connect();
     next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let (_, of) = held.swap_remove(5);
-    assert_eq!(next.read_soon().expect("an answer").pid(), of, "who has room takes it");
+    assert_eq!(next.read_soon().expect("an answer").pid(), of, "the worker with room accepts");
     server.stop();
 }
 

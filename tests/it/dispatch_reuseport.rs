@@ -99,7 +99,7 @@ fn connections_of_a_stopped_worker_are_served_by_others() {
     // From now on, without any delay.
     assert!(!answering_pids(&server, 30).contains(&stopped));
     process::send_signal(stopped, Signal::SIGCONT);
-    wait::until("its own again", || answering_pids(&server, 8).contains(&stopped));
+    wait::until("the worker is picked again", || answering_pids(&server, 8).contains(&stopped));
     server.stop();
 }
 

@@ -74,13 +74,13 @@ fn connections_queued_for_a_frozen_worker_are_served_by_others() {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     }
     for client in &mut clients {
-        assert_ne!(client.read_soon().expect("no request waits for it").pid(), frozen);
+        assert_ne!(client.read_soon().expect("another worker answers").pid(), frozen);
     }
     for _ in 0..40 {
         assert_ne!(server.get("/").pid(), frozen);
     }
     process::send_signal(frozen, Signal::SIGCONT);
-    wait::until("its turn again", || server.get("/").pid() == frozen);
+    wait::until("a connection to the resumed worker", || server.get("/").pid() == frozen);
     server.stop();
 }
 
@@ -117,7 +117,7 @@ fn round_robin_skips_full_workers_and_queues_the_rest() {
     waits.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     assert_eq!(clients[0].get("/cluster").expect("answer").status, 200);
     clients.pop();
-    assert_eq!(waits.read().expect("its turn has come").text(), "ok\n");
+    assert_eq!(waits.read().expect("the waiting connection is accepted").text(), "ok\n");
     drop(clients);
     server.stop();
 }
@@ -336,7 +336,7 @@ fn orphaned_workers_answer_connections_queued_for_them() {
     let workers = server.worker_pids();
     server.signal(Signal::SIGSTOP);
     wait::until("a stopped primary", || {
-        process::stat(server.pid()).expect("it lives").state == 'T'
+        process::stat(server.pid()).expect("a living process").state == 'T'
     });
     let mut clients: Vec<Client> = (0..20).map(|_| server.connect()).collect();
     for client in &mut clients {

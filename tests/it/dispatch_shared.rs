@@ -58,7 +58,7 @@ fn a_replacement_worker_gets_most_of_the_next_connections() {
 /// Sums the voluntary context switches of these processes.
 fn voluntary_context_switches(pids: &[u32]) -> u64 {
     let of_one = |pid: &u32| -> u64 {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
         line.and_then(|number| number.trim().parse().ok()).expect("a number")
     };
@@ -127,7 +127,9 @@ fn a_stopped_worker_never_accepts_a_connection() {
     for round in 0..30 {
         let stopped = workers[round % 3];
         process::send_signal(stopped, Signal::SIGSTOP);
-        wait::until("it stands", || process::stat(stopped).expect("it lives").state == 'T');
+        wait::until("the worker is stopped", || {
+            process::stat(stopped).expect("a living process").state == 'T'
+        });
         for _ in 0..10 {
             assert_ne!(server.get("/").pid(), stopped, "round {round}");
         }
@@ -143,7 +145,7 @@ fn full_workers_accept_again_when_a_client_leaves() {
     let mut next = server.connect();
     next.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").expect("send");
     let (_, of) = held.swap_remove(5);
-    assert_eq!(next.read().expect("an answer").pid(), of, "who has room takes it");
+    assert_eq!(next.read().expect("an answer").pid(), of, "the worker with room accepts");
     server.stop();
 }
 

@@ -144,10 +144,10 @@ fn leader_is_succeeded_by_another_worker() {
         (pid, words[words.len() - 2].parse::<u64>().expect("ticks"))
     };
     wait::until("a leader that works", || matches!(read(), (Some(_), 1..)));
-    let (Some(old), ticks) = read() else { panic!("nobody leads") };
+    let (Some(old), ticks) = read() else { panic!("no leader") };
     assert!(server.worker_pids().contains(&old));
     process::send_signal(old, Signal::SIGKILL);
-    wait::until("an heir that goes on", || {
+    wait::until("a successor that continues", || {
         let (leader, now) = read();
         leader.is_some_and(|pid| pid != old) && now > ticks + 1
     });

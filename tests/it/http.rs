@@ -87,7 +87,7 @@ fn expect_100_continue_gets_100() {
     let mut client = server.connect();
     let head =
         "POST /echo HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n";
-    assert_eq!(client.send_and_read(head).expect("go on").status, 100);
+    assert_eq!(client.send_and_read(head).expect("100 Continue").status, 100);
     assert_eq!(client.send_and_read("body").expect("answer").text(), "body");
     drop(client);
     server.stop();
@@ -376,7 +376,7 @@ fn a_malformed_body_is_400_and_ends_the_connection() {
         let mut client = server.connect();
         let first = post_request("/echo", "Transfer-Encoding: chunked\r\nExpect: 100-continue", "");
         // The 100 shows that the handler reads the body.
-        assert_eq!(client.send_and_read(first).expect("go on").status, 100);
+        assert_eq!(client.send_and_read(first).expect("100 Continue").status, 100);
         client.send([rest, HEALTH_REQUEST].concat()).expect("send");
         assert_eq!(read_statuses(&mut client), [400], "{rest:?}");
     }

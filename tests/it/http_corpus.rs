@@ -164,7 +164,7 @@ fn read_corpus() -> Vec<Case> {
             "fin" => case.ends_with_fin = true,
             "ours" => case.required = rest.split(" / ").collect(),
             "nginx" | "node" => {}
-            _ => panic!("what is {line:?}?"),
+            _ => panic!("unknown line {line:?}"),
         }
     }
     assert!(cases.iter().all(|case| !case.required.is_empty()), "a case has a verdict");

@@ -9,7 +9,7 @@ use crate::support::command::ProcessBuilder;
 use crate::support::{Server, env_count, log, process, wait};
 
 fn isolated_cluster(processes: usize) -> ProcessBuilder {
-    ProcessBuilder::program("isolated")
+    ProcessBuilder::program("isolated-jobs")
         .workers(2)
         .other_workers(processes)
         .args([format!("processes={processes}")])

@@ -42,7 +42,7 @@ fn wait_notes(server: &Server, wanted: &[&str]) {
 
 #[test]
 fn workers_send_messages_and_requests_to_the_primary() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     for (slot, client) in &mut at {
         assert_eq!(get_on(client, &format!("/note/hello-{slot}")), "done");
@@ -57,7 +57,7 @@ fn workers_send_messages_and_requests_to_the_primary() {
 
 #[test]
 fn workers_send_messages_to_workers_by_slot_and_by_id() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     let id_of = |client: &mut Client| get_on(client, "/slot").split(' ').nth(1).map(str::to_string);
     let ids = [0, 1].map(|slot| id_of(at.get_mut(&slot).expect("slot")).expect("id"));
@@ -80,7 +80,7 @@ fn workers_send_messages_to_workers_by_slot_and_by_id() {
 
 #[test]
 fn a_broadcast_reaches_every_worker_once() {
-    let server = ProcessBuilder::program("mails").workers(8).start();
+    let server = ProcessBuilder::program("messages").workers(8).start();
     assert_eq!(get_text(&server, "/shout"), "8");
     let wanted = [0, 1, 2, 3, 4, 5, 6, 7].map(|slot| format!("{slot}: news from the primary"));
     wait_notes(&server, &wanted.each_ref().map(String::as_str));
@@ -94,7 +94,7 @@ fn a_broadcast_reaches_every_worker_once() {
 
 #[test]
 fn a_worker_discards_late_replies() {
-    let server = ProcessBuilder::program("mails").workers(1).start();
+    let server = ProcessBuilder::program("messages").workers(1).start();
     let late = "TimedOut(\"late\")";
     assert_eq!(get_text(&server, "/late"), late);
     assert_eq!(get_text(&server, "/late-count"), "0");
@@ -107,7 +107,7 @@ fn a_worker_discards_late_replies() {
 
 #[test]
 fn a_full_message_queue_is_an_error_and_recovers() {
-    let server = ProcessBuilder::program("mails").workers(1).start();
+    let server = ProcessBuilder::program("messages").workers(1).start();
     assert_eq!(get_text(&server, "/full"), "64, then Full");
     assert_eq!(get_text(&server, "/too-large"), "TooLarge { size: 2097152, most: 1048576 }");
     assert_eq!(get_text(&server, "/echo/5"), "same: true");
@@ -116,7 +116,7 @@ fn a_full_message_queue_is_an_error_and_recovers() {
 
 #[test]
 fn connections_are_passed_with_large_messages_in_both_directions() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     for size in [0, 10, 800_000] {
         for (slot, client) in &mut at {
@@ -132,7 +132,7 @@ fn connections_are_passed_with_large_messages_in_both_directions() {
 
 #[test]
 fn workers_passing_connections_to_each_other_do_not_deadlock() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     for (slot, client) in &mut at {
         let path = format!("/cross/{}/100", 1 - slot);
@@ -148,7 +148,7 @@ fn workers_passing_connections_to_each_other_do_not_deadlock() {
 
 #[test]
 fn a_draining_worker_can_still_send_and_receive_messages() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut at = connections_by_slot(&server, 2);
     for client in at.values_mut() {
         client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
@@ -164,7 +164,7 @@ fn a_draining_worker_can_still_send_and_receive_messages() {
 
 #[test]
 fn an_upgrade_closes_the_message_channels_of_old_workers() {
-    let server = ProcessBuilder::program("mails").workers(1).with_copied_program().start();
+    let server = ProcessBuilder::program("messages").workers(1).with_copied_program().start();
     let mut client = server.connect();
     client.send("GET /until-closed HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     server.signal(Signal::SIGUSR2);
@@ -176,7 +176,10 @@ fn an_upgrade_closes_the_message_channels_of_old_workers() {
 }
 
 fn start_primary_requests(workers: usize) -> Server {
-    ProcessBuilder::program("asks").workers(workers).start().allow_errors(&["37", "cannot answer"])
+    ProcessBuilder::program("primary-requests")
+        .workers(workers)
+        .start()
+        .allow_errors(&["37", "cannot answer"])
 }
 
 #[test]
@@ -189,8 +192,8 @@ fn a_request_of_the_primary_gets_one_reply() {
         // Each request got two replies, of which one was late.
         wait::until("the second answers", || get_text(&server, "/") == (2 * asked).to_string());
     }
-    let nobody = get_text(&server, "/7/who/20000");
-    assert!(nobody.starts_with("not asked: NoSuchWorker(") && nobody.contains('7'), "{nobody}");
+    let missing = get_text(&server, "/7/who/20000");
+    assert!(missing.starts_with("not sent: NoSuchWorker(") && missing.contains('7'), "{missing}");
     let refused = get_text(&server, "/0/nothing/20000");
     assert!(refused.starts_with("Refused("), "{refused}");
     server.stop();
@@ -213,11 +216,11 @@ fn the_primary_discards_late_replies() {
 fn a_request_to_a_worker_that_dies_fails_at_once() {
     let server = start_primary_requests(2);
     // Retried until the request was sent by the other worker, which survives.
-    let told = wait::until_some("somebody who can tell", || {
+    let told = wait::until_some("a sender that survives", || {
         let answer = server.try_get("/1/die/3600000").ok()?;
         let text = answer.text().to_string();
         // The sender itself may have been the worker that died.
-        (!text.starts_with("not asked: ")).then_some(text)
+        (!text.starts_with("not sent: ")).then_some(text)
     });
     assert_eq!(told, "Closed");
     server.wait_log(&["worker=", "37"]);
@@ -228,7 +231,7 @@ fn a_request_to_a_worker_that_dies_fails_at_once() {
 #[test]
 fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
     // Errors about one worker are expected; the test checks below that there are no others.
-    let server = ProcessBuilder::program("mails").workers(3).start().allow_errors(&["worker="]);
+    let server = ProcessBuilder::program("messages").workers(3).start().allow_errors(&["worker="]);
     let before = server.worker_pids();
     // The worker may be killed before it responds.
     let _ = server.try_get("/garbage");
@@ -249,7 +252,7 @@ fn a_worker_that_sends_invalid_frames_is_killed_and_replaced() {
 
 #[test]
 fn an_unknown_frame_type_is_ignored() {
-    let server = ProcessBuilder::program("mails").workers(1).start();
+    let server = ProcessBuilder::program("messages").workers(1).start();
     let before = server.worker_pids();
     for _ in 0..3 {
         assert_eq!(server.get("/newer").text(), "done");
@@ -264,7 +267,7 @@ fn an_unknown_frame_type_is_ignored() {
 
 #[test]
 fn a_worker_killed_during_a_message_does_no_harm() {
-    let server = ProcessBuilder::program("mails").workers(1).start().allow_errors(&["SIGKILL"]);
+    let server = ProcessBuilder::program("messages").workers(1).start().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/half").text(), "done");
     process::send_signal(server.worker_pids()[0], Signal::SIGKILL);
     server.wait_replaced(1);
@@ -275,7 +278,7 @@ fn a_worker_killed_during_a_message_does_no_harm() {
 
 #[test]
 fn a_worker_that_floods_messages_does_not_starve_others() {
-    let server = ProcessBuilder::program("mails").workers(3).start().allow_errors(&["SIGKILL"]);
+    let server = ProcessBuilder::program("messages").workers(3).start().allow_errors(&["SIGKILL"]);
     assert_eq!(server.get("/flood/2").text(), "done");
     for _ in 0..20 {
         assert_eq!(server.get("/echo/100000").text(), "same: true");
@@ -291,7 +294,7 @@ fn a_worker_that_floods_messages_does_not_starve_others() {
 
 #[test]
 fn senders_to_a_frozen_worker_are_blocked_only_briefly() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     let mut client = server.connect();
     let text = client.get("/slot").expect("answer").text().to_string();
     let slot: u32 = text.split(' ').next().and_then(|slot| slot.parse().ok()).expect("slot");
@@ -308,8 +311,10 @@ fn senders_to_a_frozen_worker_are_blocked_only_briefly() {
 
 #[test]
 fn a_panicking_or_slow_message_handler_is_named_and_kept() {
-    let server =
-        ProcessBuilder::program("mails").workers(1).start().allow_errors(&["panic", "panicked at"]);
+    let server = ProcessBuilder::program("messages")
+        .workers(1)
+        .start()
+        .allow_errors(&["panic", "panicked at"]);
     for times in 1..=2 {
         assert_eq!(server.get("/tell/panic").text(), "done");
         server.wait_log_count(&["ERROR", "panic", "the function fails"], times);
@@ -322,7 +327,7 @@ fn a_panicking_or_slow_message_handler_is_named_and_kept() {
 
 #[test]
 fn unhandled_message_kinds_are_logged_once() {
-    let server = ProcessBuilder::program("mails").workers(2).start();
+    let server = ProcessBuilder::program("messages").workers(2).start();
     for _ in 0..3 {
         assert_eq!(server.get("/tell/nothing").text(), "done");
         assert_eq!(server.get("/broadcast/silence").text(), "done");

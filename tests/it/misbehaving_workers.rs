@@ -7,7 +7,7 @@ use crate::support::{Client, Server, env_count, process, wait};
 
 fn start_misbehaving() -> Server {
     let args = ["graceful-timeout-ms=2000"];
-    let server = ProcessBuilder::program("vandals").workers(3).args(args).start();
+    let server = ProcessBuilder::program("misbehaving-workers").workers(3).args(args).start();
     // Errors about misbehaving workers are expected; `finish` checks that there are none about the others.
     server.allow_errors(&["worker="])
 }
@@ -32,7 +32,7 @@ impl OtherWorkers {
             let mut client = server.connect();
             let Some(slot) = request_echo(&mut client) else { return false };
             if kept.iter().all(|(_, known, _)| *known != slot) {
-                let pid = pid_of_slot(server, &slot).expect("nobody has ended yet");
+                let pid = pid_of_slot(server, &slot).expect("a living worker");
                 kept.push((client, slot, pid));
             }
             kept.len() == 2

@@ -139,7 +139,7 @@ fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.kill_primary();
     let again = Server::builder().workers(1).bind(binds).start();
-    assert_eq!(client.read().expect("what was in the queue is answered").status, 200);
+    assert_eq!(client.read().expect("queued requests are answered").status, 200);
     assert_eq!(again.get("/").status, 200);
     again.stop();
     wait_ended(&pids);

@@ -65,7 +65,7 @@ impl NamespacedServer {
     }
 
     fn wait_end(&mut self) -> ExitStatus {
-        wait::until_some("its end", || self.outside.try_wait().expect("our own child"))
+        wait::until_some("its end", || self.outside.try_wait().expect("a child of this process"))
     }
 
     fn release_orphans(&self) {

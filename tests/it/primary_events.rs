@@ -7,7 +7,7 @@ use crate::support::command::ProcessBuilder;
 use crate::support::{Server, process, wait};
 
 fn start_events(workers: usize) -> Server {
-    let server = ProcessBuilder::program("events").workers(workers).start();
+    let server = ProcessBuilder::program("primary-events").workers(workers).start();
     // Each death is logged as an ERROR about a worker; the tests check the deaths by their events.
     server.allow_errors(&["worker="])
 }
@@ -132,7 +132,7 @@ fn a_worker_can_disconnect_itself() {
     assert!(gone.ends_with("exit Some(0) None Disconnected asked=true"), "{gone}");
     assert_eq!(server.worker_pids().len(), 1);
     let forks = read_events(&server).iter().filter(|line| line.ends_with(" fork")).count();
-    assert_eq!(forks, 2, "nobody took its place");
+    assert_eq!(forks, 2, "it is not replaced");
     server.stop();
 }
 
@@ -204,8 +204,10 @@ fn simultaneous_deaths_are_each_reported_once() {
 
 #[test]
 fn listening_events_have_the_bound_addresses() {
-    let server =
-        ProcessBuilder::program("events").workers(1).args(["--bind", "unix:own.sock"]).start();
+    let server = ProcessBuilder::program("primary-events")
+        .workers(1)
+        .args(["--bind", "unix:own.sock"])
+        .start();
     let line = &events_of_worker(&server, 1)[2];
     let addresses: Vec<String> = server
         .addresses()
@@ -292,7 +294,7 @@ fn worker_current_is_set_only_inside_a_worker() {
 
 #[test]
 fn simultaneous_disconnects_are_each_reported_once_in_order() {
-    let server = ProcessBuilder::program("events").workers(8).start();
+    let server = ProcessBuilder::program("primary-events").workers(8).start();
     let read_file = || std::fs::read_to_string(server.dir().join("events")).expect("events");
     let commands: Vec<String> = (1..=8).map(|id| format!("disconnect {id}")).collect();
     let file = server.dir().join("commands.new");
@@ -310,7 +312,7 @@ fn simultaneous_disconnects_are_each_reported_once_in_order() {
         let exit = format!("{worker} exit Some(0) None Disconnected asked=true\n");
         assert!(text.contains(&exit), "{text}");
     }
-    assert_eq!(server.worker_pids().len(), 1, "nobody took their places");
+    assert_eq!(server.worker_pids().len(), 1, "they are not replaced");
     server.stop();
 }
 

@@ -61,7 +61,7 @@ fn worker_connections_limits_a_worker() {
         assert_eq!(cluster["workers"][0]["connections"], 2);
     }
     drop(second);
-    assert_eq!(third.read().expect("its turn has come").text(), "ok\n");
+    assert_eq!(third.read().expect("the waiting connection is accepted").text(), "ok\n");
     drop((first, third));
     server.stop();
 }

@@ -39,7 +39,7 @@ fn a_segfault_is_logged_and_fails_only_its_own_request() {
     let server = Server::with(2, &["--faults"]).allow_errors(&["SIGSEGV"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
-    let failure = client.get("/fault/segv").expect_err("nobody is left to answer");
+    let failure = client.get("/fault/segv").expect_err("the connection ends");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
     wait_death(&server, pid, "SIGSEGV");
     server.wait_replaced(1);
@@ -51,7 +51,7 @@ fn an_unexpected_exit_is_logged_and_the_worker_replaced() {
     let server = Server::with(2, &["--faults"]).allow_errors(&["42"]);
     let mut client = server.connect();
     let pid = client.get("/").expect("pid").pid();
-    let failure = client.get("/fault/exit").expect_err("nobody is left to answer");
+    let failure = client.get("/fault/exit").expect_err("the connection ends");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
     wait_death(&server, pid, "42");
     server.wait_replaced(1);

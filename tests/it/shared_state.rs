@@ -37,7 +37,7 @@ fn kill_busy_workers(server: &Server) -> usize {
 
 fn stop_work(server: &Server) {
     server.get("/stop");
-    wait::until("nobody is busy", || shared_value(server, "busy") == 0);
+    wait::until("no worker is busy", || shared_value(server, "busy") == 0);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_rate_limiter_is_exact_over_all_workers() {
     wait::wait_for_duration(Duration::from_secs(2));
     let least = begun.elapsed().as_secs_f64() * 2000.0;
     server.get("/stop");
-    wait::until("nobody is busy", || shared_value(&server, "busy") == 0);
+    wait::until("no worker is busy", || shared_value(&server, "busy") == 0);
     let most = 1000.0 + before.elapsed().as_secs_f64() * 2000.0;
     let admitted = shared_value(&server, "second_admitted") as f64;
     eprintln!("{admitted} admitted; at most {most:.0}");
@@ -127,7 +127,7 @@ fn wait_leader(server: &Server, role: &str) -> u32 {
 #[test]
 fn a_dead_leader_is_succeeded_and_there_are_never_two() {
     let kills = env_count("PREFORK_LEADERS", 50);
-    let server = start_shared("shared-roles", 3);
+    let server = start_shared("leadership", 3);
     let mut slowest = Duration::ZERO;
     for kill in 0..kills {
         server.wait_replaced(kill);
@@ -155,7 +155,7 @@ fn a_dead_leader_is_succeeded_and_there_are_never_two() {
 
 #[test]
 fn a_draining_leader_is_succeeded_by_a_new_worker() {
-    let server = start_shared("shared-roles", 2);
+    let server = start_shared("leadership", 2);
     let old = server.worker_pids();
     assert!(old.contains(&wait_leader(&server, "cron")));
     server.signal(Signal::SIGHUP);
@@ -171,15 +171,11 @@ fn a_draining_leader_is_succeeded_by_a_new_worker() {
 fn leadership_in_a_file_is_shared_by_several_clusters() {
     let dir = tempfile::tempdir().expect("directory");
     let file = format!("file={}", dir.path().join("cron").display());
-    let cluster = || ProcessBuilder::program("shared-roles").workers(2).args([&file]).start();
+    let cluster = || ProcessBuilder::program("leadership").workers(2).args([&file]).start();
     let (first, second) = (cluster(), cluster());
     let led = wait_leader(&first, "cron");
     assert!(first.worker_pids().contains(&led));
-    assert_eq!(
-        leader_pid(&second, "cron"),
-        Some(led),
-        "the other cluster waits, and knows for whom"
-    );
+    assert_eq!(leader_pid(&second, "cron"), Some(led), "the other cluster knows the leader");
     first.stop();
     let next = wait::until_some("another leader", || leader_pid(&second, "cron"));
     assert!(second.worker_pids().contains(&next));
@@ -188,7 +184,7 @@ fn leadership_in_a_file_is_shared_by_several_clusters() {
 
 #[test]
 fn waiting_for_leadership_uses_no_cpu() {
-    let server = start_shared("shared-roles", 2);
+    let server = start_shared("leadership", 2);
     let led = wait_leader(&server, "cron");
     let waits = server.worker_pids().into_iter().find(|pid| *pid != led).expect("another worker");
     // The second thread waits for the lock in the kernel.
@@ -202,17 +198,17 @@ fn waiting_for_leadership_uses_no_cpu() {
 fn workers_waiting_for_each_others_leadership_do_not_deadlock() {
     // The kernel refuses one of the two lock requests, as they form a cycle; which one is random, so each worker dies twice.
     for round in 0..4 {
-        let server = start_shared("shared-circle", 2);
+        let server = start_shared("leadership-cycle", 2);
         let pair = || (leader_pid(&server, "one"), leader_pid(&server, "two"));
         wait::until("both ask for the other's", || read_shared(&server, "waiting")["value"] == 2);
-        let (Some(one), Some(two)) = pair() else { panic!("nobody leads: {:?}", pair()) };
+        let (Some(one), Some(two)) = pair() else { panic!("no leader: {:?}", pair()) };
         assert_ne!(one, two);
         for pid in [one, two] {
             wait::until("both wait", || process::stat(pid).is_some_and(|s| s.threads == 2));
         }
-        let (victim, heir) = if round % 2 == 0 { (one, two) } else { (two, one) };
+        let (victim, successor) = if round % 2 == 0 { (one, two) } else { (two, one) };
         process::send_signal(victim, Signal::SIGKILL);
-        wait::until("the other leads both", || pair() == (Some(heir), Some(heir)));
+        wait::until("the other leads both", || pair() == (Some(successor), Some(successor)));
         server.wait_replaced(1);
         server.stop();
     }

@@ -36,7 +36,8 @@ const IGNORED_BY_THE_PRIMARY: [Signal; 7] = [
 #[track_caller]
 fn wait_signals_handled(pid: u32) {
     wait::until("the signal is taken", || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+        let status =
+            std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
         let waits = |name| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
             u64::from_str_radix(line.trim(), 16) != Ok(0)

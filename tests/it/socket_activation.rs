@@ -148,7 +148,8 @@ fn a_passed_socket_keeps_listening_over_a_restart() {
     let again = socket.1.try_clone().expect("dup");
     let first = pass_sockets(Server::builder().bind::<String>([]), vec![socket]).start();
     first.stop();
-    let mut early = Client::connect(&Address::Tcp(addr)).expect("nobody is refused meanwhile");
+    let mut early =
+        Client::connect(&Address::Tcp(addr)).expect("connections are accepted meanwhile");
     early.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     let builder = Server::builder().bind::<String>([]);
     let second = pass_sockets(builder, vec![("web".to_string(), again)]).start();

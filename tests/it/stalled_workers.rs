@@ -36,7 +36,7 @@ fn a_blocking_handler_is_named_and_its_worker_killed() {
         client.send(format!("GET {path}{query} HTTP/1.1\r\nHost: a\r\n\r\n")).expect("send");
         server.wait_log(&["WARN", &tag, &request]);
         server.wait_log(&["ERROR", &tag, &request]);
-        assert!(client.read().is_err(), "nobody is left to answer");
+        assert!(client.read().is_err(), "the connection ends");
         server.wait_log(&["ERROR", &tag, "SIGABRT"]);
         server.wait_replaced(1);
         server.wait_new_workers(2, &[pid]);

@@ -8,7 +8,7 @@ use crate::support::{Server, log, process, wait};
 
 fn consumer_cluster(consumers: usize) -> ProcessBuilder {
     let told = format!("consumers={consumers}");
-    ProcessBuilder::program("kinds").workers(2).other_workers(consumers).args([told])
+    ProcessBuilder::program("worker-kinds").workers(2).other_workers(consumers).args([told])
 }
 
 /// Lets a consumer run a job, and returns its slot and pid.
@@ -164,7 +164,7 @@ fn a_hanging_consumer_is_cut_at_the_graceful_timeout() {
 
 #[test]
 fn a_worker_kind_whose_function_returns_is_restarted() {
-    let fragile = ProcessBuilder::program("kinds").workers(1).other_workers(1);
+    let fragile = ProcessBuilder::program("worker-kinds").workers(1).other_workers(1);
     let server = fragile.args(["consumers=0", "fragile=1"]).start().allow_errors(&["kind=fragile"]);
     assert_eq!(server.get("/end").text(), "told");
     server.wait_log(&["WARN", "kind=fragile"]);

@@ -1,5 +1,4 @@
-//! Isolated workers: a worker that serves has the job done that the path of a request names, and answers with what came
-//! of it.
+//! An application that runs the isolated job that the path of a request names.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -12,11 +11,11 @@ use hyper::{Request, Response};
 use nix::sys::signal::{Signal, raise};
 use tokio_prefork::{Cluster, Isolated, IsolatedError, Result, Worker};
 
-use super::Told;
+use super::ProgramArguments;
 
-/// `processes=N` of them, `waiting=N` jobs may wait, and with `max-rss-mib=N` they may use so much.
-pub(super) fn isolated(told: Told) -> Result<ExitCode> {
-    let number = |key: &str| told.value(key).ok().and_then(|text| text.parse::<u64>().ok());
+/// `processes=N` isolated processes, `waiting=N` queued jobs, `max-rss-mib=N` memory for each process, and a `deadline-ms=N`.
+pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<ExitCode> {
+    let number = |key: &str| arguments.value(key).ok().and_then(|text| text.parse::<u64>().ok());
     let processes = number("processes").unwrap_or(1) as u32;
     let waiting = number("waiting").unwrap_or(8) as usize;
     let mut pool = Isolated::new("danger", processes).queue(waiting);
@@ -26,11 +25,11 @@ pub(super) fn isolated(told: Told) -> Result<ExitCode> {
     if let Some(ms) = number("deadline-ms") {
         pool = pool.deadline(Duration::from_millis(ms));
     }
-    Cluster::new(told.config).isolated(pool, work).serve(|worker: Worker| async move {
+    Cluster::new(arguments.config).isolated(pool, perform_job).serve(|worker: Worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let worker = worker.clone();
             async move {
-                let said = ask(&worker, request.uri().path()).await;
+                let said = run_job(&worker, request.uri().path()).await;
                 let text = said.unwrap_or_else(|e| format!("{e:?}"));
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
             }
@@ -38,8 +37,8 @@ pub(super) fn isolated(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// `/JOB/LIMIT-MS`.
-async fn ask(worker: &Worker, path: &str) -> std::result::Result<String, IsolatedError> {
+/// Runs the job of the path `/JOB/MILLISECONDS`.
+async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, IsolatedError> {
     let mut words = path.trim_start_matches('/').split('/');
     let job = words.next().unwrap_or_default();
     if job.is_empty() {
@@ -51,18 +50,18 @@ async fn ask(worker: &Worker, path: &str) -> std::result::Result<String, Isolate
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]
-fn work(job: String) -> std::result::Result<String, String> {
+fn perform_job(job: String) -> std::result::Result<String, String> {
     match job.as_str() {
         "segv" => {
-            // Twice: std has a handler for stack overflows, which lets the first one pass and removes itself.
+            // Twice: the stack overflow handler of std ignores the first signal and removes itself.
             for _ in 0..2 {
                 raise(Signal::SIGSEGV).map_err(|e| e.to_string())?;
             }
-            wait_for_ever()
+            park_forever()
         }
         "hang" => {
             eprintln!("a job hangs");
-            wait_for_ever()
+            park_forever()
         }
         "barrier" => {
             eprintln!("a job waits for the barrier");
@@ -76,7 +75,7 @@ fn work(job: String) -> std::result::Result<String, String> {
             loop {
                 all.push(vec![1u8; 8 << 20]);
                 if all.len() == 32 {
-                    wait_for_ever()
+                    park_forever()
                 }
             }
         }
@@ -87,7 +86,7 @@ fn work(job: String) -> std::result::Result<String, String> {
     }
 }
 
-fn wait_for_ever() -> ! {
+fn park_forever() -> ! {
     loop {
         std::thread::park();
     }

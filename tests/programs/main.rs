@@ -1,5 +1,6 @@
-//! Small clusters for the integration tests, for what the built-in application cannot show: applications that
-//! fail, hang, preload, or speak no HTTP. `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
+//! Small applications for the integration tests, for what the built-in application cannot show.
+//!
+//! `test_programs NAME --bind ADDRESS --workers N [KEY=VALUE]...`
 
 mod boot;
 mod isolated_jobs;
@@ -20,15 +21,15 @@ use std::time::Duration;
 
 use tokio_prefork::{Config, ControlSocket, Dispatch, Error, Result, Workers};
 
-/// What a program was told.
-pub struct Told {
-    /// What `--bind`, `--workers` and some keys say.
+/// Arguments of a program.
+pub struct ProgramArguments {
+    /// Configuration by `--bind`, `--workers` and the keys of the library.
     pub config: Config,
     values: BTreeMap<String, String>,
 }
 
-impl Told {
-    /// The value of `KEY=VALUE`.
+impl ProgramArguments {
+    /// Returns the value of another `KEY=VALUE`.
     pub fn value(&self, key: &str) -> Result<String> {
         self.values.get(key).cloned().ok_or_else(|| Error::application("arguments", key))
     }
@@ -37,37 +38,37 @@ impl Told {
 fn main() -> ExitCode {
     env_logger::Builder::new().filter_level(log::LevelFilter::Info).init();
     let mut words = std::env::args().skip(1);
-    // Cargo runs nothing here, but somebody may.
+    // Without a name, do nothing.
     let Some(name) = words.next() else { return ExitCode::SUCCESS };
-    let done = told(words).and_then(|told| match name.as_str() {
-        "asks" => primary_requests::asks(told),
-        "vandals" => misbehaving_workers::vandals(told),
-        "node" => node_api::node(told),
-        "boot-fails" => boot::fails(told),
-        "boot-exits" => boot::exits(told),
-        "boot-hangs" => boot::hangs(told),
-        "boot-fails-if-broken" => boot::fails_if_broken(told),
-        "preload" => boot::preload(told),
-        "preload-fails" => boot::preload_fails(told),
-        "preload-panics" => boot::preload_panics(told),
-        "preload-leaves-a-thread" => boot::preload_leaves_a_thread(told),
-        "not-send" => serving::not_send(told),
-        "axum" => serving::axum(told),
-        "connections" => serving::connections(told),
-        "describes" => request_summary::describes(told),
-        "events" => primary_events::events(told),
-        "environment" => serving::environment(told),
-        "retiring" => serving::retiring(told),
-        "isolated" => isolated_jobs::isolated(told),
-        "kinds" => worker_kinds::kinds(told),
-        "mails" => messages::mails(told),
-        "waiting" => serving::waiting(told),
-        "shared-counter" => shared_state::counter(told),
-        "shared-limiter" => shared_state::limiter(told),
-        "shared-cache" => shared_state::cache(told),
-        "shared-roles" => shared_state::roles(told),
-        "shared-circle" => shared_state::circle(told),
-        "shared-too-late" => shared_state::too_late(told),
+    let done = parse_arguments(words).and_then(|arguments| match name.as_str() {
+        "primary-requests" => primary_requests::primary_requests(arguments),
+        "misbehaving-workers" => misbehaving_workers::misbehaving_workers(arguments),
+        "node-api" => node_api::node_api(arguments),
+        "boot-fails" => boot::boot_fails(arguments),
+        "boot-exits" => boot::boot_exits(arguments),
+        "boot-hangs" => boot::boot_hangs(arguments),
+        "boot-fails-if-broken" => boot::boot_fails_if_broken(arguments),
+        "preload" => boot::preload(arguments),
+        "preload-fails" => boot::preload_fails(arguments),
+        "preload-panics" => boot::preload_panics(arguments),
+        "preload-leaves-a-thread" => boot::preload_leaves_a_thread(arguments),
+        "not-send" => serving::handler_not_send(arguments),
+        "axum" => serving::axum_router(arguments),
+        "connections" => serving::line_protocol(arguments),
+        "request-summary" => request_summary::request_summary(arguments),
+        "primary-events" => primary_events::primary_events(arguments),
+        "environment" => serving::worker_environment(arguments),
+        "retiring" => serving::retiring_workers(arguments),
+        "isolated-jobs" => isolated_jobs::isolated_jobs(arguments),
+        "worker-kinds" => worker_kinds::worker_kinds(arguments),
+        "messages" => messages::messages(arguments),
+        "waiting" => serving::waiting_requests(arguments),
+        "shared-counter" => shared_state::shared_counter(arguments),
+        "shared-limiter" => shared_state::shared_limiter(arguments),
+        "shared-cache" => shared_state::shared_cache(arguments),
+        "leadership" => shared_state::leadership(arguments),
+        "leadership-cycle" => shared_state::leadership_cycle(arguments),
+        "shared-too-late" => shared_state::declared_too_late(arguments),
         _ => Err(Error::application("no such program", &name)),
     });
     done.unwrap_or_else(|e| {
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
     })
 }
 
-fn told(words: impl Iterator<Item = String>) -> Result<Told> {
+fn parse_arguments(words: impl Iterator<Item = String>) -> Result<ProgramArguments> {
     let bad = |word: &str| Error::application("arguments", word);
     let mut builder = Config::builder();
     let mut values = BTreeMap::new();
@@ -128,5 +129,5 @@ fn told(words: impl Iterator<Item = String>) -> Result<Told> {
             }
         }
     }
-    Ok(Told { config: builder.build()?, values })
+    Ok(ProgramArguments { config: builder.build()?, values })
 }

@@ -1,5 +1,4 @@
-//! Programs about messages. The primary takes notes; a worker does what the path of a request says, and answers with
-//! what came of it.
+//! An application that sends messages, requests and connections as the paths of HTTP requests ask.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -18,36 +17,36 @@ use nix::sys::socket::{MsgFlags, send};
 use tokio_prefork::{Cluster, MailError, MailLimits, Message, ReplyTo, Result, Sender};
 use tokio_prefork::{Slot, Worker, WorkerId};
 
-use super::Told;
+use super::ProgramArguments;
 
-const SOON: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) fn mails(told: Told) -> Result<ExitCode> {
+pub(super) fn messages(arguments: ProgramArguments) -> Result<ExitCode> {
     let notes: Rc<RefCell<Vec<String>>> = Rc::default();
     let all = Rc::clone(&notes);
     let mut kept: Option<ReplyTo> = None;
-    Cluster::new(told.config)
+    Cluster::new(arguments.config)
         .mail_limits(MailLimits::default().message(1 << 20).queue(8 << 20, 64))
         .on_message("note", move |_, from, message| {
             let text: String = message.decode().unwrap_or_else(|e| e.to_string());
             notes.borrow_mut().push(format!("{}: {text}", from.slot));
         })
         .on_message("notes", move |primary, _, message| {
-            answer(primary.reply(&to(&message), &*all.borrow()));
+            log_reply_error(primary.reply(&reply_target(&message), &*all.borrow()));
         })
         .on_message("echo", |primary, _, message| {
-            answer(primary.reply(&to(&message), message.bytes().clone()));
+            log_reply_error(primary.reply(&reply_target(&message), message.bytes().clone()));
         })
-        // Always answers the request before.
+        // Replies to the previous request.
         .on_message("late", move |primary, _, message| {
-            let before = kept.replace(to(&message));
-            before.iter().for_each(|before| answer(primary.reply(before, &1)));
+            let before = kept.replace(reply_target(&message));
+            before.iter().for_each(|before| log_reply_error(primary.reply(before, &1)));
         })
         .on_message("shout", |primary, _, message| {
             let sent = primary.broadcast("direct", "news").unwrap_or(0);
-            answer(primary.reply(&to(&message), &sent));
+            log_reply_error(primary.reply(&reply_target(&message), &sent));
         })
-        // Back where it came from, with what came with it.
+        // Sends the connection back, with its payload.
         .on_message("travel", |primary, from, mut message| {
             let Some(connection) = message.take_connection() else { return };
             let payload = message.bytes().clone();
@@ -60,18 +59,18 @@ pub(super) fn mails(told: Told) -> Result<ExitCode> {
             let text = message.decode::<String>().unwrap_or_else(|e| e.to_string());
             log::info!("slot {} says {text}", from.slot);
         })
-        .on_message("panic", |_, _, _| fail())
-        .on_message("slow", |_, _, _| spin(Duration::from_millis(150)))
+        .on_message("panic", |_, _, _| panic_in_handler())
+        .on_message("slow", |_, _, _| block_for(Duration::from_millis(150)))
         .serve(|worker: Worker| async move {
-            tokio::task::spawn_local(take_direct(worker.clone()));
-            tokio::task::spawn_local(answer_who(worker.clone()));
-            tokio::task::spawn_local(serve_guests(worker.clone()));
+            tokio::task::spawn_local(forward_direct_messages(worker.clone()));
+            tokio::task::spawn_local(reply_with_slot(worker.clone()));
+            tokio::task::spawn_local(serve_passed_connections(worker.clone()));
             Ok(service_fn(move |request: Request<Incoming>| {
                 let worker = worker.clone();
                 async move {
                     let path = request.uri().path().trim_start_matches('/').to_string();
                     let words: Vec<&str> = path.split('/').collect();
-                    let said = obey(&worker, &words).await.unwrap_or_else(|e| format!("{e:?}"));
+                    let said = run_path(&worker, &words).await.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
             }))
@@ -79,28 +78,28 @@ pub(super) fn mails(told: Told) -> Result<ExitCode> {
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]
-fn fail() {
+fn panic_in_handler() {
     panic!("the function fails");
 }
 
-fn spin(span: Duration) {
+fn block_for(span: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < span {
         std::hint::spin_loop();
     }
 }
 
-fn to(message: &Message) -> ReplyTo {
+fn reply_target(message: &Message) -> ReplyTo {
     message.reply_to().expect("a request")
 }
 
-fn answer(sent: std::result::Result<(), MailError>) {
+fn log_reply_error(sent: std::result::Result<(), MailError>) {
     if let Err(e) = sent {
         log::error!("cannot answer: {e}");
     }
 }
 
-async fn take_direct(worker: Worker) {
+async fn forward_direct_messages(worker: Worker) {
     let mut inbox = worker.recv("direct");
     while let Some(message) = inbox.recv().await {
         let text: String = message.decode().unwrap_or_else(|e| e.to_string());
@@ -112,15 +111,17 @@ async fn take_direct(worker: Worker) {
     }
 }
 
-async fn answer_who(worker: Worker) {
+async fn reply_with_slot(worker: Worker) {
     let mut inbox = worker.recv("who");
     while let Some(message) = inbox.recv().await {
-        answer(worker.reply(&to(&message), &format!("{} {}", worker.slot(), worker.id())));
+        log_reply_error(
+            worker.reply(&reply_target(&message), &format!("{} {}", worker.slot(), worker.id())),
+        );
     }
 }
 
-/// Tells each connection the length of the message that it came with, and who serves it.
-async fn serve_guests(worker: Worker) {
+/// Writes the length and sum of the payload and the own slot to each received connection.
+async fn serve_passed_connections(worker: Worker) {
     let mut inbox = worker.recv("guest");
     while let Some(mut message) = inbox.recv().await {
         let Some(connection) = message.take_connection() else { continue };
@@ -130,8 +131,8 @@ async fn serve_guests(worker: Worker) {
     }
 }
 
-/// Our end of the mail channel: of the two channels it was made second, so its number is the higher one.
-fn mail_channel() -> RawFd {
+/// Returns the descriptor of the message channel: the higher one of the two channels, as it is created second.
+fn message_channel() -> RawFd {
     let table = std::fs::read_to_string("/proc/net/unix").expect("table");
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     // 0005 is SOCK_SEQPACKET.
@@ -146,11 +147,11 @@ fn mail_channel() -> RawFd {
     (3..64).filter(is_channel).max().expect("a channel")
 }
 
-fn write_raw(bytes: &[u8]) {
-    send(mail_channel(), bytes, MsgFlags::MSG_DONTWAIT).expect("room");
+fn write_raw_frame(bytes: &[u8]) {
+    send(message_channel(), bytes, MsgFlags::MSG_DONTWAIT).expect("room");
 }
 
-/// `count` connections, each with a message of `size` bytes; what comes back by them.
+/// Sends `count` connections, each with a payload of `size` bytes, and returns what is read from them.
 async fn send_connections(
     worker: &Worker,
     slot: Option<u32>,
@@ -174,25 +175,27 @@ async fn send_connections(
         let mut text = String::new();
         end.read_to_string(&mut text).map(|_| text).unwrap_or_else(|e| e.to_string())
     };
-    // Blocking reads, in a thread: this worker has to serve meanwhile.
+    // Blocking reads need a thread, as this worker has to serve meanwhile.
     let all = tokio::task::spawn_blocking(move || ends.into_iter().map(read).collect::<Vec<_>>());
     let all = all.await.expect("joined");
     let same = all.iter().all(|one| *one == all[0]);
     Ok(if same { format!("{} x {}", all.len(), all[0]) } else { all.join(", ") })
 }
 
-async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, words: &[&str]) -> std::result::Result<String, MailError> {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     match words {
         ["slot"] => return Ok(format!("{} {}", worker.slot(), worker.id())),
         ["note", text] => worker.send("note", text).await?,
         ["notes"] => {
-            let notes: Vec<String> = worker.request("notes", &(), SOON).await?.decode()?;
+            let notes: Vec<String> =
+                worker.request("notes", &(), REQUEST_TIMEOUT).await?.decode()?;
             return Ok(notes.join(", "));
         }
         ["echo", size] => {
             let payload: Bytes = vec![7; number(size) as usize].into();
-            let same = worker.request("echo", payload.clone(), SOON).await?.bytes() == &payload;
+            let same =
+                worker.request("echo", payload.clone(), REQUEST_TIMEOUT).await?.bytes() == &payload;
             return Ok(format!("same: {same}"));
         }
         ["late"] => {
@@ -200,10 +203,14 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
         }
         ["late-count"] => return Ok(worker.late_replies().to_string()),
         ["ask", kind] => {
-            worker.request(kind, &(), SOON).await?;
+            worker.request(kind, &(), REQUEST_TIMEOUT).await?;
         }
         ["shout"] => {
-            return Ok(worker.request("shout", &(), SOON).await?.decode::<usize>()?.to_string());
+            return Ok(worker
+                .request("shout", &(), REQUEST_TIMEOUT)
+                .await?
+                .decode::<usize>()?
+                .to_string());
         }
         ["broadcast", kind] => worker.broadcast(kind, "hello").await?,
         ["to", "slot", n, text] => {
@@ -212,7 +219,7 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
         ["to", "id", n, text] => worker.send_to(WorkerId(number(n)), "direct", text).await?,
         ["who", n] => {
             let slot = Slot(number(n) as u32);
-            return worker.request_to(slot, "who", &(), SOON).await?.decode();
+            return worker.request_to(slot, "who", &(), REQUEST_TIMEOUT).await?.decode();
         }
         ["full"] => {
             let sent = (0..1000).take_while(|_| worker.try_send("sink", &1).is_ok()).count();
@@ -221,13 +228,16 @@ async fn obey(worker: &Worker, words: &[&str]) -> std::result::Result<String, Ma
             return Ok(format!("{sent}, then {full:?}"));
         }
         ["too-large"] => worker.try_send("sink", vec![0; 2 << 20])?,
-        _ => return obey_more(worker, words).await,
+        _ => return run_connection_path(worker, words).await,
     }
     Ok("done".to_string())
 }
 
-/// What is about connections, and what does harm.
-async fn obey_more(worker: &Worker, words: &[&str]) -> std::result::Result<String, MailError> {
+/// Runs paths that pass connections or write invalid frames.
+async fn run_connection_path(
+    worker: &Worker,
+    words: &[&str],
+) -> std::result::Result<String, MailError> {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     match words {
         ["travel", size] => {
@@ -254,27 +264,27 @@ async fn obey_more(worker: &Worker, words: &[&str]) -> std::result::Result<Strin
         }
         ["garbage"] => {
             let bytes: Vec<u8> = (0..1000).map(|i| (i * 131 % 251) as u8).collect();
-            write_raw(&bytes);
+            write_raw_frame(&bytes);
         }
-        // A frame of a type that only a newer version knows, and that may be skipped.
-        ["newer"] => write_raw(&[0x80, 0, 1, 0, 0, 0, 9]),
+        // A frame of an unknown type that may be skipped.
+        ["newer"] => write_raw_frame(&[0x80, 0, 1, 0, 0, 0, 9]),
         // The beginning of a message of 800 000 bytes.
-        ["half"] => write_raw(&[2, 0, 5, 0, 0, 0, 0, 0x35, 0x0c, 0, 1]),
+        ["half"] => write_raw_frame(&[2, 0, 5, 0, 0, 0, 0, 0x35, 0x0c, 0, 1]),
         ["hold"] => {
             worker.send("say", "holding").await?;
             worker.draining().await;
-            worker.request("echo", &(), SOON).await?;
+            worker.request("echo", &(), REQUEST_TIMEOUT).await?;
             worker.send("say", "bye").await?;
         }
         ["until-closed"] => {
-            worker.request("echo", &(), SOON).await?;
-            // Nobody ever sends these: what ends the wait is the end of the channel.
+            worker.request("echo", &(), REQUEST_TIMEOUT).await?;
+            // No such message is ever sent, so the end of the channel ends the wait.
             let mut nothing = worker.recv("nothing");
             while nothing.recv().await.is_some() {}
             worker.send("sink", &()).await?;
         }
         ["tell", kind] => worker.send(kind, &()).await?,
-        _ => return Ok(format!("what is {words:?}?")),
+        _ => return Ok(format!("unknown path {words:?}")),
     }
     Ok("done".to_string())
 }

@@ -16,12 +16,12 @@ use tokio_prefork::{
 use tokio_prefork::{MailError, Message, PrimaryHandle, Reason, Restart, Result, Slot, Worker};
 use tokio_prefork::{WorkerExit, WorkerId, WorkerTag, Workers};
 
-use super::Told;
+use super::ProgramArguments;
 
 const LIMIT: Duration = Duration::from_secs(1);
 
-pub(super) fn node(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config)
+pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config)
         .reload_with(|| settings(Config::builder()))
         .on_event(heard)
         .on_restart(|exit| if exit.code == Some(2) { Restart::No } else { Restart::Yes })

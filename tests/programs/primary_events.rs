@@ -1,4 +1,4 @@
-//! Programs about the hooks in the primary.
+//! An application that records the events of its primary, and runs commands in the event hook.
 
 use std::fs;
 use std::io::Write;
@@ -14,40 +14,46 @@ use tokio_prefork::{
     WorkerId,
 };
 
-use super::Told;
+use super::ProgramArguments;
 
-/// Writes a line for each event to the file `events`. When somebody scales, does what the lines of the file `commands`
-/// say. A file `veto` means that nobody is replaced, `panic` and `slow` make the hook do so, once.
-pub(super) fn events(told: Told) -> Result<ExitCode> {
+/// Writes a line for each event to the file `events`. At a scale event, runs the commands in the file `commands`. With a
+/// file `veto`, dead workers are not replaced; files `panic` and `slow` make the hook panic or block, once.
+pub(super) fn primary_events(arguments: ProgramArguments) -> Result<ExitCode> {
     let mut log = fs::File::create("events").map_err(|e| Error::application("events", e))?;
     let hook = move |primary: &mut PrimaryHandle<'_>, event: &ClusterEvent| {
-        let line = line(event);
-        // A test reads it while it grows: each line at once.
+        let line = format_event(event);
+        // Unbuffered, as a test reads the file while it grows.
         let _ = log.write_all(format!("{line}\n").as_bytes());
         if let ClusterEvent::Scaled { .. } = event
             && let Ok(commands) = fs::read_to_string("commands")
         {
             let _ = fs::remove_file("commands");
             for command in commands.lines() {
-                let said = obey(primary, command).unwrap_or_else(|e| e.to_string());
+                let said = run_command(primary, command).unwrap_or_else(|e| e.to_string());
                 let _ = log.write_all(format!("did {command}: {said}\n").as_bytes());
             }
         }
-        provoke();
+        panic_or_block();
     };
     let outside = format!("outside {:?}", Worker::current());
-    Cluster::new(told.config).on_event(hook).on_restart(veto).serve(move |worker: Worker| {
-        let outside = outside.clone();
-        async move {
-            Ok(service_fn(move |request: Request<Incoming>| {
-                answer(worker.clone(), request.uri().path().to_string(), outside.clone())
-            }))
-        }
-    })
+    Cluster::new(arguments.config).on_event(hook).on_restart(restart_unless_vetoed).serve(
+        move |worker: Worker| {
+            let outside = outside.clone();
+            async move {
+                Ok(service_fn(move |request: Request<Incoming>| {
+                    handle_request(
+                        worker.clone(),
+                        request.uri().path().to_string(),
+                        outside.clone(),
+                    )
+                }))
+            }
+        },
+    )
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]
-fn provoke() {
+fn panic_or_block() {
     if fs::remove_file("slow").is_ok() {
         let until = Instant::now() + Duration::from_millis(150);
         while Instant::now() < until {
@@ -59,12 +65,12 @@ fn provoke() {
     }
 }
 
-fn veto(exit: &WorkerExit) -> Restart {
+fn restart_unless_vetoed(exit: &WorkerExit) -> Restart {
     let wanted = fs::metadata("veto").is_err();
     if wanted || exit.exited_after_disconnect { Restart::Yes } else { Restart::No }
 }
 
-fn line(event: &ClusterEvent) -> String {
+fn format_event(event: &ClusterEvent) -> String {
     match event {
         ClusterEvent::Listening { worker, addresses, .. } => {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
@@ -83,7 +89,7 @@ fn line(event: &ClusterEvent) -> String {
     }
 }
 
-fn obey(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String> {
+fn run_command(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String> {
     let bad = || Error::application("command", command);
     let words: Vec<&str> = command.split(' ').collect();
     let number = |n: usize| words.get(n).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
@@ -95,9 +101,9 @@ fn obey(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String> {
         "stop" => primary.stop(),
         "workers" => {
             let workers = primary.workers();
-            let told =
+            let states =
                 workers.iter().map(|w| format!("{}/{}/{}", w.worker.id, w.worker.slot, w.state));
-            return Ok(told.collect::<Vec<_>>().join(" "));
+            return Ok(states.collect::<Vec<_>>().join(" "));
         }
         "fork" => {
             let pairs = words[1..].iter().map(|word| word.split_once('=').unwrap_or((word, "")));
@@ -108,7 +114,7 @@ fn obey(primary: &mut PrimaryHandle<'_>, command: &str) -> Result<String> {
     Ok("ok".to_string())
 }
 
-async fn answer(
+async fn handle_request(
     worker: Worker,
     path: String,
     outside: String,

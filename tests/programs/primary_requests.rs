@@ -1,4 +1,4 @@
-//! The primary asks its workers what the path of a request says, and passes the answer on.
+//! An application whose primary sends requests to its workers, as the path of an HTTP request asks.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -10,14 +10,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{Cluster, MailError, PrimaryHandle, ReplyTo, Result, Slot, Worker};
 
-use super::Told;
+use super::ProgramArguments;
 
-const SOON: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// `/SLOT/KIND/LIMIT` has the primary ask that slot, for so many milliseconds, and anything else says how many answers
-/// came too late.
-pub(super) fn asks(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config)
+/// `/SLOT/KIND/MILLISECONDS` lets the primary send a request of this kind with this timeout to that slot; any other path
+/// returns the number of late replies.
+pub(super) fn primary_requests(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config)
         .on_message("ask", |primary, _, message| {
             let Some(to) = message.reply_to() else { return };
             let asked = message.decode::<(u32, String, u64)>();
@@ -25,26 +25,26 @@ pub(super) fn asks(told: Told) -> Result<ExitCode> {
                 let (limit, then) = (Duration::from_millis(limit), to.clone());
                 primary.request(Slot(slot), &kind, &(), limit, move |primary, answer| {
                     let text = answer.and_then(|message| message.decode::<String>());
-                    tell(primary, &then, &text.unwrap_or_else(|e| format!("{e:?}")));
+                    reply_text(primary, &then, &text.unwrap_or_else(|e| format!("{e:?}")));
                 })
             });
             if let Err(e) = sent {
-                tell(primary, &to, &format!("not asked: {e:?}"));
+                reply_text(primary, &to, &format!("not sent: {e:?}"));
             }
         })
         .on_message("late", |primary, _, message| {
             let Some(to) = message.reply_to() else { return };
             let late = primary.late_replies().to_string();
-            tell(primary, &to, &late);
+            reply_text(primary, &to, &late);
         })
         .serve(|worker: Worker| async move {
-            tokio::task::spawn_local(who(worker.clone()));
-            tokio::task::spawn_local(before(worker.clone()));
-            tokio::task::spawn_local(die(worker.clone()));
+            tokio::task::spawn_local(reply_twice(worker.clone()));
+            tokio::task::spawn_local(reply_to_previous(worker.clone()));
+            tokio::task::spawn_local(exit_on_message(worker.clone()));
             Ok(service_fn(move |request: Request<Incoming>| {
                 let worker = worker.clone();
                 async move {
-                    let said = ask(&worker, request.uri().path()).await;
+                    let said = run_path(&worker, request.uri().path()).await;
                     let said = said.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
@@ -52,34 +52,34 @@ pub(super) fn asks(told: Told) -> Result<ExitCode> {
         })
 }
 
-fn tell(primary: &mut PrimaryHandle<'_>, to: &ReplyTo, text: &str) {
+fn reply_text(primary: &mut PrimaryHandle<'_>, to: &ReplyTo, text: &str) {
     if let Err(e) = primary.reply(to, text) {
         log::error!("cannot answer: {e}");
     }
 }
 
-async fn ask(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
     let number = |text: &str| text.parse::<u64>().unwrap_or_default();
     match path.split('/').skip(1).collect::<Vec<_>>()[..] {
         [slot, kind, limit] => {
             let asked = (number(slot) as u32, kind.to_string(), number(limit));
-            worker.request("ask", &asked, SOON).await?.decode()
+            worker.request("ask", &asked, REQUEST_TIMEOUT).await?.decode()
         }
-        _ => worker.request("late", &(), SOON).await?.decode(),
+        _ => worker.request("late", &(), REQUEST_TIMEOUT).await?.decode(),
     }
 }
 
-async fn who(worker: Worker) {
+async fn reply_twice(worker: Worker) {
     let mut inbox = worker.recv("who");
     while let Some(to) = inbox.recv().await.and_then(|message| message.reply_to()) {
-        // Twice: the second answer has nobody who waits for it.
+        // The second reply comes too late.
         let text = format!("slot {}", worker.slot());
         let _ = worker.reply(&to, &text).and_then(|()| worker.reply(&to, "again"));
     }
 }
 
-/// Answers the request before, each time.
-async fn before(worker: Worker) {
+/// Replies to the previous request at each request.
+async fn reply_to_previous(worker: Worker) {
     let mut inbox = worker.recv("before");
     let mut kept: Option<ReplyTo> = None;
     while let Some(to) = inbox.recv().await.and_then(|message| message.reply_to()) {
@@ -89,7 +89,7 @@ async fn before(worker: Worker) {
     }
 }
 
-async fn die(worker: Worker) {
+async fn exit_on_message(worker: Worker) {
     let mut inbox = worker.recv("die");
     if inbox.recv().await.is_some() {
         std::process::exit(37);

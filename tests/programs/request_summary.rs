@@ -1,4 +1,4 @@
-//! A program that tells how it understood each request, for the differential fuzzer.
+//! An application that returns how it understood each request, for the differential fuzzer.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -10,17 +10,17 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use tokio_prefork::{Cluster, Result, Worker};
 
-use super::Told;
+use super::ProgramArguments;
 
 /// Answers each request with `X-Seen: METHOD TARGET BODY-LENGTH BODY-CHECKSUM`. A request to `/early` is answered
 /// before its body is read.
-pub(super) fn describes(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve(|_: Worker| async {
-        Ok(service_fn(|r| async { Ok::<_, Infallible>(describe(r).await) }))
+pub(super) fn request_summary(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve(|_: Worker| async {
+        Ok(service_fn(|r| async { Ok::<_, Infallible>(summarize(r).await) }))
     })
 }
 
-async fn describe(request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn summarize(request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let target =
         head.uri.path_and_query().map_or_else(|| head.uri.to_string(), ToString::to_string);
@@ -41,7 +41,7 @@ async fn describe(request: Request<Incoming>) -> Response<Full<Bytes>> {
         .iter()
         .fold(0x811c_9dc5, |sum: u32, b| (sum ^ u32::from(*b)).wrapping_mul(0x0100_0193));
     let seen = format!("{} {target} {} {sum:08x}", head.method, body.len());
-    // A body, as hyper closes the connection behind a HEAD whose response has none.
+    // With a body, as hyper closes the connection after a HEAD request whose response has none.
     *response.body_mut() = Full::from(seen.clone());
     if let Ok(seen) = HeaderValue::from_bytes(seen.as_bytes()) {
         response.headers_mut().insert("x-seen", seen);

@@ -1,4 +1,4 @@
-//! Programs about serving.
+//! Applications for tests of serving: handlers, connections, environment and deadlines.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -12,34 +12,34 @@ use hyper::{Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio_prefork::{Cluster, RequestDeadline, Result, Stream, Worker};
 
-use super::Told;
-use super::boot::text;
+use super::ProgramArguments;
+use super::boot::text_service;
 
-fn say(text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+fn response(text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     Response::new(Full::new(text.into()))
 }
 
-/// A handler with state that is neither `Send` nor `Sync`: how many requests this worker has seen.
-pub(super) fn not_send(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve(|worker: Worker| async move {
+/// Counts requests in state that is neither `Send` nor `Sync`.
+pub(super) fn handler_not_send(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let seen = Rc::new(Cell::new(0));
         Ok(service_fn(move |_: Request<Incoming>| {
             let seen = Rc::clone(&seen);
             let pid = worker.pid();
             async move {
-                // Over a suspension too, it stays on this thread.
+                // The future stays on this thread across a suspension.
                 tokio::task::yield_now().await;
                 seen.set(seen.get() + 1);
-                Ok::<_, Infallible>(say(format!("{} by PID {pid}", seen.get())))
+                Ok::<_, Infallible>(response(format!("{} by PID {pid}", seen.get())))
             }
         }))
     })
 }
 
-/// An axum application behind tower's door.
-pub(super) fn axum(told: Told) -> Result<ExitCode> {
+/// Serves an axum router.
+pub(super) fn axum_router(arguments: ProgramArguments) -> Result<ExitCode> {
     use axum::routing::get;
-    Cluster::new(told.config).serve(|worker: Worker| async move {
+    Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let pid = worker.pid();
         let hello = move |axum::extract::Path(name): axum::extract::Path<String>| async move {
             format!("hello {name}, from PID {pid}")
@@ -49,13 +49,13 @@ pub(super) fn axum(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// No HTTP: the server speaks first, then repeats lines until it is told `bye`.
-pub(super) fn connections(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve_connections(|worker: Worker, stream: Stream| async move {
+/// Serves a line protocol: a greeting, then an echo of each line until `bye`.
+pub(super) fn line_protocol(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve_connections(|worker: Worker, stream: Stream| async move {
         let mut stream = BufReader::new(stream);
         let greeting = format!("hello from {}\n", worker.pid());
         let mut line = String::new();
-        // A client that is gone ends its connection, and that is all.
+        // A disconnected client only ends its connection.
         if stream.get_mut().write_all(greeting.as_bytes()).await.is_err() {
             return;
         }
@@ -68,21 +68,21 @@ pub(super) fn connections(told: Told) -> Result<ExitCode> {
     })
 }
 
-/// The environment of a worker.
-pub(super) fn environment(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve(|_: Worker| async {
-        Ok(text(|| {
+/// Answers with the environment of the worker.
+pub(super) fn worker_environment(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve(|_: Worker| async {
+        Ok(text_service(|| {
             let all = std::env::vars().map(|(name, value)| format!("{name}={value}\n"));
             all.collect()
         }))
     })
 }
 
-/// A worker that wants to be replaced after its third request.
-pub(super) fn retiring(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve(|worker: Worker| async move {
+/// Retires each worker at its third request.
+pub(super) fn retiring_workers(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve(|worker: Worker| async move {
         let seen = Cell::new(0);
-        Ok(text(move || {
+        Ok(text_service(move || {
             seen.set(seen.get() + 1);
             if seen.get() == 3 {
                 worker.retire();
@@ -92,7 +92,7 @@ pub(super) fn retiring(told: Told) -> Result<ExitCode> {
     })
 }
 
-async fn take_longer(worker: &Worker, request: &Request<Incoming>) {
+async fn exceed_request_timeout(worker: &Worker, request: &Request<Incoming>) {
     let limit = worker.config().request_timeout.unwrap_or_default();
     if let Some(deadline) = request.extensions().get::<RequestDeadline>() {
         match request.uri().path() {
@@ -104,26 +104,26 @@ async fn take_longer(worker: &Worker, request: &Request<Incoming>) {
     let _ = tokio::time::timeout(3 * limit, never).await;
 }
 
-/// `/cluster` is answered at once, `/poll` when the worker drains, `/extended` and `/unlimited` after three times
-/// `request-timeout`, which they are not held to, and everything else never.
-pub(super) fn waiting(told: Told) -> Result<ExitCode> {
-    Cluster::new(told.config).serve(|worker: Worker| async move {
+/// Answers `/cluster` at once, `/poll` when the worker drains, and `/extended` and `/unlimited` after three times
+/// `request-timeout`, with their deadlines changed; other paths never.
+pub(super) fn waiting_requests(arguments: ProgramArguments) -> Result<ExitCode> {
+    Cluster::new(arguments.config).serve(|worker: Worker| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let worker = worker.clone();
             async move {
                 match request.uri().path() {
                     "/cluster" => {
                         let json = serde_json::to_vec(&worker.cluster()).unwrap_or_default();
-                        return Ok::<_, Infallible>(say(json));
+                        return Ok::<_, Infallible>(response(json));
                     }
                     "/poll" => worker.draining().await,
                     "/extended" | "/unlimited" => {
-                        take_longer(&worker, &request).await;
-                        return Ok(say("done"));
+                        exceed_request_timeout(&worker, &request).await;
+                        return Ok(response("done"));
                     }
                     _ => std::future::pending().await,
                 }
-                Ok(say("goodbye"))
+                Ok(response("goodbye"))
             }
         }))
     })

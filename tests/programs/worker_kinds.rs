@@ -1,4 +1,4 @@
-//! Workers of two kinds: those that serve do what the path of a request says, and consumers take jobs.
+//! An application with web workers and consumers: web workers pass the jobs in request paths to consumers.
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -10,22 +10,22 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{Cluster, Error, Kind, MailError, PrimaryHandle, Result, Worker};
 
-use super::Told;
+use super::ProgramArguments;
 
-/// A job that went to a process that was just killed is asked for anew.
-const SOON: Duration = Duration::from_secs(2);
+/// Timeout of a job; one that went to a process that was just killed is lost.
+const JOB_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// `consumers=N` of them, and `age-ms=N` if they are to be recycled. A worker of the other kind `fragile` ends before it is
-/// ready while the file `broken` is there.
-pub(super) fn kinds(told: Told) -> Result<ExitCode> {
+/// `consumers=N` consumers with a maximum age of `age-ms=N`, and `fragile=N` workers of another kind. A consumer fails to
+/// boot while the file `broken` exists.
+pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
     let number =
-        |key| told.value(key)?.parse::<u32>().map_err(|_| Error::application(key, "number"));
+        |key| arguments.value(key)?.parse::<u32>().map_err(|_| Error::application(key, "number"));
     let mut consumers = Kind::new("consumer", number("consumers")?);
     if let Ok(age) = number("age-ms") {
         consumers = consumers.max_lifetime(Duration::from_millis(age.into()));
     }
     let fragile = Kind::new("fragile", number("fragile").unwrap_or(0));
-    Cluster::new(told.config)
+    Cluster::new(arguments.config)
         .kind(consumers, |worker: Worker| async move {
             if std::fs::metadata("broken").is_ok() {
                 return Err(Error::application("boot", "broken"));
@@ -40,7 +40,7 @@ pub(super) fn kinds(told: Told) -> Result<ExitCode> {
             }
         })
         .on_message("more", |primary, _, message| {
-            let more = more(primary);
+            let more = fork_consumer(primary);
             if let Some(to) = message.reply_to() {
                 let _ = primary.reply(&to, &more);
             }
@@ -50,22 +50,22 @@ pub(super) fn kinds(told: Told) -> Result<ExitCode> {
                 let worker = worker.clone();
                 async move {
                     let path = request.uri().path().to_string();
-                    let said = obey(&worker, &path).await.unwrap_or_else(|e| format!("{e:?}"));
+                    let said = run_path(&worker, &path).await.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
                 }
             }))
         })
 }
 
-/// One consumer more, with a variable of its own.
-fn more(primary: &mut PrimaryHandle<'_>) -> String {
+/// Forks one more consumer with an environment variable of its own.
+fn fork_consumer(primary: &mut PrimaryHandle<'_>) -> String {
     match primary.fork_kind_with("consumer", [("TASTE", "sweet")]) {
         Ok(id) => format!("worker {id}"),
         Err(e) => e.to_string(),
     }
 }
 
-/// Answers each job with who did it; `hang` is a job that never ends.
+/// Replies to each job with kind, slot and pid of this worker; the job `hang` never ends.
 async fn consume(worker: Worker) -> Result<()> {
     let mut jobs = worker.recv("job");
     loop {
@@ -87,7 +87,7 @@ async fn consume(worker: Worker) -> Result<()> {
     }
 }
 
-async fn obey(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
     let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match words.as_slice() {
         ["job", n, what] => {
@@ -95,7 +95,7 @@ async fn obey(worker: &Worker, path: &str) -> std::result::Result<String, MailEr
             let Some(slot) = worker.slot_of_kind("consumer", n) else {
                 return Ok("no such kind".to_string());
             };
-            worker.request_to(slot, "job", *what, SOON).await?.decode()
+            worker.request_to(slot, "job", *what, JOB_TIMEOUT).await?.decode()
         }
         ["throw", what] => {
             let slot = worker.slot_of_kind("consumer", 0).unwrap_or(worker.slot());
@@ -105,7 +105,7 @@ async fn obey(worker: &Worker, path: &str) -> std::result::Result<String, MailEr
             let slot = worker.slot_of_kind("fragile", 0).unwrap_or(worker.slot());
             worker.send_to(slot, "end", "now").await.map(|()| "told".to_string())
         }
-        ["more"] => worker.request("more", "", SOON).await?.decode(),
+        ["more"] => worker.request("more", "", JOB_TIMEOUT).await?.decode(),
         _ => Ok(format!("{} {}", worker.kind(), worker.pid())),
     }
 }

@@ -288,7 +288,7 @@ impl ProcessBuilder {
         let create = |path: &Path| fs::File::create(path).expect("output file");
         command.stdout(create(&stdout)).stderr(create(&stderr));
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
-        let status = wait::poll_until(|| child.try_wait().expect("our own child"));
+        let status = wait::poll_until(|| child.try_wait().expect("a child of this process"));
         if status.is_none() {
             let _ = child.kill();
             let _ = child.wait();

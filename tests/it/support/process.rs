@@ -133,7 +133,7 @@ pub fn send_signal(pid: u32, signal: Signal) {
 /// Measures for 1 s how much of a core the process uses; 1.0 is all of it.
 pub fn cpu_share(pid: u32) -> f64 {
     let span = Duration::from_secs(1);
-    let ticks = || stat(pid).expect("it lives").ticks;
+    let ticks = || stat(pid).expect("a living process").ticks;
     let before = ticks();
     wait::wait_for_duration(span);
     (ticks() - before) as f64 / 100.0 / span.as_secs_f64()

@@ -217,8 +217,9 @@ impl Server {
     /// Waits until the primary ends, and returns its exit status.
     #[track_caller]
     pub fn wait_exit(&mut self) -> ExitStatus {
-        let status =
-            wait::until_some("the primary's end", || self.child.try_wait().expect("our own child"));
+        let status = wait::until_some("the primary's end", || {
+            self.child.try_wait().expect("a child of this process")
+        });
         self.is_reaped = true;
         status
     }
@@ -254,7 +255,7 @@ impl Server {
     /// Kills the primary with SIGKILL, and reaps it.
     pub fn kill_primary(&mut self) {
         self.child.kill().expect("kill");
-        self.child.wait().expect("our own child");
+        self.child.wait().expect("a child of this process");
         self.is_reaped = true;
     }
 
