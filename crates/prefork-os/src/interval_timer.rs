@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use tokio::io::unix::AsyncFd;
 
-use super::readiness;
+use crate::async_fd::register_readable;
 
 /// A periodic timer. Ticks that nothing waited for count as one.
 pub struct IntervalTimer {
@@ -38,7 +38,7 @@ impl IntervalTimer {
         let started = Instant::now();
         let interval = Expiration::Interval(TimeSpec::from_duration(period));
         timer.set(interval, TimerSetTimeFlags::empty())?;
-        let timer = readiness::readable(OwnedFd::from(timer))?;
+        let timer = register_readable(OwnedFd::from(timer))?;
         Ok(IntervalTimer { timer, started, period, count: 0 })
     }
 

@@ -4,6 +4,7 @@
 //! Functions take and return std types, make no policy decisions and write no logs. Every `unsafe` block states the
 //! invariant that makes it sound. Calls that nix or socket2 wrap safely may also be made directly by other crates.
 
+pub mod async_fd;
 pub mod bpf;
 pub mod byte_range_lock;
 pub mod child;
@@ -16,7 +17,8 @@ pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;
 pub mod process;
-pub mod readiness;
+
+pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;
 pub mod socket;

@@ -8,8 +8,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::frame::CAP;
 use super::{ToPrimary, ToWorker, Unread};
+use prefork_os::async_fd::register_readable_and_writable;
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
-use prefork_os::readiness::both;
 use prefork_supervisor::Slot;
 
 /// What the primary wants.
@@ -32,7 +32,7 @@ pub(crate) struct WorkerEnd(AsyncFd<OwnedFd>);
 impl WorkerEnd {
     /// Registers the descriptor with the current runtime.
     pub(crate) fn new(fd: OwnedFd) -> io::Result<WorkerEnd> {
-        Ok(WorkerEnd(both(fd)?))
+        Ok(WorkerEnd(register_readable_and_writable(fd)?))
     }
 
     /// Sends `word` without waiting.

@@ -20,8 +20,8 @@ use super::requests::Requests;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::yield_now::yield_to_ready_tasks;
+use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
-use prefork_os::readiness::{both, readable_busy_polling};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks have their turn.
@@ -57,7 +57,7 @@ impl MailEnd {
         fd: Option<OwnedFd>,
         limits: MailLimits,
     ) -> io::Result<Rc<MailEnd>> {
-        let channel = fd.map(both).transpose()?;
+        let channel = fd.map(register_readable_and_writable).transpose()?;
         let end = Rc::new(MailEnd {
             tag,
             limits,
@@ -169,7 +169,8 @@ impl MailEnd {
         let mut letters = VecDeque::new();
         let (mut packets, mut busy_poll) = (0, BusyPoll::default());
         while let Some(channel) = &self.channel {
-            let Ok(mut ready) = readable_busy_polling(channel, busy_poll.deadline()).await else {
+            let Ok(mut ready) = wait_readable_busy_polling(channel, busy_poll.deadline()).await
+            else {
                 break;
             };
             let mut length = 0;

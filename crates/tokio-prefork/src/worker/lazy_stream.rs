@@ -120,7 +120,7 @@ impl AsyncRead for Link {
         let buf = RefCell::new(buf);
         self.get_mut().poll(
             cx,
-            |fd| prefork_os::readiness::read_into(fd, &mut buf.borrow_mut()),
+            |fd| prefork_os::async_fd::read_into_buf(fd, &mut buf.borrow_mut()),
             |stream, cx| stream.poll_read(cx, &mut buf.borrow_mut()),
         )
     }

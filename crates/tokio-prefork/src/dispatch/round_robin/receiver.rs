@@ -45,7 +45,7 @@ impl Taker {
         listeners: Vec<Listener>,
         starter: ConnectionStarter,
     ) -> io::Result<Taker> {
-        let queue = prefork_os::readiness::readable(queue)?;
+        let queue = prefork_os::async_fd::register_readable(queue)?;
         let scarce = prefork_os::process::open_file_limit()?.saturating_sub(NEAR);
         let scarce = i32::try_from(scarce).unwrap_or(i32::MAX);
         let (state, near, exhausted) = (Rc::clone(state), false, false);

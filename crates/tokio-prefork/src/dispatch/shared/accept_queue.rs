@@ -12,7 +12,7 @@ use crate::dispatch::shared::accept_fairness::{self, AcceptFairness, MIN_CONNECT
 use crate::scoreboard::Other;
 use crate::worker::heartbeat;
 use crate::worker::local_state::State;
-use prefork_os::readiness::{SharedListener, WakeMode};
+use prefork_os::shared_listener::{SharedListener, WakeMode};
 
 /// How long a worker waits for another one to accept first. The resolution of tokio's timer.
 const YIELD_TIME: Duration = Duration::from_millis(1);

@@ -98,7 +98,7 @@ async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
         let clones = listeners.iter().map(Listener::try_clone);
         let clones = clones.collect::<std::io::Result<_>>();
         let listeners = clones.map_err(|e| Error::system("share a listening socket", e))?;
-        let ear = ours.try_clone().and_then(prefork_os::readiness::readable);
+        let ear = ours.try_clone().and_then(prefork_os::async_fd::register_readable);
         ears.push(ear.map_err(|e| Error::system("register the channel of a thread", e))?);
         let end = RefCell::new(Some(PrimaryEnd::new(ours)));
         members.push(Member {

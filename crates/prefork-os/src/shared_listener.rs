@@ -1,64 +1,15 @@
-//! Descriptors in a tokio runtime. With `beats`, the one module here that knows tokio; only workers come here.
+//! A listening socket that several processes share, with a choice of which of them a connection wakes.
 
 use std::cell::Cell;
 use std::fs;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::pin::pin;
-use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
-use tokio::io::{Interest, ReadBuf};
 
 use super::{cvt, libc, poll, socket};
-
-/// Registers `fd` with the current runtime, to wait until it is readable.
-pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    register(fd, Interest::READABLE)
-}
-
-/// Registers `fd` with the current runtime, to wait until it is readable or writable.
-pub fn both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    register(fd, Interest::READABLE | Interest::WRITABLE)
-}
-
-/// Waits until `fd` is readable, and busy-polls until `busy_poll_until` before the event loop may sleep. Other tasks run
-/// meanwhile.
-pub async fn readable_busy_polling(
-    fd: &AsyncFd<OwnedFd>,
-    busy_poll_until: Option<Instant>,
-) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
-    let mut readable = pin!(fd.readable());
-    while busy_poll_until.is_some_and(|until| Instant::now() < until) {
-        let polled = poll_fn(|cx| Poll::Ready(readable.as_mut().poll(cx))).await;
-        if let Poll::Ready(ready) = polled {
-            return ready;
-        }
-        tokio::task::yield_now().await;
-    }
-    readable.await
-}
-
-/// Reads once into the rest of `buf`, without waiting.
-pub fn read_into(fd: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<()> {
-    let flags = libc::MSG_DONTWAIT;
-    // SAFETY: bytes are only ever written to this memory, by the kernel.
-    let room = unsafe { buf.unfilled_mut() };
-    let length = SockRef::from(&fd).recv_with_flags(room, flags)?;
-    // SAFETY: the kernel has written so many bytes to the beginning of the unfilled part.
-    unsafe { buf.assume_init(length) };
-    buf.advance(length);
-    Ok(())
-}
-
-fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open and stays the same open file until it is dropped, which `AsyncFd` does
-    // only after it has deregistered the number.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
-}
+use crate::async_fd::register_readable;
 
 /// When a connection wakes this process, of several that wait for the same listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +48,7 @@ struct EpollRegistration {
 impl SharedListener {
     /// Registers `fd` with the current runtime, in mode [`WakeMode::Always`].
     pub fn new(fd: OwnedFd) -> io::Result<SharedListener> {
-        let socket = readable(fd)?;
+        let socket = register_readable(fd)?;
         let registration = find_epoll_registration(socket.as_raw_fd());
         Ok(SharedListener { socket, registration, wake_mode: Cell::new(WakeMode::Always) })
     }
@@ -231,27 +182,6 @@ mod tests {
         assert_eq!(parse_epoll_token(line, 18), Some(0x7f3a_1234_5678));
         assert_eq!(parse_epoll_token(line, 8), None);
         assert_eq!(parse_epoll_token("pos:\t0", 0), None);
-    }
-
-    #[test]
-    fn busy_polling_sees_data_that_arrives_during_it_and_after_it() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("runtime").block_on(async {
-            let (near, far) = std::os::unix::net::UnixStream::pair().expect("pair");
-            near.set_nonblocking(true).expect("non-blocking");
-            let channel = readable(near.into()).expect("registered");
-            for awake in [None, Some(Duration::from_micros(10)), Some(Duration::from_secs(60))] {
-                let until = awake.map(|span| Instant::now() + span);
-                let speaks = async {
-                    tokio::task::yield_now().await;
-                    socket::write_nonblocking(&far, b"x").expect("write");
-                };
-                let (ready, ()) = tokio::join!(readable_busy_polling(&channel, until), speaks);
-                let read = socket::read_nonblocking(channel.get_ref(), &mut [0; 2]);
-                assert_eq!(read.expect("read"), 1, "{awake:?}");
-                ready.expect("readable").clear_ready();
-            }
-        });
     }
 
     #[test]
