@@ -31,27 +31,6 @@ fn files_and_functions_are_short() {
 }
 
 #[test]
-fn every_unsafe_block_has_a_safety_comment() {
-    let mut found = Vec::new();
-    for file in source_files(&["src", "crates"]) {
-        for (number, _) in file.code().filter(|(_, code)| {
-            ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
-                .iter()
-                .any(|start| code.contains(start))
-        }) {
-            // The comment precedes the statement, which may have begun a few lines earlier.
-            let before = &file.lines[number.saturating_sub(8)..number];
-            let is_reason =
-                |line: &String| line.contains("// SAFETY: ") || line.contains("/// # Safety");
-            if !before.iter().any(is_reason) {
-                found.push(format!("{}:{number}", file.name));
-            }
-        }
-    }
-    assert_none("no SAFETY comment", found);
-}
-
-#[test]
 fn the_supervisor_has_no_io_and_no_clock() {
     const FORBIDDEN: [&str; 7] =
         ["Instant::now", "SystemTime", "std::env", "std::fs", "std::io", "std::net", "std::thread"];
