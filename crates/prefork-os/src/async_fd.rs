@@ -13,18 +13,23 @@ use tokio::io::{Interest, ReadBuf};
 
 use super::libc;
 
-/// Registers `fd` with the current runtime, to wait until it is readable.
+/// Registers `fd` with the current tokio runtime for read readiness.
+///
+/// # Errors
+/// epoll rejects `fd`, such as a regular file.
+///
+/// # Panics
+/// The call is outside of a runtime with I/O enabled.
 pub fn register_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE)
 }
 
-/// Registers `fd` with the current runtime, to wait until it is readable or writable.
+/// Registers `fd` like [`register_readable`], for read and write readiness.
 pub fn register_readable_and_writable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE | Interest::WRITABLE)
 }
 
-/// Waits until `fd` is readable, and busy-polls until `busy_poll_until` before the event loop may sleep. Other tasks run
-/// meanwhile.
+/// Waits until `fd` is readable. Until `busy_poll_until` the event loop polls without sleeping, while other tasks run.
 pub async fn wait_readable_busy_polling(
     fd: &AsyncFd<OwnedFd>,
     busy_poll_until: Option<Instant>,
@@ -40,21 +45,24 @@ pub async fn wait_readable_busy_polling(
     readable.await
 }
 
-/// Reads once into the rest of `buf`, without waiting.
+/// Receives once from a socket into the unfilled part of `buf`, without blocking.
+///
+/// # Errors
+/// `WouldBlock` if there is no data.
 pub fn read_into_buf(fd: impl AsFd, buf: &mut ReadBuf<'_>) -> io::Result<()> {
     let flags = libc::MSG_DONTWAIT;
-    // SAFETY: bytes are only ever written to this memory, by the kernel.
-    let room = unsafe { buf.unfilled_mut() };
-    let length = SockRef::from(&fd).recv_with_flags(room, flags)?;
-    // SAFETY: the kernel has written so many bytes to the beginning of the unfilled part.
+    // SAFETY: only the kernel writes to this memory, and it writes initialised bytes.
+    let unfilled = unsafe { buf.unfilled_mut() };
+    let length = SockRef::from(&fd).recv_with_flags(unfilled, flags)?;
+    // SAFETY: the kernel has written `length` bytes to the beginning of the unfilled part.
     unsafe { buf.assume_init(length) };
     buf.advance(length);
     Ok(())
 }
 
 fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an `OwnedFd` is open and stays the same open file until it is dropped, which `AsyncFd` does
-    // only after it has deregistered the number.
+    // SAFETY: an `OwnedFd` refers to the same open file until it is dropped, which `AsyncFd` does only after it has
+    // deregistered the number.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
@@ -71,15 +79,15 @@ mod tests {
             let (near, far) = std::os::unix::net::UnixStream::pair().expect("pair");
             near.set_nonblocking(true).expect("non-blocking");
             let channel = register_readable(near.into()).expect("registered");
-            for awake in [None, Some(Duration::from_micros(10)), Some(Duration::from_secs(60))] {
-                let until = awake.map(|span| Instant::now() + span);
-                let speaks = async {
+            for duration in [None, Some(Duration::from_micros(10)), Some(Duration::from_secs(60))] {
+                let until = duration.map(|duration| Instant::now() + duration);
+                let write = async {
                     tokio::task::yield_now().await;
                     socket::write_nonblocking(&far, b"x").expect("write");
                 };
-                let (ready, ()) = tokio::join!(wait_readable_busy_polling(&channel, until), speaks);
+                let (ready, ()) = tokio::join!(wait_readable_busy_polling(&channel, until), write);
                 let read = socket::read_nonblocking(channel.get_ref(), &mut [0; 2]);
-                assert_eq!(read.expect("read"), 1, "{awake:?}");
+                assert_eq!(read.expect("read"), 1, "{duration:?}");
                 ready.expect("readable").clear_ready();
             }
         });

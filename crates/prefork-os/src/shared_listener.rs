@@ -11,27 +11,28 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use super::{cvt, libc, poll, socket};
 use crate::async_fd::register_readable;
 
-/// When a connection wakes this process, of several that wait for the same listening socket.
+/// Whether a new connection wakes this process, one of several that wait for the same listening socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WakeMode {
     /// Every connection wakes it.
     Always,
-    /// A connection wakes the first process of this mode that sleeps in its event loop, and no other of this mode
-    /// (EPOLLEXCLUSIVE). One that is busy or stopped is passed over, and sees the connection when it polls again.
+    /// A connection wakes the first process of this mode that sleeps in its event loop, and no other (EPOLLEXCLUSIVE).
+    ///
+    /// A busy or stopped process is skipped and notices the connection when it polls next.
     Exclusive,
     /// No connection wakes it.
     Never,
 }
 
-/// A listening socket in the runtime's epoll instance, shared with other processes.
+/// A listening socket in the tokio runtime that other processes share.
 ///
-/// tokio registers descriptors so that every connection wakes every process. Here the registration is exchanged for one
-/// with EPOLLEXCLUSIVE and the same token, so tokio notices no difference. tokio does not expose its epoll instance:
-/// `/proc/self/fdinfo` shows it, and the token. Where that cannot be read, the mode stays [`WakeMode::Always`].
+/// tokio registers a listener so that every connection wakes every process. This type replaces the registration by one with
+/// EPOLLEXCLUSIVE and the same token, which tokio does not notice. It finds tokio's epoll instance and the token in
+/// `/proc/self/fdinfo`. If that is not readable, the mode stays [`WakeMode::Always`].
 ///
 /// Measured in turns with and without (`cargo bench --bench dispatch -- wakeups cost`): 1.0 wake-ups per connection
 /// instead of 4.9, 8.9 and 16 with 4, 8 and 16 idle workers; with 8 workers 31 instead of 46 us of CPU time per
-/// connection. An epoll instance of our own inside tokio's would not help: EPOLLEXCLUSIVE does not reach through it.
+/// connection. A second epoll instance nested in tokio's would not help: EPOLLEXCLUSIVE has no effect through it.
 pub struct SharedListener {
     socket: AsyncFd<OwnedFd>,
     registration: Option<EpollRegistration>,
@@ -46,7 +47,10 @@ struct EpollRegistration {
 }
 
 impl SharedListener {
-    /// Registers `fd` with the current runtime, in mode [`WakeMode::Always`].
+    /// Registers `fd` with the current tokio runtime, in mode [`WakeMode::Always`].
+    ///
+    /// # Panics
+    /// The call is outside of a runtime with I/O enabled.
     pub fn new(fd: OwnedFd) -> io::Result<SharedListener> {
         let socket = register_readable(fd)?;
         let registration = find_epoll_registration(socket.as_raw_fd());
@@ -58,17 +62,17 @@ impl SharedListener {
         self.socket.get_ref()
     }
 
-    /// Resolves when there may be a connection.
+    /// Waits until there may be a connection to accept.
     pub async fn readable(&self) -> io::Result<AsyncFdReadyGuard<'_, OwnedFd>> {
         self.socket.readable().await
     }
 
-    /// Whether the wake mode can be changed.
+    /// Returns whether the wake mode can be changed.
     pub fn can_wake_exclusively(&self) -> bool {
         self.registration.is_some()
     }
 
-    /// Takes one connection out of the queue; `None` if there is none, which ends what `ready` announced.
+    /// Accepts one connection. If there is none, returns `None` and clears the readiness `ready`.
     pub fn accept(
         &self,
         ready: Option<AsyncFdReadyGuard<'_, OwnedFd>>,
@@ -84,7 +88,7 @@ impl SharedListener {
         }
     }
 
-    /// Whether a connection waits, announced or not.
+    /// Returns whether a connection waits in the queue, even if this process was not woken for it.
     pub fn has_connection(&self) -> bool {
         let watch = poll::WatchedFd::readable(self.socket().as_fd());
         poll::poll_fds(&[watch], Some(Duration::ZERO)).is_ok_and(|ready| ready == [true])
@@ -95,15 +99,17 @@ impl SharedListener {
         self.wake_mode.get()
     }
 
-    /// Changes the wake mode. With [`WakeMode::Exclusive`] this process becomes the last one to be woken. A connection that
-    /// waits already is then announced.
+    /// Changes the wake mode. With [`WakeMode::Exclusive`] this process becomes the last one in the order of wake-ups.
+    ///
+    /// A connection that already waits wakes this process, unless the mode is [`WakeMode::Never`]. Does nothing if the mode
+    /// cannot be changed (see [`can_wake_exclusively`](Self::can_wake_exclusively)).
     pub fn set_wake_mode(&self, wake_mode: WakeMode) -> io::Result<()> {
         let Some(registration) = self.registration else { return Ok(()) };
         if self.wake_mode.get() == wake_mode && wake_mode != WakeMode::Exclusive {
             return Ok(());
         }
         if self.wake_mode.get() != WakeMode::Never {
-            self.control(registration, libc::EPOLL_CTL_DEL, 0)?;
+            self.epoll_ctl(registration, libc::EPOLL_CTL_DEL, 0)?;
             self.wake_mode.set(WakeMode::Never);
         }
         let flag = match wake_mode {
@@ -111,20 +117,20 @@ impl SharedListener {
             WakeMode::Exclusive => libc::EPOLLEXCLUSIVE,
             WakeMode::Always => libc::EPOLLRDHUP,
         };
-        self.control(registration, libc::EPOLL_CTL_ADD, libc::EPOLLIN | libc::EPOLLET | flag)?;
+        self.epoll_ctl(registration, libc::EPOLL_CTL_ADD, libc::EPOLLIN | libc::EPOLLET | flag)?;
         self.wake_mode.set(wake_mode);
         Ok(())
     }
 
-    fn control(
+    fn epoll_ctl(
         &self,
         registration: EpollRegistration,
         operation: libc::c_int,
         events: libc::c_int,
     ) -> io::Result<()> {
         let mut event = libc::epoll_event { events: events as u32, u64: registration.token };
-        // SAFETY: the event is ours and alive. The descriptor is registered under the token that tokio gave it
-        // and tokio forgets a token only after it has taken the descriptor out again.
+        // SAFETY: `event` outlives the call. The token is the one that tokio chose for this descriptor, and tokio frees a
+        // token only after it has deregistered the descriptor.
         cvt(unsafe {
             libc::epoll_ctl(registration.epoll, operation, self.socket.as_raw_fd(), &raw mut event)
         })?;
@@ -133,16 +139,16 @@ impl SharedListener {
 }
 
 impl Drop for SharedListener {
-    /// tokio deregisters what it has registered: it has to be there.
+    /// Restores the registration, which tokio expects to find when it deregisters the socket.
     fn drop(&mut self) {
         if self.wake_mode.get() == WakeMode::Never {
-            // If the kernel refuses, tokio keeps a few bytes for ever; the descriptor is closed all the same.
+            // On failure tokio leaks a few bytes, but the descriptor is closed nevertheless.
             let _ = self.set_wake_mode(WakeMode::Always);
         }
     }
 }
 
-/// The epoll instance in which `fd` is registered. `None` if there is not exactly one token for it.
+/// Returns the epoll instance in which `fd` is registered, or `None` if there is not exactly one token for it.
 fn find_epoll_registration(fd: RawFd) -> Option<EpollRegistration> {
     let mut found: Option<EpollRegistration> = None;
     for entry in fs::read_dir("/proc/self/fd").ok()?.flatten() {
@@ -155,7 +161,7 @@ fn find_epoll_registration(fd: RawFd) -> Option<EpollRegistration> {
             continue;
         };
         match found {
-            // tokio has two descriptors for one instance.
+            // tokio has two descriptors of one instance.
             Some(registration) if registration.token != token => return None,
             _ => found = Some(EpollRegistration { epoll, token }),
         }
@@ -163,7 +169,7 @@ fn find_epoll_registration(fd: RawFd) -> Option<EpollRegistration> {
     found
 }
 
-/// The token in a line like `tfd:        8 events: 80002001 data:     7f3a12345678  pos:0 ino:c12 sdev:8`.
+/// Parses the token of `fd` from a line like `tfd:        8 events: 80002001 data:     7f3a12345678  pos:0 ino:c12 sdev:8`.
 fn parse_epoll_token(line: &str, fd: RawFd) -> Option<u64> {
     let mut words = line.strip_prefix("tfd:")?.split_whitespace();
     let is_ours = words.next()?.parse::<RawFd>().ok()? == fd;
@@ -177,7 +183,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn the_token_of_a_descriptor_is_read() {
+    fn the_token_of_a_descriptor_is_parsed_from_fdinfo() {
         let line = "tfd:       18 events: 80002001 data:     7f3a12345678  pos:0 ino:c12 sdev:8";
         assert_eq!(parse_epoll_token(line, 18), Some(0x7f3a_1234_5678));
         assert_eq!(parse_epoll_token(line, 8), None);
@@ -185,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_announced_in_every_wake_mode_but_never() {
+    fn a_connection_wakes_in_every_mode_except_never() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("runtime").block_on(async {
             let tcp = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -199,14 +205,17 @@ mod tests {
                 listener.set_wake_mode(wake_mode).expect("wake mode");
                 let _client = TcpStream::connect(address).expect("connect");
                 let mut ready = listener.readable().await.expect("readable");
-                super::super::socket::accept_connection(listener.socket()).expect("accept");
+                socket::accept_connection(listener.socket()).expect("accept");
                 ready.clear_ready();
             }
             listener.set_wake_mode(WakeMode::Never).expect("never");
             let _client = TcpStream::connect(address).expect("connect");
             let soon = Duration::from_millis(20);
-            assert!(tokio::time::timeout(soon, listener.readable()).await.is_err(), "announced");
-            // Waiting since before: announced now.
+            assert!(
+                tokio::time::timeout(soon, listener.readable()).await.is_err(),
+                "woken in mode never"
+            );
+            // The connection that already waits wakes the process after the change of mode.
             listener.set_wake_mode(WakeMode::Exclusive).expect("exclusive");
             drop(listener.readable().await.expect("readable"));
             listener.set_wake_mode(WakeMode::Never).expect("never");
