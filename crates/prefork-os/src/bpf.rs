@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
@@ -112,7 +112,7 @@ unsafe fn bpf_syscall<T>(command: libc::c_int, attributes: &T) -> io::Result<lib
     let address: *const T = attributes;
     // SAFETY: `attributes` is plain data of the given size; the caller answers for the addresses in it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, address, size_of::<T>()) };
-    cvt(result as libc::c_int)
+    syscall_result(result as libc::c_int)
 }
 
 fn object_name(name: &str) -> [u8; 16] {
@@ -201,14 +201,13 @@ pub fn create_reuseport_socket_map(name: &str, entries: u32) -> io::Result<Reuse
 /// # Errors
 /// `ResourceBusy` if the socket is in another map. An unused map releases its sockets after a short delay.
 pub fn insert_socket(
-    table: &ReuseportSocketMap,
+    map: &ReuseportSocketMap,
     index: u32,
     socket: BorrowedFd<'_>,
 ) -> io::Result<()> {
     let value = socket.as_raw_fd() as u64;
     let (key, value) = (&raw const index as u64, &raw const value as u64);
-    let element =
-        MapElementAttr { map: table.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
+    let element = MapElementAttr { map: map.as_raw_fd() as u32, padding: 0, key, value, flags: 0 };
     // SAFETY: key and value point to four and eight bytes, the sizes of this map, which outlive the call.
     unsafe { bpf_syscall(BPF_MAP_UPDATE_ELEM, &element)? };
     Ok(())
@@ -218,10 +217,10 @@ pub fn insert_socket(
 ///
 /// # Errors
 /// There is no socket at `index`.
-pub fn remove_socket(table: &ReuseportSocketMap, index: u32) -> io::Result<()> {
+pub fn remove_socket(map: &ReuseportSocketMap, index: u32) -> io::Result<()> {
     let key = &raw const index as u64;
     let element =
-        MapElementAttr { map: table.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
+        MapElementAttr { map: map.as_raw_fd() as u32, padding: 0, key, value: 0, flags: 0 };
     // SAFETY: the key points to four bytes that outlive the call; no value is read.
     unsafe { bpf_syscall(BPF_MAP_DELETE_ELEM, &element)? };
     Ok(())
@@ -315,7 +314,9 @@ fn set_socket_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) 
     let fd = socket.as_raw_fd();
     // SAFETY: the kernel only reads `value`, which is a number, or a sock_fprog whose instructions the caller's slice
     // keeps alive.
-    cvt(unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, address.cast(), size) })?;
+    syscall_result(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, option, address.cast(), size)
+    })?;
     Ok(())
 }
 

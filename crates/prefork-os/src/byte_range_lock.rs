@@ -45,7 +45,7 @@ impl ByteRangeLocks {
 
     /// Takes the lock of `byte` unless another process holds it. Returns whether this process holds it now.
     pub fn try_lock(&self, byte: u64) -> io::Result<bool> {
-        match fcntl(&self.0, FcntlArg::F_SETLK(&lock_request(byte, libc::F_WRLCK))) {
+        match fcntl(&self.0, FcntlArg::F_SETLK(&new_flock(byte, libc::F_WRLCK))) {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(e) => Err(e.into()),
@@ -55,7 +55,7 @@ impl ByteRangeLocks {
     /// Takes the lock of `byte`. Blocks the calling thread without a timeout while another process holds it.
     pub fn lock(&self, byte: u64) -> io::Result<LockOutcome> {
         loop {
-            match fcntl(&self.0, FcntlArg::F_SETLKW(&lock_request(byte, libc::F_WRLCK))) {
+            match fcntl(&self.0, FcntlArg::F_SETLKW(&new_flock(byte, libc::F_WRLCK))) {
                 Ok(_) => return Ok(LockOutcome::Locked),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EDEADLK) => return Ok(LockOutcome::Deadlock),
@@ -66,7 +66,7 @@ impl ByteRangeLocks {
 
     /// Releases the lock of `byte`, if this process holds it.
     pub fn unlock(&self, byte: u64) -> io::Result<()> {
-        fcntl(&self.0, FcntlArg::F_SETLK(&lock_request(byte, libc::F_UNLCK)))?;
+        fcntl(&self.0, FcntlArg::F_SETLK(&new_flock(byte, libc::F_UNLCK)))?;
         Ok(())
     }
 
@@ -74,14 +74,14 @@ impl ByteRangeLocks {
     ///
     /// The pid is 0 if the process is in a pid namespace that is not visible here.
     pub fn holder_pid(&self, byte: u64) -> io::Result<Option<u32>> {
-        let mut lock = lock_request(byte, libc::F_WRLCK);
+        let mut lock = new_flock(byte, libc::F_WRLCK);
         fcntl(&self.0, FcntlArg::F_GETLK(&mut lock))?;
         let held = lock.l_type != libc::F_UNLCK as libc::c_short;
         Ok(held.then(|| u32::try_from(lock.l_pid).unwrap_or(0)))
     }
 }
 
-fn lock_request(byte: u64, kind: libc::c_int) -> libc::flock {
+fn new_flock(byte: u64, kind: libc::c_int) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

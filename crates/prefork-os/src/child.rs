@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::signal::Signal;
 use crate::thread::require_single_thread;
 use crate::{OsError, Result};
@@ -33,7 +33,7 @@ pub fn fork_process() -> Result<ForkResult> {
     let _ = io::stdout().flush();
     // SAFETY: the process has one thread (checked above), so in the child every lock is free or held by its only
     // thread: it may allocate and run any code.
-    let pid = cvt(unsafe { libc::fork() }).map_err(|e| OsError::new("fork a worker", e))?;
+    let pid = syscall_result(unsafe { libc::fork() }).map_err(|e| OsError::new("fork", e))?;
     Ok(match u32::try_from(pid) {
         Ok(pid) if pid > 0 => ForkResult::Parent(pid),
         _ => ForkResult::Child,
@@ -101,7 +101,7 @@ fn waitpid(pid: u32, options: libc::c_int) -> io::Result<Option<ExitStatus>> {
     let mut status = 0;
     loop {
         // SAFETY: the kernel writes one int to `status`.
-        match cvt(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
+        match syscall_result(unsafe { libc::waitpid(pid, &raw mut status, options) }) {
             Ok(0) => return Ok(None),
             Ok(_) => return Ok(Some(ExitStatus::from_raw(status))),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -132,7 +132,7 @@ impl PidFd {
     pub fn open(pid: u32) -> io::Result<PidFd> {
         // SAFETY: pidfd_open takes two integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
-        let fd = cvt(fd as libc::c_int)?;
+        let fd = syscall_result(fd as libc::c_int)?;
         // SAFETY: the kernel has just created this close-on-exec descriptor, so it has no other owner.
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
@@ -148,7 +148,7 @@ impl PidFd {
         let done = unsafe {
             libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as libc::c_int, no_info, 0)
         };
-        cvt(done as libc::c_int).map(|_| ())
+        syscall_result(done as libc::c_int).map(|_| ())
     }
 
     /// Duplicates descriptor `number` of the process into this one, close-on-exec.
@@ -158,7 +158,7 @@ impl PidFd {
     pub fn duplicate_fd(&self, number: i32) -> io::Result<OwnedFd> {
         // SAFETY: pidfd_getfd takes three integers and touches no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
-        let fd = cvt(fd as libc::c_int)?;
+        let fd = syscall_result(fd as libc::c_int)?;
         // SAFETY: the kernel has just created this descriptor, so it has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Uid};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::{OsError, Result};
 
 /// Upper bound of the capability numbers; the kernel rejects numbers that it does not know.
@@ -79,7 +79,7 @@ fn clear_bounding_set() {
 fn drop_capabilities() -> io::Result<()> {
     let clear_all = libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong;
     // SAFETY: takes numbers and changes only the ambient set.
-    cvt(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear_all, 0, 0, 0) })?;
+    syscall_result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear_all, 0, 0, 0) })?;
     set_thread_capabilities([0, 0])
 }
 
@@ -91,7 +91,7 @@ fn set_thread_capabilities(words: [u32; 2]) -> io::Result<()> {
         words.map(|word| CapabilitySets { effective: word, permitted: word, inheritable: 0 });
     // SAFETY: the kernel reads both structs, which outlive the call and have the layout of this version.
     let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) };
-    cvt(result as libc::c_int).map(drop)
+    syscall_result(result as libc::c_int).map(drop)
 }
 
 /// Verifies the credentials and capabilities of this process. Does not compare groups if `groups` is `None`.
@@ -186,12 +186,12 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
 mod tests {
     use super::*;
 
-    const CLEAN: &str = "Name:\tx\nNoNewPrivs:\t1\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
+    const UNPRIVILEGED_STATUS: &str = "Name:\tx\nNoNewPrivs:\t1\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
                          CapEff:\t0000000000000000\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000000\n";
 
     #[test]
     fn an_unprivileged_status_has_no_remaining_privilege() {
-        assert_eq!(find_remaining_privilege(CLEAN), None);
+        assert_eq!(find_remaining_privilege(UNPRIVILEGED_STATUS), None);
     }
 
     #[test]
@@ -212,9 +212,9 @@ mod tests {
             ("NoNewPrivs:\t1", "NoNewPrivs:\t0", "new privileges can be gained"),
             ("NoNewPrivs:\t1\n", "", "new privileges can be gained"),
         ] {
-            assert!(CLEAN.contains(before), "{before}");
+            assert!(UNPRIVILEGED_STATUS.contains(before), "{before}");
             assert_eq!(
-                find_remaining_privilege(&CLEAN.replace(before, after)).as_deref(),
+                find_remaining_privilege(&UNPRIVILEGED_STATUS.replace(before, after)).as_deref(),
                 Some(expected)
             );
         }

@@ -17,15 +17,15 @@ pub const ENOEXEC: i32 = nix::errno::Errno::ENOEXEC as i32;
 /// The new program inherits the pid and all descriptors that are not close-on-exec. `args` includes the program name.
 pub fn exec_program(path: &Path, args: &[OsString], env: &[(OsString, OsString)]) -> io::Error {
     let run = || -> io::Result<std::convert::Infallible> {
-        let path = c_string(path.as_os_str())?;
-        let args = args.iter().map(|arg| c_string(arg)).collect::<io::Result<Vec<_>>>()?;
+        let path = to_c_string(path.as_os_str())?;
+        let args = args.iter().map(|arg| to_c_string(arg)).collect::<io::Result<Vec<_>>>()?;
         let env = env
             .iter()
             .map(|(name, value)| {
                 let mut pair = name.clone();
                 pair.push("=");
                 pair.push(value);
-                c_string(&pair)
+                to_c_string(&pair)
             })
             .collect::<io::Result<Vec<_>>>()?;
         Ok(nix::unistd::execve(&path, &args, &env)?)
@@ -36,7 +36,7 @@ pub fn exec_program(path: &Path, args: &[OsString], env: &[(OsString, OsString)]
     }
 }
 
-fn c_string(text: &OsStr) -> io::Result<CString> {
+fn to_c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 /// Creates a memory file with these contents and seals it, so that no process can change it.

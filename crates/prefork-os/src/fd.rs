@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 
 /// The inherited descriptors that this process has not taken yet. `None` until they are recorded.
 static INHERITED_FDS: Mutex<Option<BTreeSet<RawFd>>> = Mutex::new(None);
@@ -39,7 +39,7 @@ pub fn record_inherited_fds() -> io::Result<()> {
 
 fn is_inheritable(number: RawFd) -> bool {
     // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
-    let flags = cvt(unsafe { libc::fcntl(number, libc::F_GETFD) });
+    let flags = syscall_result(unsafe { libc::fcntl(number, libc::F_GETFD) });
     flags.is_ok_and(|flags| flags & libc::FD_CLOEXEC == 0)
 }
 
@@ -100,7 +100,7 @@ pub fn leave_open_for_test(fd: OwnedFd) -> RawFd {
 /// # Errors
 /// `close_range(2)` fails: Linux before 5.9, or a seccomp filter.
 pub fn close_all_fds_except(kept: impl AsFd) -> io::Result<()> {
-    close_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
+    close_fds_from_3_except(vec![kept.as_fd().as_raw_fd() as u32])
 }
 
 /// Duplicates descriptor `number`. The duplicate is close-on-exec and numbered 3 or higher.
@@ -109,7 +109,7 @@ pub fn close_all_fds_except(kept: impl AsFd) -> io::Result<()> {
 /// EBADF if `number` is not open.
 pub fn duplicate_fd(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor and touches no memory; a number that is not open gives EBADF.
-    let copy = cvt(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
+    let copy = syscall_result(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) })?;
     // SAFETY: the kernel has just created this descriptor, so it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
@@ -125,10 +125,10 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
 pub fn open_closed_stdio_as_dev_null() -> io::Result<()> {
     for number in 0..=2 {
         // SAFETY: F_GETFD only reads; a number that is not open gives EBADF.
-        if cvt(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
+        if syscall_result(unsafe { libc::fcntl(number, libc::F_GETFD) }).is_err() {
             // SAFETY: the path is a valid C string. The lower numbers are open, so the kernel chooses `number`, which
             // stays open for the life of the process.
-            cvt(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
+            syscall_result(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) })?;
         }
     }
     Ok(())
@@ -140,7 +140,7 @@ pub fn open_closed_stdio_as_dev_null() -> io::Result<()> {
 /// EBADF if `number` is not open.
 pub fn set_close_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: takes numbers and touches no memory; a number that is not open gives EBADF.
-    cvt(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+    syscall_result(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
 }
 
 /// Returns whether `fd` was opened for writing.
@@ -161,14 +161,14 @@ pub fn set_append_mode(fd: impl AsFd) -> io::Result<()> {
 pub fn unread_bytes(fd: impl AsFd) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int to the address, which is valid for it.
-    cvt(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
+    syscall_result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
 /// Redirects the standard error of this process to `file`.
 pub fn replace_stderr(file: &OwnedFd) -> io::Result<()> {
     // SAFETY: dup2 replaces descriptor 2 atomically, and no `OwnedFd` owns that number.
-    cvt(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
+    syscall_result(unsafe { libc::dup2(file.as_raw_fd(), 2) })?;
     Ok(())
 }
 
@@ -184,10 +184,10 @@ pub fn close_inherited_fds_except(keep: &[RawFd]) -> io::Result<()> {
     if let Some(numbers) = lock_inherited_fds().as_mut() {
         numbers.retain(|number| keep.contains(number));
     }
-    close_from_3_except(keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect())
+    close_fds_from_3_except(keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect())
 }
 
-fn close_from_3_except(mut keep: Vec<u32>) -> io::Result<()> {
+fn close_fds_from_3_except(mut keep: Vec<u32>) -> io::Result<()> {
     keep.sort_unstable();
     let mut from = 3;
     for number in keep.into_iter().filter(|n| *n >= 3).chain([u32::MAX]) {
@@ -209,7 +209,7 @@ unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     // musl has no function for this call.
     // SAFETY: takes numbers and touches no memory; the caller answers for the descriptors.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    cvt(result as libc::c_int).map(drop)
+    syscall_result(result as libc::c_int).map(drop)
 }
 
 /// Sets whether programs that this process executes inherit `fd`: clears or sets close-on-exec.

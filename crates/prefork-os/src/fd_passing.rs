@@ -1,7 +1,6 @@
 //! Passing file descriptors between processes (SCM_RIGHTS), with messages over SOCK_SEQPACKET socket pairs.
 
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -10,13 +9,18 @@ use nix::sys::socket::{
 };
 use socket2::SockRef;
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 
 /// Size of the control message that carries one descriptor. Its padding has room for a second one, so the receiver looks
 /// for every descriptor that arrives and closes the surplus.
 const CONTROL_MESSAGE_BYTES: usize =
     // SAFETY: computes a number from a number.
     unsafe { libc::CMSG_SPACE(size_of::<RawFd>() as u32) } as usize;
+
+/// Buffer for one control message, aligned as `cmsghdr` requires.
+#[derive(Clone, Copy)]
+#[repr(align(8))]
+struct ControlBuffer([u8; CONTROL_MESSAGE_BYTES]);
 
 /// Creates a connected, non-blocking, close-on-exec SOCK_SEQPACKET socket pair.
 ///
@@ -76,7 +80,7 @@ pub enum PassedFd {
 /// # Errors
 /// `WouldBlock` if no message is queued.
 pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
-    receive_with(fd.as_fd(), buffer, true)
+    receive_retrying(fd.as_fd(), buffer, true)
 }
 
 /// Receives one message into `buffer` from a peer that sends only sockets it accepted itself. Never blocks.
@@ -86,7 +90,7 @@ pub fn receive_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedM
 /// # Errors
 /// `WouldBlock` if no message is queued.
 pub fn receive_trusted_message(fd: impl AsFd, buffer: &mut [u8]) -> io::Result<ReceivedMessage> {
-    receive_with(fd.as_fd(), buffer, false)
+    receive_retrying(fd.as_fd(), buffer, false)
 }
 
 /// Discards all messages queued on `fd` and makes further sends to it fail.
@@ -101,14 +105,14 @@ pub fn discard_messages(fd: impl AsFd) {
     {}
 }
 
-fn receive_with(
+fn receive_retrying(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
     resets_linger: bool,
 ) -> io::Result<ReceivedMessage> {
     let mut reset = false;
     loop {
-        return match receive_once(fd, buffer, resets_linger) {
+        return match call_recvmsg(fd, buffer, resets_linger) {
             Ok((_, flags, _)) if flags & libc::MSG_TRUNC != 0 => Ok(ReceivedMessage::Truncated),
             // No sender here sends an empty message, so a length of 0 means that the peer closed.
             Ok((0, _, _)) => Ok(ReceivedMessage::Closed),
@@ -135,14 +139,12 @@ fn receive_with(
 /// Calls `recvmsg` once and returns the length, the flags and the first descriptor received.
 ///
 /// Not by nix, which hides the control messages if they were truncated: descriptors received in them would leak.
-fn receive_once(
+fn call_recvmsg(
     fd: BorrowedFd<'_>,
     buffer: &mut [u8],
     resets_linger: bool,
 ) -> io::Result<(usize, libc::c_int, Option<OwnedFd>)> {
-    #[repr(align(8))]
-    struct ControlBuffer([MaybeUninit<u8>; CONTROL_MESSAGE_BYTES]);
-    let mut control = ControlBuffer([MaybeUninit::uninit(); CONTROL_MESSAGE_BYTES]);
+    let mut control = ControlBuffer([0; CONTROL_MESSAGE_BYTES]);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of zero.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -190,11 +192,6 @@ fn receive_once(
 /// Maximum number of messages, each with one descriptor, that [`send_fds`] sends with one system call.
 pub const MAX_FDS_PER_SEND: usize = 16;
 
-/// Buffer for one control message, aligned as `cmsghdr` requires.
-#[derive(Clone, Copy)]
-#[repr(align(8))]
-struct ControlBuffer([u8; CONTROL_MESSAGE_BYTES]);
-
 /// Sends the first [`MAX_FDS_PER_SEND`] of `fds`, each as a message of one byte with a duplicate of its descriptor.
 ///
 /// Never blocks. Returns the number of messages sent, which is smaller than given if the queue of the socket is full.
@@ -232,7 +229,7 @@ pub fn send_fds(to: impl AsFd, fds: &[(u8, BorrowedFd<'_>)]) -> io::Result<usize
     let sent = unsafe {
         libc::sendmmsg(to.as_fd().as_raw_fd(), headers.as_mut_ptr(), fds.len() as u32, flags as _)
     };
-    match cvt(sent) {
+    match syscall_result(sent) {
         Ok(sent) => Ok(sent as usize),
         // A full queue, too many descriptors in flight or too little memory: the caller tries again later.
         Err(e) => match e.raw_os_error().map(Errno::from_raw) {

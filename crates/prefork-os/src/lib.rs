@@ -58,7 +58,7 @@ impl std::error::Error for OsError {
 }
 
 /// Converts the C convention of -1 and errno to a `Result`.
-fn cvt(result: libc::c_int) -> io::Result<libc::c_int> {
+fn syscall_result(result: libc::c_int) -> io::Result<libc::c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 

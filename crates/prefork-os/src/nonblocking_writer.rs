@@ -50,7 +50,7 @@ pub fn identify_file(fd: impl AsFd) -> io::Result<(FileKind, FileId)> {
         FileKind::CharacterDevice if fd.as_fd().is_terminal() => FileKind::Terminal,
         kind => kind,
     };
-    Ok((kind, FileId::of(&stat)))
+    Ok((kind, FileId::from_stat(&stat)))
 }
 
 /// Returns the kind of file that a `st_mode` value encodes. Terminals are [`FileKind::CharacterDevice`] here.
@@ -70,7 +70,7 @@ pub fn file_kind_of_mode(mode: u32) -> FileKind {
 pub struct FileId(u64, u64);
 
 impl FileId {
-    fn of(stat: &FileStat) -> FileId {
+    fn from_stat(stat: &FileStat) -> FileId {
         FileId(stat.st_dev, stat.st_ino)
     }
 }
@@ -120,7 +120,7 @@ impl NonblockingWriter {
 
     /// Returns whether `fd` still refers to the file that this writer was created for.
     pub fn is_same_file(&self, fd: impl AsFd) -> bool {
-        fstat(&fd).is_ok_and(|stat| FileId::of(&stat) == self.id)
+        fstat(&fd).is_ok_and(|stat| FileId::from_stat(&stat) == self.id)
     }
 
     /// Returns the maximum size in bytes of an atomic write, or `None` for kinds of file without such a limit.
@@ -156,7 +156,9 @@ impl NonblockingWriter {
             WriteMethod::Socket => socket::write_nonblocking(fd, bytes),
             WriteMethod::NoWait => write_nowait(fd, bytes),
             WriteMethod::Reopened(own) => Ok(nix::unistd::write(own, bytes)?),
-            WriteMethod::Polled if has_room(fd, self.kind)? => Ok(nix::unistd::write(fd, bytes)?),
+            WriteMethod::Polled if can_write_atomically(fd, self.kind)? => {
+                Ok(nix::unistd::write(fd, bytes)?)
+            }
             WriteMethod::Polled => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -196,13 +198,13 @@ fn reopen(fd: impl AsFd) -> WriteMethod {
     let opened = OpenOptions::new().write(true).custom_flags(flags.bits()).open(path);
     // The path may lead to another file by now.
     match opened {
-        Ok(own) if same_file(&fd, &own) => WriteMethod::Reopened(own.into()),
+        Ok(own) if are_same_file(&fd, &own) => WriteMethod::Reopened(own.into()),
         Ok(_) | Err(_) => WriteMethod::Polled,
     }
 }
 
-fn same_file(one: impl AsFd, other: impl AsFd) -> bool {
-    matches!((fstat(&one), fstat(&other)), (Ok(a), Ok(b)) if FileId::of(&a) == FileId::of(&b))
+fn are_same_file(one: impl AsFd, other: impl AsFd) -> bool {
+    matches!((fstat(&one), fstat(&other)), (Ok(a), Ok(b)) if FileId::from_stat(&a) == FileId::from_stat(&b))
 }
 
 /// Returns whether the kernel lacks `pwritev2` (ENOSYS) or this file does not support RWF_NOWAIT.
@@ -231,7 +233,7 @@ fn write_nowait(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Returns whether a write of [`PIPE_BUF`] bytes would not block, if there is no other writer.
-fn has_room(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
+fn can_write_atomically(fd: BorrowedFd<'_>, kind: FileKind) -> io::Result<bool> {
     let watch = poll::WatchedFd::new(fd, poll::PollInterest::Writable);
     if !poll::poll_fds(&[watch], Some(Duration::ZERO))?.contains(&true) {
         return Ok(false);
@@ -249,10 +251,10 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::cvt;
+    use crate::syscall_result;
 
     /// Returns a full pipe with its writer, and the number of bytes in it.
-    fn full_pipe(
+    fn create_full_pipe(
         method: impl Fn(&OwnedFd) -> WriteMethod,
     ) -> (io::PipeReader, OwnedFd, NonblockingWriter, usize) {
         let (reader, writer) = io::pipe().expect("pipe");
@@ -277,7 +279,7 @@ mod tests {
         let methods: [fn(&OwnedFd) -> WriteMethod; 3] =
             [|_| WriteMethod::NoWait, |fd| reopen(fd), |_| WriteMethod::Polled];
         for method in methods {
-            let (mut reader, writer, mut output, written) = full_pipe(method);
+            let (mut reader, writer, mut output, written) = create_full_pipe(method);
             let mut all = vec![0; written];
             reader.read_exact(&mut all).expect("what was written");
             assert_eq!(output.write(&writer, b"again").expect("room"), 5);
@@ -286,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_shared_open_file_description_keeps_its_flags() {
-        let (_reader, writer, _, _) = full_pipe(|fd| reopen(fd));
+        let (_reader, writer, _, _) = create_full_pipe(|fd| reopen(fd));
         let flags = nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
         assert!(!OFlag::from_bits_truncate(flags).contains(OFlag::O_NONBLOCK));
     }
@@ -313,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_stopped_terminal_would_block() {
-        let (_controller, terminal) = terminal();
+        let (_controller, terminal) = open_pseudo_terminal();
         let mut output = NonblockingWriter::new(&terminal).expect("writer");
         assert_eq!(
             (output.kind, output.write(&terminal, b"a line\n").expect("room")),
@@ -321,17 +323,17 @@ mod tests {
         );
         // Suspends output, as Ctrl-S does.
         // SAFETY: tcflow takes numbers and touches no memory.
-        cvt(unsafe { libc::tcflow(terminal.as_raw_fd(), libc::TCOOFF) }).expect("stop");
+        syscall_result(unsafe { libc::tcflow(terminal.as_raw_fd(), libc::TCOOFF) }).expect("stop");
         let error = output.write(&terminal, b"a line\n").expect_err("stopped");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 
     /// Opens a new pseudo-terminal and returns both ends.
-    fn terminal() -> (OwnedFd, std::fs::File) {
+    fn open_pseudo_terminal() -> (OwnedFd, std::fs::File) {
         use std::os::fd::FromRawFd;
         // SAFETY: takes flags and touches no memory.
-        let number =
-            cvt(unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) }).expect("pty");
+        let number = syscall_result(unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) })
+            .expect("pty");
         // SAFETY: the kernel has just created this descriptor, so it has no other owner.
         let controller = unsafe { OwnedFd::from_raw_fd(number) };
         let mut name = [0; 64];

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::getppid;
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::signal::Signal;
 
 /// The signal that the kernel sends to a worker whose primary died. Only SIGCONT also runs the handler of a stopped process.
@@ -16,9 +16,9 @@ use crate::signal::Signal;
 /// The handler ignores a SIGCONT that arrives while the primary lives.
 const PARENT_DEATH_SIGNAL: Signal = Signal::SIGCONT;
 
-static PRIMARY: AtomicI32 = AtomicI32::new(0);
+static PRIMARY_PID: AtomicI32 = AtomicI32::new(0);
 /// The process that called [`kill_after_parent_death`]. Forks of it inherit the handlers, which must do nothing there.
-static WORKER: AtomicI32 = AtomicI32::new(0);
+static WORKER_PID: AtomicI32 = AtomicI32::new(0);
 static GRACE_SECONDS: AtomicU32 = AtomicU32::new(0);
 /// The POSIX timer that sends SIGKILL to this process. Valid if `HAS_KILL_TIMER` is set.
 static KILL_TIMER: AtomicPtr<libc::c_void> = AtomicPtr::new(std::ptr::null_mut());
@@ -35,9 +35,9 @@ static IS_ORPHAN: AtomicBool = AtomicBool::new(false);
 ///
 /// Returns `false` if the parent is already gone; the process should then exit.
 pub fn kill_after_parent_death(primary: u32, grace_seconds: u32) -> io::Result<bool> {
-    PRIMARY.store(primary as i32, Ordering::Relaxed);
+    PRIMARY_PID.store(primary as i32, Ordering::Relaxed);
     GRACE_SECONDS.store(grace_seconds.max(1), Ordering::Relaxed);
-    WORKER.store(std::process::id() as i32, Ordering::Relaxed);
+    WORKER_PID.store(std::process::id() as i32, Ordering::Relaxed);
     IS_ORPHAN.store(false, Ordering::Relaxed);
     match create_kill_timer() {
         Ok(timer) => {
@@ -67,7 +67,7 @@ pub fn kill_after_parent_death(primary: u32, grace_seconds: u32) -> io::Result<b
 
 /// Returns whether this process is a worker, or a fork of one: [`kill_after_parent_death`] was called.
 pub fn is_worker_process() -> bool {
-    PRIMARY.load(Ordering::Relaxed) != 0
+    PRIMARY_PID.load(Ordering::Relaxed) != 0
 }
 
 /// Returns whether orphaned processes become children of this one: it is process 1 or a subreaper.
@@ -106,7 +106,9 @@ fn create_kill_timer() -> io::Result<libc::timer_t> {
     event.sigev_signo = libc::SIGKILL;
     let mut timer: libc::timer_t = std::ptr::null_mut();
     // SAFETY: both pointers are valid; the kernel writes the timer to the second.
-    cvt(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) })?;
+    syscall_result(unsafe {
+        libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer)
+    })?;
     Ok(timer)
 }
 
@@ -115,7 +117,7 @@ extern "C" fn handle_parent_death(_: libc::c_int) {
     // SAFETY: getpid and getppid are async-signal-safe and cannot fail.
     let (pid, parent) = unsafe { (libc::getpid(), libc::getppid()) };
     let is_orphan =
-        parent != PRIMARY.load(Ordering::Relaxed) && pid == WORKER.load(Ordering::Relaxed);
+        parent != PRIMARY_PID.load(Ordering::Relaxed) && pid == WORKER_PID.load(Ordering::Relaxed);
     if !is_orphan || IS_ORPHAN.swap(true, Ordering::Relaxed) {
         return;
     }
@@ -153,6 +155,6 @@ unsafe fn install_handler(signal: libc::c_int, handler: libc::sighandler_t) -> i
     action.sa_sigaction = handler;
     action.sa_flags = libc::SA_RESTART;
     // SAFETY: `action` is initialised, and the caller answers for the handler.
-    cvt(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
+    syscall_result(unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) })?;
     Ok(())
 }

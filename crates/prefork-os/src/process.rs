@@ -5,7 +5,7 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::Result;
 use crate::thread::require_single_thread;
 
@@ -66,7 +66,7 @@ pub fn open_file_limit() -> io::Result<u64> {
 
 /// Returns the state of process `pid` as in `/proc/PID/stat`: `R`, `S`, `D`, `T`, `Z` and so on. `None` if unreadable.
 pub fn process_state(pid: u32) -> Option<char> {
-    stat_fields(pid)?.chars().next()
+    read_stat_fields(pid)?.chars().next()
 }
 
 /// Returns the name of process `pid` as in `/proc/PID/comm`, or `None` if the process does not exist.
@@ -82,7 +82,7 @@ pub fn process_command_name(pid: u32) -> Option<Vec<u8>> {
 ///
 /// Together with the pid it identifies a process until reboot. It stays the same across an exec.
 pub fn process_start_ticks(pid: u32) -> Option<u64> {
-    let fields = stat_fields(pid)?;
+    let fields = read_stat_fields(pid)?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
     let ticks = fields.nth(18)?.parse().ok()?;
@@ -91,11 +91,11 @@ pub fn process_start_ticks(pid: u32) -> Option<u64> {
 
 /// Returns the parent of process `pid`, or `None` if the process does not exist.
 pub fn parent_pid(pid: u32) -> Option<u32> {
-    stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
+    read_stat_fields(pid)?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// Returns the fields of `/proc/PID/stat` from the third one, the state. The name before it may contain any bytes.
-fn stat_fields(pid: u32) -> Option<String> {
+fn read_stat_fields(pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     text.rsplit_once(") ").map(|(_, fields)| fields.to_string())
 }
@@ -161,7 +161,7 @@ pub fn set_process_title(title: &str) -> io::Result<()> {
     };
     // SAFETY: `map` outlives the call and has the size given. The kernel checks every address in it; all but the two of
     // the arguments are its current values.
-    cvt(unsafe {
+    syscall_result(unsafe {
         libc::prctl(libc::PR_SET_MM, PR_SET_MM_MAP, &raw const map, size_of::<PrctlMmMap>(), 0)
     })?;
     Ok(())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
-use super::{cvt, libc, poll, socket};
+use super::{libc, poll, socket, syscall_result};
 use crate::async_fd::register_readable;
 
 /// Whether a new connection wakes this process, one of several that wait for the same listening socket.
@@ -131,7 +131,7 @@ impl SharedListener {
         let mut event = libc::epoll_event { events: events as u32, u64: registration.token };
         // SAFETY: `event` outlives the call. The token is the one that tokio chose for this descriptor, and tokio frees a
         // token only after it has deregistered the descriptor.
-        cvt(unsafe {
+        syscall_result(unsafe {
             libc::epoll_ctl(registration.epoll, operation, self.socket.as_raw_fd(), &raw mut event)
         })?;
         Ok(())

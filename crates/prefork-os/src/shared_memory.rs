@@ -44,7 +44,7 @@ pub struct WritablePages {
 const MEMFD_NAME_PREFIX: &str = "prefork-scoreboard";
 
 /// Returns a name that identifies this process as the primary in the `/proc/PID/maps` of every process with the mapping.
-fn memfd_name() -> String {
+fn primary_memfd_name() -> String {
     let pid = std::process::id();
     let started = crate::process::process_start_ticks(pid).unwrap_or(0);
     format!("{MEMFD_NAME_PREFIX}:{pid}:{started}")
@@ -64,7 +64,7 @@ pub fn parse_primary_of_mapping(line: &str) -> Option<(u32, u64)> {
 /// `count` is 0 or too large, or the kernel has no memory or descriptors left.
 pub fn create_shared_pages(count: usize) -> io::Result<(WritablePages, ReadOnlyPages, OwnedFd)> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let memory = memfd_create(memfd_name().as_str(), flags)?;
+    let memory = memfd_create(primary_memfd_name().as_str(), flags)?;
     let length = count.checked_mul(SHARED_PAGE_BYTES).and_then(|length| i64::try_from(length).ok());
     nix::unistd::ftruncate(&memory, length.ok_or(io::ErrorKind::InvalidInput)?)?;
     let writable = map_pages(&memory, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
@@ -214,9 +214,9 @@ pub fn create_shared_words(count: usize) -> io::Result<&'static [AtomicU64]> {
 /// Returns a word that the kernel resets to zero in every forked child (`MADV_WIPEONFORK`).
 ///
 /// A cheap way to tell whether a cached value belongs to this process or was inherited. All calls return the same word.
-pub fn process_local_word() -> io::Result<&'static AtomicU64> {
-    static WORD: OnceLock<&'static [AtomicU64]> = OnceLock::new();
-    if let Some(words) = WORD.get() {
+pub fn word_wiped_on_fork() -> io::Result<&'static AtomicU64> {
+    static WORD_WIPED_ON_FORK: OnceLock<&'static [AtomicU64]> = OnceLock::new();
+    if let Some(words) = WORD_WIPED_ON_FORK.get() {
         return Ok(&words[0]);
     }
     let words = map_words(1, MapFlags::MAP_PRIVATE)?;
@@ -224,7 +224,7 @@ pub fn process_local_word() -> io::Result<&'static AtomicU64> {
     // SAFETY: the range is the private anonymous page mapped above. It holds only atomics, for which zero is valid.
     unsafe { madvise(base, 8, MmapAdvise::MADV_WIPEONFORK) }?;
     // If another thread was faster, its word is used and this one is not.
-    Ok(&WORD.get_or_init(|| words)[0])
+    Ok(&WORD_WIPED_ON_FORK.get_or_init(|| words)[0])
 }
 
 fn map_words(count: usize, flags: MapFlags) -> io::Result<&'static [AtomicU64]> {
@@ -284,8 +284,8 @@ mod tests {
     }
 
     #[test]
-    fn process_local_word_is_always_the_same_word() {
-        let one = process_local_word().expect("word");
-        assert!(std::ptr::eq(one, process_local_word().expect("word")));
+    fn word_wiped_on_fork_is_always_the_same_word() {
+        let one = word_wiped_on_fork().expect("word");
+        assert!(std::ptr::eq(one, word_wiped_on_fork().expect("word")));
     }
 }

@@ -92,10 +92,10 @@ pub fn register_signal_flag(signal: Signal) -> io::Result<Arc<AtomicBool>> {
 ///
 /// Installs a handler that does nothing. Unlike SIG_IGN, it is reset to the default in every executed program. An existing
 /// handler or SIG_IGN stays.
-pub fn turn_write_signals_into_errors() -> io::Result<()> {
-    extern "C" fn nothing(_: libc::c_int) {}
+pub fn ignore_sigpipe_and_sigxfsz() -> io::Result<()> {
+    extern "C" fn ignore_signal(_: libc::c_int) {}
     let handled =
-        SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        SigAction::new(SigHandler::Handler(ignore_signal), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGPIPE, Signal::SIGXFSZ] {
         // SAFETY: the handler does nothing, so it is async-signal-safe.
         let before = unsafe { sigaction(signal, &handled) }?;
@@ -120,13 +120,13 @@ const TERMINATING_SIGNALS: [Signal; 8] = [
 ];
 
 /// While this value exists, terminating signals end process 1. See [`exit_on_signals_if_pid_1`].
-pub struct FirstProcessSignalExit(Arc<AtomicBool>);
+pub struct Pid1SignalExit(Arc<AtomicBool>);
 
 /// Makes terminating signals end this process with status 128 + signal while the result exists, if it is process 1.
 ///
 /// The kernel ignores signals without a handler for process 1 of a pid namespace, such as the main process of a container.
 /// Does nothing in other processes.
-pub fn exit_on_signals_if_pid_1() -> io::Result<FirstProcessSignalExit> {
+pub fn exit_on_signals_if_pid_1() -> io::Result<Pid1SignalExit> {
     let ends = Arc::new(AtomicBool::new(true));
     if std::process::id() == 1 {
         for signal in TERMINATING_SIGNALS {
@@ -134,10 +134,10 @@ pub fn exit_on_signals_if_pid_1() -> io::Result<FirstProcessSignalExit> {
             signal_hook::flag::register_conditional_shutdown(number, 128 + number, ends.clone())?;
         }
     }
-    Ok(FirstProcessSignalExit(ends))
+    Ok(Pid1SignalExit(ends))
 }
 
-impl Drop for FirstProcessSignalExit {
+impl Drop for Pid1SignalExit {
     fn drop(&mut self) {
         self.0.store(false, Ordering::SeqCst);
     }

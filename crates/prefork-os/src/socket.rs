@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockFlag, accept4, recv, send};
 use socket2::{Domain, SockRef, Type};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::poll::{PollInterest, WatchedFd, poll_fds};
 
 /// Returns true if `fd` is a Unix stream socket, false if it is a TCP socket.
@@ -92,7 +92,9 @@ pub fn is_accepted_connection_error(error: &io::Error) -> bool {
 pub fn unsent_bytes(socket: impl AsFd) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: TIOCOUTQ writes one int to the address, which is valid for it.
-    cvt(unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    syscall_result(unsafe {
+        libc::ioctl(socket.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes)
+    })?;
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
@@ -145,7 +147,7 @@ fn read_tcp_info(socket: impl AsFd) -> io::Result<libc::tcp_info> {
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the kernel writes at most `length` bytes to `info`, which is that long. A shorter answer leaves zeroes.
-    cvt(unsafe {
+    syscall_result(unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
             libc::IPPROTO_TCP,

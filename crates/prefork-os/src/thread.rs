@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
-use super::{cvt, libc};
+use super::{libc, syscall_result};
 use crate::{OsError, Result};
 
 /// Sets the niceness of the calling thread, from 0 (normal priority) to 19 (lowest). Other threads keep theirs.
@@ -13,7 +13,7 @@ pub fn set_thread_niceness(nice: u32) -> io::Result<()> {
     let nice = libc::c_int::try_from(nice.min(19)).unwrap_or(19);
     let this = libc::id_t::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
     // SAFETY: setpriority takes three numbers and touches no memory.
-    cvt(unsafe { libc::setpriority(libc::PRIO_PROCESS, this, nice) }).map(drop)
+    syscall_result(unsafe { libc::setpriority(libc::PRIO_PROCESS, this, nice) }).map(drop)
 }
 
 /// Returns the niceness of the calling thread, -20 to 19.

@@ -159,7 +159,7 @@ impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
         log_output::prepare(None);
-        prefork_os::signal::turn_write_signals_into_errors()
+        prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
         self.kinds.rules()?;

@@ -51,7 +51,7 @@ impl Members {
     fn create() -> io::Result<Members> {
         let locks = ByteRangeLocks::create_in_memory()?;
         let words = prefork_os::shared_memory::create_shared_words(1 + ROWS)?;
-        Ok(Members { locks, words, own: prefork_os::shared_memory::process_local_word()? })
+        Ok(Members { locks, words, own: prefork_os::shared_memory::word_wiped_on_fork()? })
     }
 
     /// The file with the locks, and the byte in it for a role of this name.
