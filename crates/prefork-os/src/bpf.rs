@@ -63,12 +63,12 @@ pub struct ProgramLoadError {
     pub verifier_log: String,
 }
 
-// The structs below are prefixes of `union bpf_attr`. The kernel reads the given size and takes the rest for zeroes.
+// The structs below are prefixes of `union bpf_attr`. The kernel reads the given size and treats the rest as zeroes.
 
 /// Attributes of BPF_MAP_CREATE.
 #[repr(C)]
 struct MapCreateAttr {
-    kind: u32,
+    map_type: u32,
     key_size: u32,
     value_size: u32,
     entries: u32,
@@ -91,7 +91,7 @@ struct MapElementAttr {
 /// Attributes of BPF_PROG_LOAD.
 #[repr(C, align(8))]
 struct ProgramLoadAttr {
-    kind: u32,
+    program_type: u32,
     count: u32,
     instructions: u64,
     license: u64,
@@ -124,7 +124,7 @@ fn object_name(name: &str) -> [u8; 16] {
 }
 
 fn create_map(
-    kind: u32,
+    map_type: u32,
     value_size: usize,
     entries: u32,
     flags: u32,
@@ -133,7 +133,7 @@ fn create_map(
     let value_size = u32::try_from(value_size).map_err(|_| io::ErrorKind::InvalidInput)?;
     let (inner_map, node, name) = (0, 0, object_name(name));
     let new =
-        MapCreateAttr { kind, key_size: 4, value_size, entries, flags, inner_map, node, name };
+        MapCreateAttr { map_type, key_size: 4, value_size, entries, flags, inner_map, node, name };
     // SAFETY: `new` contains no addresses.
     let fd = unsafe { bpf_syscall(BPF_MAP_CREATE, &new)? };
     // SAFETY: the kernel has just created this close-on-exec descriptor, so it has no other owner.
@@ -259,7 +259,7 @@ pub fn verifier_statistics(program: &[EbpfInstruction]) -> String {
 fn try_load(name: &str, program: &[EbpfInstruction], level: u32) -> (io::Result<OwnedFd>, Vec<u8>) {
     let mut log = vec![0_u8; if level == 0 { 0 } else { VERIFIER_LOG_BYTES }];
     let load = ProgramLoadAttr {
-        kind: BPF_PROG_TYPE_SK_REUSEPORT,
+        program_type: BPF_PROG_TYPE_SK_REUSEPORT,
         count: program.len() as u32,
         instructions: program.as_ptr() as u64,
         license: c"Dual MIT/GPL".as_ptr() as u64,

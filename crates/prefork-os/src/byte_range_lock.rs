@@ -81,9 +81,9 @@ impl ByteRangeLocks {
     }
 }
 
-fn new_flock(byte: u64, kind: libc::c_int) -> libc::flock {
+fn new_flock(byte: u64, lock_type: libc::c_int) -> libc::flock {
     libc::flock {
-        l_type: kind as libc::c_short,
+        l_type: lock_type as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         // Offsets are signed.
         l_start: (byte & (u64::MAX >> 1)) as libc::off_t,

@@ -39,6 +39,7 @@ pub fn exec_program(path: &Path, args: &[OsString], env: &[(OsString, OsString)]
 fn to_c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
+
 /// Creates a memory file with these contents and seals it, so that no process can change it.
 pub fn create_sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
     let file = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
@@ -53,9 +54,9 @@ pub fn create_sealed_memfd(name: &str, contents: &[u8]) -> io::Result<OwnedFd> {
 /// Reads the whole `file` from its beginning, independent of its offset.
 ///
 /// # Errors
-/// `FileTooLarge` if it has more than `cap` bytes.
-pub fn read_memfd(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; cap + 1];
+/// `FileTooLarge` if it has more than `max_bytes` bytes.
+pub fn read_memfd(file: impl AsFd, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; max_bytes + 1];
     let mut length = 0;
     while length < bytes.len() {
         match nix::sys::uio::pread(file.as_fd(), &mut bytes[length..], length as i64)? {
@@ -63,7 +64,7 @@ pub fn read_memfd(file: impl AsFd, cap: usize) -> io::Result<Vec<u8>> {
             n => length += n,
         }
     }
-    if length > cap {
+    if length > max_bytes {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     bytes.truncate(length);

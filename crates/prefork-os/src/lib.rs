@@ -17,7 +17,6 @@ pub mod nonblocking_writer;
 pub mod parent_death;
 pub mod poll;
 pub mod process;
-
 pub mod shared_listener;
 pub mod shared_memory;
 pub mod signal;

@@ -23,7 +23,7 @@ pub fn remove_env_vars(mut should_remove: impl FnMut(&str) -> bool) -> Result<()
     }
     require_single_thread()?;
     for name in &names {
-        // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
+        // SAFETY: the process has one thread (checked above), so no other one reads the environment now.
         unsafe { std::env::remove_var(name) };
     }
     Ok(())
@@ -42,7 +42,7 @@ pub fn set_env_vars(variables: &[(String, String)]) -> Result<()> {
     }
     require_single_thread()?;
     for (name, value) in variables {
-        // SAFETY: the process has one thread (checked above), so nobody reads the environment meanwhile.
+        // SAFETY: the process has one thread (checked above), so no other one reads the environment now.
         unsafe { std::env::set_var(name, value) };
     }
     Ok(())

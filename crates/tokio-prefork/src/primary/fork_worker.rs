@@ -3,7 +3,7 @@
 //! back.
 //!
 //! What if the primary dies in between? The child asks who its parent is after it told the kernel to signal
-//! it (`die_with`), so it cannot miss the death. What if a signal comes? It is held back until the child has
+//! it (`kill_after_parent_death`), so it cannot miss the death. What if a signal comes? It is held back until the child has
 //! its own handlers; the primary's pipe is never written by a child.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
