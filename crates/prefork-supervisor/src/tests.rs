@@ -1,4 +1,4 @@
-//! Stories: what an operator sees of a cluster, logged in events and actions. The larger subjects have pages of their own.
+//! Tests of the supervisor in a simulated cluster, as an operator sees it. Larger subjects have files of their own.
 
 mod crash_loop;
 mod disconnect;
@@ -51,30 +51,31 @@ pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
     }
 }
 
-/// So many workers; those with the ids of `odd` live otherwise than the rest, which serves.
-fn cluster(workers: u32, odd: impl Fn(u64) -> Option<WorkerScript> + 'static) -> Simulator {
-    let choose_script =
-        move |tag: WorkerTag, _: &mut TestRng| odd(tag.id.0).unwrap_or_else(WorkerScript::serving);
+/// Starts a cluster whose workers serve, but for those to which `script_for` gives another script by their id.
+fn cluster(workers: u32, script_for: impl Fn(u64) -> Option<WorkerScript> + 'static) -> Simulator {
+    let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
+        script_for(tag.id.0).unwrap_or_else(WorkerScript::serving)
+    };
     Simulator::new(test_config(workers), 1, choose_script).start()
 }
 
-/// A cluster whose workers have all served for so long that each has proved itself.
+/// Starts a cluster and lets its workers serve for longer than `min_uptime`.
 fn serving_cluster(workers: u32) -> Simulator {
     let mut sim = cluster(workers, |_| None);
     sim.run_for(ms(5_000));
     sim
 }
 
-/// How each worker ended: its id and the cause.
+/// Returns the id of each worker that exited, and the cause.
 fn exit_causes(sim: &Simulator) -> Vec<(u64, ExitCause)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Exited(exit) => Some((exit.worker.id.0, exit.cause)),
         _ => None,
     })
 }
 
 fn backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::BackingOff { failures, delay } => Some((*failures, *delay)),
         _ => None,
     })
@@ -93,7 +94,7 @@ fn all_ready_is_logged_when_every_worker_is_ready() {
         (sim.serving_workers(), sim.supervisor.phase),
         (vec![1, 2, 3], ClusterPhase::Running)
     );
-    let ready = |notice: &LogEvent| match notice {
+    let ready = |event: &LogEvent| match event {
         LogEvent::Ready { worker, after } => Some((worker.pid, *after)),
         _ => None,
     };
@@ -110,8 +111,8 @@ fn a_killed_worker_is_replaced_at_once() {
     sim.run_for(ms(10));
     assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 4, 3], 1));
     let all_ready = Action::Log(LogEvent::AllReady { workers: 3 });
-    assert_eq!(sim.times_of(&all_ready), [ms(10)], "said once, at the start");
-    let exits = sim.logged(|notice| match notice {
+    assert_eq!(sim.times_of(&all_ready), [ms(10)], "logged once, at the start");
+    let exits = sim.logged(|event| match event {
         LogEvent::Exited(exit) => {
             Some((exit.status, exit.cause, exit.uptime, exit.requests_served))
         }
@@ -143,7 +144,7 @@ fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
     sim.command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(7_000)], vec![]));
-    let over = sim.logged(|notice| match notice {
+    let over = sim.logged(|event| match event {
         LogEvent::DrainTimedOut { worker, limit } => Some((worker.id.0, *limit)),
         _ => None,
     });
@@ -194,7 +195,7 @@ fn a_retiring_worker_is_replaced_while_it_drains() {
     sim.run_for(ms(3_000));
     assert_eq!(sim.fork_times()[2..], [ms(3_000)]);
     assert_eq!((sim.supervisor.workers.len(), sim.supervisor.restart_count()), (3, 0));
-    let retiring = sim.logged(|notice| match notice {
+    let retiring = sim.logged(|event| match event {
         LogEvent::Retiring { worker } => Some(worker.slot),
         _ => None,
     });
@@ -227,7 +228,7 @@ fn a_crash_of_a_retired_worker_is_no_restart() {
     let mut sim = cluster(2, move |id| (id == 1).then(|| noisy.clone()));
     sim.run_until_idle();
     assert_eq!(exit_causes(&sim), [(1, ExitCause::Misbehaved)]);
-    // Its replacement was forked long before, so this is no restart, and no crash loop.
+    // Its replacement was forked before, so this is neither a restart nor a crash loop.
     assert_eq!(
         (sim.supervisor.restart_count(), backoffs(&sim).len(), sim.fork_times().len()),
         (0, 0, 3)
@@ -251,7 +252,7 @@ fn a_protocol_error_kills_only_its_worker() {
     let noisy = WorkerScript::serving().then(2_000, WorkerStep::BreakProtocol);
     let mut sim = cluster(3, move |id| (id == 2).then(|| noisy.clone()));
     sim.run_until_idle();
-    let condemned = sim.logged(|notice| match notice {
+    let condemned = sim.logged(|event| match event {
         LogEvent::Misbehaved { worker, reason } => Some((worker.id.0, reason.clone())),
         _ => None,
     });
@@ -282,7 +283,7 @@ fn a_ready_that_was_not_read_in_time_still_counts() {
     let mut sim = cluster(3, move |_| Some(slow.clone()));
     sim.stop_primary_for(ms(60_000));
     sim.run_until_idle();
-    // The deadline had passed for all when the first word was read.
+    // All boot deadlines had passed when the first READY was read.
     assert_eq!((sim.serving_workers(), exit_causes(&sim).len()), (vec![1, 2, 3], 0));
 }
 
@@ -301,9 +302,9 @@ fn no_action_follows_the_exit() {
     let mut sim = serving_cluster(1);
     sim.command(ClusterCommand::StopNow);
     sim.run_until_idle();
-    let said = sim.log.len();
+    let logged = sim.log.len();
     sim.command(ClusterCommand::Stop);
     sim.report(Event::Exited { worker: WorkerId(1), status: exit_code(0), requests_served: 0 });
     sim.report(Event::DeadlineReached);
-    assert_eq!((sim.log.len(), sim.supervisor.next_deadline()), (said, None));
+    assert_eq!((sim.log.len(), sim.supervisor.next_deadline()), (logged, None));
 }

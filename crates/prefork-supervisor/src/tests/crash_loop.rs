@@ -1,4 +1,4 @@
-//! Stories of workers that die young: who is forgiven, who waits, and when the cluster gives up.
+//! Tests of crash loops: which exits count, how long the back-off waits, and when the cluster gives up.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn kills_of_ready_workers_cause_no_backoff() {
 fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
     let mut sim = cluster(8, |_| Some(crashing_after(5)));
     sim.run_until_idle();
-    // Eight, and then one for each further round.
+    // Eight forks, then one for each further round.
     let forks = sim.fork_times();
     assert_eq!(forks.len(), 8 + 4);
     let gaps: Vec<u128> = forks[7..].windows(2).map(|w| (w[1] - w[0]).as_millis() - 5).collect();
@@ -45,12 +45,12 @@ fn a_cluster_that_never_boots_gives_up() {
     });
     sim.run_until_idle();
     assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
-    let reason = sim.logged(|notice| match notice {
+    let reason = sim.logged(|event| match event {
         LogEvent::BootFailed { reason, .. } => Some(reason.clone()),
         _ => None,
     });
     assert_eq!(reason, vec!["no"; 2 + 4]);
-    let given_up = |notice: &LogEvent| match notice {
+    let given_up = |event: &LogEvent| match event {
         LogEvent::GivingUp { failures } => Some(*failures),
         _ => None,
     };
@@ -64,13 +64,13 @@ fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
     sim.report(says(WorkerId(1)));
     sim.report(says(WorkerId(1)));
     let logged = |sim: &Simulator| {
-        sim.logged(|notice| matches!(notice, LogEvent::BootFailed { .. }).then_some(())).len()
+        sim.logged(|event| matches!(event, LogEvent::BootFailed { .. }).then_some(())).len()
     };
     assert_eq!(logged(&sim), 1);
     sim.run_for(ms(2_000));
     sim.report(says(WorkerId(2)));
     assert_eq!(logged(&sim), 1, "it had booted");
-    let condemned = |notice: &LogEvent| match notice {
+    let condemned = |event: &LogEvent| match event {
         LogEvent::Misbehaved { worker, .. } => Some(worker.id.0),
         _ => None,
     };
@@ -110,7 +110,7 @@ fn after_a_crash_loop_the_probe_is_followed_by_all_other_workers() {
     let mut sim = cluster(3, |id| (id <= 6).then(|| crashing_after(5)));
     sim.run_until_idle();
     assert_eq!(sim.serving_workers(), [7, 8, 9]);
-    // The others follow as soon as the upgrade is ready, not one by one.
+    // The others are forked as soon as the probe is ready, not one by one.
     let forks = sim.fork_times();
     assert_eq!((forks[7] - forks[6], forks[8] - forks[6]), (ms(10), ms(10)));
     assert_eq!(sim.supervisor.backoff.failures(), 0);
@@ -121,7 +121,7 @@ fn a_worker_that_exceeds_the_boot_timeout_is_killed_and_backs_off() {
     let mut sim = cluster(1, |id| (id == 1).then(WorkerScript::hanging));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(10_000)]);
-    let timed_out = sim.logged(|notice| match notice {
+    let timed_out = sim.logged(|event| match event {
         LogEvent::BootTimedOut { worker, limit } => Some((worker.id.0, *limit)),
         _ => None,
     });
@@ -138,7 +138,7 @@ fn failing_forks_are_retried_one_at_a_time() {
     sim.run_for(ms(50));
     assert_eq!((sim.fork_times().len(), sim.supervisor.workers.len()), (4, 0));
     sim.run_until_idle();
-    let failed = sim.logged(|notice| match notice {
+    let failed = sim.logged(|event| match event {
         LogEvent::ForkFailed { worker, .. } => Some(worker.pid),
         _ => None,
     });
@@ -163,7 +163,7 @@ fn a_crash_during_the_backoff_delay_forks_nothing() {
 
 #[test]
 fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
-    // Each dies soon after it was ready, but there is always another that is about to be ready.
+    // Each crashes soon after READY, but there is always another one about to be ready.
     let mut sim = cluster(8, |id| {
         Some(
             WorkerScript::hanging()
@@ -172,13 +172,13 @@ fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
         )
     });
     sim.run_for(ms(60_000));
-    // Delays reach 2 s soon; a round forks a upgrade, and the rest if that was ready.
+    // Delays soon reach 2 s; a round forks a probe, and the others if the probe was ready.
     assert!(sim.fork_times().len() <= 8 * 45, "{} forks in a minute", sim.fork_times().len());
 }
 
 #[test]
 fn crashes_of_other_workers_do_not_replace_the_probe() {
-    // Worker 9 is the upgrade, and slow; of the first eight, each dies a while after the one before.
+    // Worker 9 is the probe, and slow; the first eight crash one after the other.
     let mut sim = cluster(8, |id| {
         Some(if id <= 8 {
             crashing_after(id * 500)

@@ -1,5 +1,4 @@
-//! Stories of what is logged of each worker, of workers that leave for good, and of those that are not replaced. That each
-//! worker has its events once and in order is asserted at every step of all worlds, by `invariants`.
+//! Tests of the events of a worker, of disconnected workers, and of vetoed restarts.
 
 use proptest::prelude::*;
 
@@ -11,10 +10,10 @@ use super::*;
 use crate::DrainReason;
 use crate::identity::Slot;
 
-/// What was logged of one worker, in its order.
+/// Returns the events of one worker in their order.
 fn events_of(sim: &Simulator, id: u64) -> Vec<&'static str> {
     let id = WorkerId(id);
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Forked { worker } if worker.id == id => Some("fork"),
         LogEvent::Online { worker } if worker.id == id => Some("online"),
         LogEvent::Ready { worker, .. } if worker.id == id => Some("ready"),
@@ -26,21 +25,21 @@ fn events_of(sim: &Simulator, id: u64) -> Vec<&'static str> {
 }
 
 fn drain_reasons(sim: &Simulator) -> Vec<(u64, Option<DrainReason>)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Exited(exit) => Some((exit.worker.id.0, exit.drain_reason)),
         _ => None,
     })
 }
 
-const WHOLE: [&str; 6] = ["fork", "online", "ready", "disconnect", "exit", "replaced"];
+const ALL_EVENTS: [&str; 6] = ["fork", "online", "ready", "disconnect", "exit", "replaced"];
 
 #[test]
 fn all_events_of_a_crashed_worker_are_logged() {
     let mut sim = serving_cluster(2);
     sim.worker_exits(2, signal(SIGSEGV));
     sim.run_until_idle();
-    assert_eq!(events_of(&sim, 2), WHOLE);
-    assert_eq!(events_of(&sim, 3), WHOLE[..3]);
+    assert_eq!(events_of(&sim, 2), ALL_EVENTS);
+    assert_eq!(events_of(&sim, 3), ALL_EVENTS[..3]);
     assert_eq!(drain_reasons(&sim), [(2, None)]);
 }
 
@@ -49,7 +48,10 @@ fn replaced_is_logged_when_the_old_worker_is_gone() {
     let mut sim = serving_cluster(1);
     sim.command(ClusterCommand::Reload);
     sim.run_until_idle();
-    assert_eq!((events_of(&sim, 1), events_of(&sim, 2)), (WHOLE.to_vec(), WHOLE[..3].to_vec()));
+    assert_eq!(
+        (events_of(&sim, 1), events_of(&sim, 2)),
+        (ALL_EVENTS.to_vec(), ALL_EVENTS[..3].to_vec())
+    );
     assert_eq!(drain_reasons(&sim), [(1, Some(DrainReason::Reload))]);
 }
 
@@ -71,7 +73,7 @@ fn online_is_logged_once_and_only_for_known_workers() {
     sim.worker_does(1, WorkerStep::ReportOnline);
     sim.worker_does(1, WorkerStep::ReportReady);
     sim.report(Event::Online { worker: WorkerId(9) });
-    assert_eq!((events_of(&sim, 1), events_of(&sim, 9)), (WHOLE[..3].to_vec(), vec![]));
+    assert_eq!((events_of(&sim, 1), events_of(&sim, 9)), (ALL_EVENTS[..3].to_vec(), vec![]));
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn the_slot_of_a_disconnected_worker_stays_empty_until_a_scale_command() {
     assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 2));
     assert_eq!(sim.supervisor.slots.left_empty(), [Slot(1)]);
     assert_eq!(drain_reasons(&sim), [(2, Some(DrainReason::Disconnect))]);
-    assert_eq!(events_of(&sim, 2), WHOLE[..5], "nobody replaces it");
+    assert_eq!(events_of(&sim, 2), ALL_EVENTS[..5], "nobody replaces it");
     sim.command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.supervisor.slots.left_empty()), (vec![1, 3], vec![]));
@@ -101,7 +103,7 @@ fn a_reload_refills_the_slot_of_a_worker_that_disconnected() {
         (vec![2], vec![Slot(0)])
     );
     assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty(), "it drains already");
-    // The one that is left is killed: it is replaced, the other is not.
+    // The remaining worker is killed and replaced; the slot of the other one stays empty.
     sim.worker_exits(2, signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(
@@ -138,7 +140,7 @@ fn a_booting_worker_can_be_disconnected() {
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.supervisor.phase), (vec![1], ClusterPhase::Running));
     assert_eq!(sim.times_of(&Action::Log(LogEvent::AllReady { workers: 1 })), [ms(100)]);
-    // Nobody, and somebody who is gone.
+    // A worker that is gone, and one that never existed.
     for (reply_id, id) in [(1, 2), (2, 99)] {
         sim.command_with_reply(reply_id, ClusterCommand::Disconnect(WorkerId(id)));
     }
@@ -164,11 +166,11 @@ fn disconnecting_a_worker_kills_its_successor() {
     assert_eq!(exit_causes(&sim), [(2, ExitCause::Superseded), (1, ExitCause::Drained)]);
 }
 
-/// The application is asked, and wants one of so many not to be replaced.
-fn cluster_with_confirmed_restarts(workers: u32, restart_vetoes: u64) -> Simulator {
+/// Starts a cluster whose application confirms restarts and vetoes one in `veto_odds`.
+fn cluster_with_confirmed_restarts(workers: u32, veto_odds: u64) -> Simulator {
     let mut sim = Simulator::new(test_config(workers), 1, |_, _| WorkerScript::serving());
     sim.supervisor.set_confirm_restarts(true);
-    sim.restart_veto_odds = restart_vetoes;
+    sim.restart_veto_odds = veto_odds;
     let mut sim = sim.start();
     sim.run_for(ms(5_000));
     sim
@@ -176,23 +178,23 @@ fn cluster_with_confirmed_restarts(workers: u32, restart_vetoes: u64) -> Simulat
 
 #[test]
 fn the_application_can_veto_a_restart() {
-    for (restart_vetoes, serving) in [(0, vec![1, 3]), (1, vec![1])] {
-        let mut sim = cluster_with_confirmed_restarts(2, restart_vetoes);
+    for (veto_odds, serving) in [(0, vec![1, 3]), (1, vec![1])] {
+        let mut sim = cluster_with_confirmed_restarts(2, veto_odds);
         sim.worker_exits(2, signal(SIGKILL));
-        let asked =
+        let is_asked =
             |action: &Action| matches!(action, Action::ConfirmRestart(e) if e.worker.id.0 == 2);
-        assert!(sim.log.iter().any(|(_, action)| asked(action)));
+        assert!(sim.log.iter().any(|(_, action)| is_asked(action)));
         assert_eq!(sim.fork_times().len(), 2, "nothing is forked before the answer");
         sim.run_until_idle();
         assert_eq!(
             (sim.serving_workers(), sim.supervisor.slots.left_empty().len()),
-            (serving, restart_vetoes as usize)
+            (serving, veto_odds as usize)
         );
-        let said = sim.logged(|n| matches!(n, LogEvent::NotRestarted { .. }).then_some(()));
-        assert_eq!(said.len(), restart_vetoes as usize);
-        // An answer that nobody waits for changes nothing.
+        let vetoed = sim.logged(|n| matches!(n, LogEvent::NotRestarted { .. }).then_some(()));
+        assert_eq!(vetoed.len(), veto_odds as usize);
+        // An unexpected decision changes nothing.
         sim.report(Event::RestartDecided { worker: WorkerId(1), restart: false });
-        assert_eq!(sim.supervisor.slots.left_empty().len(), restart_vetoes as usize);
+        assert_eq!(sim.supervisor.slots.left_empty().len(), veto_odds as usize);
     }
 }
 
@@ -201,7 +203,7 @@ fn a_restart_decision_after_the_exit_changes_nothing() {
     let mut sim = cluster_with_confirmed_restarts(1, 1);
     sim.report(Event::Exited { worker: WorkerId(1), status: signal(SIGKILL), requests_served: 0 });
     assert!(sim.log.iter().any(|(_, action)| matches!(action, Action::ConfirmRestart(_))));
-    // There is nobody to wait for: the answer comes when all is over.
+    // No worker is left, so the decision comes after the exit.
     sim.command(ClusterCommand::StopNow);
     assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
     sim.run_until_idle();
@@ -236,7 +238,7 @@ fn an_added_worker_and_its_replacements_have_the_requested_environment() {
         (sim.serving_workers(), sim.supervisor.slot_environment(Slot(1))),
         (vec![1, 3], &own[..])
     );
-    // It survives an upgrade, and goes with its slot.
+    // The environment survives an upgrade, and goes with its slot.
     sim.command(ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!((sim.upgrade_count, sim.supervisor.slot_environment(Slot(1))), (1, &own[..]));
@@ -251,7 +253,7 @@ proptest! {
 
     #[test]
     fn random_disconnects_and_vetoes_keep_the_invariants(
-        config in random_configs(), limits in random_limits(), seed: u64, random_commands in random_commands(), restart_vetoes in 0..4u64,
+        config in random_configs(), limits in random_limits(), seed: u64, random_commands in random_commands(), veto_odds in 0..4u64,
         disconnects in proptest::collection::vec((0..2_000u64, 0..8usize), 1..10), now: bool,
     ) {
         let mut sim = Simulator::new(with_limits_of(config, limits), seed, move |_, rng| {
@@ -260,15 +262,15 @@ proptest! {
             if rng.below(3) == 0 { script.then(at, WorkerStep::Disconnect) } else { script }
         });
         sim.supervisor.set_confirm_restarts(true);
-        sim.restart_veto_odds = restart_vetoes;
+        sim.restart_veto_odds = veto_odds;
         sim.new_binary = Box::new(NewBinary::random);
         let mut sim = sim.start();
         let random_commands = random_commands.into_iter().map(Some).chain(std::iter::repeat(None));
         for (number, ((wait, which), command)) in disconnects.into_iter().zip(random_commands).enumerate() {
             sim.run_for(ms(wait));
-            let member = sim.supervisor.workers.ids().get(which).copied();
+            let worker = sim.supervisor.workers.ids().get(which).copied();
             if sim.exit.is_none() {
-                sim.command_with_reply(1_000 + number as u64, ClusterCommand::Disconnect(member.unwrap_or(WorkerId(0))));
+                sim.command_with_reply(1_000 + number as u64, ClusterCommand::Disconnect(worker.unwrap_or(WorkerId(0))));
                 let id = sim.supervisor.reserve_worker_id();
                 if which == 0 {
                     sim.command(ClusterCommand::Scale(ScaleChange::AddWorker(id, Vec::new())));
@@ -279,7 +281,7 @@ proptest! {
                 run_command(&mut sim, number as u64, command);
             }
         }
-        run_command(&mut sim, 100, RandomCommand::Up(1));
+        run_command(&mut sim, 100, RandomCommand::ScaleUp(1));
         stop_within_bounds(&mut sim, if now { ClusterCommand::StopNow } else { ClusterCommand::Stop });
     }
 }

@@ -1,13 +1,12 @@
-//! All pairs of what the cluster may be in and what may happen to it. What is asserted at every step of these
-//! is in `invariants`.
+//! All pairs of events in all states of a cluster and of a worker. `invariants` checks every step.
 
 use std::ops::Range;
 
 use super::*;
 use crate::worker_table::WorkerState;
 
-/// The states a worker can be brought into.
-const STATES: [fn(&mut Simulator, WorkerId); 9] = [
+/// Brings a worker into each of its states.
+const WORKER_STATES: [fn(&mut Simulator, WorkerId); 9] = [
     |_, _| {},
     |sim, worker| sim.report(Event::Forked { worker, pid: 1 }),
     make_ready,
@@ -43,10 +42,10 @@ const STATES: [fn(&mut Simulator, WorkerId); 9] = [
     },
 ];
 
-/// The phases and reloads the cluster can be brought into: left before any worker was ready, once all were, in a
-/// stop, at the end; while the configuration is read, while workers are replaced, while they are brought back; while
-/// a new binary is proved, before it takes over, after that, and when one of its own workers serves.
-const PHASES: [fn(&mut Simulator); 11] = [
+/// Brings the cluster into each of its states: before any worker was ready, once all were, in a stop, at the end; while
+/// the configuration is read, while workers are replaced, while they are rolled back; while a new binary is checked,
+/// before its exec, after it, and when one of its own workers serves.
+const CLUSTER_STATES: [fn(&mut Simulator); 11] = [
     |_| {},
     |_| {},
     |sim| sim.command(ClusterCommand::Stop),
@@ -94,8 +93,8 @@ fn make_ready(sim: &mut Simulator, worker: WorkerId) {
     sim.report(Event::Ready { worker });
 }
 
-/// Two workers in the hands of the test: their forks take a year and they do nothing by themselves. The
-/// first is in the given state, and so is the cluster.
+/// Returns a cluster of two workers that do nothing by themselves, with the cluster in state `phase` and the returned
+/// worker in state `state`.
 fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
     let year = 365 * 24 * 3600 * 1000;
     let config =
@@ -118,19 +117,19 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
         sim.report(Event::Exited { worker, status: signal(SIGKILL), requests_served: 0 });
         worker = WorkerId(3);
     }
-    STATES[state](&mut sim, worker);
-    PHASES[phase](&mut sim);
+    WORKER_STATES[state](&mut sim, worker);
+    CLUSTER_STATES[phase](&mut sim);
     (sim, worker)
 }
 
-/// What may be logged of the worker; requests wait for an answer by `reply_id`.
-fn events(worker: WorkerId, reply_id: u64) -> Vec<Event> {
+/// Returns the events that concern this worker. Commands expect a reply by `reply_id`.
+fn events_about(worker: WorkerId, reply_id: u64) -> Vec<Event> {
     let exits = [exit_code(0), exit_code(1), signal(SIGKILL), signal(SIGSEGV)];
-    let asked = |command| {
+    let command_event = |command| {
         let by = Requester { name: "a test".to_string(), reply_id: Some(reply_id) };
         Event::CommandReceived { command, by }
     };
-    let seen = |memory| {
+    let health_sampled = |memory| {
         let samples = HealthSample {
             worker,
             heartbeat: 7,
@@ -149,19 +148,19 @@ fn events(worker: WorkerId, reply_id: u64) -> Vec<Event> {
         Event::Ready { worker },
         Event::Disconnecting { worker },
         Event::RestartDecided { worker, restart: false },
-        asked(ClusterCommand::Disconnect(worker)),
+        command_event(ClusterCommand::Disconnect(worker)),
         Event::BootFailed { worker, reason: String::new() },
         Event::Retiring { worker },
         Event::ChannelClosed { worker },
         Event::ProtocolError { worker, reason: String::new() },
-        asked(ClusterCommand::Stop),
-        asked(ClusterCommand::StopNow),
-        asked(ClusterCommand::Reload),
-        asked(ClusterCommand::Scale(ScaleChange::Up(1))),
-        asked(ClusterCommand::Scale(ScaleChange::Down(1))),
-        asked(ClusterCommand::Upgrade { wait: true }),
-        seen(None),
-        seen(Some(u64::MAX)),
+        command_event(ClusterCommand::Stop),
+        command_event(ClusterCommand::StopNow),
+        command_event(ClusterCommand::Reload),
+        command_event(ClusterCommand::Scale(ScaleChange::Up(1))),
+        command_event(ClusterCommand::Scale(ScaleChange::Down(1))),
+        command_event(ClusterCommand::Upgrade { wait: true }),
+        health_sampled(None),
+        health_sampled(Some(u64::MAX)),
         Event::ConfigRead { result: Ok(test_config(1)) },
         Event::ConfigRead { result: Err(String::new()) },
         Event::UpgradeCheckPassed,
@@ -184,22 +183,22 @@ fn any_two_events_in_any_stage_of_a_reload_keep_the_invariants() {
 
 #[test]
 fn any_two_events_in_any_stage_of_an_upgrade_keep_the_invariants() {
-    check_all_event_pairs(7..PHASES.len());
+    check_all_event_pairs(7..CLUSTER_STATES.len());
 }
 
 fn check_all_event_pairs(phases: Range<usize>) {
-    let kinds = events(WorkerId(1), 0).len();
-    for (phase, state) in phases.flat_map(|p| (0..STATES.len()).map(move |s| (p, s))) {
+    let kinds = events_about(WorkerId(1), 0).len();
+    for (phase, state) in phases.flat_map(|p| (0..WORKER_STATES.len()).map(move |s| (p, s))) {
         for script in 0..kinds.pow(2) {
             let (mut sim, worker) = cluster_in_state(phase, state);
             for (reply_id, index) in [(10, script % kinds), (20, script / kinds)] {
-                // Words of the worker itself, of one that is to succeed one, and of one that nobody knows.
+                // Events of the worker, of a successor, and of an unknown worker.
                 let successor = sim.supervisor.slots.iter().find_map(|entry| entry.successor);
                 let workers = [worker, successor.unwrap_or(worker), WorkerId(99)];
                 for (worker, reply_id) in workers.into_iter().zip(reply_id..) {
                     if sim.exit.is_none() {
                         sim.now += ms(300);
-                        sim.report(events(worker, reply_id).swap_remove(index));
+                        sim.report(events_about(worker, reply_id).swap_remove(index));
                     }
                 }
             }
@@ -218,7 +217,7 @@ fn event_pairs_cover_every_stage_of_a_reload() {
     assert_eq!(stages, ["None", "Some(ReadingConfig", "Some(Replacing", "Some(RollingBack"]);
 }
 
-/// Asks for an end and answers whatever is still open.
+/// Stops the cluster and lets all pending forks fail.
 fn stop_and_answer_forks(sim: &mut Simulator) {
     sim.command(ClusterCommand::StopNow);
     let forking: Vec<WorkerId> = sim
@@ -238,10 +237,10 @@ fn stop_and_answer_forks(sim: &mut Simulator) {
 #[test]
 fn event_pairs_cover_every_worker_state() {
     let name = |state: WorkerState| format!("{state:?}").split(' ').next().map(str::to_string);
-    let mut seen: Vec<_> = (0..STATES.len())
+    let mut seen: Vec<_> = (0..WORKER_STATES.len())
         .filter_map(|state| {
             let (sim, worker) = cluster_in_state(1, state);
-            sim.supervisor.workers.get(worker).map(|member| name(member.state))
+            sim.supervisor.workers.get(worker).map(|worker| name(worker.state))
         })
         .flatten()
         .collect();

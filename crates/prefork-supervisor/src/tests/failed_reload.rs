@@ -1,4 +1,4 @@
-//! Stories of reloads that fail: the old generation serves on, and whoever asked is logged reason.
+//! Tests of reloads that fail: the old generation keeps serving, and the requester learns the reason.
 
 use super::reload::{failing_boot, refusal, reload_cluster, reload_log};
 use super::*;
@@ -60,11 +60,11 @@ fn a_failed_successor_rolls_back_the_earlier_ones() {
 
 #[test]
 fn a_new_worker_that_crashes_early_fails_the_reload() {
-    let fresh = |_, slot| match slot {
+    let script_for = |_, slot| match slot {
         0 => Some(WorkerScript::serving().then(15, WorkerStep::Exit(signal(SIGSEGV)))),
         _ => Some(WorkerScript::hanging().then(500, WorkerStep::ReportReady)),
     };
-    let mut sim = reload_cluster(test_config(2), fresh);
+    let mut sim = reload_cluster(test_config(2), script_for);
     sim.command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert!(refusal(&sim).contains("crashed early: signal: 11"));
@@ -94,7 +94,7 @@ fn a_failed_rollback_is_repaired_by_the_next_reload() {
 
 #[test]
 fn a_reload_forgives_a_few_kills_from_outside() {
-    // Each new worker is killed the moment it serves.
+    // Each new worker is killed as soon as it serves.
     let mut sim = reload_cluster(test_config(2), |_, _| {
         Some(WorkerScript::serving().then(15, WorkerStep::Exit(signal(SIGKILL))))
     });

@@ -1,4 +1,4 @@
-//! Stories of the watch: loops that do not turn, and workers that are worn.
+//! Tests of stalls, memory limits and recycling.
 
 use super::*;
 
@@ -10,20 +10,21 @@ fn stall_config(workers: u32) -> SupervisorConfig {
     }
 }
 
-/// A cluster that has served for five seconds; each worker log_order as `odd` says, by its number.
+/// Starts a cluster and lets it serve for five seconds. `script_for` gives some workers another script by their id.
 fn health_cluster(
     config: SupervisorConfig,
-    odd: impl Fn(u64) -> Option<WorkerScript> + 'static,
+    script_for: impl Fn(u64) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
-    let choose_script =
-        move |tag: WorkerTag, _: &mut TestRng| odd(tag.id.0).unwrap_or_else(WorkerScript::serving);
+    let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
+        script_for(tag.id.0).unwrap_or_else(WorkerScript::serving)
+    };
     let mut sim = Simulator::new(config, 1, choose_script).start();
     sim.run_for(ms(5_000));
     sim
 }
 
 fn stall_log(sim: &Simulator) -> Vec<(&'static str, u64, Duration)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Stalled { worker, stalled_for, .. } => {
             Some(("stalled", worker.id.0, *stalled_for))
         }
@@ -38,7 +39,7 @@ fn stall_log(sim: &Simulator) -> Vec<(&'static str, u64, Duration)> {
 }
 
 fn recycle_log(sim: &Simulator) -> Vec<(u64, RecycleReason)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Recycling { worker, limit } => Some((worker.id.0, *limit)),
         _ => None,
     })
@@ -53,7 +54,7 @@ fn a_stalled_worker_is_logged_then_aborted_then_killed() {
     sim.run_for(ms(60_000));
     let timeout = ms(30_000);
     assert_eq!(stall_log(&sim), [("stalled", 1, ms(1_000)), ("frozen", 1, timeout)]);
-    let named = sim.logged(|notice| match notice {
+    let named = sim.logged(|event| match event {
         LogEvent::Stalled { current_request, .. }
         | LogEvent::StallTimedOut { current_request, .. } => current_request.clone(),
         _ => None,
@@ -61,7 +62,7 @@ fn a_stalled_worker_is_logged_then_aborted_then_killed() {
     assert_eq!(named, ["GET /fib/50"; 2]);
     let aborted = sim.times_of(&Action::Abort(WorkerId(1)));
     assert_eq!(aborted, [ms(35_000)]);
-    // A process that is stopped does not dump core; the kill cannot be ignored.
+    // A stopped process does not dump core, but SIGKILL ends it.
     assert_eq!(kill_times(&sim, 1), [aborted[0] + ms(2_000)]);
     assert_eq!(
         (exit_causes(&sim), sim.serving_workers()),
@@ -110,7 +111,7 @@ fn a_primary_that_was_stopped_kills_no_worker() {
         for (asleep, all) in [(700, true), (60_000, false), (60_000, true), (86_400_000, true)] {
             let mut sim = health_cluster(config.clone(), |_| None);
             if all && (timeout > 500 || asleep > 1_000) {
-                // The whole container stops; the workers' first beat comes after our first look.
+                // The whole container is suspended; the first heartbeat comes after the first sample.
                 sim.suspend_all_for(ms(asleep));
             } else {
                 sim.stop_primary_for(ms(asleep));
@@ -166,15 +167,15 @@ fn health_is_sampled_only_while_limits_are_configured() {
 fn workers_are_recycled_one_at_a_time_with_jitter() {
     let config = SupervisorConfig { max_requests: Some(10_000), ..test_config(8) };
     let mut sim = health_cluster(config, |_| None);
-    // At 100 a second, between 80 and 100 seconds; `invariants` sees to it that it is one at a time.
+    // At 100 requests a second, between 80 and 100 seconds. `invariants` checks that it is one at a time.
     sim.run_for(ms(70_000));
     assert_eq!(recycle_log(&sim), []);
     sim.run_for(ms(30_000));
-    let worn = recycle_log(&sim);
-    let mut workers: Vec<u64> = worn.iter().map(|(worker, _)| *worker).collect();
+    let recycled = recycle_log(&sim);
+    let mut workers: Vec<u64> = recycled.iter().map(|(worker, _)| *worker).collect();
     workers.sort_unstable();
     assert_eq!(workers, [1, 2, 3, 4, 5, 6, 7, 8]);
-    let counts: Vec<u64> = worn
+    let counts: Vec<u64> = recycled
         .iter()
         .map(|(_, limit)| match limit {
             RecycleReason::Requests(count) => *count,
@@ -201,11 +202,11 @@ fn workers_are_recycled_by_memory_and_by_age() {
         sim.step();
     }
     sim.run_for(ms(1_000));
-    let worn = recycle_log(&sim);
-    assert!(matches!(worn[0], (1, RecycleReason::Memory(2_001..=2_100))), "{worn:?}");
-    let (_, RecycleReason::Lifetime(age)) = worn[1] else { panic!("{worn:?}") };
+    let recycled = recycle_log(&sim);
+    assert!(matches!(recycled[0], (1, RecycleReason::Memory(2_001..=2_100))), "{recycled:?}");
+    let (_, RecycleReason::Lifetime(age)) = recycled[1] else { panic!("{recycled:?}") };
     assert!(age >= ms(80_000) && age <= ms(100_500), "{age:?}");
-    assert_eq!((worn.len(), sim.serving_workers().len(), exit_causes(&sim).len()), (2, 2, 2));
+    assert_eq!((recycled.len(), sim.serving_workers().len(), exit_causes(&sim).len()), (2, 2, 2));
 }
 
 #[test]
@@ -216,7 +217,7 @@ fn a_worker_over_its_limit_keeps_serving_if_its_successor_fails() {
     });
     sim.run_for(ms(55_000));
     assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 2], 0));
-    // One try in ten seconds.
+    // One attempt in ten seconds.
     assert!((4..=7).contains(&sim.fork_times()[2..].len()), "{:?}", sim.fork_times());
 }
 
@@ -251,7 +252,7 @@ fn a_worker_over_the_hard_memory_limit_is_killed() {
         (id == 2).then(|| WorkerScript::serving().with_memory(1_000, 200))
     });
     sim.run_for(ms(20_000));
-    let over = sim.logged(|notice| match notice {
+    let over = sim.logged(|event| match event {
         LogEvent::MemoryLimitExceeded { worker, memory, limit } => {
             Some((worker.id.0, *memory, *limit))
         }

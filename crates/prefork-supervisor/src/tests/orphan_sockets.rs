@@ -1,4 +1,4 @@
-//! Stories of sockets that each slot has of its own: whose worker does not accept is served by a sibling.
+//! Tests of slots with sockets of their own: a sibling accepts for a worker that cannot.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn slot_socket_config(workers: u32) -> SupervisorConfig {
     SupervisorConfig { has_socket_per_slot: true, ..test_config(workers) }
 }
 
-/// So many workers that have proved themselves, with a socket each.
+/// Starts a cluster of workers with a socket each, and lets them serve for longer than `min_uptime`.
 fn slot_socket_cluster(workers: u32) -> Simulator {
     let mut sim =
         Simulator::new(slot_socket_config(workers), 1, |_, _| WorkerScript::serving()).start();
@@ -22,12 +22,12 @@ fn slot_socket_cluster(workers: u32) -> Simulator {
     sim
 }
 
-/// Which slot is adopted by whom.
+/// Returns which slot is adopted by which worker.
 fn adopters(sim: &Simulator) -> Vec<(u32, u64)> {
     sim.supervisor.slot_adopters().map(|(slot, worker)| (slot.0, worker.0)).collect()
 }
 
-/// Everything that was done about adoption.
+/// Returns the actions that adopt and release slots, with their times.
 fn adoption_actions(sim: &Simulator) -> Vec<(Duration, Action)> {
     let ours =
         |action: &Action| matches!(action, Action::AdoptSlot { .. } | Action::ReleaseSlot { .. });
@@ -99,7 +99,7 @@ fn a_sibling_adopts_the_slot_of_a_frozen_worker_within_half_a_second() {
     sim.worker_does(1, WorkerStep::Thaw);
     sim.run_for(ms(250));
     assert_eq!(adopters(&sim), []);
-    // Where all stand still nobody can be asked; the first that turns serves all.
+    // If all workers are frozen, none can adopt; the first one to recover adopts all slots.
     sim.worker_does(1, WorkerStep::Freeze);
     sim.worker_does(2, WorkerStep::Freeze);
     sim.run_for(ms(2_000));
@@ -113,7 +113,7 @@ fn a_sibling_adopts_the_slot_of_a_worker_stopped_by_a_signal() {
     let mut sim = slot_socket_cluster(2);
     sim.worker_does(1, WorkerStep::StopBySignal);
     assert_eq!(adopters(&sim), [(0, 2)]);
-    // Its beat is seen to stand still as well, and it is not late any more when it turns again.
+    // Its heartbeat stalls as well, and is no longer late when the worker continues.
     sim.run_for(ms(2_000));
     sim.worker_does(1, WorkerStep::ContinueBySignal);
     sim.run_for(ms(250));
@@ -151,7 +151,7 @@ fn slots_that_are_scaled_away_stay_adopted_and_balanced() {
     assert_eq!(sim.serving_workers(), [7, 2]);
     assert_eq!(sim.supervisor.slot_adopters().filter(|(_, w)| w.0 == 2).count(), 2);
     sim.log.clear();
-    // The same sockets serve when there are more again: only two are new.
+    // The same sockets are used again when there are more workers.
     sim.full_channel_odds = 0;
     while sim.supervisor.wanted_workers() < 6 {
         sim.command(ClusterCommand::Scale(ScaleChange::To(6)));
@@ -173,7 +173,7 @@ fn scaling_up_waits_for_sockets_and_is_refused_without_them() {
     assert_eq!(sim.replies(), [(1, Err(reason))]);
     sim.report(Event::SocketsOpened { slots: 3, result: Ok(()) });
     assert_eq!((sim.supervisor.wanted_workers(), sim.replies().len()), (3, 2));
-    // A stop refuses whoever waits.
+    // A stop refuses waiting commands.
     sim.command_with_reply(3, ClusterCommand::Scale(ScaleChange::Up(1)));
     sim.command_with_reply(4, ClusterCommand::Stop);
     sim.run_until_idle();
@@ -190,7 +190,7 @@ fn a_reload_can_turn_slot_sockets_on_and_off() {
         (ms(5), Ok(SupervisorConfig { has_socket_per_slot: true, ..config.clone() }))
     });
     sim.command_with_reply(1, ClusterCommand::Reload);
-    // The workers of before share the first socket; the new ones are served by them until their own are there.
+    // The old workers share the first socket, and adopt the other slots until the new workers are ready.
     sim.run_for(ms(5));
     assert_eq!(adopters(&sim), [(1, 1), (2, 2)]);
     sim.run_for(ms(1_000));
@@ -217,7 +217,7 @@ fn a_worker_with_a_full_channel_is_told_later() {
     sim.report(Event::ReleaseSlotFailed { worker: WorkerId(2), slot: Slot(2) });
     sim.run_for(ms(300));
     let logged = |step| adoption_actions(&sim).iter().filter(|(_, action)| *action == step).count();
-    // Of several sockets one may have reached worker 1.
+    // If the slot has several sockets, one may have reached worker 1.
     assert_eq!((logged(release_action(1, 2)), logged(release_action(2, 2))), (1, 2));
 }
 
@@ -247,15 +247,15 @@ fn slot_adopters_do_not_change_during_a_stop() {
     assert_eq!((adoption_actions(&sim), sim.exit), (vec![], Some(ShutdownReason::StopRequested)));
 }
 
-/// What was said about who takes which slot's connections.
+/// Returns the announced dispatch targets since the last call, by slot.
 fn dispatch_log(sim: &mut Simulator) -> Vec<(u32, Option<u64>)> {
-    let said = sim.log.iter().filter_map(|(_, action)| match action {
+    let targets = sim.log.iter().filter_map(|(_, action)| match action {
         Action::SetDispatchTarget { slot, worker } => Some((slot.0, worker.map(|worker| worker.0))),
         _ => None,
     });
-    let said = said.collect();
+    let targets = targets.collect();
     sim.log.clear();
-    said
+    targets
 }
 
 #[test]
@@ -264,12 +264,12 @@ fn connections_are_dispatched_to_workers_that_accept() {
     assert_eq!(dispatch_log(&mut sim), []);
     sim.run_for(ms(5_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(1)), (1, Some(2))]);
-    // Dead, and replaced.
+    // A worker dies and is replaced.
     sim.worker_exits(2, signal(SIGKILL));
     assert_eq!(dispatch_log(&mut sim), [(1, None)]);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(1, Some(3))]);
-    // A loop that stands still, and a worker that has all it may have.
+    // A frozen worker, and one at its connection limit.
     for (step, back) in
         [(WorkerStep::Freeze, WorkerStep::Thaw), (WorkerStep::BecomeFull, WorkerStep::BecomeEmpty)]
     {
@@ -280,14 +280,14 @@ fn connections_are_dispatched_to_workers_that_accept() {
         sim.run_for(ms(500));
         assert_eq!(dispatch_log(&mut sim), [(0, Some(1))]);
     }
-    // A signal that stops it is known at once.
+    // A stop by a signal is known at once.
     for (step, steered) in
         [(WorkerStep::StopBySignal, None), (WorkerStep::ContinueBySignal, Some(1))]
     {
         sim.worker_does(1, step);
         assert_eq!(dispatch_log(&mut sim), [(0, steered)]);
     }
-    // A successor takes over without a gap; who retires does not take any more.
+    // A successor takes over without a gap; a worker that retires accepts no more.
     sim.command(ClusterCommand::Reload);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(4)), (1, Some(5))]);
@@ -298,7 +298,7 @@ fn connections_are_dispatched_to_workers_that_accept() {
     sim.command(ClusterCommand::Scale(ScaleChange::To(1)));
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(1, None)]);
-    // In a stop each empties its own queue.
+    // During a stop each worker empties its own queue.
     sim.command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!(dispatch_log(&mut sim), []);

@@ -1,5 +1,4 @@
-//! Random worlds with an operator of moods: reloads, scales, sleeps and stops in the middle of anything. What is
-//! asserted at every step is in `invariants`.
+//! Random clusters with an operator that sends random commands at any time. `invariants` checks every step.
 
 use proptest::prelude::*;
 
@@ -7,37 +6,37 @@ use super::random_workers::{random_configs, stop_within_bounds};
 use super::worker_kinds::random_kinds;
 use super::*;
 
-/// What an operator may do in the middle of anything.
+/// A random command, or a stop of the primary.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum RandomCommand {
     Reload,
     ScaleTo(u32),
-    Up(u32),
-    Down(u32),
-    /// So many consumers, if there is such a kind.
-    Consumers(u32),
+    ScaleUp(u32),
+    ScaleDown(u32),
+    /// Scales the kind `consumer`, which may not exist.
+    ScaleConsumers(u32),
     Upgrade,
-    /// The primary is stopped for so many milliseconds.
-    Sleep(u64),
-    /// And all its workers with it.
-    Suspend(u64),
+    /// Stops the primary for so many milliseconds.
+    StopPrimary(u64),
+    /// Stops the primary and its workers for so many milliseconds.
+    SuspendAll(u64),
 }
 
 pub(super) fn random_commands() -> impl Strategy<Value = Vec<(u64, RandomCommand)>> {
     let command = prop_oneof![
         6 => Just(RandomCommand::Reload),
         1 => (0..10u32).prop_map(RandomCommand::ScaleTo),
-        1 => (1..3u32).prop_map(RandomCommand::Up),
-        1 => (1..3u32).prop_map(RandomCommand::Down),
-        1 => (0..4u32).prop_map(RandomCommand::Consumers),
+        1 => (1..3u32).prop_map(RandomCommand::ScaleUp),
+        1 => (1..3u32).prop_map(RandomCommand::ScaleDown),
+        1 => (0..4u32).prop_map(RandomCommand::ScaleConsumers),
         1 => Just(RandomCommand::Upgrade),
-        1 => (0..20_000u64).prop_map(RandomCommand::Sleep),
-        1 => (0..20_000u64).prop_map(RandomCommand::Suspend),
+        1 => (0..20_000u64).prop_map(RandomCommand::StopPrimary),
+        1 => (0..20_000u64).prop_map(RandomCommand::SuspendAll),
     ];
     proptest::collection::vec((0..4_000u64, command), 0..12)
 }
 
-/// Every other request waits for its answer.
+/// Sends the command. Every other one expects a reply.
 pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomCommand) {
     if sim.exit.is_some() {
         return;
@@ -45,14 +44,14 @@ pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomComma
     let command = match command {
         RandomCommand::Reload => ClusterCommand::Reload,
         RandomCommand::ScaleTo(workers) => ClusterCommand::Scale(ScaleChange::To(workers)),
-        RandomCommand::Up(workers) => ClusterCommand::Scale(ScaleChange::Up(workers)),
-        RandomCommand::Down(workers) => ClusterCommand::Scale(ScaleChange::Down(workers)),
-        RandomCommand::Consumers(n) => {
+        RandomCommand::ScaleUp(workers) => ClusterCommand::Scale(ScaleChange::Up(workers)),
+        RandomCommand::ScaleDown(workers) => ClusterCommand::Scale(ScaleChange::Down(workers)),
+        RandomCommand::ScaleConsumers(n) => {
             ClusterCommand::ScaleKind("consumer".to_string(), ScaleChange::To(n))
         }
         RandomCommand::Upgrade => ClusterCommand::Upgrade { wait: true },
-        RandomCommand::Sleep(time) => return sim.stop_primary_for(ms(time)),
-        RandomCommand::Suspend(time) => return sim.suspend_all_for(ms(time)),
+        RandomCommand::StopPrimary(time) => return sim.stop_primary_for(ms(time)),
+        RandomCommand::SuspendAll(time) => return sim.suspend_all_for(ms(time)),
     };
     if number.is_multiple_of(2) {
         sim.command_with_reply(number, command)
@@ -65,23 +64,23 @@ pub(super) fn random_limits() -> impl Strategy<Value = SupervisorConfig> {
     use proptest::option::of;
     let stall = (of(500..3_000u64), of(1..8_000u64));
     let memory = (of(500..3_000u64), of(500..4_000u64));
-    let wear = (of(10..2_000u64), of(500..20_000u64));
-    ((0..4u32, 0..3u32), stall, memory, wear).prop_map(|(roll, stall, memory, wear)| {
+    let recycle = (of(10..2_000u64), of(500..20_000u64));
+    ((0..4u32, 0..3u32), stall, memory, recycle).prop_map(|(rollout, stall, memory, recycle)| {
         SupervisorConfig {
-            surge: roll.0,
-            max_unavailable: roll.1,
+            surge: rollout.0,
+            max_unavailable: rollout.1,
             stall_warn: stall.0.map(ms),
             stall_timeout: stall.1.map(ms),
             max_rss: memory.0,
             max_rss_hard: memory.1,
-            max_requests: wear.0,
-            max_lifetime: wear.1.map(ms),
+            max_requests: recycle.0,
+            max_lifetime: recycle.1.map(ms),
             ..test_config(1)
         }
     })
 }
 
-/// The limits of the second with the workers and times of the first.
+/// Returns `limits` with the number of workers and the times of `config`.
 pub(super) fn with_limits_of(
     config: SupervisorConfig,
     limits: SupervisorConfig,
@@ -103,12 +102,12 @@ proptest! {
 
     #[test]
     fn random_commands_keep_the_invariants(
-        config in random_configs(), limits in random_limits(), seed: u64, ready in 0..=10u64, fresh in 0..=10u64,
+        config in random_configs(), limits in random_limits(), seed: u64, ready in 0..=10u64, later_ready in 0..=10u64,
         random_commands in random_commands(), now: bool, kinds in random_kinds(),
     ) {
         let config = with_limits_of(config, limits);
         let mut sim = Simulator::new(config, seed, move |tag, rng| {
-            WorkerScript::random(rng, if tag.generation.0 % 2 == 1 { ready } else { fresh })
+            WorkerScript::random(rng, if tag.generation.0 % 2 == 1 { ready } else { later_ready })
         });
         sim.config_file = Box::new(|config, rng| {
             let workers = if rng.below(3) == 0 { 1 + rng.below(8) as u32 } else { config.workers };
@@ -136,7 +135,7 @@ proptest! {
         let mut sim = Simulator::new(config, seed, move |tag, rng| {
             let script = WorkerScript::hanging().forking_for(rng.below(20));
             match bad {
-                // Not always: where a new image lost old workers, none but these can follow them.
+                // Not always: after an upgrade, lost workers can only be replaced by these.
                 Some(bad) if tag.generation.0 == bad && rng.below(2) == 0 => {
                     script.then(rng.below(200), WorkerStep::Exit(exit_code(1)))
                 }
@@ -150,16 +149,16 @@ proptest! {
             sim.run_for(ms(wait));
             run_command(&mut sim, number as u64, command);
         }
-        // Each reload waits for the boot of each worker, and for its predecessor's predecessor to drain.
-        let mut patience = 200;
+        // A reload waits for the boot of each worker, and for an earlier worker of its slot to drain.
+        let mut rounds_left = 200;
         while sim.is_reloading_or_upgrading() || sim.serving_workers().len() < sim.supervisor.slots.len() {
             sim.run_for(ms(1_000));
-            patience -= 1;
-            prop_assert!(patience > 0, "{:#?}", sim.supervisor);
+            rounds_left -= 1;
+            prop_assert!(rounds_left > 0, "{:#?}", sim.supervisor);
         }
         prop_assert_eq!(sim.serving_workers().len(), sim.supervisor.slots.len());
         let generations = sim.serving_generations();
-        // The old serve on where those of a new image could not replace them all.
+        // Old workers keep serving where those of a new binary could not replace them all.
         let same = generations.iter().all(|g| *g == sim.supervisor.reload.generation().0);
         prop_assert!(same || sim.allows_mixed_generations(), "{:#?}", sim.supervisor);
         stop_within_bounds(&mut sim, ClusterCommand::Stop);

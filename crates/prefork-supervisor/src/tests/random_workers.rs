@@ -1,4 +1,4 @@
-//! Random worlds. What is asserted at every step of these is in `invariants`.
+//! Clusters of workers that behave randomly. `invariants` checks every step.
 
 use proptest::prelude::*;
 
@@ -22,13 +22,14 @@ pub(super) fn random_configs() -> impl Strategy<Value = SupervisorConfig> {
     })
 }
 
-/// Steps it takes at most to end: each worker has a few words left and an exit, and there are some health_samples.
+/// The most simulator steps for each worker until a cluster has stopped: its remaining script, its exit, and some
+/// health samples.
 const STEPS_TO_END: usize = 60;
 
 pub(super) fn stop_within_bounds(sim: &mut Simulator, command: ClusterCommand) {
     sim.command(command);
-    let members = sim.supervisor.workers.len();
-    sim.run_until_idle_within(STEPS_TO_END * (members + 1));
+    let workers = sim.supervisor.workers.len();
+    sim.run_until_idle_within(STEPS_TO_END * (workers + 1));
     assert!(sim.exit.is_some(), "{:#?}", sim.supervisor);
     let last = sim.log.last().map(|(_, action)| action.clone());
     assert!(matches!(last, Some(Action::Exit(_))));
@@ -72,7 +73,7 @@ proptest! {
         let mut sim = Simulator::new(config, seed, |_, rng| WorkerScript::random(rng, 0)).start();
         sim.run_until_idle();
         prop_assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
-        // One fork a round after the first, and one for each kill that is forgiven.
+        // One fork for each round after the first, and one for each forgiven kill.
         prop_assert!(sim.fork_times().len() < workers + attempts + 3, "{}", sim.fork_times().len());
     }
 
@@ -98,14 +99,14 @@ proptest! {
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    let violation = |seed| {
+    let log_of = |seed| {
         let mut sim =
             Simulator::new(test_config(4), seed, |_, rng| WorkerScript::random(rng, 9)).start();
         sim.run_for(ms(20_000));
         stop_within_bounds(&mut sim, ClusterCommand::Stop);
         format!("{:?}", sim.log)
     };
-    assert_eq!(violation(7), violation(7));
-    assert_ne!(violation(7), violation(8));
+    assert_eq!(log_of(7), log_of(7));
+    assert_ne!(log_of(7), log_of(8));
     assert!(!Supervisor::new(test_config(1), 1).is_stopping());
 }

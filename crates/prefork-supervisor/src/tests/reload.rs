@@ -1,15 +1,17 @@
-//! Stories of reloads: the new generation is proved before the old one leaves, and what fails changes nothing.
+//! Tests of reloads: a new worker is ready before the old one drains.
 
 use super::*;
 
-/// A proven cluster of generation 1; workers of other generations live as `fresh` says, by generation and slot.
+/// Starts a cluster and lets it serve. `script_for` gives workers of later generations another script, by generation and
+/// slot.
 pub(super) fn reload_cluster(
     config: SupervisorConfig,
-    fresh: impl Fn(u64, u32) -> Option<WorkerScript> + 'static,
+    script_for: impl Fn(u64, u32) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
     let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
-        let odd = (tag.generation.0 > 1).then(|| fresh(tag.generation.0, tag.slot.0)).flatten();
-        odd.unwrap_or_else(WorkerScript::serving)
+        let script_for =
+            (tag.generation.0 > 1).then(|| script_for(tag.generation.0, tag.slot.0)).flatten();
+        script_for.unwrap_or_else(WorkerScript::serving)
     };
     let mut sim = Simulator::new(config, 1, choose_script).start();
     sim.run_for(ms(5_000));
@@ -25,7 +27,7 @@ pub(super) fn failing_boot() -> Option<WorkerScript> {
 }
 
 pub(super) fn reload_log(sim: &Simulator) -> Vec<String> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Reloading { by } => Some(format!("reloading for {by}")),
         LogEvent::Reloaded { generation, workers, .. } => {
             Some(format!("{workers} of {generation}"))
@@ -36,7 +38,7 @@ pub(super) fn reload_log(sim: &Simulator) -> Vec<String> {
     })
 }
 
-/// Why the only request was refused.
+/// Returns why the only command was refused.
 pub(super) fn refusal(sim: &Simulator) -> String {
     let [(_, Err(reason))] = &sim.replies()[..] else { panic!("{:?}", sim.replies()) };
     reason.clone()
@@ -47,7 +49,7 @@ fn a_reload_replaces_every_worker_and_replies() {
     let mut sim = reload_cluster(test_config(3), |_, _| None);
     sim.command_with_reply(7, ClusterCommand::Reload);
     assert_eq!(sim.times_of(&Action::ReadConfig(Generation(2))), [ms(5_000)]);
-    // One at a time, and each is drained at the moment when its successor is ready.
+    // One at a time, and each drains as soon as its successor is ready.
     sim.run_for(ms(16));
     assert_eq!(sim.times_of(&Action::Drain(WorkerId(1))), [ms(5_015)]);
     assert_eq!((sim.serving_workers(), sim.replies()), (vec![4, 2, 3], vec![]));
@@ -58,7 +60,7 @@ fn a_reload_replaces_every_worker_and_replies() {
     assert_eq!((sim.replies(), sim.kept_generations()), (vec![(7, Ok(done))], Some(vec![2])));
     assert_eq!(reload_log(&sim), ["reloading for control", "3 of 2"]);
     assert_eq!((sim.supervisor.restart_count(), backoffs(&sim).len()), (0, 0));
-    // Who dies now comes back in the new generation.
+    // A worker that dies now is replaced by one of the new generation.
     sim.worker_exits(5, signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 2]);
@@ -77,7 +79,7 @@ fn many_reload_commands_cause_two_reloads() {
     }
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [3, 3]);
-    assert_eq!(reload_log(&sim).iter().filter(|said| said.starts_with("reloading")).count(), 2);
+    assert_eq!(reload_log(&sim).iter().filter(|reply| reply.starts_with("reloading")).count(), 2);
     let tickets: Vec<u64> = sim.replies().into_iter().map(|(reply_id, _)| reply_id).collect();
     assert_eq!(tickets, (0..50).step_by(2).collect::<Vec<_>>());
     assert!(sim.replies().iter().all(|(_, result)| result.is_ok()));
@@ -101,7 +103,7 @@ fn a_reload_ends_a_crash_loop() {
     while sim.replies().is_empty() {
         sim.step();
     }
-    // It does not wait for the crash loop's delay.
+    // It does not wait for the back-off delay.
     assert!(sim.now - asked < ms(100) && sim.replies()[0].1.is_ok());
     assert_eq!(sim.serving_generations(), [2, 2, 2]);
     sim.run_until_idle();
@@ -132,7 +134,7 @@ fn a_reload_during_boot_replaces_hanging_workers() {
 
 #[test]
 fn a_reload_respects_surge_and_max_unavailable() {
-    // The numbers of workers that boot, and that serve, once the reload is under way.
+    // Surge, max_unavailable, and the numbers of booting and of serving workers once the reload is under way.
     let cases = [
         (1, 0, (1, 4)),
         (2, 0, (2, 4)),

@@ -1,9 +1,9 @@
-//! Stories of scaling: more at once, fewer by draining.
+//! Tests of scaling.
 
 use super::*;
 
 fn scale_log(sim: &Simulator) -> Vec<(u32, u32)> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::Scaled { from, to, .. } => Some((*from, *to)),
         _ => None,
     })
@@ -92,7 +92,7 @@ fn scaling_down_to_the_ready_workers_logs_all_ready() {
 
 #[test]
 fn scaling_away_the_probe_does_not_block_other_forks() {
-    // Of two, the second crashes, and is being tried again when it is given up.
+    // The second of two workers crashes, and is the probe when its slot is scaled away.
     let mut sim = cluster(2, |id| match id {
         2 => Some(WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1)))),
         3 => Some(WorkerScript::hanging()),

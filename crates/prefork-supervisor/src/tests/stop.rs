@@ -1,4 +1,4 @@
-//! Stops: who is killed and who drains, and the delay in which balancers are logged.
+//! Tests of stops: which workers are killed and which drain, and the drain delay.
 
 use super::*;
 
@@ -34,7 +34,7 @@ fn a_fork_that_fails_after_a_stop_is_not_retried() {
     assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 1));
 }
 
-/// A cluster of so many proven workers that accepts for three seconds more when it is logged to stop.
+/// Starts a cluster with a drain delay of three seconds, and lets its workers serve.
 fn cluster_with_drain_delay(workers: u32) -> Simulator {
     let config = SupervisorConfig { drain_delay: ms(3_000), ..test_config(workers) };
     let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::serving()).start();
@@ -43,7 +43,7 @@ fn cluster_with_drain_delay(workers: u32) -> Simulator {
 }
 
 fn stop_delays(sim: &Simulator) -> Vec<Duration> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::StopDelayed { delay, .. } => Some(*delay),
         _ => None,
     })
@@ -113,7 +113,7 @@ fn the_drain_delay_allows_restarts_but_no_other_change() {
         );
     }
     sim.command(ClusterCommand::Reload);
-    let refusals = sim.logged(|notice| match notice {
+    let refusals = sim.logged(|event| match event {
         LogEvent::CommandRefused { reason, .. } => Some(reason.clone()),
         _ => None,
     });

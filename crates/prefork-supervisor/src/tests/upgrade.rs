@@ -1,4 +1,4 @@
-//! Stories of upgrades in entry: what is proved takes over and generations, and what fails changes nothing.
+//! Tests of upgrades until the exec: a checked binary takes over, and a failure changes nothing.
 
 use super::reload::{refusal, reload_log};
 use super::*;
@@ -6,13 +6,13 @@ use super::*;
 const UPGRADE: [Action; 2] = [Action::StartUpgradeCheck, Action::ExecNewBinary];
 
 fn failures(sim: &Simulator) -> Vec<String> {
-    sim.logged(|notice| match notice {
+    sim.logged(|event| match event {
         LogEvent::UpgradeFailed { reason } => Some(reason.clone()),
         _ => None,
     })
 }
 
-/// Nothing is different from what it was before the upgrade of three workers of generation 1.
+/// Asserts that a failed upgrade of three workers of generation 1 has changed nothing.
 fn assert_unchanged(sim: &Simulator) {
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!(
@@ -22,7 +22,7 @@ fn assert_unchanged(sim: &Simulator) {
     assert_eq!((sim.supervisor.reload.generation(), sim.fork_times().len()), (Generation(1), 3));
 }
 
-/// A new binary that is fit, whose configuration wants so many workers, and whose exec is so deadly.
+/// Sets a working new binary with this number of workers. One in `death_odds` workers dies during the exec.
 pub(super) fn set_new_binary(sim: &mut Simulator, workers: u32, death_odds: u64) {
     sim.new_binary = Box::new(move |config, _| {
         let mut binary = NewBinary::working(config);
@@ -32,7 +32,7 @@ pub(super) fn set_new_binary(sim: &mut Simulator, workers: u32, death_odds: u64)
     });
 }
 
-/// Goes on to the moment when the new image has begun.
+/// Runs until the new binary has started.
 pub(super) fn run_until_upgraded(sim: &mut Simulator) {
     let images = sim.upgrade_count;
     while sim.upgrade_count == images {
@@ -49,7 +49,7 @@ fn an_upgrade_replaces_the_binary_and_all_workers() {
     let done = "the new binary passed its check and takes over now".to_string();
     assert_eq!(sim.replies(), [(7, Ok(done))]);
     assert_eq!((sim.upgrade_actions(), sim.upgrade_count), (UPGRADE.to_vec(), 1));
-    // The old ones serve until each is replaced.
+    // The old workers serve until they are replaced.
     assert_eq!(
         (sim.serving_workers(), sim.supervisor.phase),
         (vec![1, 2, 3], ClusterPhase::Running)
@@ -98,12 +98,12 @@ fn a_new_binary_that_hangs_is_stopped_at_the_check_deadline() {
     sim.new_binary = Box::new(|config, _| NewBinary { check: None, ..NewBinary::working(config) });
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
-    // boot-timeout, and five seconds for all that comes before a worker boots.
+    // The boot timeout, and five seconds to load the binary.
     assert_eq!(sim.times_of(&Action::StopUpgradeCheck), [ms(5_000 + 10_000 + 5_000)]);
     assert!(refusal(&sim).contains("not ready in time"), "{}", refusal(&sim));
     assert_eq!((failures(&sim).len(), sim.upgrade_actions().len()), (1, 2));
     assert_unchanged(&sim);
-    // And another may be tried.
+    // Another upgrade may follow.
     sim.new_binary = Box::new(|config, _| NewBinary::working(config));
     sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
@@ -117,7 +117,7 @@ fn an_upgrade_check_result_that_was_not_read_in_time_counts() {
     sim.stop_primary_for(ms(60_000));
     sim.run_until_idle();
     assert_eq!((sim.upgrade_actions(), sim.serving_generations()), (UPGRADE.to_vec(), vec![2; 3]));
-    // Also if something else is heard before it.
+    // It counts if another event is reported before it.
     let mut sim = serving_cluster(3);
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.now += ms(60_000);
@@ -155,7 +155,7 @@ fn an_exec_that_fails_changes_nothing() {
     });
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_for(ms(52));
-    // Proved and not yet executed: whoever asks now and does not wait is answered now, and another verdict changes nothing.
+    // The check has passed and the exec is to come: a command that does not wait is answered now.
     sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.command_with_reply(3, ClusterCommand::Upgrade { wait: false });
     sim.report(Event::UpgradeCheckPassed);
@@ -181,14 +181,14 @@ fn upgrade_commands_during_a_check_share_its_result() {
         }
         sim.run_until_idle();
         assert_eq!(sim.times_of(&Action::StartUpgradeCheck), [ms(5_000)]);
-        let answers = sim.replies().into_iter().map(|(reply_id, said)| (reply_id, said.is_ok()));
+        let answers = sim.replies().into_iter().map(|(reply_id, reply)| (reply_id, reply.is_ok()));
         assert_eq!(answers.collect::<Vec<_>>(), (0..5).map(|t| (t, fit)).collect::<Vec<_>>());
     }
 }
 
 #[test]
 fn a_stop_cancels_an_upgrade_check() {
-    // While it is proved, while it hangs, and between its proof and the exec.
+    // During the check, while it hangs, and between the check and the exec.
     for (after, hangs) in [(0, false), (49, false), (12_000, true), (52, false)] {
         for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
             let mut sim = serving_cluster(3);
@@ -218,7 +218,7 @@ fn upgrade_commands_during_a_reload_cause_one_upgrade() {
     }
     sim.command(ClusterCommand::Upgrade { wait: false });
     sim.run_until_idle();
-    let answers = sim.replies().into_iter().map(|(reply_id, said)| (reply_id, said.is_ok()));
+    let answers = sim.replies().into_iter().map(|(reply_id, reply)| (reply_id, reply.is_ok()));
     let expected: Vec<_> = (1..6).map(|reply_id| (reply_id, true)).collect();
     assert_eq!((answers.collect::<Vec<_>>(), sim.upgrade_count), (expected, 1));
     assert_eq!(sim.serving_generations(), [3, 3]);
@@ -232,7 +232,7 @@ fn a_stop_refuses_a_queued_upgrade() {
     sim.command_with_reply(3, ClusterCommand::Stop);
     sim.run_until_idle();
     let refused: Vec<u64> =
-        sim.replies().into_iter().filter(|(_, said)| said.is_err()).map(|(t, _)| t).collect();
+        sim.replies().into_iter().filter(|(_, reply)| reply.is_err()).map(|(t, _)| t).collect();
     assert_eq!((refused.contains(&2), sim.upgrade_count), (true, 0), "{refused:?}");
     assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
 }
@@ -255,13 +255,13 @@ fn commands_during_an_upgrade_are_refused_done_or_queued() {
     assert!(sim.replies()[1].1.is_ok());
     set_new_binary(&mut sim, 2, 0);
     run_until_upgraded(&mut sim);
-    // The new workers are rolled in: that is a reload like any other.
+    // The rollout after the upgrade counts as a reload.
     sim.command_with_reply(4, ClusterCommand::Reload);
     sim.command_with_reply(5, ClusterCommand::Upgrade { wait: true });
     sim.command_with_reply(6, ClusterCommand::Scale(ScaleChange::Up(1)));
     sim.run_until_idle();
-    let answers: Vec<_> = sim.replies().into_iter().map(|(t, said)| (t, said.is_ok())).collect();
-    // The second upgrade waits for the first one and the reload.
+    let answers: Vec<_> = sim.replies().into_iter().map(|(t, reply)| (t, reply.is_ok())).collect();
+    // The second upgrade waits for the first one and for the reload.
     let expected = [(2, false), (3, true), (6, false), (1, true), (4, true), (5, true)];
     assert_eq!(answers, expected);
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Stories of a new image and the workers that it finds.
+//! Tests of upgrades after the exec: what the new binary does with the old binary's workers.
 
 use super::reload::{failing_boot, reload_cluster, reload_log};
 use super::upgrade::{run_until_upgraded, set_new_binary};
@@ -15,7 +15,7 @@ fn workers_that_die_during_the_exec_are_replaced() {
     sim.run_until_idle();
     assert!((1..4).contains(&sim.supervisor.restart_count()), "{dead}");
     assert_eq!(sim.serving_generations(), [2; 4]);
-    // And where nobody is left.
+    // All workers die.
     let mut sim = serving_cluster(4);
     set_new_binary(&mut sim, 4, 1);
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
@@ -32,12 +32,12 @@ fn after_an_upgrade_old_workers_keep_serving_if_new_ones_cannot_boot() {
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!((reload_log(&sim), sim.upgrade_count), (vec!["failed".to_string()], 1));
-    // A worker that dies now can only be followed by one of the new image: it is tried for ever, and never ends us.
+    // A worker that dies now can only be replaced by one of the new binary. That is retried for ever.
     sim.worker_exits(2, signal(SIGSEGV));
     sim.run_for(ms(60_000));
     assert_eq!((sim.serving_workers(), sim.exit), (vec![1, 3], None));
     assert!(backoffs(&sim).len() > 10);
-    // Until a reload, or another upgrade, brings what does boot.
+    // Another upgrade brings workers that boot.
     sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [3; 3]);
@@ -50,13 +50,13 @@ fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
     });
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
-    // There is no binary of before that could fork what was before.
+    // The old binary is gone and cannot fork workers of the old generation.
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![4, 5, 3], vec![2, 2, 1]));
     assert_eq!(reload_log(&sim), ["failed"]);
     let mut kept = sim.kept_generations().unwrap_or_default();
     kept.sort_unstable();
     assert_eq!(kept, [1, 2]);
-    // Who dies comes back as what there is now, and a reload makes them equal.
+    // A worker that dies is replaced by one of the new generation, and a reload replaces the rest.
     sim.worker_exits(4, signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 1]);
@@ -67,7 +67,7 @@ fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
 
 #[test]
 fn generation_numbers_of_failed_reloads_are_not_reused() {
-    // A reload that failed leaves everybody of generation 1, and number 2 is used up.
+    // After a failed reload all workers are of generation 1, and number 2 is used up.
     let mut sim =
         reload_cluster(test_config(2), |generation, _| (generation == 2).then(failing_boot)?);
     sim.command_with_reply(1, ClusterCommand::Reload);
@@ -80,7 +80,7 @@ fn generation_numbers_of_failed_reloads_are_not_reused() {
 
 #[test]
 fn an_upgrade_replaces_workers_of_a_failed_rollback() {
-    // Slot 0 goes to generation 2, slot 1 does not, and slot 0 cannot go back: generations 2 and 1 serve.
+    // Slot 0 goes to generation 2, slot 1 does not, and slot 0 cannot be rolled back: generations 2 and 1 serve.
     let choose_script =
         |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.slot.0, tag.id.0) {
             (2, 1, _) | (1, _, 3..) => failing_boot().unwrap_or_else(WorkerScript::hanging),
@@ -103,11 +103,11 @@ fn an_upgrade_changes_the_number_of_workers_when_it_has_succeeded() {
         set_new_binary(&mut sim, workers, 0);
         sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
         run_until_upgraded(&mut sim);
-        // Not before the new ones have shown that they serve.
+        // The number does not change before the new workers serve.
         assert_eq!(sim.supervisor.wanted_workers(), 3);
         sim.run_until_idle();
         assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (all, workers));
-        // If they do not, it stays what it was.
+        // If the new workers cannot boot, the number stays as it was.
         let mut sim = reload_cluster(test_config(3), |_, _| failing_boot());
         set_new_binary(&mut sim, workers, 0);
         sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
@@ -118,8 +118,8 @@ fn an_upgrade_changes_the_number_of_workers_when_it_has_succeeded() {
 
 #[test]
 fn draining_booting_and_killed_workers_end_after_an_upgrade() {
-    // 1 drains and never finishes, 2 has closed its channel and log_order on, 3 is being killed, 4 serves; 5 to 7, in the
-    // places of the first three, boot for ever.
+    // Worker 1 drains and never finishes, 2 has closed its channel and lives on, 3 is being killed, 4 serves; 5 to 7,
+    // in the slots of the first three, boot for ever.
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.id.0) {
         (1, 1 | 2) => WorkerScript::serving().never_draining(),
         (1, 5..) => WorkerScript::hanging().never_draining(),
@@ -145,7 +145,7 @@ fn draining_booting_and_killed_workers_end_after_an_upgrade() {
     let adopted = sim.now;
     sim.run_until_idle();
     assert_eq!((sim.serving_generations(), sim.supervisor.workers.len()), (vec![2; 4], 4));
-    // Not later than the graceful timeout, counted anew.
+    // At most one graceful timeout later, counted from the upgrade.
     assert!(sim.now - adopted < ms(2 * 6_000 + 1_000), "{:?}", sim.now - adopted);
 }
 

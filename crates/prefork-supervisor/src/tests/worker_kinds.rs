@@ -1,4 +1,4 @@
-//! Stories of workers of several kinds in one cluster.
+//! Tests of clusters with several worker kinds.
 
 use proptest::prelude::*;
 
@@ -7,40 +7,43 @@ use super::*;
 use crate::identity::Slot;
 use crate::{RecycleLimits, WorkerKindConfig};
 
-fn kind(name: &'static str, workers: u32) -> WorkerKindConfig {
+fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
     WorkerKindConfig { name, workers, limits: RecycleLimits::default() }
 }
 
-/// Kinds for random worlds, often none.
+/// Kinds for random clusters, often none.
 pub(super) fn random_kinds() -> impl Strategy<Value = Vec<WorkerKindConfig>> {
     let limits = proptest::option::of(500..20_000u64);
     let rules = (0..3u32, 0..3u32, limits).prop_map(|(consumers, crons, age)| {
         let limits = RecycleLimits { max_lifetime: age.map(ms), ..RecycleLimits::default() };
-        vec![WorkerKindConfig { limits, ..kind("consumer", consumers) }, kind("cron", crons)]
+        vec![
+            WorkerKindConfig { limits, ..kind_config("consumer", consumers) },
+            kind_config("cron", crons),
+        ]
     });
     prop_oneof![1 => Just(Vec::new()), 1 => rules]
 }
 
-/// Two that serve and the others.
+/// Starts a cluster with two `web` workers and these kinds.
 fn cluster_with_kinds(others: &[WorkerKindConfig]) -> Simulator {
     let sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
     sim.with_kinds(others.to_vec()).start()
 }
 
-/// Slot and kind of those that serve.
+/// Returns slot and kind of the workers that serve.
 fn serving_slots(sim: &Simulator) -> Vec<(u32, &'static str)> {
     let workers = sim.serving_workers().into_iter();
     let tags = workers.filter_map(|id| Some(sim.supervisor.workers.get(WorkerId(id))?.tag));
     tags.map(|tag| (tag.slot.0, tag.kind)).collect()
 }
 
-fn scale(kind: &str, workers: u32) -> ClusterCommand {
+fn scale_kind_command(kind: &str, workers: u32) -> ClusterCommand {
     ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(workers))
 }
 
 #[test]
 fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
-    let mut sim = cluster_with_kinds(&[kind("consumer", 2), kind("cron", 1)]);
+    let mut sim = cluster_with_kinds(&[kind_config("consumer", 2), kind_config("cron", 1)]);
     sim.run_until_idle();
     let others = [(1024, "consumer"), (1025, "consumer"), (2048, "cron")];
     assert_eq!(serving_slots(&sim), [&[(0, "web"), (1, "web")], &others[..]].concat());
@@ -53,7 +56,7 @@ fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
 
 #[test]
 fn a_replacement_has_the_kind_of_its_predecessor() {
-    let mut sim = cluster_with_kinds(&[kind("consumer", 1)]);
+    let mut sim = cluster_with_kinds(&[kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
     sim.worker_exits(3, signal(SIGKILL));
     sim.run_for(ms(10));
@@ -63,23 +66,23 @@ fn a_replacement_has_the_kind_of_its_predecessor() {
 
 #[test]
 fn scaling_one_kind_does_not_change_the_others() {
-    let mut sim = cluster_with_kinds(&[kind("consumer", 1), kind("cron", 1)]);
+    let mut sim = cluster_with_kinds(&[kind_config("consumer", 1), kind_config("cron", 1)]);
     sim.run_for(ms(5_000));
     sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
-    sim.command_with_reply(2, scale("consumer", 2));
+    sim.command_with_reply(2, scale_kind_command("consumer", 2));
     sim.run_for(ms(1_000));
     assert_eq!(sim.serving_workers(), [1, 2, 5, 3, 6, 4]);
-    sim.command_with_reply(3, scale("consumer", 0));
+    sim.command_with_reply(3, scale_kind_command("consumer", 0));
     sim.command_with_reply(4, ClusterCommand::Scale(ScaleChange::Down(2)));
     sim.run_for(ms(6_000));
     assert_eq!(
         (sim.serving_workers(), serving_slots(&sim)),
         (vec![1, 4], vec![(0, "web"), (2048, "cron")])
     );
-    sim.command_with_reply(5, scale("consumer", 1));
-    sim.command_with_reply(6, scale("nobody", 1));
-    sim.command_with_reply(7, scale("web", 2));
-    sim.command_with_reply(8, scale("cron", MAX_WORKERS));
+    sim.command_with_reply(5, scale_kind_command("consumer", 1));
+    sim.command_with_reply(6, scale_kind_command("nobody", 1));
+    sim.command_with_reply(7, scale_kind_command("web", 2));
+    sim.command_with_reply(8, scale_kind_command("cron", MAX_WORKERS));
     sim.run_for(ms(1_000));
     let last: Vec<_> = sim.replies().into_iter().filter(|(reply_id, _)| *reply_id > 4).collect();
     let refused = |reason: &str| Err(reason.to_string());
@@ -98,7 +101,7 @@ fn scaling_one_kind_does_not_change_the_others() {
 
 #[test]
 fn a_reload_replaces_workers_of_every_kind() {
-    let mut sim = cluster_with_kinds(&[kind("consumer", 1)]);
+    let mut sim = cluster_with_kinds(&[kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
     sim.command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
@@ -113,7 +116,7 @@ fn a_reload_fails_if_a_worker_of_another_kind_cannot_boot() {
         _ => WorkerScript::serving(),
     };
     let mut sim = Simulator::new(test_config(1), 1, choose_script)
-        .with_kinds(vec![kind("consumer", 1)])
+        .with_kinds(vec![kind_config("consumer", 1)])
         .start();
     sim.run_for(ms(5_000));
     sim.command_with_reply(1, ClusterCommand::Reload);
@@ -125,9 +128,9 @@ fn a_reload_fails_if_a_worker_of_another_kind_cannot_boot() {
 #[test]
 fn each_kind_has_its_own_recycling_limits() {
     let limits = RecycleLimits { max_lifetime: Some(ms(3_000)), ..RecycleLimits::default() };
-    let mut sim = cluster_with_kinds(&[WorkerKindConfig { limits, ..kind("consumer", 1) }]);
+    let mut sim = cluster_with_kinds(&[WorkerKindConfig { limits, ..kind_config("consumer", 1) }]);
     sim.run_for(ms(4_000));
-    let recycled = sim.logged(|notice| match notice {
+    let recycled = sim.logged(|event| match event {
         LogEvent::Recycling { worker, limit: RecycleReason::Lifetime(_) } => Some(worker.slot.0),
         _ => None,
     });
@@ -138,12 +141,13 @@ fn each_kind_has_its_own_recycling_limits() {
 fn workers_of_other_kinds_adopt_no_slots() {
     let config = SupervisorConfig { has_socket_per_slot: true, ..test_config(2) };
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match tag.id.0 {
-        // Their replacements hang: nobody is left to serve.
+        // Their replacements hang, so that no `web` worker serves.
         4.. => WorkerScript::hanging(),
         _ => WorkerScript::serving(),
     };
-    let mut sim =
-        Simulator::new(config, 1, choose_script).with_kinds(vec![kind("consumer", 1)]).start();
+    let mut sim = Simulator::new(config, 1, choose_script)
+        .with_kinds(vec![kind_config("consumer", 1)])
+        .start();
     sim.run_for(ms(5_000));
     sim.worker_exits(1, signal(SIGSEGV));
     sim.worker_exits(2, signal(SIGSEGV));
@@ -172,16 +176,16 @@ fn a_crash_in_a_risky_job_causes_no_backoff() {
 
 #[test]
 fn an_upgrade_drains_workers_of_removed_kinds() {
-    let mut sim = cluster_with_kinds(&[kind("old", 1), kind("consumer", 1)]);
+    let mut sim = cluster_with_kinds(&[kind_config("old", 1), kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
-    sim.kinds = vec![kind("new", 1), kind("consumer", 2)];
+    sim.kinds = vec![kind_config("new", 1), kind_config("consumer", 2)];
     sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     run_until_upgraded(&mut sim);
     sim.run_until_idle();
     let others = [(2048, "consumer"), (2049, "consumer"), (3072, "new")];
     assert_eq!(serving_slots(&sim), [&[(0, "web"), (1, "web")], &others[..]].concat());
     assert!(exit_causes(&sim).contains(&(3, ExitCause::Drained)), "{:?}", exit_causes(&sim));
-    let replaced = sim.logged(|notice| match notice {
+    let replaced = sim.logged(|event| match event {
         LogEvent::Replaced { worker, by } => Some((worker.0, by.slot.0)),
         _ => None,
     });
