@@ -12,18 +12,18 @@
 //! - Nothing read from shared memory or a channel is believed: it is a figure to check or to show.
 //! - Nothing waits for a peer without a deadline, and every queue has a bound.
 
+mod channel;
 mod cluster;
 mod config;
 pub mod control;
 mod dispatch;
 mod error;
 mod inherited_fds;
-mod ipc;
 mod isolated;
 mod listener;
 pub mod log_file;
 pub mod log_output;
-mod mail;
+mod messages;
 mod pid_file;
 pub mod pool;
 mod primary;
@@ -49,7 +49,7 @@ pub use error::{Error, ErrorKind, Result, exit};
 pub use inherited_fds::close_inherited_fds;
 pub use isolated::{Isolated, IsolatedError};
 pub use listener::{HostAddr, ListenAddr, UnixAddr};
-pub use mail::{
+pub use messages::{
     Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
 };
 pub use prefork_supervisor::RecycleReason;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::listener::Listener;
-use crate::mail::MailLimits;
+use crate::messages::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use prefork_supervisor::{Slot, WorkerTag};
 

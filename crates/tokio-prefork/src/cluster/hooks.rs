@@ -1,7 +1,7 @@
 //! What the application does in the primary: its hooks, and its side of the messages.
 
 use super::Cluster;
-use crate::mail::{MailLimits, Message};
+use crate::messages::{MailLimits, Message};
 use crate::primary::{ClusterEvent, PrimaryHandle, Restart, WorkerExit};
 use prefork_supervisor::WorkerTag;
 

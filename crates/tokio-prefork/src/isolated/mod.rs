@@ -12,17 +12,17 @@
 //! isolated -> primary   isolated-done/NAME   number, Verdict, and the output
 //! ```
 
-mod desk;
-mod words;
+mod job_protocol;
+mod job_scheduler;
 
 use std::time::Duration;
 
 use crate::text::Printable;
 
-pub(crate) use desk::{Desk, Ended, Order};
-pub(crate) use words::{
+pub(crate) use job_protocol::{
     DO, Job, JobId, Verdict, ask_kind, done_kind, gone_kind, join, split, split_done,
 };
+pub(crate) use job_scheduler::{Desk, Ended, Order};
 
 /// A pool of isolated workers: its name, how many there are, and what they may take. See
 /// [`Cluster::isolated`](crate::Cluster::isolated).

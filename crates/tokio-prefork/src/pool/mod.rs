@@ -11,12 +11,12 @@
 //! ([`Cancel`]). A thread cannot be stopped from outside: a job that never looks and never ends keeps its
 //! thread until the process ends, which a draining worker does at its deadline in any case.
 
-mod error;
-mod job;
-mod queue;
-mod shared;
-mod submitted;
-mod task;
+mod job_future;
+mod job_queue;
+mod job_state;
+mod pool_error;
+mod pool_job;
+mod pool_threads;
 #[cfg(test)]
 mod tests;
 
@@ -25,12 +25,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::scoreboard::{PoolMeter, PoolSnapshot};
-use job::Job;
-use shared::Shared;
+use job_state::Job;
+use pool_threads::Shared;
 
-pub use error::PoolError;
-pub use submitted::Submitted;
-pub use task::{Cancel, Deadline, Task, cancellable};
+pub use job_future::Submitted;
+pub use pool_error::PoolError;
+pub use pool_job::{Cancel, Deadline, Task, cancellable};
 
 /// How large a pool is, and how it behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,7 +151,7 @@ impl Pool {
     fn submit<T: Task>(&self, task: T, deadline: Option<Deadline>) -> Submitted<T> {
         let shared = Arc::clone(&self.0.0);
         let job = Arc::new(Job::new(task, deadline));
-        let place = match shared.submit(Arc::clone(&job) as Arc<dyn job::Entry>) {
+        let place = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::Entry>) {
             Ok(place) => Some(place),
             Err(refusal) => {
                 job.refuse(refusal.why, refusal.ending, &shared.meter);

@@ -1,8 +1,8 @@
-//! The promises of a pool, each as a test; panics are in `rough.rs`, leaks in `leaks.rs`, random callers in `storms.rs`.
+//! The promises of a pool, each as a test; panics are in `panics.rs`, leaks in `leaks.rs`, random callers in `random_callers.rs`.
 
 mod leaks;
-mod rough;
-mod storms;
+mod panics;
+mod random_callers;
 
 use std::future::Future;
 use std::sync::Arc;

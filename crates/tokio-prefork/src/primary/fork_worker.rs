@@ -10,13 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
+use crate::channel::PrimaryEnd;
 use crate::config::{Config, Dispatch};
 use crate::dispatch::round_robin::Dealer;
 use crate::dispatch::round_robin::Queue;
 use crate::dispatch::{Lease, SlotMeter};
 use crate::error::{Error, Result, exit};
-use crate::ipc::PrimaryEnd;
-use crate::mail::MailHub;
+use crate::messages::MailHub;
 use crate::scoreboard::RowIndex;
 use crate::systemd::PRIMARYS_OWN;
 use crate::worker_init::WorkerInit;

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use super::PrimaryHandle;
-use crate::mail::{Back, Letter, letter};
-use crate::mail::{Carried, Class, Connection, MailError, Message, Payload};
-use crate::mail::{Place, ReplyTo, Target, Unsent};
+use crate::messages::{Back, Letter, letter};
+use crate::messages::{Carried, Class, Connection, MailError, Message, Payload};
+use crate::messages::{Place, ReplyTo, Target, Unsent};
 use prefork_supervisor::WorkerId;
 
 /// Messages. Nothing here waits: what cannot be done at once is an error.

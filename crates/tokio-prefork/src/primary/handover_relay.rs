@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::{Primary, WorkerProcess, event_log};
-use crate::ipc::{ToWorker, Unread};
+use crate::channel::{ToWorker, Unread};
 use crate::scoreboard::Load;
 use prefork_supervisor::Generation;
 
@@ -137,7 +137,7 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::PrimaryEnd;
+    use crate::channel::PrimaryEnd;
     use crate::scoreboard::Scoreboard;
     use prefork_os::fd_passing::{ReceivedMessage, create_seqpacket_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Primary, PrimaryHandle};
 use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
-use crate::mail::{Carried, Class, Message, Place, letter};
+use crate::messages::{Carried, Class, Message, Place, letter};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};

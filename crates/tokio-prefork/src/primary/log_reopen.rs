@@ -7,9 +7,9 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::Primary;
+use crate::channel::ToWorker;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ipc::ToWorker;
 use crate::log_file::LogFile;
 use prefork_os::signal::Signal;
 use prefork_supervisor::Generation;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::pending_requests::Asked;
 use super::{Primary, PrimaryHandle};
-use crate::mail::{
+use crate::messages::{
     BusyPoll, Class, Letter, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
 };
 use prefork_supervisor::Event;

@@ -31,12 +31,12 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
+use crate::channel::PrimaryEnd;
 use crate::config::{Config, ControlSocket, Workers};
 use crate::control::Server;
 use crate::dispatch::Lease;
 use crate::dispatch::round_robin::Queue;
 use crate::error::{Error, Result};
-use crate::ipc::PrimaryEnd;
 use crate::listener::ListenerSet;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Scoreboard};

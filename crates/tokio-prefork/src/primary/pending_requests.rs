@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::mail::MailError;
+use crate::messages::MailError;
 use prefork_supervisor::WorkerId;
 
 /// More requests than this do not wait for an answer at once.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Primary;
-use crate::ipc::{HandOver, ToWorker};
+use crate::channel::{HandOver, ToWorker};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Action, Event, ShutdownReason};
 use prefork_supervisor::{Generation, WorkerId};

@@ -1,7 +1,7 @@
 //! `--dispatch round-robin`: the primary accepts, and deals connections out to the workers in turn.
 //!
 //! Whose turn it is stands in `turn`, how a connection changes hands without being lost or served twice in
-//! `ipc::Queue`, what is accepted when and put where in `dealer`. In one turn of the primary's loop a bounded number of
+//! `channel::Queue`, what is accepted when and put where in `dealer`. In one turn of the primary's loop a bounded number of
 //! connections is accepted, and never more than the workers have room for: what has to wait, waits in the kernel's
 //! queue. Signals, words and questions are dealt with in between, however many connections come.
 //!
@@ -11,9 +11,9 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Primary;
+use crate::channel::Unread;
 use crate::config::Dispatch;
 use crate::dispatch::round_robin::{Dealer, Table};
-use crate::ipc::Unread;
 use crate::listener::{Listener, ListenerSet};
 use prefork_os::poll::PollSet;
 use prefork_supervisor::Event;

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::Primary;
+use crate::channel::{ToWorker, Unread};
 use crate::config::Dispatch;
-use crate::ipc::{ToWorker, Unread};
 use crate::listener::{ListenAddr, Listener, Repaired};
 use prefork_supervisor::Event;
 use prefork_supervisor::{Slot, WorkerId};

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::{Primary, WorkerProcess};
+use crate::channel::PrimaryEnd;
 use crate::config::Config;
 use crate::control::Server;
 use crate::dispatch::round_robin::{Newcomer, Queue};
 use crate::error::{Error, Result};
-use crate::ipc::PrimaryEnd;
 use crate::pid_file::PidFile;
 use crate::scoreboard::{RowIndex, Rows};
 use crate::upgrade::{

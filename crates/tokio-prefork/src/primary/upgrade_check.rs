@@ -4,11 +4,11 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::channel::{Heard, PrimaryEnd, ToPrimary};
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::error::{Error, Result, exit};
-use crate::ipc::{Heard, PrimaryEnd, ToPrimary};
-use crate::mail::MailLimits;
+use crate::messages::MailLimits;
 use crate::scoreboard::Scoreboard;
 use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::ForkResult;

@@ -24,9 +24,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 
+use crate::channel::ToPrimary;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{Error, Result};
-use crate::ipc::ToPrimary;
 use crate::worker::http::connection_state::Conn;
 use crate::worker::http::handle_request::BoxError;
 use crate::worker::http::serve_connection;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::registry::{self, Thing};
-use super::stripes::Stripes;
+use super::striped_counters::Stripes;
 use crate::error::{Error, Result};
 
 /// A count over all workers, the dead ones too. Copy the handle wherever it is needed.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::members::{Members, Owner, ROWS};
+use super::live_processes::{Members, Owner, ROWS};
 use super::registry::{self, Thing};
 use crate::error::{Error, Result};
 

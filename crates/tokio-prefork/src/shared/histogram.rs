@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::registry::{self, Thing};
-use super::stripes::Stripes;
+use super::striped_counters::Stripes;
 use crate::error::{Error, Result};
 
 /// Bounds of one histogram.

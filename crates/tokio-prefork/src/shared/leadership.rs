@@ -1,14 +1,14 @@
 //! One process does it, and if that dies, another: what the application sees of a role. How it works:
-//! `role.rs`.
+//! `leadership_lock.rs`.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::task::{Context, Poll};
 
-use super::members::{self, Members};
+use super::leadership_lock::{Here, Role, State};
+use super::live_processes::{self, Members};
 use super::registry::{self, Thing};
-use super::role::{Here, Role, State};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
 
@@ -74,7 +74,7 @@ impl Leadership {
         let locks = ByteRangeLocks::open_file(path).map_err(|e| {
             Error::system(format!("open {} for the role {name:?}", path.display()), e)
         })?;
-        Leadership::declare(name, locks, members::role_byte(name))
+        Leadership::declare(name, locks, live_processes::role_byte(name))
     }
 
     fn declare(

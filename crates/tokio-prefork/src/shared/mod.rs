@@ -49,13 +49,13 @@ mod gauge;
 mod gcra;
 mod histogram;
 mod leadership;
+mod leadership_lock;
 #[cfg(test)]
 mod leadership_tests;
-mod limiter;
-mod members;
+mod live_processes;
+mod rate_limiter;
 mod registry;
-mod role;
-mod stripes;
+mod striped_counters;
 
 pub use cache::{NotStored, SharedCache};
 pub use counter::SharedCounter;
@@ -63,5 +63,5 @@ pub use flag::SharedFlag;
 pub use gauge::{GaugeHold, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
 pub use leadership::{Lead, Leadership};
-pub use limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
+pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
 pub use registry::{SharedMetric, SharedValue, snapshot};

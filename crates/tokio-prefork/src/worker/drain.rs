@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::ipc::HandOver;
+use crate::channel::HandOver;
 use prefork_os::system::monotonic_ms;
 
 /// What was ordered, in milliseconds on the monotonic clock.

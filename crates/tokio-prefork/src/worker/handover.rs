@@ -15,8 +15,8 @@ use super::connection_registry::{Entry, Guard};
 use super::http::connection_state::Phase;
 use super::lazy_stream::Link;
 use super::local_state::State;
+use crate::channel::{ToPrimary, Unread};
 use crate::dispatch::AcceptedConnection;
-use crate::ipc::{ToPrimary, Unread};
 
 /// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -9,8 +9,8 @@ use super::connection_registry::Tended;
 use super::full;
 use super::http::timeouts::Limits;
 use super::local_state::State;
+use crate::channel::ToPrimary;
 use crate::dispatch::queue_wait;
-use crate::ipc::ToPrimary;
 use prefork_os::interval_timer::IntervalTimer;
 
 /// The resolution of all connection timeouts.

@@ -14,7 +14,7 @@ use super::custom_kind::kind_app;
 use super::{App, Worker};
 use crate::error::Result;
 use crate::isolated::{self, IsolatedError, Job, JobId, Verdict, join, split};
-use crate::mail::{Carried, MailError, Payload, Place, letter};
+use crate::messages::{Carried, MailError, Payload, Place, letter};
 use crate::text::panic_text;
 
 /// So much longer than the deadline of a job its caller waits: the primary tells it in time, unless it is stuck.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Worker;
 use super::accepted_stream::Stream;
-use crate::mail::{Carried, Class, Connection, Inbox, Letter, MailError, Message, Payload};
-use crate::mail::{Place, ReplyTo, Target, Unsent, letter};
+use crate::messages::{Carried, Class, Connection, Inbox, Letter, MailError, Message, Payload};
+use crate::messages::{Place, ReplyTo, Target, Unsent, letter};
 
 /// A letter with nothing but a message.
 fn plain(place: Place, kind: &str, payload: impl Payload) -> Result<Letter, MailError> {

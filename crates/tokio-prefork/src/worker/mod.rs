@@ -30,13 +30,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::channel::{ToPrimary, WorkerEnd};
 use crate::dispatch::Acceptor;
 use crate::dispatch::round_robin::Taker;
 use crate::dispatch::{AcceptedConnection, ConnectionStarter};
 use crate::error::{Error, Result, exit};
-use crate::ipc::{ToPrimary, WorkerEnd};
 use crate::listener::Listener;
-use crate::mail::MailEnd;
+use crate::messages::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
 pub use accepted_stream::Stream;

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use super::drain::Order;
 use super::handover;
 use super::local_state::State;
+use crate::channel::{HandOver, Order as Wanted, ToWorker};
 use crate::dispatch::reuseport::adopted_sockets as adopt;
-use crate::ipc::{HandOver, Order as Wanted, ToWorker};
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
 /// its primary for long. Idle connections are kept for requests that are on their way, as in any drain: the sockets

@@ -5,8 +5,8 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 
 use super::local_state::State;
+use crate::channel::ToPrimary;
 use crate::config::Config;
-use crate::ipc::ToPrimary;
 use crate::pool::Pool;
 use crate::scoreboard::ClusterSnapshot;
 use prefork_supervisor::{Generation, Slot, WorkerId};

@@ -5,9 +5,9 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
+use crate::channel::ToPrimary;
 use crate::dispatch::accept_loop::Acceptor;
 use crate::error::{Error, Result};
-use crate::ipc::ToPrimary;
 use crate::listener::Listener;
 use crate::worker::local_state::State;
 use prefork_supervisor::Slot;

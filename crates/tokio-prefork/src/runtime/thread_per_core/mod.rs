@@ -19,12 +19,12 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Mutex, mpsc};
 
+use crate::channel::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::error::{Error, Result, exit};
-use crate::ipc::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::listener::Listener;
-use crate::mail::MailLimits;
+use crate::messages::MailLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::worker::{self, App};
 use crate::worker_init::WorkerInit;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
+use crate::channel::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::config::Config;
-use crate::ipc::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
 use crate::scoreboard::ThreadRow;
 use prefork_supervisor::{Slot, WorkerTag};
 

@@ -1,7 +1,7 @@
 //! A cache that all workers share, in memory of a fixed size.
 
-mod set;
-mod slot;
+mod cache_entry;
+mod cache_set;
 #[cfg(test)]
 mod tests;
 
@@ -10,11 +10,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use super::members::Members;
+use super::live_processes::Members;
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
-use set::{Set, WAYS};
-use slot::Entry;
+use cache_entry::Entry;
+use cache_set::{Set, WAYS};
 
 /// Bytes of a key and its value together, at most.
 const LARGEST: usize = 16 << 20;
@@ -87,7 +87,7 @@ impl SharedCache {
     pub fn new(name: &str, entries: usize, bytes: usize) -> Result<SharedCache> {
         let name = registry::name(name)?;
         let sets = entries.div_ceil(WAYS);
-        let words = sets.checked_mul(set::words(bytes.min(LARGEST)));
+        let words = sets.checked_mul(cache_set::words(bytes.min(LARGEST)));
         let words = words.filter(|_| sets > 0 && (1..=LARGEST).contains(&bytes)).ok_or_else(|| {
             Error::config(format!(
                 "the cache {name:?} of {entries} entries of {bytes} bytes makes no sense: none may be 0, and \
@@ -195,12 +195,12 @@ impl SharedCache {
     }
 
     fn set(&self, hash: u64) -> Set<'static> {
-        let words = set::words(self.0.bytes);
+        let words = cache_set::words(self.0.bytes);
         let at = (hash % self.0.sets as u64) as usize * words;
         Set::new(&self.0.words[at..at + words], self.0.bytes)
     }
 
-    fn writing(&self, hash: u64) -> Result<set::Writing<'static>, NotStored> {
+    fn writing(&self, hash: u64) -> Result<cache_set::Writing<'static>, NotStored> {
         let writing = self.set(hash).write(self.0.members).ok_or(NotStored::Busy)?;
         if writing.repaired > 0 {
             self.0.repairs.add(writing.repaired);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::shared::members::Owner;
+use crate::shared::live_processes::Owner;
 
 const LONG_DEAD: u64 = 5 * 1024 + 1023;
 

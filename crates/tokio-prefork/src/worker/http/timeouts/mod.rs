@@ -196,7 +196,7 @@ fn millis(limit: Option<Duration>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::HandOver;
+    use crate::channel::HandOver;
 
     fn limits(drain: Option<Order>) -> Limits {
         Limits::new(&Config::default(), drain, 0)

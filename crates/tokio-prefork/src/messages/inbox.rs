@@ -205,7 +205,7 @@ impl Inboxes {
 #[cfg(test)]
 mod tests {
     use super::super::Sender;
-    use super::super::letter::tests::letter;
+    use super::super::envelope::tests::letter;
     use super::*;
 
     fn message(size: usize) -> Message {

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::shared::{Busy, Shared};
+use super::pool_threads::{Busy, Shared};
 use super::{Cancel, Deadline, PoolError, Task};
 use crate::scoreboard::{Ending, PoolMeter};
 use crate::text::panic_text;

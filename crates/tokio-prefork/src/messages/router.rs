@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::outbox::Outbox;
+use super::send_queue::Outbox;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
@@ -305,5 +305,5 @@ impl Mailbox {
 }
 
 #[cfg(test)]
-#[path = "post_tests.rs"]
+#[path = "router_tests.rs"]
 mod tests;

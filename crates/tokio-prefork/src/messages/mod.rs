@@ -22,28 +22,28 @@
 
 mod assembler;
 mod busy_poll;
-mod connection;
+mod envelope;
 mod error;
-mod frame;
-mod hub;
-mod inboxes;
-mod letter;
+mod inbox;
 mod message;
-mod outbox;
+mod packet_frame;
+mod passed_connection;
 mod payload;
-mod post;
-mod requests;
+mod pending_requests;
+mod primary_end;
+mod router;
+mod send_queue;
 mod worker_end;
 
 pub(crate) use busy_poll::BusyPoll;
-pub(crate) use connection::Carried;
-pub use connection::{Connection, Unsent};
+pub(crate) use envelope::{Back, Class, Kind, Letter, Place, letter};
 pub use error::MailError;
-pub(crate) use hub::{MailHub, Turn, Wanted};
-pub use inboxes::Inbox;
-pub(crate) use letter::{Back, Class, Kind, Letter, Place, letter};
+pub use inbox::Inbox;
 pub use message::{Message, ReplyTo, Sender, Target};
+pub(crate) use passed_connection::Carried;
+pub use passed_connection::{Connection, Unsent};
 pub use payload::Payload;
+pub(crate) use primary_end::{MailHub, Turn, Wanted};
 pub(crate) use worker_end::MailEnd;
 
 /// How much mail there may be. The same for both directions, for each worker.
@@ -83,6 +83,6 @@ impl MailLimits {
 
     /// Bytes of a letter that carries the largest message.
     pub(crate) fn letter(&self) -> usize {
-        self.message + letter::HEAD
+        self.message + envelope::HEAD
     }
 }

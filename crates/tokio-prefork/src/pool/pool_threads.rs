@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::job::{Entry, contained};
-use super::queue::{Place, Queue};
+use super::job_queue::{Place, Queue};
+use super::job_state::{Entry, contained};
 use super::{PoolError, Settings};
 use crate::scoreboard::{Ending, PoolMeter};
 

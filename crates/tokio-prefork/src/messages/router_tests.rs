@@ -1,7 +1,7 @@
 //! The post, without a kernel.
 
 use super::*;
-use crate::mail::letter::tests::letter;
+use crate::messages::envelope::tests::letter;
 use prefork_supervisor::{Generation, Slot, WEB_KIND};
 
 fn tag(id: u64, slot: u32) -> WorkerTag {

@@ -151,18 +151,18 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     /// A message of `size` bytes to the primary.
-    pub(in crate::mail) fn letter(kind: &str, size: usize) -> Letter {
+    pub(in crate::messages) fn letter(kind: &str, size: usize) -> Letter {
         let payload = (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
         let kind = Kind::new(kind).expect("a kind");
         let (class, place) = (Class::Message, Place::Primary);
         Letter { class, place, id: 0, kind, payload, carried: Carried::Nothing }
     }
 
-    pub(in crate::mail) fn bytes(letter: &Letter) -> Bytes {
+    pub(in crate::messages) fn bytes(letter: &Letter) -> Bytes {
         [&letter.head()[..], &letter.payload].concat().into()
     }
 
-    pub(in crate::mail) fn same(a: &Letter, b: &Letter) -> bool {
+    pub(in crate::messages) fn same(a: &Letter, b: &Letter) -> bool {
         bytes(a) == bytes(b)
     }
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::assembler::Assembler;
-use super::frame::{Garbled, PACKET};
-use super::post::Post;
-pub(crate) use super::post::Turn;
+use super::packet_frame::{Garbled, PACKET};
+use super::router::Post;
+pub(crate) use super::router::Turn;
 use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::{
@@ -203,7 +203,7 @@ impl MailHub {
         }
         for id in broken {
             if let Some(outbox) = self.post.outbox(id) {
-                *outbox = super::outbox::Outbox::new(self.limits);
+                *outbox = super::send_queue::Outbox::new(self.limits);
             }
         }
     }
@@ -288,8 +288,8 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    use super::super::letter::tests::letter;
-    use super::super::outbox::Outbox;
+    use super::super::envelope::tests::letter;
+    use super::super::send_queue::Outbox;
     use super::*;
     use prefork_supervisor::{Generation, Slot, WEB_KIND};
 

@@ -12,11 +12,11 @@ use tokio::sync::{Mutex, Notify};
 
 use super::assembler::Assembler;
 use super::busy_poll::BusyPoll;
-use super::frame::PACKET;
-use super::hub::{FULL, carried};
-use super::inboxes::{Inboxes, Unwanted};
-use super::outbox::Outbox;
-use super::requests::Requests;
+use super::inbox::{Inboxes, Unwanted};
+use super::packet_frame::PACKET;
+use super::pending_requests::Requests;
+use super::primary_end::{FULL, carried};
+use super::send_queue::Outbox;
 use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
 use super::{Place, ReplyTo, Sender};
 use crate::yield_now::yield_to_ready_tasks;
@@ -181,8 +181,8 @@ impl MailEnd {
                     assembler.take(&buffer[..length], carried(passed), &mut letters)
                 }
                 Ok(Ok(ReceivedMessage::Closed)) => break,
-                Ok(Ok(ReceivedMessage::Truncated)) => Err(super::frame::Garbled::Packet),
-                Ok(Err(e)) => Err(super::frame::Garbled::Channel(e.to_string())),
+                Ok(Ok(ReceivedMessage::Truncated)) => Err(super::packet_frame::Garbled::Packet),
+                Ok(Err(e)) => Err(super::packet_frame::Garbled::Channel(e.to_string())),
                 Err(_would_block) => continue,
             };
             if let Err(why) = got {

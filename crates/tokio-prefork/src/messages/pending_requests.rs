@@ -94,7 +94,7 @@ impl Requests {
 
 #[cfg(test)]
 mod tests {
-    use super::super::letter::tests::letter;
+    use super::super::envelope::tests::letter;
     use super::*;
     use prefork_supervisor::{Slot, WorkerId};
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::frame::CAP;
+use super::codec::CAP;
 use super::{ToPrimary, ToWorker, Unread};
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 

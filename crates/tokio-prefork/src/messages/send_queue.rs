@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
 
-use super::frame::{self, Frame, PACKET};
+use super::packet_frame::{self, Frame, PACKET};
 use super::{Back, Carried, Class, Kind, Letter, MailError, MailLimits};
 
 /// A letter that fits into one packet.
-const WHOLE: usize = PACKET - frame::HEAD;
+const WHOLE: usize = PACKET - packet_frame::HEAD;
 
 /// A part of a larger letter is not smaller than this, unless it is the last.
 const PART: usize = 1024;
@@ -179,14 +179,14 @@ impl Outbox {
         }
         let connection = letter.connection.is_some();
         let done = if size <= WHOLE {
-            if room < frame::HEAD + size {
+            if room < packet_frame::HEAD + size {
                 return false;
             }
             Frame::Whole(&letter.part(size), connection).write(&mut packet.bytes);
             true
         } else {
             let first = letter.sent == 0;
-            let heads = frame::HEAD + if first { frame::TOTAL } else { 0 };
+            let heads = packet_frame::HEAD + if first { packet_frame::TOTAL } else { 0 };
             let other = self.large.as_ref().is_some_and(|large| large != kind);
             if other || room < heads + left.min(PART) {
                 return false;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::frame::{self, Frame, Garbled};
+use super::packet_frame::{self, Frame, Garbled};
 use super::{Carried, Letter};
 
 /// How much room a large letter is given before any of it has come.
@@ -51,7 +51,7 @@ impl Assembler {
             (true, Carried::Nothing) => Err(Garbled::Connection),
             (true, claimed) => Ok(claimed),
         };
-        while let Some(frame) = frame::next(&mut packet)? {
+        while let Some(frame) = packet_frame::next(&mut packet)? {
             match frame {
                 Frame::Whole(bytes, connection) => {
                     if bytes.len() > self.most {
@@ -97,9 +97,9 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::super::MailLimits;
-    use super::super::frame::PACKET;
-    use super::super::letter::tests::{letter, same};
-    use super::super::outbox::Outbox;
+    use super::super::envelope::tests::{letter, same};
+    use super::super::packet_frame::PACKET;
+    use super::super::send_queue::Outbox;
     use super::*;
     use proptest::prelude::*;
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Isolated, JobId, Verdict, join};
-use crate::mail::ReplyTo;
+use crate::messages::ReplyTo;
 use prefork_supervisor::WorkerId;
 
 /// Something to do.
@@ -190,5 +190,5 @@ impl Desk {
 }
 
 #[cfg(test)]
-#[path = "desk_tests.rs"]
+#[path = "job_scheduler_tests.rs"]
 mod tests;

@@ -1,6 +1,6 @@
 //! The words between the primary and one worker, over a SOCK_SEQPACKET pair made before the fork.
 //!
-//! One message is one datagram: a kind byte and a payload, at most [`frame::CAP`] bytes. Numbers are
+//! One message is one datagram: a kind byte and a payload, at most [`codec::CAP`] bytes. Numbers are
 //! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is nineteen:
 //!
 //! ```text
@@ -17,7 +17,7 @@
 //! The end of the channel is a message, too: for a worker it means that the primary is gone, for the primary
 //! that the worker is. Neither end trusts the other: what does not parse condemns the channel it came by.
 
-mod frame;
+mod codec;
 mod primary_end;
 mod worker_end;
 

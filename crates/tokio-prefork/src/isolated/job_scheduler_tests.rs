@@ -1,7 +1,7 @@
 //! Stories of a desk: who is told what, and when.
 
 use super::*;
-use crate::mail::{ReplyTo, Sender};
+use crate::messages::{ReplyTo, Sender};
 
 const CALLER: WorkerId = WorkerId(1);
 const ONE: WorkerId = WorkerId(8);

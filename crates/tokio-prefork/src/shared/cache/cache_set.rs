@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::slot::{self, Entry, Slot};
-use crate::shared::members::{Members, Owner};
+use super::cache_entry::{self, Entry, Slot};
+use crate::shared::live_processes::{Members, Owner};
 
 pub(super) const WAYS: usize = 8;
 /// Words before the entries, a pair of cache lines: the lock, and the hand of the clock.
@@ -36,12 +36,12 @@ pub(super) struct Writing<'a> {
 
 /// Words of a set whose entries take up to `bytes` bytes.
 pub(super) const fn words(bytes: usize) -> usize {
-    (HEAD + WAYS * slot::words(bytes)).next_multiple_of(HEAD)
+    (HEAD + WAYS * cache_entry::words(bytes)).next_multiple_of(HEAD)
 }
 
 impl<'a> Set<'a> {
     pub(super) fn new(words: &'a [AtomicU64], bytes: usize) -> Set<'a> {
-        Set { words, slot: slot::words(bytes) }
+        Set { words, slot: cache_entry::words(bytes) }
     }
 
     pub(super) fn slots(self) -> impl Iterator<Item = Slot<'a>> {

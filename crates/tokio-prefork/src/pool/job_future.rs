@@ -8,9 +8,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::Sleep;
 
-use super::job::{Job, Left, Outcome, Stage, contained};
-use super::queue::Place;
-use super::shared::Shared;
+use super::job_queue::Place;
+use super::job_state::{Job, Left, Outcome, Stage, contained};
+use super::pool_threads::Shared;
 use super::{PoolError, Task};
 use crate::scoreboard::Ending;
 

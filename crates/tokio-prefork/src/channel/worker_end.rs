@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::frame::CAP;
+use super::codec::CAP;
 use super::{ToPrimary, ToWorker, Unread};
 use prefork_os::async_fd::register_readable_and_writable;
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
