@@ -41,15 +41,15 @@ impl Supervisor {
     pub fn view(&self) -> ClusterView {
         let workers = self.workers.iter().map(|record| WorkerView {
             tag: record.tag,
-            state: record.state.name(),
+            state: record.state.status_name(),
             forked_at: record.forked_at,
         });
         let phase = if self.stop.is_delayed() {
-            ClusterPhase::Stopping.name()
-        } else if self.phase == ClusterPhase::Running && self.reload.is_under_way() {
+            ClusterPhase::Stopping.status_name()
+        } else if self.phase == ClusterPhase::Running && self.reload.is_reloading() {
             "reloading"
         } else {
-            self.phase.name()
+            self.phase.status_name()
         };
         ClusterView {
             phase,
@@ -57,7 +57,7 @@ impl Supervisor {
             wanted_workers: self.wanted_workers(),
             wanted_by_kind: self.wanted_by_kind(),
             restart_count: self.restart_count(),
-            empty_slots: self.slots.left_empty(),
+            empty_slots: self.slots.slots_left_empty(),
             workers: workers.collect(),
         }
     }
@@ -65,7 +65,7 @@ impl Supervisor {
 
 impl ClusterPhase {
     /// Returns the name that status reports show.
-    fn name(self) -> &'static str {
+    fn status_name(self) -> &'static str {
         match self {
             ClusterPhase::Booting => "booting",
             ClusterPhase::Running => "running",
@@ -78,7 +78,7 @@ impl ClusterPhase {
 
 impl WorkerState {
     /// Returns the name that status reports show.
-    fn name(self) -> &'static str {
+    fn status_name(self) -> &'static str {
         match self {
             WorkerState::Forking => "forking",
             WorkerState::Booting { .. } => "booting",

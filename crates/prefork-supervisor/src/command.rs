@@ -53,7 +53,7 @@ pub struct Requester {
 
 impl ScaleChange {
     /// Returns the new number of workers where there are `from` now.
-    pub(crate) fn apply_to(&self, from: u32) -> u32 {
+    pub(crate) fn scaled_worker_count(&self, from: u32) -> u32 {
         match self {
             ScaleChange::To(n) => *n,
             ScaleChange::Up(n) => from.saturating_add(*n),

@@ -69,7 +69,7 @@ pub struct RecycleLimits {
 
 impl SupervisorConfig {
     /// Returns the limits of workers of the kind `web`.
-    pub(crate) fn web_limits(&self) -> RecycleLimits {
+    pub(crate) fn web_recycle_limits(&self) -> RecycleLimits {
         RecycleLimits {
             max_requests: self.max_requests,
             max_rss: self.max_rss,

@@ -43,7 +43,7 @@ pub(crate) struct CrashBackoff {
     /// Kills from outside since a worker was last ready.
     kills: u32,
     /// Whether any worker ever was ready.
-    is_ever_ready: bool,
+    was_any_worker_ready: bool,
     /// State of the generator that jitters the delays.
     jitter_state: u64,
 }
@@ -71,7 +71,7 @@ impl CrashBackoff {
             failures: 0,
             stage: BackoffStage::Open,
             kills: 0,
-            is_ever_ready: false,
+            was_any_worker_ready: false,
             jitter_state: seed,
         }
     }
@@ -83,7 +83,7 @@ impl CrashBackoff {
 
     /// Returns the worker whose boot decides whether others are forked.
     #[cfg(test)]
-    pub(crate) fn probe(&self) -> Option<WorkerId> {
+    pub(crate) fn probe_worker(&self) -> Option<WorkerId> {
         match self.stage {
             BackoffStage::Probing { probe } => Some(probe),
             _ => None,
@@ -98,7 +98,7 @@ impl CrashBackoff {
     }
 
     /// Enters the next stage if its deadline has come.
-    pub(crate) fn advance(&mut self, now: Instant) {
+    pub(crate) fn advance_stage(&mut self, now: Instant) {
         match self.stage {
             BackoffStage::Waiting { until } if until <= now => self.stage = BackoffStage::Due,
             BackoffStage::Recovering { until } if until <= now => {
@@ -110,7 +110,7 @@ impl CrashBackoff {
         }
     }
 
-    pub(crate) fn allowance(&self) -> ForkAllowance {
+    pub(crate) fn fork_allowance(&self) -> ForkAllowance {
         match self.stage {
             BackoffStage::Open | BackoffStage::Recovering { .. } => ForkAllowance::All,
             BackoffStage::Due => ForkAllowance::One,
@@ -126,14 +126,14 @@ impl CrashBackoff {
     }
 
     /// Notes that workers serve, so that the cluster never gives up any more.
-    pub(crate) fn set_ever_ready(&mut self) {
-        self.is_ever_ready = true;
+    pub(crate) fn set_any_worker_ready(&mut self) {
+        self.was_any_worker_ready = true;
     }
 
     /// Notes that a worker is ready. The failures are forgotten if nothing crashes within `min_uptime`.
     pub(crate) fn record_ready(&mut self, now: Instant, min_uptime: Duration) {
         self.kills = 0;
-        self.is_ever_ready = true;
+        self.was_any_worker_ready = true;
         // Not during a delay: of many workers that all crash, one is always about to be ready.
         if matches!(self.stage, BackoffStage::Probing { .. } | BackoffStage::Recovering { .. }) {
             self.stage = BackoffStage::Recovering { until: now + min_uptime };
@@ -141,7 +141,7 @@ impl CrashBackoff {
     }
 
     /// Notes that a booting worker was killed from outside. Returns whether that is still forgiven.
-    pub(crate) fn forgive_kill(&mut self) -> bool {
+    pub(crate) fn forgive_boot_kill(&mut self) -> bool {
         self.kills += 1;
         self.kills <= MAX_FORGIVEN_KILLS
     }
@@ -176,7 +176,7 @@ impl CrashBackoff {
         self.failures += 1;
         let (failures, delay) = (self.failures, self.next_delay());
         self.stage = BackoffStage::Waiting { until: now + delay };
-        if !self.is_ever_ready && failures >= boot_attempts {
+        if !self.was_any_worker_ready && failures >= boot_attempts {
             CrashOutcome::GiveUp { failures }
         } else {
             CrashOutcome::BackOff { failures, delay }
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
     use crate::tests::test_config;
 
-    fn backoff(first_ms: u64, max_ms: u64, seed: u64) -> CrashBackoff {
+    fn test_backoff(first_ms: u64, max_ms: u64, seed: u64) -> CrashBackoff {
         let config = SupervisorConfig {
             backoff_first: Duration::from_millis(first_ms),
             backoff_max: Duration::from_millis(max_ms),
@@ -211,7 +211,7 @@ mod tests {
         CrashBackoff::new(&config, seed)
     }
 
-    fn delay_of(outcome: CrashOutcome) -> Option<Duration> {
+    fn backoff_delay(outcome: CrashOutcome) -> Option<Duration> {
         match outcome {
             CrashOutcome::BackOff { delay, .. } => Some(delay),
             CrashOutcome::SameRound | CrashOutcome::GiveUp { .. } => None,
@@ -220,49 +220,50 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_maximum_with_jitter() {
-        let (mut backoff1, mut now) = (backoff(100, 15_000, 1), Instant::now());
+        let (mut backoff1, mut now) = (test_backoff(100, 15_000, 1), Instant::now());
         for full in [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 15_000, 15_000] {
             let outcome = backoff1.record_crash(now, WorkerId(1), u32::MAX);
-            let delay = delay_of(outcome).expect("a new round").as_millis();
+            let delay = backoff_delay(outcome).expect("a new round").as_millis();
             assert!(delay <= full && delay >= full * 3 / 4, "{delay} of {full}");
             now = backoff1.deadline().expect("waiting");
-            backoff1.advance(now);
+            backoff1.advance_stage(now);
         }
-        let first = |seed| backoff(1_000, 1_000, seed).record_crash(now, WorkerId(1), u32::MAX);
+        let first =
+            |seed| test_backoff(1_000, 1_000, seed).record_crash(now, WorkerId(1), u32::MAX);
         assert_ne!(first(1), first(2));
     }
 
     #[test]
     fn crashes_during_the_delay_belong_to_the_same_round() {
-        let (mut backoff, now) = (backoff(100, 15_000, 1), Instant::now());
-        assert!(delay_of(backoff.record_crash(now, WorkerId(1), 5)).is_some());
+        let (mut backoff, now) = (test_backoff(100, 15_000, 1), Instant::now());
+        assert!(backoff_delay(backoff.record_crash(now, WorkerId(1), 5)).is_some());
         assert_eq!(backoff.record_crash(now, WorkerId(1), 5), CrashOutcome::SameRound);
         assert_eq!(backoff.failures(), 1);
     }
 
     #[test]
     fn after_the_delay_one_probe_is_forked_and_its_survival_resets_the_failures() {
-        let (mut backoff, now) = (backoff(100, 15_000, 1), Instant::now());
+        let (mut backoff, now) = (test_backoff(100, 15_000, 1), Instant::now());
         backoff.record_crash(now, WorkerId(1), 5);
-        assert_eq!(backoff.allowance(), ForkAllowance::None);
+        assert_eq!(backoff.fork_allowance(), ForkAllowance::None);
         let now = now + Duration::from_millis(100);
-        backoff.advance(now);
-        assert_eq!(backoff.allowance(), ForkAllowance::One);
+        backoff.advance_stage(now);
+        assert_eq!(backoff.fork_allowance(), ForkAllowance::One);
         backoff.record_fork(WorkerId(7));
-        assert_eq!(backoff.allowance(), ForkAllowance::None);
+        assert_eq!(backoff.fork_allowance(), ForkAllowance::None);
         backoff.record_ready(now, Duration::from_secs(1));
-        assert_eq!(backoff.allowance(), ForkAllowance::All);
-        backoff.advance(now + Duration::from_secs(1));
+        assert_eq!(backoff.fork_allowance(), ForkAllowance::All);
+        backoff.advance_stage(now + Duration::from_secs(1));
         assert_eq!((backoff.failures(), backoff.deadline()), (0, None));
     }
 
     #[test]
     fn the_last_boot_attempt_gives_up_unless_a_worker_was_ever_ready() {
-        let (mut backoff, now) = (backoff(100, 15_000, 1), Instant::now());
+        let (mut backoff, now) = (test_backoff(100, 15_000, 1), Instant::now());
         let outcome = backoff.record_crash(now, WorkerId(1), 1);
         assert_eq!(outcome, CrashOutcome::GiveUp { failures: 1 });
         backoff.record_ready(now, Duration::ZERO);
-        backoff.advance(now + Duration::from_secs(1));
-        assert!(delay_of(backoff.record_crash(now, WorkerId(1), 1)).is_some());
+        backoff.advance_stage(now + Duration::from_secs(1));
+        assert!(backoff_delay(backoff.record_crash(now, WorkerId(1), 1)).is_some());
     }
 }

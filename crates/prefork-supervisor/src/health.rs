@@ -65,7 +65,7 @@ impl HealthMonitor {
     }
 
     /// Schedules the next sample, one at a time, as long as there is a limit to check.
-    fn schedule(&mut self, now: Instant, is_needed: bool, interval: Duration) {
+    fn schedule_sample(&mut self, now: Instant, is_needed: bool, interval: Duration) {
         let next = self.next_sample.unwrap_or(now + interval);
         self.next_sample = (is_needed && !self.is_sampling).then_some(next);
     }
@@ -92,13 +92,13 @@ impl HealthMonitor {
 impl Supervisor {
     /// Returns whether any stall or recycling limit is configured.
     pub(crate) fn has_health_limits(&self) -> bool {
-        let mut limits = self.kinds.all_limits(&self.config);
+        let mut limits = self.kinds.all_recycle_limits(&self.config);
         self.config.has_stall_limit() || limits.any(|one| one != RecycleLimits::default())
     }
 
     pub(crate) fn sample_health_if_due(&mut self, now: Instant) {
         let has_memory_limit =
-            self.kinds.all_limits(&self.config).any(|limits| limits.has_memory_limit());
+            self.kinds.all_recycle_limits(&self.config).any(|limits| limits.has_memory_limit());
         self.health.sample_if_due(now, has_memory_limit, &mut self.actions);
     }
 
@@ -107,7 +107,7 @@ impl Supervisor {
         let has_slot_sockets = self.orphan_sockets.socket_slots() > 1 && !self.is_stopping();
         let interval = if has_slot_sockets { SLOT_SAMPLE_INTERVAL } else { SAMPLE_INTERVAL };
         let is_needed = has_slot_sockets || self.has_health_limits();
-        self.health.schedule(now, is_needed, interval);
+        self.health.schedule_sample(now, is_needed, interval);
     }
 
     pub(crate) fn on_health_sampled(&mut self, now: Instant, samples: Vec<HealthSample>) {
@@ -123,19 +123,19 @@ impl Supervisor {
             to_recycle = to_recycle.or_else(reason);
         }
         if let Some((worker, reason)) = to_recycle {
-            self.recycle(now, worker, reason);
+            self.recycle_worker(now, worker, reason);
         }
     }
 
     fn check_memory_limit(&mut self, sample: &HealthSample) {
         let Some(record) = self.workers.get(sample.worker) else { return };
-        let hard = self.kinds.limits_of(record.tag.kind, &self.config).max_rss_hard;
+        let hard = self.kinds.recycle_limits_of(record.tag.kind, &self.config).max_rss_hard;
         let Some((memory, limit)) = sample.memory.zip(hard) else { return };
         if memory > limit
             && !matches!(record.state, WorkerState::Forking | WorkerState::Killed { .. })
         {
             let worker = record.tag;
-            self.log(LogEvent::MemoryLimitExceeded { worker, memory, limit });
+            self.log_event(LogEvent::MemoryLimitExceeded { worker, memory, limit });
             self.workers.kill(sample.worker, ExitCause::MemoryLimit, &mut self.actions);
         }
     }
@@ -149,17 +149,17 @@ impl Supervisor {
         if !record.is_serving() || self.workers.is_slot_crowded(record.tag.slot) || !is_proven {
             return None;
         }
-        let limits = self.kinds.limits_of(record.tag.kind, &self.config);
+        let limits = self.kinds.recycle_limits_of(record.tag.kind, &self.config);
         limit_reached(&limits, record, now.duration_since(record.forked_at), sample)
     }
 
     /// Forks the successor of one worker, if nothing else is being replaced.
-    fn recycle(&mut self, now: Instant, worker: WorkerId, limit: RecycleReason) {
+    fn recycle_worker(&mut self, now: Instant, worker: WorkerId, limit: RecycleReason) {
         let Some(index) = self.slots.index_of_holder(worker) else { return };
         let is_busy = self.phase != ClusterPhase::Running
-            || self.reload.is_under_way()
-            || self.upgrade.is_under_way()
-            || self.backoff.allowance() != ForkAllowance::All
+            || self.reload.is_reloading()
+            || self.upgrade.is_upgrading()
+            || self.backoff.fork_allowance() != ForkAllowance::All
             || self.slots.iter().any(|entry| entry.successor.is_some())
             || self.health.is_recycling_paused(now);
         if is_busy {
@@ -168,10 +168,10 @@ impl Supervisor {
         if let Some(record) = self.workers.get_mut(worker) {
             record.recycle_reason = Some(limit);
             let worker = record.tag;
-            self.log(LogEvent::Recycling { worker, limit });
+            self.log_event(LogEvent::Recycling { worker, limit });
         }
         let generation = self.slots[index].generation;
-        self.slots[index].successor = Some(self.fork(now, index, generation));
+        self.slots[index].successor = Some(self.request_fork(now, index, generation));
     }
 }
 

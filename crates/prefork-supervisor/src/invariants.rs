@@ -52,34 +52,34 @@ pub(crate) struct StateBefore {
 }
 
 /// What is printed when an invariant is violated. It is formatted only then.
-struct Violation<'a> {
+struct InvariantViolation<'a> {
     before: &'a StateBefore,
     event: &'a Event,
     actions: &'a [Action],
     supervisor: &'a Supervisor,
 }
 
-impl fmt::Display for Violation<'_> {
+impl fmt::Display for InvariantViolation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Violation { before, event, actions, supervisor } = self;
+        let InvariantViolation { before, event, actions, supervisor } = self;
         write!(f, "{before:#?}, then {event:?}, gave {actions:#?} and {supervisor:#?}")
     }
 }
 
 impl StateBefore {
-    pub(crate) fn of(supervisor: &Supervisor) -> StateBefore {
+    pub(crate) fn capture(supervisor: &Supervisor) -> StateBefore {
         StateBefore {
             phase: supervisor.phase,
-            allowance: supervisor.backoff.allowance(),
+            allowance: supervisor.backoff.fork_allowance(),
             backoff_deadline: supervisor.backoff.deadline(),
             restart_count: supervisor.restart_count(),
-            setup: upgrade::ClusterSetup::of(supervisor),
+            setup: upgrade::ClusterSetup::capture(supervisor),
         }
     }
 }
 
 impl InvariantChecker {
-    pub(crate) fn check(
+    pub(crate) fn check_invariants(
         &mut self,
         before: &StateBefore,
         now: Instant,
@@ -87,19 +87,19 @@ impl InvariantChecker {
         event: &Event,
         actions: &[Action],
     ) {
-        let violation = &Violation { before, event, actions, supervisor };
+        let violation = &InvariantViolation { before, event, actions, supervisor };
         self.record_event(event);
         self.health_samples.record_event(now, event);
         assert!(!self.has_exited || actions.is_empty(), "Exit is the last action: {violation}");
         for action in actions {
             self.check_action(action, supervisor, violation);
-            self.health_samples.check_action(action, supervisor, violation);
+            self.health_samples.check_health_sample_action(action, supervisor, violation);
         }
-        self.health_samples.check(now, supervisor, violation);
-        self.log_order.check(event, actions, violation);
-        self.slot_sockets.check(supervisor, event, actions, violation);
-        self.generations.check(supervisor, event, actions, violation);
-        self.upgrade.check(now, supervisor, event, actions, violation);
+        self.health_samples.check_health_sample_invariants(now, supervisor, violation);
+        self.log_order.check_log_order_invariants(event, actions, violation);
+        self.slot_sockets.check_slot_socket_invariants(supervisor, event, actions, violation);
+        self.generations.check_generation_invariants(supervisor, event, actions, violation);
+        self.upgrade.check_upgrade_invariants(now, supervisor, event, actions, violation);
         self.check_worker_table(supervisor, violation);
         check_slot_holders(supervisor, violation);
         check_phase_order(before, supervisor, violation);
@@ -165,7 +165,7 @@ impl InvariantChecker {
         &mut self,
         action: &Action,
         supervisor: &Supervisor,
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         let is_stopping = supervisor.is_stopping();
         match action {
@@ -223,7 +223,7 @@ impl InvariantChecker {
         }
     }
 
-    fn check_worker_table(&self, supervisor: &Supervisor, violation: &Violation<'_>) {
+    fn check_worker_table(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
         let existing: BTreeSet<WorkerId> = self.alive.union(&self.pending_forks).copied().collect();
         let known: BTreeSet<WorkerId> = supervisor.workers.ids().into_iter().collect();
         assert_eq!(known, existing, "the table has the living and the forking: {violation}");
@@ -236,7 +236,7 @@ impl InvariantChecker {
     }
 
     /// Whatever is missing is awaited: a result, a deadline, or the kernel.
-    fn check_progress(&self, supervisor: &Supervisor, violation: &Violation<'_>) {
+    fn check_progress(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
         if supervisor.phase == ClusterPhase::Done {
             return assert!(self.has_exited, "Done comes with Exit: {violation}");
         }
@@ -256,14 +256,19 @@ impl InvariantChecker {
             return;
         }
         let backoff = &supervisor.backoff;
-        assert_eq!(backoff.allowance(), ForkAllowance::None, "what may fork forks: {violation}");
-        let probe = backoff.probe().is_some_and(|probe| supervisor.workers.get(probe).is_some());
+        assert_eq!(
+            backoff.fork_allowance(),
+            ForkAllowance::None,
+            "what may fork forks: {violation}"
+        );
+        let probe =
+            backoff.probe_worker().is_some_and(|probe| supervisor.workers.get(probe).is_some());
         let is_delayed = backoff.deadline().is_some();
         assert!(probe || is_delayed, "empty slots wait for a delay or the probe: {violation}");
     }
 }
 
-fn check_slot_holders(supervisor: &Supervisor, violation: &Violation<'_>) {
+fn check_slot_holders(supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
     let of_kinds: u32 = supervisor.wanted_by_kind().iter().map(|kind| kind.1).sum();
     let wanted = (supervisor.wanted_workers() + of_kinds) as usize;
     assert_eq!(supervisor.slots.len(), wanted, "one slot for each worker: {violation}");
@@ -289,7 +294,11 @@ fn check_slot_holders(supervisor: &Supervisor, violation: &Violation<'_>) {
     }
 }
 
-fn check_phase_order(before: &StateBefore, supervisor: &Supervisor, violation: &Violation<'_>) {
+fn check_phase_order(
+    before: &StateBefore,
+    supervisor: &Supervisor,
+    violation: &InvariantViolation<'_>,
+) {
     let rank = |phase: ClusterPhase| match phase {
         ClusterPhase::Booting => 0,
         ClusterPhase::Running => 1,
@@ -309,7 +318,7 @@ fn check_backoff(
     supervisor: &Supervisor,
     event: &Event,
     actions: &[Action],
-    violation: &Violation<'_>,
+    violation: &InvariantViolation<'_>,
 ) {
     let is_holder = |tag: &WorkerTag| supervisor.slots.index_of_holder(tag.id).is_some();
     let is_fork = |action: &&Action| matches!(action, Action::Fork(tag) if is_holder(tag));

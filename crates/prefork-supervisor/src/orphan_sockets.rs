@@ -49,7 +49,7 @@ impl OrphanSockets {
     }
 
     /// Returns the slots that a worker has adopted.
-    pub(crate) fn adopted_by(&self, worker: WorkerId) -> Vec<Slot> {
+    pub(crate) fn slots_adopted_by(&self, worker: WorkerId) -> Vec<Slot> {
         self.adopters().filter(|(_, adopter)| *adopter == worker).map(|(slot, _)| slot).collect()
     }
 
@@ -74,7 +74,7 @@ impl OrphanSockets {
 
     /// Gives every slot with sockets exactly one accepting worker. The slots from `surplus_from` on have no worker of
     /// their own any more.
-    pub(crate) fn reassign(
+    pub(crate) fn assign_adopters(
         &mut self,
         now: Instant,
         workers: &WorkerTable,
@@ -101,10 +101,10 @@ impl OrphanSockets {
         for slot in (0..self.socket_slots).map(Slot).filter(|slot| !served.contains(slot)) {
             let adopter = self.adopters.get(&slot);
             if adopter.is_none_or(|adopter| !candidates.contains(adopter)) {
-                self.adopt(slot, &candidates, actions);
+                self.assign_adopter(slot, &candidates, actions);
             }
         }
-        self.balance(&candidates, surplus_from, actions);
+        self.balance_adopters(&candidates, surplus_from, actions);
         self.announce_dispatch_targets(workers, actions);
     }
 
@@ -125,8 +125,15 @@ impl OrphanSockets {
 
     /// Gives the slot to the candidate with the fewest adopted slots. The former adopter is told afterwards: for a
     /// moment both accept, but never none.
-    fn adopt(&mut self, slot: Slot, candidates: &BTreeSet<WorkerId>, actions: &mut Vec<Action>) {
-        let best = self.reachable(candidates).min_by_key(|worker| (self.load(*worker), worker.0));
+    fn assign_adopter(
+        &mut self,
+        slot: Slot,
+        candidates: &BTreeSet<WorkerId>,
+        actions: &mut Vec<Action>,
+    ) {
+        let best = self
+            .reachable_candidates(candidates)
+            .min_by_key(|worker| (self.adopted_count(*worker), worker.0));
         let Some(worker) = best else { return };
         self.pending_releases.remove(&(worker, slot));
         actions.push(Action::AdoptSlot { worker, slot });
@@ -136,19 +143,23 @@ impl OrphanSockets {
     }
 
     /// Spreads the slots that will not get a worker of their own. The others are released soon anyway.
-    fn balance(
+    fn balance_adopters(
         &mut self,
         candidates: &BTreeSet<WorkerId>,
         surplus_from: u32,
         actions: &mut Vec<Action>,
     ) {
         for _ in surplus_from..self.socket_slots {
-            let least = self.reachable(candidates).map(|worker| self.load(worker)).min();
+            let least = self
+                .reachable_candidates(candidates)
+                .map(|worker| self.adopted_count(worker))
+                .min();
             let overloaded = self.adopters().find(|(slot, worker)| {
-                slot.0 >= surplus_from && least.is_some_and(|least| self.load(*worker) >= least + 2)
+                slot.0 >= surplus_from
+                    && least.is_some_and(|least| self.adopted_count(*worker) >= least + 2)
             });
             let Some((slot, _)) = overloaded else { return };
-            self.adopt(slot, candidates, actions);
+            self.assign_adopter(slot, candidates, actions);
         }
     }
 
@@ -165,7 +176,10 @@ impl OrphanSockets {
     }
 
     /// Returns the candidates whose channel was not full lately.
-    fn reachable(&self, candidates: &BTreeSet<WorkerId>) -> impl Iterator<Item = WorkerId> {
+    fn reachable_candidates(
+        &self,
+        candidates: &BTreeSet<WorkerId>,
+    ) -> impl Iterator<Item = WorkerId> {
         candidates.iter().copied().filter(|worker| self.is_reachable(*worker))
     }
 
@@ -173,7 +187,7 @@ impl OrphanSockets {
         !self.full_channels.contains_key(&worker)
     }
 
-    fn load(&self, worker: WorkerId) -> usize {
+    fn adopted_count(&self, worker: WorkerId) -> usize {
         self.adopters.values().filter(|adopter| **adopter == worker).count()
     }
 }

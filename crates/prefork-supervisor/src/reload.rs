@@ -73,7 +73,7 @@ impl Reload {
     /// Starts as the rollout after an upgrade: the old binary's workers are replaced by those of `generation`.
     ///
     /// Whatever is forked from now on is of `generation`, even if the rollout fails: the old binary is gone.
-    pub(crate) fn after_upgrade(
+    pub(crate) fn new_after_upgrade(
         generation: Generation,
         workers: u32,
         config: SupervisorConfig,
@@ -92,7 +92,7 @@ impl Reload {
         self.last_generation
     }
 
-    pub(crate) fn is_under_way(&self) -> bool {
+    pub(crate) fn is_reloading(&self) -> bool {
         self.rollout.is_some()
     }
 
@@ -117,7 +117,7 @@ impl Reload {
     }
 
     /// Returns whether workers of `generation` are those that the rollout brings in.
-    pub(crate) fn is_new(&self, generation: Generation) -> bool {
+    pub(crate) fn is_new_generation(&self, generation: Generation) -> bool {
         matches!(&self.rollout, Some(Rollout::Replacing { target, .. }) if *target == generation)
     }
 
@@ -135,13 +135,13 @@ impl Reload {
     /// Notes that a new worker was killed from outside. Returns whether that is still forgiven.
     ///
     /// Counted over the whole reload: where the OOM killer takes each new worker, the reload has to end too.
-    pub(crate) fn forgive_kill(&mut self) -> bool {
+    pub(crate) fn forgive_successor_kill(&mut self) -> bool {
         self.forgiven_kills += 1;
         self.forgiven_kills <= MAX_FORGIVEN_KILLS
     }
 
     /// Begins a reload by reading the configuration.
-    fn begin(&mut self, requesters: Vec<Requester>, actions: &mut Vec<Action>) {
+    fn begin_reload(&mut self, requesters: Vec<Requester>, actions: &mut Vec<Action>) {
         let Some(first) = requesters.first() else { return };
         actions.push(Action::Log(LogEvent::Reloading { by: first.name.clone() }));
         self.last_generation = Generation(self.last_generation.0 + 1);
@@ -149,13 +149,13 @@ impl Reload {
         self.rollout = Some(Rollout::ReadingConfig { requesters });
     }
 
-    fn begin_queued(&mut self, actions: &mut Vec<Action>) {
+    fn begin_queued_reload(&mut self, actions: &mut Vec<Action>) {
         let requesters = std::mem::take(&mut self.queued);
-        self.begin(requesters, actions);
+        self.begin_reload(requesters, actions);
     }
 
     /// Ends the rollout and returns all requesters, including those of the next one.
-    fn cancel(&mut self) -> Vec<Requester> {
+    fn cancel_reload(&mut self) -> Vec<Requester> {
         let mut requesters = match self.rollout.take() {
             Some(
                 Rollout::ReadingConfig { requesters }
@@ -173,11 +173,11 @@ impl Supervisor {
     pub(crate) fn on_reload(&mut self, by: Requester) {
         if self.is_stopping() {
             by.refuse("the cluster is stopping", &mut self.actions);
-        } else if self.upgrade.is_under_way() {
+        } else if self.upgrade.is_upgrading() {
             let reason = "an upgrade is under way, which replaces all workers";
             by.refuse(reason, &mut self.actions);
-        } else if !self.reload.is_under_way() {
-            self.reload.begin(vec![by], &mut self.actions);
+        } else if !self.reload.is_reloading() {
+            self.reload.begin_reload(vec![by], &mut self.actions);
         } else if by.reply_id.is_some() || self.reload.queued.is_empty() {
             // Requesters that expect no reply need not be queued twice.
             self.reload.queued.push(by);
@@ -221,7 +221,7 @@ impl Supervisor {
             return;
         }
         let todo: Vec<usize> =
-            (0..self.slots.len()).filter(|index| !self.is_replaced(*index, target)).collect();
+            (0..self.slots.len()).filter(|index| !self.is_slot_replaced(*index, target)).collect();
         if todo.is_empty() {
             return self.finish_rollout(now, target);
         }
@@ -245,24 +245,27 @@ impl Supervisor {
         let entry = &self.slots[index];
         let is_undecided = matches!(entry.restart, RestartPolicy::AwaitDecision(_));
         let is_crowded = self.workers.is_slot_crowded(entry.slot);
-        if entry.successor.is_some() || is_crowded || is_undecided || self.is_booting(index, target)
+        if entry.successor.is_some()
+            || is_crowded
+            || is_undecided
+            || self.is_slot_booting(index, target)
         {
             return;
         }
         let (is_held, is_served) = (entry.holder.is_some(), entry.is_served(&self.workers));
-        match budget.timing(is_held, is_served) {
-            ReplacementTiming::BesideHolder => budget.use_beside_holder(is_held),
+        match budget.replacement_timing(is_held, is_served) {
+            ReplacementTiming::BesideHolder => budget.count_successor_beside_holder(is_held),
             ReplacementTiming::AfterHolder => {
-                budget.use_after_holder(is_served);
+                budget.count_successor_after_holder(is_served);
                 self.dismiss_holder(now, index, DrainReason::Reload);
             }
             ReplacementTiming::Later => return,
         }
-        self.slots[index].successor = Some(self.fork(now, index, target));
+        self.slots[index].successor = Some(self.request_fork(now, index, target));
     }
 
     /// Returns whether the slot needs no more replacement by a worker of `target`.
-    fn is_replaced(&self, index: usize, target: Generation) -> bool {
+    fn is_slot_replaced(&self, index: usize, target: Generation) -> bool {
         let entry = &self.slots[index];
         // A reload refills slots that were left empty before it, but not those left empty since.
         if entry.is_left_empty() {
@@ -274,7 +277,7 @@ impl Supervisor {
     }
 
     /// Returns whether the slot's holder is a worker of `generation` that boots: it needs no successor.
-    fn is_booting(&self, index: usize, generation: Generation) -> bool {
+    fn is_slot_booting(&self, index: usize, generation: Generation) -> bool {
         let holder = self.slots[index].holder.and_then(|holder| self.workers.get(holder));
         holder.is_some_and(|holder| {
             let boots = matches!(holder.state, WorkerState::Forking | WorkerState::Booting { .. });
@@ -286,7 +289,7 @@ impl Supervisor {
     pub(crate) fn promote_successor(&mut self, now: Instant, worker: WorkerId) {
         let Some(index) = self.slots.index_of_successor(worker) else { return };
         let holder = self.slots[index].holder.and_then(|holder| self.workers.get(holder));
-        let recycled = holder.filter(|_| !self.reload.is_under_way());
+        let recycled = holder.filter(|_| !self.reload.is_reloading());
         let recycle_reason = recycled.and_then(|holder| holder.recycle_reason);
         let reason = recycle_reason.map_or(DrainReason::Reload, DrainReason::Recycle);
         self.dismiss_holder(now, index, reason);
@@ -307,7 +310,7 @@ impl Supervisor {
         retry: bool,
     ) {
         self.slots.release_successor(worker);
-        if !self.reload.is_under_way() {
+        if !self.reload.is_reloading() {
             // It was to replace a worker that reached a limit, which keeps serving.
             self.health.pause_recycling(now);
         } else if !retry {
@@ -353,7 +356,7 @@ impl Supervisor {
         // Ready or not: it would become ready after the report that nothing has changed.
         let mut holders = self.slots.iter().filter_map(|entry| self.workers.get(entry.holder?));
         if holders.any(|holder| holder.tag.generation == target) {
-            self.log(LogEvent::RollingBack { to: previous.generation });
+            self.log_event(LogEvent::RollingBack { to: previous.generation });
             let reason = reason.to_string();
             self.reload.rollout = Some(Rollout::RollingBack { reason, requesters });
         } else {
@@ -366,8 +369,8 @@ impl Supervisor {
             Some(Rollout::Replacing { requesters, workers: wanted, previous, .. }) => {
                 let is_upgrade = previous.generation == target;
                 self.finish_reload(target, is_upgrade, requesters);
-                self.resize(now, WEB_KIND, wanted, "the new configuration");
-                self.reload.begin_queued(&mut self.actions);
+                self.resize_kind(now, WEB_KIND, wanted, "the new configuration");
+                self.reload.begin_queued_reload(&mut self.actions);
             }
             Some(Rollout::RollingBack { reason, requesters }) => {
                 self.finish_failed_reload(reason, requesters);
@@ -382,7 +385,7 @@ impl Supervisor {
         let workers = self.slots.iter().filter(is_open).count();
         let verb = if is_upgrade { "upgraded" } else { "reloaded" };
         let done = format!("{verb}: {workers} workers of generation {target} serve");
-        self.log(LogEvent::Reloaded { generation: target, workers, is_upgrade });
+        self.log_event(LogEvent::Reloaded { generation: target, workers, is_upgrade });
         for requester in requesters {
             requester.confirm(&done, &mut self.actions);
         }
@@ -390,17 +393,17 @@ impl Supervisor {
     }
 
     fn finish_failed_reload(&mut self, reason: String, requesters: Vec<Requester>) {
-        self.log(LogEvent::ReloadFailed { reason: reason.clone() });
+        self.log_event(LogEvent::ReloadFailed { reason: reason.clone() });
         for requester in requesters {
             requester.refuse(&reason, &mut self.actions);
         }
         self.keep_generations();
-        self.reload.begin_queued(&mut self.actions);
+        self.reload.begin_queued_reload(&mut self.actions);
     }
 
     /// Cancels the rollout because of a stop.
     fn cancel_rollout(&mut self) {
-        for requester in self.reload.cancel() {
+        for requester in self.reload.cancel_reload() {
             requester.refuse("the cluster is stopping", &mut self.actions);
         }
         self.slots.take_successors();

@@ -35,13 +35,13 @@ impl ReplacementBudget {
         slots: &SlotTable,
         workers: &WorkerTable,
     ) -> ReplacementBudget {
-        let (surge, max_unavailable) = limits(config);
+        let (surge, max_unavailable) = replacement_limits(config);
         let (successors, beside_holder, unserved) = (0, 0, 0);
         let mut budget =
             ReplacementBudget { surge, max_unavailable, successors, beside_holder, unserved };
         for entry in slots.iter() {
             if entry.successor.is_some() {
-                budget.use_beside_holder(entry.holder.is_some());
+                budget.count_successor_beside_holder(entry.holder.is_some());
             }
             budget.unserved += usize::from(!entry.is_served(workers));
         }
@@ -54,7 +54,7 @@ impl ReplacementBudget {
     }
 
     /// Returns when the successor of a slot may be forked.
-    pub(crate) fn timing(&self, is_held: bool, is_served: bool) -> ReplacementTiming {
+    pub(crate) fn replacement_timing(&self, is_held: bool, is_served: bool) -> ReplacementTiming {
         // The slot itself does not count: it is about to be replaced.
         let unserved = self.unserved - usize::from(!is_served);
         if self.is_exhausted() {
@@ -69,13 +69,13 @@ impl ReplacementBudget {
     }
 
     /// Counts a successor that is forked beside the holder, or for a slot without one.
-    pub(crate) fn use_beside_holder(&mut self, is_held: bool) {
+    pub(crate) fn count_successor_beside_holder(&mut self, is_held: bool) {
         self.successors += 1;
         self.beside_holder += usize::from(is_held);
     }
 
     /// Counts a successor whose slot's holder is told to drain first.
-    pub(crate) fn use_after_holder(&mut self, is_served: bool) {
+    pub(crate) fn count_successor_after_holder(&mut self, is_served: bool) {
         self.successors += 1;
         self.unserved += usize::from(is_served);
     }
@@ -85,12 +85,12 @@ impl ReplacementBudget {
 ///
 /// A reload asks this after each event, most of which change nothing, so the answer looks at no worker.
 pub(crate) fn is_replacement_limit_reached(config: &SupervisorConfig, slots: &SlotTable) -> bool {
-    let (surge, max_unavailable) = limits(config);
+    let (surge, max_unavailable) = replacement_limits(config);
     let limit = surge + max_unavailable;
     slots.iter().filter(|entry| entry.successor.is_some()).take(limit).count() == limit
 }
 
-fn limits(config: &SupervisorConfig) -> (usize, usize) {
+fn replacement_limits(config: &SupervisorConfig) -> (usize, usize) {
     let max_unavailable = config.max_unavailable as usize;
     // With both at 0 a reload could not make progress.
     ((config.surge as usize).max(usize::from(max_unavailable == 0)), max_unavailable)
@@ -100,27 +100,27 @@ fn limits(config: &SupervisorConfig) -> (usize, usize) {
 mod tests {
     use super::*;
 
-    fn budget(surge: usize, max_unavailable: usize, unserved: usize) -> ReplacementBudget {
+    fn test_budget(surge: usize, max_unavailable: usize, unserved: usize) -> ReplacementBudget {
         let (successors, beside_holder) = (0, 0);
         ReplacementBudget { surge, max_unavailable, successors, beside_holder, unserved }
     }
 
     #[test]
     fn surge_is_used_before_workers_are_missing() {
-        let mut budget = budget(1, 1, 0);
-        assert_eq!(budget.timing(true, true), ReplacementTiming::BesideHolder);
-        budget.use_beside_holder(true);
-        assert_eq!(budget.timing(true, true), ReplacementTiming::AfterHolder);
-        budget.use_after_holder(true);
+        let mut budget = test_budget(1, 1, 0);
+        assert_eq!(budget.replacement_timing(true, true), ReplacementTiming::BesideHolder);
+        budget.count_successor_beside_holder(true);
+        assert_eq!(budget.replacement_timing(true, true), ReplacementTiming::AfterHolder);
+        budget.count_successor_after_holder(true);
         assert!(budget.is_exhausted());
-        assert_eq!(budget.timing(true, true), ReplacementTiming::Later);
+        assert_eq!(budget.replacement_timing(true, true), ReplacementTiming::Later);
     }
 
     #[test]
     fn an_empty_slot_needs_no_surge() {
-        let mut budget = budget(1, 1, 1);
-        budget.use_beside_holder(true);
-        assert_eq!(budget.timing(true, true), ReplacementTiming::Later);
-        assert_eq!(budget.timing(false, false), ReplacementTiming::BesideHolder);
+        let mut budget = test_budget(1, 1, 1);
+        budget.count_successor_beside_holder(true);
+        assert_eq!(budget.replacement_timing(true, true), ReplacementTiming::Later);
+        assert_eq!(budget.replacement_timing(false, false), ReplacementTiming::BesideHolder);
     }
 }

@@ -57,7 +57,7 @@ impl Supervisor {
 
     /// Returns the new number of `web` workers, or why the command is refused.
     fn scaled_web_workers(&self, change: &ScaleChange) -> Result<u32, String> {
-        let to = change.apply_to(self.config.workers);
+        let to = change.scaled_worker_count(self.config.workers);
         self.check_may_scale()?;
         if to > self.config.max_workers && self.config.max_workers == 1 {
             Err("this concurrency model has one worker process; for more threads change `workers` and reload".to_string())
@@ -71,7 +71,7 @@ impl Supervisor {
     fn check_may_scale(&self) -> Result<(), String> {
         if self.is_stopping() {
             Err("the cluster is stopping".to_string())
-        } else if self.reload.is_under_way() {
+        } else if self.reload.is_reloading() {
             Err("a reload is under way; ask again when it is done".to_string())
         } else {
             Ok(())
@@ -91,7 +91,7 @@ impl Supervisor {
             return by.refuse_or_log(reason, &mut self.actions);
         };
         let (name, from) = (kind.config.name, kind.config.workers);
-        let to = change.apply_to(from);
+        let to = change.scaled_worker_count(from);
         let of_other_kinds = self.kinds.worker_count() - from;
         let reason = match self.check_may_scale() {
             Err(reason) => reason,
@@ -112,7 +112,7 @@ impl Supervisor {
         change: ScaleChange,
         by: Requester,
     ) {
-        let from = self.resize(now, kind, to, &by.name);
+        let from = self.resize_kind(now, kind, to, &by.name);
         match change {
             ScaleChange::AddWorker(id, environment) => {
                 if let Some(entry) = self.slots.iter_mut().rfind(|entry| entry.kind == kind) {
@@ -121,7 +121,7 @@ impl Supervisor {
             }
             // A request for a number of workers includes the slots that were left empty.
             ScaleChange::To(_) | ScaleChange::Up(_) | ScaleChange::Down(_) => {
-                self.slots.refill(kind);
+                self.slots.refill_slots(kind);
             }
         }
         let of = if kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
@@ -142,7 +142,13 @@ impl Supervisor {
     }
 
     /// Changes the number of slots of a kind and returns the old one. The workers of removed slots drain.
-    pub(crate) fn resize(&mut self, now: Instant, kind: &'static str, to: u32, by: &str) -> u32 {
+    pub(crate) fn resize_kind(
+        &mut self,
+        now: Instant,
+        kind: &'static str,
+        to: u32,
+        by: &str,
+    ) -> u32 {
         let (first, wanted) = match self.kinds.get_mut(kind) {
             Some(kind) => (kind.first_slot, &mut kind.config.workers),
             None => (Slot(0), &mut self.config.workers),
@@ -151,7 +157,7 @@ impl Supervisor {
         if to == from {
             return from;
         }
-        self.log(LogEvent::Scaled { by: by.to_string(), kind, from, to });
+        self.log_event(LogEvent::Scaled { by: by.to_string(), kind, from, to });
         let is_surplus = |entry: &SlotEntry| entry.kind == kind && entry.slot.0 >= first.0 + to;
         for index in 0..self.slots.len() {
             if !is_surplus(&self.slots[index]) {
@@ -162,8 +168,8 @@ impl Supervisor {
                 self.workers.kill(successor, ExitCause::Superseded, &mut self.actions);
             }
         }
-        self.slots.remove_if(is_surplus);
-        self.slots.add(first, from..to, kind, self.reload.generation());
+        self.slots.remove_slots_if(is_surplus);
+        self.slots.add_slots(first, from..to, kind, self.reload.generation());
         from
     }
 }

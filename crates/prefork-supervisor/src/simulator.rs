@@ -23,7 +23,7 @@ pub(crate) use new_binary::{NewBinary, SimulatedExec};
 use new_binary::{NewBinaryFn, SimulatedUpgrade, UpgradeStage};
 use worker_script::SimulatedWorker;
 pub(crate) use worker_script::{
-    SIGABRT, SIGKILL, SIGSEGV, TestRng, WorkerScript, WorkerStep, exit_code, ms, signal,
+    SIGABRT, SIGKILL, SIGSEGV, TestRng, WorkerScript, WorkerStep, exit_by_signal, exit_code, ms,
 };
 
 /// Chooses the script of the worker with this tag.
@@ -35,7 +35,7 @@ type ConfigFileFn =
 
 /// Something that is scheduled to happen.
 #[derive(Debug)]
-enum Scheduled {
+enum ScheduledItem {
     ForkReturn(WorkerId),
     WorkerStep(WorkerId, WorkerStep),
     Command(ClusterCommand),
@@ -72,7 +72,7 @@ pub(crate) struct Simulator {
     /// The result of the configuration that is being read.
     pending_config: Option<Result<SupervisorConfig, String>>,
     /// By time, and in the order of scheduling.
-    schedule: BTreeMap<(Instant, usize), Scheduled>,
+    schedule: BTreeMap<(Instant, usize), ScheduledItem>,
     scheduled_count: usize,
     forking: BTreeMap<WorkerId, WorkerScript>,
     workers: BTreeMap<WorkerId, SimulatedWorker>,
@@ -97,7 +97,7 @@ impl Simulator {
             rng: TestRng(seed),
             choose_script: Box::new(choose_script),
             config_file: Box::new(|config, _| (ms(5), Ok(config.clone()))),
-            new_binary: Box::new(|config, _| NewBinary::working(config)),
+            new_binary: Box::new(|config, _| NewBinary::working_binary(config)),
             upgrade: None,
             upgrade_count: 0,
             full_channel_odds: 0,
@@ -111,7 +111,7 @@ impl Simulator {
     }
 
     /// Reports an event now, checks the invariants, and performs the actions.
-    pub(crate) fn report(&mut self, event: Event) {
+    pub(crate) fn report_event(&mut self, event: Event) {
         match &event {
             Event::Forked { worker, .. } => {
                 if let Some(script) = self.forking.remove(worker) {
@@ -126,18 +126,18 @@ impl Simulator {
             }
             _ => {}
         }
-        let before = StateBefore::of(&self.supervisor);
+        let before = StateBefore::capture(&self.supervisor);
         let actions = self.supervisor.handle(self.now, event.clone());
-        self.invariants.check(&before, self.now, &self.supervisor, &event, &actions);
+        self.invariants.check_invariants(&before, self.now, &self.supervisor, &event, &actions);
         for action in actions {
-            self.perform(action);
+            self.perform_action(action);
         }
     }
 
     /// Advances to the next scheduled item or deadline. Returns false if nothing will ever happen.
     ///
     /// What has happened is reported before a deadline, even if the primary was stopped meanwhile.
-    pub(crate) fn step(&mut self) -> bool {
+    pub(crate) fn run_step(&mut self) -> bool {
         let scheduled = self.schedule.keys().next().map(|(at, _)| *at);
         let deadline = self.supervisor.next_deadline().map(|at| at.max(self.primary_stopped_until));
         match (scheduled, deadline) {
@@ -149,7 +149,7 @@ impl Simulator {
             }
             (_, deadline) => {
                 self.now = self.now.max(deadline.expect("else the scheduled item is first"));
-                self.report(Event::DeadlineReached);
+                self.report_event(Event::DeadlineReached);
             }
         }
         true
@@ -158,7 +158,7 @@ impl Simulator {
     /// Runs until nothing more will happen, and panics after `max_steps`.
     pub(crate) fn run_until_idle_within(&mut self, max_steps: usize) {
         for _ in 0..max_steps {
-            if !self.step() {
+            if !self.run_step() {
                 return;
             }
         }
@@ -178,7 +178,7 @@ impl Simulator {
             next.map(|at| at.max(sim.primary_stopped_until))
         };
         while next(self).is_some_and(|at| at <= end) {
-            self.step();
+            self.run_step();
         }
         self.now = self.now.max(end);
     }
@@ -192,7 +192,7 @@ impl Simulator {
 
     /// Starts the cluster and runs until the immediate forks have returned.
     pub(crate) fn start(mut self) -> Simulator {
-        self.report(Event::Started);
+        self.report_event(Event::Started);
         self.run_for(ms(0));
         self
     }
@@ -206,34 +206,34 @@ impl Simulator {
     pub(crate) fn suspend_all_for(&mut self, time: Duration) {
         let workers: Vec<WorkerId> = self.workers.keys().copied().collect();
         for worker in workers {
-            self.perform_step(worker, WorkerStep::Freeze);
+            self.perform_worker_step(worker, WorkerStep::Freeze);
             // It is scheduled again a moment after the primary.
-            self.schedule(time + ms(30), Scheduled::WorkerStep(worker, WorkerStep::Thaw));
+            self.schedule_item(time + ms(30), ScheduledItem::WorkerStep(worker, WorkerStep::Thaw));
         }
         self.stop_primary_for(time);
     }
 
     /// Sends a command that expects no reply.
-    pub(crate) fn command(&mut self, command: ClusterCommand) {
+    pub(crate) fn send_command(&mut self, command: ClusterCommand) {
         let by = Requester::without_reply("SIGTERM");
-        self.report(Event::CommandReceived { command, by });
+        self.report_event(Event::CommandReceived { command, by });
     }
 
-    pub(crate) fn command_after(&mut self, time: Duration, command: ClusterCommand) {
-        self.schedule(time, Scheduled::Command(command));
+    pub(crate) fn send_command_after(&mut self, time: Duration, command: ClusterCommand) {
+        self.schedule_item(time, ScheduledItem::Command(command));
     }
 
     /// Sends a command that expects a reply, unless the primary has exited.
-    pub(crate) fn command_with_reply(&mut self, reply_id: u64, command: ClusterCommand) {
+    pub(crate) fn send_command_with_reply(&mut self, reply_id: u64, command: ClusterCommand) {
         if self.exit.is_none() {
             let by = Requester { name: "control".to_string(), reply_id: Some(reply_id) };
-            self.report(Event::CommandReceived { command, by });
+            self.report_event(Event::CommandReceived { command, by });
         }
     }
 
     /// Lets the worker perform this step now.
     pub(crate) fn worker_does(&mut self, worker: u64, step: WorkerStep) {
-        self.run_scheduled(Scheduled::WorkerStep(WorkerId(worker), step));
+        self.run_scheduled(ScheduledItem::WorkerStep(WorkerId(worker), step));
     }
 
     /// Lets the worker exit now.
@@ -241,7 +241,7 @@ impl Simulator {
         self.worker_does(worker, WorkerStep::Exit(status));
     }
 
-    fn schedule(&mut self, after: Duration, item: Scheduled) {
+    fn schedule_item(&mut self, after: Duration, item: ScheduledItem) {
         self.scheduled_count += 1;
         self.schedule.insert((self.now + after, self.scheduled_count), item);
     }

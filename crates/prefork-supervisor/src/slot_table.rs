@@ -70,14 +70,14 @@ pub(crate) struct SlotTable(Vec<SlotEntry>);
 
 impl SlotTable {
     /// Creates the slots of the kind `web`.
-    pub(crate) fn of_web(count: u32, generation: Generation) -> SlotTable {
+    pub(crate) fn new_web_slots(count: u32, generation: Generation) -> SlotTable {
         let mut table = SlotTable(Vec::new());
-        table.add(Slot(0), 0..count, WEB_KIND, generation);
+        table.add_slots(Slot(0), 0..count, WEB_KIND, generation);
         table
     }
 
     /// Adds the slots `first + range` for workers of one kind.
-    pub(crate) fn add(
+    pub(crate) fn add_slots(
         &mut self,
         first: Slot,
         range: std::ops::Range<u32>,
@@ -90,7 +90,7 @@ impl SlotTable {
     }
 
     /// Removes the entries for which `is_surplus` is true.
-    pub(crate) fn remove_if(&mut self, is_surplus: impl Fn(&SlotEntry) -> bool) {
+    pub(crate) fn remove_slots_if(&mut self, is_surplus: impl Fn(&SlotEntry) -> bool) {
         self.0.retain(|entry| !is_surplus(entry));
     }
 
@@ -158,7 +158,7 @@ impl SlotTable {
     }
 
     /// Lets the empty slots of this kind be filled again.
-    pub(crate) fn refill(&mut self, kind: &str) {
+    pub(crate) fn refill_slots(&mut self, kind: &str) {
         for entry in self.iter_mut().filter(|entry| entry.kind == kind) {
             if entry.restart == RestartPolicy::LeaveEmpty {
                 entry.restart = RestartPolicy::Restart;
@@ -166,11 +166,11 @@ impl SlotTable {
         }
     }
 
-    pub(crate) fn left_empty(&self) -> Vec<Slot> {
+    pub(crate) fn slots_left_empty(&self) -> Vec<Slot> {
         self.iter().filter(|entry| entry.is_left_empty()).map(|entry| entry.slot).collect()
     }
 
-    pub(crate) fn environment(&self, slot: Slot) -> &[(String, String)] {
+    pub(crate) fn environment_of(&self, slot: Slot) -> &[(String, String)] {
         self.iter().find(|entry| entry.slot == slot).map_or(&[], |entry| &entry.environment)
     }
 

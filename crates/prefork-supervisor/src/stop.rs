@@ -51,10 +51,10 @@ impl Supervisor {
             by.confirm("stopping already", &mut self.actions);
         } else if self.is_stopping() {
             let name = format!("{}, the second request", by.name);
-            self.stop_now(by, name);
+            self.begin_stop_now(by, name);
         } else if self.stop.is_delayed() {
             // A second request does not wait for the rest of the delay.
-            self.stop(now, by);
+            self.begin_stop(now, by);
         } else {
             self.stop_after_delay(now, by);
         }
@@ -62,18 +62,18 @@ impl Supervisor {
 
     pub(crate) fn on_stop_now(&mut self, by: Requester) {
         let name = by.name.clone();
-        self.stop_now(by, name);
+        self.begin_stop_now(by, name);
     }
 
     /// Begins the drain delay. Where no worker serves, the stop begins at once.
     fn stop_after_delay(&mut self, now: Instant, by: Requester) {
         let delay = self.config.drain_delay;
         if delay.is_zero() || self.slots.served_count(&self.workers) == 0 {
-            return self.stop(now, by);
+            return self.begin_stop(now, by);
         }
         self.stop.requested_at = Some(now);
         self.stop.delayed = Some(DelayedStop { by: by.name.clone(), until: now + delay });
-        self.log(LogEvent::StopDelayed { by: by.name.clone(), delay });
+        self.log_event(LogEvent::StopDelayed { by: by.name.clone(), delay });
         let seconds = delay.as_secs_f64();
         let reply = format!("stopping: accepting for {seconds:.1} s more (drain-delay)");
         by.confirm(reply, &mut self.actions);
@@ -82,16 +82,16 @@ impl Supervisor {
     /// Begins the stop when the drain delay is over.
     pub(crate) fn begin_delayed_stop(&mut self, now: Instant) {
         if let Some(delayed) = self.stop.delayed.take_if(|delayed| delayed.until <= now) {
-            self.stop(now, Requester::without_reply(delayed.by));
+            self.begin_stop(now, Requester::without_reply(delayed.by));
         }
     }
 
     /// Drains the workers that serve. A worker that is booting has nothing to finish and is killed.
-    fn stop(&mut self, now: Instant, by: Requester) {
+    fn begin_stop(&mut self, now: Instant, by: Requester) {
         self.phase = ClusterPhase::Stopping;
         self.stop = StopRequest { requested_at: Some(now), delayed: None };
         let workers = self.workers.len();
-        self.log(LogEvent::Stopping { by: by.name.clone(), workers });
+        self.log_event(LogEvent::Stopping { by: by.name.clone(), workers });
         self.actions.push(Action::CloseListeners);
         by.confirm(format!("stopping: {workers} workers drain"), &mut self.actions);
         let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
@@ -113,12 +113,12 @@ impl Supervisor {
         }
     }
 
-    fn stop_now(&mut self, by: Requester, name: String) {
+    fn begin_stop_now(&mut self, by: Requester, name: String) {
         if matches!(self.phase, ClusterPhase::Killing(_) | ClusterPhase::Done) {
             return by.confirm("stopping already", &mut self.actions);
         }
         let workers = self.workers.len();
-        self.log(LogEvent::StoppingNow { by: name, workers });
+        self.log_event(LogEvent::StoppingNow { by: name, workers });
         by.confirm(format!("stopping now: {workers} workers are killed"), &mut self.actions);
         self.kill_all_and_exit(ShutdownReason::StopRequested);
     }
@@ -139,7 +139,7 @@ impl Supervisor {
         };
         if self.workers.is_empty() {
             self.phase = ClusterPhase::Done;
-            self.log(LogEvent::Stopped);
+            self.log_event(LogEvent::Stopped);
             self.actions.push(Action::Exit(reason));
         }
     }

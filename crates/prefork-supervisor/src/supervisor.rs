@@ -75,7 +75,7 @@ impl Supervisor {
         let generation = Generation(1);
         Supervisor {
             phase: ClusterPhase::Booting,
-            slots: SlotTable::of_web(config.workers, generation),
+            slots: SlotTable::new_web_slots(config.workers, generation),
             kinds: WorkerKinds::default(),
             workers: WorkerTable::new(seed),
             backoff: CrashBackoff::new(&config, seed),
@@ -152,7 +152,7 @@ impl Supervisor {
     fn on_started(&mut self) {
         self.add_slot_sockets(self.config.workers);
         // The old binary may not have told them.
-        self.actions.extend(self.upgrade.take_undrained().into_iter().map(Action::Drain));
+        self.actions.extend(self.upgrade.take_undrained_workers().into_iter().map(Action::Drain));
     }
 
     fn on_command(&mut self, now: Instant, command: ClusterCommand, by: Requester) {
@@ -247,12 +247,12 @@ impl Supervisor {
 
     /// Returns an id that no worker has had, for `ScaleChange::AddWorker`.
     pub fn reserve_worker_id(&mut self) -> WorkerId {
-        self.workers.reserve_id()
+        self.workers.reserve_worker_id()
     }
 
     /// Returns the additional environment variables of the slot's workers.
     pub fn slot_environment(&self, slot: Slot) -> &[(String, String)] {
-        self.slots.environment(slot)
+        self.slots.environment_of(slot)
     }
 
     /// Returns the name and the first slot of each kind besides `web`.
@@ -294,33 +294,38 @@ impl Supervisor {
             age: now.duration_since(record.forked_at),
             is_serving: record.is_serving() && self.slots.is_wanted(record.tag.id),
             has_own_socket: record.has_own_socket,
-            adopted_slots: self.orphan_sockets.adopted_by(record.tag.id),
+            adopted_slots: self.orphan_sockets.slots_adopted_by(record.tag.id),
         });
         SavedState {
             generation: self.reload.last_generation(),
-            next_id: self.workers.next_id(),
+            next_id: self.workers.next_worker_id(),
             restart_count: self.workers.restart_count,
             wanted_workers: self.config.workers,
             socket_slots: self.orphan_sockets.socket_slots(),
             environments: self.slots.environments(),
             workers: workers.collect(),
-            upgrade_requesters: self.upgrade.requesters_to_pass_on(),
+            upgrade_requesters: self.upgrade.waiting_requesters(),
         }
     }
 }
 
 /// What several parts have in common.
 impl Supervisor {
-    pub(crate) fn log(&mut self, event: LogEvent) {
+    pub(crate) fn log_event(&mut self, event: LogEvent) {
         self.actions.push(Action::Log(event));
     }
 
     /// Adds slots for the declared kinds. Kinds of `running` workers keep theirs.
     pub(crate) fn assign_kinds(&mut self, kinds: Vec<WorkerKindConfig>, running: &[WorkerTag]) {
-        self.kinds = WorkerKinds::assign(kinds, running);
+        self.kinds = WorkerKinds::assign_slots(kinds, running);
         for kind in self.kinds.iter() {
             let slots = 0..kind.config.workers;
-            self.slots.add(kind.first_slot, slots, kind.config.name, self.reload.generation());
+            self.slots.add_slots(
+                kind.first_slot,
+                slots,
+                kind.config.name,
+                self.reload.generation(),
+            );
         }
     }
 
@@ -337,7 +342,7 @@ impl Supervisor {
             return;
         }
         let surplus_from = if self.config.has_socket_per_slot { self.config.workers } else { 0 };
-        self.orphan_sockets.reassign(now, &self.workers, surplus_from, &mut self.actions);
+        self.orphan_sockets.assign_adopters(now, &self.workers, surplus_from, &mut self.actions);
     }
 
     /// Forks a worker for each empty slot, as far as the crash back-off allows.
@@ -345,7 +350,7 @@ impl Supervisor {
         if self.is_stopping() {
             return;
         }
-        self.backoff.advance(now);
+        self.backoff.advance_stage(now);
         if self.slots.are_all_served(&self.workers) {
             return self.backoff.record_all_served(now, self.config.min_uptime);
         }
@@ -358,19 +363,24 @@ impl Supervisor {
             {
                 continue;
             }
-            if self.backoff.allowance() == ForkAllowance::None {
+            if self.backoff.fork_allowance() == ForkAllowance::None {
                 return;
             }
-            let worker = self.fork(now, index, entry.generation);
+            let worker = self.request_fork(now, index, entry.generation);
             self.slots[index].holder = Some(worker);
             self.backoff.record_fork(worker);
         }
     }
 
     /// Requests the fork of a worker for a slot.
-    pub(crate) fn fork(&mut self, now: Instant, index: usize, generation: Generation) -> WorkerId {
+    pub(crate) fn request_fork(
+        &mut self,
+        now: Instant,
+        index: usize,
+        generation: Generation,
+    ) -> WorkerId {
         let entry = &mut self.slots[index];
-        let id = entry.reserved_id.take().unwrap_or_else(|| self.workers.reserve_id());
+        let id = entry.reserved_id.take().unwrap_or_else(|| self.workers.reserve_worker_id());
         let tag = WorkerTag { id, slot: entry.slot, generation, pid: None, kind: entry.kind };
         self.workers.insert(tag, now).has_own_socket =
             tag.slot.is_web() && self.reload.has_own_socket(generation, &self.config);
@@ -403,7 +413,7 @@ impl Supervisor {
         let is_complete = workers > 0 && self.slots.are_all_served(&self.workers);
         if self.phase == ClusterPhase::Booting && is_complete {
             self.phase = ClusterPhase::Running;
-            self.log(LogEvent::AllReady { workers });
+            self.log_event(LogEvent::AllReady { workers });
         }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::simulator::{
     NewBinary, SIGKILL, SIGSEGV, SimulatedExec, Simulator, TestRng, WorkerScript, WorkerStep,
-    exit_code, ms, signal,
+    exit_by_signal, exit_code, ms,
 };
 use crate::supervisor::ClusterPhase;
 use crate::{
@@ -52,7 +52,10 @@ pub(crate) fn test_config(workers: u32) -> SupervisorConfig {
 }
 
 /// Starts a cluster whose workers serve, but for those to which `script_for` gives another script by their id.
-fn cluster(workers: u32, script_for: impl Fn(u64) -> Option<WorkerScript> + 'static) -> Simulator {
+fn start_cluster(
+    workers: u32,
+    script_for: impl Fn(u64) -> Option<WorkerScript> + 'static,
+) -> Simulator {
     let choose_script = move |tag: WorkerTag, _: &mut TestRng| {
         script_for(tag.id.0).unwrap_or_else(WorkerScript::serving)
     };
@@ -60,8 +63,8 @@ fn cluster(workers: u32, script_for: impl Fn(u64) -> Option<WorkerScript> + 'sta
 }
 
 /// Starts a cluster and lets its workers serve for longer than `min_uptime`.
-fn serving_cluster(workers: u32) -> Simulator {
-    let mut sim = cluster(workers, |_| None);
+fn start_serving_cluster(workers: u32) -> Simulator {
+    let mut sim = start_cluster(workers, |_| None);
     sim.run_for(ms(5_000));
     sim
 }
@@ -74,7 +77,7 @@ fn exit_causes(sim: &Simulator) -> Vec<(u64, ExitCause)> {
     })
 }
 
-fn backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
+fn logged_backoffs(sim: &Simulator) -> Vec<(u32, Duration)> {
     sim.logged(|event| match event {
         LogEvent::BackingOff { failures, delay } => Some((*failures, *delay)),
         _ => None,
@@ -87,7 +90,7 @@ fn kill_times(sim: &Simulator, worker: u64) -> Vec<Duration> {
 
 #[test]
 fn all_ready_is_logged_when_every_worker_is_ready() {
-    let mut sim = cluster(3, |_| None);
+    let mut sim = start_cluster(3, |_| None);
     assert_eq!((sim.fork_times(), sim.supervisor.phase), (vec![ms(0); 3], ClusterPhase::Booting));
     sim.run_until_idle();
     assert_eq!(
@@ -105,8 +108,8 @@ fn all_ready_is_logged_when_every_worker_is_ready() {
 
 #[test]
 fn a_killed_worker_is_replaced_at_once() {
-    let mut sim = serving_cluster(3);
-    sim.worker_exits(2, signal(SIGKILL));
+    let mut sim = start_serving_cluster(3);
+    sim.worker_exits(2, exit_by_signal(SIGKILL));
     assert_eq!(sim.fork_times()[3..], [ms(5_000)]);
     sim.run_for(ms(10));
     assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 4, 3], 1));
@@ -118,14 +121,14 @@ fn a_killed_worker_is_replaced_at_once() {
         }
         _ => None,
     });
-    assert_eq!(exits, [(signal(SIGKILL), ExitCause::Unexpected, ms(5_000), 7)]);
+    assert_eq!(exits, [(exit_by_signal(SIGKILL), ExitCause::Unexpected, ms(5_000), 7)]);
 }
 
 #[test]
 fn a_stop_drains_all_workers_and_exits() {
-    let mut sim = serving_cluster(2);
+    let mut sim = start_serving_cluster(2);
     let before = sim.log.len();
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     let actions: Vec<Action> = sim.log[before..].iter().map(|(_, a)| a.clone()).collect();
     let stopping = LogEvent::Stopping { by: "SIGTERM".to_string(), workers: 2 };
     let (first, second) = (Action::Drain(WorkerId(1)), Action::Drain(WorkerId(2)));
@@ -139,9 +142,10 @@ fn a_stop_drains_all_workers_and_exits() {
 
 #[test]
 fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
-    let mut sim = cluster(2, |id| (id == 1).then(|| WorkerScript::serving().never_draining()));
+    let mut sim =
+        start_cluster(2, |id| (id == 1).then(|| WorkerScript::serving().never_draining()));
     sim.run_for(ms(1_000));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(7_000)], vec![]));
     let over = sim.logged(|event| match event {
@@ -155,25 +159,25 @@ fn a_worker_that_never_drains_is_killed_at_the_graceful_timeout() {
 
 #[test]
 fn a_second_stop_kills_all_workers() {
-    let mut sim = cluster(1, |_| Some(WorkerScript::serving().never_draining()));
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::serving().never_draining()));
     sim.run_for(ms(1_000));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_for(ms(100));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!(kill_times(&sim, 1), [ms(1_100)]);
     let by = "SIGTERM, the second request".to_string();
     let now = LogEvent::StoppingNow { by, workers: 1 };
     assert_eq!(sim.times_of(&Action::Log(now)), [ms(1_100)]);
-    sim.command(ClusterCommand::Stop);
-    sim.command(ClusterCommand::StopNow);
+    sim.send_command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::StopNow);
     sim.run_until_idle();
     assert_eq!((kill_times(&sim, 1).len(), sim.exit), (1, Some(ShutdownReason::StopRequested)));
 }
 
 #[test]
 fn stop_now_kills_all_workers_without_a_drain() {
-    let mut sim = serving_cluster(2);
-    sim.command(ClusterCommand::StopNow);
+    let mut sim = start_serving_cluster(2);
+    sim.send_command(ClusterCommand::StopNow);
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(5_000)], vec![ms(5_000)]));
     sim.run_until_idle();
     assert!(sim.times_of(&Action::Drain(WorkerId(1))).is_empty());
@@ -183,15 +187,16 @@ fn stop_now_kills_all_workers_without_a_drain() {
 #[test]
 fn a_stop_before_the_start_exits_at_once() {
     let mut sim = Simulator::new(test_config(2), 1, |_, _| WorkerScript::serving());
-    sim.command(ClusterCommand::Stop);
-    sim.report(Event::Started);
+    sim.send_command(ClusterCommand::Stop);
+    sim.report_event(Event::Started);
     assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 0));
 }
 
 #[test]
 fn a_retiring_worker_is_replaced_while_it_drains() {
-    let mut sim =
-        cluster(2, |id| (id == 1).then(|| WorkerScript::serving().then(3_000, WorkerStep::Retire)));
+    let mut sim = start_cluster(2, |id| {
+        (id == 1).then(|| WorkerScript::serving().step_at(3_000, WorkerStep::Retire))
+    });
     sim.run_for(ms(3_000));
     assert_eq!(sim.fork_times()[2..], [ms(3_000)]);
     assert_eq!((sim.supervisor.workers.len(), sim.supervisor.restart_count()), (3, 0));
@@ -204,13 +209,16 @@ fn a_retiring_worker_is_replaced_while_it_drains() {
         (sim.serving_workers(), exit_causes(&sim)),
         (vec![3, 2], vec![(1, ExitCause::Drained)])
     );
-    assert_eq!((retiring.len(), sim.supervisor.restart_count(), backoffs(&sim).len()), (1, 0, 0));
+    assert_eq!(
+        (retiring.len(), sim.supervisor.restart_count(), logged_backoffs(&sim).len()),
+        (1, 0, 0)
+    );
 }
 
 #[test]
 fn a_retired_worker_is_killed_at_the_graceful_timeout() {
-    let wedged = WorkerScript::serving().then(3_000, WorkerStep::Retire).never_draining();
-    let mut sim = cluster(2, move |id| (id == 1).then(|| wedged.clone()));
+    let wedged = WorkerScript::serving().step_at(3_000, WorkerStep::Retire).never_draining();
+    let mut sim = start_cluster(2, move |id| (id == 1).then(|| wedged.clone()));
     sim.run_until_idle();
     assert_eq!(
         (kill_times(&sim, 1), exit_causes(&sim)),
@@ -222,23 +230,23 @@ fn a_retired_worker_is_killed_at_the_graceful_timeout() {
 #[test]
 fn a_crash_of_a_retired_worker_is_no_restart() {
     let noisy = WorkerScript::serving()
-        .then(500, WorkerStep::Retire)
-        .then(505, WorkerStep::BreakProtocol)
+        .step_at(500, WorkerStep::Retire)
+        .step_at(505, WorkerStep::BreakProtocol)
         .never_draining();
-    let mut sim = cluster(2, move |id| (id == 1).then(|| noisy.clone()));
+    let mut sim = start_cluster(2, move |id| (id == 1).then(|| noisy.clone()));
     sim.run_until_idle();
     assert_eq!(exit_causes(&sim), [(1, ExitCause::Misbehaved)]);
     // Its replacement was forked before, so this is neither a restart nor a crash loop.
     assert_eq!(
-        (sim.supervisor.restart_count(), backoffs(&sim).len(), sim.fork_times().len()),
+        (sim.supervisor.restart_count(), logged_backoffs(&sim).len(), sim.fork_times().len()),
         (0, 0, 3)
     );
 }
 
 #[test]
 fn a_worker_that_closed_its_channel_is_killed_after_a_second() {
-    let mute = WorkerScript::serving().then(2_000, WorkerStep::CloseChannel);
-    let mut sim = cluster(2, move |id| (id == 1).then(|| mute.clone()));
+    let mute = WorkerScript::serving().step_at(2_000, WorkerStep::CloseChannel);
+    let mut sim = start_cluster(2, move |id| (id == 1).then(|| mute.clone()));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(3_000)]);
     assert_eq!(
@@ -249,8 +257,8 @@ fn a_worker_that_closed_its_channel_is_killed_after_a_second() {
 
 #[test]
 fn a_protocol_error_kills_only_its_worker() {
-    let noisy = WorkerScript::serving().then(2_000, WorkerStep::BreakProtocol);
-    let mut sim = cluster(3, move |id| (id == 2).then(|| noisy.clone()));
+    let noisy = WorkerScript::serving().step_at(2_000, WorkerStep::BreakProtocol);
+    let mut sim = start_cluster(3, move |id| (id == 2).then(|| noisy.clone()));
     sim.run_until_idle();
     let condemned = sim.logged(|event| match event {
         LogEvent::Misbehaved { worker, reason } => Some((worker.id.0, reason.clone())),
@@ -266,9 +274,9 @@ fn a_protocol_error_kills_only_its_worker() {
 #[test]
 fn a_worker_that_crashes_after_closing_its_channel_is_not_killed() {
     let ending = WorkerScript::serving()
-        .then(2_000, WorkerStep::CloseChannel)
-        .then(2_500, WorkerStep::Exit(exit_code(1)));
-    let mut sim = cluster(1, move |id| (id == 1).then(|| ending.clone()));
+        .step_at(2_000, WorkerStep::CloseChannel)
+        .step_at(2_500, WorkerStep::Exit(exit_code(1)));
+    let mut sim = start_cluster(1, move |id| (id == 1).then(|| ending.clone()));
     sim.run_until_idle();
     assert_eq!(
         (kill_times(&sim, 1), exit_causes(&sim)),
@@ -279,8 +287,8 @@ fn a_worker_that_crashes_after_closing_its_channel_is_not_killed() {
 
 #[test]
 fn a_ready_that_was_not_read_in_time_still_counts() {
-    let slow = WorkerScript::hanging().then(9_000, WorkerStep::ReportReady);
-    let mut sim = cluster(3, move |_| Some(slow.clone()));
+    let slow = WorkerScript::hanging().step_at(9_000, WorkerStep::ReportReady);
+    let mut sim = start_cluster(3, move |_| Some(slow.clone()));
     sim.stop_primary_for(ms(60_000));
     sim.run_until_idle();
     // All boot deadlines had passed when the first READY was read.
@@ -289,8 +297,8 @@ fn a_ready_that_was_not_read_in_time_still_counts() {
 
 #[test]
 fn a_worker_that_drained_in_time_is_not_killed_after_the_primary_was_stopped() {
-    let mut sim = serving_cluster(3);
-    sim.command(ClusterCommand::Stop);
+    let mut sim = start_serving_cluster(3);
+    sim.send_command(ClusterCommand::Stop);
     sim.stop_primary_for(ms(60_000));
     sim.run_until_idle();
     assert_eq!(exit_causes(&sim), [1, 2, 3].map(|id| (id, ExitCause::Drained)));
@@ -299,12 +307,16 @@ fn a_worker_that_drained_in_time_is_not_killed_after_the_primary_was_stopped() {
 
 #[test]
 fn no_action_follows_the_exit() {
-    let mut sim = serving_cluster(1);
-    sim.command(ClusterCommand::StopNow);
+    let mut sim = start_serving_cluster(1);
+    sim.send_command(ClusterCommand::StopNow);
     sim.run_until_idle();
     let logged = sim.log.len();
-    sim.command(ClusterCommand::Stop);
-    sim.report(Event::Exited { worker: WorkerId(1), status: exit_code(0), requests_served: 0 });
-    sim.report(Event::DeadlineReached);
+    sim.send_command(ClusterCommand::Stop);
+    sim.report_event(Event::Exited {
+        worker: WorkerId(1),
+        status: exit_code(0),
+        requests_served: 0,
+    });
+    sim.report_event(Event::DeadlineReached);
     assert_eq!((sim.log.len(), sim.supervisor.next_deadline()), (logged, None));
 }

@@ -46,7 +46,7 @@ struct UpgradeRequester {
 }
 
 impl Upgrade {
-    pub(crate) fn is_under_way(&self) -> bool {
+    pub(crate) fn is_upgrading(&self) -> bool {
         self.check.is_some()
     }
 
@@ -55,14 +55,14 @@ impl Upgrade {
     }
 
     /// Returns the requesters that the new binary has to answer.
-    pub(crate) fn requesters_to_pass_on(&self) -> Vec<Requester> {
+    pub(crate) fn waiting_requesters(&self) -> Vec<Requester> {
         let requesters = self.check.iter().flat_map(|check| &check.requesters);
         let waiting = requesters.filter(|one| one.wait && one.by.reply_id.is_some());
         waiting.map(|one| one.by.clone()).collect()
     }
 
     /// Returns the workers that the new binary has to tell to drain, once.
-    pub(crate) fn take_undrained(&mut self) -> Vec<WorkerId> {
+    pub(crate) fn take_undrained_workers(&mut self) -> Vec<WorkerId> {
         std::mem::take(&mut self.undrained)
     }
 }
@@ -83,11 +83,11 @@ impl Supervisor {
         let generation = Generation(saved.generation.0 + 1);
         let mut supervisor = Supervisor::new(config.clone(), seed);
         supervisor.phase = ClusterPhase::Running;
-        supervisor.backoff.set_ever_ready();
+        supervisor.backoff.set_any_worker_ready();
         supervisor.reload =
-            Reload::after_upgrade(generation, workers, config, saved.upgrade_requesters);
-        supervisor.workers.continue_from(saved.next_id, saved.restart_count);
-        supervisor.slots = SlotTable::of_web(saved.wanted_workers, generation);
+            Reload::new_after_upgrade(generation, workers, config, saved.upgrade_requesters);
+        supervisor.workers.continue_ids_from(saved.next_id, saved.restart_count);
+        supervisor.slots = SlotTable::new_web_slots(saved.wanted_workers, generation);
         let tags: Vec<WorkerTag> = saved.workers.iter().map(|worker| worker.tag).collect();
         supervisor.assign_kinds(kinds, &tags);
         supervisor.orphan_sockets.add_sockets(saved.socket_slots);
@@ -142,23 +142,23 @@ impl Supervisor {
             self.refuse_upgrade(requester.by, "the cluster is stopping");
         } else if self.phase == ClusterPhase::Booting {
             self.refuse_upgrade(requester.by, "the workers have not all been ready yet");
-        } else if !self.reload.is_under_way() {
+        } else if !self.reload.is_reloading() {
             self.begin_upgrade(now, vec![requester]);
         } else if requester.by.reply_id.is_some() || self.upgrade.queued.is_empty() {
             // Requesters that expect no reply need not be queued twice.
-            self.log(LogEvent::UpgradeQueued { by: requester.by.name.clone() });
+            self.log_event(LogEvent::UpgradeQueued { by: requester.by.name.clone() });
             self.upgrade.queued.push(requester);
         }
     }
 
     fn refuse_upgrade(&mut self, by: Requester, reason: &str) {
-        self.log(LogEvent::UpgradeFailed { reason: reason.to_string() });
+        self.log_event(LogEvent::UpgradeFailed { reason: reason.to_string() });
         by.refuse(reason, &mut self.actions);
     }
 
     fn begin_upgrade(&mut self, now: Instant, requesters: Vec<UpgradeRequester>) {
         let Some(first) = requesters.first() else { return };
-        self.log(LogEvent::UpgradeChecking { by: first.by.name.clone() });
+        self.log_event(LogEvent::UpgradeChecking { by: first.by.name.clone() });
         self.actions.push(Action::StartUpgradeCheck);
         let deadline = Some(now + self.config.boot_timeout + LOAD_TIMEOUT);
         self.upgrade.check = Some(UpgradeCheck { deadline, requesters });
@@ -166,7 +166,7 @@ impl Supervisor {
 
     /// Begins the upgrade that waited for the end of a reload.
     pub(crate) fn begin_queued_upgrade(&mut self, now: Instant) {
-        if !self.reload.is_under_way() && !self.upgrade.is_under_way() {
+        if !self.reload.is_reloading() && !self.upgrade.is_upgrading() {
             let requesters = std::mem::take(&mut self.upgrade.queued);
             self.begin_upgrade(now, requesters);
         }
@@ -184,13 +184,13 @@ impl Supervisor {
         for requester in done {
             requester.by.confirm(CHECK_PASSED, &mut self.actions);
         }
-        self.log(LogEvent::UpgradeExecuting);
+        self.log_event(LogEvent::UpgradeExecuting);
         self.actions.push(Action::ExecNewBinary);
     }
 
     pub(crate) fn on_upgrade_failed(&mut self, reason: &str) {
         let Some(check) = self.upgrade.check.take() else { return };
-        self.log(LogEvent::UpgradeFailed { reason: reason.to_string() });
+        self.log_event(LogEvent::UpgradeFailed { reason: reason.to_string() });
         for requester in check.requesters {
             requester.by.refuse(reason, &mut self.actions);
         }
@@ -210,7 +210,7 @@ impl Supervisor {
         if !self.is_stop_requested() {
             return;
         }
-        if self.upgrade.is_under_way() {
+        if self.upgrade.is_upgrading() {
             self.stop_upgrade_check("the cluster is stopping");
         }
         for requester in std::mem::take(&mut self.upgrade.queued) {

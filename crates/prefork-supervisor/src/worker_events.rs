@@ -43,7 +43,7 @@ impl Supervisor {
         }
         let Some(record) = self.workers.remove(worker) else { return };
         self.slots.release_holder(worker);
-        self.log(LogEvent::ForkFailed { worker: record.tag, reason: reason.clone() });
+        self.log_event(LogEvent::ForkFailed { worker: record.tag, reason: reason.clone() });
         if self.is_stopping() {
             return;
         }
@@ -85,7 +85,7 @@ impl Supervisor {
         let Some(by) = self.workers.get(worker).map(|record| record.tag) else { return };
         match self.workers.get_mut(previous) {
             Some(leaving) => leaving.replaced_by = Some(by),
-            None => self.log(LogEvent::Replaced { worker: previous, by }),
+            None => self.log_event(LogEvent::Replaced { worker: previous, by }),
         }
     }
 
@@ -106,7 +106,7 @@ impl Supervisor {
         if record.error.is_none() {
             record.error = Some(reason.clone());
             let worker = record.tag;
-            self.log(LogEvent::BootFailed { worker, reason });
+            self.log_event(LogEvent::BootFailed { worker, reason });
         }
     }
 }
@@ -157,7 +157,7 @@ impl Supervisor {
             WorkerState::Booting { .. } | WorkerState::Serving => {
                 record.start_draining(deadline, DrainReason::Disconnect);
                 let worker = record.tag;
-                self.log(LogEvent::Disconnecting { worker });
+                self.log_event(LogEvent::Disconnecting { worker });
             }
             // Its slot is lost when the fork returns: see `on_forked`.
             WorkerState::Forking => {}
@@ -174,7 +174,7 @@ impl Supervisor {
         (entry.holder, entry.last_ready) = (None, None);
         entry.restart = RestartPolicy::LeaveEmpty;
         // A rollout goes on. The successor of a recycled worker is not wanted any more.
-        if let Some(successor) = entry.successor.take_if(|_| !self.reload.is_under_way()) {
+        if let Some(successor) = entry.successor.take_if(|_| !self.reload.is_reloading()) {
             self.workers.kill(successor, ExitCause::Superseded, &mut self.actions);
         }
     }
@@ -205,7 +205,7 @@ impl Supervisor {
 
     /// Kills the workers whose deadline has passed.
     pub(crate) fn kill_overdue_workers(&mut self, now: Instant) {
-        for id in self.workers.overdue(now) {
+        for id in self.workers.overdue_workers(now) {
             let Some(record) = self.workers.get_mut(id) else { continue };
             let worker = record.tag;
             let (event, cause) = match record.state {
@@ -256,9 +256,9 @@ impl Supervisor {
         let Some(record) = self.workers.remove(worker) else { return };
         let held_slot = self.slots.release_holder(worker);
         let report = exit_report(&record, now, status, requests_served);
-        self.log(LogEvent::Exited(report.clone()));
+        self.log_event(LogEvent::Exited(report.clone()));
         if let Some(by) = record.replaced_by {
-            self.log(LogEvent::Replaced { worker, by });
+            self.log_event(LogEvent::Replaced { worker, by });
         }
         if self.is_stopping() {
             return;
@@ -281,26 +281,26 @@ impl Supervisor {
         // A kill from outside proves nothing about the successor: another is forked.
         let retry = report.cause == ExitCause::BootFailed
             && is_killed_from_outside(report.status)
-            && self.reload.forgive_kill();
+            && self.reload.forgive_successor_kill();
         self.on_successor_lost(now, report.worker.id, &reason, retry);
     }
 
     /// Decides whether the exit of a worker that held its slot is a crash, and fails the rollout or backs off.
     fn judge_exit(&mut self, now: Instant, record: &WorkerRecord, report: &ExitReport) {
         let worker = report.worker.id;
-        let is_new = self.reload.is_new(report.worker.generation);
+        let is_new = self.reload.is_new_generation(report.worker.generation);
         let is_killed = is_killed_from_outside(report.status);
-        let ends_early = record.ends_early(now, self.config.min_uptime);
+        let is_early = record.is_early_exit(now, self.config.min_uptime);
         let mut is_crash = match report.cause {
             ExitCause::Drained | ExitCause::KilledByStop => false,
             ExitCause::GracefulTimeout | ExitCause::Superseded => false,
             ExitCause::BootTimeout => true,
-            ExitCause::Misbehaved | ExitCause::Stalled | ExitCause::MemoryLimit => ends_early,
-            ExitCause::BootFailed => !is_killed || !self.backoff.forgive_kill(),
-            ExitCause::Unexpected => ends_early && !is_killed,
+            ExitCause::Misbehaved | ExitCause::Stalled | ExitCause::MemoryLimit => is_early,
+            ExitCause::BootFailed => !is_killed || !self.backoff.forgive_boot_kill(),
+            ExitCause::Unexpected => is_early && !is_killed,
         };
-        if ends_early && is_killed && is_new {
-            is_crash |= !self.reload.forgive_kill();
+        if is_early && is_killed && is_new {
+            is_crash |= !self.reload.forgive_successor_kill();
         }
         if is_crash && is_new {
             self.backoff.end_probe(worker);
@@ -318,10 +318,10 @@ impl Supervisor {
         match self.backoff.record_crash(now, worker, self.config.boot_attempts) {
             CrashOutcome::SameRound => {}
             CrashOutcome::BackOff { failures, delay } => {
-                self.log(LogEvent::BackingOff { failures, delay });
+                self.log_event(LogEvent::BackingOff { failures, delay });
             }
             CrashOutcome::GiveUp { failures } => {
-                self.log(LogEvent::GivingUp { failures });
+                self.log_event(LogEvent::GivingUp { failures });
                 self.kill_all_and_exit(ShutdownReason::WorkersCannotBoot);
             }
         }

@@ -21,7 +21,10 @@ pub(crate) struct WorkerKind {
 
 impl WorkerKinds {
     /// Assigns slots to the declared kinds. A kind that occurs among `running` workers keeps their slots.
-    pub(crate) fn assign(declared: Vec<WorkerKindConfig>, running: &[WorkerTag]) -> WorkerKinds {
+    pub(crate) fn assign_slots(
+        declared: Vec<WorkerKindConfig>,
+        running: &[WorkerTag],
+    ) -> WorkerKinds {
         let of_running = running.iter().map(|tag| tag.slot.first_of_kind());
         let mut taken: BTreeSet<Slot> = of_running.chain([Slot(0)]).collect();
         let mut kinds = Vec::new();
@@ -54,16 +57,16 @@ impl WorkerKinds {
     }
 
     /// Returns the limits of workers of this kind, which may be `web`.
-    pub(crate) fn limits_of(&self, name: &str, config: &SupervisorConfig) -> RecycleLimits {
-        self.get(name).map_or_else(|| config.web_limits(), |kind| kind.config.limits)
+    pub(crate) fn recycle_limits_of(&self, name: &str, config: &SupervisorConfig) -> RecycleLimits {
+        self.get(name).map_or_else(|| config.web_recycle_limits(), |kind| kind.config.limits)
     }
 
     /// Returns the limits of all kinds, `web` first.
-    pub(crate) fn all_limits(
+    pub(crate) fn all_recycle_limits(
         &self,
         config: &SupervisorConfig,
     ) -> impl Iterator<Item = RecycleLimits> {
-        [config.web_limits()].into_iter().chain(self.iter().map(|kind| kind.config.limits))
+        [config.web_recycle_limits()].into_iter().chain(self.iter().map(|kind| kind.config.limits))
     }
 }
 
@@ -72,14 +75,14 @@ mod tests {
     use super::*;
     use crate::identity::{Generation, WorkerId};
 
-    fn declared(names: &[&'static str]) -> Vec<WorkerKindConfig> {
+    fn declare_kinds(names: &[&'static str]) -> Vec<WorkerKindConfig> {
         let config = |name| WorkerKindConfig { name, workers: 1, limits: RecycleLimits::default() };
         names.iter().copied().map(config).collect()
     }
 
     #[test]
     fn kinds_get_consecutive_ranges_of_slots() {
-        let kinds = WorkerKinds::assign(declared(&["a", "b"]), &[]);
+        let kinds = WorkerKinds::assign_slots(declare_kinds(&["a", "b"]), &[]);
         let first: Vec<u32> = kinds.iter().map(|kind| kind.first_slot.0).collect();
         assert_eq!(first, [1024, 2048]);
     }
@@ -89,7 +92,7 @@ mod tests {
         let (slot, generation) = (Slot(2050), Generation(1));
         let tag = WorkerTag { id: WorkerId(1), slot, generation, pid: None, kind: "b" };
         let gone = WorkerTag { slot: Slot(1024), kind: "old", ..tag };
-        let kinds = WorkerKinds::assign(declared(&["new", "b"]), &[tag, gone]);
+        let kinds = WorkerKinds::assign_slots(declare_kinds(&["new", "b"]), &[tag, gone]);
         let first: Vec<u32> = kinds.iter().map(|kind| kind.first_slot.0).collect();
         assert_eq!(first, [3072, 2048]);
     }

@@ -122,7 +122,7 @@ impl WorkerRecord {
     }
 
     /// Returns whether its exit suggests that such workers may not come up.
-    pub(crate) fn ends_early(&self, now: Instant, min_uptime: Duration) -> bool {
+    pub(crate) fn is_early_exit(&self, now: Instant, min_uptime: Duration) -> bool {
         !self.ran_risky_job && self.ready_for(now).is_none_or(|uptime| uptime < min_uptime)
     }
 
@@ -171,16 +171,16 @@ impl WorkerTable {
     }
 
     /// Continues the ids and counters of the binary before an upgrade.
-    pub(crate) fn continue_from(&mut self, next_id: WorkerId, restart_count: u64) {
+    pub(crate) fn continue_ids_from(&mut self, next_id: WorkerId, restart_count: u64) {
         (self.next_id, self.restart_count) = (next_id, restart_count);
     }
 
-    pub(crate) fn next_id(&self) -> WorkerId {
+    pub(crate) fn next_worker_id(&self) -> WorkerId {
         self.next_id
     }
 
     /// Returns an id that no worker has had.
-    pub(crate) fn reserve_id(&mut self) -> WorkerId {
+    pub(crate) fn reserve_worker_id(&mut self) -> WorkerId {
         let id = self.next_id;
         self.next_id = WorkerId(id.0 + 1);
         id
@@ -263,7 +263,7 @@ impl WorkerTable {
     }
 
     /// Returns the workers whose deadline has passed.
-    pub(crate) fn overdue(&self, now: Instant) -> Vec<WorkerId> {
+    pub(crate) fn overdue_workers(&self, now: Instant) -> Vec<WorkerId> {
         let late = |record: &&WorkerRecord| record.deadline().is_some_and(|at| at <= now);
         self.iter().filter(late).map(|record| record.tag.id).collect()
     }
@@ -308,7 +308,7 @@ mod tests {
     use crate::identity::{Generation, WEB_KIND};
 
     fn insert(table: &mut WorkerTable, slot: u32) -> WorkerId {
-        let (id, slot, generation) = (table.reserve_id(), Slot(slot), Generation(1));
+        let (id, slot, generation) = (table.reserve_worker_id(), Slot(slot), Generation(1));
         let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND };
         table.insert(tag, Instant::now());
         id

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ForkAllowance, Violation, is_settled};
+use super::{ForkAllowance, InvariantViolation, is_settled};
 use crate::identity::{Generation, WorkerId};
 use crate::reload::ROLLBACK_FAILED;
 use crate::slot_table::SlotEntry;
@@ -29,18 +29,18 @@ impl Default for GenerationChecker {
 }
 
 impl GenerationChecker {
-    pub(super) fn check(
+    pub(super) fn check_generation_invariants(
         &mut self,
         supervisor: &Supervisor,
         event: &Event,
         actions: &[Action],
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         if let Event::ConfigRead { result: Ok(_) } = event {
             self.kept.insert(self.requested);
         }
         for action in actions {
-            self.check_action(action, supervisor, violation);
+            self.check_generation_action(action, supervisor, violation);
         }
         check_successors(supervisor, violation);
         if supervisor.is_stopping() {
@@ -74,11 +74,11 @@ impl GenerationChecker {
         self.is_mixed = true;
     }
 
-    fn check_action(
+    fn check_generation_action(
         &mut self,
         action: &Action,
         supervisor: &Supervisor,
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         match action {
             Action::ReadConfig(generation) => {
@@ -97,7 +97,7 @@ impl GenerationChecker {
                 check_drain(*worker, supervisor, violation);
             }
             Action::Log(LogEvent::Recycling { .. }) => {
-                let is_calm = supervisor.backoff.allowance() == ForkAllowance::All;
+                let is_calm = supervisor.backoff.fork_allowance() == ForkAllowance::All;
                 assert!(is_calm, "no worker is recycled in a crash loop: {violation}");
             }
             Action::Log(LogEvent::Reloaded { generation, .. }) => {
@@ -121,7 +121,7 @@ fn may_not_reduce_service(event: &Event, supervisor: &Supervisor) -> bool {
     !supervisor.is_stopping() && *event != Event::Started && !is_disconnect
 }
 
-fn check_drain(worker: WorkerId, supervisor: &Supervisor, violation: &Violation<'_>) {
+fn check_drain(worker: WorkerId, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
     let workers = &supervisor.workers;
     let slot = workers.get(worker).map(|record| record.tag.slot);
     let entry = supervisor.slots.iter().find(|entry| Some(entry.slot) == slot);
@@ -132,7 +132,7 @@ fn check_drain(worker: WorkerId, supervisor: &Supervisor, violation: &Violation<
     assert!(is_replaced || is_allowed, "a drained worker is replaced first: {violation}");
 }
 
-fn check_successors(supervisor: &Supervisor, violation: &Violation<'_>) {
+fn check_successors(supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
     let is_surplus = |entry: &&SlotEntry| entry.successor.is_some() && entry.holder.is_some();
     let surge = supervisor.config.surge.max(1) as usize;
     let surplus = supervisor.slots.iter().filter(is_surplus).count();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::Violation;
+use super::InvariantViolation;
 use crate::identity::WorkerId;
 use crate::supervisor::{ClusterPhase, Supervisor};
 use crate::{Action, Event};
@@ -42,11 +42,11 @@ impl HealthSampleChecker {
         }
     }
 
-    pub(super) fn check_action(
+    pub(super) fn check_health_sample_action(
         &mut self,
         action: &Action,
         supervisor: &Supervisor,
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         match action {
             Action::SampleHealth { .. } => {
@@ -64,7 +64,12 @@ impl HealthSampleChecker {
         }
     }
 
-    pub(super) fn check(&self, now: Instant, supervisor: &Supervisor, violation: &Violation<'_>) {
+    pub(super) fn check_health_sample_invariants(
+        &self,
+        now: Instant,
+        supervisor: &Supervisor,
+        violation: &InvariantViolation<'_>,
+    ) {
         let is_unscheduled = supervisor.health.deadline().is_none();
         assert!(is_unscheduled || !self.is_sampling, "one sample at a time: {violation}");
         let is_over = matches!(supervisor.phase, ClusterPhase::Killing(_) | ClusterPhase::Done);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Violation;
+use super::InvariantViolation;
 use crate::identity::WorkerId;
 use crate::{Action, Event, LogEvent};
 
@@ -23,12 +23,17 @@ pub(super) struct LogOrderChecker {
 }
 
 impl LogOrderChecker {
-    pub(super) fn check(&mut self, event: &Event, actions: &[Action], violation: &Violation<'_>) {
+    pub(super) fn check_log_order_invariants(
+        &mut self,
+        event: &Event,
+        actions: &[Action],
+        violation: &InvariantViolation<'_>,
+    ) {
         for action in actions {
             match action {
                 Action::Log(event) => self.check_log_event(event, violation),
                 Action::ConfirmRestart(report) => {
-                    let is_exited = self.of(report.worker.id).exited;
+                    let is_exited = self.logged_events_of(report.worker.id).exited;
                     assert!(is_exited, "only exited workers are asked about: {violation}");
                 }
                 _ => {}
@@ -37,10 +42,13 @@ impl LogOrderChecker {
         match event {
             Event::Forked { worker, .. } => {
                 let exists = violation.supervisor.workers.get(*worker).is_some();
-                assert!(self.of(*worker).forked || !exists, "forks are logged: {violation}");
+                assert!(
+                    self.logged_events_of(*worker).forked || !exists,
+                    "forks are logged: {violation}"
+                );
             }
             Event::Exited { worker, .. } => {
-                let logged = self.of(*worker);
+                let logged = self.logged_events_of(*worker);
                 assert!(!logged.forked || logged.exited, "exits are logged: {violation}");
             }
             _ => {}
@@ -51,11 +59,11 @@ impl LogOrderChecker {
         }
     }
 
-    fn of(&self, worker: WorkerId) -> LoggedEvents {
+    fn logged_events_of(&self, worker: WorkerId) -> LoggedEvents {
         self.logged.get(&worker).copied().unwrap_or_default()
     }
 
-    fn check_log_event(&mut self, event: &LogEvent, violation: &Violation<'_>) {
+    fn check_log_event(&mut self, event: &LogEvent, violation: &InvariantViolation<'_>) {
         let worker = match event {
             LogEvent::Forked { worker }
             | LogEvent::Online { worker }
@@ -63,7 +71,10 @@ impl LogOrderChecker {
             | LogEvent::Disconnected { worker } => worker.id,
             LogEvent::Exited(report) => report.worker.id,
             LogEvent::Replaced { worker, by } => {
-                assert!(self.of(by.id).ready, "replaced by a ready worker: {violation}");
+                assert!(
+                    self.logged_events_of(by.id).ready,
+                    "replaced by a ready worker: {violation}"
+                );
                 *worker
             }
             _ => return,

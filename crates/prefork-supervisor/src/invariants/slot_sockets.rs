@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Violation;
+use super::InvariantViolation;
 use crate::identity::{Slot, WorkerId};
 use crate::supervisor::Supervisor;
 use crate::{Action, Event, SavedState};
@@ -16,18 +16,18 @@ pub(super) struct SlotSocketChecker {
 }
 
 impl SlotSocketChecker {
-    pub(super) fn check(
+    pub(super) fn check_slot_socket_invariants(
         &mut self,
         supervisor: &Supervisor,
         event: &Event,
         actions: &[Action],
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         if let Event::AdoptSlotFailed { worker, slot } = event {
             self.adopters.entry(*slot).or_default().remove(worker);
         }
         for action in actions {
-            self.check_action(action, supervisor, violation);
+            self.check_slot_socket_action(action, supervisor, violation);
         }
         if !supervisor.is_stopping() {
             self.check_all_slots_served(supervisor, violation);
@@ -35,11 +35,11 @@ impl SlotSocketChecker {
         }
     }
 
-    fn check_action(
+    fn check_slot_socket_action(
         &mut self,
         action: &Action,
         supervisor: &Supervisor,
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         let has_socket = |slot: Slot| slot.0 < supervisor.orphan_sockets.socket_slots();
         match action {
@@ -74,7 +74,11 @@ impl SlotSocketChecker {
         }
     }
 
-    fn check_all_slots_served(&mut self, supervisor: &Supervisor, violation: &Violation<'_>) {
+    fn check_all_slots_served(
+        &mut self,
+        supervisor: &Supervisor,
+        violation: &InvariantViolation<'_>,
+    ) {
         for (slot, adopters) in &mut self.adopters {
             adopters.retain(|worker| supervisor.is_serving(*worker));
             assert!(adopters.len() <= 1, "slot {slot} has one adopter: {adopters:?}, {violation}");
@@ -102,7 +106,7 @@ impl SlotSocketChecker {
     }
 
     /// Exactly the slots whose own worker accepts are dispatched to.
-    fn check_dispatch_targets(&self, supervisor: &Supervisor, violation: &Violation<'_>) {
+    fn check_dispatch_targets(&self, supervisor: &Supervisor, violation: &InvariantViolation<'_>) {
         for slot in (0..supervisor.orphan_sockets.socket_slots()).map(Slot) {
             let accepts = |worker: &WorkerId| {
                 let record = supervisor.workers.get(*worker);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Violation;
+use super::InvariantViolation;
 use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
 use crate::worker_table::WorkerState;
@@ -33,14 +33,14 @@ pub(super) struct ClusterSetup {
 }
 
 impl ClusterSetup {
-    pub(super) fn of(supervisor: &Supervisor) -> ClusterSetup {
+    pub(super) fn capture(supervisor: &Supervisor) -> ClusterSetup {
         ClusterSetup {
             holders: supervisor.slots.iter().map(|entry| entry.holder).collect(),
             slot_generations: supervisor.slots.iter().map(|entry| entry.generation).collect(),
             generation: supervisor.reload.generation(),
             config: supervisor.config.clone(),
             phase: supervisor.phase,
-            is_reloading: supervisor.reload.is_under_way(),
+            is_reloading: supervisor.reload.is_reloading(),
         }
     }
 
@@ -54,19 +54,19 @@ impl ClusterSetup {
 }
 
 impl UpgradeChecker {
-    pub(super) fn check(
+    pub(super) fn check_upgrade_invariants(
         &mut self,
         now: Instant,
         supervisor: &Supervisor,
         event: &Event,
         actions: &[Action],
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         match event {
             Event::UpgradeCheckPassed => self.has_passed = self.check_deadline.is_some(),
             Event::UpgradeFailed { .. } => {
                 *self = UpgradeChecker::default();
-                let is_kept = violation.before.setup.is_kept_by(ClusterSetup::of(supervisor));
+                let is_kept = violation.before.setup.is_kept_by(ClusterSetup::capture(supervisor));
                 assert!(is_kept, "a failed upgrade changes nothing: {violation}");
             }
             _ => {}
@@ -76,13 +76,13 @@ impl UpgradeChecker {
             assert!(is_told, "the new binary repeats drains at its start: {violation}");
         }
         for action in actions {
-            self.check_action(now, action, supervisor, violation);
+            self.check_upgrade_action(now, action, supervisor, violation);
         }
         let is_under_way = self.check_deadline.is_some();
-        assert_eq!(supervisor.upgrade.is_under_way(), is_under_way, "upgrades: {violation}");
+        assert_eq!(supervisor.upgrade.is_upgrading(), is_under_way, "upgrades: {violation}");
         let is_stopping = supervisor.is_stopping();
         assert!(!is_under_way || !is_stopping, "a stop ends an upgrade: {violation}");
-        let is_reloading = supervisor.reload.is_under_way();
+        let is_reloading = supervisor.reload.is_reloading();
         assert!(!is_under_way || !is_reloading, "no reload during an upgrade: {violation}");
         assert!(!self.has_passed || self.is_executing, "a passed check is executed: {violation}");
         if let Some(limit) = self.check_deadline.filter(|_| !self.has_passed) {
@@ -91,12 +91,12 @@ impl UpgradeChecker {
         }
     }
 
-    fn check_action(
+    fn check_upgrade_action(
         &mut self,
         now: Instant,
         action: &Action,
         supervisor: &Supervisor,
-        violation: &Violation<'_>,
+        violation: &InvariantViolation<'_>,
     ) {
         match action {
             Action::StartUpgradeCheck => {
@@ -135,7 +135,7 @@ impl UpgradeChecker {
         let drains = |one: &SavedWorker| !one.is_serving || !has_slot(&one.tag);
         let draining = saved.workers.iter().filter(|one| drains(one));
         self.undrained = draining.map(|one| one.tag.id).collect();
-        let (ids, reload) = (supervisor.workers.next_id(), &supervisor.reload);
+        let (ids, reload) = (supervisor.workers.next_worker_id(), &supervisor.reload);
         let has_grown = ids >= saved.next_id && reload.last_generation() > saved.generation;
         assert!(has_grown, "ids and generations only grow: {saved:?}, {supervisor:#?}");
         let has_counted = supervisor.restart_count() >= saved.restart_count;

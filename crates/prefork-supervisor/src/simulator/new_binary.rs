@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::worker_script::SimulatedWorker;
 use super::{
-    SIGKILL, Scheduled, Simulator, TestRng, WorkerScript, WorkerStep, exit_code, ms, signal,
+    SIGKILL, ScheduledItem, Simulator, TestRng, WorkerScript, WorkerStep, exit_by_signal,
+    exit_code, ms,
 };
 use crate::identity::{WorkerId, WorkerTag};
 use crate::supervisor::Supervisor;
@@ -47,23 +48,25 @@ impl SimulatedExec {
 
 impl NewBinary {
     /// Passes its check and takes over with this configuration.
-    pub(crate) fn working(config: &SupervisorConfig) -> NewBinary {
+    pub(crate) fn working_binary(config: &SupervisorConfig) -> NewBinary {
         let exec = SimulatedExec::new(ms(0), ms(20), Ok(config.clone()));
         NewBinary { check: Some((ms(50), Ok(()))), exec }
     }
 
-    pub(crate) fn random(config: &SupervisorConfig, rng: &mut TestRng) -> NewBinary {
-        let workers = if rng.below(3) == 0 { 1 + rng.below(8) as u32 } else { config.workers };
-        let config = SupervisorConfig { workers, surge: rng.below(3) as u32, ..config.clone() };
-        let passes = if rng.below(5) == 0 { Err("unfit".to_string()) } else { Ok(()) };
-        let result = if rng.below(5) == 0 { Err("EACCES".to_string()) } else { Ok(config) };
+    pub(crate) fn random_binary(config: &SupervisorConfig, rng: &mut TestRng) -> NewBinary {
+        let workers =
+            if rng.random_below(3) == 0 { 1 + rng.random_below(8) as u32 } else { config.workers };
+        let config =
+            SupervisorConfig { workers, surge: rng.random_below(3) as u32, ..config.clone() };
+        let passes = if rng.random_below(5) == 0 { Err("unfit".to_string()) } else { Ok(()) };
+        let result = if rng.random_below(5) == 0 { Err("EACCES".to_string()) } else { Ok(config) };
         NewBinary {
-            check: (rng.below(6) > 0).then(|| (rng.millis(3_000), passes)),
+            check: (rng.random_below(6) > 0).then(|| (rng.random_millis(3_000), passes)),
             exec: SimulatedExec {
-                wait: rng.millis(2) * 50,
-                time: rng.millis(200),
+                wait: rng.random_millis(2) * 50,
+                time: rng.random_millis(200),
                 result,
-                death_odds: rng.below(4),
+                death_odds: rng.random_below(4),
             },
         }
     }
@@ -89,7 +92,7 @@ impl Simulator {
         let binary = (self.new_binary)(&self.supervisor.config, &mut self.rng);
         let number = self.scheduled_count;
         if let Some((after, _)) = &binary.check {
-            self.schedule(*after, Scheduled::Upgrade(UpgradeStage::CheckDone(number)));
+            self.schedule_item(*after, ScheduledItem::Upgrade(UpgradeStage::CheckDone(number)));
         }
         self.upgrade = Some(SimulatedUpgrade { number, binary, is_stopped: false });
     }
@@ -98,17 +101,17 @@ impl Simulator {
     pub(super) fn stop_upgrade_check(&mut self) {
         let Some(upgrade) = &mut self.upgrade else { return };
         upgrade.is_stopped = true;
-        if self.rng.below(2) == 0 {
+        if self.rng.random_below(2) == 0 {
             upgrade.binary.check = Some((ms(0), Err("killed".to_string())));
         }
         let number = upgrade.number;
-        self.schedule(ms(1), Scheduled::Upgrade(UpgradeStage::CheckDone(number)));
+        self.schedule_item(ms(1), ScheduledItem::Upgrade(UpgradeStage::CheckDone(number)));
     }
 
     pub(super) fn schedule_exec(&mut self) {
         let Some(upgrade) = &self.upgrade else { return };
         let (wait, number) = (upgrade.binary.exec.wait, upgrade.number);
-        self.schedule(wait, Scheduled::Upgrade(UpgradeStage::Exec(number)));
+        self.schedule_item(wait, ScheduledItem::Upgrade(UpgradeStage::Exec(number)));
     }
 
     /// Ignores stages of an upgrade that was given up for another.
@@ -118,19 +121,19 @@ impl Simulator {
             (upgrade.number, upgrade.is_stopped, upgrade.binary.clone());
         match stage {
             UpgradeStage::CheckDone(n) if n == number => match binary.check {
-                Some((_, Ok(()))) => self.report(Event::UpgradeCheckPassed),
-                Some((_, Err(reason))) => self.report(Event::UpgradeFailed { reason }),
+                Some((_, Ok(()))) => self.report_event(Event::UpgradeCheckPassed),
+                Some((_, Err(reason))) => self.report_event(Event::UpgradeFailed { reason }),
                 None => {}
             },
             // The primary handles all that it knows before the exec.
             UpgradeStage::Exec(n) if n == number && !self.supervisor.scale_queue.is_empty() => {
-                self.schedule(ms(0), Scheduled::Upgrade(stage));
+                self.schedule_item(ms(0), ScheduledItem::Upgrade(stage));
             }
             UpgradeStage::Exec(n) if n == number && !is_stopped => match binary.exec.result {
                 Ok(config) => {
                     self.exec_new_binary(config, binary.exec.time, binary.exec.death_odds);
                 }
-                Err(reason) => self.report(Event::UpgradeFailed { reason }),
+                Err(reason) => self.report_event(Event::UpgradeFailed { reason }),
             },
             UpgradeStage::CheckDone(_) | UpgradeStage::Exec(_) => {}
         }
@@ -158,15 +161,16 @@ impl Simulator {
             self.start_worker(id, script);
         }
         // Results of the old binary's own requests are lost; what people and workers do goes on.
-        self.schedule
-            .retain(|_, item| matches!(item, Scheduled::WorkerStep(..) | Scheduled::Command(_)));
+        self.schedule.retain(|_, item| {
+            matches!(item, ScheduledItem::WorkerStep(..) | ScheduledItem::Command(_))
+        });
         self.upgrade = None;
         let workers: Vec<_> = self.workers.keys().copied().collect();
         for worker in workers {
-            if death_odds > 0 && self.rng.below(death_odds) == 0 {
-                let statuses = [exit_code(0), exit_code(1), signal(SIGKILL)];
-                let step = WorkerStep::Exit(statuses[self.rng.below(3) as usize]);
-                self.schedule(ms(0), Scheduled::WorkerStep(worker, step));
+            if death_odds > 0 && self.rng.random_below(death_odds) == 0 {
+                let statuses = [exit_code(0), exit_code(1), exit_by_signal(SIGKILL)];
+                let step = WorkerStep::Exit(statuses[self.rng.random_below(3) as usize]);
+                self.schedule_item(ms(0), ScheduledItem::WorkerStep(worker, step));
             }
         }
         self.now += time;
@@ -175,17 +179,17 @@ impl Simulator {
             let slots = config.workers.max(saved.wanted_workers);
             saved.socket_slots = saved.socket_slots.max(slots);
         }
-        let (seed, kinds) = (self.rng.below(u64::MAX), self.kinds.clone());
+        let (seed, kinds) = (self.rng.random_below(u64::MAX), self.kinds.clone());
         self.supervisor = Supervisor::restore(config, kinds, seed, self.now, saved.clone());
         self.upgrade_count += 1;
         let alive = self.workers.keys().copied().collect();
         self.invariants.continue_after_upgrade(&self.supervisor, &saved, alive, self.now);
-        self.report(Event::Started);
+        self.report_event(Event::Started);
     }
 
     pub(super) fn start_worker(&mut self, worker: WorkerId, script: WorkerScript) {
         for (after, step) in &script.steps {
-            self.schedule(*after, Scheduled::WorkerStep(worker, *step));
+            self.schedule_item(*after, ScheduledItem::WorkerStep(worker, *step));
         }
         self.workers.insert(worker, SimulatedWorker::new(script, self.now));
     }

@@ -1,31 +1,33 @@
 //! What the kernel does for the primary, and what workers do on their own account.
 
-use super::{SIGABRT, SIGKILL, Scheduled, Simulator, WorkerStep, exit_code, ms, signal};
+use super::{
+    SIGABRT, SIGKILL, ScheduledItem, Simulator, WorkerStep, exit_by_signal, exit_code, ms,
+};
 use crate::identity::WorkerId;
 use crate::{Action, Event, HealthSample};
 
 impl Simulator {
-    pub(super) fn perform(&mut self, action: Action) {
+    pub(super) fn perform_action(&mut self, action: Action) {
         match &action {
             Action::Fork(tag) => {
                 let script = (self.choose_script)(*tag, &mut self.rng);
-                self.schedule(script.fork_time, Scheduled::ForkReturn(tag.id));
+                self.schedule_item(script.fork_time, ScheduledItem::ForkReturn(tag.id));
                 self.forking.insert(tag.id, script);
             }
-            Action::Drain(worker) => self.drain(*worker),
+            Action::Drain(worker) => self.schedule_drain_end(*worker),
             Action::Kill(worker) => {
-                let step = WorkerStep::Exit(signal(SIGKILL));
-                self.schedule(ms(1), Scheduled::WorkerStep(*worker, step));
+                let step = WorkerStep::Exit(exit_by_signal(SIGKILL));
+                self.schedule_item(ms(1), ScheduledItem::WorkerStep(*worker, step));
             }
-            Action::Abort(worker) => self.abort(*worker),
+            Action::Abort(worker) => self.schedule_abort_exit(*worker),
             Action::ReadConfig(_) => {
                 let (after, result) = (self.config_file)(&self.supervisor.config, &mut self.rng);
                 self.pending_config = Some(result);
-                self.schedule(after, Scheduled::ConfigRead);
+                self.schedule_item(after, ScheduledItem::ConfigRead);
             }
             Action::SampleHealth { with_memory } => {
                 let samples = self.sample_health(*with_memory);
-                self.schedule(ms(0), Scheduled::HealthSampled(samples));
+                self.schedule_item(ms(0), ScheduledItem::HealthSampled(samples));
             }
             Action::StartUpgradeCheck => self.start_upgrade_check(),
             Action::StopUpgradeCheck => self.stop_upgrade_check(),
@@ -33,7 +35,7 @@ impl Simulator {
             Action::Log(_) | Action::Reply { .. } | Action::KeepGenerations(_) => {}
             Action::CloseListeners => {}
             Action::OpenSockets { slots } => {
-                let is_failing = self.rng.below(6) == 0;
+                let is_failing = self.rng.random_below(6) == 0;
                 let result = if is_failing { Err("EMFILE".to_string()) } else { Ok(()) };
                 self.schedule_report(Event::SocketsOpened { slots: *slots, result });
             }
@@ -47,7 +49,7 @@ impl Simulator {
             Action::SetDispatchTarget { .. } => {}
             Action::ConfirmRestart(report) => {
                 let odds = self.restart_veto_odds;
-                let restart = odds == 0 || self.rng.below(odds) > 0;
+                let restart = odds == 0 || self.rng.random_below(odds) > 0;
                 self.schedule_report(Event::RestartDecided { worker: report.worker.id, restart });
             }
             Action::Exit(reason) => self.exit = Some(*reason),
@@ -56,25 +58,25 @@ impl Simulator {
     }
 
     fn schedule_report(&mut self, event: Event) {
-        self.schedule(ms(0), Scheduled::Report(event));
+        self.schedule_item(ms(0), ScheduledItem::Report(event));
     }
 
-    fn drain(&mut self, worker: WorkerId) {
+    fn schedule_drain_end(&mut self, worker: WorkerId) {
         if let Some(time) = self.workers.get(&worker).and_then(|worker| worker.script.drain_time) {
-            self.schedule(time, Scheduled::WorkerStep(worker, WorkerStep::FinishDraining));
+            self.schedule_item(time, ScheduledItem::WorkerStep(worker, WorkerStep::FinishDraining));
         }
     }
 
-    fn abort(&mut self, worker: WorkerId) {
+    fn schedule_abort_exit(&mut self, worker: WorkerId) {
         // A process that is stopped does not get the signal before it continues.
         if let Some(time) = self.workers.get(&worker).and_then(|worker| worker.script.abort_time) {
-            let step = WorkerStep::Exit(signal(SIGABRT));
-            self.schedule(time, Scheduled::WorkerStep(worker, step));
+            let step = WorkerStep::Exit(exit_by_signal(SIGABRT));
+            self.schedule_item(time, ScheduledItem::WorkerStep(worker, step));
         }
     }
 
     fn is_channel_full(&mut self) -> bool {
-        self.full_channel_odds > 0 && self.rng.below(self.full_channel_odds) == 0
+        self.full_channel_odds > 0 && self.rng.random_below(self.full_channel_odds) == 0
     }
 
     fn sample_health(&self, with_memory: bool) -> Vec<HealthSample> {
@@ -89,62 +91,64 @@ impl Simulator {
         samples.collect()
     }
 
-    pub(super) fn run_scheduled(&mut self, item: Scheduled) {
+    pub(super) fn run_scheduled(&mut self, item: ScheduledItem) {
         match item {
-            Scheduled::Command(command) => self.command(command),
-            Scheduled::ConfigRead => {
+            ScheduledItem::Command(command) => self.send_command(command),
+            ScheduledItem::ConfigRead => {
                 if let Some(result) = self.pending_config.take() {
-                    self.report(Event::ConfigRead { result });
+                    self.report_event(Event::ConfigRead { result });
                 }
             }
-            Scheduled::Upgrade(stage) => self.run_upgrade_stage(stage),
-            Scheduled::Report(event) => self.report(event),
-            Scheduled::HealthSampled(samples) => self.report(Event::HealthSampled { samples }),
-            Scheduled::ForkReturn(worker) => match self.forking.get(&worker) {
+            ScheduledItem::Upgrade(stage) => self.run_upgrade_stage(stage),
+            ScheduledItem::Report(event) => self.report_event(event),
+            ScheduledItem::HealthSampled(samples) => {
+                self.report_event(Event::HealthSampled { samples })
+            }
+            ScheduledItem::ForkReturn(worker) => match self.forking.get(&worker) {
                 Some(script) if script.is_fork_failing => {
-                    self.report(Event::ForkFailed { worker, reason: "EAGAIN".to_string() });
+                    self.report_event(Event::ForkFailed { worker, reason: "EAGAIN".to_string() });
                 }
-                Some(_) => self.report(Event::Forked { worker, pid: 1000 + worker.0 as u32 }),
+                Some(_) => self.report_event(Event::Forked { worker, pid: 1000 + worker.0 as u32 }),
                 None => {}
             },
-            Scheduled::WorkerStep(worker, step) => {
+            ScheduledItem::WorkerStep(worker, step) => {
                 // It may be dead by now; and a frozen worker does nothing by itself.
                 if self.workers.get(&worker).is_some_and(|worker| worker.can_perform(step)) {
-                    self.perform_step(worker, step);
+                    self.perform_worker_step(worker, step);
                 }
             }
         }
     }
 
-    pub(super) fn perform_step(&mut self, worker: WorkerId, step: WorkerStep) {
+    pub(super) fn perform_worker_step(&mut self, worker: WorkerId, step: WorkerStep) {
         match step {
-            WorkerStep::ReportOnline => self.report(Event::Online { worker }),
-            WorkerStep::ReportReady => self.report(Event::Ready { worker }),
+            WorkerStep::ReportOnline => self.report_event(Event::Online { worker }),
+            WorkerStep::ReportReady => self.report_event(Event::Ready { worker }),
             WorkerStep::ReportBootFailed => {
-                self.report(Event::BootFailed { worker, reason: "no".to_string() });
+                self.report_event(Event::BootFailed { worker, reason: "no".to_string() });
             }
-            WorkerStep::StartRiskyJob => self.report(Event::RiskyJobStarted { worker }),
+            WorkerStep::StartRiskyJob => self.report_event(Event::RiskyJobStarted { worker }),
             WorkerStep::Retire => {
-                self.report(Event::Retiring { worker });
-                self.drain(worker);
+                self.report_event(Event::Retiring { worker });
+                self.schedule_drain_end(worker);
             }
             WorkerStep::Disconnect => {
-                self.report(Event::Disconnecting { worker });
-                self.drain(worker);
+                self.report_event(Event::Disconnecting { worker });
+                self.schedule_drain_end(worker);
             }
-            WorkerStep::CloseChannel => self.report(Event::ChannelClosed { worker }),
+            WorkerStep::CloseChannel => self.report_event(Event::ChannelClosed { worker }),
             WorkerStep::Freeze | WorkerStep::Thaw => {
                 if let Some(record) = self.workers.get_mut(&worker) {
                     record.set_frozen(step == WorkerStep::Freeze, self.now);
                 }
             }
             WorkerStep::StopBySignal => {
-                self.perform_step(worker, WorkerStep::Freeze);
-                self.report(Event::Stopped { worker });
+                self.perform_worker_step(worker, WorkerStep::Freeze);
+                self.report_event(Event::Stopped { worker });
             }
             WorkerStep::ContinueBySignal => {
-                self.perform_step(worker, WorkerStep::Thaw);
-                self.report(Event::Continued { worker });
+                self.perform_worker_step(worker, WorkerStep::Thaw);
+                self.report_event(Event::Continued { worker });
             }
             WorkerStep::BecomeFull | WorkerStep::BecomeEmpty => {
                 if let Some(record) = self.workers.get_mut(&worker) {
@@ -152,17 +156,17 @@ impl Simulator {
                 }
             }
             WorkerStep::FinishDraining => {
-                self.perform_step(worker, WorkerStep::Exit(exit_code(0)));
+                self.perform_worker_step(worker, WorkerStep::Exit(exit_code(0)));
             }
             WorkerStep::BreakProtocol => {
-                self.report(Event::ProtocolError { worker, reason: "noise".to_string() });
+                self.report_event(Event::ProtocolError { worker, reason: "noise".to_string() });
             }
             WorkerStep::Exit(status) => {
                 // The kernel closes a dead worker's channel; either may be noticed first.
-                if self.rng.below(2) == 0 {
-                    self.report(Event::ChannelClosed { worker });
+                if self.rng.random_below(2) == 0 {
+                    self.report_event(Event::ChannelClosed { worker });
                 }
-                self.report(Event::Exited { worker, status, requests_served: 7 });
+                self.report_event(Event::Exited { worker, status, requests_served: 7 });
             }
         }
     }

@@ -65,6 +65,6 @@ impl Simulator {
     }
 
     pub(crate) fn is_reloading_or_upgrading(&self) -> bool {
-        self.supervisor.reload.is_under_way() || self.supervisor.upgrade.is_under_way()
+        self.supervisor.reload.is_reloading() || self.supervisor.upgrade.is_upgrading()
     }
 }

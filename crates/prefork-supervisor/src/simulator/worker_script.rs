@@ -16,7 +16,7 @@ pub(crate) fn exit_code(code: i32) -> ExitStatus {
     ExitStatus::from_raw(code << 8)
 }
 
-pub(crate) fn signal(number: i32) -> ExitStatus {
+pub(crate) fn exit_by_signal(number: i32) -> ExitStatus {
     ExitStatus::from_raw(number)
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct TestRng(pub(crate) u64);
 
 impl TestRng {
     /// Returns a number in `0..limit`.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn random_below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -33,8 +33,8 @@ impl TestRng {
         (z ^ (z >> 31)) % limit
     }
 
-    pub(crate) fn millis(&mut self, limit: u64) -> Duration {
-        ms(self.below(limit))
+    pub(crate) fn random_millis(&mut self, limit: u64) -> Duration {
+        ms(self.random_below(limit))
     }
 }
 
@@ -98,7 +98,7 @@ impl WorkerScript {
 
     /// Is ready after 10 ms and serves for ever.
     pub(crate) fn serving() -> WorkerScript {
-        WorkerScript::hanging().then(10, WorkerStep::ReportReady)
+        WorkerScript::hanging().step_at(10, WorkerStep::ReportReady)
     }
 
     /// Fails to fork.
@@ -107,13 +107,13 @@ impl WorkerScript {
     }
 
     /// Performs `step` so many milliseconds after the fork.
-    pub(crate) fn then(mut self, at: u64, step: WorkerStep) -> WorkerScript {
+    pub(crate) fn step_at(mut self, at: u64, step: WorkerStep) -> WorkerScript {
         self.steps.push((ms(at), step));
         self
     }
 
     /// Takes so many milliseconds to fork.
-    pub(crate) fn forking_for(self, fork: u64) -> WorkerScript {
+    pub(crate) fn with_fork_time(self, fork: u64) -> WorkerScript {
         WorkerScript { fork_time: ms(fork), ..self }
     }
 
@@ -133,18 +133,19 @@ impl WorkerScript {
     }
 
     /// Behaves in any way; `ready` in ten of such workers become ready.
-    pub(crate) fn random(rng: &mut TestRng, ready: u64) -> WorkerScript {
-        if rng.below(12) == 0 {
-            return WorkerScript::failing_fork().forking_for(rng.below(30));
+    pub(crate) fn random_script(rng: &mut TestRng, ready: u64) -> WorkerScript {
+        if rng.random_below(12) == 0 {
+            return WorkerScript::failing_fork().with_fork_time(rng.random_below(30));
         }
-        let mut script = WorkerScript::hanging().forking_for(rng.below(3) * 10);
-        let boot = rng.below(800);
-        if rng.below(10) < ready {
-            script = script.then(boot, WorkerStep::ReportReady);
+        let mut script = WorkerScript::hanging().with_fork_time(rng.random_below(3) * 10);
+        let boot = rng.random_below(800);
+        if rng.random_below(10) < ready {
+            script = script.step_at(boot, WorkerStep::ReportReady);
         }
-        let statuses = [0, 1].map(exit_code).into_iter().chain([SIGSEGV, SIGKILL, 15].map(signal));
+        let statuses =
+            [0, 1].map(exit_code).into_iter().chain([SIGSEGV, SIGKILL, 15].map(exit_by_signal));
         let statuses: Vec<ExitStatus> = statuses.collect();
-        let exit = WorkerStep::Exit(statuses[rng.below(5) as usize]);
+        let exit = WorkerStep::Exit(statuses[rng.random_below(5) as usize]);
         let steps = [
             exit,
             exit,
@@ -159,15 +160,19 @@ impl WorkerScript {
             WorkerStep::StopBySignal,
             WorkerStep::ContinueBySignal,
         ];
-        for _ in 0..rng.below(4) {
-            let at = if rng.below(3) == 0 { rng.below(boot + 1) } else { rng.below(8000) };
-            script = script.then(at, steps[rng.below(steps.len() as u64) as usize]);
+        for _ in 0..rng.random_below(4) {
+            let at = if rng.random_below(3) == 0 {
+                rng.random_below(boot + 1)
+            } else {
+                rng.random_below(8000)
+            };
+            script = script.step_at(at, steps[rng.random_below(steps.len() as u64) as usize]);
         }
-        script = script.with_memory(rng.below(2_000), rng.below(200));
-        if rng.below(3) == 0 {
+        script = script.with_memory(rng.random_below(2_000), rng.random_below(200));
+        if rng.random_below(3) == 0 {
             script = script.surviving_abort();
         }
-        if rng.below(4) == 0 { script.never_draining() } else { script }
+        if rng.random_below(4) == 0 { script.never_draining() } else { script }
     }
 }
 

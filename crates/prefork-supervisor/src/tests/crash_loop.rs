@@ -3,26 +3,26 @@
 use super::*;
 
 fn crashing_after(at: u64) -> WorkerScript {
-    WorkerScript::hanging().then(at, WorkerStep::Exit(exit_code(1)))
+    WorkerScript::hanging().step_at(at, WorkerStep::Exit(exit_code(1)))
 }
 
 #[test]
 fn kills_of_ready_workers_cause_no_backoff() {
-    let mut sim = cluster(4, |_| None);
+    let mut sim = start_cluster(4, |_| None);
     sim.run_for(ms(20));
     for round in 0..500 {
         let victim = sim.serving_workers()[round % 4];
-        sim.worker_exits(victim, signal(SIGKILL));
+        sim.worker_exits(victim, exit_by_signal(SIGKILL));
         sim.run_for(ms(20));
         assert_eq!(sim.serving_workers().len(), 4);
     }
     assert_eq!((sim.fork_times().len(), sim.supervisor.restart_count()), (504, 500));
-    assert!(backoffs(&sim).is_empty());
+    assert!(logged_backoffs(&sim).is_empty());
 }
 
 #[test]
 fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
-    let mut sim = cluster(8, |_| Some(crashing_after(5)));
+    let mut sim = start_cluster(8, |_| Some(crashing_after(5)));
     sim.run_until_idle();
     // Eight forks, then one for each further round.
     let forks = sim.fork_times();
@@ -36,11 +36,11 @@ fn failing_boots_are_retried_one_at_a_time_with_growing_delays() {
 
 #[test]
 fn a_cluster_that_never_boots_gives_up() {
-    let mut sim = cluster(2, |_| {
+    let mut sim = start_cluster(2, |_| {
         Some(
             WorkerScript::hanging()
-                .then(4, WorkerStep::ReportBootFailed)
-                .then(5, WorkerStep::Exit(exit_code(70))),
+                .step_at(4, WorkerStep::ReportBootFailed)
+                .step_at(5, WorkerStep::Exit(exit_code(70))),
         )
     });
     sim.run_until_idle();
@@ -54,21 +54,21 @@ fn a_cluster_that_never_boots_gives_up() {
         LogEvent::GivingUp { failures } => Some(*failures),
         _ => None,
     };
-    assert_eq!((sim.logged(given_up), backoffs(&sim).len()), (vec![5], 4));
+    assert_eq!((sim.logged(given_up), logged_backoffs(&sim).len()), (vec![5], 4));
 }
 
 #[test]
 fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
-    let mut sim = cluster(2, |_| None);
+    let mut sim = start_cluster(2, |_| None);
     let says = |worker| Event::BootFailed { worker, reason: "no".to_string() };
-    sim.report(says(WorkerId(1)));
-    sim.report(says(WorkerId(1)));
+    sim.report_event(says(WorkerId(1)));
+    sim.report_event(says(WorkerId(1)));
     let logged = |sim: &Simulator| {
         sim.logged(|event| matches!(event, LogEvent::BootFailed { .. }).then_some(())).len()
     };
     assert_eq!(logged(&sim), 1);
     sim.run_for(ms(2_000));
-    sim.report(says(WorkerId(2)));
+    sim.report_event(says(WorkerId(2)));
     assert_eq!(logged(&sim), 1, "it had booted");
     let condemned = |event: &LogEvent| match event {
         LogEvent::Misbehaved { worker, .. } => Some(worker.id.0),
@@ -79,13 +79,14 @@ fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
 
 #[test]
 fn giving_up_kills_all_workers_and_a_stop_does_not_change_the_reason() {
-    let mut sim =
-        cluster(2, |id| Some(if id == 1 { WorkerScript::hanging() } else { crashing_after(5) }));
+    let mut sim = start_cluster(2, |id| {
+        Some(if id == 1 { WorkerScript::hanging() } else { crashing_after(5) })
+    });
     while sim.supervisor.phase == ClusterPhase::Booting {
-        sim.step();
+        sim.run_step();
     }
     assert_eq!(sim.supervisor.phase, ClusterPhase::Killing(ShutdownReason::WorkersCannotBoot));
-    sim.command(ClusterCommand::StopNow);
+    sim.send_command(ClusterCommand::StopNow);
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1).len(), 1);
     assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
@@ -93,21 +94,21 @@ fn giving_up_kills_all_workers_and_a_stop_does_not_change_the_reason() {
 
 #[test]
 fn a_cluster_that_once_served_never_gives_up() {
-    let mut sim = cluster(3, |id| (id > 3).then(|| crashing_after(5)));
+    let mut sim = start_cluster(3, |id| (id > 3).then(|| crashing_after(5)));
     sim.run_for(ms(2_000));
     for id in 1..=3 {
-        sim.worker_exits(id, signal(SIGSEGV));
+        sim.worker_exits(id, exit_by_signal(SIGSEGV));
     }
     sim.run_for(ms(600_000));
     assert_eq!((sim.exit, sim.serving_workers().len()), (None, 0));
-    let (failures, delay) = *backoffs(&sim).last().expect("it cools down");
+    let (failures, delay) = *logged_backoffs(&sim).last().expect("it cools down");
     assert!(failures > 100 && delay <= ms(2_000) && delay >= ms(1_500));
     assert!(sim.fork_times().len() <= 6 + failures as usize);
 }
 
 #[test]
 fn after_a_crash_loop_the_probe_is_followed_by_all_other_workers() {
-    let mut sim = cluster(3, |id| (id <= 6).then(|| crashing_after(5)));
+    let mut sim = start_cluster(3, |id| (id <= 6).then(|| crashing_after(5)));
     sim.run_until_idle();
     assert_eq!(sim.serving_workers(), [7, 8, 9]);
     // The others are forked as soon as the probe is ready, not one by one.
@@ -118,7 +119,7 @@ fn after_a_crash_loop_the_probe_is_followed_by_all_other_workers() {
 
 #[test]
 fn a_worker_that_exceeds_the_boot_timeout_is_killed_and_backs_off() {
-    let mut sim = cluster(1, |id| (id == 1).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id == 1).then(WorkerScript::hanging));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(10_000)]);
     let timed_out = sim.logged(|event| match event {
@@ -129,12 +130,12 @@ fn a_worker_that_exceeds_the_boot_timeout_is_killed_and_backs_off() {
         (timed_out, exit_causes(&sim)),
         (vec![(1, ms(10_000))], vec![(1, ExitCause::BootTimeout)])
     );
-    assert_eq!((backoffs(&sim).len(), sim.serving_workers()), (1, vec![2]));
+    assert_eq!((logged_backoffs(&sim).len(), sim.serving_workers()), (1, vec![2]));
 }
 
 #[test]
 fn failing_forks_are_retried_one_at_a_time() {
-    let mut sim = cluster(4, |id| (id <= 6).then(WorkerScript::failing_fork));
+    let mut sim = start_cluster(4, |id| (id <= 6).then(WorkerScript::failing_fork));
     sim.run_for(ms(50));
     assert_eq!((sim.fork_times().len(), sim.supervisor.workers.len()), (4, 0));
     sim.run_until_idle();
@@ -142,21 +143,21 @@ fn failing_forks_are_retried_one_at_a_time() {
         LogEvent::ForkFailed { worker, .. } => Some(worker.pid),
         _ => None,
     });
-    assert_eq!((failed, backoffs(&sim).len()), (vec![None; 6], 3));
+    assert_eq!((failed, logged_backoffs(&sim).len()), (vec![None; 6], 3));
     assert_eq!(sim.serving_workers(), [7, 8, 9, 10]);
 }
 
 #[test]
 fn a_crash_during_the_backoff_delay_forks_nothing() {
-    let mut sim = serving_cluster(3);
-    sim.worker_exits(1, signal(SIGKILL));
+    let mut sim = start_serving_cluster(3);
+    sim.worker_exits(1, exit_by_signal(SIGKILL));
     sim.run_for(ms(0));
     sim.worker_exits(4, exit_code(1));
-    assert_eq!(backoffs(&sim).len(), 1);
+    assert_eq!(logged_backoffs(&sim).len(), 1);
     let forks = sim.fork_times().len();
-    sim.worker_exits(2, signal(SIGKILL));
+    sim.worker_exits(2, exit_by_signal(SIGKILL));
     sim.worker_exits(3, exit_code(1));
-    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (forks, 1));
+    assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (forks, 1));
     sim.run_until_idle();
     assert_eq!(sim.serving_workers().len(), 3);
 }
@@ -164,11 +165,11 @@ fn a_crash_during_the_backoff_delay_forks_nothing() {
 #[test]
 fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
     // Each crashes soon after READY, but there is always another one about to be ready.
-    let mut sim = cluster(8, |id| {
+    let mut sim = start_cluster(8, |id| {
         Some(
             WorkerScript::hanging()
-                .then(50 + id % 8 * 7, WorkerStep::ReportReady)
-                .then(60 + id % 8 * 7, WorkerStep::Exit(exit_code(1))),
+                .step_at(50 + id % 8 * 7, WorkerStep::ReportReady)
+                .step_at(60 + id % 8 * 7, WorkerStep::Exit(exit_code(1))),
         )
     });
     sim.run_for(ms(60_000));
@@ -179,60 +180,62 @@ fn a_worker_that_gets_ready_does_not_end_the_backoff_delay() {
 #[test]
 fn crashes_of_other_workers_do_not_replace_the_probe() {
     // Worker 9 is the probe, and slow; the first eight crash one after the other.
-    let mut sim = cluster(8, |id| {
+    let mut sim = start_cluster(8, |id| {
         Some(if id <= 8 {
             crashing_after(id * 500)
         } else {
-            WorkerScript::hanging().then(5_000, WorkerStep::ReportReady)
+            WorkerScript::hanging().step_at(5_000, WorkerStep::ReportReady)
         })
     });
     sim.run_for(ms(5_000));
-    assert_eq!((sim.exit, sim.fork_times().len(), backoffs(&sim).len()), (None, 9, 1));
+    assert_eq!((sim.exit, sim.fork_times().len(), logged_backoffs(&sim).len()), (None, 9, 1));
     sim.run_for(ms(1_000));
     assert_eq!((sim.exit, sim.fork_times().len()), (None, 16));
 }
 
 #[test]
 fn a_few_kills_of_booting_workers_do_not_back_off() {
-    let mut sim = cluster(1, |id| (id <= 4).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id <= 4).then(WorkerScript::hanging));
     for id in 1..=3 {
-        sim.worker_exits(id, signal(SIGKILL));
+        sim.worker_exits(id, exit_by_signal(SIGKILL));
         sim.run_for(ms(0));
-        assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (id as usize + 1, 0));
+        assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (id as usize + 1, 0));
     }
-    sim.worker_exits(4, signal(SIGKILL));
-    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (4, 1));
+    sim.worker_exits(4, exit_by_signal(SIGKILL));
+    assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (4, 1));
 }
 
 #[test]
 fn a_ready_worker_resets_the_count_of_forgiven_kills() {
-    let mut sim = cluster(1, |id| (id % 4 != 0).then(WorkerScript::hanging));
+    let mut sim = start_cluster(1, |id| (id % 4 != 0).then(WorkerScript::hanging));
     for id in 1..12 {
         if id % 4 == 0 {
             sim.run_for(ms(10));
         }
-        sim.worker_exits(id, signal(SIGKILL));
+        sim.worker_exits(id, exit_by_signal(SIGKILL));
         sim.run_for(ms(0));
     }
-    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (12, 0));
+    assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (12, 0));
 }
 
 #[test]
 fn a_crash_before_min_uptime_backs_off_and_a_later_one_does_not() {
     for (uptime, rounds) in [(900, 1), (1_100, 0)] {
-        let mut sim = cluster(1, move |id| {
+        let mut sim = start_cluster(1, move |id| {
             (id == 1).then(|| {
-                WorkerScript::serving().then(10 + uptime, WorkerStep::Exit(signal(SIGSEGV)))
+                WorkerScript::serving()
+                    .step_at(10 + uptime, WorkerStep::Exit(exit_by_signal(SIGSEGV)))
             })
         });
         sim.run_until_idle();
-        assert_eq!((backoffs(&sim).len(), sim.serving_workers()), (rounds, vec![2]));
+        assert_eq!((logged_backoffs(&sim).len(), sim.serving_workers()), (rounds, vec![2]));
     }
 }
 
 #[test]
 fn workers_that_retire_before_ready_back_off() {
-    let mut sim = cluster(2, |_| Some(WorkerScript::hanging().then(1, WorkerStep::Retire)));
+    let mut sim =
+        start_cluster(2, |_| Some(WorkerScript::hanging().step_at(1, WorkerStep::Retire)));
     sim.run_for(ms(60_000));
     assert_eq!(
         (sim.exit, sim.fork_times().len()),

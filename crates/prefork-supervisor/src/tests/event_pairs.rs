@@ -8,27 +8,27 @@ use crate::worker_table::WorkerState;
 /// Brings a worker into each of its states.
 const WORKER_STATES: [fn(&mut Simulator, WorkerId); 9] = [
     |_, _| {},
-    |sim, worker| sim.report(Event::Forked { worker, pid: 1 }),
+    |sim, worker| sim.report_event(Event::Forked { worker, pid: 1 }),
     make_ready,
     |sim, worker| {
         make_ready(sim, worker);
-        sim.report(Event::Retiring { worker });
+        sim.report_event(Event::Retiring { worker });
     },
     |sim, worker| {
         make_ready(sim, worker);
-        sim.report(Event::ChannelClosed { worker });
+        sim.report_event(Event::ChannelClosed { worker });
     },
     |sim, worker| {
         make_ready(sim, worker);
-        sim.report(Event::ProtocolError { worker, reason: String::new() });
+        sim.report_event(Event::ProtocolError { worker, reason: String::new() });
     },
     |sim, worker| {
-        sim.report(Event::Forked { worker, pid: 1 });
+        sim.report_event(Event::Forked { worker, pid: 1 });
         sim.run_for(ms(10_000));
     },
     |sim, worker| {
         make_ready(sim, worker);
-        sim.report(Event::Exited { worker, status: exit_code(1), requests_served: 0 });
+        sim.report_event(Event::Exited { worker, status: exit_code(1), requests_served: 0 });
     },
     |sim, worker| {
         make_ready(sim, worker);
@@ -37,7 +37,7 @@ const WORKER_STATES: [fn(&mut Simulator, WorkerId); 9] = [
             sim.supervisor.workers.get(worker).expect("it exists").state,
             WorkerState::Aborted { .. }
         ) {
-            sim.step();
+            sim.run_step();
         }
     },
 ];
@@ -48,16 +48,16 @@ const WORKER_STATES: [fn(&mut Simulator, WorkerId); 9] = [
 const CLUSTER_STATES: [fn(&mut Simulator); 11] = [
     |_| {},
     |_| {},
-    |sim| sim.command(ClusterCommand::Stop),
-    |sim| sim.command(ClusterCommand::StopNow),
-    |sim| sim.command_with_reply(1, ClusterCommand::Reload),
+    |sim| sim.send_command(ClusterCommand::Stop),
+    |sim| sim.send_command(ClusterCommand::StopNow),
+    |sim| sim.send_command_with_reply(1, ClusterCommand::Reload),
     |sim| {
-        sim.command_with_reply(1, ClusterCommand::Reload);
-        sim.report(Event::ConfigRead { result: Ok(test_config(3)) });
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
+        sim.report_event(Event::ConfigRead { result: Ok(test_config(3)) });
     },
     |sim| {
-        sim.command_with_reply(1, ClusterCommand::Reload);
-        sim.report(Event::ConfigRead { result: Ok(test_config(3)) });
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
+        sim.report_event(Event::ConfigRead { result: Ok(test_config(3)) });
         let successors = |sim: &Simulator| {
             sim.supervisor.slots.iter().filter_map(|p| p.successor).collect::<Vec<_>>()
         };
@@ -65,13 +65,13 @@ const CLUSTER_STATES: [fn(&mut Simulator); 11] = [
             make_ready(sim, successor);
         }
         for worker in successors(sim) {
-            sim.report(Event::ForkFailed { worker, reason: String::new() });
+            sim.report_event(Event::ForkFailed { worker, reason: String::new() });
         }
     },
-    |sim| sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true }),
+    |sim| sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true }),
     |sim| {
-        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
-        sim.report(Event::UpgradeCheckPassed);
+        sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.report_event(Event::UpgradeCheckPassed);
     },
     restore_after_upgrade,
     |sim| {
@@ -83,14 +83,14 @@ const CLUSTER_STATES: [fn(&mut Simulator); 11] = [
 ];
 
 fn restore_after_upgrade(sim: &mut Simulator) {
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
-    sim.report(Event::UpgradeCheckPassed);
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.report_event(Event::UpgradeCheckPassed);
     sim.exec_new_binary(test_config(3), ms(10), 0);
 }
 
 fn make_ready(sim: &mut Simulator, worker: WorkerId) {
-    sim.report(Event::Forked { worker, pid: 1 });
-    sim.report(Event::Ready { worker });
+    sim.report_event(Event::Forked { worker, pid: 1 });
+    sim.report_event(Event::Ready { worker });
 }
 
 /// Returns a cluster of two workers that do nothing by themselves, with the cluster in state `phase` and the returned
@@ -100,7 +100,7 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
     let config =
         SupervisorConfig { boot_attempts: 1, stall_timeout: Some(ms(1_000)), ..test_config(2) };
     let mut sim = Simulator::new(config, 1, move |_, _| {
-        WorkerScript::hanging().never_draining().surviving_abort().forking_for(year)
+        WorkerScript::hanging().never_draining().surviving_abort().with_fork_time(year)
     })
     .start();
     sim.config_file = Box::new(move |config, _| (ms(year), Ok(config.clone())));
@@ -114,7 +114,11 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
         make_ready(&mut sim, WorkerId(2));
         assert_eq!(sim.supervisor.phase, ClusterPhase::Running);
         sim.run_for(ms(2_000));
-        sim.report(Event::Exited { worker, status: signal(SIGKILL), requests_served: 0 });
+        sim.report_event(Event::Exited {
+            worker,
+            status: exit_by_signal(SIGKILL),
+            requests_served: 0,
+        });
         worker = WorkerId(3);
     }
     WORKER_STATES[state](&mut sim, worker);
@@ -124,7 +128,7 @@ fn cluster_in_state(phase: usize, state: usize) -> (Simulator, WorkerId) {
 
 /// Returns the events that concern this worker. Commands expect a reply by `reply_id`.
 fn events_about(worker: WorkerId, reply_id: u64) -> Vec<Event> {
-    let exits = [exit_code(0), exit_code(1), signal(SIGKILL), signal(SIGSEGV)];
+    let exits = [exit_code(0), exit_code(1), exit_by_signal(SIGKILL), exit_by_signal(SIGSEGV)];
     let command_event = |command| {
         let by = Requester { name: "a test".to_string(), reply_id: Some(reply_id) };
         Event::CommandReceived { command, by }
@@ -198,7 +202,7 @@ fn check_all_event_pairs(phases: Range<usize>) {
                 for (worker, reply_id) in workers.into_iter().zip(reply_id..) {
                     if sim.exit.is_none() {
                         sim.now += ms(300);
-                        sim.report(events_about(worker, reply_id).swap_remove(index));
+                        sim.report_event(events_about(worker, reply_id).swap_remove(index));
                     }
                 }
             }
@@ -219,7 +223,7 @@ fn event_pairs_cover_every_stage_of_a_reload() {
 
 /// Stops the cluster and lets all pending forks fail.
 fn stop_and_answer_forks(sim: &mut Simulator) {
-    sim.command(ClusterCommand::StopNow);
+    sim.send_command(ClusterCommand::StopNow);
     let forking: Vec<WorkerId> = sim
         .supervisor
         .workers
@@ -228,7 +232,7 @@ fn stop_and_answer_forks(sim: &mut Simulator) {
         .map(|record| record.tag.id)
         .collect();
     for worker in forking {
-        sim.report(Event::ForkFailed { worker, reason: String::new() });
+        sim.report_event(Event::ForkFailed { worker, reason: String::new() });
     }
     sim.run_until_idle_within(100);
     assert!(sim.exit.is_some());

@@ -1,27 +1,27 @@
 //! Tests of reloads that fail: the old generation keeps serving, and the requester learns the reason.
 
-use super::reload::{failing_boot, refusal, reload_cluster, reload_log};
+use super::reload::{failing_boot, refusal_reason, reload_log, start_cluster_for_reload};
 use super::*;
 
 #[test]
 fn a_reload_with_a_bad_config_changes_nothing() {
-    let mut sim = reload_cluster(test_config(2), |_, _| None);
+    let mut sim = start_cluster_for_reload(test_config(2), |_, _| None);
     sim.config_file = Box::new(|_, _| (ms(5), Err("unknown key wokers".to_string())));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.kept_generations()), (vec![1, 2], Some(vec![1])));
-    assert_eq!((refusal(&sim).as_str(), sim.fork_times().len()), ("unknown key wokers", 2));
+    assert_eq!((refusal_reason(&sim).as_str(), sim.fork_times().len()), ("unknown key wokers", 2));
     assert_eq!(reload_log(&sim), ["reloading for control", "failed"]);
 }
 
 #[test]
 fn a_reload_whose_workers_cannot_boot_keeps_the_old_generation() {
-    let mut sim = reload_cluster(test_config(3), |_, _| failing_boot());
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(3), |_, _| failing_boot());
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.kept_generations()), (vec![1, 2, 3], Some(vec![1])));
-    assert_eq!(refusal(&sim), "worker=4 slot=0 gen=2 pid=1004: no");
-    assert_eq!((sim.fork_times().len(), backoffs(&sim).len()), (4, 0), "and no crash loop");
+    assert_eq!(refusal_reason(&sim), "worker=4 slot=0 gen=2 pid=1004: no");
+    assert_eq!((sim.fork_times().len(), logged_backoffs(&sim).len()), (4, 0), "and no crash loop");
 }
 
 #[test]
@@ -29,46 +29,47 @@ fn every_kind_of_boot_failure_fails_a_reload_and_names_the_reason() {
     let ways: [(WorkerScript, &str); 6] = [
         (WorkerScript::hanging(), "was not ready within 10s"),
         (WorkerScript::failing_fork(), "EAGAIN"),
-        (WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(3))), "exit status: 3"),
+        (WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(3))), "exit status: 3"),
         (
-            WorkerScript::hanging().then(5, WorkerStep::Exit(signal(SIGSEGV))),
+            WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_by_signal(SIGSEGV))),
             "signal: 11 (SIGSEGV)",
         ),
-        (WorkerScript::hanging().then(5, WorkerStep::BreakProtocol), "noise"),
-        (WorkerScript::hanging().then(5, WorkerStep::Retire), "retired before it was ready"),
+        (WorkerScript::hanging().step_at(5, WorkerStep::BreakProtocol), "noise"),
+        (WorkerScript::hanging().step_at(5, WorkerStep::Retire), "retired before it was ready"),
     ];
     for (script, reason) in ways {
-        let mut sim = reload_cluster(test_config(2), move |_, _| Some(script.clone()));
-        sim.command_with_reply(1, ClusterCommand::Reload);
+        let mut sim = start_cluster_for_reload(test_config(2), move |_, _| Some(script.clone()));
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
         sim.run_until_idle();
-        assert!(refusal(&sim).contains(reason), "{} for {reason}", refusal(&sim));
+        assert!(refusal_reason(&sim).contains(reason), "{} for {reason}", refusal_reason(&sim));
         assert_eq!((sim.serving_workers(), sim.fork_times().len()), (vec![1, 2], 3), "{reason}");
     }
 }
 
 #[test]
 fn a_failed_successor_rolls_back_the_earlier_ones() {
-    let mut sim =
-        reload_cluster(test_config(3), |_, slot| (slot == 2).then(failing_boot).flatten());
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(3), |_, slot| {
+        (slot == 2).then(failing_boot).flatten()
+    });
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(sim.serving_workers(), [7, 8, 3]);
     assert_eq!((sim.serving_generations(), sim.kept_generations()), (vec![1, 1, 1], Some(vec![1])));
-    assert_eq!(refusal(&sim), "worker=6 slot=2 gen=2 pid=1006: no");
+    assert_eq!(refusal_reason(&sim), "worker=6 slot=2 gen=2 pid=1006: no");
     assert_eq!(reload_log(&sim), ["reloading for control", "back to 1", "failed"]);
 }
 
 #[test]
 fn a_new_worker_that_crashes_early_fails_the_reload() {
     let script_for = |_, slot| match slot {
-        0 => Some(WorkerScript::serving().then(15, WorkerStep::Exit(signal(SIGSEGV)))),
-        _ => Some(WorkerScript::hanging().then(500, WorkerStep::ReportReady)),
+        0 => Some(WorkerScript::serving().step_at(15, WorkerStep::Exit(exit_by_signal(SIGSEGV)))),
+        _ => Some(WorkerScript::hanging().step_at(500, WorkerStep::ReportReady)),
     };
-    let mut sim = reload_cluster(test_config(2), script_for);
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(2), script_for);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
-    assert!(refusal(&sim).contains("crashed early: signal: 11"));
-    assert_eq!((sim.serving_generations(), backoffs(&sim).len()), (vec![1, 1], 0));
+    assert!(refusal_reason(&sim).contains("crashed early: signal: 11"));
+    assert_eq!((sim.serving_generations(), logged_backoffs(&sim).len()), (vec![1, 1], 0));
 }
 
 #[test]
@@ -76,18 +77,22 @@ fn a_failed_rollback_is_repaired_by_the_next_reload() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| {
         let bad = tag.generation == Generation(2) && tag.slot.0 == 1 || (4..6).contains(&tag.id.0);
         if bad {
-            WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1)))
+            WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1)))
         } else {
             WorkerScript::serving()
         }
     };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
-    assert!(refusal(&sim).contains("rolling back failed too: worker=5"), "{:?}", refusal(&sim));
+    assert!(
+        refusal_reason(&sim).contains("rolling back failed too: worker=5"),
+        "{:?}",
+        refusal_reason(&sim)
+    );
     assert_eq!((sim.serving_generations(), sim.kept_generations()), (vec![2, 1], Some(vec![1, 2])));
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!((sim.serving_generations(), sim.kept_generations()), (vec![3, 3], Some(vec![3])));
 }
@@ -95,17 +100,17 @@ fn a_failed_rollback_is_repaired_by_the_next_reload() {
 #[test]
 fn a_reload_forgives_a_few_kills_from_outside() {
     // Each new worker is killed as soon as it serves.
-    let mut sim = reload_cluster(test_config(2), |_, _| {
-        Some(WorkerScript::serving().then(15, WorkerStep::Exit(signal(SIGKILL))))
+    let mut sim = start_cluster_for_reload(test_config(2), |_, _| {
+        Some(WorkerScript::serving().step_at(15, WorkerStep::Exit(exit_by_signal(SIGKILL))))
     });
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
-    assert!(refusal(&sim).contains("signal: 9"));
+    assert!(refusal_reason(&sim).contains("signal: 9"));
     assert_eq!(sim.serving_generations(), [1, 1]);
-    let mut sim = reload_cluster(test_config(1), |_, _| None);
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(1), |_, _| None);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_for(ms(6));
-    sim.worker_exits(2, signal(SIGKILL));
+    sim.worker_exits(2, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.replies().len()), (vec![3], 1));
     assert!(sim.replies()[0].1.is_ok());
@@ -113,11 +118,11 @@ fn a_reload_forgives_a_few_kills_from_outside() {
 
 #[test]
 fn a_failed_reload_restores_the_old_config() {
-    let mut sim = reload_cluster(test_config(1), |_, _| failing_boot());
+    let mut sim = start_cluster_for_reload(test_config(1), |_, _| failing_boot());
     let before = sim.supervisor.config.clone();
     sim.config_file =
         Box::new(|_, _| (ms(5), Ok(SupervisorConfig { boot_timeout: ms(1), ..test_config(1) })));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(sim.supervisor.config, before);
 }

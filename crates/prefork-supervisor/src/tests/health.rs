@@ -11,7 +11,7 @@ fn stall_config(workers: u32) -> SupervisorConfig {
 }
 
 /// Starts a cluster and lets it serve for five seconds. `script_for` gives some workers another script by their id.
-fn health_cluster(
+fn start_cluster_for_health_checks(
     config: SupervisorConfig,
     script_for: impl Fn(u64) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
@@ -47,7 +47,7 @@ fn recycle_log(sim: &Simulator) -> Vec<(u64, RecycleReason)> {
 
 #[test]
 fn a_stalled_worker_is_logged_then_aborted_then_killed() {
-    let mut sim = health_cluster(stall_config(2), |id| {
+    let mut sim = start_cluster_for_health_checks(stall_config(2), |id| {
         (id == 1).then(|| WorkerScript::serving().surviving_abort())
     });
     sim.worker_does(1, WorkerStep::Freeze);
@@ -68,12 +68,12 @@ fn a_stalled_worker_is_logged_then_aborted_then_killed() {
         (exit_causes(&sim), sim.serving_workers()),
         (vec![(1, ExitCause::Stalled)], vec![3, 2])
     );
-    assert_eq!((sim.supervisor.restart_count(), backoffs(&sim).len()), (1, 0));
+    assert_eq!((sim.supervisor.restart_count(), logged_backoffs(&sim).len()), (1, 0));
 }
 
 #[test]
 fn a_stalled_worker_that_dies_of_sigabrt_is_not_killed() {
-    let mut sim = health_cluster(stall_config(1), |_| None);
+    let mut sim = start_cluster_for_health_checks(stall_config(1), |_| None);
     sim.worker_does(1, WorkerStep::Freeze);
     sim.run_for(ms(60_000));
     assert_eq!((kill_times(&sim, 1), exit_causes(&sim)), (vec![], vec![(1, ExitCause::Stalled)]));
@@ -82,7 +82,7 @@ fn a_stalled_worker_that_dies_of_sigabrt_is_not_killed() {
 
 #[test]
 fn a_stalled_worker_that_recovers_is_not_aborted() {
-    let mut sim = health_cluster(stall_config(1), |_| None);
+    let mut sim = start_cluster_for_health_checks(stall_config(1), |_| None);
     sim.worker_does(1, WorkerStep::Freeze);
     sim.run_for(ms(29_000));
     sim.worker_does(1, WorkerStep::Thaw);
@@ -94,8 +94,9 @@ fn a_stalled_worker_that_recovers_is_not_aborted() {
 #[test]
 fn a_draining_worker_that_stalls_is_aborted() {
     let config = SupervisorConfig { graceful_timeout: ms(3_600_000), ..stall_config(1) };
-    let mut sim = health_cluster(config, |_| Some(WorkerScript::serving().never_draining()));
-    sim.command(ClusterCommand::Stop);
+    let mut sim =
+        start_cluster_for_health_checks(config, |_| Some(WorkerScript::serving().never_draining()));
+    sim.send_command(ClusterCommand::Stop);
     sim.worker_does(1, WorkerStep::Freeze);
     sim.run_for(ms(60_000));
     assert_eq!(
@@ -109,7 +110,7 @@ fn a_primary_that_was_stopped_kills_no_worker() {
     for timeout in [1, 500, 1_000, 30_000] {
         let config = SupervisorConfig { stall_timeout: Some(ms(timeout)), ..stall_config(3) };
         for (asleep, all) in [(700, true), (60_000, false), (60_000, true), (86_400_000, true)] {
-            let mut sim = health_cluster(config.clone(), |_| None);
+            let mut sim = start_cluster_for_health_checks(config.clone(), |_| None);
             if all && (timeout > 500 || asleep > 1_000) {
                 // The whole container is suspended; the first heartbeat comes after the first sample.
                 sim.suspend_all_for(ms(asleep));
@@ -129,7 +130,7 @@ fn a_primary_that_was_stopped_kills_no_worker() {
 
 #[test]
 fn a_primary_that_is_stopped_repeatedly_still_detects_stalls() {
-    let mut sim = health_cluster(stall_config(2), |_| None);
+    let mut sim = start_cluster_for_health_checks(stall_config(2), |_| None);
     sim.worker_does(2, WorkerStep::Freeze);
     for _ in 0..20 {
         sim.stop_primary_for(ms(3_000));
@@ -143,22 +144,22 @@ fn a_primary_that_is_stopped_repeatedly_still_detects_stalls() {
 
 #[test]
 fn health_is_sampled_only_while_limits_are_configured() {
-    let mut sim = health_cluster(test_config(1), |_| None);
+    let mut sim = start_cluster_for_health_checks(test_config(1), |_| None);
     sim.run_for(ms(600_000));
     let health_samples =
         |sim: &Simulator| sim.times_of(&Action::SampleHealth { with_memory: false }).len();
     assert_eq!((health_samples(&sim), sim.supervisor.next_deadline()), (0, None));
     sim.config_file = Box::new(|_, _| (ms(5), Ok(stall_config(1))));
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     sim.run_for(ms(5_100));
     assert_eq!(health_samples(&sim), 10);
     sim.config_file =
         Box::new(|_, _| (ms(5), Ok(SupervisorConfig { max_rss: Some(1 << 30), ..test_config(1) })));
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     sim.run_for(ms(5_100));
     assert!(sim.times_of(&Action::SampleHealth { with_memory: true }).len() >= 10);
     sim.config_file = Box::new(|_, _| (ms(5), Ok(test_config(1))));
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(sim.supervisor.next_deadline(), None);
 }
@@ -166,7 +167,7 @@ fn health_is_sampled_only_while_limits_are_configured() {
 #[test]
 fn workers_are_recycled_one_at_a_time_with_jitter() {
     let config = SupervisorConfig { max_requests: Some(10_000), ..test_config(8) };
-    let mut sim = health_cluster(config, |_| None);
+    let mut sim = start_cluster_for_health_checks(config, |_| None);
     // At 100 requests a second, between 80 and 100 seconds. `invariants` checks that it is one at a time.
     sim.run_for(ms(70_000));
     assert_eq!(recycle_log(&sim), []);
@@ -195,11 +196,11 @@ fn workers_are_recycled_by_memory_and_by_age() {
         max_lifetime: Some(ms(100_000)),
         ..test_config(2)
     };
-    let mut sim = health_cluster(config, |id| {
+    let mut sim = start_cluster_for_health_checks(config, |id| {
         (id == 1).then(|| WorkerScript::serving().with_memory(1_000, 100))
     });
     while recycle_log(&sim).len() < 2 {
-        sim.step();
+        sim.run_step();
     }
     sim.run_for(ms(1_000));
     let recycled = recycle_log(&sim);
@@ -212,11 +213,11 @@ fn workers_are_recycled_by_memory_and_by_age() {
 #[test]
 fn a_worker_over_its_limit_keeps_serving_if_its_successor_fails() {
     let config = SupervisorConfig { max_lifetime: Some(ms(10_000)), ..test_config(2) };
-    let mut sim = health_cluster(config, |id| {
-        (id > 2).then(|| WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))))
+    let mut sim = start_cluster_for_health_checks(config, |id| {
+        (id > 2).then(|| WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))))
     });
     sim.run_for(ms(55_000));
-    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 2], 0));
+    assert_eq!((sim.serving_workers(), logged_backoffs(&sim).len()), (vec![1, 2], 0));
     // One attempt in ten seconds.
     assert!((4..=7).contains(&sim.fork_times()[2..].len()), "{:?}", sim.fork_times());
 }
@@ -224,7 +225,7 @@ fn a_worker_over_its_limit_keeps_serving_if_its_successor_fails() {
 #[test]
 fn workers_over_the_memory_limit_from_the_start_are_recycled_after_min_uptime() {
     let config = SupervisorConfig { max_rss: Some(500), min_uptime: ms(10_000), ..test_config(1) };
-    let mut sim = health_cluster(config, |_| None);
+    let mut sim = start_cluster_for_health_checks(config, |_| None);
     sim.run_for(ms(95_000));
     assert!((5..=10).contains(&sim.fork_times().len()), "{:?}", sim.fork_times());
 }
@@ -232,13 +233,14 @@ fn workers_over_the_memory_limit_from_the_start_are_recycled_after_min_uptime() 
 #[test]
 fn a_failed_recycling_does_not_fail_a_reload() {
     let limits = SupervisorConfig { max_lifetime: Some(ms(5_500)), ..test_config(1) };
-    let hangs =
-        |id| (id == 2).then(|| WorkerScript::hanging().then(300, WorkerStep::Exit(exit_code(1))));
-    let mut sim = health_cluster(limits, hangs);
+    let hangs = |id| {
+        (id == 2).then(|| WorkerScript::hanging().step_at(300, WorkerStep::Exit(exit_code(1))))
+    };
+    let mut sim = start_cluster_for_health_checks(limits, hangs);
     while recycle_log(&sim).is_empty() {
-        sim.step();
+        sim.run_step();
     }
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_for(ms(1_000));
     assert_eq!((sim.serving_generations(), sim.replies().len()), (vec![2], 1));
     assert!(sim.replies()[0].1.is_ok());
@@ -248,7 +250,7 @@ fn a_failed_recycling_does_not_fail_a_reload() {
 #[test]
 fn a_worker_over_the_hard_memory_limit_is_killed() {
     let config = SupervisorConfig { max_rss_hard: Some(3_000), ..test_config(2) };
-    let mut sim = health_cluster(config, |id| {
+    let mut sim = start_cluster_for_health_checks(config, |id| {
         (id == 2).then(|| WorkerScript::serving().with_memory(1_000, 200))
     });
     sim.run_for(ms(20_000));
@@ -263,13 +265,17 @@ fn a_worker_over_the_hard_memory_limit_is_killed() {
         (exit_causes(&sim), sim.serving_workers()),
         (vec![(2, ExitCause::MemoryLimit)], vec![1, 3])
     );
-    assert_eq!(backoffs(&sim).len(), 0);
+    assert_eq!(logged_backoffs(&sim).len(), 0);
 }
 
 #[test]
 fn workers_over_the_hard_memory_limit_from_the_start_back_off() {
     let config = SupervisorConfig { max_rss_hard: Some(500), ..test_config(2) };
-    let mut sim = health_cluster(config, |_| None);
+    let mut sim = start_cluster_for_health_checks(config, |_| None);
     sim.run_for(ms(60_000));
-    assert!(backoffs(&sim).len() > 10 && sim.fork_times().len() < 80, "{}", sim.fork_times().len());
+    assert!(
+        logged_backoffs(&sim).len() > 10 && sim.fork_times().len() < 80,
+        "{}",
+        sim.fork_times().len()
+    );
 }

@@ -14,7 +14,7 @@ fn slot_socket_config(workers: u32) -> SupervisorConfig {
 }
 
 /// Starts a cluster of workers with a socket each, and lets them serve for longer than `min_uptime`.
-fn slot_socket_cluster(workers: u32) -> Simulator {
+fn start_cluster_with_slot_sockets(workers: u32) -> Simulator {
     let mut sim =
         Simulator::new(slot_socket_config(workers), 1, |_, _| WorkerScript::serving()).start();
     sim.run_for(ms(5_000));
@@ -44,8 +44,8 @@ fn release_action(worker: u64, slot: u32) -> Action {
 
 #[test]
 fn a_sibling_adopts_the_slot_until_the_replacement_is_ready() {
-    let mut sim = slot_socket_cluster(3);
-    sim.worker_exits(2, signal(SIGKILL));
+    let mut sim = start_cluster_with_slot_sockets(3);
+    sim.worker_exits(2, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(1, 1)]);
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [1, 4, 3]);
@@ -58,8 +58,8 @@ fn a_sibling_adopts_the_slot_until_the_replacement_is_ready() {
 #[test]
 fn the_first_ready_worker_adopts_all_other_slots() {
     let script = |tag: WorkerTag, _: &mut TestRng| match tag.slot.0 {
-        1 => WorkerScript::hanging().then(50, WorkerStep::ReportReady),
-        _ => WorkerScript::hanging().then(100, WorkerStep::ReportReady),
+        1 => WorkerScript::hanging().step_at(50, WorkerStep::ReportReady),
+        _ => WorkerScript::hanging().step_at(100, WorkerStep::ReportReady),
     };
     let mut sim = Simulator::new(slot_socket_config(3), 1, script).start();
     sim.run_for(ms(60));
@@ -76,10 +76,10 @@ fn siblings_adopt_the_slots_of_a_crash_loop() {
     };
     let mut sim = Simulator::new(slot_socket_config(3), 1, script).start();
     sim.run_for(ms(5_000));
-    sim.worker_exits(3, signal(SIGSEGV));
+    sim.worker_exits(3, exit_by_signal(SIGSEGV));
     sim.run_for(ms(20_000));
     assert_eq!(adopters(&sim), [(2, 1)]);
-    sim.worker_exits(1, signal(SIGKILL));
+    sim.worker_exits(1, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(0, 2), (2, 2)]);
     sim.worker_does(2, WorkerStep::Retire);
     assert_eq!(adopters(&sim), [], "nobody is left");
@@ -88,7 +88,7 @@ fn siblings_adopt_the_slots_of_a_crash_loop() {
 
 #[test]
 fn a_sibling_adopts_the_slot_of_a_frozen_worker_within_half_a_second() {
-    let mut sim = slot_socket_cluster(2);
+    let mut sim = start_cluster_with_slot_sockets(2);
     let frozen = sim.now + ms(37);
     sim.run_for(ms(37));
     sim.worker_does(1, WorkerStep::Freeze);
@@ -110,7 +110,7 @@ fn a_sibling_adopts_the_slot_of_a_frozen_worker_within_half_a_second() {
 
 #[test]
 fn a_sibling_adopts_the_slot_of_a_worker_stopped_by_a_signal() {
-    let mut sim = slot_socket_cluster(2);
+    let mut sim = start_cluster_with_slot_sockets(2);
     sim.worker_does(1, WorkerStep::StopBySignal);
     assert_eq!(adopters(&sim), [(0, 2)]);
     // Its heartbeat stalls as well, and is no longer late when the worker continues.
@@ -122,7 +122,7 @@ fn a_sibling_adopts_the_slot_of_a_worker_stopped_by_a_signal() {
 
 #[test]
 fn suspending_the_whole_container_adopts_no_slots() {
-    let mut sim = slot_socket_cluster(3);
+    let mut sim = start_cluster_with_slot_sockets(3);
     sim.suspend_all_for(ms(5_000));
     sim.run_for(ms(6_000));
     assert_eq!(adoption_actions(&sim), []);
@@ -130,7 +130,7 @@ fn suspending_the_whole_container_adopts_no_slots() {
 
 #[test]
 fn a_sibling_adopts_the_slot_of_a_full_worker() {
-    let mut sim = slot_socket_cluster(2);
+    let mut sim = start_cluster_with_slot_sockets(2);
     sim.worker_does(2, WorkerStep::BecomeFull);
     sim.run_for(ms(200));
     assert_eq!(adopters(&sim), [(1, 1)]);
@@ -141,11 +141,11 @@ fn a_sibling_adopts_the_slot_of_a_full_worker() {
 
 #[test]
 fn slots_that_are_scaled_away_stay_adopted_and_balanced() {
-    let mut sim = slot_socket_cluster(6);
-    sim.command(ClusterCommand::Scale(ScaleChange::To(2)));
+    let mut sim = start_cluster_with_slot_sockets(6);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_for(ms(1_000));
     assert_eq!(adopters(&sim), [(2, 1), (3, 2), (4, 1), (5, 2)]);
-    sim.worker_exits(1, signal(SIGKILL));
+    sim.worker_exits(1, exit_by_signal(SIGKILL));
     assert_eq!(sim.supervisor.slot_adopters().filter(|(_, w)| w.0 == 2).count(), 5);
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [7, 2]);
@@ -154,7 +154,7 @@ fn slots_that_are_scaled_away_stay_adopted_and_balanced() {
     // The same sockets are used again when there are more workers.
     sim.full_channel_odds = 0;
     while sim.supervisor.wanted_workers() < 6 {
-        sim.command(ClusterCommand::Scale(ScaleChange::To(6)));
+        sim.send_command(ClusterCommand::Scale(ScaleChange::To(6)));
         sim.run_for(ms(1_000));
     }
     let opened = sim.log.iter().filter(|(_, a)| *a == Action::OpenSockets { slots: 6 }).count();
@@ -164,18 +164,18 @@ fn slots_that_are_scaled_away_stay_adopted_and_balanced() {
 
 #[test]
 fn scaling_up_waits_for_sockets_and_is_refused_without_them() {
-    let mut sim = slot_socket_cluster(2);
-    sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
-    sim.command_with_reply(2, ClusterCommand::Scale(ScaleChange::Up(1)));
+    let mut sim = start_cluster_with_slot_sockets(2);
+    sim.send_command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.send_command_with_reply(2, ClusterCommand::Scale(ScaleChange::Up(1)));
     assert_eq!((sim.supervisor.wanted_workers(), sim.replies().len()), (2, 0));
     let reason = "cannot bind".to_string();
-    sim.report(Event::SocketsOpened { slots: 3, result: Err(reason.clone()) });
+    sim.report_event(Event::SocketsOpened { slots: 3, result: Err(reason.clone()) });
     assert_eq!(sim.replies(), [(1, Err(reason))]);
-    sim.report(Event::SocketsOpened { slots: 3, result: Ok(()) });
+    sim.report_event(Event::SocketsOpened { slots: 3, result: Ok(()) });
     assert_eq!((sim.supervisor.wanted_workers(), sim.replies().len()), (3, 2));
     // A stop refuses waiting commands.
-    sim.command_with_reply(3, ClusterCommand::Scale(ScaleChange::Up(1)));
-    sim.command_with_reply(4, ClusterCommand::Stop);
+    sim.send_command_with_reply(3, ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.send_command_with_reply(4, ClusterCommand::Stop);
     sim.run_until_idle();
     let third = sim.replies().into_iter().find(|(reply_id, _)| *reply_id == 3);
     assert_eq!(third, Some((3, Err("the cluster is stopping".to_string()))));
@@ -189,7 +189,7 @@ fn a_reload_can_turn_slot_sockets_on_and_off() {
     sim.config_file = Box::new(|config, _| {
         (ms(5), Ok(SupervisorConfig { has_socket_per_slot: true, ..config.clone() }))
     });
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     // The old workers share the first socket, and adopt the other slots until the new workers are ready.
     sim.run_for(ms(5));
     assert_eq!(adopters(&sim), [(1, 1), (2, 2)]);
@@ -198,7 +198,7 @@ fn a_reload_can_turn_slot_sockets_on_and_off() {
     sim.config_file = Box::new(|config, _| {
         (ms(5), Ok(SupervisorConfig { has_socket_per_slot: false, ..config.clone() }))
     });
-    sim.command_with_reply(2, ClusterCommand::Reload);
+    sim.send_command_with_reply(2, ClusterCommand::Reload);
     sim.run_for(ms(1_000));
     assert_eq!(sim.serving_generations(), [3; 3]);
     let used: std::collections::BTreeSet<u64> = adopters(&sim).iter().map(|a| a.1).collect();
@@ -207,14 +207,14 @@ fn a_reload_can_turn_slot_sockets_on_and_off() {
 
 #[test]
 fn a_worker_with_a_full_channel_is_told_later() {
-    let mut sim = slot_socket_cluster(3);
-    sim.worker_exits(3, signal(SIGKILL));
+    let mut sim = start_cluster_with_slot_sockets(3);
+    sim.worker_exits(3, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(2, 1)]);
-    sim.report(Event::AdoptSlotFailed { worker: WorkerId(1), slot: Slot(2) });
+    sim.report_event(Event::AdoptSlotFailed { worker: WorkerId(1), slot: Slot(2) });
     assert_eq!(adopters(&sim), [(2, 2)]);
     sim.run_for(ms(10));
     assert_eq!(adopters(&sim), []);
-    sim.report(Event::ReleaseSlotFailed { worker: WorkerId(2), slot: Slot(2) });
+    sim.report_event(Event::ReleaseSlotFailed { worker: WorkerId(2), slot: Slot(2) });
     sim.run_for(ms(300));
     let logged = |step| adoption_actions(&sim).iter().filter(|(_, action)| *action == step).count();
     // If the slot has several sockets, one may have reached worker 1.
@@ -223,11 +223,11 @@ fn a_worker_with_a_full_channel_is_told_later() {
 
 #[test]
 fn an_upgrade_keeps_the_slot_adopters() {
-    let mut sim = slot_socket_cluster(4);
-    sim.command(ClusterCommand::Scale(ScaleChange::To(2)));
+    let mut sim = start_cluster_with_slot_sockets(4);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_for(ms(1_000));
     assert_eq!(adopters(&sim), [(2, 1), (3, 2)]);
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_for(ms(69));
     assert_eq!((sim.upgrade_count, adopters(&sim)), (1, vec![(2, 1), (3, 2)]));
     sim.run_for(ms(1_000));
@@ -238,11 +238,11 @@ fn an_upgrade_keeps_the_slot_adopters() {
 
 #[test]
 fn slot_adopters_do_not_change_during_a_stop() {
-    let mut sim = slot_socket_cluster(3);
-    sim.command(ClusterCommand::Scale(ScaleChange::To(1)));
+    let mut sim = start_cluster_with_slot_sockets(3);
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(1)));
     sim.run_for(ms(1_000));
     sim.log.clear();
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!((adoption_actions(&sim), sim.exit), (vec![], Some(ShutdownReason::StopRequested)));
 }
@@ -265,7 +265,7 @@ fn connections_are_dispatched_to_workers_that_accept() {
     sim.run_for(ms(5_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(1)), (1, Some(2))]);
     // A worker dies and is replaced.
-    sim.worker_exits(2, signal(SIGKILL));
+    sim.worker_exits(2, exit_by_signal(SIGKILL));
     assert_eq!(dispatch_log(&mut sim), [(1, None)]);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(1, Some(3))]);
@@ -288,18 +288,18 @@ fn connections_are_dispatched_to_workers_that_accept() {
         assert_eq!(dispatch_log(&mut sim), [(0, steered)]);
     }
     // A successor takes over without a gap; a worker that retires accepts no more.
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(4)), (1, Some(5))]);
     sim.worker_does(4, WorkerStep::Retire);
     assert_eq!(dispatch_log(&mut sim), [(0, None)]);
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(0, Some(6))]);
-    sim.command(ClusterCommand::Scale(ScaleChange::To(1)));
+    sim.send_command(ClusterCommand::Scale(ScaleChange::To(1)));
     sim.run_for(ms(1_000));
     assert_eq!(dispatch_log(&mut sim), [(1, None)]);
     // During a stop each worker empties its own queue.
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!(dispatch_log(&mut sim), []);
 }
@@ -314,18 +314,18 @@ proptest! {
     ) {
         let config = SupervisorConfig { has_socket_per_slot: slots, ..with_limits_of(config, limits) };
         let mut sim = Simulator::new(config, seed, move |_, rng| {
-            let at = rng.below(4_000);
-            WorkerScript::random(rng, ready).then(at, WorkerStep::BecomeFull).then(2 * at, WorkerStep::BecomeEmpty)
+            let at = rng.random_below(4_000);
+            WorkerScript::random_script(rng, ready).step_at(at, WorkerStep::BecomeFull).step_at(2 * at, WorkerStep::BecomeEmpty)
         });
         sim.full_channel_odds = full_channels;
         sim.config_file = Box::new(|config, rng| {
-            let workers = if rng.below(3) == 0 { 1 + rng.below(8) as u32 } else { config.workers };
-            let has_socket_per_slot = rng.below(3) > 0;
+            let workers = if rng.random_below(3) == 0 { 1 + rng.random_below(8) as u32 } else { config.workers };
+            let has_socket_per_slot = rng.random_below(3) > 0;
             let config = SupervisorConfig { workers, has_socket_per_slot, ..config.clone() };
-            let result = if rng.below(4) == 0 { Err("no".to_string()) } else { Ok(config) };
-            (rng.millis(100), result)
+            let result = if rng.random_below(4) == 0 { Err("no".to_string()) } else { Ok(config) };
+            (rng.random_millis(100), result)
         });
-        sim.new_binary = Box::new(NewBinary::random);
+        sim.new_binary = Box::new(NewBinary::random_binary);
         let mut sim = sim.with_kinds(kinds).start();
         for (number, (wait, command)) in random_commands.into_iter().enumerate() {
             sim.run_for(ms(wait));

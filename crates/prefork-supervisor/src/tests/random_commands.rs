@@ -54,9 +54,9 @@ pub(super) fn run_command(sim: &mut Simulator, number: u64, command: RandomComma
         RandomCommand::SuspendAll(time) => return sim.suspend_all_for(ms(time)),
     };
     if number.is_multiple_of(2) {
-        sim.command_with_reply(number, command)
+        sim.send_command_with_reply(number, command)
     } else {
-        sim.command(command)
+        sim.send_command(command)
     }
 }
 
@@ -107,17 +107,17 @@ proptest! {
     ) {
         let config = with_limits_of(config, limits);
         let mut sim = Simulator::new(config, seed, move |tag, rng| {
-            WorkerScript::random(rng, if tag.generation.0 % 2 == 1 { ready } else { later_ready })
+            WorkerScript::random_script(rng, if tag.generation.0 % 2 == 1 { ready } else { later_ready })
         });
         sim.config_file = Box::new(|config, rng| {
-            let workers = if rng.below(3) == 0 { 1 + rng.below(8) as u32 } else { config.workers };
-            let surge = rng.below(3) as u32;
-            let stall_timeout = config.stall_timeout.filter(|_| rng.below(4) > 0);
+            let workers = if rng.random_below(3) == 0 { 1 + rng.random_below(8) as u32 } else { config.workers };
+            let surge = rng.random_below(3) as u32;
+            let stall_timeout = config.stall_timeout.filter(|_| rng.random_below(4) > 0);
             let config = SupervisorConfig { workers, surge, stall_timeout, ..config.clone() };
-            let result = if rng.below(4) == 0 { Err("no".to_string()) } else { Ok(config) };
-            (rng.millis(100), result)
+            let result = if rng.random_below(4) == 0 { Err("no".to_string()) } else { Ok(config) };
+            (rng.random_millis(100), result)
         });
-        sim.new_binary = Box::new(NewBinary::random);
+        sim.new_binary = Box::new(NewBinary::random_binary);
         let mut sim = sim.with_kinds(kinds).start();
         for (number, (wait, command)) in random_commands.into_iter().enumerate() {
             sim.run_for(ms(wait));
@@ -133,18 +133,18 @@ proptest! {
     ) {
         let config = SupervisorConfig { max_rss_hard: None, ..with_limits_of(config, limits) };
         let mut sim = Simulator::new(config, seed, move |tag, rng| {
-            let script = WorkerScript::hanging().forking_for(rng.below(20));
+            let script = WorkerScript::hanging().with_fork_time(rng.random_below(20));
             match bad {
                 // Not always: after an upgrade, lost workers can only be replaced by these.
-                Some(bad) if tag.generation.0 == bad && rng.below(2) == 0 => {
-                    script.then(rng.below(200), WorkerStep::Exit(exit_code(1)))
+                Some(bad) if tag.generation.0 == bad && rng.random_below(2) == 0 => {
+                    script.step_at(rng.random_below(200), WorkerStep::Exit(exit_code(1)))
                 }
-                _ => script.then(0, WorkerStep::ReportReady).with_memory(rng.below(1_000), 0),
+                _ => script.step_at(0, WorkerStep::ReportReady).with_memory(rng.random_below(1_000), 0),
             }
         })
         .with_kinds(kinds)
         .start();
-        sim.new_binary = Box::new(NewBinary::random);
+        sim.new_binary = Box::new(NewBinary::random_binary);
         for (number, (wait, command)) in random_commands.into_iter().enumerate() {
             sim.run_for(ms(wait));
             run_command(&mut sim, number as u64, command);

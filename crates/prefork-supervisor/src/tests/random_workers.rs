@@ -27,7 +27,7 @@ pub(super) fn random_configs() -> impl Strategy<Value = SupervisorConfig> {
 const STEPS_TO_END: usize = 60;
 
 pub(super) fn stop_within_bounds(sim: &mut Simulator, command: ClusterCommand) {
-    sim.command(command);
+    sim.send_command(command);
     let workers = sim.supervisor.workers.len();
     sim.run_until_idle_within(STEPS_TO_END * (workers + 1));
     assert!(sim.exit.is_some(), "{:#?}", sim.supervisor);
@@ -43,7 +43,7 @@ proptest! {
         config in random_configs(), seed: u64, ready in 0..=10u64, stop in 0..30_000u64, now: bool,
         late in proptest::option::of((0..20_000u64, 0..20_000u64)),
     ) {
-        let mut sim = Simulator::new(config, seed, move |_, rng| WorkerScript::random(rng, ready)).start();
+        let mut sim = Simulator::new(config, seed, move |_, rng| WorkerScript::random_script(rng, ready)).start();
         if let Some((at, time)) = late {
             sim.run_for(ms(at));
             sim.stop_primary_for(ms(time));
@@ -56,9 +56,9 @@ proptest! {
     fn random_clusters_stop_at_any_time(
         config in random_configs(), seed: u64, stops in proptest::collection::vec(0..5_000u64, 1..4),
     ) {
-        let mut sim = Simulator::new(config, seed, |_, rng| WorkerScript::random(rng, 8));
+        let mut sim = Simulator::new(config, seed, |_, rng| WorkerScript::random_script(rng, 8));
         for at in stops {
-            sim.command_after(ms(at), if at % 4 == 0 { ClusterCommand::StopNow } else { ClusterCommand::Stop });
+            sim.send_command_after(ms(at), if at % 4 == 0 { ClusterCommand::StopNow } else { ClusterCommand::Stop });
         }
         let mut sim = sim.start();
         sim.run_until_idle();
@@ -70,7 +70,7 @@ proptest! {
         config in random_configs(), seed: u64,
     ) {
         let (workers, attempts) = (config.workers as usize, config.boot_attempts as usize);
-        let mut sim = Simulator::new(config, seed, |_, rng| WorkerScript::random(rng, 0)).start();
+        let mut sim = Simulator::new(config, seed, |_, rng| WorkerScript::random_script(rng, 0)).start();
         sim.run_until_idle();
         prop_assert_eq!(sim.exit, Some(ShutdownReason::WorkersCannotBoot));
         // One fork for each round after the first, and one for each forgiven kill.
@@ -85,8 +85,8 @@ proptest! {
         let wanted = config.workers as usize;
         let config = SupervisorConfig { boot_attempts: 1000, ..config };
         let mut sim = Simulator::new(config, seed, move |tag, _| match tag.id.0 {
-            id if id <= bad => WorkerScript::random(&mut rng, 5),
-            _ => WorkerScript::hanging().then(0, WorkerStep::ReportReady),
+            id if id <= bad => WorkerScript::random_script(&mut rng, 5),
+            _ => WorkerScript::hanging().step_at(0, WorkerStep::ReportReady),
         })
         .start();
         sim.run_until_idle();
@@ -101,7 +101,8 @@ proptest! {
 fn the_same_seed_gives_the_same_run() {
     let log_of = |seed| {
         let mut sim =
-            Simulator::new(test_config(4), seed, |_, rng| WorkerScript::random(rng, 9)).start();
+            Simulator::new(test_config(4), seed, |_, rng| WorkerScript::random_script(rng, 9))
+                .start();
         sim.run_for(ms(20_000));
         stop_within_bounds(&mut sim, ClusterCommand::Stop);
         format!("{:?}", sim.log)

@@ -4,7 +4,7 @@ use super::*;
 
 /// Starts a cluster and lets it serve. `script_for` gives workers of later generations another script, by generation and
 /// slot.
-pub(super) fn reload_cluster(
+pub(super) fn start_cluster_for_reload(
     config: SupervisorConfig,
     script_for: impl Fn(u64, u32) -> Option<WorkerScript> + 'static,
 ) -> Simulator {
@@ -21,8 +21,8 @@ pub(super) fn reload_cluster(
 pub(super) fn failing_boot() -> Option<WorkerScript> {
     Some(
         WorkerScript::hanging()
-            .then(4, WorkerStep::ReportBootFailed)
-            .then(5, WorkerStep::Exit(exit_code(70))),
+            .step_at(4, WorkerStep::ReportBootFailed)
+            .step_at(5, WorkerStep::Exit(exit_code(70))),
     )
 }
 
@@ -39,15 +39,15 @@ pub(super) fn reload_log(sim: &Simulator) -> Vec<String> {
 }
 
 /// Returns why the only command was refused.
-pub(super) fn refusal(sim: &Simulator) -> String {
+pub(super) fn refusal_reason(sim: &Simulator) -> String {
     let [(_, Err(reason))] = &sim.replies()[..] else { panic!("{:?}", sim.replies()) };
     reason.clone()
 }
 
 #[test]
 fn a_reload_replaces_every_worker_and_replies() {
-    let mut sim = reload_cluster(test_config(3), |_, _| None);
-    sim.command_with_reply(7, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(3), |_, _| None);
+    sim.send_command_with_reply(7, ClusterCommand::Reload);
     assert_eq!(sim.times_of(&Action::ReadConfig(Generation(2))), [ms(5_000)]);
     // One at a time, and each drains as soon as its successor is ready.
     sim.run_for(ms(16));
@@ -59,21 +59,21 @@ fn a_reload_replaces_every_worker_and_replies() {
     let done = "reloaded: 3 workers of generation 2 serve".to_string();
     assert_eq!((sim.replies(), sim.kept_generations()), (vec![(7, Ok(done))], Some(vec![2])));
     assert_eq!(reload_log(&sim), ["reloading for control", "3 of 2"]);
-    assert_eq!((sim.supervisor.restart_count(), backoffs(&sim).len()), (0, 0));
+    assert_eq!((sim.supervisor.restart_count(), logged_backoffs(&sim).len()), (0, 0));
     // A worker that dies now is replaced by one of the new generation.
-    sim.worker_exits(5, signal(SIGKILL));
+    sim.worker_exits(5, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 2]);
 }
 
 #[test]
 fn many_reload_commands_cause_two_reloads() {
-    let mut sim = reload_cluster(test_config(2), |_, _| None);
+    let mut sim = start_cluster_for_reload(test_config(2), |_, _| None);
     for reply_id in 0..50 {
         if reply_id % 2 == 0 {
-            sim.command_with_reply(reply_id, ClusterCommand::Reload)
+            sim.send_command_with_reply(reply_id, ClusterCommand::Reload)
         } else {
-            sim.command(ClusterCommand::Reload)
+            sim.send_command(ClusterCommand::Reload)
         }
         sim.run_for(ms(reply_id % 5 / 4));
     }
@@ -88,20 +88,20 @@ fn many_reload_commands_cause_two_reloads() {
 #[test]
 fn a_reload_ends_a_crash_loop() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.id.0) {
-        (1, 4..) => WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))),
+        (1, 4..) => WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))),
         _ => WorkerScript::serving(),
     };
     let mut sim = Simulator::new(test_config(3), 1, choose_script).start();
     sim.run_for(ms(5_000));
     for worker in 1..=3 {
-        sim.worker_exits(worker, signal(SIGSEGV));
+        sim.worker_exits(worker, exit_by_signal(SIGSEGV));
     }
     sim.run_for(ms(20_000));
     assert_eq!(sim.serving_workers().len(), 0);
     let asked = sim.now;
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     while sim.replies().is_empty() {
-        sim.step();
+        sim.run_step();
     }
     // It does not wait for the back-off delay.
     assert!(sim.now - asked < ms(100) && sim.replies()[0].1.is_ok());
@@ -122,7 +122,7 @@ fn a_reload_during_boot_replaces_hanging_workers() {
     };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
     sim.run_for(ms(1_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(
         (sim.serving_generations(), sim.supervisor.phase),
@@ -145,13 +145,13 @@ fn a_reload_respects_surge_and_max_unavailable() {
     ];
     for (surge, max_unavailable, expected) in cases {
         let config = SupervisorConfig { surge, max_unavailable, ..test_config(4) };
-        let mut sim = reload_cluster(config, |_, _| None);
-        sim.command_with_reply(1, ClusterCommand::Reload);
+        let mut sim = start_cluster_for_reload(config, |_, _| None);
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
         sim.run_for(ms(10));
         let boots = sim.supervisor.workers.iter().filter(|m| m.ready_at.is_none()).count();
         assert_eq!((boots, sim.serving_workers().len()), expected, "{surge} and {max_unavailable}");
         while sim.replies().is_empty() {
-            sim.step();
+            sim.run_step();
             assert!(sim.serving_workers().len() >= 4 - max_unavailable.min(4) as usize);
         }
         assert_eq!(sim.serving_generations(), [2; 4]);
@@ -169,9 +169,9 @@ fn a_slot_is_not_reloaded_while_its_last_worker_still_drains() {
     })
     .start();
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_for(ms(1_000));
-    sim.command_with_reply(2, ClusterCommand::Reload);
+    sim.send_command_with_reply(2, ClusterCommand::Reload);
     sim.run_until_idle();
     // Worker 1 is killed six seconds after its drain began.
     assert_eq!(sim.fork_times(), [ms(0), ms(5_005), ms(11_016)]);
@@ -181,14 +181,14 @@ fn a_slot_is_not_reloaded_while_its_last_worker_still_drains() {
 #[test]
 fn a_reload_changes_the_number_of_workers_when_it_has_succeeded() {
     for (workers, scaled) in [(4, vec![2; 4]), (1, vec![2])] {
-        let mut sim = reload_cluster(test_config(2), |_, _| None);
+        let mut sim = start_cluster_for_reload(test_config(2), |_, _| None);
         sim.config_file = Box::new(move |_, _| (ms(5), Ok(test_config(workers))));
-        sim.command_with_reply(1, ClusterCommand::Reload);
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
         sim.run_until_idle();
         assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (scaled, workers));
-        let mut sim = reload_cluster(test_config(2), |_, _| failing_boot());
+        let mut sim = start_cluster_for_reload(test_config(2), |_, _| failing_boot());
         sim.config_file = Box::new(move |_, _| (ms(5), Ok(test_config(workers))));
-        sim.command_with_reply(1, ClusterCommand::Reload);
+        sim.send_command_with_reply(1, ClusterCommand::Reload);
         sim.run_until_idle();
         assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (vec![1, 1], 2));
     }
@@ -198,13 +198,14 @@ fn a_reload_changes_the_number_of_workers_when_it_has_succeeded() {
 fn a_stop_cancels_a_reload() {
     for after in [0, 5, 6, 12, 15, 20, 26, 40] {
         for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
-            let mut sim =
-                reload_cluster(test_config(2), |_, slot| (slot == 1).then(failing_boot).flatten());
-            sim.command_with_reply(1, ClusterCommand::Reload);
-            sim.command_with_reply(2, ClusterCommand::Reload);
+            let mut sim = start_cluster_for_reload(test_config(2), |_, slot| {
+                (slot == 1).then(failing_boot).flatten()
+            });
+            sim.send_command_with_reply(1, ClusterCommand::Reload);
+            sim.send_command_with_reply(2, ClusterCommand::Reload);
             sim.run_for(ms(after));
-            sim.command_with_reply(3, command);
-            sim.command_with_reply(4, ClusterCommand::Reload);
+            sim.send_command_with_reply(3, command);
+            sim.send_command_with_reply(4, ClusterCommand::Reload);
             sim.run_until_idle();
             assert_eq!(sim.exit, Some(ShutdownReason::StopRequested), "after {after} ms");
             let refused = |reply_id| {

@@ -4,9 +4,9 @@ use super::*;
 
 #[test]
 fn a_stop_kills_workers_that_boot_and_drains_those_that_serve() {
-    let mut sim = cluster(2, |id| (id == 1).then(WorkerScript::hanging));
+    let mut sim = start_cluster(2, |id| (id == 1).then(WorkerScript::hanging));
     sim.run_for(ms(1_000));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!((kill_times(&sim, 1), kill_times(&sim, 2)), (vec![ms(1_000)], vec![]));
     assert_eq!(sim.times_of(&Action::Drain(WorkerId(2))), [ms(1_000)]);
     sim.run_until_idle();
@@ -15,8 +15,8 @@ fn a_stop_kills_workers_that_boot_and_drains_those_that_serve() {
 
 #[test]
 fn a_fork_that_returns_after_a_stop_is_killed() {
-    let mut sim = cluster(1, |_| Some(WorkerScript::serving().forking_for(500)));
-    sim.command(ClusterCommand::Stop);
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::serving().with_fork_time(500)));
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!((sim.supervisor.phase, sim.exit), (ClusterPhase::Stopping, None));
     sim.run_until_idle();
     assert_eq!(kill_times(&sim, 1), [ms(500)]);
@@ -28,8 +28,8 @@ fn a_fork_that_returns_after_a_stop_is_killed() {
 
 #[test]
 fn a_fork_that_fails_after_a_stop_is_not_retried() {
-    let mut sim = cluster(1, |_| Some(WorkerScript::failing_fork().forking_for(500)));
-    sim.command(ClusterCommand::Stop);
+    let mut sim = start_cluster(1, |_| Some(WorkerScript::failing_fork().with_fork_time(500)));
+    sim.send_command(ClusterCommand::Stop);
     sim.run_until_idle();
     assert_eq!((sim.exit, sim.fork_times().len()), (Some(ShutdownReason::StopRequested), 1));
 }
@@ -52,7 +52,7 @@ fn stop_delays(sim: &Simulator) -> Vec<Duration> {
 #[test]
 fn a_stop_waits_for_the_drain_delay() {
     let mut sim = cluster_with_drain_delay(2);
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert!(sim.supervisor.is_stop_requested() && !sim.supervisor.is_stopping());
     assert_eq!((stop_delays(&sim), sim.supervisor.view().phase), (vec![ms(3_000)], "stopping"));
     sim.run_for(ms(2_999));
@@ -69,12 +69,12 @@ fn a_stop_waits_for_the_drain_delay() {
 #[test]
 fn a_second_stop_skips_the_drain_delay_and_kills_no_worker() {
     let mut sim = cluster_with_drain_delay(1);
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_for(ms(50));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert!(!sim.supervisor.is_stopping(), "two that come together are one");
     sim.run_for(ms(950));
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!(sim.times_of(&Action::Drain(WorkerId(1))), [ms(6_000)]);
     sim.run_for(ms(0));
     assert_eq!(kill_times(&sim, 1), []);
@@ -83,9 +83,9 @@ fn a_second_stop_skips_the_drain_delay_and_kills_no_worker() {
 #[test]
 fn stop_now_skips_the_drain_delay() {
     let mut sim = cluster_with_drain_delay(1);
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     sim.run_for(ms(200));
-    sim.command(ClusterCommand::StopNow);
+    sim.send_command(ClusterCommand::StopNow);
     assert_eq!(kill_times(&sim, 1), [ms(5_200)]);
     sim.run_until_idle();
     assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));
@@ -94,8 +94,8 @@ fn stop_now_skips_the_drain_delay() {
 #[test]
 fn the_drain_delay_allows_restarts_but_no_other_change() {
     let mut sim = cluster_with_drain_delay(2);
-    sim.command(ClusterCommand::Stop);
-    sim.worker_exits(1, signal(SIGKILL));
+    sim.send_command(ClusterCommand::Stop);
+    sim.worker_exits(1, exit_by_signal(SIGKILL));
     sim.run_for(ms(100));
     assert_eq!(sim.serving_workers(), [3, 2]);
     for (reply_id, command) in [
@@ -104,7 +104,7 @@ fn the_drain_delay_allows_restarts_but_no_other_change() {
         (3, ClusterCommand::Upgrade { wait: true }),
         (4, ClusterCommand::Disconnect(WorkerId(2))),
     ] {
-        sim.command_with_reply(reply_id, command);
+        sim.send_command_with_reply(reply_id, command);
         let refused = Err("the cluster is stopping".to_string());
         assert_eq!(
             sim.times_of(&Action::Reply { reply_id, result: refused }).len(),
@@ -112,7 +112,7 @@ fn the_drain_delay_allows_restarts_but_no_other_change() {
             "{reply_id}"
         );
     }
-    sim.command(ClusterCommand::Reload);
+    sim.send_command(ClusterCommand::Reload);
     let refusals = sim.logged(|event| match event {
         LogEvent::CommandRefused { reason, .. } => Some(reason.clone()),
         _ => None,
@@ -128,8 +128,8 @@ fn the_drain_delay_allows_restarts_but_no_other_change() {
 #[test]
 fn a_delayed_stop_cancels_an_upgrade_check() {
     let mut sim = cluster_with_drain_delay(1);
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
-    sim.command(ClusterCommand::Stop);
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!(sim.times_of(&Action::StopUpgradeCheck).len(), 1);
     sim.run_until_idle();
     assert_eq!((sim.exit, sim.upgrade_count), (Some(ShutdownReason::StopRequested), 0));
@@ -139,7 +139,7 @@ fn a_delayed_stop_cancels_an_upgrade_check() {
 fn without_serving_workers_a_stop_skips_the_drain_delay() {
     let config = SupervisorConfig { drain_delay: ms(3_000), ..test_config(1) };
     let mut sim = Simulator::new(config, 1, |_, _| WorkerScript::hanging()).start();
-    sim.command(ClusterCommand::Stop);
+    sim.send_command(ClusterCommand::Stop);
     assert_eq!((stop_delays(&sim), sim.supervisor.phase), (vec![], ClusterPhase::Stopping));
     sim.run_until_idle();
     assert_eq!(sim.exit, Some(ShutdownReason::StopRequested));

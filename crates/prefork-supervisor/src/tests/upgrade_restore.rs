@@ -1,24 +1,24 @@
 //! Tests of upgrades after the exec: what the new binary does with the old binary's workers.
 
-use super::reload::{failing_boot, reload_cluster, reload_log};
+use super::reload::{failing_boot, reload_log, start_cluster_for_reload};
 use super::upgrade::{run_until_upgraded, set_new_binary};
 use super::*;
 use crate::worker_table::WorkerState;
 
 #[test]
 fn workers_that_die_during_the_exec_are_replaced() {
-    let mut sim = serving_cluster(4);
+    let mut sim = start_serving_cluster(4);
     set_new_binary(&mut sim, 4, 2);
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     run_until_upgraded(&mut sim);
     let dead = 4 - sim.serving_workers().len();
     sim.run_until_idle();
     assert!((1..4).contains(&sim.supervisor.restart_count()), "{dead}");
     assert_eq!(sim.serving_generations(), [2; 4]);
     // All workers die.
-    let mut sim = serving_cluster(4);
+    let mut sim = start_serving_cluster(4);
     set_new_binary(&mut sim, 4, 1);
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!((sim.serving_generations(), sim.supervisor.restart_count()), (vec![2; 4], 4));
     assert_eq!(exit_causes(&sim).len(), 4);
@@ -26,29 +26,30 @@ fn workers_that_die_during_the_exec_are_replaced() {
 
 #[test]
 fn after_an_upgrade_old_workers_keep_serving_if_new_ones_cannot_boot() {
-    let mut sim =
-        reload_cluster(test_config(3), |generation, _| (generation == 2).then(failing_boot)?);
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    let mut sim = start_cluster_for_reload(test_config(3), |generation, _| {
+        (generation == 2).then(failing_boot)?
+    });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![1, 2, 3], vec![1; 3]));
     assert_eq!((reload_log(&sim), sim.upgrade_count), (vec!["failed".to_string()], 1));
     // A worker that dies now can only be replaced by one of the new binary. That is retried for ever.
-    sim.worker_exits(2, signal(SIGSEGV));
+    sim.worker_exits(2, exit_by_signal(SIGSEGV));
     sim.run_for(ms(60_000));
     assert_eq!((sim.serving_workers(), sim.exit), (vec![1, 3], None));
-    assert!(backoffs(&sim).len() > 10);
+    assert!(logged_backoffs(&sim).len() > 10);
     // Another upgrade brings workers that boot.
-    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [3; 3]);
 }
 
 #[test]
 fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
-    let mut sim = reload_cluster(test_config(3), |generation, slot| {
+    let mut sim = start_cluster_for_reload(test_config(3), |generation, slot| {
         (generation == 2 && slot == 2).then(failing_boot).flatten()
     });
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     // The old binary is gone and cannot fork workers of the old generation.
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![4, 5, 3], vec![2, 2, 1]));
@@ -57,10 +58,10 @@ fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
     kept.sort_unstable();
     assert_eq!(kept, [1, 2]);
     // A worker that dies is replaced by one of the new generation, and a reload replaces the rest.
-    sim.worker_exits(4, signal(SIGKILL));
+    sim.worker_exits(4, exit_by_signal(SIGKILL));
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [2, 2, 1]);
-    sim.command_with_reply(2, ClusterCommand::Reload);
+    sim.send_command_with_reply(2, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!((sim.serving_generations(), sim.kept_generations()), (vec![3; 3], Some(vec![3])));
 }
@@ -68,12 +69,13 @@ fn after_an_upgrade_ready_workers_stay_if_others_cannot_boot() {
 #[test]
 fn generation_numbers_of_failed_reloads_are_not_reused() {
     // After a failed reload all workers are of generation 1, and number 2 is used up.
-    let mut sim =
-        reload_cluster(test_config(2), |generation, _| (generation == 2).then(failing_boot)?);
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    let mut sim = start_cluster_for_reload(test_config(2), |generation, _| {
+        (generation == 2).then(failing_boot)?
+    });
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [1, 1]);
-    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [3, 3]);
 }
@@ -88,10 +90,10 @@ fn an_upgrade_replaces_workers_of_a_failed_rollback() {
         };
     let mut sim = Simulator::new(test_config(2), 1, choose_script).start();
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![3, 2], vec![2, 1]));
-    sim.command_with_reply(2, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(2, ClusterCommand::Upgrade { wait: true });
     sim.run_until_idle();
     assert_eq!(sim.serving_generations(), [3, 3]);
 }
@@ -99,18 +101,18 @@ fn an_upgrade_replaces_workers_of_a_failed_rollback() {
 #[test]
 fn an_upgrade_changes_the_number_of_workers_when_it_has_succeeded() {
     for (workers, all) in [(5, vec![2; 5]), (1, vec![2])] {
-        let mut sim = serving_cluster(3);
+        let mut sim = start_serving_cluster(3);
         set_new_binary(&mut sim, workers, 0);
-        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
         run_until_upgraded(&mut sim);
         // The number does not change before the new workers serve.
         assert_eq!(sim.supervisor.wanted_workers(), 3);
         sim.run_until_idle();
         assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (all, workers));
         // If the new workers cannot boot, the number stays as it was.
-        let mut sim = reload_cluster(test_config(3), |_, _| failing_boot());
+        let mut sim = start_cluster_for_reload(test_config(3), |_, _| failing_boot());
         set_new_binary(&mut sim, workers, 0);
-        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
         sim.run_until_idle();
         assert_eq!((sim.serving_generations(), sim.supervisor.wanted_workers()), (vec![1; 3], 3));
     }
@@ -127,12 +129,12 @@ fn draining_booting_and_killed_workers_end_after_an_upgrade() {
     };
     let mut sim = Simulator::new(test_config(4), 1, choose_script).start();
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     sim.run_for(ms(49));
     sim.worker_does(1, WorkerStep::Retire);
     sim.worker_does(2, WorkerStep::CloseChannel);
-    sim.report(Event::ProtocolError { worker: WorkerId(3), reason: "noise".to_string() });
-    sim.worker_exits(3, signal(SIGKILL));
+    sim.report_event(Event::ProtocolError { worker: WorkerId(3), reason: "noise".to_string() });
+    sim.worker_exits(3, exit_by_signal(SIGKILL));
     run_until_upgraded(&mut sim);
     assert_eq!(sim.serving_workers(), [4]);
     let serves = |state: WorkerState| matches!(state, WorkerState::Serving);
@@ -152,11 +154,11 @@ fn draining_booting_and_killed_workers_end_after_an_upgrade() {
 #[test]
 fn a_stop_right_after_an_upgrade_stops_all_workers() {
     for command in [ClusterCommand::Stop, ClusterCommand::StopNow] {
-        let mut sim = serving_cluster(3);
+        let mut sim = start_serving_cluster(3);
         set_new_binary(&mut sim, 3, 3);
-        sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+        sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
         run_until_upgraded(&mut sim);
-        sim.command_with_reply(2, command);
+        sim.send_command_with_reply(2, command);
         sim.run_until_idle();
         assert_eq!((sim.exit, sim.replies().len()), (Some(ShutdownReason::StopRequested), 2));
     }

@@ -58,7 +58,7 @@ fn each_kind_has_its_own_slots_and_all_ready_waits_for_all_kinds() {
 fn a_replacement_has_the_kind_of_its_predecessor() {
     let mut sim = cluster_with_kinds(&[kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
-    sim.worker_exits(3, signal(SIGKILL));
+    sim.worker_exits(3, exit_by_signal(SIGKILL));
     sim.run_for(ms(10));
     assert_eq!(serving_slots(&sim).last(), Some(&(1024, "consumer")));
     assert_eq!((sim.serving_workers(), sim.supervisor.restart_count()), (vec![1, 2, 4], 1));
@@ -68,21 +68,21 @@ fn a_replacement_has_the_kind_of_its_predecessor() {
 fn scaling_one_kind_does_not_change_the_others() {
     let mut sim = cluster_with_kinds(&[kind_config("consumer", 1), kind_config("cron", 1)]);
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
-    sim.command_with_reply(2, scale_kind_command("consumer", 2));
+    sim.send_command_with_reply(1, ClusterCommand::Scale(ScaleChange::Up(1)));
+    sim.send_command_with_reply(2, scale_kind_command("consumer", 2));
     sim.run_for(ms(1_000));
     assert_eq!(sim.serving_workers(), [1, 2, 5, 3, 6, 4]);
-    sim.command_with_reply(3, scale_kind_command("consumer", 0));
-    sim.command_with_reply(4, ClusterCommand::Scale(ScaleChange::Down(2)));
+    sim.send_command_with_reply(3, scale_kind_command("consumer", 0));
+    sim.send_command_with_reply(4, ClusterCommand::Scale(ScaleChange::Down(2)));
     sim.run_for(ms(6_000));
     assert_eq!(
         (sim.serving_workers(), serving_slots(&sim)),
         (vec![1, 4], vec![(0, "web"), (2048, "cron")])
     );
-    sim.command_with_reply(5, scale_kind_command("consumer", 1));
-    sim.command_with_reply(6, scale_kind_command("nobody", 1));
-    sim.command_with_reply(7, scale_kind_command("web", 2));
-    sim.command_with_reply(8, scale_kind_command("cron", MAX_WORKERS));
+    sim.send_command_with_reply(5, scale_kind_command("consumer", 1));
+    sim.send_command_with_reply(6, scale_kind_command("nobody", 1));
+    sim.send_command_with_reply(7, scale_kind_command("web", 2));
+    sim.send_command_with_reply(8, scale_kind_command("cron", MAX_WORKERS));
     sim.run_for(ms(1_000));
     let last: Vec<_> = sim.replies().into_iter().filter(|(reply_id, _)| *reply_id > 4).collect();
     let refused = |reason: &str| Err(reason.to_string());
@@ -103,7 +103,7 @@ fn scaling_one_kind_does_not_change_the_others() {
 fn a_reload_replaces_workers_of_every_kind() {
     let mut sim = cluster_with_kinds(&[kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_until_idle();
     let done = "reloaded: 3 workers of generation 2 serve".to_string();
     assert_eq!((sim.serving_workers(), sim.replies()), (vec![4, 5, 6], vec![(1, Ok(done))]));
@@ -112,14 +112,14 @@ fn a_reload_replaces_workers_of_every_kind() {
 #[test]
 fn a_reload_fails_if_a_worker_of_another_kind_cannot_boot() {
     let choose_script = |tag: WorkerTag, _: &mut TestRng| match (tag.generation.0, tag.kind) {
-        (2, "consumer") => WorkerScript::hanging().then(5, WorkerStep::Exit(exit_code(1))),
+        (2, "consumer") => WorkerScript::hanging().step_at(5, WorkerStep::Exit(exit_code(1))),
         _ => WorkerScript::serving(),
     };
     let mut sim = Simulator::new(test_config(1), 1, choose_script)
         .with_kinds(vec![kind_config("consumer", 1)])
         .start();
     sim.run_for(ms(5_000));
-    sim.command_with_reply(1, ClusterCommand::Reload);
+    sim.send_command_with_reply(1, ClusterCommand::Reload);
     sim.run_for(ms(10_000));
     assert!(sim.replies()[0].1.is_err(), "{:?}", sim.replies());
     assert!(sim.serving_generations().iter().all(|generation| *generation == 1));
@@ -149,8 +149,8 @@ fn workers_of_other_kinds_adopt_no_slots() {
         .with_kinds(vec![kind_config("consumer", 1)])
         .start();
     sim.run_for(ms(5_000));
-    sim.worker_exits(1, signal(SIGSEGV));
-    sim.worker_exits(2, signal(SIGSEGV));
+    sim.worker_exits(1, exit_by_signal(SIGSEGV));
+    sim.worker_exits(2, exit_by_signal(SIGSEGV));
     sim.run_for(ms(1_000));
     let consumer = |action: &Action| match action {
         Action::AdoptSlot { worker, .. } => *worker == WorkerId(3),
@@ -164,14 +164,14 @@ fn workers_of_other_kinds_adopt_no_slots() {
 
 #[test]
 fn a_crash_in_a_risky_job_causes_no_backoff() {
-    let dies = |at| WorkerScript::serving().then(at, WorkerStep::Exit(signal(SIGSEGV)));
-    let works = dies(30).then(20, WorkerStep::StartRiskyJob);
-    let mut sim = cluster(2, move |id| (id == 2).then(|| works.clone()));
+    let dies = |at| WorkerScript::serving().step_at(at, WorkerStep::Exit(exit_by_signal(SIGSEGV)));
+    let works = dies(30).step_at(20, WorkerStep::StartRiskyJob);
+    let mut sim = start_cluster(2, move |id| (id == 2).then(|| works.clone()));
     sim.run_until_idle();
-    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 3], 0));
-    let mut sim = cluster(2, move |id| (id == 2).then(|| dies(30)));
+    assert_eq!((sim.serving_workers(), logged_backoffs(&sim).len()), (vec![1, 3], 0));
+    let mut sim = start_cluster(2, move |id| (id == 2).then(|| dies(30)));
     sim.run_until_idle();
-    assert_eq!((sim.serving_workers(), backoffs(&sim).len()), (vec![1, 3], 1));
+    assert_eq!((sim.serving_workers(), logged_backoffs(&sim).len()), (vec![1, 3], 1));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn an_upgrade_drains_workers_of_removed_kinds() {
     let mut sim = cluster_with_kinds(&[kind_config("old", 1), kind_config("consumer", 1)]);
     sim.run_for(ms(5_000));
     sim.kinds = vec![kind_config("new", 1), kind_config("consumer", 2)];
-    sim.command_with_reply(1, ClusterCommand::Upgrade { wait: true });
+    sim.send_command_with_reply(1, ClusterCommand::Upgrade { wait: true });
     run_until_upgraded(&mut sim);
     sim.run_until_idle();
     let others = [(2048, "consumer"), (2049, "consumer"), (3072, "new")];
