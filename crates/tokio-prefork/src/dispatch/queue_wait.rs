@@ -15,7 +15,7 @@ use crate::scoreboard::Row;
 use crate::text::HumanDuration;
 use crate::worker::connection_registry::{Entry, Guard};
 use crate::worker::http::connection_state::Phase;
-use crate::worker::http::hyper_io::close_politely;
+use crate::worker::http::hyper_io::close_with_linger;
 use crate::worker::http::serve_connection;
 use crate::worker::lazy_stream::Link;
 use crate::worker::local_state::State;
@@ -120,15 +120,15 @@ fn refuse(state: &Rc<State>, fd: OwnedFd) {
     // would be cut at once.
     let now = State::exact_ms();
     let entry = Entry::new(now);
-    entry.conn.enter(Phase::Closing, now);
+    entry.conn.set_phase(Phase::Lingering, now);
     // It counts as open until it is closed: `worker-connections` bounds these, too.
     state.row.opened();
     let guard = Guard::new(state, &entry);
     // The buffer of a new socket is empty, so all of it goes in; if not, the client is gone.
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
-    let closing = tokio::task::spawn_local(close_politely(Link::new(fd, false), || true));
-    tokio::task::spawn_local(serve_connection::until_cut(entry, guard, closing));
+    let closing = tokio::task::spawn_local(close_with_linger(Link::new(fd, false), || true));
+    tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, closing));
 }
 
 /// Called once a beat: says how many were refused, at most once a second.

@@ -2,7 +2,7 @@
 //! tokio's multi-thread runtime beside it serves them.
 //!
 //! Each connection has two tasks: one on a thread of the runtime, which serves it with the same code as everywhere
-//! (see `house`), and its steward here, which passes on what the connection is told and takes it out of the books
+//! (see `context`), and its steward here, which passes on what the connection is told and takes it out of the books
 //! at its end. What is shared is the state of the connection, `Conn`.
 //!
 //! Not to be had here: connections are not handed over when the worker is replaced (they are told to close between
@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::worker::http::connection_state::Conn;
 use crate::worker::http::handle_request::BoxError;
 use crate::worker::http::serve_connection;
-use crate::worker::http::serve_context::Seat;
+use crate::worker::http::serve_context::ConnectionHandle;
 use crate::worker::lazy_stream::Link;
 use crate::worker::local_state::State;
 use crate::worker::threaded_worker::{Shared, SharedWorker};
@@ -97,21 +97,22 @@ where
     B::Error: Into<BoxError>,
 {
     let AcceptedConnection { link, first, entry, guard } = accepted;
-    entry.conn.root();
+    entry.conn.pin_to_worker();
     let unix = link.is_unix();
     // Out of the epoll instance of this loop, into that of the runtime.
     let fd = match link.into_fd() {
         Ok(fd) => fd,
         Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag),
     };
-    let seat = Arc::new(ThreadSeat { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_there(shared, app, Arc::clone(&seat), fd, unix, first);
+    let handle =
+        Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
+    let serving = serve_there(shared, app, Arc::clone(&handle), fd, unix, first);
     let mut task = pin!(on.spawn(serving));
     // A panic has been reported by the panic hook; it costs this connection.
     let _ = poll_fn(|cx| {
-        entry.watch(cx.waker());
+        entry.register_waker(cx.waker());
         // We may have been woken because the connection was told something.
-        seat.wake();
+        handle.wake();
         task.as_mut().poll(cx)
     })
     .await;
@@ -121,7 +122,7 @@ where
 async fn serve_there<S, B>(
     shared: Arc<Shared>,
     app: Arc<S>,
-    seat: Arc<ThreadSeat>,
+    handle: Arc<ThreadConnectionHandle>,
     fd: OwnedFd,
     unix: bool,
     mut first: Bytes,
@@ -133,23 +134,24 @@ async fn serve_there<S, B>(
     B::Error: Into<BoxError>,
 {
     let mut link = Link::new(fd, unix);
-    if serve_connection::speaks_http2(&shared.config) {
-        first = serve_connection::read_protocol(&*shared, &*seat, &mut link, first).await;
+    if serve_connection::is_http2_enabled(&shared.config) {
+        first = serve_connection::detect_protocol(&*shared, &*handle, &mut link, first).await;
     }
     let exec = TokioExecutor::new();
-    let left =
-        serve_connection::serve_on::<S, B, Shared, _, _>(&shared, &app, &*seat, exec, link, first);
-    // It never leaves for another worker: `hands_over` says so.
+    let left = serve_connection::serve_until_handover::<S, B, Shared, _, _>(
+        &shared, &app, &*handle, exec, link, first,
+    );
+    // It never leaves for another worker: `should_hand_over` says so.
     drop(left.await);
 }
 
 /// How a task on another thread hears that its connection was told something.
-struct ThreadSeat {
+struct ThreadConnectionHandle {
     conn: Arc<Conn>,
     waker: Mutex<Option<Waker>>,
 }
 
-impl ThreadSeat {
+impl ThreadConnectionHandle {
     /// What the connection was told before this is seen by the task's next poll: both take the lock, and the task
     /// looks after it has done so.
     fn wake(&self) {
@@ -163,12 +165,12 @@ impl ThreadSeat {
     }
 }
 
-impl Seat for ThreadSeat {
-    fn conn(&self) -> &Arc<Conn> {
+impl ConnectionHandle for ThreadConnectionHandle {
+    fn state(&self) -> &Arc<Conn> {
         &self.conn
     }
 
-    fn watch(&self, waker: &Waker) {
+    fn register_waker(&self, waker: &Waker) {
         let mut slot = self.lock();
         if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
             *slot = Some(waker.clone());

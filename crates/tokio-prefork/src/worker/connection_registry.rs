@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::http::connection_state::{Conn, Phase, Told};
-use super::http::timeouts::{Limits, Overdue};
+use super::http::connection_state::{CloseRequest, Conn, Phase};
+use super::http::timeouts::{ConnectionTimeouts, TimeoutAction};
 use super::local_state::State;
 
 /// One entry of the table: the state, and how to wake the task that serves it.
@@ -23,7 +23,7 @@ impl Entry {
     }
 
     /// Called by the serving task in each poll.
-    pub(crate) fn watch(&self, waker: &Waker) {
+    pub(crate) fn register_waker(&self, waker: &Waker) {
         let mut slot = self.waker.borrow_mut();
         if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
             *slot = Some(waker.clone());
@@ -66,40 +66,48 @@ impl Registry {
     }
 
     /// Tells every connection whose time is up.
-    pub(crate) fn tend(&self, now_ms: u64, limits: &Limits) -> Tended {
+    pub(crate) fn enforce_timeouts(
+        &self,
+        now_ms: u64,
+        limits: &ConnectionTimeouts,
+    ) -> TimedOutConnections {
         let (mut cut, mut stalled) = (0, 0);
         for entry in &self.entries {
-            let overdue = limits.overdue(&entry.conn, now_ms);
-            if overdue == Some(Overdue::Cut) && entry.conn.told() != Told::Cut {
-                entry.conn.tell(Told::Cut, now_ms);
+            let action = limits.expire_requests(&entry.conn, now_ms);
+            if action == Some(TimeoutAction::Close)
+                && entry.conn.close_request() != CloseRequest::Now
+            {
+                entry.conn.request_close(CloseRequest::Now, now_ms);
                 entry.wake();
                 stalled += 1;
                 continue;
             }
-            if overdue == Some(Overdue::Wake) || entry.conn.is_half_closed() {
+            if action == Some(TimeoutAction::WakeTask) || entry.conn.needs_half_close_check() {
                 entry.wake();
             }
-            let Some(verdict) = limits.judge(&entry.conn, now_ms) else { continue };
-            if verdict as u8 > entry.conn.told() as u8 {
-                entry.conn.tell(verdict, now_ms);
+            let Some(verdict) = limits.close_request_for(&entry.conn, now_ms) else { continue };
+            if verdict as u8 > entry.conn.close_request() as u8 {
+                entry.conn.request_close(verdict, now_ms);
                 entry.wake();
-                cut += usize::from(verdict == Told::Cut && entry.conn.phase() != Phase::Closing);
+                cut += usize::from(
+                    verdict == CloseRequest::Now && entry.conn.phase() != Phase::Lingering,
+                );
             }
         }
-        Tended { cut, stalled }
+        TimedOutConnections { cut, stalled }
     }
 }
 
 /// How many connections were cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tended {
+pub(crate) struct TimedOutConnections {
     /// At the end of the grace time of a drain, or as an HTTP/2 client did not answer GOAWAY.
     pub(crate) cut: usize,
     /// As their clients, or their handlers, took too long.
     pub(crate) stalled: usize,
 }
 
-/// Keeps the connection in the worker's books; gone when this is dropped.
+/// Keeps the connection in the worker's tracker; gone when this is dropped.
 pub(crate) struct Guard {
     state: Rc<State>,
     entry: Rc<Entry>,

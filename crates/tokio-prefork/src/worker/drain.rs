@@ -34,7 +34,7 @@ impl Order {
 
     /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
     /// them. Shortly before the end they are told to close like all others.
-    pub(crate) fn patient(&self, now_ms: u64) -> bool {
+    pub(crate) fn keeps_transferable_open(&self, now_ms: u64) -> bool {
         self.hand_over != HandOver::Never
             && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }

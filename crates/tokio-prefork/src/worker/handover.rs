@@ -19,10 +19,10 @@ use crate::channel::{ToPrimary, Unread};
 use crate::dispatch::AcceptedConnection;
 
 /// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
-const PATIENCE: Duration = Duration::from_secs(1);
+const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What became of a connection that was to be handed over.
-pub(crate) enum Departure {
+pub(crate) enum HandoverOutcome {
     /// It is on its way, or broken.
     Gone,
     /// It could not be sent.
@@ -30,9 +30,13 @@ pub(crate) enum Departure {
 }
 
 /// Sends a connection to the primary, for another worker.
-pub(crate) async fn depart(state: &State, link: Link, unread: Bytes) -> Departure {
+pub(crate) async fn hand_over_connection(
+    state: &State,
+    link: Link,
+    unread: Bytes,
+) -> HandoverOutcome {
     let Some(travelling) = Unread::new(unread.to_vec()) else {
-        return Departure::Stays(link, unread);
+        return HandoverOutcome::Stays(link, unread);
     };
     let unix = link.is_unix();
     let fd = match link.into_fd() {
@@ -40,23 +44,25 @@ pub(crate) async fn depart(state: &State, link: Link, unread: Bytes) -> Departur
         Err(e) => return broken(state, &e),
     };
     let word = ToPrimary::Travel(travelling);
-    let sent = tokio::time::timeout(PATIENCE, state.channel.send_with(&word, fd.as_fd())).await;
+    let sent =
+        tokio::time::timeout(HANDOVER_SEND_TIMEOUT, state.channel.send_with(&word, fd.as_fd()))
+            .await;
     match sent {
         Ok(Ok(())) => {
             state.row.handed_over();
-            return Departure::Gone;
+            return HandoverOutcome::Gone;
         }
         Ok(Err(e)) => log::debug!("{} cannot hand a connection over: {e}", state.tag),
         Err(_) => {
             log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
         }
     }
-    Departure::Stays(Link::new(fd, unix), unread)
+    HandoverOutcome::Stays(Link::new(fd, unix), unread)
 }
 
-fn broken(state: &State, error: &std::io::Error) -> Departure {
+fn broken(state: &State, error: &std::io::Error) -> HandoverOutcome {
     log::warn!("{} lost a connection on its way out of the event loop: {error}", state.tag);
-    Departure::Gone
+    HandoverOutcome::Gone
 }
 
 /// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
@@ -71,7 +77,7 @@ pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
         Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
     };
     let entry = Entry::new(state.now_ms());
-    entry.conn.enter(Phase::Idle, state.now_ms());
+    entry.conn.set_phase(Phase::Idle, state.now_ms());
     state.row.taken_over();
     let guard = Guard::new(state, &entry);
     let link = Link::new(fd, unix);

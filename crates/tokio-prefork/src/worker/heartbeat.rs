@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::connection_registry::Tended;
+use super::connection_registry::TimedOutConnections;
 use super::full;
-use super::http::timeouts::Limits;
+use super::http::timeouts::ConnectionTimeouts;
 use super::local_state::State;
 use crate::channel::ToPrimary;
 use crate::dispatch::queue_wait;
@@ -35,9 +35,10 @@ pub(crate) async fn beat(mut beats: IntervalTimer, state: Rc<State>, terminate: 
         }
         queue_wait::report(&state, now);
         full::report(&state, now);
-        let limits = Limits::new(&state.config, state.drain.order(), now);
-        let Tended { cut, stalled } = state.conns.borrow().tend(now, &limits);
-        if state.hands_over() {
+        let limits = ConnectionTimeouts::new(&state.config, state.drain.order(), now);
+        let TimedOutConnections { cut, stalled } =
+            state.conns.borrow().enforce_timeouts(now, &limits);
+        if state.should_hand_over() {
             // A worker that can take them may have come only now.
             state.conns.borrow().wake_all();
         }

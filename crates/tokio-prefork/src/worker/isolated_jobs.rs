@@ -49,9 +49,9 @@ impl Worker {
 }
 
 impl IsolatedPool {
-    /// Has a job done in a process of its own, and waits for its result for up to `limit`, counted from now. A job that has
-    /// begun by then is ended with its process; one that waits is not begun. If this future is dropped, a job that waits
-    /// is removed, and one that has begun goes on to its end or deadline.
+    /// Has a job done in a process of its own, and waits for its result for up to `limit`, counted from now. A job
+    /// that has begun by then is ended with its process; one that waits is not begun. If this future is dropped, a
+    /// job that waits is removed, and one that has begun goes on to its end or deadline.
     ///
     /// # Errors
     /// Why there is no result: see [`IsolatedError`]. A job whose process dies is told of at once.

@@ -78,7 +78,7 @@ impl State {
     }
 
     /// Whether connections are to be handed over and there is somebody who serves.
-    pub(crate) fn hands_over(&self) -> bool {
+    pub(crate) fn should_hand_over(&self) -> bool {
         match self.drain.order().map(|order| order.hand_over) {
             Some(HandOver::Now) => true,
             Some(HandOver::WhenOthersServe) => {
@@ -89,8 +89,10 @@ impl State {
     }
 
     /// Whether the client has to be told that this connection ends with its response.
-    pub(crate) fn says_close(&self, conn: &Conn) -> bool {
-        self.drain.order().is_some_and(|order| !(order.patient(self.now_ms()) && conn.can_travel()))
+    pub(crate) fn should_announce_close(&self, conn: &Conn) -> bool {
+        self.drain.order().is_some_and(|order| {
+            !(order.keeps_transferable_open(self.now_ms()) && conn.can_be_handed_over())
+        })
     }
 
     /// Stops accepting from now on; the first order counts.

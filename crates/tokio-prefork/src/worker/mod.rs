@@ -98,8 +98,11 @@ where
         Box::pin(async move {
             let service = Rc::new(booting.await?);
             let handle = move |accepted| {
-                let serving =
-                    serve_connection::serve(Rc::clone(&state), Rc::clone(&service), accepted);
+                let serving = serve_connection::serve_connection(
+                    Rc::clone(&state),
+                    Rc::clone(&service),
+                    accepted,
+                );
                 // What is spawned is moved several times before it stands still.
                 tokio::task::spawn_local(Box::pin(serving));
             };
@@ -125,9 +128,9 @@ where
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
                 };
                 // The application alone knows when such a connection is idle: only the deadline ends it.
-                entry.conn.request_begun(worker.0.now_ms());
+                entry.conn.begin_request(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
-                tokio::task::spawn_local(serve_connection::until_cut(entry, guard, task));
+                tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, task));
             };
             Ok(Handler::new(handle, false))
         })
@@ -203,7 +206,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
             Ok(handler) => handler,
             Err(e) => return Ok(boot_failed(&state, &e)),
         },
-        // Told to leave before it was ready: there is nothing to finish.
+        // CloseRequest to leave before it was ready: there is nothing to finish.
         () = state.drain.begun() => return Ok(exit::OK),
     };
     let handler = state.handler.get_or_init(|| handler);

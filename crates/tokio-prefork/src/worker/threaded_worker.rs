@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 use super::http::connection_state::Conn;
-use super::http::serve_context::House;
+use super::http::serve_context::ServeContext;
 use super::local_state::State;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ impl Shared {
     }
 }
 
-impl House for Shared {
+impl ServeContext for Shared {
     type Ptr<T: 'static> = Arc<T>;
     type Row = SharedRow;
 
@@ -73,11 +73,11 @@ impl House for Shared {
         self.draining.load(Ordering::Acquire)
     }
 
-    fn hands_over(&self) -> bool {
+    fn should_hand_over(&self) -> bool {
         false
     }
 
-    fn says_close(&self, _: &Conn) -> bool {
+    fn should_announce_close(&self, _: &Conn) -> bool {
         self.is_draining()
     }
 }
@@ -108,7 +108,7 @@ impl SharedWorker {
         &self.0.config
     }
 
-    /// What all processes of the cluster wrote on the scoreboard, at this moment.
+    /// What all processes of the cluster record_written on the scoreboard, at this moment.
     pub fn cluster(&self) -> ClusterSnapshot {
         self.0.board.snapshot()
     }
@@ -120,7 +120,7 @@ impl SharedWorker {
 
     /// Whether it has stopped accepting and finishes what is open.
     pub fn is_draining(&self) -> bool {
-        House::is_draining(&*self.0)
+        ServeContext::is_draining(&*self.0)
     }
 
     /// Whether balancers should send new connections here: not when it drains, and not from the moment on in which the

@@ -43,7 +43,8 @@ impl Worker {
         self.0.tag.slot
     }
 
-    /// The kind of workers it is one of: [`WEB_KIND`](crate::WEB_KIND), or the name given to [`Kind::new`](crate::Kind::new).
+    /// The kind of workers it is one of: [`WEB_KIND`](crate::WEB_KIND), or the name given to
+    /// [`Kind::new`](crate::Kind::new).
     pub fn kind(&self) -> &'static str {
         self.0.tag.kind
     }

@@ -1,497 +1,507 @@
-//! One connection as the worker sees it.
+//! The state of one connection, shared by the task that serves it and the heartbeat that enforces its timeouts.
 //!
-//! hyper has no idle timeout of its own, arms its header timeout only with a timer (one allocation a request),
-//! and closes idle connections without looking whether a request is on its way. So the worker watches: `Wire`
-//! (the bytes) and `answer` (the requests) keep a phase in `Conn`, and once a beat `Registry::tend` compares
-//! phases with limits. A connection whose time is up is told so by its order; what that means stands in
-//! `Wire::poll_read`.
+//! hyper has no idle timeout, allocates a timer per request for its header timeout, and closes idle connections without
+//! checking for unread bytes. So the worker enforces timeouts itself: `HyperIo` and the request handler record the
+//! connection's phase here, and each heartbeat `Registry::enforce_timeouts` compares it with the limits. A connection
+//! that is too slow gets a `CloseRequest`, which `HyperIo::poll_read` obeys.
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::http2::stream_tracking::Streams;
-use super::request_boundary::Rejection;
-use super::timeouts::http_exchange::{Exchange, Exchanges, Expiry};
+use super::http2::stream_tracking::Http2StreamTracker;
+use super::request_boundary::RequestRejection;
+use super::timeouts::http_exchange::{HttpExchange, RequestExpiry, TrackedExchanges};
 use super::timeouts::transfer_clock::TransferClock;
 
-/// What a connection is doing.
+/// The stage of its life that a connection is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Phase {
-    /// Accepted; nothing received yet.
-    Fresh = 0,
-    /// Some bytes of a request head have arrived.
-    Head = 1,
-    /// Requests are being answered.
-    Busy = 2,
+    /// Accepted; no bytes received yet.
+    New = 0,
+    /// A request head has arrived in part.
+    ReadingHead = 1,
+    /// One or more requests are being handled.
+    Responding = 2,
     /// Between requests.
     Idle = 3,
-    /// Our side is closed; we read on so that the last response is not lost to a reset.
-    Closing = 4,
+    /// Closed for writing; the worker reads until the client closes, because an early reset could destroy the last
+    /// response.
+    Lingering = 4,
 }
 
-/// What a connection has been told.
+/// How urgently the worker wants a connection closed. Ordered: a later variant replaces an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Told {
-    /// Nothing.
-    Nothing = 0,
-    /// End as soon as nothing waits to be read.
-    Finish = 1,
-    /// End now.
-    Cut = 2,
+pub(crate) enum CloseRequest {
+    /// Keep the connection open.
+    None = 0,
+    /// Close as soon as no received bytes are left to read.
+    WhenIdle = 1,
+    /// Close now.
+    Now = 2,
 }
 
-/// The state of one connection. Atomics because an upgraded connection may be `Send`, and as other threads serve it
-/// under `threads`. Each field says something on its own, so all accesses are relaxed.
+/// The state of one connection.
+///
+/// Uses atomics because an upgraded connection may be sent to another thread, and because other threads serve it in the
+/// `threads` model. No field depends on the order in which another one is written, so all accesses are relaxed.
 #[derive(Debug)]
 pub(crate) struct Conn {
     phase: AtomicU8,
-    told: AtomicU8,
+    close_request: AtomicU8,
     /// When the phase began, or when bytes last moved in it.
-    since_ms: AtomicU64,
-    /// Requests being answered: HTTP/2 has several at once.
-    requests: AtomicU32,
-    /// The peer has ended, or will after this response: nothing of it can be lost by closing.
-    peer_done: AtomicBool,
-    /// Handed over to the application after a 101 response.
-    upgraded: AtomicBool,
-    /// The last write did not go through: the peer reads slowly.
-    blocked: AtomicBool,
-    /// All of the last request was received and passed on to hyper.
-    request_complete: AtomicBool,
+    phase_since_ms: AtomicU64,
+    /// Requests being handled; HTTP/2 has several at once.
+    active_requests: AtomicU32,
+    /// The client sends no more bytes, so closing cannot lose any.
+    is_peer_done: AtomicBool,
+    /// The application owns the connection after a 101 response or CONNECT.
+    is_upgraded: AtomicBool,
+    /// The last write would have blocked: the client reads slowly.
+    is_write_blocked: AtomicBool,
+    /// The last request was received and forwarded to hyper completely.
+    is_request_complete: AtomicBool,
     /// No request can follow the last one.
-    last_request: AtomicBool,
-    /// Received bytes wait for the response to be over.
-    held_back: AtomicBool,
-    /// Why the request that would come next is refused, and why the one that is answered is: a [`Rejection`], or 0.
+    is_last_request: AtomicBool,
+    /// Received bytes wait until the response ends.
+    has_held_back_bytes: AtomicBool,
+    /// Why the next request is rejected: a [`RequestRejection`], or 0.
     rejected_head: AtomicU8,
+    /// Why the request in progress is rejected, for its body: a [`RequestRejection`], or 0.
     rejected_body: AtomicU8,
-    /// hyper has written out everything, the end of the last response included.
-    flushed: AtomicBool,
-    /// hyper has flushed the last response, if only to us. Until then it takes an end, or the next request, for a
-    /// request that broke off, and throws the response away.
-    response_flushed: AtomicBool,
-    /// Must stay with this worker until it is closed.
-    rooted: AtomicBool,
-    /// hyper lets go of the socket now and must not shut it down.
-    leaving: AtomicBool,
-    /// Reading is put off while this is on, and the next is set if there was something to put off.
-    busy_first: AtomicBool,
-    put_off: AtomicBool,
-    /// HTTP/1: the client has ended its side while it waits for a response.
-    half_closed: AtomicBool,
-    /// The request in progress is of HTTP/1.1, which has interim responses.
-    takes_interim: AtomicBool,
-    /// When `told` was last changed.
-    told_ms: AtomicU64,
-    /// HTTP/1: how long the client lets us wait for the body of the request in progress.
+    /// hyper has flushed everything it wrote.
+    is_flushed: AtomicBool,
+    /// hyper has flushed the last response, at least into `HyperIo`. If hyper sees an end of file or the next request
+    /// earlier, it treats the current request as aborted and drops the response.
+    is_response_flushed: AtomicBool,
+    /// The connection cannot be handed over to another worker.
+    is_pinned: AtomicBool,
+    /// hyper releases the socket for a hand-over and must not shut it down.
+    is_handing_over: AtomicBool,
+    /// Reads return pending without asking the socket.
+    defer_reads: AtomicBool,
+    /// A read was deferred and has to be made up for.
+    has_deferred_read: AtomicBool,
+    /// HTTP/1: the client has closed its sending side while it waits for a response.
+    is_half_closed: AtomicBool,
+    /// The request in progress is HTTP/1.1, which has interim (1xx) responses.
+    accepts_interim_responses: AtomicBool,
+    /// When `close_request` was last changed.
+    close_request_ms: AtomicU64,
+    /// HTTP/1: how long the worker waits for the body of the request in progress.
     pub(crate) receiving: TransferClock,
-    /// How long the client lets us wait until it takes what we have to send.
+    /// How long the worker waits for the client to take response bytes.
     pub(crate) sending: TransferClock,
-    /// HTTP/1: why the request in progress is ended early: an `Expiry`, or 0.
-    expiry: AtomicU8,
-    /// HTTP/1: the head of its response was produced.
-    has_begun: AtomicBool,
-    /// HTTP/1: the body of that response was asked for more and had nothing yet.
-    is_response_pending: AtomicBool,
-    /// Bytes given to the kernel, and how many of them the client is known to have taken.
+    /// HTTP/1: why the request in progress is ended early: a `RequestExpiry`, or 0.
+    request_expiry: AtomicU8,
+    /// HTTP/1: the handler has produced the head of the response.
+    has_response_started: AtomicBool,
+    /// HTTP/1: the response body returned pending when hyper last polled it.
+    is_response_body_pending: AtomicBool,
+    /// Bytes written to the socket.
     written: AtomicU64,
-    taken: AtomicU64,
-    /// A `SendCheck`, and when it was asked for.
-    send_check: AtomicU8,
-    send_check_ms: AtomicU64,
-    /// Requests that the heartbeat looks at one by one.
-    pub(crate) exchanges: Exchanges,
-    /// Set for HTTP/2.
-    http2: OnceLock<Box<Streams>>,
-    /// The stream that the application was given last, for the task that is about to be spawned for it.
-    next_stream: Mutex<Option<Arc<Exchange>>>,
+    /// Bytes of `written` that the client is known to have acknowledged.
+    acknowledged: AtomicU64,
+    /// An `UnsentCheck`.
+    unsent_check: AtomicU8,
+    /// When `unsent_check` was last changed.
+    unsent_check_ms: AtomicU64,
+    /// Requests with timeouts of their own.
+    pub(crate) exchanges: TrackedExchanges,
+    /// The streams of an HTTP/2 connection; empty for HTTP/1.
+    http2: OnceLock<Box<Http2StreamTracker>>,
+    /// The stream that the application received last; hyper spawns its task next.
+    next_stream: Mutex<Option<Arc<HttpExchange>>>,
 }
 
-/// How far it is known what the client has taken.
+/// Progress of asking the kernel how many written bytes the client has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum SendCheck {
-    /// Nobody has asked.
+pub(crate) enum UnsentCheck {
+    /// No check is under way.
     None = 0,
-    /// The task of the connection is to ask the kernel.
-    Asked = 1,
-    /// It has done so.
+    /// The connection's task shall ask the kernel.
+    Requested = 1,
+    /// The task has asked; `sending` is up to date.
     Measured = 2,
 }
 
 impl Conn {
     pub(crate) fn new(now_ms: u64) -> Conn {
         Conn {
-            phase: AtomicU8::new(Phase::Fresh as u8),
-            told: AtomicU8::new(Told::Nothing as u8),
-            since_ms: AtomicU64::new(now_ms),
-            requests: AtomicU32::new(0),
-            peer_done: AtomicBool::new(false),
-            upgraded: AtomicBool::new(false),
-            blocked: AtomicBool::new(false),
-            request_complete: AtomicBool::new(true),
-            last_request: AtomicBool::new(false),
-            held_back: AtomicBool::new(false),
+            phase: AtomicU8::new(Phase::New as u8),
+            close_request: AtomicU8::new(CloseRequest::None as u8),
+            phase_since_ms: AtomicU64::new(now_ms),
+            active_requests: AtomicU32::new(0),
+            is_peer_done: AtomicBool::new(false),
+            is_upgraded: AtomicBool::new(false),
+            is_write_blocked: AtomicBool::new(false),
+            is_request_complete: AtomicBool::new(true),
+            is_last_request: AtomicBool::new(false),
+            has_held_back_bytes: AtomicBool::new(false),
             rejected_head: AtomicU8::new(0),
             rejected_body: AtomicU8::new(0),
-            flushed: AtomicBool::new(true),
-            response_flushed: AtomicBool::new(true),
-            rooted: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            busy_first: AtomicBool::new(false),
-            put_off: AtomicBool::new(false),
-            half_closed: AtomicBool::new(false),
-            takes_interim: AtomicBool::new(false),
-            told_ms: AtomicU64::new(now_ms),
+            is_flushed: AtomicBool::new(true),
+            is_response_flushed: AtomicBool::new(true),
+            is_pinned: AtomicBool::new(false),
+            is_handing_over: AtomicBool::new(false),
+            defer_reads: AtomicBool::new(false),
+            has_deferred_read: AtomicBool::new(false),
+            is_half_closed: AtomicBool::new(false),
+            accepts_interim_responses: AtomicBool::new(false),
+            close_request_ms: AtomicU64::new(now_ms),
             receiving: TransferClock::default(),
             sending: TransferClock::default(),
-            expiry: AtomicU8::new(0),
-            has_begun: AtomicBool::new(false),
-            is_response_pending: AtomicBool::new(false),
+            request_expiry: AtomicU8::new(0),
+            has_response_started: AtomicBool::new(false),
+            is_response_body_pending: AtomicBool::new(false),
             written: AtomicU64::new(0),
-            taken: AtomicU64::new(0),
-            send_check: AtomicU8::new(SendCheck::None as u8),
-            send_check_ms: AtomicU64::new(0),
-            exchanges: Exchanges::default(),
+            acknowledged: AtomicU64::new(0),
+            unsent_check: AtomicU8::new(UnsentCheck::None as u8),
+            unsent_check_ms: AtomicU64::new(0),
+            exchanges: TrackedExchanges::default(),
             http2: OnceLock::new(),
             next_stream: Mutex::new(None),
         }
     }
 
-    /// From now on its frames say what it is doing, and any bytes are no head of a request.
+    /// Switches to HTTP/2: the phase follows frames instead of bytes from now on.
     pub(crate) fn set_http2(&self, now_ms: u64) {
-        self.http2.get_or_init(|| Box::new(Streams::new(now_ms)));
-        self.enter(Phase::Idle, now_ms);
+        self.http2.get_or_init(|| Box::new(Http2StreamTracker::new(now_ms)));
+        self.set_phase(Phase::Idle, now_ms);
     }
 
-    pub(crate) fn http2(&self) -> Option<&Streams> {
+    /// Returns the streams, if this is an HTTP/2 connection.
+    pub(crate) fn http2(&self) -> Option<&Http2StreamTracker> {
         self.http2.get().map(|streams| &**streams)
     }
 
-    /// HTTP/2: a stream reached the application as `exchange`; its task is spawned next.
-    pub(crate) fn stream_begun(&self, exchange: &Arc<Exchange>) {
+    /// HTTP/2: remembers the stream that reached the application, for the task that hyper spawns next.
+    pub(crate) fn set_next_stream(&self, exchange: &Arc<HttpExchange>) {
         *self.next_stream.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Arc::clone(exchange));
     }
 
-    /// The stream that began last, once.
-    pub(crate) fn take_next_stream(&self) -> Option<Arc<Exchange>> {
+    /// HTTP/2: takes the stream remembered by `set_next_stream`.
+    pub(crate) fn take_next_stream(&self) -> Option<Arc<HttpExchange>> {
         self.next_stream.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
-            0 => Phase::Fresh,
-            1 => Phase::Head,
-            2 => Phase::Busy,
-            // Streams of HTTP/2 may be served on several threads: what ends may come after what begins.
-            3 if self.requests.load(Relaxed) > 0 => Phase::Busy,
+            0 => Phase::New,
+            1 => Phase::ReadingHead,
+            2 => Phase::Responding,
+            // Threads serve streams in parallel: one may end (`Idle`) just after another has started.
+            3 if self.active_requests.load(Relaxed) > 0 => Phase::Responding,
             3 => Phase::Idle,
-            _ => Phase::Closing,
+            _ => Phase::Lingering,
         }
     }
 
-    pub(crate) fn enter(&self, phase: Phase, now_ms: u64) {
+    pub(crate) fn set_phase(&self, phase: Phase, now_ms: u64) {
         self.phase.store(phase as u8, Relaxed);
-        self.since_ms.store(now_ms, Relaxed);
+        self.phase_since_ms.store(now_ms, Relaxed);
     }
 
-    /// Bytes arrived.
-    pub(crate) fn received(&self, now_ms: u64) {
+    /// Records that bytes arrived.
+    pub(crate) fn record_received(&self, now_ms: u64) {
         if self.http2().is_some() {
-            // Its frames say what it is doing.
             return;
         }
-        if matches!(self.phase(), Phase::Fresh | Phase::Idle) {
-            self.enter(Phase::Head, now_ms);
+        if matches!(self.phase(), Phase::New | Phase::Idle) {
+            self.set_phase(Phase::ReadingHead, now_ms);
         }
     }
 
-    /// The first `n` bytes of `pieces` were given to the kernel.
-    pub(crate) fn wrote(&self, pieces: &[IoSlice<'_>], n: usize, now_ms: u64) {
+    /// Records that the kernel took the first `n` bytes of `pieces`.
+    pub(crate) fn record_written(&self, pieces: &[IoSlice<'_>], n: usize, now_ms: u64) {
         self.written.store(self.written.load(Relaxed).wrapping_add(n as u64), Relaxed);
         self.sending.stop(now_ms);
         let Some(streams) = self.http2() else { return };
         let (mut left, mut data) = (n, 0);
         for piece in pieces {
             let part = &piece[..piece.len().min(left)];
-            data += streams.sent(part, now_ms);
+            data += streams.record_server_bytes(part, now_ms);
             left -= part.len();
         }
         if data > 0 && self.phase() == Phase::Idle {
-            // The rest of a response, which the handler has given to hyper as a whole.
-            self.since_ms.store(now_ms, Relaxed);
+            // hyper still sends a response whose handler has finished.
+            self.phase_since_ms.store(now_ms, Relaxed);
         }
     }
 
-    /// The kernel takes no more, while the client has not yet taken `unsent` bytes of what it has.
-    pub(crate) fn cannot_write(&self, unsent: u64, now_ms: u64) {
-        let taken = self.written.load(Relaxed).saturating_sub(unsent);
-        let more = taken.saturating_sub(self.taken.swap(taken, Relaxed));
+    /// Records that a write would block, with `unsent` bytes that the client has not acknowledged.
+    pub(crate) fn record_write_blocked(&self, unsent: u64, now_ms: u64) {
+        let acknowledged = self.written.load(Relaxed).saturating_sub(unsent);
+        let more = acknowledged.saturating_sub(self.acknowledged.swap(acknowledged, Relaxed));
         match self.sending.is_waiting() {
             true if more == 0 => {}
-            _ => self.sending.progressed(more, now_ms),
+            _ => self.sending.record_and_continue(more, now_ms),
         }
-        if self.send_check() == SendCheck::Asked {
-            self.set_send_check(SendCheck::Measured, now_ms);
-        }
-    }
-
-    pub(crate) fn send_check(&self) -> SendCheck {
-        match self.send_check.load(Relaxed) {
-            0 => SendCheck::None,
-            1 => SendCheck::Asked,
-            _ => SendCheck::Measured,
+        if self.unsent_check() == UnsentCheck::Requested {
+            self.set_unsent_check(UnsentCheck::Measured, now_ms);
         }
     }
 
-    pub(crate) fn set_send_check(&self, check: SendCheck, now_ms: u64) {
-        self.send_check.store(check as u8, Relaxed);
-        self.send_check_ms.store(now_ms, Relaxed);
+    pub(crate) fn unsent_check(&self) -> UnsentCheck {
+        match self.unsent_check.load(Relaxed) {
+            0 => UnsentCheck::None,
+            1 => UnsentCheck::Requested,
+            _ => UnsentCheck::Measured,
+        }
     }
 
-    /// How long `send_check` has been what it is.
-    pub(crate) fn send_check_age_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.send_check_ms.load(Relaxed))
+    pub(crate) fn set_unsent_check(&self, check: UnsentCheck, now_ms: u64) {
+        self.unsent_check.store(check as u8, Relaxed);
+        self.unsent_check_ms.store(now_ms, Relaxed);
     }
 
-    /// Whether to look after a client that has ended its side at each heartbeat.
-    pub(crate) fn is_half_closed(&self) -> bool {
-        self.half_closed.load(Relaxed) && self.is_answering()
+    /// How long ago `unsent_check` was last changed.
+    pub(crate) fn unsent_check_age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.unsent_check_ms.load(Relaxed))
+    }
+
+    /// Whether each heartbeat has to check if a half-closed client still reads.
+    pub(crate) fn needs_half_close_check(&self) -> bool {
+        self.is_half_closed.load(Relaxed) && self.has_active_request()
     }
 
     pub(crate) fn set_half_closed(&self) {
-        self.half_closed.store(true, Relaxed);
+        self.is_half_closed.store(true, Relaxed);
     }
 
     /// Whether an interim response can be sent before the response in progress.
-    pub(crate) fn takes_interim_responses(&self) -> bool {
-        self.takes_interim.load(Relaxed)
+    pub(crate) fn accepts_interim_responses(&self) -> bool {
+        self.accepts_interim_responses.load(Relaxed)
     }
 
-    pub(crate) fn set_takes_interim_responses(&self, takes_interim: bool) {
-        self.takes_interim.store(takes_interim, Relaxed);
+    pub(crate) fn set_accepts_interim_responses(&self, accepts: bool) {
+        self.accepts_interim_responses.store(accepts, Relaxed);
     }
 
-    /// Whether all that was made of responses is written.
+    /// Whether hyper has flushed everything it wrote.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.flushed.load(Relaxed)
+        self.is_flushed.load(Relaxed)
     }
 
-    /// HTTP/1: why the request in progress is to be ended, if it is.
-    pub(crate) fn expiry(&self) -> Option<Expiry> {
-        Expiry::from_number(self.expiry.load(Relaxed))
+    /// HTTP/1: returns why the request in progress ends early, if it does.
+    pub(crate) fn request_expiry(&self) -> Option<RequestExpiry> {
+        RequestExpiry::from_number(self.request_expiry.load(Relaxed))
     }
 
-    pub(crate) fn expire(&self, why: Expiry) {
-        self.expiry.store(why as u8, Relaxed);
+    /// HTTP/1: ends the request in progress early.
+    pub(crate) fn expire_request(&self, expiry: RequestExpiry) {
+        self.request_expiry.store(expiry as u8, Relaxed);
     }
 
-    /// HTTP/1: whether the response in progress has begun.
-    pub(crate) fn response_has_begun(&self) -> bool {
-        self.has_begun.load(Relaxed)
+    /// HTTP/1: whether the handler has produced the head of the response in progress.
+    pub(crate) fn has_response_started(&self) -> bool {
+        self.has_response_started.load(Relaxed)
     }
 
-    /// HTTP/1: whether the response in progress has begun and waits for its handler, which may wait for the request.
-    pub(crate) fn is_response_pending(&self) -> bool {
-        self.is_response_pending.load(Relaxed)
+    /// HTTP/1: whether the response body waits for its handler, which may wait for the request body.
+    pub(crate) fn is_response_body_pending(&self) -> bool {
+        self.is_response_body_pending.load(Relaxed)
     }
 
-    pub(crate) fn set_response_pending(&self, is_pending: bool) {
-        self.is_response_pending.store(is_pending, Relaxed);
+    pub(crate) fn set_response_body_pending(&self, is_pending: bool) {
+        self.is_response_body_pending.store(is_pending, Relaxed);
     }
 
-    pub(crate) fn response_begun(&self) {
-        self.has_begun.store(true, Relaxed);
+    pub(crate) fn set_response_started(&self) {
+        self.has_response_started.store(true, Relaxed);
     }
 
-    /// Bytes were written, or could not be.
-    pub(crate) fn sent(&self, blocked: bool, now_ms: u64) {
-        self.blocked.store(blocked, Relaxed);
-        self.flushed.store(false, Relaxed);
-        // An idle HTTP/2 connection still answers pings.
+    /// Records an attempt to write, and whether it would have blocked.
+    pub(crate) fn record_write(&self, is_blocked: bool, now_ms: u64) {
+        self.is_write_blocked.store(is_blocked, Relaxed);
+        self.is_flushed.store(false, Relaxed);
+        // An idle HTTP/2 connection writes answers to pings, which must not keep it open.
         if self.phase() == Phase::Idle && self.http2().is_none() {
-            self.since_ms.store(now_ms, Relaxed);
+            self.phase_since_ms.store(now_ms, Relaxed);
         }
     }
 
-    /// hyper flushes only what it has written out to the last byte.
-    pub(crate) fn flushed(&self) {
-        self.flushed.store(true, Relaxed);
+    /// Records that hyper has flushed everything it wrote.
+    pub(crate) fn set_flushed(&self) {
+        self.is_flushed.store(true, Relaxed);
     }
 
-    /// hyper flushes: the response, unless one is still being made.
-    pub(crate) fn note_flush(&self) {
-        if !self.is_answering() {
-            self.response_flushed.store(true, Relaxed);
+    /// Records that hyper flushes the last response, unless one is still in progress.
+    pub(crate) fn record_flush(&self) {
+        if !self.has_active_request() {
+            self.is_response_flushed.store(true, Relaxed);
         }
     }
 
-    pub(crate) fn request_begun(&self, now_ms: u64) {
-        self.requests.fetch_add(1, Relaxed);
-        self.response_flushed.store(false, Relaxed);
-        self.enter(Phase::Busy, now_ms);
+    /// Records that a request reached the application.
+    pub(crate) fn begin_request(&self, now_ms: u64) {
+        self.active_requests.fetch_add(1, Relaxed);
+        self.is_response_flushed.store(false, Relaxed);
+        self.set_phase(Phase::Responding, now_ms);
     }
 
-    pub(crate) fn request_over(&self, now_ms: u64) {
-        self.flushed.store(false, Relaxed);
+    /// Records that a request and its response ended.
+    pub(crate) fn end_request(&self, now_ms: u64) {
+        self.is_flushed.store(false, Relaxed);
         if self.http2().is_none() {
             self.receiving.reset();
-            self.expiry.store(0, Relaxed);
-            self.has_begun.store(false, Relaxed);
-            self.is_response_pending.store(false, Relaxed);
+            self.request_expiry.store(0, Relaxed);
+            self.has_response_started.store(false, Relaxed);
+            self.is_response_body_pending.store(false, Relaxed);
         }
-        if self.requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Busy {
-            let has_begun_next = self.held_back.load(Relaxed);
-            self.enter(if has_begun_next { Phase::Head } else { Phase::Idle }, now_ms);
+        if self.active_requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Responding {
+            let is_next_here = self.has_held_back_bytes.load(Relaxed);
+            self.set_phase(if is_next_here { Phase::ReadingHead } else { Phase::Idle }, now_ms);
         }
     }
 
-    /// Whether hyper can be shown what comes behind the last request.
-    pub(crate) fn is_ready_for_next(&self) -> bool {
-        !self.is_answering() && self.response_flushed.load(Relaxed)
+    /// Whether hyper may read the bytes behind the last request.
+    pub(crate) fn is_ready_for_next_request(&self) -> bool {
+        !self.has_active_request() && self.is_response_flushed.load(Relaxed)
     }
 
-    /// Whether a response is being made or sent.
-    pub(crate) fn is_answering(&self) -> bool {
-        self.requests.load(Relaxed) > 0
+    /// Whether a request is in progress.
+    pub(crate) fn has_active_request(&self) -> bool {
+        self.active_requests.load(Relaxed) > 0
     }
 
-    /// Whether all of the request that was passed on last was received. Only then can another one follow.
+    /// Whether the last request was received completely. Only then can another one follow.
     pub(crate) fn is_request_complete(&self) -> bool {
-        self.request_complete.load(Relaxed)
+        self.is_request_complete.load(Relaxed)
     }
 
-    /// Whether no request can follow the one that was passed on last.
+    /// Whether no request can follow the last one.
     pub(crate) fn is_last_request(&self) -> bool {
-        self.last_request.load(Relaxed)
+        self.is_last_request.load(Relaxed)
     }
 
-    pub(crate) fn set_request(&self, is_complete: bool, is_last: bool) {
-        self.request_complete.store(is_complete, Relaxed);
-        self.last_request.store(is_last, Relaxed);
+    pub(crate) fn set_request_progress(&self, is_complete: bool, is_last: bool) {
+        self.is_request_complete.store(is_complete, Relaxed);
+        self.is_last_request.store(is_last, Relaxed);
     }
 
-    pub(crate) fn set_held_back(&self, held_back: bool) {
-        self.held_back.store(held_back, Relaxed);
+    /// Records whether received bytes wait until the response ends.
+    pub(crate) fn set_has_held_back_bytes(&self, has_bytes: bool) {
+        self.has_held_back_bytes.store(has_bytes, Relaxed);
     }
 
-    /// Refuses the request that would come next.
-    pub(crate) fn reject_head(&self, rejection: Rejection) {
+    /// Rejects the next request.
+    pub(crate) fn reject_head(&self, rejection: RequestRejection) {
         self.rejected_head.store(rejection as u8, Relaxed);
     }
 
-    /// Refuses the request that is being answered, for its body.
-    pub(crate) fn reject_body(&self, rejection: Rejection) {
+    /// Rejects the request in progress because of its body.
+    pub(crate) fn reject_body(&self, rejection: RequestRejection) {
         self.rejected_body.store(rejection as u8, Relaxed);
     }
 
-    pub(crate) fn rejected_head(&self) -> Option<Rejection> {
-        Rejection::from_number(self.rejected_head.load(Relaxed))
+    pub(crate) fn rejected_head(&self) -> Option<RequestRejection> {
+        RequestRejection::from_number(self.rejected_head.load(Relaxed))
     }
 
-    pub(crate) fn rejected_body(&self) -> Option<Rejection> {
-        Rejection::from_number(self.rejected_body.load(Relaxed))
+    pub(crate) fn rejected_body(&self) -> Option<RequestRejection> {
+        RequestRejection::from_number(self.rejected_body.load(Relaxed))
     }
 
-    /// Whether anything was refused, after which nothing more is read.
+    /// Whether a request was rejected. Nothing is read after that.
     pub(crate) fn is_rejected(&self) -> bool {
         self.rejected_head.load(Relaxed) | self.rejected_body.load(Relaxed) != 0
     }
 
-    pub(crate) fn told(&self) -> Told {
-        match self.told.load(Relaxed) {
-            0 => Told::Nothing,
-            1 => Told::Finish,
-            _ => Told::Cut,
+    pub(crate) fn close_request(&self) -> CloseRequest {
+        match self.close_request.load(Relaxed) {
+            0 => CloseRequest::None,
+            1 => CloseRequest::WhenIdle,
+            _ => CloseRequest::Now,
         }
     }
 
-    pub(crate) fn tell(&self, told: Told, now_ms: u64) {
-        self.told.store(told as u8, Relaxed);
-        self.told_ms.store(now_ms, Relaxed);
+    /// Asks the connection's task to close the connection.
+    pub(crate) fn request_close(&self, request: CloseRequest, now_ms: u64) {
+        self.close_request.store(request as u8, Relaxed);
+        self.close_request_ms.store(now_ms, Relaxed);
     }
 
-    /// For how long it has been told what it was told last.
-    pub(crate) fn told_age_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.told_ms.load(Relaxed))
+    /// How long ago the close request last changed.
+    pub(crate) fn close_request_age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.close_request_ms.load(Relaxed))
     }
 
-    pub(crate) fn peer_done(&self) -> bool {
-        self.peer_done.load(Relaxed)
+    pub(crate) fn is_peer_done(&self) -> bool {
+        self.is_peer_done.load(Relaxed)
     }
 
     pub(crate) fn set_peer_done(&self) {
-        self.peer_done.store(true, Relaxed);
+        self.is_peer_done.store(true, Relaxed);
     }
 
-    pub(crate) fn upgraded(&self) -> bool {
-        self.upgraded.load(Relaxed)
+    pub(crate) fn is_upgraded(&self) -> bool {
+        self.is_upgraded.load(Relaxed)
     }
 
     pub(crate) fn set_upgraded(&self) {
-        self.upgraded.store(true, Relaxed);
+        self.is_upgraded.store(true, Relaxed);
     }
 
-    /// From now on the connection stays with this worker.
-    pub(crate) fn root(&self) {
-        self.rooted.store(true, Relaxed);
+    /// Excludes the connection from hand-over: it stays with this worker until it closes.
+    pub(crate) fn pin_to_worker(&self) {
+        self.is_pinned.store(true, Relaxed);
     }
 
-    /// Whether it may be handed to another worker, now or when its request is over.
-    pub(crate) fn can_travel(&self) -> bool {
-        let stays = self.rooted.load(Relaxed) || self.upgraded() || self.peer_done();
-        !stays && self.is_request_complete() && !self.is_rejected()
+    /// Whether the connection may be handed over, now or after the request in progress.
+    pub(crate) fn can_be_handed_over(&self) -> bool {
+        let is_bound = self.is_pinned.load(Relaxed) || self.is_upgraded() || self.is_peer_done();
+        !is_bound && self.is_request_complete() && !self.is_rejected()
     }
 
-    /// Whether it may be handed to another worker now: it stands between two requests, as far as can be seen
-    /// from here, and nothing waits to be written.
-    pub(crate) fn may_travel(&self) -> bool {
-        matches!(self.phase(), Phase::Fresh | Phase::Idle)
-            && self.told() == Told::Nothing
-            && self.flushed.load(Relaxed)
-            && self.can_travel()
+    /// Whether the connection may be handed over now: it is between two requests and has nothing to write.
+    pub(crate) fn is_ready_for_handover(&self) -> bool {
+        matches!(self.phase(), Phase::New | Phase::Idle)
+            && self.close_request() == CloseRequest::None
+            && self.is_flushed.load(Relaxed)
+            && self.can_be_handed_over()
     }
 
-    pub(crate) fn leaving(&self) -> bool {
-        self.leaving.load(Relaxed)
+    pub(crate) fn is_handing_over(&self) -> bool {
+        self.is_handing_over.load(Relaxed)
     }
 
-    pub(crate) fn set_leaving(&self, leaving: bool) {
-        self.leaving.store(leaving, Relaxed);
+    pub(crate) fn set_handing_over(&self, is_handing_over: bool) {
+        self.is_handing_over.store(is_handing_over, Relaxed);
     }
 
-    /// Begins or ends a poll in which what was received already is seen to before more is read.
-    pub(crate) fn set_busy_first(&self, busy_first: bool) {
-        self.busy_first.store(busy_first, Relaxed);
+    /// Turns on or off that reads are deferred until the bytes at hand are handled.
+    pub(crate) fn set_defer_reads(&self, defer: bool) {
+        self.defer_reads.store(defer, Relaxed);
     }
 
-    /// Whether reading is to be put off, which then has to be made up for.
-    pub(crate) fn puts_off(&self) -> bool {
-        // An upgraded connection is read from elsewhere.
-        let puts_off = self.busy_first.load(Relaxed) && !self.upgraded();
-        if puts_off {
-            self.put_off.store(true, Relaxed);
+    /// Whether a read has to be deferred; if so, records that it has to be made up for.
+    pub(crate) fn should_defer_read(&self) -> bool {
+        // The application reads an upgraded connection, and nothing would make up for its reads.
+        let should_defer = self.defer_reads.load(Relaxed) && !self.is_upgraded();
+        if should_defer {
+            self.has_deferred_read.store(true, Relaxed);
         }
-        puts_off
+        should_defer
     }
 
-    /// Whether hyper was not shown something that it can be shown now.
+    /// Whether hyper may now read bytes that an earlier poll withheld from it.
     pub(crate) fn should_poll_again(&self) -> bool {
-        self.put_off.swap(false, Relaxed)
-            || (self.held_back.load(Relaxed) && self.is_ready_for_next())
+        self.has_deferred_read.swap(false, Relaxed)
+            || (self.has_held_back_bytes.load(Relaxed) && self.is_ready_for_next_request())
     }
 
-    /// How long nothing has happened in this phase.
-    pub(crate) fn age_ms(&self, now_ms: u64) -> u64 {
-        now_ms.saturating_sub(self.since_ms.load(Relaxed))
+    /// How long ago the phase began, or bytes last moved in it.
+    pub(crate) fn phase_age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.phase_since_ms.load(Relaxed))
     }
 
-    /// Whether the peer reads slowly.
-    pub(crate) fn blocked(&self) -> bool {
-        self.blocked.load(Relaxed)
+    /// Whether the last write would have blocked.
+    pub(crate) fn is_write_blocked(&self) -> bool {
+        self.is_write_blocked.load(Relaxed)
     }
 }

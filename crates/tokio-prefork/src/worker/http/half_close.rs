@@ -1,76 +1,76 @@
-//! Clients that have closed their sending side while a response is being made: whether they are still there.
+//! Finds out whether a client that closed its sending side during a request still reads.
 //!
-//! `close(2)` and `shutdown(2)` send the same FIN. A client that has closed its socket answers anything that is sent to
-//! it with a reset, so a single interim response tells (RFC 9110, section 15.2: a client has to parse those it does not
-//! know). Unix sockets tell without.
+//! `close(2)` and `shutdown(2)` send the same FIN. A client that has closed its socket answers any data with a reset,
+//! so one interim response tells them apart (RFC 9110, section 15.2: clients must parse interim responses they do not
+//! know). A Unix socket reports it without a probe.
 
 use std::os::fd::AsFd;
 
 use super::connection_state::Conn;
 use crate::config::HalfClose;
 
-/// The interim response (RFC 2518, section 10.1).
-const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
+/// The interim response that is sent as a probe (RFC 2518, section 10.1).
+const PROBE_RESPONSE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
-/// How long after the FIN: most responses have begun by then, which tells as well.
+/// How long after the FIN to probe. Most responses have started by then, which makes a probe unnecessary.
 const PROBE_DELAY_MS: u64 = 200;
 
-/// A client that has sent its FIN.
+/// A client that has closed its sending side.
 #[derive(Debug)]
-pub(crate) struct HalfClosed {
+pub(crate) struct HalfClosedClient {
     since_ms: u64,
     is_probed: bool,
 }
 
-/// What is known of it.
+/// What is known about a half-closed client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Peer {
-    /// It may be there.
+pub(crate) enum HalfCloseVerdict {
+    /// The client may still read.
     MayRead,
-    /// It was sent this many bytes to find out.
-    Probed(usize),
-    /// It has gone.
+    /// A probe of this many bytes was just sent.
+    ProbeSent(usize),
+    /// The client has closed its socket.
     Gone,
 }
 
-impl HalfClosed {
-    pub(crate) fn new(now_ms: u64) -> HalfClosed {
-        HalfClosed { since_ms: now_ms, is_probed: false }
+impl HalfClosedClient {
+    pub(crate) fn new(now_ms: u64) -> HalfClosedClient {
+        HalfClosedClient { since_ms: now_ms, is_probed: false }
     }
 
-    /// Looks after the client at the other end of `socket`.
-    pub(crate) fn look(
+    /// Checks whether the client at the other end of `socket` still reads; sends the probe when it is due.
+    pub(crate) fn check(
         &mut self,
         mode: HalfClose,
         conn: &Conn,
         socket: impl AsFd,
         is_unix: bool,
         now_ms: u64,
-    ) -> Peer {
+    ) -> HalfCloseVerdict {
         if mode == HalfClose::Cancel || prefork_os::socket::is_hung_up(&socket) {
-            return Peer::Gone;
+            return HalfCloseVerdict::Gone;
         }
         if mode != HalfClose::Probe || is_unix || !self.is_probe_due(conn, now_ms) {
-            return Peer::MayRead;
+            return HalfCloseVerdict::MayRead;
         }
-        match prefork_os::socket::write_nonblocking(&socket, PROBE) {
-            Ok(sent) if sent == PROBE.len() => {
+        match prefork_os::socket::write_nonblocking(&socket, PROBE_RESPONSE) {
+            Ok(sent) if sent == PROBE_RESPONSE.len() => {
                 self.is_probed = true;
-                Peer::Probed(sent)
+                HalfCloseVerdict::ProbeSent(sent)
             }
-            // Part of a response head cannot be taken back.
-            Ok(_) => Peer::Gone,
-            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => Peer::MayRead,
-            Err(_) => Peer::Gone,
+            // A partly sent probe would corrupt the response that follows.
+            Ok(_) => HalfCloseVerdict::Gone,
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => HalfCloseVerdict::MayRead,
+            Err(_) => HalfCloseVerdict::Gone,
         }
     }
 
-    /// Nothing may stand between the interim response and the one that it announces.
+    /// Whether to send the probe now: an interim response must directly precede the final one.
     fn is_probe_due(&self, conn: &Conn, now_ms: u64) -> bool {
         !self.is_probed
             && now_ms.saturating_sub(self.since_ms) >= PROBE_DELAY_MS
-            && conn.takes_interim_responses()
-            && !conn.response_has_begun()
+            && conn.accepts_interim_responses()
+            && !conn.has_response_started()
             && conn.is_flushed()
     }
 }
@@ -87,55 +87,62 @@ mod tests {
         (listener.accept().expect("accept").0, client)
     }
 
-    fn answering() -> Conn {
+    fn conn_with_request() -> Conn {
         let conn = Conn::new(0);
-        conn.request_begun(0);
-        conn.set_takes_interim_responses(true);
+        conn.begin_request(0);
+        conn.set_accepts_interim_responses(true);
         conn
     }
 
     #[test]
-    fn a_client_that_reads_is_probed_once_and_kept() {
+    fn client_that_still_reads_is_probed_once_and_kept() {
         let (near, mut far) = pair();
         far.shutdown(Shutdown::Write).expect("shut down");
-        let (conn, mut half) = (answering(), HalfClosed::new(1000));
-        let mut look = |now| half.look(HalfClose::Probe, &conn, &near, false, now);
-        assert_eq!(look(1199), Peer::MayRead);
-        assert_eq!(look(1200), Peer::Probed(PROBE.len()));
-        assert_eq!(look(9000), Peer::MayRead);
-        let mut got = [0; PROBE.len()];
+        let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(1000));
+        let mut check = |now| half.check(HalfClose::Probe, &conn, &near, false, now);
+        assert_eq!(check(1199), HalfCloseVerdict::MayRead);
+        assert_eq!(check(1200), HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len()));
+        assert_eq!(check(9000), HalfCloseVerdict::MayRead);
+        let mut got = [0; PROBE_RESPONSE.len()];
         far.read_exact(&mut got).expect("the probe");
-        assert_eq!(got, PROBE);
+        assert_eq!(got, PROBE_RESPONSE);
     }
 
     #[test]
-    fn a_client_that_has_closed_is_found_out() {
+    fn closed_client_is_detected_by_the_second_check() {
         let (near, far) = pair();
         drop(far);
-        let (conn, mut half) = (answering(), HalfClosed::new(0));
-        assert_eq!(half.look(HalfClose::Finish, &conn, &near, false, 5000), Peer::MayRead);
+        let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(0));
         assert_eq!(
-            half.look(HalfClose::Probe, &conn, &near, false, 200),
-            Peer::Probed(PROBE.len())
+            half.check(HalfClose::Finish, &conn, &near, false, 5000),
+            HalfCloseVerdict::MayRead
         );
-        assert_eq!(half.look(HalfClose::Probe, &conn, &near, false, 300), Peer::Gone);
-        assert_eq!(half.look(HalfClose::Cancel, &conn, &near, false, 0), Peer::Gone);
+        assert_eq!(
+            half.check(HalfClose::Probe, &conn, &near, false, 200),
+            HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len())
+        );
+        assert_eq!(half.check(HalfClose::Probe, &conn, &near, false, 300), HalfCloseVerdict::Gone);
+        assert_eq!(half.check(HalfClose::Cancel, &conn, &near, false, 0), HalfCloseVerdict::Gone);
     }
 
     #[test]
-    fn nothing_is_sent_where_it_would_be_misunderstood() {
+    fn no_probe_is_sent_where_the_client_could_misread_it() {
         let (near, far) = pair();
         far.shutdown(Shutdown::Write).expect("shut down");
-        let mut half = HalfClosed::new(0);
-        let mut look = |conn: &Conn| half.look(HalfClose::Probe, conn, &near, false, 1000);
-        let old = answering();
-        old.set_takes_interim_responses(false);
-        assert_eq!(look(&old), Peer::MayRead, "HTTP/1.0 has no interim responses");
-        let begun = answering();
-        begun.response_begun();
-        assert_eq!(look(&begun), Peer::MayRead, "its response has begun");
-        let unflushed = answering();
-        unflushed.sent(true, 0);
-        assert_eq!(look(&unflushed), Peer::MayRead, "an earlier one is not sent yet");
+        let mut half = HalfClosedClient::new(0);
+        let mut check = |conn: &Conn| half.check(HalfClose::Probe, conn, &near, false, 1000);
+        let http10 = conn_with_request();
+        http10.set_accepts_interim_responses(false);
+        assert_eq!(check(&http10), HalfCloseVerdict::MayRead, "HTTP/1.0 has no interim responses");
+        let begun = conn_with_request();
+        begun.set_response_started();
+        assert_eq!(check(&begun), HalfCloseVerdict::MayRead, "its response has begun");
+        let unflushed = conn_with_request();
+        unflushed.record_write(true, 0);
+        assert_eq!(
+            check(&unflushed),
+            HalfCloseVerdict::MayRead,
+            "an earlier response is not sent yet"
+        );
     }
 }

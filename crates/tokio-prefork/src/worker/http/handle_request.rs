@@ -1,12 +1,12 @@
-//! One request: checked, counted, its handler run so that a panic costs this request alone.
+//! Runs the application's handler for one request: validates, counts, and contains panics.
 //!
-//! Written out as a future and a body, not as an `async fn`: this runs for every request, and what an `async fn`
-//! moves about cost more than all that is done here.
+//! A hand-written future and body instead of an `async fn`: moving an `async fn`'s state costs more per request than
+//! all the work here.
 
 use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context as TaskContext, Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -18,156 +18,171 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use pin_project_lite::pin_project;
 
 use super::request_boundary::check_http2_request;
-use super::request_tracking::{Books, Serving};
-use super::serve_context::House;
-use super::timeouts::http_exchange::Expiry;
+use super::request_tracking::{RequestTracker, TrackedRequest};
+use super::serve_context::ServeContext;
+use super::timeouts::http_exchange::RequestExpiry;
 use crate::scoreboard::Row;
 
-/// An error of a handler or a body.
+/// The error of a request handler or of a response body.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What all requests of one connection share.
-pub(crate) struct Context<S: 'static, H: House> {
+/// The application's service, with the tracker of one connection.
+pub(crate) struct TrackedService<S: 'static, H: ServeContext> {
     pub(crate) app: H::Ptr<S>,
-    pub(crate) books: H::Ptr<Books<H>>,
+    pub(crate) tracker: H::Ptr<RequestTracker<H>>,
 }
 
 pin_project! {
-    /// The response of one request, while it is made.
-    pub(crate) struct Answering<F, H>
+    /// Resolves to the response to one request.
+    pub(crate) struct ResponseFuture<F, H>
     where
-        H: House,
+        H: ServeContext,
     {
-        // `None` once it went with the response.
-        serving: Option<Serving<H>>,
+        // `None` once moved into the response body.
+        tracked: Option<TrackedRequest<H>>,
         version: Version,
         is_connect: bool,
         #[pin]
-        step: Step<F>,
+        source: ResponseSource<F>,
     }
 }
 
 pin_project! {
-    #[project = StepNow]
-    enum Step<F> {
+    /// Where the response to a request comes from.
+    #[project = ResponseSourceProj]
+    enum ResponseSource<F> {
         Handler { #[pin] future: F },
-        Refused { status: StatusCode, why: &'static str },
+        Error { status: StatusCode, reason: &'static str },
     }
 }
 
 pin_project! {
-    /// The body of a response. The books are closed when it is gone.
-    pub(crate) struct Served<B, H>
+    /// The body of a response; dropping it ends the request.
+    pub(crate) struct TrackedBody<B, H>
     where
-        H: House,
+        H: ServeContext,
     {
         #[pin]
         body: Either<B, Full<Bytes>>,
-        serving: Option<Serving<H>>,
+        tracked: Option<TrackedRequest<H>>,
     }
 }
 
-const PANICKED: &str = "the handler panicked";
+const HANDLER_PANICKED: &str = "the handler panicked";
 
-/// Answers `request` with the application's response, or with ours if it may not or cannot.
-pub(crate) fn answer<S, H>(
-    ctx: &Context<S, H>,
+/// Starts the application's handler for `request`.
+///
+/// The response is an error if the request is invalid, times out, or its handler panics.
+pub(crate) fn handle_request<S, H>(
+    service: &TrackedService<S, H>,
     mut request: Request<Incoming>,
-) -> Answering<S::Future, H>
+) -> ResponseFuture<S::Future, H>
 where
     S: Service<Request<Incoming>> + 'static,
-    H: House,
+    H: ServeContext,
 {
-    let conn = &ctx.books.conn;
+    let conn = &service.tracker.conn;
     let version = request.version();
-    let serving = Serving::begin(&ctx.books, &mut request);
-    conn.set_takes_interim_responses(version == Version::HTTP_11);
+    let tracked = TrackedRequest::begin(&service.tracker, &mut request);
+    conn.set_accepts_interim_responses(version == Version::HTTP_11);
     let is_connect = version < Version::HTTP_2 && *request.method() == Method::CONNECT;
-    // Of an upgrade hyper keeps more than can be handed over.
     if conn.is_last_request() && conn.is_request_complete() {
-        // Nothing of the client can come any more.
         conn.set_peer_done();
     }
+    // hyper keeps state of an upgrade that cannot be handed over.
     if conn.is_last_request() || is_connect || request.extensions().get::<OnUpgrade>().is_some() {
-        conn.root();
+        conn.pin_to_worker();
     }
     let checked = if version == Version::HTTP_2 { check_http2_request(&request) } else { Ok(()) };
-    let step = match checked.map(|()| serving.on_loop(|| ctx.app.call(request))) {
-        Err(why) => Step::Refused { status: why.status(), why: why.reason() },
-        Ok(Some(future)) => Step::Handler { future },
-        Ok(None) => Step::Refused { status: StatusCode::INTERNAL_SERVER_ERROR, why: PANICKED },
+    let source = match checked.map(|()| tracked.run_handler(|| service.app.call(request))) {
+        Err(rejection) => {
+            ResponseSource::Error { status: rejection.status(), reason: rejection.reason() }
+        }
+        Ok(Some(future)) => ResponseSource::Handler { future },
+        Ok(None) => ResponseSource::Error {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            reason: HANDLER_PANICKED,
+        },
     };
-    Answering { serving: Some(serving), version, is_connect, step }
+    ResponseFuture { tracked: Some(tracked), version, is_connect, source }
 }
 
-impl<F, B, E, H> Future for Answering<F, H>
+impl<F, B, E, H> Future for ResponseFuture<F, H>
 where
-    H: House,
+    H: ServeContext,
     F: Future<Output = Result<Response<B>, E>>,
     E: Into<BoxError>,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<Served<B, H>>, BoxError>;
+    type Output = Result<Response<TrackedBody<B, H>>, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Self::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        // Nobody asks again after the response.
-        let Some(serving) = this.serving.as_ref() else { return Poll::Pending };
-        if let Some(why) = serving.expiry() {
-            let (status, why) = expired(why);
-            // Drops the handler, which may panic like any other piece of it.
-            let _ = serving.on_loop(|| this.step.set(Step::Refused { status, why }));
+        // Polled again after completion.
+        let Some(tracked) = this.tracked.as_ref() else { return Poll::Pending };
+        if let Some(expiry) = tracked.expiry() {
+            let (status, reason) = expiry_status(expiry);
+            // Drops the handler's future, which may panic.
+            let _ =
+                tracked.run_handler(|| this.source.set(ResponseSource::Error { status, reason }));
         }
-        let rejection = serving.books.conn.rejected_body();
-        let response = match this.step.project() {
-            _ if let Some(why) = rejection => refusal(why.status(), why.reason()),
-            StepNow::Handler { future } => match serving.on_loop(|| future.poll(cx)) {
+        let rejection = tracked.tracker.conn.rejected_body();
+        let response = match this.source.project() {
+            _ if let Some(rejection) = rejection => {
+                error_response(rejection.status(), rejection.reason())
+            }
+            ResponseSourceProj::Handler { future } => match tracked.run_handler(|| future.poll(cx))
+            {
                 Some(polled) => ready!(polled).map_err(Into::into)?.map(Either::Left),
-                None => refusal(StatusCode::INTERNAL_SERVER_ERROR, PANICKED),
+                None => error_response(StatusCode::INTERNAL_SERVER_ERROR, HANDLER_PANICKED),
             },
-            StepNow::Refused { status, why } => refusal(*status, why),
+            ResponseSourceProj::Error { status, reason } => error_response(*status, reason),
         };
         let is_tunnel = *this.is_connect && response.status().is_success();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
-            serving.books.conn.set_upgraded();
+            tracked.tracker.conn.set_upgraded();
         }
-        serving.response_begun();
-        // What follows a refused CONNECT may be meant for the tunnel, not for us.
-        let is_refused_tunnel = *this.is_connect && !is_tunnel;
-        let response = finished(response, &serving.books, *this.version, is_refused_tunnel);
-        let serving = this.serving.take();
-        Poll::Ready(Ok(response.map(|body| Served { body, serving })))
+        tracked.set_response_started();
+        // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
+        let is_rejected_connect = *this.is_connect && !is_tunnel;
+        let response =
+            set_connection_header(response, &tracked.tracker, *this.version, is_rejected_connect);
+        let tracked = this.tracked.take();
+        Poll::Ready(Ok(response.map(|body| TrackedBody { body, tracked })))
     }
 }
 
-/// Says and remembers whether the connection ends with this response.
-fn finished<B: Body, H: House>(
+/// Sets `Connection: close` if this response is the last one, and counts the response.
+fn set_connection_header<B: Body, H: ServeContext>(
     mut response: Response<B>,
-    books: &Books<H>,
+    tracker: &RequestTracker<H>,
     version: Version,
-    is_refused_tunnel: bool,
+    is_rejected_connect: bool,
 ) -> Response<B> {
-    let Books { house, conn, .. } = books;
+    let RequestTracker { context, conn, .. } = tracker;
     let status = response.status();
-    let mut says = response.headers().keys().any(|name| name == CONNECTION);
-    // A request whose rest is not read is followed by no other one.
-    let ends = house.says_close(conn) || !conn.is_request_complete() || is_refused_tunnel;
-    if version < Version::HTTP_2 && ends && !conn.upgraded() {
+    let mut has_connection_header = response.headers().keys().any(|name| name == CONNECTION);
+    // No request can follow one whose body is not read to its end.
+    let is_last =
+        context.should_announce_close(conn) || !conn.is_request_complete() || is_rejected_connect;
+    if version < Version::HTTP_2 && is_last && !conn.is_upgraded() {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        says = true;
+        has_connection_header = true;
     }
-    if says || (version < Version::HTTP_11 && response.body().size_hint().exact().is_none()) {
-        // Most likely it says `close`: after that no other worker should wait for a request.
-        conn.root();
+    if has_connection_header
+        || (version < Version::HTTP_11 && response.body().size_hint().exact().is_none())
+    {
+        // Most likely `close`: another worker would wait in vain for the next request.
+        conn.pin_to_worker();
     }
-    house.row().responded(status.as_u16());
+    context.row().responded(status.as_u16());
     response
 }
 
-impl<B, H> Body for Served<B, H>
+impl<B, H> Body for TrackedBody<B, H>
 where
-    H: House,
+    H: ServeContext,
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
@@ -176,12 +191,12 @@ where
 
     fn poll_frame(
         self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let polled = this.body.poll_frame(cx);
-        if let Some(serving) = this.serving {
-            serving.set_body_pending(polled.is_pending());
+        if let Some(tracked) = this.tracked {
+            tracked.set_body_pending(polled.is_pending());
         }
         polled
     }
@@ -195,22 +210,25 @@ where
     }
 }
 
-/// How a request is answered that is ended before its handler is done.
-fn expired(why: Expiry) -> (StatusCode, &'static str) {
-    match why {
-        Expiry::Body => (StatusCode::REQUEST_TIMEOUT, "the request body did not come in time"),
-        Expiry::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long"),
+/// Returns the status and reason of the response to a request that timed out.
+fn expiry_status(expiry: RequestExpiry) -> (StatusCode, &'static str) {
+    match expiry {
+        RequestExpiry::Body => {
+            (StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
+        }
+        RequestExpiry::Deadline => (StatusCode::SERVICE_UNAVAILABLE, "the request took too long"),
     }
 }
 
-fn refusal<B>(status: StatusCode, why: &'static str) -> Response<Either<B, Full<Bytes>>> {
-    let body = Full::new(Bytes::from(format!("{status}: {why}\n")));
+/// Builds a plain-text response with `status` and `reason`.
+fn error_response<B>(status: StatusCode, reason: &'static str) -> Response<Either<B, Full<Bytes>>> {
+    let body = Full::new(Bytes::from(format!("{status}: {reason}\n")));
     let mut response = Response::new(Either::Right(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     if status != StatusCode::INTERNAL_SERVER_ERROR {
-        // Where a request was malformed, the next one may begin anywhere.
+        // After a malformed request, the start of the next one is unknown.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

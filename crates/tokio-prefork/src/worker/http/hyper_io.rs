@@ -1,9 +1,8 @@
-//! The bytes of one HTTP connection: between the socket and hyper, checking and counting them, and giving the worker a
-//! say in when the connection ends.
+//! The I/O object between one connection's socket and hyper: validates requests, counts bytes, obeys close requests.
 //!
-//! hyper sees one request at a time. What comes behind it waits in `received` until the response is over, and is then
-//! passed on if it is a request (see `request_boundary`). Responses to requests that came in one piece are written in one
-//! piece, too: while the next request is there already, what is to be sent is kept in `unsent`.
+//! hyper sees one request at a time. Bytes behind it wait in `received` until the response ends, and are forwarded
+//! only if they are a valid request (see `request_boundary`). Responses to pipelined requests are sent with one
+//! write: while the next request is already here, written bytes are collected in `unsent`.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -15,89 +14,93 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use super::connection_state::{Conn, Told};
-use super::half_close::{HalfClosed, Peer};
-use super::request_boundary::{Progress, RequestBoundary};
+use super::connection_state::{CloseRequest, Conn};
+use super::half_close::{HalfCloseVerdict, HalfClosedClient};
+use super::request_boundary::{BoundaryProgress, RequestBoundary};
 use crate::config::{Config, HalfClose};
 use crate::scoreboard::Meter;
 use crate::worker::lazy_stream::Link;
 
-/// Bytes read at once where they are kept here, on the stack.
-const READ_AHEAD_PIECE: usize = 2048;
+/// Size of the stack buffer for reading ahead, in bytes.
+const READ_AHEAD_BUFFER_SIZE: usize = 2048;
 
-/// Bytes that are read ahead while a request is answered, beyond which the client has to wait.
+/// How many bytes to read ahead while a request is in progress, before TCP back-pressure stops the client.
 const MAX_READ_AHEAD: usize = 16 * 1024;
 
-/// Bytes of responses that wait for the next one, and of the longest piece that does.
+/// How many response bytes may wait to be sent with the next response.
 const MAX_UNSENT: usize = 32 * 1024;
-const MAX_UNSENT_PIECE: usize = 8 * 1024;
 
-/// A socket that hyper has finished with, and what is still to be sent on it.
+/// The largest single write that waits for the next response, in bytes.
+const MAX_UNSENT_WRITE: usize = 8 * 1024;
+
+/// A socket that hyper has released, with bytes still to be sent on it.
 pub(crate) struct LingeringSocket {
     pub(crate) link: Link,
     pub(crate) unsent: BytesMut,
 }
 
-/// Where the socket is left when hyper has finished with it, so that it can be closed without losing a response.
+/// Where `HyperIo` leaves the socket when hyper drops it, so that it can be closed without losing a response.
 #[derive(Clone, Default)]
-pub(crate) struct Leftover(Arc<(Mutex<Option<LingeringSocket>>, Notify)>);
+pub(crate) struct LingeringSocketSlot(Arc<(Mutex<Option<LingeringSocket>>, Notify)>);
 
-impl Leftover {
-    /// The socket, if it was left.
+impl LingeringSocketSlot {
+    /// Takes the socket, if hyper has released it.
     pub(crate) fn take(&self) -> Option<LingeringSocket> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Resolves when nobody uses the connection any more, be it hyper or, after an upgrade, the application.
-    pub(crate) async fn left(&self) {
+    /// Waits until hyper, or the application after an upgrade, drops the connection.
+    pub(crate) async fn released(&self) {
         self.0.1.notified().await;
     }
 
-    fn leave(&self, socket: Option<LingeringSocket>) {
+    fn release(&self, socket: Option<LingeringSocket>) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = socket;
         self.0.1.notify_one();
     }
 }
 
-/// What hyper reads from and writes to.
-pub(crate) struct Wire {
+/// The `AsyncRead + AsyncWrite` that hyper serves a connection on.
+pub(crate) struct HyperIo {
     /// `None` only while being dropped.
     link: Option<Link>,
-    /// Received and not passed on to hyper.
+    /// Received bytes that are not yet forwarded to hyper.
     received: BytesMut,
-    /// This many bytes at the beginning of `received` are checked: hyper's buffer had no room for them.
-    checked: usize,
-    /// `None` for HTTP/2, whose frames are hyper's to check.
+    /// How many bytes at the start of `received` are validated and wait for room in hyper's buffer.
+    validated: usize,
+    /// `None` for HTTP/2, whose frames hyper validates.
     boundary: Option<RequestBoundary>,
-    /// The client has ended its side.
-    at_end: bool,
-    /// Written by hyper, to be sent with the next response.
+    /// The client has closed its sending side.
+    is_at_eof: bool,
+    /// Bytes written by hyper, to be sent with the next response.
     unsent: BytesMut,
-    /// What becomes of a client that ends its side while it waits for a response, and whether it has.
+    /// What to do when a client closes its sending side while it waits for a response.
     half_close: HalfClose,
-    half_closed: Option<HalfClosed>,
+    /// The client, once it has done so.
+    half_closed_client: Option<HalfClosedClient>,
     conn: Arc<Conn>,
     meter: Meter,
-    leftover: Leftover,
+    lingering: LingeringSocketSlot,
 }
 
-impl Wire {
-    /// `first` was received before hyper was there.
+impl HyperIo {
+    /// Creates the I/O object of an HTTP/1 connection; `first` holds the bytes already received.
     pub(crate) fn http1(
         link: Link,
         first: Bytes,
         conn: Arc<Conn>,
         meter: Meter,
         config: &Config,
-    ) -> Wire {
+    ) -> HyperIo {
         let boundary = RequestBoundary::new(config.max_header_size);
-        let mut wire = Wire::new(link, first, conn, meter, Some(boundary));
-        wire.half_close = config.half_close;
-        wire
+        let mut hyper_io = HyperIo::new(link, first, conn, meter, Some(boundary));
+        hyper_io.half_close = config.half_close;
+        hyper_io
     }
 
-    pub(crate) fn http2(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> Wire {
-        Wire::new(link, first, conn, meter, None)
+    /// Creates the I/O object of an HTTP/2 connection; `first` holds the bytes already received.
+    pub(crate) fn http2(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> HyperIo {
+        HyperIo::new(link, first, conn, meter, None)
     }
 
     fn new(
@@ -106,52 +109,54 @@ impl Wire {
         conn: Arc<Conn>,
         meter: Meter,
         boundary: Option<RequestBoundary>,
-    ) -> Wire {
-        let wire = Wire {
+    ) -> HyperIo {
+        let hyper_io = HyperIo {
             link: Some(link),
             received: first.into(),
-            checked: 0,
+            validated: 0,
             boundary,
-            at_end: false,
+            is_at_eof: false,
             unsent: BytesMut::new(),
             half_close: HalfClose::Cancel,
-            half_closed: None,
+            half_closed_client: None,
             conn,
             meter,
-            leftover: Leftover::default(),
+            lingering: LingeringSocketSlot::default(),
         };
-        if !wire.received.is_empty() {
-            wire.note_received(wire.received.len());
+        if !hyper_io.received.is_empty() {
+            hyper_io.record_received(hyper_io.received.len());
         }
-        wire
+        hyper_io
     }
 
-    pub(crate) fn leftover(&self) -> Leftover {
-        self.leftover.clone()
+    /// Returns where the socket is left when hyper drops this.
+    pub(crate) fn lingering_slot(&self) -> LingeringSocketSlot {
+        self.lingering.clone()
     }
 
-    /// The socket and what hyper has not seen, when hyper has let go of it.
+    /// Returns the socket and the bytes that hyper has not seen.
     pub(crate) fn into_parts(mut self) -> Option<(Link, Bytes)> {
         Some((self.link.take()?, std::mem::take(&mut self.received).freeze()))
     }
 
-    fn note_received(&self, length: usize) {
+    fn record_received(&self, length: usize) {
         self.meter.bytes_in(length);
         let now_ms = self.meter.now_ms();
-        self.conn.received(now_ms);
+        self.conn.record_received(now_ms);
         if self.boundary.is_some() {
-            self.conn.receiving.moved(length as u64, now_ms);
+            self.conn.receiving.record_and_stop(length as u64, now_ms);
         }
     }
 
-    /// HTTP/2: these bytes go to hyper.
-    fn note_frames(&self, bytes: &[u8]) {
+    /// HTTP/2: follows the frames in bytes that go to hyper.
+    fn record_frames(&self, bytes: &[u8]) {
         if let Some(streams) = self.conn.http2() {
-            streams.received(bytes, self.meter.now_ms());
+            streams.record_client_bytes(bytes, self.meter.now_ms());
         }
     }
 
-    fn note_sent(
+    /// Records the outcome of a write, and returns it.
+    fn record_write(
         &self,
         outcome: Poll<io::Result<usize>>,
         pieces: &[io::IoSlice<'_>],
@@ -160,17 +165,17 @@ impl Wire {
         match &outcome {
             Poll::Ready(Ok(n)) => {
                 self.meter.bytes_out(*n);
-                self.conn.wrote(pieces, *n, now_ms);
+                self.conn.record_written(pieces, *n, now_ms);
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
                 let fd = self.link.as_ref().and_then(|link| link.fd().ok());
                 let unsent =
                     fd.and_then(|fd| prefork_os::socket::unsent_bytes(fd).ok()).unwrap_or(0);
-                self.conn.cannot_write(unsent, now_ms);
+                self.conn.record_write_blocked(unsent, now_ms);
             }
         }
-        self.conn.sent(outcome.is_pending(), now_ms);
+        self.conn.record_write(outcome.is_pending(), now_ms);
         outcome
     }
 
@@ -179,7 +184,7 @@ impl Wire {
         self.link.as_mut().map(Pin::new).ok_or_else(gone)
     }
 
-    /// Reads into `buf`. Returns how many bytes; 0 is the client's end.
+    /// Reads from the socket into `buf`. Returns the number of bytes; 0 means end of file.
     fn poll_socket(
         &mut self,
         cx: &mut Context<'_>,
@@ -189,143 +194,144 @@ impl Wire {
         ready!(self.link()?.poll_read(cx, buf))?;
         let length = buf.filled().len() - before;
         if length == 0 {
-            self.at_end = true;
+            self.is_at_eof = true;
             self.conn.set_peer_done();
         } else {
-            self.note_received(length);
+            self.record_received(length);
         }
         Poll::Ready(Ok(length))
     }
 
-    /// Reads behind what is in `received`. Returns how many bytes; 0 is the client's end.
+    /// Reads from the socket and appends to `received`. Returns the number of bytes; 0 means end of file.
     fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // On the stack: most reads find nothing, and buffers of idle connections add up.
-        let mut piece = [MaybeUninit::uninit(); READ_AHEAD_PIECE];
-        let mut piece = ReadBuf::uninit(&mut piece);
-        let length = ready!(self.poll_socket(cx, &mut piece))?;
-        self.received.extend_from_slice(piece.filled());
+        // On the stack: most reads find nothing, and heap buffers of idle connections add up.
+        let mut buffer = [MaybeUninit::uninit(); READ_AHEAD_BUFFER_SIZE];
+        let mut buffer = ReadBuf::uninit(&mut buffer);
+        let length = ready!(self.poll_socket(cx, &mut buffer))?;
+        self.received.extend_from_slice(buffer.filled());
         Poll::Ready(Ok(length))
     }
 
-    /// Passes on what is checked, as far as there is room.
-    fn pass_checked(&mut self, buf: &mut ReadBuf<'_>) {
-        let length = self.checked.min(buf.remaining());
+    /// Moves validated bytes into hyper's buffer, as far as there is room.
+    fn forward_validated(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.validated.min(buf.remaining());
         buf.put_slice(&self.received[..length]);
         self.received.advance(length);
-        self.checked -= length;
+        self.validated -= length;
         if self.received.is_empty() {
-            // Idle connections are many: they keep no buffer.
+            // Idle connections are many, so they keep no buffer.
             self.received = BytesMut::new();
         }
     }
 
-    /// Nothing is to be read: the connection waits, or sees its end if it was told to finish. Only then: a request that
-    /// has reached us is answered, never reset.
-    fn wait_or_end(&self) -> Poll<io::Result<()>> {
-        let is_told = self.conn.told() != Told::Nothing && !self.conn.upgraded();
-        if is_told { Poll::Ready(Ok(())) } else { Poll::Pending }
+    /// Returns pending, or end of file if the connection shall close. Called only when nothing is left to read, so that
+    /// every received request gets a response.
+    fn pending_or_eof(&self) -> Poll<io::Result<()>> {
+        let should_close =
+            self.conn.close_request() != CloseRequest::None && !self.conn.is_upgraded();
+        if should_close { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 
-    /// HTTP/2, or what the application speaks after an upgrade.
-    fn poll_read_unchecked(
+    /// Reads without validation: HTTP/2 frames, or the application's protocol after an upgrade.
+    fn poll_read_unvalidated(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if !self.received.is_empty() {
-            self.checked = self.received.len();
-            self.pass_checked(buf);
-            self.note_frames(&buf.filled()[before..]);
+            self.validated = self.received.len();
+            self.forward_validated(buf);
+            self.record_frames(&buf.filled()[before..]);
             return Poll::Ready(Ok(()));
         }
-        if self.conn.puts_off() {
+        if self.conn.should_defer_read() {
             return Poll::Pending;
         }
         match self.poll_socket(cx, buf) {
-            Poll::Pending => self.wait_or_end(),
+            Poll::Pending => self.pending_or_eof(),
             Poll::Ready(outcome) => {
-                self.note_frames(&buf.filled()[before..]);
+                self.record_frames(&buf.filled()[before..]);
                 Poll::Ready(outcome.map(drop))
             }
         }
     }
 
-    /// A request is being answered, and all of it was passed on: the next one has to wait. Reads ahead, which tells
-    /// whether the client is gone.
-    fn poll_read_ahead_of_turn(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.conn.puts_off() {
+    /// Reads ahead while a fully received request is in progress, which detects that the client is gone. The bytes wait
+    /// until the response ends.
+    fn poll_read_while_responding(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.conn.should_defer_read() {
             return Poll::Pending;
         }
-        while !self.at_end && self.received.len() < MAX_READ_AHEAD {
+        while !self.is_at_eof && self.received.len() < MAX_READ_AHEAD {
             match self.poll_read_ahead(cx)? {
                 Poll::Ready(_) => {}
                 Poll::Pending => break,
             }
         }
-        if self.at_end && self.conn.is_answering() && self.is_client_gone() {
+        if self.is_at_eof && self.conn.has_active_request() && self.is_client_gone() {
             return match self.received.is_empty() {
                 true => Poll::Ready(Ok(())),
                 false => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             };
         }
-        // The client's end, too, is shown to hyper only between two requests.
-        if self.at_end || !self.received.is_empty() {
-            self.conn.set_held_back(true);
+        // hyper sees the end of file, too, only between two requests.
+        if self.is_at_eof || !self.received.is_empty() {
+            self.conn.set_has_held_back_bytes(true);
         }
         Poll::Pending
     }
 
-    /// Whether a client that has ended its side is there no more. Asked again at each heartbeat.
+    /// Whether a half-closed client no longer reads. Each heartbeat checks again.
     fn is_client_gone(&mut self) -> bool {
         let now_ms = self.meter.now_ms();
         let Some((link, fd)) = self.link.as_ref().and_then(|l| Some((l, l.fd().ok()?))) else {
             return true;
         };
         self.conn.set_half_closed();
-        let client = self.half_closed.get_or_insert_with(|| HalfClosed::new(now_ms));
+        let client = self.half_closed_client.get_or_insert_with(|| HalfClosedClient::new(now_ms));
         let mode = match self.half_close {
-            // Requests that came before its end are answered all the same.
+            // Pipelined requests that arrived before the end of file still get responses.
             HalfClose::Cancel if !self.received.is_empty() => HalfClose::Finish,
             mode => mode,
         };
-        match client.look(mode, &self.conn, fd, link.is_unix(), now_ms) {
-            Peer::MayRead => false,
-            Peer::Probed(length) => {
+        match client.check(mode, &self.conn, fd, link.is_unix(), now_ms) {
+            HalfCloseVerdict::MayRead => false,
+            HalfCloseVerdict::ProbeSent(length) => {
                 self.meter.bytes_out(length);
                 false
             }
-            Peer::Gone => true,
+            HalfCloseVerdict::Gone => true,
         }
     }
 
-    /// Passes on what comes next of a request, and of one only.
+    /// Forwards the next bytes of one request, and none of the request behind it.
     fn poll_read_request(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.checked > 0 {
-            self.pass_checked(buf);
+        if self.validated > 0 {
+            self.forward_validated(buf);
             return Poll::Ready(Ok(()));
         }
         loop {
             if !self.received.is_empty() {
-                match self.advance(None)? {
-                    Step::Pass(length) => {
-                        self.checked = length;
-                        self.pass_checked(buf);
+                match self.validate(None)? {
+                    ReadStep::Forward(length) => {
+                        self.validated = length;
+                        self.forward_validated(buf);
                         return Poll::Ready(Ok(()));
                     }
-                    Step::End => return Poll::Ready(Ok(())),
-                    // Its time has begun, whenever it was received.
-                    Step::More => self.conn.received(self.meter.now_ms()),
+                    ReadStep::Eof => return Poll::Ready(Ok(())),
+                    // The header timeout runs from now on, even if the bytes arrived earlier.
+                    ReadStep::NeedMore => self.conn.record_received(self.meter.now_ms()),
                 }
             }
-            if self.at_end {
+            if self.is_at_eof {
                 return Poll::Ready(Ok(()));
             }
-            if self.conn.puts_off() {
+            if self.conn.should_defer_read() {
                 return Poll::Pending;
             }
             let before = buf.filled().len();
@@ -334,11 +340,11 @@ impl Wire {
                 false => self.poll_read_ahead(cx),
             };
             let Poll::Ready(length) = read else {
-                if self.conn.is_answering() {
-                    // The rest of a body that the handler wants.
-                    self.conn.receiving.wait(self.meter.now_ms());
+                if self.conn.has_active_request() {
+                    // The handler waits for the rest of the request body.
+                    self.conn.receiving.start(self.meter.now_ms());
                 }
-                return self.wait_or_end();
+                return self.pending_or_eof();
             };
             if length? == 0 {
                 return Poll::Ready(Ok(()));
@@ -346,48 +352,48 @@ impl Wire {
             if !self.received.is_empty() {
                 continue;
             }
-            // In hyper's buffer already: what is not to be passed on is taken out of it.
-            let step = self.advance(Some(&buf.filled()[before..]))?;
-            let passed = if let Step::Pass(length) = step { length } else { 0 };
-            self.received.extend_from_slice(&buf.filled()[before + passed..]);
-            buf.set_filled(before + passed);
-            if !matches!(step, Step::More) {
+            // The bytes are in hyper's buffer already: takes out what must not be forwarded yet.
+            let step = self.validate(Some(&buf.filled()[before..]))?;
+            let forwarded = if let ReadStep::Forward(length) = step { length } else { 0 };
+            self.received.extend_from_slice(&buf.filled()[before + forwarded..]);
+            buf.set_filled(before + forwarded);
+            if !matches!(step, ReadStep::NeedMore) {
                 return Poll::Ready(Ok(()));
             }
         }
     }
 
-    /// What to do with `input`, or with what was received before.
-    fn advance(&mut self, input: Option<&[u8]>) -> io::Result<Step> {
-        let Some(boundary) = &mut self.boundary else { return Ok(Step::More) };
+    /// Validates `input`, or `received` if it is `None`, and returns what to do with it.
+    fn validate(&mut self, input: Option<&[u8]>) -> io::Result<ReadStep> {
+        let Some(boundary) = &mut self.boundary else { return Ok(ReadStep::NeedMore) };
         match boundary.advance(input.unwrap_or(&self.received)) {
-            Ok(Progress::Pass(length)) => Ok(Step::Pass(length)),
-            Ok(Progress::More) => Ok(Step::More),
-            Err(rejection) if self.conn.is_answering() => {
+            Ok(BoundaryProgress::Forward(length)) => Ok(ReadStep::Forward(length)),
+            Ok(BoundaryProgress::NeedMore) => Ok(ReadStep::NeedMore),
+            Err(rejection) if self.conn.has_active_request() => {
                 self.conn.reject_body(rejection);
                 Err(io::Error::new(io::ErrorKind::InvalidData, rejection.reason()))
             }
-            // hyper sees a plain end between two requests; the response is written when it has let go of the socket.
+            // hyper sees an end of file between two requests; the response is sent after hyper has released the socket.
             Err(rejection) => {
                 self.conn.reject_head(rejection);
-                Ok(Step::End)
+                Ok(ReadStep::Eof)
             }
         }
     }
 
-    /// Whether another request is there, whose response can go out together with this one.
+    /// Whether the next request is already here, so that both responses can be sent together.
     fn has_next_request(&mut self) -> bool {
         !self.received.is_empty()
-            && self.conn.told() == Told::Nothing
+            && self.conn.close_request() == CloseRequest::None
             && self
                 .boundary
                 .as_mut()
-                .is_some_and(|b| b.has_next_head(&self.received[self.checked..]))
+                .is_some_and(|b| b.has_next_head(&self.received[self.validated..]))
     }
 
-    /// Whether `length` more bytes are kept until the next response is there.
-    fn keeps_unsent(&mut self, length: usize) -> bool {
-        let is_small = length <= MAX_UNSENT_PIECE && self.unsent.len() + length <= MAX_UNSENT;
+    /// Whether to delay sending `length` more bytes until the next response.
+    fn should_delay_write(&mut self, length: usize) -> bool {
+        let is_small = length <= MAX_UNSENT_WRITE && self.unsent.len() + length <= MAX_UNSENT;
         is_small && (!self.unsent.is_empty() || self.has_next_request())
     }
 
@@ -396,7 +402,7 @@ impl Wire {
             let gone = || io::Error::from(io::ErrorKind::NotConnected);
             let link = Pin::new(self.link.as_mut().ok_or_else(gone)?);
             let outcome = link.poll_write(cx, &self.unsent);
-            let sent = ready!(self.note_sent(outcome, &[]))?;
+            let sent = ready!(self.record_write(outcome, &[]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -407,46 +413,48 @@ impl Wire {
     }
 }
 
-/// What is done with bytes that were received.
-enum Step {
-    Pass(usize),
-    More,
-    /// Nothing is read from here on.
-    End,
+/// What to do with received bytes.
+enum ReadStep {
+    /// Forward this many bytes to hyper.
+    Forward(usize),
+    /// Read more bytes first.
+    NeedMore,
+    /// Report end of file to hyper.
+    Eof,
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for HyperIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Some(boundary) = this.boundary.as_ref().filter(|_| !this.conn.upgraded()) else {
-            return this.poll_read_unchecked(cx, buf);
+        let Some(boundary) = this.boundary.as_ref().filter(|_| !this.conn.is_upgraded()) else {
+            return this.poll_read_unvalidated(cx, buf);
         };
         if this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
-        if this.checked == 0 && boundary.is_complete() {
-            if !this.conn.is_ready_for_next() {
-                return this.poll_read_ahead_of_turn(cx);
+        if this.validated == 0 && boundary.is_complete() {
+            if !this.conn.is_ready_for_next_request() {
+                return this.poll_read_while_responding(cx);
             }
             if boundary.is_last() {
                 return Poll::Ready(Ok(()));
             }
         }
-        this.conn.set_held_back(false);
+        this.conn.set_has_held_back_bytes(false);
         let outcome = this.poll_read_request(cx, buf);
         if let Some(boundary) = &this.boundary {
-            let is_complete = boundary.is_complete() && this.checked == 0;
-            this.conn.set_request(is_complete, boundary.is_last());
+            let is_complete = boundary.is_complete() && this.validated == 0;
+            this.conn.set_request_progress(is_complete, boundary.is_last());
         }
         outcome
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for HyperIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -463,15 +471,15 @@ impl AsyncWrite for Wire {
         let this = self.get_mut();
         if !this.unsent.is_empty() || !this.received.is_empty() {
             let length = bufs.iter().map(|buf| buf.len()).sum();
-            if this.keeps_unsent(length) {
+            if this.should_delay_write(length) {
                 bufs.iter().for_each(|buf| this.unsent.extend_from_slice(buf));
-                this.conn.sent(false, this.meter.now_ms());
+                this.conn.record_write(false, this.meter.now_ms());
                 return Poll::Ready(Ok(length));
             }
             ready!(this.poll_send_unsent(cx))?;
         }
         let outcome = this.link()?.poll_write_vectored(cx, bufs);
-        this.note_sent(outcome, bufs)
+        this.record_write(outcome, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -481,17 +489,17 @@ impl AsyncWrite for Wire {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.unsent.is_empty() {
-            // The next response comes at once, or the next flush does: a handler that waits holds up nothing.
-            if !this.conn.is_answering() && this.has_next_request() {
-                this.conn.note_flush();
+            // The next response follows at once; if its handler waits, the next flush sends these bytes.
+            if !this.conn.has_active_request() && this.has_next_request() {
+                this.conn.record_flush();
                 return Poll::Ready(Ok(()));
             }
             ready!(this.poll_send_unsent(cx))?;
         }
         let outcome = this.link()?.poll_flush(cx);
         if let Poll::Ready(Ok(())) = &outcome {
-            this.conn.flushed();
-            this.conn.note_flush();
+            this.conn.set_flushed();
+            this.conn.record_flush();
         }
         outcome
     }
@@ -499,44 +507,44 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         ready!(this.poll_send_unsent(cx))?;
-        // It goes on in another worker, or has another response to come.
-        if this.conn.leaving() || this.conn.is_rejected() {
+        // Another worker goes on with the connection, or the response to a rejected request is still to be sent.
+        if this.conn.is_handing_over() || this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
         this.link()?.poll_shutdown(cx)
     }
 }
 
-impl Drop for Wire {
-    /// Closing a socket that has unread bytes resets it, and a reset can overtake the last response. So the
-    /// socket is left for `close_politely`, unless nothing more can come or the application has it.
+impl Drop for HyperIo {
+    /// Leaves the socket for `close_with_linger`, unless nothing more can arrive or the application owns it: closing a
+    /// socket that has unread bytes resets it, and the reset can destroy the last response.
     fn drop(&mut self) {
-        if self.conn.told() == Told::Cut
+        if self.conn.close_request() == CloseRequest::Now
             && self.conn.sending.is_waiting()
             && let Some(fd) = self.link.as_ref().and_then(|link| link.fd().ok())
         {
-            // The client takes nothing: the kernel would keep what was not sent for minutes.
+            // The client reads nothing, and the kernel would keep the unsent bytes for minutes.
             let _ = prefork_os::socket::set_reset_on_close(fd);
         }
-        let can_lose_nothing = self.conn.peer_done()
+        let has_nothing_to_lose = self.conn.is_peer_done()
             && self.received.is_empty()
             && self.unsent.is_empty()
             && !self.conn.is_rejected();
-        let is_closed = self.conn.upgraded() || can_lose_nothing;
+        let is_closed = self.conn.is_upgraded() || has_nothing_to_lose;
         let unsent = std::mem::take(&mut self.unsent);
         let socket = self.link.take().map(|link| LingeringSocket { link, unsent });
-        self.leftover.leave(socket.filter(|_| !is_closed));
+        self.lingering.release(socket.filter(|_| !is_closed));
     }
 }
 
-/// Closes our side and reads on until the peer closes its own: RFC 9112, section 9.6. Ended from outside when nothing
-/// comes for too long; each read is told to `note_read`, which says whether to go on.
-pub(crate) async fn close_politely(mut link: Link, note_read: impl Fn() -> bool) {
+/// Closes the sending side, then reads until the client closes its side (RFC 9112, section 9.6).
+///
+/// Calls `should_continue` after each read. The caller limits the wait for a client that sends nothing.
+pub(crate) async fn close_with_linger(mut link: Link, should_continue: impl Fn() -> bool) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     if link.shutdown().await.is_err() {
         return;
     }
-    // What still comes is thrown away.
-    let mut waste = vec![0u8; 16 * 1024].into_boxed_slice();
-    while link.read(&mut waste).await.is_ok_and(|length| length > 0) && note_read() {}
+    let mut discarded = vec![0u8; 16 * 1024].into_boxed_slice();
+    while link.read(&mut discarded).await.is_ok_and(|length| length > 0) && should_continue() {}
 }

@@ -1,4 +1,4 @@
-//! The books of one connection: what each request of it is counted as, from its head to the end of its response.
+//! Tracks requests on the scoreboard and in the connection state, from their head to the end of their response.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,80 +8,110 @@ use hyper::Request;
 use hyper::body::Incoming;
 
 use super::connection_state::Conn;
-use super::serve_context::House;
-use super::timeouts::http_exchange::{Exchange, Expiry};
+use super::serve_context::ServeContext;
+use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
 use crate::scoreboard::{Row, Ticket};
 use crate::text::panic_text;
 use prefork_os::system::monotonic_ms;
 
-/// Characters of a request line that the log shows.
-const LONGEST_NAME: usize = 200;
+/// How many characters of a request line the log shows.
+const MAX_LOGGED_REQUEST_LENGTH: usize = 200;
 
-/// What all requests of one connection are entered in.
-pub(crate) struct Books<H: House> {
-    pub(crate) house: H::Ptr<H>,
+/// Tracks the requests of one connection.
+pub(crate) struct RequestTracker<H: ServeContext> {
+    pub(crate) context: H::Ptr<H>,
     pub(crate) conn: Arc<Conn>,
 }
 
-/// A request's place in the books. It is over when this is dropped.
-pub(crate) struct Serving<H: House> {
-    pub(crate) books: H::Ptr<Books<H>>,
+/// A request in progress. Dropping this ends the request.
+pub(crate) struct TrackedRequest<H: ServeContext> {
+    pub(crate) tracker: H::Ptr<RequestTracker<H>>,
     ticket: Option<Ticket>,
-    /// What the heartbeat looks at: for HTTP/2, and where `request-timeout` is set.
-    exchange: Option<Arc<Exchange>>,
+    /// Timeouts of this request: for HTTP/2, and if `request-timeout` is set.
+    exchange: Option<Arc<HttpExchange>>,
 }
 
-impl<H: House> Serving<H> {
-    /// Enters `request` in `books`.
-    pub(crate) fn begin(books: &H::Ptr<Books<H>>, request: &mut Request<Incoming>) -> Serving<H> {
-        let now = books.house.now_ms();
-        let exchange = books.exchange(request, now);
-        books.conn.request_begun(now);
-        let ticket = books.house.row().begin(request.method().as_str(), request.uri().path(), now);
-        Serving { books: books.clone(), ticket, exchange }
+impl<H: ServeContext> TrackedRequest<H> {
+    /// Starts to track `request`.
+    pub(crate) fn begin(
+        tracker: &H::Ptr<RequestTracker<H>>,
+        request: &mut Request<Incoming>,
+    ) -> TrackedRequest<H> {
+        let now = tracker.context.now_ms();
+        let exchange = tracker.create_exchange(request, now);
+        tracker.conn.begin_request(now);
+        let ticket =
+            tracker.context.row().begin(request.method().as_str(), request.uri().path(), now);
+        TrackedRequest { tracker: tracker.clone(), ticket, exchange }
     }
 
-    /// Why the request is to be ended, if it is.
-    pub(crate) fn expiry(&self) -> Option<Expiry> {
+    /// Returns why the request ends early, if it does.
+    pub(crate) fn expiry(&self) -> Option<RequestExpiry> {
         let stream = self.exchange.as_ref().and_then(|exchange| exchange.expiry());
-        stream.or_else(|| self.books.conn.expiry())
+        stream.or_else(|| self.tracker.conn.request_expiry())
     }
 
-    /// The head of the response was produced.
-    pub(crate) fn response_begun(&self) {
+    /// Records that the handler produced the head of the response.
+    pub(crate) fn set_response_started(&self) {
         if let Some(exchange) = &self.exchange {
-            exchange.begin();
+            exchange.set_response_started();
         }
-        self.books.conn.response_begun();
+        self.tracker.conn.set_response_started();
     }
 
-    /// Whether the body of the response has nothing to send at the moment.
+    /// Records whether the response body has nothing to send at the moment.
     pub(crate) fn set_body_pending(&self, is_pending: bool) {
         if let Some(exchange) = &self.exchange {
             exchange.set_body_pending(is_pending);
         }
-        self.books.conn.set_response_pending(is_pending);
+        self.tracker.conn.set_response_body_pending(is_pending);
     }
 
-    /// Says that the request took longer than `request-timeout`.
+    /// Runs part of the handler and marks the request on the scoreboard as the one that occupies the event loop.
+    ///
+    /// Returns `None` if it panicked.
+    pub(crate) fn run_handler<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
+        let context = &self.tracker.context;
+        context.row().running(self.ticket);
+        let done = catch_unwind(AssertUnwindSafe(run));
+        context.row().running(None);
+        done.map_err(|panic| self.report_panic(&*panic)).ok()
+    }
+
     #[cold]
-    fn timed_out(&self, exchange: &Exchange) {
-        let house = &self.books.house;
-        house.row().timed_out();
-        let how = match exchange.has_answer_of_its_own() {
+    fn report_panic(&self, panic: &(dyn Any + Send)) {
+        let context = &self.tracker.context;
+        context.row().panicked();
+        let text = panic_text(panic);
+        let request =
+            context.row().describe(self.ticket).unwrap_or_else(|| "a request".to_string());
+        let tag = context.tag();
+        log::error!("{tag} the handler of {request} panicked: {text}");
+    }
+
+    /// Logs and counts that the request took longer than `request-timeout`.
+    #[cold]
+    fn report_timeout(&self, exchange: &HttpExchange) {
+        let context = &self.tracker.context;
+        context.row().timed_out();
+        let how = match exchange.has_application_response() {
             true => "in the middle of its response",
             false => "with 503",
         };
-        let (tag, request) = (house.tag(), &exchange.request);
-        log::warn!("{tag} ended {request} {how}: it took longer than request-timeout");
+        let (tag, request) = (context.tag(), &exchange.request_line);
+        log::warn!("{tag} ended {request} {how}: it exceeded request-timeout");
     }
 }
 
-impl<H: House> Books<H> {
-    /// What the heartbeat has to know of `request`, if anything. Its deadline is in its extensions from now on.
-    fn exchange(&self, request: &mut Request<Incoming>, now_ms: u64) -> Option<Arc<Exchange>> {
-        let timeout = self.house.config().request_timeout;
+impl<H: ServeContext> RequestTracker<H> {
+    /// Creates the timeouts of `request`, if it has any, and puts its deadline into its extensions.
+    fn create_exchange(
+        &self,
+        request: &mut Request<Incoming>,
+        now_ms: u64,
+    ) -> Option<Arc<HttpExchange>> {
+        let timeout = self.context.config().request_timeout;
         let http2 = self.conn.http2();
         if timeout.is_none() && http2.is_none() {
             return None;
@@ -91,52 +121,31 @@ impl<H: House> Books<H> {
         if let Some(deadline) = &deadline {
             request.extensions_mut().insert(deadline.clone());
             let line = format!("{} {}", request.method(), request.uri());
-            name = line.escape_default().take(LONGEST_NAME).collect();
+            name = line.escape_default().take(MAX_LOGGED_REQUEST_LENGTH).collect();
         }
-        let exchange = Exchange::new(deadline, name);
+        let exchange = HttpExchange::new(deadline, name);
         self.conn.exchanges.add(&exchange);
         if let Some(streams) = http2 {
-            streams.claim(&exchange, now_ms);
-            self.conn.stream_begun(&exchange);
+            streams.assign_next_stream(&exchange, now_ms);
+            self.conn.set_next_stream(&exchange);
         }
         Some(exchange)
     }
 }
 
-impl<H: House> Serving<H> {
-    /// Runs a piece of the handler, marked on the scoreboard as having the loop. `None` if it panicked.
-    pub(crate) fn on_loop<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
-        let house = &self.books.house;
-        house.row().running(self.ticket);
-        let done = catch_unwind(AssertUnwindSafe(run));
-        house.row().running(None);
-        done.map_err(|panic| self.panicked(&*panic)).ok()
-    }
-
-    #[cold]
-    fn panicked(&self, panic: &(dyn Any + Send)) {
-        let house = &self.books.house;
-        house.row().panicked();
-        let text = panic_text(panic);
-        let request = house.row().describe(self.ticket).unwrap_or_else(|| "a request".to_string());
-        let tag = house.tag();
-        log::error!("{tag} the handler of {request} panicked: {text}");
-    }
-}
-
-impl<H: House> Drop for Serving<H> {
+impl<H: ServeContext> Drop for TrackedRequest<H> {
     fn drop(&mut self) {
-        let Books { house, conn, .. } = &*self.books;
-        house.row().finish(self.ticket);
+        let RequestTracker { context, conn, .. } = &*self.tracker;
+        context.row().finish(self.ticket);
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
             if let Some(streams) = conn.http2() {
-                streams.release(exchange);
+                streams.detach(exchange);
             }
-            if exchange.expiry() == Some(Expiry::Deadline) {
-                self.timed_out(exchange);
+            if exchange.expiry() == Some(RequestExpiry::Deadline) {
+                self.report_timeout(exchange);
             }
         }
-        conn.request_over(house.now_ms());
+        conn.end_request(context.now_ms());
     }
 }

@@ -1,4 +1,4 @@
-//! One HTTP connection from its first bytes to its close.
+//! Serves one HTTP connection with hyper, from its first bytes to its close.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -21,39 +21,44 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connection_state::{Conn, Phase, Told};
-use super::handle_request::{Answering, BoxError, Context, Served, answer};
-use super::http2::stream_executor::{Http2ServerConnExec, StreamExecutor};
-use super::hyper_io::{Leftover, LingeringSocket, Wire, close_politely};
-use super::request_tracking::Books;
-use super::serve_context::{House, Seat};
+use super::connection_state::{CloseRequest, Conn, Phase};
+use super::handle_request::{
+    BoxError, ResponseFuture, TrackedBody, TrackedService, handle_request,
+};
+use super::http2::stream_executor::{Http2ServerConnExec, Http2StreamExecutor};
+use super::hyper_io::{HyperIo, LingeringSocket, LingeringSocketSlot, close_with_linger};
+use super::request_tracking::RequestTracker;
+use super::serve_context::{ConnectionHandle, ServeContext};
 use crate::config::Config;
 use crate::dispatch::AcceptedConnection;
 use crate::scoreboard::Row;
 use crate::worker::connection_registry::{Entry, Guard};
-use crate::worker::handover::{self, Departure};
+use crate::worker::handover::{self, HandoverOutcome};
 use crate::worker::lazy_stream::Link;
 use crate::worker::local_state::State;
 
-/// What an HTTP/2 connection begins with (RFC 9113, section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The HTTP/2 connection preface (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Pipelined requests that are served before other tasks run. As many as hyper itself reads in one go.
-const MAX_TURNS: usize = 16;
+/// How many pipelined requests are served before other tasks run. hyper itself reads as many at once.
+const MAX_PIPELINED_POLLS: usize = 16;
 
-/// How long we read what a client still sends after the last response. nginx's `lingering_time`.
+/// How long to read and discard what a client sends after the last response. nginx's `lingering_time`.
 const MAX_LINGER_MS: u64 = 30_000;
 
-/// The same for HTTP/2, after GOAWAY and the end of all streams.
+/// How long to read and discard what an HTTP/2 client sends after GOAWAY and the end of all streams.
 const MAX_HTTP2_LINGER_MS: u64 = 5_000;
 
-/// How long an HTTP/2 peer may take to answer a ping before it counts as gone.
+/// How long an HTTP/2 client may take to answer a ping.
 #[cfg(feature = "http2")]
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Serves `accepted` with the application `app` until it ends.
-pub(crate) async fn serve<S, B>(state: Rc<State>, app: Rc<S>, accepted: AcceptedConnection)
-where
+/// Serves an accepted connection until it closes or is handed over to another worker.
+pub(crate) async fn serve_connection<S, B>(
+    state: Rc<State>,
+    app: Rc<S>,
+    accepted: AcceptedConnection,
+) where
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
     S::Error: Into<BoxError> + 'static,
@@ -61,147 +66,153 @@ where
     B::Error: Into<BoxError>,
 {
     let AcceptedConnection { mut link, mut first, entry, guard } = accepted;
-    if speaks_http2(&state.config) {
-        first = read_protocol(&*state, &*entry, &mut link, first).await;
+    if is_http2_enabled(&state.config) {
+        first = detect_protocol(&*state, &*entry, &mut link, first).await;
     }
     while let Some((left, unread)) =
-        serve_on::<S, B, State, _, _>(&state, &app, &*entry, OnThisThread, link, first).await
+        serve_until_handover::<S, B, State, _, _>(&state, &app, &*entry, LocalExecutor, link, first)
+            .await
     {
-        match handover::depart(&state, left, unread).await {
-            Departure::Gone => break,
-            // It goes on here, as if it had never been thought of.
-            Departure::Stays(stays, unread) => (link, first) = (stays, unread),
+        match handover::hand_over_connection(&state, left, unread).await {
+            HandoverOutcome::Gone => break,
+            // Hand-over failed; keep serving the connection here.
+            HandoverOutcome::Stays(stays, unread) => (link, first) = (stays, unread),
         }
-        entry.conn.root();
+        entry.conn.pin_to_worker();
     }
     drop(guard);
 }
 
-/// Reads behind `first` until it tells HTTP/2 from HTTP/1: the preface may come in pieces. Given up when the worker has
-/// other plans with the connection.
-pub(crate) async fn read_protocol<H: House, W: Seat>(
-    house: &H,
-    seat: &W,
+/// Reads until the bytes after `first` tell HTTP/2 from HTTP/1, and returns all of them.
+///
+/// The preface may arrive in pieces. Returns early when the worker drains or wants the connection closed.
+pub(crate) async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
+    context: &H,
+    handle: &W,
     link: &mut Link,
     first: Bytes,
 ) -> Bytes {
-    if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
+    if first.len() >= HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(&first) {
         return first;
     }
     let mut read = BytesMut::from(first);
-    while read.len() < PREFACE.len() && PREFACE.starts_with(&read) {
+    while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
         let mut next = pin!(link.read_buf(&mut read));
         let length = poll_fn(|cx| {
-            seat.watch(cx.waker());
-            if seat.conn().told() != Told::Nothing || house.is_draining() {
+            handle.register_waker(cx.waker());
+            if handle.state().close_request() != CloseRequest::None || context.is_draining() {
                 return Poll::Ready(Ok(0));
             }
             next.as_mut().poll(cx)
         });
-        // The end, or an error, is found again by the next read.
+        // The next read finds the end of file, or the error, again.
         if length.await.unwrap_or(0) == 0 {
             break;
         }
-        seat.conn().received(house.now_ms());
+        handle.state().record_received(context.now_ms());
     }
     read.freeze()
 }
 
-/// Serves a connection until it ends, or stands between two requests and is wanted elsewhere: then it is
-/// returned, with what was received of the next request.
-pub(crate) async fn serve_on<S, B, H, W, X>(
-    house: &H::Ptr<H>,
+/// Serves a connection until it closes or has to be handed over between two requests.
+///
+/// Returns the connection to hand over, with the bytes received of its next request.
+pub(crate) async fn serve_until_handover<S, B, H, W, X>(
+    context: &H::Ptr<H>,
     app: &H::Ptr<S>,
-    seat: &W,
+    handle: &W,
     exec: X,
     link: Link,
     first: Bytes,
 ) -> Option<(Link, Bytes)>
 where
-    H: House,
-    W: Seat,
-    StreamExecutor<X>: Http2ServerConnExec<Answering<S::Future, H>, Served<B, H>> + Clone + Unpin,
+    H: ServeContext,
+    W: ConnectionHandle,
+    Http2StreamExecutor<X>:
+        Http2ServerConnExec<ResponseFuture<S::Future, H>, TrackedBody<B, H>> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>> + 'static,
     S::Future: 'static,
     S::Error: Into<BoxError> + 'static,
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let is_http2 = speaks_http2(house.config()) && first.starts_with(PREFACE);
-    let (conn, meter) = (Arc::clone(seat.conn()), house.row().meter());
-    let wire = match is_http2 {
+    let is_http2 = is_http2_enabled(context.config()) && first.starts_with(HTTP2_PREFACE);
+    let (conn, meter) = (Arc::clone(handle.state()), context.row().meter());
+    let hyper_io = match is_http2 {
         true => {
-            conn.set_http2(house.now_ms());
-            Wire::http2(link, first, conn, meter)
+            conn.set_http2(context.now_ms());
+            HyperIo::http2(link, first, conn, meter)
         }
-        false => Wire::http1(link, first, conn, meter, house.config()),
+        false => HyperIo::http1(link, first, conn, meter, context.config()),
     };
-    let leftover = wire.leftover();
-    let books = Books::<H> { house: house.clone(), conn: Arc::clone(seat.conn()) };
-    let ctx = Context { app: app.clone(), books: H::share(books) };
-    let service = service_fn(move |request| answer::<S, H>(&ctx, request));
-    let io = TokioIo::new(wire);
+    let lingering = hyper_io.lingering_slot();
+    let tracker =
+        RequestTracker::<H> { context: context.clone(), conn: Arc::clone(handle.state()) };
+    let tracked = TrackedService { app: app.clone(), tracker: H::share(tracker) };
+    let service = service_fn(move |request| handle_request::<S, H>(&tracked, request));
+    let io = TokioIo::new(hyper_io);
     if is_http2 {
-        let exec = StreamExecutor::new(exec, Arc::clone(seat.conn()), house.row().meter());
-        // Boxed, as it is far larger than the state of an HTTP/1 connection.
-        Box::pin(serve_http2(&**house, seat, exec, io, service)).await;
-    } else if let Some(parts) = serve_http1(&**house, seat, io, service).await {
+        // Boxed, because HTTP/2 needs far more memory than the HTTP/1 connections that share this future.
+        let exec =
+            Http2StreamExecutor::new(exec, Arc::clone(handle.state()), context.row().meter());
+        Box::pin(serve_http2(&**context, handle, exec, io, service)).await;
+    } else if let Some(parts) = serve_http1(&**context, handle, io, service).await {
         return Some(parts);
     }
-    finish(&**house, seat, &leftover).await;
+    close_connection(&**context, handle, &lingering).await;
     None
 }
 
-/// The socket, if it is to go to another worker.
+/// Serves an HTTP/1 connection. Returns it if it has to be handed over.
 async fn serve_http1<S, B, H, W>(
-    house: &H,
-    seat: &W,
-    io: TokioIo<Wire>,
+    context: &H,
+    handle: &W,
+    io: TokioIo<HyperIo>,
     service: S,
 ) -> Option<(Link, Bytes)>
 where
-    H: House,
-    W: Seat,
+    H: ServeContext,
+    W: ConnectionHandle,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
     B: Body<Data = Bytes, Error = BoxError> + 'static,
 {
-    let conn = seat.conn();
+    let conn = handle.state();
     let mut connection =
-        http1_builder(house.config()).serve_connection(io, service).with_upgrades();
-    let (mut leaves, mut first_turn) = (false, true);
-    let ending = poll_fn(|cx| {
-        // hyper would look for the client's end before it answers, and with that have the socket registered: if the
-        // answer is there at once and the last, there is no need to.
-        conn.set_busy_first(std::mem::take(&mut first_turn));
+        http1_builder(context.config()).serve_connection(io, service).with_upgrades();
+    let (mut is_leaving, mut is_first_poll) = (false, true);
+    let serving = poll_fn(|cx| {
+        // hyper reads ahead before it responds, which would register the socket with epoll. A response that is ready at
+        // once and the last one does not need that.
+        conn.set_defer_reads(std::mem::take(&mut is_first_poll));
         let mut outcome = Pin::new(&mut connection).poll(cx);
-        conn.set_busy_first(false);
-        let mut turns = 0;
+        conn.set_defer_reads(false);
+        let mut polls = 0;
         while outcome.is_pending() && conn.should_poll_again() {
-            turns += 1;
-            if turns == MAX_TURNS {
-                // Others come first; what is put together to be sent goes on with the next request.
+            polls += 1;
+            if polls == MAX_PIPELINED_POLLS {
+                // Lets other tasks run first; this poll's unsent responses go out with the next ones.
                 cx.waker().wake_by_ref();
                 break;
             }
             outcome = Pin::new(&mut connection).poll(cx);
         }
-        if outcome.is_pending() && conn.may_travel() && house.hands_over() {
-            // hyper alone knows whether it is between two requests: if so, it ends at once.
-            conn.set_leaving(true);
+        if outcome.is_pending() && conn.is_ready_for_handover() && context.should_hand_over() {
+            // Only hyper knows whether it is between two requests: if so, it ends at once.
+            conn.set_handing_over(true);
             Pin::new(&mut connection).graceful_shutdown();
             outcome = Pin::new(&mut connection).poll(cx);
-            conn.set_leaving(false);
-            leaves = matches!(outcome, Poll::Ready(Ok(())));
-            if !leaves {
-                // If not, it ends with this request.
-                conn.root();
+            conn.set_handing_over(false);
+            is_leaving = matches!(outcome, Poll::Ready(Ok(())));
+            if !is_leaving {
+                // hyper is in a request, and closes the connection after it.
+                conn.pin_to_worker();
             }
         }
         outcome
     });
-    run(seat, ending).await;
-    if !leaves {
+    drive_until_closed(handle, serving).await;
+    if !is_leaving {
         return None;
     }
     let parts = connection.into_parts()?;
@@ -216,27 +227,33 @@ where
 fn http1_builder(config: &Config) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        // The worker tends the timeouts itself (see `conn`).
+        // The worker enforces timeouts itself (see `connection_state`).
         .header_read_timeout(None)
         .max_buf_size(config.max_header_size.max(64 * 1024))
         .max_header_size(config.max_header_size);
     builder
 }
 
-/// Returns whether connections may speak HTTP/2.
-pub(crate) fn speaks_http2(config: &Config) -> bool {
+/// Whether connections may use HTTP/2: the feature is compiled in and the configuration allows it.
+pub(crate) fn is_http2_enabled(config: &Config) -> bool {
     cfg!(feature = "http2") && config.http2
 }
 
-/// Never called: without the feature no connection speaks HTTP/2.
+/// Never called: without the feature `http2`, no connection uses HTTP/2.
 #[cfg(not(feature = "http2"))]
-async fn serve_http2<H, W, X, S>(_: &H, _: &W, _: X, _: TokioIo<Wire>, _: S) {}
+async fn serve_http2<H, W, X, S>(_: &H, _: &W, _: X, _: TokioIo<HyperIo>, _: S) {}
 
+/// Serves an HTTP/2 connection until it closes; sends GOAWAY when the worker drains.
 #[cfg(feature = "http2")]
-async fn serve_http2<S, B, H, W, X>(house: &H, seat: &W, exec: X, io: TokioIo<Wire>, service: S)
-where
-    H: House,
-    W: Seat,
+async fn serve_http2<S, B, H, W, X>(
+    context: &H,
+    handle: &W,
+    exec: X,
+    io: TokioIo<HyperIo>,
+    service: S,
+) where
+    H: ServeContext,
+    W: ConnectionHandle,
     X: Http2ServerConnExec<S::Future, B> + Clone + Unpin,
     S: Service<Request<Incoming>, Response = Response<B>, Error = BoxError> + 'static,
     S::Future: 'static,
@@ -244,60 +261,68 @@ where
 {
     let connection = http2::Builder::new(exec)
         .timer(TokioTimer::new())
-        .keep_alive_interval(house.config().keep_alive_timeout)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .max_header_list_size(u32::try_from(house.config().max_header_size).unwrap_or(u32::MAX))
+        .keep_alive_interval(context.config().keep_alive_timeout)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+        .max_header_list_size(u32::try_from(context.config().max_header_size).unwrap_or(u32::MAX))
         .serve_connection(io, service);
     let mut connection = pin!(connection);
-    let mut going = false;
-    let goodbye = poll_fn(|cx| {
-        if !going && (house.is_draining() || seat.conn().told() != Told::Nothing) {
-            going = true;
+    let mut has_sent_goaway = false;
+    let serving = poll_fn(|cx| {
+        if !has_sent_goaway
+            && (context.is_draining() || handle.state().close_request() != CloseRequest::None)
+        {
+            has_sent_goaway = true;
             connection.as_mut().graceful_shutdown();
         }
         connection.as_mut().poll(cx)
     });
-    run(seat, goodbye).await;
+    drive_until_closed(handle, serving).await;
 }
 
-/// Drives a connection until it ends or is cut. Its errors are the client's: a request that breaks off, a
-/// reset, bytes that are no HTTP; hyper has answered what can be answered.
-async fn run<E: std::fmt::Display>(
-    seat: &impl Seat,
+/// Polls a hyper connection until it ends or the worker wants it closed now.
+///
+/// Logs errors at debug level only, because the client causes them: an aborted request, a reset, or bytes that are not
+/// HTTP.
+async fn drive_until_closed<E: std::fmt::Display>(
+    handle: &impl ConnectionHandle,
     connection: impl Future<Output = Result<(), E>>,
 ) {
     let mut connection = pin!(connection);
     let outcome = poll_fn(|cx| {
-        seat.watch(cx.waker());
-        if seat.conn().told() == Told::Cut && !seat.conn().upgraded() {
+        handle.register_waker(cx.waker());
+        if handle.state().close_request() == CloseRequest::Now && !handle.state().is_upgraded() {
             return Poll::Ready(Ok(()));
         }
         connection.as_mut().poll(cx)
     });
     if let Err(e) = outcome.await {
-        log::debug!("connection ended: {e}");
+        log::debug!("connection failed: {e}");
     }
 }
 
-/// Closes what hyper left of the connection, without hurting a response that is still on its way.
-async fn finish(house: &impl House, seat: &impl Seat, leftover: &Leftover) {
-    if seat.conn().upgraded() {
-        // The application has it: it counts as open until that lets go of it, or the deadline comes.
-        unless_cut(seat, leftover.left()).await;
-    } else if let Some(socket) = leftover.take()
-        && seat.conn().told() != Told::Cut
+/// Closes the socket after hyper released it, without losing the last response to a reset.
+async fn close_connection(
+    context: &impl ServeContext,
+    handle: &impl ConnectionHandle,
+    lingering: &LingeringSocketSlot,
+) {
+    if handle.state().is_upgraded() {
+        // The connection counts as open until the application drops it, or until the drain deadline.
+        until_closed_now(handle, lingering.released()).await;
+    } else if let Some(socket) = lingering.take()
+        && handle.state().close_request() != CloseRequest::Now
     {
-        seat.conn().enter(Phase::Closing, house.now_ms());
-        unless_cut(seat, linger(house, seat.conn(), socket)).await;
+        handle.state().set_phase(Phase::Lingering, context.now_ms());
+        until_closed_now(handle, send_rest_and_linger(context, handle.state(), socket)).await;
     }
 }
 
-/// Sends what is still to be sent, the answer to a malformed request included, and closes.
-async fn linger(house: &impl House, conn: &Conn, socket: LingeringSocket) {
+/// Sends the unsent bytes and the response to a rejected request, then closes the socket with a linger.
+async fn send_rest_and_linger(context: &impl ServeContext, conn: &Conn, socket: LingeringSocket) {
     let LingeringSocket { mut link, mut unsent } = socket;
     if let Some(rejection) = conn.rejected_head() {
-        log::debug!("{} refused a request: {}", house.tag(), rejection.reason());
-        house.row().responded(rejection.status().as_u16());
+        log::debug!("{} rejected a request: {}", context.tag(), rejection.reason());
+        context.row().responded(rejection.status().as_u16());
         unsent.extend_from_slice(&rejection.response());
     }
     if !unsent.is_empty() {
@@ -305,57 +330,61 @@ async fn linger(house: &impl House, conn: &Conn, socket: LingeringSocket) {
         if link.write_all(&unsent).await.is_err() {
             return;
         }
-        house.row().meter().bytes_out(length);
+        context.row().meter().bytes_out(length);
     }
-    let begun = house.now_ms();
-    // The frames of HTTP/2 have said that the streams are over: what a client still sends is not the rest of a request.
+    let begun = context.now_ms();
+    // After GOAWAY and the end of its streams, an HTTP/2 client does not send the rest of a request any more.
     let max_ms = if conn.http2().is_some() { MAX_HTTP2_LINGER_MS } else { MAX_LINGER_MS };
-    close_politely(link, || {
-        // A client that still sends has not read the response yet.
-        let now = house.now_ms();
-        conn.enter(Phase::Closing, now);
+    close_with_linger(link, || {
+        // A client that still sends has probably not read the response yet.
+        let now = context.now_ms();
+        conn.set_phase(Phase::Lingering, now);
         now.saturating_sub(begun) < max_ms
     })
     .await;
 }
 
-/// Waits for `end`, unless the connection is cut before.
-async fn unless_cut(seat: &impl Seat, end: impl Future<Output = ()>) {
+/// Waits for `end`, or until the worker wants the connection closed now.
+async fn until_closed_now(handle: &impl ConnectionHandle, end: impl Future<Output = ()>) {
     let mut end = pin!(end);
     poll_fn(|cx| {
-        seat.watch(cx.waker());
-        match seat.conn().told() {
-            Told::Cut => Poll::Ready(()),
-            Told::Nothing | Told::Finish => end.as_mut().poll(cx),
+        handle.register_waker(cx.waker());
+        match handle.state().close_request() {
+            CloseRequest::Now => Poll::Ready(()),
+            CloseRequest::None | CloseRequest::WhenIdle => end.as_mut().poll(cx),
         }
     })
     .await;
 }
 
-/// Ends a connection of the lower door with its task, or its task when it is cut.
-pub(crate) async fn until_cut(entry: Rc<Entry>, guard: Guard, task: tokio::task::JoinHandle<()>) {
+/// Waits for the task that serves a raw connection, and aborts it when the worker wants the connection closed now.
+pub(crate) async fn wait_or_abort(
+    entry: Rc<Entry>,
+    guard: Guard,
+    task: tokio::task::JoinHandle<()>,
+) {
     let abort = task.abort_handle();
     let mut task = pin!(task);
     poll_fn(|cx| {
-        entry.watch(cx.waker());
-        match entry.conn.told() {
-            Told::Cut => {
+        entry.register_waker(cx.waker());
+        match entry.conn.close_request() {
+            CloseRequest::Now => {
                 abort.abort();
                 Poll::Ready(())
             }
-            // A panic has been reported by the panic hook; it costs this connection.
-            Told::Nothing | Told::Finish => task.as_mut().poll(cx).map(|_| ()),
+            // The panic hook has logged a panic of the task; it costs this connection only.
+            CloseRequest::None | CloseRequest::WhenIdle => task.as_mut().poll(cx).map(|_| ()),
         }
     })
     .await;
     drop(guard);
 }
 
-/// Runs HTTP/2 streams on this thread: handlers need not be `Send`.
+/// Spawns HTTP/2 streams on the current thread, so handlers need not be `Send`.
 #[derive(Clone, Copy)]
-struct OnThisThread;
+struct LocalExecutor;
 
-impl<F: Future<Output: 'static> + 'static> Executor<F> for OnThisThread {
+impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
         tokio::task::spawn_local(future);
     }

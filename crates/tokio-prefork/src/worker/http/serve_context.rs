@@ -1,6 +1,7 @@
-//! What serving a connection asks of the worker it is served in. `State` answers on the worker's one thread, with
-//! `Rc` and plain additions; `Shared` answers on any thread, with `Arc` and locked ones. The code that serves is
-//! the same and is compiled for each, so neither pays for the other.
+//! What HTTP serving needs from a worker; implemented with `Rc` for one thread, `Arc` for several.
+//!
+//! The code that serves is generic over it and compiled for each, so a single-threaded worker pays for no atomic
+//! operation and needs no `Send` handler.
 
 use std::ops::Deref;
 use std::rc::Rc;
@@ -13,31 +14,32 @@ use crate::worker::connection_registry::Entry;
 use crate::worker::local_state::State;
 use prefork_supervisor::WorkerTag;
 
-/// A worker, as a connection in it sees it.
-pub(crate) trait House: Sized + 'static {
-    /// How its connections share what they share.
+/// What HTTP serving needs from a worker; implemented with `Rc` for one thread, `Arc` for several.
+pub(crate) trait ServeContext: Sized + 'static {
+    /// The reference-counted pointer that connections share data with: `Rc` or `Arc`.
     type Ptr<T: 'static>: Deref<Target = T> + Clone;
     type Row: Row;
 
+    /// Moves `value` into a shared pointer.
     fn share<T: 'static>(value: T) -> Self::Ptr<T>;
 
     fn tag(&self) -> WorkerTag;
     fn config(&self) -> &Config;
-    /// What its requests are entered in.
+    /// The scoreboard page that requests are recorded in.
     fn row(&self) -> &Self::Row;
     fn is_draining(&self) -> bool;
-    /// Whether connections between two requests are to leave for another worker now.
-    fn hands_over(&self) -> bool;
-    /// Whether the client has to be told that this connection ends with its response.
-    fn says_close(&self, conn: &Conn) -> bool;
+    /// Whether connections between two requests have to move to another worker now.
+    fn should_hand_over(&self) -> bool;
+    /// Whether the next response has to carry `Connection: close`.
+    fn should_announce_close(&self, conn: &Conn) -> bool;
 
-    /// The time of the last beat: good to a tenth of a second, and free.
+    /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     fn now_ms(&self) -> u64 {
         self.row().meter().now_ms()
     }
 }
 
-impl House for State {
+impl ServeContext for State {
     type Ptr<T: 'static> = Rc<T>;
     type Row = OwnRow;
 
@@ -61,29 +63,29 @@ impl House for State {
         self.drain.order().is_some()
     }
 
-    fn hands_over(&self) -> bool {
-        State::hands_over(self)
+    fn should_hand_over(&self) -> bool {
+        State::should_hand_over(self)
     }
 
-    fn says_close(&self, conn: &Conn) -> bool {
-        State::says_close(self, conn)
+    fn should_announce_close(&self, conn: &Conn) -> bool {
+        State::should_announce_close(self, conn)
     }
 }
 
-/// How the task that serves a connection hears that it was told something.
-pub(crate) trait Seat {
-    fn conn(&self) -> &std::sync::Arc<Conn>;
+/// What the task that serves a connection needs of it: its state, and to be woken when the state changes.
+pub(crate) trait ConnectionHandle {
+    fn state(&self) -> &std::sync::Arc<Conn>;
 
-    /// Called in each poll.
-    fn watch(&self, waker: &Waker);
+    /// Registers the task's waker. Called in each poll.
+    fn register_waker(&self, waker: &Waker);
 }
 
-impl Seat for Entry {
-    fn conn(&self) -> &std::sync::Arc<Conn> {
+impl ConnectionHandle for Entry {
+    fn state(&self) -> &std::sync::Arc<Conn> {
         &self.conn
     }
 
-    fn watch(&self, waker: &Waker) {
-        Entry::watch(self, waker);
+    fn register_waker(&self, waker: &Waker) {
+        Entry::register_waker(self, waker);
     }
 }

@@ -1,4 +1,4 @@
-//! What the worker reads from HTTP/2 frames beside hyper, and the tasks of HTTP/2 streams.
+//! HTTP/2: follows the frames of a connection alongside hyper, to enforce timeouts per stream.
 
 mod frame_scanner;
 pub(super) mod stream_executor;

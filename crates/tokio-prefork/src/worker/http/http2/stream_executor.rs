@@ -1,6 +1,6 @@
-//! The task of one HTTP/2 stream: ends it, and with that resets the stream, when its time is up.
+//! Spawns the tasks of HTTP/2 streams, and resets a stream that exceeds a timeout.
 //!
-//! hyper spawns a task for each stream and has no way to end one from outside. What drops its future makes `h2` send
+//! hyper spawns a task per stream and cannot end one from outside. Dropping the stream's future makes `h2` send
 //! RST_STREAM.
 
 use std::future::Future;
@@ -15,67 +15,68 @@ use pin_project_lite::pin_project;
 
 use crate::scoreboard::Meter;
 use crate::worker::http::connection_state::Conn;
-use crate::worker::http::timeouts::http_exchange::Exchange;
+use crate::worker::http::timeouts::http_exchange::HttpExchange;
 
-/// Takes the place of hyper's trait where HTTP/2 is left out: nothing is asked of an executor.
+/// Replaces hyper's trait without the feature `http2`: nothing is required of an executor.
 #[cfg(not(feature = "http2"))]
 pub(crate) trait Http2ServerConnExec<F, B> {}
 
 #[cfg(not(feature = "http2"))]
 impl<X, F, B> Http2ServerConnExec<F, B> for X {}
 
-/// Spawns the tasks of one connection's streams on `inner`.
+/// Spawns the stream tasks of one connection on `inner`.
 #[derive(Clone)]
-pub(crate) struct StreamExecutor<X> {
+pub(crate) struct Http2StreamExecutor<X> {
     inner: X,
     conn: Arc<Conn>,
     meter: Meter,
 }
 
-impl<X> StreamExecutor<X> {
-    pub(crate) fn new(inner: X, conn: Arc<Conn>, meter: Meter) -> StreamExecutor<X> {
-        StreamExecutor { inner, conn, meter }
+impl<X> Http2StreamExecutor<X> {
+    pub(crate) fn new(inner: X, conn: Arc<Conn>, meter: Meter) -> Http2StreamExecutor<X> {
+        Http2StreamExecutor { inner, conn, meter }
     }
 }
 
-impl<F, X> Executor<F> for StreamExecutor<X>
+impl<F, X> Executor<F> for Http2StreamExecutor<X>
 where
     F: Future<Output = ()>,
-    X: Executor<StreamTask<F>>,
+    X: Executor<Http2StreamTask<F>>,
 {
     fn execute(&self, future: F) {
-        // hyper calls the service and spawns right after that, on one thread. What it spawns besides has no exchange.
+        // hyper calls the service and spawns its task right after, on one thread. Other tasks it spawns have no
+        // exchange.
         let exchange = self.conn.take_next_stream();
-        self.inner.execute(StreamTask { future, exchange, meter: self.meter });
+        self.inner.execute(Http2StreamTask { future, exchange, meter: self.meter });
     }
 }
 
 pin_project! {
-    /// A stream's future, until it ends or is cut.
-    pub(crate) struct StreamTask<F> {
+    /// The task of one stream; ends early if the stream has to be reset.
+    pub(crate) struct Http2StreamTask<F> {
         #[pin]
         future: F,
-        exchange: Option<Arc<Exchange>>,
+        exchange: Option<Arc<HttpExchange>>,
         meter: Meter,
     }
 }
 
-impl<F: Future<Output = ()>> Future for StreamTask<F> {
+impl<F: Future<Output = ()>> Future for Http2StreamTask<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         let Some(exchange) = this.exchange else { return this.future.poll(cx) };
-        exchange.watch(cx.waker());
-        if exchange.is_cut() {
+        exchange.register_waker(cx.waker());
+        if exchange.is_reset() {
             return Poll::Ready(());
         }
         let polled = this.future.poll(cx);
         if polled.is_pending() {
             let now = this.meter.now_ms();
-            // hyper asks the body for more as soon as the client has room.
-            match exchange.has_begun() && !exchange.is_body_pending() {
-                true => exchange.sending.wait(now),
+            // hyper polls the body as soon as the client's window has room.
+            match exchange.has_response_started() && !exchange.is_body_pending() {
+                true => exchange.sending.start(now),
                 false => exchange.sending.stop(now),
             }
         }

@@ -1,128 +1,136 @@
-//! What an HTTP/2 connection is doing, read from its frames beside hyper: whether a header block is incomplete, and for
-//! each request body whether the client may send and does not.
+//! Tracks the streams of an HTTP/2 connection from its frames, because hyper does not expose their state.
 //!
-//! hyper does not tell a handler's request which stream it came on. Streams reach the application in the order of
-//! their first HEADERS frames, except those that were refused, so the ids are handed out in that order. A client that
-//! breaks the protocol in such a way that the order is lost gets a GOAWAY.
+//! Detects incomplete header blocks, and request bodies whose client may send but does not. hyper does not say which
+//! stream a request came on. Streams reach the application in the order of their first HEADERS frames, except
+//! rejected ones, so requests are matched with streams in that order. A client whose protocol errors make the order
+//! uncertain gets GOAWAY.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::frame_scanner::{FrameScanner, Piece, flag, kind};
-use crate::worker::http::timeouts::http_exchange::Exchange;
+use super::frame_scanner::{FrameEvent, FrameScanner, frame_flag, frame_type};
+use crate::worker::http::timeouts::http_exchange::HttpExchange;
 
 /// Length of the client's connection preface, before its first frame.
-const PREFACE: usize = 24;
-/// SETTINGS_INITIAL_WINDOW_SIZE, and the initial value of all windows (RFC 9113, section 6.5.2).
-const INITIAL_WINDOW_SETTING: u16 = 4;
+const PREFACE_LENGTH: usize = 24;
+
+/// The identifier of SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
+const INITIAL_WINDOW_SIZE_ID: u16 = 4;
+
+/// The size of all windows before any SETTINGS frame, in bytes.
 const INITIAL_WINDOW: i64 = 65_535;
-/// Error codes with which a server refuses a stream before its application sees it: NO_ERROR and CANCEL are not among
-/// them (RFC 9113, section 7).
+
+/// The error code NO_ERROR (RFC 9113, section 7): hyper never rejects a new stream with it.
 const NO_ERROR: u32 = 0;
+
+/// The error code CANCEL (RFC 9113, section 7): hyper never rejects a new stream with it.
 const CANCEL: u32 = 8;
-/// Streams whose end we did not see are forgotten beyond this number; hyper allows 200 open ones.
-const MAX_TRACKED: usize = 1024;
 
-/// One HTTP/2 connection.
+/// How many streams to track. Beyond this the oldest is forgotten; hyper allows 200 open ones.
+const MAX_TRACKED_STREAMS: usize = 1024;
+
+/// Tracks the streams of one HTTP/2 connection.
 #[derive(Debug)]
-pub(crate) struct Streams(Mutex<Inner>);
+pub(crate) struct Http2StreamTracker(Mutex<TrackerState>);
 
 #[derive(Debug)]
-struct Inner {
+struct TrackerState {
     input: FrameScanner,
     output: FrameScanner,
-    table: Table,
+    table: StreamTable,
 }
 
 #[derive(Debug)]
-struct Table {
-    /// Since when a header block, or the client's first SETTINGS frame, is incomplete.
-    header_since: Option<u64>,
-    has_settings: bool,
+struct StreamTable {
+    /// When the incomplete header block, or the client's first SETTINGS frame, started to arrive.
+    incomplete_header_since: Option<u64>,
+    has_client_settings: bool,
     /// The highest stream the client has opened.
     last_id: u32,
-    /// Streams that the application has not got yet, oldest first.
-    unclaimed: VecDeque<u32>,
-    /// Streams whose request or response is not complete.
-    open: Vec<Stream>,
-    /// What a client may send on a new stream, and on the connection.
+    /// Streams that have not reached the application yet, oldest first.
+    unassigned: VecDeque<u32>,
+    /// Streams whose request or response is incomplete.
+    open: Vec<TrackedStream>,
+    /// How many body bytes the client may send on a new stream.
     initial_window: i64,
+    /// How many body bytes the client may still send on the connection.
     connection_window: i64,
+    /// Whether requests can no longer be matched with their streams.
     is_order_lost: bool,
 }
 
 #[derive(Debug)]
-struct Stream {
+struct TrackedStream {
     id: u32,
-    /// What the client may still send of its body; `None` if the request is complete.
+    /// How many body bytes the client may still send; `None` if the request is complete.
     body_window: Option<i64>,
-    exchange: Option<Arc<Exchange>>,
+    exchange: Option<Arc<HttpExchange>>,
 }
 
-impl Streams {
-    pub(crate) fn new(now_ms: u64) -> Streams {
-        let table = Table {
-            header_since: Some(now_ms),
-            has_settings: false,
+impl Http2StreamTracker {
+    pub(crate) fn new(now_ms: u64) -> Http2StreamTracker {
+        let table = StreamTable {
+            incomplete_header_since: Some(now_ms),
+            has_client_settings: false,
             last_id: 0,
-            unclaimed: VecDeque::new(),
+            unassigned: VecDeque::new(),
             open: Vec::new(),
             initial_window: INITIAL_WINDOW,
             connection_window: INITIAL_WINDOW,
             is_order_lost: false,
         };
-        let (input, output) = (FrameScanner::new(PREFACE), FrameScanner::new(0));
-        Streams(Mutex::new(Inner { input, output, table }))
+        let (input, output) = (FrameScanner::new(PREFACE_LENGTH), FrameScanner::new(0));
+        Http2StreamTracker(Mutex::new(TrackerState { input, output, table }))
     }
 
-    /// These bytes came from the client.
-    pub(crate) fn received(&self, bytes: &[u8], now_ms: u64) {
-        let Inner { input, table, .. } = &mut *self.lock();
-        input.scan(bytes, |piece| table.came(piece, now_ms));
+    /// Follows the frames in bytes from the client.
+    pub(crate) fn record_client_bytes(&self, bytes: &[u8], now_ms: u64) {
+        let TrackerState { input, table, .. } = &mut *self.lock();
+        input.scan(bytes, |event| table.on_client_frame(event, now_ms));
     }
 
-    /// These bytes went to the client. Returns how many of them were bytes of response bodies.
-    pub(crate) fn sent(&self, bytes: &[u8], now_ms: u64) -> usize {
-        let Inner { output, table, .. } = &mut *self.lock();
+    /// Follows the frames in bytes sent to the client. Returns how many of them belong to response bodies.
+    pub(crate) fn record_server_bytes(&self, bytes: &[u8], now_ms: u64) -> usize {
+        let TrackerState { output, table, .. } = &mut *self.lock();
         let mut data = 0;
-        output.scan(bytes, |piece| {
-            if let Piece::Payload(frame, n) = piece
-                && frame.kind == kind::DATA
+        output.scan(bytes, |event| {
+            if let FrameEvent::Payload(frame, n) = event
+                && frame.kind == frame_type::DATA
             {
                 data += n;
             }
-            table.went(piece, now_ms);
+            table.on_server_frame(event, now_ms);
         });
         data
     }
 
-    /// The next stream has reached the application as `exchange`.
-    pub(crate) fn claim(&self, exchange: &Arc<Exchange>, now_ms: u64) {
+    /// Matches `exchange` with the next stream: its request has reached the application.
+    pub(crate) fn assign_next_stream(&self, exchange: &Arc<HttpExchange>, now_ms: u64) {
         let table = &mut self.lock().table;
-        let Some(id) = table.unclaimed.pop_front() else {
+        let Some(id) = table.unassigned.pop_front() else {
             table.is_order_lost = true;
             return;
         };
         if let Some(stream) = table.open.iter_mut().find(|stream| stream.id == id) {
             stream.exchange = Some(Arc::clone(exchange));
         }
-        table.tend_bodies(now_ms);
+        table.update_body_clocks(now_ms);
     }
 
-    /// `exchange` is over as far as the application is concerned.
-    pub(crate) fn release(&self, exchange: &Arc<Exchange>) {
+    /// Detaches `exchange` from its stream: the application is done with it.
+    pub(crate) fn detach(&self, exchange: &Arc<HttpExchange>) {
         let table = &mut self.lock().table;
-        let is_it = |known: &Arc<Exchange>| Arc::ptr_eq(known, exchange);
+        let is_same = |known: &Arc<HttpExchange>| Arc::ptr_eq(known, exchange);
         for stream in &mut table.open {
-            if stream.exchange.as_ref().is_some_and(is_it) {
+            if stream.exchange.as_ref().is_some_and(is_same) {
                 stream.exchange = None;
             }
         }
     }
 
-    /// Since when a header block is incomplete, if one is.
-    pub(crate) fn header_since(&self) -> Option<u64> {
-        self.lock().table.header_since
+    /// Returns when the incomplete header block started to arrive, if there is one.
+    pub(crate) fn incomplete_header_since(&self) -> Option<u64> {
+        self.lock().table.incomplete_header_since
     }
 
     /// Whether requests can no longer be matched with their streams.
@@ -130,58 +138,60 @@ impl Streams {
         self.lock().table.is_order_lost
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, TrackerState> {
         // Nothing panics with the lock held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
-    fn came(&mut self, piece: Piece<'_>, now_ms: u64) {
-        match piece {
-            // Of what kind it is is not known yet: nine bytes, which only a stalling client splits.
-            Piece::Begun(None) => {}
-            Piece::Begun(Some(frame)) => {
-                if matches!(frame.kind, kind::HEADERS | kind::CONTINUATION) {
-                    self.header_since.get_or_insert(now_ms);
+impl StreamTable {
+    fn on_client_frame(&mut self, event: FrameEvent<'_>, now_ms: u64) {
+        match event {
+            // The type of the frame is still unknown: its nine header bytes are incomplete.
+            FrameEvent::Header(None) => {}
+            FrameEvent::Header(Some(frame)) => {
+                if matches!(frame.kind, frame_type::HEADERS | frame_type::CONTINUATION) {
+                    self.incomplete_header_since.get_or_insert(now_ms);
                 }
             }
-            Piece::Payload(frame, n) if frame.kind == kind::DATA => {
+            FrameEvent::Payload(frame, n) if frame.kind == frame_type::DATA => {
                 self.connection_window -= n as i64;
                 if let Some(stream) = self.find(frame.stream)
                     && let Some(window) = &mut stream.body_window
                 {
                     *window -= n as i64;
                     if let Some(exchange) = &stream.exchange {
-                        exchange.receiving.moved(n as u64, now_ms);
+                        exchange.receiving.record_and_stop(n as u64, now_ms);
                     }
                 }
-                self.tend_bodies(now_ms);
+                self.update_body_clocks(now_ms);
             }
-            Piece::Payload(..) => {}
-            Piece::Complete(frame) => {
+            FrameEvent::Payload(..) => {}
+            FrameEvent::Complete(frame) => {
                 match frame.kind {
-                    kind::HEADERS | kind::CONTINUATION if frame.has(flag::END_HEADERS) => {
-                        self.header_since = None;
+                    frame_type::HEADERS | frame_type::CONTINUATION
+                        if frame.has_flag(frame_flag::END_HEADERS) =>
+                    {
+                        self.incomplete_header_since = None;
                     }
-                    kind::SETTINGS if !self.has_settings => {
-                        (self.has_settings, self.header_since) = (true, None);
+                    frame_type::SETTINGS if !self.has_client_settings => {
+                        (self.has_client_settings, self.incomplete_header_since) = (true, None);
                     }
                     _ => {}
                 }
-                if frame.kind == kind::HEADERS && frame.stream > self.last_id {
+                if frame.kind == frame_type::HEADERS && frame.stream > self.last_id {
                     self.last_id = frame.stream;
-                    self.unclaimed.push_back(frame.stream);
+                    self.unassigned.push_back(frame.stream);
                     let body_window = Some(self.initial_window);
-                    self.open.push(Stream { id: frame.stream, body_window, exchange: None });
-                    if self.open.len() > MAX_TRACKED {
+                    self.open.push(TrackedStream { id: frame.stream, body_window, exchange: None });
+                    if self.open.len() > MAX_TRACKED_STREAMS {
                         self.is_order_lost = true;
                         self.open.remove(0);
                     }
                 }
-                let ends = frame.kind == kind::RST_STREAM
-                    || matches!(frame.kind, kind::HEADERS | kind::DATA)
-                        && frame.has(flag::END_STREAM);
+                let ends = frame.kind == frame_type::RST_STREAM
+                    || matches!(frame.kind, frame_type::HEADERS | frame_type::DATA)
+                        && frame.has_flag(frame_flag::END_STREAM);
                 if ends && let Some(stream) = self.find(frame.stream) {
                     stream.body_window = None;
                     if let Some(exchange) = &stream.exchange {
@@ -192,35 +202,39 @@ impl Table {
         }
     }
 
-    fn went(&mut self, piece: Piece<'_>, now_ms: u64) {
-        match piece {
-            Piece::Begun(_) => {}
-            Piece::Payload(frame, n) => {
-                if frame.kind == kind::DATA
+    fn on_server_frame(&mut self, event: FrameEvent<'_>, now_ms: u64) {
+        match event {
+            FrameEvent::Header(_) => {}
+            FrameEvent::Payload(frame, n) => {
+                if frame.kind == frame_type::DATA
                     && let Some(stream) = self.find(frame.stream)
                     && let Some(exchange) = &stream.exchange
                     && exchange.sending.is_waiting()
                 {
-                    exchange.sending.progressed(n as u64, now_ms);
+                    exchange.sending.record_and_continue(n as u64, now_ms);
                 }
             }
-            Piece::Complete(frame) => match frame.kind {
-                kind::SETTINGS if !frame.has(flag::ACK) => self.read_settings(frame.payload()),
-                kind::WINDOW_UPDATE => {
+            FrameEvent::Complete(frame) => match frame.kind {
+                frame_type::SETTINGS if !frame.has_flag(frame_flag::ACK) => {
+                    self.read_settings(frame.payload())
+                }
+                frame_type::WINDOW_UPDATE => {
                     if let Some(more) = frame.payload().first_chunk::<4>() {
                         let more = i64::from(u32::from_be_bytes(*more) & 0x7fff_ffff);
-                        self.widen(frame.stream, more);
-                        self.tend_bodies(now_ms);
+                        self.add_window(frame.stream, more);
+                        self.update_body_clocks(now_ms);
                     }
                 }
-                kind::RST_STREAM => {
+                frame_type::RST_STREAM => {
                     let code = frame.payload().first_chunk::<4>().map(|c| u32::from_be_bytes(*c));
-                    self.refused(frame.stream, !matches!(code, Some(NO_ERROR | CANCEL)));
+                    self.remove_unassigned(frame.stream, !matches!(code, Some(NO_ERROR | CANCEL)));
                     self.open.retain(|stream| stream.id != frame.stream);
                 }
-                kind::HEADERS | kind::DATA if frame.has(flag::END_STREAM) => {
-                    self.refused(frame.stream, false);
-                    // The rest of an unread body is nobody's concern.
+                frame_type::HEADERS | frame_type::DATA
+                    if frame.has_flag(frame_flag::END_STREAM) =>
+                {
+                    self.remove_unassigned(frame.stream, false);
+                    // The rest of an unread request body no longer matters.
                     self.open.retain(|stream| stream.id != frame.stream);
                 }
                 _ => {}
@@ -228,13 +242,14 @@ impl Table {
         }
     }
 
-    /// The server itself has answered or reset a stream. If the application never got it, the stream is not waited for;
-    /// `by_protocol` if it should never have got it.
-    fn refused(&mut self, id: u32, by_protocol: bool) {
-        let before = self.unclaimed.len();
-        self.unclaimed.retain(|waiting| *waiting != id);
-        let was_given = self.open.iter().any(|s| s.id == id && s.exchange.is_some());
-        if by_protocol && before == self.unclaimed.len() && was_given {
+    /// Removes a stream that hyper answered or reset from those that wait for the application.
+    ///
+    /// `is_rejected`: hyper rejected the stream, so an exchange matched with it shows that the order is lost.
+    fn remove_unassigned(&mut self, id: u32, is_rejected: bool) {
+        let before = self.unassigned.len();
+        self.unassigned.retain(|waiting| *waiting != id);
+        let was_assigned = self.open.iter().any(|s| s.id == id && s.exchange.is_some());
+        if is_rejected && before == self.unassigned.len() && was_assigned {
             self.is_order_lost = true;
         }
     }
@@ -242,13 +257,13 @@ impl Table {
     fn read_settings(&mut self, payload: &[u8]) {
         for setting in payload.as_chunks::<6>().0 {
             let [i0, i1, v0, v1, v2, v3] = *setting;
-            if u16::from_be_bytes([i0, i1]) == INITIAL_WINDOW_SETTING {
+            if u16::from_be_bytes([i0, i1]) == INITIAL_WINDOW_SIZE_ID {
                 self.initial_window = i64::from(u32::from_be_bytes([v0, v1, v2, v3]));
             }
         }
     }
 
-    fn widen(&mut self, stream: u32, more: i64) {
+    fn add_window(&mut self, stream: u32, more: i64) {
         match stream {
             0 => self.connection_window += more,
             id => {
@@ -259,19 +274,19 @@ impl Table {
         }
     }
 
-    /// Has the clock run for each body whose client may send.
-    fn tend_bodies(&self, now_ms: u64) {
+    /// Runs the clock of each request body whose client may send, and stops the others.
+    fn update_body_clocks(&self, now_ms: u64) {
         for stream in &self.open {
             let Some(exchange) = &stream.exchange else { continue };
             let is_open = stream.body_window.is_some_and(|window| window > 0);
             match is_open && self.connection_window > 0 {
-                true => exchange.receiving.wait(now_ms),
+                true => exchange.receiving.start(now_ms),
                 false => exchange.receiving.stop(now_ms),
             }
         }
     }
 
-    fn find(&mut self, id: u32) -> Option<&mut Stream> {
+    fn find(&mut self, id: u32) -> Option<&mut TrackedStream> {
         self.open.iter_mut().find(|stream| stream.id == id)
     }
 }
@@ -279,9 +294,9 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::http::timeouts::transfer_clock::TransferLimit;
+    use crate::worker::http::timeouts::transfer_clock::TransferLimits;
 
-    const LIMIT: TransferLimit = TransferLimit { idle_ms: Some(1_000), min_rate: None };
+    const LIMIT: TransferLimits = TransferLimits { idle_ms: Some(1_000), min_rate: None };
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut raw = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -291,83 +306,105 @@ mod tests {
         raw
     }
 
-    fn greeted(now_ms: u64) -> Streams {
-        let streams = Streams::new(now_ms);
-        streams.received(&[b'x'; PREFACE], now_ms);
-        streams.received(&frame(kind::SETTINGS, 0, 0, &[]), now_ms);
-        streams.sent(&frame(kind::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 100]), now_ms);
+    fn tracker_after_settings(now_ms: u64) -> Http2StreamTracker {
+        let streams = Http2StreamTracker::new(now_ms);
+        streams.record_client_bytes(&[b'x'; PREFACE_LENGTH], now_ms);
+        streams.record_client_bytes(&frame(frame_type::SETTINGS, 0, 0, &[]), now_ms);
+        streams
+            .record_server_bytes(&frame(frame_type::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 100]), now_ms);
         streams
     }
 
     #[test]
-    fn a_header_block_is_incomplete_from_its_first_frame_to_its_last() {
-        let streams = Streams::new(5);
-        assert_eq!(streams.header_since(), Some(5), "the preface is part of the first head");
-        streams.received(&[b'x'; PREFACE], 6);
-        assert_eq!(streams.header_since(), Some(5));
-        streams.received(&frame(kind::SETTINGS, 0, 0, &[]), 7);
-        assert_eq!(streams.header_since(), None);
-        streams.received(&frame(6, 0, 0, b"a ping.."), 8);
-        streams.received(&frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0]), 8);
-        assert_eq!(streams.header_since(), None, "neither is a head");
-        streams.received(&frame(kind::HEADERS, flag::END_STREAM, 1, b"half"), 9);
-        streams.received(&frame(kind::CONTINUATION, 0, 1, b"more"), 10);
-        assert_eq!(streams.header_since(), Some(9));
-        streams.received(&frame(kind::CONTINUATION, flag::END_HEADERS, 1, b"rest")[..11], 11);
-        assert_eq!(streams.header_since(), Some(9));
-        streams.received(b"st", 12);
-        assert_eq!(streams.header_since(), None);
+    fn header_block_is_incomplete_until_end_headers() {
+        let streams = Http2StreamTracker::new(5);
+        assert_eq!(
+            streams.incomplete_header_since(),
+            Some(5),
+            "the preface counts as part of the first header block"
+        );
+        streams.record_client_bytes(&[b'x'; PREFACE_LENGTH], 6);
+        assert_eq!(streams.incomplete_header_since(), Some(5));
+        streams.record_client_bytes(&frame(frame_type::SETTINGS, 0, 0, &[]), 7);
+        assert_eq!(streams.incomplete_header_since(), None);
+        streams.record_client_bytes(&frame(6, 0, 0, b"a ping.."), 8);
+        streams.record_client_bytes(&frame(frame_type::WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0]), 8);
+        assert_eq!(streams.incomplete_header_since(), None, "neither frame starts a header block");
+        streams.record_client_bytes(
+            &frame(frame_type::HEADERS, frame_flag::END_STREAM, 1, b"half"),
+            9,
+        );
+        streams.record_client_bytes(&frame(frame_type::CONTINUATION, 0, 1, b"more"), 10);
+        assert_eq!(streams.incomplete_header_since(), Some(9));
+        streams.record_client_bytes(
+            &frame(frame_type::CONTINUATION, frame_flag::END_HEADERS, 1, b"rest")[..11],
+            11,
+        );
+        assert_eq!(streams.incomplete_header_since(), Some(9));
+        streams.record_client_bytes(b"st", 12);
+        assert_eq!(streams.incomplete_header_since(), None);
     }
 
     #[test]
-    fn a_body_is_waited_for_while_its_client_may_send() {
-        let streams = greeted(0);
-        streams.received(&frame(kind::HEADERS, flag::END_HEADERS, 1, b"h"), 0);
-        streams.received(&frame(kind::HEADERS, flag::END_HEADERS, 3, b"h"), 0);
-        let (one, three) = (Exchange::new(None, String::new()), Exchange::new(None, String::new()));
-        streams.claim(&one, 0);
-        streams.claim(&three, 0);
+    fn body_clock_runs_only_while_the_window_is_open() {
+        let streams = tracker_after_settings(0);
+        streams
+            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"h"), 0);
+        streams
+            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"), 0);
+        let (one, three) =
+            (HttpExchange::new(None, String::new()), HttpExchange::new(None, String::new()));
+        streams.assign_next_stream(&one, 0);
+        streams.assign_next_stream(&three, 0);
         assert!(one.receiving.is_stalled(LIMIT, 1_000) && three.receiving.is_stalled(LIMIT, 1_000));
-        // All of its window is used: the handler has to read first.
-        streams.received(&frame(kind::DATA, 0, 1, &[0; 100]), 900);
+        // The window is used up: the handler has to read first.
+        streams.record_client_bytes(&frame(frame_type::DATA, 0, 1, &[0; 100]), 900);
         assert!(!one.receiving.is_stalled(LIMIT, 9_000));
-        streams.sent(&frame(kind::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 50]), 9_000);
+        streams.record_server_bytes(&frame(frame_type::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 50]), 9_000);
         assert!(!one.receiving.is_stalled(LIMIT, 9_999));
         assert!(one.receiving.is_stalled(LIMIT, 10_000));
-        streams.received(&frame(kind::DATA, flag::END_STREAM, 1, b"end"), 9_500);
+        streams.record_client_bytes(
+            &frame(frame_type::DATA, frame_flag::END_STREAM, 1, b"end"),
+            9_500,
+        );
         assert!(!one.receiving.is_stalled(LIMIT, 90_000));
-        streams.received(&frame(kind::RST_STREAM, 0, 3, &[0, 0, 0, 8]), 9_500);
+        streams.record_client_bytes(&frame(frame_type::RST_STREAM, 0, 3, &[0, 0, 0, 8]), 9_500);
         assert!(!three.receiving.is_stalled(LIMIT, 90_000));
         assert!(!streams.is_order_lost());
     }
 
     #[test]
-    fn a_refused_stream_is_not_mistaken_for_the_next_one() {
-        let streams = greeted(0);
-        streams.received(&frame(kind::HEADERS, flag::END_HEADERS, 1, b"bad"), 0);
-        streams.sent(&frame(kind::RST_STREAM, 0, 1, &[0, 0, 0, 1]), 0);
-        streams.received(&frame(kind::HEADERS, flag::END_HEADERS, 3, b"h"), 0);
-        let exchange = Exchange::new(None, String::new());
-        streams.claim(&exchange, 0);
-        streams.received(&frame(kind::DATA, flag::END_STREAM, 3, b"x"), 500);
+    fn rejected_stream_is_skipped_when_matching_requests() {
+        let streams = tracker_after_settings(0);
+        streams.record_client_bytes(
+            &frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"bad"),
+            0,
+        );
+        streams.record_server_bytes(&frame(frame_type::RST_STREAM, 0, 1, &[0, 0, 0, 1]), 0);
+        streams
+            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"), 0);
+        let exchange = HttpExchange::new(None, String::new());
+        streams.assign_next_stream(&exchange, 0);
+        streams.record_client_bytes(&frame(frame_type::DATA, frame_flag::END_STREAM, 3, b"x"), 500);
         assert!(!exchange.receiving.is_stalled(LIMIT, 5_000));
-        // One that the application should never have got shows that the order is lost.
-        streams.received(&frame(kind::HEADERS, flag::END_HEADERS, 5, b"h"), 0);
-        streams.claim(&Exchange::new(None, String::new()), 0);
-        streams.sent(&frame(kind::RST_STREAM, 0, 5, &[0, 0, 0, 1]), 0);
+        // A rejected stream that was matched with a request shows that the order is lost.
+        streams
+            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 5, b"h"), 0);
+        streams.assign_next_stream(&HttpExchange::new(None, String::new()), 0);
+        streams.record_server_bytes(&frame(frame_type::RST_STREAM, 0, 5, &[0, 0, 0, 1]), 0);
         assert!(streams.is_order_lost());
     }
 
     #[test]
-    fn data_frames_of_responses_are_progress() {
-        let streams = greeted(0);
-        streams.received(&frame(kind::HEADERS, 5, 1, b"h"), 0);
-        let exchange = Exchange::new(None, String::new());
-        streams.claim(&exchange, 0);
-        exchange.sending.wait(0);
-        assert_eq!(streams.sent(&frame(kind::DATA, 0, 1, &[0; 40]), 800), 40);
+    fn sent_data_frames_restart_the_send_clock() {
+        let streams = tracker_after_settings(0);
+        streams.record_client_bytes(&frame(frame_type::HEADERS, 5, 1, b"h"), 0);
+        let exchange = HttpExchange::new(None, String::new());
+        streams.assign_next_stream(&exchange, 0);
+        exchange.sending.start(0);
+        assert_eq!(streams.record_server_bytes(&frame(frame_type::DATA, 0, 1, &[0; 40]), 800), 40);
         assert!(!exchange.sending.is_stalled(LIMIT, 1_799));
         assert!(exchange.sending.is_stalled(LIMIT, 1_800));
-        assert_eq!(streams.sent(&frame(6, 1, 0, b"the pong"), 1_000), 0);
+        assert_eq!(streams.record_server_bytes(&frame(6, 1, 0, b"the pong"), 1_000), 0);
     }
 }

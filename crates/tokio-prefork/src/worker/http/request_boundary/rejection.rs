@@ -1,25 +1,25 @@
-//! Why a message is refused before or instead of the application's answer, and the response that says so.
+//! The reasons to reject a malformed request, and the responses that say so.
 
 use std::time::SystemTime;
 
 use hyper::StatusCode;
 
-/// Why a request is refused. The numbers are what a connection stores; 0 is no rejection.
+/// Why a request is rejected. A connection stores the number; 0 means no rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Rejection {
+pub(crate) enum RequestRejection {
     RequestLine = 1,
     Method,
     Target,
     Version,
-    NoHost,
-    ManyHosts,
+    MissingHost,
+    MultipleHosts,
     Host,
     FieldName,
     FieldValue,
     FoldedField,
     ContentLength,
-    ManyContentLengths,
+    MultipleContentLengths,
     LengthAndEncoding,
     EncodingInHttp10,
     TransferEncoding,
@@ -29,88 +29,90 @@ pub(crate) enum Rejection {
     TooManyFields,
     ChunkSize,
     ChunkExtension,
-    ChunkEnd,
+    ChunkTooLong,
     Trailer,
     TrailersTooLarge,
 }
 
-impl Rejection {
-    const ALL: [Rejection; 24] = [
-        Rejection::RequestLine,
-        Rejection::Method,
-        Rejection::Target,
-        Rejection::Version,
-        Rejection::NoHost,
-        Rejection::ManyHosts,
-        Rejection::Host,
-        Rejection::FieldName,
-        Rejection::FieldValue,
-        Rejection::FoldedField,
-        Rejection::ContentLength,
-        Rejection::ManyContentLengths,
-        Rejection::LengthAndEncoding,
-        Rejection::EncodingInHttp10,
-        Rejection::TransferEncoding,
-        Rejection::UnknownTransferEncoding,
-        Rejection::TargetTooLong,
-        Rejection::HeadTooLarge,
-        Rejection::TooManyFields,
-        Rejection::ChunkSize,
-        Rejection::ChunkExtension,
-        Rejection::ChunkEnd,
-        Rejection::Trailer,
-        Rejection::TrailersTooLarge,
+impl RequestRejection {
+    const ALL: [RequestRejection; 24] = [
+        RequestRejection::RequestLine,
+        RequestRejection::Method,
+        RequestRejection::Target,
+        RequestRejection::Version,
+        RequestRejection::MissingHost,
+        RequestRejection::MultipleHosts,
+        RequestRejection::Host,
+        RequestRejection::FieldName,
+        RequestRejection::FieldValue,
+        RequestRejection::FoldedField,
+        RequestRejection::ContentLength,
+        RequestRejection::MultipleContentLengths,
+        RequestRejection::LengthAndEncoding,
+        RequestRejection::EncodingInHttp10,
+        RequestRejection::TransferEncoding,
+        RequestRejection::UnknownTransferEncoding,
+        RequestRejection::TargetTooLong,
+        RequestRejection::HeadTooLarge,
+        RequestRejection::TooManyFields,
+        RequestRejection::ChunkSize,
+        RequestRejection::ChunkExtension,
+        RequestRejection::ChunkTooLong,
+        RequestRejection::Trailer,
+        RequestRejection::TrailersTooLarge,
     ];
 
-    /// The rejection stored as `number`, if it is one.
-    pub(crate) fn from_number(number: u8) -> Option<Rejection> {
+    /// Returns the rejection stored as `number`, or `None` for 0.
+    pub(crate) fn from_number(number: u8) -> Option<RequestRejection> {
         usize::from(number).checked_sub(1).and_then(|index| Self::ALL.get(index)).copied()
     }
 
-    /// The status of the response.
+    /// Returns the status of the response.
     pub(crate) fn status(self) -> StatusCode {
         match self {
-            Rejection::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            Rejection::UnknownTransferEncoding => StatusCode::NOT_IMPLEMENTED,
-            Rejection::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Rejection::HeadTooLarge | Rejection::TooManyFields | Rejection::TrailersTooLarge => {
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
-            }
+            RequestRejection::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            RequestRejection::UnknownTransferEncoding => StatusCode::NOT_IMPLEMENTED,
+            RequestRejection::TargetTooLong => StatusCode::URI_TOO_LONG,
+            RequestRejection::HeadTooLarge
+            | RequestRejection::TooManyFields
+            | RequestRejection::TrailersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
 
-    /// The reason, as the client and the debug log read it.
+    /// Returns the reason for the response body and the debug log.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Rejection::RequestLine => "malformed request line",
-            Rejection::Method => "malformed method",
-            Rejection::Target => "malformed request target",
-            Rejection::Version => "only HTTP/1.0 and HTTP/1.1 are supported here",
-            Rejection::NoHost => "no Host header",
-            Rejection::ManyHosts => "more than one Host header",
-            Rejection::Host => "malformed Host header",
-            Rejection::FieldName => "malformed header name",
-            Rejection::FieldValue => "a header value contains a control character",
-            Rejection::FoldedField => "a header is folded over several lines",
-            Rejection::ContentLength => "malformed Content-Length",
-            Rejection::ManyContentLengths => "more than one Content-Length",
-            Rejection::LengthAndEncoding => "both Content-Length and Transfer-Encoding",
-            Rejection::EncodingInHttp10 => "Transfer-Encoding in an HTTP/1.0 request",
-            Rejection::TransferEncoding => "malformed Transfer-Encoding",
-            Rejection::UnknownTransferEncoding => "the only supported Transfer-Encoding is chunked",
-            Rejection::TargetTooLong => "the request target is too long",
-            Rejection::HeadTooLarge => "the request head is larger than max-header-size",
-            Rejection::TooManyFields => "more than 100 header fields",
-            Rejection::ChunkSize => "malformed chunk size",
-            Rejection::ChunkExtension => "malformed or too long chunk extension",
-            Rejection::ChunkEnd => "a chunk is longer than its size",
-            Rejection::Trailer => "malformed trailer section",
-            Rejection::TrailersTooLarge => "the trailer section is too large",
+            RequestRejection::RequestLine => "malformed request line",
+            RequestRejection::Method => "malformed method",
+            RequestRejection::Target => "malformed request target",
+            RequestRejection::Version => "only HTTP/1.0 and HTTP/1.1 are supported here",
+            RequestRejection::MissingHost => "missing Host header",
+            RequestRejection::MultipleHosts => "more than one Host header",
+            RequestRejection::Host => "malformed Host header",
+            RequestRejection::FieldName => "malformed header name",
+            RequestRejection::FieldValue => "a header value contains a control character",
+            RequestRejection::FoldedField => "a header is folded over several lines",
+            RequestRejection::ContentLength => "malformed Content-Length",
+            RequestRejection::MultipleContentLengths => "more than one Content-Length",
+            RequestRejection::LengthAndEncoding => "both Content-Length and Transfer-Encoding",
+            RequestRejection::EncodingInHttp10 => "Transfer-Encoding in an HTTP/1.0 request",
+            RequestRejection::TransferEncoding => "malformed Transfer-Encoding",
+            RequestRejection::UnknownTransferEncoding => {
+                "the only supported Transfer-Encoding is chunked"
+            }
+            RequestRejection::TargetTooLong => "the request target is too long",
+            RequestRejection::HeadTooLarge => "the request head is larger than max-header-size",
+            RequestRejection::TooManyFields => "more than 100 header fields",
+            RequestRejection::ChunkSize => "malformed chunk size",
+            RequestRejection::ChunkExtension => "malformed or too long chunk extension",
+            RequestRejection::ChunkTooLong => "a chunk is longer than its size",
+            RequestRejection::Trailer => "malformed trailer section",
+            RequestRejection::TrailersTooLarge => "the trailer section is too large",
         }
     }
 
-    /// A whole response, after which the connection is closed.
+    /// Returns the complete response to send before the connection is closed.
     pub(crate) fn response(self) -> Vec<u8> {
         let (status, reason) = (self.status(), self.reason());
         let body = format!("{status}: {reason}\n");
@@ -129,17 +131,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rejection_survives_being_stored_as_a_number() {
-        assert_eq!(Rejection::from_number(0), None);
-        for rejection in Rejection::ALL {
-            assert_eq!(Rejection::from_number(rejection as u8), Some(rejection));
+    fn rejections_round_trip_through_their_numbers() {
+        assert_eq!(RequestRejection::from_number(0), None);
+        for rejection in RequestRejection::ALL {
+            assert_eq!(RequestRejection::from_number(rejection as u8), Some(rejection));
         }
-        assert_eq!(Rejection::from_number(Rejection::ALL.len() as u8 + 1), None);
+        assert_eq!(RequestRejection::from_number(RequestRejection::ALL.len() as u8 + 1), None);
     }
 
     #[test]
-    fn the_response_is_framed_and_closes_the_connection() {
-        let text = String::from_utf8(Rejection::Host.response()).expect("text");
+    fn response_has_a_length_and_closes_the_connection() {
+        let text = String::from_utf8(RequestRejection::Host.response()).expect("text");
         let (head, body) = text.split_once("\r\n\r\n").expect("a head");
         assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{head}");
         assert!(head.contains("\r\nconnection: close\r\n"), "{head}");

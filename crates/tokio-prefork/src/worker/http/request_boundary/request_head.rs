@@ -1,73 +1,80 @@
-//! The head of an HTTP/1 request, checked line by line as it comes (RFC 9112, sections 2 to 6).
+//! Validates HTTP/1 request heads line by line as they arrive (RFC 9112, sections 2 to 6).
 //!
-//! Stricter than hyper in everything that says where a message ends, so that hyper never refuses what was accepted here.
-//! Lines may end with a bare LF, as nginx allows and RFC 9112, section 2.2 permits.
+//! Stricter than hyper about everything that determines where a message ends, so hyper never rejects an accepted head.
+//! Lines may end with a bare LF, which RFC 9112, section 2.2 permits and nginx accepts.
 
-use super::rejection::Rejection;
+use super::rejection::RequestRejection;
 use super::request_target::{MAX_TARGET_LENGTH, is_valid_host, is_valid_target};
 
-/// Fields of a head. hyper's default, which it keeps on the stack.
+/// The most header fields in a head. The same as hyper's default.
 const MAX_HEADER_FIELDS: usize = 100;
 
-/// Where the body of a request ends.
+/// How the end of a request body is determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyFraming {
+    /// `Content-Length`, or 0 without a body.
     Length(u64),
+    /// `Transfer-Encoding: chunked`.
     Chunked,
 }
 
-/// What the head of a request says that the connection has to know.
+/// What the connection needs to know of a request head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head {
-    /// Bytes, the empty line included.
+pub(super) struct RequestHead {
+    /// Length in bytes, including the final empty line.
     pub(super) length: usize,
     pub(super) body: BodyFraming,
-    /// No request can follow on this connection: the client says so, or speaks HTTP/1.0 and does not ask for more.
+    /// Whether the connection closes after this request: `Connection: close`, or HTTP/1.0 without `keep-alive`.
     pub(super) is_last: bool,
 }
 
-/// The lines that were read so far of a head that may not be complete.
+/// Parses one head, however its bytes arrive; keeps what the complete lines so far say.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct HeadParser {
-    /// Where the next line begins.
+pub(super) struct RequestHeadParser {
+    /// Where the next line starts.
     position: usize,
     has_request_line: bool,
     is_http_10: bool,
-    says_close: bool,
-    says_keep_alive: bool,
+    has_close_option: bool,
+    has_keep_alive_option: bool,
     has_host: bool,
     is_chunked: bool,
-    fields: usize,
+    field_count: usize,
     content_length: Option<u64>,
 }
 
-impl HeadParser {
-    /// Goes on in `input`, which begins where the head begins and has grown since the last call. Returns the head once
-    /// it is complete. Fails as early as can be: a line that does not end must not be waited for.
+impl RequestHeadParser {
+    /// Parses on in `input`, which starts with the head and has grown since the last call.
+    ///
+    /// Returns the head once it is complete. Rejects malformed bytes as early as possible, so that the worker does
+    /// not wait for a line that never ends.
     pub(super) fn advance(
         &mut self,
         input: &[u8],
         max_size: usize,
-    ) -> Result<Option<Head>, Rejection> {
+    ) -> Result<Option<RequestHead>, RequestRejection> {
         loop {
             let rest = &input[self.position..];
             let had_request_line = self.has_request_line;
-            let line =
-                if had_request_line { self.field_line(rest)? } else { self.request_line(rest)? };
+            let line = if had_request_line {
+                self.parse_field_line(rest)?
+            } else {
+                self.parse_request_line(rest)?
+            };
             let length = match line {
-                Line::Partial => rest.len(),
-                Line::Read(length) | Line::End(length) => length,
+                ParsedLine::Partial => rest.len(),
+                ParsedLine::Complete(length) | ParsedLine::HeadEnd(length) => length,
             };
             if self.position + length > max_size {
                 return Err(match had_request_line {
-                    true => Rejection::HeadTooLarge,
-                    false => Rejection::TargetTooLong,
+                    true => RequestRejection::HeadTooLarge,
+                    false => RequestRejection::TargetTooLong,
                 });
             }
             match line {
-                Line::Partial => return Ok(None),
-                Line::Read(length) => self.position += length,
-                Line::End(length) => {
+                ParsedLine::Partial => return Ok(None),
+                ParsedLine::Complete(length) => self.position += length,
+                ParsedLine::HeadEnd(length) => {
                     self.position += length;
                     return self.finish().map(Some);
                 }
@@ -75,223 +82,243 @@ impl HeadParser {
         }
     }
 
-    fn request_line(&mut self, rest: &[u8]) -> Result<Line, Rejection> {
-        let method_length = rest.iter().take_while(|b| is_token(**b)).count();
+    fn parse_request_line(&mut self, rest: &[u8]) -> Result<ParsedLine, RequestRejection> {
+        let method_length = rest.iter().take_while(|b| is_token_byte(**b)).count();
         let (method, target) = match rest.split_at(method_length) {
-            (_, []) => return Ok(Line::Partial),
-            // Empty lines before a request are skipped: RFC 9112, section 2.2.
+            (_, []) => return Ok(ParsedLine::Partial),
+            // RFC 9112, section 2.2: skip empty lines before a request.
             ([], [b'\r' | b'\n', ..]) => {
-                return line_end(rest, Rejection::RequestLine).map(Line::read);
+                return parse_line_end(rest, RequestRejection::RequestLine)
+                    .map(ParsedLine::complete_or_partial);
             }
-            (_, [b'\r' | b'\n', ..]) => return Err(Rejection::RequestLine),
-            // PRI is the method of the HTTP/2 preface, which is no request.
-            (b"" | b"PRI", _) => return Err(Rejection::Method),
+            (_, [b'\r' | b'\n', ..]) => return Err(RequestRejection::RequestLine),
+            // PRI is the method of the HTTP/2 preface, not of a request.
+            (b"" | b"PRI", _) => return Err(RequestRejection::Method),
             (method, [b' ', target @ ..]) => (method, target),
-            _ => return Err(Rejection::Method),
+            _ => return Err(RequestRejection::Method),
         };
         let target_length = target.iter().take_while(|b| **b > b' ' && **b != 0x7f).count();
         let (target, version) = match target.split_at(target_length) {
-            (_, []) => return Ok(Line::Partial),
+            (_, []) => return Ok(ParsedLine::Partial),
             (target @ [_, ..], [b' ', version @ ..]) => (target, version),
-            _ => return Err(Rejection::RequestLine),
+            _ => return Err(RequestRejection::RequestLine),
         };
         let Some((number, end)) = version.split_first_chunk::<8>() else {
             let is_prefix = version.iter().zip(b"HTTP/").all(|(byte, expected)| byte == expected);
-            let is_good = is_prefix && !version.iter().any(|b| *b <= b' ');
-            return if is_good { Ok(Line::Partial) } else { Err(Rejection::RequestLine) };
+            let is_valid_so_far = is_prefix && !version.iter().any(|b| *b <= b' ');
+            return if is_valid_so_far {
+                Ok(ParsedLine::Partial)
+            } else {
+                Err(RequestRejection::RequestLine)
+            };
         };
-        let Some(end_length) = line_end(end, Rejection::RequestLine)? else {
-            return Ok(Line::Partial);
+        let Some(end_length) = parse_line_end(end, RequestRejection::RequestLine)? else {
+            return Ok(ParsedLine::Partial);
         };
         let is_http_10 = match number {
             b"HTTP/1.1" => false,
             b"HTTP/1.0" => true,
             [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => {
-                return Err(Rejection::Version);
+                return Err(RequestRejection::Version);
             }
-            _ => return Err(Rejection::RequestLine),
+            _ => return Err(RequestRejection::RequestLine),
         };
         if target.len() > MAX_TARGET_LENGTH {
-            return Err(Rejection::TargetTooLong);
+            return Err(RequestRejection::TargetTooLong);
         }
         if !is_valid_target(method, target) {
-            return Err(Rejection::Target);
+            return Err(RequestRejection::Target);
         }
         self.is_http_10 = is_http_10;
         self.has_request_line = true;
-        // The method, the target and the version, with a space behind the first two.
-        Ok(Line::Read(method.len() + target.len() + number.len() + 2 + end_length))
+        // 2: the spaces after the method and the target.
+        Ok(ParsedLine::Complete(method.len() + target.len() + number.len() + 2 + end_length))
     }
 
-    fn field_line(&mut self, rest: &[u8]) -> Result<Line, Rejection> {
-        let name_length = rest.iter().take_while(|b| is_token(**b)).count();
+    fn parse_field_line(&mut self, rest: &[u8]) -> Result<ParsedLine, RequestRejection> {
+        let name_length = rest.iter().take_while(|b| is_token_byte(**b)).count();
         let (name, value) = match rest.split_at(name_length) {
-            (_, []) => return Ok(Line::Partial),
+            (_, []) => return Ok(ParsedLine::Partial),
             ([], [b'\r' | b'\n', ..]) => {
-                let end = line_end(rest, Rejection::FieldName)?;
-                return Ok(end.map_or(Line::Partial, Line::End));
+                let end = parse_line_end(rest, RequestRejection::FieldName)?;
+                return Ok(end.map_or(ParsedLine::Partial, ParsedLine::HeadEnd));
             }
-            ([], [b' ' | b'\t', ..]) => return Err(Rejection::FoldedField),
-            ([], _) => return Err(Rejection::FieldName),
+            ([], [b' ' | b'\t', ..]) => return Err(RequestRejection::FoldedField),
+            ([], _) => return Err(RequestRejection::FieldName),
             (name, [b':', value @ ..]) => (name, value),
-            _ => return Err(Rejection::FieldName),
+            _ => return Err(RequestRejection::FieldName),
         };
-        // The first control character ends the line, or has no place in it.
-        let Some(value_length) = control_position(value) else { return Ok(Line::Partial) };
-        let end = line_end(&value[value_length..], Rejection::FieldValue)?;
-        let Some(end_length) = end else { return Ok(Line::Partial) };
-        self.field(name, &value[..value_length])?;
-        Ok(Line::Read(name_length + 1 + value_length + end_length))
+        // The first control character ends the line or is invalid.
+        let Some(value_length) = find_control_character(value) else {
+            return Ok(ParsedLine::Partial);
+        };
+        let end = parse_line_end(&value[value_length..], RequestRejection::FieldValue)?;
+        let Some(end_length) = end else { return Ok(ParsedLine::Partial) };
+        self.parse_field(name, &value[..value_length])?;
+        Ok(ParsedLine::Complete(name_length + 1 + value_length + end_length))
     }
 
-    fn field(&mut self, name: &[u8], untrimmed: &[u8]) -> Result<(), Rejection> {
+    fn parse_field(&mut self, name: &[u8], untrimmed: &[u8]) -> Result<(), RequestRejection> {
         let value = trim_blanks(untrimmed);
-        self.fields += 1;
-        if self.fields > MAX_HEADER_FIELDS {
-            return Err(Rejection::TooManyFields);
+        self.field_count += 1;
+        if self.field_count > MAX_HEADER_FIELDS {
+            return Err(RequestRejection::TooManyFields);
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-        // By length first: most fields are none of these.
+        // Compares the length first, because most fields are none of these.
         match name.len() {
-            4 if is("host") => self.host(value),
+            4 if is("host") => self.parse_host(value),
             10 if is("connection") => {
-                self.connection(value);
+                self.parse_connection(value);
                 Ok(())
             }
-            // A tab beside the value is optional white space by the grammar, and a part of the value to others.
+            // A tab around the value is white space by the grammar, but some parsers take it as part of the value.
             14 if is("content-length") && untrimmed.contains(&b'\t') => {
-                Err(Rejection::ContentLength)
+                Err(RequestRejection::ContentLength)
             }
-            14 if is("content-length") => self.content_length(value),
+            14 if is("content-length") => self.parse_content_length(value),
             17 if is("transfer-encoding") && untrimmed.contains(&b'\t') => {
-                Err(Rejection::TransferEncoding)
+                Err(RequestRejection::TransferEncoding)
             }
-            17 if is("transfer-encoding") => self.transfer_encoding(value),
+            17 if is("transfer-encoding") => self.parse_transfer_encoding(value),
             _ => Ok(()),
         }
     }
 
-    fn host(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    fn parse_host(&mut self, value: &[u8]) -> Result<(), RequestRejection> {
         if self.has_host {
-            return Err(Rejection::ManyHosts);
+            return Err(RequestRejection::MultipleHosts);
         }
         self.has_host = true;
-        if is_valid_host(value) { Ok(()) } else { Err(Rejection::Host) }
+        if is_valid_host(value) { Ok(()) } else { Err(RequestRejection::Host) }
     }
 
-    fn connection(&mut self, value: &[u8]) {
+    fn parse_connection(&mut self, value: &[u8]) {
         for option in value.split(|b| *b == b',') {
             let option = option.trim_ascii();
-            self.says_close |= option.eq_ignore_ascii_case(b"close");
-            self.says_keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+            self.has_close_option |= option.eq_ignore_ascii_case(b"close");
+            self.has_keep_alive_option |= option.eq_ignore_ascii_case(b"keep-alive");
         }
     }
 
-    /// One length, even where several agree: RFC 9112, section 6.3 lets us refuse, as nginx and Node do.
-    fn content_length(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    /// Accepts a single value: RFC 9112, section 6.3 allows to reject equal ones, too, as nginx and Node do.
+    fn parse_content_length(&mut self, value: &[u8]) -> Result<(), RequestRejection> {
         if self.content_length.is_some() {
-            return Err(Rejection::ManyContentLengths);
+            return Err(RequestRejection::MultipleContentLengths);
         }
         if value.is_empty() {
-            return Err(Rejection::ContentLength);
+            return Err(RequestRejection::ContentLength);
         }
         let mut length = 0u64;
         for byte in value {
             let digit = byte.wrapping_sub(b'0');
             if digit > 9 {
-                return Err(Rejection::ContentLength);
+                return Err(RequestRejection::ContentLength);
             }
             let next =
                 length.checked_mul(10).and_then(|length| length.checked_add(u64::from(digit)));
-            // Beyond this no reader agrees with another on what a length is.
-            length = next.filter(|n| *n <= i64::MAX as u64).ok_or(Rejection::ContentLength)?;
+            // Parsers disagree about lengths beyond this.
+            length =
+                next.filter(|n| *n <= i64::MAX as u64).ok_or(RequestRejection::ContentLength)?;
         }
         self.content_length = Some(length);
         Ok(())
     }
 
-    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Rejection> {
+    fn parse_transfer_encoding(&mut self, value: &[u8]) -> Result<(), RequestRejection> {
         if self.is_chunked {
-            return Err(Rejection::TransferEncoding);
+            return Err(RequestRejection::TransferEncoding);
         }
         if !value.eq_ignore_ascii_case(b"chunked") {
-            return Err(refused_encoding(value));
+            return Err(encoding_rejection(value));
         }
         self.is_chunked = true;
         Ok(())
     }
 
-    fn finish(&self) -> Result<Head, Rejection> {
+    fn finish(&self) -> Result<RequestHead, RequestRejection> {
         if !self.has_host && !self.is_http_10 {
-            return Err(Rejection::NoHost);
+            return Err(RequestRejection::MissingHost);
         }
         let body = match (self.is_chunked, self.content_length) {
-            (true, Some(_)) => return Err(Rejection::LengthAndEncoding),
-            (true, None) if self.is_http_10 => return Err(Rejection::EncodingInHttp10),
+            (true, Some(_)) => return Err(RequestRejection::LengthAndEncoding),
+            (true, None) if self.is_http_10 => return Err(RequestRejection::EncodingInHttp10),
             (true, None) => BodyFraming::Chunked,
             (false, length) => BodyFraming::Length(length.unwrap_or(0)),
         };
-        let is_last = self.says_close || (self.is_http_10 && !self.says_keep_alive);
-        Ok(Head { length: self.position, body, is_last })
+        let is_last = self.has_close_option || (self.is_http_10 && !self.has_keep_alive_option);
+        Ok(RequestHead { length: self.position, body, is_last })
     }
 }
 
-/// A coding that we do not know is 501 (RFC 9112, section 6.1), and what is no list of codings, or has `chunked` where it
-/// must not be, is 400.
-fn refused_encoding(value: &[u8]) -> Rejection {
+/// Returns the rejection of a `Transfer-Encoding` other than `chunked`: 501 for an unknown coding (RFC 9112, section
+/// 6.1), 400 for a malformed list or a misplaced `chunked`.
+fn encoding_rejection(value: &[u8]) -> RequestRejection {
     let codings: Vec<&[u8]> = value.split(|b| *b == b',').map(<[u8]>::trim_ascii).collect();
     let is_list =
-        codings.iter().all(|coding| !coding.is_empty() && coding.iter().all(|b| is_token(*b)));
+        codings.iter().all(|coding| !coding.is_empty() && coding.iter().all(|b| is_token_byte(*b)));
     let is_chunked = |coding: &&[u8]| coding.eq_ignore_ascii_case(b"chunked");
     let is_before_another = codings.iter().rev().skip(1).any(is_chunked);
     match is_list && !is_before_another {
-        true => Rejection::UnknownTransferEncoding,
-        false => Rejection::TransferEncoding,
+        true => RequestRejection::UnknownTransferEncoding,
+        false => RequestRejection::TransferEncoding,
     }
 }
 
-/// What became of a line.
-enum Line {
-    /// It is not complete.
+/// How far a line was parsed.
+enum ParsedLine {
+    /// The line is incomplete.
     Partial,
-    /// It was read, and is this long with its end.
-    Read(usize),
-    /// It is empty and ends the head.
-    End(usize),
+    /// The line has this many bytes, including its end.
+    Complete(usize),
+    /// The line is empty and ends the head.
+    HeadEnd(usize),
 }
 
-impl Line {
-    fn read(length: Option<usize>) -> Line {
-        length.map_or(Line::Partial, Line::Read)
+impl ParsedLine {
+    fn complete_or_partial(length: Option<usize>) -> ParsedLine {
+        length.map_or(ParsedLine::Partial, ParsedLine::Complete)
     }
 }
 
-/// The length of the end of a line at the beginning of `rest`, if it is complete; `otherwise` if it is none.
-fn line_end(rest: &[u8], otherwise: Rejection) -> Result<Option<usize>, Rejection> {
+/// Returns the length of the line end at the start of `rest`, or `None` if it is incomplete. Fails with `rejection` if
+/// there is no line end.
+fn parse_line_end(
+    rest: &[u8],
+    rejection: RequestRejection,
+) -> Result<Option<usize>, RequestRejection> {
     match rest {
         [b'\n', ..] => Ok(Some(1)),
         [b'\r', b'\n', ..] => Ok(Some(2)),
         [] | [b'\r'] => Ok(None),
-        _ => Err(otherwise),
+        _ => Err(rejection),
     }
 }
 
-/// Takes one field line apart, without its end: a token, a colon, and a value without control characters.
-pub(super) fn check_field_line(line: &[u8]) -> Result<(&[u8], &[u8]), Rejection> {
-    let name_length = line.iter().take_while(|b| is_token(**b)).count();
+/// Splits one field line without its end into name and value; the value must not contain control characters.
+pub(super) fn parse_field_line(line: &[u8]) -> Result<(&[u8], &[u8]), RequestRejection> {
+    let name_length = line.iter().take_while(|b| is_token_byte(**b)).count();
     let (name, rest) = line.split_at(name_length);
     let Some((b':', value)) = rest.split_first() else {
         let is_fold = matches!(line.first(), Some(b' ' | b'\t'));
-        return Err(if is_fold { Rejection::FoldedField } else { Rejection::FieldName });
+        return Err(if is_fold {
+            RequestRejection::FoldedField
+        } else {
+            RequestRejection::FieldName
+        });
     };
     if name.is_empty() {
-        return Err(Rejection::FieldName);
+        return Err(RequestRejection::FieldName);
     }
     let value = trim_blanks(value);
-    if control_position(value).is_some() { Err(Rejection::FieldValue) } else { Ok((name, value)) }
+    if find_control_character(value).is_some() {
+        Err(RequestRejection::FieldValue)
+    } else {
+        Ok((name, value))
+    }
 }
 
-/// Without the spaces and tabs around it, which alone are optional white space here.
+/// Removes spaces and tabs around a field value. Other white space is not optional white space in HTTP.
 fn trim_blanks(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -299,11 +326,11 @@ fn trim_blanks(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// Where the first control character other than a tab is.
-fn control_position(bytes: &[u8]) -> Option<usize> {
+/// Returns the position of the first control character other than a tab.
+fn find_control_character(bytes: &[u8]) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
-    // Eight bytes at a time: most heads consist of values.
+    // Eight bytes at a time, because most bytes of a head belong to field values.
     let (words, _) = bytes.as_chunks::<8>();
     let has_none = |word: &&[u8; 8]| {
         let word = u64::from_ne_bytes(**word);
@@ -316,8 +343,8 @@ fn control_position(bytes: &[u8]) -> Option<usize> {
     bytes[skipped..].iter().position(is_control).map(|at| skipped + at)
 }
 
-/// `tchar` of RFC 9110, section 5.6.2.
-pub(super) fn is_token(byte: u8) -> bool {
+/// Whether `byte` is a `tchar` (RFC 9110, section 5.6.2).
+pub(super) fn is_token_byte(byte: u8) -> bool {
     TOKEN_BYTES[usize::from(byte)]
 }
 
@@ -353,10 +380,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(input: &[u8]) -> Result<Option<Head>, Rejection> {
-        let whole = HeadParser::default().advance(input, 1024);
-        // Byte by byte the verdict is the same, or comes earlier.
-        let mut parser = HeadParser::default();
+    fn parse(input: &[u8]) -> Result<Option<RequestHead>, RequestRejection> {
+        let whole = RequestHeadParser::default().advance(input, 1024);
+        // Byte by byte, the verdict is the same or comes earlier.
+        let mut parser = RequestHeadParser::default();
         let in_pieces = (0..=input.len())
             .map(|length| parser.advance(&input[..length], 1024))
             .find(|outcome| *outcome != Ok(None));
@@ -372,16 +399,16 @@ mod tests {
         whole
     }
 
-    fn head(input: &str) -> Head {
+    fn head(input: &str) -> RequestHead {
         parse(input.as_bytes()).expect(input).expect(input)
     }
 
     #[test]
-    fn a_head_says_how_long_it_is_and_how_its_body_is_framed() {
+    fn valid_heads_have_their_length_and_body_framing() {
         let plain = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         assert_eq!(
             head(plain),
-            Head { length: plain.len(), body: BodyFraming::Length(0), is_last: false }
+            RequestHead { length: plain.len(), body: BodyFraming::Length(0), is_last: false }
         );
         let sized = "POST / HTTP/1.1\r\nhost:a\r\ncontent-LENGTH:  07 \r\n\r\n";
         assert_eq!(head(sized).body, BodyFraming::Length(7));
@@ -392,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_says_whether_another_request_can_follow() {
+    fn last_request_depends_on_version_and_connection_options() {
         let is_last = |version: &str, fields: &str| {
             head(&format!("GET / HTTP/{version}\r\nHost: a\r\n{fields}\r\n")).is_last
         };
@@ -406,66 +433,75 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_head_is_refused_for_its_fault() {
+    fn malformed_heads_are_rejected_with_their_reason() {
         let in_head = |fields: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
         let cases = [
-            ("GET / HTTP/1.1\r\n\r\n".into(), Rejection::NoHost),
-            (in_head("Host: a"), Rejection::ManyHosts),
-            ("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n".into(), Rejection::ManyHosts),
-            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), Rejection::Host),
-            ("GET /\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET  HTTP/0.9\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET / http/1.1\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::Method),
-            (" GET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::Method),
-            ("G@T / HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::Method),
-            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), Rejection::Method),
-            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), Rejection::Version),
-            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(), Rejection::Version),
-            ("GET / HTTP/1.10\r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET / HTTP/0.9 \r\nHost: a\r\n\r\n".into(), Rejection::RequestLine),
-            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n".into(), Rejection::Target),
-            ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(), Rejection::FoldedField),
-            (in_head("a: b\r\n c"), Rejection::FoldedField),
-            (in_head("a : b"), Rejection::FieldName),
-            (in_head(": b"), Rejection::FieldName),
-            (in_head("a"), Rejection::FieldName),
-            (in_head("a: b\0"), Rejection::FieldValue),
-            (in_head("a: b\rc"), Rejection::FieldValue),
-            (in_head("a: b\r"), Rejection::FieldValue),
-            (in_head("Content-Length: "), Rejection::ContentLength),
-            (in_head("Content-Length: +1"), Rejection::ContentLength),
-            (in_head("Content-Length: 1, 1"), Rejection::ContentLength),
-            (in_head("Content-Length: 0x1"), Rejection::ContentLength),
-            (in_head("Content-Length: 18446744073709551616"), Rejection::ContentLength),
-            (in_head("Content-Length: 1\r\nContent-Length: 1"), Rejection::ManyContentLengths),
+            ("GET / HTTP/1.1\r\n\r\n".into(), RequestRejection::MissingHost),
+            (in_head("Host: a"), RequestRejection::MultipleHosts),
+            (
+                "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n".into(),
+                RequestRejection::MultipleHosts,
+            ),
+            ("GET / HTTP/1.1\r\nHost: [::1\r\n\r\n".into(), RequestRejection::Host),
+            ("GET /\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET  HTTP/0.9\r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET /  HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET / http/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::Method),
+            (" GET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::Method),
+            ("G@T / HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::Method),
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), RequestRejection::Method),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n".into(), RequestRejection::Version),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n".into(), RequestRejection::Version),
+            ("GET / HTTP/1.10\r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET / HTTP/0.9 \r\nHost: a\r\n\r\n".into(), RequestRejection::RequestLine),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n".into(), RequestRejection::Target),
+            ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".into(), RequestRejection::FoldedField),
+            (in_head("a: b\r\n c"), RequestRejection::FoldedField),
+            (in_head("a : b"), RequestRejection::FieldName),
+            (in_head(": b"), RequestRejection::FieldName),
+            (in_head("a"), RequestRejection::FieldName),
+            (in_head("a: b\0"), RequestRejection::FieldValue),
+            (in_head("a: b\rc"), RequestRejection::FieldValue),
+            (in_head("a: b\r"), RequestRejection::FieldValue),
+            (in_head("Content-Length: "), RequestRejection::ContentLength),
+            (in_head("Content-Length: +1"), RequestRejection::ContentLength),
+            (in_head("Content-Length: 1, 1"), RequestRejection::ContentLength),
+            (in_head("Content-Length: 0x1"), RequestRejection::ContentLength),
+            (in_head("Content-Length: 18446744073709551616"), RequestRejection::ContentLength),
+            (
+                in_head("Content-Length: 1\r\nContent-Length: 1"),
+                RequestRejection::MultipleContentLengths,
+            ),
             (
                 in_head("Content-Length: 1\r\nTransfer-Encoding: chunked"),
-                Rejection::LengthAndEncoding,
+                RequestRejection::LengthAndEncoding,
             ),
             (
                 in_head("Transfer-Encoding: chunked\r\nContent-Length: 1"),
-                Rejection::LengthAndEncoding,
+                RequestRejection::LengthAndEncoding,
             ),
             (
                 in_head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
-                Rejection::TransferEncoding,
+                RequestRejection::TransferEncoding,
             ),
-            (in_head("Transfer-Encoding: chunked, chunked"), Rejection::TransferEncoding),
-            (in_head("Transfer-Encoding: chunked, gzip"), Rejection::TransferEncoding),
-            (in_head("Transfer-Encoding:"), Rejection::TransferEncoding),
-            (in_head("Transfer-Encoding: chunked;a"), Rejection::TransferEncoding),
-            (in_head("Transfer-Encoding: \x0bchunked"), Rejection::FieldValue),
-            (in_head("Transfer-Encoding: foo, chunked"), Rejection::UnknownTransferEncoding),
-            (in_head("Transfer-Encoding: identity"), Rejection::UnknownTransferEncoding),
-            (in_head("Transfer-Encoding: gzip, chunked"), Rejection::UnknownTransferEncoding),
+            (in_head("Transfer-Encoding: chunked, chunked"), RequestRejection::TransferEncoding),
+            (in_head("Transfer-Encoding: chunked, gzip"), RequestRejection::TransferEncoding),
+            (in_head("Transfer-Encoding:"), RequestRejection::TransferEncoding),
+            (in_head("Transfer-Encoding: chunked;a"), RequestRejection::TransferEncoding),
+            (in_head("Transfer-Encoding: \x0bchunked"), RequestRejection::FieldValue),
+            (in_head("Transfer-Encoding: foo, chunked"), RequestRejection::UnknownTransferEncoding),
+            (in_head("Transfer-Encoding: identity"), RequestRejection::UnknownTransferEncoding),
+            (
+                in_head("Transfer-Encoding: gzip, chunked"),
+                RequestRejection::UnknownTransferEncoding,
+            ),
             (
                 "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-                Rejection::EncodingInHttp10,
+                RequestRejection::EncodingInHttp10,
             ),
         ];
         for (input, why) in cases {
@@ -475,32 +511,32 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_head_is_not_waited_for() {
+    fn bytes_that_cannot_become_a_head_are_rejected_at_once() {
         for bytes in
             [&b"\x16\x03\x01\x02"[..], b"G\0", b"GET /\0", b" ", b"GET / HTTP/1.1\rx", b"\rx"]
         {
-            let outcome = HeadParser::default().advance(bytes, 1024);
+            let outcome = RequestHeadParser::default().advance(bytes, 1024);
             assert!(outcome.is_err(), "{:?}: {outcome:?}", bytes.escape_ascii().to_string());
         }
     }
 
     proptest! {
         #[test]
-        fn control_characters_are_found_wherever_they_are(bytes: Vec<u8>) {
+        fn control_characters_are_found_at_any_position(bytes: Vec<u8>) {
             let plain = bytes.iter().position(|b| b.is_ascii_control() && *b != b'\t');
-            prop_assert_eq!(control_position(&bytes), plain);
+            prop_assert_eq!(find_control_character(&bytes), plain);
         }
     }
 
     #[test]
-    fn sizes_have_bounds() {
+    fn head_size_and_field_count_are_limited() {
         let long = |n: usize| format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(n));
         assert!(parse(long(900).as_bytes()).is_ok());
-        assert_eq!(parse(long(1100).as_bytes()), Err(Rejection::TargetTooLong));
+        assert_eq!(parse(long(1100).as_bytes()), Err(RequestRejection::TargetTooLong));
         let many = |n: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a:b\r\n".repeat(n));
         assert!(parse(many(99).as_bytes()).is_ok());
-        assert_eq!(parse(many(100).as_bytes()), Err(Rejection::TooManyFields));
+        assert_eq!(parse(many(100).as_bytes()), Err(RequestRejection::TooManyFields));
         let large = format!("GET / HTTP/1.1\r\nHost: a\r\na: {}", "b".repeat(1000));
-        assert_eq!(parse(large.as_bytes()), Err(Rejection::HeadTooLarge));
+        assert_eq!(parse(large.as_bytes()), Err(RequestRejection::HeadTooLarge));
     }
 }

@@ -1,15 +1,16 @@
-//! The request line's target and the authority in it and in `Host` (RFC 9112, section 3.2; RFC 3986, section 3.2).
+//! Validates request targets and `Host` values (RFC 9112, section 3.2; RFC 3986, section 3.2).
 //!
-//! Accepts no target that `http::Uri` refuses: hyper parses it again, and a request that is refused there could not be
-//! answered in order.
+//! Accepts no target that `http::Uri` rejects: hyper parses it again, and a request rejected there would get no
+//! response.
 
 use std::net::Ipv6Addr;
 
-/// What `http::Uri` takes as well, so that a valid target never fails behind us.
+/// The longest accepted target in bytes. The same as the limit of `http::Uri`, so that hyper never rejects a valid
+/// target.
 pub(super) const MAX_TARGET_LENGTH: usize = 65_534;
 
-/// The bytes of a path, as `http::Uri` accepts them: beyond RFC 3986 some that clients send unescaped. Bytes from 0x80 on
-/// are checked to be UTF-8 elsewhere.
+/// The bytes that `http::Uri` accepts in a path: RFC 3986, and some that clients send unescaped. Bytes from 0x80 up are
+/// checked separately to be UTF-8.
 const PATH_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -23,7 +24,7 @@ const PATH_BYTES: [bool; 256] = {
     table
 };
 
-/// Those of a query and of the fragment that some clients send, which `http::Uri` cuts off.
+/// The bytes accepted in a query, and in a fragment, which some clients send and `http::Uri` removes.
 const QUERY_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -34,8 +35,8 @@ const QUERY_BYTES: [bool; 256] = {
     table
 };
 
-/// The characters of a registered name but `%` and the comma, which two hosts in one field would be joined by.
-const NAME_BYTES: [bool; 256] = {
+/// The bytes of a host name except `%` and the comma, which would join two `Host` values.
+const HOST_NAME_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < 0x80u8 {
@@ -61,29 +62,29 @@ const NAME_BYTES: [bool; 256] = {
     table
 };
 
-/// Whether `target` is one that a request with `method` may have.
+/// Whether a request with `method` may have this target.
 pub(super) fn is_valid_target(method: &[u8], target: &[u8]) -> bool {
     match target {
-        // Authority-form is for CONNECT alone, and CONNECT has no other.
+        // CONNECT takes the authority form and no other; no other method takes it.
         _ if method == b"CONNECT" => is_host_and_port(target),
         [b'/', ..] => is_path_and_query(target),
         b"*" => method == b"OPTIONS",
-        _ => is_absolute(target),
+        _ => is_absolute_uri(target),
     }
 }
 
 fn is_path_and_query(bytes: &[u8]) -> bool {
     let path_length = bytes.iter().take_while(|b| PATH_BYTES[usize::from(**b)]).count();
-    let has_good_rest = match &bytes[path_length..] {
+    let is_rest_valid = match &bytes[path_length..] {
         [] => true,
         [b'?' | b'#', rest @ ..] => rest.iter().all(|b| QUERY_BYTES[usize::from(*b)]),
         _ => false,
     };
-    has_good_rest && (bytes.is_ascii() || std::str::from_utf8(bytes).is_ok())
+    is_rest_valid && (bytes.is_ascii() || std::str::from_utf8(bytes).is_ok())
 }
 
-/// `http` and `https` alone: what other schemes mean here, nobody can say.
-fn is_absolute(target: &[u8]) -> bool {
+/// Whether `target` is an absolute `http` or `https` URI. Other schemes have no meaning to this server.
+fn is_absolute_uri(target: &[u8]) -> bool {
     let Some(scheme_end) = target.windows(3).position(|three| three == b"://") else {
         return false;
     };
@@ -94,7 +95,7 @@ fn is_absolute(target: &[u8]) -> bool {
     let rest = &target[scheme_end + 3..];
     let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    // `http::Uri` takes no percent-encoded host.
+    // `http::Uri` rejects a percent-encoded host.
     !authority.is_empty()
         && !matches!(authority[0], b':')
         && !authority.contains(&b'%')
@@ -112,17 +113,17 @@ fn is_host_and_port(target: &[u8]) -> bool {
         && target[colon + 1..].iter().all(u8::is_ascii_digit)
 }
 
-/// Whether this is what `Host` may say: `uri-host [":" port]`, or nothing, for targets without an authority.
+/// Whether `host` is a valid `Host` value: `uri-host [":" port]`, or empty, for targets without an authority.
 pub(super) fn is_valid_host(host: &[u8]) -> bool {
     if host.first() == Some(&b'[') {
         let Some(end) = host.iter().position(|b| *b == b']') else { return false };
-        return is_ip_literal(&host[1..end]) && is_port(&host[end + 1..]);
+        return is_ip_literal(&host[1..end]) && is_optional_port(&host[end + 1..]);
     }
-    let name_length = host.iter().take_while(|b| NAME_BYTES[usize::from(**b)]).count();
+    let name_length = host.iter().take_while(|b| HOST_NAME_BYTES[usize::from(**b)]).count();
     match &host[name_length..] {
         [] => true,
         // A port needs a host before it.
-        [b':', ..] => name_length > 0 && is_port(&host[name_length..]),
+        [b':', ..] => name_length > 0 && is_optional_port(&host[name_length..]),
         [b'%', high, low, rest @ ..] => {
             high.is_ascii_hexdigit() && low.is_ascii_hexdigit() && is_valid_host_rest(rest)
         }
@@ -130,9 +131,9 @@ pub(super) fn is_valid_host(host: &[u8]) -> bool {
     }
 }
 
-/// What comes behind a percent-encoded byte of a name: more of the name, and a port.
+/// Whether `rest` may follow a percent-encoded byte of a host name: more of the name, and a port.
 fn is_valid_host_rest(rest: &[u8]) -> bool {
-    rest.is_empty() || is_port(rest) || (rest[0] != b'[' && is_valid_host(rest))
+    rest.is_empty() || is_optional_port(rest) || (rest[0] != b'[' && is_valid_host(rest))
 }
 
 fn is_ip_literal(literal: &[u8]) -> bool {
@@ -144,14 +145,16 @@ fn is_ip_literal(literal: &[u8]) -> bool {
             digits > 0
                 && rest.get(digits) == Some(&b'.')
                 && !address.is_empty()
-                && address.iter().all(|b| matches!(b, b':' | b',') || NAME_BYTES[usize::from(*b)])
+                && address
+                    .iter()
+                    .all(|b| matches!(b, b':' | b',') || HOST_NAME_BYTES[usize::from(*b)])
         }
         _ => std::str::from_utf8(literal).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok()),
     }
 }
 
-/// `[":" port]`, where the port may be empty and fits into 16 bits.
-fn is_port(bytes: &[u8]) -> bool {
+/// Whether `bytes` is `[":" port]`, where the port may be empty and fits into 16 bits.
+fn is_optional_port(bytes: &[u8]) -> bool {
     let [b':', digits @ ..] = bytes else { return bytes.is_empty() };
     digits.len() <= 5
         && digits.iter().all(u8::is_ascii_digit)
@@ -165,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn hosts_are_parsed_and_not_only_looked_at() {
+    fn malformed_hosts_are_rejected() {
         let good = [
             "",
             "example.org",
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn each_form_of_target_belongs_to_its_methods() {
+    fn target_forms_are_accepted_only_with_their_methods() {
         let valid =
             |method: &str, target: &str| is_valid_target(method.as_bytes(), target.as_bytes());
         for target in [
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_a_target_are_those_that_the_uri_type_accepts() {
+    fn every_ascii_byte_is_accepted_exactly_where_uri_accepts_it() {
         for byte in (0..=127u8).filter(|byte| *byte != b'#') {
             for target in [vec![b'/', byte], vec![b'/', b'?', byte]] {
                 let ours = is_valid_target(b"GET", &target);
@@ -276,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_target_is_accepted_that_the_uri_type_refuses(
+        fn accepted_targets_are_accepted_by_uri(
             method in "(GET|CONNECT|OPTIONS)",
             target in "(http://|HTTPS://|/|\\*|)[a-z0-9:/?#@%\\[\\].~|é-]{0,12}",
         ) {

@@ -1,4 +1,4 @@
-//! How long a connection may take for what it is doing.
+//! Decides which connections and requests exceed their timeouts and rates.
 
 pub(crate) mod http_exchange;
 pub(crate) mod request_deadline;
@@ -6,190 +6,206 @@ pub(crate) mod transfer_clock;
 
 use std::time::Duration;
 
-use super::connection_state::{Conn, Phase, SendCheck, Told};
+use super::connection_state::{CloseRequest, Conn, Phase, UnsentCheck};
 use crate::config::Config;
 use crate::worker::drain::Order;
-use http_exchange::Expiry;
-use transfer_clock::TransferLimit;
+use http_exchange::RequestExpiry;
+use transfer_clock::TransferLimits;
 
-/// How long a client that sends nothing may take to close its side after we closed ours. nginx's `lingering_timeout`.
+/// How long a silent client may take to close its side after the worker closed its own. nginx's `lingering_timeout`.
 const LINGER_IDLE_MS: u64 = 5000;
 
-/// The same in a worker that drains.
+/// The same for a draining worker.
 const DRAIN_LINGER_IDLE_MS: u64 = 2000;
 
-/// How long an HTTP/2 client without an open stream may take to answer GOAWAY and the ping that hyper sends with it.
-const GOAWAY_MS: u64 = 5000;
+/// How long an HTTP/2 client without open streams may take to answer GOAWAY and the ping that hyper sends with it.
+const GOAWAY_TIMEOUT_MS: u64 = 5000;
 
-/// How long the task of a connection may take to ask what the client has taken. It is woken for it, so a task that does
-/// not is not polling its socket at all. Longer than a thread of ours waits for the CPU on a loaded machine: under
-/// `threads` the heartbeat is on another one, and the client is not to blame for ours.
-const SEND_CHECK_MS: u64 = 10_000;
+/// How long a connection's task may take to ask the kernel for the unacknowledged bytes.
+///
+/// The task is woken to ask, so one that does not is not polling its socket at all. Longer than a thread waits for
+/// the CPU on a loaded machine: in the `threads` model the heartbeat runs on another thread, which the client must
+/// not pay for.
+const UNSENT_CHECK_TIMEOUT_MS: u64 = 10_000;
 
-/// The limits in force, in milliseconds.
-pub(crate) struct Limits {
+/// The timeouts and rates in force at one heartbeat.
+pub(crate) struct ConnectionTimeouts {
     header_ms: u64,
     keep_alive_ms: u64,
-    /// For connections that stay with this worker to their end.
+    /// Idle timeout of connections that cannot be handed over.
     idle_ms: u64,
-    /// Others are kept for as long as if nothing had happened, until somebody can take them.
-    patient: bool,
+    /// Whether connections that can be handed over keep their full keep-alive time.
+    keeps_transferable_open: bool,
     deadline_ms: Option<u64>,
     linger_ms: u64,
-    body: TransferLimit,
-    send: TransferLimit,
+    body: TransferLimits,
+    send: TransferLimits,
 }
 
-/// What the heartbeat has found out about the exchanges of a connection.
+/// What to do about a request that exceeds a timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Overdue {
-    /// The task of the connection has something to do: send an answer of ours, or ask the kernel.
-    Wake,
-    /// The connection is to be closed.
-    Cut,
+pub(crate) enum TimeoutAction {
+    /// Wake the connection's task: it has to send an error response, or to ask the kernel.
+    WakeTask,
+    /// Close the connection now.
+    Close,
 }
 
-impl Limits {
-    pub(crate) fn new(config: &Config, drain: Option<Order>, now_ms: u64) -> Limits {
+impl ConnectionTimeouts {
+    pub(crate) fn new(config: &Config, drain: Option<Order>, now_ms: u64) -> ConnectionTimeouts {
         let keep_alive = config.keep_alive_timeout.as_millis() as u64;
-        Limits {
+        ConnectionTimeouts {
             header_ms: config.header_timeout.as_millis() as u64,
             keep_alive_ms: keep_alive,
-            patient: drain.is_some_and(|order| order.patient(now_ms)),
+            keeps_transferable_open: drain
+                .is_some_and(|order| order.keeps_transferable_open(now_ms)),
             idle_ms: drain.map_or(keep_alive, |order| order.linger_ms.min(keep_alive)),
             deadline_ms: drain.map(|order| order.deadline_ms),
             linger_ms: if drain.is_some() { DRAIN_LINGER_IDLE_MS } else { LINGER_IDLE_MS },
-            body: TransferLimit {
-                idle_ms: millis(config.body_timeout),
+            body: TransferLimits {
+                idle_ms: to_millis(config.body_timeout),
                 min_rate: config.min_body_rate,
             },
-            send: TransferLimit {
-                idle_ms: millis(config.send_timeout),
+            send: TransferLimits {
+                idle_ms: to_millis(config.send_timeout),
                 min_rate: config.min_send_rate,
             },
         }
     }
 
-    /// Ends what takes too long: requests beyond their deadlines, bodies that do not come, and responses that nobody
-    /// takes. HTTP/2 streams are dealt with one by one; what is returned is for the connection.
-    pub(crate) fn overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
-        if conn.upgraded() || conn.phase() == Phase::Closing {
+    /// Expires the requests of a connection whose deadline, body or response exceeds a limit.
+    ///
+    /// Resets HTTP/2 streams one by one; returns what to do about the connection as a whole.
+    pub(crate) fn expire_requests(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
+        if conn.is_upgraded() || conn.phase() == Phase::Lingering {
             return None;
         }
-        let mut found = self.streams_overdue(conn, now_ms);
+        let mut found = self.expire_exchanges(conn, now_ms);
         if conn.receiving.is_stalled(self.body, now_ms) {
             conn.receiving.stop(now_ms);
-            if !conn.response_has_begun() {
-                conn.expire(Expiry::Body);
-                found = found.max(Some(Overdue::Wake));
-            } else if conn.is_response_pending() {
-                found = Some(Overdue::Cut);
+            if !conn.has_response_started() {
+                conn.expire_request(RequestExpiry::Body);
+                found = found.max(Some(TimeoutAction::WakeTask));
+            } else if conn.is_response_body_pending() {
+                found = Some(TimeoutAction::Close);
             }
-            // Else the response is on its way, and does not wait for the rest of the request.
+            // Otherwise the response is under way and does not wait for the rest of the request.
         }
-        found.max(self.sending_overdue(conn, now_ms))
+        found.max(self.check_sending(conn, now_ms))
     }
 
-    /// Nothing is known of what the client has taken until the kernel is asked, which the task of the connection does.
-    fn sending_overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
-        match conn.send_check() {
-            SendCheck::None if conn.sending.is_due(self.send, now_ms) => {
-                conn.set_send_check(SendCheck::Asked, now_ms);
-                Some(Overdue::Wake)
+    /// Checks whether the client takes the response fast enough.
+    ///
+    /// Only the kernel knows how much the client has acknowledged, so the connection's task has to ask it first.
+    fn check_sending(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
+        match conn.unsent_check() {
+            UnsentCheck::None if conn.sending.may_be_stalled(self.send, now_ms) => {
+                conn.set_unsent_check(UnsentCheck::Requested, now_ms);
+                Some(TimeoutAction::WakeTask)
             }
-            SendCheck::None => None,
-            SendCheck::Asked if !conn.sending.is_waiting() => {
-                conn.set_send_check(SendCheck::None, now_ms);
+            UnsentCheck::None => None,
+            UnsentCheck::Requested if !conn.sending.is_waiting() => {
+                conn.set_unsent_check(UnsentCheck::None, now_ms);
                 None
             }
-            SendCheck::Asked => {
-                (conn.send_check_age_ms(now_ms) >= SEND_CHECK_MS).then_some(Overdue::Cut)
-            }
-            SendCheck::Measured => {
-                conn.set_send_check(SendCheck::None, now_ms);
-                conn.sending.is_stalled(self.send, now_ms).then_some(Overdue::Cut)
+            UnsentCheck::Requested => (conn.unsent_check_age_ms(now_ms) >= UNSENT_CHECK_TIMEOUT_MS)
+                .then_some(TimeoutAction::Close),
+            UnsentCheck::Measured => {
+                conn.set_unsent_check(UnsentCheck::None, now_ms);
+                conn.sending.is_stalled(self.send, now_ms).then_some(TimeoutAction::Close)
             }
         }
     }
 
-    fn streams_overdue(&self, conn: &Conn, now_ms: u64) -> Option<Overdue> {
+    /// Expires the requests that have timeouts of their own.
+    fn expire_exchanges(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
         let is_http2 = conn.http2().is_some();
         let mut found = None;
         conn.exchanges.for_each(|exchange| {
-            if exchange.is_cut() {
+            if exchange.is_reset() {
                 return;
             }
             let deadline = exchange.deadline.as_ref();
-            let why = if exchange.expiry().is_some() {
-                // Our own answer is on its way; the client may still not take it.
+            let expiry = if exchange.expiry().is_some() {
+                // The error response is under way; the client may still not take it.
                 None
             } else if deadline.is_some_and(|deadline| deadline.has_passed(now_ms)) {
-                Some(Expiry::Deadline)
+                Some(RequestExpiry::Deadline)
             } else if exchange.receiving.is_stalled(self.body, now_ms) {
-                // A response that is on its way does not wait for the rest of the request.
-                let is_waited_for = !exchange.has_begun() || exchange.is_body_pending();
-                if !is_waited_for {
+                // A response that is under way does not wait for the rest of the request.
+                let is_body_needed = !exchange.has_response_started() || exchange.is_body_pending();
+                if !is_body_needed {
                     exchange.receiving.stop(now_ms);
                 }
-                is_waited_for.then_some(Expiry::Body)
+                is_body_needed.then_some(RequestExpiry::Body)
             } else {
                 None
             };
-            let is_untaken = exchange.sending.is_stalled(self.send, now_ms);
-            if why.is_none() && !is_untaken {
+            let is_send_stalled = exchange.sending.is_stalled(self.send, now_ms);
+            if expiry.is_none() && !is_send_stalled {
                 return;
             }
-            if let Some(why) = why {
-                exchange.expire(why);
+            if let Some(expiry) = expiry {
+                exchange.expire(expiry);
             }
             match is_http2 {
                 true => {
-                    if exchange.has_begun() {
-                        exchange.cut();
+                    if exchange.has_response_started() {
+                        exchange.reset_stream();
                     }
                     exchange.wake();
                 }
-                false if exchange.has_begun() => found = Some(Overdue::Cut),
-                false => found = found.max(Some(Overdue::Wake)),
+                false if exchange.has_response_started() => found = Some(TimeoutAction::Close),
+                false => found = found.max(Some(TimeoutAction::WakeTask)),
             }
         });
         found
     }
 
-    /// What the connection has to be told at `now_ms`, if anything.
-    pub(crate) fn judge(&self, conn: &Conn, now_ms: u64) -> Option<Told> {
-        let age = conn.age_ms(now_ms);
+    /// Returns the close request that the phase of a connection calls for at `now_ms`, if any.
+    pub(crate) fn close_request_for(&self, conn: &Conn, now_ms: u64) -> Option<CloseRequest> {
+        let age = conn.phase_age_ms(now_ms);
         if self.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
-            return Some(Told::Cut);
+            return Some(CloseRequest::Now);
         }
         if let Some(streams) = conn.http2()
-            && conn.phase() != Phase::Closing
+            && conn.phase() != Phase::Lingering
         {
             let is_idle = conn.phase() == Phase::Idle;
-            if is_idle && conn.told() != Told::Nothing && conn.told_age_ms(now_ms) >= GOAWAY_MS {
-                return Some(Told::Cut);
+            if is_idle
+                && conn.close_request() != CloseRequest::None
+                && conn.close_request_age_ms(now_ms) >= GOAWAY_TIMEOUT_MS
+            {
+                return Some(CloseRequest::Now);
             }
-            let head_age = streams.header_since().map(|since| now_ms.saturating_sub(since));
+            let head_age =
+                streams.incomplete_header_since().map(|since| now_ms.saturating_sub(since));
             if head_age.is_some_and(|age| age >= self.header_ms) || streams.is_order_lost() {
-                // hyper sends GOAWAY and ends the connection after the streams that are open.
-                return Some(Told::Finish);
+                // hyper sends GOAWAY and closes the connection after the open streams.
+                return Some(CloseRequest::WhenIdle);
             }
         }
-        let idle_ms = match self.patient && conn.can_travel() {
+        let idle_ms = match self.keeps_transferable_open && conn.can_be_handed_over() {
             true => self.keep_alive_ms,
             false => self.idle_ms,
         };
         match conn.phase() {
-            Phase::Head if age >= self.header_ms => Some(Told::Finish),
-            Phase::Fresh if age >= self.header_ms.min(idle_ms) => Some(Told::Finish),
-            Phase::Idle if age >= idle_ms && !conn.blocked() => Some(Told::Finish),
-            Phase::Closing if age >= self.linger_ms => Some(Told::Cut),
-            Phase::Fresh | Phase::Head | Phase::Busy | Phase::Idle | Phase::Closing => None,
+            Phase::ReadingHead if age >= self.header_ms => Some(CloseRequest::WhenIdle),
+            Phase::New if age >= self.header_ms.min(idle_ms) => Some(CloseRequest::WhenIdle),
+            Phase::Idle if age >= idle_ms && !conn.is_write_blocked() => {
+                Some(CloseRequest::WhenIdle)
+            }
+            Phase::Lingering if age >= self.linger_ms => Some(CloseRequest::Now),
+            Phase::New
+            | Phase::ReadingHead
+            | Phase::Responding
+            | Phase::Idle
+            | Phase::Lingering => None,
         }
     }
 }
 
-fn millis(limit: Option<Duration>) -> Option<u64> {
+fn to_millis(limit: Option<Duration>) -> Option<u64> {
     limit.map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX))
 }
 
@@ -198,27 +214,27 @@ mod tests {
     use super::*;
     use crate::channel::HandOver;
 
-    fn limits(drain: Option<Order>) -> Limits {
-        Limits::new(&Config::default(), drain, 0)
+    fn limits(drain: Option<Order>) -> ConnectionTimeouts {
+        ConnectionTimeouts::new(&Config::default(), drain, 0)
     }
 
     #[test]
-    fn each_phase_has_its_limit() {
+    fn each_phase_has_its_own_timeout() {
         let conn = Conn::new(0);
-        assert_eq!(limits(None).judge(&conn, 9_999), None);
-        assert_eq!(limits(None).judge(&conn, 10_000), Some(Told::Finish));
-        conn.received(10_000);
-        assert_eq!(limits(None).judge(&conn, 19_999), None);
-        assert_eq!(limits(None).judge(&conn, 20_000), Some(Told::Finish));
-        conn.request_begun(20_000);
-        assert_eq!(limits(None).judge(&conn, 1_000_000), None);
-        conn.request_over(20_000);
-        assert_eq!(limits(None).judge(&conn, 84_999), None);
-        assert_eq!(limits(None).judge(&conn, 85_000), Some(Told::Finish));
+        assert_eq!(limits(None).close_request_for(&conn, 9_999), None);
+        assert_eq!(limits(None).close_request_for(&conn, 10_000), Some(CloseRequest::WhenIdle));
+        conn.record_received(10_000);
+        assert_eq!(limits(None).close_request_for(&conn, 19_999), None);
+        assert_eq!(limits(None).close_request_for(&conn, 20_000), Some(CloseRequest::WhenIdle));
+        conn.begin_request(20_000);
+        assert_eq!(limits(None).close_request_for(&conn, 1_000_000), None);
+        conn.end_request(20_000);
+        assert_eq!(limits(None).close_request_for(&conn, 84_999), None);
+        assert_eq!(limits(None).close_request_for(&conn, 85_000), Some(CloseRequest::WhenIdle));
     }
 
     #[test]
-    fn draining_shortens_idleness_and_has_an_end() {
+    fn draining_shortens_the_idle_timeout_and_ends_at_its_deadline() {
         let order = Order {
             deadline_ms: 30_000,
             linger_ms: 1000,
@@ -226,16 +242,19 @@ mod tests {
             hand_over: HandOver::Never,
         };
         let conn = Conn::new(0);
-        conn.request_begun(0);
-        assert_eq!(limits(Some(order)).judge(&conn, 29_999), None);
-        assert_eq!(limits(Some(order)).judge(&conn, 30_000), Some(Told::Cut));
-        conn.request_over(5_000);
-        assert_eq!(limits(Some(order)).judge(&conn, 5_999), None);
-        assert_eq!(limits(Some(order)).judge(&conn, 6_000), Some(Told::Finish));
+        conn.begin_request(0);
+        assert_eq!(limits(Some(order)).close_request_for(&conn, 29_999), None);
+        assert_eq!(limits(Some(order)).close_request_for(&conn, 30_000), Some(CloseRequest::Now));
+        conn.end_request(5_000);
+        assert_eq!(limits(Some(order)).close_request_for(&conn, 5_999), None);
+        assert_eq!(
+            limits(Some(order)).close_request_for(&conn, 6_000),
+            Some(CloseRequest::WhenIdle)
+        );
     }
 
     #[test]
-    fn what_can_travel_is_kept_until_it_can() {
+    fn transferable_connections_keep_their_keep_alive_time_while_draining() {
         let order = Order {
             deadline_ms: 90_000,
             linger_ms: 1000,
@@ -243,17 +262,26 @@ mod tests {
             hand_over: HandOver::Now,
         };
         let conn = Conn::new(0);
-        conn.request_begun(0);
-        assert!(!conn.may_travel());
-        conn.request_over(0);
-        assert!(!conn.may_travel(), "the response is not written yet");
-        conn.flushed();
-        assert!(conn.may_travel());
-        assert_eq!(limits(Some(order)).judge(&conn, 64_999), None);
-        assert_eq!(limits(Some(order)).judge(&conn, 65_000), Some(Told::Finish));
-        conn.root();
-        assert!(!conn.may_travel());
-        assert_eq!(limits(Some(order)).judge(&conn, 1_000), Some(Told::Finish));
-        assert!(!order.patient(89_000), "the last moment is for those that nobody took");
+        conn.begin_request(0);
+        assert!(!conn.is_ready_for_handover());
+        conn.end_request(0);
+        assert!(!conn.is_ready_for_handover(), "the response is not written yet");
+        conn.set_flushed();
+        assert!(conn.is_ready_for_handover());
+        assert_eq!(limits(Some(order)).close_request_for(&conn, 64_999), None);
+        assert_eq!(
+            limits(Some(order)).close_request_for(&conn, 65_000),
+            Some(CloseRequest::WhenIdle)
+        );
+        conn.pin_to_worker();
+        assert!(!conn.is_ready_for_handover());
+        assert_eq!(
+            limits(Some(order)).close_request_for(&conn, 1_000),
+            Some(CloseRequest::WhenIdle)
+        );
+        assert!(
+            !order.keeps_transferable_open(89_000),
+            "just before the deadline, connections that no worker took close"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! The deadline of one request, which its handler may move.
+//! `RequestDeadline`: the deadline of one request, which its handler can extend.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use prefork_os::system::monotonic_ms;
 
-/// No deadline.
-const NEVER: u64 = u64::MAX;
+/// The stored value of a disabled deadline.
+const DISABLED: u64 = u64::MAX;
 
-/// When the request it belongs to has to be over: its handler is dropped then. In the extensions of each request while
-/// [`Config::request_timeout`](crate::Config::request_timeout) is set, and absent otherwise.
+/// The time at which a request times out and its handler is dropped; the handler can extend it.
+///
+/// Every request carries one in its extensions if [`Config::request_timeout`](crate::Config::request_timeout) is set.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -23,33 +24,34 @@ const NEVER: u64 = u64::MAX;
 /// }
 /// ```
 ///
-/// Cheap to clone; all clones are the same deadline. Deadlines are looked at ten times a second.
+/// Clones are cheap and share the same deadline. Deadlines are checked ten times per second.
 #[derive(Clone)]
 pub struct RequestDeadline(Arc<AtomicU64>);
 
 impl RequestDeadline {
-    /// `timeout` from `now_ms` on, on the monotonic clock.
+    /// Creates a deadline `timeout` after `now_ms` on the monotonic clock.
     pub(crate) fn after(timeout: Duration, now_ms: u64) -> RequestDeadline {
-        RequestDeadline(Arc::new(AtomicU64::new(later(now_ms, timeout))))
+        RequestDeadline(Arc::new(AtomicU64::new(deadline_after(now_ms, timeout))))
     }
 
-    /// Gives the request at least `by` from now on. Never moves the deadline to an earlier time, and has no effect on a
-    /// deadline that was disabled or has passed and was acted upon.
+    /// Moves the deadline to at least `by` from now, never to an earlier time.
+    ///
+    /// Has no effect if the deadline is disabled, or if the request has already timed out.
     pub fn extend(&self, by: Duration) {
-        self.0.fetch_max(later(monotonic_ms(), by), Relaxed);
+        self.0.fetch_max(deadline_after(monotonic_ms(), by), Relaxed);
     }
 
-    /// How much time is left: zero once the deadline has passed, `None` if it was disabled.
+    /// Returns the time left: zero once the deadline has passed, `None` if it is disabled.
     pub fn remaining(&self) -> Option<Duration> {
         match self.0.load(Relaxed) {
-            NEVER => None,
+            DISABLED => None,
             at => Some(Duration::from_millis(at.saturating_sub(monotonic_ms()))),
         }
     }
 
-    /// Lets the request take as long as it wants.
+    /// Disables the deadline: the request may take any time.
     pub fn disable(&self) {
-        self.0.store(NEVER, Relaxed);
+        self.0.store(DISABLED, Relaxed);
     }
 
     pub(crate) fn has_passed(&self, now_ms: u64) -> bool {
@@ -57,10 +59,10 @@ impl RequestDeadline {
     }
 }
 
-fn later(now_ms: u64, by: Duration) -> u64 {
-    let by = u64::try_from(by.as_millis()).unwrap_or(NEVER);
-    // The last value but one: only `disable` means never.
-    now_ms.saturating_add(by).min(NEVER - 1)
+fn deadline_after(now_ms: u64, by: Duration) -> u64 {
+    let by = u64::try_from(by.as_millis()).unwrap_or(DISABLED);
+    // At most the largest value below DISABLED: only `disable` disables.
+    now_ms.saturating_add(by).min(DISABLED - 1)
 }
 
 impl fmt::Debug for RequestDeadline {
@@ -74,24 +76,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deadline_is_only_ever_moved_back() {
+    fn extend_never_moves_a_deadline_to_an_earlier_time() {
         let now = monotonic_ms();
         let deadline = RequestDeadline::after(Duration::from_secs(100), now);
-        let handlers = deadline.clone();
+        let clone = deadline.clone();
         assert!(!deadline.has_passed(now + 99_999) && deadline.has_passed(now + 100_000));
-        handlers.extend(Duration::from_secs(1));
+        clone.extend(Duration::from_secs(1));
         assert!(deadline.has_passed(now + 100_000), "an extension never shortens");
-        handlers.extend(Duration::from_secs(1000));
+        clone.extend(Duration::from_secs(1000));
         assert!(!deadline.has_passed(now + 999_999));
-        assert!(handlers.remaining().is_some_and(|left| left > Duration::from_secs(900)));
-        handlers.disable();
-        assert!(!deadline.has_passed(u64::MAX - 1) && handlers.remaining().is_none());
-        handlers.extend(Duration::MAX);
-        assert!(handlers.remaining().is_none(), "it stays disabled");
+        assert!(clone.remaining().is_some_and(|left| left > Duration::from_secs(900)));
+        clone.disable();
+        assert!(!deadline.has_passed(u64::MAX - 1) && clone.remaining().is_none());
+        clone.extend(Duration::MAX);
+        assert!(clone.remaining().is_none(), "it stays disabled");
     }
 
     #[test]
-    fn it_may_cross_threads() {
+    fn deadline_is_send_and_sync() {
         fn shared<T: Send + Sync + Clone>() {}
         shared::<RequestDeadline>();
     }
