@@ -1,5 +1,6 @@
-//! An axum `Router` in each worker. Any tower service fits in the same way, through hyper-util's
-//! `TowerToHyperService`.
+//! Serves an axum `Router` in each worker.
+//!
+//! Any tower service is served the same way, with `TowerToHyperService` of hyper-util.
 //!
 //! ```text
 //! cargo run --example axum -- 127.0.0.1:3000
@@ -14,18 +15,18 @@ use axum::routing::get;
 use hyper_util::service::TowerToHyperService;
 use tokio_prefork::{Cluster, Config};
 
-/// axum's handlers are `Send`, so their state is, too: it holds a pid, not the `Worker` itself.
+/// State of the handlers. axum requires it to be `Send`, which `Worker` is not, so it holds the pid.
 #[derive(Clone)]
-struct Process {
+struct AppState {
     pid: u32,
 }
 
-async fn who(State(process): State<Process>) -> String {
-    format!("Handled by PID {}\n", process.pid)
+async fn index(State(state): State<AppState>) -> String {
+    format!("Handled by PID {}\n", state.pid)
 }
 
-async fn hello(State(process): State<Process>, Path(name): Path<String>) -> String {
-    format!("hello {name} from pid {}\n", process.pid)
+async fn hello(State(state): State<AppState>, Path(name): Path<String>) -> String {
+    format!("hello {name} from pid {}\n", state.pid)
 }
 
 fn main() -> ExitCode {
@@ -38,9 +39,9 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     let config = Config::builder().listen(&address)?.build()?;
     Cluster::new(config).serve(|worker| async move {
         let routes = Router::new()
-            .route("/", get(who))
+            .route("/", get(index))
             .route("/hello/{name}", get(hello))
-            .with_state(Process { pid: worker.pid() });
+            .with_state(AppState { pid: worker.pid() });
         Ok(TowerToHyperService::new(routes))
     })
 }

@@ -1,8 +1,8 @@
-//! A chat over all workers: what one is told goes to the listeners of all, as server-sent events.
+//! A chat: each posted text reaches the listeners of all workers as a server-sent event.
 //!
 //! ```text
 //! cargo run --example chat -- 127.0.0.1:3000
-//! curl -N http://127.0.0.1:3000/events             # in several terminals: also of different workers
+//! curl -N http://127.0.0.1:3000/events             # in several terminals, so at different workers
 //! curl -d 'hello' http://127.0.0.1:3000/
 //! ```
 
@@ -21,10 +21,10 @@ use hyper::{Method, Request, Response};
 use tokio::sync::mpsc;
 use tokio_prefork::{BoxError, Cluster, Config, Worker};
 
-/// Events that may wait for a listener; one that is slower is dropped, and connects again.
-const WAITING: usize = 64;
+/// How many events are queued for one listener. A slower listener is disconnected.
+const LISTENER_QUEUE: usize = 64;
 
-/// Those who listen at this worker.
+/// The listeners of this worker.
 type Listeners = Rc<RefCell<Vec<mpsc::Sender<Bytes>>>>;
 
 fn main() -> ExitCode {
@@ -37,18 +37,19 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     let config = Config::builder().listen(&address)?.build()?;
     Cluster::new(config).serve(|worker: Worker| async move {
         let listeners = Listeners::default();
-        tokio::task::spawn_local(hear(worker.clone(), Rc::clone(&listeners)));
-        Ok(service_fn(move |request| answer(worker.clone(), Rc::clone(&listeners), request)))
+        tokio::task::spawn_local(forward_broadcasts(worker.clone(), Rc::clone(&listeners)));
+        Ok(service_fn(move |request| handle(worker.clone(), Rc::clone(&listeners), request)))
     })
 }
 
-/// Passes on what other workers were told. The streams end when the worker drains; browsers connect again by themselves.
-async fn hear(worker: Worker, listeners: Listeners) {
-    let mut inbox = worker.recv("said");
+/// Sends the events of other workers to the listeners of this one. All streams end when the worker drains; browsers
+/// reconnect by themselves.
+async fn forward_broadcasts(worker: Worker, listeners: Listeners) {
+    let mut inbox = worker.recv("chat");
     loop {
         tokio::select! {
             message = inbox.recv() => match message {
-                Some(message) => tell(&listeners, message.bytes()),
+                Some(message) => send_to_all(&listeners, message.bytes()),
                 None => return,
             },
             () = worker.draining() => return listeners.borrow_mut().clear(),
@@ -56,42 +57,44 @@ async fn hear(worker: Worker, listeners: Listeners) {
     }
 }
 
-fn tell(listeners: &Listeners, event: &Bytes) {
+/// Sends an event to every listener of this worker, and drops those whose queue is full.
+fn send_to_all(listeners: &Listeners, event: &Bytes) {
     listeners.borrow_mut().retain(|listener| listener.try_send(event.clone()).is_ok());
 }
 
-async fn answer(
+async fn handle(
     worker: Worker,
     listeners: Listeners,
     request: Request<Incoming>,
 ) -> Result<Response<BoxBody<Bytes, Infallible>>, BoxError> {
     if request.uri().path() == "/events" {
-        let (sender, receiver) = mpsc::channel(WAITING);
+        let (sender, receiver) = mpsc::channel(LISTENER_QUEUE);
         sender.try_send(Bytes::from(format!(": worker {}\n\n", worker.pid())))?;
         if !worker.is_draining() {
             listeners.borrow_mut().push(sender);
         }
         let response = Response::builder().header("content-type", "text/event-stream");
-        return Ok(response.body(Events(receiver).boxed())?);
+        return Ok(response.body(EventStream(receiver).boxed())?);
     }
     if request.method() == Method::POST {
-        let said = request.into_body().collect().await?.to_bytes();
-        // A line of its own for each, as an event may not have an empty one in it.
-        let lines = String::from_utf8_lossy(&said)
+        let text = request.into_body().collect().await?.to_bytes();
+        // One data line for each line of text: an empty line would end the event.
+        let lines = String::from_utf8_lossy(&text)
             .lines()
             .map(|l| format!("data: {l}\n"))
             .collect::<String>();
         let event = Bytes::from(lines + "\n");
-        tell(&listeners, &event);
-        worker.broadcast("said", event).await?;
+        // A broadcast reaches the other workers only.
+        send_to_all(&listeners, &event);
+        worker.broadcast("chat", event).await?;
     }
-    Ok(Response::new(Full::from("listen at /events, POST what you say\n").boxed()))
+    Ok(Response::new(Full::from("GET /events to listen, POST / to send\n").boxed()))
 }
 
-/// The body of a response that goes on.
-struct Events(mpsc::Receiver<Bytes>);
+/// A response body that streams events.
+struct EventStream(mpsc::Receiver<Bytes>);
 
-impl Body for Events {
+impl Body for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -1,5 +1,6 @@
-//! The example of Node's documentation of its `cluster` module, line by line, and a little beyond: what the primary is
-//! told of its workers. Node's lines stand in the comments.
+//! The example of the documentation of Node's `cluster` module, line by line: events of the workers in the primary.
+//!
+//! The comments have the lines of the original.
 //!
 //! ```text
 //! cargo run --example custom_primary -- 127.0.0.1:8000
@@ -27,11 +28,11 @@ fn run() -> tokio_prefork::Result<ExitCode> {
 
     // const numCPUs = availableParallelism();
     // for (let i = 0; i < numCPUs; i++) { cluster.fork(); }
-    //   A worker for each core is the default, and the primary forks them.
+    //   By default, the primary forks one worker per core.
     let config = Config::builder().listen(&address)?.build()?;
 
     // if (cluster.isPrimary) { console.log(`Primary ${process.pid} is running`);
-    //   What stands before `serve`, and what is given to `on_event`, runs in the primary.
+    //   The code before `serve`, and the closure for `on_event`, run in the primary.
     eprintln!("Primary {} is running", std::process::id());
 
     Cluster::new(config)
@@ -46,8 +47,8 @@ fn run() -> tokio_prefork::Result<ExitCode> {
             // cluster.on('exit', (worker, code, signal) => {
             //   console.log(`worker ${worker.process.pid} died`);
             // });
-            //   With a reason. Node's users fork again here; this primary does so by itself, unless
-            //   `on_restart` says no.
+            //   The exit has a reason. In Node, the application forks a replacement here; this primary does so by
+            //   itself, unless `on_restart` prevents it.
             ClusterEvent::Exit(exit) => {
                 let pid = exit.worker.pid.unwrap_or_default();
                 eprintln!("worker {pid} died: {:?}", exit.reason);
@@ -58,7 +59,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
             _ => {}
         })
         // } else {
-        //   What is given to `serve` runs in each worker.
+        //   The closure for `serve` runs in each worker.
         .serve(|worker| async move {
             // console.log(`Worker ${process.pid} started`);
             eprintln!("Worker {} started", worker.pid());

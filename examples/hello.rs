@@ -1,5 +1,6 @@
-//! The smallest server: hyper's `service_fn` in each worker, with a counter that is an `Rc<Cell>`, because a
-//! worker is one thread and nothing in it has to be `Send`.
+//! The smallest server: a hyper `service_fn` with a request counter in each worker.
+//!
+//! The counter is an `Rc<Cell>`: a worker has one thread, so nothing in it has to be `Send`.
 //!
 //! ```text
 //! cargo run --example hello -- 127.0.0.1:3000
@@ -26,7 +27,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
     Cluster::new(config).serve(|worker| async move {
-        // This block runs once in each worker. The closure below runs for each request.
+        // This block runs once in each worker, and the closure below once for each request.
         let count = Rc::new(Cell::new(0u64));
         Ok(service_fn(move |_: Request<Incoming>| {
             count.set(count.get() + 1);

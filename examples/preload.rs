@@ -1,5 +1,6 @@
-//! Copy-on-write: the primary loads a table of 64 MiB once, before it forks, and all workers look things up
-//! in the same memory. `/` says how much of its memory this worker has for itself and how much it shares.
+//! Copy-on-write memory: the primary loads a table of 64 MiB before it forks, and all workers read the same pages.
+//!
+//! `/` shows how much memory a worker has for itself and how much it shares; `/N` looks up an entry.
 //!
 //! ```text
 //! cargo run --example preload -- 127.0.0.1:3000
@@ -15,8 +16,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{Cluster, Config};
 
-/// 8 Mi numbers of 8 bytes each.
-const ENTRIES: u64 = 8 << 20;
+/// Number of table entries, of 8 bytes each.
+const TABLE_ENTRIES: u64 = 8 << 20;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| error.report())
@@ -26,20 +27,20 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
-    let load = || Ok((0..ENTRIES).map(|n| n.wrapping_mul(n)).collect::<Vec<u64>>());
+    let load = || Ok((0..TABLE_ENTRIES).map(|n| n.wrapping_mul(n)).collect::<Vec<u64>>());
     Cluster::new(config).preload(load).serve(|worker, table: &'static Vec<u64>| async move {
         Ok(service_fn(move |request: Request<Incoming>| {
             let text = match request.uri().path()[1..].parse::<usize>() {
                 Ok(n) => table.get(n).map_or("not in the table\n".into(), |v| format!("{v}\n")),
-                Err(_) => format!("pid {}: {}\n", worker.pid(), memory()),
+                Err(_) => format!("pid {}: {}\n", worker.pid(), memory_usage()),
             };
             async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
         }))
     })
 }
 
-/// What `/proc` says about the memory of this process.
-fn memory() -> String {
+/// Returns the private and shared memory of this process, by `/proc/self/smaps_rollup`.
+fn memory_usage() -> String {
     let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
     let sum = |names: [&str; 2]| -> u64 {
         let lines = rollup.lines().filter_map(|line| line.split_once(':'));

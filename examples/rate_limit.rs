@@ -1,9 +1,9 @@
-//! One limit over all workers: 5 requests at once and one a second, whichever worker they reach, and as much for each name.
+//! Rate limits over all workers: bursts of 5 requests and one per second, for all clients of `/` and for each other path.
 //!
 //! ```text
 //! cargo run --example rate_limit -- 127.0.0.1:3000
-//! for i in $(seq 8); do curl http://127.0.0.1:3000/; done          # five are welcome
-//! for i in $(seq 8); do curl http://127.0.0.1:3000/alice; done     # and five of alice's
+//! for i in $(seq 8); do curl http://127.0.0.1:3000/; done          # five are admitted
+//! for i in $(seq 8); do curl http://127.0.0.1:3000/alice; done     # five more are admitted
 //! ```
 
 use std::convert::Infallible;
@@ -24,7 +24,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_string());
     let config = Config::builder().listen(&address)?.build()?;
-    // Declared here, before the fork, these are the same in all workers; `prefork status` shows the counter.
+    // Shared state is declared before the fork, so that all workers share it. `prefork status` shows the counter.
     let all = RateLimiter::new("all", 1, Duration::from_secs(1), 5)?;
     let each = KeyedRateLimiter::new("each", 1, Duration::from_secs(1), 5, 10_000)?;
     let refused = SharedCounter::new("refused_total")?;
@@ -32,13 +32,13 @@ fn run() -> tokio_prefork::Result<ExitCode> {
         Ok(service_fn(move |request: Request<Incoming>| {
             let admitted = match request.uri().path() {
                 "/" => all.try_acquire(1),
-                name => each.try_acquire(name.as_bytes(), 1),
+                path => each.try_acquire(path.as_bytes(), 1),
             };
             let mut response = Response::new(Full::new(Bytes::from("welcome\n")));
             if let Err(why) = admitted {
                 refused.add(1);
                 let wait = why.retry_after().unwrap_or_default().as_millis();
-                let text = format!("come back in {wait} ms; {} were refused\n", refused.value());
+                let text = format!("retry in {wait} ms; {} were refused\n", refused.value());
                 *response.body_mut() = Full::new(Bytes::from(text));
                 *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
             }

@@ -1,5 +1,6 @@
-//! Any protocol: `serve_connections` hands out accepted connections as they are, before anything is read. The
-//! server greets first, then sends back every line, and says goodbye when its worker is told to finish.
+//! An echo server on plain TCP: `serve_connections` serves any protocol.
+//!
+//! The server sends a greeting, echoes each line, and sends `goodbye` when its worker drains.
 //!
 //! ```text
 //! cargo run --example tcp_echo -- 127.0.0.1:3000
@@ -12,8 +13,8 @@ use std::process::ExitCode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio_prefork::{Cluster, Config, Stream, Worker};
 
-/// A line longer than this ends the connection: a client must not fill our memory.
-const LONGEST_LINE: u64 = 64 * 1024;
+/// Longest accepted line in bytes, so that a client cannot fill the memory. A longer one ends the connection.
+const MAX_LINE_LENGTH: u64 = 64 * 1024;
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| error.report())
@@ -36,11 +37,11 @@ async fn echo(worker: &Worker, stream: Stream) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        let mut limited = (&mut stream).take(LONGEST_LINE);
+        let mut limited = (&mut stream).take(MAX_LINE_LENGTH);
         tokio::select! {
             read = limited.read_until(b'\n', &mut line) => match read? {
                 0 => return Ok(()),
-                _ if !line.ends_with(b"\n") && line.len() as u64 == LONGEST_LINE => {
+                _ if !line.ends_with(b"\n") && line.len() as u64 == MAX_LINE_LENGTH => {
                     return Err(io::Error::other("the line is too long"));
                 }
                 _ => stream.write_all(&line).await?,

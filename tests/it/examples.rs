@@ -140,7 +140,7 @@ fn leader_is_succeeded_by_another_worker() {
     let read = || {
         let text = server.get("/").text().to_string();
         let words: Vec<&str> = text.split([' ', ',']).collect();
-        let pid = text.strip_prefix("pid ").and_then(|_| words[1].parse::<u32>().ok());
+        let pid = text.strip_prefix("leader pid ").and_then(|_| words[2].parse::<u32>().ok());
         (pid, words[words.len() - 2].parse::<u64>().expect("ticks"))
     };
     wait::until("a leader that works", || matches!(read(), (Some(_), 1..)));
