@@ -1,5 +1,4 @@
-//! Who gets the next connection, and what it costs: every policy of `prefork serve --dispatch` beside peers, in
-//! one run, in rotated order.
+//! Compares the dispatch policies of `prefork serve` with each other and with other servers: cost, balance, faults.
 //!
 //! ```text
 //! cargo bench --bench dispatch -- WHAT [--policies a,b] [--peers a,b] [--rounds N] [--seconds S] [--json]
@@ -40,27 +39,27 @@ mod wakeups;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use support::contest::{self, Rounds, Series};
-use support::contestant::{Contestant, Ground, Running};
-use support::peer::{self, PEER};
+use support::peer::{self, PEER_FLAG};
 use support::report::{self, Column};
-use support::{argument, cleanup, fail, given};
+use support::rounds::{self, Rounds, Series};
+use support::target::{BenchSetup, BenchTarget, RunningTarget};
+use support::{argument, cleanup, fail, has_argument};
 
-type Measure = fn(&Asked) -> Outcome;
+type Measure = fn(&BenchOptions) -> BenchResult;
 
-/// What can be measured.
-const WHATS: [(&str, Measure); 7] = [
+/// All measurements by name.
+const MEASUREMENTS: [(&str, Measure); 7] = [
     ("cost", cost::measure),
     ("balance", balance::measure),
     ("wakeups", wakeups::measure),
     ("frozen", frozen::measure),
     ("silent", silent::measure),
-    ("kills", storm::kills),
-    ("reloads", storm::reloads),
+    ("kills", storm::measure_kills),
+    ("reloads", storm::measure_reloads),
 ];
 
-const SWITCHES: [&str; 4] = ["--bench", "--json", "--keep-alive", "--at-once"];
-const VALUED: [&str; 10] = [
+const FLAGS: [&str; 4] = ["--bench", "--json", "--keep-alive", "--at-once"];
+const OPTIONS_WITH_VALUE: [&str; 10] = [
     "--policies",
     "--peers",
     "--rounds",
@@ -73,19 +72,19 @@ const VALUED: [&str; 10] = [
     "--rate",
 ];
 
-/// What one kind of measurement has brought.
-pub struct Outcome {
+/// The table of one measurement.
+pub struct BenchResult {
     title: String,
     names: Vec<String>,
     columns: Vec<Column>,
     all: Vec<Series>,
 }
 
-/// What was asked for. `None` leaves the choice to the kind of measurement.
-pub struct Asked {
-    ground: Ground,
-    /// Only to see that it works: as little of everything as possible.
-    trial: bool,
+/// Options of a run. `None` leaves the default to the measurement.
+pub struct BenchOptions {
+    setup: BenchSetup,
+    /// Whether this is a run by `cargo test`, as short as possible.
+    is_smoke_test: bool,
     rounds: usize,
     length: Duration,
     workers: Option<usize>,
@@ -93,49 +92,49 @@ pub struct Asked {
 }
 
 fn main() {
-    cleanup::become_other();
-    if given(PEER) {
-        return peer::run(argument(PEER, 2), false);
+    cleanup::exec_tied_program();
+    if has_argument(PEER_FLAG) {
+        return peer::run(argument(PEER_FLAG, 2), false);
     }
-    if let Err(e) = cleanup::on_signals() {
-        fail(format_args!("cannot listen to signals: {e}"));
+    if let Err(e) = cleanup::clean_up_on_signals() {
+        fail(format_args!("cannot handle signals: {e}"));
     }
     raise_descriptor_limit();
-    // `cargo bench` says so; `cargo test --benches` does not, and only wants to see that it works.
-    let trial = !given("--bench");
-    let whats = understood(trial);
-    let seconds: f64 = argument("--seconds", if trial { 0.1 } else { 3.0 });
-    let rounds: usize = argument("--rounds", if trial { 1 } else { 5 });
+    // `cargo bench` passes this flag, and `cargo test --benches` does not.
+    let is_smoke_test = !has_argument("--bench");
+    let measurements = parse_measurements(is_smoke_test);
+    let seconds: f64 = argument("--seconds", if is_smoke_test { 0.1 } else { 3.0 });
+    let rounds: usize = argument("--rounds", if is_smoke_test { 1 } else { 5 });
     if !(1..=1000).contains(&rounds) || !(0.05..=600.0).contains(&seconds) {
         fail("give 1 to 1000 rounds of 0.05 to 600 seconds");
     }
     let text = |name: &str| Some(argument(name, String::new())).filter(|text| !text.is_empty());
     let (mut policies, mut peers) = (text("--policies"), text("--peers"));
-    if trial {
+    if is_smoke_test {
         policies.get_or_insert("shared".into());
         peers.get_or_insert("floor,hyper-threads".into());
     }
     let number = |name: &str, most: usize| {
         let number: usize = argument(name, 0);
-        if number > most || (given(name) && number == 0) {
+        if number > most || (has_argument(name) && number == 0) {
             fail(format_args!("{name}: give 1 to {most}"));
         }
         Some(number).filter(|number| *number > 0)
     };
-    let asked = Asked {
-        ground: Ground::new(policies.as_deref(), peers.as_deref()),
-        trial,
+    let options = BenchOptions {
+        setup: BenchSetup::new(policies.as_deref(), peers.as_deref()),
+        is_smoke_test,
         rounds,
         length: Duration::from_secs_f64(seconds),
         workers: number("--workers", 64),
         clients: number("--clients", 1024),
     };
-    if asked.workers == Some(1) {
+    if options.workers == Some(1) {
         fail("--workers: give 2 or more, there is nothing to dispatch to one");
     }
-    for what in whats {
-        let Outcome { title, names, columns, all } = what(&asked);
-        if given("--json") {
+    for what in measurements {
+        let BenchResult { title, names, columns, all } = what(&options);
+        if has_argument("--json") {
             println!("{}", report::json(&title, &names, &all));
         } else {
             println!("{}", report::table(&title, &columns, &all));
@@ -143,57 +142,57 @@ fn main() {
     }
 }
 
-/// What to measure. Anything that is not known is an error: a typing error must not be measured for minutes.
-fn understood(trial: bool) -> Vec<Measure> {
-    let known = || WHATS.map(|(name, _)| name).join(", ");
-    let mut whats = Vec::new();
+/// Parses the names of the measurements. Unknown arguments are errors.
+fn parse_measurements(is_smoke_test: bool) -> Vec<Measure> {
+    let known = || MEASUREMENTS.map(|(name, _)| name).join(", ");
+    let mut measurements = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
-        if VALUED.contains(&argument.as_str()) {
+        if OPTIONS_WITH_VALUE.contains(&argument.as_str()) {
             if arguments.next().is_none() {
                 fail(format_args!("{argument} needs a value"));
             }
-        } else if let Some((_, what)) = WHATS.iter().find(|(name, _)| *name == argument) {
-            whats.push(*what);
-        } else if !SWITCHES.contains(&argument.as_str()) {
-            let options = [&SWITCHES[1..], &VALUED[..]].concat().join(" ");
+        } else if let Some((_, what)) = MEASUREMENTS.iter().find(|(name, _)| *name == argument) {
+            measurements.push(*what);
+        } else if !FLAGS.contains(&argument.as_str()) {
+            let options = [&FLAGS[1..], &OPTIONS_WITH_VALUE[..]].concat().join(" ");
             fail(format_args!("{argument}: give some of {}, and options: {options}", known()));
         }
     }
-    if whats.is_empty() && !trial {
+    if measurements.is_empty() && !is_smoke_test {
         fail(format_args!("say what to measure: {}", known()));
     }
-    if whats.is_empty() { WHATS.map(|(_, what)| what).to_vec() } else { whats }
+    if measurements.is_empty() { MEASUREMENTS.map(|(_, what)| what).to_vec() } else { measurements }
 }
 
-/// Whether clients connect first and send when the loop comes round again, as wrk does.
-fn apart() -> bool {
-    !given("--at-once")
+/// Whether clients send their request a moment after connecting, as over a network.
+fn delays_request() -> bool {
+    !has_argument("--at-once")
 }
 
-/// Silent connections and many clients need more than the usual 1024.
+/// Raises the limit of descriptors, for many clients and silent connections.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        // Without, only the largest loads fail, and they say so.
+        // If this fails, only the largest loads do.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 
-impl Asked {
-    /// Rounds without a floor beside each.
-    fn plain(&self) -> Rounds {
+impl BenchOptions {
+    /// Returns rounds without measurements of the floor in between.
+    fn rounds_without_floor(&self) -> Rounds {
         Rounds { count: self.rounds, with_floor: false }
     }
 
-    /// Runs the rounds for those who can take part, without a floor beside each: `measure` is given one that runs.
-    fn rounds(
+    /// Runs `measure` in rounds for all targets that can take part.
+    fn run_rounds(
         &self,
         workers: usize,
-        can: impl Fn(Contestant) -> bool,
-        measure: impl Fn(&Running) -> Result<Vec<f64>, String>,
+        can: impl Fn(BenchTarget) -> bool,
+        measure: impl Fn(&RunningTarget) -> Result<Vec<f64>, String>,
     ) -> Vec<Series> {
-        contest::run(&self.ground, self.plain(), can, |who| {
-            measure(&self.ground.start(who, workers)?)
+        rounds::run(&self.setup, self.rounds_without_floor(), can, |who| {
+            measure(&self.setup.start(who, workers)?)
         })
     }
 }

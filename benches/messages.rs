@@ -27,7 +27,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{argument, fail, given, median, quantile};
+use support::{argument, fail, has_argument, median, quantile};
 use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, Workers};
 
 /// The argument that turns this bench into the cluster that it measures.
@@ -39,12 +39,12 @@ const ADDITIONS: u32 = 1_000_000;
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let trial = !given("--bench");
-    let messages: u32 = argument("--messages", if trial { 1000 } else { 500_000 });
-    let trips: u32 = argument("--trips", if trial { 100 } else { 20_000 });
-    let workers: u32 = argument("--workers", if trial { 4 } else { 64 });
-    let rounds: u32 = argument("--rounds", if trial { 1 } else { 5 });
-    if given(CLUSTER) {
+    let is_smoke_test = !has_argument("--bench");
+    let messages: u32 = argument("--messages", if is_smoke_test { 1000 } else { 500_000 });
+    let trips: u32 = argument("--trips", if is_smoke_test { 100 } else { 20_000 });
+    let workers: u32 = argument("--workers", if is_smoke_test { 4 } else { 64 });
+    let rounds: u32 = argument("--rounds", if is_smoke_test { 1 } else { 5 });
+    if has_argument(CLUSTER) {
         let what: String = argument(CLUSTER, String::new());
         let done = match what.as_str() {
             "pair" => pair(messages, trips),

@@ -30,26 +30,26 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use support::process::Server;
-use support::{argument, fail, given, quantile};
+use support::{argument, fail, has_argument, quantile};
 use tokio::task::LocalSet;
 use tokio_prefork::pool::{Pool, Settings};
 
 /// Between two requests of the client that is measured.
 const PAUSE: Duration = Duration::from_millis(2);
 /// Clients whose jobs keep two workers' pools full.
-const HAMMERS: usize = 8;
+const LOAD_CLIENTS: usize = 8;
 
 fn main() {
-    let trial = !given("--bench");
-    let seconds: f64 = argument("--seconds", if trial { 0.3 } else { 10.0 });
-    let jobs: usize = argument("--jobs", if trial { 200 } else { 20_000 });
-    let rounds: usize = argument("--rounds", if trial { 1 } else { 3 });
+    let is_smoke_test = !has_argument("--bench");
+    let seconds: f64 = argument("--seconds", if is_smoke_test { 0.3 } else { 10.0 });
+    let jobs: usize = argument("--jobs", if is_smoke_test { 200 } else { 20_000 });
+    let rounds: usize = argument("--rounds", if is_smoke_test { 1 } else { 3 });
     let nice: u32 = argument("--nice", 19);
     if !(0.1..=600.0).contains(&seconds) || jobs == 0 || rounds == 0 {
         fail("give at least a tenth of a second, a job and a round");
     }
-    let n = fib_of_a_second(if trial { 0.02 } else { 1.0 });
-    let place = if given("--on-loop") { "loop" } else { "pool" };
+    let n = fib_argument_for(if is_smoke_test { 0.02 } else { 1.0 });
+    let place = if has_argument("--on-loop") { "loop" } else { "pool" };
     println!(
         "serving: 2 workers, nice {nice}; /fib/{n} (about 1 s) on the {place}; times of / in ms"
     );
@@ -61,7 +61,7 @@ fn main() {
         dispatch(jobs);
     }
     println!("\nthroughput: empty jobs per second, {CLIENTS} clients, {THREADS} threads");
-    let piscina = if trial { None } else { piscina() };
+    let piscina = if is_smoke_test { None } else { piscina() };
     for _ in 0..rounds {
         throughput(Duration::from_secs_f64(seconds.min(3.0)), piscina.as_deref());
     }
@@ -147,8 +147,8 @@ fn cpu_seconds() -> f64 {
     used.map_or(f64::NAN, |used| used.tv_sec() as f64 + used.tv_nsec() as f64 / 1e9)
 }
 
-/// The number that takes about so many seconds of one core.
-fn fib_of_a_second(seconds: f64) -> u64 {
+/// Returns the number whose `fib` takes about this many seconds of one core.
+fn fib_argument_for(seconds: f64) -> u64 {
     let mut n = 20;
     loop {
         let begun = cpu_seconds();
@@ -170,10 +170,13 @@ fn serving(span: Duration, n: u64, nice: u32, place: &str) {
     let nice = nice.to_string();
     command.args(["serve", "-b", "127.0.0.1:0", "-w", "2", "--pool-nice", &nice]);
     command.args(["--graceful-timeout", "0s"]);
-    let server = Server::start(&mut command, "workers serve", |_| ());
+    let server = Server::start(&mut command, |_| ());
+    if let Err(why) = server.wait_for_workers(2) {
+        fail(why);
+    }
     let idle = latencies(server.addr, span);
     let stop = Arc::new(AtomicBool::new(false));
-    let hammers: Vec<_> = (0..HAMMERS)
+    let load_clients: Vec<_> = (0..LOAD_CLIENTS)
         .map(|_| {
             let (stop, addr, path) =
                 (Arc::clone(&stop), server.addr, format!("/fib/{n}?on={place}"));
@@ -189,9 +192,9 @@ fn serving(span: Duration, n: u64, nice: u32, place: &str) {
     std::thread::sleep(span.min(Duration::from_secs(1)));
     let loaded = latencies(server.addr, span);
     stop.store(true, Relaxed);
-    // Cuts what the hammers wait for.
+    // Ends the requests in flight.
     drop(server);
-    let done: usize = hammers.into_iter().filter_map(|hammer| hammer.join().ok()).sum();
+    let done: usize = load_clients.into_iter().filter_map(|client| client.join().ok()).sum();
     let (p50, p99) = (|v: &[f64]| quantile(v, 0.5), |v: &[f64]| quantile(v, 0.99));
     println!(
         "  idle p50 {:.3} p99 {:.3} (n={})   loaded p50 {:.3} p99 {:.3} max {:.1} (n={}, {done} jobs)   \

@@ -17,9 +17,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use support::load::{Load, Plan};
-use support::peer::{self, PEER};
+use support::peer::{self, PEER_FLAG};
 use support::process::Server;
-use support::{argument, fail, given, median};
+use support::{argument, fail, has_argument, median};
 
 /// Workers of the one server, threads of the other.
 const WORKERS: usize = 2;
@@ -29,22 +29,22 @@ const DEPTH: usize = 16;
 const WARM_UP: Duration = Duration::from_millis(250);
 
 fn main() {
-    if given(PEER) {
-        return peer::run(WORKERS, given("--pipeline-flush"));
+    if has_argument(PEER_FLAG) {
+        return peer::run(WORKERS, has_argument("--pipeline-flush"));
     }
     // `cargo bench` says so; `cargo test --benches` does not, and only wants to see that it works.
-    let trial = !given("--bench");
-    let rounds: usize = argument("--rounds", if trial { 1 } else { 8 });
-    let seconds: f64 = argument("--seconds", if trial { 0.1 } else { 1.5 });
+    let is_smoke_test = !has_argument("--bench");
+    let rounds: usize = argument("--rounds", if is_smoke_test { 1 } else { 8 });
+    let seconds: f64 = argument("--seconds", if is_smoke_test { 0.1 } else { 1.5 });
     if !(1..=1000).contains(&rounds) || !(0.05..=600.0).contains(&seconds) {
         fail("give 1 to 1000 rounds of 0.05 to 600 seconds");
     }
-    let depth = if given("--pipeline") { DEPTH } else { 1 };
-    let close = given("--close");
+    let depth = if has_argument("--pipeline") { DEPTH } else { 1 };
+    let close = has_argument("--close");
     if close && depth > 1 {
         fail("a connection that closes after one request cannot pipeline: give one of the two");
     }
-    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close, apart: false };
+    let plan = Plan { connections: CONNECTIONS, threads: 2, depth, close, delays_request: false };
     let length = Duration::from_secs_f64(seconds);
     let how = if close { "a new one for each request" } else { "kept alive" };
     println!(
@@ -55,35 +55,36 @@ fn main() {
     }
 }
 
-/// One round of one server.
+/// Figures of one server in one round.
 #[derive(Clone, Copy)]
-struct Round {
+struct RoundResult {
     rps: f64,
     /// Microseconds of the server's CPU time for each request.
     cpu: f64,
 }
 
-/// Both servers in turns, and the table.
+/// Measures both servers in turns, and prints the table.
 fn compare(plan: Plan, flush: bool, rounds: usize, length: Duration) {
     let mut prefork = Command::new(env!("CARGO_BIN_EXE_prefork"));
     prefork.args(["serve", "-b", "127.0.0.1:0", "-w", &WORKERS.to_string()]);
-    let this = std::env::current_exe().unwrap_or_else(|e| fail(format_args!("who am I: {e}")));
+    let this = std::env::current_exe()
+        .unwrap_or_else(|e| fail(format_args!("cannot find this program: {e}")));
     let mut threads = Command::new(this);
-    threads.arg(PEER);
+    threads.arg(PEER_FLAG);
     if flush {
         prefork.arg("--pipeline-flush");
         threads.arg("--pipeline-flush");
     }
-    let servers = [
-        Server::start(&mut prefork, "workers serve", |_| {}),
-        Server::start(&mut threads, "listening on", |_| {}),
-    ];
+    let servers = [Server::start(&mut prefork, |_| {}), Server::start(&mut threads, |_| {})];
+    if let Err(why) = servers[0].wait_for_workers(WORKERS as usize) {
+        fail(why);
+    }
     let names = ["prefork", "threads"].map(|name| match flush {
         true => format!("{name} --pipeline-flush"),
         false => name.to_string(),
     });
     println!("\nround  server                    requests/s  CPU us/request");
-    let mut all: [Vec<Round>; 2] = Default::default();
+    let mut all: [Vec<RoundResult>; 2] = Default::default();
     for round in 0..rounds {
         let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
         for which in order {
@@ -117,7 +118,7 @@ fn summary(name: &str, unit: &str, digits: usize, values: impl Iterator<Item = f
     );
 }
 
-fn measure(server: &Server, plan: Plan, length: Duration) -> Round {
+fn measure(server: &Server, plan: Plan, length: Duration) -> RoundResult {
     let load = Load::start(server.addr, plan);
     std::thread::sleep(WARM_UP);
     let (begun, cpu, answered) = (Instant::now(), server.cpu_us(), load.answered());
@@ -128,5 +129,5 @@ fn measure(server: &Server, plan: Plan, length: Duration) -> Round {
     if answered == 0 || failed + refused > 0 {
         fail(format_args!("{answered} answers, {failed} failures and {refused} refusals"));
     }
-    Round { rps: answered as f64 / took.as_secs_f64(), cpu: cpu / answered as f64 }
+    RoundResult { rps: answered as f64 / took.as_secs_f64(), cpu: cpu / answered as f64 }
 }

@@ -1,30 +1,30 @@
-//! How evenly long-lived connections are spread.
+//! Measures how evenly kept connections are spread.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::support::contest;
-use crate::support::contestant::{Contestant, Ground};
 use crate::support::probe;
-use crate::support::report::{Show, column};
-use crate::{Asked, Outcome};
+use crate::support::report::{ColumnValue, column};
+use crate::support::rounds;
+use crate::support::target::{BenchSetup, BenchTarget};
+use crate::{BenchOptions, BenchResult};
 
-/// Long enough for a machine that is busy with other things.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of one connection, long enough for a busy machine.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub fn measure(asked: &Asked) -> Outcome {
-    let clients = asked.clients.unwrap_or(64);
-    // The second number is for those who asked for one only: the same again.
-    let [few, many] = asked.workers.map_or([2, 8], |workers| [workers; 2]);
+pub fn measure(options: &BenchOptions) -> BenchResult {
+    let clients = options.clients.unwrap_or(64);
+    // A given number of workers replaces both defaults.
+    let [few, many] = options.workers.map_or([2, 8], |workers| [workers; 2]);
     let settings = [(few, false), (few, true), (many, false), (many, true)];
-    let all = contest::run(
-        &asked.ground,
-        asked.plain(),
+    let all = rounds::run(
+        &options.setup,
+        options.rounds_without_floor(),
         |_| true,
         |who| {
             let mut values = Vec::new();
             for (workers, burst) in settings {
-                values.extend(one(&asked.ground, who, workers, clients, burst)?);
+                values.extend(measure_setting(&options.setup, who, workers, clients, burst)?);
             }
             Ok(values)
         },
@@ -35,9 +35,9 @@ pub fn measure(asked: &Asked) -> Outcome {
     });
     let title = format!(
         "Balance: {clients} kept connections, most/fewest on a worker, worst of {} rounds",
-        asked.rounds
+        options.rounds
     );
-    Outcome {
+    BenchResult {
         title,
         names: names.collect(),
         columns: settings
@@ -45,29 +45,30 @@ pub fn measure(asked: &Asked) -> Outcome {
             .enumerate()
             .map(|(n, (workers, burst))| {
                 let how = if *burst { "in a burst" } else { "one by one" };
-                column(format!("{workers} workers, {how}"), 0, Show::Spread(2 * n))
+                column(format!("{workers} workers, {how}"), 0, ColumnValue::Spread(2 * n))
             })
             .collect(),
         all,
     }
 }
 
-fn one(
-    ground: &Ground,
-    who: Contestant,
+fn measure_setting(
+    setup: &BenchSetup,
+    who: BenchTarget,
     workers: usize,
     clients: usize,
     burst: bool,
 ) -> Result<[f64; 2], String> {
-    let running = ground.start(who, workers)?;
-    let held = probe::hold(running.server.addr, clients, burst, PATIENCE);
+    let running = setup.start(who, workers)?;
+    let held =
+        probe::open_kept_connections(running.server.addr, clients, burst, CONNECTION_TIMEOUT);
     let held = held.map_err(|e| format!("a kept connection: {e}"))?;
     let mut counts: HashMap<u32, usize> = HashMap::new();
     for one in &held {
         *counts.entry(one.pid).or_default() += 1;
     }
     let most = counts.values().max().copied().unwrap_or(0);
-    // Who has none does not stand in the table.
+    // A worker without connections is not in the table.
     let all_have_some = counts.len() >= workers;
     let fewest = counts.values().min().copied().filter(|_| all_have_some).unwrap_or(0);
     Ok([most as f64, fewest as f64])

@@ -1,82 +1,86 @@
-//! What a frozen worker costs those who only want to connect.
+//! Measures how a stopped worker delays new connections.
 
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::contestant::{Contestant, Running};
 use crate::support::probe::{Plan, Probes};
 use crate::support::process::is_child;
 use crate::support::quantile;
-use crate::support::report::{Show, column};
-use crate::{Asked, Outcome};
+use crate::support::report::{ColumnValue, column};
+use crate::support::target::{BenchTarget, RunningTarget};
+use crate::{BenchOptions, BenchResult};
 
 /// How long the load runs before the worker is stopped.
 const WARM_UP: Duration = Duration::from_millis(250);
 /// How long a request may wait beyond the time that the worker is stopped.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_EXTRA_WAIT: Duration = Duration::from_secs(10);
 
-/// A worker that is stopped until this is dropped. Should the bench be killed, its server goes, too, and takes
-/// it along.
-struct Frozen {
+/// A worker that is stopped until this value is dropped.
+struct StoppedWorker {
     worker: u32,
     parent: u32,
 }
 
-impl Frozen {
-    fn freeze(worker: u32, parent: u32) -> Result<Frozen, String> {
-        let frozen = Frozen { worker, parent };
+impl StoppedWorker {
+    fn stop_worker(worker: u32, parent: u32) -> Result<StoppedWorker, String> {
+        let frozen = StoppedWorker { worker, parent };
         kill(Pid::from_raw(worker as i32), Signal::SIGSTOP)
             .map_err(|e| format!("cannot stop worker {worker}: {e}"))?;
         Ok(frozen)
     }
 }
 
-impl Drop for Frozen {
+impl Drop for StoppedWorker {
     fn drop(&mut self) {
-        // Its server may have killed it meanwhile.
+        // The server may have killed the worker meanwhile.
         if is_child(self.worker, self.parent) {
             let _ = kill(Pid::from_raw(self.worker as i32), Signal::SIGCONT);
         }
     }
 }
 
-pub fn measure(asked: &Asked) -> Outcome {
-    let (workers, clients) = (asked.workers.unwrap_or(4), asked.clients.unwrap_or(16));
-    let plan = Plan { clients, pace: None, patience: PATIENCE + asked.length };
-    let all = asked
-        .rounds(workers, Contestant::has_processes, |running| one(running, plan, asked.length));
+pub fn measure(options: &BenchOptions) -> BenchResult {
+    let (workers, clients) = (options.workers.unwrap_or(4), options.clients.unwrap_or(16));
+    let plan = Plan { clients, pace: None, timeout: MAX_EXTRA_WAIT + options.length };
+    let all = options.run_rounds(workers, BenchTarget::has_processes, |running| {
+        measure_target(running, plan, options.length)
+    });
     let names = ["answered", "p99_ms", "worst_ms", "over_100_ms", "over_1_s", "failed", "refused"];
-    let seconds = asked.length.as_secs_f64();
-    Outcome {
+    let seconds = options.length.as_secs_f64();
+    BenchResult {
         title: format!(
-            "Frozen: one of {workers} workers stopped for {seconds} s, {clients} clients, a new connection \
+            "StoppedWorker: one of {workers} workers stopped for {seconds} s, {clients} clients, a new connection \
              for each request"
         ),
         names: names.map(String::from).to_vec(),
         columns: vec![
-            column("requests", 0, Show::Median(0)),
-            column("p99 ms", 2, Show::Median(1)),
-            column("worst ms", 1, Show::Worst(2)),
-            column("> 100 ms", 0, Show::Median(3)),
-            column("> 1 s", 0, Show::Median(4)),
-            column("failed", 0, Show::Total(5)),
-            column("refused", 0, Show::Total(6)),
+            column("requests", 0, ColumnValue::Median(0)),
+            column("p99 ms", 2, ColumnValue::Median(1)),
+            column("worst ms", 1, ColumnValue::Worst(2)),
+            column("> 100 ms", 0, ColumnValue::Median(3)),
+            column("> 1 s", 0, ColumnValue::Median(4)),
+            column("failed", 0, ColumnValue::Total(5)),
+            column("refused", 0, ColumnValue::Total(6)),
         ],
         all,
     }
 }
 
-fn one(running: &Running, plan: Plan, length: Duration) -> Result<Vec<f64>, String> {
+fn measure_target(
+    running: &RunningTarget,
+    plan: Plan,
+    length: Duration,
+) -> Result<Vec<f64>, String> {
     let server = &running.server;
     let probes = Probes::start(server.addr, plan);
     std::thread::sleep(WARM_UP.min(length));
     let victim = server.workers().last().copied().ok_or("it has no workers")?;
-    let frozen = Frozen::freeze(victim, server.pid())?;
+    let frozen = StoppedWorker::stop_worker(victim, server.pid())?;
     std::thread::sleep(length);
     drop(frozen);
-    // Those who waited for the frozen one are answered now, and tell how long it was.
+    // Clients that waited for the stopped worker are answered now.
     let seen = probes.stop();
     if seen.times.is_empty() {
         return Err("it answered nothing".into());

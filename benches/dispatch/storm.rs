@@ -1,4 +1,4 @@
-//! What clients notice of workers that are killed, and of reloads.
+//! Measures what clients notice of killed workers and of reloads.
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::contestant::{Contestant, Running};
 use crate::support::load::{Load, Plan};
-use crate::support::report::{Show, column};
+use crate::support::report::{ColumnValue, column};
+use crate::support::target::{BenchTarget, RunningTarget};
 use crate::support::{argument, fail};
-use crate::{Asked, Outcome, apart};
+use crate::{BenchOptions, BenchResult, delays_request};
 
-/// How long the load runs before and after.
-const CALM: Duration = Duration::from_millis(250);
-/// How long one reload may take.
-const RELOAD: Duration = Duration::from_secs(30);
+/// How long the load runs before the first and after the last fault.
+const MARGIN: Duration = Duration::from_millis(250);
+/// Timeout of one reload.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-const NAMES: [&str; 8] = [
+const VALUE_NAMES: [&str; 8] = [
     "done",
     "answered",
     "failed",
@@ -31,15 +31,15 @@ const NAMES: [&str; 8] = [
     "requests_per_s",
 ];
 
-pub fn kills(asked: &Asked) -> Outcome {
-    let count: u32 = argument("--count", if asked.trial { 3 } else { 50 });
+pub fn measure_kills(options: &BenchOptions) -> BenchResult {
+    let count: u32 = argument("--count", if options.is_smoke_test { 3 } else { 50 });
     let interval: u32 = argument("--interval", 100);
     if !(1..=100_000).contains(&count) || !(1..=60_000).contains(&interval) {
         fail("--count, --interval: give 1 to 100000 kills, each 1 to 60000 ms");
     }
     let each = Duration::from_millis(interval.into());
     let what = format!("kill -9 of a random worker each {interval} ms, {count} times");
-    storm(asked, &what, Contestant::has_processes, |running| {
+    measure_faults(options, &what, BenchTarget::has_processes, |running| {
         let begun = Instant::now();
         let mut done = 0;
         for turn in 1..=count {
@@ -50,13 +50,13 @@ pub fn kills(asked: &Asked) -> Outcome {
     })
 }
 
-pub fn reloads(asked: &Asked) -> Outcome {
-    let count: u32 = argument("--count", if asked.trial { 2 } else { 50 });
+pub fn measure_reloads(options: &BenchOptions) -> BenchResult {
+    let count: u32 = argument("--count", if options.is_smoke_test { 2 } else { 50 });
     if !(1..=100_000).contains(&count) {
         fail("--count: give 1 to 100000 reloads");
     }
     let what = format!("{count} reloads, one after the other");
-    storm(asked, &what, Contestant::can_reload, |running| {
+    measure_faults(options, &what, BenchTarget::can_reload, |running| {
         for _ in 0..count {
             reload(running)?;
         }
@@ -64,44 +64,50 @@ pub fn reloads(asked: &Asked) -> Outcome {
     })
 }
 
-/// A load, and what `happens` under it: how often it did.
-fn storm(
-    asked: &Asked,
+/// Measures a load while `inject` causes faults and returns their number.
+fn measure_faults(
+    options: &BenchOptions,
     what: &str,
-    can: impl Fn(Contestant) -> bool,
-    happens: impl Fn(&Running) -> Result<u32, String>,
-) -> Outcome {
-    let (workers, clients) = (asked.workers.unwrap_or(4), asked.clients.unwrap_or(64));
-    let plan = Plan { connections: clients, threads: 2, depth: 1, close: true, apart: apart() };
-    let all = asked.rounds(workers, can, |running| one(running, plan, &happens));
-    Outcome {
+    can: impl Fn(BenchTarget) -> bool,
+    inject: impl Fn(&RunningTarget) -> Result<u32, String>,
+) -> BenchResult {
+    let (workers, clients) = (options.workers.unwrap_or(4), options.clients.unwrap_or(64));
+    let plan = Plan {
+        connections: clients,
+        threads: 2,
+        depth: 1,
+        close: true,
+        delays_request: delays_request(),
+    };
+    let all = options.run_rounds(workers, can, |running| measure_target(running, plan, &inject));
+    BenchResult {
         title: format!(
             "{what}; {clients} clients, a new connection for each request, {workers} workers"
         ),
-        names: NAMES.map(String::from).to_vec(),
+        names: VALUE_NAMES.map(String::from).to_vec(),
         columns: vec![
-            column("done", 0, Show::Total(0)),
-            column("answered", 0, Show::Total(1)),
-            column("requests/s", 0, Show::Median(7)),
-            column("failed", 0, Show::Total(2)),
-            column("failed each", 2, Show::Median(4)),
-            column("refused", 0, Show::Total(3)),
-            column("> 1 s", 0, Show::Total(5)),
-            column("worst ms", 1, Show::Worst(6)),
+            column("done", 0, ColumnValue::Total(0)),
+            column("answered", 0, ColumnValue::Total(1)),
+            column("requests/s", 0, ColumnValue::Median(7)),
+            column("failed", 0, ColumnValue::Total(2)),
+            column("failed each", 2, ColumnValue::Median(4)),
+            column("refused", 0, ColumnValue::Total(3)),
+            column("> 1 s", 0, ColumnValue::Total(5)),
+            column("worst ms", 1, ColumnValue::Worst(6)),
         ],
         all,
     }
 }
 
-fn one(
-    running: &Running,
+fn measure_target(
+    running: &RunningTarget,
     plan: Plan,
-    happens: &impl Fn(&Running) -> Result<u32, String>,
+    inject: &impl Fn(&RunningTarget) -> Result<u32, String>,
 ) -> Result<Vec<f64>, String> {
     let (begun, load) = (Instant::now(), Load::start(running.server.addr, plan));
-    std::thread::sleep(CALM);
-    let done = happens(running);
-    std::thread::sleep(CALM);
+    std::thread::sleep(MARGIN);
+    let done = inject(running);
+    std::thread::sleep(MARGIN);
     let counts = Arc::clone(&load.counts);
     let took = begun.elapsed().as_secs_f64();
     let (answered, failed, refused) = load.stop();
@@ -124,18 +130,20 @@ fn one(
     ])
 }
 
-/// Whether there was a worker to kill.
-fn kill_one(running: &Running) -> bool {
+/// Kills a random worker; returns `false` if there is none.
+fn kill_one(running: &RunningTarget) -> bool {
     let workers = running.server.workers();
-    let Some(victim) = workers.get(random() as usize % workers.len().max(1)) else { return false };
-    // Only the primary itself is left: it is not our victim.
+    let Some(victim) = workers.get(random_number() as usize % workers.len().max(1)) else {
+        return false;
+    };
+    // Without workers, only the primary is left.
     let is_worker = *victim != running.server.pid();
     is_worker && kill(Pid::from_raw(*victim as i32), Signal::SIGKILL).is_ok()
 }
 
-/// One reload, to its end.
-fn reload(running: &Running) -> Result<(), String> {
-    let Some(control) = &running.control else { return hang_up(running) };
+/// Reloads, and waits for the end of the reload.
+fn reload(running: &RunningTarget) -> Result<(), String> {
+    let Some(control) = &running.control else { return reload_by_sighup(running) };
     let mut command = Command::new(env!("CARGO_BIN_EXE_prefork"));
     command.arg("reload").arg("--control").arg(control);
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
@@ -144,7 +152,9 @@ fn reload(running: &Running) -> Result<(), String> {
     loop {
         match child.try_wait() {
             Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(None) if begun.elapsed() < RELOAD => std::thread::sleep(Duration::from_millis(1)),
+            Ok(None) if begun.elapsed() < RELOAD_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(1))
+            }
             other => {
                 let _ = child.kill();
                 let said = child.wait_with_output().map(|output| output.stderr).unwrap_or_default();
@@ -155,8 +165,8 @@ fn reload(running: &Running) -> Result<(), String> {
     }
 }
 
-/// SIGHUP, until there are as many workers as before and none of them was there before.
-fn hang_up(running: &Running) -> Result<(), String> {
+/// Sends SIGHUP, and waits until all workers have been replaced.
+fn reload_by_sighup(running: &RunningTarget) -> Result<(), String> {
     let workers = || -> BTreeSet<u32> { running.server.workers().into_iter().collect() };
     let (old, begun) = (workers(), Instant::now());
     running.server.signal(Signal::SIGHUP);
@@ -165,15 +175,15 @@ fn hang_up(running: &Running) -> Result<(), String> {
         if now.is_disjoint(&old) && now.len() == old.len() {
             return Ok(());
         }
-        if begun.elapsed() > RELOAD {
-            return Err(format!("the reload did not end within {RELOAD:?}"));
+        if begun.elapsed() > RELOAD_TIMEOUT {
+            return Err(format!("the reload did not end within {RELOAD_TIMEOUT:?}"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// From std's hash keys: good enough to choose a victim.
-fn random() -> u64 {
+/// Returns a random number from the hash keys of std.
+fn random_number() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }

@@ -1,4 +1,4 @@
-//! Nothing that a bench starts outlives it: not when it fails, nor on Ctrl-C, nor when it is killed itself.
+//! Ends everything that a bench has started: at its end, on Ctrl-C, and when the bench itself is killed.
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -13,44 +13,44 @@ use nix::unistd::{Pid, getppid};
 
 use super::process::children;
 
-/// What is to be removed: servers by the pid of their first process, and directories.
-struct Started {
+/// Servers, by the pid of their first process, and directories to remove.
+struct CleanupList {
     servers: Vec<u32>,
     directories: Vec<PathBuf>,
 }
 
-static STARTED: Mutex<Started> =
-    Mutex::new(Started { servers: Vec::new(), directories: Vec::new() });
+static STARTED: Mutex<CleanupList> =
+    Mutex::new(CleanupList { servers: Vec::new(), directories: Vec::new() });
 
-/// The argument that makes this program become another one that ends when the bench does.
-const BECOME: &str = "--become";
+/// The argument that makes this program execute another one, which ends with the bench.
+const EXEC_TIED_FLAG: &str = "--exec-tied";
 
-fn with<T>(what: impl FnOnce(&mut Started) -> T) -> T {
+fn with_list<T>(what: impl FnOnce(&mut CleanupList) -> T) -> T {
     what(&mut STARTED.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Remembers a server until `ended` is called.
-pub fn started(pid: u32) {
-    with(|all| all.servers.push(pid));
+/// Registers a server, to be killed unless it is unregistered.
+pub fn register_server(pid: u32) {
+    with_list(|all| all.servers.push(pid));
 }
 
-/// It was reaped, and the pid is nobody's now.
-pub fn ended(pid: u32) {
-    with(|all| all.servers.retain(|server| *server != pid));
+/// Unregisters a server that was reaped.
+pub fn unregister_server(pid: u32) {
+    with_list(|all| all.servers.retain(|server| *server != pid));
 }
 
-/// Remembers a directory to remove, if the bench ends before its owner drops it.
-pub fn directory(path: &Path) {
-    with(|all| all.directories.push(path.to_path_buf()));
+/// Registers a directory, to be removed if the bench ends before its owner drops it.
+pub fn register_directory(path: &Path) {
+    with_list(|all| all.directories.push(path.to_path_buf()));
 }
 
-/// Kills all servers with their children, and removes the directories. Held until the process ends, so
-/// that nobody starts one more.
-pub fn all() {
-    with(|all| {
+/// Kills all servers with their children, and removes the directories. The lock is held until the process ends, so that no
+/// other server is started.
+pub fn clean_up_all() {
+    with_list(|all| {
         for server in all.servers.drain(..) {
             let root = Pid::from_raw(server as i32);
-            // Stopped, it forks nobody whom we would miss. We have not reaped it: the pid is its own.
+            // A stopped server forks no further children. It has not been reaped, so the pid is still its own.
             let _ = kill(root, Signal::SIGSTOP);
             let of_it = children(server);
             for pid in std::iter::once(server).chain(of_it) {
@@ -63,41 +63,41 @@ pub fn all() {
     });
 }
 
-/// Cleans up on SIGINT, SIGTERM and SIGHUP, and ends.
-pub fn on_signals() -> std::io::Result<()> {
+/// Cleans up and exits on SIGINT, SIGTERM and SIGHUP.
+pub fn clean_up_on_signals() -> std::io::Result<()> {
     let (mut told, tell) = UnixStream::pair()?;
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signal_hook::low_level::pipe::register(signal as i32, tell.try_clone()?)?;
     }
     std::thread::spawn(move || {
-        // `tell` lives in the handlers; an error would mean that there is nothing to wait for.
+        // The handlers own the writing end, so an error means that no signal can arrive.
         if told.read_exact(&mut [0]).is_ok() {
-            all();
+            clean_up_all();
             std::process::exit(130);
         }
     });
     Ok(())
 }
 
-/// `program`, which gets SIGTERM should the bench die without a chance to clean up. Its way is through this
-/// program: what is set before an exec stays.
-pub fn tied(program: impl AsRef<std::ffi::OsStr>) -> std::io::Result<Command> {
+/// Returns a command for `program` that gets SIGTERM if the bench dies without cleaning up. It is executed through this
+/// program, as PR_SET_PDEATHSIG survives an exec.
+pub fn tied_command(program: impl AsRef<std::ffi::OsStr>) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg(BECOME).arg(std::process::id().to_string()).arg(program);
+    command.arg(EXEC_TIED_FLAG).arg(std::process::id().to_string()).arg(program);
     Ok(command)
 }
 
-/// The other half of [`tied`]: does not return if this program was started by it.
-pub fn become_other() {
+/// Executes the program of [`tied_command`], if this process was started by it.
+pub fn exec_tied_program() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_none_or(|first| first != BECOME) {
+    if arguments.next().is_none_or(|first| first != EXEC_TIED_FLAG) {
         return;
     }
     let bench = arguments.next().and_then(|pid| pid.to_str()?.parse::<i32>().ok());
     let Some(program) = arguments.next() else { return };
     let tied = set_pdeathsig(Signal::SIGTERM);
     if tied.is_err() || bench != Some(getppid().as_raw()) {
-        // The bench is gone already.
+        // The bench has already ended.
         std::process::exit(1);
     }
     let error = Command::new(&program).args(arguments).exec();

@@ -1,5 +1,6 @@
-//! A load generator: a few threads, each with its share of the connections on one epoll. It keeps `depth`
-//! requests on the way on each connection and looks at no more of a response than it must.
+//! A load generator on epoll with a few threads.
+//!
+//! It keeps `depth` requests in flight on each connection, and parses only the first response of a connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,29 +13,29 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 
 use super::fail;
 
-pub const KEEP: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
-pub const CLOSE: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
+pub const KEEP_ALIVE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
+pub const CLOSE_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n";
 
-/// Nobody should have to wait for so long.
-const LATE: Duration = Duration::from_secs(1);
-/// A request that waited for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A longer wait counts as late.
+const LATE_AFTER: Duration = Duration::from_secs(1);
+/// A longer wait counts as a failure.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What kind of load.
+/// The kind of load.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub connections: usize,
     pub threads: usize,
-    /// Requests on the way at the same time on each connection.
+    /// Requests in flight on each connection.
     pub depth: usize,
-    /// A new connection for each request.
+    /// Whether each request has a connection of its own.
     pub close: bool,
-    /// Send on a new connection only after looking at the others: as over a network, the server may see it
-    /// before its request. Otherwise both come at once, which is kind to the server.
-    pub apart: bool,
+    /// Whether the first request is sent a moment after connecting, as over a network, where the server may accept before
+    /// data arrives.
+    pub delays_request: bool,
 }
 
-/// What happened so far.
+/// Outcomes so far.
 #[derive(Default)]
 pub struct Counts {
     /// Responses with status 200, complete.
@@ -43,7 +44,7 @@ pub struct Counts {
     pub failed: AtomicU64,
     /// Connections that were refused.
     pub refused: AtomicU64,
-    /// Requests that waited longer than [`LATE`], answered or not.
+    /// Requests that waited longer than [`LATE_AFTER`], answered or not.
     pub late: AtomicU64,
     /// The longest that a request waited, in microseconds.
     pub worst_us: AtomicU64,
@@ -72,7 +73,7 @@ impl Load {
         self.counts.answered.load(Relaxed)
     }
 
-    /// Stops it, and returns answered, failed and refused. What is on the way then does not count.
+    /// Stops the load, and returns answered, failed and refused requests, without those in flight.
     pub fn stop(self) -> (u64, u64, u64) {
         self.counts.stop.store(true, Relaxed);
         for thread in self.threads {
@@ -85,37 +86,36 @@ impl Load {
     }
 }
 
-/// One thread's connections.
+/// The connections of one thread.
 struct Client<'a> {
     addr: SocketAddr,
     plan: Plan,
     counts: &'a Counts,
     epoll: Epoll,
-    conns: Vec<Option<Conn>>,
-    /// The requests of one connection, as often as they fit on the way.
+    conns: Vec<Option<Connection>>,
+    /// `depth` requests in a row.
     request: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-struct Conn {
+struct Connection {
     stream: TcpStream,
-    /// When it connected or, after the first response, sent last.
+    /// When it connected or last sent a request.
     sent: Instant,
     /// Whether the first request is still to be sent.
     mute: bool,
-    /// Requests on the way.
+    /// Requests in flight.
     waiting: usize,
-    /// Bytes of the response that has begun.
+    /// Bytes received of the current response.
     have: usize,
-    /// Length of a response, learnt from the first: one process answers all of a connection's requests, so
-    /// they are all of the same length.
+    /// Length of a response, by the first one: all responses on a connection have the same length.
     length: usize,
-    /// The first response as far as it has come.
+    /// Bytes of the first response.
     first: Vec<u8>,
 }
 
-/// What became of a connection after a read.
-enum After {
+/// State of a connection after a read.
+enum AfterRead {
     Open,
     Over,
     Broken,
@@ -125,7 +125,8 @@ impl<'a> Client<'a> {
     fn new(addr: SocketAddr, plan: Plan, share: usize, counts: &'a Counts) -> Client<'a> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)
             .unwrap_or_else(|e| fail(format_args!("epoll: {e}")));
-        let request = if plan.close { CLOSE.to_vec() } else { KEEP.repeat(plan.depth) };
+        let request =
+            if plan.close { CLOSE_REQUEST.to_vec() } else { KEEP_ALIVE_REQUEST.repeat(plan.depth) };
         let conns = (0..share).map(|_| None).collect();
         Client { addr, plan, counts, epoll, conns, request, buffer: vec![0; 64 * 1024] }
     }
@@ -142,35 +143,35 @@ impl<'a> Client<'a> {
             }
             let ready = self.epoll.wait(&mut events, tick).unwrap_or(0);
             for event in &events[..ready] {
-                self.turn(event.data() as usize);
+                self.read_and_send(event.data() as usize);
             }
-            if looked.elapsed() > LATE {
+            if looked.elapsed() > LATE_AFTER {
                 looked = Instant::now();
-                self.give_up(PATIENCE);
+                self.fail_overdue(REQUEST_TIMEOUT);
             }
         }
-        // Whoever still waits has waited for at least so long.
-        self.conns.iter().flatten().for_each(|conn| self.note(conn.sent.elapsed()));
+        // Requests in flight count with their wait so far.
+        self.conns.iter().flatten().for_each(|conn| self.record_wait(conn.sent.elapsed()));
     }
 
-    /// Connections whose requests wait for longer than `limit`.
-    fn waited(&self, limit: Duration) -> impl Iterator<Item = usize> {
+    /// Returns the connections that have waited for longer than `limit`.
+    fn waiting_longer_than(&self, limit: Duration) -> impl Iterator<Item = usize> {
         let conns = self.conns.iter().enumerate();
         conns.filter_map(move |(key, conn)| (conn.as_ref()?.sent.elapsed() > limit).then_some(key))
     }
 
-    fn give_up(&mut self, limit: Duration) {
-        for key in self.waited(limit).collect::<Vec<_>>() {
+    fn fail_overdue(&mut self, limit: Duration) {
+        for key in self.waiting_longer_than(limit).collect::<Vec<_>>() {
             if let Some(conn) = self.conns[key].take() {
                 self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
-                self.note(conn.sent.elapsed());
+                self.record_wait(conn.sent.elapsed());
             }
         }
     }
 
-    fn note(&self, waited: Duration) {
+    fn record_wait(&self, waited: Duration) {
         self.counts.worst_us.fetch_max(waited.as_micros() as u64, Relaxed);
-        self.counts.late.fetch_add(u64::from(waited > LATE), Relaxed);
+        self.counts.late.fetch_add(u64::from(waited > LATE_AFTER), Relaxed);
     }
 
     fn connect(&mut self, key: usize) {
@@ -179,8 +180,8 @@ impl<'a> Client<'a> {
             let mut stream = TcpStream::connect(self.addr)?;
             stream.set_nodelay(true)?;
             let mut interest = EpollFlags::EPOLLOUT;
-            if !self.plan.apart {
-                // The kernel's buffer is empty and holds more than this: it is written at once and whole.
+            if !self.plan.delays_request {
+                // The empty socket buffer takes the whole request at once.
                 stream.write_all(&self.request)?;
                 interest = EpollFlags::EPOLLIN;
             }
@@ -192,10 +193,10 @@ impl<'a> Client<'a> {
             Ok(stream) => {
                 let waiting = if self.plan.close { 1 } else { self.plan.depth };
                 let (have, length, first) = (0, 0, Vec::new());
-                self.conns[key] = Some(Conn {
+                self.conns[key] = Some(Connection {
                     stream,
                     sent,
-                    mute: self.plan.apart,
+                    mute: self.plan.delays_request,
                     waiting,
                     have,
                     length,
@@ -211,8 +212,8 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Reads what a connection has, and sends a request for each response that is complete.
-    fn turn(&mut self, key: usize) {
+    /// Reads from a connection, and sends a request for each complete response.
+    fn read_and_send(&mut self, key: usize) {
         let Some(conn) = &mut self.conns[key] else { return };
         if std::mem::take(&mut conn.mute) {
             let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
@@ -221,52 +222,55 @@ impl<'a> Client<'a> {
             {
                 return;
             }
-            // Reading finds out what is wrong.
+            // The read reports the error.
         }
         let (answered, after) = conn.read(&mut self.buffer, self.plan.close);
         self.counts.answered.fetch_add(answered as u64, Relaxed);
         conn.waiting -= answered.min(conn.waiting);
-        let mut over = !matches!(after, After::Open);
+        let mut over = !matches!(after, AfterRead::Open);
         let sent = conn.sent;
         if !over && answered > 0 && !self.plan.close {
-            over = conn.stream.write_all(&self.request[..answered * KEEP.len()]).is_err();
+            over = conn
+                .stream
+                .write_all(&self.request[..answered * KEEP_ALIVE_REQUEST.len()])
+                .is_err();
             conn.waiting += answered;
             conn.sent = Instant::now();
         }
         if over {
             self.counts.failed.fetch_add(conn.waiting as u64, Relaxed);
-            // Closing it takes it off the epoll.
+            // Closing the socket removes it from epoll.
             self.conns[key] = None;
         }
         if over || answered > 0 {
-            self.note(sent.elapsed());
+            self.record_wait(sent.elapsed());
         }
     }
 }
 
-impl Conn {
-    /// How many responses became complete, and what is left of the connection.
-    fn read(&mut self, buffer: &mut [u8], until_end: bool) -> (usize, After) {
+impl Connection {
+    /// Returns how many responses were completed, and the state of the connection.
+    fn read(&mut self, buffer: &mut [u8], until_end: bool) -> (usize, AfterRead) {
         let n = match self.stream.read(buffer) {
-            Ok(0) if until_end && is_complete(&self.first) => return (1, After::Over),
-            Ok(0) => return (0, After::Broken),
+            Ok(0) if until_end && is_complete(&self.first) => return (1, AfterRead::Over),
+            Ok(0) => return (0, AfterRead::Broken),
             Ok(n) => n,
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                return (0, After::Open);
+                return (0, AfterRead::Open);
             }
-            Err(_) => return (0, After::Broken),
+            Err(_) => return (0, AfterRead::Broken),
         };
         if until_end {
             self.first.extend_from_slice(&buffer[..n]);
-            return (0, After::Open);
+            return (0, AfterRead::Open);
         }
-        // Whatever else the server may say has another length; where a response begins, look.
+        // Any other response has another length, so check where a response begins.
         if self.have == 0 && n >= 12 && self.length > 0 && !is_ok(buffer) {
             fail("the server did not answer with 200");
         }
         if self.length == 0 {
             self.first.extend_from_slice(&buffer[..n]);
-            let Some(length) = response_length(&self.first) else { return (0, After::Open) };
+            let Some(length) = response_length(&self.first) else { return (0, AfterRead::Open) };
             self.length = length;
             self.have = self.first.len();
         } else {
@@ -274,7 +278,7 @@ impl Conn {
         }
         let complete = self.have / self.length;
         self.have %= self.length;
-        (complete, After::Open)
+        (complete, AfterRead::Open)
     }
 }
 
@@ -286,7 +290,7 @@ fn is_complete(response: &[u8]) -> bool {
     response_length(response) == Some(response.len())
 }
 
-/// Length of head and body, once the head has come.
+/// Returns the length of head and body, once the head is complete.
 pub fn response_length(bytes: &[u8]) -> Option<usize> {
     let head = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
     if !is_ok(bytes) {

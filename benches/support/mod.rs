@@ -1,24 +1,24 @@
-//! What the benches share: a load generator, a server to measure, and figures about both.
+//! Support code of the benches: servers, load generators, figures and reports.
 
 #![allow(dead_code, reason = "each bench uses its own part of this")]
 
 pub mod cleanup;
-pub mod contest;
-pub mod contestant;
 pub mod load;
 pub mod peer;
 pub mod probe;
 pub mod process;
 pub mod report;
+pub mod rounds;
+pub mod target;
 
-/// Stops the bench with a sentence: there is nobody to handle the error.
+/// Prints an error, cleans up and exits with status 1.
 pub fn fail(why: impl std::fmt::Display) -> ! {
     eprintln!("bench: {why}");
-    cleanup::all();
+    cleanup::clean_up_all();
     std::process::exit(1);
 }
 
-/// The value at `quantile` (0 to 1) of `values`, which need not be sorted; `NaN` if there are none.
+/// Returns the value at `quantile` (0 to 1) of `values`, which need not be sorted; `NaN` if there are none.
 pub fn quantile(values: &[f64], quantile: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -26,7 +26,7 @@ pub fn quantile(values: &[f64], quantile: f64) -> f64 {
     sorted.get((quantile * last as f64).round() as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// The middle of `values`; of an even number the mean of the middle two.
+/// Returns the median of `values`.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -37,7 +37,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The value after the argument `name`, or `default`.
+/// Returns the value after the argument `name`, or `default`.
 pub fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
     let mut arguments = std::env::args().skip_while(|argument| argument != name).skip(1);
     match arguments.next().map(|text| text.parse()) {
@@ -48,6 +48,6 @@ pub fn argument<T: std::str::FromStr>(name: &str, default: T) -> T {
 }
 
 /// Whether the argument `name` was given.
-pub fn given(name: &str) -> bool {
+pub fn has_argument(name: &str) -> bool {
     std::env::args().any(|argument| argument == name)
 }

@@ -1,4 +1,4 @@
-//! A plain hyper server to compare with, within the same program.
+//! A plain hyper server in this program, to compare with.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,11 +15,10 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use super::fail;
 
-/// The argument that turns a bench into this server.
-pub const PEER: &str = "--peer";
+/// The argument that runs this server instead of the bench.
+pub const PEER_FLAG: &str = "--peer";
 
-/// The server to compare with: hyper on one current-thread runtime per core, each with a SO_REUSEPORT socket
-/// of its own; no timeouts, no counters, nothing but the same answer.
+/// Runs hyper on one current-thread runtime per core, each with its own SO_REUSEPORT socket, without timeouts and counters.
 pub fn run(threads: usize, flush: bool) {
     let mut addr = SocketAddr::from(([127, 0, 0, 1], 0));
     for _ in 0..threads {
@@ -28,7 +27,7 @@ pub fn run(threads: usize, flush: bool) {
         std::thread::spawn(move || serve(socket, flush));
     }
     eprintln!("listening on http://{addr}");
-    // Whoever started us holds the other end: we live as long as it does.
+    // Ends when the bench closes standard input.
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }
 
@@ -44,7 +43,7 @@ fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 }
 
 fn serve(socket: std::net::TcpListener, flush: bool) {
-    // The thread's number, which tells who answered.
+    // The number of the thread, which identifies it in responses.
     let text = Bytes::from(format!("Handled by PID {}\n", nix::unistd::gettid()));
     let answer = move |_: Request<Incoming>| {
         let mut response = Response::new(Full::new(text.clone()));

@@ -1,4 +1,4 @@
-//! Clients that block: one request at a time each, with its time. And connections that are only held.
+//! Blocking clients that measure each request, and connections that are only kept open.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
@@ -11,34 +11,34 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::fail;
-use super::load::{CLOSE, KEEP, response_length};
+use super::load::{CLOSE_REQUEST, KEEP_ALIVE_REQUEST, response_length};
 
-/// Times that a client keeps at most.
-const TIMES: usize = 4_000_000;
+/// Maximum number of times that a client records.
+const MAX_TIMES: usize = 4_000_000;
 
-/// How requests are sent, each on a connection of its own.
+/// How requests are sent, each on a new connection.
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub clients: usize,
-    /// Requests per second of all together; `None` sends the next when the last is answered.
+    /// Requests per second of all clients; `None` sends the next request after the response.
     pub pace: Option<f64>,
-    /// A request that waited for so long has failed.
-    pub patience: Duration,
+    /// A longer wait counts as a failure.
+    pub timeout: Duration,
 }
 
-/// What clients saw.
+/// Results of all clients.
 #[derive(Default)]
-pub struct Seen {
-    /// Of each request that was answered, in milliseconds, from when it was due.
+pub struct ProbeResults {
+    /// Milliseconds of each answered request, from when it was due.
     pub times: Vec<f64>,
     pub failed: u64,
     pub refused: u64,
 }
 
-/// Clients at work until they are stopped.
+/// Clients that run until they are stopped.
 pub struct Probes {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Seen>>,
+    threads: Vec<JoinHandle<ProbeResults>>,
 }
 
 impl Probes {
@@ -49,16 +49,16 @@ impl Probes {
         let run = |client: usize| {
             let stop = Arc::clone(&stop);
             let first = interval.map(|each| begun + each * client as u32 / plan.clients as u32);
-            std::thread::spawn(move || client_of(addr, plan.patience, first.zip(interval), &stop))
+            std::thread::spawn(move || run_client(addr, plan.timeout, first.zip(interval), &stop))
         };
         let threads = (0..plan.clients).map(run).collect();
         Probes { stop, threads }
     }
 
-    /// Sends no more, and waits for what is under way.
-    pub fn stop(self) -> Seen {
+    /// Stops sending, waits for requests in flight, and returns the results.
+    pub fn stop(self) -> ProbeResults {
         self.stop.store(true, Relaxed);
-        let mut all = Seen::default();
+        let mut all = ProbeResults::default();
         for thread in self.threads {
             let Ok(seen) = thread.join() else { fail("a client panicked") };
             all.times.extend(seen.times);
@@ -69,14 +69,14 @@ impl Probes {
     }
 }
 
-/// One client. `due` is when its first request is, and the time between two.
-fn client_of(
+/// Runs one client; `due` is the time of its first request and the interval.
+fn run_client(
     addr: SocketAddr,
-    patience: Duration,
+    timeout: Duration,
     mut due: Option<(Instant, Duration)>,
     stop: &AtomicBool,
-) -> Seen {
-    let mut seen = Seen::default();
+) -> ProbeResults {
+    let mut seen = ProbeResults::default();
     while !stop.load(Relaxed) {
         let mut begun = Instant::now();
         if let Some((next, interval)) = &mut due {
@@ -84,12 +84,12 @@ fn client_of(
             begun = *next;
             *next += *interval;
         }
-        match ask(addr, patience, begun) {
-            Ok(ms) if seen.times.len() < TIMES => seen.times.push(ms),
+        match timed_request(addr, timeout, begun) {
+            Ok(ms) if seen.times.len() < MAX_TIMES => seen.times.push(ms),
             Ok(_) => {}
             Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
                 seen.refused += 1;
-                // Whoever is not there now is not there at once.
+                // A request that is late already is sent at once.
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(_) => seen.failed += 1,
@@ -98,24 +98,24 @@ fn client_of(
     seen
 }
 
-/// One request on a connection of its own: the milliseconds from `begun` until its response was complete.
+/// Sends a request on a new connection, and returns the milliseconds from `begun` to the complete response.
 ///
 /// # Errors
 ///
-/// It was refused, failed or was not answered for `patience`.
-pub fn ask(addr: SocketAddr, patience: Duration, begun: Instant) -> std::io::Result<f64> {
-    let mut stream = TcpStream::connect_timeout(&addr, patience)?;
+/// The connection was refused, failed or timed out.
+pub fn timed_request(addr: SocketAddr, timeout: Duration, begun: Instant) -> std::io::Result<f64> {
+    let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.write_all(CLOSE)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.write_all(CLOSE_REQUEST)?;
     read_response(&mut stream)?;
     let took = begun.elapsed().as_secs_f64() * 1000.0;
-    // The server closes first, as in the load generator: its end has the TIME_WAIT.
+    // The server closes first, so the TIME_WAIT is on its side.
     let _ = stream.read(&mut [0; 64]);
     Ok(took)
 }
 
-/// The body of a response.
+/// Reads a response, and returns its body.
 fn read_response(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let (mut response, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
@@ -131,46 +131,46 @@ fn read_response(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// A connection that is kept, and who serves it.
-pub struct Held {
+/// A kept connection and the pid of the worker that serves it.
+pub struct KeptConnection {
     stream: TcpStream,
     pub pid: u32,
 }
 
-/// Opens `count` connections, one after the other has its answer, or all before the first answer is read.
+/// Opens `count` connections, each after the response to the previous one, or all before the first response.
 ///
 /// # Errors
 ///
-/// A connection that failed, or was not answered for `patience`.
-pub fn hold(
+/// A connection failed or timed out.
+pub fn open_kept_connections(
     addr: SocketAddr,
     count: usize,
     burst: bool,
-    patience: Duration,
-) -> std::io::Result<Vec<Held>> {
-    let open = || -> std::io::Result<Held> {
-        let mut stream = TcpStream::connect_timeout(&addr, patience)?;
+    timeout: Duration,
+) -> std::io::Result<Vec<KeptConnection>> {
+    let open = || -> std::io::Result<KeptConnection> {
+        let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(patience))?;
-        stream.write_all(KEEP)?;
-        Ok(Held { stream, pid: 0 })
+        stream.set_read_timeout(Some(timeout))?;
+        stream.write_all(KEEP_ALIVE_REQUEST)?;
+        Ok(KeptConnection { stream, pid: 0 })
     };
     let mut all = Vec::with_capacity(count);
     for _ in 0..count {
         let mut held = open()?;
         if !burst {
-            held.learn()?;
+            held.read_pid()?;
         }
         all.push(held);
     }
     for held in all.iter_mut().filter(|held| held.pid == 0) {
-        held.learn()?;
+        held.read_pid()?;
     }
     Ok(all)
 }
 
-impl Held {
-    fn learn(&mut self) -> std::io::Result<()> {
+impl KeptConnection {
+    fn read_pid(&mut self) -> std::io::Result<()> {
         let body = String::from_utf8_lossy(&read_response(&mut self.stream)?).into_owned();
         let pid = body.trim().rsplit(' ').next().and_then(|pid| pid.parse().ok());
         self.pid = pid.ok_or_else(|| std::io::Error::other(format!("who answered? {body}")))?;
@@ -178,15 +178,15 @@ impl Held {
     }
 }
 
-/// Opens connections that never say a word, at a steady rate, until it is stopped.
-pub struct Silent {
+/// Opens silent connections at a steady rate until it is stopped.
+pub struct SilentConnections {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
-impl Silent {
-    /// `rate` a second; each is closed when `most` newer ones are open.
-    pub fn start(addr: SocketAddr, rate: f64, most: usize) -> Silent {
+impl SilentConnections {
+    /// Opens `rate` connections per second, of which the newest `max_open` stay open.
+    pub fn start(addr: SocketAddr, rate: f64, max_open: usize) -> SilentConnections {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -195,30 +195,30 @@ impl Silent {
             while !told.load(Relaxed) {
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 next += interval;
-                if let Ok(socket) = say_nothing(addr) {
+                if let Ok(socket) = connect_silently(addr) {
                     open.push_back(socket);
                     opened += 1;
                 }
-                if open.len() > most {
+                if open.len() > max_open {
                     open.pop_front();
                 }
             }
             opened
         });
-        Silent { stop, thread }
+        SilentConnections { stop, thread }
     }
 
-    /// How many were opened. All are closed.
+    /// Closes all connections, and returns how many were opened.
     pub fn stop(self) -> u64 {
         self.stop.store(true, Relaxed);
         self.thread.join().unwrap_or_else(|_| fail("the thread with silent clients panicked"))
     }
 }
 
-fn say_nothing(addr: SocketAddr) -> std::io::Result<Socket> {
+fn connect_silently(addr: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    // EINPROGRESS is what it says; whether it gets through is the server's business.
+    // The connect is non-blocking: EINPROGRESS is expected.
     let _ = socket.connect(&addr.into());
     Ok(socket)
 }

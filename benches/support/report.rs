@@ -1,19 +1,19 @@
-//! What is printed: a Markdown table, or JSON with every value of every round.
+//! Reports: a Markdown table, or JSON with every value of every round.
 
-use super::contest::Series;
 use super::median;
+use super::rounds::Series;
 
-/// What a column shows of the values with the given number.
-pub enum Show {
-    /// The median over the rounds, with the least and the most.
+/// How a column aggregates the values with the given index.
+pub enum ColumnValue {
+    /// The median over the rounds, with minimum and maximum.
     Median(usize),
     /// The largest of all rounds.
     Worst(usize),
     /// The sum over the rounds.
     Total(usize),
-    /// The median of the ratio to the floor of the same time.
+    /// The median of the ratio to the floor measured close in time.
     ToFloor(usize),
-    /// This value and the next, `most/fewest`, of the round in which they are farthest apart.
+    /// This value and the next as `most/fewest`, of the round with the largest difference.
     Spread(usize),
 }
 
@@ -21,15 +21,15 @@ pub enum Show {
 pub struct Column {
     pub title: String,
     pub digits: usize,
-    pub show: Show,
+    pub show: ColumnValue,
 }
 
-/// Short for a column.
-pub fn column(title: impl Into<String>, digits: usize, show: Show) -> Column {
+/// Creates a column.
+pub fn column(title: impl Into<String>, digits: usize, show: ColumnValue) -> Column {
     Column { title: title.into(), digits, show }
 }
 
-/// The table of what was measured.
+/// Formats the results as a Markdown table.
 pub fn table(title: &str, columns: &[Column], all: &[Series]) -> String {
     let mut rows = vec![vec![String::from("server")]];
     rows[0].extend(columns.iter().map(|column| column.title.clone()));
@@ -56,16 +56,16 @@ impl Column {
             series.samples.iter().filter_map(|sample| sample.values.get(n).copied()).collect()
         };
         match self.show {
-            Show::Median(n) => range(&values(n), digits),
-            Show::Worst(n) => number(values(n).into_iter().fold(f64::NAN, f64::max), digits),
-            Show::Total(n) => number(values(n).into_iter().sum(), digits),
-            Show::ToFloor(n) => {
-                let ratio = |sample: &super::contest::Sample| {
+            ColumnValue::Median(n) => range(&values(n), digits),
+            ColumnValue::Worst(n) => number(values(n).into_iter().fold(f64::NAN, f64::max), digits),
+            ColumnValue::Total(n) => number(values(n).into_iter().sum(), digits),
+            ColumnValue::ToFloor(n) => {
+                let ratio = |sample: &super::rounds::Sample| {
                     Some(sample.values.get(n)? / sample.floor.as_ref()?.get(n)?)
                 };
                 range(&series.samples.iter().filter_map(ratio).collect::<Vec<_>>(), digits)
             }
-            Show::Spread(n) => {
+            ColumnValue::Spread(n) => {
                 let pairs = values(n).into_iter().zip(values(n + 1));
                 let worst = pairs.max_by(|a, b| (a.0 - a.1).total_cmp(&(b.0 - b.1)));
                 worst.map_or_else(|| "-".into(), |(most, fewest)| format!("{most:.0}/{fewest:.0}"))
@@ -88,7 +88,7 @@ fn range(values: &[f64], digits: usize) -> String {
     format!("{middle} ({}-{})", number(least, digits), number(most, digits))
 }
 
-/// The same as one line of JSON. `names` are those of the values.
+/// Formats the results as one line of JSON, with the `names` of the values.
 pub fn json(title: &str, names: &[String], all: &[Series]) -> String {
     let named = |values: &Vec<f64>| -> serde_json::Value {
         names.iter().cloned().zip(values.iter().map(|v| serde_json::json!(v))).collect()

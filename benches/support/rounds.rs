@@ -1,52 +1,52 @@
-//! Rounds: everybody once in each, in rotated order, so that a machine whose speed drifts is unfair to all.
+//! Rounds of measurements: every target once in each, in rotated order, so that a drifting machine speed affects all.
 
-use super::contestant::{Contestant, Ground, REFERENCE};
+use super::target::{BenchSetup, BenchTarget, REFERENCE};
 
-/// What one contestant did in one round.
+/// Values of one target in one round.
 pub struct Sample {
     pub values: Vec<f64>,
-    /// What the floor did just before and just after, on average.
+    /// Mean values of the floor just before and after.
     pub floor: Option<Vec<f64>>,
 }
 
-/// All that one contestant did.
+/// All rounds of one target.
 pub struct Series {
-    pub who: Contestant,
+    pub who: BenchTarget,
     pub samples: Vec<Sample>,
 }
 
-/// How rounds are run.
+/// Number and kind of rounds.
 #[derive(Clone, Copy)]
 pub struct Rounds {
     pub count: usize,
-    /// Measure the floor between any two others, so that each has a reference of its own time.
+    /// Whether the floor is measured between any two others, as a reference close in time.
     pub with_floor: bool,
 }
 
-/// Runs the rounds for those who `can` take part. Whoever fails once is left out from then on, and it is said why.
+/// Runs the rounds for the targets that `can` take part. A target that fails once is reported and left out.
 pub fn run(
-    ground: &Ground,
+    setup: &BenchSetup,
     rounds: Rounds,
-    can: impl Fn(Contestant) -> bool,
-    measure: impl Fn(Contestant) -> Result<Vec<f64>, String>,
+    can: impl Fn(BenchTarget) -> bool,
+    measure: impl Fn(BenchTarget) -> Result<Vec<f64>, String>,
 ) -> Vec<Series> {
-    let names = ground.contestants.iter();
+    let names = setup.targets.iter();
     let mut all: Vec<Series> = names.map(|who| Series { who: *who, samples: Vec::new() }).collect();
-    let with_floor = rounds.with_floor && ground.contestants.contains(&REFERENCE);
-    let mut alive: Vec<Contestant> = ground.contestants.clone();
+    let with_floor = rounds.with_floor && setup.targets.contains(&REFERENCE);
+    let mut alive: Vec<BenchTarget> = setup.targets.clone();
     alive.retain(|who| can(*who) && !(with_floor && *who == REFERENCE));
     for round in 0..rounds.count {
         let mut order = alive.clone();
         order.rotate_left(round % alive.len().max(1));
         let floor = |all: &mut Vec<Series>| -> Option<Vec<f64>> {
-            let values = with_floor.then(|| measured(REFERENCE, round, &measure))??;
+            let values = with_floor.then(|| measure_target(REFERENCE, round, &measure))??;
             let reference = all.iter_mut().find(|one| one.who == REFERENCE)?;
             reference.samples.push(Sample { values: values.clone(), floor: Some(values.clone()) });
             Some(values)
         };
         let mut before = floor(&mut all);
         for who in order {
-            let Some(values) = measured(who, round, &measure) else {
+            let Some(values) = measure_target(who, round, &measure) else {
                 alive.retain(|other| *other != who);
                 continue;
             };
@@ -62,10 +62,10 @@ pub fn run(
     all
 }
 
-fn measured(
-    who: Contestant,
+fn measure_target(
+    who: BenchTarget,
     round: usize,
-    measure: &impl Fn(Contestant) -> Result<Vec<f64>, String>,
+    measure: &impl Fn(BenchTarget) -> Result<Vec<f64>, String>,
 ) -> Option<Vec<f64>> {
     let name = who.title();
     match measure(who) {

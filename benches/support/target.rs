@@ -1,4 +1,4 @@
-//! Who is measured: `prefork serve` with each policy, and peers, as far as they are installed.
+//! The measured servers: `prefork serve` under each dispatch policy, and peers that are installed.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -9,22 +9,22 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use tokio_prefork::Dispatch;
 
-use super::peer::PEER;
+use super::peer::PEER_FLAG;
 use super::process::Server;
 use super::{cleanup, fail};
 
 const FLOOR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/floor/floor.c");
 const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/cluster.js");
 
-/// A server that can be started as often as one likes.
+/// A server that can be started for a measurement.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Contestant {
+pub enum BenchTarget {
     /// `prefork serve --dispatch`.
     Prefork(Dispatch),
-    /// The raw epoll server: how its sockets are shared, and how it ends connections.
+    /// The raw epoll server in C: how its sockets are shared, and when it accepts.
     Floor {
         sockets: &'static str,
-        manners: &'static str,
+        accept_mode: &'static str,
     },
     /// A plain hyper server, a thread and a SO_REUSEPORT socket per core.
     Hyper,
@@ -35,153 +35,164 @@ pub enum Contestant {
     Node(&'static str),
 }
 
-/// What ratios refer to.
-pub const REFERENCE: Contestant = Contestant::Floor { sockets: "reuseport", manners: "polite" };
+/// The target that ratios refer to.
+pub const REFERENCE: BenchTarget =
+    BenchTarget::Floor { sockets: "reuseport", accept_mode: "polite" };
 
-const PEERS: [Contestant; 8] = [
+const PEERS: [BenchTarget; 8] = [
     REFERENCE,
-    Contestant::Floor { sockets: "shared", manners: "polite" },
-    Contestant::Floor { sockets: "reuseport", manners: "hasty" },
-    Contestant::Hyper,
-    Contestant::Nginx { reuseport: false },
-    Contestant::Nginx { reuseport: true },
-    Contestant::Node("rr"),
-    Contestant::Node("none"),
+    BenchTarget::Floor { sockets: "shared", accept_mode: "polite" },
+    BenchTarget::Floor { sockets: "reuseport", accept_mode: "hasty" },
+    BenchTarget::Hyper,
+    BenchTarget::Nginx { reuseport: false },
+    BenchTarget::Nginx { reuseport: true },
+    BenchTarget::Node("rr"),
+    BenchTarget::Node("none"),
 ];
 
-impl Contestant {
+impl BenchTarget {
     pub fn name(self) -> &'static str {
         match self {
-            Contestant::Prefork(policy) => policy.name(),
-            Contestant::Floor { sockets: "shared", .. } => "floor-shared",
-            Contestant::Floor { manners: "hasty", .. } => "floor-hasty",
-            Contestant::Floor { .. } => "floor",
-            Contestant::Hyper => "hyper-threads",
-            Contestant::Nginx { reuseport: false } => "nginx",
-            Contestant::Nginx { reuseport: true } => "nginx-reuseport",
-            Contestant::Node("rr") => "node-rr",
-            Contestant::Node(_) => "node-none",
+            BenchTarget::Prefork(policy) => policy.name(),
+            BenchTarget::Floor { sockets: "shared", .. } => "floor-shared",
+            BenchTarget::Floor { accept_mode: "hasty", .. } => "floor-hasty",
+            BenchTarget::Floor { .. } => "floor",
+            BenchTarget::Hyper => "hyper-threads",
+            BenchTarget::Nginx { reuseport: false } => "nginx",
+            BenchTarget::Nginx { reuseport: true } => "nginx-reuseport",
+            BenchTarget::Node("rr") => "node-rr",
+            BenchTarget::Node(_) => "node-none",
         }
     }
 
-    /// As it stands in a table.
+    /// Returns the name for the table.
     pub fn title(self) -> String {
         match self {
-            Contestant::Prefork(policy) => format!("prefork {policy}"),
+            BenchTarget::Prefork(policy) => format!("prefork {policy}"),
             peer => peer.name().to_string(),
         }
     }
 
     /// Whether its workers are processes, which can be stopped and killed one by one.
     pub fn has_processes(self) -> bool {
-        self != Contestant::Hyper
+        self != BenchTarget::Hyper
     }
 
     /// Whether it can replace all its workers without a pause.
     pub fn can_reload(self) -> bool {
-        matches!(self, Contestant::Prefork(_) | Contestant::Nginx { .. })
+        matches!(self, BenchTarget::Prefork(_) | BenchTarget::Nginx { .. })
     }
 }
 
-/// What is needed to start them.
-pub struct Ground {
+/// Everything that is needed to start targets.
+pub struct BenchSetup {
     /// Sockets, configurations and the compiled floor.
     directory: tempfile::TempDir,
-    pub contestants: Vec<Contestant>,
+    pub targets: Vec<BenchTarget>,
     started: AtomicU32,
 }
 
-impl Ground {
-    /// Chooses the policies and peers named in lists with commas, all of them by default, and looks which
-    /// peers there are. Those that are missing are named with what installs them.
-    pub fn new(policies: Option<&str>, peers: Option<&str>) -> Ground {
+impl BenchSetup {
+    /// Selects policies and peers from comma-separated lists, by default all. Peers that are not installed are reported.
+    pub fn new(policies: Option<&str>, peers: Option<&str>) -> BenchSetup {
         let directory =
             tempfile::tempdir().unwrap_or_else(|e| fail(format_args!("no temp directory: {e}")));
-        cleanup::directory(directory.path());
-        let ours: Vec<Contestant> = Dispatch::ALL.into_iter().map(Contestant::Prefork).collect();
-        let mut contestants = chosen("--policies", policies, &ours);
-        let mut peers = chosen("--peers", peers, &PEERS);
-        let mut leave_out = |kind: fn(&Contestant) -> bool, missing: Option<String>| {
+        cleanup::register_directory(directory.path());
+        let ours: Vec<BenchTarget> = Dispatch::ALL.into_iter().map(BenchTarget::Prefork).collect();
+        let mut targets = select_targets("--policies", policies, &ours);
+        let mut peers = select_targets("--peers", peers, &PEERS);
+        let mut leave_out = |kind: fn(&BenchTarget) -> bool, missing: Option<String>| {
             if let (true, Some(why)) = (peers.iter().any(kind), missing) {
                 eprintln!("left out: {why}");
                 peers.retain(|peer| !kind(peer));
             }
         };
-        leave_out(|peer| matches!(peer, Contestant::Floor { .. }), compile_floor(directory.path()));
         leave_out(
-            |peer| matches!(peer, Contestant::Nginx { .. }),
-            missing("nginx", "-v", "nginx-light"),
+            |peer| matches!(peer, BenchTarget::Floor { .. }),
+            compile_floor(directory.path()),
         );
         leave_out(
-            |peer| matches!(peer, Contestant::Node(_)),
-            missing("node", "--version", "nodejs"),
+            |peer| matches!(peer, BenchTarget::Nginx { .. }),
+            why_not_installed("nginx", "-v", "nginx-light"),
         );
-        contestants.extend(peers);
-        if contestants.is_empty() {
-            fail("nobody is left to measure");
+        leave_out(
+            |peer| matches!(peer, BenchTarget::Node(_)),
+            why_not_installed("node", "--version", "nodejs"),
+        );
+        targets.extend(peers);
+        if targets.is_empty() {
+            fail("no target is left to measure");
         }
-        Ground { directory, contestants, started: AtomicU32::new(0) }
+        BenchSetup { directory, targets, started: AtomicU32::new(0) }
     }
 
-    /// A path in the temporary directory that nobody has used.
-    fn fresh(&self, suffix: &str) -> PathBuf {
+    /// Returns an unused path in the temporary directory.
+    fn unused_path(&self, suffix: &str) -> PathBuf {
         let n = self.started.fetch_add(1, Relaxed);
         self.directory.path().join(format!("{n}{suffix}"))
     }
 
-    /// Starts one.
+    /// Starts a target.
     ///
     /// # Errors
     ///
-    /// Why it does not serve.
-    pub fn start(&self, who: Contestant, workers: usize) -> Result<Running, String> {
-        let tied = |program: &Path| cleanup::tied(program).map_err(|e| format!("who am I: {e}"));
+    /// The server does not start.
+    pub fn start(&self, who: BenchTarget, workers: usize) -> Result<RunningTarget, String> {
+        let tied = |program: &Path| {
+            cleanup::tied_command(program).map_err(|e| format!("cannot find this program: {e}"))
+        };
         let (mut control, count) = (None, workers.to_string());
         let server = match who {
-            Contestant::Prefork(policy) => {
-                let socket = self.fresh(".sock");
+            BenchTarget::Prefork(policy) => {
+                let socket = self.unused_path(".sock");
                 let mut command = tied(Path::new(env!("CARGO_BIN_EXE_prefork")))?;
                 command.args(["serve", "-b", "127.0.0.1:0", "--dispatch", policy.name()]);
                 command.args(["-w", &count, "--control"]).arg(&socket);
                 control = Some(socket);
-                Server::try_start(&mut command, "workers serve", |(_, line)| repeat_once(&line))
+                Server::try_start(&mut command, |(_, line)| repeat_dispatch_warning(&line))
+                    .and_then(|server| {
+                        server.wait_for_workers(workers)?;
+                        Ok(server)
+                    })
             }
-            Contestant::Floor { sockets, manners } => {
+            BenchTarget::Floor { sockets, accept_mode } => {
                 let mut command = tied(&self.directory.path().join("floor"))?;
-                command.args([&count, sockets, manners]);
-                Server::try_start(&mut command, "listening on", |_| {})
+                command.args([&count, sockets, accept_mode]);
+                Server::try_start(&mut command, |_| {})
             }
-            Contestant::Hyper => {
-                let this = std::env::current_exe().map_err(|e| format!("who am I: {e}"))?;
+            BenchTarget::Hyper => {
+                let this = std::env::current_exe()
+                    .map_err(|e| format!("cannot find this program: {e}"))?;
                 let mut command = tied(&this)?;
-                command.args([PEER, &count]);
-                Server::try_start(&mut command, "listening on", |_| {})
+                command.args([PEER_FLAG, &count]);
+                Server::try_start(&mut command, |_| {})
             }
-            Contestant::Nginx { reuseport } => self.start_nginx(reuseport, workers),
-            Contestant::Node(policy) => {
+            BenchTarget::Nginx { reuseport } => self.start_nginx(reuseport, workers),
+            BenchTarget::Node(policy) => {
                 let mut command = tied(Path::new("node"))?;
                 command.args([CLUSTER, &count, policy]);
-                Server::try_start(&mut command, "listening on", |_| {})
+                Server::try_start(&mut command, |_| {})
             }
         }?;
-        Ok(Running { server, control })
+        Ok(RunningTarget { server, control })
     }
 
     fn start_nginx(&self, reuseport: bool, workers: usize) -> Result<Server, String> {
         let mut outcome = Err(String::new());
-        // It cannot listen on a port of its choice: somebody may take the one that we found.
+        // nginx cannot bind port 0, and another process may take the port that was free: so retry.
         for _ in 0..3 {
-            let home = self.fresh(".nginx");
+            let home = self.unused_path(".nginx");
             let port = free_port().map_err(|e| format!("no free port: {e}"))?;
             let config = nginx_config(&home, port, reuseport, workers);
             std::fs::create_dir(&home)
                 .and_then(|()| std::fs::write(home.join("nginx.conf"), config))
                 .map_err(|e| format!("cannot write {}: {e}", home.display()))?;
-            let mut command = cleanup::tied("nginx").map_err(|e| format!("who am I: {e}"))?;
+            let mut command = cleanup::tied_command("nginx")
+                .map_err(|e| format!("cannot find this program: {e}"))?;
             command.arg("-p").arg(&home).arg("-c").arg(home.join("nginx.conf"));
             let addr = SocketAddr::from(([127, 0, 0, 1], port));
             outcome = Server::start_at(&mut command, addr).and_then(|server| {
-                // It listens before it forks.
+                // nginx listens before it forks.
                 server.wait_for_workers(workers)?;
                 Ok(server)
             });
@@ -193,26 +204,26 @@ impl Ground {
     }
 }
 
-/// A contestant that serves.
-pub struct Running {
+/// A target that serves.
+pub struct RunningTarget {
     pub server: Server,
-    /// The control socket of a prefork.
+    /// The control socket, if it is prefork.
     pub control: Option<PathBuf>,
 }
 
-/// A policy that cannot do what it would like to says so in a warning: whoever reads the figures must know.
-fn repeat_once(line: &str) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// Repeats a warning about the dispatch policy once, as a fallback changes the figures.
+fn repeat_dispatch_warning(line: &str) {
+    static REPEATED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let Some((_, warning)) = line.split_once(" WARN ") else { return };
     let lower = warning.to_lowercase();
     if ["dispatch", "least-conn", "bpf"].iter().any(|word| lower.contains(word))
-        && SAID.lock().is_ok_and(|mut said| said.insert(lower))
+        && REPEATED.lock().is_ok_and(|mut said| said.insert(lower))
     {
         eprintln!("prefork: {}", warning.trim());
     }
 }
 
-fn chosen(flag: &str, names: Option<&str>, of: &[Contestant]) -> Vec<Contestant> {
+fn select_targets(flag: &str, names: Option<&str>, of: &[BenchTarget]) -> Vec<BenchTarget> {
     let Some(names) = names else { return of.to_vec() };
     let find = |name: &str| {
         let found = of.iter().copied().find(|one| one.name() == name);
@@ -225,15 +236,15 @@ fn chosen(flag: &str, names: Option<&str>, of: &[Contestant]) -> Vec<Contestant>
     names.map(find).collect()
 }
 
-/// Why the program cannot be used, and what installs it.
-fn missing(program: &str, harmless: &str, package: &str) -> Option<String> {
+/// Returns why the program cannot be used, with the package that has it.
+fn why_not_installed(program: &str, harmless: &str, package: &str) -> Option<String> {
     let mut command = Command::new(program);
     command.arg(harmless).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let works = command.status().is_ok_and(|status| status.success());
     (!works).then(|| format!("{program} is not installed (apt-get install {package})"))
 }
 
-/// Why there is no floor.
+/// Compiles the floor server; returns why that is impossible.
 fn compile_floor(directory: &Path) -> Option<String> {
     let mut command = Command::new("cc");
     command.args(["-O2", "-o"]).arg(directory.join("floor")).arg(FLOOR);
