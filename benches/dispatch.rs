@@ -19,7 +19,7 @@
 //! scripts/floor), `floor-shared`, `floor-hasty`, `hyper-threads`, `nginx`, `nginx-reuseport`, `node-rr` and
 //! `node-none`; those that are not installed are left out, and `none` leaves out all.
 //!
-//! Clients run in this process, on the same cores: requests per second flatter whoever is slower. CPU time is
+//! Clients run in this process, on the same cores: requests per second flatter the slower server. CPU time is
 //! that of the server's processes alone. The table shows medians, with least and most in parentheses.
 
 #[path = "dispatch/balance.rs"]
@@ -191,8 +191,8 @@ impl BenchOptions {
         can: impl Fn(BenchTarget) -> bool,
         measure: impl Fn(&RunningTarget) -> Result<Vec<f64>, String>,
     ) -> Vec<Series> {
-        rounds::run(&self.setup, self.rounds_without_floor(), can, |who| {
-            measure(&self.setup.start(who, workers)?)
+        rounds::run(&self.setup, self.rounds_without_floor(), can, |target| {
+            measure(&self.setup.start(target, workers)?)
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Messages between a worker and its primary, beside Node's `process.send` in the same run: messages of 64 bytes per
-//! second, the time of a round trip, and how long a broadcast to all workers takes until all have answered.
+//! Measures messages between a worker and its primary, and Node's `process.send` in the same run: messages of 64 bytes per
+//! second, the time of a round trip, and of a broadcast until all workers have replied.
 //!
 //! ```text
 //! cargo bench --bench messages
@@ -30,10 +30,10 @@ use nix::unistd::Pid;
 use support::{argument, fail, has_argument, median, quantile};
 use tokio_prefork::{Cluster, Config, Result, SharedCounter, Worker, Workers};
 
-/// The argument that turns this bench into the cluster that it measures.
+/// The argument that runs the measured cluster instead of the bench.
 const CLUSTER: &str = "--cluster";
 
-/// Additions in a series.
+/// Number of additions in a series.
 const ADDITIONS: u32 = 1_000_000;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     println!("{:16}{:>14}{:>14}{:>10}", "", "prefork", "node", "ratio");
     for (i, name) in ["messages/s", "trip p50 us", "trip p99 us"].into_iter().enumerate() {
         let (our, node) = (median(&ours[i]), median(&nodes[i]));
-        // How much better, whichever way is better.
+        // The ratio is above 1 if prefork is better.
         let ratio = if i == 0 { our / node } else { node / our };
         println!("{name:16}{our:>14.1}{node:>14.1}{ratio:>10.1}");
     }
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What an addition costs, nobody else adding: in nanoseconds, the best of several series.
+/// Returns the nanoseconds of one uncontended addition, the best of several series.
 fn additions() -> Result<()> {
     let best = |add: &dyn Fn()| {
         let series = (0..10).map(|_| {
@@ -117,7 +117,7 @@ fn ourselves(what: &str, messages: u32, trips: u32, workers: u32) -> Command {
     command
 }
 
-/// The figures in the line that a program prints before it ends.
+/// Runs a program, and returns the figures in its last line.
 fn figures(command: &mut Command) -> std::result::Result<Vec<f64>, String> {
     let done = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let done = done.map_err(|e| format!("{:?}: {e}", command.get_program()))?;
@@ -137,7 +137,7 @@ fn cluster(workers: u32) -> Result<Cluster> {
     Ok(Cluster::new(config))
 }
 
-/// The cluster is to end: everything is measured.
+/// Stops the cluster after the measurement.
 fn stop() {
     if let Err(e) = kill(Pid::this(), Signal::SIGTERM) {
         fail(e);
@@ -150,7 +150,7 @@ async fn serves_nothing(
     Ok(Response::new(Full::default()))
 }
 
-/// One worker that sends `messages`, then asks `trips` times.
+/// Runs one worker that sends `messages` messages and then `trips` requests.
 fn pair(messages: u32, trips: u32) -> Result<ExitCode> {
     let (count, begun, rate) = (Cell::new(0), OnceCell::new(), Rc::new(Cell::new(0.0)));
     let counted = Rc::clone(&rate);
@@ -201,12 +201,12 @@ async fn work(
     worker.send("times", &(quantile(&times, 0.5), quantile(&times, 0.99))).await
 }
 
-/// Broadcasts `times` times to `workers` workers that all answer; the next one follows the last answer.
+/// Broadcasts `times` times to `workers` workers, each after all have replied to the previous broadcast.
 fn broadcast(workers: u32, times: u32) -> Result<ExitCode> {
     let (answers, begun) = (Cell::new(0), Cell::new(Instant::now()));
     let took = RefCell::new(Vec::new());
     cluster(workers)?
-        // The first one of each says that it is there.
+        // The first message of each worker announces it.
         .on_message("here", move |primary, _, _| {
             answers.set(answers.get() + 1);
             if answers.get() < workers {
@@ -216,7 +216,7 @@ fn broadcast(workers: u32, times: u32) -> Result<ExitCode> {
             let mut took = took.borrow_mut();
             took.push(begun.get().elapsed().as_secs_f64() * 1e6);
             if took.len() as u32 > times {
-                // The first one is the time of the boot.
+                // The first time includes the boot.
                 println!("{} {}", quantile(&took[1..], 0.5), quantile(&took[1..], 0.99));
                 return stop();
             }

@@ -1,4 +1,4 @@
-//! The CPU pool: does a saturated one starve serving, and what does a job cost?
+//! Measures whether a saturated CPU pool delays serving, and the cost of a job.
 //!
 //! ```text
 //! cargo bench --bench pool
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! *Serving*: `prefork serve -w 2`, first idle and then with `/fib` jobs of about a second in all pools, more
-//! than there are threads. One client asks `GET /` on a kept connection, pauses for two milliseconds, asks
+//! than there are threads. One client sends `GET /` on a kept connection, pauses for 2 ms, and sends it
 //! again; times are from the first byte sent to the last one received. The client runs on the same cores.
 //!
 //! *Throughput*: empty jobs of 64 clients at a time in two threads, in this process, with `spawn_blocking` and with
@@ -34,9 +34,9 @@ use support::{argument, fail, has_argument, quantile};
 use tokio::task::LocalSet;
 use tokio_prefork::pool::{Pool, Settings};
 
-/// Between two requests of the client that is measured.
+/// Pause between two requests of the measured client.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Clients whose jobs keep two workers' pools full.
+/// Number of clients whose jobs keep the pools of two workers full.
 const LOAD_CLIENTS: usize = 8;
 
 fn main() {
@@ -67,11 +67,11 @@ fn main() {
     }
 }
 
-/// Clients and threads where throughput is measured.
+/// Number of clients and threads in the throughput measurement.
 const CLIENTS: usize = 64;
 const THREADS: usize = 2;
 
-/// Where Piscina is, if it can be had.
+/// Returns the directory of Piscina, if it can be installed.
 fn piscina() -> Option<PathBuf> {
     let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("piscina");
     let modules = home.join("node_modules");
@@ -112,7 +112,7 @@ fn throughput(span: Duration, piscina: Option<&Path>) {
     println!();
 }
 
-/// So many clients, each of which submits its next job when it has the result of the last.
+/// Number of clients, each of which submits a job when it has the result of the last one.
 fn jobs_per_second<F: Future<Output = bool>>(span: Duration, job: impl Fn() -> F + 'static) -> f64 {
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(THREADS).build();
@@ -141,7 +141,7 @@ fn jobs_per_second<F: Future<Output = bool>>(span: Duration, job: impl Fn() -> F
     done as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// What this thread has used: the machine may be busy.
+/// Returns the CPU time of this thread in seconds, which a busy machine does not change.
 fn cpu_seconds() -> f64 {
     let used = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
     used.map_or(f64::NAN, |used| used.tv_sec() as f64 + used.tv_nsec() as f64 / 1e9)
@@ -153,7 +153,7 @@ fn fib_argument_for(seconds: f64) -> u64 {
     loop {
         let begun = cpu_seconds();
         black_box(fib(n));
-        // Each takes 1.6 times as long as the one before.
+        // Each number takes 1.6 times as long as the previous one.
         if (cpu_seconds() - begun) * 1.3 > seconds {
             return n;
         }
@@ -210,7 +210,7 @@ fn serving(span: Duration, n: u64, nice: u32, place: &str) {
     );
 }
 
-/// Times of `GET /` in milliseconds, over `span`.
+/// Measures `GET /` for `span`, and returns the times in milliseconds.
 fn latencies(addr: SocketAddr, span: Duration) -> Vec<f64> {
     let mut client = Client::new(addr).unwrap_or_else(|e| fail(format_args!("connect: {e}")));
     let end = Instant::now() + span;
@@ -224,7 +224,7 @@ fn latencies(addr: SocketAddr, span: Duration) -> Vec<f64> {
     times
 }
 
-/// One connection.
+/// A client with one connection.
 struct Client(TcpStream);
 
 impl Client {
@@ -235,7 +235,7 @@ impl Client {
         Ok(Client(stream))
     }
 
-    /// The answers here are small, and each is written in one piece.
+    /// Reads a response, which is small and arrives in one piece.
     fn get(&mut self, path: &str) -> std::io::Result<()> {
         write!(self.0, "GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n")?;
         let mut buffer = [0; 4096];
@@ -264,7 +264,7 @@ fn dispatch(jobs: usize) {
             let begun = Instant::now();
             let started = tokio::task::spawn_blocking(Instant::now).await.ok();
             let second = (begun, started, Instant::now());
-            // The first ones start the threads.
+            // The first jobs start the threads.
             if turn >= 100 {
                 ours.add(first);
                 theirs.add(second);

@@ -1,4 +1,4 @@
-//! `GET /` of `prefork serve -w 2` beside a plain hyper server with one thread per core, in one run.
+//! Compares `GET /` of `prefork serve -w 2` with a plain hyper server with one thread per core.
 //!
 //! ```text
 //! cargo bench --bench throughput                      64 kept connections, one request at a time on each
@@ -8,8 +8,8 @@
 //!
 //! `--rounds N` and `--seconds S` say how often and how long (8 and 1.5). The two servers take turns, in the
 //! order a b, b a, a b and so on, as a machine's speed drifts; the ratio is the median over these pairs. The
-//! client takes its share of the same cores, so requests per second flatter whoever is slower: CPU time per
-//! request, of the server's processes alone, is the honest figure.
+//! client runs on the same cores, so requests per second flatter the slower server: CPU time per
+//! request of the server's processes is the meaningful figure.
 
 mod support;
 
@@ -21,7 +21,7 @@ use support::peer::{self, PEER_FLAG};
 use support::process::Server;
 use support::{argument, fail, has_argument, median};
 
-/// Workers of the one server, threads of the other.
+/// Number of workers, and of threads of the other server.
 const WORKERS: usize = 2;
 const CONNECTIONS: usize = 64;
 const DEPTH: usize = 16;
@@ -32,7 +32,7 @@ fn main() {
     if has_argument(PEER_FLAG) {
         return peer::run(WORKERS, has_argument("--pipeline-flush"));
     }
-    // `cargo bench` says so; `cargo test --benches` does not, and only wants to see that it works.
+    // `cargo bench` passes this flag, and `cargo test --benches` does not.
     let is_smoke_test = !has_argument("--bench");
     let rounds: usize = argument("--rounds", if is_smoke_test { 1 } else { 8 });
     let seconds: f64 = argument("--seconds", if is_smoke_test { 0.1 } else { 1.5 });
@@ -59,7 +59,7 @@ fn main() {
 #[derive(Clone, Copy)]
 struct RoundResult {
     rps: f64,
-    /// Microseconds of the server's CPU time for each request.
+    /// CPU time of the server per request, in microseconds.
     cpu: f64,
 }
 
@@ -76,7 +76,7 @@ fn compare(plan: Plan, flush: bool, rounds: usize, length: Duration) {
         threads.arg("--pipeline-flush");
     }
     let servers = [Server::start(&mut prefork, |_| {}), Server::start(&mut threads, |_| {})];
-    if let Err(why) = servers[0].wait_for_workers(WORKERS as usize) {
+    if let Err(why) = servers[0].wait_for_workers(WORKERS) {
         fail(why);
     }
     let names = ["prefork", "threads"].map(|name| match flush {

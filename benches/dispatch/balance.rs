@@ -21,10 +21,10 @@ pub fn measure(options: &BenchOptions) -> BenchResult {
         &options.setup,
         options.rounds_without_floor(),
         |_| true,
-        |who| {
+        |target| {
             let mut values = Vec::new();
             for (workers, burst) in settings {
-                values.extend(measure_setting(&options.setup, who, workers, clients, burst)?);
+                values.extend(measure_setting(&options.setup, target, workers, clients, burst)?);
             }
             Ok(values)
         },
@@ -54,12 +54,12 @@ pub fn measure(options: &BenchOptions) -> BenchResult {
 
 fn measure_setting(
     setup: &BenchSetup,
-    who: BenchTarget,
+    target: BenchTarget,
     workers: usize,
     clients: usize,
     burst: bool,
 ) -> Result<[f64; 2], String> {
-    let running = setup.start(who, workers)?;
+    let running = setup.start(target, workers)?;
     let held =
         probe::open_kept_connections(running.server.addr, clients, burst, CONNECTION_TIMEOUT);
     let held = held.map_err(|e| format!("a kept connection: {e}"))?;

@@ -27,7 +27,7 @@ pub fn measure(options: &BenchOptions) -> BenchResult {
         &options.setup,
         rounds,
         |_| true,
-        |who| measure_target(&options.setup.start(who, workers)?, plan, options.length),
+        |target| measure_target(&options.setup.start(target, workers)?, plan, options.length),
     );
     let how = if close { "a new connection for each request" } else { "kept connections" };
     BenchResult {

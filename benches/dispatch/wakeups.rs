@@ -21,10 +21,10 @@ pub fn measure(options: &BenchOptions) -> BenchResult {
         &options.setup,
         options.rounds_without_floor(),
         |_| true,
-        |who| {
+        |target| {
             let mut values = Vec::new();
             for workers in &numbers {
-                values.extend(measure_target(&options.setup, who, *workers, connections)?);
+                values.extend(measure_target(&options.setup, target, *workers, connections)?);
             }
             Ok(values)
         },
@@ -49,11 +49,11 @@ pub fn measure(options: &BenchOptions) -> BenchResult {
 /// Returns context switches per connection, in all and without those of an idle server, and the latter per second.
 fn measure_target(
     setup: &BenchSetup,
-    who: BenchTarget,
+    target: BenchTarget,
     workers: usize,
     connections: u32,
 ) -> Result<[f64; 3], String> {
-    let running = setup.start(who, workers)?;
+    let running = setup.start(target, workers)?;
     let server = &running.server;
     std::thread::sleep(IDLE_TIME);
     let (begun, before) = (Instant::now(), server.voluntary_switches());

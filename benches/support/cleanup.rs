@@ -65,13 +65,13 @@ pub fn clean_up_all() {
 
 /// Cleans up and exits on SIGINT, SIGTERM and SIGHUP.
 pub fn clean_up_on_signals() -> std::io::Result<()> {
-    let (mut told, tell) = UnixStream::pair()?;
+    let (mut signals, sender) = UnixStream::pair()?;
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        signal_hook::low_level::pipe::register(signal as i32, tell.try_clone()?)?;
+        signal_hook::low_level::pipe::register(signal as i32, sender.try_clone()?)?;
     }
     std::thread::spawn(move || {
         // The handlers own the writing end, so an error means that no signal can arrive.
-        if told.read_exact(&mut [0]).is_ok() {
+        if signals.read_exact(&mut [0]).is_ok() {
             clean_up_all();
             std::process::exit(130);
         }

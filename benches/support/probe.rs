@@ -173,7 +173,7 @@ impl KeptConnection {
     fn read_pid(&mut self) -> std::io::Result<()> {
         let body = String::from_utf8_lossy(&read_response(&mut self.stream)?).into_owned();
         let pid = body.trim().rsplit(' ').next().and_then(|pid| pid.parse().ok());
-        self.pid = pid.ok_or_else(|| std::io::Error::other(format!("who answered? {body}")))?;
+        self.pid = pid.ok_or_else(|| std::io::Error::other(format!("no pid in {body}")))?;
         Ok(())
     }
 }
@@ -188,11 +188,11 @@ impl SilentConnections {
     /// Opens `rate` connections per second, of which the newest `max_open` stay open.
     pub fn start(addr: SocketAddr, rate: f64, max_open: usize) -> SilentConnections {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let stop_flag = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let (mut open, mut opened) = (VecDeque::new(), 0);
             let (interval, mut next) = (Duration::from_secs_f64(1.0 / rate), Instant::now());
-            while !told.load(Relaxed) {
+            while !stop_flag.load(Relaxed) {
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
                 next += interval;
                 if let Ok(socket) = connect_silently(addr) {

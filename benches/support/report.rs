@@ -35,7 +35,7 @@ pub fn table(title: &str, columns: &[Column], all: &[Series]) -> String {
     rows[0].extend(columns.iter().map(|column| column.title.clone()));
     for series in all {
         let cells = columns.iter().map(|column| column.cell(series));
-        rows.push(std::iter::once(series.who.title()).chain(cells).collect());
+        rows.push(std::iter::once(series.target.title()).chain(cells).collect());
     }
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|n| rows.iter().map(|row| row[n].chars().count()).max().unwrap_or(0))
@@ -100,6 +100,6 @@ pub fn json(title: &str, names: &[String], all: &[Series]) -> String {
             .collect()
     };
     let servers: serde_json::Map<String, serde_json::Value> =
-        all.iter().map(|series| (series.who.title(), rounds(series).into())).collect();
+        all.iter().map(|series| (series.target.title(), rounds(series).into())).collect();
     serde_json::json!({"what": title, "servers": servers}).to_string()
 }

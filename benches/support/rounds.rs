@@ -11,7 +11,7 @@ pub struct Sample {
 
 /// All rounds of one target.
 pub struct Series {
-    pub who: BenchTarget,
+    pub target: BenchTarget,
     pub samples: Vec<Sample>,
 }
 
@@ -31,29 +31,30 @@ pub fn run(
     measure: impl Fn(BenchTarget) -> Result<Vec<f64>, String>,
 ) -> Vec<Series> {
     let names = setup.targets.iter();
-    let mut all: Vec<Series> = names.map(|who| Series { who: *who, samples: Vec::new() }).collect();
+    let mut all: Vec<Series> =
+        names.map(|target| Series { target: *target, samples: Vec::new() }).collect();
     let with_floor = rounds.with_floor && setup.targets.contains(&REFERENCE);
     let mut alive: Vec<BenchTarget> = setup.targets.clone();
-    alive.retain(|who| can(*who) && !(with_floor && *who == REFERENCE));
+    alive.retain(|target| can(*target) && !(with_floor && *target == REFERENCE));
     for round in 0..rounds.count {
         let mut order = alive.clone();
         order.rotate_left(round % alive.len().max(1));
         let floor = |all: &mut Vec<Series>| -> Option<Vec<f64>> {
             let values = with_floor.then(|| measure_target(REFERENCE, round, &measure))??;
-            let reference = all.iter_mut().find(|one| one.who == REFERENCE)?;
+            let reference = all.iter_mut().find(|one| one.target == REFERENCE)?;
             reference.samples.push(Sample { values: values.clone(), floor: Some(values.clone()) });
             Some(values)
         };
         let mut before = floor(&mut all);
-        for who in order {
-            let Some(values) = measure_target(who, round, &measure) else {
-                alive.retain(|other| *other != who);
+        for target in order {
+            let Some(values) = measure_target(target, round, &measure) else {
+                alive.retain(|other| *other != target);
                 continue;
             };
             let after = floor(&mut all);
             let floor = mean(before.as_deref(), after.as_deref());
             before = after;
-            if let Some(one) = all.iter_mut().find(|one| one.who == who) {
+            if let Some(one) = all.iter_mut().find(|one| one.target == target) {
                 one.samples.push(Sample { values, floor });
             }
         }
@@ -63,12 +64,12 @@ pub fn run(
 }
 
 fn measure_target(
-    who: BenchTarget,
+    target: BenchTarget,
     round: usize,
     measure: &impl Fn(BenchTarget) -> Result<Vec<f64>, String>,
 ) -> Option<Vec<f64>> {
-    let name = who.title();
-    match measure(who) {
+    let name = target.title();
+    match measure(target) {
         Ok(values) => {
             let texts: Vec<String> = values.iter().map(|value| format!("{value:.2}")).collect();
             eprintln!("round {} {name}: {}", round + 1, texts.join(" "));

@@ -137,12 +137,12 @@ impl BenchSetup {
     /// # Errors
     ///
     /// The server does not start.
-    pub fn start(&self, who: BenchTarget, workers: usize) -> Result<RunningTarget, String> {
+    pub fn start(&self, target: BenchTarget, workers: usize) -> Result<RunningTarget, String> {
         let tied = |program: &Path| {
             cleanup::tied_command(program).map_err(|e| format!("cannot find this program: {e}"))
         };
         let (mut control, count) = (None, workers.to_string());
-        let server = match who {
+        let server = match target {
             BenchTarget::Prefork(policy) => {
                 let socket = self.unused_path(".sock");
                 let mut command = tied(Path::new(env!("CARGO_BIN_EXE_prefork")))?;
