@@ -187,7 +187,7 @@ async fn work(
     worker: &Worker,
     messages: u32,
     trips: u32,
-) -> std::result::Result<(), tokio_prefork::MailError> {
+) -> std::result::Result<(), tokio_prefork::MessageError> {
     let payload = Bytes::from_static(&[b'x'; 64]);
     for _ in 0..messages {
         worker.send("count", payload.clone()).await?;
@@ -226,7 +226,7 @@ fn broadcast(workers: u32, times: u32) -> Result<ExitCode> {
             }
         })
         .serve(|worker: Worker| async move {
-            let mut inbox = worker.recv("all");
+            let mut inbox = worker.open_inbox("all");
             tokio::task::spawn_local(async move {
                 while worker.send("here", &()).await.is_ok() {
                     inbox.recv().await;

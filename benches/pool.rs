@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use support::process::Server;
 use support::{argument, fail, has_argument, quantile};
 use tokio::task::LocalSet;
-use tokio_prefork::pool::{Pool, Settings};
+use tokio_prefork::pool::{Pool, PoolConfig};
 
 /// Pause between two requests of the measured client.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -88,9 +88,9 @@ fn piscina() -> Option<PathBuf> {
 }
 
 fn throughput(span: Duration, piscina: Option<&Path>) {
-    let mut settings = Settings::default();
-    settings.threads = THREADS;
-    let pool = Pool::new(settings);
+    let mut config = PoolConfig::default();
+    config.threads = THREADS;
+    let pool = Pool::new(config);
     let ours = jobs_per_second(span, move || {
         let job = pool.run(|| ());
         async { job.await.is_ok() }
@@ -248,9 +248,9 @@ impl Client {
 }
 
 fn dispatch(jobs: usize) {
-    let mut settings = Settings::default();
-    settings.threads = 1;
-    let pool = Pool::new(settings);
+    let mut config = PoolConfig::default();
+    config.threads = 1;
+    let pool = Pool::new(config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
         .build()

@@ -45,7 +45,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
 /// Sends the events of other workers to the listeners of this one. All streams end when the worker drains; browsers
 /// reconnect by themselves.
 async fn forward_broadcasts(worker: Worker, listeners: Listeners) {
-    let mut inbox = worker.recv("chat");
+    let mut inbox = worker.open_inbox("chat");
     loop {
         tokio::select! {
             message = inbox.recv() => match message {

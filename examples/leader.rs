@@ -30,7 +30,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     Cluster::new(config).serve(move |worker: Worker| async move {
         tokio::task::spawn_local(run_as_leader(worker, cron, ticks));
         Ok(service_fn(move |_: Request<Incoming>| async move {
-            let leader = cron.leader().map_or("none".to_string(), |pid| format!("pid {pid}"));
+            let leader = cron.leader_pid().map_or("none".to_string(), |pid| format!("pid {pid}"));
             let text = format!("leader {leader}, {} ticks\n", ticks.value());
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
         }))
@@ -40,7 +40,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
 /// Runs the task while this worker is the leader. Until then, and for all other workers, this future waits.
 async fn run_as_leader(worker: Worker, cron: Leadership, ticks: SharedCounter) {
     tokio::select! {
-        result = cron.run_once(tick(ticks)) => if let Err(e) = result { log::error!("{e}") },
+        result = cron.run_as_leader(tick(ticks)) => if let Err(e) = result { log::error!("{e}") },
         () = worker.draining() => {}
     }
 }

@@ -18,7 +18,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, Config, MailError, Worker};
+use tokio_prefork::{Cluster, Config, MessageError, Worker};
 
 fn main() -> ExitCode {
     run().unwrap_or_else(|error| error.report())
@@ -47,7 +47,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
         .serve(|worker: Worker| async move {
             let last_total = Rc::new(Cell::new(0u64));
             // Opened before the worker is ready, so that it misses no message.
-            let mut inbox = worker.recv("total");
+            let mut inbox = worker.open_inbox("total");
             let received = Rc::clone(&last_total);
             tokio::task::spawn_local(async move {
                 while let Some(message) = inbox.recv().await {
@@ -68,7 +68,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
 }
 
 /// Returns the total to answer with: the exact one of the primary for `/exactly`, else the last one received.
-async fn total_for(worker: &Worker, path: &str, last_total: u64) -> Result<u64, MailError> {
+async fn total_for(worker: &Worker, path: &str, last_total: u64) -> Result<u64, MessageError> {
     if path == "/exactly" {
         return worker.request("get-total", &(), Duration::from_secs(5)).await?.decode();
     }

@@ -6,7 +6,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use tokio_prefork::pool::{Cancel, Task};
+use tokio_prefork::pool::{CancelFlag, PoolJob};
 
 /// The largest `/fib`: half a minute of one core.
 pub(super) const LARGEST_FIB: u64 = 50;
@@ -26,19 +26,19 @@ pub(crate) fn fib(n: u64) -> u64 {
 /// A Fibonacci number; `None` if nobody wanted it any more.
 pub(super) struct Fib(pub(super) u64);
 
-impl Task for Fib {
+impl PoolJob for Fib {
     type Output = Option<u64>;
 
     fn name() -> &'static str {
         "fib"
     }
 
-    fn run(self, cancel: &Cancel<'_>) -> Option<u64> {
+    fn run(self, cancel: &CancelFlag<'_>) -> Option<u64> {
         fib_while(self.0, cancel)
     }
 }
 
-fn fib_while(n: u64, cancel: &Cancel<'_>) -> Option<u64> {
+fn fib_while(n: u64, cancel: &CancelFlag<'_>) -> Option<u64> {
     match n {
         0..=SMALL_FIB => Some(fib(n)),
         _ if cancel.is_set() => None,
@@ -52,14 +52,14 @@ pub(super) struct Hash {
     pub(super) rounds: u64,
 }
 
-impl Task for Hash {
+impl PoolJob for Hash {
     type Output = Option<[u8; 32]>;
 
     fn name() -> &'static str {
         "hash"
     }
 
-    fn run(self, cancel: &Cancel<'_>) -> Option<[u8; 32]> {
+    fn run(self, cancel: &CancelFlag<'_>) -> Option<[u8; 32]> {
         let mut first = Sha256::new();
         for piece in self.pieces {
             first.update(&piece);
@@ -89,11 +89,11 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_prefork::pool::{Pool, Settings};
+    use tokio_prefork::pool::{Pool, PoolConfig};
 
-    fn on_pool<T: Task>(task: T) -> T::Output {
+    fn on_pool<T: PoolJob>(task: T) -> T::Output {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("runtime");
-        runtime.block_on(Pool::new(Settings::default()).run(task)).expect("result")
+        runtime.block_on(Pool::new(PoolConfig::default()).run(task)).expect("result")
     }
 
     #[test]

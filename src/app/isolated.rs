@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::{Response, StatusCode};
 
 use super::{faults, routes};
-use tokio_prefork::{IsolatedError, Worker};
+use tokio_prefork::{IsolatedJobError, Worker};
 
 /// The name of the pool.
 pub(super) const POOL: &str = "isolated";
@@ -32,19 +32,19 @@ pub(super) fn work(job: String) -> Result<String, String> {
 
 /// In the worker that was asked.
 pub(super) async fn answer(worker: &Worker, job: &str) -> Response<routes::Body> {
-    let done = match worker.isolated(POOL) {
+    let done = match worker.isolated_pool(POOL) {
         Ok(pool) => pool.run::<str, String>(job, LIMIT).await,
         Err(e) => Err(e),
     };
     let status = match &done {
         Ok(_) => StatusCode::OK,
-        Err(IsolatedError::Full | IsolatedError::Closed) => StatusCode::SERVICE_UNAVAILABLE,
-        Err(IsolatedError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
+        Err(IsolatedJobError::Full | IsolatedJobError::Closed) => StatusCode::SERVICE_UNAVAILABLE,
+        Err(IsolatedJobError::TimedOut) => StatusCode::GATEWAY_TIMEOUT,
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let text = match done {
         Ok(text) => text,
-        Err(e @ IsolatedError::TimedOut) => {
+        Err(e @ IsolatedJobError::TimedOut) => {
             format!("{e}; is there a process for it? (prefork scale {POOL}=1)\n")
         }
         Err(e) => format!("{e}\n"),

@@ -27,7 +27,7 @@ use static_files::FileBody;
 pub(crate) use static_files::{RootDir, Settings as FileSettings};
 use tokio_prefork::pool::Pool;
 use tokio_prefork::{
-    Cluster, ClusterSnapshot, Config, Isolated, Model, Result, SharedWorker, Worker,
+    Cluster, ClusterSnapshot, Config, IsolatedPoolConfig, Model, Result, SharedWorker, Worker,
 };
 
 /// What the built-in application can be told.
@@ -99,8 +99,8 @@ pub(crate) fn serve(
         }),
         // Apart, so that requests pay for it only where it is.
         _ if faults => {
-            let pool = Isolated::new(isolated::POOL, 0);
-            cluster.isolated(pool, isolated::work).serve(|worker| async move {
+            let pool = IsolatedPoolConfig::new(isolated::POOL, 0);
+            cluster.isolated_pool(pool, isolated::work).serve(|worker| async move {
                 let site = Rc::new(Routes::new(worker.clone()));
                 Ok(service_fn(move |request: Request<Incoming>| {
                     let (worker, site) = (worker.clone(), Rc::clone(&site));

@@ -14,7 +14,7 @@ use super::body_budget::{BodyBudget, BodyError};
 use super::compute::{Fib, Hash, LARGEST_FIB, MOST_ROUNDS, fib, hex};
 use super::static_files::StaticFiles;
 use super::{Options, Site, faults};
-use tokio_prefork::pool::{PoolError, Task};
+use tokio_prefork::pool::{PoolError, PoolJob};
 
 pub(super) type Body = Either<Full<Bytes>, Repeated>;
 type Answer = Response<Body>;
@@ -185,7 +185,7 @@ impl<W: Site> Routes<W> {
     }
 
     /// Runs a task in the pool, and shows its result.
-    async fn compute<T: Task>(&self, task: T, show: impl FnOnce(T::Output) -> String) -> Answer {
+    async fn compute<T: PoolJob>(&self, task: T, show: impl FnOnce(T::Output) -> String) -> Answer {
         match self.worker.pool().run(task).await {
             Ok(value) => text(StatusCode::OK, show(value)),
             Err(e) => refused(&e),

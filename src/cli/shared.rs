@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tokio_prefork::shared::{SharedMetric, SharedValue};
+use tokio_prefork::shared::{SharedMetric, SharedMetricValue};
 use tokio_prefork::text::printable;
 
 /// A header and a line for each; nothing if there is none.
@@ -20,21 +20,21 @@ pub(super) fn table(all: &[SharedMetric]) -> String {
     text
 }
 
-fn value(value: &SharedValue) -> String {
+fn value(value: &SharedMetricValue) -> String {
     match value {
-        SharedValue::Counter { value } => value.to_string(),
-        SharedValue::Gauge { value } => value.to_string(),
-        SharedValue::Histogram(seen) => {
+        SharedMetricValue::Counter { value } => value.to_string(),
+        SharedMetricValue::Gauge { value } => value.to_string(),
+        SharedMetricValue::Histogram(seen) => {
             let [half, most] = [0.5, 0.99].map(|q| match seen.quantile(q) {
                 Some(bound) => bound.to_string(),
                 None => "-".to_string(),
             });
             format!("{} observed, sum {}, p50 {half}, p99 {most}", seen.count(), seen.sum)
         }
-        SharedValue::Flag { set: true } => "set".to_string(),
-        SharedValue::Flag { set: false } => "not set".to_string(),
-        SharedValue::Role { leader: Some(pid) } => format!("led by pid {pid}"),
-        SharedValue::Role { leader: None } => "led by nobody".to_string(),
+        SharedMetricValue::Flag { set: true } => "set".to_string(),
+        SharedMetricValue::Flag { set: false } => "not set".to_string(),
+        SharedMetricValue::Leadership { leader: Some(pid) } => format!("led by pid {pid}"),
+        SharedMetricValue::Leadership { leader: None } => "led by nobody".to_string(),
         _ => "(of a newer version)".to_string(),
     }
 }
@@ -48,11 +48,11 @@ mod tests {
     fn each_has_a_line() {
         let seen = HistogramSnapshot { bounds: vec![10, 20], counts: vec![3, 1, 0], sum: 30 };
         let all = [
-            ("orders_total", SharedValue::Counter { value: 12 }),
-            ("open", SharedValue::Gauge { value: -1 }),
-            ("ms", SharedValue::Histogram(seen)),
-            ("\u{1b}[2J", SharedValue::Flag { set: true }),
-            ("cron", SharedValue::Role { leader: Some(7) }),
+            ("orders_total", SharedMetricValue::Counter { value: 12 }),
+            ("open", SharedMetricValue::Gauge { value: -1 }),
+            ("ms", SharedMetricValue::Histogram(seen)),
+            ("\u{1b}[2J", SharedMetricValue::Flag { set: true }),
+            ("cron", SharedMetricValue::Leadership { leader: Some(7) }),
         ];
         let all = all.map(|(name, value)| SharedMetric { name: name.to_string(), value });
         let text = table(&all);

@@ -9,7 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::signal::{Signal, raise};
-use tokio_prefork::{Cluster, Isolated, IsolatedError, Result, Worker};
+use tokio_prefork::{Cluster, IsolatedJobError, IsolatedPoolConfig, Result, Worker};
 
 use super::ProgramArguments;
 
@@ -18,27 +18,29 @@ pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<ExitCode> {
     let number = |key: &str| arguments.value(key).ok().and_then(|text| text.parse::<u64>().ok());
     let processes = number("processes").unwrap_or(1) as u32;
     let waiting = number("waiting").unwrap_or(8) as usize;
-    let mut pool = Isolated::new("danger", processes).queue(waiting);
+    let mut pool = IsolatedPoolConfig::new("danger", processes).queue(waiting);
     if let Some(mib) = number("max-rss-mib") {
         pool = pool.max_rss(mib << 20);
     }
     if let Some(ms) = number("deadline-ms") {
         pool = pool.deadline(Duration::from_millis(ms));
     }
-    Cluster::new(arguments.config).isolated(pool, perform_job).serve(|worker: Worker| async move {
-        Ok(service_fn(move |request: Request<Incoming>| {
-            let worker = worker.clone();
-            async move {
-                let said = run_job(&worker, request.uri().path()).await;
-                let text = said.unwrap_or_else(|e| format!("{e:?}"));
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
-            }
-        }))
-    })
+    Cluster::new(arguments.config).isolated_pool(pool, perform_job).serve(
+        |worker: Worker| async move {
+            Ok(service_fn(move |request: Request<Incoming>| {
+                let worker = worker.clone();
+                async move {
+                    let said = run_job(&worker, request.uri().path()).await;
+                    let text = said.unwrap_or_else(|e| format!("{e:?}"));
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
+                }
+            }))
+        },
+    )
 }
 
 /// Runs the job of the path `/JOB/MILLISECONDS`.
-async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, IsolatedError> {
+async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, IsolatedJobError> {
     let mut words = path.trim_start_matches('/').split('/');
     let job = words.next().unwrap_or_default();
     if job.is_empty() {
@@ -46,7 +48,7 @@ async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, Iso
     }
     let limit = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(20_000);
     let name = if job == "nobody" { "nobody" } else { "danger" };
-    worker.isolated(name)?.run(job, Duration::from_millis(limit)).await
+    worker.isolated_pool(name)?.run(job, Duration::from_millis(limit)).await
 }
 
 #[expect(clippy::panic, reason = "a panic is what this is about")]

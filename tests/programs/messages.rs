@@ -14,7 +14,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::socket::{MsgFlags, send};
-use tokio_prefork::{Cluster, MailError, MailLimits, Message, ReplyTo, Result, Sender};
+use tokio_prefork::{
+    Cluster, Message, MessageError, MessageLimits, MessageSender, ReplyTo, Result,
+};
 use tokio_prefork::{Slot, Worker, WorkerId};
 
 use super::ProgramArguments;
@@ -26,7 +28,9 @@ pub(super) fn messages(arguments: ProgramArguments) -> Result<ExitCode> {
     let all = Rc::clone(&notes);
     let mut kept: Option<ReplyTo> = None;
     Cluster::new(arguments.config)
-        .mail_limits(MailLimits::default().message(1 << 20).queue(8 << 20, 64))
+        .message_limits(
+            MessageLimits::default().max_message_bytes(1 << 20).queue_bounds(8 << 20, 64),
+        )
         .on_message("note", move |_, from, message| {
             let text: String = message.decode().unwrap_or_else(|e| e.to_string());
             notes.borrow_mut().push(format!("{}: {text}", from.slot));
@@ -93,26 +97,26 @@ fn reply_target(message: &Message) -> ReplyTo {
     message.reply_to().expect("a request")
 }
 
-fn log_reply_error(sent: std::result::Result<(), MailError>) {
+fn log_reply_error(sent: std::result::Result<(), MessageError>) {
     if let Err(e) = sent {
         log::error!("cannot answer: {e}");
     }
 }
 
 async fn forward_direct_messages(worker: Worker) {
-    let mut inbox = worker.recv("direct");
+    let mut inbox = worker.open_inbox("direct");
     while let Some(message) = inbox.recv().await {
         let text: String = message.decode().unwrap_or_else(|e| e.to_string());
         let from = match message.from() {
-            Sender::Primary => "the primary".to_string(),
-            Sender::Worker(id) => format!("worker {id}"),
+            MessageSender::Primary => "the primary".to_string(),
+            MessageSender::Worker(id) => format!("worker {id}"),
         };
         let _ = worker.send("note", &format!("{text} from {from}")).await;
     }
 }
 
 async fn reply_with_slot(worker: Worker) {
-    let mut inbox = worker.recv("who");
+    let mut inbox = worker.open_inbox("who");
     while let Some(message) = inbox.recv().await {
         log_reply_error(
             worker.reply(&reply_target(&message), &format!("{} {}", worker.slot(), worker.id())),
@@ -122,7 +126,7 @@ async fn reply_with_slot(worker: Worker) {
 
 /// Writes the length and sum of the payload and the own slot to each received connection.
 async fn serve_passed_connections(worker: Worker) {
-    let mut inbox = worker.recv("guest");
+    let mut inbox = worker.open_inbox("guest");
     while let Some(mut message) = inbox.recv().await {
         let Some(connection) = message.take_connection() else { continue };
         let mut stream = UnixStream::from(OwnedFd::from(connection));
@@ -157,7 +161,7 @@ async fn send_connections(
     slot: Option<u32>,
     count: usize,
     size: usize,
-) -> std::result::Result<String, MailError> {
+) -> std::result::Result<String, MessageError> {
     let payload: Bytes = vec![1; size].into();
     let mut ends = Vec::new();
     for _ in 0..count {
@@ -182,7 +186,7 @@ async fn send_connections(
     Ok(if same { format!("{} x {}", all.len(), all[0]) } else { all.join(", ") })
 }
 
-async fn run_path(worker: &Worker, words: &[&str]) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, words: &[&str]) -> std::result::Result<String, MessageError> {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     match words {
         ["slot"] => return Ok(format!("{} {}", worker.slot(), worker.id())),
@@ -237,7 +241,7 @@ async fn run_path(worker: &Worker, words: &[&str]) -> std::result::Result<String
 async fn run_connection_path(
     worker: &Worker,
     words: &[&str],
-) -> std::result::Result<String, MailError> {
+) -> std::result::Result<String, MessageError> {
     let number = |text: &str| text.parse::<u64>().expect("a number");
     match words {
         ["travel", size] => {
@@ -279,7 +283,7 @@ async fn run_connection_path(
         ["until-closed"] => {
             worker.request("echo", &(), REQUEST_TIMEOUT).await?;
             // No such message is ever sent, so the end of the channel ends the wait.
-            let mut nothing = worker.recv("nothing");
+            let mut nothing = worker.open_inbox("nothing");
             while nothing.recv().await.is_some() {}
             worker.send("sink", &()).await?;
         }

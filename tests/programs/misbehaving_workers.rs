@@ -12,7 +12,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use nix::sys::socket::{MsgFlags, send};
-use tokio_prefork::{Cluster, MailError, Result, Worker};
+use tokio_prefork::{Cluster, MessageError, Result, Worker};
 
 use super::ProgramArguments;
 
@@ -61,7 +61,7 @@ pub(super) fn misbehaving_workers(arguments: ProgramArguments) -> Result<ExitCod
         })
 }
 
-async fn echo(worker: &Worker) -> std::result::Result<String, MailError> {
+async fn echo(worker: &Worker) -> std::result::Result<String, MessageError> {
     let payload: Bytes = vec![7; 100_000].into();
     let same = worker.request("echo", payload.clone(), REQUEST_TIMEOUT).await?.bytes() == &payload;
     Ok(format!("same: {same}, slot {}", worker.slot()))

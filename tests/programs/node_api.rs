@@ -13,7 +13,7 @@ use hyper::{Request, Response};
 use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
 };
-use tokio_prefork::{MailError, Message, PrimaryHandle, Reason, Restart, Result, Slot, Worker};
+use tokio_prefork::{Message, MessageError, PrimaryHandle, Reason, Restart, Result, Slot, Worker};
 use tokio_prefork::{WorkerExit, WorkerId, WorkerTag, Workers};
 
 use super::ProgramArguments;
@@ -111,8 +111,8 @@ async fn work(worker: &Worker) -> std::result::Result<(), BoxError> {
     let role = std::env::var("ROLE");
     log::info!("{is_worker} {me:?} {role:?} {:?}", worker.config());
     worker.send("kind", &1).await?;
-    let full = worker.try_send("kind", &1) == Err(MailError::Full);
-    let mut inbox = worker.recv("kind");
+    let full = worker.try_send("kind", &1) == Err(MessageError::Full);
+    let mut inbox = worker.open_inbox("kind");
     let number: Option<u32> = inbox.recv().await.map(|message| message.decode()).transpose()?;
     worker.send_to(Slot(1), "kind", &number).await?;
     worker.broadcast("kind", &full).await?;

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, MailError, PrimaryHandle, ReplyTo, Result, Slot, Worker};
+use tokio_prefork::{Cluster, MessageError, PrimaryHandle, ReplyTo, Result, Slot, Worker};
 
 use super::ProgramArguments;
 
@@ -58,7 +58,7 @@ fn reply_text(primary: &mut PrimaryHandle<'_>, to: &ReplyTo, text: &str) {
     }
 }
 
-async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MessageError> {
     let number = |text: &str| text.parse::<u64>().unwrap_or_default();
     match path.split('/').skip(1).collect::<Vec<_>>()[..] {
         [slot, kind, limit] => {
@@ -70,7 +70,7 @@ async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, Ma
 }
 
 async fn reply_twice(worker: Worker) {
-    let mut inbox = worker.recv("who");
+    let mut inbox = worker.open_inbox("who");
     while let Some(to) = inbox.recv().await.and_then(|message| message.reply_to()) {
         // The second reply comes too late.
         let text = format!("slot {}", worker.slot());
@@ -80,7 +80,7 @@ async fn reply_twice(worker: Worker) {
 
 /// Replies to the previous request at each request.
 async fn reply_to_previous(worker: Worker) {
-    let mut inbox = worker.recv("before");
+    let mut inbox = worker.open_inbox("before");
     let mut kept: Option<ReplyTo> = None;
     while let Some(to) = inbox.recv().await.and_then(|message| message.reply_to()) {
         if let Some(before) = kept.replace(to) {
@@ -90,7 +90,7 @@ async fn reply_to_previous(worker: Worker) {
 }
 
 async fn exit_on_message(worker: Worker) {
-    let mut inbox = worker.recv("die");
+    let mut inbox = worker.open_inbox("die");
     if inbox.recv().await.is_some() {
         std::process::exit(37);
     }

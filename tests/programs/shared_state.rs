@@ -34,7 +34,7 @@ fn control_service(
             "/stop" => stop.set(),
             _ => false,
         };
-        let snapshot = || serde_json::to_string(&shared::snapshot()).unwrap_or_default();
+        let snapshot = || serde_json::to_string(&shared::read_shared_metrics()).unwrap_or_default();
         let text = handle_path(request.uri().path()).unwrap_or_else(snapshot);
         std::future::ready(Ok(Response::new(Full::new(Bytes::from(text)))))
     })
@@ -48,7 +48,7 @@ fn repeat_work(
     mut work: impl FnMut() + 'static,
 ) {
     tokio::task::spawn_local(async move {
-        let _busy = busy.hold(1);
+        let _busy = busy.add_scoped(1);
         while !stop.is_set() {
             if go.is_set() {
                 work();
@@ -141,7 +141,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Counts every millisecond whether this worker is the only leader.
 async fn count_leaders(leading: SharedGauge, alone: SharedCounter, together: SharedCounter) {
-    let _leading = leading.hold(1);
+    let _leading = leading.add_scoped(1);
     let mut looks = tokio::time::interval(CHECK_INTERVAL);
     loop {
         looks.tick().await;
@@ -163,7 +163,7 @@ async fn wait_until(mut holds: impl FnMut() -> bool) -> bool {
 /// Every worker is a candidate for one role until it drains. `file=PATH` shares the role with other clusters.
 pub(super) fn leadership(arguments: ProgramArguments) -> Result<ExitCode> {
     let role = match arguments.value("file") {
-        Ok(path) => Leadership::in_file("cron", path)?,
+        Ok(path) => Leadership::with_lock_file("cron", path)?,
         Err(_) => Leadership::new("cron")?,
     };
     let leading = SharedGauge::new("leading")?;
@@ -174,7 +174,7 @@ pub(super) fn leadership(arguments: ProgramArguments) -> Result<ExitCode> {
         let me = worker.clone();
         tokio::task::spawn_local(async move {
             tokio::select! {
-                led = role.run_once(count_leaders(leading, alone, together)) => if let Err(e) = led { log::error!("{e}") },
+                led = role.run_as_leader(count_leaders(leading, alone, together)) => if let Err(e) = led { log::error!("{e}") },
                 () = me.draining() => {}
             }
         });
@@ -195,12 +195,12 @@ pub(super) fn leadership_cycle(arguments: ProgramArguments) -> Result<ExitCode> 
             if !first_two {
                 return;
             }
-            let first = roles[slot].lead().await;
-            if !wait_until(|| roles[1 - slot].leader().is_some()).await {
+            let first = roles[slot].acquire().await;
+            if !wait_until(|| roles[1 - slot].leader_pid().is_some()).await {
                 return log::error!("the other role has no leader");
             }
-            let _waiting = waiting.hold(1);
-            let second = roles[1 - slot].lead().await;
+            let _waiting = waiting.add_scoped(1);
+            let second = roles[1 - slot].acquire().await;
             std::future::pending::<()>().await;
             drop((first, second));
         });

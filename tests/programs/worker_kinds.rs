@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use tokio_prefork::{Cluster, Error, Kind, MailError, PrimaryHandle, Result, Worker};
+use tokio_prefork::{Cluster, Error, Kind, MessageError, PrimaryHandle, Result, Worker};
 
 use super::ProgramArguments;
 
@@ -33,7 +33,7 @@ pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
             consume(worker).await
         })
         .kind(fragile, |worker: Worker| async move {
-            let mut end = worker.recv("end");
+            let mut end = worker.open_inbox("end");
             tokio::select! {
                 Some(_) = end.recv() => Ok(()),
                 () = worker.draining() => Ok(()),
@@ -67,7 +67,7 @@ fn fork_consumer(primary: &mut PrimaryHandle<'_>) -> String {
 
 /// Replies to each job with kind, slot and pid of this worker; the job `hang` never ends.
 async fn consume(worker: Worker) -> Result<()> {
-    let mut jobs = worker.recv("job");
+    let mut jobs = worker.open_inbox("job");
     loop {
         let job = tokio::select! {
             Some(job) = jobs.recv() => job,
@@ -87,7 +87,7 @@ async fn consume(worker: Worker) -> Result<()> {
     }
 }
 
-async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MailError> {
+async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, MessageError> {
     let words: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match words.as_slice() {
         ["job", n, what] => {

@@ -47,10 +47,11 @@ pub use config::{
 pub use dispatch::KernelProgram;
 pub use error::{Error, ErrorKind, Result, exit};
 pub use inherited_fds::close_inherited_fds;
-pub use isolated::{Isolated, IsolatedError};
+pub use isolated::{IsolatedJobError, IsolatedPoolConfig};
 pub use listener::{HostAddr, ListenAddr, UnixAddr};
 pub use messages::{
-    Connection, Inbox, MailError, MailLimits, Message, Payload, ReplyTo, Sender, Target, Unsent,
+    Inbox, IntoPayload, Message, MessageError, MessageLimits, MessageSender, MessageTarget,
+    PassedConnection, ReplyTo, SendConnectionError,
 };
 pub use prefork_supervisor::RecycleReason;
 pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::listener::Listener;
-use crate::messages::MailLimits;
+use crate::messages::MessageLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use prefork_supervisor::{Slot, WorkerTag};
 
@@ -27,7 +27,7 @@ pub(crate) struct WorkerInit {
     /// worker, where no process reads them.
     pub(crate) mail: Option<OwnedFd>,
     /// The limits on messages that wait to be sent or read.
-    pub(crate) mail_limits: MailLimits,
+    pub(crate) message_limits: MessageLimits,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
     pub(crate) rows: Vec<OwnRow>,
     /// Counts the slot's connections for the dispatch policy.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::JOBS;
 use super::spare::Spare;
-use tokio_prefork::pool::{Pool, Settings};
+use tokio_prefork::pool::{Pool, PoolConfig};
 use tokio_prefork::{Error, Result};
 
 /// One way to do it.
@@ -60,9 +60,9 @@ pub(super) fn measure(
 fn pooled(n: u64, fib: fn(u64) -> u64, threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|e| Error::system("build a runtime", e))?;
-    let mut settings = Settings::default();
-    settings.threads = threads;
-    let pool = Pool::new(settings);
+    let mut config = PoolConfig::default();
+    config.threads = threads;
+    let pool = Pool::new(config);
     let jobs: Vec<_> = (0..JOBS).map(|_| pool.run(move || fib(n))).collect();
     runtime.block_on(async {
         for job in jobs {

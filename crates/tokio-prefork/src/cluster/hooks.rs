@@ -1,7 +1,7 @@
 //! What the application does in the primary: its hooks, and its side of the messages.
 
 use super::Cluster;
-use crate::messages::{MailLimits, Message};
+use crate::messages::{Message, MessageLimits};
 use crate::primary::{ClusterEvent, PrimaryHandle, Restart, WorkerExit};
 use prefork_supervisor::WorkerTag;
 
@@ -55,8 +55,8 @@ impl Cluster {
         self
     }
 
-    /// How much mail there may be; without this, [`MailLimits::default`].
-    pub fn mail_limits(mut self, limits: MailLimits) -> Cluster {
+    /// How much mail there may be; without this, [`MessageLimits::default`].
+    pub fn message_limits(mut self, limits: MessageLimits) -> Cluster {
         self.mail.limit(limits);
         self
     }

@@ -4,13 +4,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Cluster, Kind};
-use crate::isolated::{Desk, Isolated, ask_kind, done_kind, gone_kind};
+use crate::isolated::{Desk, IsolatedPoolConfig, ask_kind, done_kind, gone_kind};
 use crate::worker;
 
 impl Cluster {
     /// Processes for dangerous work: jobs that may crash, leak or never end, which a thread could not be saved from.
     /// `work` runs in them, one job at a time in each; any worker that serves gives them jobs with
-    /// [`Worker::isolated`](crate::Worker::isolated). A job that ends its process costs nothing but that process, which
+    /// [`Worker::isolated_pool`](crate::Worker::isolated_pool). A job that ends its process costs nothing but that process, which
     /// is replaced at once, and its caller is told at once.
     ///
     /// They are workers of a kind of their own (see [`Cluster::kind`]): `prefork status` shows them, and reloads and
@@ -23,17 +23,17 @@ impl Cluster {
     /// # use http_body_util::Full;
     /// # use hyper::body::{Bytes, Incoming};
     /// # use hyper::{Request, Response, service::service_fn};
-    /// use tokio_prefork::{Cluster, Config, Isolated, Worker};
+    /// use tokio_prefork::{Cluster, Config, IsolatedPoolConfig, Worker};
     ///
     /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
-    /// let pool = Isolated::new("thumbnails", 2).deadline(Duration::from_secs(5)).queue(16);
+    /// let pool = IsolatedPoolConfig::new("thumbnails", 2).deadline(Duration::from_secs(5)).queue(16);
     /// Cluster::new(config)
-    ///     .isolated(pool, |size: u32| Ok::<u32, String>(size / 10))
+    ///     .isolated_pool(pool, |size: u32| Ok::<u32, String>(size / 10))
     ///     .serve(|worker: Worker| async move {
     ///         Ok(service_fn(move |_: Request<Incoming>| {
     ///             let worker = worker.clone();
     ///             async move {
-    ///                 let said = match worker.isolated("thumbnails") {
+    ///                 let said = match worker.isolated_pool("thumbnails") {
     ///                     Ok(pool) => pool.run::<u32, u32>(&640, Duration::from_secs(1)).await,
     ///                     Err(e) => Err(e),
     ///                 };
@@ -44,7 +44,7 @@ impl Cluster {
     ///     })
     /// # }
     /// ```
-    pub fn isolated<I, O, W>(mut self, pool: Isolated, work: W) -> Cluster
+    pub fn isolated_pool<I, O, W>(mut self, pool: IsolatedPoolConfig, work: W) -> Cluster
     where
         I: DeserializeOwned + 'static,
         O: Serialize + 'static,

@@ -114,7 +114,7 @@ impl Cluster {
     /// # fn run(config: Config) -> tokio_prefork::Result<std::process::ExitCode> {
     /// Cluster::new(config)
     ///     .kind(Kind::new("consumer", 1), |worker: Worker| async move {
-    ///         let mut jobs = worker.recv("job");
+    ///         let mut jobs = worker.open_inbox("job");
     ///         loop {
     ///             tokio::select! {
     ///                 Some(job) = jobs.recv() => println!("{:?}", job.bytes()),

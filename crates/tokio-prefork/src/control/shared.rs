@@ -1,7 +1,7 @@
 //! The part of `Status` about what the application shares: bounded, whatever was written into it.
 
 use super::status::LARGEST;
-use crate::shared::{HistogramSnapshot, SharedMetric, SharedValue};
+use crate::shared::{HistogramSnapshot, SharedMetric, SharedMetricValue};
 
 /// So many numbers are listed, in the order of the declarations; what is declared after them is left out.
 const NUMBERS: usize = 1 << 14;
@@ -10,7 +10,7 @@ pub(super) fn listed(all: Vec<SharedMetric>) -> Vec<SharedMetric> {
     let mut room = NUMBERS;
     let fits = |metric: &SharedMetric| {
         let numbers = match &metric.value {
-            SharedValue::Histogram(seen) => 1 + seen.bounds.len() + seen.counts.len(),
+            SharedMetricValue::Histogram(seen) => 1 + seen.bounds.len() + seen.counts.len(),
             _ => 1,
         };
         room = room.saturating_sub(numbers);
@@ -22,15 +22,17 @@ pub(super) fn listed(all: Vec<SharedMetric>) -> Vec<SharedMetric> {
 /// With figures that every JSON reader keeps exactly. A figure beyond them is garbage anyway.
 fn clipped(mut metric: SharedMetric) -> SharedMetric {
     match &mut metric.value {
-        SharedValue::Counter { value } => *value = (*value).min(LARGEST),
-        SharedValue::Gauge { value } => {
+        SharedMetricValue::Counter { value } => *value = (*value).min(LARGEST),
+        SharedMetricValue::Gauge { value } => {
             *value = (*value).clamp(-LARGEST.cast_signed(), LARGEST.cast_signed());
         }
-        SharedValue::Histogram(seen) => {
+        SharedMetricValue::Histogram(seen) => {
             let HistogramSnapshot { bounds, counts, sum } = seen;
             bounds.iter_mut().chain(counts).chain([sum]).for_each(|n| *n = (*n).min(LARGEST));
         }
-        SharedValue::Flag { .. } | SharedValue::Role { .. } | SharedValue::Unknown => {}
+        SharedMetricValue::Flag { .. }
+        | SharedMetricValue::Leadership { .. }
+        | SharedMetricValue::Unknown => {}
     }
     metric
 }
@@ -39,18 +41,18 @@ fn clipped(mut metric: SharedMetric) -> SharedMetric {
 mod tests {
     use super::*;
 
-    fn metric(value: SharedValue) -> SharedMetric {
+    fn metric(value: SharedMetricValue) -> SharedMetric {
         SharedMetric { name: "a".to_string(), value }
     }
 
     #[test]
     fn figures_and_their_number_are_bounded() {
-        let many = vec![metric(SharedValue::Counter { value: u64::MAX }); 2 * NUMBERS];
+        let many = vec![metric(SharedMetricValue::Counter { value: u64::MAX }); 2 * NUMBERS];
         let listed = listed(many);
         assert!(listed.len() < NUMBERS);
-        assert_eq!(listed[0].value, SharedValue::Counter { value: LARGEST });
-        let least = clipped(metric(SharedValue::Gauge { value: i64::MIN }));
-        assert_eq!(least.value, SharedValue::Gauge { value: -LARGEST.cast_signed() });
+        assert_eq!(listed[0].value, SharedMetricValue::Counter { value: LARGEST });
+        let least = clipped(metric(SharedMetricValue::Gauge { value: i64::MIN }));
+        assert_eq!(least.value, SharedMetricValue::Gauge { value: -LARGEST.cast_signed() });
     }
 
     #[test]
@@ -58,11 +60,11 @@ mod tests {
         let bounds = vec![1, 10];
         let seen = HistogramSnapshot { bounds, counts: vec![3, 2, 1], sum: 40 };
         for value in [
-            SharedValue::Counter { value: 5 },
-            SharedValue::Gauge { value: -5 },
-            SharedValue::Histogram(seen),
-            SharedValue::Flag { set: true },
-            SharedValue::Role { leader: Some(7) },
+            SharedMetricValue::Counter { value: 5 },
+            SharedMetricValue::Gauge { value: -5 },
+            SharedMetricValue::Histogram(seen),
+            SharedMetricValue::Flag { set: true },
+            SharedMetricValue::Leadership { leader: Some(7) },
         ] {
             let json = serde_json::to_string(&metric(value.clone())).expect("json");
             let read: SharedMetric = serde_json::from_str(&json).expect(&json);
@@ -70,6 +72,6 @@ mod tests {
         }
         let newer = r#"{"name":"a","kind":"tree","height":3}"#;
         let read: SharedMetric = serde_json::from_str(newer).expect("read");
-        assert_eq!(read.value, SharedValue::Unknown);
+        assert_eq!(read.value, SharedMetricValue::Unknown);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{Isolated, JobId, Verdict, join};
+use super::{IsolatedPoolConfig, JobId, Verdict, join};
 use crate::messages::ReplyTo;
 use prefork_supervisor::WorkerId;
 
@@ -67,7 +67,7 @@ fn tell(to: ReplyTo, verdict: &Verdict) -> Order {
 }
 
 impl Desk {
-    pub(crate) fn new(settings: &Isolated) -> Desk {
+    pub(crate) fn new(settings: &IsolatedPoolConfig) -> Desk {
         Desk {
             limit: settings.deadline,
             most: settings.queue,

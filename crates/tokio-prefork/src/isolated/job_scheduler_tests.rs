@@ -1,18 +1,20 @@
 //! Stories of a desk: who is told what, and when.
 
 use super::*;
-use crate::messages::{ReplyTo, Sender};
+use crate::messages::{MessageSender, ReplyTo};
 
 const CALLER: WorkerId = WorkerId(1);
 const ONE: WorkerId = WorkerId(8);
 const OTHER: WorkerId = WorkerId(9);
 
 fn desk(queue: usize) -> Desk {
-    Desk::new(&Isolated::new("thumbnails", 2).queue(queue).deadline(Duration::from_secs(10)))
+    Desk::new(
+        &IsolatedPoolConfig::new("thumbnails", 2).queue(queue).deadline(Duration::from_secs(10)),
+    )
 }
 
 fn to(id: u64) -> ReplyTo {
-    ReplyTo::to_test(Sender::Worker(CALLER), id)
+    ReplyTo::to_test(MessageSender::Worker(CALLER), id)
 }
 
 fn told(id: u64, verdict: Verdict) -> Order {

@@ -25,9 +25,9 @@ pub(crate) use job_protocol::{
 pub(crate) use job_scheduler::{Desk, Ended, Order};
 
 /// A pool of isolated workers: its name, how many there are, and what they may take. See
-/// [`Cluster::isolated`](crate::Cluster::isolated).
+/// [`Cluster::isolated_pool`](crate::Cluster::isolated_pool).
 #[derive(Debug, Clone)]
-pub struct Isolated {
+pub struct IsolatedPoolConfig {
     pub(crate) name: &'static str,
     pub(crate) workers: u32,
     pub(crate) deadline: Duration,
@@ -35,30 +35,36 @@ pub struct Isolated {
     pub(crate) max_rss: Option<u64>,
 }
 
-impl Isolated {
+impl IsolatedPoolConfig {
     /// `workers` processes for the jobs of the pool `name`; it is a name as that of a [`Kind`](crate::Kind), of up to 40
     /// letters.
-    pub fn new(name: &'static str, workers: u32) -> Isolated {
-        Isolated { name, workers, deadline: Duration::from_secs(30), queue: 64, max_rss: None }
+    pub fn new(name: &'static str, workers: u32) -> IsolatedPoolConfig {
+        IsolatedPoolConfig {
+            name,
+            workers,
+            deadline: Duration::from_secs(30),
+            queue: 64,
+            max_rss: None,
+        }
     }
 
     /// The longest that a job may run, from its start, whatever its caller says; then its process is killed. Default:
     /// 30 s.
-    pub fn deadline(mut self, limit: Duration) -> Isolated {
+    pub fn deadline(mut self, limit: Duration) -> IsolatedPoolConfig {
         self.deadline = limit;
         self
     }
 
     /// How many jobs may wait while all processes work; more are refused. Their inputs wait in the memory of the primary.
     /// Default: 64.
-    pub fn queue(mut self, jobs: usize) -> Isolated {
+    pub fn queue(mut self, jobs: usize) -> IsolatedPoolConfig {
         self.queue = jobs;
         self
     }
 
     /// A process that uses more than so many bytes of memory is killed, with its job. Looked at twice a second.
     /// Default: never.
-    pub fn max_rss(mut self, bytes: u64) -> Isolated {
+    pub fn max_rss(mut self, bytes: u64) -> IsolatedPoolConfig {
         self.max_rss = Some(bytes);
         self
     }
@@ -67,9 +73,11 @@ impl Isolated {
 /// Why an isolated job has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum IsolatedError {
+pub enum IsolatedJobError {
     /// All processes work, and as many jobs wait as may: try again later.
-    #[error("the queue of the isolated workers is full; try again later, or raise Isolated::queue")]
+    #[error(
+        "the queue of the isolated workers is full; try again later, or raise IsolatedPoolConfig::queue"
+    )]
     Full,
     /// It was not done in time. If it had begun, its process was killed.
     #[error("the isolated job was not done in time")]
@@ -87,7 +95,7 @@ pub enum IsolatedError {
     #[error("isolated jobs are not taken any more")]
     Closed,
     /// The program named no such pool.
-    #[error("there are no isolated workers of the name {0:?} (Cluster::isolated)")]
+    #[error("there are no isolated workers of the name {0:?} (Cluster::isolated_pool)")]
     Unknown(String),
 }
 

@@ -48,7 +48,7 @@ impl Assembler {
                 carried = unclaimed;
                 Ok(Carried::Nothing)
             }
-            (true, Carried::Nothing) => Err(Garbled::Connection),
+            (true, Carried::Nothing) => Err(Garbled::MissingDescriptor),
             (true, claimed) => Ok(claimed),
         };
         while let Some(frame) = packet_frame::next(&mut packet)? {
@@ -96,7 +96,7 @@ impl Assembler {
 
 #[cfg(test)]
 mod tests {
-    use super::super::MailLimits;
+    use super::super::MessageLimits;
     use super::super::envelope::tests::{letter, same};
     use super::super::packet_frame::PACKET;
     use super::super::send_queue::Outbox;
@@ -104,7 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn assembler() -> Assembler {
-        Assembler::new(MailLimits::default().letter())
+        Assembler::new(MessageLimits::default().letter())
     }
 
     fn duplicate(carried: bool) -> Carried {
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn short_messages_share_a_packet_and_pass_a_large_one_of_another_kind() {
-        let mut outbox = Outbox::new(MailLimits::default());
+        let mut outbox = Outbox::new(MessageLimits::default());
         outbox.push(letter("large", 800_000)).expect("room");
         for _ in 0..10 {
             outbox.push(letter("short", 10)).expect("room");
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn each_packet_carries_one_connection() {
-        let mut outbox = Outbox::new(MailLimits::default());
+        let mut outbox = Outbox::new(MessageLimits::default());
         for size in [5, 100_000, 7] {
             let carried = duplicate(true);
             outbox.push(Letter { carried, ..letter("a", size) }).expect("room");
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(take(&[first, Frame::Next(b"")], none()), Err(Garbled::Parts));
         assert_eq!(take(&[first, Frame::Next(&[0; 100_000])], none()), Err(Garbled::Parts));
         assert_eq!(take(&[Frame::Whole(b"x", false)], none()), Err(Garbled::Letter));
-        assert_eq!(take(&[Frame::Whole(b"x", true)], none()), Err(Garbled::Connection));
+        assert_eq!(take(&[Frame::Whole(b"x", true)], none()), Err(Garbled::MissingDescriptor));
         let huge = Frame::First { total: 17 << 20, part: b"x", connection: false };
         assert_eq!(take(&[huge], none()), Err(Garbled::TooLarge(17 << 20)));
         assert_eq!(take(&[first], duplicate(true)), Ok(()));
@@ -183,7 +183,7 @@ mod tests {
         fn every_interleaving_arrives_whole_and_in_the_order_of_its_kind(
             sizes in prop::collection::vec((0usize..4, 0usize..100_000, any::<bool>()), 0..40),
         ) {
-            let mut outbox = Outbox::new(MailLimits::default());
+            let mut outbox = Outbox::new(MessageLimits::default());
             let kinds = ["a", "b", "c", "d"];
             let mut sent = Vec::new();
             for (kind, size, carries) in sizes {
@@ -214,7 +214,7 @@ mod tests {
 
         #[test]
         fn spoiled_packets_are_survived(at in 0usize..40_000, byte: u8) {
-            let mut outbox = Outbox::new(MailLimits::default());
+            let mut outbox = Outbox::new(MessageLimits::default());
             outbox.push(letter("a", 40_000)).expect("room");
             outbox.push(letter("b", 10)).expect("room");
             let mut assembler = assembler();

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::{Carried, MailError};
+use super::{Carried, MessageError};
 use prefork_supervisor::{Slot, WorkerId};
 
 /// Bytes before the payload, at most.
@@ -19,10 +19,10 @@ impl Kind {
     /// Bytes of its name, at most.
     pub(crate) const MOST: usize = 64;
 
-    pub(crate) fn new(name: &str) -> Result<Kind, MailError> {
+    pub(crate) fn new(name: &str) -> Result<Kind, MessageError> {
         match name.len() {
             1..=Kind::MOST => Ok(Kind(Bytes::copy_from_slice(name.as_bytes()))),
-            _ => Err(MailError::BadKind(name.chars().take(Kind::MOST).collect())),
+            _ => Err(MessageError::BadKind(name.chars().take(Kind::MOST).collect())),
         }
     }
 
@@ -57,7 +57,7 @@ pub(crate) enum Place {
 }
 
 /// A letter that was not taken, and why.
-pub(crate) type Back = Box<(MailError, Letter)>;
+pub(crate) type Back = Box<(MessageError, Letter)>;
 
 /// A message with its address.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ pub(crate) fn letter(
     kind: &str,
     payload: Bytes,
     carried: Carried,
-) -> Result<Letter, MailError> {
+) -> Result<Letter, MessageError> {
     let kind = Kind::new(kind)?;
     Ok(Letter { class: Class::Message, place, id: 0, kind, payload, carried })
 }
@@ -180,7 +180,7 @@ pub(super) mod tests {
     fn a_kind_has_one_to_64_bytes() {
         assert!(Kind::new("").is_err());
         assert!(Kind::new(&"x".repeat(64)).is_ok());
-        assert_eq!(Kind::new(&"x".repeat(65)), Err(MailError::BadKind("x".repeat(64))));
+        assert_eq!(Kind::new(&"x".repeat(65)), Err(MessageError::BadKind("x".repeat(64))));
     }
 
     proptest! {

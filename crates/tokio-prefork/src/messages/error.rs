@@ -5,13 +5,13 @@ use crate::text::Printable;
 /// Why a message was not sent, or a request not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum MailError {
-    /// As much as may wait is waiting (see [`MailLimits`](crate::MailLimits)): try again later, or wait with `send`.
+pub enum MessageError {
+    /// As much as may wait is waiting (see [`MessageLimits`](crate::MessageLimits)): try again later, or wait with `send`.
     #[error("cannot send a message: the queue is full; wait, or send less")]
     Full,
     /// It is larger than a message may be.
     #[error(
-        "cannot send a message of {size} bytes: at most {most} are allowed (MailLimits::message)"
+        "cannot send a message of {size} bytes: at most {most} are allowed (MessageLimits::max_message_bytes)"
     )]
     TooLarge {
         /// Of the message with its kind, in bytes.
@@ -45,8 +45,8 @@ pub enum MailError {
     },
 }
 
-impl From<MailError> for crate::Error {
-    fn from(error: MailError) -> crate::Error {
+impl From<MessageError> for crate::Error {
+    fn from(error: MessageError) -> crate::Error {
         crate::Error::application("mail", error)
     }
 }

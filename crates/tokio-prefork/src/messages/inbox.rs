@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::{MailLimits, Message};
+use super::{Message, MessageLimits};
 
 /// How long the channel is not read for the sake of one full inbox. Beyond it, what comes for it is dropped until it is
 /// read again: the other kinds, and answers, must not wait for ever.
@@ -29,7 +29,7 @@ struct Queue {
     stalled: Cell<bool>,
 }
 
-/// Messages of one kind as they come, made by `Worker::recv`. Several of the same kind share them: each message goes to
+/// Messages of one kind as they come, made by `Worker::open_inbox`. Several of the same kind share them: each message goes to
 /// one. When the last one is dropped, the kind is not listened to any more.
 #[derive(Debug)]
 pub struct Inbox {
@@ -41,7 +41,7 @@ pub struct Inbox {
 /// All inboxes of a worker.
 #[derive(Debug)]
 pub(super) struct Inboxes {
-    limits: MailLimits,
+    limits: MessageLimits,
     queues: RefCell<BTreeMap<String, Rc<Queue>>>,
     /// Messages that were dropped, by kind.
     dropped: RefCell<BTreeMap<String, u64>>,
@@ -103,7 +103,7 @@ impl Drop for Inbox {
 }
 
 impl Inboxes {
-    pub(super) fn new(limits: MailLimits) -> Inboxes {
+    pub(super) fn new(limits: MessageLimits) -> Inboxes {
         Inboxes {
             limits,
             queues: RefCell::default(),
@@ -204,12 +204,12 @@ impl Inboxes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Sender;
+    use super::super::MessageSender;
     use super::super::envelope::tests::letter;
     use super::*;
 
     fn message(size: usize) -> Message {
-        Message::new(Sender::Primary, letter("a", size))
+        Message::new(MessageSender::Primary, letter("a", size))
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -220,9 +220,9 @@ mod tests {
     #[test]
     fn what_comes_before_the_inbox_is_kept_until_the_worker_is_ready() {
         run(async {
-            let inboxes = Rc::new(Inboxes::new(MailLimits::default()));
+            let inboxes = Rc::new(Inboxes::new(MessageLimits::default()));
             inboxes.put(message(1)).await.expect("kept");
-            inboxes.put(Message::new(Sender::Primary, letter("b", 1))).await.expect("kept");
+            inboxes.put(Message::new(MessageSender::Primary, letter("b", 1))).await.expect("kept");
             let mut inbox = inboxes.open("a");
             assert_eq!(inboxes.booted(), [("b".to_string(), 1)]);
             assert!(inbox.recv().await.is_some() && inbox.try_recv().is_none());
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_full_inbox_is_waited_for_once_and_not_for_ever() {
         run(async {
-            let inboxes = Rc::new(Inboxes::new(MailLimits::default().queue(1 << 20, 1)));
+            let inboxes = Rc::new(Inboxes::new(MessageLimits::default().queue_bounds(1 << 20, 1)));
             let mut inbox = inboxes.open("a");
             inboxes.put(message(1)).await.expect("room");
             let begun = tokio::time::Instant::now();

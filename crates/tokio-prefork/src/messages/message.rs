@@ -3,42 +3,42 @@
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use super::{Carried, Class, Connection, Kind, Letter, MailError, Place};
+use super::{Carried, Class, Kind, Letter, MessageError, PassedConnection, Place};
 use prefork_supervisor::{Slot, WorkerId};
 
 /// Which worker a message is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum MessageTarget {
     /// Whoever serves this slot when the message passes the primary.
     Slot(Slot),
     /// This one.
     Worker(WorkerId),
 }
 
-impl From<Slot> for Target {
-    fn from(slot: Slot) -> Target {
-        Target::Slot(slot)
+impl From<Slot> for MessageTarget {
+    fn from(slot: Slot) -> MessageTarget {
+        MessageTarget::Slot(slot)
     }
 }
 
-impl From<WorkerId> for Target {
-    fn from(id: WorkerId) -> Target {
-        Target::Worker(id)
+impl From<WorkerId> for MessageTarget {
+    fn from(id: WorkerId) -> MessageTarget {
+        MessageTarget::Worker(id)
     }
 }
 
-impl From<Target> for Place {
-    fn from(target: Target) -> Place {
+impl From<MessageTarget> for Place {
+    fn from(target: MessageTarget) -> Place {
         match target {
-            Target::Slot(slot) => Place::Slot(slot),
-            Target::Worker(id) => Place::Worker(id),
+            MessageTarget::Slot(slot) => Place::Slot(slot),
+            MessageTarget::Worker(id) => Place::Worker(id),
         }
     }
 }
 
 /// Who sent a message. The primary vouches for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sender {
+pub enum MessageSender {
     /// The primary.
     Primary,
     /// A worker.
@@ -48,21 +48,21 @@ pub enum Sender {
 /// Where the answer to a request goes. May be kept, and used once; a second answer is thrown away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyTo {
-    pub(crate) to: Sender,
+    pub(crate) to: MessageSender,
     pub(crate) id: u64,
     pub(crate) kind: Kind,
 }
 
 impl ReplyTo {
     #[cfg(test)]
-    pub(crate) fn to_test(to: Sender, id: u64) -> ReplyTo {
+    pub(crate) fn to_test(to: MessageSender, id: u64) -> ReplyTo {
         ReplyTo { to, id, kind: Kind::new("test").expect("a kind") }
     }
 
     pub(crate) fn letter(&self, class: Class, payload: Bytes) -> Letter {
         let place = match self.to {
-            Sender::Primary => Place::Primary,
-            Sender::Worker(id) => Place::Worker(id),
+            MessageSender::Primary => Place::Primary,
+            MessageSender::Worker(id) => Place::Worker(id),
         };
         let (id, kind) = (self.id, self.kind.clone());
         Letter { class, place, id, kind, payload, carried: Carried::Nothing }
@@ -72,12 +72,12 @@ impl ReplyTo {
 /// A message that came, or the answer to a request.
 #[derive(Debug)]
 pub struct Message {
-    from: Sender,
+    from: MessageSender,
     letter: Letter,
 }
 
 impl Message {
-    pub(crate) fn new(from: Sender, letter: Letter) -> Message {
+    pub(crate) fn new(from: MessageSender, letter: Letter) -> Message {
         Message { from, letter }
     }
 
@@ -87,7 +87,7 @@ impl Message {
     }
 
     /// Who sent it.
-    pub fn from(&self) -> Sender {
+    pub fn from(&self) -> MessageSender {
         self.from
     }
 
@@ -99,10 +99,10 @@ impl Message {
     /// The value it was made of.
     ///
     /// # Errors
-    /// [`MailError::Codec`] if it is not of this type.
-    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, MailError> {
+    /// [`MessageError::Codec`] if it is not of this type.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
         let kind = || self.kind().to_string();
-        let failed = |e: postcard::Error| MailError::Codec { kind: kind(), why: e.to_string() };
+        let failed = |e: postcard::Error| MessageError::Codec { kind: kind(), why: e.to_string() };
         postcard::from_bytes(&self.letter.payload).map_err(failed)
     }
 
@@ -114,9 +114,9 @@ impl Message {
     }
 
     /// The connection that came with it, the first time. One that is not taken is closed with the message.
-    pub fn take_connection(&mut self) -> Option<Connection> {
+    pub fn take_connection(&mut self) -> Option<PassedConnection> {
         match std::mem::take(&mut self.letter.carried) {
-            Carried::Here(fd) => Some(Connection(fd)),
+            Carried::Here(fd) => Some(PassedConnection(fd)),
             Carried::Nothing => None,
             Carried::Lost => {
                 self.letter.carried = Carried::Lost;

@@ -37,21 +37,21 @@ mod worker_end;
 
 pub(crate) use busy_poll::BusyPoll;
 pub(crate) use envelope::{Back, Class, Kind, Letter, Place, letter};
-pub use error::MailError;
+pub use error::MessageError;
 pub use inbox::Inbox;
-pub use message::{Message, ReplyTo, Sender, Target};
+pub use message::{Message, MessageSender, MessageTarget, ReplyTo};
 pub(crate) use passed_connection::Carried;
-pub use passed_connection::{Connection, Unsent};
-pub use payload::Payload;
+pub use passed_connection::{PassedConnection, SendConnectionError};
+pub use payload::IntoPayload;
 pub(crate) use primary_end::{MailHub, Turn, Wanted};
 pub(crate) use worker_end::MailEnd;
 
 /// How much mail there may be. The same for both directions, for each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct MailLimits {
+pub struct MessageLimits {
     /// The largest message in bytes, with its kind; 16 MiB. At most 1 GiB.
-    pub message: usize,
+    pub max_message_bytes: usize,
     /// Bytes that may wait to be sent to one worker, or by one; 32 MiB. A message that finds nothing else waiting is
     /// always taken.
     pub queue_bytes: usize,
@@ -59,23 +59,23 @@ pub struct MailLimits {
     pub queue_messages: usize,
 }
 
-impl Default for MailLimits {
-    fn default() -> MailLimits {
-        MailLimits { message: 16 << 20, queue_bytes: 32 << 20, queue_messages: 4096 }
+impl Default for MessageLimits {
+    fn default() -> MessageLimits {
+        MessageLimits { max_message_bytes: 16 << 20, queue_bytes: 32 << 20, queue_messages: 4096 }
     }
 }
 
-impl MailLimits {
+impl MessageLimits {
     /// With another size of the largest message, in bytes: 1 KiB to 1 GiB.
     #[must_use]
-    pub fn message(mut self, bytes: usize) -> MailLimits {
-        self.message = bytes.clamp(1 << 10, 1 << 30);
+    pub fn max_message_bytes(mut self, bytes: usize) -> MessageLimits {
+        self.max_message_bytes = bytes.clamp(1 << 10, 1 << 30);
         self
     }
 
     /// With other bounds of each queue: so many bytes, and so many messages (at least one).
     #[must_use]
-    pub fn queue(mut self, bytes: usize, messages: usize) -> MailLimits {
+    pub fn queue_bounds(mut self, bytes: usize, messages: usize) -> MessageLimits {
         self.queue_bytes = bytes;
         self.queue_messages = messages.max(1);
         self
@@ -83,6 +83,6 @@ impl MailLimits {
 
     /// Bytes of a letter that carries the largest message.
     pub(crate) fn letter(&self) -> usize {
-        self.message + envelope::HEAD
+        self.max_message_bytes + envelope::HEAD
     }
 }

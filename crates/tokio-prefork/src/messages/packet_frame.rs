@@ -33,7 +33,7 @@ pub(crate) enum Garbled {
     #[error("a message that is none")]
     Letter,
     #[error("a connection without a descriptor")]
-    Connection,
+    MissingDescriptor,
     #[error("a packet of more than {PACKET} bytes")]
     Packet,
     #[error("the channel failed: {0}")]

@@ -5,14 +5,14 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::{Letter, MailError};
+use super::{Letter, MessageError};
 
 /// An open connection (or any other descriptor) that is sent with a message, or came with one. It is closed when it
 /// is dropped; what is sent is closed here once the kernel has it.
 #[derive(Debug)]
-pub struct Connection(pub(crate) OwnedFd);
+pub struct PassedConnection(pub(crate) OwnedFd);
 
-impl Connection {
+impl PassedConnection {
     /// The descriptor.
     pub fn into_fd(self) -> OwnedFd {
         self.0
@@ -22,37 +22,37 @@ impl Connection {
     ///
     /// # Errors
     /// No descriptor is left.
-    pub fn try_clone(&self) -> std::io::Result<Connection> {
-        self.0.try_clone().map(Connection)
+    pub fn try_clone(&self) -> std::io::Result<PassedConnection> {
+        self.0.try_clone().map(PassedConnection)
     }
 }
 
-impl AsFd for Connection {
+impl AsFd for PassedConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl From<OwnedFd> for Connection {
-    fn from(fd: OwnedFd) -> Connection {
-        Connection(fd)
+impl From<OwnedFd> for PassedConnection {
+    fn from(fd: OwnedFd) -> PassedConnection {
+        PassedConnection(fd)
     }
 }
 
-impl From<TcpStream> for Connection {
-    fn from(stream: TcpStream) -> Connection {
-        Connection(stream.into())
+impl From<TcpStream> for PassedConnection {
+    fn from(stream: TcpStream) -> PassedConnection {
+        PassedConnection(stream.into())
     }
 }
 
-impl From<UnixStream> for Connection {
-    fn from(stream: UnixStream) -> Connection {
-        Connection(stream.into())
+impl From<UnixStream> for PassedConnection {
+    fn from(stream: UnixStream) -> PassedConnection {
+        PassedConnection(stream.into())
     }
 }
 
-impl From<Connection> for OwnedFd {
-    fn from(connection: Connection) -> OwnedFd {
+impl From<PassedConnection> for OwnedFd {
+    fn from(connection: PassedConnection) -> OwnedFd {
         connection.0
     }
 }
@@ -60,35 +60,35 @@ impl From<Connection> for OwnedFd {
 /// A connection that could not be sent, and why. It is not lost: it can be sent again, or served here.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Unsent {
+pub struct SendConnectionError {
     /// Why.
-    pub error: MailError,
+    pub error: MessageError,
     /// What was to be sent; `None` if the runtime could not give it back.
-    pub connection: Option<Connection>,
+    pub connection: Option<PassedConnection>,
 }
 
-impl Unsent {
+impl SendConnectionError {
     /// It did not even become a letter.
-    pub(crate) fn early(error: MailError, connection: Connection) -> Unsent {
-        Unsent { error, connection: Some(connection) }
+    pub(crate) fn early(error: MessageError, connection: PassedConnection) -> SendConnectionError {
+        SendConnectionError { error, connection: Some(connection) }
     }
 
-    pub(crate) fn new((error, letter): (MailError, Letter)) -> Unsent {
+    pub(crate) fn new((error, letter): (MessageError, Letter)) -> SendConnectionError {
         let connection = match letter.carried {
-            Carried::Here(fd) => Some(Connection(fd)),
+            Carried::Here(fd) => Some(PassedConnection(fd)),
             Carried::Nothing | Carried::Lost => None,
         };
-        Unsent { error, connection }
+        SendConnectionError { error, connection }
     }
 }
 
-impl fmt::Display for Unsent {
+impl fmt::Display for SendConnectionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl std::error::Error for Unsent {}
+impl std::error::Error for SendConnectionError {}
 
 /// What came with a letter.
 #[derive(Debug, Default)]

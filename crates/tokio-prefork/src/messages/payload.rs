@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::MailError;
+use super::MessageError;
 
 mod sealed {
     pub trait Sealed {}
@@ -14,30 +14,30 @@ mod sealed {
 }
 
 /// What can be sent: a reference to any serde value, which is encoded, or owned bytes, which go as they are.
-pub trait Payload: sealed::Sealed {
+pub trait IntoPayload: sealed::Sealed {
     /// The bytes to send.
     ///
     /// # Errors
-    /// [`MailError::Codec`] if the value cannot be written down.
-    fn into_payload(self) -> Result<Bytes, MailError>;
+    /// [`MessageError::Codec`] if the value cannot be written down.
+    fn into_payload(self) -> Result<Bytes, MessageError>;
 }
 
-impl<T: Serialize + ?Sized> Payload for &T {
-    fn into_payload(self) -> Result<Bytes, MailError> {
+impl<T: Serialize + ?Sized> IntoPayload for &T {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
         let failed =
-            |e: postcard::Error| MailError::Codec { kind: String::new(), why: e.to_string() };
+            |e: postcard::Error| MessageError::Codec { kind: String::new(), why: e.to_string() };
         postcard::to_stdvec(self).map(Bytes::from).map_err(failed)
     }
 }
 
-impl Payload for Bytes {
-    fn into_payload(self) -> Result<Bytes, MailError> {
+impl IntoPayload for Bytes {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
         Ok(self)
     }
 }
 
-impl Payload for Vec<u8> {
-    fn into_payload(self) -> Result<Bytes, MailError> {
+impl IntoPayload for Vec<u8> {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
         Ok(self.into())
     }
 }

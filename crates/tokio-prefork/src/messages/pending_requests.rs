@@ -6,9 +6,9 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::{Class, Letter, MailError, Message, Place, Sender};
+use super::{Class, Letter, Message, MessageError, MessageSender, Place};
 
-type Answer = Result<Message, MailError>;
+type Answer = Result<Message, MessageError>;
 
 /// One request.
 #[derive(Debug)]
@@ -56,12 +56,14 @@ impl Requests {
     }
 
     /// An answer came, or a refusal: of the one that was asked, or on the way, by the primary.
-    pub(super) fn answer(&self, from: Sender, letter: Letter) {
+    pub(super) fn answer(&self, from: MessageSender, letter: Letter) {
         let mut pending = self.pending.borrow_mut();
         let right = |asked: Place| match (asked, from) {
-            (Place::Primary | Place::Everybody, from) => from == Sender::Primary,
-            (Place::Worker(_) | Place::Slot(_), Sender::Primary) => letter.class == Class::Refusal,
-            (Place::Worker(id), from) => from == Sender::Worker(id),
+            (Place::Primary | Place::Everybody, from) => from == MessageSender::Primary,
+            (Place::Worker(_) | Place::Slot(_), MessageSender::Primary) => {
+                letter.class == Class::Refusal
+            }
+            (Place::Worker(id), from) => from == MessageSender::Worker(id),
             (Place::Slot(_), _) => true,
         };
         match pending.get(&letter.id).map(|one| right(one.asked)) {
@@ -73,7 +75,7 @@ impl Requests {
         // Nobody may wait any more.
         let _ = answer.send(match letter.class {
             Class::Refusal => {
-                Err(MailError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
+                Err(MessageError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
             }
             _ => Ok(Message::new(from, letter)),
         });
@@ -87,7 +89,7 @@ impl Requests {
     /// Nothing will be answered any more.
     pub(super) fn close(&self) {
         for (_, pending) in self.pending.borrow_mut().drain() {
-            let _ = pending.answer.send(Err(MailError::Closed));
+            let _ = pending.answer.send(Err(MessageError::Closed));
         }
     }
 }
@@ -107,13 +109,13 @@ mod tests {
         let requests = Rc::new(Requests::new());
         let mut asked = requests.ask(Place::Worker(WorkerId(3)));
         let id = asked.id;
-        requests.answer(Sender::Worker(WorkerId(4)), reply(Class::Reply, id));
-        requests.answer(Sender::Primary, reply(Class::Reply, id));
+        requests.answer(MessageSender::Worker(WorkerId(4)), reply(Class::Reply, id));
+        requests.answer(MessageSender::Primary, reply(Class::Reply, id));
         assert!(asked.answer.try_recv().is_err(), "forged");
-        requests.answer(Sender::Worker(WorkerId(3)), reply(Class::Reply, id));
+        requests.answer(MessageSender::Worker(WorkerId(3)), reply(Class::Reply, id));
         let message = asked.answer.try_recv().expect("answered").expect("an answer");
-        assert_eq!(message.from(), Sender::Worker(WorkerId(3)));
-        requests.answer(Sender::Worker(WorkerId(3)), reply(Class::Reply, id));
+        assert_eq!(message.from(), MessageSender::Worker(WorkerId(3)));
+        requests.answer(MessageSender::Worker(WorkerId(3)), reply(Class::Reply, id));
         assert_eq!(requests.late(), 1);
     }
 
@@ -122,18 +124,18 @@ mod tests {
         let requests = Rc::new(Requests::new());
         let late = requests.ask(Place::Primary).id;
         let mut asked = requests.ask(Place::Primary);
-        requests.answer(Sender::Primary, reply(Class::Reply, late));
+        requests.answer(MessageSender::Primary, reply(Class::Reply, late));
         assert_eq!(requests.late(), 1);
         assert!(asked.answer.try_recv().is_err());
         requests.close();
-        assert!(matches!(asked.answer.try_recv(), Ok(Err(MailError::Closed))));
+        assert!(matches!(asked.answer.try_recv(), Ok(Err(MessageError::Closed))));
     }
 
     #[test]
     fn the_primary_may_refuse_for_a_worker() {
         let requests = Rc::new(Requests::new());
         let mut asked = requests.ask(Place::Slot(Slot(1)));
-        requests.answer(Sender::Primary, reply(Class::Refusal, asked.id));
-        assert!(matches!(asked.answer.try_recv(), Ok(Err(MailError::Refused(_)))));
+        requests.answer(MessageSender::Primary, reply(Class::Refusal, asked.id));
+        assert!(matches!(asked.answer.try_recv(), Ok(Err(MessageError::Refused(_)))));
     }
 }

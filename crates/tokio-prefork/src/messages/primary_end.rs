@@ -11,7 +11,7 @@ use super::assembler::Assembler;
 use super::packet_frame::{Garbled, PACKET};
 use super::router::Post;
 pub(crate) use super::router::Turn;
-use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo};
+use super::{Back, Carried, Class, Letter, MessageError, MessageLimits, Place, ReplyTo};
 use prefork_os::fd::FdCloseBatch;
 use prefork_os::fd_passing::{
     PassedFd, ReceivedMessage, discard_messages, receive_message, send_message,
@@ -61,7 +61,7 @@ impl Wanted {
 /// The primary's end of all channels.
 #[derive(Debug)]
 pub(crate) struct MailHub {
-    limits: MailLimits,
+    limits: MessageLimits,
     channels: BTreeMap<WorkerId, Channel>,
     post: Post,
     buffer: Vec<u8>,
@@ -69,17 +69,17 @@ pub(crate) struct MailHub {
 
 impl Default for MailHub {
     fn default() -> MailHub {
-        MailHub::new(MailLimits::default())
+        MailHub::new(MessageLimits::default())
     }
 }
 
 impl MailHub {
-    pub(crate) fn new(limits: MailLimits) -> MailHub {
+    pub(crate) fn new(limits: MessageLimits) -> MailHub {
         let (channels, post) = (BTreeMap::new(), Post::new(limits));
         MailHub { limits, channels, post, buffer: Vec::new() }
     }
 
-    pub(crate) fn limits(&self) -> MailLimits {
+    pub(crate) fn limits(&self) -> MessageLimits {
         self.limits
     }
 
@@ -254,12 +254,12 @@ impl MailHub {
         to: &ReplyTo,
         class: Class,
         payload: Bytes,
-    ) -> Result<(), MailError> {
+    ) -> Result<(), MessageError> {
         self.post.reply(to, class, payload)
     }
 
     /// To how many workers it goes, and to how many it does not as their queues are full.
-    pub(crate) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MailError> {
+    pub(crate) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MessageError> {
         self.post.broadcast(letter)
     }
 
@@ -312,7 +312,7 @@ mod tests {
         let outbox = hub.post.outbox(WorkerId(2)).expect("open");
         outbox.push(with_connection(3, socket())).expect("room");
         // The first part of a letter that takes several packets.
-        let mut parts = Outbox::new(MailLimits::default());
+        let mut parts = Outbox::new(MessageLimits::default());
         parts.push(letter("a", 4 * PACKET)).expect("room");
         let bytes = parts.packet().expect("a part").bytes.clone();
         let channel = hub.channels.get_mut(&WorkerId(3)).expect("open");

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::send_queue::Outbox;
-use super::{Back, Carried, Class, Letter, MailError, MailLimits, Place, ReplyTo, Sender};
+use super::{
+    Back, Carried, Class, Letter, MessageError, MessageLimits, MessageSender, Place, ReplyTo,
+};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
 /// How long a letter waits for a receiver that takes nothing.
@@ -46,7 +48,7 @@ struct Mailbox {
 /// All boxes.
 #[derive(Debug)]
 pub(super) struct Post {
-    limits: MailLimits,
+    limits: MessageLimits,
     boxes: BTreeMap<WorkerId, Mailbox>,
     /// Whose turn it is; each box with letters in it, once.
     turns: VecDeque<WorkerId>,
@@ -56,7 +58,7 @@ pub(super) struct Post {
 }
 
 impl Post {
-    pub(super) fn new(limits: MailLimits) -> Post {
+    pub(super) fn new(limits: MessageLimits) -> Post {
         let (boxes, turns) = (BTreeMap::new(), VecDeque::new());
         Post { limits, boxes, turns, blocked: false, lost: 0 }
     }
@@ -199,7 +201,7 @@ impl Post {
         };
         let Some(mailbox) = self.boxes.get_mut(&to) else { return Ok(()) };
         if let Err(e) = mailbox.out.check(&letter) {
-            if e == MailError::Full && mailbox.is_waited_for(now) {
+            if e == MessageError::Full && mailbox.is_waited_for(now) {
                 return Err(letter);
             }
             self.lose(from, &letter, "the receiver does not read");
@@ -215,7 +217,7 @@ impl Post {
         // All at once or none yet, so that nobody gets it twice.
         for (id, mailbox) in &mut self.boxes {
             if others(id, mailbox)
-                && mailbox.out.check(&letter) == Err(MailError::Full)
+                && mailbox.out.check(&letter) == Err(MessageError::Full)
                 && mailbox.is_waited_for(now)
             {
                 return Err(letter);
@@ -245,7 +247,7 @@ impl Post {
     fn lose(&mut self, from: WorkerId, letter: &Letter, why: &'static str) {
         self.lost += 1;
         if letter.class == Class::Request {
-            let (to, id, kind) = (Sender::Worker(from), letter.id, letter.kind.clone());
+            let (to, id, kind) = (MessageSender::Worker(from), letter.id, letter.kind.clone());
             let why = Bytes::from_static(why.as_bytes());
             let _ = self.reply(&ReplyTo { to, id, kind }, Class::Refusal, why);
         }
@@ -264,7 +266,7 @@ impl Post {
                 Place::Worker(id) => format!("number {id}"),
                 Place::Primary | Place::Everybody => "the primary".to_string(),
             };
-            Err(Box::new((MailError::NoSuchWorker(who), letter)))
+            Err(Box::new((MessageError::NoSuchWorker(who), letter)))
         };
         let Some(id) = self.find(to, serves) else { return nobody(letter) };
         let Some(mailbox) = self.boxes.get_mut(&id) else { return nobody(letter) };
@@ -276,19 +278,19 @@ impl Post {
         to: &ReplyTo,
         class: Class,
         payload: Bytes,
-    ) -> Result<(), MailError> {
+    ) -> Result<(), MessageError> {
         let mut letter = to.letter(class, payload);
         let place = std::mem::replace(&mut letter.place, Place::Primary);
         self.send(place, letter, &|_| true).map(drop).map_err(|back| back.0)
     }
 
     /// To how many workers it goes, and to how many it does not as their queues are full.
-    pub(super) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MailError> {
+    pub(super) fn broadcast(&mut self, letter: &Letter) -> Result<(usize, usize), MessageError> {
         let (mut sent, mut missed) = (0, 0);
         for mailbox in self.boxes.values_mut().filter(|mailbox| mailbox.open) {
             match mailbox.out.push(Letter { carried: Carried::Nothing, ..letter.copy() }) {
                 Ok(()) => sent += 1,
-                Err(back) if back.0 == MailError::Full => missed += 1,
+                Err(back) if back.0 == MessageError::Full => missed += 1,
                 Err(back) => return Err(back.0),
             }
         }

@@ -11,7 +11,7 @@ fn tag(id: u64, slot: u32) -> WorkerTag {
 
 /// Workers 1 to `workers` at slots 0 up, with queues of `queue` messages.
 fn post(workers: u64, queue: usize) -> Post {
-    let mut post = Post::new(MailLimits::default().queue(1 << 20, queue));
+    let mut post = Post::new(MessageLimits::default().queue_bounds(1 << 20, queue));
     (1..=workers).for_each(|id| post.open(tag(id, id as u32 - 1)));
     post
 }
@@ -126,7 +126,7 @@ fn a_request_to_nobody_is_refused() {
     assert!(mine(&mut post).is_empty());
     assert_eq!((post.lost(), drain(&mut post, 1)), (2, 1));
     let sent = post.send(Place::Worker(WorkerId(9)), letter("a", 1), &all);
-    assert!(sent.is_err_and(|back| matches!(back.0, MailError::NoSuchWorker(_))));
+    assert!(sent.is_err_and(|back| matches!(back.0, MessageError::NoSuchWorker(_))));
 }
 
 #[test]
@@ -143,7 +143,8 @@ fn what_the_dead_sent_is_handled_and_what_the_condemned_sent_is_not() {
 
 #[test]
 fn queues_are_bounded_in_messages_and_bytes_and_a_large_one_always_fits_alone() {
-    let mut post = Post::new(MailLimits::default().queue(1000, 3).message(5000));
+    let mut post =
+        Post::new(MessageLimits::default().queue_bounds(1000, 3).max_message_bytes(5000));
     post.open(tag(1, 0));
     let mut send = |size| {
         let sent = post.send(Place::Worker(WorkerId(1)), letter("a", size), &all);
@@ -153,8 +154,8 @@ fn queues_are_bounded_in_messages_and_bytes_and_a_large_one_always_fits_alone() 
         })
     };
     assert_eq!(send(5000), Ok(WorkerId(1)));
-    assert_eq!(send(0), Err(MailError::Full));
-    assert_eq!(send(5064), Err(MailError::TooLarge { size: 5064, most: 5000 }));
+    assert_eq!(send(0), Err(MessageError::Full));
+    assert_eq!(send(5064), Err(MessageError::TooLarge { size: 5064, most: 5000 }));
     drain(&mut post, 1);
     let mut send = |size| post.send(Place::Worker(WorkerId(1)), letter("a", size), &all).is_ok();
     assert_eq!([1, 1, 1, 1].map(&mut send), [true, true, true, false]);

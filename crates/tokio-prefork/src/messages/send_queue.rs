@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use bytes::Bytes;
 
 use super::packet_frame::{self, Frame, PACKET};
-use super::{Back, Carried, Class, Kind, Letter, MailError, MailLimits};
+use super::{Back, Carried, Class, Kind, Letter, MessageError, MessageLimits};
 
 /// A letter that fits into one packet.
 const WHOLE: usize = PACKET - packet_frame::HEAD;
@@ -64,7 +64,7 @@ impl Packet {
 /// What waits to be sent.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    limits: MailLimits,
+    limits: MessageLimits,
     kinds: HashMap<Kind, VecDeque<Outgoing>>,
     /// Whose turn it is; each kind that has something, once.
     turns: VecDeque<Kind>,
@@ -77,7 +77,7 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(limits: MailLimits) -> Outbox {
+    pub(super) fn new(limits: MessageLimits) -> Outbox {
         Outbox {
             limits,
             kinds: HashMap::new(),
@@ -91,12 +91,12 @@ impl Outbox {
     }
 
     /// Whether `letter` is small enough, and there is room for it.
-    pub(super) fn check(&self, letter: &Letter) -> Result<(), MailError> {
+    pub(super) fn check(&self, letter: &Letter) -> Result<(), MessageError> {
         let (size, most) = (letter.size(), self.limits.letter());
         if size > most {
-            return Err(MailError::TooLarge {
+            return Err(MessageError::TooLarge {
                 size: letter.payload.len(),
-                most: self.limits.message,
+                most: self.limits.max_message_bytes,
             });
         }
         // Who asked waits for the answer: a queue that is full of other things must not keep it back.
@@ -106,7 +106,7 @@ impl Outbox {
         let carries = letter.carried.is_here() && self.connections >= CONNECTIONS;
         match fits && counts && !carries {
             true => Ok(()),
-            false => Err(MailError::Full),
+            false => Err(MessageError::Full),
         }
     }
 

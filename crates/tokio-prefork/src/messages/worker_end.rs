@@ -17,8 +17,8 @@ use super::packet_frame::PACKET;
 use super::pending_requests::Requests;
 use super::primary_end::{FULL, carried};
 use super::send_queue::Outbox;
-use super::{Back, Class, Inbox, Letter, MailError, MailLimits, Message};
-use super::{Place, ReplyTo, Sender};
+use super::{Back, Class, Inbox, Letter, Message, MessageError, MessageLimits};
+use super::{MessageSender, Place, ReplyTo};
 use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
@@ -35,7 +35,7 @@ const CROWDED: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub(crate) struct MailEnd {
     tag: WorkerTag,
-    limits: MailLimits,
+    limits: MessageLimits,
     /// `None` where there is nobody to write to.
     channel: Option<AsyncFd<OwnedFd>>,
     closed: Cell<bool>,
@@ -55,7 +55,7 @@ impl MailEnd {
     pub(crate) fn start(
         tag: WorkerTag,
         fd: Option<OwnedFd>,
-        limits: MailLimits,
+        limits: MessageLimits,
     ) -> io::Result<Rc<MailEnd>> {
         let channel = fd.map(register_readable_and_writable).transpose()?;
         let end = Rc::new(MailEnd {
@@ -109,7 +109,7 @@ impl MailEnd {
     /// Sends without waiting; on an error the letter comes back.
     pub(crate) fn try_send(&self, letter: Letter) -> Result<(), Back> {
         if self.closed.get() {
-            return Err(Box::new((MailError::Closed, letter)));
+            return Err(Box::new((MessageError::Closed, letter)));
         }
         self.out.borrow_mut().push(letter)?;
         self.work.notify_one();
@@ -123,7 +123,7 @@ impl MailEnd {
         loop {
             let room = self.room.notified();
             letter = match self.try_send(letter) {
-                Err(back) if back.0 == MailError::Full => back.1,
+                Err(back) if back.0 == MessageError::Full => back.1,
                 done => return done,
             };
             room.await;
@@ -135,15 +135,15 @@ impl MailEnd {
         &self,
         letter: Letter,
         limit: Duration,
-    ) -> Result<Message, MailError> {
+    ) -> Result<Message, MessageError> {
         let mut asked = self.requests.ask(letter.place);
         let kind = letter.kind.clone();
         let letter = Letter { class: Class::Request, id: asked.id, ..letter };
         let answered = async {
             self.send(letter).await.map_err(|back| back.0)?;
-            (&mut asked.answer).await.map_err(|_| MailError::Closed)?
+            (&mut asked.answer).await.map_err(|_| MessageError::Closed)?
         };
-        let late = |_| MailError::TimedOut(kind.as_str().to_string());
+        let late = |_| MessageError::TimedOut(kind.as_str().to_string());
         tokio::time::timeout(limit, answered).await.map_err(late)?
     }
 
@@ -206,8 +206,8 @@ impl MailEnd {
 
     async fn sort(&self, letter: Letter) {
         let from = match letter.place {
-            Place::Worker(id) => Sender::Worker(id),
-            _ => Sender::Primary,
+            Place::Worker(id) => MessageSender::Worker(id),
+            _ => MessageSender::Primary,
         };
         if matches!(letter.class, Class::Reply | Class::Refusal) {
             return self.requests.answer(from, letter);
@@ -232,7 +232,7 @@ impl MailEnd {
         to: &ReplyTo,
         class: Class,
         payload: bytes::Bytes,
-    ) -> Result<(), MailError> {
+    ) -> Result<(), MessageError> {
         self.try_send(to.letter(class, payload)).map_err(|back| back.0)
     }
 

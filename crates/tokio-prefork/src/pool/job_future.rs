@@ -1,4 +1,4 @@
-//! Submitted: a job as its caller sees it.
+//! JobFuture: a job as its caller sees it.
 
 use std::fmt;
 use std::future::Future;
@@ -11,12 +11,12 @@ use tokio::time::Sleep;
 use super::job_queue::Place;
 use super::job_state::{Job, Left, Outcome, Stage, contained};
 use super::pool_threads::Shared;
-use super::{PoolError, Task};
+use super::{PoolError, PoolJob};
 use crate::scoreboard::Ending;
 
 /// A submitted job: the future of its result. Dropped, it cancels the job.
 #[must_use = "a job is cancelled when this is dropped: await it"]
-pub struct Submitted<T: Task> {
+pub struct JobFuture<T: PoolJob> {
     job: Arc<Job<T>>,
     shared: Arc<Shared>,
     /// `None` for a job that was refused.
@@ -25,9 +25,9 @@ pub struct Submitted<T: Task> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<T: Task> Submitted<T> {
-    pub(super) fn new(job: Arc<Job<T>>, shared: Arc<Shared>, place: Option<Place>) -> Submitted<T> {
-        Submitted { job, shared, place, timer: None }
+impl<T: PoolJob> JobFuture<T> {
+    pub(super) fn new(job: Arc<Job<T>>, shared: Arc<Shared>, place: Option<Place>) -> JobFuture<T> {
+        JobFuture { job, shared, place, timer: None }
     }
 
     /// Ends the job, if it has not ended yet.
@@ -40,7 +40,7 @@ impl<T: Task> Submitted<T> {
     }
 }
 
-impl<T: Task> Future for Submitted<T> {
+impl<T: PoolJob> Future for JobFuture<T> {
     type Output = Outcome<T>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
@@ -72,15 +72,15 @@ impl<T: Task> Future for Submitted<T> {
     }
 }
 
-impl<T: Task> Drop for Submitted<T> {
+impl<T: PoolJob> Drop for JobFuture<T> {
     fn drop(&mut self) {
         let left = self.give_up(Ending::Cancelled);
         contained(|| drop(left));
     }
 }
 
-impl<T: Task> fmt::Debug for Submitted<T> {
+impl<T: PoolJob> fmt::Debug for JobFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Submitted({})", T::name())
+        write!(f, "JobFuture({})", T::name())
     }
 }

@@ -13,7 +13,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::pool_threads::{Busy, Shared};
-use super::{Cancel, Deadline, PoolError, Task};
+use super::{CancelFlag, JobDeadline, PoolError, PoolJob};
 use crate::scoreboard::{Ending, PoolMeter};
 use crate::text::panic_text;
 
@@ -27,23 +27,23 @@ pub(super) trait Entry: Send + Sync {
 }
 
 /// The result of a job.
-pub(super) type Outcome<T> = Result<<T as Task>::Output, PoolError>;
+pub(super) type Outcome<T> = Result<<T as PoolJob>::Output, PoolError>;
 
 /// A job, shared by its caller and the pool.
-pub(super) struct Job<T: Task> {
+pub(super) struct Job<T: PoolJob> {
     slot: Mutex<Slot<T>>,
     /// Nobody waits for the result any more.
     cancelled: AtomicBool,
     submitted: Instant,
-    deadline: Option<Deadline>,
+    deadline: Option<JobDeadline>,
 }
 
-pub(super) struct Slot<T: Task> {
+pub(super) struct Slot<T: PoolJob> {
     pub(super) stage: Stage<T>,
     pub(super) waker: Option<Waker>,
 }
 
-pub(super) enum Stage<T: Task> {
+pub(super) enum Stage<T: PoolJob> {
     Waiting(T),
     Running(Instant),
     /// Ended; with the outcome until somebody has taken it.
@@ -51,7 +51,7 @@ pub(super) enum Stage<T: Task> {
 }
 
 /// What a caller who gave up has left behind.
-pub(super) enum Left<T: Task> {
+pub(super) enum Left<T: PoolJob> {
     /// It had not begun, and never will.
     Unrun,
     /// It runs on, for nobody.
@@ -60,8 +60,8 @@ pub(super) enum Left<T: Task> {
     Ended(Option<Outcome<T>>),
 }
 
-impl<T: Task> Job<T> {
-    pub(super) fn new(task: T, deadline: Option<Deadline>) -> Job<T> {
+impl<T: PoolJob> Job<T> {
+    pub(super) fn new(task: T, deadline: Option<JobDeadline>) -> Job<T> {
         let slot = Mutex::new(Slot { stage: Stage::Waiting(task), waker: None });
         Job { slot, cancelled: AtomicBool::new(false), submitted: Instant::now(), deadline }
     }
@@ -77,7 +77,7 @@ impl<T: Task> Job<T> {
     }
 
     pub(super) fn timed_out(&self) -> PoolError {
-        let deadline = self.deadline.unwrap_or(Deadline::FromStart(std::time::Duration::MAX));
+        let deadline = self.deadline.unwrap_or(JobDeadline::FromStart(std::time::Duration::MAX));
         PoolError::TimedOut { job: T::name(), deadline }
     }
 
@@ -125,7 +125,7 @@ impl<T: Task> Job<T> {
             match mem::replace(&mut slot.stage, next) {
                 Stage::Waiting(task) => {
                     // Who waits has to learn when a deadline begins to count.
-                    let tell = late || matches!(self.deadline, Some(Deadline::FromStart(_)));
+                    let tell = late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
                     if late {
                         meter.count(Ending::TimedOut);
                     }
@@ -165,14 +165,14 @@ impl<T: Task> Job<T> {
     }
 }
 
-impl<T: Task> Entry for Job<T> {
+impl<T: PoolJob> Entry for Job<T> {
     fn run(&self, busy: Busy<'_>) -> bool {
         let shared: &Shared = busy.shared();
         let begun = Instant::now();
         let Some(task) = self.begin(begun, &shared.meter) else { return true };
         let waited = begun.saturating_duration_since(self.submitted);
         shared.meter.begin(shared.us_at(begun), waited);
-        let cancel = Cancel { job: &self.cancelled, pool: &shared.ending };
+        let cancel = CancelFlag { job: &self.cancelled, pool: &shared.ending };
         let result = catch_unwind(AssertUnwindSafe(|| task.run(&cancel)));
         let ended = Instant::now();
         shared.meter.end(shared.us_at(ended), ended.saturating_duration_since(begun));

@@ -8,7 +8,7 @@
 //! Every job ends in exactly one way: done, refused ([`PoolError::Full`], [`PoolError::Closed`]), too late
 //! ([`PoolError::TimedOut`]), panicked ([`PoolError::Panicked`]), or abandoned because its future was
 //! dropped. What is abandoned before it begins leaves the queue at once; what runs can see it
-//! ([`Cancel`]). A thread cannot be stopped from outside: a job that never looks and never ends keeps its
+//! ([`CancelFlag`]). A thread cannot be stopped from outside: a job that never looks and never ends keeps its
 //! thread until the process ends, which a draining worker does at its deadline in any case.
 
 mod job_future;
@@ -28,14 +28,14 @@ use crate::scoreboard::{PoolMeter, PoolSnapshot};
 use job_state::Job;
 use pool_threads::Shared;
 
-pub use job_future::Submitted;
+pub use job_future::JobFuture;
 pub use pool_error::PoolError;
-pub use pool_job::{Cancel, Deadline, Task, cancellable};
+pub use pool_job::{CancelFlag, JobDeadline, PoolJob, cancellable_job};
 
 /// How large a pool is, and how it behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct PoolConfig {
     /// Threads, at least one. Default: one for each core this process may use.
     pub threads: usize,
     /// Jobs that may wait beyond those that idle threads take at once. Default: 256.
@@ -46,10 +46,10 @@ pub struct Settings {
     pub newest_first: bool,
 }
 
-impl Default for Settings {
-    fn default() -> Settings {
+impl Default for PoolConfig {
+    fn default() -> PoolConfig {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Settings { threads, queue: 256, nice: 19, newest_first: false }
+        PoolConfig { threads, queue: 256, nice: 19, newest_first: false }
     }
 }
 
@@ -69,26 +69,26 @@ impl Drop for Handle {
 impl Pool {
     /// A pool outside of any worker, for programs and benches; in a worker use
     /// [`Worker::pool`](crate::Worker::pool), whose figures can be seen. Nothing is started before the first job.
-    pub fn new(settings: Settings) -> Pool {
+    pub fn new(config: PoolConfig) -> Pool {
         let owner = format!("pid={}", std::process::id());
-        Pool::with_meter(settings, owner, PoolMeter::standalone())
+        Pool::with_meter(config, owner, PoolMeter::standalone())
     }
 
     /// A worker's pool: `owner` is how its log lines begin, `meter` where its figures go.
-    pub(crate) fn with_meter(settings: Settings, owner: String, meter: PoolMeter) -> Pool {
-        Pool(Arc::new(Handle(Arc::new(Shared::new(settings, owner, meter)))))
+    pub(crate) fn with_meter(config: PoolConfig, owner: String, meter: PoolMeter) -> Pool {
+        Pool(Arc::new(Handle(Arc::new(Shared::new(config, owner, meter)))))
     }
 
     /// Submits a job, at once, and gives back its result as a future. An idle thread takes it immediately.
-    /// Dropping the future takes the job out of the queue, or sets its [`Cancel`] flag if it runs.
+    /// Dropping the future takes the job out of the queue, or sets its [`CancelFlag`] flag if it runs.
     ///
     /// The task moves to the thread and its result moves back: neither is copied.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
-    /// use tokio_prefork::pool::{Pool, PoolError, Settings};
+    /// use tokio_prefork::pool::{Pool, PoolError, PoolConfig};
     ///
-    /// let pool = Pool::new(Settings::default());
+    /// let pool = Pool::new(PoolConfig::default());
     /// let numbers: Vec<u64> = (1..=1000).collect();
     /// assert_eq!(pool.run(move || numbers.iter().sum::<u64>()).await, Ok(500_500));
     /// # });
@@ -96,7 +96,7 @@ impl Pool {
     ///
     /// # Errors
     /// The future gives a [`PoolError`] if the job has no result.
-    pub fn run<T: Task>(&self, task: T) -> Submitted<T> {
+    pub fn run<T: PoolJob>(&self, task: T) -> JobFuture<T> {
         let deadline = task.deadline();
         self.submit(task, deadline)
     }
@@ -106,7 +106,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::run`].
-    pub fn run_within<T: Task>(&self, deadline: Deadline, task: T) -> Submitted<T> {
+    pub fn run_within<T: PoolJob>(&self, deadline: JobDeadline, task: T) -> JobFuture<T> {
         self.submit(task, Some(deadline))
     }
 
@@ -116,7 +116,7 @@ impl Pool {
     }
 
     /// Takes no more jobs and waits until all have run and the threads have ended, for up to `grace`. Then
-    /// what still waits gets [`PoolError::Closed`], and what runs sees its [`Cancel`] flag. Returns how many
+    /// what still waits gets [`PoolError::Closed`], and what runs sees its [`CancelFlag`] flag. Returns how many
     /// jobs were still running, which is 0 when all went well.
     pub async fn drain(&self, grace: Duration) -> usize {
         self.close();
@@ -148,7 +148,7 @@ impl Pool {
         shared.meter.look(shared.us_at(Instant::now()));
     }
 
-    fn submit<T: Task>(&self, task: T, deadline: Option<Deadline>) -> Submitted<T> {
+    fn submit<T: PoolJob>(&self, task: T, deadline: Option<JobDeadline>) -> JobFuture<T> {
         let shared = Arc::clone(&self.0.0);
         let job = Arc::new(Job::new(task, deadline));
         let place = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::Entry>) {
@@ -158,7 +158,7 @@ impl Pool {
                 None
             }
         };
-        Submitted::new(job, shared, place)
+        JobFuture::new(job, shared, place)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why a job has no result.
 
-use super::Deadline;
+use super::JobDeadline;
 
 /// Why a job has no result. Each text says what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum PoolError {
         /// The name of the task.
         job: &'static str,
         /// The deadline that passed.
-        deadline: Deadline,
+        deadline: JobDeadline,
     },
     /// The job panicked; its thread is replaced.
     #[error("{job} panicked: {message}; this is a fault in the job, so trying again will not help")]

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 /// Work for a pool. A closure without arguments is one; a type of one's own carries its data by name.
 ///
 /// ```
-/// use tokio_prefork::pool::{Cancel, Task};
+/// use tokio_prefork::pool::{CancelFlag, PoolJob};
 ///
 /// struct Sum(Vec<u64>);
 ///
-/// impl Task for Sum {
+/// impl PoolJob for Sum {
 ///     type Output = u64;
 ///
-///     fn run(self, _: &Cancel<'_>) -> u64 {
+///     fn run(self, _: &CancelFlag<'_>) -> u64 {
 ///         self.0.iter().sum()
 ///     }
 /// }
 /// ```
-pub trait Task: Sized + Send + 'static {
+pub trait PoolJob: Sized + Send + 'static {
     /// What it gives back.
     type Output: Send + 'static;
 
@@ -29,40 +29,40 @@ pub trait Task: Sized + Send + 'static {
     }
 
     /// How long it may take. Default: no deadline.
-    fn deadline(&self) -> Option<Deadline> {
+    fn deadline(&self) -> Option<JobDeadline> {
         None
     }
 
     /// Does the work, on a thread of the pool. What takes long looks at `cancel` now and then.
-    fn run(self, cancel: &Cancel<'_>) -> Self::Output;
+    fn run(self, cancel: &CancelFlag<'_>) -> Self::Output;
 }
 
-impl<F, T> Task for F
+impl<F, T> PoolJob for F
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
     type Output = T;
 
-    fn run(self, _: &Cancel<'_>) -> T {
+    fn run(self, _: &CancelFlag<'_>) -> T {
         self()
     }
 }
 
-/// A closure that looks at its cancel flag, as a task: `pool.run(cancellable(|cancel| ...))`.
-pub fn cancellable<F, T>(job: F) -> impl Task<Output = T>
+/// A closure that looks at its cancel flag, as a task: `pool.run(cancellable_job(|cancel| ...))`.
+pub fn cancellable_job<F, T>(job: F) -> impl PoolJob<Output = T>
 where
-    F: FnOnce(&Cancel<'_>) -> T + Send + 'static,
+    F: FnOnce(&CancelFlag<'_>) -> T + Send + 'static,
     T: Send + 'static,
 {
-    Cancellable(job)
+    CancellableJob(job)
 }
 
-struct Cancellable<F>(F);
+struct CancellableJob<F>(F);
 
-impl<F, T> Task for Cancellable<F>
+impl<F, T> PoolJob for CancellableJob<F>
 where
-    F: FnOnce(&Cancel<'_>) -> T + Send + 'static,
+    F: FnOnce(&CancelFlag<'_>) -> T + Send + 'static,
     T: Send + 'static,
 {
     type Output = T;
@@ -71,19 +71,19 @@ where
         std::any::type_name::<F>()
     }
 
-    fn run(self, cancel: &Cancel<'_>) -> T {
+    fn run(self, cancel: &CancelFlag<'_>) -> T {
         (self.0)(cancel)
     }
 }
 
 /// Whether a running job is still wanted.
 #[derive(Debug)]
-pub struct Cancel<'a> {
+pub struct CancelFlag<'a> {
     pub(super) job: &'a AtomicBool,
     pub(super) pool: &'a AtomicBool,
 }
 
-impl Cancel<'_> {
+impl CancelFlag<'_> {
     /// Whether nobody waits for the result any more: the caller has gone, the deadline has passed, or the
     /// process is about to end. It costs two loads, and stays true once it is.
     pub fn is_set(&self) -> bool {
@@ -93,28 +93,28 @@ impl Cancel<'_> {
 
 /// How long a job may take, and from when that counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Deadline {
+pub enum JobDeadline {
     /// From its submission: the time in the queue counts.
     FromSubmission(Duration),
     /// From the moment in which a thread takes it: however long it waited, it may then take so long.
     FromStart(Duration),
 }
 
-impl Deadline {
+impl JobDeadline {
     /// When it passes; `None` as long as that is not known, or beyond all time.
     pub(super) fn due(self, submitted: Instant, begun: Option<Instant>) -> Option<Instant> {
         match self {
-            Deadline::FromSubmission(span) => submitted.checked_add(span),
-            Deadline::FromStart(span) => begun?.checked_add(span),
+            JobDeadline::FromSubmission(span) => submitted.checked_add(span),
+            JobDeadline::FromStart(span) => begun?.checked_add(span),
         }
     }
 }
 
-impl fmt::Display for Deadline {
+impl fmt::Display for JobDeadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Deadline::FromSubmission(span) => write!(f, "{span:?} of its submission"),
-            Deadline::FromStart(span) => write!(f, "{span:?} of its start"),
+            JobDeadline::FromSubmission(span) => write!(f, "{span:?} of its submission"),
+            JobDeadline::FromStart(span) => write!(f, "{span:?} of its start"),
         }
     }
 }

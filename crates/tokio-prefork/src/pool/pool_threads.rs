@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::job_queue::{Place, Queue};
 use super::job_state::{Entry, contained};
-use super::{PoolError, Settings};
+use super::{PoolConfig, PoolError};
 use crate::scoreboard::{Ending, PoolMeter};
 
 /// A pool, seen from within.
@@ -25,7 +25,7 @@ pub(super) struct Shared {
     pub(super) meter: PoolMeter,
     /// How the process is called in the log.
     pub(super) owner: String,
-    settings: Settings,
+    config: PoolConfig,
     epoch: Instant,
 }
 
@@ -66,8 +66,8 @@ pub(super) struct Refusal {
 }
 
 impl Shared {
-    pub(super) fn new(settings: Settings, owner: String, meter: PoolMeter) -> Shared {
-        let queue = Queue::new(settings.queue, settings.newest_first);
+    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolMeter) -> Shared {
+        let queue = Queue::new(config.queue, config.newest_first);
         Shared {
             crew: Mutex::new(Crew { queue, alive: 0, busy: 0, asleep: 0, rung: 0, closed: false }),
             work: Condvar::new(),
@@ -75,7 +75,7 @@ impl Shared {
             ending: AtomicBool::new(false),
             meter,
             owner,
-            settings,
+            config,
             epoch: Instant::now(),
         }
     }
@@ -180,18 +180,18 @@ impl Shared {
 impl Shared {
     /// Starts all threads. Fewer than wanted are better than none, which is an error.
     fn start(self: &Arc<Shared>, crew: &mut Crew) -> io::Result<()> {
-        for number in 0..self.settings.threads.max(1) {
+        for number in 0..self.config.threads.max(1) {
             match self.spawn(number) {
                 Ok(()) => crew.alive += 1,
                 Err(e) if crew.alive == 0 => return Err(e),
                 Err(e) => {
-                    let (owner, wanted) = (&self.owner, self.settings.threads);
+                    let (owner, wanted) = (&self.owner, self.config.threads);
                     log::warn!("{owner} has {number} threads in its pool, not {wanted}: {e}");
                     break;
                 }
             }
         }
-        self.meter.started(crew.alive, self.settings.queue);
+        self.meter.started(crew.alive, self.config.queue);
         Ok(())
     }
 
@@ -207,7 +207,7 @@ impl Shared {
         if let Err(e) = prefork_os::thread::block_signals_in_thread() {
             log::warn!("{} cannot block signals in pool-{number}: {e}", self.owner);
         }
-        if let Err(e) = prefork_os::thread::set_thread_niceness(self.settings.nice) {
+        if let Err(e) = prefork_os::thread::set_thread_niceness(self.config.nice) {
             log::warn!("{} cannot lower the priority of pool-{number}: {e}", self.owner);
         }
         while let Some(entry) = self.next() {

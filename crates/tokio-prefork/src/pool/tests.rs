@@ -15,7 +15,7 @@ use super::*;
 const LONG: Duration = Duration::from_secs(30);
 
 fn pool_of(threads: usize, queue: usize) -> Pool {
-    Pool::new(Settings { threads, queue, ..Settings::default() })
+    Pool::new(PoolConfig { threads, queue, ..PoolConfig::default() })
 }
 
 fn on_runtime<T>(future: impl Future<Output = T>) -> T {
@@ -30,7 +30,7 @@ struct Gate {
     go: Sender<()>,
 }
 
-fn gated(pool: &Pool) -> (Submitted<impl Task<Output = ()>>, Gate) {
+fn gated(pool: &Pool) -> (JobFuture<impl PoolJob<Output = ()>>, Gate) {
     let ((begin, begun), (go, gone)) = (channel(), channel());
     let job = pool.run(move || {
         let _ = begin.send(());
@@ -140,7 +140,7 @@ fn a_job_whose_future_is_dropped_leaves_the_queue() {
 fn a_running_job_sees_that_its_caller_went_away() {
     let pool = pool_of(1, 8);
     let (tell, told) = channel();
-    let job = pool.run(cancellable(move |cancel| {
+    let job = pool.run(cancellable_job(move |cancel| {
         let _ = tell.send(cancel.is_set());
         until("the flag", || cancel.is_set());
         let _ = tell.send(cancel.is_set());
@@ -158,8 +158,8 @@ fn a_deadline_counts_from_submission_or_from_the_start() {
     let (first, gate) = gated(&pool);
     gate.wait();
     on_runtime(async {
-        let waits = pool.run_within(Deadline::FromSubmission(short), || ());
-        let patient = pool.run_within(Deadline::FromStart(short), || 1);
+        let waits = pool.run_within(JobDeadline::FromSubmission(short), || ());
+        let patient = pool.run_within(JobDeadline::FromStart(short), || 1);
         let late = waits.await.expect_err("it could not even begin");
         assert!(late.to_string().contains("did not end within 30ms of its submission"), "{late}");
         assert_eq!(pool.snapshot().depth, 1, "and is gone from the queue");
@@ -167,11 +167,11 @@ fn a_deadline_counts_from_submission_or_from_the_start() {
         first.await.expect("done");
         assert_eq!(patient.await, Ok(1), "the time in the queue did not count");
         let (tell, told) = channel();
-        let endless = cancellable(move |cancel| {
+        let endless = cancellable_job(move |cancel| {
             until("the flag", || cancel.is_set());
             let _ = tell.send(());
         });
-        let late = pool.run_within(Deadline::FromStart(short), endless).await;
+        let late = pool.run_within(JobDeadline::FromStart(short), endless).await;
         assert!(late.expect_err("endless").to_string().contains("of its start"));
         told.recv_timeout(LONG).expect("it saw the flag");
     });
@@ -185,7 +185,7 @@ fn a_job_that_is_too_late_never_begins_even_if_nobody_looks() {
     gate.wait();
     let ran = Arc::new(AtomicBool::new(false));
     let set = Arc::clone(&ran);
-    let job = pool.run_within(Deadline::FromSubmission(Duration::ZERO), move || {
+    let job = pool.run_within(JobDeadline::FromSubmission(Duration::ZERO), move || {
         set.store(true, SeqCst);
     });
     gate.open();
@@ -229,7 +229,7 @@ fn a_job_that_never_ends_holds_up_a_drain_no_longer_than_it_may() {
 fn the_end_of_a_pool_is_seen_by_what_runs() {
     let pool = pool_of(1, 8);
     let (tell, told) = channel();
-    let job = pool.run(cancellable(move |cancel| {
+    let job = pool.run(cancellable_job(move |cancel| {
         let _ = tell.send(());
         until("the flag", || cancel.is_set());
         "gave up"
@@ -259,7 +259,7 @@ fn when_the_last_handle_is_dropped_what_waits_still_runs() {
 #[test]
 fn threads_give_way_to_the_loop() {
     let nice = |nice| {
-        let pool = Pool::new(Settings { threads: 1, nice, ..Settings::default() });
+        let pool = Pool::new(PoolConfig { threads: 1, nice, ..PoolConfig::default() });
         on_runtime(pool.run(|| prefork_os::thread::thread_niceness().expect("nice")))
             .expect("result")
     };

@@ -178,7 +178,7 @@ impl Primary {
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.scoreboard.reader().snapshot().totals,
-            shared: crate::shared::snapshot(),
+            shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_lines(),
             cannot_accept: self.scoreboard.reader().cannot_accept(),
         };

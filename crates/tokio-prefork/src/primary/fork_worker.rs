@@ -146,7 +146,7 @@ impl Primary {
         self.manager = None;
         self.handover = HandoverRelay::default();
         self.dealer = Dealer::default();
-        let mail_limits = self.messages.hub.limits();
+        let message_limits = self.messages.hub.limits();
         self.close_channels_of_others();
         self.signals.close();
         // The primary has none of it any more, but for what a hook of the application may have set.
@@ -174,7 +174,7 @@ impl Primary {
             listeners,
             channel,
             mail: Some(mail),
-            mail_limits,
+            message_limits,
             kinds: self.supervisor.kind_first_slots(),
             queue,
             rows,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::PrimaryHandle;
 use crate::messages::{Back, Letter, letter};
-use crate::messages::{Carried, Class, Connection, MailError, Message, Payload};
-use crate::messages::{Place, ReplyTo, Target, Unsent};
+use crate::messages::{Carried, Class, IntoPayload, Message, MessageError, PassedConnection};
+use crate::messages::{MessageTarget, Place, ReplyTo, SendConnectionError};
 use prefork_supervisor::WorkerId;
 
 /// Messages. Nothing here waits: what cannot be done at once is an error.
@@ -13,14 +13,14 @@ impl PrimaryHandle<'_> {
     /// Sends a message to one worker.
     ///
     /// # Errors
-    /// [`MailError::Full`] if the worker has not read what waits for it, and the others as they say. Whether it arrives
+    /// [`MessageError::Full`] if the worker has not read what waits for it, and the others as they say. Whether it arrives
     /// is another matter: a worker can end before it reads.
     pub fn send(
         &mut self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
-    ) -> Result<(), MailError> {
+        payload: impl IntoPayload,
+    ) -> Result<(), MessageError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
         self.post(to.into(), letter).map(drop).map_err(|back| back.0)
     }
@@ -30,26 +30,26 @@ impl PrimaryHandle<'_> {
     /// [`Cluster::on_event`](crate::Cluster::on_event):
     ///
     /// - with the answer;
-    /// - with [`MailError::Refused`] if nobody receives this kind there, or the worker says so;
-    /// - with [`MailError::TimedOut`] when `limit` has passed. An answer that comes later is thrown away;
-    /// - with [`MailError::Closed`] if the worker ends before.
+    /// - with [`MessageError::Refused`] if nobody receives this kind there, or the worker says so;
+    /// - with [`MessageError::TimedOut`] when `limit` has passed. An answer that comes later is thrown away;
+    /// - with [`MessageError::Closed`] if the worker ends before.
     ///
     /// It is not called when the primary itself ends before, or becomes another image by an upgrade.
     ///
     /// # Errors
-    /// As [`PrimaryHandle::send`], and [`MailError::Full`] too if 65536 requests wait for answers. Then `then` is not
+    /// As [`PrimaryHandle::send`], and [`MessageError::Full`] too if 65536 requests wait for answers. Then `then` is not
     /// called.
     pub fn request(
         &mut self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
+        payload: impl IntoPayload,
         limit: Duration,
-        then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MailError>) + 'static,
-    ) -> Result<(), MailError> {
+        then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>) + 'static,
+    ) -> Result<(), MessageError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
         if !self.primary.messages.asked.has_room() {
-            return Err(MailError::Full);
+            return Err(MessageError::Full);
         }
         let now = Instant::now();
         // A limit that no clock can reach is a day: a request must end.
@@ -71,7 +71,11 @@ impl PrimaryHandle<'_> {
     ///
     /// # Errors
     /// Nobody gets it: it is too large, its kind is no kind, or it cannot be encoded.
-    pub fn broadcast(&mut self, kind: &str, payload: impl Payload) -> Result<usize, MailError> {
+    pub fn broadcast(
+        &mut self,
+        kind: &str,
+        payload: impl IntoPayload,
+    ) -> Result<usize, MessageError> {
         let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
         self.primary.messages.hub.broadcast(&letter).map(|(sent, _)| sent)
     }
@@ -80,7 +84,7 @@ impl PrimaryHandle<'_> {
     ///
     /// # Errors
     /// As [`PrimaryHandle::send`]. That nobody waits any more is no error, as nobody knows.
-    pub fn reply(&mut self, to: &ReplyTo, payload: impl Payload) -> Result<(), MailError> {
+    pub fn reply(&mut self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.primary.messages.hub.reply(to, Class::Reply, payload.into_payload()?)
     }
 
@@ -88,7 +92,7 @@ impl PrimaryHandle<'_> {
     ///
     /// # Errors
     /// As [`PrimaryHandle::reply`].
-    pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MailError> {
+    pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MessageError> {
         self.primary.messages.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
     }
 
@@ -98,25 +102,25 @@ impl PrimaryHandle<'_> {
     /// As [`PrimaryHandle::send`], with the connection.
     pub fn send_connection(
         &mut self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
-        connection: impl Into<Connection>,
-    ) -> Result<(), Unsent> {
+        payload: impl IntoPayload,
+        connection: impl Into<PassedConnection>,
+    ) -> Result<(), SendConnectionError> {
         let connection = connection.into();
         let letter = match payload
             .into_payload()
             .and_then(|payload| letter(Place::Primary, kind, payload, Carried::Nothing))
         {
             Ok(letter) => letter,
-            Err(error) => return Err(Unsent::early(error, connection)),
+            Err(error) => return Err(SendConnectionError::early(error, connection)),
         };
         let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-        self.post(to.into(), letter).map(drop).map_err(|back| Unsent::new(*back))
+        self.post(to.into(), letter).map(drop).map_err(|back| SendConnectionError::new(*back))
     }
 
     /// To whom it went.
-    fn post(&mut self, to: Target, letter: Letter) -> Result<WorkerId, Back> {
+    fn post(&mut self, to: MessageTarget, letter: Letter) -> Result<WorkerId, Back> {
         let supervisor = &self.primary.supervisor;
         self.primary.messages.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
     }

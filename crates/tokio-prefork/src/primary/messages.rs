@@ -9,7 +9,8 @@ use bytes::Bytes;
 use super::pending_requests::Asked;
 use super::{Primary, PrimaryHandle};
 use crate::messages::{
-    BusyPoll, Class, Letter, MailError, MailHub, MailLimits, Message, ReplyTo, Sender, Turn, Wanted,
+    BusyPoll, Class, Letter, MailHub, Message, MessageError, MessageLimits, MessageSender, ReplyTo,
+    Turn, Wanted,
 };
 use prefork_supervisor::Event;
 use prefork_supervisor::{WorkerId, WorkerTag};
@@ -24,7 +25,7 @@ const UNKNOWN: usize = 64;
 pub(crate) type Handler = Box<dyn FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message)>;
 
 /// What the application does when a request of the primary has ended.
-pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message, MailError>)>;
+pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>)>;
 
 /// The channels, and what is done with what comes by them.
 #[derive(Default)]
@@ -45,7 +46,7 @@ impl Mail {
         self.handlers.insert(kind.to_string(), handler);
     }
 
-    pub(crate) fn limit(&mut self, limits: MailLimits) {
+    pub(crate) fn limit(&mut self, limits: MessageLimits) {
         self.hub = MailHub::new(limits);
     }
 
@@ -92,7 +93,7 @@ impl Primary {
         if matches!(letter.class, Class::Reply | Class::Refusal) {
             return self.handle_answer(from.id, letter);
         }
-        let message = Message::new(Sender::Worker(from.id), letter);
+        let message = Message::new(MessageSender::Worker(from.id), letter);
         // Taken out while it runs, as it is lent the primary that it lives in.
         let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
             return self.no_handler(from, &message);
@@ -107,9 +108,9 @@ impl Primary {
         let Some(then) = self.messages.asked.answered(from, letter.id) else { return };
         let answer = match letter.class {
             Class::Refusal => {
-                Err(MailError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
+                Err(MessageError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
             }
-            _ => Ok(Message::new(Sender::Worker(from), letter)),
+            _ => Ok(Message::new(MessageSender::Worker(from), letter)),
         };
         self.end_request(from, then, answer);
     }
@@ -130,7 +131,7 @@ impl Primary {
         }
     }
 
-    fn end_request(&mut self, of: WorkerId, then: Answered, answer: Result<Message, MailError>) {
+    fn end_request(&mut self, of: WorkerId, then: Answered, answer: Result<Message, MessageError>) {
         let at = format_args!("the answer of worker {of}");
         self.call_out(&"what waits for an answer", &at, |handle| then(handle, answer));
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crate::messages::MailError;
+use crate::messages::MessageError;
 use prefork_supervisor::WorkerId;
 
 /// More requests than this do not wait for an answer at once.
@@ -74,13 +74,14 @@ impl<T> Asked<T> {
         &mut self,
         now: Instant,
         known: impl Fn(WorkerId) -> bool,
-    ) -> Option<(WorkerId, T, MailError)> {
+    ) -> Option<(WorkerId, T, MessageError)> {
         let orphan = self.workers().find(|worker| !known(*worker));
         let of = |worker| self.by_worker.range((worker, 0)..).next().map(|(_, id)| *id);
         let orphan = orphan.and_then(of);
         let late = self.by_deadline.first().filter(|(until, _)| *until <= now).map(|(_, id)| *id);
         let Request { worker, kind, then, .. } = self.remove(orphan.or(late)?)?;
-        let why = if orphan.is_some() { MailError::Closed } else { MailError::TimedOut(kind) };
+        let why =
+            if orphan.is_some() { MessageError::Closed } else { MessageError::TimedOut(kind) };
         Some((worker, then, why))
     }
 
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(asked.failed(now, |_| true), None);
         assert_eq!(asked.deadline(), Some(soon));
         let late = asked.failed(soon, |_| true);
-        assert_eq!(late, Some((TWO, "first", MailError::TimedOut("b".to_string()))));
+        assert_eq!(late, Some((TWO, "first", MessageError::TimedOut("b".to_string()))));
         assert_eq!(asked.failed(soon, |_| true), None);
         assert_eq!(asked.answered(TWO, 2), None);
         assert_eq!(asked.answered(ONE, 1), Some("second"));
@@ -158,7 +159,7 @@ mod tests {
         }
         for n in [0, 2] {
             let gone = asked.failed(now, |worker| worker != TWO);
-            assert_eq!(gone, Some((TWO, n, MailError::Closed)));
+            assert_eq!(gone, Some((TWO, n, MessageError::Closed)));
         }
         assert_eq!(asked.failed(now, |worker| worker != TWO), None);
         assert_eq!(asked.answered(ONE, 2), Some(1));

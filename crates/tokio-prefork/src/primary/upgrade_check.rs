@@ -8,7 +8,7 @@ use crate::channel::{Heard, PrimaryEnd, ToPrimary};
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::error::{Error, Result, exit};
-use crate::messages::MailLimits;
+use crate::messages::MessageLimits;
 use crate::scoreboard::Scoreboard;
 use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::ForkResult;
@@ -67,7 +67,7 @@ pub(crate) fn prove(config: Config, entry: &WorkerEntry) -> Result<()> {
                     queue: None,
                     mail: None,
                     kinds: Vec::new(),
-                    mail_limits: MailLimits::default(),
+                    message_limits: MessageLimits::default(),
                     rows,
                     meter: SlotMeter::default(),
                     board: reader,

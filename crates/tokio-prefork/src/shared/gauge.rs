@@ -25,7 +25,7 @@ static FIRST_USE: Mutex<()> = Mutex::new(());
 ///
 /// let streams = SharedGauge::new("open_streams")?;
 /// {
-///     let _open = streams.hold(1);
+///     let _open = streams.add_scoped(1);
 ///     assert_eq!(streams.value(), 1);
 /// }
 /// streams.set(5);
@@ -42,7 +42,7 @@ pub struct SharedGauge {
 /// Keeps an addition to a [`SharedGauge`] until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it takes the addition back"]
-pub struct GaugeHold {
+pub struct GaugeGuard {
     gauge: SharedGauge,
     by: i64,
 }
@@ -76,9 +76,9 @@ impl SharedGauge {
     }
 
     /// Adds, and takes it back when the hold is dropped: also when a handler panics or its client leaves.
-    pub fn hold(&self, by: i64) -> GaugeHold {
+    pub fn add_scoped(&self, by: i64) -> GaugeGuard {
         self.add(by);
-        GaugeHold { gauge: *self, by }
+        GaugeGuard { gauge: *self, by }
     }
 
     /// The sum over all processes that live. Asks the kernel once for each (half a microsecond or so).
@@ -111,7 +111,7 @@ impl SharedGauge {
     }
 }
 
-impl Drop for GaugeHold {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.gauge.add(self.by.wrapping_neg());
     }
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_held_is_taken_back_and_negative_is_fine() {
         let gauge = SharedGauge::new("gauge_hold").expect("gauge");
-        let hold = gauge.hold(4);
+        let hold = gauge.add_scoped(4);
         gauge.add(-6);
         assert_eq!(gauge.value(), -2);
         drop(hold);

@@ -14,7 +14,7 @@ use prefork_os::byte_range_lock::ByteRangeLocks;
 
 /// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
 ///
-/// Each worker that is ready to take the role waits in [`lead`](Leadership::lead). When the leader dies,
+/// Each worker that is ready to take the role waits in [`acquire`](Leadership::acquire). When the leader dies,
 /// resigns or is replaced, the kernel wakes one of them. A leader that is frozen or stopped still leads, until
 /// the watchdog kills it: what does not die may yet go on with its work.
 ///
@@ -29,7 +29,7 @@ use prefork_os::byte_range_lock::ByteRangeLocks;
 ///     let me = worker.clone();
 ///     tokio::task::spawn_local(async move {
 ///         tokio::select! {
-///             _ = cron.run_once(async { /* every minute ... */ std::future::pending::<()>().await }) => {}
+///             _ = cron.run_as_leader(async { /* every minute ... */ std::future::pending::<()>().await }) => {}
 ///             () = me.draining() => {}
 ///         }
 ///     });
@@ -45,7 +45,7 @@ pub struct Leadership(&'static Role);
 /// Leads until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it resigns"]
-pub struct Lead {
+pub struct LeadershipGuard {
     role: Leadership,
     pid: u32,
 }
@@ -53,7 +53,7 @@ pub struct Lead {
 impl Leadership {
     /// Declares a role among the workers of this cluster, before it serves. An upgrade to a new binary begins
     /// anew: the worker that proves it, and the new ones while old ones finish, know nothing of the old
-    /// leader, so two may lead for a while. See [`in_file`](Leadership::in_file) if that must not be.
+    /// leader, so two may lead for a while. See [`with_lock_file`](Leadership::with_lock_file) if that must not be.
     ///
     /// # Errors
     /// The name is taken or no name for a metric, this is a worker, or the system refuses memory for it.
@@ -69,7 +69,7 @@ impl Leadership {
     ///
     /// # Errors
     /// As [`Leadership::new`], or the file cannot be had.
-    pub fn in_file(name: &str, path: impl AsRef<Path>) -> Result<Leadership> {
+    pub fn with_lock_file(name: &str, path: impl AsRef<Path>) -> Result<Leadership> {
         let (name, path) = (registry::name(name)?, path.as_ref());
         let locks = ByteRangeLocks::open_file(path).map_err(|e| {
             Error::system(format!("open {} for the role {name:?}", path.display()), e)
@@ -87,13 +87,13 @@ impl Leadership {
         Ok(role)
     }
 
-    /// Waits until this process has the role, and leads until the [`Lead`] is dropped. Within a process too,
+    /// Waits until this process has the role, and leads until the [`LeadershipGuard`] is dropped. Within a process too,
     /// one at a time leads. Can be dropped at any time, then it no longer waits. Needs no runtime in
     /// particular.
     ///
     /// # Errors
     /// The system refuses the thread that waits, or the lock.
-    pub async fn lead(&self) -> Result<Lead> {
+    pub async fn acquire(&self) -> Result<LeadershipGuard> {
         let mut wait = Wait { role: *self, number: None };
         poll_fn(|context| wait.poll(context)).await
     }
@@ -102,9 +102,9 @@ impl Leadership {
     /// another begins from the start.
     ///
     /// # Errors
-    /// As [`Leadership::lead`]; then the work was not begun.
-    pub async fn run_once<F: Future>(&self, work: F) -> Result<F::Output> {
-        let _lead = self.lead().await?;
+    /// As [`Leadership::acquire`]; then the work was not begun.
+    pub async fn run_as_leader<F: Future>(&self, work: F) -> Result<F::Output> {
+        let _lead = self.acquire().await?;
         Ok(work.await)
     }
 
@@ -112,14 +112,14 @@ impl Leadership {
     ///
     /// # Errors
     /// The system refuses the lock.
-    pub fn try_lead(&self) -> Result<Option<Lead>> {
+    pub fn try_acquire(&self) -> Result<Option<LeadershipGuard>> {
         let mut here = self.0.here();
         let free = matches!(here.state, State::Idle);
         if !free || !self.0.locks.try_lock(self.0.byte).map_err(|e| self.0.refused(e))? {
             return Ok(None);
         }
         here.state = State::Led;
-        Ok(Some(Lead { role: *self, pid: here.pid }))
+        Ok(Some(LeadershipGuard { role: *self, pid: here.pid }))
     }
 
     /// Whether this process leads.
@@ -128,7 +128,7 @@ impl Leadership {
     }
 
     /// The process that leads, if one does, as the kernel knows it. `None` also if the kernel cannot be asked.
-    pub fn leader(&self) -> Option<u32> {
+    pub fn leader_pid(&self) -> Option<u32> {
         let here = self.0.here();
         match here.state {
             State::Led => Some(here.pid),
@@ -144,7 +144,7 @@ struct Wait {
 }
 
 impl Wait {
-    fn poll(&mut self, context: &Context<'_>) -> Poll<Result<Lead>> {
+    fn poll(&mut self, context: &Context<'_>) -> Poll<Result<LeadershipGuard>> {
         let role = self.role.0;
         let mut here = role.here();
         match here.state {
@@ -174,10 +174,10 @@ impl Wait {
         Poll::Pending
     }
 
-    fn take(&mut self, here: &mut Here) -> Lead {
+    fn take(&mut self, here: &mut Here) -> LeadershipGuard {
         self.leave(here);
         here.state = State::Led;
-        Lead { role: self.role, pid: here.pid }
+        LeadershipGuard { role: self.role, pid: here.pid }
     }
 
     fn wait(&mut self, here: &mut Here, context: &Context<'_>) {
@@ -208,7 +208,7 @@ impl Drop for Wait {
     }
 }
 
-impl Drop for Lead {
+impl Drop for LeadershipGuard {
     fn drop(&mut self) {
         let mut here = self.role.0.here();
         // In a child of the leader this is a copy, which leads nothing.
@@ -220,6 +220,6 @@ impl Drop for Lead {
 
 impl fmt::Debug for Leadership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Leadership({:?}, led by {:?})", self.0.name, self.leader())
+        write!(f, "Leadership({:?}, led by {:?})", self.0.name, self.leader_pid())
     }
 }

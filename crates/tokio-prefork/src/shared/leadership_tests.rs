@@ -14,12 +14,12 @@ fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
 fn one_at_a_time_leads_within_a_process() {
     let role = Leadership::new("role_one").expect("role");
     assert!(!role.is_leader());
-    assert_eq!(role.leader(), None);
-    let lead = role.try_lead().expect("lock").expect("nobody leads");
+    assert_eq!(role.leader_pid(), None);
+    let lead = role.try_acquire().expect("lock").expect("nobody leads");
     assert!(role.is_leader());
-    assert_eq!(role.leader(), Some(std::process::id()));
-    assert!(role.try_lead().expect("lock").is_none());
-    let mut next = pin!(role.lead());
+    assert_eq!(role.leader_pid(), Some(std::process::id()));
+    assert!(role.try_acquire().expect("lock").is_none());
+    let mut next = pin!(role.acquire());
     assert!(poll(next.as_mut()).is_pending());
     drop(lead);
     let Poll::Ready(Ok(lead)) = poll(next) else { panic!("it leads now") };
@@ -30,20 +30,20 @@ fn one_at_a_time_leads_within_a_process() {
 #[test]
 fn who_no_longer_waits_gets_nothing() {
     let role = Leadership::new("role_gone").expect("role");
-    let lead = role.try_lead().expect("lock").expect("nobody leads");
+    let lead = role.try_acquire().expect("lock").expect("nobody leads");
     {
-        let mut gone = pin!(role.lead());
+        let mut gone = pin!(role.acquire());
         assert!(poll(gone.as_mut()).is_pending());
     }
     drop(lead);
-    assert!(role.try_lead().expect("lock").is_some());
+    assert!(role.try_acquire().expect("lock").is_some());
 }
 
 #[test]
 fn work_that_panics_resigns() {
     let role = Leadership::new("role_panic").expect("role");
     let work = || {
-        let mut work = pin!(role.run_once(async { panic!("the work panics") }));
+        let mut work = pin!(role.run_as_leader(async { panic!("the work panics") }));
         let _ = poll(work.as_mut());
     };
     assert!(std::panic::catch_unwind(work).is_err());
@@ -53,17 +53,19 @@ fn work_that_panics_resigns() {
 #[test]
 fn run_once_gives_what_the_work_gave() {
     let role = Leadership::new("role_output").expect("role");
-    let Poll::Ready(Ok(7)) = poll(pin!(role.run_once(async { 7 }))) else { panic!("no output") };
+    let Poll::Ready(Ok(7)) = poll(pin!(role.run_as_leader(async { 7 }))) else {
+        panic!("no output")
+    };
 }
 
 #[test]
 fn two_roles_of_one_file_do_not_meet() {
     let dir = tempfile::tempdir().expect("directory");
     let path = dir.path().join("roles");
-    let one = Leadership::in_file("role_file_one", &path).expect("role");
-    let other = Leadership::in_file("role_file_other", &path).expect("role");
-    let _one = one.try_lead().expect("lock").expect("free");
-    assert!(other.try_lead().expect("lock").is_some());
-    let error = Leadership::in_file("role_file_bad", dir.path()).expect_err("a directory");
+    let one = Leadership::with_lock_file("role_file_one", &path).expect("role");
+    let other = Leadership::with_lock_file("role_file_other", &path).expect("role");
+    let _one = one.try_acquire().expect("lock").expect("free");
+    assert!(other.try_acquire().expect("lock").is_some());
+    let error = Leadership::with_lock_file("role_file_bad", dir.path()).expect_err("a directory");
     assert!(error.to_string().contains("cannot open "), "{error}");
 }

@@ -38,9 +38,9 @@
 //!
 //! **An upgrade begins anew.** A new binary executed in place gets fresh memory: counters at zero, an empty
 //! cache, a full bucket. What must go on belongs in a store outside. A role that must not be had twice
-//! meanwhile can be tied to a file: [`Leadership::in_file`].
+//! meanwhile can be tied to a file: [`Leadership::with_lock_file`].
 //!
-//! [`snapshot`] reads everything that was declared, by name.
+//! [`read_shared_metrics`] reads everything that was declared, by name.
 
 mod cache;
 mod counter;
@@ -57,11 +57,11 @@ mod rate_limiter;
 mod registry;
 mod striped_counters;
 
-pub use cache::{NotStored, SharedCache};
+pub use cache::{CacheWriteError, SharedCache};
 pub use counter::SharedCounter;
 pub use flag::SharedFlag;
-pub use gauge::{GaugeHold, SharedGauge};
+pub use gauge::{GaugeGuard, SharedGauge};
 pub use histogram::{HistogramSnapshot, SharedHistogram};
-pub use leadership::{Lead, Leadership};
+pub use leadership::{Leadership, LeadershipGuard};
 pub use rate_limiter::{KeyedRateLimiter, RateLimited, RateLimiter};
-pub use registry::{SharedMetric, SharedValue, snapshot};
+pub use registry::{SharedMetric, SharedMetricValue, read_shared_metrics};

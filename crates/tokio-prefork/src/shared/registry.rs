@@ -24,21 +24,21 @@ pub(super) enum Thing {
     Role(Leadership),
 }
 
-/// One piece of shared state at one moment: see [`snapshot`].
+/// One piece of shared state at one moment: see [`read_shared_metrics`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedMetric {
     /// The name it was declared with.
     pub name: String,
     /// What it is, and what it says.
     #[serde(flatten)]
-    pub value: SharedValue,
+    pub value: SharedMetricValue,
 }
 
 /// What a [`SharedMetric`] says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum SharedValue {
+pub enum SharedMetricValue {
     /// A [`SharedCounter`].
     Counter {
         /// The sum over all workers that ever lived.
@@ -57,7 +57,8 @@ pub enum SharedValue {
         set: bool,
     },
     /// A [`Leadership`].
-    Role {
+    #[serde(rename = "role")]
+    Leadership {
         /// The process that leads.
         leader: Option<u32>,
     },
@@ -70,16 +71,16 @@ pub enum SharedValue {
 /// too; it waits for nobody. Figures of one snapshot may be a moment apart.
 ///
 /// ```
-/// use tokio_prefork::shared::{SharedValue, snapshot};
+/// use tokio_prefork::shared::{SharedMetricValue, read_shared_metrics};
 /// use tokio_prefork::SharedCounter;
 ///
 /// let orders = SharedCounter::new("orders")?;
 /// orders.add(2);
-/// let found = snapshot().into_iter().find(|metric| metric.name == "orders");
-/// assert_eq!(found.map(|metric| metric.value), Some(SharedValue::Counter { value: 2 }));
+/// let found = read_shared_metrics().into_iter().find(|metric| metric.name == "orders");
+/// assert_eq!(found.map(|metric| metric.value), Some(SharedMetricValue::Counter { value: 2 }));
 /// # Ok::<(), tokio_prefork::Error>(())
 /// ```
-pub fn snapshot() -> Vec<SharedMetric> {
+pub fn read_shared_metrics() -> Vec<SharedMetric> {
     // Copied out first: reading a role or a gauge asks the kernel, and needs no lock of ours.
     let things = declared().clone();
     things
@@ -89,13 +90,13 @@ pub fn snapshot() -> Vec<SharedMetric> {
 }
 
 impl Thing {
-    fn read(self) -> SharedValue {
+    fn read(self) -> SharedMetricValue {
         match self {
-            Thing::Counter(counter) => SharedValue::Counter { value: counter.value() },
-            Thing::Gauge(gauge) => SharedValue::Gauge { value: gauge.value() },
-            Thing::Histogram(histogram) => SharedValue::Histogram(histogram.snapshot()),
-            Thing::Flag(flag) => SharedValue::Flag { set: flag.is_set() },
-            Thing::Role(role) => SharedValue::Role { leader: role.leader() },
+            Thing::Counter(counter) => SharedMetricValue::Counter { value: counter.value() },
+            Thing::Gauge(gauge) => SharedMetricValue::Gauge { value: gauge.value() },
+            Thing::Histogram(histogram) => SharedMetricValue::Histogram(histogram.snapshot()),
+            Thing::Flag(flag) => SharedMetricValue::Flag { set: flag.is_set() },
+            Thing::Role(role) => SharedMetricValue::Leadership { leader: role.leader_pid() },
         }
     }
 }
@@ -162,17 +163,19 @@ mod tests {
         first.add(3);
         let error = SharedFlag::new("registry_once").expect_err("second").to_string();
         assert!(error.contains("\"registry_once\" is declared twice"), "{error}");
-        let found: Vec<_> =
-            snapshot().into_iter().filter(|metric| metric.name == "registry_once").collect();
+        let found: Vec<_> = read_shared_metrics()
+            .into_iter()
+            .filter(|metric| metric.name == "registry_once")
+            .collect();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].value, SharedValue::Counter { value: 3 });
+        assert_eq!(found[0].value, SharedMetricValue::Counter { value: 3 });
     }
 
     #[test]
     fn a_snapshot_is_plain_json() {
         let flag = SharedFlag::new("registry_json").expect("flag");
         flag.set();
-        let found = snapshot().into_iter().find(|metric| metric.name == "registry_json");
+        let found = read_shared_metrics().into_iter().find(|metric| metric.name == "registry_json");
         let json = serde_json::to_string(&found).expect("json");
         assert_eq!(json, r#"{"name":"registry_json","kind":"flag","set":true}"#);
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::local_state::State;
 use crate::config::Config;
-use crate::pool::{Pool, Settings};
+use crate::pool::{Pool, PoolConfig};
 use crate::scoreboard::OwnRow;
 use prefork_supervisor::WorkerTag;
 
@@ -13,7 +13,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// The pool as it was configured. Its threads start with the first job.
 pub(crate) fn pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
-    let settings = Settings {
+    let settings = PoolConfig {
         threads: config.threads_of_pool(),
         queue: config.pool_queue as usize,
         nice: config.pool_nice,

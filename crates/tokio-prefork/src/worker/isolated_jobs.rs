@@ -13,8 +13,8 @@ use tokio::sync::oneshot;
 use super::custom_kind::kind_app;
 use super::{App, Worker};
 use crate::error::Result;
-use crate::isolated::{self, IsolatedError, Job, JobId, Verdict, join, split};
-use crate::messages::{Carried, MailError, Payload, Place, letter};
+use crate::isolated::{self, IsolatedJobError, Job, JobId, Verdict, join, split};
+use crate::messages::{Carried, IntoPayload, MessageError, Place, letter};
 use crate::text::panic_text;
 
 /// So much longer than the deadline of a job its caller waits: the primary tells it in time, unless it is stuck.
@@ -28,7 +28,7 @@ thread_local! {
     static TOKEN: Cell<u64> = const { Cell::new(1) };
 }
 
-/// A pool of isolated workers, as those see it that have jobs for it: see [`Worker::isolated`].
+/// A pool of isolated workers, as those see it that have jobs for it: see [`Worker::isolated_pool`].
 #[derive(Debug, Clone)]
 pub struct IsolatedPool {
     worker: Worker,
@@ -39,11 +39,11 @@ impl Worker {
     /// The pool of isolated workers with this name.
     ///
     /// # Errors
-    /// [`IsolatedError::Unknown`] if the program has no such pool.
-    pub fn isolated(&self, name: &str) -> std::result::Result<IsolatedPool, IsolatedError> {
+    /// [`IsolatedJobError::Unknown`] if the program has no such pool.
+    pub fn isolated_pool(&self, name: &str) -> std::result::Result<IsolatedPool, IsolatedJobError> {
         match self.0.kinds.iter().any(|(known, _)| *known == name) {
             true => Ok(IsolatedPool { worker: self.clone(), name: name.into() }),
-            false => Err(IsolatedError::Unknown(name.to_string())),
+            false => Err(IsolatedJobError::Unknown(name.to_string())),
         }
     }
 }
@@ -54,19 +54,20 @@ impl IsolatedPool {
     /// job that waits is removed, and one that has begun goes on to its end or deadline.
     ///
     /// # Errors
-    /// Why there is no result: see [`IsolatedError`]. A job whose process dies is told of at once.
+    /// Why there is no result: see [`IsolatedJobError`]. A job whose process dies is told of at once.
     pub async fn run<I, O>(
         &self,
         input: &I,
         limit: Duration,
-    ) -> std::result::Result<O, IsolatedError>
+    ) -> std::result::Result<O, IsolatedJobError>
     where
         I: Serialize + ?Sized,
         O: DeserializeOwned,
     {
         let token = TOKEN.replace(TOKEN.get() + 1);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-        let input = postcard::to_stdvec(input).map_err(|e| IsolatedError::Failed(e.to_string()))?;
+        let input =
+            postcard::to_stdvec(input).map_err(|e| IsolatedJobError::Failed(e.to_string()))?;
         let payload = join(&Job { token, limit_ms }, &input);
         let ask = isolated::ask_kind(&self.name);
         let letter = letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(failed)?;
@@ -74,25 +75,26 @@ impl IsolatedPool {
         let answer = self.worker.0.mail.request(letter, limit.saturating_add(STUCK)).await;
         waits.over.set(true);
         let (verdict, output) = split::<Verdict>(answer.map_err(failed)?.bytes())
-            .ok_or_else(|| IsolatedError::Failed("its answer is garbage".to_string()))?;
+            .ok_or_else(|| IsolatedJobError::Failed("its answer is garbage".to_string()))?;
         match verdict {
-            Verdict::Done => postcard::from_bytes(&output)
-                .map_err(|e| IsolatedError::Failed(format!("its output is not of this type: {e}"))),
-            Verdict::Failed(why) => Err(IsolatedError::Failed(why)),
-            Verdict::Full => Err(IsolatedError::Full),
-            Verdict::TimedOut => Err(IsolatedError::TimedOut),
-            Verdict::Died { signal } => Err(IsolatedError::Died { signal }),
-            Verdict::Closed => Err(IsolatedError::Closed),
+            Verdict::Done => postcard::from_bytes(&output).map_err(|e| {
+                IsolatedJobError::Failed(format!("its output is not of this type: {e}"))
+            }),
+            Verdict::Failed(why) => Err(IsolatedJobError::Failed(why)),
+            Verdict::Full => Err(IsolatedJobError::Full),
+            Verdict::TimedOut => Err(IsolatedJobError::TimedOut),
+            Verdict::Died { signal } => Err(IsolatedJobError::Died { signal }),
+            Verdict::Closed => Err(IsolatedJobError::Closed),
         }
     }
 }
 
-fn failed(error: MailError) -> IsolatedError {
+fn failed(error: MessageError) -> IsolatedJobError {
     match error {
-        MailError::Full => IsolatedError::Full,
-        MailError::TimedOut(_) => IsolatedError::TimedOut,
-        MailError::Closed | MailError::Refused(_) => IsolatedError::Closed,
-        other => IsolatedError::Failed(other.to_string()),
+        MessageError::Full => IsolatedJobError::Full,
+        MessageError::TimedOut(_) => IsolatedJobError::TimedOut,
+        MessageError::Closed | MessageError::Refused(_) => IsolatedJobError::Closed,
+        other => IsolatedJobError::Failed(other.to_string()),
     }
 }
 
@@ -118,7 +120,7 @@ pub(crate) fn isolated_app(work: Work) -> App {
 }
 
 async fn serve(worker: Worker, work: Work) -> Result<()> {
-    let mut jobs = worker.recv(isolated::DO);
+    let mut jobs = worker.open_inbox(isolated::DO);
     loop {
         let message = tokio::select! {
             // What came before the order to leave is done.

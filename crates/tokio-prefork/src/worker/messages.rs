@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use super::Worker;
 use super::accepted_stream::Stream;
-use crate::messages::{Carried, Class, Connection, Inbox, Letter, MailError, Message, Payload};
-use crate::messages::{Place, ReplyTo, Target, Unsent, letter};
+use crate::messages::{
+    Carried, Class, Inbox, IntoPayload, Letter, Message, MessageError, PassedConnection,
+};
+use crate::messages::{MessageTarget, Place, ReplyTo, SendConnectionError, letter};
 
 /// A letter with nothing but a message.
-fn plain(place: Place, kind: &str, payload: impl Payload) -> Result<Letter, MailError> {
+fn plain(place: Place, kind: &str, payload: impl IntoPayload) -> Result<Letter, MessageError> {
     letter(place, kind, payload.into_payload()?, Carried::Nothing)
 }
 
@@ -20,16 +22,16 @@ impl Worker {
     /// is full, as long as it takes.
     ///
     /// # Errors
-    /// [`MailError::TooLarge`], [`MailError::Closed`], [`MailError::BadKind`] or [`MailError::Codec`].
-    pub async fn send(&self, kind: &str, payload: impl Payload) -> Result<(), MailError> {
+    /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Codec`].
+    pub async fn send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.post(plain(Place::Primary, kind, payload)?).await
     }
 
     /// Sends a message to the primary without waiting.
     ///
     /// # Errors
-    /// As [`Worker::send`], and [`MailError::Full`].
-    pub fn try_send(&self, kind: &str, payload: impl Payload) -> Result<(), MailError> {
+    /// As [`Worker::send`], and [`MessageError::Full`].
+    pub fn try_send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.0.mail.try_send(plain(Place::Primary, kind, payload)?).map_err(|back| back.0)
     }
 
@@ -41,10 +43,10 @@ impl Worker {
     /// [`Worker::request_to`].
     pub async fn send_to(
         &self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
-    ) -> Result<(), MailError> {
+        payload: impl IntoPayload,
+    ) -> Result<(), MessageError> {
         self.post(plain(to.into().into(), kind, payload)?).await
     }
 
@@ -52,7 +54,11 @@ impl Worker {
     ///
     /// # Errors
     /// As [`Worker::send`].
-    pub async fn broadcast(&self, kind: &str, payload: impl Payload) -> Result<(), MailError> {
+    pub async fn broadcast(
+        &self,
+        kind: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), MessageError> {
         self.post(plain(Place::Everybody, kind, payload)?).await
     }
 
@@ -60,13 +66,13 @@ impl Worker {
     /// later is thrown away.
     ///
     /// # Errors
-    /// [`MailError::TimedOut`], [`MailError::Refused`], and as [`Worker::send`].
+    /// [`MessageError::TimedOut`], [`MessageError::Refused`], and as [`Worker::send`].
     pub async fn request(
         &self,
         kind: &str,
-        payload: impl Payload,
+        payload: impl IntoPayload,
         limit: Duration,
-    ) -> Result<Message, MailError> {
+    ) -> Result<Message, MessageError> {
         self.0.mail.request(plain(Place::Primary, kind, payload)?, limit).await
     }
 
@@ -76,11 +82,11 @@ impl Worker {
     /// As [`Worker::request`].
     pub async fn request_to(
         &self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
+        payload: impl IntoPayload,
         limit: Duration,
-    ) -> Result<Message, MailError> {
+    ) -> Result<Message, MessageError> {
         self.0.mail.request(plain(to.into().into(), kind, payload)?, limit).await
     }
 
@@ -88,16 +94,16 @@ impl Worker {
     ///
     /// # Errors
     /// As [`Worker::try_send`]. That nobody waits any more is no error, as nobody knows.
-    pub fn reply(&self, to: &ReplyTo, payload: impl Payload) -> Result<(), MailError> {
+    pub fn reply(&self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.0.mail.reply(to, Class::Reply, payload.into_payload()?)
     }
 
     /// The messages of `kind` that come from now on. What comes before the worker is ready waits for this; afterwards
     /// messages that no inbox is open for are dropped, counted, and told of once for each kind.
     ///
-    /// An inbox is bounded (see [`MailLimits`](crate::MailLimits)). While it is full nothing is read from the
+    /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full nothing is read from the
     /// channel, for a second; then what comes for this kind is dropped until it is read again.
-    pub fn recv(&self, kind: &str) -> Inbox {
+    pub fn open_inbox(&self, kind: &str) -> Inbox {
         self.0.mail.open(kind)
     }
 
@@ -109,9 +115,9 @@ impl Worker {
     pub async fn send_connection(
         &self,
         kind: &str,
-        payload: impl Payload,
-        connection: impl Into<Connection>,
-    ) -> Result<(), Unsent> {
+        payload: impl IntoPayload,
+        connection: impl Into<PassedConnection>,
+    ) -> Result<(), SendConnectionError> {
         self.post_connection(Place::Primary, kind, payload, connection.into()).await
     }
 
@@ -121,17 +127,17 @@ impl Worker {
     /// As [`Worker::send_connection`].
     pub async fn send_connection_to(
         &self,
-        to: impl Into<Target>,
+        to: impl Into<MessageTarget>,
         kind: &str,
-        payload: impl Payload,
-        connection: impl Into<Connection>,
-    ) -> Result<(), Unsent> {
+        payload: impl IntoPayload,
+        connection: impl Into<PassedConnection>,
+    ) -> Result<(), SendConnectionError> {
         self.post_connection(to.into().into(), kind, payload, connection.into()).await
     }
 
     /// Whether there is a channel for messages: not in the trial of an upgrade, nor in a worker whose primary is gone
     /// or has become another image.
-    pub fn has_mail(&self) -> bool {
+    pub fn has_message_channel(&self) -> bool {
         self.0.mail.is_connected()
     }
 
@@ -145,7 +151,7 @@ impl Worker {
         self.0.mail.late_replies()
     }
 
-    async fn post(&self, letter: Letter) -> Result<(), MailError> {
+    async fn post(&self, letter: Letter) -> Result<(), MessageError> {
         self.0.mail.send(letter).await.map_err(|back| back.0)
     }
 
@@ -153,33 +159,33 @@ impl Worker {
         &self,
         place: Place,
         kind: &str,
-        payload: impl Payload,
-        connection: Connection,
-    ) -> Result<(), Unsent> {
+        payload: impl IntoPayload,
+        connection: PassedConnection,
+    ) -> Result<(), SendConnectionError> {
         match plain(place, kind, payload) {
             Ok(letter) => {
                 let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-                self.0.mail.send(letter).await.map_err(|back| Unsent::new(*back))
+                self.0.mail.send(letter).await.map_err(|back| SendConnectionError::new(*back))
             }
-            Err(error) => Err(Unsent::early(error, connection)),
+            Err(error) => Err(SendConnectionError::early(error, connection)),
         }
     }
 }
 
-impl TryFrom<Stream> for Connection {
+impl TryFrom<Stream> for PassedConnection {
     type Error = std::io::Error;
 
     /// Takes the connection out of this worker's event loop.
-    fn try_from(stream: Stream) -> std::io::Result<Connection> {
-        stream.into_fd().map(Connection)
+    fn try_from(stream: Stream) -> std::io::Result<PassedConnection> {
+        stream.into_fd().map(PassedConnection)
     }
 }
 
-impl TryFrom<Connection> for Stream {
+impl TryFrom<PassedConnection> for Stream {
     type Error = std::io::Error;
 
     /// Registers the connection with this worker's event loop; an error if it is no TCP or Unix stream.
-    fn try_from(connection: Connection) -> std::io::Result<Stream> {
+    fn try_from(connection: PassedConnection) -> std::io::Result<Stream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
         prefork_os::fd::set_nonblocking(&connection)?;
         Stream::new(connection.0, unix)

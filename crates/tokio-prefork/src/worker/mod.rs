@@ -163,13 +163,14 @@ pub(crate) fn enter(init: WorkerInit, app: &App) -> u8 {
 }
 
 async fn live(init: WorkerInit, app: &App) -> Result<u8> {
-    let WorkerInit { tag, listeners, channel, mail, mail_limits, queue, mut rows, meter, .. } =
-        init;
+    let WorkerInit {
+        tag, listeners, channel, mail, message_limits, queue, mut rows, meter, ..
+    } = init;
     let WorkerInit { board, config, terminate, kinds, .. } = init;
     let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    let mail = MailEnd::start(tag, mail, mail_limits)
+    let mail = MailEnd::start(tag, mail, message_limits)
         .map_err(|e| Error::system("register the mail channel to the primary", e))?;
     let pool = cpu_pool::pool(&config, &row, tag);
     let state = Rc::new(State {

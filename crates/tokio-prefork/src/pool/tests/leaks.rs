@@ -27,7 +27,7 @@ fn jobs_that_end_badly_keep_nothing() {
         let refused = on_runtime(pool.run(holding()));
         assert!(matches!(refused, Err(PoolError::Full { .. })), "{refused:?}");
         drop(gone);
-        let late = pool.run_within(Deadline::FromSubmission(Duration::ZERO), holding());
+        let late = pool.run_within(JobDeadline::FromSubmission(Duration::ZERO), holding());
         let late = on_runtime(late);
         assert!(matches!(late, Err(PoolError::TimedOut { .. })), "{late:?}");
         gate.open();

@@ -61,8 +61,8 @@ impl Seen {
     }
 }
 
-fn task(n: u64, act: Act) -> impl Task<Output = u64> {
-    cancellable(move |cancel: &Cancel<'_>| {
+fn task(n: u64, act: Act) -> impl PoolJob<Output = u64> {
+    cancellable_job(move |cancel: &CancelFlag<'_>| {
         if matches!(act, Act::Panic) {
             // No message, as there would be thousands.
             std::panic::resume_unwind(Box::new("on purpose"));
@@ -97,8 +97,8 @@ async fn perform(pool: &Pool, n: u64, act: Act, seen: &mut Seen) {
         Act::Within(us, from_start) => {
             let span = Duration::from_micros(us.into());
             let deadline = match from_start {
-                true => Deadline::FromStart(span),
-                false => Deadline::FromSubmission(span),
+                true => JobDeadline::FromStart(span),
+                false => JobDeadline::FromSubmission(span),
             };
             seen.note(&pool.run_within(deadline, task(n, act)).await, n);
         }
@@ -107,8 +107,8 @@ async fn perform(pool: &Pool, n: u64, act: Act, seen: &mut Seen) {
 
 /// All acts at the same time from one event loop, as in a worker; the pool is closed at `close_at`, if ever.
 fn storm(acts: &[Act], threads: usize, queue: usize, newest: bool, close_at: usize) -> Storm {
-    let settings = Settings { threads, queue, newest_first: newest, ..Settings::default() };
-    let pool = Pool::new(settings);
+    let config = PoolConfig { threads, queue, newest_first: newest, ..PoolConfig::default() };
+    let pool = Pool::new(config);
     let seen = on_runtime(async {
         let local = tokio::task::LocalSet::new();
         let mut callers = Vec::new();
@@ -208,7 +208,7 @@ fn ten_thousand_of_each_leave_nothing_behind() {
     let job = |act| {
         let held = Arc::clone(&held);
         let inner = task(0, act);
-        cancellable(move |cancel: &Cancel<'_>| {
+        cancellable_job(move |cancel: &CancelFlag<'_>| {
             let _held = held;
             inner.run(cancel)
         })
@@ -217,7 +217,7 @@ fn ten_thousand_of_each_leave_nothing_behind() {
         for _ in 0..10_000 {
             assert_eq!(pool.run(job(Act::Await)).await, Ok(0));
             drop(pool.run(job(Act::Await)));
-            let zero = Deadline::FromSubmission(Duration::ZERO);
+            let zero = JobDeadline::FromSubmission(Duration::ZERO);
             let late = pool.run_within(zero, job(Act::Await)).await;
             assert!(matches!(late, Err(PoolError::TimedOut { .. })), "{late:?}");
         }

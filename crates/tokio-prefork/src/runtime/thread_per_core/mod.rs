@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::dispatch::SlotMeter;
 use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
-use crate::messages::MailLimits;
+use crate::messages::MessageLimits;
 use crate::scoreboard::{OwnRow, Reader};
 use crate::worker::{self, App};
 use crate::worker_init::WorkerInit;
@@ -41,7 +41,7 @@ struct Part {
     listeners: Vec<Listener>,
     channel: OwnedFd,
     mail: Option<OwnedFd>,
-    mail_limits: MailLimits,
+    message_limits: MessageLimits,
     row: OwnRow,
     board: Reader,
     config: Config,
@@ -85,7 +85,7 @@ async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
     // The model has one way to accept, `shared`: there is neither a queue nor anything to count for a chooser.
     let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
     // One mailbox for the process: its first thread has it.
-    let (mut mail, mail_limits) = (init.mail, init.mail_limits);
+    let (mut mail, message_limits) = (init.mail, init.message_limits);
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     // If nobody hears it, the relay learns that the primary is gone.
@@ -113,7 +113,7 @@ async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
             listeners,
             channel: theirs,
             mail: mail.take(),
-            mail_limits,
+            message_limits,
             row,
             board,
             config: Config::clone(&config),
@@ -161,7 +161,7 @@ fn begin(
     let app = Arc::clone(app);
     let live = move || {
         let mut obituary = Obituary { number, code: exit::FAILURE, to };
-        let Part { tag, kinds, listeners, channel, mail, mail_limits, row, board, .. } = part;
+        let Part { tag, kinds, listeners, channel, mail, message_limits, row, board, .. } = part;
         let Part { config, terminate, .. } = part;
         let init = WorkerInit {
             tag,
@@ -170,7 +170,7 @@ fn begin(
             channel,
             queue: None,
             mail,
-            mail_limits,
+            message_limits,
             rows: vec![row],
             meter: SlotMeter::default(),
             board,

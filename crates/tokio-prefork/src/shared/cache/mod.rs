@@ -52,7 +52,7 @@ pub struct SharedCache(&'static Inner);
 /// Why a [`SharedCache`] was not changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum NotStored {
+pub enum CacheWriteError {
     /// Key and value together are larger than an entry. What the key had before is removed.
     #[error("key and value are larger than an entry of the cache")]
     TooLarge,
@@ -120,16 +120,21 @@ impl SharedCache {
     /// Time in which the machine sleeps does not count.
     ///
     /// # Errors
-    /// See [`NotStored`].
-    pub fn insert(&self, key: &[u8], value: &[u8], ttl: Option<Duration>) -> Result<(), NotStored> {
+    /// See [`CacheWriteError`].
+    pub fn insert(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<(), CacheWriteError> {
         self.insert_at(key, value, ttl, prefork_os::system::monotonic_ns())
     }
 
     /// Removes a key; tells whether it was there.
     ///
     /// # Errors
-    /// [`NotStored::Busy`].
-    pub fn remove(&self, key: &[u8]) -> Result<bool, NotStored> {
+    /// [`CacheWriteError::Busy`].
+    pub fn remove(&self, key: &[u8]) -> Result<bool, CacheWriteError> {
         let hash = self.0.hasher.hash_one(key);
         Ok(self.writing(hash)?.remove(hash, key))
     }
@@ -137,8 +142,8 @@ impl SharedCache {
     /// Removes everything, set by set: what others insert meanwhile may stay.
     ///
     /// # Errors
-    /// [`NotStored::Busy`]: some of it may be left.
-    pub fn clear(&self) -> Result<(), NotStored> {
+    /// [`CacheWriteError::Busy`]: some of it may be left.
+    pub fn clear(&self) -> Result<(), CacheWriteError> {
         (0..self.0.sets).try_for_each(|set| self.writing(set as u64).map(|set| set.clear()))
     }
 
@@ -174,12 +179,12 @@ impl SharedCache {
         value: &[u8],
         ttl: Option<Duration>,
         now: u64,
-    ) -> Result<(), NotStored> {
+    ) -> Result<(), CacheWriteError> {
         let hash = self.0.hasher.hash_one(key);
         let writing = self.writing(hash)?;
         if key.len().saturating_add(value.len()) > self.0.bytes {
             writing.remove(hash, key);
-            return Err(NotStored::TooLarge);
+            return Err(CacheWriteError::TooLarge);
         }
         let ttl = ttl.map(|ttl| u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
         let expiry = ttl.map_or(u64::MAX, |ttl| now.saturating_add(ttl));
@@ -200,8 +205,8 @@ impl SharedCache {
         Set::new(&self.0.words[at..at + words], self.0.bytes)
     }
 
-    fn writing(&self, hash: u64) -> Result<cache_set::Writing<'static>, NotStored> {
-        let writing = self.set(hash).write(self.0.members).ok_or(NotStored::Busy)?;
+    fn writing(&self, hash: u64) -> Result<cache_set::Writing<'static>, CacheWriteError> {
+        let writing = self.set(hash).write(self.0.members).ok_or(CacheWriteError::Busy)?;
         if writing.repaired > 0 {
             self.0.repairs.add(writing.repaired);
         }

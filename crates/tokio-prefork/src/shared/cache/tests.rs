@@ -28,9 +28,9 @@ fn a_value_is_there_until_it_expires() {
 fn what_is_too_large_is_refused_and_what_was_there_is_gone() {
     let cache = SharedCache::new("cache_large", 8, 10).expect("cache");
     assert_eq!(cache.insert(b"12345", b"12345", None), Ok(()));
-    assert_eq!(cache.insert(b"12345", b"123456", None), Err(NotStored::TooLarge));
+    assert_eq!(cache.insert(b"12345", b"123456", None), Err(CacheWriteError::TooLarge));
     assert_eq!(cache.get(b"12345"), None);
-    assert_eq!(cache.insert(&[0; 11], b"", None), Err(NotStored::TooLarge));
+    assert_eq!(cache.insert(&[0; 11], b"", None), Err(CacheWriteError::TooLarge));
     assert!(cache.is_empty());
 }
 
@@ -83,8 +83,8 @@ fn a_writer_that_lives_and_does_not_finish_is_not_waited_for_long() {
     cache.insert(b"k", b"old", None).expect("stored");
     let own = cache.0.members.own().expect("a row");
     cache.set(0).leave_with(own.0);
-    assert_eq!(cache.insert(b"k", b"new", None), Err(NotStored::Busy));
-    assert_eq!(cache.remove(b"k"), Err(NotStored::Busy));
+    assert_eq!(cache.insert(b"k", b"new", None), Err(CacheWriteError::Busy));
+    assert_eq!(cache.remove(b"k"), Err(CacheWriteError::Busy));
     assert_eq!(cache.get(b"k").as_deref(), Some(&b"old"[..]), "readers do not look at the lock");
 }
 
@@ -199,7 +199,7 @@ fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(),
             Step::Insert { key, value, ttl } => {
                 let stored = cache.insert_at(key_of(key), &value, ttl.and_then(ns), now);
                 let fits = key_of(key).len() + value.len() <= cache.0.bytes;
-                prop_assert_eq!(stored, if fits { Ok(()) } else { Err(NotStored::TooLarge) });
+                prop_assert_eq!(stored, if fits { Ok(()) } else { Err(CacheWriteError::TooLarge) });
                 model.remove(&key);
                 if fits {
                     model.insert(key, (value, ttl.map_or(u64::MAX, |ttl| now + ttl)));
