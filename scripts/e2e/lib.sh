@@ -1,42 +1,42 @@
-# What the scripts of this directory share; to be sourced. Each case prints "ok NAME figures" or "FAILED NAME why", and
-# what this machine cannot do at all (no root, no namespaces) "skipped: what (why)", which scripts/test repeats at its end.
-# What could be had and cannot be installed is a failure: see require.
+# Functions for the scripts of this directory, which source it. Each case prints "ok NAME FIGURES" or "FAILED NAME REASON".
+# What a machine cannot do at all (no root, no namespaces) is "skipped: NAME (REASON)", which scripts/test repeats at its
+# end. A package that should be installable and is not is a failure: see require.
 
 e2e_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd)
 e2e_failed=0
 
-# skip WHY: ends the script, as no failure.
+# skip REASON: exits with status 0, as skipped.
 skip() {
     printf 'skipped: scripts/e2e/%s (%s)\n' "$(basename -- "$0")" "$*"
     exit 0
 }
 
-# give_up WHY: ends the script, as a failure.
+# give_up REASON: exits with status 1, as failed.
 give_up() {
     printf 'FAILED scripts/e2e/%s %s\n' "$(basename -- "$0")" "$*"
     exit 1
 }
 
-# die WHY: ends a case, as a failure.
+# die REASON: fails the current case.
 die() {
     printf '%s\n' "$*"
     exit 1
 }
 
-# run_case NAME FUNCTION: the function prints its figures, or dies.
+# run_case NAME FUNCTION: runs a case; the function prints its figures, or calls die.
 run_case() {
     local said status
     set +e
     said=$(
         set -e
-        # Who a case starts, and has to end with it.
+        # Processes that end with the case.
         children=()
         trap 'end_children' EXIT
         "$2" 2>&1
     )
     status=$?
     set -e
-    # One line a case.
+    # One line for each case.
     said=$(tr '\n' ' ' <<<"$said")
     if ((status == 0)); then
         printf 'ok %s %s\n' "$1" "$said"
@@ -52,7 +52,8 @@ end_children() {
     wait "${children[@]}" 2>/dev/null || true
 }
 
-# need COMMAND PACKAGE...: installed if it is not there; fails if that cannot be, with apt-get's words in $apt_said.
+# need COMMAND PACKAGE...: installs the packages if the command is missing; fails if that is impossible, with the output of
+# apt-get in $apt_said.
 need() {
     local command=$1
     shift
@@ -60,7 +61,7 @@ need() {
     apt_said="no apt-get here"
     command -v apt-get >/dev/null || return 1
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
-    # The lists may be older than the packages.
+    # Retried after an update, as the package lists may be outdated.
     apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || {
         "${apt[@]}" update >/dev/null 2>&1 || true
         apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || return 1
@@ -69,8 +70,8 @@ need() {
     command -v "$command" >/dev/null
 }
 
-# require COMMAND PACKAGE...: the same. Ends the script: skipped where nobody can install anything (no root, no apt-get), and
-# failed where the installation fails.
+# require COMMAND PACKAGE...: like need, but ends the script: as skipped without root or apt-get, as failed if the
+# installation fails.
 require() {
     need "$@" && return
     [[ $(id -u) == 0 ]] || skip "no $1 here, and only root can install it"
@@ -78,7 +79,7 @@ require() {
     give_up "cannot install ${*:2}: $(tail -n 1 <<<"$apt_said")"
 }
 
-# await SECONDS COMMAND...: until it succeeds.
+# await SECONDS COMMAND...: repeats a command until it succeeds.
 await() {
     local until=$((SECONDS + $1))
     shift
@@ -88,14 +89,22 @@ await() {
     done
 }
 
-# seconds_of COMMAND...: how long it took, in seconds.
+# seconds_of COMMAND...: runs a command, and prints how many seconds it took.
 seconds_of() {
     local from=$EPOCHREALTIME
     "$@" >&2 || return
     awk -v from="$from" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.2f", to - from }'
 }
 
-# built_binary: the path of the binary that cargo test has built, or builds it.
+# url_of CONTROL: prints the first address of the server with this control socket; fails until all its workers serve.
+url_of() {
+    local status
+    status=$("$prefork" status --json --control "$1" 2>/dev/null) || return 1
+    grep -q '"phase": "running"' <<<"$status" || return 1
+    sed -n '/"listeners": \[/,/\]/s/^ *"\([^"]*:[^"]*\)".*/\1/p' <<<"$status" | head -n 1
+}
+
+# built_binary: prints the path of the binary that cargo test has built, and builds it if it is missing.
 built_binary() {
     if [[ -n ${PREFORK_BINARY:-} ]]; then
         readlink -f -- "$PREFORK_BINARY"
@@ -105,7 +114,7 @@ built_binary() {
     readlink -f -- "${CARGO_TARGET_DIR:-$e2e_root/target}/debug/prefork"
 }
 
-# load_begin FILE ARGUMENT...: puts load on a server in the background until load_end.
+# load_begin FILE ARGUMENT...: starts a load in the background until load_end, with its report in FILE.
 load_begin() {
     load_file=$1
     shift
@@ -114,7 +123,7 @@ load_begin() {
     children+=("$load_pid")
 }
 
-# load_end: ends it, waits for what is on the way, and sets $load_figures.
+# load_end: ends the load, waits for requests in flight, and sets $load_figures.
 load_end() {
     kill -INT "$load_pid" 2>/dev/null || true
     wait "$load_pid" || true
@@ -123,17 +132,17 @@ load_end() {
 $(figure closed_early) closed early, $(figure timed_out) timed out, longest $(longest) ms"
 }
 
-# figure NAME: the first number of this name in the report of the load.
+# figure NAME: prints the first number of this name in the report of the load.
 figure() {
     sed -n "s/^ *\"$1\": \([0-9]*\).*/\1/p" "$load_file" | head -n 1
 }
 
-# longest: milliseconds from the moment the slowest request was due to the end of its response.
+# longest: prints the latency of the slowest request in milliseconds.
 longest() {
     sed -n '/"latency"/,/"curve"/s/^ *"max": \([0-9]*\).*/\1/p' "$load_file" | awk '{ printf "%.0f", $1 / 1000 }'
 }
 
-# load_lost: how many requests failed, in whatever way.
+# load_lost: prints how many requests failed.
 load_lost() {
     local name sum=0
     for name in refused reset closed_early timed_out malformed; do
