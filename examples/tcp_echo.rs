@@ -11,7 +11,7 @@ use std::io;
 use std::process::ExitCode;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{Cluster, Config, Stream, Worker};
+use tokio_prefork::{Cluster, Config, AcceptedStream, Worker};
 
 /// Longest accepted line in bytes, so that a client cannot fill the memory. A longer one ends the connection.
 const MAX_LINE_LENGTH: u64 = 64 * 1024;
@@ -31,7 +31,7 @@ fn run() -> tokio_prefork::Result<ExitCode> {
     })
 }
 
-async fn echo(worker: &Worker, stream: Stream) -> io::Result<()> {
+async fn echo(worker: &Worker, stream: AcceptedStream) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     stream.write_all(format!("echo from pid {}\n", worker.pid()).as_bytes()).await?;
     let mut line = Vec::new();

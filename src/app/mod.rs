@@ -27,7 +27,7 @@ use static_files::FileBody;
 pub(crate) use static_files::{RootDir, Settings as FileSettings};
 use tokio_prefork::pool::Pool;
 use tokio_prefork::{
-    Cluster, ClusterSnapshot, Config, IsolatedPoolConfig, Model, Result, SharedWorker, Worker,
+    Cluster, ClusterSnapshot, Config, IsolatedPoolConfig, Model, Result, ThreadedWorker, Worker,
 };
 
 /// What the built-in application can be told.
@@ -82,7 +82,7 @@ macro_rules! site {
     )*};
 }
 
-site!(Worker, SharedWorker);
+site!(Worker, ThreadedWorker);
 
 /// Runs the built-in application. Its options are attached to the configuration.
 pub(crate) fn serve(

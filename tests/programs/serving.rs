@@ -10,7 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{Cluster, RequestDeadline, Result, Stream, Worker};
+use tokio_prefork::{Cluster, RequestDeadline, Result, AcceptedStream, Worker};
 
 use super::ProgramArguments;
 use super::boot::text_service;
@@ -51,7 +51,7 @@ pub(super) fn axum_router(arguments: ProgramArguments) -> Result<ExitCode> {
 
 /// Serves a line protocol: a greeting, then an echo of each line until `bye`.
 pub(super) fn line_protocol(arguments: ProgramArguments) -> Result<ExitCode> {
-    Cluster::new(arguments.config).serve_connections(|worker: Worker, stream: Stream| async move {
+    Cluster::new(arguments.config).serve_connections(|worker: Worker, stream: AcceptedStream| async move {
         let mut stream = BufReader::new(stream);
         let greeting = format!("hello from {}\n", worker.pid());
         let mut line = String::new();

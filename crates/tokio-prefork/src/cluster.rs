@@ -25,7 +25,7 @@ use crate::primary::{self, Application, Files, Hooks, IsolatedPools, Mail, Prima
 use crate::runtime::Made;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
-use crate::worker::{self, App, BoxError, SharedWorker, Stream, Worker};
+use crate::worker::{self, AcceptedStream, App, BoxError, ThreadedWorker, Worker};
 pub use kind::Kind;
 use kind::Kinds;
 use prefork_supervisor::ShutdownReason;
@@ -130,7 +130,7 @@ impl Cluster {
     /// As [`Cluster::serve`], and if the configuration names another model.
     pub fn serve_threads<A, F, S, B>(self, app: A) -> Result<ExitCode>
     where
-        A: Fn(SharedWorker) -> F + Send + Sync + 'static,
+        A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<S>> + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
         S::Future: Send + 'static,
@@ -148,7 +148,7 @@ impl Cluster {
     /// As [`Cluster::serve`].
     pub fn serve_connections<A, F>(self, app: A) -> Result<ExitCode>
     where
-        A: Fn(Worker, Stream) -> F + Send + Sync + 'static,
+        A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
         self.run(Made::ForOneThread, || Ok(worker::connection_app(app)))

@@ -62,7 +62,7 @@ pub use shared::{
     SharedHistogram,
 };
 pub use upgrade::report_failed_start;
-pub use worker::{BoxError, IsolatedPool, RequestDeadline, SharedWorker, Stream, Worker};
+pub use worker::{AcceptedStream, BoxError, IsolatedPool, RequestDeadline, ThreadedWorker, Worker};
 
 /// The programs of README.md and of the book, for the compiler.
 #[cfg(doctest)]

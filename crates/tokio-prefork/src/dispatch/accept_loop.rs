@@ -27,7 +27,7 @@ use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::queue_wait::Waits;
 use crate::dispatch::shared::accept_queue::AcceptQueue;
 use crate::listener::Listener;
-use crate::worker::local_state::State;
+use crate::worker::local_state::LocalWorkerState;
 
 /// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
 /// not too far away.
@@ -51,7 +51,7 @@ const MOST_IDLE: u32 = 1000;
 
 /// Accepts from one listening socket until the worker drains.
 pub(crate) struct Acceptor {
-    state: Rc<State>,
+    state: Rc<LocalWorkerState>,
     queue: AcceptQueue,
     name: String,
     unix: bool,
@@ -70,7 +70,7 @@ impl Acceptor {
     /// `polite` if others wait on the same socket, who may come first; `stop` is rung when it is to end before the
     /// worker drains.
     pub(crate) fn new(
-        state: &Rc<State>,
+        state: &Rc<LocalWorkerState>,
         listener: Listener,
         starter: ConnectionStarter,
         polite: bool,
@@ -90,7 +90,7 @@ impl Acceptor {
         let stop = Rc::clone(&self.stop);
         tokio::select! {
             biased;
-            () = drain.drain.begun() => {}
+            () = drain.drain.started() => {}
             () = stop.notified() => {}
             () = self.accept_all() => {}
         }
@@ -105,8 +105,8 @@ impl Acceptor {
         let state = Rc::clone(&self.state);
         // Our share in the socket ends here; as long as anybody else has one, it goes on listening.
         drop(self);
-        state.acceptors.set(state.acceptors.get() - 1);
-        state.room.notify_waiters();
+        state.active_acceptors.set(state.active_acceptors.get() - 1);
+        state.capacity_freed.notify_waiters();
     }
 
     async fn accept_all(&mut self) {
@@ -120,7 +120,7 @@ impl Acceptor {
                     Ok(ready) => Some(ready),
                     Err(_) => return,
                 },
-                () = state.look.notified() => {
+                () = state.accept_recheck.notified() => {
                     if !self.queue.rescan_workers() {
                         continue;
                     }
@@ -167,7 +167,7 @@ impl Acceptor {
         let state = &self.state;
         let limit = u64::from(state.config.worker_connections);
         loop {
-            let rung = state.room.notified();
+            let rung = state.capacity_freed.notified();
             let full = state.row.open() >= limit;
             state.row.accepting(!full && !state.cannot_accept());
             if full {
@@ -207,7 +207,7 @@ impl Acceptor {
         }
         self.state.row.accepting(false);
         self.queue.stop_waking();
-        let _ = tokio::time::timeout(EXHAUSTED, self.state.room.notified()).await;
+        let _ = tokio::time::timeout(EXHAUSTED, self.state.capacity_freed.notified()).await;
     }
 
     /// Waits longer each time, and is not woken meanwhile: whoever can accept is.
@@ -221,8 +221,8 @@ impl Acceptor {
                 self.state.tag,
                 self.name
             );
-            self.state.failing.set(self.state.failing.get() + 1);
-            self.state.show_accepting();
+            self.state.failing_acceptors.set(self.state.failing_acceptors.get() + 1);
+            self.state.publish_accept_state();
         }
         self.queue.stop_waking();
         tokio::time::sleep(doubled.min(ACCEPT_RETRY_MAX)).await;
@@ -231,8 +231,8 @@ impl Acceptor {
     /// The socket gives connections, or is not asked any more.
     fn recover(&mut self) {
         if std::mem::take(&mut self.failures) >= FAILURES_UNTIL_ERROR {
-            self.state.failing.set(self.state.failing.get() - 1);
-            self.state.show_accepting();
+            self.state.failing_acceptors.set(self.state.failing_acceptors.get() - 1);
+            self.state.publish_accept_state();
             log::info!("{} accepts on {} again", self.state.tag, self.name);
         }
     }

@@ -20,16 +20,16 @@ use bytes::Bytes;
 
 use crate::dispatch::queue_wait;
 use crate::skip_backoff::SkipBackoff;
-use crate::worker::connection_registry::{Entry, Guard};
-use crate::worker::lazy_stream::Link;
-use crate::worker::local_state::State;
+use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
+use crate::worker::lazy_stream::LazyStream;
+use crate::worker::local_state::LocalWorkerState;
 
 /// An accepted connection, with the bytes that its client has sent already.
 pub(crate) struct AcceptedConnection {
-    pub(crate) link: Link,
+    pub(crate) stream: LazyStream,
     pub(crate) first: Bytes,
-    pub(crate) entry: Rc<Entry>,
-    pub(crate) guard: Guard,
+    pub(crate) entry: Rc<ConnectionEntry>,
+    pub(crate) guard: ConnectionGuard,
 }
 
 /// How long to wait for a client's first byte before the next accept.
@@ -37,7 +37,7 @@ const FIRST_BYTE_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// Hands accepted connections to the application, after a short wait for the first byte of silent ones.
 pub(crate) struct ConnectionStarter {
-    state: Rc<State>,
+    state: Rc<LocalWorkerState>,
     /// Whether to wait for the client's first bytes: protocols in which the server speaks first must not.
     client_speaks_first: bool,
     handle: Rc<dyn Fn(AcceptedConnection)>,
@@ -49,7 +49,7 @@ pub(crate) struct ConnectionStarter {
 
 impl ConnectionStarter {
     pub(crate) fn new(
-        state: &Rc<State>,
+        state: &Rc<LocalWorkerState>,
         client_speaks_first: bool,
         handle: &Rc<dyn Fn(AcceptedConnection)>,
     ) -> ConnectionStarter {
@@ -74,7 +74,7 @@ impl ConnectionStarter {
 
     /// Serves a connection however long it was in the kernel's queue, which is about to be closed.
     pub(crate) fn start_despite_queue_wait(&self, fd: OwnedFd, unix: bool) {
-        (self.handle)(self.register(fd, unix, State::exact_ms()));
+        (self.handle)(self.register(fd, unix, LocalWorkerState::monotonic_ms()));
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -87,7 +87,7 @@ impl ConnectionStarter {
     /// If this future is dropped before, [`ConnectionStarter::start_pending`] has to be called.
     pub(crate) async fn wait_for_first_byte(&mut self) {
         let Some(accepted) = &mut self.pending else { return };
-        let spoke = tokio::time::timeout(FIRST_BYTE_TIMEOUT, accepted.link.readable()).await;
+        let spoke = tokio::time::timeout(FIRST_BYTE_TIMEOUT, accepted.stream.readable()).await;
         match spoke.is_ok() {
             true => self.backoff.record_hit(),
             false => self.backoff.record_miss(),
@@ -98,17 +98,17 @@ impl ConnectionStarter {
     /// Serves the silent connection now, if there is one.
     pub(crate) fn start_pending(&mut self) {
         if let Some(mut accepted) = self.pending.take() {
-            accepted.first = accepted.link.fd().map(first_bytes).unwrap_or_default();
+            accepted.first = accepted.stream.fd().map(first_bytes).unwrap_or_default();
             (self.handle)(accepted);
         }
     }
 
     fn register(&self, fd: OwnedFd, unix: bool, now: u64) -> AcceptedConnection {
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
-        let entry = Entry::new(now);
+        let entry = ConnectionEntry::new(now);
         self.state.row.opened();
-        let guard = Guard::new(&self.state, &entry);
-        AcceptedConnection { link: Link::new(fd, unix), first, entry, guard }
+        let guard = ConnectionGuard::new(&self.state, &entry);
+        AcceptedConnection { stream: LazyStream::new(fd, unix), first, entry, guard }
     }
 }
 

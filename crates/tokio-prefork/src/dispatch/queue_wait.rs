@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use crate::scoreboard::Row;
 use crate::text::HumanDuration;
-use crate::worker::connection_registry::{Entry, Guard};
-use crate::worker::http::connection_state::Phase;
+use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
+use crate::worker::http::connection_state::ConnectionPhase;
 use crate::worker::http::hyper_io::close_with_linger;
 use crate::worker::http::serve_connection;
-use crate::worker::lazy_stream::Link;
-use crate::worker::local_state::State;
+use crate::worker::lazy_stream::LazyStream;
+use crate::worker::local_state::LocalWorkerState;
 
 /// Without a body, as this may be the answer to a HEAD.
 const REFUSAL: &[u8] =
@@ -98,7 +98,7 @@ fn is_too_long(waited: Duration, most: Duration) -> bool {
 /// Counts how long the newly accepted `fd` waited. It is given back, unless that was too long and it is for HTTP: then
 /// it is refused here, beside all else that the worker does. Nothing may have been sent on it.
 pub(crate) fn admit(
-    state: &Rc<State>,
+    state: &Rc<LocalWorkerState>,
     fd: OwnedFd,
     waited: Option<Duration>,
     http: bool,
@@ -115,24 +115,24 @@ pub(crate) fn admit(
 }
 
 /// Answers and closes in such a way that the answer arrives, whatever the client has sent and still sends.
-fn refuse(state: &Rc<State>, fd: OwnedFd) {
+fn refuse(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     // Not the time of the last beat: what was queued for long comes to a loop that has been frozen for long, and
     // would be cut at once.
-    let now = State::exact_ms();
-    let entry = Entry::new(now);
-    entry.conn.set_phase(Phase::Lingering, now);
+    let now = LocalWorkerState::monotonic_ms();
+    let entry = ConnectionEntry::new(now);
+    entry.conn.set_phase(ConnectionPhase::Lingering, now);
     // It counts as open until it is closed: `worker-connections` bounds these, too.
     state.row.opened();
-    let guard = Guard::new(state, &entry);
+    let guard = ConnectionGuard::new(state, &entry);
     // The buffer of a new socket is empty, so all of it goes in; if not, the client is gone.
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
-    let closing = tokio::task::spawn_local(close_with_linger(Link::new(fd, false), || true));
+    let closing = tokio::task::spawn_local(close_with_linger(LazyStream::new(fd, false), || true));
     tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, closing));
 }
 
 /// Called once a beat: says how many were refused, at most once a second.
-pub(crate) fn report(state: &State, now_ms: u64) {
+pub(crate) fn report(state: &LocalWorkerState, now_ms: u64) {
     if let Some((count, longest)) = state.shedding.due(now_ms) {
         let plural = if count == 1 { "" } else { "s" };
         log::warn!(

@@ -3,7 +3,7 @@
 //!
 //! Each connection has two tasks: one on a thread of the runtime, which serves it with the same code as everywhere
 //! (see `context`), and its steward here, which passes on what the connection is told and takes it out of the books
-//! at its end. What is shared is the state of the connection, `Conn`.
+//! at its end. What is shared is the state of the connection, `ConnectionState`.
 //!
 //! Not to be had here: connections are not handed over when the worker is replaced (they are told to close between
 //! two requests), and a handler that blocks is not named: it holds one thread of the runtime, while the beat comes
@@ -27,14 +27,14 @@ use tokio::runtime::{Handle, Runtime};
 use crate::channel::ToPrimary;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{Error, Result};
-use crate::worker::http::connection_state::Conn;
+use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::handle_request::BoxError;
 use crate::worker::http::serve_connection;
 use crate::worker::http::serve_context::ConnectionHandle;
-use crate::worker::lazy_stream::Link;
-use crate::worker::local_state::State;
-use crate::worker::threaded_worker::{Shared, SharedWorker};
-use crate::worker::{App, Handler, Worker};
+use crate::worker::lazy_stream::LazyStream;
+use crate::worker::local_state::LocalWorkerState;
+use crate::worker::threaded_worker::{ThreadedWorker, ThreadedWorkerState};
+use crate::worker::{App, BootedApp, Worker};
 
 /// The runtime that serves; its threads are left alone at the end, as the process ends with them.
 struct Crew(Option<Runtime>);
@@ -42,7 +42,7 @@ struct Crew(Option<Runtime>);
 /// An application whose service is shared by all threads.
 pub(crate) fn threads_app<A, F, S, B>(app: A) -> App
 where
-    A: Fn(SharedWorker) -> F + Send + Sync + 'static,
+    A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S>> + Send + 'static,
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -54,10 +54,10 @@ where
     Arc::new(move |worker: Worker| {
         let (app, state) = (Arc::clone(&app), Rc::clone(&worker.0));
         Box::pin(async move {
-            let shared = Arc::new(Shared::of(&state)?);
+            let shared = Arc::new(ThreadedWorkerState::of(&state)?);
             let crew = Crew::start(&state)?;
             let on = crew.handle()?;
-            let worker = SharedWorker(Arc::clone(&shared));
+            let worker = ThreadedWorker(Arc::clone(&shared));
             // On its own threads, so that what the application spawns runs there.
             let booted = on.spawn(async move { app(worker).await }).await;
             let panicked = |_| Error::application("boot", "it panicked (see above)");
@@ -69,38 +69,42 @@ where
                 let (shared, service) = (Arc::clone(&shared), Arc::clone(&service));
                 tokio::task::spawn_local(steward(on.clone(), shared, service, accepted));
             };
-            Ok(Handler::new(handle, true))
+            Ok(BootedApp::new(handle, true))
         })
     })
 }
 
 /// Tells the threads that the worker drains, and the worker that they want it to.
-async fn follow(state: Rc<State>, shared: Arc<Shared>) {
+async fn follow(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
     loop {
         tokio::select! {
-            () = state.drain.begun() => {
+            () = state.drain.started() => {
                 shared.draining.store(true, Ordering::Release);
                 return shared.begun.notify_waiters();
             }
-            () = shared.retires.notified() => state.leave(&ToPrimary::Retiring),
+            () = shared.retires.notified() => state.begin_own_drain(&ToPrimary::Retiring),
         }
     }
 }
 
 /// Has a connection served by the threads, and keeps it in the books of the loop that accepts until it has ended.
-async fn steward<S, B>(on: Handle, shared: Arc<Shared>, app: Arc<S>, accepted: AcceptedConnection)
-where
+async fn steward<S, B>(
+    on: Handle,
+    shared: Arc<ThreadedWorkerState>,
+    app: Arc<S>,
+    accepted: AcceptedConnection,
+) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError> + 'static,
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { link, first, entry, guard } = accepted;
+    let AcceptedConnection { stream, first, entry, guard } = accepted;
     entry.conn.pin_to_worker();
-    let unix = link.is_unix();
+    let unix = stream.is_unix();
     // Out of the epoll instance of this loop, into that of the runtime.
-    let fd = match link.into_fd() {
+    let fd = match stream.into_fd() {
         Ok(fd) => fd,
         Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag),
     };
@@ -120,7 +124,7 @@ where
 }
 
 async fn serve_there<S, B>(
-    shared: Arc<Shared>,
+    shared: Arc<ThreadedWorkerState>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
     fd: OwnedFd,
@@ -133,13 +137,13 @@ async fn serve_there<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    let mut link = Link::new(fd, unix);
+    let mut stream = LazyStream::new(fd, unix);
     if serve_connection::is_http2_enabled(&shared.config) {
-        first = serve_connection::detect_protocol(&*shared, &*handle, &mut link, first).await;
+        first = serve_connection::detect_protocol(&*shared, &*handle, &mut stream, first).await;
     }
     let exec = TokioExecutor::new();
-    let left = serve_connection::serve_until_handover::<S, B, Shared, _, _>(
-        &shared, &app, &*handle, exec, link, first,
+    let left = serve_connection::serve_until_handover::<S, B, ThreadedWorkerState, _, _>(
+        &shared, &app, &*handle, exec, stream, first,
     );
     // It never leaves for another worker: `should_hand_over` says so.
     drop(left.await);
@@ -147,7 +151,7 @@ async fn serve_there<S, B>(
 
 /// How a task on another thread hears that its connection was told something.
 struct ThreadConnectionHandle {
-    conn: Arc<Conn>,
+    conn: Arc<ConnectionState>,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -166,7 +170,7 @@ impl ThreadConnectionHandle {
 }
 
 impl ConnectionHandle for ThreadConnectionHandle {
-    fn state(&self) -> &Arc<Conn> {
+    fn state(&self) -> &Arc<ConnectionState> {
         &self.conn
     }
 
@@ -179,7 +183,7 @@ impl ConnectionHandle for ThreadConnectionHandle {
 }
 
 impl Crew {
-    fn start(state: &State) -> Result<Crew> {
+    fn start(state: &LocalWorkerState) -> Result<Crew> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(state.config.threads() as usize)
             .thread_name("serving")

@@ -11,45 +11,45 @@ use tokio::net::{TcpStream, UnixStream};
 /// A connection a client made, as the lower door (`Cluster::serve_connections`) hands it out.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Stream {
+pub enum AcceptedStream {
     /// Over TCP; TCP_NODELAY is set.
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
 }
 
-impl Stream {
+impl AcceptedStream {
     /// Registers an accepted, non-blocking socket with the current runtime.
-    pub(crate) fn new(fd: OwnedFd, unix: bool) -> io::Result<Stream> {
+    pub(crate) fn new(fd: OwnedFd, unix: bool) -> io::Result<AcceptedStream> {
         Ok(if unix {
-            Stream::Unix(UnixStream::from_std(fd.into())?)
+            AcceptedStream::Unix(UnixStream::from_std(fd.into())?)
         } else {
-            Stream::Tcp(TcpStream::from_std(fd.into())?)
+            AcceptedStream::Tcp(TcpStream::from_std(fd.into())?)
         })
     }
 
     /// Takes the socket back from the runtime, to be given away.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         Ok(match self {
-            Stream::Tcp(stream) => stream.into_std()?.into(),
-            Stream::Unix(stream) => stream.into_std()?.into(),
+            AcceptedStream::Tcp(stream) => stream.into_std()?.into(),
+            AcceptedStream::Unix(stream) => stream.into_std()?.into(),
         })
     }
 
     /// Resolves when there is something to read, or the peer is gone.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
-            Stream::Tcp(s) => s.readable().await,
-            Stream::Unix(s) => s.readable().await,
+            AcceptedStream::Tcp(s) => s.readable().await,
+            AcceptedStream::Unix(s) => s.readable().await,
         }
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for AcceptedStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Stream::Tcp(s) => s.as_fd(),
-            Stream::Unix(s) => s.as_fd(),
+            AcceptedStream::Tcp(s) => s.as_fd(),
+            AcceptedStream::Unix(s) => s.as_fd(),
         }
     }
 }
@@ -57,11 +57,11 @@ impl AsFd for Stream {
 macro_rules! either {
     ($self:ident, $s:ident => $call:expr) => {
         match $self.get_mut() {
-            Stream::Tcp(stream) => {
+            AcceptedStream::Tcp(stream) => {
                 let $s = Pin::new(stream);
                 $call
             }
-            Stream::Unix(stream) => {
+            AcceptedStream::Unix(stream) => {
                 let $s = Pin::new(stream);
                 $call
             }
@@ -69,7 +69,7 @@ macro_rules! either {
     };
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for AcceptedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -79,7 +79,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for AcceptedStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

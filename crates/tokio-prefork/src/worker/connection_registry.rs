@@ -5,21 +5,21 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::http::connection_state::{CloseRequest, Conn, Phase};
+use super::http::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::http::timeouts::{ConnectionTimeouts, TimeoutAction};
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 
 /// One entry of the table: the state, and how to wake the task that serves it.
-pub(crate) struct Entry {
-    pub(crate) conn: Arc<Conn>,
+pub(crate) struct ConnectionEntry {
+    pub(crate) conn: Arc<ConnectionState>,
     waker: RefCell<Option<Waker>>,
     key: Cell<usize>,
 }
 
-impl Entry {
-    pub(crate) fn new(now_ms: u64) -> Rc<Entry> {
-        let conn = Arc::new(Conn::new(now_ms));
-        Rc::new(Entry { conn, waker: RefCell::new(None), key: Cell::new(0) })
+impl ConnectionEntry {
+    pub(crate) fn new(now_ms: u64) -> Rc<ConnectionEntry> {
+        let conn = Arc::new(ConnectionState::new(now_ms));
+        Rc::new(ConnectionEntry { conn, waker: RefCell::new(None), key: Cell::new(0) })
     }
 
     /// Called by the serving task in each poll.
@@ -39,17 +39,17 @@ impl Entry {
 
 /// All open connections of the worker.
 #[derive(Default)]
-pub(crate) struct Registry {
-    entries: Vec<Rc<Entry>>,
+pub(crate) struct ConnectionRegistry {
+    entries: Vec<Rc<ConnectionEntry>>,
 }
 
-impl Registry {
-    pub(crate) fn add(&mut self, entry: &Rc<Entry>) {
+impl ConnectionRegistry {
+    pub(crate) fn add(&mut self, entry: &Rc<ConnectionEntry>) {
         entry.key.set(self.entries.len());
         self.entries.push(Rc::clone(entry));
     }
 
-    pub(crate) fn remove(&mut self, entry: &Entry) {
+    pub(crate) fn remove(&mut self, entry: &ConnectionEntry) {
         let key = entry.key.get();
         self.entries.swap_remove(key);
         if let Some(moved) = self.entries.get(key) {
@@ -90,7 +90,8 @@ impl Registry {
                 entry.conn.request_close(verdict, now_ms);
                 entry.wake();
                 cut += usize::from(
-                    verdict == CloseRequest::Now && entry.conn.phase() != Phase::Lingering,
+                    verdict == CloseRequest::Now
+                        && entry.conn.phase() != ConnectionPhase::Lingering,
                 );
             }
         }
@@ -108,27 +109,30 @@ pub(crate) struct TimedOutConnections {
 }
 
 /// Keeps the connection in the worker's tracker; gone when this is dropped.
-pub(crate) struct Guard {
-    state: Rc<State>,
-    entry: Rc<Entry>,
+pub(crate) struct ConnectionGuard {
+    state: Rc<LocalWorkerState>,
+    entry: Rc<ConnectionEntry>,
 }
 
-impl Guard {
+impl ConnectionGuard {
     /// For a connection that was just accepted or taken over.
-    pub(crate) fn new(state: &Rc<State>, entry: &Rc<Entry>) -> Guard {
-        state.conns.borrow_mut().add(entry);
+    pub(crate) fn new(
+        state: &Rc<LocalWorkerState>,
+        entry: &Rc<ConnectionEntry>,
+    ) -> ConnectionGuard {
+        state.connections.borrow_mut().add(entry);
         state.meter.opened();
-        Guard { state: Rc::clone(state), entry: Rc::clone(entry) }
+        ConnectionGuard { state: Rc::clone(state), entry: Rc::clone(entry) }
     }
 }
 
-impl Drop for Guard {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        self.state.conns.borrow_mut().remove(&self.entry);
+        self.state.connections.borrow_mut().remove(&self.entry);
         self.state.row.closed();
         self.state.meter.closed();
-        self.state.note_closed();
-        self.state.room.notify_waiters();
+        self.state.wake_acceptors_if_least_loaded();
+        self.state.capacity_freed.notify_waiters();
     }
 }
 
@@ -138,8 +142,8 @@ mod tests {
 
     #[test]
     fn the_table_forgets_what_is_gone() {
-        let mut table = Registry::default();
-        let entries: Vec<_> = (0..3).map(|_| Entry::new(0)).collect();
+        let mut table = ConnectionRegistry::default();
+        let entries: Vec<_> = (0..3).map(|_| ConnectionEntry::new(0)).collect();
         entries.iter().for_each(|entry| table.add(entry));
         table.remove(&entries[0]);
         table.remove(&entries[2]);

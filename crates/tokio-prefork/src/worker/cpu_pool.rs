@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 use crate::config::Config;
 use crate::pool::{Pool, PoolConfig};
 use crate::scoreboard::OwnRow;
@@ -24,10 +24,12 @@ pub(crate) fn pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
 
 /// Lets all jobs run to their end, but not beyond the deadline of the drain: the process ends then, whatever
 /// its threads do.
-pub(crate) async fn finish(state: &State) {
+pub(crate) async fn finish(state: &LocalWorkerState) {
     state.pool.close();
     while let Some(order) = state.drain.order() {
-        let left = Duration::from_millis(order.deadline_ms.saturating_sub(State::exact_ms()));
+        let left = Duration::from_millis(
+            order.deadline_ms.saturating_sub(LocalWorkerState::monotonic_ms()),
+        );
         if tokio::time::timeout(left.min(LOOK), state.pool.ended()).await.is_ok() {
             return;
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::local_state::State;
-use super::{App, Handler, LocalFuture, Worker};
+use super::local_state::LocalWorkerState;
+use super::{App, BootedApp, LocalFuture, Worker};
 use crate::error::Result;
 
 /// The longest wait before the deadline is looked at again: the primary's death brings it forward.
@@ -27,7 +27,7 @@ where
                 Poll::Ready(Ok(())) => run = Box::pin(async { Ok(()) }),
                 Poll::Ready(Err(e)) => return Err(e),
             }
-            let handler = Handler::new(drop, false);
+            let handler = BootedApp::new(drop, false);
             handler.run.set(Some(run));
             Ok(handler)
         })
@@ -35,7 +35,7 @@ where
 }
 
 /// Runs the loop to its end. Once the worker is told to leave, that has to come within the grace.
-pub(crate) async fn run(state: &State, run: LocalFuture<Result<()>>) -> Result<()> {
+pub(crate) async fn run(state: &LocalWorkerState, run: LocalFuture<Result<()>>) -> Result<()> {
     tokio::select! {
         ended = run => {
             if state.drain.order().is_none() {
@@ -50,10 +50,12 @@ pub(crate) async fn run(state: &State, run: LocalFuture<Result<()>>) -> Result<(
     }
 }
 
-async fn grace_over(state: &State) {
-    state.drain.begun().await;
+async fn grace_over(state: &LocalWorkerState) {
+    state.drain.started().await;
     while let Some(order) = state.drain.order() {
-        let left = Duration::from_millis(order.deadline_ms.saturating_sub(State::exact_ms()));
+        let left = Duration::from_millis(
+            order.deadline_ms.saturating_sub(LocalWorkerState::monotonic_ms()),
+        );
         if left.is_zero() {
             return;
         }

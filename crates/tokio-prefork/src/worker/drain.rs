@@ -10,7 +10,7 @@ use prefork_os::system::monotonic_ms;
 
 /// What was ordered, in milliseconds on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Order {
+pub(crate) struct DrainOrder {
     /// What is still open then is cut.
     pub(crate) deadline_ms: u64,
     /// A connection that has been idle for this long may be closed.
@@ -21,15 +21,15 @@ pub(crate) struct Order {
     pub(crate) hand_over: HandOver,
 }
 
-impl Order {
+impl DrainOrder {
     pub(crate) fn new(
         grace: Duration,
         linger: Duration,
         closing: bool,
         hand_over: HandOver,
-    ) -> Order {
+    ) -> DrainOrder {
         let deadline_ms = monotonic_ms() + grace.as_millis() as u64;
-        Order { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
+        DrainOrder { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
     }
 
     /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
@@ -43,7 +43,7 @@ impl Order {
 /// Whether this worker drains, for all who want to know.
 #[derive(Default)]
 pub(crate) struct Drain {
-    order: Cell<Option<Order>>,
+    order: Cell<Option<DrainOrder>>,
     begun: Notify,
     /// The primary sends no more connections.
     released: Cell<bool>,
@@ -51,11 +51,11 @@ pub(crate) struct Drain {
 
 impl Drain {
     /// Returns `false` if it had begun before; the primary's death still shortens it.
-    pub(crate) fn begin(&self, order: Order) -> bool {
+    pub(crate) fn begin(&self, order: DrainOrder) -> bool {
         let first = self.order.get().is_none();
         let order = match self.order.get() {
             None => order,
-            Some(earlier) => Order {
+            Some(earlier) => DrainOrder {
                 deadline_ms: earlier.deadline_ms.min(order.deadline_ms),
                 linger_ms: earlier.linger_ms.min(order.linger_ms),
                 closing: earlier.closing,
@@ -76,16 +76,16 @@ impl Drain {
         self.released.set(true);
     }
 
-    pub(crate) fn released(&self) -> bool {
+    pub(crate) fn is_released(&self) -> bool {
         self.released.get()
     }
 
-    pub(crate) fn order(&self) -> Option<Order> {
+    pub(crate) fn order(&self) -> Option<DrainOrder> {
         self.order.get()
     }
 
     /// Resolves once it has begun.
-    pub(crate) async fn begun(&self) {
+    pub(crate) async fn started(&self) {
         let begun = self.begun.notified();
         if self.order.get().is_none() {
             begun.await;

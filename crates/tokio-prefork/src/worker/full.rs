@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 
 /// The shortest time between two warnings of one worker.
 const WARN_INTERVAL_MS: u64 = 10_000;
@@ -42,11 +42,11 @@ impl Fullness {
 }
 
 /// Called at each heartbeat.
-pub(crate) fn report(state: &State, now_ms: u64) {
+pub(crate) fn report(state: &LocalWorkerState, now_ms: u64) {
     let (open, limit) = (state.row.open(), u64::from(state.config.worker_connections));
     let is_full = open >= limit;
     state.row.full(is_full);
-    match state.fullness.observe(is_full, now_ms) {
+    match state.capacity_warning.observe(is_full, now_ms) {
         Some(Notice::Full) => log::warn!(
             "{} is full: {open} connections are open, and worker-connections is {limit}; new ones wait until some are \
              closed",

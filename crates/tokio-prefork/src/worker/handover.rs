@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::connection_registry::{Entry, Guard};
-use super::http::connection_state::Phase;
-use super::lazy_stream::Link;
-use super::local_state::State;
+use super::connection_registry::{ConnectionEntry, ConnectionGuard};
+use super::http::connection_state::ConnectionPhase;
+use super::lazy_stream::LazyStream;
+use super::local_state::LocalWorkerState;
 use crate::channel::{ToPrimary, Unread};
 use crate::dispatch::AcceptedConnection;
 
@@ -26,20 +26,20 @@ pub(crate) enum HandoverOutcome {
     /// It is on its way, or broken.
     Gone,
     /// It could not be sent.
-    Stays(Link, Bytes),
+    Stays(LazyStream, Bytes),
 }
 
 /// Sends a connection to the primary, for another worker.
 pub(crate) async fn hand_over_connection(
-    state: &State,
-    link: Link,
+    state: &LocalWorkerState,
+    stream: LazyStream,
     unread: Bytes,
 ) -> HandoverOutcome {
     let Some(travelling) = Unread::new(unread.to_vec()) else {
-        return HandoverOutcome::Stays(link, unread);
+        return HandoverOutcome::Stays(stream, unread);
     };
-    let unix = link.is_unix();
-    let fd = match link.into_fd() {
+    let unix = stream.is_unix();
+    let fd = match stream.into_fd() {
         Ok(fd) => fd,
         Err(e) => return broken(state, &e),
     };
@@ -57,18 +57,18 @@ pub(crate) async fn hand_over_connection(
             log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
         }
     }
-    HandoverOutcome::Stays(Link::new(fd, unix), unread)
+    HandoverOutcome::Stays(LazyStream::new(fd, unix), unread)
 }
 
-fn broken(state: &State, error: &std::io::Error) -> HandoverOutcome {
+fn broken(state: &LocalWorkerState, error: &std::io::Error) -> HandoverOutcome {
     log::warn!("{} lost a connection on its way out of the event loop: {error}", state.tag);
     HandoverOutcome::Gone
 }
 
 /// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
 /// new one would have to wait; a worker that has begun to drain meanwhile sends it on.
-pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
-    let Some(handle) = state.handler.get().map(|handler| &handler.handle) else {
+pub(crate) fn arrive(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: Unread) {
+    let Some(handle) = state.app.get().map(|handler| &handler.handle) else {
         return log::warn!("{} was sent a connection before it was ready", state.tag);
     };
     let is_unix = prefork_os::socket::is_unix_stream(&fd);
@@ -76,10 +76,10 @@ pub(crate) fn arrive(state: &Rc<State>, fd: OwnedFd, unread: Unread) {
         Ok(unix) => unix,
         Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
     };
-    let entry = Entry::new(state.now_ms());
-    entry.conn.set_phase(Phase::Idle, state.now_ms());
+    let entry = ConnectionEntry::new(state.now_ms());
+    entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());
     state.row.taken_over();
-    let guard = Guard::new(state, &entry);
-    let link = Link::new(fd, unix);
-    handle(AcceptedConnection { link, first: unread.into_bytes().into(), entry, guard });
+    let guard = ConnectionGuard::new(state, &entry);
+    let stream = LazyStream::new(fd, unix);
+    handle(AcceptedConnection { stream, first: unread.into_bytes().into(), entry, guard });
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::connection_registry::TimedOutConnections;
 use super::full;
 use super::http::timeouts::ConnectionTimeouts;
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 use crate::channel::ToPrimary;
 use crate::dispatch::queue_wait;
 use prefork_os::interval_timer::IntervalTimer;
@@ -21,26 +21,30 @@ pub(crate) fn beats() -> std::io::Result<IntervalTimer> {
     IntervalTimer::new(INTERVAL)
 }
 
-pub(crate) async fn beat(mut beats: IntervalTimer, state: Rc<State>, terminate: Arc<AtomicBool>) {
+pub(crate) async fn beat(
+    mut beats: IntervalTimer,
+    state: Rc<LocalWorkerState>,
+    terminate: Arc<AtomicBool>,
+) {
     let mut late = Duration::ZERO;
     loop {
         state.row.lagged(late);
-        let now = State::exact_ms();
+        let now = LocalWorkerState::monotonic_ms();
         state.row.beat(now);
-        state.look.notify_waiters();
+        state.accept_recheck.notify_waiters();
         state.pool.look();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
-            state.leave(&ToPrimary::Retiring);
+            state.begin_own_drain(&ToPrimary::Retiring);
         }
         queue_wait::report(&state, now);
         full::report(&state, now);
         let limits = ConnectionTimeouts::new(&state.config, state.drain.order(), now);
         let TimedOutConnections { cut, stalled } =
-            state.conns.borrow().enforce_timeouts(now, &limits);
+            state.connections.borrow().enforce_timeouts(now, &limits);
         if state.should_hand_over() {
             // A worker that can take them may have come only now.
-            state.conns.borrow().wake_all();
+            state.connections.borrow().wake_all();
         }
         for _ in 0..cut + stalled {
             state.row.cut();
@@ -53,8 +57,8 @@ pub(crate) async fn beat(mut beats: IntervalTimer, state: Rc<State>, terminate: 
 }
 
 /// Names what did not finish in time.
-fn report_cut(state: &State, cut: usize) {
-    let serving = state.board.snapshot();
+fn report_cut(state: &LocalWorkerState, cut: usize) {
+    let serving = state.scoreboard.snapshot();
     let requests: Vec<String> = serving
         .workers
         .iter()

@@ -72,7 +72,7 @@ impl IsolatedPool {
         let ask = isolated::ask_kind(&self.name);
         let letter = letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(failed)?;
         let waits = Waits { pool: self, token, over: Cell::new(false) };
-        let answer = self.worker.0.mail.request(letter, limit.saturating_add(STUCK)).await;
+        let answer = self.worker.0.messages.request(letter, limit.saturating_add(STUCK)).await;
         waits.over.set(true);
         let (verdict, output) = split::<Verdict>(answer.map_err(failed)?.bytes())
             .ok_or_else(|| IsolatedJobError::Failed("its answer is garbage".to_string()))?;

@@ -13,10 +13,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::coop::poll_proceed;
 
-use super::accepted_stream::Stream;
+use super::accepted_stream::AcceptedStream;
 
 /// An accepted, non-blocking connection. It joins the runtime of the task that first has to wait for it.
-pub(crate) struct Link {
+pub(crate) struct LazyStream {
     /// Over a Unix socket, not TCP.
     unix: bool,
     /// `None` after it could not be registered: the socket is closed then.
@@ -25,12 +25,12 @@ pub(crate) struct Link {
 
 enum Socket {
     Plain(OwnedFd),
-    Registered(Stream),
+    Registered(AcceptedStream),
 }
 
-impl Link {
-    pub(crate) fn new(fd: OwnedFd, unix: bool) -> Link {
-        Link { unix, socket: Some(Socket::Plain(fd)) }
+impl LazyStream {
+    pub(crate) fn new(fd: OwnedFd, unix: bool) -> LazyStream {
+        LazyStream { unix, socket: Some(Socket::Plain(fd)) }
     }
 
     pub(crate) fn is_unix(&self) -> bool {
@@ -60,18 +60,18 @@ impl Link {
     }
 
     /// The connection as applications know it.
-    pub(crate) fn into_stream(self) -> io::Result<Stream> {
+    pub(crate) fn into_stream(self) -> io::Result<AcceptedStream> {
         match self.socket.ok_or_else(gone)? {
-            Socket::Plain(fd) => Stream::new(fd, self.unix),
+            Socket::Plain(fd) => AcceptedStream::new(fd, self.unix),
             Socket::Registered(stream) => Ok(stream),
         }
     }
 
-    fn register(&mut self) -> io::Result<&mut Stream> {
+    fn register(&mut self) -> io::Result<&mut AcceptedStream> {
         if let Some(Socket::Plain(_)) = self.socket
             && let Some(Socket::Plain(fd)) = self.socket.take()
         {
-            let stream = Stream::new(fd, self.unix).inspect_err(|e| {
+            let stream = AcceptedStream::new(fd, self.unix).inspect_err(|e| {
                 log::warn!("a connection is closed, as it cannot be registered with epoll: {e}");
             })?;
             self.socket = Some(Socket::Registered(stream));
@@ -88,7 +88,7 @@ impl Link {
         &mut self,
         cx: &mut Context<'_>,
         call: impl FnOnce(&OwnedFd) -> io::Result<T>,
-        later: impl FnOnce(Pin<&mut Stream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        later: impl FnOnce(Pin<&mut AcceptedStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Some(Socket::Plain(fd)) = &self.socket {
             // As for tokio's own: a peer that is always ready does not keep the loop.
@@ -110,7 +110,7 @@ fn gone() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
-impl AsyncRead for Link {
+impl AsyncRead for LazyStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -126,7 +126,7 @@ impl AsyncRead for Link {
     }
 }
 
-impl AsyncWrite for Link {
+impl AsyncWrite for LazyStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -173,7 +173,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    impl Link {
+    impl LazyStream {
         fn is_plain(&self) -> bool {
             matches!(self.socket, Some(Socket::Plain(_)))
         }
@@ -185,13 +185,13 @@ mod tests {
         runtime.expect("runtime").block_on(async {
             let (near, mut far) = UnixStream::pair().expect("pair");
             near.set_nonblocking(true).expect("non-blocking");
-            let mut link = Link::new(near.into(), true);
+            let mut stream = LazyStream::new(near.into(), true);
             far.write_all(b"ask").expect("ask");
             let mut buffer = [0; 8];
-            assert_eq!(link.read(&mut buffer).await.expect("read"), 3);
+            assert_eq!(stream.read(&mut buffer).await.expect("read"), 3);
             let slices = [IoSlice::new(b"an"), IoSlice::new(b"swer")];
-            assert_eq!(link.write_vectored(&slices).await.expect("write"), 6);
-            assert!(link.is_plain(), "nothing had to be waited for");
+            assert_eq!(stream.write_vectored(&slices).await.expect("write"), 6);
+            assert!(stream.is_plain(), "nothing had to be waited for");
             let mut got = [0; 6];
             far.read_exact(&mut got).expect("answer");
             assert_eq!(&got, b"answer");
@@ -200,13 +200,13 @@ mod tests {
                 far
             });
             let mut again = [0; 5];
-            link.read_exact(&mut again).await.expect("read");
+            stream.read_exact(&mut again).await.expect("read");
             assert_eq!(&again, b"again");
             let mut far = asking.join().expect("client");
-            link.shutdown().await.expect("shut down");
+            stream.shutdown().await.expect("shut down");
             assert_eq!(far.read(&mut got).expect("the end"), 0);
             drop(far);
-            assert_eq!(link.read(&mut buffer).await.expect("the end"), 0);
+            assert_eq!(stream.read(&mut buffer).await.expect("the end"), 0);
         });
     }
 
@@ -216,15 +216,15 @@ mod tests {
         runtime.expect("runtime").block_on(async {
             let (near, mut far) = UnixStream::pair().expect("pair");
             near.set_nonblocking(true).expect("non-blocking");
-            let mut link = Link::new(near.into(), true);
+            let mut stream = LazyStream::new(near.into(), true);
             let much = vec![7; 4 << 20];
             let reading = std::thread::spawn(move || {
                 let mut all = Vec::new();
                 far.read_to_end(&mut all).expect("read");
                 all
             });
-            link.write_all(&much).await.expect("write");
-            link.shutdown().await.expect("shut down");
+            stream.write_all(&much).await.expect("write");
+            stream.shutdown().await.expect("shut down");
             assert_eq!(reading.join().expect("reader"), much);
         });
     }

@@ -5,11 +5,11 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use super::Handler;
-use super::connection_registry::Registry;
-use super::drain::{Drain, Order};
+use super::BootedApp;
+use super::connection_registry::ConnectionRegistry;
+use super::drain::{Drain, DrainOrder};
 use super::full::Fullness;
-use super::http::connection_state::Conn;
+use super::http::connection_state::ConnectionState;
 use crate::channel::{HandOver, ToPrimary, WorkerEnd};
 use crate::config::Config;
 use crate::dispatch::SlotMeter;
@@ -21,7 +21,7 @@ use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// One worker.
-pub(crate) struct State {
+pub(crate) struct LocalWorkerState {
     pub(crate) tag: WorkerTag,
     /// Where the slots of each other kind than `web` begin.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
@@ -29,39 +29,39 @@ pub(crate) struct State {
     pub(crate) row: OwnRow,
     /// Counts connections for whatever chooses among the slots.
     pub(crate) meter: SlotMeter,
-    pub(crate) board: Reader,
+    pub(crate) scoreboard: Reader,
     pub(crate) channel: WorkerEnd,
     /// Whether the primary is there.
-    pub(crate) connected: Cell<bool>,
-    pub(crate) mail: Rc<MailEnd>,
+    pub(crate) is_primary_connected: Cell<bool>,
+    pub(crate) messages: Rc<MailEnd>,
     pub(crate) drain: Drain,
     /// Every open connection.
-    pub(crate) conns: RefCell<Registry>,
+    pub(crate) connections: RefCell<ConnectionRegistry>,
     /// Rung when a connection is gone.
-    pub(crate) room: Notify,
+    pub(crate) capacity_freed: Notify,
     /// Rung when acceptors are to look after the others and the queue: at each beat, at the latest.
-    pub(crate) look: Notify,
+    pub(crate) accept_recheck: Notify,
     /// How many connections the busiest other worker had when an acceptor last looked.
-    pub(crate) most_open: Cell<u64>,
+    pub(crate) busiest_worker_connections: Cell<u64>,
     /// Listening sockets that are still accepted from.
-    pub(crate) acceptors: Cell<usize>,
+    pub(crate) active_acceptors: Cell<usize>,
     /// Those among them that nothing can be accepted from.
-    pub(crate) failing: Cell<usize>,
+    pub(crate) failing_acceptors: Cell<usize>,
     /// Those of other slots among them.
-    pub(crate) adopted: RefCell<Vec<Adopted>>,
+    pub(crate) adopted_sockets: RefCell<Vec<Adopted>>,
     /// Where the application computes.
     pub(crate) pool: Pool,
     /// What is done with a connection, once the application has booted.
-    pub(crate) handler: OnceCell<Handler>,
+    pub(crate) app: OnceCell<BootedApp>,
     /// Connections that were refused and not reported yet.
     pub(crate) shedding: Shedding,
     /// What was told of the worker having no room for connections.
-    pub(crate) fullness: Fullness,
+    pub(crate) capacity_warning: Fullness,
 }
 
-impl State {
+impl LocalWorkerState {
     /// Begins to drain on our own account, and says so in this word.
-    pub(crate) fn leave(&self, word: &ToPrimary) {
+    pub(crate) fn begin_own_drain(&self, word: &ToPrimary) {
         if self.drain.order().is_some() {
             return;
         }
@@ -74,7 +74,7 @@ impl State {
             false => HandOver::Never,
         };
         let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
-        self.begin_drain(Order::new(grace, linger, false, hand_over));
+        self.begin_drain(DrainOrder::new(grace, linger, false, hand_over));
     }
 
     /// Whether connections are to be handed over and there is somebody who serves.
@@ -82,37 +82,38 @@ impl State {
         match self.drain.order().map(|order| order.hand_over) {
             Some(HandOver::Now) => true,
             Some(HandOver::WhenOthersServe) => {
-                self.board.others_serve(&self.row, State::exact_ms())
+                self.scoreboard.others_serve(&self.row, LocalWorkerState::monotonic_ms())
             }
             Some(HandOver::Never) | None => false,
         }
     }
 
     /// Whether the client has to be told that this connection ends with its response.
-    pub(crate) fn should_announce_close(&self, conn: &Conn) -> bool {
+    pub(crate) fn should_announce_close(&self, conn: &ConnectionState) -> bool {
         self.drain.order().is_some_and(|order| {
             !(order.keeps_transferable_open(self.now_ms()) && conn.can_be_handed_over())
         })
     }
 
     /// Stops accepting from now on; the first order counts.
-    pub(crate) fn begin_drain(&self, order: Order) {
+    pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
             self.meter.leave();
         }
         // A later order may say more about where connections can go.
-        self.conns.borrow().wake_all();
+        self.connections.borrow().wake_all();
     }
 
     /// Whether there are listening sockets and none of them gives connections.
     pub(crate) fn cannot_accept(&self) -> bool {
-        self.failing.get() > 0 && self.failing.get() >= self.acceptors.get()
+        self.failing_acceptors.get() > 0
+            && self.failing_acceptors.get() >= self.active_acceptors.get()
     }
 
     /// Says on the scoreboard whether new connections can come.
-    pub(crate) fn show_accepting(&self) {
+    pub(crate) fn publish_accept_state(&self) {
         if self.drain.order().is_some() {
             return;
         }
@@ -122,14 +123,14 @@ impl State {
     }
 
     /// The other workers that could take a connection right now.
-    pub(crate) fn others(&self) -> impl Iterator<Item = Other> {
-        self.board.others(&self.row, State::exact_ms())
+    pub(crate) fn available_workers(&self) -> impl Iterator<Item = Other> {
+        self.scoreboard.others(&self.row, LocalWorkerState::monotonic_ms())
     }
 
     /// Rings the acceptors if we have far fewer connections now than others.
-    pub(crate) fn note_closed(&self) {
-        if self.row.open() + 2 <= self.most_open.get() {
-            self.look.notify_waiters();
+    pub(crate) fn wake_acceptors_if_least_loaded(&self) {
+        if self.row.open() + 2 <= self.busiest_worker_connections.get() {
+            self.accept_recheck.notify_waiters();
         }
     }
 
@@ -139,7 +140,7 @@ impl State {
     }
 
     /// Milliseconds on the monotonic clock, exactly.
-    pub(crate) fn exact_ms() -> u64 {
+    pub(crate) fn monotonic_ms() -> u64 {
         prefork_os::system::monotonic_ms()
     }
 }

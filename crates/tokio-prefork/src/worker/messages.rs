@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Worker;
-use super::accepted_stream::Stream;
+use super::accepted_stream::AcceptedStream;
 use crate::messages::{
     Carried, Class, Inbox, IntoPayload, Letter, Message, MessageError, PassedConnection,
 };
@@ -32,7 +32,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::send`], and [`MessageError::Full`].
     pub fn try_send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.0.mail.try_send(plain(Place::Primary, kind, payload)?).map_err(|back| back.0)
+        self.0.messages.try_send(plain(Place::Primary, kind, payload)?).map_err(|back| back.0)
     }
 
     /// Sends a message to another worker, through the primary: `Slot(0)`, or the id of one. Waits while the queue is
@@ -73,7 +73,7 @@ impl Worker {
         payload: impl IntoPayload,
         limit: Duration,
     ) -> Result<Message, MessageError> {
-        self.0.mail.request(plain(Place::Primary, kind, payload)?, limit).await
+        self.0.messages.request(plain(Place::Primary, kind, payload)?, limit).await
     }
 
     /// Asks another worker, and waits for its answer ([`Worker::reply`]) for up to `limit`.
@@ -87,7 +87,7 @@ impl Worker {
         payload: impl IntoPayload,
         limit: Duration,
     ) -> Result<Message, MessageError> {
-        self.0.mail.request(plain(to.into().into(), kind, payload)?, limit).await
+        self.0.messages.request(plain(to.into().into(), kind, payload)?, limit).await
     }
 
     /// Answers a request of the primary, or of another worker.
@@ -95,7 +95,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::try_send`]. That nobody waits any more is no error, as nobody knows.
     pub fn reply(&self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.0.mail.reply(to, Class::Reply, payload.into_payload()?)
+        self.0.messages.reply(to, Class::Reply, payload.into_payload()?)
     }
 
     /// The messages of `kind` that come from now on. What comes before the worker is ready waits for this; afterwards
@@ -104,7 +104,7 @@ impl Worker {
     /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full nothing is read from the
     /// channel, for a second; then what comes for this kind is dropped until it is read again.
     pub fn open_inbox(&self, kind: &str) -> Inbox {
-        self.0.mail.open(kind)
+        self.0.messages.open(kind)
     }
 
     /// Sends a connection to the primary, with a message. Waits while the queue is full. It is closed here once the
@@ -138,21 +138,21 @@ impl Worker {
     /// Whether there is a channel for messages: not in the trial of an upgrade, nor in a worker whose primary is gone
     /// or has become another image.
     pub fn has_message_channel(&self) -> bool {
-        self.0.mail.is_connected()
+        self.0.messages.is_connected()
     }
 
     /// Messages to this worker that were dropped so far, by kind.
     pub fn dropped_messages(&self) -> BTreeMap<String, u64> {
-        self.0.mail.dropped()
+        self.0.messages.dropped()
     }
 
     /// Answers that came after their request had been given up, so far.
     pub fn late_replies(&self) -> u64 {
-        self.0.mail.late_replies()
+        self.0.messages.late_replies()
     }
 
     async fn post(&self, letter: Letter) -> Result<(), MessageError> {
-        self.0.mail.send(letter).await.map_err(|back| back.0)
+        self.0.messages.send(letter).await.map_err(|back| back.0)
     }
 
     async fn post_connection(
@@ -165,29 +165,29 @@ impl Worker {
         match plain(place, kind, payload) {
             Ok(letter) => {
                 let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-                self.0.mail.send(letter).await.map_err(|back| SendConnectionError::new(*back))
+                self.0.messages.send(letter).await.map_err(|back| SendConnectionError::new(*back))
             }
             Err(error) => Err(SendConnectionError::early(error, connection)),
         }
     }
 }
 
-impl TryFrom<Stream> for PassedConnection {
+impl TryFrom<AcceptedStream> for PassedConnection {
     type Error = std::io::Error;
 
     /// Takes the connection out of this worker's event loop.
-    fn try_from(stream: Stream) -> std::io::Result<PassedConnection> {
+    fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
         stream.into_fd().map(PassedConnection)
     }
 }
 
-impl TryFrom<PassedConnection> for Stream {
+impl TryFrom<PassedConnection> for AcceptedStream {
     type Error = std::io::Error;
 
     /// Registers the connection with this worker's event loop; an error if it is no TCP or Unix stream.
-    fn try_from(connection: PassedConnection) -> std::io::Result<Stream> {
+    fn try_from(connection: PassedConnection) -> std::io::Result<AcceptedStream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
         prefork_os::fd::set_nonblocking(&connection)?;
-        Stream::new(connection.0, unix)
+        AcceptedStream::new(connection.0, unix)
     }
 }

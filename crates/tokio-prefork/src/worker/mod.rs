@@ -39,7 +39,7 @@ use crate::listener::Listener;
 use crate::messages::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
-pub use accepted_stream::Stream;
+pub use accepted_stream::AcceptedStream;
 use bytes::Bytes;
 pub(crate) use custom_kind::kind_app;
 pub use http::handle_request::BoxError;
@@ -50,36 +50,36 @@ use hyper::service::Service;
 use hyper::{Request, Response};
 pub use isolated_jobs::IsolatedPool;
 pub(crate) use isolated_jobs::{isolated_app, work};
-use local_state::State;
+use local_state::LocalWorkerState;
 use prefork_supervisor::WorkerTag;
-pub use threaded_worker::SharedWorker;
+pub use threaded_worker::ThreadedWorker;
 pub use worker_handle::Worker;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// What a worker does with its connections, made by the application when it has booted.
-pub(crate) struct Handler {
+pub(crate) struct BootedApp {
     handle: Rc<dyn Fn(AcceptedConnection)>,
     client_speaks_first: bool,
     /// The loop of a worker that takes no connections.
     run: Cell<Option<LocalFuture<Result<()>>>>,
 }
 
-impl Handler {
+impl BootedApp {
     pub(crate) fn new(
         handle: impl Fn(AcceptedConnection) + 'static,
         client_speaks_first: bool,
-    ) -> Handler {
-        Handler { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
+    ) -> BootedApp {
+        BootedApp { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
     }
 
-    pub(crate) fn connection_starter(&self, state: &Rc<State>) -> ConnectionStarter {
+    pub(crate) fn connection_starter(&self, state: &Rc<LocalWorkerState>) -> ConnectionStarter {
         ConnectionStarter::new(state, self.client_speaks_first, &self.handle)
     }
 }
 
 /// The application as a worker runs it: boots, and gives a handler. Each thread with a loop of its own does so.
-pub(crate) type App = Arc<dyn Fn(Worker) -> LocalFuture<Result<Handler>> + Send + Sync>;
+pub(crate) type App = Arc<dyn Fn(Worker) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
 
 /// An application that answers HTTP requests.
 pub(crate) fn http_app<A, F, S, B>(app: A) -> App
@@ -106,7 +106,7 @@ where
                 // What is spawned is moved several times before it stands still.
                 tokio::task::spawn_local(Box::pin(serving));
             };
-            Ok(Handler::new(handle, true))
+            Ok(BootedApp::new(handle, true))
         })
     })
 }
@@ -114,7 +114,7 @@ where
 /// An application that takes connections as they are.
 pub(crate) fn connection_app<A, F>(app: A) -> App
 where
-    A: Fn(Worker, Stream) -> F + Send + Sync + 'static,
+    A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + 'static,
 {
     let app = Arc::new(app);
@@ -122,8 +122,8 @@ where
         let app = Arc::clone(&app);
         Box::pin(async move {
             let handle = move |accepted: AcceptedConnection| {
-                let AcceptedConnection { link, entry, guard, .. } = accepted;
-                let stream = match link.into_stream() {
+                let AcceptedConnection { stream, entry, guard, .. } = accepted;
+                let stream = match stream.into_stream() {
                     Ok(stream) => stream,
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
                 };
@@ -132,7 +132,7 @@ where
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
                 tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, task));
             };
-            Ok(Handler::new(handle, false))
+            Ok(BootedApp::new(handle, false))
         })
     })
 }
@@ -173,28 +173,28 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     let mail = MailEnd::start(tag, mail, message_limits)
         .map_err(|e| Error::system("register the mail channel to the primary", e))?;
     let pool = cpu_pool::pool(&config, &row, tag);
-    let state = Rc::new(State {
+    let state = Rc::new(LocalWorkerState {
         tag,
         kinds,
         config,
         row,
         meter,
-        board,
+        scoreboard: board,
         channel,
-        mail,
-        connected: Cell::new(true),
+        messages: mail,
+        is_primary_connected: Cell::new(true),
         drain: drain::Drain::default(),
-        conns: RefCell::default(),
-        room: Notify::new(),
-        look: Notify::new(),
-        most_open: Cell::new(0),
-        acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
-        failing: Cell::new(0),
-        adopted: RefCell::default(),
+        connections: RefCell::default(),
+        capacity_freed: Notify::new(),
+        accept_recheck: Notify::new(),
+        busiest_worker_connections: Cell::new(0),
+        active_acceptors: Cell::new(if queue.is_some() { 1 } else { listeners.len() }),
+        failing_acceptors: Cell::new(0),
+        adopted_sockets: RefCell::default(),
         pool,
-        handler: OnceCell::new(),
+        app: OnceCell::new(),
         shedding: crate::dispatch::queue_wait::Shedding::default(),
-        fullness: full::Fullness::default(),
+        capacity_warning: full::Fullness::default(),
     });
     Worker::enter(&state);
     // If nobody hears it, the inbox learns that the primary is gone.
@@ -208,11 +208,11 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
             Err(e) => return Ok(boot_failed(&state, &e)),
         },
         // CloseRequest to leave before it was ready: there is nothing to finish.
-        () = state.drain.begun() => return Ok(exit::OK),
+        () = state.drain.started() => return Ok(exit::OK),
     };
-    let handler = state.handler.get_or_init(|| handler);
+    let handler = state.app.get_or_init(|| handler);
     begin_accepting(&state, handler, listeners, queue)?;
-    state.mail.booted();
+    state.messages.booted();
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
     let outcome = match handler.run.take() {
@@ -225,14 +225,14 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     if state.drain.order().is_some() {
         cpu_pool::finish(&state).await;
     }
-    state.mail.flush(LAST_LETTERS).await;
+    state.messages.flush(LAST_LETTERS).await;
     outcome.map(|()| exit::OK)
 }
 
 /// From now on connections are taken: out of the queue if there is one, or else from the sockets.
 fn begin_accepting(
-    state: &Rc<State>,
-    handler: &Handler,
+    state: &Rc<LocalWorkerState>,
+    handler: &BootedApp,
     listeners: Vec<Listener>,
     queue: Option<OwnedFd>,
 ) -> Result<()> {
@@ -259,13 +259,13 @@ fn begin_accepting(
     Ok(())
 }
 
-fn boot_failed(state: &State, error: &Error) -> u8 {
+fn boot_failed(state: &LocalWorkerState, error: &Error) -> u8 {
     // If the primary cannot be told, the exit status says it all the same.
     let _ = state.channel.send(&ToPrimary::BootFailed(error.to_string()));
     exit::WORKERS_CANNOT_BOOT
 }
 
-fn say(state: &State, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
+fn say(state: &LocalWorkerState, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
     state
         .channel
         .send(word)
@@ -273,12 +273,12 @@ fn say(state: &State, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
 }
 
 /// Resolves when the worker was told to leave and nothing is open any more, nor on its way to it.
-async fn drained(state: &State) {
-    state.drain.begun().await;
+async fn drained(state: &LocalWorkerState) {
+    state.drain.started().await;
     loop {
-        let gone = state.room.notified();
-        let empty = state.acceptors.get() == 0 && state.conns.borrow().is_empty();
-        if empty && state.drain.released() {
+        let gone = state.capacity_freed.notified();
+        let empty = state.active_acceptors.get() == 0 && state.connections.borrow().is_empty();
+        if empty && state.drain.is_released() {
             return;
         }
         let waited = tokio::time::timeout(RELEASE, gone).await;

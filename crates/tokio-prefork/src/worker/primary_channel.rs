@@ -2,21 +2,21 @@
 
 use std::rc::Rc;
 
-use super::drain::Order;
+use super::drain::DrainOrder;
 use super::handover;
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 use crate::channel::{HandOver, Order as Wanted, ToWorker};
 use crate::dispatch::reuseport::adopted_sockets as adopt;
 
 /// Obeys the primary until it is gone; then finishes what is in flight and leaves: a worker never outlives
 /// its primary for long. Idle connections are kept for requests that are on their way, as in any drain: the sockets
 /// may be kept for another primary, and then nobody is to notice.
-pub(crate) async fn obey(state: Rc<State>) {
+pub(crate) async fn obey(state: Rc<LocalWorkerState>) {
     while let Some(wanted) = state.channel.hear().await {
         match wanted {
             Wanted::Word(ToWorker::Drain { grace, linger, closing, hand_over }) => {
                 release(&state);
-                state.begin_drain(Order::new(grace, linger, closing, hand_over));
+                state.begin_drain(DrainOrder::new(grace, linger, closing, hand_over));
             }
             Wanted::Take(fd, unread) => handover::arrive(&state, fd, unread),
             Wanted::Log(file) => {
@@ -36,10 +36,10 @@ pub(crate) async fn obey(state: Rc<State>) {
             }
         }
     }
-    state.connected.set(false);
+    state.is_primary_connected.set(false);
     release(&state);
     log::warn!("{} has lost its primary: finishing what is in flight, then leaving", state.tag);
-    state.begin_drain(Order::new(
+    state.begin_drain(DrainOrder::new(
         state.config.graceful_timeout,
         state.config.linger_timeout,
         // Nobody listens any more: what is in a queue would be reset.
@@ -49,7 +49,7 @@ pub(crate) async fn obey(state: Rc<State>) {
 }
 
 /// No connection comes after this.
-fn release(state: &State) {
+fn release(state: &LocalWorkerState) {
     state.drain.release();
-    state.room.notify_waiters();
+    state.capacity_freed.notify_waiters();
 }

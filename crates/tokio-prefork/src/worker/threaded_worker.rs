@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-use super::http::connection_state::Conn;
+use super::http::connection_state::ConnectionState;
 use super::http::serve_context::ServeContext;
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::pool::Pool;
@@ -18,29 +18,29 @@ use prefork_supervisor::{Generation, Slot, WorkerId, WorkerTag};
 
 /// The worker, for code that runs on any of its threads (`threads`). Cheap to clone.
 #[derive(Clone)]
-pub struct SharedWorker(pub(crate) Arc<Shared>);
+pub struct ThreadedWorker(pub(crate) Arc<ThreadedWorkerState>);
 
 /// What the threads share of their worker.
-pub(crate) struct Shared {
+pub(crate) struct ThreadedWorkerState {
     pub(crate) tag: WorkerTag,
     pub(crate) config: Config,
     pub(crate) row: SharedRow,
-    pub(crate) board: Reader,
+    pub(crate) scoreboard: Reader,
     pub(crate) pool: Pool,
     pub(crate) draining: AtomicBool,
     pub(crate) begun: Notify,
     pub(crate) retires: Notify,
 }
 
-impl Shared {
-    pub(crate) fn of(state: &State) -> Result<Shared> {
+impl ThreadedWorkerState {
+    pub(crate) fn of(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
         let row = state.row.shared();
         let row = row.ok_or_else(|| Error::config("the row of this worker is for one thread"))?;
-        Ok(Shared {
+        Ok(ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),
             row,
-            board: state.board,
+            scoreboard: state.scoreboard,
             pool: state.pool.clone(),
             draining: AtomicBool::new(false),
             begun: Notify::new(),
@@ -49,7 +49,7 @@ impl Shared {
     }
 }
 
-impl ServeContext for Shared {
+impl ServeContext for ThreadedWorkerState {
     type Ptr<T: 'static> = Arc<T>;
     type Row = SharedRow;
 
@@ -77,12 +77,12 @@ impl ServeContext for Shared {
         false
     }
 
-    fn should_announce_close(&self, _: &Conn) -> bool {
+    fn should_announce_close(&self, _: &ConnectionState) -> bool {
         self.is_draining()
     }
 }
 
-impl SharedWorker {
+impl ThreadedWorker {
     /// Its number, which only grows from worker to worker and is never used again.
     pub fn id(&self) -> WorkerId {
         self.0.tag.id
@@ -110,7 +110,7 @@ impl SharedWorker {
 
     /// What all processes of the cluster record_written on the scoreboard, at this moment.
     pub fn cluster(&self) -> ClusterSnapshot {
-        self.0.board.snapshot()
+        self.0.scoreboard.snapshot()
     }
 
     /// The worker's CPU pool, one for all threads that serve; see [`Worker::pool`](crate::Worker::pool).
@@ -127,7 +127,7 @@ impl SharedWorker {
     /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
     /// a readiness probe wants to know.
     pub fn is_ready(&self) -> bool {
-        let board = &self.0.board;
+        let board = &self.0.scoreboard;
         let can_accept = !self.0.row.cannot_accept() && !board.cannot_accept();
         !self.is_draining() && !board.is_stopping() && can_accept
     }
@@ -149,8 +149,8 @@ impl SharedWorker {
     }
 }
 
-impl fmt::Debug for SharedWorker {
+impl fmt::Debug for ThreadedWorker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedWorker({})", self.0.tag)
+        write!(f, "ThreadedWorker({})", self.0.tag)
     }
 }

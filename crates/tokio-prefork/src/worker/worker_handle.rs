@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::{Rc, Weak};
 
-use super::local_state::State;
+use super::local_state::LocalWorkerState;
 use crate::channel::ToPrimary;
 use crate::config::Config;
 use crate::pool::Pool;
@@ -13,12 +13,12 @@ use prefork_supervisor::{Generation, Slot, WorkerId};
 
 thread_local! {
     /// The worker of this thread, while it lives.
-    static CURRENT: RefCell<Weak<State>> = const { RefCell::new(Weak::new()) };
+    static CURRENT: RefCell<Weak<LocalWorkerState>> = const { RefCell::new(Weak::new()) };
 }
 
 /// The worker this code runs in. Cheap to clone; stays in its process and thread.
 #[derive(Clone)]
-pub struct Worker(pub(crate) Rc<State>);
+pub struct Worker(pub(crate) Rc<LocalWorkerState>);
 
 impl Worker {
     /// The worker this code runs in. `None` in the primary, and in threads other than the worker's
@@ -28,7 +28,7 @@ impl Worker {
     }
 
     /// From now on this thread is that worker's.
-    pub(crate) fn enter(state: &Rc<State>) {
+    pub(crate) fn enter(state: &Rc<LocalWorkerState>) {
         CURRENT.set(Rc::downgrade(state));
     }
 
@@ -72,7 +72,7 @@ impl Worker {
 
     /// What all processes of the cluster wrote on the scoreboard, at this moment.
     pub fn cluster(&self) -> ClusterSnapshot {
-        self.0.board.snapshot()
+        self.0.scoreboard.snapshot()
     }
 
     /// Threads for work that computes, so that the event loop goes on serving meanwhile. They start with the
@@ -124,30 +124,30 @@ impl Worker {
     /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
     /// a readiness probe wants to know.
     pub fn is_ready(&self) -> bool {
-        let board = &self.0.board;
+        let board = &self.0.scoreboard;
         let can_accept = !self.0.cannot_accept() && !board.cannot_accept();
         !self.is_draining() && !board.is_stopping() && can_accept
     }
 
     /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
     pub async fn draining(&self) {
-        self.0.drain.begun().await;
+        self.0.drain.started().await;
     }
 
     /// Whether the primary can still be heard. Once it cannot, the worker finishes what is open and leaves.
     pub fn is_connected(&self) -> bool {
-        self.0.connected.get()
+        self.0.is_primary_connected.get()
     }
 
     /// Finish what is open, leave, and not be replaced: the slot stays empty until the next reload, or until somebody
     /// scales. Does nothing when the worker is draining already.
     pub fn disconnect(&self) {
-        self.0.leave(&ToPrimary::Disconnecting);
+        self.0.begin_own_drain(&ToPrimary::Disconnecting);
     }
 
     /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
     pub fn retire(&self) {
-        self.0.leave(&ToPrimary::Retiring);
+        self.0.begin_own_drain(&ToPrimary::Retiring);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::channel::ToPrimary;
 use crate::dispatch::accept_loop::Acceptor;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
-use crate::worker::local_state::State;
+use crate::worker::local_state::LocalWorkerState;
 use prefork_supervisor::Slot;
 
 /// An acceptor on a socket that is not our own.
@@ -21,16 +21,16 @@ pub(crate) struct Adopted {
 
 /// Accepts from a socket of `slot`, which the primary has sent, until it is given back; or, if nobody listens there any
 /// more, only takes what is in its queue.
-pub(crate) fn adopt(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) {
+pub(crate) fn adopt(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) {
     if let Err(e) = begin(state, slot, fd, closing) {
         log::error!("{} cannot accept for slot {slot}: {e}", state.tag);
         refuse(state, slot);
     }
 }
 
-fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()> {
+fn begin(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()> {
     let listener = Listener::adopted(fd, slot)?;
-    let handler = state.handler.get();
+    let handler = state.app.get();
     let handler = handler.ok_or_else(|| Error::config("the application has not booted yet"))?;
     let stop = Rc::new(Notify::new());
     let starter = handler.connection_starter(state);
@@ -41,16 +41,16 @@ fn begin(state: &Rc<State>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()
         return Ok(());
     }
     log::debug!("{} accepts for slot {slot}, too", state.tag);
-    state.acceptors.set(state.acceptors.get() + 1);
-    state.show_accepting();
-    state.adopted.borrow_mut().push(Adopted { slot, stop });
+    state.active_acceptors.set(state.active_acceptors.get() + 1);
+    state.publish_accept_state();
+    state.adopted_sockets.borrow_mut().push(Adopted { slot, stop });
     tokio::task::spawn_local(acceptor.run());
     Ok(())
 }
 
 /// Ends our share in the sockets of `slot`. What is in their queues stays with whoever else holds them.
-pub(crate) fn give_back(state: &State, slot: Slot) {
-    state.adopted.borrow_mut().retain(|adopted| {
+pub(crate) fn give_back(state: &LocalWorkerState, slot: Slot) {
+    state.adopted_sockets.borrow_mut().retain(|adopted| {
         if adopted.slot == slot {
             adopted.stop.notify_one();
         }
@@ -59,7 +59,7 @@ pub(crate) fn give_back(state: &State, slot: Slot) {
 }
 
 /// Tells the primary that somebody else has to serve the slot.
-pub(crate) fn refuse(state: &State, slot: Slot) {
+pub(crate) fn refuse(state: &LocalWorkerState, slot: Slot) {
     // A primary that cannot be told is stuck; it gives the slot to its own worker in the end.
     let _ = state.channel.send(&ToPrimary::NotAdopted(slot));
 }

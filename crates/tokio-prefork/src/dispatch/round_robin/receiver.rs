@@ -15,7 +15,7 @@ use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::queue_wait::wait_of;
 use crate::listener::Listener;
-use crate::worker::local_state::State;
+use crate::worker::local_state::LocalWorkerState;
 
 /// How long to wait for a descriptor to come free.
 const EXHAUSTED: Duration = Duration::from_millis(100);
@@ -26,7 +26,7 @@ const NEAR: u64 = 16;
 
 /// Takes connections until the worker drains, and what is left after it.
 pub(crate) struct Taker {
-    state: Rc<State>,
+    state: Rc<LocalWorkerState>,
     queue: AsyncFd<OwnedFd>,
     listeners: Vec<Listener>,
     starter: ConnectionStarter,
@@ -40,7 +40,7 @@ pub(crate) struct Taker {
 
 impl Taker {
     pub(crate) fn new(
-        state: &Rc<State>,
+        state: &Rc<LocalWorkerState>,
         queue: OwnedFd,
         listeners: Vec<Listener>,
         starter: ConnectionStarter,
@@ -56,8 +56,8 @@ impl Taker {
         let state = Rc::clone(&self.state);
         tokio::select! {
             biased;
-            () = state.drain.begun() => {}
-            () = self.take_all() => state.drain.begun().await,
+            () = state.drain.started() => {}
+            () = self.take_all() => state.drain.started().await,
         }
         self.starter.start_pending();
         // All that the primary sent before it told us to leave.
@@ -76,8 +76,8 @@ impl Taker {
         }
         // Our share in the sockets ends here; as long as anybody else has one, they go on listening.
         self.listeners.clear();
-        state.acceptors.set(state.acceptors.get() - 1);
-        state.room.notify_waiters();
+        state.active_acceptors.set(state.active_acceptors.get() - 1);
+        state.capacity_freed.notify_waiters();
         // At a stop, what another worker left when it died.
         self.take_the_rest().await;
     }
@@ -137,7 +137,7 @@ impl Taker {
         let state = Rc::clone(&self.state);
         let limit = u64::from(state.config.worker_connections);
         loop {
-            let rung = state.room.notified();
+            let rung = state.capacity_freed.notified();
             let full = state.row.open() >= limit;
             let scarce = self.near && self.queue.get_ref().try_clone().is_err();
             state.row.accepting(!full && !scarce);

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFdReadyGuard;
 use crate::dispatch::shared::accept_fairness::{self, AcceptFairness, MIN_CONNECTION_DIFFERENCE};
 use crate::scoreboard::Other;
 use crate::worker::heartbeat;
-use crate::worker::local_state::State;
+use crate::worker::local_state::LocalWorkerState;
 use prefork_os::shared_listener::{SharedListener, WakeMode};
 
 /// How long a worker waits for another one to accept first. The resolution of tokio's timer.
@@ -19,7 +19,7 @@ const YIELD_TIME: Duration = Duration::from_millis(1);
 
 /// A listening socket, as one worker accepts from it.
 pub(crate) struct AcceptQueue {
-    state: Rc<State>,
+    state: Rc<LocalWorkerState>,
     listener: SharedListener,
     /// Whether all workers accept from this socket.
     shared: bool,
@@ -36,7 +36,11 @@ pub(crate) struct AcceptQueue {
 const ROWS_PER_HEARTBEAT: usize = 64;
 
 impl AcceptQueue {
-    pub(crate) fn new(state: &Rc<State>, socket: OwnedFd, shared: bool) -> io::Result<AcceptQueue> {
+    pub(crate) fn new(
+        state: &Rc<LocalWorkerState>,
+        socket: OwnedFd,
+        shared: bool,
+    ) -> io::Result<AcceptQueue> {
         let listener = SharedListener::new(socket)?;
         let can_wake_exclusively = listener.can_wake_exclusively();
         if shared && !can_wake_exclusively {
@@ -84,7 +88,8 @@ impl AcceptQueue {
         let first = self.yield_to_idler_worker().await;
         let outcome = self.listener.accept(ready);
         if let Some(first) = first {
-            let accepted = self.state.board.accepted(first.row, State::exact_ms());
+            let accepted =
+                self.state.scoreboard.accepted(first.row, LocalWorkerState::monotonic_ms());
             self.fairness.borrow_mut().record_outcome(first, accepted);
         }
         outcome
@@ -99,7 +104,7 @@ impl AcceptQueue {
         let first = self.fairness.borrow_mut().choose_idler_worker(
             own,
             self.min_difference,
-            self.state.others(),
+            self.state.available_workers(),
         )?;
         self.move_to_end();
         tokio::time::sleep(YIELD_TIME).await;
@@ -132,11 +137,11 @@ impl AcceptQueue {
         }
         let own = self.state.row.open();
         let (mut is_busier, mut most) = (false, 0);
-        for other in self.state.others() {
+        for other in self.state.available_workers() {
             is_busier |= other.open < own;
             most = most.max(other.open);
         }
-        self.state.most_open.set(most);
+        self.state.busiest_worker_connections.set(most);
         if is_busier {
             self.set_wake_mode(WakeMode::Exclusive);
         }
@@ -154,7 +159,7 @@ impl AcceptQueue {
     /// turn of this worker. Workers take turns by their rows.
     fn is_scan_due(&self) -> bool {
         let now = self.state.now_ms();
-        let period = 1 + self.state.board.row_count() / ROWS_PER_HEARTBEAT;
+        let period = 1 + self.state.scoreboard.row_count() / ROWS_PER_HEARTBEAT;
         if period == 1 || self.heartbeat_ms.replace(now) == now {
             return true;
         }
@@ -169,14 +174,15 @@ impl AcceptQueue {
         }
         let state = &self.state;
         let (own, row) = (state.row.open(), state.row.number());
-        let (is_among_idlest, most) = accept_fairness::should_always_wake(own, row, state.others());
+        let (is_among_idlest, most) =
+            accept_fairness::should_always_wake(own, row, state.available_workers());
         if is_among_idlest {
             self.set_wake_mode(WakeMode::Always);
         } else if self.listener.wake_mode() != WakeMode::Exclusive {
             self.set_wake_mode(WakeMode::Exclusive);
         }
         // With `Always` there is nothing more to notice.
-        state.most_open.set(if is_among_idlest { 0 } else { most });
+        state.busiest_worker_connections.set(if is_among_idlest { 0 } else { most });
     }
 
     fn set_wake_mode(&self, wake_mode: WakeMode) {

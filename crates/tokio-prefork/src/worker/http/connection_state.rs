@@ -2,7 +2,7 @@
 //!
 //! hyper has no idle timeout, allocates a timer per request for its header timeout, and closes idle connections without
 //! checking for unread bytes. So the worker enforces timeouts itself: `HyperIo` and the request handler record the
-//! connection's phase here, and each heartbeat `Registry::enforce_timeouts` compares it with the limits. A connection
+//! connection's phase here, and each heartbeat `ConnectionRegistry::enforce_timeouts` compares it with the limits. A connection
 //! that is too slow gets a `CloseRequest`, which `HyperIo::poll_read` obeys.
 
 use std::io::IoSlice;
@@ -17,7 +17,7 @@ use super::timeouts::transfer_clock::TransferClock;
 /// The stage of its life that a connection is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Phase {
+pub(crate) enum ConnectionPhase {
     /// Accepted; no bytes received yet.
     New = 0,
     /// A request head has arrived in part.
@@ -48,7 +48,7 @@ pub(crate) enum CloseRequest {
 /// Uses atomics because an upgraded connection may be sent to another thread, and because other threads serve it in the
 /// `threads` model. No field depends on the order in which another one is written, so all accesses are relaxed.
 #[derive(Debug)]
-pub(crate) struct Conn {
+pub(crate) struct ConnectionState {
     phase: AtomicU8,
     close_request: AtomicU8,
     /// When the phase began, or when bytes last moved in it.
@@ -128,10 +128,10 @@ pub(crate) enum UnsentCheck {
     Measured = 2,
 }
 
-impl Conn {
-    pub(crate) fn new(now_ms: u64) -> Conn {
-        Conn {
-            phase: AtomicU8::new(Phase::New as u8),
+impl ConnectionState {
+    pub(crate) fn new(now_ms: u64) -> ConnectionState {
+        ConnectionState {
+            phase: AtomicU8::new(ConnectionPhase::New as u8),
             close_request: AtomicU8::new(CloseRequest::None as u8),
             phase_since_ms: AtomicU64::new(now_ms),
             active_requests: AtomicU32::new(0),
@@ -170,7 +170,7 @@ impl Conn {
     /// Switches to HTTP/2: the phase follows frames instead of bytes from now on.
     pub(crate) fn set_http2(&self, now_ms: u64) {
         self.http2.get_or_init(|| Box::new(Http2StreamTracker::new(now_ms)));
-        self.set_phase(Phase::Idle, now_ms);
+        self.set_phase(ConnectionPhase::Idle, now_ms);
     }
 
     /// Returns the streams, if this is an HTTP/2 connection.
@@ -189,19 +189,19 @@ impl Conn {
         self.next_stream.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub(crate) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> ConnectionPhase {
         match self.phase.load(Relaxed) {
-            0 => Phase::New,
-            1 => Phase::ReadingHead,
-            2 => Phase::Responding,
+            0 => ConnectionPhase::New,
+            1 => ConnectionPhase::ReadingHead,
+            2 => ConnectionPhase::Responding,
             // Threads serve streams in parallel: one may end (`Idle`) just after another has started.
-            3 if self.active_requests.load(Relaxed) > 0 => Phase::Responding,
-            3 => Phase::Idle,
-            _ => Phase::Lingering,
+            3 if self.active_requests.load(Relaxed) > 0 => ConnectionPhase::Responding,
+            3 => ConnectionPhase::Idle,
+            _ => ConnectionPhase::Lingering,
         }
     }
 
-    pub(crate) fn set_phase(&self, phase: Phase, now_ms: u64) {
+    pub(crate) fn set_phase(&self, phase: ConnectionPhase, now_ms: u64) {
         self.phase.store(phase as u8, Relaxed);
         self.phase_since_ms.store(now_ms, Relaxed);
     }
@@ -211,8 +211,8 @@ impl Conn {
         if self.http2().is_some() {
             return;
         }
-        if matches!(self.phase(), Phase::New | Phase::Idle) {
-            self.set_phase(Phase::ReadingHead, now_ms);
+        if matches!(self.phase(), ConnectionPhase::New | ConnectionPhase::Idle) {
+            self.set_phase(ConnectionPhase::ReadingHead, now_ms);
         }
     }
 
@@ -227,7 +227,7 @@ impl Conn {
             data += streams.record_server_bytes(part, now_ms);
             left -= part.len();
         }
-        if data > 0 && self.phase() == Phase::Idle {
+        if data > 0 && self.phase() == ConnectionPhase::Idle {
             // hyper still sends a response whose handler has finished.
             self.phase_since_ms.store(now_ms, Relaxed);
         }
@@ -320,7 +320,7 @@ impl Conn {
         self.is_write_blocked.store(is_blocked, Relaxed);
         self.is_flushed.store(false, Relaxed);
         // An idle HTTP/2 connection writes answers to pings, which must not keep it open.
-        if self.phase() == Phase::Idle && self.http2().is_none() {
+        if self.phase() == ConnectionPhase::Idle && self.http2().is_none() {
             self.phase_since_ms.store(now_ms, Relaxed);
         }
     }
@@ -341,7 +341,7 @@ impl Conn {
     pub(crate) fn begin_request(&self, now_ms: u64) {
         self.active_requests.fetch_add(1, Relaxed);
         self.is_response_flushed.store(false, Relaxed);
-        self.set_phase(Phase::Responding, now_ms);
+        self.set_phase(ConnectionPhase::Responding, now_ms);
     }
 
     /// Records that a request and its response ended.
@@ -353,9 +353,14 @@ impl Conn {
             self.has_response_started.store(false, Relaxed);
             self.is_response_body_pending.store(false, Relaxed);
         }
-        if self.active_requests.fetch_sub(1, Relaxed) == 1 && self.phase() == Phase::Responding {
+        if self.active_requests.fetch_sub(1, Relaxed) == 1
+            && self.phase() == ConnectionPhase::Responding
+        {
             let is_next_here = self.has_held_back_bytes.load(Relaxed);
-            self.set_phase(if is_next_here { Phase::ReadingHead } else { Phase::Idle }, now_ms);
+            self.set_phase(
+                if is_next_here { ConnectionPhase::ReadingHead } else { ConnectionPhase::Idle },
+                now_ms,
+            );
         }
     }
 
@@ -460,7 +465,7 @@ impl Conn {
 
     /// Whether the connection may be handed over now: it is between two requests and has nothing to write.
     pub(crate) fn is_ready_for_handover(&self) -> bool {
-        matches!(self.phase(), Phase::New | Phase::Idle)
+        matches!(self.phase(), ConnectionPhase::New | ConnectionPhase::Idle)
             && self.close_request() == CloseRequest::None
             && self.is_flushed.load(Relaxed)
             && self.can_be_handed_over()

@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 
-use super::connection_state::Conn;
+use super::connection_state::ConnectionState;
 use crate::config::HalfClose;
 
 /// The interim response that is sent as a probe (RFC 2518, section 10.1).
@@ -42,7 +42,7 @@ impl HalfClosedClient {
     pub(crate) fn check(
         &mut self,
         mode: HalfClose,
-        conn: &Conn,
+        conn: &ConnectionState,
         socket: impl AsFd,
         is_unix: bool,
         now_ms: u64,
@@ -66,7 +66,7 @@ impl HalfClosedClient {
     }
 
     /// Whether to send the probe now: an interim response must directly precede the final one.
-    fn is_probe_due(&self, conn: &Conn, now_ms: u64) -> bool {
+    fn is_probe_due(&self, conn: &ConnectionState, now_ms: u64) -> bool {
         !self.is_probed
             && now_ms.saturating_sub(self.since_ms) >= PROBE_DELAY_MS
             && conn.accepts_interim_responses()
@@ -87,8 +87,8 @@ mod tests {
         (listener.accept().expect("accept").0, client)
     }
 
-    fn conn_with_request() -> Conn {
-        let conn = Conn::new(0);
+    fn conn_with_request() -> ConnectionState {
+        let conn = ConnectionState::new(0);
         conn.begin_request(0);
         conn.set_accepts_interim_responses(true);
         conn
@@ -130,7 +130,8 @@ mod tests {
         let (near, far) = pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let mut half = HalfClosedClient::new(0);
-        let mut check = |conn: &Conn| half.check(HalfClose::Probe, conn, &near, false, 1000);
+        let mut check =
+            |conn: &ConnectionState| half.check(HalfClose::Probe, conn, &near, false, 1000);
         let http10 = conn_with_request();
         http10.set_accepts_interim_responses(false);
         assert_eq!(check(&http10), HalfCloseVerdict::MayRead, "HTTP/1.0 has no interim responses");

@@ -14,12 +14,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
-use super::connection_state::{CloseRequest, Conn};
+use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
 use super::request_boundary::{BoundaryProgress, RequestBoundary};
 use crate::config::{Config, HalfClose};
 use crate::scoreboard::Meter;
-use crate::worker::lazy_stream::Link;
+use crate::worker::lazy_stream::LazyStream;
 
 /// Size of the stack buffer for reading ahead, in bytes.
 const READ_AHEAD_BUFFER_SIZE: usize = 2048;
@@ -35,7 +35,7 @@ const MAX_UNSENT_WRITE: usize = 8 * 1024;
 
 /// A socket that hyper has released, with bytes still to be sent on it.
 pub(crate) struct LingeringSocket {
-    pub(crate) link: Link,
+    pub(crate) stream: LazyStream,
     pub(crate) unsent: BytesMut,
 }
 
@@ -63,7 +63,7 @@ impl LingeringSocketSlot {
 /// The `AsyncRead + AsyncWrite` that hyper serves a connection on.
 pub(crate) struct HyperIo {
     /// `None` only while being dropped.
-    link: Option<Link>,
+    stream: Option<LazyStream>,
     /// Received bytes that are not yet forwarded to hyper.
     received: BytesMut,
     /// How many bytes at the start of `received` are validated and wait for room in hyper's buffer.
@@ -78,7 +78,7 @@ pub(crate) struct HyperIo {
     half_close: HalfClose,
     /// The client, once it has done so.
     half_closed_client: Option<HalfClosedClient>,
-    conn: Arc<Conn>,
+    conn: Arc<ConnectionState>,
     meter: Meter,
     lingering: LingeringSocketSlot,
 }
@@ -86,32 +86,37 @@ pub(crate) struct HyperIo {
 impl HyperIo {
     /// Creates the I/O object of an HTTP/1 connection; `first` holds the bytes already received.
     pub(crate) fn http1(
-        link: Link,
+        stream: LazyStream,
         first: Bytes,
-        conn: Arc<Conn>,
+        conn: Arc<ConnectionState>,
         meter: Meter,
         config: &Config,
     ) -> HyperIo {
         let boundary = RequestBoundary::new(config.max_header_size);
-        let mut hyper_io = HyperIo::new(link, first, conn, meter, Some(boundary));
+        let mut hyper_io = HyperIo::new(stream, first, conn, meter, Some(boundary));
         hyper_io.half_close = config.half_close;
         hyper_io
     }
 
     /// Creates the I/O object of an HTTP/2 connection; `first` holds the bytes already received.
-    pub(crate) fn http2(link: Link, first: Bytes, conn: Arc<Conn>, meter: Meter) -> HyperIo {
-        HyperIo::new(link, first, conn, meter, None)
+    pub(crate) fn http2(
+        stream: LazyStream,
+        first: Bytes,
+        conn: Arc<ConnectionState>,
+        meter: Meter,
+    ) -> HyperIo {
+        HyperIo::new(stream, first, conn, meter, None)
     }
 
     fn new(
-        link: Link,
+        stream: LazyStream,
         first: Bytes,
-        conn: Arc<Conn>,
+        conn: Arc<ConnectionState>,
         meter: Meter,
         boundary: Option<RequestBoundary>,
     ) -> HyperIo {
         let hyper_io = HyperIo {
-            link: Some(link),
+            stream: Some(stream),
             received: first.into(),
             validated: 0,
             boundary,
@@ -135,8 +140,8 @@ impl HyperIo {
     }
 
     /// Returns the socket and the bytes that hyper has not seen.
-    pub(crate) fn into_parts(mut self) -> Option<(Link, Bytes)> {
-        Some((self.link.take()?, std::mem::take(&mut self.received).freeze()))
+    pub(crate) fn into_parts(mut self) -> Option<(LazyStream, Bytes)> {
+        Some((self.stream.take()?, std::mem::take(&mut self.received).freeze()))
     }
 
     fn record_received(&self, length: usize) {
@@ -169,7 +174,7 @@ impl HyperIo {
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                let fd = self.link.as_ref().and_then(|link| link.fd().ok());
+                let fd = self.stream.as_ref().and_then(|stream| stream.fd().ok());
                 let unsent =
                     fd.and_then(|fd| prefork_os::socket::unsent_bytes(fd).ok()).unwrap_or(0);
                 self.conn.record_write_blocked(unsent, now_ms);
@@ -179,9 +184,9 @@ impl HyperIo {
         outcome
     }
 
-    fn link(&mut self) -> io::Result<Pin<&mut Link>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut LazyStream>> {
         let gone = || io::Error::from(io::ErrorKind::NotConnected);
-        self.link.as_mut().map(Pin::new).ok_or_else(gone)
+        self.stream.as_mut().map(Pin::new).ok_or_else(gone)
     }
 
     /// Reads from the socket into `buf`. Returns the number of bytes; 0 means end of file.
@@ -191,7 +196,7 @@ impl HyperIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<usize>> {
         let before = buf.filled().len();
-        ready!(self.link()?.poll_read(cx, buf))?;
+        ready!(self.stream()?.poll_read(cx, buf))?;
         let length = buf.filled().len() - before;
         if length == 0 {
             self.is_at_eof = true;
@@ -285,7 +290,7 @@ impl HyperIo {
     /// Whether a half-closed client no longer reads. Each heartbeat checks again.
     fn is_client_gone(&mut self) -> bool {
         let now_ms = self.meter.now_ms();
-        let Some((link, fd)) = self.link.as_ref().and_then(|l| Some((l, l.fd().ok()?))) else {
+        let Some((stream, fd)) = self.stream.as_ref().and_then(|l| Some((l, l.fd().ok()?))) else {
             return true;
         };
         self.conn.set_half_closed();
@@ -295,7 +300,7 @@ impl HyperIo {
             HalfClose::Cancel if !self.received.is_empty() => HalfClose::Finish,
             mode => mode,
         };
-        match client.check(mode, &self.conn, fd, link.is_unix(), now_ms) {
+        match client.check(mode, &self.conn, fd, stream.is_unix(), now_ms) {
             HalfCloseVerdict::MayRead => false,
             HalfCloseVerdict::ProbeSent(length) => {
                 self.meter.bytes_out(length);
@@ -400,8 +405,8 @@ impl HyperIo {
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let gone = || io::Error::from(io::ErrorKind::NotConnected);
-            let link = Pin::new(self.link.as_mut().ok_or_else(gone)?);
-            let outcome = link.poll_write(cx, &self.unsent);
+            let stream = Pin::new(self.stream.as_mut().ok_or_else(gone)?);
+            let outcome = stream.poll_write(cx, &self.unsent);
             let sent = ready!(self.record_write(outcome, &[]))?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -478,7 +483,7 @@ impl AsyncWrite for HyperIo {
             }
             ready!(this.poll_send_unsent(cx))?;
         }
-        let outcome = this.link()?.poll_write_vectored(cx, bufs);
+        let outcome = this.stream()?.poll_write_vectored(cx, bufs);
         this.record_write(outcome, bufs)
     }
 
@@ -496,7 +501,7 @@ impl AsyncWrite for HyperIo {
             }
             ready!(this.poll_send_unsent(cx))?;
         }
-        let outcome = this.link()?.poll_flush(cx);
+        let outcome = this.stream()?.poll_flush(cx);
         if let Poll::Ready(Ok(())) = &outcome {
             this.conn.set_flushed();
             this.conn.record_flush();
@@ -511,7 +516,7 @@ impl AsyncWrite for HyperIo {
         if this.conn.is_handing_over() || this.conn.is_rejected() {
             return Poll::Ready(Ok(()));
         }
-        this.link()?.poll_shutdown(cx)
+        this.stream()?.poll_shutdown(cx)
     }
 }
 
@@ -521,7 +526,7 @@ impl Drop for HyperIo {
     fn drop(&mut self) {
         if self.conn.close_request() == CloseRequest::Now
             && self.conn.sending.is_waiting()
-            && let Some(fd) = self.link.as_ref().and_then(|link| link.fd().ok())
+            && let Some(fd) = self.stream.as_ref().and_then(|stream| stream.fd().ok())
         {
             // The client reads nothing, and the kernel would keep the unsent bytes for minutes.
             let _ = prefork_os::socket::set_reset_on_close(fd);
@@ -532,7 +537,7 @@ impl Drop for HyperIo {
             && !self.conn.is_rejected();
         let is_closed = self.conn.is_upgraded() || has_nothing_to_lose;
         let unsent = std::mem::take(&mut self.unsent);
-        let socket = self.link.take().map(|link| LingeringSocket { link, unsent });
+        let socket = self.stream.take().map(|stream| LingeringSocket { stream, unsent });
         self.lingering.release(socket.filter(|_| !is_closed));
     }
 }
@@ -540,11 +545,11 @@ impl Drop for HyperIo {
 /// Closes the sending side, then reads until the client closes its side (RFC 9112, section 9.6).
 ///
 /// Calls `should_continue` after each read. The caller limits the wait for a client that sends nothing.
-pub(crate) async fn close_with_linger(mut link: Link, should_continue: impl Fn() -> bool) {
+pub(crate) async fn close_with_linger(mut stream: LazyStream, should_continue: impl Fn() -> bool) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    if link.shutdown().await.is_err() {
+    if stream.shutdown().await.is_err() {
         return;
     }
     let mut discarded = vec![0u8; 16 * 1024].into_boxed_slice();
-    while link.read(&mut discarded).await.is_ok_and(|length| length > 0) && should_continue() {}
+    while stream.read(&mut discarded).await.is_ok_and(|length| length > 0) && should_continue() {}
 }

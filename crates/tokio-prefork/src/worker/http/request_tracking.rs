@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hyper::Request;
 use hyper::body::Incoming;
 
-use super::connection_state::Conn;
+use super::connection_state::ConnectionState;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
@@ -21,7 +21,7 @@ const MAX_LOGGED_REQUEST_LENGTH: usize = 200;
 /// Tracks the requests of one connection.
 pub(crate) struct RequestTracker<H: ServeContext> {
     pub(crate) context: H::Ptr<H>,
-    pub(crate) conn: Arc<Conn>,
+    pub(crate) conn: Arc<ConnectionState>,
 }
 
 /// A request in progress. Dropping this ends the request.

@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connection_state::{CloseRequest, Conn, Phase};
+use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState};
 use super::handle_request::{
     BoxError, ResponseFuture, TrackedBody, TrackedService, handle_request,
 };
@@ -32,10 +32,10 @@ use super::serve_context::{ConnectionHandle, ServeContext};
 use crate::config::Config;
 use crate::dispatch::AcceptedConnection;
 use crate::scoreboard::Row;
-use crate::worker::connection_registry::{Entry, Guard};
+use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::handover::{self, HandoverOutcome};
-use crate::worker::lazy_stream::Link;
-use crate::worker::local_state::State;
+use crate::worker::lazy_stream::LazyStream;
+use crate::worker::local_state::LocalWorkerState;
 
 /// The HTTP/2 connection preface (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -55,7 +55,7 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves an accepted connection until it closes or is handed over to another worker.
 pub(crate) async fn serve_connection<S, B>(
-    state: Rc<State>,
+    state: Rc<LocalWorkerState>,
     app: Rc<S>,
     accepted: AcceptedConnection,
 ) where
@@ -65,18 +65,24 @@ pub(crate) async fn serve_connection<S, B>(
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<BoxError>,
 {
-    let AcceptedConnection { mut link, mut first, entry, guard } = accepted;
+    let AcceptedConnection { mut stream, mut first, entry, guard } = accepted;
     if is_http2_enabled(&state.config) {
-        first = detect_protocol(&*state, &*entry, &mut link, first).await;
+        first = detect_protocol(&*state, &*entry, &mut stream, first).await;
     }
-    while let Some((left, unread)) =
-        serve_until_handover::<S, B, State, _, _>(&state, &app, &*entry, LocalExecutor, link, first)
-            .await
+    while let Some((left, unread)) = serve_until_handover::<S, B, LocalWorkerState, _, _>(
+        &state,
+        &app,
+        &*entry,
+        LocalExecutor,
+        stream,
+        first,
+    )
+    .await
     {
         match handover::hand_over_connection(&state, left, unread).await {
             HandoverOutcome::Gone => break,
             // Hand-over failed; keep serving the connection here.
-            HandoverOutcome::Stays(stays, unread) => (link, first) = (stays, unread),
+            HandoverOutcome::Stays(stays, unread) => (stream, first) = (stays, unread),
         }
         entry.conn.pin_to_worker();
     }
@@ -89,7 +95,7 @@ pub(crate) async fn serve_connection<S, B>(
 pub(crate) async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
     context: &H,
     handle: &W,
-    link: &mut Link,
+    stream: &mut LazyStream,
     first: Bytes,
 ) -> Bytes {
     if first.len() >= HTTP2_PREFACE.len() || !HTTP2_PREFACE.starts_with(&first) {
@@ -97,7 +103,7 @@ pub(crate) async fn detect_protocol<H: ServeContext, W: ConnectionHandle>(
     }
     let mut read = BytesMut::from(first);
     while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
-        let mut next = pin!(link.read_buf(&mut read));
+        let mut next = pin!(stream.read_buf(&mut read));
         let length = poll_fn(|cx| {
             handle.register_waker(cx.waker());
             if handle.state().close_request() != CloseRequest::None || context.is_draining() {
@@ -122,9 +128,9 @@ pub(crate) async fn serve_until_handover<S, B, H, W, X>(
     app: &H::Ptr<S>,
     handle: &W,
     exec: X,
-    link: Link,
+    stream: LazyStream,
     first: Bytes,
-) -> Option<(Link, Bytes)>
+) -> Option<(LazyStream, Bytes)>
 where
     H: ServeContext,
     W: ConnectionHandle,
@@ -141,9 +147,9 @@ where
     let hyper_io = match is_http2 {
         true => {
             conn.set_http2(context.now_ms());
-            HyperIo::http2(link, first, conn, meter)
+            HyperIo::http2(stream, first, conn, meter)
         }
-        false => HyperIo::http1(link, first, conn, meter, context.config()),
+        false => HyperIo::http1(stream, first, conn, meter, context.config()),
     };
     let lingering = hyper_io.lingering_slot();
     let tracker =
@@ -169,7 +175,7 @@ async fn serve_http1<S, B, H, W>(
     handle: &W,
     io: TokioIo<HyperIo>,
     service: S,
-) -> Option<(Link, Bytes)>
+) -> Option<(LazyStream, Bytes)>
 where
     H: ServeContext,
     W: ConnectionHandle,
@@ -216,12 +222,12 @@ where
         return None;
     }
     let parts = connection.into_parts()?;
-    let (link, received) = parts.io.into_inner().into_parts()?;
+    let (stream, received) = parts.io.into_inner().into_parts()?;
     let unread = match received.is_empty() {
         true => parts.read_buf,
         false => [parts.read_buf, received].concat().into(),
     };
-    Some((link, unread))
+    Some((stream, unread))
 }
 
 fn http1_builder(config: &Config) -> http1::Builder {
@@ -312,14 +318,18 @@ async fn close_connection(
     } else if let Some(socket) = lingering.take()
         && handle.state().close_request() != CloseRequest::Now
     {
-        handle.state().set_phase(Phase::Lingering, context.now_ms());
+        handle.state().set_phase(ConnectionPhase::Lingering, context.now_ms());
         until_closed_now(handle, send_rest_and_linger(context, handle.state(), socket)).await;
     }
 }
 
 /// Sends the unsent bytes and the response to a rejected request, then closes the socket with a linger.
-async fn send_rest_and_linger(context: &impl ServeContext, conn: &Conn, socket: LingeringSocket) {
-    let LingeringSocket { mut link, mut unsent } = socket;
+async fn send_rest_and_linger(
+    context: &impl ServeContext,
+    conn: &ConnectionState,
+    socket: LingeringSocket,
+) {
+    let LingeringSocket { mut stream, mut unsent } = socket;
     if let Some(rejection) = conn.rejected_head() {
         log::debug!("{} rejected a request: {}", context.tag(), rejection.reason());
         context.row().responded(rejection.status().as_u16());
@@ -327,7 +337,7 @@ async fn send_rest_and_linger(context: &impl ServeContext, conn: &Conn, socket: 
     }
     if !unsent.is_empty() {
         let length = unsent.len();
-        if link.write_all(&unsent).await.is_err() {
+        if stream.write_all(&unsent).await.is_err() {
             return;
         }
         context.row().meter().bytes_out(length);
@@ -335,10 +345,10 @@ async fn send_rest_and_linger(context: &impl ServeContext, conn: &Conn, socket: 
     let begun = context.now_ms();
     // After GOAWAY and the end of its streams, an HTTP/2 client does not send the rest of a request any more.
     let max_ms = if conn.http2().is_some() { MAX_HTTP2_LINGER_MS } else { MAX_LINGER_MS };
-    close_with_linger(link, || {
+    close_with_linger(stream, || {
         // A client that still sends has probably not read the response yet.
         let now = context.now_ms();
-        conn.set_phase(Phase::Lingering, now);
+        conn.set_phase(ConnectionPhase::Lingering, now);
         now.saturating_sub(begun) < max_ms
     })
     .await;
@@ -359,8 +369,8 @@ async fn until_closed_now(handle: &impl ConnectionHandle, end: impl Future<Outpu
 
 /// Waits for the task that serves a raw connection, and aborts it when the worker wants the connection closed now.
 pub(crate) async fn wait_or_abort(
-    entry: Rc<Entry>,
-    guard: Guard,
+    entry: Rc<ConnectionEntry>,
+    guard: ConnectionGuard,
     task: tokio::task::JoinHandle<()>,
 ) {
     let abort = task.abort_handle();

@@ -7,11 +7,11 @@ use std::ops::Deref;
 use std::rc::Rc;
 use std::task::Waker;
 
-use super::connection_state::Conn;
+use super::connection_state::ConnectionState;
 use crate::config::Config;
 use crate::scoreboard::{OwnRow, Row};
-use crate::worker::connection_registry::Entry;
-use crate::worker::local_state::State;
+use crate::worker::connection_registry::ConnectionEntry;
+use crate::worker::local_state::LocalWorkerState;
 use prefork_supervisor::WorkerTag;
 
 /// What HTTP serving needs from a worker; implemented with `Rc` for one thread, `Arc` for several.
@@ -31,7 +31,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
     /// Whether the next response has to carry `Connection: close`.
-    fn should_announce_close(&self, conn: &Conn) -> bool;
+    fn should_announce_close(&self, conn: &ConnectionState) -> bool;
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     fn now_ms(&self) -> u64 {
@@ -39,7 +39,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     }
 }
 
-impl ServeContext for State {
+impl ServeContext for LocalWorkerState {
     type Ptr<T: 'static> = Rc<T>;
     type Row = OwnRow;
 
@@ -64,28 +64,28 @@ impl ServeContext for State {
     }
 
     fn should_hand_over(&self) -> bool {
-        State::should_hand_over(self)
+        LocalWorkerState::should_hand_over(self)
     }
 
-    fn should_announce_close(&self, conn: &Conn) -> bool {
-        State::should_announce_close(self, conn)
+    fn should_announce_close(&self, conn: &ConnectionState) -> bool {
+        LocalWorkerState::should_announce_close(self, conn)
     }
 }
 
 /// What the task that serves a connection needs of it: its state, and to be woken when the state changes.
 pub(crate) trait ConnectionHandle {
-    fn state(&self) -> &std::sync::Arc<Conn>;
+    fn state(&self) -> &std::sync::Arc<ConnectionState>;
 
     /// Registers the task's waker. Called in each poll.
     fn register_waker(&self, waker: &Waker);
 }
 
-impl ConnectionHandle for Entry {
-    fn state(&self) -> &std::sync::Arc<Conn> {
+impl ConnectionHandle for ConnectionEntry {
+    fn state(&self) -> &std::sync::Arc<ConnectionState> {
         &self.conn
     }
 
     fn register_waker(&self, waker: &Waker) {
-        Entry::register_waker(self, waker);
+        ConnectionEntry::register_waker(self, waker);
     }
 }

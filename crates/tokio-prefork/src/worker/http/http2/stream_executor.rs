@@ -14,7 +14,7 @@ pub(crate) use hyper::rt::bounds::Http2ServerConnExec;
 use pin_project_lite::pin_project;
 
 use crate::scoreboard::Meter;
-use crate::worker::http::connection_state::Conn;
+use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::timeouts::http_exchange::HttpExchange;
 
 /// Replaces hyper's trait without the feature `http2`: nothing is required of an executor.
@@ -28,12 +28,16 @@ impl<X, F, B> Http2ServerConnExec<F, B> for X {}
 #[derive(Clone)]
 pub(crate) struct Http2StreamExecutor<X> {
     inner: X,
-    conn: Arc<Conn>,
+    conn: Arc<ConnectionState>,
     meter: Meter,
 }
 
 impl<X> Http2StreamExecutor<X> {
-    pub(crate) fn new(inner: X, conn: Arc<Conn>, meter: Meter) -> Http2StreamExecutor<X> {
+    pub(crate) fn new(
+        inner: X,
+        conn: Arc<ConnectionState>,
+        meter: Meter,
+    ) -> Http2StreamExecutor<X> {
         Http2StreamExecutor { inner, conn, meter }
     }
 }

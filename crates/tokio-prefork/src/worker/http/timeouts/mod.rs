@@ -6,9 +6,9 @@ pub(crate) mod transfer_clock;
 
 use std::time::Duration;
 
-use super::connection_state::{CloseRequest, Conn, Phase, UnsentCheck};
+use super::connection_state::{CloseRequest, ConnectionPhase, ConnectionState, UnsentCheck};
 use crate::config::Config;
-use crate::worker::drain::Order;
+use crate::worker::drain::DrainOrder;
 use http_exchange::RequestExpiry;
 use transfer_clock::TransferLimits;
 
@@ -52,7 +52,11 @@ pub(crate) enum TimeoutAction {
 }
 
 impl ConnectionTimeouts {
-    pub(crate) fn new(config: &Config, drain: Option<Order>, now_ms: u64) -> ConnectionTimeouts {
+    pub(crate) fn new(
+        config: &Config,
+        drain: Option<DrainOrder>,
+        now_ms: u64,
+    ) -> ConnectionTimeouts {
         let keep_alive = config.keep_alive_timeout.as_millis() as u64;
         ConnectionTimeouts {
             header_ms: config.header_timeout.as_millis() as u64,
@@ -76,8 +80,12 @@ impl ConnectionTimeouts {
     /// Expires the requests of a connection whose deadline, body or response exceeds a limit.
     ///
     /// Resets HTTP/2 streams one by one; returns what to do about the connection as a whole.
-    pub(crate) fn expire_requests(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
-        if conn.is_upgraded() || conn.phase() == Phase::Lingering {
+    pub(crate) fn expire_requests(
+        &self,
+        conn: &ConnectionState,
+        now_ms: u64,
+    ) -> Option<TimeoutAction> {
+        if conn.is_upgraded() || conn.phase() == ConnectionPhase::Lingering {
             return None;
         }
         let mut found = self.expire_exchanges(conn, now_ms);
@@ -97,7 +105,7 @@ impl ConnectionTimeouts {
     /// Checks whether the client takes the response fast enough.
     ///
     /// Only the kernel knows how much the client has acknowledged, so the connection's task has to ask it first.
-    fn check_sending(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
+    fn check_sending(&self, conn: &ConnectionState, now_ms: u64) -> Option<TimeoutAction> {
         match conn.unsent_check() {
             UnsentCheck::None if conn.sending.may_be_stalled(self.send, now_ms) => {
                 conn.set_unsent_check(UnsentCheck::Requested, now_ms);
@@ -118,7 +126,7 @@ impl ConnectionTimeouts {
     }
 
     /// Expires the requests that have timeouts of their own.
-    fn expire_exchanges(&self, conn: &Conn, now_ms: u64) -> Option<TimeoutAction> {
+    fn expire_exchanges(&self, conn: &ConnectionState, now_ms: u64) -> Option<TimeoutAction> {
         let is_http2 = conn.http2().is_some();
         let mut found = None;
         conn.exchanges.for_each(|exchange| {
@@ -163,15 +171,19 @@ impl ConnectionTimeouts {
     }
 
     /// Returns the close request that the phase of a connection calls for at `now_ms`, if any.
-    pub(crate) fn close_request_for(&self, conn: &Conn, now_ms: u64) -> Option<CloseRequest> {
+    pub(crate) fn close_request_for(
+        &self,
+        conn: &ConnectionState,
+        now_ms: u64,
+    ) -> Option<CloseRequest> {
         let age = conn.phase_age_ms(now_ms);
         if self.deadline_ms.is_some_and(|deadline| deadline <= now_ms) {
             return Some(CloseRequest::Now);
         }
         if let Some(streams) = conn.http2()
-            && conn.phase() != Phase::Lingering
+            && conn.phase() != ConnectionPhase::Lingering
         {
-            let is_idle = conn.phase() == Phase::Idle;
+            let is_idle = conn.phase() == ConnectionPhase::Idle;
             if is_idle
                 && conn.close_request() != CloseRequest::None
                 && conn.close_request_age_ms(now_ms) >= GOAWAY_TIMEOUT_MS
@@ -190,17 +202,19 @@ impl ConnectionTimeouts {
             false => self.idle_ms,
         };
         match conn.phase() {
-            Phase::ReadingHead if age >= self.header_ms => Some(CloseRequest::WhenIdle),
-            Phase::New if age >= self.header_ms.min(idle_ms) => Some(CloseRequest::WhenIdle),
-            Phase::Idle if age >= idle_ms && !conn.is_write_blocked() => {
+            ConnectionPhase::ReadingHead if age >= self.header_ms => Some(CloseRequest::WhenIdle),
+            ConnectionPhase::New if age >= self.header_ms.min(idle_ms) => {
                 Some(CloseRequest::WhenIdle)
             }
-            Phase::Lingering if age >= self.linger_ms => Some(CloseRequest::Now),
-            Phase::New
-            | Phase::ReadingHead
-            | Phase::Responding
-            | Phase::Idle
-            | Phase::Lingering => None,
+            ConnectionPhase::Idle if age >= idle_ms && !conn.is_write_blocked() => {
+                Some(CloseRequest::WhenIdle)
+            }
+            ConnectionPhase::Lingering if age >= self.linger_ms => Some(CloseRequest::Now),
+            ConnectionPhase::New
+            | ConnectionPhase::ReadingHead
+            | ConnectionPhase::Responding
+            | ConnectionPhase::Idle
+            | ConnectionPhase::Lingering => None,
         }
     }
 }
@@ -214,13 +228,13 @@ mod tests {
     use super::*;
     use crate::channel::HandOver;
 
-    fn limits(drain: Option<Order>) -> ConnectionTimeouts {
+    fn limits(drain: Option<DrainOrder>) -> ConnectionTimeouts {
         ConnectionTimeouts::new(&Config::default(), drain, 0)
     }
 
     #[test]
     fn each_phase_has_its_own_timeout() {
-        let conn = Conn::new(0);
+        let conn = ConnectionState::new(0);
         assert_eq!(limits(None).close_request_for(&conn, 9_999), None);
         assert_eq!(limits(None).close_request_for(&conn, 10_000), Some(CloseRequest::WhenIdle));
         conn.record_received(10_000);
@@ -235,13 +249,13 @@ mod tests {
 
     #[test]
     fn draining_shortens_the_idle_timeout_and_ends_at_its_deadline() {
-        let order = Order {
+        let order = DrainOrder {
             deadline_ms: 30_000,
             linger_ms: 1000,
             closing: false,
             hand_over: HandOver::Never,
         };
-        let conn = Conn::new(0);
+        let conn = ConnectionState::new(0);
         conn.begin_request(0);
         assert_eq!(limits(Some(order)).close_request_for(&conn, 29_999), None);
         assert_eq!(limits(Some(order)).close_request_for(&conn, 30_000), Some(CloseRequest::Now));
@@ -255,13 +269,13 @@ mod tests {
 
     #[test]
     fn transferable_connections_keep_their_keep_alive_time_while_draining() {
-        let order = Order {
+        let order = DrainOrder {
             deadline_ms: 90_000,
             linger_ms: 1000,
             closing: false,
             hand_over: HandOver::Now,
         };
-        let conn = Conn::new(0);
+        let conn = ConnectionState::new(0);
         conn.begin_request(0);
         assert!(!conn.is_ready_for_handover());
         conn.end_request(0);
