@@ -90,7 +90,7 @@ pub enum ShutdownReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(
     missing_docs,
-    reason = "fields: the worker, who asked (`by`), how long, and why (`reason`)"
+    reason = "field names tell: the worker, the requester (`by`), a duration, the reason"
 )]
 pub enum LogEvent {
     /// A worker's process exists.

@@ -1,4 +1,4 @@
-//! Commands that change the cluster, and who sends them.
+//! Commands that change the cluster, and their requesters.
 
 use crate::action::{Action, LogEvent};
 use crate::identity::WorkerId;
@@ -42,7 +42,7 @@ pub enum ScaleChange {
 /// Environment variables that the workers of one slot have in addition to those of the primary.
 pub type WorkerEnvironment = Vec<(String, String)>;
 
-/// Who sent a command, and whether a reply is expected.
+/// The sender of a command, and whether it expects a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Requester {
     /// The name for the log: `SIGHUP`, `control uid=0 pid=4711`.

@@ -15,7 +15,7 @@ pub struct SupervisorConfig {
     pub boot_timeout: Duration,
     /// How long a draining worker may take before it is killed.
     pub graceful_timeout: Duration,
-    /// How long a stop waits before workers are told to drain, so that load balancers notice.
+    /// How long a stop waits before workers drain, so that load balancers notice. Zero: not at all.
     pub drain_delay: Duration,
     /// A worker that crashes sooner than this after READY counts towards a crash loop.
     pub min_uptime: Duration,

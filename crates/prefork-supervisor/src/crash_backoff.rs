@@ -81,7 +81,7 @@ impl CrashBackoff {
         self.failures
     }
 
-    /// Returns the worker whose boot decides whether others are forked.
+    /// Returns the worker whose boot decides when others are forked.
     #[cfg(test)]
     pub(crate) fn probe_worker(&self) -> Option<WorkerId> {
         match self.stage {
@@ -118,19 +118,19 @@ impl CrashBackoff {
         }
     }
 
-    /// Notes that a worker is being forked for an empty slot.
+    /// Records that a worker is being forked for an empty slot.
     pub(crate) fn record_fork(&mut self, worker: WorkerId) {
         if self.stage == BackoffStage::Due {
             self.stage = BackoffStage::Probing { probe: worker };
         }
     }
 
-    /// Notes that workers serve, so that the cluster never gives up any more.
+    /// Records that workers serve, so that the cluster never gives up any more.
     pub(crate) fn set_any_worker_ready(&mut self) {
         self.was_any_worker_ready = true;
     }
 
-    /// Notes that a worker is ready. The failures are forgotten if nothing crashes within `min_uptime`.
+    /// Records that a worker is ready. The failures are forgotten if nothing crashes within `min_uptime`.
     pub(crate) fn record_ready(&mut self, now: Instant, min_uptime: Duration) {
         self.kills = 0;
         self.was_any_worker_ready = true;
@@ -140,27 +140,27 @@ impl CrashBackoff {
         }
     }
 
-    /// Notes that a booting worker was killed from outside. Returns whether that is still forgiven.
+    /// Records that a booting worker was killed from outside. Returns whether the kill does not count as a crash.
     pub(crate) fn forgive_boot_kill(&mut self) -> bool {
         self.kills += 1;
         self.kills <= MAX_FORGIVEN_KILLS
     }
 
-    /// Notes that a worker ended without a crash. If it was the probe, another one may be forked.
+    /// Records that a worker ended without a crash. If it was the probe, another one may be forked.
     pub(crate) fn end_probe(&mut self, worker: WorkerId) {
         if self.stage == (BackoffStage::Probing { probe: worker }) {
             self.stage = BackoffStage::Due;
         }
     }
 
-    /// Notes that every slot is served, by a reload or because there are fewer slots: no probe is needed.
+    /// Records that every slot is served, by a reload or because there are fewer slots: no probe is needed.
     pub(crate) fn record_all_served(&mut self, now: Instant, min_uptime: Duration) {
         if matches!(self.stage, BackoffStage::Waiting { .. } | BackoffStage::Due) {
             self.stage = BackoffStage::Recovering { until: now + min_uptime };
         }
     }
 
-    /// Notes a crash. A crash during a round's delay, or of another worker than the probe, belongs to the same round.
+    /// Records a crash. A crash during a round's delay, or of another worker than the probe, belongs to the same round.
     pub(crate) fn record_crash(
         &mut self,
         now: Instant,

@@ -8,7 +8,7 @@ use crate::identity::{Slot, WorkerId};
 
 /// Something that happened. The primary reports events in the order in which it learns of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(missing_docs, reason = "fields: the worker, and the result or error of what was done")]
+#[expect(missing_docs, reason = "field names tell: the worker, and the result or the error")]
 pub enum Event {
     /// The listeners are bound and the application is loaded. Reported once, first.
     Started,
@@ -51,7 +51,7 @@ pub enum Event {
     SocketsOpened { slots: u32, result: Result<(), String> },
     /// The worker does not accept from the slot that it was to adopt: its channel is full, or it reports so.
     AdoptSlotFailed { worker: WorkerId, slot: Slot },
-    /// The worker could not be told to release the slot.
+    /// The release could not be sent to the worker.
     ReleaseSlotFailed { worker: WorkerId, slot: Slot },
     /// The application decided whether the exited worker is replaced. Answers `Action::ConfirmRestart`.
     RestartDecided { worker: WorkerId, restart: bool },

@@ -70,7 +70,7 @@ impl HealthMonitor {
         self.next_sample = (is_needed && !self.is_sampling).then_some(next);
     }
 
-    /// Notes that a sample arrived. Returns the time since the one before, or `None` if none was requested.
+    /// Records that a sample arrived. Returns the time since the one before, or `None` if none was requested.
     fn record_sample(&mut self, now: Instant) -> Option<Duration> {
         if !std::mem::take(&mut self.is_sampling) {
             return None;

@@ -135,7 +135,7 @@ impl InvariantChecker {
         self.health_samples = health_samples::HealthSampleChecker::default();
         self.log_order.continue_after_upgrade(&alive);
         self.pending_forks.clear();
-        // The new binary may repeat what the old one told its workers.
+        // The new binary may repeat drains and kills of the old one.
         self.drained.clear();
         self.killed.clear();
         self.alive = alive;

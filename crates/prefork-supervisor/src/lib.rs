@@ -1,7 +1,7 @@
 //! Decides what the primary process of a prefork server does: a state machine without I/O.
 //!
-//! [`Supervisor::handle`] takes an [`Event`] (a worker was forked, is ready, has exited; an operator wants a reload) and
-//! returns the [`Action`]s to perform (fork, drain, kill, log). It makes no system calls, reads no clock and writes no
+//! [`Supervisor::handle`] takes an [`Event`] (a worker was forked, is ready, has exited; a command arrived) and returns
+//! the [`Action`]s to perform (fork, drain, kill, log). It makes no system calls, reads no clock and writes no
 //! log; the caller passes the time. A failed action is not an error return but the next event. So every failure can be
 //! a unit test, and a simulated cluster lives through a year of crashes in a second: see the crate's tests.
 //!

@@ -21,7 +21,7 @@ pub(crate) struct OrphanSockets {
     /// The slots `0..socket_slots` have sockets of their own; 0 where all workers share one. It only grows.
     socket_slots: u32,
     adopters: BTreeMap<Slot, WorkerId>,
-    /// Adopters that could not yet be told to release a slot.
+    /// Releases that could not be sent yet, because the adopter's channel was full.
     pending_releases: BTreeSet<(WorkerId, Slot)>,
     /// The own worker of each slot that accepts, as last announced by `Action::SetDispatchTarget`.
     dispatch_targets: BTreeMap<Slot, WorkerId>,
@@ -34,12 +34,12 @@ impl OrphanSockets {
         self.socket_slots
     }
 
-    /// Notes that the slots `0..slots` have sockets.
+    /// Records that the slots `0..slots` have sockets.
     pub(crate) fn add_sockets(&mut self, slots: u32) {
         self.socket_slots = self.socket_slots.max(slots);
     }
 
-    /// Notes that a worker adopted these slots before an upgrade.
+    /// Records that a worker adopted these slots before an upgrade.
     pub(crate) fn restore_adopter(&mut self, worker: WorkerId, slots: &[Slot]) {
         self.adopters.extend(slots.iter().map(|slot| (*slot, worker)));
     }
@@ -57,7 +57,7 @@ impl OrphanSockets {
         &self.dispatch_targets
     }
 
-    /// Notes that the worker could not adopt the slot. Another one may.
+    /// Records that the worker could not adopt the slot. Another one may.
     pub(crate) fn adoption_failed(&mut self, now: Instant, worker: WorkerId, slot: Slot) {
         if self.adopters.get(&slot) == Some(&worker) {
             self.adopters.remove(&slot);
@@ -66,7 +66,7 @@ impl OrphanSockets {
         self.release_failed(now, worker, slot);
     }
 
-    /// Notes that the worker has not been told to release the slot.
+    /// Records that the release could not be sent. It is retried.
     pub(crate) fn release_failed(&mut self, now: Instant, worker: WorkerId, slot: Slot) {
         self.full_channels.insert(worker, now + FULL_CHANNEL_PAUSE);
         self.pending_releases.insert((worker, slot));
@@ -123,8 +123,8 @@ impl OrphanSockets {
         self.dispatch_targets = targets;
     }
 
-    /// Gives the slot to the candidate with the fewest adopted slots. The former adopter is told afterwards: for a
-    /// moment both accept, but never none.
+    /// Gives the slot to the candidate with the fewest adopted slots. The former adopter releases it afterwards:
+    /// for a moment both accept, but never none.
     fn assign_adopter(
         &mut self,
         slot: Slot,

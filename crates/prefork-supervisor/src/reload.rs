@@ -132,7 +132,7 @@ impl Reload {
         }
     }
 
-    /// Notes that a new worker was killed from outside. Returns whether that is still forgiven.
+    /// Records that a new worker was killed from outside. Returns whether the reload survives it.
     ///
     /// Counted over the whole reload: where the OOM killer takes each new worker, the reload has to end too.
     pub(crate) fn forgive_successor_kill(&mut self) -> bool {
@@ -301,7 +301,7 @@ impl Supervisor {
         entry.holder = Some(worker);
     }
 
-    /// Notes that a successor will not take over. Another one is forked if `retry` is true.
+    /// Records that a successor will not take over. Another one is forked if `retry` is true.
     pub(crate) fn on_successor_lost(
         &mut self,
         now: Instant,

@@ -9,7 +9,7 @@ use crate::worker_table::WorkerTable;
 pub(crate) enum ReplacementTiming {
     /// Now, while the holder keeps serving.
     BesideHolder,
-    /// Now, if the holder is told to drain first.
+    /// Now, if the holder drains first.
     AfterHolder,
     /// Not now.
     Later,
@@ -74,7 +74,7 @@ impl ReplacementBudget {
         self.beside_holder += usize::from(is_held);
     }
 
-    /// Counts a successor whose slot's holder is told to drain first.
+    /// Counts a successor whose slot's holder drains first.
     pub(crate) fn count_successor_after_holder(&mut self, is_served: bool) {
         self.successors += 1;
         self.unserved += usize::from(is_served);

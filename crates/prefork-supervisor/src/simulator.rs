@@ -1,6 +1,6 @@
 //! A simulated cluster with virtual time.
 //!
-//! Workers behave as their [`WorkerScript`] says; the kernel forks and kills; the configuration can be read again; the
+//! Workers follow a [`WorkerScript`]; the kernel forks and kills; the configuration can be read again; the
 //! primary can be stopped for a while. The invariants are checked after every event.
 
 mod new_binary;

@@ -28,8 +28,9 @@ use crate::worker_table::{WorkerState, WorkerTable};
 /// How long a worker that closed its channel may take to exit. It has nothing left to do.
 pub(crate) const CLOSED_CHANNEL_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a draining worker may live beyond the graceful timeout, at which it cuts off its open connections and
-/// exits by itself.
+/// How much longer than the graceful timeout a draining worker may live before it is killed.
+///
+/// At the graceful timeout the worker itself closes its open connections and exits.
 pub(crate) const EXIT_MARGIN: Duration = Duration::from_secs(1);
 
 /// The life of the cluster. Phases only move forward.
@@ -151,7 +152,7 @@ impl Supervisor {
 
     fn on_started(&mut self) {
         self.add_slot_sockets(self.config.workers);
-        // The old binary may not have told them.
+        // The old binary may not have sent it.
         self.actions.extend(self.upgrade.take_undrained_workers().into_iter().map(Action::Drain));
     }
 
@@ -275,8 +276,8 @@ impl Supervisor {
         self.orphan_sockets.dispatch_targets()
     }
 
-    /// Notes that the slots `0..slots` have sockets inherited from a primary that was killed, so that they are served
-    /// whatever the configuration says.
+    /// Records that the slots `0..slots` have sockets inherited from a primary that was killed, so that they are served
+    /// under any configuration.
     pub fn add_inherited_sockets(&mut self, slots: u32) {
         self.orphan_sockets.add_sockets(slots);
     }
@@ -329,7 +330,7 @@ impl Supervisor {
         }
     }
 
-    /// Notes that the slots `0..slots` have sockets, if slots have sockets of their own.
+    /// Records that the slots `0..slots` have sockets, if slots have sockets of their own.
     pub(crate) fn add_slot_sockets(&mut self, slots: u32) {
         if self.config.has_socket_per_slot {
             self.orphan_sockets.add_sockets(slots);

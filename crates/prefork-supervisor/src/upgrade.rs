@@ -26,7 +26,7 @@ pub(crate) struct Upgrade {
     check: Option<UpgradeCheck>,
     /// Upgrades requested during a reload: one serves them all.
     queued: Vec<UpgradeRequester>,
-    /// Workers of the old binary that are to be told, perhaps again, to drain.
+    /// Workers of the old binary that have to be sent a drain, perhaps again.
     undrained: Vec<WorkerId>,
 }
 

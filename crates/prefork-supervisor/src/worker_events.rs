@@ -149,7 +149,7 @@ impl Supervisor {
         by.confirm(format!("worker {worker} drains and is not replaced"), &mut self.actions);
     }
 
-    /// Leaves the worker's slot empty. The worker drains already, or is told to by a command.
+    /// Leaves the slot of a draining worker empty.
     pub(crate) fn on_disconnecting(&mut self, now: Instant, worker: WorkerId) {
         let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
         let Some(record) = self.workers.get_mut(worker) else { return };
@@ -211,7 +211,7 @@ impl Supervisor {
             let (event, cause) = match record.state {
                 WorkerState::Booting { .. } => {
                     let limit = self.config.boot_timeout;
-                    // What the worker itself reported says more.
+                    // An error that the worker itself reported tells more.
                     record.error.get_or_insert_with(|| {
                         format!("was not ready within {limit:?} (boot-timeout)")
                     });

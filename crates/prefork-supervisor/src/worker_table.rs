@@ -131,7 +131,7 @@ impl WorkerRecord {
         self.ready_at.map(|since| now.duration_since(since))
     }
 
-    /// Notes that it drains, for `reason` and until `deadline` at the latest.
+    /// Records that it drains, for `reason` and until `deadline` at the latest.
     pub(crate) fn start_draining(&mut self, deadline: Instant, reason: DrainReason) {
         self.state = WorkerState::Draining { deadline };
         self.drain_reason = Some(reason);

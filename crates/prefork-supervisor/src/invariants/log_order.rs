@@ -94,7 +94,7 @@ impl LogOrderChecker {
         assert!(!std::mem::replace(flag, true), "each event is logged once: {violation}");
     }
 
-    /// Notes that the old binary has logged the first events of the workers that live on.
+    /// Records that the old binary has logged the first events of the running workers.
     pub(super) fn continue_after_upgrade(&mut self, alive: &BTreeSet<WorkerId>) {
         for worker in alive {
             let logged = self.logged.entry(*worker).or_default();

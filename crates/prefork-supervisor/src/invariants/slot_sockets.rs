@@ -9,7 +9,7 @@ use crate::{Action, Event, SavedState};
 
 #[derive(Debug, Default)]
 pub(super) struct SlotSocketChecker {
-    /// The workers told to accept from each slot's sockets, and not told to stop.
+    /// The workers that were sent `AdoptSlot` for each slot, and no `ReleaseSlot` since.
     adopters: BTreeMap<Slot, BTreeSet<WorkerId>>,
     /// The announced dispatch target of each slot.
     dispatch_targets: BTreeMap<Slot, WorkerId>,

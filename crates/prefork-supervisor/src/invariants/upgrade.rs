@@ -17,7 +17,7 @@ pub(super) struct UpgradeChecker {
     check_deadline: Option<Instant>,
     has_passed: bool,
     is_executing: bool,
-    /// Workers that the new binary has to tell to drain, as perhaps nothing has told them.
+    /// Workers to which the new binary has to send a drain, because the old one may not have.
     undrained: Vec<WorkerId>,
 }
 

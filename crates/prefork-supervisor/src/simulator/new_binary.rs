@@ -139,7 +139,7 @@ impl Simulator {
         }
     }
 
-    /// Replaces the old binary. The workers live on, but for those that die while the exec takes its time.
+    /// Replaces the old binary. The workers keep running, except those that die during the exec.
     pub(crate) fn exec_new_binary(
         &mut self,
         config: SupervisorConfig,

@@ -106,13 +106,13 @@ impl WorkerScript {
         WorkerScript { is_fork_failing: true, ..WorkerScript::hanging() }
     }
 
-    /// Performs `step` so many milliseconds after the fork.
+    /// Performs `step` at `at` milliseconds after the fork.
     pub(crate) fn step_at(mut self, at: u64, step: WorkerStep) -> WorkerScript {
         self.steps.push((ms(at), step));
         self
     }
 
-    /// Takes so many milliseconds to fork.
+    /// Takes `fork` milliseconds to fork.
     pub(crate) fn with_fork_time(self, fork: u64) -> WorkerScript {
         WorkerScript { fork_time: ms(fork), ..self }
     }

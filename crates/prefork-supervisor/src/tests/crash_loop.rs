@@ -60,15 +60,15 @@ fn a_cluster_that_never_boots_gives_up() {
 #[test]
 fn a_boot_failure_is_logged_once_and_kills_a_worker_that_was_ready() {
     let mut sim = start_cluster(2, |_| None);
-    let says = |worker| Event::BootFailed { worker, reason: "no".to_string() };
-    sim.report_event(says(WorkerId(1)));
-    sim.report_event(says(WorkerId(1)));
+    let boot_failed = |worker| Event::BootFailed { worker, reason: "no".to_string() };
+    sim.report_event(boot_failed(WorkerId(1)));
+    sim.report_event(boot_failed(WorkerId(1)));
     let logged = |sim: &Simulator| {
         sim.logged(|event| matches!(event, LogEvent::BootFailed { .. }).then_some(())).len()
     };
     assert_eq!(logged(&sim), 1);
     sim.run_for(ms(2_000));
-    sim.report_event(says(WorkerId(2)));
+    sim.report_event(boot_failed(WorkerId(2)));
     assert_eq!(logged(&sim), 1, "it had booted");
     let condemned = |event: &LogEvent| match event {
         LogEvent::Misbehaved { worker, .. } => Some(worker.id.0),
@@ -101,7 +101,7 @@ fn a_cluster_that_once_served_never_gives_up() {
     }
     sim.run_for(ms(600_000));
     assert_eq!((sim.exit, sim.serving_workers().len()), (None, 0));
-    let (failures, delay) = *logged_backoffs(&sim).last().expect("it cools down");
+    let (failures, delay) = *logged_backoffs(&sim).last().expect("it backs off");
     assert!(failures > 100 && delay <= ms(2_000) && delay >= ms(1_500));
     assert!(sim.fork_times().len() <= 6 + failures as usize);
 }

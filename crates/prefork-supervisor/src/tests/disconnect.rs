@@ -87,7 +87,7 @@ fn the_slot_of_a_disconnected_worker_stays_empty_until_a_scale_command() {
     assert_eq!((sim.serving_workers(), sim.supervisor.wanted_workers()), (vec![1], 2));
     assert_eq!(sim.supervisor.slots.slots_left_empty(), [Slot(1)]);
     assert_eq!(drain_reasons(&sim), [(2, Some(DrainReason::Disconnect))]);
-    assert_eq!(events_of(&sim, 2), ALL_EVENTS[..5], "nobody replaces it");
+    assert_eq!(events_of(&sim, 2), ALL_EVENTS[..5], "it is not replaced");
     sim.send_command(ClusterCommand::Scale(ScaleChange::To(2)));
     sim.run_until_idle();
     assert_eq!(

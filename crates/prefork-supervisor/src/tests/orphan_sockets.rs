@@ -82,7 +82,7 @@ fn siblings_adopt_the_slots_of_a_crash_loop() {
     sim.worker_exits(1, exit_by_signal(SIGKILL));
     assert_eq!(adopters(&sim), [(0, 2), (2, 2)]);
     sim.worker_does(2, WorkerStep::Retire);
-    assert_eq!(adopters(&sim), [], "nobody is left");
+    assert_eq!(adopters(&sim), [], "no worker is left");
     stop_within_bounds(&mut sim, ClusterCommand::Stop);
 }
 

@@ -16,9 +16,9 @@ pub(super) enum RandomCommand {
     /// Scales the kind `consumer`, which may not exist.
     ScaleConsumers(u32),
     Upgrade,
-    /// Stops the primary for so many milliseconds.
+    /// Stops the primary for this many milliseconds.
     StopPrimary(u64),
-    /// Stops the primary and its workers for so many milliseconds.
+    /// Stops the primary and its workers for this many milliseconds.
     SuspendAll(u64),
 }
 

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Starts a cluster and lets it serve. `script_for` gives workers of later generations another script, by generation and
-/// slot.
+/// Starts a cluster and lets it serve. `script_for` gives workers of later generations another script, by generation
+/// and slot.
 pub(super) fn start_cluster_for_reload(
     config: SupervisorConfig,
     script_for: impl Fn(u64, u32) -> Option<WorkerScript> + 'static,

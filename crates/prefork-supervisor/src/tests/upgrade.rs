@@ -36,7 +36,7 @@ pub(super) fn set_new_binary(sim: &mut Simulator, workers: u32, death_odds: u64)
 pub(super) fn run_until_upgraded(sim: &mut Simulator) {
     let images = sim.upgrade_count;
     while sim.upgrade_count == images {
-        assert!(sim.run_step(), "the new image never began");
+        assert!(sim.run_step(), "the new binary never started");
     }
 }
 
@@ -57,7 +57,11 @@ fn an_upgrade_replaces_the_binary_and_all_workers() {
     sim.run_until_idle();
     assert_eq!((sim.serving_workers(), sim.serving_generations()), (vec![4, 5, 6], vec![2; 3]));
     let served = "upgraded: 3 workers of generation 2 serve".to_string();
-    assert_eq!(sim.replies().last(), Some(&(6, Ok(served))), "whoever waits is logged then");
+    assert_eq!(
+        sim.replies().last(),
+        Some(&(6, Ok(served))),
+        "waiting requesters get their reply now"
+    );
     assert_eq!(exit_causes(&sim), [1, 2, 3].map(|id| (id, ExitCause::Drained)));
     assert_eq!(
         (reload_log(&sim), sim.kept_generations()),

@@ -80,7 +80,7 @@ fn scaling_one_kind_does_not_change_the_others() {
         (vec![1, 4], vec![(0, "web"), (2048, "cron")])
     );
     sim.send_command_with_reply(5, scale_kind_command("consumer", 1));
-    sim.send_command_with_reply(6, scale_kind_command("nobody", 1));
+    sim.send_command_with_reply(6, scale_kind_command("unknown", 1));
     sim.send_command_with_reply(7, scale_kind_command("web", 2));
     sim.send_command_with_reply(8, scale_kind_command("cron", MAX_WORKERS));
     sim.run_for(ms(1_000));
@@ -90,7 +90,7 @@ fn scaling_one_kind_does_not_change_the_others() {
         last,
         [
             (5, Ok("scaled from 0 to 1 workers of kind consumer".to_string())),
-            (6, refused("this cluster has no workers of kind \"nobody\"")),
+            (6, refused("this cluster has no workers of kind \"unknown\"")),
             (7, Ok("scaled from 1 to 2 workers".to_string())),
             (8, refused("cannot scale to 1024 workers of kind cron: ask for 0 to 1023")),
         ]
