@@ -1,6 +1,7 @@
 //! A message as the application sees it.
 
 use bytes::Bytes;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Carried, Class, Kind, Letter, MessageError, PassedConnection, Place};
@@ -128,5 +129,41 @@ impl Message {
     /// Whether a connection was sent with it that this process had no descriptor for: it is closed.
     pub fn has_lost_connection(&self) -> bool {
         matches!(self.letter.carried, Carried::Lost)
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl<T: serde::Serialize + ?Sized> Sealed for &T {}
+    impl Sealed for bytes::Bytes {}
+    impl Sealed for Vec<u8> {}
+}
+
+/// What can be sent: a reference to any serde value, which is encoded, or owned bytes, which go as they are.
+pub trait IntoPayload: sealed::Sealed {
+    /// The bytes to send.
+    ///
+    /// # Errors
+    /// [`MessageError::Codec`] if the value cannot be written down.
+    fn into_payload(self) -> Result<Bytes, MessageError>;
+}
+
+impl<T: Serialize + ?Sized> IntoPayload for &T {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
+        let failed =
+            |e: postcard::Error| MessageError::Codec { kind: String::new(), why: e.to_string() };
+        postcard::to_stdvec(self).map(Bytes::from).map_err(failed)
+    }
+}
+
+impl IntoPayload for Bytes {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
+        Ok(self)
+    }
+}
+
+impl IntoPayload for Vec<u8> {
+    fn into_payload(self) -> Result<Bytes, MessageError> {
+        Ok(self.into())
     }
 }

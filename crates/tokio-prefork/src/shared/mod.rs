@@ -50,8 +50,6 @@ mod gcra;
 mod histogram;
 mod leadership;
 mod leadership_lock;
-#[cfg(test)]
-mod leadership_tests;
 mod live_processes;
 mod rate_limiter;
 mod registry;
