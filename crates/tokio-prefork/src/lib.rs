@@ -33,6 +33,7 @@ mod scoreboard;
 pub mod shared;
 mod skip_backoff;
 mod socket_file;
+pub mod status;
 mod systemd;
 pub mod text;
 mod upgrade;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::frame::{self, Incoming, REPLY_MAX};
-use super::liveness::{Liveness, Pace};
+use super::liveness_probe::{Liveness, Pace};
 use super::protocol::{Change, Event, Reply, Request, Rescale};
-use super::status::Status;
 use crate::error::{Error, Result};
+use crate::status::Status;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
 
@@ -419,5 +419,4 @@ fn readable(error: &io::Error) -> String {
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
 mod tests;

@@ -29,34 +29,28 @@
 //! been silent for longest makes room; who waits for an answer never does.
 
 mod client;
-mod connection;
-mod frame;
-mod kinds;
-mod ledger;
-mod liveness;
-mod place;
+mod client_connection;
+mod event_history;
+pub(crate) mod frame;
+mod liveness_probe;
 mod protocol;
-mod queue;
 mod server;
-mod shared;
-mod status;
-mod threads;
+mod socket_path;
 
 /// A reply that says why something was not done, as it is sent.
 pub(crate) fn refusal(why: String) -> Vec<u8> {
     frame::encode(&Reply::Refused(why).encode())
 }
 
+pub(crate) use crate::status::Around;
+pub use crate::status::{
+    KindStatus, PrimaryStatus, QueueStatus, QueueWait, Status, ThreadStatus, WorkerStatus,
+};
 pub use client::{Client, Events};
-pub use kinds::KindStatus;
-pub(crate) use ledger::Ledger;
-pub(crate) use place::of_this_process;
-pub use place::{candidates, runtime_directory};
+pub(crate) use event_history::Ledger;
 pub use protocol::Event;
 pub use protocol::{Change, Rescale};
 pub(crate) use protocol::{Reply, Request};
-pub use queue::{QueueStatus, QueueWait};
 pub(crate) use server::{Asked, Server};
-pub(crate) use status::Around;
-pub use status::{PrimaryStatus, Status, WorkerStatus};
-pub use threads::ThreadStatus;
+pub(crate) use socket_path::of_this_process;
+pub use socket_path::{candidates, runtime_directory};

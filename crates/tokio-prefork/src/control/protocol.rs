@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::ledger::Entry;
-use super::status::Status;
+use super::event_history::Entry;
 use crate::config::Workers;
+use crate::status::Status;
 use crate::text::printable_json;
 
 /// What can be asked. `verb` names it; the rest are its fields.
@@ -236,5 +236,4 @@ fn yes() -> bool {
 }
 
 #[cfg(test)]
-#[path = "protocol_tests.rs"]
 mod tests;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
-use super::connection::{Connection, State};
-use super::ledger::Ledger;
+use super::client_connection::{Connection, State};
+use super::event_history::Ledger;
 use super::protocol::{Reply, Request};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
@@ -339,5 +339,4 @@ pub(super) fn own_uid() -> u32 {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

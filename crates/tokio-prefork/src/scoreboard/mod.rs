@@ -12,34 +12,33 @@
 //! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
 //! they stay in the total, and the row is cleared for the next.
 
-mod buckets;
-mod counters;
-mod inflight;
-mod layout;
-mod pool;
-mod row;
-mod shared;
-mod snapshot;
+mod duration_histogram;
+mod in_flight;
+pub(crate) mod page_layout;
+mod page_reader;
+mod pool_counters;
+mod shared_worker_page;
+mod worker_page;
 
 use std::io;
 use std::os::fd::OwnedFd;
 
-use layout::{
+use page_layout::{
     ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
     WANTED,
 };
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
 use prefork_supervisor::WorkerTag;
 
-pub(crate) use buckets::{BUCKETS, quantile};
-pub use counters::Counters;
-pub(crate) use inflight::Ticket;
-pub use pool::PoolSnapshot;
-pub(crate) use pool::{Ending, PoolMeter};
-pub(crate) use row::{Meter, OwnRow, ThreadRow, WorkerState};
-pub(crate) use shared::{Row, SharedRow};
-pub(crate) use snapshot::{CANNOT_ACCEPT, Glance};
-pub use snapshot::{ClusterSnapshot, InFlight, WorkerSnapshot};
+pub use crate::status::Counters;
+pub(crate) use duration_histogram::{BUCKETS, quantile};
+pub(crate) use in_flight::Ticket;
+pub(crate) use page_reader::{CANNOT_ACCEPT, Glance};
+pub use page_reader::{ClusterSnapshot, InFlight, WorkerSnapshot};
+pub use pool_counters::PoolSnapshot;
+pub(crate) use pool_counters::{Ending, PoolMeter};
+pub(crate) use shared_worker_page::{Row, SharedRow};
+pub(crate) use worker_page::{Meter, OwnRow, ThreadRow, WorkerState};
 
 /// The primary's page.
 const PRIMARY: usize = 0;
@@ -117,7 +116,7 @@ impl Scoreboard {
         let (writable, readable, memory) = shared_memory::create_shared_pages(rows + 1)?;
         let page = writable.page(PRIMARY);
         PID.store(page, std::process::id().into());
-        STARTED.store(page, row::unix_ms());
+        STARTED.store(page, worker_page::unix_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
         Ok(Scoreboard { writable, readable, memory, inherited, leased: vec![false; rows] })
     }
@@ -224,7 +223,7 @@ impl Scoreboard {
     /// Whether the primary, where it accepts for all, can accept from none of its sockets.
     pub(crate) fn cannot_accept(&self, so: bool) {
         // On the page of the primary this word has no other meaning.
-        layout::CANNOT_ACCEPT.store(self.writable.page(PRIMARY), u64::from(so));
+        page_layout::CANNOT_ACCEPT.store(self.writable.page(PRIMARY), u64::from(so));
     }
 
     /// The little that watching a worker takes.
@@ -237,9 +236,9 @@ impl Scoreboard {
         let mut load = Load { stale: true, ..Load::default() };
         for page in self.pages(row) {
             // One thread that serves is enough.
-            load.stale &= !row::serves(page, now_ms);
-            load.turns |= row::turns(page, now_ms);
-            load.takes |= row::can_take_one(page, now_ms);
+            load.stale &= !worker_page::serves(page, now_ms);
+            load.turns |= worker_page::turns(page, now_ms);
+            load.takes |= worker_page::can_take_one(page, now_ms);
             load.open = load.open.wrapping_add(OPEN.load(page));
             load.taken_over = load.taken_over.wrapping_add(TAKEN_OVER.load(page));
         }
@@ -275,7 +274,7 @@ impl Scoreboard {
     #[cfg(test)]
     fn pretend(&self, row: RowIndex, requests: u64) {
         let RowIndex::Own(rows) = row else { return };
-        layout::REQUESTS.add(self.writable.page(rows.first), requests);
+        page_layout::REQUESTS.add(self.writable.page(rows.first), requests);
     }
 }
 
@@ -296,8 +295,9 @@ impl Reader {
     /// it reads a few words a row and allocates nothing.
     pub(crate) fn others(&self, own: &OwnRow, now_ms: u64) -> impl Iterator<Item = Other> {
         let rows = self.rows().enumerate();
-        let others =
-            rows.filter(move |(row, page)| *row != own.number() && row::can_take_one(page, now_ms));
+        let others = rows.filter(move |(row, page)| {
+            *row != own.number() && worker_page::can_take_one(page, now_ms)
+        });
         others.map(|(row, page)| Other {
             row,
             open: OPEN.load(page),
@@ -308,12 +308,12 @@ impl Reader {
     /// How many connections the worker of a row of `others` has accepted, if it could still take one.
     pub(crate) fn accepted(&self, row: usize, now_ms: u64) -> Option<u64> {
         let page = self.rows().nth(row)?;
-        row::can_take_one(page, now_ms).then(|| ACCEPTED.load(page))
+        worker_page::can_take_one(page, now_ms).then(|| ACCEPTED.load(page))
     }
 
     /// Whether there is another worker that could go on with our connections.
     pub(crate) fn others_serve(&self, own: &OwnRow, now_ms: u64) -> bool {
-        self.rows().any(|page| !own.is(page) && row::serves(page, now_ms))
+        self.rows().any(|page| !own.is(page) && worker_page::serves(page, now_ms))
     }
 
     /// Whether the primary says that the cluster stops, or is about to.
@@ -323,7 +323,7 @@ impl Reader {
 
     /// Whether the primary accepts for all workers, and cannot.
     pub(crate) fn cannot_accept(&self) -> bool {
-        layout::CANNOT_ACCEPT.load(self.pages.page(PRIMARY)) == 1
+        page_layout::CANNOT_ACCEPT.load(self.pages.page(PRIMARY)) == 1
     }
 
     /// How many rows have been used so far: an upper bound for the number of workers.

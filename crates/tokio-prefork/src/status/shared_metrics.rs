@@ -1,6 +1,6 @@
 //! The part of `Status` about what the application shares: bounded, whatever was written into it.
 
-use super::status::LARGEST;
+use super::LARGEST;
 use crate::shared::{HistogramSnapshot, SharedMetric, SharedMetricValue};
 
 /// So many numbers are listed, in the order of the declarations; what is declared after them is left out.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::status::LARGEST;
+use super::LARGEST;
 use crate::scoreboard::WorkerSnapshot;
 
 /// One thread of a worker at one moment, as it says itself.

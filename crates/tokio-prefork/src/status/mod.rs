@@ -1,23 +1,31 @@
 //! The answer to `status`: what the primary knows from its own memory, with the figures of the scoreboard
 //! beside it.
 
+mod accept_queue;
+mod kind_status;
+mod shared_metrics;
+mod thread_status;
+mod traffic_counters;
+
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::kinds::{KindStatus, web};
-use super::queue::{QueueStatus, QueueWait};
-use super::threads::ThreadStatus;
-use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
+use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
+pub use accept_queue::{QueueStatus, QueueWait};
+pub use kind_status::KindStatus;
+use kind_status::web;
 use prefork_supervisor::{ClusterView, WorkerView};
 use prefork_supervisor::{WEB_KIND, WorkerId};
+pub use thread_status::ThreadStatus;
+pub use traffic_counters::Counters;
 
 /// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
 const LISTED: usize = 2048;
 
 /// The largest whole number that every JSON reader keeps exactly. A figure beyond it is garbage anyway.
-pub(super) const LARGEST: u64 = (1 << 53) - 1;
+pub(crate) const LARGEST: u64 = (1 << 53) - 1;
 
 /// The cluster at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -183,7 +191,7 @@ impl Status {
         let totals = around.totals.at_most(LARGEST);
         let queue_wait = QueueWait::of(&workers);
         let Around { listeners, queues, shared, .. } = around;
-        let shared = super::shared::listed(shared);
+        let shared = shared_metrics::listed(shared);
         Status { primary, listeners, queues, queue_wait, totals, shared, workers }
     }
 }
@@ -240,7 +248,7 @@ fn millis(since: Instant, now: Instant) -> u64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
@@ -315,7 +323,7 @@ pub(super) mod tests {
         assert_eq!((worker.queue_wait[15], status.queue_wait.connections), (LARGEST, LARGEST));
         let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
         assert_eq!(listed, LISTED);
-        let bytes = super::super::Reply::Status(Box::new(status)).encode().len();
-        assert!(bytes < super::super::frame::REPLY_MAX / 2, "{bytes}");
+        let bytes = crate::control::Reply::Status(Box::new(status)).encode().len();
+        assert!(bytes < crate::control::frame::REPLY_MAX / 2, "{bytes}");
     }
 }

@@ -3,15 +3,15 @@
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::buckets::bucket_of;
-use super::inflight::{self, Entries, Ticket};
-use super::layout::{
+use super::duration_histogram::bucket_of;
+use super::in_flight::{self, Entries, Ticket};
+use super::page_layout::{
     ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, FULL, HANDED_OVER, LAG, OPEN,
     PANICS, PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER,
     TIMED_OUT, Word,
 };
-use super::pool::PoolMeter;
-use super::shared::{Row, SharedRow};
+use super::pool_counters::PoolMeter;
+use super::shared_worker_page::{Row, SharedRow};
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
@@ -155,7 +155,7 @@ impl Row for OwnRow {
     }
 
     fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        ticket.and_then(|ticket| inflight::read(self.page, ticket))
+        ticket.and_then(|ticket| in_flight::read(self.page, ticket))
     }
 
     fn panicked(&self) {

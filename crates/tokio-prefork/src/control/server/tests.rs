@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use log::Level;
 
 use super::*;
-use crate::control::connection::IDLE;
+use crate::control::client_connection::IDLE;
 use crate::control::frame::{self, REQUEST_MAX};
 
 /// A server that is turned by hand, at a time that we choose.

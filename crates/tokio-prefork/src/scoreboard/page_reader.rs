@@ -2,15 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::buckets::BUCKETS;
-use super::counters::Counters;
-use super::inflight;
-use super::layout::{
+use super::duration_histogram::BUCKETS;
+use super::in_flight;
+use super::page_layout::{
     ACTIVE, BEAT, FULL, GENERATION, ID, LAG, NOW, OPEN, PID, QUEUE_WAIT, REQUESTS, RESTARTS, SLOT,
     STARTED, STATE, THREAD, WANTED, Word,
 };
-use super::pool::PoolSnapshot;
-use super::row::WorkerState;
+use super::pool_counters::PoolSnapshot;
+use super::worker_page::WorkerState;
+use crate::status::Counters;
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 
@@ -138,7 +138,7 @@ impl Glance {
 /// The requests of a page, oldest first.
 fn read_serving(page: &SharedPage, now: u64) -> Vec<InFlight> {
     let running = NOW.load(page);
-    let mut serving: Vec<InFlight> = inflight::read_all(page)
+    let mut serving: Vec<InFlight> = in_flight::read_all(page)
         .into_iter()
         .map(|(entry, start, request)| InFlight {
             request,

@@ -6,9 +6,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::inflight::{self, Entries, Ticket};
-use super::layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
-use super::row::{Meter, WorkerState};
+use super::in_flight::{self, Entries, Ticket};
+use super::page_layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
+use super::worker_page::{Meter, WorkerState};
 use prefork_os::shared_memory::SharedPage;
 
 /// What a request is entered in, by one thread or by any.
@@ -57,7 +57,7 @@ impl Row for SharedRow {
     fn running(&self, _: Option<Ticket>) {}
 
     fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        ticket.and_then(|ticket| inflight::read(self.page, ticket))
+        ticket.and_then(|ticket| in_flight::read(self.page, ticket))
     }
 
     fn panicked(&self) {
@@ -98,7 +98,7 @@ impl SharedRow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scoreboard::counters::Counters;
+    use crate::status::Counters;
 
     #[test]
     fn no_count_is_lost_among_threads() {
@@ -123,6 +123,6 @@ mod tests {
         let counted = Counters::read(page);
         assert_eq!((counted.requests, counted.responses[1]), (20_000, 20_000));
         assert_eq!((counted.bytes_out, ACTIVE.load(page)), (60_000, 0));
-        assert!(inflight::read_all(page).is_empty(), "every entry was given back");
+        assert!(in_flight::read_all(page).is_empty(), "every entry was given back");
     }
 }

@@ -5,10 +5,10 @@ use std::time::Instant;
 use log::Level;
 
 use super::*;
-use crate::control::status::tests::view_of;
 use crate::control::{Around, Asked, Ledger, Server};
 use crate::error::{ErrorKind, exit};
 use crate::scoreboard::Counters;
+use crate::status::tests::view_of;
 
 /// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
 fn primary(path: PathBuf) -> JoinHandle<()> {

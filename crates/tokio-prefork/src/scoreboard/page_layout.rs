@@ -3,7 +3,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::buckets::BUCKETS;
+use super::duration_histogram::BUCKETS;
 use prefork_os::shared_memory::{SharedPage, WORDS_PER_PAGE};
 
 /// One 64-bit word of a page.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{COUNTERS, Word};
+use crate::scoreboard::page_layout::{COUNTERS, Word};
 use prefork_os::shared_memory::SharedPage;
 
 /// What is counted. A worker's counters are added to the total when it dies.
@@ -35,7 +35,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub(super) fn read(page: &SharedPage) -> Counters {
+    pub(crate) fn read(page: &SharedPage) -> Counters {
         let mut words = COUNTERS.map(|i| Word::at(i).load(page));
         let mut next = || words.next().unwrap_or(0);
         Counters {
@@ -54,7 +54,7 @@ impl Counters {
     }
 
     /// Adds all to the counters of a page. Wraps: a worker may have written anything.
-    pub(super) fn add_to(&self, page: &SharedPage) {
+    pub(crate) fn add_to(&self, page: &SharedPage) {
         let [r1, r2, r3, r4, r5] = self.responses;
         let values = [
             self.accepted,
@@ -95,7 +95,7 @@ impl Counters {
         }
     }
 
-    pub(super) fn plus(&self, other: &Counters) -> Counters {
+    pub(crate) fn plus(&self, other: &Counters) -> Counters {
         let mut responses = self.responses;
         for (sum, more) in responses.iter_mut().zip(other.responses) {
             *sum = sum.wrapping_add(more);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::status::{LARGEST, WorkerStatus};
+use super::{LARGEST, WorkerStatus};
 use crate::scoreboard::{BUCKETS, quantile};
 
 /// The queue of one listening TCP socket at one moment. Unix sockets do not tell how full theirs is.

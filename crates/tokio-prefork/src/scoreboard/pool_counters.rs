@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{POOL, POOL_WORDS};
+use super::page_layout::{POOL, POOL_WORDS};
 use prefork_os::shared_memory::SharedPage;
 
 /// Buckets of the two histograms.

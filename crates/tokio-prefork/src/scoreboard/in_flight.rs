@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
+use super::page_layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::SharedPage;
 
