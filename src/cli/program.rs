@@ -12,7 +12,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
         super::complain(&format_args!("warning: {warning}"));
     }
     let (policy, slots) = (settings.config.dispatch, settings.config.workers.resolve());
-    if !policy.chooses_in_kernel() {
+    if !policy.has_kernel_program() {
         return Err(Error::config(format!(
             "dispatch {policy} loads no program: give --dispatch least-conn or --dispatch ip-hash"
         )));
@@ -23,7 +23,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
 fn text(policy: tokio_prefork::Dispatch, slots: u32) -> String {
     let mut text = String::new();
     for plan in policy.kernel_programs(slots) {
-        let (rung, lines) = (plan.rung, plan.listing.len());
+        let (rung, lines) = (plan.backend, plan.listing.len());
         // Writing to a string cannot fail.
         let _ = match lines {
             0 => writeln!(text, "{policy} ({rung}): none for {slots} workers, they are too many"),

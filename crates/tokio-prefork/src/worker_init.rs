@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::config::Config;
-use crate::dispatch::SlotMeter;
+use crate::dispatch::LoadPage;
 use crate::listener::Listener;
 use crate::messages::MessageLimits;
 use crate::scoreboard::{OwnRow, Reader};
@@ -31,7 +31,7 @@ pub(crate) struct WorkerInit {
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
     pub(crate) rows: Vec<OwnRow>,
     /// Counts the slot's connections for the dispatch policy.
-    pub(crate) meter: SlotMeter,
+    pub(crate) load_page: LoadPage,
     /// Reads the scoreboard pages of all workers.
     pub(crate) board: Reader,
     /// The configuration of the worker's generation.

@@ -5,7 +5,6 @@
 mod attached;
 mod builder;
 mod control;
-mod dispatch;
 mod fd_store;
 mod fields;
 mod half_close;
@@ -17,9 +16,9 @@ use std::time::Duration;
 
 use crate::privilege::Credentials;
 
+pub use crate::dispatch::Dispatch;
 pub use builder::ConfigBuilder;
 pub use control::ControlSocket;
-pub use dispatch::Dispatch;
 pub use fd_store::FdStore;
 pub use fields::Config;
 pub use half_close::HalfClose;

@@ -183,7 +183,7 @@ impl Acceptor {
     /// A connection has left the queue; said after it was counted as open.
     fn count(&self) {
         if self.own {
-            self.state.meter.accepted();
+            self.state.load_page.count_accepted();
         }
     }
 

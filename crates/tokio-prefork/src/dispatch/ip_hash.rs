@@ -1,56 +1,162 @@
-//! `ip-hash`: the same client address comes to the same slot. Pure; the program is for the classic machine, which
-//! anybody may use.
+//! `ip-hash`: the kernel selects the slot by the client's address, so that a client always reaches the same one.
 //!
-//! Rendezvous hashing: each live slot has a score for the address, and the highest wins. So when a slot dies, its
-//! clients move, each to its second best, and when it comes back they return; nobody else moves. A new slot takes
-//! from all others the clients for whom it scores highest, and nothing else changes. What a score is depends on
-//! nothing but address and slot number: it is the same after a restart, and for all listening addresses.
+//! A classic BPF program, which needs no privilege, does rendezvous hashing: each healthy slot has a score for the address, and the
+//! highest score wins. When a slot dies, each of its clients moves to the slot with the second highest score, and moves back when the
+//! slot returns; no other client moves. A new slot takes the clients for whom it scores highest. Scores depend on nothing but
+//! address and slot number: they are the same after a restart, and on all listening addresses.
 //!
-//! The address is that of the packet: a client of version 4 is the same one on a socket for versions 4 and 6.
-//! Addresses of version 6 count in full.
+//! The address is that of the packet, so an IPv4 client is the same on a dual-stack socket. IPv6 addresses count in full.
 
 use std::net::IpAddr;
 
 use super::bpf::classic::{
-    LONGEST, NETWORK, NOBODY, byte, choose, choose_accumulator, if_above_index, if_equal, index,
-    multiply, number, recall, shift_right, store, to_index, word, xor, xor_index,
+    MAX_INSTRUCTIONS, NETWORK_HEADER, NO_SOCKET, attach_to_groups, copy_to_index,
+    jump_if_above_index, jump_if_equal, load_byte, load_immediate, load_index, load_memory,
+    load_word, multiply, return_accumulator, return_socket, shift_right, store_memory, xor,
+    xor_index,
 };
+use super::kernel_selector::{ReuseportGroup, SelectorBackend, SlotLoad};
+use super::reuseport::KernelHash;
+use crate::error::{Error, Result};
 use prefork_os::bpf::ClassicBpfInstruction;
 
-/// Instructions besides those of the slots.
-const FIXED: usize = 35;
-/// Instructions for each slot.
-const EACH: usize = 7;
-/// So many live slots fit into a program. With more, the kernel's hash has to do.
-pub(super) const MOST: usize = (LONGEST - FIXED) / EACH;
+/// Attaches the program, or falls back to the kernel's hash and records why.
+pub(super) fn start(
+    healthy: &[bool],
+    groups: &[ReuseportGroup<'_>],
+    refusals: &mut Vec<String>,
+) -> Box<dyn SelectorBackend> {
+    match IpHashProgram::attach(healthy, groups) {
+        Ok(program) => Box::new(program),
+        Err(e) => {
+            refusals.push(format!("cannot choose by the client's address: {e}"));
+            Box::new(KernelHash)
+        }
+    }
+}
 
-/// Where the source address is in the headers of version 4 and 6.
-const SOURCE_4: u32 = NETWORK + 12;
-const SOURCE_6: u32 = NETWORK + 8;
+/// The classic BPF program, as it is attached.
+pub(super) struct IpHashProgram {
+    healthy_slots: Vec<u32>,
+    program: Vec<ClassicBpfInstruction>,
+    /// Why the kernel's hash selects meanwhile.
+    fallback_reason: Option<String>,
+}
 
-/// Folds the words of a long address.
-const FOLD: u32 = 0x9e37_79b1;
-/// The finish of MurmurHash3: addresses that differ little get keys that differ much.
-const MIX: [u32; 2] = [0x85eb_ca6b, 0xc2b2_ae35];
+impl IpHashProgram {
+    pub(super) fn attach(healthy: &[bool], groups: &[ReuseportGroup<'_>]) -> Result<IpHashProgram> {
+        // Attached even without slots, as this shows whether the kernel accepts such a program.
+        let program = assemble(&[]).unwrap_or_default();
+        attach_to_groups(groups, &program)
+            .map_err(|e| Error::system("attach the program of ip-hash", e))?;
+        let mut attached =
+            IpHashProgram { healthy_slots: Vec::new(), program, fallback_reason: None };
+        attached.update_slots(healthy, groups)?;
+        Ok(attached)
+    }
 
-/// Cells of the machine's memory.
-const KEY: u32 = 0;
-const BEST: u32 = 1;
+    /// Attaches a program for the healthy slots. If they are too many for one program, the kernel's hash selects.
+    pub(super) fn update_slots(
+        &mut self,
+        healthy: &[bool],
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<()> {
+        let healthy_slots: Vec<u32> =
+            (0..).zip(healthy).filter(|(_, healthy)| **healthy).map(|(slot, _)| slot).collect();
+        let (program, fallback_reason) = match assemble(&healthy_slots) {
+            Some(program) => (program, None),
+            None => {
+                let why = format!("{} slots are more than {MAX_SLOTS}", healthy_slots.len());
+                (assemble(&[]).unwrap_or_default(), Some(why))
+            }
+        };
+        if healthy_slots != self.healthy_slots {
+            attach_to_groups(groups, &program).map_err(|e| {
+                Error::system("attach the program of ip-hash (see net.core.optmem_max)", e)
+            })?;
+            (self.healthy_slots, self.program) = (healthy_slots, program);
+        }
+        self.fallback_reason = fallback_reason;
+        Ok(())
+    }
+}
 
-/// The slot among `live` that a client at `address` comes to. This is what the program computes.
-#[cfg_attr(not(test), expect(dead_code, reason = "says what the program does, and tests it"))]
-pub(super) fn pick(address: IpAddr, live: &[u32]) -> Option<u32> {
+impl SelectorBackend for IpHashProgram {
+    fn name(&self) -> &'static str {
+        "ip-hash"
+    }
+
+    fn set_slot_health(
+        &mut self,
+        _slot: usize,
+        healthy: &[bool],
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<()> {
+        self.update_slots(healthy, groups)
+    }
+
+    /// Retries what could not be attached before.
+    fn refresh(
+        &mut self,
+        _loads: &[SlotLoad],
+        healthy: &[bool],
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<()> {
+        self.update_slots(healthy, groups)
+    }
+
+    fn replace_groups(
+        &mut self,
+        _slots: usize,
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<(), String> {
+        attach_to_groups(groups, &self.program).map_err(|e| e.to_string())
+    }
+
+    fn fallback_reason(&self) -> Option<&str> {
+        self.fallback_reason.as_deref()
+    }
+
+    #[cfg(test)]
+    fn program_listing(&self) -> Vec<String> {
+        super::bpf::classic::disassemble(&self.program)
+    }
+}
+
+/// Instructions that do not depend on the number of slots.
+const FIXED_INSTRUCTIONS: usize = 35;
+/// Instructions per slot.
+const INSTRUCTIONS_PER_SLOT: usize = 7;
+/// The most healthy slots of a program. With more, the kernel's hash selects.
+pub(super) const MAX_SLOTS: usize = (MAX_INSTRUCTIONS - FIXED_INSTRUCTIONS) / INSTRUCTIONS_PER_SLOT;
+
+/// Offsets of the source address in the headers of IPv4 and IPv6.
+const IPV4_SOURCE: u32 = NETWORK_HEADER + 12;
+const IPV6_SOURCE: u32 = NETWORK_HEADER + 8;
+
+/// Multiplier that combines the four words of an IPv6 address.
+const FOLD_MULTIPLIER: u32 = 0x9e37_79b1;
+/// Multipliers of the finalizer of MurmurHash3, which spreads similar addresses.
+const MIX_MULTIPLIERS: [u32; 2] = [0x85eb_ca6b, 0xc2b2_ae35];
+
+/// Memory words of the program.
+const KEY_WORD: u32 = 0;
+const BEST_SLOT_WORD: u32 = 1;
+
+/// Returns the slot among `healthy` for a client at `address`: what the program computes.
+#[cfg_attr(not(test), expect(dead_code, reason = "documents and tests what the program computes"))]
+pub(super) fn select_slot(address: IpAddr, healthy: &[u32]) -> Option<u32> {
     let address = match address.to_canonical() {
         IpAddr::V4(v4) => v4.to_bits(),
         IpAddr::V6(v6) => {
             let words = [96, 64, 32, 0].map(|shift| (v6.to_bits() >> shift) as u32);
-            words.into_iter().reduce(|key, word| key.wrapping_mul(FOLD) ^ word)?
+            words.into_iter().reduce(|key, word| key.wrapping_mul(FOLD_MULTIPLIER) ^ word)?
         }
     };
     let key = mix(address);
-    let mut best = (0, *live.first()?);
-    for &slot in live {
-        let (salt, factor) = constants(slot);
+    let mut best = (0, *healthy.first()?);
+    for &slot in healthy {
+        let (salt, factor) = score_parameters(slot);
         let score = (key ^ salt).wrapping_mul(factor);
         if score > best.0 {
             best = (score, slot);
@@ -60,53 +166,70 @@ pub(super) fn pick(address: IpAddr, live: &[u32]) -> Option<u32> {
 }
 
 fn mix(mut key: u32) -> u32 {
-    key = (key ^ key >> 16).wrapping_mul(MIX[0]);
-    key = (key ^ key >> 13).wrapping_mul(MIX[1]);
+    key = (key ^ key >> 16).wrapping_mul(MIX_MULTIPLIERS[0]);
+    key = (key ^ key >> 13).wrapping_mul(MIX_MULTIPLIERS[1]);
     key ^ key >> 16
 }
 
-/// What makes the scores of a slot its own. An odd factor loses nothing of the key.
-fn constants(slot: u32) -> (u32, u32) {
+/// Returns the salt and the factor of the scores of a slot. An odd factor loses no bit of the key.
+fn score_parameters(slot: u32) -> (u32, u32) {
     let salt = slot.wrapping_mul(2).wrapping_add(1);
     (mix(salt), mix(salt.wrapping_add(0x5bd1_e995)) | 1)
 }
 
-/// The program for these slots; `None` if there are more than [`MOST`].
-pub(super) fn program(live: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
-    let Some(&first) = live.first() else { return Some(vec![choose(NOBODY)]) };
-    if live.len() > MOST {
+/// Returns the program for these slots; `None` if there are more than [`MAX_SLOTS`].
+pub(super) fn assemble(healthy: &[u32]) -> Option<Vec<ClassicBpfInstruction>> {
+    let Some(&first) = healthy.first() else { return Some(vec![return_socket(NO_SOCKET)]) };
+    if healthy.len() > MAX_SLOTS {
         return None;
     }
-    let mut program = vec![byte(NETWORK), shift_right(4), if_equal(6, 0, 14)];
-    program.push(word(SOURCE_6));
+    let mut program = vec![load_byte(NETWORK_HEADER), shift_right(4), jump_if_equal(6, 0, 14)];
+    program.push(load_word(IPV6_SOURCE));
     for at in [4, 8, 12] {
-        program.extend([multiply(FOLD), to_index(), word(SOURCE_6 + at), xor_index()]);
+        program.extend([
+            multiply(FOLD_MULTIPLIER),
+            copy_to_index(),
+            load_word(IPV6_SOURCE + at),
+            xor_index(),
+        ]);
     }
-    // Both ways lead over the next instruction, which is for version 4 only.
-    program.extend([if_equal(0, 1, 1), word(SOURCE_4)]);
-    for (shift, factor) in [(16, Some(MIX[0])), (13, Some(MIX[1])), (16, None)] {
-        program.extend([to_index(), shift_right(shift), xor_index()]);
+    // Skips the next instruction, which is for IPv4, on both branches.
+    program.extend([jump_if_equal(0, 1, 1), load_word(IPV4_SOURCE)]);
+    for (shift, factor) in
+        [(16, Some(MIX_MULTIPLIERS[0])), (13, Some(MIX_MULTIPLIERS[1])), (16, None)]
+    {
+        program.extend([copy_to_index(), shift_right(shift), xor_index()]);
         program.extend(factor.map(multiply));
     }
-    program.extend([store(KEY), number(first), store(BEST), index(0)]);
-    for &slot in live {
-        let (salt, factor) = constants(slot);
+    program.extend([
+        store_memory(KEY_WORD),
+        load_immediate(first),
+        store_memory(BEST_SLOT_WORD),
+        load_index(0),
+    ]);
+    for &slot in healthy {
+        let (salt, factor) = score_parameters(slot);
         // X is the best score so far.
-        program.extend([recall(KEY), xor(salt), multiply(factor), if_above_index(0, 3)]);
-        program.extend([to_index(), number(slot), store(BEST)]);
+        program.extend([
+            load_memory(KEY_WORD),
+            xor(salt),
+            multiply(factor),
+            jump_if_above_index(0, 3),
+        ]);
+        program.extend([copy_to_index(), load_immediate(slot), store_memory(BEST_SLOT_WORD)]);
     }
-    program.extend([recall(BEST), choose_accumulator()]);
+    program.extend([load_memory(BEST_SLOT_WORD), return_accumulator()]);
     Some(program)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::bpf::classic::run;
+    use super::super::bpf::classic::interpret;
     use super::*;
     use proptest::prelude::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    /// The header of a packet from `address`, as far as the program looks.
+    /// Returns the header of a packet from `address`, as far as the program reads it.
     fn header(address: IpAddr) -> Vec<u8> {
         match address {
             IpAddr::V4(v4) => [&[0x45][..], &[0xee; 11], &v4.octets(), &[0xee; 4]].concat(),
@@ -114,8 +237,8 @@ mod tests {
         }
     }
 
-    fn chosen(address: IpAddr, live: &[u32]) -> u32 {
-        run(&program(live).expect("it fits"), &header(address), 0)
+    fn program_result(address: IpAddr, healthy: &[u32]) -> u32 {
+        interpret(&assemble(healthy).expect("it fits"), &header(address), 0)
     }
 
     fn address() -> impl Strategy<Value = IpAddr> {
@@ -127,41 +250,41 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_program_does_what_the_function_says(
+        fn the_program_computes_the_same_slot_as_the_function(
             address in address(),
-            live in proptest::collection::btree_set(0_u32..1024, 1..40),
+            healthy in proptest::collection::btree_set(0_u32..1024, 1..40),
         ) {
-            let live: Vec<u32> = live.into_iter().collect();
-            prop_assert_eq!(Some(chosen(address, &live)), pick(address, &live));
+            let healthy: Vec<u32> = healthy.into_iter().collect();
+            prop_assert_eq!(Some(program_result(address, &healthy)), select_slot(address, &healthy));
         }
 
         #[test]
-        fn a_dead_slot_moves_its_own_clients_only(
+        fn only_the_clients_of_a_dead_slot_move(
             address in address(),
-            live in proptest::collection::btree_set(0_u32..1024, 2..40),
+            healthy in proptest::collection::btree_set(0_u32..1024, 2..40),
             dead in any::<proptest::sample::Index>(),
         ) {
-            let live: Vec<u32> = live.into_iter().collect();
-            let dead = *dead.get(&live);
-            let rest: Vec<u32> = live.iter().copied().filter(|slot| *slot != dead).collect();
-            let (before, after) = (chosen(address, &live), chosen(address, &rest));
+            let healthy: Vec<u32> = healthy.into_iter().collect();
+            let dead = *dead.get(&healthy);
+            let rest: Vec<u32> = healthy.iter().copied().filter(|slot| *slot != dead).collect();
+            let (before, after) = (program_result(address, &healthy), program_result(address, &rest));
             prop_assert_ne!(after, dead);
-            // Read the other way round: a slot that is new, or back, takes clients and moves no others.
+            // In reverse: a slot that is added takes clients for itself and moves no others.
             prop_assert!(before == dead || before == after, "{} to {}", before, after);
         }
     }
 
     #[test]
-    fn clients_are_spread_evenly() {
+    fn clients_are_spread_evenly_over_the_slots() {
         for count in [2_u32, 3, 4, 8, 64] {
-            let live: Vec<u32> = (0..count).collect();
-            let program = program(&live).expect("it fits");
+            let healthy: Vec<u32> = (0..count).collect();
+            let program = assemble(&healthy).expect("it fits");
             let mut got = vec![0_u32; count as usize];
             let clients = 1000 * count;
             for n in 0..clients {
-                // Neighbours in few networks, as clients are.
+                // Neighbouring addresses in few networks, as those of real clients.
                 let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
-                got[run(&program, &header(address.into()), 0) as usize] += 1;
+                got[interpret(&program, &header(address.into()), 0) as usize] += 1;
             }
             // Five standard deviations of a fair choice.
             let off = got.iter().map(|n| n.abs_diff(1000)).max();
@@ -170,32 +293,35 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_slots_clients_are_spread_over_all_others() {
-        let (live, rest) = ([0, 1, 2, 3], [0, 1, 3]);
+    fn clients_of_a_dead_slot_are_spread_over_all_others() {
+        let (healthy, rest) = ([0, 1, 2, 3], [0, 1, 3]);
         let mut moved = [0_u32; 4];
         for n in 0..12_000 {
             let address = IpAddr::from(Ipv4Addr::from_bits(0xc0a8_0000 + n));
-            if pick(address, &live) == Some(2) {
-                moved[pick(address, &rest).expect("a slot") as usize] += 1;
+            if select_slot(address, &healthy) == Some(2) {
+                moved[select_slot(address, &rest).expect("a slot") as usize] += 1;
             }
         }
         assert!([0, 1, 3].iter().all(|slot| moved[*slot] > 800), "{moved:?}");
     }
 
     #[test]
-    fn a_mapped_address_is_the_client_of_version_4() {
-        let (v4, live) = (Ipv4Addr::new(192, 0, 2, 7), [0, 1, 2, 3, 4]);
+    fn an_ipv4_mapped_address_is_the_same_client() {
+        let (v4, healthy) = (Ipv4Addr::new(192, 0, 2, 7), [0, 1, 2, 3, 4]);
         let mapped = IpAddr::V6(v4.to_ipv6_mapped());
-        assert_eq!(pick(mapped, &live), pick(v4.into(), &live));
+        assert_eq!(select_slot(mapped, &healthy), select_slot(v4.into(), &healthy));
     }
 
     #[test]
-    fn a_program_has_its_bounds() {
-        let most: Vec<u32> = (0..MOST as u32).collect();
-        let length = program(&most).expect("it fits").len();
-        assert_eq!((MOST, length), (580, FIXED + EACH * MOST));
-        assert!(program(&(0..=MOST as u32).collect::<Vec<_>>()).is_none());
-        // Nobody lives: no slot is chosen.
-        assert_eq!(run(&program(&[]).expect("it fits"), &[], 0), NOBODY);
+    fn more_than_580_slots_do_not_fit_into_a_program() {
+        let most: Vec<u32> = (0..MAX_SLOTS as u32).collect();
+        let length = assemble(&most).expect("it fits").len();
+        assert_eq!(
+            (MAX_SLOTS, length),
+            (580, FIXED_INSTRUCTIONS + INSTRUCTIONS_PER_SLOT * MAX_SLOTS)
+        );
+        assert!(assemble(&(0..=MAX_SLOTS as u32).collect::<Vec<_>>()).is_none());
+        // Without a healthy slot none is selected.
+        assert_eq!(interpret(&assemble(&[]).expect("it fits"), &[], 0), NO_SOCKET);
     }
 }

@@ -1,277 +1,259 @@
-//! Who gets the next connection, when each slot has a listening socket of its own: programs in the kernel that choose
-//! among the sockets of a group. `least-conn` has three rungs, and takes the highest that the system allows:
+//! Selects the slot of a new connection inside the kernel, where each slot has a listening socket of its own.
 //!
-//! | rung | what chooses | needs |
-//! |---|---|---|
-//! | `ebpf` | a program that reads loads and health from shared memory (`least_conn`) | CAP_BPF |
-//! | `cbpf-weights` | chance, with odds that the primary renews (`weights`) | nothing |
-//! | `hash` | the kernel's hash of both addresses | nothing |
+//! Every listening address is one reuseport group: one socket per slot, socket `i` of a group belongs to slot `i`. A policy
+//! attaches a BPF program to the groups through a [`SelectorBackend`]. If the kernel refuses the program, the policy falls back
+//! to the next backend and finally to the kernel's hash of both addresses ([`KernelHash`]); a refusal is never an error.
 //!
-//! `ip-hash` (`ip_hash`) has one, and the hash below it. A refusal by the kernel is a rung lower, never a failure.
+//! What the primary has to do:
 //!
-//! What is expected of the caller, the primary:
+//! - Keep at least one socket of each slot open while the selector exists. A group grows at its end and never shrinks.
+//! - Before a fork: [`KernelSelector::lease_page`]. In the child: [`KernelSelector::keep_only_page`]. When the worker becomes
+//!   the one that accepts for its slot: [`KernelSelector::activate_page`], then [`KernelSelector::set_slot_health`]. After it
+//!   was reaped: [`KernelSelector::free_page`].
+//! - For a worker that is frozen, draining, full or dead: `set_slot_health(.., false)`. Its queue is left for other workers.
+//! - After a change of the groups: [`KernelSelector::add_slots`] or [`KernelSelector::replace_groups`].
+//! - Once a second: [`KernelSelector::refresh`]. Before an exec that keeps the sockets: [`KernelSelector::detach`].
 //!
-//! - The groups are passed in whenever sockets may be needed. Socket `i` of a group is slot `i`'s; a group grows at its end
-//!   and never shrinks; at least one socket of each slot is kept open while it steers.
-//! - Before a fork: [`Steering::lease`]. In the child: [`Steering::give_up_all_but`]. When the worker is the
-//!   one that takes the slot's connections: [`Steering::hold`] and, once it serves, [`Steering::set_health`].
-//!   When it was reaped: [`Steering::retire`]. A worker that drains calls [`SlotMeter::leave`].
-//! - Frozen, draining, full or dead: `set_health(.., false)`. Its queue is not touched: others may empty it.
-//! - After a change of the groups: [`Steering::group_grew`] for more slots, [`Steering::regroup`] for other addresses.
-//! - [`Steering::refresh`] once a second, with what is known of all slots' loads.
-//! - [`Steering::release`] before an exec that keeps the sockets: the next image starts anew.
+//! Invariants:
 //!
-//! **Invariant: nobody can steer into nothing.** No healthy slot, a slot without socket, a program that fails: the
-//! kernel's hash chooses among the sockets, all of which have somebody who empties them.
-//!
-//! **Invariant: a worker's word bends its own load only.** What it writes is capped; who claims to be idle gets more
-//! connections, and nothing else.
+//! - A connection always reaches a listening socket. Without a healthy slot, for a slot without a socket, or after a failure of
+//!   the program, the kernel's hash selects among all sockets.
+//! - A worker influences the load of its own slot only. What it writes is capped; one that claims to be idle gets more
+//!   connections, and nothing else.
 
-#[cfg(test)]
-mod tests;
-
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-pub(crate) use super::least_conn::load_page::{Lease, SlotMeter};
-use super::selector_backend::{Kernel, Odds, Rung, Sticky};
-use crate::config::Dispatch;
+use super::least_conn::load_page::{LoadPage, LoadPageLease};
+use super::reuseport::KernelHash;
+use super::{Dispatch, ip_hash, least_conn};
 use crate::error::{Error, Result};
 use prefork_os::bpf;
 use prefork_supervisor::Slot;
 
-/// The most connections, open or waiting, that a slot is believed to have.
-pub(super) const CAP: u64 = 1 << 16;
-/// Between two looks at loads and queues.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often [`KernelSelector::refresh`] updates the backend.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The sockets of one listening address, by slot. All listen already.
-pub(crate) struct Group<'a>(pub(crate) Vec<BorrowedFd<'a>>);
+/// The listening sockets of one address, by slot.
+pub(crate) struct ReuseportGroup<'a>(pub(crate) Vec<BorrowedFd<'a>>);
 
-/// What the primary knows of the load of one slot.
+/// The connections of one slot, as far as the primary knows.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Load {
+pub(crate) struct SlotLoad {
     /// Connections that its worker has open.
     pub(crate) open: u64,
-    /// Connections in its queues.
-    pub(crate) waiting: u64,
+    /// Connections in its accept queues.
+    pub(crate) queued: u64,
 }
 
-/// The steering of one cluster, over all its listening addresses.
-pub(crate) struct Steering {
-    rung: Rung,
+/// A way to select a slot in the kernel. To add one, implement this trait and name it in [`KernelSelector::start`].
+pub(super) trait SelectorBackend {
+    /// Returns the name that status and logs show.
+    fn name(&self) -> &'static str;
+
+    /// Applies that `slot` may be selected or not. `healthy` holds all slots, with this change.
+    fn set_slot_health(
+        &mut self,
+        slot: usize,
+        healthy: &[bool],
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<()>;
+
+    /// Applies the loads of all slots, once a second, and retries what has failed.
+    fn refresh(
+        &mut self,
+        loads: &[SlotLoad],
+        healthy: &[bool],
+        groups: &[ReuseportGroup<'_>],
+    ) -> Result<()>;
+
+    /// Covers `slots` slots, more than before. The new ones are not healthy yet.
+    fn add_slots(&mut self, _slots: usize, _groups: &[ReuseportGroup<'_>]) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Covers other addresses than before, with `slots` slots each.
+    fn replace_groups(&mut self, slots: usize, groups: &[ReuseportGroup<'_>])
+    -> Result<(), String>;
+
+    /// Returns why the kernel's hash selects at the moment although this backend is attached.
+    fn fallback_reason(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns a page for a worker that is about to be forked for `slot`.
+    fn lease_page(&mut self, slot: Slot) -> LoadPageLease {
+        LoadPageLease::without_page(slot)
+    }
+
+    /// Reads the load of the slot from this page from now on.
+    fn activate_page(&mut self, _lease: LoadPageLease) {}
+
+    /// Takes back the page of a dead worker.
+    fn free_page(&mut self, _lease: LoadPageLease) {}
+
+    /// In a worker: unmaps everything that is shared but its own page.
+    fn keep_only_page(self: Box<Self>, _lease: LoadPageLease) -> io::Result<LoadPage> {
+        Ok(LoadPage::default())
+    }
+
+    /// Removes the sockets from all maps, so that another process may insert them into its own.
+    fn release_sockets(&mut self) {}
+
+    /// Returns the attached program of the first group, one line per instruction.
+    #[cfg(test)]
+    fn program_listing(&self) -> Vec<String>;
+
+    #[cfg(test)]
+    fn as_least_conn(&mut self) -> Option<&mut least_conn::LeastConnProgram> {
+        None
+    }
+}
+
+/// Selects the slots of new connections on all listening addresses.
+pub(crate) struct KernelSelector {
+    backend: Box<dyn SelectorBackend>,
+    /// Whether each slot may be selected.
     healthy: Vec<bool>,
-    /// Why it is not the highest rung.
-    reason: Option<String>,
-    look_at: Option<Instant>,
+    /// Why better backends of the policy could not be attached.
+    refusals: Vec<String>,
+    refresh_at: Option<Instant>,
 }
 
-impl Steering {
-    /// Steers by `policy` from now on. No slot is healthy yet, so the kernel's hash chooses until one is.
-    ///
-    /// For a policy that needs no program this is the hash.
-    pub(crate) fn start(policy: Dispatch, groups: &[Group<'_>]) -> Steering {
-        let slots = slots(groups);
+impl KernelSelector {
+    /// Attaches the best backend of `policy` that the kernel accepts. No slot is healthy yet, so the kernel's hash selects.
+    pub(crate) fn start(policy: Dispatch, groups: &[ReuseportGroup<'_>]) -> KernelSelector {
+        let slots = count_slots(groups);
         let healthy = vec![false; slots];
-        let mut steering = Steering { rung: Rung::Hash, healthy, reason: None, look_at: None };
-        // A program that an image before this one attached reads memory that nobody writes any more.
-        let first = groups.iter().filter_map(|group| group.0.first());
-        first.for_each(|socket| drop(bpf::detach_reuseport_program(*socket)));
-        match policy {
-            Dispatch::LeastConn => {
-                let tried = Kernel::start(slots, groups).map(Rung::Kernel);
-                steering.settle(tried, "cannot choose by load in the kernel");
-                if matches!(steering.rung, Rung::Hash) {
-                    let tried = Odds::start(&steering.healthy, groups).map(Rung::Odds);
-                    steering.settle(tried, "cannot choose by weights");
-                }
-            }
-            Dispatch::IpHash => {
-                let tried = Sticky::start(&steering.healthy, groups).map(Rung::Sticky);
-                steering.settle(tried, "cannot choose by the client's address");
-            }
-            _ => {}
-        }
-        steering
+        // A program attached by an earlier image of the primary reads memory that is not updated any more.
+        detach_programs(groups);
+        let mut refusals = Vec::new();
+        let backend: Box<dyn SelectorBackend> = match policy {
+            Dispatch::Shared | Dispatch::RoundRobin | Dispatch::Reuseport => Box::new(KernelHash),
+            Dispatch::LeastConn => least_conn::start(slots, &healthy, groups, &mut refusals),
+            Dispatch::IpHash => ip_hash::start(&healthy, groups, &mut refusals),
+        };
+        KernelSelector { backend, healthy, refusals, refresh_at: None }
     }
 
-    fn settle(&mut self, tried: Result<Rung, String>, what: &str) {
-        match tried {
-            Ok(rung) => self.rung = rung,
-            Err(why) => {
-                let before = self.reason.take().map(|before| before + "; ").unwrap_or_default();
-                self.reason = Some(format!("{before}{what}: {why}"));
-            }
+    /// Returns what selects, for status: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
+    pub(crate) fn backend_name(&self) -> &'static str {
+        match self.backend.fallback_reason() {
+            None => self.backend.name(),
+            Some(_) => KernelHash.name(),
         }
     }
 
-    /// What chooses, for status: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
-    pub(crate) fn rung(&self) -> &'static str {
-        match self.rung {
-            Rung::Kernel(_) => "ebpf",
-            Rung::Odds(_) => "cbpf-weights",
-            // Without a reason not to be.
-            Rung::Sticky(_) if self.reason.is_none() => "ip-hash",
-            Rung::Sticky(_) | Rung::Hash => "hash",
-        }
+    /// Returns why the best backend of the policy does not select; `None` if it does.
+    pub(crate) fn fallback_reason(&self) -> Option<String> {
+        let reasons = self.refusals.iter().map(String::as_str);
+        let reasons: Vec<&str> = reasons.chain(self.backend.fallback_reason()).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Why it is not the highest rung of the policy, for one log line; `None` if it is.
-    pub(crate) fn reason(&self) -> Option<&str> {
-        self.reason.as_deref()
-    }
-
-    /// Whether `slot` may be chosen. An error means that another one chooses as before;
-    /// the next refresh tries again.
-    pub(crate) fn set_health(
+    /// Sets whether `slot` may be selected. After an error the selection is as before, and the next refresh tries again.
+    pub(crate) fn set_slot_health(
         &mut self,
         slot: Slot,
         healthy: bool,
-        groups: &[Group<'_>],
+        groups: &[ReuseportGroup<'_>],
     ) -> Result<()> {
         let number = slot.0 as usize;
         let Some(known) = self.healthy.get_mut(number) else { return Ok(()) };
-        let changed = *known != healthy;
-        *known = healthy;
-        match &mut self.rung {
-            Rung::Kernel(kernel) => kernel.memory.set_health(number, healthy),
-            Rung::Odds(odds) if changed => odds.update(&self.healthy, groups)?,
-            Rung::Sticky(sticky) if changed => {
-                self.reason = sticky.update(&self.healthy, groups)?
-            }
-            Rung::Odds(_) | Rung::Sticky(_) | Rung::Hash => {}
+        if std::mem::replace(known, healthy) == healthy {
+            return Ok(());
         }
-        Ok(())
+        self.backend.set_slot_health(number, &self.healthy, groups)
     }
 
-    /// Whether `refresh` would do anything now.
-    pub(crate) fn is_due(&self, now: Instant) -> bool {
-        self.look_at.is_none_or(|at| at <= now)
+    /// Whether [`KernelSelector::refresh`] would do anything now.
+    pub(crate) fn is_refresh_due(&self, now: Instant) -> bool {
+        self.refresh_at.is_none_or(|at| at <= now)
     }
 
-    /// Once a second (more often is free): tells the weights what loads are, and mends what the kernel's program counts.
-    /// `loads` is by slot. An error means that all stays as it was.
+    /// Updates the backend with the load of each slot, at most once a second. After an error the selection is as before.
     pub(crate) fn refresh(
         &mut self,
         now: Instant,
-        loads: &[Load],
-        groups: &[Group<'_>],
+        loads: &[SlotLoad],
+        groups: &[ReuseportGroup<'_>],
     ) -> Result<()> {
-        if !self.is_due(now) {
+        if !self.is_refresh_due(now) {
             return Ok(());
         }
-        self.look_at = Some(now + LOOK);
-        match &mut self.rung {
-            Rung::Kernel(kernel) => kernel.mend(loads, groups),
-            Rung::Odds(odds) => {
-                odds.loads = loads.to_vec();
-                odds.update(&self.healthy, groups)?;
-            }
-            // What could not be attached before may be now.
-            Rung::Sticky(sticky) => self.reason = sticky.update(&self.healthy, groups)?,
-            Rung::Hash => {}
-        }
-        Ok(())
+        self.refresh_at = Some(now + REFRESH_INTERVAL);
+        self.backend.refresh(loads, &self.healthy, groups)
     }
 
-    /// There are more slots than before: covers the new ones, none of them healthy yet. For the kernel's program this
-    /// waits for the verifier, whose work grows with the slots (4: a millisecond, 64: a tenth of a second, 1024:
-    /// a second, for each address; as measured on two busy cores). An error means that the
-    /// old ones are steered to as before, and the new ones not; the next call tries again.
-    pub(crate) fn group_grew(&mut self, groups: &[Group<'_>]) -> Result<()> {
-        let slots = slots(groups);
-        if let Rung::Kernel(kernel) = &mut self.rung {
-            kernel.grow(slots, groups).map_err(|why| {
-                Error::refused(format!("cannot steer to {slots} slots: {why}; restart to do so"))
-            })?;
-        }
-        // The classic programs have healthy slots only.
+    /// Covers the slots that the groups have gained, none of them healthy yet.
+    ///
+    /// Waits for the kernel's verifier, whose time grows with the slots: about 1 ms for 4 slots, 100 ms for 64 and 1 s for
+    /// 1024, per address, on two busy cores. After an error only the old slots are selected; the next call tries again.
+    pub(crate) fn add_slots(&mut self, groups: &[ReuseportGroup<'_>]) -> Result<()> {
+        let slots = count_slots(groups);
+        self.backend.add_slots(slots, groups).map_err(|why| {
+            Error::refused(format!("cannot select among {slots} slots: {why}; restart to do so"))
+        })?;
         self.healthy.resize(slots.max(self.healthy.len()), false);
         Ok(())
     }
 
-    /// There are other listening addresses than before, or in another order: steers those. Workers and their pages go
-    /// on. An error leaves some of them to the kernel's hash; the next call tries again.
-    pub(crate) fn regroup(&mut self, groups: &[Group<'_>]) -> Result<()> {
-        let slots = slots(groups);
-        let done = match &mut self.rung {
-            Rung::Kernel(kernel) => kernel.regroup(slots, groups),
-            Rung::Odds(odds) => odds.regroup(groups).map_err(|e| e.to_string()),
-            Rung::Sticky(sticky) => sticky.regroup(groups).map_err(|e| e.to_string()),
-            Rung::Hash => Ok(()),
-        };
+    /// Covers other listening addresses than before, or the same in another order. Workers keep their pages. After an error
+    /// the kernel's hash selects on some addresses; the next call tries again.
+    pub(crate) fn replace_groups(&mut self, groups: &[ReuseportGroup<'_>]) -> Result<()> {
+        let slots = count_slots(groups);
+        let outcome = self.backend.replace_groups(slots, groups);
         self.healthy.resize(slots.max(self.healthy.len()), false);
-        done.map_err(|why| Error::refused(format!("cannot steer all listening addresses: {why}")))
+        outcome.map_err(|why| {
+            Error::refused(format!("cannot select workers for all listening addresses: {why}"))
+        })
     }
 
-    /// A page for the worker that is about to be forked for `slot`.
-    pub(crate) fn lease(&mut self, slot: Slot) -> Lease {
-        match &mut self.rung {
-            Rung::Kernel(kernel) => kernel.memory.lease(slot),
-            _ => Lease { slot, seat: None },
-        }
+    /// Returns a page for the worker that is about to be forked for `slot`.
+    pub(crate) fn lease_page(&mut self, slot: Slot) -> LoadPageLease {
+        self.backend.lease_page(slot)
     }
 
-    /// This worker is now the one that takes its slot's connections.
-    pub(crate) fn hold(&mut self, lease: Lease) {
-        if let Rung::Kernel(kernel) = &mut self.rung {
-            kernel.memory.hold(lease);
-        }
+    /// Reads the load of the slot from the page of this worker, which now accepts for the slot.
+    pub(crate) fn activate_page(&mut self, lease: LoadPageLease) {
+        self.backend.activate_page(lease);
     }
 
-    /// This worker is dead.
-    pub(crate) fn retire(&mut self, lease: Lease) {
-        if let Rung::Kernel(kernel) = &mut self.rung {
-            kernel.memory.retire(lease);
-        }
+    /// Takes back the page of a dead worker.
+    pub(crate) fn free_page(&mut self, lease: LoadPageLease) {
+        self.backend.free_page(lease);
     }
 
-    /// In a freshly forked worker: its own page, and no way to write any other, nor to any table.
-    pub(crate) fn give_up_all_but(self, lease: Lease) -> Result<SlotMeter> {
-        match self.rung {
-            Rung::Kernel(kernel) => kernel
-                .memory
-                .give_up_all_but(lease)
-                .map_err(|e| Error::system("give up the pages of other slots", e)),
-            _ => Ok(SlotMeter::default()),
-        }
+    /// In a freshly forked worker: keeps its own page, and unmaps all other shared memory.
+    pub(crate) fn keep_only_page(self, lease: LoadPageLease) -> Result<LoadPage> {
+        self.backend
+            .keep_only_page(lease)
+            .map_err(|e| Error::system("unmap the load pages of other slots", e))
     }
 
-    /// Leaves the choice to the kernel's hash, and lets go of the sockets, so that another image may steer. If that
-    /// does not come to pass, start again.
-    pub(crate) fn release(mut self, groups: &[Group<'_>]) {
-        // What fails here is mended by whoever starts next: it detaches, and waits for the sockets.
-        groups
-            .iter()
-            .filter_map(|g| g.0.first())
-            .for_each(|socket| drop(bpf::detach_reuseport_program(*socket)));
-        if let Rung::Kernel(kernel) = &mut self.rung {
-            kernel.let_go();
-        }
+    /// Detaches all programs and releases the sockets, so that another image of the primary can attach its own.
+    pub(crate) fn detach(mut self, groups: &[ReuseportGroup<'_>]) {
+        detach_programs(groups);
+        self.backend.release_sockets();
     }
 
-    /// How many connections the hash had to place because no slot was healthy; `None` where nobody counts.
     #[cfg(test)]
-    pub(crate) fn by_hash(&self) -> Option<u64> {
-        match &self.rung {
-            Rung::Kernel(kernel) => Some(kernel.memory.by_hash()),
-            _ => None,
-        }
-    }
-
-    /// The instructions of the program that is attached, a line each; of several groups, the first one's.
-    #[cfg(test)]
-    pub(crate) fn listing(&self) -> Vec<String> {
-        match &self.rung {
-            Rung::Kernel(kernel) => super::bpf::ebpf::listing(&kernel.program),
-            Rung::Odds(odds) => super::bpf::classic::listing(&odds.program),
-            Rung::Sticky(sticky) => super::bpf::classic::listing(&sticky.program),
-            Rung::Hash => Vec::new(),
-        }
+    pub(crate) fn program_listing(&self) -> Vec<String> {
+        self.backend.program_listing()
     }
 }
 
-/// How many slots every group has a socket for.
-fn slots(groups: &[Group<'_>]) -> usize {
+/// Detaches the programs of all groups. A failure does not matter: the next `start` detaches again.
+pub(super) fn detach_programs(groups: &[ReuseportGroup<'_>]) {
+    let first_sockets = groups.iter().filter_map(|group| group.0.first());
+    first_sockets.for_each(|socket| drop(bpf::detach_reuseport_program(*socket)));
+}
+
+/// Returns for how many slots every group has a socket.
+fn count_slots(groups: &[ReuseportGroup<'_>]) -> usize {
     groups.iter().map(|group| group.0.len()).min().unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

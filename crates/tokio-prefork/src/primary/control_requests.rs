@@ -173,7 +173,7 @@ impl Primary {
         let around = Around {
             started: self.started,
             dispatch: self.current_config().map_or("", |config| config.dispatch.name()),
-            rung: self.rung(),
+            rung: self.selector_backend_name(),
             model: self.current_config().map_or("", |config| config.model.name()),
             listeners: self.listeners.locals(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),

@@ -119,11 +119,11 @@ impl EventLog {
     }
 
     /// What chooses among the slots, and whether it is the best of its policy.
-    pub(super) fn steering(&mut self, text: String, best: bool) {
+    pub(super) fn kernel_selector_started(&mut self, text: String, best: bool) {
         self.tell(if best { info(text) } else { warn(text) });
     }
 
-    pub(super) fn cannot_steer(&mut self, why: &dyn Display) {
+    pub(super) fn kernel_selector_failed(&mut self, why: &dyn Display) {
         self.tell(error(format!("{why}; the kernel's hash chooses meanwhile")));
     }
 

@@ -11,10 +11,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
 use crate::channel::PrimaryEnd;
-use crate::config::{Config, Dispatch};
+use crate::config::Config;
 use crate::dispatch::round_robin::Dealer;
 use crate::dispatch::round_robin::Queue;
-use crate::dispatch::{Lease, SlotMeter};
+use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
 use crate::messages::MailHub;
 use crate::scoreboard::RowIndex;
@@ -44,23 +44,28 @@ impl Primary {
             Error::config("no free row on the scoreboard: too many workers are still finishing")
         })?;
         // The worker has to be known to whatever chooses among the slots.
-        self.tend_steering();
+        self.update_kernel_selector();
         let config = config.filter(|_| web);
-        let lease = config.and_then(|config| self.lease_page(tag.slot, &config));
+        let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
         let forked = self.fork_into(tag, row, lease);
         if forked.is_err() {
             self.scoreboard.retire(row);
-            self.bury_steered(tag.id, lease);
+            self.remove_dispatch_target(tag.id, lease);
         }
         forked
     }
 
-    fn fork_into(&mut self, tag: WorkerTag, row: RowIndex, lease: Option<Lease>) -> Result<u32> {
+    fn fork_into(
+        &mut self,
+        tag: WorkerTag,
+        row: RowIndex,
+        lease: Option<LoadPageLease>,
+    ) -> Result<u32> {
         let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
         let mail = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
-        let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch == Dispatch::RoundRobin;
+        let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch.accepts_in_primary();
         let queue = dealt_to
             .then(Queue::new)
             .transpose()
@@ -97,7 +102,7 @@ impl Primary {
     fn live_as_worker(
         &mut self,
         tag: WorkerTag,
-        pages: (RowIndex, Option<Lease>),
+        pages: (RowIndex, Option<LoadPageLease>),
         ends: Ends,
         primary: u32,
         blocked: BlockedSignals,
@@ -117,7 +122,7 @@ impl Primary {
     fn become_worker(
         &mut self,
         tag: WorkerTag,
-        (row, lease): (RowIndex, Option<Lease>),
+        (row, lease): (RowIndex, Option<LoadPageLease>),
         ends: Ends,
         primary: u32,
         blocked: BlockedSignals,
@@ -159,9 +164,9 @@ impl Primary {
             .scoreboard
             .give_up_all_but(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard pages", e))?;
-        let meter = match self.steering.take().zip(lease) {
-            Some((steered, lease)) => steered.steering.give_up_all_but(lease)?,
-            None => SlotMeter::default(),
+        let load_page = match self.kernel_selector.take().zip(lease) {
+            Some((active, lease)) => active.selector.keep_only_page(lease)?,
+            None => LoadPage::default(),
         };
         let per_slot = config.dispatch.has_socket_per_slot();
         // Who serves no connections has no sockets, and closes those of the primary.
@@ -178,7 +183,7 @@ impl Primary {
             kinds: self.supervisor.kind_first_slots(),
             queue,
             rows,
-            meter,
+            load_page,
             board,
             config,
             terminate,

@@ -1,133 +1,151 @@
-//! What chooses among the sockets of slots: kept in step with the configuration, the sockets and the workers.
+//! Keeps the kernel's selection among the sockets of slots in step with configuration, sockets and workers.
 //!
-//! Who takes the connections of a slot is the supervisor's word (`Action::SetDispatchTarget`), as it decides on adoption by the same
-//! facts. All else is looked at when it may have changed, before each fork and once a second, and done where it differs. So what
-//! has failed is tried again, and meanwhile the kernel's hash chooses: among sockets that all have somebody.
+//! Which worker accepts for a slot is decided by the supervisor (`Action::SetDispatchTarget`), together with the adoption of
+//! sockets. Everything else is compared with the wanted state when it may have changed, before each fork and once a second, and
+//! updated where it differs. So what has failed is retried; meanwhile the kernel's hash selects a socket.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::Primary;
 use crate::config::{Config, Dispatch};
-use crate::dispatch::{Group, Lease, Load, Steering};
+use crate::dispatch::{KernelSelector, LoadPageLease, ReuseportGroup, SlotLoad};
 use crate::error::Error;
 use crate::listener::{ListenAddr, ListenerSet};
 use prefork_supervisor::{Slot, WorkerId};
 
-/// So many different troubles are told.
-const MOST_TOLD: usize = 8;
+/// How many different errors of one selector are logged.
+const MAX_LOGGED_ERRORS: usize = 8;
 
-/// What chooses, and what it was given to choose from.
-pub(super) struct Steered {
-    pub(super) steering: Steering,
+/// The kernel selector in force, and what it was started with.
+pub(super) struct ActiveSelector {
+    pub(super) selector: KernelSelector,
     policy: Dispatch,
-    /// The addresses, with the number of their sockets.
+    /// The listening addresses, with the number of their sockets.
     groups: Vec<(ListenAddr, usize)>,
-    /// What has failed was told: it is tried again each second.
-    told: BTreeSet<String>,
+    /// Errors that have been logged: the same one would come every second.
+    logged_errors: BTreeSet<String>,
 }
 
-/// The sockets of the addresses that `config` names, where slots have their own.
-fn groups<'a>(listeners: &'a ListenerSet, config: &Config) -> Vec<(&'a ListenAddr, Group<'a>)> {
-    match config.dispatch.chooses_in_kernel() {
-        true => listeners.groups(&config.bind).map(|(addr, fds)| (addr, Group(fds))).collect(),
+/// Returns the sockets of the addresses in `config`, if its policy selects slots in the kernel.
+fn socket_groups<'a>(
+    listeners: &'a ListenerSet,
+    config: &Config,
+) -> Vec<(&'a ListenAddr, ReuseportGroup<'a>)> {
+    match config.dispatch.has_kernel_program() {
+        true => {
+            listeners.groups(&config.bind).map(|(addr, fds)| (addr, ReuseportGroup(fds))).collect()
+        }
         false => Vec::new(),
     }
 }
 
-/// As steering takes them.
-fn sockets<'a>(groups: Vec<(&'a ListenAddr, Group<'a>)>) -> Vec<Group<'a>> {
+fn without_addresses<'a>(
+    groups: Vec<(&'a ListenAddr, ReuseportGroup<'a>)>,
+) -> Vec<ReuseportGroup<'a>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// What chooses, in words, with the reason if it is not what the policy means.
-fn said(policy: Dispatch, rung: &str, reason: Option<&str>) -> String {
+/// Describes which backend selects, with the reason if it is not the best one of the policy.
+fn describe_backend(policy: Dispatch, backend: &str, reason: Option<&str>) -> String {
     let Some(why) = reason else {
-        return format!("{policy}: the kernel chooses the worker ({rung})");
+        return format!("{policy}: the kernel chooses the worker ({backend})");
     };
-    match rung {
-        "cbpf-weights" => format!("{policy}: {why}; choosing by weights ({rung})"),
-        _ => format!("{policy}: {why}; choosing by the kernel's hash ({rung})"),
+    match backend {
+        "cbpf-weights" => format!("{policy}: {why}; choosing by weights ({backend})"),
+        _ => format!("{policy}: {why}; choosing by the kernel's hash ({backend})"),
     }
 }
 
 impl Primary {
-    /// Sees to it that what is listened on is steered as the configuration in force says.
-    pub(super) fn tend_steering(&mut self) {
+    /// Starts, updates or stops the kernel selector so that it fits the configuration in force.
+    pub(super) fn update_kernel_selector(&mut self) {
         let config = self.current_config().cloned();
         let Some(config) = config.filter(|_| !self.supervisor.is_stopping()) else { return };
-        let groups = groups(&self.listeners, &config);
+        let groups = socket_groups(&self.listeners, &config);
         let wanted: Vec<(ListenAddr, usize)> =
             groups.iter().map(|(addr, group)| ((*addr).clone(), group.0.len())).collect();
-        let steered = self.steering.as_mut().filter(|one| one.policy == config.dispatch);
-        let Some(steered) = steered.filter(|_| !wanted.is_empty()) else {
-            self.end_steering();
-            return self.begin_steering(&config, wanted);
+        let active = self.kernel_selector.as_mut().filter(|one| one.policy == config.dispatch);
+        let Some(active) = active.filter(|_| !wanted.is_empty()) else {
+            self.stop_kernel_selector();
+            return self.start_kernel_selector(&config, wanted);
         };
-        if steered.groups == wanted {
+        if active.groups == wanted {
             return;
         }
-        let outcome = match steered.groups.iter().map(|g| &g.0).eq(wanted.iter().map(|g| &g.0)) {
-            true => steered.steering.group_grew(&sockets(groups)),
-            false => steered.steering.regroup(&sockets(groups)),
+        let outcome = match active.groups.iter().map(|g| &g.0).eq(wanted.iter().map(|g| &g.0)) {
+            true => active.selector.add_slots(&without_addresses(groups)),
+            false => active.selector.replace_groups(&without_addresses(groups)),
         };
         match outcome {
-            Ok(()) => steered.groups = wanted,
-            Err(e) => self.note_steering(&e),
+            Ok(()) => active.groups = wanted,
+            Err(e) => self.log_selector_error(&e),
         }
     }
 
-    fn begin_steering(&mut self, config: &Config, wanted: Vec<(ListenAddr, usize)>) {
+    fn start_kernel_selector(&mut self, config: &Config, wanted: Vec<(ListenAddr, usize)>) {
         if wanted.is_empty() {
             return;
         }
         let policy = config.dispatch;
-        let steering = Steering::start(policy, &sockets(groups(&self.listeners, config)));
-        let text = said(policy, steering.rung(), steering.reason());
-        self.event_log.steering(text, steering.reason().is_none());
-        self.steering = Some(Steered { steering, policy, groups: wanted, told: BTreeSet::new() });
-        let told: Vec<_> =
+        let selector = KernelSelector::start(
+            policy,
+            &without_addresses(socket_groups(&self.listeners, config)),
+        );
+        let reason = selector.fallback_reason();
+        let text = describe_backend(policy, selector.backend_name(), reason.as_deref());
+        self.event_log.kernel_selector_started(text, reason.is_none());
+        self.kernel_selector = Some(ActiveSelector {
+            selector,
+            policy,
+            groups: wanted,
+            logged_errors: BTreeSet::new(),
+        });
+        let targets: Vec<_> =
             self.supervisor.dispatch_targets().iter().map(|(s, w)| (*s, *w)).collect();
-        for (slot, worker) in told {
-            self.steer(slot, Some(worker));
+        for (slot, worker) in targets {
+            self.set_dispatch_target(slot, Some(worker));
         }
     }
 
-    /// Leaves the choice to the kernel's hash.
-    pub(super) fn end_steering(&mut self) {
-        let Some(steered) = self.steering.take() else { return };
-        let addrs: Vec<ListenAddr> = steered.groups.into_iter().map(|(addr, _)| addr).collect();
-        let groups: Vec<_> = self.listeners.groups(&addrs).map(|(_, fds)| Group(fds)).collect();
-        steered.steering.release(&groups);
-        // Their pages are nobody's any more.
+    /// Detaches the selector: the kernel's hash selects from now on.
+    pub(super) fn stop_kernel_selector(&mut self) {
+        let Some(active) = self.kernel_selector.take() else { return };
+        let addrs: Vec<ListenAddr> = active.groups.into_iter().map(|(addr, _)| addr).collect();
+        let groups: Vec<_> =
+            self.listeners.groups(&addrs).map(|(_, fds)| ReuseportGroup(fds)).collect();
+        active.selector.detach(&groups);
+        // The pages are unmapped with the selector.
         self.workers.values_mut().for_each(|child| child.lease = None);
     }
 
-    /// This worker takes the slot's connections from now on, or nobody does.
-    pub(super) fn steer(&mut self, slot: Slot, worker: Option<WorkerId>) {
+    /// Directs new connections of `slot` to `worker`, or to other slots if there is none.
+    pub(super) fn set_dispatch_target(&mut self, slot: Slot, worker: Option<WorkerId>) {
         let lease = worker.and_then(|id| self.workers.get(&id)?.lease);
         let config = self.current_config().cloned();
-        let Some((steered, config)) = self.steering.as_mut().zip(config) else { return };
+        let Some((active, config)) = self.kernel_selector.as_mut().zip(config) else { return };
         if let Some(lease) = lease {
-            steered.steering.hold(lease);
+            active.selector.activate_page(lease);
         }
-        let groups = sockets(groups(&self.listeners, &config));
-        if let Err(e) = steered.steering.set_health(slot, worker.is_some(), &groups) {
-            self.note_steering(&e);
+        let groups = without_addresses(socket_groups(&self.listeners, &config));
+        if let Err(e) = active.selector.set_slot_health(slot, worker.is_some(), &groups) {
+            self.log_selector_error(&e);
         }
     }
 
-    /// What is to be done each second.
-    pub(super) fn refresh_steering(&mut self) {
+    /// Updates the selector with the current loads, once a second.
+    pub(super) fn refresh_kernel_selector(&mut self) {
         let now = Instant::now();
-        if !self.steering.as_ref().is_some_and(|steered| steered.steering.is_due(now)) {
+        if !self.kernel_selector.as_ref().is_some_and(|active| active.selector.is_refresh_due(now))
+        {
             return;
         }
-        self.tend_steering();
+        self.update_kernel_selector();
         let config = self.current_config().cloned();
-        let Some((steered, config)) = self.steering.as_mut().zip(config) else { return };
-        let groups = sockets(groups(&self.listeners, &config));
-        let mut loads = vec![Load::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
+        let Some((active, config)) = self.kernel_selector.as_mut().zip(config) else { return };
+        let groups = without_addresses(socket_groups(&self.listeners, &config));
+        let mut loads =
+            vec![SlotLoad::default(); groups.iter().map(|g| g.0.len()).max().unwrap_or(0)];
         for (slot, worker) in self.supervisor.dispatch_targets() {
             let row = self.workers.get(worker).map(|child| child.row);
             if let Some((load, row)) = loads.get_mut(slot.0 as usize).zip(row) {
@@ -136,44 +154,51 @@ impl Primary {
         }
         for group in &groups {
             for (load, socket) in loads.iter_mut().zip(&group.0) {
-                load.waiting +=
+                load.queued +=
                     prefork_os::socket::accept_queue(socket).map_or(0, |q| u64::from(q.depth));
             }
         }
-        if let Err(e) = steered.steering.refresh(now, &loads, &groups) {
-            self.note_steering(&e);
+        if let Err(e) = active.selector.refresh(now, &loads, &groups) {
+            self.log_selector_error(&e);
         }
     }
 
-    /// A page for the worker that is about to be forked for `slot` under `config`.
-    pub(super) fn lease_page(&mut self, slot: Slot, config: &Config) -> Option<Lease> {
-        let steered = self.steering.as_mut().filter(|_| config.dispatch.chooses_in_kernel())?;
-        Some(steered.steering.lease(slot))
+    /// Returns a load page for the worker that is about to be forked for `slot` under `config`.
+    pub(super) fn lease_load_page(&mut self, slot: Slot, config: &Config) -> Option<LoadPageLease> {
+        let active =
+            self.kernel_selector.as_mut().filter(|_| config.dispatch.has_kernel_program())?;
+        Some(active.selector.lease_page(slot))
     }
 
-    /// Nobody steers to a dead worker; its page is free.
-    pub(super) fn bury_steered(&mut self, worker: WorkerId, lease: Option<Lease>) {
-        let slots = self.supervisor.dispatch_targets().iter();
-        let own = slots.filter(|(_, own)| **own == worker).map(|(slot, _)| *slot).next();
-        // In this order: a page that is empty would attract everybody.
+    /// Directs no connections to a dead worker any more, and frees its page.
+    pub(super) fn remove_dispatch_target(
+        &mut self,
+        worker: WorkerId,
+        lease: Option<LoadPageLease>,
+    ) {
+        let mut targets = self.supervisor.dispatch_targets().iter();
+        let own = targets.find(|(_, target)| **target == worker).map(|(slot, _)| *slot);
+        // Before the page is freed: an empty page would attract all connections.
         if let Some(slot) = own {
-            self.steer(slot, None);
+            self.set_dispatch_target(slot, None);
         }
-        if let Some((steered, lease)) = self.steering.as_mut().zip(lease) {
-            steered.steering.retire(lease);
-        }
-    }
-
-    /// Tells trouble once, and not each second.
-    fn note_steering(&mut self, trouble: &Error) {
-        let Some(steered) = &mut self.steering else { return };
-        if steered.told.len() < MOST_TOLD && steered.told.insert(trouble.to_string()) {
-            self.event_log.cannot_steer(trouble);
+        if let Some((active, lease)) = self.kernel_selector.as_mut().zip(lease) {
+            active.selector.free_page(lease);
         }
     }
 
-    /// What chooses, for status; empty where only the policy does.
-    pub(super) fn rung(&self) -> &'static str {
-        self.steering.as_ref().map_or("", |steered| steered.steering.rung())
+    /// Logs an error once, although it may occur every second.
+    fn log_selector_error(&mut self, error: &Error) {
+        let Some(active) = &mut self.kernel_selector else { return };
+        if active.logged_errors.len() < MAX_LOGGED_ERRORS
+            && active.logged_errors.insert(error.to_string())
+        {
+            self.event_log.kernel_selector_failed(error);
+        }
+    }
+
+    /// Returns the backend that selects, for status; empty for a policy without one.
+    pub(super) fn selector_backend_name(&self) -> &'static str {
+        self.kernel_selector.as_ref().map_or("", |active| active.selector.backend_name())
     }
 }

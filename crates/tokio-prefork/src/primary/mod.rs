@@ -34,7 +34,7 @@ use std::time::Instant;
 use crate::channel::PrimaryEnd;
 use crate::config::{Config, ControlSocket, Workers};
 use crate::control::Server;
-use crate::dispatch::Lease;
+use crate::dispatch::LoadPageLease;
 use crate::dispatch::round_robin::Queue;
 use crate::error::{Error, Result};
 use crate::listener::ListenerSet;
@@ -63,7 +63,7 @@ pub(crate) use upgrade_check::prove;
 /// Reads the configuration again, for a reload.
 pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
 use crate::dispatch::round_robin::Dealer;
-use kernel_selector::Steered;
+use kernel_selector::ActiveSelector;
 
 /// A living worker, as the kernel knows it.
 pub(crate) struct WorkerProcess {
@@ -80,7 +80,7 @@ pub(crate) struct WorkerProcess {
     /// It leaves: it is sent no more, and has been told so.
     pub(crate) released: bool,
     /// Where it tells its load to whatever chooses among the slots, if anybody reads it.
-    lease: Option<Lease>,
+    lease: Option<LoadPageLease>,
     /// It has sent connections itself, and may do so faster than they can be passed on.
     sends: bool,
 }
@@ -154,7 +154,7 @@ pub(crate) struct Primary {
     /// New connections on their way to a worker.
     dealer: Dealer,
     /// `None` where no program chooses who gets a connection.
-    steering: Option<Steered>,
+    kernel_selector: Option<ActiveSelector>,
     /// The application's messages, and what it does with them here.
     messages: Mail,
     /// Of pools of isolated workers.
@@ -269,7 +269,7 @@ impl Primary {
             workers: BTreeMap::new(),
             handover: HandoverRelay::default(),
             dealer: Dealer::default(),
-            steering: None,
+            kernel_selector: None,
             messages: mail,
             isolated_pools: desks,
             pending_events: VecDeque::from([Event::Started]),
@@ -305,7 +305,7 @@ impl Primary {
             // Those that died during the exec were reported to nobody, or to a mask that held it back.
             self.reap();
         }
-        self.tend_steering();
+        self.update_kernel_selector();
         self.store_sockets();
         prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("let signals in", e))
     }

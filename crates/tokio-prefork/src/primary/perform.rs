@@ -25,7 +25,7 @@ impl Primary {
             }
             Action::AdoptSlot { worker, slot } => self.adopt_slot(worker, slot),
             Action::ReleaseSlot { worker, slot } => self.release_slot(worker, slot),
-            Action::SetDispatchTarget { slot, worker } => self.steer(slot, worker),
+            Action::SetDispatchTarget { slot, worker } => self.set_dispatch_target(slot, worker),
             Action::CloseListeners => {
                 self.unstore_files();
                 self.listeners.close_all();
@@ -43,7 +43,7 @@ impl Primary {
             Action::ExecNewBinary => self.begin_take_over(),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
             Action::SampleHealth { with_memory } => {
-                self.refresh_steering();
+                self.refresh_kernel_selector();
                 let event = self.observe(with_memory);
                 self.pending_events.push_back(event);
             }

@@ -125,7 +125,7 @@ impl Primary {
         }
         self.unstore(&closed);
         self.empty_groups(&closed);
-        self.tend_steering();
+        self.update_kernel_selector();
         self.switch_log();
     }
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use super::Primary;
 use crate::channel::Unread;
-use crate::config::Dispatch;
 use crate::dispatch::round_robin::{Dealer, Table};
 use crate::listener::{Listener, ListenerSet};
 use prefork_os::poll::PollSet;
@@ -55,7 +54,7 @@ impl Primary {
                 let held = self.dealer.give_up().count();
                 self.dealer.lose(held, "no worker is left to take them");
             }
-        } else if self.current_config().is_some_and(|c| c.dispatch != Dispatch::RoundRobin)
+        } else if self.current_config().is_some_and(|c| !c.dispatch.accepts_in_primary())
             && !self.workers.values().any(|child| child.queue.is_some() && !child.released)
         {
             // To workers that accept by themselves it comes as from another worker.

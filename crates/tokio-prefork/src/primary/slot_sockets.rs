@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use super::Primary;
 use crate::channel::{ToWorker, Unread};
-use crate::config::Dispatch;
 use crate::listener::{ListenAddr, Listener, Repaired};
 use prefork_supervisor::Event;
 use prefork_supervisor::{Slot, WorkerId};
@@ -25,7 +24,7 @@ impl Primary {
             }
             None => Err("no configuration is in force".to_string()),
         };
-        self.tend_steering();
+        self.update_kernel_selector();
         self.store_sockets();
         Event::SocketsOpened { slots, result }
     }
@@ -45,8 +44,7 @@ impl Primary {
         for child in self.workers.values().filter(|one| one.serves_web(&self.supervisor)) {
             let config = self.configs.get(&child.tag.generation);
             let Some(dispatch) = config.map(|config| config.dispatch) else { continue };
-            // Under round-robin the primary accepts.
-            if dispatch == Dispatch::RoundRobin || child.released {
+            if dispatch.accepts_in_primary() || child.released {
                 continue;
             }
             let adopted =
@@ -77,7 +75,7 @@ impl Primary {
             }
         }
         self.unstore(&replaced);
-        self.tend_steering();
+        self.update_kernel_selector();
         addrs
     }
 

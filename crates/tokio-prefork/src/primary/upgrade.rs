@@ -91,7 +91,7 @@ impl Primary {
                 0 => self.leave_to_older(&manifest)?,
                 _ => self.leave_files(&mut manifest),
             }
-            self.end_steering();
+            self.stop_kernel_selector();
             let mut descriptors = self.descriptors();
             descriptors.extend(self.control.iter().flat_map(Server::descriptors));
             descriptors.extend(self.pid_file.iter().map(AsFd::as_fd));
@@ -108,7 +108,7 @@ impl Primary {
             Ok(Some(error)) | Err(error) => error,
         };
         self.taking_over = false;
-        self.tend_steering();
+        self.update_kernel_selector();
         self.pending_events.push_back(Event::UpgradeFailed { reason: error.to_string() });
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::channel::{Heard, PrimaryEnd, ToPrimary};
 use crate::config::Config;
-use crate::dispatch::SlotMeter;
+use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::messages::MessageLimits;
 use crate::scoreboard::Scoreboard;
@@ -69,7 +69,7 @@ pub(crate) fn prove(config: Config, entry: &WorkerEntry) -> Result<()> {
                     kinds: Vec::new(),
                     message_limits: MessageLimits::default(),
                     rows,
-                    meter: SlotMeter::default(),
+                    load_page: LoadPage::default(),
                     board: reader,
                     config: Rc::new(config),
                     terminate,

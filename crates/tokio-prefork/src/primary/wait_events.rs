@@ -199,7 +199,7 @@ impl Primary {
             self.pending_events.extend(child.listen(LAST_WORDS, &mut self.handover));
             self.messages.hub.bury(worker);
             self.dealer.bury(worker, child.queue.take());
-            self.bury_steered(worker, child.lease);
+            self.remove_dispatch_target(worker, child.lease);
             let requests_served = self.scoreboard.retire(child.row).requests;
             self.release_board(child.row);
             self.pending_events.push_back(Event::Exited { worker, status, requests_served });

@@ -121,7 +121,7 @@ impl ConnectionGuard {
         entry: &Rc<ConnectionEntry>,
     ) -> ConnectionGuard {
         state.connections.borrow_mut().add(entry);
-        state.meter.opened();
+        state.load_page.count_opened();
         ConnectionGuard { state: Rc::clone(state), entry: Rc::clone(entry) }
     }
 }
@@ -130,7 +130,7 @@ impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.state.connections.borrow_mut().remove(&self.entry);
         self.state.row.closed();
-        self.state.meter.closed();
+        self.state.load_page.count_closed();
         self.state.wake_acceptors_if_least_loaded();
         self.state.capacity_freed.notify_waiters();
     }

@@ -12,7 +12,7 @@ use super::full::Fullness;
 use super::http::connection_state::ConnectionState;
 use crate::channel::{HandOver, ToPrimary, WorkerEnd};
 use crate::config::Config;
-use crate::dispatch::SlotMeter;
+use crate::dispatch::LoadPage;
 use crate::dispatch::queue_wait::Shedding;
 use crate::dispatch::reuseport::adopted_sockets::Adopted;
 use crate::messages::MailEnd;
@@ -28,7 +28,7 @@ pub(crate) struct LocalWorkerState {
     pub(crate) config: Rc<Config>,
     pub(crate) row: OwnRow,
     /// Counts connections for whatever chooses among the slots.
-    pub(crate) meter: SlotMeter,
+    pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: Reader,
     pub(crate) channel: WorkerEnd,
     /// Whether the primary is there.
@@ -100,7 +100,7 @@ impl LocalWorkerState {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
-            self.meter.leave();
+            self.load_page.stop_counting();
         }
         // A later order may say more about where connections can go.
         self.connections.borrow().wake_all();

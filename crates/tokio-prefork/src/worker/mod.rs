@@ -22,7 +22,6 @@ pub(crate) mod worker_handle;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,11 +30,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::channel::{ToPrimary, WorkerEnd};
-use crate::dispatch::Acceptor;
-use crate::dispatch::round_robin::Taker;
-use crate::dispatch::{AcceptedConnection, ConnectionStarter};
+use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{Error, Result, exit};
-use crate::listener::Listener;
 use crate::messages::MailEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
@@ -164,7 +160,15 @@ pub(crate) fn enter(init: WorkerInit, app: &App) -> u8 {
 
 async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     let WorkerInit {
-        tag, listeners, channel, mail, message_limits, queue, mut rows, meter, ..
+        tag,
+        listeners,
+        channel,
+        mail,
+        message_limits,
+        queue,
+        mut rows,
+        load_page,
+        ..
     } = init;
     let WorkerInit { board, config, terminate, kinds, .. } = init;
     let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
@@ -178,7 +182,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         kinds,
         config,
         row,
-        meter,
+        load_page,
         scoreboard: board,
         channel,
         messages: mail,
@@ -211,7 +215,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         () = state.drain.started() => return Ok(exit::OK),
     };
     let handler = state.app.get_or_init(|| handler);
-    begin_accepting(&state, handler, listeners, queue)?;
+    dispatch::start_accepting(&state, handler, listeners, queue)?;
     state.messages.booted();
     state.row.state(WorkerState::Serving);
     say(&state, &ToPrimary::Ready, tag)?;
@@ -227,36 +231,6 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
     }
     state.messages.flush(LAST_LETTERS).await;
     outcome.map(|()| exit::OK)
-}
-
-/// From now on connections are taken: out of the queue if there is one, or else from the sockets.
-fn begin_accepting(
-    state: &Rc<LocalWorkerState>,
-    handler: &BootedApp,
-    listeners: Vec<Listener>,
-    queue: Option<OwnedFd>,
-) -> Result<()> {
-    for listener in &listeners {
-        listener.set_tcp_keep_alive(state.config.tcp_keep_alive);
-    }
-    let listeners = match queue {
-        Some(queue) => {
-            let taker = Taker::new(state, queue, listeners, handler.connection_starter(state))
-                .map_err(|e| Error::system("register the queue of connections", e))?;
-            tokio::task::spawn_local(taker.run());
-            Vec::new()
-        }
-        None => listeners,
-    };
-    let per_slot = state.config.dispatch.has_socket_per_slot();
-    for listener in listeners {
-        let polite = listener.is_everybodys() || !per_slot;
-        let starter = handler.connection_starter(state);
-        let acceptor = Acceptor::new(state, listener, starter, polite, Rc::default())
-            .map_err(|e| Error::system("register a listening socket", e))?;
-        tokio::task::spawn_local(acceptor.run());
-    }
-    Ok(())
 }
 
 fn boot_failed(state: &LocalWorkerState, error: &Error) -> u8 {

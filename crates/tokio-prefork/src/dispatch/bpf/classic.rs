@@ -1,18 +1,21 @@
-//! The classic machine: an accumulator A, an index X, sixteen words of memory, and no loops. Anybody may attach a
-//! program for it. What it returns is the number of a socket in its group; a number that no socket has leaves
-//! the choice to the kernel's hash. Pure.
+//! Assembles and disassembles classic BPF programs, which need no privilege. Pure.
+//!
+//! The machine has an accumulator A, an index register X, sixteen words of memory, and no loops. A program returns the number of a socket in
+//! its reuseport group; for a number that no socket has, the kernel's hash selects.
 
-use prefork_os::bpf::ClassicBpfInstruction;
+use std::io;
 
-/// The longest program the kernel takes (`BPF_MAXINSNS`).
-pub(in crate::dispatch) const LONGEST: usize = 4096;
-/// What to return so that the kernel's hash chooses.
-pub(in crate::dispatch) const NOBODY: u32 = u32::MAX;
-/// Offsets from here on are into the network header (`SKF_NET_OFF`), wherever the packet's data begin. For a
-/// reuseport program those are the payload.
-pub(in crate::dispatch) const NETWORK: u32 = -0x10_0000_i32 as u32;
-/// Loading from here gives a random number (`SKF_AD_OFF + SKF_AD_RANDOM`).
-pub(in crate::dispatch) const RANDOM: u32 = (-0x1000_i32 + 56) as u32;
+use crate::dispatch::kernel_selector::ReuseportGroup;
+use prefork_os::bpf::{self, ClassicBpfInstruction};
+
+/// The most instructions of a program (`BPF_MAXINSNS`).
+pub(in crate::dispatch) const MAX_INSTRUCTIONS: usize = 4096;
+/// The return value for which the kernel's hash selects.
+pub(in crate::dispatch) const NO_SOCKET: u32 = u32::MAX;
+/// The offset of the network header (`SKF_NET_OFF`). Offset 0 is the payload in a reuseport program.
+pub(in crate::dispatch) const NETWORK_HEADER: u32 = -0x10_0000_i32 as u32;
+/// The offset from which a load returns a random number (`SKF_AD_OFF + SKF_AD_RANDOM`).
+pub(in crate::dispatch) const RANDOM_NUMBER: u32 = (-0x1000_i32 + 56) as u32;
 
 const LD_WORD: u16 = 0x20;
 const LD_BYTE: u16 = 0x30;
@@ -32,7 +35,7 @@ const RETURN: u16 = 0x06;
 const RETURN_A: u16 = 0x16;
 const TAX: u16 = 0x07;
 
-fn plain(code: u16, k: u32) -> ClassicBpfInstruction {
+fn instruction(code: u16, k: u32) -> ClassicBpfInstruction {
     ClassicBpfInstruction { code, jump_true: 0, jump_false: 0, k }
 }
 
@@ -40,100 +43,114 @@ fn jump(code: u16, k: u32, jump_true: u8, jump_false: u8) -> ClassicBpfInstructi
     ClassicBpfInstruction { code, jump_true, jump_false, k }
 }
 
-/// A = the word at this place of the packet.
-pub(in crate::dispatch) fn word(place: u32) -> ClassicBpfInstruction {
-    plain(LD_WORD, place)
+/// A = the 32-bit word at this offset of the packet.
+pub(in crate::dispatch) fn load_word(offset: u32) -> ClassicBpfInstruction {
+    instruction(LD_WORD, offset)
 }
 
-/// A = the byte at this place of the packet.
-pub(in crate::dispatch) fn byte(place: u32) -> ClassicBpfInstruction {
-    plain(LD_BYTE, place)
+/// A = the byte at this offset of the packet.
+pub(in crate::dispatch) fn load_byte(offset: u32) -> ClassicBpfInstruction {
+    instruction(LD_BYTE, offset)
 }
 
 /// A = `k`.
-pub(in crate::dispatch) fn number(k: u32) -> ClassicBpfInstruction {
-    plain(LD_NUMBER, k)
+pub(in crate::dispatch) fn load_immediate(k: u32) -> ClassicBpfInstruction {
+    instruction(LD_NUMBER, k)
 }
 
 /// A = a word of memory.
-pub(in crate::dispatch) fn recall(cell: u32) -> ClassicBpfInstruction {
-    plain(LD_MEMORY, cell)
+pub(in crate::dispatch) fn load_memory(cell: u32) -> ClassicBpfInstruction {
+    instruction(LD_MEMORY, cell)
 }
 
 /// A word of memory = A.
-pub(in crate::dispatch) fn store(cell: u32) -> ClassicBpfInstruction {
-    plain(STORE, cell)
+pub(in crate::dispatch) fn store_memory(cell: u32) -> ClassicBpfInstruction {
+    instruction(STORE, cell)
 }
 
 /// X = `k`.
-pub(in crate::dispatch) fn index(k: u32) -> ClassicBpfInstruction {
-    plain(LDX_NUMBER, k)
+pub(in crate::dispatch) fn load_index(k: u32) -> ClassicBpfInstruction {
+    instruction(LDX_NUMBER, k)
 }
 
 /// X = A.
-pub(in crate::dispatch) fn to_index() -> ClassicBpfInstruction {
-    plain(TAX, 0)
+pub(in crate::dispatch) fn copy_to_index() -> ClassicBpfInstruction {
+    instruction(TAX, 0)
 }
 
 pub(in crate::dispatch) fn multiply(k: u32) -> ClassicBpfInstruction {
-    plain(MUL, k)
+    instruction(MUL, k)
 }
 
-/// A = the rest of A divided by `k`, which is not zero.
+/// A = A modulo `k`, which must not be zero.
 pub(in crate::dispatch) fn modulo(k: u32) -> ClassicBpfInstruction {
-    plain(MOD, k)
+    instruction(MOD, k)
 }
 
 pub(in crate::dispatch) fn shift_right(k: u32) -> ClassicBpfInstruction {
-    plain(RSH, k)
+    instruction(RSH, k)
 }
 
 pub(in crate::dispatch) fn xor(k: u32) -> ClassicBpfInstruction {
-    plain(XOR, k)
+    instruction(XOR, k)
 }
 
 pub(in crate::dispatch) fn xor_index() -> ClassicBpfInstruction {
-    plain(XOR_X, 0)
+    instruction(XOR_X, 0)
 }
 
-/// Skips so many instructions if A = `k`, or so many if not.
-pub(in crate::dispatch) fn if_equal(k: u32, skip: u8, otherwise: u8) -> ClassicBpfInstruction {
+/// Skips `skip` instructions if A = `k`, else `otherwise`.
+pub(in crate::dispatch) fn jump_if_equal(k: u32, skip: u8, otherwise: u8) -> ClassicBpfInstruction {
     jump(JEQ, k, skip, otherwise)
 }
 
-/// The same for A >= `k`.
-pub(in crate::dispatch) fn if_at_least(k: u32, skip: u8, otherwise: u8) -> ClassicBpfInstruction {
+/// Skips `skip` instructions if A >= `k`, else `otherwise`.
+pub(in crate::dispatch) fn jump_if_at_least(
+    k: u32,
+    skip: u8,
+    otherwise: u8,
+) -> ClassicBpfInstruction {
     jump(JGE, k, skip, otherwise)
 }
 
-/// The same for A > X.
-pub(in crate::dispatch) fn if_above_index(skip: u8, otherwise: u8) -> ClassicBpfInstruction {
+/// Skips `skip` instructions if A > X, else `otherwise`.
+pub(in crate::dispatch) fn jump_if_above_index(skip: u8, otherwise: u8) -> ClassicBpfInstruction {
     jump(JGT_X, 0, skip, otherwise)
 }
 
-pub(in crate::dispatch) fn choose(socket: u32) -> ClassicBpfInstruction {
-    plain(RETURN, socket)
+/// Selects this socket of the group.
+pub(in crate::dispatch) fn return_socket(socket: u32) -> ClassicBpfInstruction {
+    instruction(RETURN, socket)
 }
 
-/// Returns A.
-pub(in crate::dispatch) fn choose_accumulator() -> ClassicBpfInstruction {
-    plain(RETURN_A, 0)
+/// Selects the socket with number A.
+pub(in crate::dispatch) fn return_accumulator() -> ClassicBpfInstruction {
+    instruction(RETURN_A, 0)
 }
 
-/// A line for each instruction, as `bpf_asm` reads it.
-pub(in crate::dispatch) fn listing(program: &[ClassicBpfInstruction]) -> Vec<String> {
+/// Attaches a program to the reuseport group of every listening address.
+pub(in crate::dispatch) fn attach_to_groups(
+    groups: &[ReuseportGroup<'_>],
+    program: &[ClassicBpfInstruction],
+) -> io::Result<()> {
+    let mut first_sockets = groups.iter().filter_map(|group| group.0.first());
+    first_sockets.try_for_each(|socket| bpf::attach_classic_reuseport_program(*socket, program))
+}
+
+/// Returns one line per instruction, in the syntax of `bpf_asm`.
+pub(in crate::dispatch) fn disassemble(program: &[ClassicBpfInstruction]) -> Vec<String> {
     let line = |(at, instruction): (usize, &ClassicBpfInstruction)| {
         let ClassicBpfInstruction { code, jump_true, jump_false, k } = *instruction;
         let targets =
             || format!("{}, {}", at + 1 + jump_true as usize, at + 1 + jump_false as usize);
-        let place = || match k.wrapping_sub(NETWORK) {
-            _ if k == RANDOM => "rand".to_string(),
-            offset if offset < 0x10_0000 => format!("[net + {offset}]"),
+        let offset = || match k.wrapping_sub(NETWORK_HEADER) {
+            _ if k == RANDOM_NUMBER => "rand".to_string(),
+            header if header < 0x10_0000 => format!("[net + {header}]"),
             _ => format!("[{k}]"),
         };
         let text = match code {
-            LD_WORD => format!("ld {}", place()),
-            LD_BYTE => format!("ldb {}", place()),
+            LD_WORD => format!("ld {}", offset()),
+            LD_BYTE => format!("ldb {}", offset()),
             LD_NUMBER => format!("ld #{k:#x}"),
             LD_MEMORY => format!("ld M[{k}]"),
             LDX_NUMBER => format!("ldx #{k:#x}"),
@@ -146,7 +163,7 @@ pub(in crate::dispatch) fn listing(program: &[ClassicBpfInstruction]) -> Vec<Str
             JEQ => format!("jeq #{k:#x}, {}", targets()),
             JGE => format!("jge #{k}, {}", targets()),
             JGT_X => format!("jgt x, {}", targets()),
-            RETURN if k == NOBODY => "ret #-1".to_string(),
+            RETURN if k == NO_SOCKET => "ret #-1".to_string(),
             RETURN => format!("ret #{k}"),
             RETURN_A => "ret a".to_string(),
             TAX => "tax".to_string(),
@@ -157,23 +174,23 @@ pub(in crate::dispatch) fn listing(program: &[ClassicBpfInstruction]) -> Vec<Str
     program.iter().enumerate().map(line).collect()
 }
 
-/// The machine itself, to test programs on addresses that this host does not have.
+/// Interprets a program, to test it with addresses that this host does not have.
 #[cfg(test)]
-pub(in crate::dispatch) fn run(
+pub(in crate::dispatch) fn interpret(
     program: &[ClassicBpfInstruction],
     network_header: &[u8],
     random: u32,
 ) -> u32 {
     let (mut a, mut x, mut memory, mut at) = (0_u32, 0_u32, [0_u32; 16], 0);
-    let load = |place: u32, size: usize| {
-        let from = place.wrapping_sub(NETWORK) as usize;
+    let load = |offset: u32, size: usize| {
+        let from = offset.wrapping_sub(NETWORK_HEADER) as usize;
         network_header[from..from + size].iter().fold(0, |a, byte| a << 8 | u32::from(*byte))
     };
     loop {
         let ClassicBpfInstruction { code, jump_true, jump_false, k } = program[at];
         let mut go = |yes: bool| at += usize::from(if yes { jump_true } else { jump_false });
         match code {
-            LD_WORD if k == RANDOM => a = random,
+            LD_WORD if k == RANDOM_NUMBER => a = random,
             LD_WORD => a = load(k, 4),
             LD_BYTE => a = load(k, 1),
             LD_NUMBER => a = k,

@@ -1,21 +1,20 @@
-//! The extended machine: the few instructions that we use, labels for jumps, and how a program is written down
-//! for people. Pure.
+//! Assembles and disassembles eBPF programs, with the few instructions that `least-conn` needs. Pure.
 
 use prefork_os::bpf::EbpfInstruction;
 
-/// A register. R0 is what helpers return, R1 to R5 are their arguments and lost by a call, R6 to R9 survive it,
-/// R10 is the top of the stack.
+/// A register. R0 holds the result of a call, R1 to R5 its arguments, which it overwrites. R6 to R9 are preserved; R10 is the top of
+/// the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::dispatch) struct Reg(pub(in crate::dispatch) u8);
+pub(in crate::dispatch) struct Register(pub(in crate::dispatch) u8);
 
-/// A place in the program to jump to.
+/// A jump target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::dispatch) struct Label(usize);
 
-/// Conditions of a jump. The kernel's names in the listing are the signs of C, with `s` for signed.
+/// The condition of a jump. The disassembly shows it as in C, with `s` for signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(in crate::dispatch) enum If {
+pub(in crate::dispatch) enum Condition {
     Equal = 0x10,
     Above = 0x20,
     AtLeast = 0x30,
@@ -25,10 +24,10 @@ pub(in crate::dispatch) enum If {
     AtMost = 0xb0,
 }
 
-/// Operations on registers.
+/// An operation on a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(in crate::dispatch) enum Op {
+pub(in crate::dispatch) enum Operation {
     Add = 0x00,
     Sub = 0x10,
     Mul = 0x20,
@@ -38,127 +37,138 @@ pub(in crate::dispatch) enum Op {
     Move = 0xb0,
 }
 
-/// How the first half of a double instruction says that its number is a map, or an address in a map's value.
-const IS_MAP: u8 = 1;
-const IS_VALUE: u8 = 2;
+/// Source registers of a 16-byte load: its immediate is a map (`BPF_PSEUDO_MAP_FD`), or a map whose value is addressed.
+const PSEUDO_MAP_FD: u8 = 1;
+const PSEUDO_MAP_VALUE: u8 = 2;
 
-/// Helpers of the kernel.
+/// Numbers of the kernel's helper functions.
 pub(in crate::dispatch) const MAP_LOOKUP_ELEM: i32 = 1;
 pub(in crate::dispatch) const GET_PRANDOM_U32: i32 = 7;
 pub(in crate::dispatch) const SK_SELECT_REUSEPORT: i32 = 82;
 
-const DOUBLE: u8 = 0x18;
+const LOAD_IMMEDIATE_64: u8 = 0x18;
 const LOAD_8: u8 = 0x71;
 const LOAD_64: u8 = 0x79;
 const STORE_32: u8 = 0x63;
 const STORE_64: u8 = 0x7b;
 const ATOMIC_ADD_64: u8 = 0xdb;
-const WIDE: u8 = 0x07;
-const NARROW: u8 = 0x04;
+const ALU_64: u8 = 0x07;
+const ALU_32: u8 = 0x04;
 const JUMP: u8 = 0x05;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
-/// The operand is a register and not a number.
-const X: u8 = 0x08;
+/// Set where the operand is a register, not an immediate.
+const SOURCE_REGISTER: u8 = 0x08;
 
-/// A program being written. Jumps are to labels, and resolved at the end.
+/// A program under construction. Jumps go to labels, which `finish` resolves.
 #[derive(Default)]
 pub(in crate::dispatch) struct Assembler {
     code: Vec<EbpfInstruction>,
-    /// Where each label is.
+    /// The position of each label.
     labels: Vec<Option<usize>>,
-    /// Which instruction jumps to which label.
+    /// The position and the target of each jump.
     jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
-    fn emit(&mut self, code: u8, to: Reg, from: Reg, offset: i16, immediate: i32) {
+    fn emit(&mut self, code: u8, to: Register, from: Register, offset: i16, immediate: i32) {
         self.code.push(EbpfInstruction { code, registers: from.0 << 4 | to.0, offset, immediate });
     }
 
-    pub(in crate::dispatch) fn label(&mut self) -> Label {
+    pub(in crate::dispatch) fn new_label(&mut self) -> Label {
         self.labels.push(None);
         Label(self.labels.len() - 1)
     }
 
-    /// `label` is here.
-    pub(in crate::dispatch) fn place(&mut self, label: Label) {
+    /// Places `label` before the next instruction.
+    pub(in crate::dispatch) fn bind(&mut self, label: Label) {
         self.labels[label.0] = Some(self.code.len());
     }
 
-    /// 64 bits: `to op= number`.
-    pub(in crate::dispatch) fn number(&mut self, op: Op, to: Reg, number: i32) {
-        self.emit(WIDE | op as u8, to, Reg(0), 0, number);
+    /// `to op= number`, 64 bits.
+    pub(in crate::dispatch) fn immediate64(&mut self, op: Operation, to: Register, number: i32) {
+        self.emit(ALU_64 | op as u8, to, Register(0), 0, number);
     }
 
-    /// The lower 32 bits: `to op= number`; the upper ones become zero.
-    pub(in crate::dispatch) fn number32(&mut self, op: Op, to: Reg, number: i32) {
-        self.emit(NARROW | op as u8, to, Reg(0), 0, number);
+    /// `to op= number` in the lower 32 bits; the upper ones become zero.
+    pub(in crate::dispatch) fn immediate32(&mut self, op: Operation, to: Register, number: i32) {
+        self.emit(ALU_32 | op as u8, to, Register(0), 0, number);
     }
 
-    /// 64 bits: `to op= from`.
-    pub(in crate::dispatch) fn register(&mut self, op: Op, to: Reg, from: Reg) {
-        self.emit(WIDE | X | op as u8, to, from, 0, 0);
+    /// `to op= from`, 64 bits.
+    pub(in crate::dispatch) fn register64(&mut self, op: Operation, to: Register, from: Register) {
+        self.emit(ALU_64 | SOURCE_REGISTER | op as u8, to, from, 0, 0);
     }
 
-    pub(in crate::dispatch) fn load8(&mut self, to: Reg, base: Reg, offset: i16) {
+    pub(in crate::dispatch) fn load8(&mut self, to: Register, base: Register, offset: i16) {
         self.emit(LOAD_8, to, base, offset, 0);
     }
 
-    pub(in crate::dispatch) fn load64(&mut self, to: Reg, base: Reg, offset: i16) {
+    pub(in crate::dispatch) fn load64(&mut self, to: Register, base: Register, offset: i16) {
         self.emit(LOAD_64, to, base, offset, 0);
     }
 
-    pub(in crate::dispatch) fn store32(&mut self, base: Reg, offset: i16, from: Reg) {
+    pub(in crate::dispatch) fn store32(&mut self, base: Register, offset: i16, from: Register) {
         self.emit(STORE_32, base, from, offset, 0);
     }
 
-    pub(in crate::dispatch) fn store64(&mut self, base: Reg, offset: i16, from: Reg) {
+    pub(in crate::dispatch) fn store64(&mut self, base: Register, offset: i16, from: Register) {
         self.emit(STORE_64, base, from, offset, 0);
     }
 
-    /// Adds `from` to memory, whole even if others do the same at the same time.
-    pub(in crate::dispatch) fn atomic_add64(&mut self, base: Reg, offset: i16, from: Reg) {
+    /// Adds `from` to memory atomically.
+    pub(in crate::dispatch) fn atomic_add64(
+        &mut self,
+        base: Register,
+        offset: i16,
+        from: Register,
+    ) {
         self.emit(ATOMIC_ADD_64, base, from, offset, 0);
     }
 
     /// `to` = the map behind descriptor `map`.
-    pub(in crate::dispatch) fn map(&mut self, to: Reg, map: i32) {
-        self.emit(DOUBLE, to, Reg(IS_MAP), 0, map);
-        self.emit(0, Reg(0), Reg(0), 0, 0);
+    pub(in crate::dispatch) fn load_map(&mut self, to: Register, map: i32) {
+        self.emit(LOAD_IMMEDIATE_64, to, Register(PSEUDO_MAP_FD), 0, map);
+        self.emit(0, Register(0), Register(0), 0, 0);
     }
 
     /// `to` = the address of byte `offset` in the one value of the map behind descriptor `map`.
-    pub(in crate::dispatch) fn value(&mut self, to: Reg, map: i32, offset: i32) {
-        self.emit(DOUBLE, to, Reg(IS_VALUE), 0, map);
-        self.emit(0, Reg(0), Reg(0), 0, offset);
+    pub(in crate::dispatch) fn load_map_value(&mut self, to: Register, map: i32, offset: i32) {
+        self.emit(LOAD_IMMEDIATE_64, to, Register(PSEUDO_MAP_VALUE), 0, map);
+        self.emit(0, Register(0), Register(0), 0, offset);
     }
 
-    pub(in crate::dispatch) fn jump_if(&mut self, left: Reg, is: If, number: i32, to: Label) {
+    pub(in crate::dispatch) fn jump_if(
+        &mut self,
+        left: Register,
+        is: Condition,
+        number: i32,
+        to: Label,
+    ) {
         self.jumps.push((self.code.len(), to));
-        self.emit(JUMP | is as u8, left, Reg(0), 0, number);
+        self.emit(JUMP | is as u8, left, Register(0), 0, number);
     }
 
     pub(in crate::dispatch) fn jump_if_register(
         &mut self,
-        left: Reg,
-        is: If,
-        right: Reg,
+        left: Register,
+        is: Condition,
+        right: Register,
         to: Label,
     ) {
         self.jumps.push((self.code.len(), to));
-        self.emit(JUMP | X | is as u8, left, right, 0, 0);
+        self.emit(JUMP | SOURCE_REGISTER | is as u8, left, right, 0, 0);
     }
 
     pub(in crate::dispatch) fn call(&mut self, helper: i32) {
-        self.emit(CALL, Reg(0), Reg(0), 0, helper);
+        self.emit(CALL, Register(0), Register(0), 0, helper);
     }
 
     pub(in crate::dispatch) fn exit(&mut self) {
-        self.emit(EXIT, Reg(0), Reg(0), 0, 0);
+        self.emit(EXIT, Register(0), Register(0), 0, 0);
     }
 
-    /// The program. `None` if a jump goes nowhere or too far, which is a mistake of who wrote it.
+    /// Returns the program; `None` if a jump has no target or one that is too far away.
     pub(in crate::dispatch) fn finish(mut self) -> Option<Vec<EbpfInstruction>> {
         for (from, label) in self.jumps {
             let to = i64::try_from((*self.labels.get(label.0)?)?).ok()?;
@@ -168,28 +178,28 @@ impl Assembler {
     }
 }
 
-/// A line for each instruction, as `bpftool prog dump xlated` writes it.
-pub(in crate::dispatch) fn listing(program: &[EbpfInstruction]) -> Vec<String> {
+/// Returns one line per instruction, in the format of `bpftool prog dump xlated`.
+pub(in crate::dispatch) fn disassemble(program: &[EbpfInstruction]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut at = 0;
     while let Some(instruction) = program.get(at) {
         let second = program.get(at + 1).map_or(0, |next| next.immediate);
-        lines.push(format!("{at:4}: {}", line(at, instruction, second)));
-        at += if instruction.code == DOUBLE { 2 } else { 1 };
+        lines.push(format!("{at:4}: {}", disassemble_instruction(at, instruction, second)));
+        at += if instruction.code == LOAD_IMMEDIATE_64 { 2 } else { 1 };
     }
     lines
 }
 
-fn line(at: usize, instruction: &EbpfInstruction, second: i32) -> String {
+fn disassemble_instruction(at: usize, instruction: &EbpfInstruction, second: i32) -> String {
     let EbpfInstruction { code, registers, offset, immediate } = *instruction;
     let (to, from) = (registers & 15, registers >> 4);
-    let operand = |wide: &str| match code & X {
+    let operand = |wide: &str| match code & SOURCE_REGISTER {
         0 => format!("{immediate}"),
         _ => format!("{wide}{from}"),
     };
     match code {
-        DOUBLE if from == IS_MAP => format!("r{to} = map[fd {immediate}]"),
-        DOUBLE => format!("r{to} = map[fd {immediate}][0]+{second}"),
+        LOAD_IMMEDIATE_64 if from == PSEUDO_MAP_FD => format!("r{to} = map[fd {immediate}]"),
+        LOAD_IMMEDIATE_64 => format!("r{to} = map[fd {immediate}][0]+{second}"),
         LOAD_8 => format!("r{to} = *(u8 *)(r{from} {offset:+})"),
         LOAD_64 => format!("r{to} = *(u64 *)(r{from} {offset:+})"),
         STORE_32 => format!("*(u32 *)(r{to} {offset:+}) = r{from}"),
@@ -204,36 +214,40 @@ fn line(at: usize, instruction: &EbpfInstruction, second: i32) -> String {
         EXIT => "exit".to_string(),
         _ if code & 7 == JUMP => {
             let target = at as i64 + 1 + i64::from(offset);
-            format!("if r{to} {} {} goto {target}", condition(code & 0xf0), operand("r"))
+            format!("if r{to} {} {} goto {target}", condition_symbol(code & 0xf0), operand("r"))
         }
-        _ if code & 7 == NARROW => format!("w{to} {} {}", operation(code & 0xf0), operand("w")),
-        _ if code & 7 == WIDE => format!("r{to} {} {}", operation(code & 0xf0), operand("r")),
+        _ if code & 7 == ALU_32 => {
+            format!("w{to} {} {}", operation_symbol(code & 0xf0), operand("w"))
+        }
+        _ if code & 7 == ALU_64 => {
+            format!("r{to} {} {}", operation_symbol(code & 0xf0), operand("r"))
+        }
         _ => format!("unknown code {code:#04x}"),
     }
 }
 
-fn condition(code: u8) -> &'static str {
+fn condition_symbol(code: u8) -> &'static str {
     match code {
-        c if c == If::Equal as u8 => "==",
-        c if c == If::Above as u8 => ">",
-        c if c == If::AtLeast as u8 => ">=",
-        c if c == If::NotEqual as u8 => "!=",
-        c if c == If::SignedAtLeast as u8 => "s>=",
-        c if c == If::Below as u8 => "<",
-        c if c == If::AtMost as u8 => "<=",
+        c if c == Condition::Equal as u8 => "==",
+        c if c == Condition::Above as u8 => ">",
+        c if c == Condition::AtLeast as u8 => ">=",
+        c if c == Condition::NotEqual as u8 => "!=",
+        c if c == Condition::SignedAtLeast as u8 => "s>=",
+        c if c == Condition::Below as u8 => "<",
+        c if c == Condition::AtMost as u8 => "<=",
         _ => "?",
     }
 }
 
-fn operation(code: u8) -> &'static str {
+fn operation_symbol(code: u8) -> &'static str {
     match code {
-        c if c == Op::Add as u8 => "+=",
-        c if c == Op::Sub as u8 => "-=",
-        c if c == Op::Mul as u8 => "*=",
-        c if c == Op::Or as u8 => "|=",
-        c if c == Op::And as u8 => "&=",
-        c if c == Op::Shl as u8 => "<<=",
-        c if c == Op::Move as u8 => "=",
+        c if c == Operation::Add as u8 => "+=",
+        c if c == Operation::Sub as u8 => "-=",
+        c if c == Operation::Mul as u8 => "*=",
+        c if c == Operation::Or as u8 => "|=",
+        c if c == Operation::And as u8 => "&=",
+        c if c == Operation::Shl as u8 => "<<=",
+        c if c == Operation::Move as u8 => "=",
         _ => "?=",
     }
 }
@@ -243,27 +257,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jumps_count_from_the_next_instruction() {
+    fn jump_offsets_count_from_the_next_instruction() {
         let mut a = Assembler::default();
-        let (back, ahead) = (a.label(), a.label());
-        a.place(back);
-        a.number(Op::Add, Reg(1), 1);
-        a.jump_if(Reg(1), If::Above, 7, ahead);
-        a.jump_if_register(Reg(1), If::NotEqual, Reg(2), back);
-        a.place(ahead);
+        let (back, ahead) = (a.new_label(), a.new_label());
+        a.bind(back);
+        a.immediate64(Operation::Add, Register(1), 1);
+        a.jump_if(Register(1), Condition::Above, 7, ahead);
+        a.jump_if_register(Register(1), Condition::NotEqual, Register(2), back);
+        a.bind(ahead);
         a.exit();
         let program = a.finish().expect("labels");
         assert_eq!([program[1].offset, program[2].offset], [1, -3]);
         let expected =
             ["   0: r1 += 1", "   1: if r1 > 7 goto 3", "   2: if r1 != r2 goto 0", "   3: exit"];
-        assert_eq!(listing(&program), expected);
+        assert_eq!(disassemble(&program), expected);
     }
 
     #[test]
-    fn a_jump_to_nowhere_is_no_program() {
+    fn a_jump_without_a_target_is_refused() {
         let mut a = Assembler::default();
-        let nowhere = a.label();
-        a.jump_if(Reg(1), If::Equal, 0, nowhere);
+        let nowhere = a.new_label();
+        a.jump_if(Register(1), Condition::Equal, 0, nowhere);
         assert!(a.finish().is_none());
     }
 }

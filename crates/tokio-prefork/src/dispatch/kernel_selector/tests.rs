@@ -1,19 +1,18 @@
-//! The programs on real sockets of the loopback. Who may not load a program of the extended machine sees the fallback
-//! instead, in each of these tests.
+//! BPF programs on real loopback sockets. Without the privilege for eBPF, each test checks the fallback instead.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 
 use socket2::{Domain, Socket, Type};
 
-use super::super::selector_backend::{Kernel, Rung};
+use super::super::least_conn::LeastConnProgram;
 use super::*;
 
 mod changes;
 mod choice;
 mod fallback;
 
-/// Sockets of one address, as many as there are slots.
+/// The listening sockets of one address, one per slot.
 struct Sockets {
     address: SocketAddr,
     all: Vec<TcpListener>,
@@ -47,21 +46,21 @@ impl Sockets {
         }
     }
 
-    fn group(&self) -> Group<'_> {
-        Group(self.all.iter().map(AsFd::as_fd).collect())
+    fn group(&self) -> ReuseportGroup<'_> {
+        ReuseportGroup(self.all.iter().map(AsFd::as_fd).collect())
     }
 
     fn connect(&self, count: usize) -> Vec<TcpStream> {
         (0..count).map(|_| TcpStream::connect(self.address).expect("connect")).collect()
     }
 
-    /// Takes all that waits; how many each slot had.
+    /// Accepts all queued connections; returns how many each slot had.
     fn accept(&self) -> Vec<usize> {
         let take = |listener: &TcpListener| std::iter::from_fn(|| listener.accept().ok()).count();
         self.all.iter().map(take).collect()
     }
 
-    /// Which slot a client from this address comes to.
+    /// Returns the slot that a client from this address reaches.
     fn slot_of(&self, source: IpAddr, to: IpAddr) -> u32 {
         let client =
             Socket::new(Domain::for_address(SocketAddr::new(source, 0)), Type::STREAM, None)
@@ -72,27 +71,23 @@ impl Sockets {
     }
 }
 
-fn all_healthy(steering: &mut Steering, groups: &[Group<'_>]) {
-    for slot in 0..slots(groups) {
-        steering.set_health(Slot(slot as u32), true, groups).expect("health");
+fn all_healthy(selector: &mut KernelSelector, groups: &[ReuseportGroup<'_>]) {
+    for slot in 0..count_slots(groups) {
+        selector.set_slot_health(Slot(slot as u32), true, groups).expect("health");
     }
 }
 
-/// Steering by least-conn with all slots healthy, in the kernel; `None`, after a look at the fallback, where that
-/// is not allowed.
-fn in_kernel(groups: &[Group<'_>]) -> Option<Steering> {
-    let mut steering = Steering::start(Dispatch::LeastConn, groups);
-    all_healthy(&mut steering, groups);
+/// Starts `least-conn` with all slots healthy; `None`, after a check of the fallback, where eBPF is not allowed.
+fn start_least_conn(groups: &[ReuseportGroup<'_>]) -> Option<KernelSelector> {
+    let mut selector = KernelSelector::start(Dispatch::LeastConn, groups);
+    all_healthy(&mut selector, groups);
     let allowed = bpf::create_array_map("prefork_test", 4096, 1).is_ok();
-    let (rung, reason) = (steering.rung(), steering.reason());
-    assert_eq!(rung, if allowed { "ebpf" } else { "cbpf-weights" }, "{reason:?}");
+    let (backend, reason) = (selector.backend_name(), selector.fallback_reason());
+    assert_eq!(backend, if allowed { "ebpf" } else { "cbpf-weights" }, "{reason:?}");
     assert_eq!(reason.is_none(), allowed, "{reason:?}");
-    allowed.then_some(steering)
+    allowed.then_some(selector)
 }
 
-fn kernel(steering: &mut Steering) -> &mut Kernel {
-    match &mut steering.rung {
-        Rung::Kernel(kernel) => kernel,
-        _ => panic!("not in the kernel"),
-    }
+fn least_conn_program(selector: &mut KernelSelector) -> &mut LeastConnProgram {
+    selector.backend.as_least_conn().expect("the eBPF program is attached")
 }

@@ -1,50 +1,56 @@
-//! What a worker tells the program of `least-conn`: plain writes to a page of its own, no system call.
+//! The shared page in which a worker counts its connections for the eBPF program: plain writes, no system call.
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::program::{ACCEPTED, OPEN};
+use super::program::{ACCEPTED_WORD, OPEN_WORD};
 use prefork_os::shared_memory::SharedPage;
 use prefork_supervisor::Slot;
 
-/// A worker's page, from before its fork until it is reaped. The primary keeps one for each worker.
+/// The right of one worker to its page, from before its fork until it is reaped. Kept by the primary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Lease {
-    pub(in crate::dispatch) slot: Slot,
-    /// Seat and serial number; `None` where no page is needed.
-    pub(in crate::dispatch) seat: Option<(usize, u64)>,
+pub(crate) struct LoadPageLease {
+    pub(super) slot: Slot,
+    /// Which of the slot's pages, and the serial number of the lease. `None` where the backend needs no page.
+    pub(in crate::dispatch) page: Option<(usize, u64)>,
 }
 
-/// A worker's side. Where nobody reads it, it writes nothing.
+impl LoadPageLease {
+    pub(crate) fn without_page(slot: Slot) -> LoadPageLease {
+        LoadPageLease { slot, page: None }
+    }
+}
+
+/// The worker's side of its page. Writes nothing where the backend needs no page.
 #[derive(Default)]
-pub(crate) struct SlotMeter {
-    pub(in crate::dispatch) page: Cell<Option<&'static SharedPage>>,
+pub(crate) struct LoadPage {
+    pub(super) page: Cell<Option<&'static SharedPage>>,
 }
 
-impl SlotMeter {
-    /// A connection came out of the slot's own queue. If it is open, `opened` comes first: seen in between, the slot is
-    /// more loaded than it is, and not less.
-    pub(crate) fn accepted(&self) {
-        self.add(ACCEPTED, 1);
+impl LoadPage {
+    /// Counts a connection accepted from the slot's own socket. Call [`LoadPage::count_opened`] first, so that the slot never
+    /// looks less loaded than it is.
+    pub(crate) fn count_accepted(&self) {
+        self.add(ACCEPTED_WORD, 1);
     }
 
-    /// A connection is open, whichever way it came: out of a queue, or handed over.
-    pub(crate) fn opened(&self) {
-        self.add(OPEN, 1);
+    /// Counts an open connection, accepted or handed over.
+    pub(crate) fn count_opened(&self) {
+        self.add(OPEN_WORD, 1);
     }
 
-    /// A connection is gone, whichever way it came.
-    pub(crate) fn closed(&self) {
-        self.add(OPEN, -1);
+    /// Counts a connection that was closed or handed over to another worker.
+    pub(crate) fn count_closed(&self) {
+        self.add(OPEN_WORD, -1);
     }
 
-    /// No longer takes connections: another worker counts for the slot, and this one writes nothing any more.
-    pub(crate) fn leave(&self) {
+    /// Stops counting: this worker drains, and another one counts for the slot.
+    pub(crate) fn stop_counting(&self) {
         self.page.set(None);
     }
 
     fn add(&self, word: usize, by: i64) {
-        // Nobody else writes this page, so this needs not be one step.
+        // No other process writes this page, so this need not be atomic.
         if let Some(page) = self.page.get() {
             let before = page[word].load(Relaxed);
             page[word].store(before.saturating_add_signed(by), Relaxed);

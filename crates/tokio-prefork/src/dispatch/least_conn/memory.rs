@@ -1,20 +1,22 @@
-//! The memory that workers, the primary and the program of `least-conn` share, and who may write what.
+//! The memory that workers, the primary and the eBPF program of `least-conn` share.
 //!
-//! The *desk* is the primary's and the program's: which slots are healthy, which seat counts, and how many
-//! connections were selected. A *page* is a worker's own: each slot has two seats, so that a successor does not count
-//! on the page of the holder it will replace. Banks of pages are added as slots are, and never moved: a worker
-//! forked long ago goes on writing where it always has.
+//! The *slot table* is written by the primary and the program: which slots are healthy, which page of a slot is active, and how many
+//! connections were selected. A *load page* is written by one worker. Each slot has two, so that a new worker does not count on
+//! the page of the one that it replaces. Banks of pages are added with the slots and never move: a worker forked long ago keeps
+//! writing to the same page.
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::count_reconciliation::{Drift, Look};
-use super::load_page::{Lease, SlotMeter};
+use super::MAX_SLOT_LOAD;
+use super::count_reconciliation::{CountReconciliation, SlotCounts};
+use super::load_page::{LoadPage, LoadPageLease};
 use super::program::{
-    ACCEPTED, BANK, BANK_PAGES, HEALTHY, NUMBER, OPEN, PLACE_WORDS, PLACES, SEAT, SEATS, SELECTED,
-    place,
+    ACCEPTED_WORD, ACTIVE_PAGE_WORD, BANK_PAGES, BANK_SLOTS, HEALTHY_WORD, OPEN_WORD,
+    PAGES_PER_SLOT, SELECTED_WORD, SLOT_ENTRY_WORDS, SLOT_TABLE_ENTRIES, TABLE_INDEX_WORD,
+    slot_table_index,
 };
 use prefork_os::bpf::{self, BpfArrayMap};
 use prefork_os::shared_memory::{
@@ -22,182 +24,197 @@ use prefork_os::shared_memory::{
 };
 use prefork_supervisor::Slot;
 
-const PLACE_BYTES: usize = PLACE_WORDS * 8;
+const SLOT_ENTRY_BYTES: usize = SLOT_ENTRY_WORDS * 8;
 
-/// All of it, as the primary has it.
-pub(in crate::dispatch) struct Memory {
-    desk: Shared,
-    banks: Vec<Shared>,
-    slots: Vec<Seats>,
-    serial: u64,
+/// The slot table and all load pages, mapped writable into the primary.
+pub(in crate::dispatch) struct LeastConnMemory {
+    slot_table: SharedMap,
+    page_banks: Vec<SharedMap>,
+    slots: Vec<SlotPages>,
+    next_serial: u64,
 }
 
 /// What the primary knows of a slot's pages.
 #[derive(Default)]
-struct Seats {
-    /// Whose each is, by serial number.
-    taken: [Option<u64>; SEATS],
-    /// Which one counts.
-    holder: usize,
-    drift: Drift,
+struct SlotPages {
+    /// The serial number of the lease of each page; `None` for a free page.
+    leases: [Option<u64>; PAGES_PER_SLOT],
+    /// Which page the program reads.
+    active: usize,
+    reconciliation: CountReconciliation,
 }
 
-struct Shared {
+/// A BPF array map with its memory.
+struct SharedMap {
     map: BpfArrayMap,
     pages: WritablePages,
 }
 
-impl Shared {
-    fn create(name: &str, bytes: usize, entries: usize) -> io::Result<Shared> {
-        let (count, pages) = (entries as u32, (entries * bytes).div_ceil(SHARED_PAGE_BYTES));
-        let room = 2 * (pages * SHARED_PAGE_BYTES) as u64;
-        let map =
-            bpf::with_raised_memlock_limit(room, || bpf::create_array_map(name, bytes, count))?;
-        Ok(Shared { pages: shared_memory::map_bpf_array_pages(&map, pages)?, map })
+impl SharedMap {
+    fn create(name: &str, entry_bytes: usize, entries: usize) -> io::Result<SharedMap> {
+        let pages = (entries * entry_bytes).div_ceil(SHARED_PAGE_BYTES);
+        let locked_bytes = 2 * (pages * SHARED_PAGE_BYTES) as u64;
+        let map = bpf::with_raised_memlock_limit(locked_bytes, || {
+            bpf::create_array_map(name, entry_bytes, entries as u32)
+        })?;
+        Ok(SharedMap { pages: shared_memory::map_bpf_array_pages(&map, pages)?, map })
     }
 }
 
-impl Drop for Shared {
+impl Drop for SharedMap {
     fn drop(&mut self) {
-        // It fails for no reason that could matter: the worst is some memory that stays.
+        // If this fails, some memory stays mapped, which does no harm.
         let _ = self.pages.unmap_all();
     }
 }
 
-impl Memory {
-    pub(in crate::dispatch) fn create(slots: usize) -> io::Result<Memory> {
-        let desk = Shared::create("prefork_desk", PLACE_BYTES, PLACES)?;
-        let mut memory = Memory { desk, banks: Vec::new(), slots: Vec::new(), serial: 0 };
-        memory.grow(slots)?;
+impl LeastConnMemory {
+    pub(super) fn create(slots: usize) -> io::Result<LeastConnMemory> {
+        let slot_table = SharedMap::create("prefork_slots", SLOT_ENTRY_BYTES, SLOT_TABLE_ENTRIES)?;
+        let mut memory = LeastConnMemory {
+            slot_table,
+            page_banks: Vec::new(),
+            slots: Vec::new(),
+            next_serial: 0,
+        };
+        memory.add_slots(slots)?;
         Ok(memory)
     }
 
-    /// Room for `slots` slots; nothing happens to those that are there.
-    pub(in crate::dispatch) fn grow(&mut self, slots: usize) -> io::Result<()> {
-        while self.banks.len() * BANK < slots {
-            self.banks.push(Shared::create("prefork_pages", BANK_PAGES * SHARED_PAGE_BYTES, 1)?);
+    /// Makes room for `slots` slots; leaves the existing ones alone.
+    pub(super) fn add_slots(&mut self, slots: usize) -> io::Result<()> {
+        while self.page_banks.len() * BANK_SLOTS < slots {
+            let bank = SharedMap::create("prefork_pages", BANK_PAGES * SHARED_PAGE_BYTES, 1)?;
+            self.page_banks.push(bank);
         }
         for slot in self.slots.len()..slots {
-            self.word(slot, NUMBER).store(place(slot) as u64, Relaxed);
-            self.slots.push(Seats::default());
+            let index = slot_table_index(slot) as u64;
+            self.table_word(slot, TABLE_INDEX_WORD).store(index, Relaxed);
+            self.slots.push(SlotPages::default());
         }
         Ok(())
     }
 
-    /// The descriptors of desk and banks, for the program.
-    pub(in crate::dispatch) fn maps(&self) -> (i32, Vec<i32>) {
-        let banks = self.banks.iter().map(|bank| bank.map.as_raw_fd()).collect();
-        (self.desk.map.as_raw_fd(), banks)
+    /// Returns the descriptors of the slot table and of the page banks, for the program.
+    pub(super) fn map_fds(&self) -> (i32, Vec<i32>) {
+        let banks = self.page_banks.iter().map(|bank| bank.map.as_raw_fd()).collect();
+        (self.slot_table.map.as_raw_fd(), banks)
     }
 
-    pub(in crate::dispatch) fn set_health(&self, slot: usize, healthy: bool) {
-        self.word(slot, HEALTHY).store(healthy.into(), Relaxed);
+    pub(super) fn set_health(&self, slot: usize, healthy: bool) {
+        self.table_word(slot, HEALTHY_WORD).store(healthy.into(), Relaxed);
     }
 
-    /// How often no slot was healthy and the hash chose.
+    /// Returns how often the kernel's hash selected because no slot was healthy.
     #[cfg(test)]
-    pub(in crate::dispatch) fn by_hash(&self) -> u64 {
-        self.desk.pages.page(0)[SELECTED].load(Relaxed)
+    pub(in crate::dispatch) fn hash_fallback_count(&self) -> u64 {
+        self.slot_table.pages.page(0)[SELECTED_WORD].load(Relaxed)
     }
 
-    /// A cleared page of `slot` for a worker about to be forked.
-    pub(in crate::dispatch) fn lease(&mut self, slot: Slot) -> Lease {
+    /// Returns a cleared page of `slot` for a worker about to be forked.
+    pub(in crate::dispatch) fn lease_page(&mut self, slot: Slot) -> LoadPageLease {
         let number = slot.0 as usize;
-        let Some(seats) = self.slots.get_mut(number) else { return Lease { slot, seat: None } };
-        self.serial += 1;
-        let free = (0..SEATS).find(|seat| seats.taken[*seat].is_none());
-        // If nobody has left, somebody drains: whoever drains has given up its page (`SlotMeter::leave`).
-        let seat = free.unwrap_or((seats.holder + 1) % SEATS);
-        seats.taken[seat] = Some(self.serial);
-        self.clear(number, seat);
-        Lease { slot, seat: Some((seat, self.serial)) }
+        let Some(pages) = self.slots.get_mut(number) else {
+            return LoadPageLease::without_page(slot);
+        };
+        self.next_serial += 1;
+        let free = (0..PAGES_PER_SLOT).find(|page| pages.leases[*page].is_none());
+        // If no page is free, one belongs to a draining worker, which has stopped counting (`LoadPage::stop_counting`).
+        let page = free.unwrap_or((pages.active + 1) % PAGES_PER_SLOT);
+        pages.leases[page] = Some(self.next_serial);
+        self.clear_page(number, page);
+        LoadPageLease { slot, page: Some((page, self.next_serial)) }
     }
 
-    /// From now on the page of this worker counts. What waits for the slot waits on.
-    pub(in crate::dispatch) fn hold(&mut self, lease: Lease) {
+    /// Makes the program read the page of this worker. Connections queued for the slot stay counted.
+    pub(super) fn activate_page(&mut self, lease: LoadPageLease) {
         let slot = lease.slot.0 as usize;
-        let Some(seat) = self.seat(lease) else { return };
-        let before = self.page(slot, self.slots[slot].holder)[ACCEPTED].load(Relaxed);
-        let after = self.page(slot, seat)[ACCEPTED].load(Relaxed);
-        self.word(slot, SELECTED).fetch_add(after.wrapping_sub(before), Relaxed);
-        self.word(slot, SEAT).store(seat as u64, Relaxed);
-        self.slots[slot].holder = seat;
+        let Some(page) = self.leased_page(lease) else { return };
+        let before = self.load_page(slot, self.slots[slot].active)[ACCEPTED_WORD].load(Relaxed);
+        let after = self.load_page(slot, page)[ACCEPTED_WORD].load(Relaxed);
+        self.table_word(slot, SELECTED_WORD).fetch_add(after.wrapping_sub(before), Relaxed);
+        self.table_word(slot, ACTIVE_PAGE_WORD).store(page as u64, Relaxed);
+        self.slots[slot].active = page;
     }
 
-    /// Takes the page of a dead worker back. Its connections are gone with it.
-    pub(in crate::dispatch) fn retire(&mut self, lease: Lease) {
-        let Some(seat) = self.seat(lease) else { return };
+    /// Takes back the page of a dead worker, whose connections are closed.
+    pub(super) fn free_page(&mut self, lease: LoadPageLease) {
+        let Some(page) = self.leased_page(lease) else { return };
         let slot = lease.slot.0 as usize;
-        self.slots[slot].taken[seat] = None;
-        // What it had accepted is not to be added to what waits.
-        let accepted = self.page(slot, seat)[ACCEPTED].load(Relaxed);
-        self.clear(slot, seat);
-        if self.slots[slot].holder == seat {
-            self.word(slot, SELECTED).fetch_sub(accepted, Relaxed);
+        self.slots[slot].leases[page] = None;
+        // What it had accepted must not count as queued.
+        let accepted = self.load_page(slot, page)[ACCEPTED_WORD].load(Relaxed);
+        self.clear_page(slot, page);
+        if self.slots[slot].active == page {
+            self.table_word(slot, SELECTED_WORD).fetch_sub(accepted, Relaxed);
         }
     }
 
-    /// The seat, if the lease is still good.
-    fn seat(&self, lease: Lease) -> Option<usize> {
-        let (seat, serial) = lease.seat?;
-        let taken = self.slots.get(lease.slot.0 as usize)?.taken[seat];
-        (taken == Some(serial)).then_some(seat)
+    /// Returns the page number, if the lease is still valid.
+    fn leased_page(&self, lease: LoadPageLease) -> Option<usize> {
+        let (page, serial) = lease.page?;
+        let leased = self.slots.get(lease.slot.0 as usize)?.leases[page];
+        (leased == Some(serial)).then_some(page)
     }
 
-    /// Makes what waits for `slot` true again, given the length of its queue. `open` is what is known of a worker
-    /// that has no page: one that another image forked.
-    pub(in crate::dispatch) fn correct(
+    /// Corrects how many connections count as queued for `slot`, given the depth of its accept queue. `open` stands in for the
+    /// page of a worker that has none, as another image forked it.
+    pub(super) fn reconcile_counts(
         &mut self,
         slot: usize,
         open: u64,
         queued: impl FnOnce() -> u64,
     ) {
-        let seats = &self.slots[slot];
-        let accepted = match seats.taken[seats.holder] {
-            Some(_) => self.page(slot, seats.holder)[ACCEPTED].load(Relaxed),
-            None => open.min(crate::dispatch::kernel_selector::CAP),
+        let pages = &self.slots[slot];
+        let accepted = match pages.leases[pages.active] {
+            Some(_) => self.load_page(slot, pages.active)[ACCEPTED_WORD].load(Relaxed),
+            None => open.min(MAX_SLOT_LOAD),
         };
-        // In this order: see `drift`.
+        // The order of these reads matters: see `count_reconciliation`.
         let queued = queued();
-        let selected = self.word(slot, SELECTED).load(Relaxed);
-        let by = self.slots[slot].drift.correct(Look { accepted, queued, selected });
-        self.word(slot, SELECTED).fetch_add(by, Relaxed);
+        let selected = self.table_word(slot, SELECTED_WORD).load(Relaxed);
+        let counts = SlotCounts { accepted, queued, selected };
+        let correction = self.slots[slot].reconciliation.correct(counts);
+        self.table_word(slot, SELECTED_WORD).fetch_add(correction, Relaxed);
     }
 
-    /// In a worker: keeps its own page writable, and gives up everything else.
-    pub(in crate::dispatch) fn give_up_all_but(mut self, lease: Lease) -> io::Result<SlotMeter> {
-        let Some(seat) = self.seat(lease) else { return Ok(SlotMeter::default()) };
+    /// In a worker: keeps its own page writable, and unmaps everything else.
+    pub(super) fn keep_only_page(mut self, lease: LoadPageLease) -> io::Result<LoadPage> {
+        let Some(page) = self.leased_page(lease) else { return Ok(LoadPage::default()) };
         let slot = lease.slot.0 as usize;
-        // Kept by this process until it ends; `keep_only` leaves nothing for `drop` to give up.
-        let page = self.banks[slot / BANK].pages.keep_only_page(slot % BANK * SEATS + seat)?;
-        Ok(SlotMeter { page: Cell::new(Some(page)) })
+        let bank = &mut self.page_banks[slot / BANK_SLOTS];
+        // Stays mapped until the process ends: `keep_only_page` leaves nothing for `drop` to unmap.
+        let page = bank.pages.keep_only_page(slot % BANK_SLOTS * PAGES_PER_SLOT + page)?;
+        Ok(LoadPage { page: Cell::new(Some(page)) })
     }
 
-    fn clear(&self, slot: usize, seat: usize) {
-        let page = self.page(slot, seat);
-        page[OPEN].store(0, Relaxed);
-        page[ACCEPTED].store(0, Relaxed);
+    fn clear_page(&self, slot: usize, page: usize) {
+        self.write_page(slot, page, 0, 0);
     }
 
-    fn word(&self, slot: usize, word: usize) -> &AtomicU64 {
-        let at = place(slot) * PLACE_WORDS + word;
-        &self.desk.pages.page(at / WORDS_PER_PAGE)[at % WORDS_PER_PAGE]
+    fn write_page(&self, slot: usize, page: usize, open: u64, accepted: u64) {
+        let page = self.load_page(slot, page);
+        page[OPEN_WORD].store(open, Relaxed);
+        page[ACCEPTED_WORD].store(accepted, Relaxed);
     }
 
-    fn page(&self, slot: usize, seat: usize) -> &SharedPage {
-        self.banks[slot / BANK].pages.page(slot % BANK * SEATS + seat)
+    fn table_word(&self, slot: usize, word: usize) -> &AtomicU64 {
+        let at = slot_table_index(slot) * SLOT_ENTRY_WORDS + word;
+        &self.slot_table.pages.page(at / WORDS_PER_PAGE)[at % WORDS_PER_PAGE]
     }
 
-    /// A meter in this process, and what was selected: the tests are primary and worker in one.
+    fn load_page(&self, slot: usize, page: usize) -> &SharedPage {
+        self.page_banks[slot / BANK_SLOTS].pages.page(slot % BANK_SLOTS * PAGES_PER_SLOT + page)
+    }
+
+    /// Writes the counts of a worker. The tests are primary and worker in one.
     #[cfg(test)]
-    pub(in crate::dispatch) fn pretend(&self, slot: usize, seat: usize, open: u64, accepted: u64) {
-        let page = self.page(slot, seat);
-        page[OPEN].store(open, Relaxed);
-        page[ACCEPTED].store(accepted, Relaxed);
+    pub(in crate::dispatch) fn set_counts(&self, slot: usize, open: u64, accepted: u64) {
+        self.write_page(slot, 0, open, accepted);
     }
 
     #[cfg(test)]
-    pub(in crate::dispatch) fn selected(&self, slot: usize) -> u64 {
-        self.word(slot, SELECTED).load(Relaxed)
+    pub(in crate::dispatch) fn selected_count(&self, slot: usize) -> u64 {
+        self.table_word(slot, SELECTED_WORD).load(Relaxed)
     }
 }

@@ -1,208 +1,210 @@
-//! The program of `least-conn`: it chooses the healthy slot with the fewest connections. Pure; written for the
-//! verifiers of Linux 5.10 and newer.
+//! The eBPF program of `least-conn`: selects the healthy slot with the fewest connections. Pure.
+//!
+//! Written for the verifiers of Linux 5.10 and newer.
 //!
 //! ```text
-//! desk: a place for each slot, from 1 on     bank: one value for 32 slots, each with two seats
-//!   place 0: how often the hash chose          page (slot * 2 + seat):
-//!   place 1: slot 0: healthy, seat,              0  open connections, as its worker says
-//!            selected, number of the place       8  connections it has accepted
+//! slot table: entry 1 + slot                 page bank: one value for 32 slots, two pages per slot
+//!   entry 0: connections the hash selected     page (slot * 2 + active page):
+//!   entry 1: slot 0: healthy, active page,       0  open connections, as its worker reports
+//!            selected, table index               8  connections it has accepted
 //! ```
 //!
-//! The load of a slot is what its worker has open, and what was selected but not accepted. The first is capped;
-//! the second is capped from both sides, and nonsense counts as the heaviest load. Among equals a random number
-//! decides, drawn anew for each slot. Only a packet that asks for a connection counts as selected.
+//! The load of a slot is its open connections plus those selected and not yet accepted. The first is capped; the second is capped
+//! on both sides, and an impossible value counts as the heaviest load. Among equals a random number decides, drawn anew for each
+//! slot. Only a SYN counts as selected.
 //!
-//! Why it is written as it is: the verifier walks through a loop turn by turn, and remembers at each instruction
-//! the states it has seen. As long as it knows nothing precise of what was chosen so far, the ways through a turn
-//! meet again at its end, and 1024 slots cost 1024 times one turn. So the number of a place is read from the desk,
-//! and not taken from the loop's counter, which it knows. And nothing is added to a pointer but constants: without
-//! CAP_PERFMON the ways would never meet after that, and six slots be too many. Hence the lookups.
+//! Two constraints of the verifier shape the code. It walks through a loop iteration by iteration and remembers the states it has
+//! seen at each instruction. As long as it knows no exact value of what was selected so far, all paths through an iteration
+//! meet again at its end, and 1024 slots cost 1024 times one iteration. So the table index is read from the slot table, not taken
+//! from the loop counter, whose value it knows. And only constants are added to pointers: without CAP_PERFMON the paths
+//! would not meet after any other addition, and six slots would be too many. Hence the map lookups.
 
+use super::MAX_SLOT_LOAD;
 use crate::dispatch::bpf::ebpf::{
-    Assembler, GET_PRANDOM_U32, If, Label, MAP_LOOKUP_ELEM, Op, Reg, SK_SELECT_REUSEPORT,
+    Assembler, Condition, GET_PRANDOM_U32, Label, MAP_LOOKUP_ELEM, Operation, Register,
+    SK_SELECT_REUSEPORT,
 };
-use crate::dispatch::kernel_selector::CAP;
 use prefork_os::bpf::EbpfInstruction;
 use prefork_os::shared_memory::SHARED_PAGE_BYTES;
 
-/// Slots of a bank.
-pub(in crate::dispatch) const BANK: usize = 32;
-/// Pages of a slot: of who holds it, and of a successor or predecessor.
-pub(in crate::dispatch) const SEATS: usize = 2;
-/// Pages of a bank. The loop's pointer is two slots further when the processor guesses that there is one more turn:
-/// without CAP_PERFMON the verifier wants that to be within, too.
-pub(in crate::dispatch) const BANK_PAGES: usize = (BANK + 2) * SEATS;
+/// Slots per page bank.
+pub(in crate::dispatch) const BANK_SLOTS: usize = 32;
+/// Pages of a slot: one for the worker that accepts, one for its successor or predecessor.
+pub(super) const PAGES_PER_SLOT: usize = 2;
+/// Pages per bank, two slots more than it needs. The loop's pointer runs that far ahead when the processor speculates that there is
+/// one more iteration; without CAP_PERFMON the verifier wants that access within bounds, too.
+pub(in crate::dispatch) const BANK_PAGES: usize = (BANK_SLOTS + 2) * PAGES_PER_SLOT;
 /// The most slots.
-pub(in crate::dispatch) const MOST: usize = 1024;
-/// Places at the desk, and in a table of sockets: the one without a slot, and the slots.
-pub(in crate::dispatch) const PLACES: usize = 1 + MOST;
+pub(super) const MAX_SLOTS: usize = 1024;
+/// Entries of the slot table and of a socket map: entry 0, which no slot has, and one per slot.
+pub(super) const SLOT_TABLE_ENTRIES: usize = 1 + MAX_SLOTS;
 
-/// Words of a place.
-pub(in crate::dispatch) const PLACE_WORDS: usize = 4;
-/// The words of a place.
-pub(in crate::dispatch) const HEALTHY: usize = 0;
-pub(in crate::dispatch) const SEAT: usize = 1;
-pub(in crate::dispatch) const SELECTED: usize = 2;
-pub(in crate::dispatch) const NUMBER: usize = 3;
-/// The words of a page.
-pub(in crate::dispatch) const OPEN: usize = 0;
-pub(in crate::dispatch) const ACCEPTED: usize = 1;
+/// 64-bit words of a slot table entry, and their positions.
+pub(super) const SLOT_ENTRY_WORDS: usize = 4;
+pub(super) const HEALTHY_WORD: usize = 0;
+pub(super) const ACTIVE_PAGE_WORD: usize = 1;
+pub(super) const SELECTED_WORD: usize = 2;
+pub(super) const TABLE_INDEX_WORD: usize = 3;
+/// Positions of the 64-bit words of a load page.
+pub(super) const OPEN_WORD: usize = 0;
+pub(super) const ACCEPTED_WORD: usize = 1;
 
+/// The return value that delivers the packet (`SK_PASS`).
 const SK_PASS: i32 = 1;
-/// The first words of the context.
-const DATA: usize = 0;
-const DATA_END: usize = 1;
-/// In the TCP header.
-const TCP_FLAGS: i16 = 13;
-const SYN: i32 = 0x02;
-const ACK: i32 = 0x10;
+/// The words of `struct sk_reuseport_md` that point to the packet.
+const DATA_WORD: usize = 0;
+const DATA_END_WORD: usize = 1;
+/// The byte of the TCP header that holds the flags.
+const TCP_FLAGS_OFFSET: i16 = 13;
+const TCP_SYN: i32 = 0x02;
+const TCP_ACK: i32 = 0x10;
 
-/// Where the program finds its tables, by descriptor.
-pub(in crate::dispatch) struct Tables<'a> {
-    pub(in crate::dispatch) desk: i32,
-    pub(in crate::dispatch) banks: &'a [i32],
-    /// The sockets of the group, by place.
+/// The maps that the program reads, by descriptor.
+pub(in crate::dispatch) struct ProgramMaps<'a> {
+    pub(in crate::dispatch) slot_table: i32,
+    pub(in crate::dispatch) page_banks: &'a [i32],
+    /// The sockets of the group, by table index.
     pub(in crate::dispatch) sockets: i32,
 }
 
-/// The place of a slot.
-pub(in crate::dispatch) fn place(slot: usize) -> usize {
+/// Returns the entry of a slot in the slot table and in the socket maps.
+pub(super) fn slot_table_index(slot: usize) -> usize {
     1 + slot
 }
 
-// R0 to R5 are lost at each call, R6 to R9 are not.
-const FOUND: Reg = Reg(0);
-const WAITING: Reg = Reg(1);
-const PLACE: Reg = Reg(2);
-const PAGE_OF_SLOT: Reg = Reg(3);
-const SCRATCH: Reg = Reg(4);
-const SAYS_OPEN: Reg = Reg(5);
-const TURN: Reg = Reg(6);
-const PAGES: Reg = Reg(7);
-const BEST: Reg = Reg(8);
-const CHANCE: Reg = Reg(9);
-const STACK: Reg = Reg(10);
-/// On the stack: the context, the place that is looked at, the best place so far.
-const CONTEXT: i16 = -8;
-const KEY: i16 = -12;
-const BEST_PLACE: i16 = -16;
+// Calls overwrite R0 to R5 and preserve R6 to R9.
+const ENTRY: Register = Register(0);
+const LOAD: Register = Register(1);
+const TABLE_INDEX: Register = Register(2);
+const PAGE: Register = Register(3);
+const SCRATCH: Register = Register(4);
+const OPEN: Register = Register(5);
+const COUNTER: Register = Register(6);
+const PAGES: Register = Register(7);
+const BEST_RANK: Register = Register(8);
+const RANDOM: Register = Register(9);
+const STACK: Register = Register(10);
+/// Stack offsets of the context, of the table index of the current slot, and of the best slot so far.
+const CONTEXT_OFFSET: i16 = -8;
+const CURRENT_INDEX_OFFSET: i16 = -12;
+const BEST_INDEX_OFFSET: i16 = -16;
 
-/// A word's offset in bytes.
-const fn bytes(words: usize) -> i16 {
+/// Returns the offset of a 64-bit word in bytes.
+const fn word_offset(words: usize) -> i16 {
     (words * 8) as i16
 }
 
-/// The program for `slots` slots. `None` if that is more than the banks hold.
-pub(in crate::dispatch) fn program(
+/// Returns the program for `slots` slots, `None` if they are more than the banks hold.
+pub(in crate::dispatch) fn assemble(
     slots: usize,
-    tables: &Tables<'_>,
+    maps: &ProgramMaps<'_>,
 ) -> Option<Vec<EbpfInstruction>> {
     let mut a = Assembler::default();
-    a.store64(STACK, CONTEXT, Reg(1));
+    a.store64(STACK, CONTEXT_OFFSET, Register(1));
     a.call(GET_PRANDOM_U32);
-    a.register(Op::Move, CHANCE, Reg(0));
-    // Worse than any; and a place without socket.
-    a.number(Op::Move, BEST, -1);
-    a.number(Op::Move, SCRATCH, 0);
-    a.store32(STACK, BEST_PLACE, SCRATCH);
+    a.register64(Operation::Move, RANDOM, Register(0));
+    // Worse than any slot; and an index without a socket.
+    a.immediate64(Operation::Move, BEST_RANK, -1);
+    a.immediate64(Operation::Move, SCRATCH, 0);
+    a.store32(STACK, BEST_INDEX_OFFSET, SCRATCH);
     let mut first = 0;
-    for bank in tables.banks {
-        let here = (slots - first).min(BANK);
-        if here == 0 {
+    for bank in maps.page_banks {
+        let count = (slots - first).min(BANK_SLOTS);
+        if count == 0 {
             break;
         }
-        a.value(PAGES, *bank, 0);
-        scan(&mut a, tables, place(first), here);
-        first += here;
+        a.load_map_value(PAGES, *bank, 0);
+        scan_slots(&mut a, maps, slot_table_index(first), count);
+        first += count;
     }
-    choose(&mut a, tables);
-    if first < slots || slots > MOST { None } else { a.finish() }
+    select_best(&mut a, maps);
+    if first < slots || slots > MAX_SLOTS { None } else { a.finish() }
 }
 
-/// `FOUND` = the place at the desk whose number is on the stack, or 0.
-fn look_up(a: &mut Assembler, tables: &Tables<'_>, key: i16, missing: Label) {
-    a.map(Reg(1), tables.desk);
-    a.register(Op::Move, Reg(2), STACK);
-    a.number(Op::Add, Reg(2), i32::from(key));
+/// Sets `ENTRY` to the slot table entry whose index is on the stack; jumps to `missing` if there is none.
+fn look_up_entry(a: &mut Assembler, maps: &ProgramMaps<'_>, index_offset: i16, missing: Label) {
+    a.load_map(Register(1), maps.slot_table);
+    a.register64(Operation::Move, Register(2), STACK);
+    a.immediate64(Operation::Add, Register(2), i32::from(index_offset));
     a.call(MAP_LOOKUP_ELEM);
-    a.jump_if(FOUND, If::Equal, 0, missing);
+    a.jump_if(ENTRY, Condition::Equal, 0, missing);
 }
 
-/// Looks at `count` slots, and keeps the best so far.
-fn scan(a: &mut Assembler, tables: &Tables<'_>, first: usize, count: usize) {
-    let (turn, next, seated) = (a.label(), a.label(), a.label());
-    let (capped, positive, rank) = (a.label(), a.label(), a.label());
-    let cap = CAP as i32;
-    a.number(Op::Move, TURN, first as i32);
-    a.place(turn);
-    a.store32(STACK, KEY, TURN);
-    look_up(a, tables, KEY, next);
-    a.load64(SCRATCH, FOUND, bytes(HEALTHY));
-    a.jump_if(SCRATCH, If::Equal, 0, next);
-    a.register(Op::Move, PAGE_OF_SLOT, PAGES);
-    a.load64(SCRATCH, FOUND, bytes(SEAT));
-    a.jump_if(SCRATCH, If::Equal, 0, seated);
-    a.number(Op::Add, PAGE_OF_SLOT, SHARED_PAGE_BYTES as i32);
-    a.place(seated);
-    a.load64(WAITING, FOUND, bytes(SELECTED));
-    a.load64(PLACE, FOUND, bytes(NUMBER));
-    a.load64(SCRATCH, PAGE_OF_SLOT, bytes(ACCEPTED));
-    a.load64(SAYS_OPEN, PAGE_OF_SLOT, bytes(OPEN));
-    // Selected and not accepted: from -cap to +cap if it makes sense, and +cap if not. Below 0 is 0.
-    a.register(Op::Sub, WAITING, SCRATCH);
-    a.number(Op::Add, WAITING, cap);
-    a.jump_if(WAITING, If::AtMost, 2 * cap, capped);
-    a.number(Op::Move, WAITING, 2 * cap);
-    a.place(capped);
-    a.number(Op::Sub, WAITING, cap);
-    a.jump_if(WAITING, If::SignedAtLeast, 0, positive);
-    a.number(Op::Move, WAITING, 0);
-    a.place(positive);
-    a.jump_if(SAYS_OPEN, If::AtMost, cap, rank);
-    a.number(Op::Move, SAYS_OPEN, cap);
-    a.place(rank);
+/// Compares `count` slots with the best so far.
+fn scan_slots(a: &mut Assembler, maps: &ProgramMaps<'_>, first: usize, count: usize) {
+    let (iteration, next, page_chosen) = (a.new_label(), a.new_label(), a.new_label());
+    let (capped, not_negative, open_capped) = (a.new_label(), a.new_label(), a.new_label());
+    let max = MAX_SLOT_LOAD as i32;
+    a.immediate64(Operation::Move, COUNTER, first as i32);
+    a.bind(iteration);
+    a.store32(STACK, CURRENT_INDEX_OFFSET, COUNTER);
+    look_up_entry(a, maps, CURRENT_INDEX_OFFSET, next);
+    a.load64(SCRATCH, ENTRY, word_offset(HEALTHY_WORD));
+    a.jump_if(SCRATCH, Condition::Equal, 0, next);
+    a.register64(Operation::Move, PAGE, PAGES);
+    a.load64(SCRATCH, ENTRY, word_offset(ACTIVE_PAGE_WORD));
+    a.jump_if(SCRATCH, Condition::Equal, 0, page_chosen);
+    a.immediate64(Operation::Add, PAGE, SHARED_PAGE_BYTES as i32);
+    a.bind(page_chosen);
+    a.load64(LOAD, ENTRY, word_offset(SELECTED_WORD));
+    a.load64(TABLE_INDEX, ENTRY, word_offset(TABLE_INDEX_WORD));
+    a.load64(SCRATCH, PAGE, word_offset(ACCEPTED_WORD));
+    a.load64(OPEN, PAGE, word_offset(OPEN_WORD));
+    // Selected and not accepted: -max to +max if plausible, else +max. Below 0 counts as 0.
+    a.register64(Operation::Sub, LOAD, SCRATCH);
+    a.immediate64(Operation::Add, LOAD, max);
+    a.jump_if(LOAD, Condition::AtMost, 2 * max, capped);
+    a.immediate64(Operation::Move, LOAD, 2 * max);
+    a.bind(capped);
+    a.immediate64(Operation::Sub, LOAD, max);
+    a.jump_if(LOAD, Condition::SignedAtLeast, 0, not_negative);
+    a.immediate64(Operation::Move, LOAD, 0);
+    a.bind(not_negative);
+    a.jump_if(OPEN, Condition::AtMost, max, open_capped);
+    a.immediate64(Operation::Move, OPEN, max);
+    a.bind(open_capped);
     // The load in the upper half, a random number in the lower.
-    a.register(Op::Add, WAITING, SAYS_OPEN);
-    a.number(Op::Shl, WAITING, 32);
-    a.number32(Op::Mul, CHANCE, 1_664_525);
-    a.number32(Op::Add, CHANCE, 1_013_904_223);
-    a.register(Op::Or, WAITING, CHANCE);
-    a.jump_if_register(WAITING, If::AtLeast, BEST, next);
-    a.register(Op::Move, BEST, WAITING);
-    a.store32(STACK, BEST_PLACE, PLACE);
-    a.place(next);
-    a.number(Op::Add, PAGES, (SEATS * SHARED_PAGE_BYTES) as i32);
-    a.number(Op::Add, TURN, 1);
-    a.jump_if(TURN, If::Below, (first + count) as i32, turn);
+    a.register64(Operation::Add, LOAD, OPEN);
+    a.immediate64(Operation::Shl, LOAD, 32);
+    a.immediate32(Operation::Mul, RANDOM, 1_664_525);
+    a.immediate32(Operation::Add, RANDOM, 1_013_904_223);
+    a.register64(Operation::Or, LOAD, RANDOM);
+    a.jump_if_register(LOAD, Condition::AtLeast, BEST_RANK, next);
+    a.register64(Operation::Move, BEST_RANK, LOAD);
+    a.store32(STACK, BEST_INDEX_OFFSET, TABLE_INDEX);
+    a.bind(next);
+    a.immediate64(Operation::Add, PAGES, (PAGES_PER_SLOT * SHARED_PAGE_BYTES) as i32);
+    a.immediate64(Operation::Add, COUNTER, 1);
+    a.jump_if(COUNTER, Condition::Below, (first + count) as i32, iteration);
 }
 
-/// Selects the best slot's socket and counts that; if there is none, the kernel's hash chooses, and that is counted.
-fn choose(a: &mut Assembler, tables: &Tables<'_>) {
-    let (count, end) = (a.label(), a.label());
-    a.load64(Reg(1), STACK, CONTEXT);
-    a.map(Reg(2), tables.sockets);
-    a.register(Op::Move, Reg(3), STACK);
-    a.number(Op::Add, Reg(3), i32::from(BEST_PLACE));
-    a.number(Op::Move, Reg(4), 0);
+/// Selects the socket of the best slot and counts that; without one, the kernel's hash selects, which is counted in entry 0.
+fn select_best(a: &mut Assembler, maps: &ProgramMaps<'_>) {
+    let (count, end) = (a.new_label(), a.new_label());
+    a.load64(Register(1), STACK, CONTEXT_OFFSET);
+    a.load_map(Register(2), maps.sockets);
+    a.register64(Operation::Move, Register(3), STACK);
+    a.immediate64(Operation::Add, Register(3), i32::from(BEST_INDEX_OFFSET));
+    a.immediate64(Operation::Move, Register(4), 0);
     a.call(SK_SELECT_REUSEPORT);
-    a.jump_if(Reg(0), If::Equal, 0, count);
-    a.number(Op::Move, SCRATCH, 0);
-    a.store32(STACK, BEST_PLACE, SCRATCH);
-    a.place(count);
-    // From the TCP header on. Stray packets of connections that are gone come here too, and are not counted.
-    a.load64(Reg(1), STACK, CONTEXT);
-    a.load64(Reg(2), Reg(1), bytes(DATA));
-    a.load64(Reg(3), Reg(1), bytes(DATA_END));
-    a.register(Op::Move, SCRATCH, Reg(2));
-    a.number(Op::Add, SCRATCH, i32::from(TCP_FLAGS) + 1);
-    a.jump_if_register(SCRATCH, If::Above, Reg(3), end);
-    a.load8(SCRATCH, Reg(2), TCP_FLAGS);
-    a.number(Op::And, SCRATCH, SYN | ACK);
-    a.jump_if(SCRATCH, If::NotEqual, SYN, end);
-    look_up(a, tables, BEST_PLACE, end);
-    a.number(Op::Move, Reg(1), 1);
-    a.atomic_add64(FOUND, bytes(SELECTED), Reg(1));
-    a.place(end);
-    a.number(Op::Move, Reg(0), SK_PASS);
+    a.jump_if(Register(0), Condition::Equal, 0, count);
+    a.immediate64(Operation::Move, SCRATCH, 0);
+    a.store32(STACK, BEST_INDEX_OFFSET, SCRATCH);
+    a.bind(count);
+    // The data begin with the TCP header. Stray packets of closed connections also come here; only a SYN is counted.
+    a.load64(Register(1), STACK, CONTEXT_OFFSET);
+    a.load64(Register(2), Register(1), word_offset(DATA_WORD));
+    a.load64(Register(3), Register(1), word_offset(DATA_END_WORD));
+    a.register64(Operation::Move, SCRATCH, Register(2));
+    a.immediate64(Operation::Add, SCRATCH, i32::from(TCP_FLAGS_OFFSET) + 1);
+    a.jump_if_register(SCRATCH, Condition::Above, Register(3), end);
+    a.load8(SCRATCH, Register(2), TCP_FLAGS_OFFSET);
+    a.immediate64(Operation::And, SCRATCH, TCP_SYN | TCP_ACK);
+    a.jump_if(SCRATCH, Condition::NotEqual, TCP_SYN, end);
+    look_up_entry(a, maps, BEST_INDEX_OFFSET, end);
+    a.immediate64(Operation::Move, Register(1), 1);
+    a.atomic_add64(ENTRY, word_offset(SELECTED_WORD), Register(1));
+    a.bind(end);
+    a.immediate64(Operation::Move, Register(0), SK_PASS);
     a.exit();
 }

@@ -21,7 +21,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::channel::{PrimaryEnd, ToPrimary, WorkerEnd};
 use crate::config::Config;
-use crate::dispatch::SlotMeter;
+use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
 use crate::messages::MessageLimits;
@@ -172,7 +172,7 @@ fn begin(
             mail,
             message_limits,
             rows: vec![row],
-            meter: SlotMeter::default(),
+            load_page: LoadPage::default(),
             board,
             config: Rc::new(config),
             terminate,

@@ -1,93 +1,96 @@
-//! What changes while the program of `least-conn` steers: workers, slots, addresses, images.
+//! Changes of workers, slots, addresses and primaries while the program of `least-conn` is attached.
 
 use super::*;
 
 #[test]
-fn slots_are_added_while_it_runs() {
+fn slots_can_be_added_while_the_program_is_attached() {
     let mut sockets = Sockets::open(2);
-    let mut steering = {
+    let mut selector = {
         let groups = [sockets.group()];
-        let Some(steering) = in_kernel(&groups) else { return };
-        steering
+        let Some(selector) = start_least_conn(&groups) else { return };
+        selector
     };
-    kernel(&mut steering).memory.pretend(0, 0, 100, 0);
-    kernel(&mut steering).memory.pretend(1, 0, 100, 0);
+    least_conn_program(&mut selector).memory.set_counts(0, 100, 0);
+    least_conn_program(&mut selector).memory.set_counts(1, 100, 0);
     // Beyond the first bank.
     sockets.grow(38, 1024);
     let groups = [sockets.group()];
-    steering.group_grew(&groups).expect("grow");
+    selector.add_slots(&groups).expect("grow");
     let none = sockets.connect(10);
     assert_eq!(sockets.accept()[2..].iter().sum::<usize>(), 0, "none of the new ones is healthy");
-    all_healthy(&mut steering, &groups);
+    all_healthy(&mut selector, &groups);
     let clients = sockets.connect(76);
     assert_eq!(sockets.accept(), [vec![0; 2], vec![2; 38]].concat());
     drop((none, clients));
 }
 
 #[test]
-fn a_worker_counts_on_its_own_page_and_has_no_other() {
+fn a_worker_can_write_its_own_page_only() {
     let sockets = Sockets::open(2);
     let groups = [sockets.group()];
-    let Some(mut steering) = in_kernel(&groups) else { return };
-    let lease = steering.lease(Slot(0));
-    steering.hold(lease);
+    let Some(mut selector) = start_least_conn(&groups) else { return };
+    let lease = selector.lease_page(Slot(0));
+    selector.activate_page(lease);
     // As after a fork; the program stays where it is attached.
-    let meter = steering.give_up_all_but(lease).expect("give up");
-    (0..10).for_each(|_| meter.opened());
+    let page = selector.keep_only_page(lease).expect("give up");
+    (0..10).for_each(|_| page.count_opened());
     let clients = sockets.connect(10);
     assert_eq!(sockets.accept(), [0, 10]);
-    (0..10).for_each(|_| meter.closed());
+    (0..10).for_each(|_| page.count_closed());
     let more = sockets.connect(10);
     assert_eq!(sockets.accept(), [10, 0]);
-    (0..10).for_each(|_| meter.opened());
-    (0..10).for_each(|_| meter.accepted());
-    // One that leaves says nothing any more.
-    meter.leave();
-    (0..5).for_each(|_| meter.opened());
+    (0..10).for_each(|_| page.count_opened());
+    (0..10).for_each(|_| page.count_accepted());
+    // A worker that drains stops counting.
+    page.stop_counting();
+    (0..5).for_each(|_| page.count_opened());
     let even = sockets.connect(2);
     assert_eq!(sockets.accept(), [1, 1]);
     drop((clients, more, even));
 }
 
 #[test]
-fn a_successor_starts_with_nothing_and_a_death_leaves_nothing() {
+fn a_new_worker_starts_without_load_and_a_dead_one_leaves_none() {
     let sockets = Sockets::open(2);
     let groups = [sockets.group()];
-    let Some(mut steering) = in_kernel(&groups) else { return };
-    let holder = steering.lease(Slot(0));
-    steering.hold(holder);
+    let Some(mut selector) = start_least_conn(&groups) else { return };
+    let active = selector.lease_page(Slot(0));
+    selector.activate_page(active);
     let clients = sockets.connect(10);
     assert_eq!(sockets.accept(), [5, 5]);
-    kernel(&mut steering).memory.pretend(0, 0, 5, 5);
-    // Five open at slot 1; the successor at slot 0 has none, but one waits.
+    least_conn_program(&mut selector).memory.set_counts(0, 5, 5);
+    // Five open at slot 1; the replacement at slot 0 has none, but one waits.
     let waits = sockets.connect(1);
-    let successor = steering.lease(Slot(0));
-    assert_ne!(holder, successor);
-    steering.hold(successor);
+    let replacement = selector.lease_page(Slot(0));
+    assert_ne!(active, replacement);
+    selector.activate_page(replacement);
     let more = sockets.connect(3);
     let got = sockets.accept();
     assert!(got[0] >= 3, "{got:?}");
-    steering.retire(holder);
-    steering.retire(successor);
-    let again = steering.lease(Slot(0));
-    steering.retire(successor);
-    assert_eq!(kernel(&mut steering).memory.lease(Slot(0)).seat.map(|(seat, _)| seat), Some(1));
-    steering.hold(again);
+    selector.free_page(active);
+    selector.free_page(replacement);
+    let again = selector.lease_page(Slot(0));
+    selector.free_page(replacement);
+    assert_eq!(
+        least_conn_program(&mut selector).memory.lease_page(Slot(0)).page.map(|(page, _)| page),
+        Some(1)
+    );
+    selector.activate_page(again);
     drop((clients, waits, more));
 }
 
 #[test]
-fn addresses_come_and_go() {
+fn addresses_can_be_added_and_removed() {
     let (one, other) = (Sockets::open(3), Sockets::open(3));
-    let Some(mut steering) = in_kernel(&[one.group()]) else { return };
-    kernel(&mut steering).memory.pretend(1, 0, 100, 0);
-    steering.regroup(&[other.group(), one.group()]).expect("two");
+    let Some(mut selector) = start_least_conn(&[one.group()]) else { return };
+    least_conn_program(&mut selector).memory.set_counts(1, 100, 0);
+    selector.replace_groups(&[other.group(), one.group()]).expect("two");
     let clients = [one.connect(10), other.connect(10)];
     let got: Vec<usize> = one.accept().iter().zip(other.accept()).map(|(a, b)| a + b).collect();
     assert_eq!(got, [10, 0, 10]);
     drop((clients, one));
     let more = {
-        steering.regroup(&[other.group()]).expect("one");
+        selector.replace_groups(&[other.group()]).expect("one");
         other.connect(10)
     };
     assert_eq!(other.accept(), [5, 0, 5]);
@@ -95,35 +98,35 @@ fn addresses_come_and_go() {
 }
 
 #[test]
-fn what_could_not_be_added_can_be_tried_again() {
+fn adding_slots_can_be_retried_after_an_error() {
     let mut sockets = Sockets::open(2);
-    let Some(mut steering) = in_kernel(&[sockets.group()]) else { return };
+    let Some(mut selector) = start_least_conn(&[sockets.group()]) else { return };
     // Not a socket that listens in this group.
     let wrong = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     let mut all = sockets.group();
     all.0.push(wrong.as_fd());
-    let error = steering.group_grew(&[all]).expect_err("no group").to_string();
+    let error = selector.add_slots(&[all]).expect_err("no group").to_string();
     assert!(error.contains("the socket of slot 2"), "{error}");
     sockets.grow(2, 64);
     let groups = [sockets.group()];
-    steering.group_grew(&groups).expect("grow");
-    all_healthy(&mut steering, &groups);
+    selector.add_slots(&groups).expect("grow");
+    all_healthy(&mut selector, &groups);
     let clients = sockets.connect(8);
     assert_eq!(sockets.accept(), [2; 4]);
     drop(clients);
 }
 
 #[test]
-fn the_next_image_steers_the_same_sockets() {
+fn a_new_selector_takes_over_the_same_sockets() {
     let sockets = Sockets::open(3);
     let groups = [sockets.group()];
-    let Some(steering) = in_kernel(&groups) else { return };
-    steering.release(&groups);
-    let Some(steering) = in_kernel(&groups) else { return };
-    // And if the last one had no time to let go.
-    drop(steering);
-    let steering = in_kernel(&groups).expect("as before");
+    let Some(selector) = start_least_conn(&groups) else { return };
+    selector.detach(&groups);
+    let Some(selector) = start_least_conn(&groups) else { return };
+    // Even if the last one was dropped without `detach`.
+    drop(selector);
+    let selector = start_least_conn(&groups).expect("as before");
     let clients = sockets.connect(30);
     assert_eq!(sockets.accept(), [10; 3]);
-    drop((clients, steering));
+    drop((clients, selector));
 }
