@@ -11,7 +11,7 @@ use std::io;
 use std::process::ExitCode;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{Cluster, Config, AcceptedStream, Worker};
+use tokio_prefork::{AcceptedStream, Cluster, Config, Worker};
 
 /// Longest accepted line in bytes, so that a client cannot fill the memory. A longer one ends the connection.
 const MAX_LINE_LENGTH: u64 = 64 * 1024;

@@ -10,7 +10,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio_prefork::{Cluster, RequestDeadline, Result, AcceptedStream, Worker};
+use tokio_prefork::{AcceptedStream, Cluster, RequestDeadline, Result, Worker};
 
 use super::ProgramArguments;
 use super::boot::text_service;
@@ -51,21 +51,23 @@ pub(super) fn axum_router(arguments: ProgramArguments) -> Result<ExitCode> {
 
 /// Serves a line protocol: a greeting, then an echo of each line until `bye`.
 pub(super) fn line_protocol(arguments: ProgramArguments) -> Result<ExitCode> {
-    Cluster::new(arguments.config).serve_connections(|worker: Worker, stream: AcceptedStream| async move {
-        let mut stream = BufReader::new(stream);
-        let greeting = format!("hello from {}\n", worker.pid());
-        let mut line = String::new();
-        // A disconnected client only ends its connection.
-        if stream.get_mut().write_all(greeting.as_bytes()).await.is_err() {
-            return;
-        }
-        while let Ok(1..) = stream.read_line(&mut line).await {
-            if line == "bye\n" || stream.get_mut().write_all(line.as_bytes()).await.is_err() {
+    Cluster::new(arguments.config).serve_connections(
+        |worker: Worker, stream: AcceptedStream| async move {
+            let mut stream = BufReader::new(stream);
+            let greeting = format!("hello from {}\n", worker.pid());
+            let mut line = String::new();
+            // A disconnected client only ends its connection.
+            if stream.get_mut().write_all(greeting.as_bytes()).await.is_err() {
                 return;
             }
-            line.clear();
-        }
-    })
+            while let Ok(1..) = stream.read_line(&mut line).await {
+                if line == "bye\n" || stream.get_mut().write_all(line.as_bytes()).await.is_err() {
+                    return;
+                }
+                line.clear();
+            }
+        },
+    )
 }
 
 /// Answers with the environment of the worker.

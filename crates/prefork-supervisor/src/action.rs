@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::worker_identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// One thing for the primary to do. A failure is not an error here: it comes back as an [`Event`](crate::Event).
 #[derive(Debug, Clone, PartialEq, Eq)]

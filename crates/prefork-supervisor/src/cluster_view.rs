@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use crate::identity::{Generation, Slot, WorkerTag};
 use crate::supervisor::{ClusterPhase, Supervisor};
+use crate::worker_identity::{Generation, Slot, WorkerTag};
 use crate::worker_table::WorkerState;
 
 /// The state of the cluster at one moment.

@@ -1,7 +1,7 @@
 //! Commands that change the cluster, and their requesters.
 
 use crate::action::{Action, LogEvent};
-use crate::identity::WorkerId;
+use crate::worker_identity::WorkerId;
 
 /// A command to the cluster, from a signal, an operator or the application.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,26 +70,30 @@ impl Requester {
     }
 
     /// Replies that the command was carried out, and how.
-    pub(crate) fn confirm(self, what: impl Into<String>, actions: &mut Vec<Action>) {
-        self.reply(Ok(what.into()), actions);
+    pub(crate) fn confirm_command(self, what: impl Into<String>, actions: &mut Vec<Action>) {
+        self.send_reply(Ok(what.into()), actions);
     }
 
     /// Replies that the command was refused or failed, and why.
-    pub(crate) fn refuse(self, reason: impl Into<String>, actions: &mut Vec<Action>) {
-        self.reply(Err(reason.into()), actions);
+    pub(crate) fn refuse_command(self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+        self.send_reply(Err(reason.into()), actions);
     }
 
     /// Refuses the command, and logs the refusal if no reply is expected.
-    pub(crate) fn refuse_or_log(self, reason: impl Into<String>, actions: &mut Vec<Action>) {
+    pub(crate) fn refuse_command_or_log(
+        self,
+        reason: impl Into<String>,
+        actions: &mut Vec<Action>,
+    ) {
         let reason = reason.into();
         if self.reply_id.is_none() {
             let by = self.name.clone();
             actions.push(Action::Log(LogEvent::CommandRefused { by, reason: reason.clone() }));
         }
-        self.refuse(reason, actions);
+        self.refuse_command(reason, actions);
     }
 
-    fn reply(self, result: Result<String, String>, actions: &mut Vec<Action>) {
+    fn send_reply(self, result: Result<String, String>, actions: &mut Vec<Action>) {
         if let Some(reply_id) = self.reply_id {
             actions.push(Action::Reply { reply_id, result });
         }

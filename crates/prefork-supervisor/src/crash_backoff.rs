@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use crate::config::SupervisorConfig;
-use crate::identity::WorkerId;
+use crate::worker_identity::WorkerId;
 
 /// How many kills of booting workers from outside do not count as crashes. The OOM killer may cause more.
 const MAX_FORGIVEN_KILLS: u32 = 3;

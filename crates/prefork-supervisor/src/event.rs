@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 
 use crate::command::{ClusterCommand, Requester};
 use crate::config::SupervisorConfig;
-use crate::identity::{Slot, WorkerId};
+use crate::worker_identity::{Slot, WorkerId};
 
 /// Something that happened. The primary reports events in the order in which it learns of them.
 #[derive(Debug, Clone, PartialEq, Eq)]

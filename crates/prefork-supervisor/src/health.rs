@@ -10,8 +10,8 @@ use crate::action::{Action, ExitCause, LogEvent, RecycleReason};
 use crate::config::{RecycleLimits, SupervisorConfig};
 use crate::crash_backoff::ForkAllowance;
 use crate::event::HealthSample;
-use crate::identity::WorkerId;
 use crate::supervisor::{ClusterPhase, Supervisor};
+use crate::worker_identity::WorkerId;
 use crate::worker_table::{WorkerRecord, WorkerState};
 
 /// How often workers are sampled. A stall is noticed at most this much late.

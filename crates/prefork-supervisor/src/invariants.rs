@@ -14,10 +14,10 @@ use std::fmt;
 use std::time::Instant;
 
 use crate::crash_backoff::ForkAllowance;
-use crate::identity::{WorkerId, WorkerTag};
 use crate::reload::Rollout;
 use crate::slot_table::{RestartPolicy, SlotEntry};
 use crate::supervisor::{ClusterPhase, Supervisor};
+use crate::worker_identity::{WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 use crate::{Action, Event, LogEvent, SavedState};
 

@@ -53,7 +53,6 @@ mod config;
 mod crash_backoff;
 mod event;
 mod health;
-mod identity;
 mod orphan_sockets;
 mod reload;
 mod replacement_budget;
@@ -64,6 +63,7 @@ mod stop;
 mod supervisor;
 mod upgrade;
 mod worker_events;
+mod worker_identity;
 mod worker_kinds;
 mod worker_table;
 
@@ -81,9 +81,9 @@ pub use cluster_view::{ClusterView, WorkerView};
 pub use command::{ClusterCommand, Requester, ScaleChange, WorkerEnvironment};
 pub use config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
 pub use event::{Event, HealthSample};
-pub use identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 pub use saved_state::{SavedState, SavedWorker};
 pub use supervisor::Supervisor;
+pub use worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
 /// The largest number of workers over all kinds. The scoreboard has room for twice as many.
 pub const MAX_WORKERS: u32 = 1024;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::action::Action;
-use crate::identity::{Slot, WorkerId};
+use crate::worker_identity::{Slot, WorkerId};
 use crate::worker_table::{WorkerRecord, WorkerTable};
 
 /// How long a worker whose channel was full is not asked again.

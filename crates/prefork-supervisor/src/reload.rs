@@ -12,12 +12,12 @@ use std::time::Instant;
 use crate::action::{Action, DrainReason, ExitCause, LogEvent};
 use crate::command::Requester;
 use crate::config::SupervisorConfig;
-use crate::identity::{Generation, WEB_KIND, WorkerId};
 use crate::replacement_budget::{
     ReplacementBudget, ReplacementTiming, is_replacement_limit_reached,
 };
 use crate::slot_table::{RestartPolicy, SlotEntry};
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{Generation, WEB_KIND, WorkerId};
 use crate::worker_table::WorkerState;
 
 /// How many kills of new workers from outside a reload survives.
@@ -172,10 +172,10 @@ impl Reload {
 impl Supervisor {
     pub(crate) fn on_reload(&mut self, by: Requester) {
         if self.is_stopping() {
-            by.refuse("the cluster is stopping", &mut self.actions);
+            by.refuse_command("the cluster is stopping", &mut self.actions);
         } else if self.upgrade.is_upgrading() {
             let reason = "an upgrade is under way, which replaces all workers";
-            by.refuse(reason, &mut self.actions);
+            by.refuse_command(reason, &mut self.actions);
         } else if !self.reload.is_reloading() {
             self.reload.begin_reload(vec![by], &mut self.actions);
         } else if by.reply_id.is_some() || self.reload.queued.is_empty() {
@@ -257,7 +257,7 @@ impl Supervisor {
             ReplacementTiming::BesideHolder => budget.count_successor_beside_holder(is_held),
             ReplacementTiming::AfterHolder => {
                 budget.count_successor_after_holder(is_served);
-                self.dismiss_holder(now, index, DrainReason::Reload);
+                self.drain_slot_holder(now, index, DrainReason::Reload);
             }
             ReplacementTiming::Later => return,
         }
@@ -292,7 +292,7 @@ impl Supervisor {
         let recycled = holder.filter(|_| !self.reload.is_reloading());
         let recycle_reason = recycled.and_then(|holder| holder.recycle_reason);
         let reason = recycle_reason.map_or(DrainReason::Reload, DrainReason::Recycle);
-        self.dismiss_holder(now, index, reason);
+        self.drain_slot_holder(now, index, reason);
         let record = self.workers.get(worker);
         let entry = &mut self.slots[index];
         entry.generation = record.map_or(self.reload.generation, |record| record.tag.generation);
@@ -387,7 +387,7 @@ impl Supervisor {
         let done = format!("{verb}: {workers} workers of generation {target} serve");
         self.log_event(LogEvent::Reloaded { generation: target, workers, is_upgrade });
         for requester in requesters {
-            requester.confirm(&done, &mut self.actions);
+            requester.confirm_command(&done, &mut self.actions);
         }
         self.keep_generations();
     }
@@ -395,7 +395,7 @@ impl Supervisor {
     fn finish_failed_reload(&mut self, reason: String, requesters: Vec<Requester>) {
         self.log_event(LogEvent::ReloadFailed { reason: reason.clone() });
         for requester in requesters {
-            requester.refuse(&reason, &mut self.actions);
+            requester.refuse_command(&reason, &mut self.actions);
         }
         self.keep_generations();
         self.reload.begin_queued_reload(&mut self.actions);
@@ -404,7 +404,7 @@ impl Supervisor {
     /// Cancels the rollout because of a stop.
     fn cancel_rollout(&mut self) {
         for requester in self.reload.cancel_reload() {
-            requester.refuse("the cluster is stopping", &mut self.actions);
+            requester.refuse_command("the cluster is stopping", &mut self.actions);
         }
         self.slots.take_successors();
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::command::{Requester, WorkerEnvironment};
-use crate::identity::{Generation, Slot, WorkerId, WorkerTag};
+use crate::worker_identity::{Generation, Slot, WorkerId, WorkerTag};
 
 /// The state that [`Supervisor::save_state`](crate::Supervisor::save_state) returns and
 /// [`Supervisor::restore`](crate::Supervisor::restore) continues from.

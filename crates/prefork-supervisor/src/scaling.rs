@@ -6,9 +6,9 @@ use std::time::Instant;
 use crate::MAX_WORKERS;
 use crate::action::{Action, DrainReason, ExitCause, LogEvent};
 use crate::command::{Requester, ScaleChange};
-use crate::identity::{Slot, WEB_KIND};
 use crate::slot_table::SlotEntry;
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{Slot, WEB_KIND};
 
 /// Scale commands for `web` in the order of arrival. The first one waits for its sockets.
 pub(crate) type ScaleQueue = VecDeque<(ScaleChange, Requester)>;
@@ -36,7 +36,7 @@ impl Supervisor {
             Ok(to) if to <= slots => self.scale_to(now, WEB_KIND, to, change, by),
             // The sockets were opened for another number, requested by an earlier command.
             Ok(_) => self.scale_queue.push_front((change, by)),
-            Err(reason) => by.refuse_or_log(reason, &mut self.actions),
+            Err(reason) => by.refuse_command_or_log(reason, &mut self.actions),
         }
         self.run_scale_queue(now);
     }
@@ -50,7 +50,7 @@ impl Supervisor {
                     return self.actions.push(Action::OpenSockets { slots: to });
                 }
                 Ok(to) => self.scale_to(now, WEB_KIND, to, change, by),
-                Err(reason) => by.refuse_or_log(reason, &mut self.actions),
+                Err(reason) => by.refuse_command_or_log(reason, &mut self.actions),
             }
         }
     }
@@ -88,7 +88,7 @@ impl Supervisor {
     ) {
         let Some(kind) = self.kinds.get(name) else {
             let reason = format!("this cluster has no workers of kind {name:?}");
-            return by.refuse_or_log(reason, &mut self.actions);
+            return by.refuse_command_or_log(reason, &mut self.actions);
         };
         let (name, from) = (kind.config.name, kind.config.workers);
         let to = change.scaled_worker_count(from);
@@ -101,7 +101,7 @@ impl Supervisor {
             }
             Ok(()) => return self.scale_to(now, name, to, change, by),
         };
-        by.refuse_or_log(reason, &mut self.actions);
+        by.refuse_command_or_log(reason, &mut self.actions);
     }
 
     fn scale_to(
@@ -125,7 +125,7 @@ impl Supervisor {
             }
         }
         let of = if kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
-        by.confirm(format!("scaled from {from} to {to} workers{of}"), &mut self.actions);
+        by.confirm_command(format!("scaled from {from} to {to} workers{of}"), &mut self.actions);
     }
 
     /// Refuses all queued commands once the cluster stops.
@@ -137,7 +137,7 @@ impl Supervisor {
 
     pub(crate) fn refuse_scaling(&mut self, reason: &str) {
         for (_, by) in std::mem::take(&mut self.scale_queue) {
-            by.refuse_or_log(reason, &mut self.actions);
+            by.refuse_command_or_log(reason, &mut self.actions);
         }
     }
 
@@ -163,7 +163,7 @@ impl Supervisor {
             if !is_surplus(&self.slots[index]) {
                 continue;
             }
-            self.dismiss_holder(now, index, DrainReason::Scale);
+            self.drain_slot_holder(now, index, DrainReason::Scale);
             if let Some(successor) = self.slots[index].successor.take() {
                 self.workers.kill(successor, ExitCause::Superseded, &mut self.actions);
             }

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use crate::identity::{WorkerId, WorkerTag};
 use crate::invariants::{InvariantChecker, StateBefore};
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{WorkerId, WorkerTag};
 use crate::{
     Action, ClusterCommand, Event, HealthSample, Requester, ShutdownReason, SupervisorConfig,
     WorkerKindConfig,

@@ -3,7 +3,7 @@
 use std::ops::{Index, IndexMut};
 
 use crate::command::WorkerEnvironment;
-use crate::identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
+use crate::worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use crate::worker_table::WorkerTable;
 
 /// One slot.

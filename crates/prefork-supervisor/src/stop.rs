@@ -48,7 +48,7 @@ impl StopRequest {
 impl Supervisor {
     pub(crate) fn on_stop(&mut self, now: Instant, by: Requester) {
         if self.stop.is_duplicate(now) {
-            by.confirm("stopping already", &mut self.actions);
+            by.confirm_command("stopping already", &mut self.actions);
         } else if self.is_stopping() {
             let name = format!("{}, the second request", by.name);
             self.begin_stop_now(by, name);
@@ -76,7 +76,7 @@ impl Supervisor {
         self.log_event(LogEvent::StopDelayed { by: by.name.clone(), delay });
         let seconds = delay.as_secs_f64();
         let reply = format!("stopping: accepting for {seconds:.1} s more (drain-delay)");
-        by.confirm(reply, &mut self.actions);
+        by.confirm_command(reply, &mut self.actions);
     }
 
     /// Begins the stop when the drain delay is over.
@@ -93,7 +93,7 @@ impl Supervisor {
         let workers = self.workers.len();
         self.log_event(LogEvent::Stopping { by: by.name.clone(), workers });
         self.actions.push(Action::CloseListeners);
-        by.confirm(format!("stopping: {workers} workers drain"), &mut self.actions);
+        by.confirm_command(format!("stopping: {workers} workers drain"), &mut self.actions);
         let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
         for id in self.workers.ids() {
             let Some(record) = self.workers.get_mut(id) else { continue };
@@ -115,11 +115,14 @@ impl Supervisor {
 
     fn begin_stop_now(&mut self, by: Requester, name: String) {
         if matches!(self.phase, ClusterPhase::Killing(_) | ClusterPhase::Done) {
-            return by.confirm("stopping already", &mut self.actions);
+            return by.confirm_command("stopping already", &mut self.actions);
         }
         let workers = self.workers.len();
         self.log_event(LogEvent::StoppingNow { by: name, workers });
-        by.confirm(format!("stopping now: {workers} workers are killed"), &mut self.actions);
+        by.confirm_command(
+            format!("stopping now: {workers} workers are killed"),
+            &mut self.actions,
+        );
         self.kill_all_and_exit(ShutdownReason::StopRequested);
     }
 

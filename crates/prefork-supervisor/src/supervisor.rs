@@ -14,7 +14,6 @@ use crate::config::{SupervisorConfig, WorkerKindConfig};
 use crate::crash_backoff::{CrashBackoff, ForkAllowance};
 use crate::event::Event;
 use crate::health::HealthMonitor;
-use crate::identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use crate::orphan_sockets::OrphanSockets;
 use crate::reload::Reload;
 use crate::saved_state::{SavedState, SavedWorker};
@@ -22,6 +21,7 @@ use crate::scaling::ScaleQueue;
 use crate::slot_table::{RestartPolicy, SlotTable};
 use crate::stop::StopRequest;
 use crate::upgrade::Upgrade;
+use crate::worker_identity::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 use crate::worker_kinds::WorkerKinds;
 use crate::worker_table::{WorkerState, WorkerTable};
 
@@ -133,12 +133,12 @@ impl Supervisor {
             Event::HealthSampled { samples } => self.on_health_sampled(now, samples),
             Event::DeadlineReached => self.on_deadline(now),
         }
-        self.approach_desired_state(now);
+        self.reconcile_state(now);
         std::mem::take(&mut self.actions)
     }
 
-    /// Does what any event may have made possible or necessary.
-    fn approach_desired_state(&mut self, now: Instant) {
+    /// Moves the actual state towards the desired one, as far as the event made that possible or necessary.
+    fn reconcile_state(&mut self, now: Instant) {
         self.cancel_upgrade_on_stop();
         self.cancel_scaling_on_stop();
         self.continue_rollout(now);
@@ -163,7 +163,7 @@ impl Supervisor {
             ClusterCommand::Disconnect(_) | ClusterCommand::Upgrade { .. } => false,
         };
         if self.stop.is_delayed() && !is_allowed_in_drain_delay {
-            return by.refuse_or_log("the cluster is stopping", &mut self.actions);
+            return by.refuse_command_or_log("the cluster is stopping", &mut self.actions);
         }
         match command {
             ClusterCommand::Stop => self.on_stop(now, by),
@@ -390,7 +390,7 @@ impl Supervisor {
     }
 
     /// Empties a slot and tells the worker that held it to drain.
-    pub(crate) fn dismiss_holder(&mut self, now: Instant, index: usize, reason: DrainReason) {
+    pub(crate) fn drain_slot_holder(&mut self, now: Instant, index: usize, reason: DrainReason) {
         let Some(worker) = self.slots[index].holder.take() else { return };
         let deadline = now + self.config.graceful_timeout + EXIT_MARGIN;
         let Some(record) = self.workers.get_mut(worker) else { return };

@@ -17,12 +17,12 @@ mod worker_kinds;
 
 use std::time::Duration;
 
-use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::simulator::{
     NewBinary, SIGKILL, SIGSEGV, SimulatedExec, Simulator, TestRng, WorkerScript, WorkerStep,
     exit_by_signal, exit_code, ms,
 };
 use crate::supervisor::ClusterPhase;
+use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::{
     Action, ClusterCommand, Event, ExitCause, HealthSample, LogEvent, MAX_WORKERS, RecycleReason,
     Requester, ScaleChange, ShutdownReason, SupervisorConfig,

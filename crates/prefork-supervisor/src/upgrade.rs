@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::action::{Action, DrainReason, LogEvent};
 use crate::command::Requester;
 use crate::config::{SupervisorConfig, WorkerKindConfig};
-use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::reload::Reload;
 use crate::saved_state::{SavedState, SavedWorker};
 use crate::slot_table::SlotTable;
 use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
+use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 
 /// How long the new binary may take, in addition to the boot timeout, to load and to read its configuration.
@@ -133,7 +133,7 @@ impl Supervisor {
         let requester = UpgradeRequester { by, wait };
         match &mut self.upgrade.check {
             Some(UpgradeCheck { deadline: None, .. }) if !wait => {
-                return requester.by.confirm(CHECK_PASSED, &mut self.actions);
+                return requester.by.confirm_command(CHECK_PASSED, &mut self.actions);
             }
             Some(check) => return check.requesters.push(requester),
             None => {}
@@ -153,7 +153,7 @@ impl Supervisor {
 
     fn refuse_upgrade(&mut self, by: Requester, reason: &str) {
         self.log_event(LogEvent::UpgradeFailed { reason: reason.to_string() });
-        by.refuse(reason, &mut self.actions);
+        by.refuse_command(reason, &mut self.actions);
     }
 
     fn begin_upgrade(&mut self, now: Instant, requesters: Vec<UpgradeRequester>) {
@@ -182,7 +182,7 @@ impl Supervisor {
         let done: Vec<_> = check.requesters.extract_if(.., |requester| !requester.wait).collect();
         self.refuse_scaling("an upgrade is under way; ask again when it is done");
         for requester in done {
-            requester.by.confirm(CHECK_PASSED, &mut self.actions);
+            requester.by.confirm_command(CHECK_PASSED, &mut self.actions);
         }
         self.log_event(LogEvent::UpgradeExecuting);
         self.actions.push(Action::ExecNewBinary);
@@ -192,7 +192,7 @@ impl Supervisor {
         let Some(check) = self.upgrade.check.take() else { return };
         self.log_event(LogEvent::UpgradeFailed { reason: reason.to_string() });
         for requester in check.requesters {
-            requester.by.refuse(reason, &mut self.actions);
+            requester.by.refuse_command(reason, &mut self.actions);
         }
     }
 

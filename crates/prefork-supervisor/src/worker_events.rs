@@ -7,9 +7,9 @@ use std::time::Instant;
 use crate::action::{Action, DrainReason, ExitCause, ExitReport, LogEvent, ShutdownReason};
 use crate::command::Requester;
 use crate::crash_backoff::CrashOutcome;
-use crate::identity::WorkerId;
 use crate::slot_table::RestartPolicy;
 use crate::supervisor::{CLOSED_CHANNEL_EXIT_TIMEOUT, EXIT_MARGIN, Supervisor};
+use crate::worker_identity::WorkerId;
 use crate::worker_table::{WorkerRecord, WorkerState};
 
 // These signal numbers are the same on every Linux.
@@ -136,17 +136,21 @@ impl Supervisor {
     /// Drains a worker for good because of a command.
     pub(crate) fn on_disconnect(&mut self, now: Instant, worker: WorkerId, by: Requester) {
         if self.is_stopping() {
-            return by.refuse_or_log("the cluster is stopping", &mut self.actions);
+            return by.refuse_command_or_log("the cluster is stopping", &mut self.actions);
         }
         let Some(record) = self.workers.get(worker) else {
-            return by.refuse_or_log(format!("there is no worker {worker}"), &mut self.actions);
+            return by
+                .refuse_command_or_log(format!("there is no worker {worker}"), &mut self.actions);
         };
         let is_running = matches!(record.state, WorkerState::Booting { .. } | WorkerState::Serving);
         self.on_disconnecting(now, worker);
         if is_running {
             self.actions.push(Action::Drain(worker));
         }
-        by.confirm(format!("worker {worker} drains and is not replaced"), &mut self.actions);
+        by.confirm_command(
+            format!("worker {worker} drains and is not replaced"),
+            &mut self.actions,
+        );
     }
 
     /// Leaves the slot of a draining worker empty.
@@ -271,7 +275,7 @@ impl Supervisor {
             return self.backoff.end_probe(worker);
         }
         self.workers.restart_count += 1;
-        self.judge_exit(now, &record, &report);
+        self.classify_exit(now, &record, &report);
         self.confirm_restart(report);
     }
 
@@ -286,7 +290,7 @@ impl Supervisor {
     }
 
     /// Decides whether the exit of a worker that held its slot is a crash, and fails the rollout or backs off.
-    fn judge_exit(&mut self, now: Instant, record: &WorkerRecord, report: &ExitReport) {
+    fn classify_exit(&mut self, now: Instant, record: &WorkerRecord, report: &ExitReport) {
         let worker = report.worker.id;
         let is_new = self.reload.is_new_generation(report.worker.generation);
         let is_killed = is_killed_from_outside(report.status);

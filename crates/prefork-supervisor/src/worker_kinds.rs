@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::config::{RecycleLimits, SupervisorConfig, WorkerKindConfig};
-use crate::identity::{Slot, WorkerTag};
+use crate::worker_identity::{Slot, WorkerTag};
 
 /// The kinds besides `web`, in the order of their declaration.
 #[derive(Debug, Default)]
@@ -73,7 +73,7 @@ impl WorkerKinds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Generation, WorkerId};
+    use crate::worker_identity::{Generation, WorkerId};
 
     fn declare_kinds(names: &[&'static str]) -> Vec<WorkerKindConfig> {
         let config = |name| WorkerKindConfig { name, workers: 1, limits: RecycleLimits::default() };

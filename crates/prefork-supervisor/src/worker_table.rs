@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::action::{Action, DrainReason, ExitCause, LogEvent, RecycleReason};
-use crate::identity::{Slot, WorkerId, WorkerTag};
+use crate::worker_identity::{Slot, WorkerId, WorkerTag};
 
 /// What a worker process is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,7 +305,7 @@ impl WorkerTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Generation, WEB_KIND};
+    use crate::worker_identity::{Generation, WEB_KIND};
 
     fn insert(table: &mut WorkerTable, slot: u32) -> WorkerId {
         let (id, slot, generation) = (table.reserve_worker_id(), Slot(slot), Generation(1));

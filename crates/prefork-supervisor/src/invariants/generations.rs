@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::{ForkAllowance, InvariantViolation, is_settled};
-use crate::identity::{Generation, WorkerId};
 use crate::reload::ROLLBACK_FAILED;
 use crate::slot_table::SlotEntry;
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{Generation, WorkerId};
 use crate::worker_table::WorkerState;
 use crate::{Action, ClusterCommand, Event, LogEvent};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::InvariantViolation;
-use crate::identity::WorkerId;
 use crate::supervisor::{ClusterPhase, Supervisor};
+use crate::worker_identity::WorkerId;
 use crate::{Action, Event};
 
 /// The longest time between two samples while the primary is awake.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::InvariantViolation;
-use crate::identity::WorkerId;
+use crate::worker_identity::WorkerId;
 use crate::{Action, Event, LogEvent};
 
 /// Which events of one worker were logged.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::InvariantViolation;
-use crate::identity::{Slot, WorkerId};
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{Slot, WorkerId};
 use crate::{Action, Event, SavedState};
 
 #[derive(Debug, Default)]

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::InvariantViolation;
-use crate::identity::{Generation, WorkerId, WorkerTag};
 use crate::supervisor::{ClusterPhase, EXIT_MARGIN, Supervisor};
+use crate::worker_identity::{Generation, WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 use crate::{Action, Event, SavedState, SavedWorker, SupervisorConfig};
 

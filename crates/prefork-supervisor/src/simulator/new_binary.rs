@@ -7,8 +7,8 @@ use super::{
     SIGKILL, ScheduledItem, Simulator, TestRng, WorkerScript, WorkerStep, exit_by_signal,
     exit_code, ms,
 };
-use crate::identity::{WorkerId, WorkerTag};
 use crate::supervisor::Supervisor;
+use crate::worker_identity::{WorkerId, WorkerTag};
 use crate::worker_table::WorkerState;
 use crate::{Action, Event, SavedWorker, SupervisorConfig};
 

@@ -3,7 +3,7 @@
 use super::{
     SIGABRT, SIGKILL, ScheduledItem, Simulator, WorkerStep, exit_by_signal, exit_code, ms,
 };
-use crate::identity::WorkerId;
+use crate::worker_identity::WorkerId;
 use crate::{Action, Event, HealthSample};
 
 impl Simulator {
@@ -113,7 +113,7 @@ impl Simulator {
             },
             ScheduledItem::WorkerStep(worker, step) => {
                 // It may be dead by now; and a frozen worker does nothing by itself.
-                if self.workers.get(&worker).is_some_and(|worker| worker.can_perform(step)) {
+                if self.workers.get(&worker).is_some_and(|worker| worker.can_perform_step(step)) {
                     self.perform_worker_step(worker, step);
                 }
             }
@@ -152,7 +152,7 @@ impl Simulator {
             }
             WorkerStep::BecomeFull | WorkerStep::BecomeEmpty => {
                 if let Some(record) = self.workers.get_mut(&worker) {
-                    record.set_full(step == WorkerStep::BecomeFull);
+                    record.set_full_of_connections(step == WorkerStep::BecomeFull);
                 }
             }
             WorkerStep::FinishDraining => {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Simulator;
-use crate::identity::Generation;
+use crate::worker_identity::Generation;
 use crate::worker_table::WorkerRecord;
 use crate::{Action, LogEvent};
 

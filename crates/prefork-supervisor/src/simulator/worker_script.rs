@@ -197,7 +197,7 @@ impl SimulatedWorker {
         self.is_full
     }
 
-    pub(super) fn set_full(&mut self, is_full: bool) {
+    pub(super) fn set_full_of_connections(&mut self, is_full: bool) {
         self.is_full = is_full;
     }
 
@@ -205,7 +205,7 @@ impl SimulatedWorker {
         self.frozen_since.is_some()
     }
 
-    pub(super) fn can_perform(&self, step: WorkerStep) -> bool {
+    pub(super) fn can_perform_step(&self, step: WorkerStep) -> bool {
         let is_from_outside =
             matches!(step, WorkerStep::Thaw | WorkerStep::ContinueBySignal | WorkerStep::Exit(_));
         !self.is_frozen() || is_from_outside

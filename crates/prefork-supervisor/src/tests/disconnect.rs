@@ -8,7 +8,7 @@ use super::random_commands::{
 use super::random_workers::{random_configs, stop_within_bounds};
 use super::*;
 use crate::DrainReason;
-use crate::identity::Slot;
+use crate::worker_identity::Slot;
 
 /// Returns the events of one worker in their order.
 fn events_of(sim: &Simulator, id: u64) -> Vec<&'static str> {

@@ -7,7 +7,7 @@ use super::random_workers::{random_configs, stop_within_bounds};
 use super::reload::failing_boot;
 use super::worker_kinds::random_kinds;
 use super::*;
-use crate::identity::Slot;
+use crate::worker_identity::Slot;
 
 fn slot_socket_config(workers: u32) -> SupervisorConfig {
     SupervisorConfig { has_socket_per_slot: true, ..test_config(workers) }

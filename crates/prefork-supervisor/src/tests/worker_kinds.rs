@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::upgrade::run_until_upgraded;
 use super::*;
-use crate::identity::Slot;
+use crate::worker_identity::Slot;
 use crate::{RecycleLimits, WorkerKindConfig};
 
 fn kind_config(name: &'static str, workers: u32) -> WorkerKindConfig {
