@@ -1,4 +1,4 @@
-//! JobFuture: a job as its caller sees it.
+//! The future of a submitted job.
 
 use std::fmt;
 use std::future::Future;
@@ -8,74 +8,80 @@ use std::task::{Context, Poll, ready};
 
 use tokio::time::Sleep;
 
-use super::job_queue::Place;
-use super::job_state::{Job, Left, Outcome, Stage, contained};
-use super::pool_threads::Shared;
+use super::job_queue::QueueTicket;
+use super::job_state::{AbandonedJob, JobResult, JobStage, JobState, contain_panic};
+use super::pool_threads::PoolState;
 use super::{PoolError, PoolJob};
 use crate::scoreboard::Ending;
 
-/// A submitted job: the future of its result. Dropped, it cancels the job.
-#[must_use = "a job is cancelled when this is dropped: await it"]
+/// The result of a submitted job, as a future. Dropping it cancels the job.
+#[must_use = "dropping the future cancels the job; await it"]
 pub struct JobFuture<T: PoolJob> {
-    job: Arc<Job<T>>,
-    shared: Arc<Shared>,
-    /// `None` for a job that was refused.
-    place: Option<Place>,
-    /// Made when there is a deadline to wait for.
+    job: Arc<JobState<T>>,
+    shared: Arc<PoolState>,
+    /// `None` for a job that was rejected.
+    ticket: Option<QueueTicket>,
+    /// Created when there is a deadline to wait for.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T: PoolJob> JobFuture<T> {
-    pub(super) fn new(job: Arc<Job<T>>, shared: Arc<Shared>, place: Option<Place>) -> JobFuture<T> {
-        JobFuture { job, shared, place, timer: None }
+    pub(super) fn new(
+        job: Arc<JobState<T>>,
+        shared: Arc<PoolState>,
+        ticket: Option<QueueTicket>,
+    ) -> JobFuture<T> {
+        JobFuture { job, shared, ticket, timer: None }
     }
 
-    /// Ends the job, if it has not ended yet.
-    fn give_up(&self, ending: Ending) -> Left<T> {
-        let left = self.job.give_up(ending, &self.shared.meter);
-        if let (Left::Unrun, Some(place)) = (&left, self.place) {
-            self.shared.withdraw(place);
+    /// Ends the job if it has not ended yet, and removes it from the queue.
+    fn abandon(&self, ending: Ending) -> AbandonedJob<T> {
+        let abandoned = self.job.abandon(ending, &self.shared.meter);
+        if let (AbandonedJob::NeverStarted, Some(ticket)) = (&abandoned, self.ticket) {
+            self.shared.remove_queued(ticket);
         }
-        left
+        abandoned
     }
 }
 
 impl<T: PoolJob> Future for JobFuture<T> {
-    type Output = Outcome<T>;
+    type Output = JobResult<T>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<T>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<JobResult<T>> {
         let this = self.get_mut();
-        let (due, old) = {
-            let mut slot = this.job.lock();
-            let begun = match &mut slot.stage {
-                // Polled after its end, it has nothing to say any more.
-                Stage::Settled(outcome) => {
+        let (deadline, old_waker) = {
+            let mut progress = this.job.lock_progress();
+            let started = match &mut progress.stage {
+                // A future that is polled after its end returns `Closed`.
+                JobStage::Ended(outcome) => {
                     return Poll::Ready(outcome.take().unwrap_or(Err(PoolError::Closed)));
                 }
-                Stage::Waiting(_) => None,
-                Stage::Running(begun) => Some(*begun),
+                JobStage::Queued(_) => None,
+                JobStage::Running(started) => Some(*started),
             };
-            let known = slot.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
-            let old = if known { None } else { slot.waker.replace(cx.waker().clone()) };
-            (this.job.due(begun), old)
+            let is_same_waker =
+                progress.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+            let old_waker =
+                if is_same_waker { None } else { progress.waker.replace(cx.waker().clone()) };
+            (this.job.deadline_at(started), old_waker)
         };
-        contained(|| drop(old));
-        let Some(due) = due else { return Poll::Pending };
+        contain_panic(|| drop(old_waker));
+        let Some(deadline) = deadline else { return Poll::Pending };
         let timer =
-            this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due.into())));
+            this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
         ready!(timer.as_mut().poll(cx));
-        match this.give_up(Ending::TimedOut) {
-            // It ended at the last moment.
-            Left::Ended(Some(outcome)) => Poll::Ready(outcome),
-            _ => Poll::Ready(Err(this.job.timed_out())),
+        match this.abandon(Ending::TimedOut) {
+            // The job ended just before its deadline.
+            AbandonedJob::AlreadyEnded(Some(outcome)) => Poll::Ready(outcome),
+            _ => Poll::Ready(Err(this.job.timeout_error())),
         }
     }
 }
 
 impl<T: PoolJob> Drop for JobFuture<T> {
     fn drop(&mut self) {
-        let left = self.give_up(Ending::Cancelled);
-        contained(|| drop(left));
+        let abandoned = self.abandon(Ending::Cancelled);
+        contain_panic(|| drop(abandoned));
     }
 }
 

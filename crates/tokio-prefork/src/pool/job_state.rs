@@ -1,9 +1,9 @@
-//! One job: from its submission to its one ending, whoever brings that about.
+//! The state of one job, from submission to its single ending.
 //!
-//! Four may want to end a job at the same moment: the thread that ran it, the caller who went away, the
-//! deadline, and the end of the pool. All go through its `stage`: who changes it to `Settled` has ended the
-//! job, and counts it; who finds it settled leaves it alone. What is the application's (the task, its result,
-//! a waker) is dropped and called outside of all locks, and may panic there.
+//! Four parties may end a job at the same moment: the thread that runs it, the caller that drops its future, the deadline, and
+//! the end of the pool. All of them change [`JobStage`] under its lock. The first one to set [`JobStage::Ended`] has ended the job
+//! and counts it; the others leave it alone. Values of the application (the job, its result, a waker) are dropped and called
+//! outside of all locks, because they may panic.
 
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,209 +12,225 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::pool_threads::{Busy, Shared};
+use super::pool_threads::{BusyThreadGuard, PoolState};
 use super::{CancelFlag, JobDeadline, PoolError, PoolJob};
 use crate::scoreboard::{Ending, PoolMeter};
 use crate::text::panic_text;
 
-/// What the queue and the threads know of a job.
-pub(super) trait Entry: Send + Sync {
-    /// Runs it here and now; `false` if it panicked.
-    fn run(&self, busy: Busy<'_>) -> bool;
+/// A job without its type, as the queue and the threads handle it.
+pub(super) trait RunnableJob: Send + Sync {
+    /// Runs the job on the current thread. Returns `false` if it panicked.
+    fn run(&self, busy: BusyThreadGuard<'_>) -> bool;
 
-    /// The pool ends before it could run.
-    fn close(&self, meter: &PoolMeter);
+    /// Ends the job with [`PoolError::Closed`] if it has not started.
+    fn close_unstarted(&self, meter: &PoolMeter);
 }
 
-/// The result of a job.
-pub(super) type Outcome<T> = Result<<T as PoolJob>::Output, PoolError>;
+/// The result of a job, or why there is none.
+pub(super) type JobResult<T> = Result<<T as PoolJob>::Output, PoolError>;
 
 /// A job, shared by its caller and the pool.
-pub(super) struct Job<T: PoolJob> {
-    slot: Mutex<Slot<T>>,
-    /// Nobody waits for the result any more.
-    cancelled: AtomicBool,
+pub(super) struct JobState<T: PoolJob> {
+    progress: Mutex<JobProgress<T>>,
+    /// Whether the caller no longer waits for the result.
+    is_cancelled: AtomicBool,
     submitted: Instant,
     deadline: Option<JobDeadline>,
 }
 
-pub(super) struct Slot<T: PoolJob> {
-    pub(super) stage: Stage<T>,
+/// How far a job is, and who to wake when that changes.
+pub(super) struct JobProgress<T: PoolJob> {
+    pub(super) stage: JobStage<T>,
     pub(super) waker: Option<Waker>,
 }
 
-pub(super) enum Stage<T: PoolJob> {
-    Waiting(T),
+/// The stages of a job.
+pub(super) enum JobStage<T: PoolJob> {
+    /// Waits for a thread.
+    Queued(T),
+    /// Runs since this moment.
     Running(Instant),
-    /// Ended; with the outcome until somebody has taken it.
-    Settled(Option<Outcome<T>>),
+    /// Has ended. Holds the result until the caller reads it.
+    Ended(Option<JobResult<T>>),
 }
 
-/// What a caller who gave up has left behind.
-pub(super) enum Left<T: PoolJob> {
-    /// It had not begun, and never will.
-    Unrun,
-    /// It runs on, for nobody.
-    Running,
-    /// It had ended before.
-    Ended(Option<Outcome<T>>),
+/// What a job was doing when its caller abandoned it.
+pub(super) enum AbandonedJob<T: PoolJob> {
+    /// It had not started, and never will.
+    NeverStarted,
+    /// It still runs; its result will be dropped.
+    StillRunning,
+    /// It had ended before. Holds the result unless that was read.
+    AlreadyEnded(Option<JobResult<T>>),
 }
 
-impl<T: PoolJob> Job<T> {
-    pub(super) fn new(task: T, deadline: Option<JobDeadline>) -> Job<T> {
-        let slot = Mutex::new(Slot { stage: Stage::Waiting(task), waker: None });
-        Job { slot, cancelled: AtomicBool::new(false), submitted: Instant::now(), deadline }
+impl<T: PoolJob> JobState<T> {
+    pub(super) fn new(task: T, deadline: Option<JobDeadline>) -> JobState<T> {
+        let progress = Mutex::new(JobProgress { stage: JobStage::Queued(task), waker: None });
+        JobState {
+            progress,
+            is_cancelled: AtomicBool::new(false),
+            submitted: Instant::now(),
+            deadline,
+        }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Slot<T>> {
-        // A waker that panicked while it was cloned left nothing half done.
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock_progress(&self) -> MutexGuard<'_, JobProgress<T>> {
+        // A waker that panics in `clone` leaves no change half done.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When the deadline passes, as far as that is known.
-    pub(super) fn due(&self, begun: Option<Instant>) -> Option<Instant> {
-        self.deadline?.due(self.submitted, begun)
+    /// Returns when the deadline passes; `None` without a deadline, or while its start is unknown.
+    pub(super) fn deadline_at(&self, started: Option<Instant>) -> Option<Instant> {
+        self.deadline?.passes_at(self.submitted, started)
     }
 
-    pub(super) fn timed_out(&self) -> PoolError {
+    /// Returns the error for a job that missed its deadline.
+    pub(super) fn timeout_error(&self) -> PoolError {
         let deadline = self.deadline.unwrap_or(JobDeadline::FromStart(std::time::Duration::MAX));
         PoolError::TimedOut { job: T::name(), deadline }
     }
 
-    /// It was refused; the caller learns why.
-    pub(super) fn refuse(&self, why: PoolError, ending: Ending, meter: &PoolMeter) {
+    /// Ends a job that the pool did not accept, with `why`.
+    pub(super) fn reject(&self, why: PoolError, ending: Ending, meter: &PoolMeter) {
         let stage = {
-            let mut slot = self.lock();
+            let mut progress = self.lock_progress();
             meter.count(ending);
-            mem::replace(&mut slot.stage, Stage::Settled(Some(Err(why))))
+            mem::replace(&mut progress.stage, JobStage::Ended(Some(Err(why))))
         };
-        contained(|| drop(stage));
+        contain_panic(|| drop(stage));
     }
 
-    /// The caller gives up on it. What had not begun is dropped here, in the caller's thread.
-    pub(super) fn give_up(&self, ending: Ending, meter: &PoolMeter) -> Left<T> {
+    /// Ends the job for a caller that gives it up. A job that has not started is dropped here, in the caller's thread.
+    pub(super) fn abandon(&self, ending: Ending, meter: &PoolMeter) -> AbandonedJob<T> {
         let (stage, waker) = {
-            let mut slot = self.lock();
-            let stage = mem::replace(&mut slot.stage, Stage::Settled(None));
-            if !matches!(stage, Stage::Settled(_)) {
-                self.cancelled.store(true, Ordering::Relaxed);
+            let mut progress = self.lock_progress();
+            let stage = mem::replace(&mut progress.stage, JobStage::Ended(None));
+            if !matches!(stage, JobStage::Ended(_)) {
+                self.is_cancelled.store(true, Ordering::Relaxed);
                 meter.count(ending);
             }
-            (stage, slot.waker.take())
+            (stage, progress.waker.take())
         };
-        contained(|| drop(waker));
+        contain_panic(|| drop(waker));
         match stage {
-            Stage::Settled(outcome) => Left::Ended(outcome),
-            Stage::Running(_) => Left::Running,
-            Stage::Waiting(task) => {
-                contained(|| drop(task));
-                Left::Unrun
+            JobStage::Ended(outcome) => AbandonedJob::AlreadyEnded(outcome),
+            JobStage::Running(_) => AbandonedJob::StillRunning,
+            JobStage::Queued(task) => {
+                contain_panic(|| drop(task));
+                AbandonedJob::NeverStarted
             }
         }
     }
 
-    /// Takes the task out to run it; `None` if the job has ended, or ends here because it is too late.
-    fn begin(&self, now: Instant, meter: &PoolMeter) -> Option<T> {
-        let (task, waker, late) = {
-            let mut slot = self.lock();
-            let late = self.due(None).is_some_and(|due| due <= now);
-            let next = match late {
-                true => Stage::Settled(Some(Err(self.timed_out()))),
-                false => Stage::Running(now),
+    /// Takes the job out to run it. Returns `None` if it has ended, or ends it here because its deadline has passed.
+    fn start(&self, now: Instant, meter: &PoolMeter) -> Option<T> {
+        let (task, waker, is_late) = {
+            let mut progress = self.lock_progress();
+            let is_late = self.deadline_at(None).is_some_and(|due| due <= now);
+            let next = match is_late {
+                true => JobStage::Ended(Some(Err(self.timeout_error()))),
+                false => JobStage::Running(now),
             };
-            match mem::replace(&mut slot.stage, next) {
-                Stage::Waiting(task) => {
-                    // Who waits has to learn when a deadline begins to count.
-                    let tell = late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
-                    if late {
+            match mem::replace(&mut progress.stage, next) {
+                JobStage::Queued(task) => {
+                    // With `FromStart` the deadline begins now, so the caller has to set its timer.
+                    let should_wake =
+                        is_late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
+                    if is_late {
                         meter.count(Ending::TimedOut);
                     }
-                    (task, if tell { slot.waker.take() } else { None }, late)
+                    (task, if should_wake { progress.waker.take() } else { None }, is_late)
                 }
-                settled => {
-                    slot.stage = settled;
+                ended_stage => {
+                    progress.stage = ended_stage;
                     return None;
                 }
             }
         };
-        wake(waker);
-        if late {
-            contained(|| drop(task));
+        wake_containing_panics(waker);
+        if is_late {
+            contain_panic(|| drop(task));
             return None;
         }
         Some(task)
     }
 
-    /// The thread is done with it.
-    fn settle(&self, outcome: Outcome<T>, meter: &PoolMeter) {
+    /// Ends the job with the result of its thread, unless it was abandoned meanwhile.
+    fn finish(&self, outcome: JobResult<T>, meter: &PoolMeter) {
         let ending = if outcome.is_ok() { Ending::Done } else { Ending::Panicked };
-        let mut unwanted = None;
+        let mut unread = None;
         let waker = {
-            let mut slot = self.lock();
-            match slot.stage {
-                Stage::Settled(_) => unwanted = Some(outcome),
+            let mut progress = self.lock_progress();
+            match progress.stage {
+                JobStage::Ended(_) => unread = Some(outcome),
                 _ => {
-                    slot.stage = Stage::Settled(Some(outcome));
+                    progress.stage = JobStage::Ended(Some(outcome));
                     meter.count(ending);
                 }
             }
-            slot.waker.take()
+            progress.waker.take()
         };
-        wake(waker);
-        contained(|| drop(unwanted));
+        wake_containing_panics(waker);
+        contain_panic(|| drop(unread));
     }
 }
 
-impl<T: PoolJob> Entry for Job<T> {
-    fn run(&self, busy: Busy<'_>) -> bool {
-        let shared: &Shared = busy.shared();
-        let begun = Instant::now();
-        let Some(task) = self.begin(begun, &shared.meter) else { return true };
-        let waited = begun.saturating_duration_since(self.submitted);
-        shared.meter.begin(shared.us_at(begun), waited);
-        let cancel = CancelFlag { job: &self.cancelled, pool: &shared.ending };
+impl<T: PoolJob> RunnableJob for JobState<T> {
+    fn run(&self, busy: BusyThreadGuard<'_>) -> bool {
+        let shared: &PoolState = busy.shared();
+        let started = Instant::now();
+        let Some(task) = self.start(started, &shared.meter) else { return true };
+        let waited = started.saturating_duration_since(self.submitted);
+        shared.meter.begin(shared.micros_since_start(started), waited);
+        let cancel = CancelFlag {
+            job_is_cancelled: &self.is_cancelled,
+            pool_is_aborting: &shared.is_aborting,
+        };
         let result = catch_unwind(AssertUnwindSafe(|| task.run(&cancel)));
         let ended = Instant::now();
-        shared.meter.end(shared.us_at(ended), ended.saturating_duration_since(begun));
-        // Before the caller can learn of it: whoever hears that a job has ended finds a thread idle.
+        shared
+            .meter
+            .end(shared.micros_since_start(ended), ended.saturating_duration_since(started));
+        // Before the caller is woken, so that it finds this thread idle.
         drop(busy);
         let outcome = result.map_err(|panic| {
             let message = panic_text(&*panic).into_owned();
-            contained(|| drop(panic));
-            log::error!("{} the job {} panicked: {message}", shared.owner, T::name());
+            contain_panic(|| drop(panic));
+            log::error!("{} a job panicked; job={} error={message}", shared.owner, T::name());
             PoolError::Panicked { job: T::name(), message }
         });
-        let healthy = outcome.is_ok();
-        self.settle(outcome, &shared.meter);
-        healthy
+        let has_succeeded = outcome.is_ok();
+        self.finish(outcome, &shared.meter);
+        has_succeeded
     }
 
-    fn close(&self, meter: &PoolMeter) {
+    fn close_unstarted(&self, meter: &PoolMeter) {
         let (stage, waker) = {
-            let mut slot = self.lock();
-            if !matches!(slot.stage, Stage::Waiting(_)) {
+            let mut progress = self.lock_progress();
+            if !matches!(progress.stage, JobStage::Queued(_)) {
                 return;
             }
             meter.count(Ending::Closed);
-            let closed = Stage::Settled(Some(Err(PoolError::Closed)));
-            (mem::replace(&mut slot.stage, closed), slot.waker.take())
+            let closed = JobStage::Ended(Some(Err(PoolError::Closed)));
+            (mem::replace(&mut progress.stage, closed), progress.waker.take())
         };
-        wake(waker);
-        contained(|| drop(stage));
+        wake_containing_panics(waker);
+        contain_panic(|| drop(stage));
     }
 }
 
-/// Runs what is the application's and must not panic into ours, such as a `Drop`.
-pub(super) fn contained(what: impl FnOnce()) {
+/// Runs code of the application, such as a `Drop`, and logs a panic instead of passing it on.
+pub(super) fn contain_panic(what: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(what)) {
-        log::error!("something panicked when the pool dropped or woke it: {}", panic_text(&*panic));
-        // Dropping this could panic again.
+        log::error!("a destructor or waker panicked in the pool; error={}", panic_text(&*panic));
+        // Dropping the payload could panic again.
         mem::forget(panic);
     }
 }
 
-fn wake(waker: Option<Waker>) {
+fn wake_containing_panics(waker: Option<Waker>) {
     if let Some(waker) = waker {
-        contained(|| waker.wake());
+        contain_panic(|| waker.wake());
     }
 }

@@ -1,15 +1,14 @@
-//! A pool of threads for work that computes, so that the event loop never does.
+//! Thread pools for CPU-bound work, which would otherwise block the event loop.
 //!
-//! One loop serves thousands of waiting connections, and one request that computes freezes them all. So such
-//! work goes to a few long-lived threads behind a bounded queue: [`Pool::run`] submits a job and gives back a
-//! future. Each worker has a pool of its own ([`Worker::pool`](crate::Worker::pool)); its threads start with its first job,
-//! and have a lower priority than the loop, so that a saturated pool does not starve serving on the same cores.
+//! [`Pool::run`] submits a job to a few long-lived threads behind a bounded queue and returns its result as a future. Each worker
+//! has a pool of its own ([`Worker::pool`](crate::Worker::pool)). Its threads start with the first job and have a lower priority
+//! than the event loop, so that a saturated pool does not starve serving on the same cores.
 //!
-//! Every job ends in exactly one way: done, refused ([`PoolError::Full`], [`PoolError::Closed`]), too late
-//! ([`PoolError::TimedOut`]), panicked ([`PoolError::Panicked`]), or abandoned because its future was
-//! dropped. What is abandoned before it begins leaves the queue at once; what runs can see it
-//! ([`CancelFlag`]). A thread cannot be stopped from outside: a job that never looks and never ends keeps its
-//! thread until the process ends, which a draining worker does at its deadline in any case.
+//! Every job ends in exactly one way: done, rejected ([`PoolError::Full`], [`PoolError::Closed`]), too late
+//! ([`PoolError::TimedOut`]), panicked ([`PoolError::Panicked`]), or cancelled because its future was dropped. A job that is
+//! cancelled before it starts leaves the queue at once; a running one can check its [`CancelFlag`]. Threads cannot be stopped from
+//! outside: a job that never checks the flag and never ends keeps its thread until the process ends, which for a draining worker
+//! is at its deadline at the latest.
 
 mod job_future;
 mod job_queue;
@@ -24,23 +23,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::scoreboard::{PoolMeter, PoolSnapshot};
-use job_state::Job;
-use pool_threads::Shared;
+use job_state::JobState;
+use pool_threads::PoolState;
 
 pub use job_future::JobFuture;
 pub use pool_job::{CancelFlag, JobDeadline, PoolJob, cancellable_job};
 
-/// How large a pool is, and how it behaves.
+/// The size of a pool, and its scheduling.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolConfig {
-    /// Threads, at least one. Default: one for each core this process may use.
+    /// Number of threads, at least one. Default: one per core that this process may use.
     pub threads: usize,
-    /// Jobs that may wait beyond those that idle threads take at once. Default: 256.
+    /// Jobs that may wait, in addition to those that idle threads take at once. Default: 256.
     pub queue: usize,
-    /// How much the threads give way to the event loop, as a nice value from 0 to 19. Default: 19.
+    /// Nice value of the threads, 0 to 19: the higher, the more they yield to the event loop. Default: 19.
     pub nice: u32,
-    /// While the queue is more than half full, the newest job goes first. Default: off, the oldest does.
+    /// Whether the newest job runs first while the queue is more than half full. Default: false, the oldest runs first.
     pub newest_first: bool,
 }
 
@@ -51,40 +50,42 @@ impl Default for PoolConfig {
     }
 }
 
-/// A pool of threads. Cheap to clone; when the last clone is dropped it takes no more jobs, runs what waits,
-/// and its threads end.
+/// A pool of threads. Cheap to clone.
+///
+/// When the last clone is dropped, the pool rejects new jobs, runs the queued ones and ends its threads.
 #[derive(Clone)]
-pub struct Pool(Arc<Handle>);
+pub struct Pool(Arc<CloseOnDrop>);
 
-struct Handle(Arc<Shared>);
+struct CloseOnDrop(Arc<PoolState>);
 
-impl Drop for Handle {
+impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close();
     }
 }
 
 impl Pool {
-    /// A pool outside of any worker, for programs and benches; in a worker use
-    /// [`Worker::pool`](crate::Worker::pool), whose figures can be seen. Nothing is started before the first job.
+    /// Creates a pool outside of any worker, for programs and benchmarks. Starts no thread before the first job.
+    ///
+    /// In a worker use [`Worker::pool`](crate::Worker::pool), whose figures `prefork status` shows.
     pub fn new(config: PoolConfig) -> Pool {
         let owner = format!("pid={}", std::process::id());
         Pool::with_meter(config, owner, PoolMeter::standalone())
     }
 
-    /// A worker's pool: `owner` is how its log lines begin, `meter` where its figures go.
+    /// Creates the pool of a worker: `owner` begins its log lines, `meter` publishes its figures.
     pub(crate) fn with_meter(config: PoolConfig, owner: String, meter: PoolMeter) -> Pool {
-        Pool(Arc::new(Handle(Arc::new(Shared::new(config, owner, meter)))))
+        Pool(Arc::new(CloseOnDrop(Arc::new(PoolState::new(config, owner, meter)))))
     }
 
-    /// Submits a job, at once, and gives back its result as a future. An idle thread takes it immediately.
-    /// Dropping the future takes the job out of the queue, or sets its [`CancelFlag`] flag if it runs.
+    /// Submits a job at once and returns its result as a future.
     ///
-    /// The task moves to the thread and its result moves back: neither is copied.
+    /// Dropping the future removes the job from the queue, or sets its [`CancelFlag`] if it runs. The job is moved to the thread and
+    /// its result is moved back; neither is copied.
     ///
     /// ```
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
-    /// use tokio_prefork::pool::{Pool, PoolError, PoolConfig};
+    /// use tokio_prefork::pool::{Pool, PoolConfig, PoolError};
     ///
     /// let pool = Pool::new(PoolConfig::default());
     /// let numbers: Vec<u64> = (1..=1000).collect();
@@ -93,70 +94,69 @@ impl Pool {
     /// ```
     ///
     /// # Errors
-    /// The future gives a [`PoolError`] if the job has no result.
-    pub fn run<T: PoolJob>(&self, task: T) -> JobFuture<T> {
-        let deadline = task.deadline();
-        self.submit(task, deadline)
+    /// The future returns a [`PoolError`] if the job has no result.
+    pub fn run<T: PoolJob>(&self, job: T) -> JobFuture<T> {
+        let deadline = job.deadline();
+        self.submit(job, deadline)
     }
 
-    /// As [`Pool::run`], with a deadline, which takes the place of the task's own. The future must then be
-    /// awaited in a tokio runtime with timers.
+    /// Submits a job with a deadline, which replaces the job's own. Await the future in a tokio runtime with timers.
     ///
     /// # Errors
     /// As [`Pool::run`].
-    pub fn run_within<T: PoolJob>(&self, deadline: JobDeadline, task: T) -> JobFuture<T> {
-        self.submit(task, Some(deadline))
+    pub fn run_within<T: PoolJob>(&self, deadline: JobDeadline, job: T) -> JobFuture<T> {
+        self.submit(job, Some(deadline))
     }
 
-    /// What the pool has counted so far.
+    /// Returns the figures of the pool.
     pub fn snapshot(&self) -> PoolSnapshot {
         self.0.0.meter.snapshot()
     }
 
-    /// Takes no more jobs and waits until all have run and the threads have ended, for up to `grace`. Then
-    /// what still waits gets [`PoolError::Closed`], and what runs sees its [`CancelFlag`] flag. Returns how many
-    /// jobs were still running, which is 0 when all went well.
+    /// Rejects new jobs and waits for up to `grace` until all queued and running ones have ended.
+    ///
+    /// After that, queued jobs end with [`PoolError::Closed`] and running ones see their [`CancelFlag`]. Returns how many jobs still
+    /// run: 0 if all have ended in time.
     pub async fn drain(&self, grace: Duration) -> usize {
         self.close();
-        // Only a deadline that lies beyond all time never comes.
-        match tokio::time::timeout(grace, self.ended()).await {
+        match tokio::time::timeout(grace, self.wait_until_ended()).await {
             Ok(()) => 0,
-            Err(_) => self.end(),
+            Err(_) => self.abort(),
         }
     }
 
-    /// Takes no more jobs.
+    /// Rejects new jobs.
     pub(crate) fn close(&self) {
         self.0.0.close();
     }
 
-    /// Resolves when it was closed and all jobs have run.
-    pub(crate) async fn ended(&self) {
-        self.0.0.ended().await;
+    /// Waits until the pool is closed and all jobs have ended.
+    pub(crate) async fn wait_until_ended(&self) {
+        self.0.0.wait_until_ended().await;
     }
 
-    /// Gives up on all jobs; returns how many still run.
-    pub(crate) fn end(&self) -> usize {
-        self.0.0.end()
+    /// Cancels all jobs. Returns how many still run.
+    pub(crate) fn abort(&self) -> usize {
+        self.0.0.abort()
     }
 
-    /// Keeps the figure of the last second up to date; called now and then.
-    pub(crate) fn look(&self) {
+    /// Updates the utilisation of the last second. Call it regularly.
+    pub(crate) fn update_utilisation(&self) {
         let shared = &self.0.0;
-        shared.meter.look(shared.us_at(Instant::now()));
+        shared.meter.look(shared.micros_since_start(Instant::now()));
     }
 
-    fn submit<T: PoolJob>(&self, task: T, deadline: Option<JobDeadline>) -> JobFuture<T> {
+    fn submit<T: PoolJob>(&self, job: T, deadline: Option<JobDeadline>) -> JobFuture<T> {
         let shared = Arc::clone(&self.0.0);
-        let job = Arc::new(Job::new(task, deadline));
-        let place = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::Entry>) {
-            Ok(place) => Some(place),
-            Err(refusal) => {
-                job.refuse(refusal.why, refusal.ending, &shared.meter);
+        let job = Arc::new(JobState::new(job, deadline));
+        let ticket = match shared.submit(Arc::clone(&job) as Arc<dyn job_state::RunnableJob>) {
+            Ok(ticket) => Some(ticket),
+            Err(rejected) => {
+                job.reject(rejected.error, rejected.ending, &shared.meter);
                 None
             }
         };
-        JobFuture::new(job, shared, place)
+        JobFuture::new(job, shared, ticket)
     }
 }
 
@@ -166,44 +166,48 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Why a job has no result. Each text says what to do next.
+/// Why a job has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// All threads are busy and the queue has no room; the job did not run.
     #[error(
-        "the pool is full, {waiting} jobs wait: try again later (503 with Retry-After in HTTP), or set a \
-         longer pool-queue"
+        "cannot run a job: the queue of the pool is full with {waiting} jobs; try again later (in HTTP: 503 with \
+         Retry-After), or raise pool-queue"
     )]
+    /// All threads are busy and the queue is full. The job did not run.
     Full {
-        /// How many jobs waited.
+        /// Number of jobs in the queue.
         waiting: usize,
     },
-    /// The deadline passed. A job that had not begun never runs; one that runs sees its cancel flag.
-    #[error("{job} did not end within {deadline}: give it longer, or less to do")]
+    /// The deadline has passed. A job that had not started never runs; a running one sees its [`CancelFlag`].
+    #[error("{job} did not end within {deadline}; raise its deadline, or give it less to do")]
     TimedOut {
-        /// The name of the task.
+        /// The name of the job.
         job: &'static str,
-        /// The deadline that passed.
+        /// The deadline that has passed.
         deadline: JobDeadline,
     },
-    /// The job panicked; its thread is replaced.
-    #[error("{job} panicked: {message}; this is a fault in the job, so trying again will not help")]
+    /// The job panicked. Its thread is replaced.
+    #[error("{job} panicked: {message}; fix the job, a retry will not help")]
     Panicked {
-        /// The name of the task.
+        /// The name of the job.
         job: &'static str,
-        /// What it panicked with.
+        /// The panic message.
         message: String,
     },
-    /// The pool takes no more jobs, because its worker is about to end; the job did not run.
-    #[error("the pool is closed because its worker ends: send the work to another worker")]
+    /// The pool rejects jobs because its worker is about to end. The job did not run.
+    #[error(
+        "cannot run a job: the pool is closed because its worker ends; retry in another worker"
+    )]
     Closed,
     /// The system refused to start even one thread; the job did not run.
     #[error(
-        "cannot start a thread of the pool: {why}: raise the limit on threads (ulimit -u, pids.max)"
+        "cannot start a thread of the pool: {why}; raise the limit on threads (ulimit -u, pids.max)"
     )]
+    /// Not even one thread could be started. The job did not run.
     NoThread {
-        /// What the system said.
+        /// The error of the system.
         why: String,
     },
 }

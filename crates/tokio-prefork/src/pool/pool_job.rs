@@ -1,10 +1,12 @@
-//! What a pool can be given, and what a running job can learn.
+//! Jobs for a pool, their deadlines, and the flag that cancels them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Work for a pool. A closure without arguments is one; a type of one's own carries its data by name.
+/// Work for a thread of a [`Pool`](super::Pool).
+///
+/// A closure without arguments is a job. Implement this trait for a type to give the job a name and a deadline.
 ///
 /// ```
 /// use tokio_prefork::pool::{CancelFlag, PoolJob};
@@ -20,20 +22,20 @@ use std::time::{Duration, Instant};
 /// }
 /// ```
 pub trait PoolJob: Sized + Send + 'static {
-    /// What it gives back.
+    /// The result of the job.
     type Output: Send + 'static;
 
-    /// How it is called in errors and logs. Default: the name of the type, which for a closure says where it stands.
+    /// The name of the job in errors and logs. Default: the type name, which for a closure tells where it is defined.
     fn name() -> &'static str {
         std::any::type_name::<Self>()
     }
 
-    /// How long it may take. Default: no deadline.
+    /// How long the job may take. Default: no deadline.
     fn deadline(&self) -> Option<JobDeadline> {
         None
     }
 
-    /// Does the work, on a thread of the pool. What takes long looks at `cancel` now and then.
+    /// Does the work, on a thread of the pool. A long job should check `cancel` regularly.
     fn run(self, cancel: &CancelFlag<'_>) -> Self::Output;
 }
 
@@ -49,7 +51,7 @@ where
     }
 }
 
-/// A closure that looks at its cancel flag, as a task: `pool.run(cancellable_job(|cancel| ...))`.
+/// Turns a closure that checks a [`CancelFlag`] into a job: `pool.run(cancellable_job(|cancel| ...))`.
 pub fn cancellable_job<F, T>(job: F) -> impl PoolJob<Output = T>
 where
     F: FnOnce(&CancelFlag<'_>) -> T + Send + 'static,
@@ -76,36 +78,38 @@ where
     }
 }
 
-/// Whether a running job is still wanted.
+/// Tells a running job whether its result is still wanted.
 #[derive(Debug)]
 pub struct CancelFlag<'a> {
-    pub(super) job: &'a AtomicBool,
-    pub(super) pool: &'a AtomicBool,
+    pub(super) job_is_cancelled: &'a AtomicBool,
+    pub(super) pool_is_aborting: &'a AtomicBool,
 }
 
 impl CancelFlag<'_> {
-    /// Whether nobody waits for the result any more: the caller has gone, the deadline has passed, or the
-    /// process is about to end. It costs two loads, and stays true once it is.
+    /// Returns whether the job should stop: the caller is gone, the deadline has passed, or the process is about to end.
+    ///
+    /// Once `true`, stays `true`. Costs two atomic loads.
     pub fn is_set(&self) -> bool {
-        self.job.load(Ordering::Relaxed) || self.pool.load(Ordering::Relaxed)
+        self.job_is_cancelled.load(Ordering::Relaxed)
+            || self.pool_is_aborting.load(Ordering::Relaxed)
     }
 }
 
-/// How long a job may take, and from when that counts.
+/// How long a job may take, and from when that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobDeadline {
-    /// From its submission: the time in the queue counts.
+    /// Counts from the submission, so time in the queue is included.
     FromSubmission(Duration),
-    /// From the moment in which a thread takes it: however long it waited, it may then take so long.
+    /// Counts from the moment a thread starts the job, so time in the queue is not included.
     FromStart(Duration),
 }
 
 impl JobDeadline {
-    /// When it passes; `None` as long as that is not known, or beyond all time.
-    pub(super) fn due(self, submitted: Instant, begun: Option<Instant>) -> Option<Instant> {
+    /// Returns when the deadline passes; `None` while the start is unknown, or if the clock cannot represent it.
+    pub(super) fn passes_at(self, submitted: Instant, started: Option<Instant>) -> Option<Instant> {
         match self {
-            JobDeadline::FromSubmission(span) => submitted.checked_add(span),
-            JobDeadline::FromStart(span) => begun?.checked_add(span),
+            JobDeadline::FromSubmission(duration) => submitted.checked_add(duration),
+            JobDeadline::FromStart(duration) => started?.checked_add(duration),
         }
     }
 }
@@ -113,8 +117,8 @@ impl JobDeadline {
 impl fmt::Display for JobDeadline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            JobDeadline::FromSubmission(span) => write!(f, "{span:?} of its submission"),
-            JobDeadline::FromStart(span) => write!(f, "{span:?} of its start"),
+            JobDeadline::FromSubmission(duration) => write!(f, "{duration:?} of its submission"),
+            JobDeadline::FromStart(duration) => write!(f, "{duration:?} of its start"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the callers and the threads of a pool share: the queue, who is busy, and the threads themselves.
+//! The threads of a pool, and the state they share with the callers.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,253 +8,275 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-use super::job_queue::{Place, Queue};
-use super::job_state::{Entry, contained};
+use super::job_queue::{JobQueue, QueueTicket};
+use super::job_state::{RunnableJob, contain_panic};
 use super::{PoolConfig, PoolError};
 use crate::scoreboard::{Ending, PoolMeter};
 
-/// A pool, seen from within.
-pub(super) struct Shared {
-    crew: Mutex<Crew>,
-    /// Rung for each new job, and for all at the end.
-    work: Condvar,
-    /// Rung by the last thread that ends.
-    over: Notify,
-    /// Everything that runs is asked to give up.
-    pub(super) ending: AtomicBool,
+/// The state of a pool.
+pub(super) struct PoolState {
+    inner: Mutex<QueueAndThreads>,
+    /// Notified for each new job, and for all threads at the end.
+    job_available: Condvar,
+    /// Notified when the last thread has ended.
+    threads_ended: Notify,
+    /// Whether running jobs are asked to stop. See [`CancelFlag`](super::CancelFlag).
+    pub(super) is_aborting: AtomicBool,
     pub(super) meter: PoolMeter,
-    /// How the process is called in the log.
+    /// Identifies the process in the log.
     pub(super) owner: String,
     config: PoolConfig,
-    epoch: Instant,
+    created_at: Instant,
 }
 
-/// What the lock protects. It is held for a few instructions, never while anything of the application runs.
-struct Crew {
-    queue: Queue<Arc<dyn Entry>>,
-    /// Threads that live.
-    alive: usize,
-    /// Threads that have taken a job and are not done with it.
-    busy: usize,
-    /// Threads that sleep until there is work.
-    asleep: usize,
-    /// How many of these were rung for and have not come yet: they need not be rung for again.
-    rung: usize,
-    /// Nothing more is taken.
-    closed: bool,
+/// What the lock protects. It is held for a few instructions, never while code of the application runs.
+struct QueueAndThreads {
+    queue: JobQueue<Arc<dyn RunnableJob>>,
+    /// Threads that exist.
+    alive_threads: usize,
+    /// Threads that run a job.
+    busy_threads: usize,
+    /// Threads that wait for a job.
+    sleeping_threads: usize,
+    /// Sleeping threads that were notified and have not woken up yet. They need no further notification.
+    pending_wakeups: usize,
+    /// Whether new jobs are rejected.
+    is_closed: bool,
 }
 
-/// A thread's hold on a job it has taken; dropped, the thread counts as idle.
-pub(super) struct Busy<'a>(&'a Shared);
+/// Marks the current thread as busy until it is dropped.
+pub(super) struct BusyThreadGuard<'a>(&'a PoolState);
 
-impl<'a> Busy<'a> {
-    pub(super) fn shared(&self) -> &'a Shared {
+impl<'a> BusyThreadGuard<'a> {
+    pub(super) fn shared(&self) -> &'a PoolState {
         self.0
     }
 }
 
-impl Drop for Busy<'_> {
+impl Drop for BusyThreadGuard<'_> {
     fn drop(&mut self) {
-        self.0.lock().busy -= 1;
+        self.0.lock().busy_threads -= 1;
     }
 }
 
-/// Why a job was not taken.
-pub(super) struct Refusal {
-    pub(super) why: PoolError,
+/// Why a job was rejected, and how it is counted.
+pub(super) struct RejectedJob {
+    pub(super) error: PoolError,
     pub(super) ending: Ending,
 }
 
-impl Shared {
-    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolMeter) -> Shared {
-        let queue = Queue::new(config.queue, config.newest_first);
-        Shared {
-            crew: Mutex::new(Crew { queue, alive: 0, busy: 0, asleep: 0, rung: 0, closed: false }),
-            work: Condvar::new(),
-            over: Notify::new(),
-            ending: AtomicBool::new(false),
+impl PoolState {
+    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolMeter) -> PoolState {
+        let queue = JobQueue::new(config.queue, config.newest_first);
+        PoolState {
+            inner: Mutex::new(QueueAndThreads {
+                queue,
+                alive_threads: 0,
+                busy_threads: 0,
+                sleeping_threads: 0,
+                pending_wakeups: 0,
+                is_closed: false,
+            }),
+            job_available: Condvar::new(),
+            threads_ended: Notify::new(),
+            is_aborting: AtomicBool::new(false),
             meter,
             owner,
             config,
-            epoch: Instant::now(),
+            created_at: Instant::now(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Crew> {
-        // Nothing in here panics half way.
-        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, QueueAndThreads> {
+        // No code panics with the lock held.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Microseconds of this pool's life.
-    pub(super) fn us_at(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    /// Returns the microseconds from the creation of the pool to `now`.
+    pub(super) fn micros_since_start(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.created_at).as_micros())
+            .unwrap_or(u64::MAX)
     }
 
-    /// Puts a job into the queue. The first one starts the threads.
-    pub(super) fn submit(self: &Arc<Shared>, entry: Arc<dyn Entry>) -> Result<Place, Refusal> {
-        let mut crew = self.lock();
-        if crew.closed {
-            return Err(Refusal { why: PoolError::Closed, ending: Ending::Closed });
+    /// Puts a job into the queue. The first job starts the threads.
+    pub(super) fn submit(
+        self: &Arc<PoolState>,
+        entry: Arc<dyn RunnableJob>,
+    ) -> Result<QueueTicket, RejectedJob> {
+        let mut inner = self.lock();
+        if inner.is_closed {
+            return Err(RejectedJob { error: PoolError::Closed, ending: Ending::Closed });
         }
-        if crew.alive == 0 {
-            self.start(&mut crew).map_err(|e| {
-                let why = PoolError::NoThread { why: e.to_string() };
-                Refusal { why, ending: Ending::Rejected }
+        if inner.alive_threads == 0 {
+            self.start_threads(&mut inner).map_err(|e| {
+                let error = PoolError::NoThread { why: e.to_string() };
+                RejectedJob { error, ending: Ending::Rejected }
             })?;
         }
-        let idle = crew.alive.saturating_sub(crew.busy);
-        let waiting = crew.queue.len();
-        let pushed = crew.queue.push(entry, idle);
-        self.meter.depth(crew.queue.len());
-        let wake = pushed.is_ok() && crew.asleep > crew.rung;
-        crew.rung += usize::from(wake);
-        drop(crew);
-        // The entry is dropped without the lock; its caller still has it.
-        let full = |_| Refusal { why: PoolError::Full { waiting }, ending: Ending::Rejected };
-        let place = pushed.map_err(full)?;
+        let idle = inner.alive_threads.saturating_sub(inner.busy_threads);
+        let waiting = inner.queue.len();
+        let pushed = inner.queue.push(entry, idle);
+        self.meter.depth(inner.queue.len());
+        let wake = pushed.is_ok() && inner.sleeping_threads > inner.pending_wakeups;
+        inner.pending_wakeups += usize::from(wake);
+        drop(inner);
+        // The job is dropped without the lock; its caller still has it.
+        let full = |_| RejectedJob { error: PoolError::Full { waiting }, ending: Ending::Rejected };
+        let ticket = pushed.map_err(full)?;
         if wake {
-            self.work.notify_one();
+            self.job_available.notify_one();
         }
-        Ok(place)
+        Ok(ticket)
     }
 
-    /// The job at this place will not be run.
-    pub(super) fn withdraw(&self, place: Place) {
+    /// Removes a job that will not be run from the queue.
+    pub(super) fn remove_queued(&self, ticket: QueueTicket) {
         let removed = {
-            let mut crew = self.lock();
-            let removed = crew.queue.remove(place);
-            self.meter.depth(crew.queue.len());
+            let mut inner = self.lock();
+            let removed = inner.queue.remove(ticket);
+            self.meter.depth(inner.queue.len());
             removed
         };
         drop(removed);
     }
 
-    /// Takes no more jobs. What waits is still run, then the threads end.
+    /// Rejects new jobs. The threads run what is queued, then end.
     pub(super) fn close(&self) {
-        let mut crew = self.lock();
-        crew.closed = true;
-        let nobody = crew.alive == 0;
-        drop(crew);
-        self.work.notify_all();
-        if nobody {
-            self.over.notify_waiters();
+        let mut inner = self.lock();
+        inner.is_closed = true;
+        let has_no_threads = inner.alive_threads == 0;
+        drop(inner);
+        self.job_available.notify_all();
+        if has_no_threads {
+            self.threads_ended.notify_waiters();
         }
     }
 
-    /// Takes no more jobs, drops what waits and asks what runs to give up. Returns how many still run.
-    pub(super) fn end(&self) -> usize {
-        self.ending.store(true, Ordering::Relaxed);
+    /// Rejects new jobs, drops queued ones and sets the cancel flag of running ones. Returns how many still run.
+    pub(super) fn abort(&self) -> usize {
+        self.is_aborting.store(true, Ordering::Relaxed);
         let (waiting, busy) = {
-            let mut crew = self.lock();
-            crew.closed = true;
-            let waiting = crew.queue.take_all();
+            let mut inner = self.lock();
+            inner.is_closed = true;
+            let waiting = inner.queue.drain_all();
             self.meter.depth(0);
-            (waiting, crew.busy)
+            (waiting, inner.busy_threads)
         };
         self.close();
-        waiting.iter().for_each(|entry| entry.close(&self.meter));
+        waiting.iter().for_each(|entry| entry.close_unstarted(&self.meter));
         busy
     }
 
-    fn is_over(&self) -> bool {
-        let crew = self.lock();
-        crew.closed && crew.alive == 0
+    fn has_ended(&self) -> bool {
+        let inner = self.lock();
+        inner.is_closed && inner.alive_threads == 0
     }
 
-    /// Resolves when it is closed and all threads have ended.
-    pub(super) async fn ended(&self) {
+    /// Waits until the pool is closed and all threads have ended.
+    pub(super) async fn wait_until_ended(&self) {
         loop {
-            let over = self.over.notified();
-            let mut over = std::pin::pin!(over);
-            // From here on no ring is missed.
-            over.as_mut().enable();
-            if self.is_over() {
+            let threads_ended = self.threads_ended.notified();
+            let mut threads_ended = std::pin::pin!(threads_ended);
+            // From here on no notification is missed.
+            threads_ended.as_mut().enable();
+            if self.has_ended() {
                 return;
             }
-            over.await;
+            threads_ended.await;
         }
     }
 }
 
-/// The threads.
-impl Shared {
-    /// Starts all threads. Fewer than wanted are better than none, which is an error.
-    fn start(self: &Arc<Shared>, crew: &mut Crew) -> io::Result<()> {
+impl PoolState {
+    /// Starts all threads. Returns an error only if not even one can be started.
+    fn start_threads(self: &Arc<PoolState>, inner: &mut QueueAndThreads) -> io::Result<()> {
         for number in 0..self.config.threads.max(1) {
-            match self.spawn(number) {
-                Ok(()) => crew.alive += 1,
-                Err(e) if crew.alive == 0 => return Err(e),
+            match self.spawn_thread(number) {
+                Ok(()) => inner.alive_threads += 1,
+                Err(e) if inner.alive_threads == 0 => return Err(e),
                 Err(e) => {
                     let (owner, wanted) = (&self.owner, self.config.threads);
-                    log::warn!("{owner} has {number} threads in its pool, not {wanted}: {e}");
+                    log::warn!(
+                        "{owner} cannot start all pool threads; started={number} wanted={wanted} error={e}"
+                    );
                     break;
                 }
             }
         }
-        self.meter.started(crew.alive, self.config.queue);
+        self.meter.started(inner.alive_threads, self.config.queue);
         Ok(())
     }
 
-    fn spawn(self: &Arc<Shared>, number: usize) -> io::Result<()> {
+    fn spawn_thread(self: &Arc<PoolState>, number: usize) -> io::Result<()> {
         let shared = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("pool-{number}"));
-        // Detached: a job that never ends must not keep the process from ending. `alive` counts them.
-        thread.spawn(move || shared.live(number)).map(drop)
+        // Not joined: a job that never ends must not keep the process from ending. `alive_threads` counts them.
+        thread.spawn(move || shared.run_thread(number)).map(drop)
     }
 
-    /// A thread's life.
-    fn live(self: Arc<Shared>, number: usize) {
+    /// Runs jobs until the pool is closed and its queue empty.
+    fn run_thread(self: Arc<PoolState>, number: usize) {
         if let Err(e) = prefork_os::thread::block_signals_in_thread() {
-            log::warn!("{} cannot block signals in pool-{number}: {e}", self.owner);
+            log::warn!(
+                "{} cannot block signals in a pool thread; thread=pool-{number} error={e}",
+                self.owner
+            );
         }
         if let Err(e) = prefork_os::thread::set_thread_niceness(self.config.nice) {
-            log::warn!("{} cannot lower the priority of pool-{number}: {e}", self.owner);
+            log::warn!(
+                "{} cannot lower the priority of a pool thread; thread=pool-{number} error={e}",
+                self.owner
+            );
         }
-        while let Some(entry) = self.next() {
-            let busy = Busy(&self);
-            let healthy = catch_unwind(AssertUnwindSafe(|| entry.run(busy))).unwrap_or(false);
-            contained(|| drop(entry));
-            if !healthy && self.replace(number) {
+        while let Some(entry) = self.next_job() {
+            let busy = BusyThreadGuard(&self);
+            let has_succeeded = catch_unwind(AssertUnwindSafe(|| entry.run(busy))).unwrap_or(false);
+            contain_panic(|| drop(entry));
+            if !has_succeeded && self.replace_thread(number) {
                 return;
             }
         }
-        let last = {
-            let mut crew = self.lock();
-            crew.alive -= 1;
-            crew.alive == 0
+        let is_last = {
+            let mut inner = self.lock();
+            inner.alive_threads -= 1;
+            inner.alive_threads == 0
         };
-        if last {
-            self.over.notify_waiters();
+        if is_last {
+            self.threads_ended.notify_waiters();
         }
     }
 
-    /// The next job, which counts as taken; `None` when there will be no more.
-    fn next(&self) -> Option<Arc<dyn Entry>> {
-        let mut crew = self.lock();
+    /// Waits for the next job and marks this thread as busy. Returns `None` when the pool is closed and its queue empty.
+    fn next_job(&self) -> Option<Arc<dyn RunnableJob>> {
+        let mut inner = self.lock();
         loop {
-            if let Some(entry) = crew.queue.pop() {
-                crew.busy += 1;
-                self.meter.depth(crew.queue.len());
+            if let Some(entry) = inner.queue.pop() {
+                inner.busy_threads += 1;
+                self.meter.depth(inner.queue.len());
                 return Some(entry);
             }
-            if crew.closed {
+            if inner.is_closed {
                 return None;
             }
-            crew.asleep += 1;
-            crew = self.work.wait(crew).unwrap_or_else(PoisonError::into_inner);
-            crew.asleep -= 1;
-            // One that comes unrung takes the place of one that was rung for: that one finds nothing, and sleeps again.
-            crew.rung = crew.rung.saturating_sub(1);
+            inner.sleeping_threads += 1;
+            inner = self.job_available.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner.sleeping_threads -= 1;
+            // A spurious wake-up uses up the notification of another thread, which then finds no job and sleeps again.
+            inner.pending_wakeups = inner.pending_wakeups.saturating_sub(1);
         }
     }
 
-    /// Starts a fresh thread in place of one whose job panicked, as nobody knows what that left behind in its
-    /// thread-local state. `false` if that cannot be: the old one goes on.
-    fn replace(self: &Arc<Shared>, number: usize) -> bool {
-        match self.spawn(number) {
+    /// Starts a new thread in place of one whose job panicked, because its thread-local state is unknown.
+    ///
+    /// Returns `false` if none can be started; then the old thread continues.
+    fn replace_thread(self: &Arc<PoolState>, number: usize) -> bool {
+        match self.spawn_thread(number) {
             Ok(()) => true,
             Err(e) => {
-                log::warn!("{} cannot replace pool-{number}, which goes on: {e}", self.owner);
+                log::warn!(
+                    "{} cannot replace the thread of a job that panicked, and keeps it; thread=pool-{number} error={e}",
+                    self.owner
+                );
                 false
             }
         }

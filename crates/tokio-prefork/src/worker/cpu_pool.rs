@@ -30,14 +30,14 @@ pub(crate) async fn finish(state: &LocalWorkerState) {
         let left = Duration::from_millis(
             order.deadline_ms.saturating_sub(LocalWorkerState::monotonic_ms()),
         );
-        if tokio::time::timeout(left.min(LOOK), state.pool.ended()).await.is_ok() {
+        if tokio::time::timeout(left.min(LOOK), state.pool.wait_until_ended()).await.is_ok() {
             return;
         }
         if left.is_zero() {
             break;
         }
     }
-    let running = state.pool.end();
+    let running = state.pool.abort();
     let plural = if running == 1 { "" } else { "s" };
     log::warn!("{} cut {running} running job{plural} at the graceful timeout", state.tag);
 }

@@ -32,7 +32,7 @@ pub(crate) async fn beat(
         let now = LocalWorkerState::monotonic_ms();
         state.row.beat(now);
         state.accept_recheck.notify_waiters();
-        state.pool.look();
+        state.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} got SIGTERM itself", state.tag);
             state.begin_own_drain(&ToPrimary::Retiring);

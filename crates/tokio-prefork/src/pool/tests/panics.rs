@@ -1,4 +1,4 @@
-//! Jobs, results and wakers that panic.
+//! Tests of jobs, results and wakers that panic.
 
 use std::pin::pin;
 use std::sync::atomic::AtomicUsize;
@@ -8,27 +8,27 @@ use super::*;
 
 #[test]
 #[expect(clippy::panic, reason = "panics are what is tested")]
-fn a_panic_is_named_and_costs_a_thread_that_is_replaced() {
-    let pool = pool_of(1, 8);
+fn a_panic_names_the_job_and_replaces_its_thread() {
+    let pool = create_pool(1, 8);
     let thread = || pool.run(|| std::thread::current().id());
-    let before = on_runtime(thread()).expect("id");
-    let error = on_runtime(pool.run(|| -> () { panic!("on purpose") })).expect_err("panic");
+    let before = block_on(thread()).expect("id");
+    let error = block_on(pool.run(|| -> () { panic!("on purpose") })).expect_err("panic");
     let text = error.to_string();
-    assert!(text.contains("a_panic_is_named") && text.contains("panicked: on purpose"), "{text}");
-    let after = on_runtime(thread()).expect("id");
-    assert_ne!(before, after, "nobody knows what a panic leaves in a thread");
+    assert!(text.contains("a_panic_names") && text.contains("panicked: on purpose"), "{text}");
+    let after = block_on(thread()).expect("id");
+    assert_ne!(before, after, "the thread was not replaced");
     assert_eq!((pool.snapshot().panicked, pool.snapshot().done), (1, 2));
-    assert_eq!(on_runtime(pool.drain(LONG)), 0, "no thread too many or too few is counted");
+    assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0, "the thread count is wrong");
 }
 
 /// Panics when it is dropped.
-struct Mine;
+struct PanicOnDrop;
 
-impl Mine {
-    fn touch(&self) {}
+impl PanicOnDrop {
+    fn keep_alive(&self) {}
 }
 
-impl Drop for Mine {
+impl Drop for PanicOnDrop {
     #[expect(clippy::panic, reason = "panics are what is tested")]
     fn drop(&mut self) {
         if !std::thread::panicking() {
@@ -38,41 +38,41 @@ impl Drop for Mine {
 }
 
 #[test]
-fn what_panics_when_it_is_dropped_harms_nobody() {
-    let pool = pool_of(1, 8);
-    // In the thread, at the end of the job.
-    let mine = Mine;
-    let ended = on_runtime(pool.run(move || mine.touch()));
+fn a_destructor_that_panics_does_not_harm_the_pool() {
+    let pool = create_pool(1, 8);
+    // On the thread, when the job ends.
+    let panic_on_drop = PanicOnDrop;
+    let ended = block_on(pool.run(move || panic_on_drop.keep_alive()));
     assert!(matches!(ended, Err(PoolError::Panicked { .. })), "{ended:?}");
-    // As the payload of a panic.
-    let ended = on_runtime(pool.run(|| -> () { std::panic::panic_any(Mine) }));
+    // As a panic payload.
+    let ended = block_on(pool.run(|| -> () { std::panic::panic_any(PanicOnDrop) }));
     assert!(matches!(ended, Err(PoolError::Panicked { .. })), "{ended:?}");
-    // In the caller, as a job that did not begin, and as a result that nobody wanted.
-    let (first, gate) = gated(&pool);
-    gate.wait();
-    let mine = Mine;
-    drop(pool.run(move || mine.touch()));
-    let unwanted = pool.run(|| Mine);
-    let ((begin, begun), (go, gone)) = (channel(), channel());
+    // In the caller, as a job that did not start, and as a result that nobody wanted.
+    let (first, gate) = run_gated_job(&pool);
+    gate.wait_for_start();
+    let panic_on_drop = PanicOnDrop;
+    drop(pool.run(move || panic_on_drop.keep_alive()));
+    let unwanted = pool.run(|| PanicOnDrop);
+    let ((start, started), (release, released)) = (channel(), channel());
     let abandoned = pool.run(move || {
-        let _ = begin.send(());
-        let _: Result<(), _> = gone.recv_timeout(LONG);
-        Mine
+        let _ = start.send(());
+        let _: Result<(), _> = released.recv_timeout(TEST_TIMEOUT);
+        PanicOnDrop
     });
     gate.open();
-    on_runtime(first).expect("done");
-    begun.recv_timeout(LONG).expect("begun");
+    block_on(first).expect("done");
+    started.recv_timeout(TEST_TIMEOUT).expect("started");
     drop(unwanted);
     drop(abandoned);
-    let _ = go.send(());
-    assert_eq!(on_runtime(pool.run(|| 5)), Ok(5));
-    assert_eq!(on_runtime(pool.drain(LONG)), 0);
+    let _ = release.send(());
+    assert_eq!(block_on(pool.run(|| 5)), Ok(5));
+    assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0);
 }
 
 /// Panics when it is woken.
-struct Cross(AtomicUsize);
+struct PanicOnWake(AtomicUsize);
 
-impl Wake for Cross {
+impl Wake for PanicOnWake {
     #[expect(clippy::panic, reason = "panics are what is tested")]
     fn wake(self: Arc<Self>) {
         self.0.fetch_add(1, SeqCst);
@@ -81,15 +81,15 @@ impl Wake for Cross {
 }
 
 #[test]
-fn a_waker_that_panics_harms_nobody() {
-    let pool = pool_of(1, 8);
-    let (job, gate) = gated(&pool);
-    let cross = Arc::new(Cross(AtomicUsize::new(0)));
-    let waker = Waker::from(Arc::clone(&cross));
+fn a_waker_that_panics_does_not_harm_the_pool() {
+    let pool = create_pool(1, 8);
+    let (job, gate) = run_gated_job(&pool);
+    let panic_on_wake = Arc::new(PanicOnWake(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&panic_on_wake));
     let mut job = pin!(job);
     assert!(job.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     gate.open();
-    until("the call", || cross.0.load(SeqCst) == 1);
+    wait_for("the call", || panic_on_wake.0.load(SeqCst) == 1);
     assert_eq!(job.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(())));
-    assert_eq!(on_runtime(pool.run(|| 5)), Ok(5));
+    assert_eq!(block_on(pool.run(|| 5)), Ok(5));
 }

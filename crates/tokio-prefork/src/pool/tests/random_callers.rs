@@ -1,4 +1,4 @@
-//! Random callers against a small pool: every job ends in exactly one way, and the counts add up.
+//! Tests with random callers on a small pool: every job ends in exactly one way, and the counters add up.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -11,49 +11,49 @@ use crate::scoreboard::PoolSnapshot;
 
 /// What a caller does with one job.
 #[derive(Debug, Clone, Copy)]
-enum Act {
+enum CallerAction {
     Await,
     Panic,
-    /// Drops it at once, most likely while it waits.
+    /// Drops the future at once, most likely while the job is queued.
     Drop,
-    /// Looks at it so often, then drops it: waiting, running or done.
-    DropLater(u8),
-    /// Microseconds from submission, or from the start.
+    /// Polls the future this often, then drops it: queued, running or ended.
+    DropAfterPolls(u8),
+    /// Waits with a deadline in microseconds, counted from the start if true.
     Within(u16, bool),
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let act = prop_oneof![
-        4 => Just(Act::Await),
-        1 => Just(Act::Panic),
-        1 => Just(Act::Drop),
-        3 => (0u8..8).prop_map(Act::DropLater),
-        3 => (any::<bool>(), 0u16..3000).prop_map(|(start, us)| Act::Within(us, start)),
+fn actions() -> impl Strategy<Value = Vec<CallerAction>> {
+    let action = prop_oneof![
+        4 => Just(CallerAction::Await),
+        1 => Just(CallerAction::Panic),
+        1 => Just(CallerAction::Drop),
+        3 => (0u8..8).prop_map(CallerAction::DropAfterPolls),
+        3 => (any::<bool>(), 0u16..3000).prop_map(|(start, us)| CallerAction::Within(us, start)),
     ];
-    prop::collection::vec(act, 1..120)
+    prop::collection::vec(action, 1..120)
 }
 
-/// What the callers saw.
+/// The results that callers received.
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
-struct Seen {
+struct CallerResults {
     done: u64,
-    full: u64,
-    late: u64,
+    rejected: u64,
+    timed_out: u64,
     panicked: u64,
     closed: u64,
-    /// Dropped before the outcome was read: cancelled, or ended in some way that nobody looked at.
+    /// Futures that were dropped before their result was read.
     dropped: u64,
 }
 
-impl Seen {
-    fn note(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
+impl CallerResults {
+    fn record(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
         match outcome {
             Ok(n) => {
                 assert_eq!(*n, expected, "somebody else's result");
                 self.done += 1;
             }
-            Err(PoolError::Full { .. }) => self.full += 1,
-            Err(PoolError::TimedOut { .. }) => self.late += 1,
+            Err(PoolError::Full { .. }) => self.rejected += 1,
+            Err(PoolError::TimedOut { .. }) => self.timed_out += 1,
             Err(PoolError::Panicked { .. }) => self.panicked += 1,
             Err(PoolError::Closed) => self.closed += 1,
             Err(e @ PoolError::NoThread { .. }) => panic!("{e}"),
@@ -61,9 +61,9 @@ impl Seen {
     }
 }
 
-fn task(n: u64, act: Act) -> impl PoolJob<Output = u64> {
+fn create_job(n: u64, action: CallerAction) -> impl PoolJob<Output = u64> {
     cancellable_job(move |cancel: &CancelFlag<'_>| {
-        if matches!(act, Act::Panic) {
+        if matches!(action, CallerAction::Panic) {
             // No message, as there would be thousands.
             std::panic::resume_unwind(Box::new("on purpose"));
         }
@@ -75,68 +75,76 @@ fn task(n: u64, act: Act) -> impl PoolJob<Output = u64> {
     })
 }
 
-async fn perform(pool: &Pool, n: u64, act: Act, seen: &mut Seen) {
-    match act {
-        Act::Await | Act::Panic => seen.note(&pool.run(task(n, act)).await, n),
-        Act::Drop => {
-            drop(pool.run(task(n, act)));
+async fn perform_action(pool: &Pool, n: u64, action: CallerAction, seen: &mut CallerResults) {
+    match action {
+        CallerAction::Await | CallerAction::Panic => {
+            seen.record(&pool.run(create_job(n, action)).await, n)
+        }
+        CallerAction::Drop => {
+            drop(pool.run(create_job(n, action)));
             seen.dropped += 1;
         }
-        Act::DropLater(looks) => {
-            let mut job = pool.run(task(n, act));
-            for _ in 0..looks {
-                let looked = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut job).poll(cx)));
-                if let Poll::Ready(outcome) = looked.await {
-                    return seen.note(&outcome, n);
+        CallerAction::DropAfterPolls(polls) => {
+            let mut job = pool.run(create_job(n, action));
+            for _ in 0..polls {
+                let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut job).poll(cx)));
+                if let Poll::Ready(outcome) = polled.await {
+                    return seen.record(&outcome, n);
                 }
                 tokio::task::yield_now().await;
             }
             drop(job);
             seen.dropped += 1;
         }
-        Act::Within(us, from_start) => {
+        CallerAction::Within(us, from_start) => {
             let span = Duration::from_micros(us.into());
             let deadline = match from_start {
                 true => JobDeadline::FromStart(span),
                 false => JobDeadline::FromSubmission(span),
             };
-            seen.note(&pool.run_within(deadline, task(n, act)).await, n);
+            seen.record(&pool.run_within(deadline, create_job(n, action)).await, n);
         }
     }
 }
 
-/// All acts at the same time from one event loop, as in a worker; the pool is closed at `close_at`, if ever.
-fn storm(acts: &[Act], threads: usize, queue: usize, newest: bool, close_at: usize) -> Storm {
-    let config = PoolConfig { threads, queue, newest_first: newest, ..PoolConfig::default() };
+/// Performs all actions concurrently on one event loop, as in a worker. Closes the pool before action `close_at`.
+fn run_simulation(
+    actions: &[CallerAction],
+    threads: usize,
+    queue: usize,
+    newest_first: bool,
+    close_at: usize,
+) -> SimulationResult {
+    let config = PoolConfig { threads, queue, newest_first, ..PoolConfig::default() };
     let pool = Pool::new(config);
-    let seen = on_runtime(async {
+    let seen = block_on(async {
         let local = tokio::task::LocalSet::new();
         let mut callers = Vec::new();
-        for (n, act) in acts.iter().copied().enumerate() {
+        for (n, action) in actions.iter().copied().enumerate() {
             let pool = pool.clone();
             callers.push(local.spawn_local(async move {
                 if n == close_at {
                     pool.close();
                 }
-                let mut seen = Seen::default();
-                perform(&pool, n as u64, act, &mut seen).await;
+                let mut seen = CallerResults::default();
+                perform_action(&pool, n as u64, action, &mut seen).await;
                 seen
             }));
         }
         local.await;
-        let mut all = Vec::new();
+        let mut total = Vec::new();
         for caller in callers {
-            all.push(caller.await.expect("a caller does not panic"));
+            total.push(caller.await.expect("no panic"));
         }
-        all
+        total
     });
-    let left = on_runtime(pool.drain(LONG));
-    Storm { seen, left, counted: pool.snapshot() }
+    let still_running = block_on(pool.drain(TEST_TIMEOUT));
+    SimulationResult { seen, still_running, counted: pool.snapshot() }
 }
 
-struct Storm {
-    seen: Vec<Seen>,
-    left: usize,
+struct SimulationResult {
+    seen: Vec<CallerResults>,
+    still_running: usize,
     counted: PoolSnapshot,
 }
 
@@ -145,27 +153,27 @@ proptest! {
 
     #[test]
     fn every_job_ends_in_exactly_one_way(
-        acts in acts(),
+        actions in actions(),
         threads in 1usize..4,
         queue in 0usize..40,
-        newest in any::<bool>(),
+        newest_first in any::<bool>(),
         close_at in 0usize..400,
     ) {
-        let Storm { seen, left, counted } = storm(&acts, threads, queue, newest, close_at);
-        prop_assert_eq!(left, 0);
-        let sum = |of: fn(&Seen) -> u64| seen.iter().map(of).sum::<u64>();
+        let SimulationResult { seen, still_running, counted } = run_simulation(&actions, threads, queue, newest_first, close_at);
+        prop_assert_eq!(still_running, 0);
+        let sum = |of: fn(&CallerResults) -> u64| seen.iter().map(of).sum::<u64>();
         for one in &seen {
-            let all = one.done + one.full + one.late + one.panicked + one.closed + one.dropped;
-            prop_assert_eq!(all, 1);
+            let total = one.done + one.rejected + one.timed_out + one.panicked + one.closed + one.dropped;
+            prop_assert_eq!(total, 1);
         }
         let c = counted;
         let ends = c.done + c.rejected + c.timed_out + c.cancelled + c.panicked + c.closed;
-        prop_assert_eq!(ends, acts.len() as u64);
+        prop_assert_eq!(ends, actions.len() as u64);
         // Only what was dropped unread can have been counted as anything but what its caller saw.
-        let unread = (c.done - sum(|s| s.done)) + (c.rejected - sum(|s| s.full))
+        let unread = (c.done - sum(|s| s.done)) + (c.rejected - sum(|s| s.rejected))
             + (c.panicked - sum(|s| s.panicked)) + (c.closed - sum(|s| s.closed)) + c.cancelled;
         prop_assert_eq!(unread, sum(|s| s.dropped));
-        prop_assert_eq!(c.timed_out, sum(|s| s.late));
+        prop_assert_eq!(c.timed_out, sum(|s| s.timed_out));
         prop_assert_eq!((c.depth, c.running), (0, 0));
         prop_assert_eq!(c.wait.iter().sum::<u64>(), c.run.iter().sum::<u64>());
     }
@@ -173,22 +181,22 @@ proptest! {
 
 #[test]
 fn callers_on_many_threads_get_their_own_results() {
-    let pool = pool_of(2, 16);
+    let pool = create_pool(2, 16);
     let callers: Vec<_> = (0..4u64)
         .map(|caller| {
             let pool = pool.clone();
             std::thread::spawn(move || {
-                on_runtime(async {
-                    let mut seen = Seen::default();
-                    for turn in 0..500u64 {
-                        let n = caller * 1_000_000 + turn;
-                        let act = match turn % 5 {
-                            0 => Act::Drop,
-                            1 => Act::DropLater(2),
-                            2 => Act::Within(200, turn % 2 == 0),
-                            _ => Act::Await,
+                block_on(async {
+                    let mut seen = CallerResults::default();
+                    for round in 0..500u64 {
+                        let n = caller * 1_000_000 + round;
+                        let action = match round % 5 {
+                            0 => CallerAction::Drop,
+                            1 => CallerAction::DropAfterPolls(2),
+                            2 => CallerAction::Within(200, round % 2 == 0),
+                            _ => CallerAction::Await,
                         };
-                        perform(&pool, n, act, &mut seen).await;
+                        perform_action(&pool, n, action, &mut seen).await;
                     }
                 })
             })
@@ -196,46 +204,46 @@ fn callers_on_many_threads_get_their_own_results() {
         .collect();
     let bad = callers.into_iter().filter_map(|caller| caller.join().err()).count();
     assert_eq!(bad, 0);
-    assert_eq!(on_runtime(pool.drain(LONG)), 0);
+    assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0);
     let c = pool.snapshot();
     assert_eq!(c.done + c.rejected + c.timed_out + c.cancelled + c.panicked + c.closed, 2000);
 }
 
 #[test]
-fn ten_thousand_of_each_leave_nothing_behind() {
+fn ten_thousand_jobs_of_each_outcome_leak_nothing() {
     let held = Arc::new(());
-    let pool = pool_of(2, 64);
-    let job = |act| {
+    let pool = create_pool(2, 64);
+    let job = |action| {
         let held = Arc::clone(&held);
-        let inner = task(0, act);
+        let inner = create_job(0, action);
         cancellable_job(move |cancel: &CancelFlag<'_>| {
             let _held = held;
             inner.run(cancel)
         })
     };
-    on_runtime(async {
+    block_on(async {
         for _ in 0..10_000 {
-            assert_eq!(pool.run(job(Act::Await)).await, Ok(0));
-            drop(pool.run(job(Act::Await)));
+            assert_eq!(pool.run(job(CallerAction::Await)).await, Ok(0));
+            drop(pool.run(job(CallerAction::Await)));
             let zero = JobDeadline::FromSubmission(Duration::ZERO);
-            let late = pool.run_within(zero, job(Act::Await)).await;
-            assert!(matches!(late, Err(PoolError::TimedOut { .. })), "{late:?}");
+            let timed_out = pool.run_within(zero, job(CallerAction::Await)).await;
+            assert!(matches!(timed_out, Err(PoolError::TimedOut { .. })), "{timed_out:?}");
         }
     });
     let threads = || std::fs::read_dir("/proc/self/task").expect("tasks").flatten();
     let named = |entry: &std::fs::DirEntry| {
         std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default()
     };
-    on_runtime(async {
+    block_on(async {
         for _ in 0..10_000 {
-            let panicked = pool.run(job(Act::Panic)).await;
+            let panicked = pool.run(job(CallerAction::Panic)).await;
             assert!(matches!(panicked, Err(PoolError::Panicked { .. })), "{panicked:?}");
         }
     });
-    let unwound = catch_unwind(AssertUnwindSafe(|| on_runtime(pool.drain(LONG))));
+    let unwound = catch_unwind(AssertUnwindSafe(|| block_on(pool.drain(TEST_TIMEOUT))));
     assert_eq!(unwound.ok(), Some(0));
-    assert_eq!(Arc::strong_count(&held), 1, "all jobs are dropped");
+    assert_eq!(Arc::strong_count(&held), 1, "a job was leaked");
     // Other tests have pools of their own; ten thousand threads would stand out.
-    let left = threads().filter(|entry| named(entry).starts_with("pool-")).count();
-    assert!(left < 200, "{left} threads");
+    let still_running = threads().filter(|entry| named(entry).starts_with("pool-")).count();
+    assert!(still_running < 200, "{still_running} threads");
 }
