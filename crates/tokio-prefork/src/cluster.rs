@@ -25,7 +25,7 @@ use crate::primary::{self, Application, Files, Hooks, IsolatedPools, Mail, Prima
 use crate::runtime::Made;
 use crate::systemd;
 use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
-use crate::worker::{self, AcceptedStream, App, BoxError, ThreadedWorker, Worker};
+use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
 pub use kind::Kind;
 use kind::Kinds;
 use prefork_supervisor::ShutdownReason;
@@ -151,13 +151,13 @@ impl Cluster {
         A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
-        self.run(Made::ForOneThread, || Ok(worker::connection_app(app)))
+        self.run(Made::ForOneThread, || Ok(worker::raw_connection_app(app)))
     }
 }
 
 impl Cluster {
     /// The whole story: bind or take over, load, fork and supervise.
-    fn run(mut self, made: Made, make: impl FnOnce() -> Result<App>) -> Result<ExitCode> {
+    fn run(mut self, made: Made, make: impl FnOnce() -> Result<WorkerApp>) -> Result<ExitCode> {
         log_output::prepare(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
@@ -197,7 +197,7 @@ impl Cluster {
         launcher: Launcher,
         service: systemd::Service,
         left: Option<Manifest>,
-        make: impl FnOnce() -> Result<App>,
+        make: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<Primary> {
         let kinds = self.kinds.rules()?;
         permit(&self.config)?;
@@ -259,7 +259,7 @@ impl Cluster {
         mut self,
         manifest: &Manifest,
         answer: &OwnedFd,
-        make: impl FnOnce() -> Result<App>,
+        make: impl FnOnce() -> Result<WorkerApp>,
     ) -> ExitCode {
         let unblocked = prefork_os::signal::unblock_all_signals()
             .map_err(|e| Error::system("let signals in", e));

@@ -55,7 +55,7 @@ impl Cluster {
         if let Some(bytes) = pool.max_rss {
             kind = kind.max_rss_hard(bytes);
         }
-        self.kinds.add(kind, worker::isolated_app(worker::work(work)));
+        self.kinds.add(kind, worker::isolated_worker_app(worker::isolated_job_fn(work)));
         self.desks.insert(name, Desk::new(&pool));
         self.on_message(&ask_kind(name), move |primary, from, message| {
             primary.isolated_job(name, from, &message);

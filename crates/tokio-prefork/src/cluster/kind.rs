@@ -8,7 +8,7 @@ use super::Cluster;
 use crate::config::Workers;
 use crate::error::{Error, Result};
 use crate::runtime;
-use crate::worker::{self, App, Worker};
+use crate::worker::{self, Worker, WorkerApp};
 use crate::worker_init::WorkerEntry;
 use prefork_supervisor::WEB_KIND;
 use prefork_supervisor::{RecycleLimits, WorkerKindConfig};
@@ -48,10 +48,10 @@ impl Kind {
 
 /// What the program said of other kinds than `web`.
 #[derive(Default)]
-pub(super) struct Kinds(Vec<(Kind, App)>);
+pub(super) struct Kinds(Vec<(Kind, WorkerApp)>);
 
 impl Kinds {
-    pub(super) fn add(&mut self, kind: Kind, app: App) {
+    pub(super) fn add(&mut self, kind: Kind, app: WorkerApp) {
         self.0.push((kind, app));
     }
 
@@ -82,11 +82,11 @@ impl Kinds {
 
     /// What a worker does, by its kind: `web` is the application's that serves, under any concurrency model; a
     /// worker of another kind always is one process with one loop.
-    pub(super) fn entry(self, web: App) -> WorkerEntry {
-        let apps: Vec<(&'static str, App)> =
+    pub(super) fn entry(self, web: WorkerApp) -> WorkerEntry {
+        let apps: Vec<(&'static str, WorkerApp)> =
             self.0.into_iter().map(|(kind, app)| (kind.rules.name, app)).collect();
         Box::new(move |init| match apps.iter().find(|(name, _)| *name == init.tag.kind) {
-            Some((_, app)) => worker::enter(init, app),
+            Some((_, app)) => worker::run_worker(init, app),
             None => runtime::enter(init, &web),
         })
     }
@@ -140,7 +140,7 @@ impl Cluster {
         A: Fn(Worker) -> F + Send + Sync + 'static,
         F: Future<Output = Result<()>> + 'static,
     {
-        self.kinds.add(kind, worker::kind_app(app));
+        self.kinds.add(kind, worker::custom_kind_app(app));
         self
     }
 }
@@ -152,7 +152,7 @@ mod tests {
     fn rules(kinds: &[(&'static str, u32)]) -> Result<Vec<WorkerKindConfig>> {
         let mut all = Kinds::default();
         for (name, workers) in kinds {
-            all.add(Kind::new(name, *workers), worker::kind_app(|_| async { Ok(()) }));
+            all.add(Kind::new(name, *workers), worker::custom_kind_app(|_| async { Ok(()) }));
         }
         all.rules()
     }

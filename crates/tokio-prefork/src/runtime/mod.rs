@@ -17,7 +17,7 @@ use std::rc::Rc;
 
 use crate::config::{Config, Model};
 use crate::error::{Error, Result};
-use crate::worker::{self, App};
+use crate::worker::{self, WorkerApp};
 use crate::worker_init::WorkerInit;
 
 /// Which models an application was made for.
@@ -71,9 +71,9 @@ impl Made {
 }
 
 /// Runs a worker from its `WorkerInit` to its exit status.
-pub(crate) fn enter(mut init: WorkerInit, app: &App) -> u8 {
+pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
     match init.config.model {
-        Model::Prefork | Model::Single => worker::enter(init, app),
+        Model::Prefork | Model::Single => worker::run_worker(init, app),
         Model::ThreadPerCore => thread_per_core::enter(init, app),
         Model::Threads => {
             // One loop accepts for all threads; the same flags give the same room as with so many processes.
@@ -81,7 +81,7 @@ pub(crate) fn enter(mut init: WorkerInit, app: &App) -> u8 {
             config.worker_connections = config.process_connections();
             init.config = Rc::new(config);
             init.rows.iter_mut().for_each(crate::scoreboard::OwnRow::share);
-            worker::enter(init, app)
+            worker::run_worker(init, app)
         }
     }
 }

@@ -34,13 +34,13 @@ use crate::worker::http::serve_context::ConnectionHandle;
 use crate::worker::lazy_stream::LazyStream;
 use crate::worker::local_state::LocalWorkerState;
 use crate::worker::threaded_worker::{ThreadedWorker, ThreadedWorkerState};
-use crate::worker::{App, BootedApp, Worker};
+use crate::worker::{BootedApp, Worker, WorkerApp};
 
 /// The runtime that serves; its threads are left alone at the end, as the process ends with them.
 struct Crew(Option<Runtime>);
 
 /// An application whose service is shared by all threads.
-pub(crate) fn threads_app<A, F, S, B>(app: A) -> App
+pub(crate) fn threads_app<A, F, S, B>(app: A) -> WorkerApp
 where
     A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S>> + Send + 'static,
@@ -54,7 +54,7 @@ where
     Arc::new(move |worker: Worker| {
         let (app, state) = (Arc::clone(&app), Rc::clone(&worker.0));
         Box::pin(async move {
-            let shared = Arc::new(ThreadedWorkerState::of(&state)?);
+            let shared = Arc::new(ThreadedWorkerState::from_local(&state)?);
             let crew = Crew::start(&state)?;
             let on = crew.handle()?;
             let worker = ThreadedWorker(Arc::clone(&shared));
@@ -79,10 +79,10 @@ async fn follow(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
     loop {
         tokio::select! {
             () = state.drain.started() => {
-                shared.draining.store(true, Ordering::Release);
-                return shared.begun.notify_waiters();
+                shared.is_draining.store(true, Ordering::Release);
+                return shared.drain_started.notify_waiters();
             }
-            () = shared.retires.notified() => state.begin_own_drain(&ToPrimary::Retiring),
+            () = shared.retire_requested.notified() => state.begin_own_drain(&ToPrimary::Retiring),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! An accepted connection: TCP or Unix, one type for both.
+//! `AcceptedStream`: an accepted TCP or Unix connection.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,13 +8,14 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// A connection a client made, as the lower door (`Cluster::serve_connections`) hands it out.
+/// An accepted connection, as [`Cluster::serve_connections`](crate::Cluster::serve_connections) passes it to the
+/// application.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AcceptedStream {
-    /// Over TCP; TCP_NODELAY is set.
+    /// A TCP connection, with TCP_NODELAY set.
     Tcp(TcpStream),
-    /// Over a Unix socket.
+    /// A Unix socket connection.
     Unix(UnixStream),
 }
 
@@ -28,7 +29,7 @@ impl AcceptedStream {
         })
     }
 
-    /// Takes the socket back from the runtime, to be given away.
+    /// Removes the socket from the runtime.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         Ok(match self {
             AcceptedStream::Tcp(stream) => stream.into_std()?.into(),
@@ -36,7 +37,7 @@ impl AcceptedStream {
         })
     }
 
-    /// Resolves when there is something to read, or the peer is gone.
+    /// Waits until there are bytes to read, or the client has closed the connection.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
             AcceptedStream::Tcp(s) => s.readable().await,
@@ -54,7 +55,7 @@ impl AsFd for AcceptedStream {
     }
 }
 
-macro_rules! either {
+macro_rules! delegate {
     ($self:ident, $s:ident => $call:expr) => {
         match $self.get_mut() {
             AcceptedStream::Tcp(stream) => {
@@ -75,7 +76,7 @@ impl AsyncRead for AcceptedStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self, s => s.poll_read(cx, buf))
+        delegate!(self, s => s.poll_read(cx, buf))
     }
 }
 
@@ -85,7 +86,7 @@ impl AsyncWrite for AcceptedStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        either!(self, s => s.poll_write(cx, buf))
+        delegate!(self, s => s.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(
@@ -93,7 +94,7 @@ impl AsyncWrite for AcceptedStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        either!(self, s => s.poll_write_vectored(cx, bufs))
+        delegate!(self, s => s.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -101,10 +102,10 @@ impl AsyncWrite for AcceptedStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, s => s.poll_flush(cx))
+        delegate!(self, s => s.poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, s => s.poll_shutdown(cx))
+        delegate!(self, s => s.poll_shutdown(cx))
     }
 }

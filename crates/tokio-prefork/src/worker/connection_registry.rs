@@ -1,4 +1,4 @@
-//! The table of all open connections of a worker.
+//! The registry of all open connections of a worker, and the enforcement of their timeouts.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -9,20 +9,21 @@ use super::http::connection_state::{CloseRequest, ConnectionPhase, ConnectionSta
 use super::http::timeouts::{ConnectionTimeouts, TimeoutAction};
 use super::local_state::LocalWorkerState;
 
-/// One entry of the table: the state, and how to wake the task that serves it.
+/// One open connection: its state, and the waker of the task that serves it.
 pub(crate) struct ConnectionEntry {
     pub(crate) conn: Arc<ConnectionState>,
     waker: RefCell<Option<Waker>>,
-    key: Cell<usize>,
+    /// The position in the registry.
+    index: Cell<usize>,
 }
 
 impl ConnectionEntry {
     pub(crate) fn new(now_ms: u64) -> Rc<ConnectionEntry> {
         let conn = Arc::new(ConnectionState::new(now_ms));
-        Rc::new(ConnectionEntry { conn, waker: RefCell::new(None), key: Cell::new(0) })
+        Rc::new(ConnectionEntry { conn, waker: RefCell::new(None), index: Cell::new(0) })
     }
 
-    /// Called by the serving task in each poll.
+    /// Registers the waker of the task that serves the connection. Called in each poll.
     pub(crate) fn register_waker(&self, waker: &Waker) {
         let mut slot = self.waker.borrow_mut();
         if !slot.as_ref().is_some_and(|known| known.will_wake(waker)) {
@@ -37,7 +38,7 @@ impl ConnectionEntry {
     }
 }
 
-/// All open connections of the worker.
+/// All open connections of a worker.
 #[derive(Default)]
 pub(crate) struct ConnectionRegistry {
     entries: Vec<Rc<ConnectionEntry>>,
@@ -45,15 +46,15 @@ pub(crate) struct ConnectionRegistry {
 
 impl ConnectionRegistry {
     pub(crate) fn add(&mut self, entry: &Rc<ConnectionEntry>) {
-        entry.key.set(self.entries.len());
+        entry.index.set(self.entries.len());
         self.entries.push(Rc::clone(entry));
     }
 
     pub(crate) fn remove(&mut self, entry: &ConnectionEntry) {
-        let key = entry.key.get();
-        self.entries.swap_remove(key);
-        if let Some(moved) = self.entries.get(key) {
-            moved.key.set(key);
+        let index = entry.index.get();
+        self.entries.swap_remove(index);
+        if let Some(moved) = self.entries.get(index) {
+            moved.index.set(index);
         }
     }
 
@@ -65,15 +66,15 @@ impl ConnectionRegistry {
         self.entries.iter().for_each(|entry| entry.wake());
     }
 
-    /// Tells every connection whose time is up.
+    /// Closes connections and requests that exceed a timeout. Called at each heartbeat.
     pub(crate) fn enforce_timeouts(
         &self,
         now_ms: u64,
-        limits: &ConnectionTimeouts,
-    ) -> TimedOutConnections {
-        let (mut cut, mut stalled) = (0, 0);
+        timeouts: &ConnectionTimeouts,
+    ) -> ClosedConnections {
+        let (mut at_deadline, mut stalled) = (0, 0);
         for entry in &self.entries {
-            let action = limits.expire_requests(&entry.conn, now_ms);
+            let action = timeouts.expire_requests(&entry.conn, now_ms);
             if action == Some(TimeoutAction::Close)
                 && entry.conn.close_request() != CloseRequest::Now
             {
@@ -85,37 +86,37 @@ impl ConnectionRegistry {
             if action == Some(TimeoutAction::WakeTask) || entry.conn.needs_half_close_check() {
                 entry.wake();
             }
-            let Some(verdict) = limits.close_request_for(&entry.conn, now_ms) else { continue };
-            if verdict as u8 > entry.conn.close_request() as u8 {
-                entry.conn.request_close(verdict, now_ms);
+            let Some(request) = timeouts.close_request_for(&entry.conn, now_ms) else { continue };
+            if request as u8 > entry.conn.close_request() as u8 {
+                entry.conn.request_close(request, now_ms);
                 entry.wake();
-                cut += usize::from(
-                    verdict == CloseRequest::Now
+                at_deadline += usize::from(
+                    request == CloseRequest::Now
                         && entry.conn.phase() != ConnectionPhase::Lingering,
                 );
             }
         }
-        TimedOutConnections { cut, stalled }
+        ClosedConnections { at_deadline, stalled }
     }
 }
 
-/// How many connections were cut.
+/// How many connections were closed by `enforce_timeouts`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TimedOutConnections {
-    /// At the end of the grace time of a drain, or as an HTTP/2 client did not answer GOAWAY.
-    pub(crate) cut: usize,
-    /// As their clients, or their handlers, took too long.
+pub(crate) struct ClosedConnections {
+    /// At the drain deadline, or because an HTTP/2 client did not answer GOAWAY.
+    pub(crate) at_deadline: usize,
+    /// Because the client or the handler took too long.
     pub(crate) stalled: usize,
 }
 
-/// Keeps the connection in the worker's tracker; gone when this is dropped.
+/// Keeps a connection registered and counted as open until dropped.
 pub(crate) struct ConnectionGuard {
     state: Rc<LocalWorkerState>,
     entry: Rc<ConnectionEntry>,
 }
 
 impl ConnectionGuard {
-    /// For a connection that was just accepted or taken over.
+    /// Registers a connection that was just accepted or taken over.
     pub(crate) fn new(
         state: &Rc<LocalWorkerState>,
         entry: &Rc<ConnectionEntry>,
@@ -141,14 +142,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_forgets_what_is_gone() {
-        let mut table = ConnectionRegistry::default();
+    fn removed_connections_leave_the_registry() {
+        let mut registry = ConnectionRegistry::default();
         let entries: Vec<_> = (0..3).map(|_| ConnectionEntry::new(0)).collect();
-        entries.iter().for_each(|entry| table.add(entry));
-        table.remove(&entries[0]);
-        table.remove(&entries[2]);
-        assert_eq!(table.entries.len(), 1);
-        table.remove(&entries[1]);
-        assert!(table.is_empty());
+        entries.iter().for_each(|entry| registry.add(entry));
+        registry.remove(&entries[0]);
+        registry.remove(&entries[2]);
+        assert_eq!(registry.entries.len(), 1);
+        registry.remove(&entries[1]);
+        assert!(registry.is_empty());
     }
 }

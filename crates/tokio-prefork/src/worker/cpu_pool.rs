@@ -1,6 +1,4 @@
-//! The worker's CPU pool: how it begins, and how it ends with the worker.
-
-use std::time::Duration;
+//! Creates the worker's CPU pool, and drains it before the worker exits.
 
 use super::local_state::LocalWorkerState;
 use crate::config::Config;
@@ -8,11 +6,8 @@ use crate::pool::{Pool, PoolConfig};
 use crate::scoreboard::OwnRow;
 use prefork_supervisor::WorkerTag;
 
-/// The longest wait before the deadline is looked at again: the primary's death brings it forward.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// The pool as it was configured. Its threads start with the first job.
-pub(crate) fn pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
+/// Creates the pool with the configured size. Its threads start with the first job.
+pub(crate) fn create_cpu_pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
     let settings = PoolConfig {
         threads: config.threads_of_pool(),
         queue: config.pool_queue as usize,
@@ -22,22 +17,15 @@ pub(crate) fn pool(config: &Config, row: &OwnRow, tag: WorkerTag) -> Pool {
     Pool::with_meter(settings, tag.to_string(), row.pool())
 }
 
-/// Lets all jobs run to their end, but not beyond the deadline of the drain: the process ends then, whatever
-/// its threads do.
-pub(crate) async fn finish(state: &LocalWorkerState) {
+/// Waits for all jobs of the pool, but not beyond the drain deadline: then the process exits with jobs still running.
+pub(crate) async fn drain_cpu_pool(state: &LocalWorkerState) {
     state.pool.close();
-    while let Some(order) = state.drain.order() {
-        let left = Duration::from_millis(
-            order.deadline_ms.saturating_sub(LocalWorkerState::monotonic_ms()),
-        );
-        if tokio::time::timeout(left.min(LOOK), state.pool.wait_until_ended()).await.is_ok() {
-            return;
-        }
-        if left.is_zero() {
-            break;
-        }
+    tokio::select! {
+        biased;
+        () = state.pool.wait_until_ended() => return,
+        () = state.drain.deadline_passed() => {}
     }
     let running = state.pool.abort();
     let plural = if running == 1 { "" } else { "s" };
-    log::warn!("{} cut {running} running job{plural} at the graceful timeout", state.tag);
+    log::warn!("{} abandoned {running} running job{plural} at the graceful timeout", state.tag);
 }

@@ -1,4 +1,4 @@
-//! Draining: stop accepting, finish, and a deadline after which what is left is cut.
+//! The state of a drain: accept no more, finish open requests, and close what is left at the deadline.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -8,16 +8,19 @@ use tokio::sync::Notify;
 use crate::channel::HandOver;
 use prefork_os::system::monotonic_ms;
 
-/// What was ordered, in milliseconds on the monotonic clock.
+/// How often to check whether the drain deadline has moved, as it does when the primary dies.
+const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How to drain. Times are in milliseconds on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DrainOrder {
-    /// What is still open then is cut.
+    /// When connections that are still open are closed.
     pub(crate) deadline_ms: u64,
-    /// A connection that has been idle for this long may be closed.
+    /// How long a connection may stay idle before it is closed.
     pub(crate) linger_ms: u64,
-    /// Nobody will listen any more: empty the accept queue first.
+    /// Whether the listening sockets close for good: then the accept queues are emptied first.
     pub(crate) closing: bool,
-    /// Connections that stand between two requests go to another worker, if there is one.
+    /// Whether connections between two requests are handed over to another worker.
     pub(crate) hand_over: HandOver,
 }
 
@@ -32,27 +35,30 @@ impl DrainOrder {
         DrainOrder { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
     }
 
-    /// Whether connections that may travel are treated as if nothing had happened, as somebody may still take
-    /// them. Shortly before the end they are told to close like all others.
+    /// Whether connections that can be handed over keep their full keep-alive time, because a worker may still take
+    /// them.
+    ///
+    /// Shortly before the deadline they close like all others.
     pub(crate) fn keeps_transferable_open(&self, now_ms: u64) -> bool {
         self.hand_over != HandOver::Never
             && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }
 }
 
-/// Whether this worker drains, for all who want to know.
+/// Whether and how this worker drains.
 #[derive(Default)]
-pub(crate) struct Drain {
+pub(crate) struct DrainState {
     order: Cell<Option<DrainOrder>>,
-    begun: Notify,
-    /// The primary sends no more connections.
-    released: Cell<bool>,
+    /// Notified when a drain starts or changes.
+    changed: Notify,
+    /// Whether the primary passes no more connections.
+    is_released: Cell<bool>,
 }
 
-impl Drain {
-    /// Returns `false` if it had begun before; the primary's death still shortens it.
+impl DrainState {
+    /// Starts to drain, or shortens the drain under way. Returns whether it starts now.
     pub(crate) fn begin(&self, order: DrainOrder) -> bool {
-        let first = self.order.get().is_none();
+        let is_first = self.order.get().is_none();
         let order = match self.order.get() {
             None => order,
             Some(earlier) => DrainOrder {
@@ -61,34 +67,47 @@ impl Drain {
                 closing: earlier.closing,
                 hand_over: match earlier.hand_over {
                     HandOver::Never => HandOver::Never,
-                    // The primary has learned more since.
+                    // The primary knows more by now.
                     _ => order.hand_over,
                 },
             },
         };
         self.order.set(Some(order));
-        self.begun.notify_waiters();
-        first
+        self.changed.notify_waiters();
+        is_first
     }
 
-    /// The primary has said that it sends no more connections, or is gone.
-    pub(crate) fn release(&self) {
-        self.released.set(true);
+    /// Records that the primary passes no more connections, or is gone.
+    pub(crate) fn set_released(&self) {
+        self.is_released.set(true);
     }
 
     pub(crate) fn is_released(&self) -> bool {
-        self.released.get()
+        self.is_released.get()
     }
 
+    /// Returns how to drain, once a drain has started.
     pub(crate) fn order(&self) -> Option<DrainOrder> {
         self.order.get()
     }
 
-    /// Resolves once it has begun.
+    /// Waits until the drain deadline has passed. The deadline may move to an earlier time meanwhile.
+    pub(crate) async fn deadline_passed(&self) {
+        self.started().await;
+        while let Some(order) = self.order.get() {
+            let left = Duration::from_millis(order.deadline_ms.saturating_sub(monotonic_ms()));
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(DEADLINE_CHECK_INTERVAL)).await;
+        }
+    }
+
+    /// Waits until a drain has started.
     pub(crate) async fn started(&self) {
-        let begun = self.begun.notified();
+        let changed = self.changed.notified();
         if self.order.get().is_none() {
-            begun.await;
+            changed.await;
         }
     }
 }

@@ -1,9 +1,8 @@
-//! Connections that go from one worker to another: a draining worker hands its idle ones over, through the
-//! primary, to one that goes on serving, and the client notices nothing.
+//! Hands idle connections of a draining worker over to another worker, through the primary.
 //!
-//! What arrives at the socket meanwhile waits in the kernel and travels with it; what hyper has read already
-//! goes along as bytes. A connection that cannot be sent is served on here and drained like any other. One that
-//! is sent to a worker that dies before it takes it dies with that worker: there is no other copy of it.
+//! The client does not notice. Bytes that arrive meanwhile wait in the kernel; bytes that hyper has read are sent
+//! along. A connection that cannot be sent stays here and drains like any other. If the receiving worker dies before
+//! it takes the connection, the connection closes, because no other process has it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -18,15 +17,15 @@ use super::local_state::LocalWorkerState;
 use crate::channel::{ToPrimary, Unread};
 use crate::dispatch::AcceptedConnection;
 
-/// How long a connection waits for room in the channel to the primary. Beyond it, a client is better served here.
+/// How long to wait for room in the channel to the primary before the connection stays here.
 const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What became of a connection that was to be handed over.
+/// The result of handing a connection over.
 pub(crate) enum HandoverOutcome {
-    /// It is on its way, or broken.
+    /// The connection was sent, or its socket failed and is closed.
     Gone,
-    /// It could not be sent.
-    Stays(LazyStream, Bytes),
+    /// The connection could not be sent, and comes back with its unread bytes.
+    Kept(LazyStream, Bytes),
 }
 
 /// Sends a connection to the primary, for another worker.
@@ -35,15 +34,18 @@ pub(crate) async fn hand_over_connection(
     stream: LazyStream,
     unread: Bytes,
 ) -> HandoverOutcome {
-    let Some(travelling) = Unread::new(unread.to_vec()) else {
-        return HandoverOutcome::Stays(stream, unread);
+    let Some(sent_along) = Unread::new(unread.to_vec()) else {
+        return HandoverOutcome::Kept(stream, unread);
     };
     let unix = stream.is_unix();
     let fd = match stream.into_fd() {
         Ok(fd) => fd,
-        Err(e) => return broken(state, &e),
+        Err(e) => {
+            log::warn!("{} lost a connection: cannot remove it from epoll: {e}", state.tag);
+            return HandoverOutcome::Gone;
+        }
     };
-    let word = ToPrimary::Travel(travelling);
+    let word = ToPrimary::Travel(sent_along);
     let sent =
         tokio::time::timeout(HANDOVER_SEND_TIMEOUT, state.channel.send_with(&word, fd.as_fd()))
             .await;
@@ -54,27 +56,25 @@ pub(crate) async fn hand_over_connection(
         }
         Ok(Err(e)) => log::debug!("{} cannot hand a connection over: {e}", state.tag),
         Err(_) => {
-            log::debug!("{} cannot hand a connection over: no room in the channel", state.tag)
+            log::debug!("{} cannot hand a connection over: the channel is full", state.tag)
         }
     }
-    HandoverOutcome::Stays(LazyStream::new(fd, unix), unread)
+    HandoverOutcome::Kept(LazyStream::new(fd, unix), unread)
 }
 
-fn broken(state: &LocalWorkerState, error: &std::io::Error) -> HandoverOutcome {
-    log::warn!("{} lost a connection on its way out of the event loop: {error}", state.tag);
-    HandoverOutcome::Gone
-}
-
-/// Goes on with a connection that another worker began. It is an existing client, so it is welcome even where a
-/// new one would have to wait; a worker that has begun to drain meanwhile sends it on.
-pub(crate) fn arrive(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: Unread) {
-    let Some(handle) = state.app.get().map(|handler| &handler.handle) else {
-        return log::warn!("{} was sent a connection before it was ready", state.tag);
+/// Serves a connection that another worker handed over.
+///
+/// Existing clients bypass the limit on connections. A worker that drains meanwhile hands the connection on.
+pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: Unread) {
+    let Some(handle) = state.app.get().map(|app| &app.handle_connection) else {
+        return log::warn!("{} received a connection before it was ready", state.tag);
     };
     let is_unix = prefork_os::socket::is_unix_stream(&fd);
     let unix = match is_unix.and_then(|unix| prefork_os::fd::set_nonblocking(&fd).map(|()| unix)) {
         Ok(unix) => unix,
-        Err(e) => return log::warn!("{} was sent what is no connection: {e}", state.tag),
+        Err(e) => {
+            return log::warn!("{} received a descriptor that is not a connection: {e}", state.tag);
+        }
     };
     let entry = ConnectionEntry::new(state.now_ms());
     entry.conn.set_phase(ConnectionPhase::Idle, state.now_ms());

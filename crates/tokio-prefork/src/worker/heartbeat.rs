@@ -1,28 +1,31 @@
-//! The worker's pulse: ten times a second it writes the time, tends the connections and looks for a SIGTERM.
+//! The heartbeat: ten times per second it publishes the time, enforces timeouts and checks for SIGTERM.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::connection_registry::TimedOutConnections;
-use super::full;
+use super::capacity_warning;
+use super::connection_registry::ClosedConnections;
 use super::http::timeouts::ConnectionTimeouts;
 use super::local_state::LocalWorkerState;
 use crate::channel::ToPrimary;
 use crate::dispatch::queue_wait;
 use prefork_os::interval_timer::IntervalTimer;
 
-/// The resolution of all connection timeouts.
-pub(crate) const INTERVAL: Duration = Duration::from_millis(100);
+/// The time between two heartbeats, and so the resolution of all connection timeouts.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What it follows, in the current runtime.
-pub(crate) fn beats() -> std::io::Result<IntervalTimer> {
-    IntervalTimer::new(INTERVAL)
+/// Creates the timer of the heartbeat in the current runtime.
+pub(crate) fn create_timer() -> std::io::Result<IntervalTimer> {
+    IntervalTimer::new(HEARTBEAT_INTERVAL)
 }
 
-pub(crate) async fn beat(
-    mut beats: IntervalTimer,
+/// Runs the heartbeat for the life of the worker.
+///
+/// `terminate` is set by the handler of SIGTERM.
+pub(crate) async fn run_heartbeat(
+    mut timer: IntervalTimer,
     state: Rc<LocalWorkerState>,
     terminate: Arc<AtomicBool>,
 ) {
@@ -34,30 +37,30 @@ pub(crate) async fn beat(
         state.accept_recheck.notify_waiters();
         state.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
-            log::info!("{} got SIGTERM itself", state.tag);
+            log::info!("{} received SIGTERM directly, and drains", state.tag);
             state.begin_own_drain(&ToPrimary::Retiring);
         }
         queue_wait::report(&state, now);
-        full::report(&state, now);
+        capacity_warning::report(&state, now);
         let limits = ConnectionTimeouts::new(&state.config, state.drain.order(), now);
-        let TimedOutConnections { cut, stalled } =
+        let ClosedConnections { at_deadline, stalled } =
             state.connections.borrow().enforce_timeouts(now, &limits);
         if state.should_hand_over() {
-            // A worker that can take them may have come only now.
+            // A worker that can take idle connections may have started since the last heartbeat.
             state.connections.borrow().wake_all();
         }
-        for _ in 0..cut + stalled {
+        for _ in 0..at_deadline + stalled {
             state.row.cut();
         }
-        if cut > 0 && state.drain.order().is_some() {
-            report_cut(&state, cut);
+        if at_deadline > 0 && state.drain.order().is_some() {
+            log_unfinished_requests(&state, at_deadline);
         }
-        late = beats.tick().await;
+        late = timer.tick().await;
     }
 }
 
-/// Names what did not finish in time.
-fn report_cut(state: &LocalWorkerState, cut: usize) {
+/// Logs how many connections were closed at the drain deadline, and the requests that were in progress.
+fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
     let serving = state.scoreboard.snapshot();
     let requests: Vec<String> = serving
         .workers
@@ -68,6 +71,6 @@ fn report_cut(state: &LocalWorkerState, cut: usize) {
         .collect();
     let named =
         if requests.is_empty() { String::new() } else { format!(": {}", requests.join(", ")) };
-    let plural = if cut == 1 { "" } else { "s" };
-    log::warn!("{} cut {cut} connection{plural} at the graceful timeout{named}", state.tag);
+    let plural = if closed == 1 { "" } else { "s" };
+    log::warn!("{} closed {closed} connection{plural} at the graceful timeout{named}", state.tag);
 }

@@ -1,4 +1,4 @@
-//! Isolated jobs: how a worker asks for one, and how an isolated worker does it.
+//! Isolated jobs: how a worker submits them, and how an isolated worker runs them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,25 +10,26 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::custom_kind::kind_app;
-use super::{App, Worker};
+use super::custom_kind::custom_kind_app;
+use super::{Worker, WorkerApp};
 use crate::error::Result;
 use crate::isolated::{self, IsolatedJobError, Job, JobId, Verdict, join, split};
 use crate::messages::{Carried, IntoPayload, MessageError, Place, letter};
 use crate::text::panic_text;
 
-/// So much longer than the deadline of a job its caller waits: the primary tells it in time, unless it is stuck.
-const STUCK: Duration = Duration::from_secs(1);
+/// How long after a job's deadline the caller still waits for the primary's reply, in case the primary is stuck.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
 
-/// What an isolated worker does with the bytes of an input.
-pub(crate) type Work = Arc<dyn Fn(&[u8]) -> std::result::Result<Vec<u8>, String> + Send + Sync>;
+/// The function that an isolated worker runs: serialized input to serialized output.
+pub(crate) type IsolatedJobFn =
+    Arc<dyn Fn(&[u8]) -> std::result::Result<Vec<u8>, String> + Send + Sync>;
 
 thread_local! {
-    /// Names the jobs that this worker asks for.
-    static TOKEN: Cell<u64> = const { Cell::new(1) };
+    /// Identifies the next job that this worker submits.
+    static NEXT_JOB_TOKEN: Cell<u64> = const { Cell::new(1) };
 }
 
-/// A pool of isolated workers, as those see it that have jobs for it: see [`Worker::isolated_pool`].
+/// A pool of isolated worker processes that run jobs; see [`Worker::isolated_pool`].
 #[derive(Debug, Clone)]
 pub struct IsolatedPool {
     worker: Worker,
@@ -36,7 +37,7 @@ pub struct IsolatedPool {
 }
 
 impl Worker {
-    /// The pool of isolated workers with this name.
+    /// Returns the pool of isolated workers with this name.
     ///
     /// # Errors
     /// [`IsolatedJobError::Unknown`] if the program has no such pool.
@@ -49,12 +50,13 @@ impl Worker {
 }
 
 impl IsolatedPool {
-    /// Has a job done in a process of its own, and waits for its result for up to `limit`, counted from now. A job
-    /// that has begun by then is ended with its process; one that waits is not begun. If this future is dropped, a
-    /// job that waits is removed, and one that has begun goes on to its end or deadline.
+    /// Runs a job in a process of its own, and waits for its result for up to `limit` from now.
+    ///
+    /// At the limit, the process of a running job is killed, and a queued job is removed. If this future is dropped, a
+    /// queued job is removed, and a running one goes on until it ends or reaches its limit.
     ///
     /// # Errors
-    /// Why there is no result: see [`IsolatedJobError`]. A job whose process dies is told of at once.
+    /// Why there is no result: see [`IsolatedJobError`]. The death of a job's process is reported at once.
     pub async fn run<I, O>(
         &self,
         input: &I,
@@ -64,23 +66,25 @@ impl IsolatedPool {
         I: Serialize + ?Sized,
         O: DeserializeOwned,
     {
-        let token = TOKEN.replace(TOKEN.get() + 1);
+        let token = NEXT_JOB_TOKEN.replace(NEXT_JOB_TOKEN.get() + 1);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let input =
             postcard::to_stdvec(input).map_err(|e| IsolatedJobError::Failed(e.to_string()))?;
         let payload = join(&Job { token, limit_ms }, &input);
         let ask = isolated::ask_kind(&self.name);
-        let letter = letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(failed)?;
-        let waits = Waits { pool: self, token, over: Cell::new(false) };
-        let answer = self.worker.0.messages.request(letter, limit.saturating_add(STUCK)).await;
-        waits.over.set(true);
-        let (verdict, output) = split::<Verdict>(answer.map_err(failed)?.bytes())
-            .ok_or_else(|| IsolatedJobError::Failed("its answer is garbage".to_string()))?;
+        let letter = letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(job_error)?;
+        let guard = CancelOnDrop { pool: self, token, is_finished: Cell::new(false) };
+        let reply = self.worker.0.messages.request(letter, limit.saturating_add(REPLY_GRACE)).await;
+        guard.is_finished.set(true);
+        let (verdict, output) = split::<Verdict>(reply.map_err(job_error)?.bytes())
+            .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
         match verdict {
             Verdict::Done => postcard::from_bytes(&output).map_err(|e| {
-                IsolatedJobError::Failed(format!("its output is not of this type: {e}"))
+                IsolatedJobError::Failed(format!(
+                    "cannot deserialize cannot serialize its output: {e}"
+                ))
             }),
-            Verdict::Failed(why) => Err(IsolatedJobError::Failed(why)),
+            Verdict::Failed(error) => Err(IsolatedJobError::Failed(error)),
             Verdict::Full => Err(IsolatedJobError::Full),
             Verdict::TimedOut => Err(IsolatedJobError::TimedOut),
             Verdict::Died { signal } => Err(IsolatedJobError::Died { signal }),
@@ -89,7 +93,8 @@ impl IsolatedPool {
     }
 }
 
-fn failed(error: MessageError) -> IsolatedJobError {
+/// Converts the failure of the request to the primary.
+fn job_error(error: MessageError) -> IsolatedJobError {
     match error {
         MessageError::Full => IsolatedJobError::Full,
         MessageError::TimedOut(_) => IsolatedJobError::TimedOut,
@@ -98,90 +103,96 @@ fn failed(error: MessageError) -> IsolatedJobError {
     }
 }
 
-/// Says so if nobody waits for the job any more.
-struct Waits<'a> {
+/// Cancels a job when its caller stops waiting for it.
+struct CancelOnDrop<'a> {
     pool: &'a IsolatedPool,
     token: u64,
-    over: Cell<bool>,
+    is_finished: Cell<bool>,
 }
 
-impl Drop for Waits<'_> {
+impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        if !self.over.get() {
-            // If there is no room for this, the job is done in vain.
+        if !self.is_finished.get() {
+            // If the queue is full, the job runs although its result is not needed.
             let _ = self.pool.worker.try_send(&isolated::gone_kind(&self.pool.name), &self.token);
         }
     }
 }
 
-/// An isolated worker: one job at a time, in a thread of its own, so that the worker stays alive beside it.
-pub(crate) fn isolated_app(work: Work) -> App {
-    kind_app(move |worker| serve(worker, Arc::clone(&work)))
+/// Creates the application of an isolated worker: one job at a time, on a thread of its own, so that the worker keeps
+/// its heartbeat.
+pub(crate) fn isolated_worker_app(job: IsolatedJobFn) -> WorkerApp {
+    custom_kind_app(move |worker| run_jobs(worker, Arc::clone(&job)))
 }
 
-async fn serve(worker: Worker, work: Work) -> Result<()> {
+/// Runs jobs until the worker drains.
+async fn run_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
     let mut jobs = worker.open_inbox(isolated::DO);
     loop {
         let message = tokio::select! {
-            // What came before the order to leave is done.
+            // Jobs that arrived before the drain still run.
             biased;
             Some(message) = jobs.recv() => message,
             () = worker.draining() => return Ok(()),
         };
         let Some((id, input)) = split::<JobId>(message.bytes()) else { continue };
-        let mut answer =
-            Answer { worker: &worker, id, verdict: Verdict::Closed, output: Vec::new() };
-        (answer.verdict, answer.output) = match in_thread(Arc::clone(&work), input).await {
+        let mut reply =
+            ReplyOnDrop { worker: &worker, id, verdict: Verdict::Closed, output: Vec::new() };
+        (reply.verdict, reply.output) = match run_on_thread(Arc::clone(&job), input).await {
             Ok(output) => (Verdict::Done, output),
-            Err(why) => (Verdict::Failed(why), Vec::new()),
+            Err(error) => (Verdict::Failed(error), Vec::new()),
         };
     }
 }
 
-/// Answers when it is dropped, also when the job is cut off as the worker has to leave.
-struct Answer<'a> {
+/// Sends the result of a job when dropped, even if the drain deadline ends the job.
+struct ReplyOnDrop<'a> {
     worker: &'a Worker,
     id: JobId,
     verdict: Verdict,
     output: Vec<u8>,
 }
 
-impl Drop for Answer<'_> {
+impl Drop for ReplyOnDrop<'_> {
     fn drop(&mut self) {
         let kind = isolated::done_kind(self.worker.kind());
-        let said = |verdict: &Verdict, output: &[u8]| join(&self.id, &join(verdict, output));
-        if let Err(e) = self.worker.try_send(&kind, said(&self.verdict, &self.output)) {
-            let _ = self.worker.try_send(&kind, said(&Verdict::Failed(e.to_string()), &[]));
+        let encode = |verdict: &Verdict, output: &[u8]| join(&self.id, &join(verdict, output));
+        if let Err(e) = self.worker.try_send(&kind, encode(&self.verdict, &self.output)) {
+            let _ = self.worker.try_send(&kind, encode(&Verdict::Failed(e.to_string()), &[]));
         }
     }
 }
 
-async fn in_thread(work: Work, input: Bytes) -> std::result::Result<Vec<u8>, String> {
+/// Runs a job on a new thread; a panic is an error.
+async fn run_on_thread(job: IsolatedJobFn, input: Bytes) -> std::result::Result<Vec<u8>, String> {
     let (sender, done) = oneshot::channel();
-    let job = move || {
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&input)));
-        // Whoever has to leave waits no more.
-        let _ = sender.send(outcome.unwrap_or_else(|panic| Err(panicked(&*panic))));
+    let run = move || {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&input)));
+        // Fails if the worker drained meanwhile.
+        let _ = sender.send(outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))));
     };
-    let thread = std::thread::Builder::new().name("isolated job".to_string()).spawn(job);
-    thread.map_err(|e| format!("no thread for the job: {e}"))?;
-    done.await.unwrap_or_else(|_| Err("its thread has ended".to_string()))
+    let thread = std::thread::Builder::new().name("isolated job".to_string()).spawn(run);
+    thread.map_err(|e| format!("cannot start a thread for the job: {e}"))?;
+    done.await.unwrap_or_else(|_| Err("its thread ended without a result".to_string()))
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> String {
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     format!("it panicked: {}", panic_text(panic))
 }
 
-/// The bytes that an output becomes, and an input was.
-pub(crate) fn work<I, O, W>(work: W) -> Work
+/// Wraps a typed function: deserializes its input and serializes its output.
+pub(crate) fn isolated_job_fn<I, O, F>(job: F) -> IsolatedJobFn
 where
     I: DeserializeOwned,
     O: Serialize,
-    W: Fn(I) -> std::result::Result<O, String> + Send + Sync + 'static,
+    F: Fn(I) -> std::result::Result<O, String> + Send + Sync + 'static,
 {
     Arc::new(move |input| {
-        let input = postcard::from_bytes(input).map_err(|e| format!("its input: {e}"))?;
-        let output = (&work(input)?).into_payload().map_err(|e| format!("its output: {e}"))?;
+        let input = postcard::from_bytes(input)
+            .map_err(|e| format!("cannot deserialize its input: {e}"))?;
+        let output = (&job(input)?)
+            .into_payload()
+            .map_err(|e| format!("cannot serialize its output: {e}"))?;
         Ok(output.into())
     })
 }

@@ -1,8 +1,8 @@
-//! A connection that is served: a plain socket until it has to wait for something.
+//! A stream that registers its socket with epoll only when a read or write would block.
 //!
-//! Most clients have sent their request when they are accepted, and a short answer fits into the buffer of a new
-//! socket: such a connection ends without ever having been in the epoll instance, which saves two system calls, the
-//! wake-ups between them, and tokio's bookkeeping.
+//! Most clients have sent their request by the time they are accepted, and a short response fits into the socket's
+//! buffer. Such a connection never enters the epoll instance, which saves two system calls, wake-ups, and tokio's
+//! bookkeeping.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -15,11 +15,11 @@ use tokio::task::coop::poll_proceed;
 
 use super::accepted_stream::AcceptedStream;
 
-/// An accepted, non-blocking connection. It joins the runtime of the task that first has to wait for it.
+/// An accepted, non-blocking connection. Registers with the runtime of the task that first has to wait for it.
 pub(crate) struct LazyStream {
-    /// Over a Unix socket, not TCP.
-    unix: bool,
-    /// `None` after it could not be registered: the socket is closed then.
+    /// Whether it is a Unix socket, not TCP.
+    is_unix: bool,
+    /// `None` after a failed registration, which closes the socket.
     socket: Option<Socket>,
 }
 
@@ -29,40 +29,40 @@ enum Socket {
 }
 
 impl LazyStream {
-    pub(crate) fn new(fd: OwnedFd, unix: bool) -> LazyStream {
-        LazyStream { unix, socket: Some(Socket::Plain(fd)) }
+    pub(crate) fn new(fd: OwnedFd, is_unix: bool) -> LazyStream {
+        LazyStream { is_unix, socket: Some(Socket::Plain(fd)) }
     }
 
     pub(crate) fn is_unix(&self) -> bool {
-        self.unix
+        self.is_unix
     }
 
-    /// Resolves when there is something to read, or the peer is gone.
+    /// Waits until there are bytes to read, or the client has closed the connection.
     pub(crate) async fn readable(&mut self) -> io::Result<()> {
         self.register()?.readable().await
     }
 
-    /// The socket; an error if it is closed.
+    /// Returns the socket; fails if it is closed.
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.socket {
             Some(Socket::Plain(fd)) => Ok(fd.as_fd()),
             Some(Socket::Registered(stream)) => Ok(stream.as_fd()),
-            None => Err(gone()),
+            None => Err(not_connected()),
         }
     }
 
-    /// The socket, out of the runtime if it was in there.
+    /// Returns the socket, removed from the runtime if it was registered.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
-        match self.socket.ok_or_else(gone)? {
+        match self.socket.ok_or_else(not_connected)? {
             Socket::Plain(fd) => Ok(fd),
             Socket::Registered(stream) => stream.into_fd(),
         }
     }
 
-    /// The connection as applications know it.
+    /// Registers the socket with the runtime, and returns it as an application's stream.
     pub(crate) fn into_stream(self) -> io::Result<AcceptedStream> {
-        match self.socket.ok_or_else(gone)? {
-            Socket::Plain(fd) => AcceptedStream::new(fd, self.unix),
+        match self.socket.ok_or_else(not_connected)? {
+            Socket::Plain(fd) => AcceptedStream::new(fd, self.is_unix),
             Socket::Registered(stream) => Ok(stream),
         }
     }
@@ -71,19 +71,18 @@ impl LazyStream {
         if let Some(Socket::Plain(_)) = self.socket
             && let Some(Socket::Plain(fd)) = self.socket.take()
         {
-            let stream = AcceptedStream::new(fd, self.unix).inspect_err(|e| {
-                log::warn!("a connection is closed, as it cannot be registered with epoll: {e}");
+            let stream = AcceptedStream::new(fd, self.is_unix).inspect_err(|e| {
+                log::warn!("closed a connection: cannot register it with epoll: {e}");
             })?;
             self.socket = Some(Socket::Registered(stream));
         }
         match &mut self.socket {
             Some(Socket::Registered(stream)) => Ok(stream),
-            _ => Err(gone()),
+            _ => Err(not_connected()),
         }
     }
 
-    /// Tries `call` on a plain socket, and `later` on one that is registered, which it is from the time on when it
-    /// has to wait.
+    /// Tries `call` on a plain socket. Registers the socket if `call` would block, and uses `later` from then on.
     fn poll<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -91,12 +90,12 @@ impl LazyStream {
         later: impl FnOnce(Pin<&mut AcceptedStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Some(Socket::Plain(fd)) = &self.socket {
-            // As for tokio's own: a peer that is always ready does not keep the loop.
-            let turn = ready!(poll_proceed(cx));
+            // As in tokio's streams, so that a socket that is always ready does not starve other tasks.
+            let budget = ready!(poll_proceed(cx));
             match call(fd) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 outcome => {
-                    turn.made_progress();
+                    budget.made_progress();
                     return Poll::Ready(outcome);
                 }
             }
@@ -106,7 +105,7 @@ impl LazyStream {
 }
 
 #[cold]
-fn gone() -> io::Error {
+fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
@@ -116,7 +115,7 @@ impl AsyncRead for LazyStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // One after the other: both want the buffer.
+        // A RefCell, because both closures need the buffer; only one runs at a time.
         let buf = RefCell::new(buf);
         self.get_mut().poll(
             cx,
@@ -161,7 +160,7 @@ impl AsyncWrite for LazyStream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The same for both: the kernel does not let it wait.
+        // Never blocks, so it needs no registration.
         Poll::Ready(self.fd().and_then(prefork_os::socket::shutdown_write))
     }
 }
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_registered_only_when_it_has_to_wait() {
+    fn stream_registers_only_when_it_has_to_wait() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("runtime").block_on(async {
             let (near, mut far) = UnixStream::pair().expect("pair");
@@ -211,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_waits_for_room_to_write() {
+    fn write_waits_for_room_in_the_socket_buffer() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("runtime").block_on(async {
             let (near, mut far) = UnixStream::pair().expect("pair");

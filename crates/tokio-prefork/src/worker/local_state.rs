@@ -1,4 +1,4 @@
-//! What the tasks of one worker share. One thread, so plain `Rc` and `Cell`.
+//! The state that all tasks of a single-threaded worker share. One thread, so plain `Rc` and `Cell`.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
@@ -6,9 +6,9 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use super::BootedApp;
+use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
-use super::drain::{Drain, DrainOrder};
-use super::full::Fullness;
+use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
 use crate::channel::{HandOver, ToPrimary, WorkerEnd};
 use crate::config::Config;
@@ -20,54 +20,54 @@ use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use prefork_supervisor::{Slot, WorkerTag};
 
-/// One worker.
+/// The shared state of one worker.
 pub(crate) struct LocalWorkerState {
     pub(crate) tag: WorkerTag,
-    /// Where the slots of each other kind than `web` begin.
+    /// The custom worker kinds, each with its first slot.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
     pub(crate) config: Rc<Config>,
     pub(crate) row: OwnRow,
-    /// Counts connections for whatever chooses among the slots.
+    /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: Reader,
     pub(crate) channel: WorkerEnd,
-    /// Whether the primary is there.
+    /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: Cell<bool>,
     pub(crate) messages: Rc<MailEnd>,
-    pub(crate) drain: Drain,
-    /// Every open connection.
+    pub(crate) drain: DrainState,
+    /// All open connections.
     pub(crate) connections: RefCell<ConnectionRegistry>,
-    /// Rung when a connection is gone.
+    /// Notified when a connection closes.
     pub(crate) capacity_freed: Notify,
-    /// Rung when acceptors are to look after the others and the queue: at each beat, at the latest.
+    /// Notified when acceptors have to compare workers and check the accept queue: at least at each heartbeat.
     pub(crate) accept_recheck: Notify,
-    /// How many connections the busiest other worker had when an acceptor last looked.
+    /// How many connections the busiest other worker had when an acceptor last compared.
     pub(crate) busiest_worker_connections: Cell<u64>,
-    /// Listening sockets that are still accepted from.
+    /// How many acceptors run.
     pub(crate) active_acceptors: Cell<usize>,
-    /// Those among them that nothing can be accepted from.
+    /// How many of them cannot accept from their socket.
     pub(crate) failing_acceptors: Cell<usize>,
-    /// Those of other slots among them.
+    /// Acceptors on the sockets of other slots.
     pub(crate) adopted_sockets: RefCell<Vec<Adopted>>,
-    /// Where the application computes.
+    /// The application's CPU pool.
     pub(crate) pool: Pool,
-    /// What is done with a connection, once the application has booted.
+    /// The application, once it has booted.
     pub(crate) app: OnceCell<BootedApp>,
-    /// Connections that were refused and not reported yet.
+    /// Rejected connections that are not logged yet.
     pub(crate) shedding: Shedding,
-    /// What was told of the worker having no room for connections.
-    pub(crate) capacity_warning: Fullness,
+    /// Whether the log says that the worker is at its connection limit.
+    pub(crate) capacity_warning: CapacityWarning,
 }
 
 impl LocalWorkerState {
-    /// Begins to drain on our own account, and says so in this word.
-    pub(crate) fn begin_own_drain(&self, word: &ToPrimary) {
+    /// Starts to drain on the worker's own initiative, and sends `report` to the primary.
+    pub(crate) fn begin_own_drain(&self, report: &ToPrimary) {
         if self.drain.order().is_some() {
             return;
         }
-        // A primary that cannot be told is gone or stuck; leaving is right all the same.
-        if let Err(e) = self.channel.send(word) {
-            log::warn!("{} cannot tell the primary that it leaves: {e}", self.tag);
+        // If the primary is gone or stuck, draining is still right.
+        if let Err(e) = self.channel.send(report) {
+            log::warn!("{} cannot report its drain to the primary: {e}", self.tag);
         }
         let hand_over = match self.config.hand_over {
             true => HandOver::WhenOthersServe,
@@ -77,7 +77,7 @@ impl LocalWorkerState {
         self.begin_drain(DrainOrder::new(grace, linger, false, hand_over));
     }
 
-    /// Whether connections are to be handed over and there is somebody who serves.
+    /// Whether this worker drains and another worker can take over its idle connections.
     pub(crate) fn should_hand_over(&self) -> bool {
         match self.drain.order().map(|order| order.hand_over) {
             Some(HandOver::Now) => true,
@@ -88,31 +88,31 @@ impl LocalWorkerState {
         }
     }
 
-    /// Whether the client has to be told that this connection ends with its response.
+    /// Whether the next response has to carry `Connection: close`.
     pub(crate) fn should_announce_close(&self, conn: &ConnectionState) -> bool {
         self.drain.order().is_some_and(|order| {
             !(order.keeps_transferable_open(self.now_ms()) && conn.can_be_handed_over())
         })
     }
 
-    /// Stops accepting from now on; the first order counts.
+    /// Starts to drain, or updates the drain that is under way.
     pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
             self.row.state(WorkerState::Draining);
             self.row.accepting(false);
             self.load_page.stop_counting();
         }
-        // A later order may say more about where connections can go.
+        // A later order may allow to hand connections over.
         self.connections.borrow().wake_all();
     }
 
-    /// Whether there are listening sockets and none of them gives connections.
+    /// Whether all acceptors fail.
     pub(crate) fn cannot_accept(&self) -> bool {
         self.failing_acceptors.get() > 0
             && self.failing_acceptors.get() >= self.active_acceptors.get()
     }
 
-    /// Says on the scoreboard whether new connections can come.
+    /// Publishes on the scoreboard whether this worker accepts connections.
     pub(crate) fn publish_accept_state(&self) {
         if self.drain.order().is_some() {
             return;
@@ -122,24 +122,24 @@ impl LocalWorkerState {
         self.row.accepting(!cannot);
     }
 
-    /// The other workers that could take a connection right now.
+    /// Returns the other workers that could accept a connection now.
     pub(crate) fn available_workers(&self) -> impl Iterator<Item = Other> {
         self.scoreboard.others(&self.row, LocalWorkerState::monotonic_ms())
     }
 
-    /// Rings the acceptors if we have far fewer connections now than others.
+    /// Notifies the acceptors if another worker has at least two connections more than this one.
     pub(crate) fn wake_acceptors_if_least_loaded(&self) {
         if self.row.open() + 2 <= self.busiest_worker_connections.get() {
             self.accept_recheck.notify_waiters();
         }
     }
 
-    /// The time as of the last beat: good to a tenth of a second, and free.
+    /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     pub(crate) fn now_ms(&self) -> u64 {
         self.row.meter().now_ms()
     }
 
-    /// Milliseconds on the monotonic clock, exactly.
+    /// Milliseconds on the monotonic clock.
     pub(crate) fn monotonic_ms() -> u64 {
         prefork_os::system::monotonic_ms()
     }

@@ -1,4 +1,4 @@
-//! The application's messages as a worker sends and receives them.
+//! The methods of `Worker` that send and receive the application's messages.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,21 +10,28 @@ use crate::messages::{
 };
 use crate::messages::{MessageTarget, Place, ReplyTo, SendConnectionError, letter};
 
-/// A letter with nothing but a message.
-fn plain(place: Place, kind: &str, payload: impl IntoPayload) -> Result<Letter, MessageError> {
+/// Creates a message without a connection attached.
+fn without_connection(
+    place: Place,
+    kind: &str,
+    payload: impl IntoPayload,
+) -> Result<Letter, MessageError> {
     letter(place, kind, payload.into_payload()?, Carried::Nothing)
 }
 
-/// Messages. They arrive whole, and those of one kind in the order in which they were sent. What was sent may still be
-/// lost: with a process that ends before it reads, and where a receiver does not read (see [`Inbox`]).
+/// Sending and receiving messages.
+///
+/// Messages arrive whole, and those of one kind in the order in which they were sent. A message is lost if the receiver
+/// exits before it reads, or does not read for too long (see [`Inbox`]).
 impl Worker {
-    /// Sends a message to the primary, which handles it with what `Cluster::on_message` gave it. Waits while the queue
-    /// is full, as long as it takes.
+    /// Sends a message to the primary, whose handler was set with `Cluster::on_message`.
+    ///
+    /// Waits without limit while the queue is full.
     ///
     /// # Errors
     /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Codec`].
     pub async fn send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.post(plain(Place::Primary, kind, payload)?).await
+        self.send_envelope(without_connection(Place::Primary, kind, payload)?).await
     }
 
     /// Sends a message to the primary without waiting.
@@ -32,25 +39,31 @@ impl Worker {
     /// # Errors
     /// As [`Worker::send`], and [`MessageError::Full`].
     pub fn try_send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.0.messages.try_send(plain(Place::Primary, kind, payload)?).map_err(|back| back.0)
+        self.0
+            .messages
+            .try_send(without_connection(Place::Primary, kind, payload)?)
+            .map_err(|back| back.0)
     }
 
-    /// Sends a message to another worker, through the primary: `Slot(0)`, or the id of one. Waits while the queue is
-    /// full.
+    /// Sends a message to another worker, through the primary: to a slot, as `Slot(0)`, or to a worker id.
+    ///
+    /// Waits while the queue is full. A message to a worker that does not exist is dropped without an error;
+    /// [`Worker::request_to`] reports it.
     ///
     /// # Errors
-    /// As [`Worker::send`]. If there is no such worker the message is dropped: whoever needs to know asks, with
-    /// [`Worker::request_to`].
+    /// As [`Worker::send`].
     pub async fn send_to(
         &self,
         to: impl Into<MessageTarget>,
         kind: &str,
         payload: impl IntoPayload,
     ) -> Result<(), MessageError> {
-        self.post(plain(to.into().into(), kind, payload)?).await
+        self.send_envelope(without_connection(to.into().into(), kind, payload)?).await
     }
 
-    /// Sends a message to all other workers, through the primary. Waits while the queue is full.
+    /// Sends a message to all other workers, through the primary.
+    ///
+    /// Waits while the queue is full.
     ///
     /// # Errors
     /// As [`Worker::send`].
@@ -59,11 +72,12 @@ impl Worker {
         kind: &str,
         payload: impl IntoPayload,
     ) -> Result<(), MessageError> {
-        self.post(plain(Place::Everybody, kind, payload)?).await
+        self.send_envelope(without_connection(Place::Everybody, kind, payload)?).await
     }
 
-    /// Asks the primary, and waits for its answer (`PrimaryHandle::reply`) for up to `limit`. An answer that comes
-    /// later is thrown away.
+    /// Sends a request to the primary, and waits for its reply (`PrimaryHandle::reply`) for up to `limit`.
+    ///
+    /// A later reply is discarded.
     ///
     /// # Errors
     /// [`MessageError::TimedOut`], [`MessageError::Refused`], and as [`Worker::send`].
@@ -73,10 +87,10 @@ impl Worker {
         payload: impl IntoPayload,
         limit: Duration,
     ) -> Result<Message, MessageError> {
-        self.0.messages.request(plain(Place::Primary, kind, payload)?, limit).await
+        self.0.messages.request(without_connection(Place::Primary, kind, payload)?, limit).await
     }
 
-    /// Asks another worker, and waits for its answer ([`Worker::reply`]) for up to `limit`.
+    /// Sends a request to another worker, and waits for its reply ([`Worker::reply`]) for up to `limit`.
     ///
     /// # Errors
     /// As [`Worker::request`].
@@ -87,28 +101,31 @@ impl Worker {
         payload: impl IntoPayload,
         limit: Duration,
     ) -> Result<Message, MessageError> {
-        self.0.messages.request(plain(to.into().into(), kind, payload)?, limit).await
+        self.0.messages.request(without_connection(to.into().into(), kind, payload)?, limit).await
     }
 
-    /// Answers a request of the primary, or of another worker.
+    /// Replies to a request of the primary or of another worker.
     ///
     /// # Errors
-    /// As [`Worker::try_send`]. That nobody waits any more is no error, as nobody knows.
+    /// As [`Worker::try_send`]. A reply that comes too late is not an error.
     pub fn reply(&self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.0.messages.reply(to, Class::Reply, payload.into_payload()?)
     }
 
-    /// The messages of `kind` that come from now on. What comes before the worker is ready waits for this; afterwards
-    /// messages that no inbox is open for are dropped, counted, and told of once for each kind.
+    /// Opens the inbox for messages of `kind`.
     ///
-    /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full nothing is read from the
-    /// channel, for a second; then what comes for this kind is dropped until it is read again.
+    /// Messages that arrive before the worker is ready wait for their inbox. After that, messages without an open
+    /// inbox are dropped and counted, and logged once per kind.
+    ///
+    /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full, the worker reads nothing
+    /// from the channel for one second, then drops messages of this kind until the inbox has room.
     pub fn open_inbox(&self, kind: &str) -> Inbox {
         self.0.messages.open(kind)
     }
 
-    /// Sends a connection to the primary, with a message. Waits while the queue is full. It is closed here once the
-    /// kernel has it; to keep it, send a clone.
+    /// Sends a connection to the primary, with a message.
+    ///
+    /// Waits while the queue is full. The connection closes in this process once it is sent; to keep it, send a clone.
     ///
     /// # Errors
     /// As [`Worker::send`], with the connection.
@@ -118,10 +135,10 @@ impl Worker {
         payload: impl IntoPayload,
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
-        self.post_connection(Place::Primary, kind, payload, connection.into()).await
+        self.send_with_connection(Place::Primary, kind, payload, connection.into()).await
     }
 
-    /// Sends a connection to another worker, through the primary.
+    /// Sends a connection to another worker, through the primary, with a message.
     ///
     /// # Errors
     /// As [`Worker::send_connection`].
@@ -132,37 +149,38 @@ impl Worker {
         payload: impl IntoPayload,
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
-        self.post_connection(to.into().into(), kind, payload, connection.into()).await
+        self.send_with_connection(to.into().into(), kind, payload, connection.into()).await
     }
 
-    /// Whether there is a channel for messages: not in the trial of an upgrade, nor in a worker whose primary is gone
-    /// or has become another image.
+    /// Whether the channel for messages is open.
+    ///
+    /// It is not while an upgrade is checked, nor after the primary has exited or upgraded.
     pub fn has_message_channel(&self) -> bool {
         self.0.messages.is_connected()
     }
 
-    /// Messages to this worker that were dropped so far, by kind.
+    /// Returns how many messages to this worker were dropped so far, by kind.
     pub fn dropped_messages(&self) -> BTreeMap<String, u64> {
         self.0.messages.dropped()
     }
 
-    /// Answers that came after their request had been given up, so far.
+    /// Returns how many replies arrived after their request had timed out, so far.
     pub fn late_replies(&self) -> u64 {
         self.0.messages.late_replies()
     }
 
-    async fn post(&self, letter: Letter) -> Result<(), MessageError> {
+    async fn send_envelope(&self, letter: Letter) -> Result<(), MessageError> {
         self.0.messages.send(letter).await.map_err(|back| back.0)
     }
 
-    async fn post_connection(
+    async fn send_with_connection(
         &self,
         place: Place,
         kind: &str,
         payload: impl IntoPayload,
         connection: PassedConnection,
     ) -> Result<(), SendConnectionError> {
-        match plain(place, kind, payload) {
+        match without_connection(place, kind, payload) {
             Ok(letter) => {
                 let letter = Letter { carried: Carried::Here(connection.0), ..letter };
                 self.0.messages.send(letter).await.map_err(|back| SendConnectionError::new(*back))
@@ -175,7 +193,7 @@ impl Worker {
 impl TryFrom<AcceptedStream> for PassedConnection {
     type Error = std::io::Error;
 
-    /// Takes the connection out of this worker's event loop.
+    /// Removes the connection from this worker's event loop.
     fn try_from(stream: AcceptedStream) -> std::io::Result<PassedConnection> {
         stream.into_fd().map(PassedConnection)
     }
@@ -184,7 +202,7 @@ impl TryFrom<AcceptedStream> for PassedConnection {
 impl TryFrom<PassedConnection> for AcceptedStream {
     type Error = std::io::Error;
 
-    /// Registers the connection with this worker's event loop; an error if it is no TCP or Unix stream.
+    /// Registers the connection with this worker's event loop. Fails if it is neither a TCP nor a Unix stream.
     fn try_from(connection: PassedConnection) -> std::io::Result<AcceptedStream> {
         let unix = prefork_os::socket::is_unix_stream(&connection)?;
         prefork_os::fd::set_nonblocking(&connection)?;

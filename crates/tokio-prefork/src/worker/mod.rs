@@ -1,14 +1,14 @@
-//! One worker: a forked process with its own single-threaded tokio runtime.
+//! A worker: a forked process with its own single-threaded tokio runtime.
 //!
-//! `enter` is the whole life: build the runtime, boot the application, say READY, accept and serve, drain,
-//! and an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
+//! `run_worker` is its whole life: build the runtime, boot the application, report READY, accept and serve connections,
+//! drain, and return an exit status. Everything runs on one thread, so handlers may hold `Rc` and need not be `Send`.
 
 pub(crate) mod accepted_stream;
+pub(crate) mod capacity_warning;
 pub(crate) mod connection_registry;
 pub(crate) mod cpu_pool;
 pub(crate) mod custom_kind;
 pub(crate) mod drain;
-pub(crate) mod full;
 pub(crate) mod handover;
 pub(crate) mod heartbeat;
 pub(crate) mod http;
@@ -37,7 +37,7 @@ use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
 pub use accepted_stream::AcceptedStream;
 use bytes::Bytes;
-pub(crate) use custom_kind::kind_app;
+pub(crate) use custom_kind::custom_kind_app;
 pub use http::handle_request::BoxError;
 use http::serve_connection;
 pub use http::timeouts::request_deadline::RequestDeadline;
@@ -45,40 +45,41 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
 pub use isolated_jobs::IsolatedPool;
-pub(crate) use isolated_jobs::{isolated_app, work};
+pub(crate) use isolated_jobs::{isolated_job_fn, isolated_worker_app};
 use local_state::LocalWorkerState;
-use prefork_supervisor::WorkerTag;
 pub use threaded_worker::ThreadedWorker;
 pub use worker_handle::Worker;
 
 type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
-/// What a worker does with its connections, made by the application when it has booted.
+/// A booted application: what a worker does with each connection, or the loop of a worker without connections.
 pub(crate) struct BootedApp {
-    handle: Rc<dyn Fn(AcceptedConnection)>,
+    handle_connection: Rc<dyn Fn(AcceptedConnection)>,
+    /// Whether the protocol lets the client send first, as HTTP does.
     client_speaks_first: bool,
-    /// The loop of a worker that takes no connections.
-    run: Cell<Option<LocalFuture<Result<()>>>>,
+    /// The loop of a worker of a custom kind.
+    main_loop: Cell<Option<LocalFuture<Result<()>>>>,
 }
 
 impl BootedApp {
     pub(crate) fn new(
-        handle: impl Fn(AcceptedConnection) + 'static,
+        handle_connection: impl Fn(AcceptedConnection) + 'static,
         client_speaks_first: bool,
     ) -> BootedApp {
-        BootedApp { handle: Rc::new(handle), client_speaks_first, run: Cell::default() }
+        let handle_connection = Rc::new(handle_connection);
+        BootedApp { handle_connection, client_speaks_first, main_loop: Cell::default() }
     }
 
     pub(crate) fn connection_starter(&self, state: &Rc<LocalWorkerState>) -> ConnectionStarter {
-        ConnectionStarter::new(state, self.client_speaks_first, &self.handle)
+        ConnectionStarter::new(state, self.client_speaks_first, &self.handle_connection)
     }
 }
 
-/// The application as a worker runs it: boots, and gives a handler. Each thread with a loop of its own does so.
-pub(crate) type App = Arc<dyn Fn(Worker) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
+/// Boots the application in a worker. Called once per event loop.
+pub(crate) type WorkerApp = Arc<dyn Fn(Worker) -> LocalFuture<Result<BootedApp>> + Send + Sync>;
 
-/// An application that answers HTTP requests.
-pub(crate) fn http_app<A, F, S, B>(app: A) -> App
+/// Creates an application that serves HTTP requests.
+pub(crate) fn http_app<A, F, S, B>(app: A) -> WorkerApp
 where
     A: Fn(Worker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S>> + 'static,
@@ -99,7 +100,7 @@ where
                     Rc::clone(&service),
                     accepted,
                 );
-                // What is spawned is moved several times before it stands still.
+                // Boxed, because spawning moves the future several times.
                 tokio::task::spawn_local(Box::pin(serving));
             };
             Ok(BootedApp::new(handle, true))
@@ -107,8 +108,8 @@ where
     })
 }
 
-/// An application that takes connections as they are.
-pub(crate) fn connection_app<A, F>(app: A) -> App
+/// Creates an application that serves raw connections.
+pub(crate) fn raw_connection_app<A, F>(app: A) -> WorkerApp
 where
     A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + 'static,
@@ -123,7 +124,7 @@ where
                     Ok(stream) => stream,
                     Err(e) => return log::warn!("{} cannot serve a connection: {e}", worker.0.tag),
                 };
-                // The application alone knows when such a connection is idle: only the deadline ends it.
+                // Only the application knows when such a connection is idle, so only the drain deadline closes it.
                 entry.conn.begin_request(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
                 tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, task));
@@ -133,32 +134,33 @@ where
     })
 }
 
-/// How long a worker with nothing to do waits to hear that no connection is on its way to it.
-const RELEASE: Duration = Duration::from_secs(1);
+/// How long a drained worker waits for the primary to confirm that it passes no more connections.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a worker that leaves waits for the primary to take its last messages.
-const LAST_LETTERS: Duration = Duration::from_secs(1);
+/// How long an exiting worker waits for the primary to read its last messages.
+const MESSAGE_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs a worker from its `WorkerInit` to its exit status.
-pub(crate) fn enter(init: WorkerInit, app: &App) -> u8 {
+pub(crate) fn run_worker(init: WorkerInit, app: &WorkerApp) -> u8 {
     let tag = init.tag;
-    let life = || -> Result<u8> {
+    let run = || -> Result<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the worker's runtime", e))?;
-        let outcome = runtime.block_on(live(init, app));
-        // Dropping it would wait for calls of the blocking pool, which a disk that does not answer never ends.
+        let outcome = runtime.block_on(boot_and_serve(init, app));
+        // Dropping the runtime would wait for its blocking pool, which may hang on a disk that does not respond.
         runtime.shutdown_background();
         outcome
     };
-    life().unwrap_or_else(|e| {
+    run().unwrap_or_else(|e| {
         log::error!("{tag} {e}");
         e.exit_status()
     })
 }
 
-async fn live(init: WorkerInit, app: &App) -> Result<u8> {
+/// Boots the application, serves until the worker has drained, and returns the exit status.
+async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let WorkerInit {
         tag,
         listeners,
@@ -176,7 +178,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let mail = MailEnd::start(tag, mail, message_limits)
         .map_err(|e| Error::system("register the mail channel to the primary", e))?;
-    let pool = cpu_pool::pool(&config, &row, tag);
+    let pool = cpu_pool::create_cpu_pool(&config, &row, tag);
     let state = Rc::new(LocalWorkerState {
         tag,
         kinds,
@@ -187,7 +189,7 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         channel,
         messages: mail,
         is_primary_connected: Cell::new(true),
-        drain: drain::Drain::default(),
+        drain: drain::DrainState::default(),
         connections: RefCell::default(),
         capacity_freed: Notify::new(),
         accept_recheck: Notify::new(),
@@ -198,66 +200,62 @@ async fn live(init: WorkerInit, app: &App) -> Result<u8> {
         pool,
         app: OnceCell::new(),
         shedding: crate::dispatch::queue_wait::Shedding::default(),
-        capacity_warning: full::Fullness::default(),
+        capacity_warning: capacity_warning::CapacityWarning::default(),
     });
-    Worker::enter(&state);
-    // If nobody hears it, the inbox learns that the primary is gone.
+    Worker::set_current(&state);
+    // If this fails, the task that reads the channel notices that the primary is gone.
     let _ = state.channel.send(&ToPrimary::Online);
-    tokio::task::spawn_local(primary_channel::obey(Rc::clone(&state)));
-    let beats = heartbeat::beats().map_err(|e| Error::system("start a timer of the kernel", e))?;
-    tokio::task::spawn_local(heartbeat::beat(beats, Rc::clone(&state), terminate));
-    let handler = tokio::select! {
+    tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));
+    let timer =
+        heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
+    tokio::task::spawn_local(heartbeat::run_heartbeat(timer, Rc::clone(&state), terminate));
+    let booted = tokio::select! {
         booted = app(Worker(Rc::clone(&state))) => match booted {
-            Ok(handler) => handler,
-            Err(e) => return Ok(boot_failed(&state, &e)),
+            Ok(booted) => booted,
+            Err(e) => return Ok(report_boot_failure(&state, &e)),
         },
-        // CloseRequest to leave before it was ready: there is nothing to finish.
+        // A drain before READY: there is nothing to finish.
         () = state.drain.started() => return Ok(exit::OK),
     };
-    let handler = state.app.get_or_init(|| handler);
-    dispatch::start_accepting(&state, handler, listeners, queue)?;
+    let app = state.app.get_or_init(|| booted);
+    dispatch::start_accepting(&state, app, listeners, queue)?;
     state.messages.booted();
     state.row.state(WorkerState::Serving);
-    say(&state, &ToPrimary::Ready, tag)?;
-    let outcome = match handler.run.take() {
-        Some(run) => custom_kind::run(&state, run).await,
+    let ready = state.channel.send(&ToPrimary::Ready);
+    ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
+    let outcome = match app.main_loop.take() {
+        Some(main_loop) => custom_kind::run_main_loop(&state, main_loop).await,
         None => {
-            drained(&state).await;
+            wait_until_drained(&state).await;
             Ok(())
         }
     };
     if state.drain.order().is_some() {
-        cpu_pool::finish(&state).await;
+        cpu_pool::drain_cpu_pool(&state).await;
     }
-    state.messages.flush(LAST_LETTERS).await;
+    state.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
     outcome.map(|()| exit::OK)
 }
 
-fn boot_failed(state: &LocalWorkerState, error: &Error) -> u8 {
-    // If the primary cannot be told, the exit status says it all the same.
+/// Reports a failed boot to the primary, and returns the exit status.
+fn report_boot_failure(state: &LocalWorkerState, error: &Error) -> u8 {
+    // If sending fails, the primary learns it from the exit status.
     let _ = state.channel.send(&ToPrimary::BootFailed(error.to_string()));
     exit::WORKERS_CANNOT_BOOT
 }
 
-fn say(state: &LocalWorkerState, word: &ToPrimary, tag: WorkerTag) -> Result<()> {
-    state
-        .channel
-        .send(word)
-        .map_err(|e| Error::system(format!("tell the primary that {tag} is ready"), e))
-}
-
-/// Resolves when the worker was told to leave and nothing is open any more, nor on its way to it.
-async fn drained(state: &LocalWorkerState) {
+/// Waits until the worker drains, no connection is open, and the primary passes no more of them.
+async fn wait_until_drained(state: &LocalWorkerState) {
     state.drain.started().await;
     loop {
-        let gone = state.capacity_freed.notified();
-        let empty = state.active_acceptors.get() == 0 && state.connections.borrow().is_empty();
-        if empty && state.drain.is_released() {
+        let freed = state.capacity_freed.notified();
+        let is_empty = state.active_acceptors.get() == 0 && state.connections.borrow().is_empty();
+        if is_empty && state.drain.is_released() {
             return;
         }
-        let waited = tokio::time::timeout(RELEASE, gone).await;
-        if empty && waited.is_err() {
-            // The primary is stuck. Waiting longer would not bring anything.
+        let waited = tokio::time::timeout(RELEASE_TIMEOUT, freed).await;
+        if is_empty && waited.is_err() {
+            // The primary is stuck; waiting longer would not help.
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! What the threads of a worker share of it under `threads`, and the worker as the application sees it there.
+//! `ThreadedWorker`: the application's handle to its worker in the `threads` model, and the state behind it.
 
 use std::fmt;
 use std::pin::pin;
@@ -16,35 +16,39 @@ use crate::pool::Pool;
 use crate::scoreboard::{ClusterSnapshot, Reader, SharedRow};
 use prefork_supervisor::{Generation, Slot, WorkerId, WorkerTag};
 
-/// The worker, for code that runs on any of its threads (`threads`). Cheap to clone.
+/// A handle to the worker in the `threads` model, for code on any of its threads. Cheap to clone; `Send` and `Sync`.
 #[derive(Clone)]
 pub struct ThreadedWorker(pub(crate) Arc<ThreadedWorkerState>);
 
-/// What the threads share of their worker.
+/// The state that the threads of one worker share.
 pub(crate) struct ThreadedWorkerState {
     pub(crate) tag: WorkerTag,
     pub(crate) config: Config,
     pub(crate) row: SharedRow,
     pub(crate) scoreboard: Reader,
     pub(crate) pool: Pool,
-    pub(crate) draining: AtomicBool,
-    pub(crate) begun: Notify,
-    pub(crate) retires: Notify,
+    pub(crate) is_draining: AtomicBool,
+    /// Notified when the drain starts.
+    pub(crate) drain_started: Notify,
+    /// Notified when the application wants this worker replaced.
+    pub(crate) retire_requested: Notify,
 }
 
 impl ThreadedWorkerState {
-    pub(crate) fn of(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
+    /// Copies what the threads need from the state of the worker's event loop.
+    pub(crate) fn from_local(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
         let row = state.row.shared();
-        let row = row.ok_or_else(|| Error::config("the row of this worker is for one thread"))?;
+        let row = row
+            .ok_or_else(|| Error::config("the scoreboard page of this worker is for one thread"))?;
         Ok(ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),
             row,
             scoreboard: state.scoreboard,
             pool: state.pool.clone(),
-            draining: AtomicBool::new(false),
-            begun: Notify::new(),
-            retires: Notify::new(),
+            is_draining: AtomicBool::new(false),
+            drain_started: Notify::new(),
+            retire_requested: Notify::new(),
         })
     }
 }
@@ -70,7 +74,7 @@ impl ServeContext for ThreadedWorkerState {
     }
 
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        self.is_draining.load(Ordering::Acquire)
     }
 
     fn should_hand_over(&self) -> bool {
@@ -83,27 +87,27 @@ impl ServeContext for ThreadedWorkerState {
 }
 
 impl ThreadedWorker {
-    /// Its number, which only grows from worker to worker and is never used again.
+    /// Returns the worker's id. Ids increase and are never reused.
     pub fn id(&self) -> WorkerId {
         self.0.tag.id
     }
 
-    /// Its place among the workers: 0, but for the moment in which it is replaced.
+    /// Returns the worker's slot.
     pub fn slot(&self) -> Slot {
         self.0.tag.slot
     }
 
-    /// The generation it belongs to, which grows with each reload.
+    /// Returns the worker's generation, which increases with each reload.
     pub fn generation(&self) -> Generation {
         self.0.tag.generation
     }
 
-    /// Its process id.
+    /// Returns the worker's process id.
     pub fn pid(&self) -> u32 {
         std::process::id()
     }
 
-    /// The configuration it was forked under; `worker_connections` is that of all threads together.
+    /// Returns the configuration that the worker was forked with. `worker_connections` limits all threads together.
     pub fn config(&self) -> &Config {
         &self.0.config
     }
@@ -113,39 +117,40 @@ impl ThreadedWorker {
         self.0.scoreboard.snapshot()
     }
 
-    /// The worker's CPU pool, one for all threads that serve; see [`Worker::pool`](crate::Worker::pool).
+    /// Returns the worker's CPU pool, which all threads share; see [`Worker::pool`](crate::Worker::pool).
     pub fn pool(&self) -> &Pool {
         &self.0.pool
     }
 
-    /// Whether it has stopped accepting and finishes what is open.
+    /// Whether the worker drains: it accepts no more and finishes open requests.
     pub fn is_draining(&self) -> bool {
         ServeContext::is_draining(&*self.0)
     }
 
-    /// Whether balancers should send new connections here: not when it drains, and not from the moment on in which the
-    /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
-    /// a readiness probe wants to know.
+    /// Whether a load balancer should send connections to this worker; the answer to a readiness probe.
+    ///
+    /// False while the worker drains or cannot accept, and from the moment the cluster is told to stop, although it
+    /// still accepts for [`Config::drain_delay`](crate::Config::drain_delay).
     pub fn is_ready(&self) -> bool {
         let board = &self.0.scoreboard;
         let can_accept = !self.0.row.cannot_accept() && !board.cannot_accept();
         !self.is_draining() && !board.is_stopping() && can_accept
     }
 
-    /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
+    /// Waits until the worker starts to drain: the moment to end long polls and event streams.
     pub async fn draining(&self) {
-        let begun = self.0.begun.notified();
-        let mut begun = pin!(begun);
-        // Enlisted before the look, so that a drain which begins in between is not missed.
-        begun.as_mut().enable();
+        let started = self.0.drain_started.notified();
+        let mut started = pin!(started);
+        // Registers before it checks, so that a drain that starts in between is not missed.
+        started.as_mut().enable();
         if !self.is_draining() {
-            begun.await;
+            started.await;
         }
     }
 
-    /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
+    /// Drains this worker and lets the primary replace it. No effect if the worker already drains.
     pub fn retire(&self) {
-        self.0.retires.notify_one();
+        self.0.retire_requested.notify_one();
     }
 }
 

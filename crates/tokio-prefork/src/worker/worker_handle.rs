@@ -1,4 +1,4 @@
-//! Worker: what the application sees of the worker it runs in.
+//! `Worker`: the application's handle to the worker it runs in.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -12,73 +12,77 @@ use crate::scoreboard::ClusterSnapshot;
 use prefork_supervisor::{Generation, Slot, WorkerId};
 
 thread_local! {
-    /// The worker of this thread, while it lives.
-    static CURRENT: RefCell<Weak<LocalWorkerState>> = const { RefCell::new(Weak::new()) };
+    /// The worker that runs on this thread.
+    static CURRENT_WORKER: RefCell<Weak<LocalWorkerState>> = const { RefCell::new(Weak::new()) };
 }
 
-/// The worker this code runs in. Cheap to clone; stays in its process and thread.
+/// A handle to the worker that this code runs in. Cheap to clone; neither `Send` nor `Sync`.
 #[derive(Clone)]
 pub struct Worker(pub(crate) Rc<LocalWorkerState>);
 
 impl Worker {
-    /// The worker this code runs in. `None` in the primary, and in threads other than the worker's
-    /// own: all that serve under [`Model::Threads`](crate::Model::Threads).
+    /// Returns the worker that this code runs in.
+    ///
+    /// `None` in the primary, and on threads other than the worker's event loop, such as all serving threads of
+    /// [`Model::Threads`](crate::Model::Threads).
     pub fn current() -> Option<Worker> {
-        CURRENT.with_borrow(Weak::upgrade).map(Worker)
+        CURRENT_WORKER.with_borrow(Weak::upgrade).map(Worker)
     }
 
-    /// From now on this thread is that worker's.
-    pub(crate) fn enter(state: &Rc<LocalWorkerState>) {
-        CURRENT.set(Rc::downgrade(state));
+    /// Makes `state` the worker of this thread.
+    pub(crate) fn set_current(state: &Rc<LocalWorkerState>) {
+        CURRENT_WORKER.set(Rc::downgrade(state));
     }
 
-    /// Its number, which only grows from worker to worker and is never used again.
+    /// Returns the worker's id. Ids increase and are never reused.
     pub fn id(&self) -> WorkerId {
         self.0.tag.id
     }
 
-    /// Its place among the workers, `0..N`; a replacement has the same. Those of other kinds than `web` begin at a
-    /// multiple of [`Slot::PER_KIND`].
+    /// Returns the worker's slot, `0..N`. A replacement has the same slot.
+    ///
+    /// The slots of custom kinds start at a multiple of [`Slot::PER_KIND`].
     pub fn slot(&self) -> Slot {
         self.0.tag.slot
     }
 
-    /// The kind of workers it is one of: [`WEB_KIND`](crate::WEB_KIND), or the name given to
+    /// Returns the worker's kind: [`WEB_KIND`](crate::WEB_KIND), or the name given to
     /// [`Kind::new`](crate::Kind::new).
     pub fn kind(&self) -> &'static str {
         self.0.tag.kind
     }
 
-    /// The slot of the `n`th worker of another kind than `web`, counted from 0: where messages to it go. `None` if the
-    /// program named no such kind; whether somebody serves there is another question.
+    /// Returns the slot of the `n`th worker of a custom kind, counted from 0, as the target of messages.
+    ///
+    /// `None` if the program has no such kind. The slot may be empty at the moment.
     pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
         self.0.kinds.iter().find(|(name, _)| *name == kind)?.1.checked_add(n)
     }
 
-    /// The generation it belongs to, which grows with each reload.
+    /// Returns the worker's generation, which increases with each reload.
     pub fn generation(&self) -> Generation {
         self.0.tag.generation
     }
 
-    /// Its process id.
+    /// Returns the worker's process id.
     pub fn pid(&self) -> u32 {
         std::process::id()
     }
 
-    /// The configuration it was forked under.
+    /// Returns the configuration that the worker was forked with.
     pub fn config(&self) -> &Config {
         &self.0.config
     }
 
-    /// What all processes of the cluster wrote on the scoreboard, at this moment.
+    /// Returns the current figures of all processes of the cluster.
     pub fn cluster(&self) -> ClusterSnapshot {
         self.0.scoreboard.snapshot()
     }
 
-    /// Threads for work that computes, so that the event loop goes on serving meanwhile. They start with the
-    /// first job (`pool-threads`, `pool-queue`, `pool-nice`); their figures stand in `prefork status`.
+    /// Returns the worker's CPU pool: threads for computations that would block the event loop.
     ///
-    /// A draining worker runs what was submitted, for up to `graceful-timeout`.
+    /// The threads start with the first job (`pool-threads`, `pool-queue`, `pool-nice`); `prefork status` shows their
+    /// figures. A draining worker runs submitted jobs for up to `graceful-timeout`.
     ///
     /// ```no_run
     /// use std::convert::Infallible;
@@ -94,7 +98,7 @@ impl Worker {
     ///         let worker = worker.clone();
     ///         async move {
     ///             let path = request.uri().path().to_string();
-    ///             // Moves to a thread; this connection waits, all others are served.
+    ///             // Runs on a pool thread; this connection waits, and the event loop serves the others.
     ///             let sum = worker.pool().run(move || path.bytes().map(u64::from).sum::<u64>());
     ///             let (status, text) = match sum.await {
     ///                 Ok(sum) => (StatusCode::OK, sum.to_string()),
@@ -115,37 +119,39 @@ impl Worker {
         &self.0.pool
     }
 
-    /// Whether it has stopped accepting and finishes what is open.
+    /// Whether the worker drains: it accepts no more and finishes open requests.
     pub fn is_draining(&self) -> bool {
         self.0.drain.order().is_some()
     }
 
-    /// Whether balancers should send new connections here: not when it drains, and not from the moment on in which the
-    /// cluster was told to stop, though it still accepts for [`Config::drain_delay`](crate::Config::drain_delay). What
-    /// a readiness probe wants to know.
+    /// Whether a load balancer should send connections to this worker; the answer to a readiness probe.
+    ///
+    /// False while the worker drains or cannot accept, and from the moment the cluster is told to stop, although it
+    /// still accepts for [`Config::drain_delay`](crate::Config::drain_delay).
     pub fn is_ready(&self) -> bool {
         let board = &self.0.scoreboard;
         let can_accept = !self.0.cannot_accept() && !board.cannot_accept();
         !self.is_draining() && !board.is_stopping() && can_accept
     }
 
-    /// Resolves when the worker is told to finish: the moment to end long polls and event streams.
+    /// Waits until the worker starts to drain: the moment to end long polls and event streams.
     pub async fn draining(&self) {
         self.0.drain.started().await;
     }
 
-    /// Whether the primary can still be heard. Once it cannot, the worker finishes what is open and leaves.
+    /// Whether the channel to the primary is open. Once it closes, the worker finishes open requests and exits.
     pub fn is_connected(&self) -> bool {
         self.0.is_primary_connected.get()
     }
 
-    /// Finish what is open, leave, and not be replaced: the slot stays empty until the next reload, or until somebody
-    /// scales. Does nothing when the worker is draining already.
+    /// Drains this worker without a replacement: its slot stays empty until the next reload or scale command.
+    ///
+    /// No effect if the worker already drains.
     pub fn disconnect(&self) {
         self.0.begin_own_drain(&ToPrimary::Disconnecting);
     }
 
-    /// Finish what is open, leave, and be replaced. Does nothing when the worker is draining already.
+    /// Drains this worker and lets the primary replace it. No effect if the worker already drains.
     pub fn retire(&self) {
         self.0.begin_own_drain(&ToPrimary::Retiring);
     }

@@ -163,7 +163,7 @@ impl AcceptQueue {
         if period == 1 || self.heartbeat_ms.replace(now) == now {
             return true;
         }
-        let beat = now / heartbeat::INTERVAL.as_millis() as u64;
+        let beat = now / heartbeat::HEARTBEAT_INTERVAL.as_millis() as u64;
         (beat + self.state.row.number() as u64).is_multiple_of(period as u64)
     }
 

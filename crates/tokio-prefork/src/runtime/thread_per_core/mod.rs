@@ -26,7 +26,7 @@ use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
 use crate::messages::MessageLimits;
 use crate::scoreboard::{OwnRow, Reader};
-use crate::worker::{self, App};
+use crate::worker::{self, WorkerApp};
 use crate::worker_init::WorkerInit;
 use prefork_supervisor::{Slot, WorkerTag};
 use relay::{Member, Relay};
@@ -63,7 +63,7 @@ impl Drop for Obituary {
 }
 
 /// Runs a worker from its `WorkerInit` to its exit status.
-pub(super) fn enter(init: WorkerInit, app: &App) -> u8 {
+pub(super) fn enter(init: WorkerInit, app: &WorkerApp) -> u8 {
     let tag = init.tag;
     let life = || -> Result<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +81,7 @@ pub(super) fn enter(init: WorkerInit, app: &App) -> u8 {
     })
 }
 
-async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
+async fn lead(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The model has one way to accept, `shared`: there is neither a queue nor anything to count for a chooser.
     let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
     // One mailbox for the process: its first thread has it.
@@ -155,7 +155,7 @@ async fn lead(init: WorkerInit, app: &App) -> Result<u8> {
 fn begin(
     part: Part,
     number: usize,
-    app: &App,
+    app: &WorkerApp,
     to: mpsc::UnboundedSender<(usize, u8)>,
 ) -> Result<()> {
     let app = Arc::clone(app);
@@ -177,7 +177,7 @@ fn begin(
             config: Rc::new(config),
             terminate,
         };
-        obituary.code = worker::enter(init, &app);
+        obituary.code = worker::run_worker(init, &app);
     };
     let thread = std::thread::Builder::new().name(format!("loop {number}")).stack_size(STACK);
     thread.spawn(live).map(drop).map_err(|e| Error::system("start a thread of the worker", e))

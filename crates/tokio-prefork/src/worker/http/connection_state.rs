@@ -1,9 +1,9 @@
 //! The state of one connection, shared by the task that serves it and the heartbeat that enforces its timeouts.
 //!
-//! hyper has no idle timeout, allocates a timer per request for its header timeout, and closes idle connections without
-//! checking for unread bytes. So the worker enforces timeouts itself: `HyperIo` and the request handler record the
-//! connection's phase here, and each heartbeat `ConnectionRegistry::enforce_timeouts` compares it with the limits. A connection
-//! that is too slow gets a `CloseRequest`, which `HyperIo::poll_read` obeys.
+//! hyper has no idle timeout, allocates a timer per request for its header timeout, and closes idle connections
+//! without checking for unread bytes. So the worker enforces timeouts itself: `HyperIo` and the request handler
+//! record the connection's phase here, and each heartbeat `ConnectionRegistry::enforce_timeouts` compares it with the
+//! limits. A connection that is too slow gets a `CloseRequest`, which `HyperIo::poll_read` obeys.
 
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};

@@ -82,7 +82,7 @@ pub(crate) async fn serve_connection<S, B>(
         match handover::hand_over_connection(&state, left, unread).await {
             HandoverOutcome::Gone => break,
             // Hand-over failed; keep serving the connection here.
-            HandoverOutcome::Stays(stays, unread) => (stream, first) = (stays, unread),
+            HandoverOutcome::Kept(kept, unread) => (stream, first) = (kept, unread),
         }
         entry.conn.pin_to_worker();
     }
