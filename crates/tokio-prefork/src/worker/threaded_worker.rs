@@ -112,7 +112,7 @@ impl ThreadedWorker {
         &self.0.config
     }
 
-    /// What all processes of the cluster record_written on the scoreboard, at this moment.
+    /// Returns the current figures of all processes of the cluster.
     pub fn cluster(&self) -> ClusterSnapshot {
         self.0.scoreboard.snapshot()
     }
