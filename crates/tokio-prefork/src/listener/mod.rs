@@ -9,16 +9,16 @@
 //! sockets would reset what is in its queue, and handshakes under way. Unix sockets, and sockets that were
 //! passed to us, have no group.
 
-mod addr;
-mod bind;
-mod fit;
-mod holder;
-mod kept;
-mod names;
-mod orphans;
-mod own_workers;
-mod repair;
-mod tcp_keep_alive;
+mod bind_socket;
+mod draining_workers;
+mod host_lookup;
+mod inherited_sockets;
+mod keep_alive;
+mod listen_addr;
+mod orphan_sockets;
+mod repair_sockets;
+mod resolve_bind_addrs;
+mod socket_holders;
 mod unix_addr;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,13 +29,13 @@ use socket2::{SockFilter, Socket};
 
 use crate::error::Result;
 use crate::socket_file::SocketFile;
-pub use addr::{HostAddr, ListenAddr};
-use bind::{Acquired, Binding};
-pub(crate) use kept::{Keeper, serve_passed};
-pub(crate) use names::{Lookup, Names, look_up};
+use bind_socket::{Acquired, Binding};
+pub(crate) use host_lookup::{Lookup, Names, look_up};
+pub(crate) use inherited_sockets::{Keeper, serve_passed};
+pub use listen_addr::{HostAddr, ListenAddr};
 use prefork_os::socket::AcceptQueue;
 use prefork_supervisor::Slot;
-pub(crate) use repair::Repaired;
+pub(crate) use repair_sockets::Repaired;
 pub use unix_addr::UnixAddr;
 
 /// One listening socket.
@@ -92,7 +92,7 @@ const NO_NEWCOMERS: [SockFilter; 5] = [
 impl Listener {
     /// In a worker: a socket of another slot that the primary has sent.
     pub(crate) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
-        bind::adopted(fd, slot)
+        bind_socket::adopted(fd, slot)
     }
 
     /// The same socket once more, for another thread of this worker.
@@ -113,7 +113,7 @@ impl Listener {
         self.is_everybodys() || self.slot == own
     }
 
-    /// Whether connections come over a Unix socket: see `bind::listening` for the names.
+    /// Whether connections come over a Unix socket: see `bind_socket::listening` for the names.
     pub(crate) fn is_unix(&self) -> bool {
         !self.local.starts_with("http://")
     }
@@ -151,7 +151,7 @@ impl ListenerSet {
         let slot = if self.has(&addr, slot) { Slot(self.group(&addr)) } else { slot };
         // What the manager made is the manager's to remove.
         let owner = (keeper != Keeper::Manager).then_some(owner);
-        let (mut listener, file) = bind::inherit(&addr, slot, fd, owner)?;
+        let (mut listener, file) = bind_socket::inherit(&addr, slot, fd, owner)?;
         listener.keeper = keeper;
         self.files.extend(file.map(|file| (addr, file)));
         self.listeners.push(listener);
@@ -185,7 +185,7 @@ impl ListenerSet {
         }
         for Acquired { listener, file, listens } in opened {
             if !listens {
-                bind::listen(&listener, backlog)?;
+                bind_socket::listen(&listener, backlog)?;
             }
             self.files.extend(file.map(|file| (listener.addr.clone(), file)));
             self.listeners.push(listener);
@@ -194,7 +194,7 @@ impl ListenerSet {
             first.lone = true;
         }
         for listener in &joining {
-            bind::listen(listener, backlog)?;
+            bind_socket::listen(listener, backlog)?;
         }
         self.listeners.extend(joining);
         Ok(outcome)
@@ -225,14 +225,14 @@ impl ListenerSet {
         let ours = self.listeners.iter().chain(opened.iter().map(|one| &one.listener));
         let ours: Vec<&Listener> = ours.collect();
         let (may_take_over, may_wait) = (!self.upgraded, !self.upgraded && !self.serving);
-        bind::acquire(addr, &Binding { backlog, ours: &ours, port, may_take_over, may_wait })
+        bind_socket::acquire(addr, &Binding { backlog, ours: &ours, port, may_take_over, may_wait })
     }
 
     /// Whether connections to `new` went to another of our sockets until now.
     fn takes_over_from_another(&self, new: &Listener) -> bool {
         let Some(new) = new.tcp() else { return false };
         let others = self.listeners.iter().filter_map(Listener::tcp);
-        others.into_iter().any(|other| addr::covers(other, new))
+        others.into_iter().any(|other| listen_addr::covers(other, new))
     }
 
     /// Whether `open_missing` would find its addresses free, without a word to a client: new addresses are opened,
@@ -253,7 +253,7 @@ impl ListenerSet {
     fn bind_rest(&self, first: &Listener, slots: u32) -> Result<Vec<Listener>> {
         let missing = (1..slots).map(Slot).filter(|slot| !self.has(&first.addr, *slot));
         let missing = missing.filter(|_| !first.is_everybodys());
-        missing.map(|slot| bind::join(first, slot)).collect()
+        missing.map(|slot| bind_socket::join(first, slot)).collect()
     }
 
     /// For how many slots there are sockets: the size of the largest group; 0 where no address has one.

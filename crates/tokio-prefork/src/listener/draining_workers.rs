@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::holder;
+use super::socket_holders;
 use prefork_os::process;
 
 /// How long a reload waits for draining workers to close an address. The primary does nothing else meanwhile.
@@ -33,11 +33,11 @@ pub(super) fn await_release(in_the_way: impl Fn() -> Vec<u64>) -> Release {
         if inodes.is_empty() {
             return Release::Released;
         }
-        let holders = holder::holders_of(&inodes);
+        let holders = socket_holders::holders_of(&inodes);
         let is_ours = |pid: u32| process::parent_pid(pid) == Some(std::process::id());
         let strange = holders.iter().find(|one| !is_ours(one.pid));
         // One that has ended since is nobody's.
-        if strange.is_some_and(|one| holder::holds_any(one.pid, &inodes)) {
+        if strange.is_some_and(|one| socket_holders::holds_any(one.pid, &inodes)) {
             return Release::NotOurs;
         }
         if began.elapsed() >= OWN_RELEASE_TIMEOUT {

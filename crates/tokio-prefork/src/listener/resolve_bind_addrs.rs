@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use super::names::{self, Names};
+use super::host_lookup::{self, Names};
 use super::{Acquired, ListenAddr, Listener, ListenerSet};
 use crate::error::{ErrorKind, Result};
 use prefork_supervisor::Slot;
@@ -28,7 +28,7 @@ impl ListenerSet {
     pub(crate) fn fit(&mut self, bind: &mut Vec<ListenAddr>, names: &Names) {
         let mut fitted: Vec<ListenAddr> = Vec::new();
         for addr in bind.iter() {
-            let mut expanded = names::expand(addr, names);
+            let mut expanded = host_lookup::expand(addr, names);
             if matches!(addr, ListenAddr::Host(_)) {
                 self.drop_unavailable(addr, &mut expanded);
             }
@@ -45,9 +45,9 @@ impl ListenerSet {
         }
         let wanted: Vec<SocketAddr> = fitted.iter().filter_map(|a| self.address_of(a)).collect();
         for listener in self.listeners.iter().filter(|listener| listener.slot == Slot(0)) {
-            let covered = listener
-                .tcp()
-                .is_some_and(|local| wanted.iter().any(|wide| super::addr::covers(*wide, local)));
+            let covered = listener.tcp().is_some_and(|local| {
+                wanted.iter().any(|wide| super::listen_addr::covers(*wide, local))
+            });
             if covered && !fitted.contains(&listener.addr) {
                 fitted.push(listener.addr.clone());
             }

@@ -1,7 +1,7 @@
 //! Sockets that clients cannot reach any more, made anew by a reload: the file of a Unix socket is gone, or somebody has
 //! shut the socket down.
 
-use super::bind::{self, Binding};
+use super::bind_socket::{self, Binding};
 use super::{Keeper, ListenAddr, Listener, ListenerSet};
 use crate::error::{Error, Result};
 use prefork_supervisor::Slot;
@@ -32,7 +32,8 @@ impl ListenerSet {
             self.replace(index, backlog, &mut repaired)?;
             // The others of its group.
             while let Some(index) = {
-                let broken = |one: &Listener| one.addr == *addr && !bind::is_alive(&one.socket);
+                let broken =
+                    |one: &Listener| one.addr == *addr && !bind_socket::is_alive(&one.socket);
                 self.listeners.iter().position(broken)
             } {
                 self.replace(index, backlog, &mut repaired)?;
@@ -43,7 +44,7 @@ impl ListenerSet {
 
     fn is_reachable(&self, listener: &Listener) -> bool {
         let file = self.files.iter().find(|(addr, _)| *addr == listener.addr);
-        bind::is_alive(&listener.socket) && file.is_none_or(|(_, file)| file.is_in_place())
+        bind_socket::is_alive(&listener.socket) && file.is_none_or(|(_, file)| file.is_in_place())
     }
 
     fn replace(&mut self, index: usize, backlog: u32, repaired: &mut Repaired) -> Result<()> {
@@ -65,10 +66,10 @@ impl ListenerSet {
             let ours: Vec<&Listener> = self.listeners.iter().collect();
             let binding =
                 Binding { backlog, ours: &ours, port, may_take_over: false, may_wait: false };
-            let new = bind::acquire(&addr, &binding)?;
+            let new = bind_socket::acquire(&addr, &binding)?;
             let file = new.file.map(|file| (addr.clone(), file));
             if !new.listens {
-                bind::listen(&new.listener, backlog)?;
+                bind_socket::listen(&new.listener, backlog)?;
             }
             // The old file is not in its place, so it is not removed.
             self.files.retain(|(known, _)| *known != addr);
@@ -77,8 +78,8 @@ impl ListenerSet {
         } else {
             let first = self.listeners.iter().find(|one| one.addr == addr && one.slot == Slot(0));
             let first = first.ok_or_else(|| Error::bind(&addr, "its first socket is gone"))?;
-            let new = bind::join(first, slot)?;
-            bind::listen(&new, backlog)?;
+            let new = bind_socket::join(first, slot)?;
+            bind_socket::listen(&new, backlog)?;
             new
         };
         new.lone = self.listeners[index].lone;
@@ -169,7 +170,9 @@ mod tests {
             let repaired = set.repair(&addrs, 16).expect("repair");
             assert_eq!(repaired.replaced.len() as u32, slots);
             drop(repaired);
-            assert!(set.listeners.iter().all(|l| l.tcp() == local && bind::is_alive(&l.socket)));
+            assert!(
+                set.listeners.iter().all(|l| l.tcp() == local && bind_socket::is_alive(&l.socket))
+            );
             std::net::TcpStream::connect(local.expect("address")).expect("reachable");
         }
     }

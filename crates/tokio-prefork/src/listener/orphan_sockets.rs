@@ -16,7 +16,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::holder::{self, Holder, Listening};
+use super::socket_holders::{self, Holder, Listening};
 use super::{ListenAddr, UnixAddr};
 use prefork_os::child::PidFd;
 use prefork_os::signal::Signal;
@@ -121,21 +121,21 @@ pub(super) fn free(addr: &ListenAddr, may_wait: bool) -> Freed {
 fn holders(addr: &ListenAddr) -> Holders {
     let inodes: Vec<u64> = match addr {
         ListenAddr::Tcp(tcp) => {
-            let all = holder::listening(*tcp);
+            let all = socket_holders::listening(*tcp);
             // What another user's process made is not ours, whoever holds it now.
             if all.iter().any(|one| one.uid != credentials::effective_uid()) {
                 return Holders::Others;
             }
             all.iter().map(|one| one.inode).collect()
         }
-        ListenAddr::Unix(UnixAddr { path, .. }) => holder::unix_inodes(path),
+        ListenAddr::Unix(UnixAddr { path, .. }) => socket_holders::unix_inodes(path),
         ListenAddr::Host(_) | ListenAddr::Fd(_) => return Holders::Others,
     };
     if inodes.is_empty() {
         return Holders::Nobody;
     }
     let (mut orphans, mut seen, mut some_end) = (Vec::new(), Vec::new(), false);
-    for holder in holder::holders_of(&inodes) {
+    for holder in socket_holders::holders_of(&inodes) {
         let (pid, sockets) = (holder.pid, holder.sockets.clone());
         match orphan(holder) {
             Some(orphan) => {
@@ -145,7 +145,7 @@ fn holders(addr: &ListenAddr) -> Holders {
             // A process that ends has no memory from which its primary could be told, but still its descriptors.
             None if has_no_memory(pid) => some_end = true,
             // It may have ended meanwhile.
-            None if holder::holds_any(pid, &inodes) => return Holders::Others,
+            None if socket_holders::holds_any(pid, &inodes) => return Holders::Others,
             None => {}
         }
     }
@@ -192,7 +192,7 @@ fn is_exactly(addr: &ListenAddr, inode: u64) -> bool {
     match addr {
         ListenAddr::Tcp(tcp) => {
             let same = |one: &Listening| one.inode == inode && one.addr == *tcp;
-            holder::listening(*tcp).iter().any(same)
+            socket_holders::listening(*tcp).iter().any(same)
         }
         _ => true,
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use super::ListenAddr;
-use super::addr::overlaps;
+use super::listen_addr::overlaps;
 use crate::text::printable_process;
 
 /// A listening socket of this network namespace.

@@ -34,7 +34,7 @@ pub struct HostAddr {
 impl ListenAddr {
     /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows them.
     pub fn holders(&self) -> Vec<u32> {
-        super::holder::holders(self)
+        super::socket_holders::holders(self)
     }
 }
 

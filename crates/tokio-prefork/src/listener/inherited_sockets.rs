@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use socket2::{Domain, Socket};
 
-use super::{ListenAddr, Listener, ListenerSet, bind};
+use super::{ListenAddr, Listener, ListenerSet, bind_socket};
 use crate::error::{Error, Result};
 use crate::systemd::{Passed, StoreName, is_stored};
 use prefork_supervisor::Slot;
@@ -71,7 +71,7 @@ impl ListenerSet {
             let fd = prefork_os::fd::take_inherited_fd(one.number)
                 .map_err(|e| refuse(format!("it was not passed to this process ({e})")))?;
             let socket = Socket::from(fd);
-            if !bind::is_stream_listener(&socket) {
+            if !bind_socket::is_stream_listener(&socket) {
                 return Err(refuse(
                     "it is not a listening stream socket (give ListenStream= and Accept=no in the \
                      socket unit)"
@@ -109,7 +109,7 @@ impl ListenerSet {
         // The file of a Unix socket that somebody has removed leads nobody here any more.
         let lost = matches!(&addr, ListenAddr::Unix(unix)
             if unix.abstract_name().is_none() && !unix.path.exists());
-        if lost || !bind::is_stream_listener(&socket) || self.has(&addr, slot) {
+        if lost || !bind_socket::is_stream_listener(&socket) || self.has(&addr, slot) {
             return None;
         }
         // A program of the primary before this one chooses by what nobody keeps up to date any more.

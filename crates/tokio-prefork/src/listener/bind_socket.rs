@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::orphans::{self, Freed};
-use super::own_workers::{self, Release};
-use super::{Keeper, ListenAddr, Listener, UnixAddr, addr, holder};
+use super::draining_workers::{self, Release};
+use super::orphan_sockets::{self, Freed};
+use super::{Keeper, ListenAddr, Listener, UnixAddr, listen_addr, socket_holders};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
 use crate::text::printable_process;
@@ -158,11 +158,11 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &Binding<'_>) -> Result<(So
     if error.kind() == io::ErrorKind::AddrInUse {
         let own: Vec<u64> = binding.ours.iter().filter_map(|one| inode(&one.socket)).collect();
         let closed = || -> Vec<u64> {
-            let in_the_way = holder::listening(addr).into_iter().map(|one| one.inode);
+            let in_the_way = socket_holders::listening(addr).into_iter().map(|one| one.inode);
             in_the_way.filter(|inode| !own.contains(inode)).collect()
         };
-        match own_workers::await_release(closed) {
-            Release::HeldBy(pid) => return Err(Error::bind(addr, own_workers::describe(pid))),
+        match draining_workers::await_release(closed) {
+            Release::HeldBy(pid) => return Err(Error::bind(addr, draining_workers::describe(pid))),
             Release::Released => match bind_alone(addr, backlog) {
                 Ok(socket) => return Ok((socket, true)),
                 Err(e) => error = e,
@@ -174,7 +174,7 @@ fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &Binding<'_>) -> Result<(So
         if let Some(socket) = bind_beside(addr, binding.ours, &error)? {
             return Ok((socket, false));
         }
-        match orphans::free(&ListenAddr::Tcp(addr), binding.may_wait) {
+        match orphan_sockets::free(&ListenAddr::Tcp(addr), binding.may_wait) {
             Freed::Taken(fd) => {
                 return revive(fd, backlog).map(|s| (s, true)).map_err(|e| Error::bind(addr, e));
             }
@@ -204,12 +204,12 @@ fn bind_alone(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
 fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Result<Option<Socket>> {
     let in_the_way: Vec<&&Listener> = ours
         .iter()
-        .filter(|one| one.tcp().is_some_and(|local| addr::overlaps(local, addr)))
+        .filter(|one| one.tcp().is_some_and(|local| listen_addr::overlaps(local, addr)))
         .collect();
     let Some(first) = in_the_way.first() else { return Ok(None) };
     let own: Vec<u64> = ours.iter().filter_map(|one| inode(&one.socket)).collect();
     // The kernel would let us join a reuseport socket of any service of this user.
-    if holder::listening(addr).iter().any(|one| !own.contains(&one.inode)) {
+    if socket_holders::listening(addr).iter().any(|one| !own.contains(&one.inode)) {
         return Err(Error::bind(addr, explain(error, addr, &own)));
     }
     // Ours have it; one that was passed to us may not.
@@ -267,7 +267,7 @@ fn bind_path(
 ) -> std::result::Result<(Socket, SocketFile), String> {
     let access = unix.access()?;
     let bind = || SocketFile::bind_with(&unix.path, access, backlog);
-    bind().or_else(|why| match orphans::free(&ListenAddr::Unix(unix.clone()), may_wait) {
+    bind().or_else(|why| match orphan_sockets::free(&ListenAddr::Unix(unix.clone()), may_wait) {
         Freed::Taken(fd) => {
             let socket = revive(fd, backlog).map_err(|e| e.to_string())?;
             let file = SocketFile::inherit(&unix.path, Some(std::process::id()));
@@ -297,7 +297,7 @@ fn bind_abstract(
     };
     let in_use = |e: &io::Error| match e.kind() {
         io::ErrorKind::AddrInUse => {
-            let holders = holder::holders_of(&holder::unix_inodes(&unix.path));
+            let holders = socket_holders::holders_of(&socket_holders::unix_inodes(&unix.path));
             match holders.first().and_then(|holder| printable_process(holder.pid)) {
                 Some(holder) => format!("address already in use (held by {holder})"),
                 None => "address already in use".to_string(),
@@ -310,12 +310,12 @@ fn bind_abstract(
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
         Err(e) => return Err(e.to_string()),
     };
-    match own_workers::await_release(|| holder::unix_inodes(&unix.path)) {
-        Release::HeldBy(pid) => return Err(own_workers::describe(pid)),
+    match draining_workers::await_release(|| socket_holders::unix_inodes(&unix.path)) {
+        Release::HeldBy(pid) => return Err(draining_workers::describe(pid)),
         Release::Released => return bind().map_err(|e| in_use(&e)),
         Release::NotOurs => {}
     }
-    match orphans::free(&ListenAddr::Unix(unix.clone()), may_wait) {
+    match orphan_sockets::free(&ListenAddr::Unix(unix.clone()), may_wait) {
         Freed::Taken(fd) => revive(fd, backlog).map_err(|e| e.to_string()),
         Freed::Gone => bind().map_err(|e| in_use(&e)),
         Freed::No => Err(in_use(&error)),
@@ -344,7 +344,7 @@ fn tcp(addr: SocketAddr) -> io::Result<Socket> {
 
 fn explain(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => match holder::of_port(addr, ours) {
+        io::ErrorKind::AddrInUse => match socket_holders::of_port(addr, ours) {
             Some(holder) => format!("address already in use (held by {holder})"),
             None => "address already in use".to_string(),
         },
