@@ -289,8 +289,8 @@ fn check_slot_holders(supervisor: &Supervisor, violation: &InvariantViolation<'_
     }
     // This bounds the number of processes, whatever becomes of them.
     for slot in supervisor.workers.iter().map(|record| record.tag.slot) {
-        let of_slot = supervisor.workers.iter().filter(|record| record.tag.slot == slot);
-        assert!(of_slot.count() <= 2, "at most two workers of a slot: {violation}");
+        let slot_listeners = supervisor.workers.iter().filter(|record| record.tag.slot == slot);
+        assert!(slot_listeners.count() <= 2, "at most two workers of a slot: {violation}");
     }
 }
 

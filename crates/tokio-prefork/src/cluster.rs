@@ -17,7 +17,7 @@ use hyper::{Request, Response};
 
 use crate::config::Config;
 use crate::error::{Error, Result, exit};
-use crate::listener::look_up;
+use crate::listener::resolve_hosts;
 use crate::log_file::{LogFile, inherited_descriptor};
 use crate::log_output;
 use crate::pid_file::PidFile;
@@ -215,10 +215,10 @@ impl Cluster {
         let mut listeners = self.take_sockets(left.as_ref(), &service.passed)?;
         let passed = if left.is_none() { &service.passed[..] } else { &[] };
         let unwanted = listeners.take_stored(passed, &self.config.bind);
-        let names = look_up(&self.config.bind)?;
-        listeners.fit(&mut self.config.bind, &names);
+        let names = resolve_hosts(&self.config.bind)?;
+        listeners.resolve_bind_addrs(&mut self.config.bind, &names);
         let slots = self.slots(left.as_ref());
-        listeners.open_missing(&self.config.bind, self.config.backlog, slots)?;
+        listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
         let manager = self.manager(service, left.is_some(), &unwanted);
         let entry = self.kinds.entry(make()?);
         let files = Files { listeners, pid_file, mail: self.mail, manager };
@@ -266,10 +266,10 @@ impl Cluster {
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
                 permit(&self.config)?;
-                let names = look_up(&self.config.bind)?;
-                listeners.fit(&mut self.config.bind, &names);
+                let names = resolve_hosts(&self.config.bind)?;
+                listeners.resolve_bind_addrs(&mut self.config.bind, &names);
                 let slots = self.slots(Some(manifest));
-                listeners.rehearse(&self.config.bind, self.config.backlog, slots)?;
+                listeners.check_bindable(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
                 primary::prove(self.config, &self.kinds.entry(make()?))
             },

@@ -3,7 +3,7 @@
 use super::Cluster;
 use crate::config::FdStore;
 use crate::error::{Error, Result};
-use crate::listener::{Keeper, ListenerSet, serve_passed};
+use crate::listener::{ListenerSet, SocketKeeper, add_passed_sockets};
 use crate::systemd::{Manager, Passed, Service};
 use crate::upgrade::Manifest;
 use prefork_supervisor::Slot;
@@ -18,13 +18,13 @@ impl Cluster {
     ) -> Result<ListenerSet> {
         let mut set = inherit(left)?;
         if left.is_some() {
-            set.set_upgraded();
+            set.set_started_by_upgrade();
         }
         if left.is_none() {
             set.take_passed(passed, &self.config.bind)?;
         }
-        let given = set.passed();
-        serve_passed(&mut self.config.bind, &given);
+        let given = set.passed_addrs();
+        add_passed_sockets(&mut self.config.bind, &given);
         let reread = std::mem::replace(
             &mut self.reread,
             Box::new(|| {
@@ -33,7 +33,7 @@ impl Cluster {
         );
         self.reread = Box::new(move || {
             let mut config = reread()?;
-            serve_passed(&mut config.bind, &given);
+            add_passed_sockets(&mut config.bind, &given);
             Ok(config)
         });
         Ok(set)
@@ -73,7 +73,7 @@ fn inherit(left: Option<&Manifest>) -> Result<ListenerSet> {
     for (passed, owner) in passed {
         let fd = prefork_os::fd::take_inherited_fd(passed.fd)
             .map_err(|e| Error::system(format!("take over the socket of {}", passed.addr), e))?;
-        let keeper = Keeper::named(&passed.keeper);
+        let keeper = SocketKeeper::from_name(&passed.keeper);
         set.inherit(passed.addr.parse()?, Slot(passed.slot), fd, owner, keeper)?;
     }
     Ok(set)

@@ -77,9 +77,9 @@ impl Acceptor {
         stop: Rc<Notify>,
     ) -> io::Result<Acceptor> {
         let unix = listener.socket.domain()? == Domain::UNIX;
-        let own = !listener.is_everybodys() && listener.slot == state.tag.slot;
+        let own = !listener.is_shared_by_all_workers() && listener.slot == state.tag.slot;
         let queue = AcceptQueue::new(state, listener.socket.into(), polite)?;
-        let (state, name) = (Rc::clone(state), listener.local);
+        let (state, name) = (Rc::clone(state), listener.local.to_string());
         let waits = Waits::default();
         let (exhausted, failures) = (false, 0);
         Ok(Acceptor { state, queue, name, unix, own, starter, waits, stop, exhausted, failures })

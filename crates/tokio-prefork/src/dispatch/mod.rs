@@ -74,7 +74,7 @@ pub(crate) fn start_accepting(
             // Under `Primary` every web worker has a queue, so that this is not reached.
             AcceptPath::SharedSocket | AcceptPath::Primary => true,
             // A Unix socket exists once, whatever the policy.
-            AcceptPath::SlotSocket => listener.is_everybodys(),
+            AcceptPath::SlotSocket => listener.is_shared_by_all_workers(),
         };
         let starter = app.connection_starter(state);
         let acceptor = Acceptor::new(state, listener, starter, is_shared, Rc::default())

@@ -1,4 +1,4 @@
-//! Binding: socket options and the guard against a second start.
+//! Creation of listening sockets: socket options, and the guard against a second start on the same address.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,40 +7,40 @@ use std::os::unix::fs::MetadataExt;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::draining_workers::{self, Release};
-use super::orphan_sockets::{self, Freed};
-use super::{Keeper, ListenAddr, Listener, UnixAddr, listen_addr, socket_holders};
+use super::draining_workers::{self, CloseOutcome, OWN_RELEASE_TIMEOUT};
+use super::orphan_sockets::{self, OrphanRelease};
+use super::{BoundAddr, ListenAddr, Listener, SocketKeeper, UnixAddr, listen_addr, socket_holders};
 use crate::error::{Error, Result};
 use crate::socket_file::SocketFile;
 use crate::text::printable_process;
 use prefork_supervisor::Slot;
 
-/// A socket that was made or taken over, and is in no set yet.
-pub(super) struct Acquired {
+/// A socket that was created or inherited and is not in the [`ListenerSet`](super::ListenerSet) yet.
+pub(super) struct OpenedSocket {
     pub(super) listener: Listener,
-    /// Of a Unix socket.
+    /// The file of a Unix socket.
     pub(super) file: Option<SocketFile>,
-    /// `false` if the kernel sends nobody there yet: it is bound beside another one of ours, whose connections it
-    /// would take.
+    /// Whether it listens already. A socket beside another one of this service only binds, as listening would take over
+    /// connections.
     pub(super) listens: bool,
 }
 
-/// What is told apart in binding.
-pub(super) struct Binding<'a> {
+/// What opening a socket depends on besides its address.
+pub(super) struct BindContext<'a> {
     pub(super) backlog: u32,
-    /// The sockets that this process listens on already, or is about to.
+    /// The sockets that this process has opened so far.
     pub(super) ours: &'a [&'a Listener],
-    /// The port instead of 0.
+    /// The port to use in place of 0.
     pub(super) port: Option<u16>,
-    /// Whether descriptors that the parent left open are still there to be named.
-    pub(super) may_take_over: bool,
-    /// Whether nobody is served yet, so that it may take a few seconds.
+    /// Whether inherited descriptors can still be named as `fd://N`.
+    pub(super) may_take_inherited: bool,
+    /// Whether it may take a few seconds, as no worker serves yet.
     pub(super) may_wait: bool,
 }
 
-/// Makes or takes over the listening socket of `addr`.
-pub(super) fn acquire(addr: &ListenAddr, binding: &Binding<'_>) -> Result<Acquired> {
-    let backlog = queue_length(binding.backlog);
+/// Creates the listening socket of `addr`, or takes it over.
+pub(super) fn open_socket(addr: &ListenAddr, binding: &BindContext<'_>) -> Result<OpenedSocket> {
+    let backlog = backlog_as_c_int(binding.backlog);
     let mut listens = true;
     let (socket, file) = match addr {
         ListenAddr::Tcp(tcp) => {
@@ -53,17 +53,17 @@ pub(super) fn acquire(addr: &ListenAddr, binding: &Binding<'_>) -> Result<Acquir
         ListenAddr::Unix(unix) => {
             bind_unix(unix, backlog, binding.may_wait).map_err(|why| Error::bind(addr, why))?
         }
-        ListenAddr::Fd(number) => take_over(addr, *number, binding.may_take_over)?,
+        ListenAddr::Fd(number) => take_inherited_socket(addr, *number, binding.may_take_inherited)?,
         ListenAddr::Host(_) => {
             return Err(Error::bind(addr, "the host name was not looked up"));
         }
     };
-    Ok(Acquired { listener: listening(addr, Slot(0), socket)?, file, listens })
+    Ok(OpenedSocket { listener: new_listener(addr, Slot(0), socket)?, file, listens })
 }
 
-/// Takes over a socket that was made for `addr` by another image of process `owner`, with its file; without one, it is
-/// somebody else's.
-pub(super) fn inherit(
+/// Takes over a socket that another image opened for `addr`. `owner` is the process that removes its file; `None` if another
+/// service does.
+pub(super) fn adopt_inherited(
     addr: &ListenAddr,
     slot: Slot,
     fd: OwnedFd,
@@ -74,24 +74,24 @@ pub(super) fn inherit(
         ListenAddr::Unix(unix) if unix.abstract_name().is_none() => {
             SocketFile::inherit(&unix.path, owner)
         }
-        ListenAddr::Fd(_) => file_of(&socket),
+        ListenAddr::Fd(_) => unowned_socket_file(&socket),
         ListenAddr::Unix(_) | ListenAddr::Tcp(_) | ListenAddr::Host(_) => None,
     };
-    Ok((listening(addr, slot, socket)?, file))
+    Ok((new_listener(addr, slot, socket)?, file))
 }
 
-/// The file of a Unix socket that somebody else made, and removes.
-fn file_of(socket: &Socket) -> Option<SocketFile> {
+/// Returns the file of a Unix socket that another process created and removes.
+fn unowned_socket_file(socket: &Socket) -> Option<SocketFile> {
     let local = socket.local_addr().ok()?;
     SocketFile::inherit(local.as_pathname()?, None)
 }
 
-fn queue_length(backlog: u32) -> i32 {
+fn backlog_as_c_int(backlog: u32) -> i32 {
     i32::try_from(backlog).unwrap_or(i32::MAX)
 }
 
-/// A listening socket of another process, which knows the address.
-pub(super) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
+/// Returns the listener of a descriptor from another process, with the address that the kernel has.
+pub(super) fn listener_from_fd(fd: OwnedFd, slot: Slot) -> Result<Listener> {
     let socket = Socket::from(fd);
     let local = socket.local_addr().map_err(|e| Error::system("read the name of a socket", e))?;
     let addr = match (local.as_socket(), local.as_pathname()) {
@@ -99,131 +99,150 @@ pub(super) fn adopted(fd: OwnedFd, slot: Slot) -> Result<Listener> {
         (None, Some(path)) => ListenAddr::Unix(path.into()),
         (None, None) => ListenAddr::Unix(UnixAddr::new("@")),
     };
-    listening(&addr, slot, socket)
+    new_listener(&addr, slot, socket)
 }
 
-/// A further socket of the group of `first`, which does not listen yet: until then the kernel sends nobody there.
-pub(super) fn join(first: &Listener, slot: Slot) -> Result<Listener> {
+/// Binds another socket of the reuseport group of `first`. It gets no connections before [`start_listening`].
+pub(super) fn bind_slot_socket(first: &Listener, slot: Slot) -> Result<Listener> {
     let local = first.socket.local_addr().map(|local| local.as_socket());
     let local = local.map_err(|e| Error::system(format!("read the name of {}", first.addr), e))?;
     let bind = |addr: SocketAddr| -> io::Result<Socket> {
-        let socket = tcp(addr)?;
+        let socket = new_tcp_socket(addr)?;
         socket.set_reuse_port(true)?;
         socket.bind(&addr.into())?;
         Ok(socket)
     };
     let addr = local.ok_or_else(|| Error::config(format!("{} has no port", first.addr)))?;
-    if first.keeper == Keeper::Manager {
-        // Our own have it from the start. If it cannot be set, nobody can join, which is found out next.
+    if first.keeper == SocketKeeper::ServiceManager {
+        // Sockets of this service have the option from the start. If it cannot be set here, the bind below fails.
         let _ = first.socket.set_reuse_port(true);
     }
     let socket = bind(addr).map_err(|e| {
-        let why = format!("slot {slot} gets no socket of its own: {}", explain(&e, addr, &[]));
+        let why =
+            format!("cannot bind a socket for slot {slot}: {}", bind_error_text(&e, addr, &[]));
         Error::bind(&first.addr, why)
     })?;
-    listening(&first.addr, slot, socket)
+    new_listener(&first.addr, slot, socket)
 }
 
-/// From here on the kernel sends connections to it.
-pub(super) fn listen(joined: &Listener, backlog: u32) -> Result<()> {
+/// Starts listening: from now on the kernel sends connections to the socket.
+pub(super) fn start_listening(joined: &Listener, backlog: u32) -> Result<()> {
     joined
         .socket
-        .listen(queue_length(backlog))
+        .listen(backlog_as_c_int(backlog))
         .map_err(|e| Error::bind(&joined.addr, format!("slot {} cannot listen: {e}", joined.slot)))
 }
 
-fn listening(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> {
+fn new_listener(addr: &ListenAddr, slot: Slot, socket: Socket) -> Result<Listener> {
     // Shared by all processes that inherit the socket: O_NONBLOCK belongs to the open file description.
     socket
         .set_nonblocking(true)
         .map_err(|e| Error::system(format!("make {addr} non-blocking"), e))?;
-    // Accepted connections have what their listening socket has. With SO_LINGER, closing one could block a whole loop.
+    // Accepted connections inherit SO_LINGER, with which closing one could block the event loop.
     let _ = socket.set_linger(None);
     let local =
         socket.local_addr().map_err(|e| Error::system(format!("read the name of {addr}"), e))?;
     let local = match (local.as_socket(), local.as_pathname()) {
-        (Some(tcp), _) => format!("http://{tcp}"),
-        (None, Some(path)) => format!("unix:{}", path.display()),
-        (None, None) => addr.to_string(),
+        (Some(tcp), _) => BoundAddr::Http(tcp),
+        (None, Some(path)) => BoundAddr::Unix(path.to_path_buf()),
+        (None, None) => BoundAddr::Unnamed(addr.clone()),
     };
-    Ok(Listener { addr: addr.clone(), local, slot, socket, keeper: Keeper::Us, lone: false })
+    Ok(Listener {
+        addr: addr.clone(),
+        local,
+        slot,
+        socket,
+        keeper: SocketKeeper::Primary,
+        is_shared_by_all: false,
+    })
 }
 
-/// A TCP socket, and whether it listens already: see [`Acquired`].
-fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &Binding<'_>) -> Result<(Socket, bool)> {
-    let mut error = match bind_alone(addr, backlog) {
+/// Binds a TCP address. Returns the socket and whether it listens already (see [`OpenedSocket`]).
+fn bind_tcp(addr: SocketAddr, backlog: i32, binding: &BindContext<'_>) -> Result<(Socket, bool)> {
+    let mut error = match bind_exclusively(addr, backlog) {
         Ok(socket) => return Ok((socket, true)),
         Err(e) => e,
     };
     if error.kind() == io::ErrorKind::AddrInUse {
-        let own: Vec<u64> = binding.ours.iter().filter_map(|one| inode(&one.socket)).collect();
+        let own: Vec<u64> =
+            binding.ours.iter().filter_map(|one| socket_inode(&one.socket)).collect();
         let closed = || -> Vec<u64> {
-            let in_the_way = socket_holders::listening(addr).into_iter().map(|one| one.inode);
+            let in_the_way =
+                socket_holders::listening_sockets_at(addr).into_iter().map(|one| one.inode);
             in_the_way.filter(|inode| !own.contains(inode)).collect()
         };
-        match draining_workers::await_release(closed) {
-            Release::HeldBy(pid) => return Err(Error::bind(addr, draining_workers::describe(pid))),
-            Release::Released => match bind_alone(addr, backlog) {
+        match draining_workers::wait_until_workers_close(closed, OWN_RELEASE_TIMEOUT) {
+            CloseOutcome::HeldBy(pid) => {
+                return Err(Error::bind(addr, draining_workers::held_by_worker_text(pid)));
+            }
+            CloseOutcome::Closed => match bind_exclusively(addr, backlog) {
                 Ok(socket) => return Ok((socket, true)),
                 Err(e) => error = e,
             },
-            Release::NotOurs => {}
+            CloseOutcome::NotOurs => {}
         }
     }
     if error.kind() == io::ErrorKind::AddrInUse {
-        if let Some(socket) = bind_beside(addr, binding.ours, &error)? {
+        if let Some(socket) = bind_beside_own_sockets(addr, binding.ours, &error)? {
             return Ok((socket, false));
         }
-        match orphan_sockets::free(&ListenAddr::Tcp(addr), binding.may_wait) {
-            Freed::Taken(fd) => {
-                return revive(fd, backlog).map(|s| (s, true)).map_err(|e| Error::bind(addr, e));
+        match orphan_sockets::release_from_orphans(&ListenAddr::Tcp(addr), binding.may_wait) {
+            OrphanRelease::SocketTaken(fd) => {
+                return reuse_orphan_socket(fd, backlog)
+                    .map(|s| (s, true))
+                    .map_err(|e| Error::bind(addr, e));
             }
-            Freed::Gone => {
-                let again = bind_alone(addr, backlog).map(|socket| (socket, true));
-                return again.map_err(|e| Error::bind(addr, explain(&e, addr, &[])));
+            OrphanRelease::AddressFree => {
+                let again = bind_exclusively(addr, backlog).map(|socket| (socket, true));
+                return again.map_err(|e| Error::bind(addr, bind_error_text(&e, addr, &[])));
             }
-            Freed::No => {}
+            OrphanRelease::NotOrphaned => {}
         }
     }
-    Err(Error::bind(addr, explain(&error, addr, &[])))
+    Err(Error::bind(addr, bind_error_text(&error, addr, &[])))
 }
 
-/// SO_REUSEPORT is set only *after* bind and listen. With it set before, the kernel would let a second start
-/// of the same user share the port and silently take half the traffic; a probe before would leave a race.
-/// This way the bind itself is the guard, and the socket is a reuseport one from then on.
-fn bind_alone(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
-    let socket = tcp(addr)?;
+/// Binds and listens, and sets SO_REUSEPORT only *after* that.
+///
+/// With the option set before, the kernel would let a second start of the same user share the port and take half of its
+/// traffic. A check before the bind would leave a race; this way the bind itself is the check.
+fn bind_exclusively(addr: SocketAddr, backlog: i32) -> io::Result<Socket> {
+    let socket = new_tcp_socket(addr)?;
     socket.bind(&addr.into())?;
     socket.listen(backlog)?;
     socket.set_reuse_port(true)?;
     Ok(socket)
 }
 
-/// Binds `addr` beside sockets of ours in its way (`127.0.0.1:80` and `[::]:80`), if nobody else's is: as a reuseport
-/// socket, which the kernel allows beside others of the same user. `None` if none of ours is in its way.
-fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Result<Option<Socket>> {
+/// Binds `addr` beside overlapping sockets of this service (`127.0.0.1:80` and `[::]:80`) as a reuseport socket. Returns `None`
+/// if no socket of this service overlaps.
+fn bind_beside_own_sockets(
+    addr: SocketAddr,
+    ours: &[&Listener],
+    error: &io::Error,
+) -> Result<Option<Socket>> {
     let in_the_way: Vec<&&Listener> = ours
         .iter()
         .filter(|one| one.tcp().is_some_and(|local| listen_addr::overlaps(local, addr)))
         .collect();
     let Some(first) = in_the_way.first() else { return Ok(None) };
-    let own: Vec<u64> = ours.iter().filter_map(|one| inode(&one.socket)).collect();
-    // The kernel would let us join a reuseport socket of any service of this user.
-    if socket_holders::listening(addr).iter().any(|one| !own.contains(&one.inode)) {
-        return Err(Error::bind(addr, explain(error, addr, &own)));
+    let own: Vec<u64> = ours.iter().filter_map(|one| socket_inode(&one.socket)).collect();
+    // The kernel would let this socket join a reuseport group of any service of the same user.
+    if socket_holders::listening_sockets_at(addr).iter().any(|one| !own.contains(&one.inode)) {
+        return Err(Error::bind(addr, bind_error_text(error, addr, &own)));
     }
-    // Ours have it; one that was passed to us may not.
+    // Sockets of this service have the option; a passed socket may lack it.
     in_the_way.iter().for_each(|one| drop(one.socket.set_reuse_port(true)));
     let bind = || -> io::Result<Socket> {
-        let socket = tcp(addr)?;
+        let socket = new_tcp_socket(addr)?;
         socket.set_reuse_port(true)?;
         socket.bind(&addr.into())?;
         Ok(socket)
     };
     bind().map(Some).map_err(|e| {
         let made_by = match first.keeper {
-            Keeper::Manager => "that the service manager passed, so change it there",
-            Keeper::Us | Keeper::Store => "that was made with another user's rights or without SO_REUSEPORT",
+            SocketKeeper::ServiceManager => "that the service manager passed (change it there)",
+            SocketKeeper::Primary | SocketKeeper::FdStore => "that another user created or that lacks SO_REUSEPORT",
         };
         Error::bind(
             addr,
@@ -236,10 +255,10 @@ fn bind_beside(addr: SocketAddr, ours: &[&Listener], error: &io::Error) -> Resul
     })
 }
 
-/// A socket of a primary that is dead, as if it was bound by us.
-fn revive(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
+/// Prepares the socket of a dead primary as if this process had bound it.
+fn reuse_orphan_socket(fd: OwnedFd, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::from(fd);
-    // Nobody keeps a program of that primary up to date, and what it meant to close is open again.
+    // No process updates the tables of that primary's BPF program, and its filter may drop new connections.
     let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
     let _ = socket.detach_filter();
     socket.listen(backlog)?;
@@ -267,20 +286,22 @@ fn bind_path(
 ) -> std::result::Result<(Socket, SocketFile), String> {
     let access = unix.access()?;
     let bind = || SocketFile::bind_with(&unix.path, access, backlog);
-    bind().or_else(|why| match orphan_sockets::free(&ListenAddr::Unix(unix.clone()), may_wait) {
-        Freed::Taken(fd) => {
-            let socket = revive(fd, backlog).map_err(|e| e.to_string())?;
-            let file = SocketFile::inherit(&unix.path, Some(std::process::id()));
-            let file = file.ok_or("its file was removed in this moment; try again")?;
-            file.set_access(access)?;
-            Ok((socket, file))
+    bind().or_else(|why| {
+        match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
+            OrphanRelease::SocketTaken(fd) => {
+                let socket = reuse_orphan_socket(fd, backlog).map_err(|e| e.to_string())?;
+                let file = SocketFile::inherit(&unix.path, Some(std::process::id()));
+                let file = file.ok_or("its file was removed at the same time; try again")?;
+                file.set_access(access)?;
+                Ok((socket, file))
+            }
+            OrphanRelease::AddressFree => bind(),
+            OrphanRelease::NotOrphaned => Err(why),
         }
-        Freed::Gone => bind(),
-        Freed::No => Err(why),
     })
 }
 
-/// Binds a name that has no file: it ends with the last descriptor of the socket.
+/// Binds an abstract name, which has no file and ends with the last descriptor of the socket.
 fn bind_abstract(
     unix: &UnixAddr,
     name: &[u8],
@@ -297,7 +318,9 @@ fn bind_abstract(
     };
     let in_use = |e: &io::Error| match e.kind() {
         io::ErrorKind::AddrInUse => {
-            let holders = socket_holders::holders_of(&socket_holders::unix_inodes(&unix.path));
+            let holders = socket_holders::processes_holding(&socket_holders::unix_listener_inodes(
+                &unix.path,
+            ));
             match holders.first().and_then(|holder| printable_process(holder.pid)) {
                 Some(holder) => format!("address already in use (held by {holder})"),
                 None => "address already in use".to_string(),
@@ -310,41 +333,44 @@ fn bind_abstract(
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => e,
         Err(e) => return Err(e.to_string()),
     };
-    match draining_workers::await_release(|| socket_holders::unix_inodes(&unix.path)) {
-        Release::HeldBy(pid) => return Err(draining_workers::describe(pid)),
-        Release::Released => return bind().map_err(|e| in_use(&e)),
-        Release::NotOurs => {}
+    let in_the_way = || socket_holders::unix_listener_inodes(&unix.path);
+    match draining_workers::wait_until_workers_close(in_the_way, OWN_RELEASE_TIMEOUT) {
+        CloseOutcome::HeldBy(pid) => return Err(draining_workers::held_by_worker_text(pid)),
+        CloseOutcome::Closed => return bind().map_err(|e| in_use(&e)),
+        CloseOutcome::NotOurs => {}
     }
-    match orphan_sockets::free(&ListenAddr::Unix(unix.clone()), may_wait) {
-        Freed::Taken(fd) => revive(fd, backlog).map_err(|e| e.to_string()),
-        Freed::Gone => bind().map_err(|e| in_use(&e)),
-        Freed::No => Err(in_use(&error)),
+    match orphan_sockets::release_from_orphans(&ListenAddr::Unix(unix.clone()), may_wait) {
+        OrphanRelease::SocketTaken(fd) => {
+            reuse_orphan_socket(fd, backlog).map_err(|e| e.to_string())
+        }
+        OrphanRelease::AddressFree => bind().map_err(|e| in_use(&e)),
+        OrphanRelease::NotOrphaned => Err(in_use(&error)),
     }
 }
 
-/// The inode by which `/proc` names a socket.
-fn inode(socket: &Socket) -> Option<u64> {
+/// Returns the inode by which `/proc` identifies a socket.
+fn socket_inode(socket: &Socket) -> Option<u64> {
     let file = std::fs::File::from(socket.as_fd().try_clone_to_owned().ok()?);
     file.metadata().ok().map(|meta| meta.ino())
 }
 
-fn tcp(addr: SocketAddr) -> io::Result<Socket> {
+fn new_tcp_socket(addr: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(addr);
     let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
-        // [::] is dual stack whatever net.ipv6.bindv6only says; any other address is IPv6 anyway.
+        // [::] is dual stack, whatever net.ipv6.bindv6only says; any other address is IPv6 only.
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
-    // Lets us bind while connections of a former run are in TIME_WAIT, never beside a living listener.
+    // Allows the bind while connections of a former run are in TIME_WAIT, never beside another listener.
     socket.set_reuse_address(true)?;
-    // Inherited by every accepted connection: saves a system call for each.
+    // Inherited by accepted connections: saves a system call for each.
     socket.set_tcp_nodelay(true)?;
     Ok(socket)
 }
 
-fn explain(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String {
+fn bind_error_text(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String {
     match error.kind() {
-        io::ErrorKind::AddrInUse => match socket_holders::of_port(addr, ours) {
+        io::ErrorKind::AddrInUse => match socket_holders::describe_port_holder(addr, ours) {
             Some(holder) => format!("address already in use (held by {holder})"),
             None => "address already in use".to_string(),
         },
@@ -359,23 +385,23 @@ fn explain(error: &io::Error, addr: SocketAddr, ours: &[u64]) -> String {
     }
 }
 
-/// A socket that our parent opened: it must be a listening stream socket, and is otherwise left as it is.
-fn take_over(
+/// Takes descriptor `number`, which the parent process opened. It must be a listening stream socket.
+fn take_inherited_socket(
     addr: &ListenAddr,
     number: i32,
-    may_take_over: bool,
+    may_take_inherited: bool,
 ) -> Result<(Socket, Option<SocketFile>)> {
     let refused = |e: io::Error| {
         Error::bind(
             addr,
             format!(
-                "descriptor {number} was not passed to this process when it started, or was given up since ({e}): restart \
-                 the service with it"
+                "descriptor {number} was not passed to this process at its start, or was closed since ({e}): restart the \
+                 service with it"
             ),
         )
     };
-    if !may_take_over {
-        return Err(refused(io::Error::other("an upgrade passes only sockets that are in use")));
+    if !may_take_inherited {
+        return Err(refused(io::Error::other("an upgrade passes only sockets in use")));
     }
     let fits = |fd: std::os::fd::BorrowedFd<'_>| {
         fd.try_clone_to_owned().is_ok_and(|fd| is_stream_listener(&Socket::from(fd)))
@@ -383,22 +409,22 @@ fn take_over(
     match prefork_os::fd::take_inherited_fd_if(number, fits).map_err(refused)? {
         Some(fd) => {
             let socket = Socket::from(fd);
-            let file = file_of(&socket);
+            let file = unowned_socket_file(&socket);
             Ok((socket, file))
         }
         None => Err(Error::bind(addr, "the descriptor is not a listening stream socket")),
     }
 }
 
-/// Whether connections can come to it: it listens, and nobody has shut it down.
-pub(super) fn is_alive(socket: &Socket) -> bool {
+/// Returns whether the socket listens and was not shut down.
+pub(super) fn is_listening(socket: &Socket) -> bool {
     let watch =
         prefork_os::poll::WatchedFd::new(socket.as_fd(), prefork_os::poll::PollInterest::HangUp);
     let ended = prefork_os::poll::poll_fds(&[watch], Some(std::time::Duration::ZERO));
     socket.is_listener().unwrap_or(false) && ended.is_ok_and(|ended| ended == [false])
 }
 
-/// Whether it is what can be served.
+/// Returns whether the socket is a listening stream socket.
 pub(super) fn is_stream_listener(socket: &Socket) -> bool {
     socket.r#type().is_ok_and(|t| t == Type::STREAM) && socket.is_listener().unwrap_or(false)
 }
@@ -408,9 +434,14 @@ mod tests {
     use super::*;
 
     fn acquire(addr: &ListenAddr, backlog: u32) -> Result<(Listener, Option<SocketFile>)> {
-        let binding =
-            Binding { backlog, ours: &[], port: None, may_take_over: true, may_wait: false };
-        super::acquire(addr, &binding).map(|acquired| (acquired.listener, acquired.file))
+        let binding = BindContext {
+            backlog,
+            ours: &[],
+            port: None,
+            may_take_inherited: true,
+            may_wait: false,
+        };
+        super::open_socket(addr, &binding).map(|acquired| (acquired.listener, acquired.file))
     }
 
     fn loopback() -> ListenAddr {
@@ -418,32 +449,32 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_a_reuseport_one_with_nodelay() {
+    fn a_listening_socket_has_reuseport_and_nodelay() {
         let (listener, _) = acquire(&loopback(), 16).expect("bind");
         assert!(listener.socket.reuse_port().expect("option"));
         assert!(listener.socket.tcp_nodelay().expect("option"));
-        assert!(listener.local.starts_with("http://127.0.0.1:"), "{}", listener.local);
+        assert!(listener.local.to_string().starts_with("http://127.0.0.1:"), "{}", listener.local);
     }
 
     #[test]
-    fn a_second_start_is_refused_and_told_who_holds_the_port() {
+    fn a_second_start_is_refused_and_names_the_process_that_holds_the_port() {
         let (first, _) = acquire(&loopback(), 16).expect("bind");
-        let again = first.local.trim_start_matches("http://").parse().expect("address");
+        let again = first.local.to_listen_addr();
         let error = acquire(&again, 16).expect_err("taken").to_string();
         let pid = std::process::id();
         assert!(error.contains(&format!("already in use (held by pid {pid}, ")), "{error}");
     }
 
     #[test]
-    fn a_further_socket_joins_and_no_second_start_does() {
+    fn a_slot_socket_joins_the_group_and_a_second_start_does_not() {
         let (first, _) = acquire(&loopback(), 128).expect("bind");
-        let joined = join(&first, Slot(1)).expect("join");
+        let joined = bind_slot_socket(&first, Slot(1)).expect("join");
         assert_eq!((joined.local.clone(), joined.slot), (first.local.clone(), Slot(1)));
-        assert!(!joined.socket.is_listener().expect("option"), "the kernel sends nobody there yet");
-        listen(&joined, 128).expect("listen");
-        let again = first.local.trim_start_matches("http://").parse().expect("address");
+        assert!(!joined.socket.is_listener().expect("option"), "no connections before listen");
+        start_listening(&joined, 128).expect("listen");
+        let again = first.local.to_listen_addr();
         acquire(&again, 16).expect_err("taken");
-        // The kernel spreads: of 64 clients each of both gets some.
+        // The kernel distributes 64 clients over both.
         let addr = first.socket.local_addr().expect("name").as_socket().expect("tcp");
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(addr)).collect();
         assert!(clients.iter().all(Result::is_ok));
@@ -455,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_that_is_in_use_is_refused_by_name() {
+    fn a_unix_socket_in_use_is_refused_with_its_path() {
         let dir = tempfile::tempdir().expect("dir");
         let text = format!("unix:{}", dir.path().join("s").display());
         let addr: ListenAddr = text.parse().expect("address");

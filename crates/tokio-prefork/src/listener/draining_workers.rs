@@ -1,61 +1,66 @@
 //! Listening sockets that an earlier reload closed and that draining workers of this service still hold.
 //!
-//! A reload that goes back to an address shortly after another one left it would find it in use, by this service itself.
-//! A draining worker closes its sockets within a few round trips, unless a request computes on its event loop.
+//! A reload that returns to an address shortly after another reload left it finds the address in use by this service itself.
+//! A draining worker closes its sockets within milliseconds, unless a request blocks its event loop.
 
 use std::time::{Duration, Instant};
 
 use super::socket_holders;
 use prefork_os::process;
 
-/// How long a reload waits for draining workers to close an address. The primary does nothing else meanwhile.
-const OWN_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a reload waits for draining workers to close an address. It blocks the primary.
+pub(super) const OWN_RELEASE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How often to look whether they have closed it.
+/// How often to check whether they have closed it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What became of the sockets in the way.
+/// The result of waiting for workers to close their sockets.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Release {
-    /// Somebody else holds one, or nobody knows who does.
+pub(super) enum CloseOutcome {
+    /// Another process holds a socket, or a process that cannot be seen.
     NotOurs,
-    /// Nobody holds them any more.
-    Released,
-    /// This worker of ours still does.
+    /// All sockets are closed.
+    Closed,
+    /// The worker with this pid still holds a socket.
     HeldBy(u32),
 }
 
-/// Waits until workers of this process have closed the sockets whose inodes `in_the_way` returns.
-pub(super) fn await_release(in_the_way: impl Fn() -> Vec<u64>) -> Release {
+/// Waits until workers of this primary have closed the sockets whose inodes `in_the_way` returns.
+pub(super) fn wait_until_workers_close(
+    in_the_way: impl Fn() -> Vec<u64>,
+    timeout: Duration,
+) -> CloseOutcome {
     let began = Instant::now();
     loop {
         let inodes = in_the_way();
         if inodes.is_empty() {
-            return Release::Released;
+            return CloseOutcome::Closed;
         }
-        let holders = socket_holders::holders_of(&inodes);
+        let holders = socket_holders::processes_holding(&inodes);
         let is_ours = |pid: u32| process::parent_pid(pid) == Some(std::process::id());
         let strange = holders.iter().find(|one| !is_ours(one.pid));
-        // One that has ended since is nobody's.
-        if strange.is_some_and(|one| socket_holders::holds_any(one.pid, &inodes)) {
-            return Release::NotOurs;
+        // A process that has exited since holds nothing.
+        if strange.is_some_and(|one| socket_holders::process_holds_any(one.pid, &inodes)) {
+            return CloseOutcome::NotOurs;
         }
-        if began.elapsed() >= OWN_RELEASE_TIMEOUT {
-            return holders.first().map_or(Release::NotOurs, |one| Release::HeldBy(one.pid));
+        if began.elapsed() >= timeout {
+            return holders
+                .first()
+                .map_or(CloseOutcome::NotOurs, |one| CloseOutcome::HeldBy(one.pid));
         }
-        // Without any holder the kernel is about to close it, or the holder cannot be seen.
-        if holders.is_empty() && began.elapsed() >= OWN_RELEASE_TIMEOUT / 10 {
-            return Release::NotOurs;
+        // No visible holder: the kernel is about to close the socket, or its holder cannot be seen.
+        if holders.is_empty() && began.elapsed() >= timeout / 10 {
+            return CloseOutcome::NotOurs;
         }
         std::thread::sleep(CHECK_INTERVAL);
     }
 }
 
-/// What an error says of an address that is held by worker `pid`.
-pub(super) fn describe(pid: u32) -> String {
+/// Returns the error text for an address that worker `pid` still holds.
+pub(super) fn held_by_worker_text(pid: u32) -> String {
     format!(
-        "worker pid {pid} of this service, which finishes its requests, still has the socket that a reload closed: reload \
-         again when it has left, within its graceful-timeout"
+        "worker pid={pid} of this service is draining and still holds the socket that a reload closed: reload again when it \
+         has exited, at most graceful-timeout from now"
     )
 }
 
@@ -67,7 +72,7 @@ mod tests {
 
     use super::*;
 
-    /// A child of this process that holds a listening socket, and the inode of that.
+    /// Spawns a child that holds a listening socket. Returns the child and the inode of the socket.
     fn holding_child(program: &str) -> (Child, u64) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let link =
@@ -84,42 +89,52 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_a_child_keeps_is_told_with_its_pid() {
+    fn a_worker_that_keeps_its_socket_is_reported_by_pid() {
         let (mut child, inode) = holding_child("sleep");
-        let outcome = await_release(|| vec![inode]);
+        let outcome = wait_until_workers_close(|| vec![inode], OWN_RELEASE_TIMEOUT);
         child.kill().expect("kill");
         child.wait().expect("wait");
-        assert_eq!(outcome, Release::HeldBy(child.id()));
+        assert_eq!(outcome, CloseOutcome::HeldBy(child.id()));
     }
 
     #[test]
-    fn a_socket_that_a_child_closes_is_waited_for() {
+    fn the_wait_ends_when_the_worker_closes_its_socket() {
         let (mut child, inode) = holding_child("sleep");
-        let looks = std::cell::Cell::new(0);
-        let outcome = await_release(|| {
-            looks.set(looks.get() + 1);
-            if looks.get() == 3 {
-                child_ends(&child);
-            }
-            if looks.get() < 4 { vec![inode] } else { Vec::new() }
-        });
+        let checks = std::cell::Cell::new(0);
+        let outcome = wait_until_workers_close(
+            || {
+                checks.set(checks.get() + 1);
+                if checks.get() == 3 {
+                    kill_child(&child);
+                }
+                if checks.get() < 4 { vec![inode] } else { Vec::new() }
+            },
+            // Far longer than the child needs to exit.
+            Duration::from_secs(600),
+        );
         child.wait().expect("wait");
-        assert_eq!(outcome, Release::Released);
+        assert_eq!(outcome, CloseOutcome::Closed);
     }
 
-    fn child_ends(child: &Child) {
+    fn kill_child(child: &Child) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("pid"));
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
     }
 
     #[test]
-    fn a_socket_of_this_process_or_of_nobody_is_not_waited_for() {
+    fn a_socket_of_this_process_or_without_a_holder_is_not_waited_for() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let link =
             std::fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).expect("link");
         let inode = link.to_str().and_then(|link| link.strip_prefix("socket:[")?.strip_suffix(']'));
         let inode: u64 = inode.expect("a socket").parse().expect("inode");
-        assert_eq!(await_release(|| vec![inode]), Release::NotOurs);
-        assert_eq!(await_release(|| vec![u64::MAX]), Release::NotOurs);
+        assert_eq!(
+            wait_until_workers_close(|| vec![inode], OWN_RELEASE_TIMEOUT),
+            CloseOutcome::NotOurs
+        );
+        assert_eq!(
+            wait_until_workers_close(|| vec![u64::MAX], OWN_RELEASE_TIMEOUT),
+            CloseOutcome::NotOurs
+        );
     }
 }

@@ -1,9 +1,8 @@
-//! Sockets that the service manager has, too: those that it made and passed to us, and ours that it keeps for the primary
-//! that comes after us.
+//! Listening sockets that the service manager holds as well: sockets it created and passed to this process, and sockets of
+//! this process in its file descriptor store.
 //!
-//! What a unit's sockets are for is said in the unit, so they are served whatever `bind` says; a `bind` that was left at its
-//! default is replaced by them, and an address that both name is not bound again. What we had stored ourselves
-//! is taken back as far as `bind` names it.
+//! Passed sockets are always served, as the unit file says so. They replace a `bind` that was left at its default, and an
+//! address that both name is not bound again. Stored sockets are taken back if `bind` names their address.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -14,35 +13,42 @@ use crate::error::{Error, Result};
 use crate::systemd::{Passed, StoreName, is_stored};
 use prefork_supervisor::Slot;
 
-/// Who has a listening socket besides the workers and this process, and so whether it listens after our end. (Who passed a
-/// socket that is named as `fd://N` is not known: it counts as ours, and is left as it is in the end.)
+/// Which process besides primary and workers keeps a listening socket open, and so whether it listens after the primary's end.
+///
+/// A socket that is named as `fd://N` counts as the primary's, as its origin is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keeper {
-    /// Nobody.
-    Us,
-    /// The service manager keeps it for us.
-    Store,
-    /// Whoever made it and passed it to us.
-    Manager,
+pub(crate) enum SocketKeeper {
+    /// No other process: the socket closes with the primary and its workers.
+    Primary,
+    /// The service manager, in its file descriptor store, for the next primary.
+    FdStore,
+    /// The service manager, which created the socket and passed it to this process.
+    ServiceManager,
 }
 
-impl Keeper {
-    const NAMES: [(&str, Keeper); 3] =
-        [("us", Keeper::Us), ("store", Keeper::Store), ("manager", Keeper::Manager)];
+impl SocketKeeper {
+    const NAMES: [(&str, SocketKeeper); 3] = [
+        ("us", SocketKeeper::Primary),
+        ("store", SocketKeeper::FdStore),
+        ("manager", SocketKeeper::ServiceManager),
+    ];
 
-    /// As it crosses an upgrade.
+    /// Returns the name that the upgrade manifest uses.
     pub(crate) fn name(self) -> &'static str {
-        Keeper::NAMES.iter().find(|(_, one)| *one == self).map_or("us", |(name, _)| name)
+        SocketKeeper::NAMES.iter().find(|(_, one)| *one == self).map_or("us", |(name, _)| name)
     }
 
-    /// An image that knew no keepers says nothing.
-    pub(crate) fn named(name: &str) -> Keeper {
-        Keeper::NAMES.iter().find(|(one, _)| *one == name).map_or(Keeper::Us, |(_, one)| *one)
+    /// Returns the keeper of this name, or `Primary` for a name that an older manifest left empty.
+    pub(crate) fn from_name(name: &str) -> SocketKeeper {
+        SocketKeeper::NAMES
+            .iter()
+            .find(|(one, _)| *one == name)
+            .map_or(SocketKeeper::Primary, |(_, one)| *one)
     }
 }
 
-/// `bind` with the addresses of sockets that were passed: instead of the default, or besides what is named.
-pub(crate) fn serve_passed(bind: &mut Vec<ListenAddr>, passed: &[ListenAddr]) {
+/// Adds the addresses of passed sockets to `bind`, in place of its default value.
+pub(crate) fn add_passed_sockets(bind: &mut Vec<ListenAddr>, passed: &[ListenAddr]) {
     if passed.is_empty() {
         return;
     }
@@ -57,10 +63,11 @@ pub(crate) fn serve_passed(bind: &mut Vec<ListenAddr>, passed: &[ListenAddr]) {
 }
 
 impl ListenerSet {
-    /// Takes the sockets that the manager made. Those that `bind` names as `fd://N` are left to be taken as such.
+    /// Takes the sockets that the service manager created, except those that `bind` names as `fd://N`.
     ///
     /// # Errors
-    /// One is not a listening stream socket.
+    ///
+    /// A descriptor is not a listening stream socket.
     pub(crate) fn take_passed(&mut self, passed: &[Passed], bind: &[ListenAddr]) -> Result<()> {
         let named = |one: &&Passed| !bind.contains(&ListenAddr::Fd(one.number));
         for one in passed.iter().filter(|one| !is_stored(&one.name)).filter(named) {
@@ -78,21 +85,26 @@ impl ListenerSet {
                         .to_string(),
                 ));
             }
-            let addr = address(&socket, one.number);
-            self.inherit(addr, Slot(0), socket.into(), std::process::id(), Keeper::Manager)?;
+            let addr = bind_addr_of(&socket, one.number);
+            self.inherit(
+                addr,
+                Slot(0),
+                socket.into(),
+                std::process::id(),
+                SocketKeeper::ServiceManager,
+            )?;
         }
         Ok(())
     }
 
-    /// Takes back the sockets that the manager kept for us and `bind` names. Returns the names of those that it may let
-    /// go of.
+    /// Takes back the stored sockets that `bind` names. Returns the names of the others, for removal from the store.
     pub(crate) fn take_stored(&mut self, passed: &[Passed], bind: &[ListenAddr]) -> Vec<String> {
         let mut stored: Vec<_> = passed.iter().filter(|one| is_stored(&one.name)).collect();
-        // In the order of the slots, as they were opened.
+        // In the order of the slots: the kernel numbers the sockets of a reuseport group in the order of their creation.
         stored.sort_by_key(|one| StoreName::decode(&one.name).map(|name| name.slot));
         let mut unwanted = Vec::new();
         for one in stored {
-            // What cannot be used is opened anew, so this is no reason not to start.
+            // A socket that cannot be used is bound again, so a failure does not prevent the start.
             let taken = prefork_os::fd::take_inherited_fd(one.number)
                 .is_ok_and(|fd| self.take_back(&one.name, fd, bind).is_some());
             if !taken {
@@ -106,28 +118,32 @@ impl ListenerSet {
         let StoreName { slot, addr } = StoreName::decode(name)?;
         let addr: ListenAddr = addr.parse().ok().filter(|addr| bind.contains(addr))?;
         let socket = Socket::from(fd);
-        // The file of a Unix socket that somebody has removed leads nobody here any more.
+        // Clients cannot reach a Unix socket whose file was removed.
         let lost = matches!(&addr, ListenAddr::Unix(unix)
             if unix.abstract_name().is_none() && !unix.path.exists());
         if lost || !bind_socket::is_stream_listener(&socket) || self.has(&addr, slot) {
             return None;
         }
-        // A program of the primary before this one chooses by what nobody keeps up to date any more.
+        // No process updates the tables of the previous primary's BPF program any more.
         let _ = prefork_os::bpf::detach_reuseport_program(socket.as_fd());
-        // Nor is it closed to newcomers, whatever was meant when that primary ended.
+        // The previous primary may have attached a filter that drops new connections.
         let _ = socket.detach_filter();
-        self.inherit(addr, slot, socket.into(), std::process::id(), Keeper::Store).ok()
+        self.inherit(addr, slot, socket.into(), std::process::id(), SocketKeeper::FdStore).ok()
     }
 
-    /// The addresses of sockets that were passed to us.
-    pub(crate) fn passed(&self) -> Vec<ListenAddr> {
-        let passed = self.listeners.iter().filter(|one| one.keeper == Keeper::Manager);
+    /// Returns the addresses of the sockets that the service manager created.
+    pub(crate) fn passed_addrs(&self) -> Vec<ListenAddr> {
+        let passed = self.listeners.iter().filter(|one| one.keeper == SocketKeeper::ServiceManager);
         passed.filter(|one| one.slot == Slot(0)).map(|one| one.addr.clone()).collect()
     }
 
-    /// The address of a socket that somebody else made and no other socket can join, which is no reason not to serve it.
-    pub(super) fn stays_alone(&self, first: &Listener, why: Error) -> Result<ListenAddr> {
-        if first.keeper == Keeper::Us || self.group(&first.addr) > 1 {
+    /// Accepts that no other socket can join `first`: all workers share it. Returns its address.
+    ///
+    /// # Errors
+    ///
+    /// The primary created the socket, or its group has several: then `why` is an error.
+    pub(super) fn allow_shared_fallback(&self, first: &Listener, why: Error) -> Result<ListenAddr> {
+        if first.keeper == SocketKeeper::Primary || self.group_size(&first.addr) > 1 {
             return Err(why);
         }
         log::warn!(
@@ -140,10 +156,12 @@ impl ListenerSet {
 }
 
 impl Listener {
-    /// The name under which the manager is to keep it; `None` if it should not.
+    /// Returns the name of the socket in the file descriptor store, or `None` if it does not belong there.
     pub(crate) fn store_name(&self) -> Option<String> {
         match self.addr {
-            ListenAddr::Tcp(_) | ListenAddr::Unix(_) if self.keeper != Keeper::Manager => {
+            ListenAddr::Tcp(_) | ListenAddr::Unix(_)
+                if self.keeper != SocketKeeper::ServiceManager =>
+            {
                 StoreName { slot: self.slot, addr: self.addr.to_string() }.encode()
             }
             _ => None,
@@ -151,15 +169,15 @@ impl Listener {
     }
 }
 
-/// Where a socket listens, in the words in which `bind` would say it.
-fn address(socket: &Socket, number: i32) -> ListenAddr {
+/// Returns the address of a passed socket as `bind` would name it.
+fn bind_addr_of(socket: &Socket, number: i32) -> ListenAddr {
     let local = socket.local_addr().ok();
     let tcp = local.as_ref().and_then(|local| local.as_socket());
     let path = local.as_ref().filter(|_| socket.domain().is_ok_and(|d| d == Domain::UNIX));
     match (tcp, path.and_then(|local| local.as_pathname())) {
         (Some(tcp), _) => ListenAddr::Tcp(tcp),
         (None, Some(path)) => ListenAddr::Unix(path.into()),
-        // It has a name that is no file.
+        // An abstract or unnamed Unix socket.
         (None, None) => ListenAddr::Fd(number),
     }
 }
@@ -173,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_that_were_passed_replace_the_default_and_join_what_is_named() {
+    fn passed_sockets_replace_the_default_bind_and_are_added_to_an_explicit_one() {
         for (bind, passed, served) in [
             (&["127.0.0.1:3000"][..], &[][..], &["127.0.0.1:3000"][..]),
             (&["127.0.0.1:3000"], &["[::]:80", "unix:/run/a"], &["[::]:80", "unix:/run/a"]),
@@ -182,25 +200,25 @@ mod tests {
             (&["127.0.0.1:1"], &["fd://3"], &["127.0.0.1:1", "fd://3"]),
         ] {
             let mut fitted = addrs(bind);
-            serve_passed(&mut fitted, &addrs(passed));
+            add_passed_sockets(&mut fitted, &addrs(passed));
             assert_eq!(fitted, addrs(served));
         }
     }
 
     #[test]
-    fn a_keeper_is_read_as_it_was_written() {
-        for keeper in [Keeper::Us, Keeper::Store, Keeper::Manager] {
-            assert_eq!(Keeper::named(keeper.name()), keeper);
+    fn every_socket_keeper_survives_a_round_trip_through_its_name() {
+        for keeper in [SocketKeeper::Primary, SocketKeeper::FdStore, SocketKeeper::ServiceManager] {
+            assert_eq!(SocketKeeper::from_name(keeper.name()), keeper);
         }
-        assert_eq!(Keeper::named(""), Keeper::Us);
+        assert_eq!(SocketKeeper::from_name(""), SocketKeeper::Primary);
     }
 
     #[test]
-    fn what_is_stored_comes_back_under_its_slot_and_the_rest_may_go() {
+    fn stored_sockets_are_taken_back_with_their_slot_and_unwanted_ones_are_reported() {
         let mut set = ListenerSet::default();
         let bind = addrs(&["127.0.0.1:0"]);
-        set.open_missing(&bind, 16, 3).expect("bind");
-        let local = set.locals();
+        set.open_missing_sockets(&bind, 16, 3).expect("bind");
+        let local = set.bound_addrs();
         let passed: Vec<Passed> = set
             .listeners
             .drain(..)
@@ -214,8 +232,8 @@ mod tests {
         let mut back = ListenerSet::default();
         assert!(back.take_stored(&passed, &bind).is_empty());
         let slots: Vec<u32> = back.listeners.iter().map(|one| one.slot.0).collect();
-        assert_eq!((back.locals(), slots), (local, vec![0, 1, 2]));
-        // Nobody asks for that address any more, nor does this name mean anything.
+        assert_eq!((back.bound_addrs(), slots), (local, vec![0, 1, 2]));
+        // One has an address that `bind` does not name, the other an invalid name.
         let names = ["prefork-0-127.0.0.1%3A0", "prefork-odd"].map(str::to_string);
         let other = back.listeners.drain(..2).zip(&names);
         let passed: Vec<Passed> = other

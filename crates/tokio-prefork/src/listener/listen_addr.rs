@@ -1,40 +1,74 @@
-//! The identity of a listener: what the operator wrote, parsed, and printed the same way again.
+//! Addresses of listeners: as the operator writes them, and as the kernel has bound them.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::UnixAddr;
 use crate::error::{Error, Result};
 
-/// Where to listen. Parses from `HOST:PORT`, `[V6]:PORT`, `:PORT` (all addresses, dual stack),
+/// An address to listen on, as the operator writes it. Parses from `HOST:PORT`, `[V6]:PORT`, `:PORT` (all addresses, dual stack),
 /// `unix:PATH[?mode=0660&owner=NAME&group=NAME]`, `unix:@NAME` and `fd://N`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ListenAddr {
-    /// An IPv4 or IPv6 address; `[::]` takes IPv4 as well (dual stack).
+    /// An IPv4 or IPv6 address and a port; 0 is a free one. `[::]` accepts IPv4 as well (dual stack).
     Tcp(SocketAddr),
-    /// A host name: all addresses that it has, with the same port. Looked up at the start and at each reload.
+    /// A host name: all its addresses, with the same port. Looked up at the start and at each reload.
     Host(HostAddr),
     /// A Unix stream socket.
     Unix(UnixAddr),
-    /// A listening stream socket that the parent process left open at this number.
+    /// A listening stream socket that the parent process passed as this descriptor.
     Fd(i32),
 }
 
 /// A host name and a port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct HostAddr {
-    /// The name, as the resolver gets it.
+    /// The host name in lower case.
     pub name: String,
-    /// The port, the same for all addresses of the name. 0: a free one.
+    /// The port, the same for all addresses of the name; 0 is a free one.
     pub port: u16,
 }
 
 impl ListenAddr {
     /// Returns the pids of all processes that hold the socket that listens on this address, as far as `/proc` shows them.
     pub fn holders(&self) -> Vec<u32> {
-        super::socket_holders::holders(self)
+        super::socket_holders::listener_pids(self)
+    }
+}
+
+/// The address of a listening socket as the kernel has it, with the real port. Displays with its scheme:
+/// `http://127.0.0.1:3000`, `unix:/run/app.sock`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BoundAddr {
+    /// HTTP over TCP.
+    Http(SocketAddr),
+    /// A Unix socket with a file.
+    Unix(PathBuf),
+    /// A socket without port or file, such as an abstract Unix socket: the address that was asked for.
+    Unnamed(ListenAddr),
+}
+
+impl BoundAddr {
+    /// Returns the address in the form in which it could be listened on.
+    pub(crate) fn to_listen_addr(&self) -> ListenAddr {
+        match self {
+            BoundAddr::Http(addr) => ListenAddr::Tcp(*addr),
+            BoundAddr::Unix(path) => ListenAddr::Unix(path.as_path().into()),
+            BoundAddr::Unnamed(addr) => addr.clone(),
+        }
+    }
+}
+
+impl fmt::Display for BoundAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BoundAddr::Http(addr) => write!(f, "http://{addr}"),
+            BoundAddr::Unix(path) => write!(f, "unix:{}", path.display()),
+            BoundAddr::Unnamed(addr) => addr.fmt(f),
+        }
     }
 }
 
@@ -48,26 +82,35 @@ impl Default for ListenAddr {
 impl FromStr for ListenAddr {
     type Err = Error;
 
+    /// # Errors
+    ///
+    /// The text has none of the forms of [`ListenAddr`]; the error says which.
     fn from_str(text: &str) -> Result<ListenAddr> {
         if let Some(rest) = text.strip_prefix("unix:") {
-            return UnixAddr::parse(rest).map(ListenAddr::Unix).map_err(|why| bad(text, &why));
+            return UnixAddr::parse(rest)
+                .map(ListenAddr::Unix)
+                .map_err(|why| listen_addr_error(text, &why));
         }
         if let Some(number) = text.strip_prefix("fd://") {
             return match number.parse::<i32>() {
                 Ok(fd) if fd >= 3 => Ok(ListenAddr::Fd(fd)),
-                Ok(_) => Err(bad(text, "0, 1 and 2 are the standard streams: give 3 or more")),
-                Err(_) => Err(bad(text, "fd:// needs a number")),
+                Ok(_) => Err(listen_addr_error(
+                    text,
+                    "0, 1 and 2 are the standard streams: give 3 or more",
+                )),
+                Err(_) => Err(listen_addr_error(text, "fd:// needs a number")),
             };
         }
         if let Ok(addr) = text.parse() {
             return Ok(ListenAddr::Tcp(addr));
         }
         let forms = "give HOST:PORT (as 127.0.0.1:3000, [::1]:3000, localhost:3000 or :3000), unix:PATH or fd://N";
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| bad(text, forms))?;
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| listen_addr_error(text, forms))?;
         if !host.is_empty() && !is_host_name(host) {
-            return Err(bad(text, forms));
+            return Err(listen_addr_error(text, forms));
         }
-        let port = port.parse().map_err(|_| bad(text, "the port must be 0 to 65535"))?;
+        let port =
+            port.parse().map_err(|_| listen_addr_error(text, "the port must be 0 to 65535"))?;
         Ok(match host {
             "" => ListenAddr::Tcp(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)),
             name => ListenAddr::Host(HostAddr { name: name.to_ascii_lowercase(), port }),
@@ -75,8 +118,8 @@ impl FromStr for ListenAddr {
     }
 }
 
-/// Whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label is a
-/// number is an IPv4 address with a typing error.
+/// Returns whether `text` is a host name (RFC 1123, and the underscore that resolvers accept). A name whose last label is a
+/// number is refused: it is a mistyped IPv4 address.
 fn is_host_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -101,12 +144,12 @@ impl fmt::Display for ListenAddr {
     }
 }
 
-fn bad(text: &str, why: &str) -> Error {
+fn listen_addr_error(text: &str, why: &str) -> Error {
     Error::config(format!("bind = {text:?} is not an address: {why}"))
 }
 
-/// Whether every connection to `narrow` would reach a socket on `wide`, too: the same port, and all addresses of its
-/// family or of both (`[::]` is dual stack).
+/// Returns whether `wide` is the wildcard address of the port of `narrow`, so that connections to `narrow` reach it as well
+/// (`[::]` is dual stack).
 pub(super) fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
     let all = match wide.ip() {
         IpAddr::V4(ip) => ip.is_unspecified() && narrow.is_ipv4(),
@@ -115,7 +158,7 @@ pub(super) fn covers(wide: SocketAddr, narrow: SocketAddr) -> bool {
     all && wide.port() == narrow.port() && wide != narrow
 }
 
-/// Whether the kernel holds one of them against the other: the same port, and an address in common.
+/// Returns whether two addresses collide in bind(2): the same port, and an address in common.
 pub(super) fn overlaps(one: SocketAddr, other: SocketAddr) -> bool {
     covers(one, other) || covers(other, one) || one == other
 }

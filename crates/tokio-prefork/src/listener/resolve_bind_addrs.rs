@@ -1,49 +1,50 @@
-//! What a configuration's addresses are, given the sockets that there are: names looked up, known sockets found again,
-//! sockets that a wider address covers kept open.
+//! Resolution of `bind` against the open sockets: host names become addresses, open sockets are found again, and sockets that a
+//! wildcard address covers stay open.
 
 use std::net::SocketAddr;
 
-use super::host_lookup::{self, Names};
-use super::{Acquired, ListenAddr, Listener, ListenerSet};
+use super::host_lookup::{self, ResolvedHosts};
+use super::{ListenAddr, Listener, ListenerSet, OpenedSocket};
 use crate::error::{ErrorKind, Result};
 use prefork_supervisor::Slot;
 
-/// How often a free port is tried that is to be free on all addresses of a name.
+/// How many ephemeral ports to try until one is free on all addresses of a host name.
 const PORT_ATTEMPTS: u32 = 32;
 
 impl ListenerSet {
-    /// This image was begun by an upgrade.
-    pub(crate) fn set_upgraded(&mut self) {
-        self.upgraded = true;
+    /// Records that an upgrade started this image: inherited descriptors can no longer be named as `fd://N`.
+    pub(crate) fn set_started_by_upgrade(&mut self) {
+        self.is_started_by_upgrade = true;
     }
 
-    /// From now on somebody is served, and nothing may wait.
-    pub(crate) fn set_serving(&mut self) {
-        self.serving = true;
+    /// Records that workers serve, so that opening sockets may no longer wait.
+    pub(crate) fn set_has_started_serving(&mut self) {
+        self.has_started_serving = true;
     }
 
-    /// Replaces host names by their addresses, and other words for a socket that is open by those under which it is
-    /// known. Adds the open sockets that an address of `bind` covers: `127.0.0.1:80` stays open when `:80` is asked for,
-    /// as closing it would drop the connections that are about to be made to it.
-    pub(crate) fn fit(&mut self, bind: &mut Vec<ListenAddr>, names: &Names) {
+    /// Replaces host names by their addresses, and addresses of open sockets by the form under which they were opened. Adds the
+    /// open sockets that an address of `bind` covers: `127.0.0.1:80` stays open for `:80`, as closing it would reset
+    /// connections.
+    pub(crate) fn resolve_bind_addrs(&mut self, bind: &mut Vec<ListenAddr>, names: &ResolvedHosts) {
         let mut fitted: Vec<ListenAddr> = Vec::new();
         for addr in bind.iter() {
-            let mut expanded = host_lookup::expand(addr, names);
+            let mut expanded = host_lookup::expand_host(addr, names);
             if matches!(addr, ListenAddr::Host(_)) {
                 self.drop_unavailable(addr, &mut expanded);
             }
             if matches!(addr, ListenAddr::Host(host) if host.port == 0) {
-                self.share_port(&expanded);
+                self.remember_same_port(&expanded);
             }
             for addr in expanded {
-                // Rights of a file may have changed: the words of the new configuration count.
-                let known = self.known_as(&addr).unwrap_or(addr);
+                // The new form counts: it may change mode and owner of a socket file.
+                let known = self.open_address_of(&addr).unwrap_or(addr);
                 if !fitted.contains(&known) {
                     fitted.push(known);
                 }
             }
         }
-        let wanted: Vec<SocketAddr> = fitted.iter().filter_map(|a| self.address_of(a)).collect();
+        let wanted: Vec<SocketAddr> =
+            fitted.iter().filter_map(|a| self.socket_addr_of(a)).collect();
         for listener in self.listeners.iter().filter(|listener| listener.slot == Slot(0)) {
             let covered = listener.tcp().is_some_and(|local| {
                 wanted.iter().any(|wide| super::listen_addr::covers(*wide, local))
@@ -55,8 +56,8 @@ impl ListenerSet {
         *bind = fitted;
     }
 
-    /// Leaves out addresses of a name that this machine does not have (`::1` where IPv6 is off), unless there are no
-    /// others: then binding tells why.
+    /// Removes addresses that this machine does not have, such as `::1` without IPv6. Keeps them if there are no others, so
+    /// that binding reports the error.
     fn drop_unavailable(&self, name: &ListenAddr, addrs: &mut Vec<ListenAddr>) {
         let has = |addr: &ListenAddr| match addr {
             ListenAddr::Tcp(tcp) => {
@@ -72,13 +73,13 @@ impl ListenerSet {
         }
         for addr in missing {
             log::warn!(
-                "{name} is also {addr}, which no interface of this machine has: not listening there"
+                "{name} resolves to {addr} as well, which no interface of this machine has: not listening there"
             );
         }
         *addrs = there;
     }
 
-    fn share_port(&mut self, group: &[ListenAddr]) {
+    fn remember_same_port(&mut self, group: &[ListenAddr]) {
         let meets = |known: &Vec<ListenAddr>| known.iter().any(|addr| group.contains(addr));
         match self.same_port.iter_mut().find(|known| meets(known)) {
             Some(known) => {
@@ -92,8 +93,8 @@ impl ListenerSet {
         }
     }
 
-    /// Under which words a socket on exactly this address is open.
-    fn known_as(&self, addr: &ListenAddr) -> Option<ListenAddr> {
+    /// Returns the form under which a socket with exactly this address was opened.
+    fn open_address_of(&self, addr: &ListenAddr) -> Option<ListenAddr> {
         let ListenAddr::Tcp(tcp) = addr else { return None };
         if self.has(addr, Slot(0)) || tcp.port() == 0 {
             return None;
@@ -102,8 +103,8 @@ impl ListenerSet {
         self.listeners.iter().find(same).map(|listener| listener.addr.clone())
     }
 
-    /// The TCP address with the real port, as far as it is known.
-    fn address_of(&self, addr: &ListenAddr) -> Option<SocketAddr> {
+    /// Returns the TCP address with the real port, if it is known.
+    fn socket_addr_of(&self, addr: &ListenAddr) -> Option<SocketAddr> {
         let open = self.listeners.iter().find(|listener| listener.addr == *addr);
         open.and_then(Listener::tcp).or(match addr {
             ListenAddr::Tcp(tcp) if tcp.port() != 0 => Some(*tcp),
@@ -111,12 +112,12 @@ impl ListenerSet {
         })
     }
 
-    /// Opens what is missing of the addresses of one name, all with one port.
-    pub(super) fn acquire_group(
+    /// Opens the missing addresses of one host name, all on one port.
+    pub(super) fn open_on_one_port(
         &self,
         group: &[ListenAddr],
         backlog: u32,
-        opened: &mut Vec<Acquired>,
+        opened: &mut Vec<OpenedSocket>,
     ) -> Result<()> {
         let known = self.listeners.iter().chain(opened.iter().map(|one| &one.listener));
         let mut known = known.filter(|listener| group.contains(&listener.addr));
@@ -124,12 +125,12 @@ impl ListenerSet {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.acquire_at(group, backlog, port, opened) {
+            match self.open_at_port(group, backlog, port, opened) {
                 Ok(new) => {
                     opened.extend(new);
                     return Ok(());
                 }
-                // The port that was free on the first address is not so on another.
+                // The port that the first address got is in use at another address.
                 Err(e)
                     if port.is_none() && attempt < PORT_ATTEMPTS && e.kind() == ErrorKind::Bind => {
                 }
@@ -138,14 +139,14 @@ impl ListenerSet {
         }
     }
 
-    fn acquire_at(
+    fn open_at_port(
         &self,
         group: &[ListenAddr],
         backlog: u32,
         mut port: Option<u16>,
-        opened: &[Acquired],
-    ) -> Result<Vec<Acquired>> {
-        let mut new: Vec<Acquired> = Vec::new();
+        opened: &[OpenedSocket],
+    ) -> Result<Vec<OpenedSocket>> {
+        let mut new: Vec<OpenedSocket> = Vec::new();
         let is_open = |addr: &ListenAddr| {
             self.has(addr, Slot(0)) || opened.iter().any(|one| one.listener.addr == *addr)
         };
@@ -168,7 +169,7 @@ mod tests {
 
     fn open(texts: &[&str]) -> ListenerSet {
         let mut set = ListenerSet::default();
-        set.open_missing(&addrs(texts), 16, 1).expect("bind");
+        set.open_missing_sockets(&addrs(texts), 16, 1).expect("bind");
         set
     }
 
@@ -177,71 +178,74 @@ mod tests {
     }
 
     #[test]
-    fn all_addresses_of_a_name_get_one_port_and_keep_it() {
-        let names = Names::of("two", &["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
+    fn all_addresses_of_a_host_name_share_one_port() {
+        let names = ResolvedHosts::of_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.1"]);
         let mut set = ListenerSet::default();
         for _ in 0..2 {
             let mut bind = addrs(&["two:0"]);
-            set.fit(&mut bind, &names);
+            set.resolve_bind_addrs(&mut bind, &names);
             assert_eq!(bind, addrs(&["127.0.0.1:0", "127.0.0.2:0"]));
-            set.open_missing(&bind, 16, 1).expect("bind");
+            set.open_missing_sockets(&bind, 16, 1).expect("bind");
             let locals: Vec<_> = set.listeners.iter().filter_map(Listener::tcp).collect();
             assert_eq!(locals.len(), 2);
             assert_eq!(locals[0].port(), locals[1].port());
         }
-        // One that the name got later joins them.
+        // An address that the name gets later joins them.
         let mut bind = addrs(&["two:0"]);
-        set.fit(&mut bind, &Names::of("two", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]));
-        set.open_missing(&bind, 16, 1).expect("bind");
+        set.resolve_bind_addrs(
+            &mut bind,
+            &ResolvedHosts::of_one_host("two", &["127.0.0.1", "127.0.0.2", "127.0.0.3"]),
+        );
+        set.open_missing_sockets(&bind, 16, 1).expect("bind");
         let ports: Vec<_> =
             set.listeners.iter().filter_map(Listener::tcp).map(|l| l.port()).collect();
         assert_eq!(ports, [port(&set); 3]);
     }
 
     #[test]
-    fn a_socket_that_is_open_is_found_under_its_port() {
+    fn an_open_socket_is_found_by_its_real_port() {
         let mut set = open(&["127.0.0.1:0"]);
         let mut bind = addrs(&[&format!("127.0.0.1:{}", port(&set)), "127.0.0.1:0"]);
-        set.fit(&mut bind, &Names::default());
+        set.resolve_bind_addrs(&mut bind, &ResolvedHosts::default());
         assert_eq!(bind, addrs(&["127.0.0.1:0"]));
-        assert!(set.open_missing(&bind, 16, 1).expect("open").locals.is_empty());
+        assert!(set.open_missing_sockets(&bind, 16, 1).expect("open").locals.is_empty());
     }
 
     #[test]
-    fn a_wider_address_opens_beside_a_narrower_one_which_stays() {
+    fn a_wildcard_address_opens_beside_a_specific_one_which_stays_open() {
         for wide in ["[::]", "0.0.0.0"] {
             let mut set = open(&["127.0.0.1:0"]);
             let all = format!("{wide}:{}", port(&set));
             let mut bind = addrs(&[&all]);
-            set.fit(&mut bind, &Names::default());
+            set.resolve_bind_addrs(&mut bind, &ResolvedHosts::default());
             assert_eq!(bind, addrs(&[&all, "127.0.0.1:0"]));
-            let opened = set.open_missing(&bind, 16, 1).expect("bind");
-            assert_eq!((opened.locals.len(), opened.narrower.len()), (1, 0));
-            assert!(set.remove_unnamed(&bind.iter().collect::<Vec<_>>()).is_empty());
-            // And back: nothing is opened, the wide one closes.
+            let opened = set.open_missing_sockets(&bind, 16, 1).expect("bind");
+            assert_eq!((opened.locals.len(), opened.took_over_traffic.len()), (1, 0));
+            assert!(set.remove_sockets_not_in(&bind.iter().collect::<Vec<_>>()).is_empty());
+            // Back to the specific address: nothing is opened, the wildcard socket closes.
             let mut bind = addrs(&[&format!("127.0.0.1:{}", port(&set))]);
-            set.fit(&mut bind, &Names::default());
+            set.resolve_bind_addrs(&mut bind, &ResolvedHosts::default());
             assert_eq!(bind, addrs(&["127.0.0.1:0"]));
-            assert_eq!(set.remove_unnamed(&bind.iter().collect::<Vec<_>>()).len(), 1);
+            assert_eq!(set.remove_sockets_not_in(&bind.iter().collect::<Vec<_>>()).len(), 1);
         }
     }
 
     #[test]
-    fn a_narrower_address_beside_a_wider_one_takes_its_connections() {
+    fn a_specific_address_beside_a_wildcard_takes_its_connections() {
         for (wide, narrow) in [("[::]", "127.0.0.1"), ("[::]", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")]
         {
             let mut set = open(&[&format!("{wide}:0")]);
             let bind = addrs(&[&format!("{narrow}:{}", port(&set))]);
-            let opened = set.open_missing(&bind, 16, 3).expect("bind");
-            assert_eq!(opened.narrower, bind);
+            let opened = set.open_missing_sockets(&bind, 16, 3).expect("bind");
+            assert_eq!(opened.took_over_traffic, bind);
             assert_eq!(set.listeners.iter().filter(|l| l.addr == bind[0]).count(), 3);
         }
     }
 
     #[test]
-    fn a_socket_of_another_service_of_this_user_is_not_joined() {
+    fn a_reuseport_socket_of_another_service_is_not_joined() {
         let set = open(&["127.0.0.1:0"]);
-        // As another service of this user would: with SO_REUSEPORT.
+        // Like another service of the same user: with SO_REUSEPORT.
         let other = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
             .expect("socket");
         other.set_reuse_port(true).expect("option");
@@ -250,7 +254,10 @@ mod tests {
         other.listen(1).expect("listen");
         let mut set = set;
         let bind = addrs(&[&format!("0.0.0.0:{}", port(&set))]);
-        let error = set.open_missing(&bind, 16, 1).expect_err("another's").to_string();
+        let error = set
+            .open_missing_sockets(&bind, 16, 1)
+            .expect_err("another service listens")
+            .to_string();
         assert!(error.contains("address already in use (held by "), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Who holds an address: read from `/proc`, as far as our rights allow.
+//! Which processes hold a listening socket, read from `/proc` as far as this process may.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -8,69 +8,71 @@ use super::ListenAddr;
 use super::listen_addr::overlaps;
 use crate::text::printable_process;
 
-/// A listening socket of this network namespace.
+/// A listening TCP socket of this network namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Listening {
+pub(super) struct ListeningSocket {
     pub(super) addr: SocketAddr,
-    /// Whose process made it.
+    /// User id of the process that created it.
     pub(super) uid: u32,
     pub(super) inode: u64,
 }
 
-/// A process and the numbers under which it has sockets, each with the inode.
+/// A process and its descriptors of certain sockets, each with the socket's inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(super) struct SocketHolder {
     pub(super) pid: u32,
     pub(super) sockets: Vec<(i32, u64)>,
 }
 
-/// The process that listens on the port of `addr` with another socket than `ours`, if `/proc` tells: `pid 812, nginx`.
-pub(super) fn of_port(addr: SocketAddr, ours: &[u64]) -> Option<String> {
-    let inodes: Vec<u64> = listening(addr).iter().map(|one| one.inode).collect();
+/// Returns the process that listens at `addr` with another socket than `ours`, if `/proc` shows it: `pid 812, nginx`.
+pub(super) fn describe_port_holder(addr: SocketAddr, ours: &[u64]) -> Option<String> {
+    let inodes: Vec<u64> = listening_sockets_at(addr).iter().map(|one| one.inode).collect();
     let inodes: Vec<u64> = inodes.into_iter().filter(|inode| !ours.contains(inode)).collect();
-    // The oldest: a primary stands before its workers.
-    holders_of(&inodes).first().and_then(|holder| printable_process(holder.pid))
+    // The lowest pid: usually a primary, not one of its workers.
+    processes_holding(&inodes).first().and_then(|holder| printable_process(holder.pid))
 }
 
-/// Every process that holds the socket that listens on `addr`, by pid.
-pub(super) fn holders(addr: &ListenAddr) -> Vec<u32> {
+/// Returns the pids of all processes that hold a socket listening at `addr`.
+pub(super) fn listener_pids(addr: &ListenAddr) -> Vec<u32> {
     let inodes = match addr {
-        ListenAddr::Tcp(addr) => listening(*addr).iter().map(|one| one.inode).collect(),
-        ListenAddr::Unix(unix) => unix_inodes(&unix.path),
+        ListenAddr::Tcp(addr) => listening_sockets_at(*addr).iter().map(|one| one.inode).collect(),
+        ListenAddr::Unix(unix) => unix_listener_inodes(&unix.path),
         ListenAddr::Fd(_) | ListenAddr::Host(_) => Vec::new(),
     };
-    holders_of(&inodes).into_iter().map(|holder| holder.pid).collect()
+    processes_holding(&inodes).into_iter().map(|holder| holder.pid).collect()
 }
 
-/// All processes that hold one of these sockets, by pid.
-pub(super) fn holders_of(inodes: &[u64]) -> Vec<Holder> {
+/// Returns all processes that hold one of these sockets, ordered by pid.
+pub(super) fn processes_holding(inodes: &[u64]) -> Vec<SocketHolder> {
     if inodes.is_empty() {
         return Vec::new();
     }
-    let all = pids().into_iter().map(|pid| Holder { pid, sockets: sockets_of(pid, inodes) });
+    let all = running_pids()
+        .into_iter()
+        .map(|pid| SocketHolder { pid, sockets: held_sockets(pid, inodes) });
     all.filter(|holder| !holder.sockets.is_empty()).collect()
 }
 
-/// The sockets that listen in the way of `addr`.
-pub(super) fn listening(addr: SocketAddr) -> Vec<Listening> {
+/// Returns the TCP sockets that listen at addresses overlapping `addr`.
+pub(super) fn listening_sockets_at(addr: SocketAddr) -> Vec<ListeningSocket> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter();
     let tables = tables.filter_map(|table| fs::read_to_string(table).ok());
-    tables.flat_map(|table| listening_in(&table, addr)).collect()
+    tables.flat_map(|table| parse_listening_sockets(&table, addr)).collect()
 }
 
-/// Inodes of the Unix sockets that listen at `path`; `@NAME` is an abstract one.
-pub(super) fn unix_inodes(path: &Path) -> Vec<u64> {
+/// Returns the inodes of Unix sockets that listen at `path`; `@NAME` is an abstract name.
+pub(super) fn unix_listener_inodes(path: &Path) -> Vec<u64> {
     let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    inodes_of_path(&table, path)
+    parse_unix_listener_inodes(&table, path)
 }
 
-/// Inodes of listening sockets at `path` in a table like `/proc/net/unix`. It shows paths as they were bound, so
-/// a relative one is looked for as it was given, and as it is in full.
-fn inodes_of_path(table: &str, path: &Path) -> Vec<u64> {
+/// Parses `/proc/net/unix` for listening sockets at `path`. The table has paths as they were bound, so a relative path is
+/// compared as given and in its absolute form.
+fn parse_unix_listener_inodes(table: &str, path: &Path) -> Vec<u64> {
     let full = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let lines = table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
-        // The flags say whether it listens; the connections it accepted have the same path.
+        // Accepted connections have the same path; only the flag tells them from the listener.
         let listens = fields.nth(3)? == "00010000";
         let inode = fields.nth(2)?.parse().ok()?;
         let bound = Path::new(fields.next()?);
@@ -79,22 +81,22 @@ fn inodes_of_path(table: &str, path: &Path) -> Vec<u64> {
     lines.collect()
 }
 
-/// Sockets in state LISTEN (0A) in a table like `/proc/net/tcp` that collide with `addr`.
-fn listening_in(table: &str, addr: SocketAddr) -> Vec<Listening> {
+/// Parses a table like `/proc/net/tcp` for sockets in state LISTEN (0A) that overlap `addr`.
+fn parse_listening_sockets(table: &str, addr: SocketAddr) -> Vec<ListeningSocket> {
     let lines = table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let (ip, port) = fields.nth(1)?.split_once(':')?;
         let state = fields.nth(1)?;
         let uid = fields.nth(3)?.parse().ok()?;
         let inode = fields.nth(1)?.parse().ok()?;
-        let its = SocketAddr::new(address(ip)?, u16::from_str_radix(port, 16).ok()?);
-        (state == "0A" && overlaps(its, addr)).then_some(Listening { addr: its, uid, inode })
+        let its = SocketAddr::new(parse_proc_address(ip)?, u16::from_str_radix(port, 16).ok()?);
+        (state == "0A" && overlaps(its, addr)).then_some(ListeningSocket { addr: its, uid, inode })
     });
     lines.collect()
 }
 
-/// An address as `/proc` prints it: words in the order of the machine's bytes.
-fn address(hex: &str) -> Option<IpAddr> {
+/// Parses an address as `/proc/net` prints it: 32-bit words in native byte order.
+fn parse_proc_address(hex: &str) -> Option<IpAddr> {
     let words: Option<Vec<u32>> = hex
         .as_bytes()
         .chunks(8)
@@ -114,7 +116,7 @@ fn address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-fn pids() -> Vec<u32> {
+fn running_pids() -> Vec<u32> {
     let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
     let mut pids: Vec<u32> =
         dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
@@ -122,13 +124,13 @@ fn pids() -> Vec<u32> {
     pids
 }
 
-/// Whether `pid` has a socket with one of these inodes.
-pub(super) fn holds_any(pid: u32, inodes: &[u64]) -> bool {
-    !sockets_of(pid, inodes).is_empty()
+/// Returns whether process `pid` holds a socket with one of these inodes.
+pub(super) fn process_holds_any(pid: u32, inodes: &[u64]) -> bool {
+    !held_sockets(pid, inodes).is_empty()
 }
 
-/// The descriptors of `pid` that are sockets with one of these inodes.
-fn sockets_of(pid: u32, inodes: &[u64]) -> Vec<(i32, u64)> {
+/// Returns the descriptors of process `pid` that are sockets with one of these inodes.
+fn held_sockets(pid: u32, inodes: &[u64]) -> Vec<(i32, u64)> {
     let Ok(fds) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
     let sockets = fds.flatten().filter_map(|fd| {
         let number = fd.file_name().to_str()?.parse().ok()?;
@@ -156,7 +158,7 @@ mod tests {
     #[test]
     fn listeners_in_the_way_are_found_and_others_are_not() {
         let find = |table: &str, addr: &str| -> Vec<u64> {
-            let found = listening_in(table, addr.parse().expect("address"));
+            let found = parse_listening_sockets(table, addr.parse().expect("address"));
             found.into_iter().map(|one| one.inode).collect()
         };
         assert_eq!(find(TABLE, "127.0.0.1:3000"), [4711]);
@@ -167,7 +169,10 @@ mod tests {
         assert_eq!(find(TABLE6, "[::1]:3000"), [4714]);
         assert_eq!(find(TABLE6, "127.0.0.1:3000"), Vec::<u64>::new());
         assert_eq!(find(TABLE6, "127.0.0.1:8080"), [4715]);
-        assert_eq!(listening_in(TABLE, "127.0.0.1:3000".parse().expect("address"))[0].uid, 12);
+        assert_eq!(
+            parse_listening_sockets(TABLE, "127.0.0.1:3000".parse().expect("address"))[0].uid,
+            12
+        );
     }
 
     #[test]
@@ -179,8 +184,11 @@ ffff2: 00000002 00000000 00010000 0001 01 102 /nowhere/b.sock
 ffff3: 00000002 00000000 00010000 0001 01 103
 ffff4: 00000002 00000000 00010000 0001 01 104 @name
 ";
-        assert_eq!(inodes_of_path(table, Path::new("/nowhere/a.sock")), [100]);
-        assert_eq!(inodes_of_path(table, Path::new("/nowhere/c.sock")), Vec::<u64>::new());
-        assert_eq!(inodes_of_path(table, Path::new("@name")), [104]);
+        assert_eq!(parse_unix_listener_inodes(table, Path::new("/nowhere/a.sock")), [100]);
+        assert_eq!(
+            parse_unix_listener_inodes(table, Path::new("/nowhere/c.sock")),
+            Vec::<u64>::new()
+        );
+        assert_eq!(parse_unix_listener_inodes(table, Path::new("@name")), [104]);
     }
 }

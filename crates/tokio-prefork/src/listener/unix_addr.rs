@@ -8,36 +8,36 @@ use nix::unistd::{Group, User};
 
 use crate::socket_file::FileAccess;
 
-/// Bytes that the kernel has room for (`sun_path`), less the NUL at the end.
+/// Longest path of a Unix socket in bytes: the size of `sun_path` minus the final NUL.
 const MAX_PATH_BYTES: usize = 107;
 
-/// A Unix stream socket: at a path, or, where the path begins with `@`, under that abstract name.
+/// The address of a Unix stream socket: a path, or an abstract name that begins with `@`.
 ///
-/// Two of them are equal if the path is the same, whatever the access rights.
+/// Two addresses are equal if their paths are, whatever mode, owner and group.
 #[derive(Debug, Clone)]
 pub struct UnixAddr {
     /// The path of its file, or `@NAME`. A file whose name begins with `@` is written `./@NAME`.
     pub path: PathBuf,
-    /// The permissions of its file. Default: what the umask leaves of 0777.
+    /// Permissions of the file. Default: 0777 without the bits of the umask.
     pub mode: Option<u32>,
-    /// The user who owns its file, by name or number. Default: the one who starts the primary.
+    /// Owner of the file, by name or number. Default: the user that runs the primary.
     pub owner: Option<String>,
-    /// The group of its file, by name or number. Default: that of the primary.
+    /// Group of the file, by name or number. Default: the group of the primary.
     pub group: Option<String>,
 }
 
 impl UnixAddr {
-    /// A socket at `path` without access rights of its own.
+    /// Creates an address at `path` with default mode, owner and group.
     pub fn new(path: impl Into<PathBuf>) -> UnixAddr {
         UnixAddr { path: path.into(), mode: None, owner: None, group: None }
     }
 
-    /// The abstract name, without the `@`, if it has no file.
+    /// Returns the abstract name without the `@`, or `None` for a socket with a file.
     pub fn abstract_name(&self) -> Option<&[u8]> {
         std::os::unix::ffi::OsStrExt::as_bytes(self.path.as_os_str()).strip_prefix(b"@")
     }
 
-    /// Reads what follows `unix:`. The error says why it cannot be.
+    /// Parses what follows `unix:`. The error is a reason without the address.
     pub(super) fn parse(text: &str) -> Result<UnixAddr, String> {
         let (path, options) = match text.split_once('?') {
             Some((path, options)) => (path, Some(options)),
@@ -83,18 +83,22 @@ impl UnixAddr {
         Ok(())
     }
 
-    /// Mode, owner and group in numbers. The error says which name is unknown.
+    /// Returns mode, owner and group as numbers.
+    ///
+    /// # Errors
+    ///
+    /// The name of the owner or group is unknown.
     pub(crate) fn access(&self) -> Result<FileAccess, String> {
         let owner = self.owner.as_deref().map(user_id).transpose()?;
         let group = self.group.as_deref().map(group_id).transpose()?;
         Ok(FileAccess { mode: self.mode, owner, group })
     }
 
-    /// Returns permissions that are written in octal, as for chmod(1).
+    /// Parses permissions in octal, as for chmod(1).
     ///
     /// # Errors
     ///
-    /// The text is no octal number up to 0777; the error is a predicate: "is not a mode: ...".
+    /// The text is not an octal number up to 0777. The error is a predicate: "is not a mode: ...".
     pub fn parse_mode(text: &str) -> Result<u32, String> {
         let text = text.trim();
         let text = text.strip_prefix("0o").unwrap_or(text);
@@ -103,7 +107,7 @@ impl UnixAddr {
         mode.ok_or_else(|| "is not a mode: give permissions in octal, as 0660".to_string())
     }
 
-    /// The path as it is from every directory, to be compared.
+    /// Returns the absolute path, for comparison.
     fn absolute(&self) -> PathBuf {
         match self.abstract_name() {
             Some(_) => self.path.clone(),
@@ -112,18 +116,20 @@ impl UnixAddr {
     }
 }
 
-/// Whether chown(2) takes the number for a user or group: the largest one means "leave it as it is".
-fn is_id(number: u32) -> bool {
+/// Returns whether chown(2) accepts the id: the largest number means "do not change".
+fn is_valid_id(number: u32) -> bool {
     number != u32::MAX
 }
 
-fn not_an_id(key: &str, number: &str) -> String {
-    format!("{key} = {number} is no number of a user or group: give 0 to {}", u32::MAX - 1)
+fn invalid_id_error(key: &str, number: &str) -> String {
+    format!("{key} = {number} is not the number of a user or group: give 0 to {}", u32::MAX - 1)
 }
 
 fn user_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
-        return is_id(number).then_some(number).ok_or_else(|| not_an_id("owner", name));
+        return is_valid_id(number)
+            .then_some(number)
+            .ok_or_else(|| invalid_id_error("owner", name));
     }
     let entry = User::from_name(name).ok().flatten();
     entry.map(|user| user.uid.as_raw()).ok_or_else(|| {
@@ -133,7 +139,9 @@ fn user_id(name: &str) -> Result<u32, String> {
 
 fn group_id(name: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
-        return is_id(number).then_some(number).ok_or_else(|| not_an_id("group", name));
+        return is_valid_id(number)
+            .then_some(number)
+            .ok_or_else(|| invalid_id_error("group", name));
     }
     let entry = Group::from_name(name).ok().flatten();
     entry.map(|group| group.gid.as_raw()).ok_or_else(|| {

@@ -169,13 +169,13 @@ impl Primary {
 
     /// From memory and the scoreboard: no worker is asked, so none can make it slow.
     fn status(&self, now: Instant) -> Status {
-        let queues = self.listeners.queues();
+        let queues = self.listeners.accept_queues();
         let around = Around {
             started: self.started,
             dispatch: self.current_config().map_or("", |config| config.dispatch.name()),
             rung: self.selector_backend_name(),
             model: self.current_config().map_or("", |config| config.model.name()),
-            listeners: self.listeners.locals(),
+            listeners: self.listeners.bound_addr_texts(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
             totals: self.scoreboard.reader().snapshot().totals,
             shared: crate::shared::read_shared_metrics(),

@@ -171,7 +171,7 @@ impl Primary {
         let per_slot = config.dispatch.has_socket_per_slot();
         // Who serves no connections has no sockets, and closes those of the primary.
         let named = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
-        let listeners = self.listeners.take_named(named, tag.slot, per_slot);
+        let listeners = self.listeners.take_for_worker(named, tag.slot, per_slot);
         drop(blocked);
         let Ends { channel, mail, queue } = ends;
         Ok(Some(WorkerInit {

@@ -44,7 +44,7 @@ impl Primary {
             LogEvent::Online { worker } => ClusterEvent::Online { worker: *worker },
             LogEvent::Ready { worker, .. } => {
                 let web = worker.slot.is_web();
-                let addresses = if web { self.listeners.addresses() } else { Vec::new() };
+                let addresses = if web { self.listeners.bound_addrs() } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
             LogEvent::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },

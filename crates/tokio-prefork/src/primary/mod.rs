@@ -247,7 +247,7 @@ impl Primary {
         let (fixed, config) = (Fixed::of(&config), Rc::new(config));
         let sockets = listeners.slots();
         let heirs = left.as_ref().map(|manifest| manifest.workers.len());
-        journal.begins(heirs, policy.workers, config.dispatch, &listeners.locals());
+        journal.begins(heirs, policy.workers, config.dispatch, &listeners.bound_addr_texts());
         let (mut supervisor, configs) =
             supervision(left.as_ref(), sockets, policy, kinds, seed, &config);
         supervisor.add_inherited_sockets(sockets);
@@ -299,7 +299,7 @@ impl Primary {
     }
 
     fn begin(&mut self, left: Option<&Manifest>) -> Result<()> {
-        self.listeners.set_serving();
+        self.listeners.set_has_started_serving();
         if let Some(manifest) = left {
             self.adopt(manifest)?;
             // Those that died during the exec were reported to nobody, or to a mask that held it back.

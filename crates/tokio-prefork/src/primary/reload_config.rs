@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::Primary;
 use crate::config::Config;
 use crate::error::Result;
-use crate::listener::{Lookup, Names};
+use crate::listener::{HostLookup, ResolvedHosts};
 use prefork_supervisor::Event;
 use prefork_supervisor::SupervisorConfig;
 use prefork_supervisor::{Generation, Slot};
@@ -18,7 +18,7 @@ use prefork_supervisor::{Generation, Slot};
 pub(super) struct Candidate {
     generation: Generation,
     config: Config,
-    pub(super) lookup: Lookup,
+    pub(super) lookup: HostLookup,
 }
 
 impl Primary {
@@ -27,8 +27,8 @@ impl Primary {
     pub(super) fn read_config(&mut self, generation: Generation) {
         self.repair_files();
         self.stop_lookup();
-        let outcome = (self.reread)().and_then(|config| match Lookup::start(&config.bind)? {
-            None => self.prepare(generation, config, &Names::default()).map(Some),
+        let outcome = (self.reread)().and_then(|config| match HostLookup::start(&config.bind)? {
+            None => self.prepare(generation, config, &ResolvedHosts::default()).map(Some),
             Some(lookup) => {
                 self.candidate = Some(Candidate { generation, config, lookup });
                 Ok(None)
@@ -76,25 +76,25 @@ impl Primary {
         &mut self,
         generation: Generation,
         mut config: Config,
-        names: &Names,
+        names: &ResolvedHosts,
     ) -> Result<SupervisorConfig> {
         if self.log.prepare(generation, &config)? {
             self.event_log.takes_a_restart("log-file");
         }
         self.warn_of_the_fixed(&config);
-        self.listeners.fit(&mut config.bind, names);
+        self.listeners.resolve_bind_addrs(&mut config.bind, names);
         // For those that there are while it is under way, and those that it wants in the end.
         let slots = config.supervisor_config().workers.max(self.supervisor.wanted_workers());
         let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
-        let repaired = self.listeners.repair(&config.bind, config.backlog);
+        let repaired = self.listeners.repair_sockets(&config.bind, config.backlog);
         let repaired = self.settle_repaired(repaired?);
         // Whatever becomes of this reload: clients reach these, and the old ones no more.
         self.serve_at_once(&repaired);
-        let opened = self.listeners.open_missing(&config.bind, config.backlog, slots)?;
+        let opened = self.listeners.open_missing_sockets(&config.bind, config.backlog, slots)?;
         for local in &opened.locals {
             self.event_log.opened(local);
         }
-        self.serve_at_once(&opened.narrower);
+        self.serve_at_once(&opened.took_over_traffic);
         self.store_sockets();
         let policy = config.supervisor_config();
         self.configs.insert(generation, Rc::new(config));
@@ -119,9 +119,9 @@ impl Primary {
     pub(super) fn keep_generations(&mut self, kept: &[Generation]) {
         self.configs.retain(|generation, _| kept.contains(generation));
         let named: Vec<_> = self.configs.values().flat_map(|config| &config.bind).collect();
-        let closed = self.listeners.remove_unnamed(&named);
+        let closed = self.listeners.remove_sockets_not_in(&named);
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
-            self.event_log.closed(&listener.local);
+            self.event_log.closed(&listener.local.to_string());
         }
         self.unstore(&closed);
         self.empty_groups(&closed);

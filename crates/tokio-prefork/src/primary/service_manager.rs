@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::Primary;
-use crate::listener::{Keeper, ListenAddr, Listener};
+use crate::listener::{ListenAddr, Listener, SocketKeeper};
 use crate::systemd::Figures;
 use prefork_os::signal::Signal;
 use prefork_supervisor::LogEvent;
@@ -95,10 +95,12 @@ impl Primary {
         let Some(manager) = self.manager.as_mut().filter(|manager| manager.stores()) else {
             return;
         };
-        for listener in self.listeners.listeners.iter_mut().filter(|l| l.keeper == Keeper::Us) {
+        for listener in
+            self.listeners.listeners.iter_mut().filter(|l| l.keeper == SocketKeeper::Primary)
+        {
             let Some(name) = listener.store_name() else { continue };
             match manager.store(&name, listener.as_fd()) {
-                Ok(true) => listener.keeper = Keeper::Store,
+                Ok(true) => listener.keeper = SocketKeeper::FdStore,
                 // Tried again at the next look.
                 Ok(false) => return,
                 Err(e) => return self.event_log.cannot_notify(&e),
@@ -108,15 +110,16 @@ impl Primary {
 
     /// Nobody wants these any more.
     pub(super) fn unstore(&mut self, closed: &[Listener]) {
-        let stored = closed.iter().filter(|listener| listener.keeper == Keeper::Store);
+        let stored = closed.iter().filter(|listener| listener.keeper == SocketKeeper::FdStore);
         let names: Vec<String> = stored.filter_map(Listener::store_name).collect();
         self.let_go(&names);
     }
 
     /// In the end the files of our Unix sockets go, and nobody could reach what the manager kept.
     pub(super) fn unstore_files(&mut self) {
-        let files =
-            |l: &&Listener| l.keeper == Keeper::Store && matches!(l.addr, ListenAddr::Unix(_));
+        let files = |l: &&Listener| {
+            l.keeper == SocketKeeper::FdStore && matches!(l.addr, ListenAddr::Unix(_))
+        };
         let kept = self.listeners.listeners.iter().filter(files);
         let names: Vec<String> =
             kept.filter(|l| l.slot == Slot(0)).filter_map(Listener::store_name).collect();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::Primary;
 use crate::channel::{ToWorker, Unread};
-use crate::listener::{ListenAddr, Listener, Repaired};
+use crate::listener::{ListenAddr, Listener, RepairedSockets};
 use prefork_supervisor::Event;
 use prefork_supervisor::{Slot, WorkerId};
 
@@ -19,7 +19,8 @@ impl Primary {
     pub(super) fn open_sockets(&mut self, slots: u32) -> Event {
         let result = match self.current_config().cloned() {
             Some(config) => {
-                let opened = self.listeners.open_missing(&config.bind, config.backlog, slots);
+                let opened =
+                    self.listeners.open_missing_sockets(&config.bind, config.backlog, slots);
                 opened.map(drop).map_err(|e| e.to_string())
             }
             None => Err("no configuration is in force".to_string()),
@@ -52,7 +53,9 @@ impl Primary {
             let slots: BTreeSet<Slot> =
                 adopted.map(|(slot, _)| slot).chain([child.tag.slot]).collect();
             let per_slot = dispatch.has_socket_per_slot();
-            for listener in new().filter(|l| slots.iter().any(|slot| l.is_for(*slot, per_slot))) {
+            for listener in
+                new().filter(|l| slots.iter().any(|slot| l.is_for_slot(*slot, per_slot)))
+            {
                 let word = ToWorker::Adopt { slot: listener.slot, closing: false };
                 let Some(channel) = &child.channel else { continue };
                 if let Err(e) = channel.send_with(&word, listener.as_fd()) {
@@ -63,11 +66,11 @@ impl Primary {
     }
 
     /// Tells of sockets that were made anew, and passes on what waits in those that they replace.
-    pub(super) fn settle_repaired(&mut self, repaired: Repaired) -> Vec<ListenAddr> {
-        let Repaired { addrs, replaced } = repaired;
+    pub(super) fn settle_repaired(&mut self, repaired: RepairedSockets) -> Vec<ListenAddr> {
+        let RepairedSockets { addrs, replaced } = repaired;
         for listener in &replaced {
             if listener.slot == Slot(0) {
-                self.event_log.reopened(&listener.local);
+                self.event_log.reopened(&listener.local.to_string());
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
@@ -90,7 +93,7 @@ impl Primary {
         let Some(child) = self.workers.get(&worker) else { return false };
         let Some(channel) = &child.channel else { return false };
         let word = ToWorker::Adopt { slot, closing: false };
-        let mut sockets = self.listeners.of_slot(slot);
+        let mut sockets = self.listeners.slot_listeners(slot);
         let sent = sockets.try_for_each(|listener| channel.send_with(&word, listener.as_fd()));
         if let Err(e) = &sent {
             self.event_log.cannot_hand_slot(child.tag, slot, e);
@@ -120,7 +123,7 @@ impl Primary {
             self.release_slot(worker, slot);
             self.adopt_slot(worker, slot);
         }
-        for listener in closed.iter().filter(|listener| !listener.is_everybodys()) {
+        for listener in closed.iter().filter(|listener| !listener.is_shared_by_all_workers()) {
             let word = ToWorker::Adopt { slot: listener.slot, closing: true };
             let serving = self.workers.values().filter(|one| one.serves_web(&self.supervisor));
             let channels = serving.filter_map(|child| child.channel.as_ref());

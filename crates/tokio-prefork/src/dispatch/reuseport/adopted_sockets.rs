@@ -29,7 +29,7 @@ pub(crate) fn adopt(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closi
 }
 
 fn begin(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()> {
-    let listener = Listener::adopted(fd, slot)?;
+    let listener = Listener::from_received_fd(fd, slot)?;
     let handler = state.app.get();
     let handler = handler.ok_or_else(|| Error::config("the application has not booted yet"))?;
     let stop = Rc::new(Notify::new());

@@ -218,7 +218,10 @@ impl Dealer {
                     Err(e) => {
                         self.rest = Some(now + REST);
                         if !std::mem::replace(&mut self.exhausted, true) {
-                            crate::primary::event_log::cannot_accept(&listener.local, &e);
+                            crate::primary::event_log::cannot_accept(
+                                &listener.local.to_string(),
+                                &e,
+                            );
                         }
                         return;
                     }
@@ -238,7 +241,7 @@ impl Dealer {
             _ => {
                 let before = self.failing.remove(&key);
                 if before.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR) {
-                    crate::primary::event_log::accepts_again(&listener.local);
+                    crate::primary::event_log::accepts_again(&listener.local.to_string());
                 }
                 return;
             }
@@ -252,7 +255,7 @@ impl Dealer {
         let rest = ACCEPT_RETRY_MIN.saturating_mul(1 << failures.min(16)).min(ACCEPT_RETRY_MAX);
         self.failing.insert(key, Failing { failures, until: now + rest });
         if failures == FAILURES_UNTIL_ERROR {
-            crate::primary::event_log::accept_fails(&listener.local, error);
+            crate::primary::event_log::accept_fails(&listener.local.to_string(), error);
         }
     }
 

@@ -448,7 +448,7 @@ impl ConnectionState {
         self.is_upgraded.load(Relaxed)
     }
 
-    pub(crate) fn set_upgraded(&self) {
+    pub(crate) fn set_started_by_upgrade(&self) {
         self.is_upgraded.store(true, Relaxed);
     }
 

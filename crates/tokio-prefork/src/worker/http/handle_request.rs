@@ -141,7 +141,7 @@ where
         };
         let is_tunnel = *this.is_connect && response.status().is_success();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS || is_tunnel {
-            tracked.tracker.conn.set_upgraded();
+            tracked.tracker.conn.set_started_by_upgrade();
         }
         tracked.set_response_started();
         // Bytes after a rejected CONNECT may be meant for the tunnel, so the connection closes.
