@@ -228,7 +228,7 @@ fn fork_with_sets_the_environment_of_a_worker_and_its_replacement() {
     run_commands(&server, &["fork ROLE=mail HOME=/nowhere", "fork =x"]);
     let forked = command_result(&server, "fork ROLE=mail HOME=/nowhere").expect("done");
     let id: u64 = forked.strip_prefix("worker ").and_then(|id| id.parse().ok()).expect(&forked);
-    assert!(command_result(&server, "fork =x").expect("done").contains("is no variable"));
+    assert!(command_result(&server, "fork =x").expect("done").contains("fork_with"));
     wait_event(&server, id, "listening");
     let find = |server: &Server| {
         wait::until_some("the worker with a role", || {

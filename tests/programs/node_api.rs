@@ -13,8 +13,8 @@ use hyper::{Request, Response};
 use tokio_prefork::{
     BoxError, Cluster, ClusterEvent, Config, ConfigBuilder, ControlSocket, Dispatch,
 };
-use tokio_prefork::{Message, MessageError, PrimaryHandle, Reason, Restart, Result, Slot, Worker};
-use tokio_prefork::{WorkerExit, WorkerId, WorkerTag, Workers};
+use tokio_prefork::{Message, MessageError, PrimaryHandle, RestartDecision, Result, Slot, Worker};
+use tokio_prefork::{WorkerExit, WorkerExitReason, WorkerId, WorkerTag, Workers};
 
 use super::ProgramArguments;
 
@@ -24,7 +24,13 @@ pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
     Cluster::new(arguments.config)
         .reload_with(|| settings(Config::builder()))
         .on_event(heard)
-        .on_restart(|exit| if exit.code == Some(2) { Restart::No } else { Restart::Yes })
+        .on_restart(|exit| {
+            if exit.code == Some(2) {
+                RestartDecision::LeaveEmpty
+            } else {
+                RestartDecision::Restart
+            }
+        })
         .on_message("kind", |primary, from, message| asked(primary, from, &message))
         .serve(|worker| async move {
             Ok(service_fn(move |_: Request<Incoming>| served(worker.clone())))
@@ -59,7 +65,7 @@ fn heard(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
         ClusterEvent::Disconnect { worker, .. } => tell(worker, "disconnect"),
         ClusterEvent::Exit(WorkerExit { worker, code, signal, .. }) => {
             tell(worker, &format!("exit {code:?} {signal:?}"));
-            if let ClusterEvent::Exit(exit) = event && exit.exited_after_disconnect && exit.reason == Reason::Crashed {
+            if let ClusterEvent::Exit(exit) = event && exit.exited_after_disconnect && exit.reason == WorkerExitReason::Crashed {
                 primary.stop();
             }
         }

@@ -10,8 +10,8 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use tokio_prefork::{
-    BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, Restart, Result, Worker, WorkerExit,
-    WorkerId,
+    BoxError, Cluster, ClusterEvent, Error, PrimaryHandle, RestartDecision, Result, Worker,
+    WorkerExit, WorkerId,
 };
 
 use super::ProgramArguments;
@@ -65,9 +65,13 @@ fn panic_or_block() {
     }
 }
 
-fn restart_unless_vetoed(exit: &WorkerExit) -> Restart {
+fn restart_unless_vetoed(exit: &WorkerExit) -> RestartDecision {
     let wanted = fs::metadata("veto").is_err();
-    if wanted || exit.exited_after_disconnect { Restart::Yes } else { Restart::No }
+    if wanted || exit.exited_after_disconnect {
+        RestartDecision::Restart
+    } else {
+        RestartDecision::LeaveEmpty
+    }
 }
 
 fn format_event(event: &ClusterEvent) -> String {

@@ -21,10 +21,12 @@ use crate::listener::resolve_hosts;
 use crate::log_file::{LogFile, inherited_descriptor};
 use crate::log_output;
 use crate::pid_file::PidFile;
-use crate::primary::{self, Application, Files, Hooks, IsolatedPools, Mail, Primary, Reread};
+use crate::primary::{
+    self, AppMessages, Application, Hooks, IsolatedPools, Primary, PrimaryResources, ReadConfig,
+};
 use crate::runtime::Made;
-use crate::systemd;
-use crate::upgrade::{self, Inherited, Launcher, Manifest, WaitingClients};
+use crate::systemd::ServiceEnvironment;
+use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
 pub use kind::Kind;
 use kind::Kinds;
@@ -57,26 +59,31 @@ pub use preload::Preloaded;
 #[must_use = "a cluster does nothing until it serves"]
 pub struct Cluster {
     config: Config,
-    reread: Reread,
+    read_config: ReadConfig,
     hooks: Hooks,
-    mail: Mail,
+    messages: AppMessages,
     kinds: Kinds,
-    desks: IsolatedPools,
+    isolated_pools: IsolatedPools,
 }
 
 impl Cluster {
     /// A cluster with this configuration.
     pub fn new(config: Config) -> Cluster {
         let same = config.clone();
-        let reread = Box::new(move || Ok(same.clone()));
-        let (hooks, mail, kinds) = (Hooks::default(), Mail::default(), Kinds::default());
-        Cluster { config, reread, hooks, mail, kinds, desks: IsolatedPools::new() }
+        Cluster {
+            config,
+            read_config: Box::new(move || Ok(same.clone())),
+            hooks: Hooks::default(),
+            messages: AppMessages::default(),
+            kinds: Kinds::default(),
+            isolated_pools: IsolatedPools::default(),
+        }
     }
 
     /// Where a reload (SIGHUP) finds the configuration for the new workers. An error fails the reload and
     /// changes nothing. Without this the configuration stays as it is, and a reload only replaces the workers.
     pub fn reload_with(mut self, read: impl Fn() -> Result<Config> + 'static) -> Cluster {
-        self.reread = Box::new(read);
+        self.read_config = Box::new(read);
         self
     }
 
@@ -156,28 +163,30 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// The whole story: bind or take over, load, fork and supervise.
+    /// Runs the primary: binds or takes over sockets, loads the application, forks and supervises workers.
     fn run(mut self, made: Made, make: impl FnOnce() -> Result<WorkerApp>) -> Result<ExitCode> {
         log_output::prepare(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
         self.config = made.fit(self.config)?;
         self.kinds.rules()?;
-        let reread = self.reread;
-        self.reread = Box::new(move || made.refit(reread()?).and_then(|c| permit(&c).map(|()| c)));
-        let launcher = Launcher::of_this_process()?;
-        let service = systemd::Service::take()?;
-        let left = match Inherited::take()? {
-            Some(Inherited::Proof { manifest, answer }) => {
-                return Ok(self.show_fitness(&manifest, &answer, make));
+        let read_config = self.read_config;
+        self.read_config =
+            Box::new(move || made.refit(read_config()?).and_then(|c| permit(&c).map(|()| c)));
+        let launcher = BinaryLauncher::of_this_process()?;
+        let service = ServiceEnvironment::take()?;
+        let manifest = match UpgradeRole::take()? {
+            Some(UpgradeRole::Check { manifest, answer }) => {
+                return Ok(self.run_upgrade_check(&manifest, &answer, make));
             }
-            Some(Inherited::Manifest(manifest)) => Some(manifest),
+            Some(UpgradeRole::NewImage(manifest)) => Some(manifest),
             None => None,
         };
-        let waiting = left.as_ref().map_or_else(WaitingClients::default, WaitingClients::of);
-        match self.open(launcher, service, left, make) {
+        let waiting = manifest.as_ref();
+        let waiting = waiting.map_or_else(WaitingClients::default, WaitingClients::of_manifest);
+        match self.create_primary(launcher, service, manifest, make) {
             Ok(primary) => {
-                // From here on they are answered as all others are.
+                // From here on the control server answers them.
                 drop(waiting);
                 Ok(ExitCode::from(match primary.run()? {
                     ShutdownReason::StopRequested => exit::OK,
@@ -191,48 +200,55 @@ impl Cluster {
         }
     }
 
-    /// Takes over or opens all that the primary needs, up to its first turn.
-    fn open(
+    /// Takes over or opens all that the primary needs.
+    fn create_primary(
         mut self,
-        launcher: Launcher,
-        service: systemd::Service,
-        left: Option<Manifest>,
+        launcher: BinaryLauncher,
+        service: ServiceEnvironment,
+        manifest: Option<UpgradeManifest>,
         make: impl FnOnce() -> Result<WorkerApp>,
     ) -> Result<Primary> {
         let kinds = self.kinds.rules()?;
         permit(&self.config)?;
         // The first process of a container ends on no signal that it has no handler for.
         let unmanned =
-            left.is_none().then(prefork_os::signal::exit_on_signals_if_pid_1).transpose();
+            manifest.is_none().then(prefork_os::signal::exit_on_signals_if_pid_1).transpose();
         let unmanned = unmanned.map_err(|e| Error::system("catch signals before the start", e))?;
-        self.redirect_log(left.is_some()).or_else(|e| forgive(e, left.is_some()))?;
+        self.redirect_log(manifest.is_some())
+            .or_else(|e| forgive_after_upgrade(e, manifest.is_some()))?;
         // Descriptors are connections; a limit that cannot be raised is met when it is reached.
         if let Err(e) = prefork_os::process::raise_open_file_limit() {
             log::warn!("cannot raise the limit on open files: {e}");
         }
-        let pid_file = self.take_pid_file(left.as_ref());
-        let pid_file = pid_file.or_else(|e| forgive(e, left.is_some()).map(|()| None))?;
-        let mut listeners = self.take_sockets(left.as_ref(), &service.passed)?;
-        let passed = if left.is_none() { &service.passed[..] } else { &[] };
+        let pid_file = self.take_pid_file(manifest.as_ref());
+        let pid_file =
+            pid_file.or_else(|e| forgive_after_upgrade(e, manifest.is_some()).map(|()| None))?;
+        let mut listeners = self.take_sockets(manifest.as_ref(), &service.activation_fds)?;
+        let passed = if manifest.is_none() { &service.activation_fds[..] } else { &[] };
         let unwanted = listeners.take_stored(passed, &self.config.bind);
         let names = resolve_hosts(&self.config.bind)?;
         listeners.resolve_bind_addrs(&mut self.config.bind, &names);
-        let slots = self.slots(left.as_ref());
+        let slots = self.slots(manifest.as_ref());
         listeners.open_missing_sockets(&self.config.bind, self.config.backlog, slots)?;
-        let manager = self.manager(service, left.is_some(), &unwanted);
-        let entry = self.kinds.entry(make()?);
-        let files = Files { listeners, pid_file, mail: self.mail, manager };
-        let (reread, hooks, desks) = (self.reread, self.hooks, self.desks);
-        let application = Application { entry, reread, hooks, kinds, desks };
-        let primary = Primary::new(self.config, application, files, launcher, left)?;
+        let service_manager = self.service_manager(service, manifest.is_some(), &unwanted);
+        let resources = PrimaryResources { listeners, pid_file, service_manager };
+        let application = Application {
+            worker_entry: self.kinds.entry(make()?),
+            read_config: self.read_config,
+            hooks: self.hooks,
+            kinds,
+            messages: self.messages,
+            isolated_pools: self.isolated_pools,
+        };
+        let primary = Primary::new(self.config, application, resources, launcher, manifest)?;
         drop(unmanned);
         Ok(primary)
     }
 
-    /// The pid file of the image before this one, where the configuration names the same; else a new one.
-    fn take_pid_file(&self, left: Option<&Manifest>) -> Result<Option<PidFile>> {
-        let passed = left.and_then(|manifest| manifest.pid_file.as_ref());
-        // Its own file is removed when another one is configured.
+    /// Takes over the pid file of the previous image, if the configuration names the same, or creates one.
+    fn take_pid_file(&self, manifest: Option<&UpgradeManifest>) -> Result<Option<PidFile>> {
+        let passed = manifest.and_then(|manifest| manifest.pid_file.as_ref());
+        // If another path is configured, dropping this removes the old file.
         let inherited = passed.and_then(|passed| PidFile::inherit(passed).ok());
         let Some(path) = self.config.pid_file.as_deref() else { return Ok(None) };
         match inherited.filter(|file| file.path() == path && file.is_intact()) {
@@ -243,7 +259,7 @@ impl Cluster {
 
     fn redirect_log(&self, taken_over: bool) -> Result<()> {
         let Some(path) = self.config.log_file.as_deref() else { return Ok(()) };
-        // The image before has left that descriptor as standard error.
+        // The previous image has manifest this descriptor as standard error.
         if taken_over && inherited_descriptor(path).is_some() {
             return Ok(());
         }
@@ -253,16 +269,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// As a child of the primary that wants to become this binary: does all that can fail before it does so,
-    /// and tells it how that went.
-    fn show_fitness(
+    /// Checks, as a child of the primary, all that can fail before this binary takes over, and reports the result.
+    fn run_upgrade_check(
         mut self,
-        manifest: &Manifest,
+        manifest: &UpgradeManifest,
         answer: &OwnedFd,
         make: impl FnOnce() -> Result<WorkerApp>,
     ) -> ExitCode {
         let unblocked = prefork_os::signal::unblock_all_signals()
-            .map_err(|e| Error::system("let signals in", e));
+            .map_err(|e| Error::system("unblock signals", e));
         let outcome = unblocked.and_then(|()| self.take_sockets(Some(manifest), &[])).and_then(
             |mut listeners| {
                 permit(&self.config)?;
@@ -271,10 +286,10 @@ impl Cluster {
                 let slots = self.slots(Some(manifest));
                 listeners.check_bindable(&self.config.bind, self.config.backlog, slots)?;
                 drop(listeners);
-                primary::prove(self.config, &self.kinds.entry(make()?))
+                primary::check_worker_boots(self.config, &self.kinds.entry(make()?))
             },
         );
-        upgrade::answer(answer, manifest, &outcome);
+        upgrade::report_check_result(answer, manifest, &outcome);
         ExitCode::from(outcome.map_or_else(|e| e.exit_status(), |()| exit::OK))
     }
 }
@@ -284,11 +299,11 @@ fn permit(config: &Config) -> Result<()> {
     config.credentials().map_or(Ok(()), |credentials| credentials.permitted())
 }
 
-/// What stops a start does not stop a service that was taken over: there is no way back from an exec.
-fn forgive(error: Error, taken_over: bool) -> Result<()> {
+/// Logs an error that would prevent a start, if this process was upgraded in place: an exec has no way back.
+fn forgive_after_upgrade(error: Error, taken_over: bool) -> Result<()> {
     if !taken_over {
         return Err(error);
     }
-    log::error!("{error}; going on without");
+    log::error!("{error}; continuing without");
     Ok(())
 }

@@ -18,8 +18,8 @@ use crate::{systemd, upgrade};
 pub fn close_inherited_fds(config: &Config) -> Result<()> {
     prefork_os::fd::open_closed_stdio_as_dev_null()
         .map_err(|e| Error::system("open /dev/null for a closed standard stream", e))?;
-    if upgrade::is_inherited() {
-        // The image before this one left only what this one takes over.
+    if upgrade::is_started_by_upgrade() {
+        // The previous image left open only what this one takes over.
         return Ok(());
     }
     let mut passed: Vec<i32> = config
@@ -30,7 +30,7 @@ pub fn close_inherited_fds(config: &Config) -> Result<()> {
             ListenAddr::Tcp(_) | ListenAddr::Host(_) | ListenAddr::Unix(_) => None,
         })
         .collect();
-    passed.extend(systemd::numbers()?);
+    passed.extend(systemd::activation_fd_numbers()?);
     // `--log-file /dev/fd/5` means what the shell has opened as 5.
     passed.extend(config.log_file.as_deref().and_then(inherited_descriptor));
     prefork_os::fd::close_inherited_fds_except(&passed)

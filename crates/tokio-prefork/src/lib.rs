@@ -56,7 +56,9 @@ pub use messages::{
 };
 pub use prefork_supervisor::RecycleReason;
 pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
-pub use primary::{ClusterEvent, PrimaryHandle, Reason, Restart, WorkerExit, WorkerInfo};
+pub use primary::{
+    ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit, WorkerExitReason, WorkerInfo,
+};
 pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,

@@ -2,7 +2,7 @@
 
 use super::Cluster;
 use crate::messages::{Message, MessageLimits};
-use crate::primary::{ClusterEvent, PrimaryHandle, Restart, WorkerExit};
+use crate::primary::{ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit};
 use prefork_supervisor::WorkerTag;
 
 impl Cluster {
@@ -36,7 +36,10 @@ impl Cluster {
     /// rules hold for it as for [`Cluster::on_event`]; if it panics, the worker is replaced. The last one added counts.
     ///
     /// Workers that retire, are recycled or reloaded are replaced in any case, and a reload brings back what was not.
-    pub fn on_restart(mut self, hook: impl FnMut(&WorkerExit) -> Restart + 'static) -> Cluster {
+    pub fn on_restart(
+        mut self,
+        hook: impl FnMut(&WorkerExit) -> RestartDecision + 'static,
+    ) -> Cluster {
         self.hooks.on_restart = Some(Box::new(hook));
         self
     }
@@ -51,13 +54,13 @@ impl Cluster {
         kind: &str,
         handle: impl FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message) + 'static,
     ) -> Cluster {
-        self.mail.on_message(kind, Box::new(handle));
+        self.messages.on_message(kind, Box::new(handle));
         self
     }
 
     /// How much mail there may be; without this, [`MessageLimits::default`].
     pub fn message_limits(mut self, limits: MessageLimits) -> Cluster {
-        self.mail.limit(limits);
+        self.messages.set_limits(limits);
         self
     }
 }

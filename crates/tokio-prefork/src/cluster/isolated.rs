@@ -56,15 +56,15 @@ impl Cluster {
             kind = kind.max_rss_hard(bytes);
         }
         self.kinds.add(kind, worker::isolated_worker_app(worker::isolated_job_fn(work)));
-        self.desks.insert(name, Desk::new(&pool));
+        self.isolated_pools.insert(name, Desk::new(&pool));
         self.on_message(&ask_kind(name), move |primary, from, message| {
-            primary.isolated_job(name, from, &message);
+            primary.submit_isolated_job(name, from, &message);
         })
         .on_message(&gone_kind(name), move |primary, from, message| {
-            primary.isolated_gone(name, from, &message);
+            primary.cancel_isolated_job(name, from, &message);
         })
         .on_message(&done_kind(name), move |primary, from, message| {
-            primary.isolated_done(name, from, &message);
+            primary.finish_isolated_job(name, from, &message);
         })
     }
 }

@@ -1,11 +1,11 @@
-//! The sockets that a cluster begins with: left by the image before this one, passed by the service manager, or bound.
+//! The sockets that a cluster begins with: manifest by the image before this one, passed by the service manager, or bound.
 
 use super::Cluster;
 use crate::config::FdStore;
 use crate::error::{Error, Result};
 use crate::listener::{ListenerSet, SocketKeeper, add_passed_sockets};
-use crate::systemd::{Manager, Passed, Service};
-use crate::upgrade::Manifest;
+use crate::systemd::{ActivationFd, ServiceEnvironment, ServiceManager};
+use crate::upgrade::UpgradeManifest;
 use prefork_supervisor::Slot;
 
 impl Cluster {
@@ -13,63 +13,63 @@ impl Cluster {
     /// reload.
     pub(super) fn take_sockets(
         &mut self,
-        left: Option<&Manifest>,
-        passed: &[Passed],
+        manifest: Option<&UpgradeManifest>,
+        passed: &[ActivationFd],
     ) -> Result<ListenerSet> {
-        let mut set = inherit(left)?;
-        if left.is_some() {
+        let mut set = inherit_listeners(manifest)?;
+        if manifest.is_some() {
             set.set_started_by_upgrade();
         }
-        if left.is_none() {
+        if manifest.is_none() {
             set.take_passed(passed, &self.config.bind)?;
         }
         let given = set.passed_addrs();
         add_passed_sockets(&mut self.config.bind, &given);
-        let reread = std::mem::replace(
-            &mut self.reread,
+        let read_config = std::mem::replace(
+            &mut self.read_config,
             Box::new(|| {
                 Err(Error::internal("the configuration is read while it is being replaced"))
             }),
         );
-        self.reread = Box::new(move || {
-            let mut config = reread()?;
+        self.read_config = Box::new(move || {
+            let mut config = read_config()?;
             add_passed_sockets(&mut config.bind, &given);
             Ok(config)
         });
         Ok(set)
     }
 
-    /// How many sockets each address needs, with `left` by the image before this one.
-    pub(super) fn slots(&self, left: Option<&Manifest>) -> u32 {
+    /// How many sockets each address needs, with `manifest` by the image before this one.
+    pub(super) fn slots(&self, manifest: Option<&UpgradeManifest>) -> u32 {
         let workers = self.config.supervisor_config().workers;
         match self.config.dispatch.has_socket_per_slot() {
-            true => left.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
+            true => manifest.map_or(workers, |manifest| workers.max(manifest.workers_wanted)),
             false => 1,
         }
     }
 
-    /// The service manager, if there is one. What it kept for us and is `unwanted` it is to forget.
-    pub(super) fn manager(
+    /// Returns the service manager, if it wants to be notified. Removes `unwanted` sockets from its store.
+    pub(super) fn service_manager(
         &self,
-        service: Service,
+        service: ServiceEnvironment,
         taken_over: bool,
         unwanted: &[String],
-    ) -> Option<Manager> {
+    ) -> Option<ServiceManager> {
         let stores = match self.config.fd_store {
-            FdStore::Auto => service.keeps(),
+            FdStore::Auto => service.has_fd_store(),
             FdStore::On => true,
             FdStore::Off => false,
         };
-        let mut manager = service.manager(stores, taken_over, self.config.boot_timeout)?;
-        unwanted.iter().for_each(|name| manager.forget(name));
+        let mut manager = service.service_manager(stores, taken_over, self.config.boot_timeout)?;
+        unwanted.iter().for_each(|name| manager.remove_socket(name));
         Some(manager)
     }
 }
 
-/// The sockets of the image before this one.
-fn inherit(left: Option<&Manifest>) -> Result<ListenerSet> {
+/// Takes over the sockets of the previous image.
+fn inherit_listeners(manifest: Option<&UpgradeManifest>) -> Result<ListenerSet> {
     let mut set = ListenerSet::default();
-    let passed = left.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
+    let passed = manifest.into_iter().flat_map(|m| m.listeners.iter().map(|l| (l, m.pid)));
     for (passed, owner) in passed {
         let fd = prefork_os::fd::take_inherited_fd(passed.fd)
             .map_err(|e| Error::system(format!("take over the socket of {}", passed.addr), e))?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::frame::{self, Incoming, REQUEST_MAX};
 use super::protocol::Reply;
-use crate::upgrade::{PassedClient, PassedState};
+use crate::upgrade::{PassedClient, PassedClientState};
 use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_os::socket::{read_nonblocking, write_nonblocking};
 
@@ -61,19 +61,19 @@ impl Connection {
     pub(super) fn resume(
         socket: OwnedFd,
         who: String,
-        state: PassedState,
+        state: PassedClientState,
         now: Instant,
     ) -> Connection {
         let mut connection = Connection::new(socket, who, now);
         connection.state = match state {
-            PassedState::Asking { received } => {
+            PassedClientState::Asking { received } => {
                 connection.incoming.push(&received);
                 State::Asking
             }
-            PassedState::Waiting { ticket } => {
+            PassedClientState::Waiting { ticket } => {
                 State::Waiting { ticket, patient: true, last: false }
             }
-            PassedState::Following { after } => State::Streaming { after, until: None },
+            PassedClientState::Following { after } => State::Streaming { after, until: None },
         };
         connection
     }
@@ -85,10 +85,10 @@ impl Connection {
                 let received = self.incoming.received();
                 // Half a request that is so long is rare, and must not make the manifest too large.
                 let received = (received.len() <= MAX_PASSED_BYTES).then(|| received.to_vec())?;
-                PassedState::Asking { received }
+                PassedClientState::Asking { received }
             }
-            State::Waiting { ticket, .. } => PassedState::Waiting { ticket },
-            State::Streaming { after, until: None } => PassedState::Following { after },
+            State::Waiting { ticket, .. } => PassedClientState::Waiting { ticket },
+            State::Streaming { after, until: None } => PassedClientState::Following { after },
             State::Streaming { until: Some(_), .. } | State::Staying | State::Gone => return None,
         };
         let fd = self.socket.as_raw_fd();

@@ -51,6 +51,6 @@ pub(crate) use event_history::Ledger;
 pub use protocol::Event;
 pub use protocol::{Change, Rescale};
 pub(crate) use protocol::{Reply, Request};
-pub(crate) use server::{Asked, Server};
+pub(crate) use server::{Asked, ControlPollToken, Server};
 pub(crate) use socket_path::of_this_process;
 pub use socket_path::{candidates, runtime_directory};

@@ -51,6 +51,15 @@ struct Listening {
     listener: Socket,
 }
 
+/// Names a descriptor of the server that is polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ControlPollToken {
+    /// The listening socket.
+    Listener,
+    /// A client, by its number.
+    Client(u64),
+}
+
 /// A request that wants an answer.
 #[derive(Debug)]
 pub(crate) struct Asked {
@@ -133,15 +142,26 @@ impl Server {
         self.listening = None;
     }
 
-    /// What to wait for; `attend` takes the flags in this order.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = WatchedFd<'_>> {
+    /// Returns what to wait for. The tokens of ready descriptors go to `attend`.
+    pub(crate) fn poll_sources(&self) -> impl Iterator<Item = (ControlPollToken, WatchedFd<'_>)> {
         let interest = match self.paused_until {
             Some(_) => PollInterest::HangUp,
             None => PollInterest::Readable,
         };
-        let listener =
-            self.listening.iter().map(move |one| WatchedFd::new(one.listener.as_fd(), interest));
-        listener.chain(self.clients.values().map(Connection::watch))
+        let listener = self.listening.iter().map(move |one| {
+            (ControlPollToken::Listener, WatchedFd::new(one.listener.as_fd(), interest))
+        });
+        let clients = self.clients.iter();
+        listener.chain(clients.map(|(id, one)| (ControlPollToken::Client(*id), one.watch())))
+    }
+
+    /// Polls for up to `timeout` and returns the tokens of the ready descriptors.
+    #[cfg(test)]
+    pub(crate) fn poll_ready(&self, timeout: Duration) -> Vec<ControlPollToken> {
+        let (tokens, watched): (Vec<_>, Vec<_>) = self.poll_sources().unzip();
+        let ready = prefork_os::poll::poll_fds(&watched, Some(timeout)).expect("poll");
+        let ready = tokens.into_iter().zip(ready).filter(|(_, is_ready)| *is_ready);
+        ready.map(|(token, _)| token).collect()
     }
 
     /// When `settle` has something to do, if nothing else happens.
@@ -150,12 +170,12 @@ impl Server {
         clients.chain(self.paused_until).min()
     }
 
-    /// Looks after everybody whose flag is set, and returns what they ask for.
-    pub(crate) fn attend(&mut self, ready: &[bool], now: Instant) -> Vec<Asked> {
+    /// Reads the clients of these tokens, accepts new ones, and returns the requests.
+    pub(crate) fn attend(&mut self, ready: &[ControlPollToken], now: Instant) -> Vec<Asked> {
         let mut asked = Vec::new();
-        let mut flags = ready.iter();
-        let somebody_new = self.listening.is_some() && flags.next() == Some(&true);
-        for (client, _) in self.clients.values_mut().zip(flags).filter(|(_, ready)| **ready) {
+        for token in ready {
+            let ControlPollToken::Client(id) = token else { continue };
+            let Some(client) = self.clients.get_mut(id) else { continue };
             let Some(bytes) = client.attend(now) else { continue };
             match Request::decode(&bytes) {
                 Ok(request) => {
@@ -168,7 +188,7 @@ impl Server {
                 Err(why) => client.send(&Reply::Refused(why), now),
             }
         }
-        if somebody_new {
+        if ready.contains(&ControlPollToken::Listener) {
             self.accept(now);
         }
         self.forget_the_gone();

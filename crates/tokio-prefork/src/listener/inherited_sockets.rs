@@ -1,7 +1,7 @@
 //! Listening sockets that the service manager holds as well: sockets it created and passed to this process, and sockets of
 //! this process in its file descriptor store.
 //!
-//! Passed sockets are always served, as the unit file says so. They replace a `bind` that was left at its default, and an
+//! ActivationFd sockets are always served, as the unit file says so. They replace a `bind` that was left at its default, and an
 //! address that both name is not bound again. Stored sockets are taken back if `bind` names their address.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket};
 
 use super::{ListenAddr, Listener, ListenerSet, bind_socket};
 use crate::error::{Error, Result};
-use crate::systemd::{Passed, StoreName, is_stored};
+use crate::systemd::{ActivationFd, StoredSocketName, is_stored_socket_name};
 use prefork_supervisor::Slot;
 
 /// Which process besides primary and workers keeps a listening socket open, and so whether it listens after the primary's end.
@@ -68,14 +68,14 @@ impl ListenerSet {
     /// # Errors
     ///
     /// A descriptor is not a listening stream socket.
-    pub(crate) fn take_passed(&mut self, passed: &[Passed], bind: &[ListenAddr]) -> Result<()> {
-        let named = |one: &&Passed| !bind.contains(&ListenAddr::Fd(one.number));
-        for one in passed.iter().filter(|one| !is_stored(&one.name)).filter(named) {
+    pub(crate) fn take_passed(&mut self, passed: &[ActivationFd], bind: &[ListenAddr]) -> Result<()> {
+        let named = |one: &&ActivationFd| !bind.contains(&ListenAddr::Fd(one.fd));
+        for one in passed.iter().filter(|one| !is_stored_socket_name(&one.name)).filter(named) {
             let refuse = |why: String| {
-                let Passed { number, name } = one;
-                Error::bind(format!("descriptor {number} ({name:?} of LISTEN_FDS)"), why)
+                let ActivationFd { fd, name } = one;
+                Error::bind(format!("descriptor {fd} ({name:?} of LISTEN_FDS)"), why)
             };
-            let fd = prefork_os::fd::take_inherited_fd(one.number)
+            let fd = prefork_os::fd::take_inherited_fd(one.fd)
                 .map_err(|e| refuse(format!("it was not passed to this process ({e})")))?;
             let socket = Socket::from(fd);
             if !bind_socket::is_stream_listener(&socket) {
@@ -85,7 +85,7 @@ impl ListenerSet {
                         .to_string(),
                 ));
             }
-            let addr = bind_addr_of(&socket, one.number);
+            let addr = bind_addr_of(&socket, one.fd);
             self.inherit(
                 addr,
                 Slot(0),
@@ -98,14 +98,14 @@ impl ListenerSet {
     }
 
     /// Takes back the stored sockets that `bind` names. Returns the names of the others, for removal from the store.
-    pub(crate) fn take_stored(&mut self, passed: &[Passed], bind: &[ListenAddr]) -> Vec<String> {
-        let mut stored: Vec<_> = passed.iter().filter(|one| is_stored(&one.name)).collect();
+    pub(crate) fn take_stored(&mut self, passed: &[ActivationFd], bind: &[ListenAddr]) -> Vec<String> {
+        let mut stored: Vec<_> = passed.iter().filter(|one| is_stored_socket_name(&one.name)).collect();
         // In the order of the slots: the kernel numbers the sockets of a reuseport group in the order of their creation.
-        stored.sort_by_key(|one| StoreName::decode(&one.name).map(|name| name.slot));
+        stored.sort_by_key(|one| StoredSocketName::decode(&one.name).map(|name| name.slot));
         let mut unwanted = Vec::new();
         for one in stored {
             // A socket that cannot be used is bound again, so a failure does not prevent the start.
-            let taken = prefork_os::fd::take_inherited_fd(one.number)
+            let taken = prefork_os::fd::take_inherited_fd(one.fd)
                 .is_ok_and(|fd| self.take_back(&one.name, fd, bind).is_some());
             if !taken {
                 unwanted.push(one.name.clone());
@@ -115,7 +115,7 @@ impl ListenerSet {
     }
 
     fn take_back(&mut self, name: &str, fd: OwnedFd, bind: &[ListenAddr]) -> Option<()> {
-        let StoreName { slot, addr } = StoreName::decode(name)?;
+        let StoredSocketName { slot, addr } = StoredSocketName::decode(name)?;
         let addr: ListenAddr = addr.parse().ok().filter(|addr| bind.contains(addr))?;
         let socket = Socket::from(fd);
         // Clients cannot reach a Unix socket whose file was removed.
@@ -162,7 +162,7 @@ impl Listener {
             ListenAddr::Tcp(_) | ListenAddr::Unix(_)
                 if self.keeper != SocketKeeper::ServiceManager =>
             {
-                StoreName { slot: self.slot, addr: self.addr.to_string() }.encode()
+                StoredSocketName { slot: self.slot, addr: self.addr.to_string() }.encode()
             }
             _ => None,
         }
@@ -219,14 +219,14 @@ mod tests {
         let bind = addrs(&["127.0.0.1:0"]);
         set.open_missing_sockets(&bind, 16, 3).expect("bind");
         let local = set.bound_addrs();
-        let passed: Vec<Passed> = set
+        let passed: Vec<ActivationFd> = set
             .listeners
             .drain(..)
             .rev()
             .map(|one| {
                 let name = one.store_name().expect("short");
-                let number = prefork_os::fd::leave_open_for_test(one.socket.into());
-                Passed { number, name }
+                let fd = prefork_os::fd::leave_open_for_test(one.socket.into());
+                ActivationFd { fd, name }
             })
             .collect();
         let mut back = ListenerSet::default();
@@ -236,10 +236,10 @@ mod tests {
         // One has an address that `bind` does not name, the other an invalid name.
         let names = ["prefork-0-127.0.0.1%3A0", "prefork-odd"].map(str::to_string);
         let other = back.listeners.drain(..2).zip(&names);
-        let passed: Vec<Passed> = other
+        let passed: Vec<ActivationFd> = other
             .map(|(one, name)| {
-                let number = prefork_os::fd::leave_open_for_test(one.socket.into());
-                Passed { number, name: name.clone() }
+                let fd = prefork_os::fd::leave_open_for_test(one.socket.into());
+                ActivationFd { fd, name: name.clone() }
             })
             .collect();
         let mut none = ListenerSet::default();

@@ -41,7 +41,7 @@ pub use inbox::Inbox;
 pub use message::{IntoPayload, Message, MessageSender, MessageTarget, ReplyTo};
 pub(crate) use passed_connection::Carried;
 pub use passed_connection::{PassedConnection, SendConnectionError};
-pub(crate) use primary_end::{MailHub, Turn, Wanted};
+pub(crate) use primary_end::{MailHub, MessagePollToken, Turn};
 pub(crate) use worker_end::MailEnd;
 
 /// How much mail there may be. The same for both directions, for each worker.

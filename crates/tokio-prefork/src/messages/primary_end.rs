@@ -44,15 +44,15 @@ struct Channel {
     crowded: bool,
 }
 
-/// A descriptor that is waited for.
+/// Names a channel to poll and what it is polled for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct MessagePollToken {
     id: WorkerId,
     interest: PollInterest,
 }
 
-impl Wanted {
-    /// Whether something to read is waited for.
+impl MessagePollToken {
+    /// Returns whether the channel is polled for something to read.
     pub(crate) fn is_to_read(self) -> bool {
         self.interest == PollInterest::Readable
     }
@@ -90,28 +90,16 @@ impl MailHub {
         self.post.open(tag);
     }
 
-    /// What to wait for.
-    pub(crate) fn wanted(&self) -> Vec<Wanted> {
-        let mut wanted = Vec::with_capacity(self.channels.len());
-        for (&id, channel) in &self.channels {
-            if self.post.may_read(id) {
-                wanted.push(Wanted { id, interest: PollInterest::Readable });
-            }
-            if self.post.has_outgoing(id) && !channel.crowded {
-                wanted.push(Wanted { id, interest: PollInterest::Writable });
-            }
-        }
-        wanted
-    }
-
-    /// The descriptors of what `wanted` returned, one each.
-    pub(crate) fn watches<'a>(
-        &'a self,
-        wanted: &'a [Wanted],
-    ) -> impl Iterator<Item = WatchedFd<'a>> + 'a {
-        wanted.iter().filter_map(|want| {
-            let channel = self.channels.get(&want.id)?;
-            Some(WatchedFd::new(channel.fd.as_fd(), want.interest))
+    /// Returns what to wait for. The tokens of ready descriptors go to `read`.
+    pub(crate) fn poll_sources(&self) -> impl Iterator<Item = (MessagePollToken, WatchedFd<'_>)> {
+        self.channels.iter().flat_map(|(&id, channel)| {
+            let readable = self.post.may_read(id).then_some(PollInterest::Readable);
+            let has_outgoing = self.post.has_outgoing(id) && !channel.crowded;
+            let writable = has_outgoing.then_some(PollInterest::Writable);
+            readable.into_iter().chain(writable).map(move |interest| {
+                let watched = WatchedFd::new(channel.fd.as_fd(), interest);
+                (MessagePollToken { id, interest }, watched)
+            })
         })
     }
 
@@ -125,11 +113,10 @@ impl MailHub {
         blocked.into_iter().chain(crowded.then_some(CROWDED)).min()
     }
 
-    /// Reads what came, where `ready` says so; returns those who spoke so that we cannot understand them.
-    pub(crate) fn read(&mut self, wanted: &[Wanted], ready: &[bool]) -> Vec<(WorkerId, Garbled)> {
-        let ready = wanted.iter().zip(ready).filter(|(want, ready)| **ready && want.is_to_read());
+    /// Reads the channels of these tokens. Returns the workers that broke the protocol, and how.
+    pub(crate) fn read(&mut self, ready: &[MessagePollToken]) -> Vec<(WorkerId, Garbled)> {
         let mut garbled = Vec::new();
-        for (want, _) in ready {
+        for want in ready.iter().filter(|token| token.is_to_read()) {
             if let Err(why) = self.listen(want.id, PACKETS_A_TURN) {
                 if let Some(channel) = self.channels.remove(&want.id) {
                     discard_messages(&channel.fd);

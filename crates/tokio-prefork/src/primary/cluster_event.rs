@@ -1,4 +1,4 @@
-//! What happens in the life of a cluster, as the application in the primary sees it.
+//! The events of a cluster, as the application's hooks in the primary receive them.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -10,57 +10,57 @@ use prefork_supervisor::{Generation, WorkerId, WorkerTag};
 
 /// Something that happened to the cluster; see [`Cluster::on_event`](crate::Cluster::on_event).
 ///
-/// What is promised of one worker, whatever happens to it:
+/// For one worker, these rules hold:
 ///
-/// - `Fork` comes first, and comes once for each process that existed.
-/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that dies young has neither.
+/// - `Fork` is the first event, once for each process that existed.
+/// - `Online` comes at most once, before `Listening`, which comes at most once too. A worker that exits early has neither.
 /// - `Disconnect` and `Exit` come exactly once for each `Fork`, in this order. (In Node's cluster the order is open.)
-/// - `Replaced` comes at most once, after `Exit`, and after `Listening` of the one that replaced it. It does not come for
-///   workers that were never ready, that left for good, or whose slot is no more.
+/// - `Replaced` comes at most once, after `Exit` and after `Listening` of the replacement. It does not come for workers that
+///   were never ready, that left for good, or whose slot was removed.
 ///
-/// `Stopping` comes once, and no `Fork` after it but those that were under way. A fork that fails is no event: no
-/// process existed. After an upgrade in place, the workers of the image before have their `Disconnect`, `Exit` and
-/// `Replaced` in the new image only; what the old image did not live to tell is told by nobody.
+/// `Stopping` comes once, and after it no `Fork` except those that were under way. A failed fork is no event, as no process
+/// existed. After an upgrade in place, workers of the old image have their `Disconnect`, `Exit` and `Replaced` in the new
+/// image; events that the old image had no time to deliver are lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClusterEvent {
     /// A worker's process was forked.
     #[non_exhaustive]
     Fork {
-        /// Who, with its pid.
+        /// The worker, with its pid.
         worker: WorkerTag,
     },
-    /// It runs: its runtime turns and its channel works. Its application boots.
+    /// A worker's runtime runs and its channel works; the application boots.
     #[non_exhaustive]
     Online {
-        /// Who.
+        /// The worker.
         worker: WorkerTag,
     },
-    /// Its application has booted and it accepts connections; of another kind than `web`, that its loop has begun.
+    /// A worker's application has booted and it accepts connections. A worker of another kind than `web` runs its loop.
     #[non_exhaustive]
     Listening {
-        /// Who.
+        /// The worker.
         worker: WorkerTag,
-        /// Where, as the kernel has it: with the real port where 0 was asked for. Nowhere for kinds other than `web`.
+        /// The addresses as the kernel has them: with the real port where 0 was requested. Empty for kinds other than `web`.
         addresses: Vec<ListenAddr>,
     },
-    /// Its channel is closed: from now on nothing can be said to it.
+    /// A worker's channel is closed: no message can reach it any more.
     #[non_exhaustive]
     Disconnect {
-        /// Who.
+        /// The worker.
         worker: WorkerTag,
     },
-    /// Its process is gone.
+    /// A worker's process has exited.
     Exit(WorkerExit),
-    /// It is gone, and another worker serves in its place.
+    /// Another worker serves in the slot of one that has exited.
     #[non_exhaustive]
     Replaced {
-        /// Who was replaced.
+        /// The worker that has exited.
         worker: WorkerId,
-        /// Who serves now.
+        /// Its replacement.
         by: WorkerTag,
     },
-    /// A reload is done: all workers are of this generation.
+    /// A reload has completed: all workers are of this generation.
     #[non_exhaustive]
     Reloaded {
         /// The new generation.
@@ -68,90 +68,90 @@ pub enum ClusterEvent {
         /// How many workers serve.
         workers: usize,
     },
-    /// A reload failed, and the workers of before serve on.
+    /// A reload failed and the old workers keep serving.
     #[non_exhaustive]
     ReloadFailed {
-        /// Why.
-        why: String,
+        /// Why it failed.
+        reason: String,
     },
-    /// Another number of workers is wanted.
+    /// The wanted number of workers has changed.
     #[non_exhaustive]
     Scaled {
-        /// Of which kind.
+        /// The worker kind.
         kind: &'static str,
-        /// How many were.
+        /// The number before.
         from: u32,
-        /// How many are.
+        /// The number from now on.
         to: u32,
     },
-    /// The cluster has begun to stop.
+    /// The cluster has started to stop.
     Stopping,
 }
 
-/// How and why a worker ended.
+/// How and why a worker exited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerExit {
-    /// Who. Its pid means nothing any more.
+    /// The worker. Its pid may belong to another process by now.
     pub worker: WorkerTag,
-    /// Its exit status, if it exited. Exactly one of this and `signal` is there.
+    /// The exit status. Exactly one of this and `signal` is set.
     pub code: Option<i32>,
-    /// The number of the signal that ended it, if one did.
+    /// The number of the signal that ended the worker.
     pub signal: Option<i32>,
-    /// Why, as far as the primary knows.
-    pub reason: Reason,
-    /// Whether it was told, or had asked, to finish and leave before it ended: Node's `exitedAfterDisconnect`.
+    /// Why the worker exited, as far as the primary knows.
+    pub reason: WorkerExitReason,
+    /// Whether the worker was told, or had asked, to drain before it exited: Node's `exitedAfterDisconnect`.
     pub exited_after_disconnect: bool,
-    /// From its fork to its end.
+    /// The time from its fork to its exit.
     pub uptime: Duration,
-    /// How many requests it had served, as it said itself.
+    /// How many requests it had served, as it reported itself.
     pub requests: u64,
 }
 
-/// Why a worker ended.
+/// Why a worker exited.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
-    /// It finished since the cluster stops, or was killed for a stop at once.
+pub enum WorkerExitReason {
+    /// Drained because the cluster stops, or killed for an immediate stop.
     Stopped,
-    /// It finished and left for good: [`PrimaryHandle::disconnect`](crate::PrimaryHandle::disconnect) or
+    /// Drained for good: [`PrimaryHandle::disconnect`](crate::PrimaryHandle::disconnect) or
     /// [`Worker::disconnect`](crate::Worker::disconnect).
     Disconnected,
-    /// It asked to be replaced: [`Worker::retire`](crate::Worker::retire), or SIGTERM to the worker itself.
+    /// Asked to be replaced: [`Worker::retire`](crate::Worker::retire), or SIGTERM to the worker itself.
     Retired,
-    /// It had reached this limit and was replaced.
+    /// Reached a recycling limit and was replaced.
     Recycled(RecycleReason),
-    /// A reload or an upgrade replaced it.
+    /// Replaced by a reload or an upgrade.
     Reloaded,
-    /// There are fewer workers now.
+    /// Drained because fewer workers are wanted.
     ScaledDown,
-    /// Killed by the primary before it served: another took its place, or the reload it was for was given up.
+    /// Killed by the primary before it was ready: another worker took its slot, or its reload was abandoned.
     Superseded,
-    /// Killed by the primary: it did not finish within `graceful-timeout`.
-    GraceOver,
+    /// Killed by the primary: it did not drain within `graceful-timeout`.
+    GracefulTimeout,
     /// Killed by the primary: it was not ready within `boot-timeout`.
     BootTimeout,
-    /// It could not boot, and said why.
+    /// Could not boot and reported why.
     BootFailed(String),
-    /// Killed by the primary: its event loop did not turn for `stall-timeout`.
-    Frozen,
+    /// Killed by the primary: its event loop did not run for `stall-timeout`.
+    Stalled,
     /// Killed by the primary: it used more memory than `max-rss-hard`.
-    MaxRssHard,
-    /// Killed by the primary for what came over its channel.
-    Condemned(String),
-    /// Killed by the kernel, since the memory of its cgroup was used up. Known only where the cgroup's
-    /// `memory.events` can be read; otherwise this is `Killed`.
+    MemoryLimit,
+    /// Killed by the primary: it broke the protocol of its channel.
+    Misbehaved(String),
+    /// Killed by the kernel because the memory of its cgroup was exhausted. Reported as `Killed` if `memory.events` of the
+    /// cgroup cannot be read.
     OutOfMemory,
-    /// Killed by somebody else: SIGKILL, SIGTERM, SIGINT or SIGHUP.
+    /// Killed by another process: SIGKILL, SIGTERM, SIGINT or SIGHUP.
     Killed,
-    /// Ended by another signal: SIGSEGV, SIGABRT, ...
+    /// Ended by another signal: SIGSEGV, SIGABRT and so on.
     Crashed,
-    /// It exited unasked.
+    /// Exited by itself.
     Exited,
 }
 
 impl ClusterEvent {
-    /// The worker that it is about, if it is about one.
+    /// Returns the worker that the event is about, if it is about one.
     pub fn worker(&self) -> Option<WorkerId> {
         match self {
             ClusterEvent::Fork { worker }
@@ -183,7 +183,7 @@ impl ClusterEvent {
     }
 }
 
-/// Its name, and the worker's number: `exit worker=3`.
+/// Writes the name of the event and the worker's id: `exit worker=3`.
 impl fmt::Display for ClusterEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())?;
@@ -192,13 +192,13 @@ impl fmt::Display for ClusterEvent {
 }
 
 impl WorkerExit {
-    /// `out_of_memory` is asked only where it can make a difference.
-    pub(super) fn new(exit: &ExitReport, out_of_memory: impl FnOnce() -> bool) -> WorkerExit {
+    /// Calls `is_oom_kill` only if SIGKILL came from outside the primary.
+    pub(super) fn new(exit: &ExitReport, is_oom_kill: impl FnOnce() -> bool) -> WorkerExit {
         let (code, signal) = (exit.status.code(), exit.status.signal());
-        let reason = match ours(exit) {
+        let reason = match reason_of_primary(exit) {
             Some(reason) => reason,
-            None if signal == Some(9) && out_of_memory() => Reason::OutOfMemory,
-            None => theirs(exit),
+            None if signal == Some(9) && is_oom_kill() => WorkerExitReason::OutOfMemory,
+            None => reason_of_status(exit),
         };
         WorkerExit {
             worker: exit.worker,
@@ -212,39 +212,101 @@ impl WorkerExit {
     }
 }
 
-/// Why we ended it, if we did.
-fn ours(exit: &ExitReport) -> Option<Reason> {
+/// Returns why the primary ended the worker, if it did.
+fn reason_of_primary(exit: &ExitReport) -> Option<WorkerExitReason> {
     let error = || exit.error.clone().unwrap_or_default();
     Some(match exit.cause {
         ExitCause::Drained if exit.status.success() => match exit.drain_reason {
-            Some(DrainReason::Stop) => Reason::Stopped,
-            Some(DrainReason::Scale) => Reason::ScaledDown,
-            Some(DrainReason::Recycle(limit)) => Reason::Recycled(limit),
-            Some(DrainReason::Retire) => Reason::Retired,
-            Some(DrainReason::Disconnect) => Reason::Disconnected,
-            // An image before this one told it to leave, and that is what images do when they are followed.
-            Some(DrainReason::Reload) | None => Reason::Reloaded,
+            Some(DrainReason::Stop) => WorkerExitReason::Stopped,
+            Some(DrainReason::Scale) => WorkerExitReason::ScaledDown,
+            Some(DrainReason::Recycle(limit)) => WorkerExitReason::Recycled(limit),
+            Some(DrainReason::Retire) => WorkerExitReason::Retired,
+            Some(DrainReason::Disconnect) => WorkerExitReason::Disconnected,
+            // Without a reason, the previous image told it to drain, for the upgrade.
+            Some(DrainReason::Reload) | None => WorkerExitReason::Reloaded,
         },
-        ExitCause::BootTimeout => Reason::BootTimeout,
-        ExitCause::KilledByStop => Reason::Stopped,
-        ExitCause::GracefulTimeout => Reason::GraceOver,
-        ExitCause::Misbehaved => Reason::Condemned(error()),
-        ExitCause::Stalled => Reason::Frozen,
-        ExitCause::MemoryLimit => Reason::MaxRssHard,
-        ExitCause::Superseded => Reason::Superseded,
-        ExitCause::BootFailed if exit.error.is_some() => Reason::BootFailed(error()),
+        ExitCause::BootTimeout => WorkerExitReason::BootTimeout,
+        ExitCause::KilledByStop => WorkerExitReason::Stopped,
+        ExitCause::GracefulTimeout => WorkerExitReason::GracefulTimeout,
+        ExitCause::Misbehaved => WorkerExitReason::Misbehaved(error()),
+        ExitCause::Stalled => WorkerExitReason::Stalled,
+        ExitCause::MemoryLimit => WorkerExitReason::MemoryLimit,
+        ExitCause::Superseded => WorkerExitReason::Superseded,
+        ExitCause::BootFailed if exit.error.is_some() => WorkerExitReason::BootFailed(error()),
         ExitCause::Drained | ExitCause::BootFailed | ExitCause::Unexpected => return None,
     })
 }
 
-/// How it ended otherwise. The numbers of these signals are the same on every Linux.
-fn theirs(exit: &ExitReport) -> Reason {
+/// Derives the reason from the exit status. The numbers of these signals are the same on every Linux.
+fn reason_of_status(exit: &ExitReport) -> WorkerExitReason {
     match exit.status.signal() {
-        Some(1 | 2 | 9 | 15) => Reason::Killed,
-        Some(_) => Reason::Crashed,
-        None => Reason::Exited,
+        Some(1 | 2 | 9 | 15) => WorkerExitReason::Killed,
+        Some(_) => WorkerExitReason::Crashed,
+        None => WorkerExitReason::Exited,
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::process::ExitStatus;
+
+    use super::*;
+    use prefork_supervisor::{Slot, WEB_KIND};
+
+    fn exit_report(cause: ExitCause, drain_reason: Option<DrainReason>, raw: i32) -> ExitReport {
+        let (slot, generation, pid) = (Slot(0), Generation(1), Some(7));
+        ExitReport {
+            worker: WorkerTag { id: WorkerId(1), slot, generation, pid, kind: WEB_KIND },
+            status: ExitStatus::from_raw(raw),
+            cause,
+            drain_reason,
+            error: None,
+            uptime: Duration::from_secs(1),
+            requests_served: 3,
+        }
+    }
+
+    fn worker_exit(cause: ExitCause, drain_reason: Option<DrainReason>, raw: i32) -> WorkerExit {
+        WorkerExit::new(&exit_report(cause, drain_reason, raw), || false)
+    }
+
+    #[test]
+    fn a_drained_worker_has_the_reason_of_its_drain() {
+        let limit = RecycleReason::Requests(9);
+        for (drain_reason, reason) in [
+            (DrainReason::Stop, WorkerExitReason::Stopped),
+            (DrainReason::Scale, WorkerExitReason::ScaledDown),
+            (DrainReason::Reload, WorkerExitReason::Reloaded),
+            (DrainReason::Retire, WorkerExitReason::Retired),
+            (DrainReason::Disconnect, WorkerExitReason::Disconnected),
+            (DrainReason::Recycle(limit), WorkerExitReason::Recycled(limit)),
+        ] {
+            let exit = worker_exit(ExitCause::Drained, Some(drain_reason), 0);
+            assert_eq!((exit.reason, exit.exited_after_disconnect), (reason, true));
+        }
+    }
+
+    #[test]
+    fn an_unexpected_exit_has_the_reason_of_its_status() {
+        for (raw, reason) in [
+            (9, WorkerExitReason::Killed),
+            (11, WorkerExitReason::Crashed),
+            (42 << 8, WorkerExitReason::Exited),
+        ] {
+            let exit = worker_exit(ExitCause::Unexpected, None, raw);
+            assert_eq!((exit.reason, exit.exited_after_disconnect), (reason, false));
+            assert!(exit.code.is_some() != exit.signal.is_some());
+        }
+        // Killed while it was draining: both are true.
+        let exit = worker_exit(ExitCause::Drained, Some(DrainReason::Disconnect), 9);
+        assert_eq!((exit.reason, exit.exited_after_disconnect), (WorkerExitReason::Killed, true));
+    }
+
+    #[test]
+    fn only_kills_from_outside_the_primary_can_be_oom_kills() {
+        let reason = |cause, raw| WorkerExit::new(&exit_report(cause, None, raw), || true).reason;
+        assert_eq!(reason(ExitCause::Unexpected, 9), WorkerExitReason::OutOfMemory);
+        assert_eq!(reason(ExitCause::Stalled, 9), WorkerExitReason::Stalled);
+        assert_eq!(reason(ExitCause::Unexpected, 11), WorkerExitReason::Crashed);
+    }
+}

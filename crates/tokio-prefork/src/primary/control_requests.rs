@@ -1,5 +1,6 @@
-//! What operators ask over the control socket: questions are answered here, orders go to the supervisor.
+//! The control socket: questions are answered here, commands go to the supervisor.
 
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -7,140 +8,193 @@ use super::Primary;
 use super::event_log::EventLog;
 use crate::config::ControlSocket;
 use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
-use crate::control::{Server, Status};
+use crate::control::{ControlPollToken, Server, Status};
 use crate::error::Result;
 use crate::log_output;
-use crate::pid_file::PidFile;
 use crate::upgrade::PassedControl;
+use prefork_os::poll::WatchedFd;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 
-/// Opens the control socket. One that was named must work if it `must`; one that was not named is no reason to refuse to
-/// serve.
-pub(super) fn open(
-    control: &ControlSocket,
-    must: bool,
-    journal: &mut EventLog,
-) -> Result<Option<Server>> {
-    let named = matches!(control, ControlSocket::Path(_));
-    match place(control).and_then(|path| path.map(|path| Server::bind(&path)).transpose()) {
-        Ok(Some(server)) => {
-            server.path().into_iter().for_each(|path| journal.control_at(path));
-            Ok(Some(server))
+/// The control server and the setting that says where it listens.
+pub(super) struct ControlEndpoint {
+    /// `None` if it is off, or could not be opened.
+    server: Option<Server>,
+    /// Fixed at the start: a reload does not change it.
+    setting: ControlSocket,
+}
+
+impl ControlEndpoint {
+    /// Opens the control socket.
+    ///
+    /// # Errors
+    /// A path from the configuration does not work. A default path that does not work is only logged.
+    pub(super) fn open(
+        setting: &ControlSocket,
+        event_log: &mut EventLog,
+    ) -> Result<ControlEndpoint> {
+        let server = match open_server(setting, event_log) {
+            Err(e) if matches!(setting, ControlSocket::Path(_)) => return Err(e),
+            server => keep_or_log(server, event_log),
+        };
+        Ok(ControlEndpoint { server, setting: setting.clone() })
+    }
+
+    /// Takes over the control socket and the clients of the previous image. A failure is logged: an exec has no way back.
+    pub(super) fn inherit(
+        setting: &ControlSocket,
+        passed: Option<PassedControl>,
+        event_log: &mut EventLog,
+    ) -> ControlEndpoint {
+        let server = passed.map(|passed| Server::inherit(passed, Instant::now()));
+        let mut endpoint = ControlEndpoint { server, setting: setting.clone() };
+        endpoint.repair(event_log);
+        endpoint
+    }
+
+    /// Opens the socket again if clients cannot reach it: its file may have been removed or replaced.
+    pub(super) fn repair(&mut self, event_log: &mut EventLog) {
+        let Some(server) = &mut self.server else {
+            self.server = keep_or_log(open_server(&self.setting, event_log), event_log);
+            return;
+        };
+        match control_socket_path(&self.setting) {
+            Ok(Some(path)) if server.is_reachable_at(&path) => {}
+            Ok(Some(path)) => match server.listen_at(&path) {
+                Ok(()) => event_log.control_socket_opened(&path),
+                Err(e) => event_log.no_control_socket(&e),
+            },
+            Ok(None) => server.close_listener(),
+            Err(e) => event_log.no_control_socket(&e),
         }
-        Ok(None) => {
-            if *control != ControlSocket::Off {
-                journal.no_control();
-            }
-            Ok(None)
+    }
+
+    /// Sends new events to followers and closes idle clients. Called before each wait, when the supervisor has every
+    /// request.
+    pub(super) fn flush(&mut self, event_log: &EventLog) {
+        if let Some(server) = &mut self.server {
+            server.settle(&event_log.ledger, Instant::now());
         }
-        Err(e) if must && named => Err(e),
-        Err(e) => {
-            journal.control_failed(&e);
-            Ok(None)
+    }
+
+    /// Returns what to wait for. The tokens of ready descriptors go to `read_ready`.
+    pub(super) fn poll_sources(&self) -> impl Iterator<Item = (ControlPollToken, WatchedFd<'_>)> {
+        self.server.iter().flat_map(Server::poll_sources)
+    }
+
+    fn read_ready(&mut self, ready: &[ControlPollToken], now: Instant) -> Vec<Asked> {
+        self.server.as_mut().map_or(Vec::new(), |server| server.attend(ready, now))
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.server.as_ref().and_then(Server::deadline)
+    }
+
+    /// Returns whether a client has not read yet what it was sent.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.server.as_ref().is_some_and(Server::has_unsent)
+    }
+
+    /// Returns what the next image needs to continue with socket and clients.
+    pub(super) fn pass(&mut self) -> Option<PassedControl> {
+        self.server.as_mut().map(Server::pass)
+    }
+
+    /// Returns the descriptors that `pass` names.
+    pub(super) fn passed_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.server.iter().flat_map(Server::descriptors)
+    }
+
+    /// Answers a request. A client that has gone finds the result in the log.
+    pub(super) fn reply(&mut self, reply_id: u64, reply: &Reply) {
+        let now = Instant::now();
+        let is_sent = self.server.as_mut().is_some_and(|one| one.reply(reply_id, reply, now));
+        if !is_sent {
+            log::debug!("no client waits for the reply {reply:?}");
         }
+    }
+
+    fn stream_events(&mut self, reply_id: u64, follow: bool, since: u64, event_log: &EventLog) {
+        if let Some(server) = &mut self.server {
+            server.stream(reply_id, follow, since, &event_log.ledger, Instant::now());
+        }
+    }
+
+    /// Closes the server in a forked worker. Its file is the primary's and stays.
+    pub(super) fn close_in_worker(&mut self) {
+        self.server = None;
     }
 }
 
-/// Goes on with the control socket and the clients of the image before this one, as far as they were passed. What fails
-/// is told and no reason to end: there is no way back from an exec.
-pub(super) fn take_over(
-    control: &ControlSocket,
-    passed: Option<PassedControl>,
-    journal: &mut EventLog,
-) -> Option<Server> {
-    let Some(passed) = passed else { return open(control, false, journal).ok().flatten() };
-    let mut server = Server::inherit(passed, Instant::now());
-    repair(&mut server, control, journal);
-    Some(server)
+fn open_server(setting: &ControlSocket, event_log: &mut EventLog) -> Result<Option<Server>> {
+    let Some(path) = control_socket_path(setting)? else {
+        if *setting != ControlSocket::Off {
+            event_log.no_control_directory();
+        }
+        return Ok(None);
+    };
+    let server = Server::bind(&path)?;
+    server.path().into_iter().for_each(|path| {
+        log::debug!("control socket at {}", crate::text::Printable(path.display()));
+    });
+    Ok(Some(server))
 }
 
-/// Sees to it that clients reach the socket where the configuration says.
-fn repair(server: &mut Server, control: &ControlSocket, journal: &mut EventLog) {
-    match place(control) {
-        Ok(Some(path)) if server.is_reachable_at(&path) => {}
-        Ok(Some(path)) => match server.listen_at(&path) {
-            Ok(()) => journal.control_opened(&path),
-            Err(e) => journal.control_failed(&e),
-        },
-        Ok(None) => server.close_listener(),
-        Err(e) => journal.control_failed(&e),
-    }
+fn keep_or_log(server: Result<Option<Server>>, event_log: &mut EventLog) -> Option<Server> {
+    server.unwrap_or_else(|e| {
+        event_log.no_control_socket(&e);
+        None
+    })
 }
 
-/// Where the control socket is to be; `None` if there is to be none.
-fn place(control: &ControlSocket) -> Result<Option<PathBuf>> {
-    match control {
+/// Returns where the control socket listens, if it is not off.
+fn control_socket_path(setting: &ControlSocket) -> Result<Option<PathBuf>> {
+    match setting {
         ControlSocket::Off => Ok(None),
         ControlSocket::Path(path) => Ok(Some(path.clone())),
         ControlSocket::Auto => control::of_this_process(),
     }
 }
 
+fn scale_command(Rescale { kind, change }: Rescale) -> ClusterCommand {
+    let change = match change {
+        Change::To(workers) => ScaleChange::To(workers),
+        Change::By(by) if by < 0 => ScaleChange::Down(by.unsigned_abs()),
+        Change::By(by) => ScaleChange::Up(by.unsigned_abs()),
+    };
+    match kind {
+        Some(kind) => ClusterCommand::ScaleKind(kind, change),
+        None => ClusterCommand::Scale(change),
+    }
+}
+
 impl Primary {
-    /// Opens what is missing of control socket and pid file, at each reload: somebody may have removed or replaced the
-    /// files, or what was in the way at the start is gone.
-    pub(super) fn repair_files(&mut self) {
-        match &mut self.control {
-            Some(server) => repair(server, &self.fixed.control, &mut self.event_log),
-            // It is told what is wrong, and goes on without.
-            None => {
-                self.control = open(&self.fixed.control, false, &mut self.event_log).ok().flatten();
-            }
-        }
-        let Some(path) = &self.fixed.pid_file else { return };
-        if self.pid_file.as_ref().is_some_and(PidFile::is_intact) {
-            return;
-        }
-        // Our own lock would keep us from rewriting a file that is ours and has lost its content.
-        self.pid_file = None;
-        match PidFile::create(path) {
-            Ok(file) => {
-                self.pid_file = Some(file);
-                self.event_log.pid_file_written(path);
-            }
+    /// Repairs the control socket and the pid file, at each reload: files may have been removed or replaced, or what
+    /// prevented them at the start is gone.
+    pub(super) fn repair_control_and_pid_file(&mut self) {
+        self.control.repair(&mut self.event_log);
+        match self.pid_file.repair() {
+            Ok(None) => {}
+            Ok(Some(path)) => self.event_log.pid_file_written(path),
             Err(e) => self.event_log.no_pid_file(&e),
         }
     }
 
-    /// Before each wait: by then everything that was asked has reached the supervisor.
-    pub(super) fn settle_control(&mut self) {
-        if let Some(server) = &mut self.control {
-            server.settle(&self.event_log.ledger, Instant::now());
-        }
-    }
-
-    /// After each wait, with the flags of what `Server::watched` named.
-    pub(super) fn attend_control(&mut self, ready: &[bool]) {
+    /// Reads the requests of clients that are ready. Answers questions and queues commands.
+    pub(super) fn handle_control_requests(&mut self, ready: &[ControlPollToken]) {
         let now = Instant::now();
-        let asked = match &mut self.control {
-            Some(server) => server.attend(ready, now),
-            None => return,
-        };
-        for Asked { ticket, who, request } in asked {
+        for Asked { ticket, who, request } in self.control.read_ready(ready, now) {
             let command = match request {
                 Request::Status {} => {
-                    let status = Box::new(self.status(now));
-                    self.reply(ticket, &Reply::Status(status));
+                    let status = Box::new(self.cluster_status(now));
+                    self.control.reply(ticket, &Reply::Status(status));
                     continue;
                 }
                 Request::Events { follow, since } => {
-                    if let Some(server) = &mut self.control {
-                        server.stream(ticket, follow, since, &self.event_log.ledger, now);
-                    }
+                    self.control.stream_events(ticket, follow, since, &self.event_log);
                     continue;
                 }
                 Request::Reload { .. } => ClusterCommand::Reload,
-                Request::Scale(Rescale { kind, change }) => {
-                    let scale = match change {
-                        Change::To(workers) => ScaleChange::To(workers),
-                        Change::By(by) if by < 0 => ScaleChange::Down(by.unsigned_abs()),
-                        Change::By(by) => ScaleChange::Up(by.unsigned_abs()),
-                    };
-                    match kind {
-                        Some(kind) => ClusterCommand::ScaleKind(kind, scale),
-                        None => ClusterCommand::Scale(scale),
-                    }
-                }
+                Request::Scale(rescale) => scale_command(rescale),
                 Request::Stop { now: false } => ClusterCommand::Stop,
                 Request::Stop { now: true } => ClusterCommand::StopNow,
                 Request::Upgrade { wait } => ClusterCommand::Upgrade { wait },
@@ -150,40 +204,35 @@ impl Primary {
         }
     }
 
-    /// Tells whoever asked how it went. Who has gone meanwhile finds it in the log.
-    pub(super) fn answer(&mut self, ticket: u64, outcome: Result<String, String>) {
-        let reply = match outcome {
-            Ok(what) => Reply::Done(what),
-            Err(why) => Reply::Refused(why),
+    /// Sends the result of a command to the client that requested it.
+    pub(super) fn reply_to_command(&mut self, reply_id: u64, result: Result<String, String>) {
+        let reply = match result {
+            Ok(text) => Reply::Done(text),
+            Err(reason) => Reply::Refused(reason),
         };
-        self.reply(ticket, &reply);
+        self.control.reply(reply_id, &reply);
     }
 
-    fn reply(&mut self, ticket: u64, reply: &Reply) {
-        let now = Instant::now();
-        let heard = self.control.as_mut().is_some_and(|server| server.reply(ticket, reply, now));
-        if !heard {
-            self.event_log.unheard(reply);
-        }
-    }
-
-    /// From memory and the scoreboard: no worker is asked, so none can make it slow.
-    fn status(&self, now: Instant) -> Status {
+    /// Builds the status from memory and the scoreboard. No worker is asked, so none can delay it.
+    fn cluster_status(&self, now: Instant) -> Status {
+        let config = self.current_config();
+        let reader = self.scoreboard.reader();
         let queues = self.listeners.accept_queues();
         let around = Around {
             started: self.started,
-            dispatch: self.current_config().map_or("", |config| config.dispatch.name()),
+            dispatch: config.map_or("", |config| config.dispatch.name()),
             rung: self.selector_backend_name(),
-            model: self.current_config().map_or("", |config| config.model.name()),
+            model: config.map_or("", |config| config.model.name()),
             listeners: self.listeners.bound_addr_texts(),
             queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
-            totals: self.scoreboard.reader().snapshot().totals,
+            totals: reader.snapshot().totals,
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_lines(),
-            cannot_accept: self.scoreboard.reader().cannot_accept(),
+            cannot_accept: reader.cannot_accept(),
         };
         Status::of(&self.supervisor.view(), around, now, |id| {
-            self.workers.get(&id).map_or(Vec::new(), |child| self.scoreboard.figures(child.row))
+            let process = self.workers.get(&id);
+            process.map_or(Vec::new(), |process| self.scoreboard.figures(process.row))
         })
     }
 }

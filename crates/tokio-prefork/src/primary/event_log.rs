@@ -1,4 +1,4 @@
-//! What the primary tells: one line for each thing worth telling, to the log and to the ledger.
+//! Logs what happens in the primary, one line for each event, and keeps the lines for `prefork events`.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::event_format::{Line, count, error, info, line, warn};
+use super::event_format::{LogLine, count, error, format_event, info, warn};
 use crate::config::Dispatch;
-use crate::control::{Ledger, Reply};
+use crate::control::Ledger;
 use crate::log_output;
 use crate::text::HumanDuration;
 use crate::text::{Printable, printable};
@@ -16,230 +16,235 @@ use prefork_os::signal::Signal;
 use prefork_supervisor::LogEvent;
 use prefork_supervisor::{Slot, WorkerTag};
 
-/// The only one in the primary who logs, and the keeper of the ledger.
+/// Writes the primary's log, and keeps its last lines for clients of the control socket.
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     pub(super) ledger: Ledger,
-    /// Lines missing in the log that the ledger tells of.
-    missing: u64,
-    /// When the ledger may tell of more of them.
-    next_missing: Option<Instant>,
+    /// How many lines the log has dropped, as far as the ledger says so.
+    reported_drops: u64,
+    /// When the ledger may report dropped lines again.
+    next_drop_report: Option<Instant>,
 }
 
 impl EventLog {
-    /// A journal whose events are numbered after `last`, that of the image before this one.
+    /// Creates a log whose events are numbered after `last`, the last event of the previous image.
     pub(super) fn resume_after(last: u64) -> EventLog {
-        let mut journal = EventLog::default();
-        journal.ledger.resume_after(last);
-        journal
+        let mut event_log = EventLog::default();
+        event_log.ledger.resume_after(last);
+        event_log
     }
 
-    /// One line for one notice.
-    pub(super) fn record(&mut self, notice: &LogEvent) {
-        self.tell(line(notice));
+    /// Logs an event of the supervisor.
+    pub(super) fn record(&mut self, event: &LogEvent) {
+        self.write(format_event(event));
     }
 
-    /// Tells of lines that are missing in the log: the ledger at once, as it has room, and the log as soon as it has.
-    /// Returns when to call this again.
-    pub(super) fn tell_missing(&mut self, now: Instant) -> Option<Duration> {
-        let missing = log_output::dropped_lines();
-        let is_due = self.next_missing.is_none_or(|next| next <= now);
-        if missing > self.missing && is_due {
-            let text = log_output::describe_dropped(missing - self.missing);
+    /// Reports lines that the log had to drop: to the ledger at once, to the log when it has room. Returns when to call this
+    /// again.
+    pub(super) fn report_dropped_lines(&mut self, now: Instant) -> Option<Duration> {
+        let dropped = log_output::dropped_lines();
+        let is_due = self.next_drop_report.is_none_or(|next| next <= now);
+        if dropped > self.reported_drops && is_due {
+            let text = log_output::describe_dropped(dropped - self.reported_drops);
             self.ledger.append(Level::Warn, text);
-            self.missing = missing;
-            self.next_missing = Some(now + log_output::RETRY_INTERVAL);
+            self.reported_drops = dropped;
+            self.next_drop_report = Some(now + log_output::RETRY_INTERVAL);
         }
-        let is_behind = missing > self.missing;
+        let is_behind = dropped > self.reported_drops;
         log_output::retry().or(is_behind.then_some(log_output::RETRY_INTERVAL))
     }
 
-    /// With so many workers of the image before, if there was one.
-    pub(super) fn begins(
+    /// Logs the start of a primary, or of a new image that has taken over workers.
+    pub(super) fn primary_started(
         &mut self,
-        heirs: Option<usize>,
-        wanted: u32,
-        by: Dispatch,
-        at: &[String],
+        inherited_workers: Option<usize>,
+        wanted_workers: u32,
+        dispatch: Dispatch,
+        locals: &[String],
     ) {
-        match heirs {
-            None => self.starting(wanted, by, at),
-            Some(heirs) => self.succeeding(heirs, by, at),
-        }
+        let workers = match inherited_workers {
+            None => count(wanted_workers.into(), "worker"),
+            Some(workers) => format!("took over {}", count(workers as u64, "worker")),
+        };
+        let dispatch = match dispatch == Dispatch::default() {
+            true => String::new(),
+            false => format!(", dispatch={dispatch}"),
+        };
+        let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
+        self.write(info(format!("primary pid={pid} version={version}: {workers}{dispatch}")));
+        self.write(info(format!("listening on {}", locals.join(", "))));
     }
 
-    fn starting(&mut self, workers: u32, by: Dispatch, locals: &[String]) {
-        let version = env!("CARGO_PKG_VERSION");
-        let pid = std::process::id();
-        let workers = count(workers.into(), "worker");
-        self.tell(info(format!("prefork {version}: primary pid={pid}, {workers}{}", unusual(by))));
-        self.tell(info(format!("listening on {}", locals.join(", "))));
-    }
-
-    fn succeeding(&mut self, workers: usize, by: Dispatch, locals: &[String]) {
-        let version = env!("CARGO_PKG_VERSION");
-        let pid = std::process::id();
-        let workers = count(workers as u64, "worker");
-        self.tell(info(format!(
-            "prefork {version}: primary pid={pid}, took over {workers}{}",
-            unusual(by)
-        )));
-        self.tell(info(format!("listening on {}", locals.join(", "))));
-    }
-
-    pub(super) fn ignored(&mut self, signal: Signal) {
+    pub(super) fn ignored_signal(&mut self, signal: Signal) {
         log::debug!("{} ignored", signal.as_str());
     }
 
-    pub(super) fn cannot_reap(&mut self, worker: WorkerTag, why: &dyn Display) {
-        self.tell(error(format!("{worker} cannot be waited for: {why}")));
+    pub(super) fn cannot_reap(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        self.write(error(format!("{worker} cannot be waited for: {reason}")));
     }
 
-    pub(super) fn cannot_signal(&mut self, worker: WorkerTag, signal: Signal, why: &dyn Display) {
-        self.tell(error(format!("{worker} cannot be sent {}: {why}", signal.as_str())));
+    pub(super) fn cannot_signal(
+        &mut self,
+        worker: WorkerTag,
+        signal: Signal,
+        reason: &dyn Display,
+    ) {
+        self.write(error(format!("{worker} cannot be sent {}: {reason}", signal.as_str())));
+    }
+
+    pub(super) fn cannot_notify_worker(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        self.write(warn(format!(
+            "{worker} does not read its channel ({reason}): it will be killed at its deadline"
+        )));
+    }
+
+    pub(super) fn cannot_hand_slot(&mut self, worker: WorkerTag, slot: Slot, reason: &dyn Display) {
+        log::debug!("{worker} cannot be told about slot={slot} ({reason}): trying again later");
     }
 
     pub(super) fn log_reopened(&mut self, path: &Path) {
-        self.tell(info(format!("log reopened: {}", path.display())));
+        self.write(info(format!("log reopened: {}", path.display())));
     }
 
-    pub(super) fn log_stays(&mut self, why: &dyn Display) {
-        self.tell(error(format!("the log goes on in the old file: {why}")));
+    pub(super) fn cannot_switch_log(&mut self, reason: &dyn Display) {
+        self.write(error(format!("cannot switch the log file, keeping the old one: {reason}")));
     }
 
-    /// What a new binary printed before it was given up, if anything: it may say where it hangs.
-    pub(super) fn proof_printed(&mut self, text: &str) {
+    /// Logs what a new binary printed before its check was stopped, as it may say where it hangs.
+    pub(super) fn new_binary_output(&mut self, text: &str) {
         if !text.is_empty() {
-            self.tell(warn(format!("the new binary printed before it was killed: {text}")));
+            self.write(warn(format!("the new binary printed before it was killed: {text}")));
         }
     }
 
-    pub(super) fn cannot_hand_slot(&mut self, worker: WorkerTag, slot: Slot, why: &dyn Display) {
-        log::debug!("{worker} cannot be told about slot {slot} ({why}): tried again");
-    }
-
-    /// What chooses among the slots, and whether it is the best of its policy.
+    /// Logs what chooses among the sockets of slots; a warning if it is a fallback of the policy.
     pub(super) fn kernel_selector_started(&mut self, text: String, best: bool) {
-        self.tell(if best { info(text) } else { warn(text) });
+        self.write(if best { info(text) } else { warn(text) });
     }
 
-    pub(super) fn kernel_selector_failed(&mut self, why: &dyn Display) {
-        self.tell(error(format!("{why}; the kernel's hash chooses meanwhile")));
+    pub(super) fn kernel_selector_failed(&mut self, reason: &dyn Display) {
+        self.write(error(format!("{reason}; falling back to the kernel's hash")));
     }
 
-    pub(super) fn takes_a_restart(&mut self, key: &str) {
-        self.tell(warn(format!("{key} has changed in the configuration: that takes a restart")));
-    }
-
-    pub(super) fn opened(&mut self, local: &str) {
-        self.tell(info(format!("listening on {local}, too")));
-    }
-
-    pub(super) fn reopened(&mut self, local: &str) {
-        self.tell(warn(format!(
-            "nobody could reach {local} any more (its file was removed, or its socket shut down): opened it again"
+    pub(super) fn needs_restart(&mut self, key: &str) {
+        self.write(warn(format!(
+            "{key} has changed in the configuration: restart or upgrade to apply it"
         )));
     }
 
-    pub(super) fn closed(&mut self, local: &str) {
-        self.tell(info(format!("not listening on {local} any more")));
+    pub(super) fn listening(&mut self, local: &str) {
+        self.write(info(format!("listening on {local} too")));
     }
 
-    pub(super) fn cannot_tell(&mut self, worker: WorkerTag, why: &dyn Display) {
-        self.tell(warn(format!(
-            "{worker} does not listen ({why}): it will be killed at its deadline"
+    pub(super) fn listener_reopened(&mut self, local: &str) {
+        self.write(warn(format!(
+            "no client could reach {local} (its file was removed, or its socket shut down): opened it again"
         )));
     }
 
-    pub(super) fn control_at(&mut self, path: &Path) {
-        log::debug!("control socket at {}", Printable(path.display()));
+    pub(super) fn stopped_listening(&mut self, local: &str) {
+        self.write(info(format!("not listening on {local} any more")));
     }
 
-    pub(super) fn no_control(&mut self) {
+    pub(super) fn no_control_directory(&mut self) {
         log::debug!(
-            "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; --control PATH makes one"
+            "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; set `control` to a path"
         );
     }
 
-    pub(super) fn control_opened(&mut self, path: &Path) {
-        self.tell(info(format!("control socket opened at {}", path.display())));
+    pub(super) fn no_control_socket(&mut self, reason: &dyn Display) {
+        self.write(warn(format!(
+            "no control socket: {reason} (set `control` to another path, or to off)"
+        )));
+    }
+
+    pub(super) fn control_socket_opened(&mut self, path: &Path) {
+        self.write(info(format!("control socket opened at {}", path.display())));
     }
 
     pub(super) fn pid_file_written(&mut self, path: &Path) {
-        self.tell(info(format!("pid file written anew: {}", path.display())));
+        self.write(info(format!("pid file written again: {}", path.display())));
     }
 
-    pub(super) fn no_pid_file(&mut self, why: &dyn Display) {
-        self.tell(error(format!("{why}; going on without a pid file until the next reload")));
+    pub(super) fn no_pid_file(&mut self, reason: &dyn Display) {
+        self.write(error(format!("{reason}; continuing without a pid file until the next reload")));
     }
 
-    pub(super) fn control_failed(&mut self, why: &dyn Display) {
-        self.tell(warn(format!("no control socket: {why} (--control off to do without)")));
+    pub(super) fn cannot_notify_service_manager(&mut self, reason: &dyn Display) {
+        self.write(warn(format!("cannot notify the service manager at NOTIFY_SOCKET: {reason}")));
     }
 
-    pub(super) fn unheard(&mut self, reply: &Reply) {
-        log::debug!("nobody waits any more for the answer {reply:?}");
+    pub(super) fn job_timed_out(&mut self, worker: WorkerTag) {
+        self.write(warn(format!("{worker} is killed: its isolated job has timed out")));
     }
 
-    pub(super) fn cannot_notify(&mut self, why: &dyn Display) {
-        self.tell(warn(format!(
-            "the service manager at NOTIFY_SOCKET cannot be told anything: {why}"
+    pub(super) fn application_panicked(
+        &mut self,
+        function: &dyn Display,
+        occasion: &dyn Display,
+        panic: &str,
+    ) {
+        self.write(error(format!("{function} panicked at {occasion}: {panic}")));
+    }
+
+    pub(super) fn slow_application_call(
+        &mut self,
+        function: &dyn Display,
+        occasion: &dyn Display,
+        took: Duration,
+    ) {
+        let took = HumanDuration(took);
+        self.write(warn(format!(
+            "{function} took {took} at {occasion}: nothing is supervised meanwhile"
         )));
     }
 
-    pub(super) fn job_overdue(&mut self, worker: WorkerTag) {
-        self.tell(warn(format!("{worker} is killed: its isolated job was not done in time")));
+    pub(super) fn too_many_hook_commands(&mut self, command: &str) {
+        self.write(warn(format!("dropped a command of a hook: too many are pending: {command}")));
     }
 
-    pub(super) fn panicked(&mut self, function: &dyn Display, at: &dyn Display, why: &str) {
-        self.tell(error(format!("{function} panicked at {at}: {why}")));
-    }
-
-    pub(super) fn was_slow(&mut self, function: &dyn Display, at: &dyn Display, took: Duration) {
-        self.tell(warn(format!(
-            "{function} took {} at {at}: nothing is supervised meanwhile",
-            HumanDuration(took)
+    pub(super) fn no_message_handler(&mut self, kind: &str, from: WorkerTag) {
+        self.write(warn(format!(
+            "{from} sends messages of kind {kind:?} without a function for them (Cluster::on_message): dropped"
         )));
     }
 
-    pub(super) fn hook_asks_too_much(&mut self) {
-        self.tell(warn("hooks ask for more than can be done: this is not done".to_string()));
+    pub(super) fn lost_messages(&mut self, count: u64) {
+        self.write(warn(format!(
+            "lost {count} messages so far: their receiver has exited or does not read"
+        )));
     }
 
-    /// To the log and to the ledger, from where events are read. Names, paths and what workers said are in the text.
-    pub(super) fn tell(&mut self, (level, text): Line) {
+    /// Writes a line to the log and, from level INFO, to the ledger. Escapes control characters of names, paths and reports.
+    fn write(&mut self, (level, text): LogLine) {
         let text = printable(&text).into_owned();
         log::log!(level, "{text}");
-        // Details are for whoever debugs; what is kept for operators is what they were told.
         if level <= Level::Info {
             self.ledger.append(level, text);
         }
     }
 }
 
-pub(super) fn no_title(why: &dyn Display) {
-    log::debug!("cannot set the process title: {why}");
+/// Returns whether a count has passed a power of two: the first, second, fourth and so on is logged.
+pub(super) fn has_doubled(before: u64, after: u64) -> bool {
+    before.checked_ilog2() != after.checked_ilog2()
 }
 
-/// The dispatch policy, where it is not the default.
-fn unusual(dispatch: Dispatch) -> String {
-    match dispatch == Dispatch::default() {
-        true => String::new(),
-        false => format!(", dispatch={dispatch}"),
-    }
+pub(super) fn cannot_set_title(reason: &dyn Display) {
+    log::debug!("cannot set the process title: {reason}");
 }
 
-pub(super) fn lost_connections(count: u64, why: &str) {
-    log::warn!("closed {count} connections so far that were to be handed over: {why}");
+pub(super) fn lost_handovers(count: u64, reason: &str) {
+    log::warn!("closed {count} connections so far during hand-over: {reason}");
 }
 
-pub(crate) fn lost_newcomers(count: u64, why: &str) {
-    log::warn!("closed {count} new connections so far that nobody had begun to serve: {why}");
+pub(crate) fn lost_newcomers(count: u64, reason: &str) {
+    log::warn!("closed {count} new connections so far that no worker had taken: {reason}");
 }
 
-pub(crate) fn accept_fails(local: &str, why: &dyn Display) {
+pub(crate) fn accept_fails(local: &str, reason: &dyn Display) {
     log::error!(
-        "cannot accept on {local}: {why}; trying again each second (if the socket was shut down, a reload opens it again; \
+        "cannot accept on {local}: {reason}; trying again each second (if the socket was shut down, a reload opens it again; \
          if a seccomp filter or a security module forbids accept4, allow it)"
     );
 }
@@ -248,9 +253,9 @@ pub(crate) fn accepts_again(local: &str) {
     log::info!("accepting on {local} again");
 }
 
-pub(crate) fn cannot_accept(local: &str, why: &dyn Display) {
+pub(crate) fn cannot_accept(local: &str, reason: &dyn Display) {
     log::error!(
-        "cannot accept on {}: {why}; trying again ten times a second (raise LimitNOFILE?)",
+        "cannot accept on {}: {reason}; trying again ten times a second (raise LimitNOFILE?)",
         Printable(local)
     );
 }

@@ -1,53 +1,64 @@
-//! The choreography of a fork. In order: signals held back, channel made, fork; then the child gives up
-//! everything that is the primary's, its rights first, takes what is its own, lets signals in again, and never comes
-//! back.
+//! Forks a worker. Signals are blocked, channels made, the process forked; the child then drops its privileges, closes what
+//! is the primary's, takes what is its own and unblocks signals.
 //!
-//! What if the primary dies in between? The child asks who its parent is after it told the kernel to signal
-//! it (`kill_after_parent_death`), so it cannot miss the death. What if a signal comes? It is held back until the child has
-//! its own handlers; the primary's pipe is never written by a child.
+//! The child asks for its parent's pid after it has set the parent death signal, so it cannot miss the primary's death. A
+//! signal that arrives meanwhile stays blocked until the child has its own handlers; no child writes to the primary's pipe.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
 use crate::channel::PrimaryEnd;
-use crate::config::Config;
-use crate::dispatch::round_robin::Dealer;
-use crate::dispatch::round_robin::Queue;
+use crate::dispatch::round_robin::{Dealer, Queue};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
 use crate::messages::MailHub;
 use crate::scoreboard::RowIndex;
-use crate::systemd::PRIMARYS_OWN;
+use crate::systemd::SERVICE_MANAGER_VARIABLES;
 use crate::worker_init::WorkerInit;
-use prefork_os::child::ForkResult;
+use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use prefork_os::fd::FdCloseBatch;
+use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::signal::{BlockedSignals, Signal};
-use prefork_supervisor::WorkerTag;
-use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use prefork_supervisor::{Event, WorkerTag};
 
-/// A worker's ends of its channels, and of the queue of its connections.
-struct Ends {
+/// What a fork hands to the child.
+struct ForkedWorker {
+    tag: WorkerTag,
+    /// Its rows on the scoreboard.
+    row: RowIndex,
+    /// Its page of load counters.
+    lease: Option<LoadPageLease>,
     channel: OwnedFd,
-    mail: OwnedFd,
+    messages: OwnedFd,
+    /// The reading end of its queue of connections, under `round-robin`.
     queue: Option<OwnedFd>,
+    primary_pid: u32,
+    blocked_signals: BlockedSignals,
 }
 
 impl Primary {
-    /// Forks a worker and returns its pid; in the child it does not return.
-    pub(super) fn fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
-        let web = tag.slot.is_web();
-        let config = self.configs.get(&tag.generation).cloned();
-        let rows = config.as_ref().filter(|_| web).map_or(1, |config| config.rows());
+    /// Forks a worker and queues the result. In the child it does not return.
+    pub(super) fn fork_worker(&mut self, tag: WorkerTag) {
+        let event = match self.try_fork_worker(tag) {
+            Ok(pid) => Event::Forked { worker: tag.id, pid },
+            Err(e) => Event::ForkFailed { worker: tag.id, reason: e.to_string() },
+        };
+        self.pending_events.push_back(event);
+    }
+
+    fn try_fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
+        let config = self.configs.get(tag.generation).filter(|_| tag.slot.is_web()).cloned();
+        let rows = config.as_ref().map_or(1, |config| config.rows());
         let row = self.scoreboard.lease_rows(tag, rows).ok_or_else(|| {
-            Error::config("no free row on the scoreboard: too many workers are still finishing")
+            let reason = std::io::Error::other("too many workers are still draining");
+            Error::system(format!("find a free scoreboard row for {tag}"), reason)
         })?;
-        // The worker has to be known to whatever chooses among the slots.
+        // The dispatch policy has to know the slot's socket before the worker counts connections.
         self.update_kernel_selector();
-        let config = config.filter(|_| web);
         let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
-        let forked = self.fork_into(tag, row, lease);
+        let forked = self.fork_with_pages(tag, row, lease);
         if forked.is_err() {
             self.scoreboard.retire(row);
             self.remove_dispatch_target(tag.id, lease);
@@ -55,107 +66,87 @@ impl Primary {
         forked
     }
 
-    fn fork_into(
+    fn fork_with_pages(
         &mut self,
         tag: WorkerTag,
         row: RowIndex,
         lease: Option<LoadPageLease>,
     ) -> Result<u32> {
-        let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
-            .map_err(|e| Error::system(format!("make a channel for {tag}"), e))?;
-        let mail = prefork_os::fd_passing::create_seqpacket_pair()
-            .map_err(|e| Error::system(format!("make a mail channel for {tag}"), e))?;
-        let dealt_to = tag.slot.is_web() && self.config_of(tag)?.dispatch.accepts_in_primary();
-        let queue = dealt_to
-            .then(Queue::new)
-            .transpose()
-            .map_err(|e| Error::system(format!("make a queue of connections for {tag}"), e))?;
-        let primary = std::process::id();
-        let blocked = BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
-        match prefork_os::child::fork_process()? {
+        let failed = |what: &str, e| Error::system(format!("create {what} for {tag}"), e);
+        let channel = create_seqpacket_pair().map_err(|e| failed("a channel", e))?;
+        let messages = create_seqpacket_pair().map_err(|e| failed("a message channel", e))?;
+        let has_queue =
+            tag.slot.is_web() && self.configs.of_worker(tag)?.dispatch.accepts_in_primary();
+        let queue = has_queue.then(Queue::new).transpose();
+        let queue = queue.map_err(|e| failed("a queue of connections", e))?;
+        let primary_pid = std::process::id();
+        let blocked_signals =
+            BlockedSignals::block_all().map_err(|e| Error::system("block signals", e))?;
+        match fork_process()? {
             ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
-                let channel = PrimaryEnd::new(ours);
-                let child = WorkerProcess {
-                    lease,
-                    queue,
-                    ..WorkerProcess::new(tag, pid, Some(channel), row)
-                };
-                self.workers.insert(tag.id, child);
-                self.messages.hub.add(tag, mail.0);
+                let channel = Some(PrimaryEnd::new(channel.0));
+                let process = WorkerProcess::new(tag, pid, channel, row);
+                self.workers.insert(WorkerProcess { lease, queue, ..process });
+                self.messages.hub.add(tag, messages.0);
                 Ok(pid)
             }
             ForkResult::Child => {
-                drop((ours, mail.0));
-                let tag = WorkerTag { pid: Some(std::process::id()), ..tag };
-                let queue = queue.map(Queue::into_reader);
-                let ends = Ends { channel: theirs, mail: mail.1, queue };
-                let pages = (row, lease);
-                prefork_os::child::exit_without_cleanup(
-                    self.live_as_worker(tag, pages, ends, primary, blocked),
-                )
+                drop((channel.0, messages.0));
+                let forked = ForkedWorker {
+                    tag: WorkerTag { pid: Some(std::process::id()), ..tag },
+                    row,
+                    lease,
+                    channel: channel.1,
+                    messages: messages.1,
+                    queue: queue.map(Queue::into_reader),
+                    primary_pid,
+                    blocked_signals,
+                };
+                exit_without_cleanup(self.run_as_worker(forked))
             }
         }
     }
 
-    /// A whole worker's life, in the child. A panic here must not unwind into the primary's frames.
-    fn live_as_worker(
-        &mut self,
-        tag: WorkerTag,
-        pages: (RowIndex, Option<LoadPageLease>),
-        ends: Ends,
-        primary: u32,
-        blocked: BlockedSignals,
-    ) -> u8 {
-        let life = || match self.become_worker(tag, pages, ends, primary, blocked) {
-            Ok(Some(seed)) => (self.worker_entry)(seed),
+    /// Runs the worker in the child and returns its exit status. A panic must not unwind into the primary's frames.
+    fn run_as_worker(&mut self, forked: ForkedWorker) -> u8 {
+        let tag = forked.tag;
+        let run = || match self.become_worker(forked) {
+            Ok(Some(init)) => (self.worker_entry)(init),
             Ok(None) => exit::OK,
             Err(e) => {
                 log::error!("{tag} cannot start: {e}");
                 exit::OS
             }
         };
-        catch_unwind(AssertUnwindSafe(life)).unwrap_or(exit::FAILURE)
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or(exit::FAILURE)
     }
 
-    /// `None` if the primary is gone already.
-    fn become_worker(
-        &mut self,
-        tag: WorkerTag,
-        (row, lease): (RowIndex, Option<LoadPageLease>),
-        ends: Ends,
-        primary: u32,
-        blocked: BlockedSignals,
-    ) -> Result<Option<WorkerInit>> {
-        let config = self.config_of(tag)?;
+    /// Turns the child into a worker. Returns `None` if the primary is dead already.
+    fn become_worker(&mut self, forked: ForkedWorker) -> Result<Option<WorkerInit>> {
+        let ForkedWorker { tag, row, lease, channel, messages, queue, .. } = forked;
+        let config = self.configs.of_worker(tag)?;
         if let Some(credentials) = config.credentials() {
             credentials.take_on()?;
         }
-        // Not before: the kernel forgets this when a process changes its user.
+        // Not before: the kernel clears the parent death signal when a process changes its user.
         let grace = config.graceful_timeout.as_millis().div_ceil(1000) as u32;
-        let alive = prefork_os::parent_death::kill_after_parent_death(primary, grace + 1)
-            .map_err(|e| Error::system("tie the worker to its primary", e))?;
-        if !alive {
+        let is_alive =
+            prefork_os::parent_death::kill_after_parent_death(forked.primary_pid, grace + 1)
+                .map_err(|e| Error::system("set the parent death signal of the worker", e))?;
+        if !is_alive {
             return Ok(None);
         }
-        (self.proof, self.candidate) = (None, None);
-        self.pid_file = None;
         if config.titles {
-            let what = if tag.slot.is_web() { "worker" } else { tag.kind };
-            let title = format!("prefork: {what} {} (gen {})", tag.id, tag.generation);
+            let kind = if tag.slot.is_web() { "worker" } else { tag.kind };
+            let title = format!("prefork: {kind} {} (gen {})", tag.id, tag.generation);
             prefork_os::process::set_process_title(&title)
-                .unwrap_or_else(|e| super::event_log::no_title(&e));
+                .unwrap_or_else(|e| super::event_log::cannot_set_title(&e));
         }
-        // Its file stays: it is the primary's.
-        self.control = None;
-        self.manager = None;
-        self.handover = HandoverRelay::default();
-        self.dealer = Dealer::default();
         let message_limits = self.messages.hub.limits();
-        self.close_channels_of_others();
-        self.signals.close();
-        // The primary has none of it any more, but for what a hook of the application may have set.
-        prefork_os::process::remove_env_vars(|name| PRIMARYS_OWN.contains(&name))?;
+        self.close_primary_state();
+        // Variables of the service manager can only be there if a hook of the application has set them.
+        prefork_os::process::remove_env_vars(|name| SERVICE_MANAGER_VARIABLES.contains(&name))?;
         prefork_os::process::set_env_vars(self.supervisor.slot_environment(tag.slot))?;
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
@@ -168,20 +159,19 @@ impl Primary {
             Some((active, lease)) => active.selector.keep_only_page(lease)?,
             None => LoadPage::default(),
         };
+        // A worker that serves no connections keeps no listening socket.
+        let bind = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
         let per_slot = config.dispatch.has_socket_per_slot();
-        // Who serves no connections has no sockets, and closes those of the primary.
-        let named = if tag.slot.is_web() { config.bind.as_slice() } else { &[] };
-        let listeners = self.listeners.take_for_worker(named, tag.slot, per_slot);
-        drop(blocked);
-        let Ends { channel, mail, queue } = ends;
+        let listeners = self.listeners.take_for_worker(bind, tag.slot, per_slot);
+        drop(forked.blocked_signals);
         Ok(Some(WorkerInit {
             tag,
+            kinds: self.supervisor.kind_first_slots(),
             listeners,
             channel,
-            mail: Some(mail),
-            message_limits,
-            kinds: self.supervisor.kind_first_slots(),
             queue,
+            mail: Some(messages),
+            message_limits,
             rows,
             load_page,
             board,
@@ -190,24 +180,30 @@ impl Primary {
         }))
     }
 
-    /// In a freshly forked worker: closes the channels of all other workers, and all that was on its way to them.
-    fn close_channels_of_others(&mut self) {
+    /// Closes, in the child, all descriptors that only the primary uses. Files of the primary stay in place.
+    fn close_primary_state(&mut self) {
+        self.upgrade.drop_check_in_worker();
+        self.configs.drop_lookup_in_worker();
+        self.pid_file.close_in_worker();
+        self.control.close_in_worker();
+        self.service_manager = None;
+        self.handover = HandoverRelay::default();
+        self.dealer = Dealer::default();
+        self.close_channels_of_other_workers();
+        self.signals.close_in_worker();
+    }
+
+    /// Closes the channels of the other workers and drops what was on its way to them.
+    fn close_channels_of_other_workers(&mut self) {
         let mut fds = FdCloseBatch::default();
-        let children = std::mem::take(&mut self.workers);
-        fds.add_fds_of(children, |children, take| {
-            for child in children.values() {
-                child.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
-                child.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
+        fds.add_fds_of(self.workers.take_all(), |workers, take| {
+            for process in workers.values() {
+                process.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
+                process.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
             }
         });
         let hub = MailHub::new(self.messages.hub.limits());
         std::mem::replace(&mut self.messages.hub, hub).leave_to_parent(&mut fds);
         fds.close_all();
-    }
-
-    fn config_of(&self, tag: WorkerTag) -> Result<Rc<Config>> {
-        self.configs.get(&tag.generation).cloned().ok_or_else(|| {
-            Error::config(format!("no configuration for generation {}", tag.generation))
-        })
     }
 }

@@ -1,39 +1,39 @@
-//! Connections on their way from a draining worker to one that serves on.
+//! Relays open connections from a draining worker to one that keeps serving.
 //!
-//! The primary never reads from them and keeps no duplicate: what it has sent is in the receiver's channel
-//! alone. It does not wait either. What no channel has room for stays in a queue; while that is full, the channels
-//! of those who fill it are not read, so that they wait, and not everybody else.
+//! The primary never reads from these connections and keeps no duplicate: a connection that was sent is only in the
+//! receiver's channel. The primary does not wait either: what no channel has room for stays in a queue, and while that is
+//! full, the channels of the workers that fill it are not read.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::{Primary, WorkerProcess, event_log};
+use super::event_log::{self, has_doubled};
+use super::{Primary, WorkerProcess};
 use crate::channel::{ToWorker, Unread};
 use crate::scoreboard::Load;
 use prefork_supervisor::Generation;
 
-/// So many may wait. Each holds a descriptor of the primary, which needs some for itself.
-const MOST: usize = 256;
+/// How many connections may wait. Each holds a descriptor of the primary.
+const MAX_PENDING_HANDOVERS: usize = 256;
 
 /// How long to wait before full channels are tried again.
-const PAUSE: Duration = Duration::from_millis(2);
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
-/// How long a connection waits for a worker that serves. A client that gets no answer for so long is better off
-/// with a new connection.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection waits for a worker. After that, the client is better off with a new connection.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One connection under way.
+/// A connection that waits for a worker to take it.
 #[derive(Debug)]
 struct PendingHandover {
     fd: OwnedFd,
-    word: ToWorker,
-    /// When it came.
-    since: Instant,
+    /// Announces the connection, with the bytes that were read from it already.
+    announcement: ToWorker,
+    received: Instant,
 }
 
-/// The connections that wait, oldest first.
+/// The queue of connections that wait for a worker, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct HandoverRelay {
     waiting: VecDeque<PendingHandover>,
@@ -41,8 +41,9 @@ pub(super) struct HandoverRelay {
 }
 
 impl HandoverRelay {
-    pub(super) fn take_in(&mut self, fd: OwnedFd, unread: Unread, now: Instant) {
-        self.waiting.push_back(PendingHandover { fd, word: ToWorker::Arrive(unread), since: now });
+    pub(super) fn push(&mut self, fd: OwnedFd, unread: Unread, now: Instant) {
+        let announcement = ToWorker::Arrive(unread);
+        self.waiting.push_back(PendingHandover { fd, announcement, received: now });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -50,87 +51,88 @@ impl HandoverRelay {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= MOST
+        self.waiting.len() >= MAX_PENDING_HANDOVERS
     }
 
-    /// When to look at it again, if nothing else happens.
-    pub(super) fn pause(&self) -> Option<Duration> {
-        (!self.waiting.is_empty()).then_some(PAUSE)
+    /// Returns how long to wait before the next try, if connections wait.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        (!self.waiting.is_empty()).then_some(RETRY_INTERVAL)
     }
 
-    /// Counts connections that had to be closed; tells of the first, the second, the fourth and so on.
-    pub(super) fn lose(&mut self, count: usize, why: &str) {
+    /// Counts connections that had to be closed. Logs the first, the second, the fourth and so on.
+    pub(super) fn count_lost(&mut self, count: usize, reason: &str) {
         let before = self.lost;
         self.lost += count as u64;
-        if before.checked_ilog2() != self.lost.checked_ilog2() {
-            event_log::lost_connections(self.lost, why);
+        if has_doubled(before, self.lost) {
+            event_log::lost_handovers(self.lost, reason);
         }
     }
 
-    /// Sends what waits to the best of `takers` that has room, and gives up what waited too long.
-    fn deliver(&mut self, takers: &mut [Taker<'_>], now: Instant) {
-        while let Some(parcel) = self.waiting.pop_front() {
-            takers.sort_by_key(Taker::rank);
-            if !takers.iter_mut().any(|taker| taker.send(&parcel)) {
-                self.waiting.push_front(parcel);
+    /// Sends each connection to the best receiver with room, and closes those that have waited too long.
+    fn deliver(&mut self, receivers: &mut [HandoverReceiver<'_>], now: Instant) {
+        while let Some(pending) = self.waiting.pop_front() {
+            receivers.sort_by_key(HandoverReceiver::rank);
+            if !receivers.iter_mut().any(|receiver| receiver.send(&pending)) {
+                self.waiting.push_front(pending);
                 break;
             }
         }
-        let late = self.waiting.iter().take_while(|parcel| now >= parcel.since + PATIENCE).count();
+        let is_late = |pending: &&PendingHandover| now >= pending.received + HANDOVER_TIMEOUT;
+        let late = self.waiting.iter().take_while(is_late).count();
         self.waiting.drain(..late);
-        self.lose(late, "no worker took them");
+        self.count_lost(late, "no worker took them in time");
     }
 
-    fn give_up(&mut self) {
+    fn close_all(&mut self) {
         let count = self.waiting.len();
         self.waiting.clear();
-        self.lose(count, "the cluster is stopping");
+        self.count_lost(count, "the cluster is stopping");
     }
 }
 
-/// A worker that can take connections.
-struct Taker<'a> {
-    child: &'a mut WorkerProcess,
+/// A worker that can take over connections.
+struct HandoverReceiver<'a> {
+    process: &'a mut WorkerProcess,
     load: Load,
 }
 
-impl Taker<'_> {
-    /// Those whose loop turns first; then the newest generation, as it will not have to pass them on soon; then
-    /// the one with the fewest connections, open or under way. A worker that lies gets more or fewer of them,
-    /// nothing worse.
+impl HandoverReceiver<'_> {
+    /// Orders receivers: responsive before stalled, then the newest generation, then the fewest connections.
+    ///
+    /// The newest generation will not have to hand them over again soon. A worker that reports a false load gets more or
+    /// fewer connections, nothing worse.
     fn rank(&self) -> (bool, Reverse<Generation>, u64) {
-        let under_way = self.child.sent.saturating_sub(self.load.taken_over);
+        let under_way = self.process.handovers_sent.saturating_sub(self.load.taken_over);
         let connections = self.load.open.saturating_add(under_way);
-        (self.load.stale, Reverse(self.child.tag.generation), connections)
+        (self.load.stale, Reverse(self.process.tag.generation), connections)
     }
 
-    /// Whether there was room. A channel that is broken is found out when it is read.
-    fn send(&mut self, parcel: &PendingHandover) -> bool {
-        let Some(channel) = &self.child.channel else { return false };
-        let sent = channel.send_with(&parcel.word, parcel.fd.as_fd()).is_ok();
-        self.child.sent += u64::from(sent);
-        sent
+    /// Returns whether the channel had room. A broken channel is noticed when it is read.
+    fn send(&mut self, pending: &PendingHandover) -> bool {
+        let Some(channel) = &self.process.channel else { return false };
+        let is_sent = channel.send_with(&pending.announcement, pending.fd.as_fd()).is_ok();
+        self.process.handovers_sent += u64::from(is_sent);
+        is_sent
     }
 }
 
 impl Primary {
-    /// Moves connections on. Called when all events are handled, so that the supervisor knows who serves.
-    pub(super) fn relay(&mut self, now: Instant) {
-        if self.handover.waiting.is_empty() {
+    /// Relays waiting connections. Called when all events are handled, so that the supervisor knows which workers serve.
+    pub(super) fn relay_handovers(&mut self, now: Instant) {
+        if self.handover.is_empty() {
             return;
         }
         if self.supervisor.is_stopping() {
-            return self.handover.give_up();
+            return self.handover.close_all();
         }
-        let (mind, board) = (&self.supervisor, &self.scoreboard);
+        let Primary { supervisor, scoreboard, workers, handover, .. } = self;
         let now_ms = prefork_os::system::monotonic_ms();
-        let mut takers: Vec<Taker<'_>> = self
-            .workers
+        let mut receivers: Vec<HandoverReceiver<'_>> = workers
             .values_mut()
-            .filter(|child| child.channel.is_some() && !child.released && child.serves_web(mind))
-            .map(|child| Taker { load: board.load(child.row, now_ms), child })
+            .filter(|one| one.channel.is_some() && !one.released && one.serves_web(supervisor))
+            .map(|process| HandoverReceiver { load: scoreboard.load(process.row, now_ms), process })
             .collect();
-        self.handover.deliver(&mut takers, now);
+        handover.deliver(&mut receivers, now);
     }
 }
 
@@ -142,7 +144,7 @@ mod tests {
     use prefork_os::fd_passing::{ReceivedMessage, create_seqpacket_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
-    fn child(id: u64, generation: u64, board: &mut Scoreboard) -> (WorkerProcess, OwnedFd) {
+    fn worker(id: u64, generation: u64, board: &mut Scoreboard) -> (WorkerProcess, OwnedFd) {
         let generation = Generation(generation);
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
@@ -151,14 +153,14 @@ mod tests {
         (WorkerProcess::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)
     }
 
-    fn send(relay: &mut HandoverRelay, count: usize, now: Instant) {
+    fn push(relay: &mut HandoverRelay, count: usize, now: Instant) {
         for _ in 0..count {
             let (fd, _) = create_seqpacket_pair().expect("a descriptor");
-            relay.take_in(fd, Unread::new(Vec::new()).expect("short"), now);
+            relay.push(fd, Unread::new(Vec::new()).expect("short"), now);
         }
     }
 
-    fn received(end: &OwnedFd) -> usize {
+    fn count_received(end: &OwnedFd) -> usize {
         let mut buffer = [0; 8];
         let got = || {
             receive_message(end, &mut buffer)
@@ -168,66 +170,67 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_get_them_evenly() {
+    fn spreads_connections_evenly_over_the_newest_generation() {
         let mut board = Scoreboard::create(3).expect("board");
-        let (mut old, a) = child(1, 1, &mut board);
-        let (mut new, b) = child(2, 2, &mut board);
-        let (mut full, c) = child(3, 2, &mut board);
-        let mut takers =
-            [&mut old, &mut new, &mut full].map(|child| Taker { child, load: Load::default() });
-        takers[2].load.open = 4;
+        let (mut old, a) = worker(1, 1, &mut board);
+        let (mut new, b) = worker(2, 2, &mut board);
+        let (mut full, c) = worker(3, 2, &mut board);
+        let mut receivers = [&mut old, &mut new, &mut full]
+            .map(|process| HandoverReceiver { process, load: Load::default() });
+        receivers[2].load.open = 4;
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
-        send(&mut relay, 10, now);
-        relay.deliver(&mut takers, now);
-        assert_eq!([received(&a), received(&b), received(&c)], [0, 7, 3]);
-        assert_eq!(relay.pause(), None);
+        push(&mut relay, 10, now);
+        relay.deliver(&mut receivers, now);
+        assert_eq!([count_received(&a), count_received(&b), count_received(&c)], [0, 7, 3]);
+        assert_eq!(relay.retry_after(), None);
     }
 
     #[test]
-    fn a_frozen_worker_gets_none_while_another_one_can() {
+    fn a_stalled_worker_gets_no_connection_while_another_one_is_responsive() {
         let mut board = Scoreboard::create(2).expect("board");
-        let (mut frozen, a) = child(1, 2, &mut board);
-        let (mut busy, b) = child(2, 1, &mut board);
-        let mut takers =
-            [&mut frozen, &mut busy].map(|child| Taker { child, load: Load::default() });
-        takers[0].load.stale = true;
-        takers[1].load.open = 1_000_000;
+        let (mut stalled, a) = worker(1, 2, &mut board);
+        let (mut busy, b) = worker(2, 1, &mut board);
+        let mut receivers = [&mut stalled, &mut busy]
+            .map(|process| HandoverReceiver { process, load: Load::default() });
+        receivers[0].load.stale = true;
+        receivers[1].load.open = 1_000_000;
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
-        send(&mut relay, 5, now);
-        relay.deliver(&mut takers, now);
-        assert_eq!([received(&a), received(&b)], [0, 5]);
+        push(&mut relay, 5, now);
+        relay.deliver(&mut receivers, now);
+        assert_eq!([count_received(&a), count_received(&b)], [0, 5]);
     }
 
     #[test]
-    fn a_full_channel_is_passed_by_and_nothing_is_lost() {
+    fn a_full_channel_is_skipped_and_no_connection_is_lost() {
         let mut board = Scoreboard::create(2).expect("board");
-        let (mut one, a) = child(1, 1, &mut board);
-        let (mut two, b) = child(2, 1, &mut board);
+        let (mut one, a) = worker(1, 1, &mut board);
+        let (mut two, b) = worker(2, 1, &mut board);
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         let mut got = 0;
-        while relay.pause().is_none() {
-            send(&mut relay, 50, now);
-            let mut takers =
-                [&mut one, &mut two].map(|child| Taker { child, load: Load::default() });
-            relay.deliver(&mut takers, now);
+        while relay.retry_after().is_none() {
+            push(&mut relay, 50, now);
+            let mut receivers = [&mut one, &mut two]
+                .map(|process| HandoverReceiver { process, load: Load::default() });
+            relay.deliver(&mut receivers, now);
             got += 50;
-            assert!(got < 100_000, "a channel has an end");
+            assert!(got < 100_000, "a channel is bounded");
         }
-        let mut delivered = received(&a) + received(&b);
-        let mut takers = [&mut one, &mut two].map(|child| Taker { child, load: Load::default() });
-        relay.deliver(&mut takers, now);
-        delivered += received(&a) + received(&b);
-        assert_eq!((delivered, relay.lost, relay.pause()), (got, 0, None));
+        let mut delivered = count_received(&a) + count_received(&b);
+        let mut receivers =
+            [&mut one, &mut two].map(|process| HandoverReceiver { process, load: Load::default() });
+        relay.deliver(&mut receivers, now);
+        delivered += count_received(&a) + count_received(&b);
+        assert_eq!((delivered, relay.lost, relay.retry_after()), (got, 0, None));
     }
 
     #[test]
-    fn what_nobody_takes_is_given_up_in_the_end() {
+    fn closes_connections_that_no_worker_takes_in_time() {
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
-        send(&mut relay, MOST, now);
+        push(&mut relay, MAX_PENDING_HANDOVERS, now);
         assert!(relay.is_full());
-        relay.deliver(&mut [], now + PATIENCE - PAUSE);
+        relay.deliver(&mut [], now + HANDOVER_TIMEOUT - RETRY_INTERVAL);
         assert_eq!(relay.lost, 0);
-        relay.deliver(&mut [], now + PATIENCE);
-        assert_eq!((relay.lost, relay.pause()), (MOST as u64, None));
+        relay.deliver(&mut [], now + HANDOVER_TIMEOUT);
+        assert_eq!((relay.lost, relay.retry_after()), (MAX_PENDING_HANDOVERS as u64, None));
     }
 }

@@ -1,30 +1,35 @@
-//! What the application wants to know in the primary, and how it is told: between two events, when everything that
-//! followed from the first is done. A hook that panics is contained; one that is slow is named.
+//! The application's hooks in the primary: which events they are told, and how they are called.
+//!
+//! Hooks run between two events, when everything that followed from the first is done. A panic is contained; a slow hook is
+//! named in the log.
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::Primary;
 use super::cluster_event::{ClusterEvent, WorkerExit};
+use super::oom_kills::OomKillCounter;
 use super::primary_handle::PrimaryHandle;
+use crate::listener::ListenerSet;
 use crate::text::panic_text;
 use prefork_supervisor::{Event, ExitReport, LogEvent};
 
-/// Nothing is supervised while a function of the application runs. One that takes longer is named in the log.
-const SLOW: Duration = Duration::from_millis(100);
+/// How long a function of the application may run before it is named in the log. Meanwhile nothing is supervised.
+const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(100);
 
-/// Whether a worker that ended unasked is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
+/// Whether a worker that exited unasked is replaced; see [`Cluster::on_restart`](crate::Cluster::on_restart).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Restart {
-    /// It is, as always; in a crash loop, after a while.
-    Yes,
-    /// It is not: its slot stays empty until the next reload, or until somebody scales.
-    No,
+pub enum RestartDecision {
+    /// Replaces the worker, as without a hook; in a crash loop after a back-off.
+    Restart,
+    /// Leaves the slot empty until the next reload or scale.
+    LeaveEmpty,
 }
 
 type OnEvent = Box<dyn FnMut(&mut PrimaryHandle<'_>, &ClusterEvent)>;
-type OnRestart = Box<dyn FnMut(&WorkerExit) -> Restart>;
+type OnRestart = Box<dyn FnMut(&WorkerExit) -> RestartDecision>;
 
 /// Functions of the application that run in the primary.
 #[derive(Default)]
@@ -33,98 +38,124 @@ pub(crate) struct Hooks {
     pub(crate) on_restart: Option<OnRestart>,
 }
 
-impl Primary {
-    /// Takes note of what is worth telling the application.
-    pub(super) fn note(&mut self, notice: &LogEvent) {
+/// The hooks, and the events that they have not been told yet.
+pub(super) struct HookQueue {
+    hooks: Hooks,
+    /// Oldest first.
+    undelivered: VecDeque<ClusterEvent>,
+    /// The exit that was classified last.
+    last_exit: Option<WorkerExit>,
+    oom_kills: OomKillCounter,
+    has_reported_stop: bool,
+}
+
+impl HookQueue {
+    pub(super) fn new(hooks: Hooks) -> HookQueue {
+        HookQueue {
+            hooks,
+            undelivered: VecDeque::new(),
+            last_exit: None,
+            oom_kills: OomKillCounter::of_this_process(),
+            has_reported_stop: false,
+        }
+    }
+
+    /// Queues the cluster event of a log event, if it has one and there is a hook.
+    pub(super) fn record(&mut self, event: &LogEvent, listeners: &ListenerSet) {
         if self.hooks.on_event.is_empty() {
             return;
         }
-        let news = match notice {
+        let cluster_event = match event {
             LogEvent::Forked { worker } => ClusterEvent::Fork { worker: *worker },
             LogEvent::Online { worker } => ClusterEvent::Online { worker: *worker },
             LogEvent::Ready { worker, .. } => {
-                let web = worker.slot.is_web();
-                let addresses = if web { self.listeners.bound_addrs() } else { Vec::new() };
+                let is_web = worker.slot.is_web();
+                let addresses = if is_web { listeners.bound_addrs() } else { Vec::new() };
                 ClusterEvent::Listening { worker: *worker, addresses }
             }
             LogEvent::Disconnected { worker } => ClusterEvent::Disconnect { worker: *worker },
-            LogEvent::Exited(exit) => ClusterEvent::Exit(self.judge(exit)),
+            LogEvent::Exited(exit) => ClusterEvent::Exit(self.classify_exit(exit)),
             LogEvent::Replaced { worker, by } => {
                 ClusterEvent::Replaced { worker: *worker, by: *by }
             }
             LogEvent::Reloaded { generation, workers, .. } => {
                 ClusterEvent::Reloaded { generation: *generation, workers: *workers }
             }
-            LogEvent::ReloadFailed { reason } => ClusterEvent::ReloadFailed { why: reason.clone() },
+            LogEvent::ReloadFailed { reason } => {
+                ClusterEvent::ReloadFailed { reason: reason.clone() }
+            }
             LogEvent::Scaled { kind, from, to, .. } => {
                 ClusterEvent::Scaled { kind, from: *from, to: *to }
             }
             LogEvent::Stopping { .. }
             | LogEvent::StoppingNow { .. }
             | LogEvent::GivingUp { .. } => {
-                if std::mem::replace(&mut self.stopping_told, true) {
+                if std::mem::replace(&mut self.has_reported_stop, true) {
                     return;
                 }
                 ClusterEvent::Stopping
             }
             _ => return,
         };
-        self.news.push_back(news);
+        self.undelivered.push_back(cluster_event);
     }
 
-    /// The same verdict for both hooks: a kill by the kernel explains one death.
-    fn judge(&mut self, exit: &ExitReport) -> WorkerExit {
-        if let Some(known) = self.judged.take_if(|known| known.worker == exit.worker) {
+    /// Returns why a worker exited. Both hooks get the same answer, as a kill by the kernel is attributed once.
+    fn classify_exit(&mut self, exit: &ExitReport) -> WorkerExit {
+        if let Some(known) = self.last_exit.take_if(|known| known.worker == exit.worker) {
             return known;
         }
-        let oom = &mut self.oom_kills;
-        let verdict = WorkerExit::new(exit, || oom.explain());
-        self.judged = Some(verdict.clone());
-        verdict
+        let oom_kills = &mut self.oom_kills;
+        let worker_exit = WorkerExit::new(exit, || oom_kills.attribute_kill());
+        self.last_exit = Some(worker_exit.clone());
+        worker_exit
     }
+}
 
-    /// Tells the application what has happened, in its order.
-    pub(super) fn tell_hooks(&mut self) {
-        while let Some(news) = self.news.pop_front() {
-            // A hook sees the primary without its hooks: none can run inside another.
-            let mut hooks = std::mem::take(&mut self.hooks.on_event);
+impl Primary {
+    /// Calls the `on_event` hooks with the queued events, in their order.
+    pub(super) fn run_event_hooks(&mut self) {
+        while let Some(event) = self.hooks.undelivered.pop_front() {
+            // Removed while they run: no hook can run inside another.
+            let mut hooks = std::mem::take(&mut self.hooks.hooks.on_event);
             for hook in &mut hooks {
-                self.call_out(&"the hook on_event", &news, |handle| hook(handle, &news));
+                self.call_application(&"the hook on_event", &event, |handle| hook(handle, &event));
             }
-            self.hooks.on_event = hooks;
+            self.hooks.hooks.on_event = hooks;
         }
     }
 
-    /// Asks the application whether the worker is to be replaced. If it cannot say, it is.
-    pub(super) fn ask_restart(&mut self, exit: &ExitReport) {
-        let verdict = self.judge(exit);
-        let mut restart = Restart::Yes;
-        if let Some(mut hook) = self.hooks.on_restart.take() {
-            let told = self.call_out(&"the hook on_restart", &exit.worker, |_| hook(&verdict));
-            self.hooks.on_restart = Some(hook);
-            restart = told.unwrap_or(Restart::Yes);
+    /// Asks the `on_restart` hook whether a worker is replaced. Without an answer it is.
+    pub(super) fn confirm_restart(&mut self, exit: &ExitReport) {
+        let worker_exit = self.hooks.classify_exit(exit);
+        let mut decision = None;
+        if let Some(mut hook) = self.hooks.hooks.on_restart.take() {
+            decision =
+                self.call_application(&"the hook on_restart", &exit.worker, |_| hook(&worker_exit));
+            self.hooks.hooks.on_restart = Some(hook);
         }
-        let (worker, restart) = (exit.worker.id, restart == Restart::Yes);
+        let restart = decision != Some(RestartDecision::LeaveEmpty);
+        let worker = exit.worker.id;
         self.pending_events.push_back(Event::RestartDecided { worker, restart });
     }
 
-    /// Calls a function of the application, named `function` in the log. `None` if it panicked.
-    pub(super) fn call_out<T>(
+    /// Calls a function of the application, named `function` in the log. Returns `None` if it panicked.
+    pub(super) fn call_application<T>(
         &mut self,
         function: &dyn Display,
-        at: &dyn Display,
+        occasion: &dyn Display,
         call: impl FnOnce(&mut PrimaryHandle<'_>) -> T,
     ) -> Option<T> {
-        let began = Instant::now();
+        let started = Instant::now();
         let mut handle = PrimaryHandle { primary: self };
-        let called = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
-        let took = began.elapsed();
-        if let Err(panic) = &called {
-            self.event_log.panicked(function, at, &panic_text(&**panic));
+        let result = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
+        let took = started.elapsed();
+        if let Err(panic) = &result {
+            self.event_log.application_panicked(function, occasion, &panic_text(&**panic));
         }
-        if took > SLOW {
-            self.event_log.was_slow(function, at, took);
+        if took > SLOW_CALL_THRESHOLD {
+            self.event_log.slow_application_call(function, occasion, took);
         }
-        called.ok()
+        result.ok()
     }
 }

@@ -1,4 +1,4 @@
-//! The desks of isolated workers in the primary: what is said to them and what they order. What is decided, `Desk` decides.
+//! The primary's side of isolated jobs: passes requests and worker exits to each pool's scheduler, and performs its orders.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
@@ -13,126 +13,154 @@ use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
-/// By the name of their kind.
-pub(crate) type IsolatedPools = BTreeMap<&'static str, Desk>;
+/// The longest that a caller can wait for its job.
+const MAX_JOB_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The longest that a caller can wait.
-const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The job schedulers of all pools of isolated workers, by the pool's name.
+#[derive(Default)]
+pub(crate) struct IsolatedPools(BTreeMap<&'static str, Desk>);
 
-impl PrimaryHandle<'_> {
-    /// Somebody asks for a job.
-    pub(crate) fn isolated_job(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
-        let Some(to) = message.reply_to() else { return };
-        let Some((job, input)) = split::<Job>(message.bytes()) else { return };
-        let until = Instant::now() + Duration::from_millis(job.limit_ms).min(LONGEST);
-        let Some(desk) = self.primary.isolated_pools.get_mut(name) else { return };
-        let order = desk.submit((from.id, job.token), to, until, input);
-        self.primary.obey_desk(name, order);
+impl IsolatedPools {
+    pub(crate) fn insert(&mut self, pool: &'static str, scheduler: Desk) {
+        self.0.insert(pool, scheduler);
     }
 
-    /// Somebody waits no more.
-    pub(crate) fn isolated_gone(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
-        if let Some((desk, token)) =
-            self.primary.isolated_pools.get_mut(name).zip(message.decode().ok())
-        {
-            desk.gone(from.id, token);
+    /// Tells every scheduler what concerns it. Returns the orders of each pool.
+    fn handle_log_event(&mut self, event: &LogEvent) -> Vec<(&'static str, Vec<Order>)> {
+        let orders = self.0.iter_mut().filter_map(|(pool, scheduler)| {
+            let orders = match event {
+                LogEvent::Ready { worker, .. } if worker.kind == *pool => {
+                    scheduler.came(worker.id);
+                    Vec::new()
+                }
+                LogEvent::Exited(exit) => {
+                    let is_drained = exit.cause == ExitCause::Drained && exit.status.success();
+                    let signal = exit.status.signal();
+                    let how = if is_drained { Ended::Left } else { Ended::Died { signal } };
+                    scheduler.ended(exit.worker.id, how).into_iter().collect()
+                }
+                LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => scheduler.close(),
+                _ => return None,
+            };
+            Some((*pool, orders))
+        });
+        orders.collect()
+    }
+
+    /// Returns the orders of the pools that have jobs past their deadline.
+    fn expire_jobs(&mut self, now: Instant) -> Vec<(&'static str, Vec<Order>)> {
+        let is_due = |scheduler: &Desk| scheduler.deadline().is_some_and(|at| at <= now);
+        let due = self.0.iter_mut().filter(|(_, scheduler)| is_due(scheduler));
+        due.map(|(pool, scheduler)| (*pool, scheduler.overdue(now))).collect()
+    }
+
+    /// Returns when the next job is past its deadline.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.0.values().filter_map(Desk::deadline).min()
+    }
+}
+
+impl PrimaryHandle<'_> {
+    /// Handles a worker's request to run a job in the pool.
+    pub(crate) fn submit_isolated_job(
+        &mut self,
+        pool: &'static str,
+        from: WorkerTag,
+        message: &Message,
+    ) {
+        let Some(to) = message.reply_to() else { return };
+        let Some((job, input)) = split::<Job>(message.bytes()) else { return };
+        let deadline = Instant::now() + Duration::from_millis(job.limit_ms).min(MAX_JOB_TIMEOUT);
+        let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
+        let order = scheduler.submit((from.id, job.token), to, deadline, input);
+        self.primary.run_job_orders(pool, order);
+    }
+
+    /// Handles a worker's notice that it does not wait for its job any more.
+    pub(crate) fn cancel_isolated_job(
+        &mut self,
+        pool: &'static str,
+        from: WorkerTag,
+        message: &Message,
+    ) {
+        let scheduler = self.primary.isolated_pools.0.get_mut(pool);
+        if let Some((scheduler, token)) = scheduler.zip(message.decode().ok()) {
+            scheduler.gone(from.id, token);
         }
     }
 
-    /// A worker says what came of a job.
-    pub(crate) fn isolated_done(&mut self, name: &'static str, from: WorkerTag, message: &Message) {
+    /// Handles an isolated worker's report that its job has ended.
+    pub(crate) fn finish_isolated_job(
+        &mut self,
+        pool: &'static str,
+        from: WorkerTag,
+        message: &Message,
+    ) {
         let Some((job, answer)) = split_done(message.bytes()) else { return };
-        let Some(desk) = self.primary.isolated_pools.get_mut(name) else { return };
-        let order = desk.done(from.id, job, answer);
-        self.primary.obey_desk(name, order);
+        let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
+        let order = scheduler.done(from.id, job, answer);
+        self.primary.run_job_orders(pool, order);
     }
 }
 
 impl Primary {
-    /// Does what a desk orders, and gives out jobs that wait.
-    fn obey_desk(&mut self, name: &'static str, orders: impl IntoIterator<Item = Order>) {
-        for order in orders {
-            self.obey_order(name, order);
-        }
-        let Some(desk) = self.isolated_pools.get_mut(name) else { return };
-        let supervisor = &self.supervisor;
-        for order in desk.assign(Instant::now(), &|id| supervisor.is_serving(id)) {
-            self.obey_order(name, order);
+    /// Passes a log event to the schedulers, and performs what they order.
+    pub(super) fn update_job_schedulers(&mut self, event: &LogEvent) {
+        for (pool, orders) in self.isolated_pools.handle_log_event(event) {
+            self.run_job_orders(pool, orders);
         }
     }
 
-    fn obey_order(&mut self, name: &'static str, order: Order) {
+    /// Ends jobs that are past their deadline.
+    pub(super) fn expire_isolated_jobs(&mut self) {
+        for (pool, orders) in self.isolated_pools.expire_jobs(Instant::now()) {
+            self.run_job_orders(pool, orders);
+        }
+    }
+
+    /// Performs a scheduler's orders, then gives waiting jobs to idle workers.
+    fn run_job_orders(&mut self, pool: &'static str, orders: impl IntoIterator<Item = Order>) {
+        for order in orders {
+            self.run_job_order(pool, order);
+        }
+        let Some(scheduler) = self.isolated_pools.0.get_mut(pool) else { return };
+        let supervisor = &self.supervisor;
+        for order in scheduler.assign(Instant::now(), &|id| supervisor.is_serving(id)) {
+            self.run_job_order(pool, order);
+        }
+    }
+
+    fn run_job_order(&mut self, pool: &'static str, order: Order) {
         match order {
             Order::Give { worker, job, input } => {
-                // From now on its end says nothing about whether such workers come up.
+                // From now on the worker's exit says nothing about whether such workers can boot.
                 self.pending_events.push_back(Event::RiskyJobStarted { worker });
-                if let Err(why) = self.give_job(worker, join(&job, &input)) {
-                    let desk = self.isolated_pools.get_mut(name);
-                    if let Some(order) = desk.and_then(|desk| desk.not_given(worker, why)) {
-                        self.obey_order(name, order);
+                if let Err(reason) = self.send_job(worker, join(&job, &input)) {
+                    let scheduler = self.isolated_pools.0.get_mut(pool);
+                    let order = scheduler.and_then(|one| one.not_given(worker, reason));
+                    if let Some(order) = order {
+                        self.run_job_order(pool, order);
                     }
                 }
             }
-            // Who has no room for the answer hears nothing, which is what its deadline is for.
-            Order::Tell { to, answer } => drop(self.messages.hub.reply(&to, Class::Reply, answer)),
+            // A caller without room for the answer does not get it and times out.
+            Order::Tell { to, answer } => {
+                drop(self.messages.hub.reply(&to, Class::Reply, answer));
+            }
             Order::Kill(worker) => {
-                if let Some(child) = self.workers.get(&worker) {
-                    self.event_log.job_overdue(child.tag);
+                if let Some(process) = self.workers.get(&worker) {
+                    self.event_log.job_timed_out(process.tag);
                 }
-                self.signal(worker, Signal::SIGKILL);
+                self.workers.signal(worker, Signal::SIGKILL, &mut self.event_log);
             }
         }
     }
 
-    fn give_job(&mut self, worker: WorkerId, payload: Bytes) -> Result<(), String> {
+    fn send_job(&mut self, worker: WorkerId, payload: Bytes) -> Result<(), String> {
         let letter = letter(Place::Primary, DO, payload, Carried::Nothing);
         let letter = letter.map_err(|e| e.to_string())?;
-        let supervisor = &self.supervisor;
-        let sent =
-            self.messages.hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
+        let (supervisor, hub) = (&self.supervisor, &mut self.messages.hub);
+        let sent = hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
         sent.map(drop).map_err(|back| back.0.to_string())
-    }
-
-    /// Tells the desks of what concerns them.
-    pub(super) fn tell_desks(&mut self, notice: &LogEvent) {
-        let names: Vec<&'static str> = self.isolated_pools.keys().copied().collect();
-        for name in names {
-            let Some(desk) = self.isolated_pools.get_mut(name) else { continue };
-            let orders: Vec<Order> = match notice {
-                LogEvent::Ready { worker, .. } if worker.kind == name => {
-                    desk.came(worker.id);
-                    Vec::new()
-                }
-                LogEvent::Exited(exit) => {
-                    let left = exit.cause == ExitCause::Drained && exit.status.success();
-                    let signal = exit.status.signal();
-                    let how = if left { Ended::Left } else { Ended::Died { signal } };
-                    desk.ended(exit.worker.id, how).into_iter().collect()
-                }
-                LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => desk.close(),
-                _ => continue,
-            };
-            self.obey_desk(name, orders);
-        }
-    }
-
-    /// How long until a job is overdue, if nothing happens before.
-    pub(super) fn desks_pause(&self, now: Instant) -> Option<Duration> {
-        let next = self.isolated_pools.values().filter_map(Desk::deadline).min()?;
-        Some(next.saturating_duration_since(now))
-    }
-
-    /// Ends jobs that take too long.
-    pub(super) fn tend_desks(&mut self) {
-        let now = Instant::now();
-        let names: Vec<&'static str> = self.isolated_pools.keys().copied().collect();
-        for name in names {
-            let due = |desk: &&mut Desk| desk.deadline().is_some_and(|at| at <= now);
-            let orders =
-                self.isolated_pools.get_mut(name).filter(due).map(|desk| desk.overdue(now));
-            if let Some(orders) = orders {
-                self.obey_desk(name, orders);
-            }
-        }
     }
 }

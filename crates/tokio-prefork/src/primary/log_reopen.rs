@@ -1,14 +1,13 @@
-//! Another log file for all processes: the same path after a rotation (SIGUSR1), or the one that a reload names.
+//! Changes the log file of all processes: after a rotation (SIGUSR1), or when a reload names another file.
 //!
-//! A file that cannot be a log leaves the old one in use. A reload opens its file before anything else is changed, and
-//! changes over when it is done, so that one that fails leaves the log as it was.
+//! A reload opens its file first and switches to it when it has succeeded. So one that fails leaves the log as it was.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use super::Primary;
+use super::event_log::EventLog;
+use super::workers::WorkerTable;
 use crate::channel::ToWorker;
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::log_file::LogFile;
 use prefork_os::signal::Signal;
@@ -16,71 +15,78 @@ use prefork_supervisor::Generation;
 
 /// The log file in use, and the one that a reload has opened.
 #[derive(Debug)]
-pub(super) struct LogSwitch {
+pub(super) struct LogFileSwitch {
     /// `None` while the log goes to the standard error that the primary was started with.
     path: Option<PathBuf>,
-    next: Option<(Generation, PathBuf, LogFile)>,
+    /// What a reload to this generation has opened.
+    opened: Option<(Generation, PathBuf, LogFile)>,
 }
 
-impl LogSwitch {
-    pub(super) fn new(config: &Config) -> LogSwitch {
-        LogSwitch { path: config.log_file.clone(), next: None }
+impl LogFileSwitch {
+    pub(super) fn new(path: Option<PathBuf>) -> LogFileSwitch {
+        LogFileSwitch { path, opened: None }
     }
 
-    /// Opens the log file of `config`, if that is another one. Returns whether it takes a restart.
-    pub(super) fn prepare(&mut self, generation: Generation, config: &Config) -> Result<bool> {
-        self.next = None;
-        match &config.log_file {
-            same if *same == self.path => Ok(false),
+    /// Opens the log file of a reload, if it is another one. Returns whether the change needs a restart.
+    pub(super) fn open_for_reload(
+        &mut self,
+        generation: Generation,
+        wanted: Option<&Path>,
+    ) -> Result<bool> {
+        self.opened = None;
+        match wanted {
+            same if same == self.path.as_deref() => Ok(false),
             Some(path) => {
-                self.next = Some((generation, path.clone(), LogFile::open_again(path)?));
+                let file = LogFile::open_again(path)?;
+                self.opened = Some((generation, path.to_path_buf(), file));
                 Ok(false)
             }
             None => Ok(true),
         }
     }
-}
 
-impl Primary {
-    /// The log file was renamed: opens it anew, with the rights of the primary, for all processes.
-    pub(super) fn reopen_log(&mut self) {
-        let Some(path) = self.log.path.clone() else {
-            return self.event_log.ignored(Signal::SIGUSR1);
-        };
-        match LogFile::open_again(&path) {
-            Ok(file) => self.redirect_log(&path, file),
-            Err(e) => self.event_log.log_stays(&e),
+    /// Opens the renamed log file again for all processes, with the primary's privileges.
+    pub(super) fn reopen(&mut self, workers: &WorkerTable, event_log: &mut EventLog) {
+        let Some(path) = &self.path else { return event_log.ignored_signal(Signal::SIGUSR1) };
+        match LogFile::open_again(path) {
+            Ok(file) => redirect_log(path, file, workers, event_log),
+            Err(e) => event_log.cannot_switch_log(&e),
         }
     }
 
-    /// Changes over to the log file of the generation in force, if a reload has brought another one.
-    pub(super) fn switch_log(&mut self) {
-        let in_force = self.supervisor.wanted_generation();
-        match self.log.next.take() {
-            Some((generation, path, file)) if generation == in_force => {
-                self.redirect_log(&path, file);
-                self.log.path = Some(path);
+    /// Switches to the file that the reload to `current` has opened, if it has opened one.
+    pub(super) fn switch_to_generation(
+        &mut self,
+        current: Generation,
+        workers: &WorkerTable,
+        event_log: &mut EventLog,
+    ) {
+        match self.opened.take() {
+            Some((generation, path, file)) if generation == current => {
+                redirect_log(&path, file, workers, event_log);
+                self.path = Some(path);
             }
             // That reload has failed.
-            Some((generation, ..)) if generation < in_force => {}
-            next => self.log.next = next,
+            Some((generation, ..)) if generation < current => {}
+            opened => self.opened = opened,
         }
     }
+}
 
-    fn redirect_log(&mut self, path: &Path, file: LogFile) {
-        let file = match file.redirect() {
-            Ok(file) => file,
-            Err(e) => {
-                let what = format!("write the log to {}", path.display());
-                return self.event_log.log_stays(&Error::system(what, e));
-            }
-        };
-        self.event_log.log_reopened(path);
-        for child in self.workers.values() {
-            let Some(channel) = &child.channel else { continue };
-            if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
-                self.event_log.cannot_tell(child.tag, &e);
-            }
+/// Redirects the standard error of the primary and of all workers to `file`.
+fn redirect_log(path: &Path, file: LogFile, workers: &WorkerTable, event_log: &mut EventLog) {
+    let file = match file.redirect() {
+        Ok(file) => file,
+        Err(e) => {
+            let operation = format!("write the log to {}", path.display());
+            return event_log.cannot_switch_log(&Error::system(operation, e));
+        }
+    };
+    event_log.log_reopened(path);
+    for process in workers.values() {
+        let Some(channel) = &process.channel else { continue };
+        if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
+            event_log.cannot_notify_worker(process.tag, &e);
         }
     }
 }

@@ -1,156 +1,163 @@
-//! The application's messages in the primary: read, handed to its functions, sent. Between two waits, for a bounded
-//! time; nothing of it passes the supervisor, as nothing is decided about it.
+//! The application's messages in the primary: read from the workers, handed to the application's functions, answered.
+//!
+//! The functions run between two waits of the primary, for a bounded time. The supervisor takes no part in it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::pending_requests::Asked;
+use super::event_log::has_doubled;
+use super::pending_requests::PendingRequests;
 use super::{Primary, PrimaryHandle};
 use crate::messages::{
-    BusyPoll, Class, Letter, MailHub, Message, MessageError, MessageLimits, MessageSender, ReplyTo,
-    Turn, Wanted,
+    BusyPoll, Class, Letter, MailHub, Message, MessageError, MessageLimits, MessagePollToken,
+    MessageSender, ReplyTo, Turn,
 };
-use prefork_supervisor::Event;
-use prefork_supervisor::{WorkerId, WorkerTag};
+use prefork_supervisor::{Event, WorkerId, WorkerTag};
 
-/// How long functions of the application run, one after the other, before signals and words are looked at again.
-const TURN: Duration = Duration::from_millis(10);
+/// How long message handlers run in a row before the primary turns to its other events.
+const HANDLER_TIME_BUDGET: Duration = Duration::from_millis(10);
 
-/// Kinds without a function that are told of; more are the mark of a worker that makes them up.
-const UNKNOWN: usize = 64;
+/// How many kinds without a handler are logged and counted; a worker that sends more makes them up.
+const MAX_UNKNOWN_KINDS: usize = 64;
 
-/// What the application does with messages of one kind.
-pub(crate) type Handler = Box<dyn FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message)>;
+/// A function of the application that receives messages of one kind.
+pub(crate) type MessageHandler = Box<dyn FnMut(&mut PrimaryHandle<'_>, WorkerTag, Message)>;
 
-/// What the application does when a request of the primary has ended.
-pub(super) type Answered = Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>)>;
+/// A function of the application that receives the answer to a request of the primary, or the reason why there is none.
+pub(super) type ReplyCallback =
+    Box<dyn FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>)>;
 
-/// The channels, and what is done with what comes by them.
+/// The message channels to all workers, and the application's handlers.
 #[derive(Default)]
-pub(crate) struct Mail {
+pub(crate) struct AppMessages {
     pub(super) hub: MailHub,
     pub(super) busy_poll: BusyPoll,
-    handlers: BTreeMap<String, Handler>,
-    /// Kinds without a function, and how many messages of them were dropped.
-    unknown: BTreeMap<String, u64>,
-    /// What the primary itself has asked.
-    pub(super) asked: Asked<Answered>,
-    /// How many lost messages were told of.
+    handlers: BTreeMap<String, MessageHandler>,
+    /// Kinds without a handler, and how many messages of each were dropped.
+    unknown_kinds: BTreeMap<String, u64>,
+    /// Requests of the primary itself.
+    pub(super) requests: PendingRequests<ReplyCallback>,
+    /// How many messages were lost when this was last looked at.
     lost: u64,
 }
 
-impl Mail {
-    pub(crate) fn on_message(&mut self, kind: &str, handler: Handler) {
+impl AppMessages {
+    /// Registers the handler for messages of `kind`, in place of an earlier one.
+    pub(crate) fn on_message(&mut self, kind: &str, handler: MessageHandler) {
         self.handlers.insert(kind.to_string(), handler);
     }
 
-    pub(crate) fn limit(&mut self, limits: MessageLimits) {
+    pub(crate) fn set_limits(&mut self, limits: MessageLimits) {
         self.hub = MailHub::new(limits);
     }
 
-    /// When a request of the primary ends at the latest.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.asked.deadline()
+    /// Reads the channels that are ready. Returns an event for each worker that broke the protocol.
+    pub(super) fn read_ready(&mut self, ready: &[MessagePollToken]) -> Vec<Event> {
+        if ready.iter().any(|one| one.is_to_read()) {
+            self.busy_poll.message_arrived(Instant::now());
+        }
+        let broken = self.hub.read(ready).into_iter().map(|(worker, error)| Event::ProtocolError {
+            worker,
+            reason: format!("message channel: {error}"),
+        });
+        broken.collect()
+    }
+
+    /// Answers a request with a refusal. A receiver without room does not get it and times out instead.
+    fn refuse(&mut self, to: &ReplyTo, reason: &'static [u8]) {
+        let _ = self.hub.reply(to, Class::Refusal, Bytes::from_static(reason));
     }
 }
 
 impl Primary {
-    /// Takes in what came, where `ready` says so.
-    pub(super) fn read_mail(&mut self, wanted: &[Wanted], ready: &[bool]) {
-        if wanted.iter().zip(ready).any(|(want, ready)| *ready && want.is_to_read()) {
-            self.messages.busy_poll.message_arrived(Instant::now());
-        }
-        for (worker, why) in self.messages.hub.read(wanted, ready) {
-            self.pending_events
-                .push_back(Event::ProtocolError { worker, reason: format!("mail: {why}") });
-        }
-    }
-
-    /// Handles what came, a letter of each worker in turn, for a bounded time.
-    pub(super) fn deliver_mail(&mut self) {
-        let begun = Instant::now();
-        let mut now = begun;
-        while now < begun + TURN {
+    /// Calls the handlers of received messages, one message of each worker in turn, within a time budget.
+    pub(super) fn deliver_messages(&mut self) {
+        let mut now = Instant::now();
+        let deadline = now + HANDLER_TIME_BUDGET;
+        while now < deadline {
             let supervisor = &self.supervisor;
             match self.messages.hub.next(now, &|id| supervisor.is_serving(id)) {
-                Turn::Mine(from, letter) => self.handle_letter(from, letter),
+                Turn::Mine(from, letter) => self.handle_message(from, letter),
                 Turn::Moved => {}
                 Turn::Idle => break,
             }
             now = Instant::now();
         }
-        self.end_requests(now, begun + TURN);
+        self.end_failed_requests(now, deadline);
         let lost = self.messages.hub.lost();
-        if lost.checked_ilog2() != self.messages.lost.checked_ilog2() {
-            self.event_log.lost_mail(lost);
+        if has_doubled(self.messages.lost, lost) {
+            self.event_log.lost_messages(lost);
         }
         self.messages.lost = lost;
     }
 
-    fn handle_letter(&mut self, from: WorkerTag, letter: Letter) {
+    fn handle_message(&mut self, from: WorkerTag, letter: Letter) {
         if matches!(letter.class, Class::Reply | Class::Refusal) {
-            return self.handle_answer(from.id, letter);
+            return self.handle_reply(from.id, letter);
         }
         let message = Message::new(MessageSender::Worker(from.id), letter);
-        // Taken out while it runs, as it is lent the primary that it lives in.
+        // Removed while it runs, as it borrows the primary that owns it.
         let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
-            return self.no_handler(from, &message);
+            return self.drop_unknown_kind(from, &message);
         };
         let function = format_args!("the function for messages of kind {kind:?}");
-        self.call_out(&function, &from, |handle| handler(handle, from, message));
+        self.call_application(&function, &from, |handle| handler(handle, from, message));
         self.messages.handlers.insert(kind, handler);
     }
 
-    /// An answer to a request of the primary. One that is late, or made up, is thrown away.
-    fn handle_answer(&mut self, from: WorkerId, letter: Letter) {
-        let Some(then) = self.messages.asked.answered(from, letter.id) else { return };
-        let answer = match letter.class {
+    /// Ends the request that a reply belongs to. A late or unsolicited reply is dropped.
+    fn handle_reply(&mut self, from: WorkerId, letter: Letter) {
+        let Some(callback) = self.messages.requests.take_answered(from, letter.id) else { return };
+        let reply = match letter.class {
             Class::Refusal => {
                 Err(MessageError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
             }
             _ => Ok(Message::new(MessageSender::Worker(from), letter)),
         };
-        self.end_request(from, then, answer);
+        self.call_reply_callback(from, callback, reply);
     }
 
-    /// Ends the requests that will not be answered any more. What is left when `limit` has passed ends the next time,
-    /// which is at once, as their deadlines have passed.
-    fn end_requests(&mut self, now: Instant, limit: Instant) {
+    /// Ends requests that cannot be answered any more, until `limit`. The rest follows after the next wait, which is short
+    /// as their deadlines have passed.
+    fn end_failed_requests(&mut self, now: Instant, limit: Instant) {
         loop {
-            let hub = &self.messages.hub;
-            let Some((worker, then, why)) = self.messages.asked.failed(now, |id| hub.knows(id))
+            let AppMessages { hub, requests, .. } = &mut self.messages;
+            let Some((worker, callback, error)) = requests.take_failed(now, |id| hub.knows(id))
             else {
                 return;
             };
-            self.end_request(worker, then, Err(why));
+            self.call_reply_callback(worker, callback, Err(error));
             if Instant::now() >= limit {
                 return;
             }
         }
     }
 
-    fn end_request(&mut self, of: WorkerId, then: Answered, answer: Result<Message, MessageError>) {
-        let at = format_args!("the answer of worker {of}");
-        self.call_out(&"what waits for an answer", &at, |handle| then(handle, answer));
+    fn call_reply_callback(
+        &mut self,
+        worker: WorkerId,
+        callback: ReplyCallback,
+        reply: Result<Message, MessageError>,
+    ) {
+        let occasion = format_args!("the reply of worker={worker}");
+        self.call_application(&"the function for a reply", &occasion, |handle| {
+            callback(handle, reply);
+        });
     }
 
-    fn no_handler(&mut self, from: WorkerTag, message: &Message) {
-        let unknown = &mut self.messages.unknown;
+    fn drop_unknown_kind(&mut self, from: WorkerTag, message: &Message) {
+        let unknown = &mut self.messages.unknown_kinds;
         if let Some(count) = unknown.get_mut(message.kind()) {
             *count += 1;
-        } else if unknown.len() < UNKNOWN {
+        } else if unknown.len() < MAX_UNKNOWN_KINDS {
             unknown.insert(message.kind().to_string(), 1);
-            self.event_log.no_handler(message.kind(), from);
+            self.event_log.no_message_handler(message.kind(), from);
         }
         if let Some(to) = message.reply_to() {
-            self.refuse(&to, b"the primary has no function for this kind (Cluster::on_message)");
+            let reason = b"the primary has no function for this kind (Cluster::on_message)";
+            self.messages.refuse(&to, reason);
         }
-    }
-
-    /// Who asks and has no room for this hears nothing, which is what its deadline is for.
-    fn refuse(&mut self, to: &ReplyTo, why: &'static [u8]) {
-        let _ = self.messages.hub.reply(to, Class::Refusal, Bytes::from_static(why));
     }
 }

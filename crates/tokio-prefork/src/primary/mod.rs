@@ -1,19 +1,19 @@
-//! The hands: one thread, blocking, no async runtime, ever. It waits, asks the supervisor, and obeys.
+//! The primary process: one thread, blocking, without an async runtime. It waits, asks the supervisor and performs actions.
+//!
+//! Each part owns its state: the worker table, the control endpoint, the upgrade and so on. What needs several parts is a
+//! method of [`Primary`], in the file of the part that it is about.
 
 mod cluster_event;
 mod control_requests;
 mod event_format;
 pub(crate) mod event_log;
 mod fork_worker;
-mod handle_mail;
 mod handover_relay;
 mod hooks;
 mod isolated_jobs;
 mod kernel_selector;
 mod log_reopen;
-mod mail_lines;
 mod messages;
-mod observe;
 mod oom_kills;
 mod pending_requests;
 mod perform;
@@ -21,324 +21,231 @@ mod primary_handle;
 mod reload_config;
 mod round_robin;
 mod service_manager;
+mod signals;
 mod slot_sockets;
 mod upgrade;
 mod upgrade_check;
 mod wait_events;
+mod workers;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::channel::PrimaryEnd;
-use crate::config::{Config, ControlSocket, Workers};
-use crate::control::Server;
-use crate::dispatch::LoadPageLease;
-use crate::dispatch::round_robin::Queue;
+use crate::config::{Config, Workers};
+use crate::dispatch::round_robin::Dealer;
 use crate::error::{Error, Result};
 use crate::listener::ListenerSet;
-use crate::pid_file::PidFile;
-use crate::scoreboard::{RowIndex, Scoreboard};
-use crate::systemd::Manager;
-use crate::upgrade::{Launcher, Manifest, Proof};
+use crate::pid_file::{ConfiguredPidFile, PidFile};
+use crate::scoreboard::Scoreboard;
+use crate::systemd::ServiceManager;
+use crate::upgrade::{BinaryLauncher, UpgradeManifest};
 use crate::worker_init::WorkerEntry;
-use prefork_os::signal::SignalPipe;
-use prefork_supervisor::SupervisorConfig;
-use prefork_supervisor::{Event, ShutdownReason, Supervisor, WorkerKindConfig};
-use prefork_supervisor::{Generation, WorkerId, WorkerTag};
+use prefork_supervisor::{Event, ShutdownReason, Supervisor, SupervisorConfig, WorkerKindConfig};
 
-pub use cluster_event::{ClusterEvent, Reason, WorkerExit};
+pub use cluster_event::{ClusterEvent, WorkerExit, WorkerExitReason};
+use control_requests::ControlEndpoint;
 use event_log::EventLog;
 use handover_relay::HandoverRelay;
+use hooks::HookQueue;
 pub(crate) use hooks::Hooks;
-pub use hooks::Restart;
+pub use hooks::RestartDecision;
 pub(crate) use isolated_jobs::IsolatedPools;
-use log_reopen::LogSwitch;
-pub(crate) use messages::Mail;
-use oom_kills::OomKills;
-pub use primary_handle::{PrimaryHandle, WorkerInfo};
-pub(crate) use upgrade_check::prove;
-
-/// Reads the configuration again, for a reload.
-pub(crate) type Reread = Box<dyn Fn() -> Result<Config>>;
-use crate::dispatch::round_robin::Dealer;
 use kernel_selector::ActiveSelector;
+use log_reopen::LogFileSwitch;
+pub(crate) use messages::AppMessages;
+pub use primary_handle::{PrimaryHandle, WorkerInfo};
+use reload_config::ConfigStore;
+pub(crate) use reload_config::ReadConfig;
+use signals::PrimarySignals;
+use upgrade::Upgrade;
+pub(crate) use upgrade_check::check_worker_boots;
+use workers::KilledChildren;
+pub(crate) use workers::{WorkerProcess, WorkerTable};
 
-/// A living worker, as the kernel knows it.
-pub(crate) struct WorkerProcess {
-    tag: WorkerTag,
-    /// Ours until it is reaped; forgotten in the same moment.
-    pid: u32,
-    /// `None` once it was closed by either side.
-    pub(crate) channel: Option<PrimaryEnd>,
-    pub(crate) row: RowIndex,
-    /// New connections for it, if it is dealt to.
-    pub(crate) queue: Option<Queue>,
-    /// Connections of others that it was sent.
-    sent: u64,
-    /// It leaves: it is sent no more, and has been told so.
-    pub(crate) released: bool,
-    /// Where it tells its load to whatever chooses among the slots, if anybody reads it.
-    lease: Option<LoadPageLease>,
-    /// It has sent connections itself, and may do so faster than they can be passed on.
-    sends: bool,
-}
-
-impl WorkerProcess {
-    /// Whether it serves connections.
-    fn serves_web(&self, mind: &Supervisor) -> bool {
-        self.tag.slot.is_web() && mind.is_serving(self.tag.id)
-    }
-
-    fn new(tag: WorkerTag, pid: u32, channel: Option<PrimaryEnd>, row: RowIndex) -> WorkerProcess {
-        WorkerProcess {
-            tag,
-            pid,
-            channel,
-            row,
-            lease: None,
-            queue: None,
-            sent: 0,
-            released: false,
-            sends: false,
-        }
-    }
-}
-
-/// What the primary has besides its configuration: in the file system, and of the application.
-pub(crate) struct Files {
+/// What the primary takes over from [`Cluster`](crate::Cluster): sockets, files and the service manager.
+pub(crate) struct PrimaryResources {
     pub(crate) listeners: ListenerSet,
     pub(crate) pid_file: Option<PidFile>,
-    pub(crate) mail: Mail,
-    /// Whoever wants to know how we are.
-    pub(crate) manager: Option<Manager>,
+    /// `None` if no service manager wants to be notified.
+    pub(crate) service_manager: Option<ServiceManager>,
 }
 
-/// Settings that take a restart, or an upgrade, to change.
-struct Fixed {
-    control: ControlSocket,
-    pid_file: Option<PathBuf>,
-}
-
-impl Fixed {
-    fn of(config: &Config) -> Fixed {
-        Fixed { control: config.control.clone(), pid_file: config.pid_file.clone() }
-    }
-}
-
-/// What the application wants to be asked and told in the primary.
+/// What the application configured for the primary: its functions, worker kinds and pools.
 pub(crate) struct Application {
-    pub(crate) entry: WorkerEntry,
-    pub(crate) reread: Reread,
+    pub(crate) worker_entry: WorkerEntry,
+    pub(crate) read_config: ReadConfig,
     pub(crate) hooks: Hooks,
-    /// The kinds of workers besides `web`.
+    /// The worker kinds besides `web`.
     pub(crate) kinds: Vec<WorkerKindConfig>,
-    pub(crate) desks: IsolatedPools,
+    pub(crate) messages: AppMessages,
+    pub(crate) isolated_pools: IsolatedPools,
 }
 
-/// Everything the primary process owns.
+/// The primary process: the supervisor, which decides, and the parts that perform its actions.
 pub(crate) struct Primary {
-    /// What workers of each generation are forked under; the last is the newest.
-    configs: BTreeMap<Generation, Rc<Config>>,
-    /// Reads the configuration again.
-    reread: Reread,
     supervisor: Supervisor,
-    signals: SignalPipe,
-    listeners: ListenerSet,
-    /// Removed when the primary ends.
-    pid_file: Option<PidFile>,
-    scoreboard: Scoreboard,
-    workers: BTreeMap<WorkerId, WorkerProcess>,
-    handover: HandoverRelay,
-    /// New connections on their way to a worker.
-    dealer: Dealer,
-    /// `None` where no program chooses who gets a connection.
-    kernel_selector: Option<ActiveSelector>,
-    /// The application's messages, and what it does with them here.
-    messages: Mail,
-    /// Of pools of isolated workers.
-    isolated_pools: IsolatedPools,
-    /// Events that are known but not yet handled, oldest first.
+    /// Events that were noticed and not handled yet, oldest first.
     pending_events: VecDeque<Event>,
+    signals: PrimarySignals,
+    workers: WorkerTable,
+    killed_children: KilledChildren,
+    scoreboard: Scoreboard,
+    listeners: ListenerSet,
+    configs: ConfigStore,
+    /// Runs in each forked worker.
     worker_entry: WorkerEntry,
-    hooks: Hooks,
-    /// What the hooks have not been told yet, oldest first.
-    news: VecDeque<ClusterEvent>,
-    /// Why the last worker ended.
-    judged: Option<WorkerExit>,
-    oom_kills: OomKills,
-    stopping_told: bool,
-    launcher: Launcher,
-    /// The configuration of a reload that waits for host names.
-    candidate: Option<reload_config::Candidate>,
-    /// The new binary that is being tried.
-    proof: Option<Proof>,
-    /// Those that were killed, until they are reaped.
-    stopped_proofs: Vec<u32>,
-    /// To become the new binary as soon as nothing is left to be dealt with.
-    taking_over: bool,
-    /// The newest revision of the manifest that the proved binary takes over.
-    proved_revision: u32,
-    /// Until when clients of the control socket may hold up the exec.
-    quiet_until: Option<Instant>,
-    /// How often this process has become a new image.
-    upgrades: u64,
+    dealer: Dealer,
+    /// `None` if the kernel does not choose among the sockets of slots.
+    kernel_selector: Option<ActiveSelector>,
+    handover: HandoverRelay,
+    messages: AppMessages,
+    isolated_pools: IsolatedPools,
+    hooks: HookQueue,
+    upgrade: Upgrade,
+    control: ControlEndpoint,
+    pid_file: ConfiguredPidFile,
+    service_manager: Option<ServiceManager>,
     event_log: EventLog,
-    log: LogSwitch,
-    /// `None` where nobody may ask.
-    control: Option<Server>,
-    /// What the configuration says of control socket and pid file. Fixed at the start, whatever a reload reads.
-    fixed: Fixed,
-    /// `None` where no service manager wants to hear from us.
-    manager: Option<Manager>,
+    log_file: LogFileSwitch,
     started: Instant,
 }
 
-fn scoreboard(rows: usize) -> Result<Scoreboard> {
-    Scoreboard::create(rows).map_err(|e| Error::system("create the scoreboard in shared memory", e))
-}
-
-/// A supervisor that begins, or goes on where the image before this one stopped, and what it forks workers under.
-fn supervision(
-    left: Option<&Manifest>,
-    sockets: u32,
-    policy: SupervisorConfig,
-    kinds: Vec<WorkerKindConfig>,
-    seed: u64,
-    config: &Rc<Config>,
-) -> (Supervisor, BTreeMap<Generation, Rc<Config>>) {
-    match left {
-        None => {
-            let configs = BTreeMap::from([(Generation(1), Rc::clone(config))]);
-            (Supervisor::new(policy, seed).with_kinds(kinds), configs)
-        }
-        Some(left) => upgrade::go_on(left, sockets, policy, kinds, seed, config),
-    }
-}
-
-fn random_seed() -> Result<u64> {
-    prefork_os::system::random_u64().map_err(|e| Error::system("read random bytes", e))
-}
-
 impl Primary {
-    /// Ready to run: signals are caught from here on.
+    /// Creates a primary that is ready to run. From here on it catches signals.
+    ///
+    /// `manifest` is what the previous image left, if this process was upgraded in place.
     pub(crate) fn new(
         config: Config,
         application: Application,
-        files: Files,
-        launcher: Launcher,
-        mut left: Option<Manifest>,
+        resources: PrimaryResources,
+        launcher: BinaryLauncher,
+        mut manifest: Option<UpgradeManifest>,
     ) -> Result<Primary> {
-        let Application { entry, reread, hooks, kinds, desks } = application;
-        let (Files { listeners, pid_file, mail, manager }, policy) =
-            (files, config.supervisor_config());
+        let Application { worker_entry, read_config, hooks, kinds, messages, isolated_pools } =
+            application;
+        let PrimaryResources { listeners, pid_file, service_manager } = resources;
         if config.titles {
-            prefork_os::process::set_process_title("prefork: primary")
-                .unwrap_or_else(|e| event_log::no_title(&e));
+            let title = prefork_os::process::set_process_title("prefork: primary");
+            title.unwrap_or_else(|e| event_log::cannot_set_title(&e));
         }
-        // Twice the workers there can ever be: each may have a predecessor that is still finishing.
-        let most = Workers::MAX as usize * if kinds.is_empty() { 1 } else { 2 };
-        let board = scoreboard(2 * most)?;
-        let signals = SignalPipe::new(&wait_events::SIGNALS)
-            .map_err(|e| Error::system("install signal handlers", e))?;
-        let seed = random_seed()?;
-        let mut journal = EventLog::resume_after(left.as_ref().map_or(0, |m| m.last_event));
-        let (fixed, config) = (Fixed::of(&config), Rc::new(config));
-        let sockets = listeners.slots();
-        let heirs = left.as_ref().map(|manifest| manifest.workers.len());
-        journal.begins(heirs, policy.workers, config.dispatch, &listeners.bound_addr_texts());
-        let (mut supervisor, configs) =
-            supervision(left.as_ref(), sockets, policy, kinds, seed, &config);
-        supervisor.add_inherited_sockets(sockets);
-        supervisor.set_confirm_restarts(hooks.on_restart.is_some());
-        let control = match &mut left {
-            None => control_requests::open(&config.control, true, &mut journal)?,
-            Some(left) => {
-                control_requests::take_over(&config.control, left.control.take(), &mut journal)
+        let scoreboard = create_scoreboard(!kinds.is_empty())?;
+        let signals = PrimarySignals::install()?;
+        let supervisor_config = config.supervisor_config();
+        let wanted_workers = supervisor_config.workers;
+        let supervisor = create_supervisor(
+            manifest.as_ref(),
+            listeners.slots(),
+            supervisor_config,
+            kinds,
+            &hooks,
+        )?;
+        let last_event = manifest.as_ref().map_or(0, |manifest| manifest.last_event);
+        let mut event_log = EventLog::resume_after(last_event);
+        let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
+        let locals = listeners.bound_addr_texts();
+        event_log.primary_started(inherited_workers, wanted_workers, config.dispatch, &locals);
+        let control = match &mut manifest {
+            None => ControlEndpoint::open(&config.control, &mut event_log)?,
+            Some(manifest) => {
+                ControlEndpoint::inherit(&config.control, manifest.control.take(), &mut event_log)
             }
         };
         let mut primary = Primary {
-            configs,
-            reread,
             supervisor,
+            pending_events: VecDeque::from([Event::Started]),
             signals,
+            workers: WorkerTable::default(),
+            killed_children: KilledChildren::default(),
+            scoreboard,
             listeners,
-            pid_file,
-            scoreboard: board,
-            workers: BTreeMap::new(),
-            handover: HandoverRelay::default(),
+            pid_file: ConfiguredPidFile::new(config.pid_file.clone(), pid_file),
+            log_file: LogFileSwitch::new(config.log_file.clone()),
+            configs: ConfigStore::new(read_config, Rc::new(config), manifest.as_ref()),
+            worker_entry,
             dealer: Dealer::default(),
             kernel_selector: None,
-            messages: mail,
-            isolated_pools: desks,
-            pending_events: VecDeque::from([Event::Started]),
-            worker_entry: entry,
-            hooks,
-            news: VecDeque::new(),
-            judged: None,
-            oom_kills: OomKills::of_this_process(),
-            stopping_told: false,
-            launcher,
-            candidate: None,
-            proof: None,
-            stopped_proofs: Vec::new(),
-            taking_over: false,
-            proved_revision: 0,
-            quiet_until: None,
-            upgrades: 0,
-            log: LogSwitch::new(&config),
-            event_log: journal,
+            handover: HandoverRelay::default(),
+            messages,
+            isolated_pools,
+            hooks: HookQueue::new(hooks),
+            upgrade: Upgrade::new(launcher),
             control,
-            fixed,
-            manager,
+            service_manager,
             started: Instant::now(),
+            event_log,
         };
-        primary.begin(left.as_ref())?;
+        primary.start(manifest.as_ref())?;
         Ok(primary)
     }
 
-    fn begin(&mut self, left: Option<&Manifest>) -> Result<()> {
+    fn start(&mut self, manifest: Option<&UpgradeManifest>) -> Result<()> {
         self.listeners.set_has_started_serving();
-        if let Some(manifest) = left {
-            self.adopt(manifest)?;
-            // Those that died during the exec were reported to nobody, or to a mask that held it back.
-            self.reap();
+        if let Some(manifest) = manifest {
+            self.restore_state(manifest)?;
+            // The SIGCHLD of a worker that exited during the exec may be lost.
+            self.reap_children();
         }
         self.update_kernel_selector();
         self.store_sockets();
-        prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("let signals in", e))
+        prefork_os::signal::unblock_all_signals().map_err(|e| Error::system("unblock signals", e))
     }
 
-    /// The only loop: wait, decide, perform.
+    /// Runs the loop of the primary: wait, decide, perform.
     pub(crate) fn run(mut self) -> Result<ShutdownReason> {
         loop {
             let event = self.next_event()?;
             let actions = self.supervisor.handle(Instant::now(), event);
-            self.publish();
-            let mut end = None;
+            self.publish_cluster_state();
+            let mut shutdown = None;
             for action in actions {
-                end = end.or(self.perform(action));
+                shutdown = shutdown.or(self.perform(action));
             }
-            self.tell_hooks();
-            if let Some(outcome) = end {
-                self.bury_proofs();
-                return Ok(outcome);
+            self.run_event_hooks();
+            if let Some(reason) = shutdown {
+                self.killed_children.reap_all_blocking();
+                return Ok(reason);
             }
         }
     }
 
-    /// The configuration of the workers that are wanted now: in a reload the new one, unless it is given up.
+    /// Returns the configuration of the wanted generation: during a reload, the new one.
     fn current_config(&self) -> Option<&Rc<Config>> {
-        self.configs.get(&self.supervisor.wanted_generation())
+        self.configs.get(self.supervisor.wanted_generation())
     }
 
-    fn publish(&self) {
-        let mind = &self.supervisor;
-        self.scoreboard.publish(
-            mind.wanted_workers(),
-            mind.restart_count(),
-            mind.is_stop_requested(),
+    fn publish_cluster_state(&self) {
+        let Primary { supervisor, scoreboard, .. } = self;
+        scoreboard.publish(
+            supervisor.wanted_workers(),
+            supervisor.restart_count(),
+            supervisor.is_stop_requested(),
         );
     }
+}
+
+/// Creates a scoreboard with two rows for each possible worker, as a draining worker keeps its row beside its successor's.
+fn create_scoreboard(has_other_kinds: bool) -> Result<Scoreboard> {
+    let max_workers = Workers::MAX as usize * if has_other_kinds { 2 } else { 1 };
+    Scoreboard::create(2 * max_workers)
+        .map_err(|e| Error::system("create the scoreboard in shared memory", e))
+}
+
+/// Creates a new supervisor, or one that continues where the previous image stopped.
+fn create_supervisor(
+    manifest: Option<&UpgradeManifest>,
+    socket_slots: u32,
+    config: SupervisorConfig,
+    kinds: Vec<WorkerKindConfig>,
+    hooks: &Hooks,
+) -> Result<Supervisor> {
+    let seed =
+        prefork_os::system::random_u64().map_err(|e| Error::system("read random bytes", e))?;
+    let mut supervisor = match manifest {
+        None => Supervisor::new(config, seed).with_kinds(kinds),
+        Some(manifest) => upgrade::restore_supervisor(manifest, socket_slots, config, kinds, seed),
+    };
+    supervisor.add_inherited_sockets(socket_slots);
+    supervisor.set_confirm_restarts(hooks.on_restart.is_some());
+    Ok(supervisor)
 }

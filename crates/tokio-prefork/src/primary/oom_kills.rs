@@ -1,40 +1,39 @@
-//! Kills by the kernel for want of memory, as the cgroup counts them.
+//! Counts processes that the kernel killed for lack of memory, as the cgroup reports them.
 
 use std::path::PathBuf;
 
-/// The counter of this process's cgroup, which its workers are in too.
+/// Tells kills by the kernel's OOM killer from other SIGKILLs.
 #[derive(Debug)]
-pub(super) struct OomKills {
-    /// Where it can be read, if anywhere.
+pub(super) struct OomKillCounter {
+    /// The file with the counter of the cgroup that the primary and its workers are in, if there is one.
     file: Option<PathBuf>,
-    /// So many are explained.
-    seen: u64,
+    /// How many of the counted kills were already attributed to a worker.
+    attributed: u64,
 }
 
-impl OomKills {
-    /// Begins to count now.
-    pub(super) fn of_this_process() -> OomKills {
+impl OomKillCounter {
+    /// Starts with the current count of this process's cgroup.
+    pub(super) fn of_this_process() -> OomKillCounter {
         let cgroups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mut kills = OomKills { file: file(&cgroups), seen: 0 };
-        kills.seen = kills.count().unwrap_or(0);
+        let mut kills = OomKillCounter { file: oom_counter_file(&cgroups), attributed: 0 };
+        kills.attributed = kills.read_count().unwrap_or(0);
         kills
     }
 
-    /// A worker was killed by SIGKILL: whether a kill by the kernel explains it. Each explains one.
-    pub(super) fn explain(&mut self) -> bool {
-        let more = self.count().is_some_and(|count| count > self.seen);
-        self.seen += u64::from(more);
-        more
+    /// Returns whether a worker that SIGKILL ended was killed by the kernel. Each counted kill is attributed once.
+    pub(super) fn attribute_kill(&mut self) -> bool {
+        let is_oom_kill = self.read_count().is_some_and(|count| count > self.attributed);
+        self.attributed += u64::from(is_oom_kill);
+        is_oom_kill
     }
 
-    fn count(&self) -> Option<u64> {
-        oom_kills(&std::fs::read_to_string(self.file.as_ref()?).ok()?)
+    fn read_count(&self) -> Option<u64> {
+        parse_oom_kill_count(&std::fs::read_to_string(self.file.as_ref()?).ok()?)
     }
 }
 
-/// Where the kernel counts for the groups that `/proc/self/cgroup` names: version 2, or version 1 with its memory
-/// controller.
-fn file(cgroups: &str) -> Option<PathBuf> {
+/// Returns the counter file of the cgroups in `/proc/self/cgroup`: version 2, or version 1 with a memory controller.
+fn oom_counter_file(cgroups: &str) -> Option<PathBuf> {
     cgroups.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':');
         let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -50,7 +49,7 @@ fn file(cgroups: &str) -> Option<PathBuf> {
     })
 }
 
-fn oom_kills(text: &str) -> Option<u64> {
+fn parse_oom_kill_count(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
@@ -59,33 +58,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_counter_is_found_in_both_versions_of_cgroups() {
-        let two = "0::/system.slice/app.service\n";
+    fn finds_the_counter_of_both_cgroup_versions() {
+        let version_2 = "0::/system.slice/app.service\n";
         let expected = "/sys/fs/cgroup/system.slice/app.service/memory.events";
-        assert_eq!(file(two), Some(PathBuf::from(expected)));
-        let one = "5:cpu,cpuacct:/a\n3:memory:/docker/x\n1:name=systemd:/\n";
+        assert_eq!(oom_counter_file(version_2), Some(PathBuf::from(expected)));
+        let version_1 = "5:cpu,cpuacct:/a\n3:memory:/docker/x\n1:name=systemd:/\n";
         let expected = "/sys/fs/cgroup/memory/docker/x/memory.oom_control";
-        assert_eq!(file(one), Some(PathBuf::from(expected)));
-        assert_eq!((file(""), file("nonsense")), (None, None));
+        assert_eq!(oom_counter_file(version_1), Some(PathBuf::from(expected)));
+        assert_eq!((oom_counter_file(""), oom_counter_file("nonsense")), (None, None));
     }
 
     #[test]
-    fn the_counter_is_read_from_either_file() {
-        assert_eq!(oom_kills("low 0\noom 1\noom_kill 3\noom_group_kill 0\n"), Some(3));
-        assert_eq!(oom_kills("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));
-        assert_eq!(oom_kills("oom_kill x\n"), None);
+    fn parses_the_counter_of_both_cgroup_versions() {
+        assert_eq!(parse_oom_kill_count("low 0\noom 1\noom_kill 3\noom_group_kill 0\n"), Some(3));
+        assert_eq!(parse_oom_kill_count("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"), Some(2));
+        assert_eq!(parse_oom_kill_count("oom_kill x\n"), None);
     }
 
     #[test]
-    fn each_kill_by_the_kernel_explains_one_worker() {
+    fn attributes_each_kernel_kill_to_one_worker() {
         let dir = tempfile::tempdir().expect("directory");
         let file = dir.path().join("memory.events");
         std::fs::write(&file, "oom_kill 4\n").expect("written");
-        let mut kills = OomKills { file: Some(file.clone()), seen: 4 };
-        assert!(!kills.explain());
+        let mut kills = OomKillCounter { file: Some(file.clone()), attributed: 4 };
+        assert!(!kills.attribute_kill());
         std::fs::write(&file, "oom_kill 5\n").expect("written");
-        assert!(kills.explain() && !kills.explain());
+        assert!(kills.attribute_kill() && !kills.attribute_kill());
         std::fs::remove_file(&file).expect("removed");
-        assert!(!kills.explain());
+        assert!(!kills.attribute_kill());
     }
 }

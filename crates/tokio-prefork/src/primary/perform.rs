@@ -1,112 +1,102 @@
-//! Actions to effects: one arm each. What fails comes back as an event.
+//! Performs the supervisor's actions. A failure comes back as an event.
 
 use std::time::Instant;
 
 use super::Primary;
 use crate::channel::{HandOver, ToWorker};
 use prefork_os::signal::Signal;
-use prefork_supervisor::{Action, Event, ShutdownReason};
-use prefork_supervisor::{Generation, WorkerId};
+use prefork_supervisor::{Action, Event, Generation, LogEvent, ShutdownReason, WorkerId};
 
 impl Primary {
-    /// Performs one action; `Some` when it was the last.
+    /// Performs one action. Returns a reason if the primary ends.
     pub(super) fn perform(&mut self, action: Action) -> Option<ShutdownReason> {
         match action {
-            Action::Fork(tag) => {
-                let event = match self.fork_worker(tag) {
-                    Ok(pid) => Event::Forked { worker: tag.id, pid },
-                    Err(e) => Event::ForkFailed { worker: tag.id, reason: e.to_string() },
-                };
-                self.pending_events.push_back(event);
-            }
-            Action::OpenSockets { slots } => {
-                let event = self.open_sockets(slots);
-                self.pending_events.push_back(event);
-            }
+            Action::Fork(tag) => self.fork_worker(tag),
+            Action::OpenSockets { slots } => self.open_sockets(slots),
             Action::AdoptSlot { worker, slot } => self.adopt_slot(worker, slot),
             Action::ReleaseSlot { worker, slot } => self.release_slot(worker, slot),
             Action::SetDispatchTarget { slot, worker } => self.set_dispatch_target(slot, worker),
-            Action::CloseListeners => {
-                self.unstore_files();
-                self.listeners.close_all();
-                // What nobody has yet goes to the workers before they are told to finish.
-                self.deal(Instant::now());
-            }
-            Action::Drain(worker) => self.drain(worker),
-            Action::Abort(worker) => self.signal(worker, Signal::SIGABRT),
-            Action::Kill(worker) => self.signal(worker, Signal::SIGKILL),
-            Action::ReadConfig(generation) => {
-                self.read_config(generation);
-            }
-            Action::StartUpgradeCheck => self.prove(),
-            Action::StopUpgradeCheck => self.stop_proof(),
-            Action::ExecNewBinary => self.begin_take_over(),
+            Action::CloseListeners => self.close_listeners(),
+            Action::Drain(worker) => self.drain_worker(worker),
+            Action::Abort(worker) => self.signal_worker(worker, Signal::SIGABRT),
+            Action::Kill(worker) => self.signal_worker(worker, Signal::SIGKILL),
+            Action::ReadConfig(generation) => self.read_config(generation),
             Action::KeepGenerations(kept) => self.keep_generations(&kept),
-            Action::SampleHealth { with_memory } => {
-                self.refresh_kernel_selector();
-                let event = self.observe(with_memory);
-                self.pending_events.push_back(event);
-            }
-            Action::ConfirmRestart(exit) => self.ask_restart(&exit),
-            Action::Log(notice) => {
-                self.event_log.record(&notice);
-                self.announce(&notice);
-                self.note(&notice);
-                self.tell_desks(&notice);
-            }
-            Action::Reply { reply_id, result } => self.answer(reply_id, result),
-            Action::Exit(outcome) => {
-                self.settle_control();
-                self.tend_manager(Instant::now());
-                return Some(outcome);
-            }
+            Action::StartUpgradeCheck => self.start_upgrade_check(),
+            Action::StopUpgradeCheck => self.stop_upgrade_check(),
+            Action::ExecNewBinary => self.upgrade.schedule_exec(),
+            Action::SampleHealth { with_memory } => self.sample_health(with_memory),
+            Action::ConfirmRestart(exit) => self.confirm_restart(&exit),
+            Action::Log(event) => self.publish_log_event(&event),
+            Action::Reply { reply_id, result } => self.reply_to_command(reply_id, result),
+            Action::Exit(reason) => return Some(self.shut_down(reason)),
         }
         None
     }
 
-    fn somebody_else_serves(&self, leaving: WorkerId) -> bool {
-        let mut others = self.workers.iter().filter(|(id, _)| **id != leaving);
-        others.any(|(_, child)| child.serves_web(&self.supervisor))
+    fn signal_worker(&mut self, worker: WorkerId, signal: Signal) {
+        self.workers.signal(worker, signal, &mut self.event_log);
     }
 
-    /// Whether workers of `generation` listen where the configuration in force does not.
-    fn loses_a_socket(&self, generation: Generation) -> bool {
-        let Some((old, new)) = self.configs.get(&generation).zip(self.current_config()) else {
-            return false;
-        };
-        old.bind.iter().any(|addr| !new.bind.contains(addr))
+    fn sample_health(&mut self, with_memory: bool) {
+        self.refresh_kernel_selector();
+        let samples = self.workers.sample_health(&self.scoreboard, &self.configs, with_memory);
+        self.pending_events.push_back(Event::HealthSampled { samples });
     }
 
-    /// To a child that is not reaped yet: the pid is its own.
-    pub(super) fn signal(&mut self, worker: WorkerId, signal: Signal) {
-        let Some(child) = self.workers.get(&worker) else { return };
-        if let Err(e) = prefork_os::child::signal_child(child.pid, signal) {
-            self.event_log.cannot_signal(child.tag, signal, &e);
-        }
+    /// Publishes an event to the log, the service manager, the hooks and the schedulers of isolated jobs.
+    fn publish_log_event(&mut self, event: &LogEvent) {
+        self.event_log.record(event);
+        self.notify_service_manager(event);
+        self.hooks.record(event, &self.listeners);
+        self.update_job_schedulers(event);
     }
 
-    /// A worker that cannot be told is frozen or gone: its drain deadline ends it.
-    fn drain(&mut self, worker: WorkerId) {
+    fn close_listeners(&mut self) {
+        self.remove_stored_unix_sockets();
+        self.listeners.close_all();
+        // Connections that the primary holds go to the workers before these are told to drain.
+        self.deal(Instant::now());
+    }
+
+    /// Sends the last replies and notifications before the primary ends.
+    fn shut_down(&mut self, reason: ShutdownReason) -> ShutdownReason {
+        self.control.flush(&self.event_log);
+        self.notify_service_manager_if_due(Instant::now());
+        reason
+    }
+
+    /// Tells a worker to drain. One that cannot be told is stalled or gone: its deadline ends it.
+    fn drain_worker(&mut self, worker: WorkerId) {
         let Some(config) = self.current_config().cloned() else { return };
-        let stopping = self.supervisor.is_stopping();
-        if !stopping && self.somebody_else_is_dealt_to(worker) {
+        let is_stopping = self.supervisor.is_stopping();
+        if !is_stopping && self.somebody_else_is_dealt_to(worker) {
             self.take_back(worker);
         }
-        let Some(child) = self.workers.get(&worker) else { return };
+        let Some(process) = self.workers.get(&worker) else { return };
+        let has_successor = self.workers.has_other_serving_worker(worker, &self.supervisor);
         let order = ToWorker::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
-            closing: stopping || self.loses_a_socket(child.tag.generation),
-            hand_over: match config.hand_over && !stopping {
+            closing: is_stopping || self.loses_an_address(process.tag.generation),
+            hand_over: match config.hand_over && !is_stopping {
                 false => HandOver::Never,
-                true if self.somebody_else_serves(worker) => HandOver::Now,
+                true if has_successor => HandOver::Now,
                 true => HandOver::WhenOthersServe,
             },
         };
-        let Some(child) = self.workers.get_mut(&worker) else { return };
-        child.released = true;
-        if let Some(Err(e)) = child.channel.as_ref().map(|channel| channel.send(&order)) {
-            self.event_log.cannot_tell(child.tag, &e);
+        let Some(process) = self.workers.get_mut(&worker) else { return };
+        process.released = true;
+        if let Some(Err(e)) = process.channel.as_ref().map(|channel| channel.send(&order)) {
+            self.event_log.cannot_notify_worker(process.tag, &e);
         }
+    }
+
+    /// Returns whether workers of `generation` listen on an address that the current configuration does not name.
+    fn loses_an_address(&self, generation: Generation) -> bool {
+        let Some((old, new)) = self.configs.get(generation).zip(self.current_config()) else {
+            return false;
+        };
+        old.bind.iter().any(|addr| !new.bind.contains(addr))
     }
 }

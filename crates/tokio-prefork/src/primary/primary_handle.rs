@@ -1,17 +1,28 @@
-//! What the application's functions in the primary can see and do; what they send is in `handle_mail`.
+//! What the application's functions in the primary can see, order and send.
+
+use std::time::{Duration, Instant};
 
 use super::Primary;
 use crate::error::{Error, Result};
+use crate::messages::{
+    Back, Carried, Class, IntoPayload, Letter, Message, MessageError, MessageTarget,
+    PassedConnection, Place, ReplyTo, SendConnectionError, letter,
+};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
 use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
 
-/// More events than this wait for a primary whose hooks ask and ask.
-const MOST: usize = 4096;
+/// How many events may wait before commands of the application are refused.
+const MAX_PENDING_COMMANDS: usize = 4096;
+
+/// The longest that a request waits for its answer: a request must end.
+const MAX_REQUEST_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// The primary, as the application's functions in it see it: see [`Cluster::on_event`](crate::Cluster::on_event) and
-/// [`Cluster::on_message`](crate::Cluster::on_message). What it is asked to do happens after the function has returned,
-/// in the order of the calls; what cannot be done then is in the log. Nothing here waits.
+/// [`Cluster::on_message`](crate::Cluster::on_message).
+///
+/// Commands run after the function has returned, in the order of the calls; one that cannot be performed is logged. No
+/// method waits.
 pub struct PrimaryHandle<'a> {
     pub(super) primary: &'a mut Primary,
 }
@@ -20,33 +31,34 @@ pub struct PrimaryHandle<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerInfo {
-    /// Who: its number, slot, generation and pid.
+    /// The worker: its id, slot, generation and pid.
     pub worker: WorkerTag,
     /// `forking`, `booting`, `serving`, `draining`, `leaving`, `aborted` or `killed`.
     pub state: &'static str,
 }
 
+/// Workers and commands.
 impl PrimaryHandle<'_> {
-    /// Every worker that exists or is being forked, oldest first.
+    /// Returns every worker that exists or is being forked, oldest first.
     pub fn workers(&self) -> Vec<WorkerInfo> {
-        let members = self.primary.supervisor.view().workers;
-        let info = members.into_iter().map(|m| WorkerInfo { worker: m.tag, state: m.state });
-        info.collect()
+        let workers = self.primary.supervisor.view().workers;
+        workers.into_iter().map(|one| WorkerInfo { worker: one.tag, state: one.state }).collect()
     }
 
-    /// How many workers there should be.
+    /// Returns how many `web` workers there should be.
     pub fn workers_wanted(&self) -> u32 {
         self.primary.supervisor.wanted_workers()
     }
 
-    /// One more worker, with these variables besides those of the primary; of two with the same name the last one
-    /// counts. They belong to the worker's slot: whoever replaces it has them too, until the slot is scaled away.
+    /// Adds a worker with these environment variables besides those of the primary, and returns its future id. Of two
+    /// variables with the same name the last one counts.
     ///
-    /// Returns the number that the worker will have. Its fork may wait (for a crash loop to end) or be refused (during
-    /// a reload, above [`Workers::MAX`](crate::Workers::MAX)), which the log tells; then the number is not used.
+    /// The variables belong to the worker's slot: its replacements have them too, until the slot is scaled away. The fork
+    /// may be delayed (by a crash loop) or refused (during a reload, or above [`Workers::MAX`](crate::Workers::MAX)), which
+    /// is logged; the id of a refused fork is not used.
     ///
     /// # Errors
-    /// A name is empty or has `=` or a NUL in it, a value has a NUL, or the cluster is stopping.
+    /// A name is empty or contains `=` or NUL, a value contains NUL, or the cluster is stopping.
     pub fn fork_with<K, V>(
         &mut self,
         environment: impl IntoIterator<Item = (K, V)>,
@@ -55,10 +67,10 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
-        self.fork_as(environment, ClusterCommand::Scale)
+        self.fork_with_command(environment, ClusterCommand::Scale)
     }
 
-    fn fork_as<K, V>(
+    fn fork_with_command<K, V>(
         &mut self,
         environment: impl IntoIterator<Item = (K, V)>,
         command: impl FnOnce(ScaleChange) -> ClusterCommand,
@@ -71,23 +83,25 @@ impl PrimaryHandle<'_> {
         let pairs: Vec<(String, String)> = pairs.collect();
         for (name, value) in &pairs {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(Error::application("fork_with", format!("{name:?} is no variable")));
+                let reason = format!("{name:?} is not a valid environment variable");
+                return Err(Error::application("fork_with", reason));
             }
         }
         if self.primary.supervisor.is_stop_requested() {
             return Err(Error::application("fork_with", "the cluster is stopping"));
         }
         let id = self.primary.supervisor.reserve_worker_id();
-        match self.ask(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
+        match self.queue_command(command(ScaleChange::AddWorker(id, pairs)), "fork_with") {
             true => Ok(id),
-            false => Err(Error::application("fork_with", "too much was asked for at once")),
+            false => Err(Error::application("fork_with", "too many commands are pending")),
         }
     }
 
-    /// The same for workers of another kind than `web`: see [`Kind`](crate::Kind).
+    /// Adds a worker of another kind than `web`, as [`fork_with`](PrimaryHandle::fork_with): see
+    /// [`Kind`](crate::Kind).
     ///
     /// # Errors
-    /// As [`fork_with`](PrimaryHandle::fork_with), and if the program named no such kind.
+    /// As [`fork_with`](PrimaryHandle::fork_with), and if the program has no such kind.
     pub fn fork_kind_with<K, V>(
         &mut self,
         kind: &str,
@@ -97,20 +111,22 @@ impl PrimaryHandle<'_> {
         K: Into<String>,
         V: Into<String>,
     {
-        let known = self.primary.supervisor.kind_first_slots().iter().any(|one| one.0 == kind);
-        if !known && kind != WEB_KIND {
-            return Err(Error::application("fork_with", format!("there is no kind {kind:?}")));
+        let is_known = self.primary.supervisor.kind_first_slots().iter().any(|one| one.0 == kind);
+        if !is_known && kind != WEB_KIND {
+            let reason = format!("there is no worker kind {kind:?}");
+            return Err(Error::application("fork_kind_with", reason));
         }
         let kind = kind.to_string();
-        self.fork_as(environment, move |scale| ClusterCommand::ScaleKind(kind, scale))
+        self.fork_with_command(environment, move |scale| ClusterCommand::ScaleKind(kind, scale))
     }
 
-    /// So many workers of another kind than `web` from now on, from 0.
+    /// Sets the number of workers of another kind than `web`, from 0.
     pub fn scale_kind(&mut self, kind: &str, workers: u32) {
-        self.ask(ClusterCommand::ScaleKind(kind.to_string(), ScaleChange::To(workers)), "scale");
+        let change = ScaleChange::To(workers);
+        self.queue_command(ClusterCommand::ScaleKind(kind.to_string(), change), "scale");
     }
 
-    /// The slot of the `n`th worker of another kind than `web`, counted from 0, if the program named that kind.
+    /// Returns the slot of the `n`th worker of another kind than `web`, counted from 0, if the program has that kind.
     pub fn slot_of_kind(&self, kind: &str, n: u32) -> Option<Slot> {
         self.primary
             .supervisor
@@ -121,53 +137,169 @@ impl PrimaryHandle<'_> {
             .checked_add(n)
     }
 
-    /// So many workers from now on, from 1 to [`Workers::MAX`](crate::Workers::MAX). Slots that stay empty (see
-    /// [`disconnect`](PrimaryHandle::disconnect)) are filled again.
+    /// Sets the number of `web` workers, from 1 to [`Workers::MAX`](crate::Workers::MAX). Fills the slots that
+    /// [`disconnect`](PrimaryHandle::disconnect) has left empty.
     pub fn scale(&mut self, workers: u32) {
-        self.ask(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");
+        self.queue_command(ClusterCommand::Scale(ScaleChange::To(workers)), "scale");
     }
 
     /// Reads the configuration again and replaces every worker, as SIGHUP does.
     pub fn reload(&mut self) {
-        self.ask(ClusterCommand::Reload, "reload");
+        self.queue_command(ClusterCommand::Reload, "reload");
     }
 
-    /// The worker finishes what it has open, within `graceful-timeout`, and leaves. It is not replaced: its slot stays
-    /// empty until the next reload, or until somebody scales.
+    /// Drains a worker within `graceful-timeout` without replacing it. Its slot stays empty until the next reload or scale.
     pub fn disconnect(&mut self, worker: WorkerId) {
-        self.ask(ClusterCommand::Disconnect(worker), "disconnect");
+        self.queue_command(ClusterCommand::Disconnect(worker), "disconnect");
     }
 
-    /// Every worker finishes what it has open, then the primary ends: Node's `cluster.disconnect()`. Asked again, a
-    /// moment later, the workers are killed.
+    /// Drains every worker, then ends the primary: Node's `cluster.disconnect()`. A second call, a moment later, kills the
+    /// workers.
     pub fn stop(&mut self) {
-        self.ask(ClusterCommand::Stop, "stop");
+        self.queue_command(ClusterCommand::Stop, "stop");
     }
 
-    /// Sends a signal to a worker, at once: 9 kills it, 15 makes it finish and be replaced.
+    /// Sends a signal to a worker at once: 9 kills it, 15 makes it drain and be replaced.
     ///
     /// # Errors
-    /// There is no such worker (any more), no such signal, or the system refuses.
+    /// The worker does not exist (any more), the signal does not exist, or the system refuses.
     pub fn kill(&mut self, worker: WorkerId, signal: i32) -> Result<()> {
-        let signal = Signal::try_from(signal)
-            .map_err(|_| Error::application("kill", format!("there is no signal {signal}")))?;
-        // Only of a child that is not reaped yet is the pid its own.
-        let child = self.primary.workers.get(&worker);
-        let child = child
-            .ok_or_else(|| Error::application("kill", format!("there is no worker {worker}")))?;
-        prefork_os::child::signal_child(child.pid, signal)
-            .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), child.tag), e))
+        let failed = |reason: String| Error::application("kill", reason);
+        let signal =
+            Signal::try_from(signal).map_err(|_| failed(format!("there is no signal {signal}")))?;
+        // A worker in the table is not reaped yet, so the pid is its own.
+        let process = self.primary.workers.get(&worker);
+        let process = process.ok_or_else(|| failed(format!("there is no worker={worker}")))?;
+        prefork_os::child::signal_child(process.pid, signal)
+            .map_err(|e| Error::system(format!("send {} to {}", signal.as_str(), process.tag), e))
     }
 
-    /// Whether there is room for what is asked.
-    fn ask(&mut self, command: ClusterCommand, what: &str) -> bool {
-        if self.primary.pending_events.len() >= MOST {
-            self.primary.event_log.hook_asks_too_much();
+    /// Returns whether there was room for the command.
+    fn queue_command(&mut self, command: ClusterCommand, what: &str) -> bool {
+        if self.primary.pending_events.len() >= MAX_PENDING_COMMANDS {
+            self.primary.event_log.too_many_hook_commands(what);
             return false;
         }
         let by = Requester::without_reply(format!("a hook: {what}"));
         self.primary.pending_events.push_back(Event::CommandReceived { command, by });
         true
+    }
+}
+
+/// Messages and connections. What cannot be sent at once is an error.
+impl PrimaryHandle<'_> {
+    /// Sends a message to one worker.
+    ///
+    /// # Errors
+    /// [`MessageError::Full`] if the worker's queue is full, and the other errors as they say. `Ok` does not promise delivery:
+    /// the worker can exit before it reads the message.
+    pub fn send(
+        &mut self,
+        to: impl Into<MessageTarget>,
+        kind: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), MessageError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.send_letter(to.into(), letter).map(drop).map_err(|back| back.0)
+    }
+
+    /// Sends a request to a worker, which answers with [`Worker::reply`](crate::Worker::reply), and calls `then` once with
+    /// the result, under the rules of [`Cluster::on_event`](crate::Cluster::on_event):
+    ///
+    /// - the answer;
+    /// - [`MessageError::Refused`] if the worker has no receiver for this kind, or refuses;
+    /// - [`MessageError::TimedOut`] when `limit` has passed; a later answer is dropped;
+    /// - [`MessageError::Closed`] if the worker exits first.
+    ///
+    /// `then` is not called if the primary ends or is upgraded first.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`], and [`MessageError::Full`] if 65536 requests wait for answers. Then `then` is not called.
+    pub fn request(
+        &mut self,
+        to: impl Into<MessageTarget>,
+        kind: &str,
+        payload: impl IntoPayload,
+        limit: Duration,
+        then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>) + 'static,
+    ) -> Result<(), MessageError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        if !self.primary.messages.requests.has_room() {
+            return Err(MessageError::Full);
+        }
+        let now = Instant::now();
+        let deadline = now.checked_add(limit).unwrap_or(now + MAX_REQUEST_TIMEOUT);
+        let id = self.primary.messages.requests.next_id();
+        let letter = Letter { class: Class::Request, id, ..letter };
+        let worker = self.send_letter(to.into(), letter).map_err(|back| back.0)?;
+        self.primary.messages.requests.insert(worker, kind, deadline, Box::new(then));
+        Ok(())
+    }
+
+    /// Returns how many answers arrived after their request had ended, or without a request.
+    pub fn late_replies(&self) -> u64 {
+        self.primary.messages.requests.late_replies()
+    }
+
+    /// Sends a message to every worker, booting and draining ones included, and returns to how many. Workers whose queue is
+    /// full do not get it, which is counted and logged.
+    ///
+    /// # Errors
+    /// The message is too large, its kind is invalid, or it cannot be encoded. Then no worker gets it.
+    pub fn broadcast(
+        &mut self,
+        kind: &str,
+        payload: impl IntoPayload,
+    ) -> Result<usize, MessageError> {
+        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        self.primary.messages.hub.broadcast(&letter).map(|(sent, _)| sent)
+    }
+
+    /// Answers a request of a worker, now or in a later call.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`]. A worker that does not wait any more is no error, as the primary cannot know.
+    pub fn reply(&mut self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
+        self.primary.messages.hub.reply(to, Class::Reply, payload.into_payload()?)
+    }
+
+    /// Refuses a request of a worker, with the reason.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::reply`].
+    pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MessageError> {
+        self.primary.messages.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
+    }
+
+    /// Sends a connection with a message. It is closed here once the kernel has it; to keep it, send a clone.
+    ///
+    /// # Errors
+    /// As [`PrimaryHandle::send`]; the error returns the connection.
+    pub fn send_connection(
+        &mut self,
+        to: impl Into<MessageTarget>,
+        kind: &str,
+        payload: impl IntoPayload,
+        connection: impl Into<PassedConnection>,
+    ) -> Result<(), SendConnectionError> {
+        let connection = connection.into();
+        let letter = match payload
+            .into_payload()
+            .and_then(|payload| letter(Place::Primary, kind, payload, Carried::Nothing))
+        {
+            Ok(letter) => letter,
+            Err(error) => return Err(SendConnectionError::early(error, connection)),
+        };
+        let letter = Letter { carried: Carried::Here(connection.0), ..letter };
+        self.send_letter(to.into(), letter)
+            .map(drop)
+            .map_err(|back| SendConnectionError::new(*back))
+    }
+
+    /// Returns the worker that the message was sent to.
+    fn send_letter(&mut self, to: MessageTarget, letter: Letter) -> Result<WorkerId, Back> {
+        let supervisor = &self.primary.supervisor;
+        self.primary.messages.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
     }
 }
 

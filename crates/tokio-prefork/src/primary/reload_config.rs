@@ -1,131 +1,216 @@
-//! Reading the configuration again, and the sockets that follow it.
+//! The configuration of each generation, and the reading of a new one for a reload.
 //!
-//! A candidate's sockets are opened before anything else is done with it: an address that cannot be bound
-//! fails the reload while nothing has changed. Sockets that no configuration in use names are closed.
+//! A reload opens its sockets before anything else: an address that cannot be bound fails the reload while nothing has
+//! changed. Sockets that no configuration in use names are closed.
 
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::Primary;
+use super::workers::KilledChildren;
 use crate::config::Config;
-use crate::error::Result;
-use crate::listener::{HostLookup, ResolvedHosts};
-use prefork_supervisor::Event;
-use prefork_supervisor::SupervisorConfig;
-use prefork_supervisor::{Generation, Slot};
+use crate::error::{Error, Result};
+use crate::listener::{HostLookup, ListenAddr, ResolvedHosts};
+use crate::upgrade::UpgradeManifest;
+use prefork_supervisor::{Event, Generation, Slot, SupervisorConfig, WorkerTag};
 
-/// A configuration whose host names are being looked up.
-pub(super) struct Candidate {
+/// Reads the configuration again.
+pub(crate) type ReadConfig = Box<dyn Fn() -> Result<Config>>;
+
+/// The configurations that workers are forked under, and the one that a reload is reading.
+pub(super) struct ConfigStore {
+    by_generation: BTreeMap<Generation, Rc<Config>>,
+    read_config: ReadConfig,
+    /// The configuration of a reload that waits for host names.
+    pending: Option<PendingConfig>,
+}
+
+/// A configuration whose host names are being resolved.
+struct PendingConfig {
     generation: Generation,
     config: Config,
-    pub(super) lookup: HostLookup,
+    lookup: HostLookup,
+}
+
+impl ConfigStore {
+    pub(super) fn new(
+        read_config: ReadConfig,
+        config: Rc<Config>,
+        manifest: Option<&UpgradeManifest>,
+    ) -> ConfigStore {
+        let generations = match manifest {
+            None => vec![Generation(1)],
+            // If the new generation fails, workers of the old one are forked under this configuration too.
+            Some(manifest) => {
+                vec![Generation(manifest.generation), Generation(manifest.generation + 1)]
+            }
+        };
+        let by_generation = generations.into_iter().map(|each| (each, Rc::clone(&config)));
+        ConfigStore { by_generation: by_generation.collect(), read_config, pending: None }
+    }
+
+    pub(super) fn get(&self, generation: Generation) -> Option<&Rc<Config>> {
+        self.by_generation.get(&generation)
+    }
+
+    pub(super) fn of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
+        self.get(tag.generation).cloned().ok_or_else(|| {
+            Error::internal(format!("no configuration for generation {}", tag.generation))
+        })
+    }
+
+    /// Adds listening addresses to the configuration of every generation.
+    pub(super) fn add_bind_addresses(&mut self, addrs: &[ListenAddr]) {
+        for config in self.by_generation.values_mut() {
+            let missing: Vec<_> =
+                addrs.iter().filter(|a| !config.bind.contains(a)).cloned().collect();
+            Rc::make_mut(config).bind.extend(missing);
+        }
+    }
+
+    /// Returns the descriptor that becomes readable when host names are resolved, if a lookup runs.
+    pub(super) fn lookup_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.pending.as_ref().map(|pending| pending.lookup.as_fd())
+    }
+
+    pub(super) fn lookup_deadline(&self) -> Option<Instant> {
+        self.pending.as_ref().map(|pending| pending.lookup.deadline)
+    }
+
+    /// Returns whether `pid` is the process that resolves host names.
+    pub(super) fn is_lookup_pid(&self, pid: u32) -> bool {
+        self.pending.as_ref().is_some_and(|pending| pending.lookup.pid == pid)
+    }
+
+    /// Reads the configuration again. Returns `None` if its host names have to be resolved first.
+    fn read(&mut self, generation: Generation) -> Result<Option<Config>> {
+        let config = (self.read_config)()?;
+        let Some(lookup) = HostLookup::start(&config.bind)? else { return Ok(Some(config)) };
+        self.pending = Some(PendingConfig { generation, config, lookup });
+        Ok(None)
+    }
+
+    /// Takes the pending configuration, once its lookup is complete or too late.
+    fn take_resolved(
+        &mut self,
+        killed: &mut KilledChildren,
+    ) -> Option<(Generation, Config, Result<ResolvedHosts>)> {
+        let mut pending = self.pending.take_if(|pending| {
+            pending.lookup.is_complete() || pending.lookup.deadline <= Instant::now()
+        })?;
+        let names = pending.lookup.finish();
+        killed.add(pending.lookup.pid);
+        Some((pending.generation, pending.config, names))
+    }
+
+    fn cancel_lookup(&mut self, killed: &mut KilledChildren) {
+        if let Some(mut pending) = self.pending.take() {
+            let _ = pending.lookup.finish();
+            killed.add(pending.lookup.pid);
+        }
+    }
+
+    /// Drops the lookup in a forked worker. The process that resolves the names is the primary's child.
+    pub(super) fn drop_lookup_in_worker(&mut self) {
+        self.pending = None;
+    }
 }
 
 impl Primary {
-    /// Reads the configuration for workers of `generation`. What comes of it is the next event, or, where host names have
-    /// to be looked up first, a later one.
+    /// Reads the configuration for `generation`. The result is the next event, or a later one if host names have to be
+    /// resolved.
     pub(super) fn read_config(&mut self, generation: Generation) {
-        self.repair_files();
-        self.stop_lookup();
-        let outcome = (self.reread)().and_then(|config| match HostLookup::start(&config.bind)? {
-            None => self.prepare(generation, config, &ResolvedHosts::default()).map(Some),
-            Some(lookup) => {
-                self.candidate = Some(Candidate { generation, config, lookup });
-                Ok(None)
-            }
-        });
-        self.config_read(outcome);
+        self.repair_control_and_pid_file();
+        self.configs.cancel_lookup(&mut self.killed_children);
+        match self.configs.read(generation) {
+            Ok(None) => {}
+            Ok(Some(config)) => self.prepare_generation(generation, config, &ResolvedHosts::default()),
+            Err(e) => self.report_config_read(Err(e)),
+        }
     }
 
-    /// Goes on with a reload whose host names are known by now, or will not be.
-    pub(super) fn tend_lookup(&mut self) {
-        let done = |candidate: &mut Candidate| {
-            candidate.lookup.is_complete() || candidate.lookup.deadline <= Instant::now()
-        };
-        let Some(mut candidate) = self.candidate.take_if(done) else { return };
-        let names = candidate.lookup.finish();
-        self.bury_lookup(candidate.lookup.pid);
-        if !self.supervisor.is_awaiting_config(candidate.generation) {
+    /// Continues a reload whose host names are resolved, or could not be in time.
+    pub(super) fn finish_lookup(&mut self) {
+        let resolved = self.configs.take_resolved(&mut self.killed_children);
+        let Some((generation, config, names)) = resolved else { return };
+        if !self.supervisor.is_awaiting_config(generation) {
             return;
         }
-        let Candidate { generation, config, .. } = candidate;
-        let outcome = names.and_then(|names| self.prepare(generation, config, &names).map(Some));
-        self.config_read(outcome);
-    }
-
-    fn config_read(&mut self, outcome: Result<Option<SupervisorConfig>>) {
-        let outcome = outcome.map_err(|e| e.to_string()).transpose();
-        self.pending_events.extend(outcome.map(|result| Event::ConfigRead { result }));
-    }
-
-    fn stop_lookup(&mut self) {
-        if let Some(mut candidate) = self.candidate.take() {
-            let _ = candidate.lookup.finish();
-            self.bury_lookup(candidate.lookup.pid);
+        match names {
+            Ok(names) => self.prepare_generation(generation, config, &names),
+            Err(e) => self.report_config_read(Err(e)),
         }
     }
 
-    /// It has ended, or is about to: then its SIGCHLD brings us back.
-    fn bury_lookup(&mut self, pid: u32) {
-        if matches!(prefork_os::child::reap_child(pid), Ok(None)) {
-            self.stopped_proofs.push(pid);
-        }
+    fn prepare_generation(&mut self, generation: Generation, config: Config, names: &ResolvedHosts) {
+        let result = self.apply_config(generation, config, names);
+        self.report_config_read(result);
     }
 
-    fn prepare(
+    fn report_config_read(&mut self, result: Result<SupervisorConfig>) {
+        let result = result.map_err(|e| e.to_string());
+        self.pending_events.push_back(Event::ConfigRead { result });
+    }
+
+    /// Opens what the new configuration needs, and keeps it for workers of `generation`.
+    fn apply_config(
         &mut self,
         generation: Generation,
         mut config: Config,
         names: &ResolvedHosts,
     ) -> Result<SupervisorConfig> {
-        if self.log.prepare(generation, &config)? {
-            self.event_log.takes_a_restart("log-file");
+        if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
+            self.event_log.needs_restart("log-file");
         }
-        self.warn_of_the_fixed(&config);
+        self.warn_about_fixed_keys(&config);
         self.listeners.resolve_bind_addrs(&mut config.bind, names);
-        // For those that there are while it is under way, and those that it wants in the end.
+        // During the reload the old number of workers may be larger than the new one.
         let slots = config.supervisor_config().workers.max(self.supervisor.wanted_workers());
         let slots = if config.dispatch.has_socket_per_slot() { slots } else { 1 };
-        let repaired = self.listeners.repair_sockets(&config.bind, config.backlog);
-        let repaired = self.settle_repaired(repaired?);
-        // Whatever becomes of this reload: clients reach these, and the old ones no more.
-        self.serve_at_once(&repaired);
+        let repaired = self.listeners.repair_sockets(&config.bind, config.backlog)?;
+        // Clients reach these sockets and not the old ones, even if this reload fails.
+        let repaired = self.replace_sockets(repaired);
+        self.serve_with_running_workers(&repaired);
         let opened = self.listeners.open_missing_sockets(&config.bind, config.backlog, slots)?;
         for local in &opened.locals {
-            self.event_log.opened(local);
+            self.event_log.listening(local);
         }
-        self.serve_at_once(&opened.took_over_traffic);
+        self.serve_with_running_workers(&opened.took_over_traffic);
         self.store_sockets();
-        let policy = config.supervisor_config();
-        self.configs.insert(generation, Rc::new(config));
-        Ok(policy)
+        let supervisor_config = config.supervisor_config();
+        self.configs.by_generation.insert(generation, Rc::new(config));
+        Ok(supervisor_config)
     }
 
-    /// Some things are made once, at the start.
-    fn warn_of_the_fixed(&mut self, config: &Config) {
-        let Some(old) = self.current_config().cloned() else { return };
-        for (key, same) in [
-            ("control", config.control == old.control),
-            ("pid-file", config.pid_file == old.pid_file),
-            ("fd-store", config.fd_store == old.fd_store),
+    /// Warns about changed keys that only a restart applies.
+    fn warn_about_fixed_keys(&mut self, config: &Config) {
+        let Some(current) = self.current_config().cloned() else { return };
+        for (key, is_same) in [
+            ("control", config.control == current.control),
+            ("pid-file", config.pid_file == current.pid_file),
+            ("fd-store", config.fd_store == current.fd_store),
         ] {
-            if !same {
-                self.event_log.takes_a_restart(key);
+            if !is_same {
+                self.event_log.needs_restart(key);
             }
         }
     }
 
-    /// Forgets the configurations of all other generations, and the sockets that only they named.
+    /// Drops the configurations of all other generations, and closes the sockets that only those named.
     pub(super) fn keep_generations(&mut self, kept: &[Generation]) {
-        self.configs.retain(|generation, _| kept.contains(generation));
-        let named: Vec<_> = self.configs.values().flat_map(|config| &config.bind).collect();
+        let configs = &mut self.configs.by_generation;
+        configs.retain(|generation, _| kept.contains(generation));
+        let named: Vec<_> = configs.values().flat_map(|config| &config.bind).collect();
         let closed = self.listeners.remove_sockets_not_in(&named);
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
-            self.event_log.closed(&listener.local.to_string());
+            self.event_log.stopped_listening(&listener.local.to_string());
         }
-        self.unstore(&closed);
-        self.empty_groups(&closed);
+        self.remove_stored_sockets(&closed);
+        self.drain_closed_sockets(&closed);
         self.update_kernel_selector();
-        self.switch_log();
+        let current = self.supervisor.wanted_generation();
+        self.log_file.switch_to_generation(current, &self.workers, &mut self.event_log);
     }
 }

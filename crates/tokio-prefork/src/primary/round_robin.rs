@@ -42,8 +42,8 @@ impl Primary {
     }
 
     fn table(&mut self) -> (&mut Dealer, Table<'_>) {
-        let Primary { dealer, workers, scoreboard, supervisor, listeners, taking_over, .. } = self;
-        let listeners = acceptable(listeners, *taking_over);
+        let Primary { dealer, workers, scoreboard, supervisor, listeners, upgrade, .. } = self;
+        let listeners = acceptable(listeners, upgrade.is_exec_scheduled());
         (dealer, Table { workers, scoreboard, mind: supervisor, listeners })
     }
 
@@ -59,7 +59,7 @@ impl Primary {
         {
             // To workers that accept by themselves it comes as from another worker.
             for newcomer in self.dealer.give_up() {
-                self.handover.take_in(newcomer.fd, Unread::default(), now);
+                self.handover.push(newcomer.fd, Unread::default(), now);
             }
         }
     }

@@ -1,135 +1,136 @@
-//! What the service manager learns of us, and which sockets it keeps. It is never waited for, and nothing depends on it.
+//! What the service manager is told about the cluster, and which sockets it keeps. Nothing waits for it or depends on it.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::Primary;
 use crate::listener::{ListenAddr, Listener, SocketKeeper};
-use crate::systemd::Figures;
+use crate::systemd::ClusterSummary;
 use prefork_os::signal::Signal;
-use prefork_supervisor::LogEvent;
-use prefork_supervisor::Slot;
+use prefork_supervisor::{LogEvent, Slot};
 
-/// What a primary needs besides the deadlines of its workers.
-const MARGIN: Duration = Duration::from_secs(2);
+/// What the primary itself needs, besides the timeouts of its workers.
+const PRIMARY_MARGIN: Duration = Duration::from_secs(2);
 
 impl Primary {
-    /// Says what concerns the manager.
-    pub(super) fn announce(&mut self, notice: &LogEvent) {
-        if self.manager.is_none() {
+    /// Notifies the service manager of an event that concerns it.
+    pub(super) fn notify_service_manager(&mut self, event: &LogEvent) {
+        if self.service_manager.is_none() {
             return;
         }
-        let (figures, now) = (self.figures(), Instant::now());
+        let (summary, now) = (self.cluster_summary(), Instant::now());
         let (grace, boot) = self
             .current_config()
             .map_or((Duration::ZERO, Duration::ZERO), |c| (c.graceful_timeout, c.boot_timeout));
-        let round = (grace + boot) * self.supervisor.wanted_workers() + MARGIN;
-        let Some(manager) = &mut self.manager else { return };
-        let herald = &mut manager.herald;
-        let usec = || prefork_os::system::monotonic_ns() / 1000;
-        match notice {
-            LogEvent::AllReady { .. } => herald.ready(&figures),
-            LogEvent::Reloading { .. } => herald.reloading(now, usec(), round),
-            LogEvent::Reloaded { .. } => herald.reloaded(None, &figures),
-            LogEvent::ReloadFailed { reason } => herald.reloaded(Some(reason), &figures),
-            // The manager may have sent it, and waits for an answer.
+        let reload_limit = (grace + boot) * self.supervisor.wanted_workers() + PRIMARY_MARGIN;
+        let Some(manager) = &mut self.service_manager else { return };
+        let state = &mut manager.notify_state;
+        let monotonic_usec = || prefork_os::system::monotonic_ns() / 1000;
+        match event {
+            LogEvent::AllReady { .. } => state.ready(&summary),
+            LogEvent::Reloading { .. } => state.reloading(now, monotonic_usec(), reload_limit),
+            LogEvent::Reloaded { .. } => state.reloaded(None, &summary),
+            LogEvent::ReloadFailed { reason } => state.reloaded(Some(reason), &summary),
+            // The manager may have sent the signal, and waits for the end of a reload.
             LogEvent::CommandRefused { by, reason } if by == Signal::SIGHUP.as_str() => {
-                herald.reloading(now, usec(), MARGIN);
-                herald.reloaded(Some(reason), &figures);
+                state.reloading(now, monotonic_usec(), PRIMARY_MARGIN);
+                state.reloaded(Some(reason), &summary);
             }
             LogEvent::UpgradeFailed { reason } => {
-                herald.remark(format!("the last upgrade failed: {reason}"))
+                state.set_remark(format!("the last upgrade failed: {reason}"));
             }
-            LogEvent::StopDelayed { delay, .. } => herald.stopping(now, *delay + grace + MARGIN),
-            LogEvent::Stopping { .. } => herald.stopping(now, grace + MARGIN),
+            LogEvent::StopDelayed { delay, .. } => {
+                state.stopping(now, *delay + grace + PRIMARY_MARGIN);
+            }
+            LogEvent::Stopping { .. } => state.stopping(now, grace + PRIMARY_MARGIN),
             LogEvent::StoppingNow { .. } | LogEvent::GivingUp { .. } => {
-                herald.stopping(now, MARGIN)
+                state.stopping(now, PRIMARY_MARGIN);
             }
             _ => return,
         }
-        self.tell_manager();
+        self.flush_notifications();
     }
 
-    /// What is said from time to time. Returns when it is to be called again.
-    pub(super) fn tend_manager(&mut self, now: Instant) -> Option<Instant> {
-        let due = self.manager.as_ref()?.herald.is_due(now);
-        if due {
-            let figures = self.figures();
-            self.manager.as_mut()?.herald.look(now, &figures);
+    /// Sends status and watchdog messages when they are due. Returns when to call it again.
+    pub(super) fn notify_service_manager_if_due(&mut self, now: Instant) -> Option<Instant> {
+        let is_due = self.service_manager.as_ref()?.notify_state.is_due(now);
+        if is_due {
+            let summary = self.cluster_summary();
+            self.service_manager.as_mut()?.notify_state.tick(now, &summary);
             self.store_sockets();
         }
-        self.tell_manager();
-        self.manager.as_ref().map(|manager| manager.deadline(now))
+        self.flush_notifications();
+        self.service_manager.as_ref().map(|manager| manager.next_deadline(now))
     }
 
-    fn tell_manager(&mut self) {
-        if let Some(Err(e)) = self.manager.as_mut().map(|manager| manager.flush()) {
-            self.event_log.cannot_notify(&e);
+    fn flush_notifications(&mut self) {
+        if let Some(Err(e)) = self.service_manager.as_mut().map(|manager| manager.flush()) {
+            self.event_log.cannot_notify_service_manager(&e);
         }
     }
 
-    fn figures(&self) -> Figures {
+    fn cluster_summary(&self) -> ClusterSummary {
         let now = prefork_os::system::monotonic_ms();
-        let fresh = self.manager.as_ref().map_or(Duration::ZERO, |m| m.herald.freshness());
+        let manager = self.service_manager.as_ref();
+        let max_age = manager.map_or(Duration::ZERO, |one| one.notify_state.max_heartbeat_age());
         let serving = self.workers.iter().filter(|(id, _)| self.supervisor.is_serving(**id));
-        let (mut ready, mut serves) = (0, false);
-        for (_, child) in serving {
+        let (mut ready, mut is_responsive) = (0, false);
+        for (_, process) in serving {
             ready += 1;
-            let age = now.saturating_sub(self.scoreboard.glance(child.row).beat);
-            serves |= u128::from(age) <= fresh.as_millis();
+            let age = now.saturating_sub(self.scoreboard.glance(process.row).beat);
+            is_responsive |= u128::from(age) <= max_age.as_millis();
         }
-        let living = self.workers.values().map(|child| self.scoreboard.glance(child.row).requests);
+        let living = self.workers.values().map(|one| self.scoreboard.glance(one.row).requests);
         let wanted = self.supervisor.wanted_workers();
-        Figures {
-            // In a reload there are more for a while.
+        ClusterSummary {
+            // During a reload more workers than wanted may serve.
             ready: ready.min(wanted),
             wanted,
             generation: self.supervisor.wanted_generation(),
             requests: self.scoreboard.totals().0.requests + living.sum::<u64>(),
-            serves,
+            is_responsive,
         }
     }
 
-    /// Gives the manager what it does not keep yet.
+    /// Stores the listening sockets that the service manager does not keep yet.
     pub(super) fn store_sockets(&mut self) {
-        let Some(manager) = self.manager.as_mut().filter(|manager| manager.stores()) else {
+        let Some(manager) = self.service_manager.as_mut().filter(|one| one.stores_sockets()) else {
             return;
         };
-        for listener in
-            self.listeners.listeners.iter_mut().filter(|l| l.keeper == SocketKeeper::Primary)
-        {
+        for listener in self.listeners.listeners.iter_mut().filter(|l| l.keeper == SocketKeeper::Primary) {
             let Some(name) = listener.store_name() else { continue };
-            match manager.store(&name, listener.as_fd()) {
+            match manager.store_socket(&name, listener.as_fd()) {
                 Ok(true) => listener.keeper = SocketKeeper::FdStore,
-                // Tried again at the next look.
+                // Tried again with the next status.
                 Ok(false) => return,
-                Err(e) => return self.event_log.cannot_notify(&e),
+                Err(e) => return self.event_log.cannot_notify_service_manager(&e),
             }
         }
     }
 
-    /// Nobody wants these any more.
-    pub(super) fn unstore(&mut self, closed: &[Listener]) {
+    /// Removes closed sockets from the service manager's store.
+    pub(super) fn remove_stored_sockets(&mut self, closed: &[Listener]) {
         let stored = closed.iter().filter(|listener| listener.keeper == SocketKeeper::FdStore);
         let names: Vec<String> = stored.filter_map(Listener::store_name).collect();
-        self.let_go(&names);
+        self.remove_from_store(&names);
     }
 
-    /// In the end the files of our Unix sockets go, and nobody could reach what the manager kept.
-    pub(super) fn unstore_files(&mut self) {
-        let files = |l: &&Listener| {
-            l.keeper == SocketKeeper::FdStore && matches!(l.addr, ListenAddr::Unix(_))
+    /// Removes all Unix sockets from the store before the primary ends: without its file no client can reach one.
+    pub(super) fn remove_stored_unix_sockets(&mut self) {
+        let is_stored_unix_socket = |listener: &&Listener| {
+            listener.keeper == SocketKeeper::FdStore
+                && matches!(listener.addr, ListenAddr::Unix(_))
+                && listener.slot == Slot(0)
         };
-        let kept = self.listeners.listeners.iter().filter(files);
-        let names: Vec<String> =
-            kept.filter(|l| l.slot == Slot(0)).filter_map(Listener::store_name).collect();
-        self.let_go(&names);
+        let stored = self.listeners.listeners.iter().filter(is_stored_unix_socket);
+        let names: Vec<String> = stored.filter_map(Listener::store_name).collect();
+        self.remove_from_store(&names);
     }
 
-    fn let_go(&mut self, names: &[String]) {
-        if let Some(manager) = &mut self.manager {
-            names.iter().for_each(|name| manager.forget(name));
+    fn remove_from_store(&mut self, names: &[String]) {
+        if let Some(manager) = &mut self.service_manager {
+            names.iter().for_each(|name| manager.remove_socket(name));
         }
-        self.tell_manager();
+        self.flush_notifications();
     }
 }

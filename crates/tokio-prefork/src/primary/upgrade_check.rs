@@ -1,6 +1,7 @@
-//! The other side of a proof: a worker is forked and has to become ready; then both are thrown away.
+//! The check of a new binary, in its own process: forks one worker, waits until it is ready, and kills it.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,107 +10,128 @@ use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::messages::MessageLimits;
-use crate::scoreboard::Scoreboard;
+use crate::scoreboard::{RowIndex, Scoreboard};
 use crate::worker_init::{WorkerEntry, WorkerInit};
-use prefork_os::child::ForkResult;
+use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process, reap_child, signal_child};
+use prefork_os::fd_passing::create_seqpacket_pair;
 use prefork_os::poll::WatchedFd;
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 
-/// Whether a worker of this program, under this configuration, becomes ready. It gets no listening socket.
-pub(crate) fn prove(config: Config, entry: &WorkerEntry) -> Result<()> {
-    let (id, slot, generation) = (WorkerId(0), Slot(0), Generation(0));
-    let tag = WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND };
-    let failed = |what: &str| {
-        let what = what.to_string();
-        move |e: std::io::Error| Error::system(what, e)
-    };
-    let mut board = Scoreboard::create(config.rows()).map_err(failed("create a scoreboard"))?;
-    let row = board
-        .lease_rows(tag, config.rows())
-        .ok_or_else(|| Error::config("no row for the trial worker"))?;
-    let limit = config.boot_timeout;
-    let (ours, theirs) =
-        prefork_os::fd_passing::create_seqpacket_pair().map_err(failed("make a channel"))?;
-    let primary = std::process::id();
-    match prefork_os::child::fork_process()? {
+/// The worker of the check. It has no listening socket.
+const CHECK_WORKER: WorkerTag = WorkerTag {
+    id: WorkerId(0),
+    slot: Slot(0),
+    generation: Generation(0),
+    pid: None,
+    kind: WEB_KIND,
+};
+
+/// Checks that a worker of this program becomes ready under `config`.
+///
+/// # Errors
+/// The worker cannot boot, is not ready within `boot-timeout`, or the system refuses something.
+pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> Result<()> {
+    let rows = config.rows();
+    let mut scoreboard =
+        Scoreboard::create(rows).map_err(|e| Error::system("create a scoreboard", e))?;
+    let row = scoreboard.lease_rows(CHECK_WORKER, rows);
+    let row = row.ok_or_else(|| Error::internal("no scoreboard row for the check's worker"))?;
+    let boot_timeout = config.boot_timeout;
+    let (own_end, worker_end) =
+        create_seqpacket_pair().map_err(|e| Error::system("create a channel", e))?;
+    let check_pid = std::process::id();
+    match fork_process()? {
         ForkResult::Parent(pid) => {
-            drop(theirs);
-            // Open until the worker is killed: its end would make the worker drain, and say so.
-            let channel = PrimaryEnd::new(ours);
-            let outcome = await_ready(&channel, limit);
-            let _ = prefork_os::child::signal_child(pid, Signal::SIGKILL);
-            while matches!(prefork_os::child::reap_child(pid), Ok(None)) {
+            drop(worker_end);
+            // Open until the worker is killed: a closed channel would make the worker drain and log it.
+            let channel = PrimaryEnd::new(own_end);
+            let result = wait_until_ready(&channel, boot_timeout);
+            let _ = signal_child(pid, Signal::SIGKILL);
+            while matches!(reap_child(pid), Ok(None)) {
                 std::thread::yield_now();
             }
-            outcome
+            result
         }
         ForkResult::Child => {
-            drop(ours);
-            let live = || -> Result<u8> {
-                if let Some(credentials) = config.credentials() {
-                    credentials.take_on()?;
-                }
-                // It serves nobody: when the trial is stopped there is nothing to finish.
-                let alive = prefork_os::parent_death::kill_on_parent_death(primary)
-                    .map_err(failed("tie the worker to the trial"))?;
-                if !alive {
-                    return Ok(exit::OK);
-                }
-                let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
-                    .map_err(failed("catch SIGTERM"))?;
-                let reader = board.reader();
-                let rows = board.give_up_all_but(row).map_err(failed("keep its pages"))?;
-                Ok(entry(WorkerInit {
-                    tag,
-                    listeners: Vec::new(),
-                    channel: theirs,
-                    queue: None,
-                    mail: None,
-                    kinds: Vec::new(),
-                    message_limits: MessageLimits::default(),
-                    rows,
-                    load_page: LoadPage::default(),
-                    board: reader,
-                    config: Rc::new(config),
-                    terminate,
-                }))
+            drop(own_end);
+            let run = || -> Result<u8> {
+                let init = become_check_worker(config, scoreboard, row, worker_end, check_pid)?;
+                Ok(init.map_or(exit::OK, worker_entry))
             };
-            prefork_os::child::exit_without_cleanup(live().unwrap_or_else(|e| {
-                log::error!("the trial worker cannot start: {e}");
+            exit_without_cleanup(run().unwrap_or_else(|e| {
+                log::error!("the worker of the upgrade check cannot start: {e}");
                 exit::OS
             }))
         }
     }
 }
 
-fn await_ready(channel: &PrimaryEnd, limit: Duration) -> Result<()> {
-    let failed = |why: String| Error::application("the trial worker did not become ready", why);
-    let mut reason = None;
+/// Turns the forked child into the check's worker. Returns `None` if the check has ended already.
+fn become_check_worker(
+    config: Config,
+    mut scoreboard: Scoreboard,
+    row: RowIndex,
+    channel: OwnedFd,
+    check_pid: u32,
+) -> Result<Option<WorkerInit>> {
+    let failed = |what: &'static str| move |e: io::Error| Error::system(what, e);
+    if let Some(credentials) = config.credentials() {
+        credentials.take_on()?;
+    }
+    // The worker serves no client, so it needs no time to drain when the check is stopped.
+    let is_alive = prefork_os::parent_death::kill_on_parent_death(check_pid)
+        .map_err(failed("set the parent death signal of the worker"))?;
+    if !is_alive {
+        return Ok(None);
+    }
+    let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
+        .map_err(failed("catch SIGTERM in the worker"))?;
+    let board = scoreboard.reader();
+    let rows = scoreboard
+        .give_up_all_but(row)
+        .map_err(failed("keep only the worker's own scoreboard pages"))?;
+    Ok(Some(WorkerInit {
+        tag: CHECK_WORKER,
+        kinds: Vec::new(),
+        listeners: Vec::new(),
+        channel,
+        queue: None,
+        mail: None,
+        message_limits: MessageLimits::default(),
+        rows,
+        load_page: LoadPage::default(),
+        board,
+        config: Rc::new(config),
+        terminate,
+    }))
+}
+
+fn wait_until_ready(channel: &PrimaryEnd, boot_timeout: Duration) -> Result<()> {
+    let failed = |reason: &str| {
+        Err(Error::application("the worker of the upgrade check did not become ready", reason))
+    };
+    let mut boot_error = None;
     loop {
         match channel.hear() {
             Heard::Word(ToPrimary::Ready) => return Ok(()),
-            Heard::Word(ToPrimary::BootFailed(why)) => reason = Some(why),
-            Heard::Connection(..) | Heard::LostConnection | Heard::Word(ToPrimary::Travel(_)) => {
-                return Err(failed("it hands over connections".to_string()));
-            }
-            // It was sent no sockets.
+            Heard::Word(ToPrimary::BootFailed(reason)) => boot_error = Some(reason),
+            // It was sent no sockets to adopt.
             Heard::Word(ToPrimary::Online | ToPrimary::NotAdopted(_)) => {}
-            Heard::Word(ToPrimary::Disconnecting) => {
-                return Err(failed("it disconnects".to_string()));
+            Heard::Word(ToPrimary::Travel(_)) | Heard::Connection(..) | Heard::LostConnection => {
+                return failed("it hands over connections");
             }
-            Heard::Word(ToPrimary::Retiring) => return Err(failed("it retires".to_string())),
-            Heard::Garbage(why) => return Err(failed(why)),
-            Heard::End => return Err(failed(reason.unwrap_or_else(|| "it died".to_string()))),
+            Heard::Word(ToPrimary::Disconnecting) => return failed("it disconnects"),
+            Heard::Word(ToPrimary::Retiring) => return failed("it retires"),
+            Heard::Garbage(reason) => return failed(&reason),
+            Heard::End => return failed(boot_error.as_deref().unwrap_or("it exited")),
             Heard::Nothing => {
-                // A signal may end the wait early; the one who started us keeps the real deadline.
-                let ready = prefork_os::poll::poll_fds(
-                    &[WatchedFd::readable(channel.as_fd())],
-                    Some(limit),
-                )
-                .map_err(|e| Error::system("wait for the trial worker", e))?;
+                // A signal may end the wait early; the primary that has started the check has its own deadline.
+                let watched = [WatchedFd::readable(channel.as_fd())];
+                let ready = prefork_os::poll::poll_fds(&watched, Some(boot_timeout))
+                    .map_err(|e| Error::system("wait for the worker of the upgrade check", e))?;
                 if !ready[0] {
-                    return Err(failed("boot-timeout".to_string()));
+                    return failed("boot-timeout has passed");
                 }
             }
         }

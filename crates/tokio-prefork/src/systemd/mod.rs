@@ -1,11 +1,8 @@
-//! How we speak to the service manager, and what it passes to us.
+//! The service manager: what it passes to the primary, and what the primary tells it.
 //!
-//! All of it is said in the environment of the primary alone (`NOTIFY_SOCKET`, `WATCHDOG_*`, `LISTEN_*`, `FDSTORE`): it is read
-//! and removed once, at the start, so that neither workers nor what they start could speak in the primary's name. An
-//! upgrade in place execs with the environment that the process was started with, so the next image finds it again.
-//!
-//! What is said when is decided in `herald`, which touches nothing; `notify` sends without ever waiting; `activation` reads
-//! which sockets were passed; `store` has the names of those that the manager keeps for us.
+//! Its variables (`NOTIFY_SOCKET`, `WATCHDOG_*`, `LISTEN_*`, `FDSTORE`) are for the primary alone. They are read and removed once,
+//! at the start, so that neither workers nor their children can speak for the primary. An upgrade in place execs with the original
+//! environment, so the next image finds them again.
 
 mod fd_store;
 mod notify_socket;
@@ -16,15 +13,15 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-pub(crate) use fd_store::{StoreName, is_stored};
-use notify_socket::Notifier;
-pub(crate) use notify_state::{Figures, Herald};
-pub(crate) use socket_activation::{Passed, numbers};
+pub(crate) use fd_store::{StoredSocketName, is_stored_socket_name};
+use notify_socket::NotifySocket;
+pub(crate) use notify_state::{ClusterSummary, NotifyState};
+pub(crate) use socket_activation::{ActivationFd, activation_fd_numbers};
 
 use crate::error::Result;
 
-/// What the service manager says to the primary alone. A worker that had these could speak in its name.
-pub(crate) const PRIMARYS_OWN: [&str; 9] = [
+/// The environment variables that the service manager sets for the primary.
+pub(crate) const SERVICE_MANAGER_VARIABLES: [&str; 9] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -36,123 +33,139 @@ pub(crate) const PRIMARYS_OWN: [&str; 9] = [
     "MAINPID",
 ];
 
-/// What this process was told by the service manager, if it has one.
-pub(crate) struct Service {
-    /// Sockets that it passed.
-    pub(crate) passed: Vec<Passed>,
-    notifier: Option<Notifier>,
-    /// How often it wants to hear from us.
-    watchdog: Option<Duration>,
-    /// It says that it keeps descriptors for us.
-    keeps: bool,
+/// How long to wait before a message is sent again that had no room.
+const SEND_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What the service manager has passed in the environment.
+pub(crate) struct ServiceEnvironment {
+    /// The sockets of socket activation and of the descriptor store.
+    pub(crate) activation_fds: Vec<ActivationFd>,
+    notify_socket: Option<NotifySocket>,
+    watchdog_interval: Option<Duration>,
+    has_fd_store: bool,
 }
 
-impl Service {
-    /// Reads the environment and clears it. To be called once, at the start, while this process has one thread.
+impl ServiceEnvironment {
+    /// Reads and removes the variables. Must be called once, at the start, while this process has one thread.
     ///
     /// # Errors
-    /// Sockets were passed to this process in a way that makes no sense.
-    pub(crate) fn take() -> Result<Service> {
-        let text = |name: &str| std::env::var(name).ok();
-        let service = Service {
-            passed: socket_activation::passed(text, std::process::id())?,
-            notifier: std::env::var_os("NOTIFY_SOCKET").and_then(Notifier::new),
-            watchdog: notify_state::watchdog(text, std::process::id()),
-            keeps: text("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
+    /// `LISTEN_FDS` is invalid.
+    pub(crate) fn take() -> Result<ServiceEnvironment> {
+        let env = |name: &str| std::env::var(name).ok();
+        let pid = std::process::id();
+        let service = ServiceEnvironment {
+            activation_fds: socket_activation::parse_activation_fds(env, pid)?,
+            notify_socket: std::env::var_os("NOTIFY_SOCKET").and_then(NotifySocket::new),
+            watchdog_interval: notify_state::watchdog_interval(env, pid),
+            has_fd_store: env("FDSTORE").and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n > 0),
         };
-        prefork_os::process::remove_env_vars(|name| PRIMARYS_OWN.contains(&name))?;
+        prefork_os::process::remove_env_vars(|name| SERVICE_MANAGER_VARIABLES.contains(&name))?;
         Ok(service)
     }
 
-    /// Whether it says that it keeps descriptors for us.
-    pub(crate) fn keeps(&self) -> bool {
-        self.keeps
+    /// Returns whether the service manager offers a descriptor store.
+    pub(crate) fn has_fd_store(&self) -> bool {
+        self.has_fd_store
     }
 
-    /// Whoever wants to hear from us. `stores` if sockets are to be kept there; `upgraded` if the workers of an image
-    /// before this one serve; a start may take as long as `boot`.
-    pub(crate) fn manager(self, stores: bool, upgraded: bool, boot: Duration) -> Option<Manager> {
+    /// Returns the service manager, if it wants to be notified.
+    ///
+    /// `stores_sockets` says whether listening sockets are kept in its store, `is_upgraded` whether workers of the previous image
+    /// serve. A start may take as long as `boot_timeout`.
+    pub(crate) fn service_manager(
+        self,
+        stores_sockets: bool,
+        is_upgraded: bool,
+        boot_timeout: Duration,
+    ) -> Option<ServiceManager> {
         let now = Instant::now();
-        let herald = match upgraded {
-            true => Herald::upgraded(self.watchdog, now),
-            false => Herald::new(self.watchdog, now, boot),
+        let notify_state = match is_upgraded {
+            true => NotifyState::upgraded(self.watchdog_interval, now),
+            false => NotifyState::new(self.watchdog_interval, now, boot_timeout),
         };
-        let notifier = self.notifier?;
-        Some(Manager { notifier, herald, stores, full: false, failed: false })
+        Some(ServiceManager {
+            notify_socket: self.notify_socket?,
+            notify_state,
+            stores_sockets,
+            is_full: false,
+            has_failed: false,
+        })
     }
 }
 
-/// The service manager, as somebody to speak to.
-pub(crate) struct Manager {
-    notifier: Notifier,
-    pub(crate) herald: Herald,
-    stores: bool,
-    /// It did not take the last message yet.
-    full: bool,
-    /// It could not be reached, which was told.
-    failed: bool,
+/// The service manager, as the primary notifies it.
+pub(crate) struct ServiceManager {
+    notify_socket: NotifySocket,
+    pub(crate) notify_state: NotifyState,
+    stores_sockets: bool,
+    /// The last message had no room.
+    is_full: bool,
+    /// Sending has failed, and the error was returned once.
+    has_failed: bool,
 }
 
-/// So long after a message that there was no room for it is tried again.
-const FULL: Duration = Duration::from_millis(50);
-
-impl Manager {
-    /// Sends what is to be said, as far as there is room. The error is one that was not told yet.
+impl ServiceManager {
+    /// Sends the queued messages, as far as there is room.
+    ///
+    /// # Errors
+    /// The first error after a success. Further ones are dropped, or they would be logged each second.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.full = false;
-        while let Some(message) = self.herald.next() {
-            match self.notifier.send(message, None) {
+        self.is_full = false;
+        while let Some(message) = self.notify_state.front() {
+            match self.notify_socket.send(message, None) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.full = true;
+                    self.is_full = true;
                     return Ok(());
                 }
-                outcome => {
-                    self.herald.said();
-                    self.once(outcome)?;
+                result => {
+                    self.notify_state.pop();
+                    self.first_error(result)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// When something is to be said again.
-    pub(crate) fn deadline(&self, now: Instant) -> Instant {
-        let due = self.herald.deadline();
-        if self.full { due.min(now + FULL) } else { due }
+    /// Returns when a message is due or is sent again.
+    pub(crate) fn next_deadline(&self, now: Instant) -> Instant {
+        let due = self.notify_state.next_deadline();
+        if self.is_full { due.min(now + SEND_RETRY_INTERVAL) } else { due }
     }
 
-    /// Whether sockets are to be kept by the manager.
-    pub(crate) fn stores(&self) -> bool {
-        self.stores
+    /// Returns whether listening sockets are kept in the store.
+    pub(crate) fn stores_sockets(&self) -> bool {
+        self.stores_sockets
     }
 
-    /// Gives a share in `socket` to the manager, under this name; whether it was sent. One that cannot be sent now is for
-    /// a later time.
-    pub(crate) fn store(&mut self, name: &str, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        // Without FDPOLL=0 it would drop a socket whose peer hung up, and a listening one has none.
+    /// Stores a duplicate of `socket` under this name. Returns whether it was sent; without room it has to be tried again.
+    ///
+    /// # Errors
+    /// As [`ServiceManager::flush`].
+    pub(crate) fn store_socket(&mut self, name: &str, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        // Without FDPOLL=0 the manager drops a socket that reports a hang-up.
         let message = format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0");
-        match self.notifier.send(&message, Some(socket)) {
+        match self.notify_socket.send(&message, Some(socket)) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                self.full = true;
+                self.is_full = true;
                 Ok(false)
             }
             Ok(()) => Ok(true),
-            outcome => self.once(outcome).map(|()| false),
+            result => self.first_error(result).map(|()| false),
         }
     }
 
-    /// The manager lets go of what it keeps under this name.
-    pub(crate) fn forget(&mut self, name: &str) {
-        self.herald.say(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    /// Queues the removal of a stored socket.
+    pub(crate) fn remove_socket(&mut self, name: &str) {
+        self.notify_state.push(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
     }
 
-    /// Nobody wants to read the same trouble each second.
-    fn once(&mut self, outcome: io::Result<()>) -> io::Result<()> {
-        match outcome {
-            Err(e) if !std::mem::replace(&mut self.failed, true) => Err(e),
+    /// Returns an error only if the call before has succeeded.
+    fn first_error(&mut self, result: io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(e) if !std::mem::replace(&mut self.has_failed, true) => Err(e),
             Err(_) => Ok(()),
             Ok(()) => {
-                self.failed = false;
+                self.has_failed = false;
                 Ok(())
             }
         }

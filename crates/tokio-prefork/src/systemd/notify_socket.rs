@@ -1,8 +1,7 @@
-//! The wire: one datagram a message, sent without waiting.
+//! Sends messages to `NOTIFY_SOCKET`, each as one datagram, without blocking.
 //!
-//! Nothing is kept open between two messages: a manager that was replaced meanwhile is found again, and there is no
-//! descriptor that a worker could inherit. (The crate `sd-notify` would do for this, but knows no abstract sockets and can
-//! only send in a way that blocks.)
+//! The socket is opened for each message: a restarted manager is found again, and no worker can inherit the descriptor. (The
+//! crate `sd-notify` does not support abstract sockets and can only block.)
 
 use std::ffi::OsString;
 use std::io;
@@ -11,20 +10,23 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
-/// Where messages go.
+/// The address of the service manager's notification socket.
 #[derive(Debug)]
-pub(super) struct Notifier {
-    /// As the environment said it: a path, or `@` and a name.
+pub(super) struct NotifySocket {
+    /// The value of `NOTIFY_SOCKET`: a path, or `@` and an abstract name.
     address: OsString,
 }
 
-impl Notifier {
-    /// `None` if the text is empty, which says that nobody wants to know.
-    pub(super) fn new(address: OsString) -> Option<Notifier> {
-        (!address.is_empty()).then_some(Notifier { address })
+impl NotifySocket {
+    /// Returns `None` for an empty address, which disables notifications.
+    pub(super) fn new(address: OsString) -> Option<NotifySocket> {
+        (!address.is_empty()).then_some(NotifySocket { address })
     }
 
-    /// Sends one message, with a duplicate of `passed`. `WouldBlock` when there is no room now.
+    /// Sends one message, with a duplicate of `passed`.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the socket has no room now; the address is invalid; the system refuses.
     pub(super) fn send(&self, message: &str, passed: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let bytes = self.address.as_bytes();
         let to = match bytes.split_first() {
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_arrive_at_paths_and_at_abstract_names() {
+    fn sends_to_paths_and_abstract_names() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("notify");
         let by_path = UnixDatagram::bind(&path).expect("bind");
@@ -52,7 +54,7 @@ mod tests {
         let addr = SocketAddr::from_abstract_name(&name).expect("name");
         let by_name = UnixDatagram::bind_addr(&addr).expect("bind");
         for (address, socket) in [(path.into(), by_path), (format!("@{name}").into(), by_name)] {
-            let notifier = Notifier::new(address).expect("an address");
+            let notifier = NotifySocket::new(address).expect("an address");
             notifier.send("READY=1", None).expect("send");
             let mut buffer = [0; 16];
             let read = socket.recv(&mut buffer).expect("receive");
@@ -61,16 +63,16 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_does_not_read_holds_nobody_up() {
+    fn does_not_block_if_the_manager_does_not_read() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("notify");
-        let notifier = Notifier::new(path.clone().into()).expect("an address");
+        let notifier = NotifySocket::new(path.clone().into()).expect("an address");
         assert!(notifier.send("READY=1", None).is_err(), "nobody is there");
         let _socket = UnixDatagram::bind(&path).expect("bind");
         let full = (0..100_000).find_map(|_| notifier.send("STATUS=x", None).err());
         assert_eq!(full.expect("it fills up").kind(), io::ErrorKind::WouldBlock);
-        assert!(Notifier::new("".into()).is_none());
-        let odd = Notifier::new("vsock:2:1".into()).expect("an address");
+        assert!(NotifySocket::new("".into()).is_none());
+        let odd = NotifySocket::new("vsock:2:1".into()).expect("an address");
         assert!(odd.send("READY=1", None).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What the service manager is told, and when: pure, with the time and the figures given.
+//! Decides what the service manager is told, and when. Pure: the time and the cluster's summary are arguments.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -7,205 +7,216 @@ use std::time::{Duration, Instant};
 use crate::text::printable;
 use prefork_supervisor::Generation;
 
-/// The status is written anew at most this often.
-const STATUS: Duration = Duration::from_secs(1);
-/// While something takes its time, the manager is asked for so much more, each second: a primary that hangs is not
-/// waited for any longer than this.
-const MORE: Duration = Duration::from_secs(5);
-/// When workers do not serve, they are looked at again so soon.
-const AGAIN: Duration = Duration::from_millis(200);
-/// So many messages wait for a manager that does not read.
-const MOST: usize = 64;
+/// How often the status is sent at most.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How much more time is requested with each status during a start, reload or stop. The manager waits no longer than this for a
+/// primary that hangs.
+const TIMEOUT_EXTENSION: Duration = Duration::from_secs(5);
+/// How soon to look again for a responsive worker when a watchdog message was held back.
+const WATCHDOG_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// How many messages wait for a manager that does not read.
+const MAX_QUEUED_MESSAGES: usize = 64;
 
-/// The cluster, as the status tells it.
+/// The state of the cluster that the status line shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Figures {
+pub(crate) struct ClusterSummary {
     pub(crate) ready: u32,
     pub(crate) wanted: u32,
     pub(crate) generation: Generation,
     pub(crate) requests: u64,
-    /// A worker serves, and its loop has turned a moment ago.
-    pub(crate) serves: bool,
+    /// Whether a serving worker has a recent heartbeat.
+    pub(crate) is_responsive: bool,
 }
 
-/// What was said, and what is to be said next.
+/// What the service manager was told, and the messages that are not sent yet.
 #[derive(Debug)]
-pub(crate) struct Herald {
-    /// Half of what the manager waits for a sign of life.
-    watchdog: Option<Duration>,
-    /// Not sent yet, oldest first.
-    outbox: VecDeque<String>,
-    ready: bool,
-    reloading: bool,
-    stopping: bool,
-    /// What is under way may take until then.
-    patience: Option<Instant>,
-    /// How the last reload or upgrade ended, if not well.
+pub(crate) struct NotifyState {
+    /// Half of the manager's watchdog timeout.
+    watchdog_interval: Option<Duration>,
+    /// Messages that are not sent yet, oldest first.
+    queue: VecDeque<String>,
+    is_ready: bool,
+    is_reloading: bool,
+    is_stopping: bool,
+    /// Until when the start, reload or stop under way may take.
+    extend_until: Option<Instant>,
+    /// How the last reload or upgrade has failed.
     remark: Option<String>,
-    /// What the manager shows.
+    /// The status line that was sent last.
     status: String,
     next_status: Instant,
-    next_beat: Instant,
+    next_watchdog: Instant,
 }
 
-/// How often the manager wants to hear from process `pid`: half of its limit.
-pub(super) fn watchdog(env: impl Fn(&str) -> Option<String>, pid: u32) -> Option<Duration> {
+/// Returns how often process `pid` sends a watchdog message: half of the manager's timeout. `None` disables it.
+pub(super) fn watchdog_interval(
+    env: impl Fn(&str) -> Option<String>,
+    pid: u32,
+) -> Option<Duration> {
     let limit = env("WATCHDOG_USEC")?.parse::<u64>().ok().filter(|usec| *usec > 0)?;
-    // Without a pid it is whoever is asked.
-    let ours = env("WATCHDOG_PID").is_none_or(|text| text.parse() == Ok(pid));
-    ours.then_some(Duration::from_micros(limit / 2))
+    // Without a pid the limit is for every process.
+    let is_for_us = env("WATCHDOG_PID").is_none_or(|text| text.parse() == Ok(pid));
+    is_for_us.then_some(Duration::from_micros(limit / 2))
 }
 
-impl Herald {
-    /// Nothing serves yet, and that may take as long as `boot`.
-    pub(crate) fn new(watchdog: Option<Duration>, now: Instant, boot: Duration) -> Herald {
-        Herald {
-            watchdog,
-            outbox: VecDeque::new(),
-            ready: false,
-            reloading: false,
-            stopping: false,
-            patience: Some(now + boot),
+impl NotifyState {
+    /// Creates the state of a primary whose workers boot, which may take as long as `boot_timeout`.
+    pub(crate) fn new(
+        watchdog_interval: Option<Duration>,
+        now: Instant,
+        boot_timeout: Duration,
+    ) -> NotifyState {
+        NotifyState {
+            watchdog_interval,
+            queue: VecDeque::new(),
+            is_ready: false,
+            is_reloading: false,
+            is_stopping: false,
+            extend_until: Some(now + boot_timeout),
             remark: None,
             status: String::new(),
             next_status: now,
-            next_beat: now,
+            next_watchdog: now,
         }
     }
 
-    /// Workers of the image before this one serve, and are being replaced. The manager knows that we are ready.
-    pub(crate) fn upgraded(watchdog: Option<Duration>, now: Instant) -> Herald {
-        let fresh = Herald::new(watchdog, now, Duration::ZERO);
-        Herald { ready: true, reloading: true, ..fresh }
+    /// Creates the state of an upgraded primary: it was ready, and the workers of the previous image are being replaced.
+    pub(crate) fn upgraded(watchdog_interval: Option<Duration>, now: Instant) -> NotifyState {
+        let state = NotifyState::new(watchdog_interval, now, Duration::ZERO);
+        NotifyState { is_ready: true, is_reloading: true, ..state }
     }
 
-    /// How old a beat may be: what is older is of a loop that stands still.
-    pub(crate) fn freshness(&self) -> Duration {
-        self.watchdog.unwrap_or(STATUS).max(Duration::from_millis(500))
+    /// Returns how old the heartbeat of a responsive worker may be.
+    pub(crate) fn max_heartbeat_age(&self) -> Duration {
+        self.watchdog_interval.unwrap_or(STATUS_INTERVAL).max(Duration::from_millis(500))
     }
 
-    /// All workers that are wanted are ready.
-    pub(crate) fn ready(&mut self, figures: &Figures) {
-        if self.stopping || (self.ready && !self.reloading) {
+    /// Queues READY, once for each start and reload: all wanted workers are ready.
+    pub(crate) fn ready(&mut self, summary: &ClusterSummary) {
+        if self.is_stopping || (self.is_ready && !self.is_reloading) {
             return;
         }
-        (self.ready, self.reloading, self.patience) = (true, false, None);
-        self.status = self.describe(figures);
-        self.say(format!("READY=1\nSTATUS={}", self.status));
+        (self.is_ready, self.is_reloading, self.extend_until) = (true, false, None);
+        self.status = self.status_line(summary);
+        self.push(format!("READY=1\nSTATUS={}", self.status));
     }
 
-    /// A reload has begun, at this time of the monotonic clock, and may take as long as `limit`.
-    pub(crate) fn reloading(&mut self, now: Instant, usec: u64, limit: Duration) {
-        // Who is not ready yet cannot reload, in the manager's view.
-        if self.ready && !self.stopping {
-            (self.reloading, self.remark, self.patience) = (true, None, Some(now + limit));
+    /// Queues RELOADING with the time of the monotonic clock. The reload may take as long as `limit`.
+    pub(crate) fn reloading(&mut self, now: Instant, monotonic_usec: u64, limit: Duration) {
+        // For the manager, a service that is not ready cannot reload.
+        if self.is_ready && !self.is_stopping {
+            (self.is_reloading, self.remark, self.extend_until) = (true, None, Some(now + limit));
             self.status = "reloading".to_string();
-            self.say(format!("RELOADING=1\nMONOTONIC_USEC={usec}\nSTATUS={}", self.status));
+            self.push(format!(
+                "RELOADING=1\nMONOTONIC_USEC={monotonic_usec}\nSTATUS={}",
+                self.status
+            ));
         }
     }
 
-    /// It is over. The manager is ready again also where it failed, as the workers of before serve.
-    pub(crate) fn reloaded(&mut self, failed: Option<&str>, figures: &Figures) {
-        self.remark = failed.map(|why| format!("the last reload failed: {why}"));
-        if self.ready {
-            self.reloading = true;
-            self.ready(figures);
+    /// Queues READY at the end of a reload, even a failed one, as the old workers keep serving.
+    pub(crate) fn reloaded(&mut self, failed: Option<&str>, summary: &ClusterSummary) {
+        self.remark = failed.map(|reason| format!("the last reload failed: {reason}"));
+        if self.is_ready {
+            self.is_reloading = true;
+            self.ready(summary);
         }
     }
 
-    /// Said with the status from now on.
-    pub(crate) fn remark(&mut self, text: String) {
+    /// Adds a remark to the status line until the next reload.
+    pub(crate) fn set_remark(&mut self, text: String) {
         self.remark = Some(text);
     }
 
-    /// The end has begun and may take as long as `limit`.
+    /// Queues STOPPING, once. The stop may take as long as `limit`.
     pub(crate) fn stopping(&mut self, now: Instant, limit: Duration) {
-        self.patience = Some(now + limit);
-        if !std::mem::replace(&mut self.stopping, true) {
-            self.reloading = false;
-            // Now, and with the next status at once, so that it is not cut short by a timeout that is nearly over.
+        self.extend_until = Some(now + limit);
+        if !std::mem::replace(&mut self.is_stopping, true) {
+            self.is_reloading = false;
+            // The next status follows at once and extends a timeout that may be nearly over.
             self.next_status = now;
             self.status = "stopping".to_string();
-            self.say("STOPPING=1\nSTATUS=stopping".to_string());
+            self.push("STOPPING=1\nSTATUS=stopping".to_string());
         }
     }
 
-    /// Whether `look` would have something to do.
+    /// Returns whether `tick` has something to do.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
-        now >= self.deadline()
+        now >= self.next_deadline()
     }
 
-    /// When it has.
-    pub(crate) fn deadline(&self) -> Instant {
-        match self.watchdog {
-            Some(_) => self.next_status.min(self.next_beat),
+    /// Returns when `tick` has something to do.
+    pub(crate) fn next_deadline(&self) -> Instant {
+        match self.watchdog_interval {
+            Some(_) => self.next_status.min(self.next_watchdog),
             None => self.next_status,
         }
     }
 
-    /// What is to be said from time to time.
-    pub(crate) fn look(&mut self, now: Instant, figures: &Figures) {
-        if let Some(half) = self.watchdog
-            && now >= self.next_beat
+    /// Queues the watchdog message and the status when they are due.
+    pub(crate) fn tick(&mut self, now: Instant, summary: &ClusterSummary) {
+        if let Some(interval) = self.watchdog_interval
+            && now >= self.next_watchdog
         {
-            // Before the first READY there is nobody who could serve, and in a stop soon nobody is left.
-            let alive = figures.serves || !self.ready || self.stopping;
-            let says = alive && self.outbox.is_empty();
-            self.next_beat = now + if says { half } else { half.min(AGAIN) };
-            if says {
-                self.say("WATCHDOG=1".to_string());
+            // Before the first READY and during a stop there may be no worker that serves.
+            let is_alive = summary.is_responsive || !self.is_ready || self.is_stopping;
+            let is_sent = is_alive && self.queue.is_empty();
+            let delay = if is_sent { interval } else { interval.min(WATCHDOG_RETRY_INTERVAL) };
+            self.next_watchdog = now + delay;
+            if is_sent {
+                self.push("WATCHDOG=1".to_string());
             }
         }
         if now < self.next_status {
             return;
         }
-        self.next_status = now + STATUS;
+        self.next_status = now + STATUS_INTERVAL;
         let mut message = String::new();
-        let status = self.describe(figures);
+        let status = self.status_line(summary);
         if status != self.status {
             let _ = write!(message, "STATUS={status}");
             self.status = status;
         }
-        self.patience = self.patience.filter(|until| now < *until);
-        if let Some(until) = self.patience {
-            let more = MORE.min(until - now).as_micros();
+        self.extend_until = self.extend_until.filter(|until| now < *until);
+        if let Some(until) = self.extend_until {
+            let extension = TIMEOUT_EXTENSION.min(until - now).as_micros();
             let newline = if message.is_empty() { "" } else { "\n" };
-            let _ = write!(message, "{newline}EXTEND_TIMEOUT_USEC={more}");
+            let _ = write!(message, "{newline}EXTEND_TIMEOUT_USEC={extension}");
         }
-        // One that cannot be sent now will be old when it can.
-        if !message.is_empty() && self.outbox.len() <= 1 {
-            self.say(message);
+        // A status that waits in the queue would be outdated when it is sent.
+        if !message.is_empty() && self.queue.len() <= 1 {
+            self.push(message);
         }
     }
 
-    /// Puts a message behind the others.
-    pub(crate) fn say(&mut self, message: String) {
-        if self.outbox.len() >= MOST {
-            self.outbox.pop_front();
+    /// Queues a message. Drops the oldest one if the queue is full.
+    pub(crate) fn push(&mut self, message: String) {
+        if self.queue.len() >= MAX_QUEUED_MESSAGES {
+            self.queue.pop_front();
         }
-        self.outbox.push_back(message);
+        self.queue.push_back(message);
     }
 
-    /// The next message.
-    pub(crate) fn next(&self) -> Option<&str> {
-        self.outbox.front().map(String::as_str)
+    /// Returns the oldest message.
+    pub(crate) fn front(&self) -> Option<&str> {
+        self.queue.front().map(String::as_str)
     }
 
-    /// It was sent.
-    pub(crate) fn said(&mut self) {
-        self.outbox.pop_front();
+    /// Removes the oldest message, which was sent.
+    pub(crate) fn pop(&mut self) {
+        self.queue.pop_front();
     }
 
-    fn describe(&self, figures: &Figures) -> String {
-        let Figures { ready, wanted, generation, requests, .. } = figures;
-        let doing = match (self.stopping, self.reloading, self.ready) {
+    fn status_line(&self, summary: &ClusterSummary) -> String {
+        let ClusterSummary { ready, wanted, generation, requests, .. } = summary;
+        let phase = match (self.is_stopping, self.is_reloading, self.is_ready) {
             (true, _, _) => "stopping: ",
             (_, true, _) => "reloading: ",
             (_, _, false) => "starting: ",
             (_, _, true) => "",
         };
         let mut text = format!(
-            "{doing}{ready} of {wanted} workers ready, generation {generation}, {requests} requests"
+            "{phase}{ready} of {wanted} workers ready, generation {generation}, {requests} requests"
         );
         if let Some(remark) = &self.remark {
             let _ = write!(text, "; {}", printable(remark));

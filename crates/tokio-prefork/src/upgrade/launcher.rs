@@ -1,116 +1,123 @@
-//! Starting the new binary, first as a proof, then in our place; and the other side of both.
+//! Starts the new binary, first as a child that checks it, then in place of this process; and the new binary's side of both.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use super::manifest::{CAP, REVISION};
-use super::{Manifest, PassedState};
+use super::manifest::{MANIFEST_REVISION, MAX_MANIFEST_BYTES};
+use super::{PassedClientState, UpgradeManifest};
 use crate::control;
 use crate::error::{Error, Result, exit};
 use crate::text::printable;
 use prefork_os::child::ForkResult;
 use prefork_os::signal::BlockedSignals;
 
-/// Says to the child that proves a new binary: manifest and pipe, as `FD,FD`.
-const PROOF: &str = "PREFORK_PROOF";
-/// Says to a new image where its manifest is.
-const MANIFEST: &str = "PREFORK_MANIFEST";
-/// What a child that is fit to take over says. Anything else is the reason why it is not.
+/// The variable that starts an upgrade check: the descriptors of manifest and pipe, as `FD,FD`.
+const CHECK_VARIABLE: &str = "PREFORK_PROOF";
+/// The variable that names the descriptor of the manifest to a new image.
+const MANIFEST_VARIABLE: &str = "PREFORK_MANIFEST";
+/// The answer of a child that can take over. Any other text is the reason why it cannot.
 const READY: &str = "READY";
-/// Precedes, in the same answer, the newest revision of the manifest that the new binary takes over.
+/// Precedes, in the same answer, the newest manifest revision that the new binary understands.
 const REVISION_FIELD: &str = " revision=";
-/// Longest reason in bytes that is read from the new binary, and longest end of its standard error that is kept.
-const MAX_REASON_BYTES: usize = 4096;
-/// Bytes that are read from the new binary in one turn of the primary's loop: it may print without end.
-const MAX_BYTES_PER_TURN: usize = 64 * 1024;
-/// How many of the last lines of its standard error stand in the reason.
+/// How many bytes of the new binary's answer and of the end of its standard error are kept.
+const MAX_OUTPUT_BYTES: usize = 4096;
+/// How many bytes are read from the new binary at a time: it may print without end.
+const MAX_BYTES_PER_READ: usize = 64 * 1024;
+/// How many of the last lines of its standard error are quoted.
 const STDERR_LINES_SHOWN: usize = 6;
 
-/// How this program was started, and so how it is started anew.
-pub(crate) struct Launcher {
-    /// The path, not the file behind it: after an upgrade of the package another one stands there.
+/// How this program was started, to start the binary at its path in the same way.
+pub(crate) struct BinaryLauncher {
+    /// The path, not the file behind it: a package upgrade puts another file there.
     path: PathBuf,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
 }
 
-/// A child that proves the new binary.
-pub(crate) struct Proof {
+/// A child that checks whether the new binary can take over.
+pub(crate) struct UpgradeCheck {
     pub(crate) pid: u32,
-    answer: Output,
-    /// What it prints to standard error. Where it says nothing in its answer (it cannot read its configuration, it panics,
-    /// it is another program), this is the only reason there is.
-    stderr: Output,
+    answer: ChildOutput,
+    /// The only reason if there is no answer: the new binary cannot read its configuration, panics, or is another program.
+    stderr: ChildOutput,
 }
 
 /// The reading end of a pipe to the child, and what came out of it.
 #[derive(Debug)]
-struct Output {
+struct ChildOutput {
     reader: io::PipeReader,
-    /// The child has closed its end; the pipe would be readable for ever.
+    /// The child has closed its end. Polling would always report the pipe as readable.
     is_closed: bool,
-    /// The last `MAX_REASON_BYTES` of it.
-    said: Vec<u8>,
+    /// The last `MAX_OUTPUT_BYTES` that were read.
+    tail: Vec<u8>,
 }
 
-/// What this process was started to do by another image, if it was.
-pub(crate) enum Inherited {
-    /// Prove that this binary can take over from the primary that wrote the manifest.
-    Proof { manifest: Manifest, answer: OwnedFd },
-    /// Be the primary that wrote the manifest.
-    Manifest(Manifest),
+/// What a process that an upgrade has started has to do.
+pub(crate) enum UpgradeRole {
+    /// Check that this binary can take over from the primary that wrote the manifest.
+    Check { manifest: UpgradeManifest, answer: OwnedFd },
+    /// Continue as the primary that wrote the manifest.
+    NewImage(UpgradeManifest),
 }
 
-impl Launcher {
-    /// Remembers path, arguments and environment. To be called before anything changes them.
-    pub(crate) fn of_this_process() -> Result<Launcher> {
+impl BinaryLauncher {
+    /// Remembers path, arguments and environment. Must be called before anything changes them.
+    pub(crate) fn of_this_process() -> Result<BinaryLauncher> {
         let path = own_path().map_err(|e| Error::system("find the path of this program", e))?;
-        let ours = |name: &OsString| name == PROOF || name == MANIFEST;
-        let env = std::env::vars_os().filter(|(name, _)| !ours(name)).collect();
-        Ok(Launcher { path, args: std::env::args_os().collect(), env })
+        let is_of_upgrade = |name: &OsString| name == CHECK_VARIABLE || name == MANIFEST_VARIABLE;
+        let env = std::env::vars_os().filter(|(name, _)| !is_of_upgrade(name)).collect();
+        Ok(BinaryLauncher { path, args: std::env::args_os().collect(), env })
     }
 
-    /// Starts the binary at our path as a child that shows whether it can take over.
-    pub(crate) fn prove(&self, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> Result<Proof> {
+    /// Starts the binary as a child that checks whether it can take over. The child inherits `fds`.
+    pub(crate) fn start_check(
+        &self,
+        manifest: &UpgradeManifest,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<UpgradeCheck> {
         let failed = |what: &str, e| Error::system(format!("{what} {}", self.path.display()), e);
-        let sealed = seal(manifest)?;
-        // The child has our handlers until it has become the new binary, which lets signals in itself.
-        let _blocked =
-            BlockedSignals::block_all().map_err(|e| failed("hold back signals for", e))?;
-        let pipe = || -> Result<(Output, io::PipeWriter)> {
-            Output::pipe().map_err(|e| failed("make a pipe to", e))
+        let sealed = create_manifest_fd(manifest)?;
+        // Until its exec the child has the primary's handlers. The new binary unblocks signals itself.
+        let _blocked = BlockedSignals::block_all().map_err(|e| failed("block signals for", e))?;
+        let pipe = || -> Result<(ChildOutput, io::PipeWriter)> {
+            ChildOutput::pipe().map_err(|e| failed("make a pipe to", e))
         };
-        let ((answer, answering), (stderr, printing)) = (pipe()?, pipe()?);
+        let ((answer, answer_writer), (stderr, stderr_writer)) = (pipe()?, pipe()?);
         let primary = std::process::id();
         match prefork_os::child::fork_process()? {
-            ForkResult::Parent(pid) => Ok(Proof { pid, answer, stderr }),
+            ForkResult::Parent(pid) => Ok(UpgradeCheck { pid, answer, stderr }),
             ForkResult::Child => {
                 if !matches!(prefork_os::parent_death::kill_on_parent_death(primary), Ok(true)) {
                     prefork_os::child::exit_without_cleanup(exit::OS);
                 }
-                // What is printed is less important than what is answered: without the pipe it goes to our own log.
-                let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(printing));
-                let value = format!("{},{}", sealed.as_raw_fd(), answering.as_raw_fd());
-                let inherited = [sealed.as_fd(), answering.as_fd()];
-                let error = self.exec(PROOF, &value, fds.iter().copied().chain(inherited));
-                let _ = io::Write::write_all(&mut &answering, error.to_string().as_bytes());
+                // If this fails, the output goes to the primary's own log.
+                let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(stderr_writer));
+                let value = format!("{},{}", sealed.as_raw_fd(), answer_writer.as_raw_fd());
+                let inherited = [sealed.as_fd(), answer_writer.as_fd()];
+                let error = self.exec(CHECK_VARIABLE, &value, fds.iter().copied().chain(inherited));
+                let _ = io::Write::write_all(&mut &answer_writer, error.to_string().as_bytes());
                 prefork_os::child::exit_without_cleanup(exit::OS)
             }
         }
     }
 
-    /// Becomes the binary at our path. Returns only if that failed, with everything as before.
-    pub(crate) fn take_over(&self, manifest: &Manifest, fds: &[BorrowedFd<'_>]) -> Error {
-        let sealed = match seal(manifest) {
+    /// Replaces this process by the binary, which inherits `fds`. Returns only if that fails, with everything as before.
+    pub(crate) fn exec_new_image(
+        &self,
+        manifest: &UpgradeManifest,
+        fds: &[BorrowedFd<'_>],
+    ) -> Error {
+        let sealed = match create_manifest_fd(manifest) {
             Ok(sealed) => sealed,
             Err(e) => return e,
         };
         let value = sealed.as_raw_fd().to_string();
-        let error = self.exec(MANIFEST, &value, fds.iter().copied().chain([sealed.as_fd()]));
+        let error =
+            self.exec(MANIFEST_VARIABLE, &value, fds.iter().copied().chain([sealed.as_fd()]));
         for fd in fds {
-            // It was close-on-exec before, and a descriptor that is open can be marked.
+            // Close-on-exec, as before. This cannot fail for an open descriptor.
             let _ = prefork_os::fd::set_inheritable(fd, false);
         }
         error
@@ -143,8 +150,8 @@ impl Launcher {
     }
 }
 
-/// The path we were called by if it leads to this program, as it may go over a link that is pointed to a new
-/// version later; otherwise the one that the kernel knows.
+/// Returns the path that this program was called by, if it leads to this program: it may be a link that later points to a new
+/// version. Otherwise returns the path that the kernel knows.
 fn own_path() -> io::Result<PathBuf> {
     let real = std::env::current_exe()?;
     let called = std::env::args_os().next().map(PathBuf::from);
@@ -156,29 +163,29 @@ fn own_path() -> io::Result<PathBuf> {
     })
 }
 
-fn seal(manifest: &Manifest) -> Result<OwnedFd> {
+fn create_manifest_fd(manifest: &UpgradeManifest) -> Result<OwnedFd> {
     prefork_os::exec::create_sealed_memfd("prefork-manifest", &manifest.encode()?)
         .map_err(|e| Error::system("write the upgrade manifest", e))
 }
 
-impl Output {
-    fn pipe() -> io::Result<(Output, io::PipeWriter)> {
+impl ChildOutput {
+    fn pipe() -> io::Result<(ChildOutput, io::PipeWriter)> {
         let (reader, writer) = io::pipe()?;
-        // What the child started may outlive it with the pipe in its hands; that must not hold us up.
+        // A process that the child has started may keep the pipe open: reading must not block.
         prefork_os::fd::set_nonblocking(&reader)?;
-        Ok((Output { reader, is_closed: false, said: Vec::new() }, writer))
+        Ok((ChildOutput { reader, is_closed: false, tail: Vec::new() }, writer))
     }
 
-    /// Reads what is there, up to `MAX_BYTES_PER_TURN`, and keeps the end of it. Never blocks.
-    fn read(&mut self) {
+    /// Reads up to `MAX_BYTES_PER_READ` and keeps the end. Never blocks.
+    fn read_available(&mut self) {
         let mut buffer = [0u8; 4096];
-        for _ in 0..MAX_BYTES_PER_TURN / buffer.len() {
+        for _ in 0..MAX_BYTES_PER_READ / buffer.len() {
             match self.reader.read(&mut buffer) {
                 Ok(0) => self.is_closed = true,
                 Ok(n) => {
-                    self.said.extend_from_slice(&buffer[..n]);
-                    let surplus = self.said.len().saturating_sub(MAX_REASON_BYTES);
-                    self.said.drain(..surplus);
+                    self.tail.extend_from_slice(&buffer[..n]);
+                    let surplus = self.tail.len().saturating_sub(MAX_OUTPUT_BYTES);
+                    self.tail.drain(..surplus);
                     continue;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
@@ -188,165 +195,172 @@ impl Output {
         }
     }
 
-    /// The last lines of it, as one line with control characters escaped; empty if nothing was said.
+    /// Returns the last lines as one line with control characters escaped; empty without output.
     fn last_lines(&self) -> String {
-        let text = String::from_utf8_lossy(&self.said);
+        let text = String::from_utf8_lossy(&self.tail);
         let lines: Vec<&str> =
             text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         let shown = &lines[lines.len().saturating_sub(STDERR_LINES_SHOWN)..];
-        // Once here, so that its length is bounded after escaping, too.
+        // Escaped here, so that the length is bounded after escaping too.
         printable(&shown.join("; ")).into_owned()
     }
 }
 
-impl Proof {
-    /// The pipes on which it may still say something.
-    pub(crate) fn watched(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+impl UpgradeCheck {
+    /// Returns the pipes that the child has not closed.
+    pub(crate) fn open_outputs(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let open = [&self.answer, &self.stderr].into_iter().filter(|output| !output.is_closed);
         open.map(|output| output.reader.as_fd())
     }
 
-    /// Takes in what the child has said so far; never blocks.
-    pub(crate) fn listen(&mut self) {
-        self.answer.read();
-        self.stderr.read();
+    /// Reads what the child has written so far. Never blocks.
+    pub(crate) fn read_outputs(&mut self) {
+        self.answer.read_available();
+        self.stderr.read_available();
     }
 
-    /// The end of what it has printed to standard error so far, on one line.
-    pub(crate) fn printed(&mut self) -> String {
-        self.stderr.read();
+    /// Returns the end of the child's standard error on one line.
+    pub(crate) fn stderr_tail(&mut self) -> String {
+        self.stderr.read_available();
         self.stderr.last_lines()
     }
 
-    /// What it comes to, once the child is dead: the newest revision of the manifest that it takes over, or the reason why
-    /// it cannot.
-    pub(crate) fn verdict(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
-        // All that was written is in the pipes, whoever else may hold their other ends.
-        self.listen();
-        let said = String::from_utf8_lossy(&self.answer.said);
-        let said = said.trim();
-        if let Some(rest) = said.strip_prefix(READY).filter(|_| status.success()) {
+    /// Returns the result of a child that has exited: the newest manifest revision that it understands, or the reason why it
+    /// cannot take over.
+    pub(crate) fn result(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
+        // The pipes hold all that was written, even if another process has them open.
+        self.read_outputs();
+        let answer = String::from_utf8_lossy(&self.answer.tail);
+        let answer = answer.trim();
+        if let Some(rest) = answer.strip_prefix(READY).filter(|_| status.success()) {
             let revision = rest.strip_prefix(REVISION_FIELD).map_or(Some(0), |n| n.parse().ok());
             if let Some(revision) = revision.filter(|n| rest.is_empty() == (*n == 0)) {
                 return Ok(revision);
             }
         }
-        if !said.is_empty() && !said.starts_with(READY) {
-            return Err(format!("the new binary cannot take over: {}", printable(said)));
+        if !answer.is_empty() && !answer.starts_with(READY) {
+            return Err(format!("the new binary cannot take over: {}", printable(answer)));
         }
         let ended = format!("the new binary ended before it was ready ({status})");
         Err(match self.stderr.last_lines() {
-            printed if printed.is_empty() => ended,
-            printed => format!("{ended}: {printed}"),
+            output if output.is_empty() => ended,
+            output => format!("{ended}: {output}"),
         })
     }
 }
 
-/// Clients of the control socket that wait for the end of this upgrade, as long as nobody else answers them: there is no way
-/// back from an exec, so a new image that cannot begin has only them to tell, and the log.
+/// Clients of the control socket that wait for the end of this upgrade, until the new image's control server answers them.
+///
+/// There is no way back from an exec, so a new image that cannot start can only tell them and the log.
 #[derive(Debug, Default)]
 pub(crate) struct WaitingClients(Vec<OwnedFd>);
 
 impl WaitingClients {
-    /// Those that `manifest` names. Their descriptors stay as they are; these are copies.
-    pub(crate) fn of(manifest: &Manifest) -> WaitingClients {
+    /// Duplicates the descriptors of the waiting clients in `manifest`.
+    pub(crate) fn of_manifest(manifest: &UpgradeManifest) -> WaitingClients {
         let clients = manifest.control.iter().flat_map(|control| &control.clients);
-        let waiting = clients.filter(|client| matches!(client.state, PassedState::Waiting { .. }));
+        let waiting =
+            clients.filter(|client| matches!(client.state, PassedClientState::Waiting { .. }));
         WaitingClients(
             waiting.filter_map(|client| prefork_os::fd::duplicate_fd(client.fd).ok()).collect(),
         )
     }
 
-    /// Those of the manifest that this process was left and has not taken over yet.
+    /// Reads the manifest of this process, which it has not taken over yet.
     fn of_this_process() -> WaitingClients {
-        let number = std::env::var(MANIFEST).ok().and_then(|number| number.parse().ok());
+        let number = std::env::var(MANIFEST_VARIABLE).ok().and_then(|number| number.parse().ok());
         let manifest = number
             .and_then(|number| prefork_os::fd::duplicate_fd(number).ok())
-            .and_then(|file| prefork_os::exec::read_memfd(&file, CAP).ok())
-            .and_then(|bytes| Manifest::decode(&bytes).ok());
-        let ours = manifest.filter(|manifest| manifest.pid == std::process::id());
-        ours.as_ref().map_or_else(WaitingClients::default, WaitingClients::of)
+            .and_then(|file| prefork_os::exec::read_memfd(&file, MAX_MANIFEST_BYTES).ok())
+            .and_then(|bytes| UpgradeManifest::decode(&bytes).ok());
+        let own = manifest.filter(|manifest| manifest.pid == std::process::id());
+        own.as_ref().map_or_else(WaitingClients::default, WaitingClients::of_manifest)
     }
 
-    /// Tells them that the new image ends. Never blocks: they read nothing else, so there is room.
+    /// Tells the clients that the new image ends. Never blocks: their sockets' buffers are empty.
     pub(crate) fn refuse(&self, error: &Error) {
-        let why = format!("the new binary failed after it had taken over: {error}");
-        let reply = control::refusal(why);
+        let reason = format!("the new binary failed after it had taken over: {error}");
+        let reply = control::refusal(reason);
         for client in &self.0 {
             let _ = prefork_os::socket::write_nonblocking(client, &reply);
         }
     }
 }
 
-/// This process ends with `error`. If it was to go on as the primary of another image, whoever waits for that is told.
+/// Tells the clients that wait for an upgrade that this new image ends with `error`. Does nothing in other processes.
 pub fn report_failed_start(error: &Error) {
-    if is_inherited() {
+    if is_started_by_upgrade() {
         WaitingClients::of_this_process().refuse(error);
     }
 }
 
-/// Whether another image of this program left open descriptors to this process.
-pub(crate) fn is_inherited() -> bool {
-    [PROOF, MANIFEST].into_iter().any(|name| std::env::var_os(name).is_some())
+/// Returns whether an upgrade has started this process and passed it open descriptors.
+pub(crate) fn is_started_by_upgrade() -> bool {
+    [CHECK_VARIABLE, MANIFEST_VARIABLE].into_iter().any(|name| std::env::var_os(name).is_some())
 }
 
-impl Inherited {
-    /// What another image left to this process, if it did. Takes the variables out of the environment: what
-    /// this process starts is none of their business. To be called once, at the start.
-    pub(crate) fn take() -> Result<Option<Inherited>> {
-        let (proof, manifest) = (std::env::var(PROOF), std::env::var(MANIFEST));
-        prefork_os::process::remove_env_vars(|name| name == PROOF || name == MANIFEST)?;
-        match (proof, manifest) {
+impl UpgradeRole {
+    /// Returns the role of this process, if an upgrade has started it, and removes the variables from the environment, so that
+    /// its children do not inherit them. Must be called once, at the start.
+    pub(crate) fn take() -> Result<Option<UpgradeRole>> {
+        let (check, manifest) = (std::env::var(CHECK_VARIABLE), std::env::var(MANIFEST_VARIABLE));
+        prefork_os::process::remove_env_vars(|name| {
+            name == CHECK_VARIABLE || name == MANIFEST_VARIABLE
+        })?;
+        match (check, manifest) {
             (Ok(fds), _) => {
-                let (manifest, answer) = fds.split_once(',').ok_or_else(|| malformed(PROOF))?;
-                let answer = adopt(PROOF, answer)?;
-                match read(PROOF, manifest) {
-                    Ok(manifest) => Ok(Some(Inherited::Proof { manifest, answer })),
+                let (manifest, answer) =
+                    fds.split_once(',').ok_or_else(|| malformed(CHECK_VARIABLE))?;
+                let answer = take_fd(CHECK_VARIABLE, answer)?;
+                match read_manifest(CHECK_VARIABLE, manifest) {
+                    Ok(manifest) => Ok(Some(UpgradeRole::Check { manifest, answer })),
                     Err(e) => {
-                        say(&answer, &e.to_string());
+                        write_answer(&answer, &e.to_string());
                         Err(e)
                     }
                 }
             }
             (_, Ok(fd)) => {
-                let manifest = read(MANIFEST, &fd)?;
+                let manifest = read_manifest(MANIFEST_VARIABLE, &fd)?;
                 if manifest.pid != std::process::id() {
-                    return Err(malformed(MANIFEST));
+                    return Err(malformed(MANIFEST_VARIABLE));
                 }
-                Ok(Some(Inherited::Manifest(manifest)))
+                Ok(Some(UpgradeRole::NewImage(manifest)))
             }
             (Err(_), Err(_)) => Ok(None),
         }
     }
 }
 
-/// Tells the primary that wrote `manifest` how the proof went.
-pub(crate) fn answer(to: &OwnedFd, manifest: &Manifest, outcome: &Result<()>) {
-    match outcome {
-        // A primary that knows no revisions takes any other word for a refusal.
-        Ok(()) if manifest.revision == 0 => say(to, READY),
-        Ok(()) => say(to, &format!("{READY}{REVISION_FIELD}{REVISION}")),
-        Err(e) => say(to, &e.to_string()),
+/// Reports the result of the check to the primary that wrote `manifest`.
+pub(crate) fn report_check_result(to: &OwnedFd, manifest: &UpgradeManifest, result: &Result<()>) {
+    match result {
+        // A primary without revisions takes any other text for a refusal.
+        Ok(()) if manifest.revision == 0 => write_answer(to, READY),
+        Ok(()) => write_answer(to, &format!("{READY}{REVISION_FIELD}{MANIFEST_REVISION}")),
+        Err(e) => write_answer(to, &e.to_string()),
     }
 }
 
-fn say(to: &OwnedFd, text: &str) {
-    // If nobody listens any more the upgrade was given up.
+fn write_answer(to: &OwnedFd, text: &str) {
+    // A closed pipe means that the primary has stopped the check.
     let _ = nix::unistd::write(to, text.as_bytes());
 }
 
-fn read(variable: &str, number: &str) -> Result<Manifest> {
-    let file = adopt(variable, number)?;
-    let bytes = prefork_os::exec::read_memfd(&file, CAP)
+fn read_manifest(variable: &str, number: &str) -> Result<UpgradeManifest> {
+    let file = take_fd(variable, number)?;
+    let bytes = prefork_os::exec::read_memfd(&file, MAX_MANIFEST_BYTES)
         .map_err(|e| Error::system("read the upgrade manifest", e))?;
-    Manifest::decode(&bytes)
+    UpgradeManifest::decode(&bytes)
 }
 
-fn adopt(variable: &str, number: &str) -> Result<OwnedFd> {
+fn take_fd(variable: &str, number: &str) -> Result<OwnedFd> {
     let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed(variable))?;
     prefork_os::fd::take_inherited_fd(number).map_err(|_| malformed(variable))
 }
 
 fn malformed(variable: &str) -> Error {
-    Error::config(format!("{variable} is set, but not by a primary that upgrades; unset it"))
+    Error::config(format!(
+        "{variable} is set, but not by a primary that is being upgraded; unset it"
+    ))
 }

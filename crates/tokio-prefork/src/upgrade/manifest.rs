@@ -1,5 +1,7 @@
-//! Exactly what crosses an exec. Written by the old image, read by the new one, which may be older or newer:
-//! unknown fields are skipped, missing ones are an error, and the versions say whether both mean the same.
+//! The state that crosses the exec of an upgrade, as JSON.
+//!
+//! Written by the old image and read by the new one, which may be an older or newer program: unknown fields are skipped, a
+//! missing field without a default is an error, and a different version is refused.
 
 use std::path::PathBuf;
 
@@ -9,23 +11,24 @@ use crate::error::{Error, Result};
 use crate::scoreboard::Counters;
 use prefork_supervisor::WEB_KIND;
 
-/// Changes when a field changes its meaning. Another number is refused while the old image still serves.
-const VERSION: u32 = 1;
+/// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not know, while
+/// the old image still serves.
+pub(crate) const MANIFEST_VERSION: u32 = 1;
 
-/// The newest set of optional fields that this image writes and reads. A child that proves a new binary answers with its
-/// own number; what an older one would not take over is not passed to it.
+/// The newest set of optional fields that this program writes and reads. The upgrade check reports the new binary's own
+/// number, and an older one is not passed what it would ignore.
 ///
 /// 1: `control`, `pid_file`, `older_boards`, `last_event`.
-pub(crate) const REVISION: u32 = 1;
+pub(crate) const MANIFEST_REVISION: u32 = 1;
 
-/// The largest manifest in bytes: 1024 workers and as many of each of ten images before need less.
-pub(super) const CAP: usize = 8 << 20;
+/// The largest manifest in bytes: 1024 workers, and as many of each of ten previous images, need less.
+pub(super) const MAX_MANIFEST_BYTES: usize = 8 << 20;
 
-/// What the old image leaves to the new one. Descriptors are numbers that stay open over the exec.
+/// The state that the old image passes to the new one. Descriptors are numbers that stay open across the exec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
+pub(crate) struct UpgradeManifest {
     pub version: u32,
-    /// The one whose children the workers are. A manifest is good for this process only.
+    /// The primary whose children the workers are. Only this process may use the manifest.
     pub pid: u32,
     pub started_ms: u64,
     /// How often this process has become a new image.
@@ -33,46 +36,47 @@ pub(crate) struct Manifest {
     pub generation: u64,
     pub next_id: u64,
     pub restarts: u64,
-    /// Set by hand since the configuration was read, or what that said.
+    /// The wanted number of workers, from the configuration or from a later scale command.
     pub workers_wanted: u32,
-    /// Counted by workers that are dead.
+    /// The counters of exited workers.
     pub totals: Counters,
     pub listeners: Vec<PassedListener>,
     pub workers: Vec<PassedWorker>,
     /// Connections that were accepted and are in no worker's queue.
     #[serde(default)]
     pub held: Vec<PassedConnection>,
-    /// Slots whose workers have variables of their own.
+    /// The slots whose workers have environment variables of their own.
     #[serde(default)]
     pub environments: Vec<(u32, Vec<(String, String)>)>,
-    /// The scoreboard that the passed workers write.
+    /// The scoreboard of the old image's workers.
     pub board_fd: i32,
-    /// See `REVISION`; 0 from an image that knew none.
+    /// See `MANIFEST_REVISION`; 0 from a program without revisions.
     #[serde(default)]
     pub revision: u32,
-    /// Scoreboards of images before the one that writes this; `PassedWorker::board` counts them from 1.
+    /// Scoreboards of images before the old one; `PassedWorker::board` counts them from 1.
     #[serde(default)]
     pub older_boards: Vec<i32>,
-    /// The control socket and its clients; `None` while a binary is only tried.
+    /// The control socket and its clients; `None` in an upgrade check.
     #[serde(default)]
     pub control: Option<PassedControl>,
-    /// The pid file, which is locked through this descriptor; `None` while a binary is only tried.
+    /// The pid file, which is locked through this descriptor; `None` in an upgrade check.
     #[serde(default)]
     pub pid_file: Option<PassedFile>,
-    /// The number of the last event: those of the new image go on from it.
+    /// The number of the last event; the new image continues from it.
     #[serde(default)]
     pub last_event: u64,
 }
 
-/// The control socket and its clients. A worker that was forked a moment before the exec still has copies of both the
-/// listening socket and the lock of the pid file: a new image that opened them anew would find them in use. Passing the
-/// descriptors also keeps the socket listening, so that no client is refused meanwhile.
+/// The control socket and its clients.
+///
+/// A worker that was forked a moment before the exec still has copies of the listening socket and of the lock of the pid file,
+/// so a new image that opened them again would find them in use. Passing the descriptors also keeps the socket listening.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedControl {
-    /// `None` if clients wait for answers but nobody new may connect.
+    /// `None` if clients wait for answers but no new client may connect.
     pub socket: Option<PassedFile>,
     pub clients: Vec<PassedClient>,
-    /// The last number that was given to a client or a request.
+    /// The last number given to a client or a request.
     pub last: u64,
 }
 
@@ -80,7 +84,7 @@ pub(crate) struct PassedControl {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedFile {
     pub path: PathBuf,
-    /// Tells our file from another one that was put in its place.
+    /// Tells the file from another one at the same path.
     pub inode: u64,
     pub fd: i32,
 }
@@ -89,19 +93,19 @@ pub(crate) struct PassedFile {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedClient {
     pub fd: i32,
-    /// As it stands in the log.
+    /// The client's name in the log.
     pub who: String,
-    pub state: PassedState,
+    pub state: PassedClientState,
 }
 
-/// What a client of the control socket is about.
+/// What a client of the control socket waits for. The names of the variants are part of the format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum PassedState {
-    /// It may ask something; so much of its request was read.
+pub(crate) enum PassedClientState {
+    /// It may send a request, of which these bytes were read.
     Asking { received: Vec<u8> },
     /// It waits until the workers of the new image serve.
     Waiting { ticket: u64 },
-    /// It follows the events, and has got all up to `after`.
+    /// It follows the events and has got all up to number `after`.
     Following { after: u64 },
 }
 
@@ -109,20 +113,20 @@ pub(crate) enum PassedState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedListener {
     pub addr: String,
-    /// Which one of the group of this address.
+    /// The slot of the socket, where each slot has its own.
     #[serde(default)]
     pub slot: u32,
-    /// Who keeps it besides us, in a word.
+    /// The name of what keeps the socket besides the primary.
     #[serde(default)]
     pub keeper: String,
     pub fd: i32,
 }
 
-/// A connection that nobody has begun to serve.
+/// An accepted connection that no worker has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PassedConnection {
     pub fd: i32,
-    /// Over a Unix socket, not TCP.
+    /// Whether it came over a Unix socket instead of TCP.
     pub unix: bool,
 }
 
@@ -131,64 +135,64 @@ pub(crate) struct PassedConnection {
 pub(crate) struct PassedWorker {
     pub id: u64,
     pub slot: u32,
-    /// Its kind.
-    #[serde(default = "web")]
+    #[serde(default = "web_kind")]
     pub kind: String,
     pub generation: u64,
     pub pid: u32,
     /// The first of its rows on the scoreboard.
     pub row: usize,
-    /// How many there are, side by side.
-    #[serde(default = "one")]
+    /// How many adjacent rows it has.
+    #[serde(default = "one_row")]
     pub rows: usize,
-    /// The scoreboard of these rows: 0 is `board_fd`, n is number n - 1 of `older_boards`.
+    /// The scoreboard of the rows: 0 is `board_fd`, n is number n - 1 of `older_boards`.
     #[serde(default)]
     pub board: usize,
     /// `None` if the worker has closed it.
     pub channel_fd: Option<i32>,
-    /// Both ends of the queue of its new connections, the sending one first. `None` if it accepts itself.
+    /// Both ends of its connection queue, the sending one first. `None` if the worker accepts by itself.
     pub queue_fds: Option<[i32; 2]>,
     pub age_ms: u64,
-    /// Whether it serves; otherwise it is on its way out.
+    /// Whether it serves its slot; otherwise it drains.
     pub serving: bool,
-    /// Whether it was born with the sockets of its slot.
+    /// Whether it was forked with the sockets of its slot.
     #[serde(default)]
     pub own_socket: bool,
-    /// Slots whose sockets it accepts from besides.
+    /// Further slots whose sockets it accepts from.
     #[serde(default)]
     pub adopts: Vec<u32>,
 }
 
-/// What an image that knew no other kinds has.
-fn web() -> String {
+/// The kind of workers in a manifest without kinds.
+fn web_kind() -> String {
     WEB_KIND.to_string()
 }
 
-/// What an image that knew no threads has for each worker.
-fn one() -> usize {
+/// The number of rows in a manifest without it.
+fn one_row() -> usize {
     1
 }
 
-impl Manifest {
-    pub(crate) const VERSION: u32 = VERSION;
-
+impl UpgradeManifest {
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
         let bytes = serde_json::to_vec(self)
             .map_err(|e| Error::system("write the upgrade manifest", std::io::Error::from(e)))?;
-        if bytes.len() > CAP {
-            return Err(Error::config("the upgrade manifest is too large: too many workers"));
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            let limit = MAX_MANIFEST_BYTES;
+            return Err(Error::internal(format!("the upgrade manifest exceeds {limit} bytes")));
         }
         Ok(bytes)
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Manifest> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<UpgradeManifest> {
         let broken =
             |why: String| Error::config(format!("the upgrade manifest is unusable: {why}"));
-        let manifest: Manifest =
+        let manifest: UpgradeManifest =
             serde_json::from_slice(bytes).map_err(|e| broken(e.to_string()))?;
-        if manifest.version != VERSION {
+        if manifest.version != MANIFEST_VERSION {
             let theirs = manifest.version;
-            return Err(broken(format!("it is of version {theirs}, this binary reads {VERSION}")));
+            return Err(broken(format!(
+                "it is of version {theirs}, this binary reads {MANIFEST_VERSION}"
+            )));
         }
         Ok(manifest)
     }
@@ -199,9 +203,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn manifest() -> Manifest {
-        Manifest {
-            version: VERSION,
+    fn manifest() -> UpgradeManifest {
+        UpgradeManifest {
+            version: MANIFEST_VERSION,
             pid: 4711,
             started_ms: 1,
             upgrades: 0,
@@ -243,14 +247,14 @@ mod tests {
             }],
             held: vec![PassedConnection { fd: 10, unix: true }],
             board_fd: 5,
-            revision: REVISION,
+            revision: MANIFEST_REVISION,
             older_boards: vec![11],
             control: Some(PassedControl {
                 socket: Some(PassedFile { path: "/run/c".into(), inode: 1, fd: 12 }),
                 clients: vec![PassedClient {
                     fd: 13,
                     who: "control uid=0 pid=1".to_string(),
-                    state: PassedState::Waiting { ticket: 3 },
+                    state: PassedClientState::Waiting { ticket: 3 },
                 }],
                 last: 3,
             }),
@@ -260,35 +264,35 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_of_an_image_that_passed_no_control_socket_is_read() {
+    fn reads_a_manifest_without_control_socket() {
         let mut value = serde_json::to_value(manifest()).expect("JSON");
         let fields = value.as_object_mut().expect("object");
         for field in ["revision", "older_boards", "control", "pid_file", "last_event"] {
             fields.remove(field).expect(field);
         }
         value["workers"][0].as_object_mut().expect("object").remove("board");
-        let read = Manifest::decode(value.to_string().as_bytes()).expect("decode");
+        let read = UpgradeManifest::decode(value.to_string().as_bytes()).expect("decode");
         assert_eq!((read.revision, read.control, read.workers[0].board), (0, None, 0));
     }
 
     #[test]
-    fn a_manifest_of_an_image_that_knew_no_queues_is_read() {
+    fn reads_a_manifest_without_connection_queues() {
         let mut value = serde_json::to_value(manifest()).expect("JSON");
         value.as_object_mut().expect("object").remove("held");
         value["workers"][0].as_object_mut().expect("object").remove("queue_fds");
-        let read = Manifest::decode(value.to_string().as_bytes()).expect("decode");
+        let read = UpgradeManifest::decode(value.to_string().as_bytes()).expect("decode");
         assert_eq!((read.held.len(), read.workers[0].queue_fds), (0, None));
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn round_trips() {
         let manifest = manifest();
-        let read = Manifest::decode(&manifest.encode().expect("encode")).expect("decode");
+        let read = UpgradeManifest::decode(&manifest.encode().expect("encode")).expect("decode");
         assert_eq!(read, manifest);
     }
 
     #[test]
-    fn an_image_that_knew_no_slots_is_followed() {
+    fn reads_a_manifest_without_slots() {
         let mut json = serde_json::to_value(manifest()).expect("json");
         for (list, fields) in [
             ("listeners", &["slot", "keeper"][..]),
@@ -300,28 +304,28 @@ mod tests {
                     .for_each(|field| drop(one.as_object_mut().expect("map").remove(*field)));
             }
         }
-        let read = Manifest::decode(json.to_string().as_bytes()).expect("decode");
+        let read = UpgradeManifest::decode(json.to_string().as_bytes()).expect("decode");
         assert_eq!((read.listeners[1].slot, read.workers[0].own_socket), (0, false));
     }
 
     #[test]
-    fn another_version_is_refused_and_named() {
-        let bytes = Manifest { version: 99, ..manifest() }.encode().expect("encode");
-        let error = Manifest::decode(&bytes).expect_err("refused").to_string();
+    fn refuses_another_version_and_names_it() {
+        let bytes = UpgradeManifest { version: 99, ..manifest() }.encode().expect("encode");
+        let error = UpgradeManifest::decode(&bytes).expect_err("refused").to_string();
         assert!(error.contains("of version 99, this binary reads 1"), "{error}");
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let _ = Manifest::decode(&bytes);
+        fn decoding_any_bytes_does_not_panic(bytes: Vec<u8>) {
+            let _ = UpgradeManifest::decode(&bytes);
         }
 
         #[test]
-        fn a_truncated_manifest_is_refused(cut in 0usize..300) {
+        fn refuses_a_truncated_manifest(cut in 0usize..300) {
             let bytes = manifest().encode().expect("encode");
             let cut = cut.min(bytes.len() - 1);
-            prop_assert!(Manifest::decode(&bytes[..cut]).is_err());
+            prop_assert!(UpgradeManifest::decode(&bytes[..cut]).is_err());
         }
     }
 }

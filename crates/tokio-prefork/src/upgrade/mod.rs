@@ -1,32 +1,35 @@
-//! Upgrade in place: the same process becomes the binary that now stands at its path.
+//! Upgrade in place: the primary process execs the binary that is now at its path.
 //!
 //! ```text
 //! old image                          new binary, as a child              new image, same pid
 //! ---------                          ----------------------              -------------------
 //! asked to upgrade
 //! fork, exec the path     -------->  reads the manifest,
-//!   with PREFORK_PROOF                configuration, boots the
-//!                                     application once
+//!   with PREFORK_PROOF                configuration, boots
+//!                                     the application once
 //!                         <--------  "READY" on a pipe, exit 0
 //! signals blocked, manifest sealed
-//! execve the path with PREFORK_MANIFEST  ----------------------------->  adopts sockets, workers
-//!                                                                        and counters, lets signals
-//!                                                                        in, rolls the workers over
+//! execve the path with PREFORK_MANIFEST  ----------------------------->  takes over sockets, workers
+//!                                                                        and counters, unblocks
+//!                                                                        signals, replaces the workers
 //! ```
 //!
-//! An exec cannot be undone, so everything that can be proved is proved before, by a child that is thrown away:
-//! a binary that is missing, broken, hanging or crashing changes nothing. What remains is a binary that boots as a
-//! child and dies as a primary; then the service manager starts it anew.
+//! An exec cannot be undone, so a child checks first all that can be checked: a binary that is missing, broken, hanging or
+//! crashing changes nothing. What remains is a binary that boots as a child and fails as the primary; then the service manager
+//! starts it again.
 //!
-//! Workers are children before and after: the kernel keeps that over an exec, as it does the pid, pending signals
-//! and open descriptors.
+//! The kernel keeps children, pid, pending signals and open descriptors across an exec, so the workers stay children of the
+//! primary.
 
 mod launcher;
 mod manifest;
 
 pub use launcher::report_failed_start;
-pub(crate) use launcher::{Inherited, Launcher, Proof, WaitingClients, answer, is_inherited};
+pub(crate) use launcher::{
+    BinaryLauncher, UpgradeCheck, UpgradeRole, WaitingClients, is_started_by_upgrade,
+    report_check_result,
+};
 pub(crate) use manifest::{
-    Manifest, PassedClient, PassedConnection, PassedControl, PassedFile, PassedListener,
-    PassedState, PassedWorker, REVISION,
+    MANIFEST_REVISION, MANIFEST_VERSION, PassedClient, PassedClientState, PassedConnection,
+    PassedControl, PassedFile, PassedListener, PassedWorker, UpgradeManifest,
 };

@@ -19,9 +19,7 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
         let mut stopping = false;
         while !stopping {
             server.settle(&ledger, Instant::now());
-            let watched: Vec<_> = server.watched().collect();
-            let ready =
-                prefork_os::poll::poll_fds(&watched, Some(Duration::from_secs(10))).expect("poll");
+            let ready = server.poll_ready(Duration::from_secs(10));
             let now = Instant::now();
             for Asked { ticket, request, .. } in server.attend(&ready, now) {
                 let reply = match request {

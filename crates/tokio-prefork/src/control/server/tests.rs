@@ -38,8 +38,7 @@ impl World {
 
     fn turn(&mut self) -> Vec<Asked> {
         self.server.settle(&self.ledger, self.now);
-        let watched: Vec<WatchedFd<'_>> = self.server.watched().collect();
-        let ready = prefork_os::poll::poll_fds(&watched, Some(Duration::ZERO)).expect("poll");
+        let ready = self.server.poll_ready(Duration::ZERO);
         self.server.attend(&ready, self.now)
     }
 

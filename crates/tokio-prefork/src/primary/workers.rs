@@ -1,0 +1,332 @@
+//! The worker processes: their table, their exits, their health and what they report over their channels.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::time::Instant;
+
+use super::Primary;
+use super::event_log::EventLog;
+use super::handover_relay::HandoverRelay;
+use super::reload_config::ConfigStore;
+use crate::channel::{Heard, PrimaryEnd, ToPrimary, ToWorker};
+use crate::dispatch::LoadPageLease;
+use crate::dispatch::round_robin::Queue;
+use crate::scoreboard::{RowIndex, Scoreboard};
+use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
+use prefork_os::signal::Signal;
+use prefork_supervisor::{Event, HealthSample, Supervisor, WorkerId, WorkerTag};
+
+/// How many reports are read from one channel before the other channels get their turn.
+const MAX_REPORTS_PER_READ: usize = 16;
+
+/// How many reports are read from an exited worker: more than its socket's buffer can hold.
+const MAX_LAST_REPORTS: usize = 4096;
+
+/// How many adopted orphans are reaped before the primary turns to its other events.
+const MAX_ORPHANS_PER_REAP: usize = 1024;
+
+/// A worker process that is not reaped yet.
+pub(crate) struct WorkerProcess {
+    pub(crate) tag: WorkerTag,
+    /// Belongs to this process until it is reaped. The table forgets it in the same moment.
+    pub(crate) pid: u32,
+    /// `None` once either side has closed it.
+    pub(crate) channel: Option<PrimaryEnd>,
+    /// The worker's rows on the scoreboard.
+    pub(crate) row: RowIndex,
+    /// The queue of its new connections, under `round-robin`.
+    pub(crate) queue: Option<Queue>,
+    /// How many connections of other workers it was sent.
+    pub(crate) handovers_sent: u64,
+    /// It was told to drain or has announced its exit; it gets no more connections.
+    pub(crate) released: bool,
+    /// Its page of load counters, where a kernel program reads them.
+    pub(crate) lease: Option<LoadPageLease>,
+    /// It has handed over connections. Its channel is not read while the relay is full.
+    pub(crate) hands_over: bool,
+}
+
+impl WorkerProcess {
+    pub(super) fn new(
+        tag: WorkerTag,
+        pid: u32,
+        channel: Option<PrimaryEnd>,
+        row: RowIndex,
+    ) -> WorkerProcess {
+        WorkerProcess {
+            tag,
+            pid,
+            channel,
+            row,
+            queue: None,
+            handovers_sent: 0,
+            released: false,
+            lease: None,
+            hands_over: false,
+        }
+    }
+
+    /// Returns whether this is a `web` worker that serves its slot.
+    pub(super) fn serves_web(&self, supervisor: &Supervisor) -> bool {
+        self.tag.slot.is_web() && supervisor.is_serving(self.tag.id)
+    }
+
+    /// Reads up to `limit` reports of the worker. Connections that it hands over go to `relay`.
+    fn read_reports(&mut self, limit: usize, relay: &mut HandoverRelay) -> Vec<Event> {
+        let worker = self.tag.id;
+        let mut events = Vec::new();
+        for _ in 0..limit {
+            let Some(channel) = &self.channel else { break };
+            let event = match channel.hear() {
+                Heard::Nothing => break,
+                Heard::Word(ToPrimary::Online) => Event::Online { worker },
+                Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
+                Heard::Word(ToPrimary::BootFailed(reason)) => Event::BootFailed { worker, reason },
+                Heard::Word(ToPrimary::Retiring) => {
+                    self.confirm_release();
+                    Event::Retiring { worker }
+                }
+                Heard::Word(ToPrimary::Disconnecting) => {
+                    self.confirm_release();
+                    Event::Disconnecting { worker }
+                }
+                Heard::Word(ToPrimary::NotAdopted(slot)) => Event::AdoptSlotFailed { worker, slot },
+                // The channel returns this one as `Connection`.
+                Heard::Word(ToPrimary::Travel(_)) => continue,
+                Heard::Connection(fd, unread) => {
+                    self.hands_over = true;
+                    relay.push(fd, unread, Instant::now());
+                    continue;
+                }
+                Heard::LostConnection => {
+                    relay.count_lost(1, "no descriptor left (raise LimitNOFILE)");
+                    continue;
+                }
+                Heard::End => {
+                    self.channel = None;
+                    Event::ChannelClosed { worker }
+                }
+                Heard::Garbage(reason) => {
+                    self.channel.take().into_iter().for_each(PrimaryEnd::discard);
+                    Event::ProtocolError { worker, reason }
+                }
+            };
+            events.push(event);
+        }
+        events
+    }
+
+    /// Tells a worker that leaves by itself that it gets no more connections.
+    fn confirm_release(&mut self) {
+        self.released = true;
+        // A worker whose channel is full leaves without the confirmation.
+        self.channel.iter().for_each(|channel| drop(channel.send(&ToWorker::Released)));
+    }
+}
+
+/// All worker processes that are not reaped yet, by worker id.
+#[derive(Default)]
+pub(crate) struct WorkerTable(BTreeMap<WorkerId, WorkerProcess>);
+
+/// Reads go to the map; changes have methods of their own.
+impl Deref for WorkerTable {
+    type Target = BTreeMap<WorkerId, WorkerProcess>;
+
+    fn deref(&self) -> &BTreeMap<WorkerId, WorkerProcess> {
+        &self.0
+    }
+}
+
+impl WorkerTable {
+    pub(super) fn get_mut(&mut self, worker: &WorkerId) -> Option<&mut WorkerProcess> {
+        self.0.get_mut(worker)
+    }
+
+    pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut WorkerProcess> {
+        self.0.values_mut()
+    }
+
+    pub(super) fn insert(&mut self, process: WorkerProcess) {
+        self.0.insert(process.tag.id, process);
+    }
+
+    /// Takes all processes, to close their descriptors in a forked worker.
+    pub(super) fn take_all(&mut self) -> BTreeMap<WorkerId, WorkerProcess> {
+        std::mem::take(&mut self.0)
+    }
+
+    fn has_pid(&self, pid: u32) -> bool {
+        self.values().any(|process| process.pid == pid)
+    }
+
+    /// Returns whether a `web` worker other than `leaving` serves its slot.
+    pub(super) fn has_other_serving_worker(
+        &self,
+        leaving: WorkerId,
+        supervisor: &Supervisor,
+    ) -> bool {
+        let mut others = self.iter().filter(|(id, _)| **id != leaving);
+        others.any(|(_, process)| process.serves_web(supervisor))
+    }
+
+    /// Sends a signal to a worker that is not reaped yet, so the pid is its own.
+    pub(super) fn signal(&self, worker: WorkerId, signal: Signal, event_log: &mut EventLog) {
+        let Some(process) = self.get(&worker) else { return };
+        if let Err(e) = prefork_os::child::signal_child(process.pid, signal) {
+            event_log.cannot_signal(process.tag, signal, &e);
+        }
+    }
+
+    /// Reads the reports of one worker whose channel is readable.
+    pub(super) fn read_reports(
+        &mut self,
+        worker: WorkerId,
+        relay: &mut HandoverRelay,
+    ) -> Vec<Event> {
+        let process = self.get_mut(&worker);
+        process.map_or(Vec::new(), |process| process.read_reports(MAX_REPORTS_PER_READ, relay))
+    }
+
+    /// Returns the workers that have exited, stopped or continued since the last call.
+    ///
+    /// SIGCHLD coalesces, so every worker is asked. Other children of the process are not touched.
+    fn poll_state_changes(&self, event_log: &mut EventLog) -> Vec<(WorkerId, ChildStateChange)> {
+        let changes = self.iter().filter_map(|(id, process)| match poll_child_state(process.pid) {
+            Ok(change) => change.map(|change| (*id, change)),
+            Err(e) => {
+                event_log.cannot_reap(process.tag, &e);
+                None
+            }
+        });
+        changes.collect()
+    }
+
+    /// Returns the scoreboards of previous images that workers still write to, without repetition.
+    pub(super) fn inherited_scoreboards(&self) -> Vec<usize> {
+        let boards = self.values().filter_map(|process| match process.row {
+            RowIndex::Inherited { board, .. } => Some(board),
+            RowIndex::Own(_) => None,
+        });
+        boards.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Samples heartbeat, load and, on demand, resident memory of every worker.
+    pub(super) fn sample_health(
+        &self,
+        scoreboard: &Scoreboard,
+        configs: &ConfigStore,
+        with_memory: bool,
+    ) -> Vec<HealthSample> {
+        let max_connections = |process: &WorkerProcess| {
+            let config = configs.get(process.tag.generation);
+            config.map_or(u64::MAX, |config| config.process_connections().into())
+        };
+        let samples = self.iter().map(|(worker, process)| {
+            let glance = scoreboard.glance(process.row);
+            HealthSample {
+                worker: *worker,
+                heartbeat: glance.beat,
+                requests: glance.requests,
+                memory: if with_memory { resident_bytes(process.pid) } else { None },
+                is_full: glance.open >= max_connections(process),
+                current_request: glance.serving.map(|request| request.request),
+            }
+        });
+        samples.collect()
+    }
+}
+
+/// Returns the resident memory of a process: the second field of `/proc/PID/statm`, in pages.
+fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * prefork_os::system::page_size())
+}
+
+/// Children other than workers that were killed or are about to exit, until they are reaped.
+#[derive(Debug, Default)]
+pub(super) struct KilledChildren(Vec<u32>);
+
+impl KilledChildren {
+    /// Adds a child, unless it can be reaped at once.
+    pub(super) fn add(&mut self, pid: u32) {
+        if matches!(reap_child(pid), Ok(None)) {
+            self.0.push(pid);
+        }
+    }
+
+    fn reap_exited(&mut self) {
+        self.0.retain(|pid| matches!(reap_child(*pid), Ok(None)));
+    }
+
+    /// Waits for all of them. They were killed, so the wait is short.
+    pub(super) fn reap_all_blocking(&mut self) {
+        while !self.0.is_empty() {
+            self.reap_exited();
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Primary {
+    /// Reaps the children that have exited, and queues what happened to workers.
+    pub(super) fn reap_children(&mut self) {
+        self.reap_upgrade_check();
+        self.killed_children.reap_exited();
+        for (worker, change) in self.workers.poll_state_changes(&mut self.event_log) {
+            match change {
+                ChildStateChange::Exited(status) => self.forget_worker(worker, status),
+                ChildStateChange::Stopped => {
+                    self.take_back(worker);
+                    self.pending_events.push_back(Event::Stopped { worker });
+                }
+                ChildStateChange::Continued => {
+                    self.pending_events.push_back(Event::Continued { worker });
+                }
+            }
+        }
+        if prefork_os::parent_death::is_orphan_reaper() {
+            self.reap_orphans();
+        }
+    }
+
+    /// Removes an exited worker with all that the primary holds for it. Its pid may belong to another process by now.
+    fn forget_worker(&mut self, worker: WorkerId, status: std::process::ExitStatus) {
+        let Some(mut process) = self.workers.0.remove(&worker) else { return };
+        self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
+        self.messages.hub.bury(worker);
+        self.dealer.bury(worker, process.queue.take());
+        self.remove_dispatch_target(worker, process.lease);
+        let requests_served = self.scoreboard.retire(process.row).requests;
+        self.release_inherited_scoreboard(process.row);
+        self.pending_events.push_back(Event::Exited { worker, status, requests_served });
+    }
+
+    /// Unmaps the scoreboard of a previous image when its last worker has exited.
+    fn release_inherited_scoreboard(&mut self, row: RowIndex) {
+        let RowIndex::Inherited { board, .. } = row else { return };
+        if !self.workers.inherited_scoreboards().contains(&board) {
+            self.scoreboard.release_inherited(board);
+        }
+    }
+
+    /// Reaps orphans that the kernel made children of this process, which is PID 1 or a subreaper. No event comes of it.
+    fn reap_orphans(&self) {
+        for _ in 0..MAX_ORPHANS_PER_REAP {
+            match find_exited_child() {
+                Some(pid) if !self.is_own_child(pid) => drop(reap_child(pid)),
+                // A child of the primary that has just exited: its own SIGCHLD is still to come.
+                Some(_) | None => return,
+            }
+        }
+        // There may be more, and no further signal for them: this one makes the primary look again.
+        let _ = prefork_os::child::signal_child(std::process::id(), Signal::SIGCHLD);
+    }
+
+    fn is_own_child(&self, pid: u32) -> bool {
+        self.workers.has_pid(pid)
+            || self.upgrade.is_check_pid(pid)
+            || self.configs.is_lookup_pid(pid)
+            || self.killed_children.0.contains(&pid)
+    }
+}
