@@ -183,7 +183,7 @@ impl Cluster {
             None => None,
         };
         let waiting = manifest.as_ref();
-        let waiting = waiting.map_or_else(WaitingClients::default, WaitingClients::of_manifest);
+        let waiting = waiting.map_or_else(WaitingClients::default, WaitingClients::from_manifest);
         match self.create_primary(launcher, service, manifest, make) {
             Ok(primary) => {
                 // From here on the control server answers them.
@@ -259,7 +259,7 @@ impl Cluster {
 
     fn redirect_log(&self, taken_over: bool) -> Result<()> {
         let Some(path) = self.config.log_file.as_deref() else { return Ok(()) };
-        // The previous image has manifest this descriptor as standard error.
+        // The previous image has left this descriptor as standard error.
         if taken_over && inherited_descriptor(path).is_some() {
             return Ok(());
         }

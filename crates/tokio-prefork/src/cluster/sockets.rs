@@ -1,4 +1,4 @@
-//! The sockets that a cluster begins with: manifest by the image before this one, passed by the service manager, or bound.
+//! The listening sockets that a cluster starts with: from the previous image, from the service manager, or newly bound.
 
 use super::Cluster;
 use crate::config::FdStore;
@@ -9,8 +9,7 @@ use crate::upgrade::UpgradeManifest;
 use prefork_supervisor::Slot;
 
 impl Cluster {
-    /// Those that there are already, all of which are listened on. From here on `bind` names them, now and after a
-    /// reload.
+    /// Takes over the sockets that are open already, and adds their addresses to `bind`, now and at each reload.
     pub(super) fn take_sockets(
         &mut self,
         manifest: Option<&UpgradeManifest>,
@@ -39,7 +38,7 @@ impl Cluster {
         Ok(set)
     }
 
-    /// How many sockets each address needs, with `manifest` by the image before this one.
+    /// Returns how many sockets each address needs.
     pub(super) fn slots(&self, manifest: Option<&UpgradeManifest>) -> u32 {
         let workers = self.config.supervisor_config().workers;
         match self.config.dispatch.has_socket_per_slot() {

@@ -126,10 +126,10 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
             HumanDuration(*delay)
         )),
         LogEvent::Stopping { by, workers } => {
-            info(format!("stopping ({by}): draining {}", count(*workers as u64, "worker")))
+            info(format!("stopping ({by}): draining {}", format_count(*workers as u64, "worker")))
         }
         LogEvent::StoppingNow { by, workers } => {
-            info(format!("stopping now ({by}): killing {}", count(*workers as u64, "worker")))
+            info(format!("stopping now ({by}): killing {}", format_count(*workers as u64, "worker")))
         }
         LogEvent::Stopped => info("stopped".to_string()),
     }
@@ -139,7 +139,7 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
 fn format_exit(exit: &ExitReport) -> LogLine {
     let ExitReport { worker, status, cause, uptime, requests_served, .. } = exit;
     let how = format_exit_status(*status);
-    let life = format!("up {}, {}", HumanDuration(*uptime), count(*requests_served, "request"));
+    let life = format!("up {}, {}", HumanDuration(*uptime), format_count(*requests_served, "request"));
     match cause {
         ExitCause::Drained if status.success() => {
             info(format!("{worker} drained and exited ({life})"))
@@ -161,7 +161,7 @@ fn format_exit(exit: &ExitReport) -> LogLine {
 }
 
 /// Formats a number with its noun: `1 request`, `2 requests`.
-pub(super) fn count(n: u64, noun: &str) -> String {
+pub(super) fn format_count(n: u64, noun: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
     format!("{n} {noun}{plural}")
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::event_format::{LogLine, count, error, format_event, info, warn};
+use super::event_format::{LogLine, error, format_count, format_event, info, warn};
 use crate::config::Dispatch;
 use crate::control::Ledger;
 use crate::log_output;
@@ -63,8 +63,8 @@ impl EventLog {
         locals: &[String],
     ) {
         let workers = match inherited_workers {
-            None => count(wanted_workers.into(), "worker"),
-            Some(workers) => format!("took over {}", count(workers as u64, "worker")),
+            None => format_count(wanted_workers.into(), "worker"),
+            Some(workers) => format!("took over {}", format_count(workers as u64, "worker")),
         };
         let dispatch = match dispatch == Dispatch::default() {
             true => String::new(),
@@ -226,7 +226,7 @@ impl EventLog {
 }
 
 /// Returns whether a count has passed a power of two: the first, second, fourth and so on is logged.
-pub(super) fn has_doubled(before: u64, after: u64) -> bool {
+pub(super) fn has_passed_power_of_two(before: u64, after: u64) -> bool {
     before.checked_ilog2() != after.checked_ilog2()
 }
 

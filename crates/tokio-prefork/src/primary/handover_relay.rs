@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::event_log::{self, has_doubled};
+use super::event_log::{self, has_passed_power_of_two};
 use super::{Primary, WorkerProcess};
 use crate::channel::{ToWorker, Unread};
 use crate::scoreboard::Load;
@@ -63,7 +63,7 @@ impl HandoverRelay {
     pub(super) fn count_lost(&mut self, count: usize, reason: &str) {
         let before = self.lost;
         self.lost += count as u64;
-        if has_doubled(before, self.lost) {
+        if has_passed_power_of_two(before, self.lost) {
             event_log::lost_handovers(self.lost, reason);
         }
     }

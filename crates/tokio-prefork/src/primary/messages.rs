@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::event_log::has_doubled;
+use super::event_log::has_passed_power_of_two;
 use super::pending_requests::PendingRequests;
 use super::{Primary, PrimaryHandle};
 use crate::messages::{
@@ -87,7 +87,7 @@ impl Primary {
         }
         self.end_failed_requests(now, deadline);
         let lost = self.messages.hub.lost();
-        if has_doubled(self.messages.lost, lost) {
+        if has_passed_power_of_two(self.messages.lost, lost) {
             self.event_log.lost_messages(lost);
         }
         self.messages.lost = lost;

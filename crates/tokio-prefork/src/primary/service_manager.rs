@@ -27,24 +27,24 @@ impl Primary {
         let state = &mut manager.notify_state;
         let monotonic_usec = || prefork_os::system::monotonic_ns() / 1000;
         match event {
-            LogEvent::AllReady { .. } => state.ready(&summary),
-            LogEvent::Reloading { .. } => state.reloading(now, monotonic_usec(), reload_limit),
-            LogEvent::Reloaded { .. } => state.reloaded(None, &summary),
-            LogEvent::ReloadFailed { reason } => state.reloaded(Some(reason), &summary),
+            LogEvent::AllReady { .. } => state.queue_ready(&summary),
+            LogEvent::Reloading { .. } => state.queue_reloading(now, monotonic_usec(), reload_limit),
+            LogEvent::Reloaded { .. } => state.queue_reloaded(None, &summary),
+            LogEvent::ReloadFailed { reason } => state.queue_reloaded(Some(reason), &summary),
             // The manager may have sent the signal, and waits for the end of a reload.
             LogEvent::CommandRefused { by, reason } if by == Signal::SIGHUP.as_str() => {
-                state.reloading(now, monotonic_usec(), PRIMARY_MARGIN);
-                state.reloaded(Some(reason), &summary);
+                state.queue_reloading(now, monotonic_usec(), PRIMARY_MARGIN);
+                state.queue_reloaded(Some(reason), &summary);
             }
             LogEvent::UpgradeFailed { reason } => {
                 state.set_remark(format!("the last upgrade failed: {reason}"));
             }
             LogEvent::StopDelayed { delay, .. } => {
-                state.stopping(now, *delay + grace + PRIMARY_MARGIN);
+                state.queue_stopping(now, *delay + grace + PRIMARY_MARGIN);
             }
-            LogEvent::Stopping { .. } => state.stopping(now, grace + PRIMARY_MARGIN),
+            LogEvent::Stopping { .. } => state.queue_stopping(now, grace + PRIMARY_MARGIN),
             LogEvent::StoppingNow { .. } | LogEvent::GivingUp { .. } => {
-                state.stopping(now, PRIMARY_MARGIN);
+                state.queue_stopping(now, PRIMARY_MARGIN);
             }
             _ => return,
         }

@@ -119,7 +119,7 @@ impl ServiceManager {
                 }
                 result => {
                     self.notify_state.pop();
-                    self.first_error(result)?;
+                    self.report_first_error(result)?;
                 }
             }
         }
@@ -150,7 +150,7 @@ impl ServiceManager {
                 Ok(false)
             }
             Ok(()) => Ok(true),
-            result => self.first_error(result).map(|()| false),
+            result => self.report_first_error(result).map(|()| false),
         }
     }
 
@@ -160,7 +160,7 @@ impl ServiceManager {
     }
 
     /// Returns an error only if the call before has succeeded.
-    fn first_error(&mut self, result: io::Result<()>) -> io::Result<()> {
+    fn report_first_error(&mut self, result: io::Result<()>) -> io::Result<()> {
         match result {
             Err(e) if !std::mem::replace(&mut self.has_failed, true) => Err(e),
             Err(_) => Ok(()),

@@ -54,8 +54,8 @@ mod tests {
         let addr = SocketAddr::from_abstract_name(&name).expect("name");
         let by_name = UnixDatagram::bind_addr(&addr).expect("bind");
         for (address, socket) in [(path.into(), by_path), (format!("@{name}").into(), by_name)] {
-            let notifier = NotifySocket::new(address).expect("an address");
-            notifier.send("READY=1", None).expect("send");
+            let notify_socket = NotifySocket::new(address).expect("an address");
+            notify_socket.send("READY=1", None).expect("send");
             let mut buffer = [0; 16];
             let read = socket.recv(&mut buffer).expect("receive");
             assert_eq!(&buffer[..read], b"READY=1");
@@ -66,10 +66,10 @@ mod tests {
     fn does_not_block_if_the_manager_does_not_read() {
         let dir = tempfile::tempdir().expect("dir");
         let path = dir.path().join("notify");
-        let notifier = NotifySocket::new(path.clone().into()).expect("an address");
-        assert!(notifier.send("READY=1", None).is_err(), "nobody is there");
+        let notify_socket = NotifySocket::new(path.clone().into()).expect("an address");
+        assert!(notify_socket.send("READY=1", None).is_err(), "no socket at the path");
         let _socket = UnixDatagram::bind(&path).expect("bind");
-        let full = (0..100_000).find_map(|_| notifier.send("STATUS=x", None).err());
+        let full = (0..100_000).find_map(|_| notify_socket.send("STATUS=x", None).err());
         assert_eq!(full.expect("it fills up").kind(), io::ErrorKind::WouldBlock);
         assert!(NotifySocket::new("".into()).is_none());
         let odd = NotifySocket::new("vsock:2:1".into()).expect("an address");

@@ -92,7 +92,7 @@ impl NotifyState {
     }
 
     /// Queues READY, once for each start and reload: all wanted workers are ready.
-    pub(crate) fn ready(&mut self, summary: &ClusterSummary) {
+    pub(crate) fn queue_ready(&mut self, summary: &ClusterSummary) {
         if self.is_stopping || (self.is_ready && !self.is_reloading) {
             return;
         }
@@ -102,7 +102,7 @@ impl NotifyState {
     }
 
     /// Queues RELOADING with the time of the monotonic clock. The reload may take as long as `limit`.
-    pub(crate) fn reloading(&mut self, now: Instant, monotonic_usec: u64, limit: Duration) {
+    pub(crate) fn queue_reloading(&mut self, now: Instant, monotonic_usec: u64, limit: Duration) {
         // For the manager, a service that is not ready cannot reload.
         if self.is_ready && !self.is_stopping {
             (self.is_reloading, self.remark, self.extend_until) = (true, None, Some(now + limit));
@@ -115,11 +115,11 @@ impl NotifyState {
     }
 
     /// Queues READY at the end of a reload, even a failed one, as the old workers keep serving.
-    pub(crate) fn reloaded(&mut self, failed: Option<&str>, summary: &ClusterSummary) {
+    pub(crate) fn queue_reloaded(&mut self, failed: Option<&str>, summary: &ClusterSummary) {
         self.remark = failed.map(|reason| format!("the last reload failed: {reason}"));
         if self.is_ready {
             self.is_reloading = true;
-            self.ready(summary);
+            self.queue_ready(summary);
         }
     }
 
@@ -129,7 +129,7 @@ impl NotifyState {
     }
 
     /// Queues STOPPING, once. The stop may take as long as `limit`.
-    pub(crate) fn stopping(&mut self, now: Instant, limit: Duration) {
+    pub(crate) fn queue_stopping(&mut self, now: Instant, limit: Duration) {
         self.extend_until = Some(now + limit);
         if !std::mem::replace(&mut self.is_stopping, true) {
             self.is_reloading = false;

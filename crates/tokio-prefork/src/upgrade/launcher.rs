@@ -65,7 +65,7 @@ pub(crate) enum UpgradeRole {
 impl BinaryLauncher {
     /// Remembers path, arguments and environment. Must be called before anything changes them.
     pub(crate) fn of_this_process() -> Result<BinaryLauncher> {
-        let path = own_path().map_err(|e| Error::system("find the path of this program", e))?;
+        let path = program_path().map_err(|e| Error::system("find the path of this program", e))?;
         let is_of_upgrade = |name: &OsString| name == CHECK_VARIABLE || name == MANIFEST_VARIABLE;
         let env = std::env::vars_os().filter(|(name, _)| !is_of_upgrade(name)).collect();
         Ok(BinaryLauncher { path, args: std::env::args_os().collect(), env })
@@ -152,7 +152,7 @@ impl BinaryLauncher {
 
 /// Returns the path that this program was called by, if it leads to this program: it may be a link that later points to a new
 /// version. Otherwise returns the path that the kernel knows.
-fn own_path() -> io::Result<PathBuf> {
+fn program_path() -> io::Result<PathBuf> {
     let real = std::env::current_exe()?;
     let called = std::env::args_os().next().map(PathBuf::from);
     let called = called.filter(|path| path.components().count() > 1);
@@ -257,7 +257,7 @@ pub(crate) struct WaitingClients(Vec<OwnedFd>);
 
 impl WaitingClients {
     /// Duplicates the descriptors of the waiting clients in `manifest`.
-    pub(crate) fn of_manifest(manifest: &UpgradeManifest) -> WaitingClients {
+    pub(crate) fn from_manifest(manifest: &UpgradeManifest) -> WaitingClients {
         let clients = manifest.control.iter().flat_map(|control| &control.clients);
         let waiting =
             clients.filter(|client| matches!(client.state, PassedClientState::Waiting { .. }));
@@ -274,7 +274,7 @@ impl WaitingClients {
             .and_then(|file| prefork_os::exec::read_memfd(&file, MAX_MANIFEST_BYTES).ok())
             .and_then(|bytes| UpgradeManifest::decode(&bytes).ok());
         let own = manifest.filter(|manifest| manifest.pid == std::process::id());
-        own.as_ref().map_or_else(WaitingClients::default, WaitingClients::of_manifest)
+        own.as_ref().map_or_else(WaitingClients::default, WaitingClients::from_manifest)
     }
 
     /// Tells the clients that the new image ends. Never blocks: their sockets' buffers are empty.
@@ -310,7 +310,7 @@ impl UpgradeRole {
         match (check, manifest) {
             (Ok(fds), _) => {
                 let (manifest, answer) =
-                    fds.split_once(',').ok_or_else(|| malformed(CHECK_VARIABLE))?;
+                    fds.split_once(',').ok_or_else(|| malformed_variable(CHECK_VARIABLE))?;
                 let answer = take_fd(CHECK_VARIABLE, answer)?;
                 match read_manifest(CHECK_VARIABLE, manifest) {
                     Ok(manifest) => Ok(Some(UpgradeRole::Check { manifest, answer })),
@@ -323,7 +323,7 @@ impl UpgradeRole {
             (_, Ok(fd)) => {
                 let manifest = read_manifest(MANIFEST_VARIABLE, &fd)?;
                 if manifest.pid != std::process::id() {
-                    return Err(malformed(MANIFEST_VARIABLE));
+                    return Err(malformed_variable(MANIFEST_VARIABLE));
                 }
                 Ok(Some(UpgradeRole::NewImage(manifest)))
             }
@@ -355,11 +355,11 @@ fn read_manifest(variable: &str, number: &str) -> Result<UpgradeManifest> {
 }
 
 fn take_fd(variable: &str, number: &str) -> Result<OwnedFd> {
-    let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed(variable))?;
-    prefork_os::fd::take_inherited_fd(number).map_err(|_| malformed(variable))
+    let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed_variable(variable))?;
+    prefork_os::fd::take_inherited_fd(number).map_err(|_| malformed_variable(variable))
 }
 
-fn malformed(variable: &str) -> Error {
+fn malformed_variable(variable: &str) -> Error {
     Error::config(format!(
         "{variable} is set, but not by a primary that is being upgraded; unset it"
     ))

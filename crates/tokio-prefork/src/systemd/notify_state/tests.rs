@@ -32,8 +32,8 @@ fn sends_ready_once_and_the_status_when_it_changes() {
         take_messages(&mut state),
         ["STATUS=starting: 1 of 2 workers ready, generation 1, 0 requests"]
     );
-    state.ready(&summary(2, 0));
-    state.ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
     assert_eq!(
         take_messages(&mut state),
         ["READY=1\nSTATUS=2 of 2 workers ready, generation 1, 0 requests"]
@@ -53,18 +53,18 @@ fn sends_ready_once_and_the_status_when_it_changes() {
 fn a_failed_reload_ends_with_ready_too() {
     let now = Instant::now();
     let mut state = NotifyState::new(None, now, Duration::ZERO);
-    state.reloading(now, 1, SECOND);
+    state.queue_reloading(now, 1, SECOND);
     assert!(take_messages(&mut state).is_empty(), "a service that is not ready cannot reload");
-    state.ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
     take_messages(&mut state);
-    state.reloading(now, 42, SECOND);
-    state.reloaded(Some("no\nfile"), &summary(2, 0));
+    state.queue_reloading(now, 42, SECOND);
+    state.queue_reloaded(Some("no\nfile"), &summary(2, 0));
     let messages = take_messages(&mut state);
     assert!(messages[0].starts_with("RELOADING=1\nMONOTONIC_USEC=42\n"), "{messages:?}");
     assert!(messages[1].starts_with("READY=1\nSTATUS=2 of 2"), "{messages:?}");
     assert!(messages[1].ends_with("; the last reload failed: no\\nfile"), "{messages:?}");
-    state.reloading(now, 43, SECOND);
-    state.reloaded(None, &summary(2, 0));
+    state.queue_reloading(now, 43, SECOND);
+    state.queue_reloaded(None, &summary(2, 0));
     assert!(
         take_messages(&mut state)[1].ends_with(" requests"),
         "the remark of an earlier reload is dropped"
@@ -74,7 +74,7 @@ fn a_failed_reload_ends_with_ready_too() {
 #[test]
 fn an_upgraded_image_sends_ready_when_its_workers_serve() {
     let mut state = NotifyState::upgraded(None, Instant::now());
-    state.reloaded(None, &summary(2, 0));
+    state.queue_reloaded(None, &summary(2, 0));
     assert!(take_messages(&mut state)[0].starts_with("READY=1\n"));
 }
 
@@ -82,11 +82,11 @@ fn an_upgraded_image_sends_ready_when_its_workers_serve() {
 fn sends_stopping_once_and_extends_the_timeout_up_to_the_limit() {
     let now = Instant::now();
     let mut state = NotifyState::new(None, now, Duration::ZERO);
-    state.ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
     take_messages(&mut state);
-    state.stopping(now, 8 * SECOND);
-    state.stopping(now, 8 * SECOND);
-    state.ready(&summary(2, 0));
+    state.queue_stopping(now, 8 * SECOND);
+    state.queue_stopping(now, 8 * SECOND);
+    state.queue_ready(&summary(2, 0));
     assert_eq!(take_messages(&mut state), ["STOPPING=1\nSTATUS=stopping"]);
     let mut extensions = Vec::new();
     for second in 0..12 {
@@ -109,7 +109,7 @@ fn sends_watchdog_messages_only_while_a_worker_is_responsive() {
     };
     assert!(is_fed(&mut state, now, 0), "the service starts");
     assert!(!is_fed(&mut state, now + SECOND, 0), "not due");
-    state.ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
     take_messages(&mut state);
     assert!(is_fed(&mut state, now + 2 * SECOND, 2));
     assert!(!is_fed(&mut state, now + 4 * SECOND, 0), "no worker is responsive");
@@ -119,7 +119,7 @@ fn sends_watchdog_messages_only_while_a_worker_is_responsive() {
     );
     assert!(is_fed(&mut state, now + 5 * SECOND, 1), "one responsive worker is enough");
     assert!(!is_fed(&mut state, now + 7 * SECOND, 0), "no worker is responsive");
-    state.stopping(now, SECOND);
+    state.queue_stopping(now, SECOND);
     take_messages(&mut state);
     assert!(is_fed(&mut state, now + 8 * SECOND, 0), "the service stops");
 }
@@ -128,10 +128,10 @@ fn sends_watchdog_messages_only_while_a_worker_is_responsive() {
 fn bounds_the_queue_of_a_manager_that_does_not_read() {
     let now = Instant::now();
     let mut state = NotifyState::new(Some(SECOND), now, SECOND);
-    state.ready(&summary(2, 0));
+    state.queue_ready(&summary(2, 0));
     for second in 1..1000 {
         state.tick(now + second * SECOND, &summary(2, u64::from(second)));
-        state.reloading(now, 1, SECOND);
+        state.queue_reloading(now, 1, SECOND);
     }
     assert!(take_messages(&mut state).len() <= MAX_QUEUED_MESSAGES);
 }
