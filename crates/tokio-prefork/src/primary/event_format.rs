@@ -128,9 +128,10 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
         LogEvent::Stopping { by, workers } => {
             info(format!("stopping ({by}): draining {}", format_count(*workers as u64, "worker")))
         }
-        LogEvent::StoppingNow { by, workers } => {
-            info(format!("stopping now ({by}): killing {}", format_count(*workers as u64, "worker")))
-        }
+        LogEvent::StoppingNow { by, workers } => info(format!(
+            "stopping now ({by}): killing {}",
+            format_count(*workers as u64, "worker")
+        )),
         LogEvent::Stopped => info("stopped".to_string()),
     }
 }
@@ -139,7 +140,8 @@ pub(super) fn format_event(event: &LogEvent) -> LogLine {
 fn format_exit(exit: &ExitReport) -> LogLine {
     let ExitReport { worker, status, cause, uptime, requests_served, .. } = exit;
     let how = format_exit_status(*status);
-    let life = format!("up {}, {}", HumanDuration(*uptime), format_count(*requests_served, "request"));
+    let life =
+        format!("up {}, {}", HumanDuration(*uptime), format_count(*requests_served, "request"));
     match cause {
         ExitCause::Drained if status.success() => {
             info(format!("{worker} drained and exited ({life})"))

@@ -28,7 +28,9 @@ impl Primary {
         let monotonic_usec = || prefork_os::system::monotonic_ns() / 1000;
         match event {
             LogEvent::AllReady { .. } => state.queue_ready(&summary),
-            LogEvent::Reloading { .. } => state.queue_reloading(now, monotonic_usec(), reload_limit),
+            LogEvent::Reloading { .. } => {
+                state.queue_reloading(now, monotonic_usec(), reload_limit)
+            }
             LogEvent::Reloaded { .. } => state.queue_reloaded(None, &summary),
             LogEvent::ReloadFailed { reason } => state.queue_reloaded(Some(reason), &summary),
             // The manager may have sent the signal, and waits for the end of a reload.

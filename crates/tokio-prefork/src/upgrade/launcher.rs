@@ -355,7 +355,8 @@ fn read_manifest(variable: &str, number: &str) -> Result<UpgradeManifest> {
 }
 
 fn take_fd(variable: &str, number: &str) -> Result<OwnedFd> {
-    let number = number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed_variable(variable))?;
+    let number =
+        number.parse().ok().filter(|n| *n >= 3).ok_or_else(|| malformed_variable(variable))?;
     prefork_os::fd::take_inherited_fd(number).map_err(|_| malformed_variable(variable))
 }
 
