@@ -68,7 +68,11 @@ impl ListenerSet {
     /// # Errors
     ///
     /// A descriptor is not a listening stream socket.
-    pub(crate) fn take_passed(&mut self, passed: &[ActivationFd], bind: &[ListenAddr]) -> Result<()> {
+    pub(crate) fn take_passed(
+        &mut self,
+        passed: &[ActivationFd],
+        bind: &[ListenAddr],
+    ) -> Result<()> {
         let named = |one: &&ActivationFd| !bind.contains(&ListenAddr::Fd(one.fd));
         for one in passed.iter().filter(|one| !is_stored_socket_name(&one.name)).filter(named) {
             let refuse = |why: String| {
@@ -98,8 +102,13 @@ impl ListenerSet {
     }
 
     /// Takes back the stored sockets that `bind` names. Returns the names of the others, for removal from the store.
-    pub(crate) fn take_stored(&mut self, passed: &[ActivationFd], bind: &[ListenAddr]) -> Vec<String> {
-        let mut stored: Vec<_> = passed.iter().filter(|one| is_stored_socket_name(&one.name)).collect();
+    pub(crate) fn take_stored(
+        &mut self,
+        passed: &[ActivationFd],
+        bind: &[ListenAddr],
+    ) -> Vec<String> {
+        let mut stored: Vec<_> =
+            passed.iter().filter(|one| is_stored_socket_name(&one.name)).collect();
         // In the order of the slots: the kernel numbers the sockets of a reuseport group in the order of their creation.
         stored.sort_by_key(|one| StoredSocketName::decode(&one.name).map(|name| name.slot));
         let mut unwanted = Vec::new();

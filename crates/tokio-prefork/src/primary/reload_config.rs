@@ -126,7 +126,9 @@ impl Primary {
         self.configs.cancel_lookup(&mut self.killed_children);
         match self.configs.read(generation) {
             Ok(None) => {}
-            Ok(Some(config)) => self.prepare_generation(generation, config, &ResolvedHosts::default()),
+            Ok(Some(config)) => {
+                self.prepare_generation(generation, config, &ResolvedHosts::default())
+            }
             Err(e) => self.report_config_read(Err(e)),
         }
     }
@@ -144,7 +146,12 @@ impl Primary {
         }
     }
 
-    fn prepare_generation(&mut self, generation: Generation, config: Config, names: &ResolvedHosts) {
+    fn prepare_generation(
+        &mut self,
+        generation: Generation,
+        config: Config,
+        names: &ResolvedHosts,
+    ) {
         let result = self.apply_config(generation, config, names);
         self.report_config_read(result);
     }

@@ -99,7 +99,9 @@ impl Primary {
         let Some(manager) = self.service_manager.as_mut().filter(|one| one.stores_sockets()) else {
             return;
         };
-        for listener in self.listeners.listeners.iter_mut().filter(|l| l.keeper == SocketKeeper::Primary) {
+        for listener in
+            self.listeners.listeners.iter_mut().filter(|l| l.keeper == SocketKeeper::Primary)
+        {
             let Some(name) = listener.store_name() else { continue };
             match manager.store_socket(&name, listener.as_fd()) {
                 Ok(true) => listener.keeper = SocketKeeper::FdStore,
