@@ -1,15 +1,15 @@
-//! A number that only grows.
+//! A counter that all processes share.
 
 use std::fmt;
 
-use super::registry::{self, Thing};
-use super::striped_counters::Stripes;
+use super::registry::{self, DeclaredState};
+use super::striped_counters::StripedSums;
 use crate::error::{Error, Result};
 
-/// A count over all workers, the dead ones too. Copy the handle wherever it is needed.
+/// A count over all workers, including dead ones. The handle is `Copy`.
 ///
-/// An addition is one atomic instruction: a worker that is killed has added or has not. Nothing that was added
-/// is lost by its death, and a respawn, a reload and a `scale` go on with the same sum. Takes 4 KiB.
+/// An addition is one atomic instruction, so a worker that is killed has added or has not. The sum survives the death of workers,
+/// respawns, reloads and `scale`. Takes 4 KiB of memory.
 ///
 /// ```
 /// use tokio_prefork::SharedCounter;
@@ -21,28 +21,29 @@ use crate::error::{Error, Result};
 /// # Ok::<(), tokio_prefork::Error>(())
 /// ```
 #[derive(Clone, Copy)]
-pub struct SharedCounter(Stripes);
+pub struct SharedCounter(StripedSums);
 
 impl SharedCounter {
-    /// Declares a counter, before the cluster serves.
+    /// Declares a counter. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The name is taken or no name for a metric, this is a worker, or there is no memory.
+    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedCounter> {
-        let name = registry::name(name)?;
-        let stripes = Stripes::new(1)
-            .map_err(|e| Error::system(format!("get memory for the counter {name:?}"), e))?;
+        let name = registry::validate_name(name)?;
+        let stripes = StripedSums::new(1).map_err(|e| {
+            Error::system(format!("allocate shared memory for the counter {name:?}"), e)
+        })?;
         let counter = SharedCounter(stripes);
-        registry::declare(name, Thing::Counter(counter))?;
+        registry::register(name, DeclaredState::Counter(counter))?;
         Ok(counter)
     }
 
-    /// Adds. The sum wraps at 2^64.
+    /// Adds `by`. The sum wraps at 2^64.
     pub fn add(&self, by: u64) {
         self.0.add([(0, by)]);
     }
 
-    /// The sum of all that was added by anybody. A later reading is never smaller, until the sum wraps.
+    /// Returns the sum of all additions of all processes. Never decreases, except when it wraps.
     pub fn value(&self) -> u64 {
         self.0.sum(0)
     }
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_counts_and_wraps() {
+    fn the_sum_wraps_at_2_to_the_64() {
         let counter = SharedCounter::new("counter_wraps").expect("counter");
         counter.add(u64::MAX);
         counter.add(2);

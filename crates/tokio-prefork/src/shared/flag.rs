@@ -1,13 +1,12 @@
-//! A yes or no for all.
+//! A boolean that all processes share.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::registry::{self, Thing};
+use super::registry::{self, DeclaredState};
 use crate::error::{Error, Result};
 
-/// A switch that every worker sees at once: maintenance mode, a feature, "the warm-up is done". Not set at
-/// first.
+/// A boolean that every worker sees at once: maintenance mode, a feature switch, "warm-up done". Initially clear.
 ///
 /// ```
 /// use tokio_prefork::SharedFlag;
@@ -21,32 +20,32 @@ use crate::error::{Error, Result};
 pub struct SharedFlag(&'static AtomicU64);
 
 impl SharedFlag {
-    /// Declares a flag, before the cluster serves.
+    /// Declares a flag. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The name is taken or no name for a metric, this is a worker, or there is no memory.
+    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedFlag> {
-        let name = registry::name(name)?;
-        let words = prefork_os::shared_memory::create_shared_words(1)
-            .map_err(|e| Error::system(format!("get memory for the flag {name:?}"), e))?;
+        let name = registry::validate_name(name)?;
+        let words = prefork_os::shared_memory::create_shared_words(1).map_err(|e| {
+            Error::system(format!("allocate shared memory for the flag {name:?}"), e)
+        })?;
         let flag = SharedFlag(&words[0]);
-        registry::declare(name, Thing::Flag(flag))?;
+        registry::register(name, DeclaredState::Flag(flag))?;
         Ok(flag)
     }
 
-    /// Sets it, and tells whether it was set before: of many who set it at the same time, exactly one is told
-    /// no.
+    /// Sets the flag and returns whether it was set before. Of several concurrent calls, exactly one returns `false`.
     pub fn set(&self) -> bool {
-        // Release: who sees the flag also sees what was written to other shared state before.
+        // Release: a process that sees the flag also sees earlier writes to other shared state.
         self.0.swap(1, Ordering::AcqRel) != 0
     }
 
-    /// Takes it back, and tells whether it was set before.
+    /// Clears the flag and returns whether it was set before.
     pub fn clear(&self) -> bool {
         self.0.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// Whether it is set.
+    /// Returns whether the flag is set.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) != 0
     }
@@ -63,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_of_many_is_the_first_to_set_it() {
+    fn exactly_one_of_many_threads_sets_the_flag_first() {
         let flag = SharedFlag::new("flag_first").expect("flag");
         let set = || (0..100).filter(|_| !flag.set()).count();
         let first = std::thread::scope(|scope| {

@@ -1,24 +1,24 @@
-//! A number that goes up and down, and forgets the dead.
+//! A gauge that all processes share, without the values of dead ones.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::live_processes::{Members, Owner, ROWS};
-use super::registry::{self, Thing};
+use super::live_processes::{MAX_PROCESSES, ProcessIdentity, ProcessTable};
+use super::registry::{self, DeclaredState};
 use crate::error::{Error, Result};
 
-/// Words of a process's part: its owner, the value, and the rest of the cache line.
-const PART: usize = 8;
+/// Words per process: its identity, its value, and padding to a cache line.
+const WORDS_PER_PROCESS: usize = 8;
 
-/// Threads of this process that use a gauge for the first time.
-static FIRST_USE: Mutex<()> = Mutex::new(());
+/// Held while a thread of this process claims its words of a gauge.
+static FIRST_USE_LOCK: Mutex<()> = Mutex::new(());
 
-/// The sum of what each living process says: open streams, jobs under way, bytes in a buffer.
+/// The sum of one value per live process: open streams, running jobs, bytes in buffers.
 ///
-/// Each worker has a part of its own. What a worker said is forgotten at the moment of its death, so one that
-/// was killed with three streams open does not leave three streams behind for ever. Up to 1024 processes can
-/// have a part at the same time; what others say is not counted. Takes 64 bytes for each process.
+/// Each worker has a value of its own, which no longer counts when the worker dies. So a worker that is killed with three open
+/// streams does not leave three streams behind. Up to 1024 processes can have a value at the same time; those beyond are not
+/// counted. Takes 64 bytes per process.
 ///
 /// ```
 /// use tokio_prefork::SharedGauge;
@@ -35,78 +35,82 @@ static FIRST_USE: Mutex<()> = Mutex::new(());
 /// ```
 #[derive(Clone, Copy)]
 pub struct SharedGauge {
-    members: &'static Members,
+    processes: &'static ProcessTable,
     words: &'static [AtomicU64],
 }
 
-/// Keeps an addition to a [`SharedGauge`] until it is dropped.
+/// Subtracts an addition to a [`SharedGauge`] when it is dropped.
 #[derive(Debug)]
-#[must_use = "dropping it takes the addition back"]
+#[must_use = "dropping the guard subtracts the addition"]
 pub struct GaugeGuard {
     gauge: SharedGauge,
     by: i64,
 }
 
 impl SharedGauge {
-    /// Declares a gauge, before the cluster serves.
+    /// Declares a gauge. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The name is taken or no name for a metric, this is a worker, or there is no memory.
+    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<SharedGauge> {
-        let name = registry::name(name)?;
-        let words = prefork_os::shared_memory::create_shared_words(ROWS * PART)
-            .map_err(|e| Error::system(format!("get memory for the gauge {name:?}"), e))?;
-        let gauge = SharedGauge { members: Members::get()?, words };
-        registry::declare(name, Thing::Gauge(gauge))?;
+        let name = registry::validate_name(name)?;
+        let words =
+            prefork_os::shared_memory::create_shared_words(MAX_PROCESSES * WORDS_PER_PROCESS)
+                .map_err(|e| {
+                    Error::system(format!("allocate shared memory for the gauge {name:?}"), e)
+                })?;
+        let gauge = SharedGauge { processes: ProcessTable::get_or_create()?, words };
+        registry::register(name, DeclaredState::Gauge(gauge))?;
         Ok(gauge)
     }
 
-    /// Adds to this process's part; a negative number takes away.
+    /// Adds `by`, which may be negative, to the value of this process.
     pub fn add(&self, by: i64) {
-        if let Some(part) = self.own_part() {
-            part.fetch_add(by as u64, Ordering::Relaxed);
+        if let Some(value_word) = self.own_value_word() {
+            value_word.fetch_add(by as u64, Ordering::Relaxed);
         }
     }
 
-    /// What this process's part is from now on, whatever it was.
+    /// Sets the value of this process.
     pub fn set(&self, value: i64) {
-        if let Some(part) = self.own_part() {
-            part.store(value as u64, Ordering::Relaxed);
+        if let Some(value_word) = self.own_value_word() {
+            value_word.store(value as u64, Ordering::Relaxed);
         }
     }
 
-    /// Adds, and takes it back when the hold is dropped: also when a handler panics or its client leaves.
+    /// Adds `by` until the guard is dropped, also when a handler panics or its client disconnects.
     pub fn add_scoped(&self, by: i64) -> GaugeGuard {
         self.add(by);
         GaugeGuard { gauge: *self, by }
     }
 
-    /// The sum over all processes that live. Asks the kernel once for each (half a microsecond or so).
+    /// Returns the sum over all live processes. Makes one system call per process, of about half a microsecond.
     pub fn value(&self) -> i64 {
-        let parts = self.members.living().filter_map(|owner| {
-            let [whose, part] = self.part(owner);
-            // Acquire: the value is that of this owner, not of one before it in the same row.
-            (whose.load(Ordering::Acquire) == owner.0).then(|| part.load(Ordering::Relaxed))
+        let values = self.processes.live_processes().filter_map(|owner| {
+            let [owner_word, value_word] = self.process_words(owner);
+            // Acquire: the value belongs to this process, not to an earlier one with the same row.
+            (owner_word.load(Ordering::Acquire) == owner.0)
+                .then(|| value_word.load(Ordering::Relaxed))
         });
-        parts.fold(0, u64::wrapping_add) as i64
+        values.fold(0, u64::wrapping_add) as i64
     }
 
-    fn own_part(&self) -> Option<&'static AtomicU64> {
-        let own = self.members.own()?;
-        let [whose, part] = self.part(own);
-        if whose.load(Ordering::Relaxed) != own.0 {
-            let _one = FIRST_USE.lock().unwrap_or_else(PoisonError::into_inner);
-            if whose.load(Ordering::Relaxed) != own.0 {
-                // Killed here, the part is still the dead owner's, and is not counted.
-                part.store(0, Ordering::Relaxed);
-                whose.store(own.0, Ordering::Release);
+    fn own_value_word(&self) -> Option<&'static AtomicU64> {
+        let own = self.processes.current_process()?;
+        let [owner_word, value_word] = self.process_words(own);
+        if owner_word.load(Ordering::Relaxed) != own.0 {
+            let _guard = FIRST_USE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+            if owner_word.load(Ordering::Relaxed) != own.0 {
+                // Killed between the two stores, this process does not count: the words still belong to the dead one.
+                value_word.store(0, Ordering::Relaxed);
+                owner_word.store(own.0, Ordering::Release);
             }
         }
-        Some(part)
+        Some(value_word)
     }
 
-    fn part(&self, owner: Owner) -> [&'static AtomicU64; 2] {
-        let at = owner.row() * PART;
+    fn process_words(&self, owner: ProcessIdentity) -> [&'static AtomicU64; 2] {
+        let at = owner.row() * WORDS_PER_PROCESS;
         [&self.words[at], &self.words[at + 1]]
     }
 }
@@ -128,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_taken_back_and_negative_is_fine() {
+    fn a_scoped_addition_is_subtracted_and_values_may_be_negative() {
         let gauge = SharedGauge::new("gauge_hold").expect("gauge");
         let hold = gauge.add_scoped(4);
         gauge.add(-6);
@@ -140,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_was_somebody_elses_begins_with_nothing() {
+    fn the_value_of_a_dead_process_does_not_count() {
         let gauge = SharedGauge::new("gauge_row").expect("gauge");
-        let own = gauge.members.own().expect("a row");
-        let [whose, part] = gauge.part(own);
-        whose.store(own.0 - ROWS as u64, Ordering::Relaxed);
-        part.store(99, Ordering::Relaxed);
-        assert_eq!(gauge.value(), 0, "the one before is dead");
+        let own = gauge.processes.current_process().expect("a row");
+        let [owner_word, value_word] = gauge.process_words(own);
+        owner_word.store(own.0 - MAX_PROCESSES as u64, Ordering::Relaxed);
+        value_word.store(99, Ordering::Relaxed);
+        assert_eq!(gauge.value(), 0, "the value of a dead process was counted");
         gauge.add(1);
         assert_eq!(gauge.value(), 1);
     }

@@ -1,21 +1,21 @@
-//! How large things are, counted by size.
+//! A histogram that all processes share.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::registry::{self, Thing};
-use super::striped_counters::Stripes;
+use super::registry::{self, DeclaredState};
+use super::striped_counters::StripedSums;
 use crate::error::{Error, Result};
 
-/// Bounds of one histogram.
-const MOST_BOUNDS: usize = 256;
+/// The most bounds of one histogram.
+const MAX_BOUNDS: usize = 256;
 
-/// Observations over all workers, the dead ones too, counted in buckets with fixed bounds.
+/// Observations of all workers, including dead ones, counted in buckets with fixed bounds.
 ///
-/// A bucket counts what is at most its bound and more than the bound before; one more bucket counts what is
-/// above them all. The number of observations is the sum of the buckets, so the two always agree; a worker that
-/// is killed in mid-update may be missing in [`HistogramSnapshot::sum`] with that one observation.
+/// A bucket counts the observations that are at most its bound and above the previous one; the last bucket counts those above all
+/// bounds. The number of observations is the sum of the buckets, so the two always agree. A worker that is killed during an update
+/// may leave that observation out of [`HistogramSnapshot::sum`].
 ///
 /// ```
 /// use tokio_prefork::SharedHistogram;
@@ -32,40 +32,41 @@ const MOST_BOUNDS: usize = 256;
 #[derive(Clone, Copy)]
 pub struct SharedHistogram {
     bounds: &'static [u64],
-    /// A count for each bound, one for what is above, and the sum.
-    stripes: Stripes,
+    /// One count per bound, one for what is above all bounds, and the sum.
+    stripes: StripedSums,
 }
 
-/// A [`SharedHistogram`] at one moment.
+/// The values of a [`SharedHistogram`] at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HistogramSnapshot {
-    /// The upper bounds, in the unit of the observations, growing.
+    /// The upper bounds, in the unit of the observations, ascending.
     pub bounds: Vec<u64>,
-    /// Observations for each bound, and last those above them all.
+    /// The observations per bound, and last those above all bounds.
     pub counts: Vec<u64>,
-    /// The sum of all observations; it wraps at 2^64.
+    /// The sum of all observations. Wraps at 2^64.
     pub sum: u64,
 }
 
 impl SharedHistogram {
-    /// Declares a histogram with these upper bounds, before the cluster serves. The unit is the caller's.
+    /// Declares a histogram with these upper bounds, in a unit of your choice. Call it before the cluster serves.
     ///
     /// # Errors
-    /// The bounds do not grow, or are none or more than 256; the name is taken or no name for a metric, this is
-    /// a worker, or there is no memory.
+    /// The bounds are not ascending, are empty, or more than 256; the name is taken or not a valid metric name, this is a worker
+    /// process, or memory is short.
     pub fn new(name: &str, bounds: &[u64]) -> Result<SharedHistogram> {
-        let name = registry::name(name)?;
+        let name = registry::validate_name(name)?;
         let growing = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-        if bounds.is_empty() || bounds.len() > MOST_BOUNDS || !growing {
+        if bounds.is_empty() || bounds.len() > MAX_BOUNDS || !growing {
             return Err(Error::config(format!(
-                "the bounds of the histogram {name:?} must grow, and be 1 to {MOST_BOUNDS}: {bounds:?}"
+                "cannot declare the histogram {name:?} with the bounds {bounds:?}: use 1 to {MAX_BOUNDS} bounds in ascending order"
             )));
         }
-        let stripes = Stripes::new(bounds.len() + 2)
-            .map_err(|e| Error::system(format!("get memory for the histogram {name:?}"), e))?;
+        let stripes = StripedSums::new(bounds.len() + 2).map_err(|e| {
+            Error::system(format!("allocate shared memory for the histogram {name:?}"), e)
+        })?;
         let bounds = Box::leak(bounds.to_vec().into_boxed_slice());
         let histogram = SharedHistogram { bounds, stripes };
-        registry::declare(name, Thing::Histogram(histogram))?;
+        registry::register(name, DeclaredState::Histogram(histogram))?;
         Ok(histogram)
     }
 
@@ -75,7 +76,7 @@ impl SharedHistogram {
         self.stripes.add([(bucket, 1), (self.bounds.len() + 1, value)]);
     }
 
-    /// What was observed so far.
+    /// Reads the histogram.
     pub fn snapshot(&self) -> HistogramSnapshot {
         HistogramSnapshot {
             bounds: self.bounds.to_vec(),
@@ -86,13 +87,14 @@ impl SharedHistogram {
 }
 
 impl HistogramSnapshot {
-    /// How many observations there were.
+    /// Returns the number of observations.
     pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
-    /// The least bound that at least the share `q` (0 to 1) of the observations does not exceed. `None` if
-    /// there were none, or if it lies above all bounds.
+    /// Returns the smallest bound that at least the share `q` (0 to 1) of the observations does not exceed.
+    ///
+    /// `None` without observations, or if it is above all bounds.
     pub fn quantile(&self, q: f64) -> Option<u64> {
         let wanted = (q.clamp(0.0, 1.0) * self.count() as f64).ceil().max(1.0);
         let mut below = 0.0;
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_belongs_to_its_bucket() {
+    fn a_bucket_includes_its_bound() {
         let histogram = SharedHistogram::new("histogram_bounds", &[0, 10]).expect("histogram");
         for value in [0, 1, 10, 11, u64::MAX - 21] {
             histogram.observe(value);
@@ -129,16 +131,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_seen_has_no_quantile() {
+    fn an_empty_histogram_has_no_quantile() {
         let histogram = SharedHistogram::new("histogram_empty", &[1]).expect("histogram");
         assert_eq!(histogram.snapshot().quantile(0.5), None);
     }
 
     #[test]
-    fn bounds_must_grow() {
+    fn bounds_must_be_ascending() {
         for bounds in [&[][..], &[1, 1], &[2, 1]] {
             let error = SharedHistogram::new("histogram_bad", bounds).expect_err("bad").to_string();
-            assert!(error.contains("must grow"), "{error}");
+            assert!(error.contains("ascending"), "{error}");
         }
     }
 }

@@ -1,24 +1,23 @@
-//! One process does it, and if that dies, another: what the application sees of a role. How it works:
-//! `leadership_lock.rs`.
+//! Leader election among the workers: a leadership is held by at most one process at a time.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::task::{Context, Poll};
 
-use super::leadership_lock::{Here, Role, State};
-use super::live_processes::{self, Members};
-use super::registry::{self, Thing};
+use super::leadership_lock::{LeadershipLock, LeadershipStage, LocalLeadership};
+use super::live_processes::{self, ProcessTable};
+use super::registry::{self, DeclaredState};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
 
-/// A role that exactly one live process of the cluster has: to run the cron jobs, to consume a queue.
+/// A role that at most one live process has at a time: to run the cron jobs, to consume a queue.
 ///
-/// Each worker that is ready to take the role waits in [`acquire`](Leadership::acquire). When the leader dies,
-/// resigns or is replaced, the kernel wakes one of them. A leader that is frozen or stopped still leads, until
-/// the watchdog kills it: what does not die may yet go on with its work.
+/// Each worker that is ready to lead waits in [`acquire`](Leadership::acquire). When the leader dies, releases the leadership or is
+/// replaced, the kernel wakes one of them. A stopped or stalled leader keeps leading until the watchdog kills it, because it may still
+/// continue its work.
 ///
-/// A worker that drains should resign, so that another leads while it still finishes requests:
+/// A draining worker should release its leadership, so that another one leads while it finishes requests:
 ///
 /// ```no_run
 /// use tokio_prefork::{Cluster, Config, Leadership, Worker};
@@ -40,187 +39,194 @@ use prefork_os::byte_range_lock::ByteRangeLocks;
 /// # }
 /// ```
 #[derive(Clone, Copy)]
-pub struct Leadership(&'static Role);
+pub struct Leadership(&'static LeadershipLock);
 
 /// Leads until it is dropped.
 #[derive(Debug)]
-#[must_use = "dropping it resigns"]
+#[must_use = "dropping the guard releases the leadership"]
 pub struct LeadershipGuard {
     role: Leadership,
     pid: u32,
 }
 
 impl Leadership {
-    /// Declares a role among the workers of this cluster, before it serves. An upgrade to a new binary begins
-    /// anew: the worker that proves it, and the new ones while old ones finish, know nothing of the old
-    /// leader, so two may lead for a while. See [`with_lock_file`](Leadership::with_lock_file) if that must not be.
+    /// Declares a leadership among the workers of this cluster. Call it before the cluster serves.
+    ///
+    /// An upgrade to a new binary starts anew: the worker of the upgrade check and the new workers do not know the old leader, so two
+    /// processes may lead for a while. Use [`with_lock_file`](Leadership::with_lock_file) to prevent that.
     ///
     /// # Errors
-    /// The name is taken or no name for a metric, this is a worker, or the system refuses memory for it.
+    /// The name is taken or not a valid metric name, this is a worker process, or memory is short.
     pub fn new(name: &str) -> Result<Leadership> {
-        let name = registry::name(name)?;
-        let (locks, byte) = Members::get()?.role(name);
-        Leadership::declare(name, locks, byte)
+        let name = registry::validate_name(name)?;
+        let (locks, byte) = ProcessTable::get_or_create()?.leadership_lock(name);
+        Leadership::register(name, locks, byte)
     }
 
-    /// Declares a role among all processes of this machine that use the same name in the same file, over
-    /// upgrades too. The file is made if need be (mode 0600) and stays empty. It must be on a local file
-    /// system, and nothing else in this process may open it: closing it again would let go of the role.
+    /// Declares a leadership among all processes of this machine that use the same name and file, also across upgrades.
+    ///
+    /// The file is created with mode 0600 if it does not exist, and stays empty. It must be on a local file system. Nothing else in this
+    /// process may open it, because closing it would release the leadership.
     ///
     /// # Errors
-    /// As [`Leadership::new`], or the file cannot be had.
+    /// As [`Leadership::new`], or the file cannot be opened.
     pub fn with_lock_file(name: &str, path: impl AsRef<Path>) -> Result<Leadership> {
-        let (name, path) = (registry::name(name)?, path.as_ref());
+        let (name, path) = (registry::validate_name(name)?, path.as_ref());
         let locks = ByteRangeLocks::open_file(path).map_err(|e| {
-            Error::system(format!("open {} for the role {name:?}", path.display()), e)
+            Error::system(format!("open {} for the leadership {name:?}", path.display()), e)
         })?;
-        Leadership::declare(name, locks, live_processes::role_byte(name))
+        Leadership::register(name, locks, live_processes::leadership_byte(name))
     }
 
-    fn declare(
+    fn register(
         name: &'static str,
         locks: &'static ByteRangeLocks,
         byte: u64,
     ) -> Result<Leadership> {
-        let role = Leadership(Box::leak(Box::new(Role::new(name, locks, byte))));
-        registry::declare(name, Thing::Role(role))?;
+        let role = Leadership(Box::leak(Box::new(LeadershipLock::new(name, locks, byte))));
+        registry::register(name, DeclaredState::Leadership(role))?;
         Ok(role)
     }
 
-    /// Waits until this process has the role, and leads until the [`LeadershipGuard`] is dropped. Within a process too,
-    /// one at a time leads. Can be dropped at any time, then it no longer waits. Needs no runtime in
-    /// particular.
+    /// Waits until this process leads, and leads until the [`LeadershipGuard`] is dropped.
+    ///
+    /// Within a process, too, only one guard exists at a time. Cancel safe: dropping the future ends the wait. Works with any runtime.
     ///
     /// # Errors
-    /// The system refuses the thread that waits, or the lock.
+    /// The system refuses the waiting thread, or the lock.
     pub async fn acquire(&self) -> Result<LeadershipGuard> {
-        let mut wait = Wait { role: *self, number: None };
+        let mut wait = PendingAcquire { role: *self, ticket: None };
         poll_fn(|context| wait.poll(context)).await
     }
 
-    /// Waits until this process has the role, does the work, and resigns. If the worker dies in between,
-    /// another begins from the start.
+    /// Waits until this process leads, runs `work`, and releases the leadership.
+    ///
+    /// If the worker dies meanwhile, another one starts its work from the beginning.
     ///
     /// # Errors
-    /// As [`Leadership::acquire`]; then the work was not begun.
+    /// As [`Leadership::acquire`]; then the work has not started.
     pub async fn run_as_leader<F: Future>(&self, work: F) -> Result<F::Output> {
         let _lead = self.acquire().await?;
         Ok(work.await)
     }
 
-    /// Leads if nobody does, without waiting.
+    /// Leads if no process does, without waiting. Returns `None` if there is a leader.
     ///
     /// # Errors
     /// The system refuses the lock.
     pub fn try_acquire(&self) -> Result<Option<LeadershipGuard>> {
-        let mut here = self.0.here();
-        let free = matches!(here.state, State::Idle);
-        if !free || !self.0.locks.try_lock(self.0.byte).map_err(|e| self.0.refused(e))? {
+        let mut local = self.0.lock_local();
+        let is_idle = matches!(local.stage, LeadershipStage::Idle);
+        if !is_idle || !self.0.locks.try_lock(self.0.byte).map_err(|e| self.0.lock_error(e))? {
             return Ok(None);
         }
-        here.state = State::Led;
-        Ok(Some(LeadershipGuard { role: *self, pid: here.pid }))
+        local.stage = LeadershipStage::Leading;
+        Ok(Some(LeadershipGuard { role: *self, pid: local.pid }))
     }
 
-    /// Whether this process leads.
+    /// Returns whether this process leads.
     pub fn is_leader(&self) -> bool {
-        matches!(self.0.here().state, State::Led)
+        matches!(self.0.lock_local().stage, LeadershipStage::Leading)
     }
 
-    /// The process that leads, if one does, as the kernel knows it. `None` also if the kernel cannot be asked.
+    /// Returns the pid of the leader, as the kernel knows it. `None` without a leader, or if the kernel cannot be asked.
     pub fn leader_pid(&self) -> Option<u32> {
-        let here = self.0.here();
-        match here.state {
-            State::Led => Some(here.pid),
+        let local = self.0.lock_local();
+        match local.stage {
+            LeadershipStage::Leading => Some(local.pid),
             _ => self.0.locks.holder_pid(self.0.byte).ok().flatten(),
         }
     }
 }
 
-/// Somebody who waits in this process.
-struct Wait {
+/// A future of this process that waits for the leadership.
+struct PendingAcquire {
     role: Leadership,
-    number: Option<u64>,
+    ticket: Option<u64>,
 }
 
-impl Wait {
+impl PendingAcquire {
     fn poll(&mut self, context: &Context<'_>) -> Poll<Result<LeadershipGuard>> {
         let role = self.role.0;
-        let mut here = role.here();
-        match here.state {
-            State::Idle => match role.locks.try_lock(role.byte) {
-                Ok(true) => return Poll::Ready(Ok(self.take(&mut here))),
+        let mut local = role.lock_local();
+        match local.stage {
+            LeadershipStage::Idle => match role.locks.try_lock(role.byte) {
+                Ok(true) => return Poll::Ready(Ok(self.start_leading(&mut local))),
                 Ok(false) => {
-                    self.wait(&mut here, context);
-                    if let Err(e) = role.sleep() {
-                        self.leave(&mut here);
-                        return Poll::Ready(Err(role.refused(e)));
+                    self.enqueue(&mut local, context);
+                    if let Err(e) = role.start_wait_thread() {
+                        self.dequeue(&mut local);
+                        return Poll::Ready(Err(role.lock_error(e)));
                     }
-                    here.state = State::Asleep;
+                    local.stage = LeadershipStage::WaitingForLock;
                 }
-                Err(e) => return Poll::Ready(Err(role.refused(e))),
+                Err(e) => return Poll::Ready(Err(role.lock_error(e))),
             },
-            State::Offered => return Poll::Ready(Ok(self.take(&mut here))),
-            State::Asleep | State::Led => self.wait(&mut here, context),
-            State::Failed(_) => {
-                self.leave(&mut here);
-                // The next one who asks tries again.
-                if let State::Failed(e) = std::mem::replace(&mut here.state, State::Idle) {
-                    here.wake_all();
-                    return Poll::Ready(Err(role.refused(e)));
+            LeadershipStage::Acquired => return Poll::Ready(Ok(self.start_leading(&mut local))),
+            LeadershipStage::WaitingForLock | LeadershipStage::Leading => {
+                self.enqueue(&mut local, context)
+            }
+            LeadershipStage::Failed(_) => {
+                self.dequeue(&mut local);
+                // The next call tries again.
+                if let LeadershipStage::Failed(e) =
+                    std::mem::replace(&mut local.stage, LeadershipStage::Idle)
+                {
+                    local.wake_all();
+                    return Poll::Ready(Err(role.lock_error(e)));
                 }
             }
         }
         Poll::Pending
     }
 
-    fn take(&mut self, here: &mut Here) -> LeadershipGuard {
-        self.leave(here);
-        here.state = State::Led;
-        LeadershipGuard { role: self.role, pid: here.pid }
+    fn start_leading(&mut self, local: &mut LocalLeadership) -> LeadershipGuard {
+        self.dequeue(local);
+        local.stage = LeadershipStage::Leading;
+        LeadershipGuard { role: self.role, pid: local.pid }
     }
 
-    fn wait(&mut self, here: &mut Here, context: &Context<'_>) {
-        self.leave(here);
-        here.next += 1;
-        self.number = Some(here.next);
-        here.waiting.push((here.next, context.waker().clone()));
+    fn enqueue(&mut self, local: &mut LocalLeadership, context: &Context<'_>) {
+        self.dequeue(local);
+        local.next_ticket += 1;
+        self.ticket = Some(local.next_ticket);
+        local.waiting.push((local.next_ticket, context.waker().clone()));
     }
 
-    fn leave(&mut self, here: &mut Here) {
-        if let Some(number) = self.number.take() {
-            here.waiting.retain(|(other, _)| *other != number);
+    fn dequeue(&mut self, local: &mut LocalLeadership) {
+        if let Some(ticket) = self.ticket.take() {
+            local.waiting.retain(|(other, _)| *other != ticket);
         }
     }
 }
 
-impl Drop for Wait {
+impl Drop for PendingAcquire {
     fn drop(&mut self) {
-        if self.number.is_none() {
+        if self.ticket.is_none() {
             return;
         }
-        let mut here = self.role.0.here();
-        self.leave(&mut here);
-        // It was offered to those who waited, and the last of them has gone.
-        if matches!(here.state, State::Offered) && here.waiting.is_empty() {
-            self.role.0.let_go(&mut here);
+        let mut local = self.role.0.lock_local();
+        self.dequeue(&mut local);
+        // The lock was acquired for waiting futures, and this was the last of them.
+        if matches!(local.stage, LeadershipStage::Acquired) && local.waiting.is_empty() {
+            self.role.0.release(&mut local);
         }
     }
 }
 
 impl Drop for LeadershipGuard {
     fn drop(&mut self) {
-        let mut here = self.role.0.here();
-        // In a child of the leader this is a copy, which leads nothing.
-        if here.pid == self.pid {
-            self.role.0.let_go(&mut here);
+        let mut local = self.role.0.lock_local();
+        // In a child of the leader this guard is a copy, which holds no lock.
+        if local.pid == self.pid {
+            self.role.0.release(&mut local);
         }
     }
 }
 
 impl fmt::Debug for Leadership {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Leadership({:?}, led by {:?})", self.0.name, self.leader_pid())
+        write!(f, "Leadership({:?}, leader {:?})", self.0.name, self.leader_pid())
     }
 }
 
@@ -237,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn one_at_a_time_leads_within_a_process() {
+    fn one_guard_at_a_time_leads_within_a_process() {
         let role = Leadership::new("role_one").expect("role");
         assert!(!role.is_leader());
         assert_eq!(role.leader_pid(), None);
-        let lead = role.try_acquire().expect("lock").expect("nobody leads");
+        let lead = role.try_acquire().expect("lock").expect("there is a leader");
         assert!(role.is_leader());
         assert_eq!(role.leader_pid(), Some(std::process::id()));
         assert!(role.try_acquire().expect("lock").is_none());
@@ -254,9 +260,9 @@ mod tests {
     }
 
     #[test]
-    fn who_no_longer_waits_gets_nothing() {
+    fn a_dropped_acquire_does_not_get_the_leadership() {
         let role = Leadership::new("role_gone").expect("role");
-        let lead = role.try_acquire().expect("lock").expect("nobody leads");
+        let lead = role.try_acquire().expect("lock").expect("there is a leader");
         {
             let mut gone = pin!(role.acquire());
             assert!(poll(gone.as_mut()).is_pending());
@@ -266,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_panics_resigns() {
+    fn a_panic_releases_the_leadership() {
         let role = Leadership::new("role_panic").expect("role");
         let work = || {
             let mut work = pin!(role.run_as_leader(async { panic!("the work panics") }));
@@ -277,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn run_once_gives_what_the_work_gave() {
+    fn run_as_leader_returns_the_output_of_the_work() {
         let role = Leadership::new("role_output").expect("role");
         let Poll::Ready(Ok(7)) = poll(pin!(role.run_as_leader(async { 7 }))) else {
             panic!("no output")
@@ -285,12 +291,12 @@ mod tests {
     }
 
     #[test]
-    fn two_roles_of_one_file_do_not_meet() {
+    fn two_leaderships_in_one_file_are_independent() {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("roles");
         let one = Leadership::with_lock_file("role_file_one", &path).expect("role");
         let other = Leadership::with_lock_file("role_file_other", &path).expect("role");
-        let _one = one.try_acquire().expect("lock").expect("free");
+        let _one = one.try_acquire().expect("lock").expect("is_idle");
         assert!(other.try_acquire().expect("lock").is_some());
         let error =
             Leadership::with_lock_file("role_file_bad", dir.path()).expect_err("a directory");

@@ -1,9 +1,9 @@
-//! A role as it stands in this process, and the thread that waits for it.
+//! A leadership as this process sees it, and the thread that waits for its lock.
 //!
-//! A role is a lock on a byte of a file that the kernel lets go of when its process dies (`prefork_os::byte_range_lock`): at
-//! that very moment, for whatever reason, and not one moment before. No lease can run out while its holder is
-//! slow, and nobody has to watch anybody. Who waits does so in a thread that sleeps in the kernel: neither the
-//! event loop is blocked, nor is anything polled. There is at most one such thread for each role in a process.
+//! A leadership is a lock on one byte of a file, which the kernel releases at the moment its process dies
+//! (`prefork_os::byte_range_lock`). So there is no lease that could run out, and no process has to watch another. Waiting happens in a
+//! thread that sleeps in the kernel, without polling and without blocking the event loop. Each process has at most one such thread
+//! per leadership.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,54 +13,65 @@ use std::time::Duration;
 use crate::error::Error;
 use prefork_os::byte_range_lock::{ByteRangeLocks, LockOutcome};
 
-/// Between two tries when processes wait for each other's roles in a circle, which the kernel refuses to wait
-/// in.
-const AGAIN: Duration = Duration::from_millis(50);
-/// The waiting thread calls one function.
-const STACK: usize = 128 << 10;
+/// How long to wait before the next attempt when processes wait for each other in a cycle, which the kernel refuses.
+const DEADLOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Stack size of the waiting thread, which calls one function.
+const WAIT_THREAD_STACK_BYTES: usize = 128 << 10;
 
-/// What all handles of a role share.
-pub(super) struct Role {
+/// The lock of a leadership, shared by all its handles.
+pub(super) struct LeadershipLock {
     pub(super) name: &'static str,
     pub(super) locks: &'static ByteRangeLocks,
     pub(super) byte: u64,
-    here: Mutex<Here>,
+    local: Mutex<LocalLeadership>,
 }
 
-/// How the role stands in this process.
+/// The state of a leadership in this process.
 #[derive(Debug)]
-pub(super) struct Here {
-    /// Whose this is. A fork copies it and not the lock, so a child begins anew.
+pub(super) struct LocalLeadership {
+    /// The process that this state belongs to. A fork copies the state but not the lock, so a child starts anew.
     pub(super) pid: u32,
-    pub(super) state: State,
-    /// Those who wait in this process, by number.
+    pub(super) stage: LeadershipStage,
+    /// Waiting futures of this process, by ticket.
     pub(super) waiting: Vec<(u64, Waker)>,
-    pub(super) next: u64,
+    pub(super) next_ticket: u64,
 }
 
+/// How far this process is with acquiring the lock.
 #[derive(Debug)]
-pub(super) enum State {
-    /// Nobody here has the lock or waits for it.
+pub(super) enum LeadershipStage {
+    /// This process neither has the lock nor waits for it.
     Idle,
-    /// A thread sleeps in the kernel until the lock is ours.
-    Asleep,
-    /// The lock is ours, and the first of those who wait here may take it.
-    Offered,
-    /// Somebody here leads.
-    Led,
-    /// The kernel did not let us wait.
+    /// A thread sleeps in the kernel until it has the lock.
+    WaitingForLock,
+    /// This process has the lock; the first waiting future may take it.
+    Acquired,
+    /// A guard of this process leads.
+    Leading,
+    /// The kernel refused to wait.
     Failed(io::Error),
 }
 
-impl Role {
-    pub(super) fn new(name: &'static str, locks: &'static ByteRangeLocks, byte: u64) -> Role {
-        let here = Here { pid: 0, state: State::Idle, waiting: Vec::new(), next: 0 };
-        Role { name, locks, byte, here: Mutex::new(here) }
+impl LeadershipLock {
+    pub(super) fn new(
+        name: &'static str,
+        locks: &'static ByteRangeLocks,
+        byte: u64,
+    ) -> LeadershipLock {
+        let local = LocalLeadership {
+            pid: 0,
+            stage: LeadershipStage::Idle,
+            waiting: Vec::new(),
+            next_ticket: 0,
+        };
+        LeadershipLock { name, locks, byte, local: Mutex::new(local) }
     }
 
-    /// Starts the thread that waits. It ends with the lock, which belongs to the process and not to the thread.
-    pub(super) fn sleep(&'static self) -> io::Result<()> {
-        let thread = std::thread::Builder::new().name("leadership".to_string()).stack_size(STACK);
+    /// Starts the thread that waits for the lock. The lock belongs to the process, so the thread ends once it has it.
+    pub(super) fn start_wait_thread(&'static self) -> io::Result<()> {
+        let thread = std::thread::Builder::new()
+            .name("leadership".to_string())
+            .stack_size(WAIT_THREAD_STACK_BYTES);
         thread.spawn(|| self.wait_for_lock()).map(drop)
     }
 
@@ -68,49 +79,53 @@ impl Role {
         let waited = loop {
             match self.locks.lock(self.byte) {
                 Ok(LockOutcome::Locked) => break Ok(()),
-                // The leader waits for a role of ours. That is no deadlock, as its loop goes on meanwhile.
-                Ok(LockOutcome::Deadlock) => std::thread::park_timeout(AGAIN),
+                // The leader waits for a lock of this process. That is no real deadlock, as its event loop continues.
+                Ok(LockOutcome::Deadlock) => std::thread::park_timeout(DEADLOCK_RETRY_INTERVAL),
                 Err(e) => break Err(e),
             }
         };
-        let mut here = self.here();
+        let mut local = self.lock_local();
         match waited {
-            Ok(()) if here.waiting.is_empty() => self.let_go(&mut here),
-            Ok(()) => here.state = State::Offered,
-            Err(_) if here.waiting.is_empty() => here.state = State::Idle,
-            Err(e) => here.state = State::Failed(e),
+            Ok(()) if local.waiting.is_empty() => self.release(&mut local),
+            Ok(()) => local.stage = LeadershipStage::Acquired,
+            Err(_) if local.waiting.is_empty() => local.stage = LeadershipStage::Idle,
+            Err(e) => local.stage = LeadershipStage::Failed(e),
         }
-        here.wake_all();
+        local.wake_all();
     }
 
-    /// Gives the role back to the kernel. Others in this process try again, beside the other processes.
-    pub(super) fn let_go(&self, here: &mut Here) {
-        // The lock is ours and the file open: there is nothing that this could fail of, nor anything else to
-        // do.
+    /// Releases the lock. Other futures of this process compete for it again, along with other processes.
+    pub(super) fn release(&self, local: &mut LocalLeadership) {
+        // Unlocking a held lock of an open file does not fail.
         if let Err(e) = self.locks.unlock(self.byte) {
-            log::error!("cannot resign from the role {:?}: {e}", self.name);
+            log::error!("cannot release a leadership; name={:?} error={e}", self.name);
         }
-        here.state = State::Idle;
-        here.wake_all();
+        local.stage = LeadershipStage::Idle;
+        local.wake_all();
     }
 
-    /// How the role stands in this process, and in no other that it was forked from.
-    pub(super) fn here(&self) -> MutexGuard<'_, Here> {
-        // Nothing panics with the lock held, except a foreign waker; the state is whole before it is called.
-        let mut here = self.here.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Locks the state of this process; resets it in a child, which inherited the state of its parent.
+    pub(super) fn lock_local(&self) -> MutexGuard<'_, LocalLeadership> {
+        // No code panics with the lock held except a foreign waker, and the state is consistent before it is called.
+        let mut local = self.local.lock().unwrap_or_else(PoisonError::into_inner);
         let pid = std::process::id();
-        if here.pid != pid {
-            *here = Here { pid, state: State::Idle, waiting: Vec::new(), next: 0 };
+        if local.pid != pid {
+            *local = LocalLeadership {
+                pid,
+                stage: LeadershipStage::Idle,
+                waiting: Vec::new(),
+                next_ticket: 0,
+            };
         }
-        here
+        local
     }
 
-    pub(super) fn refused(&self, error: io::Error) -> Error {
-        Error::system(format!("wait for the role {:?}", self.name), error)
+    pub(super) fn lock_error(&self, error: io::Error) -> Error {
+        Error::system(format!("wait for the leadership {:?}", self.name), error)
     }
 }
 
-impl Here {
+impl LocalLeadership {
     pub(super) fn wake_all(&self) {
         self.waiting.iter().for_each(|(_, waker)| waker.wake_by_ref());
     }

@@ -1,9 +1,8 @@
-//! Who is alive: a row number for each process that has something of its own in shared memory.
+//! The processes of the cluster that are alive, as rows of a table in shared memory.
 //!
-//! A process has a row by holding the kernel's lock on that byte of a file (`prefork_os::byte_range_lock`). The kernel lets
-//! go of it at the very moment of death, whatever its cause, so nobody has to be told, pids may be used again,
-//! and a stopped process is not taken for a dead one. A row that is taken again gets a new epoch: row and epoch
-//! together are an *owner*, which no two processes ever are.
+//! A process claims a row by locking that byte of a file (`prefork_os::byte_range_lock`). The kernel releases the lock at the moment
+//! of death, whatever the cause. So no notification is needed, reused pids are no problem, and a stopped process is not taken for
+//! dead. A row that is claimed again gets a new epoch: row and epoch together are a [`ProcessIdentity`], which is never reused.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,114 +11,116 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use crate::error::{Error, Result};
 use prefork_os::byte_range_lock::ByteRangeLocks;
 
-/// Processes that can have a row at the same time.
-pub(super) const ROWS: usize = 1024;
-/// Bytes of the lock file from here on are roles, not rows.
-const ROLES: u64 = 1 << 62;
+/// The number of processes that can have a row at the same time.
+pub(super) const MAX_PROCESSES: usize = 1024;
+/// The first byte of the lock file that stands for a leadership. Smaller ones stand for rows.
+const FIRST_LEADERSHIP_BYTE: u64 = 1 << 62;
 
-/// A process that lives or has lived: epoch times `ROWS` plus row. Never zero.
+/// A process that is or was alive: its epoch times `MAX_PROCESSES` plus its row. Never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Owner(pub(super) u64);
+pub(super) struct ProcessIdentity(pub(super) u64);
 
-/// All rows. Made before the fork by whatever is declared first.
-pub(super) struct Members {
+/// The table of all processes. Created before the fork, with the first declaration that needs it.
+pub(super) struct ProcessTable {
     locks: &'static ByteRangeLocks,
-    /// Word 0: how many rows were ever used. Then the epoch of each row.
+    /// Word 0 is the number of rows ever used. The epochs of the rows follow.
     words: &'static [AtomicU64],
-    /// The owner that this process is; zero if it has no row yet, as in every fresh child.
-    own: &'static AtomicU64,
+    /// The identity of this process; zero before it has claimed a row, as in every new child.
+    current: &'static AtomicU64,
 }
 
-static MEMBERS: OnceLock<Members> = OnceLock::new();
-/// Threads of one process would not exclude each other by the kernel's locks.
-static JOINING: Mutex<()> = Mutex::new(());
+static PROCESS_TABLE: OnceLock<ProcessTable> = OnceLock::new();
+/// Excludes threads of this process from each other, which the kernel's locks do not.
+static CLAIM_LOCK: Mutex<()> = Mutex::new(());
 
-impl Members {
-    /// The rows of this cluster.
-    pub(super) fn get() -> Result<&'static Members> {
-        let _one = JOINING.lock().unwrap_or_else(PoisonError::into_inner);
-        match MEMBERS.get() {
-            Some(members) => Ok(members),
+impl ProcessTable {
+    /// Returns the table of this cluster.
+    pub(super) fn get_or_create() -> Result<&'static ProcessTable> {
+        let _guard = CLAIM_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        match PROCESS_TABLE.get() {
+            Some(table) => Ok(table),
             None => {
-                let members = Members::create()
-                    .map_err(|e| Error::system("make the list of processes for shared state", e))?;
-                Ok(MEMBERS.get_or_init(|| members))
+                let table = ProcessTable::create()
+                    .map_err(|e| Error::system("create the process table for shared state", e))?;
+                Ok(PROCESS_TABLE.get_or_init(|| table))
             }
         }
     }
 
-    fn create() -> io::Result<Members> {
+    fn create() -> io::Result<ProcessTable> {
         let locks = ByteRangeLocks::create_in_memory()?;
-        let words = prefork_os::shared_memory::create_shared_words(1 + ROWS)?;
-        Ok(Members { locks, words, own: prefork_os::shared_memory::word_wiped_on_fork()? })
+        let words = prefork_os::shared_memory::create_shared_words(1 + MAX_PROCESSES)?;
+        Ok(ProcessTable { locks, words, current: prefork_os::shared_memory::word_wiped_on_fork()? })
     }
 
-    /// The file with the locks, and the byte in it for a role of this name.
-    pub(super) fn role(&self, name: &str) -> (&'static ByteRangeLocks, u64) {
-        (self.locks, role_byte(name))
+    /// Returns the lock file, and the byte in it for the leadership of this name.
+    pub(super) fn leadership_lock(&self, name: &str) -> (&'static ByteRangeLocks, u64) {
+        (self.locks, leadership_byte(name))
     }
 
-    /// The owner that this process is. It takes a row at the first call; `None` if none is free.
-    pub(super) fn own(&self) -> Option<Owner> {
-        match self.own.load(Ordering::Relaxed) {
-            0 => self.join(),
-            own => Some(Owner(own)),
+    /// Returns the identity of this process. The first call claims a row; `None` if none is free.
+    pub(super) fn current_process(&self) -> Option<ProcessIdentity> {
+        match self.current.load(Ordering::Relaxed) {
+            0 => self.claim_row(),
+            own => Some(ProcessIdentity(own)),
         }
     }
 
     #[cold]
-    fn join(&self) -> Option<Owner> {
-        let _one = JOINING.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = self.own.load(Ordering::Relaxed);
+    fn claim_row(&self) -> Option<ProcessIdentity> {
+        let _guard = CLAIM_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = self.current.load(Ordering::Relaxed);
         if own != 0 {
-            return Some(Owner(own));
+            return Some(ProcessIdentity(own));
         }
-        let row = (0..ROWS).find(|row| self.locks.try_lock(*row as u64).unwrap_or(false))?;
-        // From here on the row is ours. Until the epoch has grown, somebody who asks about the owner before
-        // us is told that it lives: late, but never wrong about the living.
+        let row =
+            (0..MAX_PROCESSES).find(|row| self.locks.try_lock(*row as u64).unwrap_or(false))?;
+        // The row is ours now. Until the epoch has grown, its previous owner still counts as alive: that error is
+        // harmless, and no live process ever counts as dead.
         let epoch = self.words[1 + row].fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         self.words[0].fetch_max(row as u64 + 1, Ordering::Relaxed);
-        let own = owner(row, epoch);
-        self.own.store(own.0, Ordering::Relaxed);
+        let own = identity(row, epoch);
+        self.current.store(own.0, Ordering::Relaxed);
         Some(own)
     }
 
-    /// Whether the owner lives. When in doubt, it does.
-    pub(super) fn lives(&self, owner: Owner) -> bool {
-        if owner.0 == self.own.load(Ordering::Relaxed) {
-            // Nobody is owner 0, not even a process that has no row yet.
+    /// Returns whether the process is alive. In doubt, it is.
+    pub(super) fn is_alive(&self, owner: ProcessIdentity) -> bool {
+        if owner.0 == self.current.load(Ordering::Relaxed) {
+            // No process is 0, not even one that has no row yet.
             return owner.0 != 0;
         }
         let row = owner.row();
-        let current = self.owner_of(row) == owner;
+        let current = self.identity_of_row(row) == owner;
         current && self.locks.holder_pid(row as u64).map_or(true, |holder| holder.is_some())
     }
 
-    /// Every owner that lives, this process too if it has a row.
-    pub(super) fn living(&self) -> impl Iterator<Item = Owner> + '_ {
-        let used = (self.words[0].load(Ordering::Relaxed) as usize).min(ROWS);
-        (0..used).map(|row| self.owner_of(row)).filter(|owner| self.lives(*owner))
+    /// Returns all live processes that have a row, including this one.
+    pub(super) fn live_processes(&self) -> impl Iterator<Item = ProcessIdentity> + '_ {
+        let used = (self.words[0].load(Ordering::Relaxed) as usize).min(MAX_PROCESSES);
+        (0..used).map(|row| self.identity_of_row(row)).filter(|owner| self.is_alive(*owner))
     }
 
-    fn owner_of(&self, row: usize) -> Owner {
-        owner(row, self.words[1 + row].load(Ordering::Acquire))
+    fn identity_of_row(&self, row: usize) -> ProcessIdentity {
+        identity(row, self.words[1 + row].load(Ordering::Acquire))
     }
 }
 
-impl Owner {
+impl ProcessIdentity {
     pub(super) fn row(self) -> usize {
-        self.0 as usize % ROWS
+        self.0 as usize % MAX_PROCESSES
     }
 }
 
-fn owner(row: usize, epoch: u64) -> Owner {
-    Owner(epoch.wrapping_mul(ROWS as u64).wrapping_add(row as u64))
+fn identity(row: usize, epoch: u64) -> ProcessIdentity {
+    ProcessIdentity(epoch.wrapping_mul(MAX_PROCESSES as u64).wrapping_add(row as u64))
 }
 
-/// The byte that stands for a role: from its name (FNV-1a), so that a file may serve for several roles.
-pub(super) fn role_byte(name: &str) -> u64 {
+/// Returns the byte of the lock file for a leadership: a hash of the name (FNV-1a), so that one file serves several.
+pub(super) fn leadership_byte(name: &str) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    ROLES | (name.bytes().fold(0xcbf2_9ce4_8422_2325, step) & (ROLES - 1))
+    FIRST_LEADERSHIP_BYTE
+        | (name.bytes().fold(0xcbf2_9ce4_8422_2325, step) & (FIRST_LEADERSHIP_BYTE - 1))
 }
 
 #[cfg(test)]
@@ -127,25 +128,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_one_owner_and_lives() {
-        let members = Members::get().expect("members");
-        let own = members.own().expect("a row");
-        assert_eq!(members.own(), Some(own));
-        assert!(members.lives(own) && members.living().any(|owner| owner == own));
+    fn a_process_keeps_its_identity_and_is_alive() {
+        let table = ProcessTable::get_or_create().expect("table");
+        let own = table.current_process().expect("a row");
+        assert_eq!(table.current_process(), Some(own));
+        assert!(table.is_alive(own) && table.live_processes().any(|owner| owner == own));
     }
 
     #[test]
-    fn an_owner_of_another_epoch_or_of_a_row_that_nobody_holds_is_dead() {
-        let members = Members::get().expect("members");
-        let own = members.own().expect("a row");
-        assert!(!members.lives(Owner(own.0 + ROWS as u64)));
-        assert!(!members.lives(owner(ROWS - 1, 0)));
-        assert!(!members.lives(Owner(u64::MAX)), "garbage is nobody");
+    fn an_identity_with_another_epoch_or_an_unclaimed_row_is_dead() {
+        let table = ProcessTable::get_or_create().expect("table");
+        let own = table.current_process().expect("a row");
+        assert!(!table.is_alive(ProcessIdentity(own.0 + MAX_PROCESSES as u64)));
+        assert!(!table.is_alive(identity(MAX_PROCESSES - 1, 0)));
+        assert!(!table.is_alive(ProcessIdentity(u64::MAX)), "no such process");
     }
 
     #[test]
-    fn roles_have_bytes_of_their_own_beside_the_rows() {
-        let (one, other) = (role_byte("cron"), role_byte("consumer"));
-        assert!(one != other && one >= ROLES && other >= ROLES && one.max(other) < 1 << 63);
+    fn leadership_bytes_differ_from_each_other_and_from_rows() {
+        let (one, other) = (leadership_byte("cron"), leadership_byte("consumer"));
+        assert!(
+            one != other
+                && one >= FIRST_LEADERSHIP_BYTE
+                && other >= FIRST_LEADERSHIP_BYTE
+                && one.max(other) < 1 << 63
+        );
     }
 }

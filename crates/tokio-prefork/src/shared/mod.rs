@@ -1,9 +1,8 @@
-//! State that all workers share without sending messages: in shared memory, declared before the fork.
+//! State in shared memory that all workers share: counters, gauges, histograms, flags, rate limiters, caches and leaderships.
 //!
-//! A worker of this cluster is a process, so an ordinary counter, cache or limiter counts, caches or limits for
-//! that worker only. What is declared here, before [`Cluster::serve`](crate::Cluster::serve), every worker has:
-//! those of the start, and those that are forked later for a dead one, a reload or a larger `scale`. The
-//! handles are small and `Copy`; move them into the function that serves.
+//! Workers are processes, so an ordinary counter, cache or limiter works for one worker only. State that is declared with the types
+//! of this module before [`Cluster::serve`](crate::Cluster::serve) is shared by all workers, including those that are forked later
+//! after a crash, for a reload or a larger `scale`. The handles are small and `Copy`; move them into the function that serves.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -28,19 +27,18 @@
 //! # }
 //! ```
 //!
-//! **What a death does.** A worker may be killed between any two instructions. Each change is one atomic
-//! instruction, or is made so that the survivors see that it was not finished. No lock of a dead worker holds
-//! up anybody.
+//! **Death of a worker.** A worker may be killed between any two instructions. Each change is one atomic instruction, or other
+//! processes can see that it was not finished. No lock of a dead worker blocks another process.
 //!
-//! **What it does not protect from.** Unlike its own page of the scoreboard, this memory every worker can
-//! write. One that writes through wild pointers can make these figures wrong and values of a cache false; no
-//! figure is used as a length, an index or a pid without a check, so it can not crash the others through them.
+//! **No protection from memory errors.** Every worker can write to this memory, unlike to other workers' scoreboard pages. A worker
+//! with wild pointers can corrupt these values, but not crash other processes: no value is used as a length, an index or a pid
+//! without a check.
 //!
-//! **An upgrade begins anew.** A new binary executed in place gets fresh memory: counters at zero, an empty
-//! cache, a full bucket. What must go on belongs in a store outside. A role that must not be had twice
-//! meanwhile can be tied to a file: [`Leadership::with_lock_file`].
+//! **Upgrades start anew.** A new binary that is executed in place gets fresh memory: counters at zero, an empty cache, full buckets.
+//! Keep what must survive in an external store. A leadership that must stay unique across an upgrade can use a file:
+//! [`Leadership::with_lock_file`].
 //!
-//! [`read_shared_metrics`] reads everything that was declared, by name.
+//! [`read_shared_metrics`] reads all declared state, by name.
 
 mod cache;
 mod counter;

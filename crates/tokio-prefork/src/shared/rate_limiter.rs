@@ -1,21 +1,19 @@
-//! So many a second, over the whole cluster.
+//! Rate limits for the whole cluster.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::gcra::Rule;
+use super::gcra::TokenRate;
 use super::{SharedCounter, registry};
 use crate::error::{Error, Result};
 
-/// A token bucket for the whole cluster. Of the calls that begin and return within any span `t` it never
-/// admits more than `burst + rate * t`, however many workers ask, and it admits all that it may: nothing is
-/// divided among the workers.
+/// A token bucket for the whole cluster.
 ///
-/// Its state is one atomic word, changed by one instruction, so a worker that is killed has taken its token or
-/// has not. What was admitted and refused is counted as `NAME_admitted` and `NAME_refused`. The time is the
-/// monotonic clock: setting the date changes nothing.
+/// In any time span `t`, all workers together are admitted at most `burst + rate * t` times. Tokens are not divided among the
+/// workers. The state is one atomic word, so a worker that is killed has taken its token or has not. Admissions and refusals are
+/// counted as `NAME_admitted` and `NAME_refused`. Time is the monotonic clock, so changes of the date have no effect.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,14 +26,13 @@ use crate::error::{Error, Result};
 /// # Ok::<(), tokio_prefork::Error>(())
 /// ```
 #[derive(Clone, Copy)]
-pub struct RateLimiter(&'static Buckets);
+pub struct RateLimiter(&'static TokenBuckets);
 
-/// A [`RateLimiter`] for each key, such as a client's address, in memory of a fixed size.
+/// A [`RateLimiter`] per key, such as a client address, in memory of a fixed size.
 ///
-/// A key has its bucket by its hash. Two keys may meet in the same one and then share its rate, so a key may
-/// get less than its rate but never more, and nobody can fill a table. Choose several times as many buckets as
-/// there are keys at the same time: with 16 times as many, a key shares its bucket in about 6 of 100 cases. The
-/// hash is keyed at random, the same in all workers, so that nobody can choose whom to meet.
+/// The hash of a key selects its bucket. Keys with the same bucket share its rate, so a key may get less than its rate but never
+/// more, and no client can fill a table. Use several times as many buckets as there are active keys: with 16 times as many, about 6
+/// of 100 keys share a bucket. The hash is randomly keyed, the same in all workers, so clients cannot provoke collisions.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,17 +44,18 @@ pub struct RateLimiter(&'static Buckets);
 /// # Ok::<(), tokio_prefork::Error>(())
 /// ```
 #[derive(Clone, Copy)]
-pub struct KeyedRateLimiter(&'static Buckets);
+pub struct KeyedRateLimiter(&'static TokenBuckets);
 
-/// No token was there.
+/// Not enough tokens were available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the rate limit is reached")]
 pub struct RateLimited {
     retry_after: Option<Duration>,
 }
 
-struct Buckets {
-    rule: Rule,
+/// The buckets of one limiter.
+struct TokenBuckets {
+    token_rate: TokenRate,
     hasher: RandomState,
     /// The theoretical arrival time of each bucket, in monotonic nanoseconds.
     words: &'static [AtomicU64],
@@ -66,22 +64,23 @@ struct Buckets {
 }
 
 impl RateLimiter {
-    /// Declares a limiter of `rate` in each `per`, with up to `burst` at once, before the cluster serves. It
-    /// begins with a full bucket. The time between two tokens is rounded up to whole nanoseconds.
+    /// Declares a limiter of `rate` tokens per `per`, with up to `burst` at once. Call it before the cluster serves.
+    ///
+    /// The bucket is full at first. The time per token is rounded up to whole nanoseconds.
     ///
     /// # Errors
-    /// A number is zero or a full bucket would take more than a hundred years; the name is taken or no name
-    /// for a metric, this is a worker, or there is no memory.
+    /// A number is zero, or an empty bucket would take more than a hundred years to refill; the name is taken or not a valid metric
+    /// name, this is a worker process, or memory is short.
     pub fn new(name: &str, rate: u32, per: Duration, burst: u32) -> Result<RateLimiter> {
-        Buckets::new(name, rate, per, burst, 1).map(RateLimiter)
+        TokenBuckets::new(name, rate, per, burst, 1).map(RateLimiter)
     }
 
-    /// Takes `n` tokens, all or none.
+    /// Takes `n` tokens, all or none. Never waits.
     ///
     /// # Errors
-    /// They are not there now.
+    /// The tokens are not available now.
     pub fn try_acquire(&self, n: u32) -> Result<(), RateLimited> {
-        self.0.take(0, n)
+        self.0.try_take(0, n)
     }
 }
 
@@ -89,7 +88,7 @@ impl KeyedRateLimiter {
     /// Declares a limiter as [`RateLimiter::new`] does, with `buckets` buckets of 8 bytes.
     ///
     /// # Errors
-    /// As [`RateLimiter::new`]; `buckets` is zero or more than 2^27.
+    /// As [`RateLimiter::new`]; or `buckets` is zero or more than 2^27.
     pub fn new(
         name: &str,
         rate: u32,
@@ -97,52 +96,54 @@ impl KeyedRateLimiter {
         burst: u32,
         buckets: usize,
     ) -> Result<KeyedRateLimiter> {
-        Buckets::new(name, rate, per, burst, buckets).map(KeyedRateLimiter)
+        TokenBuckets::new(name, rate, per, burst, buckets).map(KeyedRateLimiter)
     }
 
-    /// Takes `n` tokens of this key, all or none.
+    /// Takes `n` tokens of `key`, all or none. Never waits.
     ///
     /// # Errors
-    /// They are not there now.
+    /// The tokens are not available now.
     pub fn try_acquire<K: Hash + ?Sized>(&self, key: &K, n: u32) -> Result<(), RateLimited> {
         let buckets = self.0.words.len() as u64;
-        self.0.take((self.0.hasher.hash_one(key) % buckets) as usize, n)
+        self.0.try_take((self.0.hasher.hash_one(key) % buckets) as usize, n)
     }
 }
 
 impl RateLimited {
-    /// How long to wait until the tokens would be there if nobody else took them meanwhile: for a `Retry-After`
-    /// header. `None` if they never will, because more were asked for than the bucket holds.
+    /// Returns how long to wait until the tokens are available if no others are taken, for a `Retry-After` header.
+    ///
+    /// `None` if they never will be, because the bucket holds fewer.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 }
 
-impl Buckets {
+impl TokenBuckets {
     fn new(
         name: &str,
         rate: u32,
         per: Duration,
         burst: u32,
         buckets: usize,
-    ) -> Result<&'static Buckets> {
-        let name = registry::name(name)?;
-        let rule = Rule::new(rate, per, burst).ok_or_else(|| {
+    ) -> Result<&'static TokenBuckets> {
+        let name = registry::validate_name(name)?;
+        let token_rate = TokenRate::new(rate, per, burst).ok_or_else(|| {
             Error::config(format!(
-                "the rate limiter {name:?} of {rate} in {per:?} with a burst of {burst} makes no sense: none \
-                 may be 0, and an empty bucket must be full again within a hundred years"
+                "cannot declare the rate limiter {name:?} of {rate} in {per:?} with a burst of {burst}: no number may be 0, and \
+                 an empty bucket must refill within a hundred years"
             ))
         })?;
         if buckets == 0 || buckets > 1 << 27 {
             return Err(Error::config(format!(
-                "the rate limiter {name:?} must have 1 to {} buckets, not {buckets}",
+                "cannot declare the rate limiter {name:?} with {buckets} buckets: use 1 to {}",
                 1 << 27
             )));
         }
-        let words = prefork_os::shared_memory::create_shared_words(buckets)
-            .map_err(|e| Error::system(format!("get memory for the rate limiter {name:?}"), e))?;
-        let buckets = Buckets {
-            rule,
+        let words = prefork_os::shared_memory::create_shared_words(buckets).map_err(|e| {
+            Error::system(format!("allocate shared memory for the rate limiter {name:?}"), e)
+        })?;
+        let buckets = TokenBuckets {
+            token_rate,
             hasher: RandomState::new(),
             words,
             admitted: SharedCounter::new(&format!("{name}_admitted"))?,
@@ -151,14 +152,14 @@ impl Buckets {
         Ok(Box::leak(Box::new(buckets)))
     }
 
-    fn take(&self, bucket: usize, n: u32) -> Result<(), RateLimited> {
+    fn try_take(&self, bucket: usize, n: u32) -> Result<(), RateLimited> {
         let word = &self.words[bucket];
-        // Relaxed: the word is the whole state, no other memory is read because of it. Each turn of the loop
-        // means that another worker got its tokens, so the cluster moves on in any case.
+        // Relaxed: the word is the whole state, and no other memory is read because of it. A failed swap means that another
+        // worker took tokens, so the cluster as a whole makes progress.
         let mut state = word.load(Relaxed);
         let retry_after = loop {
-            // Read the clock after the state, in each turn: see `Rule::take`.
-            match self.rule.take(state, prefork_os::system::monotonic_ns(), n) {
+            // Read the clock after the state, in each iteration: see `TokenRate::try_take`.
+            match self.token_rate.try_take(state, prefork_os::system::monotonic_ns(), n) {
                 Some(Ok(after)) => match word.compare_exchange_weak(state, after, Relaxed, Relaxed)
                 {
                     Ok(_) => {
@@ -178,13 +179,13 @@ impl Buckets {
 
 impl fmt::Debug for RateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RateLimiter({:?})", self.0.rule)
+        write!(f, "RateLimiter({:?})", self.0.token_rate)
     }
 }
 
 impl fmt::Debug for KeyedRateLimiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyedRateLimiter({:?}, {} buckets)", self.0.rule, self.0.words.len())
+        write!(f, "KeyedRateLimiter({:?}, {} buckets)", self.0.token_rate, self.0.words.len())
     }
 }
 
@@ -197,7 +198,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(86_400);
 
     #[test]
-    fn threads_together_get_the_burst_and_no_more() {
+    fn threads_together_get_exactly_the_burst() {
         let limiter = RateLimiter::new("limiter_threads", 1, DAY, 1000).expect("limiter");
         let take = || (0..2000).filter(|_| limiter.try_acquire(1).is_ok()).count();
         let taken = std::thread::scope(|scope| {
@@ -218,9 +219,9 @@ mod tests {
     }
 
     #[test]
-    fn keys_have_buckets_of_their_own_unless_they_meet() {
+    fn keys_have_separate_buckets_unless_their_hashes_collide() {
         let many = KeyedRateLimiter::new("limiter_many", 1, DAY, 1, 1 << 20).expect("limiter");
-        // Which bucket a key falls into is random in each process: 100 keys of which no two meet are chosen by it.
+        // The hash is random per process, so the test selects 100 keys without collisions.
         let mut buckets = HashSet::new();
         let mut is_alone = |key: &u32| buckets.insert(many.0.hasher.hash_one(key) % (1 << 20));
         let keys: Vec<u32> = (0..u32::MAX).filter(|key| is_alone(key)).take(100).collect();
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_without_sense_are_refused() {
+    fn zero_and_excessive_numbers_are_rejected() {
         for (rate, burst, buckets) in [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, (1 << 27) + 1)] {
             let error = KeyedRateLimiter::new("limiter_bad", rate, DAY, burst, buckets);
             let error = error.expect_err("refused").to_string();

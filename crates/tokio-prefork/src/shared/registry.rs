@@ -1,4 +1,4 @@
-//! The names of everything that was declared, and a reading of all of it.
+//! The registry of all declared shared state, by name.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,45 +8,45 @@ use super::histogram::HistogramSnapshot;
 use super::{Leadership, SharedCounter, SharedFlag, SharedGauge, SharedHistogram};
 use crate::error::{Error, Result};
 
-/// More declarations than this are a mistake: something is declared in a loop.
-const MOST: usize = 4096;
+/// The most pieces of shared state. More are a mistake, such as a declaration in a loop.
+const MAX_DECLARATIONS: usize = 4096;
 
-/// Declared before the first fork, so every process has the same list and nobody changes it any more.
-static DECLARED: Mutex<Vec<(&'static str, Thing)>> = Mutex::new(Vec::new());
+/// All declared state, in order of declaration. Complete before the first fork, so every process has the same list.
+static DECLARED: Mutex<Vec<(&'static str, DeclaredState)>> = Mutex::new(Vec::new());
 
-/// Something that has a name.
+/// A handle of declared shared state.
 #[derive(Clone, Copy)]
-pub(super) enum Thing {
+pub(super) enum DeclaredState {
     Counter(SharedCounter),
     Gauge(SharedGauge),
     Histogram(SharedHistogram),
     Flag(SharedFlag),
-    Role(Leadership),
+    Leadership(Leadership),
 }
 
-/// One piece of shared state at one moment: see [`read_shared_metrics`].
+/// The value of one piece of shared state: see [`read_shared_metrics`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SharedMetric {
-    /// The name it was declared with.
+    /// The name that it was declared with.
     pub name: String,
-    /// What it is, and what it says.
+    /// Its type and value.
     #[serde(flatten)]
     pub value: SharedMetricValue,
 }
 
-/// What a [`SharedMetric`] says.
+/// The type and value of a [`SharedMetric`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum SharedMetricValue {
     /// A [`SharedCounter`].
     Counter {
-        /// The sum over all workers that ever lived.
+        /// The sum over all workers, including dead ones.
         value: u64,
     },
     /// A [`SharedGauge`].
     Gauge {
-        /// The sum over the processes that live.
+        /// The sum over all live processes.
         value: i64,
     },
     /// A [`SharedHistogram`].
@@ -59,16 +59,18 @@ pub enum SharedMetricValue {
     /// A [`Leadership`].
     #[serde(rename = "role")]
     Leadership {
-        /// The process that leads.
+        /// The pid of the leader.
         leader: Option<u32>,
     },
-    /// Something that only a newer version knows.
+    /// A type that only newer versions know.
     #[serde(other)]
     Unknown,
 }
 
-/// Everything that was declared, in that order, as it is now. Any process of the cluster may ask, the primary
-/// too; it waits for nobody. Figures of one snapshot may be a moment apart.
+/// Reads all declared shared state, in order of declaration.
+///
+/// May be called in every process of the cluster, including the primary, and never waits. The values are read one after the
+/// other, so they may differ in age.
 ///
 /// ```
 /// use tokio_prefork::shared::{SharedMetricValue, read_shared_metrics};
@@ -81,64 +83,71 @@ pub enum SharedMetricValue {
 /// # Ok::<(), tokio_prefork::Error>(())
 /// ```
 pub fn read_shared_metrics() -> Vec<SharedMetric> {
-    // Copied out first: reading a role or a gauge asks the kernel, and needs no lock of ours.
-    let things = declared().clone();
-    things
+    // Copied, because reading a gauge or a leadership makes system calls, which should not hold the lock.
+    let declared_states = lock_declared().clone();
+    declared_states
         .into_iter()
-        .map(|(name, thing)| SharedMetric { name: name.to_string(), value: thing.read() })
+        .map(|(name, state)| SharedMetric { name: name.to_string(), value: state.read() })
         .collect()
 }
 
-impl Thing {
+impl DeclaredState {
     fn read(self) -> SharedMetricValue {
         match self {
-            Thing::Counter(counter) => SharedMetricValue::Counter { value: counter.value() },
-            Thing::Gauge(gauge) => SharedMetricValue::Gauge { value: gauge.value() },
-            Thing::Histogram(histogram) => SharedMetricValue::Histogram(histogram.snapshot()),
-            Thing::Flag(flag) => SharedMetricValue::Flag { set: flag.is_set() },
-            Thing::Role(role) => SharedMetricValue::Leadership { leader: role.leader_pid() },
+            DeclaredState::Counter(counter) => {
+                SharedMetricValue::Counter { value: counter.value() }
+            }
+            DeclaredState::Gauge(gauge) => SharedMetricValue::Gauge { value: gauge.value() },
+            DeclaredState::Histogram(histogram) => {
+                SharedMetricValue::Histogram(histogram.snapshot())
+            }
+            DeclaredState::Flag(flag) => SharedMetricValue::Flag { set: flag.is_set() },
+            DeclaredState::Leadership(role) => {
+                SharedMetricValue::Leadership { leader: role.leader_pid() }
+            }
         }
     }
 }
 
-/// Checks a name before anything is made for it, and makes it last as long as the process.
-pub(super) fn name(name: &str) -> Result<&'static str> {
+/// Checks a name before memory is allocated for it, and leaks it to make it `'static`.
+pub(super) fn validate_name(name: &str) -> Result<&'static str> {
     let first = |c: char| c.is_ascii_alphabetic() || c == '_' || c == ':';
-    let fine = name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit());
-    if !fine || name.len() > 128 {
+    let is_valid = name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit());
+    if !is_valid || name.len() > 128 {
         return Err(Error::config(format!(
-            "{name:?} is no name for shared state: use up to 128 letters, digits, `_` and `:`, no digit first"
+            "cannot declare shared state {name:?}: the name is not valid; use up to 128 letters, digits, `_` and `:`, no digit \
+             first"
         )));
     }
     if prefork_os::parent_death::is_worker_process() {
         return Err(Error::config(format!(
-            "shared state {name:?} is declared in a worker, where nobody would share it: declare it before \
+            "cannot declare shared state {name:?} in a worker, where no other process would share it; declare it before \
              the cluster serves"
         )));
     }
     Ok(Box::leak(name.to_string().into_boxed_str()))
 }
 
-/// Enters something under a name that nothing else has.
-pub(super) fn declare(name: &'static str, thing: Thing) -> Result<()> {
-    let mut declared = declared();
+/// Adds state under a name that is not taken.
+pub(super) fn register(name: &'static str, state: DeclaredState) -> Result<()> {
+    let mut declared = lock_declared();
     if declared.iter().any(|(taken, _)| *taken == name) {
         return Err(Error::config(format!(
-            "shared state {name:?} is declared twice: declare it once and copy the handle"
+            "cannot declare shared state {name:?}: declared twice; declare it once and copy the handle"
         )));
     }
-    if declared.len() >= MOST {
+    if declared.len() >= MAX_DECLARATIONS {
         return Err(Error::config(format!(
-            "{MOST} pieces of shared state are declared, and {name:?} is one too many: declare them once, not \
-             for each key or request"
+            "cannot declare shared state {name:?}: {MAX_DECLARATIONS} pieces are declared already; declare state once, not for \
+             each key or request"
         )));
     }
-    declared.push((name, thing));
+    declared.push((name, state));
     Ok(())
 }
 
-fn declared() -> MutexGuard<'static, Vec<(&'static str, Thing)>> {
-    // Nothing panics with the lock held; the list is whole in any case.
+fn lock_declared() -> MutexGuard<'static, Vec<(&'static str, DeclaredState)>> {
+    // No code panics with the lock held.
     DECLARED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -147,22 +156,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_metrics() {
+    fn valid_names_are_metric_names() {
         for good in ["a", "_", "http_requests:rate5m", "A1"] {
-            assert_eq!(name(good).expect("a name"), good);
+            assert_eq!(validate_name(good).expect("a name"), good);
         }
         for bad in ["", "1a", "a b", "a-b", "ä", &"x".repeat(129)] {
-            let error = name(bad).expect_err("no name").to_string();
+            let error = validate_name(bad).expect_err("no name").to_string();
             assert!(error.contains("letters, digits"), "{error}");
         }
     }
 
     #[test]
-    fn a_name_is_given_once() {
+    fn a_name_can_be_declared_once() {
         let first = SharedCounter::new("registry_once").expect("first");
         first.add(3);
         let error = SharedFlag::new("registry_once").expect_err("second").to_string();
-        assert!(error.contains("\"registry_once\" is declared twice"), "{error}");
+        assert!(error.contains("\"registry_once\": declared twice"), "{error}");
         let found: Vec<_> = read_shared_metrics()
             .into_iter()
             .filter(|metric| metric.name == "registry_once")
@@ -172,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_is_plain_json() {
+    fn a_metric_is_serialized_as_flat_json() {
         let flag = SharedFlag::new("registry_json").expect("flag");
         flag.set();
         let found = read_shared_metrics().into_iter().find(|metric| metric.name == "registry_json");

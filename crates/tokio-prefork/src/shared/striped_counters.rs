@@ -1,47 +1,46 @@
-//! Sums that many processes add to without slowing each other down.
+//! Sums that many processes add to without contention.
 //!
-//! A sum is kept in 32 *stripes*, each on cache lines of its own, and one adds to the stripe of the processor
-//! one runs on. So two workers that run at the same time rarely touch the same line. The processor and not the
-//! slot of the worker chooses, because state is declared before there are slots, and also because a dead worker
-//! then leaves nothing behind that is its own: the sum simply stays. If the kernel moves us in between, the sum
-//! is right all the same, as each addition is atomic.
+//! A sum is kept in 32 *stripes*, each on its own cache lines. An addition goes to the stripe of the current CPU, so workers that
+//! run at the same time rarely touch the same line. The CPU selects the stripe and not the worker's slot, because state is declared
+//! before slots exist, and because a dead worker then leaves nothing to clean up. A migration to another CPU during an addition is
+//! harmless, because each addition is atomic.
 //!
-//! All accesses are Relaxed: every word is a sum of its own, and no other memory is read because of it.
+//! All accesses are relaxed: every word is an independent sum, and no other memory is read because of it.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-const STRIPES: usize = 32;
-/// Words that are fetched together: processors fetch lines of 64 bytes in pairs.
-const LINE: usize = 16;
+const STRIPE_COUNT: usize = 32;
+/// Words per pair of cache lines: CPUs fetch lines of 64 bytes in pairs.
+const WORDS_PER_LINE_PAIR: usize = 16;
 
-/// A few sums of 64 bits, all striped alike.
+/// A few 64-bit sums that are striped together.
 #[derive(Clone, Copy)]
-pub(super) struct Stripes {
+pub(super) struct StripedSums {
     words: &'static [AtomicU64],
-    /// Words of a stripe.
+    /// Words per stripe.
     stride: usize,
 }
 
-impl Stripes {
-    /// `sums` sums, all zero.
-    pub(super) fn new(sums: usize) -> io::Result<Stripes> {
-        let stride = sums.next_multiple_of(LINE);
-        Ok(Stripes {
-            words: prefork_os::shared_memory::create_shared_words(STRIPES * stride)?,
+impl StripedSums {
+    /// Allocates `sums` sums, all zero.
+    pub(super) fn new(sums: usize) -> io::Result<StripedSums> {
+        let stride = sums.next_multiple_of(WORDS_PER_LINE_PAIR);
+        Ok(StripedSums {
+            words: prefork_os::shared_memory::create_shared_words(STRIPE_COUNT * stride)?,
             stride,
         })
     }
 
-    /// Adds to some of the sums, all on this processor's stripe.
+    /// Adds to some of the sums, all on the stripe of the current CPU.
     pub(super) fn add(&self, additions: impl IntoIterator<Item = (usize, u64)>) {
-        let stripe = prefork_os::system::current_cpu() % STRIPES * self.stride;
+        let stripe = prefork_os::system::current_cpu() % STRIPE_COUNT * self.stride;
         for (sum, by) in additions {
             self.words[stripe + sum].fetch_add(by, Relaxed);
         }
     }
 
-    /// One of the sums. It wraps as its parts do.
+    /// Returns one of the sums. Wraps at 2^64.
     pub(super) fn sum(&self, sum: usize) -> u64 {
         let parts = self.words.chunks_exact(self.stride).map(|stripe| stripe[sum].load(Relaxed));
         parts.fold(0, u64::wrapping_add)
@@ -53,8 +52,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_do_not_mix_and_nothing_is_lost_between_threads() {
-        let stripes = Stripes::new(17).expect("stripes");
+    fn concurrent_additions_are_not_lost_and_stay_in_their_sum() {
+        let stripes = StripedSums::new(17).expect("stripes");
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| (0..10_000).for_each(|_| stripes.add([(0, 1), (16, 2)])));

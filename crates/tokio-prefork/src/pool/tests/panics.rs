@@ -47,7 +47,7 @@ fn a_destructor_that_panics_does_not_harm_the_pool() {
     // As a panic payload.
     let ended = block_on(pool.run(|| -> () { std::panic::panic_any(PanicOnDrop) }));
     assert!(matches!(ended, Err(PoolError::Panicked { .. })), "{ended:?}");
-    // In the caller, as a job that did not start, and as a result that nobody wanted.
+    // In the caller, as a job that did not start, and as a result that is not read.
     let (first, gate) = run_gated_job(&pool);
     gate.wait_for_start();
     let panic_on_drop = PanicOnDrop;

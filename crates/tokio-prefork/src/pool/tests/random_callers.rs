@@ -49,7 +49,7 @@ impl CallerResults {
     fn record(&mut self, outcome: &Result<u64, PoolError>, expected: u64) {
         match outcome {
             Ok(n) => {
-                assert_eq!(*n, expected, "somebody else's result");
+                assert_eq!(*n, expected, "the result of another job");
                 self.done += 1;
             }
             Err(PoolError::Full { .. }) => self.rejected += 1,

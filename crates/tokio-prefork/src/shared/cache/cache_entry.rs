@@ -1,28 +1,27 @@
-//! One entry of the cache, in a sequence lock: the number is odd while somebody writes.
+//! One entry of the cache, protected by a sequence lock: its sequence number is odd during a write.
 //!
-//! Only the holder of the set's lock writes. A reader never waits for one: an odd or changed number is tried
-//! a few times and then taken for "not there". So a writer that died in the middle leaves an entry that nobody
-//! reads, and the next holder of the lock clears it.
+//! Only the holder of the set's lock writes. Readers never wait: after a few attempts, an odd or changing number is a miss. So a
+//! writer that dies in the middle leaves an entry that is not read, and the next lock holder clears it.
 
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-const SEQUENCE: usize = 0;
-const HASH: usize = 1;
-const LENGTHS: usize = 2;
-const EXPIRY: usize = 3;
-/// Whether it was read since the clock last came by.
-const USED: usize = 4;
+const SEQUENCE_WORD: usize = 0;
+const HASH_WORD: usize = 1;
+const LENGTHS_WORD: usize = 2;
+const EXPIRY_WORD: usize = 3;
+/// Whether the entry was read since the clock hand last passed.
+const USED_WORD: usize = 4;
 /// Words before the key.
-const HEAD: usize = 5;
+const ENTRY_HEADER_WORDS: usize = 5;
 
-/// Set in the lengths of an entry that holds something; the zeroed memory of the beginning holds nothing.
-const OCCUPIED: u64 = 1 << 63;
+/// Set in the lengths of an entry that holds a value, so that zeroed memory holds none.
+const OCCUPIED_BIT: u64 = 1 << 63;
 
-/// How often a reader looks at an entry that changes under its eyes.
-const LOOKS: usize = 8;
+/// Attempts to read an entry that is being changed.
+const MAX_READ_ATTEMPTS: usize = 8;
 
-/// What is to be stored.
-pub(super) struct Entry<'a> {
+/// An entry to store.
+pub(super) struct NewEntry<'a> {
     pub(super) hash: u64,
     pub(super) key: &'a [u8],
     pub(super) value: &'a [u8],
@@ -32,30 +31,30 @@ pub(super) struct Entry<'a> {
 
 /// The words of one entry.
 #[derive(Clone, Copy)]
-pub(super) struct Slot<'a>(pub(super) &'a [AtomicU64]);
+pub(super) struct CacheEntry<'a>(pub(super) &'a [AtomicU64]);
 
-/// Words that a slot needs for keys and values of `bytes` bytes together.
-pub(super) const fn words(bytes: usize) -> usize {
-    // One more, as the value begins at a word of its own.
-    HEAD + bytes.div_ceil(8) + 1
+/// Returns the words of an entry that holds up to `bytes` bytes of key and value together.
+pub(super) const fn entry_words(bytes: usize) -> usize {
+    // One more, because the value starts at a word boundary.
+    ENTRY_HEADER_WORDS + bytes.div_ceil(8) + 1
 }
 
-impl Slot<'_> {
-    /// The value, if this entry has the key and has not expired.
-    pub(super) fn read(self, hash: u64, key: &[u8], now: u64) -> Option<Vec<u8>> {
-        for _ in 0..LOOKS {
-            // Acquire: what is read below was written before this number.
-            let sequence = self.0[SEQUENCE].load(Ordering::Acquire);
+impl CacheEntry<'_> {
+    /// Returns the value, if this entry has the key and has not expired.
+    pub(super) fn read_value(self, hash: u64, key: &[u8], now: u64) -> Option<Vec<u8>> {
+        for _ in 0..MAX_READ_ATTEMPTS {
+            // Acquire: the reads below see what was written before this number.
+            let sequence = self.0[SEQUENCE_WORD].load(Ordering::Acquire);
             if sequence % 2 == 1 {
                 std::hint::spin_loop();
                 continue;
             }
-            let found = self.look(hash, key, now);
-            // The loads above are done before the number is read again.
+            let found = self.read_unvalidated(hash, key, now);
+            // The reads above finish before the number is read again.
             fence(Ordering::Acquire);
-            if self.get(SEQUENCE) == sequence {
-                if found.is_some() && self.get(USED) == 0 {
-                    self.put(USED, 1);
+            if self.load_word(SEQUENCE_WORD) == sequence {
+                if found.is_some() && self.load_word(USED_WORD) == 0 {
+                    self.store_word(USED_WORD, 1);
                 }
                 return found;
             }
@@ -63,14 +62,14 @@ impl Slot<'_> {
         None
     }
 
-    /// What seems to be there. While somebody writes this may be anything, but never out of bounds.
-    fn look(self, hash: u64, key: &[u8], now: u64) -> Option<Vec<u8>> {
-        if self.get(HASH) != hash || self.get(EXPIRY) <= now {
+    /// Returns the apparent value. During a write it may be arbitrary, but never out of bounds.
+    fn read_unvalidated(self, hash: u64, key: &[u8], now: u64) -> Option<Vec<u8>> {
+        if self.load_word(HASH_WORD) != hash || self.load_word(EXPIRY_WORD) <= now {
             return None;
         }
         let (key_length, length) = self.lengths()?;
-        let data = &self.0[HEAD..];
-        if key_length != key.len() || !same(data, key) {
+        let data = &self.0[ENTRY_HEADER_WORDS..];
+        if key_length != key.len() || !equals_bytes(data, key) {
             return None;
         }
         let mut value = Vec::with_capacity(length.next_multiple_of(8));
@@ -81,104 +80,109 @@ impl Slot<'_> {
         Some(value)
     }
 
-    /// The lengths of key and value, if there are any that fit.
+    /// Returns the lengths of key and value, if they are set and in bounds.
     fn lengths(self) -> Option<(usize, usize)> {
-        let lengths = self.get(LENGTHS);
+        let lengths = self.load_word(LENGTHS_WORD);
         let (key, value) = ((lengths >> 32) as usize & 0x7fff_ffff, lengths as u32 as usize);
-        let fits = key.div_ceil(8) + value.div_ceil(8) <= self.0.len() - HEAD;
-        (lengths & OCCUPIED != 0 && fits).then_some((key, value))
+        let fits = key.div_ceil(8) + value.div_ceil(8) <= self.0.len() - ENTRY_HEADER_WORDS;
+        (lengths & OCCUPIED_BIT != 0 && fits).then_some((key, value))
     }
 
-    /// Whether it has this key, expired or not. For the holder of the lock.
-    pub(super) fn has(self, hash: u64, key: &[u8]) -> bool {
-        let long = self.lengths().is_some_and(|(length, _)| length == key.len());
-        self.get(HASH) == hash && long && same(&self.0[HEAD..], key)
+    /// Returns whether the entry has this key, expired or not. Only for the lock holder.
+    pub(super) fn has_key(self, hash: u64, key: &[u8]) -> bool {
+        let has_key_length = self.lengths().is_some_and(|(length, _)| length == key.len());
+        self.load_word(HASH_WORD) == hash
+            && has_key_length
+            && equals_bytes(&self.0[ENTRY_HEADER_WORDS..], key)
     }
 
-    /// Whether nothing is lost by writing over it. For the holder of the lock.
+    /// Returns whether the entry is empty or expired. Only for the lock holder.
     pub(super) fn is_free(self, now: u64) -> bool {
-        self.lengths().is_none() || self.get(EXPIRY) <= now
+        self.lengths().is_none() || self.load_word(EXPIRY_WORD) <= now
     }
 
-    /// Whether it holds something.
+    /// Returns whether the entry holds a value that has not expired.
     pub(super) fn is_occupied(self, now: u64) -> bool {
         !self.is_free(now)
     }
 
-    /// Whether it was read since this was last asked.
-    pub(super) fn forget_use(self) -> bool {
-        let used = self.get(USED) != 0;
-        self.put(USED, 0);
+    /// Clears the mark that the entry was read, and returns whether it was set.
+    pub(super) fn take_used_mark(self) -> bool {
+        let used = self.load_word(USED_WORD) != 0;
+        self.store_word(USED_WORD, 0);
         used
     }
 
-    /// For the holder of the lock. The entry must fit.
-    pub(super) fn write(self, entry: &Entry<'_>) {
-        self.change(|| {
-            self.put(HASH, entry.hash);
-            self.put(EXPIRY, entry.expiry);
-            self.put(LENGTHS, OCCUPIED | (entry.key.len() as u64) << 32 | entry.value.len() as u64);
-            self.put(USED, 0);
-            let (key, value) = self.0[HEAD..].split_at(entry.key.len().div_ceil(8));
-            copy(key, entry.key);
-            copy(value, entry.value);
+    /// Stores an entry, which must fit. Only for the lock holder.
+    pub(super) fn write(self, entry: &NewEntry<'_>) {
+        self.write_sequenced(|| {
+            self.store_word(HASH_WORD, entry.hash);
+            self.store_word(EXPIRY_WORD, entry.expiry);
+            self.store_word(
+                LENGTHS_WORD,
+                OCCUPIED_BIT | (entry.key.len() as u64) << 32 | entry.value.len() as u64,
+            );
+            self.store_word(USED_WORD, 0);
+            let (key, value) = self.0[ENTRY_HEADER_WORDS..].split_at(entry.key.len().div_ceil(8));
+            store_bytes(key, entry.key);
+            store_bytes(value, entry.value);
         });
     }
 
-    /// For the holder of the lock.
+    /// Empties the entry. Only for the lock holder.
     pub(super) fn clear(self) {
-        self.change(|| self.put(LENGTHS, 0));
+        self.write_sequenced(|| self.store_word(LENGTHS_WORD, 0));
     }
 
-    /// Clears it if somebody died while writing. For the holder of the lock.
+    /// Clears the entry if a writer died in the middle, and returns whether it did. Only for the lock holder.
     pub(super) fn repair(self) -> bool {
-        let torn = self.get(SEQUENCE) % 2 == 1;
-        if torn {
+        let is_torn = self.load_word(SEQUENCE_WORD) % 2 == 1;
+        if is_torn {
             self.clear();
         }
-        torn
+        is_torn
     }
 
-    /// Leaves the number odd, as somebody who dies while writing does.
+    /// Leaves the entry as a writer that dies in the middle does.
     #[cfg(test)]
-    pub(super) fn tear(self) {
-        self.put(SEQUENCE, self.get(SEQUENCE) | 1);
-        self.put(HEAD, 0xdead);
+    pub(super) fn tear_for_test(self) {
+        self.store_word(SEQUENCE_WORD, self.load_word(SEQUENCE_WORD) | 1);
+        self.store_word(ENTRY_HEADER_WORDS, 0xdead);
     }
 
-    fn change(self, write: impl FnOnce()) {
-        let odd = self.get(SEQUENCE) | 1;
-        self.put(SEQUENCE, odd);
-        // Whoever sees one of the writes below also sees the odd number.
+    fn write_sequenced(self, write: impl FnOnce()) {
+        let odd = self.load_word(SEQUENCE_WORD) | 1;
+        self.store_word(SEQUENCE_WORD, odd);
+        // A reader that sees one of the writes below also sees the odd number.
         fence(Ordering::Release);
         write();
-        // Release: whoever sees the even number sees all of it.
-        self.0[SEQUENCE].store(odd.wrapping_add(1), Ordering::Release);
+        // Release: a reader that sees the even number sees all writes.
+        self.0[SEQUENCE_WORD].store(odd.wrapping_add(1), Ordering::Release);
     }
 
-    fn get(self, word: usize) -> u64 {
+    fn load_word(self, word: usize) -> u64 {
         self.0[word].load(Ordering::Relaxed)
     }
 
-    fn put(self, word: usize, value: u64) {
+    fn store_word(self, word: usize, value: u64) {
         self.0[word].store(value, Ordering::Relaxed);
     }
 }
 
-/// Up to eight bytes, filled up with zeros.
-fn word(chunk: &[u8]) -> u64 {
+/// Packs up to eight bytes into a word, padded with zeros.
+fn pack_word(chunk: &[u8]) -> u64 {
     let mut eight = [0; 8];
     eight[..chunk.len()].copy_from_slice(chunk);
     u64::from_ne_bytes(eight)
 }
 
-fn copy(to: &[AtomicU64], bytes: &[u8]) {
+fn store_bytes(to: &[AtomicU64], bytes: &[u8]) {
     for (to, chunk) in to.iter().zip(bytes.chunks(8)) {
-        to.store(word(chunk), Ordering::Relaxed);
+        to.store(pack_word(chunk), Ordering::Relaxed);
     }
 }
 
-fn same(words: &[AtomicU64], bytes: &[u8]) -> bool {
+fn equals_bytes(words: &[AtomicU64], bytes: &[u8]) -> bool {
     let mut pairs = words.iter().zip(bytes.chunks(8));
-    pairs.all(|(have, chunk)| have.load(Ordering::Relaxed) == word(chunk))
+    pairs.all(|(have, chunk)| have.load(Ordering::Relaxed) == pack_word(chunk))
 }

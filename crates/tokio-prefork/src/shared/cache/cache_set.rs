@@ -1,142 +1,149 @@
-//! Eight entries, one of which a key is in or nowhere, and the lock of those who write them.
+//! One set of the cache: eight entries that a key can be in, and the lock of their writers.
 //!
-//! The lock is one word: the owner (see `members`) or zero. Who finds an owner that is dead takes the lock over
-//! from it, clears what it had begun, and goes on. Readers do not look at the lock.
+//! The lock is one word: the identity of its holder (see `live_processes`) or zero. A writer that finds a dead holder takes over the
+//! lock, clears the entry that was half written, and continues. Readers ignore the lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cache_entry::{self, Entry, Slot};
-use crate::shared::live_processes::{Members, Owner};
+use super::cache_entry::{self, CacheEntry, NewEntry};
+use crate::shared::live_processes::{ProcessIdentity, ProcessTable};
 
-pub(super) const WAYS: usize = 8;
+/// Entries per set: the places that a key can be in.
+pub(super) const ENTRIES_PER_SET: usize = 8;
 /// Words before the entries, a pair of cache lines: the lock, and the hand of the clock.
-const HEAD: usize = 16;
-const LOCK: usize = 0;
-const HAND: usize = 1;
+const SET_HEADER_WORDS: usize = 16;
+const LOCK_WORD: usize = 0;
+const CLOCK_HAND_WORD: usize = 1;
 
-/// How long a writer waits for one that lives and is not done, in nanoseconds: much longer than a write takes
-/// that runs. One that was stopped in the middle (by a debugger, or for want of a processor) costs no more.
-const PATIENCE: u64 = 2_000_000;
-/// Looks at the lock before the kernel is asked for anything.
-const SPINS: usize = 100;
+/// How long a writer waits for a live lock holder, in nanoseconds. Much longer than a write takes.
+const LOCK_TIMEOUT_NS: u64 = 2_000_000;
+/// Attempts to take the lock before the first system call.
+const SPINS_BEFORE_SYSCALL: usize = 100;
 
 /// The words of one set.
 #[derive(Clone, Copy)]
-pub(super) struct Set<'a> {
+pub(super) struct CacheSet<'a> {
     words: &'a [AtomicU64],
-    slot: usize,
+    entry_words: usize,
 }
 
-/// The right to write, until it is dropped.
-pub(super) struct Writing<'a> {
-    set: Set<'a>,
-    /// How many entries somebody left half written that died.
+/// The lock of a set, until it is dropped.
+pub(super) struct CacheSetWriter<'a> {
+    set: CacheSet<'a>,
+    /// Number of half-written entries of a dead writer that were cleared.
     pub(super) repaired: u64,
 }
 
-/// Words of a set whose entries take up to `bytes` bytes.
-pub(super) const fn words(bytes: usize) -> usize {
-    (HEAD + WAYS * cache_entry::words(bytes)).next_multiple_of(HEAD)
+/// Returns the words of a set whose entries hold up to `bytes` bytes.
+pub(super) const fn set_words(bytes: usize) -> usize {
+    (SET_HEADER_WORDS + ENTRIES_PER_SET * cache_entry::entry_words(bytes))
+        .next_multiple_of(SET_HEADER_WORDS)
 }
 
-impl<'a> Set<'a> {
-    pub(super) fn new(words: &'a [AtomicU64], bytes: usize) -> Set<'a> {
-        Set { words, slot: cache_entry::words(bytes) }
+impl<'a> CacheSet<'a> {
+    pub(super) fn new(words: &'a [AtomicU64], bytes: usize) -> CacheSet<'a> {
+        CacheSet { words, entry_words: cache_entry::entry_words(bytes) }
     }
 
-    pub(super) fn slots(self) -> impl Iterator<Item = Slot<'a>> {
-        (0..WAYS).map(move |way| self.slot(way))
+    pub(super) fn entries(self) -> impl Iterator<Item = CacheEntry<'a>> {
+        (0..ENTRIES_PER_SET).map(move |way| self.entry_at(way))
     }
 
-    fn slot(self, way: usize) -> Slot<'a> {
-        Slot(&self.words[HEAD + way * self.slot..][..self.slot])
+    fn entry_at(self, way: usize) -> CacheEntry<'a> {
+        CacheEntry(&self.words[SET_HEADER_WORDS + way * self.entry_words..][..self.entry_words])
     }
 
-    /// Waits for the right to write; `None` if another writer keeps it for too long.
-    pub(super) fn write(self, members: &Members) -> Option<Writing<'a>> {
-        let own = members.own()?;
-        let (mut looks, mut began) = (0, None);
+    /// Waits for the lock. Returns `None` if another writer keeps it for too long.
+    pub(super) fn lock_for_writing(self, processes: &ProcessTable) -> Option<CacheSetWriter<'a>> {
+        let current = processes.current_process()?;
+        let (mut attempts, mut started) = (0, None);
         loop {
-            let holder = self.words[LOCK].load(Ordering::Relaxed);
+            let holder = self.words[LOCK_WORD].load(Ordering::Relaxed);
             if holder == 0 {
-                if self.change_hands(holder, own) {
-                    return Some(Writing { set: self, repaired: 0 });
+                if self.try_take_lock(holder, current) {
+                    return Some(CacheSetWriter { set: self, repaired: 0 });
                 }
-            } else if looks >= SPINS {
-                if !members.lives(Owner(holder)) && self.change_hands(holder, own) {
-                    // Killed here, we are the dead holder, and the next one repairs.
-                    let repaired = self.slots().filter(|slot| slot.repair()).count() as u64;
-                    return Some(Writing { set: self, repaired });
+            } else if attempts >= SPINS_BEFORE_SYSCALL {
+                if !processes.is_alive(ProcessIdentity(holder))
+                    && self.try_take_lock(holder, current)
+                {
+                    // If this process is killed here, it is the dead holder, and the next one repairs.
+                    let repaired = self.entries().filter(|slot| slot.repair()).count() as u64;
+                    return Some(CacheSetWriter { set: self, repaired });
                 }
                 let now = prefork_os::system::monotonic_ns();
-                if now.saturating_sub(*began.get_or_insert(now)) > PATIENCE {
+                if now.saturating_sub(*started.get_or_insert(now)) > LOCK_TIMEOUT_NS {
                     return None;
                 }
                 std::thread::yield_now();
             }
-            looks += 1;
+            attempts += 1;
             std::hint::spin_loop();
         }
     }
 
-    /// A dead owner never comes back, and no owner is used twice: if the word is still `from`, nothing happened
-    /// in between.
-    fn change_hands(self, from: u64, to: Owner) -> bool {
-        let taken =
-            self.words[LOCK].compare_exchange(from, to.0, Ordering::Acquire, Ordering::Relaxed);
+    /// Takes the lock if it is still held by `from`. Identities are never reused, so then no other process held it meanwhile.
+    fn try_take_lock(self, from: u64, to: ProcessIdentity) -> bool {
+        let taken = self.words[LOCK_WORD].compare_exchange(
+            from,
+            to.0,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        );
         taken.is_ok()
     }
 
-    /// Leaves the lock with somebody.
+    /// Makes a process the lock holder.
     #[cfg(test)]
-    pub(super) fn leave_with(self, owner: u64) {
-        self.words[LOCK].store(owner, Ordering::Relaxed);
+    pub(super) fn set_lock_holder(self, owner: u64) {
+        self.words[LOCK_WORD].store(owner, Ordering::Relaxed);
     }
 }
 
-impl Writing<'_> {
-    /// Stores an entry; tells whether another one that had not expired gave way.
-    pub(super) fn insert(&self, entry: &Entry<'_>, now: u64) -> bool {
-        let (slot, evicts) = self.place(entry.hash, entry.key, now);
+impl CacheSetWriter<'_> {
+    /// Stores an entry. Returns whether it evicted another one that had not expired.
+    pub(super) fn insert(&self, entry: &NewEntry<'_>, now: u64) -> bool {
+        let (slot, evicts) = self.choose_entry(entry.hash, entry.key, now);
         slot.write(entry);
         evicts
     }
 
     pub(super) fn remove(&self, hash: u64, key: &[u8]) -> bool {
-        let found = self.set.slots().find(|slot| slot.has(hash, key));
+        let found = self.set.entries().find(|slot| slot.has_key(hash, key));
         found.inspect(|slot| slot.clear()).is_some()
     }
 
     pub(super) fn clear(&self) {
-        self.set.slots().for_each(Slot::clear);
+        self.set.entries().for_each(CacheEntry::clear);
     }
 
-    /// Where a key goes: where it is; else where nothing is or what is there has expired; else the CLOCK
-    /// decides, which passes over what was read since it last came by.
-    fn place(&self, hash: u64, key: &[u8], now: u64) -> (Slot<'_>, bool) {
-        if let Some(same) = self.set.slots().find(|slot| slot.has(hash, key)) {
+    /// Chooses the entry for a key: the one that has it; else a free or expired one; else the CLOCK algorithm decides.
+    ///
+    /// CLOCK skips the entries that were read since its hand last passed.
+    fn choose_entry(&self, hash: u64, key: &[u8], now: u64) -> (CacheEntry<'_>, bool) {
+        if let Some(same) = self.set.entries().find(|slot| slot.has_key(hash, key)) {
             return (same, false);
         }
-        if let Some(free) = self.set.slots().find(|slot| slot.is_free(now)) {
+        if let Some(free) = self.set.entries().find(|slot| slot.is_free(now)) {
             return (free, false);
         }
-        let hand = &self.set.words[HAND];
-        let mut way = hand.load(Ordering::Relaxed) as usize % WAYS;
-        // Once round clears all marks, unless readers set them again: then the next one has to go.
-        for _ in 0..WAYS {
-            if !self.set.slot(way).forget_use() {
+        let hand = &self.set.words[CLOCK_HAND_WORD];
+        let mut way = hand.load(Ordering::Relaxed) as usize % ENTRIES_PER_SET;
+        // One round clears all marks. If readers set them again meanwhile, the next entry is evicted.
+        for _ in 0..ENTRIES_PER_SET {
+            if !self.set.entry_at(way).take_used_mark() {
                 break;
             }
-            way = (way + 1) % WAYS;
+            way = (way + 1) % ENTRIES_PER_SET;
         }
-        hand.store((way + 1) as u64 % WAYS as u64, Ordering::Relaxed);
-        (self.set.slot(way), true)
+        hand.store((way + 1) as u64 % ENTRIES_PER_SET as u64, Ordering::Relaxed);
+        (self.set.entry_at(way), true)
     }
 }
 
-impl Drop for Writing<'_> {
+impl Drop for CacheSetWriter<'_> {
     fn drop(&mut self) {
-        // Release: the next holder sees all that this one wrote.
-        self.set.words[LOCK].store(0, Ordering::Release);
+        // Release: the next holder sees all writes of this one.
+        self.set.words[LOCK_WORD].store(0, Ordering::Release);
     }
 }

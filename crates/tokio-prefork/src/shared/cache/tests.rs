@@ -4,16 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
-use crate::shared::live_processes::Owner;
+use crate::shared::live_processes::ProcessIdentity;
 
-const LONG_DEAD: u64 = 5 * 1024 + 1023;
+const DEAD_PROCESS: u64 = 5 * 1024 + 1023;
 
 fn ns(ns: u64) -> Option<Duration> {
     Some(Duration::from_nanos(ns))
 }
 
 #[test]
-fn a_value_is_there_until_it_expires() {
+fn a_value_can_be_read_until_it_expires() {
     let cache = SharedCache::new("cache_expiry", 8, 64).expect("cache");
     assert_eq!(cache.get_at(b"k", 100), None);
     cache.insert_at(b"k", b"value", ns(50), 100).expect("stored");
@@ -25,7 +25,7 @@ fn a_value_is_there_until_it_expires() {
 }
 
 #[test]
-fn what_is_too_large_is_refused_and_what_was_there_is_gone() {
+fn a_too_large_value_is_rejected_and_the_previous_one_removed() {
     let cache = SharedCache::new("cache_large", 8, 10).expect("cache");
     assert_eq!(cache.insert(b"12345", b"12345", None), Ok(()));
     assert_eq!(cache.insert(b"12345", b"123456", None), Err(CacheWriteError::TooLarge));
@@ -35,7 +35,7 @@ fn what_is_too_large_is_refused_and_what_was_there_is_gone() {
 }
 
 #[test]
-fn what_is_read_outlives_what_is_not() {
+fn entries_that_are_read_are_not_evicted() {
     let cache = SharedCache::new("cache_clock", 8, 16).expect("cache");
     for key in 0..8u8 {
         cache.insert(&[key], &[key], None).expect("stored");
@@ -50,7 +50,7 @@ fn what_is_read_outlives_what_is_not() {
 }
 
 #[test]
-fn an_entry_that_expired_gives_way_first() {
+fn an_expired_entry_is_replaced_first() {
     let cache = SharedCache::new("cache_first", 8, 16).expect("cache");
     for key in 0..8u8 {
         let ttl = if key == 5 { ns(10) } else { None };
@@ -62,14 +62,19 @@ fn an_entry_that_expired_gives_way_first() {
 }
 
 #[test]
-fn what_a_dead_writer_left_is_a_miss_and_is_cleared_by_the_next_writer() {
+fn a_half_written_entry_of_a_dead_writer_is_a_miss_and_is_repaired() {
     let cache = SharedCache::new("cache_dead", 8, 64).expect("cache");
     cache.insert(b"whole", b"stays", None).expect("stored");
     cache.insert(b"torn", b"is lost", None).expect("stored");
     let hash = cache.0.hasher.hash_one(b"torn".as_slice());
-    assert!(!cache.0.members.lives(Owner(LONG_DEAD)));
-    cache.set(hash).slots().find(|slot| slot.has(hash, b"torn")).expect("there").tear();
-    cache.set(hash).leave_with(LONG_DEAD);
+    assert!(!cache.0.processes.is_alive(ProcessIdentity(DEAD_PROCESS)));
+    cache
+        .set(hash)
+        .entries()
+        .find(|entry| entry.has_key(hash, b"torn"))
+        .expect("there")
+        .tear_for_test();
+    cache.set(hash).set_lock_holder(DEAD_PROCESS);
     assert_eq!(cache.get(b"torn"), None);
     assert_eq!(cache.get(b"whole").as_deref(), Some(&b"stays"[..]));
     cache.insert(b"new", b"fits", None).expect("the lock of the dead is no obstacle");
@@ -78,18 +83,18 @@ fn what_a_dead_writer_left_is_a_miss_and_is_cleared_by_the_next_writer() {
 }
 
 #[test]
-fn a_writer_that_lives_and_does_not_finish_is_not_waited_for_long() {
+fn a_live_writer_that_does_not_finish_makes_others_fail_with_busy() {
     let cache = SharedCache::new("cache_busy", 8, 64).expect("cache");
     cache.insert(b"k", b"old", None).expect("stored");
-    let own = cache.0.members.own().expect("a row");
-    cache.set(0).leave_with(own.0);
+    let current = cache.0.processes.current_process().expect("a row");
+    cache.set(0).set_lock_holder(current.0);
     assert_eq!(cache.insert(b"k", b"new", None), Err(CacheWriteError::Busy));
     assert_eq!(cache.remove(b"k"), Err(CacheWriteError::Busy));
     assert_eq!(cache.get(b"k").as_deref(), Some(&b"old"[..]), "readers do not look at the lock");
 }
 
 #[test]
-fn garbage_in_the_memory_is_survived() {
+fn corrupted_memory_does_not_crash() {
     let cache = SharedCache::new("cache_garbage", 16, 40).expect("cache");
     for (i, word) in cache.0.words.iter().enumerate() {
         word.store((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15), Ordering::Relaxed);
@@ -103,14 +108,14 @@ fn garbage_in_the_memory_is_survived() {
 }
 
 #[test]
-fn numbers_without_sense_are_refused() {
-    for (entries, bytes) in [(0, 1), (1, 0), (1, LARGEST + 1), (usize::MAX, 1000)] {
+fn zero_and_excessive_sizes_are_rejected() {
+    for (entries, bytes) in [(0, 1), (1, 0), (1, MAX_ENTRY_BYTES + 1), (usize::MAX, 1000)] {
         let error = SharedCache::new("cache_bad", entries, bytes).expect_err("refused");
         assert!(error.to_string().contains("\"cache_bad\""), "{error}");
     }
 }
 
-/// A value that is of one piece if all its words are the same.
+/// Creates a value whose words are all the same, so that a mix of two values is noticed.
 fn value_of(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(1 + number as usize % 50)
 }
@@ -148,7 +153,7 @@ fn readers_never_see_a_mix_of_two_values() {
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum CacheOperation {
     Insert { key: u8, value: Vec<u8>, ttl: Option<u64> },
     Get(u8),
     Remove(u8),
@@ -156,21 +161,20 @@ enum Step {
     Wait(u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn cache_operation() -> impl Strategy<Value = CacheOperation> {
     let value = proptest::collection::vec(any::<u8>(), 0..40);
     let ttl = proptest::option::of(1..100u64);
     prop_oneof![
-        8 => (0..40u8, value, ttl).prop_map(|(key, value, ttl)| Step::Insert { key, value, ttl }),
-        8 => (0..40u8).prop_map(Step::Get),
-        2 => (0..40u8).prop_map(Step::Remove),
-        1 => Just(Step::Clear),
-        4 => (1..60u64).prop_map(Step::Wait),
+        8 => (0..40u8, value, ttl).prop_map(|(key, value, ttl)| CacheOperation::Insert { key, value, ttl }),
+        8 => (0..40u8).prop_map(CacheOperation::Get),
+        2 => (0..40u8).prop_map(CacheOperation::Remove),
+        1 => Just(CacheOperation::Clear),
+        4 => (1..60u64).prop_map(CacheOperation::Wait),
     ]
 }
 
-/// Keys of varying length, so that values begin at all places, of which at most `per_set` fall into one set. Which
-/// set a key falls into is random in each process, so they are chosen by it.
-fn keys(cache: SharedCache, per_set: usize) -> Vec<Vec<u8>> {
+/// Returns keys of varying length, at most `per_set` per set. The hash is random per process, so the keys are selected.
+fn choose_keys(cache: SharedCache, per_set: usize) -> Vec<Vec<u8>> {
     let mut used = vec![0; cache.0.sets];
     let candidates = (0..u32::MAX).map(|n| {
         let padding = [0xaa].repeat(n as usize % 16);
@@ -186,17 +190,20 @@ fn keys(cache: SharedCache, per_set: usize) -> Vec<Vec<u8>> {
     candidates.filter(|key| has_room(key)).take(most).collect()
 }
 
-/// Runs steps on a cache and on a map. The cache may have forgotten what the map knows only when something
-/// was evicted, and never knows anything else.
-fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(), TestCaseError> {
+/// Runs operations on a cache and on a map. They may differ only by entries that the cache has evicted.
+fn compare_with_map(
+    cache: SharedCache,
+    keys: &[Vec<u8>],
+    operations: Vec<CacheOperation>,
+) -> Result<(), TestCaseError> {
     let key_of = |key: u8| keys[usize::from(key)].as_slice();
     let mut model: HashMap<u8, (Vec<u8>, u64)> = HashMap::new();
     let (mut now, mut lost) = (1, 0);
     cache.clear().expect("cleared");
     let before = cache.0.evictions.value();
-    for step in steps {
+    for step in operations {
         match step {
-            Step::Insert { key, value, ttl } => {
+            CacheOperation::Insert { key, value, ttl } => {
                 let stored = cache.insert_at(key_of(key), &value, ttl.and_then(ns), now);
                 let fits = key_of(key).len() + value.len() <= cache.0.bytes;
                 prop_assert_eq!(stored, if fits { Ok(()) } else { Err(CacheWriteError::TooLarge) });
@@ -205,7 +212,7 @@ fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(),
                     model.insert(key, (value, ttl.map_or(u64::MAX, |ttl| now + ttl)));
                 }
             }
-            Step::Get(key) => {
+            CacheOperation::Get(key) => {
                 let known = model.get(&key).filter(|(_, expiry)| *expiry > now);
                 let found = cache.get_at(key_of(key), now);
                 if found.is_none() && known.is_some() {
@@ -215,16 +222,16 @@ fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(),
                     prop_assert_eq!(found.as_ref(), known.map(|(value, _)| value));
                 }
             }
-            Step::Remove(key) => {
+            CacheOperation::Remove(key) => {
                 let removed = cache.remove(key_of(key)).expect("free");
                 prop_assert!(!removed || model.contains_key(&key));
                 model.remove(&key);
             }
-            Step::Clear => {
+            CacheOperation::Clear => {
                 cache.clear().expect("cleared");
                 model.clear();
             }
-            Step::Wait(ns) => now += ns,
+            CacheOperation::Wait(ns) => now += ns,
         }
         prop_assert!(cache.len_at(now) <= cache.capacity());
         prop_assert!(lost <= cache.0.evictions.value() - before);
@@ -233,18 +240,20 @@ fn compare(cache: SharedCache, keys: &[Vec<u8>], steps: Vec<Step>) -> Result<(),
 }
 
 #[test]
-fn it_is_a_map_that_forgets() {
+fn the_cache_behaves_like_a_map_that_may_evict() {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(150) };
     let mut runner = proptest::test_runner::TestRunner::new(config);
-    let steps = proptest::collection::vec(step(), 1..150);
+    let operations = proptest::collection::vec(cache_operation(), 1..150);
     // Forty keys for the 16 entries of two sets.
     let small = SharedCache::new("cache_model_small", 16, 40).expect("cache");
-    let many = keys(small, usize::MAX);
-    runner.run(&steps, |steps| compare(small, &many, steps)).expect("small");
+    let many = choose_keys(small, usize::MAX);
+    runner
+        .run(&operations, |operations| compare_with_map(small, &many, operations))
+        .expect("small");
     // As many keys in a set as it has entries: nothing may be lost.
     let roomy = SharedCache::new("cache_model_roomy", 1024, 48).expect("cache");
-    let few = keys(roomy, WAYS);
-    runner.run(&steps, |steps| compare(roomy, &few, steps)).expect("roomy");
+    let few = choose_keys(roomy, ENTRIES_PER_SET);
+    runner.run(&operations, |operations| compare_with_map(roomy, &few, operations)).expect("roomy");
     assert_eq!(roomy.0.evictions.value(), 0);
 }
 
@@ -252,11 +261,11 @@ fn it_is_a_map_that_forgets() {
 fn a_full_cache_evicts_one_entry_for_each_new_one() {
     let cache = SharedCache::new("cache_model_full", 16, 40).expect("cache");
     // Eight keys for each of the two sets, and then as many others, whose sets are full.
-    let all = keys(cache, 2 * WAYS);
-    let own = keys(cache, WAYS);
-    assert_eq!(own.len(), 16);
-    let others = all.iter().filter(|key| !own.contains(key));
-    for key in &own {
+    let all = choose_keys(cache, 2 * ENTRIES_PER_SET);
+    let current = choose_keys(cache, ENTRIES_PER_SET);
+    assert_eq!(current.len(), 16);
+    let others = all.iter().filter(|key| !current.contains(key));
+    for key in &current {
         cache.insert_at(key, b"", None, 1).expect("stored");
     }
     assert_eq!((cache.len_at(1), cache.0.evictions.value()), (16, 0));
