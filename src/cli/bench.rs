@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::output_file::OutputFile;
 use super::print;
 use crate::settings::value::duration;
-use prefork_bench::bench::{self, Faults, Plan, Progress, Target};
+use prefork_bench::load::{self as bench, Faults, Plan, Progress, Target};
 use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\

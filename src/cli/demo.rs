@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::{complain, print};
 use crate::app::fib;
 use crate::settings::value::duration;
-use prefork_bench::demo::{self, Plan};
+use prefork_bench::cpu_demo::{self as demo, Plan};
 use tokio_prefork::{Error, Result, exit};
 
 const HELP: &str = "\

@@ -1,38 +1,36 @@
 //! The models, the policies and the peers side by side: `prefork compare`.
 //!
 //! Each contestant is a real server in a process of its own, started for one measurement and stopped after it, so
-//! that nothing else serves meanwhile. The load is that of [`bench`], in this process: what the generator costs
+//! that nothing else serves meanwhile. The load is that of [`crate::load`], in this process: what the generator costs
 //! is known, and is not in the figures of the server. A round goes through all workloads, and in each of them through
 //! all contestants, in another order than the round before ([`plan`]): a machine whose speed drifts is unfair to all alike.
 //!
-//! [`findings`] says which differences are larger than what one contestant differs from itself. What is measured
+//! [`differences`] says which differences are larger than what one contestant differs from itself. What is measured
 //! becomes a [`Report`], which is printed as a table, as JSON, or as a page.
 //!
 //! Nothing outlives a run: contestants are stopped when they are dropped, and if this process is killed the kernel
 //! tells them to stop.
 
-mod beside;
-mod contestant;
-mod findings;
-mod page;
+mod compared_server;
+mod concurrent_loads;
+mod differences;
+mod measurement;
 mod plan;
 mod report;
-mod sample;
-mod table;
 mod workload;
 
 use std::time::{Duration, Instant};
 
-pub use beside::beside;
-pub use contestant::{Contestant, Failure, Running};
+pub use compared_server::{Contestant, Failure, Running};
+pub use concurrent_loads::beside;
 pub use plan::Plan;
 pub use report::Report;
 pub use workload::Workload;
 
-use crate::bench::Target;
+use crate::load::Target;
+use measurement::{Outcome, Sample};
 use plan::Turn;
 use prefork_os::signal::{Signal, SignalPipe};
-use sample::{Outcome, Sample};
 use tokio_prefork::{Error, Result};
 
 /// How far a comparison is.

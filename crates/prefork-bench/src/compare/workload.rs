@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::bench::{Plan, Target};
+use crate::load::{Plan, Target};
 
 /// How long an answer may take, and so how long the end of a measurement.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests per second that are due beside heavy ones.
 const RATE: u32 = 500;
 
@@ -82,7 +82,7 @@ impl Workload {
     }
 
     /// What is asked for by the requests that are measured.
-    pub(super) fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Workload::Bodies => "/bytes/65536",
             Workload::CpuLoop => "/fib/24?on=loop",
@@ -92,7 +92,7 @@ impl Workload {
     }
 
     /// What is asked for beside them.
-    pub(super) fn heavy(self) -> Option<&'static str> {
+    pub(crate) fn heavy(self) -> Option<&'static str> {
         match self {
             Workload::Mixed => Some("/fib/30"),
             Workload::NoisyNeighbour => Some("/fib/36?on=loop"),
@@ -101,7 +101,7 @@ impl Workload {
     }
 
     /// Everything that a contestant must know to take part.
-    pub(super) fn paths(self) -> Vec<&'static str> {
+    pub(crate) fn paths(self) -> Vec<&'static str> {
         [Some(self.path()), self.heavy()].into_iter().flatten().collect()
     }
 
@@ -111,7 +111,7 @@ impl Workload {
     }
 
     /// The load that is measured.
-    pub(super) fn light(self, target: Target, warm_up: Duration, duration: Duration) -> Plan {
+    pub(crate) fn light(self, target: Target, warm_up: Duration, duration: Duration) -> Plan {
         let plan = Plan { warm_up, duration, timeout: TIMEOUT, ..Plan::new(target) };
         match self {
             Workload::KeepAlive => plan,
@@ -128,7 +128,7 @@ impl Workload {
     }
 
     /// The load beside it.
-    pub(super) fn beside(self, target: Target, duration: Duration) -> Plan {
+    pub(crate) fn beside(self, target: Target, duration: Duration) -> Plan {
         let connections = if self == Workload::Mixed { 2 } else { 1 };
         let (warm_up, timeout) = (Duration::ZERO, TIMEOUT);
         Plan { connections, threads: 1, warm_up, duration, timeout, ..Plan::new(target) }

@@ -1,0 +1,63 @@
+//! A process of this program that waits for work on its standard input, a number a line, and answers with another.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use prefork_os::parent_death::set_parent_death_signal;
+use prefork_os::signal::Signal;
+use tokio_prefork::{Error, Result};
+
+/// The hidden verb that [`work`] is behind.
+pub const VERB: [&str; 2] = ["demo", "spare"];
+
+/// What such a process does, until its input ends.
+pub fn work(fib: fn(u64) -> u64) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines() {
+        let n: u64 = line?.trim().parse().map_err(std::io::Error::other)?;
+        writeln!(out, "{}", fib(n))?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// One of them; gone when dropped.
+pub(crate) struct Spare {
+    child: Child,
+    input: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Spare {
+    pub(crate) fn start() -> Result<Spare> {
+        let fail = |e| Error::system("start this program again as a process that computes", e);
+        let mut command = Command::new(std::env::current_exe().map_err(fail)?);
+        command.args(VERB).stdin(Stdio::piped()).stdout(Stdio::piped());
+        set_parent_death_signal(&mut command, Signal::SIGKILL);
+        let mut child = command.spawn().map_err(fail)?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (input, output) = pipes.ok_or_else(|| fail(std::io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Spare { child, input, answers: BufReader::new(output).lines() })
+    }
+
+    /// Asks for a number, without waiting for it.
+    pub(crate) fn ask(&mut self, n: u64) -> Result<()> {
+        let line = format!("{n}\n");
+        self.input.write_all(line.as_bytes()).map_err(|e| Error::system("ask a process", e))
+    }
+
+    /// The next answer.
+    pub(crate) fn answer(&mut self) -> Result<String> {
+        let ended = || std::io::ErrorKind::UnexpectedEof.into();
+        let line = self.answers.next().unwrap_or_else(|| Err(ended()));
+        line.map_err(|e| Error::system("hear the answer of a process", e))
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        // Whatever it does, nobody wants it any more.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

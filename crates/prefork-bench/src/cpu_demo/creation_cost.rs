@@ -1,0 +1,81 @@
+//! What making a thread or a process costs, beside handing a job to one that waits.
+
+use std::sync::mpsc;
+use std::time::Instant;
+
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+use serde::Serialize;
+
+use super::compute_process::Spare;
+use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
+use tokio_prefork::{Error, Result};
+
+/// The cost of one thing, as a median.
+#[derive(Debug, Clone, Serialize)]
+pub struct Created {
+    pub what: &'static str,
+    /// To make it, have it do nothing, and see its end, in microseconds.
+    pub new_us: f64,
+    /// To hand a job to one that waits, and have the answer.
+    pub reused_us: f64,
+}
+
+pub(crate) fn measure(times: u32, fib: fn(u64) -> u64) -> Result<Vec<Created>> {
+    // Before there is any other thread.
+    let forked = median(times, || match fork_process()? {
+        ForkResult::Child => exit_without_cleanup(0),
+        ForkResult::Parent(pid) => {
+            let ended = waitpid(Pid::from_raw(pid as i32), None);
+            ended.map(drop).map_err(|e| Error::system("wait for a process", e))
+        }
+    })?;
+    let fresh = median(times, || {
+        let mut spare = Spare::start()?;
+        spare.ask(1)?;
+        spare.answer().map(drop)
+    })?;
+    let mut spare = Spare::start()?;
+    let waiting = median(times, || {
+        spare.ask(1)?;
+        spare.answer().map(drop)
+    })?;
+    let thread = median(times, || {
+        let thread = std::thread::Builder::new().spawn(move || fib(1));
+        let thread = thread.map_err(|e| Error::system("start a thread", e))?;
+        // It cannot panic.
+        let _ = thread.join();
+        Ok(())
+    })?;
+    let (ask, asked) = mpsc::channel::<u64>();
+    let (answer, answered) = mpsc::channel();
+    std::thread::spawn(move || {
+        for n in asked {
+            if answer.send(fib(n)).is_err() {
+                break;
+            }
+        }
+    });
+    let handed = median(times, || {
+        let gone = |_| Error::system("hand a job to a thread", std::io::ErrorKind::BrokenPipe);
+        ask.send(1).map_err(|_| gone(()))?;
+        answered.recv().map(drop).map_err(|_| gone(()))
+    })?;
+    Ok(vec![
+        Created { what: "thread", new_us: thread, reused_us: handed },
+        Created { what: "forked process", new_us: forked, reused_us: waiting },
+        Created { what: "fresh program", new_us: fresh, reused_us: waiting },
+    ])
+}
+
+/// In microseconds.
+fn median(times: u32, mut what: impl FnMut() -> Result<()>) -> Result<f64> {
+    let mut all = Vec::new();
+    for _ in 0..times.max(1) {
+        let begun = Instant::now();
+        what()?;
+        all.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    all.sort_by(f64::total_cmp);
+    Ok(all[all.len() / 2])
+}

@@ -1,0 +1,207 @@
+//! What came out, and what it says. Pure.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::Plan;
+use super::compute_timing::Computed;
+use super::creation_cost::Created;
+use super::latency_under_load::Served;
+use crate::load::report::text::{grid, time};
+use tokio_prefork::exit;
+
+/// A whole experiment.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    version: &'static str,
+    cores: usize,
+    /// The number that was computed, and the one that the servers were asked for.
+    fib: u64,
+    asked: u64,
+    computing: Vec<Computed>,
+    creating: Vec<Created>,
+    serving: Vec<Served>,
+    /// Whether nothing is missing because of a signal.
+    complete: bool,
+    reading: String,
+}
+
+impl Report {
+    pub(crate) fn of(
+        plan: &Plan,
+        cores: usize,
+        computing: Vec<Computed>,
+        creating: Vec<Created>,
+        serving: Vec<Served>,
+        complete: bool,
+    ) -> Report {
+        let version = env!("CARGO_PKG_VERSION");
+        let (fib, asked, reading) = (plan.fib, plan.asked, String::new());
+        let mut report =
+            Report { version, cores, fib, asked, computing, creating, serving, complete, reading };
+        report.reading = report.read();
+        report
+    }
+
+    pub fn to_json(&self) -> String {
+        // Numbers and texts only: this cannot fail.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// 0, or 1 if something is missing.
+    pub fn exit_status(&self) -> u8 {
+        if self.complete { exit::OK } else { exit::FAILURE }
+    }
+
+    pub fn to_table(&self) -> String {
+        let head = |words: [&str; 4]| words.map(str::to_string);
+        let mut text = String::new();
+        let what = format!("fib({})", self.fib);
+        let mut rows = vec![head([&what, "TIME", "OF SEQUENCE", "IDEAL"])];
+        rows.extend(self.computing.iter().map(|one| {
+            let of = |ratio: f64| format!("{ratio:.2}");
+            [one.how.clone(), time(one.seconds * 1e6), of(one.ratio), of(one.ideal)]
+        }));
+        write_part(&mut text, &mut rows);
+        let mut rows = vec![head(["", "A NEW ONE", "ONE THAT WAITS", "RATIO"])];
+        rows.extend(self.creating.iter().map(|one| {
+            let ratio = format!("{:.1}x", one.new_us / one.reused_us);
+            [one.what.to_string(), time(one.new_us), time(one.reused_us), ratio]
+        }));
+        write_part(&mut text, &mut rows);
+        let title = format!("LATENCY OF / BESIDE /fib/{}", self.asked);
+        let mut rows =
+            vec![[&title, "P50", "P99", "MAX", "P99 RATIO"].map(|word| word.to_string())];
+        rows.extend(self.serving.iter().map(|one| {
+            let ratio = format!("{:.1}x", one.ratio);
+            [one.how.clone(), time(one.p50), time(one.p99), time(one.max), ratio]
+        }));
+        write_part(&mut text, &mut rows);
+        for Served { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0) {
+            text.push_str(&format!("FAILED: {failed} requests for / ({how})\n\n"));
+        }
+        if !self.complete {
+            text.push_str("PARTIAL: a signal ended it early\n\n");
+        }
+        text + &self.reading + "\n"
+    }
+
+    /// The figures in words: what this machine has shown, and not what others have.
+    fn read(&self) -> String {
+        let mut said = Vec::new();
+        if let [_, threads, pool, processes] = &self.computing[..] {
+            said.push(format!(
+                "On {} cores the same work took {:.2} of its time on threads, {:.2} in the pool (whole batches: {:.2} \
+                 at best) and {:.2} in processes: {}.",
+                self.cores,
+                threads.ratio,
+                pool.ratio,
+                pool.ideal,
+                processes.ratio,
+                match threads.ratio.min(processes.ratio) {
+                    best if best > 0.8 => "nothing was gained, so the cores were busy with something else",
+                    _ if (threads.ratio - processes.ratio).abs() < 0.1 =>
+                        "threads and processes compute equally well",
+                    _ if threads.ratio < processes.ratio => "threads did better here",
+                    _ => "processes did better here",
+                }
+            ));
+        }
+        if let [thread, forked, fresh] = &self.creating[..] {
+            said.push(format!(
+                "A new thread costs {}, a forked process {}, a fresh program {}; one that waits has its answer ready after \
+                 {} or {}, so what is needed often should be made once.",
+                time(thread.new_us).trim(),
+                time(forked.new_us).trim(),
+                time(fresh.new_us).trim(),
+                time(thread.reused_us).trim(),
+                time(forked.reused_us).trim(),
+            ));
+        }
+        if let [idle, on_loop, pool, processes] = &self.serving[..] {
+            let freezes = on_loop.ratio > 10.0 && on_loop.ratio > 3.0 * pool.ratio;
+            said.push(format!(
+                "While two clients had numbers computed, the p99 of / went from {} to {} with the work on the loop, to {} \
+                 in the pool and to {} over processes: {}.",
+                time(idle.p99).trim(),
+                time(on_loop.p99).trim(),
+                time(pool.p99).trim(),
+                time(processes.p99).trim(),
+                match freezes {
+                    true => "one request that computes freezes its loop for all others, and a pool does not",
+                    false => "too little work to freeze the loop, or a machine too busy to show it",
+                }
+            ));
+        }
+        said.join(" ")
+    }
+}
+
+/// Names to the left, figures to the right.
+fn write_part<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
+    let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
+    rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
+    grid(text, rows);
+    // Writing to a string cannot fail.
+    let _ = writeln!(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(on_loop: f64) -> Report {
+        let computed =
+            |ratio| Computed { how: "so".into(), seconds: 4.0 * ratio, ratio, ideal: 0.5 };
+        let created = |what, new_us| Created { what, new_us, reused_us: 5.0 };
+        let served = |ratio| Served {
+            how: "so".into(),
+            p50: 90.0,
+            p99: 100.0 * ratio,
+            max: 1e5,
+            ratio,
+            failed: 0,
+        };
+        Report::of(
+            &Plan::FULL,
+            2,
+            [1.0, 0.51, 0.61, 0.52].map(computed).to_vec(),
+            vec![
+                created("thread", 20.0),
+                created("forked process", 300.0),
+                created("fresh", 2000.0),
+            ],
+            [1.0, on_loop, 3.0, 4.0].map(served).to_vec(),
+            true,
+        )
+    }
+
+    #[test]
+    fn the_reading_says_what_the_figures_say() {
+        let usual = report(5_000.0);
+        for words in ["equally well", "p99 of / went from 100 us to 500 ms", "freezes its loop"] {
+            assert!(usual.reading.contains(words), "{words}: {}", usual.reading);
+        }
+        assert!(report(2.0).reading.contains("too little work"), "{}", report(2.0).reading);
+        let table = usual.to_table();
+        assert!(table.contains("0.61") && table.contains("60.0x"), "{table}");
+        assert!(usual.to_json().contains("\"complete\": true"));
+    }
+
+    #[test]
+    fn a_report_that_was_cut_short_says_so() {
+        let mut cut = report(5_000.0);
+        cut.complete = false;
+        assert!(cut.to_table().contains("PARTIAL"));
+        assert_eq!(cut.exit_status(), 1);
+    }
+
+    #[test]
+    fn requests_that_failed_are_told_of() {
+        let mut report = report(5_000.0);
+        assert!(!report.to_table().contains("FAILED"));
+        report.serving[1].failed = 17;
+        assert!(report.to_table().contains("FAILED: 17 requests for / (so)"));
+    }
+}

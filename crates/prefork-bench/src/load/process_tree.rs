@@ -1,0 +1,229 @@
+//! What the processes of a target on this machine have used, read from `/proc`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use serde::Serialize;
+
+use tokio_prefork::ListenAddr;
+use tokio_prefork::text::printable_bytes;
+
+/// Ticks per second in `/proc/PID/stat`, which the kernel promises to user space.
+const TICKS: f64 = 100.0;
+
+/// The tree of processes that serve one address.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    root: u32,
+    name: String,
+}
+
+/// What a tree had used at one moment.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Moment {
+    /// User and system time of all, and of their children that are gone, in seconds.
+    user: f64,
+    system: f64,
+    /// Voluntary and involuntary context switches of each process, all threads together.
+    switches: BTreeMap<u32, [u64; 2]>,
+    /// Memory, with what several processes share divided among them; `None` if we may not ask.
+    pss_kib: Option<u64>,
+}
+
+/// What a tree used while it was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Usage {
+    /// The process that the others descend from.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// Processes in the tree at the end.
+    pub processes: usize,
+    /// User time in seconds.
+    pub user_s: f64,
+    /// System time in seconds.
+    pub system_s: f64,
+    /// Context switches for want of something to do; of processes that were there at the end.
+    pub voluntary: u64,
+    /// Context switches because another process was given the processor.
+    pub involuntary: u64,
+    /// PSS of the whole tree before, in KiB; none if it cannot be read.
+    pub pss_before_kib: Option<u64>,
+    /// The same after.
+    pub pss_after_kib: Option<u64>,
+}
+
+impl Tree {
+    /// The processes behind a listening socket of this machine.
+    pub(crate) fn of(address: &ListenAddr) -> Option<Tree> {
+        let holders: BTreeSet<u32> = address.holders().into_iter().collect();
+        // A primary and its workers all hold the socket: the root is the one whose parent does not.
+        let is_root = |pid: &&u32| stat(**pid).is_some_and(|s| !holders.contains(&s.parent));
+        let root = *holders.iter().find(is_root)?;
+        let name = fs::read(format!("/proc/{root}/comm")).ok()?;
+        Some(Tree { root, name: printable_bytes(name.trim_ascii_end(), name.len()) })
+    }
+
+    /// The process that the others descend from.
+    pub(crate) fn root(&self) -> u32 {
+        self.root
+    }
+
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it has used up to now.
+    pub(crate) fn look(&self) -> Moment {
+        let mut moment = Moment { pss_kib: Some(0), ..Moment::default() };
+        for (pid, stat) in self.members() {
+            moment.user += stat.user;
+            moment.system += stat.system;
+            moment.switches.insert(pid, switches(pid));
+            moment.pss_kib = moment.pss_kib.and_then(|sum| Some(sum + pss(pid)?));
+        }
+        moment
+    }
+
+    fn members(&self) -> Vec<(u32, Stat)> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let all: BTreeMap<u32, Stat> = pids.filter_map(|pid| Some((pid, stat(pid)?))).collect();
+        let mut members = Vec::new();
+        let mut next = vec![self.root];
+        while let Some(pid) = next.pop() {
+            // A pid is in the table once, so a tree that changes meanwhile cannot make us go in circles.
+            next.extend(all.iter().filter(|(_, s)| s.parent == pid).map(|(pid, _)| *pid));
+            members.extend(all.get(&pid).map(|stat| (pid, *stat)));
+        }
+        members
+    }
+
+    /// What it used between two moments.
+    pub(crate) fn between(&self, before: &Moment, after: &Moment) -> Usage {
+        let gained = |at: usize| {
+            let each = after.switches.iter().map(|(pid, now)| {
+                now[at].saturating_sub(before.switches.get(pid).map_or(0, |then| then[at]))
+            });
+            each.sum()
+        };
+        Usage {
+            pid: self.root,
+            name: self.name.clone(),
+            processes: after.switches.len(),
+            user_s: (after.user - before.user).max(0.0),
+            system_s: (after.system - before.system).max(0.0),
+            voluntary: gained(0),
+            involuntary: gained(1),
+            pss_before_kib: before.pss_kib,
+            pss_after_kib: after.pss_kib,
+        }
+    }
+}
+
+impl Usage {
+    /// Both rounds together: sums, and memory from the first beginning to the last end.
+    pub(crate) fn and(self, later: Usage) -> Usage {
+        Usage {
+            user_s: self.user_s + later.user_s,
+            system_s: self.system_s + later.system_s,
+            voluntary: self.voluntary + later.voluntary,
+            involuntary: self.involuntary + later.involuntary,
+            pss_before_kib: self.pss_before_kib,
+            ..later
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Stat {
+    parent: u32,
+    user: f64,
+    system: f64,
+}
+
+/// The parent of a process that exists.
+pub(crate) fn parent(pid: u32) -> Option<u32> {
+    stat(pid).map(|stat| stat.parent)
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Times with those of children that were waited for: what a worker used that died is in its primary's.
+fn parse_stat(text: &str) -> Option<Stat> {
+    // The name stands in parentheses and may contain anything, parentheses too.
+    let (_, rest) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split(' ').collect();
+    let ticks = |at: usize| Some(fields.get(at)?.parse::<u64>().ok()? as f64 / TICKS);
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        user: ticks(11)? + ticks(13)?,
+        system: ticks(12)? + ticks(14)?,
+    })
+}
+
+fn switches(pid: u32) -> [u64; 2] {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return [0; 2] };
+    let mut sum = [0; 2];
+    for text in threads.flatten().filter_map(|t| fs::read_to_string(t.path().join("status")).ok()) {
+        sum[0] += field(&text, "voluntary_ctxt_switches:").unwrap_or(0);
+        sum[1] += field(&text, "nonvoluntary_ctxt_switches:").unwrap_or(0);
+    }
+    sum
+}
+
+fn pss(pid: u32) -> Option<u64> {
+    field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
+}
+
+/// The number behind a name at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_stat_is_read_whatever_the_name() {
+        let text = "42 (a) (b) S 7 1 1 0 -1 0 0 0 0 0 100 250 30 5 20 0 1 0 9 0 0";
+        assert_eq!(parse_stat(text), Some(Stat { parent: 7, user: 1.3, system: 2.55 }));
+        assert_eq!(parse_stat("42 (a) S"), None);
+    }
+
+    #[test]
+    fn what_was_used_is_the_difference_and_the_dead_are_left_out() {
+        let moment = |user, switches: &[(u32, u64)], pss| Moment {
+            user,
+            system: 1.0,
+            switches: switches.iter().map(|(pid, n)| (*pid, [*n, 2 * n])).collect(),
+            pss_kib: Some(pss),
+        };
+        let tree = Tree { root: 1, name: "x".to_string() };
+        let before = moment(1.0, &[(1, 10), (2, 1000)], 100);
+        let after = moment(3.5, &[(1, 15), (3, 7)], 130);
+        let usage = tree.between(&before, &after);
+        assert_eq!((usage.user_s, usage.system_s, usage.processes), (2.5, 0.0, 2));
+        assert_eq!((usage.voluntary, usage.involuntary), (12, 24));
+        let twice = usage.clone().and(tree.between(&after, &after));
+        assert_eq!(
+            (twice.user_s, twice.pss_before_kib, twice.pss_after_kib),
+            (2.5, Some(100), Some(130))
+        );
+    }
+
+    #[test]
+    fn our_own_socket_leads_to_ourselves() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let addr = ListenAddr::Tcp(listener.local_addr().expect("address"));
+        let tree = Tree::of(&addr).expect("found");
+        assert_eq!(tree.root, std::process::id());
+        let moment = tree.look();
+        assert!(moment.switches.contains_key(&tree.root), "{moment:?}");
+    }
+}

@@ -1,0 +1,41 @@
+use super::*;
+use crate::load::report::tests::sample;
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    let mut report = sample();
+    report.target = "http://h/?<script>alert(1)</script>&\"".to_string();
+    let page = page(&report);
+    // The only address in it is that of the target, as text.
+    for piece in ["<script", "src=", "url(", "@import", "<iframe", "onload"] {
+        assert!(!page.contains(piece), "{piece}");
+    }
+    assert_eq!(page.matches("href=").count(), 1);
+    assert!(page.contains("href=\"data:,\"") && page.contains("prefers-color-scheme: dark"));
+    assert!(page.contains("width=device-width"));
+    assert!(page.contains("&lt;script&gt;"));
+}
+
+#[test]
+fn there_is_a_plot_for_each_question_that_can_be_answered() {
+    let mut report = sample();
+    let plots = |report: &Report| page(report).matches("<svg").count();
+    assert_eq!(plots(&report), 3);
+    report.pids.clear();
+    assert_eq!(plots(&report), 2);
+    report.timeline.responses.clear();
+    report.latency.curve.clear();
+    assert_eq!(plots(&report), 0);
+}
+
+#[test]
+fn every_opened_tag_is_closed() {
+    let page = page(&sample());
+    for tag in
+        ["html", "head", "body", "main", "svg", "figure", "pre", "dl", "dt", "dd", "div", "text"]
+    {
+        let opened =
+            page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+    }
+}
