@@ -51,7 +51,7 @@ pub(crate) use kernel_selector::{KernelSelector, ReuseportGroup, SlotLoad};
 pub(crate) use least_conn::load_page::{LoadPage, LoadPageLease};
 pub(crate) use policy::AcceptPath;
 pub use policy::Dispatch;
-use round_robin::Taker;
+use round_robin::ConnectionReceiver;
 
 /// Starts the tasks that accept connections in a worker. `queue` is the worker's connection queue if the primary accepts.
 pub(crate) fn start_accepting(
@@ -64,8 +64,9 @@ pub(crate) fn start_accepting(
         listener.set_tcp_keep_alive(state.config.tcp_keep_alive);
     }
     if let Some(queue) = queue {
-        let receiver = Taker::new(state, queue, listeners, app.connection_starter(state))
-            .map_err(|e| Error::system("register the queue of connections", e))?;
+        let receiver =
+            ConnectionReceiver::new(state, queue, listeners, app.connection_starter(state))
+                .map_err(|e| Error::system("register the queue of connections", e))?;
         tokio::task::spawn_local(receiver.run());
         return Ok(());
     }

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
 use crate::channel::PrimaryEnd;
-use crate::dispatch::round_robin::{Dealer, Queue};
+use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
 use crate::messages::MailHub;
@@ -77,7 +77,7 @@ impl Primary {
         let messages = create_seqpacket_pair().map_err(|e| failed("a message channel", e))?;
         let has_queue =
             tag.slot.is_web() && self.configs.of_worker(tag)?.dispatch.accepts_in_primary();
-        let queue = has_queue.then(Queue::new).transpose();
+        let queue = has_queue.then(ConnectionQueue::new).transpose();
         let queue = queue.map_err(|e| failed("a queue of connections", e))?;
         let primary_pid = std::process::id();
         let blocked_signals =
@@ -99,7 +99,7 @@ impl Primary {
                     lease,
                     channel: channel.1,
                     messages: messages.1,
-                    queue: queue.map(Queue::into_reader),
+                    queue: queue.map(ConnectionQueue::into_reader),
                     primary_pid,
                     blocked_signals,
                 };
@@ -188,7 +188,7 @@ impl Primary {
         self.control.close_in_worker();
         self.service_manager = None;
         self.handover = HandoverRelay::default();
-        self.dealer = Dealer::default();
+        self.round_robin = RoundRobinAcceptor::default();
         self.close_channels_of_other_workers();
         self.signals.close_in_worker();
     }
@@ -199,7 +199,7 @@ impl Primary {
         fds.add_fds_of(self.workers.take_all(), |workers, take| {
             for process in workers.values() {
                 process.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
-                process.queue.iter().flat_map(Queue::ends).for_each(&mut *take);
+                process.queue.iter().flat_map(ConnectionQueue::ends).for_each(&mut *take);
             }
         });
         let hub = MailHub::new(self.messages.hub.limits());

@@ -33,7 +33,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use crate::config::{Config, Workers};
-use crate::dispatch::round_robin::Dealer;
+use crate::dispatch::round_robin::RoundRobinAcceptor;
 use crate::error::{Error, Result};
 use crate::listener::ListenerSet;
 use crate::pid_file::{ConfiguredPidFile, PidFile};
@@ -95,7 +95,7 @@ pub(crate) struct Primary {
     configs: ConfigStore,
     /// Runs in each forked worker.
     worker_entry: WorkerEntry,
-    dealer: Dealer,
+    round_robin: RoundRobinAcceptor,
     /// `None` if the kernel does not choose among the sockets of slots.
     kernel_selector: Option<ActiveSelector>,
     handover: HandoverRelay,
@@ -163,7 +163,7 @@ impl Primary {
             log_file: LogFileSwitch::new(config.log_file.clone()),
             configs: ConfigStore::new(read_config, Rc::new(config), manifest.as_ref()),
             worker_entry,
-            dealer: Dealer::default(),
+            round_robin: RoundRobinAcceptor::default(),
             kernel_selector: None,
             handover: HandoverRelay::default(),
             messages,

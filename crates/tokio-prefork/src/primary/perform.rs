@@ -56,7 +56,7 @@ impl Primary {
         self.remove_stored_unix_sockets();
         self.listeners.close_all();
         // Connections that the primary holds go to the workers before these are told to drain.
-        self.deal(Instant::now());
+        self.dispatch_round_robin(Instant::now());
     }
 
     /// Sends the last replies and notifications before the primary ends.
@@ -70,8 +70,8 @@ impl Primary {
     fn drain_worker(&mut self, worker: WorkerId) {
         let Some(config) = self.current_config().cloned() else { return };
         let is_stopping = self.supervisor.is_stopping();
-        if !is_stopping && self.somebody_else_is_dealt_to(worker) {
-            self.take_back(worker);
+        if !is_stopping && self.has_other_queue_worker(worker) {
+            self.take_back_queue(worker);
         }
         let Some(process) = self.workers.get(&worker) else { return };
         let has_successor = self.workers.has_other_serving_worker(worker, &self.supervisor);

@@ -1,134 +1,165 @@
-//! `--dispatch round-robin`: the primary accepts, and deals connections out to the workers in turn.
+//! Runs the acceptor of `round-robin` in the primary's event loop.
 //!
-//! Whose turn it is stands in `turn`, how a connection changes hands without being lost or served twice in
-//! `channel::Queue`, what is accepted when and put where in `dealer`. In one turn of the primary's loop a bounded number of
-//! connections is accepted, and never more than the workers have room for: what has to wait, waits in the kernel's
-//! queue. Signals, words and questions are dealt with in between, however many connections come.
-//!
-//! As long as newcomers are all that happens, they are all that is looked after: see `deal_on`.
+//! Each iteration accepts a bounded number of connections, and never more than the workers have room for; all others stay in the
+//! kernel's queue. Signals, messages and control requests are handled in between, however many connections come. While new
+//! connections are the only events, the loop handles nothing else: see [`poll_and_dispatch`].
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::Primary;
+use super::{Primary, WorkerProcess};
 use crate::channel::Unread;
-use crate::dispatch::round_robin::{Dealer, Table};
+use crate::dispatch::round_robin::{
+    AcceptorContext, ConnectionQueue, ReceivingWorkers, RoundRobinAcceptor,
+};
 use crate::listener::{Listener, ListenerSet};
+use crate::scoreboard::Scoreboard;
 use prefork_os::poll::PollSet;
-use prefork_supervisor::Event;
-use prefork_supervisor::WorkerId;
+use prefork_supervisor::{Event, Supervisor, WorkerId};
 
-/// So many times newcomers may be all that is looked after.
-const TURNS: u32 = 64;
+/// How many times in a row new connections are handled before all other events.
+const MAX_CONSECUTIVE_STEPS: u32 = 64;
+
+/// The parts of the primary that tell which workers can take a connection.
+pub(super) struct QueueWorkers<'a> {
+    pub(super) workers: &'a BTreeMap<WorkerId, WorkerProcess>,
+    pub(super) scoreboard: &'a Scoreboard,
+    pub(super) supervisor: &'a Supervisor,
+}
+
+impl ReceivingWorkers for QueueWorkers<'_> {
+    /// During a stop, draining workers take the connections that are left; what they do not take before they exit comes back.
+    fn for_each(&self, visit: &mut dyn FnMut(WorkerId, &ConnectionQueue, bool)) {
+        let now_ms = prefork_os::system::monotonic_ms();
+        let is_stopping = self.supervisor.is_stopping();
+        for (id, worker) in self.workers {
+            let Some(queue) = &worker.queue else { continue };
+            let load = self.scoreboard.load(worker.row, now_ms);
+            let has_capacity = match is_stopping {
+                true => load.turns,
+                false => load.takes && !worker.released && self.supervisor.is_serving(*id),
+            };
+            let is_reachable =
+                worker.channel.is_some() && !self.supervisor.is_stopped_by_signal(*id);
+            visit(*id, queue, has_capacity && is_reachable);
+        }
+    }
+
+    fn queue(&self, worker: WorkerId) -> Option<&ConnectionQueue> {
+        self.workers.get(&worker)?.queue.as_ref()
+    }
+}
 
 impl Primary {
-    /// Deals out new connections, and decides what to wait for. Returns when to look again, if nothing happens.
-    pub(super) fn deal(&mut self, now: Instant) -> Option<Duration> {
-        self.dealer.await_nothing();
-        let dealt_to = self.workers.values().any(|child| child.queue.is_some());
-        let cannot = dealt_to && self.dealer.cannot_accept(&self.listeners.listeners);
-        self.scoreboard.cannot_accept(cannot);
-        if !dealt_to && self.dealer.held().next().is_none() {
+    /// Dispatches new connections and chooses what to poll. Returns how long to wait if nothing becomes ready.
+    pub(super) fn dispatch_round_robin(&mut self, now: Instant) -> Option<Duration> {
+        self.round_robin.poll_nothing();
+        let has_queues = self.workers.values().any(|worker| worker.queue.is_some());
+        let fails = has_queues && self.round_robin.all_listeners_fail(&self.listeners.listeners);
+        self.scoreboard.cannot_accept(fails);
+        if !has_queues && self.round_robin.held_connections().next().is_none() {
             return None;
         }
-        let (dealer, table) = self.table();
-        dealer.step(&table, now);
-        for id in self.dealer.broken() {
-            self.condemn(id);
+        let Primary { round_robin, workers, scoreboard, supervisor, listeners, .. } = self;
+        let listeners = acceptable_listeners(listeners, self.upgrade.is_exec_scheduled());
+        let workers = QueueWorkers { workers, scoreboard, supervisor };
+        round_robin.step(&AcceptorContext { workers: &workers, listeners }, now);
+        for id in self.round_robin.take_broken_queues() {
+            self.report_broken_queue(id);
         }
-        self.settle_held(now);
-        let (dealer, table) = self.table();
-        dealer.await_next(table.listeners, now)
+        self.settle_held_connections(now);
+        let listeners = acceptable_listeners(&self.listeners, self.upgrade.is_exec_scheduled());
+        self.round_robin.prepare_poll(listeners, now)
     }
 
-    fn table(&mut self) -> (&mut Dealer, Table<'_>) {
-        let Primary { dealer, workers, scoreboard, supervisor, listeners, upgrade, .. } = self;
-        let listeners = acceptable(listeners, upgrade.is_exec_scheduled());
-        (dealer, Table { workers, scoreboard, mind: supervisor, listeners })
-    }
-
-    /// Sees to what is held and will never be dealt: at the end, or when a reload has changed the policy.
-    fn settle_held(&mut self, now: Instant) {
+    /// Disposes of held connections that no worker will take: after the last exit, or after a reload to another policy.
+    fn settle_held_connections(&mut self, now: Instant) {
         if self.supervisor.is_stopping() {
             if self.workers.is_empty() {
-                let held = self.dealer.give_up().count();
-                self.dealer.lose(held, "no worker is left to take them");
+                let held = self.round_robin.drain_held().count();
+                self.round_robin.count_lost(held, "no worker is left to take them");
             }
         } else if self.current_config().is_some_and(|c| !c.dispatch.accepts_in_primary())
-            && !self.workers.values().any(|child| child.queue.is_some() && !child.released)
+            && !self.workers.values().any(|worker| worker.queue.is_some() && !worker.released)
         {
-            // To workers that accept by themselves it comes as from another worker.
-            for newcomer in self.dealer.give_up() {
-                self.handover.push(newcomer.fd, Unread::default(), now);
+            // Workers that accept themselves get it like a connection of another worker.
+            for connection in self.round_robin.drain_held() {
+                self.handover.push(connection.fd, Unread::default(), now);
             }
         }
     }
 
-    /// Whether what is taken back from `leaving` can go to another.
-    pub(super) fn somebody_else_is_dealt_to(&self, leaving: WorkerId) -> bool {
-        self.workers.iter().any(|(id, child)| {
-            let dealt_to = child.queue.is_some() && !child.released;
-            *id != leaving && dealt_to && self.supervisor.is_serving(*id)
+    /// Whether a worker other than `leaving` can take the connections in its queue.
+    pub(super) fn has_other_queue_worker(&self, leaving: WorkerId) -> bool {
+        self.workers.iter().any(|(id, worker)| {
+            let takes_connections = worker.queue.is_some() && !worker.released;
+            *id != leaving && takes_connections && self.supervisor.is_serving(*id)
         })
     }
 
-    /// Takes what the worker has not taken yet, for others.
-    pub(super) fn take_back(&mut self, id: WorkerId) {
-        let queue = self.workers.get(&id).and_then(|child| child.queue.as_ref());
-        queue.into_iter().for_each(|queue| self.dealer.take_back(id, queue));
+    /// Takes back the connections that the worker has not taken yet, for other workers.
+    pub(super) fn take_back_queue(&mut self, id: WorkerId) {
+        let queue = self.workers.get(&id).and_then(|worker| worker.queue.as_ref());
+        queue.into_iter().for_each(|queue| self.round_robin.take_back_from(id, queue));
     }
 
-    fn condemn(&mut self, id: WorkerId) {
-        let queue = self.workers.get_mut(&id).and_then(|child| child.queue.take());
-        self.dealer.bury(id, queue);
-        let why = "it has closed its queue of connections".to_string();
-        self.pending_events.push_back(Event::ProtocolError { worker: id, reason: why });
+    fn report_broken_queue(&mut self, id: WorkerId) {
+        let queue = self.workers.get_mut(&id).and_then(|worker| worker.queue.take());
+        self.round_robin.remove_worker(id, queue);
+        let reason = "it has closed its queue of connections".to_string();
+        self.pending_events.push_back(Event::ProtocolError { worker: id, reason });
     }
 }
 
-/// Those at which newcomers are accepted. What is accepted before the exec of an upgrade would have to be held until after it.
-pub(super) fn acceptable(listeners: &ListenerSet, taking_over: bool) -> &[Listener] {
-    if taking_over { &[] } else { &listeners.listeners }
+/// Returns the listening sockets to accept from: none right before the exec of an upgrade, as such connections would have to be
+/// held until after it.
+pub(super) fn acceptable_listeners(
+    listeners: &ListenerSet,
+    is_exec_scheduled: bool,
+) -> &[Listener] {
+    if is_exec_scheduled { &[] } else { &listeners.listeners }
 }
 
-/// How long `deal_on` may wait.
-pub(super) struct Waits {
-    /// When to look again at what was dealt.
-    pub(super) dealing: Option<Duration>,
-    /// When there is something else to do.
+/// The deadlines of [`poll_and_dispatch`].
+pub(super) struct PollDeadlines {
+    /// How long to wait before the next step of the acceptor.
+    pub(super) next_step: Option<Duration>,
+    /// When the primary has something else to do.
     pub(super) until: Option<Instant>,
-    /// When to sleep at the earliest.
-    pub(super) awake: Option<Instant>,
+    /// Until when to poll without sleeping.
+    pub(super) busy_poll_until: Option<Instant>,
     pub(super) now: Instant,
 }
 
-/// Waits for `set`, and for what the dealer waits for. While nothing else comes than that, it is served here: all the rest
-/// is as it was, up to `until`. Returns one flag for each descriptor of `set`.
-pub(super) fn deal_on<'fd>(
-    dealer: &mut Dealer,
-    table: &Table<'fd>,
+/// Polls `set` and what the acceptor needs. While new connections are the only events, dispatches them without returning, up to
+/// `until`. Returns one flag for each descriptor of `set`.
+pub(super) fn poll_and_dispatch<'fd>(
+    acceptor: &mut RoundRobinAcceptor,
+    context: &AcceptorContext<'fd>,
     mut set: PollSet<'fd>,
-    waits: Waits,
+    deadlines: PollDeadlines,
 ) -> io::Result<Vec<bool>> {
-    let Waits { mut dealing, until, awake, mut now } = waits;
+    let PollDeadlines { mut next_step, until, busy_poll_until, mut now } = deadlines;
     let others = set.len();
-    for _ in 0..TURNS {
-        set.replace_after(others, dealer.watched(table.listeners, table.workers));
+    for _ in 0..MAX_CONSECUTIVE_STEPS {
+        set.replace_after(others, acceptor.watched_fds(context));
         let left = until.map(|at| at.saturating_duration_since(now));
-        let ready = set.wait_busy_polling(awake, left.into_iter().chain(dealing).min())?;
-        let came = || (others..set.len()).filter(|at| set.is_ready(*at));
-        let alone = came().count() == ready;
-        dealer.dealt(came().map(|at| at - others));
-        if ready == 0 || !alone {
+        let timeout = left.into_iter().chain(next_step).min();
+        let ready = set.wait_busy_polling(busy_poll_until, timeout)?;
+        let own_ready = || (others..set.len()).filter(|at| set.is_ready(*at));
+        let is_alone = own_ready().count() == ready;
+        acceptor.record_ready(own_ready().map(|at| at - others));
+        if ready == 0 || !is_alone {
             break;
         }
         set.clear_ready();
         now = Instant::now();
-        dealer.step(table, now);
-        if !dealer.is_done() {
+        acceptor.step(context, now);
+        if !acceptor.is_settled() {
             break;
         }
-        dealing = dealer.await_next(table.listeners, now);
+        next_step = acceptor.prepare_poll(context.listeners, now);
         if until.is_some_and(|at| at <= now) {
             break;
         }

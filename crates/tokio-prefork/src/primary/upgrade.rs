@@ -8,7 +8,7 @@ use super::control_requests::ControlEndpoint;
 use super::{Primary, WorkerProcess};
 use crate::channel::PrimaryEnd;
 use crate::control::Reply;
-use crate::dispatch::round_robin::{Newcomer, Queue};
+use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
 use crate::scoreboard::{RowIndex, Rows};
 use crate::upgrade::{
@@ -172,10 +172,11 @@ impl Primary {
         fds.extend(self.control.passed_fds());
         fds.extend(self.pid_file.fd());
         // Not in the manifest of a check: its process would keep these connections open.
-        for newcomer in self.dealer.held() {
-            let passed = PassedConnection { fd: newcomer.fd.as_raw_fd(), unix: newcomer.unix };
+        for connection in self.round_robin.held_connections() {
+            let passed =
+                PassedConnection { fd: connection.fd.as_raw_fd(), unix: connection.is_unix };
             manifest.held.push(passed);
-            fds.push(newcomer.fd.as_fd());
+            fds.push(connection.fd.as_fd());
         }
         Ok(Some(self.upgrade.launcher.exec_new_image(&manifest, &fds)))
     }
@@ -255,7 +256,7 @@ impl Primary {
         let older_boards = boards.filter_map(|board| self.scoreboard.inherited_memory(board));
         listeners
             .chain(channels.map(AsFd::as_fd))
-            .chain(queues.flat_map(Queue::ends))
+            .chain(queues.flat_map(ConnectionQueue::ends))
             .chain(self.scoreboard.memory().into_iter().chain(older_boards).map(AsFd::as_fd))
             .collect()
     }
@@ -285,7 +286,7 @@ impl Primary {
         for held in &manifest.held {
             let fd = take_inherited_fd(held.fd)
                 .map_err(|e| Error::system("take over an accepted connection", e))?;
-            self.dealer.inherit(Newcomer { fd, unix: held.unix });
+            self.round_robin.restore_held(QueuedConnection { fd, is_unix: held.unix });
         }
         let used = self.workers.inherited_scoreboards();
         let unused = (0..=manifest.older_boards.len()).filter(|board| !used.contains(board));
@@ -325,10 +326,10 @@ fn passed_worker(
     }
 }
 
-fn inherit_queue(tag: WorkerTag, fds: [RawFd; 2]) -> Result<Queue> {
+fn inherit_queue(tag: WorkerTag, fds: [RawFd; 2]) -> Result<ConnectionQueue> {
     let failed = |e| Error::system(format!("take over the connection queue of {tag}"), e);
     let [sender, reader] = fds.map(take_inherited_fd);
-    Ok(Queue::inherit(sender.map_err(failed)?, reader.map_err(failed)?))
+    Ok(ConnectionQueue::from_ends(sender.map_err(failed)?, reader.map_err(failed)?))
 }
 
 /// Creates a supervisor that continues where the previous image stopped.

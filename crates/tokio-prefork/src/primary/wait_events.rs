@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use super::Primary;
-use super::round_robin::{Waits, acceptable, deal_on};
+use super::round_robin::{PollDeadlines, QueueWorkers, acceptable_listeners, poll_and_dispatch};
 use crate::channel::PrimaryEnd;
 use crate::control::ControlPollToken;
-use crate::dispatch::round_robin::Table;
+use crate::dispatch::round_robin::AcceptorContext;
 use crate::error::{Error, Result};
 use crate::messages::MessagePollToken;
 use prefork_os::poll::{PollSet, WatchedFd};
@@ -81,7 +81,7 @@ impl Primary {
         let supervisor_deadline = self.supervisor.next_deadline();
         let now = Instant::now();
         self.relay_handovers(now);
-        let dealing = self.deal(now);
+        let next_step = self.dispatch_round_robin(now);
         let notify_at = self.notify_service_manager_if_due(now);
         if !self.pending_events.is_empty() {
             return Ok(());
@@ -89,7 +89,7 @@ impl Primary {
         self.messages.hub.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
         let until = until.chain(supervisor_deadline).min();
-        let ready = self.poll_sources(now, until, dealing)?;
+        let ready = self.poll_sources(now, until, next_step)?;
         self.read_ready_sources(ready)?;
         self.deliver_messages();
         self.expire_isolated_jobs();
@@ -123,7 +123,7 @@ impl Primary {
         &mut self,
         now: Instant,
         until: Option<Instant>,
-        dealing: Option<Duration>,
+        next_step: Option<Duration>,
     ) -> io::Result<ReadySources> {
         let is_relay_full = self.handover.is_full();
         let signals = self.signals.fd().map(|fd| (PollToken::Signals, WatchedFd::readable(fd)));
@@ -142,15 +142,19 @@ impl Primary {
         let control = control.map(|(token, watched)| (PollToken::Control(token), watched));
         let sources = signals.into_iter().chain(channels).chain(check).chain(lookup);
         let (tokens, watched): (Vec<_>, Vec<_>) = sources.chain(messages).chain(control).unzip();
-        let table = Table {
+        let workers = QueueWorkers {
             workers: &self.workers,
             scoreboard: &self.scoreboard,
-            mind: &self.supervisor,
-            listeners: acceptable(&self.listeners, self.upgrade.is_exec_scheduled()),
+            supervisor: &self.supervisor,
         };
-        let awake = self.messages.busy_poll.deadline();
+        let context = AcceptorContext {
+            workers: &workers,
+            listeners: acceptable_listeners(&self.listeners, self.upgrade.is_exec_scheduled()),
+        };
+        let busy_poll_until = self.messages.busy_poll.deadline();
         let set = PollSet::new(watched.into_iter());
-        let ready = deal_on(&mut self.dealer, &table, set, Waits { dealing, until, awake, now })?;
+        let deadlines = PollDeadlines { next_step, until, busy_poll_until, now };
+        let ready = poll_and_dispatch(&mut self.round_robin, &context, set, deadlines)?;
         let ready = tokens.into_iter().zip(ready).filter(|(_, is_ready)| *is_ready);
         Ok(ready.map(|(token, _)| token).collect())
     }

@@ -10,7 +10,7 @@ use super::handover_relay::HandoverRelay;
 use super::reload_config::ConfigStore;
 use crate::channel::{Heard, PrimaryEnd, ToPrimary, ToWorker};
 use crate::dispatch::LoadPageLease;
-use crate::dispatch::round_robin::Queue;
+use crate::dispatch::round_robin::ConnectionQueue;
 use crate::scoreboard::{RowIndex, Scoreboard};
 use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
 use prefork_os::signal::Signal;
@@ -35,7 +35,7 @@ pub(crate) struct WorkerProcess {
     /// The worker's rows on the scoreboard.
     pub(crate) row: RowIndex,
     /// The queue of its new connections, under `round-robin`.
-    pub(crate) queue: Option<Queue>,
+    pub(crate) queue: Option<ConnectionQueue>,
     /// How many connections of other workers it was sent.
     pub(crate) handovers_sent: u64,
     /// It was told to drain or has announced its exit; it gets no more connections.
@@ -277,7 +277,7 @@ impl Primary {
             match change {
                 ChildStateChange::Exited(status) => self.forget_worker(worker, status),
                 ChildStateChange::Stopped => {
-                    self.take_back(worker);
+                    self.take_back_queue(worker);
                     self.pending_events.push_back(Event::Stopped { worker });
                 }
                 ChildStateChange::Continued => {
@@ -295,7 +295,7 @@ impl Primary {
         let Some(mut process) = self.workers.0.remove(&worker) else { return };
         self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
         self.messages.hub.bury(worker);
-        self.dealer.bury(worker, process.queue.take());
+        self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
         let requests_served = self.scoreboard.retire(process.row).requests;
         self.release_inherited_scoreboard(process.row);

@@ -1,192 +1,200 @@
-//! New connections between the kernel's queues and those of the workers: taken from the ones, put into the others.
-
-mod awaited;
+//! Accepts connections in the primary and moves them into the queues of the workers.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use awaited::Awaited;
-
-use super::policy::{BOUND, Turn};
-use super::{Newcomer, Queue};
+use super::policy::{MAX_QUEUED_PER_WORKER, RoundRobinPolicy};
+use super::{ConnectionQueue, QueuedConnection};
 use crate::listener::Listener;
-use crate::primary::WorkerProcess;
-use crate::scoreboard::Scoreboard;
-use prefork_supervisor::Supervisor;
+use crate::primary::event_log;
+use prefork_os::poll::{PollInterest, WatchedFd};
 use prefork_supervisor::WorkerId;
 
-/// How many connections are accepted before the primary looks at its other events.
+/// How many connections are accepted before the primary handles its other events.
 const MAX_ACCEPTS_PER_STEP: usize = 64;
 
-/// How long accepting rests when descriptors have run out.
-const REST: Duration = Duration::from_millis(100);
+/// How long accepting pauses when the process or the system is out of file descriptors or memory.
+const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a listening socket that accepting fails at for good rests for the first time. Doubled each time.
+/// The first pause of a listening socket after a persistent error. Doubles with each error in a row.
 const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(10);
 
-/// The longest of those rests.
+/// The longest pause of a listening socket after a persistent error.
 const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// After how many such failures in a row a socket counts as one that gives no connections.
+/// How many errors in a row make a listening socket count as failing.
 const FAILURES_UNTIL_ERROR: u32 = 3;
 
-/// A listening socket that accepting fails at for a reason that is none of the connection's.
-#[derive(Debug, Clone, Copy)]
-struct Failing {
-    failures: u32,
-    /// Not to be asked before.
-    until: Instant,
+/// How often to look for a worker that can take a connection: a full worker does not report that it has capacity again.
+const CAPACITY_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// The same if all workers are only busy, and a queue that poll reported as writable had no room after all.
+const BUSY_CHECK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The workers that take connections out of queues, as the primary knows them.
+pub(crate) trait ReceivingWorkers {
+    /// Calls `visit` for each worker with a queue, with whether it can take a connection now.
+    fn for_each(&self, visit: &mut dyn FnMut(WorkerId, &ConnectionQueue, bool));
+
+    /// Whether the worker still has a queue.
+    fn queue(&self, worker: WorkerId) -> Option<&ConnectionQueue>;
 }
 
-/// What dealing looks at and does not change.
-pub(crate) struct Table<'a> {
-    pub(crate) workers: &'a BTreeMap<WorkerId, WorkerProcess>,
-    pub(crate) scoreboard: &'a Scoreboard,
-    pub(crate) mind: &'a Supervisor,
-    /// None while nobody is to be accepted.
+/// What the acceptor reads in one step.
+pub(crate) struct AcceptorContext<'a> {
+    pub(crate) workers: &'a dyn ReceivingWorkers,
+    /// Empty while nothing is to be accepted.
     pub(crate) listeners: &'a [Listener],
 }
 
-/// What is going on with new connections.
-#[derive(Debug, Default)]
-pub(crate) struct Dealer {
-    turn: Turn,
-    /// Accepted, or taken back, and in no worker's queue; oldest first.
-    held: VecDeque<Newcomer>,
-    awaited: Awaited,
-    /// The listening sockets at which somebody waits.
-    ready: Vec<usize>,
-    /// Those that are polled, in the order in which they are.
-    polled: Vec<usize>,
-    /// Those that fail, by the number of their descriptor.
-    failing: BTreeMap<i32, Failing>,
-    /// Where to begin among those, so that none is always the last.
-    first: usize,
-    /// The kernel said that there was room, and there was none.
-    in_vain: bool,
-    /// Not to accept before.
-    rest: Option<Instant>,
-    /// Whether it was told that descriptors have run out, and none came free since.
-    exhausted: bool,
-    /// Connections that had to be closed.
-    lost: u64,
-    /// Those that have broken their queues.
-    broken: Vec<WorkerId>,
+/// Consecutive errors of a listening socket that do not concern a single connection.
+#[derive(Debug, Clone, Copy)]
+struct AcceptFailures {
+    count: u32,
+    retry_at: Instant,
 }
 
-impl Dealer {
-    /// Takes what the worker has not taken yet, for others; it comes before all else that is held.
-    pub(crate) fn take_back(&mut self, worker: WorkerId, queue: &Queue) {
-        self.empty(queue);
-        queue.probe();
-        self.turn.taken_back(worker);
+/// What the primary polls for new connections.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum PollTarget {
+    #[default]
+    Nothing,
+    /// The listening sockets.
+    Listeners,
+    /// Room in the queues of these workers.
+    QueueRoom(Vec<WorkerId>),
+}
+
+/// The primary's side of `round-robin`.
+#[derive(Debug, Default)]
+pub(crate) struct RoundRobinAcceptor {
+    policy: RoundRobinPolicy,
+    /// Connections accepted or taken back that are in no worker's queue, oldest first.
+    held: VecDeque<QueuedConnection>,
+    poll_target: PollTarget,
+    /// Listening sockets with connections, by index.
+    ready_listeners: Vec<usize>,
+    /// Listening sockets that are polled, by index, in the order of the poll set.
+    polled_listeners: Vec<usize>,
+    /// Listening sockets with errors, by descriptor.
+    failures: BTreeMap<i32, AcceptFailures>,
+    /// Rotates the order of the listening sockets, so that none is always the last.
+    rotation: usize,
+    /// Whether poll reported room in a queue that had none.
+    is_room_report_wrong: bool,
+    /// Accepting pauses until then.
+    paused_until: Option<Instant>,
+    /// Whether exhaustion of descriptors was logged and has not ended since.
+    is_exhausted: bool,
+    /// How many connections had to be closed.
+    lost_count: u64,
+    /// Workers that have shut their queues down.
+    broken_queues: Vec<WorkerId>,
+}
+
+impl RoundRobinAcceptor {
+    /// Takes back the connections that the worker has not taken, for other workers. They come before all others.
+    pub(crate) fn take_back_from(&mut self, worker: WorkerId, queue: &ConnectionQueue) {
+        self.drain_queue(queue);
+        queue.push_probe();
+        self.policy.record_taken_back(worker);
     }
 
-    fn empty(&mut self, queue: &Queue) {
-        let (back, lost) = queue.take_back();
-        back.into_iter().rev().for_each(|one| self.held.push_front(one));
-        self.lose(lost, "no descriptor left (raise LimitNOFILE)");
+    fn drain_queue(&mut self, queue: &ConnectionQueue) {
+        let (unread, lost) = queue.take_back_unread();
+        unread.into_iter().rev().for_each(|connection| self.held.push_front(connection));
+        self.count_lost(lost, "no descriptor left (raise LimitNOFILE)");
     }
 
-    pub(crate) fn lose(&mut self, count: usize, why: &str) {
-        let before = self.lost;
-        self.lost += count as u64;
-        if before.checked_ilog2() != self.lost.checked_ilog2() {
-            crate::primary::event_log::lost_newcomers(self.lost, why);
+    /// Counts connections that had to be closed, and logs the total each time it has doubled.
+    pub(crate) fn count_lost(&mut self, count: usize, why: &str) {
+        let before = self.lost_count;
+        self.lost_count += count as u64;
+        if before.checked_ilog2() != self.lost_count.checked_ilog2() {
+            event_log::lost_newcomers(self.lost_count, why);
         }
     }
 
-    /// The worker is dead, or its queue is broken.
-    pub(crate) fn bury(&mut self, worker: WorkerId, queue: Option<Queue>) {
-        self.turn.forget(worker);
-        queue.iter().for_each(|queue| self.empty(queue));
+    /// Forgets a worker that is dead or has shut its queue down, and takes back what is in the queue.
+    pub(crate) fn remove_worker(&mut self, worker: WorkerId, queue: Option<ConnectionQueue>) {
+        self.policy.remove_worker(worker);
+        queue.iter().for_each(|queue| self.drain_queue(queue));
     }
 
-    /// What is in no queue, for the image after this one.
-    pub(crate) fn held(&self) -> impl Iterator<Item = &Newcomer> {
+    /// Returns the connections that are in no queue.
+    pub(crate) fn held_connections(&self) -> impl Iterator<Item = &QueuedConnection> {
         self.held.iter()
     }
 
-    /// Gives up what is in no queue.
-    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Newcomer> {
+    /// Removes the connections that are in no queue.
+    pub(crate) fn drain_held(&mut self) -> impl Iterator<Item = QueuedConnection> {
         self.held.drain(..)
     }
 
-    /// What the image before this one had accepted.
-    pub(crate) fn inherit(&mut self, newcomer: Newcomer) {
-        self.held.push_back(newcomer);
+    /// Adds a connection that an earlier image of the primary has accepted.
+    pub(crate) fn restore_held(&mut self, connection: QueuedConnection) {
+        self.held.push_back(connection);
     }
 
-    /// Those that have broken their queues since this was asked.
-    pub(crate) fn broken(&mut self) -> Vec<WorkerId> {
-        std::mem::take(&mut self.broken)
+    /// Returns the workers that have shut their queues down since the last call.
+    pub(crate) fn take_broken_queues(&mut self) -> Vec<WorkerId> {
+        std::mem::take(&mut self.broken_queues)
     }
 
-    /// Nobody is dealt to.
-    pub(crate) fn await_nothing(&mut self) {
-        self.awaited = Awaited::Nothing;
+    /// Polls nothing: no worker has a queue.
+    pub(crate) fn poll_nothing(&mut self) {
+        self.poll_target = PollTarget::Nothing;
     }
 
-    /// Accepts whom there is room for, and deals out what is held.
-    pub(crate) fn step(&mut self, table: &Table<'_>, now: Instant) {
-        self.see_takers(table, now);
-        self.move_overdue(table, now);
-        self.count_uncertain(table, now);
-        self.rest = self.rest.filter(|until| *until > now);
-        if self.rest.is_none() && self.held.is_empty() {
-            self.accept(table.listeners, now);
+    /// Accepts the connections that workers have room for, and distributes all that are held.
+    pub(crate) fn step(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+        self.update_workers(context, now);
+        self.move_overdue(context, now);
+        self.count_uncounted(context, now);
+        self.paused_until = self.paused_until.filter(|until| *until > now);
+        if self.paused_until.is_none() && self.held.is_empty() {
+            self.accept(context.listeners, now);
         }
-        self.deal(table, now);
-        if self.turn.room(now) == 0 {
-            self.count_uncertain(table, now);
+        self.distribute(context, now);
+        if self.policy.free_capacity(now) == 0 {
+            self.count_uncounted(context, now);
         }
     }
 
-    /// Whether all was dealt out, and nothing was found broken.
-    pub(crate) fn is_done(&self) -> bool {
-        self.broken.is_empty() && self.held.is_empty()
+    /// Whether all connections are in queues, and no queue was found broken.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.broken_queues.is_empty() && self.held.is_empty()
     }
 
-    /// Who can take connections. At a stop those that finish take what is left, too: what they do not take
-    /// before they end comes back.
-    fn see_takers(&mut self, table: &Table<'_>, now: Instant) {
-        let now_ms = prefork_os::system::monotonic_ms();
-        let stopping = table.mind.is_stopping();
-        let mut seen = 0;
-        for (id, child) in table.workers {
-            let Some(queue) = &child.queue else { continue };
-            let load = table.scoreboard.load(child.row, now_ms);
-            let able = match stopping {
-                true => load.turns,
-                false => load.takes && !child.released && table.mind.is_serving(*id),
-            };
-            let reachable = child.channel.is_some() && !table.mind.is_stopped_by_signal(*id);
-            if self.turn.see(*id, able && reachable, now) {
-                self.turn.told(*id, queue.waiting(), now);
+    fn update_workers(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+        let mut count = 0;
+        context.workers.for_each(&mut |id, queue, can_take| {
+            if self.policy.update_worker(id, can_take, now) {
+                self.policy.set_queue_length(id, queue.unread_count(), now);
             }
-            seen += 1;
-        }
-        if self.turn.len() != seen {
-            let children = table.workers;
-            self.turn.keep(|id| children.get(&id).is_some_and(|child| child.queue.is_some()));
+            count += 1;
+        });
+        if self.policy.worker_count() != count {
+            self.policy.retain_workers(|id| context.workers.queue(id).is_some());
         }
     }
 
-    fn move_overdue(&mut self, table: &Table<'_>, now: Instant) {
-        for id in self.turn.overdue(now) {
-            let Some(queue) = table.queue(id) else { continue };
-            self.turn.told(id, queue.waiting(), now);
-            if self.turn.is_to_be_moved(id, now) {
-                self.take_back(id, queue);
+    fn move_overdue(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+        for id in self.policy.overdue_workers(now) {
+            let Some(queue) = context.workers.queue(id) else { continue };
+            self.policy.set_queue_length(id, queue.unread_count(), now);
+            if self.policy.should_move_connections(id, now) {
+                self.take_back_from(id, queue);
             }
         }
     }
 
-    fn count_uncertain(&mut self, table: &Table<'_>, now: Instant) {
-        for id in self.turn.uncertain() {
-            self.turn.told(id, table.queue(id).map_or(0, Queue::waiting), now);
+    fn count_uncounted(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+        for id in self.policy.uncounted_workers() {
+            let length = context.workers.queue(id).map_or(0, ConnectionQueue::unread_count);
+            self.policy.set_queue_length(id, length, now);
         }
     }
 
@@ -195,53 +203,55 @@ impl Dealer {
     /// Finding a queue empty costs one more `accept4` per batch. Predicting the length of the queue instead saved 8 % of the
     /// system calls of sequential connections, but no more than 2 % of the CPU time, so it was not worth its code.
     fn accept(&mut self, listeners: &[Listener], now: Instant) {
-        let mut left = self.turn.room(now).min(MAX_ACCEPTS_PER_STEP);
-        let mut ready = std::mem::take(&mut self.ready);
-        self.first = self.first.wrapping_add(1);
-        let first = self.first.checked_rem(ready.len()).unwrap_or(0);
+        let mut left = self.policy.free_capacity(now).min(MAX_ACCEPTS_PER_STEP);
+        let mut ready = std::mem::take(&mut self.ready_listeners);
+        self.rotation = self.rotation.wrapping_add(1);
+        let first = self.rotation.checked_rem(ready.len()).unwrap_or(0);
         ready.rotate_left(first);
         for index in ready.drain(..) {
             let Some(listener) = listeners.get(index) else { continue };
-            let unix = listener.is_unix();
+            let is_unix = listener.is_unix();
             while left > 0 {
                 let accepted = prefork_os::socket::accept_connection(listener);
-                self.note(listener, &accepted, now);
+                self.record_accept_outcome(listener, &accepted, now);
                 match accepted {
                     Ok(fd) => {
-                        self.exhausted = false;
-                        self.held.push_back(Newcomer { fd, unix });
+                        self.is_exhausted = false;
+                        self.held.push_back(QueuedConnection { fd, is_unix });
                         left -= 1;
                     }
                     // The client has closed the connection already.
                     Err(e) if prefork_os::socket::is_accepted_connection_error(&e) => left -= 1,
                     Err(e) if !prefork_os::socket::is_resource_exhaustion(&e) => break,
                     Err(e) => {
-                        self.rest = Some(now + REST);
-                        if !std::mem::replace(&mut self.exhausted, true) {
-                            crate::primary::event_log::cannot_accept(
-                                &listener.local.to_string(),
-                                &e,
-                            );
+                        self.paused_until = Some(now + EXHAUSTED_RETRY_INTERVAL);
+                        if !std::mem::replace(&mut self.is_exhausted, true) {
+                            event_log::cannot_accept(&listener.local.to_string(), &e);
                         }
                         return;
                     }
                 }
             }
         }
-        // Kept for its memory.
-        self.ready = ready;
+        // Reuses the allocation.
+        self.ready_listeners = ready;
     }
 
-    /// A socket that fails for good rests, longer each time, and leaves the others alone.
-    fn note(&mut self, listener: &Listener, outcome: &io::Result<OwnedFd>, now: Instant) {
+    /// Makes a listening socket with a persistent error pause, longer each time.
+    fn record_accept_outcome(
+        &mut self,
+        listener: &Listener,
+        outcome: &io::Result<OwnedFd>,
+        now: Instant,
+    ) {
         let key = listener.socket.as_raw_fd();
         let error = match outcome {
             Err(e) if e.kind() != io::ErrorKind::WouldBlock => e,
-            _ if self.failing.is_empty() => return,
+            _ if self.failures.is_empty() => return,
             _ => {
-                let before = self.failing.remove(&key);
-                if before.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR) {
-                    crate::primary::event_log::accepts_again(&listener.local.to_string());
+                let before = self.failures.remove(&key);
+                if before.is_some_and(|failures| failures.count >= FAILURES_UNTIL_ERROR) {
+                    event_log::accepts_again(&listener.local.to_string());
                 }
                 return;
             }
@@ -251,73 +261,134 @@ impl Dealer {
         {
             return;
         }
-        let failures = self.failing.get(&key).map_or(0, |one| one.failures).saturating_add(1);
-        let rest = ACCEPT_RETRY_MIN.saturating_mul(1 << failures.min(16)).min(ACCEPT_RETRY_MAX);
-        self.failing.insert(key, Failing { failures, until: now + rest });
-        if failures == FAILURES_UNTIL_ERROR {
-            crate::primary::event_log::accept_fails(&listener.local.to_string(), error);
+        let before = self.failures.get(&key).map_or(0, |failures| failures.count);
+        let count = before.saturating_add(1);
+        let pause = ACCEPT_RETRY_MIN.saturating_mul(1 << count.min(16)).min(ACCEPT_RETRY_MAX);
+        self.failures.insert(key, AcceptFailures { count, retry_at: now + pause });
+        if count == FAILURES_UNTIL_ERROR {
+            event_log::accept_fails(&listener.local.to_string(), error);
         }
     }
 
-    /// Whether connections could come, but no listening socket gives any.
-    pub(crate) fn cannot_accept(&self, listeners: &[Listener]) -> bool {
+    /// Whether every listening socket fails.
+    pub(crate) fn all_listeners_fail(&self, listeners: &[Listener]) -> bool {
         let fails = |listener: &Listener| {
-            let failing = self.failing.get(&listener.socket.as_raw_fd());
-            failing.is_some_and(|one| one.failures >= FAILURES_UNTIL_ERROR)
+            let failures = self.failures.get(&listener.socket.as_raw_fd());
+            failures.is_some_and(|failures| failures.count >= FAILURES_UNTIL_ERROR)
         };
         !listeners.is_empty() && listeners.iter().all(fails)
     }
 
-    /// Decides which listening sockets are polled. Returns when one that rests is to be asked again.
-    fn choose_polled(&mut self, listeners: &[Listener], now: Instant) -> Option<Instant> {
-        let failing = &self.failing;
-        let rest = |listener: &Listener| {
-            let failing = failing.get(&listener.socket.as_raw_fd()).map(|one| one.until);
-            failing.filter(|until| *until > now)
+    /// Chooses the listening sockets to poll: those that do not pause. Returns when the first pause ends.
+    fn choose_polled_listeners(&mut self, listeners: &[Listener], now: Instant) -> Option<Instant> {
+        let failures = &self.failures;
+        let paused_until = |listener: &Listener| {
+            let retry_at = failures.get(&listener.socket.as_raw_fd()).map(|one| one.retry_at);
+            retry_at.filter(|at| *at > now)
         };
-        let all = listeners.iter().enumerate();
-        self.polled.clear();
-        self.polled.extend(all.filter(|(_, one)| rest(one).is_none()).map(|(index, _)| index));
-        listeners.iter().filter_map(rest).min()
+        let active = listeners.iter().enumerate().filter(|(_, one)| paused_until(one).is_none());
+        self.polled_listeners.clear();
+        self.polled_listeners.extend(active.map(|(index, _)| index));
+        listeners.iter().filter_map(paused_until).min()
     }
 
-    /// Puts what is held into the queues of those whose turn it is.
-    fn deal(&mut self, table: &Table<'_>, now: Instant) {
-        let mut hands: Vec<(WorkerId, Vec<Newcomer>)> = Vec::new();
+    /// Moves held connections into the queues of the workers, in the order of the policy.
+    fn distribute(&mut self, context: &AcceptorContext<'_>, now: Instant) {
+        let mut batches: Vec<(WorkerId, Vec<QueuedConnection>)> = Vec::new();
         while !self.held.is_empty() {
-            // Before anybody is passed over: the order of turns must not depend on who was counted when.
-            for id in self.turn.uncertain() {
-                let dealt = hands.iter().find(|hand| hand.0 == id).map_or(0, |hand| hand.1.len());
-                let waiting = table.queue(id).map_or(0, Queue::waiting);
-                self.turn.told(id, waiting + dealt, now);
+            // Counted before each choice: the order must not depend on which queue was counted when.
+            for id in self.policy.uncounted_workers() {
+                let batch = batches.iter().find(|batch| batch.0 == id);
+                let in_batch = batch.map_or(0, |batch| batch.1.len());
+                let unread = context.workers.queue(id).map_or(0, ConnectionQueue::unread_count);
+                self.policy.set_queue_length(id, unread + in_batch, now);
             }
-            let Some(id) = self.turn.next(now) else { break };
-            let newcomer = self.held.pop_front();
-            match hands.iter_mut().find(|hand| hand.0 == id) {
-                Some(hand) => hand.1.extend(newcomer),
-                None => hands.push((id, newcomer.into_iter().collect())),
+            let Some(id) = self.policy.choose_next(now) else { break };
+            let connection = self.held.pop_front();
+            match batches.iter_mut().find(|batch| batch.0 == id) {
+                Some(batch) => batch.1.extend(connection),
+                None => batches.push((id, connection.into_iter().collect())),
             }
         }
-        // What comes back is put before what came back of those that were dealt to later.
-        for (id, mut hand) in hands.into_iter().rev() {
-            let queue = table.queue(id);
-            let put = queue.map_or(Ok(0), |queue| queue.put(hand.iter()));
-            self.broken.extend(put.is_err().then_some(id));
-            let put = put.unwrap_or(0);
-            if put == hand.len() {
+        // In reverse, so that connections without room return to the front in their old order.
+        for (id, mut batch) in batches.into_iter().rev() {
+            let queue = context.workers.queue(id);
+            let pushed = queue.map_or(Ok(0), |queue| queue.push(batch.iter()));
+            self.broken_queues.extend(pushed.is_err().then_some(id));
+            let pushed = pushed.unwrap_or(0);
+            if pushed == batch.len() {
                 continue;
             }
             if let Some(queue) = queue {
-                // The kernel has the last word on what fits.
-                self.turn.told(id, queue.waiting().max(BOUND), now);
+                // The kernel decides what has room.
+                let length = queue.unread_count().max(MAX_QUEUED_PER_WORKER);
+                self.policy.set_queue_length(id, length, now);
             }
-            hand.drain(put..).rev().for_each(|one| self.held.push_front(one));
+            batch.drain(pushed..).rev().for_each(|connection| self.held.push_front(connection));
         }
     }
-}
 
-impl Table<'_> {
-    fn queue(&self, id: WorkerId) -> Option<&Queue> {
-        self.workers.get(&id)?.queue.as_ref()
+    /// Chooses what to poll. Returns how long to wait before the next step if nothing becomes ready.
+    pub(crate) fn prepare_poll(
+        &mut self,
+        listeners: &[Listener],
+        now: Instant,
+    ) -> Option<Duration> {
+        self.poll_target = PollTarget::Nothing;
+        let is_accepting = !listeners.is_empty();
+        let is_room_report_wrong = std::mem::take(&mut self.is_room_report_wrong);
+        let pause_end = self.choose_polled_listeners(listeners, now);
+        let deadlines = self.policy.next_deadline(now).into_iter();
+        let deadline = deadlines.chain(self.paused_until).chain(pause_end).min();
+        let recheck = if self.policy.free_capacity(now) > 0 {
+            if is_accepting && self.paused_until.is_none() {
+                self.poll_target = PollTarget::Listeners;
+            }
+            None
+        } else {
+            match self.policy.full_workers() {
+                full if full.is_empty() => {
+                    (is_accepting || !self.held.is_empty()).then_some(CAPACITY_CHECK_INTERVAL)
+                }
+                _ if is_room_report_wrong => Some(BUSY_CHECK_INTERVAL),
+                full => {
+                    self.poll_target = PollTarget::QueueRoom(full);
+                    Some(CAPACITY_CHECK_INTERVAL)
+                }
+            }
+        };
+        deadline.map(|at| at.saturating_duration_since(now)).into_iter().chain(recheck).min()
+    }
+
+    /// Returns the descriptors to poll.
+    pub(crate) fn watched_fds<'a>(&self, context: &AcceptorContext<'a>) -> Vec<WatchedFd<'a>> {
+        match &self.poll_target {
+            PollTarget::Nothing => Vec::new(),
+            PollTarget::Listeners => {
+                let polled = self.polled_listeners.iter();
+                let polled = polled.filter_map(|index| context.listeners.get(*index));
+                polled.map(|listener| WatchedFd::readable(listener.as_fd())).collect()
+            }
+            PollTarget::QueueRoom(workers) => {
+                let queues = workers.iter().filter_map(|id| context.workers.queue(*id));
+                queues
+                    .map(|queue| WatchedFd::new(queue.ends()[0], PollInterest::Writable))
+                    .collect()
+            }
+        }
+    }
+
+    /// Records which of the watched descriptors are ready, by their positions.
+    pub(crate) fn record_ready(&mut self, ready: impl Iterator<Item = usize>) {
+        match self.poll_target {
+            PollTarget::Nothing => {}
+            PollTarget::Listeners => {
+                let polled = &self.polled_listeners;
+                self.ready_listeners.clear();
+                self.ready_listeners.extend(ready.filter_map(|position| polled.get(position)));
+            }
+            // Read only if the queues still have no room.
+            PollTarget::QueueRoom(_) => self.is_room_report_wrong = ready.count() > 0,
+        }
     }
 }

@@ -1,17 +1,18 @@
-//! The queue of new connections from the primary to one worker, under `round-robin`: a SOCK_SEQPACKET pair of
-//! its own, of which the primary keeps *both* ends and the worker has a copy of the reading one.
+//! The queue of new connections from the primary to one worker.
+//!
+//! A SOCK_SEQPACKET pair, of which the primary keeps *both* ends and the worker has a copy of the reading one. Each message is one
+//! byte:
 //!
 //! ```text
 //! 00 + descriptor     a TCP connection
 //! 01 + descriptor     a connection over a Unix socket
-//! 02                  nothing; whether it is still there tells whether the worker reads
+//! 02                  a probe: while it is unread, the worker does not read
 //! ```
 //!
-//! A connection is in one message, and a message is read once: by the worker, whose connection it is then, or
-//! by the primary, which takes it back for another. So the kernel decides who has it, whoever dies, freezes or
-//! is slow in between; no word says that it was taken, and no copy has to be kept until then. What lies in the
-//! queue outlives the worker, and the exec of an upgrade. A worker that does as it likes can read its own queue
-//! and nothing else.
+//! Each message is read once, either by the worker, which then owns the connection, or by the primary, which takes it back for
+//! another worker. So the kernel decides which process has a connection, even if the worker dies, freezes or is slow; no
+//! acknowledgement is sent and no copy is kept. Queued connections outlive the worker and the exec of an upgrade. A worker
+//! can read its own queue and nothing else.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,118 +22,119 @@ use prefork_os::fd_passing::{
     PassedFd, ReceivedMessage, create_seqpacket_pair, receive_trusted_message, send_message,
 };
 
-/// What the kernel may use for the messages of one queue, which is about one kilobyte for each. The primary is
-/// woken when it is down to a quarter.
-const ROOM: usize = 16 * 1024;
+/// The size of the send buffer: about one kilobyte per message. The primary is woken when a quarter of it is used.
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
 
+/// The message that is not a connection.
 const PROBE: u8 = 2;
 
-/// A connection that nobody has begun to serve.
+/// An accepted connection that no worker has taken yet.
 #[derive(Debug)]
-pub(crate) struct Newcomer {
+pub(crate) struct QueuedConnection {
     pub(crate) fd: OwnedFd,
-    /// Over a Unix socket, not TCP.
-    pub(crate) unix: bool,
+    /// Whether it came over a Unix socket, not TCP.
+    pub(crate) is_unix: bool,
 }
 
-/// The primary's side of one worker's queue.
+/// Both ends of one worker's queue, as the primary has them.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct ConnectionQueue {
     sending: OwnedFd,
     reading: OwnedFd,
 }
 
-/// What reading a queue brought.
+/// The outcome of reading a queue.
 #[derive(Debug)]
-pub(crate) enum Dealt {
-    One(Newcomer),
-    /// Nothing is there.
-    Nothing,
-    /// What the primary puts in to see whether it is read.
+pub(crate) enum QueueRead {
+    Connection(QueuedConnection),
+    /// The queue is empty.
+    Empty,
+    /// The probe of the primary, which the worker ignores.
     Probe,
-    /// There was one, but no descriptor was left for it.
+    /// A connection was there, but the process has no free descriptor for it.
     Lost,
-    /// Nobody sends any more.
-    End,
+    /// The primary has closed its end.
+    Closed,
 }
 
-impl Queue {
-    pub(crate) fn new() -> io::Result<Queue> {
+impl ConnectionQueue {
+    pub(crate) fn new() -> io::Result<ConnectionQueue> {
         let (sending, reading) = create_seqpacket_pair()?;
-        fd_passing::limit_send_buffer(&sending, ROOM)?;
-        Ok(Queue { sending, reading })
+        fd_passing::limit_send_buffer(&sending, SEND_BUFFER_BYTES)?;
+        Ok(ConnectionQueue { sending, reading })
     }
 
-    /// A queue that another image of the primary made, by both its ends.
-    pub(crate) fn inherit(sending: OwnedFd, reading: OwnedFd) -> Queue {
-        Queue { sending, reading }
+    /// Restores a queue that another image of the primary created.
+    pub(crate) fn from_ends(sending: OwnedFd, reading: OwnedFd) -> ConnectionQueue {
+        ConnectionQueue { sending, reading }
     }
 
-    /// In the worker: its end.
+    /// In the worker: keeps the reading end only.
     pub(crate) fn into_reader(self) -> OwnedFd {
         self.reading
     }
 
-    /// Both ends, the sending one first.
+    /// Returns both ends, the sending one first.
     pub(crate) fn ends(&self) -> [BorrowedFd<'_>; 2] {
         [self.sending.as_fd(), self.reading.as_fd()]
     }
 
-    /// Puts copies of `newcomers` in, without waiting, and returns how many there was room for. An error means
-    /// that the worker has broken its queue.
-    pub(crate) fn put<'a>(
+    /// Sends copies of `connections` without blocking, and returns how many had room. An error means that the worker has
+    /// shut the queue down.
+    pub(crate) fn push<'a>(
         &self,
-        newcomers: impl Iterator<Item = &'a Newcomer>,
+        connections: impl Iterator<Item = &'a QueuedConnection>,
     ) -> io::Result<usize> {
-        let parcels: Vec<_> = newcomers.map(|one| (u8::from(one.unix), one.fd.as_fd())).collect();
-        let mut put = 0;
-        for some in parcels.chunks(fd_passing::MAX_FDS_PER_SEND) {
-            let sent = fd_passing::send_fds(&self.sending, some)?;
-            put += sent;
-            if sent < some.len() {
+        let messages: Vec<_> =
+            connections.map(|one| (u8::from(one.is_unix), one.fd.as_fd())).collect();
+        let mut pushed = 0;
+        for chunk in messages.chunks(fd_passing::MAX_FDS_PER_SEND) {
+            let sent = fd_passing::send_fds(&self.sending, chunk)?;
+            pushed += sent;
+            if sent < chunk.len() {
                 break;
             }
         }
-        Ok(put)
+        Ok(pushed)
     }
 
-    /// Puts in what the worker reads and forgets. If it does not, this is told by `waiting`.
-    pub(crate) fn probe(&self) {
-        // There is room, unless the worker has broken its queue, which comes out when it is dealt to.
+    /// Sends a probe. While the worker does not read it, [`ConnectionQueue::unread_count`] counts it.
+    pub(crate) fn push_probe(&self) {
+        // The queue is empty, so there is room; if the worker has shut it down, the next push fails.
         let _ = send_message(&self.sending, &[PROBE], None);
     }
 
-    /// How many the worker has not taken yet.
-    pub(crate) fn waiting(&self) -> usize {
+    /// Returns how many messages the worker has not read yet.
+    pub(crate) fn unread_count(&self) -> usize {
         // One byte each.
         prefork_os::fd::unread_bytes(&self.reading).unwrap_or(0)
     }
 
-    /// Takes back what the worker has not taken yet, oldest first, and how many were lost on the way.
-    pub(crate) fn take_back(&self) -> (Vec<Newcomer>, usize) {
+    /// Takes back the connections that the worker has not read, oldest first, and counts those lost for want of a descriptor.
+    pub(crate) fn take_back_unread(&self) -> (Vec<QueuedConnection>, usize) {
         let (mut back, mut lost) = (Vec::new(), 0);
         loop {
-            match read(&self.reading) {
-                Ok(Dealt::One(newcomer)) => back.push(newcomer),
-                Ok(Dealt::Lost) => lost += 1,
-                Ok(Dealt::Probe) => {}
-                Ok(Dealt::Nothing | Dealt::End) | Err(_) => return (back, lost),
+            match read_queue(&self.reading) {
+                Ok(QueueRead::Connection(connection)) => back.push(connection),
+                Ok(QueueRead::Lost) => lost += 1,
+                Ok(QueueRead::Probe) => {}
+                Ok(QueueRead::Empty | QueueRead::Closed) | Err(_) => return (back, lost),
             }
         }
     }
 }
 
-/// Reads one connection from the reading end of a queue, without waiting.
-pub(crate) fn read(reading: impl AsFd) -> io::Result<Dealt> {
+/// Reads one message from the reading end of a queue, without blocking.
+pub(super) fn read_queue(reading: impl AsFd) -> io::Result<QueueRead> {
     let mut byte = [0u8];
     Ok(match receive_trusted_message(reading, &mut byte) {
         Ok(ReceivedMessage::Message(_, PassedFd::One(fd))) => {
-            Dealt::One(Newcomer { fd, unix: byte[0] != 0 })
+            QueueRead::Connection(QueuedConnection { fd, is_unix: byte[0] != 0 })
         }
-        Ok(ReceivedMessage::Message(_, PassedFd::None)) if byte[0] == PROBE => Dealt::Probe,
-        Ok(ReceivedMessage::Message(..) | ReceivedMessage::Truncated) => Dealt::Lost,
-        Ok(ReceivedMessage::Closed) => Dealt::End,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Dealt::Nothing,
+        Ok(ReceivedMessage::Message(_, PassedFd::None)) if byte[0] == PROBE => QueueRead::Probe,
+        Ok(ReceivedMessage::Message(..) | ReceivedMessage::Truncated) => QueueRead::Lost,
+        Ok(ReceivedMessage::Closed) => QueueRead::Closed,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => QueueRead::Empty,
         Err(e) => return Err(e),
     })
 }
@@ -143,56 +145,62 @@ mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
-    fn newcomer(unix: bool) -> (Newcomer, UnixStream) {
+    fn connection(is_unix: bool) -> (QueuedConnection, UnixStream) {
         let (near, far) = UnixStream::pair().expect("connection");
-        (Newcomer { fd: near.into(), unix }, far)
+        (QueuedConnection { fd: near.into(), is_unix }, far)
     }
 
     #[test]
-    fn what_the_worker_has_not_read_can_be_taken_back_and_is_nowhere_else() {
-        let queue = Queue::new().expect("queue");
+    fn unread_connections_can_be_taken_back_without_leaving_copies() {
+        let queue = ConnectionQueue::new().expect("queue");
         let worker = queue.reading.try_clone().expect("copy");
         let (all, mut far): (Vec<_>, Vec<_>) =
-            [false, true, false].map(newcomer).into_iter().unzip();
-        assert_eq!(queue.put(all.iter()).expect("put"), 3);
+            [false, true, false].map(connection).into_iter().unzip();
+        assert_eq!(queue.push(all.iter()).expect("push"), 3);
         drop(all);
-        let got = read(&worker).expect("read");
-        assert!(matches!(got, Dealt::One(Newcomer { unix: false, .. })), "{got:?}");
-        assert_eq!(queue.waiting(), 2);
-        queue.probe();
-        assert_eq!(queue.waiting(), 3);
-        let (back, lost) = queue.take_back();
-        assert_eq!((back.len(), lost, queue.waiting()), (2, 0, 0));
-        assert!(back[0].unix && !back[1].unix);
+        let got = read_queue(&worker).expect("read");
+        assert!(
+            matches!(got, QueueRead::Connection(QueuedConnection { is_unix: false, .. })),
+            "{got:?}"
+        );
+        assert_eq!(queue.unread_count(), 2);
+        queue.push_probe();
+        assert_eq!(queue.unread_count(), 3);
+        let (back, lost) = queue.take_back_unread();
+        assert_eq!((back.len(), lost, queue.unread_count()), (2, 0, 0));
+        assert!(back[0].is_unix && !back[1].is_unix);
         drop((got, back));
-        queue.probe();
-        assert!(matches!(read(&worker).expect("read"), Dealt::Probe));
-        // No copy is left anywhere, or this would wait for ever.
+        queue.push_probe();
+        assert!(matches!(read_queue(&worker).expect("read"), QueueRead::Probe));
+        // A copy that is left would make this read block for ever.
         far.iter_mut().for_each(|far| assert_eq!(far.read(&mut [0]).expect("the end"), 0));
     }
 
     #[test]
-    fn the_queue_outlives_either_side() {
-        let queue = Queue::new().expect("queue");
+    fn unread_connections_survive_the_death_of_either_side() {
+        let queue = ConnectionQueue::new().expect("queue");
         let worker = queue.reading.try_clone().expect("copy");
-        let (one, _far) = newcomer(false);
-        queue.put([&one, &one].into_iter()).expect("put");
+        let (one, _far) = connection(false);
+        queue.push([&one, &one].into_iter()).expect("push");
         let dead = worker.try_clone().expect("copy");
         drop(dead);
-        assert_eq!(queue.waiting(), 2);
+        assert_eq!(queue.unread_count(), 2);
         drop(queue);
         for _ in 0..2 {
-            assert!(matches!(read(&worker).expect("read"), Dealt::One(_)));
+            assert!(matches!(read_queue(&worker).expect("read"), QueueRead::Connection(_)));
         }
-        assert!(matches!(read(&worker).expect("read"), Dealt::End));
+        assert!(matches!(read_queue(&worker).expect("read"), QueueRead::Closed));
     }
 
     #[test]
-    fn a_queue_holds_a_few_and_then_no_more() {
-        let queue = Queue::new().expect("queue");
-        let (one, _far) = newcomer(false);
-        let put = queue.put(std::iter::repeat_n(&one, 1000)).expect("put");
-        assert!((8..100).contains(&put), "{put}");
-        assert_eq!((queue.waiting(), queue.put([&one].into_iter()).expect("put")), (put, 0));
+    fn a_queue_has_a_bound() {
+        let queue = ConnectionQueue::new().expect("queue");
+        let (one, _far) = connection(false);
+        let pushed = queue.push(std::iter::repeat_n(&one, 1000)).expect("push");
+        assert!((8..100).contains(&pushed), "{pushed}");
+        assert_eq!(
+            (queue.unread_count(), queue.push([&one].into_iter()).expect("push")),
+            (pushed, 0)
+        );
     }
 }

@@ -1,194 +1,205 @@
-//! Whose turn it is: the decisions of `round-robin`, without a system call and without a clock.
+//! Decides which worker gets the next connection under `round-robin`. Pure.
 //!
-//! Each worker has a line of connections that were offered to it and that it has not taken yet; what is in it
-//! can be moved to somebody else's at any time. Turns are strict, in the order of worker ids, over all that
-//! can take one: a full line is waited for, or whoever takes a bit faster would get the more of a burst. A worker that leaves a connection lying for [`PATIENCE`] while another one could take it loses
-//! what is in its line. Instead it finds a probe there, and is passed over until it has read that.
+//! Each worker has a queue of connections that it has not taken yet; these can be moved to another worker at any time. The order is
+//! strictly that of worker ids, over all workers that can take a connection. A full queue is waited for, as otherwise a worker
+//! that is slightly faster would get more of a burst. A worker that leaves a connection in its queue for [`TAKE_TIMEOUT`]
+//! while another one could take it loses all connections in its queue. Instead it gets a probe, and is passed over until it has read that.
 
 use std::time::{Duration, Instant};
 
 use prefork_supervisor::WorkerId;
 
-/// So many connections may lie in one worker's line. Enough to keep it busy until it is looked at again; more
-/// would only wait there, while others become free.
-pub(super) const BOUND: usize = 8;
+/// The most connections in the queue of one worker: enough to keep it busy until the primary's loop comes back to it.
+pub(super) const MAX_QUEUED_PER_WORKER: usize = 8;
 
-/// How long the first in a line waits before it is somebody else's, if there is somebody.
-pub(super) const PATIENCE: Duration = Duration::from_millis(20);
+/// How long the first connection of a queue waits before it moves to another worker, if one can take it.
+pub(super) const TAKE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// When to look again at a line whose first has waited too long and could not be moved.
-const AGAIN: Duration = Duration::from_millis(5);
+/// How long to wait before trying again to move connections that no other worker could take.
+const MOVE_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What is known of one worker.
+/// The queue of one worker, as far as the primary knows.
 #[derive(Debug)]
-struct Line {
+struct WorkerQueueState {
     id: WorkerId,
-    /// Whether it can take a connection now: it serves, has room and its loop turns.
-    takes: bool,
-    /// Connections in its line: as many as this, or fewer, as it takes them without saying so.
-    waiting: usize,
-    /// When the first of them became the first, as far as is known.
+    /// Whether the worker can take a connection now: it serves, has capacity and its event loop runs.
+    can_take: bool,
+    /// Connections in the queue, at most: the worker takes them without notice.
+    length: usize,
+    /// Since when the first of them is the first, as far as the primary knows.
     since: Instant,
-    /// It let connections lie, and there is a probe in its line before all else.
-    slow: bool,
-    /// `waiting` is exact, as it was counted in this turn of the loop and nothing was put in since.
-    counted: bool,
+    /// Whether the worker has left connections in its queue, which now begins with a probe.
+    is_slow: bool,
+    /// Whether `length` is exact: counted in this iteration of the loop, with nothing added since.
+    is_counted: bool,
 }
 
-impl Line {
+impl WorkerQueueState {
     fn has_room(&self) -> bool {
-        self.takes && self.waiting < BOUND
+        self.can_take && self.length < MAX_QUEUED_PER_WORKER
     }
 
-    /// Whether it has its turn: with room, or soon.
-    fn counts(&self, now: Instant) -> bool {
-        self.takes && (self.waiting < BOUND || now < self.since + PATIENCE)
+    /// Whether the worker takes part in the order: it has room, or may have some soon.
+    fn is_in_order(&self, now: Instant) -> bool {
+        self.can_take && (self.length < MAX_QUEUED_PER_WORKER || now < self.since + TAKE_TIMEOUT)
     }
 }
 
-/// The lines of all workers, and who was last.
+/// The queues of all workers, and which worker got the last connection.
 #[derive(Debug, Default)]
-pub(super) struct Turn {
-    /// In the order of their ids.
-    lines: Vec<Line>,
+pub(super) struct RoundRobinPolicy {
+    /// In the order of worker ids.
+    queues: Vec<WorkerQueueState>,
     last: Option<WorkerId>,
 }
 
-impl Turn {
-    /// How a worker looks right now. `true` if it was not known: then its line has to be looked at.
-    pub(super) fn see(&mut self, id: WorkerId, takes: bool, now: Instant) -> bool {
-        match self.lines.binary_search_by_key(&id, |line| line.id) {
+impl RoundRobinPolicy {
+    /// Records whether a worker can take connections. Returns `true` for a new worker, whose queue has to be counted.
+    pub(super) fn update_worker(&mut self, id: WorkerId, can_take: bool, now: Instant) -> bool {
+        match self.queues.binary_search_by_key(&id, |queue| queue.id) {
             Ok(at) => {
-                (self.lines[at].takes, self.lines[at].counted) = (takes, false);
+                (self.queues[at].can_take, self.queues[at].is_counted) = (can_take, false);
                 false
             }
             Err(at) => {
-                let new = Line { id, takes, waiting: 0, since: now, slow: false, counted: false };
-                self.lines.insert(at, new);
+                let new = WorkerQueueState {
+                    id,
+                    can_take,
+                    length: 0,
+                    since: now,
+                    is_slow: false,
+                    is_counted: false,
+                };
+                self.queues.insert(at, new);
                 true
             }
         }
     }
 
-    /// How many workers are known.
-    pub(super) fn len(&self) -> usize {
-        self.lines.len()
+    /// Returns how many workers are known.
+    pub(super) fn worker_count(&self) -> usize {
+        self.queues.len()
     }
 
-    fn line(&mut self, id: WorkerId) -> Option<&mut Line> {
-        self.lines.iter_mut().find(|line| line.id == id)
+    fn queue_mut(&mut self, id: WorkerId) -> Option<&mut WorkerQueueState> {
+        self.queues.iter_mut().find(|queue| queue.id == id)
     }
 
-    /// The worker is gone, and with it its line.
-    pub(super) fn forget(&mut self, id: WorkerId) {
-        self.lines.retain(|line| line.id != id);
+    /// Forgets a worker that is dead or has shut its queue down.
+    pub(super) fn remove_worker(&mut self, id: WorkerId) {
+        self.queues.retain(|queue| queue.id != id);
     }
 
-    /// Forgets all but those that are `alive`.
-    pub(super) fn keep(&mut self, alive: impl Fn(WorkerId) -> bool) {
-        self.lines.retain(|line| alive(line.id));
+    /// Forgets all workers for which `alive` is false.
+    pub(super) fn retain_workers(&mut self, alive: impl Fn(WorkerId) -> bool) {
+        self.queues.retain(|queue| alive(queue.id));
     }
 
-    /// So many are in the line of `id`, by the kernel's count, with the probe.
-    pub(super) fn told(&mut self, id: WorkerId, count: usize, now: Instant) {
-        let Some(line) = self.line(id) else { return };
-        line.counted = true;
-        // The probe is the first to be read: as long as it is there, so is everything else.
-        line.slow = line.slow && count > line.waiting;
-        let waiting = count - usize::from(line.slow);
-        if waiting < line.waiting {
-            line.since = now;
+    /// Records the length of a queue, as the kernel counts it, including the probe.
+    pub(super) fn set_queue_length(&mut self, id: WorkerId, count: usize, now: Instant) {
+        let Some(queue) = self.queue_mut(id) else { return };
+        queue.is_counted = true;
+        // The probe is read first: while it is there, so is everything else.
+        queue.is_slow = queue.is_slow && count > queue.length;
+        let length = count - usize::from(queue.is_slow);
+        if length < queue.length {
+            queue.since = now;
         }
-        line.waiting = waiting;
+        queue.length = length;
     }
 
-    /// Where the line is that follows the last one.
-    fn first(&self) -> usize {
+    /// Returns the position of the queue after the one chosen last.
+    fn first_in_order(&self) -> usize {
         let last = self.last.unwrap_or(WorkerId(0));
-        self.lines.partition_point(|line| line.id <= last)
+        self.queues.partition_point(|queue| queue.id <= last)
     }
 
-    /// Puts the next connection into the line of whoever's turn it is; `None` if that one is to be waited for.
-    pub(super) fn next(&mut self, now: Instant) -> Option<WorkerId> {
-        let (tier, at) = (self.tier(), self.first());
-        let has_turn = |line: &&mut Line| tier(line) && line.counts(now);
-        let (before, after) = self.lines.split_at_mut(at);
-        let line = after.iter_mut().find(has_turn).or_else(|| before.iter_mut().find(has_turn))?;
-        if !line.has_room() {
+    /// Chooses the worker for the next connection and counts it; `None` if the next worker in order has no room yet.
+    pub(super) fn choose_next(&mut self, now: Instant) -> Option<WorkerId> {
+        let (is_preferred, at) = (self.preferred_filter(), self.first_in_order());
+        let is_next = |queue: &&mut WorkerQueueState| is_preferred(queue) && queue.is_in_order(now);
+        let (before, after) = self.queues.split_at_mut(at);
+        let queue = after.iter_mut().find(is_next).or_else(|| before.iter_mut().find(is_next))?;
+        if !queue.has_room() {
             return None;
         }
-        if line.waiting == 0 {
-            line.since = now;
+        if queue.length == 0 {
+            queue.since = now;
         }
-        line.waiting += 1;
-        line.counted = false;
-        self.last = Some(line.id);
+        queue.length += 1;
+        queue.is_counted = false;
+        self.last = Some(queue.id);
         self.last
     }
 
-    /// Slow workers are asked only if there are no others.
-    fn tier(&self) -> fn(&Line) -> bool {
-        let quick = self.lines.iter().any(|line| line.takes && !line.slow);
-        if quick { |line| !line.slow } else { |_| true }
+    /// Returns which queues are considered: slow ones only if there are no others.
+    fn preferred_filter(&self) -> fn(&WorkerQueueState) -> bool {
+        let has_fast = self.queues.iter().any(|queue| queue.can_take && !queue.is_slow);
+        if has_fast { |queue| !queue.is_slow } else { |_| true }
     }
 
-    /// How many connections there is room for, in strict turn.
-    pub(super) fn room(&self, now: Instant) -> usize {
-        let (tier, at) = (self.tier(), self.first());
-        let (before, after) = self.lines.split_at(at);
-        let in_turn = after.iter().chain(before);
-        let rooms = in_turn.filter(|line| tier(line) && line.counts(now));
-        let rooms: Vec<usize> = rooms.map(|line| BOUND.saturating_sub(line.waiting)).collect();
-        // Whole rounds, and in the last one those before the line that is full then.
+    /// Returns how many connections can be queued in strict order.
+    pub(super) fn free_capacity(&self, now: Instant) -> usize {
+        let (is_preferred, at) = (self.preferred_filter(), self.first_in_order());
+        let (before, after) = self.queues.split_at(at);
+        let in_order = after.iter().chain(before);
+        let considered = in_order.filter(|queue| is_preferred(queue) && queue.is_in_order(now));
+        let rooms: Vec<usize> =
+            considered.map(|queue| MAX_QUEUED_PER_WORKER.saturating_sub(queue.length)).collect();
+        // Whole rounds, and in the last one the queues before the one that is full first.
         let least = rooms.iter().enumerate().min_by_key(|(_, room)| **room);
         least.map_or(0, |(ahead, room)| room * rooms.len() + ahead)
     }
 
-    /// Those whose lines are to be counted, as they may be shorter than is known and it matters: slow ones, and those
-    /// that would be passed over as full.
-    pub(super) fn uncertain(&self) -> Vec<WorkerId> {
-        let counted = |line: &&Line| !line.counted && (line.slow || line.waiting >= BOUND);
-        self.lines.iter().filter(counted).map(|line| line.id).collect()
+    /// Returns the workers whose queues must be counted before a decision: slow ones, and those that seem full.
+    pub(super) fn uncounted_workers(&self) -> Vec<WorkerId> {
+        let must_count = |queue: &&WorkerQueueState| {
+            !queue.is_counted && (queue.is_slow || queue.length >= MAX_QUEUED_PER_WORKER)
+        };
+        self.queues.iter().filter(must_count).map(|queue| queue.id).collect()
     }
 
-    /// Those that could take connections but for their lines, which are full.
-    pub(super) fn full(&self) -> Vec<WorkerId> {
-        let tier = self.tier();
-        let full = self.lines.iter().filter(|line| line.takes && tier(line));
-        full.filter(|line| line.waiting >= BOUND).map(|line| line.id).collect()
+    /// Returns the workers that could take connections if their queues were not full.
+    pub(super) fn full_workers(&self) -> Vec<WorkerId> {
+        let is_preferred = self.preferred_filter();
+        let full = self.queues.iter().filter(|queue| queue.can_take && is_preferred(queue));
+        full.filter(|queue| queue.length >= MAX_QUEUED_PER_WORKER).map(|queue| queue.id).collect()
     }
 
-    /// Those that have something in their lines, as far as is known, that should not be there any more.
-    pub(super) fn overdue(&self, now: Instant) -> Vec<WorkerId> {
-        let late = self.lines.iter().filter(|line| line.waiting > 0);
-        late.filter(|line| !line.takes || now >= line.since + PATIENCE)
-            .map(|line| line.id)
+    /// Returns the workers with connections in their queues that they should have taken by now.
+    pub(super) fn overdue_workers(&self, now: Instant) -> Vec<WorkerId> {
+        let unread = self.queues.iter().filter(|queue| queue.length > 0);
+        unread
+            .filter(|queue| !queue.can_take || now >= queue.since + TAKE_TIMEOUT)
+            .map(|queue| queue.id)
             .collect()
     }
 
-    /// Whether what `id` has in its line should be somebody else's. Asked after `told`.
-    pub(super) fn is_to_be_moved(&self, id: WorkerId, now: Instant) -> bool {
-        let late = |line: &Line| line.waiting > 0 && (!line.takes || now >= line.since + PATIENCE);
-        let other = |line: &Line| line.id != id && !line.slow && line.has_room();
-        self.lines.iter().find(|line| line.id == id).is_some_and(late)
-            && self.lines.iter().any(other)
+    /// Whether the connections in the queue of `id` should move to other workers. Needs a current count.
+    pub(super) fn should_move_connections(&self, id: WorkerId, now: Instant) -> bool {
+        let late = |queue: &WorkerQueueState| {
+            queue.length > 0 && (!queue.can_take || now >= queue.since + TAKE_TIMEOUT)
+        };
+        let other = |queue: &WorkerQueueState| queue.id != id && !queue.is_slow && queue.has_room();
+        self.queues.iter().find(|queue| queue.id == id).is_some_and(late)
+            && self.queues.iter().any(other)
     }
 
-    /// The line of `id` was emptied by us, and a probe put in.
-    pub(super) fn taken_back(&mut self, id: WorkerId) {
-        if let Some(line) = self.line(id) {
-            line.waiting = 0;
-            line.slow = true;
+    /// Records that the primary has emptied the queue of `id` and sent a probe.
+    pub(super) fn record_taken_back(&mut self, id: WorkerId) {
+        if let Some(queue) = self.queue_mut(id) {
+            queue.length = 0;
+            queue.is_slow = true;
         }
     }
 
-    /// When `overdue` may have something new to say.
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        let lines = self.lines.iter().filter(|line| line.waiting > 0);
-        lines
-            .map(|line| match line.takes && now < line.since + PATIENCE {
-                true => line.since + PATIENCE,
-                false => now + AGAIN,
+    /// Returns when `overdue_workers` may change.
+    pub(super) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let queues = self.queues.iter().filter(|queue| queue.length > 0);
+        queues
+            .map(|queue| match queue.can_take && now < queue.since + TAKE_TIMEOUT {
+                true => queue.since + TAKE_TIMEOUT,
+                false => now + MOVE_RETRY_INTERVAL,
             })
             .min()
     }

@@ -1,7 +1,7 @@
-//! Connections that the primary accepts (`round-robin`), taken out of this worker's queue one by one.
+//! Takes the connections that the primary has accepted out of the worker's queue, one by one.
 //!
-//! Just in time, as everywhere: what is not taken the primary can give to somebody else. The listening sockets are held, too, and
-//! used only when the primary holds them no more: then what waits in them is ours to serve.
+//! What the worker has not taken yet, the primary can take back for another one. The worker holds the listening sockets as well, and
+//! accepts from them only at the end, when the primary no longer does.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,46 +10,54 @@ use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use super::{Dealt, read_dealt};
+use super::connection_queue::{QueueRead, read_queue};
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
 use crate::dispatch::queue_wait::wait_of;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
 
-/// How long to wait for a descriptor to come free.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+/// How long to wait for a free descriptor.
+const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// So near to the limit on open files it is made sure that there is room for another: what is read without
-/// room is lost.
-const NEAR: u64 = 16;
+/// How close to the limit on open files the worker checks for a free descriptor before it reads: a connection read without
+/// one is lost.
+const DESCRIPTOR_RESERVE: u64 = 16;
 
-/// Takes connections until the worker drains, and what is left after it.
-pub(crate) struct Taker {
+/// Takes connections until the worker drains, then those that are left.
+pub(crate) struct ConnectionReceiver {
     state: Rc<LocalWorkerState>,
     queue: AsyncFd<OwnedFd>,
     listeners: Vec<Listener>,
     starter: ConnectionStarter,
-    /// From this number on descriptors are about to run out.
-    scarce: i32,
-    /// The last one that came was so high.
-    near: bool,
-    /// Whether it was told that descriptors have run out, and none came free since.
-    exhausted: bool,
+    /// Descriptors from this number on are close to the limit.
+    reserve_start: i32,
+    /// Whether the descriptor read last was close to the limit.
+    is_near_limit: bool,
+    /// Whether exhaustion of descriptors was logged and has not ended since.
+    is_exhausted: bool,
 }
 
-impl Taker {
+impl ConnectionReceiver {
     pub(crate) fn new(
         state: &Rc<LocalWorkerState>,
         queue: OwnedFd,
         listeners: Vec<Listener>,
         starter: ConnectionStarter,
-    ) -> io::Result<Taker> {
+    ) -> io::Result<ConnectionReceiver> {
         let queue = prefork_os::async_fd::register_readable(queue)?;
-        let scarce = prefork_os::process::open_file_limit()?.saturating_sub(NEAR);
-        let scarce = i32::try_from(scarce).unwrap_or(i32::MAX);
-        let (state, near, exhausted) = (Rc::clone(state), false, false);
-        Ok(Taker { state, queue, listeners, starter, scarce, near, exhausted })
+        let limit = prefork_os::process::open_file_limit()?.saturating_sub(DESCRIPTOR_RESERVE);
+        let reserve_start = i32::try_from(limit).unwrap_or(i32::MAX);
+        let (state, is_near_limit, is_exhausted) = (Rc::clone(state), false, false);
+        Ok(ConnectionReceiver {
+            state,
+            queue,
+            listeners,
+            starter,
+            reserve_start,
+            is_near_limit,
+            is_exhausted,
+        })
     }
 
     pub(crate) async fn run(mut self) {
@@ -60,101 +68,101 @@ impl Taker {
             () = self.take_all() => state.drain.started().await,
         }
         self.starter.start_pending();
-        // All that the primary sent before it told us to leave.
+        // Everything that the primary sent before DRAIN.
         loop {
-            match read_dealt(self.queue.get_ref()) {
-                Ok(Dealt::One(newcomer)) => {
-                    self.starter.start_despite_queue_wait(newcomer.fd, newcomer.unix)
+            match read_queue(self.queue.get_ref()) {
+                Ok(QueueRead::Connection(connection)) => {
+                    self.starter.start_despite_queue_wait(connection.fd, connection.is_unix)
                 }
-                Ok(Dealt::Lost) => self.lost(),
-                Ok(Dealt::Probe) => {}
-                Ok(Dealt::Nothing | Dealt::End) | Err(_) => break,
+                Ok(QueueRead::Lost) => self.record_lost(),
+                Ok(QueueRead::Probe) => {}
+                Ok(QueueRead::Empty | QueueRead::Closed) | Err(_) => break,
             }
         }
         if state.drain.order().is_some_and(|order| order.closing) {
-            self.empty_sockets();
+            self.empty_accept_queues();
         }
-        // Our share in the sockets ends here; as long as anybody else has one, they go on listening.
+        // Other processes keep their copies open, so the sockets go on listening.
         self.listeners.clear();
         state.active_acceptors.set(state.active_acceptors.get() - 1);
         state.capacity_freed.notify_waiters();
-        // At a stop, what another worker left when it died.
-        self.take_the_rest().await;
+        // During a stop, the primary still sends the connections that a dead worker has left.
+        self.take_until_closed().await;
     }
 
     async fn take_all(&mut self) {
         let mut budget = AcceptBudget::default();
         loop {
-            self.wait_for_room().await;
-            match self.next().await {
-                Dealt::One(newcomer) => {
-                    self.near = newcomer.fd.as_raw_fd() >= self.scarce;
-                    // These may come from several queues, and by several ways: each is asked for.
-                    let waited = wait_of(&newcomer.fd, newcomer.unix);
-                    self.starter.start(newcomer.fd, newcomer.unix, waited);
+            self.wait_for_capacity().await;
+            match self.read_next().await {
+                QueueRead::Connection(connection) => {
+                    self.is_near_limit = connection.fd.as_raw_fd() >= self.reserve_start;
+                    // The connections come from several accept queues, so the kernel is asked about each.
+                    let waited = wait_of(&connection.fd, connection.is_unix);
+                    self.starter.start(connection.fd, connection.is_unix, waited);
                     self.starter.wait_for_first_byte().await;
                     budget.yield_after_accept(Instant::now()).await;
                 }
-                Dealt::Lost => self.lost(),
-                Dealt::Nothing => budget.reset(),
-                Dealt::Probe => {}
-                // The end of the channel, which comes as well, says what to do.
-                Dealt::End => return,
+                QueueRead::Lost => self.record_lost(),
+                QueueRead::Empty => budget.reset(),
+                QueueRead::Probe => {}
+                // The channel ends as well, and that starts the drain.
+                QueueRead::Closed => return,
             }
         }
     }
 
-    async fn take_the_rest(&mut self) {
+    async fn take_until_closed(&mut self) {
         loop {
-            match self.next().await {
-                Dealt::One(newcomer) => {
-                    self.starter.start_despite_queue_wait(newcomer.fd, newcomer.unix)
+            match self.read_next().await {
+                QueueRead::Connection(connection) => {
+                    self.starter.start_despite_queue_wait(connection.fd, connection.is_unix)
                 }
-                Dealt::Lost => self.lost(),
-                Dealt::Nothing | Dealt::Probe => {}
-                Dealt::End => return,
+                QueueRead::Lost => self.record_lost(),
+                QueueRead::Empty | QueueRead::Probe => {}
+                QueueRead::Closed => return,
             }
         }
     }
 
-    async fn next(&self) -> Dealt {
-        let Ok(mut ready) = self.queue.readable().await else { return Dealt::End };
-        let outcome = ready.try_io(|queue| match read_dealt(queue.get_ref()) {
-            Ok(Dealt::Nothing) => Err(io::ErrorKind::WouldBlock.into()),
+    async fn read_next(&self) -> QueueRead {
+        let Ok(mut ready) = self.queue.readable().await else { return QueueRead::Closed };
+        let outcome = ready.try_io(|queue| match read_queue(queue.get_ref()) {
+            Ok(QueueRead::Empty) => Err(io::ErrorKind::WouldBlock.into()),
             other => other,
         });
         match outcome {
-            Ok(Ok(dealt)) => dealt,
+            Ok(Ok(read)) => read,
             Ok(Err(e)) => {
                 log::warn!("{} cannot read its queue of connections: {e}", self.state.tag);
-                Dealt::End
+                QueueRead::Closed
             }
-            Err(_would_block) => Dealt::Nothing,
+            Err(_would_block) => QueueRead::Empty,
         }
     }
 
-    async fn wait_for_room(&mut self) {
+    async fn wait_for_capacity(&mut self) {
         let state = Rc::clone(&self.state);
         let limit = u64::from(state.config.worker_connections);
         loop {
-            let rung = state.capacity_freed.notified();
-            let full = state.row.open() >= limit;
-            let scarce = self.near && self.queue.get_ref().try_clone().is_err();
-            state.row.accepting(!full && !scarce);
-            if scarce {
-                self.tell_exhausted();
-                let _ = tokio::time::timeout(EXHAUSTED, rung).await;
-            } else if full {
-                rung.await;
+            let freed = state.capacity_freed.notified();
+            let is_full = state.row.open() >= limit;
+            let is_scarce = self.is_near_limit && self.queue.get_ref().try_clone().is_err();
+            state.row.accepting(!is_full && !is_scarce);
+            if is_scarce {
+                self.log_exhausted();
+                let _ = tokio::time::timeout(EXHAUSTED_RETRY_INTERVAL, freed).await;
+            } else if is_full {
+                freed.await;
             } else {
-                self.exhausted = false;
+                self.is_exhausted = false;
                 return;
             }
         }
     }
 
-    fn tell_exhausted(&mut self) {
-        if !std::mem::replace(&mut self.exhausted, true) {
+    fn log_exhausted(&mut self) {
+        if !std::mem::replace(&mut self.is_exhausted, true) {
             log::error!(
                 "{} cannot accept on its queue of connections: no descriptor left; waiting for connections to close \
                  (raise LimitNOFILE or lower worker-connections)",
@@ -163,13 +171,13 @@ impl Taker {
         }
     }
 
-    fn lost(&mut self) {
-        self.near = true;
+    fn record_lost(&mut self) {
+        self.is_near_limit = true;
         log::error!("{} lost a connection: no descriptor left", self.state.tag);
     }
 
-    /// What is queued when the last listener closes would be reset: it is taken now.
-    fn empty_sockets(&self) {
+    /// Accepts all queued connections, which would be reset when the last listener closes.
+    fn empty_accept_queues(&self) {
         for listener in &self.listeners {
             let unix = listener.is_unix();
             while let Ok(fd) = prefork_os::socket::accept_connection(listener) {
