@@ -90,12 +90,12 @@ impl Acceptor {
         let stop = Rc::clone(&self.stop);
         tokio::select! {
             biased;
-            () = drain.drain.started() => {}
+            () = drain.drain.wait_started() => {}
             () = stop.notified() => {}
             () = self.accept_all() => {}
         }
         self.starter.start_pending();
-        match drain.drain.order() {
+        match drain.drain.current_order() {
             Some(order) if order.closing => self.close().await,
             // We may have been woken for it, and nobody else.
             _ if self.queue.is_shared() => self.empty_queue(1),

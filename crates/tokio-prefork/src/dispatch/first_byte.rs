@@ -98,7 +98,7 @@ impl ConnectionStarter {
     /// Serves the silent connection now, if there is one.
     pub(crate) fn start_pending(&mut self) {
         if let Some(mut accepted) = self.pending.take() {
-            accepted.first = accepted.stream.fd().map(first_bytes).unwrap_or_default();
+            accepted.first = accepted.stream.socket_fd().map(first_bytes).unwrap_or_default();
             (self.handle)(accepted);
         }
     }

@@ -128,7 +128,7 @@ fn refuse(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, REFUSAL) else { return };
     state.row.meter().bytes_out(sent);
     let closing = tokio::task::spawn_local(close_with_linger(LazyStream::new(fd, false), || true));
-    tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, closing));
+    tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, closing));
 }
 
 /// Called once a beat: says how many were refused, at most once a second.

@@ -78,7 +78,7 @@ where
 async fn follow(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
     loop {
         tokio::select! {
-            () = state.drain.started() => {
+            () = state.drain.wait_started() => {
                 shared.is_draining.store(true, Ordering::Release);
                 return shared.drain_started.notify_waiters();
             }

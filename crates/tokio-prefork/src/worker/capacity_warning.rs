@@ -25,7 +25,7 @@ enum CapacityChange {
 
 impl CapacityWarning {
     /// Returns what to log, given whether the worker is at its limit now.
-    fn observe(&self, is_full: bool, now_ms: u64) -> Option<CapacityChange> {
+    fn record_capacity(&self, is_full: bool, now_ms: u64) -> Option<CapacityChange> {
         let since = self.warned_ms.get().map(|warned| now_ms.saturating_sub(warned));
         match (is_full, self.is_active.get()) {
             (true, false) if since.is_none_or(|since| since >= WARN_INTERVAL_MS) => {
@@ -43,11 +43,11 @@ impl CapacityWarning {
 }
 
 /// Updates the scoreboard and logs a change. Called at each heartbeat.
-pub(crate) fn report(state: &LocalWorkerState, now_ms: u64) {
+pub(crate) fn report_capacity(state: &LocalWorkerState, now_ms: u64) {
     let (open, limit) = (state.row.open(), u64::from(state.config.worker_connections));
     let is_full = open >= limit;
     state.row.full(is_full);
-    match state.capacity_warning.observe(is_full, now_ms) {
+    match state.capacity_warning.record_capacity(is_full, now_ms) {
         Some(CapacityChange::Full) => log::warn!(
             "{} is full: {open} connections are open and worker-connections is {limit}; new connections wait until some close",
             state.tag
@@ -67,21 +67,21 @@ mod tests {
     #[test]
     fn full_worker_warns_once_and_reports_when_it_is_below_the_limit() {
         let warning = CapacityWarning::default();
-        assert_eq!(warning.observe(false, 0), None);
-        assert_eq!(warning.observe(true, 100), Some(CapacityChange::Full));
-        assert_eq!(warning.observe(true, 60_000), None);
+        assert_eq!(warning.record_capacity(false, 0), None);
+        assert_eq!(warning.record_capacity(true, 100), Some(CapacityChange::Full));
+        assert_eq!(warning.record_capacity(true, 60_000), None);
         assert_eq!(
-            warning.observe(false, 60_100),
+            warning.record_capacity(false, 60_100),
             Some(CapacityChange::BelowLimit { after_ms: 60_000 })
         );
-        assert_eq!(warning.observe(false, 60_200), None);
+        assert_eq!(warning.record_capacity(false, 60_200), None);
     }
 
     #[test]
     fn warnings_are_at_least_ten_seconds_apart() {
         let warning = CapacityWarning::default();
-        let changes =
-            (0..1_000u64).filter(|beat| warning.observe(beat % 2 == 0, beat * 100).is_some());
+        let changes = (0..1_000u64)
+            .filter(|beat| warning.record_capacity(beat % 2 == 0, beat * 100).is_some());
         // In 100 s: a warning every 10 s, and a report after each.
         assert_eq!(changes.count(), 20);
     }

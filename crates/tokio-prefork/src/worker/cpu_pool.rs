@@ -23,7 +23,7 @@ pub(crate) async fn drain_cpu_pool(state: &LocalWorkerState) {
     tokio::select! {
         biased;
         () = state.pool.wait_until_ended() => return,
-        () = state.drain.deadline_passed() => {}
+        () = state.drain.wait_for_deadline() => {}
     }
     let running = state.pool.abort();
     let plural = if running == 1 { "" } else { "s" };

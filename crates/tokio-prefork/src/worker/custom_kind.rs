@@ -38,12 +38,12 @@ pub(crate) async fn run_main_loop(
 ) -> Result<()> {
     tokio::select! {
         result = main_loop => {
-            if state.drain.order().is_none() {
+            if state.drain.current_order().is_none() {
                 log::warn!("{} returned from its main loop without a drain", state.tag);
             }
             result
         }
-        () = state.drain.deadline_passed() => {
+        () = state.drain.wait_for_deadline() => {
             log::warn!("{} stopped its main loop at the graceful timeout", state.tag);
             Ok(())
         }

@@ -87,13 +87,13 @@ impl DrainState {
     }
 
     /// Returns how to drain, once a drain has started.
-    pub(crate) fn order(&self) -> Option<DrainOrder> {
+    pub(crate) fn current_order(&self) -> Option<DrainOrder> {
         self.order.get()
     }
 
     /// Waits until the drain deadline has passed. The deadline may move to an earlier time meanwhile.
-    pub(crate) async fn deadline_passed(&self) {
-        self.started().await;
+    pub(crate) async fn wait_for_deadline(&self) {
+        self.wait_started().await;
         while let Some(order) = self.order.get() {
             let left = Duration::from_millis(order.deadline_ms.saturating_sub(monotonic_ms()));
             if left.is_zero() {
@@ -104,7 +104,7 @@ impl DrainState {
     }
 
     /// Waits until a drain has started.
-    pub(crate) async fn started(&self) {
+    pub(crate) async fn wait_started(&self) {
         let changed = self.changed.notified();
         if self.order.get().is_none() {
             changed.await;

@@ -41,8 +41,8 @@ pub(crate) async fn run_heartbeat(
             state.begin_own_drain(&ToPrimary::Retiring);
         }
         queue_wait::report(&state, now);
-        capacity_warning::report(&state, now);
-        let limits = ConnectionTimeouts::new(&state.config, state.drain.order(), now);
+        capacity_warning::report_capacity(&state, now);
+        let limits = ConnectionTimeouts::new(&state.config, state.drain.current_order(), now);
         let ClosedConnections { at_deadline, stalled } =
             state.connections.borrow().enforce_timeouts(now, &limits);
         if state.should_hand_over() {
@@ -52,7 +52,7 @@ pub(crate) async fn run_heartbeat(
         for _ in 0..at_deadline + stalled {
             state.row.cut();
         }
-        if at_deadline > 0 && state.drain.order().is_some() {
+        if at_deadline > 0 && state.drain.current_order().is_some() {
             log_unfinished_requests(&state, at_deadline);
         }
         late = timer.tick().await;

@@ -72,11 +72,12 @@ impl IsolatedPool {
             postcard::to_stdvec(input).map_err(|e| IsolatedJobError::Failed(e.to_string()))?;
         let payload = join(&Job { token, limit_ms }, &input);
         let ask = isolated::ask_kind(&self.name);
-        let letter = letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(job_error)?;
-        let guard = CancelOnDrop { pool: self, token, is_finished: Cell::new(false) };
+        let letter =
+            letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(to_job_error)?;
+        let guard = JobCancelGuard { pool: self, token, is_finished: Cell::new(false) };
         let reply = self.worker.0.messages.request(letter, limit.saturating_add(REPLY_GRACE)).await;
         guard.is_finished.set(true);
-        let (verdict, output) = split::<Verdict>(reply.map_err(job_error)?.bytes())
+        let (verdict, output) = split::<Verdict>(reply.map_err(to_job_error)?.bytes())
             .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
         match verdict {
             Verdict::Done => postcard::from_bytes(&output).map_err(|e| {
@@ -94,7 +95,7 @@ impl IsolatedPool {
 }
 
 /// Converts the failure of the request to the primary.
-fn job_error(error: MessageError) -> IsolatedJobError {
+fn to_job_error(error: MessageError) -> IsolatedJobError {
     match error {
         MessageError::Full => IsolatedJobError::Full,
         MessageError::TimedOut(_) => IsolatedJobError::TimedOut,
@@ -104,13 +105,13 @@ fn job_error(error: MessageError) -> IsolatedJobError {
 }
 
 /// Cancels a job when its caller stops waiting for it.
-struct CancelOnDrop<'a> {
+struct JobCancelGuard<'a> {
     pool: &'a IsolatedPool,
     token: u64,
     is_finished: Cell<bool>,
 }
 
-impl Drop for CancelOnDrop<'_> {
+impl Drop for JobCancelGuard<'_> {
     fn drop(&mut self) {
         if !self.is_finished.get() {
             // If the queue is full, the job runs although its result is not needed.
@@ -122,11 +123,11 @@ impl Drop for CancelOnDrop<'_> {
 /// Creates the application of an isolated worker: one job at a time, on a thread of its own, so that the worker keeps
 /// its heartbeat.
 pub(crate) fn isolated_worker_app(job: IsolatedJobFn) -> WorkerApp {
-    custom_kind_app(move |worker| run_jobs(worker, Arc::clone(&job)))
+    custom_kind_app(move |worker| run_isolated_jobs(worker, Arc::clone(&job)))
 }
 
 /// Runs jobs until the worker drains.
-async fn run_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
+async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
     let mut jobs = worker.open_inbox(isolated::DO);
     loop {
         let message = tokio::select! {
@@ -137,7 +138,7 @@ async fn run_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
         };
         let Some((id, input)) = split::<JobId>(message.bytes()) else { continue };
         let mut reply =
-            ReplyOnDrop { worker: &worker, id, verdict: Verdict::Closed, output: Vec::new() };
+            JobReplyGuard { worker: &worker, id, verdict: Verdict::Closed, output: Vec::new() };
         (reply.verdict, reply.output) = match run_on_thread(Arc::clone(&job), input).await {
             Ok(output) => (Verdict::Done, output),
             Err(error) => (Verdict::Failed(error), Vec::new()),
@@ -146,14 +147,14 @@ async fn run_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
 }
 
 /// Sends the result of a job when dropped, even if the drain deadline ends the job.
-struct ReplyOnDrop<'a> {
+struct JobReplyGuard<'a> {
     worker: &'a Worker,
     id: JobId,
     verdict: Verdict,
     output: Vec<u8>,
 }
 
-impl Drop for ReplyOnDrop<'_> {
+impl Drop for JobReplyGuard<'_> {
     fn drop(&mut self) {
         let kind = isolated::done_kind(self.worker.kind());
         let encode = |verdict: &Verdict, output: &[u8]| join(&self.id, &join(verdict, output));

@@ -20,17 +20,17 @@ pub(crate) struct LazyStream {
     /// Whether it is a Unix socket, not TCP.
     is_unix: bool,
     /// `None` after a failed registration, which closes the socket.
-    socket: Option<Socket>,
+    socket: Option<SocketState>,
 }
 
-enum Socket {
+enum SocketState {
     Plain(OwnedFd),
     Registered(AcceptedStream),
 }
 
 impl LazyStream {
     pub(crate) fn new(fd: OwnedFd, is_unix: bool) -> LazyStream {
-        LazyStream { is_unix, socket: Some(Socket::Plain(fd)) }
+        LazyStream { is_unix, socket: Some(SocketState::Plain(fd)) }
     }
 
     pub(crate) fn is_unix(&self) -> bool {
@@ -43,10 +43,10 @@ impl LazyStream {
     }
 
     /// Returns the socket; fails if it is closed.
-    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+    pub(crate) fn socket_fd(&self) -> io::Result<BorrowedFd<'_>> {
         match &self.socket {
-            Some(Socket::Plain(fd)) => Ok(fd.as_fd()),
-            Some(Socket::Registered(stream)) => Ok(stream.as_fd()),
+            Some(SocketState::Plain(fd)) => Ok(fd.as_fd()),
+            Some(SocketState::Registered(stream)) => Ok(stream.as_fd()),
             None => Err(not_connected()),
         }
     }
@@ -54,30 +54,30 @@ impl LazyStream {
     /// Returns the socket, removed from the runtime if it was registered.
     pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
         match self.socket.ok_or_else(not_connected)? {
-            Socket::Plain(fd) => Ok(fd),
-            Socket::Registered(stream) => stream.into_fd(),
+            SocketState::Plain(fd) => Ok(fd),
+            SocketState::Registered(stream) => stream.into_fd(),
         }
     }
 
     /// Registers the socket with the runtime, and returns it as an application's stream.
     pub(crate) fn into_stream(self) -> io::Result<AcceptedStream> {
         match self.socket.ok_or_else(not_connected)? {
-            Socket::Plain(fd) => AcceptedStream::new(fd, self.is_unix),
-            Socket::Registered(stream) => Ok(stream),
+            SocketState::Plain(fd) => AcceptedStream::new(fd, self.is_unix),
+            SocketState::Registered(stream) => Ok(stream),
         }
     }
 
     fn register(&mut self) -> io::Result<&mut AcceptedStream> {
-        if let Some(Socket::Plain(_)) = self.socket
-            && let Some(Socket::Plain(fd)) = self.socket.take()
+        if let Some(SocketState::Plain(_)) = self.socket
+            && let Some(SocketState::Plain(fd)) = self.socket.take()
         {
             let stream = AcceptedStream::new(fd, self.is_unix).inspect_err(|e| {
                 log::warn!("closed a connection: cannot register it with epoll: {e}");
             })?;
-            self.socket = Some(Socket::Registered(stream));
+            self.socket = Some(SocketState::Registered(stream));
         }
         match &mut self.socket {
-            Some(Socket::Registered(stream)) => Ok(stream),
+            Some(SocketState::Registered(stream)) => Ok(stream),
             _ => Err(not_connected()),
         }
     }
@@ -89,7 +89,7 @@ impl LazyStream {
         call: impl FnOnce(&OwnedFd) -> io::Result<T>,
         later: impl FnOnce(Pin<&mut AcceptedStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if let Some(Socket::Plain(fd)) = &self.socket {
+        if let Some(SocketState::Plain(fd)) = &self.socket {
             // As in tokio's streams, so that a socket that is always ready does not starve other tasks.
             let budget = ready!(poll_proceed(cx));
             match call(fd) {
@@ -161,7 +161,7 @@ impl AsyncWrite for LazyStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Never blocks, so it needs no registration.
-        Poll::Ready(self.fd().and_then(prefork_os::socket::shutdown_write))
+        Poll::Ready(self.socket_fd().and_then(prefork_os::socket::shutdown_write))
     }
 }
 
@@ -174,7 +174,7 @@ mod tests {
 
     impl LazyStream {
         fn is_plain(&self) -> bool {
-            matches!(self.socket, Some(Socket::Plain(_)))
+            matches!(self.socket, Some(SocketState::Plain(_)))
         }
     }
 

@@ -62,7 +62,7 @@ pub(crate) struct LocalWorkerState {
 impl LocalWorkerState {
     /// Starts to drain on the worker's own initiative, and sends `report` to the primary.
     pub(crate) fn begin_own_drain(&self, report: &ToPrimary) {
-        if self.drain.order().is_some() {
+        if self.drain.current_order().is_some() {
             return;
         }
         // If the primary is gone or stuck, draining is still right.
@@ -79,7 +79,7 @@ impl LocalWorkerState {
 
     /// Whether this worker drains and another worker can take over its idle connections.
     pub(crate) fn should_hand_over(&self) -> bool {
-        match self.drain.order().map(|order| order.hand_over) {
+        match self.drain.current_order().map(|order| order.hand_over) {
             Some(HandOver::Now) => true,
             Some(HandOver::WhenOthersServe) => {
                 self.scoreboard.others_serve(&self.row, LocalWorkerState::monotonic_ms())
@@ -90,7 +90,7 @@ impl LocalWorkerState {
 
     /// Whether the next response has to carry `Connection: close`.
     pub(crate) fn should_announce_close(&self, conn: &ConnectionState) -> bool {
-        self.drain.order().is_some_and(|order| {
+        self.drain.current_order().is_some_and(|order| {
             !(order.keeps_transferable_open(self.now_ms()) && conn.can_be_handed_over())
         })
     }
@@ -114,7 +114,7 @@ impl LocalWorkerState {
 
     /// Publishes on the scoreboard whether this worker accepts connections.
     pub(crate) fn publish_accept_state(&self) {
-        if self.drain.order().is_some() {
+        if self.drain.current_order().is_some() {
             return;
         }
         let cannot = self.cannot_accept();

@@ -127,7 +127,7 @@ where
                 // Only the application knows when such a connection is idle, so only the drain deadline closes it.
                 entry.conn.begin_request(worker.0.now_ms());
                 let task = tokio::task::spawn_local(app(worker.clone(), stream));
-                tokio::task::spawn_local(serve_connection::wait_or_abort(entry, guard, task));
+                tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, task));
             };
             Ok(BootedApp::new(handle, false))
         })
@@ -215,7 +215,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             Err(e) => return Ok(report_boot_failure(&state, &e)),
         },
         // A drain before READY: there is nothing to finish.
-        () = state.drain.started() => return Ok(exit::OK),
+        () = state.drain.wait_started() => return Ok(exit::OK),
     };
     let app = state.app.get_or_init(|| booted);
     dispatch::start_accepting(&state, app, listeners, queue)?;
@@ -230,7 +230,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             Ok(())
         }
     };
-    if state.drain.order().is_some() {
+    if state.drain.current_order().is_some() {
         cpu_pool::drain_cpu_pool(&state).await;
     }
     state.messages.flush(MESSAGE_FLUSH_TIMEOUT).await;
@@ -246,7 +246,7 @@ fn report_boot_failure(state: &LocalWorkerState, error: &Error) -> u8 {
 
 /// Waits until the worker drains, no connection is open, and the primary passes no more of them.
 async fn wait_until_drained(state: &LocalWorkerState) {
-    state.drain.started().await;
+    state.drain.wait_started().await;
     loop {
         let freed = state.capacity_freed.notified();
         let is_empty = state.active_acceptors.get() == 0 && state.connections.borrow().is_empty();

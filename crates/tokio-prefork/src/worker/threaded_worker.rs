@@ -57,7 +57,7 @@ impl ServeContext for ThreadedWorkerState {
     type Ptr<T: 'static> = Arc<T>;
     type Row = SharedRow;
 
-    fn share<T: 'static>(value: T) -> Arc<T> {
+    fn new_shared<T: 'static>(value: T) -> Arc<T> {
         Arc::new(value)
     }
 

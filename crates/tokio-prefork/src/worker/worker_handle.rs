@@ -121,7 +121,7 @@ impl Worker {
 
     /// Whether the worker drains: it accepts no more and finishes open requests.
     pub fn is_draining(&self) -> bool {
-        self.0.drain.order().is_some()
+        self.0.drain.current_order().is_some()
     }
 
     /// Whether a load balancer should send connections to this worker; the answer to a readiness probe.
@@ -136,7 +136,7 @@ impl Worker {
 
     /// Waits until the worker starts to drain: the moment to end long polls and event streams.
     pub async fn draining(&self) {
-        self.0.drain.started().await;
+        self.0.drain.wait_started().await;
     }
 
     /// Whether the channel to the primary is open. Once it closes, the worker finishes open requests and exits.

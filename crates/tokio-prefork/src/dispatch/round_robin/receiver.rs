@@ -64,8 +64,8 @@ impl ConnectionReceiver {
         let state = Rc::clone(&self.state);
         tokio::select! {
             biased;
-            () = state.drain.started() => {}
-            () = self.take_all() => state.drain.started().await,
+            () = state.drain.wait_started() => {}
+            () = self.take_all() => state.drain.wait_started().await,
         }
         self.starter.start_pending();
         // Everything that the primary sent before DRAIN.
@@ -79,7 +79,7 @@ impl ConnectionReceiver {
                 Ok(QueueRead::Empty | QueueRead::Closed) | Err(_) => break,
             }
         }
-        if state.drain.order().is_some_and(|order| order.closing) {
+        if state.drain.current_order().is_some_and(|order| order.closing) {
             self.empty_accept_queues();
         }
         // Other processes keep their copies open, so the sockets go on listening.

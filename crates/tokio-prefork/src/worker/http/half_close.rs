@@ -39,7 +39,7 @@ impl HalfClosedClient {
     }
 
     /// Checks whether the client at the other end of `socket` still reads; sends the probe when it is due.
-    pub(crate) fn check(
+    pub(crate) fn check_client(
         &mut self,
         mode: HalfClose,
         conn: &ConnectionState,
@@ -81,7 +81,7 @@ mod tests {
     use std::io::Read;
     use std::net::{Shutdown, TcpListener, TcpStream};
 
-    fn pair() -> (TcpStream, TcpStream) {
+    fn connected_pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let client = TcpStream::connect(listener.local_addr().expect("name")).expect("connect");
         (listener.accept().expect("accept").0, client)
@@ -96,10 +96,10 @@ mod tests {
 
     #[test]
     fn client_that_still_reads_is_probed_once_and_kept() {
-        let (near, mut far) = pair();
+        let (near, mut far) = connected_pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(1000));
-        let mut check = |now| half.check(HalfClose::Probe, &conn, &near, false, now);
+        let mut check = |now| half.check_client(HalfClose::Probe, &conn, &near, false, now);
         assert_eq!(check(1199), HalfCloseVerdict::MayRead);
         assert_eq!(check(1200), HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len()));
         assert_eq!(check(9000), HalfCloseVerdict::MayRead);
@@ -110,28 +110,34 @@ mod tests {
 
     #[test]
     fn closed_client_is_detected_by_the_second_check() {
-        let (near, far) = pair();
+        let (near, far) = connected_pair();
         drop(far);
         let (conn, mut half) = (conn_with_request(), HalfClosedClient::new(0));
         assert_eq!(
-            half.check(HalfClose::Finish, &conn, &near, false, 5000),
+            half.check_client(HalfClose::Finish, &conn, &near, false, 5000),
             HalfCloseVerdict::MayRead
         );
         assert_eq!(
-            half.check(HalfClose::Probe, &conn, &near, false, 200),
+            half.check_client(HalfClose::Probe, &conn, &near, false, 200),
             HalfCloseVerdict::ProbeSent(PROBE_RESPONSE.len())
         );
-        assert_eq!(half.check(HalfClose::Probe, &conn, &near, false, 300), HalfCloseVerdict::Gone);
-        assert_eq!(half.check(HalfClose::Cancel, &conn, &near, false, 0), HalfCloseVerdict::Gone);
+        assert_eq!(
+            half.check_client(HalfClose::Probe, &conn, &near, false, 300),
+            HalfCloseVerdict::Gone
+        );
+        assert_eq!(
+            half.check_client(HalfClose::Cancel, &conn, &near, false, 0),
+            HalfCloseVerdict::Gone
+        );
     }
 
     #[test]
     fn no_probe_is_sent_where_the_client_could_misread_it() {
-        let (near, far) = pair();
+        let (near, far) = connected_pair();
         far.shutdown(Shutdown::Write).expect("shut down");
         let mut half = HalfClosedClient::new(0);
         let mut check =
-            |conn: &ConnectionState| half.check(HalfClose::Probe, conn, &near, false, 1000);
+            |conn: &ConnectionState| half.check_client(HalfClose::Probe, conn, &near, false, 1000);
         let http10 = conn_with_request();
         http10.set_accepts_interim_responses(false);
         assert_eq!(check(&http10), HalfCloseVerdict::MayRead, "HTTP/1.0 has no interim responses");

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
-use super::request_boundary::{BoundaryProgress, RequestBoundary};
+use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
 use crate::config::{Config, HalfClose};
 use crate::scoreboard::Meter;
 use crate::worker::lazy_stream::LazyStream;
@@ -45,16 +45,16 @@ pub(crate) struct LingeringSocketSlot(Arc<(Mutex<Option<LingeringSocket>>, Notif
 
 impl LingeringSocketSlot {
     /// Takes the socket, if hyper has released it.
-    pub(crate) fn take(&self) -> Option<LingeringSocket> {
+    pub(crate) fn take_socket(&self) -> Option<LingeringSocket> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until hyper, or the application after an upgrade, drops the connection.
-    pub(crate) async fn released(&self) {
+    pub(crate) async fn wait_released(&self) {
         self.0.1.notified().await;
     }
 
-    fn release(&self, socket: Option<LingeringSocket>) {
+    fn store_socket(&self, socket: Option<LingeringSocket>) {
         *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = socket;
         self.0.1.notify_one();
     }
@@ -69,7 +69,7 @@ pub(crate) struct HyperIo {
     /// How many bytes at the start of `received` are validated and wait for room in hyper's buffer.
     validated: usize,
     /// `None` for HTTP/2, whose frames hyper validates.
-    boundary: Option<RequestBoundary>,
+    boundary: Option<RequestBoundaryScanner>,
     /// The client has closed its sending side.
     is_at_eof: bool,
     /// Bytes written by hyper, to be sent with the next response.
@@ -92,7 +92,7 @@ impl HyperIo {
         meter: Meter,
         config: &Config,
     ) -> HyperIo {
-        let boundary = RequestBoundary::new(config.max_header_size);
+        let boundary = RequestBoundaryScanner::new(config.max_header_size);
         let mut hyper_io = HyperIo::new(stream, first, conn, meter, Some(boundary));
         hyper_io.half_close = config.half_close;
         hyper_io
@@ -113,7 +113,7 @@ impl HyperIo {
         first: Bytes,
         conn: Arc<ConnectionState>,
         meter: Meter,
-        boundary: Option<RequestBoundary>,
+        boundary: Option<RequestBoundaryScanner>,
     ) -> HyperIo {
         let hyper_io = HyperIo {
             stream: Some(stream),
@@ -174,7 +174,7 @@ impl HyperIo {
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                let fd = self.stream.as_ref().and_then(|stream| stream.fd().ok());
+                let fd = self.stream.as_ref().and_then(|stream| stream.socket_fd().ok());
                 let unsent =
                     fd.and_then(|fd| prefork_os::socket::unsent_bytes(fd).ok()).unwrap_or(0);
                 self.conn.record_write_blocked(unsent, now_ms);
@@ -290,7 +290,8 @@ impl HyperIo {
     /// Whether a half-closed client no longer reads. Each heartbeat checks again.
     fn is_client_gone(&mut self) -> bool {
         let now_ms = self.meter.now_ms();
-        let Some((stream, fd)) = self.stream.as_ref().and_then(|l| Some((l, l.fd().ok()?))) else {
+        let Some((stream, fd)) = self.stream.as_ref().and_then(|l| Some((l, l.socket_fd().ok()?)))
+        else {
             return true;
         };
         self.conn.set_half_closed();
@@ -300,7 +301,7 @@ impl HyperIo {
             HalfClose::Cancel if !self.received.is_empty() => HalfClose::Finish,
             mode => mode,
         };
-        match client.check(mode, &self.conn, fd, stream.is_unix(), now_ms) {
+        match client.check_client(mode, &self.conn, fd, stream.is_unix(), now_ms) {
             HalfCloseVerdict::MayRead => false,
             HalfCloseVerdict::ProbeSent(length) => {
                 self.meter.bytes_out(length);
@@ -526,7 +527,7 @@ impl Drop for HyperIo {
     fn drop(&mut self) {
         if self.conn.close_request() == CloseRequest::Now
             && self.conn.sending.is_waiting()
-            && let Some(fd) = self.stream.as_ref().and_then(|stream| stream.fd().ok())
+            && let Some(fd) = self.stream.as_ref().and_then(|stream| stream.socket_fd().ok())
         {
             // The client reads nothing, and the kernel would keep the unsent bytes for minutes.
             let _ = prefork_os::socket::set_reset_on_close(fd);
@@ -538,7 +539,7 @@ impl Drop for HyperIo {
         let is_closed = self.conn.is_upgraded() || has_nothing_to_lose;
         let unsent = std::mem::take(&mut self.unsent);
         let socket = self.stream.take().map(|stream| LingeringSocket { stream, unsent });
-        self.lingering.release(socket.filter(|_| !is_closed));
+        self.lingering.store_socket(socket.filter(|_| !is_closed));
     }
 }
 

@@ -140,7 +140,7 @@ impl<H: ServeContext> Drop for TrackedRequest<H> {
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
             if let Some(streams) = conn.http2() {
-                streams.detach(exchange);
+                streams.detach_exchange(exchange);
             }
             if exchange.expiry() == Some(RequestExpiry::Deadline) {
                 self.report_timeout(exchange);

@@ -154,7 +154,7 @@ where
     let lingering = hyper_io.lingering_slot();
     let tracker =
         RequestTracker::<H> { context: context.clone(), conn: Arc::clone(handle.state()) };
-    let tracked = TrackedService { app: app.clone(), tracker: H::share(tracker) };
+    let tracked = TrackedService { app: app.clone(), tracker: H::new_shared(tracker) };
     let service = service_fn(move |request| handle_request::<S, H>(&tracked, request));
     let io = TokioIo::new(hyper_io);
     if is_http2 {
@@ -314,8 +314,8 @@ async fn close_connection(
 ) {
     if handle.state().is_upgraded() {
         // The connection counts as open until the application drops it, or until the drain deadline.
-        until_closed_now(handle, lingering.released()).await;
-    } else if let Some(socket) = lingering.take()
+        until_closed_now(handle, lingering.wait_released()).await;
+    } else if let Some(socket) = lingering.take_socket()
         && handle.state().close_request() != CloseRequest::Now
     {
         handle.state().set_phase(ConnectionPhase::Lingering, context.now_ms());
@@ -368,7 +368,7 @@ async fn until_closed_now(handle: &impl ConnectionHandle, end: impl Future<Outpu
 }
 
 /// Waits for the task that serves a raw connection, and aborts it when the worker wants the connection closed now.
-pub(crate) async fn wait_or_abort(
+pub(crate) async fn wait_or_abort_task(
     entry: Rc<ConnectionEntry>,
     guard: ConnectionGuard,
     task: tokio::task::JoinHandle<()>,

@@ -21,7 +21,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     type Row: Row;
 
     /// Moves `value` into a shared pointer.
-    fn share<T: 'static>(value: T) -> Self::Ptr<T>;
+    fn new_shared<T: 'static>(value: T) -> Self::Ptr<T>;
 
     fn tag(&self) -> WorkerTag;
     fn config(&self) -> &Config;
@@ -43,7 +43,7 @@ impl ServeContext for LocalWorkerState {
     type Ptr<T: 'static> = Rc<T>;
     type Row = OwnRow;
 
-    fn share<T: 'static>(value: T) -> Rc<T> {
+    fn new_shared<T: 'static>(value: T) -> Rc<T> {
         Rc::new(value)
     }
 
@@ -60,7 +60,7 @@ impl ServeContext for LocalWorkerState {
     }
 
     fn is_draining(&self) -> bool {
-        self.drain.order().is_some()
+        self.drain.current_order().is_some()
     }
 
     fn should_hand_over(&self) -> bool {

@@ -84,7 +84,7 @@ impl FrameScanner {
     }
 
     /// Calls `on` with the events in `bytes`.
-    pub(super) fn scan(&mut self, bytes: &[u8], mut on: impl FnMut(FrameEvent<'_>)) {
+    pub(super) fn scan_frames(&mut self, bytes: &[u8], mut on: impl FnMut(FrameEvent<'_>)) {
         let skipped = self.preface.min(bytes.len());
         self.preface -= skipped;
         let mut bytes = &bytes[skipped..];
@@ -133,11 +133,12 @@ impl FrameScanner {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    /// Encodes one frame.
+    pub(crate) fn encode_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut raw = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         raw.extend([kind, flags]);
         raw.extend(stream.to_be_bytes());
@@ -147,7 +148,7 @@ mod tests {
 
     fn complete(scanner: &mut FrameScanner, bytes: &[u8]) -> Vec<(u8, u32, u32, Vec<u8>)> {
         let mut seen = Vec::new();
-        scanner.scan(bytes, |event| {
+        scanner.scan_frames(bytes, |event| {
             if let FrameEvent::Complete(f) = event {
                 seen.push((f.kind, f.stream, f.length, f.payload().to_vec()));
             }
@@ -160,11 +161,11 @@ mod tests {
         fn scanned_frames_do_not_depend_on_read_sizes(cuts in prop::collection::vec(0usize..400, 0..12)) {
             let raw = [
                 b"PREFACE".to_vec(),
-                frame(frame_type::SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]),
-                frame(frame_type::SETTINGS, frame_flag::ACK, 0, &[]),
-                frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, &[7; 40]),
-                frame(frame_type::DATA, 0, 1, &[9; 300]),
-                frame(frame_type::DATA, frame_flag::END_STREAM, 0x8000_0001, &[]),
+                encode_frame(frame_type::SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0]),
+                encode_frame(frame_type::SETTINGS, frame_flag::ACK, 0, &[]),
+                encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, &[7; 40]),
+                encode_frame(frame_type::DATA, 0, 1, &[9; 300]),
+                encode_frame(frame_type::DATA, frame_flag::END_STREAM, 0x8000_0001, &[]),
             ].concat();
             let whole = complete(&mut FrameScanner::new(7), &raw);
             prop_assert_eq!(whole.len(), 5);

@@ -31,10 +31,10 @@ const MAX_TRACKED_STREAMS: usize = 1024;
 
 /// Tracks the streams of one HTTP/2 connection.
 #[derive(Debug)]
-pub(crate) struct Http2StreamTracker(Mutex<TrackerState>);
+pub(crate) struct Http2StreamTracker(Mutex<StreamTrackerState>);
 
 #[derive(Debug)]
-struct TrackerState {
+struct StreamTrackerState {
     input: FrameScanner,
     output: FrameScanner,
     table: StreamTable,
@@ -80,20 +80,20 @@ impl Http2StreamTracker {
             is_order_lost: false,
         };
         let (input, output) = (FrameScanner::new(PREFACE_LENGTH), FrameScanner::new(0));
-        Http2StreamTracker(Mutex::new(TrackerState { input, output, table }))
+        Http2StreamTracker(Mutex::new(StreamTrackerState { input, output, table }))
     }
 
     /// Follows the frames in bytes from the client.
     pub(crate) fn record_client_bytes(&self, bytes: &[u8], now_ms: u64) {
-        let TrackerState { input, table, .. } = &mut *self.lock();
-        input.scan(bytes, |event| table.on_client_frame(event, now_ms));
+        let StreamTrackerState { input, table, .. } = &mut *self.lock();
+        input.scan_frames(bytes, |event| table.on_client_frame(event, now_ms));
     }
 
     /// Follows the frames in bytes sent to the client. Returns how many of them belong to response bodies.
     pub(crate) fn record_server_bytes(&self, bytes: &[u8], now_ms: u64) -> usize {
-        let TrackerState { output, table, .. } = &mut *self.lock();
+        let StreamTrackerState { output, table, .. } = &mut *self.lock();
         let mut data = 0;
-        output.scan(bytes, |event| {
+        output.scan_frames(bytes, |event| {
             if let FrameEvent::Payload(frame, n) = event
                 && frame.kind == frame_type::DATA
             {
@@ -118,7 +118,7 @@ impl Http2StreamTracker {
     }
 
     /// Detaches `exchange` from its stream: the application is done with it.
-    pub(crate) fn detach(&self, exchange: &Arc<HttpExchange>) {
+    pub(crate) fn detach_exchange(&self, exchange: &Arc<HttpExchange>) {
         let table = &mut self.lock().table;
         let is_same = |known: &Arc<HttpExchange>| Arc::ptr_eq(known, exchange);
         for stream in &mut table.open {
@@ -138,7 +138,7 @@ impl Http2StreamTracker {
         self.lock().table.is_order_lost
     }
 
-    fn lock(&self) -> MutexGuard<'_, TrackerState> {
+    fn lock(&self) -> MutexGuard<'_, StreamTrackerState> {
         // Nothing panics with the lock held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -156,7 +156,7 @@ impl StreamTable {
             }
             FrameEvent::Payload(frame, n) if frame.kind == frame_type::DATA => {
                 self.connection_window -= n as i64;
-                if let Some(stream) = self.find(frame.stream)
+                if let Some(stream) = self.find_stream(frame.stream)
                     && let Some(window) = &mut stream.body_window
                 {
                     *window -= n as i64;
@@ -192,7 +192,7 @@ impl StreamTable {
                 let ends = frame.kind == frame_type::RST_STREAM
                     || matches!(frame.kind, frame_type::HEADERS | frame_type::DATA)
                         && frame.has_flag(frame_flag::END_STREAM);
-                if ends && let Some(stream) = self.find(frame.stream) {
+                if ends && let Some(stream) = self.find_stream(frame.stream) {
                     stream.body_window = None;
                     if let Some(exchange) = &stream.exchange {
                         exchange.receiving.stop(now_ms);
@@ -207,7 +207,7 @@ impl StreamTable {
             FrameEvent::Header(_) => {}
             FrameEvent::Payload(frame, n) => {
                 if frame.kind == frame_type::DATA
-                    && let Some(stream) = self.find(frame.stream)
+                    && let Some(stream) = self.find_stream(frame.stream)
                     && let Some(exchange) = &stream.exchange
                     && exchange.sending.is_waiting()
                 {
@@ -267,7 +267,9 @@ impl StreamTable {
         match stream {
             0 => self.connection_window += more,
             id => {
-                if let Some(window) = self.find(id).and_then(|stream| stream.body_window.as_mut()) {
+                if let Some(window) =
+                    self.find_stream(id).and_then(|stream| stream.body_window.as_mut())
+                {
                     *window += more;
                 }
             }
@@ -286,32 +288,27 @@ impl StreamTable {
         }
     }
 
-    fn find(&mut self, id: u32) -> Option<&mut TrackedStream> {
+    fn find_stream(&mut self, id: u32) -> Option<&mut TrackedStream> {
         self.open.iter_mut().find(|stream| stream.id == id)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame_scanner::tests::encode_frame;
     use super::*;
     use crate::worker::http::timeouts::transfer_clock::TransferLimits;
 
-    const LIMIT: TransferLimits = TransferLimits { idle_ms: Some(1_000), min_rate: None };
-
-    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut raw = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-        raw.extend([kind, flags]);
-        raw.extend(stream.to_be_bytes());
-        raw.extend(payload);
-        raw
-    }
+    const IDLE_LIMIT: TransferLimits = TransferLimits { idle_ms: Some(1_000), min_rate: None };
 
     fn tracker_after_settings(now_ms: u64) -> Http2StreamTracker {
         let streams = Http2StreamTracker::new(now_ms);
         streams.record_client_bytes(&[b'x'; PREFACE_LENGTH], now_ms);
-        streams.record_client_bytes(&frame(frame_type::SETTINGS, 0, 0, &[]), now_ms);
-        streams
-            .record_server_bytes(&frame(frame_type::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 100]), now_ms);
+        streams.record_client_bytes(&encode_frame(frame_type::SETTINGS, 0, 0, &[]), now_ms);
+        streams.record_server_bytes(
+            &encode_frame(frame_type::SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 100]),
+            now_ms,
+        );
         streams
     }
 
@@ -325,19 +322,20 @@ mod tests {
         );
         streams.record_client_bytes(&[b'x'; PREFACE_LENGTH], 6);
         assert_eq!(streams.incomplete_header_since(), Some(5));
-        streams.record_client_bytes(&frame(frame_type::SETTINGS, 0, 0, &[]), 7);
+        streams.record_client_bytes(&encode_frame(frame_type::SETTINGS, 0, 0, &[]), 7);
         assert_eq!(streams.incomplete_header_since(), None);
-        streams.record_client_bytes(&frame(6, 0, 0, b"a ping.."), 8);
-        streams.record_client_bytes(&frame(frame_type::WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0]), 8);
+        streams.record_client_bytes(&encode_frame(6, 0, 0, b"a ping.."), 8);
+        streams
+            .record_client_bytes(&encode_frame(frame_type::WINDOW_UPDATE, 0, 0, &[0, 0, 1, 0]), 8);
         assert_eq!(streams.incomplete_header_since(), None, "neither frame starts a header block");
         streams.record_client_bytes(
-            &frame(frame_type::HEADERS, frame_flag::END_STREAM, 1, b"half"),
+            &encode_frame(frame_type::HEADERS, frame_flag::END_STREAM, 1, b"half"),
             9,
         );
-        streams.record_client_bytes(&frame(frame_type::CONTINUATION, 0, 1, b"more"), 10);
+        streams.record_client_bytes(&encode_frame(frame_type::CONTINUATION, 0, 1, b"more"), 10);
         assert_eq!(streams.incomplete_header_since(), Some(9));
         streams.record_client_bytes(
-            &frame(frame_type::CONTINUATION, frame_flag::END_HEADERS, 1, b"rest")[..11],
+            &encode_frame(frame_type::CONTINUATION, frame_flag::END_HEADERS, 1, b"rest")[..11],
             11,
         );
         assert_eq!(streams.incomplete_header_since(), Some(9));
@@ -348,28 +346,39 @@ mod tests {
     #[test]
     fn body_clock_runs_only_while_the_window_is_open() {
         let streams = tracker_after_settings(0);
-        streams
-            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"h"), 0);
-        streams
-            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"), 0);
+        streams.record_client_bytes(
+            &encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"h"),
+            0,
+        );
+        streams.record_client_bytes(
+            &encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"),
+            0,
+        );
         let (one, three) =
             (HttpExchange::new(None, String::new()), HttpExchange::new(None, String::new()));
         streams.assign_next_stream(&one, 0);
         streams.assign_next_stream(&three, 0);
-        assert!(one.receiving.is_stalled(LIMIT, 1_000) && three.receiving.is_stalled(LIMIT, 1_000));
+        assert!(
+            one.receiving.is_stalled(IDLE_LIMIT, 1_000)
+                && three.receiving.is_stalled(IDLE_LIMIT, 1_000)
+        );
         // The window is used up: the handler has to read first.
-        streams.record_client_bytes(&frame(frame_type::DATA, 0, 1, &[0; 100]), 900);
-        assert!(!one.receiving.is_stalled(LIMIT, 9_000));
-        streams.record_server_bytes(&frame(frame_type::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 50]), 9_000);
-        assert!(!one.receiving.is_stalled(LIMIT, 9_999));
-        assert!(one.receiving.is_stalled(LIMIT, 10_000));
+        streams.record_client_bytes(&encode_frame(frame_type::DATA, 0, 1, &[0; 100]), 900);
+        assert!(!one.receiving.is_stalled(IDLE_LIMIT, 9_000));
+        streams.record_server_bytes(
+            &encode_frame(frame_type::WINDOW_UPDATE, 0, 1, &[0, 0, 0, 50]),
+            9_000,
+        );
+        assert!(!one.receiving.is_stalled(IDLE_LIMIT, 9_999));
+        assert!(one.receiving.is_stalled(IDLE_LIMIT, 10_000));
         streams.record_client_bytes(
-            &frame(frame_type::DATA, frame_flag::END_STREAM, 1, b"end"),
+            &encode_frame(frame_type::DATA, frame_flag::END_STREAM, 1, b"end"),
             9_500,
         );
-        assert!(!one.receiving.is_stalled(LIMIT, 90_000));
-        streams.record_client_bytes(&frame(frame_type::RST_STREAM, 0, 3, &[0, 0, 0, 8]), 9_500);
-        assert!(!three.receiving.is_stalled(LIMIT, 90_000));
+        assert!(!one.receiving.is_stalled(IDLE_LIMIT, 90_000));
+        streams
+            .record_client_bytes(&encode_frame(frame_type::RST_STREAM, 0, 3, &[0, 0, 0, 8]), 9_500);
+        assert!(!three.receiving.is_stalled(IDLE_LIMIT, 90_000));
         assert!(!streams.is_order_lost());
     }
 
@@ -377,34 +386,44 @@ mod tests {
     fn rejected_stream_is_skipped_when_matching_requests() {
         let streams = tracker_after_settings(0);
         streams.record_client_bytes(
-            &frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"bad"),
+            &encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 1, b"bad"),
             0,
         );
-        streams.record_server_bytes(&frame(frame_type::RST_STREAM, 0, 1, &[0, 0, 0, 1]), 0);
-        streams
-            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"), 0);
+        streams.record_server_bytes(&encode_frame(frame_type::RST_STREAM, 0, 1, &[0, 0, 0, 1]), 0);
+        streams.record_client_bytes(
+            &encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 3, b"h"),
+            0,
+        );
         let exchange = HttpExchange::new(None, String::new());
         streams.assign_next_stream(&exchange, 0);
-        streams.record_client_bytes(&frame(frame_type::DATA, frame_flag::END_STREAM, 3, b"x"), 500);
-        assert!(!exchange.receiving.is_stalled(LIMIT, 5_000));
+        streams.record_client_bytes(
+            &encode_frame(frame_type::DATA, frame_flag::END_STREAM, 3, b"x"),
+            500,
+        );
+        assert!(!exchange.receiving.is_stalled(IDLE_LIMIT, 5_000));
         // A rejected stream that was matched with a request shows that the order is lost.
-        streams
-            .record_client_bytes(&frame(frame_type::HEADERS, frame_flag::END_HEADERS, 5, b"h"), 0);
+        streams.record_client_bytes(
+            &encode_frame(frame_type::HEADERS, frame_flag::END_HEADERS, 5, b"h"),
+            0,
+        );
         streams.assign_next_stream(&HttpExchange::new(None, String::new()), 0);
-        streams.record_server_bytes(&frame(frame_type::RST_STREAM, 0, 5, &[0, 0, 0, 1]), 0);
+        streams.record_server_bytes(&encode_frame(frame_type::RST_STREAM, 0, 5, &[0, 0, 0, 1]), 0);
         assert!(streams.is_order_lost());
     }
 
     #[test]
     fn sent_data_frames_restart_the_send_clock() {
         let streams = tracker_after_settings(0);
-        streams.record_client_bytes(&frame(frame_type::HEADERS, 5, 1, b"h"), 0);
+        streams.record_client_bytes(&encode_frame(frame_type::HEADERS, 5, 1, b"h"), 0);
         let exchange = HttpExchange::new(None, String::new());
         streams.assign_next_stream(&exchange, 0);
         exchange.sending.start(0);
-        assert_eq!(streams.record_server_bytes(&frame(frame_type::DATA, 0, 1, &[0; 40]), 800), 40);
-        assert!(!exchange.sending.is_stalled(LIMIT, 1_799));
-        assert!(exchange.sending.is_stalled(LIMIT, 1_800));
-        assert_eq!(streams.record_server_bytes(&frame(6, 1, 0, b"the pong"), 1_000), 0);
+        assert_eq!(
+            streams.record_server_bytes(&encode_frame(frame_type::DATA, 0, 1, &[0; 40]), 800),
+            40
+        );
+        assert!(!exchange.sending.is_stalled(IDLE_LIMIT, 1_799));
+        assert!(exchange.sending.is_stalled(IDLE_LIMIT, 1_800));
+        assert_eq!(streams.record_server_bytes(&encode_frame(6, 1, 0, b"the pong"), 1_000), 0);
     }
 }

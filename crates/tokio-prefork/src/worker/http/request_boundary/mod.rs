@@ -18,7 +18,7 @@ use chunked_body::{ChunkProgress, ChunkedBodyParser};
 use request_head::{BodyFraming, RequestHead, RequestHeadParser};
 
 /// Follows the requests in the bytes of one HTTP/1 connection, and validates them.
-pub(super) struct RequestBoundary {
+pub(super) struct RequestBoundaryScanner {
     position: BoundaryPosition,
     /// The largest accepted head, in bytes.
     max_head_size: usize,
@@ -44,9 +44,9 @@ pub(super) enum BoundaryProgress {
     NeedMore,
 }
 
-impl RequestBoundary {
-    pub(super) fn new(max_head_size: usize) -> RequestBoundary {
-        RequestBoundary { position: BoundaryPosition::head(), max_head_size }
+impl RequestBoundaryScanner {
+    pub(super) fn new(max_head_size: usize) -> RequestBoundaryScanner {
+        RequestBoundaryScanner { position: BoundaryPosition::new_head(), max_head_size }
     }
 
     /// Whether the last request was forwarded completely.
@@ -105,7 +105,7 @@ impl RequestBoundary {
                     Ok(BoundaryProgress::NeedMore)
                 }
                 ChunkProgress::Last(length) => {
-                    self.position = BoundaryPosition::after(*is_last);
+                    self.position = BoundaryPosition::after_request(*is_last);
                     Ok(BoundaryProgress::Forward(length))
                 }
             },
@@ -116,7 +116,7 @@ impl RequestBoundary {
     fn forward_sized_body(&mut self, left: u64, is_last: bool, available: usize) -> usize {
         let length = left.min(available as u64);
         self.position = match left - length {
-            0 => BoundaryPosition::after(is_last),
+            0 => BoundaryPosition::after_request(is_last),
             left => BoundaryPosition::SizedBody { left, is_last },
         };
         length as usize
@@ -152,12 +152,12 @@ fn forward_chunks(body: &mut ChunkedBodyParser, input: &[u8]) -> Result<usize, R
 }
 
 impl BoundaryPosition {
-    fn head() -> BoundaryPosition {
+    fn new_head() -> BoundaryPosition {
         BoundaryPosition::Head { parser: RequestHeadParser::default(), verdict: None }
     }
 
-    fn after(is_last: bool) -> BoundaryPosition {
-        if is_last { BoundaryPosition::End } else { BoundaryPosition::head() }
+    fn after_request(is_last: bool) -> BoundaryPosition {
+        if is_last { BoundaryPosition::End } else { BoundaryPosition::new_head() }
     }
 }
 
@@ -166,13 +166,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    const CHUNKED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    const GET_REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const CHUNKED_HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
     /// Returns the number of bytes forwarded in each step, and whether the last request is complete or why it is
     /// rejected.
     fn forward_all(input: &[u8]) -> (Vec<usize>, Result<bool, RequestRejection>) {
-        let mut boundary = RequestBoundary::new(1024);
+        let mut boundary = RequestBoundaryScanner::new(1024);
         let (mut forwarded, mut at) = (Vec::new(), 0);
         loop {
             match boundary.advance(&input[at..]) {
@@ -189,24 +189,27 @@ mod tests {
     #[test]
     fn requests_are_forwarded_one_by_one_with_their_bodies() {
         let sized = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello";
-        let input = [GET, sized, GET].concat();
-        assert_eq!(forward_all(&input), (vec![GET.len(), sized.len(), GET.len()], Ok(true)));
+        let input = [GET_REQUEST, sized, GET_REQUEST].concat();
+        assert_eq!(
+            forward_all(&input),
+            (vec![GET_REQUEST.len(), sized.len(), GET_REQUEST.len()], Ok(true))
+        );
         assert_eq!(forward_all(&sized[..sized.len() - 1]), (vec![sized.len() - 1], Ok(false)));
     }
 
     #[test]
     fn end_of_a_chunked_body_is_forwarded_in_its_own_step() {
         let (data, end) = (b"5\r\nhello\r\n", b"0\r\n\r\n");
-        let input = [CHUNKED, data, end, GET].concat();
-        let expected = vec![CHUNKED.len() + data.len(), end.len(), GET.len()];
+        let input = [CHUNKED_HEAD, data, end, GET_REQUEST].concat();
+        let expected = vec![CHUNKED_HEAD.len() + data.len(), end.len(), GET_REQUEST.len()];
         assert_eq!(forward_all(&input), (expected, Ok(true)));
     }
 
     #[test]
     fn request_with_a_malformed_body_is_rejected_before_its_head_is_forwarded() {
-        let input = [CHUNKED, b"5\r\nhello!"].concat();
+        let input = [CHUNKED_HEAD, b"5\r\nhello!"].concat();
         assert_eq!(forward_all(&input), (vec![], Err(RequestRejection::ChunkTooLong)));
-        let input = [CHUNKED, b"5\r\nhello\r\n0 \r\n\r\n"].concat();
+        let input = [CHUNKED_HEAD, b"5\r\nhello\r\n0 \r\n\r\n"].concat();
         assert_eq!(forward_all(&input), (vec![], Err(RequestRejection::ChunkExtension)));
     }
 
@@ -214,20 +217,20 @@ mod tests {
     fn body_that_looks_like_a_head_is_not_parsed_as_one() {
         let both = b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         let size = format!("{:x}\r\n", both.len());
-        let input = [CHUNKED, size.as_bytes(), both, b"\r\n0\r\n\r\n", GET].concat();
+        let input = [CHUNKED_HEAD, size.as_bytes(), both, b"\r\n0\r\n\r\n", GET_REQUEST].concat();
         assert_eq!(forward_all(&input).1, Ok(true));
     }
 
     #[test]
     fn bytes_behind_the_last_request_are_not_forwarded() {
         let last = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-        assert_eq!(forward_all(&[last, GET].concat()), (vec![last.len()], Ok(true)));
+        assert_eq!(forward_all(&[last, GET_REQUEST].concat()), (vec![last.len()], Ok(true)));
     }
 
     #[test]
     fn malformed_head_is_rejected_again_when_asked_again() {
-        let mut boundary = RequestBoundary::new(1024);
-        let input = [b"BAD\r\n", GET].concat();
+        let mut boundary = RequestBoundaryScanner::new(1024);
+        let input = [b"BAD\r\n", GET_REQUEST].concat();
         assert!(!boundary.has_next_head(&input));
         assert!(!boundary.has_next_head(&input));
         assert_eq!(boundary.advance(&input), Err(RequestRejection::RequestLine));
@@ -241,8 +244,8 @@ mod tests {
                 .filter(|size| **size > 0)
                 .flat_map(|size| format!("{size:x}\r\n{}\r\n", "x".repeat(*size)).into_bytes())
                 .collect();
-            let input = [GET, CHUNKED, &chunks, b"0\r\na: b\r\n\r\n", GET].concat();
-            let mut boundary = RequestBoundary::new(1024);
+            let input = [GET_REQUEST, CHUNKED_HEAD, &chunks, b"0\r\na: b\r\n\r\n", GET_REQUEST].concat();
+            let mut boundary = RequestBoundaryScanner::new(1024);
             let (mut held, mut forwarded) = (Vec::new(), 0);
             for part in input.chunks(piece) {
                 held.extend_from_slice(part);

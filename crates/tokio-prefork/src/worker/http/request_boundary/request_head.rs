@@ -76,7 +76,7 @@ impl RequestHeadParser {
                 ParsedLine::Complete(length) => self.position += length,
                 ParsedLine::HeadEnd(length) => {
                     self.position += length;
-                    return self.finish().map(Some);
+                    return self.complete_head().map(Some);
                 }
             }
         }
@@ -236,7 +236,7 @@ impl RequestHeadParser {
         Ok(())
     }
 
-    fn finish(&self) -> Result<RequestHead, RequestRejection> {
+    fn complete_head(&self) -> Result<RequestHead, RequestRejection> {
         if !self.has_host && !self.is_http_10 {
             return Err(RequestRejection::MissingHost);
         }
@@ -328,15 +328,15 @@ fn trim_blanks(mut value: &[u8]) -> &[u8] {
 
 /// Returns the position of the first control character other than a tab.
 fn find_control_character(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
+    const ONE_PER_BYTE: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH_BITS: u64 = ONE_PER_BYTE << 7;
     // Eight bytes at a time, because most bytes of a head belong to field values.
     let (words, _) = bytes.as_chunks::<8>();
     let has_none = |word: &&[u8; 8]| {
         let word = u64::from_ne_bytes(**word);
-        let is_delete = word ^ (ONES * 0x7f);
-        let below_space = word.wrapping_sub(ONES * 0x20) & !word;
-        (below_space | (is_delete.wrapping_sub(ONES) & !is_delete)) & HIGH == 0
+        let is_delete = word ^ (ONE_PER_BYTE * 0x7f);
+        let below_space = word.wrapping_sub(ONE_PER_BYTE * 0x20) & !word;
+        (below_space | (is_delete.wrapping_sub(ONE_PER_BYTE) & !is_delete)) & HIGH_BITS == 0
     };
     let skipped = words.iter().take_while(has_none).count() * 8;
     let is_control = |b: &u8| (*b < b' ' && *b != b'\t') || *b == 0x7f;
@@ -348,32 +348,23 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
     TOKEN_BYTES[usize::from(byte)]
 }
 
-const TOKEN_BYTES: [bool; 256] = {
+const TOKEN_BYTES: [bool; 256] = alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
+/// Returns a table that accepts ASCII letters, digits and the bytes of `others`.
+pub(super) const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     let mut table = [false; 256];
     let mut byte = 0;
     while byte < 0x80u8 {
-        table[byte as usize] = byte.is_ascii_alphanumeric()
-            || matches!(
-                byte,
-                b'!' | b'#'
-                    | b'$'
-                    | b'%'
-                    | b'&'
-                    | b'\''
-                    | b'*'
-                    | b'+'
-                    | b'-'
-                    | b'.'
-                    | b'^'
-                    | b'_'
-                    | b'`'
-                    | b'|'
-                    | b'~'
-            );
+        table[byte as usize] = byte.is_ascii_alphanumeric();
         byte += 1;
     }
+    let mut i = 0;
+    while i < others.len() {
+        table[others[i] as usize] = true;
+        i += 1;
+    }
     table
-};
+}
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,8 @@
 
 use std::net::Ipv6Addr;
 
+use super::request_head::alphanumeric_and;
+
 /// The longest accepted target in bytes. The same as the limit of `http::Uri`, so that hyper never rejects a valid
 /// target.
 pub(super) const MAX_TARGET_LENGTH: usize = 65_534;
@@ -36,31 +38,7 @@ const QUERY_BYTES: [bool; 256] = {
 };
 
 /// The bytes of a host name except `%` and the comma, which would join two `Host` values.
-const HOST_NAME_BYTES: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 0x80u8 {
-        table[byte as usize] = byte.is_ascii_alphanumeric()
-            || matches!(
-                byte,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b';'
-                    | b'='
-            );
-        byte += 1;
-    }
-    table
-};
+const HOST_NAME_BYTES: [bool; 256] = alphanumeric_and(b"-._~!$&'()*+;=");
 
 /// Whether a request with `method` may have this target.
 pub(super) fn is_valid_target(method: &[u8], target: &[u8]) -> bool {

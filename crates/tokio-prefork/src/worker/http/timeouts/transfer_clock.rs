@@ -120,23 +120,23 @@ impl TransferClock {
 mod tests {
     use super::*;
 
-    const IDLE: TransferLimits = TransferLimits { idle_ms: Some(60_000), min_rate: None };
-    const RATE: TransferLimits = TransferLimits { idle_ms: None, min_rate: Some(100) };
+    const IDLE_LIMIT: TransferLimits = TransferLimits { idle_ms: Some(60_000), min_rate: None };
+    const RATE_LIMIT: TransferLimits = TransferLimits { idle_ms: None, min_rate: Some(100) };
 
     #[test]
     fn only_waiting_for_the_client_counts() {
         let clock = TransferClock::default();
-        assert!(!clock.is_stalled(IDLE, 1_000_000), "the clock is stopped");
+        assert!(!clock.is_stalled(IDLE_LIMIT, 1_000_000), "the clock is stopped");
         clock.start(1_000_000);
         clock.start(1_050_000);
-        assert!(!clock.is_stalled(IDLE, 1_059_999));
-        assert!(clock.is_stalled(IDLE, 1_060_000));
+        assert!(!clock.is_stalled(IDLE_LIMIT, 1_059_999));
+        assert!(clock.is_stalled(IDLE_LIMIT, 1_060_000));
         clock.record_and_stop(1, 1_060_000);
-        assert!(!clock.is_stalled(IDLE, 9_000_000), "the handler does not read");
+        assert!(!clock.is_stalled(IDLE_LIMIT, 9_000_000), "the handler does not read");
         clock.start(9_000_000);
         clock.record_and_continue(1, 9_050_000);
-        assert!(!clock.is_stalled(IDLE, 9_109_999));
-        assert!(clock.is_stalled(IDLE, 9_110_000));
+        assert!(!clock.is_stalled(IDLE_LIMIT, 9_109_999));
+        assert!(clock.is_stalled(IDLE_LIMIT, 9_110_000));
         assert!(!clock.is_stalled(TransferLimits::default(), u64::MAX));
     }
 
@@ -151,15 +151,15 @@ mod tests {
             clock.record_and_stop(100, now);
             now += 500_000;
             clock.start(now);
-            assert!(!clock.is_stalled(RATE, now));
+            assert!(!clock.is_stalled(RATE_LIMIT, now));
             clock.stop(now);
         }
         // One fast window does not excuse the slow ones after it.
         clock.record_and_stop(1 << 30, now);
         clock.start(now);
-        assert!(!clock.is_stalled(RATE, now + RATE_WINDOW_MS));
-        assert!(!clock.is_stalled(RATE, now + 2 * RATE_WINDOW_MS - 1));
-        assert!(clock.is_stalled(RATE, now + 2 * RATE_WINDOW_MS));
+        assert!(!clock.is_stalled(RATE_LIMIT, now + RATE_WINDOW_MS));
+        assert!(!clock.is_stalled(RATE_LIMIT, now + 2 * RATE_WINDOW_MS - 1));
+        assert!(clock.is_stalled(RATE_LIMIT, now + 2 * RATE_WINDOW_MS));
     }
 
     #[test]
@@ -167,9 +167,9 @@ mod tests {
         let clock = TransferClock::default();
         clock.start(0);
         clock.reset();
-        assert!(!clock.is_waiting() && !clock.is_stalled(RATE, 100_000));
+        assert!(!clock.is_waiting() && !clock.is_stalled(RATE_LIMIT, 100_000));
         clock.start(100_000);
-        assert!(!clock.is_stalled(RATE, 104_999));
-        assert!(clock.is_stalled(RATE, 105_000));
+        assert!(!clock.is_stalled(RATE_LIMIT, 104_999));
+        assert!(clock.is_stalled(RATE_LIMIT, 105_000));
     }
 }
