@@ -16,7 +16,7 @@
 //! `--workers N` and `--clients N` change the numbers above. In `cost`, `kills` and `reloads` a client sends a
 //! moment after it has connected, as over a network; `--at-once` sends at once, which is kind to servers that
 //! accept early. Peers are `floor` (raw epoll in C, see
-//! scripts/floor), `floor-shared`, `floor-hasty`, `hyper-threads`, `nginx`, `nginx-reuseport`, `node-rr` and
+//! scripts/floor), `floor-shared`, `floor-no-shutdown`, `hyper-threads`, `nginx`, `nginx-reuseport`, `node-rr` and
 //! `node-none`; those that are not installed are left out, and `none` leaves out all.
 //!
 //! Clients run in this process, on the same cores: requests per second flatter the slower server. CPU time is

@@ -21,10 +21,11 @@ const CLUSTER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/cluste
 pub enum BenchTarget {
     /// `prefork serve --dispatch`.
     Prefork(Dispatch),
-    /// The raw epoll server in C: how its sockets are shared, and when it accepts.
+    /// The minimal epoll server in C: how its sockets are shared, and whether it shuts down connections before it closes
+    /// them.
     Floor {
         sockets: &'static str,
-        accept_mode: &'static str,
+        shutdown: bool,
     },
     /// A plain hyper server, a thread and a SO_REUSEPORT socket per core.
     Hyper,
@@ -36,13 +37,12 @@ pub enum BenchTarget {
 }
 
 /// The target that ratios refer to.
-pub const REFERENCE: BenchTarget =
-    BenchTarget::Floor { sockets: "reuseport", accept_mode: "polite" };
+pub const REFERENCE: BenchTarget = BenchTarget::Floor { sockets: "reuseport", shutdown: true };
 
 const PEERS: [BenchTarget; 8] = [
     REFERENCE,
-    BenchTarget::Floor { sockets: "shared", accept_mode: "polite" },
-    BenchTarget::Floor { sockets: "reuseport", accept_mode: "hasty" },
+    BenchTarget::Floor { sockets: "shared", shutdown: true },
+    BenchTarget::Floor { sockets: "reuseport", shutdown: false },
     BenchTarget::Hyper,
     BenchTarget::Nginx { reuseport: false },
     BenchTarget::Nginx { reuseport: true },
@@ -55,7 +55,7 @@ impl BenchTarget {
         match self {
             BenchTarget::Prefork(policy) => policy.name(),
             BenchTarget::Floor { sockets: "shared", .. } => "floor-shared",
-            BenchTarget::Floor { accept_mode: "hasty", .. } => "floor-hasty",
+            BenchTarget::Floor { shutdown: false, .. } => "floor-no-shutdown",
             BenchTarget::Floor { .. } => "floor",
             BenchTarget::Hyper => "hyper-threads",
             BenchTarget::Nginx { reuseport: false } => "nginx",
@@ -155,9 +155,12 @@ impl BenchSetup {
                         Ok(server)
                     })
             }
-            BenchTarget::Floor { sockets, accept_mode } => {
+            BenchTarget::Floor { sockets, shutdown } => {
                 let mut command = tied(&self.directory.path().join("floor"))?;
-                command.args([&count, sockets, accept_mode]);
+                command.args([&count, sockets]);
+                if !shutdown {
+                    command.arg("no-shutdown");
+                }
                 Server::try_start(&mut command, |_| {})
             }
             BenchTarget::Hyper => {

@@ -25,9 +25,9 @@ die() {
 
 # run_case NAME FUNCTION: runs a case; the function prints its figures, or calls die.
 run_case() {
-    local said status
+    local output status
     set +e
-    said=$(
+    output=$(
         set -e
         # Processes that end with the case.
         children=()
@@ -37,11 +37,11 @@ run_case() {
     status=$?
     set -e
     # One line for each case.
-    said=$(tr '\n' ' ' <<<"$said")
+    output=$(tr '\n' ' ' <<<"$output")
     if ((status == 0)); then
-        printf 'ok %s %s\n' "$1" "$said"
+        printf 'ok %s %s\n' "$1" "$output"
     else
-        printf 'FAILED %s %s\n' "$1" "$said"
+        printf 'FAILED %s %s\n' "$1" "$output"
         e2e_failed=1
     fi
 }
@@ -53,20 +53,20 @@ end_children() {
 }
 
 # need COMMAND PACKAGE...: installs the packages if the command is missing; fails if that is impossible, with the output of
-# apt-get in $apt_said.
+# apt-get in $apt_output.
 need() {
     local command=$1
     shift
     command -v "$command" >/dev/null && return
-    apt_said="no apt-get here"
+    apt_output="no apt-get here"
     command -v apt-get >/dev/null || return 1
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
     # Retried after an update, as the package lists may be outdated.
-    apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || {
+    apt_output=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || {
         "${apt[@]}" update >/dev/null 2>&1 || true
-        apt_said=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || return 1
+        apt_output=$("${apt[@]}" install -y --no-install-recommends "$@" 2>&1 >/dev/null) || return 1
     }
-    apt_said="it is installed, and has no $command"
+    apt_output="it is installed, and has no $command"
     command -v "$command" >/dev/null
 }
 
@@ -76,7 +76,7 @@ require() {
     need "$@" && return
     [[ $(id -u) == 0 ]] || skip "no $1 here, and only root can install it"
     command -v apt-get >/dev/null || skip "no $1 here, and no apt-get to install it"
-    give_up "cannot install ${*:2}: $(tail -n 1 <<<"$apt_said")"
+    give_up "cannot install ${*:2}: $(tail -n 1 <<<"$apt_output")"
 }
 
 # await SECONDS COMMAND...: repeats a command until it succeeds.

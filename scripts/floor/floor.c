@@ -1,16 +1,16 @@
-/* The floor: the least a prefork HTTP server can cost. Raw epoll, N processes, no library, no timeouts, and the
- * same answer as `GET /` of `prefork serve`. What others cost beyond it is what they pay for their features.
+/* A minimal prefork HTTP server, as a lower bound for measurements: epoll, N processes, no library, no timeouts, and
+ * the same answer as `GET /` of `prefork serve`. The difference to other servers is the cost of their features.
  *
  *   cc -O2 -o floor floor.c
- *   floor WORKERS reuseport|shared [hasty]
+ *   floor WORKERS reuseport|shared [no-shutdown]
  *
- * reuseport  a SO_REUSEPORT socket for each worker, opened and kept by the parent
- * shared     one socket for all, waited for with EPOLLEXCLUSIVE, one accept for each wake-up
- * hasty      close without a shutdown before; otherwise shut down and close, as prefork does for a client that
- *            has said that this request is its last
+ * reuseport    a SO_REUSEPORT socket for each worker, opened and kept by the parent
+ * shared       one socket for all, with EPOLLEXCLUSIVE and one accept for each wake-up
+ * no-shutdown  closes connections without a shutdown; by default, a connection is shut down and closed, as in
+ *              prefork after a request with `connection: close`
  *
- * The parent prints the address, replaces workers that die, and ends them and itself when its standard input
- * ends, or on SIGTERM or SIGINT. */
+ * The parent prints the address, replaces dead workers, and ends with its workers when its standard input is
+ * closed, or on SIGTERM or SIGINT. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -35,13 +35,13 @@
 #define ACCEPTS 16
 
 struct conn {
-    int have;    /* bytes of a head that has begun */
-    int watched; /* on the epoll */
+    int have;    /* bytes of an incomplete head */
+    int watched; /* in the epoll */
     char buf[HEAD_MAX];
 };
 
 static struct conn conns[MOST_FDS];
-static int epfd, hasty;
+static int epfd, no_shutdown;
 
 static void die(const char *what) {
     fprintf(stderr, "floor: %s: %s\n", what, strerror(errno));
@@ -50,7 +50,7 @@ static void die(const char *what) {
 
 /* ---- a worker ---- */
 
-/* The answer; made again when the second or the kind changes. */
+/* Returns the answer, which is formatted once a second for each kind. */
 static const char *answer(int close_after, int *length) {
     static char text[2][512];
     static int lengths[2];
@@ -69,7 +69,7 @@ static const char *answer(int close_after, int *length) {
     return text[close_after];
 }
 
-/* Whether the client wants the connection to end after this head. */
+/* Returns whether the client wants the connection closed after this request. */
 static int wants_close(char *head, int length) {
     char *end = head + length, *line = memchr(head, '\n', length);
     int close_after = line && line - head > 9 && memmem(head, line - head, "HTTP/1.0", 8) != NULL;
@@ -81,7 +81,7 @@ static int wants_close(char *head, int length) {
 
 static void drop(int fd) {
     conns[fd].have = conns[fd].watched = 0;
-    close(fd); /* which takes it off the epoll */
+    close(fd); /* also removes it from the epoll */
 }
 
 static void watch(int fd) {
@@ -93,7 +93,7 @@ static void watch(int fd) {
         drop(fd);
 }
 
-/* One recv, and an answer for each head that is complete. */
+/* Receives once, and answers each complete head. */
 static void turn(int fd) {
     struct conn *c = &conns[fd];
     int n = recv(fd, c->buf + c->have, HEAD_MAX - c->have, 0), begin = 0;
@@ -111,13 +111,13 @@ static void turn(int fd) {
         int close_after = wants_close(c->buf + begin, head);
         const char *text = answer(close_after, &length);
         begin += head;
-        /* Answers are far smaller than an empty send buffer: one that does not fit has no reader. */
+        /* An answer is far smaller than the send buffer: if it does not fit, the client does not read. */
         if (send(fd, text, length, MSG_NOSIGNAL) != length) {
             drop(fd);
             return;
         }
         if (close_after) {
-            if (!hasty)
+            if (!no_shutdown)
                 shutdown(fd, SHUT_WR);
             drop(fd);
             return;
@@ -192,10 +192,10 @@ int main(int argc, char **argv) {
     struct rlimit files;
     sigset_t signals;
     if (workers < 1 || workers > MOST_WORKERS || (!shared && strcmp(argv[2], "reuseport") != 0)) {
-        fprintf(stderr, "usage: floor 1..%d reuseport|shared [hasty]\n", MOST_WORKERS);
+        fprintf(stderr, "usage: floor 1..%d reuseport|shared [no-shutdown]\n", MOST_WORKERS);
         return 64;
     }
-    hasty = argc > 3 && strcmp(argv[3], "hasty") == 0;
+    no_shutdown = argc > 3 && strcmp(argv[3], "no-shutdown") == 0;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;
         setrlimit(RLIMIT_NOFILE, &files);
@@ -205,8 +205,8 @@ int main(int argc, char **argv) {
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
     sigprocmask(SIG_BLOCK, &signals, NULL);
-    int told = signalfd(-1, &signals, SFD_CLOEXEC);
-    if (told < 0)
+    int signal_fd = signalfd(-1, &signals, SFD_CLOEXEC);
+    if (signal_fd < 0)
         die("signalfd");
     for (int i = 0; i < workers; i++)
         listeners[i] = shared && i > 0 ? listeners[0] : listen_on(&addr);
@@ -214,7 +214,7 @@ int main(int argc, char **argv) {
         pids[i] = spawn(listeners[i], shared, &signals);
     fprintf(stderr, "listening on http://127.0.0.1:%d\n", ntohs(addr.sin_port));
 
-    struct pollfd waits[2] = {{.fd = told, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
+    struct pollfd waits[2] = {{.fd = signal_fd, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
     for (;;) {
         struct signalfd_siginfo signal;
         char ignored[64];
@@ -224,7 +224,7 @@ int main(int argc, char **argv) {
             break;
         if (!(waits[0].revents & POLLIN))
             continue;
-        if (read(told, &signal, sizeof signal) == sizeof signal && signal.ssi_signo != SIGCHLD)
+        if (read(signal_fd, &signal, sizeof signal) == sizeof signal && signal.ssi_signo != SIGCHLD)
             break;
         for (pid_t dead; (dead = waitpid(-1, NULL, WNOHANG)) > 0;)
             for (int i = 0; i < workers; i++)

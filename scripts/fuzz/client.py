@@ -1,4 +1,4 @@
-"""Sends messages to servers over many connections at once, and reads what comes back."""
+"""An HTTP client that sends arbitrary bytes on many connections at once and reads the responses."""
 
 import errno
 import heapq
@@ -10,7 +10,7 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-# A close that leaves no TIME_WAIT behind: a run opens hundreds of thousands of connections.
+# SO_LINGER for a close without TIME_WAIT: a run opens hundreds of thousands of connections.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d\d\d)")
 
@@ -21,9 +21,9 @@ class Exchange:
 
     port: int
     pieces: list
-    # Seconds without a byte after which the server counts as waiting for more.
+    # Seconds of silence after which the server is considered to wait for more bytes.
     patience: float
-    # Whether the sending side is closed behind the last piece.
+    # Whether the sending side is closed after the last piece.
     half_close: bool = False
     received: bytearray = field(default_factory=bytearray)
     # "closed", "reset" or "waits"
@@ -37,7 +37,7 @@ class Exchange:
 
 @dataclass
 class Verdict:
-    """What a server made of a message: (status, what it saw or None, body) of each response, and the end."""
+    """The outcome of a message at a server: (status, X-Seen or None, body) of each response, and how the connection ended."""
 
     responses: list
     end: str
@@ -51,14 +51,14 @@ class Verdict:
 
 
 def read_responses(data):
-    """All responses in `data`: (responses, number of 1xx)."""
+    """Parses all responses in `data`: (responses, number of 1xx)."""
     data, responses, interim = bytes(data), [], 0
     at = 0
     while at < len(data):
         match = STATUS_LINE.match(data, at)
         end = data.find(b"\r\n\r\n", at)
         if not match or end < 0:
-            # HTTP/0.9, or a response that was cut.
+            # HTTP/0.9, or an incomplete response.
             responses.append((0, None, data[at:]))
             break
         head = data[at : end + 2]
@@ -93,7 +93,7 @@ class Client:
         self.ready = []
 
     def run(self, exchanges):
-        """Yields each exchange of the iterable when it is over."""
+        """Yields each exchange of the iterable when it is complete."""
         source = iter(exchanges)
         exhausted = False
         while True:
@@ -164,7 +164,7 @@ class Client:
         except OSError as e:
             if e.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise
-            # There may be an answer all the same.
+            # The server may have answered before it closed.
             exchange.next_piece, exchange.sent = len(exchange.pieces), 0
             self.receive(exchange)
             if not exchange.finished:
@@ -177,7 +177,7 @@ class Client:
             more = exchange.next_piece < len(exchange.pieces)
             if exchange.half_close and not more:
                 exchange.sock.shutdown(socket.SHUT_WR)
-            # So that the server sees the pieces apart, most times.
+            # A pause, so that the server usually reads the pieces separately.
             self.arm(exchange, 0.001 if more else exchange.patience)
 
     def receive(self, exchange):

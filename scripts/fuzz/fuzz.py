@@ -1,10 +1,10 @@
-"""Differential fuzzing of HTTP/1: sends messages, each with a second request behind, to us, nginx and Node.
+"""Differential fuzzing of HTTP/1: sends messages, each followed by a second request, to prefork, nginx and Node.
 
 usage: fuzz.py [--seed N] [--count N] [--replay TEXT] [--keep-going] COMMAND...
 
-COMMAND starts our server, with ADDRESS where it is to listen; its application tells in `X-Seen` what it understood. A
-message that our server frames otherwise than nginx, that it accept where both refuse, or that it does not treat as the
-grammar in `reference.py` says, fails the run, unless its kind stands in `explained.toml`.
+COMMAND starts prefork; ADDRESS in it is replaced by the address to listen on. Its application reports in `X-Seen` how it
+parsed the request. A message that prefork frames differently from nginx, accepts where both refuse, or does not treat as
+the grammar in `reference.py` requires, fails the run, unless its kind is listed in `known_differences.toml`.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from grammar import Grammar
 from servers import Servers
 
 MARKER = b"GET /marker HTTP/1.1\r\nHost: marker\r\nConnection: close\r\n\r\n"
-# Seconds of silence after which a server counts as waiting: if the grammar says so too, and if it does not.
+# Seconds of silence after which a server is considered to wait: if the grammar expects it, and if it does not.
 WAIT_EXPECTED, WAIT_UNEXPECTED = 0.4, 6.0
-# Most messages that leave a server waiting say little and cost time: one in so many is sent.
+# Messages that leave a server waiting are slow and rarely find anything: one of this many is sent.
 WAITING_KEPT = 12
 MAX_FAILURES = 12
 MINIMISE_STEPS = 120
@@ -57,19 +57,19 @@ class Difference:
     rule: str
     kind: str
     detail: str
-    # Which request of the connection it is about.
+    # The index of the request on its connection.
     index: int = 0
 
 
-def explained():
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "explained.toml")
+def known_differences():
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "known_differences.toml")
     with open(path, "rb") as f:
         entries = tomllib.load(f)
     return {section: {e["kind"]: e for e in entries[section]} for section in ("refused", "accepted", "closed")}
 
 
 def same_target(seen):
-    """What was seen, with the target as path and query, however it was written."""
+    """Normalizes the target in a value of X-Seen to path and query."""
     method, _, rest = seen.partition(b" ")
     target, length, checksum = rest.rsplit(b" ", 2)
     target = target.partition(b"#")[0]
@@ -81,7 +81,7 @@ def same_target(seen):
 
 
 def steps(side):
-    """What happened on a connection, step by step: ("handled", what was seen) and so on; the last one is its end."""
+    """Lists the steps of a connection, such as ("handled", X-Seen); the last one is its end."""
     out = []
     for status, seen, _ in side.responses:
         out.append(("handled", same_target(seen)) if seen is not None else ("refused", status))
@@ -90,7 +90,7 @@ def steps(side):
 
 
 def compare(case, sides, known):
-    """(The differences that nothing explains, the kinds of those that something does)."""
+    """Returns (unexpected differences, kinds of the known ones)."""
     ours, nginx, node = (steps(sides[name]) for name in ("ours", "nginx", "node"))
     expected = case.expected
     problem = against_grammar(expected, ours, known)
@@ -100,13 +100,13 @@ def compare(case, sides, known):
     for i, (step, at_nginx) in enumerate(zip(ours, nginx)):
         at_node = node[i] if i < len(node) else node[-1]
         if step[0] == at_nginx[0] == "refused":
-            # nginx goes on after some refusals, which nobody else needs to.
+            # nginx continues after some refusals, which is not required.
             return [], []
         if step == at_nginx:
             continue
         kinds = (step[0], at_nginx[0])
         if kinds == ("handled", "handled"):
-            return [Difference("framed otherwise than nginx", "", f"request {i}: {step[1]!r}, nginx {at_nginx[1]!r}")], []
+            return [Difference("framed differently from nginx", "", f"request {i}: {step[1]!r}, nginx {at_nginx[1]!r}")], []
         if kinds == ("refused", "handled"):
             if expected.why in known["refused"]:
                 return [], ["refused: " + expected.why]
@@ -114,17 +114,17 @@ def compare(case, sides, known):
         if kinds == ("closed", "handled"):
             if expected.why in known["closed"]:
                 return [], ["closed: " + expected.why]
-            return [Difference("closed where nginx goes on", expected.why, f"request {i}")], []
+            return [Difference("closed where nginx continues", expected.why, f"request {i}")], []
         if step[0] == "handled":
             if at_nginx[0] == "refused" and at_node == step:
                 return [], ["accepted as by Node"]
             if at_nginx[0] == "refused" and expected.end == "closed" and i == len(expected.requests) - 1:
-                # Node refuses what comes behind a last request before it answers that, so it is no witness.
-                return [], ["accepted, of which Node says nothing"]
+                # Node refuses data after a last request before it answers the request, so it gives no evidence.
+                return [], ["accepted, with no evidence from Node"]
             noted = [kind for kind in notes(i) if kind in known["accepted"]]
             if noted:
                 return [], ["accepted: " + noted[-1]]
-            # Where Node sees the same, nginx alone is stricter; where it does not, nobody agrees with us.
+            # If Node handles the same request, only nginx is stricter; otherwise both differ from prefork.
             rule = "accepted where both refuse" if at_nginx[0] == "refused" else f"handled where nginx {at_nginx[0]}"
             return [Difference(rule, ",".join(notes(i)), f"request {i}: {step[1]!r}", i)], []
         if kinds == ("waits", "handled"):
@@ -140,23 +140,23 @@ def against_grammar(expected, ours, known):
     got, rest = ours[: len(wanted)], ours[len(wanted) :]
     if got != wanted:
         at = next(i for i in range(len(wanted)) if got[i : i + 1] != wanted[i : i + 1])
-        return Difference("not as the grammar says", kind, f"request {at} should be {wanted[at]}, is {ours[at:at+1]}")
+        return Difference("not as the grammar requires", kind, f"request {at} should be {wanted[at]}, is {ours[at:at+1]}")
     if expected.end == "refused":
         statuses = known["refused"].get(kind, {}).get("status", [400])
         if rest[0][0] != "refused" or rest[0][1] not in statuses or [r[0] for r in rest[1:]] != ["closed"]:
-            return Difference("not refused as it should be", kind, f"should be {statuses} and closed, is {rest}")
+            return Difference("not refused as required", kind, f"should be {statuses} and closed, is {rest}")
     elif [r[0] for r in rest] != [expected.end]:
-        return Difference("does not end as it should", kind, f"should be {expected.end}, is {rest}")
+        return Difference("does not end as required", kind, f"should be {expected.end}, is {rest}")
     return None
 
 
 class Fuzzer:
     def __init__(self, servers):
-        self.servers, self.known = servers, explained()
+        self.servers, self.known = servers, known_differences()
         self.kinds, self.ends = Counter(), Counter()
 
     def run_all(self, cases, limit=96):
-        """Yields (case, the verdicts of all three) in the order in which they are complete."""
+        """Yields (case, the verdicts of all three servers) as they complete."""
         open_cases = {}
 
         def exchanges():
@@ -227,7 +227,7 @@ class Fuzzer:
 
 
 def text_of(message):
-    """Bytes as they can be given to --replay."""
+    """Returns the bytes in the form that --replay accepts."""
     return repr(message)[2:-1].replace("\\'", "'") if message else ""
 
 
@@ -263,7 +263,7 @@ def report(fuzzer, case, difference, sides):
     for name, side in sides.items():
         print(f"  {name:6} {side.text()[:300]}")
     expected = case.expected
-    print(f"  wanted {[r.seen() for r in expected.requests]} {expected.end} {expected.why}")
+    print(f"  expected {[r.seen() for r in expected.requests]} {expected.end} {expected.why}")
     if case.cuts:
         print(f"  cut at {case.cuts[:20]}")
     print(f"  replay with FUZZ_REPLAY=$'{text_of(case.message)}'", flush=True)
@@ -293,10 +293,10 @@ def replay(servers, text):
     problems, kinds = compare(case, sides, fuzzer.known)
     for name, side in sides.items():
         print(f"{name:6} {side.text()}")
-    print(f"wanted {[r.seen() for r in case.expected.requests]} {case.expected.end} {case.expected.why}")
+    print(f"expected {[r.seen() for r in case.expected.requests]} {case.expected.end} {case.expected.why}")
     for difference in problems:
         print(f"DIFFERENCE {difference.rule} ({difference.kind}): {difference.detail}")
-    print("explained by", kinds)
+    print("known differences:", kinds)
     return 1 if problems else 0
 
 
@@ -313,7 +313,7 @@ def fuzz(servers, arguments):
             suspects.append((case, problems[0]))
         if total % 10000 == 0:
             servers.check()
-            print(f"{total} messages, {len(suspects)} to look at again, {time.monotonic() - begun:.0f} s", flush=True)
+            print(f"{total} messages, {len(suspects)} to confirm, {time.monotonic() - begun:.0f} s", flush=True)
     groups, failures = {}, 0
     for case, _ in suspects:
         difference, sides = fuzzer.confirmed(case)
@@ -326,14 +326,14 @@ def fuzz(servers, arguments):
         case = fuzzer.minimised(case, difference)
         problems, _ = compare(case, sides := fuzzer.one(case), fuzzer.known)
         report(fuzzer, case, problems[0] if problems else difference, sides)
-        print(f"  and {len(found) - 1} more like it")
+        print(f"  and {len(found) - 1} similar ones")
     servers.check()
     for kind, n in sorted(fuzzer.kinds.items()):
-        print(f"explained {n:6} {kind}")
+        print(f"known {n:6} {kind}")
     seconds = time.monotonic() - begun
     print(
         f"{total} messages with seed {arguments.seed} in {seconds:.0f} s: {dict(fuzzer.ends)}, "
-        f"{sum(fuzzer.kinds.values())} explained differences, {failures} unexplained"
+        f"{sum(fuzzer.kinds.values())} known differences, {failures} unexpected"
     )
     return 1 if failures else 0
 

@@ -1,4 +1,4 @@
-"""Requests by a grammar: mostly right, with one or two things that are not, and then with bytes changed at random."""
+"""Generates requests from a grammar: mostly valid, with one or two errors, and some with random byte changes."""
 
 METHODS = [b"GET", b"POST", b"POST", b"POST", b"PUT", b"HEAD", b"OPTIONS", b"DELETE"]
 ODD_METHODS = [
@@ -86,11 +86,11 @@ BYTES = [b"\x00", b"\r", b"\n", b"\r\n", b" ", b"\t", b":", b";", b",", b"0", b"
 
 
 class Grammar:
-    """Makes messages of a random source; the same source makes the same messages."""
+    """Generates messages from a random source; the same source gives the same messages."""
 
     def __init__(self, random):
         self.random = random
-        # How much more often than usual the parts of a message are odd: a fault in the head hides the body behind it.
+        # How much more often than usual a part has errors. An error in the head hides those of the body.
         self.head_oddness, self.body_oddness = 1, 1
 
     def odd(self, probability=0.06):
@@ -103,7 +103,7 @@ class Grammar:
         return self.odd(probability * self.body_oddness)
 
     def message(self):
-        """One or two requests, sometimes changed at random."""
+        """Returns one or two requests, sometimes with random changes."""
         self.head_oddness, self.body_oddness = self.random.choice([(1, 1), (0.05, 3), (0.4, 1)])
         message = self.request()
         if self.odd(0.15):
@@ -131,7 +131,7 @@ class Grammar:
             case 6:
                 return message[:at] + bytes([self.random.randrange(256)]) + message[at + 1 :]
             case _:
-                # A line ending becomes another.
+                # Replaces a line ending by another.
                 lines = message.split(b"\r\n")
                 if len(lines) < 2:
                     return message

@@ -1,4 +1,4 @@
-"""HTTP/2 frames that a client must not send (RFC 9113), and floods, against a server of ours.
+"""Tests a server with HTTP/2 frames that a client must not send (RFC 9113), and with floods of frames.
 
 usage: http2.py COMMAND..., with ADDRESS where the server is to listen. Raw frames, standard library only.
 """
@@ -21,7 +21,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 GET = [(b":method", b"GET"), (b":scheme", b"http"), (b":path", b"/"), (b":authority", b"x")]
 POST = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/echo"), (b":authority", b"x")]
 STATUS_BY_INDEX = {8: 200, 9: 204, 10: 206, 11: 304, 12: 400, 13: 404, 14: 500}
-# The codes of the digits (RFC 7541, appendix B).
+# The Huffman codes of the digits (RFC 7541, appendix B).
 HUFFMAN_DIGITS = {"00000": "0", "00001": "1", "00010": "2"} | {f"{25 + i:06b}": str(3 + i) for i in range(7)}
 TIMEOUT = 10
 
@@ -40,7 +40,7 @@ def integer(n, bits, first):
 
 
 def block(fields):
-    """A header block of literals that are not indexed."""
+    """Returns a header block of literals without indexing."""
     return b"".join(b"\x00" + integer(len(n), 7, 0) + n + integer(len(v), 7, 0) + v for n, v in fields)
 
 
@@ -49,7 +49,7 @@ def headers(stream, fields, flags=END_STREAM | END_HEADERS):
 
 
 def status_of(payload):
-    """The `:status` that a response's header block begins with."""
+    """Decodes `:status`, the first field of a response's header block."""
     at = 0
     while payload[at] & 0xE0 == 0x20:
         at += 1
@@ -76,7 +76,7 @@ class Connection:
         self.send(PREFACE + frame(SETTINGS, payload=settings))
 
     def send(self, data):
-        """Whether the server still takes it."""
+        """Returns whether the server still accepted the data."""
         try:
             self.sock.sendall(data)
             return True
@@ -84,7 +84,7 @@ class Connection:
             return False
 
     def read(self, until, seconds=TIMEOUT):
-        """Reads frames until a condition holds; False if it does not within the time."""
+        """Reads frames until a condition holds; returns False after the time limit."""
         deadline = time.monotonic() + seconds
         while not until():
             if self.closed or time.monotonic() > deadline:
@@ -118,7 +118,7 @@ class Connection:
             self.pongs.append(payload)
 
     def outcome(self, stream=1, seconds=TIMEOUT):
-        """What comes first: ("status", n), ("reset", code), ("goaway", code), ("closed", None), ("silence", None)."""
+        """Returns the first event: ("status", n), ("reset", code), ("goaway", code), ("closed", None), ("silence", None)."""
         ends = lambda: stream in self.statuses or stream in self.resets or self.goaway
         self.read(ends, seconds)
         if self.goaway:
@@ -141,13 +141,13 @@ def check(name, found, wanted):
 
 
 def goaway(*codes):
-    """A connection error. A server may close instead of saying so, and the library that we use says PROTOCOL_ERROR where
-    a more exact code exists."""
+    """The outcomes of a connection error. A server may also close without GOAWAY, and the h2 crate sends PROTOCOL_ERROR
+    where a more specific code exists."""
     return [("goaway", code) for code in (*codes, PROTOCOL)] + [("closed", None)]
 
 
 def malformed(*statuses):
-    """A malformed request: a stream error, or a status (RFC 9113, section 8.1.1)."""
+    """The outcomes of a malformed request: a stream error, or a status (RFC 9113, section 8.1.1)."""
     return [("reset", PROTOCOL), ("goaway", PROTOCOL), *(("status", s) for s in (400, *statuses))]
 
 
@@ -208,8 +208,8 @@ def connection_errors(port):
     check("HEADERS on a lower stream", lower.outcome(3), goaway(PROTOCOL, STREAM_CLOSED) + [("reset", STREAM_CLOSED)])
     half = Connection(port)
     half.send(headers(1, POST) + frame(DATA, END_STREAM, 1, b"x"))
-    check("DATA behind END_STREAM", half.outcome(), goaway(STREAM_CLOSED) + [("reset", STREAM_CLOSED), ("status", 200)])
-    for name, data in (("a wrong preface", b"PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n"), ("HTTP/1 behind the preface", PREFACE + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")):
+    check("DATA after END_STREAM", half.outcome(), goaway(STREAM_CLOSED) + [("reset", STREAM_CLOSED), ("status", 200)])
+    for name, data in (("a wrong preface", b"PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n"), ("HTTP/1 after the preface", PREFACE + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")):
         with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
             sock.settimeout(TIMEOUT)
             sock.sendall(data)
@@ -240,11 +240,11 @@ def requests(port):
 
     asks("a request", GET, [("status", 200)])
     asks("a body", POST, [("status", 200)], b"hello")
-    asks("a body of the length that was said", POST + [(b"content-length", b"5")], [("status", 200)], b"hello")
-    asks("a body longer than was said", POST + [(b"content-length", b"4")], malformed(), b"hello")
-    asks("a body shorter than was said", POST + [(b"content-length", b"6")], malformed(), b"hello")
-    asks("no body where a length was said", POST + [(b"content-length", b"6")], malformed())
-    asks("a length that is no number", POST + [(b"content-length", b"x")], malformed(), b"hello")
+    asks("a body of the declared length", POST + [(b"content-length", b"5")], [("status", 200)], b"hello")
+    asks("a body longer than declared", POST + [(b"content-length", b"4")], malformed(), b"hello")
+    asks("a body shorter than declared", POST + [(b"content-length", b"6")], malformed(), b"hello")
+    asks("no body for a declared length", POST + [(b"content-length", b"6")], malformed())
+    asks("a length that is not a number", POST + [(b"content-length", b"x")], malformed(), b"hello")
     asks("two lengths", POST + [(b"content-length", b"5"), (b"content-length", b"6")], malformed(), b"hello")
     asks("a name in capital letters", GET + [(b"X-A", b"b")], malformed())
     for name, value in ((b"connection", b"close"), (b"connection", b"keep-alive"), (b"transfer-encoding", b"chunked"), (b"keep-alive", b"1"), (b"proxy-connection", b"close"), (b"upgrade", b"h2c"), (b"te", b"gzip")):
@@ -257,7 +257,7 @@ def requests(port):
         asks(f"{name.decode()} twice", GET + [(name, b"/")], malformed())
     asks("an unknown pseudo-header", GET + [(b":unknown", b"x")], malformed())
     asks(":status in a request", GET + [(b":status", b"200")], malformed())
-    asks("a pseudo-header behind a field", [GET[0], (b"x-a", b"b"), *GET[1:]], malformed())
+    asks("a pseudo-header after a field", [GET[0], (b"x-a", b"b"), *GET[1:]], malformed())
     asks("no :authority and no host", without(b":authority"), malformed())
     asks("host instead of :authority", without(b":authority") + [(b"host", b"x")], [("status", 200)])
     asks("host beside the same :authority", GET + [(b"host", b"x")], [("status", 200)])
@@ -269,7 +269,7 @@ def requests(port):
     for path in (b"x", b"*", b"http://x/", b"/a b", b"/\x00", b"/\r\n"):
         asks(f":path {ascii(path)[2:-1]}", replaced(b":path", path), malformed())
     asks(":path * of OPTIONS", [(b":method", b"OPTIONS"), *replaced(b":path", b"*")[1:]], [("status", 405)])
-    asks("a path that is not there", replaced(b":path", b"/nowhere"), [("status", 404)])
+    asks("an unknown path", replaced(b":path", b"/nowhere"), [("status", 404)])
     for method in (b"G T", b"GET\x00", b"G\xff", b"PRI"):
         asks(f":method {ascii(method)[2:-1]}", replaced(b":method", method), malformed())
     for scheme in (b"ftp", b"1http", b"h ttp", b""):
@@ -292,7 +292,7 @@ def requests(port):
     check("trailers", trailers.outcome(), [("status", 200)])
     trailers = Connection(port)
     trailers.send(headers(1, POST, END_HEADERS) + frame(DATA, 0, 1, b"hello") + headers(1, [(b":path", b"/")]))
-    # The library drops it.
+    # The h2 crate drops it.
     check("a pseudo-header in trailers", trailers.outcome(), malformed(200))
     trailers = Connection(port)
     trailers.send(headers(1, POST, END_HEADERS) + frame(DATA, 0, 1, b"hello") + headers(1, [(b"x-t", b"a")], END_HEADERS))
@@ -304,7 +304,7 @@ def requests(port):
 
 
 def floods(port, pid):
-    """Each must cost the server little: memory within a bound, and others are served while it goes on."""
+    """During each flood, memory must stay bounded and other clients must be served."""
 
     def flood(name, make, rounds, reads=False, wants_end=False):
         before = memory(pid)
@@ -339,7 +339,7 @@ def floods(port, pid):
 
 
 def memory(pid):
-    """The resident memory of a process and its children, in KiB."""
+    """Returns the resident memory of a process and its children in KiB."""
     total = 0
     for each in [pid, *children(pid)]:
         with open(f"/proc/{each}/status") as f:

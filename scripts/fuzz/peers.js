@@ -1,6 +1,6 @@
 'use strict';
-// The two peers of the fuzzer that run in Node: Node's own HTTP server, and what stands behind nginx, which tells what
-// nginx understood. usage: peers.js PORT UPSTREAM-SOCKET
+// The two Node servers of the fuzzer: Node's own HTTP server, and the upstream of nginx, which reports how nginx parsed a
+// request. usage: peers.js PORT UPSTREAM-SOCKET
 
 const http = require('http');
 const fs = require('fs');
@@ -11,7 +11,7 @@ function checksum(body) {
   return value.toString(16).padStart(8, '0');
 }
 
-// The answers of the built-in application, as far as the corpus needs them.
+// Answers like the built-in application, for the paths of the corpus.
 function answer(method, path, body) {
   if (path === '/echo') {
     return method === 'POST' || method === 'PUT' ? [200, body] : [405, 'use POST, PUT\n'];

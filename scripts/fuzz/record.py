@@ -1,4 +1,4 @@
-"""Records what nginx and Node make of the corpus, and what the grammar asks of us, anew.
+"""Records the verdicts of nginx and Node for the corpus, and the required ones of the grammar for new cases.
 
 usage: record.py CORPUS
 
@@ -6,15 +6,15 @@ CORPUS is `tests/it/data/http1.corpus`, in which a case is
 
     == SOURCE: NAME
     send BYTES          several lines are joined; \\r, \\n, \\t, \\0, \\xNN and \\\\ as in C
-    alone               nothing is sent behind it (otherwise a GET of /bytes/7 that closes the connection)
-    fin                 the client closes its sending side behind it
-    ours VERDICT        what is required of us
-    nginx VERDICT       what nginx and Node did when this was recorded
+    alone               nothing is sent after it (otherwise a GET of /bytes/7 that closes the connection)
+    fin                 the client then closes its sending side
+    ours VERDICT        the required verdict of prefork
+    nginx VERDICT       the verdicts of nginx and Node when the case was recorded
     node VERDICT
 
-A verdict is the status of each response in order, with the body where /echo returned one, then `close`, or `open` where
-the server waited for more. In a required verdict `400|501` is either of the two, and ` / ` stands between whole verdicts
-either of which is right. A required verdict that was changed by hand stays.
+A verdict is the status of each response in order, with the body if /echo returned one, then `close`, or `open` if the
+server waited for more. In a required verdict, `400|501` allows both, and ` / ` separates alternative verdicts. Existing
+required verdicts are kept.
 """
 
 import os
@@ -27,7 +27,7 @@ import reference
 from client import Client, Exchange, read_responses
 from servers import Servers
 
-BEHIND = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+FOLLOWING = b"GET /bytes/7 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 @dataclass
@@ -38,14 +38,14 @@ class Case:
     verdicts: dict = field(default_factory=dict)
 
     def data(self):
-        return self.message if "alone" in self.flags else self.message + BEHIND
+        return self.message if "alone" in self.flags else self.message + FOLLOWING
 
 
 def escape(data):
     text = "".join(
         {10: "\\n", 13: "\\r", 9: "\\t", 0: "\\0", 92: "\\\\"}.get(b, chr(b) if 32 <= b < 127 else f"\\x{b:02x}") for b in data
     )
-    # White space at the end of a line would be invisible.
+    # Trailing white space would be invisible.
     return re.sub(r" +\Z", lambda m: "\\x20" * len(m.group()), text)
 
 
@@ -77,12 +77,12 @@ def read(path):
         elif word in ("ours", "nginx", "node"):
             cases[-1].verdicts[word] = rest
         elif word:
-            raise SystemExit(f"what is {line!r}?")
+            raise SystemExit(f"unknown line {line!r}")
     return comments, cases
 
 
 def lines(message, width=120):
-    """The message as escaped text, cut where its own lines end, or anywhere if they are long."""
+    """Returns the message as escaped text, divided at its line ends, or anywhere in long lines."""
     out = [""]
     for piece in re.findall(rb"[^\n]{0,60}\n|[^\n]{1,60}", message):
         text = escape(piece)
@@ -101,8 +101,8 @@ def write(path, comments, cases):
                 f.write(f"send {line}\n")
             for flag in case.flags:
                 f.write(flag + "\n")
-            for who in ("ours", "nginx", "node"):
-                f.write(f"{who} {case.verdicts[who]}\n")
+            for server in ("ours", "nginx", "node"):
+                f.write(f"{server} {case.verdicts[server]}\n")
 
 
 def verdict(responses, end):
@@ -118,7 +118,7 @@ def shown(body):
 
 
 def required(case):
-    """What the grammar and the built-in application make of it."""
+    """Returns the verdict that the grammar and the built-in application require."""
     known_statuses = statuses()
     outcome = reference.parse(case.data())
     items = []
@@ -137,9 +137,9 @@ def required(case):
 
 
 def statuses():
-    from fuzz import explained
+    from fuzz import known_differences
 
-    return {kind: entry["status"] for kind, entry in explained()["refused"].items()}
+    return {kind: entry["status"] for kind, entry in known_differences()["refused"].items()}
 
 
 def record(case, ports):

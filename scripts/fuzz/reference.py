@@ -1,8 +1,8 @@
-"""The grammar of RFC 9112 as a parser of its own: what a strict server makes of a stream of bytes.
+"""An independent parser for the grammar of RFC 9112, as a strict server applies it to a stream of bytes.
 
-`parse` returns the requests that are handled, in order, and how the connection ends. It shares no code with the server,
-so that a mistake has to be made twice to stay unseen. Where the RFC leaves a choice, the choice of the server stands
-here once, with its reason in `explained.toml` under the same kind.
+`parse` returns the handled requests in order, and how the connection ends. It shares no code with the server, so that an
+error of one is found by the other. Where the RFC leaves a choice, it makes the choice of the server, whose reason is in
+`known_differences.toml` under the same kind.
 """
 
 import re
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-# The octets of RFC 3986, and those it does not know but which browsers send unescaped and nginx accepts.
+# The octets of RFC 3986, and others that browsers send unescaped and nginx accepts.
 TARGET = re.compile(rb"[!\"$-;=@-_a-~\x80-\xff]*(?:[?#][!#-;=?-~\x80-\xff]*)?\Z")
 FIELD_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
-# Without the comma, by which two hosts in one field would be joined.
+# Without the comma, which would join two hosts in one field.
 REG_NAME = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*\Z")
 IPV_FUTURE = re.compile(rb"[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+\Z")
 CHUNK_EXTENSIONS = re.compile(
@@ -34,7 +34,7 @@ class Request:
     method: bytes
     target: bytes
     body: bytes = b""
-    # Where it ends in the stream.
+    # Its end in the stream.
     end: int = 0
 
     def seen(self):
@@ -46,14 +46,14 @@ class Outcome:
     requests: list = field(default_factory=list)
     # "refused", "closed", "waits"
     end: str = ""
-    # The kind of a refusal or of a close, or where in the message more bytes are needed.
+    # The kind of refusal or close, or the part of the message that needs more bytes.
     why: str = ""
-    # Kinds of what was accepted although a stricter server need not: (index of the request, kind).
+    # Kinds of accepted input that a stricter server may refuse: (index of the request, kind).
     notes: list = field(default_factory=list)
 
 
 def checksum(data):
-    """32-bit FNV-1a, which the servers compute too."""
+    """Computes a 32-bit FNV-1a checksum, as the servers do."""
     value = 0x811C9DC5
     for byte in data:
         value = ((value ^ byte) * 0x01000193) & 0xFFFFFFFF
@@ -73,8 +73,8 @@ class Reader:
         self.data, self.at = data, 0
 
     def line(self, kind, note=None):
-        """The bytes before the next line ending. A CR before anything else is refused as `kind`, and so is a bare LF,
-        unless it can be noted."""
+        """Returns the bytes before the next line ending. A bare CR is refused as `kind`, and so is a bare LF, unless a
+        note is allowed."""
         end = self.data.find(b"\n", self.at)
         line = self.data[self.at : end if end >= 0 else len(self.data)]
         cr = line.find(b"\r")
@@ -119,7 +119,7 @@ def parse(data):
 
 
 def one(reader, note):
-    """One request: (Request, why the connection ends after it, or None)."""
+    """Parses one request: (Request, the reason why the connection ends after it, or None)."""
     head_at = reader.at
     line = reader.line("request-line", note)
     while not line:
@@ -144,7 +144,7 @@ def one(reader, note):
 
 
 def check_partial_request_line(line):
-    """What cannot become a request is not waited for."""
+    """Refuses incomplete data that cannot become a request."""
     method, space, rest = line.removesuffix(b"\r").partition(b" ")
     if line not in (b"", b"\r") and not TOKEN.match(method):
         raise Refused("method-is-no-token")
@@ -190,13 +190,13 @@ def field_line(line):
         raise Refused("control-in-field-value")
     name = name.lower()
     if name in (b"content-length", b"transfer-encoding") and b"\t" in value:
-        # Optional white space by the grammar, and part of the value to many: not where it decides on framing.
+        # The grammar allows it, but many servers read it as part of the value; refused where it decides on framing.
         raise Refused("tab-beside-length-or-coding")
     return name, value.strip(b" \t")
 
 
 class Fields:
-    """The fields of a head that say something of the message's place on its connection."""
+    """The fields of a head that affect framing and the connection."""
 
     def __init__(self, version):
         self.old = version == b"HTTP/1.0"
@@ -261,7 +261,7 @@ class Fields:
 
 
 def check_target(method, target, note):
-    """The target as a handler sees it: path and query, `*`, or the authority of CONNECT."""
+    """Returns the target as handlers receive it: path and query, `*`, or the authority of CONNECT."""
     if method == b"CONNECT":
         if b"%" in target or not authority(target, complete=True):
             raise Refused("connect-without-authority")
@@ -311,7 +311,7 @@ def leads_above_root(target):
 
 
 def authority(text, complete=False):
-    """uri-host [":" port], RFC 9112, section 3.2.3 and RFC 9110, section 7.2; with `complete` neither may be missing."""
+    """Checks uri-host [":" port] (RFC 9112, section 3.2.3; RFC 9110, section 7.2). With `complete`, both are required."""
     if text.startswith(b"["):
         host, bracket, rest = text[1:].partition(b"]")
         if not bracket or not (ipv6(host) or IPV_FUTURE.match(host)):
@@ -325,7 +325,7 @@ def authority(text, complete=False):
             return False
     if complete and not digits:
         return False
-    # No leading zeros beyond five digits: a port is a number of 16 bits.
+    # At most five digits: a port is a 16-bit number.
     return not digits or bool(re.match(rb"\d{1,5}\Z", digits) and int(digits) <= 65535)
 
 

@@ -1,4 +1,4 @@
-"""The servers side by side: ours, nginx before a Node server that tells what nginx understood, and Node itself."""
+"""The compared servers: prefork, nginx with a Node upstream that reports how nginx parsed a request, and Node."""
 
 import os
 import signal
@@ -27,17 +27,17 @@ http {{
     client_max_body_size 0;
     keepalive_requests 100000;
     keepalive_timeout 60;
-    upstream tells {{ server unix:{dir}/upstream; keepalive 64; }}
+    upstream reports {{ server unix:{dir}/upstream; keepalive 64; }}
     server {{
         listen 127.0.0.1:{port} backlog=1024;
         merge_slashes off;
         location / {{
             rewrite ^ /seen break;
-            proxy_pass http://tells;
+            proxy_pass http://reports;
             proxy_http_version 1.1;
             proxy_method POST;
             proxy_pass_request_headers off;
-            proxy_set_header Host tells;
+            proxy_set_header Host reports;
             proxy_set_header Connection "";
             proxy_set_header X-Method $request_method;
             proxy_set_header X-Target $request_uri;
@@ -54,7 +54,7 @@ def free_port():
 
 
 class Servers:
-    """Starts all three, or nginx and Node alone without the command `ours`; `ports` has where they listen."""
+    """Starts all three, or only nginx and Node without the command `ours`. Their ports are in `ports`."""
 
     def __init__(self, directory, ours):
         self.children = []
@@ -95,7 +95,7 @@ class Servers:
                 time.sleep(0.02)
 
     def check(self):
-        """Ends the run if a server has ended."""
+        """Fails the run if a server has ended."""
         for name, child in self.children:
             if child.poll() is not None:
                 raise SystemExit(f"{name} has ended with {child.returncode}")

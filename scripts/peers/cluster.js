@@ -1,6 +1,5 @@
-// Node's cluster module as a peer of prefork: `node cluster.js WORKERS rr|none`. It answers as `GET /` of
-// `prefork serve` does, replaces workers that die, prints its address to standard error, and ends with its
-// standard input.
+// A server on Node's cluster module: `node cluster.js WORKERS rr|none`. It answers `GET /` like `prefork serve`,
+// replaces dead workers, prints its address to standard error, and ends when its standard input is closed.
 'use strict';
 const cluster = require('node:cluster');
 const http = require('node:http');
@@ -29,8 +28,8 @@ if (cluster.isPrimary) {
 } else {
   const body = `Handled by PID ${process.pid}\n`;
   const head = { 'content-type': 'text/plain; charset=utf-8', 'content-length': body.length };
-  // /bytes/N and /fib/N as `prefork serve` has them; Node has no pool for plain functions, so that all of it is
-  // computed on the event loop.
+  // /bytes/N and /fib/N as in `prefork serve`. Node has no thread pool for plain functions, so fib runs on the event
+  // loop.
   const fib = (n) => (n < 2 ? n : fib(n - 1) + fib(n - 2));
   const server = http.createServer((request, response) => {
     if (request.url === '/') {
@@ -45,6 +44,6 @@ if (cluster.isPrimary) {
     else response.writeHead(404).end();
   });
   server.keepAliveTimeout = 300_000;
-  // In a cluster, all workers that ask for port 0 get the same one.
+  // In a cluster, port 0 is the same port for all workers.
   server.listen({ port: 0, host: '127.0.0.1', backlog: 4096 });
 }

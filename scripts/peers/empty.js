@@ -1,3 +1,3 @@
-// The job of piscina.js: nothing.
+// The job of piscina.js, which does nothing.
 'use strict';
 module.exports = () => 0;

@@ -1,5 +1,5 @@
-// Node's child_process messages as a peer of benches/messages.rs: `node messages.js MESSAGES TRIPS`. Prints one line:
-// messages per second from a child to its parent, and the median and 99th percentile of a round trip in microseconds.
+// Measures Node's child_process messages, for benches/messages.rs: `node messages.js MESSAGES TRIPS`. Prints messages per
+// second from a child to its parent, and the median and 99th percentile of a round trip in microseconds.
 'use strict';
 const { fork } = require('node:child_process');
 
@@ -14,7 +14,7 @@ if (process.argv[2] === 'child') {
   };
   process.on('message', (message) => {
     if (message.kind === 'flood') {
-      // As many as the channel takes at once; then it waits, as `send().await` does.
+      // Sends until the channel is full, then waits, like `send().await`.
       let left = messages;
       const more = () => {
         while (left > 0) {

@@ -1,5 +1,5 @@
-// Empty jobs in Piscina, Node's pool of threads: `node piscina.js THREADS CLIENTS SECONDS`, with piscina in NODE_PATH.
-// Prints how many were done each second.
+// Runs empty jobs in Piscina, a thread pool for Node: `node piscina.js THREADS CLIENTS SECONDS`, with piscina in
+// NODE_PATH. Prints the jobs per second.
 'use strict';
 const { Piscina } = require('piscina');
 const path = require('node:path');
@@ -22,7 +22,7 @@ async function main() {
     }
   };
   const all = () => Promise.all(Array.from({ length: clients }, client));
-  // Threads and compiler warm up.
+  // A warm-up for the threads and the compiler.
   await all();
   done = 0;
   const begun = process.hrtime.bigint();
