@@ -123,7 +123,7 @@ fn figures(command: &mut Command) -> std::result::Result<Vec<f64>, String> {
     let done = done.map_err(|e| format!("{:?}: {e}", command.get_program()))?;
     let text = String::from_utf8_lossy(&done.stdout);
     let numbers: Option<Vec<f64>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
-    numbers.filter(|n| !n.is_empty()).ok_or_else(|| format!("it says {text:?}"))
+    numbers.filter(|n| !n.is_empty()).ok_or_else(|| format!("its output is {text:?}"))
 }
 
 fn collect(into: &mut [Vec<f64>; 3], figures: &[f64]) {

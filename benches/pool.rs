@@ -91,21 +91,24 @@ fn throughput(span: Duration, piscina: Option<&Path>) {
     let mut config = PoolConfig::default();
     config.threads = THREADS;
     let pool = Pool::new(config);
-    let ours = jobs_per_second(span, move || {
+    let pool_rate = jobs_per_second(span, move || {
         let job = pool.run(|| ());
         async { job.await.is_ok() }
     });
-    let theirs =
+    let blocking_rate =
         jobs_per_second(span, || async { tokio::task::spawn_blocking(|| ()).await.is_ok() });
-    print!("  pool {ours:.0}   spawn_blocking {theirs:.0} ({:.2}x)", ours / theirs);
+    print!(
+        "  pool {pool_rate:.0}   spawn_blocking {blocking_rate:.0} ({:.2}x)",
+        pool_rate / blocking_rate
+    );
     if let Some(modules) = piscina {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/peers/piscina.js");
         let mut node = Command::new("node");
         node.arg(script).args([THREADS, CLIENTS].map(|n| n.to_string()));
         let out = node.arg(span.as_secs_f64().to_string()).env("NODE_PATH", modules).output();
-        let said = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().parse::<f64>());
-        match said {
-            Ok(Ok(node)) => print!("   Piscina {node:.0} ({:.1}x)", ours / node),
+        let result = out.map(|out| String::from_utf8_lossy(&out.stdout).trim().parse::<f64>());
+        match result {
+            Ok(Ok(node)) => print!("   Piscina {node:.0} ({:.1}x)", pool_rate / node),
             other => print!("   Piscina: {other:?}"),
         }
     }
@@ -255,7 +258,7 @@ fn dispatch(jobs: usize) {
         .max_blocking_threads(1)
         .build()
         .unwrap_or_else(|e| fail(format_args!("runtime: {e}")));
-    let (mut ours, mut theirs) = (Times::default(), Times::default());
+    let (mut pool_times, mut blocking_times) = (Times::default(), Times::default());
     runtime.block_on(async {
         for turn in 0..jobs + 100 {
             let begun = Instant::now();
@@ -266,13 +269,13 @@ fn dispatch(jobs: usize) {
             let second = (begun, started, Instant::now());
             // The first jobs start the threads.
             if turn >= 100 {
-                ours.add(first);
-                theirs.add(second);
+                pool_times.add(first);
+                blocking_times.add(second);
             }
         }
     });
-    ours.print("pool");
-    theirs.print("spawn_blocking");
+    pool_times.print("pool");
+    blocking_times.print("spawn_blocking");
 }
 
 #[derive(Default)]

@@ -60,7 +60,7 @@ impl KillTimes {
         if line.contains("SIGKILL") {
             self.died.extend(stamp.map(|stamp| (slot, stamp)));
         } else if self.alive.get(&slot) != Some(&(pid as i32)) && !self.killed_pids.contains(&pid) {
-            // The first line about a new worker says that it is ready.
+            // The first line about a new worker means that it is ready.
             self.alive.insert(slot, pid as i32);
             if let Some(killed) = self.killed.remove(&slot) {
                 self.exact_ms.push((now - killed).as_secs_f64() * 1000.0);

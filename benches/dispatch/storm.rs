@@ -157,9 +157,10 @@ fn reload(running: &RunningTarget) -> Result<(), String> {
             }
             other => {
                 let _ = child.kill();
-                let said = child.wait_with_output().map(|output| output.stderr).unwrap_or_default();
-                let said = String::from_utf8_lossy(&said);
-                return Err(format!("prefork reload: {other:?}: {}", said.trim()));
+                let stderr =
+                    child.wait_with_output().map(|output| output.stderr).unwrap_or_default();
+                let stderr = String::from_utf8_lossy(&stderr);
+                return Err(format!("prefork reload: {other:?}: {}", stderr.trim()));
             }
         }
     }

@@ -220,7 +220,7 @@ fn repeat_dispatch_warning(line: &str) {
     let Some((_, warning)) = line.split_once(" WARN ") else { return };
     let lower = warning.to_lowercase();
     if ["dispatch", "least-conn", "bpf"].iter().any(|word| lower.contains(word))
-        && REPEATED.lock().is_ok_and(|mut said| said.insert(lower))
+        && REPEATED.lock().is_ok_and(|mut logged| logged.insert(lower))
     {
         eprintln!("prefork: {}", warning.trim());
     }

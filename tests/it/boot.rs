@@ -83,7 +83,7 @@ fn a_worker_inherits_only_the_descriptors_it_needs() {
             ("socket", 4),
         ]);
         assert_eq!(descriptor_kinds(&own), wanted, "{own:?}");
-        let is_shared = |target: &String| of_primary.iter().any(|(_, theirs)| theirs == target);
+        let is_shared = |target: &String| of_primary.iter().any(|(_, of_other)| of_other == target);
         let sockets = own.iter().map(|(_, t)| t).filter(|target| target.starts_with("socket:"));
         let (shared, private): (Vec<_>, Vec<_>) = sockets.partition(|target| is_shared(target));
         assert_eq!((shared.len(), private.len()), (2, 2), "{own:?}");
@@ -202,7 +202,7 @@ fn a_worker_that_hangs_during_boot_is_killed_at_the_boot_timeout() {
     assert_eq!(ended.status, Some(70), "{}", ended.stderr);
     let about = |words: &[&str]| log::lines_with(&ended.stderr, words).count();
     assert_eq!(about(&["ERROR", "worker=1", "boot-timeout"]), 1, "{}", ended.stderr);
-    assert!(about(&["ERROR", "worker=1"]) > 1, "its end is told, too: {}", ended.stderr);
+    assert!(about(&["ERROR", "worker=1"]) > 1, "its exit is logged, too: {}", ended.stderr);
 }
 
 #[test]

@@ -26,12 +26,6 @@ fn wait_measured_server(compare: &Child) -> Vec<u32> {
     })
 }
 
-fn wait_ended(pids: &[u32]) {
-    wait::until(&format!("the end of {pids:?}"), || {
-        pids.iter().all(|pid| process::has_ended(*pid))
-    });
-}
-
 #[test]
 fn compare_measures_two_models_under_two_workloads() {
     let dir = tempfile::tempdir().expect("directory");
@@ -73,9 +67,9 @@ fn an_interrupted_compare_reports_partial_results_and_leaves_no_process() {
         compare.stdout.take().expect("piped").read_to_string(&mut text).expect("report");
         assert_eq!(compare.wait().expect("a child of this process").code(), Some(1), "{text}");
         let report: Value = serde_json::from_str(&text).expect("JSON");
-        let partial = report["partial"].as_str().expect("it says so");
+        let partial = report["partial"].as_str().expect("a partial report");
         assert!(partial.contains("of 40"), "{partial}");
-        wait_ended(&server);
+        process::wait_ended(&server);
     }
 }
 
@@ -85,7 +79,7 @@ fn servers_end_when_compare_is_killed() {
     let server = wait_measured_server(&compare);
     process::send_signal(compare.id(), Signal::SIGKILL);
     compare.wait().expect("a child of this process");
-    wait_ended(&server);
+    process::wait_ended(&server);
 }
 
 #[test]
@@ -101,7 +95,7 @@ fn compare_names_servers_that_fail_and_measures_the_others() {
     }
     assert!(
         ended.stdout.contains("no luck"),
-        "what a server said last is shown:\n{}",
+        "the last output of a server is shown:\n{}",
         ended.stdout
     );
 }

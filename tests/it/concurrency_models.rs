@@ -28,15 +28,6 @@ pub fn start_model(model: &str, args: &[&str]) -> Server {
     Server::builder().model(model, PARALLELISM).args(args.iter().copied()).start()
 }
 
-/// Sends a GET request, and waits until it is in flight.
-#[track_caller]
-pub fn start_request(server: &Server, path: &str) -> Client {
-    let mut client = server.connect();
-    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
-    server.wait_in_flight(path);
-    client
-}
-
 #[test]
 fn every_model_serves_keep_alive_and_pipelining() {
     for_each_model(&[], |model, server| {
@@ -124,7 +115,7 @@ fn in_every_model_a_panic_fails_one_request() {
 fn no_model_loses_a_request_during_a_stop() {
     // Longer than any client is idle, even on a busy machine.
     for_each_model(&["--linger-timeout", "20s"], |_, server| {
-        let mut long = start_request(&server, "/sleep/1500");
+        let mut long = server.start_request("/sleep/1500");
         let kept = Load::keep_alive(server.address(), 6)
             .with_posts()
             .with_think_time()
@@ -146,7 +137,7 @@ fn no_model_loses_a_request_during_a_stop() {
 #[test]
 fn every_model_cuts_and_names_requests_at_the_graceful_timeout() {
     for_each_model(&["--graceful-timeout", "500ms"], |_, server| {
-        let mut client = start_request(&server, "/sleep/60000");
+        let mut client = server.start_request("/sleep/60000");
         server.signal(Signal::SIGTERM);
         assert!(client.read().is_err());
         let text = server.wait_clean_exit(0);
@@ -214,7 +205,7 @@ fn every_model_replaces_a_killed_worker() {
 fn every_model_replaces_a_worker_that_gets_sigterm() {
     for_each_model(&[], |_, server| {
         let old = server.worker_pids();
-        let mut slow = start_request(&server, "/sleep/700");
+        let mut slow = server.start_request("/sleep/700");
         process::send_signal(old[0], Signal::SIGTERM);
         server.wait_replaced(1);
         wait::until("the old one's end", || process::has_ended(old[0]));
@@ -306,7 +297,7 @@ fn a_blocked_event_loop_thread_is_named_while_others_serve() {
 fn in_threads_a_blocking_handler_holds_one_thread_without_a_warning() {
     let server =
         start_model("threads", &["--faults", "--stall-warn", "200ms", "--graceful-timeout", "0s"]);
-    let stuck = start_request(&server, "/fault/hang");
+    let stuck = server.start_request("/fault/hang");
     let begun = Instant::now();
     for _ in 0..20 {
         assert_eq!(server.get("/").status, 200);

@@ -215,7 +215,7 @@ fn events_follow_ends_with_the_primary() {
 #[test]
 fn a_missing_primary_has_another_exit_status_than_a_refusal() {
     let builder = ProcessBuilder::verb("status");
-    let path = builder.dir().join("nobody").display().to_string();
+    let path = builder.dir().join("missing").display().to_string();
     for verb in ["status", "reload", "stop", "upgrade", "events"] {
         let ended = ProcessBuilder::verb(verb).args(["--control", &path]).run();
         assert_eq!((ended.status, ended.stdout.as_str()), (Some(69), ""), "{}", ended.stderr);

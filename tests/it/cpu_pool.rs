@@ -21,12 +21,6 @@ fn start_pool_with(queue: &str, threads: &str, grace: &str, args: &[&str]) -> Se
     Server::builder().workers(1).args(pool).args(args.iter().copied()).start()
 }
 
-fn start_request(server: &Server, path: &str) -> Client {
-    let mut client = server.connect();
-    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
-    client
-}
-
 /// Returns a figure of the pool of the first worker.
 fn pool_figure(server: &Server, name: &str) -> u64 {
     let status = server.status();
@@ -54,7 +48,7 @@ fn pool_threads(pid: u32) -> Vec<(u32, i32)> {
 #[test]
 fn a_worker_serves_while_pool_jobs_run() {
     let server = start_pool("8", &["--stall-warn", "5s", "--stall-timeout", "20s"]);
-    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, ENDLESS_PATH)).collect();
+    let clients: Vec<Client> = (0..3).map(|_| server.send_get(ENDLESS_PATH)).collect();
     wait_pool_figure(&server, "depth", 2);
     let mut client = server.connect();
     // The jobs take minutes, so on the event loop they would block all of these.
@@ -74,9 +68,9 @@ fn a_worker_serves_while_pool_jobs_run() {
 #[test]
 fn a_full_pool_queue_is_503_with_retry_after() {
     let server = start_pool("1", &[]);
-    let _runs = start_request(&server, ENDLESS_PATH);
+    let _runs = server.send_get(ENDLESS_PATH);
     wait_pool_figure(&server, "running", 1);
-    let _waits = start_request(&server, ENDLESS_PATH);
+    let _waits = server.send_get(ENDLESS_PATH);
     wait_pool_figure(&server, "depth", 1);
     let refused = server.get("/fib/1");
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
@@ -89,9 +83,9 @@ fn a_full_pool_queue_is_503_with_retry_after() {
 #[test]
 fn a_disconnected_clients_pool_job_is_cancelled() {
     let server = start_pool("8", &[]);
-    let runs = start_request(&server, ENDLESS_PATH);
+    let runs = server.send_get(ENDLESS_PATH);
     wait_pool_figure(&server, "running", 1);
-    let waits = [start_request(&server, ENDLESS_PATH), start_request(&server, ENDLESS_PATH)];
+    let waits = [server.send_get(ENDLESS_PATH), server.send_get(ENDLESS_PATH)];
     wait_pool_figure(&server, "depth", 2);
     drop(waits);
     wait_pool_figure(&server, "depth", 0);
@@ -107,7 +101,7 @@ fn a_disconnected_clients_pool_job_is_cancelled() {
 fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
     // At normal priority: niced threads may starve on a busy machine.
     let server = start_pool_with("8", "1", "25s", &["--pool-nice", "0"]);
-    let mut clients = [start_request(&server, "/fib/36"), start_request(&server, "/fib/30")];
+    let mut clients = [server.send_get("/fib/36"), server.send_get("/fib/30")];
     wait::until("a job", || pool_figure(&server, "running") + pool_figure(&server, "done") > 0);
     server.signal(Signal::SIGTERM);
     let answers = clients.each_mut().map(|client| client.read().expect("an answer"));
@@ -120,9 +114,9 @@ fn a_draining_worker_finishes_running_and_queued_pool_jobs() {
 #[test]
 fn an_endless_pool_job_does_not_keep_a_worker_alive() {
     let server = start_pool("8", &["--faults"]);
-    let mut client = start_request(&server, "/fault/job-hang");
+    let mut client = server.send_get("/fault/job-hang");
     wait_pool_figure(&server, "running", 1);
-    let mut waits = start_request(&server, "/fib/1");
+    let mut waits = server.send_get("/fib/1");
     wait_pool_figure(&server, "depth", 1);
     server.signal(Signal::SIGTERM);
     for client in [&mut client, &mut waits] {
@@ -139,7 +133,7 @@ fn an_endless_pool_job_does_not_keep_a_worker_alive() {
 fn an_orphaned_worker_exits_despite_an_endless_pool_job() {
     let mut server = start_pool("8", &["--faults"]);
     let pids = server.worker_pids();
-    let _client = start_request(&server, "/fault/job-hang");
+    let _client = server.send_get("/fault/job-hang");
     wait_pool_figure(&server, "running", 1);
     server.kill_primary();
     wait::until("its end", || pids.iter().all(|pid| process::has_ended(*pid)));
@@ -180,7 +174,7 @@ fn status_shows_the_pool() {
     let server = start_pool("8", &[]);
     assert!(!server.run_verb(&["status"]).contains("1/1"), "nothing to show yet");
     server.get("/fib/1");
-    let clients: Vec<Client> = (0..3).map(|_| start_request(&server, ENDLESS_PATH)).collect();
+    let clients: Vec<Client> = (0..3).map(|_| server.send_get(ENDLESS_PATH)).collect();
     wait_pool_figure(&server, "depth", 2);
     wait_pool_figure(&server, "utilisation", 100);
     let text = server.run_verb(&["status"]);

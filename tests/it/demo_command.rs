@@ -19,9 +19,9 @@ fn demo_cpu_reports_all_its_figures() {
     let out = demo_command(&["--fib", "20", "--asked", "22", "--duration", "300ms"])
         .output()
         .expect("run");
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{said}");
-    assert!(said.contains("fib(20)"), "{said}");
+    let output = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{output}");
+    assert!(output.contains("fib(20)"), "{output}");
     let report: Value = serde_json::from_slice(&out.stdout).expect("json");
     let positive = |list: &str, names: &[&str]| {
         let list = report[list].as_array().expect("a list");

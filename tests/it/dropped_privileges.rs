@@ -109,14 +109,14 @@ fn unprivileged_workers_serve_under_every_dispatch_policy() {
 
 #[test]
 fn an_unknown_user_or_group_is_a_configuration_error() {
-    for (args, said) in [
+    for (args, expected) in [
         (["--user", "no-such-user"], "no-such-user"),
         (["--group", "root"], "root"),
         (["--user", "4000000001"], "4000000001"),
     ] {
         let ended = Server::builder().args(args).run();
         assert_eq!(
-            (ended.status, ended.stderr.contains(said)),
+            (ended.status, ended.stderr.contains(expected)),
             (Some(78), true),
             "{}",
             ended.stderr

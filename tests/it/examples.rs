@@ -46,10 +46,10 @@ fn messages_are_collected_and_broadcast_back() {
     for _ in 0..6 {
         assert_eq!(server.get("/").status, 200);
     }
-    let says = |path: &str| server.get(path).text().split(' ').next().map(str::to_string);
-    wait::until("all messages at the primary", || says("/exactly") == Some("6".to_string()));
+    let first_word = |path: &str| server.get(path).text().split(' ').next().map(str::to_string);
+    wait::until("all messages at the primary", || first_word("/exactly") == Some("6".to_string()));
     wait::until("the total at a worker", || {
-        says("/").and_then(|n| n.parse().ok()).is_some_and(|n: u64| n >= 6)
+        first_word("/").and_then(|n| n.parse().ok()).is_some_and(|n: u64| n >= 6)
     });
     server.stop();
 }
@@ -71,8 +71,8 @@ fn tcp_echo_echoes() {
 fn preload_answers_from_shared_memory() {
     let server = ProcessBuilder::example("preload").start();
     assert_eq!(server.get("/12").text(), "144\n");
-    let told = server.get("/").text().to_string();
-    assert!(told.contains("private") && told.contains("shared"), "{told}");
+    let body = server.get("/").text().to_string();
+    assert!(body.contains("private") && body.contains("shared"), "{body}");
     server.stop();
 }
 
@@ -91,12 +91,12 @@ fn chat_reaches_the_listeners_of_all_workers() {
         listeners.len() == workers
     });
     let mut speaker = server.connect();
-    for said in ["hello", "two\nlines"] {
-        assert_eq!(speaker.post("/", said.as_bytes()).expect("answer").status, 200);
+    for message in ["hello", "two\nlines"] {
+        assert_eq!(speaker.post("/", message.as_bytes()).expect("answer").status, 200);
         for client in listeners.values_mut() {
             let event = read_event(client);
             let lines: Vec<&str> = event.lines().filter_map(|l| l.strip_prefix("data: ")).collect();
-            assert_eq!(lines.join("\n"), said);
+            assert_eq!(lines.join("\n"), message);
         }
     }
     // The streams end with their workers.

@@ -3,11 +3,6 @@
 use crate::support::command::ProcessBuilder;
 use crate::support::{Client, Server, wait};
 
-fn active_requests(server: &Server) -> u64 {
-    // Without the request to /cluster itself.
-    server.cluster()["workers"][0]["active"].as_u64().expect("a number") - 1
-}
-
 fn connect_and_send(server: &Server, requests: &str) -> Client {
     let mut client = server.connect();
     client.send(requests).expect("send");
@@ -60,7 +55,7 @@ fn half_close_works_with_threads_and_unix_sockets() {
     client.send(get_request("/sleep/3600000")).expect("send");
     server.wait_in_flight("/sleep/3600000");
     drop(client);
-    wait::until("the request of a client that has gone is over", || active_requests(&server) == 0);
+    wait::until("the request of a client that has gone is over", || server.active_requests() == 0);
     server.stop();
 }
 
@@ -89,7 +84,7 @@ fn a_disconnected_clients_request_is_cancelled() {
         let client = connect_and_send(&server, &get_request("/sleep/3600000"));
         server.wait_in_flight("/sleep/3600000");
         drop(client);
-        wait::until("its request is over", || active_requests(&server) == 0);
+        wait::until("its request is over", || server.active_requests() == 0);
         server.stop();
     }
 }

@@ -184,8 +184,8 @@ fn an_edited_configuration_survives_install_and_uninstall() {
     place.install();
     let path = place.path("etc/prefork.toml");
     fs::write(&path, "workers = 3\n").expect("write");
-    for said in [place.install(), place.install(), place.uninstall(), place.install()] {
-        assert!(said.contains("kept /etc/prefork.toml"), "{said}");
+    for output in [place.install(), place.install(), place.uninstall(), place.install()] {
+        assert!(output.contains("kept /etc/prefork.toml"), "{output}");
         assert_eq!(fs::read_to_string(&path).expect("configuration"), "workers = 3\n");
     }
 }

@@ -54,9 +54,9 @@ fn wait_active_requests(server: &Server, wanted: u64) {
 /// Returns the pid of the process that runs jobs.
 #[track_caller]
 fn isolated_worker_pid(server: &Server) -> u32 {
-    let said = run_job(server, "hello");
-    let pid = said.strip_prefix("hello by ").and_then(|pid| pid.parse().ok());
-    pid.unwrap_or_else(|| panic!("{said}"))
+    let body = run_job(server, "hello");
+    let pid = body.strip_prefix("hello by ").and_then(|pid| pid.parse().ok());
+    pid.unwrap_or_else(|| panic!("{body}"))
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn an_isolated_job_runs_in_another_process() {
     assert_ne!(run_job(&server, ""), worker.to_string());
     assert_eq!(isolated_worker_pid(&server), worker);
     assert_eq!(run_job(&server, "error"), "Failed(\"no\")");
-    assert_eq!(run_job(&server, "nobody"), "Unknown(\"nobody\")");
+    assert_eq!(run_job(&server, "unknown"), "Unknown(\"unknown\")");
     server.stop();
 }
 
@@ -75,8 +75,8 @@ fn the_built_in_application_runs_isolated_jobs() {
     let server = ProcessBuilder::serve().args(["--faults"]).start();
     let web = server.worker_pids();
     server.run_verb(&["scale", "isolated=1"]);
-    let said = server.get("/isolated/pid");
-    assert!(said.text().starts_with("done by PID "), "{}", said.text());
+    let body = server.get("/isolated/pid");
+    assert!(body.text().starts_with("done by PID "), "{}", body.text());
     let died = server.connect().get("/isolated/exit").expect("answer");
     assert_eq!(died.status, 500);
     assert_eq!(server.get("/isolated/pid").status, 200);
@@ -89,8 +89,8 @@ fn the_built_in_application_runs_isolated_jobs() {
 fn a_panicking_isolated_job_keeps_its_process() {
     let server = isolated_cluster(1).start().allow_errors(&["panicked at"]);
     let worker = isolated_worker_pid(&server);
-    let said = run_job(&server, "panic");
-    assert!(said.starts_with("Failed(") && said.contains("the job has had enough"), "{said}");
+    let body = run_job(&server, "panic");
+    assert!(body.starts_with("Failed(") && body.contains("the job has had enough"), "{body}");
     assert_eq!(isolated_worker_pid(&server), worker);
     server.stop();
 }
@@ -168,7 +168,7 @@ fn isolated_jobs_wait_in_a_bounded_queue() {
     }
     std::fs::write(server.dir().join("barrier"), "").expect("write");
     assert_eq!(first.join().expect("thread").as_deref(), Some("through the barrier"));
-    assert!(next_result(&others).is_some_and(|said| said.starts_with("hello by ")));
+    assert!(next_result(&others).is_some_and(|body| body.starts_with("hello by ")));
     server.stop();
 }
 

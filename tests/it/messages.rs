@@ -69,11 +69,11 @@ fn workers_send_messages_to_workers_by_slot_and_by_id() {
     wait_notes(&server, &[&one, &other]);
     // Workers send requests to workers, and to themselves.
     for slot in [0, 1] {
-        let said = get_on(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
-        assert_eq!(said, format!("{slot} {}", ids[slot]));
+        let body = get_on(at.get_mut(&0).expect("slot 0"), &format!("/who/{slot}"));
+        assert_eq!(body, format!("{slot} {}", ids[slot]));
     }
-    let said = get_text(&server, "/who/7");
-    assert!(said.starts_with("Refused("), "{said}");
+    let body = get_text(&server, "/who/7");
+    assert!(body.starts_with("Refused("), "{body}");
     drop(at);
     server.stop();
 }
@@ -153,12 +153,12 @@ fn a_draining_worker_can_still_send_and_receive_messages() {
     for client in at.values_mut() {
         client.send("GET /hold HTTP/1.1\r\nHost: test\r\n\r\n").expect("sent");
     }
-    server.wait_log_count(&["says holding"], 2);
+    server.wait_log_count(&["sent holding"], 2);
     server.signal(Signal::SIGHUP);
     for client in at.values_mut() {
         assert_eq!(client.read().expect("answer").text(), "done");
     }
-    server.wait_log_count(&["says bye"], 2);
+    server.wait_log_count(&["sent bye"], 2);
     server.stop();
 }
 
@@ -216,13 +216,13 @@ fn the_primary_discards_late_replies() {
 fn a_request_to_a_worker_that_dies_fails_at_once() {
     let server = start_primary_requests(2);
     // Retried until the request was sent by the other worker, which survives.
-    let told = wait::until_some("a sender that survives", || {
+    let outcome = wait::until_some("a sender that survives", || {
         let answer = server.try_get("/1/die/3600000").ok()?;
         let text = answer.text().to_string();
         // The sender itself may have been the worker that died.
         (!text.starts_with("not sent: ")).then_some(text)
     });
-    assert_eq!(told, "Closed");
+    assert_eq!(outcome, "Closed");
     server.wait_log(&["worker=", "37"]);
     wait::until("the replacement answers", || get_text(&server, "/1/who/20000") == "slot 1");
     server.stop();

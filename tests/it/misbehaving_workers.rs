@@ -156,7 +156,7 @@ fn has_no_control_characters(text: &str) -> bool {
 fn control_characters_from_workers_are_escaped_in_log_and_events() {
     let server = start_misbehaving();
     let mut others = OtherWorkers::of(&server);
-    for (path, lines) in [("/panics", 1), ("/says", 2)] {
+    for (path, lines) in [("/panics", 1), ("/logs", 2)] {
         let (mut client, _) =
             wait::until_some("a connection to the third worker", || others.third(&server));
         trigger(&mut client, path);

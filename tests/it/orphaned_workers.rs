@@ -4,13 +4,6 @@ use nix::sys::signal::Signal;
 
 use crate::support::{Server, log, process, wait};
 
-#[track_caller]
-fn wait_ended(pids: &[u32]) {
-    wait::until(&format!("the end of {pids:?}"), || {
-        pids.iter().all(|pid| process::has_ended(*pid))
-    });
-}
-
 #[test]
 fn idle_workers_exit_when_the_primary_is_killed() {
     let mut server = Server::start(3);
@@ -18,7 +11,7 @@ fn idle_workers_exit_when_the_primary_is_killed() {
     let mut idle = server.connect();
     assert_eq!(idle.get("/").expect("answer").status, 200);
     server.kill_primary();
-    wait_ended(&pids);
+    process::wait_ended(&pids);
     for pid in pids {
         assert_eq!(server.count_log(&["WARN", &format!("pid={pid}")]), 1, "{}", server.log());
     }
@@ -37,7 +30,7 @@ fn an_orphan_answers_requests_in_flight_before_it_exits() {
     server.kill_primary();
     let answer = client.read().expect("an answer");
     assert_eq!((answer.status, answer.closes()), (200, true), "{answer:?}");
-    wait_ended(&pids);
+    process::wait_ended(&pids);
 }
 
 #[test]
@@ -49,7 +42,7 @@ fn a_frozen_orphan_is_killed_by_its_alarm() {
     client.send("GET /fib/50?on=loop HTTP/1.1\r\nHost: test\r\n\r\n").expect("send");
     server.wait_in_flight("/fib/50");
     server.kill_primary();
-    wait_ended(&pids);
+    process::wait_ended(&pids);
 }
 
 #[test]
@@ -58,9 +51,9 @@ fn a_stopped_orphan_exits_after_sigcont() {
     let pids = server.worker_pids();
     process::send_signal(pids[0], Signal::SIGSTOP);
     server.kill_primary();
-    wait_ended(&pids[1..]);
+    process::wait_ended(&pids[1..]);
     process::send_signal(pids[0], Signal::SIGCONT);
-    wait_ended(&pids);
+    process::wait_ended(&pids);
 }
 
 #[test]
@@ -86,7 +79,7 @@ fn a_stopped_orphan_ends_after_the_graceful_timeout() {
                 process::try_send_signal(*pid, Signal::SIGSTOP);
             }
         }
-        wait_ended(&pids);
+        process::wait_ended(&pids);
     }
 }
 
@@ -121,7 +114,7 @@ fn a_restart_takes_the_port_from_a_busy_orphan() {
         }
         again.stop();
         pids.iter().for_each(|pid| process::try_send_signal(*pid, Signal::SIGKILL));
-        wait_ended(&pids);
+        process::wait_ended(&pids);
     }
 }
 
@@ -142,7 +135,7 @@ fn a_restart_takes_a_unix_socket_from_a_stopped_orphan() {
     assert_eq!(client.read().expect("queued requests are answered").status, 200);
     assert_eq!(again.get("/").status, 200);
     again.stop();
-    wait_ended(&pids);
+    process::wait_ended(&pids);
 }
 
 #[test]
@@ -156,7 +149,7 @@ fn a_restart_resumes_an_orphan_stopped_after_its_primary_died() {
     process::try_send_signal(pids[0], Signal::SIGSTOP);
     let again = Server::builder().workers(1).bind([server.address().to_string()]).start();
     assert_eq!(again.get("/").status, 200);
-    wait_ended(&pids);
+    process::wait_ended(&pids);
     again.stop();
 }
 
@@ -182,7 +175,7 @@ fn a_primary_killed_during_startup_leaves_no_worker() {
         wait::until("the start", || server.log().lines().count() >= lines);
         let pids = server.worker_pids();
         server.kill_primary();
-        wait_ended(&pids);
-        wait_ended(&log::worker_pids(&server.log()));
+        process::wait_ended(&pids);
+        process::wait_ended(&log::worker_pids(&server.log()));
     }
 }

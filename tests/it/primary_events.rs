@@ -171,7 +171,7 @@ fn event_count(server: &Server, worker: u64) -> usize {
 #[track_caller]
 fn serving_ids(server: &Server) -> Vec<u64> {
     run_commands(server, &["workers"]);
-    let workers = command_result(server, "workers").expect("told");
+    let workers = command_result(server, "workers").expect("the answer");
     let serving = workers.split(' ').filter(|worker| worker.ends_with("/serving"));
     serving.filter_map(|worker| worker.split('/').next()?.parse().ok()).collect()
 }
@@ -278,11 +278,11 @@ fn a_hook_can_reload_scale_and_stop() {
     wait::until("a reload", || read_events(&server).contains(&"reloaded".to_string()));
     run_commands(&server, &["scale 1", "stop"]);
     assert_eq!(server.wait_exit().code(), Some(0));
-    let told = read_events(&server);
-    assert_eq!(told.iter().filter(|line| *line == "stopping").count(), 1);
-    let forks = told.iter().filter(|line| line.ends_with(" fork")).count();
-    let exits = told.iter().filter(|line| line.contains(" exit ")).count();
-    assert_eq!(forks, exits, "{told:?}");
+    let events = read_events(&server);
+    assert_eq!(events.iter().filter(|line| *line == "stopping").count(), 1);
+    let forks = events.iter().filter(|line| line.ends_with(" fork")).count();
+    let exits = events.iter().filter(|line| line.contains(" exit ")).count();
+    assert_eq!(forks, exits, "{events:?}");
 }
 
 #[test]

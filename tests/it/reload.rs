@@ -209,12 +209,12 @@ fn write_config(server: &Server, text: &str) {
 fn assert_reload_fails(server: &Server, why: &str) {
     let pids = server.worker_pids();
     let before = server.count_log(&["ERROR", "reload"]);
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(said.contains(why), "{why}: {said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(error.contains(why), "{why}: {error}");
     let text = server.log();
-    let told: Vec<_> = log::lines_with(&text, &["ERROR", "reload"]).collect();
-    assert_eq!(told.len(), before + 1, "{told:?}");
-    assert!(told[before].contains(why), "{why}: {}", told[before]);
+    let errors: Vec<_> = log::lines_with(&text, &["ERROR", "reload"]).collect();
+    assert_eq!(errors.len(), before + 1, "{errors:?}");
+    assert!(errors[before].contains(why), "{why}: {}", errors[before]);
     assert_eq!(server.wait_new_workers(2, &[]), pids);
     assert_eq!(server.status()["primary"]["generation"], 1);
     assert!(pids.contains(&server.get("/").pid()));

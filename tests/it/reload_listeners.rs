@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
+use crate::support::http::assert_served;
 use crate::support::load::Load;
 use crate::support::{Address, Client, Failure, Server, log, wait};
 
@@ -16,12 +17,6 @@ fn write_config(server: &Server, text: &str) {
 fn reload_with_config(server: &Server, text: &str) {
     write_config(server, text);
     server.run_verb(&["reload"]);
-}
-
-#[track_caller]
-fn assert_served(address: &Address) {
-    let status = Client::connect(address).and_then(|mut c| c.get("/")).expect("answer").status;
-    assert_eq!(status, 200, "{address:?}");
 }
 
 fn tcp_address(host: &str, port: u16) -> Address {
@@ -146,9 +141,9 @@ fn a_port_of_another_program_fails_the_reload_with_its_holder() {
     other.bind(&there.into()).expect("bind");
     other.listen(1).expect("listen");
     write_config(&server, &text(&format!("0.0.0.0:{port}")));
-    let said = server.verb_fails(&["reload"], 1);
+    let error = server.verb_fails(&["reload"], 1);
     let pid = std::process::id().to_string();
-    assert!(log::contains_word(&said, &pid) && said.contains("0.0.0.0"), "{said}");
+    assert!(log::contains_word(&error, &pid) && error.contains("0.0.0.0"), "{error}");
     assert_served(&tcp_address("127.0.0.1", port));
     server.stop();
 }
@@ -177,13 +172,13 @@ fn foreign_files_at_the_socket_path_fail_the_reload() {
     let path = server.dir().join("socket");
     std::fs::remove_file(&path).expect("remove");
     std::fs::write(&path, "data").expect("write");
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(said.contains("socket"), "{said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(error.contains("socket"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).expect("kept"), "data");
     std::fs::remove_file(&path).expect("remove");
     let other = UnixListener::bind(&path).expect("bind");
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(log::contains_word(&said, &std::process::id().to_string()), "{said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(log::contains_word(&error, &std::process::id().to_string()), "{error}");
     drop(other);
     // A stale socket is replaced.
     server.run_verb(&["reload"]);
@@ -271,8 +266,8 @@ fn a_host_name_binds_all_its_addresses_on_one_port() {
     // An unknown host name fails the reload without interrupting service.
     let server = server.allow_errors(&["reload"]);
     write_config(&server, "bind = ['no-such-name.invalid:0']\nworkers = 1\n");
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(said.contains("no-such-name.invalid"), "{said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(error.contains("no-such-name.invalid"), "{error}");
     addresses.iter().for_each(assert_served);
     server.stop();
     let ended = Server::builder().bind(["no-such-name.invalid:80"]).run();
@@ -286,8 +281,8 @@ fn a_reload_refuses_descriptors_that_were_not_passed() {
     let server = Server::builder().config(1, text).start().allow_errors(&["reload"]);
     for number in 3..30 {
         write_config(&server, &format!("bind = ['127.0.0.1:0', 'fd://{number}']\nworkers = 1\n"));
-        let said = server.verb_fails(&["reload"], 1);
-        assert!(said.contains(&number.to_string()), "{number}: {said}");
+        let error = server.verb_fails(&["reload"], 1);
+        assert!(error.contains(&number.to_string()), "{number}: {error}");
         assert_eq!(server.get("/").status, 200);
     }
     // The primary's own descriptors are intact: it still reloads, respawns and stops.
@@ -319,8 +314,8 @@ fn a_passed_descriptor_survives_reloads_and_an_upgrade() {
     assert_served(&address);
     reload_with_config(&server, "bind = ['127.0.0.1:0']\nworkers = 1\n");
     write_config(&server, both);
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(said.contains("fd://3"), "{said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(error.contains("fd://3"), "{error}");
     server.stop();
 }
 
@@ -341,7 +336,7 @@ fn datagram_and_non_listening_sockets_are_refused() {
 fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
     for policy in ["shared", "round-robin"] {
         let passed = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let ours = socket2::Socket::from(passed.try_clone().expect("copy"));
+        let listener = socket2::Socket::from(passed.try_clone().expect("copy"));
         let server = Server::builder()
             .dispatch(policy)
             .workers(1)
@@ -352,7 +347,7 @@ fn a_shut_down_listener_is_not_ready_and_does_not_spin() {
             .allow_errors(&["accept4", "reload"]);
         let mut kept = server.connect();
         assert_eq!(kept.get("/readyz").expect("answer").status, 200);
-        ours.shutdown(std::net::Shutdown::Both).expect("shutdown");
+        listener.shutdown(std::net::Shutdown::Both).expect("shutdown");
         let port = server.port().to_string();
         server.wait_log(&["ERROR", &port]);
         wait::until("not ready", || kept.get("/readyz").is_ok_and(|answer| answer.status == 503));

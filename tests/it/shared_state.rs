@@ -73,17 +73,14 @@ fn a_rate_limiter_is_exact_over_all_workers() {
     wait::until("all are busy", || shared_value(&server, "busy") == 8);
     let before = Instant::now();
     server.get("/go");
-    let begun = Instant::now();
-    wait::wait_for_duration(Duration::from_secs(2));
-    let least = begun.elapsed().as_secs_f64() * 2000.0;
+    // More than the burst, so that refilled tokens are among them.
+    wait::until("5000 tokens are taken", || shared_value(&server, "second_admitted") >= 5000);
     server.get("/stop");
     wait::until("no worker is busy", || shared_value(&server, "busy") == 0);
     let most = 1000.0 + before.elapsed().as_secs_f64() * 2000.0;
     let admitted = shared_value(&server, "second_admitted") as f64;
     eprintln!("{admitted} admitted; at most {most:.0}");
     assert!(admitted <= most, "{admitted} of {most}");
-    // Tokens beyond the burst are lost if no worker is scheduled for 0.5 s.
-    assert!(admitted >= 0.8 * least, "{admitted} of {least}");
     assert_eq!(shared_value(&server, "day_admitted"), 5000);
     assert!(shared_value(&server, "day_refused") > 0);
     server.stop();

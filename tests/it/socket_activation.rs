@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use nix::sys::signal::Signal;
 
 use crate::support::fault_load::assert_nothing_lost;
+use crate::support::http::assert_served;
 use crate::support::load::Load;
 use crate::support::service_manager::{ServiceManager, pass_sockets};
 use crate::support::{Address, Client, Server, log, process, wait};
@@ -17,12 +18,6 @@ const POLICIES: [&str; 5] = ["shared", "round-robin", "reuseport", "least-conn",
 fn tcp_listener(at: &str) -> (SocketAddr, (String, OwnedFd)) {
     let listener = TcpListener::bind(at).expect("bind");
     (listener.local_addr().expect("name"), ("web".to_string(), listener.into()))
-}
-
-#[track_caller]
-fn assert_served(address: &Address) {
-    let answer = Client::connect(address).and_then(|mut client| client.get("/"));
-    assert_eq!(answer.map(|answer| answer.status), Ok(200), "{address}");
 }
 
 /// Opens kept connections until `count` workers have answered.

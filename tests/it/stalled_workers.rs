@@ -25,10 +25,17 @@ impl Drop for BusyLoop {
     }
 }
 
+/// Asserts that every error of this log is about the worker with this tag.
+#[track_caller]
+fn assert_all_errors_contain(text: &str, tag: &str) {
+    let errors = log::lines_with(text, &["ERROR"]).count();
+    assert_eq!(log::lines_with(text, &["ERROR", tag]).count(), errors, "{text}");
+}
+
 #[test]
 fn a_blocking_handler_is_named_and_its_worker_killed() {
     for (path, query) in [("/fault/hang", ""), ("/fib/50", "?on=loop")] {
-        // All that is said of the death is about one worker: see below.
+        // All errors are about one worker, as checked below.
         let server = Server::with(2, &STALL_FLAGS).allow_errors(&["worker="]);
         let mut client = server.connect();
         let pid = client.get("/").expect("answer").pid();
@@ -40,9 +47,7 @@ fn a_blocking_handler_is_named_and_its_worker_killed() {
         server.wait_log(&["ERROR", &tag, "SIGABRT"]);
         server.wait_replaced(1);
         server.wait_new_workers(2, &[pid]);
-        let text = server.stop();
-        let all = log::lines_with(&text, &["ERROR"]).count();
-        assert_eq!(log::lines_with(&text, &["ERROR", &tag]).count(), all, "{text}");
+        assert_all_errors_contain(&server.stop(), &tag);
     }
 }
 
@@ -57,9 +62,7 @@ fn a_stopped_worker_is_killed_at_the_stall_timeout() {
     server.wait_log_count(&["ERROR", &tag], 2);
     server.wait_replaced(1);
     server.wait_new_workers(2, &[pid]);
-    let text = server.stop();
-    let all = log::lines_with(&text, &["ERROR"]).count();
-    assert_eq!(log::lines_with(&text, &["ERROR", &tag]).count(), all, "{text}");
+    assert_all_errors_contain(&server.stop(), &tag);
 }
 
 #[test]

@@ -22,8 +22,8 @@ fn a_closed_standard_output_is_not_an_error() {
         let (reader, writer) = std::io::pipe().expect("pipe");
         drop(reader);
         let ended = run_with_stdout(args, writer);
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!((ended.status.code(), said.as_ref()), (Some(0), ""), "{args:?}");
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), errors.as_ref()), (Some(0), ""), "{args:?}");
     }
 }
 
@@ -32,9 +32,9 @@ fn a_full_standard_output_is_an_error() {
     for args in PRINTING_COMMANDS {
         let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
         let ended = run_with_stdout(args, full);
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(71), "{args:?}: {said}");
-        assert!(said.contains("No space left"), "{args:?}: {said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
+        let errors = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(71), "{args:?}: {errors}");
+        assert!(errors.contains("No space left"), "{args:?}: {errors}");
+        assert_eq!(errors.lines().count(), 1, "{errors}");
     }
 }

@@ -8,16 +8,6 @@ use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
 use crate::support::{Client, Failure, Server, env_count, log, process, wait};
 
-/// Sends a GET request, and waits until it is in flight.
-#[track_caller]
-fn start_request(server: &Server, path: &str) -> Client {
-    let mut client = server.connect();
-    client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
-    // The scoreboard leaves out the query.
-    server.wait_in_flight(path.split('?').next().unwrap_or(path));
-    client
-}
-
 #[test]
 fn an_idle_server_stops_with_status_0() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -34,7 +24,7 @@ fn an_idle_server_stops_with_status_0() {
 #[test]
 fn a_request_in_flight_is_answered_during_a_stop() {
     let server = Server::start(2);
-    let mut client = start_request(&server, "/sleep/700");
+    let mut client = server.start_request("/sleep/700");
     server.signal(Signal::SIGTERM);
     let answer = client.read().expect("an answer");
     assert_eq!((answer.status, answer.text()), (200, "slept for 700 ms\n"));
@@ -114,7 +104,7 @@ fn new_connections_are_answered_until_they_are_refused() {
 #[test]
 fn a_second_stop_signal_stops_immediately() {
     let server = Server::start(2);
-    let mut client = start_request(&server, "/sleep/600000");
+    let mut client = server.start_request("/sleep/600000");
     server.signal(Signal::SIGTERM);
     server.wait_phase("stopping");
     // Two signals within 100 ms count as one.
@@ -129,7 +119,7 @@ fn a_second_stop_signal_stops_immediately() {
 #[test]
 fn simultaneous_stop_signals_count_once() {
     let server = Server::start(2);
-    let mut client = start_request(&server, "/sleep/700");
+    let mut client = server.start_request("/sleep/700");
     // Both signals are pending when the primary resumes.
     server.signal(Signal::SIGSTOP);
     server.signal(Signal::SIGTERM);
@@ -144,7 +134,7 @@ fn simultaneous_stop_signals_count_once() {
 #[test]
 fn sigquit_stops_immediately() {
     let server = Server::start(2);
-    let mut client = start_request(&server, "/sleep/600000");
+    let mut client = server.start_request("/sleep/600000");
     server.signal(Signal::SIGQUIT);
     let failure = client.read().expect_err("it was not finished");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
@@ -155,7 +145,7 @@ fn sigquit_stops_immediately() {
 #[test]
 fn the_graceful_timeout_cuts_and_names_requests_in_flight() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
-    let mut client = start_request(&server, "/sleep/600000");
+    let mut client = server.start_request("/sleep/600000");
     server.signal(Signal::SIGTERM);
     let failure = client.read().expect_err("it was cut");
     assert!(matches!(failure, Failure::Closed | Failure::Reset), "{failure:?}");
@@ -166,7 +156,7 @@ fn the_graceful_timeout_cuts_and_names_requests_in_flight() {
 #[test]
 fn a_frozen_worker_is_killed_at_the_graceful_timeout() {
     let server = Server::with(2, &["--graceful-timeout", "1s"]);
-    let _client = start_request(&server, "/fib/50?on=loop");
+    let _client = server.start_request("/fib/50?on=loop");
     server.signal(Signal::SIGTERM);
     let text = server.wait_clean_exit(0);
     // The reason, and the exit.
@@ -184,7 +174,7 @@ fn a_stopped_worker_does_not_block_the_stop() {
 #[test]
 fn a_long_poll_can_end_when_the_worker_drains() {
     let server = ProcessBuilder::program("waiting").workers(2).start();
-    let mut client = start_request(&server, "/poll");
+    let mut client = server.start_request("/poll");
     server.signal(Signal::SIGTERM);
     let answer = client.read().expect("an answer");
     assert_eq!((answer.text(), answer.closes()), ("goodbye", true));

@@ -11,8 +11,11 @@ use crate::support::{Server, log, process, wait};
 
 /// Returns the position of the first message that contains `piece`.
 #[track_caller]
-fn message_index(heard: &[String], piece: &str) -> usize {
-    heard.iter().position(|m| m.contains(piece)).unwrap_or_else(|| panic!("{piece:?}: {heard:?}"))
+fn message_index(messages: &[String], piece: &str) -> usize {
+    messages
+        .iter()
+        .position(|m| m.contains(piece))
+        .unwrap_or_else(|| panic!("{piece:?}: {messages:?}"))
 }
 
 #[test]
@@ -59,20 +62,27 @@ fn reloading_and_ready_are_sent_even_if_the_reload_fails() {
     server.signal(Signal::SIGHUP);
     server.wait_generation(2);
     manager.wait_message("READY=1");
-    let heard = manager.messages();
-    let (begun, ended) = (message_index(&heard, "RELOADING=1"), message_index(&heard, "READY=1"));
-    assert!(begun < ended, "{heard:?}");
-    let usec = heard[begun].lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    let messages = manager.messages();
+    let (begun, ended) =
+        (message_index(&messages, "RELOADING=1"), message_index(&messages, "READY=1"));
+    assert!(begun < ended, "{messages:?}");
+    let usec = messages[begun].lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
     assert!(usec.expect("the time").parse::<u64>().expect("a number") > 0);
-    assert!(heard[ended].contains("2 of 2 ") && heard[ended].contains("generation 2"), "{heard:?}");
+    assert!(
+        messages[ended].contains("2 of 2 ") && messages[ended].contains("generation 2"),
+        "{messages:?}"
+    );
 
     manager.clear_messages();
     fs::write(server.dir().join("prefork.toml"), "workers = 'many'\n").expect("write");
     server.signal(Signal::SIGHUP);
     let ready = manager.wait_message("READY=1");
     assert!(ready.contains("generation 2") && ready.contains("prefork.toml"), "{ready}");
-    let heard = manager.messages();
-    assert!(message_index(&heard, "RELOADING=1") < message_index(&heard, "READY=1"), "{heard:?}");
+    let messages = manager.messages();
+    assert!(
+        message_index(&messages, "RELOADING=1") < message_index(&messages, "READY=1"),
+        "{messages:?}"
+    );
     server.stop();
 }
 

@@ -62,15 +62,15 @@ impl FakeCheckout {
             .stdin(Stdio::null())
             .output()
             .expect("bash");
-        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
-        assert_eq!(ran.status.success(), said.ends_with("\nall passed\n"), "{said}");
-        (ran.status.success(), said)
+        let output = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert_eq!(ran.status.success(), output.ends_with("\nall passed\n"), "{output}");
+        (ran.status.success(), output)
     }
 
     #[track_caller]
     fn fails(&self, limit: u32, last: &str) {
-        let (passed, said) = self.run(limit);
-        assert!(!passed && said.contains(&format!("\nfailed: {last}")), "{said}");
+        let (passed, output) = self.run(limit);
+        assert!(!passed && output.contains(&format!("\nfailed: {last}")), "{output}");
     }
 }
 
@@ -78,11 +78,11 @@ impl FakeCheckout {
 fn all_passed_is_printed_only_if_every_step_passed() {
     let place = FakeCheckout::new();
     place.e2e("pid1", "echo 'skipped: pid1: needs root'");
-    let (passed, said) = place.run(600);
-    assert!(passed, "{said}");
-    assert!(said.contains("\nskipped: pid1: needs root\n"), "{said}");
+    let (passed, output) = place.run(600);
+    assert!(passed, "{output}");
+    assert!(output.contains("\nskipped: pid1: needs root\n"), "{output}");
     assert_eq!(
-        said.matches("test result: ok. 3 passed").count(),
+        output.matches("test result: ok. 3 passed").count(),
         2,
         "with the others, and at the end"
     );
@@ -93,8 +93,8 @@ fn failed_killed_and_silent_steps_fail_the_run() {
     for (script, why) in [
         ("echo ok it; exit 3", "(status 3)"),
         ("echo ok it; kill -9 $$", "(killed)"),
-        ("echo ok it; echo FAILED that", "(says FAILED, with status 0)"),
-        ("true", "(says neither ok nor skipped)"),
+        ("echo ok it; echo FAILED that", "(printed FAILED, with status 0)"),
+        ("true", "(printed neither ok nor skipped)"),
     ] {
         let place = FakeCheckout::new();
         place.e2e("another", script);

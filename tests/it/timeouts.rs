@@ -25,19 +25,12 @@ fn total_counter(server: &Server, counter: &str) -> u64 {
     server.cluster()["totals"][counter].as_u64().expect("a number")
 }
 
-fn active_requests(server: &Server) -> u64 {
-    let cluster = server.cluster();
-    let workers = cluster["workers"].as_array().expect("workers");
-    // Without the request to /cluster itself.
-    workers.iter().filter_map(|w| w["active"].as_u64()).sum::<u64>() - 1
-}
-
 #[test]
 fn a_client_that_never_reads_is_cut_at_the_send_timeout() {
     let server = Server::with(1, &["--send-timeout", "300ms"]);
     let _client = request_without_reading(&server);
     wait::until("the response is given up", || total_counter(&server, "cut") == 1);
-    wait::until("its request is over", || active_requests(&server) == 0);
+    wait::until("its request is over", || server.active_requests() == 0);
     server.stop();
 }
 
@@ -146,7 +139,7 @@ fn a_handler_over_request_timeout_is_503() {
     let mut client = server.connect();
     let answer = client.get("/sleep/3600000").expect("answer");
     assert_eq!(answer.status, 503);
-    wait::until("its request is over", || active_requests(&server) == 0);
+    wait::until("its request is over", || server.active_requests() == 0);
     assert_eq!(total_counter(&server, "timed_out"), 1);
     server.wait_log(&["request-timeout", "GET /sleep/3600000"]);
     assert_eq!(server.get("/sleep/1").status, 200);
@@ -184,7 +177,7 @@ fn timeouts_apply_to_the_threads_model() {
     let _client = request_without_reading(&server);
     assert_eq!(server.get("/sleep/3600000").status, 503);
     wait::until("the response is given up", || total_counter(&server, "cut") == 1);
-    wait::until("nothing is in progress", || active_requests(&server) == 0);
+    wait::until("nothing is in progress", || server.active_requests() == 0);
     server.stop();
 }
 

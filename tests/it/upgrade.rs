@@ -366,8 +366,8 @@ fn an_upgrade_to_an_invalid_binary_changes_nothing() {
         ("printf '#!/nonexistent/interpreter\\n' > new; chmod 755 new", "No such file"),
     ] {
         replace_binary(&server, script);
-        let said = assert_upgrade_fails(&server);
-        assert!(said.contains(why), "{script}: {said}");
+        let error = assert_upgrade_fails(&server);
+        assert!(error.contains(why), "{script}: {error}");
     }
     assert_upgrade_recovers(&server);
     server.stop();
@@ -384,8 +384,8 @@ fn an_upgrade_to_a_binary_that_exits_early_changes_nothing() {
         ("cp /bin/true new", "exit status: 0"),
     ] {
         replace_binary(&server, script);
-        let said = assert_upgrade_fails(&server);
-        assert!(said.contains(status), "{script}: {said}");
+        let error = assert_upgrade_fails(&server);
+        assert!(error.contains(status), "{script}: {error}");
     }
     assert_upgrade_recovers(&server);
     server.stop();
@@ -406,8 +406,8 @@ fn wait_hanging_binary(server: &Server) -> u32 {
 fn an_upgrade_to_a_hanging_binary_fails_at_the_boot_timeout() {
     let server = start_from_copy(&["--boot-timeout", "1s"]);
     replace_binary(&server, HANGING_BINARY);
-    let said = assert_upgrade_fails(&server);
-    assert!(said.contains("boot-timeout"), "{said}");
+    let error = assert_upgrade_fails(&server);
+    assert!(error.contains("boot-timeout"), "{error}");
     assert!(process::has_ended(wait_hanging_binary(&server)));
     assert_upgrade_recovers(&server);
     server.stop();
@@ -423,14 +423,14 @@ fn an_upgrade_with_a_broken_config_changes_nothing() {
         [("workers = 'many'\n", "many"), ("worker = 2\n", "worker"), ("bind = ['a:b:c']", "a:b:c")]
     {
         std::fs::write(&file, wrong).expect("write");
-        let said = assert_upgrade_fails(&server);
-        assert!(said.contains("exit status: 78") && said.contains(why), "{wrong}: {said}");
+        let error = assert_upgrade_fails(&server);
+        assert!(error.contains("exit status: 78") && error.contains(why), "{wrong}: {error}");
         let events = server.run_verb(&["events"]);
         assert!(log::lines_with(&events, &["upgrade", why]).count() > 0, "{events}");
     }
     std::fs::remove_file(&file).expect("remove");
-    let said = assert_upgrade_fails(&server);
-    assert!(said.contains("prefork.toml"), "{said}");
+    let error = assert_upgrade_fails(&server);
+    assert!(error.contains("prefork.toml"), "{error}");
     std::fs::write(server.dir().join("prefork.toml"), text).expect("write");
     server.run_verb(&["upgrade"]);
     server.wait_generation(2);
@@ -459,8 +459,8 @@ fn during_an_upgrade_check_reloads_are_refused_and_workers_replaced() {
     replace_binary(&server, HANGING_BINARY);
     server.signal(Signal::SIGUSR2);
     let candidate = wait_hanging_binary(&server);
-    let said = server.verb_fails(&["reload"], 1);
-    assert!(said.contains("upgrade"), "{said}");
+    let error = server.verb_fails(&["reload"], 1);
+    assert!(error.contains("upgrade"), "{error}");
     let pid = server.get("/").pid();
     process::send_signal(pid, Signal::SIGKILL);
     server.wait_replaced(1);
@@ -483,8 +483,8 @@ fn the_output_of_a_failing_binary_is_reported() {
             &format!("printf '%s\\n' '#!/bin/sh' \"{script}\" > new; chmod 755 new")
                 .replace("$$", "\\$\\$"),
         );
-        let said = assert_upgrade_fails(&server);
-        assert!(said.contains(why) && said.len() < 8192, "{script}: {said}");
+        let error = assert_upgrade_fails(&server);
+        assert!(error.contains(why) && error.len() < 8192, "{script}: {error}");
     }
     assert_upgrade_recovers(&server);
     server.stop();
@@ -500,8 +500,8 @@ fn an_upgrade_to_an_address_in_use_fails_with_the_reason() {
     let file = server.dir().join("prefork.toml");
     std::fs::write(&file, format!("bind = ['127.0.0.1:0', '{taken}']\nworkers = 2\n"))
         .expect("write");
-    let said = assert_upgrade_fails(&server);
-    assert!(said.contains(&taken.to_string()), "{said}");
+    let error = assert_upgrade_fails(&server);
+    assert!(error.contains(&taken.to_string()), "{error}");
     server.stop();
 }
 
@@ -529,8 +529,8 @@ fn a_new_image_that_fails_after_exec_reports_the_reason() {
              'exec {dir}/good \"$@\"' > new; chmod 755 new"
         ),
     );
-    let said = server.verb_fails(&["upgrade"], 1);
-    assert!(said.contains("prefork.toml"), "{said}");
+    let error = server.verb_fails(&["upgrade"], 1);
+    assert!(error.contains("prefork.toml"), "{error}");
     let mut server = server;
     assert_eq!(server.wait_exit().code(), Some(78));
 }

@@ -7,16 +7,16 @@ use crate::support::command::ProcessBuilder;
 use crate::support::{Server, log, process, wait};
 
 fn consumer_cluster(consumers: usize) -> ProcessBuilder {
-    let told = format!("consumers={consumers}");
-    ProcessBuilder::program("worker-kinds").workers(2).other_workers(consumers).args([told])
+    let argument = format!("consumers={consumers}");
+    ProcessBuilder::program("worker-kinds").workers(2).other_workers(consumers).args([argument])
 }
 
 /// Lets a consumer run a job, and returns its slot and pid.
 #[track_caller]
 fn run_job(server: &Server, number: u32) -> (u32, u32) {
-    let said = server.get(&format!("/job/{number}/sum")).text().to_string();
-    let words: Vec<&str> = said.split(' ').collect();
-    assert_eq!(words[..3], ["sum", "by", "consumer"], "{said}");
+    let body = server.get(&format!("/job/{number}/sum")).text().to_string();
+    let words: Vec<&str> = body.split(' ').collect();
+    assert_eq!(words[..3], ["sum", "by", "consumer"], "{body}");
     (words[3].parse().expect("slot"), words[4].parse().expect("pid"))
 }
 
@@ -24,8 +24,8 @@ fn run_job(server: &Server, number: u32) -> (u32, u32) {
 #[track_caller]
 fn wait_other_consumer(server: &Server, number: u32, before: u32) -> u32 {
     wait::until_some("another consumer", || {
-        let said = server.get(&format!("/job/{number}/sum")).text().to_string();
-        let pid = said.split(' ').nth(4)?.parse().ok()?;
+        let body = server.get(&format!("/job/{number}/sum")).text().to_string();
+        let pid = body.split(' ').nth(4)?.parse().ok()?;
         (pid != before).then_some(pid)
     })
 }
@@ -79,8 +79,8 @@ fn a_consumer_has_no_listening_socket() {
         let inside = process::descriptors(consumer);
         assert!(!inside.iter().any(|(_, target)| *target == listening), "{dispatch}: {inside:?}");
         for _ in 0..50 {
-            let said = server.get("/").text().to_string();
-            assert!(said.starts_with("web "), "{dispatch}: {said}");
+            let body = server.get("/").text().to_string();
+            assert!(body.starts_with("web "), "{dispatch}: {body}");
         }
         server.stop();
     }
@@ -121,18 +121,18 @@ fn a_worker_kind_is_scaled_by_its_name() {
     server.run_verb(&["scale", "consumer=0"]);
     wait::until("no consumer", || server.worker_pids().len() == 3);
     assert_eq!((serving_count(&server, "web"), serving_count(&server, "consumer")), (3, 0));
-    let said = server.get("/job/0/sum").text().to_string();
-    assert!(said.starts_with("Refused("), "{said}");
-    let why = server.verb_fails(&["scale", "nobody=1"], 1);
-    assert!(why.contains("\"nobody\""), "{why}");
+    let body = server.get("/job/0/sum").text().to_string();
+    assert!(body.starts_with("Refused("), "{body}");
+    let why = server.verb_fails(&["scale", "unknown=1"], 1);
+    assert!(why.contains("\"unknown\""), "{why}");
     server.stop();
 }
 
 #[test]
 fn fork_kind_with_adds_a_consumer_with_its_own_environment() {
     let server = consumer_cluster(1).start();
-    let said = server.get("/more").text().to_string();
-    assert!(said.starts_with("worker "), "{said}");
+    let body = server.get("/more").text().to_string();
+    assert!(body.starts_with("worker "), "{body}");
     wait::until("the second consumer", || {
         server.get("/job/1/sum").text().to_string().ends_with(" sweet")
     });
@@ -166,7 +166,7 @@ fn a_hanging_consumer_is_cut_at_the_graceful_timeout() {
 fn a_worker_kind_whose_function_returns_is_restarted() {
     let fragile = ProcessBuilder::program("worker-kinds").workers(1).other_workers(1);
     let server = fragile.args(["consumers=0", "fragile=1"]).start().allow_errors(&["kind=fragile"]);
-    assert_eq!(server.get("/end").text(), "told");
+    assert_eq!(server.get("/end").text(), "sent");
     server.wait_log(&["WARN", "kind=fragile"]);
     server.wait_replaced(1);
     server.stop();

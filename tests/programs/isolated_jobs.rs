@@ -30,8 +30,8 @@ pub(super) fn isolated_jobs(arguments: ProgramArguments) -> Result<ExitCode> {
             Ok(service_fn(move |request: Request<Incoming>| {
                 let worker = worker.clone();
                 async move {
-                    let said = run_job(&worker, request.uri().path()).await;
-                    let text = said.unwrap_or_else(|e| format!("{e:?}"));
+                    let answer = run_job(&worker, request.uri().path()).await;
+                    let text = answer.unwrap_or_else(|e| format!("{e:?}"));
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text))))
                 }
             }))
@@ -47,7 +47,7 @@ async fn run_job(worker: &Worker, path: &str) -> std::result::Result<String, Iso
         return Ok(std::process::id().to_string());
     }
     let limit = words.next().and_then(|ms| ms.parse().ok()).unwrap_or(20_000);
-    let name = if job == "nobody" { "nobody" } else { "danger" };
+    let name = if job == "unknown" { "unknown" } else { "danger" };
     worker.isolated_pool(name)?.run(job, Duration::from_millis(limit)).await
 }
 

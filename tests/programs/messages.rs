@@ -61,7 +61,7 @@ pub(super) fn messages(arguments: ProgramArguments) -> Result<ExitCode> {
         .on_message("sink", |_, _, _| {})
         .on_message("say", |_, from, message| {
             let text = message.decode::<String>().unwrap_or_else(|e| e.to_string());
-            log::info!("slot {} says {text}", from.slot);
+            log::info!("slot {} sent {text}", from.slot);
         })
         .on_message("panic", |_, _, _| panic_in_handler())
         .on_message("slow", |_, _, _| block_for(Duration::from_millis(150)))
@@ -74,8 +74,9 @@ pub(super) fn messages(arguments: ProgramArguments) -> Result<ExitCode> {
                 async move {
                     let path = request.uri().path().trim_start_matches('/').to_string();
                     let words: Vec<&str> = path.split('/').collect();
-                    let said = run_path(&worker, &words).await.unwrap_or_else(|e| format!("{e:?}"));
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
+                    let answer =
+                        run_path(&worker, &words).await.unwrap_or_else(|e| format!("{e:?}"));
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
                 }
             }))
         })
@@ -261,7 +262,7 @@ async fn run_connection_path(
         ["flood", slot] => {
             let (worker, slot) = (worker.clone(), Slot(number(slot) as u32));
             tokio::task::spawn_local(async move {
-                while worker.send_to(slot, "nobody", &1).await.is_ok()
+                while worker.send_to(slot, "unhandled", &1).await.is_ok()
                     && worker.send("sink", &1).await.is_ok()
                 {}
             });

@@ -23,7 +23,7 @@ const CONTROL_BYTES: &[u8] = b"\x1b[2J\x9b\xc2\x9b\r\nforged\xe2\x80\xae";
 
 /// Makes the worker that answers misbehave from then on.
 ///
-/// `/pages?SEED` and `/channels?SEED` write random bytes, `/garbage?SEED` bytes that are never a message. `/says` reports a
+/// `/pages?SEED` and `/channels?SEED` write random bytes, `/garbage?SEED` bytes that are never a message. `/logs` reports a
 /// failed boot with control bytes, `/panics` panics with them. `/` lets the primary echo 100 000 bytes.
 pub(super) fn misbehaving_workers(arguments: ProgramArguments) -> Result<ExitCode> {
     // The default hook would print the text of a panic raw.
@@ -49,7 +49,7 @@ pub(super) fn misbehaving_workers(arguments: ProgramArguments) -> Result<ExitCod
                         "/garbage" => repeat_forever(move || {
                             write_channels(|length| invalid_message(&mut seed_state, length));
                         }),
-                        "/says" => {
+                        "/logs" => {
                             repeat_forever(|| write_channels(|_| [&[0x02], CONTROL_BYTES].concat()))
                         }
                         "/panics" => panic!("{}", String::from_utf8_lossy(CONTROL_BYTES)),

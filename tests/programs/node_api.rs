@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(1);
 pub(super) fn node_api(arguments: ProgramArguments) -> Result<ExitCode> {
     Cluster::new(arguments.config)
         .reload_with(|| settings(Config::builder()))
-        .on_event(heard)
+        .on_event(record_event)
         .on_restart(|exit| {
             if exit.code == Some(2) {
                 RestartDecision::LeaveEmpty
@@ -57,7 +57,7 @@ fn settings(config: ConfigBuilder) -> Result<Config> {
 }
 
 #[rustfmt::skip]
-fn heard(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
+fn record_event(primary: &mut PrimaryHandle<'_>, event: &ClusterEvent) {
     match event {
         ClusterEvent::Fork { worker, .. } => tell(worker, "fork"),
         ClusterEvent::Online { worker, .. } => tell(worker, "online"),

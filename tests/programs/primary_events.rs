@@ -29,8 +29,8 @@ pub(super) fn primary_events(arguments: ProgramArguments) -> Result<ExitCode> {
         {
             let _ = fs::remove_file("commands");
             for command in commands.lines() {
-                let said = run_command(primary, command).unwrap_or_else(|e| e.to_string());
-                let _ = log.write_all(format!("did {command}: {said}\n").as_bytes());
+                let outcome = run_command(primary, command).unwrap_or_else(|e| e.to_string());
+                let _ = log.write_all(format!("did {command}: {outcome}\n").as_bytes());
             }
         }
         panic_or_block();

@@ -44,9 +44,9 @@ pub(super) fn primary_requests(arguments: ProgramArguments) -> Result<ExitCode> 
             Ok(service_fn(move |request: Request<Incoming>| {
                 let worker = worker.clone();
                 async move {
-                    let said = run_path(&worker, request.uri().path()).await;
-                    let said = said.unwrap_or_else(|e| format!("{e:?}"));
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
+                    let answer = run_path(&worker, request.uri().path()).await;
+                    let answer = answer.unwrap_or_else(|e| format!("{e:?}"));
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
                 }
             }))
         })

@@ -50,8 +50,9 @@ pub(super) fn worker_kinds(arguments: ProgramArguments) -> Result<ExitCode> {
                 let worker = worker.clone();
                 async move {
                     let path = request.uri().path().to_string();
-                    let said = run_path(&worker, &path).await.unwrap_or_else(|e| format!("{e:?}"));
-                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said))))
+                    let answer =
+                        run_path(&worker, &path).await.unwrap_or_else(|e| format!("{e:?}"));
+                    Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer))))
                 }
             }))
         })
@@ -79,10 +80,10 @@ async fn consume(worker: Worker) -> Result<()> {
             std::future::pending::<()>().await;
         }
         let taste = std::env::var("TASTE").unwrap_or_default();
-        let said =
+        let answer =
             format!("{what} by {} {} {} {taste}", worker.kind(), worker.slot(), worker.pid());
         if let Some(to) = job.reply_to() {
-            let _ = worker.reply(&to, &said);
+            let _ = worker.reply(&to, &answer);
         }
     }
 }
@@ -103,7 +104,7 @@ async fn run_path(worker: &Worker, path: &str) -> std::result::Result<String, Me
         }
         ["end"] => {
             let slot = worker.slot_of_kind("fragile", 0).unwrap_or(worker.slot());
-            worker.send_to(slot, "end", "now").await.map(|()| "told".to_string())
+            worker.send_to(slot, "end", "now").await.map(|()| "sent".to_string())
         }
         ["more"] => worker.request("more", "", JOB_TIMEOUT).await?.decode(),
         _ => Ok(format!("{} {}", worker.kind(), worker.pid())),

@@ -105,6 +105,13 @@ impl Response {
     }
 }
 
+/// Asserts that `GET /` is answered with status 200 at this address.
+#[track_caller]
+pub fn assert_served(address: &Address) {
+    let answer = Client::connect(address).and_then(|mut client| client.get("/"));
+    assert_eq!(answer.map(|answer| answer.status), Ok(200), "{address}");
+}
+
 impl Client {
     pub fn connect(to: &Address) -> Result<Client, Failure> {
         let (domain, addr) = match to {

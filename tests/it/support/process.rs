@@ -38,6 +38,12 @@ pub fn has_ended(pid: u32) -> bool {
     stat(pid).is_none_or(|stat| matches!(stat.state, 'Z' | 'X'))
 }
 
+/// Waits until all these processes have ended.
+#[track_caller]
+pub fn wait_ended(pids: &[u32]) {
+    wait::until(&format!("the end of {pids:?}"), || pids.iter().all(|pid| has_ended(*pid)));
+}
+
 /// Returns the children of a process with their states, ordered by pid.
 fn all_children(parent: u32) -> Vec<(u32, char)> {
     let entries = fs::read_dir("/proc").expect("/proc");

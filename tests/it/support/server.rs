@@ -155,6 +155,23 @@ impl Server {
         Client::connect(self.address())?.get(path)
     }
 
+    /// Sends a GET request on a new connection, and does not wait for the response.
+    #[track_caller]
+    pub fn send_get(&self, path: &str) -> Client {
+        let mut client = self.connect();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")).expect("send");
+        client
+    }
+
+    /// Sends a GET request on a new connection, and waits until a worker handles it.
+    #[track_caller]
+    pub fn start_request(&self, path: &str) -> Client {
+        let client = self.send_get(path);
+        // The scoreboard leaves out the query.
+        self.wait_in_flight(path.split('?').next().unwrap_or(path));
+        client
+    }
+
     /// Returns the scoreboard as `/cluster` shows it. Retries if a frozen worker accepted the request.
     #[track_caller]
     pub fn cluster(&self) -> serde_json::Value {
@@ -175,6 +192,14 @@ impl Server {
                 serving.filter_map(|r| r["request"].as_str()).any(|r| r.contains(piece))
             })
         });
+    }
+
+    /// Returns the number of requests in progress, except its own request for `/cluster`.
+    #[track_caller]
+    pub fn active_requests(&self) -> u64 {
+        let cluster = self.cluster();
+        let workers = cluster["workers"].as_array().expect("workers");
+        workers.iter().filter_map(|worker| worker["active"].as_u64()).sum::<u64>() - 1
     }
 
     /// Returns the standard error of all processes so far.
