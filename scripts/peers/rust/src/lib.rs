@@ -1,22 +1,22 @@
-//! What the peers have in common: the answers of the built-in application of `prefork serve`, and how they start.
+//! Common code of the compared Rust servers: the answers of the built-in application of `prefork serve`, and the start.
 
 use std::hint::black_box;
 use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Socket, Type};
 
-/// The slow way, on purpose.
+/// Computes a Fibonacci number recursively, as CPU load.
 pub fn fib(n: u64) -> u64 {
     if n < 2 { n } else { fib(black_box(n - 1)) + fib(black_box(n - 2)) }
 }
 
-/// The answer of `/`.
-pub fn who() -> String {
+/// Returns the answer to `GET /`.
+pub fn pid_answer() -> String {
     format!("Handled by PID {}\n", std::process::id())
 }
 
-/// What the command line says: how many threads.
-pub fn threads() -> usize {
+/// Returns the number of threads from the command line.
+pub fn thread_count() -> usize {
     let text = std::env::args().nth(1).unwrap_or_default();
     text.parse().ok().filter(|n| (1..=64).contains(n)).unwrap_or_else(|| {
         eprintln!("usage: {} 1..64", std::env::args().next().unwrap_or_default());
@@ -24,7 +24,7 @@ pub fn threads() -> usize {
     })
 }
 
-/// A listening socket; `shared`: others may have the same address.
+/// Opens a listening socket. If `shared`, other sockets may have the same address.
 pub fn listen(addr: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -35,13 +35,13 @@ pub fn listen(addr: SocketAddr, shared: bool) -> std::io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A port that is free.
-pub fn any() -> SocketAddr {
+/// Returns a loopback address with port 0.
+pub fn any_port() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
-/// Says where it listens, and ends the process when whoever started it closes its standard input.
-pub fn ready(addr: SocketAddr) {
+/// Prints the address, and ends the process when its standard input is closed.
+pub fn report_ready(addr: SocketAddr) {
     eprintln!("listening on http://{addr}");
     std::thread::spawn(|| {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());

@@ -4,18 +4,18 @@ use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 
 #[actix_web::main]
 async fn main() -> std::io::Result<()> {
-    let threads = peers::threads();
-    let socket = peers::listen(peers::any(), false)?;
+    let threads = peers::thread_count();
+    let socket = peers::listen(peers::any_port(), false)?;
     let addr = socket.local_addr()?;
-    let who: &'static str = peers::who().leak();
+    let answer: &'static str = peers::pid_answer().leak();
     let server = HttpServer::new(move || {
         App::new()
-            .route("/", web::get().to(move || async move { plain().body(who) }))
+            .route("/", web::get().to(move || async move { plain().body(answer) }))
             .route("/bytes/{n}", web::get().to(bytes))
             .route("/fib/{n}", web::get().to(fib))
     });
     let server = server.workers(threads).listen(socket)?.run();
-    peers::ready(addr);
+    peers::report_ready(addr);
     server.await
 }
 

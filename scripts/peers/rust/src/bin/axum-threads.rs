@@ -1,4 +1,4 @@
-//! axum as its documentation starts it: one listener, tokio's multi-thread runtime.
+//! axum, started as in its documentation: one listener, tokio's multi-thread runtime.
 
 use axum::Router;
 use axum::extract::{Path, RawQuery};
@@ -6,21 +6,21 @@ use axum::routing::get;
 use axum::serve::ListenerExt;
 
 fn main() -> std::io::Result<()> {
-    let threads = peers::threads();
+    let threads = peers::thread_count();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     runtime.block_on(async {
-        let socket = peers::listen(peers::any(), false)?;
+        let socket = peers::listen(peers::any_port(), false)?;
         let addr = socket.local_addr()?;
         let listener = tokio::net::TcpListener::from_std(socket)?;
         let listener = listener.tap_io(|stream| {
             let _ = stream.set_nodelay(true);
         });
-        let who: &'static str = peers::who().leak();
+        let answer: &'static str = peers::pid_answer().leak();
         let router = Router::new()
-            .route("/", get(move || async move { who }))
+            .route("/", get(move || async move { answer }))
             .route("/bytes/{n}", get(|Path(n): Path<usize>| async move { vec![b'x'; n.min(1 << 24)] }))
             .route("/fib/{n}", get(fib));
-        peers::ready(addr);
+        peers::report_ready(addr);
         axum::serve(listener, router).await
     })
 }

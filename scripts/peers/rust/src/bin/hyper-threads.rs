@@ -1,4 +1,4 @@
-//! hyper on a current-thread runtime per thread, each with a SO_REUSEPORT socket of its own.
+//! hyper on a current-thread runtime per thread, each with its own SO_REUSEPORT socket.
 
 use std::convert::Infallible;
 
@@ -11,14 +11,14 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 fn main() -> std::io::Result<()> {
-    let mut addr = peers::any();
+    let mut addr = peers::any_port();
     let mut threads = Vec::new();
-    for _ in 0..peers::threads() {
+    for _ in 0..peers::thread_count() {
         let socket = peers::listen(addr, true)?;
         addr = socket.local_addr()?;
         threads.push(std::thread::spawn(move || serve(socket)));
     }
-    peers::ready(addr);
+    peers::report_ready(addr);
     for thread in threads {
         let _ = thread.join();
     }
@@ -26,7 +26,7 @@ fn main() -> std::io::Result<()> {
 }
 
 fn serve(socket: std::net::TcpListener) -> std::io::Result<()> {
-    let who = Bytes::from(peers::who());
+    let pid_answer = Bytes::from(peers::pid_answer());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
@@ -34,18 +34,18 @@ fn serve(socket: std::net::TcpListener) -> std::io::Result<()> {
         loop {
             let Ok((stream, _)) = listener.accept().await else { continue };
             let _ = stream.set_nodelay(true);
-            let who = who.clone();
-            let service = service_fn(move |request| answer(request, who.clone()));
+            let pid_answer = pid_answer.clone();
+            let service = service_fn(move |request| answer(request, pid_answer.clone()));
             tokio::task::spawn_local(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     })
 }
 
-async fn answer(request: Request<Incoming>, who: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, pid_answer: Bytes) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path();
     let number = |prefix: &str| path.strip_prefix(prefix).and_then(|n| n.parse::<u64>().ok());
     let body = if path == "/" {
-        who
+        pid_answer
     } else if let Some(n) = number("/bytes/").filter(|n| *n <= 1 << 24) {
         vec![b'x'; n as usize].into()
     } else if let Some(n) = number("/fib/").filter(|n| *n <= 50) {
