@@ -1,11 +1,40 @@
-//! The `prefork` command.
+//! The `prefork` command: reads the arguments, runs one verb and exits with its status.
 
 mod app;
-mod cli;
+mod args;
+mod commands;
+mod logging;
+mod output;
 mod settings;
 
 use std::process::ExitCode;
 
+use args::Verb;
+use commands::{
+    bench, check, compare, control, demo, dispatch_program, health, man_pages, reference_pages,
+    serve,
+};
+
 fn main() -> ExitCode {
-    cli::main()
+    let verb = match args::parse_args(std::env::args_os()) {
+        Ok(verb) => verb,
+        Err(error) => return output::print_clap_error(&error),
+    };
+    let result = match verb {
+        Verb::Serve(flags) => serve::run_serve(flags),
+        Verb::Check { flags, json } => check::run_check(flags, json),
+        Verb::DispatchProgram(flags) => dispatch_program::run_dispatch_program(flags),
+        Verb::Control(call) => control::run_control(call),
+        Verb::Health(call) => health::run_health(call),
+        Verb::Bench(call) => bench::run_bench(*call),
+        Verb::Generate(call) => man_pages::run_generate(call),
+        Verb::Reference(call) => reference_pages::run_reference(&call),
+        Verb::Demo(call) => demo::run_demo(call),
+        Verb::Compare(call) => compare::run_compare(call),
+    };
+    result.unwrap_or_else(|error| {
+        tokio_prefork::report_failed_start(&error);
+        output::print_error(&error);
+        ExitCode::from(error.exit_status())
+    })
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::configured_value::{ConfiguredValue, ValueSource, ValueText, quote_for_error};
+use super::did_you_mean::nearest_name;
 use super::key::Key;
-use super::keys::KEYS;
-use super::nearest::nearest;
-use super::said::{Item, Said, Source, quote};
+use super::key_table::KEYS;
 use tokio_prefork::{Error, Result};
 
 /// The variable that names the configuration file.
@@ -23,25 +23,32 @@ impl Environment {
     }
 
     /// What is said about a key: by our own variable, else by an alias.
-    pub(super) fn said(&self, key: &Key) -> Result<Option<Said>> {
+    pub(super) fn value_of(&self, key: &Key) -> Result<Option<ConfiguredValue>> {
         let ours = key.env_var();
         if let Some(text) = self.0.get(&ours) {
             return Ok(Some(Environment::of_ours(key, text, ours)));
         }
         let found = key.aliases.iter().find_map(|a| self.0.get(a.var).map(|text| (a, text)));
         let Some((alias, text)) = found else { return Ok(None) };
-        let shown = quote(text);
+        let shown = quote_for_error(text);
         let text = (alias.convert)(text)
             .map_err(|why| Error::config(format!("{} = {shown} {why}", alias.var)))?;
-        Ok(Some(Said::single(Item { text, shown }, Source::Env(alias.var.to_string()))))
+        Ok(Some(ConfiguredValue::single(
+            ValueText { text, shown },
+            ValueSource::Env(alias.var.to_string()),
+        )))
     }
 
-    fn of_ours(key: &Key, text: &str, name: String) -> Said {
+    fn of_ours(key: &Key, text: &str, name: String) -> ConfiguredValue {
         if !key.is_list() {
-            return Said::single(Item::quoted(text), Source::Env(name));
+            return ConfiguredValue::single(ValueText::quoted(text), ValueSource::Env(name));
         }
         let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
-        Said { items: words.map(Item::quoted).collect(), list: true, source: Source::Env(name) }
+        ConfiguredValue {
+            items: words.map(ValueText::quoted).collect(),
+            is_list: true,
+            source: ValueSource::Env(name),
+        }
     }
 
     /// A line for each variable that looks like ours and is not. No errors: whoever starts us may
@@ -54,7 +61,7 @@ impl Environment {
             .map(|name| {
                 // Without the common prefix, which would make every short name near to every other.
                 let tails = known.iter().filter_map(|n| n.strip_prefix("PREFORK_"));
-                let hint = nearest(&name["PREFORK_".len()..], tails)
+                let hint = nearest_name(&name["PREFORK_".len()..], tails)
                     .map(|tail| format!(" (did you mean PREFORK_{tail}?)"))
                     .unwrap_or_default();
                 format!("environment variable {name} is unknown and ignored{hint}")

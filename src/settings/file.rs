@@ -14,10 +14,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::configured_value::{ConfiguredValue, ValueSource, ValueText, quote_for_error};
+use super::did_you_mean::nearest_name;
 use super::key::Key;
-use super::keys::{self, KEYS};
-use super::nearest::nearest;
-use super::said::{Item, Said, Source, quote};
+use super::key_table::{self, KEYS};
 use tokio_prefork::{Error, Result};
 
 /// No configuration is that large; a wrong path (a log, a device) may well be.
@@ -67,7 +67,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Takes the text apart. Only syntax and the names of keys are checked.
-pub(super) fn parse(path: &Path, text: &str) -> Result<BTreeMap<&'static str, Said>> {
+pub(super) fn parse(path: &Path, text: &str) -> Result<BTreeMap<&'static str, ConfiguredValue>> {
     let table = DeTable::parse(text).map_err(|error| {
         let line = line_of(text, error.span().map_or(0, |span| span.start));
         let message: Vec<&str> = error.message().lines().map(str::trim).collect();
@@ -79,7 +79,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<BTreeMap<&'static str, Sa
     let mut all = BTreeMap::new();
     for (name, value) in entries {
         let line = line_of(text, name.span().start);
-        let at = Source::File { path: path.to_path_buf(), line };
+        let at = ValueSource::File { path: path.to_path_buf(), line };
         let key = known_key(name.get_ref(), value.get_ref())
             .map_err(|why| Error::config(format!("{at}: {why}")))?;
         all.insert(key.name, said(text, &value, at));
@@ -96,39 +96,39 @@ fn known_key(name: &str, value: &DeValue<'_>) -> Result<&'static Key, String> {
     if holds_tables {
         return Err(format!(
             "unknown key {}: it is a table, but keys are flat: write KEY = VALUE lines only",
-            quote(name)
+            quote_for_error(name)
         ));
     }
-    keys::find(name).ok_or_else(|| {
-        let hint = nearest(name, KEYS.iter().map(|key| key.name))
+    key_table::find(name).ok_or_else(|| {
+        let hint = nearest_name(name, KEYS.iter().map(|key| key.name))
             .map(|meant| format!(" (did you mean {meant:?}?)"))
             .unwrap_or_default();
-        format!("unknown key {}{hint}", quote(name))
+        format!("unknown key {}{hint}", quote_for_error(name))
     })
 }
 
-fn said(text: &str, value: &Spanned<DeValue<'_>>, source: Source) -> Said {
+fn said(text: &str, value: &Spanned<DeValue<'_>>, source: ValueSource) -> ConfiguredValue {
     match value.get_ref() {
         DeValue::Array(items) => {
             let items = items.iter().map(|value| item(text, value)).collect();
-            Said { items, list: true, source }
+            ConfiguredValue { items, is_list: true, source }
         }
-        _ => Said::single(item(text, value), source),
+        _ => ConfiguredValue::single(item(text, value), source),
     }
 }
 
-fn item(text: &str, value: &Spanned<DeValue<'_>>) -> Item {
+fn item(text: &str, value: &Spanned<DeValue<'_>>) -> ValueText {
     let written = || text.get(value.span()).unwrap_or_default().to_string();
     match value.get_ref() {
-        DeValue::String(string) => Item::quoted(string),
+        DeValue::String(string) => ValueText::quoted(string),
         DeValue::Integer(integer) => {
             // Decimal whatever the base, and without the underscores.
             let number = i128::from_str_radix(integer.as_str(), integer.radix());
             let text = number.map_or_else(|_| integer.as_str().to_string(), |n| n.to_string());
-            Item { text, shown: written() }
+            ValueText { text, shown: written() }
         }
-        DeValue::Float(float) => Item { text: float.as_str().to_string(), shown: written() },
-        _ => Item { text: written(), shown: written() },
+        DeValue::Float(float) => ValueText { text: float.as_str().to_string(), shown: written() },
+        _ => ValueText { text: written(), shown: written() },
     }
 }
 

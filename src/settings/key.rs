@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::draft::Draft;
+use super::configured_value::{ConfiguredValue, ValueError};
 use super::log_filter;
-use super::said::{Problem, Said};
-use super::value;
+use super::unchecked_settings::UncheckedSettings;
+use super::value_syntax;
 use tokio_prefork::{ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers};
 use tokio_prefork::{ListenAddr, UnixAddr};
 
@@ -19,63 +19,63 @@ pub(crate) struct Key {
     /// The heading under which the help has it.
     pub group: &'static str,
     /// Where the value goes, and with that its type.
-    pub field: Field,
+    pub field: SettingField,
     /// Variables of other people's conventions, honoured below our own.
-    pub aliases: &'static [Alias],
+    pub aliases: &'static [EnvAlias],
     /// One line without the default, which is printed after it.
     pub help: &'static str,
 }
 
 /// A variable that others set (a platform, a habit), and how its text becomes ours.
-pub(crate) struct Alias {
+pub(crate) struct EnvAlias {
     /// The name of the variable.
     pub var: &'static str,
     /// From its text to the key's; the error says what is wrong with it.
     pub convert: fn(&str) -> Result<String, String>,
 }
 
-/// The place of a value in the draft; its type decides how it is read and printed.
-pub(crate) enum Field {
+/// The field of a value in the unchecked; its type decides how it is read and printed.
+pub(crate) enum SettingField {
     /// One or more addresses.
-    Addresses(fn(&mut Draft) -> &mut Vec<ListenAddr>),
+    Addresses(fn(&mut UncheckedSettings) -> &mut Vec<ListenAddr>),
     /// `auto` or a count.
-    Workers(fn(&mut Draft) -> &mut Workers),
+    Workers(fn(&mut UncheckedSettings) -> &mut Workers),
     /// A policy's name.
-    Dispatch(fn(&mut Draft) -> &mut Dispatch),
+    Dispatch(fn(&mut UncheckedSettings) -> &mut Dispatch),
     /// A concurrency model's name.
-    Model(fn(&mut Draft) -> &mut Model),
+    Model(fn(&mut UncheckedSettings) -> &mut Model),
     /// A whole number.
-    Count(fn(&mut Draft) -> &mut u32),
+    Count(fn(&mut UncheckedSettings) -> &mut u32),
     /// A duration.
-    Duration(fn(&mut Draft) -> &mut Duration),
+    Duration(fn(&mut UncheckedSettings) -> &mut Duration),
     /// A duration, or `off`.
-    OptionalDuration(fn(&mut Draft) -> &mut Option<Duration>),
+    OptionalDuration(fn(&mut UncheckedSettings) -> &mut Option<Duration>),
     /// A number of bytes per second, or `off`.
-    OptionalRate(fn(&mut Draft) -> &mut Option<u64>),
+    OptionalRate(fn(&mut UncheckedSettings) -> &mut Option<u64>),
     /// What becomes of clients that close their sending side.
-    HalfClose(fn(&mut Draft) -> &mut HalfClose),
+    HalfClose(fn(&mut UncheckedSettings) -> &mut HalfClose),
     /// A number of bytes that is held in memory.
-    Size(fn(&mut Draft) -> &mut usize),
+    Size(fn(&mut UncheckedSettings) -> &mut usize),
     /// A number of bytes that goes by.
-    Length(fn(&mut Draft) -> &mut u64),
+    Length(fn(&mut UncheckedSettings) -> &mut u64),
     /// True or false.
-    Switch(fn(&mut Draft) -> &mut bool),
+    Switch(fn(&mut UncheckedSettings) -> &mut bool),
     /// A directory that exists.
-    Directory(fn(&mut Draft) -> &mut Option<PathBuf>),
+    Directory(fn(&mut UncheckedSettings) -> &mut Option<PathBuf>),
     /// A file that may be made.
-    File(fn(&mut Draft) -> &mut Option<PathBuf>),
+    File(fn(&mut UncheckedSettings) -> &mut Option<PathBuf>),
     /// A user or a group: its name or number.
-    Name(fn(&mut Draft) -> &mut Option<String>),
+    Name(fn(&mut UncheckedSettings) -> &mut Option<String>),
     /// The value of a field of HTTP.
-    HeaderValue(fn(&mut Draft) -> &mut Option<String>),
+    HeaderValue(fn(&mut UncheckedSettings) -> &mut Option<String>),
     /// Permissions of a file, in octal.
-    Mode(fn(&mut Draft) -> &mut Option<u32>),
+    Mode(fn(&mut UncheckedSettings) -> &mut Option<u32>),
     /// A path, `auto` or `off`.
-    Control(fn(&mut Draft) -> &mut ControlSocket),
+    Control(fn(&mut UncheckedSettings) -> &mut ControlSocket),
     /// `auto`, `on` or `off`.
-    FdStore(fn(&mut Draft) -> &mut FdStore),
+    FdStore(fn(&mut UncheckedSettings) -> &mut FdStore),
     /// An `env_logger` filter.
-    Filter(fn(&mut Draft) -> &mut String),
+    Filter(fn(&mut UncheckedSettings) -> &mut String),
 }
 
 impl Key {
@@ -86,113 +86,145 @@ impl Key {
 
     /// Whether it takes several values.
     pub(crate) fn is_list(&self) -> bool {
-        matches!(self.field, Field::Addresses(_))
+        matches!(self.field, SettingField::Addresses(_))
     }
 
     /// Whether its flag stands for `true` when it has no value.
     pub(crate) fn is_switch(&self) -> bool {
-        matches!(self.field, Field::Switch(_))
+        matches!(self.field, SettingField::Switch(_))
     }
 
     /// What the help calls the value.
     pub(crate) fn value_name(&self) -> &'static str {
         match self.field {
-            Field::Addresses(_) => "ADDRESS",
-            Field::Workers(_) | Field::Count(_) => "N",
-            Field::Dispatch(_) => "POLICY",
-            Field::Model(_) => "MODEL",
-            Field::Duration(_) | Field::OptionalDuration(_) => "DURATION",
-            Field::OptionalRate(_) => "SIZE",
-            Field::HalfClose(_) => "HOW",
-            Field::Size(_) | Field::Length(_) => "SIZE",
-            Field::Switch(_) => "BOOL",
-            Field::Directory(_) => "DIR",
-            Field::File(_) => "FILE",
-            Field::Name(_) => "NAME",
-            Field::HeaderValue(_) => "VALUE",
-            Field::Mode(_) => "MODE",
-            Field::Control(_) => "PATH",
-            Field::FdStore(_) => "WHEN",
-            Field::Filter(_) => "FILTER",
+            SettingField::Addresses(_) => "ADDRESS",
+            SettingField::Workers(_) | SettingField::Count(_) => "N",
+            SettingField::Dispatch(_) => "POLICY",
+            SettingField::Model(_) => "MODEL",
+            SettingField::Duration(_) | SettingField::OptionalDuration(_) => "DURATION",
+            SettingField::OptionalRate(_) => "SIZE",
+            SettingField::HalfClose(_) => "HOW",
+            SettingField::Size(_) | SettingField::Length(_) => "SIZE",
+            SettingField::Switch(_) => "BOOL",
+            SettingField::Directory(_) => "DIR",
+            SettingField::File(_) => "FILE",
+            SettingField::Name(_) => "NAME",
+            SettingField::HeaderValue(_) => "VALUE",
+            SettingField::Mode(_) => "MODE",
+            SettingField::Control(_) => "PATH",
+            SettingField::FdStore(_) => "WHEN",
+            SettingField::Filter(_) => "FILTER",
         }
     }
 
-    /// Reads what was said into the draft. Bounds are checked later, over the whole draft.
-    pub(crate) fn apply(&self, draft: &mut Draft, said: &Said) -> Result<(), Problem> {
+    /// Reads what was said into the unchecked. Bounds are checked later, over the whole unchecked.
+    pub(crate) fn set(
+        &self,
+        unchecked: &mut UncheckedSettings,
+        configured: &ConfiguredValue,
+    ) -> Result<(), ValueError> {
         match self.field {
-            Field::Addresses(place) => *place(draft) = said.each(value::address)?,
-            Field::Workers(place) => *place(draft) = said.one(value::workers)?,
-            Field::Dispatch(place) => *place(draft) = said.one(str::parse)?,
-            Field::Model(place) => *place(draft) = said.one(str::parse)?,
-            Field::Count(place) => *place(draft) = said.one(value::count)?,
-            Field::Duration(place) => *place(draft) = said.one(value::duration)?,
-            Field::OptionalDuration(place) => *place(draft) = said.one(value::optional_duration)?,
-            Field::OptionalRate(place) => *place(draft) = said.one(value::optional_rate)?,
-            Field::HalfClose(place) => *place(draft) = said.one(str::parse)?,
-            Field::Size(place) => {
-                *place(draft) = usize::try_from(said.one(value::size)?).unwrap_or(usize::MAX);
+            SettingField::Addresses(field) => {
+                *field(unchecked) = configured.parse_each(value_syntax::parse_address)?
             }
-            Field::Length(place) => *place(draft) = said.one(value::size)?,
-            Field::Switch(place) => {
-                *place(draft) = match said.is_from_file() {
-                    true => said.one(value::toml_switch)?,
-                    false => said.one(value::switch)?,
+            SettingField::Workers(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_workers)?
+            }
+            SettingField::Dispatch(field) => {
+                *field(unchecked) = configured.parse_one(str::parse)?
+            }
+            SettingField::Model(field) => *field(unchecked) = configured.parse_one(str::parse)?,
+            SettingField::Count(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_count)?
+            }
+            SettingField::Duration(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_duration)?
+            }
+            SettingField::OptionalDuration(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_optional_duration)?
+            }
+            SettingField::OptionalRate(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_optional_rate)?
+            }
+            SettingField::HalfClose(field) => {
+                *field(unchecked) = configured.parse_one(str::parse)?
+            }
+            SettingField::Size(field) => {
+                *field(unchecked) =
+                    usize::try_from(configured.parse_one(value_syntax::parse_size)?)
+                        .unwrap_or(usize::MAX);
+            }
+            SettingField::Length(field) => {
+                *field(unchecked) = configured.parse_one(value_syntax::parse_size)?
+            }
+            SettingField::Switch(field) => {
+                *field(unchecked) = match configured.is_from_file() {
+                    true => configured.parse_one(value_syntax::parse_toml_switch)?,
+                    false => configured.parse_one(value_syntax::parse_switch)?,
                 };
             }
-            Field::Directory(place) => *place(draft) = Some(said.one(value::directory)?),
-            Field::File(place) => *place(draft) = Some(said.one(value::file)?),
-            Field::Name(place) => *place(draft) = Some(said.one(value::name)?),
-            Field::HeaderValue(place) => *place(draft) = Some(said.one(value::header_value)?),
-            Field::Mode(place) => {
-                *place(draft) = Some(said.as_written().one(UnixAddr::parse_mode)?)
+            SettingField::Directory(field) => {
+                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_directory)?)
             }
-            Field::Control(place) => *place(draft) = said.one(str::parse)?,
-            Field::FdStore(place) => *place(draft) = said.one(str::parse)?,
-            Field::Filter(place) => *place(draft) = said.one(log_filter::read)?,
+            SettingField::File(field) => {
+                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_file)?)
+            }
+            SettingField::Name(field) => {
+                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_name)?)
+            }
+            SettingField::HeaderValue(field) => {
+                *field(unchecked) = Some(configured.parse_one(value_syntax::parse_header_value)?)
+            }
+            SettingField::Mode(field) => {
+                *field(unchecked) = Some(configured.as_written().parse_one(UnixAddr::parse_mode)?)
+            }
+            SettingField::Control(field) => *field(unchecked) = configured.parse_one(str::parse)?,
+            SettingField::FdStore(field) => *field(unchecked) = configured.parse_one(str::parse)?,
+            SettingField::Filter(field) => {
+                *field(unchecked) = configured.parse_one(log_filter::read)?
+            }
         }
         Ok(())
     }
 
-    /// The draft's value in the form in which it can be given; empty if there is none.
+    /// The unchecked's value in the form in which it can be given; empty if there is none.
     ///
-    /// The draft is only read, but the one accessor of a [`Field`] is for both ways.
-    pub(crate) fn show(&self, draft: &mut Draft) -> String {
+    /// The unchecked is only read, but the one accessor of a [`SettingField`] is for both ways.
+    pub(crate) fn format_value(&self, unchecked: &mut UncheckedSettings) -> String {
         match self.field {
-            Field::Addresses(place) => {
-                place(draft).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            SettingField::Addresses(field) => {
+                field(unchecked).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             }
-            Field::Workers(place) => value::show_workers(*place(draft)),
-            Field::Dispatch(place) => place(draft).to_string(),
-            Field::Model(place) => place(draft).to_string(),
-            Field::Count(place) => place(draft).to_string(),
-            Field::Duration(place) => value::show_duration(*place(draft)),
-            Field::OptionalDuration(place) => {
-                place(draft).map_or_else(|| value::OFF.to_string(), value::show_duration)
+            SettingField::Workers(field) => value_syntax::format_workers(*field(unchecked)),
+            SettingField::Dispatch(field) => field(unchecked).to_string(),
+            SettingField::Model(field) => field(unchecked).to_string(),
+            SettingField::Count(field) => field(unchecked).to_string(),
+            SettingField::Duration(field) => value_syntax::format_duration(*field(unchecked)),
+            SettingField::OptionalDuration(field) => field(unchecked)
+                .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_duration),
+            SettingField::OptionalRate(field) => field(unchecked)
+                .map_or_else(|| value_syntax::OFF.to_string(), value_syntax::format_size),
+            SettingField::HalfClose(field) => field(unchecked).to_string(),
+            SettingField::Size(field) => value_syntax::format_size(*field(unchecked) as u64),
+            SettingField::Length(field) => value_syntax::format_size(*field(unchecked)),
+            SettingField::Switch(field) => field(unchecked).to_string(),
+            SettingField::Directory(field) | SettingField::File(field) => {
+                field(unchecked).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
             }
-            Field::OptionalRate(place) => {
-                place(draft).map_or_else(|| value::OFF.to_string(), value::show_size)
+            SettingField::Mode(field) => {
+                field(unchecked).map(|mode| format!("{mode:04o}")).unwrap_or_default()
             }
-            Field::HalfClose(place) => place(draft).to_string(),
-            Field::Size(place) => value::show_size(*place(draft) as u64),
-            Field::Length(place) => value::show_size(*place(draft)),
-            Field::Switch(place) => place(draft).to_string(),
-            Field::Directory(place) | Field::File(place) => {
-                place(draft).as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+            SettingField::Name(field) | SettingField::HeaderValue(field) => {
+                field(unchecked).clone().unwrap_or_default()
             }
-            Field::Mode(place) => {
-                place(draft).map(|mode| format!("{mode:04o}")).unwrap_or_default()
-            }
-            Field::Name(place) | Field::HeaderValue(place) => {
-                place(draft).clone().unwrap_or_default()
-            }
-            Field::Control(place) => place(draft).to_string(),
-            Field::FdStore(place) => place(draft).to_string(),
-            Field::Filter(place) => place(draft).clone(),
+            SettingField::Control(field) => field(unchecked).to_string(),
+            SettingField::FdStore(field) => field(unchecked).to_string(),
+            SettingField::Filter(field) => field(unchecked).clone(),
         }
     }
 
     /// The default in the form in which it can be given; empty if there is none.
     pub(crate) fn default_text(&self) -> String {
-        self.show(&mut Draft::default())
+        self.format_value(&mut UncheckedSettings::default())
     }
 }

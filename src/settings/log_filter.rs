@@ -1,7 +1,7 @@
 //! The value of `log`: what `env_logger` would warn about, or take for the name of a module, is an error here.
 
-use super::nearest::nearest;
-use super::said::quote;
+use super::configured_value::quote_for_error;
+use super::did_you_mean::nearest_name;
 
 /// From silent to everything.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -43,7 +43,7 @@ pub(super) fn read(text: &str) -> Result<String, String> {
     match directives.first() {
         Some(first) if !directives.iter().any(selects) => Err(format!(
             "would log nothing: {} is not a level; give {}, or NAME=LEVEL for a module",
-            quote(first),
+            quote_for_error(first),
             list()
         )),
         _ => Ok(text.to_string()),
@@ -51,7 +51,7 @@ pub(super) fn read(text: &str) -> Result<String, String> {
 }
 
 fn check(directive: &str) -> Result<(), String> {
-    let shown = quote(directive);
+    let shown = quote_for_error(directive);
     match directive.split_once('=') {
         Some(("", _)) => {
             Err(format!("is not a log filter: in {shown} give the name of a module before the ="))
@@ -88,7 +88,7 @@ fn meant(word: &str) -> Option<&'static str> {
     };
     synonym
         .or_else(|| LEVELS.iter().find(begins).copied())
-        .or_else(|| nearest(&word, LEVELS.iter().copied()))
+        .or_else(|| nearest_name(&word, LEVELS.iter().copied()))
 }
 
 fn is_level(word: &str) -> bool {

@@ -1,53 +1,53 @@
-//! What was *said*: flags over environment over file over defaults, each value with its source.
+//! What was *configured*: flags over environment over file over defaults, each value with its source.
 
-mod draft;
+mod configured_value;
+mod did_you_mean;
 mod environment;
 mod file;
 pub(crate) mod key;
-pub(crate) mod keys;
+pub(crate) mod key_table;
 mod log_filter;
-mod nearest;
-mod said;
-pub(crate) mod value;
+mod unchecked_settings;
+pub(crate) mod value_syntax;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use draft::Draft;
+use configured_value::{ConfiguredValue, ValueText};
 use environment::{CONFIG_VAR, Environment};
 use key::Key;
-use keys::KEYS;
-use said::{Item, Said};
+use key_table::KEYS;
 use tokio_prefork::{Config, Error, Result};
+use unchecked_settings::UncheckedSettings;
 
-pub(crate) use draft::AppSettings;
-pub(crate) use said::Source;
+pub(crate) use configured_value::ValueSource;
+pub(crate) use unchecked_settings::AppSettings;
 
 /// The flags of the command line, in text.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RawFlags {
+pub(crate) struct FlagValues {
     /// `--config`.
     pub config: Option<PathBuf>,
     /// By the name of the key; several values where the flag was repeated.
     pub values: BTreeMap<&'static str, Vec<String>>,
 }
 
-impl RawFlags {
-    fn said(&self, key: &Key) -> Option<Said> {
-        let items = self.values.get(key.name)?.iter().map(|text| Item::quoted(text)).collect();
-        Some(Said { items, list: key.is_list(), source: Source::Flag(key.name) })
+impl FlagValues {
+    fn value_of(&self, key: &Key) -> Option<ConfiguredValue> {
+        let items = self.values.get(key.name)?.iter().map(|text| ValueText::quoted(text)).collect();
+        Some(ConfiguredValue { items, is_list: key.is_list(), source: ValueSource::Flag(key.name) })
     }
 }
 
-/// One line of `prefork check`: a key, its value in the end, and who said so.
+/// One line of `prefork check`: a key, its value in the end, and who configured so.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Origin {
+pub(crate) struct EffectiveValue {
     /// The name of the key.
     pub key: &'static str,
     /// The value as it could be given; empty if there is none.
     pub value: String,
-    /// Who said it.
-    pub source: Source,
+    /// Who configured it.
+    pub source: ValueSource,
 }
 
 /// Everything the binary was told, checked.
@@ -60,25 +60,25 @@ pub(crate) struct Settings {
     /// The filter of the logger.
     pub log: String,
     /// Every key in the order of the table.
-    pub origins: Vec<Origin>,
+    pub effective_values: Vec<EffectiveValue>,
     /// What is odd, but no reason to refuse.
     pub warnings: Vec<String>,
 }
 
 /// What the process was started with, kept so that a reload can resolve it again.
 #[derive(Debug, Clone)]
-pub(crate) struct Inputs {
-    flags: RawFlags,
+pub(crate) struct ConfigSources {
+    flags: FlagValues,
     env: Vec<(String, String)>,
 }
 
-impl Inputs {
+impl ConfigSources {
     /// The given flags and this process's environment.
-    pub(crate) fn of_process(flags: RawFlags) -> Inputs {
+    pub(crate) fn of_this_process(flags: FlagValues) -> ConfigSources {
         // What is not UTF-8 is no value of ours; replacement characters make it fail its check.
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
-        Inputs { flags, env }
+        ConfigSources { flags, env }
     }
 
     /// Reads the configuration file, if one is named, and resolves.
@@ -89,15 +89,15 @@ impl Inputs {
             Some(path) => Some((path.clone(), file::read(&path)?)),
             None => None,
         };
-        resolve(&self.flags, self.env.iter().cloned(), file)
+        resolve_settings(&self.flags, self.env.iter().cloned(), file)
     }
 }
 
 /// Flags over environment over file over defaults. Touches nothing but named directories.
 ///
 /// Only the value that wins is read: what is overridden may be wrong.
-pub(crate) fn resolve(
-    flags: &RawFlags,
+pub(crate) fn resolve_settings(
+    flags: &FlagValues,
     env: impl Iterator<Item = (String, String)>,
     file: Option<(PathBuf, String)>,
 ) -> Result<Settings> {
@@ -106,38 +106,44 @@ pub(crate) fn resolve(
         Some((path, text)) => file::parse(path, text)?,
         None => BTreeMap::new(),
     };
-    let mut draft = Draft::default();
-    let mut heard: BTreeMap<&'static str, Said> = BTreeMap::new();
+    let mut unchecked = UncheckedSettings::default();
+    let mut configured_values: BTreeMap<&'static str, ConfiguredValue> = BTreeMap::new();
     for key in KEYS {
-        let said = match flags.said(key) {
-            Some(said) => Some(said),
-            None => env.said(key)?.or_else(|| in_file.remove(key.name)),
+        let configured = match flags.value_of(key) {
+            Some(configured) => Some(configured),
+            None => env.value_of(key)?.or_else(|| in_file.remove(key.name)),
         };
-        if let Some(said) = said {
-            key.apply(&mut draft, &said).map_err(|problem| said.error(key, &problem))?;
-            heard.insert(key.name, said);
+        if let Some(configured) = configured {
+            key.set(&mut unchecked, &configured)
+                .map_err(|problem| configured.to_error(key, &problem))?;
+            configured_values.insert(key.name, configured);
         }
     }
-    let origins = KEYS.iter().map(|key| Origin {
+    let effective_values = KEYS.iter().map(|key| EffectiveValue {
         key: key.name,
-        value: key.show(&mut draft),
-        source: heard.get(key.name).map_or(Source::Default, |said| said.source.clone()),
+        value: key.format_value(&mut unchecked),
+        source: configured_values
+            .get(key.name)
+            .map_or(ValueSource::Default, |configured| configured.source.clone()),
     });
-    let origins = origins.collect();
-    let (config, app, log) = draft.check().map_err(|error| blame(error, &heard))?;
-    Ok(Settings { config, app, log, origins, warnings: env.warnings() })
+    let effective_values = effective_values.collect();
+    let (config, app, log) =
+        unchecked.check().map_err(|error| with_source_named(error, &configured_values))?;
+    Ok(Settings { config, app, log, effective_values, warnings: env.warnings() })
 }
 
-/// The checks of the whole draft begin their errors with `KEY = `: with that, the source is found.
-fn blame(error: Error, heard: &BTreeMap<&'static str, Said>) -> Error {
+/// The checks of the whole unchecked begin their errors with `KEY = `: with that, the source is found.
+fn with_source_named(
+    error: Error,
+    configured_values: &BTreeMap<&'static str, ConfiguredValue>,
+) -> Error {
     let text = error.to_string();
-    let key = text.split_once(" = ").and_then(|(name, _)| keys::find(name));
-    match key.and_then(|key| heard.get(key.name).map(|said| (key, said))) {
-        Some((key, said)) => said.blame(key, &text),
+    let key = text.split_once(" = ").and_then(|(name, _)| key_table::find(name));
+    match key.and_then(|key| configured_values.get(key.name).map(|configured| (key, configured))) {
+        Some((key, configured)) => configured.with_source_named(key, &text),
         None => error,
     }
 }
 
 #[cfg(test)]
-#[path = "raw_tests.rs"]
 mod tests;

@@ -19,7 +19,7 @@ const HEAD: [&str; 12] = [
 ];
 
 /// A header and a line for each worker.
-pub(super) fn table(status: &Status) -> String {
+pub(super) fn format_status(status: &Status) -> String {
     let primary = &status.primary;
     let serving = serving_of(status, WEB_KIND);
     let mut text = String::new();
@@ -81,7 +81,7 @@ pub(super) fn table(status: &Status) -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text + &super::shared::table(&status.shared)
+    text + &super::shared_metrics_table::format_shared_metrics(&status.shared)
 }
 
 fn serving_of(status: &Status, kind: &str) -> usize {
@@ -206,14 +206,14 @@ fn span(ms: u64) -> String {
 }
 
 /// An event as a line of the log.
-pub(super) fn event(event: &Event) -> String {
+pub(super) fn format_event(event: &Event) -> String {
     let Event { time_ms, level, text, .. } = event;
-    format!("{} {:<5} {}\n", utc(*time_ms), level.to_ascii_uppercase(), printable(text))
+    format!("{} {:<5} {}\n", format_utc(*time_ms), level.to_ascii_uppercase(), printable(text))
 }
 
 /// `2026-11-22T10:00:00.123Z`. Days to a date after Howard Hinnant's `civil_from_days`: years begin in March,
 /// so that the leap day is the last of its year.
-pub(super) fn utc(ms: u64) -> String {
+pub(crate) fn format_utc(ms: u64) -> String {
     let (days, ms_of_day) = (ms / 86_400_000 + 719_468, ms % 86_400_000);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =
@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn the_table_has_a_header_and_a_line_a_worker() {
         assert_eq!(
-            table(&status()),
+            format_status(&status()),
             "prefork 0.1.0: primary pid=4711 running, up 3 min, generation 2, 1 of 2 workers serve, \
              5 restarts, 105 requests\n\
              listening on http://127.0.0.1:3000, dispatch reuseport\n\
@@ -259,7 +259,7 @@ mod tests {
         let mut status = status();
         status.primary.dispatch = "least-conn".to_string();
         status.primary.dispatch_rung = "cbpf-weights".to_string();
-        assert!(table(&status).contains(", dispatch least-conn (cbpf-weights)\n"));
+        assert!(format_status(&status).contains(", dispatch least-conn (cbpf-weights)\n"));
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         status.totals.shed = 5;
         let wait = r#"{"connections":9,"p50_ms":1,"p99_ms":4096,"max_ms":32768}"#;
         status.queue_wait = serde_json::from_str(wait).expect("waits");
-        let text = table(&status);
+        let text = format_status(&status);
         let lines: Vec<&str> = text.lines().skip(1).take(3).collect();
         assert_eq!(
             lines,
@@ -282,14 +282,14 @@ mod tests {
             ]
         );
         status.queue_wait = QueueWait::default();
-        assert!(table(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
+        assert!(format_status(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
     }
 
     #[test]
     fn a_worker_without_room_is_marked() {
         let mut status = status();
         status.workers[0].full = true;
-        assert!(table(&status).contains("serving, full "));
+        assert!(format_status(&status).contains("serving, full "));
     }
 
     #[test]
@@ -297,15 +297,15 @@ mod tests {
         let mut status = status();
         status.workers[0].serving[0].request = "GET /\u{1b}[2J".to_string();
         status.listeners = vec!["\u{9b}".to_string()];
-        let text = table(&status);
+        let text = format_status(&status);
         assert!(!text.contains(['\u{1b}', '\u{9b}']), "{text}");
     }
 
     #[test]
     fn times_are_dates() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(utc(1_795_341_600_123), "2026-11-22T10:00:00.123Z");
-        assert_eq!(utc(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
+        assert_eq!(format_utc(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(format_utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
+        assert_eq!(format_utc(1_795_341_600_123), "2026-11-22T10:00:00.123Z");
+        assert_eq!(format_utc(4_107_542_399_999), "2100-02-28T23:59:59.999Z");
     }
 }

@@ -6,7 +6,7 @@ use tokio_prefork::shared::{SharedMetric, SharedMetricValue};
 use tokio_prefork::text::printable;
 
 /// A header and a line for each; nothing if there is none.
-pub(super) fn table(all: &[SharedMetric]) -> String {
+pub(super) fn format_shared_metrics(all: &[SharedMetric]) -> String {
     if all.is_empty() {
         return String::new();
     }
@@ -55,12 +55,12 @@ mod tests {
             ("cron", SharedMetricValue::Leadership { leader: Some(7) }),
         ];
         let all = all.map(|(name, value)| SharedMetric { name: name.to_string(), value });
-        let text = table(&all);
+        let text = format_shared_metrics(&all);
         let lines: Vec<&str> = text.lines().skip(1).collect();
         assert_eq!(lines[..3], ["SHARED        VALUE", "orders_total  12", "open          -1"]);
         assert_eq!(lines[3], "ms            4 observed, sum 30, p50 10, p99 20");
         assert!(lines[4].ends_with("  set") && !lines[4].contains('\u{1b}'), "{text}");
         assert_eq!(lines[5], "cron          led by pid 7");
-        assert_eq!(table(&[]), "");
+        assert_eq!(format_shared_metrics(&[]), "");
     }
 }

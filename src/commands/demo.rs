@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{complain, print};
 use crate::app::fib;
-use crate::settings::value::duration;
+use crate::output::{print, print_error};
+use crate::settings::value_syntax::parse_duration;
 use prefork_bench::cpu_demo::{self as demo, Plan};
 use tokio_prefork::{Error, Result, exit};
 
@@ -24,7 +24,7 @@ Examples:
 
 /// What is shown.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(crate) enum DemoCall {
     /// Work that computes, everywhere it can be done.
     Cpu { plan: Plan, json: bool },
     /// A process of the former that computes.
@@ -32,7 +32,7 @@ pub(super) enum Call {
 }
 
 /// The words after `prefork demo`.
-pub(super) fn command() -> Command {
+pub(crate) fn demo_command() -> Command {
     let number = |name: &'static str, help: &'static str| {
         let range = value_parser!(u64).range(1..=50);
         Arg::new(name).long(name).value_name("N").value_parser(range).help(help)
@@ -50,7 +50,7 @@ pub(super) fn command() -> Command {
             Arg::new("duration")
                 .long("duration")
                 .value_name("DURATION")
-                .value_parser(duration)
+                .value_parser(parse_duration)
                 .help("How long each server is measured [default: 10s]"),
         )
         .arg(switch("json", "Print a JSON object instead of the tables"));
@@ -66,8 +66,8 @@ pub(super) fn command() -> Command {
 ///
 /// # Errors
 /// Values that make no sense.
-pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
-    let Some(("cpu", matches)) = matches.subcommand() else { return Ok(Call::Spare) };
+pub(crate) fn parse_demo(matches: &ArgMatches) -> Result<DemoCall, String> {
+    let Some(("cpu", matches)) = matches.subcommand() else { return Ok(DemoCall::Spare) };
     let quick = matches.get_flag("quick");
     let plan = if quick { Plan::QUICK } else { Plan::FULL };
     let number = |name: &str, usual| matches.get_one::<u64>(name).copied().unwrap_or(usual);
@@ -78,15 +78,15 @@ pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
     }
     let (fib, asked) = (number("fib", plan.fib), number("asked", plan.asked));
     let plan = Plan { fib, asked, duration, ..plan };
-    Ok(Call::Cpu { plan, json: matches.get_flag("json") })
+    Ok(DemoCall::Cpu { plan, json: matches.get_flag("json") })
 }
 
-pub(super) fn run(call: Call) -> Result<ExitCode> {
-    let Call::Cpu { plan, json } = call else {
+pub(crate) fn run_demo(call: DemoCall) -> Result<ExitCode> {
+    let DemoCall::Cpu { plan, json } = call else {
         demo::work(fib).map_err(|e| Error::system("compute numbers", e))?;
         return Ok(ExitCode::from(exit::OK));
     };
-    let report = demo::run(&plan, fib, |step| complain(&step))?;
+    let report = demo::run(&plan, fib, |step| print_error(&step))?;
     print(&if json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))
 }
@@ -94,20 +94,20 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{self, Verb};
+    use crate::args::{self, Verb};
 
     #[test]
     fn flags_become_a_plan() {
-        let call = |line: &str| match args::parse(line.split(' ')) {
+        let call = |line: &str| match args::parse_args(line.split(' ')) {
             Ok(Verb::Demo(call)) => Ok(call),
             other => Err(format!("{other:?}")),
         };
-        let full = Call::Cpu { plan: Plan::FULL, json: false };
+        let full = DemoCall::Cpu { plan: Plan::FULL, json: false };
         assert_eq!(call("prefork demo cpu"), Ok(full));
         let small = Plan { fib: 20, duration: Duration::from_millis(200), ..Plan::QUICK };
         let said = "prefork demo cpu --quick --fib 20 --duration 200ms --json";
-        assert_eq!(call(said), Ok(Call::Cpu { plan: small, json: true }));
-        assert_eq!(call("prefork demo spare"), Ok(Call::Spare));
+        assert_eq!(call(said), Ok(DemoCall::Cpu { plan: small, json: true }));
+        assert_eq!(call("prefork demo spare"), Ok(DemoCall::Spare));
         for line in [
             "prefork demo",
             "prefork demo gpu",

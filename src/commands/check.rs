@@ -4,18 +4,21 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use crate::settings::{Inputs, Origin, RawFlags};
+use crate::settings::{ConfigSources, EffectiveValue, FlagValues};
 use tokio_prefork::Result;
 use tokio_prefork::log_file::LogFile;
 use tokio_prefork::text::{printable, printable_json};
 
-pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
-    let settings = Inputs::of_process(flags).resolve()?;
+pub(crate) fn run_check(flags: FlagValues, json: bool) -> Result<ExitCode> {
+    let settings = ConfigSources::of_this_process(flags).resolve()?;
     for warning in &settings.warnings {
-        super::complain(&format_args!("warning: {warning}"));
+        crate::output::print_error(&format_args!("warning: {warning}"));
     }
-    let done =
-        super::answer(&if json { object(&settings.origins) } else { table(&settings.origins) })?;
+    let done = crate::output::print_answer(&if json {
+        object(&settings.effective_values)
+    } else {
+        table(&settings.effective_values)
+    })?;
     if let Some(path) = &settings.config.log_file {
         LogFile::check(path)?;
     }
@@ -23,9 +26,9 @@ pub(super) fn run(flags: RawFlags, json: bool) -> Result<ExitCode> {
 }
 
 /// Aligned columns; `-` where there is no value.
-fn table(origins: &[Origin]) -> String {
+fn table(effective_values: &[EffectiveValue]) -> String {
     let mut rows = vec![["KEY".to_string(), "VALUE".to_string(), "SOURCE".to_string()]];
-    rows.extend(origins.iter().map(|origin| {
+    rows.extend(effective_values.iter().map(|origin| {
         let value = if origin.value.is_empty() { "-" } else { &origin.value };
         let source = origin.source.to_string();
         [origin.key.to_string(), printable(value).into_owned(), printable(&source).into_owned()]
@@ -38,8 +41,8 @@ fn table(origins: &[Origin]) -> String {
 }
 
 /// Key to value and source; `null` where there is no value.
-fn object(origins: &[Origin]) -> String {
-    let members = origins.iter().map(|origin| {
+fn object(effective_values: &[EffectiveValue]) -> String {
+    let members = effective_values.iter().map(|origin| {
         let value = Some(&origin.value).filter(|value| !value.is_empty());
         let member = json!({ "value": value, "source": origin.source.to_string() });
         (origin.key.to_string(), member)
@@ -51,16 +54,20 @@ fn object(origins: &[Origin]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Source;
+    use crate::settings::ValueSource;
 
-    fn origins() -> Vec<Origin> {
+    fn effective_values() -> Vec<EffectiveValue> {
         vec![
-            Origin { key: "workers", value: "4".into(), source: Source::Flag("workers") },
-            Origin { key: "root", value: String::new(), source: Source::Default },
-            Origin {
+            EffectiveValue {
+                key: "workers",
+                value: "4".into(),
+                source: ValueSource::Flag("workers"),
+            },
+            EffectiveValue { key: "root", value: String::new(), source: ValueSource::Default },
+            EffectiveValue {
                 key: "log",
                 value: "a\nb".into(),
-                source: Source::File { path: "p.toml".into(), line: 3 },
+                source: ValueSource::File { path: "p.toml".into(), line: 3 },
             },
         ]
     }
@@ -68,7 +75,7 @@ mod tests {
     #[test]
     fn the_table_is_aligned_and_one_row_is_printable() {
         assert_eq!(
-            table(&origins()),
+            table(&effective_values()),
             "KEY      VALUE  SOURCE\n\
              workers  4      --workers\n\
              root     -      default\n\
@@ -78,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_object_has_value_and_source() {
-        let text = object(&origins());
+        let text = object(&effective_values());
         let value: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(
             value,

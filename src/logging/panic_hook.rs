@@ -8,9 +8,9 @@ use std::thread;
 use tokio_prefork::text::panic_text;
 
 /// Logs every panic of this process and of those it forks, in place of the standard library's hook.
-pub(super) fn init() {
+pub(crate) fn install() {
     set_hook(Box::new(|info| {
-        log::error!("{}", line(thread::current().name(), info));
+        log::error!("{}", panic_line(thread::current().name(), info));
         // Only where RUST_BACKTRACE asks for it.
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
@@ -19,7 +19,7 @@ pub(super) fn init() {
     }));
 }
 
-fn line(thread: Option<&str>, info: &PanicHookInfo<'_>) -> String {
+fn panic_line(thread: Option<&str>, info: &PanicHookInfo<'_>) -> String {
     let at = info.location().map_or("an unknown place".to_string(), ToString::to_string);
     let thread = thread.unwrap_or("<unnamed>");
     format!("thread '{thread}' panicked at {at}: {}", panic_text(info.payload()))

@@ -9,9 +9,9 @@ use hyper::http::HeaderValue;
 
 use socket2::SockRef;
 
-use super::{logger, panic_log};
 use crate::app::{self, FileSettings, Options, RootDir};
-use crate::settings::{AppSettings, Inputs, RawFlags, Settings};
+use crate::logging;
+use crate::settings::{AppSettings, ConfigSources, FlagValues, Settings};
 use tokio_prefork::{Config, ListenAddr};
 use tokio_prefork::{Error, Result};
 
@@ -21,12 +21,12 @@ the demonstration is reachable from other machines: /cluster tells about every p
 /sleep let anybody use up CPU, bandwidth and connections; give --demo=false to serve only /healthz and /readyz, --root DIR \
 to serve files, or --bind 127.0.0.1:PORT";
 
-pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
-    let inputs = Inputs::of_process(flags);
+pub(crate) fn run_serve(flags: FlagValues) -> Result<ExitCode> {
+    let inputs = ConfigSources::of_this_process(flags);
     let settings = inputs.resolve()?;
     tokio_prefork::close_inherited_fds(&settings.config)?;
-    logger::init(&settings.log);
-    panic_log::init();
+    logging::init_logger(&settings.log);
+    logging::panic_hook::install();
     for warning in &settings.warnings {
         log::warn!("{warning}");
     }

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use crate::settings::{Inputs, RawFlags};
+use crate::settings::{ConfigSources, FlagValues};
 use tokio_prefork::{Error, Result};
 
-pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
-    let settings = Inputs::of_process(flags).resolve()?;
+pub(crate) fn run_dispatch_program(flags: FlagValues) -> Result<ExitCode> {
+    let settings = ConfigSources::of_this_process(flags).resolve()?;
     for warning in &settings.warnings {
-        super::complain(&format_args!("warning: {warning}"));
+        crate::output::print_error(&format_args!("warning: {warning}"));
     }
     let (policy, slots) = (settings.config.dispatch, settings.config.workers.resolve());
     if !policy.has_kernel_program() {
@@ -17,7 +17,7 @@ pub(super) fn run(flags: RawFlags) -> Result<ExitCode> {
             "dispatch {policy} loads no program: give --dispatch least-conn or --dispatch ip-hash"
         )));
     }
-    super::answer(&text(policy, slots))
+    crate::output::print_answer(&text(policy, slots))
 }
 
 fn text(policy: tokio_prefork::Dispatch, slots: u32) -> String {

@@ -10,7 +10,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-pub(super) fn address(text: &str) -> Result<ListenAddr, String> {
+pub(super) fn parse_address(text: &str) -> Result<ListenAddr, String> {
     text.parse().map_err(|error: tokio_prefork::Error| {
         let error = error.to_string();
         // The caller names key and value itself, with the source.
@@ -18,16 +18,16 @@ pub(super) fn address(text: &str) -> Result<ListenAddr, String> {
     })
 }
 
-pub(super) fn workers(text: &str) -> Result<Workers, String> {
+pub(super) fn parse_workers(text: &str) -> Result<Workers, String> {
     let accepted = format!("give auto or 1 to {}", Workers::MAX);
     if text.trim().eq_ignore_ascii_case("auto") {
         return Ok(Workers::Auto);
     }
-    let count = count(text).map_err(|_| format!("is not a number of workers: {accepted}"))?;
+    let count = parse_count(text).map_err(|_| format!("is not a number of workers: {accepted}"))?;
     Workers::count(count).map_err(|_| format!("is out of range: {accepted}"))
 }
 
-pub(super) fn show_workers(workers: Workers) -> String {
+pub(super) fn format_workers(workers: Workers) -> String {
     match workers {
         Workers::Auto => "auto".to_string(),
         Workers::Count(n) => n.to_string(),
@@ -35,12 +35,12 @@ pub(super) fn show_workers(workers: Workers) -> String {
 }
 
 /// A number that is too large for its type is as large as can be, so that the bounds refuse it.
-pub(super) fn count(text: &str) -> Result<u32, String> {
+pub(super) fn parse_count(text: &str) -> Result<u32, String> {
     let digits = whole(text).ok_or("is not a number: give a whole number")?;
     Ok(u32::try_from(digits).unwrap_or(u32::MAX))
 }
 
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit {
         "" | "s" => Some(1.0),
@@ -61,23 +61,23 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 pub(super) const OFF: &str = "off";
 
 /// Reads a duration, or `off`.
-pub(super) fn optional_duration(text: &str) -> Result<Option<Duration>, String> {
+pub(super) fn parse_optional_duration(text: &str) -> Result<Option<Duration>, String> {
     if text.trim().eq_ignore_ascii_case(OFF) {
         return Ok(None);
     }
-    duration(text).map(Some).map_err(|why| format!("{why}, or off"))
+    parse_duration(text).map(Some).map_err(|why| format!("{why}, or off"))
 }
 
 /// Reads a number of bytes per second, or `off`.
-pub(super) fn optional_rate(text: &str) -> Result<Option<u64>, String> {
+pub(super) fn parse_optional_rate(text: &str) -> Result<Option<u64>, String> {
     if text.trim().eq_ignore_ascii_case(OFF) {
         return Ok(None);
     }
     let why = "is not a rate: write 1KiB or a number of bytes per second, or off";
-    size(text).map(Some).map_err(|_| why.to_string())
+    parse_size(text).map(Some).map_err(|_| why.to_string())
 }
 
-pub(super) fn show_duration(duration: Duration) -> String {
+pub(super) fn format_duration(duration: Duration) -> String {
     let millis = duration.as_millis();
     if !duration.subsec_nanos().is_multiple_of(1_000_000) {
         format!("{}s", duration.as_secs_f64())
@@ -93,7 +93,7 @@ pub(super) fn show_duration(duration: Duration) -> String {
 }
 
 /// `kB` and `MB` are refused: they mean 1000 to some and 1024 to others.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
     let scale = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),
@@ -108,7 +108,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
-pub(super) fn show_size(bytes: u64) -> String {
+pub(super) fn format_size(bytes: u64) -> String {
     match bytes {
         0 => "0".to_string(),
         n if n.is_multiple_of(GIB) => format!("{}GiB", n / GIB),
@@ -118,7 +118,7 @@ pub(super) fn show_size(bytes: u64) -> String {
     }
 }
 
-pub(super) fn switch(text: &str) -> Result<bool, String> {
+pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
     match text.trim().to_ascii_lowercase().as_str() {
         "true" | "1" | "on" | "yes" => Ok(true),
         "false" | "0" | "off" | "no" => Ok(false),
@@ -127,11 +127,11 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
 }
 
 /// TOML has booleans, so that there is one way to write them there.
-pub(super) fn toml_switch(text: &str) -> Result<bool, String> {
+pub(super) fn parse_toml_switch(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is not a switch: write true or false".to_string())
 }
 
-pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+pub(super) fn parse_directory(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.metadata() {
         Ok(found) if found.is_dir() => Ok(path),
@@ -141,7 +141,7 @@ pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Whether there is such a user or group is looked up with the whole configuration.
-pub(super) fn name(text: &str) -> Result<String, String> {
+pub(super) fn parse_name(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("is empty: give a name or a number".to_string()),
         name if name.contains([':', '\0', '/']) => {
@@ -152,7 +152,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 }
 
 /// What can stand behind the colon of a field of HTTP (RFC 9110, section 5.5), in ASCII.
-pub(super) fn header_value(text: &str) -> Result<String, String> {
+pub(super) fn parse_header_value(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("is empty: give the value of the field".to_string()),
         value if value.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\t')) => {
@@ -162,7 +162,7 @@ pub(super) fn header_value(text: &str) -> Result<String, String> {
     }
 }
 
-pub(super) fn file(text: &str) -> Result<PathBuf, String> {
+pub(super) fn parse_file(text: &str) -> Result<PathBuf, String> {
     match text {
         "" => Err("is empty: give the path of a file".to_string()),
         path => Ok(PathBuf::from(path)),
@@ -216,26 +216,26 @@ mod tests {
             (" 2 m ", ms(120_000), "2m"),
             ("0.5ms", Duration::from_micros(500), "0.0005s"),
         ] {
-            assert_eq!(duration(text), Ok(value), "{text}");
-            assert_eq!(show_duration(value), shown);
-            assert_eq!(duration(shown), Ok(value), "{shown}");
+            assert_eq!(parse_duration(text), Ok(value), "{text}");
+            assert_eq!(format_duration(value), shown);
+            assert_eq!(parse_duration(shown), Ok(value), "{shown}");
         }
         for text in ["", "fast", "s", "-1", "1d", "1.2.3", "1.", ".5", "inf", "1e3", "1 0s", "1S"] {
-            let why = duration(text).expect_err(text);
+            let why = parse_duration(text).expect_err(text);
             assert_eq!(why, "is not a duration: write 30s, 500ms or 2m", "{text}");
         }
-        assert_eq!(duration("99999999999999999999999h"), Ok(Duration::MAX));
+        assert_eq!(parse_duration("99999999999999999999999h"), Ok(Duration::MAX));
     }
 
     #[test]
     fn optional_limits_take_off_and_their_own_values() {
-        assert_eq!(optional_duration("Off"), Ok(None));
-        assert_eq!(optional_duration("2s"), Ok(Some(Duration::from_secs(2))));
-        let why = optional_duration("never").expect_err("no duration");
+        assert_eq!(parse_optional_duration("Off"), Ok(None));
+        assert_eq!(parse_optional_duration("2s"), Ok(Some(Duration::from_secs(2))));
+        let why = parse_optional_duration("never").expect_err("no duration");
         assert_eq!(why, "is not a duration: write 30s, 500ms or 2m, or off");
-        assert_eq!(optional_rate("off"), Ok(None));
-        assert_eq!(optional_rate("1KiB"), Ok(Some(1024)));
-        assert!(optional_rate("fast").expect_err("no rate").starts_with("is not a rate"));
+        assert_eq!(parse_optional_rate("off"), Ok(None));
+        assert_eq!(parse_optional_rate("1KiB"), Ok(Some(1024)));
+        assert!(parse_optional_rate("fast").expect_err("no rate").starts_with("is not a rate"));
     }
 
     #[test]
@@ -250,43 +250,43 @@ mod tests {
             ("0", 0, "0"),
             ("7b", 7, "7"),
         ] {
-            assert_eq!(size(text), Ok(value), "{text}");
-            assert_eq!(show_size(value), shown);
-            assert_eq!(size(shown), Ok(value), "{shown}");
+            assert_eq!(parse_size(text), Ok(value), "{text}");
+            assert_eq!(format_size(value), shown);
+            assert_eq!(parse_size(shown), Ok(value), "{shown}");
         }
         for text in ["", "big", "16kB", "1MB", "-1", "1.5k", "k"] {
-            let why = size(text).expect_err(text);
+            let why = parse_size(text).expect_err(text);
             assert_eq!(why, "is not a size: write 16KiB, 1MiB or a number of bytes", "{text}");
         }
-        assert_eq!(size("99999999999999999999g"), Ok(u64::MAX));
+        assert_eq!(parse_size("99999999999999999999g"), Ok(u64::MAX));
     }
 
     #[test]
     fn switches_have_one_form_in_toml_and_four_elsewhere() {
         for text in ["true", "1", "on", "YES"] {
-            assert_eq!(switch(text), Ok(true));
+            assert_eq!(parse_switch(text), Ok(true));
         }
         for text in ["false", "0", "off", "no"] {
-            assert_eq!(switch(text), Ok(false));
+            assert_eq!(parse_switch(text), Ok(false));
         }
-        assert!(switch("maybe").is_err());
-        assert_eq!(toml_switch("true"), Ok(true));
-        assert!(toml_switch("1").is_err());
+        assert!(parse_switch("maybe").is_err());
+        assert_eq!(parse_toml_switch("true"), Ok(true));
+        assert!(parse_toml_switch("1").is_err());
     }
 
     #[test]
     fn header_values_are_printable_ascii() {
-        let shown = header_value(" public, max-age=60 ");
+        let shown = parse_header_value(" public, max-age=60 ");
         assert_eq!(shown.as_deref(), Ok("public, max-age=60"));
         for text in ["", " ", "a\r\nSet-Cookie: b", "a\0", "\u{e4}"] {
-            assert!(header_value(text).is_err(), "{text:?}");
+            assert!(parse_header_value(text).is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn numbers_too_large_for_their_type_are_left_to_the_bounds() {
-        assert_eq!(count("99999999999999999999999"), Ok(u32::MAX));
-        assert!(workers("5000").expect_err("many").starts_with("is out of range"));
+        assert_eq!(parse_count("99999999999999999999999"), Ok(u32::MAX));
+        assert!(parse_workers("5000").expect_err("many").starts_with("is out of range"));
         assert_eq!(port_to_bind("8080"), Ok("0.0.0.0:8080".to_string()));
         assert!(port_to_bind("70000").is_err());
     }

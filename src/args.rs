@@ -5,49 +5,49 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::bench;
-use super::compare;
-use super::ctl::{self, Call};
-use super::demo;
-use super::health;
-use super::pages;
-use super::reference;
-use crate::settings::RawFlags;
+use crate::commands::bench::{self, BenchCall};
+use crate::commands::compare::{self, CompareCall};
+use crate::commands::control::{self, ControlCall};
+use crate::commands::demo::{self, DemoCall};
+use crate::commands::health::{self, HealthCall};
+use crate::commands::man_pages::{self, GenerateCall};
+use crate::commands::reference_pages::{self, ReferenceCall};
+use crate::settings::FlagValues;
 use crate::settings::key::Key;
-use crate::settings::keys::KEYS;
+use crate::settings::key_table::KEYS;
 
 /// What the binary is asked to do.
 #[derive(Debug)]
-pub(super) enum Verb {
+pub(crate) enum Verb {
     /// Run the server.
-    Serve(RawFlags),
+    Serve(FlagValues),
     /// Check the configuration and print it.
     Check {
         /// The same flags as those of `serve`.
-        flags: RawFlags,
+        flags: FlagValues,
         /// For programs instead of people.
         json: bool,
     },
     /// Print the programs that choose the worker for a connection.
-    Program(RawFlags),
+    DispatchProgram(FlagValues),
     /// Ask a running primary.
-    Ask(Call),
+    Control(ControlCall),
     /// Ask a server whether it is ready.
-    Health(health::Call),
+    Health(HealthCall),
     /// Put load on a server.
-    Bench(Box<bench::Call>),
+    Bench(Box<BenchCall>),
     /// Write manual pages or completions.
-    Generate(pages::Call),
+    Generate(GenerateCall),
     /// Write the reference pages of the book.
-    Reference(reference::Call),
+    Reference(ReferenceCall),
     /// Show what computing does to a server.
-    Demo(demo::Call),
+    Demo(DemoCall),
     /// Measure servers side by side.
-    Compare(compare::Call),
+    Compare(CompareCall),
 }
 
 // One line a paragraph: clap wraps them at the width of the terminal.
-const VALUES: &str = "\
+const VALUES_HELP: &str = "\
 DURATION is 30s, 500ms, 2m, 1h or a bare number of seconds. \
 SIZE is 16KiB, 1MiB or a bare number of bytes. BOOL is true or false.
 
@@ -56,7 +56,7 @@ but for --config, a key of the TOML file (graceful-timeout = \"30s\"). \
 Flags win over the environment, and that wins over the file. \
 PORT, WEB_CONCURRENCY and RUST_LOG are honoured below PREFORK_BIND, PREFORK_WORKERS and PREFORK_LOG.";
 
-const SIGNALS: &str = "\
+const SIGNALS_HELP: &str = "\
 Signals:
   TERM, INT   stop gracefully; a second one stops now
   QUIT        stop now
@@ -81,7 +81,7 @@ Examples:
   prefork dispatch-program -c /etc/prefork.toml";
 
 /// The whole command line, as data.
-pub(super) fn command() -> Command {
+pub(crate) fn command() -> Command {
     Command::new("prefork")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A prefork HTTP server: one primary process, and workers that share its port")
@@ -89,44 +89,44 @@ pub(super) fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         // One line for each verb.
-        .subcommand(serve())
-        .subcommand(check())
-        .subcommand(program())
-        .subcommands(ctl::commands())
-        .subcommand(health::command())
-        .subcommand(bench::command())
-        .subcommand(compare::command())
-        .subcommand(demo::command())
-        .subcommands(pages::commands())
-        .subcommand(reference::command())
+        .subcommand(serve_command())
+        .subcommand(check_command())
+        .subcommand(dispatch_program_command())
+        .subcommands(control::control_commands())
+        .subcommand(health::health_command())
+        .subcommand(bench::bench_command())
+        .subcommand(compare::compare_command())
+        .subcommand(demo::demo_command())
+        .subcommands(man_pages::generate_commands())
+        .subcommand(reference_pages::reference_command())
 }
 
-fn serve() -> Command {
-    with_settings(Command::new("serve"))
+fn serve_command() -> Command {
+    with_config_flags(Command::new("serve"))
         .about("Run the server in the foreground until a signal stops it")
-        .after_help(format!("{VALUES}\n\n{SIGNALS}\n\n{SERVE_EXAMPLES}"))
+        .after_help(format!("{VALUES_HELP}\n\n{SIGNALS_HELP}\n\n{SERVE_EXAMPLES}"))
 }
 
-fn check() -> Command {
+fn check_command() -> Command {
     let json = Arg::new("json")
         .long("json")
         .action(ArgAction::SetTrue)
         .help_heading("General")
         .help("Print a JSON object: key to value and source");
-    with_settings(Command::new("check"))
+    with_config_flags(Command::new("check"))
         .about("Check the configuration and print every value with its source")
         .arg(json)
-        .after_help(format!("{VALUES}\n\n{CHECK_EXAMPLES}"))
+        .after_help(format!("{VALUES_HELP}\n\n{CHECK_EXAMPLES}"))
 }
 
-fn program() -> Command {
-    with_settings(Command::new("dispatch-program"))
+fn dispatch_program_command() -> Command {
+    with_config_flags(Command::new("dispatch-program"))
         .about("Print the program that would choose the worker for a connection in the kernel")
-        .after_help(format!("{VALUES}\n\n{PROGRAM_EXAMPLES}"))
+        .after_help(format!("{VALUES_HELP}\n\n{PROGRAM_EXAMPLES}"))
 }
 
 /// Adds the flags of a configuration: those of the key table and `--config`.
-fn with_settings(command: Command) -> Command {
+fn with_config_flags(command: Command) -> Command {
     let config = Arg::new("config")
         .long("config")
         .short('c')
@@ -140,10 +140,10 @@ fn with_settings(command: Command) -> Command {
         .action(ArgAction::Help)
         .help_heading("General")
         .help("Print this help");
-    command.disable_help_flag(true).args(KEYS.iter().map(flag)).arg(config).arg(help)
+    command.disable_help_flag(true).args(KEYS.iter().map(key_arg)).arg(config).arg(help)
 }
 
-fn flag(key: &'static Key) -> Arg {
+fn key_arg(key: &'static Key) -> Arg {
     let default = Some(key.default_text()).filter(|text| !text.is_empty());
     let arg = Arg::new(key.name)
         .long(key.name)
@@ -162,34 +162,34 @@ fn flag(key: &'static Key) -> Arg {
 }
 
 /// Reads a command line; the error knows how to print itself, be it a mistake or a call for help.
-pub(super) fn parse(
+pub(crate) fn parse_args(
     argv: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Verb, clap::Error> {
     let matches = command().try_get_matches_from(argv)?;
     match matches.subcommand() {
-        Some(("serve", matches)) => Ok(Verb::Serve(flags(matches))),
+        Some(("serve", matches)) => Ok(Verb::Serve(flag_values(matches))),
         Some(("check", matches)) => {
-            Ok(Verb::Check { flags: flags(matches), json: matches.get_flag("json") })
+            Ok(Verb::Check { flags: flag_values(matches), json: matches.get_flag("json") })
         }
-        Some(("dispatch-program", matches)) => Ok(Verb::Program(flags(matches))),
-        Some(("bench", matches)) => bench::parse(matches)
+        Some(("dispatch-program", matches)) => Ok(Verb::DispatchProgram(flag_values(matches))),
+        Some(("bench", matches)) => bench::parse_bench(matches)
             .map(|call| Verb::Bench(Box::new(call)))
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
-        Some(("compare", matches)) => compare::parse(matches)
+        Some(("compare", matches)) => compare::parse_compare(matches)
             .map(Verb::Compare)
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
-        Some(("demo", matches)) => demo::parse(matches)
+        Some(("demo", matches)) => demo::parse_demo(matches)
             .map(Verb::Demo)
             .map_err(|why| command().error(clap::error::ErrorKind::ValueValidation, why)),
         Some(("health", matches)) => {
-            health::parse(matches).map(Verb::Health).ok_or_else(unknown_verb)
+            health::parse_health(matches).map(Verb::Health).ok_or_else(unknown_verb)
         }
         Some(("reference", matches)) => {
-            reference::parse(matches).map(Verb::Reference).ok_or_else(unknown_verb)
+            reference_pages::parse_reference(matches).map(Verb::Reference).ok_or_else(unknown_verb)
         }
-        Some((name, matches)) => pages::parse(name, matches)
+        Some((name, matches)) => man_pages::parse_generate(name, matches)
             .map(Verb::Generate)
-            .or_else(|| ctl::parse(name, matches).map(Verb::Ask))
+            .or_else(|| control::parse_control(name, matches).map(Verb::Control))
             .ok_or_else(unknown_verb),
         None => Err(unknown_verb()),
     }
@@ -200,9 +200,9 @@ fn unknown_verb() -> clap::Error {
     command().error(clap::error::ErrorKind::InvalidSubcommand, "unknown verb")
 }
 
-fn flags(matches: &ArgMatches) -> RawFlags {
+fn flag_values(matches: &ArgMatches) -> FlagValues {
     let said = |key: &Key| Some(matches.get_many::<String>(key.name)?.cloned().collect());
-    RawFlags {
+    FlagValues {
         config: matches.get_one::<PathBuf>("config").cloned(),
         values: KEYS.iter().filter_map(|key| Some((key.name, said(key)?))).collect(),
     }
@@ -213,8 +213,8 @@ mod tests {
     use super::*;
     use clap::error::ErrorKind;
 
-    fn serve_flags(line: &str) -> RawFlags {
-        match parse(line.split(' ')).expect(line) {
+    fn serve_flags(line: &str) -> FlagValues {
+        match parse_args(line.split(' ')).expect(line) {
             Verb::Serve(flags) => flags,
             other => panic!("{other:?}"),
         }
@@ -263,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_switch_does_not_swallow_the_next_word() {
-        let error = parse("prefork serve --http2 false".split(' ')).expect_err("stray word");
+        let error = parse_args("prefork serve --http2 false".split(' ')).expect_err("stray word");
         assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }
 
@@ -279,13 +279,13 @@ mod tests {
             ("prefork serve --worker 1", ErrorKind::UnknownArgument),
             ("prefork serve -w 1 -w 2", ErrorKind::ArgumentConflict),
         ] {
-            assert_eq!(parse(line.split(' ')).expect_err(line).kind(), kind, "{line}");
+            assert_eq!(parse_args(line.split(' ')).expect_err(line).kind(), kind, "{line}");
         }
     }
 
     #[test]
     fn help_names_defaults_and_headings() {
-        let help = serve().render_long_help().to_string();
+        let help = serve_command().render_long_help().to_string();
         for text in [
             "Listening:",
             "Workers:",

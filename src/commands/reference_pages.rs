@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::{answer, args};
+use crate::args;
+use crate::output::print_answer;
 use crate::settings::key::Key;
-use crate::settings::keys::KEYS;
+use crate::settings::key_table::KEYS;
 use tokio_prefork::{Error, Result};
 
 /// Columns of the help on the page of the command line.
@@ -55,10 +56,10 @@ const EXAMPLE_HEAD: &str = "\
 
 /// The root of the source tree whose pages are written.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Call(PathBuf);
+pub(crate) struct ReferenceCall(PathBuf);
 
 /// Returns the hidden verb.
-pub(super) fn command() -> Command {
+pub(crate) fn reference_command() -> Command {
     let root = Arg::new("root")
         .value_name("ROOT")
         .required(true)
@@ -70,12 +71,12 @@ pub(super) fn command() -> Command {
         .hide(true)
 }
 
-pub(super) fn parse(matches: &ArgMatches) -> Option<Call> {
-    matches.get_one("root").cloned().map(Call)
+pub(crate) fn parse_reference(matches: &ArgMatches) -> Option<ReferenceCall> {
+    matches.get_one("root").cloned().map(ReferenceCall)
 }
 
 /// Writes the files and prints their names, one a line.
-pub(super) fn run(call: &Call) -> Result<ExitCode> {
+pub(crate) fn run_reference(call: &ReferenceCall) -> Result<ExitCode> {
     let mut names = String::new();
     for (name, text) in files() {
         let path = call.0.join(name);
@@ -83,7 +84,7 @@ pub(super) fn run(call: &Call) -> Result<ExitCode> {
             .map_err(|e| Error::system(format!("write {}", path.display()), e))?;
         let _ = writeln!(names, "{name}");
     }
-    answer(&names)
+    print_answer(&names)
 }
 
 /// Returns paths below the root, and contents.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::output_file::OutputFile;
-use super::print;
-use crate::settings::value::duration;
+use super::report_file::ReportFile;
+use crate::output::print;
+use crate::settings::value_syntax::parse_duration;
 use prefork_bench::load::{self as bench, Faults, Plan, Progress, Target};
 use tokio_prefork::{Error, Result};
 
@@ -39,7 +39,7 @@ Examples:
 
 /// A run, and where its report goes.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(crate) struct BenchCall {
     plan: Plan,
     json: bool,
     html: Option<PathBuf>,
@@ -48,7 +48,7 @@ pub(super) struct Call {
 }
 
 /// The words after `prefork bench`.
-pub(super) fn command() -> Command {
+pub(crate) fn bench_command() -> Command {
     let url = Arg::new("url").value_name("URL").required(true).value_parser(Target::parse);
     Command::new("bench")
         .about("Put load on a server, and see which process answered how fast")
@@ -66,7 +66,7 @@ fn load() -> [Arg; 12] {
         arg.help(help)
     };
     let span = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name("DURATION").value_parser(duration).help(help)
+        Arg::new(name).long(name).value_name("DURATION").value_parser(parse_duration).help(help)
     };
     [
         number("connections", 'c', "Connections in all, up to 10000 [default: 64]"),
@@ -84,12 +84,12 @@ fn load() -> [Arg; 12] {
         number("rounds", ' ', "How often to measure, with new connections each time [default: 1]"),
         span("timeout", "How long an answer may take [default: 5s]"),
         Arg::new("pids").long("pids").value_name("HEADER").help(
-            "Field of the response with the pid that answered [default: the body \"Handled by PID n\"]",
+            "SettingField of the response with the pid that answered [default: the body \"Handled by PID n\"]",
         ),
         Arg::new("chaos")
             .long("chaos")
             .value_name("FAULTS")
-            .value_parser(|text: &str| Faults::parse(text, duration))
+            .value_parser(|text: &str| Faults::parse(text, parse_duration))
             .help("Do this to the server meanwhile, as kill=1s,reload=5s,freeze=10s/500ms"),
         span("late", "With --chaos, count answers that take longer as late [default: 100ms]"),
     ]
@@ -146,7 +146,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
 ///
 /// # Errors
 /// Values that make no sense together.
-pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
+pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
     let number = |name: &str| matches.get_one::<usize>(name).copied();
     let span = |name: &str| matches.get_one::<Duration>(name).copied();
     let text = |name: &str| matches.get_one::<String>(name).cloned();
@@ -181,27 +181,27 @@ pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
         ..standard
     };
     plan.check()?;
-    Ok(Call { plan, json: matches.get_flag("json"), html: path("html"), data_file })
+    Ok(BenchCall { plan, json: matches.get_flag("json"), html: path("html"), data_file })
 }
 
 /// Runs it, shows how far it is where somebody looks on, and prints the report.
-pub(super) fn run(call: Call) -> Result<ExitCode> {
+pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     let mut plan = call.plan;
     if let Some(path) = &call.data_file {
         let read = std::fs::read(path);
         plan.body = Some(read.map_err(|e| Error::system(format!("read {}", path.display()), e))?);
     }
     // A place that cannot be written to is known before the run, not after it.
-    let page = call.html.as_deref().map(OutputFile::create).transpose()?;
+    let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let rounds = plan.rounds;
     let report = bench::run(&plan, |progress| {
         if watched {
-            show(&line(&progress, rounds));
+            show_progress(&progress_line(&progress, rounds));
         }
     });
     if watched {
-        show("");
+        show_progress("");
     }
     let report = report?;
     let text = if call.json { report.to_json() + "\n" } else { report.to_table() };
@@ -214,12 +214,12 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
 }
 
 /// In place of the line before.
-pub(super) fn show(text: &str) {
+pub(super) fn show_progress(text: &str) {
     // Nobody is left to be told if this fails.
     let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
 }
 
-fn line(progress: &Progress, rounds: usize) -> String {
+fn progress_line(progress: &Progress, rounds: usize) -> String {
     let round = match rounds {
         1 => String::new(),
         _ => format!("round {} of {rounds}, ", progress.round),
@@ -235,10 +235,10 @@ fn line(progress: &Progress, rounds: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{self, Verb};
+    use crate::args::{self, Verb};
 
-    fn call(line: &str) -> Call {
-        match args::parse(line.split(' ')).expect(line) {
+    fn call(line: &str) -> BenchCall {
+        match args::parse_args(line.split(' ')).expect(line) {
             Verb::Bench(call) => *call,
             other => panic!("{other:?}"),
         }
@@ -274,7 +274,7 @@ mod tests {
             "prefork bench --data a --data-file b h",
             "prefork bench --duration 2 x h",
         ] {
-            assert!(args::parse(line.split(' ')).is_err(), "{line}");
+            assert!(args::parse_args(line.split(' ')).is_err(), "{line}");
         }
     }
 
@@ -287,8 +287,11 @@ mod tests {
             per_second: 1234.4,
             failed: 3,
         };
-        assert_eq!(line(&progress, 3), "round 2 of 3, 1.5 of 11.0 s: 1234 requests/s, 3 failed");
+        assert_eq!(
+            progress_line(&progress, 3),
+            "round 2 of 3, 1.5 of 11.0 s: 1234 requests/s, 3 failed"
+        );
         progress.elapsed = Duration::from_secs(12);
-        assert!(line(&progress, 1).starts_with("waiting for what is on the way: "));
+        assert!(progress_line(&progress, 1).starts_with("waiting for what is on the way: "));
     }
 }

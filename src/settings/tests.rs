@@ -4,8 +4,8 @@ use super::*;
 use tokio_prefork::Workers;
 use tokio_prefork::exit;
 
-fn flags(said: &[(&'static str, &str)]) -> RawFlags {
-    let mut flags = RawFlags::default();
+fn flags(said: &[(&'static str, &str)]) -> FlagValues {
+    let mut flags = FlagValues::default();
     for (key, value) in said {
         flags.values.entry(key).or_default().push(value.to_string());
     }
@@ -18,7 +18,7 @@ fn resolved(
     toml: Option<&str>,
 ) -> Result<Settings> {
     let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-    resolve(&flags(said), env, toml.map(|text| ("prefork.toml".into(), text.to_string())))
+    resolve_settings(&flags(said), env, toml.map(|text| ("prefork.toml".into(), text.to_string())))
 }
 
 fn refused(said: &[(&'static str, &str)], env: &[(&str, &str)], toml: Option<&str>) -> String {
@@ -28,7 +28,7 @@ fn refused(said: &[(&'static str, &str)], env: &[(&str, &str)], toml: Option<&st
 }
 
 fn source(settings: &Settings, key: &str) -> String {
-    let origin = settings.origins.iter().find(|origin| origin.key == key).expect(key);
+    let origin = settings.effective_values.iter().find(|origin| origin.key == key).expect(key);
     format!("{} {}", origin.value, origin.source)
 }
 
@@ -75,7 +75,7 @@ fn aliases_are_below_our_own_variables_and_above_the_file() {
 fn empty_variables_count_as_unset() {
     let empty = [("PREFORK_WORKERS", ""), ("PORT", ""), ("PREFORK_NONSENSE", "")];
     let settings = resolved(&[], &empty, None).expect("resolves");
-    assert!(settings.origins.iter().all(|origin| origin.source == Source::Default));
+    assert!(settings.effective_values.iter().all(|origin| origin.source == ValueSource::Default));
     assert!(settings.warnings.is_empty());
 }
 
@@ -214,7 +214,8 @@ fn files_that_cannot_be_read_are_named() {
     let dir = tempfile::tempdir().expect("tempdir");
     let resolve = |name: &str| {
         let config = Some(dir.path().join(name));
-        Inputs { flags: RawFlags { config, ..RawFlags::default() }, env: Vec::new() }.resolve()
+        ConfigSources { flags: FlagValues { config, ..FlagValues::default() }, env: Vec::new() }
+            .resolve()
     };
     let at = |name: &str| dir.path().join(name).display().to_string();
     std::fs::write(at("large"), vec![b'#'; (1 << 20) + 1]).expect("write");
@@ -238,10 +239,11 @@ fn inputs_read_the_file_afresh_each_time_and_find_it_by_flag_before_variable() {
     std::fs::write(&one, "workers = 1").expect("write");
     std::fs::write(&two, "workers = 2").expect("write");
     let env = vec![(CONFIG_VAR.to_string(), two.display().to_string())];
-    let by_env = Inputs { flags: RawFlags::default(), env: env.clone() };
-    let flags = RawFlags { config: Some(one), ..RawFlags::default() };
-    let by_flag = Inputs { flags, env };
-    let workers = |inputs: &Inputs| inputs.resolve().expect("resolves").config.workers.resolve();
+    let by_env = ConfigSources { flags: FlagValues::default(), env: env.clone() };
+    let flags = FlagValues { config: Some(one), ..FlagValues::default() };
+    let by_flag = ConfigSources { flags, env };
+    let workers =
+        |inputs: &ConfigSources| inputs.resolve().expect("resolves").config.workers.resolve();
     assert_eq!((workers(&by_flag), workers(&by_env)), (1, 2));
     std::fs::write(&two, "workers = 3").expect("write");
     assert_eq!(workers(&by_env), 3);
@@ -251,9 +253,9 @@ fn inputs_read_the_file_afresh_each_time_and_find_it_by_flag_before_variable() {
 fn the_example_file_has_every_key_at_its_default() {
     let text = include_str!("../../systemd/prefork.toml");
     let settings = resolved(&[], &[], Some(text)).expect("the example is valid");
-    for (key, origin) in KEYS.iter().zip(&settings.origins) {
+    for (key, origin) in KEYS.iter().zip(&settings.effective_values) {
         assert_eq!(origin.value, key.default_text(), "{}", key.name);
-        let set = matches!(origin.source, Source::File { .. });
+        let set = matches!(origin.source, ValueSource::File { .. });
         let off = text.lines().any(|line| line.starts_with(&format!("#{} = ", key.name)));
         // Only what has no default may be commented out.
         assert_eq!((set, off), (!origin.value.is_empty(), origin.value.is_empty()), "{}", key.name);
@@ -274,7 +276,7 @@ fn the_table_has_each_name_and_letter_once() {
     names.dedup();
     assert_eq!(names.len(), KEYS.len());
     assert_eq!(
-        keys::find("keep-alive-timeout").expect("key").env_var(),
+        key_table::find("keep-alive-timeout").expect("key").env_var(),
         "PREFORK_KEEP_ALIVE_TIMEOUT"
     );
 }

@@ -1,5 +1,7 @@
 //! The log of the binary: one record, one line, on standard error, without waiting for its reader.
 
+pub(crate) mod panic_hook;
+
 use std::fmt;
 use std::io::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,12 +9,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::Level;
 use nix::sys::stat::fstat;
 
-use super::status::utc;
+use crate::commands::control::status_table::format_utc;
 use tokio_prefork::log_output::{self, LogOutput};
 use tokio_prefork::text::Printable;
 
 /// Installs the logger; `filter` was checked with the rest of the configuration.
-pub(super) fn init(filter: &str) {
+pub(crate) fn init_logger(filter: &str) {
     let mut builder = env_logger::Builder::new();
     builder.parse_filters(filter).target(env_logger::Target::Pipe(Box::new(LogOutput)));
     let is_journal = is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref(), stderr_identity());
@@ -40,7 +42,7 @@ fn plain_warning(text: &str) -> Vec<u8> {
 
 fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    utc(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
+    format_utc(since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX)))
 }
 
 fn line_of(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! The draft: all values, first the defaults, then overwritten by what was said, then checked.
+//! The unchecked: all values, first the defaults, then overwritten by what was said, then checked.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -102,7 +102,7 @@ impl Default for AppSettings {
 
 /// Values that are read, but not yet held against their bounds.
 #[derive(Debug, Clone)]
-pub(crate) struct Draft {
+pub(crate) struct UncheckedSettings {
     /// For the library.
     pub config: Config,
     /// For the built-in application.
@@ -111,7 +111,7 @@ pub(crate) struct Draft {
     pub log: String,
 }
 
-impl Draft {
+impl UncheckedSettings {
     /// Checks every value against its bounds. Errors begin with `KEY = VALUE`.
     pub(crate) fn check(self) -> Result<(Config, AppSettings, String)> {
         let config = self.config.rebuild().build()?;
@@ -119,13 +119,13 @@ impl Draft {
     }
 }
 
-impl Default for Draft {
-    fn default() -> Draft {
+impl Default for UncheckedSettings {
+    fn default() -> UncheckedSettings {
         let config = {
             let mut config = Config::default();
             config.control = ControlSocket::Auto;
             config
         };
-        Draft { config, app: AppSettings::default(), log: "info".to_string() }
+        UncheckedSettings { config, app: AppSettings::default(), log: "info".to_string() }
     }
 }

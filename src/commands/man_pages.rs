@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use clap_complete::Shell;
 
-use super::{answer, args};
+use crate::args;
+use crate::output::print_answer;
 use tokio_prefork::{Error, Result};
 
 /// What is generated.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(crate) enum GenerateCall {
     /// A page for the command and one for each verb, as files in this directory.
     Man(PathBuf),
     /// A script for this shell, on standard output.
@@ -20,7 +21,7 @@ pub(super) enum Call {
 }
 
 /// Hidden: they are for whoever packages the binary.
-pub(super) fn commands() -> [Command; 2] {
+pub(crate) fn generate_commands() -> [Command; 2] {
     let directory = Arg::new("directory")
         .value_name("DIR")
         .required(true)
@@ -39,18 +40,18 @@ pub(super) fn commands() -> [Command; 2] {
 }
 
 /// Reads the words after one of our verbs; `None` if it is none of ours.
-pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
+pub(crate) fn parse_generate(name: &str, matches: &ArgMatches) -> Option<GenerateCall> {
     match name {
-        "man" => matches.get_one("directory").cloned().map(Call::Man),
-        "completions" => matches.get_one("shell").copied().map(Call::Completions),
+        "man" => matches.get_one("directory").cloned().map(GenerateCall::Man),
+        "completions" => matches.get_one("shell").copied().map(GenerateCall::Completions),
         _ => None,
     }
 }
 
-pub(super) fn run(call: Call) -> Result<ExitCode> {
+pub(crate) fn run_generate(call: GenerateCall) -> Result<ExitCode> {
     match call {
-        Call::Man(directory) => man(&directory),
-        Call::Completions(shell) => answer(&completions(shell)),
+        GenerateCall::Man(directory) => man(&directory),
+        GenerateCall::Completions(shell) => print_answer(&completions(shell)),
     }
 }
 
@@ -63,7 +64,7 @@ fn man(directory: &Path) -> Result<ExitCode> {
             .map_err(|e| Error::system(format!("write {}", path.display()), e))?;
         names += &format!("{name}\n");
     }
-    answer(&names)
+    print_answer(&names)
 }
 
 /// File names and texts.
@@ -92,7 +93,7 @@ fn completions(shell: Shell) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::Verb;
+    use crate::args::Verb;
 
     #[test]
     fn every_verb_that_help_shows_has_a_page() {
@@ -130,10 +131,10 @@ mod tests {
     #[test]
     fn both_are_read() {
         for (line, wanted) in [
-            ("prefork man /tmp/x", Call::Man("/tmp/x".into())),
-            ("prefork completions zsh", Call::Completions(Shell::Zsh)),
+            ("prefork man /tmp/x", GenerateCall::Man("/tmp/x".into())),
+            ("prefork completions zsh", GenerateCall::Completions(Shell::Zsh)),
         ] {
-            match args::parse(line.split(' ')).expect(line) {
+            match args::parse_args(line.split(' ')).expect(line) {
                 Verb::Generate(call) => assert_eq!(call, wanted, "{line}"),
                 other => panic!("{other:?}"),
             }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::settings::value::duration;
-use crate::settings::{Inputs, RawFlags};
+use crate::settings::value_syntax::parse_duration;
+use crate::settings::{ConfigSources, FlagValues};
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};
@@ -38,14 +38,14 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Whom to ask, and for what.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Call {
+pub(crate) struct HealthCall {
     address: Option<ListenAddr>,
     path: String,
     timeout: Duration,
 }
 
 /// The words after `prefork health`.
-pub(super) fn command() -> Command {
+pub(crate) fn health_command() -> Command {
     let address = Arg::new("address").value_name("ADDRESS").value_parser(value_parser!(ListenAddr));
     let path = Arg::new("path").long("path").value_name("PATH").default_value("/readyz");
     let timeout = Arg::new("timeout").long("timeout").value_name("DURATION").default_value("2s");
@@ -54,21 +54,21 @@ pub(super) fn command() -> Command {
         .after_help(HELP)
         .arg(address.help("Where it listens"))
         .arg(path.help("What is asked for"))
-        .arg(timeout.value_parser(duration).help("How long an answer may take"))
+        .arg(timeout.value_parser(parse_duration).help("How long an answer may take"))
 }
 
 /// Reads the words.
-pub(super) fn parse(matches: &ArgMatches) -> Option<Call> {
-    Some(Call {
+pub(crate) fn parse_health(matches: &ArgMatches) -> Option<HealthCall> {
+    Some(HealthCall {
         address: matches.get_one::<ListenAddr>("address").cloned(),
         path: matches.get_one::<String>("path")?.clone(),
         timeout: *matches.get_one("timeout")?,
     })
 }
 
-pub(super) fn run(call: Call) -> Result<ExitCode> {
+pub(crate) fn run_health(call: HealthCall) -> Result<ExitCode> {
     let configured = || {
-        let bind = Inputs::of_process(RawFlags::default()).resolve()?.config.bind;
+        let bind = ConfigSources::of_this_process(FlagValues::default()).resolve()?.config.bind;
         bind.into_iter().next().ok_or_else(|| Error::config("no address to ask: name one"))
     };
     let address = call.address.map_or_else(configured, Ok)?;
@@ -196,10 +196,10 @@ mod tests {
 
     #[test]
     fn the_words_are_read() {
-        let matches = command().get_matches_from(["health", ":80", "--timeout", "1s"]);
-        let call = parse(&matches).expect("call");
+        let matches = health_command().get_matches_from(["health", ":80", "--timeout", "1s"]);
+        let call = parse_health(&matches).expect("call");
         let address = Some(":80".parse().expect("address"));
         let timeout = Duration::from_secs(1);
-        assert_eq!(call, Call { address, path: "/readyz".to_string(), timeout });
+        assert_eq!(call, HealthCall { address, path: "/readyz".to_string(), timeout });
     }
 }

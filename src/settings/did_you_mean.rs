@@ -1,7 +1,10 @@
 //! Did you mean: the known name that is a typing error away.
 
 /// The nearest of `known` to `word`, if it is near enough to be worth a question.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest_name<'a>(
+    word: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     let word = word.to_lowercase();
     // About a third of the word may be wrong, or else every short word is near to every other.
     let farthest = ((word.chars().count() + 1) / 3).clamp(1, 3);
@@ -15,7 +18,7 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::keys::KEYS;
+    use crate::settings::key_table::KEYS;
 
     #[test]
     fn typing_errors_are_recognised_and_other_words_are_not() {
@@ -31,7 +34,7 @@ mod tests {
             ("x", None),
             ("", None),
         ] {
-            assert_eq!(nearest(word, names()), meant, "{word}");
+            assert_eq!(nearest_name(word, names()), meant, "{word}");
         }
     }
 }

@@ -1,30 +1,33 @@
 //! `prefork status`, `reload`, `scale`, `stop`, `upgrade` and `events`: what is asked of a running primary.
 
+mod shared_metrics_table;
+pub(crate) mod status_table;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::{answer, print, status};
-use crate::settings::value::duration;
+use crate::output::{print, print_answer};
+use crate::settings::value_syntax::parse_duration;
 use tokio_prefork::control::{self, Change, Client, Rescale};
 use tokio_prefork::text::printable;
 use tokio_prefork::{Error, Result, exit};
 
 /// How often `status --watch` looks.
-const WATCH: Duration = Duration::from_secs(1);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A question or an order, and the socket if it was named.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Call {
+pub(crate) struct ControlCall {
     control: Option<PathBuf>,
     timeout: Option<Duration>,
-    verb: Verb,
+    verb: ControlVerb,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Verb {
+enum ControlVerb {
     Status { json: bool, watch: bool },
     Reload { wait: bool },
     Scale(Rescale),
@@ -34,12 +37,12 @@ enum Verb {
 }
 
 /// One subcommand for each verb.
-pub(super) fn commands() -> Vec<Command> {
+pub(crate) fn control_commands() -> Vec<Command> {
     let workers = Arg::new("workers")
         .value_name("[KIND=]N|+N|-N")
         .required(true)
         .allow_hyphen_values(true)
-        .value_parser(rescale)
+        .value_parser(parse_rescale)
         .help("So many workers, or so many more or fewer; consumer=2 for those of another kind than web");
     [
         Command::new("status")
@@ -61,7 +64,7 @@ pub(super) fn commands() -> Vec<Command> {
             .arg(switch("follow", "Go on with what happens").short('f'))
             .arg(switch("json", "Print one JSON object a line")),
     ]
-    .map(|command| command.arg(socket()).arg(timeout()))
+    .map(|command| command.arg(control_arg()).arg(timeout_arg()))
     .into()
 }
 
@@ -69,7 +72,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-fn socket() -> Arg {
+fn control_arg() -> Arg {
     Arg::new("control")
         .long("control")
         .value_name("PATH")
@@ -78,25 +81,25 @@ fn socket() -> Arg {
         .help("The control socket [default: the one in the runtime directory]")
 }
 
-fn timeout() -> Arg {
+fn timeout_arg() -> Arg {
     Arg::new("timeout")
         .long("timeout")
         .value_name("DURATION")
-        .value_parser(duration)
+        .value_parser(parse_duration)
         .help("How long an answer may take [default: 5s; 1h for reload, upgrade and stop]")
 }
 
 /// `4`, `+1`, `-1` or `consumer=2`.
-fn rescale(text: &str) -> Result<Rescale, String> {
+fn parse_rescale(text: &str) -> Result<Rescale, String> {
     let Some((kind, number)) = text.split_once('=') else {
-        return Ok(change(text)?.into());
+        return Ok(parse_change(text)?.into());
     };
     // None at all is for those that nobody is served by.
-    let change = if number == "0" { Change::To(0) } else { change(number)? };
+    let change = if number == "0" { Change::To(0) } else { parse_change(number)? };
     Ok(Rescale { kind: Some(kind.to_string()), change })
 }
 
-fn change(text: &str) -> Result<Change, String> {
+fn parse_change(text: &str) -> Result<Change, String> {
     let signed = text.starts_with(['+', '-']);
     let change = match signed {
         true => text.parse().ok().filter(|by| *by != 0).map(Change::By),
@@ -106,71 +109,71 @@ fn change(text: &str) -> Result<Change, String> {
 }
 
 /// Reads the words after one of our verbs; `None` if it is none of ours.
-pub(super) fn parse(name: &str, matches: &ArgMatches) -> Option<Call> {
+pub(crate) fn parse_control(name: &str, matches: &ArgMatches) -> Option<ControlCall> {
     let flag = |name: &str| matches.get_flag(name);
     let verb = match name {
-        "status" => Verb::Status { json: flag("json"), watch: flag("watch") },
-        "reload" => Verb::Reload { wait: !flag("no-wait") },
-        "scale" => Verb::Scale(matches.get_one::<Rescale>("workers")?.clone()),
-        "stop" => Verb::Stop { now: flag("now") },
-        "upgrade" => Verb::Upgrade { wait: !flag("no-wait") },
-        "events" => Verb::Events { follow: flag("follow"), json: flag("json") },
+        "status" => ControlVerb::Status { json: flag("json"), watch: flag("watch") },
+        "reload" => ControlVerb::Reload { wait: !flag("no-wait") },
+        "scale" => ControlVerb::Scale(matches.get_one::<Rescale>("workers")?.clone()),
+        "stop" => ControlVerb::Stop { now: flag("now") },
+        "upgrade" => ControlVerb::Upgrade { wait: !flag("no-wait") },
+        "events" => ControlVerb::Events { follow: flag("follow"), json: flag("json") },
         _ => return None,
     };
     let timeout = matches.get_one::<Duration>("timeout").copied();
-    Some(Call { control: matches.get_one::<PathBuf>("control").cloned(), timeout, verb })
+    Some(ControlCall { control: matches.get_one::<PathBuf>("control").cloned(), timeout, verb })
 }
 
-pub(super) fn run(call: Call) -> Result<ExitCode> {
-    if let Verb::Status { watch: true, .. } = call.verb {
-        return watch(&call);
+pub(crate) fn run_control(call: ControlCall) -> Result<ExitCode> {
+    if let ControlVerb::Status { watch: true, .. } = call.verb {
+        return watch_status(&call);
     }
-    let mut client = find(call.control, call.timeout)?;
+    let mut client = connect_with_timeout(call.control, call.timeout)?;
     let done = match call.verb {
-        Verb::Status { json, .. } => {
+        ControlVerb::Status { json, .. } => {
             let status = client.status()?;
-            return answer(&match json {
+            return print_answer(&match json {
                 true => status.to_json() + "\n",
-                false => status::table(&status),
+                false => status_table::format_status(&status),
             });
         }
-        Verb::Events { follow, json } => return events(client, follow, json),
-        Verb::Stop { now } => return stop(client, now),
-        Verb::Reload { wait: true } => client.reload()?,
-        Verb::Reload { wait: false } => client.reload_without_waiting()?,
-        Verb::Scale(rescale) => client.scale(rescale)?,
-        Verb::Upgrade { wait: true } => client.upgrade()?,
-        Verb::Upgrade { wait: false } => client.upgrade_without_waiting()?,
+        ControlVerb::Events { follow, json } => return print_events(client, follow, json),
+        ControlVerb::Stop { now } => return stop_and_wait(client, now),
+        ControlVerb::Reload { wait: true } => client.reload()?,
+        ControlVerb::Reload { wait: false } => client.reload_without_waiting()?,
+        ControlVerb::Scale(rescale) => client.scale(rescale)?,
+        ControlVerb::Upgrade { wait: true } => client.upgrade()?,
+        ControlVerb::Upgrade { wait: false } => client.upgrade_without_waiting()?,
     };
-    answer(&line(&done))
+    print_answer(&printable_line(&done))
 }
 
 /// Connects anew each time, so that it outlives restarts of the server as long as the path stays.
-fn watch(call: &Call) -> Result<ExitCode> {
+fn watch_status(call: &ControlCall) -> Result<ExitCode> {
     loop {
-        let status = find(call.control.clone(), call.timeout)?.status()?;
+        let status = connect_with_timeout(call.control.clone(), call.timeout)?.status()?;
         // Home, the table, and nothing below it: no flicker.
-        let table = status::table(&status).replace('\n', "\x1b[K\n");
+        let table = status_table::format_status(&status).replace('\n', "\x1b[K\n");
         if !print(&format!("\x1b[H{table}\x1b[J"))? {
             return Ok(ExitCode::from(exit::OK));
         }
-        std::thread::sleep(WATCH);
+        std::thread::sleep(WATCH_INTERVAL);
     }
 }
 
-fn stop(mut client: Client, now: bool) -> Result<ExitCode> {
+fn stop_and_wait(mut client: Client, now: bool) -> Result<ExitCode> {
     let said = client.stop(now)?;
-    answer(&line(&said))?;
+    print_answer(&printable_line(&said))?;
     client.wait_for_the_end()?;
-    answer("stopped\n")
+    print_answer("stopped\n")
 }
 
-fn events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
+fn print_events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
     for event in client.events(follow, 0)? {
         let event = event?;
         let seen = print(&match json {
             true => event.to_json() + "\n",
-            false => status::event(&event),
+            false => status_table::format_event(&event),
         })?;
         if !seen {
             break;
@@ -179,12 +182,12 @@ fn events(client: Client, follow: bool, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::from(exit::OK))
 }
 
-fn line(text: &str) -> String {
+fn printable_line(text: &str) -> String {
     format!("{}\n", printable(text))
 }
 
 /// A client of the socket that was named, or of the only one that somebody answers on.
-fn find(named: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
+fn connect_with_timeout(named: Option<PathBuf>, timeout: Option<Duration>) -> Result<Client> {
     let client = connect(named)?;
     Ok(match timeout {
         Some(timeout) => client.timeout(timeout),
@@ -227,11 +230,11 @@ fn connect(named: Option<PathBuf>) -> Result<Client> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{self, Verb as Any};
+    use crate::args::{self, Verb};
 
-    fn call(line: &str) -> Call {
-        match args::parse(line.split(' ')).expect(line) {
-            Any::Ask(call) => call,
+    fn call(line: &str) -> ControlCall {
+        match args::parse_args(line.split(' ')).expect(line) {
+            Verb::Control(call) => call,
             other => panic!("{other:?}"),
         }
     }
@@ -239,35 +242,35 @@ mod tests {
     #[test]
     fn every_verb_is_read() {
         for (line, verb) in [
-            ("prefork status", Verb::Status { json: false, watch: false }),
-            ("prefork status --json", Verb::Status { json: true, watch: false }),
-            ("prefork reload --no-wait", Verb::Reload { wait: false }),
-            ("prefork scale 4", Verb::Scale(Change::To(4).into())),
-            ("prefork scale +1", Verb::Scale(Change::By(1).into())),
-            ("prefork scale -1", Verb::Scale(Change::By(-1).into())),
-            ("prefork stop --now", Verb::Stop { now: true }),
-            ("prefork upgrade", Verb::Upgrade { wait: true }),
-            ("prefork upgrade --no-wait", Verb::Upgrade { wait: false }),
-            ("prefork events -f --json", Verb::Events { follow: true, json: true }),
+            ("prefork status", ControlVerb::Status { json: false, watch: false }),
+            ("prefork status --json", ControlVerb::Status { json: true, watch: false }),
+            ("prefork reload --no-wait", ControlVerb::Reload { wait: false }),
+            ("prefork scale 4", ControlVerb::Scale(Change::To(4).into())),
+            ("prefork scale +1", ControlVerb::Scale(Change::By(1).into())),
+            ("prefork scale -1", ControlVerb::Scale(Change::By(-1).into())),
+            ("prefork stop --now", ControlVerb::Stop { now: true }),
+            ("prefork upgrade", ControlVerb::Upgrade { wait: true }),
+            ("prefork upgrade --no-wait", ControlVerb::Upgrade { wait: false }),
+            ("prefork events -f --json", ControlVerb::Events { follow: true, json: true }),
         ] {
             assert_eq!(call(line).verb, verb, "{line}");
         }
         let named = call("prefork scale -2 --control /run/x.sock");
         assert_eq!(
             (named.control, named.verb),
-            (Some("/run/x.sock".into()), Verb::Scale(Change::By(-2).into()))
+            (Some("/run/x.sock".into()), ControlVerb::Scale(Change::By(-2).into()))
         );
     }
 
     #[test]
     fn what_is_no_number_of_workers_is_refused() {
         for text in ["0", "+0", "-0", "+", "many", "1.5", "99999999999", ""] {
-            assert!(rescale(text).is_err(), "{text}");
+            assert!(parse_rescale(text).is_err(), "{text}");
         }
         for text in ["consumer=", "consumer=many", "consumer=+0"] {
-            assert!(rescale(text).is_err(), "{text}");
+            assert!(parse_rescale(text).is_err(), "{text}");
         }
-        let rescaled = rescale("consumer=0").expect("none is fine");
+        let rescaled = parse_rescale("consumer=0").expect("none is fine");
         assert_eq!((rescaled.kind.as_deref(), rescaled.change), (Some("consumer"), Change::To(0)));
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::bench::show;
-use super::output_file::OutputFile;
-use super::print;
-use crate::settings::value::duration;
+use super::bench::show_progress;
+use super::report_file::ReportFile;
+use crate::output::print;
+use crate::settings::value_syntax::parse_duration;
 use prefork_bench::compare::{self, Contestant, Plan, Workload};
 use tokio_prefork::Result;
 use tokio_prefork::{Dispatch, Model};
@@ -34,14 +34,14 @@ Examples:
 
 /// A comparison, and where its report goes.
 #[derive(Debug)]
-pub(super) struct Call {
+pub(crate) struct CompareCall {
     plan: Plan,
     json: bool,
     html: Option<PathBuf>,
 }
 
 /// The words after `prefork compare`.
-pub(super) fn command() -> Command {
+pub(crate) fn compare_command() -> Command {
     let list = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name("LIST").value_delimiter(',').help(help)
     };
@@ -88,7 +88,7 @@ pub(super) fn command() -> Command {
             Arg::new("duration")
                 .long("duration")
                 .value_name("DURATION")
-                .value_parser(duration)
+                .value_parser(parse_duration)
                 .help("How long each time [default: 3s]"),
         )
         .arg(
@@ -109,7 +109,7 @@ pub(super) fn command() -> Command {
 ///
 /// # Errors
 /// Values that make no sense together.
-pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
+pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String> {
     let number = |name: &str| matches.get_one::<usize>(name).copied();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = number("workers").unwrap_or(cores);
@@ -143,25 +143,27 @@ pub(super) fn parse(matches: &ArgMatches) -> Result<Call, String> {
     }
     plan.check()?;
     let html = matches.get_one::<PathBuf>("html").cloned();
-    Ok(Call { plan, json: matches.get_flag("json"), html })
+    Ok(CompareCall { plan, json: matches.get_flag("json"), html })
 }
 
 /// Runs it, shows how far it is where somebody looks on, and prints the report.
-pub(super) fn run(call: Call) -> Result<ExitCode> {
+pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     let plan = call.plan;
     // A place that cannot be written to is known before the run, not after it.
-    let page = call.html.as_deref().map(OutputFile::create).transpose()?;
+    let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let minutes = plan.length().as_secs_f64() / 60.0;
     let report = compare::run(&plan, |progress| {
         if watched {
             let (done, of) = (progress.done + 1, progress.of);
             let (load, who) = (progress.workload, progress.contestant);
-            show(&format!("{done} of {of} (about {minutes:.1} min in all): {load}, {who}"));
+            show_progress(&format!(
+                "{done} of {of} (about {minutes:.1} min in all): {load}, {who}"
+            ));
         }
     });
     if watched {
-        show("");
+        show_progress("");
     }
     let report = report?;
     // The page first: whoever reads the table may go away in the middle of it.
@@ -175,10 +177,10 @@ pub(super) fn run(call: Call) -> Result<ExitCode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::args::{self, Verb};
+    use crate::args::{self, Verb};
 
     fn plan(line: &str) -> Plan {
-        match args::parse(line.split(' ')).expect(line) {
+        match args::parse_args(line.split(' ')).expect(line) {
             Verb::Compare(call) => call.plan,
             other => panic!("{other:?}"),
         }
@@ -223,7 +225,7 @@ mod tests {
             "prefork compare --models single,single",
             "prefork compare http://127.0.0.1/",
         ] {
-            assert!(args::parse(line.split(' ')).is_err(), "{line}");
+            assert!(args::parse_args(line.split(' ')).is_err(), "{line}");
         }
     }
 }

@@ -1,0 +1,13 @@
+//! The verbs of the command, one module each: arguments, what it does, its exit status.
+
+pub(crate) mod bench;
+pub(crate) mod check;
+pub(crate) mod compare;
+pub(crate) mod control;
+pub(crate) mod demo;
+pub(crate) mod dispatch_program;
+pub(crate) mod health;
+pub(crate) mod man_pages;
+pub(crate) mod reference_pages;
+mod report_file;
+pub(crate) mod serve;
