@@ -24,7 +24,7 @@ use crate::pid_file::PidFile;
 use crate::primary::{
     self, AppMessages, Application, Hooks, IsolatedPools, Primary, PrimaryResources, ReadConfig,
 };
-use crate::runtime::Made;
+use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
@@ -123,7 +123,7 @@ impl Cluster {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        self.run(Made::ForOneThread, || Ok(worker::http_app(app)))
+        self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
     }
 
     /// As [`Cluster::serve`], for [`Model::Threads`](crate::Model::Threads): one service, shared by the threads of one
@@ -145,7 +145,7 @@ impl Cluster {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        self.run(Made::ForThreads, || Ok(crate::runtime::threads::threads_app(app)))
+        self.run(AppThreading::MultiThread, || Ok(crate::runtime::threads::multi_thread_app(app)))
     }
 
     /// The lower door, for any protocol: `app` is called in a worker with each accepted connection. Its future
@@ -158,21 +158,26 @@ impl Cluster {
         A: Fn(Worker, AcceptedStream) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + 'static,
     {
-        self.run(Made::ForOneThread, || Ok(worker::raw_connection_app(app)))
+        self.run(AppThreading::SingleThread, || Ok(worker::raw_connection_app(app)))
     }
 }
 
 impl Cluster {
     /// Runs the primary: binds or takes over sockets, loads the application, forks and supervises workers.
-    fn run(mut self, made: Made, make: impl FnOnce() -> Result<WorkerApp>) -> Result<ExitCode> {
+    fn run(
+        mut self,
+        threading: AppThreading,
+        make: impl FnOnce() -> Result<WorkerApp>,
+    ) -> Result<ExitCode> {
         log_output::prepare(None);
         prefork_os::signal::ignore_sigpipe_and_sigxfsz()
             .map_err(|e| Error::system("handle SIGPIPE and SIGXFSZ", e))?;
-        self.config = made.fit(self.config)?;
+        self.config = threading.adapt_config(self.config)?;
         self.kinds.rules()?;
         let read_config = self.read_config;
-        self.read_config =
-            Box::new(move || made.refit(read_config()?).and_then(|c| permit(&c).map(|()| c)));
+        self.read_config = Box::new(move || {
+            threading.adapt_reloaded_config(read_config()?).and_then(|c| permit(&c).map(|()| c))
+        });
         let launcher = BinaryLauncher::of_this_process()?;
         let service = ServiceEnvironment::take()?;
         let manifest = match UpgradeRole::take()? {

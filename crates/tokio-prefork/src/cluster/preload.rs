@@ -10,7 +10,7 @@ use hyper::{Request, Response};
 
 use super::Cluster;
 use crate::error::{Error, Result};
-use crate::runtime::Made;
+use crate::runtime::AppThreading;
 use crate::worker::{self, BoxError, Worker};
 
 /// A cluster that loads something before it forks; made by [`Cluster::preload`].
@@ -42,7 +42,7 @@ impl<L> Preloaded<L> {
         B::Error: Into<BoxError>,
     {
         let load = self.load;
-        self.cluster.run(Made::ForOneThread, || {
+        self.cluster.run(AppThreading::SingleThread, || {
             let data = &*Box::leak(Box::new(load_in_thread(load)?));
             Ok(worker::http_app(move |worker| app(worker, data)))
         })

@@ -1,30 +1,30 @@
-//! What serves the connections: processes, threads, or one loop alone.
+//! The names of the concurrency models.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The concurrency model. In all of them a primary supervises; the model says what it forks.
+/// Decides what a worker process runs. Default: `Prefork`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Model {
-    /// `workers` processes, each with one single-threaded runtime: what breaks, breaks in one of them.
+    /// `workers` processes, each with one single-threaded runtime: a fault affects one process only.
     #[default]
     Prefork,
-    /// One process with one single-threaded runtime: plain Node.
+    /// One process with one single-threaded runtime, like Node without cluster.
     Single,
-    /// One process with tokio's multi-thread runtime of `workers` threads. The service is shared by all of them, so it
-    /// must be `Send` and `Sync`: only [`Cluster::serve_threads`](crate::Cluster::serve_threads) has it.
+    /// One process with tokio's multi-thread runtime of `workers` threads. They share the service, which must be `Send` and `Sync`:
+    /// needs [`Cluster::serve_threads`](crate::Cluster::serve_threads).
     Threads,
     /// One process with `workers` threads, each with a single-threaded runtime and a service of its own.
     ThreadPerCore,
 }
 
 impl Model {
-    /// All of them, in the order in which they are explained.
+    /// All models, in the order of the documentation.
     pub const ALL: [Model; 4] =
         [Model::Prefork, Model::Single, Model::Threads, Model::ThreadPerCore];
 
-    /// Its name as it is given and shown.
+    /// Returns the name in configuration, flags and status.
     pub const fn name(self) -> &'static str {
         match self {
             Model::Prefork => "prefork",
@@ -56,12 +56,12 @@ impl FromStr for Model {
 
     /// # Errors
     ///
-    /// A name that is not among [`Model::ALL`].
+    /// Fails for a name that no model in [`Model::ALL`] has.
     fn from_str(text: &str) -> Result<Model, String> {
         let known = Model::ALL.into_iter().find(|model| model.name() == text.trim());
         known.ok_or_else(|| {
             let names = Model::ALL.map(Model::name).join(", ");
-            format!("is no concurrency model: give one of {names}")
+            format!("is not a concurrency model; choose one of {names}")
         })
     }
 }
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_read_back_and_others_are_refused_with_the_list() {
+    fn every_name_parses_and_an_unknown_one_lists_them_all() {
         for model in Model::ALL {
             assert_eq!(model.name().parse(), Ok(model));
         }

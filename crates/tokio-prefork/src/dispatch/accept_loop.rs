@@ -24,65 +24,74 @@ use tokio::sync::Notify;
 
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
-use crate::dispatch::queue_wait::Waits;
+use crate::dispatch::queue_wait::QueueWaitSampler;
 use crate::dispatch::shared::accept_queue::AcceptQueue;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
 
-/// How long a handshake that has begun is waited for before a socket is closed for ever: a round trip to a client
-/// not too far away.
-const HANDSHAKE: Duration = Duration::from_millis(50);
+/// How long to wait for handshakes that have begun before a socket is closed for good: one round trip to most clients.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How long to wait when the process or the system is out of file descriptors or memory.
-const EXHAUSTED: Duration = Duration::from_millis(100);
+const EXHAUSTED_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long to wait after accepting has failed for a reason that is none of the connection's, for the first time. Doubled
-/// each time.
+/// The first pause after an error that does not concern a single connection. Doubles with each error in a row.
 const ACCEPT_RETRY_MIN: Duration = Duration::from_millis(10);
 
-/// The longest of those waits.
+/// The longest pause after such an error.
 const ACCEPT_RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// After how many such failures in a row a socket counts as one that gives no connections.
+/// How many such errors in a row make a socket count as failing.
 const FAILURES_UNTIL_ERROR: u32 = 3;
 
-/// So many times in a row a listener may be ready with nobody to accept.
-const MOST_IDLE: u32 = 1000;
+/// How many times in a row a listener may be ready without a connection before the loop pauses.
+const MAX_EMPTY_WAKE_UPS: u32 = 1000;
 
 /// Accepts from one listening socket until the worker drains.
-pub(crate) struct Acceptor {
+pub(crate) struct AcceptLoop {
     state: Rc<LocalWorkerState>,
     queue: AcceptQueue,
     name: String,
-    unix: bool,
-    /// Whether it is the socket of our own slot.
-    own: bool,
+    is_unix: bool,
+    /// Whether this is the socket of the worker's own slot.
+    is_own_slot: bool,
     starter: ConnectionStarter,
-    waits: Waits,
+    waits: QueueWaitSampler,
     stop: Rc<Notify>,
-    /// Whether it was told that descriptors have run out, and none came free since.
-    exhausted: bool,
-    /// How often in a row accepting has failed for a reason that is none of the connection's.
+    /// Whether exhaustion of descriptors was logged and has not ended since.
+    is_exhausted: bool,
+    /// Errors in a row that do not concern a single connection.
     failures: u32,
 }
 
-impl Acceptor {
-    /// `polite` if others wait on the same socket, who may come first; `stop` is rung when it is to end before the
+impl AcceptLoop {
+    /// Creates the loop. `is_shared` if other workers accept from the same socket; notify `stop` to end the loop before the
     /// worker drains.
     pub(crate) fn new(
         state: &Rc<LocalWorkerState>,
         listener: Listener,
         starter: ConnectionStarter,
-        polite: bool,
+        is_shared: bool,
         stop: Rc<Notify>,
-    ) -> io::Result<Acceptor> {
-        let unix = listener.socket.domain()? == Domain::UNIX;
-        let own = !listener.is_shared_by_all_workers() && listener.slot == state.tag.slot;
-        let queue = AcceptQueue::new(state, listener.socket.into(), polite)?;
+    ) -> io::Result<AcceptLoop> {
+        let is_unix = listener.socket.domain()? == Domain::UNIX;
+        let is_own_slot = !listener.is_shared_by_all_workers() && listener.slot == state.tag.slot;
+        let queue = AcceptQueue::new(state, listener.socket.into(), is_shared)?;
         let (state, name) = (Rc::clone(state), listener.local.to_string());
-        let waits = Waits::default();
-        let (exhausted, failures) = (false, 0);
-        Ok(Acceptor { state, queue, name, unix, own, starter, waits, stop, exhausted, failures })
+        let waits = QueueWaitSampler::default();
+        let (is_exhausted, failures) = (false, 0);
+        Ok(AcceptLoop {
+            state,
+            queue,
+            name,
+            is_unix,
+            is_own_slot,
+            starter,
+            waits,
+            stop,
+            is_exhausted,
+            failures,
+        })
     }
 
     pub(crate) async fn run(mut self) {
@@ -96,14 +105,14 @@ impl Acceptor {
         }
         self.starter.start_pending();
         match drain.drain.current_order() {
-            Some(order) if order.closing => self.close().await,
-            // We may have been woken for it, and nobody else.
-            _ if self.queue.is_shared() => self.empty_queue(1),
+            Some(order) if order.closing => self.accept_before_close().await,
+            // A connection may have woken this worker alone.
+            _ if self.queue.is_shared() => self.accept_queued(1),
             _ => {}
         }
-        self.recover();
+        self.clear_failures();
         let state = Rc::clone(&self.state);
-        // Our share in the socket ends here; as long as anybody else has one, it goes on listening.
+        // Other processes keep their copies open, so the socket goes on listening.
         drop(self);
         state.active_acceptors.set(state.active_acceptors.get() - 1);
         state.capacity_freed.notify_waiters();
@@ -111,9 +120,9 @@ impl Acceptor {
 
     async fn accept_all(&mut self) {
         let state = Rc::clone(&self.state);
-        let (mut idle, mut took, mut budget) = (0, false, AcceptBudget::default());
+        let (mut empty_wake_ups, mut took, mut budget) = (0, false, AcceptBudget::default());
         loop {
-            self.wait_for_room().await;
+            self.wait_for_capacity().await;
             let ready = tokio::select! {
                 biased;
                 ready = self.queue.readable() => match ready {
@@ -124,55 +133,55 @@ impl Acceptor {
                     if !self.queue.rescan_workers() {
                         continue;
                     }
-                    // Whoever was woken for it does not take it.
+                    // The worker that was woken for this connection has not accepted it.
                     None
                 }
             };
             let outcome = self.queue.accept(ready).await;
             match outcome {
                 Ok(Some(fd)) => {
-                    (self.exhausted, took) = (false, true);
-                    self.recover();
+                    (self.is_exhausted, took) = (false, true);
+                    self.clear_failures();
                     let now = Instant::now();
-                    let waited = self.waits.of(&fd, self.unix, now);
-                    self.starter.start(fd, self.unix, waited);
-                    self.count();
+                    let waited = self.waits.measure(&fd, self.is_unix, now);
+                    self.starter.start(fd, self.is_unix, waited);
+                    self.count_accepted();
                     if self.starter.has_pending() {
                         self.queue.move_to_end();
                         self.starter.wait_for_first_byte().await;
                     }
                     budget.yield_after_accept(now).await;
                 }
-                Err(e) => self.endure(&e).await,
+                Err(e) => self.handle_accept_error(&e).await,
                 Ok(None) => {
                     budget.reset();
-                    self.recover();
+                    self.clear_failures();
                     if std::mem::take(&mut took) {
                         self.queue.move_to_end_if_busier();
                     }
-                    // Another worker was faster. A listener that somebody shut down is "ready" for ever, too:
-                    // it must not take the loop from the rest.
-                    idle += 1;
-                    if idle > MOST_IDLE {
-                        tokio::time::sleep(EXHAUSTED).await;
+                    // Another worker was faster. A listener that was shut down is always ready as well, and must not
+                    // starve the other tasks.
+                    empty_wake_ups += 1;
+                    if empty_wake_ups > MAX_EMPTY_WAKE_UPS {
+                        tokio::time::sleep(EXHAUSTED_RETRY_INTERVAL).await;
                     }
                     continue;
                 }
             }
-            idle = 0;
+            empty_wake_ups = 0;
         }
     }
 
-    async fn wait_for_room(&self) {
+    async fn wait_for_capacity(&self) {
         let state = &self.state;
         let limit = u64::from(state.config.worker_connections);
         loop {
-            let rung = state.capacity_freed.notified();
-            let full = state.row.open() >= limit;
-            state.row.accepting(!full && !state.cannot_accept());
-            if full {
+            let freed = state.capacity_freed.notified();
+            let is_full = state.row.open() >= limit;
+            state.row.accepting(!is_full && !state.cannot_accept());
+            if is_full {
                 self.queue.stop_waking();
-                rung.await;
+                freed.await;
             } else {
                 self.queue.resume_waking();
                 return;
@@ -180,16 +189,16 @@ impl Acceptor {
         }
     }
 
-    /// A connection has left the queue; said after it was counted as open.
-    fn count(&self) {
-        if self.own {
+    /// Counts an accepted connection for `least-conn`. Call it after the connection was counted as open.
+    fn count_accepted(&self) {
+        if self.is_own_slot {
             self.state.load_page.count_accepted();
         }
     }
 
-    /// Out of descriptors or memory: says so once, and waits until a connection is closed or a while passed.
-    /// Anything else concerns the one connection that is gone.
-    async fn endure(&mut self, error: &io::Error) {
+    /// Handles an error of accept. Without free descriptors or memory, logs once and waits for a connection to close, at most
+    /// 100 ms; after any other persistent error, backs off.
+    async fn handle_accept_error(&mut self, error: &io::Error) {
         if prefork_os::socket::is_accepted_connection_error(error) {
             log::debug!("{} accept on {}: {error}", self.state.tag, self.name);
             return tokio::task::yield_now().await;
@@ -197,7 +206,7 @@ impl Acceptor {
         if !prefork_os::socket::is_resource_exhaustion(error) {
             return self.back_off(error).await;
         }
-        if !std::mem::replace(&mut self.exhausted, true) {
+        if !std::mem::replace(&mut self.is_exhausted, true) {
             log::error!(
                 "{} cannot accept on {}: {error}; waiting for connections to close (raise LimitNOFILE or lower \
                  worker-connections)",
@@ -207,10 +216,12 @@ impl Acceptor {
         }
         self.state.row.accepting(false);
         self.queue.stop_waking();
-        let _ = tokio::time::timeout(EXHAUSTED, self.state.capacity_freed.notified()).await;
+        let _ =
+            tokio::time::timeout(EXHAUSTED_RETRY_INTERVAL, self.state.capacity_freed.notified())
+                .await;
     }
 
-    /// Waits longer each time, and is not woken meanwhile: whoever can accept is.
+    /// Pauses, longer each time. Meanwhile connections wake other workers.
     async fn back_off(&mut self, error: &io::Error) {
         self.failures = self.failures.saturating_add(1);
         let doubled = ACCEPT_RETRY_MIN.saturating_mul(1 << self.failures.min(16));
@@ -228,8 +239,8 @@ impl Acceptor {
         tokio::time::sleep(doubled.min(ACCEPT_RETRY_MAX)).await;
     }
 
-    /// The socket gives connections, or is not asked any more.
-    fn recover(&mut self) {
+    /// Resets the back-off: accept has succeeded, or the loop ends.
+    fn clear_failures(&mut self) {
         if std::mem::take(&mut self.failures) >= FAILURES_UNTIL_ERROR {
             self.state.failing_acceptors.set(self.state.failing_acceptors.get() - 1);
             self.state.publish_accept_state();
@@ -237,20 +248,19 @@ impl Acceptor {
         }
     }
 
-    /// The end of the socket: takes what is in its queue, and those who were in the middle of the handshake when it
-    /// was closed to newcomers.
-    async fn close(&self) {
-        self.empty_queue(usize::MAX);
-        tokio::time::sleep(HANDSHAKE).await;
-        self.empty_queue(usize::MAX);
+    /// Accepts the connections that are queued or in the middle of their handshake: the socket is about to close for good.
+    async fn accept_before_close(&self) {
+        self.accept_queued(usize::MAX);
+        tokio::time::sleep(HANDSHAKE_TIMEOUT).await;
+        self.accept_queued(usize::MAX);
     }
 
-    /// Takes up to `most` connections from the queue. What is queued when the last listener closes would be reset.
-    pub(crate) fn empty_queue(&self, most: usize) {
-        for _ in 0..most {
+    /// Accepts up to `max` queued connections, which would be reset when the last listener closes.
+    pub(crate) fn accept_queued(&self, max: usize) {
+        for _ in 0..max {
             let Ok(fd) = prefork_os::socket::accept_connection(self.queue.socket()) else { return };
-            self.starter.start_despite_queue_wait(fd, self.unix);
-            self.count();
+            self.starter.start_despite_queue_wait(fd, self.is_unix);
+            self.count_accepted();
         }
     }
 }

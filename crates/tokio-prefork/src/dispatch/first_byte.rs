@@ -60,11 +60,13 @@ impl ConnectionStarter {
 
     /// Serves a connection that was in the kernel's queue for `waited`, unless that was too long. If its client is silent,
     /// it may be kept for [`ConnectionStarter::wait_for_first_byte`].
-    pub(crate) fn start(&mut self, fd: OwnedFd, unix: bool, waited: Option<Duration>) {
-        let Some(fd) = queue_wait::admit(&self.state, fd, waited, self.client_speaks_first) else {
+    pub(crate) fn start(&mut self, fd: OwnedFd, is_unix: bool, waited: Option<Duration>) {
+        let Some(fd) =
+            queue_wait::check_queue_wait(&self.state, fd, waited, self.client_speaks_first)
+        else {
             return;
         };
-        let accepted = self.register(fd, unix, self.state.now_ms());
+        let accepted = self.register(fd, is_unix, self.state.now_ms());
         if self.client_speaks_first && accepted.first.is_empty() && self.backoff.should_try() {
             self.pending = Some(accepted);
         } else {
@@ -73,8 +75,8 @@ impl ConnectionStarter {
     }
 
     /// Serves a connection however long it was in the kernel's queue, which is about to be closed.
-    pub(crate) fn start_despite_queue_wait(&self, fd: OwnedFd, unix: bool) {
-        (self.handle)(self.register(fd, unix, LocalWorkerState::monotonic_ms()));
+    pub(crate) fn start_despite_queue_wait(&self, fd: OwnedFd, is_unix: bool) {
+        (self.handle)(self.register(fd, is_unix, LocalWorkerState::monotonic_ms()));
     }
 
     /// Whether the connection started last is kept until its first byte.
@@ -103,12 +105,12 @@ impl ConnectionStarter {
         }
     }
 
-    fn register(&self, fd: OwnedFd, unix: bool, now: u64) -> AcceptedConnection {
+    fn register(&self, fd: OwnedFd, is_unix: bool, now: u64) -> AcceptedConnection {
         let first = if self.client_speaks_first { first_bytes(&fd) } else { Bytes::new() };
         let entry = ConnectionEntry::new(now);
         self.state.row.opened();
         let guard = ConnectionGuard::new(&self.state, &entry);
-        AcceptedConnection { stream: LazyStream::new(fd, unix), first, entry, guard }
+        AcceptedConnection { stream: LazyStream::new(fd, is_unix), first, entry, guard }
     }
 }
 

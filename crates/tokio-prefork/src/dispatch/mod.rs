@@ -44,7 +44,7 @@ use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::worker::BootedApp;
 use crate::worker::local_state::LocalWorkerState;
-pub(crate) use accept_loop::Acceptor;
+use accept_loop::AcceptLoop;
 pub(crate) use first_byte::{AcceptedConnection, ConnectionStarter};
 pub use kernel_programs::KernelProgram;
 pub(crate) use kernel_selector::{KernelSelector, ReuseportGroup, SlotLoad};
@@ -78,7 +78,7 @@ pub(crate) fn start_accepting(
             AcceptPath::SlotSocket => listener.is_shared_by_all_workers(),
         };
         let starter = app.connection_starter(state);
-        let acceptor = Acceptor::new(state, listener, starter, is_shared, Rc::default())
+        let acceptor = AcceptLoop::new(state, listener, starter, is_shared, Rc::default())
             .map_err(|e| Error::system("register a listening socket", e))?;
         tokio::task::spawn_local(acceptor.run());
     }

@@ -1,13 +1,12 @@
-//! The `threads` model: this worker's own loop accepts, keeps the table of connections, their limits and the drain;
-//! tokio's multi-thread runtime beside it serves them.
+//! The `threads` model: one thread accepts, tracks the connections and drains; a multi-thread runtime serves them.
 //!
-//! Each connection has two tasks: one on a thread of the runtime, which serves it with the same code as everywhere
-//! (see `context`), and its steward here, which passes on what the connection is told and takes it out of the books
-//! at its end. What is shared is the state of the connection, `ConnectionState`.
+//! Each connection has two tasks. One runs on the multi-thread runtime and serves it with the same code as in all models (see
+//! `ServeContext`). The other stays on the accepting thread: it forwards close requests, and removes the connection from the
+//! registry at its end. Both share its `ConnectionState`.
 //!
-//! Not to be had here: connections are not handed over when the worker is replaced (they are told to close between
-//! two requests), and a handler that blocks is not named: it holds one thread of the runtime, while the beat comes
-//! from the loop that accepts.
+//! Limits of this model: connections are not handed over when the worker is replaced (they are closed between two requests), and a
+//! handler that blocks is not named in reports, as it blocks one thread of the runtime while the heartbeat comes from the accepting
+//! thread.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
@@ -36,11 +35,11 @@ use crate::worker::local_state::LocalWorkerState;
 use crate::worker::threaded_worker::{ThreadedWorker, ThreadedWorkerState};
 use crate::worker::{BootedApp, Worker, WorkerApp};
 
-/// The runtime that serves; its threads are left alone at the end, as the process ends with them.
-struct Crew(Option<Runtime>);
+/// The multi-thread runtime. Dropping it does not wait for its threads: they end with the process.
+struct ServingRuntime(Option<Runtime>);
 
-/// An application whose service is shared by all threads.
-pub(crate) fn threads_app<A, F, S, B>(app: A) -> WorkerApp
+/// Wraps an application whose service is shared by all threads.
+pub(crate) fn multi_thread_app<A, F, S, B>(app: A) -> WorkerApp
 where
     A: Fn(ThreadedWorker) -> F + Send + Sync + 'static,
     F: Future<Output = Result<S>> + Send + 'static,
@@ -55,27 +54,32 @@ where
         let (app, state) = (Arc::clone(&app), Rc::clone(&worker.0));
         Box::pin(async move {
             let shared = Arc::new(ThreadedWorkerState::from_local(&state)?);
-            let crew = Crew::start(&state)?;
-            let on = crew.handle()?;
+            let runtime = ServingRuntime::start(&state)?;
+            let runtime_handle = runtime.handle()?;
             let worker = ThreadedWorker(Arc::clone(&shared));
-            // On its own threads, so that what the application spawns runs there.
-            let booted = on.spawn(async move { app(worker).await }).await;
+            // On the threads of the runtime, so that tasks spawned by the application run there.
+            let booted = runtime_handle.spawn(async move { app(worker).await }).await;
             let panicked = |_| Error::application("boot", "it panicked (see above)");
             let service = Arc::new(booted.map_err(panicked)??);
-            tokio::task::spawn_local(follow(state, Arc::clone(&shared)));
+            tokio::task::spawn_local(forward_drain(state, Arc::clone(&shared)));
             let handle = move |accepted| {
-                // Moved in as a whole: the threads live as long as connections can come.
-                let _crew = &crew;
+                // Keeps the runtime alive as long as connections are accepted.
+                let _runtime = &runtime;
                 let (shared, service) = (Arc::clone(&shared), Arc::clone(&service));
-                tokio::task::spawn_local(steward(on.clone(), shared, service, accepted));
+                tokio::task::spawn_local(supervise_connection(
+                    runtime_handle.clone(),
+                    shared,
+                    service,
+                    accepted,
+                ));
             };
             Ok(BootedApp::new(handle, true))
         })
     })
 }
 
-/// Tells the threads that the worker drains, and the worker that they want it to.
-async fn follow(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
+/// Forwards the drain of the worker to the threads, and a retire request of a thread to the worker.
+async fn forward_drain(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
     loop {
         tokio::select! {
             () = state.drain.wait_started() => {
@@ -87,9 +91,9 @@ async fn follow(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerState>) {
     }
 }
 
-/// Has a connection served by the threads, and keeps it in the books of the loop that accepts until it has ended.
-async fn steward<S, B>(
-    on: Handle,
+/// Serves a connection on the multi-thread runtime, and keeps it in the registry of the accepting thread until it ends.
+async fn supervise_connection<S, B>(
+    runtime: Handle,
     shared: Arc<ThreadedWorkerState>,
     app: Arc<S>,
     accepted: AcceptedConnection,
@@ -103,19 +107,19 @@ async fn steward<S, B>(
     let AcceptedConnection { stream, first, entry, guard } = accepted;
     entry.conn.pin_to_worker();
     let unix = stream.is_unix();
-    // Out of the epoll instance of this loop, into that of the runtime.
+    // Moves the socket from the epoll instance of this thread to that of the runtime.
     let fd = match stream.into_fd() {
         Ok(fd) => fd,
         Err(e) => return log::warn!("{} cannot pass a connection on: {e}", shared.tag),
     };
     let handle =
         Arc::new(ThreadConnectionHandle { conn: Arc::clone(&entry.conn), waker: Mutex::default() });
-    let serving = serve_there(shared, app, Arc::clone(&handle), fd, unix, first);
-    let mut task = pin!(on.spawn(serving));
-    // A panic has been reported by the panic hook; it costs this connection.
+    let serving = serve_on_runtime(shared, app, Arc::clone(&handle), fd, unix, first);
+    let mut task = pin!(runtime.spawn(serving));
+    // The panic hook has reported a panic; it ends this connection only.
     let _ = poll_fn(|cx| {
         entry.register_waker(cx.waker());
-        // We may have been woken because the connection was told something.
+        // A close request may have woken this task.
         handle.wake();
         task.as_mut().poll(cx)
     })
@@ -123,7 +127,7 @@ async fn steward<S, B>(
     drop(guard);
 }
 
-async fn serve_there<S, B>(
+async fn serve_on_runtime<S, B>(
     shared: Arc<ThreadedWorkerState>,
     app: Arc<S>,
     handle: Arc<ThreadConnectionHandle>,
@@ -182,15 +186,15 @@ impl ConnectionHandle for ThreadConnectionHandle {
     }
 }
 
-impl Crew {
-    fn start(state: &LocalWorkerState) -> Result<Crew> {
+impl ServingRuntime {
+    fn start(state: &LocalWorkerState) -> Result<ServingRuntime> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(state.config.threads() as usize)
             .thread_name("serving")
             .enable_all()
             .build()
             .map_err(|e| Error::system("start the threads of the worker", e))?;
-        Ok(Crew(Some(runtime)))
+        Ok(ServingRuntime(Some(runtime)))
     }
 
     fn handle(&self) -> Result<Handle> {
@@ -199,7 +203,7 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
+impl Drop for ServingRuntime {
     fn drop(&mut self) {
         // Not waited for: this is a place where nobody may block, and a handler may.
         if let Some(runtime) = self.0.take() {

@@ -13,8 +13,8 @@ use super::http::connection_state::ConnectionState;
 use crate::channel::{HandOver, ToPrimary, WorkerEnd};
 use crate::config::Config;
 use crate::dispatch::LoadPage;
-use crate::dispatch::queue_wait::Shedding;
-use crate::dispatch::reuseport::adopted_sockets::Adopted;
+use crate::dispatch::queue_wait::RejectionLog;
+use crate::dispatch::reuseport::adopted_sockets::AdoptedSocket;
 use crate::messages::MailEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
@@ -48,13 +48,13 @@ pub(crate) struct LocalWorkerState {
     /// How many of them cannot accept from their socket.
     pub(crate) failing_acceptors: Cell<usize>,
     /// Acceptors on the sockets of other slots.
-    pub(crate) adopted_sockets: RefCell<Vec<Adopted>>,
+    pub(crate) adopted_sockets: RefCell<Vec<AdoptedSocket>>,
     /// The application's CPU pool.
     pub(crate) pool: Pool,
     /// The application, once it has booted.
     pub(crate) app: OnceCell<BootedApp>,
     /// Rejected connections that are not logged yet.
-    pub(crate) shedding: Shedding,
+    pub(crate) queue_wait_rejections: RejectionLog,
     /// Whether the log says that the worker is at its connection limit.
     pub(crate) capacity_warning: CapacityWarning,
 }

@@ -199,7 +199,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         adopted_sockets: RefCell::default(),
         pool,
         app: OnceCell::new(),
-        shedding: crate::dispatch::queue_wait::Shedding::default(),
+        queue_wait_rejections: crate::dispatch::queue_wait::RejectionLog::default(),
         capacity_warning: capacity_warning::CapacityWarning::default(),
     });
     Worker::set_current(&state);

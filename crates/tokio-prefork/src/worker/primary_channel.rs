@@ -26,13 +26,15 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
                 }
             }
             Wanted::Adopt { fd, slot, closing } => {
-                adopted_sockets::adopt(&state, slot, fd, closing)
+                adopted_sockets::adopt_socket(&state, slot, fd, closing)
             }
             Wanted::Word(ToWorker::Adopt { slot, .. }) => {
                 log::error!("{} cannot accept for slot {slot}: out of file descriptors", state.tag);
-                adopted_sockets::refuse(&state, slot);
+                adopted_sockets::report_not_adopted(&state, slot);
             }
-            Wanted::Word(ToWorker::GiveBack(slot)) => adopted_sockets::give_back(&state, slot),
+            Wanted::Word(ToWorker::GiveBack(slot)) => {
+                adopted_sockets::release_slot_sockets(&state, slot)
+            }
             // With their descriptors, ARRIVE and LOG are `Take` and `Log` above.
             Wanted::Word(ToWorker::Released | ToWorker::Arrive(_) | ToWorker::Log) => {
                 set_released(&state);

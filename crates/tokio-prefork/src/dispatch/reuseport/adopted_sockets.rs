@@ -1,4 +1,4 @@
-//! Sockets of other slots: taken when the primary sends them, given back when it says so.
+//! Accepts for other slots: from sockets that the primary sends, until it takes them back.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -6,50 +6,54 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 
 use crate::channel::ToPrimary;
-use crate::dispatch::accept_loop::Acceptor;
+use crate::dispatch::accept_loop::AcceptLoop;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
 use prefork_supervisor::Slot;
 
-/// An acceptor on a socket that is not our own.
-pub(crate) struct Adopted {
+/// An accept loop on a socket of another slot.
+pub(crate) struct AdoptedSocket {
     slot: Slot,
-    /// Rung to end it.
+    /// Notified to end the loop.
     stop: Rc<Notify>,
 }
 
-/// Accepts from a socket of `slot`, which the primary has sent, until it is given back; or, if nobody listens there any
-/// more, only takes what is in its queue.
-pub(crate) fn adopt(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) {
-    if let Err(e) = begin(state, slot, fd, closing) {
+/// Accepts from a socket of `slot` until [`release_slot_sockets`]; with `closing`, only the connections that are queued.
+pub(crate) fn adopt_socket(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) {
+    if let Err(e) = start_accept_loop(state, slot, fd, closing) {
         log::error!("{} cannot accept for slot {slot}: {e}", state.tag);
-        refuse(state, slot);
+        report_not_adopted(state, slot);
     }
 }
 
-fn begin(state: &Rc<LocalWorkerState>, slot: Slot, fd: OwnedFd, closing: bool) -> Result<()> {
+fn start_accept_loop(
+    state: &Rc<LocalWorkerState>,
+    slot: Slot,
+    fd: OwnedFd,
+    closing: bool,
+) -> Result<()> {
     let listener = Listener::from_received_fd(fd, slot)?;
-    let handler = state.app.get();
-    let handler = handler.ok_or_else(|| Error::config("the application has not booted yet"))?;
+    let app = state.app.get();
+    let app = app.ok_or_else(|| Error::config("the application has not booted yet"))?;
     let stop = Rc::new(Notify::new());
-    let starter = handler.connection_starter(state);
-    let acceptor = Acceptor::new(state, listener, starter, false, Rc::clone(&stop))
+    let starter = app.connection_starter(state);
+    let acceptor = AcceptLoop::new(state, listener, starter, false, Rc::clone(&stop))
         .map_err(|e| Error::system("register a listening socket", e))?;
     if closing {
-        acceptor.empty_queue(usize::MAX);
+        acceptor.accept_queued(usize::MAX);
         return Ok(());
     }
     log::debug!("{} accepts for slot {slot}, too", state.tag);
     state.active_acceptors.set(state.active_acceptors.get() + 1);
     state.publish_accept_state();
-    state.adopted_sockets.borrow_mut().push(Adopted { slot, stop });
+    state.adopted_sockets.borrow_mut().push(AdoptedSocket { slot, stop });
     tokio::task::spawn_local(acceptor.run());
     Ok(())
 }
 
-/// Ends our share in the sockets of `slot`. What is in their queues stays with whoever else holds them.
-pub(crate) fn give_back(state: &LocalWorkerState, slot: Slot) {
+/// Stops accepting from the sockets of `slot`. Queued connections stay for the other processes that hold them.
+pub(crate) fn release_slot_sockets(state: &LocalWorkerState, slot: Slot) {
     state.adopted_sockets.borrow_mut().retain(|adopted| {
         if adopted.slot == slot {
             adopted.stop.notify_one();
@@ -58,8 +62,8 @@ pub(crate) fn give_back(state: &LocalWorkerState, slot: Slot) {
     });
 }
 
-/// Tells the primary that somebody else has to serve the slot.
-pub(crate) fn refuse(state: &LocalWorkerState, slot: Slot) {
-    // A primary that cannot be told is stuck; it gives the slot to its own worker in the end.
+/// Reports to the primary that another worker has to accept for the slot.
+pub(crate) fn report_not_adopted(state: &LocalWorkerState, slot: Slot) {
+    // If the primary does not read this, it gives the slot to the next worker of its own anyway.
     let _ = state.channel.send(&ToPrimary::NotAdopted(slot));
 }

@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use super::connection_queue::{QueueRead, read_queue};
 use crate::dispatch::accept_budget::AcceptBudget;
 use crate::dispatch::first_byte::ConnectionStarter;
-use crate::dispatch::queue_wait::wait_of;
+use crate::dispatch::queue_wait::measure_queue_wait;
 use crate::listener::Listener;
 use crate::worker::local_state::LocalWorkerState;
 
@@ -98,7 +98,7 @@ impl ConnectionReceiver {
                 QueueRead::Connection(connection) => {
                     self.is_near_limit = connection.fd.as_raw_fd() >= self.reserve_start;
                     // The connections come from several accept queues, so the kernel is asked about each.
-                    let waited = wait_of(&connection.fd, connection.is_unix);
+                    let waited = measure_queue_wait(&connection.fd, connection.is_unix);
                     self.starter.start(connection.fd, connection.is_unix, waited);
                     self.starter.wait_for_first_byte().await;
                     budget.yield_after_accept(Instant::now()).await;
@@ -179,9 +179,9 @@ impl ConnectionReceiver {
     /// Accepts all queued connections, which would be reset when the last listener closes.
     fn empty_accept_queues(&self) {
         for listener in &self.listeners {
-            let unix = listener.is_unix();
+            let is_unix = listener.is_unix();
             while let Ok(fd) = prefork_os::socket::accept_connection(listener) {
-                self.starter.start_despite_queue_wait(fd, unix);
+                self.starter.start_despite_queue_wait(fd, is_unix);
             }
         }
     }

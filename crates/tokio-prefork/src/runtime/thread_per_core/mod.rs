@@ -1,13 +1,12 @@
-//! `thread-per-core`: a worker process whose threads each live a whole worker's life, with a loop, a service and a
-//! row of their own.
+//! The `thread-per-core` model: one process with N threads, each a complete worker with its own runtime, service and scoreboard page.
 //!
-//! The process has one channel to the primary and the threads want one each. So the first thread serves nobody: it
-//! is the *relay*. It sends every order on to all threads, and what they say to the primary; READY when all have
-//! said it, RETIRING or DISCONNECTING when the first does, ONLINE by itself. A thread that blocks blocks no
-//! other, nor the relay: its beat stops, by which the primary notices it and names its request.
+//! The process has one channel to the primary, and each thread needs one. So the first thread serves no connections but runs a
+//! *relay*: it forwards each command of the primary to all threads, and their reports to the primary: READY when all threads
+//! are ready, RETIRING or DISCONNECTING when the first one reports it, ONLINE by itself. A thread that blocks stops
+//! neither the others nor the relay: its heartbeat stops, by which the primary notices it and names its request.
 //!
-//! The end of the primary is passed on, too: the relay closes the channels of the threads, which then finish and
-//! leave. The application's messages are the first thread's. A thread that ends before it was told (a bug: panics of handlers are contained) retires the worker.
+//! When the primary dies, the relay closes the channels of the threads, which then drain and exit. Messages of the application
+//! go to the first thread. If a thread ends early (a bug, as panics of handlers are caught), the worker is replaced.
 
 mod relay;
 
@@ -29,13 +28,13 @@ use crate::scoreboard::{OwnRow, Reader};
 use crate::worker::{self, WorkerApp};
 use crate::worker_init::WorkerInit;
 use prefork_supervisor::{Slot, WorkerTag};
-use relay::{Member, Relay};
+use relay::{RelayedThread, ThreadRelay};
 
-/// As much as the first thread of a process has, as the same handlers run here.
-const STACK: usize = 8 << 20;
+/// The stack size of a thread: that of the first thread of a process, as the same handlers run here.
+const THREAD_STACK_BYTES: usize = 8 << 20;
 
-/// What a thread is born with: a `WorkerInit` that can cross to it.
-struct Part {
+/// The initial state of a thread: a `WorkerInit` that is `Send`.
+struct ThreadInit {
     tag: WorkerTag,
     kinds: Vec<(&'static str, Slot)>,
     listeners: Vec<Listener>,
@@ -48,16 +47,16 @@ struct Part {
     terminate: Arc<AtomicBool>,
 }
 
-/// Tells the relay how a thread ended, however it did.
-struct Obituary {
+/// Reports the exit status of a thread to the relay when it is dropped, even by a panic.
+struct ThreadExitGuard {
     number: usize,
     code: u8,
     to: mpsc::UnboundedSender<(usize, u8)>,
 }
 
-impl Drop for Obituary {
+impl Drop for ThreadExitGuard {
     fn drop(&mut self) {
-        // A relay that is gone takes the process with it.
+        // Without a relay the process is about to exit.
         let _ = self.to.send((self.number, self.code));
     }
 }
@@ -65,49 +64,49 @@ impl Drop for Obituary {
 /// Runs a worker from its `WorkerInit` to its exit status.
 pub(super) fn enter(init: WorkerInit, app: &WorkerApp) -> u8 {
     let tag = init.tag;
-    let life = || -> Result<u8> {
+    let run = || -> Result<u8> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build_local(tokio::runtime::LocalOptions::default())
             .map_err(|e| Error::system("build the relay's runtime", e))?;
-        let outcome = runtime.block_on(lead(init, app));
-        // Dropping it would wait for calls of the blocking pool, which a disk that does not answer never ends.
+        let outcome = runtime.block_on(run_relay(init, app));
+        // Dropping the runtime would wait for the blocking pool, possibly for a disk that never answers.
         runtime.shutdown_background();
         outcome
     };
-    life().unwrap_or_else(|e| {
+    run().unwrap_or_else(|e| {
         log::error!("{tag} {e}");
         e.exit_status()
     })
 }
 
-async fn lead(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
-    // The model has one way to accept, `shared`: there is neither a queue nor anything to count for a chooser.
+async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
+    // The only dispatch policy of this model is `shared`: no connection queue, no load page.
     let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
-    // One mailbox for the process: its first thread has it.
+    // The process has one message channel, which the first thread gets.
     let (mut mail, message_limits) = (init.mail, init.message_limits);
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    // If nobody hears it, the relay learns that the primary is gone.
+    // If this fails, the relay will notice that the primary is gone.
     let _ = channel.send(&ToPrimary::Online);
-    let (obituaries, mut ended) = mpsc::unbounded_channel();
-    let (mut members, mut ears) = (Vec::new(), Vec::new());
+    let (exit_reports, mut ended) = mpsc::unbounded_channel();
+    let (mut threads, mut reads) = (Vec::new(), Vec::new());
     for (number, row) in rows.into_iter().enumerate() {
         let (ours, theirs) = prefork_os::fd_passing::create_seqpacket_pair()
             .map_err(|e| Error::system("make a channel for a thread", e))?;
         let clones = listeners.iter().map(Listener::try_clone);
         let clones = clones.collect::<std::io::Result<_>>();
         let listeners = clones.map_err(|e| Error::system("share a listening socket", e))?;
-        let ear = ours.try_clone().and_then(prefork_os::async_fd::register_readable);
-        ears.push(ear.map_err(|e| Error::system("register the channel of a thread", e))?);
+        let read_half = ours.try_clone().and_then(prefork_os::async_fd::register_readable);
+        reads.push(read_half.map_err(|e| Error::system("register the channel of a thread", e))?);
         let end = RefCell::new(Some(PrimaryEnd::new(ours)));
-        members.push(Member {
+        threads.push(RelayedThread {
             end,
-            ear: RefCell::default(),
+            report_task: RefCell::default(),
             row: row.of_thread(),
-            hearing: Mutex::new(()),
+            reading: Mutex::new(()),
         });
-        let part = Part {
+        let thread_init = ThreadInit {
             tag,
             kinds: init.kinds.clone(),
             listeners,
@@ -119,50 +118,52 @@ async fn lead(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             config: Config::clone(&config),
             terminate: Arc::clone(&terminate),
         };
-        begin(part, number, app, obituaries.clone())?;
+        spawn_thread(thread_init, number, app, exit_reports.clone())?;
     }
-    // The threads have their shares; what ends when they let go of it must not live on here.
+    // The threads have copies. A copy here would keep the sockets open after the threads have closed theirs.
     drop(listeners);
-    let (ready, leaving) = (Cell::new(0), Cell::new(false));
-    let relay = Rc::new(Relay { tag, channel, config, members, ready, leaving });
-    for (number, ear) in ears.into_iter().enumerate() {
-        let task = tokio::task::spawn_local(relay::listen(Rc::clone(&relay), number, ear));
-        relay.members[number].ear.replace(Some(task));
+    let (ready, is_draining) = (Cell::new(0), Cell::new(false));
+    let relay = Rc::new(ThreadRelay { tag, channel, config, threads, ready, is_draining });
+    for (number, read_half) in reads.into_iter().enumerate() {
+        let task =
+            tokio::task::spawn_local(relay::forward_reports(Rc::clone(&relay), number, read_half));
+        relay.threads[number].report_task.replace(Some(task));
     }
-    tokio::task::spawn_local(relay::obey(Rc::clone(&relay)));
+    tokio::task::spawn_local(relay::forward_commands(Rc::clone(&relay)));
     let (mut left, mut worst) = (0, exit::OK);
-    while left < relay.members.len() {
-        // We hold a sender ourselves, so this does not end.
+    while left < relay.threads.len() {
+        // Never `None`: this function holds a sender as well.
         let Some((number, code)) = ended.recv().await else { break };
-        relay.members[number].row.left();
+        relay.threads[number].row.left();
         (left, worst) = (left + 1, worst.max(code));
-        // Its last words, connections among them, may still be in its channel.
-        relay.hear(number).await;
-        // Nothing is given to it any more.
-        relay.members[number].end.take();
-        if code != exit::OK && relay.ready.get() < relay.members.len() {
+        // Its channel may hold more reports, connections among them.
+        relay.read_reports(number).await;
+        // It gets no more commands.
+        relay.threads[number].end.take();
+        if code != exit::OK && relay.ready.get() < relay.threads.len() {
             return Ok(code);
         }
-        if !relay.leaving.get() {
+        if !relay.is_draining.get() {
             log::error!("{tag} lost thread {number}: it is replaced as a whole");
-            relay.leave(&ToPrimary::Retiring);
+            relay.begin_drain(&ToPrimary::Retiring);
         }
     }
     Ok(worst)
 }
 
 /// Starts a thread.
-fn begin(
-    part: Part,
+fn spawn_thread(
+    thread_init: ThreadInit,
     number: usize,
     app: &WorkerApp,
     to: mpsc::UnboundedSender<(usize, u8)>,
 ) -> Result<()> {
     let app = Arc::clone(app);
-    let live = move || {
-        let mut obituary = Obituary { number, code: exit::FAILURE, to };
-        let Part { tag, kinds, listeners, channel, mail, message_limits, row, board, .. } = part;
-        let Part { config, terminate, .. } = part;
+    let run = move || {
+        let mut exit_guard = ThreadExitGuard { number, code: exit::FAILURE, to };
+        let ThreadInit { tag, kinds, listeners, channel, mail, message_limits, row, board, .. } =
+            thread_init;
+        let ThreadInit { config, terminate, .. } = thread_init;
         let init = WorkerInit {
             tag,
             kinds,
@@ -177,8 +178,9 @@ fn begin(
             config: Rc::new(config),
             terminate,
         };
-        obituary.code = worker::run_worker(init, &app);
+        exit_guard.code = worker::run_worker(init, &app);
     };
-    let thread = std::thread::Builder::new().name(format!("loop {number}")).stack_size(STACK);
-    thread.spawn(live).map(drop).map_err(|e| Error::system("start a thread of the worker", e))
+    let thread =
+        std::thread::Builder::new().name(format!("loop {number}")).stack_size(THREAD_STACK_BYTES);
+    thread.spawn(run).map(drop).map_err(|e| Error::system("start a thread of the worker", e))
 }

@@ -1,4 +1,4 @@
-//! The relay between the primary and the threads of one worker: orders go to all of them, words to the primary.
+//! Forwards commands of the primary to the threads of one worker, and their reports to the primary.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,104 +13,108 @@ use crate::config::Config;
 use crate::scoreboard::ThreadRow;
 use prefork_supervisor::{Slot, WorkerTag};
 
-/// How long a connection on its way out waits for room in the channel to the primary.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a connection that is handed over waits for room in the channel to the primary.
+const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A thread, as the relay knows it.
-pub(super) struct Member {
+/// A thread, as the relay sees it.
+pub(super) struct RelayedThread {
     /// `None` once it is closed.
     pub(super) end: RefCell<Option<PrimaryEnd>>,
-    /// Hears what it says.
-    pub(super) ear: RefCell<Option<JoinHandle<()>>>,
+    /// The task that reads its reports.
+    pub(super) report_task: RefCell<Option<JoinHandle<()>>>,
     pub(super) row: ThreadRow,
-    /// Held while a word of it is being passed on, so that who waits for this has waited for its last word.
-    pub(super) hearing: Mutex<()>,
+    /// Held while its reports are forwarded: locking it waits for the last one.
+    pub(super) reading: Mutex<()>,
 }
 
-/// What the relay's tasks share.
-pub(super) struct Relay {
+/// The state that all tasks of the relay share.
+pub(super) struct ThreadRelay {
     pub(super) tag: WorkerTag,
     pub(super) channel: WorkerEnd,
     pub(super) config: Rc<Config>,
-    pub(super) members: Vec<Member>,
-    /// How many are ready.
+    pub(super) threads: Vec<RelayedThread>,
+    /// How many threads have reported READY.
     pub(super) ready: Cell<usize>,
-    /// The primary has been told that the worker leaves, or has said so itself.
-    pub(super) leaving: Cell<bool>,
+    /// Whether the worker drains, by its own report or by a command of the primary.
+    pub(super) is_draining: Cell<bool>,
 }
 
-/// Passes on what the primary wants, to its end.
-pub(super) async fn obey(relay: Rc<Relay>) {
+/// Forwards the commands of the primary until it closes its channel.
+pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
     while let Some(order) = relay.channel.hear().await {
         match order {
             Order::Word(word @ ToWorker::Drain { .. }) => {
-                relay.leaving.set(true);
-                relay.tell_all(&word);
+                relay.is_draining.set(true);
+                relay.send_to_all(&word);
             }
-            Order::Word(word @ ToWorker::Released) => relay.tell_all(&word),
-            Order::Take(fd, unread) => relay.place(&fd, unread),
+            Order::Word(word @ ToWorker::Released) => relay.send_to_all(&word),
+            Order::Take(fd, unread) => relay.assign_connection(&fd, unread),
             Order::Log(file) => {
-                // Standard error is one for all threads.
+                // All threads share standard error.
                 if let Err(e) = prefork_os::fd::replace_stderr(&file) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
-            // One thread is enough for a socket that is there until the next worker comes.
-            Order::Adopt { fd, slot, closing } => relay.adopt(&fd, slot, closing),
-            Order::Word(ToWorker::Adopt { slot, .. }) => relay.say(&ToPrimary::NotAdopted(slot)),
-            Order::Word(word @ ToWorker::GiveBack(_)) => relay.tell_all(&word),
+            // One thread is enough for a socket that the next worker of the slot takes over.
+            Order::Adopt { fd, slot, closing } => relay.adopt_socket(&fd, slot, closing),
+            Order::Word(ToWorker::Adopt { slot, .. }) => {
+                relay.send_to_primary(&ToPrimary::NotAdopted(slot))
+            }
+            Order::Word(word @ ToWorker::GiveBack(_)) => relay.send_to_all(&word),
             // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
             Order::Word(ToWorker::Arrive(_) | ToWorker::Log) => {}
         }
     }
-    // The primary is gone. The threads see the end of their channels, and know what that means.
-    relay.leaving.set(true);
-    for member in &relay.members {
-        member.end.take();
-        if let Some(ear) = member.ear.take() {
-            ear.abort();
+    // The primary is gone. The threads see their channels close, and drain.
+    relay.is_draining.set(true);
+    for thread in &relay.threads {
+        thread.end.take();
+        if let Some(report_task) = thread.report_task.take() {
+            report_task.abort();
         }
     }
 }
 
-/// Hears what a thread says, to the end of its channel.
-pub(super) async fn listen(
-    relay: Rc<Relay>,
+/// Forwards the reports of a thread until it closes its channel.
+pub(super) async fn forward_reports(
+    relay: Rc<ThreadRelay>,
     number: usize,
-    ear: tokio::io::unix::AsyncFd<OwnedFd>,
+    read_half: tokio::io::unix::AsyncFd<OwnedFd>,
 ) {
-    while let Ok(mut ready) = ear.readable().await {
-        if !relay.hear(number).await {
+    while let Ok(mut ready) = read_half.readable().await {
+        if !relay.read_reports(number).await {
             return;
         }
         ready.clear_ready();
     }
 }
 
-impl Relay {
-    /// All that a thread has said so far; `false` at the end of its channel.
-    pub(super) async fn hear(&self, number: usize) -> bool {
-        let _one_at_a_time = self.members[number].hearing.lock().await;
+impl ThreadRelay {
+    /// Forwards all reports that a thread has sent so far. Returns `false` at the end of its channel.
+    pub(super) async fn read_reports(&self, number: usize) -> bool {
+        let _reading = self.threads[number].reading.lock().await;
         loop {
-            let heard = match &*self.members[number].end.borrow() {
+            let heard = match &*self.threads[number].end.borrow() {
                 Some(end) => end.hear(),
                 None => return false,
             };
             match heard {
                 Heard::Word(ToPrimary::Ready) => {
                     self.ready.set(self.ready.get() + 1);
-                    if self.ready.get() == self.members.len() {
-                        self.say(&ToPrimary::Ready);
+                    if self.ready.get() == self.threads.len() {
+                        self.send_to_primary(&ToPrimary::Ready);
                     }
                 }
-                // It has begun to drain already; the others have not.
+                // This thread drains already; the others do not.
                 Heard::Word(word @ (ToPrimary::Retiring | ToPrimary::Disconnecting)) => {
-                    self.leave(&word);
+                    self.begin_drain(&word);
                 }
-                // The relay has said so when it began.
+                // The relay has reported this itself.
                 Heard::Word(ToPrimary::Online) => {}
-                Heard::Word(word) => self.say(&word),
-                Heard::Connection(fd, unread) => self.send_away(number, &fd, unread).await,
+                Heard::Word(word) => self.send_to_primary(&word),
+                Heard::Connection(fd, unread) => {
+                    self.hand_over_connection(number, &fd, unread).await
+                }
                 Heard::LostConnection => {
                     log::error!("{} lost a connection: no descriptor left", self.tag);
                 }
@@ -124,73 +128,76 @@ impl Relay {
         }
     }
 
-    fn say(&self, word: &ToPrimary) {
+    fn send_to_primary(&self, word: &ToPrimary) {
         if let Err(e) = self.channel.send(word) {
-            log::warn!("{} cannot tell the primary: {e}", self.tag);
+            log::warn!("{} cannot report to the primary: {e}", self.tag);
         }
     }
 
-    /// Leaves as a whole, and says so in this word: whether it wants a replacement.
-    pub(super) fn leave(&self, word: &ToPrimary) {
-        if self.leaving.replace(true) {
+    /// Drains all threads, and sends this report, which says whether the worker wants a replacement.
+    pub(super) fn begin_drain(&self, word: &ToPrimary) {
+        if self.is_draining.replace(true) {
             return;
         }
-        self.say(word);
+        self.send_to_primary(word);
         let hand_over = match self.config.hand_over {
             true => HandOver::WhenOthersServe,
             false => HandOver::Never,
         };
         let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
-        // Not DRAIN as the primary says it, after which no connection comes: RELEASED will say that.
-        self.tell_all(&ToWorker::Drain { grace, linger, closing: false, hand_over });
+        // Unlike after the DRAIN of the primary, connections may still come until RELEASED.
+        self.send_to_all(&ToWorker::Drain { grace, linger, closing: false, hand_over });
     }
 
-    fn tell_all(&self, word: &ToWorker) {
-        for (number, member) in self.members.iter().enumerate() {
-            let told = member.end.borrow().as_ref().map_or(Ok(()), |end| end.send(word));
-            match told {
-                // It has left.
+    fn send_to_all(&self, word: &ToWorker) {
+        for (number, thread) in self.threads.iter().enumerate() {
+            let sent = thread.end.borrow().as_ref().map_or(Ok(()), |end| end.send(word));
+            match sent {
+                // The thread has ended.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
-                // Its channel is full: it is frozen, and the deadline of the worker will find it.
-                Err(e) => log::warn!("{} cannot tell its thread {number}: {e}", self.tag),
+                // The channel is full: the thread is frozen, and the worker's drain timeout will end it.
+                Err(e) => log::warn!("{} cannot send a command to its thread {number}: {e}", self.tag),
                 Ok(()) => {}
             }
         }
     }
 
-    /// Has a thread accept from a socket that the primary sent: the first one that takes it.
-    fn adopt(&self, fd: &OwnedFd, slot: Slot, closing: bool) {
+    /// Sends a socket of the primary to the first thread that accepts it.
+    fn adopt_socket(&self, fd: &OwnedFd, slot: Slot, closing: bool) {
         let word = ToWorker::Adopt { slot, closing };
-        if !self.members.iter().any(|member| member.takes(&word, fd)) {
-            self.say(&ToPrimary::NotAdopted(slot));
+        if !self.threads.iter().any(|thread| thread.try_send(&word, fd)) {
+            self.send_to_primary(&ToPrimary::NotAdopted(slot));
         }
     }
 
-    /// Gives a connection that another worker began to the thread with the fewest, else to any that takes it.
-    fn place(&self, fd: &OwnedFd, unread: Unread) {
+    /// Sends a connection of another worker to the thread with the fewest connections, else to any thread that accepts it.
+    fn assign_connection(&self, fd: &OwnedFd, unread: Unread) {
         let now = prefork_os::system::monotonic_ms();
-        let mut takers: Vec<&Member> = self.members.iter().collect();
-        takers.sort_by_key(|member| (!member.row.serves(now), member.row.open()));
+        let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();
+        candidates.sort_by_key(|thread| (!thread.row.serves(now), thread.row.open()));
         let word = ToWorker::Arrive(unread);
-        let given = takers.into_iter().any(|taker| taker.takes(&word, fd));
-        if !given {
+        let is_sent = candidates.into_iter().any(|candidate| candidate.try_send(&word, fd));
+        if !is_sent {
             log::error!("{} lost a connection: no thread takes it", self.tag);
         }
     }
 
-    /// Sends a connection of a thread to the primary. If that does not take it in time the thread gets it back.
-    async fn send_away(&self, number: usize, fd: &OwnedFd, unread: Unread) {
+    /// Sends a connection of a thread to the primary. If that fails or times out, the thread gets it back.
+    async fn hand_over_connection(&self, number: usize, fd: &OwnedFd, unread: Unread) {
         let word = ToPrimary::Travel(unread.clone());
-        let sent = tokio::time::timeout(PATIENCE, self.channel.send_with(&word, fd.as_fd())).await;
-        if !matches!(sent, Ok(Ok(()))) && !self.members[number].takes(&ToWorker::Arrive(unread), fd)
+        let sent =
+            tokio::time::timeout(HANDOVER_SEND_TIMEOUT, self.channel.send_with(&word, fd.as_fd()))
+                .await;
+        if !matches!(sent, Ok(Ok(())))
+            && !self.threads[number].try_send(&ToWorker::Arrive(unread), fd)
         {
             log::error!("{} lost a connection: the primary does not take it", self.tag);
         }
     }
 }
 
-impl Member {
-    fn takes(&self, word: &ToWorker, fd: &OwnedFd) -> bool {
+impl RelayedThread {
+    fn try_send(&self, word: &ToWorker, fd: &OwnedFd) -> bool {
         let end = self.end.borrow();
         end.as_ref().is_some_and(|end| end.send_with(word, fd.as_fd()).is_ok())
     }
