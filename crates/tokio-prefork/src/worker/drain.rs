@@ -18,7 +18,7 @@ pub(crate) struct DrainOrder {
     pub(crate) deadline_ms: u64,
     /// How long a connection may stay idle before it is closed.
     pub(crate) linger_ms: u64,
-    /// Whether the listening sockets close for good: then the accept queues are emptied first.
+    /// Whether the listening sockets close for good, so that the worker has to empty their accept queues first.
     pub(crate) closing: bool,
     /// Whether connections between two requests are handed over to another worker.
     pub(crate) hand_over: HandOver,

@@ -173,7 +173,9 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         ..
     } = init;
     let WorkerInit { board, config, terminate, kinds, .. } = init;
-    let row = rows.pop().ok_or_else(|| Error::config("a worker without a row"))?;
+    let row = rows
+        .pop()
+        .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
     let channel = WorkerEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     let mail = MailEnd::start(tag, mail, message_limits)

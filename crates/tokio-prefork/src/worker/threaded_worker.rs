@@ -38,8 +38,9 @@ impl ThreadedWorkerState {
     /// Copies what the threads need from the state of the worker's event loop.
     pub(crate) fn from_local(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
         let row = state.row.shared();
-        let row = row
-            .ok_or_else(|| Error::config("the scoreboard page of this worker is for one thread"))?;
+        let row = row.ok_or_else(|| {
+            Error::internal("the scoreboard page of this worker is for one thread")
+        })?;
         Ok(ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),

@@ -156,7 +156,9 @@ impl ThreadRelay {
                 // The thread has ended.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {}
                 // The channel is full: the thread is frozen, and the worker's drain timeout will end it.
-                Err(e) => log::warn!("{} cannot send a command to its thread {number}: {e}", self.tag),
+                Err(e) => {
+                    log::warn!("{} cannot send a command to its thread {number}: {e}", self.tag)
+                }
                 Ok(()) => {}
             }
         }

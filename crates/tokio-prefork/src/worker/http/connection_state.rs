@@ -82,7 +82,7 @@ pub(crate) struct ConnectionState {
     is_handing_over: AtomicBool,
     /// Reads return pending without asking the socket.
     defer_reads: AtomicBool,
-    /// A read was deferred and has to be made up for.
+    /// A read was deferred, so hyper has to be polled again.
     has_deferred_read: AtomicBool,
     /// HTTP/1: the client has closed its sending side while it waits for a response.
     is_half_closed: AtomicBool,
@@ -484,7 +484,7 @@ impl ConnectionState {
         self.defer_reads.store(defer, Relaxed);
     }
 
-    /// Whether a read has to be deferred; if so, records that it has to be made up for.
+    /// Whether to defer a read. If so, records that hyper has to be polled again for it.
     pub(crate) fn should_defer_read(&self) -> bool {
         // The application reads an upgraded connection, and nothing would make up for its reads.
         let should_defer = self.defer_reads.load(Relaxed) && !self.is_upgraded();
