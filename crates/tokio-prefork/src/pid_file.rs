@@ -80,7 +80,7 @@ impl PidFile {
     }
 
     /// Returns what the next image needs to take the file over. `None` if the path is not UTF-8, so that it cannot be passed.
-    fn pass(&self) -> Option<PassedFile> {
+    fn pass_to_new_image(&self) -> Option<PassedFile> {
         self.path.to_str()?;
         let fd = self.locked_file.as_raw_fd();
         Some(PassedFile { path: self.path.clone(), inode: self.inode, fd })
@@ -132,12 +132,12 @@ impl ConfiguredPidFile {
     }
 
     /// Returns what the next image needs to take the file over.
-    pub(crate) fn pass(&self) -> Option<PassedFile> {
-        self.file.as_ref().and_then(PidFile::pass)
+    pub(crate) fn pass_to_new_image(&self) -> Option<PassedFile> {
+        self.file.as_ref().and_then(PidFile::pass_to_new_image)
     }
 
     /// Returns the descriptor that holds the lock.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn lock_fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(|file| file.locked_file.as_fd())
     }
 

@@ -28,49 +28,49 @@ impl ControlEndpoint {
     ///
     /// # Errors
     /// A path from the configuration does not work. A default path that does not work is only logged.
-    pub(super) fn open(
+    pub(super) fn open_socket(
         setting: &ControlSocket,
         event_log: &mut EventLog,
     ) -> Result<ControlEndpoint> {
         let server = match open_server(setting, event_log) {
             Err(e) if matches!(setting, ControlSocket::Path(_)) => return Err(e),
-            server => keep_or_log(server, event_log),
+            server => server_or_log_error(server, event_log),
         };
         Ok(ControlEndpoint { server, setting: setting.clone() })
     }
 
     /// Takes over the control socket and the clients of the previous image. A failure is logged: an exec has no way back.
-    pub(super) fn inherit(
+    pub(super) fn take_over_socket(
         setting: &ControlSocket,
         passed: Option<PassedControl>,
         event_log: &mut EventLog,
     ) -> ControlEndpoint {
         let server = passed.map(|passed| Server::inherit(passed, Instant::now()));
         let mut endpoint = ControlEndpoint { server, setting: setting.clone() };
-        endpoint.repair(event_log);
+        endpoint.repair_socket(event_log);
         endpoint
     }
 
     /// Opens the socket again if clients cannot reach it: its file may have been removed or replaced.
-    pub(super) fn repair(&mut self, event_log: &mut EventLog) {
+    pub(super) fn repair_socket(&mut self, event_log: &mut EventLog) {
         let Some(server) = &mut self.server else {
-            self.server = keep_or_log(open_server(&self.setting, event_log), event_log);
+            self.server = server_or_log_error(open_server(&self.setting, event_log), event_log);
             return;
         };
         match control_socket_path(&self.setting) {
             Ok(Some(path)) if server.is_reachable_at(&path) => {}
             Ok(Some(path)) => match server.listen_at(&path) {
-                Ok(()) => event_log.control_socket_opened(&path),
-                Err(e) => event_log.no_control_socket(&e),
+                Ok(()) => event_log.log_control_socket_opened(&path),
+                Err(e) => event_log.log_control_socket_error(&e),
             },
             Ok(None) => server.close_listener(),
-            Err(e) => event_log.no_control_socket(&e),
+            Err(e) => event_log.log_control_socket_error(&e),
         }
     }
 
     /// Sends new events to followers and closes idle clients. Called before each wait, when the supervisor has every
     /// request.
-    pub(super) fn flush(&mut self, event_log: &EventLog) {
+    pub(super) fn send_new_events(&mut self, event_log: &EventLog) {
         if let Some(server) = &mut self.server {
             server.settle(&event_log.ledger, Instant::now());
         }
@@ -95,7 +95,7 @@ impl ControlEndpoint {
     }
 
     /// Returns what the next image needs to continue with socket and clients.
-    pub(super) fn pass(&mut self) -> Option<PassedControl> {
+    pub(super) fn pass_to_new_image(&mut self) -> Option<PassedControl> {
         self.server.as_mut().map(Server::pass)
     }
 
@@ -128,7 +128,7 @@ impl ControlEndpoint {
 fn open_server(setting: &ControlSocket, event_log: &mut EventLog) -> Result<Option<Server>> {
     let Some(path) = control_socket_path(setting)? else {
         if *setting != ControlSocket::Off {
-            event_log.no_control_directory();
+            event_log.log_no_control_directory();
         }
         return Ok(None);
     };
@@ -139,9 +139,9 @@ fn open_server(setting: &ControlSocket, event_log: &mut EventLog) -> Result<Opti
     Ok(Some(server))
 }
 
-fn keep_or_log(server: Result<Option<Server>>, event_log: &mut EventLog) -> Option<Server> {
+fn server_or_log_error(server: Result<Option<Server>>, event_log: &mut EventLog) -> Option<Server> {
     server.unwrap_or_else(|e| {
-        event_log.no_control_socket(&e);
+        event_log.log_control_socket_error(&e);
         None
     })
 }
@@ -171,11 +171,11 @@ impl Primary {
     /// Repairs the control socket and the pid file, at each reload: files may have been removed or replaced, or what
     /// prevented them at the start is gone.
     pub(super) fn repair_control_and_pid_file(&mut self) {
-        self.control.repair(&mut self.event_log);
+        self.control.repair_socket(&mut self.event_log);
         match self.pid_file.repair() {
             Ok(None) => {}
-            Ok(Some(path)) => self.event_log.pid_file_written(path),
-            Err(e) => self.event_log.no_pid_file(&e),
+            Ok(Some(path)) => self.event_log.log_pid_file_written(path),
+            Err(e) => self.event_log.log_pid_file_error(&e),
         }
     }
 

@@ -13,126 +13,131 @@ use prefork_supervisor::{ExitCause, ExitReport, LogEvent, RecycleReason, WEB_KIN
 /// A log line and its level.
 pub(super) type LogLine = (Level, String);
 
-fn debug(text: String) -> LogLine {
+fn debug_line(text: String) -> LogLine {
     (Level::Debug, text)
 }
 
-pub(super) fn info(text: String) -> LogLine {
+pub(super) fn info_line(text: String) -> LogLine {
     (Level::Info, text)
 }
 
-pub(super) fn warn(text: String) -> LogLine {
+pub(super) fn warn_line(text: String) -> LogLine {
     (Level::Warn, text)
 }
 
-pub(super) fn error(text: String) -> LogLine {
+pub(super) fn error_line(text: String) -> LogLine {
     (Level::Error, text)
 }
 
 /// Formats an event as a log line.
 pub(super) fn format_event(event: &LogEvent) -> LogLine {
     match event {
-        LogEvent::Forked { worker } => debug(format!("{worker} forked")),
-        LogEvent::Online { worker } => debug(format!("{worker} online")),
+        LogEvent::Forked { worker } => debug_line(format!("{worker} forked")),
+        LogEvent::Online { worker } => debug_line(format!("{worker} online")),
         LogEvent::Ready { worker, after } => {
-            info(format!("{worker} ready after {}", HumanDuration(*after)))
+            info_line(format!("{worker} ready after {}", HumanDuration(*after)))
         }
-        LogEvent::Disconnected { worker } => debug(format!("{worker} closed its channel")),
-        LogEvent::Replaced { worker, by } => debug(format!("{by} has replaced worker={worker}")),
-        LogEvent::AllReady { workers } => info(format!(
+        LogEvent::Disconnected { worker } => debug_line(format!("{worker} closed its channel")),
+        LogEvent::Replaced { worker, by } => {
+            debug_line(format!("{by} has replaced worker={worker}"))
+        }
+        LogEvent::AllReady { workers } => info_line(format!(
             "all {workers} workers serve; stop with Ctrl-C or kill -TERM {}",
             std::process::id()
         )),
         LogEvent::ForkFailed { worker, reason } => {
-            error(format!("{worker} could not be forked: {reason}"))
+            error_line(format!("{worker} could not be forked: {reason}"))
         }
-        LogEvent::BootFailed { worker, reason } => error(format!("{worker} cannot boot: {reason}")),
-        LogEvent::BootTimedOut { worker, limit } => error(format!(
+        LogEvent::BootFailed { worker, reason } => {
+            error_line(format!("{worker} cannot boot: {reason}"))
+        }
+        LogEvent::BootTimedOut { worker, limit } => error_line(format!(
             "{worker} was not ready within {} (boot-timeout), killing it",
             HumanDuration(*limit)
         )),
         LogEvent::Exited(exit) => format_exit(exit),
-        LogEvent::NotRestarted { worker } => warn(format!(
+        LogEvent::NotRestarted { worker } => warn_line(format!(
             "{worker} is not replaced, as on_restart decided: its slot stays empty until the next reload or scale"
         )),
         LogEvent::Disconnecting { worker } => {
-            info(format!("{worker} drains and leaves for good: its slot stays empty"))
+            info_line(format!("{worker} drains and leaves for good: its slot stays empty"))
         }
-        LogEvent::Retiring { worker } => info(format!("{worker} retires and is replaced")),
+        LogEvent::Retiring { worker } => info_line(format!("{worker} retires and is replaced")),
         LogEvent::Recycling { worker, limit } => {
-            info(format!("{worker} is replaced: {}", format_recycle_reason(*limit)))
+            info_line(format!("{worker} is replaced: {}", format_recycle_reason(*limit)))
         }
-        LogEvent::DrainTimedOut { worker, limit } => warn(format!(
+        LogEvent::DrainTimedOut { worker, limit } => warn_line(format!(
             "{worker} did not finish within {} (graceful-timeout), killing it",
             HumanDuration(*limit)
         )),
-        LogEvent::MemoryLimitExceeded { worker, memory, limit } => error(format!(
+        LogEvent::MemoryLimitExceeded { worker, memory, limit } => error_line(format!(
             "{worker} uses {}, more than {} (max-rss-hard), killing it",
             HumanBytes(*memory),
             HumanBytes(*limit)
         )),
         LogEvent::Misbehaved { worker, reason } => {
-            error(format!("{worker} broke the protocol, killing it: {reason}"))
+            error_line(format!("{worker} broke the protocol, killing it: {reason}"))
         }
-        LogEvent::Stalled { worker, stalled_for, current_request } => warn(format!(
+        LogEvent::Stalled { worker, stalled_for, current_request } => warn_line(format!(
             "{worker} has not run its event loop for {}{}",
             HumanDuration(*stalled_for),
             format_current_request(current_request)
         )),
-        LogEvent::Recovered { worker, stalled_for } => info(format!(
+        LogEvent::Recovered { worker, stalled_for } => info_line(format!(
             "{worker} runs its event loop again after {}",
             HumanDuration(*stalled_for)
         )),
-        LogEvent::StallTimedOut { worker, stalled_for, current_request } => error(format!(
+        LogEvent::StallTimedOut { worker, stalled_for, current_request } => error_line(format!(
             "{worker} stalled for {}{} (stall-timeout), killing it",
             HumanDuration(*stalled_for),
             format_current_request(current_request)
         )),
-        LogEvent::BackingOff { failures, delay } => warn(format!(
+        LogEvent::BackingOff { failures, delay } => warn_line(format!(
             "crash loop: {failures} workers in a row exited early: next try in {}",
             HumanDuration(*delay)
         )),
-        LogEvent::GivingUp { failures } => error(format!(
+        LogEvent::GivingUp { failures } => error_line(format!(
             "giving up: no worker became ready in {failures} tries (boot-attempts); the lines above give the reason"
         )),
-        LogEvent::Reloading { by } => info(format!("reloading ({by})")),
+        LogEvent::Reloading { by } => info_line(format!("reloading ({by})")),
         LogEvent::Reloaded { generation, workers, is_upgrade } => {
             let verb = if *is_upgrade { "upgraded" } else { "reloaded" };
-            info(format!("{verb}: {workers} workers of generation {generation} serve"))
+            info_line(format!("{verb}: {workers} workers of generation {generation} serve"))
         }
         LogEvent::ReloadFailed { reason } => {
-            error(format!("reload failed, the old workers keep serving: {reason}"))
+            error_line(format!("reload failed, the old workers keep serving: {reason}"))
         }
-        LogEvent::RollingBack { to } => warn(format!("rolling back to generation {to}")),
+        LogEvent::RollingBack { to } => warn_line(format!("rolling back to generation {to}")),
         LogEvent::UpgradeQueued { by } => {
-            info(format!("upgrade ({by}): waiting for the end of the reload under way"))
+            info_line(format!("upgrade ({by}): waiting for the end of the reload under way"))
         }
         LogEvent::UpgradeChecking { by } => {
-            info(format!("upgrade ({by}): checking the new binary"))
+            info_line(format!("upgrade ({by}): checking the new binary"))
         }
         LogEvent::UpgradeExecuting => {
-            info("upgrade: the new binary passed its check, executing it".to_string())
+            info_line("upgrade: the new binary passed its check, executing it".to_string())
         }
         LogEvent::UpgradeFailed { reason } => {
-            error(format!("upgrade failed, nothing has changed: {reason}"))
+            error_line(format!("upgrade failed, nothing has changed: {reason}"))
         }
         LogEvent::Scaled { by, kind, from, to } => {
             let of = if *kind == WEB_KIND { String::new() } else { format!(" of kind {kind}") };
-            info(format!("scaled from {from} to {to} workers{of} ({by})"))
+            info_line(format!("scaled from {from} to {to} workers{of} ({by})"))
         }
-        LogEvent::CommandRefused { by, reason } => warn(format!("{by} refused: {reason}")),
-        LogEvent::StopDelayed { by, delay } => info(format!(
+        LogEvent::CommandRefused { by, reason } => warn_line(format!("{by} refused: {reason}")),
+        LogEvent::StopDelayed { by, delay } => info_line(format!(
             "stopping ({by}): not ready any more, accepting for another {} (drain-delay)",
             HumanDuration(*delay)
         )),
-        LogEvent::Stopping { by, workers } => {
-            info(format!("stopping ({by}): draining {}", format_count(*workers as u64, "worker")))
-        }
-        LogEvent::StoppingNow { by, workers } => info(format!(
+        LogEvent::Stopping { by, workers } => info_line(format!(
+            "stopping ({by}): draining {}",
+            format_count(*workers as u64, "worker")
+        )),
+        LogEvent::StoppingNow { by, workers } => info_line(format!(
             "stopping now ({by}): killing {}",
             format_count(*workers as u64, "worker")
         )),
-        LogEvent::Stopped => info("stopped".to_string()),
+        LogEvent::Stopped => info_line("stopped".to_string()),
     }
 }
 
@@ -144,21 +149,25 @@ fn format_exit(exit: &ExitReport) -> LogLine {
         format!("up {}, {}", HumanDuration(*uptime), format_count(*requests_served, "request"));
     match cause {
         ExitCause::Drained if status.success() => {
-            info(format!("{worker} drained and exited ({life})"))
+            info_line(format!("{worker} drained and exited ({life})"))
         }
-        ExitCause::Drained => error(format!("{worker} died while draining: {how} ({life})")),
+        ExitCause::Drained => error_line(format!("{worker} died while draining: {how} ({life})")),
         ExitCause::KilledByStop | ExitCause::GracefulTimeout => {
-            warn(format!("{worker} was killed by the primary ({life})"))
+            warn_line(format!("{worker} was killed by the primary ({life})"))
         }
-        ExitCause::BootTimeout => error(format!("{worker} was killed: never ready ({life})")),
-        ExitCause::Misbehaved => error(format!("{worker} was killed: broke the protocol ({life})")),
-        ExitCause::Stalled => error(format!("{worker} was killed: stalled ({how}; {life})")),
-        ExitCause::MemoryLimit => error(format!("{worker} was killed: too much memory ({life})")),
-        ExitCause::Superseded => info(format!("{worker} was killed: superseded ({life})")),
+        ExitCause::BootTimeout => error_line(format!("{worker} was killed: never ready ({life})")),
+        ExitCause::Misbehaved => {
+            error_line(format!("{worker} was killed: broke the protocol ({life})"))
+        }
+        ExitCause::Stalled => error_line(format!("{worker} was killed: stalled ({how}; {life})")),
+        ExitCause::MemoryLimit => {
+            error_line(format!("{worker} was killed: too much memory ({life})"))
+        }
+        ExitCause::Superseded => info_line(format!("{worker} was killed: superseded ({life})")),
         ExitCause::BootFailed => {
-            error(format!("{worker} died before it was ready: {how} ({life})"))
+            error_line(format!("{worker} died before it was ready: {how} ({life})"))
         }
-        ExitCause::Unexpected => error(format!("{worker} died: {how} ({life})")),
+        ExitCause::Unexpected => error_line(format!("{worker} died: {how} ({life})")),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-use super::event_format::{LogLine, error, format_count, format_event, info, warn};
+use super::event_format::{LogLine, error_line, format_count, format_event, info_line, warn_line};
 use crate::config::Dispatch;
 use crate::control::Ledger;
 use crate::log_output;
@@ -35,8 +35,8 @@ impl EventLog {
     }
 
     /// Logs an event of the supervisor.
-    pub(super) fn record(&mut self, event: &LogEvent) {
-        self.write(format_event(event));
+    pub(super) fn log_event(&mut self, event: &LogEvent) {
+        self.write_line(format_event(event));
     }
 
     /// Reports lines that the log had to drop: to the ledger at once, to the log when it has room. Returns when to call this
@@ -55,7 +55,7 @@ impl EventLog {
     }
 
     /// Logs the start of a primary, or of a new image that has taken over workers.
-    pub(super) fn primary_started(
+    pub(super) fn log_primary_started(
         &mut self,
         inherited_workers: Option<usize>,
         wanted_workers: u32,
@@ -71,152 +71,172 @@ impl EventLog {
             false => format!(", dispatch={dispatch}"),
         };
         let (version, pid) = (env!("CARGO_PKG_VERSION"), std::process::id());
-        self.write(info(format!("primary pid={pid} version={version}: {workers}{dispatch}")));
-        self.write(info(format!("listening on {}", locals.join(", "))));
+        self.write_line(info_line(format!(
+            "primary pid={pid} version={version}: {workers}{dispatch}"
+        )));
+        self.write_line(info_line(format!("listening on {}", locals.join(", "))));
     }
 
-    pub(super) fn ignored_signal(&mut self, signal: Signal) {
+    pub(super) fn log_ignored_signal(&mut self, signal: Signal) {
         log::debug!("{} ignored", signal.as_str());
     }
 
-    pub(super) fn cannot_reap(&mut self, worker: WorkerTag, reason: &dyn Display) {
-        self.write(error(format!("{worker} cannot be waited for: {reason}")));
+    pub(super) fn log_reap_error(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        self.write_line(error_line(format!("{worker} cannot be waited for: {reason}")));
     }
 
-    pub(super) fn cannot_signal(
+    pub(super) fn log_signal_error(
         &mut self,
         worker: WorkerTag,
         signal: Signal,
         reason: &dyn Display,
     ) {
-        self.write(error(format!("{worker} cannot be sent {}: {reason}", signal.as_str())));
+        self.write_line(error_line(format!(
+            "{worker} cannot be sent {}: {reason}",
+            signal.as_str()
+        )));
     }
 
-    pub(super) fn cannot_notify_worker(&mut self, worker: WorkerTag, reason: &dyn Display) {
-        self.write(warn(format!(
+    pub(super) fn log_worker_unreachable(&mut self, worker: WorkerTag, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
             "{worker} does not read its channel ({reason}): it will be killed at its deadline"
         )));
     }
 
-    pub(super) fn cannot_hand_slot(&mut self, worker: WorkerTag, slot: Slot, reason: &dyn Display) {
+    pub(super) fn log_slot_handover_error(
+        &mut self,
+        worker: WorkerTag,
+        slot: Slot,
+        reason: &dyn Display,
+    ) {
         log::debug!("{worker} cannot be told about slot={slot} ({reason}): trying again later");
     }
 
-    pub(super) fn log_reopened(&mut self, path: &Path) {
-        self.write(info(format!("log reopened: {}", path.display())));
+    pub(super) fn log_rotation(&mut self, path: &Path) {
+        self.write_line(info_line(format!("log reopened: {}", path.display())));
     }
 
-    pub(super) fn cannot_switch_log(&mut self, reason: &dyn Display) {
-        self.write(error(format!("cannot switch the log file, keeping the old one: {reason}")));
+    pub(super) fn log_rotation_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!(
+            "cannot switch the log file, keeping the old one: {reason}"
+        )));
     }
 
     /// Logs what a new binary printed before its check was stopped, as it may say where it hangs.
-    pub(super) fn new_binary_output(&mut self, text: &str) {
+    pub(super) fn log_new_binary_output(&mut self, text: &str) {
         if !text.is_empty() {
-            self.write(warn(format!("the new binary printed before it was killed: {text}")));
+            self.write_line(warn_line(format!(
+                "the new binary printed before it was killed: {text}"
+            )));
         }
     }
 
     /// Logs what chooses among the sockets of slots; a warning if it is a fallback of the policy.
-    pub(super) fn kernel_selector_started(&mut self, text: String, best: bool) {
-        self.write(if best { info(text) } else { warn(text) });
+    pub(super) fn log_kernel_selector(&mut self, text: String, best: bool) {
+        self.write_line(if best { info_line(text) } else { warn_line(text) });
     }
 
-    pub(super) fn kernel_selector_failed(&mut self, reason: &dyn Display) {
-        self.write(error(format!("{reason}; falling back to the kernel's hash")));
+    pub(super) fn log_kernel_selector_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!("{reason}; falling back to the kernel's hash")));
     }
 
-    pub(super) fn needs_restart(&mut self, key: &str) {
-        self.write(warn(format!(
+    pub(super) fn log_restart_needed(&mut self, key: &str) {
+        self.write_line(warn_line(format!(
             "{key} has changed in the configuration: restart or upgrade to apply it"
         )));
     }
 
-    pub(super) fn listening(&mut self, local: &str) {
-        self.write(info(format!("listening on {local} too")));
+    pub(super) fn log_listening(&mut self, local: &str) {
+        self.write_line(info_line(format!("listening on {local} too")));
     }
 
-    pub(super) fn listener_reopened(&mut self, local: &str) {
-        self.write(warn(format!(
+    pub(super) fn log_listener_reopened(&mut self, local: &str) {
+        self.write_line(warn_line(format!(
             "no client could reach {local} (its file was removed, or its socket shut down): opened it again"
         )));
     }
 
-    pub(super) fn stopped_listening(&mut self, local: &str) {
-        self.write(info(format!("not listening on {local} any more")));
+    pub(super) fn log_listener_closed(&mut self, local: &str) {
+        self.write_line(info_line(format!("not listening on {local} any more")));
     }
 
-    pub(super) fn no_control_directory(&mut self) {
+    pub(super) fn log_no_control_directory(&mut self) {
         log::debug!(
             "no control socket: neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set; set `control` to a path"
         );
     }
 
-    pub(super) fn no_control_socket(&mut self, reason: &dyn Display) {
-        self.write(warn(format!(
+    pub(super) fn log_control_socket_error(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
             "no control socket: {reason} (set `control` to another path, or to off)"
         )));
     }
 
-    pub(super) fn control_socket_opened(&mut self, path: &Path) {
-        self.write(info(format!("control socket opened at {}", path.display())));
+    pub(super) fn log_control_socket_opened(&mut self, path: &Path) {
+        self.write_line(info_line(format!("control socket opened at {}", path.display())));
     }
 
-    pub(super) fn pid_file_written(&mut self, path: &Path) {
-        self.write(info(format!("pid file written again: {}", path.display())));
+    pub(super) fn log_pid_file_written(&mut self, path: &Path) {
+        self.write_line(info_line(format!("pid file written again: {}", path.display())));
     }
 
-    pub(super) fn no_pid_file(&mut self, reason: &dyn Display) {
-        self.write(error(format!("{reason}; continuing without a pid file until the next reload")));
+    pub(super) fn log_pid_file_error(&mut self, reason: &dyn Display) {
+        self.write_line(error_line(format!(
+            "{reason}; continuing without a pid file until the next reload"
+        )));
     }
 
-    pub(super) fn cannot_notify_service_manager(&mut self, reason: &dyn Display) {
-        self.write(warn(format!("cannot notify the service manager at NOTIFY_SOCKET: {reason}")));
+    pub(super) fn log_notify_error(&mut self, reason: &dyn Display) {
+        self.write_line(warn_line(format!(
+            "cannot notify the service manager at NOTIFY_SOCKET: {reason}"
+        )));
     }
 
-    pub(super) fn job_timed_out(&mut self, worker: WorkerTag) {
-        self.write(warn(format!("{worker} is killed: its isolated job has timed out")));
+    pub(super) fn log_job_timeout(&mut self, worker: WorkerTag) {
+        self.write_line(warn_line(format!("{worker} is killed: its isolated job has timed out")));
     }
 
-    pub(super) fn application_panicked(
+    pub(super) fn log_application_panic(
         &mut self,
         function: &dyn Display,
         occasion: &dyn Display,
         panic: &str,
     ) {
-        self.write(error(format!("{function} panicked at {occasion}: {panic}")));
+        self.write_line(error_line(format!("{function} panicked at {occasion}: {panic}")));
     }
 
-    pub(super) fn slow_application_call(
+    pub(super) fn log_slow_application_call(
         &mut self,
         function: &dyn Display,
         occasion: &dyn Display,
         took: Duration,
     ) {
         let took = HumanDuration(took);
-        self.write(warn(format!(
+        self.write_line(warn_line(format!(
             "{function} took {took} at {occasion}: nothing is supervised meanwhile"
         )));
     }
 
-    pub(super) fn too_many_hook_commands(&mut self, command: &str) {
-        self.write(warn(format!("dropped a command of a hook: too many are pending: {command}")));
+    pub(super) fn log_dropped_hook_command(&mut self, command: &str) {
+        self.write_line(warn_line(format!(
+            "dropped a command of a hook: too many are pending: {command}"
+        )));
     }
 
-    pub(super) fn no_message_handler(&mut self, kind: &str, from: WorkerTag) {
-        self.write(warn(format!(
+    pub(super) fn log_missing_message_handler(&mut self, kind: &str, from: WorkerTag) {
+        self.write_line(warn_line(format!(
             "{from} sends messages of kind {kind:?} without a function for them (Cluster::on_message): dropped"
         )));
     }
 
-    pub(super) fn lost_messages(&mut self, count: u64) {
-        self.write(warn(format!(
+    pub(super) fn log_lost_messages(&mut self, count: u64) {
+        self.write_line(warn_line(format!(
             "lost {count} messages so far: their receiver has exited or does not read"
         )));
     }
 
     /// Writes a line to the log and, from level INFO, to the ledger. Escapes control characters of names, paths and reports.
-    fn write(&mut self, (level, text): LogLine) {
+    fn write_line(&mut self, (level, text): LogLine) {
         let text = printable(&text).into_owned();
         log::log!(level, "{text}");
         if level <= Level::Info {
@@ -230,30 +250,30 @@ pub(super) fn has_passed_power_of_two(before: u64, after: u64) -> bool {
     before.checked_ilog2() != after.checked_ilog2()
 }
 
-pub(super) fn cannot_set_title(reason: &dyn Display) {
+pub(super) fn log_title_error(reason: &dyn Display) {
     log::debug!("cannot set the process title: {reason}");
 }
 
-pub(super) fn lost_handovers(count: u64, reason: &str) {
+pub(super) fn log_lost_handovers(count: u64, reason: &str) {
     log::warn!("closed {count} connections so far during hand-over: {reason}");
 }
 
-pub(crate) fn lost_newcomers(count: u64, reason: &str) {
+pub(crate) fn log_lost_connections(count: u64, reason: &str) {
     log::warn!("closed {count} new connections so far that no worker had taken: {reason}");
 }
 
-pub(crate) fn accept_fails(local: &str, reason: &dyn Display) {
+pub(crate) fn log_accept_error(local: &str, reason: &dyn Display) {
     log::error!(
         "cannot accept on {local}: {reason}; trying again each second (if the socket was shut down, a reload opens it again; \
          if a seccomp filter or a security module forbids accept4, allow it)"
     );
 }
 
-pub(crate) fn accepts_again(local: &str) {
+pub(crate) fn log_accept_recovered(local: &str) {
     log::info!("accepting on {local} again");
 }
 
-pub(crate) fn cannot_accept(local: &str, reason: &dyn Display) {
+pub(crate) fn log_out_of_descriptors(local: &str, reason: &dyn Display) {
     log::error!(
         "cannot accept on {}: {reason}; trying again ten times a second (raise LimitNOFILE?)",
         Printable(local)

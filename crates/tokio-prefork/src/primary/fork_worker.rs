@@ -49,7 +49,8 @@ impl Primary {
     }
 
     fn try_fork_worker(&mut self, tag: WorkerTag) -> Result<u32> {
-        let config = self.configs.get(tag.generation).filter(|_| tag.slot.is_web()).cloned();
+        let config =
+            self.configs.of_generation(tag.generation).filter(|_| tag.slot.is_web()).cloned();
         let rows = config.as_ref().map_or(1, |config| config.rows());
         let row = self.scoreboard.lease_rows(tag, rows).ok_or_else(|| {
             let reason = std::io::Error::other("too many workers are still draining");
@@ -141,7 +142,7 @@ impl Primary {
             let kind = if tag.slot.is_web() { "worker" } else { tag.kind };
             let title = format!("prefork: {kind} {} (gen {})", tag.id, tag.generation);
             prefork_os::process::set_process_title(&title)
-                .unwrap_or_else(|e| super::event_log::cannot_set_title(&e));
+                .unwrap_or_else(|e| super::event_log::log_title_error(&e));
         }
         let message_limits = self.messages.hub.limits();
         self.close_primary_state();
@@ -196,7 +197,7 @@ impl Primary {
     /// Closes the channels of the other workers and drops what was on its way to them.
     fn close_channels_of_other_workers(&mut self) {
         let mut fds = FdCloseBatch::default();
-        fds.add_fds_of(self.workers.take_all(), |workers, take| {
+        fds.add_fds_of(self.workers.take_processes(), |workers, take| {
             for process in workers.values() {
                 process.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
                 process.queue.iter().flat_map(ConnectionQueue::ends).for_each(&mut *take);

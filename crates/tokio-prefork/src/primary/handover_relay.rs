@@ -64,7 +64,7 @@ impl HandoverRelay {
         let before = self.lost;
         self.lost += count as u64;
         if has_passed_power_of_two(before, self.lost) {
-            event_log::lost_handovers(self.lost, reason);
+            event_log::log_lost_handovers(self.lost, reason);
         }
     }
 

@@ -61,7 +61,7 @@ impl HookQueue {
     }
 
     /// Queues the cluster event of a log event, if it has one and there is a hook.
-    pub(super) fn record(&mut self, event: &LogEvent, listeners: &ListenerSet) {
+    pub(super) fn queue_cluster_event(&mut self, event: &LogEvent, listeners: &ListenerSet) {
         if self.hooks.on_event.is_empty() {
             return;
         }
@@ -151,10 +151,10 @@ impl Primary {
         let result = catch_unwind(AssertUnwindSafe(|| call(&mut handle)));
         let took = started.elapsed();
         if let Err(panic) = &result {
-            self.event_log.application_panicked(function, occasion, &panic_text(&**panic));
+            self.event_log.log_application_panic(function, occasion, &panic_text(&**panic));
         }
         if took > SLOW_CALL_THRESHOLD {
-            self.event_log.slow_application_call(function, occasion, took);
+            self.event_log.log_slow_application_call(function, occasion, took);
         }
         result.ok()
     }

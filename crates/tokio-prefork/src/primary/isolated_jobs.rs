@@ -149,7 +149,7 @@ impl Primary {
             }
             Order::Kill(worker) => {
                 if let Some(process) = self.workers.get(&worker) {
-                    self.event_log.job_timed_out(process.tag);
+                    self.event_log.log_job_timeout(process.tag);
                 }
                 self.workers.signal(worker, Signal::SIGKILL, &mut self.event_log);
             }

@@ -94,7 +94,7 @@ impl Primary {
         );
         let reason = selector.fallback_reason();
         let text = describe_backend(policy, selector.backend_name(), reason.as_deref());
-        self.event_log.kernel_selector_started(text, reason.is_none());
+        self.event_log.log_kernel_selector(text, reason.is_none());
         self.kernel_selector = Some(ActiveSelector {
             selector,
             policy,
@@ -193,7 +193,7 @@ impl Primary {
         if active.logged_errors.len() < MAX_LOGGED_ERRORS
             && active.logged_errors.insert(error.to_string())
         {
-            self.event_log.kernel_selector_failed(error);
+            self.event_log.log_kernel_selector_error(error);
         }
     }
 

@@ -12,11 +12,11 @@ mod handover_relay;
 mod hooks;
 mod isolated_jobs;
 mod kernel_selector;
-mod log_reopen;
-mod messages;
+mod log_file_switch;
+mod message_handlers;
 mod oom_kills;
 mod pending_requests;
-mod perform;
+mod perform_action;
 mod primary_handle;
 mod reload_config;
 mod round_robin;
@@ -52,13 +52,13 @@ pub(crate) use hooks::Hooks;
 pub use hooks::RestartDecision;
 pub(crate) use isolated_jobs::IsolatedPools;
 use kernel_selector::ActiveSelector;
-use log_reopen::LogFileSwitch;
-pub(crate) use messages::AppMessages;
+use log_file_switch::LogFileSwitch;
+pub(crate) use message_handlers::AppMessages;
 pub use primary_handle::{PrimaryHandle, WorkerInfo};
 use reload_config::ConfigStore;
 pub(crate) use reload_config::ReadConfig;
 use signals::PrimarySignals;
-use upgrade::Upgrade;
+use upgrade::UpgradeState;
 pub(crate) use upgrade_check::check_worker_boots;
 use workers::KilledChildren;
 pub(crate) use workers::{WorkerProcess, WorkerTable};
@@ -102,7 +102,7 @@ pub(crate) struct Primary {
     messages: AppMessages,
     isolated_pools: IsolatedPools,
     hooks: HookQueue,
-    upgrade: Upgrade,
+    upgrade: UpgradeState,
     control: ControlEndpoint,
     pid_file: ConfiguredPidFile,
     service_manager: Option<ServiceManager>,
@@ -127,10 +127,10 @@ impl Primary {
         let PrimaryResources { listeners, pid_file, service_manager } = resources;
         if config.titles {
             let title = prefork_os::process::set_process_title("prefork: primary");
-            title.unwrap_or_else(|e| event_log::cannot_set_title(&e));
+            title.unwrap_or_else(|e| event_log::log_title_error(&e));
         }
         let scoreboard = create_scoreboard(!kinds.is_empty())?;
-        let signals = PrimarySignals::install()?;
+        let signals = PrimarySignals::install_handlers()?;
         let supervisor_config = config.supervisor_config();
         let wanted_workers = supervisor_config.workers;
         let supervisor = create_supervisor(
@@ -144,12 +144,14 @@ impl Primary {
         let mut event_log = EventLog::resume_after(last_event);
         let inherited_workers = manifest.as_ref().map(|manifest| manifest.workers.len());
         let locals = listeners.bound_addr_texts();
-        event_log.primary_started(inherited_workers, wanted_workers, config.dispatch, &locals);
+        event_log.log_primary_started(inherited_workers, wanted_workers, config.dispatch, &locals);
         let control = match &mut manifest {
-            None => ControlEndpoint::open(&config.control, &mut event_log)?,
-            Some(manifest) => {
-                ControlEndpoint::inherit(&config.control, manifest.control.take(), &mut event_log)
-            }
+            None => ControlEndpoint::open_socket(&config.control, &mut event_log)?,
+            Some(manifest) => ControlEndpoint::take_over_socket(
+                &config.control,
+                manifest.control.take(),
+                &mut event_log,
+            ),
         };
         let mut primary = Primary {
             supervisor,
@@ -169,7 +171,7 @@ impl Primary {
             messages,
             isolated_pools,
             hooks: HookQueue::new(hooks),
-            upgrade: Upgrade::new(launcher),
+            upgrade: UpgradeState::new(launcher),
             control,
             service_manager,
             started: Instant::now(),
@@ -199,7 +201,7 @@ impl Primary {
             self.publish_cluster_state();
             let mut shutdown = None;
             for action in actions {
-                shutdown = shutdown.or(self.perform(action));
+                shutdown = shutdown.or(self.perform_action(action));
             }
             self.run_event_hooks();
             if let Some(reason) = shutdown {
@@ -211,7 +213,7 @@ impl Primary {
 
     /// Returns the configuration of the wanted generation: during a reload, the new one.
     fn current_config(&self) -> Option<&Rc<Config>> {
-        self.configs.get(self.supervisor.wanted_generation())
+        self.configs.of_generation(self.supervisor.wanted_generation())
     }
 
     fn publish_cluster_state(&self) {

@@ -177,7 +177,7 @@ impl PrimaryHandle<'_> {
     /// Returns whether there was room for the command.
     fn queue_command(&mut self, command: ClusterCommand, what: &str) -> bool {
         if self.primary.pending_events.len() >= MAX_PENDING_COMMANDS {
-            self.primary.event_log.too_many_hook_commands(what);
+            self.primary.event_log.log_dropped_hook_command(what);
             return false;
         }
         let by = Requester::without_reply(format!("a hook: {what}"));

@@ -51,12 +51,12 @@ impl ConfigStore {
         ConfigStore { by_generation: by_generation.collect(), read_config, pending: None }
     }
 
-    pub(super) fn get(&self, generation: Generation) -> Option<&Rc<Config>> {
+    pub(super) fn of_generation(&self, generation: Generation) -> Option<&Rc<Config>> {
         self.by_generation.get(&generation)
     }
 
     pub(super) fn of_worker(&self, tag: WorkerTag) -> Result<Rc<Config>> {
-        self.get(tag.generation).cloned().ok_or_else(|| {
+        self.of_generation(tag.generation).cloned().ok_or_else(|| {
             Error::internal(format!("no configuration for generation {}", tag.generation))
         })
     }
@@ -101,14 +101,14 @@ impl ConfigStore {
             pending.lookup.is_complete() || pending.lookup.deadline <= Instant::now()
         })?;
         let names = pending.lookup.finish();
-        killed.add(pending.lookup.pid);
+        killed.add_child(pending.lookup.pid);
         Some((pending.generation, pending.config, names))
     }
 
     fn cancel_lookup(&mut self, killed: &mut KilledChildren) {
         if let Some(mut pending) = self.pending.take() {
             let _ = pending.lookup.finish();
-            killed.add(pending.lookup.pid);
+            killed.add_child(pending.lookup.pid);
         }
     }
 
@@ -169,7 +169,7 @@ impl Primary {
         names: &ResolvedHosts,
     ) -> Result<SupervisorConfig> {
         if self.log_file.open_for_reload(generation, config.log_file.as_deref())? {
-            self.event_log.needs_restart("log-file");
+            self.event_log.log_restart_needed("log-file");
         }
         self.warn_about_fixed_keys(&config);
         self.listeners.resolve_bind_addrs(&mut config.bind, names);
@@ -182,7 +182,7 @@ impl Primary {
         self.serve_with_running_workers(&repaired);
         let opened = self.listeners.open_missing_sockets(&config.bind, config.backlog, slots)?;
         for local in &opened.locals {
-            self.event_log.listening(local);
+            self.event_log.log_listening(local);
         }
         self.serve_with_running_workers(&opened.took_over_traffic);
         self.store_sockets();
@@ -200,7 +200,7 @@ impl Primary {
             ("fd-store", config.fd_store == current.fd_store),
         ] {
             if !is_same {
-                self.event_log.needs_restart(key);
+                self.event_log.log_restart_needed(key);
             }
         }
     }
@@ -212,7 +212,7 @@ impl Primary {
         let named: Vec<_> = configs.values().flat_map(|config| &config.bind).collect();
         let closed = self.listeners.remove_sockets_not_in(&named);
         for listener in closed.iter().filter(|listener| listener.slot == Slot(0)) {
-            self.event_log.stopped_listening(&listener.local.to_string());
+            self.event_log.log_listener_closed(&listener.local.to_string());
         }
         self.remove_stored_sockets(&closed);
         self.drain_closed_sockets(&closed);

@@ -58,7 +58,7 @@ impl Primary {
         let is_due = self.service_manager.as_ref()?.notify_state.is_due(now);
         if is_due {
             let summary = self.cluster_summary();
-            self.service_manager.as_mut()?.notify_state.tick(now, &summary);
+            self.service_manager.as_mut()?.notify_state.queue_due_messages(now, &summary);
             self.store_sockets();
         }
         self.flush_notifications();
@@ -67,7 +67,7 @@ impl Primary {
 
     fn flush_notifications(&mut self) {
         if let Some(Err(e)) = self.service_manager.as_mut().map(|manager| manager.flush()) {
-            self.event_log.cannot_notify_service_manager(&e);
+            self.event_log.log_notify_error(&e);
         }
     }
 
@@ -107,7 +107,7 @@ impl Primary {
                 Ok(true) => listener.keeper = SocketKeeper::FdStore,
                 // Tried again with the next status.
                 Ok(false) => return,
-                Err(e) => return self.event_log.cannot_notify_service_manager(&e),
+                Err(e) => return self.event_log.log_notify_error(&e),
             }
         }
     }

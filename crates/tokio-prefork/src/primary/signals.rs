@@ -27,13 +27,13 @@ const HANDLED_SIGNALS: [Signal; 11] = [
 pub(super) struct PrimarySignals(SignalPipe);
 
 impl PrimarySignals {
-    pub(super) fn install() -> Result<PrimarySignals> {
+    pub(super) fn install_handlers() -> Result<PrimarySignals> {
         let pipe = SignalPipe::new(&HANDLED_SIGNALS);
         Ok(PrimarySignals(pipe.map_err(|e| Error::system("install signal handlers", e))?))
     }
 
     /// Returns the descriptor that becomes readable when a signal arrives.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn pipe_fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.fd()
     }
 
@@ -56,7 +56,7 @@ impl Primary {
                 None if signal == Signal::SIGUSR1 => {
                     self.log_file.reopen(&self.workers, &mut self.event_log);
                 }
-                None => self.event_log.ignored_signal(signal),
+                None => self.event_log.log_ignored_signal(signal),
             }
         }
         Ok(())

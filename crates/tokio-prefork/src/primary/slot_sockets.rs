@@ -37,7 +37,7 @@ impl Primary {
         }
         self.configs.add_bind_addresses(addrs);
         for process in self.workers.values().filter(|one| one.serves_web(&self.supervisor)) {
-            let Some(config) = self.configs.get(process.tag.generation) else { continue };
+            let Some(config) = self.configs.of_generation(process.tag.generation) else { continue };
             if config.dispatch.accepts_in_primary() || process.released {
                 continue;
             }
@@ -54,7 +54,7 @@ impl Primary {
                 let word = ToWorker::Adopt { slot: listener.slot, closing: false };
                 let Some(channel) = &process.channel else { continue };
                 if let Err(e) = channel.send_with(&word, listener.as_fd()) {
-                    self.event_log.cannot_hand_slot(process.tag, listener.slot, &e);
+                    self.event_log.log_slot_handover_error(process.tag, listener.slot, &e);
                 }
             }
         }
@@ -65,7 +65,7 @@ impl Primary {
         let RepairedSockets { addrs, replaced } = repaired;
         for listener in &replaced {
             if listener.slot == Slot(0) {
-                self.event_log.listener_reopened(&listener.local.to_string());
+                self.event_log.log_listener_reopened(&listener.local.to_string());
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
@@ -91,7 +91,7 @@ impl Primary {
         let mut sockets = self.listeners.slot_listeners(slot);
         let sent = sockets.try_for_each(|listener| channel.send_with(&word, listener.as_fd()));
         if let Err(e) = &sent {
-            self.event_log.cannot_hand_slot(process.tag, slot, e);
+            self.event_log.log_slot_handover_error(process.tag, slot, e);
         }
         sent.is_ok()
     }
@@ -101,7 +101,7 @@ impl Primary {
         let Some(process) = self.workers.get(&worker) else { return };
         let Some(channel) = &process.channel else { return };
         if let Err(e) = channel.send(&ToWorker::GiveBack(slot)) {
-            self.event_log.cannot_hand_slot(process.tag, slot, &e);
+            self.event_log.log_slot_handover_error(process.tag, slot, &e);
             self.pending_events.push_back(Event::ReleaseSlotFailed { worker, slot });
         }
     }

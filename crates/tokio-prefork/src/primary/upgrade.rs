@@ -29,7 +29,7 @@ const CONTROL_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const CONTROL_FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The upgrade under way, and how often this process was upgraded.
-pub(super) struct Upgrade {
+pub(super) struct UpgradeState {
     launcher: BinaryLauncher,
     /// The child that checks whether the new binary can take over.
     check: Option<UpgradeCheck>,
@@ -41,9 +41,9 @@ pub(super) struct Upgrade {
     pub(super) upgrade_count: u64,
 }
 
-impl Upgrade {
-    pub(super) fn new(launcher: BinaryLauncher) -> Upgrade {
-        Upgrade {
+impl UpgradeState {
+    pub(super) fn new(launcher: BinaryLauncher) -> UpgradeState {
+        UpgradeState {
             launcher,
             check: None,
             checked_revision: 0,
@@ -115,9 +115,9 @@ impl Primary {
             !matches!(event, Event::UpgradeCheckPassed | Event::UpgradeFailed { .. })
         });
         if let Some(mut check) = self.upgrade.check.take() {
-            self.event_log.new_binary_output(&check.stderr_tail());
+            self.event_log.log_new_binary_output(&check.stderr_tail());
             let _ = prefork_os::child::signal_child(check.pid, Signal::SIGKILL);
-            self.killed_children.add(check.pid);
+            self.killed_children.add_child(check.pid);
         }
     }
 
@@ -131,7 +131,7 @@ impl Primary {
 
     fn finish_upgrade_check(&mut self, status: ExitStatus) {
         let Some(check) = self.upgrade.check.take() else { return };
-        self.pending_events.push_back(match check.result(status) {
+        self.pending_events.push_back(match check.into_result(status) {
             Ok(revision) => {
                 self.upgrade.checked_revision = revision;
                 Event::UpgradeCheckPassed
@@ -161,7 +161,7 @@ impl Primary {
             return Ok(None);
         }
         // Clients that follow the events get the last ones of this image from it.
-        self.control.flush(&self.event_log);
+        self.control.send_new_events(&self.event_log);
         let mut manifest = self.write_manifest()?;
         match self.upgrade.checked_revision {
             0 => self.prepare_exec_of_older_binary(&manifest)?,
@@ -170,7 +170,7 @@ impl Primary {
         self.stop_kernel_selector();
         let mut fds = self.inheritable_fds();
         fds.extend(self.control.passed_fds());
-        fds.extend(self.pid_file.fd());
+        fds.extend(self.pid_file.lock_fd());
         // Not in the manifest of a check: its process would keep these connections open.
         for connection in self.round_robin.held_connections() {
             let passed =
@@ -187,8 +187,8 @@ impl Primary {
     /// primary's own, that worker alone would hold the lock and the listening socket, and the new image would find both in
     /// use.
     fn pass_control_and_pid_file(&mut self, manifest: &mut UpgradeManifest) {
-        manifest.control = self.control.pass();
-        manifest.pid_file = self.pid_file.pass();
+        manifest.control = self.control.pass_to_new_image();
+        manifest.pid_file = self.pid_file.pass_to_new_image();
     }
 
     /// Answers waiting clients, as an older binary cannot. It opens the control socket and the pid file by itself.

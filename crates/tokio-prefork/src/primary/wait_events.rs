@@ -67,7 +67,7 @@ impl Primary {
                 self.exec_new_binary();
                 continue;
             }
-            self.wait().map_err(|e| Error::system("wait for signals and workers", e))?;
+            self.wait_for_events().map_err(|e| Error::system("wait for signals and workers", e))?;
         }
     }
 
@@ -75,9 +75,9 @@ impl Primary {
     ///
     /// Reports of workers are read before exits and deadlines are looked at: a READY in a channel counts even if this
     /// process was stopped while the deadline passed.
-    fn wait(&mut self) -> io::Result<()> {
+    fn wait_for_events(&mut self) -> io::Result<()> {
         let log_retry = self.event_log.report_dropped_lines(Instant::now());
-        self.control.flush(&self.event_log);
+        self.control.send_new_events(&self.event_log);
         let supervisor_deadline = self.supervisor.next_deadline();
         let now = Instant::now();
         self.relay_handovers(now);
@@ -126,7 +126,8 @@ impl Primary {
         next_step: Option<Duration>,
     ) -> io::Result<ReadySources> {
         let is_relay_full = self.handover.is_full();
-        let signals = self.signals.fd().map(|fd| (PollToken::Signals, WatchedFd::readable(fd)));
+        let signals =
+            self.signals.pipe_fd().map(|fd| (PollToken::Signals, WatchedFd::readable(fd)));
         let reads = |process: &&super::WorkerProcess| !(is_relay_full && process.hands_over);
         let channels = self.workers.values().filter(reads).filter_map(|process| {
             let fd = process.channel.as_ref().map(PrimaryEnd::as_fd)?;

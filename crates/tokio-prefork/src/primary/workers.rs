@@ -151,7 +151,7 @@ impl WorkerTable {
     }
 
     /// Takes all processes, to close their descriptors in a forked worker.
-    pub(super) fn take_all(&mut self) -> BTreeMap<WorkerId, WorkerProcess> {
+    pub(super) fn take_processes(&mut self) -> BTreeMap<WorkerId, WorkerProcess> {
         std::mem::take(&mut self.0)
     }
 
@@ -173,7 +173,7 @@ impl WorkerTable {
     pub(super) fn signal(&self, worker: WorkerId, signal: Signal, event_log: &mut EventLog) {
         let Some(process) = self.get(&worker) else { return };
         if let Err(e) = prefork_os::child::signal_child(process.pid, signal) {
-            event_log.cannot_signal(process.tag, signal, &e);
+            event_log.log_signal_error(process.tag, signal, &e);
         }
     }
 
@@ -194,7 +194,7 @@ impl WorkerTable {
         let changes = self.iter().filter_map(|(id, process)| match poll_child_state(process.pid) {
             Ok(change) => change.map(|change| (*id, change)),
             Err(e) => {
-                event_log.cannot_reap(process.tag, &e);
+                event_log.log_reap_error(process.tag, &e);
                 None
             }
         });
@@ -218,7 +218,7 @@ impl WorkerTable {
         with_memory: bool,
     ) -> Vec<HealthSample> {
         let max_connections = |process: &WorkerProcess| {
-            let config = configs.get(process.tag.generation);
+            let config = configs.of_generation(process.tag.generation);
             config.map_or(u64::MAX, |config| config.process_connections().into())
         };
         let samples = self.iter().map(|(worker, process)| {
@@ -249,7 +249,7 @@ pub(super) struct KilledChildren(Vec<u32>);
 
 impl KilledChildren {
     /// Adds a child, unless it can be reaped at once.
-    pub(super) fn add(&mut self, pid: u32) {
+    pub(super) fn add_child(&mut self, pid: u32) {
         if matches!(reap_child(pid), Ok(None)) {
             self.0.push(pid);
         }

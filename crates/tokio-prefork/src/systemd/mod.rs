@@ -111,14 +111,14 @@ impl ServiceManager {
     /// The first error after a success. Further ones are dropped, or they would be logged each second.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.is_full = false;
-        while let Some(message) = self.notify_state.front() {
+        while let Some(message) = self.notify_state.next_message() {
             match self.notify_socket.send(message, None) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.is_full = true;
                     return Ok(());
                 }
                 result => {
-                    self.notify_state.pop();
+                    self.notify_state.remove_sent_message();
                     self.report_first_error(result)?;
                 }
             }
@@ -156,7 +156,7 @@ impl ServiceManager {
 
     /// Queues the removal of a stored socket.
     pub(crate) fn remove_socket(&mut self, name: &str) {
-        self.notify_state.push(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+        self.notify_state.queue_message(format!("FDSTOREREMOVE=1\nFDNAME={name}"));
     }
 
     /// Returns an error only if the call before has succeeded.

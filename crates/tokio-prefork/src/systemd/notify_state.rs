@@ -98,7 +98,7 @@ impl NotifyState {
         }
         (self.is_ready, self.is_reloading, self.extend_until) = (true, false, None);
         self.status = self.status_line(summary);
-        self.push(format!("READY=1\nSTATUS={}", self.status));
+        self.queue_message(format!("READY=1\nSTATUS={}", self.status));
     }
 
     /// Queues RELOADING with the time of the monotonic clock. The reload may take as long as `limit`.
@@ -107,7 +107,7 @@ impl NotifyState {
         if self.is_ready && !self.is_stopping {
             (self.is_reloading, self.remark, self.extend_until) = (true, None, Some(now + limit));
             self.status = "reloading".to_string();
-            self.push(format!(
+            self.queue_message(format!(
                 "RELOADING=1\nMONOTONIC_USEC={monotonic_usec}\nSTATUS={}",
                 self.status
             ));
@@ -136,16 +136,16 @@ impl NotifyState {
             // The next status follows at once and extends a timeout that may be nearly over.
             self.next_status = now;
             self.status = "stopping".to_string();
-            self.push("STOPPING=1\nSTATUS=stopping".to_string());
+            self.queue_message("STOPPING=1\nSTATUS=stopping".to_string());
         }
     }
 
-    /// Returns whether `tick` has something to do.
+    /// Returns whether `queue_due_messages` has something to do.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         now >= self.next_deadline()
     }
 
-    /// Returns when `tick` has something to do.
+    /// Returns when `queue_due_messages` has something to do.
     pub(crate) fn next_deadline(&self) -> Instant {
         match self.watchdog_interval {
             Some(_) => self.next_status.min(self.next_watchdog),
@@ -154,7 +154,7 @@ impl NotifyState {
     }
 
     /// Queues the watchdog message and the status when they are due.
-    pub(crate) fn tick(&mut self, now: Instant, summary: &ClusterSummary) {
+    pub(crate) fn queue_due_messages(&mut self, now: Instant, summary: &ClusterSummary) {
         if let Some(interval) = self.watchdog_interval
             && now >= self.next_watchdog
         {
@@ -164,7 +164,7 @@ impl NotifyState {
             let delay = if is_sent { interval } else { interval.min(WATCHDOG_RETRY_INTERVAL) };
             self.next_watchdog = now + delay;
             if is_sent {
-                self.push("WATCHDOG=1".to_string());
+                self.queue_message("WATCHDOG=1".to_string());
             }
         }
         if now < self.next_status {
@@ -185,12 +185,12 @@ impl NotifyState {
         }
         // A status that waits in the queue would be outdated when it is sent.
         if !message.is_empty() && self.queue.len() <= 1 {
-            self.push(message);
+            self.queue_message(message);
         }
     }
 
     /// Queues a message. Drops the oldest one if the queue is full.
-    pub(crate) fn push(&mut self, message: String) {
+    pub(crate) fn queue_message(&mut self, message: String) {
         if self.queue.len() >= MAX_QUEUED_MESSAGES {
             self.queue.pop_front();
         }
@@ -198,12 +198,12 @@ impl NotifyState {
     }
 
     /// Returns the oldest message.
-    pub(crate) fn front(&self) -> Option<&str> {
+    pub(crate) fn next_message(&self) -> Option<&str> {
         self.queue.front().map(String::as_str)
     }
 
     /// Removes the oldest message, which was sent.
-    pub(crate) fn pop(&mut self) {
+    pub(crate) fn remove_sent_message(&mut self) {
         self.queue.pop_front();
     }
 

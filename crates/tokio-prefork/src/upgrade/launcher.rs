@@ -82,7 +82,7 @@ impl BinaryLauncher {
         // Until its exec the child has the primary's handlers. The new binary unblocks signals itself.
         let _blocked = BlockedSignals::block_all().map_err(|e| failed("block signals for", e))?;
         let pipe = || -> Result<(ChildOutput, io::PipeWriter)> {
-            ChildOutput::pipe().map_err(|e| failed("make a pipe to", e))
+            ChildOutput::create_pipe().map_err(|e| failed("make a pipe to", e))
         };
         let ((answer, answer_writer), (stderr, stderr_writer)) = (pipe()?, pipe()?);
         let primary = std::process::id();
@@ -96,7 +96,8 @@ impl BinaryLauncher {
                 let _ = prefork_os::fd::replace_stderr(&OwnedFd::from(stderr_writer));
                 let value = format!("{},{}", sealed.as_raw_fd(), answer_writer.as_raw_fd());
                 let inherited = [sealed.as_fd(), answer_writer.as_fd()];
-                let error = self.exec(CHECK_VARIABLE, &value, fds.iter().copied().chain(inherited));
+                let error =
+                    self.exec_binary(CHECK_VARIABLE, &value, fds.iter().copied().chain(inherited));
                 let _ = io::Write::write_all(&mut &answer_writer, error.to_string().as_bytes());
                 prefork_os::child::exit_without_cleanup(exit::OS)
             }
@@ -114,8 +115,11 @@ impl BinaryLauncher {
             Err(e) => return e,
         };
         let value = sealed.as_raw_fd().to_string();
-        let error =
-            self.exec(MANIFEST_VARIABLE, &value, fds.iter().copied().chain([sealed.as_fd()]));
+        let error = self.exec_binary(
+            MANIFEST_VARIABLE,
+            &value,
+            fds.iter().copied().chain([sealed.as_fd()]),
+        );
         for fd in fds {
             // Close-on-exec, as before. This cannot fail for an open descriptor.
             let _ = prefork_os::fd::set_inheritable(fd, false);
@@ -123,7 +127,7 @@ impl BinaryLauncher {
         error
     }
 
-    fn exec<'a>(
+    fn exec_binary<'a>(
         &self,
         name: &str,
         value: &str,
@@ -169,7 +173,7 @@ fn create_manifest_fd(manifest: &UpgradeManifest) -> Result<OwnedFd> {
 }
 
 impl ChildOutput {
-    fn pipe() -> io::Result<(ChildOutput, io::PipeWriter)> {
+    fn create_pipe() -> io::Result<(ChildOutput, io::PipeWriter)> {
         let (reader, writer) = io::pipe()?;
         // A process that the child has started may keep the pipe open: reading must not block.
         prefork_os::fd::set_nonblocking(&reader)?;
@@ -227,7 +231,7 @@ impl UpgradeCheck {
 
     /// Returns the result of a child that has exited: the newest manifest revision that it understands, or the reason why it
     /// cannot take over.
-    pub(crate) fn result(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
+    pub(crate) fn into_result(mut self, status: std::process::ExitStatus) -> Result<u32, String> {
         // The pipes hold all that was written, even if another process has them open.
         self.read_outputs();
         let answer = String::from_utf8_lossy(&self.answer.tail);

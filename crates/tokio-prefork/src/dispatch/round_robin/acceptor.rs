@@ -113,7 +113,7 @@ impl RoundRobinAcceptor {
         let before = self.lost_count;
         self.lost_count += count as u64;
         if before.checked_ilog2() != self.lost_count.checked_ilog2() {
-            event_log::lost_newcomers(self.lost_count, why);
+            event_log::log_lost_connections(self.lost_count, why);
         }
     }
 
@@ -226,7 +226,7 @@ impl RoundRobinAcceptor {
                     Err(e) => {
                         self.paused_until = Some(now + EXHAUSTED_RETRY_INTERVAL);
                         if !std::mem::replace(&mut self.is_exhausted, true) {
-                            event_log::cannot_accept(&listener.local.to_string(), &e);
+                            event_log::log_out_of_descriptors(&listener.local.to_string(), &e);
                         }
                         return;
                     }
@@ -251,7 +251,7 @@ impl RoundRobinAcceptor {
             _ => {
                 let before = self.failures.remove(&key);
                 if before.is_some_and(|failures| failures.count >= FAILURES_UNTIL_ERROR) {
-                    event_log::accepts_again(&listener.local.to_string());
+                    event_log::log_accept_recovered(&listener.local.to_string());
                 }
                 return;
             }
@@ -266,7 +266,7 @@ impl RoundRobinAcceptor {
         let pause = ACCEPT_RETRY_MIN.saturating_mul(1 << count.min(16)).min(ACCEPT_RETRY_MAX);
         self.failures.insert(key, AcceptFailures { count, retry_at: now + pause });
         if count == FAILURES_UNTIL_ERROR {
-            event_log::accept_fails(&listener.local.to_string(), error);
+            event_log::log_accept_error(&listener.local.to_string(), error);
         }
     }
 

@@ -16,9 +16,9 @@ fn summary(ready: u32, requests: u64) -> ClusterSummary {
 
 fn take_messages(state: &mut NotifyState) -> Vec<String> {
     let mut messages = Vec::new();
-    while let Some(message) = state.front() {
+    while let Some(message) = state.next_message() {
         messages.push(message.to_string());
-        state.pop();
+        state.remove_sent_message();
     }
     messages
 }
@@ -27,7 +27,7 @@ fn take_messages(state: &mut NotifyState) -> Vec<String> {
 fn sends_ready_once_and_the_status_when_it_changes() {
     let now = Instant::now();
     let mut state = NotifyState::new(None, now, Duration::ZERO);
-    state.tick(now, &summary(1, 0));
+    state.queue_due_messages(now, &summary(1, 0));
     assert_eq!(
         take_messages(&mut state),
         ["STATUS=starting: 1 of 2 workers ready, generation 1, 0 requests"]
@@ -38,14 +38,14 @@ fn sends_ready_once_and_the_status_when_it_changes() {
         take_messages(&mut state),
         ["READY=1\nSTATUS=2 of 2 workers ready, generation 1, 0 requests"]
     );
-    state.tick(now, &summary(2, 9));
+    state.queue_due_messages(now, &summary(2, 9));
     assert!(take_messages(&mut state).is_empty(), "at most one status per second");
-    state.tick(now + SECOND, &summary(2, 9));
+    state.queue_due_messages(now + SECOND, &summary(2, 9));
     assert_eq!(
         take_messages(&mut state),
         ["STATUS=2 of 2 workers ready, generation 1, 9 requests"]
     );
-    state.tick(now + 2 * SECOND, &summary(2, 9));
+    state.queue_due_messages(now + 2 * SECOND, &summary(2, 9));
     assert!(take_messages(&mut state).is_empty(), "an unchanged status is not sent");
 }
 
@@ -90,7 +90,7 @@ fn sends_stopping_once_and_extends_the_timeout_up_to_the_limit() {
     assert_eq!(take_messages(&mut state), ["STOPPING=1\nSTATUS=stopping"]);
     let mut extensions = Vec::new();
     for second in 0..12 {
-        state.tick(now + second * SECOND, &summary(0, 0));
+        state.queue_due_messages(now + second * SECOND, &summary(0, 0));
         for message in take_messages(&mut state) {
             let usec = message.lines().find_map(|line| line.strip_prefix("EXTEND_TIMEOUT_USEC="));
             extensions.extend(usec.map(|usec| usec.parse::<u64>().expect("a number") / 1_000_000));
@@ -104,7 +104,7 @@ fn sends_watchdog_messages_only_while_a_worker_is_responsive() {
     let now = Instant::now();
     let mut state = NotifyState::new(Some(2 * SECOND), now, Duration::ZERO);
     let is_fed = |state: &mut NotifyState, at, ready| {
-        state.tick(at, &summary(ready, 0));
+        state.queue_due_messages(at, &summary(ready, 0));
         take_messages(state).iter().any(|message| message == "WATCHDOG=1")
     };
     assert!(is_fed(&mut state, now, 0), "the service starts");
@@ -130,7 +130,7 @@ fn bounds_the_queue_of_a_manager_that_does_not_read() {
     let mut state = NotifyState::new(Some(SECOND), now, SECOND);
     state.queue_ready(&summary(2, 0));
     for second in 1..1000 {
-        state.tick(now + second * SECOND, &summary(2, u64::from(second)));
+        state.queue_due_messages(now + second * SECOND, &summary(2, u64::from(second)));
         state.queue_reloading(now, 1, SECOND);
     }
     assert!(take_messages(&mut state).len() <= MAX_QUEUED_MESSAGES);

@@ -9,7 +9,7 @@ use prefork_supervisor::{Action, Event, Generation, LogEvent, ShutdownReason, Wo
 
 impl Primary {
     /// Performs one action. Returns a reason if the primary ends.
-    pub(super) fn perform(&mut self, action: Action) -> Option<ShutdownReason> {
+    pub(super) fn perform_action(&mut self, action: Action) -> Option<ShutdownReason> {
         match action {
             Action::Fork(tag) => self.fork_worker(tag),
             Action::OpenSockets { slots } => self.open_sockets(slots),
@@ -46,9 +46,9 @@ impl Primary {
 
     /// Publishes an event to the log, the service manager, the hooks and the schedulers of isolated jobs.
     fn publish_log_event(&mut self, event: &LogEvent) {
-        self.event_log.record(event);
+        self.event_log.log_event(event);
         self.notify_service_manager(event);
-        self.hooks.record(event, &self.listeners);
+        self.hooks.queue_cluster_event(event, &self.listeners);
         self.update_job_schedulers(event);
     }
 
@@ -61,7 +61,7 @@ impl Primary {
 
     /// Sends the last replies and notifications before the primary ends.
     fn shut_down(&mut self, reason: ShutdownReason) -> ShutdownReason {
-        self.control.flush(&self.event_log);
+        self.control.send_new_events(&self.event_log);
         self.notify_service_manager_if_due(Instant::now());
         reason
     }
@@ -88,13 +88,14 @@ impl Primary {
         let Some(process) = self.workers.get_mut(&worker) else { return };
         process.released = true;
         if let Some(Err(e)) = process.channel.as_ref().map(|channel| channel.send(&order)) {
-            self.event_log.cannot_notify_worker(process.tag, &e);
+            self.event_log.log_worker_unreachable(process.tag, &e);
         }
     }
 
     /// Returns whether workers of `generation` listen on an address that the current configuration does not name.
     fn loses_an_address(&self, generation: Generation) -> bool {
-        let Some((old, new)) = self.configs.get(generation).zip(self.current_config()) else {
+        let Some((old, new)) = self.configs.of_generation(generation).zip(self.current_config())
+        else {
             return false;
         };
         old.bind.iter().any(|addr| !new.bind.contains(addr))

@@ -47,10 +47,10 @@ impl LogFileSwitch {
 
     /// Opens the renamed log file again for all processes, with the primary's privileges.
     pub(super) fn reopen(&mut self, workers: &WorkerTable, event_log: &mut EventLog) {
-        let Some(path) = &self.path else { return event_log.ignored_signal(Signal::SIGUSR1) };
+        let Some(path) = &self.path else { return event_log.log_ignored_signal(Signal::SIGUSR1) };
         match LogFile::open_again(path) {
             Ok(file) => redirect_log(path, file, workers, event_log),
-            Err(e) => event_log.cannot_switch_log(&e),
+            Err(e) => event_log.log_rotation_error(&e),
         }
     }
 
@@ -79,14 +79,14 @@ fn redirect_log(path: &Path, file: LogFile, workers: &WorkerTable, event_log: &m
         Ok(file) => file,
         Err(e) => {
             let operation = format!("write the log to {}", path.display());
-            return event_log.cannot_switch_log(&Error::system(operation, e));
+            return event_log.log_rotation_error(&Error::system(operation, e));
         }
     };
-    event_log.log_reopened(path);
+    event_log.log_rotation(path);
     for process in workers.values() {
         let Some(channel) = &process.channel else { continue };
         if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
-            event_log.cannot_notify_worker(process.tag, &e);
+            event_log.log_worker_unreachable(process.tag, &e);
         }
     }
 }

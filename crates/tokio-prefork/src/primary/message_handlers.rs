@@ -88,7 +88,7 @@ impl Primary {
         self.end_failed_requests(now, deadline);
         let lost = self.messages.hub.lost();
         if has_passed_power_of_two(self.messages.lost, lost) {
-            self.event_log.lost_messages(lost);
+            self.event_log.log_lost_messages(lost);
         }
         self.messages.lost = lost;
     }
@@ -153,7 +153,7 @@ impl Primary {
             *count += 1;
         } else if unknown.len() < MAX_UNKNOWN_KINDS {
             unknown.insert(message.kind().to_string(), 1);
-            self.event_log.no_message_handler(message.kind(), from);
+            self.event_log.log_missing_message_handler(message.kind(), from);
         }
         if let Some(to) = message.reply_to() {
             let reason = b"the primary has no function for this kind (Cluster::on_message)";
