@@ -10,7 +10,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use super::report_file::ReportFile;
 use crate::output::print;
 use crate::settings::value_syntax::parse_duration;
-use prefork_bench::load::{self as bench, Faults, Plan, Progress, Target};
+use prefork_bench::load::{self as load_generator, FaultPlan, LoadPlan, LoadProgress, TargetUrl};
 use tokio_prefork::{Error, Result};
 
 const HELP: &str = "\
@@ -40,7 +40,7 @@ Examples:
 /// A run, and where its report goes.
 #[derive(Debug)]
 pub(crate) struct BenchCall {
-    plan: Plan,
+    plan: LoadPlan,
     json: bool,
     html: Option<PathBuf>,
     /// Becomes the body of the plan.
@@ -49,7 +49,7 @@ pub(crate) struct BenchCall {
 
 /// The words after `prefork bench`.
 pub(crate) fn bench_command() -> Command {
-    let url = Arg::new("url").value_name("URL").required(true).value_parser(Target::parse);
+    let url = Arg::new("url").value_name("URL").required(true).value_parser(TargetUrl::parse);
     Command::new("bench")
         .about("Put load on a server, and see which process answered how fast")
         .after_help(HELP)
@@ -89,7 +89,7 @@ fn load() -> [Arg; 12] {
         Arg::new("chaos")
             .long("chaos")
             .value_name("FAULTS")
-            .value_parser(|text: &str| Faults::parse(text, parse_duration))
+            .value_parser(|text: &str| FaultPlan::parse(text, parse_duration))
             .help("Do this to the server meanwhile, as kill=1s,reload=5s,freeze=10s/500ms"),
         span("late", "With --chaos, count answers that take longer as late [default: 100ms]"),
     ]
@@ -151,23 +151,23 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
     let span = |name: &str| matches.get_one::<Duration>(name).copied();
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let path = |name: &str| matches.get_one::<PathBuf>(name).cloned();
-    let target = matches.get_one::<Target>("url").cloned().ok_or("give a URL")?;
+    let target = matches.get_one::<TargetUrl>("url").cloned().ok_or("give a URL")?;
     let target = match path("unix") {
-        Some(path) => target.through(path),
+        Some(path) => target.with_unix_socket(path),
         None => target,
     };
-    let standard = Plan::new(target);
+    let standard = LoadPlan::new(target);
     let connections = number("connections").unwrap_or(standard.connections);
     let body = text("data").map(String::into_bytes);
     let data_file = path("data-file");
     let has_body = body.is_some() || data_file.is_some();
     let method = text("method").unwrap_or(if has_body { "POST" } else { "GET" }.to_string());
-    let plan = Plan {
+    let plan = LoadPlan {
         connections,
         threads: number("threads").unwrap_or(standard.threads),
         rate: matches.get_one("rate").copied(),
-        close: matches.get_flag("close"),
-        pipeline: number("pipeline").unwrap_or(standard.pipeline),
+        reconnect_each_request: matches.get_flag("close"),
+        pipeline_depth: number("pipeline").unwrap_or(standard.pipeline_depth),
         method,
         headers: matches.get_many("header").map(|v| v.cloned().collect()).unwrap_or_default(),
         body,
@@ -175,12 +175,12 @@ pub(crate) fn parse_bench(matches: &ArgMatches) -> Result<BenchCall, String> {
         duration: span("duration").unwrap_or(standard.duration),
         rounds: number("rounds").unwrap_or(standard.rounds),
         timeout: span("timeout").unwrap_or(standard.timeout),
-        pids: text("pids"),
-        chaos: matches.get_one("chaos").copied(),
-        late: span("late").unwrap_or(standard.late),
+        pid_header: text("pids"),
+        faults: matches.get_one("chaos").copied(),
+        late_threshold: span("late").unwrap_or(standard.late_threshold),
         ..standard
     };
-    plan.check()?;
+    plan.validate()?;
     Ok(BenchCall { plan, json: matches.get_flag("json"), html: path("html"), data_file })
 }
 
@@ -195,7 +195,7 @@ pub(crate) fn run_bench(call: BenchCall) -> Result<ExitCode> {
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
     let rounds = plan.rounds;
-    let report = bench::run(&plan, |progress| {
+    let report = load_generator::run_load(&plan, |progress| {
         if watched {
             show_progress(&progress_line(&progress, rounds));
         }
@@ -219,17 +219,20 @@ pub(super) fn show_progress(text: &str) {
     let _ = write!(std::io::stderr(), "\r{text}\x1b[K");
 }
 
-fn progress_line(progress: &Progress, rounds: usize) -> String {
+fn progress_line(progress: &LoadProgress, rounds: usize) -> String {
     let round = match rounds {
         1 => String::new(),
         _ => format!("round {} of {rounds}, ", progress.round),
     };
-    let (elapsed, whole) = (progress.elapsed.as_secs_f64(), progress.whole.as_secs_f64());
+    let (elapsed, whole) = (progress.elapsed.as_secs_f64(), progress.total.as_secs_f64());
     let time = match elapsed <= whole {
         true => format!("{elapsed:.1} of {whole:.1} s"),
         false => "waiting for what is on the way".to_string(),
     };
-    format!("{round}{time}: {:.0} requests/s, {} failed", progress.per_second, progress.failed)
+    format!(
+        "{round}{time}: {:.0} requests/s, {} failed",
+        progress.requests_per_second, progress.failed
+    )
 }
 
 #[cfg(test)]
@@ -280,11 +283,11 @@ mod tests {
 
     #[test]
     fn the_line_of_a_terminal_says_where_it_is() {
-        let mut progress = Progress {
+        let mut progress = LoadProgress {
             round: 2,
             elapsed: Duration::from_millis(1500),
-            whole: Duration::from_secs(11),
-            per_second: 1234.4,
+            total: Duration::from_secs(11),
+            requests_per_second: 1234.4,
             failed: 3,
         };
         assert_eq!(

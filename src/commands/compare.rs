@@ -11,7 +11,7 @@ use super::bench::show_progress;
 use super::report_file::ReportFile;
 use crate::output::print;
 use crate::settings::value_syntax::parse_duration;
-use prefork_bench::compare::{self, Contestant, Plan, Workload};
+use prefork_bench::compare::{self, ComparePlan, ComparedServer, Workload};
 use tokio_prefork::Result;
 use tokio_prefork::{Dispatch, Model};
 
@@ -35,7 +35,7 @@ Examples:
 /// A comparison, and where its report goes.
 #[derive(Debug)]
 pub(crate) struct CompareCall {
-    plan: Plan,
+    plan: ComparePlan,
     json: bool,
     html: Option<PathBuf>,
 }
@@ -77,7 +77,7 @@ pub(crate) fn compare_command() -> Command {
                 .long("peer")
                 .value_name("NAME=COMMAND")
                 .action(ArgAction::Append)
-                .value_parser(Contestant::peer)
+                .value_parser(ComparedServer::parse_peer)
                 .help("Another server that takes part; repeat it for several"),
         )
         .arg(
@@ -123,25 +123,26 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
     let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
     let own = models.into_iter().flat_map(|model| match (&policies, model) {
-        (Some(policies), Model::Prefork) => {
-            policies.iter().map(|policy| Contestant::own(model, Some(*policy), workers)).collect()
-        }
-        _ => vec![Contestant::own(model, None, workers)],
+        (Some(policies), Model::Prefork) => policies
+            .iter()
+            .map(|policy| ComparedServer::built_in(model, Some(*policy), workers))
+            .collect(),
+        _ => vec![ComparedServer::built_in(model, None, workers)],
     });
-    let peers = matches.get_many::<Contestant>("peer").into_iter().flatten().cloned();
+    let peers = matches.get_many::<ComparedServer>("peer").into_iter().flatten().cloned();
     let contestants = own.chain(peers).collect();
     let workloads = matches.get_many::<Workload>("workloads").map(|list| list.copied().collect());
     let workloads = workloads.unwrap_or(Workload::ALL.to_vec());
-    let mut plan = Plan::new(contestants, workloads, workers);
+    let mut plan = ComparePlan::new(contestants, workloads, workers);
     if matches.get_flag("quick") {
-        plan = plan.quick();
+        plan = plan.into_quick();
     }
     plan.rounds = number("rounds").unwrap_or(plan.rounds);
     if let Some(duration) = matches.get_one::<Duration>("duration") {
         // Short ones are trials, and need no long preparation.
         (plan.duration, plan.warm_up) = (*duration, plan.warm_up.min(*duration / 2));
     }
-    plan.check()?;
+    plan.validate()?;
     let html = matches.get_one::<PathBuf>("html").cloned();
     Ok(CompareCall { plan, json: matches.get_flag("json"), html })
 }
@@ -152,10 +153,10 @@ pub(crate) fn run_compare(call: CompareCall) -> Result<ExitCode> {
     // A place that cannot be written to is known before the run, not after it.
     let page = call.html.as_deref().map(ReportFile::create).transpose()?;
     let watched = std::io::stderr().is_terminal();
-    let minutes = plan.length().as_secs_f64() / 60.0;
-    let report = compare::run(&plan, |progress| {
+    let minutes = plan.estimated_duration().as_secs_f64() / 60.0;
+    let report = compare::run_comparison(&plan, |progress| {
         if watched {
-            let (done, of) = (progress.done + 1, progress.of);
+            let (done, of) = (progress.done + 1, progress.total);
             let (load, who) = (progress.workload, progress.contestant);
             show_progress(&format!(
                 "{done} of {of} (about {minutes:.1} min in all): {load}, {who}"
@@ -179,15 +180,15 @@ mod tests {
     use super::*;
     use crate::args::{self, Verb};
 
-    fn plan(line: &str) -> Plan {
+    fn plan(line: &str) -> ComparePlan {
         match args::parse_args(line.split(' ')).expect(line) {
             Verb::Compare(call) => call.plan,
             other => panic!("{other:?}"),
         }
     }
 
-    fn names(plan: &Plan) -> Vec<&str> {
-        plan.contestants.iter().map(|one| one.name.as_str()).collect()
+    fn names(plan: &ComparePlan) -> Vec<&str> {
+        plan.servers.iter().map(|one| one.name.as_str()).collect()
     }
 
     #[test]

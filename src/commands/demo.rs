@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use crate::app::fib;
 use crate::output::{print, print_error};
 use crate::settings::value_syntax::parse_duration;
-use prefork_bench::cpu_demo::{self as demo, Plan};
+use prefork_bench::cpu_demo::{self, CpuDemoPlan};
 use tokio_prefork::{Error, Result, exit};
 
 const HELP: &str = "\
@@ -26,7 +26,7 @@ Examples:
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum DemoCall {
     /// Work that computes, everywhere it can be done.
-    Cpu { plan: Plan, json: bool },
+    Cpu { plan: CpuDemoPlan, json: bool },
     /// A process of the former that computes.
     Spare,
 }
@@ -69,24 +69,25 @@ pub(crate) fn demo_command() -> Command {
 pub(crate) fn parse_demo(matches: &ArgMatches) -> Result<DemoCall, String> {
     let Some(("cpu", matches)) = matches.subcommand() else { return Ok(DemoCall::Spare) };
     let quick = matches.get_flag("quick");
-    let plan = if quick { Plan::QUICK } else { Plan::FULL };
+    let plan = if quick { CpuDemoPlan::QUICK } else { CpuDemoPlan::FULL };
     let number = |name: &str, usual| matches.get_one::<u64>(name).copied().unwrap_or(usual);
     let duration = matches.get_one::<Duration>("duration").copied().unwrap_or(plan.duration);
     let range = Duration::from_millis(100)..=Duration::from_secs(600);
     if !range.contains(&duration) {
         return Err(format!("--duration {duration:?}: give 100ms to 10m"));
     }
-    let (fib, asked) = (number("fib", plan.fib), number("asked", plan.asked));
-    let plan = Plan { fib, asked, duration, ..plan };
+    let (computed_fib, requested_fib) =
+        (number("fib", plan.computed_fib), number("asked", plan.requested_fib));
+    let plan = CpuDemoPlan { computed_fib, requested_fib, duration, ..plan };
     Ok(DemoCall::Cpu { plan, json: matches.get_flag("json") })
 }
 
 pub(crate) fn run_demo(call: DemoCall) -> Result<ExitCode> {
     let DemoCall::Cpu { plan, json } = call else {
-        demo::work(fib).map_err(|e| Error::system("compute numbers", e))?;
+        cpu_demo::run_compute_process(fib).map_err(|e| Error::system("compute numbers", e))?;
         return Ok(ExitCode::from(exit::OK));
     };
-    let report = demo::run(&plan, fib, |step| print_error(&step))?;
+    let report = cpu_demo::run_cpu_demo(&plan, fib, |step| print_error(&step))?;
     print(&if json { report.to_json() + "\n" } else { report.to_table() })?;
     Ok(ExitCode::from(report.exit_status()))
 }
@@ -102,9 +103,13 @@ mod tests {
             Ok(Verb::Demo(call)) => Ok(call),
             other => Err(format!("{other:?}")),
         };
-        let full = DemoCall::Cpu { plan: Plan::FULL, json: false };
+        let full = DemoCall::Cpu { plan: CpuDemoPlan::FULL, json: false };
         assert_eq!(call("prefork demo cpu"), Ok(full));
-        let small = Plan { fib: 20, duration: Duration::from_millis(200), ..Plan::QUICK };
+        let small = CpuDemoPlan {
+            computed_fib: 20,
+            duration: Duration::from_millis(200),
+            ..CpuDemoPlan::QUICK
+        };
         let said = "prefork demo cpu --quick --fib 20 --duration 200ms --json";
         assert_eq!(call(said), Ok(DemoCall::Cpu { plan: small, json: true }));
         assert_eq!(call("prefork demo spare"), Ok(DemoCall::Spare));

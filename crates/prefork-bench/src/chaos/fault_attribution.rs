@@ -1,15 +1,15 @@
 //! Which fault a request suffered from. Pure; times are nanoseconds of a round.
 
-use super::{Done, Fault, Kind};
+use super::{FaultKind, InjectedFault, InjectedFaults};
 
 /// How long after its end a fault may still be felt.
-const SETTLE: u64 = 1_000_000_000;
+const FAULT_AFTERMATH_NANOS: u64 = 1_000_000_000;
 /// Faults that are looked back at: more are not near.
-const NEAR: usize = 64;
+const MAX_RECENT_FAULTS: usize = 64;
 
 /// What became of a request that did not go well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum FaultEffect {
     /// The connection was refused, or the answer was 503.
     Refused,
     /// It was sent, and no answer came.
@@ -20,8 +20,8 @@ pub(crate) enum What {
 
 /// A request that did not go well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Odd {
-    pub(crate) what: What,
+pub(crate) struct AffectedRequest {
+    pub(crate) effect: FaultEffect,
     /// When it was due.
     pub(crate) from: u64,
     /// When its answer or its failure came.
@@ -32,23 +32,23 @@ pub(crate) struct Odd {
 
 /// What the faults of one kind have cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Cost {
+pub(crate) struct FaultCost {
     pub(crate) refused: u64,
     pub(crate) lost: u64,
     pub(crate) late: u64,
 }
 
-impl Cost {
-    fn add(&mut self, what: What) {
-        match what {
-            What::Refused => self.refused += 1,
-            What::Lost => self.lost += 1,
-            What::Late => self.late += 1,
+impl FaultCost {
+    fn add(&mut self, effect: FaultEffect) {
+        match effect {
+            FaultEffect::Refused => self.refused += 1,
+            FaultEffect::Lost => self.lost += 1,
+            FaultEffect::Late => self.late += 1,
         }
     }
 
-    pub(crate) fn and(self, other: Cost) -> Cost {
-        Cost {
+    pub(crate) fn combine(self, other: FaultCost) -> FaultCost {
+        FaultCost {
             refused: self.refused + other.refused,
             lost: self.lost + other.lost,
             late: self.late + other.late,
@@ -56,24 +56,27 @@ impl Cost {
     }
 }
 
-/// By [`Kind`], and last of all what no fault explains.
-pub(crate) fn costs(done: &Done, odds: &[Odd]) -> [Cost; 4] {
-    let mut costs = [Cost::default(); 4];
-    for odd in odds {
-        let kind = blame(&done.faults, odd);
-        costs[kind.map_or(Kind::ALL.len(), |kind| kind as usize)].add(odd.what);
+/// By [`FaultKind`], and last of all what no fault explains.
+pub(crate) fn costs_by_fault(
+    injected: &InjectedFaults,
+    affected: &[AffectedRequest],
+) -> [FaultCost; 4] {
+    let mut costs_by_fault = [FaultCost::default(); 4];
+    for request in affected {
+        let kind = attribute_fault(&injected.faults, request);
+        costs_by_fault[kind.map_or(FaultKind::ALL.len(), |kind| kind as usize)].add(request.effect);
     }
-    costs
+    costs_by_fault
 }
 
 /// The last fault done to the process that the request was at; if it was at none of them, the last one that was felt
 /// while the request was on its way.
-fn blame(faults: &[Fault], odd: &Odd) -> Option<Kind> {
-    let begun = faults.partition_point(|fault| fault.from <= odd.until);
+fn attribute_fault(faults: &[InjectedFault], request: &AffectedRequest) -> Option<FaultKind> {
+    let begun = faults.partition_point(|fault| fault.from <= request.until);
     let near = || {
-        let near = faults[..begun].iter().rev().take(NEAR);
-        near.filter(|fault| odd.from <= fault.until.saturating_add(SETTLE))
+        let near = faults[..begun].iter().rev().take(MAX_RECENT_FAULTS);
+        near.filter(|fault| request.from <= fault.until.saturating_add(FAULT_AFTERMATH_NANOS))
     };
-    let own = near().find(|fault| odd.pid.is_some_and(|pid| fault.pids.contains(&pid)));
+    let own = near().find(|fault| request.pid.is_some_and(|pid| fault.pids.contains(&pid)));
     own.or_else(|| near().next()).map(|fault| fault.kind)
 }

@@ -12,20 +12,20 @@ fn duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_millis(ms))
 }
 
-fn parse(text: &str) -> Result<Faults, String> {
-    Faults::parse(text, duration)
+fn parse(text: &str) -> Result<FaultPlan, String> {
+    FaultPlan::parse(text, duration)
 }
 
 #[test]
 fn faults_are_read() {
     let faults = parse("kill=1s,freeze=10s,reload=500ms").expect("faults");
     let ms = |ms| Some(Duration::from_millis(ms));
-    assert_eq!(faults.every, [ms(1000), ms(500), ms(10_000)]);
-    assert_eq!(faults.freeze, Duration::from_secs(1));
-    assert_eq!(parse("freeze=1s").expect("faults").freeze, Duration::from_millis(500));
-    assert_eq!(parse("freeze=1s/50ms").expect("faults").freeze, Duration::from_millis(50));
-    assert_eq!(faults.check(Duration::from_secs(11)), Ok(()));
-    let why = faults.check(Duration::from_secs(10)).expect_err("too short");
+    assert_eq!(faults.intervals, [ms(1000), ms(500), ms(10_000)]);
+    assert_eq!(faults.freeze_duration, Duration::from_secs(1));
+    assert_eq!(parse("freeze=1s").expect("faults").freeze_duration, Duration::from_millis(500));
+    assert_eq!(parse("freeze=1s/50ms").expect("faults").freeze_duration, Duration::from_millis(50));
+    assert_eq!(faults.validate(Duration::from_secs(11)), Ok(()));
+    let why = faults.validate(Duration::from_secs(10)).expect_err("too short");
     assert!(why.contains("--chaos freeze"), "{why}");
 }
 
@@ -48,47 +48,50 @@ fn what_is_no_fault_says_what_to_write() {
     }
 }
 
-fn fault(kind: Kind, from: u64, until: u64, pids: &[u32]) -> Fault {
-    Fault { kind, from: from * MS, until: until * MS, pids: pids.to_vec() }
+fn fault(kind: FaultKind, from: u64, until: u64, pids: &[u32]) -> InjectedFault {
+    InjectedFault { kind, from: from * MS, until: until * MS, pids: pids.to_vec() }
 }
 
-fn odd(what: What, from: u64, until: u64, pid: Option<u32>) -> Odd {
-    Odd { what, from: from * MS, until: until * MS, pid }
+fn request(effect: FaultEffect, from: u64, until: u64, pid: Option<u32>) -> AffectedRequest {
+    AffectedRequest { effect, from: from * MS, until: until * MS, pid }
 }
 
 #[test]
 fn a_request_suffers_from_what_was_done_to_its_process_or_else_from_what_came_last() {
     let faults = vec![
-        fault(Kind::Freeze, 1000, 2000, &[7]),
-        fault(Kind::Kill, 1500, 1500, &[8]),
-        fault(Kind::Reload, 9000, 9000, &[7, 9]),
+        fault(FaultKind::Freeze, 1000, 2000, &[7]),
+        fault(FaultKind::Kill, 1500, 1500, &[8]),
+        fault(FaultKind::Reload, 9000, 9000, &[7, 9]),
     ];
-    let done = Done { faults, skipped: [0; 3] };
-    let odds = [
+    let injected = InjectedFaults { faults, skipped: [0; 3] };
+    let affected = [
         // At the frozen one, though a kill came later.
-        odd(What::Late, 1400, 2000, Some(7)),
+        request(FaultEffect::Late, 1400, 2000, Some(7)),
         // At the killed one.
-        odd(What::Lost, 1490, 1501, Some(8)),
+        request(FaultEffect::Lost, 1490, 1501, Some(8)),
         // A new connection: the last thing that happened.
-        odd(What::Refused, 1600, 1601, None),
+        request(FaultEffect::Refused, 1600, 1601, None),
         // Of the workers that were replaced.
-        odd(What::Lost, 9500, 9600, Some(9)),
+        request(FaultEffect::Lost, 9500, 9600, Some(9)),
         // Before anything was done, and long after.
-        odd(What::Lost, 10, 20, Some(7)),
-        odd(What::Late, 5000, 5200, Some(7)),
-        odd(What::Late, 20_000, 20_200, None),
+        request(FaultEffect::Lost, 10, 20, Some(7)),
+        request(FaultEffect::Late, 5000, 5200, Some(7)),
+        request(FaultEffect::Late, 20_000, 20_200, None),
     ];
-    let [kill, reload, freeze, none] = costs(&done, &odds);
-    assert_eq!(kill, Cost { refused: 1, lost: 1, late: 0 });
-    assert_eq!(reload, Cost { refused: 0, lost: 1, late: 0 });
-    assert_eq!(freeze, Cost { refused: 0, lost: 0, late: 1 });
-    assert_eq!(none, Cost { refused: 0, lost: 1, late: 2 });
-    assert_eq!(kill.and(reload), Cost { refused: 1, lost: 2, late: 0 });
+    let [kill, reload, freeze, none] = costs_by_fault(&injected, &affected);
+    assert_eq!(kill, FaultCost { refused: 1, lost: 1, late: 0 });
+    assert_eq!(reload, FaultCost { refused: 0, lost: 1, late: 0 });
+    assert_eq!(freeze, FaultCost { refused: 0, lost: 0, late: 1 });
+    assert_eq!(none, FaultCost { refused: 0, lost: 1, late: 2 });
+    assert_eq!(kill.combine(reload), FaultCost { refused: 1, lost: 2, late: 0 });
 }
 
 #[test]
 fn a_request_that_a_freeze_outlasts_is_blamed_on_it() {
-    let done = Done { faults: vec![fault(Kind::Freeze, 1000, 2000, &[7])], skipped: [0; 3] };
-    let cost = costs(&done, &[odd(What::Late, 500, 2100, Some(7))]);
-    assert_eq!(cost[Kind::Freeze as usize].late, 1);
+    let injected = InjectedFaults {
+        faults: vec![fault(FaultKind::Freeze, 1000, 2000, &[7])],
+        skipped: [0; 3],
+    };
+    let cost = costs_by_fault(&injected, &[request(FaultEffect::Late, 500, 2100, Some(7))]);
+    assert_eq!(cost[FaultKind::Freeze as usize].late, 1);
 }

@@ -3,13 +3,13 @@
 use serde::Serialize;
 
 use super::Workload;
-use super::plan::Turn;
-use super::workload::TIMEOUT;
+use super::plan::PlannedMeasurement;
+use super::workload::RESPONSE_TIMEOUT;
 use crate::load;
 
 /// One measurement.
 #[derive(Debug, Clone, Serialize)]
-pub struct Sample {
+pub struct MeasurementSample {
     pub round: usize,
     pub per_second: f64,
     pub p50: f64,
@@ -24,29 +24,36 @@ pub struct Sample {
 
 /// How a measurement ended.
 #[derive(Debug)]
-pub(crate) enum Outcome {
-    Measured(Box<Sample>),
+pub(crate) enum MeasurementOutcome {
+    Measured(Box<MeasurementSample>),
     /// The server did not serve.
-    Broken(String),
+    ServerFailed(String),
     /// It does not have the path.
-    Unable,
+    PathMissing,
     /// A signal came before anything was measured.
     Interrupted,
 }
 
-impl Outcome {
+impl MeasurementOutcome {
     /// Whether after this outcome of `earlier` there is no use in `later`, which has the same contestant.
-    pub(crate) fn is_final(&self, earlier: &Turn, later: &Turn) -> bool {
+    pub(crate) fn rules_out(
+        &self,
+        earlier: &PlannedMeasurement,
+        later: &PlannedMeasurement,
+    ) -> bool {
         match self {
-            Outcome::Measured(_) => false,
-            Outcome::Unable => earlier.workload == later.workload,
-            Outcome::Broken(_) | Outcome::Interrupted => true,
+            MeasurementOutcome::Measured(_) => false,
+            MeasurementOutcome::PathMissing => earlier.workload == later.workload,
+            MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => true,
         }
     }
 }
 
-impl Sample {
-    pub(crate) fn of(report: &load::Report, workload: Workload) -> Sample {
+impl MeasurementSample {
+    pub(crate) fn from_load_report(
+        report: &load::LoadReport,
+        workload: Workload,
+    ) -> MeasurementSample {
         // Those that were complete while the processor time was counted.
         let served = (report.per_second.median * report.measured_s).max(1.0);
         let asked = (report.responses + report.warm_up_responses).max(1) as f64;
@@ -55,16 +62,17 @@ impl Sample {
         let memory = server.and_then(|s| s.pss_after_kib).map(|kib| kib as f64 / 1024.0);
         // Who answered nothing took at least as long as was waited.
         let waited = |micros: f64| match report.responses {
-            0 => TIMEOUT.as_secs_f64() * 1e6,
+            0 => RESPONSE_TIMEOUT.as_secs_f64() * 1e6,
             _ => micros,
         };
-        Sample {
+        MeasurementSample {
             round: 0,
             per_second: report.per_second.median,
             p50: waited(report.latency.p50),
             p99: waited(report.latency.p99),
             max: waited(report.latency.max),
-            cpu_us: cpu.filter(|_| !workload.is_about_latency() && report.per_second.median > 0.0),
+            cpu_us: cpu
+                .filter(|_| !workload.is_latency_workload() && report.per_second.median > 0.0),
             memory_mib: memory,
             busiest: report.pids.first().map(|pid| pid.share),
             errors: report.errors(),
@@ -73,16 +81,16 @@ impl Sample {
     }
 
     /// What the contestants are compared by.
-    pub(crate) fn figure(&self, workload: Workload) -> f64 {
-        if workload.is_about_latency() { self.p99 } else { self.per_second }
+    pub(crate) fn main_metric(&self, workload: Workload) -> f64 {
+        if workload.is_latency_workload() { self.p99 } else { self.per_second }
     }
 }
 
-impl Outcome {
+impl MeasurementOutcome {
     /// Why the server did not serve.
-    pub(crate) fn broken(&self) -> Option<String> {
+    pub(crate) fn server_error(&self) -> Option<String> {
         match self {
-            Outcome::Broken(why) => Some(why.clone()),
+            MeasurementOutcome::ServerFailed(why) => Some(why.clone()),
             _ => None,
         }
     }

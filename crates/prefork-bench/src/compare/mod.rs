@@ -6,7 +6,7 @@
 //! all contestants, in another order than the round before ([`plan`]): a machine whose speed drifts is unfair to all alike.
 //!
 //! [`differences`] says which differences are larger than what one contestant differs from itself. What is measured
-//! becomes a [`Report`], which is printed as a table, as JSON, or as a page.
+//! becomes a [`CompareReport`], which is printed as a table, as JSON, or as a page.
 //!
 //! Nothing outlives a run: contestants are stopped when they are dropped, and if this process is killed the kernel
 //! tells them to stop.
@@ -21,36 +21,36 @@ mod workload;
 
 use std::time::{Duration, Instant};
 
-pub use compared_server::{Contestant, Failure, Running};
-pub use concurrent_loads::beside;
-pub use plan::Plan;
-pub use report::Report;
+pub use compared_server::{ComparedServer, RunningServer, ServerStartError};
+pub use concurrent_loads::run_concurrent_loads;
+pub use plan::ComparePlan;
+pub use report::CompareReport;
 pub use workload::Workload;
 
-use crate::load::Target;
-use measurement::{Outcome, Sample};
-use plan::Turn;
+use crate::load::TargetUrl;
+use measurement::{MeasurementOutcome, MeasurementSample};
+use plan::PlannedMeasurement;
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::{Error, Result};
 
 /// How far a comparison is.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress<'a> {
+pub struct CompareProgress<'a> {
     /// Measurements that are done, and all of them.
     pub done: usize,
     /// See `done`.
-    pub of: usize,
+    pub total: usize,
     pub workload: &'a str,
     pub contestant: &'a str,
 }
 
 /// Why a comparison did not measure all it was to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cut {
+pub enum EarlyStop {
     /// SIGINT or SIGTERM.
     Signal,
     /// The time that it may take was over.
-    Time,
+    TimeLimit,
 }
 
 /// Measures all that the plan says, or as much of it as SIGINT, SIGTERM or its time leaves. `watch` is told before each
@@ -59,90 +59,100 @@ pub enum Cut {
 /// # Errors
 /// The plan makes no sense, or the system refuses what the load needs. A contestant that cannot be measured
 /// is no error but is told in the report.
-pub fn run(plan: &Plan, mut watch: impl FnMut(Progress<'_>)) -> Result<Report> {
-    plan.check().map_err(Error::config)?;
+pub fn run_comparison(
+    plan: &ComparePlan,
+    mut watch: impl FnMut(CompareProgress<'_>),
+) -> Result<CompareReport> {
+    plan.validate().map_err(Error::config)?;
     let begun = Instant::now();
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
-    let (turns, mut outcomes, mut cut) = (plan.turns(), Vec::new(), None);
-    for (done, turn) in turns.iter().enumerate() {
-        let workload = plan.workloads[turn.workload];
-        let contestant = &plan.contestants[turn.contestant];
-        let given_up = outcomes.iter().any(|(earlier, outcome): &(Turn, Outcome)| {
-            earlier.contestant == turn.contestant && outcome.is_final(earlier, turn)
-        });
+    let (measurements, mut outcomes, mut early_stop) = (plan.measurements(), Vec::new(), None);
+    for (done, measurement) in measurements.iter().enumerate() {
+        let workload = plan.workloads[measurement.workload];
+        let contestant = &plan.servers[measurement.server];
+        let given_up =
+            outcomes.iter().any(|(earlier, outcome): &(PlannedMeasurement, MeasurementOutcome)| {
+                earlier.server == measurement.server && outcome.rules_out(earlier, measurement)
+            });
         if given_up {
             continue;
         }
-        cut = cut.or(plan.limit.filter(|limit| begun.elapsed() > *limit).map(|_| Cut::Time));
-        if cut.is_some() {
+        early_stop = early_stop
+            .or(plan.limit.filter(|limit| begun.elapsed() > *limit).map(|_| EarlyStop::TimeLimit));
+        if early_stop.is_some() {
             break;
         }
-        watch(Progress {
+        watch(CompareProgress {
             done,
-            of: turns.len(),
+            total: measurements.len(),
             workload: workload.name(),
             contestant: &contestant.name,
         });
-        let outcome = measure(plan, workload, contestant, &mut signals)?;
+        let outcome = measure_server(plan, workload, contestant, &mut signals)?;
         // Our own signals come here, too: a load that failed is not a wish of anybody's to end.
-        let failed = matches!(outcome, Outcome::Broken(_));
-        if was_told(&mut signals)? && !failed {
-            cut = Some(Cut::Signal);
+        let failed = matches!(outcome, MeasurementOutcome::ServerFailed(_));
+        if take_stop_signals(&mut signals)? && !failed {
+            early_stop = Some(EarlyStop::Signal);
         }
         match outcome {
             // A measurement that was cut short is none.
-            Outcome::Interrupted => cut = Some(Cut::Signal),
-            outcome => outcomes.push((*turn, outcome)),
+            MeasurementOutcome::Interrupted => early_stop = Some(EarlyStop::Signal),
+            outcome => outcomes.push((*measurement, outcome)),
         }
     }
-    Ok(Report::of(plan, outcomes, cut, begun.elapsed()))
+    Ok(CompareReport::from_outcomes(plan, outcomes, early_stop, begun.elapsed()))
 }
 
-fn was_told(signals: &mut SignalPipe) -> Result<bool> {
+fn take_stop_signals(signals: &mut SignalPipe) -> Result<bool> {
     Ok(!signals.read_pending().map_err(|e| Error::system("read a signal", e))?.is_empty())
 }
 
 /// One contestant under one load.
-fn measure(
-    plan: &Plan,
+fn measure_server(
+    plan: &ComparePlan,
     workload: Workload,
-    contestant: &Contestant,
+    contestant: &ComparedServer,
     signals: &mut SignalPipe,
-) -> Result<Outcome> {
-    let server = match Running::start(contestant, signals) {
+) -> Result<MeasurementOutcome> {
+    let server = match RunningServer::start(contestant, signals) {
         Ok(server) => server,
-        Err(Failure::Interrupted) => return Ok(Outcome::Interrupted),
-        Err(Failure::Broken(why)) => return Ok(Outcome::Broken(why)),
+        Err(ServerStartError::Interrupted) => return Ok(MeasurementOutcome::Interrupted),
+        Err(ServerStartError::Failed(why)) => return Ok(MeasurementOutcome::ServerFailed(why)),
     };
-    if contestant.is_peer() && !workload.paths().into_iter().all(|path| server.answers(path)) {
-        return Ok(Outcome::Unable);
+    if contestant.is_peer()
+        && !workload.required_paths().into_iter().all(|path| server.has_path(path))
+    {
+        return Ok(MeasurementOutcome::PathMissing);
     }
     let target = |path: &str| {
         let url = format!("{}{path}", server.url());
-        Target::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))
+        TargetUrl::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))
     };
-    let light = workload.light(target(workload.path())?, plan.warm_up, plan.duration);
-    let heavy = match workload.heavy() {
-        Some(path) => Some(workload.beside(target(path)?, plan.warm_up + plan.duration)),
+    let light =
+        workload.measured_load(target(workload.measured_path())?, plan.warm_up, plan.duration);
+    let heavy = match workload.background_path() {
+        Some(path) => Some(workload.background_load(target(path)?, plan.warm_up + plan.duration)),
         None => None,
     };
-    let (report, told) = beside(&light, heavy, signals);
+    let (report, was_interrupted) = run_concurrent_loads(&light, heavy, signals);
     drop(server);
-    if told {
-        return Ok(Outcome::Interrupted);
+    if was_interrupted {
+        return Ok(MeasurementOutcome::Interrupted);
     }
     Ok(match report {
-        Ok(report) => Outcome::Measured(Box::new(Sample::of(&report, workload))),
+        Ok(report) => MeasurementOutcome::Measured(Box::new(MeasurementSample::from_load_report(
+            &report, workload,
+        ))),
         // Nobody answers any more: it has died, which is its own failure and not that of the run.
         Err(why) if why.exit_status() == tokio_prefork::exit::UNAVAILABLE => {
-            Outcome::Broken(why.to_string())
+            MeasurementOutcome::ServerFailed(why.to_string())
         }
         Err(why) => return Err(why),
     })
 }
 
 /// Between two looks at something that tells nobody.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Longer than any server that is well needs to start, and to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(10);

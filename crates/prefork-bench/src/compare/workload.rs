@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::load::{Plan, Target};
+use crate::load::{LoadPlan, TargetUrl};
 
 /// How long an answer may take, and so how long the end of a measurement.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Requests per second that are due beside heavy ones.
-const RATE: u32 = 500;
+const OPEN_LOOP_RATE: u32 = 500;
 
 /// A kind of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -63,7 +63,7 @@ impl Workload {
     }
 
     /// What it is, for people.
-    pub fn about(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
             Workload::KeepAlive => "GET / on 64 kept connections",
             Workload::NewConnections => "GET /, each on a new connection, 64 at a time",
@@ -82,7 +82,7 @@ impl Workload {
     }
 
     /// What is asked for by the requests that are measured.
-    pub(crate) fn path(self) -> &'static str {
+    pub(crate) fn measured_path(self) -> &'static str {
         match self {
             Workload::Bodies => "/bytes/65536",
             Workload::CpuLoop => "/fib/24?on=loop",
@@ -92,7 +92,7 @@ impl Workload {
     }
 
     /// What is asked for beside them.
-    pub(crate) fn heavy(self) -> Option<&'static str> {
+    pub(crate) fn background_path(self) -> Option<&'static str> {
         match self {
             Workload::Mixed => Some("/fib/30"),
             Workload::NoisyNeighbour => Some("/fib/36?on=loop"),
@@ -101,37 +101,51 @@ impl Workload {
     }
 
     /// Everything that a contestant must know to take part.
-    pub(crate) fn paths(self) -> Vec<&'static str> {
-        [Some(self.path()), self.heavy()].into_iter().flatten().collect()
+    pub(crate) fn required_paths(self) -> Vec<&'static str> {
+        [Some(self.measured_path()), self.background_path()].into_iter().flatten().collect()
     }
 
     /// Whether its latency is what matters: the number of requests is given.
-    pub fn is_about_latency(self) -> bool {
-        self.heavy().is_some()
+    pub fn is_latency_workload(self) -> bool {
+        self.background_path().is_some()
     }
 
     /// The load that is measured.
-    pub(crate) fn light(self, target: Target, warm_up: Duration, duration: Duration) -> Plan {
-        let plan = Plan { warm_up, duration, timeout: TIMEOUT, ..Plan::new(target) };
+    pub(crate) fn measured_load(
+        self,
+        target: TargetUrl,
+        warm_up: Duration,
+        duration: Duration,
+    ) -> LoadPlan {
+        let plan =
+            LoadPlan { warm_up, duration, timeout: RESPONSE_TIMEOUT, ..LoadPlan::new(target) };
         match self {
             Workload::KeepAlive => plan,
-            Workload::NewConnections => Plan { close: true, ..plan },
-            Workload::Bodies => Plan { connections: 32, ..plan },
-            Workload::Pipelined => Plan { connections: 32, pipeline: 16, ..plan },
-            Workload::CpuLoop | Workload::CpuPool => Plan { connections: 16, threads: 1, ..plan },
-            Workload::Mixed => Plan { connections: 32, threads: 1, rate: Some(RATE), ..plan },
-            // More connections than can be due while the loop is held up: each must be sent at its time.
-            Workload::NoisyNeighbour => {
-                Plan { connections: 1024, threads: 1, rate: Some(RATE), close: true, ..plan }
+            Workload::NewConnections => LoadPlan { reconnect_each_request: true, ..plan },
+            Workload::Bodies => LoadPlan { connections: 32, ..plan },
+            Workload::Pipelined => LoadPlan { connections: 32, pipeline_depth: 16, ..plan },
+            Workload::CpuLoop | Workload::CpuPool => {
+                LoadPlan { connections: 16, threads: 1, ..plan }
             }
+            Workload::Mixed => {
+                LoadPlan { connections: 32, threads: 1, rate: Some(OPEN_LOOP_RATE), ..plan }
+            }
+            // More connections than can be due while the loop is held up: each must be sent at its time.
+            Workload::NoisyNeighbour => LoadPlan {
+                connections: 1024,
+                threads: 1,
+                rate: Some(OPEN_LOOP_RATE),
+                reconnect_each_request: true,
+                ..plan
+            },
         }
     }
 
     /// The load beside it.
-    pub(crate) fn beside(self, target: Target, duration: Duration) -> Plan {
+    pub(crate) fn background_load(self, target: TargetUrl, duration: Duration) -> LoadPlan {
         let connections = if self == Workload::Mixed { 2 } else { 1 };
-        let (warm_up, timeout) = (Duration::ZERO, TIMEOUT);
-        Plan { connections, threads: 1, warm_up, duration, timeout, ..Plan::new(target) }
+        let (warm_up, timeout) = (Duration::ZERO, RESPONSE_TIMEOUT);
+        LoadPlan { connections, threads: 1, warm_up, duration, timeout, ..LoadPlan::new(target) }
     }
 }
 
@@ -141,13 +155,13 @@ mod tests {
 
     #[test]
     fn every_load_can_be_run_and_every_name_is_read_back() {
-        let target = || Target::parse("127.0.0.1:3000").expect("url");
+        let target = || TargetUrl::parse("127.0.0.1:3000").expect("url");
         for workload in Workload::ALL {
             assert_eq!(Workload::parse(workload.name()), Ok(workload));
             assert_eq!(serde_json::json!(workload), workload.name());
             let second = Duration::from_secs(1);
-            assert_eq!(workload.light(target(), second, second).check(), Ok(()));
-            assert_eq!(workload.beside(target(), second).check(), Ok(()));
+            assert_eq!(workload.measured_load(target(), second, second).validate(), Ok(()));
+            assert_eq!(workload.background_load(target(), second).validate(), Ok(()));
         }
         let why = Workload::parse("idle").expect_err("none");
         assert!(why.contains("noisy-neighbour"), "{why}");

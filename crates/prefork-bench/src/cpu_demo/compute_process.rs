@@ -7,11 +7,11 @@ use prefork_os::parent_death::set_parent_death_signal;
 use prefork_os::signal::Signal;
 use tokio_prefork::{Error, Result};
 
-/// The hidden verb that [`work`] is behind.
-pub const VERB: [&str; 2] = ["demo", "spare"];
+/// The hidden verb that [`run_compute_process`] is behind.
+pub const COMPUTE_PROCESS_ARGS: [&str; 2] = ["demo", "spare"];
 
 /// What such a process does, until its input ends.
-pub fn work(fib: fn(u64) -> u64) -> std::io::Result<()> {
+pub fn run_compute_process(fib: fn(u64) -> u64) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         let n: u64 = line?.trim().parse().map_err(std::io::Error::other)?;
@@ -22,39 +22,39 @@ pub fn work(fib: fn(u64) -> u64) -> std::io::Result<()> {
 }
 
 /// One of them; gone when dropped.
-pub(crate) struct Spare {
+pub(crate) struct ComputeProcess {
     child: Child,
     input: ChildStdin,
     answers: Lines<BufReader<ChildStdout>>,
 }
 
-impl Spare {
-    pub(crate) fn start() -> Result<Spare> {
+impl ComputeProcess {
+    pub(crate) fn start() -> Result<ComputeProcess> {
         let fail = |e| Error::system("start this program again as a process that computes", e);
         let mut command = Command::new(std::env::current_exe().map_err(fail)?);
-        command.args(VERB).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(COMPUTE_PROCESS_ARGS).stdin(Stdio::piped()).stdout(Stdio::piped());
         set_parent_death_signal(&mut command, Signal::SIGKILL);
         let mut child = command.spawn().map_err(fail)?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (input, output) = pipes.ok_or_else(|| fail(std::io::ErrorKind::BrokenPipe.into()))?;
-        Ok(Spare { child, input, answers: BufReader::new(output).lines() })
+        Ok(ComputeProcess { child, input, answers: BufReader::new(output).lines() })
     }
 
     /// Asks for a number, without waiting for it.
-    pub(crate) fn ask(&mut self, n: u64) -> Result<()> {
+    pub(crate) fn send_number(&mut self, n: u64) -> Result<()> {
         let line = format!("{n}\n");
         self.input.write_all(line.as_bytes()).map_err(|e| Error::system("ask a process", e))
     }
 
     /// The next answer.
-    pub(crate) fn answer(&mut self) -> Result<String> {
+    pub(crate) fn read_result(&mut self) -> Result<String> {
         let ended = || std::io::ErrorKind::UnexpectedEof.into();
         let line = self.answers.next().unwrap_or_else(|| Err(ended()));
         line.map_err(|e| Error::system("hear the answer of a process", e))
     }
 }
 
-impl Drop for Spare {
+impl Drop for ComputeProcess {
     fn drop(&mut self) {
         // Whatever it does, nobody wants it any more.
         let _ = self.child.kill();

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::JOBS;
-use super::compute_process::Spare;
+use super::JOB_COUNT;
+use super::compute_process::ComputeProcess;
 use tokio_prefork::pool::{Pool, PoolConfig};
 use tokio_prefork::{Error, Result};
 
 /// One way to do it.
 #[derive(Debug, Clone, Serialize)]
-pub struct Computed {
+pub struct ComputeTiming {
     pub how: String,
     pub seconds: f64,
     /// Of the time in sequence.
@@ -21,49 +21,52 @@ pub struct Computed {
     pub ideal: f64,
 }
 
-pub(crate) fn measure(
+pub(crate) fn measure_compute_timings(
     n: u64,
     fib: fn(u64) -> u64,
     cores: usize,
-    say: &mut impl FnMut(&str),
-) -> Result<Vec<Computed>> {
-    let mut all: Vec<Computed> = Vec::new();
+    report_step: &mut impl FnMut(&str),
+) -> Result<Vec<ComputeTiming>> {
+    let mut all: Vec<ComputeTiming> = Vec::new();
     let mut time = |how: String, ideal: f64, work: &mut dyn FnMut() -> Result<()>| {
-        say(&format!("fib({n}) {how}"));
+        report_step(&format!("fib({n}) {how}"));
         let begun = Instant::now();
         work()?;
         let seconds = begun.elapsed().as_secs_f64();
         let whole = all.first().map_or(seconds, |first| first.seconds);
-        all.push(Computed { how, seconds, ratio: seconds / whole, ideal });
+        all.push(ComputeTiming { how, seconds, ratio: seconds / whole, ideal });
         Ok::<(), Error>(())
     };
-    let jobs = f64::from(JOBS);
+    let jobs = f64::from(JOB_COUNT);
     let shared = 1.0 / jobs.min(cores as f64);
     let batches = (jobs / cores as f64).ceil() / jobs;
-    time(format!("{JOBS} times in sequence"), 1.0, &mut || {
-        (0..JOBS).map(|_| fib(black_box(n))).for_each(|number| _ = black_box(number));
+    time(format!("{JOB_COUNT} times in sequence"), 1.0, &mut || {
+        (0..JOB_COUNT).map(|_| fib(black_box(n))).for_each(|number| _ = black_box(number));
         Ok(())
     })?;
-    time(format!("on {JOBS} threads"), shared, &mut || {
-        std::thread::scope(|scope| (0..JOBS).for_each(|_| drop(scope.spawn(move || fib(n)))));
+    time(format!("on {JOB_COUNT} threads"), shared, &mut || {
+        std::thread::scope(|scope| (0..JOB_COUNT).for_each(|_| drop(scope.spawn(move || fib(n)))));
         Ok(())
     })?;
-    time(format!("{JOBS} times in a pool of {cores}"), batches, &mut || pooled(n, fib, cores))?;
-    time(format!("in {JOBS} processes"), shared, &mut || {
-        let mut spares = (0..JOBS).map(|_| Spare::start()).collect::<Result<Vec<_>>>()?;
-        spares.iter_mut().try_for_each(|spare| spare.ask(n))?;
-        spares.iter_mut().try_for_each(|spare| spare.answer().map(drop))
+    time(format!("{JOB_COUNT} times in a pool of {cores}"), batches, &mut || {
+        compute_in_pool(n, fib, cores)
+    })?;
+    time(format!("in {JOB_COUNT} processes"), shared, &mut || {
+        let mut processes =
+            (0..JOB_COUNT).map(|_| ComputeProcess::start()).collect::<Result<Vec<_>>>()?;
+        processes.iter_mut().try_for_each(|process| process.send_number(n))?;
+        processes.iter_mut().try_for_each(|process| process.read_result().map(drop))
     })?;
     Ok(all)
 }
 
-fn pooled(n: u64, fib: fn(u64) -> u64, threads: usize) -> Result<()> {
+fn compute_in_pool(n: u64, fib: fn(u64) -> u64, threads: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|e| Error::system("build a runtime", e))?;
     let mut config = PoolConfig::default();
     config.threads = threads;
     let pool = Pool::new(config);
-    let jobs: Vec<_> = (0..JOBS).map(|_| pool.run(move || fib(n))).collect();
+    let jobs: Vec<_> = (0..JOB_COUNT).map(|_| pool.run(move || fib(n))).collect();
     runtime.block_on(async {
         for job in jobs {
             job.await.map_err(|e| Error::system("run a job", std::io::Error::other(e)))?;

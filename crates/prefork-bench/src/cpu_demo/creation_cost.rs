@@ -7,13 +7,13 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::compute_process::Spare;
+use super::compute_process::ComputeProcess;
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
 use tokio_prefork::{Error, Result};
 
 /// The cost of one thing, as a median.
 #[derive(Debug, Clone, Serialize)]
-pub struct Created {
+pub struct CreationCost {
     pub what: &'static str,
     /// To make it, have it do nothing, and see its end, in microseconds.
     pub new_us: f64,
@@ -21,26 +21,26 @@ pub struct Created {
     pub reused_us: f64,
 }
 
-pub(crate) fn measure(times: u32, fib: fn(u64) -> u64) -> Result<Vec<Created>> {
+pub(crate) fn measure_creation_costs(times: u32, fib: fn(u64) -> u64) -> Result<Vec<CreationCost>> {
     // Before there is any other thread.
-    let forked = median(times, || match fork_process()? {
+    let forked = median_micros(times, || match fork_process()? {
         ForkResult::Child => exit_without_cleanup(0),
         ForkResult::Parent(pid) => {
             let ended = waitpid(Pid::from_raw(pid as i32), None);
             ended.map(drop).map_err(|e| Error::system("wait for a process", e))
         }
     })?;
-    let fresh = median(times, || {
-        let mut spare = Spare::start()?;
-        spare.ask(1)?;
-        spare.answer().map(drop)
+    let fresh = median_micros(times, || {
+        let mut process = ComputeProcess::start()?;
+        process.send_number(1)?;
+        process.read_result().map(drop)
     })?;
-    let mut spare = Spare::start()?;
-    let waiting = median(times, || {
-        spare.ask(1)?;
-        spare.answer().map(drop)
+    let mut process = ComputeProcess::start()?;
+    let waiting = median_micros(times, || {
+        process.send_number(1)?;
+        process.read_result().map(drop)
     })?;
-    let thread = median(times, || {
+    let thread = median_micros(times, || {
         let thread = std::thread::Builder::new().spawn(move || fib(1));
         let thread = thread.map_err(|e| Error::system("start a thread", e))?;
         // It cannot panic.
@@ -56,20 +56,20 @@ pub(crate) fn measure(times: u32, fib: fn(u64) -> u64) -> Result<Vec<Created>> {
             }
         }
     });
-    let handed = median(times, || {
+    let handed = median_micros(times, || {
         let gone = |_| Error::system("hand a job to a thread", std::io::ErrorKind::BrokenPipe);
         ask.send(1).map_err(|_| gone(()))?;
         answered.recv().map(drop).map_err(|_| gone(()))
     })?;
     Ok(vec![
-        Created { what: "thread", new_us: thread, reused_us: handed },
-        Created { what: "forked process", new_us: forked, reused_us: waiting },
-        Created { what: "fresh program", new_us: fresh, reused_us: waiting },
+        CreationCost { what: "thread", new_us: thread, reused_us: handed },
+        CreationCost { what: "forked process", new_us: forked, reused_us: waiting },
+        CreationCost { what: "fresh program", new_us: fresh, reused_us: waiting },
     ])
 }
 
 /// In microseconds.
-fn median(times: u32, mut what: impl FnMut() -> Result<()>) -> Result<f64> {
+fn median_micros(times: u32, mut what: impl FnMut() -> Result<()>) -> Result<f64> {
     let mut all = Vec::new();
     for _ in 0..times.max(1) {
         let begun = Instant::now();

@@ -4,23 +4,23 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::Plan;
-use crate::compare::{Contestant, Failure, Running, beside};
-use crate::load::{self, Target};
+use super::CpuDemoPlan;
+use crate::compare::{ComparedServer, RunningServer, ServerStartError, run_concurrent_loads};
+use crate::load::{self, TargetUrl};
 use prefork_os::signal::{Signal, SignalPipe};
 use tokio_prefork::Model;
 use tokio_prefork::{Error, Result};
 
 /// Requests for `/` that are due each second.
-const RATE: u32 = 200;
+const LIGHT_REQUESTS_PER_SECOND: u32 = 200;
 /// Clients that ask for a number, each again as soon as it has one.
-const HAMMERS: usize = 2;
+const COMPUTING_CLIENTS: usize = 2;
 /// No request waits longer for its answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How `/` was answered, in microseconds.
 #[derive(Debug, Clone, Serialize)]
-pub struct Served {
+pub struct LatencyUnderLoad {
     pub how: String,
     pub p50: f64,
     pub p99: f64,
@@ -32,74 +32,81 @@ pub struct Served {
 }
 
 /// The cases in order, and whether all of them were measured: a signal ends it early.
-pub(crate) fn measure(
-    plan: &Plan,
+pub(crate) fn measure_latencies(
+    plan: &CpuDemoPlan,
     cores: usize,
-    say: &mut impl FnMut(&str),
-) -> Result<(Vec<Served>, bool)> {
+    report_step: &mut impl FnMut(&str),
+) -> Result<(Vec<LatencyUnderLoad>, bool)> {
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
-    let single = || Contestant::own(Model::Single, None, 1);
+    let single = || ComparedServer::built_in(Model::Single, None, 1);
     // More than those that compute, and as many as the cores have use for.
-    let many = 2 * cores.max(HAMMERS);
+    let many = 2 * cores.max(COMPUTING_CLIENTS);
     let (on_loop, in_pool) =
-        (format!("/fib/{}?on=loop", plan.asked), format!("/fib/{}", plan.asked));
+        (format!("/fib/{}?on=loop", plan.requested_fib), format!("/fib/{}", plan.requested_fib));
     let cases = [
         ("nobody computes".to_string(), single(), None),
         ("computing on the loop".to_string(), single(), Some(&on_loop)),
         ("computing in the pool".to_string(), single(), Some(&in_pool)),
         (
             format!("on the loops of {many} processes"),
-            Contestant::own(Model::Prefork, None, many),
+            ComparedServer::built_in(Model::Prefork, None, many),
             Some(&on_loop),
         ),
     ];
-    let mut all: Vec<Served> = Vec::new();
+    let mut all: Vec<LatencyUnderLoad> = Vec::new();
     for (how, who, heavy) in cases {
-        say(&format!("latency of /: {how}"));
-        let Some(report) = one(plan, &who, heavy.map(String::as_str), &mut signals)? else {
+        report_step(&format!("latency of /: {how}"));
+        let Some(report) = measure_server(plan, &who, heavy.map(String::as_str), &mut signals)?
+        else {
             return Ok((all, false));
         };
-        let (failed, load::Latency { p50, p99, max, .. }) = (report.errors(), report.latency);
+        let (failed, load::LatencySummary { p50, p99, max, .. }) =
+            (report.errors(), report.latency);
         let idle = all.first().map_or(p99, |first| first.p99);
-        all.push(Served { how, p50, p99, max, ratio: p99 / idle, failed });
+        all.push(LatencyUnderLoad { how, p50, p99, max, ratio: p99 / idle, failed });
     }
     Ok((all, true))
 }
 
 /// `None` if a signal came.
-fn one(
-    plan: &Plan,
-    who: &Contestant,
+fn measure_server(
+    plan: &CpuDemoPlan,
+    who: &ComparedServer,
     heavy: Option<&str>,
     signals: &mut SignalPipe,
-) -> Result<Option<load::Report>> {
-    let server = match Running::start(who, signals) {
+) -> Result<Option<load::LoadReport>> {
+    let server = match RunningServer::start(who, signals) {
         Ok(server) => server,
-        Err(Failure::Interrupted) => return Ok(None),
-        Err(Failure::Broken(why)) => return Err(Error::config(why)),
+        Err(ServerStartError::Interrupted) => return Ok(None),
+        Err(ServerStartError::Failed(why)) => return Err(Error::config(why)),
     };
     let load = |path: &str| {
         let url = format!("{}{path}", server.url());
-        let target = Target::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))?;
-        Ok::<_, Error>(load::Plan { threads: 1, timeout: TIMEOUT, ..load::Plan::new(target) })
+        let target =
+            TargetUrl::parse(&url).map_err(|why| Error::config(format!("{url}: {why}")))?;
+        Ok::<_, Error>(load::LoadPlan {
+            threads: 1,
+            timeout: RESPONSE_TIMEOUT,
+            ..load::LoadPlan::new(target)
+        })
     };
     let warm_up = plan.duration.min(Duration::from_secs(1)) / 2;
     // On connections of their own, so that nobody is behind one that waits already.
-    let light = load::Plan {
+    let light = load::LoadPlan {
         connections: 1024,
-        close: true,
-        rate: Some(RATE),
+        reconnect_each_request: true,
+        rate: Some(LIGHT_REQUESTS_PER_SECOND),
         duration: plan.duration,
         warm_up,
         ..load("/")?
     };
-    let heavy = heavy.map(load).transpose()?.map(|heavy| load::Plan {
-        connections: HAMMERS,
+    let heavy = heavy.map(load).transpose()?.map(|heavy| load::LoadPlan {
+        connections: COMPUTING_CLIENTS,
         duration: plan.duration + warm_up,
         warm_up: Duration::ZERO,
         ..heavy
     });
-    let (report, told) = beside(&light, heavy, signals);
-    if told { Ok(None) } else { report.map(Some) }
+    let (report, was_interrupted) = run_concurrent_loads(&light, heavy, signals);
+    if was_interrupted { Ok(None) } else { report.map(Some) }
 }

@@ -15,46 +15,59 @@ mod report;
 
 use std::time::Duration;
 
-pub use compute_process::work;
-pub use report::Report;
+pub use compute_process::run_compute_process;
+pub use report::CpuDemoReport;
 
 use tokio_prefork::Result;
 
 /// How often the work is done.
-const JOBS: u32 = 5;
+const JOB_COUNT: u32 = 5;
 
 /// How much is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct CpuDemoPlan {
     /// The number that is computed five times.
-    pub fib: u64,
+    pub computed_fib: u64,
     /// The number that clients ask a server for.
-    pub asked: u64,
+    pub requested_fib: u64,
     /// How long each server is measured.
     pub duration: Duration,
     /// How often a thread and a process are made.
-    pub times: u32,
+    pub creation_samples: u32,
 }
 
-impl Plan {
+impl CpuDemoPlan {
     /// About three minutes.
-    pub const FULL: Plan =
-        Plan { fib: 45, asked: 40, duration: Duration::from_secs(10), times: 300 };
+    pub const FULL: CpuDemoPlan = CpuDemoPlan {
+        computed_fib: 45,
+        requested_fib: 40,
+        duration: Duration::from_secs(10),
+        creation_samples: 300,
+    };
     /// About 20 seconds.
-    pub const QUICK: Plan =
-        Plan { fib: 38, asked: 36, duration: Duration::from_secs(3), times: 100 };
+    pub const QUICK: CpuDemoPlan = CpuDemoPlan {
+        computed_fib: 38,
+        requested_fib: 36,
+        duration: Duration::from_secs(3),
+        creation_samples: 100,
+    };
 }
 
-/// Does it all. `fib` is what computes, here and in the server; `say` is told what begins.
+/// Does it all. `fib` is what computes, here and in the server; `report_step` is told what begins.
 ///
 /// # Errors
 /// The system refuses a process, a thread or a server.
-pub fn run(plan: &Plan, fib: fn(u64) -> u64, mut say: impl FnMut(&str)) -> Result<Report> {
+pub fn run_cpu_demo(
+    plan: &CpuDemoPlan,
+    fib: fn(u64) -> u64,
+    mut report_step: impl FnMut(&str),
+) -> Result<CpuDemoReport> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     // Forks come first: a process that forks has one thread.
-    say("what a thread and a process cost");
-    let creating = creation_cost::measure(plan.times, fib)?;
-    let computing = compute_timing::measure(plan.fib, fib, cores, &mut say)?;
-    let (serving, complete) = latency_under_load::measure(plan, cores, &mut say)?;
-    Ok(Report::of(plan, cores, computing, creating, serving, complete))
+    report_step("what a thread and a process cost");
+    let creating = creation_cost::measure_creation_costs(plan.creation_samples, fib)?;
+    let computing =
+        compute_timing::measure_compute_timings(plan.computed_fib, fib, cores, &mut report_step)?;
+    let (serving, complete) = latency_under_load::measure_latencies(plan, cores, &mut report_step)?;
+    Ok(CpuDemoReport::from_measurements(plan, cores, computing, creating, serving, complete))
 }

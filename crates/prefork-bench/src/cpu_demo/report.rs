@@ -4,43 +4,52 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::Plan;
-use super::compute_timing::Computed;
-use super::creation_cost::Created;
-use super::latency_under_load::Served;
-use crate::load::report::text::{grid, time};
+use super::CpuDemoPlan;
+use super::compute_timing::ComputeTiming;
+use super::creation_cost::CreationCost;
+use super::latency_under_load::LatencyUnderLoad;
+use crate::report_format::text_table::{format_micros, write_table};
 use tokio_prefork::exit;
 
 /// A whole experiment.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct CpuDemoReport {
     version: &'static str,
     cores: usize,
     /// The number that was computed, and the one that the servers were asked for.
     fib: u64,
     asked: u64,
-    computing: Vec<Computed>,
-    creating: Vec<Created>,
-    serving: Vec<Served>,
+    computing: Vec<ComputeTiming>,
+    creating: Vec<CreationCost>,
+    serving: Vec<LatencyUnderLoad>,
     /// Whether nothing is missing because of a signal.
     complete: bool,
     reading: String,
 }
 
-impl Report {
-    pub(crate) fn of(
-        plan: &Plan,
+impl CpuDemoReport {
+    pub(crate) fn from_measurements(
+        plan: &CpuDemoPlan,
         cores: usize,
-        computing: Vec<Computed>,
-        creating: Vec<Created>,
-        serving: Vec<Served>,
+        computing: Vec<ComputeTiming>,
+        creating: Vec<CreationCost>,
+        serving: Vec<LatencyUnderLoad>,
         complete: bool,
-    ) -> Report {
+    ) -> CpuDemoReport {
         let version = env!("CARGO_PKG_VERSION");
-        let (fib, asked, reading) = (plan.fib, plan.asked, String::new());
-        let mut report =
-            Report { version, cores, fib, asked, computing, creating, serving, complete, reading };
-        report.reading = report.read();
+        let (fib, asked, reading) = (plan.computed_fib, plan.requested_fib, String::new());
+        let mut report = CpuDemoReport {
+            version,
+            cores,
+            fib,
+            asked,
+            computing,
+            creating,
+            serving,
+            complete,
+            reading,
+        };
+        report.reading = report.interpret();
         report
     }
 
@@ -61,24 +70,31 @@ impl Report {
         let mut rows = vec![head([&what, "TIME", "OF SEQUENCE", "IDEAL"])];
         rows.extend(self.computing.iter().map(|one| {
             let of = |ratio: f64| format!("{ratio:.2}");
-            [one.how.clone(), time(one.seconds * 1e6), of(one.ratio), of(one.ideal)]
+            [one.how.clone(), format_micros(one.seconds * 1e6), of(one.ratio), of(one.ideal)]
         }));
-        write_part(&mut text, &mut rows);
+        write_section(&mut text, &mut rows);
         let mut rows = vec![head(["", "A NEW ONE", "ONE THAT WAITS", "RATIO"])];
         rows.extend(self.creating.iter().map(|one| {
             let ratio = format!("{:.1}x", one.new_us / one.reused_us);
-            [one.what.to_string(), time(one.new_us), time(one.reused_us), ratio]
+            [one.what.to_string(), format_micros(one.new_us), format_micros(one.reused_us), ratio]
         }));
-        write_part(&mut text, &mut rows);
+        write_section(&mut text, &mut rows);
         let title = format!("LATENCY OF / BESIDE /fib/{}", self.asked);
         let mut rows =
             vec![[&title, "P50", "P99", "MAX", "P99 RATIO"].map(|word| word.to_string())];
         rows.extend(self.serving.iter().map(|one| {
             let ratio = format!("{:.1}x", one.ratio);
-            [one.how.clone(), time(one.p50), time(one.p99), time(one.max), ratio]
+            [
+                one.how.clone(),
+                format_micros(one.p50),
+                format_micros(one.p99),
+                format_micros(one.max),
+                ratio,
+            ]
         }));
-        write_part(&mut text, &mut rows);
-        for Served { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0) {
+        write_section(&mut text, &mut rows);
+        for LatencyUnderLoad { how, failed, .. } in self.serving.iter().filter(|one| one.failed > 0)
+        {
             text.push_str(&format!("FAILED: {failed} requests for / ({how})\n\n"));
         }
         if !self.complete {
@@ -88,7 +104,7 @@ impl Report {
     }
 
     /// The figures in words: what this machine has shown, and not what others have.
-    fn read(&self) -> String {
+    fn interpret(&self) -> String {
         let mut said = Vec::new();
         if let [_, threads, pool, processes] = &self.computing[..] {
             said.push(format!(
@@ -112,11 +128,11 @@ impl Report {
             said.push(format!(
                 "A new thread costs {}, a forked process {}, a fresh program {}; one that waits has its answer ready after \
                  {} or {}, so what is needed often should be made once.",
-                time(thread.new_us).trim(),
-                time(forked.new_us).trim(),
-                time(fresh.new_us).trim(),
-                time(thread.reused_us).trim(),
-                time(forked.reused_us).trim(),
+                format_micros(thread.new_us).trim(),
+                format_micros(forked.new_us).trim(),
+                format_micros(fresh.new_us).trim(),
+                format_micros(thread.reused_us).trim(),
+                format_micros(forked.reused_us).trim(),
             ));
         }
         if let [idle, on_loop, pool, processes] = &self.serving[..] {
@@ -124,10 +140,10 @@ impl Report {
             said.push(format!(
                 "While two clients had numbers computed, the p99 of / went from {} to {} with the work on the loop, to {} \
                  in the pool and to {} over processes: {}.",
-                time(idle.p99).trim(),
-                time(on_loop.p99).trim(),
-                time(pool.p99).trim(),
-                time(processes.p99).trim(),
+                format_micros(idle.p99).trim(),
+                format_micros(on_loop.p99).trim(),
+                format_micros(pool.p99).trim(),
+                format_micros(processes.p99).trim(),
                 match freezes {
                     true => "one request that computes freezes its loop for all others, and a pool does not",
                     false => "too little work to freeze the loop, or a machine too busy to show it",
@@ -139,10 +155,10 @@ impl Report {
 }
 
 /// Names to the left, figures to the right.
-fn write_part<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
+fn write_section<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
     let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
     rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
-    grid(text, rows);
+    write_table(text, rows);
     // Writing to a string cannot fail.
     let _ = writeln!(text);
 }
@@ -151,11 +167,11 @@ fn write_part<const N: usize>(text: &mut String, rows: &mut [[String; N]]) {
 mod tests {
     use super::*;
 
-    fn report(on_loop: f64) -> Report {
+    fn report(on_loop: f64) -> CpuDemoReport {
         let computed =
-            |ratio| Computed { how: "so".into(), seconds: 4.0 * ratio, ratio, ideal: 0.5 };
-        let created = |what, new_us| Created { what, new_us, reused_us: 5.0 };
-        let served = |ratio| Served {
+            |ratio| ComputeTiming { how: "so".into(), seconds: 4.0 * ratio, ratio, ideal: 0.5 };
+        let created = |what, new_us| CreationCost { what, new_us, reused_us: 5.0 };
+        let served = |ratio| LatencyUnderLoad {
             how: "so".into(),
             p50: 90.0,
             p99: 100.0 * ratio,
@@ -163,8 +179,8 @@ mod tests {
             ratio,
             failed: 0,
         };
-        Report::of(
-            &Plan::FULL,
+        CpuDemoReport::from_measurements(
+            &CpuDemoPlan::FULL,
             2,
             [1.0, 0.51, 0.61, 0.52].map(computed).to_vec(),
             vec![

@@ -3,20 +3,20 @@
 /// Bytes of the largest head that is read: four times what browsers and curl read.
 const MAX_HEAD_SIZE: usize = 1 << 20;
 /// Header fields that are read.
-const MAX_FIELDS: usize = 4096;
+const MAX_HEADER_FIELDS: usize = 4096;
 /// Header fields that are read without allocating memory.
-const USUAL_FIELDS: usize = 64;
+const STACK_HEADER_FIELDS: usize = 64;
 /// As much of a body as may say who handled the request.
-const LEAD: usize = 32;
+const BODY_PREFIX_LEN: usize = 32;
 /// Bytes of the longest line of a chunked body that is no data, and of all trailers.
-const MAX_CHUNK_LINE: usize = 64 * 1024;
+const MAX_CHUNK_LINE_SIZE: usize = 64 * 1024;
 
 /// One response, read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct ParsedResponse {
     pub(crate) status: u16,
     /// Whether another request may follow on its connection.
-    pub(crate) keeps: bool,
+    pub(crate) can_reuse_connection: bool,
     /// The process that says it has answered.
     pub(crate) pid: Option<u32>,
     /// Bytes of head and body.
@@ -25,186 +25,203 @@ pub(crate) struct Answer {
 
 /// Why a response cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreadable {
+pub(crate) enum ResponseError {
     /// What came is not HTTP.
     Malformed,
-    /// It has more than [`MAX_FIELDS`] header fields.
+    /// It has more than [`MAX_HEADER_FIELDS`] header fields.
     TooManyFields,
     /// Its head is larger than [`MAX_HEAD_SIZE`].
     HeadTooLarge,
-    /// A line of the chunked body, or its trailers, is longer than [`MAX_CHUNK_LINE`].
+    /// A line of the chunked body, or its trailers, is longer than [`MAX_CHUNK_LINE_SIZE`].
     ChunkLineTooLong,
 }
 
-use Unreadable::Malformed;
+use ResponseError::Malformed;
 
 /// What is known before anything comes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Expect {
+pub(crate) struct ResponseExpectations {
     /// Responses have no body, whatever they say: the method is HEAD.
-    pub(crate) no_body: bool,
+    pub(crate) is_head_request: bool,
     /// The field that tells the process.
-    pub(crate) pids: Option<String>,
+    pub(crate) pid_header: Option<String>,
 }
 
 /// Finds the ends of responses in the bytes of one connection.
 #[derive(Debug)]
-pub(crate) struct Reader {
-    state: State,
+pub(crate) struct ResponseReader {
+    state: ResponseReaderState,
     /// The beginning of a head that has not come whole, or of a line of a chunked body.
     partial: Vec<u8>,
-    answer: Answer,
-    lead: [u8; LEAD],
-    lead_length: usize,
+    response: ParsedResponse,
+    body_prefix: [u8; BODY_PREFIX_LEN],
+    body_prefix_len: usize,
     /// Bytes of trailers so far.
     trailers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ResponseReaderState {
     Head,
     /// So many bytes of body are left.
-    Length(u64),
+    BodyLength(u64),
     /// A line with the size of a chunk is next.
-    Size,
+    ChunkSize,
     /// So many bytes of a chunk are left, the line end behind it included.
-    Chunk(u64),
+    ChunkData(u64),
     /// Trailers, up to an empty line.
     Trailers,
     /// The body ends with the connection.
     UntilClose,
 }
 
-const NOTHING: Answer = Answer { status: 0, keeps: true, pid: None, bytes: 0 };
+const EMPTY_RESPONSE: ParsedResponse =
+    ParsedResponse { status: 0, can_reuse_connection: true, pid: None, bytes: 0 };
 
-impl Reader {
-    pub(crate) fn new() -> Reader {
-        let lead = [0; LEAD];
-        Reader {
-            state: State::Head,
+impl ResponseReader {
+    pub(crate) fn new() -> ResponseReader {
+        let body_prefix = [0; BODY_PREFIX_LEN];
+        ResponseReader {
+            state: ResponseReaderState::Head,
             partial: Vec::new(),
-            answer: NOTHING,
-            lead,
-            lead_length: 0,
+            response: EMPTY_RESPONSE,
+            body_prefix,
+            body_prefix_len: 0,
             trailers: 0,
         }
     }
 
     /// Takes what has come: how many bytes of it were used, and the response that ended with them. Without one,
     /// all were used.
-    pub(crate) fn feed(
+    pub(crate) fn read_bytes(
         &mut self,
         bytes: &[u8],
-        expect: &Expect,
-    ) -> Result<(usize, Option<Answer>), Unreadable> {
+        expectations: &ResponseExpectations,
+    ) -> Result<(usize, Option<ParsedResponse>), ResponseError> {
         let mut used = 0;
         while used < bytes.len() {
-            let (taken, over) = self.step(&bytes[used..], expect)?;
+            let (taken, over) = self.advance(&bytes[used..], expectations)?;
             used += taken;
             if over {
-                return Ok((used, Some(self.finish())));
+                return Ok((used, Some(self.take_response())));
             }
         }
         Ok((used, None))
     }
 
     /// The connection has ended: the response that ended with it, if one did.
-    pub(crate) fn end(&mut self) -> Option<Answer> {
-        (self.state == State::UntilClose).then(|| self.finish())
+    pub(crate) fn finish_at_eof(&mut self) -> Option<ParsedResponse> {
+        (self.state == ResponseReaderState::UntilClose).then(|| self.take_response())
     }
 
     /// Bytes taken, and whether the response is over.
-    fn step(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Unreadable> {
+    fn advance(
+        &mut self,
+        bytes: &[u8],
+        expectations: &ResponseExpectations,
+    ) -> Result<(usize, bool), ResponseError> {
         match self.state {
-            State::Head => self.head(bytes, expect),
-            State::Length(left) => {
-                let taken = self.body(bytes, left);
-                self.state = State::Length(left - taken as u64);
+            ResponseReaderState::Head => self.read_head(bytes, expectations),
+            ResponseReaderState::BodyLength(left) => {
+                let taken = self.read_body(bytes, left);
+                self.state = ResponseReaderState::BodyLength(left - taken as u64);
                 Ok((taken, left == taken as u64))
             }
-            State::UntilClose => Ok((self.body(bytes, u64::MAX), false)),
-            State::Chunk(left) => {
+            ResponseReaderState::UntilClose => Ok((self.read_body(bytes, u64::MAX), false)),
+            ResponseReaderState::ChunkData(left) => {
                 // The line end behind the data counts as body only in the number of bytes.
                 let taken = match left {
-                    0..=2 => self.line_end(bytes, left)?,
-                    _ => self.body(bytes, left - 2),
+                    0..=2 => self.read_chunk_end(bytes, left)?,
+                    _ => self.read_body(bytes, left - 2),
                 };
                 let left = left - taken as u64;
-                self.state = if left == 0 { State::Size } else { State::Chunk(left) };
+                self.state = if left == 0 {
+                    ResponseReaderState::ChunkSize
+                } else {
+                    ResponseReaderState::ChunkData(left)
+                };
                 Ok((taken, false))
             }
-            State::Size | State::Trailers => self.line(bytes),
+            ResponseReaderState::ChunkSize | ResponseReaderState::Trailers => {
+                self.read_chunk_line(bytes)
+            }
         }
     }
 
-    fn head(&mut self, bytes: &[u8], expect: &Expect) -> Result<(usize, bool), Unreadable> {
+    fn read_head(
+        &mut self,
+        bytes: &[u8],
+        expectations: &ResponseExpectations,
+    ) -> Result<(usize, bool), ResponseError> {
         let before = self.partial.len();
         if before > 0 {
             self.partial.extend_from_slice(bytes);
         }
         let all = if before > 0 { &self.partial } else { bytes };
-        let (length, status, (state, keeps, pid)) = match parse(all, expect)? {
-            Some(parsed) => parsed,
-            None if all.len() > MAX_HEAD_SIZE => return Err(Unreadable::HeadTooLarge),
-            None => {
-                if before == 0 {
-                    self.partial.extend_from_slice(bytes);
+        let (length, status, (state, can_reuse_connection, pid)) =
+            match parse_head(all, expectations)? {
+                Some(parsed) => parsed,
+                None if all.len() > MAX_HEAD_SIZE => return Err(ResponseError::HeadTooLarge),
+                None => {
+                    if before == 0 {
+                        self.partial.extend_from_slice(bytes);
+                    }
+                    return Ok((bytes.len(), false));
                 }
-                return Ok((bytes.len(), false));
-            }
-        };
+            };
         self.partial.clear();
-        self.answer.bytes += length as u64;
+        self.response.bytes += length as u64;
         // 100 Continue and the like come before the response; 101 ends HTTP on this connection.
         if (100..200).contains(&status) && status != 101 {
             return Ok((length - before, false));
         }
-        let ends = matches!(state, State::UntilClose) || status == 101;
-        (self.answer.status, self.answer.pid) = (status, pid);
-        self.answer.keeps = keeps && !ends;
+        let ends = matches!(state, ResponseReaderState::UntilClose) || status == 101;
+        (self.response.status, self.response.pid) = (status, pid);
+        self.response.can_reuse_connection = can_reuse_connection && !ends;
         self.state = state;
-        Ok((length - before, state == State::Length(0)))
+        Ok((length - before, state == ResponseReaderState::BodyLength(0)))
     }
 
     /// Takes up to `left` bytes of the body.
-    fn body(&mut self, bytes: &[u8], left: u64) -> usize {
+    fn read_body(&mut self, bytes: &[u8], left: u64) -> usize {
         let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        let wanted = (LEAD - self.lead_length).min(taken);
-        self.lead[self.lead_length..self.lead_length + wanted].copy_from_slice(&bytes[..wanted]);
-        self.lead_length += wanted;
-        self.answer.bytes += taken as u64;
+        let wanted = (BODY_PREFIX_LEN - self.body_prefix_len).min(taken);
+        self.body_prefix[self.body_prefix_len..self.body_prefix_len + wanted]
+            .copy_from_slice(&bytes[..wanted]);
+        self.body_prefix_len += wanted;
+        self.response.bytes += taken as u64;
         taken
     }
 
     /// Takes the CR LF behind the data of a chunk, of which `left` bytes are still to come.
-    fn line_end(&mut self, bytes: &[u8], left: u64) -> Result<usize, Unreadable> {
+    fn read_chunk_end(&mut self, bytes: &[u8], left: u64) -> Result<usize, ResponseError> {
         let wanted = &b"\r\n"[2 - left.min(2) as usize..];
         let taken = bytes.len().min(wanted.len());
         if bytes[..taken] != wanted[..taken] {
             return Err(Malformed);
         }
-        self.answer.bytes += taken as u64;
+        self.response.bytes += taken as u64;
         Ok(taken)
     }
 
     /// A line of a chunked body that is no data.
-    fn line(&mut self, bytes: &[u8]) -> Result<(usize, bool), Unreadable> {
+    fn read_chunk_line(&mut self, bytes: &[u8]) -> Result<(usize, bool), ResponseError> {
         let end = memchr::memchr(b'\n', bytes);
         let taken = end.map_or(bytes.len(), |at| at + 1);
         self.partial.extend_from_slice(&bytes[..taken]);
-        self.answer.bytes += taken as u64;
-        if self.state == State::Trailers {
+        self.response.bytes += taken as u64;
+        if self.state == ResponseReaderState::Trailers {
             self.trailers += taken;
         }
-        if self.partial.len().max(self.trailers) > MAX_CHUNK_LINE {
-            return Err(Unreadable::ChunkLineTooLong);
+        if self.partial.len().max(self.trailers) > MAX_CHUNK_LINE_SIZE {
+            return Err(ResponseError::ChunkLineTooLong);
         }
         if end.is_none() {
             return Ok((taken, false));
         }
         let line = std::mem::take(&mut self.partial);
         let text = line.trim_ascii();
-        if self.state == State::Trailers {
+        if self.state == ResponseReaderState::Trailers {
             return Ok((taken, text.is_empty()));
         }
         let digits = text.split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
@@ -212,41 +229,46 @@ impl Reader {
         let digits = std::str::from_utf8(digits).ok().filter(|_| are_digits);
         let size = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
         self.state = match size.ok_or(Malformed)? {
-            0 => State::Trailers,
-            size => State::Chunk(size.checked_add(2).ok_or(Malformed)?),
+            0 => ResponseReaderState::Trailers,
+            size => ResponseReaderState::ChunkData(size.checked_add(2).ok_or(Malformed)?),
         };
         Ok((taken, false))
     }
 
-    fn finish(&mut self) -> Answer {
-        let lead = &self.lead[..self.lead_length];
-        self.answer.pid = self.answer.pid.or_else(|| named(lead));
-        self.state = State::Head;
-        self.lead_length = 0;
+    fn take_response(&mut self) -> ParsedResponse {
+        let body_prefix = &self.body_prefix[..self.body_prefix_len];
+        self.response.pid = self.response.pid.or_else(|| parse_body_pid(body_prefix));
+        self.state = ResponseReaderState::Head;
+        self.body_prefix_len = 0;
         self.trailers = 0;
-        std::mem::replace(&mut self.answer, NOTHING)
+        std::mem::replace(&mut self.response, EMPTY_RESPONSE)
     }
 }
 
 /// How the body ends, whether the connection stays, and who the fields say has answered.
-type Framing = (State, bool, Option<u32>);
+type ResponseFraming = (ResponseReaderState, bool, Option<u32>);
 
 /// The length of a head, its status and its framing; `None` if it has not come whole.
-fn parse(bytes: &[u8], expect: &Expect) -> Result<Option<(usize, u16, Framing)>, Unreadable> {
-    let usual = &mut [httparse::EMPTY_HEADER; USUAL_FIELDS];
-    match parse_into(bytes, usual, expect) {
-        Err(Unreadable::TooManyFields) => {
-            parse_into(bytes, &mut vec![httparse::EMPTY_HEADER; MAX_FIELDS], expect)
-        }
+fn parse_head(
+    bytes: &[u8],
+    expectations: &ResponseExpectations,
+) -> Result<Option<(usize, u16, ResponseFraming)>, ResponseError> {
+    let usual = &mut [httparse::EMPTY_HEADER; STACK_HEADER_FIELDS];
+    match parse_head_with_fields(bytes, usual, expectations) {
+        Err(ResponseError::TooManyFields) => parse_head_with_fields(
+            bytes,
+            &mut vec![httparse::EMPTY_HEADER; MAX_HEADER_FIELDS],
+            expectations,
+        ),
         outcome => outcome,
     }
 }
 
-fn parse_into<'b>(
+fn parse_head_with_fields<'b>(
     bytes: &'b [u8],
     fields: &mut [httparse::Header<'b>],
-    expect: &Expect,
-) -> Result<Option<(usize, u16, Framing)>, Unreadable> {
+    expectations: &ResponseExpectations,
+) -> Result<Option<(usize, u16, ResponseFraming)>, ResponseError> {
     let mut response = httparse::Response::new(fields);
     let mut config = httparse::ParserConfig::default();
     // What servers of old send is not what a bench is to judge.
@@ -256,20 +278,24 @@ fn parse_into<'b>(
     let length = match config.parse_response(&mut response, bytes) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err(Unreadable::TooManyFields),
+        Err(httparse::Error::TooManyHeaders) => return Err(ResponseError::TooManyFields),
         Err(_) => return Err(Malformed),
     };
     let status = response.code.ok_or(Malformed)?;
-    let old = response.version == Some(0);
-    Ok(Some((length, status, framing(response.headers, old, status, expect)?)))
+    let is_http_1_0 = response.version == Some(0);
+    Ok(Some((
+        length,
+        status,
+        response_framing(response.headers, is_http_1_0, status, expectations)?,
+    )))
 }
 
-fn framing(
+fn response_framing(
     fields: &[httparse::Header<'_>],
-    old: bool,
+    is_http_1_0: bool,
     status: u16,
-    expect: &Expect,
-) -> Result<Framing, Unreadable> {
+    expectations: &ResponseExpectations,
+) -> Result<ResponseFraming, ResponseError> {
     let (mut length, mut pid) = (None, None);
     // The last coding of all Transfer-Encoding fields, which are one list.
     let mut coding: Option<&[u8]> = None;
@@ -279,7 +305,7 @@ fn framing(
         if is("content-length") {
             // Equal ones count as one (RFC 9110, 8.6).
             for one in field.value.split(|b| *b == b',') {
-                let one = number(one).ok_or(Malformed)?;
+                let one = parse_decimal(one).ok_or(Malformed)?;
                 if length.replace(one).is_some_and(|before| before != one) {
                     return Err(Malformed);
                 }
@@ -287,44 +313,46 @@ fn framing(
         } else if is("transfer-encoding") {
             coding = field.value.rsplit(|b| *b == b',').next();
         } else if is("connection") {
-            says_close |= contains(field.value, "close");
-            says_keep |= contains(field.value, "keep-alive");
-        } else if expect.pids.as_deref().is_some_and(is) {
-            pid = number(field.value).and_then(|pid| u32::try_from(pid).ok());
+            says_close |= list_contains_token(field.value, "close");
+            says_keep |= list_contains_token(field.value, "keep-alive");
+        } else if expectations.pid_header.as_deref().is_some_and(is) {
+            pid = parse_decimal(field.value).and_then(|pid| u32::try_from(pid).ok());
         }
     }
-    let none = expect.no_body || matches!(status, 100..200 | 204 | 304);
+    let none = expectations.is_head_request || matches!(status, 100..200 | 204 | 304);
     let state = match (none, coding, length) {
-        (true, ..) => State::Length(0),
-        (_, Some(coding), _) if contains(coding, "chunked") => State::Size,
+        (true, ..) => ResponseReaderState::BodyLength(0),
+        (_, Some(coding), _) if list_contains_token(coding, "chunked") => {
+            ResponseReaderState::ChunkSize
+        }
         // Another coding than chunked says nothing about where the body ends.
-        (_, Some(_), _) => State::UntilClose,
-        (_, _, Some(length)) => State::Length(length),
-        _ => State::UntilClose,
+        (_, Some(_), _) => ResponseReaderState::UntilClose,
+        (_, _, Some(length)) => ResponseReaderState::BodyLength(length),
+        _ => ResponseReaderState::UntilClose,
     };
     // Both lengths, or chunks of HTTP/1.0, are framing that the next response may not be trusted to (RFC 9112, 6.1).
-    let doubtful = coding.is_some() && (old || length.is_some());
-    let keeps = !says_close && !doubtful && (!old || says_keep);
-    Ok((state, keeps, pid))
+    let doubtful = coding.is_some() && (is_http_1_0 || length.is_some());
+    let can_reuse_connection = !says_close && !doubtful && (!is_http_1_0 || says_keep);
+    Ok((state, can_reuse_connection, pid))
 }
 
 /// Digits and nothing else, not even a sign.
-fn number(value: &[u8]) -> Option<u64> {
+fn parse_decimal(value: &[u8]) -> Option<u64> {
     let digits = value.trim_ascii();
     let are_digits = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(digits).ok().filter(|_| are_digits)?.parse().ok()
 }
 
-fn contains(value: &[u8], word: &str) -> bool {
+fn list_contains_token(value: &[u8], word: &str) -> bool {
     let mut words = value.split(|b| *b == b',');
     words.any(|given| given.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// The process in a body that begins with `Handled by PID 4711`.
-fn named(lead: &[u8]) -> Option<u32> {
-    let rest = lead.strip_prefix(b"Handled by PID ")?;
+fn parse_body_pid(body_prefix: &[u8]) -> Option<u32> {
+    let rest = body_prefix.strip_prefix(b"Handled by PID ")?;
     let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    number(&rest[..digits]).and_then(|pid| u32::try_from(pid).ok())
+    parse_decimal(&rest[..digits]).and_then(|pid| u32::try_from(pid).ok())
 }
 
 #[cfg(test)]

@@ -1,141 +1,161 @@
 //! One thread of the load: its connections on one epoll, and when each of them sends. What a connection brings is
 //! dealt with in `news.rs`.
 
-mod news;
-
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::connection::{self as slot, EDGES, Sent, Slot};
-use super::counters::{Failure, Tally};
-use super::http_response::Expect;
-use super::plan::Plan;
-use super::request_schedule::Pace;
-use super::round_state::Shared;
-use super::target_url::Address;
+use super::connection::{self, EDGE_TRIGGERED, LoadConnection, PendingRequest};
+use super::counters::{LoadCounters, RequestFailure};
+use super::http_response::{ParsedResponse, ResponseError, ResponseExpectations};
+use super::plan::LoadPlan;
+use super::request_schedule::RequestSchedule;
+use super::round_state::RoundState;
+use super::target_url::ServerAddress;
+use crate::chaos::FaultEffect;
 
 /// How often limits are looked at.
-const TICK: u8 = 20;
+const EPOLL_TIMEOUT_MS: u8 = 20;
 /// The name of the timer among the events.
-const TIMER: u64 = u64::MAX;
+const TIMER_TOKEN: u64 = u64::MAX;
 
-/// The connections of a thread.
-pub(crate) struct Lane<'a> {
-    plan: &'a Plan,
-    address: &'a Address,
-    shared: &'a Shared,
-    /// The request, as often as it fits on the way, and the length of one.
-    requests: Vec<u8>,
-    length: usize,
-    expect: Expect,
-    epoll: Epoll,
-    slots: Vec<Slot>,
-    /// Slots whose next request may be sent from then on, the earliest first.
-    resting: VecDeque<(u64, usize)>,
-    /// The open loop: its schedule, slots that have nothing to do, and the alarm for the next request.
-    open: Option<(Pace, VecDeque<usize>, TimerFd)>,
-    /// Requests on the way.
-    on_the_way: usize,
-    /// Responses and failures that the others have not been told of.
-    untold: [u64; 2],
-    buffer: Vec<u8>,
-    tally: Tally,
+/// How long a connection rests after a failure: who refuses is not asked a million times a second.
+const RECONNECT_DELAY_NANOS: u64 = 10_000_000;
+
+/// What a response that cannot be read counts as.
+fn response_error_kind(why: ResponseError) -> RequestFailure {
+    match why {
+        ResponseError::Malformed => RequestFailure::Malformed,
+        ResponseError::TooManyFields => RequestFailure::TooManyFields,
+        ResponseError::HeadTooLarge => RequestFailure::HeadTooLarge,
+        ResponseError::ChunkLineTooLong => RequestFailure::ChunkLineTooLong,
+    }
 }
 
-impl<'a> Lane<'a> {
+/// The connections of a thread.
+pub(crate) struct LoadThread<'a> {
+    plan: &'a LoadPlan,
+    address: &'a ServerAddress,
+    round: &'a RoundState,
+    /// The request, as often as it fits on the way, and the length of one.
+    requests: Vec<u8>,
+    request_len: usize,
+    expectations: ResponseExpectations,
+    epoll: Epoll,
+    connections: Vec<LoadConnection>,
+    /// Slots whose next request may be sent from then on, the earliest first.
+    ready_queue: VecDeque<(u64, usize)>,
+    /// The open loop: its schedule, slots that have nothing to do, and the alarm for the next request.
+    open: Option<(RequestSchedule, VecDeque<usize>, TimerFd)>,
+    /// Requests on the way.
+    in_flight: usize,
+    /// Responses and failures that the others have not been told of.
+    unreported: [u64; 2],
+    buffer: Vec<u8>,
+    counters: LoadCounters,
+}
+
+impl<'a> LoadThread<'a> {
     pub(crate) fn new(
-        plan: &'a Plan,
-        address: &'a Address,
-        shared: &'a Shared,
-        lane: usize,
-    ) -> io::Result<Lane<'a>> {
+        plan: &'a LoadPlan,
+        address: &'a ServerAddress,
+        round: &'a RoundState,
+        thread: usize,
+    ) -> io::Result<LoadThread<'a>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let request = plan.request();
-        let slots: Vec<Slot> = (0..plan.share(lane)).map(|_| Slot::new()).collect();
+        let request = plan.encode_request();
+        let connections: Vec<LoadConnection> =
+            (0..plan.thread_connections(thread)).map(|_| LoadConnection::new()).collect();
         let open = match plan.rate {
             Some(rate) => {
                 let timer = TimerFd::new(
                     ClockId::CLOCK_MONOTONIC,
                     TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
                 )?;
-                epoll.add(&timer, EpollEvent::new(EDGES, TIMER))?;
-                Some((Pace::new(rate, lane, plan.lanes()), (0..slots.len()).collect(), timer))
+                epoll.add(&timer, EpollEvent::new(EDGE_TRIGGERED, TIMER_TOKEN))?;
+                Some((
+                    RequestSchedule::new(rate, thread, plan.thread_count()),
+                    (0..connections.len()).collect(),
+                    timer,
+                ))
             }
             None => None,
         };
-        Ok(Lane {
+        Ok(LoadThread {
             plan,
             address,
-            shared,
-            length: request.len(),
+            round,
+            request_len: request.len(),
             // Enough for one write to fill the pipeline, unless a request is large.
-            requests: request.repeat(plan.pipeline.min(64 * 1024 / request.len() + 1)),
-            expect: Expect { no_body: plan.method == "HEAD", pids: plan.pids.clone() },
+            requests: request.repeat(plan.pipeline_depth.min(64 * 1024 / request.len() + 1)),
+            expectations: ResponseExpectations {
+                is_head_request: plan.method == "HEAD",
+                pid_header: plan.pid_header.clone(),
+            },
             epoll,
-            slots,
-            resting: VecDeque::new(),
+            connections,
+            ready_queue: VecDeque::new(),
             open,
-            on_the_way: 0,
-            untold: [0; 2],
+            in_flight: 0,
+            unreported: [0; 2],
             buffer: vec![0; 64 * 1024],
-            tally: Tally::new(),
+            counters: LoadCounters::new(),
         })
     }
 
     /// Runs until the round is over and everything sent is answered or given up.
-    pub(crate) fn run(mut self) -> io::Result<Tally> {
+    pub(crate) fn run(mut self) -> io::Result<LoadCounters> {
         let mut events = [EpollEvent::empty(); 256];
-        let mut next_look = 0;
+        let mut next_timeout_check = 0;
         if self.open.is_none() {
-            self.resting = (0..self.slots.len()).map(|at| (0, at)).collect();
+            self.ready_queue = (0..self.connections.len()).map(|at| (0, at)).collect();
         }
         loop {
-            let now = self.shared.now();
-            let end = self.shared.end();
-            self.shared.tell(std::mem::take(&mut self.untold));
-            self.send_what_is_due(now, end)?;
-            if now >= next_look {
-                self.give_up_late_ones(now);
-                next_look = now + u64::from(TICK) * 1_000_000;
+            let now = self.round.now();
+            let end = self.round.measure_end();
+            self.round.add_progress(std::mem::take(&mut self.unreported));
+            self.send_due_requests(now, end)?;
+            if now >= next_timeout_check {
+                self.fail_timed_out(now);
+                next_timeout_check = now + u64::from(EPOLL_TIMEOUT_MS) * 1_000_000;
             }
-            if now >= end && (self.is_done(end) || now >= self.shared.give_up()) {
+            if now >= end && (self.is_complete(end) || now >= self.round.drain_deadline()) {
                 break;
             }
-            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(TICK)) {
+            let ready = match self.epoll.wait(&mut events, EpollTimeout::from(EPOLL_TIMEOUT_MS)) {
                 Err(nix::errno::Errno::EINTR) => 0,
                 ready => ready?,
             };
             for event in &events[..ready] {
-                if event.data() != TIMER {
-                    self.turn(event.data() as usize, event.events());
+                if event.data() != TIMER_TOKEN {
+                    self.handle_event(event.data() as usize, event.events());
                 }
             }
         }
-        self.leave();
-        Ok(self.tally)
+        self.record_unanswered();
+        Ok(self.counters)
     }
 
-    fn is_done(&self, end: u64) -> bool {
-        let unsent = self.open.as_ref().is_some_and(|(pace, ..)| pace.due() < end);
-        self.on_the_way == 0 && !unsent
+    fn is_complete(&self, end: u64) -> bool {
+        let unsent = self.open.as_ref().is_some_and(|(schedule, ..)| schedule.next_due() < end);
+        self.in_flight == 0 && !unsent
     }
 
-    fn send_what_is_due(&mut self, now: u64, end: u64) -> io::Result<()> {
-        while let Some((at, slot)) = self.resting.front().copied()
+    fn send_due_requests(&mut self, now: u64, end: u64) -> io::Result<()> {
+        while let Some((at, connection)) = self.ready_queue.front().copied()
             && at <= now
         {
-            self.resting.pop_front();
+            self.ready_queue.pop_front();
             if now < end {
-                self.send(slot, now, now, self.plan.pipeline);
+                self.send(connection, now, now, self.plan.pipeline_depth);
             }
         }
         loop {
-            let Some((pace, idle, timer)) = &mut self.open else { return Ok(()) };
-            let due = pace.due();
+            let Some((schedule, idle, timer)) = &mut self.open else { return Ok(()) };
+            let due = schedule.next_due();
             if due >= end || idle.is_empty() {
                 return Ok(());
             }
@@ -144,49 +164,245 @@ impl<'a> Lane<'a> {
                 timer.set(Expiration::OneShot(wait), TimerSetTimeFlags::empty())?;
                 return Ok(());
             }
-            pace.sent();
+            schedule.advance();
             // The one that has rested longest, so that all take part.
-            if let Some(slot) = idle.pop_front() {
-                self.send(slot, due, now, 1);
+            if let Some(connection) = idle.pop_front() {
+                self.send(connection, due, now, 1);
             }
         }
     }
 
     /// Sends so many requests, over a new connection if there is none.
     fn send(&mut self, at: usize, due: u64, now: u64, count: usize) {
-        let slot = &mut self.slots[at];
-        slot.waiting.extend(std::iter::repeat_n(Sent { due, at: now }, count));
-        slot.owed += count * self.length;
-        slot.listed = false;
-        self.on_the_way += count;
-        if slot.socket.is_none() {
-            match self.address.begin() {
+        let connection = &mut self.connections[at];
+        connection
+            .in_flight
+            .extend(std::iter::repeat_n(PendingRequest { due, sent_at: now }, count));
+        connection.unsent_bytes += count * self.request_len;
+        connection.is_idle = false;
+        self.in_flight += count;
+        if connection.socket.is_none() {
+            match self.address.start_connect() {
                 Ok(socket) => {
-                    self.tally.connections += 1;
-                    slot.socket = Some(socket);
+                    self.counters.connections_opened += 1;
+                    connection.socket = Some(socket);
                 }
-                Err(e) => return self.fail(at, slot::kind(&e), now),
+                Err(e) => return self.fail_connection(at, connection::io_error_kind(&e), now),
             }
         }
-        if let Err(why) = slot.write(&self.requests, self.length, &self.epoll, at) {
-            self.fail(at, why, now);
+        if let Err(why) =
+            connection.write_requests(&self.requests, self.request_len, &self.epoll, at)
+        {
+            self.fail_connection(at, why, now);
         }
     }
 
     /// What is on the way still, or was never sent though it was due, has no answer.
-    fn leave(&mut self) {
-        let now = self.shared.now();
-        let unsent = self.open.iter().flat_map(|(pace, ..)| pace.left(self.shared.end()));
-        let unsent = unsent.map(|due| (Sent { due, at: now }, None));
-        let waiting = |slot: &'_ Slot| -> Vec<_> {
-            slot.waiting.iter().map(|sent| (*sent, slot.process)).collect()
+    fn record_unanswered(&mut self) {
+        let now = self.round.now();
+        let unsent = self
+            .open
+            .iter()
+            .flat_map(|(schedule, ..)| schedule.remaining_until(self.round.measure_end()));
+        let unsent = unsent.map(|due| (PendingRequest { due, sent_at: now }, None));
+        let waiting = |connection: &'_ LoadConnection| -> Vec<_> {
+            connection.in_flight.iter().map(|sent| (*sent, connection.process_index)).collect()
         };
-        let sent = self.slots.iter().flat_map(waiting);
-        let left: Vec<(Sent, Option<usize>)> = sent.chain(unsent).collect();
+        let sent = self.connections.iter().flat_map(waiting);
+        let left: Vec<(PendingRequest, Option<usize>)> = sent.chain(unsent).collect();
         for (sent, process) in left {
-            match self.shared.is_abandoned() {
-                true => self.tally.abandoned += 1,
-                false => self.lose(sent, Failure::TimedOut, now, process),
+            match self.round.is_abandoned() {
+                true => self.counters.abandoned += 1,
+                false => self.record_failure(sent, RequestFailure::TimedOut, now, process),
+            }
+        }
+    }
+}
+
+impl LoadThread<'_> {
+    /// News of one connection.
+    pub(crate) fn handle_event(&mut self, at: usize, flags: EpollFlags) {
+        if flags.contains(EpollFlags::EPOLLOUT) && self.connections[at].unsent_bytes > 0 {
+            let written = self.connections[at].write_requests(
+                &self.requests,
+                self.request_len,
+                &self.epoll,
+                at,
+            );
+            if let Err(why) = written {
+                return self.fail_connection(at, why, self.round.now());
+            }
+        }
+        // Every edge is told once: one that says the end must be read to the end.
+        let to_the_end =
+            flags.intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while let Some(mut socket) = self.connections[at].socket.as_ref() {
+            let outcome = socket.read(&mut buffer);
+            let now = self.round.now();
+            match outcome {
+                Ok(0) => self.handle_eof(at, now),
+                Ok(n) => {
+                    let goes_on = self.handle_bytes(at, &buffer[..n], now);
+                    if !goes_on || (n < buffer.len() && !to_the_end) {
+                        break;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.fail_connection(at, connection::io_error_kind(&e), now);
+                    break;
+                }
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Uses what a connection has brought; `false` if that was its end.
+    fn handle_bytes(&mut self, at: usize, bytes: &[u8], now: u64) -> bool {
+        let (mut used, mut answered) = (0, 0);
+        while used < bytes.len() {
+            match self.connections[at]
+                .response_reader
+                .read_bytes(&bytes[used..], &self.expectations)
+            {
+                Ok((taken, None)) => used += taken,
+                Ok((taken, Some(response))) => {
+                    used += taken;
+                    let Some(sent) = self.connections[at].in_flight.pop_front() else {
+                        self.fail_connection(at, RequestFailure::Malformed, now);
+                        return false;
+                    };
+                    self.record_response(at, sent, response, now);
+                    answered += 1;
+                    if self.plan.reconnect_each_request || !response.can_reuse_connection {
+                        self.fail_connection(at, RequestFailure::ClosedEarly, now);
+                        return false;
+                    }
+                }
+                Err(why) => {
+                    self.fail_connection(at, response_error_kind(why), now);
+                    return false;
+                }
+            }
+        }
+        if answered > 0 {
+            match &mut self.open {
+                Some((_, idle, _)) => {
+                    self.connections[at].is_idle = true;
+                    idle.push_back(at);
+                }
+                None if now < self.round.measure_end() => self.send(at, now, now, answered),
+                None => {}
+            }
+        }
+        true
+    }
+
+    fn record_response(
+        &mut self,
+        at: usize,
+        sent: PendingRequest,
+        response: ParsedResponse,
+        now: u64,
+    ) {
+        self.in_flight -= 1;
+        let begin = self.round.measure_start();
+        if now >= begin && now < self.round.measure_end() {
+            self.counters.completed_in_time += 1;
+            self.counters.bytes += response.bytes;
+            self.counters.record_timeline(now - begin, false);
+        }
+        self.unreported[0] += 1;
+        if sent.due < begin {
+            self.counters.warm_up[0] += 1;
+            return;
+        }
+        let connection = &mut self.connections[at];
+        let latency = now.saturating_sub(sent.due);
+        connection.process_index = self.counters.record_response(
+            response.status,
+            latency,
+            response.pid,
+            connection.process_index,
+        );
+        if self.plan.faults.is_none() {
+            return;
+        }
+        let process = connection.process_index;
+        if response.status == 503 {
+            self.counters.record_affected(FaultEffect::Refused, sent.due, now, process);
+        } else if latency > self.plan.late_threshold.as_nanos() as u64 {
+            self.counters.record_affected(FaultEffect::Late, sent.due, now, process);
+        }
+    }
+
+    fn handle_eof(&mut self, at: usize, now: u64) {
+        if let Some(response) = self.connections[at].response_reader.finish_at_eof()
+            && let Some(sent) = self.connections[at].in_flight.pop_front()
+        {
+            self.record_response(at, sent, response, now);
+        }
+        self.fail_connection(at, RequestFailure::ClosedEarly, now);
+    }
+
+    /// The connection is over. What was on the way has failed; that may be nothing.
+    pub(crate) fn fail_connection(&mut self, at: usize, why: RequestFailure, now: u64) {
+        let connection = &mut self.connections[at];
+        let lost = std::mem::take(&mut connection.in_flight);
+        let (is_idle, process) = (connection.is_idle, connection.process_index);
+        // Closing it takes it off the epoll.
+        *connection = LoadConnection::new();
+        connection.is_idle = true;
+        self.in_flight -= lost.len();
+        for sent in &lost {
+            self.record_failure(*sent, why, now, process);
+        }
+        match &mut self.open {
+            _ if is_idle => {}
+            Some((_, idle, _)) => idle.push_back(at),
+            None if lost.is_empty() => self.ready_queue.push_front((now, at)),
+            None => self.ready_queue.push_back((now + RECONNECT_DELAY_NANOS, at)),
+        }
+    }
+
+    pub(crate) fn record_failure(
+        &mut self,
+        sent: PendingRequest,
+        why: RequestFailure,
+        now: u64,
+        process: Option<usize>,
+    ) {
+        self.unreported[1] += 1;
+        let begin = self.round.measure_start();
+        if sent.due < begin {
+            self.counters.warm_up[1] += 1;
+            return;
+        }
+        self.counters.record_failure(why);
+        if self.plan.faults.is_some() {
+            let what = if why == RequestFailure::Refused {
+                FaultEffect::Refused
+            } else {
+                FaultEffect::Lost
+            };
+            self.counters.record_affected(what, sent.due, now, process);
+        }
+        if now >= begin && now < self.round.measure_end() {
+            self.counters.record_timeline(now - begin, true);
+        }
+    }
+
+    pub(crate) fn fail_timed_out(&mut self, now: u64) {
+        let limit = self.plan.timeout.as_nanos() as u64;
+        for at in 0..self.connections.len() {
+            if self.connections[at]
+                .in_flight
+                .front()
+                .is_some_and(|sent| sent.sent_at + limit <= now)
+            {
+                self.fail_connection(at, RequestFailure::TimedOut, now);
             }
         }
     }

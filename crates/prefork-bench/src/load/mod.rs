@@ -1,9 +1,9 @@
 //! A load generator that sees processes: `prefork bench`.
 //!
-//! A [`Plan`] says what is done to the target. Each round of it runs in threads of its own, [`load_thread::Lane`]s, each
+//! A [`LoadPlan`] says what is done to the target. Each round of it runs in threads of its own, [`load_thread::LoadThread`]s, each
 //! with its share of the connections on one epoll and nothing to wait for but the kernel; so it costs little beside
 //! the server on the same machine. What they count ([`counters`]) is put together when they have ended, and
-//! becomes a [`Report`], which is printed as a table, as JSON, or as a page.
+//! becomes a [`LoadReport`], which is printed as a table, as JSON, or as a page.
 //!
 //! Two loops. *Closed*: a connection sends its next request when it has the answer to the one before, so that a
 //! slow server is asked less. *Open* (`--rate`): requests are due by a schedule ([`request_schedule`]) that nothing can change, and
@@ -31,220 +31,244 @@ pub(crate) mod target_url;
 use std::io;
 use std::time::Duration;
 
-pub use crate::chaos::Faults;
-pub use plan::Plan;
-pub use report::figures::Latency;
-pub use report::{Report, Spread};
-pub use target_url::Target;
+pub use crate::chaos::FaultPlan;
+pub use plan::LoadPlan;
+pub use report::LatencySummary;
+pub use report::{LoadReport, MedianRange};
+pub use target_url::TargetUrl;
 
-use crate::chaos::{Chaos, Done, Victim};
-use counters::Tally;
-use load_thread::Lane;
+use crate::chaos::{ChaosTarget, FaultInjector, InjectedFaults};
+use counters::LoadCounters;
+use load_thread::LoadThread;
 use prefork_os::poll::{self, WatchedFd};
 use prefork_os::process::raise_open_file_limit;
 use prefork_os::signal::{Signal, SignalPipe};
-use process_tree::{Moment, Tree, Usage};
-use round_state::Shared;
-use target_url::Address;
+use process_tree::{ProcessTree, ProcessTreeSample, ProcessTreeUsage};
+use round_state::RoundState;
+use target_url::ServerAddress;
 use tokio_prefork::{Error, Result};
 
 /// How often somebody who looks on is told.
-const LOOK: Duration = Duration::from_millis(250);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// Descriptors that are not connections.
-const OTHER_FILES: u64 = 64;
+const RESERVED_FILE_DESCRIPTORS: u64 = 64;
 
 /// How far a run is.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct LoadProgress {
     /// The round, from 1.
     pub round: usize,
     /// Time since the round began, and how long it is to last, warm-up included.
     pub elapsed: Duration,
     /// See `elapsed`.
-    pub whole: Duration,
+    pub total: Duration,
     /// Responses per second since the last word.
-    pub per_second: f64,
+    pub requests_per_second: f64,
     /// Failures in this round.
     pub failed: u64,
 }
 
 /// What one round found.
 #[derive(Debug)]
-pub(crate) struct Round {
-    tally: Tally,
+pub(crate) struct RoundResult {
+    counters: LoadCounters,
     measured: Duration,
-    usage: Option<Usage>,
+    usage: Option<ProcessTreeUsage>,
     /// What was done to the target.
-    done: Done,
+    injected: InjectedFaults,
 }
 
 /// Runs the plan to its end, or to SIGINT or SIGTERM, which end it early: the report then has what was measured.
-/// `watch` is told four times a second how far it is.
+/// `on_progress` is told four times a second how far it is.
 ///
 /// # Errors
 /// The plan makes no sense, nobody answers at the target, or the system refuses threads or descriptors.
-pub fn run(plan: &Plan, mut watch: impl FnMut(Progress)) -> Result<Report> {
-    plan.check().map_err(Error::config)?;
+pub fn run_load(plan: &LoadPlan, mut on_progress: impl FnMut(LoadProgress)) -> Result<LoadReport> {
+    plan.validate().map_err(Error::config)?;
     let files =
         raise_open_file_limit().map_err(|e| Error::system("raise the limit on open files", e))?;
-    if plan.connections as u64 + OTHER_FILES > files {
+    if plan.connections as u64 + RESERVED_FILE_DESCRIPTORS > files {
         return Err(Error::config(format!(
             "--connections {}: only {files} files may be open here (ulimit -n)",
             plan.connections
         )));
     }
-    let address = plan.target.reach()?;
-    let tree = if address.is_here() { Tree::of(&address.listener) } else { None };
-    let victim = plan.chaos.map(|_| Victim::find(tree.as_ref())).transpose()?;
+    let address = plan.target.find_reachable_address()?;
+    let tree =
+        if address.is_local() { ProcessTree::find_by_listener(&address.listen_addr) } else { None };
+    let chaos_target = plan.faults.map(|_| ChaosTarget::find(tree.as_ref())).transpose()?;
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
     let mut rounds = Vec::new();
-    let own = Cost::so_far();
+    let own = CpuTime::of_this_process();
     let mut ended_early = false;
     for number in 1..=plan.rounds {
-        let mut stage =
-            Stage { plan, address: &address, tree: tree.as_ref(), victim: victim.as_ref(), number };
-        let (round, stopped) = stage.run(&mut signals, &mut watch)?;
+        let mut runner = RoundRunner {
+            plan,
+            address: &address,
+            tree: tree.as_ref(),
+            chaos_target: chaos_target.as_ref(),
+            number,
+        };
+        let (round, stopped) = runner.run(&mut signals, &mut on_progress)?;
         rounds.push(round);
         ended_early = stopped;
         if stopped {
             break;
         }
     }
-    let own = Cost::so_far().since(own);
-    Ok(Report::of(plan, &address.listener, rounds, own, ended_early))
+    let own = CpuTime::of_this_process().since(own);
+    Ok(LoadReport::from_rounds(plan, &address.listen_addr, rounds, own, ended_early))
 }
 
 /// User and system time of this process, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Cost {
+pub(crate) struct CpuTime {
     user: f64,
     system: f64,
 }
 
-impl Cost {
-    fn so_far() -> Cost {
+impl CpuTime {
+    fn of_this_process() -> CpuTime {
         use nix::sys::resource::{UsageWho, getrusage};
         use nix::sys::time::TimeValLike;
         // Asked for ourselves it does not fail.
-        getrusage(UsageWho::RUSAGE_SELF).map_or(Cost { user: 0.0, system: 0.0 }, |usage| Cost {
-            user: usage.user_time().num_microseconds() as f64 / 1e6,
-            system: usage.system_time().num_microseconds() as f64 / 1e6,
+        getrusage(UsageWho::RUSAGE_SELF).map_or(CpuTime { user: 0.0, system: 0.0 }, |usage| {
+            CpuTime {
+                user: usage.user_time().num_microseconds() as f64 / 1e6,
+                system: usage.system_time().num_microseconds() as f64 / 1e6,
+            }
         })
     }
 
-    fn since(self, before: Cost) -> Cost {
-        Cost { user: self.user - before.user, system: self.system - before.system }
+    fn since(self, before: CpuTime) -> CpuTime {
+        CpuTime { user: self.user - before.user, system: self.system - before.system }
     }
 }
 
 /// One round, about to run.
-struct Stage<'a> {
-    plan: &'a Plan,
-    address: &'a Address,
-    tree: Option<&'a Tree>,
-    victim: Option<&'a Victim>,
+struct RoundRunner<'a> {
+    plan: &'a LoadPlan,
+    address: &'a ServerAddress,
+    tree: Option<&'a ProcessTree>,
+    chaos_target: Option<&'a ChaosTarget>,
     number: usize,
 }
 
-impl Stage<'_> {
+impl RoundRunner<'_> {
     /// The round, and whether it was ended early.
     fn run(
         &mut self,
         signals: &mut SignalPipe,
-        watch: &mut impl FnMut(Progress),
-    ) -> Result<(Round, bool)> {
-        let shared = Shared::new(self.plan);
+        on_progress: &mut impl FnMut(LoadProgress),
+    ) -> Result<(RoundResult, bool)> {
+        let state = RoundState::new(self.plan);
         let failed = |e: io::Error| Error::system("run a thread of the load", e);
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
-            for lane in 0..self.plan.lanes() {
-                let lane = Lane::new(self.plan, self.address, &shared, lane);
-                let lane = lane.map_err(|e| Error::system("make an epoll for the load", e))?;
+            for thread in 0..self.plan.thread_count() {
+                let thread = LoadThread::new(self.plan, self.address, &state, thread);
+                let thread = thread.map_err(|e| Error::system("make an epoll for the load", e))?;
                 let started = std::thread::Builder::new()
                     .name("bench".to_string())
-                    .spawn_scoped(scope, move || lane.run());
+                    .spawn_scoped(scope, move || thread.run());
                 threads.push(started.map_err(|e| {
-                    shared.end_now();
-                    shared.end_now();
+                    state.stop();
+                    state.stop();
                     failed(e)
                 })?);
             }
             let is_over = || threads.iter().all(|thread| thread.is_finished());
-            let watched = self.watch(&shared, is_over, signals, watch);
-            let (usage, done, stopped) = watched.inspect_err(|_| {
+            let watched = self.watch_round(&state, is_over, signals, on_progress);
+            let (usage, injected, stopped) = watched.inspect_err(|_| {
                 // Nobody looks on any more, so the threads are not to go on for the rest of the round.
-                shared.end_now();
-                shared.end_now();
+                state.stop();
+                state.stop();
             })?;
-            let mut tally = Tally::new();
+            let mut counters = LoadCounters::new();
             for thread in threads {
                 let counted =
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                tally.merge(&counted.map_err(failed)?);
+                counters.merge(&counted.map_err(failed)?);
             }
-            Ok((Round { tally, measured: shared.measured(), usage, done }, stopped))
+            Ok((
+                RoundResult { counters, measured: state.measured_duration(), usage, injected },
+                stopped,
+            ))
         })
     }
 
     /// Looks on until it is over.
-    fn watch(
+    fn watch_round(
         &self,
-        shared: &Shared,
+        state: &RoundState,
         is_over: impl Fn() -> bool,
         signals: &mut SignalPipe,
-        watch: &mut impl FnMut(Progress),
-    ) -> Result<(Option<Usage>, Done, bool)> {
-        let (mut before, mut after): (Option<Moment>, Option<Moment>) = (None, None);
-        let (mut told, mut told_at, mut stopped) = (0, Duration::ZERO, false);
-        let faults = self.plan.chaos.unwrap_or_default();
-        let mut chaos = self.victim.map(|victim| Chaos::new(faults, victim, shared.begin()));
-        let mut done = Done::default();
+        on_progress: &mut impl FnMut(LoadProgress),
+    ) -> Result<(Option<ProcessTreeUsage>, InjectedFaults, bool)> {
+        let (mut before, mut after): (Option<ProcessTreeSample>, Option<ProcessTreeSample>) =
+            (None, None);
+        let (mut reported, mut reported_at, mut stopped) = (0, Duration::ZERO, false);
+        let faults = self.plan.faults.unwrap_or_default();
+        let mut injector = self
+            .chaos_target
+            .map(|chaos_target| FaultInjector::new(faults, chaos_target, state.measure_start()));
+        let mut injected = InjectedFaults::default();
         loop {
-            let now = shared.now();
-            if before.is_none() && now >= shared.begin() {
-                before = self.tree.map(Tree::look);
+            let now = state.now();
+            if before.is_none() && now >= state.measure_start() {
+                before = self.tree.map(ProcessTree::sample);
             }
-            if after.is_none() && now >= shared.end() {
-                after = self.tree.map(Tree::look);
+            if after.is_none() && now >= state.measure_end() {
+                after = self.tree.map(ProcessTree::sample);
             }
-            if now >= shared.end() {
-                done = chaos.take().map_or(done, |mut chaos| chaos.finish(now));
-            } else if let Some(chaos) = &mut chaos {
-                chaos.act(now).map_err(|e| Error::system("do a fault to the target", e))?;
+            if now >= state.measure_end() {
+                injected = injector.take().map_or(injected, |mut injector| injector.finish(now));
+            } else if let Some(injector) = &mut injector {
+                injector
+                    .inject_due(now)
+                    .map_err(|e| Error::system("do a fault to the target", e))?;
             }
-            let elapsed = Duration::from_nanos(shared.now());
-            if elapsed >= told_at + LOOK {
-                let [answered, failed] = shared.told();
-                let since = (elapsed - told_at).as_secs_f64();
-                let per_second = (answered - told) as f64 / since;
-                let whole = self.plan.warm_up + self.plan.duration;
-                watch(Progress { round: self.number, elapsed, whole, per_second, failed });
-                (told, told_at) = (answered, elapsed);
+            let elapsed = Duration::from_nanos(state.now());
+            if elapsed >= reported_at + PROGRESS_INTERVAL {
+                let [answered, failed] = state.progress();
+                let since = (elapsed - reported_at).as_secs_f64();
+                let requests_per_second = (answered - reported) as f64 / since;
+                let total = self.plan.warm_up + self.plan.duration;
+                on_progress(LoadProgress {
+                    round: self.number,
+                    elapsed,
+                    total,
+                    requests_per_second,
+                    failed,
+                });
+                (reported, reported_at) = (answered, elapsed);
             }
             if is_over() {
                 break;
             }
-            let fault = chaos.as_ref().and_then(Chaos::next);
-            let next = [shared.begin(), shared.end()].into_iter().chain(fault);
+            let fault = injector.as_ref().and_then(FaultInjector::next_due);
+            let next = [state.measure_start(), state.measure_end()].into_iter().chain(fault);
             let next = next.filter(|at| *at > now).min();
-            let wait = next.map_or(LOOK, |at| Duration::from_nanos(at - now).min(LOOK));
+            let wait = next.map_or(PROGRESS_INTERVAL, |at| {
+                Duration::from_nanos(at - now).min(PROGRESS_INTERVAL)
+            });
             // Once the end has come, it is over any moment.
-            let wait = if now >= shared.end() { Duration::from_millis(10) } else { wait };
+            let wait = if now >= state.measure_end() { Duration::from_millis(10) } else { wait };
             let watched: Vec<WatchedFd<'_>> =
                 signals.fd().into_iter().map(WatchedFd::readable).collect();
             poll::poll_fds(&watched, Some(wait))
                 .map_err(|e| Error::system("wait for the load", e))?;
             for _ in signals.read_pending().map_err(|e| Error::system("read a signal", e))? {
-                shared.end_now();
+                state.stop();
                 stopped = true;
             }
         }
         let usage = match (self.tree, before, after) {
-            (Some(tree), Some(before), Some(after)) => Some(tree.between(&before, &after)),
+            (Some(tree), Some(before), Some(after)) => Some(tree.usage_between(&before, &after)),
             _ => None,
         };
-        done = chaos.take().map_or(done, |mut chaos| chaos.finish(shared.now()));
-        Ok((usage, done, stopped))
+        injected = injector.take().map_or(injected, |mut injector| injector.finish(state.now()));
+        Ok((usage, injected, stopped))
     }
 }

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
-use super::target_url::Target;
-use crate::chaos::Faults;
+use super::target_url::TargetUrl;
+use crate::chaos::FaultPlan;
 
 /// Connections that one run may keep open.
-pub const MOST_CONNECTIONS: usize = 10_000;
+pub const MAX_CONNECTIONS: usize = 10_000;
 /// The longest round, warm-up or timeout.
-const LONGEST: Duration = Duration::from_secs(3600);
+const MAX_DURATION: Duration = Duration::from_secs(3600);
 /// The largest rate, in requests per second.
-const MOST_RATE: u32 = 10_000_000;
+const MAX_REQUESTS_PER_SECOND: u32 = 10_000_000;
 
 /// A load: so many connections, for so long, with this request.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct LoadPlan {
     /// Who is asked.
-    pub target: Target,
+    pub target: TargetUrl,
     /// Connections in all.
     pub connections: usize,
     /// Threads they are shared among.
@@ -25,9 +25,9 @@ pub struct Plan {
     /// next request when it has the answer.
     pub rate: Option<u32>,
     /// A new connection for each request.
-    pub close: bool,
+    pub reconnect_each_request: bool,
     /// Requests on the way on each connection.
-    pub pipeline: usize,
+    pub pipeline_depth: usize,
     /// The method of the request.
     pub method: String,
     /// Fields of the request, as `Name: value`.
@@ -43,28 +43,28 @@ pub struct Plan {
     /// How long an answer may take.
     pub timeout: Duration,
     /// The field of the response that tells the process; `None`: the body `Handled by PID n` does.
-    pub pids: Option<String>,
+    pub pid_header: Option<String>,
     /// What is done to the target while it is measured.
-    pub chaos: Option<Faults>,
+    pub faults: Option<FaultPlan>,
     /// An answer that takes longer is late; counted only if something is done to the target.
-    pub late: Duration,
+    pub late_threshold: Duration,
 }
 
-impl Plan {
+impl LoadPlan {
     /// Whether each connection waits for an answer before it asks again.
     pub(crate) fn is_closed_loop(&self) -> bool {
-        self.rate.is_none() && self.pipeline == 1
+        self.rate.is_none() && self.pipeline_depth == 1
     }
 
     /// The plan of `prefork bench URL`: 10 s, 64 connections, two threads.
-    pub fn new(target: Target) -> Plan {
-        Plan {
+    pub fn new(target: TargetUrl) -> LoadPlan {
+        LoadPlan {
             target,
             connections: 64,
             threads: 2,
             rate: None,
-            close: false,
-            pipeline: 1,
+            reconnect_each_request: false,
+            pipeline_depth: 1,
             method: "GET".to_string(),
             headers: Vec::new(),
             body: None,
@@ -72,9 +72,9 @@ impl Plan {
             duration: Duration::from_secs(10),
             rounds: 1,
             timeout: Duration::from_secs(5),
-            pids: None,
-            chaos: None,
-            late: Duration::from_millis(100),
+            pid_header: None,
+            faults: None,
+            late_threshold: Duration::from_millis(100),
         }
     }
 
@@ -82,47 +82,47 @@ impl Plan {
     ///
     /// # Errors
     /// The value that does not, and what it may be.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn validate(&self) -> Result<(), String> {
         let within = |what: &str, value: usize, most: usize| match value {
             value if (1..=most).contains(&value) => Ok(()),
             _ => Err(format!("{what} {value}: give 1 to {most}")),
         };
-        within("--connections", self.connections, MOST_CONNECTIONS)?;
+        within("--connections", self.connections, MAX_CONNECTIONS)?;
         within("--threads", self.threads, 64)?;
-        within("--pipeline", self.pipeline, 1024)?;
+        within("--pipeline", self.pipeline_depth, 1024)?;
         within("--rounds", self.rounds, 100)?;
-        within("--rate", self.rate.unwrap_or(1) as usize, MOST_RATE as usize)?;
+        within("--rate", self.rate.unwrap_or(1) as usize, MAX_REQUESTS_PER_SECOND as usize)?;
         let least = Duration::from_millis(100);
         for (what, value, least) in [
             ("--duration", self.duration, least),
             ("--timeout", self.timeout, least),
             ("--warm-up", self.warm_up, Duration::ZERO),
         ] {
-            if !(least..=LONGEST).contains(&value) {
-                return Err(format!("{what} {value:?}: give {least:?} to {LONGEST:?}"));
+            if !(least..=MAX_DURATION).contains(&value) {
+                return Err(format!("{what} {value:?}: give {least:?} to {MAX_DURATION:?}"));
             }
         }
-        if let Some(faults) = &self.chaos {
-            faults.check(self.duration)?;
+        if let Some(faults) = &self.faults {
+            faults.validate(self.duration)?;
         }
-        if self.pipeline > 1 && (self.close || self.rate.is_some()) {
+        if self.pipeline_depth > 1 && (self.reconnect_each_request || self.rate.is_some()) {
             return Err("--pipeline is for kept connections without --rate".to_string());
         }
-        if !is_token(&self.method) {
+        if !is_http_token(&self.method) {
             return Err(format!("{:?} is no method: give one as GET or POST", self.method));
         }
         if self.method == "CONNECT" {
             return Err("CONNECT makes a tunnel, which is no request to measure".to_string());
         }
-        if let Some(name) = self.pids.as_ref().filter(|name| !is_token(name)) {
+        if let Some(name) = self.pid_header.as_ref().filter(|name| !is_http_token(name)) {
             return Err(format!("--pids {name:?} is no name of a header: give one as X-Pid"));
         }
         self.headers.iter().try_for_each(|line| split_header(line).map(|_| ()))
     }
 
     /// The bytes of one request.
-    pub(crate) fn request(&self) -> Vec<u8> {
-        let said = |name: &str| {
+    pub(crate) fn encode_request(&self) -> Vec<u8> {
+        let has_header = |name: &str| {
             self.headers.iter().any(|line| {
                 split_header(line).is_ok_and(|(given, _)| given.eq_ignore_ascii_case(name))
             })
@@ -134,16 +134,16 @@ impl Plan {
                     && last.eq_ignore_ascii_case("chunked")
             })
         });
-        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target.uri);
-        if !said("host") {
-            head.push_str(&format!("Host: {}\r\n", self.target.host));
+        let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target.request_target);
+        if !has_header("host") {
+            head.push_str(&format!("Host: {}\r\n", self.target.host_header));
         }
-        if self.close && !said("connection") {
+        if self.reconnect_each_request && !has_header("connection") {
             head.push_str("Connection: close\r\n");
         }
         let body = self.body.as_deref().unwrap_or_default();
-        let has_length = said("content-length") || said("transfer-encoding");
-        if !has_length && (self.body.is_some() || self.method_has_content()) {
+        let has_length = has_header("content-length") || has_header("transfer-encoding");
+        if !has_length && (self.body.is_some() || self.method_defines_content()) {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
         for (name, value) in self.headers.iter().filter_map(|line| split_header(line).ok()) {
@@ -161,23 +161,23 @@ impl Plan {
     }
 
     /// Whether the method gives content a meaning, so that its absence is to be said (RFC 9110, 8.6).
-    fn method_has_content(&self) -> bool {
+    fn method_defines_content(&self) -> bool {
         ["POST", "PUT", "PATCH"].contains(&self.method.as_str())
     }
 
-    /// Connections of thread `lane`: as even as it goes.
-    pub(crate) fn share(&self, lane: usize) -> usize {
-        (self.connections + self.lanes() - 1 - lane) / self.lanes()
+    /// Connections of thread `thread`: as even as it goes.
+    pub(crate) fn thread_connections(&self, thread: usize) -> usize {
+        (self.connections + self.thread_count() - 1 - thread) / self.thread_count()
     }
 
     /// Threads that have a connection.
-    pub(crate) fn lanes(&self) -> usize {
+    pub(crate) fn thread_count(&self) -> usize {
         self.threads.min(self.connections)
     }
 
     /// How the connections are used, in a few words.
-    pub(crate) fn manner(&self) -> String {
-        let kept = match (self.close, self.pipeline) {
+    pub(crate) fn describe_connections(&self) -> String {
+        let kept = match (self.reconnect_each_request, self.pipeline_depth) {
             (true, _) => "a new connection for each request".to_string(),
             (false, 1) => "kept connections".to_string(),
             (false, depth) => format!("kept connections with {depth} requests on the way"),
@@ -195,10 +195,10 @@ fn split_header(line: &str) -> Result<(&str, &str), String> {
     let (name, value) = line.split_once(':').ok_or_else(bad)?;
     let value = value.trim();
     let visible = value.chars().all(|c| c == '\t' || !c.is_control());
-    if is_token(name) && visible { Ok((name, value)) } else { Err(bad()) }
+    if is_http_token(name) && visible { Ok((name, value)) } else { Err(bad()) }
 }
 
-fn is_token(text: &str) -> bool {
+fn is_http_token(text: &str) -> bool {
     let fits = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !text.is_empty() && text.bytes().all(fits)
 }
@@ -207,19 +207,19 @@ fn is_token(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn plan() -> Plan {
-        Plan::new(Target::parse("http://h:1/a").expect("url"))
+    fn plan() -> LoadPlan {
+        LoadPlan::new(TargetUrl::parse("http://h:1/a").expect("url"))
     }
 
-    fn text(plan: &Plan) -> String {
-        String::from_utf8(plan.request()).expect("text")
+    fn text(plan: &LoadPlan) -> String {
+        String::from_utf8(plan.encode_request()).expect("text")
     }
 
     #[test]
     fn a_request_has_what_it_needs_and_what_was_said() {
         assert_eq!(text(&plan()), "GET /a HTTP/1.1\r\nHost: h:1\r\n\r\n");
         let mut full = plan();
-        full.close = true;
+        full.reconnect_each_request = true;
         full.method = "POST".to_string();
         full.headers = vec!["HOST: other".to_string(), "X-A:b".to_string()];
         full.body = Some(b"four".to_vec());
@@ -235,7 +235,7 @@ mod tests {
         for (method, says) in
             [("POST", true), ("PUT", true), ("PATCH", true), ("GET", false), ("DELETE", false)]
         {
-            let request = text(&Plan { method: method.to_string(), ..plan() });
+            let request = text(&LoadPlan { method: method.to_string(), ..plan() });
             assert_eq!(request.contains("\r\nContent-Length: 0\r\n"), says, "{request}");
         }
     }
@@ -253,7 +253,8 @@ mod tests {
             let headers = vec![header.to_string()];
             let body = Some(b"four".to_vec());
             let method = "POST".to_string();
-            let request = text(&Plan { headers, body, method, close: true, ..plan() });
+            let request =
+                text(&LoadPlan { headers, body, method, reconnect_each_request: true, ..plan() });
             let name = header.split(':').next().expect("a name").to_lowercase() + ":";
             let heads = request.to_lowercase();
             let lines = heads.lines().filter(|line| line.starts_with(&name));
@@ -264,13 +265,14 @@ mod tests {
             assert_eq!(lengths.count(), 1, "{request}");
         }
         let headers = vec!["A: 1".to_string(), "A: 2".to_string()];
-        assert!(text(&Plan { headers, ..plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
+        assert!(text(&LoadPlan { headers, ..plan() }).contains("\r\nA: 1\r\nA: 2\r\n"));
     }
 
     #[test]
     fn a_chunked_body_is_sent_in_chunks() {
         let headers = vec!["Transfer-Encoding: gzip, Chunked".to_string()];
-        let with = |body: Option<Vec<u8>>| text(&Plan { headers: headers.clone(), body, ..plan() });
+        let with =
+            |body: Option<Vec<u8>>| text(&LoadPlan { headers: headers.clone(), body, ..plan() });
         assert!(
             with(Some(b"0123456789".to_vec())).ends_with("\r\n\r\na\r\n0123456789\r\n0\r\n\r\n")
         );
@@ -282,7 +284,8 @@ mod tests {
         let mut plan = plan();
         for (connections, threads) in [(1, 2), (2, 2), (7, 3), (64, 2), (10_000, 64)] {
             (plan.connections, plan.threads) = (connections, threads);
-            let shares: Vec<usize> = (0..plan.lanes()).map(|lane| plan.share(lane)).collect();
+            let shares: Vec<usize> =
+                (0..plan.thread_count()).map(|thread| plan.thread_connections(thread)).collect();
             assert_eq!(shares.iter().sum::<usize>(), connections);
             assert!(shares.iter().max() <= shares.iter().min().map(|m| m + 1).as_ref());
         }
@@ -290,25 +293,28 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_named() {
-        assert_eq!(plan().check(), Ok(()));
-        type Change = fn(&mut Plan);
-        let wrong: [(Change, &str); 11] = [
+        assert_eq!(plan().validate(), Ok(()));
+        type LoadPlanChange = fn(&mut LoadPlan);
+        let wrong: [(LoadPlanChange, &str); 11] = [
             (|p| p.connections = 0, "--connections 0: give 1 to 10000"),
             (|p| p.connections = 10_001, "--connections 10001"),
             (|p| p.threads = 0, "--threads 0"),
             (|p| p.rate = Some(0), "--rate 0"),
             (|p| p.duration = Duration::from_secs(3601), "--duration 3601s"),
             (|p| p.timeout = Duration::ZERO, "--timeout 0ns: give 100ms"),
-            (|p| (p.pipeline, p.close) = (2, true), "--pipeline is for kept"),
+            (
+                |p| (p.pipeline_depth, p.reconnect_each_request) = (2, true),
+                "--pipeline is for kept",
+            ),
             (|p| p.method = "G T".to_string(), "no method"),
             (|p| p.headers = vec!["X".to_string()], "no header"),
             (|p| p.headers = vec!["X: a\r\nB: c".to_string()], "no header"),
-            (|p| p.pids = Some("a b".to_string()), "no name of a header"),
+            (|p| p.pid_header = Some("a b".to_string()), "no name of a header"),
         ];
         for (change, piece) in wrong {
             let mut plan = plan();
             change(&mut plan);
-            let why = plan.check().expect_err(piece);
+            let why = plan.validate().expect_err(piece);
             assert!(why.contains(piece), "{why}");
         }
     }

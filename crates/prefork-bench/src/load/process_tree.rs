@@ -9,18 +9,18 @@ use tokio_prefork::ListenAddr;
 use tokio_prefork::text::printable_bytes;
 
 /// Ticks per second in `/proc/PID/stat`, which the kernel promises to user space.
-const TICKS: f64 = 100.0;
+const CLOCK_TICKS_PER_SECOND: f64 = 100.0;
 
 /// The tree of processes that serve one address.
 #[derive(Debug)]
-pub(crate) struct Tree {
+pub(crate) struct ProcessTree {
     root: u32,
     name: String,
 }
 
 /// What a tree had used at one moment.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Moment {
+pub(crate) struct ProcessTreeSample {
     /// User and system time of all, and of their children that are gone, in seconds.
     user: f64,
     system: f64,
@@ -32,7 +32,7 @@ pub(crate) struct Moment {
 
 /// What a tree used while it was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Usage {
+pub struct ProcessTreeUsage {
     /// The process that the others descend from.
     pub pid: u32,
     /// Its name.
@@ -53,15 +53,16 @@ pub struct Usage {
     pub pss_after_kib: Option<u64>,
 }
 
-impl Tree {
+impl ProcessTree {
     /// The processes behind a listening socket of this machine.
-    pub(crate) fn of(address: &ListenAddr) -> Option<Tree> {
+    pub(crate) fn find_by_listener(address: &ListenAddr) -> Option<ProcessTree> {
         let holders: BTreeSet<u32> = address.holders().into_iter().collect();
         // A primary and its workers all hold the socket: the root is the one whose parent does not.
-        let is_root = |pid: &&u32| stat(**pid).is_some_and(|s| !holders.contains(&s.parent));
+        let is_root =
+            |pid: &&u32| read_proc_stat(**pid).is_some_and(|s| !holders.contains(&s.parent));
         let root = *holders.iter().find(is_root)?;
         let name = fs::read(format!("/proc/{root}/comm")).ok()?;
-        Some(Tree { root, name: printable_bytes(name.trim_ascii_end(), name.len()) })
+        Some(ProcessTree { root, name: printable_bytes(name.trim_ascii_end(), name.len()) })
     }
 
     /// The process that the others descend from.
@@ -75,21 +76,22 @@ impl Tree {
     }
 
     /// What it has used up to now.
-    pub(crate) fn look(&self) -> Moment {
-        let mut moment = Moment { pss_kib: Some(0), ..Moment::default() };
-        for (pid, stat) in self.members() {
+    pub(crate) fn sample(&self) -> ProcessTreeSample {
+        let mut moment = ProcessTreeSample { pss_kib: Some(0), ..ProcessTreeSample::default() };
+        for (pid, stat) in self.list_members() {
             moment.user += stat.user;
             moment.system += stat.system;
-            moment.switches.insert(pid, switches(pid));
-            moment.pss_kib = moment.pss_kib.and_then(|sum| Some(sum + pss(pid)?));
+            moment.switches.insert(pid, context_switches(pid));
+            moment.pss_kib = moment.pss_kib.and_then(|sum| Some(sum + pss_kib(pid)?));
         }
         moment
     }
 
-    fn members(&self) -> Vec<(u32, Stat)> {
+    fn list_members(&self) -> Vec<(u32, ProcStat)> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-        let all: BTreeMap<u32, Stat> = pids.filter_map(|pid| Some((pid, stat(pid)?))).collect();
+        let all: BTreeMap<u32, ProcStat> =
+            pids.filter_map(|pid| Some((pid, read_proc_stat(pid)?))).collect();
         let mut members = Vec::new();
         let mut next = vec![self.root];
         while let Some(pid) = next.pop() {
@@ -101,14 +103,18 @@ impl Tree {
     }
 
     /// What it used between two moments.
-    pub(crate) fn between(&self, before: &Moment, after: &Moment) -> Usage {
+    pub(crate) fn usage_between(
+        &self,
+        before: &ProcessTreeSample,
+        after: &ProcessTreeSample,
+    ) -> ProcessTreeUsage {
         let gained = |at: usize| {
             let each = after.switches.iter().map(|(pid, now)| {
                 now[at].saturating_sub(before.switches.get(pid).map_or(0, |then| then[at]))
             });
             each.sum()
         };
-        Usage {
+        ProcessTreeUsage {
             pid: self.root,
             name: self.name.clone(),
             processes: after.switches.len(),
@@ -122,10 +128,10 @@ impl Tree {
     }
 }
 
-impl Usage {
+impl ProcessTreeUsage {
     /// Both rounds together: sums, and memory from the first beginning to the last end.
-    pub(crate) fn and(self, later: Usage) -> Usage {
-        Usage {
+    pub(crate) fn combine(self, later: ProcessTreeUsage) -> ProcessTreeUsage {
+        ProcessTreeUsage {
             user_s: self.user_s + later.user_s,
             system_s: self.system_s + later.system_s,
             voluntary: self.voluntary + later.voluntary,
@@ -137,50 +143,51 @@ impl Usage {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Stat {
+struct ProcStat {
     parent: u32,
     user: f64,
     system: f64,
 }
 
 /// The parent of a process that exists.
-pub(crate) fn parent(pid: u32) -> Option<u32> {
-    stat(pid).map(|stat| stat.parent)
+pub(crate) fn parent_pid(pid: u32) -> Option<u32> {
+    read_proc_stat(pid).map(|stat| stat.parent)
 }
 
-fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+fn read_proc_stat(pid: u32) -> Option<ProcStat> {
+    parse_proc_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// Times with those of children that were waited for: what a worker used that died is in its primary's.
-fn parse_stat(text: &str) -> Option<Stat> {
+fn parse_proc_stat(text: &str) -> Option<ProcStat> {
     // The name stands in parentheses and may contain anything, parentheses too.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
-    let ticks = |at: usize| Some(fields.get(at)?.parse::<u64>().ok()? as f64 / TICKS);
-    Some(Stat {
+    let ticks =
+        |at: usize| Some(fields.get(at)?.parse::<u64>().ok()? as f64 / CLOCK_TICKS_PER_SECOND);
+    Some(ProcStat {
         parent: fields.get(1)?.parse().ok()?,
         user: ticks(11)? + ticks(13)?,
         system: ticks(12)? + ticks(14)?,
     })
 }
 
-fn switches(pid: u32) -> [u64; 2] {
+fn context_switches(pid: u32) -> [u64; 2] {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return [0; 2] };
     let mut sum = [0; 2];
     for text in threads.flatten().filter_map(|t| fs::read_to_string(t.path().join("status")).ok()) {
-        sum[0] += field(&text, "voluntary_ctxt_switches:").unwrap_or(0);
-        sum[1] += field(&text, "nonvoluntary_ctxt_switches:").unwrap_or(0);
+        sum[0] += parse_status_field(&text, "voluntary_ctxt_switches:").unwrap_or(0);
+        sum[1] += parse_status_field(&text, "nonvoluntary_ctxt_switches:").unwrap_or(0);
     }
     sum
 }
 
-fn pss(pid: u32) -> Option<u64> {
-    field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
+fn pss_kib(pid: u32) -> Option<u64> {
+    parse_status_field(&fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?, "Pss:")
 }
 
 /// The number behind a name at the beginning of a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+fn parse_status_field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
@@ -192,25 +199,25 @@ mod tests {
     #[test]
     fn a_line_of_stat_is_read_whatever_the_name() {
         let text = "42 (a) (b) S 7 1 1 0 -1 0 0 0 0 0 100 250 30 5 20 0 1 0 9 0 0";
-        assert_eq!(parse_stat(text), Some(Stat { parent: 7, user: 1.3, system: 2.55 }));
-        assert_eq!(parse_stat("42 (a) S"), None);
+        assert_eq!(parse_proc_stat(text), Some(ProcStat { parent: 7, user: 1.3, system: 2.55 }));
+        assert_eq!(parse_proc_stat("42 (a) S"), None);
     }
 
     #[test]
     fn what_was_used_is_the_difference_and_the_dead_are_left_out() {
-        let moment = |user, switches: &[(u32, u64)], pss| Moment {
+        let moment = |user, switches: &[(u32, u64)], pss| ProcessTreeSample {
             user,
             system: 1.0,
             switches: switches.iter().map(|(pid, n)| (*pid, [*n, 2 * n])).collect(),
             pss_kib: Some(pss),
         };
-        let tree = Tree { root: 1, name: "x".to_string() };
+        let tree = ProcessTree { root: 1, name: "x".to_string() };
         let before = moment(1.0, &[(1, 10), (2, 1000)], 100);
         let after = moment(3.5, &[(1, 15), (3, 7)], 130);
-        let usage = tree.between(&before, &after);
+        let usage = tree.usage_between(&before, &after);
         assert_eq!((usage.user_s, usage.system_s, usage.processes), (2.5, 0.0, 2));
         assert_eq!((usage.voluntary, usage.involuntary), (12, 24));
-        let twice = usage.clone().and(tree.between(&after, &after));
+        let twice = usage.clone().combine(tree.usage_between(&after, &after));
         assert_eq!(
             (twice.user_s, twice.pss_before_kib, twice.pss_after_kib),
             (2.5, Some(100), Some(130))
@@ -221,9 +228,9 @@ mod tests {
     fn our_own_socket_leads_to_ourselves() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = ListenAddr::Tcp(listener.local_addr().expect("address"));
-        let tree = Tree::of(&addr).expect("found");
+        let tree = ProcessTree::find_by_listener(&addr).expect("found");
         assert_eq!(tree.root, std::process::id());
-        let moment = tree.look();
+        let moment = tree.sample();
         assert!(moment.switches.contains_key(&tree.root), "{moment:?}");
     }
 }

@@ -3,36 +3,36 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::plan::Plan;
+use super::plan::LoadPlan;
 
 /// The times of a round, in nanoseconds from its start.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct RoundState {
     start: Instant,
     /// When the measuring begins: the end of the warm-up.
-    begin: u64,
+    measure_start: u64,
     /// When the last request is due.
-    end: AtomicU64,
+    measure_end: AtomicU64,
     /// How long what is on the way then may take.
-    patience: u64,
+    drain_timeout: u64,
     /// Nobody wants to wait for the rest.
     abandoned: AtomicBool,
-    answered: AtomicU64,
-    failed: AtomicU64,
+    responses: AtomicU64,
+    failures: AtomicU64,
 }
 
-impl Shared {
-    pub(crate) fn new(plan: &Plan) -> Shared {
+impl RoundState {
+    pub(crate) fn new(plan: &LoadPlan) -> RoundState {
         let nanos = |span: Duration| span.as_nanos() as u64;
-        let begin = nanos(plan.warm_up);
-        Shared {
+        let measure_start = nanos(plan.warm_up);
+        RoundState {
             start: Instant::now(),
-            begin,
-            end: AtomicU64::new(begin + nanos(plan.duration)),
-            patience: nanos(plan.timeout),
+            measure_start,
+            measure_end: AtomicU64::new(measure_start + nanos(plan.duration)),
+            drain_timeout: nanos(plan.timeout),
             abandoned: AtomicBool::new(false),
-            answered: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
         }
     }
 
@@ -40,17 +40,17 @@ impl Shared {
         self.start.elapsed().as_nanos() as u64
     }
 
-    pub(crate) fn begin(&self) -> u64 {
-        self.begin
+    pub(crate) fn measure_start(&self) -> u64 {
+        self.measure_start
     }
 
-    pub(crate) fn end(&self) -> u64 {
-        self.end.load(Relaxed)
+    pub(crate) fn measure_end(&self) -> u64 {
+        self.measure_end.load(Relaxed)
     }
 
     /// When nobody waits any longer for what is on the way.
-    pub(crate) fn give_up(&self) -> u64 {
-        if self.is_abandoned() { 0 } else { self.end().saturating_add(self.patience) }
+    pub(crate) fn drain_deadline(&self) -> u64 {
+        if self.is_abandoned() { 0 } else { self.measure_end().saturating_add(self.drain_timeout) }
     }
 
     pub(crate) fn is_abandoned(&self) -> bool {
@@ -58,45 +58,45 @@ impl Shared {
     }
 
     /// Ends the round now; asked a second time, waits for nothing more.
-    pub(crate) fn end_now(&self) {
+    pub(crate) fn stop(&self) {
         let now = self.now();
-        if self.end.fetch_min(now, Relaxed) <= now {
+        if self.measure_end.fetch_min(now, Relaxed) <= now {
             self.abandoned.store(true, Relaxed);
         }
     }
 
     /// How long was measured, once the end has come.
-    pub(crate) fn measured(&self) -> Duration {
-        Duration::from_nanos(self.end().saturating_sub(self.begin))
+    pub(crate) fn measured_duration(&self) -> Duration {
+        Duration::from_nanos(self.measure_end().saturating_sub(self.measure_start))
     }
 
     /// So many more responses and failures.
-    pub(crate) fn tell(&self, news: [u64; 2]) {
-        if news != [0; 2] {
-            self.answered.fetch_add(news[0], Relaxed);
-            self.failed.fetch_add(news[1], Relaxed);
+    pub(crate) fn add_progress(&self, new_results: [u64; 2]) {
+        if new_results != [0; 2] {
+            self.responses.fetch_add(new_results[0], Relaxed);
+            self.failures.fetch_add(new_results[1], Relaxed);
         }
     }
 
     /// All responses and failures so far, warm-up included.
-    pub(crate) fn told(&self) -> [u64; 2] {
-        [self.answered.load(Relaxed), self.failed.load(Relaxed)]
+    pub(crate) fn progress(&self) -> [u64; 2] {
+        [self.responses.load(Relaxed), self.failures.load(Relaxed)]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::target_url::Target;
+    use crate::load::target_url::TargetUrl;
 
     #[test]
     fn a_second_wish_to_end_gives_up_what_is_on_the_way() {
-        let shared = Shared::new(&Plan::new(Target::parse("http://h/").expect("url")));
-        assert_eq!(shared.measured(), Duration::from_secs(10));
-        shared.end_now();
-        assert!(shared.end() <= shared.now() && shared.give_up() > shared.now());
-        assert_eq!(shared.measured(), Duration::ZERO);
-        shared.end_now();
-        assert!(shared.is_abandoned() && shared.give_up() == 0);
+        let state = RoundState::new(&LoadPlan::new(TargetUrl::parse("http://h/").expect("url")));
+        assert_eq!(state.measured_duration(), Duration::from_secs(10));
+        state.stop();
+        assert!(state.measure_end() <= state.now() && state.drain_deadline() > state.now());
+        assert_eq!(state.measured_duration(), Duration::ZERO);
+        state.stop();
+        assert!(state.is_abandoned() && state.drain_deadline() == 0);
     }
 }

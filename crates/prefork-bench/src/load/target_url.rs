@@ -12,41 +12,45 @@ use tokio_prefork::ListenAddr;
 use tokio_prefork::{Error, Result};
 
 /// How long the first connection may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A URL: who is asked, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    place: Place,
+pub struct TargetUrl {
+    endpoint: TargetEndpoint,
     /// For the `Host` field.
-    pub(crate) host: String,
+    pub(crate) host_header: String,
     /// Path and query, as they go into the request line.
-    pub(crate) uri: String,
+    pub(crate) request_target: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum TargetEndpoint {
     /// Name or address, and port.
     Tcp(String, u16),
     Unix(PathBuf),
 }
 
-impl Target {
+impl TargetUrl {
     /// Reads `http://HOST[:PORT][/URI]`, the same without `http://`, or `unix:/PATH[:/URI]`.
     ///
     /// # Errors
     /// What is wrong with the text, and what to write instead.
-    pub fn parse(text: &str) -> Result<Target, String> {
+    pub fn parse(text: &str) -> Result<TargetUrl, String> {
         if let Some(rest) = text.strip_prefix("unix:") {
-            let (path, uri) = match rest.find(":/") {
+            let (path, request_target) = match rest.find(":/") {
                 Some(at) => (&rest[..at], &rest[at + 1..]),
                 None => (rest, "/"),
             };
             if path.is_empty() || path.contains('\0') {
                 return Err("give a path: unix:/run/app.sock, or unix:/run/app.sock:/uri".into());
             }
-            let place = Place::Unix(PathBuf::from(path));
-            return Ok(Target { place, host: "localhost".to_string(), uri: checked(uri)? });
+            let endpoint = TargetEndpoint::Unix(PathBuf::from(path));
+            return Ok(TargetUrl {
+                endpoint,
+                host_header: "localhost".to_string(),
+                request_target: validate_request_target(request_target)?,
+            });
         }
         let rest = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
@@ -56,16 +60,24 @@ impl Target {
             None => text,
         };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, uri) = rest.split_at(end);
-        let uri = if uri.starts_with('/') { uri.to_string() } else { format!("/{uri}") };
-        let (name, port) = split_port(authority)?;
-        let place = Place::Tcp(name, port);
-        Ok(Target { place, host: without_zone(authority), uri: checked(&uri)? })
+        let (authority, request_target) = rest.split_at(end);
+        let request_target = if request_target.starts_with('/') {
+            request_target.to_string()
+        } else {
+            format!("/{request_target}")
+        };
+        let (name, port) = split_host_port(authority)?;
+        let endpoint = TargetEndpoint::Tcp(name, port);
+        Ok(TargetUrl {
+            endpoint,
+            host_header: strip_ipv6_zone(authority),
+            request_target: validate_request_target(&request_target)?,
+        })
     }
 
     /// The same request, but to the Unix socket at `path`.
-    pub fn through(mut self, path: PathBuf) -> Target {
-        self.place = Place::Unix(path);
+    pub fn with_unix_socket(mut self, path: PathBuf) -> TargetUrl {
+        self.endpoint = TargetEndpoint::Unix(path);
         self
     }
 
@@ -73,29 +85,29 @@ impl Target {
     ///
     /// # Errors
     /// The name is unknown or nobody answers ([`exit::UNAVAILABLE`](tokio_prefork::exit::UNAVAILABLE)).
-    pub(crate) fn reach(&self) -> Result<Address> {
+    pub(crate) fn find_reachable_address(&self) -> Result<ServerAddress> {
         let unreachable = |why: &io::Error| Error::target(self, why);
-        match &self.place {
-            Place::Unix(path) => {
+        match &self.endpoint {
+            TargetEndpoint::Unix(path) => {
                 let addr = SockAddr::unix(path).map_err(|e| unreachable(&e))?;
                 let socket = Socket::new(Domain::UNIX, Type::STREAM, None);
                 let socket = socket.map_err(|e| Error::system("make a socket", e))?;
                 // The kernel heeds it for connect, too, which waits while the queue of the server is full.
-                let set = socket.set_write_timeout(Some(PATIENCE));
+                let set = socket.set_write_timeout(Some(CONNECT_TIMEOUT));
                 set.and_then(|()| socket.connect(&addr)).map_err(|e| unreachable(&e))?;
-                Ok(Address {
+                Ok(ServerAddress {
                     addr,
                     domain: Domain::UNIX,
-                    listener: ListenAddr::Unix(path.as_path().into()),
+                    listen_addr: ListenAddr::Unix(path.as_path().into()),
                 })
             }
-            Place::Tcp(name, port) => {
+            TargetEndpoint::Tcp(name, port) => {
                 let found =
                     (name.as_str(), *port).to_socket_addrs().map_err(|e| unreachable(&e))?;
                 let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
                 for addr in found {
-                    match std::net::TcpStream::connect_timeout(&addr, PATIENCE) {
-                        Ok(_) => return Ok(Address::tcp(addr)),
+                    match std::net::TcpStream::connect_timeout(&addr, CONNECT_TIMEOUT) {
+                        Ok(_) => return Ok(ServerAddress::tcp(addr)),
                         Err(e) => last = e,
                     }
                 }
@@ -105,38 +117,42 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for TargetUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::Tcp(name, port) if name.contains('%') => {
-                write!(f, "http://[{name}]:{port}{}", self.uri)
+        match &self.endpoint {
+            TargetEndpoint::Tcp(name, port) if name.contains('%') => {
+                write!(f, "http://[{name}]:{port}{}", self.request_target)
             }
-            Place::Tcp(..) => write!(f, "http://{}{}", self.host, self.uri),
-            Place::Unix(path) => write!(f, "unix:{}:{}", path.display(), self.uri),
+            TargetEndpoint::Tcp(..) => {
+                write!(f, "http://{}{}", self.host_header, self.request_target)
+            }
+            TargetEndpoint::Unix(path) => {
+                write!(f, "unix:{}:{}", path.display(), self.request_target)
+            }
         }
     }
 }
 
 /// An address that has answered.
 #[derive(Debug, Clone)]
-pub(crate) struct Address {
+pub(crate) struct ServerAddress {
     addr: SockAddr,
     domain: Domain,
     /// As its owner would name it.
-    pub(crate) listener: ListenAddr,
+    pub(crate) listen_addr: ListenAddr,
 }
 
-impl Address {
-    fn tcp(addr: SocketAddr) -> Address {
-        Address {
+impl ServerAddress {
+    fn tcp(addr: SocketAddr) -> ServerAddress {
+        ServerAddress {
             addr: addr.into(),
             domain: Domain::for_address(addr),
-            listener: ListenAddr::Tcp(addr),
+            listen_addr: ListenAddr::Tcp(addr),
         }
     }
 
     /// Begins a connection and does not wait for it: what is written meanwhile says `WouldBlock`.
-    pub(crate) fn begin(&self) -> io::Result<Socket> {
+    pub(crate) fn start_connect(&self) -> io::Result<Socket> {
         let socket = Socket::new(self.domain, Type::STREAM.nonblocking(), None)?;
         if self.domain != Domain::UNIX {
             socket.set_tcp_nodelay(true)?;
@@ -148,8 +164,8 @@ impl Address {
     }
 
     /// Whether it is an address of this machine.
-    pub(crate) fn is_here(&self) -> bool {
-        match &self.listener {
+    pub(crate) fn is_local(&self) -> bool {
+        match &self.listen_addr {
             ListenAddr::Tcp(addr) => {
                 addr.ip().is_unspecified() || UdpSocket::bind((addr.ip(), 0)).is_ok()
             }
@@ -159,7 +175,7 @@ impl Address {
 }
 
 /// `name`, `name:port`, `[v6]:port`; the port is 80 unless said.
-fn split_port(authority: &str) -> Result<(String, u16), String> {
+fn split_host_port(authority: &str) -> Result<(String, u16), String> {
     const FORM: &str = "give http://HOST:PORT/PATH, as http://127.0.0.1:3000/";
     let bracket = authority.rfind(']').unwrap_or(0);
     let (name, port) = match authority[bracket..].rfind(':') {
@@ -167,8 +183,9 @@ fn split_port(authority: &str) -> Result<(String, u16), String> {
         None => (authority, "80"),
     };
     let name = match name.strip_prefix('[').and_then(|n| n.strip_suffix(']')) {
-        Some(address) => ipv6(address),
-        None => Some(name.to_string()).filter(|name| !name.is_empty() && !name.contains(is_odd)),
+        Some(address) => parse_ipv6_host(address),
+        None => Some(name.to_string())
+            .filter(|name| !name.is_empty() && !name.contains(is_invalid_host_char)),
     };
     let name = name.ok_or_else(|| format!("{authority:?} is no host: {FORM}"))?;
     match port.parse::<u16>() {
@@ -177,23 +194,23 @@ fn split_port(authority: &str) -> Result<(String, u16), String> {
     }
 }
 
-fn is_odd(c: char) -> bool {
+fn is_invalid_host_char(c: char) -> bool {
     !(c.is_ascii_alphanumeric() || "-._~".contains(c))
 }
 
 /// An IPv6 address as the resolver takes it. Its zone may stand behind `%25`, as RFC 6874 has it.
-fn ipv6(text: &str) -> Option<String> {
+fn parse_ipv6_host(text: &str) -> Option<String> {
     let Some((address, zone)) = text.split_once('%') else {
         return text.parse::<Ipv6Addr>().ok().map(|_| text.to_string());
     };
     let zone = zone.strip_prefix("25").filter(|zone| !zone.is_empty()).unwrap_or(zone);
-    let is_zone = !zone.is_empty() && !zone.contains(is_odd);
+    let is_zone = !zone.is_empty() && !zone.contains(is_invalid_host_char);
     address.parse::<Ipv6Addr>().ok().filter(|_| is_zone)?;
     Some(format!("{address}%{zone}"))
 }
 
 /// The authority as others may see it: the zone of an address means something on this machine only (RFC 6874, 4).
-fn without_zone(authority: &str) -> String {
+fn strip_ipv6_zone(authority: &str) -> String {
     match (authority.find('%'), authority.find(']')) {
         (Some(zone), Some(end)) if zone < end => {
             format!("{}{}", &authority[..zone], &authority[end..])
@@ -203,11 +220,11 @@ fn without_zone(authority: &str) -> String {
 }
 
 /// What may stand in a request line; a fragment is nobody's but the browser's.
-fn checked(uri: &str) -> Result<String, String> {
-    let uri = uri.split('#').next().unwrap_or_default();
-    match uri.bytes().all(|b| b.is_ascii_graphic()) {
-        true => Ok(uri.to_string()),
-        false => Err(format!("{uri:?}: write other than visible ASCII as %XX")),
+fn validate_request_target(request_target: &str) -> Result<String, String> {
+    let request_target = request_target.split('#').next().unwrap_or_default();
+    match request_target.bytes().all(|b| b.is_ascii_graphic()) {
+        true => Ok(request_target.to_string()),
+        false => Err(format!("{request_target:?}: write other than visible ASCII as %XX")),
     }
 }
 
@@ -217,7 +234,7 @@ mod tests {
 
     #[test]
     fn urls_are_taken_apart() {
-        for (text, place, host, uri) in [
+        for (text, endpoint, host_header, request_target) in [
             ("http://127.0.0.1:3000/a?b", ("127.0.0.1", 3000), "127.0.0.1:3000", "/a?b"),
             ("127.0.0.1:3000", ("127.0.0.1", 3000), "127.0.0.1:3000", "/"),
             ("HTTP://example.org", ("example.org", 80), "example.org", "/"),
@@ -226,19 +243,30 @@ mod tests {
             ("http://[fe80::1%lo]:81/x", ("fe80::1%lo", 81), "[fe80::1]:81", "/x"),
             ("http://[fe80::1%25eth0]/", ("fe80::1%eth0", 80), "[fe80::1]", "/"),
         ] {
-            let target = Target::parse(text).expect(text);
-            let place = Place::Tcp(place.0.to_string(), place.1);
-            assert_eq!(target, Target { place, host: host.into(), uri: uri.into() }, "{text}");
+            let target = TargetUrl::parse(text).expect(text);
+            let endpoint = TargetEndpoint::Tcp(endpoint.0.to_string(), endpoint.1);
+            assert_eq!(
+                target,
+                TargetUrl {
+                    endpoint,
+                    host_header: host_header.into(),
+                    request_target: request_target.into()
+                },
+                "{text}"
+            );
         }
-        for (text, path, uri) in [
+        for (text, path, request_target) in [
             ("unix:/run/a.sock", "/run/a.sock", "/"),
             ("unix:/run/a:b:/c:/d", "/run/a:b", "/c:/d"),
             ("unix:a.sock:/x?y", "a.sock", "/x?y"),
         ] {
-            let target = Target::parse(text).expect(text);
-            assert_eq!((target.place, target.uri.as_str()), (Place::Unix(path.into()), uri));
+            let target = TargetUrl::parse(text).expect(text);
+            assert_eq!(
+                (target.endpoint, target.request_target.as_str()),
+                (TargetEndpoint::Unix(path.into()), request_target)
+            );
         }
-        let shown = Target::parse("unix:/a:/b").expect("url").to_string();
+        let shown = TargetUrl::parse("unix:/a:/b").expect("url").to_string();
         assert_eq!(shown, "unix:/a:/b");
     }
 
@@ -261,14 +289,14 @@ mod tests {
             ("http://a/\r\nX: y", "%XX"),
             ("unix:", "give a path"),
         ] {
-            let why = Target::parse(text).expect_err(text);
+            let why = TargetUrl::parse(text).expect_err(text);
             assert!(why.contains(piece), "{text:?}: {why}");
         }
     }
 
     #[test]
     fn addresses_of_others_are_not_here() {
-        let here = |addr: &str| Address::tcp(addr.parse().expect(addr)).is_here();
+        let here = |addr: &str| ServerAddress::tcp(addr.parse().expect(addr)).is_local();
         assert!(here("127.0.0.1:80") && here("0.0.0.0:80"));
         assert!(!here("192.0.2.1:80"));
     }

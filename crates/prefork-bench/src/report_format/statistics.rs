@@ -1,7 +1,7 @@
 //! Figures put side by side. Pure.
 
 /// Largest share by smallest, and the coefficient of variation; `None` without two shares.
-pub fn balance(shares: &[u64]) -> Option<(f64, f64)> {
+pub fn share_imbalance(shares: &[u64]) -> Option<(f64, f64)> {
     let (most, least) = (*shares.iter().max()?, *shares.iter().min()?);
     if shares.len() < 2 {
         return None;
@@ -13,7 +13,7 @@ pub fn balance(shares: &[u64]) -> Option<(f64, f64)> {
 }
 
 /// Median, least and most; zeros for nothing.
-pub fn spread(values: &[f64]) -> [f64; 3] {
+pub fn median_min_max(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (Some(least), Some(most)) = (sorted.first(), sorted.last()) else { return [0.0; 3] };
@@ -31,11 +31,11 @@ mod tests {
 
     #[test]
     fn balance_and_spread_are_what_they_say() {
-        assert_eq!(balance(&[100, 100]), Some((1.0, 0.0)));
-        assert_eq!(balance(&[3, 1]), Some((3.0, 0.5)));
-        assert_eq!((balance(&[5]), balance(&[])), (None, None));
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
-        assert_eq!(spread(&[4.0, 2.0]), [3.0, 2.0, 4.0]);
-        assert_eq!(spread(&[]), [0.0; 3]);
+        assert_eq!(share_imbalance(&[100, 100]), Some((1.0, 0.0)));
+        assert_eq!(share_imbalance(&[3, 1]), Some((3.0, 0.5)));
+        assert_eq!((share_imbalance(&[5]), share_imbalance(&[])), (None, None));
+        assert_eq!(median_min_max(&[3.0, 1.0, 2.0]), [2.0, 1.0, 3.0]);
+        assert_eq!(median_min_max(&[4.0, 2.0]), [3.0, 2.0, 4.0]);
+        assert_eq!(median_min_max(&[]), [0.0; 3]);
     }
 }

@@ -2,24 +2,26 @@
 
 use std::fmt::Write;
 
+use super::html_page::escape_html;
+
 /// Size of a plot in its own units: small, so that its text stays readable on a phone.
-const WIDTH: f64 = 420.0;
-const HEIGHT: f64 = 230.0;
-const LEFT: f64 = 70.0;
+const PLOT_WIDTH: f64 = 420.0;
+const PLOT_HEIGHT: f64 = 230.0;
+const LEFT_MARGIN: f64 = 70.0;
 /// About as wide as a letter is.
-const LETTER: f64 = 6.6;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 40.0;
+const CHAR_WIDTH: f64 = 6.6;
+const RIGHT_MARGIN: f64 = 12.0;
+const TOP_MARGIN: f64 = 12.0;
+const BOTTOM_MARGIN: f64 = 40.0;
 
 /// Where a value stands on an axis: its ticks with their labels, each from 0 to 1.
-pub(crate) struct Axis {
+pub(crate) struct PlotAxis {
     pub(crate) name: &'static str,
     pub(crate) ticks: Vec<(f64, String)>,
 }
 
 /// A line through points, each from 0 to 1 on both axes, and what a reader of the screen hears.
-pub(crate) struct Line<'a> {
+pub(crate) struct PlotLine<'a> {
     pub(crate) class: &'static str,
     pub(crate) points: &'a [(f64, f64)],
     /// The area below it is filled.
@@ -27,30 +29,30 @@ pub(crate) struct Line<'a> {
 }
 
 /// Lines between two axes. `about` says in words what is seen.
-pub(crate) fn lines(about: &str, x: &Axis, y: &Axis, lines: &[Line<'_>]) -> String {
-    let mut svg = open(about, HEIGHT);
-    let bottom = HEIGHT - BOTTOM;
+pub(crate) fn line_plot(about: &str, x: &PlotAxis, y: &PlotAxis, lines: &[PlotLine<'_>]) -> String {
+    let mut svg = open_svg(about, PLOT_HEIGHT);
+    let bottom = PLOT_HEIGHT - BOTTOM_MARGIN;
     for (at, label) in &y.ticks {
-        let at = down(*at);
+        let at = plot_y(*at);
         let _ = write!(
             svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
+            "<line class=\"grid\" x1=\"{LEFT_MARGIN}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
+            PLOT_WIDTH - RIGHT_MARGIN,
+            LEFT_MARGIN - 6.0,
             at + 4.0,
-            escape(label)
+            escape_html(label)
         );
     }
     for (at, label) in &x.ticks {
-        let at = across(*at);
+        let at = plot_x(*at);
         let _ = write!(
             svg,
             "<line class=\"grid\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{bottom}\" y2=\"{:.1}\"/>\
              <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
             bottom + 4.0,
             bottom + 17.0,
-            escape(label)
+            escape_html(label)
         );
     }
     let _ = write!(
@@ -58,20 +60,20 @@ pub(crate) fn lines(about: &str, x: &Axis, y: &Axis, lines: &[Line<'_>]) -> Stri
         "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\
          <text class=\"name\" transform=\"translate(11 {:.1}) rotate(-90)\" \
          text-anchor=\"middle\">{}</text>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 6.0,
-        escape(x.name),
-        (TOP + bottom) / 2.0,
-        escape(y.name)
+        (LEFT_MARGIN + PLOT_WIDTH - RIGHT_MARGIN) / 2.0,
+        PLOT_HEIGHT - 6.0,
+        escape_html(x.name),
+        (TOP_MARGIN + bottom) / 2.0,
+        escape_html(y.name)
     );
     for line in lines {
-        svg.push_str(&path(line, bottom));
+        svg.push_str(&line_path(line, bottom));
     }
     svg + "</svg>"
 }
 
-fn path(line: &Line<'_>, bottom: f64) -> String {
-    let place = |(x, y): &(f64, f64)| format!("{:.1} {:.1}", across(*x), down(*y));
+fn line_path(line: &PlotLine<'_>, bottom: f64) -> String {
+    let place = |(x, y): &(f64, f64)| format!("{:.1} {:.1}", plot_x(*x), plot_y(*y));
     let points: Vec<String> = line.points.iter().map(place).collect();
     let (Some(first), Some(last)) = (line.points.first(), line.points.last()) else {
         return String::new();
@@ -79,7 +81,7 @@ fn path(line: &Line<'_>, bottom: f64) -> String {
     let way = points.join(" L");
     let mut text = String::new();
     if line.filled {
-        let (from, to) = (across(first.0), across(last.0));
+        let (from, to) = (plot_x(first.0), plot_x(last.0));
         let _ = write!(
             text,
             "<path class=\"{} area\" d=\"M{from:.1} {bottom} L{way} L{to:.1} {bottom} Z\"/>",
@@ -91,7 +93,7 @@ fn path(line: &Line<'_>, bottom: f64) -> String {
 }
 
 /// A bar with its label to the left and its value to the right.
-pub struct Bar {
+pub struct ChartBar {
     pub label: String,
     /// Its length, as a share of the longest.
     pub part: f64,
@@ -101,18 +103,18 @@ pub struct Bar {
 }
 
 /// Bars, one below the other. `about` says in words what is seen.
-pub fn bars(about: &str, rows: &[Bar]) -> String {
-    const ROW: f64 = 26.0;
-    let height = ROW * rows.len() as f64 + 8.0;
-    let longest = |text: fn(&Bar) -> &String| {
+pub fn bar_chart(about: &str, rows: &[ChartBar]) -> String {
+    const BAR_ROW_HEIGHT: f64 = 26.0;
+    let height = BAR_ROW_HEIGHT * rows.len() as f64 + 8.0;
+    let longest = |text: fn(&ChartBar) -> &String| {
         let letters = rows.iter().map(|row| text(row).chars().count()).max();
-        letters.unwrap_or(0) as f64 * LETTER
+        letters.unwrap_or(0) as f64 * CHAR_WIDTH
     };
-    let left = (longest(|bar| &bar.label) + 8.0).clamp(50.0, WIDTH / 2.0);
-    let room = WIDTH - left - (longest(|bar| &bar.value) + 12.0).clamp(60.0, WIDTH / 3.0);
-    let mut svg = open(about, height);
-    for (number, Bar { label, part, range, value }) in rows.iter().enumerate() {
-        let top = 4.0 + ROW * number as f64;
+    let left = (longest(|bar| &bar.label) + 8.0).clamp(50.0, PLOT_WIDTH / 2.0);
+    let room = PLOT_WIDTH - left - (longest(|bar| &bar.value) + 12.0).clamp(60.0, PLOT_WIDTH / 3.0);
+    let mut svg = open_svg(about, height);
+    for (number, ChartBar { label, part, range, value }) in rows.iter().enumerate() {
+        let top = 4.0 + BAR_ROW_HEIGHT * number as f64;
         let width = (part.clamp(0.0, 1.0) * room).max(1.0);
         let _ = write!(
             svg,
@@ -121,11 +123,11 @@ pub fn bars(about: &str, rows: &[Bar]) -> String {
              <text class=\"value\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
             left - 6.0,
             top + 15.0,
-            escape(label),
+            escape_html(label),
             top + 2.0,
             left + width.max(range.map_or(0.0, |(_, to)| to.clamp(0.0, 1.0) * room)) + 6.0,
             top + 15.0,
-            escape(value)
+            escape_html(value)
         );
         if let Some((from, to)) = range {
             let [from, to] = [from, to].map(|at| left + at.clamp(0.0, 1.0) * room);
@@ -141,7 +143,10 @@ pub fn bars(about: &str, rows: &[Bar]) -> String {
 }
 
 /// Ticks at round numbers from 0 to the largest value, and the value that the last one stands for.
-pub(crate) fn ticks(largest: f64, label: impl Fn(f64) -> String) -> (Vec<(f64, String)>, f64) {
+pub(crate) fn round_ticks(
+    largest: f64,
+    label: impl Fn(f64) -> String,
+) -> (Vec<(f64, String)>, f64) {
     let largest = if largest > 0.0 { largest } else { 1.0 };
     let power = 10f64.powf((largest / 4.0).log10().floor());
     let steps = [1.0, 2.0, 2.5, 5.0, 10.0].map(|m| m * power);
@@ -152,34 +157,17 @@ pub(crate) fn ticks(largest: f64, label: impl Fn(f64) -> String) -> (Vec<(f64, S
     (all.collect(), top)
 }
 
-/// For text between tags and in attributes.
-pub fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            c if c.is_control() => safe.push('\u{fffd}'),
-            c => safe.push(c),
-        }
-    }
-    safe
+fn open_svg(about: &str, height: f64) -> String {
+    let about = escape_html(about);
+    format!("<svg viewBox=\"0 0 {PLOT_WIDTH} {height}\" role=\"img\" aria-label=\"{about}\">")
 }
 
-fn open(about: &str, height: f64) -> String {
-    let about = escape(about);
-    format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{about}\">")
+fn plot_x(x: f64) -> f64 {
+    LEFT_MARGIN + x.clamp(0.0, 1.0) * (PLOT_WIDTH - LEFT_MARGIN - RIGHT_MARGIN)
 }
 
-fn across(x: f64) -> f64 {
-    LEFT + x.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
-}
-
-fn down(y: f64) -> f64 {
-    HEIGHT - BOTTOM - y.clamp(0.0, 1.0) * (HEIGHT - BOTTOM - TOP)
+fn plot_y(y: f64) -> f64 {
+    PLOT_HEIGHT - BOTTOM_MARGIN - y.clamp(0.0, 1.0) * (PLOT_HEIGHT - BOTTOM_MARGIN - TOP_MARGIN)
 }
 
 #[cfg(test)]
@@ -191,7 +179,7 @@ mod tests {
         for (largest, top, count) in
             [(0.0, 1.0, 5), (1.0, 1.0, 5), (87.0, 100.0, 5), (11_113.0, 15_000.0, 4), (4.1, 6.0, 4)]
         {
-            let (ticks, found) = ticks(largest, |v| v.to_string());
+            let (ticks, found) = round_ticks(largest, |v| v.to_string());
             assert_eq!((found, ticks.len()), (top, count), "{largest}: {ticks:?}");
             assert_eq!((ticks[0].0, ticks[count - 1].0), (0.0, 1.0));
         }
@@ -199,14 +187,20 @@ mod tests {
 
     #[test]
     fn nothing_leaves_the_plot_and_no_text_becomes_a_tag() {
-        let line = Line { class: "main", points: &[(-1.0, 0.0), (2.0, 9.0)], filled: true };
-        let axis = |name| Axis { name, ticks: vec![(0.5, "<b>".to_string())] };
-        let svg = lines("a \"b\" <c>", &axis("x"), &axis("y"), &[line]);
-        assert!(svg.contains(&format!("M{LEFT:.1} 190.0 L{:.1} {TOP:.1}", WIDTH - RIGHT)), "{svg}");
+        let line = PlotLine { class: "main", points: &[(-1.0, 0.0), (2.0, 9.0)], filled: true };
+        let axis = |name| PlotAxis { name, ticks: vec![(0.5, "<b>".to_string())] };
+        let svg = line_plot("a \"b\" <c>", &axis("x"), &axis("y"), &[line]);
+        assert!(
+            svg.contains(&format!(
+                "M{LEFT_MARGIN:.1} 190.0 L{:.1} {TOP_MARGIN:.1}",
+                PLOT_WIDTH - RIGHT_MARGIN
+            )),
+            "{svg}"
+        );
         assert!(svg.contains("&lt;b&gt;") && !svg.contains("<b>"), "{svg}");
         assert!(svg.contains("a &quot;b&quot; &lt;c&gt;"), "{svg}");
         let rows =
-            [Bar { label: "1".into(), part: 2.0, range: Some((0.5, 9.0)), value: "x".into() }];
-        assert!(bars("b", &rows).contains("width=\"310.0\""));
+            [ChartBar { label: "1".into(), part: 2.0, range: Some((0.5, 9.0)), value: "x".into() }];
+        assert!(bar_chart("b", &rows).contains("width=\"310.0\""));
     }
 }

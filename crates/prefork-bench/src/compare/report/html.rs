@@ -2,28 +2,33 @@
 
 use std::fmt::Write;
 
-use super::text::{columns, head, notes, row};
-use super::{Cell, Report, WorkloadReport};
-use crate::load::report::html::shell;
-use crate::load::report::text::{count, time};
-use crate::report_format::svg_plot::{self as plot, Bar, escape};
+use super::text::{column_titles, reading_notes, server_row, summary_line};
+use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::report_format::html_page::{escape_html, html_page};
+use crate::report_format::svg_plot::{self as plot, ChartBar};
+use crate::report_format::text_table::{format_count, format_micros};
 
 /// The whole page.
-pub(crate) fn page(report: &Report) -> String {
-    let mut main =
-        format!("<h1>prefork compare</h1>\n<p class=\"how\">{}.</p>\n", escape(&head(report)));
+pub(crate) fn render_html(report: &CompareReport) -> String {
+    let mut main = format!(
+        "<h1>prefork compare</h1>\n<p class=\"how\">{}.</p>\n",
+        escape_html(&summary_line(report))
+    );
     // Writing to a string cannot fail.
     if let Some(partial) = &report.partial {
-        let _ =
-            writeln!(main, "<p class=\"bad\"><strong>Partial: {}.</strong></p>", escape(partial));
+        let _ = writeln!(
+            main,
+            "<p class=\"bad\"><strong>Partial: {}.</strong></p>",
+            escape_html(partial)
+        );
     }
     for why in &report.broken {
-        let _ = writeln!(main, "<p class=\"bad\">Not measured: {}</p>", escape(why));
+        let _ = writeln!(main, "<p class=\"bad\">Not measured: {}</p>", escape_html(why));
     }
     main.push_str("<div class=\"plots\">\n");
     for workload in &report.workloads {
-        if let Some(bars) = bars(workload) {
-            let what = if workload.workload.is_about_latency() {
+        if let Some(bars) = workload_bar_chart(workload) {
+            let what = if workload.workload.is_latency_workload() {
                 "99th percentile, shorter is better"
             } else {
                 "requests/s"
@@ -34,32 +39,33 @@ pub(crate) fn page(report: &Report) -> String {
         }
     }
     main.push_str("</div>\n");
-    list(&mut main, "What differs, and what does not", &report.findings);
+    write_list(&mut main, "What differs, and what does not", &report.findings);
     for workload in &report.workloads {
-        table(&mut main, workload);
+        write_workload_table(&mut main, workload);
     }
-    list(&mut main, "How to read this", &notes(report));
-    shell("prefork compare", &main, report.version)
+    write_list(&mut main, "How to read this", &reading_notes(report));
+    html_page("prefork compare", &main, report.version)
 }
 
-fn list(main: &mut String, title: &str, lines: &[String]) {
+fn write_list(main: &mut String, title: &str, lines: &[String]) {
     if lines.is_empty() {
         return;
     }
-    let lines: String = lines.iter().map(|line| format!("<li>{}</li>\n", escape(line))).collect();
+    let lines: String =
+        lines.iter().map(|line| format!("<li>{}</li>\n", escape_html(line))).collect();
     let _ = writeln!(main, "<h2>{title}</h2>\n<ul>\n{lines}</ul>");
 }
 
 /// A bar for each contestant, with the range of its rounds; `None` if there are none.
-fn bars(report: &WorkloadReport) -> Option<String> {
+fn workload_bar_chart(report: &WorkloadReport) -> Option<String> {
     let workload = report.workload;
-    let measured: Vec<&Cell> =
+    let measured: Vec<&ServerWorkloadReport> =
         report.contestants.iter().filter(|cell| !cell.samples.is_empty()).collect();
-    let most = measured.iter().map(|cell| cell.figure(workload).max).fold(0.0, f64::max);
-    let bar = |cell: &&Cell| {
-        let figure = cell.figure(workload);
-        let show = if workload.is_about_latency() { time } else { count };
-        Bar {
+    let most = measured.iter().map(|cell| cell.main_metric(workload).max).fold(0.0, f64::max);
+    let bar = |cell: &&ServerWorkloadReport| {
+        let figure = cell.main_metric(workload);
+        let show = if workload.is_latency_workload() { format_micros } else { format_count };
+        ChartBar {
             label: cell.contestant.clone(),
             part: figure.median / most,
             range: Some((figure.min / most, figure.max / most)),
@@ -67,14 +73,17 @@ fn bars(report: &WorkloadReport) -> Option<String> {
         }
     };
     let about = format!("{}: {}", workload.name(), report.about);
-    let rows: Vec<Bar> = measured.iter().map(bar).collect();
-    (most > 0.0).then(|| plot::bars(&about, &rows))
+    let rows: Vec<ChartBar> = measured.iter().map(bar).collect();
+    (most > 0.0).then(|| plot::bar_chart(&about, &rows))
 }
 
-fn table(main: &mut String, report: &WorkloadReport) {
-    let head: String = columns(report).iter().map(|name| format!("<th>{name}</th>")).collect();
+fn write_workload_table(main: &mut String, report: &WorkloadReport) {
+    let head: String =
+        column_titles(report).iter().map(|name| format!("<th>{name}</th>")).collect();
     let rows = report.contestants.iter().map(|cell| {
-        let cells = row(report, cell).map(|text| format!("<td>{}</td>", escape(&text))).concat();
+        let cells = server_row(report, cell)
+            .map(|text| format!("<td>{}</td>", escape_html(&text)))
+            .concat();
         let failed = match (cell.unable, cell.errors) {
             (true, _) => "<td>has no such path</td>".to_string(),
             (false, 0) => String::new(),
@@ -87,7 +96,7 @@ fn table(main: &mut String, report: &WorkloadReport) {
         "<figure class=\"wide\"><figcaption>{}</figcaption><p class=\"how\">{}</p>\n\
          <table>\n<tr>{head}</tr>\n{}</table></figure>",
         report.workload.name(),
-        escape(report.about),
+        escape_html(report.about),
         rows.collect::<String>()
     );
 }

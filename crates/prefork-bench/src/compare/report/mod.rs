@@ -7,16 +7,16 @@ use serde::Serialize;
 pub(crate) mod html;
 pub(crate) mod text;
 
-use super::differences::{self, Chance};
-use super::measurement::{Outcome, Sample};
-use super::plan::{Plan, Turn};
-use super::{Cut, Workload};
-use crate::load::Spread;
+use super::differences::{self, FalseDifferenceRate};
+use super::measurement::{MeasurementOutcome, MeasurementSample};
+use super::plan::{ComparePlan, PlannedMeasurement};
+use super::{EarlyStop, Workload};
+use crate::load::MedianRange;
 use tokio_prefork::exit;
 
 /// Everything a comparison has found.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub struct CompareReport {
     /// The version of this program.
     pub version: &'static str,
     /// Processors of this machine, which the generator uses, too.
@@ -32,7 +32,7 @@ pub struct Report {
     /// Why it is not complete; none if it is.
     pub partial: Option<String>,
     #[serde(skip)]
-    cut: Option<Cut>,
+    early_stop: Option<EarlyStop>,
     /// Measurements that were planned, and that were made.
     pub planned: usize,
     /// See `planned`.
@@ -40,7 +40,7 @@ pub struct Report {
     /// Whom the others are compared with; none if it was not measured.
     pub reference: Option<String>,
     /// How often two equal contestants would seem to differ.
-    pub chance: Chance,
+    pub chance: FalseDifferenceRate,
     pub workloads: Vec<WorkloadReport>,
     /// What could not be measured, and why.
     pub broken: Vec<String>,
@@ -53,44 +53,48 @@ pub struct Report {
 pub struct WorkloadReport {
     pub workload: Workload,
     pub about: &'static str,
-    pub contestants: Vec<Cell>,
+    pub contestants: Vec<ServerWorkloadReport>,
 }
 
 /// One contestant under one load. Times are microseconds.
 #[derive(Debug, Clone, Serialize)]
-pub struct Cell {
+pub struct ServerWorkloadReport {
     pub contestant: String,
     /// It does not have the path that is asked for.
     pub unable: bool,
-    pub per_second: Spread,
-    pub p50: Spread,
-    pub p99: Spread,
-    pub max: Spread,
+    pub per_second: MedianRange,
+    pub p50: MedianRange,
+    pub p99: MedianRange,
+    pub max: MedianRange,
     /// Processor time of the server for each request; none beside heavy requests, which use most of it.
-    pub cpu_us: Option<Spread>,
+    pub cpu_us: Option<MedianRange>,
     /// Memory of all its processes (PSS) under load, in MiB.
-    pub memory_mib: Option<Spread>,
+    pub memory_mib: Option<MedianRange>,
     /// The part of all requests that the busiest process answered.
-    pub busiest: Option<Spread>,
+    pub busiest: Option<MedianRange>,
     /// Requests of all rounds without an answer, or with a status of 400 or more.
     pub errors: u64,
     /// Processor time of the generator for each request: in none of the figures above.
-    pub generator_us: Spread,
+    pub generator_us: MedianRange,
     /// By what the reference has, round by round: requests per second, or the 99th percentile beside heavy requests.
-    pub ratio: Option<Spread>,
-    pub samples: Vec<Sample>,
+    pub ratio: Option<MedianRange>,
+    pub samples: Vec<MeasurementSample>,
 }
 
-impl Cell {
-    fn of(contestant: &str, unable: bool, samples: Vec<Sample>) -> Cell {
-        let spread = |figure: fn(&Sample) -> f64| {
-            Spread::of(&samples.iter().map(figure).collect::<Vec<_>>())
+impl ServerWorkloadReport {
+    fn from_samples(
+        contestant: &str,
+        unable: bool,
+        samples: Vec<MeasurementSample>,
+    ) -> ServerWorkloadReport {
+        let spread = |figure: fn(&MeasurementSample) -> f64| {
+            MedianRange::from_values(&samples.iter().map(figure).collect::<Vec<_>>())
         };
-        let some = |figure: fn(&Sample) -> Option<f64>| {
+        let some = |figure: fn(&MeasurementSample) -> Option<f64>| {
             let values: Vec<f64> = samples.iter().filter_map(figure).collect();
-            (!values.is_empty()).then(|| Spread::of(&values))
+            (!values.is_empty()).then(|| MedianRange::from_values(&values))
         };
-        Cell {
+        ServerWorkloadReport {
             contestant: contestant.to_string(),
             unable,
             per_second: spread(|s| s.per_second),
@@ -108,51 +112,54 @@ impl Cell {
     }
 
     /// What the contestants are compared by.
-    pub(crate) fn figure(&self, workload: Workload) -> Spread {
-        if workload.is_about_latency() { self.p99 } else { self.per_second }
+    pub(crate) fn main_metric(&self, workload: Workload) -> MedianRange {
+        if workload.is_latency_workload() { self.p99 } else { self.per_second }
     }
 
     /// Round by round, as both were measured one after the other.
-    fn compare_with(&mut self, reference: &Cell, workload: Workload) {
+    fn set_ratio_to(&mut self, reference: &ServerWorkloadReport, workload: Workload) {
         let ratios = self.samples.iter().filter_map(|own| {
             let other = reference.samples.iter().find(|other| other.round == own.round)?;
-            let ratio = own.figure(workload) / other.figure(workload);
+            let ratio = own.main_metric(workload) / other.main_metric(workload);
             ratio.is_finite().then_some(ratio)
         });
         let ratios: Vec<f64> = ratios.collect();
-        self.ratio = (!ratios.is_empty()).then(|| Spread::of(&ratios));
+        self.ratio = (!ratios.is_empty()).then(|| MedianRange::from_values(&ratios));
     }
 }
 
-impl Report {
-    pub(crate) fn of(
-        plan: &Plan,
-        outcomes: Vec<(Turn, Outcome)>,
-        cut: Option<Cut>,
+impl CompareReport {
+    pub(crate) fn from_outcomes(
+        plan: &ComparePlan,
+        outcomes: Vec<(PlannedMeasurement, MeasurementOutcome)>,
+        early_stop: Option<EarlyStop>,
         took: Duration,
-    ) -> Report {
-        let planned = plan.turns().len();
-        let measured = outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Measured(_))).count();
-        let broken: Vec<String> = outcomes.iter().filter_map(|(_, o)| o.broken()).collect();
-        let reference = plan.contestants.iter().find(|one| one.is_single());
-        let reference = reference.or(plan.contestants.first()).map(|one| one.name.clone());
-        let workloads = workloads(plan, outcomes, reference.as_deref());
+    ) -> CompareReport {
+        let planned = plan.measurements().len();
+        let measured =
+            outcomes.iter().filter(|(_, o)| matches!(o, MeasurementOutcome::Measured(_))).count();
+        let broken: Vec<String> = outcomes.iter().filter_map(|(_, o)| o.server_error()).collect();
+        let reference = plan.servers.iter().find(|one| one.is_single());
+        let reference = reference.or(plan.servers.first()).map(|one| one.name.clone());
+        let workloads = group_by_workload(plan, outcomes, reference.as_deref());
         let known = |name: &String| {
-            workloads.iter().any(|w| w.cell(name).is_some_and(|cell| !cell.samples.is_empty()))
+            workloads
+                .iter()
+                .any(|w| w.server_report(name).is_some_and(|cell| !cell.samples.is_empty()))
         };
         let reference = reference.filter(known);
-        let partial = cut.map(|cut| {
-            let why = match cut {
-                Cut::Signal => "a signal ended it",
-                Cut::Time => "its time was over",
+        let partial = early_stop.map(|early_stop| {
+            let why = match early_stop {
+                EarlyStop::Signal => "a signal ended it",
+                EarlyStop::TimeLimit => "its time was over",
             };
             format!("{measured} of {planned} measurements were made, then {why}")
         });
         let findings = match &reference {
-            Some(reference) => differences::of(&workloads, reference),
+            Some(reference) => differences::describe_differences(&workloads, reference),
             None => Vec::new(),
         };
-        Report {
+        CompareReport {
             version: env!("CARGO_PKG_VERSION"),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             workers: plan.workers,
@@ -160,11 +167,11 @@ impl Report {
             duration_s: plan.duration.as_secs_f64(),
             took_s: took.as_secs_f64(),
             partial,
-            cut,
+            early_stop,
             planned,
             measured,
             reference,
-            chance: Chance::of(&workloads),
+            chance: FalseDifferenceRate::from_workloads(&workloads),
             workloads,
             broken,
             findings,
@@ -174,10 +181,10 @@ impl Report {
     /// The status to exit with: did every contestant serve, and was everything measured; a time that was given is as
     /// good as the whole if it was enough for a round.
     pub fn exit_status(&self) -> u8 {
-        let enough = match self.cut {
+        let enough = match self.early_stop {
             None => true,
-            Some(Cut::Signal) => false,
-            Some(Cut::Time) => self.measured * self.rounds >= self.planned,
+            Some(EarlyStop::Signal) => false,
+            Some(EarlyStop::TimeLimit) => self.measured * self.rounds >= self.planned,
         };
         match enough && self.broken.is_empty() {
             true => exit::OK,
@@ -193,50 +200,52 @@ impl Report {
 
     /// For people.
     pub fn to_table(&self) -> String {
-        text::table(self)
+        text::render_text(self)
     }
 
     /// For browsers: one page that needs nothing else.
     pub fn to_html(&self) -> String {
-        html::page(self)
+        html::render_html(self)
     }
 }
 
 impl WorkloadReport {
     /// The figures of one contestant.
-    pub(crate) fn cell(&self, contestant: &str) -> Option<&Cell> {
+    pub(crate) fn server_report(&self, contestant: &str) -> Option<&ServerWorkloadReport> {
         self.contestants.iter().find(|cell| cell.contestant == contestant)
     }
 }
 
-fn workloads(
-    plan: &Plan,
-    outcomes: Vec<(Turn, Outcome)>,
+fn group_by_workload(
+    plan: &ComparePlan,
+    outcomes: Vec<(PlannedMeasurement, MeasurementOutcome)>,
     reference: Option<&str>,
 ) -> Vec<WorkloadReport> {
-    let (workloads, contestants) = (plan.workloads.len(), plan.contestants.len());
-    let mut samples: Vec<Vec<(bool, Vec<Sample>)>> =
+    let (workloads, contestants) = (plan.workloads.len(), plan.servers.len());
+    let mut samples: Vec<Vec<(bool, Vec<MeasurementSample>)>> =
         vec![vec![(false, Vec::new()); contestants]; workloads];
-    for (turn, outcome) in outcomes {
-        let place = &mut samples[turn.workload][turn.contestant];
+    for (measurement, outcome) in outcomes {
+        let place = &mut samples[measurement.workload][measurement.server];
         match outcome {
-            Outcome::Measured(mut sample) => {
-                sample.round = turn.round + 1;
+            MeasurementOutcome::Measured(mut sample) => {
+                sample.round = measurement.round + 1;
                 place.1.push(*sample);
             }
-            Outcome::Unable => place.0 = true,
-            Outcome::Broken(_) | Outcome::Interrupted => {}
+            MeasurementOutcome::PathMissing => place.0 = true,
+            MeasurementOutcome::ServerFailed(_) | MeasurementOutcome::Interrupted => {}
         }
     }
-    let report = |(workload, cells): (&Workload, Vec<(bool, Vec<Sample>)>)| {
-        let cells = plan.contestants.iter().zip(cells);
-        let cells = cells.map(|(one, (unable, samples))| Cell::of(&one.name, unable, samples));
-        let mut contestants: Vec<Cell> = cells.collect();
+    let report = |(workload, cells): (&Workload, Vec<(bool, Vec<MeasurementSample>)>)| {
+        let cells = plan.servers.iter().zip(cells);
+        let cells = cells.map(|(one, (unable, samples))| {
+            ServerWorkloadReport::from_samples(&one.name, unable, samples)
+        });
+        let mut contestants: Vec<ServerWorkloadReport> = cells.collect();
         let base = contestants.iter().find(|cell| Some(cell.contestant.as_str()) == reference);
         if let Some(base) = base.cloned() {
-            contestants.iter_mut().for_each(|cell| cell.compare_with(&base, *workload));
+            contestants.iter_mut().for_each(|cell| cell.set_ratio_to(&base, *workload));
         }
-        WorkloadReport { workload: *workload, about: workload.about(), contestants }
+        WorkloadReport { workload: *workload, about: workload.description(), contestants }
     };
     plan.workloads.iter().zip(samples).map(report).collect()
 }

@@ -1,9 +1,9 @@
 use super::*;
-use crate::compare::Contestant;
+use crate::compare::ComparedServer;
 use tokio_prefork::{Dispatch, Model};
 
-fn sample(per_second: f64, p99: f64) -> Outcome {
-    Outcome::Measured(Box::new(Sample {
+fn sample(per_second: f64, p99: f64) -> MeasurementOutcome {
+    MeasurementOutcome::Measured(Box::new(MeasurementSample {
         round: 0,
         per_second,
         p50: p99 / 2.0,
@@ -18,36 +18,36 @@ fn sample(per_second: f64, p99: f64) -> Outcome {
 }
 
 /// `prefork` does twice what `single` does; `threads` does about the same.
-fn outcomes(plan: &Plan) -> Vec<(Turn, Outcome)> {
-    let outcome = |turn: Turn| {
-        let drift = turn.round as f64;
-        let (rate, p99) = match plan.contestants[turn.contestant].name.as_str() {
+fn outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)> {
+    let outcome = |measurement: PlannedMeasurement| {
+        let drift = measurement.round as f64;
+        let (rate, p99) = match plan.servers[measurement.server].name.as_str() {
             "prefork" => (2000.0 + drift, 100.0 + drift),
             "single" => (1000.0 + drift, 900.0 + drift),
             _ => (999.0 + 2.0 * drift, 899.0 + 2.0 * drift),
         };
-        (turn, sample(rate, p99))
+        (measurement, sample(rate, p99))
     };
-    plan.turns().into_iter().map(outcome).collect()
+    plan.measurements().into_iter().map(outcome).collect()
 }
 
-fn plan() -> Plan {
+fn plan() -> ComparePlan {
     let models = [Model::Prefork, Model::Single, Model::Threads];
-    let contestants = models.map(|model| Contestant::own(model, None, 2)).to_vec();
+    let contestants = models.map(|model| ComparedServer::built_in(model, None, 2)).to_vec();
     let workloads = vec![Workload::KeepAlive, Workload::NoisyNeighbour];
-    Plan { rounds: 3, ..Plan::new(contestants, workloads, 2) }
+    ComparePlan { rounds: 3, ..ComparePlan::new(contestants, workloads, 2) }
 }
 
-fn whole() -> Report {
+fn whole() -> CompareReport {
     let plan = plan();
-    Report::of(&plan, outcomes(&plan), None, Duration::from_secs(9))
+    CompareReport::from_outcomes(&plan, outcomes(&plan), None, Duration::from_secs(9))
 }
 
 #[test]
 fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
     let report = whole();
     assert_eq!((report.exit_status(), report.measured), (exit::OK, 18));
-    assert_eq!(report.chance, Chance { rounds: 3, one_in: Some(10.0) });
+    assert_eq!(report.chance, FalseDifferenceRate { rounds: 3, one_in: Some(10.0) });
     let findings = report.findings.join("\n");
     for piece in [
         "keep-alive, requests/s: more than single: prefork (2.00x); no difference larger than the noise: threads (1.00x).",
@@ -62,8 +62,8 @@ fn what_is_larger_than_the_noise_is_told_from_what_is_not() {
 
 #[test]
 fn one_round_proves_nothing() {
-    let plan = Plan { rounds: 1, ..plan() };
-    let report = Report::of(&plan, outcomes(&plan), None, Duration::ZERO);
+    let plan = ComparePlan { rounds: 1, ..plan() };
+    let report = CompareReport::from_outcomes(&plan, outcomes(&plan), None, Duration::ZERO);
     assert_eq!((report.chance.one_in, report.findings.len()), (None, 0));
     assert!(report.to_table().contains("One round does not tell what noise is"));
 }
@@ -73,17 +73,20 @@ fn what_was_cut_short_says_so_everywhere() {
     let plan = plan();
     let mut some = outcomes(&plan);
     some.truncate(5);
-    let report = Report::of(&plan, some, Some(Cut::Signal), Duration::from_secs(1));
+    let report =
+        CompareReport::from_outcomes(&plan, some, Some(EarlyStop::Signal), Duration::from_secs(1));
     assert_eq!(report.exit_status(), exit::FAILURE);
     let said = "5 of 18 measurements were made, then a signal ended it";
     assert!(report.to_table().contains(&format!("PARTIAL: {said}")), "{}", report.to_table());
     assert!(report.to_html().contains(&format!("Partial: {said}")));
     assert_eq!(serde_json::json!(report)["partial"], said);
-    let nothing = Report::of(&plan, Vec::new(), Some(Cut::Time), Duration::ZERO);
+    let nothing =
+        CompareReport::from_outcomes(&plan, Vec::new(), Some(EarlyStop::TimeLimit), Duration::ZERO);
     assert_eq!((nothing.reference.as_ref(), nothing.exit_status()), (None, exit::FAILURE));
     let mut round = outcomes(&plan);
     round.truncate(6);
-    let enough = Report::of(&plan, round, Some(Cut::Time), Duration::ZERO);
+    let enough =
+        CompareReport::from_outcomes(&plan, round, Some(EarlyStop::TimeLimit), Duration::ZERO);
     assert_eq!((enough.exit_status(), enough.partial.is_some()), (exit::OK, true));
     assert!(nothing.to_table().contains("0 of 18") && nothing.to_html().ends_with("</html>\n"));
 }
@@ -91,15 +94,19 @@ fn what_was_cut_short_says_so_everywhere() {
 #[test]
 fn who_cannot_take_part_is_named_and_is_no_reference() {
     let mut plan = plan();
-    plan.contestants.remove(1);
-    plan.contestants.push(Contestant::own(Model::Prefork, Some(Dispatch::LeastConn), 2));
-    let outcome = |turn: Turn| match (turn.contestant, turn.workload) {
-        (0, _) => (turn, Outcome::Broken("prefork does not serve: <b>".to_string())),
-        (1, 1) => (turn, Outcome::Unable),
-        _ => (turn, sample(10.0, 10.0)),
+    plan.servers.remove(1);
+    plan.servers.push(ComparedServer::built_in(Model::Prefork, Some(Dispatch::LeastConn), 2));
+    let outcome = |measurement: PlannedMeasurement| match (measurement.server, measurement.workload)
+    {
+        (0, _) => (
+            measurement,
+            MeasurementOutcome::ServerFailed("prefork does not serve: <b>".to_string()),
+        ),
+        (1, 1) => (measurement, MeasurementOutcome::PathMissing),
+        _ => (measurement, sample(10.0, 10.0)),
     };
-    let outcomes = plan.turns().into_iter().map(outcome).collect();
-    let report = Report::of(&plan, outcomes, None, Duration::ZERO);
+    let outcomes = plan.measurements().into_iter().map(outcome).collect();
+    let report = CompareReport::from_outcomes(&plan, outcomes, None, Duration::ZERO);
     assert_eq!((report.exit_status(), report.reference.as_deref()), (exit::FAILURE, None));
     let (table, page) = (report.to_table(), report.to_html());
     assert!(table.contains("not measured: prefork does not serve"), "{table}");

@@ -2,20 +2,20 @@
 
 use std::fmt::Write;
 
-use super::{Cell, Report, WorkloadReport};
-use crate::load::Spread;
-use crate::load::report::text::{count, grid, time};
+use super::{CompareReport, ServerWorkloadReport, WorkloadReport};
+use crate::load::MedianRange;
+use crate::report_format::text_table::{format_count, format_micros, write_table};
 use tokio_prefork::text::HumanDuration;
 
 /// The columns of each load.
-pub(crate) fn columns(workload: &WorkloadReport) -> [&'static str; 9] {
-    let range = if workload.workload.is_about_latency() { "P99 MIN-MAX" } else { "MIN-MAX" };
+pub(crate) fn column_titles(workload: &WorkloadReport) -> [&'static str; 9] {
+    let range = if workload.workload.is_latency_workload() { "P99 MIN-MAX" } else { "MIN-MAX" };
     ["", "REQ/S", range, "RATIO", "P50", "P99", "CPU/REQ", "PSS", "BUSIEST"]
 }
 
 /// The whole report.
-pub(crate) fn table(report: &Report) -> String {
-    let mut text = format!("{}\n", head(report));
+pub(crate) fn render_text(report: &CompareReport) -> String {
+    let mut text = format!("{}\n", summary_line(report));
     if let Some(partial) = &report.partial {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "PARTIAL: {partial}");
@@ -25,13 +25,13 @@ pub(crate) fn table(report: &Report) -> String {
     }
     for workload in &report.workloads {
         let _ = writeln!(text, "\n{}: {}", workload.workload.name(), workload.about);
-        let cells = workload.contestants.iter().map(|cell| row(workload, cell));
+        let cells = workload.contestants.iter().map(|cell| server_row(workload, cell));
         let mut rows: Vec<[String; 9]> =
-            std::iter::once(columns(workload).map(str::to_string)).chain(cells).collect();
+            std::iter::once(column_titles(workload).map(str::to_string)).chain(cells).collect();
         // Names to the left, figures to the right.
         let width = rows.iter().map(|row| row[0].chars().count()).max().unwrap_or(0);
         rows.iter_mut().for_each(|row| row[0] = format!("{:width$}", row[0]));
-        grid(&mut text, &rows);
+        write_table(&mut text, &rows);
         for cell in &workload.contestants {
             if cell.unable {
                 let _ = writeln!(text, "{} has no such path", cell.contestant);
@@ -41,7 +41,7 @@ pub(crate) fn table(report: &Report) -> String {
             }
         }
     }
-    let _ = writeln!(text, "\n{}", notes(report).join("\n"));
+    let _ = writeln!(text, "\n{}", reading_notes(report).join("\n"));
     for finding in &report.findings {
         let _ = writeln!(text, "- {finding}");
     }
@@ -49,7 +49,7 @@ pub(crate) fn table(report: &Report) -> String {
 }
 
 /// What was done, in a line.
-pub(crate) fn head(report: &Report) -> String {
+pub(crate) fn summary_line(report: &CompareReport) -> String {
     let span = |seconds: f64| HumanDuration(std::time::Duration::from_secs_f64(seconds));
     format!(
         "{} workers, {} cores shared with the generator, {} rounds of {} under each load, in turns; {} in all",
@@ -62,13 +62,13 @@ pub(crate) fn head(report: &Report) -> String {
 }
 
 /// What a reader must know to read the figures.
-pub(crate) fn notes(report: &Report) -> Vec<String> {
+pub(crate) fn reading_notes(report: &CompareReport) -> Vec<String> {
     let generator = report.workloads.iter().flat_map(|workload| &workload.contestants);
     let generator: Vec<f64> = generator
         .filter(|cell| !cell.samples.is_empty())
         .map(|cell| cell.generator_us.median)
         .collect();
-    let generator = Spread::of(&generator);
+    let generator = MedianRange::from_values(&generator);
     let mut notes = vec![format!(
         "Medians of the rounds. CPU/REQ is the server's processor time alone; the generator used {:.0} to {:.0} us/request \
          beside it on the same cores. PSS is the memory of all processes of the server. BUSIEST is the part of the \
@@ -80,25 +80,25 @@ pub(crate) fn notes(report: &Report) -> Vec<String> {
             "RATIO is to {reference}, median of the rounds: of requests/s, or of P99 beside heavy requests (small is good)."
         ));
     }
-    notes.push(report.chance.text());
+    notes.push(report.chance.description());
     notes
 }
 
 /// The cells of a contestant.
-pub(crate) fn row(workload: &WorkloadReport, cell: &Cell) -> [String; 9] {
+pub(crate) fn server_row(workload: &WorkloadReport, cell: &ServerWorkloadReport) -> [String; 9] {
     let name = cell.contestant.clone();
     let mut row: [String; 9] = std::array::from_fn(|_| "-".to_string());
     row[0] = name;
     if cell.samples.is_empty() {
         return row;
     }
-    let about_latency = workload.workload.is_about_latency();
-    row[1] = count(cell.per_second.median);
-    let figure = cell.figure(workload.workload);
-    let show = |value: f64| if about_latency { time(value) } else { count(value) };
+    let about_latency = workload.workload.is_latency_workload();
+    row[1] = format_count(cell.per_second.median);
+    let figure = cell.main_metric(workload.workload);
+    let show = |value: f64| if about_latency { format_micros(value) } else { format_count(value) };
     row[2] = format!("{}-{}", show(figure.min), show(figure.max));
-    row[4] = time(cell.p50.median);
-    row[5] = time(cell.p99.median);
+    row[4] = format_micros(cell.p50.median);
+    row[5] = format_micros(cell.p99.median);
     let rest = [
         (3, cell.ratio.map(|ratio| format!("{:.2}", ratio.median))),
         (6, cell.cpu_us.map(|cpu| format!("{:.1} us", cpu.median))),

@@ -3,30 +3,35 @@ use proptest::prelude::*;
 use super::*;
 
 /// All responses in `bytes`, which come in pieces of these sizes, over and over.
-fn read(bytes: &[u8], sizes: &[usize], expect: &Expect) -> Result<Vec<Answer>, Unreadable> {
-    let (mut reader, mut answers, mut sizes) = (Reader::new(), Vec::new(), sizes.iter().cycle());
+fn read(
+    bytes: &[u8],
+    sizes: &[usize],
+    expectations: &ResponseExpectations,
+) -> Result<Vec<ParsedResponse>, ResponseError> {
+    let (mut reader, mut responses, mut sizes) =
+        (ResponseReader::new(), Vec::new(), sizes.iter().cycle());
     let mut at = 0;
     while at < bytes.len() {
         let size = *sizes.next().expect("a size");
         let piece = &bytes[at..bytes.len().min(at + size.max(1))];
         let mut used = 0;
         while used < piece.len() {
-            let (taken, answer) = reader.feed(&piece[used..], expect)?;
-            answers.extend(answer);
+            let (taken, answer) = reader.read_bytes(&piece[used..], expectations)?;
+            responses.extend(answer);
             used += taken;
         }
         at += piece.len();
     }
-    answers.extend(reader.end());
-    Ok(answers)
+    responses.extend(reader.finish_at_eof());
+    Ok(responses)
 }
 
-fn whole(text: &str) -> Result<Vec<Answer>, Unreadable> {
-    read(text.as_bytes(), &[usize::MAX / 2], &Expect::default())
+fn whole(text: &str) -> Result<Vec<ParsedResponse>, ResponseError> {
+    read(text.as_bytes(), &[usize::MAX / 2], &ResponseExpectations::default())
 }
 
 fn statuses(text: &str) -> Vec<(u16, bool)> {
-    whole(text).expect(text).iter().map(|a| (a.status, a.keeps)).collect()
+    whole(text).expect(text).iter().map(|a| (a.status, a.can_reuse_connection)).collect()
 }
 
 #[test]
@@ -84,21 +89,24 @@ fn what_is_not_http_is_malformed() {
 fn limits_are_generous_and_named() {
     let body = "Content-Length: 0\r\n\r\n";
     let fields = |count: usize| format!("HTTP/1.1 200 OK\r\n{}{body}", "a: b\r\n".repeat(count));
-    for good in [fields(63), fields(64), fields(1000), fields(MAX_FIELDS - 1)] {
+    for good in [fields(63), fields(64), fields(1000), fields(MAX_HEADER_FIELDS - 1)] {
         assert_eq!(statuses(&good), [(200, true)]);
     }
-    assert_eq!(whole(&fields(MAX_FIELDS)), Err(Unreadable::TooManyFields));
+    assert_eq!(whole(&fields(MAX_HEADER_FIELDS)), Err(ResponseError::TooManyFields));
     let long = format!("HTTP/1.1 200 OK\r\nA: {}\r\n{body}", "a".repeat(500_000));
-    assert_eq!(read(long.as_bytes(), &[16_384], &Expect::default()).map(|all| all.len()), Ok(1));
+    assert_eq!(
+        read(long.as_bytes(), &[16_384], &ResponseExpectations::default()).map(|all| all.len()),
+        Ok(1)
+    );
     let endless = format!("HTTP/1.1 200 OK\r\nA: {}", "a".repeat(MAX_HEAD_SIZE));
-    assert_eq!(whole(&endless), Err(Unreadable::HeadTooLarge));
+    assert_eq!(whole(&endless), Err(ResponseError::HeadTooLarge));
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(60_000));
     assert_eq!(statuses(&extended), [(200, true)]);
     let extended = format!("{chunked}1;{}\r\nx\r\n0\r\n\r\n", "e".repeat(70_000));
-    assert_eq!(whole(&extended), Err(Unreadable::ChunkLineTooLong));
+    assert_eq!(whole(&extended), Err(ResponseError::ChunkLineTooLong));
     let trailers = format!("{chunked}0\r\n{}\r\n", "a: b\r\n".repeat(20_000));
-    assert_eq!(whole(&trailers), Err(Unreadable::ChunkLineTooLong));
+    assert_eq!(whole(&trailers), Err(ResponseError::ChunkLineTooLong));
 }
 
 #[test]
@@ -142,20 +150,23 @@ fn whatever_rfc_9112_lets_servers_send_is_framed_as_it_says() {
 
 #[test]
 fn the_process_is_named_by_the_body_or_by_a_header() {
-    let pid = |text: &str, expect: &Expect| {
-        read(text.as_bytes(), &[7], expect).expect(text).pop().and_then(|a| a.pid)
+    let pid = |text: &str, expectations: &ResponseExpectations| {
+        read(text.as_bytes(), &[7], expectations).expect(text).pop().and_then(|a| a.pid)
     };
     let by_body = "HTTP/1.1 200 OK\r\nContent-Length: 20\r\nX-Pid: 9\r\n\r\nHandled by PID 4711\n";
-    assert_eq!(pid(by_body, &Expect::default()), Some(4711));
-    let header = Expect { pids: Some("x-pid".to_string()), ..Expect::default() };
+    assert_eq!(pid(by_body, &ResponseExpectations::default()), Some(4711));
+    let header = ResponseExpectations {
+        pid_header: Some("x-pid".to_string()),
+        ..ResponseExpectations::default()
+    };
     assert_eq!(pid(by_body, &header), Some(9));
     let neither = "HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nHandled by PID ";
     assert_eq!(pid(neither, &header), None);
 }
 
 #[test]
-fn answers_to_head_have_no_body() {
-    let expect = Expect { no_body: true, ..Expect::default() };
+fn answers_to_head_have_is_head_request() {
+    let expect = ResponseExpectations { is_head_request: true, ..ResponseExpectations::default() };
     let text = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n".repeat(2);
     assert_eq!(read(text.as_bytes(), &[1000], &expect).expect("http").len(), 2);
 }
@@ -179,9 +190,9 @@ proptest! {
                 )),
             }
         }
-        let answers = read(text.as_bytes(), &sizes, &Expect::default()).expect("http");
-        prop_assert_eq!(answers.len(), bodies.len());
-        let bytes: u64 = answers.iter().map(|a| a.bytes).sum();
+        let responses = read(text.as_bytes(), &sizes, &ResponseExpectations::default()).expect("http");
+        prop_assert_eq!(responses.len(), bodies.len());
+        let bytes: u64 = responses.iter().map(|a| a.bytes).sum();
         prop_assert_eq!(bytes, text.len() as u64);
     }
 
@@ -189,7 +200,7 @@ proptest! {
     fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
         let mut http = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         http.extend(bytes);
-        let answers = read(&http, &[size], &Expect::default()).map_or(0, |a| a.len());
-        prop_assert!(answers <= http.len());
+        let responses = read(&http, &[size], &ResponseExpectations::default()).map_or(0, |a| a.len());
+        prop_assert!(responses <= http.len());
     }
 }

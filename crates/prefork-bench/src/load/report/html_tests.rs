@@ -1,11 +1,11 @@
 use super::*;
-use crate::load::report::tests::sample;
+use crate::load::report::tests::sample_report;
 
 #[test]
 fn the_page_needs_nothing_from_elsewhere() {
-    let mut report = sample();
+    let mut report = sample_report();
     report.target = "http://h/?<script>alert(1)</script>&\"".to_string();
-    let page = page(&report);
+    let page = render_html(&report);
     // The only address in it is that of the target, as text.
     for piece in ["<script", "src=", "url(", "@import", "<iframe", "onload"] {
         assert!(!page.contains(piece), "{piece}");
@@ -18,8 +18,8 @@ fn the_page_needs_nothing_from_elsewhere() {
 
 #[test]
 fn there_is_a_plot_for_each_question_that_can_be_answered() {
-    let mut report = sample();
-    let plots = |report: &Report| page(report).matches("<svg").count();
+    let mut report = sample_report();
+    let plots = |report: &LoadReport| render_html(report).matches("<svg").count();
     assert_eq!(plots(&report), 3);
     report.pids.clear();
     assert_eq!(plots(&report), 2);
@@ -30,7 +30,7 @@ fn there_is_a_plot_for_each_question_that_can_be_answered() {
 
 #[test]
 fn every_opened_tag_is_closed() {
-    let page = page(&sample());
+    let page = render_html(&sample_report());
     for tag in
         ["html", "head", "body", "main", "svg", "figure", "pre", "dl", "dt", "dd", "div", "text"]
     {

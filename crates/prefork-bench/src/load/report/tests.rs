@@ -1,27 +1,27 @@
 use std::time::Duration;
 
 use super::*;
-use crate::chaos::Done;
-use crate::load::counters::Failure;
-use crate::load::target_url::Target;
+use crate::chaos::InjectedFaults;
+use crate::load::counters::RequestFailure;
+use crate::load::target_url::TargetUrl;
 use tokio_prefork::ListenAddr;
 
 /// One second: a thousand responses, one a microsecond slower than the other, two resets, one status 500.
-pub(crate) fn sample() -> Report {
-    let mut tally = Tally::new();
+pub(crate) fn sample_report() -> LoadReport {
+    let mut counters = LoadCounters::new();
     let mut known = [None; 2];
     for n in 1..=1000u64 {
         let (status, side) = (if n == 9 { 500 } else { 200 }, usize::from(n > 250));
         let pid = Some(7 + side as u32);
-        known[side] = tally.answered(status, n * 1000, pid, known[side]);
-        tally.happened(n * 999_000, false);
-        tally.in_time += 1;
-        tally.bytes += 69;
+        known[side] = counters.record_response(status, n * 1000, pid, known[side]);
+        counters.record_timeline(n * 999_000, false);
+        counters.completed_in_time += 1;
+        counters.bytes += 69;
     }
-    tally.failed(Failure::Reset);
-    tally.failed(Failure::Reset);
-    tally.happened(BIN, true);
-    let usage = Usage {
+    counters.record_failure(RequestFailure::Reset);
+    counters.record_failure(RequestFailure::Reset);
+    counters.record_timeline(TIMELINE_BIN_NANOS, true);
+    let usage = ProcessTreeUsage {
         pid: 6,
         name: "prefork".to_string(),
         processes: 3,
@@ -32,24 +32,24 @@ pub(crate) fn sample() -> Report {
         pss_before_kib: Some(2048),
         pss_after_kib: Some(3072),
     };
-    let round = Round {
-        tally,
+    let round = RoundResult {
+        counters,
         measured: Duration::from_secs(1),
         usage: Some(usage),
-        done: Done::default(),
+        injected: InjectedFaults::default(),
     };
-    report(vec![round])
+    report_from_rounds(vec![round])
 }
 
-fn report(rounds: Vec<Round>) -> Report {
-    let plan = Plan::new(Target::parse("http://127.0.0.1:3000/").expect("url"));
+fn report_from_rounds(rounds: Vec<RoundResult>) -> LoadReport {
+    let plan = LoadPlan::new(TargetUrl::parse("http://127.0.0.1:3000/").expect("url"));
     let listener: ListenAddr = "127.0.0.1:3000".parse().expect("address");
-    Report::of(&plan, &listener, rounds, Cost { user: 0.01, system: 0.005 }, false)
+    LoadReport::from_rounds(&plan, &listener, rounds, CpuTime { user: 0.01, system: 0.005 }, false)
 }
 
 #[test]
 fn json_has_every_figure_and_the_statuses_by_name() {
-    let json: serde_json::Value = serde_json::from_str(&sample().to_json()).expect("JSON");
+    let json: serde_json::Value = serde_json::from_str(&sample_report().to_json()).expect("JSON");
     assert_eq!(json["statuses"]["5xx"], 1);
     assert_eq!(json["failures"]["reset"], 2);
     assert_eq!(json["pids"][0]["pid"], 8);
@@ -59,10 +59,10 @@ fn json_has_every_figure_and_the_statuses_by_name() {
 
 #[test]
 fn the_exit_status_says_whether_all_was_well() {
-    let mut report = sample();
+    let mut report = sample_report();
     assert_eq!(report.exit_status(), exit::FAILURE);
-    report.failures = Failures::default();
-    (report.statuses.broken, report.responses) = (0, 5);
+    report.failures = FailureCounts::default();
+    (report.statuses.server_error, report.responses) = (0, 5);
     assert_eq!(report.exit_status(), exit::OK);
     report.warm_up_failures = 1;
     assert_eq!(report.exit_status(), exit::FAILURE);
@@ -73,12 +73,17 @@ fn the_exit_status_says_whether_all_was_well() {
 #[test]
 fn rounds_are_put_side_by_side() {
     let round = |answers: u64, millis: u64| {
-        let mut tally = Tally::new();
-        tally.in_time = answers;
-        tally.classes[2] = answers;
-        Round { tally, measured: Duration::from_millis(millis), usage: None, done: Done::default() }
+        let mut counters = LoadCounters::new();
+        counters.completed_in_time = answers;
+        counters.status_classes[2] = answers;
+        RoundResult {
+            counters,
+            measured: Duration::from_millis(millis),
+            usage: None,
+            injected: InjectedFaults::default(),
+        }
     };
-    let report = report(vec![round(10, 1000), round(40, 1000), round(10, 500)]);
+    let report = report_from_rounds(vec![round(10, 1000), round(40, 1000), round(10, 500)]);
     let rate = &report.per_second;
     assert_eq!((rate.median, rate.min, rate.max), (20.0, 10.0, 40.0));
     assert_eq!((report.responses, report.measured_s), (60, 2.5));
@@ -89,27 +94,34 @@ fn rounds_are_put_side_by_side() {
 
 #[test]
 fn a_stall_stands_for_those_that_a_closed_loop_did_not_send() {
-    let mut tally = Tally::new();
+    let mut counters = LoadCounters::new();
     for millis in std::iter::repeat_n(10, 50).chain([500]) {
-        tally.answered(200, millis * 1_000_000, None, None);
+        counters.record_response(200, millis * 1_000_000, None, None);
     }
-    let corrected = Latency::corrected(&tally, 1, 1.0);
+    let corrected = LatencySummary::with_omission_corrected(&counters, 1, 1.0);
     // One request each 19.6 ms, so 24 more would have been sent in those 500 ms.
     let ten_ms = 10_000.0..10_010.0;
-    assert!(ten_ms.contains(&Latency::of(&tally.latency).p90), "as it was measured");
+    assert!(
+        ten_ms.contains(&LatencySummary::from_histogram(&counters.latency).p90),
+        "as it was measured"
+    );
     assert!(ten_ms.contains(&corrected.p50), "{}", corrected.p50);
     assert!((330_000.0..370_000.0).contains(&corrected.p90), "{}", corrected.p90);
-    let closed = Plan::new(Target::parse("http://127.0.0.1:3000/").expect("url"));
+    let closed = LoadPlan::new(TargetUrl::parse("http://127.0.0.1:3000/").expect("url"));
     assert!(closed.is_closed_loop());
-    assert!(!Plan { rate: Some(5), ..closed.clone() }.is_closed_loop());
-    assert!(!Plan { pipeline: 2, ..closed }.is_closed_loop());
+    assert!(!LoadPlan { rate: Some(5), ..closed.clone() }.is_closed_loop());
+    assert!(!LoadPlan { pipeline_depth: 2, ..closed }.is_closed_loop());
 }
 
 #[test]
 fn a_run_that_measured_nothing_has_a_report() {
-    let round =
-        Round { tally: Tally::new(), measured: Duration::ZERO, usage: None, done: Done::default() };
-    let report = report(vec![round]);
+    let round = RoundResult {
+        counters: LoadCounters::new(),
+        measured: Duration::ZERO,
+        usage: None,
+        injected: InjectedFaults::default(),
+    };
+    let report = report_from_rounds(vec![round]);
     assert_eq!((report.per_second.median, report.bytes_per_second), (0.0, 0.0));
     assert!(report.to_table().contains("requests/s  0") && report.to_html().ends_with("</html>\n"));
 }

@@ -1,10 +1,10 @@
 use super::*;
-use crate::load::report::tests::sample;
+use crate::load::report::tests::sample_report;
 
 #[test]
 fn the_table_answers_each_question_in_a_line() {
     assert_eq!(
-        table(&sample()),
+        render_text(&sample_report()),
         "GET http://127.0.0.1:3000/\n\
          64 connections in 2 threads, kept connections\n\
          measured for 1 s\n\
@@ -28,21 +28,13 @@ fn the_table_answers_each_question_in_a_line() {
 }
 
 #[test]
-fn figures_are_readable() {
-    let times = [0.4, 999.0, 1500.0, 15_000.0, 2_500_000.0].map(time);
-    assert_eq!(times, ["0 us", "999 us", "1.50 ms", "15 ms", "2.50 s"]);
-    assert_eq!([7.0, 1234.0, 1_234_567.0].map(count), ["7", "1 234", "1 234 567"]);
-    assert_eq!([999.0, 1500.0, 2.5e6, 3e9].map(bytes), ["999 B", "1.5 kB", "2.5 MB", "3.00 GB"]);
-}
-
-#[test]
 fn what_is_unknown_is_left_out_and_what_was_lost_is_not() {
-    let mut report = sample();
+    let mut report = sample_report();
     report.pids.clear();
     report.server = None;
     report.ended_early = true;
     (report.abandoned, report.warm_up_failures) = (3, 4);
-    let text = table(&report);
+    let text = render_text(&report);
     assert!(!text.contains("PID") && !text.contains("server"), "{text}");
     for piece in ["ended early", "abandoned   3 requests", "and 4 in the warm-up"] {
         assert!(text.contains(piece), "{piece}: {text}");

@@ -1,0 +1,37 @@
+//! The HTML page around every report, and escaping of text for it.
+
+const PAGE_STYLE: &str = include_str!("page.css");
+
+/// A whole page around `main`, which is HTML, as is the title.
+pub(crate) fn html_page(title: &str, main: &str, version: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <link rel=\"icon\" href=\"data:,\">\n\
+         <title>{title}</title>\n<style>\n{PAGE_STYLE}</style>\n</head>\n<body>\n<main>\n{main}\
+         <footer>prefork {version}</footer>\n</main>\n</body>\n</html>\n"
+    )
+}
+
+/// For text between tags and in attributes.
+pub(crate) fn escape_html(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            c if c.is_control() => safe.push('\u{fffd}'),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+/// As [`escape_html`], with the ends of lines kept.
+pub(crate) fn escape_html_lines(text: &str) -> String {
+    text.lines().map(escape_html).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,61 @@
+//! Text tables for a terminal, and numbers as people read them.
+
+use std::fmt::Write;
+
+/// Rows of cells, each column as wide as need be.
+pub(crate) fn write_table<const N: usize>(text: &mut String, rows: &[[String; N]]) {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    for row in rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  "));
+    }
+}
+
+/// Microseconds as people read them.
+pub(crate) fn format_micros(micros: f64) -> String {
+    match micros {
+        us if us < 1000.0 => format!("{us:.0} us"),
+        us if us < 10_000.0 => format!("{:.2} ms", us / 1e3),
+        us if us < 1_000_000.0 => format!("{:.0} ms", us / 1e3),
+        us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+/// `1 234 567`.
+pub(crate) fn format_count(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+pub(crate) fn format_bytes(number: f64) -> String {
+    match number {
+        n if n < 1e3 => format!("{n:.0} B"),
+        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
+        n if n < 1e9 => format!("{:.1} MB", n / 1e6),
+        n => format!("{:.2} GB", n / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_readable() {
+        let times = [0.4, 999.0, 1500.0, 15_000.0, 2_500_000.0].map(format_micros);
+        assert_eq!(times, ["0 us", "999 us", "1.50 ms", "15 ms", "2.50 s"]);
+        assert_eq!([7.0, 1234.0, 1_234_567.0].map(format_count), ["7", "1 234", "1 234 567"]);
+        assert_eq!(
+            [999.0, 1500.0, 2.5e6, 3e9].map(format_bytes),
+            ["999 B", "1.5 kB", "2.5 MB", "3.00 GB"]
+        );
+    }
+}
