@@ -25,7 +25,7 @@ pub(crate) struct WorkerInit {
     pub(crate) queue: Option<OwnedFd>,
     /// The worker's end of the channel for the application's messages. `None` in an upgrade check and in the threads of a
     /// worker, where no process reads them.
-    pub(crate) mail: Option<OwnedFd>,
+    pub(crate) message_channel: Option<OwnedFd>,
     /// The limits on messages that wait to be sent or read.
     pub(crate) message_limits: MessageLimits,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.

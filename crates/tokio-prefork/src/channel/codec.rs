@@ -2,154 +2,162 @@
 
 use std::time::Duration;
 
-use super::{HandOver, ToPrimary, ToWorker, Unread};
+use super::{HandoverMode, UnreadBytes, WorkerCommand, WorkerReport};
 use crate::text::printable_bytes;
 use prefork_supervisor::Slot;
 
 /// The largest message in bytes: a connection with all the unread bytes it may have.
-pub(crate) const CAP: usize = 1 + Unread::MOST;
+pub(crate) const MAX_CHANNEL_MESSAGE_BYTES: usize = 1 + UnreadBytes::MAX_BYTES;
 
 /// The longest text in bytes; what is longer is cut when it is encoded.
-const TEXT: usize = 4095;
+const MAX_TEXT_BYTES: usize = 4095;
 
 const READY: u8 = 0x01;
 const BOOT_FAILED: u8 = 0x02;
 const RETIRING: u8 = 0x03;
-const TRAVEL: u8 = 0x04;
-const NOT_ADOPTED: u8 = 0x05;
+const HAND_OVER_CONNECTION: u8 = 0x04;
+const ADOPT_SLOT_FAILED: u8 = 0x05;
 const ONLINE: u8 = 0x06;
 const DISCONNECTING: u8 = 0x07;
 const DRAIN: u8 = 0x81;
-const ARRIVE: u8 = 0x82;
-const RELEASED: u8 = 0x83;
-const LOG: u8 = 0x84;
-const ADOPT: u8 = 0x85;
-const GIVE_BACK: u8 = 0x86;
+const TAKE_OVER_CONNECTION: u8 = 0x82;
+const RETIRE_ACKNOWLEDGED: u8 = 0x83;
+const REOPEN_LOG: u8 = 0x84;
+const ADOPT_SLOT: u8 = 0x85;
+const RELEASE_SLOT: u8 = 0x86;
 
 /// Why a message is not one of ours.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Garbled {
+pub(crate) enum ChannelDecodeError {
     #[error("unknown kind {0:#04x}")]
-    Kind(u8),
+    UnknownKind(u8),
     #[error("wrong length {0}")]
-    Length(usize),
+    WrongLength(usize),
 }
 
-impl ToPrimary {
+impl WorkerReport {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
-            ToPrimary::Online => vec![ONLINE],
-            ToPrimary::Disconnecting => vec![DISCONNECTING],
-            ToPrimary::Ready => vec![READY],
-            ToPrimary::Retiring => vec![RETIRING],
-            ToPrimary::BootFailed(why) => {
+            WorkerReport::Online => vec![ONLINE],
+            WorkerReport::Disconnecting => vec![DISCONNECTING],
+            WorkerReport::Ready => vec![READY],
+            WorkerReport::Retiring => vec![RETIRING],
+            WorkerReport::BootFailed(why) => {
                 let mut bytes = vec![BOOT_FAILED];
-                bytes.extend(why.bytes().take(TEXT));
+                bytes.extend(why.bytes().take(MAX_TEXT_BYTES));
                 bytes
             }
-            ToPrimary::Travel(unread) => with_unread(TRAVEL, unread),
-            ToPrimary::NotAdopted(slot) => with_slot(NOT_ADOPTED, *slot),
+            WorkerReport::HandOverConnection(unread) => {
+                encode_with_unread_bytes(HAND_OVER_CONNECTION, unread)
+            }
+            WorkerReport::AdoptSlotFailed(slot) => encode_with_slot(ADOPT_SLOT_FAILED, *slot),
         }
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<ToPrimary, Garbled> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<WorkerReport, ChannelDecodeError> {
         match bytes {
-            [ONLINE] => Ok(ToPrimary::Online),
-            [DISCONNECTING] => Ok(ToPrimary::Disconnecting),
-            [READY] => Ok(ToPrimary::Ready),
-            [RETIRING] => Ok(ToPrimary::Retiring),
-            [BOOT_FAILED, why @ ..] => Ok(ToPrimary::BootFailed(printable_bytes(why, TEXT))),
-            [TRAVEL, unread @ ..] => {
-                let unread = Unread::new(unread.to_vec());
-                unread.map(ToPrimary::Travel).ok_or(Garbled::Length(bytes.len()))
+            [ONLINE] => Ok(WorkerReport::Online),
+            [DISCONNECTING] => Ok(WorkerReport::Disconnecting),
+            [READY] => Ok(WorkerReport::Ready),
+            [RETIRING] => Ok(WorkerReport::Retiring),
+            [BOOT_FAILED, why @ ..] => {
+                Ok(WorkerReport::BootFailed(printable_bytes(why, MAX_TEXT_BYTES)))
             }
-            [NOT_ADOPTED, slot @ ..] => slot_of(slot).map(ToPrimary::NotAdopted),
+            [HAND_OVER_CONNECTION, unread @ ..] => {
+                let unread = UnreadBytes::new(unread.to_vec());
+                unread
+                    .map(WorkerReport::HandOverConnection)
+                    .ok_or(ChannelDecodeError::WrongLength(bytes.len()))
+            }
+            [ADOPT_SLOT_FAILED, slot @ ..] => decode_slot(slot).map(WorkerReport::AdoptSlotFailed),
             [READY | RETIRING | ONLINE | DISCONNECTING, ..] | [] => {
-                Err(Garbled::Length(bytes.len()))
+                Err(ChannelDecodeError::WrongLength(bytes.len()))
             }
-            [kind, ..] => Err(Garbled::Kind(*kind)),
+            [kind, ..] => Err(ChannelDecodeError::UnknownKind(*kind)),
         }
     }
 }
 
-impl ToWorker {
+impl WorkerCommand {
     pub(crate) fn encode(&self) -> Vec<u8> {
         match self {
-            ToWorker::Drain { grace, linger, closing, hand_over } => {
+            WorkerCommand::Drain { grace, linger, closing, hand_over } => {
                 let mut bytes = vec![DRAIN];
-                bytes.extend(in_millis(*grace).to_le_bytes());
-                bytes.extend(in_millis(*linger).to_le_bytes());
+                bytes.extend(to_millis(*grace).to_le_bytes());
+                bytes.extend(to_millis(*linger).to_le_bytes());
                 bytes.push(u8::from(*closing));
                 bytes.push(*hand_over as u8);
                 bytes
             }
-            ToWorker::Arrive(unread) => with_unread(ARRIVE, unread),
-            ToWorker::Released => vec![RELEASED],
-            ToWorker::Log => vec![LOG],
-            ToWorker::Adopt { slot, closing } => {
-                let mut bytes = with_slot(ADOPT, *slot);
+            WorkerCommand::TakeOverConnection(unread) => {
+                encode_with_unread_bytes(TAKE_OVER_CONNECTION, unread)
+            }
+            WorkerCommand::RetireAcknowledged => vec![RETIRE_ACKNOWLEDGED],
+            WorkerCommand::ReopenLog => vec![REOPEN_LOG],
+            WorkerCommand::AdoptSlot { slot, closing } => {
+                let mut bytes = encode_with_slot(ADOPT_SLOT, *slot);
                 bytes.push(u8::from(*closing));
                 bytes
             }
-            ToWorker::GiveBack(slot) => with_slot(GIVE_BACK, *slot),
+            WorkerCommand::ReleaseSlot(slot) => encode_with_slot(RELEASE_SLOT, *slot),
         }
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<ToWorker, Garbled> {
-        let wrong_length = Garbled::Length(bytes.len());
+    pub(crate) fn decode(bytes: &[u8]) -> Result<WorkerCommand, ChannelDecodeError> {
+        let wrong_length = ChannelDecodeError::WrongLength(bytes.len());
         match bytes {
             [DRAIN, rest @ ..] => {
                 let (grace, rest) = rest.split_first_chunk().ok_or(wrong_length)?;
                 let (linger, rest) =
-                    rest.split_first_chunk().ok_or(Garbled::Length(bytes.len()))?;
+                    rest.split_first_chunk().ok_or(ChannelDecodeError::WrongLength(bytes.len()))?;
                 let [closing @ (0 | 1), hand_over] = rest else {
-                    return Err(Garbled::Length(bytes.len()));
+                    return Err(ChannelDecodeError::WrongLength(bytes.len()));
                 };
-                Ok(ToWorker::Drain {
+                Ok(WorkerCommand::Drain {
                     grace: Duration::from_millis(u64::from_le_bytes(*grace)),
                     linger: Duration::from_millis(u64::from_le_bytes(*linger)),
                     closing: *closing == 1,
                     hand_over: match hand_over {
-                        0 => HandOver::Never,
-                        1 => HandOver::WhenOthersServe,
-                        _ => HandOver::Now,
+                        0 => HandoverMode::Never,
+                        1 => HandoverMode::WhenOthersServe,
+                        _ => HandoverMode::Immediately,
                     },
                 })
             }
-            [ARRIVE, unread @ ..] => {
-                Unread::new(unread.to_vec()).map(ToWorker::Arrive).ok_or(wrong_length)
+            [TAKE_OVER_CONNECTION, unread @ ..] => UnreadBytes::new(unread.to_vec())
+                .map(WorkerCommand::TakeOverConnection)
+                .ok_or(wrong_length),
+            [RETIRE_ACKNOWLEDGED] => Ok(WorkerCommand::RetireAcknowledged),
+            [REOPEN_LOG] => Ok(WorkerCommand::ReopenLog),
+            [ADOPT_SLOT, slot @ .., closing @ (0 | 1)] => {
+                Ok(WorkerCommand::AdoptSlot { slot: decode_slot(slot)?, closing: *closing == 1 })
             }
-            [RELEASED] => Ok(ToWorker::Released),
-            [LOG] => Ok(ToWorker::Log),
-            [ADOPT, slot @ .., closing @ (0 | 1)] => {
-                Ok(ToWorker::Adopt { slot: slot_of(slot)?, closing: *closing == 1 })
-            }
-            [GIVE_BACK, slot @ ..] => slot_of(slot).map(ToWorker::GiveBack),
-            [RELEASED | LOG | ADOPT, ..] => Err(wrong_length),
+            [RELEASE_SLOT, slot @ ..] => decode_slot(slot).map(WorkerCommand::ReleaseSlot),
+            [RETIRE_ACKNOWLEDGED | REOPEN_LOG | ADOPT_SLOT, ..] => Err(wrong_length),
             [] => Err(wrong_length),
-            [kind, ..] => Err(Garbled::Kind(*kind)),
+            [kind, ..] => Err(ChannelDecodeError::UnknownKind(*kind)),
         }
     }
 }
 
-fn with_unread(kind: u8, unread: &Unread) -> Vec<u8> {
+fn encode_with_unread_bytes(kind: u8, unread: &UnreadBytes) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend(unread.as_ref());
     bytes
 }
 
-fn with_slot(kind: u8, slot: Slot) -> Vec<u8> {
+fn encode_with_slot(kind: u8, slot: Slot) -> Vec<u8> {
     let mut bytes = vec![kind];
     bytes.extend(slot.0.to_le_bytes());
     bytes
 }
 
-fn slot_of(bytes: &[u8]) -> Result<Slot, Garbled> {
-    let number = bytes.try_into().map_err(|_| Garbled::Length(bytes.len() + 1))?;
+fn decode_slot(bytes: &[u8]) -> Result<Slot, ChannelDecodeError> {
+    let number = bytes.try_into().map_err(|_| ChannelDecodeError::WrongLength(bytes.len() + 1))?;
     Ok(Slot(u32::from_le_bytes(number)))
 }
 
-fn in_millis(duration: Duration) -> u64 {
+fn to_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -161,38 +169,46 @@ mod tests {
 
     #[test]
     fn the_bytes_are_those_of_the_protocol_page() {
-        assert_eq!(ToPrimary::Ready.encode(), [0x01]);
-        let drain = ToWorker::Drain {
+        assert_eq!(WorkerReport::Ready.encode(), [0x01]);
+        let drain = WorkerCommand::Drain {
             grace: Duration::from_secs(30),
             linger: Duration::from_secs(1),
             closing: false,
-            hand_over: HandOver::WhenOthersServe,
+            hand_over: HandoverMode::WhenOthersServe,
         };
         assert_eq!(
             drain.encode(),
             [0x81, 0x30, 0x75, 0, 0, 0, 0, 0, 0, 0xe8, 0x03, 0, 0, 0, 0, 0, 0, 0, 1]
         );
-        let adopt = ToWorker::Adopt { slot: Slot(2), closing: false };
+        let adopt = WorkerCommand::AdoptSlot { slot: Slot(2), closing: false };
         assert_eq!(adopt.encode(), [0x85, 2, 0, 0, 0, 0]);
-        assert_eq!(ToWorker::GiveBack(Slot(2)).encode(), [0x86, 2, 0, 0, 0]);
-        let unread = Unread::new(b"GE".to_vec()).expect("short enough");
-        assert_eq!(ToPrimary::Travel(unread.clone()).encode(), [0x04, b'G', b'E']);
-        assert_eq!(ToWorker::Arrive(unread).encode(), [0x82, b'G', b'E']);
+        assert_eq!(WorkerCommand::ReleaseSlot(Slot(2)).encode(), [0x86, 2, 0, 0, 0]);
+        let unread = UnreadBytes::new(b"GE".to_vec()).expect("short enough");
+        assert_eq!(WorkerReport::HandOverConnection(unread.clone()).encode(), [0x04, b'G', b'E']);
+        assert_eq!(WorkerCommand::TakeOverConnection(unread).encode(), [0x82, b'G', b'E']);
     }
 
     #[test]
     fn what_is_long_is_bounded() {
-        let bytes = ToPrimary::BootFailed("x".repeat(2 * CAP)).encode();
-        assert_eq!(bytes.len(), 1 + TEXT);
+        let bytes = WorkerReport::BootFailed("x".repeat(2 * MAX_CHANNEL_MESSAGE_BYTES)).encode();
+        assert_eq!(bytes.len(), 1 + MAX_TEXT_BYTES);
         // A worker may send more than we would.
-        let long = [&[BOOT_FAILED][..], &vec![b'x'; CAP - 1]].concat();
-        let Ok(ToPrimary::BootFailed(why)) = ToPrimary::decode(&long) else { panic!("a message") };
-        assert_eq!(why.len(), TEXT + "... (cut)".len());
-        let most = Unread::new(vec![b'x'; Unread::MOST]).expect("the most");
-        assert_eq!(ToPrimary::Travel(most).encode().len(), CAP);
-        assert_eq!(Unread::new(vec![b'x'; Unread::MOST + 1]), None);
-        let long = vec![TRAVEL; CAP + 1];
-        assert_eq!(ToPrimary::decode(&long), Err(Garbled::Length(CAP + 1)));
+        let long = [&[BOOT_FAILED][..], &vec![b'x'; MAX_CHANNEL_MESSAGE_BYTES - 1]].concat();
+        let Ok(WorkerReport::BootFailed(why)) = WorkerReport::decode(&long) else {
+            panic!("a message")
+        };
+        assert_eq!(why.len(), MAX_TEXT_BYTES + "... (cut)".len());
+        let most = UnreadBytes::new(vec![b'x'; UnreadBytes::MAX_BYTES]).expect("the most");
+        assert_eq!(
+            WorkerReport::HandOverConnection(most).encode().len(),
+            MAX_CHANNEL_MESSAGE_BYTES
+        );
+        assert_eq!(UnreadBytes::new(vec![b'x'; UnreadBytes::MAX_BYTES + 1]), None);
+        let long = vec![HAND_OVER_CONNECTION; MAX_CHANNEL_MESSAGE_BYTES + 1];
+        assert_eq!(
+            WorkerReport::decode(&long),
+            Err(ChannelDecodeError::WrongLength(MAX_CHANNEL_MESSAGE_BYTES + 1))
+        );
     }
 
     proptest! {
@@ -200,33 +216,33 @@ mod tests {
         fn what_is_encoded_is_decoded(
             why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, now: bool,
         ) {
-            let unread = Unread::new(unread).expect("short enough");
-            let travel = ToPrimary::Travel(unread.clone());
+            let unread = UnreadBytes::new(unread).expect("short enough");
+            let travel = WorkerReport::HandOverConnection(unread.clone());
             // What is received is printable.
-            let failed = ToPrimary::BootFailed(printable(&why).into_owned());
-            let refused = ToPrimary::NotAdopted(Slot(grace));
-            for word in [ToPrimary::Ready, ToPrimary::Retiring, failed, travel, refused] {
-                prop_assert_eq!(ToPrimary::decode(&word.encode()), Ok(word));
+            let failed = WorkerReport::BootFailed(printable(&why).into_owned());
+            let refused = WorkerReport::AdoptSlotFailed(Slot(grace));
+            for message in [WorkerReport::Ready, WorkerReport::Retiring, failed, travel, refused] {
+                prop_assert_eq!(WorkerReport::decode(&message.encode()), Ok(message));
             }
-            let drain = ToWorker::Drain {
+            let drain = WorkerCommand::Drain {
                 grace: Duration::from_millis(grace.into()),
                 linger: Duration::from_millis(linger.into()),
                 closing,
-                hand_over: if now { HandOver::Now } else { HandOver::Never },
+                hand_over: if now { HandoverMode::Immediately } else { HandoverMode::Never },
             };
             let slot = Slot(grace);
-            let adopt = ToWorker::Adopt { slot, closing };
-            let adoption = [adopt, ToWorker::GiveBack(slot)];
-            let others = [drain, ToWorker::Arrive(unread), ToWorker::Released, ToWorker::Log];
-            for word in others.into_iter().chain(adoption) {
-                prop_assert_eq!(ToWorker::decode(&word.encode()), Ok(word));
+            let adopt = WorkerCommand::AdoptSlot { slot, closing };
+            let adoption = [adopt, WorkerCommand::ReleaseSlot(slot)];
+            let others = [drain, WorkerCommand::TakeOverConnection(unread), WorkerCommand::RetireAcknowledged, WorkerCommand::ReopenLog];
+            for message in others.into_iter().chain(adoption) {
+                prop_assert_eq!(WorkerCommand::decode(&message.encode()), Ok(message));
             }
         }
 
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let _ = ToPrimary::decode(&bytes);
-            let _ = ToWorker::decode(&bytes);
+            let _ = WorkerReport::decode(&bytes);
+            let _ = WorkerCommand::decode(&bytes);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The words between the primary and one worker, over a SOCK_SEQPACKET pair made before the fork.
 //!
-//! One message is one datagram: a kind byte and a payload, at most [`codec::CAP`] bytes. Numbers are
+//! One message is one datagram: a kind byte and a payload, at most [`codec::MAX_CHANNEL_MESSAGE_BYTES`] bytes. Numbers are
 //! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is nineteen:
 //!
 //! ```text
@@ -24,12 +24,12 @@ mod worker_end;
 use std::time::Duration;
 
 use prefork_supervisor::Slot;
-pub(crate) use primary_end::{Heard, PrimaryEnd};
-pub(crate) use worker_end::{Order, WorkerEnd};
+pub(crate) use primary_end::{PrimaryChannelEnd, ReceivedReport};
+pub(crate) use worker_end::{ReceivedCommand, WorkerChannelEnd};
 
 /// What a worker says to the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ToPrimary {
+pub(crate) enum WorkerReport {
     /// Its runtime turns; the application boots now.
     Online,
     /// It accepts connections from now on.
@@ -41,14 +41,14 @@ pub(crate) enum ToPrimary {
     /// It has begun to drain on its own account and wants no replacement.
     Disconnecting,
     /// It cannot accept from the sockets of this slot that it was sent.
-    NotAdopted(Slot),
+    AdoptSlotFailed(Slot),
     /// Here is a connection between two requests; somebody else may go on with it. A descriptor comes with it.
-    Travel(Unread),
+    HandOverConnection(UnreadBytes),
 }
 
 /// What the primary says to a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum ToWorker {
+pub(crate) enum WorkerCommand {
     /// Stop accepting, finish what is open, then exit.
     Drain {
         /// When what is still open is cut off.
@@ -58,44 +58,44 @@ pub(crate) enum ToWorker {
         /// Nobody will listen any more: empty the accept queue first.
         closing: bool,
         /// Whether connections that stand between two requests are sent to the primary for another worker.
-        hand_over: HandOver,
+        hand_over: HandoverMode,
     },
     /// Go on with this connection. A descriptor comes with it.
-    Arrive(Unread),
+    TakeOverConnection(UnreadBytes),
     /// The answer to RETIRING: no connection is sent after this.
-    Released,
+    RetireAcknowledged,
     /// Accept from this socket of another slot as well; one that nobody listens on any more, only until its queue is
     /// empty. A descriptor comes with it.
-    Adopt { slot: Slot, closing: bool },
+    AdoptSlot { slot: Slot, closing: bool },
     /// Stop accepting from all sockets of this slot.
-    GiveBack(Slot),
+    ReleaseSlot(Slot),
     /// Write the log to this file from now on. A descriptor comes with it.
-    Log,
+    ReopenLog,
 }
 
 /// Whether a draining worker sends its connections away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum HandOver {
+pub(crate) enum HandoverMode {
     /// They stay, and are told to close.
     Never,
     /// As soon as the scoreboard says that somebody serves. Until then they are served as if nothing was.
     WhenOthersServe,
     /// At once: the primary knows that somebody serves. The worker may not see that: it looks at the scoreboard
     /// it was born with, and another image of the primary has another one.
-    Now,
+    Immediately,
 }
 
 /// The bytes of a travelling connection that were received and not yet understood. Nearly always none.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Unread(Vec<u8>);
+pub(crate) struct UnreadBytes(Vec<u8>);
 
-impl Unread {
+impl UnreadBytes {
     /// So many at most.
-    pub(crate) const MOST: usize = 16 * 1024;
+    pub(crate) const MAX_BYTES: usize = 16 * 1024;
 
     /// `None` if they are too many.
-    pub(crate) fn new(bytes: Vec<u8>) -> Option<Unread> {
-        (bytes.len() <= Unread::MOST).then_some(Unread(bytes))
+    pub(crate) fn new(bytes: Vec<u8>) -> Option<UnreadBytes> {
+        (bytes.len() <= UnreadBytes::MAX_BYTES).then_some(UnreadBytes(bytes))
     }
 
     pub(crate) fn into_bytes(self) -> Vec<u8> {
@@ -103,7 +103,7 @@ impl Unread {
     }
 }
 
-impl AsRef<[u8]> for Unread {
+impl AsRef<[u8]> for UnreadBytes {
     fn as_ref(&self) -> &[u8] {
         &self.0
     }

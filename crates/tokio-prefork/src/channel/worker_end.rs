@@ -6,51 +6,55 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::codec::CAP;
-use super::{ToPrimary, ToWorker, Unread};
+use super::codec::MAX_CHANNEL_MESSAGE_BYTES;
+use super::{UnreadBytes, WorkerCommand, WorkerReport};
 use prefork_os::async_fd::register_readable_and_writable;
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::Slot;
 
 /// What the primary wants.
 #[derive(Debug)]
-pub(crate) enum Order {
-    /// A word.
-    Word(ToWorker),
+pub(crate) enum ReceivedCommand {
+    /// A report.
+    Command(WorkerCommand),
     /// Go on with this connection.
-    Take(OwnedFd, Unread),
+    TakeOverConnection(OwnedFd, UnreadBytes),
     /// Accept from this socket of `slot`.
-    Adopt { fd: OwnedFd, slot: Slot, closing: bool },
+    AdoptSlot { fd: OwnedFd, slot: Slot, closing: bool },
     /// Write the log here.
-    Log(OwnedFd),
+    ReopenLog(OwnedFd),
 }
 
 /// The worker's end of its channel to the primary. Made inside the worker's runtime.
 #[derive(Debug)]
-pub(crate) struct WorkerEnd(AsyncFd<OwnedFd>);
+pub(crate) struct WorkerChannelEnd(AsyncFd<OwnedFd>);
 
-impl WorkerEnd {
+impl WorkerChannelEnd {
     /// Registers the descriptor with the current runtime.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<WorkerEnd> {
-        Ok(WorkerEnd(register_readable_and_writable(fd)?))
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<WorkerChannelEnd> {
+        Ok(WorkerChannelEnd(register_readable_and_writable(fd)?))
     }
 
-    /// Sends `word` without waiting.
-    pub(crate) fn send(&self, word: &ToPrimary) -> io::Result<()> {
-        send_message(self.0.get_ref(), &word.encode(), None)
+    /// Sends `report` without waiting.
+    pub(crate) fn send(&self, report: &WorkerReport) -> io::Result<()> {
+        send_message(self.0.get_ref(), &report.encode(), None)
     }
 
-    /// Sends `word` and a duplicate of `fd`, waiting for room in the channel as long as it takes.
-    pub(crate) async fn send_with(&self, word: &ToPrimary, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let bytes = word.encode();
+    /// Sends `report` and a duplicate of `fd`, waiting for room in the channel as long as it takes.
+    pub(crate) async fn send_with_fd(
+        &self,
+        report: &WorkerReport,
+        fd: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        let bytes = report.encode();
         let send = |channel: &OwnedFd| send_message(channel, &bytes, Some(fd));
         self.0.async_io(Interest::WRITABLE, send).await
     }
 
     /// What the primary says next; `None` when it is gone, or speaks so that we cannot understand it, which is
-    /// the same to us. A descriptor that comes with a word that has none is closed.
-    pub(crate) async fn hear(&self) -> Option<Order> {
-        let mut buffer = vec![0u8; CAP];
+    /// the same to us. A descriptor that comes with a report that has none is closed.
+    pub(crate) async fn receive(&self) -> Option<ReceivedCommand> {
+        let mut buffer = vec![0u8; MAX_CHANNEL_MESSAGE_BYTES];
         loop {
             let mut ready = self.0.readable().await.ok()?;
             let (length, passed) =
@@ -61,22 +65,24 @@ impl WorkerEnd {
                     }
                     Err(_would_block) => continue,
                 };
-            match (ToWorker::decode(&buffer[..length]).ok()?, passed) {
-                (ToWorker::Arrive(unread), PassedFd::One(fd)) => {
-                    return Some(Order::Take(fd, unread));
+            match (WorkerCommand::decode(&buffer[..length]).ok()?, passed) {
+                (WorkerCommand::TakeOverConnection(unread), PassedFd::One(fd)) => {
+                    return Some(ReceivedCommand::TakeOverConnection(fd, unread));
                 }
-                (ToWorker::Adopt { slot, closing }, PassedFd::One(fd)) => {
-                    return Some(Order::Adopt { fd, slot, closing });
+                (WorkerCommand::AdoptSlot { slot, closing }, PassedFd::One(fd)) => {
+                    return Some(ReceivedCommand::AdoptSlot { fd, slot, closing });
                 }
-                (ToWorker::Log, PassedFd::One(fd)) => return Some(Order::Log(fd)),
-                (ToWorker::Log, _) => {
+                (WorkerCommand::ReopenLog, PassedFd::One(fd)) => {
+                    return Some(ReceivedCommand::ReopenLog(fd));
+                }
+                (WorkerCommand::ReopenLog, _) => {
                     log::error!("the log goes on in the old file: no descriptor left");
                 }
                 // We are out of descriptors: the kernel has closed this connection.
-                (ToWorker::Arrive(_), _) => {
+                (WorkerCommand::TakeOverConnection(_), _) => {
                     log::error!("a connection was lost: no descriptor left")
                 }
-                (word, _) => return Some(Order::Word(word)),
+                (command, _) => return Some(ReceivedCommand::Command(command)),
             }
         }
     }

@@ -4,7 +4,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Cluster, Kind};
-use crate::isolated::{Desk, IsolatedPoolConfig, ask_kind, done_kind, gone_kind};
+use crate::isolated::{
+    IsolatedJobScheduler, IsolatedPoolConfig, job_cancel_kind, job_request_kind, job_result_kind,
+};
 use crate::worker;
 
 impl Cluster {
@@ -56,14 +58,14 @@ impl Cluster {
             kind = kind.max_rss_hard(bytes);
         }
         self.kinds.add(kind, worker::isolated_worker_app(worker::isolated_job_fn(work)));
-        self.isolated_pools.insert(name, Desk::new(&pool));
-        self.on_message(&ask_kind(name), move |primary, from, message| {
+        self.isolated_pools.insert(name, IsolatedJobScheduler::new(&pool));
+        self.on_message(&job_request_kind(name), move |primary, from, message| {
             primary.submit_isolated_job(name, from, &message);
         })
-        .on_message(&gone_kind(name), move |primary, from, message| {
+        .on_message(&job_cancel_kind(name), move |primary, from, message| {
             primary.cancel_isolated_job(name, from, &message);
         })
-        .on_message(&done_kind(name), move |primary, from, message| {
+        .on_message(&job_result_kind(name), move |primary, from, message| {
             primary.finish_isolated_job(name, from, &message);
         })
     }

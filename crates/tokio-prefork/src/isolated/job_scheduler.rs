@@ -1,4 +1,4 @@
-//! The desk of one pool: which jobs wait, and who works on what. Pure: the time is an argument, and what is to be done is
+//! The scheduler of one pool: which jobs wait, and who works on what. Pure: the time is an argument, and what is to be done is
 //! returned.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -6,26 +6,26 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::{IsolatedPoolConfig, JobId, Verdict, join};
+use super::{IsolatedJobId, IsolatedJobOutcome, IsolatedPoolConfig, encode_with_payload};
 use crate::messages::ReplyTo;
 use prefork_supervisor::WorkerId;
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum SchedulerAction {
     /// Give the job to this isolated worker.
-    Give { worker: WorkerId, job: JobId, input: Bytes },
+    StartJob { worker: WorkerId, job: IsolatedJobId, input: Bytes },
     /// Tell the caller: a verdict, and the output.
-    Tell { to: ReplyTo, answer: Bytes },
+    SendReply { to: ReplyTo, answer: Bytes },
     /// SIGKILL: its job has run for too long.
-    Kill(WorkerId),
+    KillWorker(WorkerId),
 }
 
 /// How an isolated worker ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum IsolatedWorkerExit {
     /// It left as asked: a job that was on its way to it was not begun.
-    Left,
+    Drained,
     Died {
         signal: Option<i32>,
     },
@@ -33,44 +33,44 @@ pub(crate) enum Ended {
 
 /// A job that waits.
 #[derive(Debug, Clone)]
-struct Waiting {
+struct QueuedJob {
     caller: WorkerId,
     token: u64,
     to: ReplyTo,
-    until: Instant,
+    deadline: Instant,
     input: Bytes,
 }
 
-/// A job that somebody was given.
+/// A job that somebody was start_action.
 #[derive(Debug)]
-struct Running {
-    id: JobId,
-    job: Waiting,
-    until: Instant,
+struct RunningJob {
+    id: IsolatedJobId,
+    job: QueuedJob,
+    deadline: Instant,
 }
 
 /// One pool.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct IsolatedJobScheduler {
     limit: Duration,
-    most: usize,
+    max_queued: usize,
     /// In the order in which they came.
-    waiting: VecDeque<Waiting>,
-    running: BTreeMap<WorkerId, Running>,
+    waiting: VecDeque<QueuedJob>,
+    running: BTreeMap<WorkerId, RunningJob>,
     idle: BTreeSet<WorkerId>,
-    next: JobId,
+    next: IsolatedJobId,
     closed: bool,
 }
 
-fn tell(to: ReplyTo, verdict: &Verdict) -> Order {
-    Order::Tell { to, answer: join(verdict, b"") }
+fn reply_with_outcome(to: ReplyTo, verdict: &IsolatedJobOutcome) -> SchedulerAction {
+    SchedulerAction::SendReply { to, answer: encode_with_payload(verdict, b"") }
 }
 
-impl Desk {
-    pub(crate) fn new(settings: &IsolatedPoolConfig) -> Desk {
-        Desk {
-            limit: settings.deadline,
-            most: settings.queue,
+impl IsolatedJobScheduler {
+    pub(crate) fn new(config: &IsolatedPoolConfig) -> IsolatedJobScheduler {
+        IsolatedJobScheduler {
+            limit: config.deadline,
+            max_queued: config.queue,
             waiting: VecDeque::new(),
             running: BTreeMap::new(),
             idle: BTreeSet::new(),
@@ -80,77 +80,94 @@ impl Desk {
     }
 
     /// A worker of the pool is ready.
-    pub(crate) fn came(&mut self, worker: WorkerId) {
+    pub(crate) fn add_idle_worker(&mut self, worker: WorkerId) {
         self.idle.insert(worker);
     }
 
-    /// A caller asks for a job, and waits until `until`.
+    /// A caller asks for a job, and waits deadline `deadline`.
     pub(crate) fn submit(
         &mut self,
         (caller, token): (WorkerId, u64),
         to: ReplyTo,
-        until: Instant,
+        deadline: Instant,
         input: Bytes,
-    ) -> Option<Order> {
+    ) -> Option<SchedulerAction> {
         if self.closed {
-            return Some(tell(to, &Verdict::Closed));
+            return Some(reply_with_outcome(to, &IsolatedJobOutcome::Closed));
         }
         // Whoever is idle takes one of them at once.
-        if self.waiting.len() >= self.most + self.idle.len() {
-            return Some(tell(to, &Verdict::Full));
+        if self.waiting.len() >= self.max_queued + self.idle.len() {
+            return Some(reply_with_outcome(to, &IsolatedJobOutcome::Full));
         }
-        self.waiting.push_back(Waiting { caller, token, to, until, input });
+        self.waiting.push_back(QueuedJob { caller, token, to, deadline, input });
         None
     }
 
-    /// Gives waiting jobs to idle workers. `serves`: whether a worker is not about to leave.
-    pub(crate) fn assign(&mut self, now: Instant, serves: &dyn Fn(WorkerId) -> bool) -> Vec<Order> {
-        self.idle.retain(|worker| serves(*worker));
-        let mut orders = Vec::new();
+    /// Gives waiting jobs to idle workers. `is_serving`: whether a worker is not about to leave.
+    pub(crate) fn start_queued_jobs(
+        &mut self,
+        now: Instant,
+        is_serving: &dyn Fn(WorkerId) -> bool,
+    ) -> Vec<SchedulerAction> {
+        self.idle.retain(|worker| is_serving(*worker));
+        let mut actions = Vec::new();
         while let Some(worker) = self.idle.first().copied()
             && let Some(job) = self.waiting.pop_front()
         {
             self.idle.remove(&worker);
             let (id, input) = (self.next, job.input.clone());
             self.next += 1;
-            let until = job.until.min(now + self.limit);
-            self.running.insert(worker, Running { id, job, until });
-            orders.push(Order::Give { worker, job: id, input });
+            let deadline = job.deadline.min(now + self.limit);
+            self.running.insert(worker, RunningJob { id, job, deadline });
+            actions.push(SchedulerAction::StartJob { worker, job: id, input });
         }
-        orders
+        actions
     }
 
     /// The worker has answered. What it says of another job than its own is late, or made up.
-    pub(crate) fn done(&mut self, worker: WorkerId, id: JobId, answer: Bytes) -> Option<Order> {
+    pub(crate) fn complete_job(
+        &mut self,
+        worker: WorkerId,
+        id: IsolatedJobId,
+        answer: Bytes,
+    ) -> Option<SchedulerAction> {
         if self.running.get(&worker).is_none_or(|running| running.id != id) {
             return None;
         }
-        let Running { job, .. } = self.running.remove(&worker)?;
+        let RunningJob { job, .. } = self.running.remove(&worker)?;
         self.idle.insert(worker);
-        Some(Order::Tell { to: job.to, answer })
+        Some(SchedulerAction::SendReply { to: job.to, answer })
     }
 
-    /// The worker could not be given its job.
-    pub(crate) fn not_given(&mut self, worker: WorkerId, why: String) -> Option<Order> {
-        let Running { job, .. } = self.running.remove(&worker)?;
+    /// The worker could not be start_action its job.
+    pub(crate) fn fail_start(&mut self, worker: WorkerId, why: String) -> Option<SchedulerAction> {
+        let RunningJob { job, .. } = self.running.remove(&worker)?;
         self.idle.insert(worker);
-        Some(tell(job.to, &Verdict::Failed(why)))
+        Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Failed(why)))
     }
 
     /// Nobody waits for this job any more. One that has begun goes on: its end is not far.
-    pub(crate) fn gone(&mut self, caller: WorkerId, token: u64) {
+    pub(crate) fn cancel_queued_job(&mut self, caller: WorkerId, token: u64) {
         self.waiting.retain(|job| (job.caller, job.token) != (caller, token));
     }
 
     /// A worker of any kind has ended: one of ours, or a caller.
-    pub(crate) fn ended(&mut self, worker: WorkerId, how: Ended) -> Option<Order> {
+    pub(crate) fn handle_worker_exit(
+        &mut self,
+        worker: WorkerId,
+        how: IsolatedWorkerExit,
+    ) -> Option<SchedulerAction> {
         self.waiting.retain(|job| job.caller != worker);
         self.idle.remove(&worker);
-        let Running { job, .. } = self.running.remove(&worker)?;
+        let RunningJob { job, .. } = self.running.remove(&worker)?;
         match how {
-            Ended::Died { signal } => Some(tell(job.to, &Verdict::Died { signal })),
-            Ended::Left if self.closed => Some(tell(job.to, &Verdict::Closed)),
-            Ended::Left => {
+            IsolatedWorkerExit::Died { signal } => {
+                Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Died { signal }))
+            }
+            IsolatedWorkerExit::Drained if self.closed => {
+                Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Closed))
+            }
+            IsolatedWorkerExit::Drained => {
                 self.waiting.push_front(job);
                 None
             }
@@ -158,34 +175,39 @@ impl Desk {
     }
 
     /// When `overdue` has something to do, if nothing happens before.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let waiting = self.waiting.iter().map(|job| job.until);
-        waiting.chain(self.running.values().map(|running| running.until)).min()
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.waiting.iter().map(|job| job.deadline);
+        waiting.chain(self.running.values().map(|running| running.deadline)).min()
     }
 
     /// Ends what takes too long. The process of a job that had begun is nobody's any more.
-    pub(crate) fn overdue(&mut self, now: Instant) -> Vec<Order> {
-        let mut orders = Vec::new();
+    pub(crate) fn expire_jobs(&mut self, now: Instant) -> Vec<SchedulerAction> {
+        let mut actions = Vec::new();
         self.waiting.retain(|job| {
-            let late = job.until <= now;
-            orders.extend(late.then(|| tell(job.to.clone(), &Verdict::TimedOut)));
+            let late = job.deadline <= now;
+            actions.extend(
+                late.then(|| reply_with_outcome(job.to.clone(), &IsolatedJobOutcome::TimedOut)),
+            );
             !late
         });
-        self.running.retain(|worker, Running { job, until, .. }| {
-            let late = *until <= now;
+        self.running.retain(|worker, RunningJob { job, deadline, .. }| {
+            let late = *deadline <= now;
             if late {
-                orders.push(tell(job.to.clone(), &Verdict::TimedOut));
-                orders.push(Order::Kill(*worker));
+                actions.push(reply_with_outcome(job.to.clone(), &IsolatedJobOutcome::TimedOut));
+                actions.push(SchedulerAction::KillWorker(*worker));
             }
             !late
         });
-        orders
+        actions
     }
 
     /// The cluster stops: what has not begun will not begin.
-    pub(crate) fn close(&mut self) -> Vec<Order> {
+    pub(crate) fn close(&mut self) -> Vec<SchedulerAction> {
         self.closed = true;
-        self.waiting.drain(..).map(|job| tell(job.to, &Verdict::Closed)).collect()
+        self.waiting
+            .drain(..)
+            .map(|job| reply_with_outcome(job.to, &IsolatedJobOutcome::Closed))
+            .collect()
     }
 }
 
@@ -195,136 +217,167 @@ mod tests {
     use crate::messages::{MessageSender, ReplyTo};
 
     const CALLER: WorkerId = WorkerId(1);
-    const ONE: WorkerId = WorkerId(8);
-    const OTHER: WorkerId = WorkerId(9);
+    const FIRST_WORKER: WorkerId = WorkerId(8);
+    const SECOND_WORKER: WorkerId = WorkerId(9);
 
-    fn desk(queue: usize) -> Desk {
-        Desk::new(
+    fn create_scheduler(queue: usize) -> IsolatedJobScheduler {
+        IsolatedJobScheduler::new(
             &IsolatedPoolConfig::new("thumbnails", 2)
                 .queue(queue)
                 .deadline(Duration::from_secs(10)),
         )
     }
 
-    fn to(id: u64) -> ReplyTo {
+    fn reply_to(id: u64) -> ReplyTo {
         ReplyTo::to_test(MessageSender::Worker(CALLER), id)
     }
 
-    fn told(id: u64, verdict: Verdict) -> Order {
-        tell(to(id), &verdict)
+    fn reply_action(id: u64, verdict: IsolatedJobOutcome) -> SchedulerAction {
+        reply_with_outcome(reply_to(id), &verdict)
     }
 
     /// Asks for job `n`, for a second; what is done at once.
-    fn ask(desk: &mut Desk, n: u64, now: Instant) -> Vec<Order> {
-        let until = now + Duration::from_secs(1);
-        let refused = desk.submit((CALLER, n), to(n), until, Bytes::from(n.to_string()));
-        refused.into_iter().chain(desk.assign(now, &|_| true)).collect()
+    fn submit_job(
+        scheduler: &mut IsolatedJobScheduler,
+        n: u64,
+        now: Instant,
+    ) -> Vec<SchedulerAction> {
+        let deadline = now + Duration::from_secs(1);
+        let refused =
+            scheduler.submit((CALLER, n), reply_to(n), deadline, Bytes::from(n.to_string()));
+        refused.into_iter().chain(scheduler.start_queued_jobs(now, &|_| true)).collect()
     }
 
-    fn given(worker: WorkerId, job: JobId, n: u64) -> Order {
-        Order::Give { worker, job, input: Bytes::from(n.to_string()) }
+    fn start_action(worker: WorkerId, job: IsolatedJobId, n: u64) -> SchedulerAction {
+        SchedulerAction::StartJob { worker, job, input: Bytes::from(n.to_string()) }
     }
 
     #[test]
     fn a_worker_has_one_job_at_a_time_and_the_others_wait_in_order() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        assert_eq!(ask(&mut desk, 1, now), [given(ONE, 1, 1)]);
-        assert!(ask(&mut desk, 2, now).is_empty() && ask(&mut desk, 3, now).is_empty());
-        assert_eq!(ask(&mut desk, 4, now), [told(4, Verdict::Full)]);
-        let answer = join(&Verdict::Done, b"!");
-        assert_eq!(desk.done(OTHER, 1, answer.clone()), None, "it has no such job");
-        assert_eq!(desk.done(ONE, 7, answer.clone()), None, "nor it");
-        let done = desk.done(ONE, 1, answer.clone());
-        assert_eq!(done, Some(Order::Tell { to: to(1), answer }));
-        assert_eq!(desk.assign(now, &|_| true), [given(ONE, 2, 2)]);
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        assert_eq!(submit_job(&mut scheduler, 1, now), [start_action(FIRST_WORKER, 1, 1)]);
+        assert!(
+            submit_job(&mut scheduler, 2, now).is_empty()
+                && submit_job(&mut scheduler, 3, now).is_empty()
+        );
+        assert_eq!(submit_job(&mut scheduler, 4, now), [reply_action(4, IsolatedJobOutcome::Full)]);
+        let answer = encode_with_payload(&IsolatedJobOutcome::Done, b"!");
+        assert_eq!(
+            scheduler.complete_job(SECOND_WORKER, 1, answer.clone()),
+            None,
+            "it has no such job"
+        );
+        assert_eq!(scheduler.complete_job(FIRST_WORKER, 7, answer.clone()), None, "nor it");
+        let done = scheduler.complete_job(FIRST_WORKER, 1, answer.clone());
+        assert_eq!(done, Some(SchedulerAction::SendReply { to: reply_to(1), answer }));
+        assert_eq!(scheduler.start_queued_jobs(now, &|_| true), [start_action(FIRST_WORKER, 2, 2)]);
     }
 
     #[test]
     fn whoever_is_about_to_leave_is_given_nothing() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        desk.submit((CALLER, 1), to(1), now, Bytes::new());
-        assert!(desk.assign(now, &|_| false).is_empty());
-        desk.came(OTHER);
-        assert!(matches!(desk.assign(now, &|_| true)[..], [Order::Give { worker: OTHER, .. }]));
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        scheduler.submit((CALLER, 1), reply_to(1), now, Bytes::new());
+        assert!(scheduler.start_queued_jobs(now, &|_| false).is_empty());
+        scheduler.add_idle_worker(SECOND_WORKER);
+        assert!(matches!(
+            scheduler.start_queued_jobs(now, &|_| true)[..],
+            [SchedulerAction::StartJob { worker: SECOND_WORKER, .. }]
+        ));
     }
 
     #[test]
     fn the_caller_is_told_when_the_process_dies_and_nobody_else_is() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        ask(&mut desk, 1, now);
-        ask(&mut desk, 2, now);
-        let died = Ended::Died { signal: Some(11) };
-        assert_eq!(desk.ended(ONE, died), Some(told(1, Verdict::Died { signal: Some(11) })));
-        assert_eq!(desk.ended(ONE, died), None);
-        desk.came(OTHER);
-        assert_eq!(desk.assign(now, &|_| true), [given(OTHER, 2, 2)]);
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        submit_job(&mut scheduler, 1, now);
+        submit_job(&mut scheduler, 2, now);
+        let died = IsolatedWorkerExit::Died { signal: Some(11) };
+        assert_eq!(
+            scheduler.handle_worker_exit(FIRST_WORKER, died),
+            Some(reply_action(1, IsolatedJobOutcome::Died { signal: Some(11) }))
+        );
+        assert_eq!(scheduler.handle_worker_exit(FIRST_WORKER, died), None);
+        scheduler.add_idle_worker(SECOND_WORKER);
+        assert_eq!(
+            scheduler.start_queued_jobs(now, &|_| true),
+            [start_action(SECOND_WORKER, 2, 2)]
+        );
     }
 
     #[test]
     fn a_job_that_was_on_its_way_to_one_that_left_is_given_to_the_next() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        ask(&mut desk, 1, now);
-        ask(&mut desk, 2, now);
-        assert_eq!(desk.ended(ONE, Ended::Left), None);
-        desk.came(OTHER);
-        assert_eq!(desk.assign(now, &|_| true), [given(OTHER, 2, 1)]);
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        submit_job(&mut scheduler, 1, now);
+        submit_job(&mut scheduler, 2, now);
+        assert_eq!(scheduler.handle_worker_exit(FIRST_WORKER, IsolatedWorkerExit::Drained), None);
+        scheduler.add_idle_worker(SECOND_WORKER);
+        assert_eq!(
+            scheduler.start_queued_jobs(now, &|_| true),
+            [start_action(SECOND_WORKER, 2, 1)]
+        );
     }
 
     #[test]
     fn what_is_late_is_ended_and_its_process_killed() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        ask(&mut desk, 1, now);
-        ask(&mut desk, 2, now);
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        submit_job(&mut scheduler, 1, now);
+        submit_job(&mut scheduler, 2, now);
         let late = now + Duration::from_secs(1);
-        assert_eq!((desk.deadline(), desk.overdue(now).len()), (Some(late), 0));
-        let orders = desk.overdue(late);
-        let [two, one] = [2, 1].map(|n| told(n, Verdict::TimedOut));
-        assert_eq!(orders, [two, one, Order::Kill(ONE)]);
+        assert_eq!((scheduler.next_deadline(), scheduler.expire_jobs(now).len()), (Some(late), 0));
+        let actions = scheduler.expire_jobs(late);
+        let [two, one] = [2, 1].map(|n| reply_action(n, IsolatedJobOutcome::TimedOut));
+        assert_eq!(actions, [two, one, SchedulerAction::KillWorker(FIRST_WORKER)]);
         assert_eq!(
-            (desk.deadline(), desk.ended(ONE, Ended::Died { signal: Some(9) })),
+            (
+                scheduler.next_deadline(),
+                scheduler
+                    .handle_worker_exit(FIRST_WORKER, IsolatedWorkerExit::Died { signal: Some(9) })
+            ),
             (None, None)
         );
     }
 
     #[test]
     fn a_job_runs_no_longer_than_the_pool_allows_whatever_its_caller_says() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        let until = now + Duration::from_secs(3600);
-        desk.submit((CALLER, 1), to(1), until, Bytes::new());
-        desk.assign(now, &|_| true);
-        assert_eq!(desk.deadline(), Some(now + Duration::from_secs(10)));
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        let deadline = now + Duration::from_secs(3600);
+        scheduler.submit((CALLER, 1), reply_to(1), deadline, Bytes::new());
+        scheduler.start_queued_jobs(now, &|_| true);
+        assert_eq!(scheduler.next_deadline(), Some(now + Duration::from_secs(10)));
     }
 
     #[test]
     fn nothing_is_begun_for_callers_that_are_gone() {
-        let (mut desk, now) = (desk(4), Instant::now());
+        let (mut scheduler, now) = (create_scheduler(4), Instant::now());
         for n in 1..=3 {
-            ask(&mut desk, n, now);
+            submit_job(&mut scheduler, n, now);
         }
-        desk.gone(OTHER, 2);
-        desk.gone(CALLER, 2);
-        desk.came(ONE);
-        assert_eq!(desk.assign(now, &|_| true), [given(ONE, 1, 1)]);
-        desk.ended(CALLER, Ended::Died { signal: Some(9) });
-        desk.came(OTHER);
-        assert!(desk.assign(now, &|_| true).is_empty());
+        scheduler.cancel_queued_job(SECOND_WORKER, 2);
+        scheduler.cancel_queued_job(CALLER, 2);
+        scheduler.add_idle_worker(FIRST_WORKER);
+        assert_eq!(scheduler.start_queued_jobs(now, &|_| true), [start_action(FIRST_WORKER, 1, 1)]);
+        scheduler.handle_worker_exit(CALLER, IsolatedWorkerExit::Died { signal: Some(9) });
+        scheduler.add_idle_worker(SECOND_WORKER);
+        assert!(scheduler.start_queued_jobs(now, &|_| true).is_empty());
     }
 
     #[test]
     fn a_stop_ends_what_waits_and_lets_finish_what_has_begun() {
-        let (mut desk, now) = (desk(2), Instant::now());
-        desk.came(ONE);
-        ask(&mut desk, 1, now);
-        ask(&mut desk, 2, now);
-        assert_eq!(desk.close(), [told(2, Verdict::Closed)]);
-        assert_eq!(ask(&mut desk, 3, now), [told(3, Verdict::Closed)]);
-        let answer = join(&Verdict::Done, b"");
-        assert!(desk.done(ONE, 1, answer).is_some());
+        let (mut scheduler, now) = (create_scheduler(2), Instant::now());
+        scheduler.add_idle_worker(FIRST_WORKER);
+        submit_job(&mut scheduler, 1, now);
+        submit_job(&mut scheduler, 2, now);
+        assert_eq!(scheduler.close(), [reply_action(2, IsolatedJobOutcome::Closed)]);
+        assert_eq!(
+            submit_job(&mut scheduler, 3, now),
+            [reply_action(3, IsolatedJobOutcome::Closed)]
+        );
+        let answer = encode_with_payload(&IsolatedJobOutcome::Done, b"");
+        assert!(scheduler.complete_job(FIRST_WORKER, 1, answer).is_some());
     }
 }

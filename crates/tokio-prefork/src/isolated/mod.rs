@@ -6,10 +6,10 @@
 //! passes the answer on, and answers itself when the process dies, or when the time is up: then it kills the process.
 //!
 //! ```text
-//! caller   -> primary   isolated/NAME        Job, and the input     a request, answered with Verdict, and the output
+//! caller   -> primary   isolated/NAME        IsolatedJobRequest, and the input     a request, answered with IsolatedJobOutcome, and the output
 //! caller   -> primary   isolated-gone/NAME   its token              nobody waits for that job any more
 //! primary  -> isolated  isolated-job         number, and the input
-//! isolated -> primary   isolated-done/NAME   number, Verdict, and the output
+//! isolated -> primary   isolated-done/NAME   number, IsolatedJobOutcome, and the output
 //! ```
 
 mod job_protocol;
@@ -20,9 +20,10 @@ use std::time::Duration;
 use crate::text::Printable;
 
 pub(crate) use job_protocol::{
-    DO, Job, JobId, Verdict, ask_kind, done_kind, gone_kind, join, split, split_done,
+    IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest, RUN_JOB_KIND, decode_job_result,
+    decode_with_payload, encode_with_payload, job_cancel_kind, job_request_kind, job_result_kind,
 };
-pub(crate) use job_scheduler::{Desk, Ended, Order};
+pub(crate) use job_scheduler::{IsolatedJobScheduler, IsolatedWorkerExit, SchedulerAction};
 
 /// A pool of isolated workers: its name, how many there are, and what they may take. See
 /// [`Cluster::isolated_pool`](crate::Cluster::isolated_pool).

@@ -1,95 +1,104 @@
-//! From packets to letters: pure, with one buffer for the larger letter that is under way.
+//! From packets to envelopes: pure, with one buffer for the larger envelope that is under way.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::packet_frame::{self, Frame, Garbled};
-use super::{Carried, Letter};
+use super::packet_frame::{self, MessageProtocolError, PacketFrame};
+use super::{AttachedConnection, Envelope};
 
-/// How much room a large letter is given before any of it has come.
-const TRUST: usize = 256 * 1024;
+/// How much room a large envelope is given before any of it has come.
+const INITIAL_CAPACITY_LIMIT: usize = 256 * 1024;
 
-/// The larger letter that is under way.
+/// The larger envelope that is under way.
 #[derive(Debug)]
-struct Partial {
+struct PartialEnvelope {
     total: usize,
     bytes: Vec<u8>,
-    carried: Carried,
+    attached: AttachedConnection,
 }
 
 /// What came over one channel and is not complete yet.
 #[derive(Debug)]
-pub(super) struct Assembler {
-    /// Bytes of a letter, at most.
-    most: usize,
-    partial: Option<Partial>,
+pub(super) struct EnvelopeAssembler {
+    /// Bytes of a envelope, at max_envelope_bytes.
+    max_envelope_bytes: usize,
+    partial: Option<PartialEnvelope>,
 }
 
-impl Assembler {
-    pub(super) fn new(most: usize) -> Assembler {
-        Assembler { most, partial: None }
+impl EnvelopeAssembler {
+    pub(super) fn new(max_envelope_bytes: usize) -> EnvelopeAssembler {
+        EnvelopeAssembler { max_envelope_bytes, partial: None }
     }
 
-    /// Whether a part of a letter has come, perhaps with a connection.
+    /// Whether a part of a envelope has come, perhaps with a connection.
     pub(super) fn is_amid_letter(&self) -> bool {
         self.partial.is_some()
     }
 
-    /// Appends the letters that `packet` completes to `letters`. A connection that no frame claims is closed.
-    pub(super) fn take(
+    /// Appends the envelopes that `packet` completes to `envelopes`. A connection that no frame claims is closed.
+    pub(super) fn accept_packet(
         &mut self,
         mut packet: &[u8],
-        mut carried: Carried,
-        letters: &mut VecDeque<Letter>,
-    ) -> Result<(), Garbled> {
-        let mut claim = |connection: bool| match (connection, std::mem::take(&mut carried)) {
-            (false, unclaimed) => {
-                carried = unclaimed;
-                Ok(Carried::Nothing)
-            }
-            (true, Carried::Nothing) => Err(Garbled::MissingDescriptor),
-            (true, claimed) => Ok(claimed),
-        };
-        while let Some(frame) = packet_frame::next(&mut packet)? {
+        mut attached: AttachedConnection,
+        envelopes: &mut VecDeque<Envelope>,
+    ) -> Result<(), MessageProtocolError> {
+        let mut claim_connection =
+            |connection: bool| match (connection, std::mem::take(&mut attached)) {
+                (false, unclaimed) => {
+                    attached = unclaimed;
+                    Ok(AttachedConnection::Absent)
+                }
+                (true, AttachedConnection::Absent) => Err(MessageProtocolError::MissingDescriptor),
+                (true, claimed) => Ok(claimed),
+            };
+        while let Some(frame) = packet_frame::next_frame(&mut packet)? {
             match frame {
-                Frame::Whole(bytes, connection) => {
-                    if bytes.len() > self.most {
-                        return Err(Garbled::TooLarge(bytes.len()));
+                PacketFrame::Whole(bytes, connection) => {
+                    if bytes.len() > self.max_envelope_bytes {
+                        return Err(MessageProtocolError::TooLarge(bytes.len()));
                     }
                     let bytes = Bytes::copy_from_slice(bytes);
-                    let letter = Letter::decode(bytes, claim(connection)?);
-                    letters.push_back(letter.ok_or(Garbled::Letter)?);
+                    let envelope = Envelope::decode(bytes, claim_connection(connection)?);
+                    envelopes.push_back(envelope.ok_or(MessageProtocolError::InvalidEnvelope)?);
                 }
-                Frame::First { total, .. } if total > self.most => {
-                    return Err(Garbled::TooLarge(total));
+                PacketFrame::First { total, .. } if total > self.max_envelope_bytes => {
+                    return Err(MessageProtocolError::TooLarge(total));
                 }
-                Frame::First { total, part, connection } => {
+                PacketFrame::First { total, part, connection } => {
                     if self.partial.is_some() {
-                        return Err(Garbled::Parts);
+                        return Err(MessageProtocolError::PartsDoNotFit);
                     }
-                    let bytes = Vec::with_capacity(total.min(TRUST));
-                    self.partial = Some(Partial { total, bytes, carried: claim(connection)? });
-                    self.go_on(part, letters)?;
+                    let bytes = Vec::with_capacity(total.min(INITIAL_CAPACITY_LIMIT));
+                    self.partial = Some(PartialEnvelope {
+                        total,
+                        bytes,
+                        attached: claim_connection(connection)?,
+                    });
+                    self.append_part(part, envelopes)?;
                 }
-                Frame::Next(part) => self.go_on(part, letters)?,
+                PacketFrame::Next(part) => self.append_part(part, envelopes)?,
             }
         }
         Ok(())
     }
 
-    fn go_on(&mut self, part: &[u8], letters: &mut VecDeque<Letter>) -> Result<(), Garbled> {
-        let mut partial = self.partial.take().ok_or(Garbled::Parts)?;
+    fn append_part(
+        &mut self,
+        part: &[u8],
+        envelopes: &mut VecDeque<Envelope>,
+    ) -> Result<(), MessageProtocolError> {
+        let mut partial = self.partial.take().ok_or(MessageProtocolError::PartsDoNotFit)?;
         if part.is_empty() || part.len() > partial.total - partial.bytes.len() {
-            return Err(Garbled::Parts);
+            return Err(MessageProtocolError::PartsDoNotFit);
         }
         partial.bytes.extend(part);
         if partial.bytes.len() < partial.total {
             self.partial = Some(partial);
             return Ok(());
         }
-        let letter = Letter::decode(partial.bytes.into(), partial.carried);
-        letters.push_back(letter.ok_or(Garbled::Letter)?);
+        let envelope = Envelope::decode(partial.bytes.into(), partial.attached);
+        envelopes.push_back(envelope.ok_or(MessageProtocolError::InvalidEnvelope)?);
         Ok(())
     }
 }
@@ -97,46 +106,46 @@ impl Assembler {
 #[cfg(test)]
 mod tests {
     use super::super::MessageLimits;
-    use super::super::envelope::tests::{letter, same};
-    use super::super::packet_frame::PACKET;
-    use super::super::send_queue::Outbox;
+    use super::super::envelope::tests::{same_envelope, test_envelope};
+    use super::super::packet_frame::MAX_PACKET_BYTES;
+    use super::super::send_queue::SendQueue;
     use super::*;
     use proptest::prelude::*;
 
-    fn assembler() -> Assembler {
-        Assembler::new(MessageLimits::default().letter())
+    fn assembler() -> EnvelopeAssembler {
+        EnvelopeAssembler::new(MessageLimits::default().max_envelope_bytes())
     }
 
-    fn duplicate(carried: bool) -> Carried {
+    fn attach_test_file(attached: bool) -> AttachedConnection {
         let fd = || std::fs::File::open("/dev/null").expect("open").into();
-        if carried { Carried::Here(fd()) } else { Carried::Nothing }
+        if attached { AttachedConnection::Present(fd()) } else { AttachedConnection::Absent }
     }
 
     /// Everything that comes out at the other end, and the number of packets it took.
-    fn carry(outbox: &mut Outbox) -> (Vec<Letter>, usize) {
-        let (mut assembler, mut letters, mut packets) = (assembler(), VecDeque::new(), 0);
-        while let Some(packet) = outbox.packet() {
-            assert!(packet.bytes.len() <= PACKET && !packet.bytes.is_empty());
-            let carried = duplicate(packet.connection().is_some());
-            assembler.take(&packet.bytes, carried, &mut letters).expect("ours");
-            outbox.sent();
+    fn transfer_all(send_queue: &mut SendQueue) -> (Vec<Envelope>, usize) {
+        let (mut assembler, mut envelopes, mut packets) = (assembler(), VecDeque::new(), 0);
+        while let Some(packet) = send_queue.current_packet() {
+            assert!(packet.bytes.len() <= MAX_PACKET_BYTES && !packet.bytes.is_empty());
+            let attached = attach_test_file(packet.connection().is_some());
+            assembler.accept_packet(&packet.bytes, attached, &mut envelopes).expect("ours");
+            send_queue.packet_sent();
             packets += 1;
         }
-        assert!(outbox.is_empty() && assembler.partial.is_none());
-        (letters.into(), packets)
+        assert!(send_queue.is_empty() && assembler.partial.is_none());
+        (envelopes.into(), packets)
     }
 
     #[test]
     fn short_messages_share_a_packet_and_pass_a_large_one_of_another_kind() {
-        let mut outbox = Outbox::new(MessageLimits::default());
-        outbox.push(letter("large", 800_000)).expect("room");
+        let mut send_queue = SendQueue::new(MessageLimits::default());
+        send_queue.push(test_envelope("large", 800_000)).expect("room");
         for _ in 0..10 {
-            outbox.push(letter("short", 10)).expect("room");
+            send_queue.push(test_envelope("short", 10)).expect("room");
         }
-        outbox.push(letter("large", 3)).expect("room");
-        outbox.push(letter("other large", 70_000)).expect("room");
-        let (letters, packets) = carry(&mut outbox);
-        let order: Vec<_> = letters.iter().map(|l| (l.kind.as_str(), l.payload.len())).collect();
+        send_queue.push(test_envelope("large", 3)).expect("room");
+        send_queue.push(test_envelope("other large", 70_000)).expect("room");
+        let (envelopes, packets) = transfer_all(&mut send_queue);
+        let order: Vec<_> = envelopes.iter().map(|l| (l.kind.as_str(), l.payload.len())).collect();
         assert_eq!(order[..10], [("short", 10); 10]);
         // In its own kind nothing passes it.
         let at = |wanted| order.iter().position(|one| *one == wanted);
@@ -146,34 +155,49 @@ mod tests {
 
     #[test]
     fn each_packet_carries_one_connection() {
-        let mut outbox = Outbox::new(MessageLimits::default());
+        let mut send_queue = SendQueue::new(MessageLimits::default());
         for size in [5, 100_000, 7] {
-            let carried = duplicate(true);
-            outbox.push(Letter { carried, ..letter("a", size) }).expect("room");
+            let attached = attach_test_file(true);
+            send_queue.push(Envelope { attached, ..test_envelope("a", size) }).expect("room");
         }
-        let (letters, _) = carry(&mut outbox);
-        assert!(letters.iter().all(|letter| letter.carried.is_here()));
-        assert_eq!(letters.len(), 3);
+        let (envelopes, _) = transfer_all(&mut send_queue);
+        assert!(envelopes.iter().all(|envelope| envelope.attached.is_present()));
+        assert_eq!(envelopes.len(), 3);
     }
 
     #[test]
     fn what_does_not_fit_together_is_known() {
-        let take = |frames: &[Frame<'_>], carried| {
+        let take = |frames: &[PacketFrame<'_>], attached| {
             let mut packet = Vec::new();
             frames.iter().for_each(|frame| frame.write(&mut packet));
-            assembler().take(&packet, carried, &mut VecDeque::new())
+            assembler().accept_packet(&packet, attached, &mut VecDeque::new())
         };
-        let first = Frame::First { total: 99_999, part: b"x", connection: false };
-        let none = || Carried::Nothing;
-        assert_eq!(take(&[Frame::Next(b"x")], none()), Err(Garbled::Parts));
-        assert_eq!(take(&[first, first], none()), Err(Garbled::Parts));
-        assert_eq!(take(&[first, Frame::Next(b"")], none()), Err(Garbled::Parts));
-        assert_eq!(take(&[first, Frame::Next(&[0; 100_000])], none()), Err(Garbled::Parts));
-        assert_eq!(take(&[Frame::Whole(b"x", false)], none()), Err(Garbled::Letter));
-        assert_eq!(take(&[Frame::Whole(b"x", true)], none()), Err(Garbled::MissingDescriptor));
-        let huge = Frame::First { total: 17 << 20, part: b"x", connection: false };
-        assert_eq!(take(&[huge], none()), Err(Garbled::TooLarge(17 << 20)));
-        assert_eq!(take(&[first], duplicate(true)), Ok(()));
+        let first = PacketFrame::First { total: 99_999, part: b"x", connection: false };
+        let none = || AttachedConnection::Absent;
+        assert_eq!(
+            take(&[PacketFrame::Next(b"x")], none()),
+            Err(MessageProtocolError::PartsDoNotFit)
+        );
+        assert_eq!(take(&[first, first], none()), Err(MessageProtocolError::PartsDoNotFit));
+        assert_eq!(
+            take(&[first, PacketFrame::Next(b"")], none()),
+            Err(MessageProtocolError::PartsDoNotFit)
+        );
+        assert_eq!(
+            take(&[first, PacketFrame::Next(&[0; 100_000])], none()),
+            Err(MessageProtocolError::PartsDoNotFit)
+        );
+        assert_eq!(
+            take(&[PacketFrame::Whole(b"x", false)], none()),
+            Err(MessageProtocolError::InvalidEnvelope)
+        );
+        assert_eq!(
+            take(&[PacketFrame::Whole(b"x", true)], none()),
+            Err(MessageProtocolError::MissingDescriptor)
+        );
+        let huge = PacketFrame::First { total: 17 << 20, part: b"x", connection: false };
+        assert_eq!(take(&[huge], none()), Err(MessageProtocolError::TooLarge(17 << 20)));
+        assert_eq!(take(&[first], attach_test_file(true)), Ok(()));
     }
 
     proptest! {
@@ -183,23 +207,23 @@ mod tests {
         fn every_interleaving_arrives_whole_and_in_the_order_of_its_kind(
             sizes in prop::collection::vec((0usize..4, 0usize..100_000, any::<bool>()), 0..40),
         ) {
-            let mut outbox = Outbox::new(MessageLimits::default());
+            let mut send_queue = SendQueue::new(MessageLimits::default());
             let kinds = ["a", "b", "c", "d"];
             let mut sent = Vec::new();
             for (kind, size, carries) in sizes {
-                let carried = duplicate(carries);
-                outbox.push(Letter { carried, ..letter(kinds[kind], size) }).expect("room");
-                sent.push((letter(kinds[kind], size), carries));
+                let attached = attach_test_file(carries);
+                send_queue.push(Envelope { attached, ..test_envelope(kinds[kind], size) }).expect("room");
+                sent.push((test_envelope(kinds[kind], size), carries));
             }
-            let (letters, _) = carry(&mut outbox);
-            prop_assert_eq!(letters.len(), sent.len());
+            let (envelopes, _) = transfer_all(&mut send_queue);
+            prop_assert_eq!(envelopes.len(), sent.len());
             for kind in kinds {
-                let of = |letter: &&Letter| letter.kind.as_str() == kind;
-                let came = letters.iter().filter(of);
-                let left = sent.iter().filter(|(letter, _)| letter.kind.as_str() == kind);
+                let of = |envelope: &&Envelope| envelope.kind.as_str() == kind;
+                let came = envelopes.iter().filter(of);
+                let left = sent.iter().filter(|(envelope, _)| envelope.kind.as_str() == kind);
                 for (came, (left, carries)) in came.zip(left) {
-                    prop_assert!(same(came, left));
-                    prop_assert_eq!(came.carried.is_here(), *carries);
+                    prop_assert!(same_envelope(came, left));
+                    prop_assert_eq!(came.attached.is_present(), *carries);
                 }
             }
         }
@@ -208,25 +232,25 @@ mod tests {
         fn any_packets_are_survived(packets: Vec<Vec<u8>>) {
             let mut assembler = assembler();
             for packet in packets {
-                let _ = assembler.take(&packet, Carried::Nothing, &mut VecDeque::new());
+                let _ = assembler.accept_packet(&packet, AttachedConnection::Absent, &mut VecDeque::new());
             }
         }
 
         #[test]
         fn spoiled_packets_are_survived(at in 0usize..40_000, byte: u8) {
-            let mut outbox = Outbox::new(MessageLimits::default());
-            outbox.push(letter("a", 40_000)).expect("room");
-            outbox.push(letter("b", 10)).expect("room");
+            let mut send_queue = SendQueue::new(MessageLimits::default());
+            send_queue.push(test_envelope("a", 40_000)).expect("room");
+            send_queue.push(test_envelope("b", 10)).expect("room");
             let mut assembler = assembler();
-            let mut letters = VecDeque::new();
-            while let Some(packet) = outbox.packet() {
+            let mut envelopes = VecDeque::new();
+            while let Some(packet) = send_queue.current_packet() {
                 let mut bytes = packet.bytes.clone();
                 let at = at % bytes.len();
                 bytes[at] = byte;
-                if assembler.take(&bytes, Carried::Nothing, &mut letters).is_err() {
+                if assembler.accept_packet(&bytes, AttachedConnection::Absent, &mut envelopes).is_err() {
                     break;
                 }
-                outbox.sent();
+                send_queue.packet_sent();
             }
         }
     }

@@ -1,28 +1,33 @@
-//! A letter: a message with its address, as bytes and back. Pure, and never panicking whatever the bytes.
+//! A envelope: a message with its address, as bytes and rejected. Pure, and never panicking whatever the bytes.
 
 use bytes::{BufMut, Bytes};
 
-use super::{Carried, MessageError};
+use super::{AttachedConnection, MessageError};
 use prefork_supervisor::{Slot, WorkerId};
 
 /// Bytes before the payload, at most.
-pub(super) const HEAD: usize = FIXED + Kind::MOST;
+pub(super) const MAX_ENVELOPE_HEADER_BYTES: usize =
+    FIXED_HEADER_BYTES + MessageKind::MAX_KIND_BYTES;
 
-/// Class, place, id of the request, length of the kind.
-const FIXED: usize = 1 + 1 + 8 + 8 + 1;
+/// MessageClass, address, id of the request, length of the kind.
+const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1;
 
 /// The name of the channel that a message belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Kind(Bytes);
+pub(crate) struct MessageKind(Bytes);
 
-impl Kind {
+impl MessageKind {
     /// Bytes of its name, at most.
-    pub(crate) const MOST: usize = 64;
+    pub(crate) const MAX_KIND_BYTES: usize = 64;
 
-    pub(crate) fn new(name: &str) -> Result<Kind, MessageError> {
+    pub(crate) fn new(name: &str) -> Result<MessageKind, MessageError> {
         match name.len() {
-            1..=Kind::MOST => Ok(Kind(Bytes::copy_from_slice(name.as_bytes()))),
-            _ => Err(MessageError::BadKind(name.chars().take(Kind::MOST).collect())),
+            1..=MessageKind::MAX_KIND_BYTES => {
+                Ok(MessageKind(Bytes::copy_from_slice(name.as_bytes())))
+            }
+            _ => {
+                Err(MessageError::BadKind(name.chars().take(MessageKind::MAX_KIND_BYTES).collect()))
+            }
         }
     }
 
@@ -32,9 +37,9 @@ impl Kind {
     }
 }
 
-/// What a letter is for.
+/// What a envelope is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
+pub(crate) enum MessageClass {
     /// No answer is expected.
     Message = 1,
     /// An answer with the same id is expected.
@@ -45,44 +50,55 @@ pub(crate) enum Class {
     Refusal = 4,
 }
 
-/// Where a letter goes, on its way to the primary; where it comes from, on its way to a worker.
+/// Where a envelope goes, on its way to the primary; where it comes from, on its way to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum MessageAddress {
     Primary,
     /// The worker that serves this slot.
     Slot(Slot),
     Worker(WorkerId),
     /// All workers but the sender.
-    Everybody,
+    AllOthers,
 }
 
-/// A letter that was not taken, and why.
-pub(crate) type Back = Box<(MessageError, Letter)>;
+/// A envelope that was not taken, and why.
+pub(crate) type RejectedEnvelope = Box<(MessageError, Envelope)>;
 
 /// A message with its address.
 #[derive(Debug)]
-pub(crate) struct Letter {
-    pub(crate) class: Class,
-    pub(crate) place: Place,
+pub(crate) struct Envelope {
+    pub(crate) class: MessageClass,
+    pub(crate) address: MessageAddress,
     /// Chosen by who asks; 0 where nobody does.
     pub(crate) id: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: MessageKind,
     pub(crate) payload: Bytes,
-    pub(crate) carried: Carried,
+    pub(crate) attached: AttachedConnection,
 }
 
-impl Letter {
+impl Envelope {
+    /// Creates a message without a request id.
+    pub(crate) fn new(
+        address: MessageAddress,
+        kind: &str,
+        payload: Bytes,
+        attached: AttachedConnection,
+    ) -> Result<Envelope, MessageError> {
+        let kind = MessageKind::new(kind)?;
+        Ok(Envelope { class: MessageClass::Message, address, id: 0, kind, payload, attached })
+    }
+
     /// Everything before the payload.
-    pub(super) fn head(&self) -> Vec<u8> {
-        let (place, number) = match self.place {
-            Place::Primary => (0, 0),
-            Place::Slot(Slot(slot)) => (1, u64::from(slot)),
-            Place::Worker(WorkerId(id)) => (2, id),
-            Place::Everybody => (3, 0),
+    pub(super) fn encode_header(&self) -> Vec<u8> {
+        let (address, number) = match self.address {
+            MessageAddress::Primary => (0, 0),
+            MessageAddress::Slot(Slot(slot)) => (1, u64::from(slot)),
+            MessageAddress::Worker(WorkerId(id)) => (2, id),
+            MessageAddress::AllOthers => (3, 0),
         };
-        let mut head = Vec::with_capacity(FIXED + self.kind.0.len());
+        let mut head = Vec::with_capacity(FIXED_HEADER_BYTES + self.kind.0.len());
         head.put_u8(self.class as u8);
-        head.put_u8(place);
+        head.put_u8(address);
         head.put_u64_le(number);
         head.put_u64_le(self.id);
         head.put_u8(self.kind.0.len() as u8);
@@ -91,58 +107,49 @@ impl Letter {
     }
 
     /// Bytes on the wire, without frames.
-    pub(super) fn size(&self) -> usize {
-        FIXED + self.kind.0.len() + self.payload.len()
+    pub(super) fn encoded_size(&self) -> usize {
+        FIXED_HEADER_BYTES + self.kind.0.len() + self.payload.len()
     }
 
     /// A copy without its connection, of which there is only one.
-    pub(super) fn copy(&self) -> Letter {
-        Letter {
+    pub(super) fn clone_without_connection(&self) -> Envelope {
+        Envelope {
             kind: self.kind.clone(),
             payload: self.payload.clone(),
-            carried: Carried::Nothing,
+            attached: AttachedConnection::Absent,
             ..*self
         }
     }
 
-    /// `None` if this is no letter.
-    pub(super) fn decode(bytes: Bytes, carried: Carried) -> Option<Letter> {
-        let (fixed, rest) = bytes.split_first_chunk::<FIXED>()?;
+    /// `None` if this is no envelope.
+    pub(super) fn decode(bytes: Bytes, attached: AttachedConnection) -> Option<Envelope> {
+        let (fixed, rest) = bytes.split_first_chunk::<FIXED_HEADER_BYTES>()?;
         let number = |at: usize| {
             fixed[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default()
         };
         let class = match fixed[0] {
-            1 => Class::Message,
-            2 => Class::Request,
-            3 => Class::Reply,
-            4 => Class::Refusal,
+            1 => MessageClass::Message,
+            2 => MessageClass::Request,
+            3 => MessageClass::Reply,
+            4 => MessageClass::Refusal,
             _ => return None,
         };
-        let place = match (fixed[1], number(2)) {
-            (0, 0) => Place::Primary,
-            (1, slot) => Place::Slot(Slot(u32::try_from(slot).ok()?)),
-            (2, id) => Place::Worker(WorkerId(id)),
-            (3, 0) => Place::Everybody,
+        let address = match (fixed[1], number(2)) {
+            (0, 0) => MessageAddress::Primary,
+            (1, slot) => MessageAddress::Slot(Slot(u32::try_from(slot).ok()?)),
+            (2, id) => MessageAddress::Worker(WorkerId(id)),
+            (3, 0) => MessageAddress::AllOthers,
             _ => return None,
         };
-        let length = usize::from(fixed[FIXED - 1]);
-        let name = rest.get(..length).filter(|name| (1..=Kind::MOST).contains(&name.len()))?;
+        let length = usize::from(fixed[FIXED_HEADER_BYTES - 1]);
+        let name = rest
+            .get(..length)
+            .filter(|name| (1..=MessageKind::MAX_KIND_BYTES).contains(&name.len()))?;
         std::str::from_utf8(name).ok()?;
-        let payload = bytes.slice(FIXED + length..);
-        let kind = Kind(bytes.slice(FIXED..FIXED + length));
-        Some(Letter { class, place, id: number(10), kind, payload, carried })
+        let payload = bytes.slice(FIXED_HEADER_BYTES + length..);
+        let kind = MessageKind(bytes.slice(FIXED_HEADER_BYTES..FIXED_HEADER_BYTES + length));
+        Some(Envelope { class, address, id: number(10), kind, payload, attached })
     }
-}
-
-/// A letter without an id.
-pub(crate) fn letter(
-    place: Place,
-    kind: &str,
-    payload: Bytes,
-    carried: Carried,
-) -> Result<Letter, MessageError> {
-    let kind = Kind::new(kind)?;
-    Ok(Letter { class: Class::Message, place, id: 0, kind, payload, carried })
 }
 
 #[cfg(test)]
@@ -151,63 +158,63 @@ pub(super) mod tests {
     use proptest::prelude::*;
 
     /// A message of `size` bytes to the primary.
-    pub(in crate::messages) fn letter(kind: &str, size: usize) -> Letter {
+    pub(in crate::messages) fn test_envelope(kind: &str, size: usize) -> Envelope {
         let payload = (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
-        let kind = Kind::new(kind).expect("a kind");
-        let (class, place) = (Class::Message, Place::Primary);
-        Letter { class, place, id: 0, kind, payload, carried: Carried::Nothing }
+        let kind = MessageKind::new(kind).expect("a kind");
+        let (class, address) = (MessageClass::Message, MessageAddress::Primary);
+        Envelope { class, address, id: 0, kind, payload, attached: AttachedConnection::Absent }
     }
 
-    pub(in crate::messages) fn bytes(letter: &Letter) -> Bytes {
-        [&letter.head()[..], &letter.payload].concat().into()
+    pub(in crate::messages) fn encode_for_test(envelope: &Envelope) -> Bytes {
+        [&envelope.encode_header()[..], &envelope.payload].concat().into()
     }
 
-    pub(in crate::messages) fn same(a: &Letter, b: &Letter) -> bool {
-        bytes(a) == bytes(b)
+    pub(in crate::messages) fn same_envelope(a: &Envelope, b: &Envelope) -> bool {
+        encode_for_test(a) == encode_for_test(b)
     }
 
     #[test]
     fn the_bytes_are_those_of_the_protocol_page() {
-        let hi = Letter { payload: Bytes::from_static(b"hi"), ..letter("a", 0) };
+        let hi = Envelope { payload: Bytes::from_static(b"hi"), ..test_envelope("a", 0) };
         let mut expected = vec![0x01];
         expected.extend([0; 17]);
         expected.extend([1, b'a', b'h', b'i']);
-        assert_eq!(bytes(&hi), expected);
-        assert_eq!(hi.size(), 0x16);
+        assert_eq!(encode_for_test(&hi), expected);
+        assert_eq!(hi.encoded_size(), 0x16);
     }
 
     #[test]
     fn a_kind_has_one_to_64_bytes() {
-        assert!(Kind::new("").is_err());
-        assert!(Kind::new(&"x".repeat(64)).is_ok());
-        assert_eq!(Kind::new(&"x".repeat(65)), Err(MessageError::BadKind("x".repeat(64))));
+        assert!(MessageKind::new("").is_err());
+        assert!(MessageKind::new(&"x".repeat(64)).is_ok());
+        assert_eq!(MessageKind::new(&"x".repeat(65)), Err(MessageError::BadKind("x".repeat(64))));
     }
 
     proptest! {
         #[test]
         fn what_is_encoded_is_decoded(
-            class in 1u8..=4, place in 0u8..=3, n: u32, id: u64, kind in ".{1,16}", payload: Vec<u8>,
+            class in 1u8..=4, address in 0u8..=3, n: u32, id: u64, kind in ".{1,16}", payload: Vec<u8>,
         ) {
-            let class = [Class::Message, Class::Request, Class::Reply, Class::Refusal]
+            let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal]
                 [usize::from(class) - 1];
-            let place = match place {
-                0 => Place::Primary,
-                1 => Place::Slot(Slot(n)),
-                2 => Place::Worker(WorkerId(n.into())),
-                _ => Place::Everybody,
+            let address = match address {
+                0 => MessageAddress::Primary,
+                1 => MessageAddress::Slot(Slot(n)),
+                2 => MessageAddress::Worker(WorkerId(n.into())),
+                _ => MessageAddress::AllOthers,
             };
-            let kind = Kind::new(&kind).expect("short enough");
-            let carried = Carried::Nothing;
-            let letter = Letter { class, place, id, kind, payload: payload.into(), carried };
-            let read = Letter::decode(bytes(&letter), Carried::Nothing).expect("a letter");
-            prop_assert!(same(&read, &letter));
-            prop_assert_eq!((read.class, read.place, read.id), (class, place, id));
-            prop_assert_eq!(letter.size(), bytes(&letter).len());
+            let kind = MessageKind::new(&kind).expect("short enough");
+            let attached = AttachedConnection::Absent;
+            let envelope = Envelope { class, address, id, kind, payload: payload.into(), attached };
+            let read = Envelope::decode(encode_for_test(&envelope), AttachedConnection::Absent).expect("a envelope");
+            prop_assert!(same_envelope(&read, &envelope));
+            prop_assert_eq!((read.class, read.address, read.id), (class, address, id));
+            prop_assert_eq!(envelope.encoded_size(), encode_for_test(&envelope).len());
         }
 
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            let _ = Letter::decode(bytes.into(), Carried::Nothing);
+            let _ = Envelope::decode(bytes.into(), AttachedConnection::Absent);
         }
     }
 }

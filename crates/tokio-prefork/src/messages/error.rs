@@ -29,7 +29,7 @@ pub enum MessageError {
     /// No such worker, or it has no mail.
     #[error("cannot send a message: no worker is {0}")]
     NoSuchWorker(String),
-    /// A request was not answered in time. It may still be carried out; the answer will be thrown away.
+    /// A request was not answered in time. It may still be attached out; the answer will be thrown away.
     #[error("a request of kind {0:?} was not answered in time")]
     TimedOut(String),
     /// A request was refused by the other end, or on the way.

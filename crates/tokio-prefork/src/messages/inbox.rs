@@ -11,52 +11,52 @@ use super::{Message, MessageLimits};
 
 /// How long the channel is not read for the sake of one full inbox. Beyond it, what comes for it is dropped until it is
 /// read again: the other kinds, and answers, must not wait for ever.
-const PATIENCE: Duration = Duration::from_secs(1);
+const FULL_INBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Kinds that are told of; more are the mark of somebody who makes them up.
-const KINDS: usize = 256;
+const MAX_COUNTED_KINDS: usize = 256;
 
 /// The queue of one kind.
 #[derive(Debug, Default)]
-struct Queue {
+struct InboxQueue {
     messages: RefCell<VecDeque<Message>>,
     bytes: Cell<usize>,
     /// The inboxes of this kind.
-    readers: Cell<usize>,
-    came: Notify,
-    room: Notify,
+    reader_count: Cell<usize>,
+    message_arrived: Notify,
+    room_available: Notify,
     /// It was full for as long as it may be, and nobody has read from it since.
-    stalled: Cell<bool>,
+    is_stalled: Cell<bool>,
 }
 
 /// Messages of one kind as they come, made by `Worker::open_inbox`. Several of the same kind share them: each message goes to
 /// one. When the last one is dropped, the kind is not listened to any more.
 #[derive(Debug)]
 pub struct Inbox {
-    queue: Rc<Queue>,
-    of: Rc<Inboxes>,
+    queue: Rc<InboxQueue>,
+    registry: Rc<InboxRegistry>,
     kind: String,
 }
 
 /// All inboxes of a worker.
 #[derive(Debug)]
-pub(super) struct Inboxes {
+pub(super) struct InboxRegistry {
     limits: MessageLimits,
-    queues: RefCell<BTreeMap<String, Rc<Queue>>>,
+    queues: RefCell<BTreeMap<String, Rc<InboxQueue>>>,
     /// Messages that were dropped, by kind.
     dropped: RefCell<BTreeMap<String, u64>>,
     /// The application may still open inboxes for what has come already.
-    booting: Cell<bool>,
-    closed: Cell<bool>,
+    is_booting: Cell<bool>,
+    is_closed: Cell<bool>,
 }
 
-/// A message that nobody takes, and why.
+/// A message that nobody takes, and reason.
 #[derive(Debug)]
-pub(super) struct Unwanted {
+pub(super) struct UndeliveredMessage {
     pub(super) message: Message,
-    pub(super) why: &'static str,
-    /// The first one of its kind.
-    pub(super) first: bool,
+    pub(super) reason: &'static str,
+    /// The is_first_of_kind one of its kind.
+    pub(super) is_first_of_kind: bool,
 }
 
 impl Inbox {
@@ -65,14 +65,14 @@ impl Inbox {
     pub async fn recv(&mut self) -> Option<Message> {
         let queue = Rc::clone(&self.queue);
         loop {
-            let came = queue.came.notified();
+            let message_arrived = queue.message_arrived.notified();
             if let Some(message) = self.try_recv() {
                 return Some(message);
             }
-            if self.of.closed.get() {
+            if self.registry.is_closed.get() {
                 return None;
             }
-            came.await;
+            message_arrived.await;
         }
     }
 
@@ -80,8 +80,8 @@ impl Inbox {
     pub fn try_recv(&mut self) -> Option<Message> {
         let message = self.queue.messages.borrow_mut().pop_front()?;
         self.queue.bytes.set(self.queue.bytes.get() - message.bytes().len());
-        self.queue.stalled.set(false);
-        self.queue.room.notify_one();
+        self.queue.is_stalled.set(false);
+        self.queue.room_available.notify_one();
         Some(message)
     }
 
@@ -93,163 +93,168 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        let readers = self.queue.readers.get() - 1;
-        self.queue.readers.set(readers);
-        if readers == 0 {
-            self.of.queues.borrow_mut().remove(&self.kind);
-            self.queue.room.notify_one();
+        let reader_count = self.queue.reader_count.get() - 1;
+        self.queue.reader_count.set(reader_count);
+        if reader_count == 0 {
+            self.registry.queues.borrow_mut().remove(&self.kind);
+            self.queue.room_available.notify_one();
         }
     }
 }
 
-impl Inboxes {
-    pub(super) fn new(limits: MessageLimits) -> Inboxes {
-        Inboxes {
+impl InboxRegistry {
+    pub(super) fn new(limits: MessageLimits) -> InboxRegistry {
+        InboxRegistry {
             limits,
             queues: RefCell::default(),
             dropped: RefCell::default(),
-            booting: Cell::new(true),
-            closed: Cell::new(false),
+            is_booting: Cell::new(true),
+            is_closed: Cell::new(false),
         }
     }
 
-    pub(super) fn open(self: &Rc<Inboxes>, kind: &str) -> Inbox {
+    pub(super) fn open_inbox(self: &Rc<InboxRegistry>, kind: &str) -> Inbox {
         let queue = Rc::clone(self.queues.borrow_mut().entry(kind.to_string()).or_default());
-        queue.readers.set(queue.readers.get() + 1);
-        Inbox { queue, of: Rc::clone(self), kind: kind.to_string() }
+        queue.reader_count.set(queue.reader_count.get() + 1);
+        Inbox { queue, registry: Rc::clone(self), kind: kind.to_string() }
     }
 
-    /// Puts a message into its inbox, waiting for room; what nobody takes comes back.
-    pub(super) async fn put(&self, message: Message) -> Result<(), Unwanted> {
+    /// Puts a message into its inbox, waiting for room; what nobody takes comes rejected.
+    pub(super) async fn deliver(&self, message: Message) -> Result<(), UndeliveredMessage> {
         let queue = self.queues.borrow().get(message.kind()).map(Rc::clone);
         let queue = match queue {
             Some(queue) => queue,
-            None if self.booting.get() && self.queues.borrow().len() < KINDS => {
+            None if self.is_booting.get() && self.queues.borrow().len() < MAX_COUNTED_KINDS => {
                 let kind = message.kind().to_string();
                 Rc::clone(self.queues.borrow_mut().entry(kind).or_default())
             }
-            None => return Err(self.drop_one(message, "nobody receives this kind")),
+            None => return Err(self.reject(message, "nobody receives this kind")),
         };
         if !self.has_room(&queue, &message) {
             let room = async {
-                while !self.has_room(&queue, &message) && queue.readers.get() > 0 {
-                    queue.room.notified().await;
+                while !self.has_room(&queue, &message) && queue.reader_count.get() > 0 {
+                    queue.room_available.notified().await;
                 }
             };
-            let patience = if queue.stalled.get() { Duration::ZERO } else { PATIENCE };
-            if tokio::time::timeout(patience, room).await.is_err() || queue.readers.get() == 0 {
-                queue.stalled.set(true);
-                return Err(self.drop_one(message, "its receiver does not read"));
+            let timeout = if queue.is_stalled.get() { Duration::ZERO } else { FULL_INBOX_TIMEOUT };
+            if tokio::time::timeout(timeout, room).await.is_err() || queue.reader_count.get() == 0 {
+                queue.is_stalled.set(true);
+                return Err(self.reject(message, "its receiver does not read"));
             }
         }
         queue.bytes.set(queue.bytes.get() + message.bytes().len());
         queue.messages.borrow_mut().push_back(message);
-        queue.came.notify_one();
+        queue.message_arrived.notify_one();
         Ok(())
     }
 
-    fn has_room(&self, queue: &Queue, message: &Message) -> bool {
+    fn has_room(&self, queue: &InboxQueue, message: &Message) -> bool {
         let waiting = queue.messages.borrow().len();
         let bytes = queue.bytes.get() + message.bytes().len();
         waiting == 0 || waiting < self.limits.queue_messages && bytes <= self.limits.queue_bytes
     }
 
-    fn drop_one(&self, message: Message, why: &'static str) -> Unwanted {
-        let first = self.count(message.kind(), 1);
-        Unwanted { message, why, first }
+    fn reject(&self, message: Message, reason: &'static str) -> UndeliveredMessage {
+        let is_first_of_kind = self.count_dropped(message.kind(), 1);
+        UndeliveredMessage { message, reason, is_first_of_kind }
     }
 
-    /// Whether these are the first ones of their kind.
-    fn count(&self, kind: &str, count: u64) -> bool {
+    /// Whether these are the is_first_of_kind ones of their kind.
+    fn count_dropped(&self, kind: &str, count: u64) -> bool {
         let mut dropped = self.dropped.borrow_mut();
         if let Some(before) = dropped.get_mut(kind) {
             *before += count;
             return false;
         }
-        let tell = dropped.len() < KINDS;
-        if tell {
+        let is_counted = dropped.len() < MAX_COUNTED_KINDS;
+        if is_counted {
             dropped.insert(kind.to_string(), count);
         }
-        tell
+        is_counted
     }
 
     /// What nobody has opened an inbox for by now is dropped; returns each kind with the number of its messages.
-    pub(super) fn booted(&self) -> Vec<(String, usize)> {
-        self.booting.set(false);
+    pub(super) fn finish_boot(&self) -> Vec<(String, usize)> {
+        self.is_booting.set(false);
         let mut unread = Vec::new();
         self.queues.borrow_mut().retain(|kind, queue| {
-            let read = queue.readers.get() > 0;
+            let read = queue.reader_count.get() > 0;
             if !read {
                 unread.push((kind.clone(), queue.messages.borrow().len()));
             }
             read
         });
         for (kind, count) in &unread {
-            self.count(kind, *count as u64);
+            self.count_dropped(kind, *count as u64);
         }
         unread
     }
 
     /// Messages that nobody took so far, by kind.
-    pub(super) fn dropped(&self) -> BTreeMap<String, u64> {
+    pub(super) fn dropped_counts(&self) -> BTreeMap<String, u64> {
         self.dropped.borrow().clone()
     }
 
     /// Nothing comes any more.
     pub(super) fn close(&self) {
-        self.closed.set(true);
-        self.queues.borrow().values().for_each(|queue| queue.came.notify_waiters());
+        self.is_closed.set(true);
+        self.queues.borrow().values().for_each(|queue| queue.message_arrived.notify_waiters());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::MessageSender;
-    use super::super::envelope::tests::letter;
+    use super::super::envelope::tests::test_envelope;
     use super::*;
 
     fn message(size: usize) -> Message {
-        Message::new(MessageSender::Primary, letter("a", size))
+        Message::new(MessageSender::Primary, test_envelope("a", size))
     }
 
-    fn run(test: impl Future<Output = ()>) {
+    fn block_on_local(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(test);
     }
 
     #[test]
     fn what_comes_before_the_inbox_is_kept_until_the_worker_is_ready() {
-        run(async {
-            let inboxes = Rc::new(Inboxes::new(MessageLimits::default()));
-            inboxes.put(message(1)).await.expect("kept");
-            inboxes.put(Message::new(MessageSender::Primary, letter("b", 1))).await.expect("kept");
-            let mut inbox = inboxes.open("a");
-            assert_eq!(inboxes.booted(), [("b".to_string(), 1)]);
+        block_on_local(async {
+            let inboxes = Rc::new(InboxRegistry::new(MessageLimits::default()));
+            inboxes.deliver(message(1)).await.expect("kept");
+            inboxes
+                .deliver(Message::new(MessageSender::Primary, test_envelope("b", 1)))
+                .await
+                .expect("kept");
+            let mut inbox = inboxes.open_inbox("a");
+            assert_eq!(inboxes.finish_boot(), [("b".to_string(), 1)]);
             assert!(inbox.recv().await.is_some() && inbox.try_recv().is_none());
             drop(inbox);
-            let unwanted = inboxes.put(message(1)).await.expect_err("nobody listens");
-            assert!(unwanted.first);
-            assert!(!inboxes.put(message(1)).await.expect_err("still nobody").first);
-            assert_eq!(inboxes.dropped()["a"], 2);
+            let unwanted = inboxes.deliver(message(1)).await.expect_err("nobody listens");
+            assert!(unwanted.is_first_of_kind);
+            assert!(!inboxes.deliver(message(1)).await.expect_err("still nobody").is_first_of_kind);
+            assert_eq!(inboxes.dropped_counts()["a"], 2);
         });
     }
 
     #[test]
     fn a_full_inbox_is_waited_for_once_and_not_for_ever() {
-        run(async {
-            let inboxes = Rc::new(Inboxes::new(MessageLimits::default().queue_bounds(1 << 20, 1)));
-            let mut inbox = inboxes.open("a");
-            inboxes.put(message(1)).await.expect("room");
+        block_on_local(async {
+            let inboxes =
+                Rc::new(InboxRegistry::new(MessageLimits::default().queue_bounds(1 << 20, 1)));
+            let mut inbox = inboxes.open_inbox("a");
+            inboxes.deliver(message(1)).await.expect("room");
             let begun = tokio::time::Instant::now();
-            let unwanted = inboxes.put(message(1)).await.expect_err("full");
-            assert_eq!(unwanted.why, "its receiver does not read");
-            assert!(begun.elapsed() >= PATIENCE);
+            let unwanted = inboxes.deliver(message(1)).await.expect_err("full");
+            assert_eq!(unwanted.reason, "its receiver does not read");
+            assert!(begun.elapsed() >= FULL_INBOX_TIMEOUT);
             // It is known now that nobody reads.
             // A timer of no time at all may still be a tick away.
-            let at_once = tokio::time::timeout(PATIENCE / 2, inboxes.put(message(1))).await;
+            let at_once =
+                tokio::time::timeout(FULL_INBOX_TIMEOUT / 2, inboxes.deliver(message(1))).await;
             assert!(at_once.expect("no wait").is_err());
             assert!(inbox.recv().await.is_some());
-            inboxes.put(message(1)).await.expect("room again");
+            inboxes.deliver(message(1)).await.expect("room again");
             inboxes.close();
             assert!(inbox.recv().await.is_some() && inbox.recv().await.is_none());
         });

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Carried, Class, Kind, Letter, MessageError, PassedConnection, Place};
+use super::{
+    AttachedConnection, Envelope, MessageAddress, MessageClass, MessageError, MessageKind,
+    PassedConnection,
+};
 use prefork_supervisor::{Slot, WorkerId};
 
 /// Which worker a message is for.
@@ -28,11 +31,11 @@ impl From<WorkerId> for MessageTarget {
     }
 }
 
-impl From<MessageTarget> for Place {
-    fn from(target: MessageTarget) -> Place {
+impl From<MessageTarget> for MessageAddress {
+    fn from(target: MessageTarget) -> MessageAddress {
         match target {
-            MessageTarget::Slot(slot) => Place::Slot(slot),
-            MessageTarget::Worker(id) => Place::Worker(id),
+            MessageTarget::Slot(slot) => MessageAddress::Slot(slot),
+            MessageTarget::Worker(id) => MessageAddress::Worker(id),
         }
     }
 }
@@ -51,22 +54,22 @@ pub enum MessageSender {
 pub struct ReplyTo {
     pub(crate) to: MessageSender,
     pub(crate) id: u64,
-    pub(crate) kind: Kind,
+    pub(crate) kind: MessageKind,
 }
 
 impl ReplyTo {
     #[cfg(test)]
     pub(crate) fn to_test(to: MessageSender, id: u64) -> ReplyTo {
-        ReplyTo { to, id, kind: Kind::new("test").expect("a kind") }
+        ReplyTo { to, id, kind: MessageKind::new("test").expect("a kind") }
     }
 
-    pub(crate) fn letter(&self, class: Class, payload: Bytes) -> Letter {
-        let place = match self.to {
-            MessageSender::Primary => Place::Primary,
-            MessageSender::Worker(id) => Place::Worker(id),
+    pub(crate) fn reply_envelope(&self, class: MessageClass, payload: Bytes) -> Envelope {
+        let address = match self.to {
+            MessageSender::Primary => MessageAddress::Primary,
+            MessageSender::Worker(id) => MessageAddress::Worker(id),
         };
         let (id, kind) = (self.id, self.kind.clone());
-        Letter { class, place, id, kind, payload, carried: Carried::Nothing }
+        Envelope { class, address, id, kind, payload, attached: AttachedConnection::Absent }
     }
 }
 
@@ -74,17 +77,17 @@ impl ReplyTo {
 #[derive(Debug)]
 pub struct Message {
     from: MessageSender,
-    letter: Letter,
+    envelope: Envelope,
 }
 
 impl Message {
-    pub(crate) fn new(from: MessageSender, letter: Letter) -> Message {
-        Message { from, letter }
+    pub(crate) fn new(from: MessageSender, envelope: Envelope) -> Message {
+        Message { from, envelope }
     }
 
     /// The channel it belongs to.
     pub fn kind(&self) -> &str {
-        self.letter.kind.as_str()
+        self.envelope.kind.as_str()
     }
 
     /// Who sent it.
@@ -94,7 +97,7 @@ impl Message {
 
     /// What it says, as it was sent.
     pub fn bytes(&self) -> &Bytes {
-        &self.letter.payload
+        &self.envelope.payload
     }
 
     /// The value it was made of.
@@ -104,23 +107,23 @@ impl Message {
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, MessageError> {
         let kind = || self.kind().to_string();
         let failed = |e: postcard::Error| MessageError::Codec { kind: kind(), why: e.to_string() };
-        postcard::from_bytes(&self.letter.payload).map_err(failed)
+        postcard::from_bytes(&self.envelope.payload).map_err(failed)
     }
 
     /// Where the answer goes, if it is a request.
     pub fn reply_to(&self) -> Option<ReplyTo> {
-        let Letter { class, id, kind, .. } = &self.letter;
-        let request = *class == Class::Request;
+        let Envelope { class, id, kind, .. } = &self.envelope;
+        let request = *class == MessageClass::Request;
         request.then(|| ReplyTo { to: self.from, id: *id, kind: kind.clone() })
     }
 
     /// The connection that came with it, the first time. One that is not taken is closed with the message.
     pub fn take_connection(&mut self) -> Option<PassedConnection> {
-        match std::mem::take(&mut self.letter.carried) {
-            Carried::Here(fd) => Some(PassedConnection(fd)),
-            Carried::Nothing => None,
-            Carried::Lost => {
-                self.letter.carried = Carried::Lost;
+        match std::mem::take(&mut self.envelope.attached) {
+            AttachedConnection::Present(fd) => Some(PassedConnection(fd)),
+            AttachedConnection::Absent => None,
+            AttachedConnection::Lost => {
+                self.envelope.attached = AttachedConnection::Lost;
                 None
             }
         }
@@ -128,7 +131,7 @@ impl Message {
 
     /// Whether a connection was sent with it that this process had no descriptor for: it is closed.
     pub fn has_lost_connection(&self) -> bool {
-        matches!(self.letter.carried, Carried::Lost)
+        matches!(self.envelope.attached, AttachedConnection::Lost)
     }
 }
 

@@ -2,22 +2,22 @@
 //!
 //! Each worker has a second SOCK_SEQPACKET pair for them, made before the fork, so that no flood of messages ever
 //! delays a READY or a DRAIN, which have `ipc`. One datagram is a *packet* of at most 32 KiB with whole *frames* in
-//! it: a type byte, a flag byte, the length of what follows (four bytes, little-endian) and that. A *letter* of up to
-//! a packet's size is one WHOLE frame; a larger one is a FIRST, with the length of the letter in four bytes, and as many
-//! NEXTs as it takes. One larger letter at a time is under way in each direction; short ones of other kinds pass it.
+//! it: a type byte, a flag byte, the length of what follows (four bytes, little-endian) and that. A *envelope* of up to
+//! a packet's size is one WHOLE frame; a larger one is a FIRST, with the length of the envelope in four bytes, and as many
+//! NEXTs as it takes. One larger envelope at a time is under way in each direction; short ones of other kinds pass it.
 //! A descriptor comes with its packet (SCM_RIGHTS), and the frame it belongs to has flag 01. `hi` of kind `a`:
 //!
 //! ```text
 //! 01 00  16 00 00 00  01  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  01 61  68 69
-//! type   length       class, place (kind and number)  id of the request      kind   payload
+//! type   length       class, address (kind and number)  id of the request      kind   payload
 //! ```
 //!
-//! Frame types from 80 up are skipped by those who do not know them; any other unknown byte, a half frame, a NEXT
-//! without its FIRST, or a letter over the cap condemns the channel it came by. Neither end trusts the other.
+//! PacketFrame types from 80 up are skipped by those who do not know them; any other unknown byte, a half frame, a NEXT
+//! without its FIRST, or a envelope over the cap condemns the channel it came by. Neither end trusts the other.
 //!
-//! `letter` and `frame` are the codec, `outbox` decides what is sent next, `assembler` puts together what came, `post`
-//! has a box for each worker and decides whose letter is next and where it goes, `busy_poll` whether to sleep until the
-//! next: all pure. `hub` is the primary's end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and
+//! `envelope` and `frame` are the codec, `send_queue` decides what is sent next, `assembler` puts together what came, `post`
+//! has a box for each worker and decides whose envelope is next and where it goes, `busy_poll` whether to sleep until the
+//! next: all pure. `primary_end` is the primary's end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and
 //! `requests` behind it.
 
 mod assembler;
@@ -35,14 +35,14 @@ mod send_queue;
 mod worker_end;
 
 pub(crate) use busy_poll::BusyPoll;
-pub(crate) use envelope::{Back, Class, Kind, Letter, Place, letter};
+pub(crate) use envelope::{Envelope, MessageAddress, MessageClass, MessageKind, RejectedEnvelope};
 pub use error::MessageError;
 pub use inbox::Inbox;
 pub use message::{IntoPayload, Message, MessageSender, MessageTarget, ReplyTo};
-pub(crate) use passed_connection::Carried;
+pub(crate) use passed_connection::AttachedConnection;
 pub use passed_connection::{PassedConnection, SendConnectionError};
-pub(crate) use primary_end::{MailHub, MessagePollToken, Turn};
-pub(crate) use worker_end::MailEnd;
+pub(crate) use primary_end::{MessagePollToken, PrimaryMessageEnd, RouterStep};
+pub(crate) use worker_end::WorkerMessageEnd;
 
 /// How much mail there may be. The same for both directions, for each worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +79,8 @@ impl MessageLimits {
         self
     }
 
-    /// Bytes of a letter that carries the largest message.
-    pub(crate) fn letter(&self) -> usize {
-        self.max_message_bytes + envelope::HEAD
+    /// Bytes of a envelope that carries the largest message.
+    pub(crate) fn max_envelope_bytes(&self) -> usize {
+        self.max_message_bytes + envelope::MAX_ENVELOPE_HEADER_BYTES
     }
 }

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use super::{Letter, MessageError};
+use super::{Envelope, MessageError};
 
 /// An open connection (or any other descriptor) that is sent with a message, or came with one. It is closed when it
 /// is dropped; what is sent is closed here once the kernel has it.
@@ -63,20 +63,20 @@ impl From<PassedConnection> for OwnedFd {
 pub struct SendConnectionError {
     /// Why.
     pub error: MessageError,
-    /// What was to be sent; `None` if the runtime could not give it back.
+    /// What was to be sent; `None` if the runtime could not give it rejected.
     pub connection: Option<PassedConnection>,
 }
 
 impl SendConnectionError {
-    /// It did not even become a letter.
+    /// It did not even become a envelope.
     pub(crate) fn early(error: MessageError, connection: PassedConnection) -> SendConnectionError {
         SendConnectionError { error, connection: Some(connection) }
     }
 
-    pub(crate) fn new((error, letter): (MessageError, Letter)) -> SendConnectionError {
-        let connection = match letter.carried {
-            Carried::Here(fd) => Some(PassedConnection(fd)),
-            Carried::Nothing | Carried::Lost => None,
+    pub(crate) fn new((error, envelope): (MessageError, Envelope)) -> SendConnectionError {
+        let connection = match envelope.attached {
+            AttachedConnection::Present(fd) => Some(PassedConnection(fd)),
+            AttachedConnection::Absent | AttachedConnection::Lost => None,
         };
         SendConnectionError { error, connection }
     }
@@ -90,20 +90,20 @@ impl fmt::Display for SendConnectionError {
 
 impl std::error::Error for SendConnectionError {}
 
-/// What came with a letter.
+/// What came with a envelope.
 #[derive(Debug, Default)]
-pub(crate) enum Carried {
+pub(crate) enum AttachedConnection {
     /// No connection.
     #[default]
-    Nothing,
+    Absent,
     /// One.
-    Here(OwnedFd),
+    Present(OwnedFd),
     /// There was one, but this process had no descriptor left for it.
     Lost,
 }
 
-impl Carried {
-    pub(crate) fn is_here(&self) -> bool {
-        matches!(self, Carried::Here(_))
+impl AttachedConnection {
+    pub(crate) fn is_present(&self) -> bool {
+        matches!(self, AttachedConnection::Present(_))
     }
 }

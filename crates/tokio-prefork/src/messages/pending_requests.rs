@@ -1,4 +1,4 @@
-//! Requests that wait for their answers. An answer whose request is not here any more is thrown away.
+//! PendingRequests that wait for their answers. An reply whose request is not here any more is thrown away.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -6,136 +6,142 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::{Class, Letter, Message, MessageError, MessageSender, Place};
+use super::{Envelope, Message, MessageAddress, MessageClass, MessageError, MessageSender};
 
 type Answer = Result<Message, MessageError>;
 
 /// One request.
 #[derive(Debug)]
-struct Pending {
-    asked: Place,
-    answer: oneshot::Sender<Answer>,
+struct AwaitedReply {
+    recipient: MessageAddress,
+    reply: oneshot::Sender<Answer>,
 }
 
-/// All that this worker has asked and that is not answered.
+/// All that this worker has recipient and that is not answered.
 #[derive(Debug)]
-pub(super) struct Requests {
+pub(super) struct PendingRequests {
     next: Cell<u64>,
-    pending: RefCell<HashMap<u64, Pending>>,
-    late: Cell<u64>,
+    pending: RefCell<HashMap<u64, AwaitedReply>>,
+    late_replies: Cell<u64>,
 }
 
 /// A request that was made: it is forgotten when this is dropped.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct RequestHandle {
     pub(super) id: u64,
-    pub(super) answer: oneshot::Receiver<Answer>,
-    of: Rc<Requests>,
+    pub(super) reply: oneshot::Receiver<Answer>,
+    requests: Rc<PendingRequests>,
 }
 
-impl Drop for Asked {
+impl Drop for RequestHandle {
     fn drop(&mut self) {
-        self.of.pending.borrow_mut().remove(&self.id);
+        self.requests.pending.borrow_mut().remove(&self.id);
     }
 }
 
-impl Requests {
-    pub(super) fn new() -> Requests {
-        // Ids that another worker cannot guess, as it could answer in the place of the one that was asked.
+impl PendingRequests {
+    pub(super) fn new() -> PendingRequests {
+        // Ids that another worker cannot guess, as it could reply in the address of the one that was recipient.
         let first = prefork_os::system::random_u64().unwrap_or(1);
-        Requests { next: Cell::new(first), pending: RefCell::default(), late: Cell::new(0) }
+        PendingRequests {
+            next: Cell::new(first),
+            pending: RefCell::default(),
+            late_replies: Cell::new(0),
+        }
     }
 
-    /// A request to `asked` that is about to be sent.
-    pub(super) fn ask(self: &Rc<Requests>, asked: Place) -> Asked {
+    /// A request to `recipient` that is about to be sent.
+    pub(super) fn register(self: &Rc<PendingRequests>, recipient: MessageAddress) -> RequestHandle {
         let id = self.next.get();
         self.next.set(id.wrapping_add(1));
-        let (sender, answer) = oneshot::channel();
-        self.pending.borrow_mut().insert(id, Pending { asked, answer: sender });
-        Asked { id, answer, of: Rc::clone(self) }
+        let (sender, reply) = oneshot::channel();
+        self.pending.borrow_mut().insert(id, AwaitedReply { recipient, reply: sender });
+        RequestHandle { id, reply, requests: Rc::clone(self) }
     }
 
-    /// An answer came, or a refusal: of the one that was asked, or on the way, by the primary.
-    pub(super) fn answer(&self, from: MessageSender, letter: Letter) {
+    /// An reply came, or a refusal: of the one that was recipient, or on the way, by the primary.
+    pub(super) fn reply(&self, from: MessageSender, envelope: Envelope) {
         let mut pending = self.pending.borrow_mut();
-        let right = |asked: Place| match (asked, from) {
-            (Place::Primary | Place::Everybody, from) => from == MessageSender::Primary,
-            (Place::Worker(_) | Place::Slot(_), MessageSender::Primary) => {
-                letter.class == Class::Refusal
+        let is_from_recipient = |recipient: MessageAddress| match (recipient, from) {
+            (MessageAddress::Primary | MessageAddress::AllOthers, from) => {
+                from == MessageSender::Primary
             }
-            (Place::Worker(id), from) => from == MessageSender::Worker(id),
-            (Place::Slot(_), _) => true,
+            (MessageAddress::Worker(_) | MessageAddress::Slot(_), MessageSender::Primary) => {
+                envelope.class == MessageClass::Refusal
+            }
+            (MessageAddress::Worker(id), from) => from == MessageSender::Worker(id),
+            (MessageAddress::Slot(_), _) => true,
         };
-        match pending.get(&letter.id).map(|one| right(one.asked)) {
+        match pending.get(&envelope.id).map(|one| is_from_recipient(one.recipient)) {
             Some(true) => {}
             Some(false) => return,
-            None => return self.late.set(self.late.get() + 1),
+            None => return self.late_replies.set(self.late_replies.get() + 1),
         }
-        let Some(Pending { answer, .. }) = pending.remove(&letter.id) else { return };
+        let Some(AwaitedReply { reply, .. }) = pending.remove(&envelope.id) else { return };
         // Nobody may wait any more.
-        let _ = answer.send(match letter.class {
-            Class::Refusal => {
-                Err(MessageError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
+        let _ = reply.send(match envelope.class {
+            MessageClass::Refusal => {
+                Err(MessageError::Refused(String::from_utf8_lossy(&envelope.payload).into_owned()))
             }
-            _ => Ok(Message::new(from, letter)),
+            _ => Ok(Message::new(from, envelope)),
         });
     }
 
-    /// Answers that came too late so far.
-    pub(super) fn late(&self) -> u64 {
-        self.late.get()
+    /// Answers that came too late_replies so far.
+    pub(super) fn late_replies(&self) -> u64 {
+        self.late_replies.get()
     }
 
     /// Nothing will be answered any more.
     pub(super) fn close(&self) {
         for (_, pending) in self.pending.borrow_mut().drain() {
-            let _ = pending.answer.send(Err(MessageError::Closed));
+            let _ = pending.reply.send(Err(MessageError::Closed));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::envelope::tests::letter;
+    use super::super::envelope::tests::test_envelope;
     use super::*;
     use prefork_supervisor::{Slot, WorkerId};
 
-    fn reply(class: Class, id: u64) -> Letter {
-        Letter { class, id, ..letter("a", 2) }
+    fn reply(class: MessageClass, id: u64) -> Envelope {
+        Envelope { class, id, ..test_envelope("a", 2) }
     }
 
     #[test]
     fn an_answer_counts_once_and_only_from_the_one_that_was_asked() {
-        let requests = Rc::new(Requests::new());
-        let mut asked = requests.ask(Place::Worker(WorkerId(3)));
-        let id = asked.id;
-        requests.answer(MessageSender::Worker(WorkerId(4)), reply(Class::Reply, id));
-        requests.answer(MessageSender::Primary, reply(Class::Reply, id));
-        assert!(asked.answer.try_recv().is_err(), "forged");
-        requests.answer(MessageSender::Worker(WorkerId(3)), reply(Class::Reply, id));
-        let message = asked.answer.try_recv().expect("answered").expect("an answer");
+        let requests = Rc::new(PendingRequests::new());
+        let mut recipient = requests.register(MessageAddress::Worker(WorkerId(3)));
+        let id = recipient.id;
+        requests.reply(MessageSender::Worker(WorkerId(4)), reply(MessageClass::Reply, id));
+        requests.reply(MessageSender::Primary, reply(MessageClass::Reply, id));
+        assert!(recipient.reply.try_recv().is_err(), "forged");
+        requests.reply(MessageSender::Worker(WorkerId(3)), reply(MessageClass::Reply, id));
+        let message = recipient.reply.try_recv().expect("answered").expect("an reply");
         assert_eq!(message.from(), MessageSender::Worker(WorkerId(3)));
-        requests.answer(MessageSender::Worker(WorkerId(3)), reply(Class::Reply, id));
-        assert_eq!(requests.late(), 1);
+        requests.reply(MessageSender::Worker(WorkerId(3)), reply(MessageClass::Reply, id));
+        assert_eq!(requests.late_replies(), 1);
     }
 
     #[test]
     fn a_late_answer_is_thrown_away_and_does_not_answer_another_request() {
-        let requests = Rc::new(Requests::new());
-        let late = requests.ask(Place::Primary).id;
-        let mut asked = requests.ask(Place::Primary);
-        requests.answer(MessageSender::Primary, reply(Class::Reply, late));
-        assert_eq!(requests.late(), 1);
-        assert!(asked.answer.try_recv().is_err());
+        let requests = Rc::new(PendingRequests::new());
+        let late_replies = requests.register(MessageAddress::Primary).id;
+        let mut recipient = requests.register(MessageAddress::Primary);
+        requests.reply(MessageSender::Primary, reply(MessageClass::Reply, late_replies));
+        assert_eq!(requests.late_replies(), 1);
+        assert!(recipient.reply.try_recv().is_err());
         requests.close();
-        assert!(matches!(asked.answer.try_recv(), Ok(Err(MessageError::Closed))));
+        assert!(matches!(recipient.reply.try_recv(), Ok(Err(MessageError::Closed))));
     }
 
     #[test]
     fn the_primary_may_refuse_for_a_worker() {
-        let requests = Rc::new(Requests::new());
-        let mut asked = requests.ask(Place::Slot(Slot(1)));
-        requests.answer(MessageSender::Primary, reply(Class::Refusal, asked.id));
-        assert!(matches!(asked.answer.try_recv(), Ok(Err(MessageError::Refused(_)))));
+        let requests = Rc::new(PendingRequests::new());
+        let mut recipient = requests.register(MessageAddress::Slot(Slot(1)));
+        requests.reply(MessageSender::Primary, reply(MessageClass::Refusal, recipient.id));
+        assert!(matches!(recipient.reply.try_recv(), Ok(Err(MessageError::Refused(_)))));
     }
 }

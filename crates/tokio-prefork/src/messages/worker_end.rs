@@ -10,79 +10,81 @@ use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
 
-use super::assembler::Assembler;
+use super::assembler::EnvelopeAssembler;
 use super::busy_poll::BusyPoll;
-use super::inbox::{Inboxes, Unwanted};
-use super::packet_frame::PACKET;
-use super::pending_requests::Requests;
-use super::primary_end::{FULL, carried};
-use super::send_queue::Outbox;
-use super::{Back, Class, Inbox, Letter, Message, MessageError, MessageLimits};
-use super::{MessageSender, Place, ReplyTo};
+use super::inbox::{InboxRegistry, UndeliveredMessage};
+use super::packet_frame::MAX_PACKET_BYTES;
+use super::pending_requests::PendingRequests;
+use super::primary_end::{LARGE_PACKET_BYTES, attached};
+use super::send_queue::SendQueue;
+use super::{
+    Envelope, Inbox, Message, MessageClass, MessageError, MessageLimits, RejectedEnvelope,
+};
+use super::{MessageAddress, MessageSender, ReplyTo};
 use crate::yield_now::yield_to_ready_tasks;
 use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_polling};
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::WorkerTag;
 
 /// Packets read in a row before other tasks have their turn.
-const PACKETS_A_TURN: usize = 16;
+const PACKETS_PER_TURN: usize = 16;
 
 /// When a packet with a connection is tried again that the kernel did not take: the socket may be writable all the
-/// while, as there is a limit on descriptors under way, too.
-const CROWDED: Duration = Duration::from_millis(2);
+/// while, as there is a timeout on descriptors under way, too.
+const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The worker's end of its mail channel. Made inside the worker's runtime.
 #[derive(Debug)]
-pub(crate) struct MailEnd {
+pub(crate) struct WorkerMessageEnd {
     tag: WorkerTag,
     limits: MessageLimits,
     /// `None` where there is nobody to write to.
     channel: Option<AsyncFd<OwnedFd>>,
-    closed: Cell<bool>,
-    out: RefCell<Outbox>,
+    is_closed: Cell<bool>,
+    send_queue: RefCell<SendQueue>,
     /// Rung when there is something to send.
-    work: Notify,
+    data_queued: Notify,
     /// Rung when something was sent, and when nothing can be any more.
-    room: Notify,
-    /// Held by the first of those who wait for room.
-    line: Mutex<()>,
-    inboxes: Rc<Inboxes>,
-    requests: Rc<Requests>,
+    data_sent: Notify,
+    /// Held by the is_first_of_kind of those who wait for data_sent.
+    send_order: Mutex<()>,
+    inboxes: Rc<InboxRegistry>,
+    requests: Rc<PendingRequests>,
 }
 
-impl MailEnd {
+impl WorkerMessageEnd {
     /// Registers the descriptor with the current runtime, and begins to read and to write.
     pub(crate) fn start(
         tag: WorkerTag,
         fd: Option<OwnedFd>,
         limits: MessageLimits,
-    ) -> io::Result<Rc<MailEnd>> {
+    ) -> io::Result<Rc<WorkerMessageEnd>> {
         let channel = fd.map(register_readable_and_writable).transpose()?;
-        let end = Rc::new(MailEnd {
+        let end = Rc::new(WorkerMessageEnd {
             tag,
             limits,
-            closed: Cell::new(channel.is_none()),
+            is_closed: Cell::new(channel.is_none()),
             channel,
-            out: RefCell::new(Outbox::new(limits)),
-            work: Notify::new(),
-            room: Notify::new(),
-            line: Mutex::const_new(()),
-            inboxes: Rc::new(Inboxes::new(limits)),
-            requests: Rc::new(Requests::new()),
+            send_queue: RefCell::new(SendQueue::new(limits)),
+            data_queued: Notify::new(),
+            data_sent: Notify::new(),
+            send_order: Mutex::const_new(()),
+            inboxes: Rc::new(InboxRegistry::new(limits)),
+            requests: Rc::new(PendingRequests::new()),
         });
-        if end.closed.get() {
+        if end.is_closed.get() {
             end.inboxes.close();
         } else {
             let (reads, writes) = (Rc::clone(&end), Rc::clone(&end));
-            tokio::task::spawn_local(async move { reads.read().await });
-            tokio::task::spawn_local(async move { writes.write().await });
+            tokio::task::spawn_local(async move { reads.read_loop().await });
+            tokio::task::spawn_local(async move { writes.write_loop().await });
         }
         Ok(end)
     }
 
     /// The application has opened its inboxes: what has come for others is dropped.
-    pub(crate) fn booted(&self) {
-        for (kind, count) in self.inboxes.booted() {
+    pub(crate) fn finish_boot(&self) {
+        for (kind, count) in self.inboxes.finish_boot() {
             log::warn!(
                 "{} dropped {count} messages of kind {kind:?}: nobody receives it",
                 self.tag
@@ -90,83 +92,83 @@ impl MailEnd {
         }
     }
 
-    pub(crate) fn open(&self, kind: &str) -> Inbox {
-        self.inboxes.open(kind)
+    pub(crate) fn open_inbox(&self, kind: &str) -> Inbox {
+        self.inboxes.open_inbox(kind)
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        !self.closed.get()
+        !self.is_closed.get()
     }
 
-    pub(crate) fn dropped(&self) -> BTreeMap<String, u64> {
-        self.inboxes.dropped()
+    pub(crate) fn dropped_counts(&self) -> BTreeMap<String, u64> {
+        self.inboxes.dropped_counts()
     }
 
     pub(crate) fn late_replies(&self) -> u64 {
-        self.requests.late()
+        self.requests.late_replies()
     }
 
-    /// Sends without waiting; on an error the letter comes back.
-    pub(crate) fn try_send(&self, letter: Letter) -> Result<(), Back> {
-        if self.closed.get() {
-            return Err(Box::new((MessageError::Closed, letter)));
+    /// Sends without waiting; on an error the envelope comes rejected.
+    pub(crate) fn try_send(&self, envelope: Envelope) -> Result<(), RejectedEnvelope> {
+        if self.is_closed.get() {
+            return Err(Box::new((MessageError::Closed, envelope)));
         }
-        self.out.borrow_mut().push(letter)?;
-        self.work.notify_one();
+        self.send_queue.borrow_mut().push(envelope)?;
+        self.data_queued.notify_one();
         Ok(())
     }
 
-    /// Sends, waiting for room in the queue as long as it takes. Those who wait stand in line, or one that always sends
+    /// Sends, waiting for data_sent in the queue as long as it takes. Those who wait stand in send_order, or one that always sends
     /// would keep the others waiting for ever.
-    pub(crate) async fn send(&self, mut letter: Letter) -> Result<(), Back> {
-        let _first = self.line.lock().await;
+    pub(crate) async fn send(&self, mut envelope: Envelope) -> Result<(), RejectedEnvelope> {
+        let _first = self.send_order.lock().await;
         loop {
-            let room = self.room.notified();
-            letter = match self.try_send(letter) {
-                Err(back) if back.0 == MessageError::Full => back.1,
+            let data_sent = self.data_sent.notified();
+            envelope = match self.try_send(envelope) {
+                Err(rejected) if rejected.0 == MessageError::Full => rejected.1,
                 done => return done,
             };
-            room.await;
+            data_sent.await;
         }
     }
 
-    /// Asks and waits for the answer, for `limit` in all.
+    /// Asks and waits for the answer, for `timeout` in all.
     pub(crate) async fn request(
         &self,
-        letter: Letter,
-        limit: Duration,
+        envelope: Envelope,
+        timeout: Duration,
     ) -> Result<Message, MessageError> {
-        let mut asked = self.requests.ask(letter.place);
-        let kind = letter.kind.clone();
-        let letter = Letter { class: Class::Request, id: asked.id, ..letter };
+        let mut request = self.requests.register(envelope.address);
+        let kind = envelope.kind.clone();
+        let envelope = Envelope { class: MessageClass::Request, id: request.id, ..envelope };
         let answered = async {
-            self.send(letter).await.map_err(|back| back.0)?;
-            (&mut asked.answer).await.map_err(|_| MessageError::Closed)?
+            self.send(envelope).await.map_err(|rejected| rejected.0)?;
+            (&mut request.reply).await.map_err(|_| MessageError::Closed)?
         };
         let late = |_| MessageError::TimedOut(kind.as_str().to_string());
-        tokio::time::timeout(limit, answered).await.map_err(late)?
+        tokio::time::timeout(timeout, answered).await.map_err(late)?
     }
 
-    /// Waits until all is sent, or cannot be any more, or `limit` is over.
-    pub(crate) async fn flush(&self, limit: Duration) {
+    /// Waits until all is sent, or cannot be any more, or `timeout` is over.
+    pub(crate) async fn flush(&self, timeout: Duration) {
         let flushed = async {
             loop {
-                let sent = self.room.notified();
-                if self.closed.get() || self.out.borrow().is_empty() {
+                let sent = self.data_sent.notified();
+                if self.is_closed.get() || self.send_queue.borrow().is_empty() {
                     return;
                 }
                 sent.await;
             }
         };
-        if tokio::time::timeout(limit, flushed).await.is_err() {
+        if tokio::time::timeout(timeout, flushed).await.is_err() {
             log::warn!("{} leaves with messages that the primary did not take", self.tag);
         }
     }
 
-    async fn read(&self) {
-        let mut buffer = vec![0; PACKET];
-        let mut assembler = Assembler::new(self.limits.letter());
-        let mut letters = VecDeque::new();
+    async fn read_loop(&self) {
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
+        let mut assembler = EnvelopeAssembler::new(self.limits.max_envelope_bytes());
+        let mut envelopes = VecDeque::new();
         let (mut packets, mut busy_poll) = (0, BusyPoll::default());
         while let Some(channel) = &self.channel {
             let Ok(mut ready) = wait_readable_busy_polling(channel, busy_poll.deadline()).await
@@ -178,24 +180,28 @@ impl MailEnd {
                 Ok(Ok(ReceivedMessage::Message(bytes, passed))) => {
                     busy_poll.message_arrived(Instant::now());
                     length = bytes;
-                    assembler.take(&buffer[..length], carried(passed), &mut letters)
+                    assembler.accept_packet(&buffer[..length], attached(passed), &mut envelopes)
                 }
                 Ok(Ok(ReceivedMessage::Closed)) => break,
-                Ok(Ok(ReceivedMessage::Truncated)) => Err(super::packet_frame::Garbled::Packet),
-                Ok(Err(e)) => Err(super::packet_frame::Garbled::Channel(e.to_string())),
+                Ok(Ok(ReceivedMessage::Truncated)) => {
+                    Err(super::packet_frame::MessageProtocolError::PacketTooLarge)
+                }
+                Ok(Err(e)) => {
+                    Err(super::packet_frame::MessageProtocolError::ChannelFailed(e.to_string()))
+                }
                 Err(_would_block) => continue,
             };
-            if let Err(why) = got {
-                log::error!("{} closes its mail: the primary sent {why}", self.tag);
+            if let Err(reason) = got {
+                log::error!("{} closes its mail: the primary sent {reason}", self.tag);
                 break;
             }
-            for letter in letters.drain(..) {
-                self.sort(letter).await;
+            for envelope in envelopes.drain(..) {
+                self.dispatch(envelope).await;
             }
             packets += 1;
-            if packets % PACKETS_A_TURN == 0 {
+            if packets % PACKETS_PER_TURN == 0 {
                 tokio::task::yield_now().await;
-            } else if length < FULL {
+            } else if length < LARGE_PACKET_BYTES {
                 // Hardly any more is there: whoever waited for this goes on, and what it says is sent, before we look.
                 yield_to_ready_tasks().await;
                 yield_to_ready_tasks().await;
@@ -204,51 +210,51 @@ impl MailEnd {
         self.close();
     }
 
-    async fn sort(&self, letter: Letter) {
-        let from = match letter.place {
-            Place::Worker(id) => MessageSender::Worker(id),
+    async fn dispatch(&self, envelope: Envelope) {
+        let from = match envelope.address {
+            MessageAddress::Worker(id) => MessageSender::Worker(id),
             _ => MessageSender::Primary,
         };
-        if matches!(letter.class, Class::Reply | Class::Refusal) {
-            return self.requests.answer(from, letter);
+        if matches!(envelope.class, MessageClass::Reply | MessageClass::Refusal) {
+            return self.requests.reply(from, envelope);
         }
-        let Err(Unwanted { message, why, first }) =
-            self.inboxes.put(Message::new(from, letter)).await
+        let Err(UndeliveredMessage { message, reason, is_first_of_kind }) =
+            self.inboxes.deliver(Message::new(from, envelope)).await
         else {
             return;
         };
-        if first {
+        if is_first_of_kind {
             let kind = message.kind();
-            log::warn!("{} drops messages of kind {kind:?}: {why}", self.tag);
+            log::warn!("{} drops messages of kind {kind:?}: {reason}", self.tag);
         }
         if let Some(to) = message.reply_to() {
-            // Who asks hears nothing if there is no room, which is what its deadline is for.
-            let _ = self.reply(&to, Class::Refusal, why.as_bytes().to_vec().into());
+            // Who asks hears nothing if there is no data_sent, which is what its deadline is for.
+            let _ = self.reply(&to, MessageClass::Refusal, reason.as_bytes().to_vec().into());
         }
     }
 
     pub(crate) fn reply(
         &self,
         to: &ReplyTo,
-        class: Class,
+        class: MessageClass,
         payload: bytes::Bytes,
     ) -> Result<(), MessageError> {
-        self.try_send(to.letter(class, payload)).map_err(|back| back.0)
+        self.try_send(to.reply_envelope(class, payload)).map_err(|rejected| rejected.0)
     }
 
-    async fn write(&self) {
+    async fn write_loop(&self) {
         // The last packet has a connection and was refused.
-        let mut crowded = false;
+        let mut fd_was_refused = false;
         while let Some(channel) = &self.channel {
-            if self.closed.get() {
+            if self.is_closed.get() {
                 return;
             }
-            if self.out.borrow().is_empty() {
-                self.work.notified().await;
+            if self.send_queue.borrow().is_empty() {
+                self.data_queued.notified().await;
                 continue;
             }
-            let ready = match crowded {
-                true => tokio::time::timeout(CROWDED, channel.writable()).await.ok(),
+            let ready = match fd_was_refused {
+                true => tokio::time::timeout(FD_RETRY_INTERVAL, channel.writable()).await.ok(),
                 false => Some(channel.writable().await),
             };
             let sent = match ready {
@@ -259,12 +265,14 @@ impl MailEnd {
                 Some(Err(_)) => return,
                 None => self.send_packet(channel.get_ref()),
             };
-            crowded = false;
+            fd_was_refused = false;
             match sent {
-                Ok(()) => self.room.notify_waiters(),
+                Ok(()) => self.data_sent.notify_waiters(),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    let mut out = self.out.borrow_mut();
-                    crowded = out.packet().is_some_and(|packet| packet.connection().is_some());
+                    let mut send_queue = self.send_queue.borrow_mut();
+                    fd_was_refused = send_queue
+                        .current_packet()
+                        .is_some_and(|packet| packet.connection().is_some());
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // The reader finds out what it means, after what the primary said last.
@@ -274,19 +282,19 @@ impl MailEnd {
     }
 
     fn send_packet(&self, fd: &OwnedFd) -> io::Result<()> {
-        let mut out = self.out.borrow_mut();
-        if let Some(packet) = out.packet() {
+        let mut send_queue = self.send_queue.borrow_mut();
+        if let Some(packet) = send_queue.current_packet() {
             send_message(fd, &packet.bytes, packet.connection())?;
-            out.sent();
+            send_queue.packet_sent();
         }
         Ok(())
     }
 
     fn close(&self) {
-        self.closed.set(true);
-        *self.out.borrow_mut() = Outbox::new(self.limits);
-        self.room.notify_waiters();
-        self.work.notify_one();
+        self.is_closed.set(true);
+        *self.send_queue.borrow_mut() = SendQueue::new(self.limits);
+        self.data_sent.notify_waiters();
+        self.data_queued.notify_one();
         self.inboxes.close();
         self.requests.close();
     }

@@ -9,11 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::handover_relay::HandoverRelay;
 use super::{Primary, WorkerProcess};
-use crate::channel::PrimaryEnd;
+use crate::channel::PrimaryChannelEnd;
 use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
-use crate::messages::MailHub;
+use crate::messages::PrimaryMessageEnd;
 use crate::scoreboard::RowIndex;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
 use crate::worker_init::WorkerInit;
@@ -86,10 +86,10 @@ impl Primary {
         match fork_process()? {
             ForkResult::Parent(pid) => {
                 let tag = WorkerTag { pid: Some(pid), ..tag };
-                let channel = Some(PrimaryEnd::new(channel.0));
+                let channel = Some(PrimaryChannelEnd::new(channel.0));
                 let process = WorkerProcess::new(tag, pid, channel, row);
                 self.workers.insert(WorkerProcess { lease, queue, ..process });
-                self.messages.hub.add(tag, messages.0);
+                self.messages.primary_end.add(tag, messages.0);
                 Ok(pid)
             }
             ForkResult::Child => {
@@ -144,7 +144,7 @@ impl Primary {
             prefork_os::process::set_process_title(&title)
                 .unwrap_or_else(|e| super::event_log::log_title_error(&e));
         }
-        let message_limits = self.messages.hub.limits();
+        let message_limits = self.messages.primary_end.limits();
         self.close_primary_state();
         // Variables of the service manager can only be there if a hook of the application has set them.
         prefork_os::process::remove_env_vars(|name| SERVICE_MANAGER_VARIABLES.contains(&name))?;
@@ -171,7 +171,7 @@ impl Primary {
             listeners,
             channel,
             queue,
-            mail: Some(messages),
+            message_channel: Some(messages),
             message_limits,
             rows,
             load_page,
@@ -199,12 +199,12 @@ impl Primary {
         let mut fds = FdCloseBatch::default();
         fds.add_fds_of(self.workers.take_processes(), |workers, take| {
             for process in workers.values() {
-                process.channel.iter().map(PrimaryEnd::as_fd).for_each(&mut *take);
+                process.channel.iter().map(PrimaryChannelEnd::as_fd).for_each(&mut *take);
                 process.queue.iter().flat_map(ConnectionQueue::ends).for_each(&mut *take);
             }
         });
-        let hub = MailHub::new(self.messages.hub.limits());
-        std::mem::replace(&mut self.messages.hub, hub).leave_to_parent(&mut fds);
+        let primary_end = PrimaryMessageEnd::new(self.messages.primary_end.limits());
+        std::mem::replace(&mut self.messages.primary_end, primary_end).leave_to_parent(&mut fds);
         fds.close_all();
     }
 }

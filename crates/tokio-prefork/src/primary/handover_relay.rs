@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::event_log::{self, has_passed_power_of_two};
 use super::{Primary, WorkerProcess};
-use crate::channel::{ToWorker, Unread};
+use crate::channel::{UnreadBytes, WorkerCommand};
 use crate::scoreboard::Load;
 use prefork_supervisor::Generation;
 
@@ -29,7 +29,7 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 struct PendingHandover {
     fd: OwnedFd,
     /// Announces the connection, with the bytes that were read from it already.
-    announcement: ToWorker,
+    announcement: WorkerCommand,
     received: Instant,
 }
 
@@ -41,8 +41,8 @@ pub(super) struct HandoverRelay {
 }
 
 impl HandoverRelay {
-    pub(super) fn push(&mut self, fd: OwnedFd, unread: Unread, now: Instant) {
-        let announcement = ToWorker::Arrive(unread);
+    pub(super) fn push(&mut self, fd: OwnedFd, unread: UnreadBytes, now: Instant) {
+        let announcement = WorkerCommand::TakeOverConnection(unread);
         self.waiting.push_back(PendingHandover { fd, announcement, received: now });
     }
 
@@ -110,7 +110,7 @@ impl HandoverReceiver<'_> {
     /// Returns whether the channel had room. A broken channel is noticed when it is read.
     fn send(&mut self, pending: &PendingHandover) -> bool {
         let Some(channel) = &self.process.channel else { return false };
-        let is_sent = channel.send_with(&pending.announcement, pending.fd.as_fd()).is_ok();
+        let is_sent = channel.send_with_fd(&pending.announcement, pending.fd.as_fd()).is_ok();
         self.process.handovers_sent += u64::from(is_sent);
         is_sent
     }
@@ -139,7 +139,7 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::PrimaryEnd;
+    use crate::channel::PrimaryChannelEnd;
     use crate::scoreboard::Scoreboard;
     use prefork_os::fd_passing::{ReceivedMessage, create_seqpacket_pair, receive_message};
     use prefork_supervisor::{Slot, WEB_KIND, WorkerId, WorkerTag};
@@ -150,13 +150,13 @@ mod tests {
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let row = board.lease(tag).expect("row");
-        (WorkerProcess::new(tag, 1, Some(PrimaryEnd::new(ours)), row), theirs)
+        (WorkerProcess::new(tag, 1, Some(PrimaryChannelEnd::new(ours)), row), theirs)
     }
 
     fn push(relay: &mut HandoverRelay, count: usize, now: Instant) {
         for _ in 0..count {
             let (fd, _) = create_seqpacket_pair().expect("a descriptor");
-            relay.push(fd, Unread::new(Vec::new()).expect("short"), now);
+            relay.push(fd, UnreadBytes::new(Vec::new()).expect("short"), now);
         }
     }
 

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{Primary, PrimaryHandle};
-use crate::isolated::{DO, Desk, Ended, Job, Order, join, split, split_done};
-use crate::messages::{Carried, Class, Message, Place, letter};
+use crate::isolated::{
+    IsolatedJobRequest, IsolatedJobScheduler, IsolatedWorkerExit, RUN_JOB_KIND, SchedulerAction,
+    decode_job_result, decode_with_payload, encode_with_payload,
+};
+use crate::messages::{AttachedConnection, Envelope, Message, MessageAddress, MessageClass};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, ExitCause, LogEvent};
 use prefork_supervisor::{WorkerId, WorkerTag};
@@ -18,26 +21,30 @@ const MAX_JOB_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The job schedulers of all pools of isolated workers, by the pool's name.
 #[derive(Default)]
-pub(crate) struct IsolatedPools(BTreeMap<&'static str, Desk>);
+pub(crate) struct IsolatedPools(BTreeMap<&'static str, IsolatedJobScheduler>);
 
 impl IsolatedPools {
-    pub(crate) fn insert(&mut self, pool: &'static str, scheduler: Desk) {
+    pub(crate) fn insert(&mut self, pool: &'static str, scheduler: IsolatedJobScheduler) {
         self.0.insert(pool, scheduler);
     }
 
     /// Tells every scheduler what concerns it. Returns the orders of each pool.
-    fn handle_log_event(&mut self, event: &LogEvent) -> Vec<(&'static str, Vec<Order>)> {
+    fn handle_log_event(&mut self, event: &LogEvent) -> Vec<(&'static str, Vec<SchedulerAction>)> {
         let orders = self.0.iter_mut().filter_map(|(pool, scheduler)| {
             let orders = match event {
                 LogEvent::Ready { worker, .. } if worker.kind == *pool => {
-                    scheduler.came(worker.id);
+                    scheduler.add_idle_worker(worker.id);
                     Vec::new()
                 }
                 LogEvent::Exited(exit) => {
                     let is_drained = exit.cause == ExitCause::Drained && exit.status.success();
                     let signal = exit.status.signal();
-                    let how = if is_drained { Ended::Left } else { Ended::Died { signal } };
-                    scheduler.ended(exit.worker.id, how).into_iter().collect()
+                    let how = if is_drained {
+                        IsolatedWorkerExit::Drained
+                    } else {
+                        IsolatedWorkerExit::Died { signal }
+                    };
+                    scheduler.handle_worker_exit(exit.worker.id, how).into_iter().collect()
                 }
                 LogEvent::Stopping { .. } | LogEvent::StoppingNow { .. } => scheduler.close(),
                 _ => return None,
@@ -48,15 +55,17 @@ impl IsolatedPools {
     }
 
     /// Returns the orders of the pools that have jobs past their deadline.
-    fn expire_jobs(&mut self, now: Instant) -> Vec<(&'static str, Vec<Order>)> {
-        let is_due = |scheduler: &Desk| scheduler.deadline().is_some_and(|at| at <= now);
+    fn expire_jobs(&mut self, now: Instant) -> Vec<(&'static str, Vec<SchedulerAction>)> {
+        let is_due = |scheduler: &IsolatedJobScheduler| {
+            scheduler.next_deadline().is_some_and(|at| at <= now)
+        };
         let due = self.0.iter_mut().filter(|(_, scheduler)| is_due(scheduler));
-        due.map(|(pool, scheduler)| (*pool, scheduler.overdue(now))).collect()
+        due.map(|(pool, scheduler)| (*pool, scheduler.expire_jobs(now))).collect()
     }
 
     /// Returns when the next job is past its deadline.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.0.values().filter_map(Desk::deadline).min()
+        self.0.values().filter_map(IsolatedJobScheduler::next_deadline).min()
     }
 }
 
@@ -69,7 +78,9 @@ impl PrimaryHandle<'_> {
         message: &Message,
     ) {
         let Some(to) = message.reply_to() else { return };
-        let Some((job, input)) = split::<Job>(message.bytes()) else { return };
+        let Some((job, input)) = decode_with_payload::<IsolatedJobRequest>(message.bytes()) else {
+            return;
+        };
         let deadline = Instant::now() + Duration::from_millis(job.limit_ms).min(MAX_JOB_TIMEOUT);
         let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
         let order = scheduler.submit((from.id, job.token), to, deadline, input);
@@ -85,7 +96,7 @@ impl PrimaryHandle<'_> {
     ) {
         let scheduler = self.primary.isolated_pools.0.get_mut(pool);
         if let Some((scheduler, token)) = scheduler.zip(message.decode().ok()) {
-            scheduler.gone(from.id, token);
+            scheduler.cancel_queued_job(from.id, token);
         }
     }
 
@@ -96,9 +107,9 @@ impl PrimaryHandle<'_> {
         from: WorkerTag,
         message: &Message,
     ) {
-        let Some((job, answer)) = split_done(message.bytes()) else { return };
+        let Some((job, answer)) = decode_job_result(message.bytes()) else { return };
         let Some(scheduler) = self.primary.isolated_pools.0.get_mut(pool) else { return };
-        let order = scheduler.done(from.id, job, answer);
+        let order = scheduler.complete_job(from.id, job, answer);
         self.primary.run_job_orders(pool, order);
     }
 }
@@ -119,35 +130,39 @@ impl Primary {
     }
 
     /// Performs a scheduler's orders, then gives waiting jobs to idle workers.
-    fn run_job_orders(&mut self, pool: &'static str, orders: impl IntoIterator<Item = Order>) {
+    fn run_job_orders(
+        &mut self,
+        pool: &'static str,
+        orders: impl IntoIterator<Item = SchedulerAction>,
+    ) {
         for order in orders {
             self.run_job_order(pool, order);
         }
         let Some(scheduler) = self.isolated_pools.0.get_mut(pool) else { return };
         let supervisor = &self.supervisor;
-        for order in scheduler.assign(Instant::now(), &|id| supervisor.is_serving(id)) {
+        for order in scheduler.start_queued_jobs(Instant::now(), &|id| supervisor.is_serving(id)) {
             self.run_job_order(pool, order);
         }
     }
 
-    fn run_job_order(&mut self, pool: &'static str, order: Order) {
+    fn run_job_order(&mut self, pool: &'static str, order: SchedulerAction) {
         match order {
-            Order::Give { worker, job, input } => {
+            SchedulerAction::StartJob { worker, job, input } => {
                 // From now on the worker's exit says nothing about whether such workers can boot.
                 self.pending_events.push_back(Event::RiskyJobStarted { worker });
-                if let Err(reason) = self.send_job(worker, join(&job, &input)) {
+                if let Err(reason) = self.send_job(worker, encode_with_payload(&job, &input)) {
                     let scheduler = self.isolated_pools.0.get_mut(pool);
-                    let order = scheduler.and_then(|one| one.not_given(worker, reason));
+                    let order = scheduler.and_then(|one| one.fail_start(worker, reason));
                     if let Some(order) = order {
                         self.run_job_order(pool, order);
                     }
                 }
             }
             // A caller without room for the answer does not get it and times out.
-            Order::Tell { to, answer } => {
-                drop(self.messages.hub.reply(&to, Class::Reply, answer));
+            SchedulerAction::SendReply { to, answer } => {
+                drop(self.messages.primary_end.reply(&to, MessageClass::Reply, answer));
             }
-            Order::Kill(worker) => {
+            SchedulerAction::KillWorker(worker) => {
                 if let Some(process) = self.workers.get(&worker) {
                     self.event_log.log_job_timeout(process.tag);
                 }
@@ -157,10 +172,16 @@ impl Primary {
     }
 
     fn send_job(&mut self, worker: WorkerId, payload: Bytes) -> Result<(), String> {
-        let letter = letter(Place::Primary, DO, payload, Carried::Nothing);
-        let letter = letter.map_err(|e| e.to_string())?;
-        let (supervisor, hub) = (&self.supervisor, &mut self.messages.hub);
-        let sent = hub.send(Place::Worker(worker), letter, &|id| supervisor.is_serving(id));
-        sent.map(drop).map_err(|back| back.0.to_string())
+        let envelope = Envelope::new(
+            MessageAddress::Primary,
+            RUN_JOB_KIND,
+            payload,
+            AttachedConnection::Absent,
+        );
+        let envelope = envelope.map_err(|e| e.to_string())?;
+        let (supervisor, primary_end) = (&self.supervisor, &mut self.messages.primary_end);
+        let sent = primary_end
+            .send(MessageAddress::Worker(worker), envelope, &|id| supervisor.is_serving(id));
+        sent.map(drop).map_err(|rejected| rejected.0.to_string())
     }
 }

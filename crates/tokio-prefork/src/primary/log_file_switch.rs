@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::event_log::EventLog;
 use super::workers::WorkerTable;
-use crate::channel::ToWorker;
+use crate::channel::WorkerCommand;
 use crate::error::{Error, Result};
 use crate::log_file::LogFile;
 use prefork_os::signal::Signal;
@@ -85,7 +85,7 @@ fn redirect_log(path: &Path, file: LogFile, workers: &WorkerTable, event_log: &m
     event_log.log_rotation(path);
     for process in workers.values() {
         let Some(channel) = &process.channel else { continue };
-        if let Err(e) = channel.send_with(&ToWorker::Log, file.as_fd()) {
+        if let Err(e) = channel.send_with_fd(&WorkerCommand::ReopenLog, file.as_fd()) {
             event_log.log_worker_unreachable(process.tag, &e);
         }
     }

@@ -11,8 +11,8 @@ use super::event_log::has_passed_power_of_two;
 use super::pending_requests::PendingRequests;
 use super::{Primary, PrimaryHandle};
 use crate::messages::{
-    BusyPoll, Class, Letter, MailHub, Message, MessageError, MessageLimits, MessagePollToken,
-    MessageSender, ReplyTo, Turn,
+    BusyPoll, Envelope, Message, MessageClass, MessageError, MessageLimits, MessagePollToken,
+    MessageSender, PrimaryMessageEnd, ReplyTo, RouterStep,
 };
 use prefork_supervisor::{Event, WorkerId, WorkerTag};
 
@@ -32,7 +32,7 @@ pub(super) type ReplyCallback =
 /// The message channels to all workers, and the application's handlers.
 #[derive(Default)]
 pub(crate) struct AppMessages {
-    pub(super) hub: MailHub,
+    pub(super) primary_end: PrimaryMessageEnd,
     pub(super) busy_poll: BusyPoll,
     handlers: BTreeMap<String, MessageHandler>,
     /// Kinds without a handler, and how many messages of each were dropped.
@@ -44,13 +44,13 @@ pub(crate) struct AppMessages {
 }
 
 impl AppMessages {
-    /// Registers the handler for messages of `kind`, in place of an earlier one.
+    /// Registers the handler for messages of `kind`, in address of an earlier one.
     pub(crate) fn on_message(&mut self, kind: &str, handler: MessageHandler) {
         self.handlers.insert(kind.to_string(), handler);
     }
 
     pub(crate) fn set_limits(&mut self, limits: MessageLimits) {
-        self.hub = MailHub::new(limits);
+        self.primary_end = PrimaryMessageEnd::new(limits);
     }
 
     /// Reads the channels that are ready. Returns an event for each worker that broke the protocol.
@@ -58,16 +58,15 @@ impl AppMessages {
         if ready.iter().any(|one| one.is_to_read()) {
             self.busy_poll.message_arrived(Instant::now());
         }
-        let broken = self.hub.read(ready).into_iter().map(|(worker, error)| Event::ProtocolError {
-            worker,
-            reason: format!("message channel: {error}"),
+        let broken = self.primary_end.read(ready).into_iter().map(|(worker, error)| {
+            Event::ProtocolError { worker, reason: format!("message channel: {error}") }
         });
         broken.collect()
     }
 
     /// Answers a request with a refusal. A receiver without room does not get it and times out instead.
     fn refuse(&mut self, to: &ReplyTo, reason: &'static [u8]) {
-        let _ = self.hub.reply(to, Class::Refusal, Bytes::from_static(reason));
+        let _ = self.primary_end.reply(to, MessageClass::Refusal, Bytes::from_static(reason));
     }
 }
 
@@ -78,26 +77,26 @@ impl Primary {
         let deadline = now + HANDLER_TIME_BUDGET;
         while now < deadline {
             let supervisor = &self.supervisor;
-            match self.messages.hub.next(now, &|id| supervisor.is_serving(id)) {
-                Turn::Mine(from, letter) => self.handle_message(from, letter),
-                Turn::Moved => {}
-                Turn::Idle => break,
+            match self.messages.primary_end.route_next(now, &|id| supervisor.is_serving(id)) {
+                RouterStep::ForPrimary(from, envelope) => self.handle_message(from, envelope),
+                RouterStep::Forwarded => {}
+                RouterStep::Idle => break,
             }
             now = Instant::now();
         }
         self.end_failed_requests(now, deadline);
-        let lost = self.messages.hub.lost();
+        let lost = self.messages.primary_end.dropped_count();
         if has_passed_power_of_two(self.messages.lost, lost) {
             self.event_log.log_lost_messages(lost);
         }
         self.messages.lost = lost;
     }
 
-    fn handle_message(&mut self, from: WorkerTag, letter: Letter) {
-        if matches!(letter.class, Class::Reply | Class::Refusal) {
-            return self.handle_reply(from.id, letter);
+    fn handle_message(&mut self, from: WorkerTag, envelope: Envelope) {
+        if matches!(envelope.class, MessageClass::Reply | MessageClass::Refusal) {
+            return self.handle_reply(from.id, envelope);
         }
-        let message = Message::new(MessageSender::Worker(from.id), letter);
+        let message = Message::new(MessageSender::Worker(from.id), envelope);
         // Removed while it runs, as it borrows the primary that owns it.
         let Some((kind, mut handler)) = self.messages.handlers.remove_entry(message.kind()) else {
             return self.drop_unknown_kind(from, &message);
@@ -108,13 +107,15 @@ impl Primary {
     }
 
     /// Ends the request that a reply belongs to. A late or unsolicited reply is dropped.
-    fn handle_reply(&mut self, from: WorkerId, letter: Letter) {
-        let Some(callback) = self.messages.requests.take_answered(from, letter.id) else { return };
-        let reply = match letter.class {
-            Class::Refusal => {
-                Err(MessageError::Refused(String::from_utf8_lossy(&letter.payload).into_owned()))
+    fn handle_reply(&mut self, from: WorkerId, envelope: Envelope) {
+        let Some(callback) = self.messages.requests.take_answered(from, envelope.id) else {
+            return;
+        };
+        let reply = match envelope.class {
+            MessageClass::Refusal => {
+                Err(MessageError::Refused(String::from_utf8_lossy(&envelope.payload).into_owned()))
             }
-            _ => Ok(Message::new(MessageSender::Worker(from), letter)),
+            _ => Ok(Message::new(MessageSender::Worker(from), envelope)),
         };
         self.call_reply_callback(from, callback, reply);
     }
@@ -123,8 +124,9 @@ impl Primary {
     /// as their deadlines have passed.
     fn end_failed_requests(&mut self, now: Instant, limit: Instant) {
         loop {
-            let AppMessages { hub, requests, .. } = &mut self.messages;
-            let Some((worker, callback, error)) = requests.take_failed(now, |id| hub.knows(id))
+            let AppMessages { primary_end, requests, .. } = &mut self.messages;
+            let Some((worker, callback, error)) =
+                requests.take_failed(now, |id| primary_end.has_pending(id))
             else {
                 return;
             };

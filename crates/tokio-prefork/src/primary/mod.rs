@@ -114,7 +114,7 @@ pub(crate) struct Primary {
 impl Primary {
     /// Creates a primary that is ready to run. From here on it catches signals.
     ///
-    /// `manifest` is what the previous image left, if this process was upgraded in place.
+    /// `manifest` is what the previous image left, if this process was upgraded in address.
     pub(crate) fn new(
         config: Config,
         application: Application,

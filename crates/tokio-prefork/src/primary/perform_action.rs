@@ -1,9 +1,9 @@
-//! Performs the supervisor's actions. A failure comes back as an event.
+//! Performs the supervisor's actions. A failure comes rejected as an event.
 
 use std::time::Instant;
 
 use super::Primary;
-use crate::channel::{HandOver, ToWorker};
+use crate::channel::{HandoverMode, WorkerCommand};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Action, Event, Generation, LogEvent, ShutdownReason, WorkerId};
 
@@ -75,14 +75,14 @@ impl Primary {
         }
         let Some(process) = self.workers.get(&worker) else { return };
         let has_successor = self.workers.has_other_serving_worker(worker, &self.supervisor);
-        let order = ToWorker::Drain {
+        let order = WorkerCommand::Drain {
             grace: config.graceful_timeout,
             linger: config.linger_timeout,
             closing: is_stopping || self.loses_an_address(process.tag.generation),
             hand_over: match config.hand_over && !is_stopping {
-                false => HandOver::Never,
-                true if has_successor => HandOver::Now,
-                true => HandOver::WhenOthersServe,
+                false => HandoverMode::Never,
+                true if has_successor => HandoverMode::Immediately,
+                true => HandoverMode::WhenOthersServe,
             },
         };
         let Some(process) = self.workers.get_mut(&worker) else { return };

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::Primary;
 use crate::error::{Error, Result};
 use crate::messages::{
-    Back, Carried, Class, IntoPayload, Letter, Message, MessageError, MessageTarget,
-    PassedConnection, Place, ReplyTo, SendConnectionError, letter,
+    AttachedConnection, Envelope, IntoPayload, Message, MessageAddress, MessageClass, MessageError,
+    MessageTarget, PassedConnection, RejectedEnvelope, ReplyTo, SendConnectionError,
 };
 use prefork_os::signal::Signal;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
@@ -199,8 +199,13 @@ impl PrimaryHandle<'_> {
         kind: &str,
         payload: impl IntoPayload,
     ) -> Result<(), MessageError> {
-        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        self.send_letter(to.into(), letter).map(drop).map_err(|back| back.0)
+        let envelope = Envelope::new(
+            MessageAddress::Primary,
+            kind,
+            payload.into_payload()?,
+            AttachedConnection::Absent,
+        )?;
+        self.send_letter(to.into(), envelope).map(drop).map_err(|rejected| rejected.0)
     }
 
     /// Sends a request to a worker, which answers with [`Worker::reply`](crate::Worker::reply), and calls `then` once with
@@ -223,15 +228,20 @@ impl PrimaryHandle<'_> {
         limit: Duration,
         then: impl FnOnce(&mut PrimaryHandle<'_>, Result<Message, MessageError>) + 'static,
     ) -> Result<(), MessageError> {
-        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
+        let envelope = Envelope::new(
+            MessageAddress::Primary,
+            kind,
+            payload.into_payload()?,
+            AttachedConnection::Absent,
+        )?;
         if !self.primary.messages.requests.has_room() {
             return Err(MessageError::Full);
         }
         let now = Instant::now();
         let deadline = now.checked_add(limit).unwrap_or(now + MAX_REQUEST_TIMEOUT);
         let id = self.primary.messages.requests.next_id();
-        let letter = Letter { class: Class::Request, id, ..letter };
-        let worker = self.send_letter(to.into(), letter).map_err(|back| back.0)?;
+        let envelope = Envelope { class: MessageClass::Request, id, ..envelope };
+        let worker = self.send_letter(to.into(), envelope).map_err(|rejected| rejected.0)?;
         self.primary.messages.requests.insert(worker, kind, deadline, Box::new(then));
         Ok(())
     }
@@ -251,8 +261,13 @@ impl PrimaryHandle<'_> {
         kind: &str,
         payload: impl IntoPayload,
     ) -> Result<usize, MessageError> {
-        let letter = letter(Place::Primary, kind, payload.into_payload()?, Carried::Nothing)?;
-        self.primary.messages.hub.broadcast(&letter).map(|(sent, _)| sent)
+        let envelope = Envelope::new(
+            MessageAddress::Primary,
+            kind,
+            payload.into_payload()?,
+            AttachedConnection::Absent,
+        )?;
+        self.primary.messages.primary_end.broadcast(&envelope).map(|(sent, _)| sent)
     }
 
     /// Answers a request of a worker, now or in a later call.
@@ -260,7 +275,7 @@ impl PrimaryHandle<'_> {
     /// # Errors
     /// As [`PrimaryHandle::send`]. A worker that does not wait any more is no error, as the primary cannot know.
     pub fn reply(&mut self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.primary.messages.hub.reply(to, Class::Reply, payload.into_payload()?)
+        self.primary.messages.primary_end.reply(to, MessageClass::Reply, payload.into_payload()?)
     }
 
     /// Refuses a request of a worker, with the reason.
@@ -268,7 +283,11 @@ impl PrimaryHandle<'_> {
     /// # Errors
     /// As [`PrimaryHandle::reply`].
     pub fn refuse(&mut self, to: &ReplyTo, why: &str) -> Result<(), MessageError> {
-        self.primary.messages.hub.reply(to, Class::Refusal, why.as_bytes().to_vec().into())
+        self.primary.messages.primary_end.reply(
+            to,
+            MessageClass::Refusal,
+            why.as_bytes().to_vec().into(),
+        )
     }
 
     /// Sends a connection with a message. It is closed here once the kernel has it; to keep it, send a clone.
@@ -283,23 +302,26 @@ impl PrimaryHandle<'_> {
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
         let connection = connection.into();
-        let letter = match payload
-            .into_payload()
-            .and_then(|payload| letter(Place::Primary, kind, payload, Carried::Nothing))
-        {
-            Ok(letter) => letter,
+        let envelope = match payload.into_payload().and_then(|payload| {
+            Envelope::new(MessageAddress::Primary, kind, payload, AttachedConnection::Absent)
+        }) {
+            Ok(envelope) => envelope,
             Err(error) => return Err(SendConnectionError::early(error, connection)),
         };
-        let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-        self.send_letter(to.into(), letter)
+        let envelope = Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
+        self.send_letter(to.into(), envelope)
             .map(drop)
-            .map_err(|back| SendConnectionError::new(*back))
+            .map_err(|rejected| SendConnectionError::new(*rejected))
     }
 
     /// Returns the worker that the message was sent to.
-    fn send_letter(&mut self, to: MessageTarget, letter: Letter) -> Result<WorkerId, Back> {
+    fn send_letter(
+        &mut self,
+        to: MessageTarget,
+        envelope: Envelope,
+    ) -> Result<WorkerId, RejectedEnvelope> {
         let supervisor = &self.primary.supervisor;
-        self.primary.messages.hub.send(to.into(), letter, &|id| supervisor.is_serving(id))
+        self.primary.messages.primary_end.send(to.into(), envelope, &|id| supervisor.is_serving(id))
     }
 }
 

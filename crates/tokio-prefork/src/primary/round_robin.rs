@@ -9,7 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Primary, WorkerProcess};
-use crate::channel::Unread;
+use crate::channel::UnreadBytes;
 use crate::dispatch::round_robin::{
     AcceptorContext, ConnectionQueue, ReceivingWorkers, RoundRobinAcceptor,
 };
@@ -85,7 +85,7 @@ impl Primary {
         {
             // Workers that accept themselves get it like a connection of another worker.
             for connection in self.round_robin.drain_held() {
-                self.handover.push(connection.fd, Unread::default(), now);
+                self.handover.push(connection.fd, UnreadBytes::default(), now);
             }
         }
     }

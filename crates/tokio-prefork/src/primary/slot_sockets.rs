@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Instant;
 
 use super::Primary;
-use crate::channel::{ToWorker, Unread};
+use crate::channel::{UnreadBytes, WorkerCommand};
 use crate::error::{Error, Result};
 use crate::listener::{ListenAddr, Listener, RepairedSockets};
 use prefork_supervisor::{Event, Slot, WorkerId};
@@ -51,9 +51,9 @@ impl Primary {
                     && slots.iter().any(|slot| listener.is_for_slot(*slot, per_slot))
             };
             for listener in self.listeners.listeners.iter().filter(is_wanted) {
-                let word = ToWorker::Adopt { slot: listener.slot, closing: false };
+                let word = WorkerCommand::AdoptSlot { slot: listener.slot, closing: false };
                 let Some(channel) = &process.channel else { continue };
-                if let Err(e) = channel.send_with(&word, listener.as_fd()) {
+                if let Err(e) = channel.send_with_fd(&word, listener.as_fd()) {
                     self.event_log.log_slot_handover_error(process.tag, listener.slot, &e);
                 }
             }
@@ -69,7 +69,7 @@ impl Primary {
             }
             for _ in 0..MAX_MOVED_CONNECTIONS {
                 let Ok(fd) = prefork_os::socket::accept_connection(listener) else { break };
-                self.handover.push(fd, Unread::default(), Instant::now());
+                self.handover.push(fd, UnreadBytes::default(), Instant::now());
             }
         }
         self.remove_stored_sockets(&replaced);
@@ -87,9 +87,9 @@ impl Primary {
     fn send_slot_sockets(&mut self, worker: WorkerId, slot: Slot) -> bool {
         let Some(process) = self.workers.get(&worker) else { return false };
         let Some(channel) = &process.channel else { return false };
-        let word = ToWorker::Adopt { slot, closing: false };
+        let word = WorkerCommand::AdoptSlot { slot, closing: false };
         let mut sockets = self.listeners.slot_listeners(slot);
-        let sent = sockets.try_for_each(|listener| channel.send_with(&word, listener.as_fd()));
+        let sent = sockets.try_for_each(|listener| channel.send_with_fd(&word, listener.as_fd()));
         if let Err(e) = &sent {
             self.event_log.log_slot_handover_error(process.tag, slot, e);
         }
@@ -100,7 +100,7 @@ impl Primary {
     pub(super) fn release_slot(&mut self, worker: WorkerId, slot: Slot) {
         let Some(process) = self.workers.get(&worker) else { return };
         let Some(channel) = &process.channel else { return };
-        if let Err(e) = channel.send(&ToWorker::GiveBack(slot)) {
+        if let Err(e) = channel.send(&WorkerCommand::ReleaseSlot(slot)) {
             self.event_log.log_slot_handover_error(process.tag, slot, &e);
             self.pending_events.push_back(Event::ReleaseSlotFailed { worker, slot });
         }
@@ -120,11 +120,11 @@ impl Primary {
             self.adopt_slot(worker, slot);
         }
         for listener in closed.iter().filter(|listener| !listener.is_shared_by_all_workers()) {
-            let word = ToWorker::Adopt { slot: listener.slot, closing: true };
+            let word = WorkerCommand::AdoptSlot { slot: listener.slot, closing: true };
             let serving = self.workers.values().filter(|one| one.serves_web(&self.supervisor));
             let mut channels = serving.filter_map(|process| process.channel.as_ref());
             // Without room in any channel, no worker could accept these connections.
-            let _ = channels.any(|channel| channel.send_with(&word, listener.as_fd()).is_ok());
+            let _ = channels.any(|channel| channel.send_with_fd(&word, listener.as_fd()).is_ok());
         }
     }
 }

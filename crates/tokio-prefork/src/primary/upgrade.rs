@@ -1,4 +1,4 @@
-//! Upgrade in place, in the primary: the check of the new binary, the exec, and the state that crosses it.
+//! Upgrade in address, in the primary: the check of the new binary, the exec, and the state that crosses it.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::ExitStatus;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::control_requests::ControlEndpoint;
 use super::{Primary, WorkerProcess};
-use crate::channel::PrimaryEnd;
+use crate::channel::PrimaryChannelEnd;
 use crate::control::Reply;
 use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
@@ -279,7 +279,7 @@ impl Primary {
             let rows = Rows { first: worker.row, count: worker.rows };
             let row = RowIndex::Inherited { board: worker.board, rows };
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
-            let channel = fd.map(PrimaryEnd::new);
+            let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, row);
             self.workers.insert(WorkerProcess { queue, ..process });
         }

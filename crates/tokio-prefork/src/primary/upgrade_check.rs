@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::channel::{Heard, PrimaryEnd, ToPrimary};
+use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerReport};
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
@@ -45,7 +45,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
         ForkResult::Parent(pid) => {
             drop(worker_end);
             // Open until the worker is killed: a closed channel would make the worker drain and log it.
-            let channel = PrimaryEnd::new(own_end);
+            let channel = PrimaryChannelEnd::new(own_end);
             let result = wait_until_ready(&channel, boot_timeout);
             let _ = signal_child(pid, Signal::SIGKILL);
             while matches!(reap_child(pid), Ok(None)) {
@@ -97,7 +97,7 @@ fn become_check_worker(
         listeners: Vec::new(),
         channel,
         queue: None,
-        mail: None,
+        message_channel: None,
         message_limits: MessageLimits::default(),
         rows,
         load_page: LoadPage::default(),
@@ -107,25 +107,27 @@ fn become_check_worker(
     }))
 }
 
-fn wait_until_ready(channel: &PrimaryEnd, boot_timeout: Duration) -> Result<()> {
+fn wait_until_ready(channel: &PrimaryChannelEnd, boot_timeout: Duration) -> Result<()> {
     let failed = |reason: &str| {
         Err(Error::application("the worker of the upgrade check did not become ready", reason))
     };
     let mut boot_error = None;
     loop {
-        match channel.hear() {
-            Heard::Word(ToPrimary::Ready) => return Ok(()),
-            Heard::Word(ToPrimary::BootFailed(reason)) => boot_error = Some(reason),
+        match channel.receive() {
+            ReceivedReport::Report(WorkerReport::Ready) => return Ok(()),
+            ReceivedReport::Report(WorkerReport::BootFailed(reason)) => boot_error = Some(reason),
             // It was sent no sockets to adopt.
-            Heard::Word(ToPrimary::Online | ToPrimary::NotAdopted(_)) => {}
-            Heard::Word(ToPrimary::Travel(_)) | Heard::Connection(..) | Heard::LostConnection => {
+            ReceivedReport::Report(WorkerReport::Online | WorkerReport::AdoptSlotFailed(_)) => {}
+            ReceivedReport::Report(WorkerReport::HandOverConnection(_))
+            | ReceivedReport::HandedOverConnection(..)
+            | ReceivedReport::LostConnection => {
                 return failed("it hands over connections");
             }
-            Heard::Word(ToPrimary::Disconnecting) => return failed("it disconnects"),
-            Heard::Word(ToPrimary::Retiring) => return failed("it retires"),
-            Heard::Garbage(reason) => return failed(&reason),
-            Heard::End => return failed(boot_error.as_deref().unwrap_or("it exited")),
-            Heard::Nothing => {
+            ReceivedReport::Report(WorkerReport::Disconnecting) => return failed("it disconnects"),
+            ReceivedReport::Report(WorkerReport::Retiring) => return failed("it retires"),
+            ReceivedReport::Invalid(reason) => return failed(&reason),
+            ReceivedReport::Closed => return failed(boot_error.as_deref().unwrap_or("it exited")),
+            ReceivedReport::Empty => {
                 // A signal may end the wait early; the primary that has started the check has its own deadline.
                 let watched = [WatchedFd::readable(channel.as_fd())];
                 let ready = prefork_os::poll::poll_fds(&watched, Some(boot_timeout))

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Primary;
 use super::round_robin::{PollDeadlines, QueueWorkers, acceptable_listeners, poll_and_dispatch};
-use crate::channel::PrimaryEnd;
+use crate::channel::PrimaryChannelEnd;
 use crate::control::ControlPollToken;
 use crate::dispatch::round_robin::AcceptorContext;
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ impl Primary {
             // The exec would close connections on their way between workers, so these are delivered first.
             if self.handover.is_empty() && self.upgrade.is_exec_due(&self.control) {
                 // Messages that do not fit now are lost with this image.
-                self.messages.hub.flush();
+                self.messages.primary_end.flush();
                 self.exec_new_binary();
                 continue;
             }
@@ -86,7 +86,7 @@ impl Primary {
         if !self.pending_events.is_empty() {
             return Ok(());
         }
-        self.messages.hub.flush();
+        self.messages.primary_end.flush();
         let until = self.next_wake_up(now, log_retry).into_iter().chain(notify_at);
         let until = until.chain(supervisor_deadline).min();
         let ready = self.poll_sources(now, until, next_step)?;
@@ -110,7 +110,7 @@ impl Primary {
         ];
         let delays = [
             self.handover.retry_after(),
-            self.messages.hub.pause(),
+            self.messages.primary_end.poll_timeout(),
             self.upgrade.exec_retry_after(&self.control),
             log_retry,
         ];
@@ -130,14 +130,14 @@ impl Primary {
             self.signals.pipe_fd().map(|fd| (PollToken::Signals, WatchedFd::readable(fd)));
         let reads = |process: &&super::WorkerProcess| !(is_relay_full && process.hands_over);
         let channels = self.workers.values().filter(reads).filter_map(|process| {
-            let fd = process.channel.as_ref().map(PrimaryEnd::as_fd)?;
+            let fd = process.channel.as_ref().map(PrimaryChannelEnd::as_fd)?;
             Some((PollToken::WorkerChannel(process.tag.id), WatchedFd::readable(fd)))
         });
         let check = self.upgrade.check_output_fds();
         let check = check.map(|fd| (PollToken::UpgradeCheck, WatchedFd::readable(fd)));
         let lookup = self.configs.lookup_fd();
         let lookup = lookup.map(|fd| (PollToken::NameLookup, WatchedFd::readable(fd)));
-        let messages = self.messages.hub.poll_sources();
+        let messages = self.messages.primary_end.poll_sources();
         let messages = messages.map(|(token, watched)| (PollToken::Messages(token), watched));
         let control = self.control.poll_sources();
         let control = control.map(|(token, watched)| (PollToken::Control(token), watched));

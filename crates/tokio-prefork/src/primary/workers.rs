@@ -8,7 +8,7 @@ use super::Primary;
 use super::event_log::EventLog;
 use super::handover_relay::HandoverRelay;
 use super::reload_config::ConfigStore;
-use crate::channel::{Heard, PrimaryEnd, ToPrimary, ToWorker};
+use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerCommand, WorkerReport};
 use crate::dispatch::LoadPageLease;
 use crate::dispatch::round_robin::ConnectionQueue;
 use crate::scoreboard::{RowIndex, Scoreboard};
@@ -31,7 +31,7 @@ pub(crate) struct WorkerProcess {
     /// Belongs to this process until it is reaped. The table forgets it in the same moment.
     pub(crate) pid: u32,
     /// `None` once either side has closed it.
-    pub(crate) channel: Option<PrimaryEnd>,
+    pub(crate) channel: Option<PrimaryChannelEnd>,
     /// The worker's rows on the scoreboard.
     pub(crate) row: RowIndex,
     /// The queue of its new connections, under `round-robin`.
@@ -50,7 +50,7 @@ impl WorkerProcess {
     pub(super) fn new(
         tag: WorkerTag,
         pid: u32,
-        channel: Option<PrimaryEnd>,
+        channel: Option<PrimaryChannelEnd>,
         row: RowIndex,
     ) -> WorkerProcess {
         WorkerProcess {
@@ -77,37 +77,41 @@ impl WorkerProcess {
         let mut events = Vec::new();
         for _ in 0..limit {
             let Some(channel) = &self.channel else { break };
-            let event = match channel.hear() {
-                Heard::Nothing => break,
-                Heard::Word(ToPrimary::Online) => Event::Online { worker },
-                Heard::Word(ToPrimary::Ready) => Event::Ready { worker },
-                Heard::Word(ToPrimary::BootFailed(reason)) => Event::BootFailed { worker, reason },
-                Heard::Word(ToPrimary::Retiring) => {
+            let event = match channel.receive() {
+                ReceivedReport::Empty => break,
+                ReceivedReport::Report(WorkerReport::Online) => Event::Online { worker },
+                ReceivedReport::Report(WorkerReport::Ready) => Event::Ready { worker },
+                ReceivedReport::Report(WorkerReport::BootFailed(reason)) => {
+                    Event::BootFailed { worker, reason }
+                }
+                ReceivedReport::Report(WorkerReport::Retiring) => {
                     self.confirm_release();
                     Event::Retiring { worker }
                 }
-                Heard::Word(ToPrimary::Disconnecting) => {
+                ReceivedReport::Report(WorkerReport::Disconnecting) => {
                     self.confirm_release();
                     Event::Disconnecting { worker }
                 }
-                Heard::Word(ToPrimary::NotAdopted(slot)) => Event::AdoptSlotFailed { worker, slot },
+                ReceivedReport::Report(WorkerReport::AdoptSlotFailed(slot)) => {
+                    Event::AdoptSlotFailed { worker, slot }
+                }
                 // The channel returns this one as `Connection`.
-                Heard::Word(ToPrimary::Travel(_)) => continue,
-                Heard::Connection(fd, unread) => {
+                ReceivedReport::Report(WorkerReport::HandOverConnection(_)) => continue,
+                ReceivedReport::HandedOverConnection(fd, unread) => {
                     self.hands_over = true;
                     relay.push(fd, unread, Instant::now());
                     continue;
                 }
-                Heard::LostConnection => {
+                ReceivedReport::LostConnection => {
                     relay.count_lost(1, "no descriptor left (raise LimitNOFILE)");
                     continue;
                 }
-                Heard::End => {
+                ReceivedReport::Closed => {
                     self.channel = None;
                     Event::ChannelClosed { worker }
                 }
-                Heard::Garbage(reason) => {
-                    self.channel.take().into_iter().for_each(PrimaryEnd::discard);
+                ReceivedReport::Invalid(reason) => {
+                    self.channel.take().into_iter().for_each(PrimaryChannelEnd::discard_and_close);
                     Event::ProtocolError { worker, reason }
                 }
             };
@@ -120,7 +124,9 @@ impl WorkerProcess {
     fn confirm_release(&mut self) {
         self.released = true;
         // A worker whose channel is full leaves without the confirmation.
-        self.channel.iter().for_each(|channel| drop(channel.send(&ToWorker::Released)));
+        self.channel
+            .iter()
+            .for_each(|channel| drop(channel.send(&WorkerCommand::RetireAcknowledged)));
     }
 }
 
@@ -294,7 +300,7 @@ impl Primary {
     fn forget_worker(&mut self, worker: WorkerId, status: std::process::ExitStatus) {
         let Some(mut process) = self.workers.0.remove(&worker) else { return };
         self.pending_events.extend(process.read_reports(MAX_LAST_REPORTS, &mut self.handover));
-        self.messages.hub.bury(worker);
+        self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
         let requests_served = self.scoreboard.retire(process.row).requests;

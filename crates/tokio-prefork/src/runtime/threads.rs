@@ -23,7 +23,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use tokio::runtime::{Handle, Runtime};
 
-use crate::channel::ToPrimary;
+use crate::channel::WorkerReport;
 use crate::dispatch::first_byte::AcceptedConnection;
 use crate::error::{Error, Result};
 use crate::worker::http::connection_state::ConnectionState;
@@ -86,7 +86,7 @@ async fn forward_drain(state: Rc<LocalWorkerState>, shared: Arc<ThreadedWorkerSt
                 shared.is_draining.store(true, Ordering::Release);
                 return shared.drain_started.notify_waiters();
             }
-            () = shared.retire_requested.notified() => state.begin_own_drain(&ToPrimary::Retiring),
+            () = shared.retire_requested.notified() => state.begin_own_drain(&WorkerReport::Retiring),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::channel::HandOver;
+use crate::channel::HandoverMode;
 use prefork_os::system::monotonic_ms;
 
 /// How often to check whether the drain deadline has moved, as it does when the primary dies.
@@ -21,7 +21,7 @@ pub(crate) struct DrainOrder {
     /// Whether the listening sockets close for good, so that the worker has to empty their accept queues first.
     pub(crate) closing: bool,
     /// Whether connections between two requests are handed over to another worker.
-    pub(crate) hand_over: HandOver,
+    pub(crate) hand_over: HandoverMode,
 }
 
 impl DrainOrder {
@@ -29,7 +29,7 @@ impl DrainOrder {
         grace: Duration,
         linger: Duration,
         closing: bool,
-        hand_over: HandOver,
+        hand_over: HandoverMode,
     ) -> DrainOrder {
         let deadline_ms = monotonic_ms() + grace.as_millis() as u64;
         DrainOrder { deadline_ms, linger_ms: linger.as_millis() as u64, closing, hand_over }
@@ -40,7 +40,7 @@ impl DrainOrder {
     ///
     /// Shortly before the deadline they close like all others.
     pub(crate) fn keeps_transferable_open(&self, now_ms: u64) -> bool {
-        self.hand_over != HandOver::Never
+        self.hand_over != HandoverMode::Never
             && now_ms.saturating_add(self.linger_ms) < self.deadline_ms
     }
 }
@@ -66,7 +66,7 @@ impl DrainState {
                 linger_ms: earlier.linger_ms.min(order.linger_ms),
                 closing: earlier.closing,
                 hand_over: match earlier.hand_over {
-                    HandOver::Never => HandOver::Never,
+                    HandoverMode::Never => HandoverMode::Never,
                     // The primary knows more by now.
                     _ => order.hand_over,
                 },

@@ -14,7 +14,7 @@ use super::connection_registry::{ConnectionEntry, ConnectionGuard};
 use super::http::connection_state::ConnectionPhase;
 use super::lazy_stream::LazyStream;
 use super::local_state::LocalWorkerState;
-use crate::channel::{ToPrimary, Unread};
+use crate::channel::{UnreadBytes, WorkerReport};
 use crate::dispatch::AcceptedConnection;
 
 /// How long to wait for room in the channel to the primary before the connection stays here.
@@ -34,7 +34,7 @@ pub(crate) async fn hand_over_connection(
     stream: LazyStream,
     unread: Bytes,
 ) -> HandoverOutcome {
-    let Some(sent_along) = Unread::new(unread.to_vec()) else {
+    let Some(sent_along) = UnreadBytes::new(unread.to_vec()) else {
         return HandoverOutcome::Kept(stream, unread);
     };
     let unix = stream.is_unix();
@@ -45,9 +45,9 @@ pub(crate) async fn hand_over_connection(
             return HandoverOutcome::Gone;
         }
     };
-    let word = ToPrimary::Travel(sent_along);
+    let word = WorkerReport::HandOverConnection(sent_along);
     let sent =
-        tokio::time::timeout(HANDOVER_SEND_TIMEOUT, state.channel.send_with(&word, fd.as_fd()))
+        tokio::time::timeout(HANDOVER_SEND_TIMEOUT, state.channel.send_with_fd(&word, fd.as_fd()))
             .await;
     match sent {
         Ok(Ok(())) => {
@@ -65,7 +65,7 @@ pub(crate) async fn hand_over_connection(
 /// Serves a connection that another worker handed over.
 ///
 /// Existing clients bypass the limit on connections. A worker that drains meanwhile hands the connection on.
-pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: Unread) {
+pub(crate) fn take_over_connection(state: &Rc<LocalWorkerState>, fd: OwnedFd, unread: UnreadBytes) {
     let Some(handle) = state.app.get().map(|app| &app.handle_connection) else {
         return log::warn!("{} received a connection before it was ready", state.tag);
     };

@@ -9,7 +9,7 @@ use super::capacity_warning;
 use super::connection_registry::ClosedConnections;
 use super::http::timeouts::ConnectionTimeouts;
 use super::local_state::LocalWorkerState;
-use crate::channel::ToPrimary;
+use crate::channel::WorkerReport;
 use crate::dispatch::queue_wait;
 use prefork_os::interval_timer::IntervalTimer;
 
@@ -38,7 +38,7 @@ pub(crate) async fn run_heartbeat(
         state.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
             log::info!("{} received SIGTERM directly, and drains", state.tag);
-            state.begin_own_drain(&ToPrimary::Retiring);
+            state.begin_own_drain(&WorkerReport::Retiring);
         }
         queue_wait::report_queue_wait_rejections(&state, now);
         capacity_warning::report_capacity(&state, now);

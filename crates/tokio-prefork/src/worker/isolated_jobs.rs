@@ -13,8 +13,11 @@ use tokio::sync::oneshot;
 use super::custom_kind::custom_kind_app;
 use super::{Worker, WorkerApp};
 use crate::error::Result;
-use crate::isolated::{self, IsolatedJobError, Job, JobId, Verdict, join, split};
-use crate::messages::{Carried, IntoPayload, MessageError, Place, letter};
+use crate::isolated::{
+    self, IsolatedJobError, IsolatedJobId, IsolatedJobOutcome, IsolatedJobRequest,
+    decode_with_payload, encode_with_payload,
+};
+use crate::messages::{AttachedConnection, Envelope, IntoPayload, MessageAddress, MessageError};
 use crate::text::panic_text;
 
 /// How long after a job's deadline the caller still waits for the primary's reply, in case the primary is stuck.
@@ -70,26 +73,29 @@ impl IsolatedPool {
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let input =
             postcard::to_stdvec(input).map_err(|e| IsolatedJobError::Failed(e.to_string()))?;
-        let payload = join(&Job { token, limit_ms }, &input);
-        let ask = isolated::ask_kind(&self.name);
-        let letter =
-            letter(Place::Primary, &ask, payload, Carried::Nothing).map_err(to_job_error)?;
+        let payload = encode_with_payload(&IsolatedJobRequest { token, limit_ms }, &input);
+        let ask = isolated::job_request_kind(&self.name);
+        let envelope =
+            Envelope::new(MessageAddress::Primary, &ask, payload, AttachedConnection::Absent)
+                .map_err(to_job_error)?;
         let guard = JobCancelGuard { pool: self, token, is_finished: Cell::new(false) };
-        let reply = self.worker.0.messages.request(letter, limit.saturating_add(REPLY_GRACE)).await;
+        let reply =
+            self.worker.0.messages.request(envelope, limit.saturating_add(REPLY_GRACE)).await;
         guard.is_finished.set(true);
-        let (verdict, output) = split::<Verdict>(reply.map_err(to_job_error)?.bytes())
-            .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
+        let (verdict, output) =
+            decode_with_payload::<IsolatedJobOutcome>(reply.map_err(to_job_error)?.bytes())
+                .ok_or_else(|| IsolatedJobError::Failed("its reply is malformed".to_string()))?;
         match verdict {
-            Verdict::Done => postcard::from_bytes(&output).map_err(|e| {
+            IsolatedJobOutcome::Done => postcard::from_bytes(&output).map_err(|e| {
                 IsolatedJobError::Failed(format!(
                     "cannot deserialize cannot serialize its output: {e}"
                 ))
             }),
-            Verdict::Failed(error) => Err(IsolatedJobError::Failed(error)),
-            Verdict::Full => Err(IsolatedJobError::Full),
-            Verdict::TimedOut => Err(IsolatedJobError::TimedOut),
-            Verdict::Died { signal } => Err(IsolatedJobError::Died { signal }),
-            Verdict::Closed => Err(IsolatedJobError::Closed),
+            IsolatedJobOutcome::Failed(error) => Err(IsolatedJobError::Failed(error)),
+            IsolatedJobOutcome::Full => Err(IsolatedJobError::Full),
+            IsolatedJobOutcome::TimedOut => Err(IsolatedJobError::TimedOut),
+            IsolatedJobOutcome::Died { signal } => Err(IsolatedJobError::Died { signal }),
+            IsolatedJobOutcome::Closed => Err(IsolatedJobError::Closed),
         }
     }
 }
@@ -115,7 +121,8 @@ impl Drop for JobCancelGuard<'_> {
     fn drop(&mut self) {
         if !self.is_finished.get() {
             // If the queue is full, the job runs although its result is not needed.
-            let _ = self.pool.worker.try_send(&isolated::gone_kind(&self.pool.name), &self.token);
+            let _ =
+                self.pool.worker.try_send(&isolated::job_cancel_kind(&self.pool.name), &self.token);
         }
     }
 }
@@ -128,7 +135,7 @@ pub(crate) fn isolated_worker_app(job: IsolatedJobFn) -> WorkerApp {
 
 /// Runs jobs until the worker drains.
 async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
-    let mut jobs = worker.open_inbox(isolated::DO);
+    let mut jobs = worker.open_inbox(isolated::RUN_JOB_KIND);
     loop {
         let message = tokio::select! {
             // Jobs that arrived before the drain still run.
@@ -136,12 +143,18 @@ async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
             Some(message) = jobs.recv() => message,
             () = worker.draining() => return Ok(()),
         };
-        let Some((id, input)) = split::<JobId>(message.bytes()) else { continue };
-        let mut reply =
-            JobReplyGuard { worker: &worker, id, verdict: Verdict::Closed, output: Vec::new() };
+        let Some((id, input)) = decode_with_payload::<IsolatedJobId>(message.bytes()) else {
+            continue;
+        };
+        let mut reply = JobReplyGuard {
+            worker: &worker,
+            id,
+            verdict: IsolatedJobOutcome::Closed,
+            output: Vec::new(),
+        };
         (reply.verdict, reply.output) = match run_on_thread(Arc::clone(&job), input).await {
-            Ok(output) => (Verdict::Done, output),
-            Err(error) => (Verdict::Failed(error), Vec::new()),
+            Ok(output) => (IsolatedJobOutcome::Done, output),
+            Err(error) => (IsolatedJobOutcome::Failed(error), Vec::new()),
         };
     }
 }
@@ -149,17 +162,21 @@ async fn run_isolated_jobs(worker: Worker, job: IsolatedJobFn) -> Result<()> {
 /// Sends the result of a job when dropped, even if the drain deadline ends the job.
 struct JobReplyGuard<'a> {
     worker: &'a Worker,
-    id: JobId,
-    verdict: Verdict,
+    id: IsolatedJobId,
+    verdict: IsolatedJobOutcome,
     output: Vec<u8>,
 }
 
 impl Drop for JobReplyGuard<'_> {
     fn drop(&mut self) {
-        let kind = isolated::done_kind(self.worker.kind());
-        let encode = |verdict: &Verdict, output: &[u8]| join(&self.id, &join(verdict, output));
+        let kind = isolated::job_result_kind(self.worker.kind());
+        let encode = |verdict: &IsolatedJobOutcome, output: &[u8]| {
+            encode_with_payload(&self.id, &encode_with_payload(verdict, output))
+        };
         if let Err(e) = self.worker.try_send(&kind, encode(&self.verdict, &self.output)) {
-            let _ = self.worker.try_send(&kind, encode(&Verdict::Failed(e.to_string()), &[]));
+            let _ = self
+                .worker
+                .try_send(&kind, encode(&IsolatedJobOutcome::Failed(e.to_string()), &[]));
         }
     }
 }

@@ -10,12 +10,12 @@ use super::capacity_warning::CapacityWarning;
 use super::connection_registry::ConnectionRegistry;
 use super::drain::{DrainOrder, DrainState};
 use super::http::connection_state::ConnectionState;
-use crate::channel::{HandOver, ToPrimary, WorkerEnd};
+use crate::channel::{HandoverMode, WorkerChannelEnd, WorkerReport};
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::dispatch::queue_wait::RejectionLog;
 use crate::dispatch::reuseport::adopted_sockets::AdoptedSocket;
-use crate::messages::MailEnd;
+use crate::messages::WorkerMessageEnd;
 use crate::pool::Pool;
 use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
 use prefork_supervisor::{Slot, WorkerTag};
@@ -30,10 +30,10 @@ pub(crate) struct LocalWorkerState {
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
     pub(crate) scoreboard: Reader,
-    pub(crate) channel: WorkerEnd,
+    pub(crate) channel: WorkerChannelEnd,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: Cell<bool>,
-    pub(crate) messages: Rc<MailEnd>,
+    pub(crate) messages: Rc<WorkerMessageEnd>,
     pub(crate) drain: DrainState,
     /// All open connections.
     pub(crate) connections: RefCell<ConnectionRegistry>,
@@ -61,7 +61,7 @@ pub(crate) struct LocalWorkerState {
 
 impl LocalWorkerState {
     /// Starts to drain on the worker's own initiative, and sends `report` to the primary.
-    pub(crate) fn begin_own_drain(&self, report: &ToPrimary) {
+    pub(crate) fn begin_own_drain(&self, report: &WorkerReport) {
         if self.drain.current_order().is_some() {
             return;
         }
@@ -70,8 +70,8 @@ impl LocalWorkerState {
             log::warn!("{} cannot report its drain to the primary: {e}", self.tag);
         }
         let hand_over = match self.config.hand_over {
-            true => HandOver::WhenOthersServe,
-            false => HandOver::Never,
+            true => HandoverMode::WhenOthersServe,
+            false => HandoverMode::Never,
         };
         let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
         self.begin_drain(DrainOrder::new(grace, linger, false, hand_over));
@@ -80,11 +80,11 @@ impl LocalWorkerState {
     /// Whether this worker drains and another worker can take over its idle connections.
     pub(crate) fn should_hand_over(&self) -> bool {
         match self.drain.current_order().map(|order| order.hand_over) {
-            Some(HandOver::Now) => true,
-            Some(HandOver::WhenOthersServe) => {
+            Some(HandoverMode::Immediately) => true,
+            Some(HandoverMode::WhenOthersServe) => {
                 self.scoreboard.others_serve(&self.row, LocalWorkerState::monotonic_ms())
             }
-            Some(HandOver::Never) | None => false,
+            Some(HandoverMode::Never) | None => false,
         }
     }
 

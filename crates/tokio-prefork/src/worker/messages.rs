@@ -6,17 +6,18 @@ use std::time::Duration;
 use super::Worker;
 use super::accepted_stream::AcceptedStream;
 use crate::messages::{
-    Carried, Class, Inbox, IntoPayload, Letter, Message, MessageError, PassedConnection,
+    AttachedConnection, Envelope, Inbox, IntoPayload, Message, MessageClass, MessageError,
+    PassedConnection,
 };
-use crate::messages::{MessageTarget, Place, ReplyTo, SendConnectionError, letter};
+use crate::messages::{MessageAddress, MessageTarget, ReplyTo, SendConnectionError};
 
 /// Creates a message without a connection attached.
 fn without_connection(
-    place: Place,
+    address: MessageAddress,
     kind: &str,
     payload: impl IntoPayload,
-) -> Result<Letter, MessageError> {
-    letter(place, kind, payload.into_payload()?, Carried::Nothing)
+) -> Result<Envelope, MessageError> {
+    Envelope::new(address, kind, payload.into_payload()?, AttachedConnection::Absent)
 }
 
 /// Sending and receiving messages.
@@ -31,7 +32,7 @@ impl Worker {
     /// # Errors
     /// [`MessageError::TooLarge`], [`MessageError::Closed`], [`MessageError::BadKind`] or [`MessageError::Codec`].
     pub async fn send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.send_envelope(without_connection(Place::Primary, kind, payload)?).await
+        self.send_envelope(without_connection(MessageAddress::Primary, kind, payload)?).await
     }
 
     /// Sends a message to the primary without waiting.
@@ -41,8 +42,8 @@ impl Worker {
     pub fn try_send(&self, kind: &str, payload: impl IntoPayload) -> Result<(), MessageError> {
         self.0
             .messages
-            .try_send(without_connection(Place::Primary, kind, payload)?)
-            .map_err(|back| back.0)
+            .try_send(without_connection(MessageAddress::Primary, kind, payload)?)
+            .map_err(|rejected| rejected.0)
     }
 
     /// Sends a message to another worker, through the primary: to a slot, as `Slot(0)`, or to a worker id.
@@ -72,7 +73,7 @@ impl Worker {
         kind: &str,
         payload: impl IntoPayload,
     ) -> Result<(), MessageError> {
-        self.send_envelope(without_connection(Place::Everybody, kind, payload)?).await
+        self.send_envelope(without_connection(MessageAddress::AllOthers, kind, payload)?).await
     }
 
     /// Sends a request to the primary, and waits for its reply (`PrimaryHandle::reply`) for up to `limit`.
@@ -87,7 +88,10 @@ impl Worker {
         payload: impl IntoPayload,
         limit: Duration,
     ) -> Result<Message, MessageError> {
-        self.0.messages.request(without_connection(Place::Primary, kind, payload)?, limit).await
+        self.0
+            .messages
+            .request(without_connection(MessageAddress::Primary, kind, payload)?, limit)
+            .await
     }
 
     /// Sends a request to another worker, and waits for its reply ([`Worker::reply`]) for up to `limit`.
@@ -109,7 +113,7 @@ impl Worker {
     /// # Errors
     /// As [`Worker::try_send`]. A reply that comes too late is not an error.
     pub fn reply(&self, to: &ReplyTo, payload: impl IntoPayload) -> Result<(), MessageError> {
-        self.0.messages.reply(to, Class::Reply, payload.into_payload()?)
+        self.0.messages.reply(to, MessageClass::Reply, payload.into_payload()?)
     }
 
     /// Opens the inbox for messages of `kind`.
@@ -120,7 +124,7 @@ impl Worker {
     /// An inbox is bounded (see [`MessageLimits`](crate::MessageLimits)). While it is full, the worker reads nothing
     /// from the channel for one second, then drops messages of this kind until the inbox has room.
     pub fn open_inbox(&self, kind: &str) -> Inbox {
-        self.0.messages.open(kind)
+        self.0.messages.open_inbox(kind)
     }
 
     /// Sends a connection to the primary, with a message.
@@ -135,7 +139,7 @@ impl Worker {
         payload: impl IntoPayload,
         connection: impl Into<PassedConnection>,
     ) -> Result<(), SendConnectionError> {
-        self.send_with_connection(Place::Primary, kind, payload, connection.into()).await
+        self.send_with_connection(MessageAddress::Primary, kind, payload, connection.into()).await
     }
 
     /// Sends a connection to another worker, through the primary, with a message.
@@ -161,7 +165,7 @@ impl Worker {
 
     /// Returns how many messages to this worker were dropped so far, by kind.
     pub fn dropped_messages(&self) -> BTreeMap<String, u64> {
-        self.0.messages.dropped()
+        self.0.messages.dropped_counts()
     }
 
     /// Returns how many replies arrived after their request had timed out, so far.
@@ -169,21 +173,26 @@ impl Worker {
         self.0.messages.late_replies()
     }
 
-    async fn send_envelope(&self, letter: Letter) -> Result<(), MessageError> {
-        self.0.messages.send(letter).await.map_err(|back| back.0)
+    async fn send_envelope(&self, envelope: Envelope) -> Result<(), MessageError> {
+        self.0.messages.send(envelope).await.map_err(|rejected| rejected.0)
     }
 
     async fn send_with_connection(
         &self,
-        place: Place,
+        address: MessageAddress,
         kind: &str,
         payload: impl IntoPayload,
         connection: PassedConnection,
     ) -> Result<(), SendConnectionError> {
-        match without_connection(place, kind, payload) {
-            Ok(letter) => {
-                let letter = Letter { carried: Carried::Here(connection.0), ..letter };
-                self.0.messages.send(letter).await.map_err(|back| SendConnectionError::new(*back))
+        match without_connection(address, kind, payload) {
+            Ok(envelope) => {
+                let envelope =
+                    Envelope { attached: AttachedConnection::Present(connection.0), ..envelope };
+                self.0
+                    .messages
+                    .send(envelope)
+                    .await
+                    .map_err(|rejected| SendConnectionError::new(*rejected))
             }
             Err(error) => Err(SendConnectionError::early(error, connection)),
         }

@@ -29,10 +29,10 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::channel::{ToPrimary, WorkerEnd};
+use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{Error, Result, exit};
-use crate::messages::MailEnd;
+use crate::messages::WorkerMessageEnd;
 use crate::scoreboard::WorkerState;
 use crate::worker_init::WorkerInit;
 pub use accepted_stream::AcceptedStream;
@@ -165,7 +165,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         tag,
         listeners,
         channel,
-        mail,
+        message_channel,
         message_limits,
         queue,
         mut rows,
@@ -176,10 +176,10 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let row = rows
         .pop()
         .ok_or_else(|| Error::internal("the worker was forked without a scoreboard page"))?;
-    let channel = WorkerEnd::new(channel)
+    let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
-    let mail = MailEnd::start(tag, mail, message_limits)
-        .map_err(|e| Error::system("register the mail channel to the primary", e))?;
+    let message_channel = WorkerMessageEnd::start(tag, message_channel, message_limits)
+        .map_err(|e| Error::system("register the message channel to the primary", e))?;
     let pool = cpu_pool::create_cpu_pool(&config, &row, tag);
     let state = Rc::new(LocalWorkerState {
         tag,
@@ -189,7 +189,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         load_page,
         scoreboard: board,
         channel,
-        messages: mail,
+        messages: message_channel,
         is_primary_connected: Cell::new(true),
         drain: drain::DrainState::default(),
         connections: RefCell::default(),
@@ -206,7 +206,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     });
     Worker::set_current(&state);
     // If this fails, the task that reads the channel notices that the primary is gone.
-    let _ = state.channel.send(&ToPrimary::Online);
+    let _ = state.channel.send(&WorkerReport::Online);
     tokio::task::spawn_local(primary_channel::follow_primary(Rc::clone(&state)));
     let timer =
         heartbeat::create_timer().map_err(|e| Error::system("create the heartbeat timer", e))?;
@@ -221,9 +221,9 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     };
     let app = state.app.get_or_init(|| booted);
     dispatch::start_accepting(&state, app, listeners, queue)?;
-    state.messages.booted();
+    state.messages.finish_boot();
     state.row.state(WorkerState::Serving);
-    let ready = state.channel.send(&ToPrimary::Ready);
+    let ready = state.channel.send(&WorkerReport::Ready);
     ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
     let outcome = match app.main_loop.take() {
         Some(main_loop) => custom_kind::run_main_loop(&state, main_loop).await,
@@ -242,7 +242,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
 /// Reports a failed boot to the primary, and returns the exit status.
 fn report_boot_failure(state: &LocalWorkerState, error: &Error) -> u8 {
     // If sending fails, the primary learns it from the exit status.
-    let _ = state.channel.send(&ToPrimary::BootFailed(error.to_string()));
+    let _ = state.channel.send(&WorkerReport::BootFailed(error.to_string()));
     exit::WORKERS_CANNOT_BOOT
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::drain::DrainOrder;
 use super::handover;
 use super::local_state::LocalWorkerState;
-use crate::channel::{HandOver, Order as Wanted, ToWorker};
+use crate::channel::{HandoverMode, ReceivedCommand, WorkerCommand};
 use crate::dispatch::reuseport::adopted_sockets;
 
 /// Handles what the primary sends until the channel closes, then drains: a worker never outlives its primary for long.
@@ -13,30 +13,41 @@ use crate::dispatch::reuseport::adopted_sockets;
 /// Idle connections stay open for the linger time, as in any drain, because another primary may have inherited the
 /// listening sockets and clients shall not notice the change.
 pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
-    while let Some(wanted) = state.channel.hear().await {
+    while let Some(wanted) = state.channel.receive().await {
         match wanted {
-            Wanted::Word(ToWorker::Drain { grace, linger, closing, hand_over }) => {
+            ReceivedCommand::Command(WorkerCommand::Drain {
+                grace,
+                linger,
+                closing,
+                hand_over,
+            }) => {
                 set_released(&state);
                 state.begin_drain(DrainOrder::new(grace, linger, closing, hand_over));
             }
-            Wanted::Take(fd, unread) => handover::take_over_connection(&state, fd, unread),
-            Wanted::Log(file) => {
+            ReceivedCommand::TakeOverConnection(fd, unread) => {
+                handover::take_over_connection(&state, fd, unread)
+            }
+            ReceivedCommand::ReopenLog(file) => {
                 if let Err(e) = prefork_os::fd::replace_stderr(&file) {
                     log::error!("{} cannot switch stderr to the reopened log: {e}", state.tag);
                 }
             }
-            Wanted::Adopt { fd, slot, closing } => {
+            ReceivedCommand::AdoptSlot { fd, slot, closing } => {
                 adopted_sockets::adopt_socket(&state, slot, fd, closing)
             }
-            Wanted::Word(ToWorker::Adopt { slot, .. }) => {
+            ReceivedCommand::Command(WorkerCommand::AdoptSlot { slot, .. }) => {
                 log::error!("{} cannot accept for slot {slot}: out of file descriptors", state.tag);
                 adopted_sockets::report_not_adopted(&state, slot);
             }
-            Wanted::Word(ToWorker::GiveBack(slot)) => {
+            ReceivedCommand::Command(WorkerCommand::ReleaseSlot(slot)) => {
                 adopted_sockets::release_slot_sockets(&state, slot)
             }
             // With their descriptors, ARRIVE and LOG are `Take` and `Log` above.
-            Wanted::Word(ToWorker::Released | ToWorker::Arrive(_) | ToWorker::Log) => {
+            ReceivedCommand::Command(
+                WorkerCommand::RetireAcknowledged
+                | WorkerCommand::TakeOverConnection(_)
+                | WorkerCommand::ReopenLog,
+            ) => {
                 set_released(&state);
             }
         }
@@ -49,7 +60,7 @@ pub(crate) async fn follow_primary(state: Rc<LocalWorkerState>) {
         state.config.linger_timeout,
         // The listening sockets may close: connections left in an accept queue would be reset.
         true,
-        HandOver::Never,
+        HandoverMode::Never,
     ));
 }
 

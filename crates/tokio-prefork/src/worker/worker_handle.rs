@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::{Rc, Weak};
 
 use super::local_state::LocalWorkerState;
-use crate::channel::ToPrimary;
+use crate::channel::WorkerReport;
 use crate::config::Config;
 use crate::pool::Pool;
 use crate::scoreboard::ClusterSnapshot;
@@ -148,12 +148,12 @@ impl Worker {
     ///
     /// No effect if the worker already drains.
     pub fn disconnect(&self) {
-        self.0.begin_own_drain(&ToPrimary::Disconnecting);
+        self.0.begin_own_drain(&WorkerReport::Disconnecting);
     }
 
     /// Drains this worker and lets the primary replace it. No effect if the worker already drains.
     pub fn retire(&self) {
-        self.0.begin_own_drain(&ToPrimary::Retiring);
+        self.0.begin_own_drain(&WorkerReport::Retiring);
     }
 }
 

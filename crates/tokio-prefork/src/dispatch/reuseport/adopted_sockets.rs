@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tokio::sync::Notify;
 
-use crate::channel::ToPrimary;
+use crate::channel::WorkerReport;
 use crate::dispatch::accept_loop::AcceptLoop;
 use crate::error::{Error, Result};
 use crate::listener::Listener;
@@ -65,5 +65,5 @@ pub(crate) fn release_slot_sockets(state: &LocalWorkerState, slot: Slot) {
 /// Reports to the primary that another worker has to accept for the slot.
 pub(crate) fn report_not_adopted(state: &LocalWorkerState, slot: Slot) {
     // If the primary does not read this, it gives the slot to the next worker of its own anyway.
-    let _ = state.channel.send(&ToPrimary::NotAdopted(slot));
+    let _ = state.channel.send(&WorkerReport::AdoptSlotFailed(slot));
 }

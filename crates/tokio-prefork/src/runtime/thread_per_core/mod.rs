@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::{Mutex, mpsc};
 
-use crate::channel::{PrimaryEnd, ToPrimary, WorkerEnd};
+use crate::channel::{PrimaryChannelEnd, WorkerChannelEnd, WorkerReport};
 use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
@@ -39,7 +39,7 @@ struct ThreadInit {
     kinds: Vec<(&'static str, Slot)>,
     listeners: Vec<Listener>,
     channel: OwnedFd,
-    mail: Option<OwnedFd>,
+    message_channel: Option<OwnedFd>,
     message_limits: MessageLimits,
     row: OwnRow,
     board: Reader,
@@ -84,11 +84,11 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     // The only dispatch policy of this model is `shared`: no connection queue, no load page.
     let WorkerInit { tag, listeners, channel, rows, board, config, terminate, .. } = init;
     // The process has one message channel, which the first thread gets.
-    let (mut mail, message_limits) = (init.mail, init.message_limits);
-    let channel = WorkerEnd::new(channel)
+    let (mut message_channel, message_limits) = (init.message_channel, init.message_limits);
+    let channel = WorkerChannelEnd::new(channel)
         .map_err(|e| Error::system("register the channel to the primary", e))?;
     // If this fails, the relay will notice that the primary is gone.
-    let _ = channel.send(&ToPrimary::Online);
+    let _ = channel.send(&WorkerReport::Online);
     let (exit_reports, mut ended) = mpsc::unbounded_channel();
     let (mut threads, mut reads) = (Vec::new(), Vec::new());
     for (number, row) in rows.into_iter().enumerate() {
@@ -99,7 +99,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         let listeners = clones.map_err(|e| Error::system("share a listening socket", e))?;
         let read_half = ours.try_clone().and_then(prefork_os::async_fd::register_readable);
         reads.push(read_half.map_err(|e| Error::system("register the channel of a thread", e))?);
-        let end = RefCell::new(Some(PrimaryEnd::new(ours)));
+        let end = RefCell::new(Some(PrimaryChannelEnd::new(ours)));
         threads.push(RelayedThread {
             end,
             report_task: RefCell::default(),
@@ -111,7 +111,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             kinds: init.kinds.clone(),
             listeners,
             channel: theirs,
-            mail: mail.take(),
+            message_channel: message_channel.take(),
             message_limits,
             row,
             board,
@@ -145,7 +145,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         }
         if !relay.is_draining.get() {
             log::error!("{tag} lost thread {number}: it is replaced as a whole");
-            relay.begin_drain(&ToPrimary::Retiring);
+            relay.begin_drain(&WorkerReport::Retiring);
         }
     }
     Ok(worst)
@@ -161,8 +161,17 @@ fn spawn_thread(
     let app = Arc::clone(app);
     let run = move || {
         let mut exit_guard = ThreadExitGuard { number, code: exit::FAILURE, to };
-        let ThreadInit { tag, kinds, listeners, channel, mail, message_limits, row, board, .. } =
-            thread_init;
+        let ThreadInit {
+            tag,
+            kinds,
+            listeners,
+            channel,
+            message_channel,
+            message_limits,
+            row,
+            board,
+            ..
+        } = thread_init;
         let ThreadInit { config, terminate, .. } = thread_init;
         let init = WorkerInit {
             tag,
@@ -170,7 +179,7 @@ fn spawn_thread(
             listeners,
             channel,
             queue: None,
-            mail,
+            message_channel,
             message_limits,
             rows: vec![row],
             load_page: LoadPage::default(),

@@ -8,7 +8,10 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::channel::{HandOver, Heard, Order, PrimaryEnd, ToPrimary, ToWorker, Unread, WorkerEnd};
+use crate::channel::{
+    HandoverMode, PrimaryChannelEnd, ReceivedCommand, ReceivedReport, UnreadBytes,
+    WorkerChannelEnd, WorkerCommand, WorkerReport,
+};
 use crate::config::Config;
 use crate::scoreboard::ThreadRow;
 use prefork_supervisor::{Slot, WorkerTag};
@@ -19,7 +22,7 @@ const HANDOVER_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A thread, as the relay sees it.
 pub(super) struct RelayedThread {
     /// `None` once it is closed.
-    pub(super) end: RefCell<Option<PrimaryEnd>>,
+    pub(super) end: RefCell<Option<PrimaryChannelEnd>>,
     /// The task that reads its reports.
     pub(super) report_task: RefCell<Option<JoinHandle<()>>>,
     pub(super) row: ThreadRow,
@@ -30,7 +33,7 @@ pub(super) struct RelayedThread {
 /// The state that all tasks of the relay share.
 pub(super) struct ThreadRelay {
     pub(super) tag: WorkerTag,
-    pub(super) channel: WorkerEnd,
+    pub(super) channel: WorkerChannelEnd,
     pub(super) config: Rc<Config>,
     pub(super) threads: Vec<RelayedThread>,
     /// How many threads have reported READY.
@@ -41,28 +44,36 @@ pub(super) struct ThreadRelay {
 
 /// Forwards the commands of the primary until it closes its channel.
 pub(super) async fn forward_commands(relay: Rc<ThreadRelay>) {
-    while let Some(order) = relay.channel.hear().await {
+    while let Some(order) = relay.channel.receive().await {
         match order {
-            Order::Word(word @ ToWorker::Drain { .. }) => {
+            ReceivedCommand::Command(word @ WorkerCommand::Drain { .. }) => {
                 relay.is_draining.set(true);
                 relay.send_to_all(&word);
             }
-            Order::Word(word @ ToWorker::Released) => relay.send_to_all(&word),
-            Order::Take(fd, unread) => relay.assign_connection(&fd, unread),
-            Order::Log(file) => {
+            ReceivedCommand::Command(word @ WorkerCommand::RetireAcknowledged) => {
+                relay.send_to_all(&word)
+            }
+            ReceivedCommand::TakeOverConnection(fd, unread) => relay.assign_connection(&fd, unread),
+            ReceivedCommand::ReopenLog(file) => {
                 // All threads share standard error.
                 if let Err(e) = prefork_os::fd::replace_stderr(&file) {
                     log::error!("{} cannot write to the reopened log: {e}", relay.tag);
                 }
             }
             // One thread is enough for a socket that the next worker of the slot takes over.
-            Order::Adopt { fd, slot, closing } => relay.adopt_socket(&fd, slot, closing),
-            Order::Word(ToWorker::Adopt { slot, .. }) => {
-                relay.send_to_primary(&ToPrimary::NotAdopted(slot))
+            ReceivedCommand::AdoptSlot { fd, slot, closing } => {
+                relay.adopt_socket(&fd, slot, closing)
             }
-            Order::Word(word @ ToWorker::GiveBack(_)) => relay.send_to_all(&word),
+            ReceivedCommand::Command(WorkerCommand::AdoptSlot { slot, .. }) => {
+                relay.send_to_primary(&WorkerReport::AdoptSlotFailed(slot))
+            }
+            ReceivedCommand::Command(word @ WorkerCommand::ReleaseSlot(_)) => {
+                relay.send_to_all(&word)
+            }
             // ARRIVE and LOG come with a descriptor, as `Take` and `Log`.
-            Order::Word(ToWorker::Arrive(_) | ToWorker::Log) => {}
+            ReceivedCommand::Command(
+                WorkerCommand::TakeOverConnection(_) | WorkerCommand::ReopenLog,
+            ) => {}
         }
     }
     // The primary is gone. The threads see their channels close, and drain.
@@ -95,32 +106,34 @@ impl ThreadRelay {
         let _reading = self.threads[number].reading.lock().await;
         loop {
             let heard = match &*self.threads[number].end.borrow() {
-                Some(end) => end.hear(),
+                Some(end) => end.receive(),
                 None => return false,
             };
             match heard {
-                Heard::Word(ToPrimary::Ready) => {
+                ReceivedReport::Report(WorkerReport::Ready) => {
                     self.ready.set(self.ready.get() + 1);
                     if self.ready.get() == self.threads.len() {
-                        self.send_to_primary(&ToPrimary::Ready);
+                        self.send_to_primary(&WorkerReport::Ready);
                     }
                 }
                 // This thread drains already; the others do not.
-                Heard::Word(word @ (ToPrimary::Retiring | ToPrimary::Disconnecting)) => {
+                ReceivedReport::Report(
+                    word @ (WorkerReport::Retiring | WorkerReport::Disconnecting),
+                ) => {
                     self.begin_drain(&word);
                 }
                 // The relay has reported this itself.
-                Heard::Word(ToPrimary::Online) => {}
-                Heard::Word(word) => self.send_to_primary(&word),
-                Heard::Connection(fd, unread) => {
+                ReceivedReport::Report(WorkerReport::Online) => {}
+                ReceivedReport::Report(word) => self.send_to_primary(&word),
+                ReceivedReport::HandedOverConnection(fd, unread) => {
                     self.hand_over_connection(number, &fd, unread).await
                 }
-                Heard::LostConnection => {
+                ReceivedReport::LostConnection => {
                     log::error!("{} lost a connection: no descriptor left", self.tag);
                 }
-                Heard::Nothing => return true,
-                Heard::End => return false,
-                Heard::Garbage(why) => {
+                ReceivedReport::Empty => return true,
+                ReceivedReport::Closed => return false,
+                ReceivedReport::Invalid(why) => {
                     log::error!("{} cannot understand its thread {number}: {why}", self.tag);
                     return false;
                 }
@@ -128,28 +141,28 @@ impl ThreadRelay {
         }
     }
 
-    fn send_to_primary(&self, word: &ToPrimary) {
+    fn send_to_primary(&self, word: &WorkerReport) {
         if let Err(e) = self.channel.send(word) {
             log::warn!("{} cannot report to the primary: {e}", self.tag);
         }
     }
 
     /// Drains all threads, and sends this report, which says whether the worker wants a replacement.
-    pub(super) fn begin_drain(&self, word: &ToPrimary) {
+    pub(super) fn begin_drain(&self, word: &WorkerReport) {
         if self.is_draining.replace(true) {
             return;
         }
         self.send_to_primary(word);
         let hand_over = match self.config.hand_over {
-            true => HandOver::WhenOthersServe,
-            false => HandOver::Never,
+            true => HandoverMode::WhenOthersServe,
+            false => HandoverMode::Never,
         };
         let (grace, linger) = (self.config.graceful_timeout, self.config.linger_timeout);
         // Unlike after the DRAIN of the primary, connections may still come until RELEASED.
-        self.send_to_all(&ToWorker::Drain { grace, linger, closing: false, hand_over });
+        self.send_to_all(&WorkerCommand::Drain { grace, linger, closing: false, hand_over });
     }
 
-    fn send_to_all(&self, word: &ToWorker) {
+    fn send_to_all(&self, word: &WorkerCommand) {
         for (number, thread) in self.threads.iter().enumerate() {
             let sent = thread.end.borrow().as_ref().map_or(Ok(()), |end| end.send(word));
             match sent {
@@ -166,18 +179,18 @@ impl ThreadRelay {
 
     /// Sends a socket of the primary to the first thread that accepts it.
     fn adopt_socket(&self, fd: &OwnedFd, slot: Slot, closing: bool) {
-        let word = ToWorker::Adopt { slot, closing };
+        let word = WorkerCommand::AdoptSlot { slot, closing };
         if !self.threads.iter().any(|thread| thread.try_send(&word, fd)) {
-            self.send_to_primary(&ToPrimary::NotAdopted(slot));
+            self.send_to_primary(&WorkerReport::AdoptSlotFailed(slot));
         }
     }
 
     /// Sends a connection of another worker to the thread with the fewest connections, else to any thread that accepts it.
-    fn assign_connection(&self, fd: &OwnedFd, unread: Unread) {
+    fn assign_connection(&self, fd: &OwnedFd, unread: UnreadBytes) {
         let now = prefork_os::system::monotonic_ms();
         let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();
         candidates.sort_by_key(|thread| (!thread.row.serves(now), thread.row.open()));
-        let word = ToWorker::Arrive(unread);
+        let word = WorkerCommand::TakeOverConnection(unread);
         let is_sent = candidates.into_iter().any(|candidate| candidate.try_send(&word, fd));
         if !is_sent {
             log::error!("{} lost a connection: no thread takes it", self.tag);
@@ -185,13 +198,15 @@ impl ThreadRelay {
     }
 
     /// Sends a connection of a thread to the primary. If that fails or times out, the thread gets it back.
-    async fn hand_over_connection(&self, number: usize, fd: &OwnedFd, unread: Unread) {
-        let word = ToPrimary::Travel(unread.clone());
-        let sent =
-            tokio::time::timeout(HANDOVER_SEND_TIMEOUT, self.channel.send_with(&word, fd.as_fd()))
-                .await;
+    async fn hand_over_connection(&self, number: usize, fd: &OwnedFd, unread: UnreadBytes) {
+        let word = WorkerReport::HandOverConnection(unread.clone());
+        let sent = tokio::time::timeout(
+            HANDOVER_SEND_TIMEOUT,
+            self.channel.send_with_fd(&word, fd.as_fd()),
+        )
+        .await;
         if !matches!(sent, Ok(Ok(())))
-            && !self.threads[number].try_send(&ToWorker::Arrive(unread), fd)
+            && !self.threads[number].try_send(&WorkerCommand::TakeOverConnection(unread), fd)
         {
             log::error!("{} lost a connection: the primary does not take it", self.tag);
         }
@@ -199,8 +214,8 @@ impl ThreadRelay {
 }
 
 impl RelayedThread {
-    fn try_send(&self, word: &ToWorker, fd: &OwnedFd) -> bool {
+    fn try_send(&self, word: &WorkerCommand, fd: &OwnedFd) -> bool {
         let end = self.end.borrow();
-        end.as_ref().is_some_and(|end| end.send_with(word, fd.as_fd()).is_ok())
+        end.as_ref().is_some_and(|end| end.send_with_fd(word, fd.as_fd()).is_ok())
     }
 }

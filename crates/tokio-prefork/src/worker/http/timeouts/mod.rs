@@ -226,7 +226,7 @@ fn to_millis(limit: Option<Duration>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::HandOver;
+    use crate::channel::HandoverMode;
 
     fn limits(drain: Option<DrainOrder>) -> ConnectionTimeouts {
         ConnectionTimeouts::new(&Config::default(), drain, 0)
@@ -253,7 +253,7 @@ mod tests {
             deadline_ms: 30_000,
             linger_ms: 1000,
             closing: false,
-            hand_over: HandOver::Never,
+            hand_over: HandoverMode::Never,
         };
         let conn = ConnectionState::new(0);
         conn.begin_request(0);
@@ -273,7 +273,7 @@ mod tests {
             deadline_ms: 90_000,
             linger_ms: 1000,
             closing: false,
-            hand_over: HandOver::Now,
+            hand_over: HandoverMode::Immediately,
         };
         let conn = ConnectionState::new(0);
         conn.begin_request(0);
