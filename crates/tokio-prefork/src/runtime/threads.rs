@@ -149,19 +149,19 @@ async fn serve_on_runtime<S, B>(
     let left = serve_connection::serve_until_handover::<S, B, ThreadedWorkerState, _, _>(
         &shared, &app, &*handle, exec, stream, first,
     );
-    // It never leaves for another worker: `should_hand_over` says so.
+    // Never handed over to another worker in this model: see `should_hand_over`.
     drop(left.await);
 }
 
-/// How a task on another thread hears that its connection was told something.
+/// Wakes the task that serves a connection on another thread, after a close request.
 struct ThreadConnectionHandle {
     conn: Arc<ConnectionState>,
     waker: Mutex<Option<Waker>>,
 }
 
 impl ThreadConnectionHandle {
-    /// What the connection was told before this is seen by the task's next poll: both take the lock, and the task
-    /// looks after it has done so.
+    /// Wakes the task. Its next poll sees every close request made before: both take the lock, and the task checks for requests after
+    /// that.
     fn wake(&self) {
         if let Some(waker) = &*self.lock() {
             waker.wake_by_ref();
@@ -205,7 +205,7 @@ impl ServingRuntime {
 
 impl Drop for ServingRuntime {
     fn drop(&mut self) {
-        // Not waited for: this is a place where nobody may block, and a handler may.
+        // In the background, as dropping a runtime waits for its handlers, and this thread must not block.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }

@@ -207,6 +207,6 @@ fn refreshes_while_connections_move_keep_the_counts_right() {
             "slot {slot}"
         );
     }
-    // Both had their share, all the time: nobody was thought loaded for long.
+    // Both slots got connections all the time: neither counted as loaded for long.
     assert!(accepted.iter().all(|n| *n > 100), "{accepted:?}");
 }
