@@ -27,7 +27,8 @@ use static_files::FileBody;
 pub(crate) use static_files::{RootDir, Settings as FileSettings};
 use tokio_prefork::pool::Pool;
 use tokio_prefork::{
-    Cluster, ClusterSnapshot, Config, IsolatedPoolConfig, Model, Result, ThreadedWorker, Worker,
+    Cluster, ClusterSnapshot, ConcurrencyModel, Config, IsolatedPoolConfig, Result, ThreadedWorker,
+    Worker,
 };
 
 /// What the built-in application can be told.
@@ -93,7 +94,7 @@ pub(crate) fn serve(
     let faults = config.attached::<Options>().is_some_and(|options| options.faults);
     let cluster = Cluster::new(config).reload_with(reread);
     match model {
-        Model::Threads => cluster.serve_threads(|worker| async move {
+        ConcurrencyModel::Threads => cluster.serve_threads(|worker| async move {
             let site = Arc::new(Routes::new(worker));
             Ok(service_fn(move |request| respond(&site, request)))
         }),

@@ -13,7 +13,7 @@ use crate::output::print;
 use crate::settings::value_syntax::parse_duration;
 use prefork_bench::compare::{self, ComparePlan, ComparedServer, Workload};
 use tokio_prefork::Result;
-use tokio_prefork::{Dispatch, Model};
+use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 const HELP: &str = "\
 Each contestant is started on a port of its own, measured and stopped, one after the other, in another order in each round. \
@@ -58,7 +58,7 @@ pub(crate) fn compare_command() -> Command {
             list("models", "Models that take part; none for peers alone [default: all]")
                 .value_parser(|text: &str| match text {
                     "none" => Ok(None),
-                    text => text.parse::<Model>().map(Some),
+                    text => text.parse::<ConcurrencyModel>().map(Some),
                 }),
         )
         .arg(
@@ -116,14 +116,15 @@ pub(crate) fn parse_compare(matches: &ArgMatches) -> Result<CompareCall, String>
     if !(1..=64).contains(&workers) {
         return Err(format!("--workers {workers}: give 1 to 64"));
     }
-    let models: Vec<Model> = match matches.get_many::<Option<Model>>("models") {
+    let models: Vec<ConcurrencyModel> = match matches.get_many::<Option<ConcurrencyModel>>("models")
+    {
         Some(models) => models.copied().flatten().collect(),
-        None => Model::ALL.to_vec(),
+        None => ConcurrencyModel::ALL.to_vec(),
     };
     let policies = matches.get_many::<Vec<Dispatch>>("dispatch");
     let policies: Option<Vec<Dispatch>> = policies.map(|lists| lists.flatten().copied().collect());
     let own = models.into_iter().flat_map(|model| match (&policies, model) {
-        (Some(policies), Model::Prefork) => policies
+        (Some(policies), ConcurrencyModel::Prefork) => policies
             .iter()
             .map(|policy| ComparedServer::built_in(model, Some(*policy), workers))
             .collect(),

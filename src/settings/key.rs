@@ -7,7 +7,7 @@ use super::configured_value::{ConfiguredValue, ValueError};
 use super::log_filter;
 use super::unchecked_settings::UncheckedSettings;
 use super::value_syntax;
-use tokio_prefork::{ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers};
+use tokio_prefork::{ConcurrencyModel, ControlSocket, Dispatch, FdStore, HalfClose, Workers};
 use tokio_prefork::{ListenAddr, UnixAddr};
 
 /// One thing an operator may set.
@@ -43,7 +43,7 @@ pub(crate) enum SettingField {
     /// A policy's name.
     Dispatch(fn(&mut UncheckedSettings) -> &mut Dispatch),
     /// A concurrency model's name.
-    Model(fn(&mut UncheckedSettings) -> &mut Model),
+    Model(fn(&mut UncheckedSettings) -> &mut ConcurrencyModel),
     /// A whole number.
     Count(fn(&mut UncheckedSettings) -> &mut u32),
     /// A duration.

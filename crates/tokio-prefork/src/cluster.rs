@@ -107,8 +107,8 @@ impl Cluster {
     /// the worker is ready when it returns. Neither its future nor the service needs to be `Send`. A tower or axum
     /// service fits through `hyper_util::service::TowerToHyperService`.
     ///
-    /// `app` itself is `Send` and `Sync`, as under [`Model::ThreadPerCore`](crate::Model::ThreadPerCore) each thread
-    /// calls it. For [`Model::Threads`](crate::Model::Threads) there is [`Cluster::serve_threads`].
+    /// `app` itself is `Send` and `Sync`, as under [`ConcurrencyModel::ThreadPerCore`](crate::ConcurrencyModel::ThreadPerCore) each thread
+    /// calls it. For [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads) there is [`Cluster::serve_threads`].
     ///
     /// # Errors
     /// The address cannot be bound, or the system refuses something at the start. What goes wrong later is
@@ -126,7 +126,7 @@ impl Cluster {
         self.run(AppThreading::SingleThread, || Ok(worker::http_app(app)))
     }
 
-    /// As [`Cluster::serve`], for [`Model::Threads`](crate::Model::Threads): one service, shared by the threads of one
+    /// As [`Cluster::serve`], for [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads): one service, shared by the threads of one
     /// process, each of which may poll any request. Hence `Send` and `Sync`, which is why this is a method of its own:
     /// an application that holds an `Rc` cannot get here by a flag.
     ///

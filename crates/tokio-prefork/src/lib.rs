@@ -43,7 +43,7 @@ mod yield_now;
 
 pub use cluster::{Cluster, Kind, Preloaded};
 pub use config::{
-    Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers,
+    ConcurrencyModel, Config, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Workers,
 };
 pub use dispatch::KernelProgram;
 pub use error::{Error, ErrorKind, Result, exit};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_prefork::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
-use tokio_prefork::{Model, PoolSnapshot, WEB_KIND};
+use tokio_prefork::{ConcurrencyModel, PoolSnapshot, WEB_KIND};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -44,7 +44,7 @@ pub(super) fn format_status(status: &Status) -> String {
         known => format!(", dispatch {known} ({})", printable(&primary.dispatch_rung)),
     };
     let model = match printable(&primary.model) {
-        usual if usual.is_empty() || usual == Model::default().name() => String::new(),
+        usual if usual.is_empty() || usual == ConcurrencyModel::default().name() => String::new(),
         other => format!(", model {other}"),
     };
     let _ = writeln!(text, "listening on {}{dispatch}{model}", listeners(status));

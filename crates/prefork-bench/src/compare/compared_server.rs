@@ -10,7 +10,7 @@ use super::{POLL_INTERVAL, SERVER_START_TIMEOUT};
 use prefork_os::signal::{Signal, SignalPipe};
 use prefork_os::{child::signal_child, parent_death::set_parent_death_signal};
 use tokio_prefork::text::printable;
-use tokio_prefork::{Dispatch, Model};
+use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 /// How long a peer may take to answer the question whether it knows a path.
 const PATH_CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,14 +28,18 @@ pub struct ComparedServer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ServerCommand {
     /// `prefork serve` of this very program.
-    BuiltIn { model: Model, dispatch: Option<Dispatch>, workers: usize },
+    BuiltIn { model: ConcurrencyModel, dispatch: Option<Dispatch>, workers: usize },
     /// A command for the shell.
     Peer(String),
 }
 
 impl ComparedServer {
     /// `prefork serve` with a model, and a policy if it is not the standard one that is meant.
-    pub fn built_in(model: Model, dispatch: Option<Dispatch>, workers: usize) -> ComparedServer {
+    pub fn built_in(
+        model: ConcurrencyModel,
+        dispatch: Option<Dispatch>,
+        workers: usize,
+    ) -> ComparedServer {
         let name = match dispatch {
             Some(policy) => format!("{model}/{policy}"),
             None => model.to_string(),
@@ -67,7 +71,7 @@ impl ComparedServer {
 
     /// Whether it is what others are compared with.
     pub(crate) fn is_single(&self) -> bool {
-        matches!(self.kind, ServerCommand::BuiltIn { model: Model::Single, .. })
+        matches!(self.kind, ServerCommand::BuiltIn { model: ConcurrencyModel::Single, .. })
     }
 
     fn build_command(&self) -> std::io::Result<Command> {
@@ -84,7 +88,7 @@ impl ComparedServer {
                     "info",
                 ]);
                 command.args(["--model", model.name()]);
-                if *model != Model::Single {
+                if *model != ConcurrencyModel::Single {
                     command.args(["--workers", &workers.to_string()]);
                 }
                 command.args(["--graceful-timeout", "1s"]);
@@ -273,7 +277,7 @@ mod tests {
 
     #[test]
     fn contestants_have_names() {
-        let own = ComparedServer::built_in(Model::Prefork, Some(Dispatch::LeastConn), 2);
+        let own = ComparedServer::built_in(ConcurrencyModel::Prefork, Some(Dispatch::LeastConn), 2);
         assert_eq!((own.name.as_str(), own.is_peer()), ("prefork/least-conn", false));
         let peer = ComparedServer::parse_peer("node-rr=node a.js --x=y").expect("peer");
         assert_eq!(peer.kind, ServerCommand::Peer("node a.js --x=y".to_string()));

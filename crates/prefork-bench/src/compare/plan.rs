@@ -117,11 +117,12 @@ impl ComparePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_prefork::{Dispatch, Model};
+    use tokio_prefork::{ConcurrencyModel, Dispatch};
 
     fn plan(dispatch: bool) -> ComparePlan {
-        let models = Model::ALL.map(|model| ComparedServer::built_in(model, None, 2));
-        let policies = Dispatch::ALL.map(|p| ComparedServer::built_in(Model::Prefork, Some(p), 2));
+        let models = ConcurrencyModel::ALL.map(|model| ComparedServer::built_in(model, None, 2));
+        let policies =
+            Dispatch::ALL.map(|p| ComparedServer::built_in(ConcurrencyModel::Prefork, Some(p), 2));
         let policies = policies.into_iter().filter(|_| dispatch);
         ComparePlan::new(models.into_iter().chain(policies).collect(), Workload::ALL.to_vec(), 2)
     }

@@ -8,7 +8,7 @@ use super::CpuDemoPlan;
 use crate::compare::{ComparedServer, RunningServer, ServerStartError, run_concurrent_loads};
 use crate::load::{self, TargetUrl};
 use prefork_os::signal::{Signal, SignalPipe};
-use tokio_prefork::Model;
+use tokio_prefork::ConcurrencyModel;
 use tokio_prefork::{Error, Result};
 
 /// Requests for `/` that are due each second.
@@ -39,7 +39,7 @@ pub(crate) fn measure_latencies(
 ) -> Result<(Vec<LatencyUnderLoad>, bool)> {
     let mut signals = SignalPipe::new(&[Signal::SIGINT, Signal::SIGTERM])
         .map_err(|e| Error::system("install signal handlers", e))?;
-    let single = || ComparedServer::built_in(Model::Single, None, 1);
+    let single = || ComparedServer::built_in(ConcurrencyModel::Single, None, 1);
     // More than those that compute, and as many as the cores have use for.
     let many = 2 * cores.max(COMPUTING_CLIENTS);
     let (on_loop, in_pool) =
@@ -50,7 +50,7 @@ pub(crate) fn measure_latencies(
         ("computing in the pool".to_string(), single(), Some(&in_pool)),
         (
             format!("on the loops of {many} processes"),
-            ComparedServer::built_in(Model::Prefork, None, many),
+            ComparedServer::built_in(ConcurrencyModel::Prefork, None, many),
             Some(&on_loop),
         ),
     ];

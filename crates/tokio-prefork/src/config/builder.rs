@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::attached::Attached;
-use super::{Config, Dispatch, Model, Workers};
+use super::{ConcurrencyModel, Config, Dispatch, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 use crate::log_file::is_same_file;
@@ -93,7 +93,7 @@ fn fits_model(c: &Config) -> Result<()> {
         )));
     }
     match c.workers {
-        Workers::Count(n) if c.model == Model::Single && n.get() > 1 => {
+        Workers::Count(n) if c.model == ConcurrencyModel::Single && n.get() > 1 => {
             Err(Error::config(format!(
                 "workers = {n} does not fit model = single, which has one: leave workers out, or give another model"
             )))
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_model_of_one_process_refuses_what_it_cannot_do() {
-        let one = Config::builder().model(Model::Single);
+        let one = Config::builder().model(ConcurrencyModel::Single);
         let two = one.clone().workers(Workers::count(2).expect("two")).build();
         assert!(two.expect_err("one process").to_string().starts_with("workers = 2 does not fit"));
         one.clone().workers(Workers::count(1).expect("one")).build().expect("fits");
@@ -132,9 +132,11 @@ mod tests {
     #[test]
     fn threads_are_counted_by_workers_and_the_process_is_one() {
         let four = Workers::count(4).expect("four");
-        for (model, processes, threads, rows) in
-            [(Model::Prefork, 4, 1, 1), (Model::Threads, 1, 4, 1), (Model::ThreadPerCore, 1, 4, 4)]
-        {
+        for (model, processes, threads, rows) in [
+            (ConcurrencyModel::Prefork, 4, 1, 1),
+            (ConcurrencyModel::Threads, 1, 4, 1),
+            (ConcurrencyModel::ThreadPerCore, 1, 4, 4),
+        ] {
             let config = Config::builder().model(model).workers(four).build().expect("fits");
             assert_eq!(config.supervisor_config().workers, processes, "{model}");
             assert_eq!((config.threads(), config.rows()), (threads, rows), "{model}");

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::attached::Attached;
-use super::{ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Model, Workers};
+use super::{
+    ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Workers,
+};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;
 use crate::privilege::Credentials;
@@ -74,9 +76,9 @@ config_fields! {
     unix_owner: Option<String> = None;
     /// Group of the files of Unix sockets, by name or number. Default: the group of the primary.
     unix_group: Option<String> = None;
-    /// What serves the connections: processes or threads. Default: [`Model::Prefork`].
-    model: Model = Model::Prefork;
-    /// How many workers; threads under [`Model::Threads`] and [`Model::ThreadPerCore`]. Default: [`Workers::Auto`].
+    /// What serves the connections: processes or threads. Default: [`ConcurrencyModel::Prefork`].
+    model: ConcurrencyModel = ConcurrencyModel::Prefork;
+    /// How many workers; threads under [`ConcurrencyModel::Threads`] and [`ConcurrencyModel::ThreadPerCore`]. Default: [`Workers::Auto`].
     workers: Workers = Workers::Auto;
     /// Length of the kernel's accept queue, capped by `net.core.somaxconn`. Default: 4096, which is the default of that
     /// cap since Linux 5.4.
@@ -96,7 +98,7 @@ config_fields! {
     /// false, so that load balancers stop sending connections. A second request to stop ends the delay. Default: 0.
     drain_delay: Duration = Duration::ZERO, in FROM_ZERO;
     /// Whether a draining worker hands its idle HTTP/1.1 connections over to another worker instead of closing them.
-    /// Default: true; never under [`Model::Threads`].
+    /// Default: true; never under [`ConcurrencyModel::Threads`].
     hand_over: bool = true;
     /// How long a worker may take from its fork to READY. Default: 30 s.
     boot_timeout: Duration = Duration::from_secs(30), in FROM_ONE_MS;

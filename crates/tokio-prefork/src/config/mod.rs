@@ -22,7 +22,7 @@ pub use control::ControlSocket;
 pub use fd_store::FdStore;
 pub use fields::Config;
 pub use half_close::HalfClose;
-pub use model::Model;
+pub use model::ConcurrencyModel;
 use prefork_supervisor::SupervisorConfig;
 pub use workers::Workers;
 
@@ -66,7 +66,7 @@ impl Config {
     /// How many rows of the scoreboard a worker process writes: each has one writing thread, or is written with
     /// atomic additions.
     pub(crate) fn rows(&self) -> usize {
-        if self.model == Model::ThreadPerCore { self.threads() as usize } else { 1 }
+        if self.model == ConcurrencyModel::ThreadPerCore { self.threads() as usize } else { 1 }
     }
 
     /// Open connections that a worker process takes, in all its threads.

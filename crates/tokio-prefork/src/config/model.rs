@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// Decides what a worker process runs. Default: `Prefork`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
-pub enum Model {
+pub enum ConcurrencyModel {
     /// `workers` processes, each with one single-threaded runtime: a fault affects one process only.
     #[default]
     Prefork,
@@ -19,48 +19,52 @@ pub enum Model {
     ThreadPerCore,
 }
 
-impl Model {
+impl ConcurrencyModel {
     /// All models, in the order of the documentation.
-    pub const ALL: [Model; 4] =
-        [Model::Prefork, Model::Single, Model::Threads, Model::ThreadPerCore];
+    pub const ALL: [ConcurrencyModel; 4] = [
+        ConcurrencyModel::Prefork,
+        ConcurrencyModel::Single,
+        ConcurrencyModel::Threads,
+        ConcurrencyModel::ThreadPerCore,
+    ];
 
     /// Returns the name in configuration, flags and status.
     pub const fn name(self) -> &'static str {
         match self {
-            Model::Prefork => "prefork",
-            Model::Single => "single",
-            Model::Threads => "threads",
-            Model::ThreadPerCore => "thread-per-core",
+            ConcurrencyModel::Prefork => "prefork",
+            ConcurrencyModel::Single => "single",
+            ConcurrencyModel::Threads => "threads",
+            ConcurrencyModel::ThreadPerCore => "thread-per-core",
         }
     }
 
     /// Whether there is one worker process, whatever `workers` says.
     pub(crate) fn is_one_process(self) -> bool {
-        !matches!(self, Model::Prefork)
+        !matches!(self, ConcurrencyModel::Prefork)
     }
 
     /// Whether `workers` counts the threads of one process.
     pub(crate) fn counts_threads(self) -> bool {
-        matches!(self, Model::Threads | Model::ThreadPerCore)
+        matches!(self, ConcurrencyModel::Threads | ConcurrencyModel::ThreadPerCore)
     }
 }
 
-impl fmt::Display for Model {
+impl fmt::Display for ConcurrencyModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Model {
+impl FromStr for ConcurrencyModel {
     type Err = String;
 
     /// # Errors
     ///
-    /// Fails for a name that no model in [`Model::ALL`] has.
-    fn from_str(text: &str) -> Result<Model, String> {
-        let known = Model::ALL.into_iter().find(|model| model.name() == text.trim());
+    /// Fails for a name that no model in [`ConcurrencyModel::ALL`] has.
+    fn from_str(text: &str) -> Result<ConcurrencyModel, String> {
+        let known = ConcurrencyModel::ALL.into_iter().find(|model| model.name() == text.trim());
         known.ok_or_else(|| {
-            let names = Model::ALL.map(Model::name).join(", ");
+            let names = ConcurrencyModel::ALL.map(ConcurrencyModel::name).join(", ");
             format!("is not a concurrency model; choose one of {names}")
         })
     }
@@ -72,10 +76,10 @@ mod tests {
 
     #[test]
     fn every_name_parses_and_an_unknown_one_lists_them_all() {
-        for model in Model::ALL {
+        for model in ConcurrencyModel::ALL {
             assert_eq!(model.name().parse(), Ok(model));
         }
-        let why = "fork".parse::<Model>().expect_err("unknown");
+        let why = "fork".parse::<ConcurrencyModel>().expect_err("unknown");
         assert!(why.contains("thread-per-core"), "{why}");
     }
 }

@@ -15,7 +15,7 @@ pub(crate) mod threads;
 
 use std::rc::Rc;
 
-use crate::config::{Config, Model};
+use crate::config::{ConcurrencyModel, Config};
 use crate::error::{Error, Result};
 use crate::worker::{self, WorkerApp};
 use crate::worker_init::WorkerInit;
@@ -34,7 +34,7 @@ impl AppThreading {
     pub(crate) fn adapt_config(self, mut config: Config) -> Result<Config> {
         let model = config.model;
         match (self, model) {
-            (AppThreading::MultiThread, Model::Threads) => {
+            (AppThreading::MultiThread, ConcurrencyModel::Threads) => {
                 // A socket belongs to the epoll instance of one runtime, and its requests run on any thread of that.
                 if config.hand_over {
                     log::info!(
@@ -44,10 +44,13 @@ impl AppThreading {
                 config.hand_over = false;
                 Ok(config)
             }
-            (AppThreading::SingleThread, Model::Prefork | Model::Single | Model::ThreadPerCore) => {
-                Ok(config)
-            }
-            (AppThreading::SingleThread, Model::Threads) => Err(Error::config(
+            (
+                AppThreading::SingleThread,
+                ConcurrencyModel::Prefork
+                | ConcurrencyModel::Single
+                | ConcurrencyModel::ThreadPerCore,
+            ) => Ok(config),
+            (AppThreading::SingleThread, ConcurrencyModel::Threads) => Err(Error::config(
                 "model = threads needs a service that is Send and Sync: start the application with \
                  Cluster::serve_threads, or choose thread-per-core",
             )),
@@ -73,9 +76,9 @@ impl AppThreading {
 /// Runs a worker from its `WorkerInit` to its exit status.
 pub(crate) fn enter(mut init: WorkerInit, app: &WorkerApp) -> u8 {
     match init.config.model {
-        Model::Prefork | Model::Single => worker::run_worker(init, app),
-        Model::ThreadPerCore => thread_per_core::enter(init, app),
-        Model::Threads => {
+        ConcurrencyModel::Prefork | ConcurrencyModel::Single => worker::run_worker(init, app),
+        ConcurrencyModel::ThreadPerCore => thread_per_core::enter(init, app),
+        ConcurrencyModel::Threads => {
             // One thread accepts for all, so it may have as many connections as N processes together.
             let mut config = Config::clone(&init.config);
             config.worker_connections = config.process_connections();
@@ -93,8 +96,8 @@ mod tests {
     #[test]
     fn an_application_runs_only_under_the_models_that_its_service_allows() {
         let with = |model| Config::builder().model(model).build().expect("valid");
-        for model in Model::ALL {
-            let threads = model == Model::Threads;
+        for model in ConcurrencyModel::ALL {
+            let threads = model == ConcurrencyModel::Threads;
             assert_eq!(
                 AppThreading::SingleThread.adapt_config(with(model)).is_ok(),
                 !threads,
@@ -107,17 +110,20 @@ mod tests {
             );
         }
         let why = AppThreading::SingleThread
-            .adapt_config(with(Model::Threads))
+            .adapt_config(with(ConcurrencyModel::Threads))
             .expect_err("not Send")
             .to_string();
         assert!(why.contains("Cluster::serve_threads"), "{why}");
         let why = AppThreading::SingleThread
-            .adapt_reloaded_config(with(Model::Threads))
+            .adapt_reloaded_config(with(ConcurrencyModel::Threads))
             .expect_err("not Send")
             .to_string();
         assert!(why.contains("restart"), "{why}");
         assert!(
-            !AppThreading::MultiThread.adapt_config(with(Model::Threads)).expect("fits").hand_over
+            !AppThreading::MultiThread
+                .adapt_config(with(ConcurrencyModel::Threads))
+                .expect("fits")
+                .hand_over
         );
     }
 }

@@ -24,7 +24,7 @@ impl Worker {
     /// Returns the worker that this code runs in.
     ///
     /// `None` in the primary, and on threads other than the worker's event loop, such as all serving threads of
-    /// [`Model::Threads`](crate::Model::Threads).
+    /// [`ConcurrencyModel::Threads`](crate::ConcurrencyModel::Threads).
     pub fn current() -> Option<Worker> {
         CURRENT_WORKER.with_borrow(Weak::upgrade).map(Worker)
     }

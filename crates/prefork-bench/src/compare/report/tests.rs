@@ -1,6 +1,6 @@
 use super::*;
 use crate::compare::ComparedServer;
-use tokio_prefork::{Dispatch, Model};
+use tokio_prefork::{ConcurrencyModel, Dispatch};
 
 fn sample(per_second: f64, p99: f64) -> MeasurementOutcome {
     MeasurementOutcome::Measured(Box::new(MeasurementSample {
@@ -32,7 +32,7 @@ fn outcomes(plan: &ComparePlan) -> Vec<(PlannedMeasurement, MeasurementOutcome)>
 }
 
 fn plan() -> ComparePlan {
-    let models = [Model::Prefork, Model::Single, Model::Threads];
+    let models = [ConcurrencyModel::Prefork, ConcurrencyModel::Single, ConcurrencyModel::Threads];
     let contestants = models.map(|model| ComparedServer::built_in(model, None, 2)).to_vec();
     let workloads = vec![Workload::KeepAlive, Workload::NoisyNeighbour];
     ComparePlan { rounds: 3, ..ComparePlan::new(contestants, workloads, 2) }
@@ -95,7 +95,11 @@ fn what_was_cut_short_says_so_everywhere() {
 fn who_cannot_take_part_is_named_and_is_no_reference() {
     let mut plan = plan();
     plan.servers.remove(1);
-    plan.servers.push(ComparedServer::built_in(Model::Prefork, Some(Dispatch::LeastConn), 2));
+    plan.servers.push(ComparedServer::built_in(
+        ConcurrencyModel::Prefork,
+        Some(Dispatch::LeastConn),
+        2,
+    ));
     let outcome = |measurement: PlannedMeasurement| match (measurement.server, measurement.workload)
     {
         (0, _) => (
