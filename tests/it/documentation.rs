@@ -121,6 +121,36 @@ fn relative_links_and_anchors_lead_somewhere() {
     assert_none("broken links", broken);
 }
 
+/// Files of this repository that code spans of a page name: `crates/prefork-os/src/fd.rs`.
+fn named_files(text: &str) -> impl Iterator<Item = &str> {
+    let spans = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    spans.filter(|span| {
+        let is_path = span.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+        let is_here =
+            ["src/", "crates/", "tests/", "scripts/", "examples/", "benches/", "systemd/"]
+                .iter()
+                .any(|root| span.starts_with(root));
+        // Names in capitals are placeholders: `tests/it/dispatch_NAME.rs`.
+        is_path && is_here && !span.bytes().any(|b| b.is_ascii_uppercase())
+    })
+}
+
+#[test]
+fn files_that_pages_name_exist() {
+    // The recipe for a dispatch policy creates it.
+    const CREATED: [&str; 1] = ["crates/tokio-prefork/src/dispatch/random.rs"];
+    let pages = ROOT_PAGES.iter().map(PathBuf::from).chain(book_pages());
+    let mut missing = Vec::new();
+    for page in pages.filter(|page| !page.ends_with("CHANGELOG.md")) {
+        let text = read(&page);
+        let gone = named_files(&text)
+            .filter(|file| !CREATED.contains(file) && !root().join(file).exists())
+            .map(|file| format!("{}: {file}", page.display()));
+        missing.extend(gone);
+    }
+    assert_none("files that do not exist", missing);
+}
+
 #[test]
 fn links_of_the_book_stay_in_the_book() {
     let mut outside = Vec::new();
