@@ -26,9 +26,9 @@ use routes::Routes;
 use static_files::FileBody;
 pub(crate) use static_files::{RootDir, Settings as FileSettings};
 use tokio_prefork::pool::Pool;
+use tokio_prefork::status::ClusterStatus;
 use tokio_prefork::{
-    Cluster, ClusterSnapshot, ConcurrencyModel, Config, IsolatedPoolConfig, Result, ThreadedWorker,
-    Worker,
+    Cluster, ConcurrencyModel, Config, IsolatedPoolConfig, Result, ThreadedWorker, Worker,
 };
 
 /// What the built-in application can be told.
@@ -51,7 +51,7 @@ pub(crate) struct Options {
 /// What the paths ask of the worker they are served in, whatever the concurrency model.
 trait Site: 'static {
     fn config(&self) -> &Config;
-    fn cluster(&self) -> ClusterSnapshot;
+    fn cluster_status(&self) -> ClusterStatus;
     fn is_ready(&self) -> bool;
     fn pid(&self) -> u32;
     fn pool(&self) -> &Pool;
@@ -64,8 +64,8 @@ macro_rules! site {
                 $worker::config(self)
             }
 
-            fn cluster(&self) -> ClusterSnapshot {
-                $worker::cluster(self)
+            fn cluster_status(&self) -> ClusterStatus {
+                $worker::cluster_status(self)
             }
 
             fn is_ready(&self) -> bool {

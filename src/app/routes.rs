@@ -66,7 +66,7 @@ impl<W: Site> Routes<W> {
         match request.uri().path() {
             path if !self.offers(path) => None,
             "/" => Some(text(StatusCode::OK, self.who.clone())),
-            "/cluster" => Some(self.cluster()),
+            "/cluster" => Some(self.cluster_json()),
             path => self.health(path.as_bytes()).map(|(status, says)| text(status, says)),
         }
     }
@@ -145,16 +145,11 @@ impl<W: Site> Routes<W> {
         }
     }
 
-    fn cluster(&self) -> Answer {
-        match serde_json::to_vec_pretty(&self.worker.cluster()) {
-            Ok(json) => {
-                let mut answer = text(StatusCode::OK, json);
-                let json = HeaderValue::from_static("application/json");
-                answer.headers_mut().insert(CONTENT_TYPE, json);
-                answer
-            }
-            Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-        }
+    fn cluster_json(&self) -> Answer {
+        let mut answer = text(StatusCode::OK, self.worker.cluster_status().to_json());
+        let json = HeaderValue::from_static("application/json");
+        answer.headers_mut().insert(CONTENT_TYPE, json);
+        answer
     }
 
     async fn fib(&self, n: u64, query: Option<&str>) -> Answer {

@@ -20,7 +20,7 @@ fn sighup_replaces_every_worker() {
     let cluster = server.cluster();
     let all_new = |w: &serde_json::Value| w["generation"] == 2 && w["state"] == "serving";
     assert!(cluster["workers"].as_array().expect("list").iter().all(all_new), "{cluster}");
-    assert_eq!(cluster["restarts"], 0);
+    assert_eq!(cluster["primary"]["restarts"], 0);
     let text = server.stop();
     assert_eq!(log::warnings_and_errors(&text), Vec::<&str>::new());
 }

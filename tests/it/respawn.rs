@@ -119,7 +119,7 @@ fn repeated_kills_lose_only_requests_in_flight() {
         "{tally:?}"
     );
     let cluster = server.cluster();
-    assert_eq!(cluster["restarts"], kills as u64);
+    assert_eq!(cluster["primary"]["restarts"], kills as u64);
     assert_eq!(cluster["workers"].as_array().map(Vec::len), Some(workers));
     assert!(process::zombies(server.pid()).is_empty());
     server.stop();

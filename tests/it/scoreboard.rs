@@ -25,8 +25,8 @@ fn every_request_is_counted_once() {
     let workers = cluster["workers"].as_array().expect("workers");
     let each: u64 = workers.iter().filter_map(|w| w["counters"]["requests"].as_u64()).sum();
     assert_eq!(each, 32);
-    assert_eq!(cluster["primary_pid"], server.pid());
-    assert_eq!(cluster["workers_wanted"], 3);
+    assert_eq!(cluster["primary"]["pid"], server.pid());
+    assert_eq!(cluster["primary"]["workers_wanted"], 3);
     let mut pids: Vec<u64> = workers.iter().filter_map(|w| w["pid"].as_u64()).collect();
     pids.sort_unstable();
     assert_eq!(pids, server.worker_pids().into_iter().map(u64::from).collect::<Vec<_>>());
@@ -50,7 +50,7 @@ fn totals_include_the_counts_of_dead_workers() {
         sent += 1;
         assert_eq!(total_requests(&server.cluster()), sent, "round {round}");
     }
-    assert_eq!(server.cluster()["restarts"], 6);
+    assert_eq!(server.cluster()["primary"]["restarts"], 6);
     server.stop();
 }
 

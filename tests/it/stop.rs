@@ -208,7 +208,7 @@ fn drain_delay_answers_not_ready_and_accepts_until_a_second_signal() {
     for _ in 0..8 {
         assert_eq!((server.get("/readyz").status, server.get("/healthz").status), (503, 200));
     }
-    assert_eq!(server.cluster()["stopping"], true);
+    assert_eq!(server.cluster()["primary"]["phase"], "stopping");
     load.wait_answered(20);
     let announced = std::time::Instant::now();
     wait::until_elapsed(announced, std::time::Duration::from_millis(150));

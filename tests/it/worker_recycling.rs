@@ -22,7 +22,7 @@ fn max_requests_replaces_workers_one_at_a_time_without_loss() {
         }
         assert!((0..=1).contains(&(2 + replaced - latest)), "{line}\n{text}");
     }
-    assert_eq!(server.cluster()["restarts"], 0);
+    assert_eq!(server.cluster()["primary"]["restarts"], 0);
     server.stop();
 }
 

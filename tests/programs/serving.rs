@@ -115,7 +115,7 @@ pub(super) fn waiting_requests(arguments: ProgramArguments) -> Result<ExitCode> 
             async move {
                 match request.uri().path() {
                     "/cluster" => {
-                        let json = serde_json::to_vec(&worker.cluster()).unwrap_or_default();
+                        let json = serde_json::to_vec(&worker.cluster_status()).unwrap_or_default();
                         return Ok::<_, Infallible>(response(json));
                     }
                     "/poll" => worker.draining().await,

@@ -236,6 +236,11 @@ impl Supervisor {
         self.workers.get(worker).is_some_and(|record| record.heartbeat.is_stopped)
     }
 
+    /// Returns the generation in force. A reload raises it when it has succeeded.
+    pub fn generation(&self) -> Generation {
+        self.reload.generation()
+    }
+
     /// Returns the generation that all workers should have.
     pub fn wanted_generation(&self) -> Generation {
         self.reload.wanted_generation()

@@ -59,7 +59,6 @@ pub use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerId, WorkerTag};
 pub use primary::{
     ClusterEvent, PrimaryHandle, RestartDecision, WorkerExit, WorkerExitReason, WorkerInfo,
 };
-pub use scoreboard::{ClusterSnapshot, Counters, InFlight, PoolSnapshot, WorkerSnapshot};
 pub use shared::{
     KeyedRateLimiter, Leadership, RateLimiter, SharedCache, SharedCounter, SharedFlag, SharedGauge,
     SharedHistogram,

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::listener::Listener;
 use crate::messages::MessageLimits;
-use crate::scoreboard::{OwnRow, Reader};
+use crate::scoreboard::{ScoreboardReader, WorkerPage};
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// Holds what a freshly forked worker owns. Nothing else of the primary is used after the fork.
@@ -29,11 +29,11 @@ pub(crate) struct WorkerInit {
     /// The limits on messages that wait to be sent or read.
     pub(crate) message_limits: MessageLimits,
     /// The scoreboard pages that only this worker writes: at least one, and one for each thread that needs its own.
-    pub(crate) rows: Vec<OwnRow>,
+    pub(crate) rows: Vec<WorkerPage>,
     /// Counts the slot's connections for the dispatch policy.
     pub(crate) load_page: LoadPage,
     /// Reads the scoreboard pages of all workers.
-    pub(crate) board: Reader,
+    pub(crate) board: ScoreboardReader,
     /// The configuration of the worker's generation.
     pub(crate) config: Rc<Config>,
     /// Set by SIGTERM to the worker itself, which asks it to retire.

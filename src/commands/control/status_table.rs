@@ -3,10 +3,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use tokio_prefork::control::{Event, QueueWait, Status, ThreadStatus, WorkerStatus};
+use tokio_prefork::control::Event;
+use tokio_prefork::status::{
+    ClusterStatus, PoolStatus, QueueWaitStatus, ThreadStatus, WorkerState, WorkerStatus,
+};
 use tokio_prefork::text::HumanDuration;
 use tokio_prefork::text::printable;
-use tokio_prefork::{ConcurrencyModel, PoolSnapshot, WEB_KIND};
+use tokio_prefork::{ConcurrencyModel, WEB_KIND};
 
 /// Longest part of a request line in the table.
 const REQUEST: usize = 60;
@@ -19,7 +22,7 @@ const HEAD: [&str; 12] = [
 ];
 
 /// A header and a line for each worker.
-pub(super) fn format_status(status: &Status) -> String {
+pub(super) fn format_status(status: &ClusterStatus) -> String {
     let primary = &status.primary;
     let serving = serving_of(status, WEB_KIND);
     let mut text = String::new();
@@ -30,7 +33,7 @@ pub(super) fn format_status(status: &Status) -> String {
          {} restarts, {} requests",
         printable(&primary.version),
         primary.pid,
-        printable(&primary.phase),
+        primary.phase,
         span(primary.uptime_ms),
         primary.generation,
         primary.workers_wanted,
@@ -84,13 +87,13 @@ pub(super) fn format_status(status: &Status) -> String {
     text + &super::shared_metrics_table::format_shared_metrics(&status.shared)
 }
 
-fn serving_of(status: &Status, kind: &str) -> usize {
+fn serving_of(status: &ClusterStatus, kind: &str) -> usize {
     let of_kind = status.workers.iter().filter(|worker| worker.kind == kind);
-    of_kind.filter(|worker| worker.state == "serving").count()
+    of_kind.filter(|worker| worker.state == WorkerState::Serving).count()
 }
 
 /// The addresses, with how many connections wait to be accepted where that is known.
-fn listeners(status: &Status) -> String {
+fn listeners(status: &ClusterStatus) -> String {
     if status.listeners.is_empty() {
         return "nothing any more".to_string();
     }
@@ -109,7 +112,7 @@ fn listeners(status: &Status) -> String {
 }
 
 /// How long connections waited to be accepted, in bounds.
-fn waits(wait: &QueueWait, shed: u64) -> String {
+fn waits(wait: &QueueWaitStatus, shed: u64) -> String {
     let bound = |ms: Option<u64>| match ms {
         None => "-".to_string(),
         Some(ms) if ms > LONGEST_WAIT => format!("over {}", span(LONGEST_WAIT)),
@@ -129,8 +132,8 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
         worker.generation.to_string(),
         worker.pid.map_or("-".to_string(), |pid| pid.to_string()),
         match worker.full {
-            true => format!("{}, full", printable(&worker.state)),
-            false => printable(&worker.state).into_owned(),
+            true => format!("{}, full", worker.state),
+            false => worker.state.to_string(),
         },
         span(worker.uptime_ms),
         worker.connections.to_string(),
@@ -143,7 +146,7 @@ fn row(worker: &WorkerStatus) -> [String; 12] {
 }
 
 /// Busy threads of all, their utilisation, and what waits: `2/2 100% +15`.
-fn pool(pool: &PoolSnapshot) -> String {
+fn pool(pool: &PoolStatus) -> String {
     if pool.threads == 0 {
         return "-".to_string();
     }
@@ -166,7 +169,7 @@ fn thread(thread: &ThreadStatus) -> [String; 12] {
         none(),
         none(),
         format!("loop {}", thread.thread),
-        printable(&thread.state).into_owned(),
+        thread.state.to_string(),
         none(),
         thread.connections.to_string(),
         thread.active.to_string(),
@@ -231,9 +234,8 @@ pub(crate) fn format_utc(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio_prefork::control::Status;
 
-    fn status() -> Status {
+    fn status() -> ClusterStatus {
         let reply = include_str!("status_sample.json");
         let reply: serde_json::Value = serde_json::from_str(reply).expect("JSON");
         serde_json::from_value(reply["status"].clone()).expect("status")
@@ -281,7 +283,7 @@ mod tests {
                 ""
             ]
         );
-        status.queue_wait = QueueWait::default();
+        status.queue_wait = QueueWaitStatus::default();
         assert!(format_status(&status).contains("p50 -, p99 -, longest - (0 connections), 5 shed"));
     }
 

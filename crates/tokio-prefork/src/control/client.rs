@@ -13,7 +13,7 @@ use super::frame::{self, Incoming, REPLY_MAX};
 use super::liveness_probe::{Liveness, Pace};
 use super::protocol::{Change, Event, Reply, Request, Rescale};
 use crate::error::{Error, Result};
-use crate::status::Status;
+use crate::status::ClusterStatus;
 use crate::text::HumanDuration;
 use prefork_os::poll::{self, WatchedFd};
 
@@ -106,7 +106,7 @@ impl Client {
     ///
     /// # Errors
     /// As all requests: the primary refuses, or does not answer in time, or is gone.
-    pub fn status(&mut self) -> Result<Status> {
+    pub fn status(&mut self) -> Result<ClusterStatus> {
         match self.ask(&Request::Status {}, PROMPT)? {
             Reply::Status(status) => Ok(*status),
             other => Err(self.odd(&other)),

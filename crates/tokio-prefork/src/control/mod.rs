@@ -42,10 +42,6 @@ pub(crate) fn refusal(why: String) -> Vec<u8> {
     frame::encode(&Reply::Refused(why).encode())
 }
 
-pub(crate) use crate::status::Around;
-pub use crate::status::{
-    KindStatus, PrimaryStatus, QueueStatus, QueueWait, Status, ThreadStatus, WorkerStatus,
-};
 pub use client::{Client, Events};
 pub(crate) use event_history::Ledger;
 pub use protocol::Event;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::event_history::Entry;
 use crate::config::Workers;
-use crate::status::Status;
+use crate::status::ClusterStatus;
 use crate::text::printable_json;
 
 /// What can be asked. `verb` names it; the rest are its fields.
@@ -82,7 +82,7 @@ pub(crate) enum Reply {
     /// What was done.
     Done(String),
     /// How things are.
-    Status(Box<Status>),
+    Status(Box<ClusterStatus>),
     /// One thing that happened.
     Event(Event),
     /// The last of the events asked for.
@@ -188,7 +188,7 @@ impl Reply {
             ok: bool,
             error: Option<String>,
             message: Option<String>,
-            status: Option<Box<Status>>,
+            status: Option<Box<ClusterStatus>>,
             event: Option<Event>,
             last: Option<u64>,
         }
@@ -212,14 +212,6 @@ impl From<&Entry> for Event {
             level: entry.level.as_str().to_ascii_lowercase(),
             text: entry.text.clone(),
         }
-    }
-}
-
-impl Status {
-    /// The status as indented JSON.
-    pub fn to_json(&self) -> String {
-        // Plain numbers and texts: this cannot fail.
-        printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::scoreboard::Row;
+use crate::scoreboard::RequestRecorder;
 use crate::text::HumanDuration;
 use crate::worker::connection_registry::{ConnectionEntry, ConnectionGuard};
 use crate::worker::http::connection_state::ConnectionPhase;
@@ -109,11 +109,11 @@ pub(crate) fn check_queue_wait(
     is_http: bool,
 ) -> Option<OwnedFd> {
     let Some(waited) = waited else { return Some(fd) };
-    state.row.waited(waited);
+    state.row.record_queue_wait(waited);
     if !is_http || !is_too_long(waited, state.config.max_queue_wait) {
         return Some(fd);
     }
-    state.row.shed();
+    state.row.connection_shed();
     state.queue_wait_rejections.record(waited);
     reject(state, fd);
     None
@@ -126,11 +126,11 @@ fn reject(state: &Rc<LocalWorkerState>, fd: OwnedFd) {
     let entry = ConnectionEntry::new(now);
     entry.conn.set_phase(ConnectionPhase::Lingering, now);
     // Counts as open until it is closed, so `worker-connections` bounds these as well.
-    state.row.opened();
+    state.row.connection_accepted();
     let guard = ConnectionGuard::new(state, &entry);
     // The send buffer of a new socket is empty: an error means that the client is gone.
     let Ok(sent) = prefork_os::socket::write_nonblocking(&fd, QUEUE_WAIT_REJECTION) else { return };
-    state.row.meter().bytes_out(sent);
+    state.row.byte_meter().add_bytes_out(sent);
     let closing = tokio::task::spawn_local(close_with_linger(LazyStream::new(fd, false), || true));
     tokio::task::spawn_local(serve_connection::wait_or_abort_task(entry, guard, closing));
 }

@@ -12,7 +12,7 @@ use super::job_queue::QueueTicket;
 use super::job_state::{AbandonedJob, JobResult, JobStage, JobState, contain_panic};
 use super::pool_threads::PoolState;
 use super::{PoolError, PoolJob};
-use crate::scoreboard::Ending;
+use crate::scoreboard::JobOutcome;
 
 /// The result of a submitted job, as a future. Dropping it cancels the job.
 #[must_use = "dropping the future cancels the job; await it"]
@@ -35,7 +35,7 @@ impl<T: PoolJob> JobFuture<T> {
     }
 
     /// Ends the job if it has not ended yet, and removes it from the queue.
-    fn abandon(&self, ending: Ending) -> AbandonedJob<T> {
+    fn abandon(&self, ending: JobOutcome) -> AbandonedJob<T> {
         let abandoned = self.job.abandon(ending, &self.shared.meter);
         if let (AbandonedJob::NeverStarted, Some(ticket)) = (&abandoned, self.ticket) {
             self.shared.remove_queued(ticket);
@@ -70,7 +70,7 @@ impl<T: PoolJob> Future for JobFuture<T> {
         let timer =
             this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline.into())));
         ready!(timer.as_mut().poll(cx));
-        match this.abandon(Ending::TimedOut) {
+        match this.abandon(JobOutcome::TimedOut) {
             // The job ended just before its deadline.
             AbandonedJob::AlreadyEnded(Some(outcome)) => Poll::Ready(outcome),
             _ => Poll::Ready(Err(this.job.timeout_error())),
@@ -80,7 +80,7 @@ impl<T: PoolJob> Future for JobFuture<T> {
 
 impl<T: PoolJob> Drop for JobFuture<T> {
     fn drop(&mut self) {
-        let abandoned = self.abandon(Ending::Cancelled);
+        let abandoned = self.abandon(JobOutcome::Cancelled);
         contain_panic(|| drop(abandoned));
     }
 }

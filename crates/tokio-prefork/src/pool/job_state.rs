@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::pool_threads::{BusyThreadGuard, PoolState};
 use super::{CancelFlag, JobDeadline, PoolError, PoolJob};
-use crate::scoreboard::{Ending, PoolMeter};
+use crate::scoreboard::{JobOutcome, PoolCounters};
 use crate::text::panic_text;
 
 /// A job without its type, as the queue and the threads handle it.
@@ -23,7 +23,7 @@ pub(super) trait RunnableJob: Send + Sync {
     fn run(&self, busy: BusyThreadGuard<'_>) -> bool;
 
     /// Ends the job with [`PoolError::Closed`] if it has not started.
-    fn close_unstarted(&self, meter: &PoolMeter);
+    fn close_unstarted(&self, meter: &PoolCounters);
 }
 
 /// The result of a job, or why there is none.
@@ -92,23 +92,23 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Ends a job that the pool did not accept, with `why`.
-    pub(super) fn reject(&self, why: PoolError, ending: Ending, meter: &PoolMeter) {
+    pub(super) fn reject(&self, why: PoolError, ending: JobOutcome, meter: &PoolCounters) {
         let stage = {
             let mut progress = self.lock_progress();
-            meter.count(ending);
+            meter.job_ended(ending);
             mem::replace(&mut progress.stage, JobStage::Ended(Some(Err(why))))
         };
         contain_panic(|| drop(stage));
     }
 
     /// Ends the job for a caller that gives it up. A job that has not started is dropped here, in the caller's thread.
-    pub(super) fn abandon(&self, ending: Ending, meter: &PoolMeter) -> AbandonedJob<T> {
+    pub(super) fn abandon(&self, ending: JobOutcome, meter: &PoolCounters) -> AbandonedJob<T> {
         let (stage, waker) = {
             let mut progress = self.lock_progress();
             let stage = mem::replace(&mut progress.stage, JobStage::Ended(None));
             if !matches!(stage, JobStage::Ended(_)) {
                 self.is_cancelled.store(true, Ordering::Relaxed);
-                meter.count(ending);
+                meter.job_ended(ending);
             }
             (stage, progress.waker.take())
         };
@@ -124,7 +124,7 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Takes the job out to run it. Returns `None` if it has ended, or ends it here because its deadline has passed.
-    fn start(&self, now: Instant, meter: &PoolMeter) -> Option<T> {
+    fn start(&self, now: Instant, meter: &PoolCounters) -> Option<T> {
         let (task, waker, is_late) = {
             let mut progress = self.lock_progress();
             let is_late = self.deadline_at(None).is_some_and(|due| due <= now);
@@ -138,7 +138,7 @@ impl<T: PoolJob> JobState<T> {
                     let should_wake =
                         is_late || matches!(self.deadline, Some(JobDeadline::FromStart(_)));
                     if is_late {
-                        meter.count(Ending::TimedOut);
+                        meter.job_ended(JobOutcome::TimedOut);
                     }
                     (task, if should_wake { progress.waker.take() } else { None }, is_late)
                 }
@@ -157,8 +157,8 @@ impl<T: PoolJob> JobState<T> {
     }
 
     /// Ends the job with the result of its thread, unless it was abandoned meanwhile.
-    fn finish(&self, outcome: JobResult<T>, meter: &PoolMeter) {
-        let ending = if outcome.is_ok() { Ending::Done } else { Ending::Panicked };
+    fn finish(&self, outcome: JobResult<T>, meter: &PoolCounters) {
+        let ending = if outcome.is_ok() { JobOutcome::Done } else { JobOutcome::Panicked };
         let mut unread = None;
         let waker = {
             let mut progress = self.lock_progress();
@@ -166,7 +166,7 @@ impl<T: PoolJob> JobState<T> {
                 JobStage::Ended(_) => unread = Some(outcome),
                 _ => {
                     progress.stage = JobStage::Ended(Some(outcome));
-                    meter.count(ending);
+                    meter.job_ended(ending);
                 }
             }
             progress.waker.take()
@@ -182,16 +182,17 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
         let started = Instant::now();
         let Some(task) = self.start(started, &shared.meter) else { return true };
         let waited = started.saturating_duration_since(self.submitted);
-        shared.meter.begin(shared.micros_since_start(started), waited);
+        shared.meter.job_started(shared.micros_since_start(started), waited);
         let cancel = CancelFlag {
             job_is_cancelled: &self.is_cancelled,
             pool_is_aborting: &shared.is_aborting,
         };
         let result = catch_unwind(AssertUnwindSafe(|| task.run(&cancel)));
         let ended = Instant::now();
-        shared
-            .meter
-            .end(shared.micros_since_start(ended), ended.saturating_duration_since(started));
+        shared.meter.job_left_thread(
+            shared.micros_since_start(ended),
+            ended.saturating_duration_since(started),
+        );
         // Before the caller is woken, so that it finds this thread idle.
         drop(busy);
         let outcome = result.map_err(|panic| {
@@ -205,13 +206,13 @@ impl<T: PoolJob> RunnableJob for JobState<T> {
         has_succeeded
     }
 
-    fn close_unstarted(&self, meter: &PoolMeter) {
+    fn close_unstarted(&self, meter: &PoolCounters) {
         let (stage, waker) = {
             let mut progress = self.lock_progress();
             if !matches!(progress.stage, JobStage::Queued(_)) {
                 return;
             }
-            meter.count(Ending::Closed);
+            meter.job_ended(JobOutcome::Closed);
             let closed = JobStage::Ended(Some(Err(PoolError::Closed)));
             (mem::replace(&mut progress.stage, closed), progress.waker.take())
         };

@@ -22,7 +22,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::scoreboard::{PoolMeter, PoolSnapshot};
+use crate::scoreboard::PoolCounters;
+use crate::status::PoolStatus;
 use job_state::JobState;
 use pool_threads::PoolState;
 
@@ -70,11 +71,11 @@ impl Pool {
     /// In a worker use [`Worker::pool`](crate::Worker::pool), whose figures `prefork status` shows.
     pub fn new(config: PoolConfig) -> Pool {
         let owner = format!("pid={}", std::process::id());
-        Pool::with_meter(config, owner, PoolMeter::standalone())
+        Pool::with_meter(config, owner, PoolCounters::standalone())
     }
 
     /// Creates the pool of a worker: `owner` begins its log lines, `meter` publishes its figures.
-    pub(crate) fn with_meter(config: PoolConfig, owner: String, meter: PoolMeter) -> Pool {
+    pub(crate) fn with_meter(config: PoolConfig, owner: String, meter: PoolCounters) -> Pool {
         Pool(Arc::new(CloseOnDrop(Arc::new(PoolState::new(config, owner, meter)))))
     }
 
@@ -109,8 +110,8 @@ impl Pool {
     }
 
     /// Returns the figures of the pool.
-    pub fn snapshot(&self) -> PoolSnapshot {
-        self.0.0.meter.snapshot()
+    pub fn status(&self) -> PoolStatus {
+        self.0.0.meter.status()
     }
 
     /// Rejects new jobs and waits for up to `grace` until all queued and running ones have ended.
@@ -143,7 +144,7 @@ impl Pool {
     /// Updates the utilisation of the last second. Call it regularly.
     pub(crate) fn update_utilisation(&self) {
         let shared = &self.0.0;
-        shared.meter.look(shared.micros_since_start(Instant::now()));
+        shared.meter.update_utilisation(shared.micros_since_start(Instant::now()));
     }
 
     fn submit<T: PoolJob>(&self, job: T, deadline: Option<JobDeadline>) -> JobFuture<T> {

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use super::job_queue::{JobQueue, QueueTicket};
 use super::job_state::{RunnableJob, contain_panic};
 use super::{PoolConfig, PoolError};
-use crate::scoreboard::{Ending, PoolMeter};
+use crate::scoreboard::{JobOutcome, PoolCounters};
 
 /// The state of a pool.
 pub(super) struct PoolState {
@@ -22,7 +22,7 @@ pub(super) struct PoolState {
     threads_ended: Notify,
     /// Whether running jobs are asked to stop. See [`CancelFlag`](super::CancelFlag).
     pub(super) is_aborting: AtomicBool,
-    pub(super) meter: PoolMeter,
+    pub(super) meter: PoolCounters,
     /// Identifies the process in the log.
     pub(super) owner: String,
     config: PoolConfig,
@@ -62,11 +62,11 @@ impl Drop for BusyThreadGuard<'_> {
 /// Why a job was rejected, and how it is counted.
 pub(super) struct RejectedJob {
     pub(super) error: PoolError,
-    pub(super) ending: Ending,
+    pub(super) ending: JobOutcome,
 }
 
 impl PoolState {
-    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolMeter) -> PoolState {
+    pub(super) fn new(config: PoolConfig, owner: String, meter: PoolCounters) -> PoolState {
         let queue = JobQueue::new(config.queue, config.newest_first);
         PoolState {
             inner: Mutex::new(QueueAndThreads {
@@ -105,23 +105,24 @@ impl PoolState {
     ) -> Result<QueueTicket, RejectedJob> {
         let mut inner = self.lock();
         if inner.is_closed {
-            return Err(RejectedJob { error: PoolError::Closed, ending: Ending::Closed });
+            return Err(RejectedJob { error: PoolError::Closed, ending: JobOutcome::Closed });
         }
         if inner.alive_threads == 0 {
             self.start_threads(&mut inner).map_err(|e| {
                 let error = PoolError::NoThread { why: e.to_string() };
-                RejectedJob { error, ending: Ending::Rejected }
+                RejectedJob { error, ending: JobOutcome::Rejected }
             })?;
         }
         let idle = inner.alive_threads.saturating_sub(inner.busy_threads);
         let waiting = inner.queue.len();
         let pushed = inner.queue.push(entry, idle);
-        self.meter.depth(inner.queue.len());
+        self.meter.set_depth(inner.queue.len());
         let wake = pushed.is_ok() && inner.sleeping_threads > inner.pending_wakeups;
         inner.pending_wakeups += usize::from(wake);
         drop(inner);
         // The job is dropped without the lock; its caller still has it.
-        let full = |_| RejectedJob { error: PoolError::Full { waiting }, ending: Ending::Rejected };
+        let full =
+            |_| RejectedJob { error: PoolError::Full { waiting }, ending: JobOutcome::Rejected };
         let ticket = pushed.map_err(full)?;
         if wake {
             self.job_available.notify_one();
@@ -134,7 +135,7 @@ impl PoolState {
         let removed = {
             let mut inner = self.lock();
             let removed = inner.queue.remove(ticket);
-            self.meter.depth(inner.queue.len());
+            self.meter.set_depth(inner.queue.len());
             removed
         };
         drop(removed);
@@ -159,7 +160,7 @@ impl PoolState {
             let mut inner = self.lock();
             inner.is_closed = true;
             let waiting = inner.queue.drain_all();
-            self.meter.depth(0);
+            self.meter.set_depth(0);
             (waiting, inner.busy_threads)
         };
         self.close();
@@ -203,7 +204,7 @@ impl PoolState {
                 }
             }
         }
-        self.meter.started(inner.alive_threads, self.config.queue);
+        self.meter.threads_started(inner.alive_threads, self.config.queue);
         Ok(())
     }
 
@@ -252,7 +253,7 @@ impl PoolState {
         loop {
             if let Some(entry) = inner.queue.pop() {
                 inner.busy_threads += 1;
-                self.meter.depth(inner.queue.len());
+                self.meter.set_depth(inner.queue.len());
                 return Some(entry);
             }
             if inner.is_closed {

@@ -60,12 +60,12 @@ fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
 #[test]
 fn a_job_returns_its_result_and_threads_start_with_the_first_job() {
     let pool = create_pool(2, 4);
-    assert_eq!(pool.snapshot().threads, 0);
+    assert_eq!(pool.status().threads, 0);
     let data = vec![7u8; 1 << 20];
     let address = data.as_ptr() as usize;
     let back = block_on(pool.run(move || data)).expect("result");
     assert_eq!(back.as_ptr() as usize, address, "the data was copied");
-    let seen = pool.snapshot();
+    let seen = pool.status();
     assert_eq!((seen.threads, seen.capacity, seen.done, seen.running), (2, 4, 1, 0));
     assert_eq!((seen.wait.iter().sum::<u64>(), seen.run.iter().sum::<u64>()), (1, 1));
 }
@@ -85,7 +85,7 @@ fn the_queue_is_first_in_first_out_and_bounded() {
     let refused = block_on(pool.run(|| ())).expect_err("no room");
     assert_eq!(refused, PoolError::Full { waiting: 3 });
     assert!(refused.to_string().contains("try again later"), "{refused}");
-    assert_eq!(pool.snapshot().depth, 3);
+    assert_eq!(pool.status().depth, 3);
     gate.open();
     block_on(async {
         first.await.expect("done");
@@ -94,7 +94,7 @@ fn the_queue_is_first_in_first_out_and_bounded() {
         }
     });
     assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!((pool.snapshot().rejected, pool.snapshot().depth), (1, 0));
+    assert_eq!((pool.status().rejected, pool.status().depth), (1, 0));
 }
 
 #[test]
@@ -126,9 +126,9 @@ fn dropping_the_future_removes_a_queued_job() {
         set.store(true, SeqCst);
         drop(kept);
     });
-    assert_eq!(pool.snapshot().depth, 1);
+    assert_eq!(pool.status().depth, 1);
     drop(job);
-    assert_eq!((pool.snapshot().depth, pool.snapshot().cancelled), (0, 1));
+    assert_eq!((pool.status().depth, pool.status().cancelled), (0, 1));
     assert_eq!(Arc::strong_count(&held), 1, "the dropped job kept its data");
     gate.open();
     block_on(first).expect("done");
@@ -148,7 +148,7 @@ fn dropping_the_future_sets_the_cancel_flag_of_a_running_job() {
     assert_eq!(receiver.recv_timeout(TEST_TIMEOUT), Ok(false));
     drop(job);
     assert_eq!(receiver.recv_timeout(TEST_TIMEOUT), Ok(true));
-    assert_eq!((pool.snapshot().cancelled, pool.snapshot().done), (1, 0));
+    assert_eq!((pool.status().cancelled, pool.status().done), (1, 0));
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_deadline_counts_from_submission_or_from_the_start() {
         let patient = pool.run_within(JobDeadline::FromStart(short), || 1);
         let late = waits.await.expect_err("it could not even start");
         assert!(late.to_string().contains("did not end within 30ms of its submission"), "{late}");
-        assert_eq!(pool.snapshot().depth, 1, "the late job is still queued");
+        assert_eq!(pool.status().depth, 1, "the late job is still queued");
         gate.open();
         first.await.expect("done");
         assert_eq!(patient.await, Ok(1), "the time in the queue was counted");
@@ -175,7 +175,7 @@ fn a_deadline_counts_from_submission_or_from_the_start() {
         assert!(late.expect_err("endless").to_string().contains("of its start"));
         receiver.recv_timeout(TEST_TIMEOUT).expect("cancelled");
     });
-    assert_eq!(pool.snapshot().timed_out, 2);
+    assert_eq!(pool.status().timed_out, 2);
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn a_job_past_its_deadline_never_starts_even_if_its_future_is_not_polled() {
         set.store(true, SeqCst);
     });
     gate.open();
-    wait_for("the first to end", || pool.snapshot().timed_out == 1);
+    wait_for("the first to end", || pool.status().timed_out == 1);
     assert!(!ran.load(SeqCst));
     block_on(async {
         assert!(matches!(job.await, Err(PoolError::TimedOut { .. })));
@@ -210,7 +210,7 @@ fn a_closed_pool_runs_queued_jobs_and_rejects_new_ones() {
         pool.wait_until_ended().await;
         assert_eq!((first.await, second.await), (Ok(()), Ok(2)));
     });
-    assert_eq!(pool.snapshot().closed, 1);
+    assert_eq!(pool.status().closed, 1);
 }
 
 #[test]

@@ -7,10 +7,10 @@ use std::time::Instant;
 use super::Primary;
 use super::event_log::EventLog;
 use crate::config::ControlSocket;
-use crate::control::{self, Around, Asked, Change, QueueStatus, Reply, Request, Rescale};
-use crate::control::{ControlPollToken, Server, Status};
+use crate::control::{self, Asked, Change, ControlPollToken, Reply, Request, Rescale, Server};
 use crate::error::Result;
 use crate::log_output;
+use crate::status::{AcceptQueueStatus, ClusterStatus, PrimaryReport};
 use crate::upgrade::PassedControl;
 use prefork_os::poll::WatchedFd;
 use prefork_supervisor::{ClusterCommand, Event, Requester, ScaleChange};
@@ -214,25 +214,26 @@ impl Primary {
     }
 
     /// Builds the status from memory and the scoreboard. No worker is asked, so none can delay it.
-    fn cluster_status(&self, now: Instant) -> Status {
+    fn cluster_status(&self, now: Instant) -> ClusterStatus {
         let config = self.current_config();
-        let reader = self.scoreboard.reader();
         let queues = self.listeners.accept_queues();
-        let around = Around {
+        let report = PrimaryReport {
             started: self.started,
             dispatch: config.map_or("", |config| config.dispatch.name()),
-            rung: self.selector_backend_name(),
+            dispatch_rung: self.selector_backend_name(),
             model: config.map_or("", |config| config.model.name()),
             listeners: self.listeners.bound_addr_texts(),
-            queues: queues.map(|(name, q)| QueueStatus::new(name, q.depth, q.limit)).collect(),
-            totals: reader.snapshot().totals,
+            queues: queues
+                .map(|(name, queue)| AcceptQueueStatus::new(name, queue.depth, queue.limit))
+                .collect(),
+            dead_totals: self.scoreboard.dead_totals().0,
             shared: crate::shared::read_shared_metrics(),
             log_lines_dropped: log_output::dropped_lines(),
-            cannot_accept: reader.cannot_accept(),
+            cannot_accept: self.scoreboard.cannot_accept(),
         };
-        Status::of(&self.supervisor.view(), around, now, |id| {
+        ClusterStatus::from_primary(&self.supervisor.view(), report, now, |id| {
             let process = self.workers.get(&id);
-            process.map_or(Vec::new(), |process| self.scoreboard.figures(process.row))
+            process.and_then(|process| self.scoreboard.worker_status(process.row))
         })
     }
 }

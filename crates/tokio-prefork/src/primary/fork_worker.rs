@@ -14,7 +14,7 @@ use crate::dispatch::round_robin::{ConnectionQueue, RoundRobinAcceptor};
 use crate::dispatch::{LoadPage, LoadPageLease};
 use crate::error::{Error, Result, exit};
 use crate::messages::PrimaryMessageEnd;
-use crate::scoreboard::RowIndex;
+use crate::scoreboard::WorkerPages;
 use crate::systemd::SERVICE_MANAGER_VARIABLES;
 use crate::worker_init::WorkerInit;
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process};
@@ -27,7 +27,7 @@ use prefork_supervisor::{Event, WorkerTag};
 struct ForkedWorker {
     tag: WorkerTag,
     /// Its rows on the scoreboard.
-    row: RowIndex,
+    row: WorkerPages,
     /// Its page of load counters.
     lease: Option<LoadPageLease>,
     channel: OwnedFd,
@@ -52,7 +52,7 @@ impl Primary {
         let config =
             self.configs.of_generation(tag.generation).filter(|_| tag.slot.is_web()).cloned();
         let rows = config.as_ref().map_or(1, |config| config.rows());
-        let row = self.scoreboard.lease_rows(tag, rows).ok_or_else(|| {
+        let row = self.scoreboard.allocate_pages(tag, rows).ok_or_else(|| {
             let reason = std::io::Error::other("too many workers are still draining");
             Error::system(format!("find a free scoreboard row for {tag}"), reason)
         })?;
@@ -61,7 +61,7 @@ impl Primary {
         let lease = config.and_then(|config| self.lease_load_page(tag.slot, &config));
         let forked = self.fork_with_pages(tag, row, lease);
         if forked.is_err() {
-            self.scoreboard.retire(row);
+            self.scoreboard.release_pages(row);
             self.remove_dispatch_target(tag.id, lease);
         }
         forked
@@ -70,7 +70,7 @@ impl Primary {
     fn fork_with_pages(
         &mut self,
         tag: WorkerTag,
-        row: RowIndex,
+        row: WorkerPages,
         lease: Option<LoadPageLease>,
     ) -> Result<u32> {
         let failed = |what: &str, e| Error::system(format!("create {what} for {tag}"), e);
@@ -151,10 +151,10 @@ impl Primary {
         prefork_os::process::set_env_vars(self.supervisor.slot_environment(tag.slot))?;
         let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
             .map_err(|e| Error::system("catch SIGTERM in the worker", e))?;
-        let board = self.scoreboard.reader();
+        let board = self.scoreboard.reader(&self.supervisor.kind_first_slots());
         let rows = self
             .scoreboard
-            .give_up_all_but(row)
+            .keep_only_own_pages(row)
             .map_err(|e| Error::system("keep only the worker's own scoreboard pages", e))?;
         let load_page = match self.kernel_selector.take().zip(lease) {
             Some((active, lease)) => active.selector.keep_only_page(lease)?,

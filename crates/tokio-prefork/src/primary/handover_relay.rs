@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::event_log::{self, has_passed_power_of_two};
 use super::{Primary, WorkerProcess};
 use crate::channel::{UnreadBytes, WorkerCommand};
-use crate::scoreboard::Load;
+use crate::scoreboard::WorkerLoad;
 use prefork_supervisor::Generation;
 
 /// How many connections may wait. Each holds a descriptor of the primary.
@@ -93,7 +93,7 @@ impl HandoverRelay {
 /// A worker that can take over connections.
 struct HandoverReceiver<'a> {
     process: &'a mut WorkerProcess,
-    load: Load,
+    load: WorkerLoad,
 }
 
 impl HandoverReceiver<'_> {
@@ -103,8 +103,8 @@ impl HandoverReceiver<'_> {
     /// fewer connections, nothing worse.
     fn rank(&self) -> (bool, Reverse<Generation>, u64) {
         let under_way = self.process.handovers_sent.saturating_sub(self.load.taken_over);
-        let connections = self.load.open.saturating_add(under_way);
-        (self.load.stale, Reverse(self.process.tag.generation), connections)
+        let connections = self.load.open_connections.saturating_add(under_way);
+        (self.load.is_stale, Reverse(self.process.tag.generation), connections)
     }
 
     /// Returns whether the channel had room. A broken channel is noticed when it is read.
@@ -130,7 +130,10 @@ impl Primary {
         let mut receivers: Vec<HandoverReceiver<'_>> = workers
             .values_mut()
             .filter(|one| one.channel.is_some() && !one.released && one.serves_web(supervisor))
-            .map(|process| HandoverReceiver { load: scoreboard.load(process.row, now_ms), process })
+            .map(|process| HandoverReceiver {
+                load: scoreboard.worker_load(process.row, now_ms),
+                process,
+            })
             .collect();
         handover.deliver(&mut receivers, now);
     }
@@ -149,7 +152,7 @@ mod tests {
         let tag =
             WorkerTag { id: WorkerId(id), slot: Slot(0), generation, pid: None, kind: WEB_KIND };
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
-        let row = board.lease(tag).expect("row");
+        let row = board.allocate_pages(tag, 1).expect("row");
         (WorkerProcess::new(tag, 1, Some(PrimaryChannelEnd::new(ours)), row), theirs)
     }
 
@@ -176,8 +179,8 @@ mod tests {
         let (mut new, b) = worker(2, 2, &mut board);
         let (mut full, c) = worker(3, 2, &mut board);
         let mut receivers = [&mut old, &mut new, &mut full]
-            .map(|process| HandoverReceiver { process, load: Load::default() });
-        receivers[2].load.open = 4;
+            .map(|process| HandoverReceiver { process, load: WorkerLoad::default() });
+        receivers[2].load.open_connections = 4;
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         push(&mut relay, 10, now);
         relay.deliver(&mut receivers, now);
@@ -191,9 +194,9 @@ mod tests {
         let (mut stalled, a) = worker(1, 2, &mut board);
         let (mut busy, b) = worker(2, 1, &mut board);
         let mut receivers = [&mut stalled, &mut busy]
-            .map(|process| HandoverReceiver { process, load: Load::default() });
-        receivers[0].load.stale = true;
-        receivers[1].load.open = 1_000_000;
+            .map(|process| HandoverReceiver { process, load: WorkerLoad::default() });
+        receivers[0].load.is_stale = true;
+        receivers[1].load.open_connections = 1_000_000;
         let (mut relay, now) = (HandoverRelay::default(), Instant::now());
         push(&mut relay, 5, now);
         relay.deliver(&mut receivers, now);
@@ -210,14 +213,14 @@ mod tests {
         while relay.retry_after().is_none() {
             push(&mut relay, 50, now);
             let mut receivers = [&mut one, &mut two]
-                .map(|process| HandoverReceiver { process, load: Load::default() });
+                .map(|process| HandoverReceiver { process, load: WorkerLoad::default() });
             relay.deliver(&mut receivers, now);
             got += 50;
             assert!(got < 100_000, "a channel is bounded");
         }
         let mut delivered = count_received(&a) + count_received(&b);
-        let mut receivers =
-            [&mut one, &mut two].map(|process| HandoverReceiver { process, load: Load::default() });
+        let mut receivers = [&mut one, &mut two]
+            .map(|process| HandoverReceiver { process, load: WorkerLoad::default() });
         relay.deliver(&mut receivers, now);
         delivered += count_received(&a) + count_received(&b);
         assert_eq!((delivered, relay.lost, relay.retry_after()), (got, 0, None));

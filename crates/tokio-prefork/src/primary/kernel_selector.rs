@@ -149,7 +149,7 @@ impl Primary {
         for (slot, worker) in self.supervisor.dispatch_targets() {
             let row = self.workers.get(worker).map(|child| child.row);
             if let Some((load, row)) = loads.get_mut(slot.0 as usize).zip(row) {
-                load.open = self.scoreboard.glance(row).open;
+                load.open = self.scoreboard.heartbeat_sample(row).open_connections;
             }
         }
         for group in &groups {

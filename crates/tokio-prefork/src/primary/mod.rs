@@ -219,6 +219,7 @@ impl Primary {
     fn publish_cluster_state(&self) {
         let Primary { supervisor, scoreboard, .. } = self;
         scoreboard.publish(
+            supervisor.generation(),
             supervisor.wanted_workers(),
             supervisor.restart_count(),
             supervisor.is_stop_requested(),

@@ -35,10 +35,10 @@ impl ReceivingWorkers for QueueWorkers<'_> {
         let is_stopping = self.supervisor.is_stopping();
         for (id, worker) in self.workers {
             let Some(queue) = &worker.queue else { continue };
-            let load = self.scoreboard.load(worker.row, now_ms);
+            let load = self.scoreboard.worker_load(worker.row, now_ms);
             let has_capacity = match is_stopping {
-                true => load.turns,
-                false => load.takes && !worker.released && self.supervisor.is_serving(*id),
+                true => load.has_fresh_heartbeat,
+                false => load.can_accept && !worker.released && self.supervisor.is_serving(*id),
             };
             let is_reachable =
                 worker.channel.is_some() && !self.supervisor.is_stopped_by_signal(*id);
@@ -57,7 +57,7 @@ impl Primary {
         self.round_robin.poll_nothing();
         let has_queues = self.workers.values().any(|worker| worker.queue.is_some());
         let fails = has_queues && self.round_robin.all_listeners_fail(&self.listeners.listeners);
-        self.scoreboard.cannot_accept(fails);
+        self.scoreboard.set_cannot_accept(fails);
         if !has_queues && self.round_robin.held_connections().next().is_none() {
             return None;
         }

@@ -10,7 +10,7 @@ use crate::channel::PrimaryChannelEnd;
 use crate::control::Reply;
 use crate::dispatch::round_robin::{ConnectionQueue, QueuedConnection};
 use crate::error::{Error, Result};
-use crate::scoreboard::{RowIndex, Rows};
+use crate::scoreboard::{PageRange, WorkerPages};
 use crate::upgrade::{
     BinaryLauncher, MANIFEST_REVISION, MANIFEST_VERSION, PassedClientState, PassedConnection,
     PassedControl, PassedListener, PassedWorker, UpgradeCheck, UpgradeManifest,
@@ -211,7 +211,7 @@ impl Primary {
         let state = self.supervisor.save_state(Instant::now());
         let memory = self.scoreboard.memory();
         let memory = memory.ok_or_else(|| Error::internal("no scoreboard to pass on"))?;
-        let (totals, started_ms) = self.scoreboard.totals();
+        let (totals, started_ms) = self.scoreboard.dead_totals();
         let boards = self.workers.inherited_scoreboards();
         let older_boards = boards.iter().filter_map(|one| self.scoreboard.inherited_memory(*one));
         let workers = self.workers.values().map(|process| {
@@ -268,7 +268,7 @@ impl Primary {
                 .and_then(|memory| self.scoreboard.inherit(memory))
                 .map_err(|e| Error::system("map the scoreboard of the previous image", e))?;
         }
-        self.scoreboard.succeed(&manifest.totals, manifest.started_ms);
+        self.scoreboard.continue_totals(&manifest.totals, manifest.started_ms);
         self.upgrade.upgrade_count = manifest.upgrades + 1;
         let kinds = self.supervisor.kind_first_slots();
         let kinds: Vec<&'static str> = kinds.iter().map(|kind| kind.0).collect();
@@ -276,8 +276,8 @@ impl Primary {
             let tag = worker_tag(worker, &kinds);
             let fd = worker.channel_fd.map(take_inherited_fd).transpose();
             let fd = fd.map_err(|e| Error::system(format!("take over the channel of {tag}"), e))?;
-            let rows = Rows { first: worker.row, count: worker.rows };
-            let row = RowIndex::Inherited { board: worker.board, rows };
+            let rows = PageRange { first: worker.row, count: worker.rows };
+            let row = WorkerPages::Inherited { board: worker.board, pages: rows };
             let queue = worker.queue_fds.map(|fds| inherit_queue(tag, fds)).transpose()?;
             let channel = fd.map(PrimaryChannelEnd::new);
             let process = WorkerProcess::new(tag, worker.pid, channel, row);
@@ -301,8 +301,8 @@ fn passed_worker(
     inherited_boards: &[usize],
 ) -> PassedWorker {
     let (board, rows) = match process.row {
-        RowIndex::Own(rows) => (0, rows),
-        RowIndex::Inherited { board, rows } => {
+        WorkerPages::Own(rows) => (0, rows),
+        WorkerPages::Inherited { board, pages: rows } => {
             let position = inherited_boards.iter().position(|one| *one == board);
             (1 + position.unwrap_or_default(), rows)
         }

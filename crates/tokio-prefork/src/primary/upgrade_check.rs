@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::messages::MessageLimits;
-use crate::scoreboard::{RowIndex, Scoreboard};
+use crate::scoreboard::{Scoreboard, WorkerPages};
 use crate::worker_init::{WorkerEntry, WorkerInit};
 use prefork_os::child::{ForkResult, exit_without_cleanup, fork_process, reap_child, signal_child};
 use prefork_os::fd_passing::create_seqpacket_pair;
@@ -35,7 +35,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
     let rows = config.rows();
     let mut scoreboard =
         Scoreboard::create(rows).map_err(|e| Error::system("create a scoreboard", e))?;
-    let row = scoreboard.lease_rows(CHECK_WORKER, rows);
+    let row = scoreboard.allocate_pages(CHECK_WORKER, rows);
     let row = row.ok_or_else(|| Error::internal("no scoreboard row for the check's worker"))?;
     let boot_timeout = config.boot_timeout;
     let (own_end, worker_end) =
@@ -71,7 +71,7 @@ pub(crate) fn check_worker_boots(config: Config, worker_entry: &WorkerEntry) -> 
 fn become_check_worker(
     config: Config,
     mut scoreboard: Scoreboard,
-    row: RowIndex,
+    row: WorkerPages,
     channel: OwnedFd,
     check_pid: u32,
 ) -> Result<Option<WorkerInit>> {
@@ -87,9 +87,9 @@ fn become_check_worker(
     }
     let terminate = prefork_os::signal::register_signal_flag(Signal::SIGTERM)
         .map_err(failed("catch SIGTERM in the worker"))?;
-    let board = scoreboard.reader();
+    let board = scoreboard.reader(&[]);
     let rows = scoreboard
-        .give_up_all_but(row)
+        .keep_only_own_pages(row)
         .map_err(failed("keep only the worker's own scoreboard pages"))?;
     Ok(Some(WorkerInit {
         tag: CHECK_WORKER,

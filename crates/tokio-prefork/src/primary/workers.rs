@@ -11,7 +11,7 @@ use super::reload_config::ConfigStore;
 use crate::channel::{PrimaryChannelEnd, ReceivedReport, WorkerCommand, WorkerReport};
 use crate::dispatch::LoadPageLease;
 use crate::dispatch::round_robin::ConnectionQueue;
-use crate::scoreboard::{RowIndex, Scoreboard};
+use crate::scoreboard::{Scoreboard, WorkerPages};
 use prefork_os::child::{ChildStateChange, find_exited_child, poll_child_state, reap_child};
 use prefork_os::signal::Signal;
 use prefork_supervisor::{Event, HealthSample, Supervisor, WorkerId, WorkerTag};
@@ -33,7 +33,7 @@ pub(crate) struct WorkerProcess {
     /// `None` once either side has closed it.
     pub(crate) channel: Option<PrimaryChannelEnd>,
     /// The worker's rows on the scoreboard.
-    pub(crate) row: RowIndex,
+    pub(crate) row: WorkerPages,
     /// The queue of its new connections, under `round-robin`.
     pub(crate) queue: Option<ConnectionQueue>,
     /// How many connections of other workers it was sent.
@@ -51,7 +51,7 @@ impl WorkerProcess {
         tag: WorkerTag,
         pid: u32,
         channel: Option<PrimaryChannelEnd>,
-        row: RowIndex,
+        row: WorkerPages,
     ) -> WorkerProcess {
         WorkerProcess {
             tag,
@@ -210,8 +210,8 @@ impl WorkerTable {
     /// Returns the scoreboards of previous images that workers still write to, without repetition.
     pub(super) fn inherited_scoreboards(&self) -> Vec<usize> {
         let boards = self.values().filter_map(|process| match process.row {
-            RowIndex::Inherited { board, .. } => Some(board),
-            RowIndex::Own(_) => None,
+            WorkerPages::Inherited { board, .. } => Some(board),
+            WorkerPages::Own(_) => None,
         });
         boards.collect::<BTreeSet<_>>().into_iter().collect()
     }
@@ -228,14 +228,14 @@ impl WorkerTable {
             config.map_or(u64::MAX, |config| config.process_connections().into())
         };
         let samples = self.iter().map(|(worker, process)| {
-            let glance = scoreboard.glance(process.row);
+            let sample = scoreboard.heartbeat_sample(process.row);
             HealthSample {
                 worker: *worker,
-                heartbeat: glance.beat,
-                requests: glance.requests,
+                heartbeat: sample.heartbeat_ms,
+                requests: sample.requests,
                 memory: if with_memory { resident_bytes(process.pid) } else { None },
-                is_full: glance.open >= max_connections(process),
-                current_request: glance.serving.map(|request| request.request),
+                is_full: sample.open_connections >= max_connections(process),
+                current_request: sample.current_request.map(|request| request.request),
             }
         });
         samples.collect()
@@ -303,14 +303,14 @@ impl Primary {
         self.messages.primary_end.remove(worker);
         self.round_robin.remove_worker(worker, process.queue.take());
         self.remove_dispatch_target(worker, process.lease);
-        let requests_served = self.scoreboard.retire(process.row).requests;
+        let requests_served = self.scoreboard.release_pages(process.row).requests;
         self.release_inherited_scoreboard(process.row);
         self.pending_events.push_back(Event::Exited { worker, status, requests_served });
     }
 
     /// Unmaps the scoreboard of a previous image when its last worker has exited.
-    fn release_inherited_scoreboard(&mut self, row: RowIndex) {
-        let RowIndex::Inherited { board, .. } = row else { return };
+    fn release_inherited_scoreboard(&mut self, row: WorkerPages) {
+        let WorkerPages::Inherited { board, .. } = row else { return };
         if !self.workers.inherited_scoreboards().contains(&board) {
             self.scoreboard.release_inherited(board);
         }

@@ -1,21 +1,21 @@
 //! Durations, counted by powers of two of a millisecond: up to 1 ms, up to 2 ms, up to 4 ms, ... and the rest.
 
 /// How many there are. The last one has all that is longer than 2^14 ms.
-pub(crate) const BUCKETS: usize = 16;
+pub(crate) const DURATION_BUCKETS: usize = 16;
 
 /// Where a duration of so many milliseconds is counted. What is between two powers belongs to the larger.
-pub(super) fn bucket_of(millis: u64) -> usize {
-    let up = millis.clamp(1, 1 << BUCKETS).next_power_of_two();
-    (up.trailing_zeros() as usize).min(BUCKETS - 1)
+pub(super) fn duration_bucket(millis: u64) -> usize {
+    let up = millis.clamp(1, 1 << DURATION_BUCKETS).next_power_of_two();
+    (up.trailing_zeros() as usize).min(DURATION_BUCKETS - 1)
 }
 
 /// The longest that is counted in a bucket, in milliseconds. 2^15 for the last one, which has no bound.
-fn bound_of(bucket: usize) -> u64 {
+fn bucket_bound_ms(bucket: usize) -> u64 {
     1 << bucket
 }
 
 /// What so many per cent of all that is counted do not exceed, in milliseconds; `None` if nothing is.
-pub(crate) fn quantile(buckets: &[u64; BUCKETS], percent: u32) -> Option<u64> {
+pub(crate) fn duration_quantile(buckets: &[u64; DURATION_BUCKETS], percent: u32) -> Option<u64> {
     // Wide enough for anything that may stand in a page.
     let total: u128 = buckets.iter().map(|n| u128::from(*n)).sum();
     let wanted = (total * u128::from(percent)).div_ceil(100).max(1);
@@ -24,7 +24,7 @@ pub(crate) fn quantile(buckets: &[u64; BUCKETS], percent: u32) -> Option<u64> {
         seen += u128::from(*n);
         seen >= wanted
     });
-    bucket.map(bound_of)
+    bucket.map(bucket_bound_ms)
 }
 
 #[cfg(test)]
@@ -35,25 +35,28 @@ mod tests {
     fn a_duration_is_counted_under_the_next_power_of_two() {
         let cases = [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 3), (1000, 10), (16_384, 14)];
         for (millis, bucket) in cases {
-            assert_eq!(bucket_of(millis), bucket, "{millis}");
+            assert_eq!(duration_bucket(millis), bucket, "{millis}");
         }
-        assert_eq!([16_385, 40_000, u64::MAX].map(bucket_of), [15, 15, 15]);
+        assert_eq!([16_385, 40_000, u64::MAX].map(duration_bucket), [15, 15, 15]);
         for millis in 1..=16_384 {
-            let bucket = bucket_of(millis);
-            assert!(millis <= bound_of(bucket) && (bucket == 0 || millis > bound_of(bucket - 1)));
+            let bucket = duration_bucket(millis);
+            assert!(
+                millis <= bucket_bound_ms(bucket)
+                    && (bucket == 0 || millis > bucket_bound_ms(bucket - 1))
+            );
         }
     }
 
     #[test]
     fn quantiles_are_bounds_of_what_was_counted() {
-        let mut buckets = [0; BUCKETS];
-        assert_eq!(quantile(&buckets, 50), None);
+        let mut buckets = [0; DURATION_BUCKETS];
+        assert_eq!(duration_quantile(&buckets, 50), None);
         buckets[3] = 1;
-        assert_eq!([0, 50, 99, 100].map(|p| quantile(&buckets, p)), [Some(8); 4]);
+        assert_eq!([0, 50, 99, 100].map(|p| duration_quantile(&buckets, p)), [Some(8); 4]);
         buckets[0] = 98;
         buckets[15] = 1;
-        let got = [50, 98, 99, 100].map(|p| quantile(&buckets, p));
+        let got = [50, 98, 99, 100].map(|p| duration_quantile(&buckets, p));
         assert_eq!(got, [Some(1), Some(1), Some(8), Some(1 << 15)]);
-        assert_eq!(quantile(&[u64::MAX; BUCKETS], 50), Some(128));
+        assert_eq!(duration_quantile(&[u64::MAX; DURATION_BUCKETS], 50), Some(128));
     }
 }

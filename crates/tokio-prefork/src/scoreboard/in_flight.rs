@@ -6,32 +6,35 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::page_layout::{ENTRIES, ENTRY, ENTRY_COUNT, NOW, TEXT, Word};
+use super::page_layout::{
+    IN_FLIGHT_ENTRIES, IN_FLIGHT_ENTRY_WORDS, IN_FLIGHT_START, MAX_REQUEST_BYTES, PageWord,
+    RUNNING_ENTRY,
+};
 use crate::text::printable_ascii;
 use prefork_os::shared_memory::SharedPage;
 
 /// One request's entry; the owner gives it back with `finish`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticket(usize);
+pub(crate) struct InFlightEntry(usize);
 
 /// The owner's side: which entries are free. Kept in the worker's own memory.
-pub(super) struct Entries {
+pub(super) struct InFlightEntries {
     free: Vec<usize>,
 }
 
-impl Entries {
-    pub(super) fn new() -> Entries {
-        Entries { free: (0..ENTRY_COUNT).rev().collect() }
+impl InFlightEntries {
+    pub(super) fn new() -> InFlightEntries {
+        InFlightEntries { free: (0..IN_FLIGHT_ENTRIES).rev().collect() }
     }
 
     /// Writes a request into a free entry; `None` when all are taken.
-    pub(super) fn begin(
+    pub(super) fn add(
         &mut self,
         page: &SharedPage,
         method: &str,
         path: &str,
         now_ms: u64,
-    ) -> Option<Ticket> {
+    ) -> Option<InFlightEntry> {
         let entry = self.free.pop()?;
         let sequence = word(entry, 0);
         let odd = sequence.load(page) | 1;
@@ -40,64 +43,66 @@ impl Entries {
         word(entry, 1).store(page, now_ms);
         let length = write_text(page, entry, method.as_bytes(), path.as_bytes());
         word(entry, 2).store(page, length as u64);
-        page[ENTRIES + entry * ENTRY].store(odd.wrapping_add(1), Ordering::Release);
-        Some(Ticket(entry))
+        page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS]
+            .store(odd.wrapping_add(1), Ordering::Release);
+        Some(InFlightEntry(entry))
     }
 
     /// Gives the entry back.
-    pub(super) fn finish(&mut self, page: &SharedPage, ticket: Ticket) {
-        word(ticket.0, 2).store(page, 0);
-        self.free.push(ticket.0);
-    }
-
-    /// Marks the entry whose handler runs now; `None` when the loop is between handlers.
-    pub(super) fn running(page: &SharedPage, ticket: Option<Ticket>) {
-        NOW.store(page, ticket.map_or(0, |t| t.0 as u64 + 1));
+    pub(super) fn remove(&mut self, page: &SharedPage, entry: InFlightEntry) {
+        word(entry.0, 2).store(page, 0);
+        self.free.push(entry.0);
     }
 }
 
+/// Marks the entry whose handler is on the event loop; `None` for none.
+pub(super) fn set_running_entry(page: &SharedPage, entry: Option<InFlightEntry>) {
+    RUNNING_ENTRY.store(page, entry.map_or(0, |entry| entry.0 as u64 + 1));
+}
+
 /// All entries in use, as (index, start in monotonic ms, text), however the owner left them.
-pub(super) fn read_all(page: &SharedPage) -> Vec<(usize, u64, String)> {
-    (0..ENTRY_COUNT)
+pub(super) fn read_entries(page: &SharedPage) -> Vec<(usize, u64, String)> {
+    (0..IN_FLIGHT_ENTRIES)
         .filter_map(|i| read_entry(page, i).map(|(start, text)| (i, start, text)))
         .collect()
 }
 
 /// The text of one entry.
-pub(super) fn read(page: &SharedPage, ticket: Ticket) -> Option<String> {
-    read_entry(page, ticket.0).map(|(_, text)| text)
+pub(super) fn read_request(page: &SharedPage, entry: InFlightEntry) -> Option<String> {
+    read_entry(page, entry.0).map(|(_, text)| text)
 }
 
 fn read_entry(page: &SharedPage, entry: usize) -> Option<(u64, String)> {
     for _ in 0..4 {
-        let before = page[ENTRIES + entry * ENTRY].load(Ordering::Acquire);
+        let before = page[IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS].load(Ordering::Acquire);
         let length = word(entry, 2).load(page);
         if length == 0 {
             return None;
         }
         let start = word(entry, 1).load(page);
-        let mut bytes = [0u8; TEXT];
+        let mut bytes = [0u8; MAX_REQUEST_BYTES];
         for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
             chunk.copy_from_slice(&word(entry, 3 + i).load(page).to_le_bytes());
         }
         fence(Ordering::Acquire);
         if before.is_multiple_of(2) && word(entry, 0).load(page) == before {
-            let length = usize::try_from(length).unwrap_or(TEXT).min(TEXT);
+            let length =
+                usize::try_from(length).unwrap_or(MAX_REQUEST_BYTES).min(MAX_REQUEST_BYTES);
             return Some((start, printable_ascii(&bytes[..length])));
         }
     }
     None
 }
 
-fn word(entry: usize, index: usize) -> Word {
-    Word::at(ENTRIES + entry * ENTRY + index)
+fn word(entry: usize, index: usize) -> PageWord {
+    PageWord::at(IN_FLIGHT_START + entry * IN_FLIGHT_ENTRY_WORDS + index)
 }
 
 /// Writes `METHOD path`, cut to the room there is, eight bytes at a time; returns its length.
 fn write_text(page: &SharedPage, entry: usize, method: &[u8], path: &[u8]) -> usize {
-    let mut text = [0u8; TEXT];
+    let mut text = [0u8; MAX_REQUEST_BYTES];
     let method = &method[..method.len().min(16)];
-    let path = &path[..path.len().min(TEXT - method.len() - 1)];
+    let path = &path[..path.len().min(MAX_REQUEST_BYTES - method.len() - 1)];
     let length = method.len() + 1 + path.len();
     text[..method.len()].copy_from_slice(method);
     text[method.len()] = b' ';
@@ -124,36 +129,36 @@ mod tests {
 
     #[test]
     fn a_request_is_seen_while_it_is_served_and_no_longer() {
-        let (page, mut entries) = (page(), Entries::new());
-        let ticket = entries.begin(page, "GET", "/fib/50", 7).expect("room");
-        assert_eq!(read_all(page), [(0, 7, "GET /fib/50".to_string())]);
-        entries.finish(page, ticket);
-        assert!(read_all(page).is_empty());
+        let (page, mut entries) = (page(), InFlightEntries::new());
+        let entry = entries.add(page, "GET", "/fib/50", 7).expect("room");
+        assert_eq!(read_entries(page), [(0, 7, "GET /fib/50".to_string())]);
+        entries.remove(page, entry);
+        assert!(read_entries(page).is_empty());
     }
 
     #[test]
     fn a_long_path_is_cut_and_a_wild_one_escaped() {
-        let (page, mut entries) = (page(), Entries::new());
-        entries.begin(page, "GET", &"x".repeat(500), 0).expect("room");
-        entries.begin(page, "GET", "/\u{1b}[2J\n", 0).expect("room");
-        let seen = read_all(page);
-        assert_eq!(seen[0].2.len(), TEXT);
+        let (page, mut entries) = (page(), InFlightEntries::new());
+        entries.add(page, "GET", &"x".repeat(500), 0).expect("room");
+        entries.add(page, "GET", "/\u{1b}[2J\n", 0).expect("room");
+        let seen = read_entries(page);
+        assert_eq!(seen[0].2.len(), MAX_REQUEST_BYTES);
         assert_eq!(seen[1].2, r"GET /\x1b[2J\n");
     }
 
     #[test]
     fn when_all_entries_are_taken_the_rest_is_left_out() {
-        let (page, mut entries) = (page(), Entries::new());
-        let taken = (0..40).filter(|_| entries.begin(page, "GET", "/", 0).is_some()).count();
-        assert_eq!(taken, ENTRY_COUNT);
+        let (page, mut entries) = (page(), InFlightEntries::new());
+        let taken = (0..40).filter(|_| entries.add(page, "GET", "/", 0).is_some()).count();
+        assert_eq!(taken, IN_FLIGHT_ENTRIES);
     }
 
     #[test]
     fn a_half_written_entry_is_left_out() {
-        let (page, mut entries) = (page(), Entries::new());
-        entries.begin(page, "GET", "/", 0).expect("room");
+        let (page, mut entries) = (page(), InFlightEntries::new());
+        entries.add(page, "GET", "/", 0).expect("room");
         word(0, 0).add(page, 1);
-        assert!(read_all(page).is_empty());
+        assert!(read_entries(page).is_empty());
     }
 
     #[test]
@@ -162,6 +167,6 @@ mod tests {
         for (i, w) in page.iter().enumerate() {
             w.store((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15), Ordering::Relaxed);
         }
-        let _ = read_all(page);
+        let _ = read_entries(page);
     }
 }

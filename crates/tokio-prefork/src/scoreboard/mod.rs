@@ -1,20 +1,19 @@
-//! What every process may see without asking: one page of shared memory for each worker, and one for the
-//! primary.
+//! The scoreboard: shared memory with one page for each worker, or each of its threads, and one for the primary.
 //!
-//! A worker writes its own page and can only read the others; the primary reads all and *believes nothing*
-//! it reads: no number from a page is ever an index, a length, a pid or a pointer to it, only a figure to
-//! show. (Apache's CVE-2019-0211, CVE-2012-0031 and CVE-2007-3304 are what happens otherwise.) Who a worker
-//! is, which row it has and whether it lives, the primary knows from its own memory.
+//! A worker writes its own page and can only read the others. The primary reads all pages and *trusts nothing* it
+//! reads: no number from a page is an index, a length, a pid or a pointer to it, only a figure to
+//! show. (Apache's CVE-2019-0211, CVE-2012-0031 and CVE-2007-3304 are what happens otherwise.) The primary knows from
+//! its own memory which worker has which page and whether it lives.
 //!
-//! A worker has one row, or one for each of its threads: a page has one writer, who adds without locked
-//! instructions. Where several threads have to write one row, they do so through a `SharedRow`.
+//! A worker has one page, or one for each of its threads: a page has one writer, which adds without locked
+//! instructions. If several threads have to write to one page, they do so through a [`SharedWorkerPage`].
 //!
-//! A row belongs to one worker from fork to reaping. Then its counters are added to the primary's page, where
-//! they stay in the total, and the row is cleared for the next.
+//! A page belongs to one worker from its fork until its exit is reaped. Then its counters are added to the primary's
+//! page, where they stay in the totals, and the page is cleared for the next worker.
 
 mod duration_histogram;
 mod in_flight;
-pub(crate) mod page_layout;
+mod page_layout;
 mod page_reader;
 mod pool_counters;
 mod shared_worker_page;
@@ -22,317 +21,372 @@ mod worker_page;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use page_layout::{
-    ACCEPTED, GENERATION, ID, OPEN, PID, RESTARTS, ROWS, SLOT, STARTED, STATE, TAKEN_OVER, THREAD,
-    WANTED,
+    ACCEPTED, CANNOT_ACCEPT, GENERATION, OPEN_CONNECTIONS, PAGES_USED, PID, RESTARTS, SLOT,
+    STARTED_AT_MS, STATE, TAKEN_OVER, THREAD, WORKER_ID, WORKERS_WANTED,
 };
 use prefork_os::shared_memory::{self, ReadOnlyPages, SharedPage, WritablePages};
-use prefork_supervisor::WorkerTag;
+use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
 
-pub use crate::status::Counters;
-pub(crate) use duration_histogram::{BUCKETS, quantile};
-pub(crate) use in_flight::Ticket;
-pub(crate) use page_reader::{CANNOT_ACCEPT, Glance};
-pub use page_reader::{ClusterSnapshot, InFlight, WorkerSnapshot};
-pub use pool_counters::PoolSnapshot;
-pub(crate) use pool_counters::{Ending, PoolMeter};
-pub(crate) use shared_worker_page::{Row, SharedRow};
-pub(crate) use worker_page::{Meter, OwnRow, ThreadRow, WorkerState};
+use crate::config::Config;
+use crate::status::{
+    ClusterStatus, PrimaryPhase, PrimaryStatus, TrafficCounters, WorkerState, WorkerStatus,
+};
 
-/// The primary's page.
-const PRIMARY: usize = 0;
+pub(crate) use duration_histogram::{DURATION_BUCKETS, duration_quantile};
+pub(crate) use in_flight::InFlightEntry;
+pub(crate) use page_reader::HeartbeatSample;
+pub(crate) use pool_counters::{JobOutcome, PoolCounters};
+pub(crate) use shared_worker_page::SharedWorkerPage;
+pub(crate) use worker_page::{ByteMeter, RequestRecorder, ThreadPageView, WorkerPage};
 
-/// Which rows a worker writes. Known to the primary from its own memory.
+/// The index of the primary's page.
+const PRIMARY_PAGE: usize = 0;
+
+/// The pages of one worker. The primary keeps them in its own memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RowIndex {
-    /// On our board.
-    Own(Rows),
-    /// On a board that was taken over from the image before this one; `board` counts those from 0.
-    Inherited { board: usize, rows: Rows },
+pub(crate) enum WorkerPages {
+    /// On the scoreboard of this image.
+    Own(PageRange),
+    /// On a scoreboard taken over from an earlier image of this process; `board` counts those from 0.
+    Inherited { board: usize, pages: PageRange },
 }
 
-/// The rows of one worker, side by side: one for each thread that needs its own.
+/// A run of adjacent pages: one for each thread that needs its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rows {
+pub(crate) struct PageRange {
     pub(crate) first: usize,
     pub(crate) count: usize,
 }
 
-/// How busy a worker is, as it says itself.
+/// How busy a worker is, as it publishes it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Load {
-    /// Its loop has not turned for a while, or it does not serve.
-    pub(crate) stale: bool,
-    /// Its loop turns, whatever it does.
-    pub(crate) turns: bool,
-    /// It takes new connections at the moment, and its loop turns.
-    pub(crate) takes: bool,
-    /// Connections it has open.
-    pub(crate) open: u64,
-    /// Connections of others that it has ever taken.
+pub(crate) struct WorkerLoad {
+    /// Whether its heartbeat is too old, or it does not serve.
+    pub(crate) is_stale: bool,
+    /// Whether its heartbeat is fresh, whatever it does.
+    pub(crate) has_fresh_heartbeat: bool,
+    /// Whether it accepts new connections, and its heartbeat is fresh.
+    pub(crate) can_accept: bool,
+    pub(crate) open_connections: u64,
+    /// Connections that it has ever taken over from other workers.
     pub(crate) taken_over: u64,
 }
 
-/// Another worker, as it says itself.
+/// The load of another worker, as it publishes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Other {
-    /// Its place on the board.
-    pub(crate) row: usize,
-    /// Connections it has open.
-    pub(crate) open: u64,
+pub(crate) struct OtherWorkerLoad {
+    /// The index of its page, from 0.
+    pub(crate) page_number: usize,
+    pub(crate) open_connections: u64,
     /// Connections it has ever accepted.
     pub(crate) accepted: u64,
 }
 
-/// The primary's side: leases rows, reads them, keeps the totals.
+/// The primary's side of the scoreboard: allocates pages, reads them and keeps the totals.
 pub(crate) struct Scoreboard {
     writable: WritablePages,
     readable: ReadOnlyPages,
-    /// The memory of the pages, for the image after this one. `None` in a worker.
+    /// The memory of the pages, for the next image. `None` in a worker.
     memory: Option<OwnedFd>,
-    /// Boards of workers that were forked by images before this one.
-    inherited: Vec<InheritedBoard>,
-    /// Whether row `i + 1` has a worker.
-    leased: Vec<bool>,
+    /// Scoreboards of workers that earlier images of this process forked.
+    inherited: Vec<InheritedScoreboard>,
+    /// Whether page `i + 1` belongs to a worker.
+    is_allocated: Vec<bool>,
 }
 
-/// The board of another image, whose workers may live on.
-struct InheritedBoard {
+/// The scoreboard of an earlier image, whose workers may still live.
+struct InheritedScoreboard {
     pages: ReadOnlyPages,
-    /// For the image after this one; `None` when the last of its workers has ended.
+    /// The memory, for the next image. `None` when the last of its workers has ended.
     memory: Option<OwnedFd>,
 }
 
-/// Everybody's side: reads all rows.
-#[derive(Clone, Copy)]
-pub(crate) struct Reader {
+/// Reads all pages, in any process of the cluster.
+#[derive(Clone)]
+pub(crate) struct ScoreboardReader {
     pages: ReadOnlyPages,
+    /// The kinds besides `web`, each with its first slot.
+    kinds: Arc<[(&'static str, Slot)]>,
 }
 
 impl Scoreboard {
-    /// Shared memory for up to `rows` workers alive at the same time. Untouched rows cost nothing.
-    pub(crate) fn create(rows: usize) -> io::Result<Scoreboard> {
-        let (writable, readable, memory) = shared_memory::create_shared_pages(rows + 1)?;
-        let page = writable.page(PRIMARY);
+    /// Creates shared memory for up to `pages` pages of workers. Untouched pages cost nothing.
+    pub(crate) fn create(pages: usize) -> io::Result<Scoreboard> {
+        let (writable, readable, memory) = shared_memory::create_shared_pages(pages + 1)?;
+        let page = writable.page(PRIMARY_PAGE);
         PID.store(page, std::process::id().into());
-        STARTED.store(page, worker_page::unix_ms());
+        STARTED_AT_MS.store(page, worker_page::unix_time_ms());
         let (memory, inherited) = (Some(memory), Vec::new());
-        Ok(Scoreboard { writable, readable, memory, inherited, leased: vec![false; rows] })
+        Ok(Scoreboard { writable, readable, memory, inherited, is_allocated: vec![false; pages] })
     }
 
-    /// A cleared row for a worker with one.
-    #[cfg(test)]
-    pub(crate) fn lease(&mut self, tag: WorkerTag) -> Option<RowIndex> {
-        self.lease_rows(tag, 1)
-    }
-
-    /// So many cleared rows for a worker about to be forked; `None` when there are not so many side by side.
-    pub(crate) fn lease_rows(&mut self, tag: WorkerTag, count: usize) -> Option<RowIndex> {
-        let free = self.leased.windows(count).position(|run| !run.contains(&true))?;
-        let rows = Rows { first: free + 1, count };
-        for (thread, row) in rows.indices().enumerate() {
-            self.leased[row - 1] = true;
-            self.writable.zero_page(row);
-            let page = self.writable.page(row);
-            ID.store(page, tag.id.0);
+    /// Allocates `count` adjacent cleared pages for a worker about to be forked. `None` if there is no such run.
+    pub(crate) fn allocate_pages(&mut self, tag: WorkerTag, count: usize) -> Option<WorkerPages> {
+        let free = self.is_allocated.windows(count).position(|run| !run.contains(&true))?;
+        let pages = PageRange { first: free + 1, count };
+        for (thread, index) in pages.indices().enumerate() {
+            self.is_allocated[index - 1] = true;
+            self.writable.zero_page(index);
+            let page = self.writable.page(index);
+            WORKER_ID.store(page, tag.id.0);
             SLOT.store(page, tag.slot.0.into());
             GENERATION.store(page, tag.generation.0);
             THREAD.store(page, thread as u64);
-            STATE.store(page, WorkerState::Booting as u64);
+            page_reader::store_state(page, WorkerState::Booting);
         }
-        let primary = self.writable.page(PRIMARY);
-        ROWS.store(primary, ROWS.load(primary).max((free + count) as u64));
-        Some(RowIndex::Own(rows))
+        let primary = self.writable.page(PRIMARY_PAGE);
+        PAGES_USED.store(primary, PAGES_USED.load(primary).max((free + count) as u64));
+        Some(WorkerPages::Own(pages))
     }
 
-    /// Takes the row of a dead worker back and returns its last counters, which stay in the total.
-    pub(crate) fn retire(&mut self, row: RowIndex) -> Counters {
-        let pages = self.pages(row);
-        let last = pages.fold(Counters::default(), |sum, page| sum.plus(&Counters::read(page)));
-        last.add_to(self.writable.page(PRIMARY));
-        if let RowIndex::Own(rows) = row {
-            for row in rows.indices() {
-                self.writable.zero_page(row);
-                self.leased[row - 1] = false;
+    /// Frees the pages of a dead worker and returns its last counters, which stay in the totals.
+    pub(crate) fn release_pages(&mut self, pages: WorkerPages) -> TrafficCounters {
+        let zero = TrafficCounters::default();
+        let counters = self.pages(pages).map(page_reader::read_counters);
+        let last = counters.fold(zero, TrafficCounters::plus);
+        page_reader::add_counters(self.writable.page(PRIMARY_PAGE), &last);
+        if let WorkerPages::Own(pages) = pages {
+            for index in pages.indices() {
+                self.writable.zero_page(index);
+                self.is_allocated[index - 1] = false;
             }
         }
         last
     }
 
-    /// Goes on where the image before this one stopped: its totals and its start.
-    pub(crate) fn succeed(&mut self, totals: &Counters, started_ms: u64) {
-        let page = self.writable.page(PRIMARY);
-        totals.add_to(page);
-        STARTED.store(page, started_ms);
+    /// Continues the totals and the start time of the previous image.
+    pub(crate) fn continue_totals(&mut self, totals: &TrafficCounters, started_ms: u64) {
+        let page = self.writable.page(PRIMARY_PAGE);
+        page_reader::add_counters(page, totals);
+        STARTED_AT_MS.store(page, started_ms);
     }
 
-    /// Takes over the board of an image before this one, which `RowIndex::Inherited` names by its turn.
+    /// Takes over the scoreboard of an earlier image. `WorkerPages::Inherited` counts them in the order of these calls.
     pub(crate) fn inherit(&mut self, memory: OwnedFd) -> io::Result<()> {
-        self.inherited.push(InheritedBoard {
-            pages: shared_memory::map_inherited_pages(&memory)?,
-            memory: Some(memory),
-        });
+        let pages = shared_memory::map_inherited_pages(&memory)?;
+        self.inherited.push(InheritedScoreboard { pages, memory: Some(memory) });
         Ok(())
     }
 
-    /// The memory of a board that was taken over.
+    /// Returns the memory of an inherited scoreboard.
     pub(crate) fn inherited_memory(&self, board: usize) -> Option<&OwnedFd> {
         self.inherited.get(board).and_then(|inherited| inherited.memory.as_ref())
     }
 
-    /// The last worker of an inherited board has ended: the next image needs no more of it.
+    /// Closes the memory of an inherited scoreboard whose last worker has ended; the next image does not need it.
     pub(crate) fn release_inherited(&mut self, board: usize) {
         if let Some(inherited) = self.inherited.get_mut(board) {
             inherited.memory = None;
         }
     }
 
-    /// The memory of the pages, which the next image reads.
+    /// Returns the memory of the pages, for the next image.
     pub(crate) fn memory(&self) -> Option<&OwnedFd> {
         self.memory.as_ref()
     }
 
-    /// What dead workers counted, and when all this began (milliseconds since 1970).
-    pub(crate) fn totals(&self) -> (Counters, u64) {
-        let page = self.readable.page(PRIMARY);
-        (Counters::read(page), STARTED.load(page))
+    /// Returns the totals of dead workers and the primary's start time in milliseconds since 1970.
+    pub(crate) fn dead_totals(&self) -> (TrafficCounters, u64) {
+        let page = self.readable.page(PRIMARY_PAGE);
+        (page_reader::read_counters(page), STARTED_AT_MS.load(page))
     }
 
-    fn pages(&self, row: RowIndex) -> impl Iterator<Item = &'static SharedPage> + Clone {
-        let (pages, rows) = match row {
-            RowIndex::Own(rows) => (Some(self.readable), rows),
-            RowIndex::Inherited { board, rows } => {
-                (self.inherited.get(board).map(|b| b.pages), rows)
+    fn pages(&self, pages: WorkerPages) -> impl Iterator<Item = &'static SharedPage> + Clone {
+        let (board, range) = match pages {
+            WorkerPages::Own(range) => (Some(self.readable), range),
+            WorkerPages::Inherited { board, pages } => {
+                (self.inherited.get(board).map(|inherited| inherited.pages), pages)
             }
         };
-        pages.into_iter().flat_map(move |pages| {
-            let there = rows.indices().take_while(move |row| *row < pages.count());
-            there.map(move |row| pages.page(row))
+        board.into_iter().flat_map(move |board| {
+            let existing = range.indices().take_while(move |index| *index < board.count());
+            existing.map(move |index| board.page(index))
         })
     }
 
-    /// Publishes figures that only the primary knows, for all to see.
-    pub(crate) fn publish(&self, wanted: u32, restarts: u64, stopping: bool) {
-        let page = self.writable.page(PRIMARY);
-        WANTED.store(page, wanted.into());
+    /// Publishes figures that only the primary knows.
+    pub(crate) fn publish(
+        &self,
+        generation: Generation,
+        wanted: u32,
+        restarts: u64,
+        is_stopping: bool,
+    ) {
+        let page = self.writable.page(PRIMARY_PAGE);
+        GENERATION.store(page, generation.0);
+        WORKERS_WANTED.store(page, wanted.into());
         RESTARTS.store(page, restarts);
-        STATE.store(page, u64::from(stopping));
+        STATE.store(page, u64::from(is_stopping));
     }
 
-    /// Whether the primary, where it accepts for all, can accept from none of its sockets.
-    pub(crate) fn cannot_accept(&self, so: bool) {
-        // On the page of the primary this word has no other meaning.
-        page_layout::CANNOT_ACCEPT.store(self.writable.page(PRIMARY), u64::from(so));
+    /// Publishes whether the primary accepts for all workers and can accept from none of its sockets.
+    pub(crate) fn set_cannot_accept(&self, cannot_accept: bool) {
+        CANNOT_ACCEPT.store(self.writable.page(PRIMARY_PAGE), u64::from(cannot_accept));
     }
 
-    /// The little that watching a worker takes.
-    pub(crate) fn glance(&self, row: RowIndex) -> Glance {
-        Glance::of(self.pages(row))
+    /// Whether `set_cannot_accept` said so last.
+    pub(crate) fn cannot_accept(&self) -> bool {
+        CANNOT_ACCEPT.load(self.readable.page(PRIMARY_PAGE)) == 1
     }
 
-    /// What a worker says of its load.
-    pub(crate) fn load(&self, row: RowIndex, now_ms: u64) -> Load {
-        let mut load = Load { stale: true, ..Load::default() };
-        for page in self.pages(row) {
+    /// Reads the figures by which the primary checks whether a worker makes progress.
+    pub(crate) fn heartbeat_sample(&self, pages: WorkerPages) -> HeartbeatSample {
+        HeartbeatSample::read(self.pages(pages))
+    }
+
+    /// Reads how busy a worker is.
+    pub(crate) fn worker_load(&self, pages: WorkerPages, now_ms: u64) -> WorkerLoad {
+        let mut load = WorkerLoad { is_stale: true, ..WorkerLoad::default() };
+        for page in self.pages(pages) {
             // One thread that serves is enough.
-            load.stale &= !worker_page::serves(page, now_ms);
-            load.turns |= worker_page::turns(page, now_ms);
-            load.takes |= worker_page::can_take_one(page, now_ms);
-            load.open = load.open.wrapping_add(OPEN.load(page));
+            load.is_stale &= !worker_page::is_serving(page, now_ms);
+            load.has_fresh_heartbeat |= worker_page::has_fresh_heartbeat(page, now_ms);
+            load.can_accept |= worker_page::can_accept(page, now_ms);
+            load.open_connections = load.open_connections.wrapping_add(OPEN_CONNECTIONS.load(page));
             load.taken_over = load.taken_over.wrapping_add(TAKEN_OVER.load(page));
         }
         load
     }
 
-    /// What the worker that has these rows wrote there, a snapshot for each of its threads; none for those that it
-    /// says nobody uses.
-    pub(crate) fn figures(&self, row: RowIndex) -> Vec<WorkerSnapshot> {
-        self.pages(row).filter_map(WorkerSnapshot::read).collect()
+    /// Reads the status that a worker publishes. `None` if its pages are not in use.
+    pub(crate) fn worker_status(&self, pages: WorkerPages) -> Option<WorkerStatus> {
+        page_reader::read_worker(self.pages(pages))
     }
 
-    /// The reading side, for workers.
-    pub(crate) fn reader(&self) -> Reader {
-        Reader { pages: self.readable }
+    /// Returns the reading side, with the kinds besides `web` and their first slots.
+    pub(crate) fn reader(&self, kinds: &[(&'static str, Slot)]) -> ScoreboardReader {
+        ScoreboardReader { pages: self.readable, kinds: kinds.into() }
     }
 
-    /// In a freshly forked worker: its own rows, and no way to write any other.
-    pub(crate) fn give_up_all_but(&mut self, row: RowIndex) -> io::Result<Vec<OwnRow>> {
+    /// In a forked worker: returns its own pages and unmaps the right to write any other.
+    pub(crate) fn keep_only_own_pages(
+        &mut self,
+        pages: WorkerPages,
+    ) -> io::Result<Vec<WorkerPage>> {
         self.memory = None;
         self.inherited.clear();
-        match row {
-            RowIndex::Own(rows) => {
-                let pages = self.writable.keep_only_pages(rows.first, rows.count)?;
-                let own = pages.into_iter().zip(rows.indices());
-                Ok(own.map(|(page, row)| OwnRow::new(page, row - 1)).collect())
+        match pages {
+            WorkerPages::Own(range) => {
+                let pages = self.writable.keep_only_pages(range.first, range.count)?;
+                let own = pages.into_iter().zip(range.indices());
+                Ok(own.map(|(page, index)| WorkerPage::new(page, index - 1)).collect())
             }
-            // A worker that we fork has a row of ours.
-            RowIndex::Inherited { .. } => Err(io::ErrorKind::InvalidInput.into()),
+            // A worker that this image forks has pages of this image.
+            WorkerPages::Inherited { .. } => Err(io::ErrorKind::InvalidInput.into()),
         }
-    }
-
-    #[cfg(test)]
-    fn pretend(&self, row: RowIndex, requests: u64) {
-        let RowIndex::Own(rows) = row else { return };
-        page_layout::REQUESTS.add(self.writable.page(rows.first), requests);
     }
 }
 
-impl Rows {
+impl PageRange {
     fn indices(self) -> std::ops::Range<usize> {
         self.first..self.first.saturating_add(self.count)
     }
 }
 
-impl Reader {
-    /// Everything on the board as plain data.
-    pub(crate) fn snapshot(&self) -> ClusterSnapshot {
-        let workers = self.rows().filter_map(WorkerSnapshot::read).collect();
-        ClusterSnapshot::read(self.pages.page(PRIMARY), workers)
+impl ScoreboardReader {
+    /// Reads the whole scoreboard. `config` is that of the calling worker.
+    pub(crate) fn cluster_status(&self, config: &Config) -> ClusterStatus {
+        let page = self.pages.page(PRIMARY_PAGE);
+        let phase = if self.is_stopping() { PrimaryPhase::Stopping } else { PrimaryPhase::Running };
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let primary = PrimaryStatus {
+            pid: small(PID.load(page)),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            uptime_ms: worker_page::unix_time_ms().saturating_sub(STARTED_AT_MS.load(page)),
+            phase,
+            generation: GENERATION.load(page),
+            workers_wanted: small(WORKERS_WANTED.load(page)),
+            kinds: Vec::new(),
+            dispatch: config.dispatch.name().to_string(),
+            dispatch_rung: String::new(),
+            model: config.model.name().to_string(),
+            restarts: RESTARTS.load(page),
+            log_lines_dropped: 0,
+            vacant: Vec::new(),
+        };
+        let dead_totals = page_reader::read_counters(page);
+        ClusterStatus::new(
+            primary,
+            dead_totals,
+            crate::shared::read_shared_metrics(),
+            self.workers(),
+        )
     }
 
-    /// The other workers that could take a new connection right now, as far as they say. Asked before each accept:
-    /// it reads a few words a row and allocates nothing.
-    pub(crate) fn others(&self, own: &OwnRow, now_ms: u64) -> impl Iterator<Item = Other> {
-        let rows = self.rows().enumerate();
-        let others = rows.filter(move |(row, page)| {
-            *row != own.number() && worker_page::can_take_one(page, now_ms)
+    /// Reads all workers, oldest first. The pages of a worker's threads are adjacent and begin with thread 0.
+    fn workers(&self) -> Vec<WorkerStatus> {
+        let pages: Vec<&'static SharedPage> = self.worker_pages().collect();
+        let of_workers = pages.chunk_by(|_, next| THREAD.load(next) != 0);
+        let read = of_workers.filter_map(|pages| page_reader::read_worker(pages.iter().copied()));
+        let mut workers: Vec<WorkerStatus> = read
+            .map(|worker| WorkerStatus { kind: self.kind_of_slot(worker.slot), ..worker })
+            .collect();
+        workers.sort_by_key(|worker| worker.id);
+        workers
+    }
+
+    fn kind_of_slot(&self, slot: u32) -> String {
+        let first = slot - slot % Slot::PER_KIND;
+        let kind = self.kinds.iter().find(|(_, slot)| slot.0 == first);
+        match kind {
+            Some((name, _)) => name.to_string(),
+            None if first == 0 => WEB_KIND.to_string(),
+            None => String::new(),
+        }
+    }
+
+    /// Reads the load of all other workers that could accept a connection right now. Called before each accept, so it
+    /// reads a few words of each page and allocates nothing.
+    pub(crate) fn other_accepting_workers(
+        &self,
+        own: &WorkerPage,
+        now_ms: u64,
+    ) -> impl Iterator<Item = OtherWorkerLoad> {
+        let others = self.worker_pages().enumerate().filter(move |(number, page)| {
+            *number != own.page_number() && worker_page::can_accept(page, now_ms)
         });
-        others.map(|(row, page)| Other {
-            row,
-            open: OPEN.load(page),
+        others.map(|(page_number, page)| OtherWorkerLoad {
+            page_number,
+            open_connections: OPEN_CONNECTIONS.load(page),
             accepted: ACCEPTED.load(page),
         })
     }
 
-    /// How many connections the worker of a row of `others` has accepted, if it could still take one.
-    pub(crate) fn accepted(&self, row: usize, now_ms: u64) -> Option<u64> {
-        let page = self.rows().nth(row)?;
-        worker_page::can_take_one(page, now_ms).then(|| ACCEPTED.load(page))
+    /// Returns how many connections the worker with this page has accepted; `None` if it could not accept one now.
+    pub(crate) fn accepted_by(&self, page_number: usize, now_ms: u64) -> Option<u64> {
+        let page = self.worker_pages().nth(page_number)?;
+        worker_page::can_accept(page, now_ms).then(|| ACCEPTED.load(page))
     }
 
-    /// Whether there is another worker that could go on with our connections.
-    pub(crate) fn others_serve(&self, own: &OwnRow, now_ms: u64) -> bool {
-        self.rows().any(|page| !own.is(page) && worker_page::serves(page, now_ms))
+    /// Whether another worker serves, which could take over connections of this one.
+    pub(crate) fn has_other_serving_worker(&self, own: &WorkerPage, now_ms: u64) -> bool {
+        self.worker_pages()
+            .any(|page| !own.is_same_page(page) && worker_page::is_serving(page, now_ms))
     }
 
-    /// Whether the primary says that the cluster stops, or is about to.
+    /// Whether the cluster stops, or is about to.
     pub(crate) fn is_stopping(&self) -> bool {
-        STATE.load(self.pages.page(PRIMARY)) == 1
+        STATE.load(self.pages.page(PRIMARY_PAGE)) == 1
     }
 
     /// Whether the primary accepts for all workers, and cannot.
     pub(crate) fn cannot_accept(&self) -> bool {
-        page_layout::CANNOT_ACCEPT.load(self.pages.page(PRIMARY)) == 1
+        CANNOT_ACCEPT.load(self.pages.page(PRIMARY_PAGE)) == 1
     }
 
-    /// How many rows have been used so far: an upper bound for the number of workers.
-    pub(crate) fn row_count(&self) -> usize {
+    /// Returns how many pages have ever been used: an upper bound for the number of workers.
+    pub(crate) fn pages_used(&self) -> usize {
         // Only the primary can have written this number; the bound costs nothing all the same.
-        ROWS.load(self.pages.page(PRIMARY)).min(self.pages.count() as u64 - 1) as usize
+        PAGES_USED.load(self.pages.page(PRIMARY_PAGE)).min(self.pages.count() as u64 - 1) as usize
     }
 
-    fn rows(&self) -> impl Iterator<Item = &'static SharedPage> + '_ {
-        (PRIMARY + 1..=self.row_count()).map(|row| self.pages.page(row))
+    fn worker_pages(&self) -> impl Iterator<Item = &'static SharedPage> + '_ {
+        (PRIMARY_PAGE + 1..=self.pages_used()).map(|index| self.pages.page(index))
     }
 }
+
+#[cfg(test)]
+mod tests;

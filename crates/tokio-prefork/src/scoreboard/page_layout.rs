@@ -1,97 +1,104 @@
-//! Names of the atomic words of a page. A word has one writer: the thread that owns the page. Where several threads
-//! share one, they add with locked instructions.
+//! The words of a scoreboard page and what each of them holds.
+//!
+//! A word has one writer: the thread that owns the page. If several threads share a page, they add with locked
+//! instructions. The next image of an upgrade reads the pages of workers of this one, so words never move.
 
 use std::sync::atomic::Ordering;
 
-use super::duration_histogram::BUCKETS;
+use super::duration_histogram::DURATION_BUCKETS;
+use crate::status::TRAFFIC_COUNTERS;
 use prefork_os::shared_memory::{SharedPage, WORDS_PER_PAGE};
 
-/// One 64-bit word of a page.
+/// The index of one 64-bit word of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Word(usize);
+pub(crate) struct PageWord(usize);
 
-/// What the owner of the page is doing: see `WorkerState`. In the primary's page 1 while stopping.
-pub(crate) const STATE: Word = Word(0);
-pub(crate) const ID: Word = Word(1);
-pub(crate) const SLOT: Word = Word(2);
-pub(crate) const GENERATION: Word = Word(3);
-pub(crate) const PID: Word = Word(4);
+/// The state of the worker, as `page_reader` numbers it. On the primary's page: 1 while the cluster stops.
+pub(crate) const STATE: PageWord = PageWord(0);
+pub(crate) const WORKER_ID: PageWord = PageWord(1);
+pub(crate) const SLOT: PageWord = PageWord(2);
+/// On the primary's page: the generation of new workers.
+pub(crate) const GENERATION: PageWord = PageWord(3);
+pub(crate) const PID: PageWord = PageWord(4);
 /// Start time, milliseconds since 1970.
-pub(crate) const STARTED: Word = Word(5);
-/// The last time the event loop turned, milliseconds on the monotonic clock.
-pub(crate) const BEAT: Word = Word(6);
-/// Open connections.
-pub(crate) const OPEN: Word = Word(7);
-/// Requests being answered.
-pub(crate) const ACTIVE: Word = Word(8);
-/// The in-flight entry whose handler is running on the loop right now, plus one; 0 for none.
-pub(crate) const NOW: Word = Word(9);
-/// 1 while the worker takes new connections.
-pub(crate) const ACCEPTING: Word = Word(10);
-
+pub(crate) const STARTED_AT_MS: PageWord = PageWord(5);
+/// Time of the event loop's last heartbeat, milliseconds on the monotonic clock.
+pub(crate) const HEARTBEAT_MS: PageWord = PageWord(6);
+pub(crate) const OPEN_CONNECTIONS: PageWord = PageWord(7);
+/// Requests in progress.
+pub(crate) const ACTIVE_REQUESTS: PageWord = PageWord(8);
+/// The in-flight entry whose handler is on the event loop, plus one; 0 for none.
+pub(crate) const RUNNING_ENTRY: PageWord = PageWord(9);
+/// 1 while the worker accepts new connections.
+pub(crate) const IS_ACCEPTING: PageWord = PageWord(10);
+/// The number of the thread that the page belongs to, within its process.
+pub(crate) const THREAD: PageWord = PageWord(11);
 /// 1 while the worker has as many connections as it may have.
-pub(crate) const FULL: Word = Word(12);
+pub(crate) const IS_FULL: PageWord = PageWord(12);
 
-/// Which of the threads of its process the page belongs to.
-pub(crate) const THREAD: Word = Word(11);
-
-pub(crate) const ACCEPTED: Word = Word(16);
-pub(crate) const REQUESTS: Word = Word(17);
+/// The traffic counters, in the order of the fields of `TrafficCounters`. They are kept when a worker dies.
+pub(crate) const FIRST_COUNTER: PageWord = ACCEPTED;
+pub(crate) const ACCEPTED: PageWord = PageWord(16);
+pub(crate) const REQUESTS: PageWord = PageWord(17);
 /// Responses 1xx to 5xx: five words.
-pub(crate) const RESPONSES: Word = Word(18);
-pub(crate) const BYTES_IN: Word = Word(23);
-pub(crate) const BYTES_OUT: Word = Word(24);
-pub(crate) const PANICS: Word = Word(25);
-/// Connections refused or cut by a limit or a deadline.
-pub(crate) const CUT: Word = Word(26);
+pub(crate) const RESPONSES: PageWord = PageWord(18);
+pub(crate) const BYTES_IN: PageWord = PageWord(23);
+pub(crate) const BYTES_OUT: PageWord = PageWord(24);
+pub(crate) const PANICS: PageWord = PageWord(25);
+/// Connections closed by a limit or a deadline.
+pub(crate) const CUT_CONNECTIONS: PageWord = PageWord(26);
 /// Connections sent to another worker while draining.
-pub(crate) const HANDED_OVER: Word = Word(27);
+pub(crate) const HANDED_OVER: PageWord = PageWord(27);
 /// Connections taken over from another worker.
-pub(crate) const TAKEN_OVER: Word = Word(28);
-/// Connections that were refused as they had waited for too long.
-pub(crate) const SHED: Word = Word(29);
-/// Requests that were ended as they took longer than `request-timeout`.
-pub(crate) const TIMED_OUT: Word = Word(30);
+pub(crate) const TAKEN_OVER: PageWord = PageWord(28);
+/// Connections refused because they had waited in the queue for too long.
+pub(crate) const SHED_CONNECTIONS: PageWord = PageWord(29);
+/// Requests ended by `request-timeout`.
+pub(crate) const TIMED_OUT_REQUESTS: PageWord = PageWord(30);
 
-/// Only in the primary's page: workers wanted, replacements forked, rows ever used.
-pub(crate) const WANTED: Word = Word(32);
-pub(crate) const RESTARTS: Word = Word(33);
-pub(crate) const ROWS: Word = Word(34);
-/// On the page of the primary: 1 while it accepts for all workers and none of its sockets gives connections.
-pub(crate) const CANNOT_ACCEPT: Word = Word(35);
+/// On the primary's page: how many workers of the kind `web` there should be.
+pub(crate) const WORKERS_WANTED: PageWord = PageWord(32);
+/// On the primary's page: how many workers were forked in place of one that ended unasked.
+pub(crate) const RESTARTS: PageWord = PageWord(33);
+/// On the primary's page: how many pages have ever been used.
+pub(crate) const PAGES_USED: PageWord = PageWord(34);
+/// On the primary's page: 1 while it accepts for all workers and none of its sockets gives connections.
+pub(crate) const CANNOT_ACCEPT: PageWord = PageWord(35);
 
-/// The counters that are kept when a worker dies: all from `ACCEPTED` to `TIMED_OUT`.
-pub(crate) const COUNTERS: std::ops::RangeInclusive<usize> = ACCEPTED.0..=TIMED_OUT.0;
+/// How late the heartbeats of the event loop were: a histogram.
+pub(crate) const LOOP_LAG: PageWord = PageWord(40);
+/// How long connections waited in the kernel's queue: a histogram before the block of the CPU pool.
+pub(crate) const QUEUE_WAIT: PageWord = PageWord(POOL_START - DURATION_BUCKETS);
 
-/// How late the event loop turned, in `BUCKETS` words.
-pub(crate) const LAG: Word = Word(40);
+/// The first word of the in-flight entries, which fill the page up to `QUEUE_WAIT`.
+pub(crate) const IN_FLIGHT_START: usize = 64;
+/// How many words an in-flight entry has: sequence, start, length, and 13 of text.
+pub(crate) const IN_FLIGHT_ENTRY_WORDS: usize = 16;
+/// How many requests of a page are listed; further ones are only counted.
+pub(crate) const IN_FLIGHT_ENTRIES: usize =
+    (QUEUE_WAIT.0 - IN_FLIGHT_START) / IN_FLIGHT_ENTRY_WORDS;
+/// How many bytes of method and path are kept.
+pub(crate) const MAX_REQUEST_BYTES: usize = (IN_FLIGHT_ENTRY_WORDS - 3) * 8;
 
-/// How long connections waited in the kernel's queue, in `BUCKETS` words before the block of the pool.
-pub(crate) const QUEUE_WAIT: Word = Word(POOL - BUCKETS);
-
-/// In-flight entries fill the page from here on, up to `QUEUE_WAIT`.
-pub(crate) const ENTRIES: usize = 64;
-/// Words of one in-flight entry: sequence, start, length, and 13 of text.
-pub(crate) const ENTRY: usize = 16;
-/// How many requests of a worker can be seen at once; the others are only counted.
-pub(crate) const ENTRY_COUNT: usize = (QUEUE_WAIT.0 - ENTRIES) / ENTRY;
-/// The figures of the CPU pool, at the end of the page: see `pool.rs`.
-pub(crate) const POOL: usize = WORDS_PER_PAGE - POOL_WORDS;
+/// The first word of the CPU pool's figures, at the end of the page; see `pool_counters.rs`.
+pub(crate) const POOL_START: usize = WORDS_PER_PAGE - POOL_WORDS;
 pub(crate) const POOL_WORDS: usize = 64;
-/// Bytes of method and path that are kept.
-pub(crate) const TEXT: usize = (ENTRY - 3) * 8;
 
 const _: () = assert!(
-    TIMED_OUT.0 < WANTED.0 && ROWS.0 < LAG.0 && LAG.0 + BUCKETS <= ENTRIES && ENTRY_COUNT == 23
+    FIRST_COUNTER.0 + TRAFFIC_COUNTERS == TIMED_OUT_REQUESTS.0 + 1
+        && TIMED_OUT_REQUESTS.0 < WORKERS_WANTED.0
+        && CANNOT_ACCEPT.0 < LOOP_LAG.0
+        && LOOP_LAG.0 + DURATION_BUCKETS <= IN_FLIGHT_START
+        && IN_FLIGHT_ENTRIES == 23
 );
 
-impl Word {
-    pub(crate) const fn at(index: usize) -> Word {
-        Word(index)
+impl PageWord {
+    pub(crate) const fn at(index: usize) -> PageWord {
+        PageWord(index)
     }
 
-    pub(crate) const fn plus(self, by: usize) -> Word {
-        Word(self.0 + by)
+    pub(crate) const fn plus(self, by: usize) -> PageWord {
+        PageWord(self.0 + by)
     }
 
     pub(crate) fn load(self, page: &SharedPage) -> u64 {
@@ -102,13 +109,12 @@ impl Word {
         page[self.0].store(value, Ordering::Relaxed);
     }
 
-    /// Adds where several threads do. Wraps, too.
+    /// Adds to a word that several threads write. Wraps around.
     pub(crate) fn add_shared(self, page: &SharedPage, by: u64) {
         page[self.0].fetch_add(by, Ordering::Relaxed);
     }
 
-    /// Adds without a locked instruction: the page has one writer. Wraps rather than panics, as the old value
-    /// may be anything.
+    /// Adds to a word with one writer, without a locked instruction. Wraps around, as the old value may be anything.
     pub(crate) fn add(self, page: &SharedPage, by: u64) {
         self.store(page, self.load(page).wrapping_add(by));
     }

@@ -1,128 +1,107 @@
-//! A row in which several threads of one worker count.
+//! A worker's page on which several threads count.
 //!
-//! The words are the same as in `OwnRow`, but the additions are locked instructions and the list of requests stands
-//! behind a lock: that is what threads cost here, and why prefork has none of it. No request is marked as being on
-//! the event loop, since many can run at the same moment.
+//! The words are the same as in `WorkerPage`, but additions are locked instructions and the list of requests is behind a
+//! lock. No request is marked as being on the event loop, since many can run at the same time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::in_flight::{self, Entries, Ticket};
-use super::page_layout::{ACTIVE, PANICS, REQUESTS, RESPONSES, STATE, TIMED_OUT};
-use super::worker_page::{Meter, WorkerState};
+use super::in_flight::{self, InFlightEntries, InFlightEntry};
+use super::page_layout::{ACTIVE_REQUESTS, PANICS, REQUESTS, RESPONSES, TIMED_OUT_REQUESTS};
+use super::page_reader::load_state;
+use super::worker_page::{ByteMeter, RequestRecorder};
+use crate::status::WorkerState;
 use prefork_os::shared_memory::SharedPage;
 
-/// What a request is entered in, by one thread or by any.
-pub(crate) trait Row {
-    /// What a connection needs of the row.
-    fn meter(&self) -> Meter;
-    /// A request begins; its ticket names it in `running` and `finish`.
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket>;
-    /// The handler of `ticket` runs now, until the next call.
-    fn running(&self, ticket: Option<Ticket>);
-    /// Method and path of the request with this ticket, escaped.
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String>;
-    /// A handler panicked.
-    fn panicked(&self);
-    /// A request took longer than it may.
-    fn timed_out(&self);
-    /// The head of a response with this status was produced.
-    fn responded(&self, status: u16);
-    /// The request is over, answered or not.
-    fn finish(&self, ticket: Option<Ticket>);
-}
-
-/// What requests are counted in, by any thread.
-pub(crate) struct SharedRow {
+/// Writes to a page that several threads share.
+pub(crate) struct SharedWorkerPage {
     page: &'static SharedPage,
-    entries: Mutex<Entries>,
+    entries: Mutex<InFlightEntries>,
 }
 
-impl SharedRow {
-    pub(super) fn new(page: &'static SharedPage) -> SharedRow {
-        SharedRow { page, entries: Mutex::new(Entries::new()) }
+impl SharedWorkerPage {
+    pub(super) fn new(page: &'static SharedPage) -> SharedWorkerPage {
+        SharedWorkerPage { page, entries: Mutex::new(InFlightEntries::new()) }
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
-        // Nothing panics with the lock held; an entry that is lost costs a line in `status`.
+    /// Whether the worker has recorded that no listening socket gives it connections.
+    pub(crate) fn cannot_accept(&self) -> bool {
+        load_state(self.page) == Some(WorkerState::CannotAccept)
+    }
+
+    fn entries(&self) -> MutexGuard<'_, InFlightEntries> {
+        // Nothing panics with the lock held; a lost entry would only be missing in `prefork status`.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Row for SharedRow {
-    fn meter(&self) -> Meter {
-        Meter::shared(self.page)
+impl RequestRecorder for SharedWorkerPage {
+    fn byte_meter(&self) -> ByteMeter {
+        ByteMeter::on_shared_page(self.page)
     }
 
-    /// Several run at a time: none of them has the loop.
-    fn running(&self, _: Option<Ticket>) {}
-
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        ticket.and_then(|ticket| in_flight::read(self.page, ticket))
+    fn request_started(&self, method: &str, path: &str, now_ms: u64) -> Option<InFlightEntry> {
+        REQUESTS.add_shared(self.page, 1);
+        ACTIVE_REQUESTS.add_shared(self.page, 1);
+        self.entries().add(self.page, method, path, now_ms)
     }
 
-    fn panicked(&self) {
+    /// Does nothing: several handlers run at the same time, and none of them blocks an event loop alone.
+    fn set_running_request(&self, _: Option<InFlightEntry>) {}
+
+    fn describe_request(&self, entry: Option<InFlightEntry>) -> Option<String> {
+        entry.and_then(|entry| in_flight::read_request(self.page, entry))
+    }
+
+    fn handler_panicked(&self) {
         PANICS.add_shared(self.page, 1);
     }
 
-    fn timed_out(&self) {
-        TIMED_OUT.add_shared(self.page, 1);
+    fn request_timed_out(&self) {
+        TIMED_OUT_REQUESTS.add_shared(self.page, 1);
     }
 
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
-        REQUESTS.add_shared(self.page, 1);
-        ACTIVE.add_shared(self.page, 1);
-        self.entries().begin(self.page, method, path, now_ms)
-    }
-
-    fn responded(&self, status: u16) {
+    fn response_started(&self, status: u16) {
         if let class @ 1..=5 = usize::from(status / 100) {
             RESPONSES.plus(class - 1).add_shared(self.page, 1);
         }
     }
 
-    fn finish(&self, ticket: Option<Ticket>) {
-        ACTIVE.add_shared(self.page, u64::MAX);
-        if let Some(ticket) = ticket {
-            self.entries().finish(self.page, ticket);
+    fn request_finished(&self, entry: Option<InFlightEntry>) {
+        ACTIVE_REQUESTS.add_shared(self.page, u64::MAX);
+        if let Some(entry) = entry {
+            self.entries().remove(self.page, entry);
         }
-    }
-}
-
-impl SharedRow {
-    /// Whether the worker said that no listening socket gives it connections.
-    pub(crate) fn cannot_accept(&self) -> bool {
-        STATE.load(self.page) == WorkerState::CannotAccept as u64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::Counters;
+    use crate::scoreboard::page_reader::read_counters;
 
     #[test]
-    fn no_count_is_lost_among_threads() {
+    fn concurrent_threads_lose_no_count() {
         let page = prefork_os::shared_memory::create_shared_pages(1)
             .expect("page")
             .0
             .keep_only_page(0)
             .expect("own");
-        let row = SharedRow::new(page);
+        let shared = SharedWorkerPage::new(page);
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        let ticket = row.begin("GET", "/", 0);
-                        row.meter().bytes_out(3);
-                        row.responded(200);
-                        row.finish(ticket);
+                        let entry = shared.request_started("GET", "/", 0);
+                        shared.byte_meter().add_bytes_out(3);
+                        shared.response_started(200);
+                        shared.request_finished(entry);
                     }
                 });
             }
         });
-        let counted = Counters::read(page);
+        let counted = read_counters(page);
         assert_eq!((counted.requests, counted.responses[1]), (20_000, 20_000));
-        assert_eq!((counted.bytes_out, ACTIVE.load(page)), (60_000, 0));
-        assert!(in_flight::read_all(page).is_empty(), "every entry was given back");
+        assert_eq!((counted.bytes_out, ACTIVE_REQUESTS.load(page)), (60_000, 0));
+        assert!(in_flight::read_entries(page).is_empty(), "every entry was given back");
     }
 }

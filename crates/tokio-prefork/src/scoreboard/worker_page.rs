@@ -1,271 +1,278 @@
-//! A worker's own row: the only page it can write.
+//! A worker's own page of the scoreboard: the only page that it can write.
 
 use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::duration_histogram::bucket_of;
-use super::in_flight::{self, Entries, Ticket};
+use super::duration_histogram::duration_bucket;
+use super::in_flight::{self, InFlightEntries, InFlightEntry};
 use super::page_layout::{
-    ACCEPTED, ACCEPTING, ACTIVE, BEAT, BYTES_IN, BYTES_OUT, CUT, FULL, HANDED_OVER, LAG, OPEN,
-    PANICS, PID, QUEUE_WAIT, REQUESTS, RESPONSES, SHED, SLOT, STARTED, STATE, TAKEN_OVER,
-    TIMED_OUT, Word,
+    ACCEPTED, ACTIVE_REQUESTS, BYTES_IN, BYTES_OUT, CUT_CONNECTIONS, HANDED_OVER, HEARTBEAT_MS,
+    IS_ACCEPTING, IS_FULL, LOOP_LAG, OPEN_CONNECTIONS, PANICS, PID, PageWord, QUEUE_WAIT, REQUESTS,
+    RESPONSES, SHED_CONNECTIONS, SLOT, STARTED_AT_MS, TAKEN_OVER, TIMED_OUT_REQUESTS,
 };
-use super::pool_counters::PoolMeter;
-use super::shared_worker_page::{Row, SharedRow};
+use super::page_reader::{load_state, store_state};
+use super::pool_counters::PoolCounters;
+use super::shared_worker_page::SharedWorkerPage;
+use crate::status::WorkerState;
 use prefork_os::shared_memory::SharedPage;
 use prefork_os::system::monotonic_ms;
 use prefork_supervisor::Slot;
 
-/// A loop that has not turned for this long is not expected to take a connection soon. Three beats.
-const STALE_MS: u64 = 300;
+/// Age of a heartbeat from which on an event loop counts as busy: three intervals. Others do not wait for it then.
+const STALE_HEARTBEAT_MS: u64 = 300;
 
-/// What a worker is doing, as it says itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WorkerState {
-    /// Forked, not ready.
-    Booting = 1,
-    /// Accepting and serving.
-    Serving = 2,
-    /// Finishing what is open.
-    Draining = 3,
-    /// This thread has left; others of its process may still serve.
-    Left = 4,
-    /// It serves what is open, and no listening socket gives it new connections.
-    CannotAccept = 5,
+/// Records the life of one request, on the page of one thread or on a page that threads share.
+pub(crate) trait RequestRecorder {
+    /// Returns the counter of bytes for a connection.
+    fn byte_meter(&self) -> ByteMeter;
+    /// Records a new request. `None` if there is no free entry to list it in; it is counted all the same.
+    fn request_started(&self, method: &str, path: &str, now_ms: u64) -> Option<InFlightEntry>;
+    /// Records that the handler of this request is on the event loop; with `None`, that no handler is.
+    fn set_running_request(&self, entry: Option<InFlightEntry>);
+    /// Returns method and path of a request, escaped.
+    fn describe_request(&self, entry: Option<InFlightEntry>) -> Option<String>;
+    /// Counts a handler that panicked.
+    fn handler_panicked(&self);
+    /// Counts a request that took longer than `request-timeout`.
+    fn request_timed_out(&self);
+    /// Counts a response by its status.
+    fn response_started(&self, status: u16);
+    /// Records the end of a request, answered or not.
+    fn request_finished(&self, entry: Option<InFlightEntry>);
 }
 
-/// The writing side of one row. Every method is a few plain stores; none can fail or block.
-pub(crate) struct OwnRow {
+/// Writes to one page of the scoreboard. Every method is a few plain stores; none can fail or block.
+pub(crate) struct WorkerPage {
     page: &'static SharedPage,
     number: usize,
-    entries: RefCell<Entries>,
-    /// Other threads count in this row, too (see `SharedRow`).
-    shared: bool,
+    entries: RefCell<InFlightEntries>,
+    /// Whether other threads count on this page, too; see `SharedWorkerPage`.
+    is_shared: bool,
 }
 
-impl OwnRow {
-    pub(super) fn new(page: &'static SharedPage, number: usize) -> OwnRow {
+impl WorkerPage {
+    pub(super) fn new(page: &'static SharedPage, number: usize) -> WorkerPage {
         PID.store(page, std::process::id().into());
-        STARTED.store(page, unix_ms());
-        BEAT.store(page, monotonic_ms());
-        STATE.store(page, WorkerState::Booting as u64);
-        OwnRow { page, number, entries: RefCell::new(Entries::new()), shared: false }
+        STARTED_AT_MS.store(page, unix_time_ms());
+        HEARTBEAT_MS.store(page, monotonic_ms());
+        store_state(page, WorkerState::Booting);
+        let entries = RefCell::new(InFlightEntries::new());
+        WorkerPage { page, number, entries, is_shared: false }
     }
 
-    /// From now on other threads count what they serve in this row.
-    pub(crate) fn share(&mut self) {
-        self.shared = true;
+    /// Lets other threads of the process count what they serve on this page.
+    pub(crate) fn share_with_threads(&mut self) {
+        self.is_shared = true;
     }
 
-    /// The part of the row in which other threads count; `None` if they may not.
-    pub(crate) fn shared(&self) -> Option<SharedRow> {
-        self.shared.then(|| SharedRow::new(self.page))
+    /// Returns the side of the page for other threads; `None` if the page is not shared.
+    pub(crate) fn shared_page(&self) -> Option<SharedWorkerPage> {
+        self.is_shared.then(|| SharedWorkerPage::new(self.page))
     }
 
-    /// This row, as another thread of the process sees it.
-    pub(crate) fn of_thread(&self) -> ThreadRow {
-        ThreadRow(self.page)
+    /// Returns a view of this page for another thread of the process.
+    pub(crate) fn thread_view(&self) -> ThreadPageView {
+        ThreadPageView(self.page)
     }
 
-    pub(super) fn is(&self, page: &SharedPage) -> bool {
-        // The two are different mappings of the same memory, so compare who stands in it.
+    pub(super) fn is_same_page(&self, page: &SharedPage) -> bool {
+        // The two are different mappings of the same memory, so compare the owner that is written there.
         PID.load(self.page) == PID.load(page)
     }
 
-    /// Which place on the board it has, from 0.
-    pub(crate) fn number(&self) -> usize {
+    /// Returns the index of the page among all workers' pages, from 0.
+    pub(crate) fn page_number(&self) -> usize {
         self.number
     }
 
-    pub(crate) fn state(&self, state: WorkerState) {
-        STATE.store(self.page, state as u64);
+    pub(crate) fn set_state(&self, state: WorkerState) {
+        store_state(self.page, state);
     }
 
-    /// The loop turned at `now_ms`.
-    pub(crate) fn beat(&self, now_ms: u64) {
-        BEAT.store(self.page, now_ms);
+    /// Records a heartbeat of the event loop.
+    pub(crate) fn record_heartbeat(&self, now_ms: u64) {
+        HEARTBEAT_MS.store(self.page, now_ms);
     }
 
-    /// The loop turned so much later than it wanted to.
-    pub(crate) fn lagged(&self, late: Duration) {
-        LAG.plus(bucket_of(millis(late))).add(self.page, 1);
+    /// Records how late a heartbeat was.
+    pub(crate) fn record_loop_lag(&self, late: Duration) {
+        LOOP_LAG.plus(duration_bucket(millis(late))).add(self.page, 1);
     }
 
-    /// Whether this worker takes new connections at the moment.
-    pub(crate) fn accepting(&self, yes: bool) {
-        ACCEPTING.store(self.page, u64::from(yes));
+    /// Sets whether the worker accepts new connections.
+    pub(crate) fn set_accepting(&self, is_accepting: bool) {
+        IS_ACCEPTING.store(self.page, u64::from(is_accepting));
     }
 
-    /// Whether this worker has as many connections as it may have.
-    pub(crate) fn full(&self, is_full: bool) {
-        FULL.store(self.page, u64::from(is_full));
+    /// Sets whether the worker has as many connections as it may have.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        IS_FULL.store(self.page, u64::from(is_full));
     }
 
-    /// A connection was accepted.
-    pub(crate) fn opened(&self) {
+    /// Counts an accepted connection.
+    pub(crate) fn connection_accepted(&self) {
         ACCEPTED.add(self.page, 1);
-        OPEN.add(self.page, 1);
+        OPEN_CONNECTIONS.add(self.page, 1);
     }
 
-    /// A connection waited in the kernel's queue for so long.
-    pub(crate) fn waited(&self, span: Duration) {
-        QUEUE_WAIT.plus(bucket_of(millis(span))).add(self.page, 1);
+    /// Records how long a connection waited in the kernel's queue.
+    pub(crate) fn record_queue_wait(&self, wait: Duration) {
+        QUEUE_WAIT.plus(duration_bucket(millis(wait))).add(self.page, 1);
     }
 
-    /// A connection was refused, as it had waited for too long.
-    pub(crate) fn shed(&self) {
-        SHED.add(self.page, 1);
+    /// Counts a connection that was refused because it had waited for too long.
+    pub(crate) fn connection_shed(&self) {
+        SHED_CONNECTIONS.add(self.page, 1);
     }
 
-    /// A connection was taken over from another worker.
-    pub(crate) fn taken_over(&self) {
+    /// Counts a connection that was taken over from another worker.
+    pub(crate) fn connection_taken_over(&self) {
         TAKEN_OVER.add(self.page, 1);
-        OPEN.add(self.page, 1);
+        OPEN_CONNECTIONS.add(self.page, 1);
     }
 
-    /// A connection was sent to another worker; `closed` is told as for any other.
-    pub(crate) fn handed_over(&self) {
+    /// Counts a connection that was sent to another worker. `connection_closed` follows as for any other.
+    pub(crate) fn connection_handed_over(&self) {
         HANDED_OVER.add(self.page, 1);
     }
 
-    /// A connection is gone.
-    pub(crate) fn closed(&self) {
-        OPEN.add(self.page, u64::MAX);
+    pub(crate) fn connection_closed(&self) {
+        OPEN_CONNECTIONS.add(self.page, u64::MAX);
     }
 
-    /// A connection was cut by a limit or a deadline.
-    pub(crate) fn cut(&self) {
-        CUT.add(self.page, 1);
+    /// Counts a connection that was closed by a limit or a deadline.
+    pub(crate) fn connection_cut(&self) {
+        CUT_CONNECTIONS.add(self.page, 1);
     }
 
-    /// How many connections are open.
-    pub(crate) fn open(&self) -> u64 {
-        OPEN.load(self.page)
+    /// Returns how many connections are open.
+    pub(crate) fn open_connections(&self) -> u64 {
+        OPEN_CONNECTIONS.load(self.page)
     }
 
-    /// What the worker's CPU pool counts.
-    pub(crate) fn pool(&self) -> PoolMeter {
-        PoolMeter::of(self.page)
+    /// Returns the counters of the worker's CPU pool.
+    pub(crate) fn pool_counters(&self) -> PoolCounters {
+        PoolCounters::on_page(self.page)
     }
 }
 
-impl Row for OwnRow {
-    fn meter(&self) -> Meter {
-        Meter { page: self.page, shared: self.shared }
+impl RequestRecorder for WorkerPage {
+    fn byte_meter(&self) -> ByteMeter {
+        ByteMeter { page: self.page, is_shared: self.is_shared }
     }
 
-    fn describe(&self, ticket: Option<Ticket>) -> Option<String> {
-        ticket.and_then(|ticket| in_flight::read(self.page, ticket))
+    fn request_started(&self, method: &str, path: &str, now_ms: u64) -> Option<InFlightEntry> {
+        REQUESTS.add(self.page, 1);
+        ACTIVE_REQUESTS.add(self.page, 1);
+        self.entries.borrow_mut().add(self.page, method, path, now_ms)
     }
 
-    fn panicked(&self) {
+    fn set_running_request(&self, entry: Option<InFlightEntry>) {
+        in_flight::set_running_entry(self.page, entry);
+    }
+
+    fn describe_request(&self, entry: Option<InFlightEntry>) -> Option<String> {
+        entry.and_then(|entry| in_flight::read_request(self.page, entry))
+    }
+
+    fn handler_panicked(&self) {
         PANICS.add(self.page, 1);
     }
 
-    fn timed_out(&self) {
-        TIMED_OUT.add(self.page, 1);
+    fn request_timed_out(&self) {
+        TIMED_OUT_REQUESTS.add(self.page, 1);
     }
 
-    fn begin(&self, method: &str, path: &str, now_ms: u64) -> Option<Ticket> {
-        REQUESTS.add(self.page, 1);
-        ACTIVE.add(self.page, 1);
-        self.entries.borrow_mut().begin(self.page, method, path, now_ms)
-    }
-
-    fn running(&self, ticket: Option<Ticket>) {
-        Entries::running(self.page, ticket);
-    }
-
-    fn responded(&self, status: u16) {
+    fn response_started(&self, status: u16) {
         if let class @ 1..=5 = usize::from(status / 100) {
             RESPONSES.plus(class - 1).add(self.page, 1);
         }
     }
 
-    fn finish(&self, ticket: Option<Ticket>) {
-        ACTIVE.add(self.page, u64::MAX);
-        if let Some(ticket) = ticket {
-            self.entries.borrow_mut().finish(self.page, ticket);
+    fn request_finished(&self, entry: Option<InFlightEntry>) {
+        ACTIVE_REQUESTS.add(self.page, u64::MAX);
+        if let Some(entry) = entry {
+            self.entries.borrow_mut().remove(self.page, entry);
         }
     }
 }
 
-/// Counts the bytes of a connection, and tells the time. May move to another thread with an upgraded connection.
+/// Counts the bytes of a connection. Can move to another thread with an upgraded connection.
 #[derive(Clone, Copy)]
-pub(crate) struct Meter {
+pub(crate) struct ByteMeter {
     page: &'static SharedPage,
-    shared: bool,
+    is_shared: bool,
 }
 
-impl Meter {
-    pub(super) fn shared(page: &'static SharedPage) -> Meter {
-        Meter { page, shared: true }
+impl ByteMeter {
+    pub(super) fn on_shared_page(page: &'static SharedPage) -> ByteMeter {
+        ByteMeter { page, is_shared: true }
     }
 
-    pub(crate) fn bytes_in(&self, n: usize) {
+    pub(crate) fn add_bytes_in(&self, n: usize) {
         self.add(BYTES_IN, n);
     }
 
-    pub(crate) fn bytes_out(&self, n: usize) {
+    pub(crate) fn add_bytes_out(&self, n: usize) {
         self.add(BYTES_OUT, n);
     }
 
-    fn add(&self, word: Word, n: usize) {
-        if self.shared {
+    fn add(&self, word: PageWord, n: usize) {
+        if self.is_shared {
             word.add_shared(self.page, n as u64)
         } else {
             word.add(self.page, n as u64)
         }
     }
 
-    /// The time of the last beat, in milliseconds on the monotonic clock: good to a tenth of a second, and
-    /// free of a system call.
-    pub(crate) fn now_ms(&self) -> u64 {
-        BEAT.load(self.page)
+    /// Returns the time of the last heartbeat, in milliseconds on the monotonic clock: up to 100 ms old while the event
+    /// loop runs, and without a system call.
+    pub(crate) fn coarse_now_ms(&self) -> u64 {
+        HEARTBEAT_MS.load(self.page)
     }
 }
 
-/// The row of a thread, for another one of its process.
-pub(crate) struct ThreadRow(&'static SharedPage);
+/// A view of one thread's page for another thread of the same process.
+pub(crate) struct ThreadPageView(&'static SharedPage);
 
-impl ThreadRow {
-    /// How many connections are open.
-    pub(crate) fn open(&self) -> u64 {
-        OPEN.load(self.0)
+impl ThreadPageView {
+    /// Returns how many connections are open.
+    pub(crate) fn open_connections(&self) -> u64 {
+        OPEN_CONNECTIONS.load(self.0)
     }
 
-    /// Whether it serves, full or not, and its loop turns.
-    pub(crate) fn serves(&self, now_ms: u64) -> bool {
-        serves(self.0, now_ms)
+    /// Whether the thread serves, full or not, and its event loop runs.
+    pub(crate) fn is_serving(&self, now_ms: u64) -> bool {
+        is_serving(self.0, now_ms)
     }
 
-    /// Says that the thread has left, when it cannot say so itself any more.
-    pub(crate) fn left(&self) {
-        ACCEPTING.store(self.0, 0);
-        STATE.store(self.0, WorkerState::Left as u64);
+    /// Records the end of the thread, which cannot do so itself any more.
+    pub(crate) fn set_thread_ended(&self) {
+        IS_ACCEPTING.store(self.0, 0);
+        store_state(self.0, WorkerState::ThreadEnded);
     }
 }
 
-/// Whether the worker of `page` could take a new connection right now: it says so, and its loop turns.
-pub(super) fn can_take_one(page: &SharedPage, now_ms: u64) -> bool {
-    ACCEPTING.load(page) == 1 && serves(page, now_ms)
+/// Whether the worker of `page` could accept a connection right now: it accepts, and its event loop runs.
+pub(super) fn can_accept(page: &SharedPage, now_ms: u64) -> bool {
+    IS_ACCEPTING.load(page) == 1 && is_serving(page, now_ms)
 }
 
-/// Whether the worker of `page` serves connections, full or not, and its loop turns.
-pub(super) fn serves(page: &SharedPage, now_ms: u64) -> bool {
-    let web = SLOT.load(page) < u64::from(Slot::PER_KIND);
-    web && STATE.load(page) == WorkerState::Serving as u64 && turns(page, now_ms)
+/// Whether the worker of `page` serves connections, full or not, and its event loop runs.
+pub(super) fn is_serving(page: &SharedPage, now_ms: u64) -> bool {
+    let is_web = SLOT.load(page) < u64::from(Slot::PER_KIND);
+    is_web && load_state(page) == Some(WorkerState::Serving) && has_fresh_heartbeat(page, now_ms)
 }
 
-/// Whether the loop of the worker of `page` turns.
-pub(super) fn turns(page: &SharedPage, now_ms: u64) -> bool {
-    now_ms.saturating_sub(BEAT.load(page)) < STALE_MS
+/// Whether the event loop of the worker of `page` runs.
+pub(super) fn has_fresh_heartbeat(page: &SharedPage, now_ms: u64) -> bool {
+    now_ms.saturating_sub(HEARTBEAT_MS.load(page)) < STALE_HEARTBEAT_MS
 }
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub(super) fn unix_ms() -> u64 {
+pub(super) fn unix_time_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -1,53 +1,64 @@
-//! The answer to `status`: what the primary knows from its own memory, with the figures of the scoreboard
-//! beside it.
+//! The status of a cluster: its primary, its workers, their counters and the requests in progress.
+//!
+//! Two sources give the same [`ClusterStatus`]. The primary answers
+//! [`control::Client::status`](crate::control::Client::status) and `prefork status` from its own memory and from the
+//! scoreboard, the shared memory in which every worker publishes its figures. A worker has
+//! only the scoreboard: [`Worker::cluster_status`](crate::Worker::cluster_status) leaves some fields empty, and their
+//! comments say which.
+//!
+//! The figures are to show, not to rely on: a worker can publish anything.
 
 mod accept_queue;
-mod kind_status;
+mod pool_status;
 mod shared_metrics;
-mod thread_status;
+mod states;
 mod traffic_counters;
+mod worker_status;
 
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::scoreboard::{BUCKETS, CANNOT_ACCEPT, InFlight, PoolSnapshot, WorkerSnapshot};
 use crate::shared::SharedMetric;
-pub use accept_queue::{QueueStatus, QueueWait};
-pub use kind_status::KindStatus;
-use kind_status::web;
-use prefork_supervisor::{ClusterView, WorkerView};
-use prefork_supervisor::{WEB_KIND, WorkerId};
-pub use thread_status::ThreadStatus;
-pub use traffic_counters::Counters;
+use crate::text::printable_json;
+use prefork_supervisor::{ClusterView, WEB_KIND, WorkerId};
 
-/// How many requests are listed over all workers; beyond, they are only counted. It bounds the reply.
-const LISTED: usize = 2048;
+pub use accept_queue::{AcceptQueueStatus, QueueWaitStatus};
+pub(crate) use pool_status::POOL_DURATION_BUCKETS;
+pub use pool_status::PoolStatus;
+pub use states::{PrimaryPhase, WorkerState};
+pub(crate) use traffic_counters::TRAFFIC_COUNTERS;
+pub use traffic_counters::TrafficCounters;
+pub use worker_status::{InFlightRequest, ThreadStatus, WorkerStatus};
 
-/// The largest whole number that every JSON reader keeps exactly. A figure beyond it is garbage anyway.
-pub(crate) const LARGEST: u64 = (1 << 53) - 1;
+/// How many requests in progress are listed over all workers. It bounds the reply; beyond it, they are only counted.
+const MAX_LISTED_REQUESTS: usize = 2048;
 
-/// The cluster at one moment.
+/// The largest whole number that every JSON reader keeps exactly. Larger figures are garbage and are cut to it.
+pub(crate) const MAX_JSON_INTEGER: u64 = (1 << 53) - 1;
+
+/// A whole cluster at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Status {
+pub struct ClusterStatus {
     /// The primary itself.
     pub primary: PrimaryStatus,
-    /// Addresses that are listened on; none while the cluster stops.
+    /// The addresses that are listened on; empty while the cluster stops, and in a worker.
     pub listeners: Vec<String>,
-    /// How many connections wait to be accepted, for each listening TCP socket.
+    /// How many connections wait to be accepted, for each listening TCP socket; empty in a worker.
     #[serde(default)]
-    pub queues: Vec<QueueStatus>,
+    pub queues: Vec<AcceptQueueStatus>,
     /// How long connections waited to be accepted.
     #[serde(default)]
-    pub queue_wait: QueueWait,
+    pub queue_wait: QueueWaitStatus,
     /// Sums over all workers, living and dead.
-    pub totals: Counters,
+    pub totals: TrafficCounters,
     /// What the application declared in [`shared`](crate::shared), in the order of the declarations; the first 16384
     /// numbers of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared: Vec<SharedMetric>,
-    /// Every worker that exists or is being forked, oldest first.
+    /// Every worker that exists or is being forked, oldest first. In a worker: every forked worker, by its page on the
+    /// scoreboard.
     pub workers: Vec<WorkerStatus>,
 }
 
@@ -57,273 +68,250 @@ pub struct Status {
 pub struct PrimaryStatus {
     /// Its process id.
     pub pid: u32,
-    /// The version of this crate that it runs.
+    /// The version of this crate in the process that made the status.
     pub version: String,
-    /// How long it has been running.
+    /// How long it has been running, in milliseconds. In the primary it counts from the last upgrade.
     pub uptime_ms: u64,
-    /// `booting`, `running`, `stopping` or `ending`.
-    pub phase: String,
-    /// The generation that new workers belong to.
+    /// What it is doing. A worker only knows `running` and `stopping`.
+    pub phase: PrimaryPhase,
+    /// The generation in force. A reload raises it when it has succeeded.
     pub generation: u64,
     /// How many workers of the kind `web` there should be.
     pub workers_wanted: u32,
-    /// How many workers of each other kind there should be.
+    /// How many workers of each other kind there should be; empty in a worker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub kinds: Vec<KindStatus>,
-    /// The dispatch policy in force: `shared`, `reuseport`, ... Empty if the primary does not say.
+    pub kinds: Vec<WorkerKindStatus>,
+    /// The dispatch policy in force: `shared`, `reuseport`, ... Empty from an old version.
     #[serde(default)]
     pub dispatch: String,
-    /// What in the kernel chooses the worker, where a policy has several ways: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
-    /// Empty under other policies.
+    /// What in the kernel selects the worker, if a policy has several ways: `ebpf`, `cbpf-weights`, `ip-hash` or `hash`.
+    /// Empty under other policies, and in a worker.
     #[serde(default)]
     pub dispatch_rung: String,
-    /// The concurrency model in force: `prefork`, `threads`, ... Empty if the primary does not say.
+    /// The concurrency model in force: `prefork`, `threads`, ... Empty from an old version.
     #[serde(default)]
     pub model: String,
-    /// Workers forked in place of one that ended without being asked to.
+    /// Workers forked in place of one that ended unasked.
     pub restarts: u64,
-    /// Lines that are missing in the log of all processes since the primary started: whoever reads standard error did
-    /// not keep up, or the file could not be written.
+    /// Log lines of all processes that were dropped since the primary started, because the reader of standard error did
+    /// not keep up or the file could not be written. 0 in a worker.
     #[serde(default)]
     pub log_lines_dropped: u64,
-    /// Slots that stay empty until the next reload or scale: their workers left for good, or are not to be replaced.
+    /// Slots that stay empty until the next reload or scale, as their workers are not to be replaced; empty in a worker.
     #[serde(default)]
     pub vacant: Vec<u32>,
 }
 
-/// One worker at one moment. Who it is and its state are the primary's word; the figures are the worker's.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The wanted number of workers of a kind other than `web`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct WorkerStatus {
-    /// Its number, never used again.
-    pub id: u64,
-    /// Its place, `0..N`; from [`Slot::PER_KIND`](crate::Slot::PER_KIND) for workers of other kinds than `web`.
-    pub slot: u32,
-    /// Its kind.
-    #[serde(default = "web")]
-    pub kind: String,
-    /// The generation it belongs to.
-    pub generation: u64,
-    /// Its process id, once it is forked.
-    pub pid: Option<u32>,
-    /// `forking`, `booting`, `serving`, `draining`, `leaving` or `killed`.
-    pub state: String,
-    /// How long ago its fork was decided.
-    pub uptime_ms: u64,
-    /// How long ago its event loop last turned; none before it has a loop.
-    pub beat_age_ms: Option<u64>,
-    /// How late its event loop turned, counted by powers of two of a millisecond: up to 1, up to 2, up to 4, ...
-    /// The 16th entry has all the rest.
-    #[serde(default)]
-    pub loop_lag: [u64; BUCKETS],
-    /// How long connections waited in the kernel's queue before it accepted them, counted in the same way.
-    #[serde(default)]
-    pub queue_wait: [u64; BUCKETS],
-    /// Open connections.
-    pub connections: u64,
-    /// Whether it has as many connections as `worker-connections` allows, so that it takes no more.
-    #[serde(default)]
-    pub full: bool,
-    /// Requests being answered.
-    pub active: u64,
-    /// What it counted since it started.
-    pub counters: Counters,
-    /// Its CPU pool.
-    #[serde(default)]
-    pub pool: PoolSnapshot,
-    /// The requests it is answering, oldest first; not always all of them.
-    pub serving: Vec<InFlight>,
-    /// Its threads, where each has an event loop of its own (`thread-per-core`).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub threads: Vec<ThreadStatus>,
+pub struct WorkerKindStatus {
+    /// The name of the worker kind.
+    pub name: String,
+    /// How many workers of it there should be.
+    pub workers_wanted: u32,
 }
 
-/// What the primary has to say of itself.
-pub(crate) struct Around {
+/// What the primary knows besides the supervisor's view and the workers' pages.
+pub(crate) struct PrimaryReport {
     pub(crate) started: Instant,
     pub(crate) dispatch: &'static str,
-    pub(crate) rung: &'static str,
+    pub(crate) dispatch_rung: &'static str,
     pub(crate) model: &'static str,
     pub(crate) listeners: Vec<String>,
-    pub(crate) queues: Vec<QueueStatus>,
-    pub(crate) totals: Counters,
+    pub(crate) queues: Vec<AcceptQueueStatus>,
+    /// Sums over the dead workers.
+    pub(crate) dead_totals: TrafficCounters,
     pub(crate) shared: Vec<SharedMetric>,
     pub(crate) log_lines_dropped: u64,
     /// Whether the primary accepts for all workers, and none of its sockets gives it a connection.
     pub(crate) cannot_accept: bool,
 }
 
-impl Status {
-    /// Puts together what is known with what is only written somewhere. `figures` reads a worker's row, found
-    /// by the primary's own memory, one for each thread; nothing in it is more than a number to show.
-    pub(crate) fn of(
+impl ClusterStatus {
+    /// Combines what the primary knows with what the workers publish. `read_worker` reads the pages of a worker; the
+    /// primary finds them by its own memory and uses their content only as figures to show.
+    pub(crate) fn from_primary(
         view: &ClusterView,
-        around: Around,
+        report: PrimaryReport,
         now: Instant,
-        figures: impl Fn(WorkerId) -> Vec<WorkerSnapshot>,
-    ) -> Status {
-        let mut room = LISTED;
-        let workers = view.workers.iter().map(|member| {
-            let mut worker = WorkerStatus::of(member, now, figures(member.tag.id));
-            if around.cannot_accept && worker.kind == WEB_KIND && worker.state == "serving" {
-                worker.state = CANNOT_ACCEPT.to_string();
+        read_worker: impl Fn(WorkerId) -> Option<WorkerStatus>,
+    ) -> ClusterStatus {
+        let worker_of = |known| {
+            let mut worker = WorkerStatus::from_primary(known, read_worker(known.tag.id), now);
+            let serves = worker.kind == WEB_KIND && worker.state == WorkerState::Serving;
+            if report.cannot_accept && serves {
+                worker.state = WorkerState::CannotAccept;
             }
-            worker.serving.truncate(room);
-            room -= worker.serving.len();
             worker
-        });
-        let workers: Vec<WorkerStatus> = workers.collect();
+        };
+        let workers = view.workers.iter().map(worker_of).collect();
+        let kinds = view.wanted_by_kind.iter();
         let primary = PrimaryStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_string(),
-            uptime_ms: millis(around.started, now),
-            phase: view.phase.to_string(),
+            uptime_ms: millis_between(report.started, now),
+            phase: PrimaryPhase::from_name(view.phase),
             generation: view.generation.0,
             workers_wanted: view.wanted_workers,
-            kinds: KindStatus::all(&view.wanted_by_kind),
-            dispatch: around.dispatch.to_string(),
-            dispatch_rung: around.rung.to_string(),
-            model: around.model.to_string(),
+            kinds: kinds
+                .map(|(name, wanted)| WorkerKindStatus {
+                    name: name.to_string(),
+                    workers_wanted: *wanted,
+                })
+                .collect(),
+            dispatch: report.dispatch.to_string(),
+            dispatch_rung: report.dispatch_rung.to_string(),
+            model: report.model.to_string(),
             restarts: view.restart_count,
-            log_lines_dropped: around.log_lines_dropped.min(LARGEST),
+            log_lines_dropped: report.log_lines_dropped.min(MAX_JSON_INTEGER),
             vacant: view.empty_slots.iter().map(|slot| slot.0).collect(),
         };
-        let totals = around.totals.at_most(LARGEST);
-        let queue_wait = QueueWait::of(&workers);
-        let Around { listeners, queues, shared, .. } = around;
-        let shared = shared_metrics::listed(shared);
-        Status { primary, listeners, queues, queue_wait, totals, shared, workers }
+        let status = ClusterStatus::new(primary, report.dead_totals, report.shared, workers);
+        ClusterStatus { listeners: report.listeners, queues: report.queues, ..status }
     }
-}
 
-impl WorkerStatus {
-    fn of(member: &WorkerView, now: Instant, figures: Vec<WorkerSnapshot>) -> WorkerStatus {
-        let tag = member.tag;
-        // The primary knows that it is ready, and the worker what has come of that since.
-        let cannot_accept =
-            !figures.is_empty() && figures.iter().all(|one| one.state == CANNOT_ACCEPT);
-        let state = match member.state {
-            "serving" if cannot_accept => CANNOT_ACCEPT,
-            state => state,
-        };
-        let mut worker = WorkerStatus {
-            id: tag.id.0,
-            slot: tag.slot.0,
-            kind: tag.kind.to_string(),
-            generation: tag.generation.0,
-            pid: tag.pid,
-            state: state.to_string(),
-            uptime_ms: millis(member.forked_at, now),
-            beat_age_ms: None,
-            loop_lag: [0; BUCKETS],
-            queue_wait: [0; BUCKETS],
-            connections: 0,
-            full: false,
-            active: 0,
-            counters: Counters::default(),
-            pool: PoolSnapshot::default(),
-            serving: Vec::new(),
-            threads: ThreadStatus::of(&figures),
-        };
-        if let Some(figures) = WorkerSnapshot::of_all(figures) {
-            worker.beat_age_ms = Some(figures.beat_age_ms.min(LARGEST));
-            worker.loop_lag = figures.loop_lag.map(|n| n.min(LARGEST));
-            worker.queue_wait = figures.queue_wait.map(|n| n.min(LARGEST));
-            worker.connections = figures.connections.min(LARGEST);
-            worker.full = figures.full;
-            worker.active = figures.active.min(LARGEST);
-            worker.counters = figures.counters.at_most(LARGEST);
-            worker.pool = figures.pool.at_most(LARGEST);
-            worker.serving = figures.serving;
-            for request in &mut worker.serving {
-                request.age_ms = request.age_ms.min(LARGEST);
-            }
+    /// Builds a status without listeners and queues, with sums over `workers`.
+    pub(crate) fn new(
+        primary: PrimaryStatus,
+        dead_totals: TrafficCounters,
+        shared: Vec<SharedMetric>,
+        mut workers: Vec<WorkerStatus>,
+    ) -> ClusterStatus {
+        let mut room = MAX_LISTED_REQUESTS;
+        for worker in &mut workers {
+            worker.serving.truncate(room);
+            room -= worker.serving.len();
         }
-        worker
+        ClusterStatus {
+            primary,
+            listeners: Vec::new(),
+            queues: Vec::new(),
+            queue_wait: QueueWaitStatus::of_workers(&workers),
+            totals: workers.iter().fold(dead_totals, |sum, worker| sum.plus(worker.counters)),
+            shared: shared_metrics::limit_shared_metrics(shared),
+            workers,
+        }
+    }
+
+    /// Returns the status as indented JSON.
+    pub fn to_json(&self) -> String {
+        // Numbers and strings: this cannot fail.
+        printable_json(&serde_json::to_string_pretty(self).unwrap_or_default()).into_owned()
     }
 }
 
-fn millis(since: Instant, now: Instant) -> u64 {
-    u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(LARGEST)
+fn millis_between(since: Instant, now: Instant) -> u64 {
+    let millis = now.saturating_duration_since(since).as_millis();
+    u64::try_from(millis).unwrap_or(MAX_JSON_INTEGER).min(MAX_JSON_INTEGER)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use prefork_supervisor::{Generation, Slot, WEB_KIND, WorkerTag};
+    use prefork_supervisor::{Generation, Slot, WorkerTag, WorkerView};
 
-    pub(crate) fn view_of(workers: u32) -> ClusterView {
+    /// Returns the status of a cluster with so many booting workers, of which all publish the same.
+    pub(crate) fn status_of_booting_workers(
+        workers: u32,
+        published: Option<&WorkerStatus>,
+    ) -> ClusterStatus {
         let views = (0..workers).map(|n| {
             let (id, slot) = (WorkerId(n.into()), Slot(n));
             let tag = WorkerTag { id, slot, generation: Generation(1), pid: None, kind: WEB_KIND };
             WorkerView { tag, state: "booting", forked_at: Instant::now() }
         });
-        let views = views.collect();
-        let (generation, vacant) = (Generation(1), Vec::new());
-        let kinds = vec![("consumer", 2)];
-        ClusterView {
+        let view = ClusterView {
             phase: "booting",
-            generation,
+            generation: Generation(1),
             wanted_workers: workers,
-            wanted_by_kind: kinds,
+            wanted_by_kind: vec![("consumer", 2)],
             restart_count: 0,
-            empty_slots: vacant,
-            workers: views,
-        }
-    }
-
-    /// What a worker that has gone mad may write.
-    fn mad() -> WorkerSnapshot {
-        let request = InFlight { request: "x".repeat(416), age_ms: u64::MAX, on_loop: true };
-        WorkerSnapshot {
-            id: u64::MAX,
-            slot: u64::MAX,
-            generation: u64::MAX,
-            pid: 1,
-            thread: 0,
-            state: "serving",
-            started_ms: u64::MAX,
-            beat_age_ms: u64::MAX,
-            loop_lag: [u64::MAX; BUCKETS],
-            queue_wait: [u64::MAX; BUCKETS],
-            connections: u64::MAX,
-            full: true,
-            active: u64::MAX,
-            counters: Counters { requests: u64::MAX, ..Counters::default() },
-            pool: mad_pool(),
-            serving: vec![request; 23],
-        }
-    }
-
-    fn mad_pool() -> PoolSnapshot {
-        PoolSnapshot { wait: [u64::MAX; 24], run: [u64::MAX; 24], ..PoolSnapshot::default() }
-    }
-
-    #[test]
-    fn who_a_worker_is_comes_from_memory_and_its_figures_are_bounded() {
-        let totals = Counters { requests: u64::MAX, ..Counters::default() };
-        let around = Around {
+            empty_slots: Vec::new(),
+            workers: views.collect(),
+        };
+        let report = PrimaryReport {
             started: Instant::now(),
             dispatch: "shared",
-            rung: "",
+            dispatch_rung: "",
             model: "prefork",
             listeners: vec![],
             queues: vec![],
-            totals,
+            dead_totals: TrafficCounters::default(),
             shared: vec![],
             log_lines_dropped: 0,
             cannot_accept: false,
         };
-        let status = Status::of(&view_of(2056), around, Instant::now(), |_| vec![mad()]);
+        ClusterStatus::from_primary(&view, report, Instant::now(), |_| published.cloned())
+    }
+
+    /// Returns the largest figures that a page can give, with an identity that is not the worker's.
+    fn garbage() -> WorkerStatus {
+        let (request, age_ms) = ("x".repeat(416), MAX_JSON_INTEGER);
+        let request = InFlightRequest { request, age_ms, on_loop: true };
+        let durations = [MAX_JSON_INTEGER; POOL_DURATION_BUCKETS];
+        WorkerStatus {
+            id: MAX_JSON_INTEGER,
+            slot: u32::MAX,
+            kind: "x".to_string(),
+            generation: MAX_JSON_INTEGER,
+            pid: Some(1),
+            state: WorkerState::Serving,
+            uptime_ms: MAX_JSON_INTEGER,
+            beat_age_ms: Some(MAX_JSON_INTEGER),
+            loop_lag: [MAX_JSON_INTEGER; 16],
+            queue_wait: [MAX_JSON_INTEGER; 16],
+            connections: MAX_JSON_INTEGER,
+            full: true,
+            active: MAX_JSON_INTEGER,
+            counters: TrafficCounters::from_array([MAX_JSON_INTEGER; TRAFFIC_COUNTERS]),
+            pool: PoolStatus { wait: durations, run: durations, ..PoolStatus::default() },
+            serving: vec![request; 23],
+            threads: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_primary_knows_identities_itself_and_bounds_published_figures() {
+        let status = status_of_booting_workers(2056, Some(&garbage()));
         let worker = &status.workers[1];
         assert_eq!((worker.id, worker.slot, worker.generation, worker.pid), (1, 1, 1, None));
-        assert_eq!(worker.state, "booting");
-        assert_eq!((worker.connections, worker.counters.requests), (LARGEST, LARGEST));
-        assert_eq!((worker.serving[0].age_ms, status.totals.requests), (LARGEST, LARGEST));
-        assert_eq!((worker.queue_wait[15], status.queue_wait.connections), (LARGEST, LARGEST));
+        assert_eq!((worker.state, worker.kind.as_str()), (WorkerState::Booting, WEB_KIND));
+        assert_eq!(worker.connections, MAX_JSON_INTEGER);
+        assert_eq!(status.totals.requests, MAX_JSON_INTEGER);
+        assert_eq!(status.queue_wait.connections, MAX_JSON_INTEGER);
         let listed: usize = status.workers.iter().map(|worker| worker.serving.len()).sum();
-        assert_eq!(listed, LISTED);
+        assert_eq!(listed, MAX_LISTED_REQUESTS);
         let bytes = crate::control::Reply::Status(Box::new(status)).encode().len();
         assert!(bytes < crate::control::frame::REPLY_MAX / 2, "{bytes}");
+    }
+
+    #[test]
+    fn a_worker_cannot_accept_if_no_serving_thread_is_left() {
+        let thread = |state| WorkerStatus { state, full: true, ..WorkerStatus::default() };
+        use WorkerState::{CannotAccept, Serving, ThreadEnded};
+        for (threads, state) in [
+            ([CannotAccept, Serving], Serving),
+            ([Serving, CannotAccept], Serving),
+            ([CannotAccept, CannotAccept], CannotAccept),
+            ([ThreadEnded, Serving], Serving),
+            ([ThreadEnded, ThreadEnded], ThreadEnded),
+        ] {
+            let mut worker = thread(threads[0]);
+            worker.add_thread(thread(threads[1]));
+            assert_eq!((worker.state, worker.full), (state, true), "{threads:?}");
+        }
+    }
+
+    #[test]
+    fn status_of_an_older_version_is_read() {
+        let old = r#"{"primary":{"pid":1,"version":"0","uptime_ms":1,"phase":"resting","generation":1,
+            "workers_wanted":1,"restarts":0},"listeners":[],"totals":{},"workers":[{"id":1,"slot":0,"generation":1,
+            "pid":null,"state":"new","uptime_ms":0,"beat_age_ms":null,"connections":0,"active":0,"counters":{},
+            "serving":[]}]}"#;
+        let status: ClusterStatus = serde_json::from_str(old).expect("status");
+        assert_eq!(status.primary.phase, PrimaryPhase::Unknown);
+        assert_eq!(status.workers[0].state, WorkerState::Unknown);
+        assert_eq!(status.workers[0].kind, WEB_KIND);
     }
 }

@@ -1,13 +1,14 @@
-//! The part of `Status` about what the application shares: bounded, whatever was written into it.
+//! Limits how many numbers of shared metrics a status lists, and how large they are.
 
-use super::LARGEST;
+use super::MAX_JSON_INTEGER;
 use crate::shared::{HistogramSnapshot, SharedMetric, SharedMetricValue};
 
-/// So many numbers are listed, in the order of the declarations; what is declared after them is left out.
-const NUMBERS: usize = 1 << 14;
+/// How many numbers are listed, in the order of the declarations; later metrics are left out.
+const MAX_LISTED_NUMBERS: usize = 1 << 14;
 
-pub(super) fn listed(all: Vec<SharedMetric>) -> Vec<SharedMetric> {
-    let mut room = NUMBERS;
+/// Returns the first metrics, as many as fit into the limit on numbers.
+pub(super) fn limit_shared_metrics(all: Vec<SharedMetric>) -> Vec<SharedMetric> {
+    let mut room = MAX_LISTED_NUMBERS;
     let fits = |metric: &SharedMetric| {
         let numbers = match &metric.value {
             SharedMetricValue::Histogram(seen) => 1 + seen.bounds.len() + seen.counts.len(),
@@ -16,19 +17,24 @@ pub(super) fn listed(all: Vec<SharedMetric>) -> Vec<SharedMetric> {
         room = room.saturating_sub(numbers);
         room > 0
     };
-    all.into_iter().take_while(fits).map(clipped).collect()
+    all.into_iter().take_while(fits).map(limit_metric_values).collect()
 }
 
-/// With figures that every JSON reader keeps exactly. A figure beyond them is garbage anyway.
-fn clipped(mut metric: SharedMetric) -> SharedMetric {
+/// Cuts the values of a metric to whole numbers that every JSON reader keeps exactly.
+fn limit_metric_values(mut metric: SharedMetric) -> SharedMetric {
     match &mut metric.value {
-        SharedMetricValue::Counter { value } => *value = (*value).min(LARGEST),
+        SharedMetricValue::Counter { value } => *value = (*value).min(MAX_JSON_INTEGER),
         SharedMetricValue::Gauge { value } => {
-            *value = (*value).clamp(-LARGEST.cast_signed(), LARGEST.cast_signed());
+            *value =
+                (*value).clamp(-MAX_JSON_INTEGER.cast_signed(), MAX_JSON_INTEGER.cast_signed());
         }
         SharedMetricValue::Histogram(seen) => {
             let HistogramSnapshot { bounds, counts, sum } = seen;
-            bounds.iter_mut().chain(counts).chain([sum]).for_each(|n| *n = (*n).min(LARGEST));
+            bounds
+                .iter_mut()
+                .chain(counts)
+                .chain([sum])
+                .for_each(|n| *n = (*n).min(MAX_JSON_INTEGER));
         }
         SharedMetricValue::Flag { .. }
         | SharedMetricValue::Leadership { .. }
@@ -46,17 +52,21 @@ mod tests {
     }
 
     #[test]
-    fn figures_and_their_number_are_bounded() {
-        let many = vec![metric(SharedMetricValue::Counter { value: u64::MAX }); 2 * NUMBERS];
-        let listed = listed(many);
-        assert!(listed.len() < NUMBERS);
-        assert_eq!(listed[0].value, SharedMetricValue::Counter { value: LARGEST });
-        let least = clipped(metric(SharedMetricValue::Gauge { value: i64::MIN }));
-        assert_eq!(least.value, SharedMetricValue::Gauge { value: -LARGEST.cast_signed() });
+    fn values_and_their_number_are_bounded() {
+        let many =
+            vec![metric(SharedMetricValue::Counter { value: u64::MAX }); 2 * MAX_LISTED_NUMBERS];
+        let listed = limit_shared_metrics(many);
+        assert!(listed.len() < MAX_LISTED_NUMBERS);
+        assert_eq!(listed[0].value, SharedMetricValue::Counter { value: MAX_JSON_INTEGER });
+        let least = limit_metric_values(metric(SharedMetricValue::Gauge { value: i64::MIN }));
+        assert_eq!(
+            least.value,
+            SharedMetricValue::Gauge { value: -MAX_JSON_INTEGER.cast_signed() }
+        );
     }
 
     #[test]
-    fn what_is_written_is_read_and_what_is_unknown_too() {
+    fn metrics_are_read_back_and_newer_kinds_are_unknown() {
         let bounds = vec![1, 10];
         let seen = HistogramSnapshot { bounds, counts: vec![3, 2, 1], sum: 40 };
         for value in [

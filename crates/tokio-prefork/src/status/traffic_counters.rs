@@ -1,15 +1,14 @@
-//! What is counted, as plain data: read from a page, added to one, summed.
+//! Counters of connections, requests and bytes.
 
 use serde::{Deserialize, Serialize};
 
-use crate::scoreboard::page_layout::{COUNTERS, Word};
-use prefork_os::shared_memory::SharedPage;
+use super::MAX_JSON_INTEGER;
 
-/// What is counted. A worker's counters are added to the total when it dies.
+/// Counts connections, requests and bytes since a worker started, or of a whole cluster since its primary started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
-pub struct Counters {
+pub struct TrafficCounters {
     /// Connections accepted.
     pub accepted: u64,
     /// Requests received.
@@ -22,41 +21,60 @@ pub struct Counters {
     pub bytes_out: u64,
     /// Handlers that panicked.
     pub panics: u64,
-    /// Connections cut by a limit or a deadline.
+    /// Connections closed by a limit or a deadline.
     pub cut: u64,
     /// Connections sent to another worker while this one was draining.
     pub handed_over: u64,
     /// Connections taken over from another worker.
     pub taken_over: u64,
-    /// Connections refused with 503, as they had waited in the queue for longer than `max-queue-wait`.
+    /// Connections refused with 503 because they had waited in the queue for longer than `max-queue-wait`.
     pub shed: u64,
     /// Requests ended by `request-timeout`, with 503 or in the middle of their response.
     pub timed_out: u64,
 }
 
-impl Counters {
-    pub(crate) fn read(page: &SharedPage) -> Counters {
-        let mut words = COUNTERS.map(|i| Word::at(i).load(page));
-        let mut next = || words.next().unwrap_or(0);
-        Counters {
-            accepted: next(),
-            requests: next(),
-            responses: [next(), next(), next(), next(), next()],
-            bytes_in: next(),
-            bytes_out: next(),
-            panics: next(),
-            cut: next(),
-            handed_over: next(),
-            taken_over: next(),
-            shed: next(),
-            timed_out: next(),
+/// How many numbers [`TrafficCounters`] has.
+pub(crate) const TRAFFIC_COUNTERS: usize = 15;
+
+impl TrafficCounters {
+    /// Builds the counters from their numbers, in the order of the fields.
+    pub(crate) fn from_array(numbers: [u64; TRAFFIC_COUNTERS]) -> TrafficCounters {
+        let [
+            accepted,
+            requests,
+            r1,
+            r2,
+            r3,
+            r4,
+            r5,
+            bytes_in,
+            bytes_out,
+            panics,
+            cut,
+            handed_over,
+            taken_over,
+            shed,
+            timed_out,
+        ] = numbers;
+        TrafficCounters {
+            accepted,
+            requests,
+            responses: [r1, r2, r3, r4, r5],
+            bytes_in,
+            bytes_out,
+            panics,
+            cut,
+            handed_over,
+            taken_over,
+            shed,
+            timed_out,
         }
     }
 
-    /// Adds all to the counters of a page. Wraps: a worker may have written anything.
-    pub(crate) fn add_to(&self, page: &SharedPage) {
+    /// Returns the numbers in the order of the fields.
+    pub(crate) fn to_array(self) -> [u64; TRAFFIC_COUNTERS] {
         let [r1, r2, r3, r4, r5] = self.responses;
-        let values = [
+        [
             self.accepted,
             self.requests,
             r1,
@@ -72,46 +90,30 @@ impl Counters {
             self.taken_over,
             self.shed,
             self.timed_out,
-        ];
-        for (word, value) in COUNTERS.zip(values) {
-            Word::at(word).add(page, value);
-        }
+        ]
     }
 
-    /// Each of them, or `most` where it is more.
-    pub(crate) fn at_most(self, most: u64) -> Counters {
-        Counters {
-            accepted: self.accepted.min(most),
-            requests: self.requests.min(most),
-            responses: self.responses.map(|n| n.min(most)),
-            bytes_in: self.bytes_in.min(most),
-            bytes_out: self.bytes_out.min(most),
-            panics: self.panics.min(most),
-            cut: self.cut.min(most),
-            handed_over: self.handed_over.min(most),
-            taken_over: self.taken_over.min(most),
-            shed: self.shed.min(most),
-            timed_out: self.timed_out.min(most),
+    /// Returns the sums of two workers, each at most [`MAX_JSON_INTEGER`].
+    pub(crate) fn plus(self, other: TrafficCounters) -> TrafficCounters {
+        let (mut sums, more) = (self.to_array(), other.to_array());
+        for (sum, more) in sums.iter_mut().zip(more) {
+            *sum = sum.saturating_add(more).min(MAX_JSON_INTEGER);
         }
+        TrafficCounters::from_array(sums)
     }
+}
 
-    pub(crate) fn plus(&self, other: &Counters) -> Counters {
-        let mut responses = self.responses;
-        for (sum, more) in responses.iter_mut().zip(other.responses) {
-            *sum = sum.wrapping_add(more);
-        }
-        Counters {
-            accepted: self.accepted.wrapping_add(other.accepted),
-            requests: self.requests.wrapping_add(other.requests),
-            responses,
-            bytes_in: self.bytes_in.wrapping_add(other.bytes_in),
-            bytes_out: self.bytes_out.wrapping_add(other.bytes_out),
-            panics: self.panics.wrapping_add(other.panics),
-            cut: self.cut.wrapping_add(other.cut),
-            handed_over: self.handed_over.wrapping_add(other.handed_over),
-            taken_over: self.taken_over.wrapping_add(other.taken_over),
-            shed: self.shed.wrapping_add(other.shed),
-            timed_out: self.timed_out.wrapping_add(other.timed_out),
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_bounded() {
+        let numbers = std::array::from_fn(|n| n as u64 + 1);
+        let counters = TrafficCounters::from_array(numbers);
+        assert_eq!(counters.to_array(), numbers);
+        assert_eq!(counters.plus(counters).to_array(), numbers.map(|n| 2 * n));
+        let garbage = TrafficCounters::from_array([u64::MAX; TRAFFIC_COUNTERS]);
+        assert_eq!(garbage.plus(counters).to_array(), [MAX_JSON_INTEGER; TRAFFIC_COUNTERS]);
     }
 }

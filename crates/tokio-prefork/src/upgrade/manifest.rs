@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::scoreboard::Counters;
+use crate::status::TrafficCounters;
 use prefork_supervisor::WEB_KIND;
 
 /// The version of the format; changes when a field changes its meaning. A new binary refuses a version it does not know, while
@@ -39,7 +39,7 @@ pub(crate) struct UpgradeManifest {
     /// The wanted number of workers, from the configuration or from a later scale command.
     pub workers_wanted: u32,
     /// The counters of exited workers.
-    pub totals: Counters,
+    pub totals: TrafficCounters,
     pub listeners: Vec<PassedListener>,
     pub workers: Vec<PassedWorker>,
     /// Connections that were accepted and are in no worker's queue.
@@ -213,7 +213,7 @@ mod tests {
             next_id: 5,
             restarts: 1,
             workers_wanted: 2,
-            totals: Counters::default(),
+            totals: TrafficCounters::default(),
             environments: vec![(1, vec![("ROLE".to_string(), "mail".to_string())])],
             listeners: vec![
                 PassedListener {

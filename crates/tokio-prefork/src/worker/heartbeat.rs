@@ -31,9 +31,9 @@ pub(crate) async fn run_heartbeat(
 ) {
     let mut late = Duration::ZERO;
     loop {
-        state.row.lagged(late);
+        state.row.record_loop_lag(late);
         let now = LocalWorkerState::monotonic_ms();
-        state.row.beat(now);
+        state.row.record_heartbeat(now);
         state.accept_recheck.notify_waiters();
         state.pool.update_utilisation();
         if terminate.swap(false, Ordering::Relaxed) {
@@ -50,7 +50,7 @@ pub(crate) async fn run_heartbeat(
             state.connections.borrow().wake_all();
         }
         for _ in 0..at_deadline + stalled {
-            state.row.cut();
+            state.row.connection_cut();
         }
         if at_deadline > 0 && state.drain.current_order().is_some() {
             log_unfinished_requests(&state, at_deadline);
@@ -61,7 +61,7 @@ pub(crate) async fn run_heartbeat(
 
 /// Logs how many connections were closed at the drain deadline, and the requests that were in progress.
 fn log_unfinished_requests(state: &LocalWorkerState, closed: usize) {
-    let serving = state.scoreboard.snapshot();
+    let serving = state.scoreboard.cluster_status(&state.config);
     let requests: Vec<String> = serving
         .workers
         .iter()

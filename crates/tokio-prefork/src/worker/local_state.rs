@@ -17,7 +17,8 @@ use crate::dispatch::queue_wait::RejectionLog;
 use crate::dispatch::reuseport::adopted_sockets::AdoptedSocket;
 use crate::messages::WorkerMessageEnd;
 use crate::pool::Pool;
-use crate::scoreboard::{Other, OwnRow, Reader, Row, WorkerState};
+use crate::scoreboard::{OtherWorkerLoad, RequestRecorder, ScoreboardReader, WorkerPage};
+use crate::status::WorkerState;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// The shared state of one worker.
@@ -26,10 +27,10 @@ pub(crate) struct LocalWorkerState {
     /// The custom worker kinds, each with its first slot.
     pub(crate) kinds: Vec<(&'static str, Slot)>,
     pub(crate) config: Rc<Config>,
-    pub(crate) row: OwnRow,
+    pub(crate) row: WorkerPage,
     /// The shared page on which this slot counts its connections for the kernel's dispatch program.
     pub(crate) load_page: LoadPage,
-    pub(crate) scoreboard: Reader,
+    pub(crate) scoreboard: ScoreboardReader,
     pub(crate) channel: WorkerChannelEnd,
     /// Whether the channel to the primary is open.
     pub(crate) is_primary_connected: Cell<bool>,
@@ -81,9 +82,9 @@ impl LocalWorkerState {
     pub(crate) fn should_hand_over(&self) -> bool {
         match self.drain.current_order().map(|order| order.hand_over) {
             Some(HandoverMode::Immediately) => true,
-            Some(HandoverMode::WhenOthersServe) => {
-                self.scoreboard.others_serve(&self.row, LocalWorkerState::monotonic_ms())
-            }
+            Some(HandoverMode::WhenOthersServe) => self
+                .scoreboard
+                .has_other_serving_worker(&self.row, LocalWorkerState::monotonic_ms()),
             Some(HandoverMode::Never) | None => false,
         }
     }
@@ -98,8 +99,8 @@ impl LocalWorkerState {
     /// Starts to drain, or updates the drain that is under way.
     pub(crate) fn begin_drain(&self, order: DrainOrder) {
         if self.drain.begin(order) {
-            self.row.state(WorkerState::Draining);
-            self.row.accepting(false);
+            self.row.set_state(WorkerState::Draining);
+            self.row.set_accepting(false);
             self.load_page.stop_counting();
         }
         // A later order may allow to hand connections over.
@@ -118,25 +119,25 @@ impl LocalWorkerState {
             return;
         }
         let cannot = self.cannot_accept();
-        self.row.state(if cannot { WorkerState::CannotAccept } else { WorkerState::Serving });
-        self.row.accepting(!cannot);
+        self.row.set_state(if cannot { WorkerState::CannotAccept } else { WorkerState::Serving });
+        self.row.set_accepting(!cannot);
     }
 
     /// Returns the other workers that could accept a connection now.
-    pub(crate) fn available_workers(&self) -> impl Iterator<Item = Other> {
-        self.scoreboard.others(&self.row, LocalWorkerState::monotonic_ms())
+    pub(crate) fn available_workers(&self) -> impl Iterator<Item = OtherWorkerLoad> {
+        self.scoreboard.other_accepting_workers(&self.row, LocalWorkerState::monotonic_ms())
     }
 
     /// Notifies the acceptors if another worker has at least two connections more than this one.
     pub(crate) fn wake_acceptors_if_least_loaded(&self) {
-        if self.row.open() + 2 <= self.busiest_worker_connections.get() {
+        if self.row.open_connections() + 2 <= self.busiest_worker_connections.get() {
             self.accept_recheck.notify_waiters();
         }
     }
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.row.meter().now_ms()
+        self.row.byte_meter().coarse_now_ms()
     }
 
     /// Milliseconds on the monotonic clock.

@@ -33,7 +33,7 @@ use crate::channel::{WorkerChannelEnd, WorkerReport};
 use crate::dispatch::{self, AcceptedConnection, ConnectionStarter};
 use crate::error::{Error, Result, exit};
 use crate::messages::WorkerMessageEnd;
-use crate::scoreboard::WorkerState;
+use crate::status::WorkerState;
 use crate::worker_init::WorkerInit;
 pub use accepted_stream::AcceptedStream;
 use bytes::Bytes;
@@ -222,7 +222,7 @@ async fn boot_and_serve(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     let app = state.app.get_or_init(|| booted);
     dispatch::start_accepting(&state, app, listeners, queue)?;
     state.messages.finish_boot();
-    state.row.state(WorkerState::Serving);
+    state.row.set_state(WorkerState::Serving);
     let ready = state.channel.send(&WorkerReport::Ready);
     ready.map_err(|e| Error::system(format!("report to the primary that {tag} is ready"), e))?;
     let outcome = match app.main_loop.take() {

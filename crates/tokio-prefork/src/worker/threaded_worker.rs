@@ -13,7 +13,8 @@ use super::local_state::LocalWorkerState;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::pool::Pool;
-use crate::scoreboard::{ClusterSnapshot, Reader, SharedRow};
+use crate::scoreboard::{ScoreboardReader, SharedWorkerPage};
+use crate::status::ClusterStatus;
 use prefork_supervisor::{Generation, Slot, WorkerId, WorkerTag};
 
 /// A handle to the worker in the `threads` model, for code on any of its threads. Cheap to clone; `Send` and `Sync`.
@@ -24,8 +25,8 @@ pub struct ThreadedWorker(pub(crate) Arc<ThreadedWorkerState>);
 pub(crate) struct ThreadedWorkerState {
     pub(crate) tag: WorkerTag,
     pub(crate) config: Config,
-    pub(crate) row: SharedRow,
-    pub(crate) scoreboard: Reader,
+    pub(crate) row: SharedWorkerPage,
+    pub(crate) scoreboard: ScoreboardReader,
     pub(crate) pool: Pool,
     pub(crate) is_draining: AtomicBool,
     /// Notified when the drain starts.
@@ -37,7 +38,7 @@ pub(crate) struct ThreadedWorkerState {
 impl ThreadedWorkerState {
     /// Copies what the threads need from the state of the worker's event loop.
     pub(crate) fn from_local(state: &LocalWorkerState) -> Result<ThreadedWorkerState> {
-        let row = state.row.shared();
+        let row = state.row.shared_page();
         let row = row.ok_or_else(|| {
             Error::internal("the scoreboard page of this worker is for one thread")
         })?;
@@ -45,7 +46,7 @@ impl ThreadedWorkerState {
             tag: state.tag,
             config: Config::clone(&state.config),
             row,
-            scoreboard: state.scoreboard,
+            scoreboard: state.scoreboard.clone(),
             pool: state.pool.clone(),
             is_draining: AtomicBool::new(false),
             drain_started: Notify::new(),
@@ -56,7 +57,7 @@ impl ThreadedWorkerState {
 
 impl ServeContext for ThreadedWorkerState {
     type Ptr<T: 'static> = Arc<T>;
-    type Row = SharedRow;
+    type Recorder = SharedWorkerPage;
 
     fn new_shared<T: 'static>(value: T) -> Arc<T> {
         Arc::new(value)
@@ -70,7 +71,7 @@ impl ServeContext for ThreadedWorkerState {
         &self.config
     }
 
-    fn row(&self) -> &SharedRow {
+    fn row(&self) -> &SharedWorkerPage {
         &self.row
     }
 
@@ -113,9 +114,10 @@ impl ThreadedWorker {
         &self.0.config
     }
 
-    /// Returns the current figures of all processes of the cluster.
-    pub fn cluster(&self) -> ClusterSnapshot {
-        self.0.scoreboard.snapshot()
+    /// Returns the status of the whole cluster, as its processes publish it at this moment. Fields that only the primary
+    /// knows are empty; see [`status`](crate::status).
+    pub fn cluster_status(&self) -> ClusterStatus {
+        self.0.scoreboard.cluster_status(&self.0.config)
     }
 
     /// Returns the worker's CPU pool, which all threads share; see [`Worker::pool`](crate::Worker::pool).

@@ -8,7 +8,7 @@ use super::local_state::LocalWorkerState;
 use crate::channel::WorkerReport;
 use crate::config::Config;
 use crate::pool::Pool;
-use crate::scoreboard::ClusterSnapshot;
+use crate::status::ClusterStatus;
 use prefork_supervisor::{Generation, Slot, WorkerId};
 
 thread_local! {
@@ -74,9 +74,10 @@ impl Worker {
         &self.0.config
     }
 
-    /// Returns the current figures of all processes of the cluster.
-    pub fn cluster(&self) -> ClusterSnapshot {
-        self.0.scoreboard.snapshot()
+    /// Returns the status of the whole cluster, as its processes publish it at this moment. Fields that only the primary
+    /// knows are empty; see [`status`](crate::status).
+    pub fn cluster_status(&self) -> ClusterStatus {
+        self.0.scoreboard.cluster_status(&self.0.config)
     }
 
     /// Returns the worker's CPU pool: threads for computations that would block the event loop.

@@ -5,10 +5,9 @@ use std::time::Instant;
 use log::Level;
 
 use super::*;
-use crate::control::{Around, Asked, Ledger, Server};
+use crate::control::{Asked, Ledger, Server};
 use crate::error::{ErrorKind, exit};
-use crate::scoreboard::Counters;
-use crate::status::tests::view_of;
+use crate::status::tests::status_of_booting_workers;
 
 /// A primary that lives in a thread: it has three workers, refuses to reload and ends when told to stop.
 fn primary(path: PathBuf) -> JoinHandle<()> {
@@ -23,23 +22,9 @@ fn primary(path: PathBuf) -> JoinHandle<()> {
             let now = Instant::now();
             for Asked { ticket, request, .. } in server.attend(&ready, now) {
                 let reply = match request {
-                    Request::Status {} => Reply::Status(Box::new(Status::of(
-                        &view_of(3),
-                        Around {
-                            started: now,
-                            dispatch: "shared",
-                            rung: "",
-                            model: "prefork",
-                            listeners: vec![],
-                            queues: vec![],
-                            totals: Counters::default(),
-                            shared: vec![],
-                            log_lines_dropped: 0,
-                            cannot_accept: false,
-                        },
-                        now,
-                        |_| Vec::new(),
-                    ))),
+                    Request::Status {} => {
+                        Reply::Status(Box::new(status_of_booting_workers(3, None)))
+                    }
                     Request::Events { follow, since } => {
                         server.stream(ticket, follow, since, &ledger, now);
                         continue;

@@ -3,7 +3,7 @@
 //! A worker that has two connections more than another one lets that one accept first. If it does not accept, as it is
 //! frozen, stopped or busy, the worker skips it for ever more connections (see `SkipBackoff`), until it accepts again.
 
-use crate::scoreboard::Other;
+use crate::scoreboard::OtherWorkerLoad;
 use crate::skip_backoff::SkipBackoff;
 
 /// How many more connections a worker must have than another one to let it accept first, and how many fewer to be woken
@@ -17,7 +17,7 @@ const MAX_ALWAYS_WOKEN: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct AcceptFairness {
     /// By row, with the count of accepted connections at the last miss.
-    missed: Vec<(Other, SkipBackoff)>,
+    missed: Vec<(OtherWorkerLoad, SkipBackoff)>,
 }
 
 impl AcceptFairness {
@@ -27,14 +27,15 @@ impl AcceptFairness {
         &mut self,
         own: u64,
         min_difference: u64,
-        others: impl Iterator<Item = Other>,
-    ) -> Option<Other> {
+        others: impl Iterator<Item = OtherWorkerLoad>,
+    ) -> Option<OtherWorkerLoad> {
         if own < min_difference {
             return None;
         }
-        let mut idlest: Option<Other> = None;
-        for other in others.filter(|other| other.open + min_difference <= own) {
-            let is_idler = idlest.is_none_or(|idlest| other.open < idlest.open);
+        let mut idlest: Option<OtherWorkerLoad> = None;
+        for other in others.filter(|other| other.open_connections + min_difference <= own) {
+            let is_idler =
+                idlest.is_none_or(|idlest| other.open_connections < idlest.open_connections);
             if self.is_expected_to_accept(&other) && is_idler {
                 idlest = Some(other);
             }
@@ -42,8 +43,10 @@ impl AcceptFairness {
         idlest
     }
 
-    fn is_expected_to_accept(&mut self, other: &Other) -> bool {
-        let Some(at) = self.missed.iter().position(|(known, _)| known.row == other.row) else {
+    fn is_expected_to_accept(&mut self, other: &OtherWorkerLoad) -> bool {
+        let Some(at) =
+            self.missed.iter().position(|(known, _)| known.page_number == other.page_number)
+        else {
             return true;
         };
         let (known, backoff) = &mut self.missed[at];
@@ -56,8 +59,9 @@ impl AcceptFairness {
     }
 
     /// Records whether `preferred` has accepted: `accepted` is its count now, `None` if it is gone.
-    pub(crate) fn record_outcome(&mut self, preferred: Other, accepted: Option<u64>) {
-        let at = self.missed.iter().position(|(known, _)| known.row == preferred.row);
+    pub(crate) fn record_outcome(&mut self, preferred: OtherWorkerLoad, accepted: Option<u64>) {
+        let at =
+            self.missed.iter().position(|(known, _)| known.page_number == preferred.page_number);
         if accepted != Some(preferred.accepted) {
             at.map(|at| self.missed.swap_remove(at));
             return;
@@ -75,12 +79,12 @@ impl AcceptFairness {
 pub(crate) fn should_always_wake(
     own: u64,
     row: usize,
-    others: impl Iterator<Item = Other>,
+    others: impl Iterator<Item = OtherWorkerLoad>,
 ) -> (bool, u64) {
     let (mut most, mut idler) = (0, 0);
     for other in others {
-        most = most.max(other.open);
-        idler += usize::from((other.open, other.row) < (own, row));
+        most = most.max(other.open_connections);
+        idler += usize::from((other.open_connections, other.page_number) < (own, row));
     }
     (own + MIN_CONNECTION_DIFFERENCE <= most && idler < MAX_ALWAYS_WOKEN, most)
 }
@@ -89,8 +93,8 @@ pub(crate) fn should_always_wake(
 mod tests {
     use super::*;
 
-    fn other(row: usize, open: u64) -> Other {
-        Other { row, open, accepted: 100 }
+    fn other(page_number: usize, open_connections: u64) -> OtherWorkerLoad {
+        OtherWorkerLoad { page_number, open_connections, accepted: 100 }
     }
 
     #[test]
@@ -100,7 +104,7 @@ mod tests {
             let others = opens.into_iter().enumerate().map(|(row, open)| other(row, open));
             fairness
                 .choose_idler_worker(own, MIN_CONNECTION_DIFFERENCE, others)
-                .map(|other| other.row)
+                .map(|other| other.page_number)
         };
         assert_eq!(chosen(0, [0, 0, 0]), None);
         assert_eq!(chosen(1, [0, 0, 0]), None);
@@ -153,7 +157,7 @@ mod tests {
             fairness.choose_idler_worker(10, MIN_CONNECTION_DIFFERENCE, [slow].into_iter()),
             None
         );
-        let awake = Other { accepted: 101, ..slow };
+        let awake = OtherWorkerLoad { accepted: 101, ..slow };
         assert_eq!(
             fairness.choose_idler_worker(10, MIN_CONNECTION_DIFFERENCE, [awake].into_iter()),
             Some(awake)
@@ -172,7 +176,7 @@ mod tests {
     fn only_the_idlest_workers_are_always_woken_and_only_if_others_have_far_more() {
         let is_woken = |own, row, opens: &[u64]| {
             let others = opens.iter().enumerate().map(|(row, open)| other(row, *open));
-            should_always_wake(own, row, others.filter(|other| other.row != row)).0
+            should_always_wake(own, row, others.filter(|other| other.page_number != row)).0
         };
         assert!(!is_woken(0, 0, &[0; 16]), "all are alike");
         assert!(!is_woken(0, 0, &[0, 1, 1]), "nearly alike");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::unix::AsyncFdReadyGuard;
 
 use crate::dispatch::shared::accept_fairness::{self, AcceptFairness, MIN_CONNECTION_DIFFERENCE};
-use crate::scoreboard::Other;
+use crate::scoreboard::OtherWorkerLoad;
 use crate::worker::heartbeat;
 use crate::worker::local_state::LocalWorkerState;
 use prefork_os::shared_listener::{SharedListener, WakeMode};
@@ -88,19 +88,21 @@ impl AcceptQueue {
         let first = self.yield_to_idler_worker().await;
         let outcome = self.listener.accept(ready);
         if let Some(first) = first {
-            let accepted =
-                self.state.scoreboard.accepted(first.row, LocalWorkerState::monotonic_ms());
+            let accepted = self
+                .state
+                .scoreboard
+                .accepted_by(first.page_number, LocalWorkerState::monotonic_ms());
             self.fairness.borrow_mut().record_outcome(first, accepted);
         }
         outcome
     }
 
     /// Waits a millisecond if another worker has far fewer connections, and returns that worker.
-    async fn yield_to_idler_worker(&self) -> Option<Other> {
+    async fn yield_to_idler_worker(&self) -> Option<OtherWorkerLoad> {
         if !self.shared {
             return None;
         }
-        let own = self.state.row.open();
+        let own = self.state.row.open_connections();
         let first = self.fairness.borrow_mut().choose_idler_worker(
             own,
             self.min_difference,
@@ -135,11 +137,11 @@ impl AcceptQueue {
         if self.listener.wake_mode() != WakeMode::Exclusive {
             return self.choose_wake_mode();
         }
-        let own = self.state.row.open();
+        let own = self.state.row.open_connections();
         let (mut is_busier, mut most) = (false, 0);
         for other in self.state.available_workers() {
-            is_busier |= other.open < own;
-            most = most.max(other.open);
+            is_busier |= other.open_connections < own;
+            most = most.max(other.open_connections);
         }
         self.state.busiest_worker_connections.set(most);
         if is_busier {
@@ -159,12 +161,12 @@ impl AcceptQueue {
     /// turn of this worker. Workers take turns by their rows.
     fn is_scan_due(&self) -> bool {
         let now = self.state.now_ms();
-        let period = 1 + self.state.scoreboard.row_count() / ROWS_PER_HEARTBEAT;
+        let period = 1 + self.state.scoreboard.pages_used() / ROWS_PER_HEARTBEAT;
         if period == 1 || self.heartbeat_ms.replace(now) == now {
             return true;
         }
         let beat = now / heartbeat::HEARTBEAT_INTERVAL.as_millis() as u64;
-        (beat + self.state.row.number() as u64).is_multiple_of(period as u64)
+        (beat + self.state.row.page_number() as u64).is_multiple_of(period as u64)
     }
 
     /// Wakes this worker for every connection if others have far more, else in turn with them.
@@ -173,7 +175,7 @@ impl AcceptQueue {
             return self.resume_waking();
         }
         let state = &self.state;
-        let (own, row) = (state.row.open(), state.row.number());
+        let (own, row) = (state.row.open_connections(), state.row.page_number());
         let (is_among_idlest, most) =
             accept_fairness::should_always_wake(own, row, state.available_workers());
         if is_among_idlest {

@@ -34,7 +34,7 @@ fn jobs_without_a_result_are_freed() {
         block_on(first).expect("done");
     }
     assert_eq!(Arc::strong_count(&held), 1, "jobs that were not run kept their data");
-    let seen = pool.snapshot();
+    let seen = pool.status();
     let counted = (seen.rejected, seen.cancelled, seen.timed_out, seen.done);
     assert_eq!(counted, (iterations, iterations, iterations, iterations));
     assert_eq!((seen.threads, seen.depth, seen.running), (1, 0, 0));
@@ -53,7 +53,7 @@ fn threads_end_after_a_panic_and_after_a_drain() {
         });
         assert!(matches!(block_on(job), Err(PoolError::Panicked { .. })));
     }
-    assert_eq!((pool.snapshot().panicked, pool.snapshot().threads), (iterations, 1));
+    assert_eq!((pool.status().panicked, pool.status().threads), (iterations, 1));
     for _ in 0..iterations {
         let pool = create_pool(1, 8);
         let (first, gate) = run_gated_job(&pool);

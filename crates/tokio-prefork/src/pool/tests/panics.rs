@@ -17,7 +17,7 @@ fn a_panic_names_the_job_and_replaces_its_thread() {
     assert!(text.contains("a_panic_names") && text.contains("panicked: on purpose"), "{text}");
     let after = block_on(thread()).expect("id");
     assert_ne!(before, after, "the thread was not replaced");
-    assert_eq!((pool.snapshot().panicked, pool.snapshot().done), (1, 2));
+    assert_eq!((pool.status().panicked, pool.status().done), (1, 2));
     assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0, "the thread count is wrong");
 }
 

@@ -7,7 +7,7 @@ use std::task::Poll;
 use proptest::prelude::*;
 
 use super::*;
-use crate::scoreboard::PoolSnapshot;
+use crate::status::PoolStatus;
 
 /// What a caller does with one job.
 #[derive(Debug, Clone, Copy)]
@@ -139,13 +139,13 @@ fn run_simulation(
         total
     });
     let still_running = block_on(pool.drain(TEST_TIMEOUT));
-    SimulationResult { seen, still_running, counted: pool.snapshot() }
+    SimulationResult { seen, still_running, counted: pool.status() }
 }
 
 struct SimulationResult {
     seen: Vec<CallerResults>,
     still_running: usize,
-    counted: PoolSnapshot,
+    counted: PoolStatus,
 }
 
 proptest! {
@@ -205,7 +205,7 @@ fn callers_on_many_threads_get_their_own_results() {
     let bad = callers.into_iter().filter_map(|caller| caller.join().err()).count();
     assert_eq!(bad, 0);
     assert_eq!(block_on(pool.drain(TEST_TIMEOUT)), 0);
-    let c = pool.snapshot();
+    let c = pool.status();
     assert_eq!(c.done + c.rejected + c.timed_out + c.cancelled + c.panicked + c.closed, 2000);
 }
 

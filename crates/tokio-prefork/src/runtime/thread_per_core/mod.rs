@@ -24,7 +24,7 @@ use crate::dispatch::LoadPage;
 use crate::error::{Error, Result, exit};
 use crate::listener::Listener;
 use crate::messages::MessageLimits;
-use crate::scoreboard::{OwnRow, Reader};
+use crate::scoreboard::{ScoreboardReader, WorkerPage};
 use crate::worker::{self, WorkerApp};
 use crate::worker_init::WorkerInit;
 use prefork_supervisor::{Slot, WorkerTag};
@@ -41,8 +41,8 @@ struct ThreadInit {
     channel: OwnedFd,
     message_channel: Option<OwnedFd>,
     message_limits: MessageLimits,
-    row: OwnRow,
-    board: Reader,
+    row: WorkerPage,
+    board: ScoreboardReader,
     config: Config,
     terminate: Arc<AtomicBool>,
 }
@@ -103,7 +103,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
         threads.push(RelayedThread {
             end,
             report_task: RefCell::default(),
-            row: row.of_thread(),
+            row: row.thread_view(),
             reading: Mutex::new(()),
         });
         let thread_init = ThreadInit {
@@ -114,7 +114,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
             message_channel: message_channel.take(),
             message_limits,
             row,
-            board,
+            board: board.clone(),
             config: Config::clone(&config),
             terminate: Arc::clone(&terminate),
         };
@@ -134,7 +134,7 @@ async fn run_relay(init: WorkerInit, app: &WorkerApp) -> Result<u8> {
     while left < relay.threads.len() {
         // Never `None`: this function holds a sender as well.
         let Some((number, code)) = ended.recv().await else { break };
-        relay.threads[number].row.left();
+        relay.threads[number].row.set_thread_ended();
         (left, worst) = (left + 1, worst.max(code));
         // Its channel may hold more reports, connections among them.
         relay.read_reports(number).await;

@@ -13,7 +13,7 @@ use crate::channel::{
     WorkerChannelEnd, WorkerCommand, WorkerReport,
 };
 use crate::config::Config;
-use crate::scoreboard::ThreadRow;
+use crate::scoreboard::ThreadPageView;
 use prefork_supervisor::{Slot, WorkerTag};
 
 /// How long a connection that is handed over waits for room in the channel to the primary.
@@ -25,7 +25,7 @@ pub(super) struct RelayedThread {
     pub(super) end: RefCell<Option<PrimaryChannelEnd>>,
     /// The task that reads its reports.
     pub(super) report_task: RefCell<Option<JoinHandle<()>>>,
-    pub(super) row: ThreadRow,
+    pub(super) row: ThreadPageView,
     /// Held while its reports are forwarded: locking it waits for the last one.
     pub(super) reading: Mutex<()>,
 }
@@ -189,7 +189,8 @@ impl ThreadRelay {
     fn assign_connection(&self, fd: &OwnedFd, unread: UnreadBytes) {
         let now = prefork_os::system::monotonic_ms();
         let mut candidates: Vec<&RelayedThread> = self.threads.iter().collect();
-        candidates.sort_by_key(|thread| (!thread.row.serves(now), thread.row.open()));
+        candidates
+            .sort_by_key(|thread| (!thread.row.is_serving(now), thread.row.open_connections()));
         let word = WorkerCommand::TakeOverConnection(unread);
         let is_sent = candidates.into_iter().any(|candidate| candidate.try_send(&word, fd));
         if !is_sent {

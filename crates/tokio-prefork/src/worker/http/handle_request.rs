@@ -21,7 +21,7 @@ use super::request_boundary::check_http2_request;
 use super::request_tracking::{RequestTracker, TrackedRequest};
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::RequestExpiry;
-use crate::scoreboard::Row;
+use crate::scoreboard::RequestRecorder;
 
 /// The error of a request handler or of a response body.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -176,7 +176,7 @@ fn set_connection_header<B: Body, H: ServeContext>(
         // Most likely `close`: another worker would wait in vain for the next request.
         conn.pin_to_worker();
     }
-    context.row().responded(status.as_u16());
+    context.row().response_started(status.as_u16());
     response
 }
 

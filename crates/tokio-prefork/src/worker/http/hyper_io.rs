@@ -18,7 +18,7 @@ use super::connection_state::{CloseRequest, ConnectionState};
 use super::half_close::{HalfCloseVerdict, HalfClosedClient};
 use super::request_boundary::{BoundaryProgress, RequestBoundaryScanner};
 use crate::config::{Config, HalfClose};
-use crate::scoreboard::Meter;
+use crate::scoreboard::ByteMeter;
 use crate::worker::lazy_stream::LazyStream;
 
 /// Size of the stack buffer for reading ahead, in bytes.
@@ -79,7 +79,7 @@ pub(crate) struct HyperIo {
     /// The client, once it has done so.
     half_closed_client: Option<HalfClosedClient>,
     conn: Arc<ConnectionState>,
-    meter: Meter,
+    meter: ByteMeter,
     lingering: LingeringSocketSlot,
 }
 
@@ -89,7 +89,7 @@ impl HyperIo {
         stream: LazyStream,
         first: Bytes,
         conn: Arc<ConnectionState>,
-        meter: Meter,
+        meter: ByteMeter,
         config: &Config,
     ) -> HyperIo {
         let boundary = RequestBoundaryScanner::new(config.max_header_size);
@@ -103,7 +103,7 @@ impl HyperIo {
         stream: LazyStream,
         first: Bytes,
         conn: Arc<ConnectionState>,
-        meter: Meter,
+        meter: ByteMeter,
     ) -> HyperIo {
         HyperIo::new(stream, first, conn, meter, None)
     }
@@ -112,7 +112,7 @@ impl HyperIo {
         stream: LazyStream,
         first: Bytes,
         conn: Arc<ConnectionState>,
-        meter: Meter,
+        meter: ByteMeter,
         boundary: Option<RequestBoundaryScanner>,
     ) -> HyperIo {
         let hyper_io = HyperIo {
@@ -145,8 +145,8 @@ impl HyperIo {
     }
 
     fn record_received(&self, length: usize) {
-        self.meter.bytes_in(length);
-        let now_ms = self.meter.now_ms();
+        self.meter.add_bytes_in(length);
+        let now_ms = self.meter.coarse_now_ms();
         self.conn.record_received(now_ms);
         if self.boundary.is_some() {
             self.conn.receiving.record_and_stop(length as u64, now_ms);
@@ -156,7 +156,7 @@ impl HyperIo {
     /// HTTP/2: follows the frames in bytes that go to hyper.
     fn record_frames(&self, bytes: &[u8]) {
         if let Some(streams) = self.conn.http2() {
-            streams.record_client_bytes(bytes, self.meter.now_ms());
+            streams.record_client_bytes(bytes, self.meter.coarse_now_ms());
         }
     }
 
@@ -166,10 +166,10 @@ impl HyperIo {
         outcome: Poll<io::Result<usize>>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let now_ms = self.meter.now_ms();
+        let now_ms = self.meter.coarse_now_ms();
         match &outcome {
             Poll::Ready(Ok(n)) => {
-                self.meter.bytes_out(*n);
+                self.meter.add_bytes_out(*n);
                 self.conn.record_written(pieces, *n, now_ms);
             }
             Poll::Ready(Err(_)) => {}
@@ -289,7 +289,7 @@ impl HyperIo {
 
     /// Whether a half-closed client no longer reads. Each heartbeat checks again.
     fn is_client_gone(&mut self) -> bool {
-        let now_ms = self.meter.now_ms();
+        let now_ms = self.meter.coarse_now_ms();
         let Some((stream, fd)) = self.stream.as_ref().and_then(|l| Some((l, l.socket_fd().ok()?)))
         else {
             return true;
@@ -304,7 +304,7 @@ impl HyperIo {
         match client.check_client(mode, &self.conn, fd, stream.is_unix(), now_ms) {
             HalfCloseVerdict::MayRead => false,
             HalfCloseVerdict::ProbeSent(length) => {
-                self.meter.bytes_out(length);
+                self.meter.add_bytes_out(length);
                 false
             }
             HalfCloseVerdict::Gone => true,
@@ -331,7 +331,7 @@ impl HyperIo {
                     }
                     ReadStep::Eof => return Poll::Ready(Ok(())),
                     // The header timeout runs from now on, even if the bytes arrived earlier.
-                    ReadStep::NeedMore => self.conn.record_received(self.meter.now_ms()),
+                    ReadStep::NeedMore => self.conn.record_received(self.meter.coarse_now_ms()),
                 }
             }
             if self.is_at_eof {
@@ -348,7 +348,7 @@ impl HyperIo {
             let Poll::Ready(length) = read else {
                 if self.conn.has_active_request() {
                     // The handler waits for the rest of the request body.
-                    self.conn.receiving.start(self.meter.now_ms());
+                    self.conn.receiving.start(self.meter.coarse_now_ms());
                 }
                 return self.pending_or_eof();
             };
@@ -479,7 +479,7 @@ impl AsyncWrite for HyperIo {
             let length = bufs.iter().map(|buf| buf.len()).sum();
             if this.should_delay_write(length) {
                 bufs.iter().for_each(|buf| this.unsent.extend_from_slice(buf));
-                this.conn.record_write(false, this.meter.now_ms());
+                this.conn.record_write(false, this.meter.coarse_now_ms());
                 return Poll::Ready(Ok(length));
             }
             ready!(this.poll_send_unsent(cx))?;

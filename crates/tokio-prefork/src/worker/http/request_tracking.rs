@@ -11,7 +11,7 @@ use super::connection_state::ConnectionState;
 use super::serve_context::ServeContext;
 use super::timeouts::http_exchange::{HttpExchange, RequestExpiry};
 use super::timeouts::request_deadline::RequestDeadline;
-use crate::scoreboard::{Row, Ticket};
+use crate::scoreboard::{InFlightEntry, RequestRecorder};
 use crate::text::panic_text;
 use prefork_os::system::monotonic_ms;
 
@@ -27,7 +27,7 @@ pub(crate) struct RequestTracker<H: ServeContext> {
 /// A request in progress. Dropping this ends the request.
 pub(crate) struct TrackedRequest<H: ServeContext> {
     pub(crate) tracker: H::Ptr<RequestTracker<H>>,
-    ticket: Option<Ticket>,
+    ticket: Option<InFlightEntry>,
     /// Timeouts of this request: for HTTP/2, and if `request-timeout` is set.
     exchange: Option<Arc<HttpExchange>>,
 }
@@ -41,8 +41,11 @@ impl<H: ServeContext> TrackedRequest<H> {
         let now = tracker.context.now_ms();
         let exchange = tracker.create_exchange(request, now);
         tracker.conn.begin_request(now);
-        let ticket =
-            tracker.context.row().begin(request.method().as_str(), request.uri().path(), now);
+        let ticket = tracker.context.row().request_started(
+            request.method().as_str(),
+            request.uri().path(),
+            now,
+        );
         TrackedRequest { tracker: tracker.clone(), ticket, exchange }
     }
 
@@ -73,19 +76,19 @@ impl<H: ServeContext> TrackedRequest<H> {
     /// Returns `None` if it panicked.
     pub(crate) fn run_handler<T>(&self, run: impl FnOnce() -> T) -> Option<T> {
         let context = &self.tracker.context;
-        context.row().running(self.ticket);
+        context.row().set_running_request(self.ticket);
         let done = catch_unwind(AssertUnwindSafe(run));
-        context.row().running(None);
+        context.row().set_running_request(None);
         done.map_err(|panic| self.report_panic(&*panic)).ok()
     }
 
     #[cold]
     fn report_panic(&self, panic: &(dyn Any + Send)) {
         let context = &self.tracker.context;
-        context.row().panicked();
+        context.row().handler_panicked();
         let text = panic_text(panic);
         let request =
-            context.row().describe(self.ticket).unwrap_or_else(|| "a request".to_string());
+            context.row().describe_request(self.ticket).unwrap_or_else(|| "a request".to_string());
         let tag = context.tag();
         log::error!("{tag} the handler of {request} panicked: {text}");
     }
@@ -94,7 +97,7 @@ impl<H: ServeContext> TrackedRequest<H> {
     #[cold]
     fn report_timeout(&self, exchange: &HttpExchange) {
         let context = &self.tracker.context;
-        context.row().timed_out();
+        context.row().request_timed_out();
         let how = match exchange.has_application_response() {
             true => "in the middle of its response",
             false => "with 503",
@@ -136,7 +139,7 @@ impl<H: ServeContext> RequestTracker<H> {
 impl<H: ServeContext> Drop for TrackedRequest<H> {
     fn drop(&mut self) {
         let RequestTracker { context, conn, .. } = &*self.tracker;
-        context.row().finish(self.ticket);
+        context.row().request_finished(self.ticket);
         if let Some(exchange) = &self.exchange {
             conn.exchanges.remove(exchange);
             if let Some(streams) = conn.http2() {

@@ -9,7 +9,7 @@ use std::task::Waker;
 
 use super::connection_state::ConnectionState;
 use crate::config::Config;
-use crate::scoreboard::{OwnRow, Row};
+use crate::scoreboard::{RequestRecorder, WorkerPage};
 use crate::worker::connection_registry::ConnectionEntry;
 use crate::worker::local_state::LocalWorkerState;
 use prefork_supervisor::WorkerTag;
@@ -18,7 +18,7 @@ use prefork_supervisor::WorkerTag;
 pub(crate) trait ServeContext: Sized + 'static {
     /// The reference-counted pointer that connections share data with: `Rc` or `Arc`.
     type Ptr<T: 'static>: Deref<Target = T> + Clone;
-    type Row: Row;
+    type Recorder: RequestRecorder;
 
     /// Moves `value` into a shared pointer.
     fn new_shared<T: 'static>(value: T) -> Self::Ptr<T>;
@@ -26,7 +26,7 @@ pub(crate) trait ServeContext: Sized + 'static {
     fn tag(&self) -> WorkerTag;
     fn config(&self) -> &Config;
     /// The scoreboard page that requests are recorded in.
-    fn row(&self) -> &Self::Row;
+    fn row(&self) -> &Self::Recorder;
     fn is_draining(&self) -> bool;
     /// Whether connections between two requests have to move to another worker now.
     fn should_hand_over(&self) -> bool;
@@ -35,13 +35,13 @@ pub(crate) trait ServeContext: Sized + 'static {
 
     /// Milliseconds on the monotonic clock at the last heartbeat: up to 100 ms old, but needs no system call.
     fn now_ms(&self) -> u64 {
-        self.row().meter().now_ms()
+        self.row().byte_meter().coarse_now_ms()
     }
 }
 
 impl ServeContext for LocalWorkerState {
     type Ptr<T: 'static> = Rc<T>;
-    type Row = OwnRow;
+    type Recorder = WorkerPage;
 
     fn new_shared<T: 'static>(value: T) -> Rc<T> {
         Rc::new(value)
@@ -55,7 +55,7 @@ impl ServeContext for LocalWorkerState {
         &self.config
     }
 
-    fn row(&self) -> &OwnRow {
+    fn row(&self) -> &WorkerPage {
         &self.row
     }
 

@@ -13,7 +13,7 @@ use hyper::rt::Executor;
 pub(crate) use hyper::rt::bounds::Http2ServerConnExec;
 use pin_project_lite::pin_project;
 
-use crate::scoreboard::Meter;
+use crate::scoreboard::ByteMeter;
 use crate::worker::http::connection_state::ConnectionState;
 use crate::worker::http::timeouts::http_exchange::HttpExchange;
 
@@ -29,14 +29,14 @@ impl<X, F, B> Http2ServerConnExec<F, B> for X {}
 pub(crate) struct Http2StreamExecutor<X> {
     inner: X,
     conn: Arc<ConnectionState>,
-    meter: Meter,
+    meter: ByteMeter,
 }
 
 impl<X> Http2StreamExecutor<X> {
     pub(crate) fn new(
         inner: X,
         conn: Arc<ConnectionState>,
-        meter: Meter,
+        meter: ByteMeter,
     ) -> Http2StreamExecutor<X> {
         Http2StreamExecutor { inner, conn, meter }
     }
@@ -61,7 +61,7 @@ pin_project! {
         #[pin]
         future: F,
         exchange: Option<Arc<HttpExchange>>,
-        meter: Meter,
+        meter: ByteMeter,
     }
 }
 
@@ -77,7 +77,7 @@ impl<F: Future<Output = ()>> Future for Http2StreamTask<F> {
         }
         let polled = this.future.poll(cx);
         if polled.is_pending() {
-            let now = this.meter.now_ms();
+            let now = this.meter.coarse_now_ms();
             // hyper polls the body as soon as the client's window has room.
             match exchange.has_response_started() && !exchange.is_body_pending() {
                 true => exchange.sending.start(now),

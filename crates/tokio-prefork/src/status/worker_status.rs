@@ -1,0 +1,153 @@
+//! The status of a worker and of its threads.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_JSON_INTEGER, PoolStatus, TrafficCounters, WorkerState, millis_between};
+use crate::scoreboard::DURATION_BUCKETS;
+use prefork_supervisor::{WEB_KIND, WorkerView};
+
+/// One worker at one moment.
+///
+/// The worker publishes all figures itself. Its identity and state are what the primary knows, or, in
+/// [`Worker::cluster_status`](crate::Worker::cluster_status), what the worker publishes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct WorkerStatus {
+    /// Its number, never used again.
+    pub id: u64,
+    /// Its slot, `0..N`; from [`Slot::PER_KIND`](crate::Slot::PER_KIND) for workers of other kinds than `web`.
+    pub slot: u32,
+    /// The name of its worker kind.
+    #[serde(default = "web_kind")]
+    pub kind: String,
+    /// The generation it belongs to.
+    pub generation: u64,
+    /// Its process id; `None` before its fork.
+    pub pid: Option<u32>,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// How long ago it was forked, in milliseconds.
+    pub uptime_ms: u64,
+    /// How long ago its event loop last sent a heartbeat, in milliseconds; `None` before it has an event loop.
+    pub beat_age_ms: Option<u64>,
+    /// How late its heartbeats were, counted by powers of two of a millisecond: up to 1, up to 2, up to 4, ...
+    /// The 16th entry counts all the rest.
+    #[serde(default)]
+    pub loop_lag: [u64; DURATION_BUCKETS],
+    /// How long connections waited in the kernel's queue before it accepted them, counted in the same way.
+    /// Only TCP reports the wait.
+    #[serde(default)]
+    pub queue_wait: [u64; DURATION_BUCKETS],
+    /// Open connections.
+    pub connections: u64,
+    /// Whether it has as many connections as `worker-connections` allows, so that it accepts no more.
+    #[serde(default)]
+    pub full: bool,
+    /// Requests in progress.
+    pub active: u64,
+    /// What it counted since it started.
+    pub counters: TrafficCounters,
+    /// Its CPU pool.
+    #[serde(default)]
+    pub pool: PoolStatus,
+    /// The requests in progress, oldest first; at most 23 of each thread.
+    pub serving: Vec<InFlightRequest>,
+    /// Its threads, if each has an event loop of its own (`thread-per-core`); otherwise empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub threads: Vec<ThreadStatus>,
+}
+
+/// One thread of a worker at one moment, as it publishes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ThreadStatus {
+    /// Its number, from 0.
+    pub thread: u64,
+    /// What it is doing.
+    pub state: WorkerState,
+    /// How long ago its event loop last sent a heartbeat, in milliseconds.
+    pub beat_age_ms: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Requests in progress.
+    pub active: u64,
+    /// Requests received since it started.
+    pub requests: u64,
+}
+
+/// A request in progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct InFlightRequest {
+    /// Method and path without the query, cut to 104 bytes; bytes outside printable ASCII are escaped.
+    pub request: String,
+    /// How long it has been running, in milliseconds.
+    pub age_ms: u64,
+    /// Whether its handler is on the event loop at this moment.
+    pub on_loop: bool,
+}
+
+impl WorkerStatus {
+    /// Combines what the primary knows of a worker with the figures that the worker has `published`.
+    pub(super) fn from_primary(
+        known: &WorkerView,
+        published: Option<WorkerStatus>,
+        now: Instant,
+    ) -> WorkerStatus {
+        let published = published.unwrap_or_default();
+        let state = match WorkerState::from_name(known.state) {
+            // The primary knows that it was ready; only the worker knows that its sockets failed since.
+            WorkerState::Serving if published.state == WorkerState::CannotAccept => published.state,
+            state => state,
+        };
+        WorkerStatus {
+            id: known.tag.id.0,
+            slot: known.tag.slot.0,
+            kind: known.tag.kind.to_string(),
+            generation: known.tag.generation.0,
+            pid: known.tag.pid,
+            state,
+            uptime_ms: millis_between(known.forked_at, now),
+            ..published
+        }
+    }
+
+    /// Adds the figures of another thread of the same worker. The heartbeat is that of the most delayed thread.
+    pub(crate) fn add_thread(&mut self, other: WorkerStatus) {
+        let sum = |a: u64, b: u64| a.saturating_add(b).min(MAX_JSON_INTEGER);
+        match (self.state, other.state) {
+            (_, WorkerState::ThreadEnded) => {}
+            (WorkerState::ThreadEnded, _) => {
+                (self.state, self.beat_age_ms) = (other.state, other.beat_age_ms);
+                self.full = other.full;
+            }
+            (state, new) => {
+                // One thread that serves is enough.
+                self.state = if state == WorkerState::Serving { state } else { new };
+                self.beat_age_ms = self.beat_age_ms.max(other.beat_age_ms);
+                self.full &= other.full;
+            }
+        }
+        for bucket in 0..DURATION_BUCKETS {
+            self.loop_lag[bucket] = sum(self.loop_lag[bucket], other.loop_lag[bucket]);
+            self.queue_wait[bucket] = sum(self.queue_wait[bucket], other.queue_wait[bucket]);
+        }
+        self.connections = sum(self.connections, other.connections);
+        self.active = sum(self.active, other.active);
+        self.counters = self.counters.plus(other.counters);
+        self.pool = self.pool.plus(other.pool);
+        self.serving.extend(other.serving);
+        self.serving.sort_by_key(|request| std::cmp::Reverse(request.age_ms));
+    }
+
+    /// Returns the request whose handler is on the event loop, if any. It is the cause if the loop is stalled.
+    pub fn request_on_loop(&self) -> Option<&InFlightRequest> {
+        self.serving.iter().find(|request| request.on_loop)
+    }
+}
+
+fn web_kind() -> String {
+    WEB_KIND.to_string()
+}
