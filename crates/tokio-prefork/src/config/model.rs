@@ -12,8 +12,8 @@ pub enum ConcurrencyModel {
     Prefork,
     /// One process with one single-threaded runtime, like Node without cluster.
     Single,
-    /// One process with tokio's multi-thread runtime of `workers` threads. They share the service, which must be `Send` and `Sync`:
-    /// needs [`Cluster::serve_threads`](crate::Cluster::serve_threads).
+    /// One process with tokio's multi-thread runtime of `workers` threads. They share the service, which must be `Send`
+    /// and `Sync`: needs [`Cluster::serve_threads`](crate::Cluster::serve_threads).
     Threads,
     /// One process with `workers` threads, each with a single-threaded runtime and a service of its own.
     ThreadPerCore,

@@ -11,9 +11,9 @@
 //! A worker may be stopped or killed right after a connection has woken it. The next worker that is woken accepts that
 //! connection as well, and all workers check the queue at each heartbeat, every 100 ms.
 //!
-//! Without free file descriptors or memory, the worker waits for a connection to close. Where accept fails for another reason (a
-//! seccomp filter forbids it, another process has shut the socket down), it backs off, logs once, and does not count as serving until
-//! accept succeeds or a reload opens the socket again.
+//! Without free file descriptors or memory, the worker waits for a connection to close. Where accept fails for another
+//! reason (a seccomp filter forbids it, another process has shut the socket down), it backs off, logs once, and does not
+//! count as serving until accept succeeds or a reload opens the socket again.
 
 use std::io;
 use std::rc::Rc;

@@ -1,9 +1,10 @@
 //! `ip-hash`: the kernel selects the slot by the client's address, so that a client always reaches the same one.
 //!
-//! A classic BPF program, which needs no privilege, does rendezvous hashing: each healthy slot has a score for the address, and the
-//! highest score wins. When a slot dies, each of its clients moves to the slot with the second highest score, and moves back when the
-//! slot returns; no other client moves. A new slot takes the clients for whom it scores highest. Scores depend on nothing but
-//! address and slot number: they are the same after a restart, and on all listening addresses.
+//! A classic BPF program, which needs no privilege, does rendezvous hashing: each healthy slot has a score for the
+//! address, and the highest score wins. When a slot dies, each of its clients moves to the slot with the second highest
+//! score, and moves back when the slot returns; no other client moves. A new slot takes the clients for whom it scores
+//! highest. Scores depend on nothing but address and slot number: they are the same after a restart, and on all listening
+//! addresses.
 //!
 //! The address is that of the packet, so an IPv4 client is the same on a dual-stack socket. IPv6 addresses count in full.
 

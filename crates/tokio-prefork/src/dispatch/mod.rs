@@ -10,17 +10,17 @@
 //! | `least_conn` | the worker with the fewest connections, selected by a BPF program | one socket per slot |
 //! | `ip_hash` | the worker whose slot fits the client's address, selected by a BPF program | one socket per slot |
 //!
-//! All policies share the steps between accept and application: `queue_wait`, then `first_byte`; `accept_budget` limits how long
-//! a worker accepts without a pause. `accept_loop` runs them for every listening socket of a worker.
+//! All policies share the steps between accept and application: `queue_wait`, then `first_byte`; `accept_budget` limits
+//! how long a worker accepts without a pause. `accept_loop` runs them for every listening socket of a worker.
 //!
 //! # Adding a policy
 //!
-//! 1. Add a variant to [`Dispatch`] in `policy`, with its name. Every `match` over the enum is exhaustive, so the
-//!    compiler lists what else the policy has to answer: its [`AcceptPath`], its kernel programs and its
-//!    [`kernel_selector::SelectorBackend`].
-//! 2. Put its code into one module here. A policy that selects a slot in the kernel implements `SelectorBackend`, as `ip_hash` does.
-//!    One that moves connections in another way gets its own `AcceptPath`; the compiler then leads to the code of worker
-//!    and primary.
+//! 1. Add a variant to [`Dispatch`] in `policy`, and to `Dispatch::ALL`, which the compiler does not check. Every `match`
+//!    over the enum is exhaustive, so the compiler lists what else the policy has to answer: its name, its [`AcceptPath`],
+//!    its kernel programs and its [`kernel_selector::SelectorBackend`].
+//! 2. Put its code into one module here. A policy that selects a slot in the kernel implements `SelectorBackend`, as
+//!    `ip_hash` does. One that moves connections in another way gets its own `AcceptPath`; the compiler then leads to the
+//!    code of worker and primary.
 //! 3. Describe it in `docs/src/dispatch.md`.
 
 mod accept_budget;

@@ -3,9 +3,9 @@
 //! Each wait is counted. With `max-queue-wait`, a connection that waited longer is answered with 503 at once: most such clients
 //! have given up, and serving them would make those behind them wait just as long.
 //!
-//! The kernel counts from the handshake, so it does not matter which process accepted the connection or how it came to this
-//! worker. Unix sockets have no such time, and are never rejected. Nor are connections that a stop takes out of a queue before it
-//! is closed.
+//! The kernel counts from the handshake, so it does not matter which process accepted the connection or how it came to
+//! this worker. Unix sockets have no such time, and are never rejected. Nor are connections that a stop takes out of a
+//! queue before it is closed.
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};

@@ -4,9 +4,9 @@
 //! `ServeContext`). The other stays on the accepting thread: it forwards close requests, and removes the connection from the
 //! registry at its end. Both share its `ConnectionState`.
 //!
-//! Limits of this model: connections are not handed over when the worker is replaced (they are closed between two requests), and a
-//! handler that blocks is not named in reports, as it blocks one thread of the runtime while the heartbeat comes from the accepting
-//! thread.
+//! Limits of this model: connections are not handed over when the worker is replaced (they are closed between two
+//! requests), and a handler that blocks is not named in reports, as it blocks one thread of the runtime while the
+//! heartbeat comes from the accepting thread.
 
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
@@ -160,8 +160,8 @@ struct ThreadConnectionHandle {
 }
 
 impl ThreadConnectionHandle {
-    /// Wakes the task. Its next poll sees every close request made before: both take the lock, and the task checks for requests after
-    /// that.
+    /// Wakes the task. Its next poll sees every close request made before: both take the lock, and the task checks for
+    /// requests after that.
     fn wake(&self) {
         if let Some(waker) = &*self.lock() {
             waker.wake_by_ref();

@@ -1,7 +1,7 @@
 //! Assembles and disassembles classic BPF programs, which need no privilege. Pure.
 //!
-//! The machine has an accumulator A, an index register X, sixteen words of memory, and no loops. A program returns the number of a socket in
-//! its reuseport group; for a number that no socket has, the kernel's hash selects.
+//! The machine has an accumulator A, an index register X, sixteen words of memory, and no loops. A program returns the
+//! number of a socket in its reuseport group; for a number that no socket has, the kernel's hash selects.
 
 use std::io;
 

@@ -2,8 +2,8 @@
 
 use prefork_os::bpf::EbpfInstruction;
 
-/// A register. R0 holds the result of a call, R1 to R5 its arguments, which it overwrites. R6 to R9 are preserved; R10 is the top of
-/// the stack.
+/// A register. R0 holds the result of a call, R1 to R5 its arguments, which it overwrites. R6 to R9 are preserved; R10 is
+/// the top of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::dispatch) struct Register(pub(in crate::dispatch) u8);
 

@@ -1,18 +1,18 @@
 //! Corrects how many connections count as selected for a slot but not yet accepted. Pure.
 //!
-//! The program counts each SYN for which it selects a slot. Not every one becomes a connection: handshakes fail, a SYN flood has
-//! none, and with SYN cookies the last packet of a handshake is selected again, perhaps for another slot. So *selected* gets ahead
-//! of *accepted* plus *queued*. The surplus consists of handshakes that are under way and of those that will never finish; only
-//! the latter stay. So once a second the primary subtracts what was surplus at two checks in a row: the smaller of both. Where
-//! handshakes are slow all the time, this subtracts some of them as well. Such a slot counts as less loaded than it is; as
-//! all slots see the same clients, all do so by the same number.
+//! The program counts each SYN for which it selects a slot. Not every one becomes a connection: handshakes fail, a SYN
+//! flood has none, and with SYN cookies the last packet of a handshake is selected again, perhaps for another slot. So
+//! *selected* gets ahead of *accepted* plus *queued*. The surplus consists of handshakes that are under way and of those
+//! that will never finish; only the latter stay. So once a second the primary subtracts what was surplus at two checks in
+//! a row: the smaller of both. Where handshakes are slow all the time, this subtracts some of them as well. Such a slot
+//! counts as less loaded than it is; as all slots see the same clients, all do so by the same number.
 //!
 //! The counts are read one after another while they change. In the order *accepted, queued, selected*, a connection that moves
 //! meanwhile looks like surplus, which one check alone does not subtract. Hence a deficit is real (another worker emptied
 //! the queue before the count began, or a worker reports wrong counts), and is corrected at once.
 //!
-//! The correction is *added* to the counter, so that no count of the program is lost. Whatever the worker writes, the correction
-//! brings *selected* to the worker's own count plus the queue, which changes the load of that slot only.
+//! The correction is *added* to the counter, so that no count of the program is lost. Whatever the worker writes, the
+//! correction brings *selected* to the worker's own count plus the queue, which changes the load of that slot only.
 
 /// The counts of a slot, read in the order of the fields.
 #[derive(Debug, Clone, Copy)]

@@ -1,9 +1,9 @@
 //! The memory that workers, the primary and the eBPF program of `least-conn` share.
 //!
-//! The *slot table* is written by the primary and the program: which slots are healthy, which page of a slot is active, and how many
-//! connections were selected. A *load page* is written by one worker. Each slot has two, so that a new worker does not count on
-//! the page of the one that it replaces. Banks of pages are added with the slots and never move: a worker forked long ago keeps
-//! writing to the same page.
+//! The *slot table* is written by the primary and the program: which slots are healthy, which page of a slot is active,
+//! and how many connections were selected. A *load page* is written by one worker. Each slot has two, so that a new worker
+//! does not count on the page of the one that it replaces. Banks of pages are added with the slots and never move: a
+//! worker forked long ago keeps writing to the same page.
 
 use std::cell::Cell;
 use std::io;

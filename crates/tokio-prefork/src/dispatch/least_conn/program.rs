@@ -9,15 +9,15 @@
 //!            selected, table index               8  connections it has accepted
 //! ```
 //!
-//! The load of a slot is its open connections plus those selected and not yet accepted. The first is capped; the second is capped
-//! on both sides, and an impossible value counts as the heaviest load. Among equals a random number decides, drawn anew for each
-//! slot. Only a SYN counts as selected.
+//! The load of a slot is its open connections plus those selected and not yet accepted. The first is capped; the second is
+//! capped on both sides, and an impossible value counts as the heaviest load. Among equals a random number decides, drawn
+//! anew for each slot. Only a SYN counts as selected.
 //!
-//! Two constraints of the verifier shape the code. It walks through a loop iteration by iteration and remembers the states it has
-//! seen at each instruction. As long as it knows no exact value of what was selected so far, all paths through an iteration
-//! meet again at its end, and 1024 slots cost 1024 times one iteration. So the table index is read from the slot table, not taken
-//! from the loop counter, whose value it knows. And only constants are added to pointers: without CAP_PERFMON the paths
-//! would not meet after any other addition, and six slots would be too many. Hence the map lookups.
+//! Two constraints of the verifier shape the code. It walks through a loop iteration by iteration and remembers the states
+//! it has seen at each instruction. As long as it knows no exact value of what was selected so far, all paths through an
+//! iteration meet again at its end, and 1024 slots cost 1024 times one iteration. So the table index is read from the slot
+//! table, not taken from the loop counter, whose value it knows. And only constants are added to pointers: without
+//! CAP_PERFMON the paths would not meet after any other addition, and six slots would be too many. Hence the map lookups.
 
 use super::MAX_SLOT_LOAD;
 use crate::dispatch::bpf::ebpf::{
@@ -31,8 +31,8 @@ use prefork_os::shared_memory::SHARED_PAGE_BYTES;
 pub(in crate::dispatch) const BANK_SLOTS: usize = 32;
 /// Pages of a slot: one for the worker that accepts, one for its successor or predecessor.
 pub(super) const PAGES_PER_SLOT: usize = 2;
-/// Pages per bank, two slots more than it needs. The loop's pointer runs that far ahead when the processor speculates that there is
-/// one more iteration; without CAP_PERFMON the verifier wants that access within bounds, too.
+/// Pages per bank, two slots more than it needs. The loop's pointer runs that far ahead when the processor speculates that
+/// there is one more iteration; without CAP_PERFMON the verifier wants that access within bounds, too.
 pub(in crate::dispatch) const BANK_PAGES: usize = (BANK_SLOTS + 2) * PAGES_PER_SLOT;
 /// The most slots.
 pub(super) const MAX_SLOTS: usize = 1024;

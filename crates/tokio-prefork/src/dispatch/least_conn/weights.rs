@@ -114,8 +114,8 @@ pub(in crate::dispatch) fn differ_noticeably(old: &[u32], new: &[u32]) -> bool {
     old.len() != new.len() || old.iter().zip(new).any(shares)
 }
 
-/// Returns the program that selects slot `i` with probability `weights[i]` of their sum; if all are 0, the kernel's hash selects.
-/// Two instructions per slot, so that 1024 slots fit.
+/// Returns the program that selects slot `i` with probability `weights[i]` of their sum; if all are 0, the kernel's hash
+/// selects. Two instructions per slot, so that 1024 slots fit.
 pub(in crate::dispatch) fn assemble(weights: &[u32]) -> Vec<ClassicBpfInstruction> {
     let mut program = vec![load_word(RANDOM_NUMBER), modulo(weights.iter().sum::<u32>().max(1))];
     let mut below = 0;

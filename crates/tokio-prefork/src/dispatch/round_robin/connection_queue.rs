@@ -1,7 +1,7 @@
 //! The queue of new connections from the primary to one worker.
 //!
-//! A SOCK_SEQPACKET pair, of which the primary keeps *both* ends and the worker has a copy of the reading one. Each message is one
-//! byte:
+//! A SOCK_SEQPACKET pair, of which the primary keeps *both* ends and the worker has a copy of the reading one. Each
+//! message is one byte:
 //!
 //! ```text
 //! 00 + descriptor     a TCP connection

@@ -1,9 +1,10 @@
 //! Decides which worker gets the next connection under `round-robin`. Pure.
 //!
-//! Each worker has a queue of connections that it has not taken yet; these can be moved to another worker at any time. The order is
-//! strictly that of worker ids, over all workers that can take a connection. A full queue is waited for, as otherwise a worker
-//! that is slightly faster would get more of a burst. A worker that leaves a connection in its queue for [`TAKE_TIMEOUT`]
-//! while another one could take it loses all connections in its queue. Instead it gets a probe, and is passed over until it has read that.
+//! Each worker has a queue of connections that it has not taken yet; these can be moved to another worker at any time. The
+//! order is strictly that of worker ids, over all workers that can take a connection. A full queue is waited for, as
+//! otherwise a worker that is slightly faster would get more of a burst. A worker that leaves a connection in its queue
+//! for [`TAKE_TIMEOUT`] while another one could take it loses all connections in its queue. Instead it gets a probe, and
+//! is passed over until it has read that.
 
 use std::time::{Duration, Instant};
 

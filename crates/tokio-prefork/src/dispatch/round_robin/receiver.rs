@@ -1,7 +1,7 @@
 //! Takes the connections that the primary has accepted out of the worker's queue, one by one.
 //!
-//! What the worker has not taken yet, the primary can take back for another one. The worker holds the listening sockets as well, and
-//! accepts from them only at the end, when the primary no longer does.
+//! What the worker has not taken yet, the primary can take back for another one. The worker holds the listening sockets as
+//! well, and accepts from them only at the end, when the primary no longer does.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -1,4 +1,5 @@
-//! The `thread-per-core` model: one process with N threads, each a complete worker with its own runtime, service and scoreboard page.
+//! The `thread-per-core` model: one process with N threads, each a complete worker with its own runtime, service and
+//! scoreboard page.
 //!
 //! The process has one channel to the primary, and each thread needs one. So the first thread serves no connections but runs a
 //! *relay*: it forwards each command of the primary to all threads, and their reports to the primary: READY when all threads
