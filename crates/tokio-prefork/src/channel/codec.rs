@@ -1,4 +1,4 @@
-//! Encoding and decoding of messages: pure, bounded, and never panicking whatever the bytes.
+//! Encodes and decodes the reports and commands of a channel. Bounded; no input makes it panic.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::{HandoverMode, UnreadBytes, WorkerCommand, WorkerReport};
 use crate::text::printable_bytes;
 use prefork_supervisor::Slot;
 
-/// The largest message in bytes: a connection with all the unread bytes it may have.
+/// The largest datagram in bytes: a connection with the most unread bytes.
 pub(crate) const MAX_CHANNEL_MESSAGE_BYTES: usize = 1 + UnreadBytes::MAX_BYTES;
 
-/// The longest text in bytes; what is longer is cut when it is encoded.
+/// The longest text in bytes. Longer ones are truncated when encoded.
 const MAX_TEXT_BYTES: usize = 4095;
 
 const READY: u8 = 0x01;
@@ -26,7 +26,7 @@ const REOPEN_LOG: u8 = 0x84;
 const ADOPT_SLOT: u8 = 0x85;
 const RELEASE_SLOT: u8 = 0x86;
 
-/// Why a message is not one of ours.
+/// Why a datagram is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ChannelDecodeError {
     #[error("unknown kind {0:#04x}")]
@@ -168,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_bytes_are_those_of_the_protocol_page() {
+    fn the_encoding_matches_the_module_documentation() {
         assert_eq!(WorkerReport::Ready.encode(), [0x01]);
         let drain = WorkerCommand::Drain {
             grace: Duration::from_secs(30),
@@ -189,10 +189,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_is_bounded() {
+    fn long_texts_are_truncated_and_too_many_unread_bytes_are_rejected() {
         let bytes = WorkerReport::BootFailed("x".repeat(2 * MAX_CHANNEL_MESSAGE_BYTES)).encode();
         assert_eq!(bytes.len(), 1 + MAX_TEXT_BYTES);
-        // A worker may send more than we would.
+        // A worker may send more than the encoder does.
         let long = [&[BOOT_FAILED][..], &vec![b'x'; MAX_CHANNEL_MESSAGE_BYTES - 1]].concat();
         let Ok(WorkerReport::BootFailed(why)) = WorkerReport::decode(&long) else {
             panic!("a message")
@@ -213,12 +213,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(
+        fn encoded_reports_and_commands_are_decoded(
             why in ".{0,100}", unread: Vec<u8>, grace: u32, linger: u32, closing: bool, now: bool,
         ) {
             let unread = UnreadBytes::new(unread).expect("short enough");
             let travel = WorkerReport::HandOverConnection(unread.clone());
-            // What is received is printable.
+            // The decoder makes texts printable.
             let failed = WorkerReport::BootFailed(printable(&why).into_owned());
             let refused = WorkerReport::AdoptSlotFailed(Slot(grace));
             for message in [WorkerReport::Ready, WorkerReport::Retiring, failed, travel, refused] {
@@ -240,7 +240,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = WorkerReport::decode(&bytes);
             let _ = WorkerCommand::decode(&bytes);
         }

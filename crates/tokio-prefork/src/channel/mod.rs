@@ -1,21 +1,20 @@
-//! The words between the primary and one worker, over a SOCK_SEQPACKET pair made before the fork.
+//! The channel between the primary and one worker: a SOCK_SEQPACKET pair, created before the fork.
 //!
-//! One message is one datagram: a kind byte and a payload, at most [`codec::MAX_CHANNEL_MESSAGE_BYTES`] bytes. Numbers are
-//! little-endian. A worker's READY is one byte, a DRAIN of 30 s with 1 s of linger is nineteen:
+//! A datagram is a kind byte and a payload, at most [`codec::MAX_CHANNEL_MESSAGE_BYTES`] in total. Numbers are little-endian. READY is
+//! one byte; DRAIN with 30 s of grace and 1 s of linger is nineteen:
 //!
 //! ```text
 //! 01
 //! 81  30 75 00 00 00 00 00 00  e8 03 00 00 00 00 00 00  00 01
 //! ```
 //!
-//! TRAVEL (04) and ARRIVE (82) hand a client's connection from one worker to another: its descriptor comes with
-//! the message (SCM_RIGHTS), the bytes that were received but not yet understood are the payload.
+//! HAND_OVER_CONNECTION (04) and TAKE_OVER_CONNECTION (82) pass an open client connection from one worker to another. Its descriptor is
+//! attached (SCM_RIGHTS); the payload is the bytes that were received but not parsed.
 //!
-//! ADOPT (85) brings a listening socket of a slot whose own worker does not accept at the moment, GIVE_BACK (86) ends
-//! that: for slot 2, `85  02 00 00 00  00` and `86  02 00 00 00`.
+//! ADOPT_SLOT (85) brings a listening socket of a slot whose own worker does not accept at the moment, and RELEASE_SLOT (86) takes it
+//! back: for slot 2, `85  02 00 00 00  00` and `86  02 00 00 00`.
 //!
-//! The end of the channel is a message, too: for a worker it means that the primary is gone, for the primary
-//! that the worker is. Neither end trusts the other: what does not parse condemns the channel it came by.
+//! The end of the channel means that the other process is gone. Neither end trusts the other: invalid data closes the channel.
 
 mod codec;
 mod primary_end;
@@ -27,73 +26,71 @@ use prefork_supervisor::Slot;
 pub(crate) use primary_end::{PrimaryChannelEnd, ReceivedReport};
 pub(crate) use worker_end::{ReceivedCommand, WorkerChannelEnd};
 
-/// What a worker says to the primary.
+/// What a worker reports to the primary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WorkerReport {
-    /// Its runtime turns; the application boots now.
+    /// The runtime of the worker runs; the application starts to boot.
     Online,
-    /// It accepts connections from now on.
+    /// The worker accepts connections from now on.
     Ready,
-    /// It could not start; the text says why. It exits after this.
+    /// The worker could not start, for this reason, and exits.
     BootFailed(String),
-    /// It has begun to drain on its own account and wants a replacement.
+    /// The worker has begun to drain on its own and needs a replacement.
     Retiring,
-    /// It has begun to drain on its own account and wants no replacement.
+    /// The worker has begun to drain on its own and needs no replacement.
     Disconnecting,
-    /// It cannot accept from the sockets of this slot that it was sent.
+    /// The worker cannot accept from the sockets of this slot that it was sent.
     AdoptSlotFailed(Slot),
-    /// Here is a connection between two requests; somebody else may go on with it. A descriptor comes with it.
+    /// Passes on a connection that is between two requests. A descriptor is attached.
     HandOverConnection(UnreadBytes),
 }
 
-/// What the primary says to a worker.
+/// What the primary tells a worker to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum WorkerCommand {
-    /// Stop accepting, finish what is open, then exit.
+    /// Stop accepting, finish open connections, then exit.
     Drain {
-        /// When what is still open is cut off.
+        /// After this time, open connections are closed.
         grace: Duration,
-        /// How long idle kept-alive connections stay open for a request that is on its way.
+        /// How long idle keep-alive connections stay open for a request that may be on its way.
         linger: Duration,
-        /// Nobody will listen any more: empty the accept queue first.
+        /// Whether to empty the accept queue first, because no process will listen any more.
         closing: bool,
-        /// Whether connections that stand between two requests are sent to the primary for another worker.
+        /// Whether to send connections that are between two requests to the primary, for another worker.
         hand_over: HandoverMode,
     },
-    /// Go on with this connection. A descriptor comes with it.
+    /// Serve this connection. A descriptor is attached.
     TakeOverConnection(UnreadBytes),
-    /// The answer to RETIRING: no connection is sent after this.
+    /// Answers RETIRING: no connection is sent after this.
     RetireAcknowledged,
-    /// Accept from this socket of another slot as well; one that nobody listens on any more, only until its queue is
-    /// empty. A descriptor comes with it.
+    /// Also accept from this socket of another slot; if it is `closing`, only until its queue is empty. A descriptor is attached.
     AdoptSlot { slot: Slot, closing: bool },
     /// Stop accepting from all sockets of this slot.
     ReleaseSlot(Slot),
-    /// Write the log to this file from now on. A descriptor comes with it.
+    /// Write the log to this file from now on. A descriptor is attached.
     ReopenLog,
 }
 
-/// Whether a draining worker sends its connections away.
+/// When a draining worker hands over its connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum HandoverMode {
-    /// They stay, and are told to close.
+    /// Connections stay and are asked to close.
     Never,
-    /// As soon as the scoreboard says that somebody serves. Until then they are served as if nothing was.
+    /// As soon as the scoreboard shows another worker that serves. Until then they are served normally.
     WhenOthersServe,
-    /// At once: the primary knows that somebody serves. The worker may not see that: it looks at the scoreboard
-    /// it was born with, and another image of the primary has another one.
+    /// At once, because the primary knows that another worker serves. After an upgrade the worker cannot see that in its own scoreboard.
     Immediately,
 }
 
-/// The bytes of a travelling connection that were received and not yet understood. Nearly always none.
+/// Bytes of a handed-over connection that were received but not parsed. Usually empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct UnreadBytes(Vec<u8>);
 
 impl UnreadBytes {
-    /// So many at most.
+    /// The most bytes: 16 KiB.
     pub(crate) const MAX_BYTES: usize = 16 * 1024;
 
-    /// `None` if they are too many.
+    /// Returns `None` if there are too many bytes.
     pub(crate) fn new(bytes: Vec<u8>) -> Option<UnreadBytes> {
         (bytes.len() <= UnreadBytes::MAX_BYTES).then_some(UnreadBytes(bytes))
     }

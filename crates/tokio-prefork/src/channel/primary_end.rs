@@ -1,4 +1,4 @@
-//! The primary's end: non-blocking, without a runtime.
+//! The primary's end of a channel: non-blocking, without a runtime.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,20 +7,20 @@ use super::codec::MAX_CHANNEL_MESSAGE_BYTES;
 use super::{UnreadBytes, WorkerCommand, WorkerReport};
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 
-/// What listening to a worker brought.
+/// The result of reading the channel of a worker.
 #[derive(Debug)]
 pub(crate) enum ReceivedReport {
-    /// A command.
+    /// A report without a descriptor.
     Report(WorkerReport),
-    /// A connection to be passed on: the descriptor that came with TRAVEL.
+    /// A connection to pass on to another worker.
     HandedOverConnection(OwnedFd, UnreadBytes),
-    /// A connection that could not be received, as we are out of descriptors.
+    /// A connection that could not be received, because this process has no free descriptor.
     LostConnection,
-    /// Nothing more for now.
+    /// Nothing more at the moment.
     Empty,
-    /// The worker has closed its end: it is dead, or as good as.
+    /// The worker has closed its end: it has exited, or is about to.
     Closed,
-    /// Not one of our words, or the channel failed: this worker is not to be believed any more.
+    /// Invalid data, or the channel failed. The worker is not trusted any more.
     Invalid(String),
 }
 
@@ -33,13 +33,14 @@ impl PrimaryChannelEnd {
         PrimaryChannelEnd(fd)
     }
 
-    /// Sends `command` without waiting. A worker that has not read its channel until it is full gets
-    /// `WouldBlock`: it is frozen, and its deadline will find it.
+    /// Sends a command without waiting.
+    ///
+    /// Fails with `WouldBlock` if the worker has not read its channel until it was full. Such a worker is stalled.
     pub(crate) fn send(&self, command: &WorkerCommand) -> io::Result<()> {
         send_message(&self.0, &command.encode(), None)
     }
 
-    /// Sends `command` and a duplicate of `fd` without waiting.
+    /// Sends a command and a duplicate of `fd` without waiting.
     pub(crate) fn send_with_fd(
         &self,
         command: &WorkerCommand,
@@ -48,12 +49,12 @@ impl PrimaryChannelEnd {
         send_message(&self.0, &command.encode(), Some(fd))
     }
 
-    /// Closes it, with all that waits on it. Not for the copy of it that a forked child has: it takes what waits.
+    /// Closes the channel and discards unread data. Not for the copy in a forked child, which would take data from the primary.
     pub(crate) fn discard_and_close(self) {
         prefork_os::fd_passing::discard_messages(&self.0);
     }
 
-    /// The next command, if there is one. A descriptor that came with any other command than TRAVEL is closed.
+    /// Receives the next report. Closes a descriptor that is attached to any report but HAND_OVER_CONNECTION.
     pub(crate) fn receive(&self) -> ReceivedReport {
         let mut buffer = [0u8; MAX_CHANNEL_MESSAGE_BYTES];
         let (length, passed) = match receive_message(&self.0, &mut buffer) {
@@ -95,7 +96,7 @@ mod tests {
     use prefork_os::fd_passing::create_seqpacket_pair;
 
     #[test]
-    fn a_connection_needs_a_descriptor_and_other_words_do_not_get_one() {
+    fn only_a_handed_over_connection_has_a_descriptor() {
         let (ours, theirs) = create_seqpacket_pair().expect("pair");
         let end = PrimaryChannelEnd::new(ours);
         let travel =

@@ -1,4 +1,4 @@
-//! The worker's end: the same words on tokio.
+//! The worker's end of a channel, on tokio.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -12,20 +12,20 @@ use prefork_os::async_fd::register_readable_and_writable;
 use prefork_os::fd_passing::{PassedFd, ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::Slot;
 
-/// What the primary wants.
+/// A command of the primary, with its descriptor.
 #[derive(Debug)]
 pub(crate) enum ReceivedCommand {
-    /// A report.
+    /// A command without a descriptor.
     Command(WorkerCommand),
-    /// Go on with this connection.
+    /// Serve this connection.
     TakeOverConnection(OwnedFd, UnreadBytes),
     /// Accept from this socket of `slot`.
     AdoptSlot { fd: OwnedFd, slot: Slot, closing: bool },
-    /// Write the log here.
+    /// Write the log to this file.
     ReopenLog(OwnedFd),
 }
 
-/// The worker's end of its channel to the primary. Made inside the worker's runtime.
+/// The worker's end of its channel to the primary. Created inside the worker's runtime.
 #[derive(Debug)]
 pub(crate) struct WorkerChannelEnd(AsyncFd<OwnedFd>);
 
@@ -35,12 +35,12 @@ impl WorkerChannelEnd {
         Ok(WorkerChannelEnd(register_readable_and_writable(fd)?))
     }
 
-    /// Sends `report` without waiting.
+    /// Sends a report without waiting.
     pub(crate) fn send(&self, report: &WorkerReport) -> io::Result<()> {
         send_message(self.0.get_ref(), &report.encode(), None)
     }
 
-    /// Sends `report` and a duplicate of `fd`, waiting for room in the channel as long as it takes.
+    /// Sends a report and a duplicate of `fd`. Waits for room in the channel without limit.
     pub(crate) async fn send_with_fd(
         &self,
         report: &WorkerReport,
@@ -51,8 +51,9 @@ impl WorkerChannelEnd {
         self.0.async_io(Interest::WRITABLE, send).await
     }
 
-    /// What the primary says next; `None` when it is gone, or speaks so that we cannot understand it, which is
-    /// the same to us. A descriptor that comes with a report that has none is closed.
+    /// Receives the next command. Returns `None` when the primary is gone or sends invalid data.
+    ///
+    /// Closes a descriptor that is attached to a command without one.
     pub(crate) async fn receive(&self) -> Option<ReceivedCommand> {
         let mut buffer = vec![0u8; MAX_CHANNEL_MESSAGE_BYTES];
         loop {
@@ -76,11 +77,13 @@ impl WorkerChannelEnd {
                     return Some(ReceivedCommand::ReopenLog(fd));
                 }
                 (WorkerCommand::ReopenLog, _) => {
-                    log::error!("the log goes on in the old file: no descriptor left");
+                    log::error!(
+                        "cannot switch to the reopened log: no free descriptor; the old file stays in use"
+                    );
                 }
-                // We are out of descriptors: the kernel has closed this connection.
+                // Without a free descriptor the kernel has closed the connection.
                 (WorkerCommand::TakeOverConnection(_), _) => {
-                    log::error!("a connection was lost: no descriptor left")
+                    log::error!("cannot take over a connection: no free descriptor")
                 }
                 (command, _) => return Some(ReceivedCommand::Command(command)),
             }

@@ -1,25 +1,25 @@
-//! What is said about isolated jobs: a small head, and behind it the input or output as it is.
+//! The encoding of isolated jobs: a small header, followed by the input or output as it is.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The kind of messages that bring a job to an isolated worker.
+/// The message kind that brings a job to an isolated worker.
 pub(crate) const RUN_JOB_KIND: &str = "isolated-job";
 
-/// The number of a job at its desk.
+/// Identifies a job in its scheduler.
 pub(crate) type IsolatedJobId = u64;
 
-/// The head of a job as its caller sends it.
+/// The header of a job, as its caller sends it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IsolatedJobRequest {
-    /// By which the caller names it later.
+    /// Identifies the job in a cancellation by its caller.
     pub(crate) token: u64,
-    /// How long the caller waits.
+    /// How long the caller waits, in milliseconds.
     pub(crate) limit_ms: u64,
 }
 
-/// What came of a job; `Done` has the output behind it.
+/// The result of a job. The output follows `Done`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum IsolatedJobOutcome {
     Done,
@@ -30,36 +30,36 @@ pub(crate) enum IsolatedJobOutcome {
     Closed,
 }
 
-/// How callers ask.
+/// Returns the message kind of requests for jobs.
 pub(crate) fn job_request_kind(pool: &str) -> String {
     format!("isolated/{pool}")
 }
 
-/// How they say that they wait no more.
+/// Returns the message kind of cancellations.
 pub(crate) fn job_cancel_kind(pool: &str) -> String {
     format!("isolated-gone/{pool}")
 }
 
-/// How isolated workers answer.
+/// Returns the message kind of results from isolated workers.
 pub(crate) fn job_result_kind(pool: &str) -> String {
     format!("isolated-done/{pool}")
 }
 
-/// A head, and what stands behind it.
+/// Encodes a header, followed by the payload.
 pub(crate) fn encode_with_payload(head: &impl Serialize, rest: &[u8]) -> Bytes {
-    // Numbers and texts: this cannot fail.
+    // Encoding numbers and texts cannot fail.
     let mut bytes = postcard::to_stdvec(head).unwrap_or_default();
     bytes.extend_from_slice(rest);
     bytes.into()
 }
 
-/// The head, and what stands behind it; `None` for garbage.
+/// Decodes a header and returns it with the payload. Returns `None` for invalid bytes.
 pub(crate) fn decode_with_payload<T: DeserializeOwned>(bytes: &Bytes) -> Option<(T, Bytes)> {
     let (head, rest) = postcard::take_from_bytes::<T>(bytes).ok()?;
     Some((head, bytes.slice_ref(rest)))
 }
 
-/// The number of a job, and the verdict with the output, which is passed on unread.
+/// Decodes the job id, and returns it with the encoded outcome and output.
 pub(crate) fn decode_job_result(bytes: &Bytes) -> Option<(IsolatedJobId, Bytes)> {
     decode_with_payload(bytes)
 }
@@ -70,7 +70,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_is_joined_is_split() {
+    fn encoded_headers_are_decoded() {
         let job = IsolatedJobRequest { token: 7, limit_ms: 300 };
         let bytes = encode_with_payload(&job, b"input");
         assert_eq!(
@@ -84,7 +84,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let bytes = Bytes::from(bytes);
             let _ = (decode_with_payload::<IsolatedJobRequest>(&bytes), decode_with_payload::<IsolatedJobOutcome>(&bytes), decode_job_result(&bytes));
         }

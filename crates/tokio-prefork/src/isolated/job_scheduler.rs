@@ -1,5 +1,4 @@
-//! The scheduler of one pool: which jobs wait, and who works on what. Pure: the time is an argument, and what is to be done is
-//! returned.
+//! Schedules the jobs of one pool of isolated workers. Without I/O or clock: the time is an argument, and actions are returned.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -10,28 +9,28 @@ use super::{IsolatedJobId, IsolatedJobOutcome, IsolatedPoolConfig, encode_with_p
 use crate::messages::ReplyTo;
 use prefork_supervisor::WorkerId;
 
-/// Something to do.
+/// An action for the primary to perform.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SchedulerAction {
-    /// Give the job to this isolated worker.
+    /// Send the job to this isolated worker.
     StartJob { worker: WorkerId, job: IsolatedJobId, input: Bytes },
-    /// Tell the caller: a verdict, and the output.
+    /// Send the outcome and the output to the caller.
     SendReply { to: ReplyTo, answer: Bytes },
-    /// SIGKILL: its job has run for too long.
+    /// Kill the worker with SIGKILL, because its job has exceeded its time.
     KillWorker(WorkerId),
 }
 
-/// How an isolated worker ended.
+/// How an isolated worker exited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IsolatedWorkerExit {
-    /// It left as asked: a job that was on its way to it was not begun.
+    /// It exited as requested. A job that was on its way to it has not started.
     Drained,
     Died {
         signal: Option<i32>,
     },
 }
 
-/// A job that waits.
+/// A job that waits for a worker.
 #[derive(Debug, Clone)]
 struct QueuedJob {
     caller: WorkerId,
@@ -41,7 +40,7 @@ struct QueuedJob {
     input: Bytes,
 }
 
-/// A job that somebody was start_action.
+/// A job that was sent to a worker.
 #[derive(Debug)]
 struct RunningJob {
     id: IsolatedJobId,
@@ -49,12 +48,12 @@ struct RunningJob {
     deadline: Instant,
 }
 
-/// One pool.
+/// The jobs and workers of one pool.
 #[derive(Debug)]
 pub(crate) struct IsolatedJobScheduler {
     limit: Duration,
     max_queued: usize,
-    /// In the order in which they came.
+    /// In order of arrival.
     waiting: VecDeque<QueuedJob>,
     running: BTreeMap<WorkerId, RunningJob>,
     idle: BTreeSet<WorkerId>,
@@ -79,12 +78,12 @@ impl IsolatedJobScheduler {
         }
     }
 
-    /// A worker of the pool is ready.
+    /// Adds a worker of the pool that is ready.
     pub(crate) fn add_idle_worker(&mut self, worker: WorkerId) {
         self.idle.insert(worker);
     }
 
-    /// A caller asks for a job, and waits deadline `deadline`.
+    /// Queues a job whose caller waits until `deadline`. Returns a reply if it is rejected.
     pub(crate) fn submit(
         &mut self,
         (caller, token): (WorkerId, u64),
@@ -95,7 +94,7 @@ impl IsolatedJobScheduler {
         if self.closed {
             return Some(reply_with_outcome(to, &IsolatedJobOutcome::Closed));
         }
-        // Whoever is idle takes one of them at once.
+        // Each idle worker takes a job at once, so that many more fit.
         if self.waiting.len() >= self.max_queued + self.idle.len() {
             return Some(reply_with_outcome(to, &IsolatedJobOutcome::Full));
         }
@@ -103,7 +102,7 @@ impl IsolatedJobScheduler {
         None
     }
 
-    /// Gives waiting jobs to idle workers. `is_serving`: whether a worker is not about to leave.
+    /// Gives queued jobs to idle workers. `is_serving` tells whether a worker is not about to exit.
     pub(crate) fn start_queued_jobs(
         &mut self,
         now: Instant,
@@ -124,7 +123,7 @@ impl IsolatedJobScheduler {
         actions
     }
 
-    /// The worker has answered. What it says of another job than its own is late, or made up.
+    /// Handles the result of a worker. A result of any job but its current one is dropped.
     pub(crate) fn complete_job(
         &mut self,
         worker: WorkerId,
@@ -139,19 +138,19 @@ impl IsolatedJobScheduler {
         Some(SchedulerAction::SendReply { to: job.to, answer })
     }
 
-    /// The worker could not be start_action its job.
+    /// Fails a job that could not be sent to its worker.
     pub(crate) fn fail_start(&mut self, worker: WorkerId, why: String) -> Option<SchedulerAction> {
         let RunningJob { job, .. } = self.running.remove(&worker)?;
         self.idle.insert(worker);
         Some(reply_with_outcome(job.to, &IsolatedJobOutcome::Failed(why)))
     }
 
-    /// Nobody waits for this job any more. One that has begun goes on: its end is not far.
+    /// Removes a queued job whose caller no longer waits. A running one continues.
     pub(crate) fn cancel_queued_job(&mut self, caller: WorkerId, token: u64) {
         self.waiting.retain(|job| (job.caller, job.token) != (caller, token));
     }
 
-    /// A worker of any kind has ended: one of ours, or a caller.
+    /// Handles the exit of any worker: one of the pool, or a caller.
     pub(crate) fn handle_worker_exit(
         &mut self,
         worker: WorkerId,
@@ -174,13 +173,13 @@ impl IsolatedJobScheduler {
         }
     }
 
-    /// When `overdue` has something to do, if nothing happens before.
+    /// Returns when `expire_jobs` has to be called next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let waiting = self.waiting.iter().map(|job| job.deadline);
         waiting.chain(self.running.values().map(|running| running.deadline)).min()
     }
 
-    /// Ends what takes too long. The process of a job that had begun is nobody's any more.
+    /// Fails the jobs past their deadline, and kills the workers that run them.
     pub(crate) fn expire_jobs(&mut self, now: Instant) -> Vec<SchedulerAction> {
         let mut actions = Vec::new();
         self.waiting.retain(|job| {
@@ -201,7 +200,7 @@ impl IsolatedJobScheduler {
         actions
     }
 
-    /// The cluster stops: what has not begun will not begin.
+    /// Rejects queued and new jobs, because the cluster stops.
     pub(crate) fn close(&mut self) -> Vec<SchedulerAction> {
         self.closed = true;
         self.waiting
@@ -236,7 +235,7 @@ mod tests {
         reply_with_outcome(reply_to(id), &verdict)
     }
 
-    /// Asks for job `n`, for a second; what is done at once.
+    /// Submits job `n` with a deadline in one second. Returns the actions.
     fn submit_job(
         scheduler: &mut IsolatedJobScheduler,
         n: u64,
@@ -253,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_has_one_job_at_a_time_and_the_others_wait_in_order() {
+    fn a_worker_runs_one_job_at_a_time_and_others_are_queued_in_order() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         assert_eq!(submit_job(&mut scheduler, 1, now), [start_action(FIRST_WORKER, 1, 1)]);
@@ -266,16 +265,16 @@ mod tests {
         assert_eq!(
             scheduler.complete_job(SECOND_WORKER, 1, answer.clone()),
             None,
-            "it has no such job"
+            "another worker"
         );
-        assert_eq!(scheduler.complete_job(FIRST_WORKER, 7, answer.clone()), None, "nor it");
+        assert_eq!(scheduler.complete_job(FIRST_WORKER, 7, answer.clone()), None, "another job");
         let done = scheduler.complete_job(FIRST_WORKER, 1, answer.clone());
         assert_eq!(done, Some(SchedulerAction::SendReply { to: reply_to(1), answer }));
         assert_eq!(scheduler.start_queued_jobs(now, &|_| true), [start_action(FIRST_WORKER, 2, 2)]);
     }
 
     #[test]
-    fn whoever_is_about_to_leave_is_given_nothing() {
+    fn a_worker_about_to_exit_gets_no_job() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         scheduler.submit((CALLER, 1), reply_to(1), now, Bytes::new());
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_is_told_when_the_process_dies_and_nobody_else_is() {
+    fn only_the_caller_of_the_job_is_notified_when_its_process_dies() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         submit_job(&mut scheduler, 1, now);
@@ -307,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_on_its_way_to_one_that_left_is_given_to_the_next() {
+    fn a_job_that_did_not_start_before_its_worker_drained_is_given_to_another() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         submit_job(&mut scheduler, 1, now);
@@ -321,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_late_is_ended_and_its_process_killed() {
+    fn jobs_past_their_deadline_fail_and_their_process_is_killed() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         submit_job(&mut scheduler, 1, now);
@@ -342,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_runs_no_longer_than_the_pool_allows_whatever_its_caller_says() {
+    fn the_deadline_of_the_pool_limits_the_timeout_of_the_caller() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         let deadline = now + Duration::from_secs(3600);
@@ -352,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_begun_for_callers_that_are_gone() {
+    fn jobs_of_callers_that_are_gone_do_not_start() {
         let (mut scheduler, now) = (create_scheduler(4), Instant::now());
         for n in 1..=3 {
             submit_job(&mut scheduler, n, now);
@@ -367,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_ends_what_waits_and_lets_finish_what_has_begun() {
+    fn a_stop_rejects_queued_jobs_and_lets_running_ones_finish() {
         let (mut scheduler, now) = (create_scheduler(2), Instant::now());
         scheduler.add_idle_worker(FIRST_WORKER);
         submit_job(&mut scheduler, 1, now);

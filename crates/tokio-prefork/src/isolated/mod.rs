@@ -1,15 +1,15 @@
-//! Dangerous work, each job in a process that may die of it: `isolated` workers are a kind of worker that takes jobs, one
-//! at a time, and costs nobody else anything if a job crashes, leaks or never ends. Threads cannot give that.
+//! Isolated jobs: dangerous work, each job in a worker process that it may crash, without harm to others.
 //!
-//! The way of a job: a worker asks the primary (a request over the mail). The primary has a *desk* for each pool of
-//! isolated workers (see `desk`, which is pure), gives the job to one that is idle, or lets it wait in a bounded queue. It
-//! passes the answer on, and answers itself when the process dies, or when the time is up: then it kills the process.
+//! Isolated workers are a kind of worker that runs one job at a time. A job that crashes, leaks or never ends costs that process only,
+//! which threads cannot offer. A worker sends a job to the primary as a request. The primary has a scheduler per pool (see
+//! `job_scheduler`), which gives the job to an idle isolated worker or queues it. The primary passes on the reply, and replies itself
+//! when the process dies or the time is up; then it kills the process.
 //!
 //! ```text
-//! caller   -> primary   isolated/NAME        IsolatedJobRequest, and the input     a request, answered with IsolatedJobOutcome, and the output
-//! caller   -> primary   isolated-gone/NAME   its token              nobody waits for that job any more
-//! primary  -> isolated  isolated-job         number, and the input
-//! isolated -> primary   isolated-done/NAME   number, IsolatedJobOutcome, and the output
+//! caller   -> primary   isolated/NAME        IsolatedJobRequest and the input     a request; the reply is IsolatedJobOutcome and the output
+//! caller   -> primary   isolated-gone/NAME   its token              cancels the job if it is still queued
+//! primary  -> isolated  isolated-job         job id and the input
+//! isolated -> primary   isolated-done/NAME   job id, IsolatedJobOutcome and the output
 //! ```
 
 mod job_protocol;
@@ -25,8 +25,7 @@ pub(crate) use job_protocol::{
 };
 pub(crate) use job_scheduler::{IsolatedJobScheduler, IsolatedWorkerExit, SchedulerAction};
 
-/// A pool of isolated workers: its name, how many there are, and what they may take. See
-/// [`Cluster::isolated_pool`](crate::Cluster::isolated_pool).
+/// The configuration of a pool of isolated workers. See [`Cluster::isolated_pool`](crate::Cluster::isolated_pool).
 #[derive(Debug, Clone)]
 pub struct IsolatedPoolConfig {
     pub(crate) name: &'static str,
@@ -37,8 +36,7 @@ pub struct IsolatedPoolConfig {
 }
 
 impl IsolatedPoolConfig {
-    /// `workers` processes for the jobs of the pool `name`; it is a name as that of a [`Kind`](crate::Kind), of up to 40
-    /// letters.
+    /// Creates a pool `name` of `workers` processes. The name is valid like that of a worker kind, with up to 40 letters.
     pub fn new(name: &'static str, workers: u32) -> IsolatedPoolConfig {
         IsolatedPoolConfig {
             name,
@@ -49,22 +47,19 @@ impl IsolatedPoolConfig {
         }
     }
 
-    /// The longest that a job may run, from its start, whatever its caller says; then its process is killed. Default:
-    /// 30 s.
+    /// Sets how long a job may run, whatever timeout its caller has; then its process is killed. Default: 30 s.
     pub fn deadline(mut self, limit: Duration) -> IsolatedPoolConfig {
         self.deadline = limit;
         self
     }
 
-    /// How many jobs may wait while all processes work; more are refused. Their inputs wait in the memory of the primary.
-    /// Default: 64.
+    /// Sets how many jobs may wait while all processes are busy; more are rejected. Their inputs are held by the primary. Default: 64.
     pub fn queue(mut self, jobs: usize) -> IsolatedPoolConfig {
         self.queue = jobs;
         self
     }
 
-    /// A process that uses more than so many bytes of memory is killed, with its job. Looked at twice a second.
-    /// Default: never.
+    /// Sets the memory in bytes above which a process is killed with its job. Checked twice a second. Default: no limit.
     pub fn max_rss(mut self, bytes: u64) -> IsolatedPoolConfig {
         self.max_rss = Some(bytes);
         self
@@ -77,29 +72,30 @@ impl IsolatedPoolConfig {
 pub enum IsolatedJobError {
     /// All processes work, and as many jobs wait as may: try again later.
     #[error(
-        "the queue of the isolated workers is full; try again later, or raise IsolatedPoolConfig::queue"
+        "cannot run an isolated job: the queue is full; try again later, or raise IsolatedPoolConfig::queue"
     )]
+    /// All processes are busy and the queue is full. Try again later.
     Full,
-    /// It was not done in time. If it had begun, its process was killed.
+    /// The job was not done in time. If it had started, its process was killed.
     #[error("the isolated job was not done in time")]
     TimedOut,
-    /// Its process died.
-    #[error("the process of the isolated job died{}", by(*signal))]
+    /// The process of the job died.
+    #[error("the process of the isolated job died{}", describe_signal(*signal))]
     Died {
-        /// Of which signal, if of one; 9 also if it was killed for its memory.
+        /// The signal that killed it, if any; 9 also if it exceeded its memory limit.
         signal: Option<i32>,
     },
-    /// The function returned this error, or panicked with this text; or the input or output cannot be sent.
+    /// The function returned this error or panicked with it, or the input or output cannot be sent.
     #[error("the isolated job failed: {}", Printable(.0))]
     Failed(String),
-    /// The cluster stops, the primary is gone or has become another image, or the isolated process had to leave.
-    #[error("isolated jobs are not taken any more")]
+    /// The cluster stops, the primary is gone or was replaced by an upgrade, or the isolated worker had to exit.
+    #[error("cannot run an isolated job: the cluster stops or its primary is gone")]
     Closed,
-    /// The program named no such pool.
+    /// The program has no pool of this name.
     #[error("there are no isolated workers of the name {0:?} (Cluster::isolated_pool)")]
     Unknown(String),
 }
 
-fn by(signal: Option<i32>) -> String {
+fn describe_signal(signal: Option<i32>) -> String {
     signal.map_or(String::new(), |signal| format!(" of signal {signal}"))
 }

@@ -1,4 +1,4 @@
-//! From packets to envelopes: pure, with one buffer for the larger envelope that is under way.
+//! Joins received frames to envelopes. Buffers at most one large envelope.
 
 use std::collections::VecDeque;
 
@@ -7,10 +7,10 @@ use bytes::Bytes;
 use super::packet_frame::{self, MessageProtocolError, PacketFrame};
 use super::{AttachedConnection, Envelope};
 
-/// How much room a large envelope is given before any of it has come.
+/// The most memory to allocate for a large envelope before its bytes have arrived: 256 KiB.
 const INITIAL_CAPACITY_LIMIT: usize = 256 * 1024;
 
-/// The larger envelope that is under way.
+/// A large envelope of which some parts have arrived.
 #[derive(Debug)]
 struct PartialEnvelope {
     total: usize,
@@ -18,10 +18,10 @@ struct PartialEnvelope {
     attached: AttachedConnection,
 }
 
-/// What came over one channel and is not complete yet.
+/// The receive state of one channel.
 #[derive(Debug)]
 pub(super) struct EnvelopeAssembler {
-    /// Bytes of a envelope, at max_envelope_bytes.
+    /// The most bytes of an envelope.
     max_envelope_bytes: usize,
     partial: Option<PartialEnvelope>,
 }
@@ -31,12 +31,12 @@ impl EnvelopeAssembler {
         EnvelopeAssembler { max_envelope_bytes, partial: None }
     }
 
-    /// Whether a part of a envelope has come, perhaps with a connection.
-    pub(super) fn is_amid_letter(&self) -> bool {
+    /// Returns whether parts of an envelope have arrived, possibly with a connection.
+    pub(super) fn has_partial_envelope(&self) -> bool {
         self.partial.is_some()
     }
 
-    /// Appends the envelopes that `packet` completes to `envelopes`. A connection that no frame claims is closed.
+    /// Appends the envelopes that `packet` completes to `envelopes`. Closes a connection that no frame claims.
     pub(super) fn accept_packet(
         &mut self,
         mut packet: &[u8],
@@ -83,6 +83,7 @@ impl EnvelopeAssembler {
         Ok(())
     }
 
+    /// Appends a part to the partial envelope, and completes it if nothing is missing.
     fn append_part(
         &mut self,
         part: &[u8],
@@ -121,7 +122,7 @@ mod tests {
         if attached { AttachedConnection::Present(fd()) } else { AttachedConnection::Absent }
     }
 
-    /// Everything that comes out at the other end, and the number of packets it took.
+    /// Returns all envelopes that arrive at the other end, and the number of packets.
     fn transfer_all(send_queue: &mut SendQueue) -> (Vec<Envelope>, usize) {
         let (mut assembler, mut envelopes, mut packets) = (assembler(), VecDeque::new(), 0);
         while let Some(packet) = send_queue.current_packet() {
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn short_messages_share_a_packet_and_pass_a_large_one_of_another_kind() {
+    fn short_messages_share_a_packet_and_overtake_a_large_one_of_another_kind() {
         let mut send_queue = SendQueue::new(MessageLimits::default());
         send_queue.push(test_envelope("large", 800_000)).expect("room");
         for _ in 0..10 {
@@ -147,14 +148,14 @@ mod tests {
         let (envelopes, packets) = transfer_all(&mut send_queue);
         let order: Vec<_> = envelopes.iter().map(|l| (l.kind.as_str(), l.payload.len())).collect();
         assert_eq!(order[..10], [("short", 10); 10]);
-        // In its own kind nothing passes it.
+        // Messages of one kind keep their order.
         let at = |wanted| order.iter().position(|one| *one == wanted);
         assert!(at(("large", 800_000)) < at(("large", 3)), "{order:?}");
         assert_eq!((order.len(), packets), (13, 27));
     }
 
     #[test]
-    fn each_packet_carries_one_connection() {
+    fn each_packet_carries_at_most_one_connection() {
         let mut send_queue = SendQueue::new(MessageLimits::default());
         for size in [5, 100_000, 7] {
             let attached = attach_test_file(true);
@@ -166,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_known() {
+    fn invalid_sequences_of_frames_are_detected() {
         let take = |frames: &[PacketFrame<'_>], attached| {
             let mut packet = Vec::new();
             frames.iter().for_each(|frame| frame.write(&mut packet));
@@ -204,7 +205,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
         #[test]
-        fn every_interleaving_arrives_whole_and_in_the_order_of_its_kind(
+        fn all_messages_arrive_whole_and_in_order_within_their_kind(
             sizes in prop::collection::vec((0usize..4, 0usize..100_000, any::<bool>()), 0..40),
         ) {
             let mut send_queue = SendQueue::new(MessageLimits::default());
@@ -229,7 +230,7 @@ mod tests {
         }
 
         #[test]
-        fn any_packets_are_survived(packets: Vec<Vec<u8>>) {
+        fn arbitrary_packets_do_not_panic(packets: Vec<Vec<u8>>) {
             let mut assembler = assembler();
             for packet in packets {
                 let _ = assembler.accept_packet(&packet, AttachedConnection::Absent, &mut VecDeque::new());
@@ -237,7 +238,7 @@ mod tests {
         }
 
         #[test]
-        fn spoiled_packets_are_survived(at in 0usize..40_000, byte: u8) {
+        fn corrupted_packets_do_not_panic(at in 0usize..40_000, byte: u8) {
             let mut send_queue = SendQueue::new(MessageLimits::default());
             send_queue.push(test_envelope("a", 40_000)).expect("room");
             send_queue.push(test_envelope("b", 10)).expect("room");

@@ -1,23 +1,23 @@
-//! A envelope: a message with its address, as bytes and rejected. Pure, and never panicking whatever the bytes.
+//! A message with its address, and its encoding. Without I/O; no input makes it panic.
 
 use bytes::{BufMut, Bytes};
 
 use super::{AttachedConnection, MessageError};
 use prefork_supervisor::{Slot, WorkerId};
 
-/// Bytes before the payload, at most.
+/// The most bytes before the payload.
 pub(super) const MAX_ENVELOPE_HEADER_BYTES: usize =
     FIXED_HEADER_BYTES + MessageKind::MAX_KIND_BYTES;
 
-/// MessageClass, address, id of the request, length of the kind.
+/// Bytes of class, address, request id and kind length.
 const FIXED_HEADER_BYTES: usize = 1 + 1 + 8 + 8 + 1;
 
-/// The name of the channel that a message belongs to.
+/// The kind of a message, which selects its handler or inbox.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct MessageKind(Bytes);
 
 impl MessageKind {
-    /// Bytes of its name, at most.
+    /// The most bytes of a kind.
     pub(crate) const MAX_KIND_BYTES: usize = 64;
 
     pub(crate) fn new(name: &str) -> Result<MessageKind, MessageError> {
@@ -32,36 +32,36 @@ impl MessageKind {
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // It was made of a text, or checked when it was decoded.
+        // Always valid: created from a string, or checked when decoded.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
-/// What a envelope is for.
+/// The role of an envelope in a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageClass {
-    /// No answer is expected.
+    /// Expects no reply.
     Message = 1,
-    /// An answer with the same id is expected.
+    /// Expects a reply with the same id.
     Request = 2,
-    /// The answer.
+    /// The reply to a request.
     Reply = 3,
-    /// There will be no answer; the payload says why.
+    /// The rejection of a request. The payload is the reason.
     Refusal = 4,
 }
 
-/// Where a envelope goes, on its way to the primary; where it comes from, on its way to a worker.
+/// The receiver, on the way to the primary; the sender, on the way to a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageAddress {
     Primary,
     /// The worker that serves this slot.
     Slot(Slot),
     Worker(WorkerId),
-    /// All workers but the sender.
+    /// All workers except the sender.
     AllOthers,
 }
 
-/// A envelope that was not taken, and why.
+/// An envelope that was not accepted, and why.
 pub(crate) type RejectedEnvelope = Box<(MessageError, Envelope)>;
 
 /// A message with its address.
@@ -69,7 +69,7 @@ pub(crate) type RejectedEnvelope = Box<(MessageError, Envelope)>;
 pub(crate) struct Envelope {
     pub(crate) class: MessageClass,
     pub(crate) address: MessageAddress,
-    /// Chosen by who asks; 0 where nobody does.
+    /// The request id, chosen by the requester; 0 for plain messages.
     pub(crate) id: u64,
     pub(crate) kind: MessageKind,
     pub(crate) payload: Bytes,
@@ -88,7 +88,7 @@ impl Envelope {
         Ok(Envelope { class: MessageClass::Message, address, id: 0, kind, payload, attached })
     }
 
-    /// Everything before the payload.
+    /// Encodes everything before the payload.
     pub(super) fn encode_header(&self) -> Vec<u8> {
         let (address, number) = match self.address {
             MessageAddress::Primary => (0, 0),
@@ -106,12 +106,12 @@ impl Envelope {
         head
     }
 
-    /// Bytes on the wire, without frames.
+    /// Returns the encoded size in bytes, without frames.
     pub(super) fn encoded_size(&self) -> usize {
         FIXED_HEADER_BYTES + self.kind.0.len() + self.payload.len()
     }
 
-    /// A copy without its connection, of which there is only one.
+    /// Clones the envelope without its connection, which cannot be cloned.
     pub(super) fn clone_without_connection(&self) -> Envelope {
         Envelope {
             kind: self.kind.clone(),
@@ -121,7 +121,7 @@ impl Envelope {
         }
     }
 
-    /// `None` if this is no envelope.
+    /// Decodes an envelope. Returns `None` for invalid bytes.
     pub(super) fn decode(bytes: Bytes, attached: AttachedConnection) -> Option<Envelope> {
         let (fixed, rest) = bytes.split_first_chunk::<FIXED_HEADER_BYTES>()?;
         let number = |at: usize| {
@@ -157,7 +157,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A message of `size` bytes to the primary.
+    /// Creates a message of `size` bytes to the primary.
     pub(in crate::messages) fn test_envelope(kind: &str, size: usize) -> Envelope {
         let payload = (0..size).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
         let kind = MessageKind::new(kind).expect("a kind");
@@ -174,7 +174,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_protocol_page() {
+    fn the_encoding_matches_the_module_documentation() {
         let hi = Envelope { payload: Bytes::from_static(b"hi"), ..test_envelope("a", 0) };
         let mut expected = vec![0x01];
         expected.extend([0; 17]);
@@ -184,7 +184,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_kind_has_one_to_64_bytes() {
+    fn a_kind_has_1_to_64_bytes() {
         assert!(MessageKind::new("").is_err());
         assert!(MessageKind::new(&"x".repeat(64)).is_ok());
         assert_eq!(MessageKind::new(&"x".repeat(65)), Err(MessageError::BadKind("x".repeat(64))));
@@ -192,7 +192,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(
+        fn encoded_envelopes_are_decoded(
             class in 1u8..=4, address in 0u8..=3, n: u32, id: u64, kind in ".{1,16}", payload: Vec<u8>,
         ) {
             let class = [MessageClass::Message, MessageClass::Request, MessageClass::Reply, MessageClass::Refusal]
@@ -213,7 +213,7 @@ pub(super) mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let _ = Envelope::decode(bytes.into(), AttachedConnection::Absent);
         }
     }

@@ -1,4 +1,4 @@
-//! Why a message was not sent, or not answered.
+//! The error of sending messages and requests.
 
 use crate::text::Printable;
 
@@ -6,41 +6,41 @@ use crate::text::Printable;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
-    /// As much as may wait is waiting (see [`MessageLimits`](crate::MessageLimits)): try again later, or wait with `send`.
-    #[error("cannot send a message: the queue is full; wait, or send less")]
+    /// The queue is full (see [`MessageLimits`](crate::MessageLimits)). Try again later, or wait with `send`.
+    #[error("cannot send a message: the queue is full; try again later, or wait with send")]
     Full,
     /// It is larger than a message may be.
     #[error(
         "cannot send a message of {size} bytes: at most {most} are allowed (MessageLimits::max_message_bytes)"
     )]
+    /// The message is larger than allowed.
     TooLarge {
-        /// Of the message with its kind, in bytes.
+        /// Size of the message in bytes.
         size: usize,
-        /// The limit.
+        /// The limit in bytes.
         most: usize,
     },
-    /// A kind is a text of 1 to 64 bytes.
+    /// The kind is not a text of 1 to 64 bytes.
     #[error("cannot send a message of kind {0:?}: a kind has 1 to 64 bytes")]
     BadKind(String),
-    /// There is nobody at the other end: the process has ended, or has become another image by an upgrade, which does
-    /// not take the mail of old workers over.
-    #[error("cannot send a message: the other end is gone")]
+    /// The other process has exited, or was replaced by an upgrade, which does not keep the messages of old workers.
+    #[error("cannot send a message: the other process has exited")]
     Closed,
-    /// No such worker, or it has no mail.
+    /// There is no such worker.
     #[error("cannot send a message: no worker is {0}")]
     NoSuchWorker(String),
-    /// A request was not answered in time. It may still be attached out; the answer will be thrown away.
+    /// No reply arrived in time. The request may still be carried out; its reply will be dropped.
     #[error("a request of kind {0:?} was not answered in time")]
     TimedOut(String),
-    /// A request was refused by the other end, or on the way.
+    /// The receiver refused the request, or it could not be delivered.
     #[error("a request was refused: {}", Printable(.0))]
     Refused(String),
-    /// A value cannot be written down or read with this type.
+    /// The value cannot be encoded, or the bytes cannot be decoded as this type.
     #[error("cannot encode or decode a message of kind {kind:?}: {why}")]
     Codec {
-        /// Of the message; empty while it is encoded.
+        /// Kind of the message; empty while encoding.
         kind: String,
-        /// What postcard says.
+        /// The error of postcard.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A worker's inboxes: a bounded queue for each kind that somebody reads.
+//! A worker's inboxes: one bounded queue per message kind.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -9,11 +9,11 @@ use tokio::sync::Notify;
 
 use super::{Message, MessageLimits};
 
-/// How long the channel is not read for the sake of one full inbox. Beyond it, what comes for it is dropped until it is
-/// read again: the other kinds, and answers, must not wait for ever.
+/// How long a full inbox may stop the reading of the channel. After that its messages are dropped until it is read again, because
+/// other kinds and replies must not be blocked.
 const FULL_INBOX_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Kinds that are told of; more are the mark of somebody who makes them up.
+/// The most kinds whose dropped messages are counted and logged. A buggy or malicious sender may use any number.
 const MAX_COUNTED_KINDS: usize = 256;
 
 /// The queue of one kind.
@@ -21,16 +21,18 @@ const MAX_COUNTED_KINDS: usize = 256;
 struct InboxQueue {
     messages: RefCell<VecDeque<Message>>,
     bytes: Cell<usize>,
-    /// The inboxes of this kind.
+    /// Number of inboxes of this kind.
     reader_count: Cell<usize>,
     message_arrived: Notify,
     room_available: Notify,
-    /// It was full for as long as it may be, and nobody has read from it since.
+    /// Whether the queue was full until the timeout and has not been read since.
     is_stalled: Cell<bool>,
 }
 
-/// Messages of one kind as they come, made by `Worker::open_inbox`. Several of the same kind share them: each message goes to
-/// one. When the last one is dropped, the kind is not listened to any more.
+/// Receives the messages of one kind. Created by `Worker::open_inbox`.
+///
+/// Inboxes of the same kind share the messages: each message goes to one of them. When the last one is dropped, messages of this kind
+/// are dropped.
 #[derive(Debug)]
 pub struct Inbox {
     queue: Rc<InboxQueue>,
@@ -43,25 +45,26 @@ pub struct Inbox {
 pub(super) struct InboxRegistry {
     limits: MessageLimits,
     queues: RefCell<BTreeMap<String, Rc<InboxQueue>>>,
-    /// Messages that were dropped, by kind.
+    /// Number of dropped messages, by kind.
     dropped: RefCell<BTreeMap<String, u64>>,
-    /// The application may still open inboxes for what has come already.
+    /// Whether the application may still open inboxes for messages that have arrived.
     is_booting: Cell<bool>,
     is_closed: Cell<bool>,
 }
 
-/// A message that nobody takes, and reason.
+/// A message without a receiver, and why.
 #[derive(Debug)]
 pub(super) struct UndeliveredMessage {
     pub(super) message: Message,
     pub(super) reason: &'static str,
-    /// The is_first_of_kind one of its kind.
+    /// Whether it is the first dropped message of its kind.
     pub(super) is_first_of_kind: bool,
 }
 
 impl Inbox {
-    /// The next message; `None` when the channel to the primary has ended and all is read. Safe to cancel: a message is
-    /// taken only when this returns it.
+    /// Receives the next message. Returns `None` when the channel to the primary is closed and all messages are read.
+    ///
+    /// Cancel safe: a message is taken only when this returns it.
     pub async fn recv(&mut self) -> Option<Message> {
         let queue = Rc::clone(&self.queue);
         loop {
@@ -76,7 +79,7 @@ impl Inbox {
         }
     }
 
-    /// The next message, if it is there.
+    /// Receives the next message, if there is one.
     pub fn try_recv(&mut self) -> Option<Message> {
         let message = self.queue.messages.borrow_mut().pop_front()?;
         self.queue.bytes.set(self.queue.bytes.get() - message.bytes().len());
@@ -85,7 +88,7 @@ impl Inbox {
         Some(message)
     }
 
-    /// The kind of its messages.
+    /// Returns the kind of the messages.
     pub fn kind(&self) -> &str {
         &self.kind
     }
@@ -119,7 +122,7 @@ impl InboxRegistry {
         Inbox { queue, registry: Rc::clone(self), kind: kind.to_string() }
     }
 
-    /// Puts a message into its inbox, waiting for room; what nobody takes comes rejected.
+    /// Puts a message into its inbox, and waits while that is full. Returns a message without a receiver.
     pub(super) async fn deliver(&self, message: Message) -> Result<(), UndeliveredMessage> {
         let queue = self.queues.borrow().get(message.kind()).map(Rc::clone);
         let queue = match queue {
@@ -128,7 +131,7 @@ impl InboxRegistry {
                 let kind = message.kind().to_string();
                 Rc::clone(self.queues.borrow_mut().entry(kind).or_default())
             }
-            None => return Err(self.reject(message, "nobody receives this kind")),
+            None => return Err(self.reject(message, "no inbox is open for this kind")),
         };
         if !self.has_room(&queue, &message) {
             let room = async {
@@ -139,7 +142,7 @@ impl InboxRegistry {
             let timeout = if queue.is_stalled.get() { Duration::ZERO } else { FULL_INBOX_TIMEOUT };
             if tokio::time::timeout(timeout, room).await.is_err() || queue.reader_count.get() == 0 {
                 queue.is_stalled.set(true);
-                return Err(self.reject(message, "its receiver does not read"));
+                return Err(self.reject(message, "the inbox is full and is not read"));
             }
         }
         queue.bytes.set(queue.bytes.get() + message.bytes().len());
@@ -159,7 +162,7 @@ impl InboxRegistry {
         UndeliveredMessage { message, reason, is_first_of_kind }
     }
 
-    /// Whether these are the is_first_of_kind ones of their kind.
+    /// Counts dropped messages. Returns whether they are the first ones of their kind.
     fn count_dropped(&self, kind: &str, count: u64) -> bool {
         let mut dropped = self.dropped.borrow_mut();
         if let Some(before) = dropped.get_mut(kind) {
@@ -173,7 +176,7 @@ impl InboxRegistry {
         is_counted
     }
 
-    /// What nobody has opened an inbox for by now is dropped; returns each kind with the number of its messages.
+    /// Drops the messages of kinds without an inbox. Returns their number by kind.
     pub(super) fn finish_boot(&self) -> Vec<(String, usize)> {
         self.is_booting.set(false);
         let mut unread = Vec::new();
@@ -190,12 +193,12 @@ impl InboxRegistry {
         unread
     }
 
-    /// Messages that nobody took so far, by kind.
+    /// Returns the number of dropped messages, by kind.
     pub(super) fn dropped_counts(&self) -> BTreeMap<String, u64> {
         self.dropped.borrow().clone()
     }
 
-    /// Nothing comes any more.
+    /// Ends all inboxes: no more messages arrive.
     pub(super) fn close(&self) {
         self.is_closed.set(true);
         self.queues.borrow().values().for_each(|queue| queue.message_arrived.notify_waiters());
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_the_inbox_is_kept_until_the_worker_is_ready() {
+    fn early_messages_are_kept_until_the_worker_is_ready() {
         block_on_local(async {
             let inboxes = Rc::new(InboxRegistry::new(MessageLimits::default()));
             inboxes.deliver(message(1)).await.expect("kept");
@@ -230,15 +233,15 @@ mod tests {
             assert_eq!(inboxes.finish_boot(), [("b".to_string(), 1)]);
             assert!(inbox.recv().await.is_some() && inbox.try_recv().is_none());
             drop(inbox);
-            let unwanted = inboxes.deliver(message(1)).await.expect_err("nobody listens");
+            let unwanted = inboxes.deliver(message(1)).await.expect_err("no inbox");
             assert!(unwanted.is_first_of_kind);
-            assert!(!inboxes.deliver(message(1)).await.expect_err("still nobody").is_first_of_kind);
+            assert!(!inboxes.deliver(message(1)).await.expect_err("no inbox").is_first_of_kind);
             assert_eq!(inboxes.dropped_counts()["a"], 2);
         });
     }
 
     #[test]
-    fn a_full_inbox_is_waited_for_once_and_not_for_ever() {
+    fn a_full_inbox_is_waited_for_once_until_the_timeout() {
         block_on_local(async {
             let inboxes =
                 Rc::new(InboxRegistry::new(MessageLimits::default().queue_bounds(1 << 20, 1)));
@@ -246,10 +249,9 @@ mod tests {
             inboxes.deliver(message(1)).await.expect("room");
             let begun = tokio::time::Instant::now();
             let unwanted = inboxes.deliver(message(1)).await.expect_err("full");
-            assert_eq!(unwanted.reason, "its receiver does not read");
+            assert_eq!(unwanted.reason, "the inbox is full and is not read");
             assert!(begun.elapsed() >= FULL_INBOX_TIMEOUT);
-            // It is known now that nobody reads.
-            // A timer of no time at all may still be a tick away.
+            // The queue is stalled now, so this must not wait. A zero timeout may still take one timer tick.
             let at_once =
                 tokio::time::timeout(FULL_INBOX_TIMEOUT / 2, inboxes.deliver(message(1))).await;
             assert!(at_once.expect("no wait").is_err());

@@ -1,24 +1,23 @@
-//! The application's own messages and the connections that travel with them, between the primary and its workers.
+//! Messages and open connections of the application, between the primary and its workers.
 //!
-//! Each worker has a second SOCK_SEQPACKET pair for them, made before the fork, so that no flood of messages ever
-//! delays a READY or a DRAIN, which have `ipc`. One datagram is a *packet* of at most 32 KiB with whole *frames* in
-//! it: a type byte, a flag byte, the length of what follows (four bytes, little-endian) and that. A *envelope* of up to
-//! a packet's size is one WHOLE frame; a larger one is a FIRST, with the length of the envelope in four bytes, and as many
-//! NEXTs as it takes. One larger envelope at a time is under way in each direction; short ones of other kinds pass it.
-//! A descriptor comes with its packet (SCM_RIGHTS), and the frame it belongs to has flag 01. `hi` of kind `a`:
+//! Each worker has a SOCK_SEQPACKET pair for messages, created before the fork and separate from its [`crate::channel`], so that
+//! messages never delay a READY or a DRAIN. A datagram is a *packet* of at most 32 KiB that holds whole *frames*: a type byte, a flag
+//! byte, the length of the body (four bytes, little-endian), and the body. An *envelope* (a message with its address) that fits into
+//! a packet is one WHOLE frame. A larger one is a FIRST frame, whose body begins with the length of the envelope in four bytes, and as
+//! many NEXT frames as needed. Each direction has one large envelope in progress at a time; short ones of other kinds overtake it. A
+//! file descriptor arrives with its packet (SCM_RIGHTS), and the frame that it belongs to has flag 01. `hi` of kind `a`:
 //!
 //! ```text
 //! 01 00  16 00 00 00  01  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  01 61  68 69
-//! type   length       class, address (kind and number)  id of the request      kind   payload
+//! type   length       class, address (type and number)  request id           kind   payload
 //! ```
 //!
-//! PacketFrame types from 80 up are skipped by those who do not know them; any other unknown byte, a half frame, a NEXT
-//! without its FIRST, or a envelope over the cap condemns the channel it came by. Neither end trusts the other.
+//! Receivers skip unknown frame types from 80 up. Any other unknown byte, a truncated frame, a NEXT without its FIRST, or an envelope
+//! above the limit closes the channel. Neither end trusts the other.
 //!
-//! `envelope` and `frame` are the codec, `send_queue` decides what is sent next, `assembler` puts together what came, `post`
-//! has a box for each worker and decides whose envelope is next and where it goes, `busy_poll` whether to sleep until the
-//! next: all pure. `primary_end` is the primary's end, for its poll loop, `worker_end` the worker's, on tokio, with `inboxes` and
-//! `requests` behind it.
+//! `envelope` and `packet_frame` are the codec, `send_queue` decides what is sent next, `assembler` joins received frames, `router`
+//! queues and forwards messages per worker, `busy_poll` decides whether to sleep: all without I/O. `primary_end` is the primary's end,
+//! for its poll loop. `worker_end` is the worker's end on tokio, with `inbox` and `pending_requests` behind it.
 
 mod assembler;
 mod busy_poll;
@@ -44,16 +43,15 @@ pub use passed_connection::{PassedConnection, SendConnectionError};
 pub(crate) use primary_end::{MessagePollToken, PrimaryMessageEnd, RouterStep};
 pub(crate) use worker_end::WorkerMessageEnd;
 
-/// How much mail there may be. The same for both directions, for each worker.
+/// Limits for messages, per worker and direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MessageLimits {
-    /// The largest message in bytes, with its kind; 16 MiB. At most 1 GiB.
+    /// The largest message in bytes, including its kind. Default: 16 MiB. At most 1 GiB.
     pub max_message_bytes: usize,
-    /// Bytes that may wait to be sent to one worker, or by one; 32 MiB. A message that finds nothing else waiting is
-    /// always taken.
+    /// Bytes that may be queued to or from one worker. Default: 32 MiB. An empty queue accepts a message of any size.
     pub queue_bytes: usize,
-    /// Messages that may wait to be sent to one worker, or by one, and in each inbox; 4096. Of answers, twice as many.
+    /// Messages that may be queued to or from one worker, and in each inbox; twice as many replies. Default: 4096.
     pub queue_messages: usize,
 }
 
@@ -64,14 +62,14 @@ impl Default for MessageLimits {
 }
 
 impl MessageLimits {
-    /// With another size of the largest message, in bytes: 1 KiB to 1 GiB.
+    /// Sets the size of the largest message in bytes, 1 KiB to 1 GiB.
     #[must_use]
     pub fn max_message_bytes(mut self, bytes: usize) -> MessageLimits {
         self.max_message_bytes = bytes.clamp(1 << 10, 1 << 30);
         self
     }
 
-    /// With other bounds of each queue: so many bytes, and so many messages (at least one).
+    /// Sets the limits of each queue: bytes, and messages (at least one).
     #[must_use]
     pub fn queue_bounds(mut self, bytes: usize, messages: usize) -> MessageLimits {
         self.queue_bytes = bytes;
@@ -79,7 +77,7 @@ impl MessageLimits {
         self
     }
 
-    /// Bytes of a envelope that carries the largest message.
+    /// Returns the size of an envelope with the largest message, in bytes.
     pub(crate) fn max_envelope_bytes(&self) -> usize {
         self.max_message_bytes + envelope::MAX_ENVELOPE_HEADER_BYTES
     }

@@ -1,53 +1,53 @@
-//! Frames in a packet: pure, bounded, and never panicking whatever the bytes.
+//! Encodes and decodes the frames of a packet. Bounded; no input makes it panic.
 
-/// The largest packet in bytes. The kernel's buffer of a pair holds about five of them.
+/// The largest packet in bytes. The kernel buffers about five of them per socket pair.
 pub(super) const MAX_PACKET_BYTES: usize = 32 * 1024;
 
-/// Type, flags, length.
+/// Bytes of type, flags and length.
 pub(super) const FRAME_HEADER_BYTES: usize = 6;
 
-/// The length of the whole envelope, in a FIRST_TYPE.
+/// Bytes of the envelope length in a FIRST frame.
 pub(super) const TOTAL_LENGTH_BYTES: usize = 4;
 
 const WHOLE_TYPE: u8 = 0x01;
 const FIRST_TYPE: u8 = 0x02;
 const NEXT_TYPE: u8 = 0x03;
 
-/// Types from here up are skipped by those who do not know them.
+/// The first of the frame types that receivers skip if they do not know them.
 const FIRST_OPTIONAL_TYPE: u8 = 0x80;
 
-/// A descriptor came with this packet and belongs to this frame.
+/// The descriptor of the packet belongs to this frame.
 const CONNECTION_FLAG: u8 = 0x01;
 
-/// Why a packet is not one of ours.
+/// How a packet violates the protocol.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageProtocolError {
-    #[error("a frame of the unknown type {0:#04x}")]
+    #[error("unknown frame type {0:#04x}")]
     UnknownFrameType(u8),
-    #[error("a half frame")]
+    #[error("truncated frame")]
     TruncatedFrame,
-    #[error("a message of {0} bytes, which is too large")]
+    #[error("message of {0} bytes is too large")]
     TooLarge(usize),
-    #[error("parts of messages that do not fit together")]
+    #[error("parts of messages do not fit together")]
     PartsDoNotFit,
-    #[error("a message that is none")]
+    #[error("invalid message header")]
     InvalidEnvelope,
-    #[error("a connection without a descriptor")]
+    #[error("connection without a descriptor")]
     MissingDescriptor,
-    #[error("a packet of more than {MAX_PACKET_BYTES} bytes")]
+    #[error("packet of more than {MAX_PACKET_BYTES} bytes")]
     PacketTooLarge,
     #[error("the channel failed: {0}")]
     ChannelFailed(String),
 }
 
-/// One frame of a packet.
+/// A frame of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PacketFrame<'a> {
-    /// A envelope, and whether a connection comes with it.
+    /// A whole envelope, and whether a connection is attached.
     Whole(&'a [u8], bool),
-    /// The beginning of a envelope of `total` bytes.
+    /// The first part of an envelope of `total` bytes.
     First { total: usize, part: &'a [u8], connection: bool },
-    /// Its continuation.
+    /// A further part.
     Next(&'a [u8]),
 }
 
@@ -69,7 +69,7 @@ impl PacketFrame<'_> {
     }
 }
 
-/// The next frame of `packet`, which is shortened by it; `None` at its end.
+/// Decodes the first frame of `packet` and removes it. Returns `None` at the end of the packet.
 pub(super) fn next_frame<'a>(
     packet: &mut &'a [u8],
 ) -> Result<Option<PacketFrame<'a>>, MessageProtocolError> {
@@ -105,7 +105,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn unknown_frames_are_skipped_where_they_may_be() {
+    fn only_optional_unknown_frames_are_skipped() {
         let mut packet = vec![0x80, 0xff, 1, 0, 0, 0, 9];
         PacketFrame::Next(b"x").write(&mut packet);
         let mut rest = &packet[..];
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_half_frame_is_known() {
+    fn a_truncated_frame_is_detected() {
         let mut packet = Vec::new();
         PacketFrame::First { total: 9, part: b"abc", connection: true }.write(&mut packet);
         for length in 1..packet.len() {
@@ -132,7 +132,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(whole: Vec<u8>, part: Vec<u8>, total: u32, connection: bool) {
+        fn encoded_frames_are_decoded(whole: Vec<u8>, part: Vec<u8>, total: u32, connection: bool) {
             let total = total as usize;
             let frames = [
                 PacketFrame::Whole(&whole, connection),
@@ -149,7 +149,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
             let mut rest = &bytes[..];
             while let Ok(Some(_)) = next_frame(&mut rest) {}
         }

@@ -1,4 +1,4 @@
-//! Connections on their way through a mail channel.
+//! Open connections that are sent along with messages.
 
 use std::fmt;
 use std::net::TcpStream;
@@ -7,18 +7,19 @@ use std::os::unix::net::UnixStream;
 
 use super::{Envelope, MessageError};
 
-/// An open connection (or any other descriptor) that is sent with a message, or came with one. It is closed when it
-/// is dropped; what is sent is closed here once the kernel has it.
+/// An open connection (or another descriptor) that is sent or received with a message.
+///
+/// Closed when dropped. The sender's descriptor is closed once the kernel has taken the message.
 #[derive(Debug)]
 pub struct PassedConnection(pub(crate) OwnedFd);
 
 impl PassedConnection {
-    /// The descriptor.
+    /// Returns the descriptor.
     pub fn into_fd(self) -> OwnedFd {
         self.0
     }
 
-    /// A second descriptor of the same connection: to send it to two workers, or to send it and keep it.
+    /// Duplicates the descriptor, to send the connection to two workers or to keep it.
     ///
     /// # Errors
     /// No descriptor is left.
@@ -57,18 +58,18 @@ impl From<PassedConnection> for OwnedFd {
     }
 }
 
-/// A connection that could not be sent, and why. It is not lost: it can be sent again, or served here.
+/// A connection that could not be sent. It is still open: send it again, or serve it here.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SendConnectionError {
-    /// Why.
+    /// Why it could not be sent.
     pub error: MessageError,
-    /// What was to be sent; `None` if the runtime could not give it rejected.
+    /// The connection; `None` if the runtime could not return it.
     pub connection: Option<PassedConnection>,
 }
 
 impl SendConnectionError {
-    /// It did not even become a envelope.
+    /// Creates the error for a connection that was not queued.
     pub(crate) fn early(error: MessageError, connection: PassedConnection) -> SendConnectionError {
         SendConnectionError { error, connection: Some(connection) }
     }
@@ -90,15 +91,15 @@ impl fmt::Display for SendConnectionError {
 
 impl std::error::Error for SendConnectionError {}
 
-/// What came with a envelope.
+/// The connection of an envelope.
 #[derive(Debug, Default)]
 pub(crate) enum AttachedConnection {
     /// No connection.
     #[default]
     Absent,
-    /// One.
+    /// An open connection.
     Present(OwnedFd),
-    /// There was one, but this process had no descriptor left for it.
+    /// A connection was sent, but this process had no free descriptor for it.
     Lost,
 }
 

@@ -1,4 +1,4 @@
-//! PendingRequests that wait for their answers. An reply whose request is not here any more is thrown away.
+//! Requests of a worker that wait for their replies. Replies without a pending request are dropped.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use super::{Envelope, Message, MessageAddress, MessageClass, MessageError, Messa
 
 type Answer = Result<Message, MessageError>;
 
-/// One request.
+/// The recipient of a request, and where its reply goes.
 #[derive(Debug)]
 struct AwaitedReply {
     recipient: MessageAddress,
     reply: oneshot::Sender<Answer>,
 }
 
-/// All that this worker has recipient and that is not answered.
+/// All requests of this worker that are not answered yet.
 #[derive(Debug)]
 pub(super) struct PendingRequests {
     next: Cell<u64>,
@@ -25,7 +25,7 @@ pub(super) struct PendingRequests {
     late_replies: Cell<u64>,
 }
 
-/// A request that was made: it is forgotten when this is dropped.
+/// A registered request. Dropping it ends the wait for the reply.
 #[derive(Debug)]
 pub(super) struct RequestHandle {
     pub(super) id: u64,
@@ -41,7 +41,7 @@ impl Drop for RequestHandle {
 
 impl PendingRequests {
     pub(super) fn new() -> PendingRequests {
-        // Ids that another worker cannot guess, as it could reply in the address of the one that was recipient.
+        // Random, so that another worker cannot guess ids and answer in place of the recipient.
         let first = prefork_os::system::random_u64().unwrap_or(1);
         PendingRequests {
             next: Cell::new(first),
@@ -50,7 +50,7 @@ impl PendingRequests {
         }
     }
 
-    /// A request to `recipient` that is about to be sent.
+    /// Registers a request to `recipient` before it is sent.
     pub(super) fn register(self: &Rc<PendingRequests>, recipient: MessageAddress) -> RequestHandle {
         let id = self.next.get();
         self.next.set(id.wrapping_add(1));
@@ -59,7 +59,7 @@ impl PendingRequests {
         RequestHandle { id, reply, requests: Rc::clone(self) }
     }
 
-    /// An reply came, or a refusal: of the one that was recipient, or on the way, by the primary.
+    /// Delivers a reply or refusal, if it comes from the recipient, or is a refusal by the primary.
     pub(super) fn reply(&self, from: MessageSender, envelope: Envelope) {
         let mut pending = self.pending.borrow_mut();
         let is_from_recipient = |recipient: MessageAddress| match (recipient, from) {
@@ -78,7 +78,7 @@ impl PendingRequests {
             None => return self.late_replies.set(self.late_replies.get() + 1),
         }
         let Some(AwaitedReply { reply, .. }) = pending.remove(&envelope.id) else { return };
-        // Nobody may wait any more.
+        // The requester may have stopped waiting.
         let _ = reply.send(match envelope.class {
             MessageClass::Refusal => {
                 Err(MessageError::Refused(String::from_utf8_lossy(&envelope.payload).into_owned()))
@@ -87,12 +87,12 @@ impl PendingRequests {
         });
     }
 
-    /// Answers that came too late_replies so far.
+    /// Returns the number of replies that arrived too late.
     pub(super) fn late_replies(&self) -> u64 {
         self.late_replies.get()
     }
 
-    /// Nothing will be answered any more.
+    /// Fails all pending requests.
     pub(super) fn close(&self) {
         for (_, pending) in self.pending.borrow_mut().drain() {
             let _ = pending.reply.send(Err(MessageError::Closed));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_counts_once_and_only_from_the_one_that_was_asked() {
+    fn a_reply_is_accepted_once_and_only_from_the_recipient() {
         let requests = Rc::new(PendingRequests::new());
         let mut recipient = requests.register(MessageAddress::Worker(WorkerId(3)));
         let id = recipient.id;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_is_thrown_away_and_does_not_answer_another_request() {
+    fn a_late_reply_is_dropped_and_does_not_answer_another_request() {
         let requests = Rc::new(PendingRequests::new());
         let late_replies = requests.register(MessageAddress::Primary).id;
         let mut recipient = requests.register(MessageAddress::Primary);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn the_primary_may_refuse_for_a_worker() {
+    fn the_primary_may_refuse_in_place_of_a_worker() {
         let requests = Rc::new(PendingRequests::new());
         let mut recipient = requests.register(MessageAddress::Slot(Slot(1)));
         requests.reply(MessageSender::Primary, reply(MessageClass::Refusal, recipient.id));

@@ -1,4 +1,4 @@
-//! The primary's end: all channels, in its poll loop. Nothing here blocks, and each turn is bounded.
+//! The primary's end of all message channels, for its poll loop. Never blocks, and bounds the work per call.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -22,20 +22,21 @@ use prefork_os::fd_passing::{
 use prefork_os::poll::{self, PollInterest, WatchedFd};
 use prefork_supervisor::{WorkerId, WorkerTag};
 
-/// Packets has_sent from one worker in one turn.
+/// Packets read from one worker per call.
 const PACKETS_PER_TURN: usize = 4;
 
-/// A packet of so many bytes is one of many: its sender has more to say than fits into one.
+/// A packet of at least this size indicates that its sender has more to send.
 pub(super) const LARGE_PACKET_BYTES: usize = MAX_PACKET_BYTES / 4;
 
-/// What a dead worker can have left unread is bounded by its socket's buffer, and this is more.
+/// The most packets read from a dead worker. Its socket buffer holds fewer.
 const MAX_REMAINING_PACKETS: usize = 4096;
 
-/// When envelopes that wait for a receiver are looked at again. Its end of the wait rings earlier.
+/// How long to wait before messages for a full receiver are tried again. A writable socket ends the wait earlier.
 const BLOCKED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// When a packet with a connection is tried again that the kernel did not take: the socket may be writable all the
-/// while, as there is a limit on descriptors under way, too.
+/// How long to wait before a packet with a refused descriptor is sent again.
+///
+/// The kernel limits descriptors in flight, so the socket may be writable all the while.
 const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The channel to one worker.
@@ -43,7 +44,7 @@ const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 struct WorkerChannel {
     fd: OwnedFd,
     assembler: EnvelopeAssembler,
-    /// The kernel did not take a packet with a connection.
+    /// Whether the kernel refused a packet with a descriptor.
     fd_was_refused: bool,
 }
 
@@ -61,7 +62,7 @@ impl MessagePollToken {
     }
 }
 
-/// The primary's end of all channels.
+/// The primary's end of all message channels.
 #[derive(Debug)]
 pub(crate) struct PrimaryMessageEnd {
     limits: MessageLimits,
@@ -86,7 +87,7 @@ impl PrimaryMessageEnd {
         self.limits
     }
 
-    /// A worker was forked; `fd` is our end of its channel.
+    /// Adds a worker that was forked; `fd` is the primary's end of its channel.
     pub(crate) fn add(&mut self, tag: WorkerTag, fd: OwnedFd) {
         let assembler = EnvelopeAssembler::new(self.limits.max_envelope_bytes());
         self.channels.insert(tag.id, WorkerChannel { fd, assembler, fd_was_refused: false });
@@ -106,7 +107,7 @@ impl PrimaryMessageEnd {
         })
     }
 
-    /// When to go on at the latest.
+    /// Returns the longest time until the next call, or `None` without limit.
     pub(crate) fn poll_timeout(&self) -> Option<Duration> {
         if self.router.has_work() {
             return Some(Duration::ZERO);
@@ -134,7 +135,7 @@ impl PrimaryMessageEnd {
         broken
     }
 
-    /// Up to `packets` packets of one worker.
+    /// Reads up to `packets` packets of one worker.
     fn read_packets(&mut self, id: WorkerId, packets: usize) -> Result<(), MessageProtocolError> {
         self.buffer.resize(MAX_PACKET_BYTES, 0);
         let mut envelopes = VecDeque::new();
@@ -152,7 +153,7 @@ impl PrimaryMessageEnd {
                 Err(e) => return Err(MessageProtocolError::ChannelFailed(e.to_string())),
             };
             channel.assembler.accept_packet(&self.buffer[..length], attached, &mut envelopes)?;
-            // Hardly any more is there; if it is, the next wait says so. To look costs a system call each time.
+            // More data is unlikely, and poll would report it. Another read costs a system call.
             if packets == PACKETS_PER_TURN && length < LARGE_PACKET_BYTES {
                 break;
             }
@@ -165,7 +166,7 @@ impl PrimaryMessageEnd {
         Ok(())
     }
 
-    /// Sends what there is room for.
+    /// Sends as much as the sockets accept.
     pub(crate) fn flush(&mut self) {
         let mut broken = Vec::new();
         for (&id, channel) in &mut self.channels {
@@ -185,7 +186,7 @@ impl PrimaryMessageEnd {
                         break;
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                    // It is dead. What it said before is still read.
+                    // The worker is dead. What it sent before is still read.
                     Err(_) => {
                         broken.push(id);
                         break;
@@ -204,19 +205,22 @@ impl PrimaryMessageEnd {
         }
     }
 
-    /// The worker has is_closed: what it had said by then is read, and its channel closed. A half message is dropped.
+    /// Removes a worker that has exited, after reading what it sent. Drops a partial message.
     pub(crate) fn remove(&mut self, id: WorkerId) {
-        // Garbage of the dead is no news.
+        // Protocol errors of a dead worker do not matter.
         let _ = self.read_packets(id, MAX_REMAINING_PACKETS);
         self.channels.remove(&id);
         self.router.close_worker(id);
     }
 
-    /// In a forked child: gives the descriptors of all channels to `fds`, and drops the envelopes under way, which may carry
-    /// connections. All else stays in memory as it is.
+    /// Moves the descriptors of all channels to `fds`, in a forked child.
+    ///
+    /// Drops envelopes in progress, because they may hold connections. Leaves all other memory untouched, to keep it shared.
     pub(crate) fn leave_to_parent(self, fds: &mut FdCloseBatch) {
         let PrimaryMessageEnd { mut channels, router, .. } = self;
-        for channel in channels.values_mut().filter(|channel| channel.assembler.is_amid_letter()) {
+        for channel in
+            channels.values_mut().filter(|channel| channel.assembler.has_partial_envelope())
+        {
             channel.assembler = EnvelopeAssembler::new(0);
         }
         fds.add_fds_of(channels, |channels, take| {
@@ -225,7 +229,7 @@ impl PrimaryMessageEnd {
         router.leave_to_parent();
     }
 
-    /// Goes on with the next envelope; `serves` says which workers serve their slots.
+    /// Routes the next envelope. `is_serving` tells which workers serve their slots.
     pub(crate) fn route_next(
         &mut self,
         now: Instant,
@@ -234,12 +238,12 @@ impl PrimaryMessageEnd {
         self.router.route_next(now, serves)
     }
 
-    /// Whether anything of this worker may still come, or is here and not handled yet.
+    /// Returns whether messages of this worker may still arrive or are not handled yet.
     pub(crate) fn has_pending(&self, id: WorkerId) -> bool {
         self.router.has_pending(id)
     }
 
-    /// Sends something of the primary's, and says to whom; on an error it comes rejected.
+    /// Sends a message of the primary and returns its receiver. Returns the envelope on an error.
     pub(crate) fn send(
         &mut self,
         to: MessageAddress,
@@ -258,7 +262,7 @@ impl PrimaryMessageEnd {
         self.router.reply(to, class, payload)
     }
 
-    /// To how many workers it goes, and to how many it does not as their queues are full.
+    /// Sends a message to all workers. Returns how many it was queued for, and how many queues were full.
     pub(crate) fn broadcast(
         &mut self,
         envelope: &Envelope,
@@ -266,13 +270,13 @@ impl PrimaryMessageEnd {
         self.router.broadcast(envelope)
     }
 
-    /// How many messages were lost so far, as they had no receiver or one that took nothing.
+    /// Returns the number of messages that were dropped for lack of a receiver, or because it did not read.
     pub(crate) fn dropped_count(&self) -> u64 {
         self.router.dropped_count()
     }
 }
 
-/// Whether the kernel refused a packet for another reason than a full buffer.
+/// Returns whether the kernel refused a packet for another reason than a full buffer.
 fn is_writable(fd: &OwnedFd) -> bool {
     let watched = [WatchedFd::new(fd.as_fd(), PollInterest::Writable)];
     poll::poll_fds(&watched, Some(Duration::ZERO)).is_ok_and(|ready| ready[0])
@@ -297,7 +301,7 @@ mod tests {
     use prefork_supervisor::{Generation, Slot, WEB_KIND};
 
     #[test]
-    fn nothing_that_was_left_to_the_parent_stays_open() {
+    fn leave_to_parent_closes_all_descriptors() {
         let mut primary_end = PrimaryMessageEnd::default();
         let mut peers = Vec::new();
         let mut socket = || {
@@ -317,7 +321,7 @@ mod tests {
         primary_end.router.receive(WorkerId(1), [with_connection(3, socket())].into());
         let send_queue = primary_end.router.send_queue(WorkerId(2)).expect("open");
         send_queue.push(with_connection(3, socket())).expect("room");
-        // The first part of a envelope that takes several packets.
+        // The first part of an envelope of several packets.
         let mut parts = SendQueue::new(MessageLimits::default());
         parts.push(test_envelope("a", 4 * MAX_PACKET_BYTES)).expect("room");
         let bytes = parts.current_packet().expect("a part").bytes.clone();
@@ -327,13 +331,13 @@ mod tests {
             .accept_packet(&bytes, AttachedConnection::Absent, &mut VecDeque::new())
             .map(drop);
         outcome.expect("a part");
-        assert!(channel.assembler.is_amid_letter());
+        assert!(channel.assembler.has_partial_envelope());
 
         let mut fds = FdCloseBatch::default();
         primary_end.leave_to_parent(&mut fds);
         fds.close_all();
         for (at, peer) in peers.iter_mut().enumerate() {
-            // A program that another test starts has copies of all descriptors for a moment.
+            // A program that another test starts briefly has copies of all descriptors.
             peer.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
             assert_eq!(peer.read(&mut [0]).expect("end"), 0, "{at}");
         }

@@ -1,8 +1,8 @@
-//! A box for each worker, whose envelope is next, and where it goes: pure, the time is an argument.
+//! Queues the messages of each worker and decides which one is routed next, and where. Without I/O or clock.
 //!
-//! The workers take turn_order, a envelope each. Letters between workers are moved on here; who they come from is written by
-//! us, not by the sender. One whose receiver has no room stays in front of its box, whose owner is not read meanwhile:
-//! so a flooder waits for its receiver. But not for one that has taken nothing for a second: then it is dropped_count.
+//! Workers take turns, one message each. Messages between workers are forwarded here; the router sets the sender, not the worker. A
+//! message for a full queue stays first in its sender's queue, and the sender is not read meanwhile: so a flooding sender is slowed
+//! down to its receiver. If the receiver takes nothing for a second, the message is dropped.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,44 +16,44 @@ use super::{
 };
 use prefork_supervisor::{WorkerId, WorkerTag};
 
-/// How long a envelope waits for a receiver that takes nothing.
+/// How long a message waits for a receiver that reads nothing.
 const FULL_QUEUE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether a worker is_serving its slot.
+/// Tells whether a worker serves its slot.
 type IsServing<'a> = &'a dyn Fn(WorkerId) -> bool;
 
-/// What one step of the router brought.
+/// The result of one routing step.
 #[derive(Debug)]
 pub(crate) enum RouterStep {
-    /// A envelope to the primary.
+    /// A message to the primary.
     ForPrimary(WorkerTag, Envelope),
-    /// A envelope went from one worker to another, or was dropped_count.
+    /// A message was forwarded to another worker, or dropped.
     Forwarded,
-    /// Nothing can be done now.
+    /// Nothing can be routed now.
     Idle,
 }
 
-/// What is under way to and from one worker.
+/// The messages to and from one worker.
 #[derive(Debug)]
 struct WorkerQueues {
     tag: WorkerTag,
-    /// What it sent; only what came with one look, as it is not read until this is empty.
+    /// Received messages that are not routed yet. The worker is not read until this is empty.
     received: VecDeque<Envelope>,
     send_queue: SendQueue,
-    /// It can still be sent something.
+    /// Whether messages can still be sent to the worker.
     is_open: bool,
-    /// Since when its queue has been full, with nothing taken out of it.
+    /// Since when the send queue has been full and not read.
     full_since: Option<Instant>,
 }
 
-/// All workers.
+/// The message queues of all workers.
 #[derive(Debug)]
 pub(super) struct MessageRouter {
     limits: MessageLimits,
     workers: BTreeMap<WorkerId, WorkerQueues>,
-    /// Whose turn it is; each box with envelopes in it, once.
+    /// The order in which workers are served. Holds each worker with received messages once.
     turn_order: VecDeque<WorkerId>,
-    /// Letters wait for a receiver, and nothing else can be done.
+    /// Whether all received messages wait for full queues.
     is_blocked: bool,
     dropped_count: u64,
 }
@@ -72,7 +72,7 @@ impl MessageRouter {
         );
     }
 
-    /// Nothing more can be sent to this worker; what it sent is still handled.
+    /// Stops sending to a worker. Messages that it sent are still routed.
     pub(super) fn close_worker(&mut self, id: WorkerId) {
         if let Some(queues) = self.workers.get_mut(&id) {
             queues.is_open = false;
@@ -83,13 +83,13 @@ impl MessageRouter {
         }
     }
 
-    /// Nothing that this worker sent is handled any more.
+    /// Removes a worker and drops what it sent.
     pub(super) fn remove_misbehaving(&mut self, id: WorkerId) {
         self.workers.remove(&id);
         self.turn_order.retain(|turn| *turn != id);
     }
 
-    /// In a forked child: drops all envelopes, and leaves the rest in memory as it is.
+    /// Drops all envelopes, in a forked child. Leaves all other memory untouched, to keep it shared.
     pub(super) fn leave_to_parent(mut self) {
         for queues in self.workers.values_mut() {
             if !queues.received.is_empty() {
@@ -102,12 +102,12 @@ impl MessageRouter {
         std::mem::forget(self);
     }
 
-    /// Whether anything of this worker may still come, or is here and not handled yet.
+    /// Returns whether messages of this worker may still arrive or are not routed yet.
     pub(super) fn has_pending(&self, id: WorkerId) -> bool {
         self.workers.contains_key(&id)
     }
 
-    /// What this worker is to be sent.
+    /// Sends a message of the primary and returns its receiver. Returns the envelope on an error.
     pub(super) fn send_queue(&mut self, id: WorkerId) -> Option<&mut SendQueue> {
         self.workers.get_mut(&id).map(|queues| &mut queues.send_queue)
     }
@@ -116,19 +116,19 @@ impl MessageRouter {
         self.workers.get(&id).is_some_and(|queues| !queues.send_queue.is_empty())
     }
 
-    /// This worker has taken something.
+    /// Records that a worker has read something.
     pub(super) fn record_progress(&mut self, id: WorkerId) {
         if let Some(queues) = self.workers.get_mut(&id) {
             queues.full_since = None;
         }
     }
 
-    /// Whether all that this worker sent so far is handled.
+    /// Returns whether all messages of this worker have been routed, so that it may be read again.
     pub(super) fn can_read(&self, id: WorkerId) -> bool {
         self.workers.get(&id).is_some_and(|queues| queues.received.is_empty())
     }
 
-    /// Whether there is something that `next` could do at once.
+    /// Returns whether `route_next` can do something at once.
     pub(super) fn has_work(&self) -> bool {
         !self.turn_order.is_empty() && !self.is_blocked
     }
@@ -137,12 +137,12 @@ impl MessageRouter {
         self.is_blocked
     }
 
-    /// How many messages had no receiver so far, or one that took nothing.
+    /// Returns the number of messages that were dropped for lack of a receiver, or because it did not read.
     pub(super) fn dropped_count(&self) -> u64 {
         self.dropped_count
     }
 
-    /// What this worker sent.
+    /// Takes in messages that a worker sent.
     pub(super) fn receive(&mut self, id: WorkerId, envelopes: VecDeque<Envelope>) {
         let Some(queues) = self.workers.get_mut(&id) else { return };
         if queues.received.is_empty() && !envelopes.is_empty() {
@@ -152,7 +152,7 @@ impl MessageRouter {
         self.is_blocked = false;
     }
 
-    /// Goes on with the next envelope.
+    /// Routes the next message.
     pub(super) fn route_next(&mut self, now: Instant, is_serving: IsServing<'_>) -> RouterStep {
         for _ in 0..self.turn_order.len() {
             let Some(id) = self.turn_order.pop_front() else { break };
@@ -188,7 +188,7 @@ impl MessageRouter {
         }
     }
 
-    /// Moves a envelope on; it comes rejected if it has to wait.
+    /// Forwards a message. Returns it if it has to wait for a full queue.
     fn route(
         &mut self,
         from: WorkerId,
@@ -223,7 +223,7 @@ impl MessageRouter {
         now: Instant,
     ) -> Result<(), Envelope> {
         let others = |id: &WorkerId, queues: &WorkerQueues| *id != from && queues.is_open;
-        // All at once or none yet, so that nobody gets it twice.
+        // Waits until all receivers have room, so that none gets the message twice.
         for (id, queues) in &mut self.workers {
             if others(id, queues)
                 && queues.send_queue.check_room(&envelope) == Err(MessageError::Full)
@@ -244,7 +244,7 @@ impl MessageRouter {
         Ok(())
     }
 
-    /// The worker with the newest id of those at this address that serve, or else of those that do not.
+    /// Finds the newest worker at an address, preferring those that serve their slots.
     fn find_worker(&self, address: MessageAddress, is_serving: IsServing<'_>) -> Option<WorkerId> {
         let open = self.workers.values().filter(|queues| queues.is_open);
         let here = open.filter(|queues| match address {
@@ -255,7 +255,7 @@ impl MessageRouter {
         here.map(|queues| queues.tag.id).max_by_key(|id| (is_serving(*id), *id))
     }
 
-    /// Says so to those who ask.
+    /// Counts a dropped message. Refuses a request with `why`.
     fn drop_message(&mut self, from: WorkerId, envelope: &Envelope, why: &'static str) {
         self.dropped_count += 1;
         if envelope.class == MessageClass::Request {
@@ -296,7 +296,7 @@ impl MessageRouter {
         self.send(address, envelope, &|_| true).map(drop).map_err(|rejected| rejected.0)
     }
 
-    /// To how many workers it goes, and to how many it does not as their queues are full.
+    /// Sends a message to all workers. Returns how many it was queued for, and how many queues were full.
     pub(super) fn broadcast(
         &mut self,
         envelope: &Envelope,
@@ -318,7 +318,7 @@ impl MessageRouter {
 }
 
 impl WorkerQueues {
-    /// Its queue is full: whether that may pass soon.
+    /// Returns whether a full queue may still be read: its receiver has read something within the timeout.
     fn may_drain_soon(&mut self, now: Instant) -> bool {
         now < *self.full_since.get_or_insert(now) + FULL_QUEUE_TIMEOUT
     }
@@ -335,7 +335,7 @@ mod tests {
         WorkerTag { id, slot, generation, pid: None, kind: WEB_KIND }
     }
 
-    /// Workers 1 to `workers` at slots 0 up, with queues of `queue` messages.
+    /// Creates a router with workers 1 to `workers` at slots 0 up, and queues of `queue` messages.
     fn create_router(workers: u64, queue: usize) -> MessageRouter {
         let mut router = MessageRouter::new(MessageLimits::default().queue_bounds(1 << 20, queue));
         (1..=workers).for_each(|id| router.add_worker(tag(id, id as u32 - 1)));
@@ -364,7 +364,7 @@ mod tests {
         packets
     }
 
-    /// Who the envelopes to the primary come from, in turn.
+    /// Returns the senders of the messages to the primary, in routing order.
     fn senders_to_primary(router: &mut MessageRouter) -> Vec<u64> {
         let mut from = Vec::new();
         loop {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flooder_does_not_starve_the_others() {
+    fn a_flooding_worker_does_not_starve_others() {
         let mut router = create_router(3, 10);
         router
             .receive(WorkerId(1), (0..100).map(|_| envelope_to(MessageAddress::Primary)).collect());
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn letters_find_the_worker_that_serves_the_slot() {
+    fn messages_reach_the_worker_that_serves_the_slot() {
         let mut router = create_router(2, 10);
         // A successor at slot 0, not ready yet.
         router.add_worker(tag(3, 0));
@@ -411,14 +411,14 @@ mod tests {
         drain_queue(&mut router, 1);
         assert!(senders_to_primary(&mut router).is_empty());
         assert_eq!((drain_queue(&mut router, 3), drain_queue(&mut router, 1)), (1, 1));
-        // With nobody else there, one that does not serve yet will read it later.
+        // Without another worker, one that does not serve yet gets the message.
         router.close_worker(WorkerId(1));
         let sent = router.send(MessageAddress::Slot(Slot(0)), test_envelope("a", 1), &is_serving);
         assert!(sent.is_ok() && router.has_outgoing(WorkerId(3)));
     }
 
     #[test]
-    fn a_broadcast_goes_to_everybody_but_its_sender_once() {
+    fn a_broadcast_reaches_all_workers_except_its_sender_once() {
         let mut router = create_router(4, 2);
         router.receive(WorkerId(2), [envelope_to(MessageAddress::AllOthers)].into());
         assert!(senders_to_primary(&mut router).is_empty());
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_waits_for_a_full_receiver_for_a_second_and_no_longer() {
+    fn a_sender_waits_at_most_a_second_for_a_full_receiver() {
         let mut router = create_router(3, 1);
         let now = Instant::now();
         let twice = || {
@@ -443,7 +443,7 @@ mod tests {
         router.receive(WorkerId(1), twice().into());
         router.receive(WorkerId(3), [envelope_to(MessageAddress::Primary)].into());
         assert!(matches!(router.route_next(now, &always_serving), RouterStep::Forwarded));
-        // The other one is not held up by this.
+        // Other senders are not delayed.
         assert!(
             matches!(router.route_next(now, &always_serving), RouterStep::ForPrimary(from, _) if from.id == WorkerId(3))
         );
@@ -457,7 +457,7 @@ mod tests {
             RouterStep::Forwarded
         ));
         assert_eq!(router.dropped_count(), 0);
-        // Now it takes nothing: those who ask are told.
+        // Now it reads nothing: requests are refused.
         router.receive(WorkerId(1), twice().into());
         assert!(matches!(router.route_next(now, &always_serving), RouterStep::Idle));
         assert!(matches!(
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_to_nobody_is_refused() {
+    fn a_request_to_a_missing_worker_is_refused() {
         let mut router = create_router(1, 4);
         router.receive(
             WorkerId(1),
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_dead_sent_is_handled_and_what_the_condemned_sent_is_not() {
+    fn messages_of_dead_workers_are_routed_but_not_those_of_misbehaving_ones() {
         let mut router = create_router(2, 4);
         for id in [1, 2] {
             router.receive(
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_are_bounded_in_messages_and_bytes_and_a_large_one_always_fits_alone() {
+    fn queues_are_bounded_and_an_empty_queue_accepts_any_message() {
         let mut router = MessageRouter::new(
             MessageLimits::default().queue_bounds(1000, 3).max_message_bytes(5000),
         );

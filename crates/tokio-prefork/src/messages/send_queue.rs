@@ -1,7 +1,7 @@
-//! What is to be sent over one channel, and in which order: pure.
+//! The queue of outgoing messages of one channel. Without I/O.
 //!
-//! Letters of one kind leave in the order in which they came. The kinds take kind_order, a frame each; a envelope that does not
-//! fit into a packet leaves in parts, one such envelope at a time, so that the receiver has one buffer to keep.
+//! Messages of one kind keep their order. The kinds take turns, one frame each. An envelope that does not fit into a packet is sent in
+//! parts, one such envelope at a time, so that the receiver needs one buffer.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,16 +14,16 @@ use super::{
     RejectedEnvelope,
 };
 
-/// A envelope that fits into one packet.
+/// The largest envelope that fits into one packet.
 const MAX_WHOLE_BYTES: usize = MAX_PACKET_BYTES - packet_frame::FRAME_HEADER_BYTES;
 
-/// A part of a larger envelope is not smaller than this, unless it is the last.
+/// The smallest part of a large envelope, except for the last one.
 const MIN_PART_BYTES: usize = 1024;
 
-/// Connections that may wait in one channel: each is a descriptor of this process.
+/// The most connections that may be queued per channel. Each one uses a descriptor of this process.
 const MAX_QUEUED_CONNECTIONS: usize = 64;
 
-/// A envelope that waits, or is under way in parts.
+/// A queued envelope, possibly sent in part.
 #[derive(Debug)]
 struct OutgoingMessage {
     head: Vec<u8>,
@@ -37,7 +37,7 @@ impl OutgoingMessage {
         self.head.len() + self.payload.len()
     }
 
-    /// The next `length` bytes of it.
+    /// Returns the next `length` bytes and marks them as sent.
     fn take_part(&mut self, length: usize) -> Vec<u8> {
         let (from, to) = (self.sent, self.sent + length);
         let middle = self.head.len();
@@ -51,7 +51,7 @@ impl OutgoingMessage {
     }
 }
 
-/// One datagram, until the kernel has taken it.
+/// A datagram to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Packet {
     pub(super) bytes: Vec<u8>,
@@ -64,14 +64,14 @@ impl Packet {
     }
 }
 
-/// What waits to be sent.
+/// The queued messages, by kind.
 #[derive(Debug)]
 pub(super) struct SendQueue {
     limits: MessageLimits,
     queues_by_kind: HashMap<MessageKind, VecDeque<OutgoingMessage>>,
-    /// Whose turn it is; each kind that has something, once.
+    /// The order in which kinds are served. Holds each kind with queued messages once.
     kind_order: VecDeque<MessageKind>,
-    /// The kind whose first envelope is under way in parts.
+    /// The kind whose first envelope is sent in part.
     partial_kind: Option<MessageKind>,
     queued_messages: usize,
     queued_bytes: usize,
@@ -93,7 +93,7 @@ impl SendQueue {
         }
     }
 
-    /// Whether `envelope` is small enough, and there is room for it.
+    /// Checks that `envelope` is small enough and that there is room for it.
     pub(super) fn check_room(&self, envelope: &Envelope) -> Result<(), MessageError> {
         let (size, most) = (envelope.encoded_size(), self.limits.max_envelope_bytes());
         if size > most {
@@ -102,7 +102,7 @@ impl SendQueue {
                 most: self.limits.max_message_bytes,
             });
         }
-        // Who asked waits for the answer: a queue that is full of other things must not keep it rejected.
+        // Replies get twice the room: requesters wait for them, so other messages must not block them.
         let limit_factor = if matches!(envelope.class, MessageClass::Reply | MessageClass::Refusal)
         {
             2
@@ -120,7 +120,7 @@ impl SendQueue {
         }
     }
 
-    /// Takes `envelope` in; on an error it comes rejected.
+    /// Queues an envelope. Returns it on an error.
     pub(super) fn push(&mut self, envelope: Envelope) -> Result<(), RejectedEnvelope> {
         if let Err(e) = self.check_room(&envelope) {
             return Err(Box::new((e, envelope)));
@@ -147,7 +147,7 @@ impl SendQueue {
         self.queued_messages == 0 && self.packet.is_none()
     }
 
-    /// What is to be sent now: the same until `sent` is called.
+    /// Returns the packet to send now. The same one until `packet_sent` is called.
     pub(super) fn current_packet(&mut self) -> Option<&Packet> {
         if self.packet.is_none() && self.queued_messages > 0 {
             self.packet = Some(self.build_packet());
@@ -155,14 +155,14 @@ impl SendQueue {
         self.packet.as_ref()
     }
 
-    /// The packet is gone, and with it our duplicate of its connection.
+    /// Drops the current packet after the kernel has taken it, which closes its connection here.
     pub(super) fn packet_sent(&mut self) {
         self.packet = None;
     }
 
     fn build_packet(&mut self) -> Packet {
         let mut packet = Packet { bytes: Vec::new(), connection: None };
-        // So many kinds in a row had nothing that fits.
+        // Number of consecutive kinds without a frame that fits.
         let mut kinds_without_fit = 0;
         while kinds_without_fit < self.kind_order.len() {
             let Some(kind) = self.kind_order.pop_front() else { break };

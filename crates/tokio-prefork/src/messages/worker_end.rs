@@ -1,4 +1,4 @@
-//! The worker's end, on tokio: a task that reads, a task that writes, and what the application calls between them.
+//! The worker's end of its message channel, on tokio: a task that reads, a task that writes, and the calls of the application.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,34 +26,35 @@ use prefork_os::async_fd::{register_readable_and_writable, wait_readable_busy_po
 use prefork_os::fd_passing::{ReceivedMessage, receive_message, send_message};
 use prefork_supervisor::WorkerTag;
 
-/// Packets read in a row before other tasks have their turn.
+/// Packets read in a row before other tasks run.
 const PACKETS_PER_TURN: usize = 16;
 
-/// When a packet with a connection is tried again that the kernel did not take: the socket may be writable all the
-/// while, as there is a timeout on descriptors under way, too.
+/// How long to wait before a packet with a refused descriptor is sent again.
+///
+/// The kernel limits descriptors in flight, so the socket may be writable all the while.
 const FD_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The worker's end of its mail channel. Made inside the worker's runtime.
+/// The worker's end of its message channel. Created inside the worker's runtime.
 #[derive(Debug)]
 pub(crate) struct WorkerMessageEnd {
     tag: WorkerTag,
     limits: MessageLimits,
-    /// `None` where there is nobody to write to.
+    /// `None` without a primary that takes messages.
     channel: Option<AsyncFd<OwnedFd>>,
     is_closed: Cell<bool>,
     send_queue: RefCell<SendQueue>,
-    /// Rung when there is something to send.
+    /// Notified when there is something to send.
     data_queued: Notify,
-    /// Rung when something was sent, and when nothing can be any more.
+    /// Notified when something was sent, and when the channel is closed.
     data_sent: Notify,
-    /// Held by the is_first_of_kind of those who wait for data_sent.
+    /// Held by the first task that waits for room, so that waiting tasks are served in order.
     send_order: Mutex<()>,
     inboxes: Rc<InboxRegistry>,
     requests: Rc<PendingRequests>,
 }
 
 impl WorkerMessageEnd {
-    /// Registers the descriptor with the current runtime, and begins to read and to write.
+    /// Registers the descriptor with the current runtime, and starts the tasks that read and write.
     pub(crate) fn start(
         tag: WorkerTag,
         fd: Option<OwnedFd>,
@@ -82,11 +83,11 @@ impl WorkerMessageEnd {
         Ok(end)
     }
 
-    /// The application has opened its inboxes: what has come for others is dropped.
+    /// Drops early messages of kinds that the application has opened no inbox for.
     pub(crate) fn finish_boot(&self) {
         for (kind, count) in self.inboxes.finish_boot() {
             log::warn!(
-                "{} dropped {count} messages of kind {kind:?}: nobody receives it",
+                "{} dropped messages without an inbox; kind={kind:?} count={count}",
                 self.tag
             );
         }
@@ -108,7 +109,7 @@ impl WorkerMessageEnd {
         self.requests.late_replies()
     }
 
-    /// Sends without waiting; on an error the envelope comes rejected.
+    /// Sends without waiting. Returns the envelope on an error.
     pub(crate) fn try_send(&self, envelope: Envelope) -> Result<(), RejectedEnvelope> {
         if self.is_closed.get() {
             return Err(Box::new((MessageError::Closed, envelope)));
@@ -118,8 +119,7 @@ impl WorkerMessageEnd {
         Ok(())
     }
 
-    /// Sends, waiting for data_sent in the queue as long as it takes. Those who wait stand in send_order, or one that always sends
-    /// would keep the others waiting for ever.
+    /// Sends, and waits for room in the queue without limit. Waiting senders are served in order, so none starves.
     pub(crate) async fn send(&self, mut envelope: Envelope) -> Result<(), RejectedEnvelope> {
         let _first = self.send_order.lock().await;
         loop {
@@ -132,7 +132,7 @@ impl WorkerMessageEnd {
         }
     }
 
-    /// Asks and waits for the answer, for `timeout` in all.
+    /// Sends a request and waits for its reply, for `timeout` in total.
     pub(crate) async fn request(
         &self,
         envelope: Envelope,
@@ -149,7 +149,7 @@ impl WorkerMessageEnd {
         tokio::time::timeout(timeout, answered).await.map_err(late)?
     }
 
-    /// Waits until all is sent, or cannot be any more, or `timeout` is over.
+    /// Waits until everything is sent, the channel is closed, or `timeout` has passed.
     pub(crate) async fn flush(&self, timeout: Duration) {
         let flushed = async {
             loop {
@@ -161,7 +161,10 @@ impl WorkerMessageEnd {
             }
         };
         if tokio::time::timeout(timeout, flushed).await.is_err() {
-            log::warn!("{} leaves with messages that the primary did not take", self.tag);
+            log::warn!(
+                "{} exits with unsent messages, which the primary did not read in time",
+                self.tag
+            );
         }
     }
 
@@ -192,7 +195,10 @@ impl WorkerMessageEnd {
                 Err(_would_block) => continue,
             };
             if let Err(reason) = got {
-                log::error!("{} closes its mail: the primary sent {reason}", self.tag);
+                log::error!(
+                    "{} closes its message channel: the primary broke the protocol; error={reason}",
+                    self.tag
+                );
                 break;
             }
             for envelope in envelopes.drain(..) {
@@ -202,7 +208,7 @@ impl WorkerMessageEnd {
             if packets % PACKETS_PER_TURN == 0 {
                 tokio::task::yield_now().await;
             } else if length < LARGE_PACKET_BYTES {
-                // Hardly any more is there: whoever waited for this goes on, and what it says is sent, before we look.
+                // More data is unlikely. Tasks that waited for this message run, and their replies are sent, before the next read.
                 yield_to_ready_tasks().await;
                 yield_to_ready_tasks().await;
             }
@@ -225,10 +231,10 @@ impl WorkerMessageEnd {
         };
         if is_first_of_kind {
             let kind = message.kind();
-            log::warn!("{} drops messages of kind {kind:?}: {reason}", self.tag);
+            log::warn!("{} drops messages; kind={kind:?} reason={reason:?}", self.tag);
         }
         if let Some(to) = message.reply_to() {
-            // Who asks hears nothing if there is no data_sent, which is what its deadline is for.
+            // Without room for the refusal, the requester runs into its timeout.
             let _ = self.reply(&to, MessageClass::Refusal, reason.as_bytes().to_vec().into());
         }
     }
@@ -243,7 +249,7 @@ impl WorkerMessageEnd {
     }
 
     async fn write_loop(&self) {
-        // The last packet has a connection and was refused.
+        // Whether the kernel refused the last packet, which has a descriptor.
         let mut fd_was_refused = false;
         while let Some(channel) = &self.channel {
             if self.is_closed.get() {
@@ -275,7 +281,7 @@ impl WorkerMessageEnd {
                         .is_some_and(|packet| packet.connection().is_some());
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The reader finds out what it means, after what the primary said last.
+                // The reader handles the error, after it has read what the primary sent last.
                 Err(_) => return,
             }
         }
