@@ -1,10 +1,10 @@
 //! The public door: a configuration and an application in, a supervised cluster out.
 
 mod hooks;
-mod isolated;
-mod kind;
+mod initial_sockets;
+mod isolated_pool;
 mod preload;
-mod sockets;
+mod worker_kind;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
@@ -28,10 +28,10 @@ use crate::runtime::AppThreading;
 use crate::systemd::ServiceEnvironment;
 use crate::upgrade::{self, BinaryLauncher, UpgradeManifest, UpgradeRole, WaitingClients};
 use crate::worker::{self, AcceptedStream, BoxError, ThreadedWorker, Worker, WorkerApp};
-pub use kind::Kind;
-use kind::Kinds;
 use prefork_supervisor::ShutdownReason;
 pub use preload::Preloaded;
+pub use worker_kind::Kind;
+use worker_kind::Kinds;
 
 /// A cluster of forked workers behind one listening socket.
 ///

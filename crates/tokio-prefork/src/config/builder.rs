@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::attached::Attached;
+use super::app_settings::Attached;
 use super::{ConcurrencyModel, Config, Dispatch, Workers};
 use crate::error::{Error, Result};
 use crate::listener::ListenAddr;

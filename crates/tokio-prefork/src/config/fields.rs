@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::attached::Attached;
+use super::app_settings::Attached;
 use super::{
     ConcurrencyModel, ConfigBuilder, ControlSocket, Dispatch, FdStore, HalfClose, Workers,
 };

@@ -2,14 +2,14 @@
 //!
 //! A new key is one row in `fields.rs`, and one in the key table of the command (`src/settings/keys.rs`).
 
-mod attached;
+mod app_settings;
 mod builder;
-mod control;
+mod concurrency_model;
+mod control_socket;
 mod fd_store;
 mod fields;
 mod half_close;
-mod model;
-mod workers;
+mod worker_count;
 
 use std::any::Any;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use crate::privilege::Credentials;
 
 pub use crate::dispatch::Dispatch;
 pub use builder::ConfigBuilder;
-pub use control::ControlSocket;
+pub use concurrency_model::ConcurrencyModel;
+pub use control_socket::ControlSocket;
 pub use fd_store::FdStore;
 pub use fields::Config;
 pub use half_close::HalfClose;
-pub use model::ConcurrencyModel;
 use prefork_supervisor::SupervisorConfig;
-pub use workers::Workers;
+pub use worker_count::Workers;
 
 impl Config {
     /// Starts from the defaults.
